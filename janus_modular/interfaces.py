@@ -1,0 +1,303 @@
+"""What a part must offer to fit its slot. Read this first, then ``model.py``, one plugin, ``assemble.py``.
+
+Shapes, everywhere in this project: B rows, T positions, N images, P patches or codes of an image,
+C feature width, D backbone width, V vocabulary, K codebook size, H and W pixels.
+
+Parts are ``torch.nn.Module``s that match these protocols; nothing has to be inherited.
+torch is imported for types only, so reading this module costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from janus_modular.sequence import Sample
+    from janus_modular.sequence import Sequence as TokenSequence
+
+
+@dataclass
+class PartConfig:
+    """What every component's config has: where its weights come from. Inherit from it."""
+
+    pretrained: str | None = None  # a folder, a file, or a hub id; None: random weights
+    revision: str | None = None  # with a hub id: a commit, a tag or a branch
+
+
+@dataclass
+class Part:
+    """A component chosen for a slot: its registered name, and its options as the registered dataclass."""
+
+    slot: str
+    name: str
+    config: Any
+
+
+def part(slot: str) -> Any:
+    """Declare a dataclass field that holds a component of ``slot`` (or, as ``list[Part]``, several).
+
+    In YAML it reads ``{name: mlp, depth: 2}``; once resolved, the field holds a `Part`.
+    """
+    return field(default=None, metadata={"slot": slot})
+
+
+@dataclass
+class PixelSpec:
+    """How a picture is made ready for an understanding encoder."""
+
+    height: int = 384
+    width: int = 384
+    resize: Literal["letterbox", "crop", "stretch"] = "letterbox"  # fit inside, fill and cut, or distort
+    normalize: bool = True  # (x - mean) / std, with x in [0, 1]
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    fill: tuple[int, int, int] | None = None  # letterbox borders; None: int(255 * mean)
+    min_size: int = 14  # letterbox: no side gets shorter than this, in pixels
+
+
+class UnderstandingEncoder(Protocol):
+    """Turns pictures to be read into features."""
+
+    width: int  # C
+    pixels: PixelSpec
+
+    def num_tokens(self, height: int, width: int) -> int:
+        """How many features P a picture of this size becomes."""
+        ...
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode normalised pixels (N, 3, H, W) into features (N, P, C)."""
+        ...
+
+    def __call__(self, pixels: Tensor) -> Tensor: ...
+
+
+class ImageTokenizer(Protocol):
+    """Turns pictures to be drawn into codes, and codes into pictures."""
+
+    num_codes: int  # K
+    code_width: int | None  # width of a code's own vector; None where codes have no vectors
+    codes_per_position: int  # 1, or S for factorised codes: ids are then (N, P, S)
+    value_range: tuple[float, float]  # of pixels, in and out
+
+    def num_tokens(self, height: int, width: int) -> int:
+        """How many positions P a picture of this size takes; ValueError where it does not fit."""
+        ...
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Encode pixels (N, 3, H, W) in ``value_range`` into code ids (N, P), raster order."""
+        ...
+
+    def decode(self, codes: Tensor, *, height: int, width: int) -> Tensor:
+        """Decode code ids (N, P) into pixels (N, 3, height, width) in ``value_range``."""
+        ...
+
+    def code_vectors(self) -> Tensor | None:
+        """Return the vectors (K, code_width) that generation starts its embedding from, or None."""
+        ...
+
+    def losses(self, pixels: Tensor) -> Mapping[str, Tensor]:
+        """Return the named scalar losses of training this tokenizer on pixels (N, 3, H, W)."""
+        ...
+
+
+class Adaptor(Protocol):
+    """Carries features to the backbone's width. Built as ``factory(config, C, D)``."""
+
+    def num_tokens(self, tokens: int) -> int:
+        """How many positions ``tokens`` features become (the same number for most adaptors)."""
+        ...
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Carry features (N, P, C) to (N, P', D)."""
+        ...
+
+    def __call__(self, features: Tensor) -> Tensor: ...
+
+
+class Head(Protocol):
+    """Predicts codes. Built as ``factory(config, D, K)``."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Turn hidden states (..., D) into code logits (..., K)."""
+        ...
+
+    def __call__(self, hidden: Tensor) -> Tensor: ...
+
+
+class Cache(Protocol):
+    """Keys and values of what each row has seen. Rows have lengths of their own.
+
+    A row's next position is its length: it is written there, and sees what lies before it.
+    """
+
+    lengths: Tensor  # (B,) int64
+    capacity: int  # positions a row has room for
+
+    def advance(self, counts: Tensor) -> None:
+        """Keep the first ``counts`` (B,) of the positions written last; the rest will be overwritten."""
+        ...
+
+
+class Backbone(Protocol):
+    """The language model, opened up: embeddings in, hidden states out."""
+
+    width: int  # D
+    vocab_size: int  # V
+    context: int  # longest sequence, in positions
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Look up token ids (B, T) as embeddings (B, T, D), before the family's input scale."""
+        ...
+
+    def forward(self, x: Tensor, *, positions: Tensor, cache: Cache | None = None) -> Tensor:
+        """Turn embeddings (B, T, D) into hidden states (B, T, D), causally.
+
+        ``positions`` (B, T): without a cache, a row may hold several sequences, each counting from
+        0, and none sees another. With one, positions go on from ``cache.lengths``; call
+        ``cache.advance`` afterwards. The family's input scale is applied here, once, to all of x.
+        """
+        ...
+
+    def __call__(self, x: Tensor, *, positions: Tensor, cache: Cache | None = None) -> Tensor: ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Turn hidden states (..., D) into text logits (..., V), the family's scale and cap included."""
+        ...
+
+    def new_cache(self, rows: int, capacity: int) -> Cache:
+        """Return an empty cache on the backbone's device, in its dtype."""
+        ...
+
+    def resize_vocab(self, vocab_size: int) -> None:
+        """Grow the token embedding and the text logits to ``vocab_size`` rows, the old ones kept."""
+        ...
+
+
+class GenerationPath(Protocol):
+    """Everything about drawing. ``autoregressive`` (tokenizer, adaptor, head) is Janus' own."""
+
+    height: int  # of the pictures it draws, in pixels
+    width: int
+    num_tokens: int  # positions one picture takes in a sequence
+    predicts_next: bool  # losses read the hidden state BEFORE each position (True) or at it (False)
+    sampling_loop: str  # the registered loop that draws with it
+
+    def targets(self, pixels: Tensor) -> Any:
+        """Turn pictures (N, 3, height, width), uint8, into what is to be predicted (codes, say)."""
+        ...
+
+    def embed(self, targets: Any) -> Tensor:
+        """Embed targets as (N, num_tokens, D)."""
+        ...
+
+    def losses(self, hidden: Tensor, targets: Any) -> Mapping[str, Tensor]:
+        """Return named losses, each (N, P) and unreduced, from hidden states (N, num_tokens, D)."""
+        ...
+
+    def parts(self) -> Mapping[str, Callable[..., Any]]:
+        """Name what sampling calls and export compiles (``image_next``, ``draw``, ...).
+
+        Each takes and returns tensors alone; a session runs it by name.
+        """
+        ...
+
+
+class Session(Protocol):
+    """A running model, in any runtime. Sampling loops pass its tensors on without looking inside."""
+
+    rows: int
+
+    def prefill(self, prompts: Sequence[TokenSequence]) -> Any:
+        """Read one prompt a row, of any lengths; return the last hidden state of each (rows, D)."""
+        ...
+
+    def step(self, x: Any) -> Any:
+        """Feed one embedding a row (rows, D); return the hidden state that follows (rows, D)."""
+        ...
+
+    def run(self, part: str, *inputs: Any) -> Any:
+        """Run a named part (``text_next``, ``image_next``, ``draw``); numpy inputs are taken over."""
+        ...
+
+    def to_host(self, x: Any) -> NDArray[Any]:
+        """Bring a tensor of this session's to numpy."""
+        ...
+
+
+class SamplingLoop(Protocol):
+    """Drives a session; torch-free. Settings are the dataclass that was registered with it."""
+
+    def __call__(
+        self, session: Session, prompts: Sequence[TokenSequence], settings: Any
+    ) -> Iterator[Any]: ...
+
+
+class Source(Protocol):
+    """A stream of training samples. Built as ``Source(config)``."""
+
+    def __len__(self) -> int:
+        """How many samples an epoch has."""
+        ...
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        """Return sample ``index``; all chance comes from ``rng``, so that it can be had again."""
+        ...
+
+
+class Tracker(Protocol):
+    """Keeps what training measures. Built as ``Tracker(config, folder)``."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep the named values of one step."""
+        ...
+
+    def close(self) -> None:
+        """Write out what is left."""
+        ...
+
+
+class Layout(Protocol):
+    """Somebody else's checkpoint format. Weights stream through it, a tensor at a time."""
+
+    def detect(self, config: Mapping[str, Any]) -> bool:
+        """Say whether a folder's parsed config.json is of this layout."""
+        ...
+
+    def read_config(self, folder: Path) -> dict[str, Any]:
+        """Read the folder's configs as a native model config: a mapping as YAML would hold it."""
+        ...
+
+    def to_native(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yield native names and tensors from this layout's; ``weights`` reads lazily."""
+        ...
+
+    def write_config(self, config: Mapping[str, Any], folder: Path) -> None:
+        """Write the layout's config files for a native model config; CheckpointError if it has no place for it."""
+        ...
+
+    def from_native(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yield this layout's names and tensors from native ones."""
+        ...
+
+
+class ReadsPretrained(Protocol):
+    """What a component adds when the weights it is offered may be of several layouts.
+
+    Without it, ``pretrained:`` takes files whose names are the component's own.
+    """
+
+    def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the component's own names and tensors; ``weights`` reads lazily, by the file's names.
+
+        What is never read counts as left over, what is never yielded as missing; both are reported.
+        """
+        ...

@@ -1,0 +1,110 @@
+"""Typed registries, one for each slot, and the hooks through which plugins fill them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, Generic, TypeVar
+
+import pluggy
+
+from janus_modular.errors import PluginError
+from janus_modular.interfaces import (
+    Adaptor,
+    Backbone,
+    GenerationPath,
+    Head,
+    ImageTokenizer,
+    Layout,
+    SamplingLoop,
+    Source,
+    Tracker,
+    UnderstandingEncoder,
+)
+
+PROJECT = "janus_modular"
+API_VERSION = 1
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """One registered component: how it is built, and the dataclass that holds its options."""
+
+    name: str
+    factory: Callable[..., T]
+    config: type[Any]
+    plugin: str  # the module or distribution that offered it
+
+
+@dataclass
+class Registry(Generic[T]):
+    """The components of one slot, by name."""
+
+    slot: str
+    plugin: str = ""  # who is registering now; set by the loader
+    entries: dict[str, Entry[T]] = field(default_factory=dict)
+
+    def add(self, name: str, factory: Callable[..., T], config: type[Any]) -> None:
+        """Offer ``factory`` under ``name``; ``config`` is the dataclass of its options.
+
+        Raises:
+            PluginError: the name is taken, or ``config`` is no dataclass.
+        """
+        if not (isinstance(config, type) and is_dataclass(config)):
+            raise PluginError(f"{self.slot} '{name}': its config must be a dataclass, not {config!r}")
+        if name in self.entries:
+            first = self.entries[name].plugin
+            raise PluginError(f"{self.slot} '{name}' is offered by both {first} and {self.plugin}")
+        self.entries[name] = Entry(name, factory, config, self.plugin)
+
+
+class Hooks:
+    """One hook a slot: a plugin implements the one it fills, and calls ``registry.add``."""
+
+    @hookspec
+    def register_understanding_encoders(self, registry: Registry[UnderstandingEncoder]) -> None:
+        """Offer understanding encoders, built as ``factory(config)``."""
+
+    @hookspec
+    def register_image_tokenizers(self, registry: Registry[ImageTokenizer]) -> None:
+        """Offer image tokenizers, built as ``factory(config)``."""
+
+    @hookspec
+    def register_adaptors(self, registry: Registry[Adaptor]) -> None:
+        """Offer adaptors, built as ``factory(config, input_width, output_width)``."""
+
+    @hookspec
+    def register_heads(self, registry: Registry[Head]) -> None:
+        """Offer image heads, built as ``factory(config, width, num_codes)``."""
+
+    @hookspec
+    def register_generation(self, registry: Registry[GenerationPath]) -> None:
+        """Offer generation paths, built as ``factory(config, width, build)``; see ``assemble``."""
+
+    @hookspec
+    def register_sampling_loops(self, registry: Registry[SamplingLoop]) -> None:
+        """Offer sampling loops: the factory is the loop itself, the config its settings."""
+
+    @hookspec
+    def register_backbones(self, registry: Registry[Backbone]) -> None:
+        """Offer backbones, built as ``factory(config)``."""
+
+    @hookspec
+    def register_sources(self, registry: Registry[Source]) -> None:
+        """Offer sources of training samples, built as ``factory(config)``."""
+
+    @hookspec
+    def register_trackers(self, registry: Registry[Tracker]) -> None:
+        """Offer trackers, built as ``factory(config, folder)``."""
+
+    @hookspec
+    def register_layouts(self, registry: Registry[Layout]) -> None:
+        """Offer checkpoint layouts, built as ``factory(config)``."""
+
+
+SLOTS = tuple(name.removeprefix("register_") for name in vars(Hooks) if name.startswith("register_"))

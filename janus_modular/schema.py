@@ -1,0 +1,54 @@
+"""The configuration of a model: which component sits in which slot. A picture of the module tree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from janus_modular.interfaces import Part, part
+
+
+@dataclass
+class UnderstandingConfig:
+    """The path of pictures that are read."""
+
+    encoder: Part = part("understanding_encoders")
+    adaptor: Part = part("adaptors")
+
+
+@dataclass
+class SpecialTokens:
+    """The strings of the special tokens; ids are looked up by them, never assumed.
+
+    None takes what the tokenizer's own configuration names. The defaults are Janus' (published tokenizer).
+    """
+
+    bos: str | None = None
+    eos: str | None = None
+    pad: str | None = None  # also stands for the dropped condition; None: eos where the tokenizer has no pad
+    begin_image: str = "<begin_of_image>"
+    end_image: str = "<end_of_image>"
+    placeholder: str = "<image_placeholder>"
+
+
+@dataclass
+class ProcessorConfig:
+    """How words and pictures become a sequence."""
+
+    tokenizer: str | None = (
+        None  # folder, tokenizer.json, hub id, or "bytes"; None: beside the backbone's weights
+    )
+    revision: str | None = None
+    template: str = "chat"  # "janus", "janus-pro", "chat" (the tokenizer's own chat template) or "plain"
+    system: str | None = None  # understanding's system text; None: the template's default
+    tokens: SpecialTokens = field(default_factory=SpecialTokens)
+
+
+@dataclass
+class ModelConfig:
+    """A whole model."""
+
+    understanding: UnderstandingConfig = field(default_factory=UnderstandingConfig)
+    generation: Part = part("generation")
+    backbone: Part = part("backbones")
+    processor: ProcessorConfig = field(default_factory=ProcessorConfig)
+    text_loop: str = "text"  # the registered sampling loop that answers in words

@@ -1,0 +1,83 @@
+"""What goes into a model, before there are tensors: samples of segments, and sequences of token ids.
+
+numpy only: a server that runs exported graphs builds its prompts here too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+IGNORED = -100
+"""The label of a position that is not supervised (the default of torch's cross entropy)."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Words; ``supervised`` ones are learned, the others only read."""
+
+    text: str
+    supervised: bool = False
+
+
+@dataclass(frozen=True)
+class PictureToRead:
+    """A picture that goes through the understanding path."""
+
+    picture: Image.Image
+
+
+@dataclass(frozen=True)
+class PictureToDraw:
+    """A picture that goes through the generation path; ``supervised`` ones are learned."""
+
+    picture: Image.Image
+    supervised: bool = True
+
+
+Segment = Text | PictureToRead | PictureToDraw
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn: a role (``system``, ``user`` or ``assistant``) and what it says, in order."""
+
+    role: str
+    content: list[Segment]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training sample: a conversation, or bare segments for plain text (``template=False``).
+
+    ``condition``: the messages before the first picture to draw are its condition, which training
+    replaces by pads now and then, so that guidance has an unconditional row to lean on.
+    """
+
+    messages: list[Message]
+    template: bool = True
+    source: str = ""
+
+
+@dataclass
+class Sequence:
+    """One sample as token ids with pictures (T positions).
+
+    A position belongs to a text token, to a picture that is read, or to a picture that is drawn;
+    at pictures ``tokens`` holds the placeholder id, whose embedding is never looked at.
+    """
+
+    tokens: NDArray[np.int64]  # (T,)
+    labels: NDArray[np.int64]  # (T,) the NEXT text token where it is supervised, else IGNORED
+    understanding_at: NDArray[np.bool_]  # (T,)
+    generation_at: NDArray[np.bool_]  # (T,)
+    understanding_pixels: list[NDArray[np.uint8]] = field(default_factory=list)  # each (3, H, W)
+    generation_pixels: list[NDArray[np.uint8]] = field(default_factory=list)  # each (3, h, w)
+    generation_supervised: list[bool] = field(default_factory=list)  # one for each drawn picture
+    source: str = ""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
