@@ -1,0 +1,1 @@
+"""Graphs, bundles and runtimes: a trained model on its way to production."""

@@ -1,0 +1,1 @@
+"""The built-in components: one folder a slot, one file a component."""

@@ -1,0 +1,1 @@
+"""Adaptors: features to the backbone's width."""

@@ -1,0 +1,1 @@
+"""Generation paths: everything about drawing."""

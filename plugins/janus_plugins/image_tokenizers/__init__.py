@@ -1,0 +1,1 @@
+"""Tokenizers of pictures that are drawn."""

@@ -1,0 +1,1 @@
+"""Loops that drive a session; no torch in here."""
