@@ -1,0 +1,36 @@
+from .errors import CheckpointError as CheckpointError
+from .errors import ConfigError as ConfigError
+from .errors import DataError as DataError
+from .errors import JanusError as JanusError
+from .errors import MissingExtraError as MissingExtraError
+from .errors import PictureError as PictureError
+from .errors import PluginError as PluginError
+from .errors import PromptError as PromptError
+from .interfaces import Adaptor as Adaptor
+from .interfaces import Backbone as Backbone
+from .interfaces import Cache as Cache
+from .interfaces import GenerationPath as GenerationPath
+from .interfaces import Head as Head
+from .interfaces import ImageTokenizer as ImageTokenizer
+from .interfaces import Layout as Layout
+from .interfaces import Part as Part
+from .interfaces import PartConfig as PartConfig
+from .interfaces import PixelSpec as PixelSpec
+from .interfaces import ReadsPretrained as ReadsPretrained
+from .interfaces import SamplingLoop as SamplingLoop
+from .interfaces import Session as Session
+from .interfaces import Source as Source
+from .interfaces import Tracker as Tracker
+from .interfaces import UnderstandingEncoder as UnderstandingEncoder
+from .interfaces import part as part
+from .registry import Registry as Registry
+from .registry import hookimpl as hookimpl
+from .sequence import IGNORED as IGNORED
+from .sequence import Message as Message
+from .sequence import PictureToDraw as PictureToDraw
+from .sequence import PictureToRead as PictureToRead
+from .sequence import Sample as Sample
+from .sequence import Sequence as Sequence
+from .sequence import Text as Text
+
+__version__: str
