@@ -281,7 +281,11 @@ class Layout(Protocol):
         ...
 
     def write_config(self, config: Mapping[str, Any], folder: Path) -> None:
-        """Write the layout's config files for a native model config; CheckpointError if it has no place for it."""
+        """Write the layout's config files for a native model config.
+
+        Raises:
+            CheckpointError: the layout has no place for one of its parts.
+        """
         ...
 
     def from_native(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
