@@ -1,0 +1,112 @@
+"""Sequences side by side, as tensors: padded, or packed several to a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from janus_modular.errors import PromptError
+from janus_modular.sequence import IGNORED, Sequence
+
+
+@dataclass
+class Batch:
+    """What the model reads (B rows, T positions). Rows are padded on the right.
+
+    A row holds one or several sequences; each counts its positions from 0, which is what keeps
+    them apart. Padding counts from 0 too, so it is a sequence that nobody sees.
+    """
+
+    tokens: Tensor  # (B, T) token ids; the placeholder's where a picture stands
+    positions: Tensor  # (B, T) restarting at every sequence
+    labels: Tensor  # (B, T) the next text token where it is supervised, else IGNORED
+    understanding_at: Tensor  # (B, T) bool: a feature of a picture that is read goes here
+    generation_at: Tensor  # (B, T) bool: a part of a picture that is drawn goes here
+    understanding_pixels: Tensor | None = None  # (N, 3, H, W) uint8, in order of their places
+    generation_pixels: Tensor | None = None  # (M, 3, h, w) uint8, in order of their places
+    generation_supervised: Tensor | None = None  # (M,) bool
+    lengths: Tensor | None = None  # (B,) positions in use, for rows of one sequence
+    sources: list[str] = field(default_factory=list)  # names, indexed by the two below
+    label_source: Tensor | None = None  # (B, T) index into sources
+    picture_source: Tensor | None = None  # (M,) index into sources
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(
+            self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if isinstance(v, Tensor)}
+        )
+
+
+def pack(sequences: Many[Sequence], length: int) -> list[list[Sequence]]:
+    """Fill rows of ``length`` positions with whole sequences, first fit, longest first.
+
+    Raises:
+        PromptError: a sequence is longer than a row.
+    """
+    rows: list[list[Sequence]] = []
+    room: list[int] = []
+    for sequence in sorted(sequences, key=len, reverse=True):
+        if len(sequence) > length:
+            raise PromptError(
+                f"a sequence of {len(sequence)} positions does not fit into rows of {length}"
+                f" (source '{sequence.source}'): raise the packing length or shorten the sample"
+            )
+        row = next((i for i, free in enumerate(room) if free >= len(sequence)), None)
+        if row is None:
+            rows.append([])
+            room.append(length)
+            row = len(rows) - 1
+        rows[row].append(sequence)
+        room[row] -= len(sequence)
+    return rows
+
+
+def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Batch:
+    """Lay out rows of sequences (or one sequence a row) as a `Batch`, padded to the longest row."""
+    packed: list[list[Sequence]] = [[row] if isinstance(row, Sequence) else list(row) for row in rows]
+    sequences = [sequence for row in packed for sequence in row]
+    sources = sorted({sequence.source for sequence in sequences})
+    shape = (len(packed), max(sum(map(len, row)) for row in packed))
+    tokens = np.full(shape, pad, np.int64)
+    positions = np.zeros(shape, np.int64)
+    labels = np.full(shape, IGNORED, np.int64)
+    label_source = np.zeros(shape, np.int64)
+    understanding_at = np.zeros(shape, np.bool_)
+    generation_at = np.zeros(shape, np.bool_)
+    for i, row in enumerate(packed):
+        start = 0
+        for sequence in row:
+            here = np.s_[i, start : start + len(sequence)]
+            tokens[here] = sequence.tokens
+            positions[here] = np.arange(len(sequence))
+            labels[here] = sequence.labels
+            label_source[here] = sources.index(sequence.source)
+            understanding_at[here] = sequence.understanding_at
+            generation_at[here] = sequence.generation_at
+            start += len(sequence)
+        positions[i, start:] = np.arange(shape[1] - start)
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        positions=torch.from_numpy(positions),
+        labels=torch.from_numpy(labels),
+        understanding_at=torch.from_numpy(understanding_at),
+        generation_at=torch.from_numpy(generation_at),
+        understanding_pixels=_stack([p for s in sequences for p in s.understanding_pixels]),
+        generation_pixels=_stack([p for s in sequences for p in s.generation_pixels]),
+        generation_supervised=torch.tensor([x for s in sequences for x in s.generation_supervised]),
+        lengths=torch.tensor([sum(map(len, row)) for row in packed]),
+        sources=sources,
+        label_source=torch.from_numpy(label_source),
+        picture_source=torch.tensor(
+            [sources.index(s.source) for s in sequences for _ in s.generation_pixels]
+        ),
+    )
+
+
+def _stack(pictures: list[np.ndarray]) -> Tensor | None:
+    return torch.from_numpy(np.stack(pictures)) if pictures else None
