@@ -1,0 +1,62 @@
+"""An adaptor for encoders with two feature maps, one of high and one of low resolution.
+
+In the published code it is called ``low_high_hybrid_split_mlp_gelu``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from janus_modular import Adaptor, ConfigError, PartConfig, Registry, hookimpl
+
+
+@dataclass
+class HybridConfig(PartConfig):
+    """How deep; the widths are the neighbours'."""
+
+    depth: int = 2  # linear layers, the two input projections counting as one
+
+
+class HybridAdaptor(nn.Module):
+    """Projects each map to D/2, joins them, high first, then GELU and Linear D -> D per further layer.
+
+    The encoder hands both maps as one feature of width 2C: high, then low. The module names are the
+    published ones: ``high_up_proj``, ``low_up_proj``, ``layers.1``, ``layers.3``, ...
+    """
+
+    def __init__(self, config: HybridConfig, input_width: int, output_width: int) -> None:
+        super().__init__()
+        if input_width % 2 or output_width % 2:
+            raise ConfigError(
+                f"adaptor 'hybrid' splits its input in two and gives each half of the backbone's width: "
+                f"both must be even, not {input_width} and {output_width}"
+            )
+        if config.depth < 1:
+            raise ConfigError(f"adaptor 'hybrid': depth must be at least 1, not {config.depth}")
+        self.config = config
+        self.high_up_proj = nn.Linear(input_width // 2, output_width // 2)
+        self.low_up_proj = nn.Linear(input_width // 2, output_width // 2)
+        layers: list[nn.Module] = []
+        for _ in range(config.depth - 1):
+            layers += [nn.GELU(), nn.Linear(output_width, output_width)]
+        self.layers = nn.Sequential(*layers)
+
+    def num_tokens(self, tokens: int) -> int:
+        """As many as come in."""
+        return tokens
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Carry features (N, P, 2C), high then low, to (N, P, D)."""
+        high, low = features.chunk(2, dim=-1)  # (N, P, C) each
+        joined = torch.cat([self.high_up_proj(high), self.low_up_proj(low)], dim=-1)  # (N, P, D)
+        projected: Tensor = self.layers(joined)
+        return projected
+
+
+@hookimpl
+def register_adaptors(registry: Registry[Adaptor]) -> None:
+    """Offer this adaptor."""
+    registry.add("hybrid", HybridAdaptor, HybridConfig)

@@ -1,0 +1,45 @@
+"""The adaptor that changes nothing: for an encoder whose features are already as wide as the backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from janus_modular import Adaptor, ConfigError, PartConfig, Registry, hookimpl
+
+
+@dataclass
+class IdentityConfig(PartConfig):
+    """The identity has no options."""
+
+
+class IdentityAdaptor(nn.Module):
+    """Hands features (N, P, C) on as they are; C must be D.
+
+    Raises:
+        ConfigError: the widths differ.
+    """
+
+    def __init__(self, config: IdentityConfig, input_width: int, output_width: int) -> None:
+        super().__init__()
+        if input_width != output_width:
+            raise ConfigError(
+                f"adaptor 'identity' cannot join features of width {input_width} to a backbone of width "
+                f"{output_width}: choose 'linear' or 'mlp', or equal widths"
+            )
+        self.config = config
+
+    def num_tokens(self, tokens: int) -> int:
+        """As many as come in."""
+        return tokens
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return features (N, P, D) unchanged."""
+        return features
+
+
+@hookimpl
+def register_adaptors(registry: Registry[Adaptor]) -> None:
+    """Offer this adaptor."""
+    registry.add("identity", IdentityAdaptor, IdentityConfig)

@@ -1,0 +1,40 @@
+"""The smallest adaptor that learns: one linear layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from janus_modular import Adaptor, PartConfig, Registry, hookimpl
+
+
+@dataclass
+class LinearConfig(PartConfig):
+    """One layer; its widths are its neighbours'."""
+
+    bias: bool = True  # the published one has a bias
+
+
+class LinearAdaptor(nn.Module):
+    """Carries features (N, P, C) to (N, P, D). JanusFlow's understanding path uses it."""
+
+    def __init__(self, config: LinearConfig, input_width: int, output_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.Linear(input_width, output_width, bias=config.bias)
+
+    def num_tokens(self, tokens: int) -> int:
+        """As many as come in."""
+        return tokens
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Carry features (N, P, C) to (N, P, D)."""
+        projected: Tensor = self.layers(features)
+        return projected
+
+
+@hookimpl
+def register_adaptors(registry: Registry[Adaptor]) -> None:
+    """Offer this adaptor."""
+    registry.add("linear", LinearAdaptor, LinearConfig)

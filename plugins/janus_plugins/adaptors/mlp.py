@@ -1,0 +1,48 @@
+"""Janus' own adaptor: a small MLP from the encoder's width to the backbone's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from janus_modular import Adaptor, ConfigError, PartConfig, Registry, hookimpl
+
+
+@dataclass
+class MlpConfig(PartConfig):
+    """How deep; the widths are the neighbours'."""
+
+    depth: int = 2  # linear layers: C -> D, then D -> D; Janus and Janus-Pro have 2
+
+
+class MlpAdaptor(nn.Module):
+    """Linear C -> D, then GELU (exact) and Linear D -> D for each further layer.
+
+    The keys are the published ones: ``layers.0``, ``layers.2``, ...
+    """
+
+    def __init__(self, config: MlpConfig, input_width: int, output_width: int) -> None:
+        super().__init__()
+        if config.depth < 1:
+            raise ConfigError(f"adaptor 'mlp': depth must be at least 1, not {config.depth}")
+        self.config = config
+        layers: list[nn.Module] = [nn.Linear(input_width, output_width)]
+        for _ in range(config.depth - 1):
+            layers += [nn.GELU(), nn.Linear(output_width, output_width)]
+        self.layers = nn.Sequential(*layers)
+
+    def num_tokens(self, tokens: int) -> int:
+        """As many as come in."""
+        return tokens
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Carry features (N, P, C) to (N, P, D)."""
+        projected: Tensor = self.layers(features)
+        return projected
+
+
+@hookimpl
+def register_adaptors(registry: Registry[Adaptor]) -> None:
+    """Offer this adaptor."""
+    registry.add("mlp", MlpAdaptor, MlpConfig)
