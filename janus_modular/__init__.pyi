@@ -23,6 +23,8 @@ from .interfaces import Source as Source
 from .interfaces import Tracker as Tracker
 from .interfaces import UnderstandingEncoder as UnderstandingEncoder
 from .interfaces import part as part
+from .plugins import Plugins as Plugins
+from .plugins import default_plugins as default_plugins
 from .registry import Registry as Registry
 from .registry import hookimpl as hookimpl
 from .sequence import IGNORED as IGNORED

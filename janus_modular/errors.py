@@ -3,6 +3,8 @@
 Each says what was found, what was expected, and what to do next.
 """
 
+from collections.abc import Sequence
+
 
 class JanusError(Exception):
     """Anything a user can put right."""
@@ -10,6 +12,10 @@ class JanusError(Exception):
 
 class ConfigError(JanusError):
     """A configuration that cannot be built; lists every fault with its path."""
+
+    def __init__(self, message: str, faults: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.faults = list(faults)  # `janus_modular.config.Fault`s, for programs
 
 
 class PluginError(JanusError):
@@ -37,3 +43,18 @@ class MissingExtraError(JanusError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs the extra '{extra}': pip install 'janus-modular[{extra}]'")
+
+
+EXTRAS = {
+    "torch": ("torch", "transformers", "safetensors", "huggingface_hub", "gguf", "accelerate"),
+    "train": ("tensorboard",),
+    "demo": ("sklearn", "matplotlib"),
+}
+"""Which packages (by import name) each extra adds."""
+
+
+def missing_extra(error: ModuleNotFoundError, what: str) -> MissingExtraError | None:
+    """Return the error that says which extra brings a missing module; None where none does."""
+    package = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+    return MissingExtraError(what, extra) if extra else None

@@ -56,10 +56,14 @@ class Registry(Generic[T]):
             PluginError: the name is taken, or ``config`` is no dataclass.
         """
         if not (isinstance(config, type) and is_dataclass(config)):
-            raise PluginError(f"{self.slot} '{name}': its config must be a dataclass, not {config!r}")
+            raise PluginError(
+                f"the {slot_label(self.slot)} '{name}': its config must be a dataclass, not {config!r}"
+            )
         if name in self.entries:
             first = self.entries[name].plugin
-            raise PluginError(f"{self.slot} '{name}' is offered by both {first} and {self.plugin}")
+            raise PluginError(
+                f"the {slot_label(self.slot)} '{name}' is offered by both {first} and {self.plugin}"
+            )
         self.entries[name] = Entry(name, factory, config, self.plugin)
 
 
@@ -108,3 +112,9 @@ class Hooks:
 
 
 SLOTS = tuple(name.removeprefix("register_") for name in vars(Hooks) if name.startswith("register_"))
+"""The names of the slots: one hook each."""
+
+
+def slot_label(slot: str) -> str:
+    """Name one component of a slot in words: ``image tokenizer``."""
+    return "generation path" if slot == "generation" else slot.removesuffix("s").replace("_", " ")

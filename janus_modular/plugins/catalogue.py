@@ -1,0 +1,210 @@
+"""Every component that can be had, by slot and name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from janus_modular.errors import JanusError, PluginError
+from janus_modular.interfaces import Part
+from janus_modular.plugins.announcements import Announcement, installed
+from janus_modular.plugins.loading import load, load_file
+from janus_modular.registry import SLOTS, Entry, slot_label
+from janus_modular.suggest import did_you_mean
+
+
+class Plugins:
+    """Knows what is announced, and loads what is asked for."""
+
+    def __init__(
+        self,
+        announcements: Iterable[Announcement] = (),
+        *,
+        disabled: Iterable[str] = (),
+        strict: bool = False,
+    ) -> None:
+        """Start from announcements; ``disabled`` words switch off, ``strict`` makes any fault an error."""
+        self.announcements = list(announcements)
+        self.disabled = tuple(disabled)
+        self.strict = strict
+        self._loaded: dict[Announcement, dict[str, Entry[Any]]] = {}
+        self._failed: dict[Announcement, JanusError] = {}
+
+    def add_file(self, path: str | Path) -> list[Announcement]:
+        """Load a local plugin file; return what it offers.
+
+        Raises:
+            PluginError: it does not load. The user named it, so this is never put off.
+        """
+        if any(one.file == Path(path).expanduser().resolve() for one in self.announcements):
+            return []
+        found = load_file(Path(path))
+        self.announcements += found
+        return found
+
+    def is_on(self, announcement: Announcement) -> bool:
+        """Say whether nobody switched it off."""
+        return not any(announcement.is_called(word) for word in self.disabled)
+
+    def usable(self, slot: str) -> list[Announcement]:
+        """Return what can be asked for in a slot."""
+        return [
+            one for one in self.announcements if one.slot == slot and self.is_on(one) and not one.refusal()
+        ]
+
+    def names(self, slot: str) -> list[str]:
+        """Return the names in a slot, sorted; ``dist:name`` where several distributions share one."""
+        offers = self.usable(slot)
+        plain = [one.name for one in offers]
+        return sorted(one.name if plain.count(one.name) == 1 else f"{one.dist}:{one.name}" for one in offers)
+
+    def knows(self, name: str) -> bool:
+        """Say whether any slot has a component of this name, by metadata alone."""
+        return any(name in (one.name, f"{one.dist}:{one.name}") for one in self.announcements)
+
+    def find(self, slot: str, name: str) -> Announcement:
+        """Return what ``name`` (or ``dist:name``) means in a slot, without importing it.
+
+        Raises:
+            PluginError: nothing is called so, or several are.
+        """
+        if slot not in SLOTS:
+            raise PluginError(
+                f"there is no slot '{slot}'. {did_you_mean(slot, SLOTS)}\nSlots: {', '.join(SLOTS)}"
+            )
+        dist, _, bare = name.rpartition(":")
+        called = [
+            one
+            for one in self.announcements
+            if one.slot == slot and one.name == bare and (not dist or one.dist == dist)
+        ]
+        on = [one for one in called if self.is_on(one)]
+        if fits := [one for one in on if not one.refusal()]:
+            if len(fits) == 1:
+                return fits[0]
+            raise PluginError(
+                f"{len(fits)} plugins offer the {slot_label(slot)} '{bare}': "
+                f"{' and '.join(one.origin for one in fits)}.\n"
+                f"Write {' or '.join(repr(f'{one.dist}:{bare}') for one in fits)}, or switch one off: "
+                f"JANUS_DISABLE_PLUGINS={fits[-1].dist}"
+            )
+        if on:
+            raise PluginError(
+                f"the {slot_label(slot)} '{name}' of {on[0].origin} is refused: {on[0].refusal()}."
+            )
+        if called:
+            raise PluginError(
+                f"the {slot_label(slot)} '{name}' of {called[0].origin} is switched off by "
+                f"JANUS_DISABLE_PLUGINS={','.join(self.disabled)}."
+            )
+        raise PluginError(self._unknown(slot, name))
+
+    def entry(self, slot: str, name: str) -> Entry[Any]:
+        """Load what ``name`` means in a slot: only its module, only its hook.
+
+        Raises:
+            PluginError: it is unknown, ambiguous, switched off or broken.
+            MissingExtraError: it needs a package that one of our extras installs.
+        """
+        if self.strict:
+            self.check_all()
+        wanted = self.find(slot, name)
+        return self._load(wanted)[wanted.name]
+
+    def check_all(self) -> None:
+        """Load everything that is not switched off.
+
+        Raises:
+            PluginError: lists every plugin that is broken.
+        """
+        faults = []
+        for one in filter(self.is_on, self.announcements):
+            try:
+                self._load(one)
+            except JanusError as error:
+                faults.append(str(error))
+        if faults:
+            raise PluginError(
+                "\n".join([*faults, "JANUS_PLUGINS_STRICT is set: any broken plugin is an error."])
+            )
+
+    def needed(self, parts: Iterable[Part]) -> list[dict[str, str | None]]:
+        """Say where each part comes from, as a checkpoint records it: slot, name, dist, version, file."""
+        found: dict[Announcement, dict[str, str | None]] = {}
+        for part in parts:
+            one = self.find(part.slot, part.name)
+            file = one.file.name if one.file else None
+            found[one] = {
+                "slot": one.slot,
+                "name": one.name,
+                "dist": None if file else one.dist,
+                "version": one.version or None,
+                "file": file,
+            }
+        return list(found.values())
+
+    def check_needed(self, needed: Iterable[Mapping[str, str | None]]) -> None:
+        """Check that what `needed` recorded can be had here.
+
+        Raises:
+            PluginError: lists every component that cannot, with the plugin that offers it.
+        """
+        faults = []
+        for one in needed:
+            slot, name = one["slot"] or "", one["name"] or ""
+            if not any(here.name == name for here in self.usable(slot)):
+                cure = (
+                    f"--plugin {one['file']}"
+                    if one.get("file")
+                    else f"pip install {one['dist']}" + (f"=={one['version']}" if one.get("version") else "")
+                )
+                faults.append(f"the {slot_label(slot)} '{name}' is not here: {cure}")
+        if faults:
+            raise PluginError("a plugin is missing.\n" + "\n".join(faults))
+
+    def _load(self, one: Announcement) -> dict[str, Entry[Any]]:
+        if one not in self._loaded:
+            try:
+                self._loaded[one] = load(one)
+            except JanusError as error:
+                self._failed[one] = error
+                raise
+        return self._loaded[one]
+
+    def _unknown(self, slot: str, name: str) -> str:
+        """Answer four questions: which slot, what was written, what could have been, what next."""
+        names = self.names(slot)
+        lines = [
+            f"no {slot_label(slot)} is called '{name}'.",
+            did_you_mean(name, names),
+            f"Registered: {', '.join(names) or 'none'}",
+            *(str(error) for one, error in self._failed.items() if one.slot == slot),
+            "See them all with: janus-modular plugins list",
+        ]
+        return "\n".join(filter(None, lines))
+
+
+_default: Plugins | None = None
+
+
+def default_plugins() -> Plugins:
+    """Return what is installed here, as the environment variables have it; read once."""
+    global _default
+    if _default is None:
+        words = os.environ.get("JANUS_DISABLE_PLUGINS", "").split(",")
+        _default = Plugins(
+            installed(),
+            disabled=[word.strip() for word in words if word.strip()],
+            strict=os.environ.get("JANUS_PLUGINS_STRICT", "") not in ("", "0"),
+        )
+        for file in filter(None, os.environ.get("JANUS_PLUGIN_FILES", "").split(os.pathsep)):
+            _default.add_file(file)
+    return _default
+
+
+def set_default_plugins(plugins: Plugins | None) -> None:
+    """Use these plugins from now on (tests do); None reads the environment again."""
+    global _default
+    _default = plugins

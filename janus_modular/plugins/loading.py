@@ -1,0 +1,107 @@
+"""Imports one plugin and asks it what it registers. A fault in it becomes an error that names it."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from janus_modular.errors import PluginError, missing_extra
+from janus_modular.plugins.announcements import Announcement
+from janus_modular.registry import PROJECT, SLOTS, Entry, Hooks, Registry
+from janus_modular.suggest import did_you_mean
+
+
+def load(announcement: Announcement) -> dict[str, Entry[Any]]:
+    """Import an announced plugin and return what it registers in the announced slot, by name.
+
+    Raises:
+        PluginError: it does not import, its hook is wrong, or it does not register what it announces.
+        MissingExtraError: it needs a package that one of our extras installs.
+    """
+    who = f"Plugin '{announcement.name}' ({announcement.origin})"
+    if refusal := announcement.refusal():
+        raise PluginError(f"{who} is not loaded: {refusal}.")
+    try:
+        # a local plugin was loaded when its file was named
+        module = sys.modules[announcement.module] if announcement.file else import_module(announcement.module)
+        entries = registered(module, announcement.slot, announcement.origin)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and (cure := missing_extra(error, who)):
+            raise cure from error
+        raise PluginError(f"{who} failed to load: {describe(error)}") from error
+    if announcement.name not in entries:
+        names = ", ".join(sorted(entries)) or "nothing"
+        raise PluginError(
+            f"{who} announces '{announcement.name}' in {announcement.slot}, but registers {names}: make the "
+            f"entry point in its pyproject.toml and registry.add(...) in {announcement.module} agree."
+        )
+    return entries
+
+
+def registered(module: ModuleType, slot: str, plugin: str) -> dict[str, Entry[Any]]:
+    """Call a module's hook for ``slot``, and no other, and return what it registers.
+
+    Raises:
+        PluginError: it implements a hook that does not exist, or with arguments that no hook passes.
+    """
+    manager = pluggy.PluginManager(PROJECT)  # one for each plugin: its faults are nobody else's
+    manager.add_hookspecs(Hooks)
+    try:
+        manager.register(module, name=plugin)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        known = [f"register_{slot}" for slot in SLOTS]
+        unknown = [hook.name for hook in manager.get_hookcallers(module) or () if not hook.has_spec()]
+        hint = did_you_mean(unknown[0], known) if unknown else "A hook takes one argument: registry."
+        raise PluginError(f"{' '.join(str(error).split())}. {hint}".rstrip()) from error
+    registry: Registry[Any] = Registry(slot, plugin=plugin)
+    getattr(manager.hook, f"register_{slot}")(registry=registry)
+    return registry.entries
+
+
+def load_file(path: Path) -> list[Announcement]:
+    """Run a plugin file that the user named; return what its hooks register, as announcements.
+
+    Raises:
+        PluginError: there is no such file, it does not run, or it registers nothing.
+    """
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise PluginError(f"there is no plugin file {path}: --plugin takes the path of a Python file.")
+    # a name of its own, and in sys.modules: dataclasses look up their annotations there
+    name = f"janus_plugin_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"{path} is no Python file: --plugin takes a file that ends in .py.")
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+        found = [
+            Announcement(slot, entry, name, dist=path.name, file=path)
+            for slot in SLOTS
+            for entry in registered(module, slot, path.name)
+        ]
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        if isinstance(error, ModuleNotFoundError) and (cure := missing_extra(error, f"Plugin file {path}")):
+            raise cure from error
+        raise PluginError(f"Plugin file {path} failed to load: {describe(error)}") from error
+    if not found:
+        raise PluginError(
+            f"Plugin file {path} registers nothing: end it with a function marked @hookimpl that calls "
+            f"registry.add(name, class, config), one of {', '.join(f'register_{slot}' for slot in SLOTS)}."
+        )
+    return found
+
+
+def describe(error: BaseException) -> str:
+    """Say what went wrong: our own errors speak for themselves, others with their type."""
+    return str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
