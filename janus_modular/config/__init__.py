@@ -1,0 +1,14 @@
+"""From YAML to dataclasses: ``load`` reads a file and applies overrides, ``resolve`` checks and builds.
+
+Two passes. A file says which component sits in which slot (``encoder: {name: siglip, width: 1024}``);
+then each slot's options are checked against the dataclass that its component registered. Nothing in a
+file can name code: a component is a registered name, never an import path.
+"""
+
+from janus_modular.config.faults import Fault
+from janus_modular.config.reading import load
+from janus_modular.config.resolving import resolve
+from janus_modular.config.shipped import shipped, shipped_folder
+from janus_modular.config.writing import parts_in, to_plain, to_yaml
+
+__all__ = ["Fault", "load", "parts_in", "resolve", "shipped", "shipped_folder", "to_plain", "to_yaml"]

@@ -1,0 +1,36 @@
+"""What is wrong with a config: one fault for each thing to put right, and the error that lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from janus_modular.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that cannot stay as it is."""
+
+    path: str  # of the key: understanding.encoder.width; "" is the whole config
+    found: str
+    expected: str
+    cure: str = ""
+
+    def __str__(self) -> str:
+        """Write it on a line (or on several, where the cure has more to say)."""
+        text = (
+            f"{self.path or 'the config'}: {self.found}; expected {self.expected}."
+            if self.expected
+            else (f"{self.path or 'the config'}: {self.found}")
+        )
+        return f"{text} {self.cure}".rstrip().replace("\n", "\n    ")
+
+
+def config_error(faults: Sequence[Fault]) -> ConfigError:
+    """Return one error that lists them all."""
+    count = "a fault" if len(faults) == 1 else f"{len(faults)} faults"
+    lines = "\n".join(f"  {fault}" for fault in faults)
+    return ConfigError(
+        f"the config has {count}:\n{lines}\nWhat a component takes: janus-modular plugins show NAME", faults
+    )

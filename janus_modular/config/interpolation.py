@@ -1,0 +1,43 @@
+"""Values taken from elsewhere in the same config: ``width: ${model.backbone.config.hidden_size}``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from janus_modular.config.faults import Fault
+
+
+def interpolate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
+    """Return ``tree`` with its interpolations replaced, and a fault for each that points nowhere.
+
+    Those stay as they are: a model's own config may be completed by the one that it is put into.
+    """
+    try:
+        config = OmegaConf.create(tree)
+    except OmegaConfBaseException as error:
+        return tree, [Fault(error.full_key or "", str(error.msg).splitlines()[0], "")]
+    faults: list[Fault] = []
+
+    def walk(node: Any, plain: Any, path: str) -> Any:
+        if isinstance(plain, dict):
+            return {
+                key: walk_item(node, key, value, f"{path}.{key}".lstrip(".")) for key, value in plain.items()
+            }
+        if isinstance(plain, list):
+            return [walk_item(node, index, value, f"{path}[{index}]") for index, value in enumerate(plain)]
+        return plain
+
+    def walk_item(node: Any, key: Any, value: Any, path: str) -> Any:
+        if not (isinstance(value, str) and "${" in value):
+            return walk(node[key], value, path) if isinstance(value, dict | list) else value
+        try:
+            found = node[key]
+        except OmegaConfBaseException as error:
+            faults.append(Fault(path, f"'{value}' points nowhere: {str(error).splitlines()[0]}", ""))
+            return value
+        return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+
+    return walk(config, tree, ""), faults

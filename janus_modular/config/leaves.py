@@ -1,0 +1,43 @@
+"""Single values: numbers, words, lists of them, as OmegaConf converts them."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import field, make_dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+from omegaconf import MISSING, OmegaConf
+
+
+def convert(value: Any, hint: Any) -> Any:
+    """Return ``value`` as ``hint`` has it (``3`` where a float is asked for becomes ``3.0``).
+
+    Raises:
+        OmegaConfBaseException: it cannot be.
+    """
+    if hint is Any or (get_origin(hint) is dict and get_args(hint)[1] is Any and isinstance(value, dict)):
+        return value  # a transformers config, say: passed on as it is
+    holder = OmegaConf.structured(make_dataclass("Holder", [("value", hint, field(default=MISSING))]))
+    holder.value = value
+    return OmegaConf.to_object(holder).value  # type: ignore[union-attr]
+
+
+def words(hint: Any) -> str:
+    """Say a type as people do: ``a number``, ``one of 'letterbox', 'crop'``, ``3 values, each a number``."""
+    plain = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Any: "anything"}
+    if hint in plain:
+        return plain[hint]
+    if hint is type(None):
+        return "null"
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(arg) for arg in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join(words(arg) for arg in args)
+    if origin is list or (origin is tuple and args[-1] is Ellipsis):
+        return f"a list, each {words(args[0])}"
+    if origin is tuple:
+        return f"{len(args)} values, each {' or '.join(dict.fromkeys(map(words, args)))}"
+    if origin is dict:
+        return f"a mapping (key: value), each {words(args[1])}"
+    return "a mapping (key: value)" if hint is dict else getattr(hint, "__name__", str(hint))

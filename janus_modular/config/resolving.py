@@ -1,0 +1,156 @@
+"""Checks a config against dataclasses, key by key, and builds them: every fault is collected first."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from omegaconf.errors import OmegaConfBaseException
+
+from janus_modular.config.faults import Fault, config_error
+from janus_modular.config.interpolation import interpolate
+from janus_modular.config.leaves import convert, words
+from janus_modular.errors import JanusError
+from janus_modular.interfaces import Part
+from janus_modular.plugins import Plugins, default_plugins
+from janus_modular.registry import slot_label
+from janus_modular.suggest import did_you_mean
+
+T = TypeVar("T")
+
+
+def resolve(raw: Mapping[str, Any], schema: type[T], plugins: Plugins | None = None) -> T:
+    """Return ``raw`` as an instance of the dataclass ``schema``, its components as `Part`s.
+
+    Raises:
+        ConfigError: lists every fault, each with its path, what was expected, and the cure.
+    """
+    tree, faults = interpolate(dict(raw))
+    walk = _Walk(plugins or default_plugins(), faults)
+    instance = walk.dataclass(tree, schema, "", what=schema.__name__)
+    if walk.faults:
+        raise config_error(walk.faults)
+    return cast(T, instance)
+
+
+class _Walk:
+    """Goes through a config; where something is wrong it notes a fault, returns None and goes on."""
+
+    def __init__(self, plugins: Plugins, faults: list[Fault]) -> None:
+        self.plugins = plugins
+        self.faults = faults
+        self.unresolved = {fault.path for fault in faults}
+
+    def fault(self, path: str, found: str, expected: str, cure: str = "") -> Any:
+        """Note a fault; None stands for the value that could not be built."""
+        self.faults.append(Fault(path, found, expected, cure))
+
+    def dataclass(self, raw: Any, schema: type[Any], path: str, *, what: str) -> Any:
+        """Build ``schema`` from a mapping; ``what`` it is the config of."""
+        if not isinstance(raw, Mapping):
+            return self.fault(path, f"found {raw!r}", f"a mapping (key: value) for {what}")
+        before = len(self.faults)
+        known = {field.name: field for field in fields(schema) if field.init}
+        for key in raw:
+            if key not in known:
+                self.fault(
+                    _join(path, key),
+                    "unknown key",
+                    f"one of {', '.join(known)}",
+                    did_you_mean(str(key), known),
+                )
+        try:
+            hints = get_type_hints(schema)
+        except Exception as error:
+            return self.fault(
+                path, f"{what} has annotations that cannot be read: {error}", "", "Tell its author."
+            )
+        values = {
+            name: self.field(raw, field, hints[name], _join(path, name)) for name, field in known.items()
+        }
+        if len(self.faults) > before:
+            return None
+        try:
+            return schema(**{name: value for name, value in values.items() if value is not MISSING})
+        except (ValueError, TypeError) as error:  # what __post_init__ has to say
+            return self.fault(path, str(error), "")
+
+    def field(self, raw: Mapping[str, Any], field: Field[Any], hint: Any, path: str) -> Any:
+        """Build one field's value; MISSING where the dataclass has a default for it."""
+        slot = field.metadata.get("slot")
+        if field.name in raw and not (slot and raw[field.name] is None):
+            return self.value(raw[field.name], hint, path, slot)
+        inner, optional = _unwrap(hint)
+        if slot and get_origin(inner) in (list, dict):
+            return get_origin(inner)()
+        if slot and not optional:
+            names = ", ".join(self.plugins.names(slot))
+            return self.fault(path, "missing", f"a {slot_label(slot)}, {{name: ...}}", f"Registered: {names}")
+        if field.default is MISSING and field.default_factory is MISSING:
+            return self.fault(path, "missing", words(hint))
+        default: Any = field.default_factory
+        if is_dataclass(inner) and default is inner:  # its own fields may lack something too
+            return self.dataclass({}, cast(type[Any], inner), path, what=field.name)
+        return MISSING
+
+    def value(self, raw: Any, hint: Any, path: str, slot: str | None) -> Any:
+        """Build a value of a type: a component, a dataclass, a container of these, or a single value."""
+        if path in self.unresolved:
+            return None
+        hint, optional = _unwrap(hint)
+        if raw is None and optional:
+            return None
+        origin, args = get_origin(hint), get_args(hint)
+        if hint is Part and slot:
+            return self.part(raw, slot, path)
+        if isinstance(hint, type) and is_dataclass(hint):
+            return self.dataclass(raw, hint, path, what=path.rpartition(".")[2])
+        if args and _holds_dataclass(args[-1] if origin is dict else args[0]):
+            if origin in (list, tuple) and isinstance(raw, list):
+                items = [self.value(one, args[0], f"{path}[{i}]", slot) for i, one in enumerate(raw)]
+                return tuple(items) if origin is tuple else items
+            if origin is dict and isinstance(raw, Mapping):
+                return {key: self.value(one, args[1], _join(path, key), slot) for key, one in raw.items()}
+            return self.fault(path, f"found {raw!r}", words(hint))
+        try:
+            return convert(raw, hint | None if optional else hint)
+        except OmegaConfBaseException:
+            return self.fault(path, f"found {raw!r}", words(hint))
+
+    def part(self, raw: Any, slot: str, path: str) -> Part | None:
+        """Build a component's options by the dataclass that it registered."""
+        raw = {"name": raw} if isinstance(raw, str) else raw
+        name = raw.get("name") if isinstance(raw, Mapping) else None
+        if not isinstance(name, str):
+            names = ", ".join(self.plugins.names(slot))
+            return self.fault(
+                path, f"found {raw!r}", f"a {slot_label(slot)}, {{name: ...}}", f"Registered: {names}"
+            )
+        try:
+            entry = self.plugins.entry(slot, name)
+        except JanusError as error:
+            return self.fault(_join(path, "name"), str(error), "")
+        options = {key: value for key, value in raw.items() if key != "name"}
+        before = len(self.faults)
+        config = self.dataclass(options, entry.config, path, what=f"the {slot_label(slot)} '{name}'")
+        return Part(slot, name, config) if len(self.faults) == before else None
+
+
+def _join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _unwrap(hint: Any) -> tuple[Any, bool]:
+    """Take ``X | None`` apart: X, and whether None is allowed."""
+    args = get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType) and type(None) in args:
+        rest = tuple(arg for arg in args if arg is not type(None))
+        return (rest[0] if len(rest) == 1 else Union[rest]), True  # noqa: UP007 (built at run time)
+    return hint, False
+
+
+def _holds_dataclass(hint: Any) -> bool:
+    inner = _unwrap(hint)[0]
+    return (isinstance(inner, type) and is_dataclass(inner)) or any(map(_holds_dataclass, get_args(inner)))

@@ -1,0 +1,45 @@
+"""The configs that come with the project, and how a name becomes a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from janus_modular.errors import ConfigError
+from janus_modular.suggest import did_you_mean
+
+
+def shipped_folder() -> Path:
+    """Return the folder of shipped configs: inside the package once installed, in the root of a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def shipped() -> dict[str, Path]:
+    """Return every shipped config by name: ``model/tiny``, ``train/janus_pro/stage1``."""
+    folder = shipped_folder()
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))
+    }
+
+
+def find(config: str | Path) -> Path:
+    """Return the file that ``config`` means: a path, a shipped name, or a model's bare name.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path = Path(config).expanduser()
+    if path.is_file():
+        return path
+    known = shipped()
+    name = str(config).removesuffix(".yaml")
+    for candidate in (name, name.removeprefix("configs/"), f"model/{name}"):
+        if candidate in known:
+            return known[candidate]
+    bare = [one.removeprefix("model/") for one in known]
+    found = f"'{config}' is a folder" if path.is_dir() else f"there is no config '{config}'"
+    raise ConfigError(
+        f"{found}: expected a YAML file or a shipped name. {did_you_mean(name, [*known, *bare])}".rstrip() + "\n"
+        "See the shipped ones with: janus-modular config list"
+    )
