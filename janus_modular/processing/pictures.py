@@ -1,0 +1,117 @@
+"""Opening any picture as plain RGB, and turning arrays back into pictures.
+
+What is decided here: the EXIF orientation is applied; of an animation the first frame counts;
+transparency is composited over white; 16-bit greys are scaled to 8 bits by value, not cut off.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from janus_modular.errors import PictureError
+
+PictureSource = str | Path | bytes | Image.Image
+
+MAX_PIXELS = 89_478_485
+"""Larger pictures are refused before they are decoded (Pillow's own limit: a quarter GB of RGB)."""
+
+
+def open_picture(source: PictureSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open a path, the bytes of a file, or a PIL image as an upright RGB picture, fully decoded.
+
+    Raises:
+        PictureError: there is no picture, it is damaged, too large, or of a kind with no clear colours.
+    """
+    name = _name(source)
+    image = source if isinstance(source, Image.Image) else _opened(source, name)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise PictureError(
+            f"{name} has {width} x {height} = {width * height:,} pixels; at most {max_pixels:,} are read. "
+            "Scale it down first, or raise max_pixels if you trust where it comes from."
+        )
+    if width == 0 or height == 0:
+        raise PictureError(f"{name} is empty: {width} x {height} pixels. Give a picture of at least 1 x 1.")
+    try:
+        if image is not source and getattr(image, "is_animated", False):
+            image.seek(0)
+        image.load()
+        if image.getexif():
+            image = ImageOps.exif_transpose(image)
+    except Exception as error:  # damaged files make the decoders raise nearly anything
+        raise PictureError(
+            f"{name} is damaged: {error}. Expected a complete {image.format or 'picture'} file; "
+            "fetch or export it again."
+        ) from error
+    return _rgb(image, name)
+
+
+def to_picture(pixels: NDArray[Any], *, value_range: tuple[float, float] = (-1.0, 1.0)) -> Image.Image:
+    """Turn pixels (3, H, W) into a picture: uint8 as they are, floats from ``value_range``.
+
+    Floats are scaled to 0..255, clipped and truncated, as the published code does.
+    """
+    if pixels.ndim != 3 or pixels.shape[0] != 3:
+        raise ValueError(f"pixels must be (3, H, W), not {pixels.shape}")
+    if pixels.dtype != np.uint8:
+        low, high = value_range
+        scaled = (pixels.astype(np.float32) - low) / (high - low) * 255
+        pixels = np.clip(scaled, 0, 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))  # (H, W, 3)
+
+
+def _name(source: PictureSource) -> str:
+    """What an error calls this picture."""
+    if isinstance(source, bytes):
+        return f"the picture ({len(source):,} bytes)"
+    if isinstance(source, Image.Image):
+        return f"the picture '{source.filename}'" if getattr(source, "filename", "") else "the picture"
+    return f"the picture '{source}'"
+
+
+def _opened(source: str | Path | bytes, name: str) -> Image.Image:
+    """Read the file's header; the pixels come later, once the size is known to be harmless."""
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        raise PictureError(f"{name} is an address; pictures are read from files. Download it first.")
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        what = "a folder" if Path(source).is_dir() else "not there"
+        raise PictureError(f"{name} is {what}; expected a picture file. Check the path.")
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError(f"{name} is too large to be read safely: {error} Scale it down first.") from error
+    except Image.UnidentifiedImageError as error:
+        raise PictureError(
+            f"{name} is not a picture that can be read; expected PNG, JPEG, WebP, GIF, TIFF or BMP. "
+            "Is it complete, and is it a picture at all?"
+        ) from error
+    except Exception as error:  # a header that lies
+        raise PictureError(f"{name} cannot be opened: {error}. Export it again, as PNG say.") from error
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    """Bring any mode to RGB."""
+    mode = image.mode
+    if mode.startswith("I"):  # 16-bit greys, by themselves ("I;16") or in 32 bits ("I")
+        values = np.asarray(image).astype(np.int64)  # (H, W)
+        if values.min() < 0 or values.max() > 65535:
+            raise PictureError(
+                f"{name} holds whole numbers from {values.min()} to {values.max()}; expected 8 or 16 bits "
+                "a pixel. Scale it to 0..255 first."
+            )
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if mode in ("F", "LAB"):
+        raise PictureError(
+            f"{name} is of mode {mode}, whose colours have no fixed meaning here; expected 8 or 16 bits of "
+            "grey, RGB or CMYK. Convert it first."
+        )
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image if mode == "RGB" else image.convert("RGB")

@@ -1,0 +1,176 @@
+"""Every kind of picture that people bring: the right colours, or an error that says what to do."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from janus_modular.errors import PictureError
+from janus_modular.processing.pictures import open_picture, to_picture
+
+
+def file_of(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A few bytes that claim to be a huge picture."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    ramp = np.arange(64 * 48 * 3, dtype=np.uint32).reshape(48, 64, 3) * 7 % 256
+    return Image.fromarray(ramp.astype(np.uint8))
+
+
+def test_path_bytes_and_image_are_the_same(photo: Image.Image, tmp_path: Path) -> None:
+    data = file_of(photo, "PNG")
+    (tmp_path / "a.png").write_bytes(data)
+    for source in (data, tmp_path / "a.png", str(tmp_path / "a.png"), photo):
+        assert open_picture(source).tobytes() == photo.tobytes()
+
+
+def test_exif_orientation_is_applied(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees to view"
+    picture = open_picture(file_of(photo, "PNG", exif=exif))
+    assert picture.size == (48, 64)
+    assert picture.tobytes() == photo.transpose(Image.Transpose.ROTATE_270).tobytes()
+
+
+def test_cmyk() -> None:
+    red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    assert open_picture(red).getpixel((5, 5)) == (255, 0, 0)
+    r, g, b = open_picture(file_of(red, "JPEG")).getpixel((5, 5))
+    assert r > 240
+    assert max(g, b) < 15  # JPEG is lossy
+
+
+def test_sixteen_bit_greys_are_scaled_not_clipped() -> None:
+    grey = np.array([[0, 257 * 100, 65535, 300]], np.uint16)
+    for source in (
+        Image.fromarray(grey),
+        file_of(Image.fromarray(grey), "PNG"),
+        file_of(Image.fromarray(grey), "TIFF"),
+    ):
+        assert np.asarray(open_picture(source))[0, :, 0].tolist() == [0, 100, 255, 1]
+    wide = Image.fromarray(grey.astype(np.int32))
+    assert np.asarray(open_picture(wide))[0, :, 1].tolist() == [0, 100, 255, 1]
+
+
+def test_numbers_without_a_meaning_are_refused() -> None:
+    with pytest.raises(PictureError, match="from -1 to 70000"):
+        open_picture(Image.fromarray(np.array([[-1, 70000]], np.int32)))
+    with pytest.raises(PictureError, match="mode F"):
+        open_picture(Image.fromarray(np.array([[0.5]], np.float32)))
+
+
+def test_transparent_is_white() -> None:
+    half = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    half.putpixel((1, 0), (255, 0, 0, 255))
+    palette = half.convert("P")
+    palette.info["transparency"] = palette.getpixel((0, 0))
+    for source in (half, file_of(half, "PNG"), file_of(half, "WEBP", lossless=True), file_of(palette, "GIF")):
+        picture = open_picture(source)
+        assert picture.mode == "RGB"
+        assert picture.getpixel((0, 0)) == (255, 255, 255)
+        assert picture.getpixel((1, 0)) == (255, 0, 0)
+    assert open_picture(Image.new("LA", (1, 1), (0, 0))).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "HSV", "RGBa", "I", "I;16"]
+)
+def test_every_mode_gives_rgb(mode: str) -> None:
+    assert open_picture(Image.new(mode, (3, 2))).mode == "RGB"
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), c) for c in ("red", "lime", "blue")]
+    data = file_of(frames[0], kind, save_all=True, append_images=frames[1:], duration=10, lossless=True)
+    r, g, b = open_picture(data).getpixel((4, 4))
+    assert r > 240
+    assert max(g, b) < 15
+
+
+def test_one_pixel_and_a_ribbon() -> None:
+    assert open_picture(Image.new("RGB", (1, 1), "red")).size == (1, 1)
+    assert open_picture(file_of(Image.new("RGB", (20_000, 10)), "PNG")).size == (20_000, 10)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_truncated(photo: Image.Image, kind: str) -> None:
+    data = file_of(photo, kind)
+    with pytest.raises(PictureError, match=r"damaged|not a picture|cannot be opened"):
+        open_picture(data[: len(data) // 2])
+
+
+def test_a_damaged_picture_that_was_opened_elsewhere(photo: Image.Image, tmp_path: Path) -> None:
+    (tmp_path / "half.png").write_bytes(file_of(photo, "PNG")[:150])
+    with Image.open(tmp_path / "half.png") as image, pytest.raises(PictureError, match=r"half\.png.*damaged"):
+        open_picture(image)
+
+
+@pytest.mark.parametrize("size", [(12_000, 12_000), (60_000, 60_000)])
+@pytest.mark.parametrize("warned", [True, False])
+@pytest.mark.filterwarnings("default")
+def test_decompression_bomb(size: tuple[int, int], warned: bool) -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if warned else "ignore", Image.DecompressionBombWarning)
+        with pytest.raises(PictureError, match=r"too large|at most"):
+            open_picture(png_claiming(*size))
+
+
+def test_the_limit_is_the_callers(photo: Image.Image) -> None:
+    with pytest.raises(PictureError, match=r"64 x 48 = 3,072 pixels; at most 100 "):
+        open_picture(photo, max_pixels=100)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>"]
+)
+def test_not_a_picture(data: bytes) -> None:
+    with pytest.raises(PictureError):
+        open_picture(data)
+
+
+def test_paths_that_hold_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match=r"nowhere\.png' is not there"):
+        open_picture(tmp_path / "nowhere.png")
+    with pytest.raises(PictureError, match="is a folder"):
+        open_picture(tmp_path)
+    with pytest.raises(PictureError, match="Download it first"):
+        open_picture("https://example.org/a.png")
+    with pytest.raises(PictureError, match="empty"):
+        open_picture(Image.new("RGB", (0, 3)))
+
+
+def test_to_picture_clips_and_truncates() -> None:
+    x = np.zeros((3, 1, 4), np.float32)
+    x[:, 0] = [-2.0, -1.0, 0.0, 1.5]
+    assert np.asarray(to_picture(x))[0, :, 0].tolist() == [0, 0, 127, 255]  # 127.5 is truncated
+    assert np.asarray(to_picture((x + 1) / 2, value_range=(0, 1)))[0, :, 0].tolist() == [0, 0, 127, 255]
+    exact = np.arange(12, dtype=np.uint8).reshape(3, 2, 2)
+    assert (np.asarray(to_picture(exact)).transpose(2, 0, 1) == exact).all()
+    with pytest.raises(ValueError, match=r"\(3, H, W\)"):
+        to_picture(np.zeros((2, 2, 3)))
