@@ -52,8 +52,7 @@ class HybridAdaptor(nn.Module):
         """Carry features (N, P, 2C), high then low, to (N, P, D)."""
         high, low = features.chunk(2, dim=-1)  # (N, P, C) each
         joined = torch.cat([self.high_up_proj(high), self.low_up_proj(low)], dim=-1)  # (N, P, D)
-        projected: Tensor = self.layers(joined)
-        return projected
+        return self.layers(joined)
 
 
 @hookimpl

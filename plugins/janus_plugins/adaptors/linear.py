@@ -30,8 +30,7 @@ class LinearAdaptor(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Carry features (N, P, C) to (N, P, D)."""
-        projected: Tensor = self.layers(features)
-        return projected
+        return self.layers(features)
 
 
 @hookimpl

@@ -29,8 +29,7 @@ class MlpHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Turn hidden states (..., D) into code logits (..., K)."""
-        logits: Tensor = self.vision_head(self.vision_activation(self.output_mlp_projector(hidden)))
-        return logits
+        return self.vision_head(self.vision_activation(self.output_mlp_projector(hidden)))
 
 
 @hookimpl
