@@ -1,0 +1,166 @@
+"""SigLIP, the understanding encoder of Janus and Janus-Pro: every patch of the picture becomes a feature.
+
+The sizes of the known ones (width, layers, heads, intermediate, patch_size, image_size):
+    base/16-224     768, 12, 12, 3072, 16, 224
+    large/16-384   1024, 24, 16, 4096, 16, 384   Janus and Janus-Pro, 303.689 M parameters
+    so400m/14-384  1152, 27, 16, 4304, 14, 384
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from janus_modular import (
+    CheckpointError,
+    ConfigError,
+    PartConfig,
+    PixelSpec,
+    Registry,
+    UnderstandingEncoder,
+    hookimpl,
+)
+
+
+@dataclass
+class SiglipConfig(PartConfig):
+    """The published L/16-384; see this module's docstring for the others' numbers."""
+
+    width: int = 1024  # C
+    layers: int = 24
+    heads: int = 16
+    intermediate: int = 4096  # width inside each MLP
+    patch_size: int = 16  # pixels
+    image_size: int = 384  # side of the square pictures that the position table is for, in pixels
+    activation: Literal["gelu", "gelu_pytorch_tanh"] = "gelu"  # Janus: gelu; Google's releases: the tanh one
+    select_layer: int = -1  # the last block that is run: -1 the last, -2 the one before it, 2 the second
+    pixels: PixelSpec = field(default_factory=PixelSpec)  # of any size: positions are interpolated
+
+
+class SiglipEncoder(nn.Module):
+    """transformers' SigLIP vision tower without its pooling head, cut after ``select_layer``.
+
+    Features are all patch tokens of the last block that is left, after the final LayerNorm. Blocks
+    that are cut off are not built.
+    """
+
+    def __init__(self, config: SiglipConfig) -> None:
+        super().__init__()
+        if config.width % config.heads:
+            raise ConfigError(f"siglip: a width of {config.width} does not divide into {config.heads} heads")
+        self.config = config
+        self.width = config.width
+        self.pixels = config.pixels
+        self.model = SiglipVisionModel(
+            SiglipVisionConfig(
+                hidden_size=config.width,
+                intermediate_size=config.intermediate,
+                num_hidden_layers=kept_layers(config),
+                num_attention_heads=config.heads,
+                image_size=config.image_size,
+                patch_size=config.patch_size,
+                hidden_act=config.activation,
+                layer_norm_eps=1e-6,
+                vision_use_head=False,
+            )
+        )
+
+    def num_tokens(self, height: int, width: int) -> int:
+        """One for each whole patch; what is left over at the right and at the bottom is not seen."""
+        return (height // self.config.patch_size) * (width // self.config.patch_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode normalised pixels (N, 3, H, W) into features (N, P, C)."""
+        native = (self.config.image_size, self.config.image_size)
+        output = self.model(pixels, interpolate_pos_encoding=tuple(pixels.shape[-2:]) != native)
+        return output.last_hidden_state
+
+    def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Read the published tower (timm's names), transformers' SigLIP, or transformers' Janus.
+
+        A position table for pictures of another size is interpolated to this one's.
+        """
+        for name in weights:
+            for anchor, read in ANCHORS.items():
+                if name.endswith(anchor):
+                    return self._read(weights, name.removesuffix(anchor), read)
+        raise CheckpointError(
+            f"siglip found no vision tower: no name ends in {' or '.join(map(repr, ANCHORS))} among "
+            f"{sorted(weights)[:5]}, ...; offer a SigLIP or a Janus checkpoint"
+        )
+
+    def _read(
+        self, weights: Mapping[str, Tensor], prefix: str, read: Renaming
+    ) -> Iterator[tuple[str, Tensor]]:
+        for name in weights:
+            if name.startswith(prefix):
+                for own, tensor in read(name.removeprefix(prefix), weights[name]):
+                    yield f"model.{own}", self._fitted(tensor) if "position_embedding" in own else tensor
+
+    def _fitted(self, table: Tensor) -> Tensor:
+        """Bring a position table (P, C) to this model's size, as transformers does at run time."""
+        side, wanted = int(len(table) ** 0.5), self.config.image_size // self.config.patch_size
+        if side == wanted or side**2 != len(table):
+            return table  # one that is no square is left to the loader's report
+        grid = table.T.reshape(1, -1, side, side)
+        grid = F.interpolate(grid, size=(wanted, wanted), mode="bicubic", align_corners=False)
+        return grid.flatten(2)[0].T.contiguous()
+
+
+def kept_layers(config: SiglipConfig) -> int:
+    """Count the blocks up to ``select_layer``: -1 all, -2 all but one, n the first n (the published rule)."""
+    chosen = config.select_layer
+    kept = min(config.layers, chosen if chosen > 0 else config.layers + chosen + 1)
+    if kept < 1:
+        raise ConfigError(f"siglip: select_layer {chosen} leaves no block; the least is -{config.layers}")
+    return kept
+
+
+def from_timm(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield SigLIP's names for one of timm's; fused queries, keys and values are split in three."""
+    own = name
+    for theirs, ours in TIMM_NAMES.items():
+        own = re.sub(theirs, ours, own)
+    if name.startswith("attn_pool."):
+        return  # stored in published checkpoints, and used by none
+    if name == "pos_embed":
+        yield own, tensor.squeeze(0)
+    elif ".qkv." in own:
+        for one, third in zip("qkv", tensor.chunk(3), strict=True):
+            yield own.replace(".qkv.", f".{one}_proj."), third.contiguous()
+    else:
+        yield own, tensor
+
+
+def from_transformers(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield SigLIP's names for those of SigLIP or of transformers' Janus; the pooling head is not used."""
+    if not name.startswith("head."):
+        yield name.replace(".projection_layer.", ".out_proj."), tensor
+
+
+Renaming = Callable[[str, Tensor], Iterator[tuple[str, Tensor]]]
+ANCHORS: dict[str, Renaming] = {  # how a tower is recognised, and where its names begin
+    "patch_embed.proj.weight": from_timm,
+    "embeddings.patch_embedding.weight": from_transformers,
+}
+TIMM_NAMES = {
+    r"^patch_embed\.proj\.": "embeddings.patch_embedding.",
+    r"^pos_embed$": "embeddings.position_embedding.weight",
+    r"^norm\.": "post_layernorm.",
+    r"^blocks\.": "encoder.layers.",
+    r"\.attn\.proj\.": ".self_attn.out_proj.",
+    r"\.attn\.qkv\.": ".self_attn.qkv.",
+    r"\.norm([12])\.": r".layer_norm\1.",
+}
+
+
+@hookimpl
+def register_understanding_encoders(registry: Registry[UnderstandingEncoder]) -> None:
+    """Offer this encoder."""
+    registry.add("siglip", SiglipEncoder, SiglipConfig)
