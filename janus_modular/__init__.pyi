@@ -1,3 +1,4 @@
+from .checkpoints.pretrained import resolve_pretrained as resolve_pretrained
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError

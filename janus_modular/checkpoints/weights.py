@@ -1,0 +1,198 @@
+"""Weight files as one lazy mapping of names to tensors: safetensors or PyTorch's, single or sharded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from janus_modular.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+Read = Callable[[], Tensor]
+
+PREFERRED = ("model.safetensors", "pytorch_model.bin")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+
+class Weights(Mapping[str, Tensor]):
+    """The tensors of one checkpoint, by name.
+
+    Reading a name maps the file, privately: its pages count as file cache, not as memory of ours, until
+    somebody writes into them. ``used`` remembers what was read, so that left-overs can be told.
+    """
+
+    def __init__(self, path: Path, reads: Mapping[str, Read]) -> None:
+        self.path = path
+        self.used: set[str] = set()
+        self._reads = reads
+
+    def __getitem__(self, name: str) -> Tensor:
+        read = self._reads[name]
+        self.used.add(name)
+        return read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._reads)
+
+    def __len__(self) -> int:
+        return len(self._reads)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._reads  # asking is not reading
+
+    def left_over(self) -> list[str]:
+        """Name what was never read."""
+        return sorted(set(self._reads) - self.used)
+
+
+def open_weights(path: Path) -> Weights:
+    """Open a weight file, or the one checkpoint in a folder.
+
+    Containers in PyTorch files are flattened, so that a LlamaGen file's names begin with ``ema.`` or
+    ``model.``; what is not a tensor in them is left out.
+
+    Raises:
+        CheckpointError: nothing to read, or a file that is damaged, missing, or not as its index says.
+    """
+    if not path.is_dir():
+        return Weights(path, _open_file(path))
+    found = _choose(path)
+    if found.name.endswith(".index.json"):
+        return Weights(path, _open_shards(found))
+    return Weights(path, _open_file(found))
+
+
+def _choose(folder: Path) -> Path:
+    """Pick the weights of a folder: safetensors before PyTorch's, an index before a single file."""
+    for name in PREFERRED:
+        for candidate in (folder / f"{name}.index.json", folder / name):
+            if candidate.exists():
+                return candidate
+    for pattern in (
+        "*.safetensors.index.json",
+        "*.safetensors",
+        "*.bin.index.json",
+        "*.bin",
+        "*.pt",
+        "*.pth",
+    ):
+        candidates = sorted(folder.glob(pattern))
+        if len(candidates) > 1:
+            names = ", ".join(c.name for c in candidates)
+            raise CheckpointError(
+                f"{folder} holds several weight files and no index that joins them: {names}.\n"
+                "Name one of them, or bring the *.index.json that belongs to them."
+            )
+        if candidates:
+            return candidates[0]
+    raise CheckpointError(
+        f"{folder} holds no weights: expected a file ending in {', '.join(SUFFIXES)}, or an index of shards."
+    )
+
+
+def _open_shards(index: Path) -> dict[str, Read]:
+    """Join the shards that an index names, and hold them to what it says of them."""
+    try:
+        where: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{index} is not an index of shards: {error!r}. Fetch it again.") from error
+    shards = sorted(set(where.values()))
+    if gone := [name for name in shards if not (index.parent / name).is_file()]:
+        raise CheckpointError(
+            f"{index.parent} lacks {len(gone)} of {len(shards)} shards named in {index.name}:"
+            f" {', '.join(gone)}. Fetch them again."
+        )
+    reads: dict[str, Read] = {}
+    for shard in shards:
+        held = _open_file(index.parent / shard)
+        told = {name for name, home in where.items() if home == shard}
+        if held.keys() != told:
+            raise CheckpointError(
+                f"{index.parent / shard} is not as {index.name} says:"
+                f"{_some(' it lacks', told - held.keys())}{_some(' it also holds', held.keys() - told)}"
+                " Shards and index are of different checkpoints."
+            )
+        reads |= held
+    return reads
+
+
+def _some(what: str, names: set[str]) -> str:
+    return f"{what} {', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''}." if names else ""
+
+
+def _open_file(path: Path) -> dict[str, Read]:
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}.")
+    if path.suffix not in SUFFIXES:
+        raise CheckpointError(f"{path} is not a weight file: expected one ending in {', '.join(SUFFIXES)}.")
+    return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
+
+
+def _open_safetensors(path: Path) -> dict[str, Read]:
+    try:
+        file = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {_damage(path) or error}. Fetch it again.") from error
+    return {name: lambda name=name: file.get_tensor(name) for name in file.keys()}  # type: ignore[misc]  # noqa: SIM118
+
+
+def _damage(path: Path) -> str | None:
+    """Say what is wrong with the size of a safetensors file (header length, header, data), if anything is."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 + length:
+            return f"it has {size} bytes, too few for the header that it announces"
+        try:
+            header = json.loads(file.read(length))
+            expected = (
+                8 + length + max(v["data_offsets"][1] for k, v in header.items() if k != "__metadata__")
+            )
+        except (ValueError, KeyError, TypeError):
+            return None
+    return f"it has {size} bytes, its header promises {expected}" if size != expected else None
+
+
+def _open_torch(path: Path) -> dict[str, Read]:
+    """Unpickle a PyTorch file, tensors and plain containers only; the old format cannot be mapped."""
+    mapped = zipfile.is_zipfile(path)
+    if not mapped and path.stat().st_size:
+        log.warning(
+            "%s is in PyTorch's old format, which cannot be mapped: reading it takes %.2f GB of memory",
+            path,
+            path.stat().st_size / 1e9,
+        )
+    try:
+        # LlamaGen's files carry their training arguments.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error):
+            raise CheckpointError(
+                f"{path} holds more than tensors and is not unpickled, since that could run its code:\n{error}"
+            ) from error
+        raise CheckpointError(f"{path} cannot be read: {error}. Fetch it again.") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is damaged or cut short: {error}. Fetch it again."
+        ) from error
+    return dict(_flat(content))
+
+
+def _flat(content: object, prefix: str = "") -> Iterator[tuple[str, Read]]:
+    if isinstance(content, Mapping):
+        for name, value in content.items():
+            yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(content, Tensor):
+        tensor: Tensor = content
+        yield prefix, lambda: tensor
