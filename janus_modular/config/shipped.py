@@ -40,6 +40,7 @@ def find(config: str | Path) -> Path:
     bare = [one.removeprefix("model/") for one in known]
     found = f"'{config}' is a folder" if path.is_dir() else f"there is no config '{config}'"
     raise ConfigError(
-        f"{found}: expected a YAML file or a shipped name. {did_you_mean(name, [*known, *bare])}".rstrip() + "\n"
+        f"{found}: expected a YAML file or a shipped name. {did_you_mean(name, [*known, *bare])}".rstrip()
+        + "\n"
         "See the shipped ones with: janus-modular config list"
     )

@@ -1,0 +1,90 @@
+"""Joins the commands, takes the global options, and prints what a user can put right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from janus_modular.cli import config, env, info, plugins
+from janus_modular.errors import JanusError, missing_extra
+
+GLOBAL_FLAGS, GLOBAL_OPTIONS = ("--traceback",), ("--plugin",)
+
+
+class JanusGroup(TyperGroup):
+    """Takes global options anywhere on the line, and turns our errors into a message and exit code 2."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Bring global options to the front, where the parser expects them."""
+        front: list[str] = []
+        rest: list[str] = []
+        line = iter(args)
+        for word in line:
+            if word == "--":
+                rest += [word, *line]
+            elif word in GLOBAL_FLAGS or (word.partition("=")[0] in GLOBAL_OPTIONS and "=" in word):
+                front.append(word)
+            elif word in GLOBAL_OPTIONS:
+                front += [word, *[value for value in [next(line, None)] if value is not None]]
+            else:
+                rest.append(word)
+        return super().parse_args(ctx, front + rest)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; print a `JanusError`, or the pip line that brings a missing package."""
+        try:
+            return super().invoke(ctx)
+        except (JanusError, ModuleNotFoundError) as error:
+            cure = missing_extra(error, "this command") if isinstance(error, ModuleNotFoundError) else error
+            if cure is None or ctx.params.get("traceback"):
+                raise
+            typer.echo(str(cure), err=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    name="janus-modular",
+    cls=JanusGroup,
+    help="Train, swap and ship your own Janus: one transformer that reads pictures and draws them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    ctx: typer.Context,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option("--plugin", metavar="FILE.py", help="Load a local plugin file; may be repeated."),
+    ] = None,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Take the options that every command has."""
+    if version:
+        from janus_modular import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+    if plugin:
+        from janus_modular.plugins import default_plugins
+
+        for file in plugin:
+            default_plugins().add_file(file)
+
+
+# One line a command, or a group of them.
+app.add_typer(config.app, name="config")
+app.add_typer(plugins.app, name="plugins")
+app.command()(env.env)
+app.command()(info.info)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

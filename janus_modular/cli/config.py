@@ -1,0 +1,94 @@
+"""``config``: the shipped configs, and what a config comes to with overrides."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Configs: list, show, check and compare them.", no_args_is_help=True)
+Config = Annotated[str, typer.Argument(help="A YAML file, or a shipped name: tiny, train/janus_pro/stage1.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Changes.")]
+
+
+@app.command("list")
+def list_configs(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the shipped configs with what each is."""
+    from janus_modular.config.shipped import shipped
+
+    first_lines = {}
+    for name, path in shipped().items():
+        with path.open(encoding="utf-8") as file:
+            first_lines[name] = file.readline().lstrip("# ").strip()
+    if as_json:
+        typer.echo(json.dumps(first_lines, indent=2))
+        return
+    width = max(map(len, first_lines), default=0)
+    for name, line in first_lines.items():
+        typer.echo(f"{name:<{width}}  {line}")
+
+
+@app.command()
+def show(
+    config: Config,
+    overrides: Overrides = None,
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="Check it too, and write out every default.")
+    ] = False,
+) -> None:
+    """Print a config as it is with the overrides applied."""
+    from janus_modular.config import load, to_yaml
+
+    raw = load(config, overrides or ())
+    typer.echo(to_yaml(_resolved(raw) if defaults else raw), nl=False)
+
+
+@app.command()
+def validate(config: Config, overrides: Overrides = None) -> None:
+    """Check a config against what its components take; report every fault at once, with its path."""
+    from janus_modular.config import load, parts_in
+
+    checked = _resolved(load(config, overrides or ()))
+    typer.echo(f"{config} is valid.")
+    for path, part in parts_in(checked):
+        typer.echo(f"  {path}: {part.name}")
+
+
+@app.command()
+def diff(
+    config: Config,
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[OTHER] [A.B=C]...", help="Another config, or changes.")
+    ] = None,
+) -> None:
+    """Show what overrides change in a config, or how another config differs from it."""
+    from janus_modular.config import load
+
+    other = next((word for word in changes or () if "=" not in word), config)
+    before = _flat(load(config))
+    after = _flat(load(other, [word for word in changes or () if "=" in word]))
+    for path in dict.fromkeys([*before, *after]):
+        if path not in after:
+            typer.echo(f"- {path}: {json.dumps(before[path], ensure_ascii=False)}")
+        elif path not in before:
+            typer.echo(f"+ {path}: {json.dumps(after[path], ensure_ascii=False)}")
+        elif before[path] != after[path]:
+            old, new = (json.dumps(one[path], ensure_ascii=False) for one in (before, after))
+            typer.echo(f"  {path}: {old} -> {new}")
+
+
+def _resolved(raw: dict[str, Any]) -> Any:
+    from janus_modular.config import resolve
+    from janus_modular.config.kinds import schema_of
+
+    return resolve(raw, schema_of(raw))
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        found: dict[str, Any] = {}
+        for key, value in tree.items():
+            found |= _flat(value, f"{path}.{key}" if path else str(key))
+        return found
+    return {path: tree}

@@ -1,0 +1,88 @@
+"""``env``: what a bug report needs to say about this machine and this installation."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "omegaconf", "pluggy")
+
+
+def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Print versions, extras, devices and plugins: put this into a bug report."""
+    facts = gather()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    for heading, lines in facts.items():
+        typer.echo(f"{heading}:")
+        for key, value in lines.items():
+            typer.echo(f"  {key}: {', '.join(value) if isinstance(value, list) else value}")
+
+
+def gather() -> dict[str, dict[str, Any]]:
+    """Return the facts by heading."""
+    from janus_modular import __version__
+    from janus_modular.plugins import default_plugins
+    from janus_modular.registry import SLOTS
+
+    plugins = default_plugins()
+    others = sorted({one.origin for one in plugins.announcements if one.dist != "janus-modular"})
+    return {
+        "versions": {
+            "janus-modular": __version__,
+            "python": f"{platform.python_version()} ({sys.executable})",
+            "platform": platform.platform(),
+            **{name: _version(name) for name in PACKAGES},
+        },
+        "extras": _extras(),
+        "devices": _devices(),
+        "components": {slot: plugins.names(slot) for slot in SLOTS},
+        "plugins": {"of others": others or ["none"], "switched off": list(plugins.disabled) or ["none"]},
+        "settings": {name: os.environ[name] for name in sorted(os.environ) if name.startswith("JANUS_")}
+        or {"none": ""},
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _extras() -> dict[str, str]:
+    """Say of each extra whether it is complete here, from the packages that it adds."""
+    from importlib.util import find_spec
+
+    from janus_modular.errors import EXTRAS
+
+    found = {}
+    for extra, modules in EXTRAS.items():
+        missing = [name for name in modules if find_spec(name) is None]
+        found[extra] = (
+            "complete" if not missing else f"lacks {', '.join(missing)}: pip install 'janus-modular[{extra}]'"
+        )
+    return found
+
+
+def _devices() -> dict[str, str]:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return {"none": "torch is not installed: pip install 'janus-modular[torch]'"}
+    found = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads for torch"}
+    for index in range(torch.cuda.device_count()):
+        one = torch.cuda.get_device_properties(index)
+        found[f"cuda:{index}"] = (
+            f"{one.name}, {one.total_memory / 2**30:.1f} GiB, compute {one.major}.{one.minor}"
+        )
+    if torch.backends.mps.is_available():
+        found["mps"] = "Apple GPU"
+    return found

@@ -1,0 +1,154 @@
+"""``plugins``: what is installed, what a component takes, and whether each one loads."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from janus_modular.plugins import Announcement, Plugins
+    from janus_modular.plugins.probe import Report
+
+app = typer.Typer(help="Components: list them, look at one, check them all.", no_args_is_help=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_plugins(
+    as_json: AsJson = False,
+    hooks: Annotated[
+        bool, typer.Option("--hooks", help="List the hooks that a plugin may implement instead.")
+    ] = False,
+) -> None:
+    """List every component by slot, from metadata alone: nothing is loaded."""
+    from janus_modular.plugins import default_plugins
+
+    if hooks:
+        _print_rows(("hook", "what it offers"), _hooks(), as_json)
+        return
+    plugins = default_plugins()
+    rows = [
+        {
+            "slot": one.slot,
+            "name": one.name,
+            "plugin": one.origin,
+            "where": str(one.file or one.module),
+            "state": _state(plugins, one),
+        }
+        for one in plugins.announcements
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        _print_rows(
+            ("slot", "name", "plugin", "state"),
+            [tuple(row[key] for key in row if key != "where") for row in rows],
+        )
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A component: NAME, SLOT:NAME or DISTRIBUTION:NAME.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what a component is and which options it takes."""
+    from janus_modular.errors import PluginError
+    from janus_modular.plugins import default_plugins
+    from janus_modular.plugins.probe import probe
+    from janus_modular.suggest import did_you_mean
+
+    plugins = default_plugins()
+    found = [one for one in plugins.announcements if one.is_called(name) and one.dist != name]
+    if not found:
+        known = [one.name for one in plugins.announcements]
+        raise PluginError(
+            f"no component is called '{name}'. {did_you_mean(name, known)}".rstrip()
+            + "\nSee them all with: janus-modular plugins list"
+        )
+    reports = [(one, probe(one)) for one in found]
+    if as_json:
+        typer.echo(json.dumps([_as_dict(one, report) for one, report in reports], indent=2))
+    else:
+        for one, report in reports:
+            _print_report(one, report)
+    if broken := [report.message for _, report in reports if report.message]:
+        raise PluginError("\n".join(broken))
+
+
+@app.command()
+def doctor(
+    as_json: AsJson = False,
+    timeout: Annotated[float, typer.Option(help="Seconds that each plugin may take.")] = 120.0,
+) -> None:
+    """Load every plugin in a process of its own, and compare what it announces with what it registers."""
+    from janus_modular.plugins import default_plugins
+    from janus_modular.plugins.probe import probe_all
+
+    plugins = default_plugins()
+    checked = [one for one in plugins.announcements if plugins.is_on(one)]
+    reports = list(zip(checked, probe_all(checked, timeout=timeout), strict=True))
+    if as_json:
+        typer.echo(json.dumps([_as_dict(one, report) for one, report in reports], indent=2))
+    else:
+        rows = [
+            (one.slot, one.name, one.origin, "broken" if report.message else "ok", f"{report.seconds:.1f} s")
+            for one, report in reports
+        ]
+        _print_rows(("slot", "name", "plugin", "state", "took"), rows)
+        for _, report in reports:
+            if report.message:
+                typer.echo(f"\n{report.message}")
+                if report.output:
+                    typer.echo(f"  it printed: {report.output}")
+    for word in plugins.disabled:
+        if not any(one.is_called(word) for one in plugins.announcements):
+            typer.echo(f"JANUS_DISABLE_PLUGINS names '{word}', but nothing here is called so.", err=True)
+    if any(report.message for _, report in reports):
+        raise typer.Exit(1)
+
+
+def _state(plugins: Plugins, one: Announcement) -> str:
+    return one.refusal() or ("on" if plugins.is_on(one) else "off")
+
+
+def _hooks() -> list[tuple[str, str]]:
+    from janus_modular.registry import SLOTS, Hooks
+
+    found = [
+        (f"register_{slot}(registry)", getattr(Hooks, f"register_{slot}").__doc__ or "") for slot in SLOTS
+    ]
+    return [(name, " ".join(doc.split())) for name, doc in found]
+
+
+def _as_dict(one: Announcement, report: Report) -> dict[str, object]:
+    return {"slot": one.slot, "name": one.name, "plugin": one.origin, **vars(report)}
+
+
+def _print_rows(columns: tuple[str, ...], rows: list[tuple[str, ...]], as_json: bool = False) -> None:
+    if as_json:
+        typer.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False, highlight=False).print(table)
+
+
+def _print_report(one: Announcement, report: Report) -> None:
+    from janus_modular.registry import slot_label
+
+    typer.echo(f"{one.name}: {slot_label(one.slot)} of {one.origin} ({one.file or one.module})")
+    if report.doc:
+        typer.echo(f"\n{report.doc}\n")
+    _print_rows(
+        ("option", "type", "default", "what it is"),
+        [(option["name"], option["type"], option["default"], option["comment"]) for option in report.options],
+    )
+    typer.echo()

@@ -1,0 +1,29 @@
+"""Which dataclass a config file is a picture of, told by its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from janus_modular.errors import ConfigError
+
+KINDS = {
+    "model": ("backbone", "janus_modular.schema", "ModelConfig"),
+}
+"""Kind of config -> a key that only this kind has, and where its dataclass is."""
+
+
+def schema_of(raw: Mapping[str, Any]) -> type[Any]:
+    """Return the dataclass that ``raw`` should be an instance of.
+
+    Raises:
+        ConfigError: it has the keys of no kind of config.
+    """
+    for key, module, name in KINDS.values():
+        if key in raw:
+            return getattr(import_module(module), name)
+    telling = ", ".join(f"'{key}' ({kind})" for kind, (key, _, _) in KINDS.items())
+    raise ConfigError(
+        f"found the keys {', '.join(map(str, raw)) or '(none)'}; expected one that tells its kind: {telling}"
+    )

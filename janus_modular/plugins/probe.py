@@ -1,0 +1,95 @@
+"""Tries a plugin in a child process: what it prints, how it crashes and how long it takes stay there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from janus_modular.errors import JanusError
+from janus_modular.plugins.announcements import Announcement
+from janus_modular.plugins.loading import load, load_file
+
+
+@dataclass
+class Report:
+    """What a plugin turned out to be."""
+
+    message: str = ""  # what is wrong with it; empty where nothing is
+    registers: list[str] = field(default_factory=list)
+    doc: str = ""
+    options: list[dict[str, str]] = field(default_factory=list)  # name, type, default, comment
+    output: str = ""  # what it printed while it was loaded
+    seconds: float = 0.0
+
+
+def probe(one: Announcement, *, timeout: float = 120.0) -> Report:
+    """Load one plugin in a child process and report; never raises for what is wrong with it."""
+    who = f"Plugin '{one.name}' ({one.origin})"
+    if refusal := one.refusal():
+        return Report(f"{who} is not loaded: {refusal}.")
+    told = json.dumps({**asdict(one), "file": str(one.file) if one.file else None})
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder, "report.json")
+        command = [sys.executable, "-m", "janus_modular.plugins.probe", told, str(answer)]
+        try:
+            child = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return Report(f"{who} failed to load: it took longer than {timeout:g} s.", seconds=timeout)
+        output = child.stdout.decode("utf-8", "replace").strip()
+        if answer.is_file():
+            report = Report(**json.loads(answer.read_text("utf-8")))
+        else:
+            report = Report(f"{who} failed to load: its process ended with code {child.returncode}.")
+    report.output, report.seconds = output, time.monotonic() - start
+    return report
+
+
+def probe_all(announcements: Sequence[Announcement], *, timeout: float = 120.0) -> list[Report]:
+    """Probe several, a few at a time; the reports are in the order of the announcements."""
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda one: probe(one, timeout=timeout), announcements))
+
+
+def look_at(one: Announcement) -> Report:
+    """Load a plugin in this process and say what it registers and which options it takes."""
+    from janus_modular.plugins.options import options_of
+
+    try:
+        if one.file:
+            load_file(one.file)
+        entries = load(one)
+    except JanusError as error:
+        return Report(str(error))
+    entry = entries[one.name]
+    return Report(
+        registers=sorted(entries),
+        doc=(sys.modules[one.module].__doc__ or "").strip(),
+        options=options_of(entry.config),
+    )
+
+
+def main() -> None:
+    """Answer in a file: standard output belongs to whatever the plugin prints."""
+    told = json.loads(sys.argv[1])
+    told["file"] = Path(told["file"]) if told["file"] else None
+    Path(sys.argv[2]).write_text(json.dumps(asdict(look_at(Announcement(**told)))), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
