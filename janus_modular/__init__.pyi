@@ -7,6 +7,7 @@ from .errors import MissingExtraError as MissingExtraError
 from .errors import PictureError as PictureError
 from .errors import PluginError as PluginError
 from .errors import PromptError as PromptError
+from .errors import TrainingError as TrainingError
 from .interfaces import Adaptor as Adaptor
 from .interfaces import Backbone as Backbone
 from .interfaces import Cache as Cache
@@ -34,6 +35,8 @@ from .sequence import PictureToDraw as PictureToDraw
 from .sequence import PictureToRead as PictureToRead
 from .sequence import Sample as Sample
 from .sequence import Sequence as Sequence
+from .sampling import pick as pick
 from .sequence import Text as Text
+from .sequence import unconditional as unconditional
 
 __version__: str

@@ -38,6 +38,10 @@ class DataError(JanusError):
     """A training sample that cannot be used as it is."""
 
 
+class TrainingError(JanusError):
+    """A training that cannot go on, or cannot start as it was asked to."""
+
+
 class MissingExtraError(JanusError):
     """Something is needed that this installation leaves out; says the pip line that adds it."""
 

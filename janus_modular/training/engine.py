@@ -1,0 +1,157 @@
+"""One step of training, whatever is trained: forward, backward, clip, update, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from janus_modular.errors import TrainingError
+from janus_modular.training.optimizer import build_optimizer, rate
+from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
+
+W = TypeVar("W")  # what a step works on: a batch, or several
+
+
+@dataclass
+class Loss:
+    """What a piece of a step's work costs; the step follows the sum over its pieces."""
+
+    value: Tensor  # scalar
+    means: Mapping[str, tuple[Tensor, Tensor | float]] = field(
+        default_factory=dict
+    )  # name: (sum, over how many)
+    counts: Mapping[str, float] = field(default_factory=dict)  # name: how many of it were in this piece
+
+
+Objective = Callable[[W], Iterable[Loss]]
+"""Yields the loss of each piece of a step's work; one is done with before the next is asked for."""
+
+
+@dataclass
+class Figures:
+    """What steps measured: means by name as (sum, weight), and totals. Add them to go over several steps."""
+
+    steps: int = 0
+    means: dict[str, tuple[float, float]] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+
+    def add(self, other: Figures) -> None:
+        """Take in what other steps measured."""
+        self.steps += other.steps
+        for name, (total, weight) in other.means.items():
+            have = self.means.get(name, (0.0, 0.0))
+            self.means[name] = (have[0] + total, have[1] + weight)
+        for name, count in other.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
+
+    def values(self) -> dict[str, float]:
+        """Return each mean, and each count a step."""
+        means = {name: total / weight for name, (total, weight) in self.means.items() if weight}
+        return means | {name: count / self.steps for name, count in self.counts.items()}
+
+
+def of_scalars(losses: Callable[[W], Mapping[str, Tensor]]) -> Objective[W]:
+    """Make an objective of a function that returns named scalar losses; their sum is followed."""
+
+    def objective(work: W) -> Iterator[Loss]:
+        named = losses(work)
+        means = {f"loss/{name}": (value.detach(), 1.0) for name, value in named.items()}
+        yield Loss(torch.stack(list(named.values())).sum(), means)
+
+    return objective
+
+
+class Engine(Generic[W]):
+    """Holds a module, its optimizer and the number of the next step; ``step`` is all it does."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        objective: Objective[W],
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        *,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        """Train what of ``module`` has ``requires_grad``, computing in ``autocast`` where it is given.
+
+        Raises:
+            TrainingError: nothing learns.
+        """
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise TrainingError("nothing would learn: every parameter is frozen.")
+        self.objective = objective
+        self.config = optimizer
+        self.schedule = schedule
+        self.optimizer = build_optimizer(module, optimizer)
+        self.device = self.parameters[0].device
+        self.autocast = autocast
+        self.next_step = 0
+
+    def step(self, work: W) -> Figures:
+        """Update the weights once, and return what was measured.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite; the weights are as they were.
+        """
+        lr = self.config.lr * rate(self.schedule, self.next_step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, list[Any]] = {}  # name: [sum, weight], still on the device
+        counts: dict[str, float] = {}
+        losses = iter(self.objective(work))
+        while (loss := self._forward(losses)) is not None:
+            loss.value.backward()
+            for name, pair in {"loss": (loss.value.detach(), 0.0), **loss.means}.items():
+                have = sums.setdefault(name, [0.0, 0.0])
+                have[0], have[1] = have[0] + pair[0], have[1] + pair[1]
+            for name, count in loss.counts.items():
+                counts[name] = counts.get(name, 0) + count
+        sums["loss"][1] = 1.0
+        limit = float("inf") if self.config.clip is None else self.config.clip
+        sums["grad_norm"] = [nn.utils.clip_grad_norm_(self.parameters, limit), 1.0]
+        flat = torch.stack([torch.as_tensor(x, device=self.device) for pair in sums.values() for x in pair])
+        host = flat.double().tolist()  # the one wait for the device in a step
+        means = {name: (host[2 * i], host[2 * i + 1]) for i, name in enumerate(sums)}
+        self._check(means)
+        self.optimizer.step()
+        self.next_step += 1
+        return Figures(1, means | {"lr": (lr, 1.0)}, counts)
+
+    def _forward(self, losses: Iterator[Loss]) -> Loss | None:
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            return next(losses, None)
+
+    def _check(self, means: Mapping[str, tuple[float, float]]) -> None:
+        bad = [name for name, (total, _) in means.items() if not isfinite(total)]
+        if not bad:
+            return
+        where = ", ".join(name.removeprefix("loss/") for name in bad if "/" in name) or "no single loss"
+        what = "the loss" if "loss" in bad else "the gradient"
+        raise TrainingError(
+            f"step {self.next_step}: {what} is not finite (in: {where}). The weights are as before this step."
+            " Lower optimizer.lr, lengthen schedule.warmup, or look for broken samples in that source."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed run needs beside the weights and the work."""
+        state = {"next_step": self.next_step, "optimizer": self.optimizer.state_dict()}
+        state["rng"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            state["rng_cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state`` was taken."""
+        self.next_step = state["next_step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda" and "rng_cuda" in state:
+            torch.cuda.set_rng_state(state["rng_cuda"], self.device)

@@ -1,0 +1,124 @@
+"""Which samples a step is made of: counted, not drawn, so that the state is the number of the step.
+
+Sample k of source s is a pure function of the seed. Whatever prepares it (any thread, any machine, a run
+that was resumed) gets the same one. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import floor
+from zlib import crc32
+
+import numpy as np
+
+from janus_modular.errors import DataError, JanusError
+from janus_modular.interfaces import Source
+from janus_modular.sequence import Sample
+from janus_modular.training.schema import Phase
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The ``number``-th sample that training takes from a source."""
+
+    source: str
+    number: int
+
+
+def apportion(shares: Mapping[str, float], total: int) -> dict[str, int]:
+    """Split ``total`` by shares into whole numbers that add up to it: the largest remainders round up.
+
+    Ties go to the one named first, so that every step is the same.
+    """
+    whole = sum(shares.values())
+    exact = {name: total * share / whole for name, share in shares.items()}
+    counts = {name: floor(value) for name, value in exact.items()}
+    by_remainder = sorted(shares, key=lambda name: counts[name] - exact[name])
+    for name in by_remainder[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+def shuffled(index: int, length: int, seed: Sequence[int]) -> int:
+    """Return where ``index`` goes in a random order of ``length`` things, without writing that order down.
+
+    A Feistel network permutes 4^n numbers, the least that hold ``length``; a result beyond it goes
+    through once more (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    """
+    half = max(1, ((length - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    keys = [int(key) for key in np.random.SeedSequence(list(seed)).generate_state(4, np.uint64)]
+    while True:
+        left, right = index >> half, index & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right ^ key) & mask)
+        index = left << half | right
+        if index < length:
+            return index
+
+
+def _mix(x: int) -> int:
+    """Scramble 64 bits (the finaliser of splitmix64)."""
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+    return x ^ x >> 31
+
+
+class Mixture:
+    """Sources, mixed at a fixed ratio inside every step."""
+
+    def __init__(self, sources: Mapping[str, Source], phases: Sequence[Phase], batch: int, seed: int) -> None:
+        self.sources = sources
+        self.seed = seed
+        self._phases = [(phase.until, apportion(phase.shares, batch)) for phase in phases]
+        for name, source in sources.items():
+            if not len(source):
+                raise DataError(f"source '{name}' has no samples: expected at least one.")
+
+    def counts(self, step: int) -> dict[str, int]:
+        """Return how many samples of each source step ``step`` (from 0) has."""
+        return next(counts for until, counts in self._phases if until is None or step < until)
+
+    def taken(self, step: int) -> dict[str, int]:
+        """Return how many samples of each source come before step ``step``: the whole state of mixing."""
+        total = dict.fromkeys(self.sources, 0)
+        start = 0
+        for until, counts in self._phases:
+            end = step if until is None else min(step, until)
+            for name in total:
+                total[name] += counts.get(name, 0) * max(0, end - start)
+            start = max(start, end)
+        return total
+
+    def plan(self, step: int, *, rank: int = 0, world: int = 1) -> list[Draw]:
+        """Return the samples of a step; of several processes, each takes every ``world``-th."""
+        taken, counts = self.taken(step), self.counts(step)
+        draws = [Draw(name, taken[name] + i) for name in self.sources for i in range(counts.get(name, 0))]
+        return draws[rank::world]
+
+    def index(self, draw: Draw) -> int:
+        """Return which sample of its source a draw is: every epoch has an order of its own."""
+        length = len(self.sources[draw.source])
+        epoch, place = divmod(draw.number, length)
+        return shuffled(place, length, (*self._key(draw.source), epoch))
+
+    def rng(self, draw: Draw, purpose: int = 0) -> np.random.Generator:
+        """Return the chance that belongs to a draw."""
+        return np.random.default_rng((*self._key(draw.source), draw.number, purpose))
+
+    def sample(self, draw: Draw) -> Sample:
+        """Return a draw's sample, under its source's name.
+
+        Raises:
+            DataError: what the source says, with its name and the index before it.
+        """
+        index = self.index(draw)
+        try:
+            return replace(self.sources[draw.source].sample(index, self.rng(draw)), source=draw.source)
+        except JanusError as error:
+            raise DataError(f"source '{draw.source}', sample {index}: {error}") from error
+
+    def _key(self, source: str) -> tuple[int, int]:
+        return self.seed, crc32(source.encode())

@@ -1,0 +1,168 @@
+"""The configuration of training: what learns, from what, how fast and for how long. A stage is one of these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from janus_modular.interfaces import Part, part
+from janus_modular.schema import ModelConfig
+from janus_modular.suggest import did_you_mean
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW (decoupled weight decay), and how long a gradient may be."""
+
+    lr: float = 1e-3  # highest learning rate; the schedule scales it
+    betas: tuple[float, float] = (0.9, 0.95)  # of the moving averages of gradient and square
+    weight_decay: float = 0.0  # on matrices alone: not on biases, norms or embeddings
+    clip: float | None = 1.0  # longest gradient, all parameters together; null: no limit
+
+    def __post_init__(self) -> None:
+        """Refuse values that no training survives."""
+        if self.lr <= 0 or self.weight_decay < 0 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(
+                f"lr {self.lr}, weight_decay {self.weight_decay}, betas {self.betas}: expected lr above 0,"
+                " weight_decay of at least 0, and betas from 0 to below 1."
+            )
+
+
+@dataclass
+class ScheduleConfig:
+    """How the learning rate goes, and how many steps there are."""
+
+    steps: int = 1000  # updates; a cosine ends here
+    name: Literal["constant", "cosine"] = "constant"
+    warmup: int = 0  # first steps, over which the rate rises in a straight line
+    final: float = 0.0  # where a cosine ends, as a share of lr
+    stop: int | None = None  # end after this many steps, before the schedule does
+
+    def __post_init__(self) -> None:
+        """Refuse a run without steps."""
+        if self.steps < 1 or self.warmup < 0 or (self.stop is not None and self.stop < 1):
+            raise ValueError(
+                f"steps {self.steps}, warmup {self.warmup}, stop {self.stop}: expected at least 1, 0 and 1."
+            )
+
+    @property
+    def last(self) -> int:
+        """How many steps are taken in all."""
+        return self.steps if self.stop is None else min(self.steps, self.stop)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A mixture that holds up to a step."""
+
+    shares: dict[str, float]  # by source name
+    until: int | None = None  # first step of the next phase; None: to the end
+
+
+@dataclass
+class TrainConfig:
+    """One run of training: a stage."""
+
+    learn: list[str]  # module paths, ``*`` for one name in a path; nothing else is trained
+    sources: dict[str, Part] = part("sources")  # by a name of your choice
+    mixture: Any = (
+        None  # samples of each source inside every step, {name: share}; or [{until: step, name: share}]
+    )
+    model: ModelConfig | None = (
+        None  # a shipped name, a path or a mapping: starts from its `pretrained` parts
+    )
+    init: str | None = None  # a checkpoint folder to start from, instead of `model`
+    batch: int = 256  # samples a step, before packing
+    length: int | None = 4096  # positions of a packed row; null: a row for each sample
+    accumulate: int = 1  # pieces that a step's rows are cut into, to need less memory; the result is the same
+    supervise: Literal["all", "answers"] = "all"  # which words are learned; pictures to draw always are
+    drop_condition: float = 0.1  # chance that what a picture is drawn from is replaced by pads
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    dtype: Literal["auto", "float32", "bfloat16"] = (
+        "auto"  # to compute in; weights stay float32. auto: bfloat16 on CUDA
+    )
+    device: str = "auto"  # auto: cuda, else mps, else cpu
+    seed: int = 0  # of all chance: the order of samples, and what is done to them
+    workers: int = 2  # threads that prepare samples ahead; 0: none
+    checkpoint_every: int = 1000  # steps
+    keep: int = 2  # newest checkpoints that stay on disk
+    log_every: int = 10  # steps; what is logged is the mean over them
+    output: str = "runs/train"  # folder of checkpoints, logs and the finished model
+    trackers: list[Part] = part("trackers")  # who keeps the figures
+
+    def __post_init__(self) -> None:
+        """Check what fields say about each other; all that is wrong is said at once."""
+        faults = [*self._counts(), *self._mixture()]
+        if not self.learn:
+            faults.append(
+                "learn: nothing; expected module paths, for instance [generation.adaptor, generation.head]."
+            )
+        if (self.model is None) == (self.init is None):
+            found = "neither" if self.model is None else "both"
+            faults.append(
+                f"found {found} of model and init; expected one: model=janus_pro_1b, or init=CHECKPOINT."
+            )
+        if not 0 <= self.drop_condition <= 1:
+            faults.append(f"drop_condition: {self.drop_condition}; expected a chance, from 0 to 1.")
+        if faults:
+            raise ValueError("\n".join(faults))
+
+    def phases(self) -> list[Phase]:
+        """Return the mixture as phases, in order."""
+        if isinstance(self.mixture, list):
+            return [
+                Phase({k: float(v) for k, v in one.items() if k != "until"}, one.get("until"))
+                for one in self.mixture
+            ]
+        return [Phase({name: float(share) for name, share in self.mixture.items()})]
+
+    def used(self) -> list[str]:
+        """Return the names of the sources that have a share at some step, in order."""
+        return [
+            name for name in self.sources if any(phase.shares.get(name, 0) > 0 for phase in self.phases())
+        ]
+
+    def _counts(self) -> list[str]:
+        least = {"batch": 1, "accumulate": 1, "checkpoint_every": 1, "keep": 1, "log_every": 1, "workers": 0}
+        faults = [
+            f"{name}: {getattr(self, name)}; expected at least {low}."
+            for name, low in least.items()
+            if getattr(self, name) < low
+        ]
+        if self.length is not None and self.length < 1:
+            faults.append(f"length: {self.length}; expected positions, or null for a row a sample.")
+        return faults
+
+    def _mixture(self) -> list[str]:
+        phases = self.mixture if isinstance(self.mixture, list) else [self.mixture]
+        if not phases or not all(isinstance(one, dict) for one in phases):
+            return [
+                f"mixture: found {self.mixture!r}; expected {{source: share}}, say {{pairs: 3, text: 1}}."
+            ]
+        faults = []
+        named = {name for one in phases for name in one if name != "until"}
+        for name in sorted(named - set(self.sources)):
+            known = ", ".join(self.sources) or "none"
+            hint = did_you_mean(name, self.sources)
+            faults.append(f"mixture.{name}: no such source; sources: {known}. {hint}".rstrip())
+        for name in sorted(set(self.sources) - named):
+            faults.append(f"mixture: source '{name}' has no share; give it one, 0 to leave it out.")
+        for i, one in enumerate(phases):
+            shares = {name: share for name, share in one.items() if name != "until"}
+            for name, share in shares.items():
+                if isinstance(share, bool) or not isinstance(share, int | float) or share < 0:
+                    faults.append(f"mixture.{name}: found {share!r}; expected a share of at least 0.")
+                    break
+            else:
+                if not any(shares.values()):
+                    faults.append("mixture: all shares are 0; expected one above 0.")
+            until, last = one.get("until"), i == len(phases) - 1
+            before = phases[i - 1].get("until") if i else 0
+            if last and until is not None:
+                faults.append(f"mixture: its last phase ends at step {until!r}; leave out its `until`.")
+            elif not last and not (isinstance(until, int) and isinstance(before, int) and until > before):
+                faults.append(
+                    f"mixture: phase {i + 1} has until {until!r}; expected a step after {before!r}."
+                )
+        return faults
