@@ -45,8 +45,7 @@ def gather() -> dict[str, dict[str, Any]]:
         "devices": _devices(),
         "components": {slot: plugins.names(slot) for slot in SLOTS},
         "plugins": {"of others": others or ["none"], "switched off": list(plugins.disabled) or ["none"]},
-        "settings": {name: os.environ[name] for name in sorted(os.environ) if name.startswith("JANUS_")}
-        or {"none": ""},
+        "settings": {name: value for name, value in sorted(os.environ.items()) if name.startswith("JANUS_")},
     }
 
 
@@ -66,9 +65,8 @@ def _extras() -> dict[str, str]:
     found = {}
     for extra, modules in EXTRAS.items():
         missing = [name for name in modules if find_spec(name) is None]
-        found[extra] = (
-            "complete" if not missing else f"lacks {', '.join(missing)}: pip install 'janus-modular[{extra}]'"
-        )
+        cure = f"lacks {', '.join(missing)}: pip install 'janus-modular[{extra}]'"
+        found[extra] = cure if missing else "complete"
     return found
 
 
@@ -80,9 +78,8 @@ def _devices() -> dict[str, str]:
     found = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads for torch"}
     for index in range(torch.cuda.device_count()):
         one = torch.cuda.get_device_properties(index)
-        found[f"cuda:{index}"] = (
-            f"{one.name}, {one.total_memory / 2**30:.1f} GiB, compute {one.major}.{one.minor}"
-        )
+        memory = one.total_memory / 2**30
+        found[f"cuda:{index}"] = f"{one.name}, {memory:.1f} GiB, compute {one.major}.{one.minor}"
     if torch.backends.mps.is_available():
         found["mps"] = "Apple GPU"
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,10 +43,8 @@ def list_plugins(
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
-        _print_rows(
-            ("slot", "name", "plugin", "state"),
-            [tuple(row[key] for key in row if key != "where") for row in rows],
-        )
+        columns = ("slot", "name", "plugin", "state")
+        _print_rows(columns, [tuple(row[column] for column in columns) for row in rows])
 
 
 @app.command()
@@ -116,17 +115,15 @@ def _state(plugins: Plugins, one: Announcement) -> str:
 def _hooks() -> list[tuple[str, str]]:
     from janus_modular.registry import SLOTS, Hooks
 
-    found = [
-        (f"register_{slot}(registry)", getattr(Hooks, f"register_{slot}").__doc__ or "") for slot in SLOTS
-    ]
-    return [(name, " ".join(doc.split())) for name, doc in found]
+    docs = {slot: getattr(Hooks, f"register_{slot}").__doc__ or "" for slot in SLOTS}
+    return [(f"register_{slot}(registry)", " ".join(doc.split())) for slot, doc in docs.items()]
 
 
 def _as_dict(one: Announcement, report: Report) -> dict[str, object]:
     return {"slot": one.slot, "name": one.name, "plugin": one.origin, **vars(report)}
 
 
-def _print_rows(columns: tuple[str, ...], rows: list[tuple[str, ...]], as_json: bool = False) -> None:
+def _print_rows(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], as_json: bool = False) -> None:
     if as_json:
         typer.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
         return

@@ -10,6 +10,7 @@ from janus_modular.errors import ConfigError
 
 KINDS = {
     "model": ("backbone", "janus_modular.schema", "ModelConfig"),
+    "train": ("learn", "janus_modular.training.schema", "TrainConfig"),
 }
 """Kind of config -> a key that only this kind has, and where its dataclass is."""
 
@@ -24,6 +25,5 @@ def schema_of(raw: Mapping[str, Any]) -> type[Any]:
         if key in raw:
             return getattr(import_module(module), name)
     telling = ", ".join(f"'{key}' ({kind})" for kind, (key, _, _) in KINDS.items())
-    raise ConfigError(
-        f"found the keys {', '.join(map(str, raw)) or '(none)'}; expected one that tells its kind: {telling}"
-    )
+    keys = ", ".join(map(str, raw)) or "(none)"
+    raise ConfigError(f"found the keys {keys}; expected one that tells the kind of config: {telling}")

@@ -74,8 +74,10 @@ class _Walk:
             return None
         try:
             return schema(**{name: value for name, value in values.items() if value is not MISSING})
-        except (ValueError, TypeError) as error:  # what __post_init__ has to say
-            return self.fault(path, str(error), "")
+        except (ValueError, TypeError, JanusError) as error:  # what __post_init__ has to say
+            for line in str(error).splitlines():
+                self.fault(path, line, "")
+            return None
 
     def field(self, raw: Mapping[str, Any], field: Field[Any], hint: Any, path: str) -> Any:
         """Build one field's value; MISSING where the dataclass has a default for it."""

@@ -37,10 +37,9 @@ def find(config: str | Path) -> Path:
     for candidate in (name, name.removeprefix("configs/"), f"model/{name}"):
         if candidate in known:
             return known[candidate]
-    bare = [one.removeprefix("model/") for one in known]
     found = f"'{config}' is a folder" if path.is_dir() else f"there is no config '{config}'"
+    hint = did_you_mean(name, [*known, *(one.removeprefix("model/") for one in known)])
     raise ConfigError(
-        f"{found}: expected a YAML file or a shipped name. {did_you_mean(name, [*known, *bare])}".rstrip()
-        + "\n"
-        "See the shipped ones with: janus-modular config list"
+        f"{found}: expected a YAML file or a shipped name. {hint}".rstrip()
+        + "\nSee the shipped ones with: janus-modular config list"
     )

@@ -16,7 +16,7 @@ def options_of(config: type[Any]) -> list[dict[str, str]]:
     comments: dict[str, str] = {}
     for cls in config.__mro__[:-1]:
         comments = {**_comments(cls), **comments}
-    own = set(config.__dict__.get("__annotations__", {}))
+    own = set(inspect.get_annotations(config))
     return [
         {
             "name": one.name,
