@@ -19,7 +19,7 @@ from .interfaces import Part as Part
 from .interfaces import PartConfig as PartConfig
 from .interfaces import PixelSpec as PixelSpec
 from .interfaces import ReadsPretrained as ReadsPretrained
-from .interfaces import SamplingLoop as SamplingLoop
+from .interfaces import Sampling as Sampling
 from .interfaces import Session as Session
 from .interfaces import Source as Source
 from .interfaces import Tracker as Tracker

@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from janus_modular.checkpoints.pretrained import PretrainedReport, load_pretrained
+from janus_modular.errors import ConfigError
 from janus_modular.interfaces import Part
 from janus_modular.model import JanusModel, Understanding
 from janus_modular.plugins import Plugins, default_plugins
@@ -31,7 +32,10 @@ class Builder:
         entry = self.plugins.entry(part.slot, part.name)
         if any("slot" in field.metadata for field in fields(part.config)):
             neighbours = (*neighbours, self)
-        module = entry.factory(part.config, *neighbours)
+        try:
+            module = entry.factory(part.config, *neighbours)
+        except ValueError as error:
+            raise ConfigError(f"{part.slot} '{part.name}' cannot be built: {error}") from error
         if self.weights and part.config.pretrained is not None:
             self.reports.append(load_pretrained(module, part))
         return module

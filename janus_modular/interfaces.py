@@ -9,7 +9,7 @@ torch is imported for types only, so reading this module costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -151,8 +151,12 @@ class Backbone(Protocol):
     """The language model, opened up: embeddings in, hidden states out."""
 
     width: int  # D
-    vocab_size: int  # V
     context: int  # longest sequence, in positions
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens V there are rows for."""
+        ...
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Look up token ids (B, T) as embeddings (B, T, D), before the family's input scale."""
@@ -190,6 +194,7 @@ class GenerationPath(Protocol):
     num_tokens: int  # positions one picture takes in a sequence
     predicts_next: bool  # losses read the hidden state BEFORE each position (True) or at it (False)
     sampling_loop: str  # the registered loop that draws with it
+    sizes: Mapping[str, int]  # what that loop asks its session for ("codes": K, say)
 
     def targets(self, pixels: Tensor) -> Any:
         """Turn pictures (N, 3, height, width), uint8, into what is to be predicted (codes, say)."""
@@ -214,18 +219,25 @@ class GenerationPath(Protocol):
 class Session(Protocol):
     """A running model, in any runtime. Sampling loops pass its tensors on without looking inside."""
 
-    rows: int
+    sizes: Mapping[str, int]  # "vocab" V, "codes" K, "drawing" positions of a drawn picture, "pad" id
 
     def prefill(self, prompts: Sequence[TokenSequence]) -> Any:
         """Read one prompt a row, of any lengths; return the last hidden state of each (rows, D)."""
         ...
 
-    def step(self, x: Any) -> Any:
-        """Feed one embedding a row (rows, D); return the hidden state that follows (rows, D)."""
+    def step(self, x: Any, active: NDArray[np.bool_] | None = None) -> Any:
+        """Feed one embedding a row (rows, D); return the hidden states that follow (rows, D).
+
+        Rows that are not ``active`` (rows,) stay where they are; what comes back for them is void.
+        """
         ...
 
     def run(self, part: str, *inputs: Any) -> Any:
         """Run a named part (``text_next``, ``image_next``, ``draw``); numpy inputs are taken over."""
+        ...
+
+    def stack(self, columns: Sequence[Any]) -> Any:
+        """Join tensors (rows,) of successive steps as (rows, steps)."""
         ...
 
     def to_host(self, x: Any) -> NDArray[Any]:
@@ -233,12 +245,12 @@ class Session(Protocol):
         ...
 
 
-class SamplingLoop(Protocol):
-    """Drives a session; torch-free. Settings are the dataclass that was registered with it."""
+Sampling = Generator[Any, Any, Any]
+"""A sampling loop at work: called as ``loop(session, prompts, settings)``, torch-free.
 
-    def __call__(
-        self, session: Session, prompts: Sequence[TokenSequence], settings: Any
-    ) -> Iterator[Any]: ...
+It yields after every step and returns what it made at the end (``StopIteration.value``). Settings
+are the dataclass that was registered with it.
+"""
 
 
 class Source(Protocol):

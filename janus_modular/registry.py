@@ -16,7 +16,7 @@ from janus_modular.interfaces import (
     Head,
     ImageTokenizer,
     Layout,
-    SamplingLoop,
+    Sampling,
     Source,
     Tracker,
     UnderstandingEncoder,
@@ -91,7 +91,7 @@ class Hooks:
         """Offer generation paths, built as ``factory(config, width, build)``; see ``assemble``."""
 
     @hookspec
-    def register_sampling_loops(self, registry: Registry[SamplingLoop]) -> None:
+    def register_sampling_loops(self, registry: Registry[Sampling]) -> None:
         """Offer sampling loops: the factory is the loop itself, the config its settings."""
 
     @hookspec

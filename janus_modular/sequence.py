@@ -5,7 +5,7 @@ numpy only: a server that runs exported graphs builds its prompts here too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,3 +81,24 @@ class Sequence:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+def unconditional(sequence: Sequence, pad: int) -> Sequence:
+    """Return a prompt's twin that knows nothing: its first and last id, pads between.
+
+    The pads are seen, at the same positions (Janus draws with guidance against this row). Pictures
+    in the condition are padded over too.
+    """
+    tokens = np.full_like(sequence.tokens, pad)
+    tokens[0], tokens[-1] = sequence.tokens[0], sequence.tokens[-1]
+    nowhere = np.zeros(len(tokens), np.bool_)
+    return replace(
+        sequence,
+        tokens=tokens,
+        labels=np.full_like(sequence.labels, IGNORED),
+        understanding_at=nowhere,
+        generation_at=nowhere.copy(),
+        understanding_pixels=[],
+        generation_pixels=[],
+        generation_supervised=[],
+    )

@@ -61,6 +61,7 @@ class AutoregressiveGeneration(nn.Module):
         self.config = config
         self.height, self.width = config.height, config.width
         self.num_tokens = tokenizer.num_tokens(config.height, config.width)
+        self.sizes = {"codes": tokenizer.num_codes}
         self.tokenizer = tokenizer
         self.embedding = embedding
         self.adaptor = adaptor

@@ -1,0 +1,91 @@
+"""A running model in torch: rows of any length that go on step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Many
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from janus_modular.batch import collate
+from janus_modular.model import JanusModel
+from janus_modular.sampling import pick, truncate
+from janus_modular.sequence import Sequence
+
+
+class TorchSession:
+    """A `janus_modular.Session` over a model in torch. Open one for every run: it holds the cache."""
+
+    def __init__(
+        self, model: JanusModel, *, rows: int, capacity: int, pad: int, forbidden: Many[int] = ()
+    ) -> None:
+        """Make room for ``capacity`` positions in each of ``rows``.
+
+        ``forbidden`` ids are never chosen as words: rows that were added to the vocabulary for pictures.
+        """
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.cache = model.backbone.new_cache(rows, capacity)
+        self.forbidden = torch.tensor(list(forbidden), dtype=torch.int64, device=self.device)
+        self.parts: Mapping[str, Callable[..., Any]] = {
+            "text_next": self.text_next,
+            **model.generation.parts(),
+        }
+        self.sizes: Mapping[str, int] = {
+            "vocab": model.backbone.vocab_size,
+            "drawing": model.generation.num_tokens,
+            "pad": pad,
+            **model.generation.sizes,
+        }
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Many[Sequence]) -> Tensor:
+        """Read one prompt a row; return the last hidden state of each (rows, D)."""
+        batch = collate(prompts)
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        batch = batch.to(self.device)
+        hidden = self.model.backbone(
+            self.model.embed(batch), positions=batch.positions, cache=self.cache
+        )  # (R, T, D)
+        self.cache.advance(lengths)
+        return hidden[torch.arange(len(prompts)), lengths - 1]
+
+    @torch.inference_mode()
+    def step(self, x: Tensor, active: NDArray[np.bool_] | None = None) -> Tensor:
+        """Feed one embedding a row (rows, D); rows that are not active stay where they are."""
+        positions = self.cache.lengths.to(self.device)[:, None]  # (R, 1)
+        hidden = self.model.backbone(x.unsqueeze(1), positions=positions, cache=self.cache)  # (R, 1, D)
+        counts = torch.ones(len(x)) if active is None else torch.from_numpy(active)
+        self.cache.advance(counts.to(torch.int64))
+        return hidden.squeeze(1)
+
+    @torch.inference_mode()
+    def run(self, part: str, *inputs: Any) -> Any:
+        """Run a part of the model by name."""
+        return self.parts[part](*(self._taken_over(x) for x in inputs))
+
+    def text_next(
+        self, hidden: Tensor, noise: Tensor, temperature: Tensor, top_k: int, top_p: float
+    ) -> tuple[Tensor, Tensor]:
+        """Choose the next token of each row (R, D); return ids (R,) and their embeddings (R, D)."""
+        logits = self.model.backbone.logits(hidden).float() / temperature  # (R, V)
+        logits = logits.index_fill(-1, self.forbidden, float("-inf"))
+        ids = pick(truncate(logits, top_k=top_k, top_p=top_p), noise)
+        return ids, self.model.backbone.embed(ids.unsqueeze(1)).squeeze(1)
+
+    def stack(self, columns: Many[Tensor]) -> Tensor:
+        """Join tensors (rows,) of successive steps as (rows, steps)."""
+        return torch.stack(list(columns), dim=1)
+
+    def to_host(self, x: Tensor) -> NDArray[Any]:
+        """Bring a tensor to numpy."""
+        return x.cpu().numpy()
+
+    def _taken_over(self, x: Any) -> Any:
+        return (
+            torch.from_numpy(np.asarray(x)).to(self.device) if isinstance(x, np.ndarray | np.generic) else x
+        )

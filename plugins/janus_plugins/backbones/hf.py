@@ -1,0 +1,215 @@
+"""Any causal decoder of transformers as a backbone: from a config, a folder, a hub id or a GGUF file."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from janus_modular import Backbone, Cache, ConfigError, PartConfig, Registry, hookimpl, resolve_pretrained
+from janus_plugins.backbones.slots import SlotCache, slot_attention
+
+SLOTS = "janus_slots"
+AttentionInterface.register(SLOTS, slot_attention)
+
+LOGIT_RULES = {"logit_scale", "logits_scaling", "final_logit_softcapping"}
+"""What families do to their logits: Cohere multiplies, Granite divides, Gemma caps."""
+
+
+@dataclass
+class HfConfig(PartConfig):
+    """A decoder by its transformers config; with ``pretrained`` alone, the config is read there."""
+
+    config: dict[str, Any] = field(default_factory=dict)  # transformers' own keys, `model_type` among them
+    attention: str | None = (
+        None  # of training: sdpa, eager, flash_attention_2, flex_attention; None: the family's
+    )
+
+
+class HfBackbone(nn.Module):
+    """A transformers ``...ForCausalLM``, opened up into embedding, body and logits."""
+
+    def __init__(self, config: HfConfig) -> None:
+        super().__init__()
+        self._packing_checked = False
+        family = decoder_config(config)
+        # Weights that come from elsewhere are not worth a random start.
+        with torch.device("meta") if config.pretrained else nullcontext():
+            self._adopt(build_decoder(family, config.attention))
+        self.config = replace(config, pretrained=None, revision=None, config=family.to_diff_dict())
+
+    def _adopt(self, model: Any) -> None:
+        """Take over a ForCausalLM, and learn how its family scales what goes in and comes out."""
+        self.model = model
+        family = model.config
+        rules = {k for k, v in family.to_dict().items() if "logit" in k and type(v) in (int, float)}
+        strange = rules - LOGIT_RULES - {"attn_logit_softcapping"}
+        if strange:
+            raise ConfigError(
+                f"'{family.model_type}' changes its logits by {sorted(strange)}, which is not known here:"
+                " add the rule to HfBackbone.logits and its family to the parity test"
+            )
+        self.width: int = family.hidden_size
+        self.context: int = family.max_position_embeddings
+        embedding = model.get_input_embeddings()
+        # Gemma's table scales what it looks up. Pictures skip the table, so the scale moves to forward.
+        self.input_scale: float = float(getattr(embedding, "scalar_embed_scale", 1.0))
+        if type(embedding) is not nn.Embedding and not hasattr(embedding, "scalar_embed_scale"):
+            raise ConfigError(
+                f"'{family.model_type}' embeds tokens by {type(embedding).__name__}, which is neither a plain"
+                " table nor a scaled one: pictures could not be given what its text gets"
+            )
+        # Pads are seen here (the unconditional row of a drawing), so their row learns like any other.
+        embedding.padding_idx = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the token embedding."""
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Look up token ids (B, T) as (B, T, D), unscaled."""
+        return F.embedding(tokens, self.model.get_input_embeddings().weight)
+
+    def forward(self, x: Tensor, *, positions: Tensor, cache: Cache | None = None) -> Tensor:
+        """Turn embeddings (B, T, D) into hidden states (B, T, D), after the final norm."""
+        if self.input_scale != 1:
+            x = x * torch.tensor(self.input_scale, dtype=x.dtype)
+        if cache is None:
+            if not self._packing_checked:
+                self._check_packing(x[:1, :1])
+            return self._body(x, positions)
+        if not isinstance(cache, SlotCache):
+            raise TypeError(f"expected a cache made by new_cache, got {type(cache).__name__}")
+        with self._attention(SLOTS):
+            return self.model.base_model(
+                inputs_embeds=x,
+                position_ids=positions,
+                attention_mask=cache.begin(x.shape[1]),
+                past_key_values=cache,
+                use_cache=True,
+            )[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Turn hidden states (..., D) into text logits (..., V), scaled and capped as the family does."""
+        x = self.model.get_output_embeddings()(hidden)
+        family = self.model.config
+        x = x * getattr(family, "logit_scale", 1)
+        x = x / getattr(family, "logits_scaling", 1)
+        cap = getattr(family, "final_logit_softcapping", None)
+        return x if cap is None else cap * torch.tanh(x / cap)
+
+    def new_cache(self, rows: int, capacity: int) -> SlotCache:
+        """Return an empty cache of ``capacity`` positions a row."""
+        return SlotCache(rows, capacity, self.model.device)
+
+    def resize_vocab(self, vocab_size: int) -> None:
+        """Grow to ``vocab_size`` tokens; new rows start as the mean of the old, so they stand out nowhere."""
+        old = self.vocab_size
+        if vocab_size <= old:
+            return
+        self.model.resize_token_embeddings(vocab_size, mean_resizing=False)
+        tables = {
+            id(t.weight): t.weight
+            for t in (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        }
+        with torch.no_grad():
+            for weight in tables.values():
+                weight[old:] = weight[:old].mean(0)
+        self.config.config["vocab_size"] = vocab_size
+
+    def load_pretrained(self, path: Path) -> tuple[list[str], list[str]]:
+        """Read weights by transformers' own rules; return missing and unexpected names."""
+        gguf = path.name if path.suffix == ".gguf" else None
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path.parent if gguf else path,
+            config=self.model.config,
+            gguf_file=gguf,
+            dtype=torch.get_default_dtype(),
+            attn_implementation=self.model.config._attn_implementation,
+            output_loading_info=True,
+            local_files_only=True,
+        )
+        self._adopt(model)
+        return sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+
+    def _body(self, x: Tensor, positions: Tensor) -> Tensor:
+        return self.model.base_model(inputs_embeds=x, position_ids=positions, use_cache=False)[0]
+
+    @torch.no_grad()
+    def _check_packing(self, x: Tensor) -> None:
+        """Make sure, once, that positions counting from 0 again keep sequences apart in this family.
+
+        Most decoders read it off the positions; one that does not would silently see its neighbours.
+        """
+        self._packing_checked = True
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        x = torch.cat([-x, 2 * x, x, -x], dim=1)  # (1, 4, D)
+        positions = torch.tensor([[0, 1, 0, 1]], device=x.device)
+        together, alone = self._body(x, positions)[:, 2:], self._body(x[:, 2:], positions[:, 2:])
+        for module, mode in modes.items():
+            module.training = mode
+        slack = 1e-4 if x.dtype == torch.float32 else 2e-2  # rounding: bf16 keeps 8 bits
+        if not torch.allclose(together, alone, rtol=0, atol=slack * float(alone.abs().max())):
+            raise ConfigError(
+                f"'{self.model.config.model_type}' does not keep sequences apart that share a row:"
+                " transformers does not read packing off its positions; choose another backbone"
+            )
+
+    @contextmanager
+    def _attention(self, name: str) -> Iterator[None]:
+        family = self.model.config
+        usual = family._attn_implementation
+        family._attn_implementation = name
+        try:
+            yield
+        finally:
+            family._attn_implementation = usual
+
+
+def decoder_config(config: HfConfig) -> PreTrainedConfig:
+    """Find the decoder's transformers config: given, beside the weights, or a larger model's text part."""
+    if config.config:
+        keys = copy.deepcopy(dict(config.config))
+        if "model_type" not in keys:
+            raise ConfigError(
+                "backbone.config has no model_type: write one that transformers knows, such as llama"
+            )
+        # Ids are found by the processor, by string: a family's defaults may not even be in the vocabulary.
+        nobody = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+        family = AutoConfig.for_model(**{**nobody, **keys})
+    elif config.pretrained:
+        path = resolve_pretrained(config.pretrained, config.revision)
+        gguf = path.name if path.suffix == ".gguf" else None
+        family = AutoConfig.from_pretrained(
+            path.parent if gguf else path, gguf_file=gguf, local_files_only=True
+        )
+    else:
+        raise ConfigError(
+            "give backbone.config (transformers' keys) or backbone.pretrained (a folder, a file, a hub id)"
+        )
+    return family.get_text_config(decoder=True)
+
+
+def build_decoder(family: PreTrainedConfig, attention: str | None) -> Any:
+    """Build a ForCausalLM of random weights, with a config of its own (transformers shares them)."""
+    if attention is None and getattr(family, "attn_logit_softcapping", None):
+        attention = "eager"  # SDPA leaves Gemma 2's cap out
+    return AutoModelForCausalLM.from_config(
+        copy.deepcopy(family), attn_implementation=attention, dtype=torch.get_default_dtype()
+    )
+
+
+@hookimpl
+def register_backbones(registry: Registry[Backbone]) -> None:
+    """Offer transformers' decoders."""
+    registry.add("hf", HfBackbone, HfConfig)

@@ -1,0 +1,103 @@
+"""Keys and values in slots: each row of a batch writes and reads at a position of its own.
+
+transformers' caches know one length for all rows. Here rows are of any length and go on without
+padding between them: row r writes its next positions at ``lengths[r]`` and sees the slots up to
+its own. What a shorter row writes beyond its end is never seen, and overwritten later.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from janus_modular import ConfigError, PromptError
+
+
+class SlotCache:
+    """A cache that a transformers decoder fills through ``update``; see ``janus_modular.Cache``."""
+
+    def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
+        self.lengths = torch.zeros(rows, dtype=torch.int64)
+        self.capacity = capacity
+        self.device = device
+        self.keys: dict[int, Tensor] = {}  # by layer: (B, kv heads, capacity, head width)
+        self.values: dict[int, Tensor] = {}
+        self.end = 0  # slots that any row has reached with the positions of this forward pass
+        self.index = torch.empty(0)
+
+    def begin(self, tokens: int) -> Tensor:
+        """Make room for ``tokens`` more positions; return the mask (B, 1, T, S) of who sees whom.
+
+        Raises:
+            PromptError: a row would outgrow the capacity.
+        """
+        self.end = int(self.lengths.max()) + tokens
+        if self.end > self.capacity:
+            raise PromptError(
+                f"{self.end} positions do not fit into a session of {self.capacity}: shorten the prompt,"
+                " ask for fewer tokens, or open the session with more capacity"
+            )
+        self.index = (self.lengths[:, None] + torch.arange(tokens)).to(self.device)  # (B, T)
+        slots = torch.arange(self.end, device=self.device)
+        return (slots <= self.index[:, :, None]).unsqueeze(1)  # (B, 1, T, S)
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write keys and values (B, heads, T, width) of a layer; return all up to the end."""
+        return self._write(self.keys, keys, layer), self._write(self.values, values, layer)
+
+    def _write(self, store: dict[int, Tensor], new: Tensor, layer: int) -> Tensor:
+        if layer not in store:
+            rows, heads, _, width = new.shape
+            store[layer] = new.new_zeros(rows, heads, self.capacity, width)
+        store[layer].scatter_(2, self.index[:, None, :, None].expand_as(new), new)
+        return store[layer][:, :, : self.end]
+
+    def advance(self, counts: Tensor) -> None:
+        """Keep the first ``counts`` (B,) of the positions written last."""
+        self.lengths = self.lengths + counts.cpu()
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """What transformers asks for; positions are always given, so it decides nothing."""
+        return int(self.lengths.max())
+
+
+def slot_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    """Attend from query (B, H, T, w) to slots (B, kv heads, S, w) under a mask (B, 1, T, S).
+
+    A prepared mask makes transformers skip its own, sliding windows included, so the window is
+    applied here: every query sees itself and the ``sliding_window - 1`` slots before it.
+    """
+    for name in ("s_aux", "position_bias"):
+        if unused.get(name) is not None:
+            raise ConfigError(
+                f"{type(module).__name__} passes '{name}' to its attention, which sessions do not know yet"
+            )
+    if sliding_window:
+        query_slot = attention_mask.sum(-1, keepdim=True) - 1  # a query sees all slots up to its own
+        slots = torch.arange(key.shape[2], device=key.device)
+        attention_mask = attention_mask & (slots > query_slot - sliding_window)
+    groups = query.shape[1] // key.shape[1]
+    if softcap is None:
+        x = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=groups > 1
+        )
+    else:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~attention_mask, float("-inf"))
+        x = scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
+    return x.transpose(1, 2).contiguous(), None  # (B, T, H, w)

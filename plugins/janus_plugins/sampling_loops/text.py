@@ -1,0 +1,50 @@
+"""Answering in words: one token a step for every row that is not done."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_modular import Registry, Sampling, Session, hookimpl
+from janus_modular import Sequence as Prompt
+
+
+@dataclass
+class TextSettings:
+    """How words are chosen."""
+
+    max_tokens: int = 512  # of an answer
+    temperature: float = 0.0  # 0: always the likeliest token
+    top_k: int = 0  # 0: no limit
+    top_p: float = 1.0  # 1: no limit
+    seed: int = 0  # of row r: (seed, r)
+
+
+def sample_text(
+    session: Session, prompts: Sequence[Prompt], settings: TextSettings
+) -> Generator[NDArray[np.int64], NDArray[np.bool_] | None, None]:
+    """Yield the next token ids (rows,); send back which rows go on (rows,), None for all.
+
+    Rows are independent: each has noise of its own, so a row's answer does not depend on its company.
+    """
+    rngs = [np.random.default_rng((settings.seed, row)) for row in range(len(prompts))]
+    greedy = settings.temperature == 0
+    noise = np.ones((len(prompts), session.sizes["vocab"]), np.float32)
+    temperature = np.float32(1 if greedy else settings.temperature)
+    hidden = session.prefill(prompts)
+    for step in range(settings.max_tokens):
+        if not greedy:
+            noise = np.stack([rng.standard_exponential(noise.shape[1], np.float32) for rng in rngs])
+        ids, x = session.run("text_next", hidden, noise, temperature, settings.top_k, settings.top_p)
+        active = yield session.to_host(ids)
+        if step + 1 < settings.max_tokens:  # nobody asks what follows the last
+            hidden = session.step(x, active)
+
+
+@hookimpl
+def register_sampling_loops(registry: Registry[Sampling]) -> None:
+    """Offer the loop that answers in words."""
+    registry.add("text", sample_text, TextSettings)

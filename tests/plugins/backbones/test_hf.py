@@ -1,0 +1,166 @@
+"""The hf backbone against transformers' own ForCausalLM, family by family, on random weights."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from janus_modular import ConfigError, PromptError
+from janus_plugins.backbones.hf import HfBackbone, HfConfig
+
+SMALL = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+WINDOW = {"sliding_window": 6}  # shorter than the sequences below, so that a dropped window shows
+FAMILIES = {
+    "llama": {},
+    "mistral": WINDOW,
+    "qwen2": {**WINDOW, "use_sliding_window": True, "max_window_layers": 1},
+    "qwen3": {"head_dim": 8},
+    "phi3": WINDOW,
+    "gemma": {"head_dim": 8},
+    "gemma2": {
+        **WINDOW,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "attn_logit_softcapping": 3.0,  # low enough to bend these scores
+        "final_logit_softcapping": 2.0,
+    },
+    "gemma3_text": {**WINDOW, "head_dim": 8, "query_pre_attn_scalar": 8},
+    "olmo2": {},
+    "smollm3": {},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.5,
+    },
+    "stablelm": {},
+    "cohere": {"logit_scale": 0.25},
+    "cohere2": WINDOW,
+    "starcoder2": WINDOW,
+}
+TOLERANCE = {"rtol": 0, "atol": 5e-5}  # float32 sums in another order; logits are of size 1 to 10
+
+
+def make(family: str) -> HfBackbone:
+    torch.manual_seed(0)
+    backbone = HfBackbone(HfConfig(config={**SMALL, **FAMILIES[family], "model_type": family})).eval()
+    for weight in backbone.parameters():
+        if weight.dim() > 1:  # transformers' own start is so small that attention hardly matters
+            torch.nn.init.normal_(weight, std=0.3)
+    return backbone
+
+
+@pytest.fixture(params=FAMILIES)
+def backbone(request: pytest.FixtureRequest) -> HfBackbone:
+    return make(request.param)
+
+
+@pytest.fixture
+def tokens() -> Tensor:
+    return torch.randint(5, 99, (2, 20), generator=torch.Generator().manual_seed(1))
+
+
+def reference(backbone: HfBackbone, tokens: Tensor) -> Tensor:
+    return copy.deepcopy(backbone.model)(input_ids=tokens).logits
+
+
+@torch.no_grad()
+def test_logits_are_the_familys(backbone: HfBackbone, tokens: Tensor) -> None:
+    hidden = backbone(backbone.embed(tokens), positions=torch.arange(20).expand(2, 20))
+    torch.testing.assert_close(backbone.logits(hidden), reference(backbone, tokens), **TOLERANCE)
+
+
+@torch.no_grad()
+def test_sequences_in_one_row_do_not_see_each_other(backbone: HfBackbone, tokens: Tensor) -> None:
+    positions = torch.cat([torch.arange(8), torch.arange(12)]).expand(2, 20)
+    packed = backbone.logits(backbone(backbone.embed(tokens), positions=positions))
+    alone = torch.cat([reference(backbone, tokens[:, :8]), reference(backbone, tokens[:, 8:])], dim=1)
+    torch.testing.assert_close(packed, alone, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_ragged_rows_through_the_cache(backbone: HfBackbone, tokens: Tensor) -> None:
+    """Prompts of 8 and 13 tokens, then step by step, past every window."""
+    expected = reference(backbone, tokens)
+    cache = backbone.new_cache(2, 32)
+    lengths = torch.tensor([8, 13])
+    hidden = backbone(backbone.embed(tokens[:, :13]), positions=torch.arange(13).expand(2, 13), cache=cache)
+    cache.advance(lengths)
+    for row, length in enumerate(lengths):
+        got = backbone.logits(hidden[row, :length])
+        torch.testing.assert_close(got, expected[row, :length], **TOLERANCE)
+    for _ in range(7):
+        at = cache.lengths
+        following = tokens[torch.arange(2), at].unsqueeze(1)
+        hidden = backbone(backbone.embed(following), positions=at.unsqueeze(1), cache=cache)
+        cache.advance(torch.ones(2, dtype=torch.int64))
+        torch.testing.assert_close(backbone.logits(hidden[:, 0]), expected[torch.arange(2), at], **TOLERANCE)
+
+
+@torch.no_grad()
+def test_is_rebuilt_from_its_own_config(backbone: HfBackbone, tokens: Tensor) -> None:
+    again = HfBackbone(backbone.config).eval()
+    again.load_state_dict(backbone.state_dict())
+    positions = torch.arange(20).expand(2, 20)
+    ours, theirs = (b.logits(b(b.embed(tokens), positions=positions)) for b in (backbone, again))
+    assert torch.equal(ours, theirs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gemma3_text", "granite"])
+def test_pictures_get_the_scale_that_text_gets(family: str, tokens: Tensor) -> None:
+    """Embeddings that did not come from the table are treated like those that did."""
+    backbone = make(family)
+    pictures = backbone.model.get_input_embeddings().weight[tokens].clone()
+    hidden = backbone(pictures, positions=torch.arange(20).expand(2, 20))
+    torch.testing.assert_close(backbone.logits(hidden), reference(backbone, tokens), **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+def test_grows_by_rows_that_leave_the_old_logits_alone(tied: bool, tokens: Tensor) -> None:
+    config = {**SMALL, "model_type": "llama", "tie_word_embeddings": tied}
+    backbone = HfBackbone(HfConfig(config=config)).eval()
+    before = reference(backbone, tokens)
+    backbone.resize_vocab(103)
+    positions = torch.arange(20).expand(2, 20)
+    after = backbone.logits(backbone(backbone.embed(tokens), positions=positions))
+    assert after.shape[-1] == backbone.vocab_size == backbone.config.config["vocab_size"] == 103
+    torch.testing.assert_close(after[..., :99], before, **TOLERANCE)
+
+
+def test_a_pad_row_learns() -> None:
+    backbone = HfBackbone(HfConfig(config={**SMALL, "model_type": "llama", "pad_token_id": 3}))
+    x = backbone.embed(torch.tensor([[3, 5, 3, 7]]))
+    backbone(x, positions=torch.arange(4)[None])[0, -1].square().sum().backward()
+    assert backbone.model.get_input_embeddings().weight.grad[3].abs().sum() > 0
+
+
+def test_a_full_session_says_so() -> None:
+    backbone = make("llama")
+    cache = backbone.new_cache(1, 4)
+    with pytest.raises(PromptError, match="5 positions do not fit into a session of 4"):
+        backbone(torch.zeros(1, 5, 32), positions=torch.arange(5)[None], cache=cache)
+
+
+def test_a_family_that_ignores_packing_is_refused() -> None:
+    backbone = HfBackbone(
+        HfConfig(config={**SMALL, "model_type": "opt", "word_embed_proj_dim": 32, "ffn_dim": 64})
+    )
+    with pytest.raises(ConfigError, match="does not keep sequences apart"):
+        backbone(torch.randn(1, 4, 32), positions=torch.tensor([[0, 1, 0, 1]]))
+
+
+def test_a_family_with_unknown_logit_rules_is_refused() -> None:
+    config = {**SMALL, "model_type": "llama", "logit_bonus": 2.0}
+    with pytest.raises(ConfigError, match="logit_bonus"):
+        HfBackbone(HfConfig(config=config))
