@@ -64,8 +64,8 @@ def resolve_pretrained(pretrained: str, revision: str | None = None) -> Path:
     except (OSError, ValueError) as error:  # all of huggingface_hub's errors are one of these
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"'{pretrained}'{f' at {revision}' if revision else ''} is no file or folder here, and the hub did"
-            f" not give it:\n  {type(error).__name__}: {reason}\n"
+            f"'{pretrained}'{f' at {revision}' if revision else ''} is no file or folder here, and the hub"
+            f" did not give it:\n  {type(error).__name__}: {reason}\n"
             "Check the name, fetch it to a folder and give its path, or unset HF_HUB_OFFLINE if it is set."
         ) from error
 

@@ -8,7 +8,9 @@ import logging
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -140,10 +142,10 @@ def _open_file(path: Path) -> dict[str, Read]:
 
 def _open_safetensors(path: Path) -> dict[str, Read]:
     try:
-        file = safe_open(path, framework="pt")
+        file: Any = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read: {_damage(path) or error}. Fetch it again.") from error
-    return {name: lambda name=name: file.get_tensor(name) for name in file.keys()}  # type: ignore[misc]  # noqa: SIM118
+    return {name: partial(file.get_tensor, name) for name in list(file.keys())}
 
 
 def _damage(path: Path) -> str | None:
@@ -179,7 +181,7 @@ def _open_torch(path: Path) -> dict[str, Read]:
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error):
             raise CheckpointError(
-                f"{path} holds more than tensors and is not unpickled, since that could run its code:\n{error}"
+                f"{path} holds more than tensors; it is not unpickled, since that could run code:\n{error}"
             ) from error
         raise CheckpointError(f"{path} cannot be read: {error}. Fetch it again.") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

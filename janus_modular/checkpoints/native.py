@@ -1,0 +1,199 @@
+"""Our own checkpoints: config.json, safetensors, tokenizer, processor settings and a model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from janus_modular.assemble import assemble
+from janus_modular.checkpoints.filling import fill, parameters_on_meta, settle
+from janus_modular.checkpoints.model_card import model_card
+from janus_modular.checkpoints.pretrained import PretrainedReport
+from janus_modular.checkpoints.weights import Weights, open_weights
+from janus_modular.checkpoints.writing import MAX_SHARD_SIZE, write_json, write_weights, written_aside
+from janus_modular.config import parts_in, resolve, to_plain
+from janus_modular.errors import CheckpointError
+from janus_modular.model import JanusModel
+from janus_modular.plugins import Plugins, default_plugins
+from janus_modular.schema import ModelConfig
+
+MODEL_TYPE = "janus-modular"
+FORMAT = 1
+"""Version of the layout; one that is newer than ours is refused."""
+
+
+class Saves(Protocol):
+    """What can write itself beside the weights: the processor."""
+
+    def save(self, folder: Path) -> None:
+        """Write its files into a folder."""
+        ...
+
+
+def save(
+    model: JanusModel,
+    processor: Saves,
+    folder: str | Path,
+    *,
+    training: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int = MAX_SHARD_SIZE,
+) -> None:
+    """Write a checkpoint that needs nothing else, beside the plugins that it names.
+
+    It is written aside and renamed: a full disk leaves what was there before, and nothing half-written.
+    ``training`` goes into config.json and the model card; ``dtype`` casts what is written.
+
+    Raises:
+        CheckpointError: ``folder`` holds something that is no checkpoint of ours, or cannot be written.
+    """
+    folder = Path(folder)
+    with written_aside(folder, replaces=MODEL_TYPE) as aside:
+        write_description(model, processor, aside, name=folder.name, training=training)
+        write_weights(aside, stored(model).items(), dtype=dtype, max_shard_size=max_shard_size)
+
+
+def write_description(
+    model: JanusModel,
+    processor: Saves,
+    folder: Path,
+    *,
+    name: str,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write all of a checkpoint but its weights; a model on the meta device will do."""
+    from janus_modular import __version__
+
+    config = rebuildable(model)
+    record = {
+        "model_type": MODEL_TYPE,
+        "format": FORMAT,
+        "written_by": __version__,
+        "model": to_plain(config),
+        "plugins": default_plugins().needed(part for _, part in parts_in(config)),
+        "pretrained": [asdict(report) for report in model.pretrained],
+        "training": dict(training or {}),
+    }
+    processor.save(folder)
+    write_json(folder / "config.json", record)
+    (folder / "README.md").write_text(model_card(model, name, record), "utf-8")
+
+
+def stored(model: JanusModel) -> dict[str, Tensor]:
+    """Name the tensors that a checkpoint holds: of tied weights, one."""
+    seen: dict[int, str] = {}
+    return {
+        name: tensor
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if seen.setdefault(id(tensor), name) == name
+    }
+
+
+def rebuildable(model: JanusModel) -> ModelConfig:
+    """Return the model's config with every part as it was built, so that no other file is needed.
+
+    A part's module is found under the part's path in the config, and says what it is in ``config``.
+    """
+    config = deepcopy(model.config)
+    for path, part in parts_in(config):
+        module = model.get_submodule(path.replace("[", ".").replace("]", ""))
+        if isinstance(getattr(module, "config", None), type(part.config)):
+            part.config = deepcopy(module.config)
+        part.config = replace(part.config, pretrained=None, revision=None)
+    config.processor = replace(config.processor, tokenizer=None, revision=None)
+    return config
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read a folder's config.json.
+
+    Raises:
+        CheckpointError: there is none, or it is not JSON.
+    """
+    path = folder / "config.json"
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} is no checkpoint: it has no config.json.") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Fetch it again.") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path} holds a {type(record).__name__}, expected a JSON object.")
+    return record
+
+
+def load(
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str = "auto",
+    plugins: Plugins | None = None,
+) -> JanusModel:
+    """Load the model of a checkpoint of ours, one tensor at a time.
+
+    Raises:
+        CheckpointError: it is damaged, of a newer format, or its weights do not fit its config.
+        PluginError: a plugin that it needs is not here.
+    """
+    plugins = plugins or default_plugins()
+    record = read_record(folder)
+    if record.get("format", 0) > FORMAT:
+        raise CheckpointError(
+            f"{folder} is of format {record['format']}, written by janus-modular {record.get('written_by')};"
+            f" this version reads up to format {FORMAT}: pip install --upgrade janus-modular"
+        )
+    plugins.check_needed(record["plugins"])
+    model = blank(resolve(record["model"], ModelConfig, plugins), plugins)
+    model.pretrained = [PretrainedReport(**report) for report in record["pretrained"]]
+    weights = open_weights(folder)
+    return filled(model, weights, str(folder), device=device, dtype=working_dtype(dtype, device, weights))
+
+
+def blank(config: ModelConfig, plugins: Plugins | None = None) -> JanusModel:
+    """Build a model whose parameters take no memory."""
+    with parameters_on_meta():
+        return assemble(config, plugins, weights=False)
+
+
+def filled(
+    model: JanusModel,
+    tensors: Mapping[str, Tensor],
+    what: str,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+) -> JanusModel:
+    """Fill a blank model with native names and tensors; return it, ready for use."""
+    outcome = fill(model, tensors.items(), device=device, dtype=dtype)
+    outcome.check(what, [path for path, _ in parts_in(model.config)])
+    settle(model, device=device, dtype=dtype)
+    return model.eval()
+
+
+def working_dtype(
+    dtype: torch.dtype | str, device: torch.device | str, weights: Weights | Mapping[str, Tensor]
+) -> torch.dtype:
+    """Choose what to compute in. ``auto``: on a CPU float32, elsewhere what the weights are stored in.
+
+    Half precision is hundreds of times slower in a CPU's convolutions, and nothing is lost in float32.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype != "auto":
+        chosen = getattr(torch, dtype, None)
+        if not (isinstance(chosen, torch.dtype) and chosen.is_floating_point):
+            raise CheckpointError(
+                f"there is no dtype '{dtype}': expected auto, float32, bfloat16 or float16."
+            )
+        return chosen
+    if torch.device(device).type == "cpu":
+        return torch.float32
+    names = sorted(weights, key=lambda name: not name.startswith("backbone."))
+    return next((weights[n].dtype for n in names if weights[n].is_floating_point()), torch.float32)

@@ -1,0 +1,182 @@
+"""Writing checkpoints: aside and renamed, so that none is ever half-written; tensors one at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from janus_modular.errors import CheckpointError
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""The names that safetensors headers use."""
+
+MAX_SHARD_SIZE = 5_000_000_000  # bytes
+
+
+@contextmanager
+def written_aside(folder: Path, *, replaces: str) -> Iterator[Path]:
+    """Give a temporary sibling of ``folder``; when the block ends well, it takes the folder's place.
+
+    What stands there may be replaced if it is empty, or a checkpoint of model type ``replaces``. On any
+    error it stays as it was, and nothing else is left behind.
+
+    Raises:
+        CheckpointError: something else stands there, or the disk did not take it.
+    """
+    folder = folder.absolute()
+    if folder.exists() and not _replaceable(folder, replaces):
+        raise CheckpointError(
+            f"{folder} exists and is no {replaces} checkpoint, so it is not replaced. Choose another folder."
+        )
+    mark = f".{folder.name}.{secrets.token_hex(4)}"
+    aside, old = folder.with_name(f"{mark}.new"), folder.with_name(f"{mark}.old")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        for path in (*aside.rglob("*"), aside):
+            _sync(path)
+        if folder.exists():
+            folder.rename(old)
+        try:
+            aside.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+        _sync(folder.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} could not be written: {error}. What was there before is untouched;"
+            f" {shutil.disk_usage(_existing(folder)).free / 1e9:.2f} GB are free on that disk."
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def write_weights(
+    folder: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int = MAX_SHARD_SIZE,
+) -> None:
+    """Write ``model.safetensors``, or shards of at most ``max_shard_size`` bytes and their index.
+
+    Floating-point tensors are cast to ``dtype`` (None: as they are) one at a time; a shard is held no
+    longer than until it is written, and mapped tensors are not held at all.
+    """
+    shards: list[Path] = []
+    homes: dict[str, int] = {}
+    total = 0
+    for names, shard in _shards(tensors, dtype, max_shard_size):
+        shards.append(folder / f"shard-{len(shards)}.safetensors")
+        homes |= dict.fromkeys(names, len(shards) - 1)
+        total += _write_shard(shards[-1], shard, dtype)
+    if len(shards) == 1:
+        shards[0].rename(folder / "model.safetensors")
+        return
+    finals = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    for shard_path, final in zip(shards, finals, strict=True):
+        shard_path.rename(folder / final)
+    where = {name: finals[home] for name, home in homes.items()}
+    write_json(
+        folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where}
+    )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a mapping as JSON that people can read."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _shards(
+    tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, most: int
+) -> Iterator[tuple[list[str], list[tuple[str, Tensor]]]]:
+    shard: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, tensor in tensors:
+        more = tensor.numel() * _stored(tensor, dtype).itemsize
+        if shard and size + more > most:
+            yield [name for name, _ in shard], shard
+            shard, size = [], 0
+        shard.append((name, tensor))
+        size += more
+    yield [name for name, _ in shard], shard
+
+
+def _write_shard(path: Path, tensors: list[tuple[str, Tensor]], dtype: torch.dtype | None) -> int:
+    """Write one safetensors file; return the bytes of its data.
+
+    The format: the header's length (8 bytes, little-endian), the header (JSON), the data without gaps.
+    Wide types come first, so that every tensor is aligned to its own size.
+    """
+    tensors.sort(key=lambda pair: -_stored(pair[1], dtype).itemsize)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors:
+        kind = _stored(tensor, dtype)
+        start, end = end, end + tensor.numel() * kind.itemsize
+        header[name] = {"dtype": DTYPES[kind], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    head = json.dumps(header, ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for _, tensor in tensors:
+            plain = tensor.detach().to("cpu", _stored(tensor, dtype)).contiguous().view(-1)
+            file.write(plain.view(torch.uint8).numpy().data)
+    return end
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+
+def _replaceable(folder: Path, model_type: str) -> bool:
+    if not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == model_type
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written, so that a rename never outlives the data."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
