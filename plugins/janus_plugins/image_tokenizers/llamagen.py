@@ -110,15 +110,16 @@ class LlamaGenTokenizer(nn.Module):
         prefixes = [name.removesuffix(anchor) for name in weights if name.endswith(anchor)]
         if not prefixes:
             raise CheckpointError(
-                f"llamagen found no codebook: no name ends in '{anchor}' among {sorted(weights)[:5]}, ...; "
-                "offer a LlamaGen .pt file or a Janus checkpoint"
+                f"llamagen found no codebook: no name ends in '{anchor}'; offer LlamaGen's or Janus'"
             )
         prefix = min(prefixes, key=lambda found: not found.startswith("ema."))
+        known = self.state_dict().keys()
         for name in weights:
-            if name == f"{prefix}quantize.codebook_used":
-                _ = weights[name]  # statistics of its training: known, and of no use
-            elif name.startswith(prefix):
-                yield published_name(name.removeprefix(prefix)), weights[name]
+            own = published_name(name.removeprefix(prefix)) if name.startswith(prefix) else ""
+            if own in known:
+                yield own, weights[name]
+            elif own == "quantize.codebook_used":
+                _ = weights[name]  # statistics of its training: read, so that it does not count as left over
 
     def _latents(self, pixels: Tensor) -> Tensor:
         """Encode pixels (N, 3, H, W) into latents (N, P, code_width), at unit length with ``l2_norm``."""
@@ -172,10 +173,7 @@ class Codebook(nn.Module):
         return self.scores(latents).argmax(-1)
 
     def entropy_loss(self, latents: Tensor) -> Tensor:
-        """Reward sure single choices and an even use over the batch, as LlamaGen does.
-
-        The mean of H(p) over latents minus H(mean of p), with p = softmax(scores / temperature).
-        """
+        """Reward sure choices and an even use: mean H(p) - H(mean p), p = softmax(scores / temperature)."""
         logits = self.scores(latents).flatten(0, -2) / self.config.entropy_temperature  # (N*P, K)
         choice = logits.softmax(-1)
         unsure = -(choice * logits.log_softmax(-1)).sum(-1).mean()

@@ -87,24 +87,32 @@ class SiglipEncoder(nn.Module):
         A position table for pictures of another size is interpolated to this one's.
         """
         for name in weights:
-            for anchor, read in ANCHORS.items():
+            for anchor, rename in ANCHORS.items():
                 if name.endswith(anchor):
-                    return self._read(weights, name.removesuffix(anchor), read)
+                    return self._read(weights, name.removesuffix(anchor), rename)
         raise CheckpointError(
             f"siglip found no vision tower: no name ends in {' or '.join(map(repr, ANCHORS))} among "
             f"{sorted(weights)[:5]}, ...; offer a SigLIP or a Janus checkpoint"
         )
 
     def _read(
-        self, weights: Mapping[str, Tensor], prefix: str, read: Renaming
+        self, weights: Mapping[str, Tensor], prefix: str, rename: Renaming
     ) -> Iterator[tuple[str, Tensor]]:
+        known = self.model.state_dict().keys()
         for name in weights:
-            if name.startswith(prefix):
-                for own, tensor in read(name.removeprefix(prefix), weights[name]):
-                    yield f"model.{own}", self._fitted(tensor) if "position_embedding" in own else tensor
+            if not name.startswith(prefix):
+                continue  # of another part of the model
+            inside = name.removeprefix(prefix)
+            if inside.startswith(UNUSED):
+                _ = weights[name]  # read, so that it does not count as left over
+            own = [name for name in rename(inside) if name in known]  # blocks that are cut off are left over
+            if own:
+                for one, tensor in zip(own, weights[name].chunk(len(own)), strict=True):
+                    yield f"model.{one}", self._fitted(tensor) if "position_embedding" in one else tensor
 
     def _fitted(self, table: Tensor) -> Tensor:
         """Bring a position table (P, C) to this model's size, as transformers does at run time."""
+        table = table.squeeze(0)  # timm's has a dimension for the batch
         side, wanted = int(len(table) ** 0.5), self.config.image_size // self.config.patch_size
         if side == wanted or side**2 != len(table):
             return table  # one that is no square is left to the loader's report
@@ -122,33 +130,24 @@ def kept_layers(config: SiglipConfig) -> int:
     return kept
 
 
-def from_timm(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yield SigLIP's names for one of timm's; fused queries, keys and values are split in three."""
-    own = name
+def from_timm(name: str) -> list[str]:
+    """Return SigLIP's names for one of timm's: three for fused queries, keys and values."""
     for theirs, ours in TIMM_NAMES.items():
-        own = re.sub(theirs, ours, own)
-    if name.startswith("attn_pool."):
-        return  # stored in published checkpoints, and used by none
-    if name == "pos_embed":
-        yield own, tensor.squeeze(0)
-    elif ".qkv." in own:
-        for one, third in zip("qkv", tensor.chunk(3), strict=True):
-            yield own.replace(".qkv.", f".{one}_proj."), third.contiguous()
-    else:
-        yield own, tensor
+        name = re.sub(theirs, ours, name)
+    return [name.replace(".qkv.", f".{one}_proj.") for one in "qkv"] if ".qkv." in name else [name]
 
 
-def from_transformers(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yield SigLIP's names for those of SigLIP or of transformers' Janus; the pooling head is not used."""
-    if not name.startswith("head."):
-        yield name.replace(".projection_layer.", ".out_proj."), tensor
+def from_transformers(name: str) -> list[str]:
+    """Return SigLIP's names for one of SigLIP's own, or of transformers' Janus."""
+    return [name.replace(".projection_layer.", ".out_proj.")]
 
 
-Renaming = Callable[[str, Tensor], Iterator[tuple[str, Tensor]]]
+Renaming = Callable[[str], list[str]]
 ANCHORS: dict[str, Renaming] = {  # how a tower is recognised, and where its names begin
     "patch_embed.proj.weight": from_timm,
     "embeddings.patch_embedding.weight": from_transformers,
 }
+UNUSED = ("attn_pool.", "head.")  # the pooling head, in checkpoints of either kind
 TIMM_NAMES = {
     r"^patch_embed\.proj\.": "embeddings.patch_embedding.",
     r"^pos_embed$": "embeddings.position_embedding.weight",

@@ -1,0 +1,215 @@
+"""Any vision transformer of transformers as an understanding encoder: SigLIP2, CLIP, DINOv2, DINOv3, ViT ...
+
+encoder: {name: hf-vision, pretrained: facebook/dinov2-small}              # config and weights from a folder
+encoder: {name: hf-vision, config: {model_type: dinov2, hidden_size: 96}}  # or random weights
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel
+
+from janus_modular import (
+    CheckpointError,
+    ConfigError,
+    PartConfig,
+    PixelSpec,
+    Registry,
+    UnderstandingEncoder,
+    hookimpl,
+    resolve_pretrained,
+)
+
+CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+FAMILIES: dict[str, dict[str, Any]] = {  # how each family's own processor treats pictures, by model_type
+    "clip": {"resize": "crop", **CLIP},
+    "siglip": {"resize": "stretch", **HALVES},  # and siglip2
+    "dinov2": {"resize": "crop", **IMAGENET},  # and dinov2_with_registers
+    "dinov3": {"resize": "stretch", **IMAGENET},
+    "vit": {"resize": "stretch", **HALVES},
+    "deit": {"resize": "crop", **IMAGENET},
+    "beit": {"resize": "crop", **HALVES},
+}
+SPECIAL_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
+
+
+@dataclass
+class HfVisionConfig(PartConfig):
+    """A vision transformer by its transformers config; with ``pretrained`` alone, it is read there."""
+
+    config: dict[str, Any] = field(default_factory=dict)  # transformers' own keys, `model_type` among them
+    layer: int = -1  # -1: the model's own output; -2: after the last block but one; 1: after the first
+    pixels: PixelSpec | None = None  # None: as preprocessor_config.json says, else as its family does
+
+
+class HfVisionEncoder(nn.Module):
+    """Patch tokens of a transformers vision model; class and register tokens are cut off.
+
+    ``layer: -1`` is ``last_hidden_state``, with a final norm where the model applies one to it (SigLIP
+    and DINO do, CLIP does not); any other layer is ``hidden_states[layer]``, as its block left it.
+    """
+
+    def __init__(self, config: HfVisionConfig) -> None:
+        super().__init__()
+        folder = resolve_pretrained(config.pretrained, config.revision) if config.pretrained else None
+        family = vision_config(config, folder)
+        self._options = without_pooling(family)
+        self.model = AutoModel.from_config(
+            copy.deepcopy(family), dtype=torch.get_default_dtype(), **self._options
+        )
+        self.width: int = family.hidden_size
+        self.patch = pair(family.patch_size)
+        self.pixels = config.pixels or own_pixels(family, folder)
+        named = self.model.named_parameters()
+        sizes = {name.rsplit(".", 1)[-1]: weight.numel() for name, weight in named if "embeddings." in name}
+        self.special_tokens: int = sum(sizes.get(name, 0) for name in SPECIAL_TOKENS) // self.width
+        self.resizes = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
+        if not -family.num_hidden_layers <= config.layer <= family.num_hidden_layers:
+            raise ConfigError(
+                f"hf-vision: layer {config.layer} of a model of {family.num_hidden_layers} blocks"
+            )
+        keys = {**family.to_diff_dict(), "model_type": family.model_type}
+        self.config = replace(config, pretrained=None, revision=None, config=keys, pixels=self.pixels)
+
+    def num_tokens(self, height: int, width: int) -> int:
+        """One for each whole patch."""
+        return (height // self.patch[0]) * (width // self.patch[1])
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode normalised pixels (N, 3, H, W) into features (N, P, C).
+
+        Raises:
+            ValueError: tokens, less class and register tokens, are not one for each patch.
+        """
+        inputs = self._inputs(pixels.to(next(self.model.parameters()).dtype))
+        last = self.config.layer == -1
+        output = self.model(**inputs, output_hidden_states=not last)
+        tokens = output.last_hidden_state if last else output.hidden_states[self.config.layer]
+        patches = self.num_tokens(*pixels.shape[-2:])
+        if tokens.shape[1:-1] != (self.special_tokens + patches,):
+            raise ValueError(
+                f"hf-vision: '{self.model.config.model_type}' gave {tuple(tokens.shape[1:-1])} tokens, not "
+                f"{self.special_tokens} class or register tokens and {patches} patches: it is no plain "
+                "vision transformer, and needs a component of its own"
+            )
+        return tokens[:, self.special_tokens :]
+
+    def load_pretrained(self, path: Path) -> tuple[list[str], list[str]]:
+        """Read weights by transformers' own rules, from a folder; return missing and unexpected names."""
+        if not path.is_dir():
+            raise CheckpointError(f"hf-vision reads a folder with config.json and weights; {path} is none")
+        self.model, info = type(self.model).from_pretrained(
+            path,
+            config=self.model.config,
+            dtype=torch.get_default_dtype(),
+            output_loading_info=True,
+            local_files_only=True,
+            **self._options,
+        )
+        return sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+
+    def _inputs(self, pixels: Tensor) -> dict[str, Any]:
+        """Name the model's inputs; SigLIP2's NaFlex form takes patches, channels last, and their grid."""
+        if self.model.config.model_type != "siglip2_vision_model":
+            return {"pixel_values": pixels, **({"interpolate_pos_encoding": True} if self.resizes else {})}
+        rows, columns = (side // patch for side, patch in zip(pixels.shape[-2:], self.patch, strict=True))
+        whole = pixels[..., : rows * self.patch[0], : columns * self.patch[1]]
+        patches = F.unfold(whole, self.patch, stride=self.patch)  # (N, 3 * p * p, P), channels first
+        patches = patches.unflatten(1, (3, -1)).permute(0, 3, 2, 1).flatten(2)  # (N, P, p * p * 3)
+        return {
+            "pixel_values": patches,
+            "pixel_attention_mask": torch.ones_like(patches[..., 0], dtype=torch.long),
+            "spatial_shapes": torch.tensor([[rows, columns]] * len(pixels)),
+        }
+
+
+def vision_config(config: HfVisionConfig, folder: Path | None) -> Any:
+    """Find the vision model's transformers config: given, beside the weights, or a two-tower model's part."""
+    if config.config:
+        if "model_type" not in config.config:
+            raise ConfigError("hf-vision: config has no model_type: write transformers' name, such as dinov2")
+        family = AutoConfig.for_model(**copy.deepcopy(dict(config.config)))
+    elif folder is not None:
+        family = AutoConfig.from_pretrained(folder, local_files_only=True)
+    else:
+        raise ConfigError("hf-vision: give config (transformers' keys) or pretrained (a folder or a hub id)")
+    family = getattr(family, "vision_config", family)
+    lacking = [key for key in ("hidden_size", "patch_size", "num_hidden_layers") if not hasattr(family, key)]
+    if lacking:
+        raise ConfigError(f"hf-vision: '{family.model_type}' is no vision transformer: it has no {lacking}")
+    return family
+
+
+def without_pooling(family: Any) -> dict[str, Any]:
+    """Leave out the pooling head, whose weights nothing would use or train; return the options that do it."""
+    for head in {"vision_use_head", "use_head"} & vars(family).keys():
+        setattr(family, head, False)
+    with torch.device("meta"):
+        accepts = inspect.signature(type(AutoModel.from_config(copy.deepcopy(family))).__init__).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in accepts else {}
+
+
+def own_pixels(family: Any, folder: Path | None) -> PixelSpec:
+    """Read how the model wants its pictures: from its processor's file, else as its family has it.
+
+    A "crop" brings the short side to the crop's own size; processors that leave a margin around it
+    (DINOv2: 256, cropped to 224) see a little less of the picture.
+    """
+    named = next((name for name in FAMILIES if family.model_type.startswith(name)), None)
+    spec = processor_settings(folder)
+    if named is None and not spec:
+        raise ConfigError(
+            f"hf-vision: how '{family.model_type}' wants its pictures is not known and no "
+            "preprocessor_config.json says it: give pixels (height, width, resize, mean, std)"
+        )
+    side = getattr(family, "image_size", None)
+    if side is None:  # NaFlex: as many patches as its position table has
+        side = int(family.num_patches**0.5) * pair(family.patch_size)[0]
+    height, width = pair(side)
+    return PixelSpec(**{"height": height, "width": width, **FAMILIES.get(named or "", {}), **spec})
+
+
+def processor_settings(folder: Path | None) -> dict[str, Any]:
+    """Read PixelSpec's fields from transformers' processor files; {} where there are none."""
+    settings: dict[str, Any] = {}
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if folder is not None and (folder / name).is_file():
+            read = json.loads((folder / name).read_text("utf-8"))
+            settings = read.get("image_processor", read)
+    if "image_mean" not in settings:
+        return {}
+    crop = settings.get("do_center_crop", False)
+    size = settings.get("crop_size" if crop else "size")
+    spec: dict[str, Any] = {
+        "resize": "crop" if crop else "stretch",
+        "normalize": settings.get("do_normalize", True),
+        "mean": tuple(settings["image_mean"]),
+        "std": tuple(settings["image_std"]),
+    }
+    if isinstance(size, dict):
+        size = (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")
+    if size is not None:
+        spec["height"], spec["width"] = pair(size)
+    return spec
+
+
+def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """Read a size of transformers' as (height, width)."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+@hookimpl
+def register_understanding_encoders(registry: Registry[UnderstandingEncoder]) -> None:
+    """Offer this encoder."""
+    registry.add("hf-vision", HfVisionEncoder, HfVisionConfig)

@@ -1,0 +1,80 @@
+"""An image tokenizer as understanding encoder: one shared VQ encoder, the baseline of Janus' ablation.
+
+The paper's thesis is that reading and drawing want encoders of their own (Janus, table 5); this is
+the other side of that comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from janus_modular import (
+    ConfigError,
+    ImageTokenizer,
+    Part,
+    PartConfig,
+    PixelSpec,
+    Registry,
+    UnderstandingEncoder,
+    hookimpl,
+    part,
+)
+
+
+@dataclass
+class TokenizerFeaturesConfig(PartConfig):
+    """Which tokenizer, and the pictures it reads."""
+
+    tokenizer: Part = part("image_tokenizers")  # e.g. the drawing path's, with the same `pretrained`
+    height: int = 384  # pixels
+    width: int = 384
+    resize: Literal["letterbox", "crop", "stretch"] = "letterbox"  # as in PixelSpec
+
+
+class TokenizerFeatures(nn.Module):
+    """The vectors of a picture's codes as its features (N, P, C); C is the width of a code.
+
+    Built as ``factory(config, build)``. Choosing a code has no gradient: the tokenizer stays as it is.
+    """
+
+    def __init__(self, config: TokenizerFeaturesConfig, build: Callable[[Part], Any]) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer: ImageTokenizer = build(config.tokenizer)
+        if self.tokenizer.code_width is None:
+            raise ConfigError(
+                f"tokenizer-features needs codes with vectors, and those of '{config.tokenizer.name}' have "
+                "none: choose a tokenizer with a codebook, such as vq or llamagen"
+            )
+        self.width = self.tokenizer.code_width * self.tokenizer.codes_per_position
+        low, high = self.tokenizer.value_range
+        mean, std = -low / (high - low), 1 / (high - low)  # (x - mean) / std carries [0, 1] to the range
+        self.pixels = PixelSpec(
+            height=config.height,
+            width=config.width,
+            resize=config.resize,
+            mean=(mean, mean, mean),
+            std=(std, std, std),
+        )
+
+    def num_tokens(self, height: int, width: int) -> int:
+        """As many as the tokenizer has positions."""
+        return self.tokenizer.num_tokens(height, width)
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode pixels (N, 3, H, W) in the tokenizer's range into the vectors of their codes (N, P, C)."""
+        vectors = self.tokenizer.code_vectors()
+        assert vectors is not None  # its codes have a width
+        return vectors[self.tokenizer.encode(pixels)].flatten(2)  # (N, P, C), or of S codes side by side
+
+
+@hookimpl
+def register_understanding_encoders(registry: Registry[UnderstandingEncoder]) -> None:
+    """Offer this encoder."""
+    registry.add("tokenizer-features", TokenizerFeatures, TokenizerFeaturesConfig)
