@@ -61,7 +61,7 @@ def show(
     plugins = default_plugins()
     found = [one for one in plugins.announcements if one.is_called(name) and one.dist != name]
     if not found:
-        known = [one.name for one in plugins.announcements]
+        known = [word for one in plugins.announcements for word in (one.name, f"{one.slot}:{one.name}")]
         raise PluginError(
             f"no component is called '{name}'. {did_you_mean(name, known)}".rstrip()
             + "\nSee them all with: janus-modular plugins list"

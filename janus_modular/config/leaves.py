@@ -18,7 +18,7 @@ def convert(value: Any, hint: Any) -> Any:
     if hint is Any or (get_origin(hint) is dict and get_args(hint)[1] is Any and isinstance(value, dict)):
         return value  # a transformers config, say: passed on as it is
     holder = OmegaConf.structured(make_dataclass("Holder", [("value", hint, field(default=MISSING))]))
-    holder.value = value
+    OmegaConf.update(holder, "value", value)
     return OmegaConf.to_object(holder).value  # type: ignore[union-attr]
 
 
