@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from janus_modular.errors import PictureError
 
@@ -71,7 +71,8 @@ def _name(source: PictureSource) -> str:
     if isinstance(source, bytes):
         return f"the picture ({len(source):,} bytes)"
     if isinstance(source, Image.Image):
-        return f"the picture '{source.filename}'" if getattr(source, "filename", "") else "the picture"
+        file = getattr(source, "filename", "")  # of pictures that were opened, not made
+        return f"the picture '{file}'" if file else "the picture"
     return f"the picture '{source}'"
 
 
@@ -86,7 +87,7 @@ def _opened(source: str | Path | bytes, name: str) -> Image.Image:
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError(f"{name} is too large to be read safely: {error} Scale it down first.") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise PictureError(
             f"{name} is not a picture that can be read; expected PNG, JPEG, WebP, GIF, TIFF or BMP. "
             "Is it complete, and is it a picture at all?"

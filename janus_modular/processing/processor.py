@@ -1,0 +1,284 @@
+"""Makes sequences of conversations, prompts and samples: the one door between people and the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from janus_modular.errors import ConfigError, DataError, PromptError
+from janus_modular.interfaces import PixelSpec
+from janus_modular.processing.parts import Part, PartMaker, Supervise, with_supervision
+from janus_modular.processing.pictures import open_picture
+from janus_modular.processing.pixels import generation_pixels, understanding_pixels
+from janus_modular.processing.sequencing import lay_out, unconditional, without_condition
+from janus_modular.processing.streaming import StopRule, TextStream
+from janus_modular.processing.templates import make_template
+from janus_modular.processing.text_tokenizer import TextTokenizer
+from janus_modular.processing.tokenizer_files import load_tokenizer
+from janus_modular.schema import ProcessorConfig, SpecialTokens
+from janus_modular.sequence import IGNORED, Message, PictureToDraw, PictureToRead, Sample, Text
+from janus_modular.sequence import Sequence as TokenSequence
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The pictures that the model draws: their size in pixels, and the positions that one takes."""
+
+    height: int
+    width: int
+    num_tokens: int
+
+
+class Processor:
+    """Words and pictures in, sequences out. Needs neither the model nor torch."""
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        template: str,
+        *,
+        pixels: PixelSpec,
+        picture_tokens: int,
+        drawing: Drawing | None,
+        context: int | None = None,
+        system: str | None = None,
+        never_said: Sequence[str] = (),
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.pixels = pixels
+        self.picture_tokens = picture_tokens  # positions that a picture to read takes
+        self.drawing = drawing  # None: this model does not draw
+        self.context = context  # longest sequence, in positions; None: unlimited
+        self.never_said = tuple(never_said)  # tokens that an answer in words must not hold
+        self.template_name = template
+        names = tokenizer.names
+        config = {k: v for k, v in tokenizer.config.items() if k.endswith("_token") and isinstance(v, str)}
+        config |= {f"{name}_token": s for name in ("bos", "eos", "pad") if (s := names[name])}
+        self.template = make_template(
+            template, eos=names["eos"] or "", tokens=config, chat_template=tokenizer.chat_template
+        )
+        self.system = system  # None: the template's
+        if lacks := [s for s in self.template.needs if tokenizer.core.token_to_id(s) is None]:
+            raise ConfigError(
+                f"the template '{template}' needs {', '.join(lacks)}, which the tokenizer lacks. "
+                "Choose the template that the tokenizer was made for."
+            )
+        self._bos = self.template.always_bos or (tokenizer.adds_bos and template != "chat")
+
+    @classmethod
+    def build(
+        cls,
+        config: ProcessorConfig,
+        *,
+        pixels: PixelSpec,
+        picture_tokens: int,
+        drawing: Drawing | None,
+        context: int | None = None,
+        tokenizer: str | Path | None = None,
+    ) -> Processor:
+        """Build from a config; ``tokenizer`` is a local folder or file that stands in for the config's."""
+        source = tokenizer or config.tokenizer
+        if source is None:
+            raise ConfigError(
+                "processor.tokenizer is not set, and the backbone brings no tokenizer. "
+                "Give a folder, a tokenizer.json, or 'bytes'."
+            )
+        loaded = load_tokenizer(source, config.tokens, published=config.template.startswith("janus"))
+        return cls(
+            loaded,
+            config.template,
+            pixels=pixels,
+            picture_tokens=picture_tokens,
+            drawing=drawing,
+            context=context,
+            system=config.system,
+            never_said=config.never_said or loaded.added,
+        )
+
+    def sequence(
+        self,
+        sample: Sample,
+        *,
+        supervise: Supervise = "answers",
+        drop_condition: bool = False,
+        learn_picture_ends: bool = False,
+    ) -> TokenSequence:
+        """Make a training sequence.
+
+        Learned are the segments marked as supervised, with the token that ends the assistant's turn;
+        with no text marked and nothing drawn, what the assistant says, or the whole of a plain text.
+        ``supervise="all"``: every text token of a sample that draws nothing. ``drop_condition``: what
+        comes before the first drawn picture is replaced by pads. ``learn_picture_ends``: begin-of-image
+        and end-of-image of drawn pictures are learned too (the papers do not say; here, not unless asked).
+
+        Raises:
+            DataError: nothing in it is learned.
+            PromptError: it cannot be rendered, or is longer than the context.
+        """
+        maker = self._maker(learn_picture_ends)
+        sample = with_supervision(sample)
+        if sample.template:
+            parts, bos = maker.conversation(self._with_system(sample.messages)), self._bos
+        else:
+            parts = maker.document([s for m in sample.messages for s in m.content])
+            bos = self.template.always_bos or self.tokenizer.adds_bos
+        draws = any(isinstance(part.picture, PictureToDraw) for part in parts)
+        if supervise == "all" and not draws:
+            parts = [replace(part, learned=self._is_text(part)) for part in parts]
+        sequence = self._assemble(parts, bos=bos, source=sample.source)
+        if drop_condition and draws:
+            sequence = without_condition(sequence, pad=self.pad_id, read=self.picture_tokens)
+        if not (sequence.labels != IGNORED).any() and not any(sequence.generation_supervised):
+            raise DataError(
+                f"a sample of source '{sample.source}' has nothing to learn: no text marked as supervised, "
+                "no answer, no picture to draw. Add an answer, or leave the sample out."
+            )
+        return sequence
+
+    def chat_prompt(self, messages: Sequence[Message]) -> TokenSequence:
+        """Make the prompt that the assistant's next message answers.
+
+        Raises:
+            PromptError: the assistant spoke last, or the conversation cannot be rendered or is too long.
+        """
+        messages = list(messages)
+        if messages and messages[-1].role == "assistant":
+            if messages[-1].content:
+                raise PromptError("the assistant spoke last: there is nothing to answer. Add a user message.")
+            messages.pop()
+        if not messages:
+            raise PromptError("the conversation is empty. Give at least one user message.")
+        return self._assemble(
+            self._maker().conversation(self._with_system(messages), answer=True), bos=self._bos
+        )
+
+    def draw_prompt(self, prompt: str | Sequence[Message]) -> TokenSequence:
+        """Make the prompt of a picture, from a text or a conversation: it ends in begin-of-image.
+
+        Raises:
+            PromptError: it cannot be rendered, or there is no room for the picture in the context.
+        """
+        if self.drawing is None:
+            raise PromptError("this model has no generation path: it cannot draw.")
+        messages = [Message("user", [Text(prompt)])] if isinstance(prompt, str) else list(prompt)
+        parts = self._maker().conversation(messages, answer=True)
+        begin = self.tokenizer.cut(self.tokenizer.names["begin_image"] or "")
+        parts += [Part(piece) for piece in begin]
+        return self._assemble(parts, bos=self._bos, room=self.drawing.num_tokens)
+
+    def unconditional(self, sequence: TokenSequence) -> TokenSequence:
+        """Return the row that guidance leans on: pads everywhere but at the first and the last position.
+
+        The pads are attended to, at the same positions. Pictures in the prompt are dropped with the rest.
+        """
+        return unconditional(sequence, pad=self.pad_id)
+
+    @property
+    def pad_id(self) -> int:
+        """The id that stands for a dropped condition; batches are padded with it too."""
+        return self.tokenizer.id_of(self.tokenizer.names["pad"] or "")
+
+    @cached_property
+    def stop(self) -> StopRule:
+        """When an answer in words is over: EOS, what ends a turn in the template, or the user's role."""
+        speech = [Message("user", [Text("a")]), Message("assistant", [Text("b", supervised=True)])]
+        ends = [
+            part.piece.text
+            for part in self._maker().conversation(speech)
+            if part.learned and part.piece.special
+        ]
+        strings = [self.tokenizer.names["eos"], *ends, *self.template.stop_strings]
+        ids = {s: self.tokenizer.core.token_to_id(s) for s in strings if s}
+        return StopRule(
+            tuple(dict.fromkeys(id for id in ids.values() if id is not None)),
+            tuple(s for s, id in ids.items() if id is None),
+        )
+
+    def stream(self) -> TextStream:
+        """Open a stream that turns the tokens of one answer into text."""
+        return TextStream(self.tokenizer, self.stop)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe this processor, less its tokenizer, as JSON can hold it."""
+        names = self.tokenizer.names
+        return {
+            "template": self.template_name,
+            "system": self.system,
+            "tokens": names,
+            "pixels": asdict(self.pixels),
+            "picture_tokens": self.picture_tokens,
+            "drawing": self.drawing and asdict(self.drawing),
+            "context": self.context,
+            "never_said": list(self.never_said),
+        }
+
+    @classmethod
+    def from_dict(cls, description: Mapping[str, Any], tokenizer: str | Path) -> Processor:
+        """Rebuild a processor from `to_dict` and the folder that its tokenizer was saved to."""
+        pixels: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in description["pixels"].items()
+        }
+        drawing = description["drawing"]
+        return cls(
+            load_tokenizer(tokenizer, SpecialTokens(**description["tokens"])),
+            description["template"],
+            pixels=PixelSpec(**pixels),
+            picture_tokens=description["picture_tokens"],
+            drawing=drawing and Drawing(**drawing),
+            context=description["context"],
+            system=description["system"],
+            never_said=description["never_said"],
+        )
+
+    def _maker(self, learn_picture_ends: bool = False) -> PartMaker:
+        return PartMaker(self.tokenizer, self.template, learn_picture_ends=learn_picture_ends)
+
+    def _with_system(self, messages: Sequence[Message]) -> list[Message]:
+        """Put the system text first, unless there is one, or something is drawn (which has none)."""
+        system = self.template.system if self.system is None else self.system
+        draws = any(isinstance(s, PictureToDraw) for m in messages for s in m.content)
+        if not system or draws or (messages and messages[0].role == "system"):
+            return list(messages)
+        return [Message("system", [Text(system)]), *messages]
+
+    def _is_text(self, part: Part) -> bool:
+        ends = (self.tokenizer.names["begin_image"], self.tokenizer.names["end_image"])
+        return part.picture is None and not (part.piece.special and part.piece.text in ends)
+
+    def _assemble(
+        self, parts: Sequence[Part], *, bos: bool, room: int = 0, source: str = ""
+    ) -> TokenSequence:
+        """Encode the parts and add the pixels; ``room`` positions are kept free behind them."""
+        reads = [part.picture.picture for part in parts if isinstance(part.picture, PictureToRead)]
+        draws = [part.picture for part in parts if isinstance(part.picture, PictureToDraw)]
+        drawing = self.drawing
+        if draws and drawing is None:
+            raise PromptError("there is a picture to draw, and this model has no generation path.")
+        sequence = lay_out(
+            self.tokenizer.encode([part.piece for part in parts]),
+            parts,
+            bos=self.tokenizer.named("bos") if bos else None,
+            read=self.picture_tokens,
+            draw=drawing.num_tokens if drawing else 0,
+        )
+        if self.context is not None and len(sequence) + room > self.context:
+            picture = f" and {room} for the picture" if room else ""
+            raise PromptError(
+                f"the sequence takes {len(sequence):,} positions{picture}; the context has {self.context:,}"
+                f"{f' (source {source!r})' if source else ''}. Shorten the text, or leave out pictures "
+                f"({self.picture_tokens + 2} positions for each that is read)."
+            )
+        return replace(
+            sequence,
+            understanding_pixels=[understanding_pixels(open_picture(p), self.pixels) for p in reads],
+            generation_pixels=[
+                generation_pixels(open_picture(d.picture), height=drawing.height, width=drawing.width)
+                for d in draws
+                if drawing
+            ],
+            generation_supervised=[d.supervised for d in draws],
+            source=source,
+        )

@@ -1,0 +1,68 @@
+"""From encoded parts to a sequence: labels, the places of pictures, and the row without its condition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from janus_modular.processing.parts import Part
+from janus_modular.processing.text_tokenizer import Token
+from janus_modular.sequence import IGNORED, PictureToDraw, PictureToRead
+from janus_modular.sequence import Sequence as TokenSequence
+
+
+def lay_out(
+    tokens: Sequence[Token], parts: Sequence[Part], *, bos: int | None, read: int, draw: int
+) -> TokenSequence:
+    """Give every token its position and every picture its ``read`` or ``draw`` positions; no pixels yet.
+
+    A token is learned if any of its characters is. Labels are one ahead: what a position has to say is
+    the token that follows it.
+    """
+    ids: list[int] = [] if bos is None else [bos]
+    learned = [False] * len(ids)
+    reads, draws = learned.copy(), learned.copy()
+    for token in tokens:
+        picture = parts[token.first].picture
+        count = 1 if picture is None else read if isinstance(picture, PictureToRead) else draw
+        ids += [token.id] * count
+        learned += [any(part.learned for part in parts[token.first : token.last + 1])] * count
+        reads += [isinstance(picture, PictureToRead)] * count
+        draws += [isinstance(picture, PictureToDraw)] * count
+    own = np.array(ids, np.int64)  # (T,)
+    labels = np.full(len(own), IGNORED, np.int64)
+    labels[:-1] = np.where(learned[1:], own[1:], IGNORED)
+    return TokenSequence(own, labels, np.array(reads, np.bool_), np.array(draws, np.bool_))
+
+
+def without_condition(sequence: TokenSequence, *, pad: int, read: int) -> TokenSequence:
+    """Replace by pads what comes before the first drawn picture, all but the first and the last position.
+
+    What remains before the picture is what an unconditional prompt is when drawing; nothing in it is
+    learned, and pictures in it are dropped. ``read`` is how many positions a picture to read takes.
+    """
+    last = int(sequence.generation_at.argmax()) - 1  # begin-of-image
+    tokens, labels = sequence.tokens.copy(), sequence.labels.copy()
+    reads = sequence.understanding_at.copy()
+    dropped = int(reads[:last].sum()) // max(read, 1)
+    tokens[1:last] = pad
+    labels[:last] = IGNORED
+    reads[:last] = False
+    return replace(
+        sequence,
+        tokens=tokens,
+        labels=labels,
+        understanding_at=reads,
+        understanding_pixels=sequence.understanding_pixels[dropped:],
+    )
+
+
+def unconditional(sequence: TokenSequence, *, pad: int) -> TokenSequence:
+    """Return a prompt with pads everywhere but at the first and the last position, and no pictures."""
+    tokens = sequence.tokens.copy()
+    tokens[1:-1] = pad
+    nowhere = np.zeros(len(tokens), np.bool_)
+    labels = np.full(len(tokens), IGNORED, np.int64)
+    return TokenSequence(tokens, labels, nowhere, nowhere.copy(), source=sequence.source)

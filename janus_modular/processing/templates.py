@@ -1,0 +1,148 @@
+"""How a conversation is written as one text: Janus', Janus-Pro's, the tokenizer's own, or none.
+
+A template turns ``{"role", "content"}`` turns into text. It knows no pictures and no ids: a picture is a
+private mark within a content (see ``marking``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+from janus_modular.errors import ConfigError, PromptError
+from janus_modular.processing.marking import Turn
+
+UNDERSTANDING_SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that "
+    "the user provides, and assist the user with a variety of tasks using natural language."
+)
+"""The system text of the published models, for conversations in which nothing is drawn."""
+
+
+class Template(Protocol):
+    """What the processor asks of a template."""
+
+    system: str  # the system text where the user gives none
+    needs: tuple[str, ...]  # special tokens that the vocabulary must hold
+    always_bos: bool  # put BOS first, whatever the tokenizer's own habit
+    stop_strings: tuple[str, ...]  # an answer that comes to one of these is over
+
+    def __call__(self, turns: Sequence[Turn], answer: bool) -> str:
+        """Write the turns as text; with ``answer``, up to where the assistant begins to speak."""
+        ...
+
+
+@dataclass
+class JanusTemplate:
+    """The published prompt: ``role: content``, a blank line after the user, EOS after the assistant."""
+
+    user: str
+    assistant: str
+    eos: str
+    needs: tuple[str, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    system: str = UNDERSTANDING_SYSTEM
+    always_bos: bool = True
+
+    def __call__(self, turns: Sequence[Turn], answer: bool) -> str:
+        """Write the turns; a message without content is ``role:``, which is how a prompt ends."""
+        text = ""
+        for i, turn in enumerate(turns):
+            content = turn["content"].strip()
+            if turn["role"] == "system" and i == 0:
+                text += f"{content}\n\n" if content else ""
+                continue
+            role, end = {"user": (self.user, "\n\n"), "assistant": (self.assistant, self.eos)}.get(
+                turn["role"], ("", "")
+            )
+            if not role:
+                raise PromptError(
+                    f"message {i} has the role '{turn['role']}'; the janus templates know user and "
+                    "assistant, and system as the first message. Change the role."
+                )
+            text += f"{role}: {content}{end}" if content else f"{role}:"
+        return (text + f"{self.assistant}:" if answer else text).strip()
+
+
+@dataclass
+class PlainTemplate:
+    """No roles: what is asked on a line of its own, then the answer and EOS."""
+
+    eos: str
+    system: str = ""
+    needs: tuple[str, ...] = ()
+    always_bos: bool = False
+    stop_strings: tuple[str, ...] = ()
+
+    def __call__(self, turns: Sequence[Turn], answer: bool) -> str:
+        """Write each turn as it is, ended by EOS if it is the assistant's and by a line break if not."""
+        return "".join(
+            turn["content"].strip() + (self.eos if turn["role"] == "assistant" else "\n") for turn in turns
+        )
+
+
+@dataclass
+class ChatTemplate:
+    """The tokenizer's own chat template: a jinja program, run in a sandbox.
+
+    The helpers are those that such templates are written against: special tokens by name,
+    ``raise_exception``, ``strftime_now``, ``tojson``, ``break`` and ``continue`` in loops.
+    """
+
+    source: str
+    tokens: dict[str, str]  # bos_token, eos_token, ... as the tokenizer names them
+    system: str = ""
+    needs: tuple[str, ...] = ()
+    always_bos: bool = False
+    stop_strings: tuple[str, ...] = ()
+
+    def __call__(self, turns: Sequence[Turn], answer: bool) -> str:
+        """Run the program."""
+        import jinja2
+
+        try:
+            return self._program.render(
+                messages=list(turns), add_generation_prompt=answer, tools=None, documents=None, **self.tokens
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, OverflowError) as error:
+            raise PromptError(
+                f"the chat template refuses the conversation: {error}. "
+                f"It was given the roles {', '.join(turn['role'] for turn in turns) or '(none)'}."
+            ) from error
+
+    @cached_property
+    def _program(self) -> Any:
+        from janus_modular.processing.chat_programs import compile_template
+
+        return compile_template(self.source)
+
+
+TEMPLATES = ("janus", "janus-pro", "chat", "plain")
+
+
+def make_template(name: str, *, eos: str, tokens: dict[str, str], chat_template: str | None) -> Template:
+    """Return the template called ``name``.
+
+    Raises:
+        ConfigError: there is none of that name, or the tokenizer brings no chat template.
+    """
+    if name == "janus":
+        return JanusTemplate("User", "Assistant", eos, stop_strings=("User:",))
+    if name == "janus-pro":
+        user, assistant = "<|User|>", "<|Assistant|>"
+        return JanusTemplate(user, assistant, eos, needs=(user, assistant), stop_strings=(user,))
+    if name == "plain":
+        return PlainTemplate(eos)
+    if name != "chat":
+        raise ConfigError(
+            f"processor.template: there is no template '{name}'. Available: {', '.join(TEMPLATES)}."
+        )
+    if not chat_template:
+        raise ConfigError(
+            "processor.template: 'chat' is the tokenizer's own chat template, and this tokenizer has none "
+            "(neither chat_template.jinja nor chat_template in tokenizer_config.json). "
+            "Add one, or choose janus, janus-pro or plain."
+        )
+    return ChatTemplate(chat_template, tokens)

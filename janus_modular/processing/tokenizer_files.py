@@ -1,0 +1,173 @@
+"""Reading and writing tokenizers: a folder, a ``tokenizer.json``, or "bytes".
+
+The files are those that every tool knows: tokenizer.json, tokenizer_config.json,
+special_tokens_map.json and chat_template.jinja.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from janus_modular.errors import ConfigError
+from janus_modular.processing.byte_vocabulary import byte_tokenizer
+from janus_modular.processing.text_tokenizer import TextTokenizer
+from janus_modular.schema import SpecialTokens
+
+PUBLISHED = {
+    "bos": "<｜begin▁of▁sentence｜>",
+    "eos": "<｜end▁of▁sentence｜>",
+    "pad": "<｜▁pad▁｜>",
+}
+"""What Janus' own tokenizer calls them, should its configuration not say so."""
+
+BYTES_SPECIAL = [
+    *PUBLISHED.values(),
+    "<begin_of_image>",
+    "<end_of_image>",
+    "<image_placeholder>",
+    "<|User|>",
+    "<|Assistant|>",
+]
+
+
+def load_tokenizer(
+    source: str | Path, tokens: SpecialTokens | None = None, *, published: bool = False
+) -> TextTokenizer:
+    """Read a tokenizer and find its special tokens by their strings.
+
+    With ``published`` (the janus templates) all but the placeholder must be there already. Otherwise
+    the image tokens that lack are added (``TextTokenizer.added`` says which; the backbone's embedding
+    must grow to ``vocab_size``), and a missing pad is EOS.
+
+    Raises:
+        ConfigError: no tokenizer there, or a special token that it needs and lacks.
+    """
+    tokens = tokens or SpecialTokens()
+    core, folder, config = _read(source)
+    names = {name: getattr(tokens, name) or _configured(config, name) for name in PUBLISHED}
+    if published or source == "bytes":
+        names = {name: string or PUBLISHED[name] for name, string in names.items()}
+    names["pad"] = names["pad"] or names["eos"]
+    names |= {name: getattr(tokens, name) for name in ("begin_image", "end_image", "placeholder")}
+    known = core.get_vocab(with_added_tokens=True)
+    missing = {name: s for name, s in names.items() if s is not None and s not in known}
+    may_add = {"placeholder"} if published else {"begin_image", "end_image", "placeholder", "pad"}
+    if source == "bytes":
+        may_add = set(names)
+    if names["eos"] is None:
+        raise ConfigError(
+            f"the tokenizer {source} does not say which token ends a text. Name it: processor.tokens.eos=..."
+        )
+    if lacks := {name: s for name, s in missing.items() if name not in may_add}:
+        raise ConfigError(
+            f"the tokenizer {source} lacks {', '.join(f'{s!r} ({name})' for name, s in lacks.items())}. "
+            "Its own tokens are named by processor.tokens.NAME=...; "
+            "for a tokenizer that is not Janus', set processor.template to chat or plain."
+        )
+    added = list(dict.fromkeys(missing.values()))
+    listed = {token.content for token in core.get_added_tokens_decoder().values()}
+    core.add_special_tokens(
+        [
+            AddedToken(s, special=True, normalized=False)
+            for s in dict.fromkeys(names.values())
+            if s is not None and s not in listed
+        ]
+    )
+    bos = None if names["bos"] is None else core.token_to_id(names["bos"])
+    adds_bos = config.get("add_bos_token")
+    if adds_bos is None:
+        adds_bos = source == "bytes" or core.encode("").ids[:1] == [bos]
+    return TextTokenizer(
+        core,
+        names,
+        config=config,
+        chat_template=_chat_template(folder, config),
+        adds_bos=bool(adds_bos) and bos is not None,
+        added=added,
+    )
+
+
+def save_tokenizer(tokenizer: TextTokenizer, folder: Path) -> None:
+    """Write the files from which it, and transformers' tokenizers too, can be read again."""
+    named = {f"{name}_token": tokenizer.names[name] for name in PUBLISHED if tokenizer.names[name]}
+    stale = ("chat_template", "added_tokens_decoder")  # the first has a file, the second is in tokenizer.json
+    config = {key: value for key, value in tokenizer.config.items() if key not in stale}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **config, **named}
+    images = [tokenizer.names[name] for name in ("begin_image", "end_image", "placeholder")]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_aside(folder / "tokenizer.json", tokenizer.core.to_str(pretty=True))
+    write_aside(folder / "tokenizer_config.json", _json({**config, "add_bos_token": tokenizer.adds_bos}))
+    write_aside(folder / "special_tokens_map.json", _json({**named, "additional_special_tokens": images}))
+    if tokenizer.chat_template:
+        write_aside(folder / "chat_template.jinja", tokenizer.chat_template)
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a file under another name and put it in place once it is whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _read(source: str | Path) -> tuple[Tokenizer, Path | None, dict[str, Any]]:
+    """Return the tokenizer, the folder it came with, and what its configuration says."""
+    if source == "bytes":
+        return byte_tokenizer(BYTES_SPECIAL), None, {}
+    path = Path(source)
+    folder, file = (path, path / "tokenizer.json") if path.is_dir() else (None, path)
+    if not file.is_file():
+        have = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if folder else "nothing"
+        raise ConfigError(
+            f"no tokenizer.json at {source} (found: {have or 'an empty folder'}). Expected a folder with "
+            "one, the file itself, or 'bytes'. A tokenizer.model is converted by transformers: "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
+        )
+    try:
+        core = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exceptions
+        raise ConfigError(
+            f"{file} is no tokenizer.json that can be read: {error}. Fetch it again."
+        ) from error
+    config: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json") if folder else ():
+        if (path / name).is_file():
+            config |= {key: value for key, value in _parsed(path / name).items() if value is not None}
+    for token in config.get("added_tokens_decoder", {}).values():
+        if core.token_to_id(token["content"]) is None:
+            core.add_tokens([AddedToken(**token)])
+    return core, folder, config
+
+
+def _configured(config: dict[str, Any], name: str) -> str | None:
+    """Read what the configuration calls bos, eos or pad: a string, or an object with its ``content``."""
+    token = config.get(f"{name}_token")
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _chat_template(folder: Path | None, config: dict[str, Any]) -> str | None:
+    if folder and (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = {each["name"]: each["template"] for each in template}.get("default")
+    return template
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}. Fetch it again.") from error
+    return parsed
+
+
+def _json(x: Any) -> str:
+    return json.dumps(x, ensure_ascii=False, indent=2) + "\n"
