@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -13,14 +14,16 @@ from janus_modular.interfaces import PixelSpec
 from janus_modular.processing.parts import Part, PartMaker, Supervise, with_supervision
 from janus_modular.processing.pictures import open_picture
 from janus_modular.processing.pixels import generation_pixels, understanding_pixels
-from janus_modular.processing.sequencing import lay_out, unconditional, without_condition
+from janus_modular.processing.sequencing import lay_out, without_condition
 from janus_modular.processing.streaming import StopRule, TextStream
 from janus_modular.processing.templates import make_template
 from janus_modular.processing.text_tokenizer import TextTokenizer
-from janus_modular.processing.tokenizer_files import load_tokenizer
+from janus_modular.processing.tokenizer_files import load_tokenizer, save_tokenizer, write_aside
 from janus_modular.schema import ProcessorConfig, SpecialTokens
-from janus_modular.sequence import IGNORED, Message, PictureToDraw, PictureToRead, Sample, Text
+from janus_modular.sequence import IGNORED, Message, PictureToDraw, PictureToRead, Sample, Text, unconditional
 from janus_modular.sequence import Sequence as TokenSequence
+
+FILE = "processor.json"
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Processor:
         self.picture_tokens = picture_tokens  # positions that a picture to read takes
         self.drawing = drawing  # None: this model does not draw
         self.context = context  # longest sequence, in positions; None: unlimited
-        self.never_said = tuple(never_said)  # tokens that an answer in words must not hold
+        self.never_said = tuple(never_said)  # tokens that an answer in words never holds
         self.template_name = template
         names = tokenizer.names
         config = {k: v for k, v in tokenizer.config.items() if k.endswith("_token") and isinstance(v, str)}
@@ -174,7 +177,12 @@ class Processor:
 
         The pads are attended to, at the same positions. Pictures in the prompt are dropped with the rest.
         """
-        return unconditional(sequence, pad=self.pad_id)
+        return unconditional(sequence, self.pad_id)
+
+    @property
+    def forbidden(self) -> tuple[int, ...]:
+        """The ids of ``never_said``, which sampling words leaves out."""
+        return tuple(self.tokenizer.id_of(string) for string in self.never_said)
 
     @property
     def pad_id(self) -> int:
@@ -214,6 +222,19 @@ class Processor:
             "context": self.context,
             "never_said": list(self.never_said),
         }
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files and, as processor.json, everything else."""
+        save_tokenizer(self.tokenizer, folder)
+        write_aside(folder / FILE, json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Processor:
+        """Read what `save` wrote. Needs neither the model nor torch."""
+        file = folder / FILE
+        if not file.is_file():
+            raise ConfigError(f"{folder} has no {FILE}. Expected a folder that a processor was saved to.")
+        return cls.from_dict(json.loads(file.read_text(encoding="utf-8")), folder)
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any], tokenizer: str | Path) -> Processor:

@@ -57,12 +57,3 @@ def without_condition(sequence: TokenSequence, *, pad: int, read: int) -> TokenS
         understanding_at=reads,
         understanding_pixels=sequence.understanding_pixels[dropped:],
     )
-
-
-def unconditional(sequence: TokenSequence, *, pad: int) -> TokenSequence:
-    """Return a prompt with pads everywhere but at the first and the last position, and no pictures."""
-    tokens = sequence.tokens.copy()
-    tokens[1:-1] = pad
-    nowhere = np.zeros(len(tokens), np.bool_)
-    labels = np.full(len(tokens), IGNORED, np.int64)
-    return TokenSequence(tokens, labels, nowhere, nowhere.copy(), source=sequence.source)
