@@ -27,6 +27,7 @@ from .interfaces import UnderstandingEncoder as UnderstandingEncoder
 from .interfaces import part as part
 from .plugins import Plugins as Plugins
 from .plugins import default_plugins as default_plugins
+from .processing.pictures import open_picture as open_picture
 from .registry import Registry as Registry
 from .registry import hookimpl as hookimpl
 from .sequence import IGNORED as IGNORED
@@ -34,6 +35,7 @@ from .sequence import Message as Message
 from .sequence import PictureToDraw as PictureToDraw
 from .sequence import PictureToRead as PictureToRead
 from .sequence import Sample as Sample
+from .sequence import Segment as Segment
 from .sequence import Sequence as Sequence
 from .sampling import pick as pick
 from .sequence import Text as Text

@@ -1,4 +1,4 @@
-"""The configuration of training: what learns, from what, how fast and for how long. A stage is one of these."""
+"""The configuration of training: what learns, from what, how fast and for how long. A stage is one."""
 
 from __future__ import annotations
 

@@ -1,0 +1,108 @@
+"""Checkpoints of a run: a model that can be used as it is, and beside it what training needs to go on."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from janus_modular.checkpoints.native import MODEL_TYPE, Saves, read_record, stored, write_description
+from janus_modular.checkpoints.writing import write_weights, written_aside
+from janus_modular.config import to_plain
+from janus_modular.errors import TrainingError
+from janus_modular.model import JanusModel
+from janus_modular.training.engine import Engine
+from janus_modular.training.schema import TrainConfig
+
+STATE = "training.pt"
+
+FREE = {
+    "init",
+    "workers",
+    "device",
+    "checkpoint_every",
+    "keep",
+    "log_every",
+    "output",
+    "trackers",
+    "schedule.steps",
+    "schedule.stop",
+}
+"""What may differ in a run that goes on: nothing that the next steps are computed from, but their number."""
+
+
+def save(output: Path, model: JanusModel, processor: Saves, engine: Engine[Any], config: TrainConfig) -> Path:
+    """Write ``checkpoints/step-N`` aside and rename it; then drop all but the newest ``keep``."""
+    folder = output / "checkpoints" / f"step-{engine.next_step:07}"
+    record = {"step": engine.next_step, "config": to_plain(config)}
+    with written_aside(folder, replaces=MODEL_TYPE) as aside:
+        write_description(model, processor, aside, name=output.name, training=record)
+        write_weights(aside, stored(model).items())
+        torch.save(engine.state_dict(), aside / STATE)
+    for old in _all(output)[: -config.keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def finish(output: Path, checkpoint: Path) -> Path:
+    """Put the model of a checkpoint at ``output/model``: as links, so that it takes no room of its own."""
+    model = output / "model"
+    with written_aside(model, replaces=MODEL_TYPE) as aside:
+        shutil.copytree(
+            checkpoint, aside, copy_function=_link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(STATE)
+        )
+    return model
+
+
+def newest(output: Path) -> Path | None:
+    """Return the checkpoint that a run would go on from."""
+    return max(_all(output), default=None)
+
+
+def check_same_run(checkpoint: Path, config: TrainConfig) -> None:
+    """Refuse to go on with settings that would make another run of it.
+
+    Raises:
+        TrainingError: names what differs, with both values.
+    """
+    then, now = (_flat(plain) for plain in (read_record(checkpoint)["training"]["config"], to_plain(config)))
+    differ = [
+        f"  {key}: {then.get(key)!r} then, {now.get(key)!r} now"
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key)
+        and not any(key == free or key.startswith(f"{free}.") for free in FREE)
+    ]
+    if differ:
+        lines = "\n".join(differ)
+        raise TrainingError(
+            f"{checkpoint} was made with other settings:\n{lines}\n"
+            f"Put them back to resume, or start a new run from its weights: init={checkpoint} output=FOLDER"
+        )
+
+
+def load_state(checkpoint: Path, engine: Engine[Any]) -> None:
+    """Bring an engine to where ``checkpoint`` was written."""
+    engine.load_state_dict(torch.load(checkpoint / STATE, map_location="cpu", weights_only=True))
+
+
+def _all(output: Path) -> list[Path]:
+    folders = (output / "checkpoints").glob("step-*")
+    return sorted(one for one in folders if re.fullmatch(r"step-\d+", one.name) and (one / STATE).is_file())
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(tree, Mapping) and tree:
+        return {k: v for key, one in tree.items() for k, v in _flat(one, f"{path}.{key}".lstrip(".")).items()}
+    return {path: tree}
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file system without links
+        shutil.copy2(source, target)

@@ -1,0 +1,193 @@
+"""Training Janus: a `TrainConfig` becomes a run of the engine. A stage differs from another by data alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from janus_modular.errors import ConfigError, JanusError, TrainingError
+from janus_modular.interfaces import Source
+from janus_modular.model import JanusModel, Output
+from janus_modular.plugins import Plugins, default_plugins
+from janus_modular.processing.processor import Processor
+from janus_modular.training import resuming
+from janus_modular.training.building import build_model
+from janus_modular.training.engine import Engine, Loss
+from janus_modular.training.learning import choose, table
+from janus_modular.training.loop import run
+from janus_modular.training.mixture import Mixture
+from janus_modular.training.schema import TrainConfig
+from janus_modular.training.work import Preparation, Work
+
+
+def train(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    title: str = "training",
+    plugins: Plugins | None = None,
+    sources: Mapping[str, Source] | None = None,
+) -> Path:
+    """Run a stage to its end; return the folder of the finished model (``output/model``).
+
+    With ``resume`` it goes on from the newest checkpoint in ``output``, bit for bit as if it had never
+    stopped. ``sources`` replace those of the config by name: for notebooks, and data made on the fly.
+
+    Raises:
+        JanusError: the config, the data or a checkpoint cannot be used, or a loss is not finite.
+        KeyboardInterrupt: it was interrupted; the step was finished and a checkpoint written.
+    """
+    plugins = plugins or default_plugins()
+    output = Path(config.output)
+    checkpoint = _checkpoint(output, config, resume)
+    data = open_sources(config, plugins) if sources is None else sources
+    device = choose_device(config.device)
+    torch.manual_seed(config.seed)
+    model, processor = build_model(config, plugins, device, checkpoint=checkpoint)
+    choose(model, config.learn)
+    if not quiet:
+        Console(stderr=True).print(table(model))
+    engine: Engine[Work] = Engine(
+        model,
+        lambda work: janus_losses(model, work, device),
+        config.optimizer,
+        config.schedule,
+        autocast=choose_autocast(config.dtype, device),
+    )
+    if checkpoint is not None:
+        resuming.load_state(checkpoint, engine)
+    work = prepare(config, data, model, processor).steps(
+        engine.next_step, config.schedule.last, workers=config.workers
+    )
+    trackers = [plugins.entry(one.slot, one.name).factory(one.config, output) for one in config.trackers]
+    saved = checkpoint
+
+    def after_step(done: int, stopping: bool) -> None:
+        nonlocal saved
+        if stopping or done % config.checkpoint_every == 0 or done == config.schedule.last:
+            saved = resuming.save(output, model, processor, engine, config)
+
+    try:
+        run(
+            engine,
+            work,
+            title=title,
+            trackers=trackers,
+            log_every=config.log_every,
+            quiet=quiet,
+            after_step=after_step,
+        )
+    finally:
+        for tracker in trackers:
+            tracker.close()
+    if saved is None:
+        raise TrainingError(f"no steps are left: schedule.steps is {config.schedule.steps}.")
+    return resuming.finish(output, saved)
+
+
+def open_sources(config: TrainConfig, plugins: Plugins) -> dict[str, Source]:
+    """Open the sources that the mixture uses; one with no share at any step is not touched.
+
+    Raises:
+        ConfigError: lists every source that cannot be opened.
+    """
+    opened: dict[str, Source] = {}
+    faults = []
+    for name in config.used():
+        part = config.sources[name]
+        try:
+            opened[name] = plugins.entry(part.slot, part.name).factory(part.config)
+        except (JanusError, ValueError, OSError) as error:
+            faults.append(f"sources.{name}: {error}")
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return opened
+
+
+def prepare(
+    config: TrainConfig, sources: Mapping[str, Source], model: JanusModel, processor: Processor
+) -> Preparation:
+    """Say how a step's samples become tensors for this model.
+
+    Raises:
+        ConfigError: packed rows are longer than the backbone's context.
+    """
+    if config.length is not None and config.length > model.backbone.context:
+        raise ConfigError(
+            f"length: rows of {config.length} positions; the backbone's context is {model.backbone.context}:"
+            f" set length={model.backbone.context} or less."
+        )
+    pad = processor.tokenizer.named("pad")
+    return Preparation(
+        mixture=Mixture(sources, config.phases(), config.batch, config.seed),
+        sequence=lambda sample, drop: processor.sequence(
+            sample, supervise=config.supervise, drop_condition=drop
+        ),
+        picture_tokens=model.generation.num_tokens,
+        pad=0 if pad is None else pad,
+        length=config.length,
+        accumulate=config.accumulate,
+        drop_condition=config.drop_condition,
+    )
+
+
+def janus_losses(model: JanusModel, work: Work, device: torch.device | str) -> Iterator[Loss]:
+    """Yield the loss of each batch of a step: its share of the mean over all supervised positions.
+
+    Words and codes weigh the same (the papers weigh no task). A path with several named losses adds
+    them at each position.
+    """
+    counts: dict[str, float] = {"tokens": sum(work.tokens.values()), "supervised": work.supervised}
+    counts |= {f"tokens/{name}": count for name, count in work.tokens.items()}
+    for batch in work.batches:
+        output = model(batch.to(device))
+        total = torch.stack([loss.sum() for loss in output.losses.values()]).sum()
+        means = {f"loss/{name}": (loss.detach().sum(), loss.numel()) for name, loss in output.losses.items()}
+        yield Loss(total / work.supervised, {**means, **_by_source(output, batch.sources)}, counts)
+        counts = {}  # they are the whole step's
+
+
+def _by_source(output: Output, names: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sum the losses of each source, and count the positions they were taken at."""
+    first = next(iter(output.losses.values()))
+    sums, weights = (torch.zeros(len(names), device=first.device) for _ in range(2))
+    for name, loss in output.losses.items():
+        sums.index_add_(0, output.sources[name], loss.detach())
+        weights.index_add_(0, output.sources[name], torch.ones_like(loss))
+    return {f"source/{name}": (sums[i], weights[i]) for i, name in enumerate(names)}
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device to train on; ``auto`` takes the fastest that is there."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_autocast(dtype: str, device: torch.device) -> torch.dtype | None:
+    """Return what to compute in where that is not float32. Weights are float32 throughout."""
+    half = dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
+    return torch.bfloat16 if half else None
+
+
+def _checkpoint(output: Path, config: TrainConfig, resume: bool) -> Path | None:
+    found = resuming.newest(output)
+    if resume and found is None:
+        raise TrainingError(
+            f"there is nothing to resume: {output}/checkpoints holds none. Leave --resume out."
+        )
+    if found is not None and not resume:
+        raise TrainingError(
+            f"{output} holds a run already ({found.name}): go on with --resume, or choose another"
+            " output=FOLDER."
+        )
+    if found is not None:
+        resuming.check_same_run(found, config)
+    return found

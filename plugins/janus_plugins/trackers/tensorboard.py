@@ -1,0 +1,44 @@
+"""Figures as curves: ``tensorboard --logdir RUN`` shows them while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from janus_modular import PartConfig, Registry, Tracker, hookimpl
+
+
+@dataclass
+class TensorboardConfig(PartConfig):
+    """Where the curves go."""
+
+    folder: str = "tensorboard"  # in the run's folder
+
+
+class TensorboardTracker:
+    """Writes event files. A run that was resumed hides what the first one wrote of the same steps."""
+
+    def __init__(self, config: TensorboardConfig, folder: Path) -> None:
+        self._folder = folder / config.folder
+        self._writer: SummaryWriter | None = None
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a point to each curve."""
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self._folder), purge_step=step)
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write out what is left."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+@hookimpl
+def register_trackers(registry: Registry[Tracker]) -> None:
+    """Offer ``tensorboard``."""
+    registry.add("tensorboard", TensorboardTracker, TensorboardConfig)
