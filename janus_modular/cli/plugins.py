@@ -87,7 +87,9 @@ def doctor(
 
     plugins = default_plugins()
     checked = [one for one in plugins.announcements if plugins.is_on(one)]
-    reports = list(zip(checked, probe_all(checked, timeout=timeout), strict=True))
+    reports = list(
+        zip(checked, probe_all(checked, known=plugins.announcements, timeout=timeout), strict=True)
+    )
     if as_json:
         typer.echo(json.dumps([_as_dict(one, report) for one, report in reports], indent=2))
     else:

@@ -60,10 +60,24 @@ def probe(one: Announcement, *, timeout: float = 120.0) -> Report:
     return report
 
 
-def probe_all(announcements: Sequence[Announcement], *, timeout: float = 120.0) -> list[Report]:
-    """Probe several, a few at a time; the reports are in the order of the announcements."""
+def probe_all(
+    announcements: Sequence[Announcement], *, known: Sequence[Announcement], timeout: float = 120.0
+) -> list[Report]:
+    """Probe several, a few at a time; the reports are in the order of the announcements.
+
+    What a plugin registers and none of ``known`` announces is a fault too: nobody could ask for it.
+    """
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda one: probe(one, timeout=timeout), announcements))
+        reports = list(pool.map(lambda one: probe(one, timeout=timeout), announcements))
+    announced = {(one.module, one.slot, one.name) for one in known}
+    for one, report in zip(announcements, reports, strict=True):
+        for name in report.registers:
+            if (one.module, one.slot, name) not in announced:
+                report.message = (
+                    f"Plugin '{one.name}' ({one.origin}) registers '{name}' too, but does not announce it: "
+                    f'add {name} = "{one.module}" to its pyproject, under {one.slot}.'
+                )
+    return reports
 
 
 def look_at(one: Announcement) -> Report:

@@ -1,0 +1,160 @@
+"""The command line as people meet it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "transformers", "numpy", "jinja2")
+PLUGIN = """
+print("hello from the plugin")
+from dataclasses import dataclass
+from janus_modular import PartConfig, hookimpl
+
+@dataclass
+class TwiceConfig(PartConfig):
+    '''Options.'''
+    times: int = 2  # how often
+
+@hookimpl
+def register_adaptors(registry):
+    '''Offer it.'''
+    registry.add("twice", object, TwiceConfig)
+"""
+
+
+def janus(*args: str, python: tuple[str, ...] = ("-m", "janus_modular"), **env: str):
+    return subprocess.run(
+        [sys.executable, *python, *args],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **env},
+        check=False,
+    )
+
+
+def only(site: Path, dist: str, source: str, slot: str = "adaptors", name: str = "twice") -> str:
+    """Install a made-up distribution; return the words that switch every other one off."""
+    info = site / f"{dist}-0.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 0.2\n")
+    (info / "entry_points.txt").write_text(f"[janus_modular.v1.{slot}]\n{name} = {dist}_module\n")
+    (site / f"{dist}_module.py").write_text(source)
+    return "janus-modular"
+
+
+@pytest.mark.parametrize(
+    "line", [["--help"], ["plugins", "list"], ["plugins", "list", "--json"], ["config", "list"]]
+)
+def test_nothing_heavy_is_loaded_to_look_around(line: list[str]):
+    code = (
+        "import sys\nfrom janus_modular.cli.app import app\n"
+        f"try: app({line!r})\nexcept SystemExit as stop: assert not stop.code\n"
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    done = janus(python=("-c", code))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == "[]"
+
+
+def test_the_list_as_json_says_where_each_component_is():
+    rows = json.loads(janus("plugins", "list", "--json").stdout)
+    mlp = next(row for row in rows if (row["slot"], row["name"]) == ("adaptors", "mlp"))
+    assert mlp["where"] == "janus_plugins.adaptors.mlp"
+    assert mlp["state"] == "on"
+    assert "register_adaptors(registry)" in janus("plugins", "list", "--hooks").stdout
+
+
+def test_a_local_file_is_listed_shown_and_remembered_wherever_the_option_stands(tmp_path: Path):
+    file = tmp_path / "mine.py"
+    file.write_text(PLUGIN)
+    assert "mine.py" in janus("--plugin", str(file), "plugins", "list").stdout
+    shown = janus("plugins", "show", "twice", f"--plugin={file}")
+    assert shown.returncode == 0, shown.stderr
+    assert "how often" in shown.stdout
+    assert "mine.py" in janus("plugins", "list", JANUS_PLUGIN_FILES=str(file)).stdout
+
+
+def test_what_a_user_can_put_right_is_said_without_a_traceback():
+    done = janus("plugins", "show", "adaptors:mpl")
+    assert done.returncode == 2
+    assert (
+        done.stderr.splitlines()[0] == "no component is called 'adaptors:mpl'. Did you mean 'adaptors:mlp'?"
+    )
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in janus("plugins", "show", "mpl", "--traceback").stderr
+
+
+def test_a_missing_extra_prints_the_pip_line():
+    code = (
+        "import sys\nsys.modules['torch'] = None\n"
+        "from janus_modular.cli.app import app\napp(['config', 'validate', 'tiny'])"
+    )
+    done = janus(python=("-c", code))
+    assert done.returncode == 2
+    assert "pip install 'janus-modular[torch]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_validate_lists_every_fault_and_diff_shows_what_changes():
+    done = janus(
+        "config", "validate", "tiny", "understanding.encoder.widht=3", "generation.tokenizer=x", "a=1"
+    )
+    assert done.returncode == 2
+    assert "3 faults" in done.stderr
+    for said in (
+        "Did you mean 'width'?",
+        "generation.tokenizer.name: no image tokenizer is called 'x'",
+        "a: unknown key",
+    ):
+        assert said in done.stderr
+    changed = janus("config", "diff", "tiny", "generation.width=64").stdout
+    assert changed == "  generation.width: 32 -> 64\n"
+    assert "stem: [8, 16, 32]" in janus("config", "show", "tiny").stdout
+
+
+def test_env_says_what_a_bug_report_needs():
+    facts = json.loads(janus("env", "--json", JANUS_DISABLE_PLUGINS="mlp").stdout)
+    assert {"versions", "extras", "devices", "components", "plugins", "settings"} == set(facts)
+    assert facts["settings"]["JANUS_DISABLE_PLUGINS"] == "mlp"
+    assert facts["plugins"]["switched off"] == ["mlp"]
+
+
+def test_doctor_passes_what_works_and_keeps_its_output_apart(tmp_path: Path):
+    others = only(tmp_path, "acme", PLUGIN)
+    done = janus("plugins", "doctor", "--json", JANUS_DISABLE_PLUGINS=others, PYTHONPATH=str(tmp_path))
+    (report,) = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert (report["message"], report["registers"], report["output"]) == (
+        "",
+        ["twice"],
+        "hello from the plugin",
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import os; os._exit(7)", "its process ended with code 7"),
+        ("import threading; threading.Event().wait()", "it took longer than"),
+        (PLUGIN.replace('"twice"', '"thrice"'), "registers thrice"),
+        (PLUGIN + "raise OSError('no disk')", "OSError: no disk"),
+        (PLUGIN.replace("register_adaptors", "register_adaptor"), "Did you mean 'register_adaptors'?"),
+        (PLUGIN + "    registry.add('extra', object, TwiceConfig)\n", "registers 'extra' too"),
+    ],
+)
+def test_doctor_finds_what_is_broken(tmp_path: Path, source: str, said: str):
+    others = only(tmp_path, "acme", source)
+    limit = ("--timeout", "2") if "wait" in source else ()
+    done = janus(
+        "plugins", "doctor", *limit, JANUS_DISABLE_PLUGINS=f"{others},nobody", PYTHONPATH=str(tmp_path)
+    )
+    assert done.returncode == 1
+    assert said in done.stdout
+    assert "broken" in done.stdout
+    assert "names 'nobody'" in done.stderr

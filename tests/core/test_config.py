@@ -1,0 +1,280 @@
+"""Files, overrides, and the report of everything that is wrong with a config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from janus_modular.config import load, parts_in, resolve, shipped, to_plain, to_yaml
+from janus_modular.config.kinds import schema_of
+from janus_modular.errors import ConfigError
+from janus_modular.interfaces import Part, part
+from janus_modular.plugins import Plugins
+from janus_modular.schema import ModelConfig
+
+PLUGIN = """
+from dataclasses import dataclass
+from janus_modular import Part, PartConfig, hookimpl, part
+
+@dataclass
+class SmallConfig(PartConfig):
+    '''Options.'''
+    width: int = 4  # wide
+    depth: int = 1  # deep
+
+@dataclass
+class NestConfig(PartConfig):
+    '''Options.'''
+    adaptor: Part = part("adaptors")
+    size: int = 8  # big
+
+    def __post_init__(self):
+        if self.size % 2:
+            raise ValueError(f"size {self.size} is odd")
+
+@hookimpl
+def register_adaptors(registry):
+    registry.add("small", object, SmallConfig)
+    registry.add("plain", object, PartConfig)
+
+@hookimpl
+def register_generation(registry):
+    registry.add("nest", object, NestConfig)
+"""
+
+
+@pytest.fixture
+def made_up(tmp_path: Path) -> Plugins:
+    (tmp_path / "parts.py").write_text(PLUGIN)
+    plugins = Plugins()
+    plugins.add_file(tmp_path / "parts.py")
+    return plugins
+
+
+@dataclass
+class Inner:
+    rate: float = 0.5
+    sizes: tuple[int, int, int] | None = None
+
+
+@dataclass
+class Schema:
+    generation: Part = part("generation")
+    several: list[Part] = part("adaptors")
+    named: dict[str, Part] = part("adaptors")
+    maybe: Part | None = part("adaptors")
+    rule: Literal["crop", "fit"] = "crop"
+    fill: tuple[int, ...] = (1, 2)
+    anything: dict[str, Any] = field(default_factory=dict)
+    inner: Inner = field(default_factory=Inner)
+    inners: list[Inner] = field(default_factory=list)
+    optional: Inner | None = None
+    text: str | None = None
+    mixed: int | str = 0
+    on: bool = False
+
+
+GOOD = {"generation": {"name": "nest", "adaptor": {"name": "small", "width": 3}}}
+
+
+def test_components_become_parts_at_any_depth(made_up: Plugins):
+    raw = {**GOOD, "several": ["plain", {"name": "small"}], "named": {"a": {"name": "small", "depth": 7}}}
+    config = resolve(raw, Schema, made_up)
+    assert config.generation.config.adaptor.config.width == 3
+    assert [one.name for one in config.several] == ["plain", "small"]
+    assert config.named["a"].config.depth == 7
+    assert config.maybe is None
+    assert [path for path, _ in parts_in(config)] == [
+        "generation",
+        "generation.adaptor",
+        "several[0]",
+        "several[1]",
+        "named.a",
+    ]
+
+
+def test_values_are_converted_to_their_types(made_up: Plugins):
+    raw = {
+        **GOOD,
+        "rule": "fit",
+        "fill": [3, 4, 5],
+        "anything": {"a": {"b": [1, None]}},
+        "inner": {"rate": "1e-3", "sizes": [1, 2, 3]},
+        "inners": [{"rate": 1}],
+        "optional": {},
+        "mixed": "x",
+        "on": True,
+    }
+    config = resolve(raw, Schema, made_up)
+    assert config.fill == (3, 4, 5)
+    assert config.anything == {"a": {"b": [1, None]}}
+    assert config.inner == Inner(1e-3, (1, 2, 3))
+    assert config.inners == [Inner(1.0)]
+    assert isinstance(config.inners[0].rate, float)
+    assert config.optional == Inner()
+    assert (config.mixed, config.on, config.rule) == ("x", True, "fit")
+
+
+def test_it_goes_back_to_yaml_and_comes_out_the_same(made_up: Plugins, tmp_path: Path):
+    raw = {**GOOD, "several": ["small"], "inner": {"rate": 1e-6, "sizes": [1, 2, 3]}, "text": "ünï"}
+    config = resolve(raw, Schema, made_up)
+    file = tmp_path / "saved.yaml"
+    file.write_text(to_yaml(config), "utf-8")
+    assert resolve(load(file, plugins=made_up), Schema, made_up) == config
+    assert to_plain(config.generation) == {
+        "name": "nest",
+        "pretrained": None,
+        "revision": None,
+        "adaptor": {"name": "small", "pretrained": None, "revision": None, "width": 3, "depth": 1},
+        "size": 8,
+    }
+
+
+def test_every_fault_is_reported_at_once_with_its_path(made_up: Plugins):
+    raw = {
+        "generation": {"name": "nest", "adaptor": {"name": "smal"}, "size": "big"},
+        "several": [{"name": "small", "widht": 3}, {"depth": 1}],
+        "rule": "stretch",
+        "inner": {"sizes": [1, 2]},
+        "inners": {"rate": 1},
+        "text": "${no.where}",
+        "rul": "fit",
+    }
+    with pytest.raises(ConfigError) as caught:
+        resolve(raw, Schema, made_up)
+    faults = {fault.path: str(fault) for fault in caught.value.faults}
+    assert set(faults) == {
+        "generation.adaptor.name",
+        "generation.size",
+        "several[0].widht",
+        "several[1]",
+        "rule",
+        "inner.sizes",
+        "inners",
+        "text",
+        "rul",
+    }
+    assert "Did you mean 'small'?" in faults["generation.adaptor.name"]
+    assert "Did you mean 'width'?" in faults["several[0].widht"]
+    assert "expected one of 'crop', 'fit'" in faults["rule"]
+    assert "3 values, each a whole number" in faults["inner.sizes"]
+    assert "Did you mean 'rule'?" in faults["rul"]
+    assert all(fault in str(caught.value) for fault in ("9 faults", *faults))
+
+
+def test_a_slot_that_is_empty_and_a_mapping_that_is_none_are_faults(made_up: Plugins):
+    with pytest.raises(
+        ConfigError, match=r"generation: missing; expected a generation path.*Registered: nest"
+    ):
+        resolve({}, Schema, made_up)
+    with pytest.raises(ConfigError, match="found 3; expected a mapping"):
+        resolve({**GOOD, "inner": 3}, Schema, made_up)
+
+
+def test_what_a_dataclass_refuses_is_a_fault_with_its_path(made_up: Plugins):
+    with pytest.raises(ConfigError, match="generation: size 7 is odd"):
+        resolve({"generation": {**GOOD["generation"], "size": 7}}, Schema, made_up)
+
+
+def test_a_file_cannot_name_code(made_up: Plugins):
+    with pytest.raises(ConfigError, match="_target_: unknown key"):
+        resolve({"generation": {**GOOD["generation"], "_target_": "os.system"}}, Schema, made_up)
+
+
+def test_overrides_are_yaml_and_reach_anywhere(made_up: Plugins):
+    raw = {**GOOD, "several": [{"name": "small"}]}
+    changed = load(
+        raw, ["inner.rate=1e-3", "several.0.depth=2", "fill=[1, 2]", "text=null", "on=true"], made_up
+    )
+    assert changed["inner"] == {"rate": 1e-3}
+    assert changed["several"] == [{"name": "small", "depth": 2}]
+    assert (changed["fill"], changed["text"], changed["on"]) == ([1, 2], None, True)
+    assert raw == {**GOOD, "several": [{"name": "small"}]}
+
+
+@pytest.mark.parametrize("swap", ["generation.adaptor=plain", "generation.adaptor.name=plain"])
+def test_another_name_drops_the_old_components_options(made_up: Plugins, swap: str):
+    assert load(GOOD, [swap], made_up)["generation"]["adaptor"] == {"name": "plain"}
+
+
+def test_options_of_the_new_component_may_come_before_its_name(made_up: Plugins):
+    changed = load(GOOD, ["generation.adaptor.revision=x", "generation.adaptor=plain"], made_up)
+    assert changed["generation"]["adaptor"] == {"name": "plain", "revision": "x"}
+
+
+def test_the_same_name_keeps_its_options_and_a_name_that_is_no_component_changes_alone(made_up: Plugins):
+    assert load(GOOD, ["generation.adaptor.name=small"], made_up) == GOOD
+    schedule = {"schedule": {"name": "constant", "warmup": 3}}
+    assert load(schedule, ["schedule.name=cosine"], made_up) == {"schedule": {"name": "cosine", "warmup": 3}}
+
+
+def test_a_component_in_short_takes_options(made_up: Plugins):
+    assert load({"adaptor": "small"}, ["adaptor.width=5"], made_up) == {
+        "adaptor": {"name": "small", "width": 5}
+    }
+
+
+@pytest.mark.parametrize("override", ["inner.rate", "=3", "a..b=1", "fill=[1", "several.5.depth=2"])
+def test_an_override_that_cannot_be_read_is_an_error(made_up: Plugins, override: str):
+    with pytest.raises(ConfigError):
+        load({"several": [{"name": "small"}]}, [override], made_up)
+
+
+def test_interpolations_follow_overrides(made_up: Plugins):
+    raw = {"size": 3, "a": {"b": "${size}", "c": ["${a.b}", "x${size}"]}}
+    assert load(raw, ["size=4"], made_up) == {"size": 4, "a": {"b": 4, "c": [4, "x4"]}}
+
+
+def test_the_model_that_a_config_names_is_put_in_place(tmp_path: Path):
+    file = tmp_path / "train.yaml"
+    file.write_text("model: tiny\nwidth: ${model.backbone.config.hidden_size}\n")
+    raw = load(file, ["model.backbone.config.hidden_size=96", "model.generation.tokenizer.num_codes=32"])
+    assert raw["width"] == 96
+    assert raw["model"]["generation"]["tokenizer"]["num_codes"] == 32
+    assert raw["model"]["understanding"] == load("tiny")["understanding"]
+    swapped = load(file, ["model.understanding.encoder=siglip", "model=janus_pro_1b", "model.text_loop=x"])
+    assert (
+        swapped["model"]["understanding"]["encoder"]
+        == {"name": "siglip"} | load("janus_pro_1b")["understanding"]["encoder"]
+    )
+    assert swapped["model"]["text_loop"] == "x"
+
+
+def test_what_is_no_config_is_an_error(tmp_path: Path):
+    with pytest.raises(ConfigError, match="Did you mean 'model/tiny'"):
+        load("model/tini")
+    with pytest.raises(ConfigError, match="is a folder"):
+        load(tmp_path)
+    for text, said in (
+        ("a: [1", "not readable as YAML"),
+        ("- 1", "expected a mapping"),
+        ("a: 1\na: 2", "duplicate"),
+    ):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=said):
+            load(tmp_path / "bad.yaml")
+    with pytest.raises(ConfigError, match="found the keys x"):
+        schema_of({"x": 1})
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_config_is_valid_and_says_what_it_is(name: str):
+    lines = shipped()[name].read_text("utf-8").splitlines()
+    assert lines[0].startswith("# ")
+    assert any(line.startswith("#   janus-modular ") for line in lines[:6])
+    raw = load(name)
+    assert resolve(raw, schema_of(raw))
+
+
+def test_three_mistakes_in_a_shipped_config_are_three_faults():
+    overrides = ["understanding.encoder.widht=3", "generation.tokenizer=llamagn", "backbone.attention=[1]"]
+    with pytest.raises(ConfigError) as caught:
+        resolve(load("tiny", overrides), ModelConfig)
+    assert {fault.path for fault in caught.value.faults} == {
+        "understanding.encoder.widht",
+        "generation.tokenizer.name",
+        "backbone.attention",
+    }

@@ -1,0 +1,224 @@
+"""Discovery, loading, and what is said when a plugin is not what it should be."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from janus_modular.errors import MissingExtraError, PluginError
+from janus_modular.interfaces import Part
+from janus_modular.plugins import Announcement, Plugins, default_plugins, installed, set_default_plugins
+from janus_modular.registry import SLOTS
+
+GOOD = """
+from dataclasses import dataclass
+from janus_modular import PartConfig, hookimpl
+
+@dataclass
+class TwiceConfig(PartConfig):
+    '''Options.'''
+    times: int = 2  # how often
+
+@hookimpl
+def register_adaptors(registry):
+    registry.add("twice", object, TwiceConfig)
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on sys.path, to install made-up distributions into."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if not name.startswith("janus_"):
+            del sys.modules[name]
+
+
+def install(
+    site: Path, dist: str, module: str, source: str, slot: str = "adaptors", name: str = "twice", api: int = 1
+):
+    info = site / f"{dist.replace('-', '_')}-0.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 0.2\n")
+    (info / "entry_points.txt").write_text(f"[janus_modular.v{api}.{slot}]\n{name} = {module}\n")
+    (site / f"{module}.py").write_text(source)
+
+
+def found_in(site: Path, **options) -> Plugins:
+    return Plugins(installed(metadata.distributions(path=[str(site)])), **options)
+
+
+def test_our_own_components_are_listed_without_importing_them(plugins: Plugins):
+    assert plugins.names("backbones") == ["hf"]
+    assert plugins.names("adaptors") == ["hybrid", "identity", "linear", "mlp"]
+    assert {one.slot for one in plugins.announcements} <= set(SLOTS)
+
+
+def test_the_installed_metadata_agrees_with_our_pyproject(plugins: Plugins):
+    ours = {(one.slot, one.name, one.module) for one in installed() if one.dist == "janus-modular"}
+    assert ours == {(one.slot, one.name, one.module) for one in plugins.announcements}
+
+
+def test_every_file_that_registers_something_is_announced_and_every_announced_one_is_there(plugins: Plugins):
+    folder = Path(__file__).parents[2] / "plugins"
+    registering = {
+        ".".join(path.relative_to(folder).with_suffix("").parts)
+        for path in folder.rglob("*.py")
+        if "\n@hookimpl" in path.read_text("utf-8")
+    }
+    assert registering == {one.module for one in plugins.announcements}
+
+
+def test_only_the_module_that_is_asked_for_is_imported(site: Path):
+    install(site, "acme-good", "acme_good", GOOD)
+    install(site, "acme-bad", "acme_bad", "raise SystemExit('never import me')", name="bad")
+    entry = found_in(site).entry("adaptors", "twice")
+    assert entry.plugin == "acme-good 0.2"
+    assert entry.config.__name__ == "TwiceConfig"
+    assert "acme_bad" not in sys.modules
+
+
+def test_an_unknown_name_answers_four_questions(plugins: Plugins):
+    with pytest.raises(PluginError) as caught:
+        plugins.entry("adaptors", "mpl")
+    assert str(caught.value).splitlines() == [
+        "no adaptor is called 'mpl'.",
+        "Did you mean 'mlp'?",
+        "Registered: hybrid, identity, linear, mlp",
+        "See them all with: janus-modular plugins list",
+    ]
+
+
+def test_what_failed_to_load_is_named_where_it_was_asked_for_and_among_unknown_names(site: Path):
+    install(site, "acme-dino", "acme_dino", "import timmm", slot="backbones", name="dino")
+    plugins = found_in(site)
+    failure = "Plugin 'dino' (acme-dino 0.2) failed to load: ModuleNotFoundError: No module named 'timmm'"
+    with pytest.raises(PluginError) as caught:
+        plugins.entry("backbones", "dino")
+    assert str(caught.value) == failure
+    with pytest.raises(PluginError) as caught:
+        plugins.entry("backbones", "tini")
+    assert failure in str(caught.value).splitlines()
+
+
+def test_a_package_of_one_of_our_extras_that_is_missing_gives_the_pip_line(site: Path, monkeypatch):
+    install(site, "acme-good", "acme_needs_torch", "import torch\n" + GOOD)
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    with pytest.raises(MissingExtraError, match=r"pip install 'janus-modular\[torch\]'"):
+        found_in(site).entry("adaptors", "twice")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (GOOD.replace("register_adaptors", "register_adapters"), "Did you mean 'register_adaptors'?"),
+        (GOOD.replace("(registry):", "(registry, width):"), "'width'"),
+        (GOOD.replace('"twice"', '"thrice"'), "registers thrice"),
+        (GOOD.replace("TwiceConfig)", "dict)"), "must be a dataclass"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("def", "SyntaxError"),
+    ],
+)
+def test_each_fault_of_a_plugin_is_an_error_that_names_it(site: Path, source: str, said: str):
+    install(site, "acme-bad", "acme_faulty", source)
+    with pytest.raises(PluginError) as caught:
+        found_in(site).entry("adaptors", "twice")
+    assert said in str(caught.value)
+    assert "acme-bad 0.2" in str(caught.value)
+
+
+def test_two_distributions_with_one_name_are_told_apart(site: Path):
+    install(site, "acme-one", "acme_one", GOOD)
+    install(site, "acme-two", "acme_two", GOOD)
+    plugins = found_in(site)
+    with pytest.raises(PluginError, match=r"acme-one 0\.2 and acme-two 0\.2(.|\n)*'acme-one:twice' or"):
+        plugins.entry("adaptors", "twice")
+    assert plugins.names("adaptors") == ["acme-one:twice", "acme-two:twice"]
+    assert plugins.entry("adaptors", "acme-two:twice").plugin == "acme-two 0.2"
+    assert found_in(site, disabled=["acme-one"]).entry("adaptors", "twice").plugin == "acme-two 0.2"
+
+
+@pytest.mark.parametrize("word", ["twice", "adaptors:twice", "acme-good", "acme-good:twice"])
+def test_switching_off_hides_and_says_so(site: Path, word: str):
+    install(site, "acme-good", "acme_good", GOOD)
+    plugins = found_in(site, disabled=[word])
+    assert plugins.names("adaptors") == []
+    with pytest.raises(PluginError, match=f"switched off by JANUS_DISABLE_PLUGINS={word}"):
+        plugins.entry("adaptors", "twice")
+
+
+def test_a_newer_plugin_api_is_refused_unread(site: Path):
+    install(site, "acme-new", "acme_new", "raise AssertionError('must not be imported')", api=2)
+    with pytest.raises(PluginError, match=r"version 2 of the plugin API(.|\n)*--upgrade janus-modular"):
+        found_in(site).entry("adaptors", "twice")
+
+
+def test_a_distribution_that_speaks_both_versions_is_read_in_ours(site: Path):
+    install(site, "acme-both", "acme_both", GOOD, api=2)
+    points = site / "acme_both-0.2.dist-info" / "entry_points.txt"
+    points.write_text(points.read_text() + "[janus_modular.v1.adaptors]\ntwice = acme_both\n")
+    assert found_in(site).entry("adaptors", "twice")
+
+
+def test_strict_makes_every_broken_plugin_an_error(site: Path):
+    install(site, "acme-good", "acme_good", GOOD)
+    install(site, "acme-bad", "acme_bad", "1 / 0", name="bad")
+    install(site, "acme-typo", "acme_typo", GOOD, slot="adapters")
+    with pytest.raises(PluginError, match=r"acme-typo(.|\n)*no slot 'adapters'(.|\n)*acme-bad"):
+        found_in(site, strict=True).entry("adaptors", "twice")
+
+
+def test_a_local_file_needs_no_packaging(tmp_path: Path):
+    file = tmp_path / "mine.py"
+    file.write_text(GOOD)
+    plugins = Plugins()
+    assert [(one.slot, one.name) for one in plugins.add_file(file)] == [("adaptors", "twice")]
+    assert plugins.add_file(file) == []  # twice is once
+    config = plugins.entry("adaptors", "twice").config()
+    assert plugins.needed([Part("adaptors", "twice", config)]) == [
+        {"slot": "adaptors", "name": "twice", "dist": None, "version": None, "file": "mine.py"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (None, "no plugin file"),
+        ("x = 1", "registers nothing"),
+        ("1 / 0", "ZeroDivisionError"),
+        (GOOD.replace("register_adaptors", "register_adaptor"), "Did you mean"),
+    ],
+)
+def test_a_local_file_that_does_not_work_is_an_error_at_once(tmp_path: Path, source: str | None, said: str):
+    file = tmp_path / "mine.py"
+    if source is not None:
+        file.write_text(source)
+    with pytest.raises(PluginError, match=said):
+        Plugins().add_file(file)
+
+
+def test_the_environment_says_what_is_off_and_which_files_are_loaded(tmp_path: Path, monkeypatch):
+    (tmp_path / "mine.py").write_text(GOOD)
+    monkeypatch.setenv("JANUS_PLUGIN_FILES", str(tmp_path / "mine.py"))
+    monkeypatch.setenv("JANUS_DISABLE_PLUGINS", "mlp, sources:digits")
+    set_default_plugins(None)
+    names = default_plugins().names("adaptors")
+    assert "twice" in names
+    assert "mlp" not in names
+    assert "digits" not in default_plugins().names("sources")
+
+
+def test_what_a_checkpoint_needs_is_recorded_and_checked(plugins: Plugins):
+    needed = plugins.needed([Part("adaptors", "mlp", None), Part("adaptors", "mlp", None)])
+    assert [(one["slot"], one["name"], one["dist"]) for one in needed] == [
+        ("adaptors", "mlp", "janus-modular")
+    ]
+    plugins.check_needed(needed)
+    gone = Announcement("heads", "deep", "acme_deep", "acme-deep", "1.2")
+    with pytest.raises(PluginError, match=r"head 'deep' is not here: pip install acme-deep==1\.2"):
+        plugins.check_needed(Plugins([gone]).needed([Part("heads", "deep", None)]))
