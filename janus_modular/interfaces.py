@@ -245,6 +245,18 @@ class Session(Protocol):
         ...
 
 
+class Runtime(Protocol):
+    """A loaded model, in whatever runtime: opens sessions, and says which loops drive them."""
+
+    context: int  # longest sequence, in positions
+    text_loop: str  # registered sampling loops, by name
+    drawing_loop: str
+
+    def open(self, capacity: int) -> Session:
+        """Open a session whose rows have room for ``capacity`` positions."""
+        ...
+
+
 Sampling = Generator[Any, Any, Any]
 """A sampling loop at work: called as ``loop(session, prompts, settings)``, torch-free.
 

@@ -41,6 +41,8 @@ class ProcessorConfig:
     template: str = "chat"  # "janus", "janus-pro", "chat" (the tokenizer's own chat template) or "plain"
     system: str | None = None  # understanding's system text; None: the template's default
     tokens: SpecialTokens = field(default_factory=SpecialTokens)
+    # Tokens that an answer in words never holds: those that a foreign tokenizer was given for pictures.
+    never_said: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -12,24 +12,38 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from janus_modular.batch import collate
+from janus_modular.interfaces import Cache
 from janus_modular.model import JanusModel
 from janus_modular.sampling import pick, truncate
 from janus_modular.sequence import Sequence
 
 
+class TorchRuntime:
+    """Opens sessions of a model in torch; a `janus_modular.Runtime`."""
+
+    def __init__(self, model: JanusModel, *, pad: int, forbidden: Many[int] = ()) -> None:
+        """Take a model, the pad id, and the ids that an answer in words never holds."""
+        self.model = model
+        self.context = model.backbone.context
+        self.text_loop = model.config.text_loop
+        self.drawing_loop = model.generation.sampling_loop
+        self.pad = pad
+        self.forbidden = forbidden
+
+    def open(self, capacity: int) -> TorchSession:
+        """Open a session whose rows have room for ``capacity`` positions."""
+        return TorchSession(self.model, capacity=capacity, pad=self.pad, forbidden=self.forbidden)
+
+
 class TorchSession:
     """A `janus_modular.Session` over a model in torch. Open one for every run: it holds the cache."""
 
-    def __init__(
-        self, model: JanusModel, *, rows: int, capacity: int, pad: int, forbidden: Many[int] = ()
-    ) -> None:
-        """Make room for ``capacity`` positions in each of ``rows``.
-
-        ``forbidden`` ids are never chosen as words: rows that were added to the vocabulary for pictures.
-        """
+    def __init__(self, model: JanusModel, *, capacity: int, pad: int, forbidden: Many[int] = ()) -> None:
+        """Make rows with room for ``capacity`` positions; how many there are, the prompts say."""
         self.model = model
         self.device = next(model.parameters()).device
-        self.cache = model.backbone.new_cache(rows, capacity)
+        self.capacity = capacity
+        self.cache: Cache = model.backbone.new_cache(0, capacity)
         self.forbidden = torch.tensor(list(forbidden), dtype=torch.int64, device=self.device)
         self.parts: Mapping[str, Callable[..., Any]] = {
             "text_next": self.text_next,
@@ -45,12 +59,11 @@ class TorchSession:
     @torch.inference_mode()
     def prefill(self, prompts: Many[Sequence]) -> Tensor:
         """Read one prompt a row; return the last hidden state of each (rows, D)."""
-        batch = collate(prompts)
+        batch = collate(prompts).to(self.device)
         lengths = torch.tensor([len(prompt) for prompt in prompts])
-        batch = batch.to(self.device)
-        hidden = self.model.backbone(
-            self.model.embed(batch), positions=batch.positions, cache=self.cache
-        )  # (R, T, D)
+        self.cache = self.model.backbone.new_cache(len(prompts), self.capacity)
+        x = self.model.embed(batch)  # (R, T, D)
+        hidden = self.model.backbone(x, positions=batch.positions, cache=self.cache)  # (R, T, D)
         self.cache.advance(lengths)
         return hidden[torch.arange(len(prompts)), lengths - 1]
 

@@ -48,6 +48,7 @@ class AutoregressiveGeneration(nn.Module):
 
     predicts_next = True
     sampling_loop = "autoregressive"
+    trained_apart = ("tokenizer",)  # its codes are targets: no stage's loss reaches it
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class AutoregressiveGeneration(nn.Module):
         self.config = config
         self.height, self.width = config.height, config.width
         self.num_tokens = tokenizer.num_tokens(config.height, config.width)
-        self.sizes = {"codes": tokenizer.num_codes}
+        self.sizes: Mapping[str, int] = {"codes": tokenizer.num_codes}
         self.tokenizer = tokenizer
         self.embedding = embedding
         self.adaptor = adaptor

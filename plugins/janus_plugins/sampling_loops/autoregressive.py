@@ -19,18 +19,19 @@ class DrawSettings:
     guidance: float = 5.0  # w in l = u + w (c - u); 1: no second row
     temperature: float = 1.0  # 0: always the likeliest code
     seed: int = 0  # of picture i: (seed, i)
+    first: int = 0  # the number i of the first picture
 
 
 def draw(
     session: Session, prompts: Sequence[Prompt], settings: DrawSettings
-) -> Generator[int, None, NDArray[np.uint8]]:
-    """Yield the number of codes drawn so far; return the pictures (N, 3, H, W).
+) -> Generator[tuple[int, int], None, NDArray[np.uint8]]:
+    """Yield the codes drawn so far and in all; return the pictures (N, 3, H, W).
 
     Prompts end where the picture begins. Under guidance every picture runs in two rows, all the
     conditional ones first; both get the code that was chosen. A picture's noise is its own, so
     drawing it alone or in company gives the same.
     """
-    rngs = [np.random.default_rng((settings.seed, picture)) for picture in range(len(prompts))]
+    rngs = [np.random.default_rng((settings.seed, settings.first + i)) for i in range(len(prompts))]
     noise = np.ones((len(prompts), session.sizes["codes"]), np.float32)
     greedy = settings.temperature == 0
     guidance, temperature = np.float32(settings.guidance), np.float32(1 if greedy else settings.temperature)
@@ -46,7 +47,7 @@ def draw(
             noise = np.stack([rng.standard_exponential(noise.shape[1], np.float32) for rng in rngs])
         chosen, x = session.run("image_next", hidden, noise, guidance, temperature)
         codes.append(chosen)
-        yield step
+        yield step, steps
         if step < steps:
             hidden = session.step(x)
     return session.to_host(session.run("draw", session.stack(codes)))

@@ -1,0 +1,244 @@
+"""The model as people use it: load it, ask it, let it draw. Imports no torch; a runtime may need it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Many
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+from PIL import Image
+
+from janus_modular.errors import PromptError
+from janus_modular.interfaces import Runtime, Sampling
+from janus_modular.plugins import Plugins, default_plugins
+from janus_modular.processing.pictures import PictureSource, open_picture, to_picture
+from janus_modular.processing.processor import Processor
+from janus_modular.sequence import Message, PictureToRead, Text
+
+if TYPE_CHECKING:
+    from janus_modular.model import JanusModel
+
+Question = str | Many[Message]
+"""What is asked: a text, or a whole conversation with pictures wherever they belong."""
+
+
+class Janus:
+    """A model and its processor. Make one with `from_pretrained` or `compose`."""
+
+    def __init__(self, runtime: Runtime, processor: Processor, plugins: Plugins | None = None) -> None:
+        self.runtime = runtime
+        self.processor = processor
+        self.plugins = plugins or default_plugins()
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, device: str = "auto", dtype: str = "auto", plugins: Plugins | None = None
+    ) -> Janus:
+        """Load a checkpoint of any known layout: a folder, or a hub id.
+
+        ``device``: auto, cpu, cuda, mps. ``dtype``: auto, float32, bfloat16, float16; auto is what the
+        weights are stored in, but float32 on a CPU.
+        """
+        from janus_modular.checkpoints import open_checkpoint
+        from janus_modular.device import choose_device
+
+        model, processor = open_checkpoint(path, device=choose_device(device), dtype=dtype, plugins=plugins)
+        return cls.of(model, processor, plugins)
+
+    @classmethod
+    def compose(
+        cls,
+        *,
+        encoder: str | Mapping[str, Any],
+        backbone: str | Mapping[str, Any],
+        tokenizer: str | Mapping[str, Any] = "llamagen",
+        encoder_adaptor: str | Mapping[str, Any] = "mlp",
+        code_adaptor: str | Mapping[str, Any] = "mlp",
+        head: str | Mapping[str, Any] = "mlp",
+        size: int | tuple[int, int] = 384,
+        processor: Mapping[str, Any] | None = None,
+        plugins: Plugins | None = None,
+    ) -> Janus:
+        """Put a model together in a notebook; what is not ``pretrained`` is random.
+
+        Parts are a registered name, or ``{"name": ..., **options}``. ``size``: of the pictures it draws,
+        in pixels, (height, width) or both. ``processor``: as in a config (tokenizer, template, ...).
+        """
+        from janus_modular.compose import compose
+        from janus_modular.config import load, resolve
+        from janus_modular.schema import ModelConfig
+
+        def part(chosen: str | Mapping[str, Any]) -> dict[str, Any]:
+            return {"name": chosen} if isinstance(chosen, str) else dict(chosen)
+
+        height, width = (size, size) if isinstance(size, int) else size
+        raw = {
+            "understanding": {"encoder": part(encoder), "adaptor": part(encoder_adaptor)},
+            "generation": {
+                "name": "autoregressive",
+                "height": height,
+                "width": width,
+                "tokenizer": part(tokenizer),
+                "adaptor": part(code_adaptor),
+                "head": part(head),
+            },
+            "backbone": part(backbone),
+            "processor": dict(processor or {}),
+        }
+        plugins = plugins or default_plugins()
+        return cls.of(*compose(resolve(load(raw), ModelConfig, plugins), plugins), plugins)
+
+    @classmethod
+    def of(cls, model: JanusModel, processor: Processor, plugins: Plugins | None = None) -> Janus:
+        """Wrap a model in torch, a trained one say."""
+        from janus_modular.session import TorchRuntime
+
+        runtime = TorchRuntime(model.eval(), pad=processor.pad_id, forbidden=processor.forbidden)
+        return cls(runtime, processor, plugins)
+
+    @property
+    def model(self) -> JanusModel:
+        """The model in torch; AttributeError where it runs in another runtime."""
+        return self.runtime.model  # type: ignore[attr-defined]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a checkpoint: weights, config, tokenizer, model card."""
+        from janus_modular.checkpoints import save
+
+        save(self.model, self.processor, folder)
+
+    @overload
+    def chat(
+        self,
+        question: Question,
+        images: Many[PictureSource] = ...,
+        *,
+        stream: Literal[False] = ...,
+        **settings: Any,
+    ) -> str: ...
+    @overload
+    def chat(
+        self, question: Question, images: Many[PictureSource] = ..., *, stream: Literal[True], **settings: Any
+    ) -> Iterator[str]: ...
+    def chat(
+        self, question: Question, images: Many[PictureSource] = (), *, stream: bool = False, **settings: Any
+    ) -> str | Iterator[str]:
+        """Answer a question about pictures, or about none.
+
+        ``images`` come before the text of a question; in a conversation they are part of its messages.
+        ``settings`` are the text loop's: max_tokens, temperature (0: greedy), top_k, top_p, seed.
+        ``stream``: iterate over the answer as it is said.
+        """
+        pieces = self.answers([(question, images)], **settings)
+        said = (text for _, text in pieces)
+        return said if stream else "".join(said).strip()
+
+    def chat_batch(self, questions: Many[tuple[Question, Many[PictureSource]]], **settings: Any) -> list[str]:
+        """Answer several questions side by side; each answer is what it would be alone."""
+        texts = [""] * len(questions)
+        for row, text in self.answers(questions, **settings):
+            texts[row] += text
+        return [text.strip() for text in texts]
+
+    def answers(
+        self, questions: Many[tuple[Question, Many[PictureSource]]], **settings: Any
+    ) -> Iterator[tuple[int, str]]:
+        """Yield (row, text) as the answers to several questions are said, until all are over."""
+        loop, chosen = self._loop(self.runtime.text_loop, settings)
+        prompts = [self.processor.chat_prompt(_conversation(*question)) for question in questions]
+        longest = max(map(len, prompts))
+        room = self.runtime.context - longest
+        if room < 1:
+            raise PromptError(
+                f"the prompt has {longest} positions, the context {self.runtime.context}: shorten it"
+            )
+        chosen = replace(chosen, max_tokens=min(chosen.max_tokens, room))
+        streams = [self.processor.stream() for _ in prompts]
+        active = np.ones(len(prompts), np.bool_)
+        steps = loop(self.runtime.open(capacity=longest + chosen.max_tokens), prompts, chosen)
+        ids = next(steps, None)
+        while ids is not None:
+            for row in np.flatnonzero(active).tolist():
+                if text := streams[row].push(int(ids[row])):
+                    yield row, text
+                active[row] = not streams[row].stopped
+            if not active.any():
+                steps.close()
+                return
+            ids = _sent(steps, active.copy())
+        for row, unfinished in enumerate(streams):
+            if text := unfinished.finish():
+                yield row, text
+
+    def draw(
+        self,
+        prompt: str | Many[str],
+        n: int = 1,
+        *,
+        batch_size: int = 8,
+        progress: Callable[[int, int], None] | None = None,
+        **settings: Any,
+    ) -> list[Image.Image]:
+        """Draw ``n`` pictures of each prompt, in order.
+
+        ``settings`` are the drawing loop's: guidance, temperature, seed. Picture i has noise of its own,
+        so ``batch_size`` (pictures drawn at once) changes memory and speed alone. ``progress`` is told
+        the steps done and the steps in all.
+        """
+        loop, chosen = self._loop(self.runtime.drawing_loop, settings)
+        drawn = self.processor.drawing.num_tokens if self.processor.drawing else 0
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [one for text in texts for one in [self.processor.draw_prompt(text)] * n]
+        starts = range(0, len(prompts), batch_size)
+        pictures: list[Image.Image] = []
+        for number, start in enumerate(starts):
+            batch = prompts[start : start + batch_size]
+            longest = max(map(len, batch))
+            session = self.runtime.open(capacity=longest + drawn)
+
+            def tell(done: int, of: int, number: int = number) -> None:
+                if progress:
+                    progress(number * of + done, len(starts) * of)
+
+            pixels = _run(loop(session, batch, replace(chosen, first=start)), tell)
+            pictures += [to_picture(one) for one in pixels]
+        return pictures
+
+    def _loop(self, name: str, settings: Mapping[str, Any]) -> tuple[Callable[..., Sampling], Any]:
+        entry = self.plugins.entry("sampling_loops", name)
+        known = [field.name for field in fields(entry.config)]
+        if unknown := sorted(set(settings) - set(known)):
+            raise PromptError(
+                f"{', '.join(unknown)}: no such setting of the loop '{name}'. It takes {', '.join(known)}"
+            )
+        return entry.factory, entry.config(**settings)
+
+
+def _conversation(question: Question, images: Many[PictureSource]) -> list[Message]:
+    if not isinstance(question, str):
+        if images:
+            raise PromptError(
+                "pictures of a conversation belong into its messages: PictureToRead(picture) at their places"
+            )
+        return list(question)
+    pictures = [PictureToRead(open_picture(image)) for image in images]
+    return [Message("user", [*pictures, Text(question)])]
+
+
+def _run(steps: Sampling, tell: Callable[..., None]) -> Any:
+    """Let a sampling loop finish, telling of every step; return what it made."""
+    while True:
+        try:
+            tell(*next(steps))
+        except StopIteration as stop:
+            return stop.value
+
+
+def _sent(steps: Sampling, value: Any) -> Any:
+    try:
+        return steps.send(value)
+    except StopIteration:
+        return None
