@@ -130,7 +130,8 @@ class Janus:
 
         ``images`` come before the text of a question; in a conversation they are part of its messages.
         ``settings`` are the text loop's: max_tokens, temperature (0: greedy), top_k, top_p, seed.
-        ``stream``: iterate over the answer as it is said.
+        ``stop``: strings before which it ends, beside the model's own. ``stream``: iterate over the
+        answer as it is said.
         """
         pieces = self.answers([(question, images)], **settings)
         said = (text for _, text in pieces)
@@ -144,7 +145,7 @@ class Janus:
         return [text.strip() for text in texts]
 
     def answers(
-        self, questions: Many[tuple[Question, Many[PictureSource]]], **settings: Any
+        self, questions: Many[tuple[Question, Many[PictureSource]]], *, stop: Many[str] = (), **settings: Any
     ) -> Iterator[tuple[int, str]]:
         """Yield (row, text) as the answers to several questions are said, until all are over."""
         loop, chosen = self._loop(self.runtime.text_loop, settings)
@@ -156,7 +157,7 @@ class Janus:
                 f"the prompt has {longest} positions, the context {self.runtime.context}: shorten it"
             )
         chosen = replace(chosen, max_tokens=min(chosen.max_tokens, room))
-        streams = [self.processor.stream() for _ in prompts]
+        streams = [self.processor.stream(stop) for _ in prompts]
         active = np.ones(len(prompts), np.bool_)
         steps = loop(self.runtime.open(capacity=longest + chosen.max_tokens), prompts, chosen)
         ids = next(steps, None)

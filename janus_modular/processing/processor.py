@@ -12,15 +12,13 @@ from typing import Any
 from janus_modular.errors import ConfigError, DataError, PromptError
 from janus_modular.interfaces import PixelSpec
 from janus_modular.processing.parts import Part, PartMaker, Supervise, with_supervision
-from janus_modular.processing.pictures import open_picture
-from janus_modular.processing.pixels import generation_pixels, understanding_pixels
-from janus_modular.processing.sequencing import lay_out, without_condition
+from janus_modular.processing.sequencing import lay_out, with_pixels, without_condition
 from janus_modular.processing.streaming import StopRule, TextStream
 from janus_modular.processing.templates import make_template
 from janus_modular.processing.text_tokenizer import TextTokenizer
 from janus_modular.processing.tokenizer_files import load_tokenizer, save_tokenizer, write_aside
 from janus_modular.schema import ProcessorConfig, SpecialTokens
-from janus_modular.sequence import IGNORED, Message, PictureToDraw, PictureToRead, Sample, Text, unconditional
+from janus_modular.sequence import IGNORED, Message, PictureToDraw, Sample, Text, unconditional
 from janus_modular.sequence import Sequence as TokenSequence
 
 FILE = "processor.json"
@@ -55,7 +53,8 @@ class Processor:
         self.picture_tokens = picture_tokens  # positions that a picture to read takes
         self.drawing = drawing  # None: this model does not draw
         self.context = context  # longest sequence, in positions; None: unlimited
-        self.never_said = tuple(never_said)  # tokens that an answer in words never holds
+        # Tokens that an answer in words never holds: those that the vocabulary was given for pictures.
+        self.never_said = tuple(dict.fromkeys([*never_said, *tokenizer.added]))
         self.template_name = template
         names = tokenizer.names
         config = {k: v for k, v in tokenizer.config.items() if k.endswith("_token") and isinstance(v, str)}
@@ -98,7 +97,7 @@ class Processor:
             drawing=drawing,
             context=context,
             system=config.system,
-            never_said=config.never_said or loaded.added,
+            never_said=config.never_said,
         )
 
     def sequence(
@@ -205,9 +204,9 @@ class Processor:
             tuple(s for s, id in ids.items() if id is None),
         )
 
-    def stream(self) -> TextStream:
-        """Open a stream that turns the tokens of one answer into text."""
-        return TextStream(self.tokenizer, self.stop)
+    def stream(self, stop: Sequence[str] = ()) -> TextStream:
+        """Open a stream that turns the tokens of one answer into text; ``stop`` strings end it too."""
+        return TextStream(self.tokenizer, replace(self.stop, strings=(*self.stop.strings, *stop)))
 
     def to_dict(self) -> dict[str, Any]:
         """Describe this processor, less its tokenizer, as JSON can hold it."""
@@ -273,11 +272,7 @@ class Processor:
         self, parts: Sequence[Part], *, bos: bool, room: int = 0, source: str = ""
     ) -> TokenSequence:
         """Encode the parts and add the pixels; ``room`` positions are kept free behind them."""
-        reads = [part.picture.picture for part in parts if isinstance(part.picture, PictureToRead)]
-        draws = [part.picture for part in parts if isinstance(part.picture, PictureToDraw)]
         drawing = self.drawing
-        if draws and drawing is None:
-            raise PromptError("there is a picture to draw, and this model has no generation path.")
         sequence = lay_out(
             self.tokenizer.encode([part.piece for part in parts]),
             parts,
@@ -292,14 +287,7 @@ class Processor:
                 f"{f' (source {source!r})' if source else ''}. Shorten the text, or leave out pictures "
                 f"({self.picture_tokens + 2} positions for each that is read)."
             )
-        return replace(
-            sequence,
-            understanding_pixels=[understanding_pixels(open_picture(p), self.pixels) for p in reads],
-            generation_pixels=[
-                generation_pixels(open_picture(d.picture), height=drawing.height, width=drawing.width)
-                for d in draws
-                if drawing
-            ],
-            generation_supervised=[d.supervised for d in draws],
-            source=source,
+        sequence = with_pixels(
+            sequence, parts, self.pixels, (drawing.height, drawing.width) if drawing else None
         )
+        return replace(sequence, source=source)

@@ -1,0 +1,106 @@
+"""``chat``: ask about pictures, once or in a conversation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from janus_modular.cli.options import Device, Dtype, ModelArgument, Seed
+from janus_modular.errors import JanusError
+
+if TYPE_CHECKING:
+    from janus_modular.janus import Janus
+    from janus_modular.sequence import Message, Segment
+
+HELP = "/image FILE adds a picture to your next message, /reset starts anew, /quit (or Ctrl-D) ends."
+
+
+def chat(
+    model: ModelArgument,
+    question: Annotated[str | None, typer.Argument(help="Left out: a conversation in the terminal.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture to ask about; may be repeated.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Choose among the likeliest k; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Choose among the likeliest p of chance.")] = 1.0,
+    seed: Seed = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End the answer before this; may be repeated.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System text; left out: the model's own.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Ask a model about pictures, or about nothing but words."""
+    from janus_modular.janus import Janus
+    from janus_modular.processing.pictures import open_picture
+    from janus_modular.sequence import Message, PictureToRead, Text
+
+    if as_json and question is None:
+        raise typer.BadParameter("--json needs a question")
+    pictures = [PictureToRead(open_picture(path)) for path in image or []]
+    settings: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    janus = Janus.from_pretrained(model, device=device, dtype=dtype)
+    history = [] if system is None else [Message("system", [Text(system)])]
+    if question is None:
+        converse(janus, history, list(pictures), stop=stop or [], **settings)
+        return
+    asked = [*history, Message("user", [*pictures, Text(question)])]
+    if as_json:
+        answer = janus.chat(asked, stop=stop or [], **settings)
+        names = [str(path) for path in image or []]
+        typer.echo(json.dumps({"answer": answer, "model": model, "images": names, "settings": settings}))
+        return
+    say(janus, asked, stop=stop or [], **settings)
+
+
+def say(janus: Janus, messages: list[Message], **settings: Any) -> str:
+    """Print an answer as it is said; return it whole."""
+    answer = ""
+    for text in janus.chat(messages, stream=True, **settings):
+        text = text if answer else text.lstrip()
+        typer.echo(text, nl=False)
+        answer += text
+    typer.echo()
+    return answer.rstrip()
+
+
+def converse(janus: Janus, history: list[Message], waiting: list[Segment], **settings: Any) -> None:
+    """Talk until the person leaves; ``waiting`` are pictures for the next message."""
+    from janus_modular.processing.pictures import open_picture
+    from janus_modular.sequence import Message, PictureToRead, Text
+
+    start = list(history)
+    typer.echo(HELP, err=True)
+    while True:
+        try:
+            line = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            typer.echo()
+            return
+        command, _, rest = line.partition(" ")
+        try:
+            if command == "/quit":
+                return
+            if command == "/reset":
+                history, waiting = list(start), []
+            elif command == "/image":
+                waiting.append(PictureToRead(open_picture(Path(rest.strip()))))
+            elif command.startswith("/"):
+                typer.echo(HELP, err=True)
+            elif line:
+                asked = [*history, Message("user", [*waiting, Text(line)])]
+                answer = say(janus, asked, **settings)
+                history, waiting = [*asked, Message("assistant", [Text(answer)])], []
+        except JanusError as error:  # the conversation goes on as it was
+            typer.echo(str(error), err=True)

@@ -1,0 +1,94 @@
+"""``draw``: pictures from words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from janus_modular.cli.options import Device, Dtype, ModelArgument, Seed
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def draw(
+    model: ModelArgument,
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    n: Annotated[int, typer.Option("-n", min=1, help="How many pictures.")] = 4,
+    guidance: Annotated[
+        float, typer.Option(help="How strongly the prompt counts; 1: not beyond chance.")
+    ] = 5.0,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest code.")] = 1.0,
+    seed: Seed = 0,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Of the grid; single files get numbers.")
+    ] = Path("out.png"),
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once: memory against speed.")] = 8,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Draw pictures of a prompt: single files and a grid of them all."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from janus_modular.janus import Janus
+
+    if not output.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder '{output.parent}' to write '{output.name}' into")
+    janus = Janus.from_pretrained(model, device=device, dtype=dtype)
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("drawing", total=None)
+        pictures = janus.draw(
+            prompt,
+            n,
+            batch_size=batch_size,
+            progress=lambda done, of: bar.update(task, completed=done, total=of),
+            guidance=guidance,
+            temperature=temperature,
+            seed=seed,
+        )
+    about = {"prompt": prompt, "model": model, "guidance": guidance, "temperature": temperature, "seed": seed}
+    files = {output: grid(pictures)}
+    if n > 1:
+        files |= {output.with_stem(f"{output.stem}-{i}"): one for i, one in enumerate(pictures)}
+    for path, picture in files.items():
+        save(picture, path, about)
+        typer.echo(str(path))
+
+
+def grid(pictures: list[Image.Image], gap: int = 4) -> Image.Image:
+    """Lay pictures of one size out as near to a square as they go, ``gap`` white pixels between."""
+    from PIL import Image
+
+    columns = int(len(pictures) ** 0.5 + 0.999)
+    rows = -(-len(pictures) // columns)
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i % columns * (width + gap), i // columns * (height + gap)))
+    return sheet
+
+
+def save(picture: Image.Image, path: Path, about: dict[str, object]) -> None:
+    """Write a picture aside and rename it; a PNG says in its text how it was made."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    from janus_modular.errors import PictureError
+
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise PictureError(f"'{path.suffix}' is no picture format that can be written: name a .png or a .jpg")
+    notes = PngInfo()
+    for key, value in about.items():
+        notes.add_itxt(key, str(value))
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        picture.save(aside, kind, **({"pnginfo": notes} if kind == "PNG" else {}))
+        aside.replace(path)
+    except OSError as error:
+        raise PictureError(f"{path} could not be written: {error}") from error
+    finally:
+        aside.unlink(missing_ok=True)
