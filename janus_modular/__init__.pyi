@@ -1,4 +1,5 @@
 from .checkpoints.pretrained import resolve_pretrained as resolve_pretrained
+from .checkpoints.weights import open_weights as open_weights
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
@@ -14,15 +15,15 @@ from .interfaces import Cache as Cache
 from .interfaces import GenerationPath as GenerationPath
 from .interfaces import Head as Head
 from .interfaces import ImageTokenizer as ImageTokenizer
-from .interfaces import Layout as Layout
+from .roles import Layout as Layout
 from .interfaces import Part as Part
 from .interfaces import PartConfig as PartConfig
 from .interfaces import PixelSpec as PixelSpec
-from .interfaces import ReadsPretrained as ReadsPretrained
-from .interfaces import Sampling as Sampling
-from .interfaces import Session as Session
-from .interfaces import Source as Source
-from .interfaces import Tracker as Tracker
+from .roles import ReadsPretrained as ReadsPretrained
+from .roles import Sampling as Sampling
+from .roles import Session as Session
+from .roles import Source as Source
+from .roles import Tracker as Tracker
 from .interfaces import UnderstandingEncoder as UnderstandingEncoder
 from .interfaces import part as part
 from .plugins import Plugins as Plugins

@@ -9,19 +9,12 @@ torch is imported for types only, so reading this module costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
-
-    from janus_modular.sequence import Sample
-    from janus_modular.sequence import Sequence as TokenSequence
 
 
 @dataclass
@@ -212,120 +205,5 @@ class GenerationPath(Protocol):
         """Name what sampling calls and export compiles (``image_next``, ``draw``, ...).
 
         Each takes and returns tensors alone; a session runs it by name.
-        """
-        ...
-
-
-class Session(Protocol):
-    """A running model, in any runtime. Sampling loops pass its tensors on without looking inside."""
-
-    sizes: Mapping[str, int]  # "vocab" V, "codes" K, "drawing" positions of a drawn picture, "pad" id
-
-    def prefill(self, prompts: Sequence[TokenSequence]) -> Any:
-        """Read one prompt a row, of any lengths; return the last hidden state of each (rows, D)."""
-        ...
-
-    def step(self, x: Any, active: NDArray[np.bool_] | None = None) -> Any:
-        """Feed one embedding a row (rows, D); return the hidden states that follow (rows, D).
-
-        Rows that are not ``active`` (rows,) stay where they are; what comes back for them is void.
-        """
-        ...
-
-    def run(self, part: str, *inputs: Any) -> Any:
-        """Run a named part (``text_next``, ``image_next``, ``draw``); numpy inputs are taken over."""
-        ...
-
-    def stack(self, columns: Sequence[Any]) -> Any:
-        """Join tensors (rows,) of successive steps as (rows, steps)."""
-        ...
-
-    def to_host(self, x: Any) -> NDArray[Any]:
-        """Bring a tensor of this session's to numpy."""
-        ...
-
-
-class Runtime(Protocol):
-    """A loaded model, in whatever runtime: opens sessions, and says which loops drive them."""
-
-    context: int  # longest sequence, in positions
-    text_loop: str  # registered sampling loops, by name
-    drawing_loop: str
-
-    def open(self, capacity: int) -> Session:
-        """Open a session whose rows have room for ``capacity`` positions."""
-        ...
-
-
-Sampling = Generator[Any, Any, Any]
-"""A sampling loop at work: called as ``loop(session, prompts, settings)``, torch-free.
-
-It yields after every step and returns what it made at the end (``StopIteration.value``). Settings
-are the dataclass that was registered with it.
-"""
-
-
-class Source(Protocol):
-    """A stream of training samples. Built as ``Source(config)``."""
-
-    def __len__(self) -> int:
-        """How many samples an epoch has."""
-        ...
-
-    def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """Return sample ``index``; all chance comes from ``rng``, so that it can be had again."""
-        ...
-
-
-class Tracker(Protocol):
-    """Keeps what training measures. Built as ``Tracker(config, folder)``."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Keep the named values of one step."""
-        ...
-
-    def close(self) -> None:
-        """Write out what is left."""
-        ...
-
-
-class Layout(Protocol):
-    """Somebody else's checkpoint format. Weights stream through it, a tensor at a time."""
-
-    def detect(self, config: Mapping[str, Any]) -> bool:
-        """Say whether a folder's parsed config.json is of this layout."""
-        ...
-
-    def read_config(self, folder: Path) -> dict[str, Any]:
-        """Read the folder's configs as a native model config: a mapping as YAML would hold it."""
-        ...
-
-    def to_native(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Yield native names and tensors from this layout's; ``weights`` reads lazily."""
-        ...
-
-    def write_config(self, config: Mapping[str, Any], folder: Path) -> None:
-        """Write the layout's config files for a native model config.
-
-        Raises:
-            CheckpointError: the layout has no place for one of its parts.
-        """
-        ...
-
-    def from_native(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Yield this layout's names and tensors from native ones."""
-        ...
-
-
-class ReadsPretrained(Protocol):
-    """What a component adds when the weights it is offered may be of several layouts.
-
-    Without it, ``pretrained:`` takes files whose names are the component's own.
-    """
-
-    def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Yield the component's own names and tensors; ``weights`` reads lazily, by the file's names.
-
-        What is never read counts as left over, what is never yielded as missing; both are reported.
         """
         ...

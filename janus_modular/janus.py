@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from janus_modular.errors import PromptError
-from janus_modular.interfaces import Runtime, Sampling
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.pictures import PictureSource, open_picture, to_picture
 from janus_modular.processing.processor import Processor
+from janus_modular.roles import Runtime, Sampling
 from janus_modular.sequence import Message, PictureToRead, Text
 
 if TYPE_CHECKING:

@@ -80,9 +80,9 @@ class JanusModel(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """Run a batch and take the losses of all that is supervised in it."""
-        targets = (
-            None if batch.generation_pixels is None else self.generation.targets(batch.generation_pixels)
-        )
+        with torch.autocast(batch.tokens.device.type, enabled=False):  # half precision would change codes
+            pixels = batch.generation_pixels
+            targets = None if pixels is None else self.generation.targets(pixels)
         x = self.embed(batch, targets)  # (B, T, D)
         x = self.backbone(x, positions=batch.positions)  # (B, T, D)
         output = Output(hidden=x)

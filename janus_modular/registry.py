@@ -15,12 +15,9 @@ from janus_modular.interfaces import (
     GenerationPath,
     Head,
     ImageTokenizer,
-    Layout,
-    Sampling,
-    Source,
-    Tracker,
     UnderstandingEncoder,
 )
+from janus_modular.roles import Layout, Sampling, Source, Tracker
 
 PROJECT = "janus_modular"
 API_VERSION = 1
