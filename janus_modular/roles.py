@@ -95,6 +95,8 @@ class Tracker(Protocol):
 class Layout(Protocol):
     """Somebody else's checkpoint format. Weights stream through it, a tensor at a time."""
 
+    model_type: str  # what its config.json calls itself
+
     def detect(self, config: Mapping[str, Any]) -> bool:
         """Say whether a folder's parsed config.json is of this layout."""
         ...
@@ -108,7 +110,7 @@ class Layout(Protocol):
         ...
 
     def write_config(self, config: Mapping[str, Any], folder: Path) -> None:
-        """Write the layout's config files for a native model config.
+        """Write the layout's config files for a native model config; the tokenizer's are there already.
 
         Raises:
             CheckpointError: the layout has no place for one of its parts.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from janus_modular.checkpoints.model_card import model_card
 from janus_modular.checkpoints.pretrained import PretrainedReport
 from janus_modular.checkpoints.weights import Weights, open_weights
 from janus_modular.checkpoints.writing import MAX_SHARD_SIZE, write_json, write_weights, written_aside
+from janus_modular.config import load as load_config
 from janus_modular.config import parts_in, resolve, to_plain
 from janus_modular.errors import CheckpointError
 from janus_modular.model import JanusModel
@@ -134,26 +135,41 @@ def load(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = "auto",
+    overrides: Sequence[str] = (),
     plugins: Plugins | None = None,
 ) -> JanusModel:
     """Load the model of a checkpoint of ours, one tensor at a time.
+
+    ``overrides``: ``a.b=c``, as on the command line, applied to the model config that is stored.
 
     Raises:
         CheckpointError: it is damaged, of a newer format, or its weights do not fit its config.
         PluginError: a plugin that it needs is not here.
     """
     plugins = plugins or default_plugins()
-    record = read_record(folder)
+    model = described(folder, read_record(folder), overrides, plugins)
+    weights = open_weights(folder)
+    return filled(model, weights, str(folder), device=device, dtype=working_dtype(dtype, device, weights))
+
+
+def described(
+    folder: Path, record: Mapping[str, Any], overrides: Sequence[str], plugins: Plugins
+) -> JanusModel:
+    """Build the blank model that a config.json of ours describes."""
     if record.get("format", 0) > FORMAT:
         raise CheckpointError(
             f"{folder} is of format {record['format']}, written by janus-modular {record.get('written_by')};"
             f" this version reads up to format {FORMAT}: pip install --upgrade janus-modular"
         )
-    plugins.check_needed(record["plugins"])
-    model = blank(resolve(record["model"], ModelConfig, plugins), plugins)
-    model.pretrained = [PretrainedReport(**report) for report in record["pretrained"]]
-    weights = open_weights(folder)
-    return filled(model, weights, str(folder), device=device, dtype=working_dtype(dtype, device, weights))
+    try:
+        plugins.check_needed(record["plugins"])
+        config = resolve(load_config(record["model"], overrides, plugins), ModelConfig, plugins)
+        reports = [PretrainedReport(**report) for report in record["pretrained"]]
+    except KeyError as error:
+        raise CheckpointError(f"{folder / 'config.json'} lacks {error}. Fetch it again.") from error
+    model = blank(config, plugins)
+    model.pretrained = reports
+    return model
 
 
 def blank(config: ModelConfig, plugins: Plugins | None = None) -> JanusModel:

@@ -66,7 +66,9 @@ def written_aside(folder: Path, *, replaces: str) -> Iterator[Path]:
                 old.rename(folder)
             raise
         _sync(folder.parent)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "StreamWriter" not in str(error):
+            raise  # torch.save reports a full disk so
         raise CheckpointError(
             f"{folder} could not be written: {error}. What was there before is untouched;"
             f" {shutil.disk_usage(_existing(folder)).free / 1e9:.2f} GB are free on that disk."

@@ -1,0 +1,83 @@
+"""From one checkpoint layout to another, a tensor at a time: no model is ever in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from janus_modular.checkpoints import native
+from janus_modular.checkpoints.filling import fill
+from janus_modular.checkpoints.opening import describe, make_layout
+from janus_modular.checkpoints.writing import MAX_SHARD_SIZE, write_weights, written_aside
+from janus_modular.config import parts_in, to_plain
+from janus_modular.errors import CheckpointError
+from janus_modular.model import JanusModel
+from janus_modular.plugins import Plugins, default_plugins
+from janus_modular.processing.processor import Processor
+from janus_modular.processing.tokenizer_files import save_tokenizer
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    layout: str = "native",
+    dtype: torch.dtype | None = None,
+    max_shard_size: int = MAX_SHARD_SIZE,
+    overrides: Sequence[str] = (),
+    plugins: Plugins | None = None,
+) -> None:
+    """Write the checkpoint ``source`` (a folder, or a hub id) at ``target`` in another layout.
+
+    ``dtype`` casts floating-point weights; None keeps them as they are, bit for bit.
+
+    Raises:
+        CheckpointError: the source does not fit its own config, the layout has no place for one of its
+            parts, or the target cannot be written.
+    """
+    opened = describe(source, overrides=overrides, plugins=plugins)
+    if Path(target).absolute() == opened.folder.absolute():
+        raise CheckpointError(f"{target} is what is to be converted. Choose another folder to write to.")
+    outcome = fill(opened.model, opened.tensors.items(), device="meta")  # looks at names and shapes alone
+    outcome.check(str(opened.folder), [path for path, _ in parts_in(opened.model.config)])
+    save_as(
+        layout,
+        opened.model,
+        opened.processor,
+        target,
+        tensors=opened.tensors,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        plugins=plugins,
+    )
+
+
+def save_as(
+    layout: str,
+    model: JanusModel,
+    processor: Processor,
+    folder: str | Path,
+    *,
+    tensors: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int = MAX_SHARD_SIZE,
+    plugins: Plugins | None = None,
+) -> None:
+    """Write a model in a layout by its name; ``tensors`` (native names) stand in for a blank model's."""
+    folder = Path(folder)
+    tensors = native.stored(model) if tensors is None else tensors
+    if layout == "native":
+        with written_aside(folder, replaces=native.MODEL_TYPE) as aside:
+            native.write_description(model, processor, aside, name=folder.name)
+            write_weights(aside, tensors.items(), dtype=dtype, max_shard_size=max_shard_size)
+        return
+    writer = make_layout(layout, plugins or default_plugins())
+    config = to_plain(native.rebuildable(model))
+    config["processor"]["tokens"] = processor.tokenizer.names
+    with written_aside(folder, replaces=writer.model_type) as aside:
+        save_tokenizer(processor.tokenizer, aside)
+        writer.write_config(config, aside)
+        write_weights(aside, writer.from_native(tensors), dtype=dtype, max_shard_size=max_shard_size)

@@ -1,0 +1,106 @@
+"""Opening a checkpoint of any layout: the model, and the processor that speaks its language."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from janus_modular.checkpoints import native
+from janus_modular.checkpoints.pretrained import resolve_pretrained
+from janus_modular.checkpoints.weights import open_weights
+from janus_modular.compose import processor_for
+from janus_modular.config import load, resolve
+from janus_modular.errors import CheckpointError, ConfigError
+from janus_modular.model import JanusModel
+from janus_modular.plugins import Plugins, default_plugins
+from janus_modular.processing.processor import Processor
+from janus_modular.roles import Layout
+from janus_modular.schema import ModelConfig
+
+
+@dataclass
+class Opened:
+    """A checkpoint whose weights have not been read yet."""
+
+    folder: Path
+    model: JanusModel  # blank
+    processor: Processor
+    tensors: Mapping[str, Tensor]  # by native names; mapped files
+
+
+def open_checkpoint(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str = "auto",
+    overrides: Sequence[str] = (),
+    plugins: Plugins | None = None,
+) -> tuple[JanusModel, Processor]:
+    """Load a checkpoint of any known layout: a folder, or a hub id. Needs the model's memory and no more.
+
+    ``overrides`` (``a.b=c``) change the model config that was read, the prompt format for instance:
+    ``processor.template=janus``.
+
+    Raises:
+        CheckpointError: it is of no known layout, damaged, or does not fit its own config.
+        PluginError: a plugin that it needs is not here.
+    """
+    opened = describe(path, overrides=overrides, plugins=plugins)
+    model = native.filled(
+        opened.model,
+        opened.tensors,
+        str(opened.folder),
+        device=device,
+        dtype=native.working_dtype(dtype, device, opened.tensors),
+    )
+    processor = opened.processor
+    if processor.tokenizer.vocab_size > model.backbone.vocab_size:
+        model.backbone.resize_vocab(processor.tokenizer.vocab_size)
+    return model, processor
+
+
+def describe(path: str | Path, *, overrides: Sequence[str] = (), plugins: Plugins | None = None) -> Opened:
+    """Open a checkpoint without reading its weights: config, processor, a blank model, lazy tensors."""
+    plugins = plugins or default_plugins()
+    folder = resolve_pretrained(str(path))
+    record = native.read_record(folder)
+    if record.get("model_type") == native.MODEL_TYPE:
+        if changes := [one for one in overrides if one.startswith("processor")]:
+            raise ConfigError(
+                f"{changes[0]}: a native checkpoint's processor is in {folder / 'processor.json'}."
+            )
+        model = native.described(folder, record, overrides, plugins)
+        return Opened(folder, model, Processor.load(folder), open_weights(folder))
+    layout = layout_of(folder, record, plugins)
+    config = resolve(load(layout.read_config(folder), overrides, plugins), ModelConfig, plugins)
+    model = native.blank(config, plugins)
+    processor = processor_for(model, config.processor.tokenizer)
+    model.config.processor = replace(config.processor, never_said=list(processor.never_said))
+    return Opened(folder, model, processor, dict(layout.to_native(open_weights(folder))))
+
+
+def layout_of(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> Layout:
+    """Find the layout that a folder's config.json is of.
+
+    Raises:
+        CheckpointError: none of those that are known here.
+    """
+    for name in plugins.names("layouts"):
+        layout = make_layout(name, plugins)
+        if layout.detect(record):
+            return layout
+    raise CheckpointError(
+        f"{folder} is of no known layout: its config.json says model_type {record.get('model_type')!r}.\n"
+        f"Known: native, {', '.join(plugins.names('layouts'))}"
+    )
+
+
+def make_layout(name: str, plugins: Plugins) -> Layout:
+    """Build a registered layout."""
+    entry = plugins.entry("layouts", name)
+    return entry.factory(entry.config())

@@ -1,0 +1,51 @@
+"""``convert``: a checkpoint in another layout, or another dtype."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint: a folder, or a hub id.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[A.B=C]...", help="Changes to the model config, processor.template=janus say."
+        ),
+    ] = None,
+    layout: Annotated[
+        str, typer.Option(help="native, published (the authors' code), transformers, or a plugin's.")
+    ] = "native",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto: as stored.")] = "auto",
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file, 500MB say.")] = "5GB",
+) -> None:
+    """Write a checkpoint in another layout, a tensor at a time: it needs little memory."""
+    import torch
+
+    from janus_modular.checkpoints import convert as convert_checkpoint
+    from janus_modular.checkpoints.native import working_dtype
+
+    convert_checkpoint(
+        source,
+        target,
+        layout=layout,
+        dtype=None if dtype == "auto" else working_dtype(dtype, torch.device("cpu"), {}),
+        max_shard_size=size_in_bytes(max_shard_size),
+        overrides=overrides or (),
+    )
+    typer.echo(f"{target}: written in the {layout} layout")
+
+
+def size_in_bytes(text: str) -> int:
+    """Read ``5GB``, ``500 MB`` or a number of bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?B|)", text.strip().upper().removesuffix("B") + "B")
+    if not match:
+        raise typer.BadParameter(f"'{text}' is no size: write 5GB, 500MB or a number of bytes")
+    return int(float(match[1]) * UNITS[match[2] if match[2] != "B" else ""])

@@ -1,0 +1,111 @@
+"""What the published layout and transformers' share: the preprocessor's file, and the choice of template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from janus_modular import CheckpointError
+
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+"""What either implementation takes where its file does not say; released files do."""
+
+ROLES = {"<|User|>", "<|Assistant|>"}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: there is no such file, or it holds something else.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent} lacks {path.name}. Fetch the whole folder.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}. Fetch it again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object that people can read."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def need(condition: bool, layout: str, what: str, found: object) -> None:
+    """Raise CheckpointError unless a layout can hold (or we can read) what was found."""
+    if not condition:
+        raise CheckpointError(f"the {layout} layout has {what}; found {found!r}.")
+
+
+def read_pixels(file: Mapping[str, Any], tower: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a preprocessor's settings as a native pixel spec.
+
+    ``tower``: a published tower may normalise once more, by ``pixel_mean`` and ``pixel_std``:
+    ((x - m) / s - M) / S = (x - (m + s M)) / (s S).
+    """
+    size = file.get("image_size") or file.get("size", 384)
+    height, width = (size["height"], size["width"]) if isinstance(size, Mapping) else (size, size)
+    mean, std = file.get("image_mean") or CLIP_MEAN, file.get("image_std") or CLIP_STD
+    fill = file.get("background_color") or [int(255 * m) for m in mean]
+    normalize = file.get("do_normalize", True)
+    if tower.get("pixel_mean") and tower.get("pixel_std"):
+        m, s = (mean, std) if normalize else ([0.0] * 3, [1.0] * 3)
+        mean = [a + b * c for a, b, c in zip(m, s, tower["pixel_mean"], strict=True)]
+        std = [a * b for a, b in zip(s, tower["pixel_std"], strict=True)]
+        normalize = True
+    return {
+        "height": height,
+        "width": width,
+        "resize": "letterbox",
+        "normalize": normalize,
+        "mean": list(mean),
+        "std": list(std),
+        "fill": list(fill),
+        "min_size": file.get("min_size", 14),
+    }
+
+
+def write_pixels(pixels: Mapping[str, Any], layout: str) -> dict[str, Any]:
+    """Return what both layouts write of a native pixel spec; the picture's size is their own matter."""
+    fill = [int(255 * m) for m in pixels["mean"]]
+    need(
+        pixels["height"] == pixels["width"],
+        layout,
+        "square pictures",
+        f"{pixels['height']}x{pixels['width']}",
+    )
+    need(pixels["resize"] == "letterbox", layout, "letterboxed pictures", pixels["resize"])
+    need(pixels["fill"] in (None, fill), layout, f"borders of int(255 * mean), {fill}", pixels["fill"])
+    return {
+        "min_size": pixels["min_size"],
+        "image_mean": pixels["mean"],
+        "image_std": pixels["std"],
+        "rescale_factor": 1 / 255,
+        "do_normalize": pixels["normalize"],
+        "background_color": fill,
+    }
+
+
+def choose_template(folder: Path, preprocessor: Mapping[str, Any]) -> str:
+    """Tell Janus-Pro from Janus-1.3B, whose files name no prompt format.
+
+    Pro's tokenizer has tokens for the roles, and its pictures are normalised; Janus-1.3B's are not.
+    Where that is wrong, override ``processor.template``.
+    """
+    tokens = token_ids(folder)
+    return "janus-pro" if tokens.keys() >= ROLES and preprocessor.get("do_normalize", True) else "janus"
+
+
+def token_ids(folder: Path) -> dict[str, int]:
+    """Return the ids of the tokens that were added to a tokenizer.json, by their strings."""
+    if not (folder / "tokenizer.json").exists():
+        return {}
+    added = read_json(folder / "tokenizer.json").get("added_tokens") or []
+    return {token["content"]: token["id"] for token in added}

@@ -1,0 +1,212 @@
+"""The published layout's config files, read as a native model config and written from one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from janus_modular import CheckpointError
+from janus_plugins.layouts.preparation import (
+    choose_template,
+    need,
+    read_json,
+    read_pixels,
+    write_json,
+    write_pixels,
+)
+
+LARGE = {"width": 1024, "layers": 24, "heads": 16, "intermediate": 4096, "patch_size": 16}
+SO400M = {"width": 1152, "layers": 27, "heads": 16, "intermediate": 4304, "patch_size": 14}
+TOWERS = {
+    "siglip_large_patch16_384": LARGE,
+    "siglip_so400m_patch14_384": SO400M,
+    "siglip_so400m_patch14_224": SO400M,
+}
+ADAPTORS = {
+    "identity": "identity",
+    "linear": "linear",
+    "mlp_gelu": "mlp",
+    "low_high_hybrid_split_mlp_gelu": "hybrid",
+}
+SIDE = 384  # of drawn pictures; the published code knows no other
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json and preprocessor_config.json as a native model config.
+
+    Raises:
+        CheckpointError: something is missing, or is nothing that we have a part for.
+    """
+    config = read_json(folder / "config.json")
+    preprocessor = read_json(folder / "preprocessor_config.json")
+    try:
+        tower = config["vision_config"]["params"]
+        codes = config["gen_vision_config"]["params"]
+        head = config["gen_head_config"]["params"]
+        encoder = _read_tower(config["vision_config"]["cls"], tower)
+        encoder["pixels"] = read_pixels(preprocessor, tower)
+        need(config["gen_vision_config"]["cls"] == "VQ-16", "published", "VQ-16", config["gen_vision_config"])
+        language = {
+            key: value
+            for key, value in config["language_config"].items()
+            if not key.startswith("_") and key not in ("torch_dtype", "dtype")
+        }
+        return {
+            "understanding": {"encoder": encoder, "adaptor": _read_adaptor(config["aligner_config"])},
+            "generation": {
+                "name": "autoregressive",
+                "height": SIDE,
+                "width": SIDE,
+                "tokenizer": {
+                    "name": "llamagen",
+                    "num_codes": codes["image_token_size"],
+                    "code_width": codes["n_embed"],
+                },
+                "adaptor": _read_adaptor(config["gen_aligner_config"]),
+                "head": {"name": "mlp", "hidden": head["image_token_embed"]},
+            },
+            "backbone": {"name": "hf", "config": {"model_type": "llama"} | language},
+            "processor": {"tokenizer": str(folder), "template": choose_template(folder, preprocessor)},
+        }
+    except KeyError as error:
+        raise CheckpointError(f"{folder / 'config.json'} lacks {error}. Fetch it again.") from error
+
+
+def write_config(config: Mapping[str, Any], folder: Path) -> None:
+    """Write config.json, preprocessor_config.json and processor_config.json.
+
+    Raises:
+        CheckpointError: the published code has no place for one of the parts.
+    """
+    encoder, generation = config["understanding"]["encoder"], config["generation"]
+    tokenizer, head = generation["tokenizer"], generation["head"]
+    found = (encoder["name"], generation["name"], tokenizer["name"], head["name"], config["backbone"]["name"])
+    need(
+        found == ("siglip", "autoregressive", "llamagen", "mlp", "hf"),
+        "published",
+        "the parts siglip, autoregressive, llamagen, mlp and hf",
+        found,
+    )
+    _check_drawing(generation)
+    language = _write_language(config["backbone"]["config"])
+    width = language["hidden_size"]
+    pixels = write_pixels(encoder["pixels"], "published")
+    size = encoder["pixels"]["height"]
+    need(size == encoder["image_size"], "published", f"{encoder['image_size']} pixels a side", size)
+    codes = {"image_token_size": tokenizer["num_codes"], "n_embed": tokenizer["code_width"]}
+    predicts = {"image_token_size": codes["image_token_size"], "n_embed": width}
+    predicts["image_token_embed"] = head["hidden"] or width
+    write_json(
+        folder / "config.json",
+        {
+            "architectures": ["MultiModalityCausalLM"],
+            "model_type": "multi_modality",
+            "vision_config": _section("CLIPVisionTower", "vision", _write_tower(encoder)),
+            "aligner_config": _write_adaptor(
+                "aligner", config["understanding"]["adaptor"], encoder["width"], width
+            ),
+            "gen_vision_config": _section("VQ-16", "gen_vision", codes),
+            "gen_aligner_config": _write_adaptor(
+                "gen_aligner", generation["adaptor"], codes["n_embed"], width
+            ),
+            "gen_head_config": _section("vision_head", "gen_head", predicts),
+            "language_config": language,
+        },
+    )
+    named = {"image_processor_type": "VLMImageProcessor", "processor_class": "VLChatProcessor"}
+    write_json(folder / "preprocessor_config.json", {**named, "image_size": size, **pixels})
+    tokens = config["processor"]["tokens"]
+    write_json(
+        folder / "processor_config.json",
+        {
+            "processor_class": "VLChatProcessor",
+            "image_tag": tokens["placeholder"],
+            "image_start_tag": tokens["begin_image"],
+            "image_end_tag": tokens["end_image"],
+            "num_image_tokens": (size // encoder["patch_size"]) ** 2,
+            "add_special_token": False,
+            "sft_format": "deepseek",
+            "mask_prompt": True,
+            "ignore_id": -100,
+        },
+    )
+
+
+def _section(cls: str, model_type: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    return {"cls": cls, "model_type": model_type, "params": dict(params)}
+
+
+def _read_tower(cls: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    name = params["model_name"]
+    need(cls == "CLIPVisionTower", "published", "a CLIPVisionTower that we can read", cls)
+    need(name in TOWERS, "published", f"towers called {', '.join(TOWERS)}", name)
+    feature = params.get("select_feature", "patch")
+    need(feature in ("same", "cls_patch"), "published", "features 'same' that we can read", feature)
+    return {
+        "name": "siglip",
+        **TOWERS[name],
+        "image_size": params["image_size"],
+        "select_layer": params["select_layer"],
+    }
+
+
+def _write_tower(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = {key: encoder[key] for key in ("width", "layers", "heads", "intermediate", "patch_size")}
+    names = [name for name, known in TOWERS.items() if known == sizes]
+    need(bool(names), "published", f"towers of the sizes {TOWERS}", sizes)
+    need(encoder["activation"] == "gelu", "published", "exact GELU", encoder["activation"])
+    return {
+        "model_name": names[0],
+        "image_size": encoder["image_size"],
+        "select_feature": "same",
+        "select_layer": encoder["select_layer"],
+    }
+
+
+def _read_adaptor(section: Mapping[str, Any]) -> dict[str, Any]:
+    params = section["params"]
+    kind = params["projector_type"]
+    need(kind in ADAPTORS, "published", f"projectors {', '.join(ADAPTORS)}", kind)
+    depth = {"depth": params.get("depth", 1)} if "mlp" in kind else {}
+    return {"name": ADAPTORS[kind], **depth}
+
+
+def _write_adaptor(
+    model_type: str, adaptor: Mapping[str, Any], input_width: int, output_width: int
+) -> dict[str, Any]:
+    kinds = {ours: theirs for theirs, ours in ADAPTORS.items()}
+    need(adaptor["name"] in kinds, "published", f"adaptors {', '.join(kinds)}", adaptor["name"])
+    need(adaptor.get("bias", True), "published", "biases in its linear adaptor", "none")
+    params = {"projector_type": kinds[adaptor["name"]], "depth": adaptor.get("depth", 1)}
+    return _section("MlpProjector", model_type, {**params, "input_dim": input_width, "n_embed": output_width})
+
+
+def _check_drawing(generation: Mapping[str, Any]) -> None:
+    """See that the drawing is what the published code has built in."""
+    size = (generation["height"], generation["width"])
+    need(size == (SIDE, SIDE), "published", f"drawings of {SIDE}x{SIDE}", size)
+    built_in = {
+        "channels": 128,
+        "channel_multipliers": [1, 1, 2, 2, 4],
+        "residual_blocks": 2,
+        "latent_channels": 256,
+        "l2_norm": True,
+    }
+    tokenizer = generation["tokenizer"]
+    found = {key: tokenizer[key] for key in built_in}
+    need(found == built_in, "published", f"VQ-16 alone, {built_in}", found)
+    width = generation.get("embedding_width") or tokenizer["code_width"]
+    need(width == tokenizer["code_width"], "published", "an embedding as wide as its codes", width)
+
+
+def _write_language(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a Llama config in the keys of its time (``rope_theta``, ``rope_scaling``)."""
+    need(config["model_type"] == "llama", "published", "a Llama", config["model_type"])
+    language = {key: value for key, value in config.items() if key != "rope_parameters"}
+    rope = dict(config.get("rope_parameters") or {})
+    if "rope_theta" in rope:
+        language["rope_theta"] = rope.pop("rope_theta")
+    if rope.get("rope_type", "default") != "default":
+        language["rope_scaling"] = rope
+    return language

@@ -1,0 +1,208 @@
+"""transformers' config files of Janus, read as a native model config and written from one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import JanusConfig
+
+from janus_modular import CheckpointError, open_weights
+from janus_plugins.layouts import preparation
+from janus_plugins.layouts.preparation import (
+    choose_template,
+    read_json,
+    read_pixels,
+    token_ids,
+    write_json,
+    write_pixels,
+)
+
+need = partial(preparation.need, layout="transformers")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json and the image processor's settings as a native model config.
+
+    Raises:
+        CheckpointError: something is missing, or is nothing that we have a part for.
+    """
+    try:
+        config = JanusConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} is no config of transformers' Janus: {error}"
+        ) from error
+    vision, codes, text = config.vision_config, config.vq_config, config.text_config
+    _check_vision(vision)
+    need(not codes.double_latent, what="single latents that we can read", found="double_latent")
+    preprocessor = _preprocessor(folder)
+    side = codes.num_patches * 2 ** (len(codes.channel_multiplier) - 1)  # of a drawing, in pixels
+    language = text.to_dict() | {"tie_word_embeddings": _is_tied(folder, config.tie_word_embeddings)}
+    for key in ("dtype", "torch_dtype", "architectures", "_name_or_path", "transformers_version"):
+        language.pop(key, None)
+    return {
+        "understanding": {
+            "encoder": {
+                "name": "siglip",
+                "width": vision.hidden_size,
+                "layers": vision.num_hidden_layers,
+                "heads": vision.num_attention_heads,
+                "intermediate": int(vision.hidden_size * vision.mlp_ratio),
+                "patch_size": vision.patch_size,
+                "image_size": vision.image_size,
+                "activation": vision.hidden_act,
+                "pixels": read_pixels(preprocessor, {}),
+            },
+            "adaptor": {"name": "mlp", "depth": vision.depth},
+        },
+        "generation": {
+            "name": "autoregressive",
+            "height": side,
+            "width": side,
+            "tokenizer": {
+                "name": "llamagen",
+                "channels": codes.base_channels,
+                "channel_multipliers": list(codes.channel_multiplier),
+                "residual_blocks": codes.num_res_blocks,
+                "latent_channels": codes.latent_channels,
+                "num_codes": codes.num_embeddings,
+                "code_width": codes.embed_dim,
+            },
+            "adaptor": {"name": "mlp", "depth": codes.num_hidden_layers},
+            "head": {"name": "mlp", "hidden": codes.projection_dim},
+        },
+        "backbone": {"name": "hf", "config": language},
+        "processor": {"tokenizer": str(folder), "template": choose_template(folder, preprocessor)},
+    }
+
+
+def write_config(config: Mapping[str, Any], folder: Path) -> None:
+    """Write config.json, generation_config.json and the processor's files; the tokenizer's are there already.
+
+    Raises:
+        CheckpointError: transformers has no place for one of the parts.
+    """
+    understanding, generation = config["understanding"], config["generation"]
+    encoder, tokenizer, head = understanding["encoder"], generation["tokenizer"], generation["head"]
+    backbone, tokens = config["backbone"], config["processor"]["tokens"]
+    chosen = (encoder, understanding["adaptor"], generation, tokenizer, generation["adaptor"], head, backbone)
+    found = tuple(part["name"] for part in chosen)
+    parts = ("siglip", "mlp", "autoregressive", "llamagen", "mlp", "mlp", "hf")
+    need(found == parts, what=f"the parts {', '.join(parts)}", found=found)
+    need(
+        encoder["activation"] == "gelu", what="exact GELU in encoder and adaptor", found=encoder["activation"]
+    )
+    need(tokenizer["l2_norm"], what="codes of unit length", found="l2_norm: false")
+    width = backbone["config"]["hidden_size"]
+    need(
+        head["hidden"] in (None, width), what=f"a head as wide as the backbone, {width}", found=head["hidden"]
+    )
+    code_width = generation.get("embedding_width") or tokenizer["code_width"]
+    need(code_width == tokenizer["code_width"], what="an embedding as wide as its codes", found=code_width)
+    patches = encoder["image_size"] // encoder["patch_size"]
+    factor = 2 ** (len(tokenizer["channel_multipliers"]) - 1)
+    size = (generation["height"], generation["width"])
+    need(
+        size == (patches * factor,) * 2,
+        what=f"drawings of {patches} codes a side, as the encoder has",
+        found=size,
+    )
+    ids = token_ids(folder)
+    written = JanusConfig(
+        vision_config={
+            "hidden_size": encoder["width"],
+            "num_hidden_layers": _kept_layers(encoder),
+            "num_attention_heads": encoder["heads"],
+            "image_size": encoder["image_size"],
+            "patch_size": encoder["patch_size"],
+            "hidden_act": encoder["activation"],
+            "mlp_ratio": _ratio(encoder["width"], encoder["intermediate"]),
+            "projection_dim": width,
+            "depth": understanding["adaptor"]["depth"],
+            "num_image_tokens": patches**2,
+        },
+        vq_config={
+            "embed_dim": tokenizer["code_width"],
+            "num_embeddings": tokenizer["num_codes"],
+            "latent_channels": tokenizer["latent_channels"],
+            "base_channels": tokenizer["channels"],
+            "channel_multiplier": tokenizer["channel_multipliers"],
+            "num_res_blocks": tokenizer["residual_blocks"],
+            "num_patches": patches,
+            "projection_dim": width,
+            "num_hidden_layers": generation["adaptor"]["depth"],
+            "image_token_embed_dim": width,
+        },
+        text_config=dict(backbone["config"]),
+        tie_word_embeddings=bool(backbone["config"].get("tie_word_embeddings", False)),
+        image_token_id=ids.get(tokens["placeholder"], JanusConfig.image_token_id),
+        architectures=["JanusForConditionalGeneration"],
+    )
+    write_json(folder / "config.json", written.to_diff_dict() | {"model_type": "janus"})
+    named = {key: tokens.get(key) for key in ("bos", "eos", "pad")}
+    special = {f"{key}_token_id": ids[token] for key, token in named.items() if token in ids}
+    begins = {"generation_kwargs": {"boi_token_id": ids.get(tokens["begin_image"])}}
+    write_json(folder / "generation_config.json", special | begins)
+    pixels = write_pixels(encoder["pixels"], "transformers")
+    side = encoder["pixels"]["height"]
+    rules = {"do_resize": True, "do_rescale": True, "do_pad": True, "resample": 3}
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "JanusImageProcessor",
+            "size": {"height": side, "width": side},
+            **rules,
+            **pixels,
+        },
+    )
+    write_json(
+        folder / "processor_config.json",
+        {"processor_class": "JanusProcessor", "num_image_tokens": patches**2},
+    )
+    _name_image_tokens(folder, tokens)
+
+
+def _check_vision(vision: Any) -> None:
+    need(
+        vision.layer_norm_eps == 1e-6, what="LayerNorms of 1e-6 that we can read", found=vision.layer_norm_eps
+    )
+    need(not vision.use_qk_norm, what="attention without norms that we can read", found="use_qk_norm")
+    need(vision.attention_bias, what="attention with biases that we can read", found="attention_bias: false")
+    sizes = (vision.image_size, vision.patch_size)
+    need(all(isinstance(size, int) for size in sizes), what="square pictures that we can read", found=sizes)
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    """Read the image processor's settings: a file of their own, or, written lately, the processor's."""
+    processor = folder / "processor_config.json"
+    if processor.exists() and (inside := read_json(processor).get("image_processor")):
+        return dict(inside)
+    return read_json(folder / "preprocessor_config.json")
+
+
+def _is_tied(folder: Path, said: bool) -> bool:
+    """Whether the text head is the embedding. The file decides: the config's default says so of all."""
+    return said and "lm_head.weight" not in open_weights(folder)
+
+
+def _kept_layers(encoder: Mapping[str, Any]) -> int:
+    chosen, layers = encoder["select_layer"], encoder["layers"]
+    return min(layers, chosen if chosen > 0 else layers + chosen + 1)
+
+
+def _ratio(width: int, intermediate: int) -> float:
+    """Choose a ratio that transformers turns back, ``int(width * ratio)``, into the same number."""
+    ratio = intermediate / width
+    return ratio if int(width * ratio) == intermediate else (intermediate + 0.5) / width
+
+
+def _name_image_tokens(folder: Path, tokens: Mapping[str, Any]) -> None:
+    """Tell transformers' tokenizer which tokens its Janus processor asks for."""
+    path = folder / "tokenizer_config.json"
+    if path.exists():
+        named = {"image_token": "placeholder", "boi_token": "begin_image", "eoi_token": "end_image"}
+        extra = {theirs: tokens[ours] for theirs, ours in named.items()}
+        write_json(path, read_json(path) | {"extra_special_tokens": extra} | extra)
