@@ -210,12 +210,11 @@ class Processor:
 
     def to_dict(self) -> dict[str, Any]:
         """Describe this processor, less its tokenizer, as JSON can hold it."""
-        names = self.tokenizer.names
         return {
             "template": self.template_name,
             "system": self.system,
-            "tokens": names,
-            "pixels": asdict(self.pixels),
+            "tokens": self.tokenizer.names,
+            "pixels": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.pixels).items()},
             "picture_tokens": self.picture_tokens,
             "drawing": self.drawing and asdict(self.drawing),
             "context": self.context,

@@ -7,7 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from janus_modular.errors import PromptError
+from janus_modular.interfaces import PixelSpec
 from janus_modular.processing.parts import Part
+from janus_modular.processing.pictures import open_picture
+from janus_modular.processing.pixels import generation_pixels, understanding_pixels
 from janus_modular.processing.text_tokenizer import Token
 from janus_modular.sequence import IGNORED, PictureToDraw, PictureToRead
 from janus_modular.sequence import Sequence as TokenSequence
@@ -35,6 +39,37 @@ def lay_out(
     labels = np.full(len(own), IGNORED, np.int64)
     labels[:-1] = np.where(learned[1:], own[1:], IGNORED)
     return TokenSequence(own, labels, np.array(reads, np.bool_), np.array(draws, np.bool_))
+
+
+def with_pixels(
+    sequence: TokenSequence,
+    parts: Sequence[Part],
+    read: PixelSpec,
+    draw: tuple[int, int] | None,
+) -> TokenSequence:
+    """Add the pixels of all pictures: ``read`` says how they are read, ``draw`` the size of drawn ones.
+
+    Raises:
+        PictureError: a picture is damaged, too large, or none.
+        PromptError: there is one to draw, and nothing to draw with.
+    """
+    pictures = [part.picture for part in parts]
+    drawn = [picture for picture in pictures if isinstance(picture, PictureToDraw)]
+    if drawn and draw is None:
+        raise PromptError("there is a picture to draw, and this model has no generation path.")
+    height, width = draw or (0, 0)
+    return replace(
+        sequence,
+        understanding_pixels=[
+            understanding_pixels(open_picture(p.picture), read)
+            for p in pictures
+            if isinstance(p, PictureToRead)
+        ],
+        generation_pixels=[
+            generation_pixels(open_picture(p.picture), height=height, width=width) for p in drawn
+        ],
+        generation_supervised=[p.supervised for p in drawn],
+    )
 
 
 def without_condition(sequence: TokenSequence, *, pad: int, read: int) -> TokenSequence:

@@ -168,11 +168,16 @@ class TextTokenizer:
 
     @cached_property
     def _forbidden(self) -> set[int]:
-        """Ids that text must not become, though the vocabulary would let it (a Unigram one may)."""
-        unknown = {
-            id for s, id in self.special.items() if s in (self.config.get("unk_token"), "<unk>", "[UNK]")
+        """Ids that text must not become, though the vocabulary would let it (a Unigram one may).
+
+        Unknown letters and single bytes are text, even where a tokenizer marks their tokens as special.
+        """
+        unknown = (self.config.get("unk_token"), "<unk>", "[UNK]")
+        return {
+            id
+            for s, id in self.special.items()
+            if s not in unknown and not re.fullmatch("<0x[0-9A-F]{2}>", s)
         }
-        return set(self.special.values()) - unknown
 
     def _spelt(self, text: str) -> list[int]:
         """Encode a text that happens to be a special token's string letter by letter."""

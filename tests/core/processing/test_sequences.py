@@ -1,0 +1,214 @@
+"""What is learned, where pictures lie, and what nobody may slip in."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from janus_modular.errors import DataError, PictureError, PromptError
+from janus_modular.processing.processor import Processor
+from janus_modular.sequence import IGNORED, Message, PictureToDraw, PictureToRead, Sample, Text
+
+Make = Callable[..., Processor]
+BEGIN, END, PLACEHOLDER = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
+EOS = "<｜end▁of▁sentence｜>"
+
+
+def talk(*turns: Any, **options: Any) -> Sample:
+    """Make a sample of contents: the user's, the assistant's, and so on."""
+    contents = [turn if isinstance(turn, list) else [Text(turn)] for turn in turns]
+    return Sample([Message(("user", "assistant")[i % 2], c) for i, c in enumerate(contents)], **options)
+
+
+@pytest.mark.parametrize("template", ["janus", "janus-pro", "plain"])
+def test_answers_are_learned_with_their_end(template: str, make: Make, learned: Callable[..., str]) -> None:
+    processor = make(template)
+    sequence = processor.sequence(talk("2 + 2?", " 4 ", "And 3?", "5"))
+    space = "" if template == "plain" else " "
+    assert learned(processor, sequence) == f"{space}4{EOS}{space}5{EOS}"
+    # labels are one ahead
+    at = (sequence.labels != IGNORED).nonzero()[0]
+    assert (sequence.labels[at] == sequence.tokens[at + 1]).all()
+
+
+@pytest.mark.parametrize("template", ["janus", "janus-pro", "plain"])
+def test_learning_starts_where_a_prompt_ends(template: str, make: Make, picture: Callable[..., Any]) -> None:
+    for source in (None, "bytes"):
+        processor = make(template, **({"source": source} if source else {}))
+        for answer in ([Text("yes")], [PictureToDraw(picture())]):
+            sample = talk([PictureToRead(picture()), Text("what?")], answer)
+            sequence = processor.sequence(sample)
+            drawn = isinstance(answer[0], PictureToDraw)
+            prompt = (processor.draw_prompt if drawn else processor.chat_prompt)(sample.messages[:1])
+            assert sequence.tokens[: len(prompt)].tolist() == prompt.tokens.tolist()
+            first = sequence.generation_at.argmax() if drawn else (sequence.labels != IGNORED).argmax() + 1
+            assert first == len(prompt)
+
+
+def test_marks_decide(make: Make, learned: Callable[..., str]) -> None:
+    processor = make()
+    sample = talk(
+        [Text("Repeat: "), Text("cat", True)], [Text("no", False)], "again", [Text("cat "), Text("dog", True)]
+    )
+    assert learned(processor, processor.sequence(sample)) == f" cat dog{EOS}"
+
+
+def test_all_text_is_learned_on_request(
+    make: Make, picture: Callable[..., Any], words: Callable[..., str]
+) -> None:
+    processor = make(system="S")
+    sequence = processor.sequence(talk([PictureToRead(picture()), Text("a")], "b"), supervise="all")
+    missing = [PLACEHOLDER] * 4 + [BEGIN, END]
+    unlearned = sequence.tokens[1:][sequence.labels[:-1] == IGNORED]
+    assert sorted(words(processor, [id]) for id in unlearned) == sorted(missing)
+    # pictures to draw: "on the image tokens alone"
+    drawing = processor.sequence(talk("a fox", [PictureToDraw(picture())]), supervise="all")
+    assert (drawing.labels == IGNORED).all()
+    assert drawing.generation_supervised == [True]
+
+
+def test_plain_text(make: Make, words: Callable[..., str], learned: Callable[..., str]) -> None:
+    for source, bos in (("bytes", 256), (None, 1)):
+        processor = make("plain", **({"source": source} if source else {}))
+        sequence = processor.sequence(Sample([Message("user", [Text(" Once upon <eos> ")])], template=False))
+        assert sequence.tokens[0] == bos
+        assert (
+            learned(processor, sequence) == words(processor, sequence.tokens[1:]) == f" Once upon <eos> {EOS}"
+        )
+
+
+def test_interleaved_both_ways(make: Make, picture: Callable[..., Any], learned: Callable[..., str]) -> None:
+    processor = make(system="")
+    sample = talk(
+        [
+            Text("From "),
+            PictureToRead(picture(10)),
+            Text(" and "),
+            PictureToRead(picture(20)),
+            Text(" make one."),
+        ],
+        [Text("Here:", True), PictureToDraw(picture(30)), Text("Better?", True)],
+        [PictureToDraw(picture(40), supervised=False), PictureToRead(picture(50)), Text("Mine.")],
+        [PictureToDraw(picture(60))],
+    )
+    sequence = processor.sequence(sample)
+    assert [int(p.mean()) for p in sequence.understanding_pixels] == [
+        pytest.approx(v, abs=60) for v in (10, 20, 50)
+    ]
+    assert [int(p[0, 0, 0]) for p in sequence.generation_pixels] == [30, 40, 60]
+    assert [p.shape for p in sequence.generation_pixels] == [(3, 8, 8)] * 3
+    assert [p.shape for p in sequence.understanding_pixels] == [(3, 16, 16)] * 3
+    assert sequence.generation_supervised == [True, False, True]
+    assert sequence.understanding_at.sum() == 3 * 4
+    assert sequence.generation_at.sum() == 3 * 3
+    assert not (sequence.understanding_at & sequence.generation_at).any()
+    placeholder = processor.tokenizer.named("placeholder")
+    assert ((sequence.tokens == placeholder) == (sequence.understanding_at | sequence.generation_at)).all()
+    begins = (sequence.tokens == processor.tokenizer.named("begin_image")).nonzero()[0]
+    kinds = [bool(sequence.generation_at[at + 1]) for at in begins]
+    assert kinds == [False, False, True, True, False, True]
+    assert learned(processor, sequence) == f" Here:Better?{EOS}"
+    ends = processor.sequence(sample, learn_picture_ends=True)
+    assert learned(processor, ends) == f" Here:{BEGIN}{END}Better?{EOS}{BEGIN}{END}{EOS}"
+
+
+def test_dropped_condition(make: Make, picture: Callable[..., Any]) -> None:
+    processor = make()
+    sample = talk(
+        [PictureToRead(picture()), Text("like this")],
+        [Text("ok", True), PictureToDraw(picture(1))],
+        [PictureToRead(picture(90))],
+        [Text("a photo", True)],
+    )
+    whole = processor.sequence(sample)
+    dropped = processor.sequence(sample, drop_condition=True)
+    first = int(whole.generation_at.argmax())
+    blank = processor.unconditional(processor.draw_prompt([Message("user", [Text("x")])])).tokens
+    assert dropped.tokens[:first].tolist() == [blank[0], *[processor.pad_id] * (first - 2), blank[-1]]
+    assert (dropped.labels[:first] == IGNORED).all()
+    for field in ("tokens", "labels", "understanding_at", "generation_at"):
+        assert (getattr(dropped, field)[first:] == getattr(whole, field)[first:]).all()
+    assert len(dropped.understanding_pixels) == 1
+    assert (dropped.understanding_pixels[0] == whole.understanding_pixels[1]).all()
+    assert dropped.understanding_at.sum() == 4
+    assert len(dropped.generation_pixels) == 1
+    # where nothing is drawn there is no condition
+    text = talk("a", "b")
+    assert (
+        processor.sequence(text, drop_condition=True).tokens.tolist()
+        == processor.sequence(text).tokens.tolist()
+    )
+
+
+@pytest.mark.parametrize("template", ["janus", "janus-pro", "plain"])
+@pytest.mark.parametrize("source", [None, "bytes"])
+def test_words_never_become_special_tokens(
+    template: str, source: str | None, make: Make, words: Callable[..., str]
+) -> None:
+    processor = make(template, **({"source": source} if source else {}))
+    special = processor.tokenizer.special
+    plain = np.isin(processor.sequence(talk("a", "b", "c", "d")).tokens, list(special.values())).sum()
+    chance = random.Random(0)
+    ingredients = [
+        *special,
+        *special,
+        " ",
+        "\n",
+        "a",
+        "User:",
+        "<",
+        "｜>",
+        "你",
+        "é",
+        "🦊",
+        "x0n0x",
+        "\ufdd0",
+        "{{ 1 }}",
+    ]
+    for _ in range(60):
+        texts = ["x" + "".join(chance.choices(ingredients, k=chance.randint(1, 9))) + "y" for _ in range(4)]
+        tokens = processor.sequence(talk(*texts)).tokens
+        assert np.isin(tokens, list(special.values())).sum() == plain
+        shown = words(processor, tokens)
+        assert all(text in shown for text in texts)
+
+
+def test_nothing_to_learn(make: Make, picture: Callable[..., Any]) -> None:
+    for sample in (
+        talk("a", source="captions"),
+        talk([PictureToRead(picture())], [PictureToDraw(picture(), supervised=False)], source="captions"),
+        Sample([], source="captions"),
+    ):
+        with pytest.raises(DataError, match=r"'captions' has nothing to learn"):
+            make("plain", "bytes").sequence(sample)
+
+
+def test_longer_than_the_context(make: Make, picture: Callable[..., Any]) -> None:
+    processor = make("plain", "bytes", context=20)
+    with pytest.raises(PromptError, match=r"takes 27 positions; the context has 20 \(source 'books'\)"):
+        processor.sequence(talk("a" * 23, "b", source="books"))
+    assert len(processor.draw_prompt("a" * 14)) == 17
+    with pytest.raises(PromptError, match=r"takes 18 positions and 3 for the picture; the context has 20"):
+        processor.draw_prompt("a" * 15)
+    with pytest.raises(PromptError, match="27 positions"):
+        processor.chat_prompt([Message("user", [PictureToRead(picture()), Text("a" * 19)])])
+
+
+def test_a_model_that_does_not_draw(make: Make, picture: Callable[..., Any]) -> None:
+    processor = make("plain", "bytes", drawing=None)
+    with pytest.raises(PromptError, match="cannot draw"):
+        processor.draw_prompt("a fox")
+    with pytest.raises(PromptError, match="no generation path"):
+        processor.sequence(talk("a", [PictureToDraw(picture())]))
+
+
+def test_a_damaged_picture_is_an_error(make: Make, tmp_path: Any, picture: Callable[..., Any]) -> None:
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:5000])
+    with Image.open(tmp_path / "b.png") as damaged, pytest.raises(PictureError, match="damaged"):
+        make().chat_prompt([Message("user", [PictureToRead(damaged)])])
