@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from janus_modular.assemble import assemble
 from janus_modular.checkpoints import native
+from janus_modular.compose import compose, processor_for
 from janus_modular.errors import ConfigError
 from janus_modular.model import JanusModel
 from janus_modular.plugins import Plugins
-from janus_modular.processing.processor import Drawing, Processor
+from janus_modular.processing.processor import Processor
 from janus_modular.training.schema import TrainConfig
 
 
@@ -21,30 +20,13 @@ def build_model(
 ) -> tuple[JanusModel, Processor]:
     """Return the model in float32 on its device, and its processor.
 
-    ``checkpoint`` comes before ``init``, and that before ``model``. Where the tokenizer has more tokens
-    than the backbone (those for pictures, say), the backbone's vocabulary grows.
+    ``checkpoint`` comes before ``init``, and that before ``model``.
     """
     folder = checkpoint or (Path(config.init) if config.init else None)
     if folder is not None:
         model = native.load(folder, device=device, dtype=torch.float32, plugins=plugins)
-    elif config.model is not None:
-        model = assemble(config.model, plugins)
-    else:
+        return model, processor_for(model, folder)
+    if config.model is None:
         raise ConfigError("found neither model nor init; expected one.")
-    processor = processor_of(model, folder)
-    if processor.tokenizer.vocab_size > model.backbone.vocab_size:
-        model.backbone.resize_vocab(processor.tokenizer.vocab_size)
+    model, processor = compose(config.model, plugins)
     return model.to(device), processor
-
-
-def processor_of(model: JanusModel, tokenizer: Path | None = None) -> Processor:
-    """Build the processor that fits a model; ``tokenizer`` is the folder of a checkpoint."""
-    generation = model.generation
-    config = model.config.processor
-    return Processor.build(
-        replace(config, tokenizer=str(tokenizer)) if tokenizer else config,
-        pixels=model.understanding.encoder.pixels,
-        picture_tokens=model.understanding.num_tokens,
-        drawing=Drawing(generation.height, generation.width, generation.num_tokens),
-        context=model.backbone.context,
-    )

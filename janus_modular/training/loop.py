@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from janus_modular.errors import TrainingError
-from janus_modular.interfaces import Tracker
+from janus_modular.roles import Tracker
 from janus_modular.training.engine import Engine, Figures, of_scalars
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 

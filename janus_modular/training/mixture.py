@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 
 from janus_modular.errors import DataError, JanusError
-from janus_modular.interfaces import Source
+from janus_modular.roles import Source
 from janus_modular.sequence import Sample
 from janus_modular.training.schema import Phase
 

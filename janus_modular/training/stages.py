@@ -9,11 +9,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from janus_modular.device import choose_device
 from janus_modular.errors import ConfigError, JanusError, TrainingError
-from janus_modular.interfaces import Source
 from janus_modular.model import JanusModel, Output
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
+from janus_modular.roles import Source
 from janus_modular.training import resuming
 from janus_modular.training.building import build_model
 from janus_modular.training.engine import Engine, Loss
@@ -122,14 +123,13 @@ def prepare(
             f"length: rows of {config.length} positions; the backbone's context is {model.backbone.context}:"
             f" set length={model.backbone.context} or less."
         )
-    pad = processor.tokenizer.named("pad")
     return Preparation(
         mixture=Mixture(sources, config.phases(), config.batch, config.seed),
         sequence=lambda sample, drop: processor.sequence(
             sample, supervise=config.supervise, drop_condition=drop
         ),
         picture_tokens=model.generation.num_tokens,
-        pad=0 if pad is None else pad,
+        pad=processor.pad_id,
         length=config.length,
         accumulate=config.accumulate,
         drop_condition=config.drop_condition,
@@ -160,15 +160,6 @@ def _by_source(output: Output, names: list[str]) -> dict[str, tuple[Tensor, Tens
         sums.index_add_(0, output.sources[name], loss.detach())
         weights.index_add_(0, output.sources[name], torch.ones_like(loss))
     return {f"source/{name}": (sums[i], weights[i]) for i, name in enumerate(names)}
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device to train on; ``auto`` takes the fastest that is there."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def choose_autocast(dtype: str, device: torch.device) -> torch.dtype | None:
