@@ -1,0 +1,218 @@
+"""Asking and drawing through the facade: cached rows of any length against plain forward passes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from janus_modular import ConfigError, Message, PictureToRead, PromptError, Text, unconditional
+from janus_modular.batch import collate
+from janus_modular.compose import compose
+from janus_modular.config import load, resolve
+from janus_modular.janus import Janus
+from janus_modular.schema import ModelConfig
+from janus_modular.session import TorchSession
+
+PICTURES = [
+    Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 30 + i, 3), dtype=np.uint8))
+    for i in range(2)
+]
+
+
+def tiny(*overrides: str) -> Janus:
+    torch.manual_seed(0)
+    model, processor = compose(resolve(load("model/tiny", overrides), ModelConfig))
+    for weight in model.parameters():
+        if weight.dim() > 1:  # larger than at the start of a training, so that choices are clear
+            torch.nn.init.normal_(weight, std=0.3)
+    return Janus.of(model, processor)
+
+
+@pytest.fixture
+def janus() -> Janus:
+    return tiny()
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TorchSession]]:
+    """All sessions that are opened, so that a test can look at their rows."""
+    opened: list[TorchSession] = []
+    start = TorchSession.__init__
+
+    def noted(self: TorchSession, *args: object, **options: object) -> None:
+        opened.append(self)
+        start(self, *args, **options)
+
+    monkeypatch.setattr(TorchSession, "__init__", noted)
+    return opened
+
+
+QUESTIONS = [("what?", [PICTURES[0]]), ("a longer question, no picture", []), ("which?", PICTURES)]
+
+
+@torch.no_grad()
+def test_rows_go_on_as_if_alone(janus: Janus) -> None:
+    """Prefill and steps of three ragged rows, two pictures in one, against one forward pass a row."""
+    prompts = [
+        janus.processor.chat_prompt([Message("user", [*map(PictureToRead, pictures), Text(text)])])
+        for text, pictures in QUESTIONS
+    ]
+    session = janus.runtime.open(capacity=max(map(len, prompts)) + 4)
+    hidden = [session.prefill(prompts)]
+    following = torch.randint(0, 250, (3, 4), generator=torch.Generator().manual_seed(0))
+    for column in following.T:
+        hidden.append(session.step(janus.model.backbone.embed(column[:, None])[:, 0]))
+    for row, prompt in enumerate(prompts):
+        x = torch.cat(
+            [janus.model.embed(collate([prompt])), janus.model.backbone.embed(following[row : row + 1])],
+            dim=1,
+        )
+        whole = janus.model.backbone(x, positions=torch.arange(x.shape[1])[None])[0, len(prompt) - 1 :]
+        got = torch.stack([one[row] for one in hidden])
+        torch.testing.assert_close(got, whole, rtol=0, atol=1e-4)  # float32 sums in another order
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_answer_does_not_depend_on_its_company(janus: Janus, temperature: float) -> None:
+    together = janus.chat_batch(QUESTIONS, max_tokens=12, temperature=temperature)
+    assert janus.chat(*QUESTIONS[0], max_tokens=12, temperature=temperature) == together[0]
+    if temperature == 0:  # noise goes by row, so the others are alone in row 0 only when there is none
+        assert [janus.chat(*q, max_tokens=12) for q in QUESTIONS] == together
+
+
+def test_a_stream_is_the_answer(janus: Janus) -> None:
+    said = list(janus.chat(*QUESTIONS[0], stream=True, max_tokens=12))
+    assert len(said) > 1
+    assert "".join(said).strip() == janus.chat(*QUESTIONS[0], max_tokens=12)
+
+
+def test_an_answer_ends_before_a_stop_string(janus: Janus) -> None:
+    answer = janus.chat(*QUESTIONS[1], max_tokens=40)
+    stop = answer[len(answer) // 2 :][:2]
+    assert janus.chat(*QUESTIONS[1], max_tokens=40, stop=[stop]) == answer[: answer.index(stop)].strip()
+
+
+def test_words_never_hold_tokens_that_were_added_for_pictures(janus: Janus) -> None:
+    session = janus.runtime.open(capacity=8)
+    hidden = torch.zeros(1, janus.model.backbone.width)
+    best, _ = session.run(
+        "text_next", hidden, torch.ones(1, session.sizes["vocab"]), torch.tensor(1.0), 0, 1.0
+    )
+    session.forbidden = best
+    noise = torch.ones(1, session.sizes["vocab"])
+    assert session.run("text_next", hidden, noise, torch.tensor(1.0), 0, 1.0)[0] != best
+
+
+def test_words_alone_run_no_visual_encoder(janus: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a visual encoder ran")
+
+    for module in (janus.model.understanding, janus.model.generation.tokenizer):
+        monkeypatch.setattr(type(module), "forward", refuse, raising=False)
+    monkeypatch.setattr(janus.model.generation, "embed", refuse)
+    janus.chat("no pictures here", max_tokens=3)
+
+
+@torch.no_grad()
+def naive_codes(janus: Janus, text: str, guidance: float) -> list[int]:
+    """Draw greedily by whole forward passes, no cache: the plain reading of the papers' rule."""
+    prompt = janus.processor.draw_prompt(text)
+    rows = collate([prompt, unconditional(prompt, janus.processor.pad_id)])
+    model, x = janus.model, janus.model.embed(rows)
+    codes: list[int] = []
+    for _ in range(model.generation.num_tokens):
+        hidden = model.backbone(x, positions=torch.arange(x.shape[1]).expand(2, -1))[:, -1]
+        conditional, free = model.generation.head(hidden)
+        codes.append(int((free + guidance * (conditional - free)).argmax()))
+        x = torch.cat([x, model.generation.embed(torch.tensor([[codes[-1]]])).expand(2, -1, -1)], dim=1)
+    return codes
+
+
+@pytest.mark.parametrize("guidance", [5.0, 1.0])
+def test_greedy_drawing_is_the_plain_rule(janus: Janus, guidance: float) -> None:
+    codes = torch.tensor([naive_codes(janus, "a cat", guidance)])
+    expected = janus.model.generation.draw(codes)[0].permute(1, 2, 0).numpy()
+    [picture] = janus.draw("a cat", guidance=guidance, temperature=0)
+    np.testing.assert_array_equal(np.asarray(picture), expected)
+
+
+def test_without_guidance_a_picture_is_one_row(janus: Janus, sessions: list[TorchSession]) -> None:
+    janus.draw(["a", "b"], guidance=1)
+    janus.draw(["a", "b"], guidance=2)
+    assert [len(session.cache.lengths) for session in sessions] == [2, 4]
+
+
+def codes_of(janus: Janus, monkeypatch: pytest.MonkeyPatch, **options: object) -> np.ndarray:
+    drawn: list[np.ndarray] = []
+    join = TorchSession.stack
+    monkeypatch.setattr(
+        TorchSession, "stack", lambda self, x: drawn.append(join(self, x).numpy()) or join(self, x)
+    )
+    janus.draw(["a", "a longer prompt"], 2, **options)
+    monkeypatch.undo()
+    return np.concatenate(drawn)
+
+
+def test_drawings_follow_the_seed_alone(janus: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = codes_of(janus, monkeypatch, seed=1, guidance=3)
+    np.testing.assert_array_equal(first, codes_of(janus, monkeypatch, seed=1, guidance=3, batch_size=1))
+    np.testing.assert_array_equal(first, codes_of(janus, monkeypatch, seed=1, guidance=3, batch_size=3))
+    assert (first != codes_of(janus, monkeypatch, seed=2, guidance=3)).any()
+    assert (first[0] != first[1]).any()  # two pictures of one prompt
+
+
+def test_progress_counts_to_the_end(janus: Janus) -> None:
+    told: list[tuple[int, int]] = []
+    janus.draw("a", n=3, batch_size=2, progress=lambda *steps: told.append(steps))
+    assert told == [(done, 32) for done in range(1, 33)]  # two batches of 16 codes
+
+
+def test_a_picture_of_another_shape() -> None:
+    janus = tiny("generation.height=16", "generation.width=48")
+    assert [picture.size for picture in janus.draw("a", n=2)] == [(48, 16)] * 2
+
+
+def test_a_prompt_that_leaves_no_room_is_refused() -> None:
+    janus = tiny("backbone.config.max_position_embeddings=64")
+    with pytest.raises(PromptError, match="64"):
+        janus.chat("word " * 40)
+
+
+def test_an_answer_ends_where_the_context_does() -> None:
+    janus = tiny("backbone.config.max_position_embeddings=230")
+    assert 0 < len(janus.chat("hello", max_tokens=500)) < 30  # 212 positions are the prompt's
+
+
+def test_an_unknown_setting_is_named(janus: Janus) -> None:
+    with pytest.raises(PromptError, match=r"guidence.*guidance"):
+        janus.draw("a", guidence=3)
+
+
+def test_compose_puts_parts_together_by_name() -> None:
+    janus = Janus.compose(
+        encoder={"name": "vit", "width": 16, "layers": 1, "heads": 2, "pixels": {"height": 32, "width": 32}},
+        tokenizer={"name": "vq", "channels": [8, 8, 16, 16], "num_codes": 16, "code_width": 4},
+        backbone={
+            "name": "hf",
+            "config": {
+                "model_type": "qwen2",
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "vocab_size": 100,
+            },
+        },
+        size=(16, 32),
+        processor={"tokenizer": "bytes", "template": "plain"},
+    )
+    assert janus.draw("x", guidance=2)[0].size == (32, 16)
+    assert janus.model.backbone.vocab_size >= janus.processor.tokenizer.vocab_size  # grown from 100
+
+
+def test_compose_names_what_is_wrong() -> None:
+    with pytest.raises(ConfigError, match="sigclip"):
+        Janus.compose(encoder="sigclip", backbone={"name": "hf", "config": {"model_type": "llama"}})

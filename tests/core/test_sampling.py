@@ -1,0 +1,46 @@
+"""Choosing ids: the exponential race against torch's own multinomial, truncation against transformers'."""
+
+import pytest
+import torch
+from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
+
+from janus_modular.sampling import pick, truncate
+
+
+def test_pick_follows_the_distribution() -> None:
+    """10,000 draws: a frequency strays from p by at most 4 standard deviations, sqrt(p (1 - p) / n)."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.tensor([2.0, 0.0, -1.0, 1.0])
+    p = logits.softmax(-1)
+    n = 10_000
+    noise = torch.empty(n, 4).exponential_(generator=generator)
+    frequency = pick(logits.expand(n, 4), noise).bincount(minlength=4) / n
+    assert ((frequency - p).abs() < 4 * (p * (1 - p) / n).sqrt()).all()
+
+
+def test_noise_of_ones_takes_the_likeliest() -> None:
+    logits = torch.randn(5, 99, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(pick(logits, torch.ones(5, 99)), logits.argmax(-1))
+
+
+def test_what_has_no_chance_is_never_picked() -> None:
+    logits = torch.tensor([[0.0, float("-inf"), 0.0]]).expand(500, 3)
+    noise = torch.empty(500, 3).exponential_(generator=torch.Generator().manual_seed(0))
+    assert 1 not in pick(logits, noise)
+
+
+@pytest.mark.parametrize("k", [1, 5, 200])
+def test_top_k_is_transformers(k: int) -> None:
+    logits = torch.randn(4, 99, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(truncate(logits, top_k=k), TopKLogitsWarper(k)(torch.empty(0), logits))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.7, 0.99])
+def test_top_p_is_transformers(p: float) -> None:
+    logits = 3 * torch.randn(4, 99, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(truncate(logits, top_p=p), TopPLogitsWarper(p)(torch.empty(0), logits))
+
+
+def test_no_limit_changes_nothing() -> None:
+    logits = torch.randn(2, 9, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(truncate(logits), logits)
