@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ class Report:
     seconds: float = 0.0
 
 
-def probe(one: Announcement, *, timeout: float = 120.0) -> Report:
+def probe(one: Announcement, *, timeout: float = 300.0) -> Report:
     """Load one plugin in a child process and report; never raises for what is wrong with it."""
     who = f"Plugin '{one.name}' ({one.origin})"
     if refusal := one.refusal():
@@ -61,23 +61,23 @@ def probe(one: Announcement, *, timeout: float = 120.0) -> Report:
 
 
 def probe_all(
-    announcements: Sequence[Announcement], *, known: Sequence[Announcement], timeout: float = 120.0
-) -> list[Report]:
-    """Probe several, a few at a time; the reports are in the order of the announcements.
+    announcements: Sequence[Announcement], *, known: Sequence[Announcement], timeout: float = 300.0
+) -> Iterator[Report]:
+    """Probe several, a few at a time; yield the reports in the order of the announcements.
 
     What a plugin registers and none of ``known`` announces is a fault too: nobody could ask for it.
     """
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        reports = list(pool.map(lambda one: probe(one, timeout=timeout), announcements))
     announced = {(one.module, one.slot, one.name) for one in known}
-    for one, report in zip(announcements, reports, strict=True):
-        for name in report.registers:
-            if (one.module, one.slot, name) not in announced:
-                report.message = (
-                    f"Plugin '{one.name}' ({one.origin}) registers '{name}' too, but does not announce it: "
-                    f'add {name} = "{one.module}" to its pyproject, under {one.slot}.'
-                )
-    return reports
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        reports = pool.map(lambda one: probe(one, timeout=timeout), announcements)
+        for one, report in zip(announcements, reports, strict=True):
+            for name in report.registers:
+                if (one.module, one.slot, name) not in announced:
+                    report.message = (
+                        f"Plugin '{one.name}' ({one.origin}) registers '{name}' too, but does not announce it: "
+                        f'add {name} = "{one.module}" to its pyproject, under {one.slot}.'
+                    )
+            yield report
 
 
 def look_at(one: Announcement) -> Report:
