@@ -79,17 +79,20 @@ def show(
 @app.command()
 def doctor(
     as_json: AsJson = False,
-    timeout: Annotated[float, typer.Option(help="Seconds that each plugin may take.")] = 120.0,
+    timeout: Annotated[float, typer.Option(help="Seconds that each plugin may take.")] = 300.0,
 ) -> None:
     """Load every plugin in a process of its own, and compare what it announces with what it registers."""
+    from rich.console import Console
+    from rich.progress import track
+
     from janus_modular.plugins import default_plugins
     from janus_modular.plugins.probe import probe_all
 
     plugins = default_plugins()
     checked = [one for one in plugins.announcements if plugins.is_on(one)]
-    reports = list(
-        zip(checked, probe_all(checked, known=plugins.announcements, timeout=timeout), strict=True)
-    )
+    probing = zip(checked, probe_all(checked, known=plugins.announcements, timeout=timeout), strict=True)
+    quietly = Console(stderr=True)
+    reports = list(track(probing, "Loading plugins", len(checked), console=quietly, transient=True))
     if as_json:
         typer.echo(json.dumps([_as_dict(one, report) for one, report in reports], indent=2))
     else:

@@ -74,7 +74,7 @@ def probe_all(
             for name in report.registers:
                 if (one.module, one.slot, name) not in announced:
                     report.message = (
-                        f"Plugin '{one.name}' ({one.origin}) registers '{name}' too, but does not announce it: "
+                        f"Plugin '{one.name}' ({one.origin}) registers '{name}' too, unannounced: "
                         f'add {name} = "{one.module}" to its pyproject, under {one.slot}.'
                     )
             yield report
