@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from janus_modular.config import load, parts_in, resolve, shipped, to_plain, to_
 from janus_modular.config.kinds import schema_of
 from janus_modular.errors import ConfigError
 from janus_modular.interfaces import Part, part
-from janus_modular.plugins import Plugins
+from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.schema import ModelConfig
 
 PLUGIN = """
@@ -265,6 +266,8 @@ def test_every_shipped_config_is_valid_and_says_what_it_is(name: str):
     lines = shipped()[name].read_text("utf-8").splitlines()
     assert lines[0].startswith("# ")
     assert any(line.startswith("#   janus-modular ") for line in lines[:6])
+    for file in re.findall(r"--plugin (\S+)", "\n".join(lines[:6])):
+        default_plugins().add_file(Path(__file__).parents[2] / file)
     raw = load(name)
     assert resolve(raw, schema_of(raw))
 
