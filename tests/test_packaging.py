@@ -1,0 +1,167 @@
+"""The wheel: what is inside, and that it works where there is no checkout. And the lists that must agree."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "janus_modular": ROOT / "janus_modular",
+    "janus_plugins": ROOT / "plugins" / "janus_plugins",
+    "janus_export": ROOT / "export" / "janus_export",
+}
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel once, by the backend that is installed here."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel into an environment that sees our dependencies, but neither checkout nor us.
+
+    Dependencies are links to those that the tests run with: all but what the editable install put there.
+    """
+    folder = tmp_path_factory.mktemp("elsewhere")
+    dependencies = folder / "dependencies"
+    dependencies.mkdir()
+    for site in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        for one in Path(site).iterdir():
+            if "janus" not in one.name.lower() and one.suffix != ".pth":
+                (dependencies / one.name).symlink_to(one)
+    environment = folder / "env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    python = environment / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
+    done = subprocess.run(
+        [*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(f"{dependencies}\n")
+    return environment
+
+
+@pytest.fixture
+def command(installed: Path, tmp_path: Path) -> Command:
+    """Run a program of that environment, in an empty folder, and expect it to succeed."""
+
+    def run(program: str, *args: str) -> subprocess.CompletedProcess[str]:
+        line = [str(installed / "bin" / program), *args]
+        clean = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "JANUS_"))
+        }
+        clean |= {"COLUMNS": "200", "NO_COLOR": "1"}
+        done = subprocess.run(line, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def test_the_wheel_holds_three_packages_whole_and_nothing_else(wheel: Path):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == set(PACKAGES)
+    kept = {
+        f"{package}/{file.relative_to(folder).as_posix()}"
+        for package, folder in PACKAGES.items()
+        for file in folder.rglob("*")
+        if file.is_file() and file.suffix != ".pyc"
+    }
+    configs = {
+        f"janus_modular/configs/{file.relative_to(ROOT / 'configs').as_posix()}"
+        for file in (ROOT / "configs").rglob("*")
+        if file.is_file()
+    }
+    assert {name for name in names if ".dist-info/" not in name} == kept | configs
+    assert {f"{package}/py.typed" for package in PACKAGES} <= names
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_what_is_installed_is_the_wheel_and_not_this_checkout(command: Command, installed: Path):
+    code = (
+        "import janus_modular, janus_plugins, janus_export, importlib.metadata as m, importlib.util as u\n"
+        "print(*(one.__file__ for one in (janus_modular, janus_plugins, janus_export)), sep='\\n')\n"
+        "print([d.version for d in m.distributions() if d.metadata['Name'] == 'janus-modular'])\n"
+        "print([n for n in ('plugins', 'export', 'configs', 'tests') if u.find_spec(n)])"
+    )
+    *files, versions, stray = command("python", "-c", code).stdout.splitlines()
+    assert all(Path(file).is_relative_to(installed) for file in files)
+    assert versions == str([project()["version"]])
+    assert stray == "[]"
+
+
+def test_the_installed_command_finds_its_configs_and_components(command: Command):
+    listed = command("janus-modular", "config", "list").stdout
+    for file in (ROOT / "configs").rglob("*.yaml"):
+        assert file.relative_to(ROOT / "configs").with_suffix("").as_posix() in listed
+    rows = command("janus-modular", "plugins", "list").stdout
+    for slot, name in announced():
+        assert re.search(rf"^{slot} +{re.escape(name)} ", rows, re.MULTILINE), (slot, name)
+    assert "is valid" in command("janus-modular", "config", "validate", "model/tiny").stdout
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def announced() -> dict[tuple[str, str], str]:
+    """Slot and name -> module, as pyproject has it."""
+    return {
+        (group.removeprefix("janus_modular.v1."), name): module
+        for group, points in project()["entry-points"].items()
+        for name, module in points.items()
+    }
+
+
+def hooks_of(file: Path) -> list[ast.FunctionDef]:
+    """Return the functions of a file that are marked as hooks."""
+    tree = ast.parse(file.read_text("utf-8"))
+    return [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        and any(isinstance(mark, ast.Name) and mark.id == "hookimpl" for mark in node.decorator_list)
+    ]
+
+
+def test_every_file_with_a_hook_is_announced_under_the_names_that_it_registers():
+    found = {}
+    for package in ("janus_plugins", "janus_export"):
+        for file in PACKAGES[package].rglob("*.py"):
+            module = ".".join(file.relative_to(PACKAGES[package].parent).with_suffix("").parts)
+            for hook in hooks_of(file):
+                for call in ast.walk(hook):
+                    if isinstance(call, ast.Call) and ast.unparse(call.func) == "registry.add":
+                        name = ast.literal_eval(call.args[0])
+                        found[hook.name.removeprefix("register_"), name] = module
+    assert found == announced()
+    assert all(module.split(".")[1] == slot for (slot, _), module in found.items())  # a folder a slot
+
+
+def test_tests_find_what_they_run_in_the_extra_that_developers_install():
+    wanted = {re.split(r"[<>=\[]", one)[0] for one in project()["optional-dependencies"]["dev"]}
+    backend = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["build-system"]["requires"]
+    assert {re.split(r"[<>=\[]", one)[0] for one in backend} <= wanted  # the wheel is built without a network
