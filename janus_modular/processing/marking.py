@@ -22,6 +22,9 @@ Turn = dict[str, str]
 Render = Callable[[Sequence[Turn], bool], str]
 """A template: turns, and whether to end where the assistant begins to speak."""
 
+NONCE = secrets.token_hex(8)  # new in every process, so that nobody can have written it into a message
+MARK = re.compile(rf"x{NONCE}n(\d+)x")
+
 
 @dataclass(frozen=True)
 class Said:
@@ -46,8 +49,6 @@ class Marks:
 
     def __init__(self) -> None:
         self.said: list[Said] = []
-        self._nonce = secrets.token_hex(8)  # nobody can have written it into a message
-        self._pattern = re.compile(rf"x{self._nonce}n(\d+)x")
 
     def turn(self, message: Message, index: int) -> Turn:
         """Write a message with a mark in place of each text and each picture."""
@@ -61,7 +62,7 @@ class Marks:
                     continue
                 before, after = segment.text.split(core, 1)
                 segment = Text(core, segment.supervised)
-            content += f"{before}x{self._nonce}n{len(self.said)}x{after}"
+            content += f"{before}x{NONCE}n{len(self.said)}x{after}"
             self.said.append(Said(segment, index, message.role))
         return {"role": message.role, "content": content}
 
@@ -72,7 +73,7 @@ class Marks:
             segment = self.said[int(match[1])].segment
             return segment.text if isinstance(segment, Text) else match[0]
 
-        return self._pattern.sub(words, marked)
+        return MARK.sub(words, marked)
 
     def between(self, rendered: str) -> list[tuple[int, str]]:
         """Return the template's own stretches of what was rendered, and where each begins.
@@ -80,7 +81,7 @@ class Marks:
         Raises:
             PromptError: the template left something out, repeated it, or changed the order.
         """
-        found = list(self._pattern.finditer(rendered))
+        found = list(MARK.finditer(rendered))
         if [int(match[1]) for match in found] != list(range(len(self.said))):
             order = ", ".join(match[1] for match in found) or "none"
             raise PromptError(

@@ -12,33 +12,34 @@ from janus_modular.interfaces import PixelSpec
 from janus_modular.processing.parts import Part
 from janus_modular.processing.pictures import open_picture
 from janus_modular.processing.pixels import generation_pixels, understanding_pixels
-from janus_modular.processing.text_tokenizer import Token
+from janus_modular.processing.text_tokenizer import Encoded
 from janus_modular.sequence import IGNORED, PictureToDraw, PictureToRead
 from janus_modular.sequence import Sequence as TokenSequence
 
 
 def lay_out(
-    tokens: Sequence[Token], parts: Sequence[Part], *, bos: int | None, read: int, draw: int
+    encoded: Encoded, parts: Sequence[Part], *, bos: int | None, read: int, draw: int
 ) -> TokenSequence:
     """Give every token its position and every picture its ``read`` or ``draw`` positions; no pixels yet.
 
-    A token is learned if any of its characters is. Labels are one ahead: what a position has to say is
+    A token is learned if any of its letters is. Labels are one ahead: what a position has to say is
     the token that follows it.
     """
-    ids: list[int] = [] if bos is None else [bos]
-    learned = [False] * len(ids)
-    reads, draws = learned.copy(), learned.copy()
-    for token in tokens:
-        picture = parts[token.first].picture
-        count = 1 if picture is None else read if isinstance(picture, PictureToRead) else draw
-        ids += [token.id] * count
-        learned += [any(part.learned for part in parts[token.first : token.last + 1])] * count
-        reads += [isinstance(picture, PictureToRead)] * count
-        draws += [isinstance(picture, PictureToDraw)] * count
-    own = np.array(ids, np.int64)  # (T,)
-    labels = np.full(len(own), IGNORED, np.int64)
-    labels[:-1] = np.where(learned[1:], own[1:], IGNORED)
-    return TokenSequence(own, labels, np.array(reads, np.bool_), np.array(draws, np.bool_))
+    reads = np.array([isinstance(part.picture, PictureToRead) for part in parts], np.bool_)  # (parts,)
+    draws = np.array([isinstance(part.picture, PictureToDraw) for part in parts], np.bool_)
+    before = np.cumsum([0, *(part.learned for part in parts)])  # how many parts before each are learned
+    learned = before[encoded.last + 1] > before[encoded.first]  # (tokens,)
+    count = np.where(reads, read, np.where(draws, draw, 1))[encoded.first]
+    owner = np.repeat(encoded.first, count)  # (T,), BOS apart
+    start = np.array([] if bos is None else [bos], np.int64)
+    nobody = np.zeros(len(start), np.bool_)
+    tokens = np.concatenate([start, np.repeat(encoded.ids, count)])  # (T,)
+    targets = np.concatenate([nobody, np.repeat(learned, count)])[1:]
+    labels = np.full(len(tokens), IGNORED, np.int64)
+    labels[:-1] = np.where(targets, tokens[1:], IGNORED)
+    return TokenSequence(
+        tokens, labels, np.concatenate([nobody, reads[owner]]), np.concatenate([nobody, draws[owner]])
+    )
 
 
 def with_pixels(

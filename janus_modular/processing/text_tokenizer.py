@@ -17,9 +17,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer
 
-from janus_modular.errors import PromptError
+from janus_modular.errors import ConfigError, PromptError
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Token:
-    """An id, and the pieces that its characters come from: ``first`` to ``last``, both included."""
+class Encoded:
+    """Ids, and the pieces that the characters of each come from: ``first`` to ``last``, both included."""
 
-    id: int
-    first: int
-    last: int
+    ids: NDArray[np.int64]  # (T,)
+    first: NDArray[np.int64]  # (T,) index of a piece
+    last: NDArray[np.int64]  # (T,)
 
 
 class TextTokenizer:
@@ -98,35 +99,33 @@ class TextTokenizer:
             at = match.end()
         return [piece for piece in [*pieces, Piece(text[at:])] if piece.text]
 
-    def encode(self, pieces: Sequence[Piece]) -> list[Token]:
+    def encode(self, pieces: Sequence[Piece]) -> Encoded:
         """Encode a prompt: text as text, whatever it says; special tokens where the pieces say so.
 
         Raises:
             PromptError: a special token did not survive, or a text cannot be kept from becoming one.
         """
-        text, starts, specials = "", [], []
-        for i, piece in enumerate(pieces):
-            starts.append(len(text))
-            text += self._stand_ins[piece.text] if piece.special else piece.text
-            specials += [i] if piece.special else []
+        strings = [self._stand_ins[piece.text] if piece.special else piece.text for piece in pieces]
+        text = "".join(strings)
         encoding = self._plain.encode(text, add_special_tokens=False)
-        owner = _owners(starts, len(text))
-        tokens = []
-        expected = iter(specials)
-        for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            if id in self._stood_for:
-                i = next(expected)
-                tokens.append(Token(self._stood_for[id], i, i))
-            else:
-                first, last = owner[start], owner[max(start, end - 1)]
-                ids = self._spelt(text[start:end]) if id in self._forbidden else [id]
-                tokens += [Token(id, first, last) for id in ids]
-        if next(expected, None) is not None:
+        ids, spans = encoding.ids, encoding.offsets
+        if not self._forbidden.isdisjoint(ids):
+            ids, spans = self._spell_out(ids, spans, text)
+        own = np.array(ids, np.int64)
+        start, end = np.array(spans, np.int64).reshape(-1, 2).T
+        owner = np.repeat(np.arange(len(strings)), [len(string) for string in strings])  # (letters,)
+        owner = np.append(owner, len(strings) - 1)
+        first, last = owner[start], owner[np.maximum(start, end - 1)]
+        at = own >= self._first_stand_in
+        specials = [i for i, piece in enumerate(pieces) if piece.special]
+        if at.sum() != len(specials):
             raise PromptError(
-                f"special tokens got lost beside other text: {len(specials)} were put in. The tokenizer "
-                "wants one of them as a single word; put spaces around it in the template."
+                f"{len(specials)} special tokens were put in, and {at.sum()} came out: the tokenizer wants "
+                "one of them as a word of its own. Put spaces around it in the template."
             )
-        return tokens
+        own[at] = self._special_ids[own[at] - self._first_stand_in]
+        first[at] = last[at] = specials
+        return Encoded(own, first, last)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turn ids into text, special tokens left out."""
@@ -140,6 +139,10 @@ class TextTokenizer:
     @cached_property
     def _stand_ins(self) -> dict[str, str]:
         return {string: f"<{self._nonce}:{i}>" for i, string in enumerate(self.special)}
+
+    @cached_property
+    def _special_ids(self) -> NDArray[np.int64]:
+        return np.array(list(self.special.values()), np.int64)
 
     @cached_property
     def _plain(self) -> Tokenizer:
@@ -161,10 +164,14 @@ class TextTokenizer:
         return plain
 
     @cached_property
-    def _stood_for(self) -> dict[int, int]:
-        """Id of a stand-in -> id of its special token."""
-        ids = self._plain.get_vocab(with_added_tokens=True)
-        return {ids[stand_in]: self.special[string] for string, stand_in in self._stand_ins.items()}
+    def _first_stand_in(self) -> int:
+        """The id of the first stand-in; the others follow in the order of ``special``."""
+        ids = [self._plain.token_to_id(stand_in) for stand_in in self._stand_ins.values()]
+        if ids != list(range(self.vocab_size, self.vocab_size + len(ids))):
+            raise ConfigError(
+                "the tokenizer's ids have gaps, so that no token can be added. Number them through."
+            )
+        return self.vocab_size
 
     @cached_property
     def _forbidden(self) -> set[int]:
@@ -179,18 +186,22 @@ class TextTokenizer:
             if s not in unknown and not re.fullmatch("<0x[0-9A-F]{2}>", s)
         }
 
-    def _spelt(self, text: str) -> list[int]:
-        """Encode a text that happens to be a special token's string letter by letter."""
-        ids = [id for letter in text for id in self._plain.encode(letter, add_special_tokens=False).ids]
-        if self._forbidden.intersection(ids) or not text:
-            raise PromptError(
-                f"the tokenizer has no other spelling of {text!r} than a special token. "
-                "Take it out of the text."
-            )
-        return ids
-
-
-def _owners(starts: Sequence[int], length: int) -> list[int]:
-    """Return for each character, and for the end, the piece that it belongs to."""
-    owners: list[int] = np.repeat(np.arange(len(starts)), np.diff([*starts, length])).tolist()
-    return [*owners, max(len(starts) - 1, 0)]
+    def _spell_out(
+        self, ids: Sequence[int], spans: Sequence[tuple[int, int]], text: str
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Encode letter by letter what would have become a special token."""
+        new_ids: list[int] = []
+        new_spans: list[tuple[int, int]] = []
+        for id, (start, end) in zip(ids, spans, strict=True):
+            spelt = [id]
+            if id in self._forbidden:
+                letters = [self._plain.encode(c, add_special_tokens=False).ids for c in text[start:end]]
+                spelt = [each for letter in letters for each in letter]
+                if not spelt or not self._forbidden.isdisjoint(spelt):
+                    raise PromptError(
+                        f"the tokenizer has no other spelling of {text[start:end]!r} than a special token. "
+                        "Take it out of the text."
+                    )
+            new_ids += spelt
+            new_spans += [(start, end)] * len(spelt)
+        return new_ids, new_spans

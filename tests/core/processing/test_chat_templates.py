@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.processing.processor import Processor
-from janus_modular.processing.text_tokenizer import Piece
+from janus_modular.processing.text_tokenizer import Piece, TextTokenizer
 from janus_modular.sequence import IGNORED, Message, PictureToDraw, PictureToRead, Sample, Text
 
 CORPUS = [
@@ -238,10 +238,9 @@ def test_a_vocabulary_that_holds_its_special_strings_as_words() -> None:
     core = Tokenizer(models.Unigram(pieces, unk_id=0))
     core.pre_tokenizer = pre_tokenizers.Metaspace()
     core.add_special_tokens(["<unk>", "<s>", "</s>"])
-    from janus_modular.processing.text_tokenizer import TextTokenizer
-
     tokenizer = TextTokenizer(core, {"bos": "<s>", "eos": "</s>"})
-    ids = [t.id for t in tokenizer.encode([Piece("<s>", True), Piece("a</s>b<s>"), Piece("</s>", True)])]
+    pieces = [Piece("<s>", True), Piece("a</s>b<s>"), Piece("</s>", True)]
+    ids = tokenizer.encode(pieces).ids.tolist()
     assert [i for i, id in enumerate(ids) if id in (1, 2)] == [0, len(ids) - 1]
     assert len(ids) >= 2 + len("a</s>b<s>")
 

@@ -17,7 +17,7 @@ def tokenizer(request: pytest.FixtureRequest, reference: Path) -> TextTokenizer:
 
 
 def ids(tokenizer: TextTokenizer, text: str) -> list[int]:
-    return [token.id for token in tokenizer.encode([Piece(text)])]
+    return tokenizer.encode([Piece(text)]).ids.tolist()
 
 
 @pytest.mark.parametrize("text", TEXTS)
