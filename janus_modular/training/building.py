@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from janus_modular.checkpoints import native
-from janus_modular.compose import compose, processor_for
+from janus_modular.checkpoints.native import blank
+from janus_modular.checkpoints.opening import describe, open_checkpoint
+from janus_modular.compose import compose, processor_for, tokenizer_files
 from janus_modular.errors import ConfigError
 from janus_modular.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.processing.processor import Processor
+from janus_modular.schema import ModelConfig
 from janus_modular.training.schema import TrainConfig
 
 
@@ -22,11 +25,31 @@ def build_model(
 
     ``checkpoint`` comes before ``init``, and that before ``model``.
     """
-    folder = checkpoint or (Path(config.init) if config.init else None)
-    if folder is not None:
-        model = native.load(folder, device=device, dtype=torch.float32, plugins=plugins)
-        return model, processor_for(model, folder)
+    if start := checkpoint or config.init:
+        return open_checkpoint(start, device=device, dtype=torch.float32, plugins=plugins)
+    model, processor = compose(_fresh(config), plugins)
+    return model.to(device), processor
+
+
+def sketch_model(config: TrainConfig, plugins: Plugins) -> tuple[JanusModel, Callable[[], Processor]]:
+    """Return the model without memory for its parameters, and how to get its processor.
+
+    Apart, because a tokenizer may have to be fetched, and much can be said without it.
+    """
+    if config.init:
+        opened = describe(config.init, plugins=plugins)
+        return opened.model, lambda: opened.processor
+    fresh = _fresh(config)
+    model = blank(fresh, plugins)
+
+    def processor() -> Processor:
+        with tokenizer_files(fresh) as source:
+            return processor_for(model, source)
+
+    return model, processor
+
+
+def _fresh(config: TrainConfig) -> ModelConfig:
     if config.model is None:
         raise ConfigError("found neither model nor init; expected one.")
-    model, processor = compose(config.model, plugins)
-    return model.to(device), processor
+    return config.model

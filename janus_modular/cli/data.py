@@ -1,0 +1,48 @@
+"""``data``: look at what a model is about to learn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from janus_modular.cli.config import Config, Overrides
+
+app = typer.Typer(help="Training data: look at it before it is learned.", no_args_is_help=True)
+
+
+@app.command()
+def inspect(
+    config: Config,
+    overrides: Overrides = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Samples.")] = 8,
+    step: Annotated[int, typer.Option(min=0, help="The step whose samples are shown, from 0.")] = 0,
+    out: Annotated[
+        str, typer.Option(help="An .html file to write; terminal: print, without pictures.")
+    ] = "terminal",
+) -> None:
+    """Show samples of a training config as the model gets them: what is read, what is learned, how long."""
+    from janus_modular.config import load, resolve
+    from janus_modular.errors import ConfigError
+    from janus_modular.plugins import default_plugins
+    from janus_modular.training.schema import TrainConfig
+    from janus_modular.training.sheet import as_html, as_text, look
+
+    if out != "terminal" and Path(out).suffix not in (".html", ".htm"):
+        raise ConfigError(f"--out {out}: expected terminal, or the name of an .html file.")
+    plugins = default_plugins()
+    chosen = resolve(load(config, overrides or ()), TrainConfig, plugins)
+    samples = look(chosen, plugins, n=n, step=step)
+    if out == "terminal":
+        from rich.console import Console
+
+        console = Console()
+        for sample in samples:
+            console.print(as_text(sample))
+        return
+    path = Path(out)
+    aside = path.with_name(f".{path.name}.new")
+    aside.write_text(as_html(samples, title=config), "utf-8")
+    aside.replace(path)
+    typer.echo(path)

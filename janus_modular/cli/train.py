@@ -1,0 +1,45 @@
+"""``train``: run a stage, or say what it would do."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from janus_modular.cli.config import Config, Overrides
+
+
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in output.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what learns, the memory and a step's samples; train nothing."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No table, no progress bar.")] = False,
+) -> None:
+    """Train by a config: what learns, from which sources, for how long."""
+    from janus_modular.config import load, resolve
+    from janus_modular.plugins import default_plugins
+    from janus_modular.training.schema import TrainConfig
+
+    plugins = default_plugins()
+    chosen = resolve(load(config, overrides or ()), TrainConfig, plugins)
+    if dry_run:
+        from rich.console import Console
+
+        from janus_modular.training.dry_run import dry_run as describe
+
+        describe(chosen, plugins, Console())
+        return
+    from janus_modular.training import stages
+
+    try:
+        model = stages.train(chosen, resume=resume, quiet=quiet, title=config, plugins=plugins)
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; a checkpoint is in {chosen.output}. Go on with: --resume", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(model)
