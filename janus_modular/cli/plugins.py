@@ -129,18 +129,14 @@ def _as_dict(one: Announcement, report: Report) -> dict[str, object]:
 
 
 def _print_rows(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], as_json: bool = False) -> None:
+    """Print a table without rich: a line a row however long, for grep, and a third of the start-up time."""
     if as_json:
         typer.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
-    for column in table.columns:
-        column.overflow = "fold"
-    for row in rows:
-        table.add_row(*row)
-    Console(markup=False, highlight=False).print(table)
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        typer.echo(line)
 
 
 def _print_report(one: Announcement, report: Report) -> None:
@@ -149,8 +145,11 @@ def _print_report(one: Announcement, report: Report) -> None:
     typer.echo(f"{one.name}: {slot_label(one.slot)} of {one.origin} ({one.file or one.module})")
     if report.doc:
         typer.echo(f"\n{report.doc}\n")
-    _print_rows(
-        ("option", "type", "default", "what it is"),
-        [(option["name"], option["type"], option["default"], option["comment"]) for option in report.options],
-    )
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("option", "type", "default", "what it is", box=None, header_style="bold", pad_edge=False)
+    for option in report.options:
+        table.add_row(option["name"], option["type"], option["default"], option["comment"])
+    Console(markup=False, highlight=False).print(table)
     typer.echo()
