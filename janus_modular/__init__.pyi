@@ -29,6 +29,8 @@ from .interfaces import part as part
 from .plugins import Plugins as Plugins
 from .plugins import default_plugins as default_plugins
 from .processing.pictures import open_picture as open_picture
+from .processing.processor import Drawing as Drawing
+from .processing.processor import Processor as Processor
 from .registry import Registry as Registry
 from .registry import hookimpl as hookimpl
 from .sequence import IGNORED as IGNORED

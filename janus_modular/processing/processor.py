@@ -206,7 +206,9 @@ class Processor:
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
         """Open a stream that turns the tokens of one answer into text; ``stop`` strings end it too."""
-        return TextStream(self.tokenizer, replace(self.stop, strings=(*self.stop.strings, *stop)))
+        return TextStream(
+            self.tokenizer, replace(self.stop, strings=(*self.stop.strings, *filter(None, stop)))
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Describe this processor, less its tokenizer, as JSON can hold it."""

@@ -122,3 +122,6 @@ def test_when_an_answer_is_over(make: Callable[..., Processor]) -> None:
     assert make("janus").stop.strings == ("User:",)
     plain = make("plain", "bytes")
     assert plain.stop.ids == (plain.tokenizer.named("eos"),)
+    stream = plain.stream(["STOP", ""])
+    assert "".join(map(stream.push, b"so far STOP no further")) == "so far "
+    assert stream.stopped
