@@ -183,7 +183,7 @@ def test_a_few_steps_on_its_losses_paint_a_picture_better() -> None:
     optimizer = torch.optim.Adam(tokenizer.parameters(), lr=1e-2)
     pixels = (torch.arange(16.0) / 8 - 1).expand(1, 3, 16, 16)
     history = []
-    for _ in range(30):
+    for _ in range(8):
         losses = tokenizer.losses(pixels)
         history.append(losses["pixels"].item())
         optimizer.zero_grad()

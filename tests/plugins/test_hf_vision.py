@@ -1,0 +1,206 @@
+"""Every family of vision transformers against transformers' own class, its folders, and its processor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers import AutoModel
+
+from janus_modular import CheckpointError, ConfigError, PixelSpec
+from janus_plugins.understanding_encoders.hf_vision import HfVisionConfig, HfVisionEncoder
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 20,
+    "patch_size": 8,
+}  # fmt: skip
+FAMILIES: dict[str, tuple[dict[str, Any], int]] = {  # by model_type: options, class and register tokens
+    "siglip_vision_model": ({"image_size": 32}, 0),
+    "clip_vision_model": ({"image_size": 32}, 1),
+    "dinov2": ({"image_size": 32}, 1),
+    "dinov2_with_registers": ({"image_size": 32, "num_register_tokens": 4}, 5),
+    "dinov3_vit": ({"image_size": 32, "num_register_tokens": 3}, 4),
+    "vit": ({"image_size": 32}, 1),
+    "deit": ({"image_size": 32}, 2),
+    "siglip2_vision_model": ({"num_patches": 16}, 0),
+}
+
+
+def encoder_of(family: str, **options: Any) -> HfVisionEncoder:
+    torch.manual_seed(0)
+    keys = {"model_type": family, **SIZES, **FAMILIES[family][0]}
+    encoder = HfVisionEncoder(HfVisionConfig(config=keys, **options)).eval()
+    for weight in encoder.parameters():
+        nn.init.normal_(weight, std=0.3)
+    return encoder
+
+
+def inputs(model: Any, pixels: torch.Tensor) -> dict[str, Any]:
+    """Name the inputs as transformers' documentation does; NaFlex patches come from its own processor."""
+    family = model.config.model_type
+    if family == "siglip2_vision_model":
+        from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
+
+        patches = torch.stack([torch.from_numpy(convert_image_to_patches(one.numpy(), 8)) for one in pixels])
+        grid = [pixels.shape[2] // 8, pixels.shape[3] // 8]
+        return {
+            "pixel_values": patches,
+            "pixel_attention_mask": torch.ones(patches.shape[:2], dtype=torch.long),
+            "spatial_shapes": torch.tensor([grid] * len(pixels)),
+        }
+    always = family.startswith("dino")
+    return {"pixel_values": pixels} if always else {"pixel_values": pixels, "interpolate_pos_encoding": True}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", [(32, 32), (48, 16), (24, 40)])
+def test_features_are_the_patch_tokens_of_the_model_itself(family: str, size: tuple[int, int]) -> None:
+    encoder = encoder_of(family)
+    theirs = AutoModel.from_config(encoder.model.config).eval()
+    theirs.load_state_dict(encoder.model.state_dict(), strict=False)  # it may have a pooling layer besides
+    pixels = torch.randn(2, 3, *size)
+
+    features = encoder(pixels)
+
+    wanted = theirs(**inputs(theirs, pixels)).last_hidden_state[:, FAMILIES[family][1] :]
+    assert features.shape == (2, encoder.num_tokens(*size), encoder.width)
+    torch.testing.assert_close(features, wanted, atol=1e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layer", [-2, 1])
+def test_any_layer_can_be_read(family: str, layer: int) -> None:
+    encoder = encoder_of(family, layer=layer)
+    pixels = torch.randn(1, 3, 32, 32)
+
+    features = encoder(pixels)
+
+    hidden = encoder.model(**inputs(encoder.model, pixels), output_hidden_states=True).hidden_states
+    assert len(hidden) == 4  # the embeddings, then each of three blocks
+    torch.testing.assert_close(features, hidden[layer][:, FAMILIES[family][1] :])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sides_that_patches_do_not_divide_lose_their_rest(family: str) -> None:
+    encoder = encoder_of(family)
+    assert encoder(torch.randn(1, 3, 37, 50)).shape == (1, encoder.num_tokens(37, 50), 16)
+    assert encoder.num_tokens(37, 50) == 4 * 6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_config_alone_builds_it_again(family: str) -> None:
+    encoder = encoder_of(family, layer=-2)
+    again = HfVisionEncoder(encoder.config)
+    again.load_state_dict(encoder.state_dict())
+    assert json.loads(json.dumps(encoder.config.config)) == encoder.config.config  # plain enough for YAML
+    assert again.pixels == encoder.pixels
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("tower", "family"),
+    [("Siglip", "siglip_vision_model"), ("CLIP", "clip_vision_model"), ("Siglip2", "siglip2_vision_model")],
+)
+def test_a_two_tower_folder_gives_its_vision_tower(tmp_path: Path, tower: str, family: str) -> None:
+    text = {**SIZES, "vocab_size": 10, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    text["projection_size"] = 16
+    config = getattr(transformers, f"{tower}Config")(
+        text_config=text, vision_config={**SIZES, **FAMILIES[family][0]}
+    )
+    model = getattr(transformers, f"{tower}Model")(config).eval()
+    model.save_pretrained(tmp_path)
+
+    encoder = HfVisionEncoder(HfVisionConfig(pretrained=str(tmp_path))).eval()
+    missing, unexpected = encoder.load_pretrained(tmp_path)
+
+    assert missing == []
+    assert not [name for name in unexpected if "layers" in name and "vision" in name]
+    pixels = torch.randn(1, 3, 32, 32)
+    wanted = model.vision_model(**inputs(model.vision_model, pixels)).last_hidden_state
+    torch.testing.assert_close(encoder(pixels), wanted[:, FAMILIES[family][1] :])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", ["dinov2_with_registers", "dinov3_vit", "vit"])
+def test_a_folder_of_one_model_is_read(tmp_path: Path, family: str) -> None:
+    source = encoder_of(family)
+    source.model.save_pretrained(tmp_path)
+
+    encoder = HfVisionEncoder(HfVisionConfig(pretrained=str(tmp_path))).eval()
+    missing, unexpected = encoder.load_pretrained(tmp_path)
+
+    assert (missing, unexpected) == ([], [])
+    pixels = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(encoder(pixels), source(pixels))
+    assert encoder.config.pretrained is None
+
+
+@pytest.mark.parametrize(
+    ("processor", "spec"),
+    [
+        (
+            transformers.SiglipImageProcessor(size={"height": 40, "width": 24}),
+            PixelSpec(40, 24, "stretch", mean=(0.5,) * 3, std=(0.5,) * 3),
+        ),
+        (
+            transformers.CLIPImageProcessor(crop_size=48),
+            PixelSpec(
+                48,
+                48,
+                "crop",
+                mean=(0.48145466, 0.4578275, 0.40821073),
+                std=(0.26862954, 0.26130258, 0.27577711),
+            ),
+        ),
+    ],
+)
+def test_the_folder_says_how_pictures_are_prepared(tmp_path: Path, processor: Any, spec: PixelSpec) -> None:
+    encoder_of("vit").model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+
+    read = HfVisionEncoder(HfVisionConfig(pretrained=str(tmp_path))).pixels
+
+    assert read == spec
+
+
+def test_families_have_pixels_of_their_own_and_the_config_decides() -> None:
+    imagenet = encoder_of("dinov2").pixels
+    assert (imagenet.height, imagenet.resize, imagenet.mean) == (32, "crop", (0.485, 0.456, 0.406))
+    assert (encoder_of("siglip2_vision_model").pixels.height, encoder_of("vit").pixels.mean[0]) == (32, 0.5)
+    assert encoder_of("dinov2", pixels=PixelSpec(height=64)).pixels.height == 64
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "give config"),
+        ({"hidden_size": 16}, "no model_type"),
+        ({"model_type": "resnet"}, "no vision transformer"),
+        ({"model_type": "ijepa", **SIZES, "image_size": 32}, "give pixels"),
+    ],
+)
+def test_what_is_not_enough_is_an_error(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        HfVisionEncoder(HfVisionConfig(config=config))
+
+
+def test_layers_that_are_not_there_and_weights_without_a_folder_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="layer 4 of a model of 3 blocks"):
+        encoder_of("vit", layer=4)
+    with pytest.raises(CheckpointError, match="folder"):
+        encoder_of("vit").load_pretrained(tmp_path / "model.safetensors")
+
+
+def test_a_model_whose_tokens_are_not_patches_is_an_error() -> None:
+    keys = {"model_type": "swin", "image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1]}
+    keys |= {"num_heads": [1, 1], "window_size": 2}
+    encoder = HfVisionEncoder(HfVisionConfig(config=keys, pixels=PixelSpec(32, 32)))
+    with pytest.raises(ValueError, match="no plain vision transformer"):
+        encoder(torch.randn(1, 3, 32, 32))
