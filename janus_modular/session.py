@@ -56,7 +56,7 @@ class TorchSession:
             **model.generation.sizes,
         }
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prefill(self, prompts: Many[Sequence]) -> Tensor:
         """Read one prompt a row; return the last hidden state of each (rows, D)."""
         batch = collate(prompts).to(self.device)
@@ -67,7 +67,7 @@ class TorchSession:
         self.cache.advance(lengths)
         return hidden[torch.arange(len(prompts)), lengths - 1]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def step(self, x: Tensor, active: NDArray[np.bool_] | None = None) -> Tensor:
         """Feed one embedding a row (rows, D); rows that are not active stay where they are."""
         positions = self.cache.lengths.to(self.device)[:, None]  # (R, 1)
@@ -76,7 +76,7 @@ class TorchSession:
         self.cache.advance(counts.to(torch.int64))
         return hidden.squeeze(1)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(self, part: str, *inputs: Any) -> Any:
         """Run a part of the model by name."""
         return self.parts[part](*(self._taken_over(x) for x in inputs))

@@ -1,0 +1,154 @@
+"""The whole model against what the published implementation computes (tests/fixtures/reference)."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import save_file
+
+from janus_modular import IGNORED, Message, PictureToRead, Text, unconditional
+from janus_modular import Sequence as TokenSequence
+from janus_modular.checkpoints import open_checkpoint
+from janus_modular.janus import Janus
+
+REFERENCE = Path(__file__).parents[1] / "fixtures" / "reference"
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, np.ndarray]:
+    with np.load(REFERENCE / "expected.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The complete published checkpoint: the fixture's files, and its weights written out."""
+    folder = tmp_path_factory.mktemp("published")
+    for file in REFERENCE.glob("*.json"):
+        shutil.copy(file, folder)
+    spec = spec_from_file_location("deterministic_weights", REFERENCE / "deterministic_weights.py")
+    assert spec is not None
+    assert spec.loader is not None
+    weights = module_from_spec(spec)
+    spec.loader.exec_module(weights)
+    shapes = json.loads((REFERENCE / "keys.json").read_text())
+    save_file(
+        {key: weights.tensor_for(key, tuple(shape)) for key, shape in shapes.items()},
+        folder / "model.safetensors",
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def janus(checkpoint: Path) -> Janus:
+    return Janus.of(*open_checkpoint(checkpoint))
+
+
+@pytest.fixture
+def astronaut() -> Image.Image:
+    return Image.open(REFERENCE / "astronaut.png")
+
+
+def close(actual: np.ndarray | torch.Tensor, wanted: np.ndarray) -> None:
+    """Assert that arrays agree within 1e-4 of their scale (float32, sums in another order)."""
+    np.testing.assert_allclose(np.asarray(actual), wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+
+
+@pytest.fixture
+def question(astronaut: Image.Image) -> list[Message]:
+    return [Message("user", [PictureToRead(astronaut), Text("\nWhat is in the picture?")])]
+
+
+@torch.no_grad()
+def test_a_picture_that_is_read(
+    janus: Janus, question: list[Message], expected: dict[str, np.ndarray]
+) -> None:
+    pixels = torch.from_numpy(janus.processor.chat_prompt(question).understanding_pixels[0])[None]
+    embeddings = janus.model.understanding(pixels)[0]  # (576, D)
+    close(embeddings[::16], expected["und_embeds_sub"])
+    close(embeddings.mean(0), expected["und_embeds_mean"])
+
+
+def prompt_of(janus: Janus, ids: np.ndarray, question: Sequence[Message] = ()) -> TokenSequence:
+    """Make a prompt of the fixture's ids (they spell no text), the question's pictures at their places."""
+    ids = ids.flatten().astype(np.int64)
+    pictures = janus.processor.chat_prompt(question).understanding_pixels if question else []
+    at = ids == janus.processor.tokenizer.id_of("<image_placeholder>")
+    return TokenSequence(ids, np.full_like(ids, IGNORED), at, np.zeros_like(at), pictures)
+
+
+@torch.no_grad()
+def test_an_answer(janus: Janus, question: list[Message], expected: dict[str, np.ndarray]) -> None:
+    prompt = prompt_of(janus, expected["und_input_ids"], question)
+    wanted = expected["und_greedy"].flatten().tolist()
+    session = janus.runtime.open(capacity=len(prompt) + len(wanted))
+    hidden = session.prefill([prompt])
+    close(janus.model.backbone.logits(hidden)[0], expected["und_last_logits"].flatten())
+    answer = janus.plugins.entry("sampling_loops", "text")
+    steps = answer.factory(session, [prompt], answer.config(max_tokens=len(wanted)))
+    assert [int(ids[0]) for ids in steps] == wanted
+
+
+@torch.no_grad()
+def test_a_drawing(janus: Janus, expected: dict[str, np.ndarray]) -> None:
+    prompt = prompt_of(janus, expected["gen_prompt_ids"])
+    wanted = expected["gen_greedy_cfg5"].flatten().tolist()
+    session = janus.runtime.open(capacity=len(prompt) + len(wanted))
+    conditional, free = janus.model.generation.head(
+        session.prefill([prompt, unconditional(prompt, janus.processor.pad_id)])
+    )
+    close(conditional, expected["gen_first_logits_cond"].flatten())
+    close(free, expected["gen_first_logits_uncond"].flatten())
+
+    session.sizes = {**session.sizes, "drawing": len(wanted)}  # the fixture holds the first 64 of 576
+    session.parts = {**session.parts, "draw": lambda codes: codes}
+    loop = janus.plugins.entry("sampling_loops", "autoregressive")
+    steps = loop.factory(session, [prompt], loop.config(guidance=5, temperature=0))
+    for _ in wanted:
+        next(steps)
+    with pytest.raises(StopIteration) as drawn:
+        next(steps)
+    assert drawn.value.value[0].tolist() == wanted
+
+
+@torch.no_grad()
+def test_pixels_of_codes(janus: Janus, expected: dict[str, np.ndarray]) -> None:
+    codes = torch.from_numpy(expected["vq_ids"]).reshape(1, -1).long()
+    pixels = janus.model.generation.tokenizer.decode(codes, height=384, width=384)[0]
+    close(pixels[:, ::8, ::8], expected["vq_decoded_sub"])
+
+
+@torch.no_grad()
+def test_codes_of_pixels(janus: Janus, question: list[Message], expected: dict[str, np.ndarray]) -> None:
+    """At least 99.5 % are equal; the rest are ties within rounding."""
+    pixels = torch.from_numpy(janus.processor.chat_prompt(question).understanding_pixels[0])[None]
+    codes = janus.model.generation.targets(pixels).flatten().numpy()
+    assert (codes == expected["vq_encoded_ids"].flatten()).mean() >= 0.995
+
+
+def conversation(messages: Sequence[dict[str, str]], picture: Image.Image) -> list[Message]:
+    """Read a conversation of the fixture: placeholders become pictures."""
+    roles = {"User": "user", "<|User|>": "user", "Assistant": "assistant", "<|Assistant|>": "assistant"}
+    out = []
+    for message in messages:
+        first, *rest = message["content"].split("<image_placeholder>")
+        content = [Text(first)] if first else []
+        for text in rest:
+            content += [PictureToRead(picture), *([Text(text)] if text else [])]
+        out.append(Message(roles[message["role"]], content))
+    return out
+
+
+def test_the_pictures_it_would_see(janus: Janus, astronaut: Image.Image) -> None:
+    """Two pictures in one question: each between its own marks, 576 places each."""
+    prompts = json.loads((REFERENCE / "prompts.json").read_text())
+    [two] = [p for p in prompts if p["name"] == "janus understanding, two pictures"]
+    prompt = janus.processor.chat_prompt(conversation(two["conversation"], astronaut))
+    assert prompt.understanding_at.sum() == 2 * 576
+    assert len(prompt.understanding_pixels) == 2
