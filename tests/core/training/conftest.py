@@ -1,0 +1,96 @@
+"""A model of a hundred thousand numbers and four coloured pictures: enough to learn, in seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from janus_modular.config import load, resolve
+from janus_modular.model import JanusModel
+from janus_modular.processing.processor import Processor
+from janus_modular.training.schema import TrainConfig
+
+NAMES = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (20, 40, 230), "white": (250, 250, 250)}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder with read.jsonl, draw.jsonl, text.jsonl and their pictures."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pairs = []
+    for name, colour in NAMES.items():
+        Image.new("RGB", (32, 32), colour).save(folder / f"{name}.png")
+        pairs.append({"image": f"{name}.png", "class": name})
+    text = [{"text": f"{name} is a colour, and {len(name)} letters long."} for name in NAMES]
+    for file, lines in {"read": pairs, "draw": pairs, "text": text}.items():
+        (folder / f"{file}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+Make = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def make(data: Path, tmp_path: Path) -> Make:
+    """Build a config of a small run; keyword arguments replace keys, ``a__b=c`` inner ones."""
+
+    def build(**changes: Any) -> TrainConfig:
+        raw: dict[str, Any] = {
+            "model": "tiny",
+            "learn": ["understanding", "generation", "backbone"],
+            "sources": {
+                "read": {"name": "jsonl", "path": str(data / "read.jsonl"), "questions": ["Colour?"]},
+                "draw": {"name": "jsonl", "path": str(data / "draw.jsonl"), "kind": "draw"},
+                "text": {"name": "jsonl", "path": str(data / "text.jsonl")},
+            },
+            "mixture": {"read": 2, "draw": 2, "text": 1},
+            "batch": 5,
+            "length": 256,
+            "supervise": "answers",
+            "optimizer": {"lr": 3e-3},
+            "schedule": {"steps": 6, "warmup": 2},
+            "log_every": 1,
+            "checkpoint_every": 100,
+            "workers": 0,
+            "device": "cpu",
+            "output": str(tmp_path / "run"),
+            "trackers": [{"name": "jsonl"}],
+        }
+        # The default system text is 200 bytes, which are 200 positions here.
+        overrides = {"model.processor.system": "''"} | {k.replace("__", "."): v for k, v in changes.items()}
+        words = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in overrides.items()]
+        return resolve(load(raw, words), TrainConfig)
+
+    return build
+
+
+@pytest.fixture
+def built(make: Make) -> tuple[JanusModel, Processor]:
+    from janus_modular.compose import compose
+
+    config = make()
+    assert config.model is not None
+    return compose(config.model)
+
+
+@pytest.fixture
+def figures() -> Callable[[TrainConfig], list[dict[str, float]]]:
+    """Read what the jsonl tracker of a run wrote."""
+
+    def read(config: TrainConfig) -> list[dict[str, float]]:
+        lines = (Path(config.output) / "figures.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    return read

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from janus_modular import TrainingError
+from janus_modular.training.engine import Engine, Loss, of_scalars
+from janus_modular.training.loop import fit, run
+from janus_modular.training.optimizer import build_optimizer, rate
+from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
+
+
+def repeated(x: Tensor) -> Iterator[Tensor]:
+    while True:
+        yield x
+
+
+class Kept:
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.lines.append((step, dict(values)))
+
+    def close(self) -> None:
+        pass
+
+
+def test_any_module_can_be_fitted() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 4)
+    truth, learner = nn.Linear(4, 1), nn.Linear(4, 1)
+    target = truth(x).detach()
+    kept = Kept()
+    figures = fit(
+        learner,
+        lambda x: {"square": (learner(x) - target).square().mean(), "nothing": x.new_zeros(())},
+        repeated(x),
+        optimizer=OptimizerConfig(lr=3e-2),
+        schedule=ScheduleConfig(steps=300, name="cosine", warmup=10),
+        trackers=[kept],
+        log_every=100,
+        quiet=True,
+    )
+    # A linear problem without noise has an exact solution; 1e-4 is 1 % of a standard deviation.
+    assert figures["loss"] == figures["loss/square"] < 1e-4
+    assert [step for step, _ in kept.lines] == [100, 200, 300]
+    assert kept.lines[-1][1] == figures
+    assert not learner.training
+
+
+def test_steps_match_torch_by_hand() -> None:
+    """The engine against the same update written out with torch's own parts."""
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 1))
+    theirs = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 1))
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(8, 3)
+    engine = Engine(
+        ours,
+        of_scalars(lambda x: {"square": ours(x).square().mean()}),
+        OptimizerConfig(lr=0.1, weight_decay=0.1, clip=0.05),
+        ScheduleConfig(steps=4, warmup=2),
+    )
+    decayed = [p for p in theirs.parameters() if p.ndim == 2]
+    kept = [p for p in theirs.parameters() if p.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    for lr in (0.05, 0.1, 0.1, 0.1):
+        figures = engine.step(x).values()
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        theirs(x).square().mean().backward()
+        norm = nn.utils.clip_grad_norm_(theirs.parameters(), 0.05)
+        optimizer.step()
+        assert figures["lr"] == pytest.approx(lr)
+        assert figures["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)  # fp32 rounding of a sum
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # the fused kernel rounds in another order
+
+
+def test_pieces_add_up_to_the_whole() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 3)
+    models = [nn.Linear(3, 1) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+
+    def losses(model: nn.Module, pieces: list[Tensor]) -> Iterator[Loss]:
+        for piece in pieces:
+            each = model(piece).square()
+            yield Loss(each.sum() / 6, {"loss/square": (each.detach().sum(), len(piece))}, {"rows": len(piece)})
+
+    figures = []
+    for model, pieces in zip(models, ([x], [x[:1], x[1:]]), strict=True):
+        engine = Engine(model, lambda w, m=model: losses(m, w), OptimizerConfig(), ScheduleConfig(steps=1))
+        figures.append(engine.step(pieces).values())
+    assert figures[0] == pytest.approx(figures[1], rel=1e-5)
+    assert figures[0]["loss"] == pytest.approx(figures[0]["loss/square"])
+    assert figures[0]["rows"] == 6
+    torch.testing.assert_close(models[0].weight, models[1].weight)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        (ScheduleConfig(steps=6, warmup=2), [0.5, 1, 1, 1, 1, 1]),
+        (ScheduleConfig(steps=5, name="cosine", warmup=1), [1, 1, 0.8535534, 0.5, 0.1464466]),
+        (ScheduleConfig(steps=2, name="cosine", final=0.1), [1, 0.55]),
+    ],
+)
+def test_the_rate_follows_its_schedule(schedule: ScheduleConfig, shares: list[float]) -> None:
+    assert [rate(schedule, step) for step in range(schedule.steps)] == pytest.approx(shares)
+
+
+def test_embeddings_norms_and_biases_do_not_decay() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(7, 3)
+            self.position_embedding = nn.Parameter(torch.zeros(1, 4, 3))
+            self.convolution = nn.Conv2d(3, 3, 3)
+            self.norm = nn.LayerNorm(3)
+            self.logits = nn.Linear(3, 7, bias=False)
+            self.logits.weight = self.table.weight  # tied
+            self.layer = nn.Linear(3, 3)
+
+    net = Net()
+    decayed = build_optimizer(net, OptimizerConfig(weight_decay=0.1)).param_groups[0]["params"]
+    assert {id(p) for p in decayed} == {id(net.convolution.weight), id(net.layer.weight)}
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
+    model = nn.Linear(2, 1)
+    before = model.weight.detach().clone()
+
+    def objective(x: Tensor) -> Iterator[Loss]:
+        y = model(x).mean()
+        yield Loss(y, {"loss/text": (y.detach(), 1.0), "source/good": (torch.tensor(1.0), 1.0)})
+
+    engine = Engine(model, objective, OptimizerConfig(), ScheduleConfig(steps=9))
+    engine.step(torch.ones(1, 2))
+    before = model.weight.detach().clone()
+    with pytest.raises(TrainingError, match=r"step 1: the loss is not finite \(in: text\)"):
+        engine.step(torch.full((1, 2), float("nan")))
+    assert torch.equal(model.weight, before)
+
+
+def test_nothing_to_learn_is_an_error() -> None:
+    model = nn.Linear(2, 1).requires_grad_(False)
+    with pytest.raises(TrainingError, match="every parameter is frozen"):
+        Engine(model, of_scalars(lambda x: {}), OptimizerConfig(), ScheduleConfig())
+
+
+def test_work_that_ends_early_is_an_error() -> None:
+    model = nn.Linear(2, 1)
+    with pytest.raises(TrainingError, match="ended at step 2 of 5"):
+        fit(
+            model,
+            lambda x: {"mean": model(x).mean()},
+            [torch.ones(1, 2)] * 2,
+            optimizer=OptimizerConfig(),
+            schedule=ScheduleConfig(steps=5),
+            quiet=True,
+        )
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_finishes_the_step(which: signal.Signals) -> None:
+    model = nn.Linear(2, 1)
+
+    def losses(x: Tensor) -> dict[str, Tensor]:
+        if engine.next_step == 2:
+            os.kill(os.getpid(), which)
+        return {"mean": model(x).mean()}
+
+    engine = Engine(model, of_scalars(losses), OptimizerConfig(), ScheduleConfig(steps=9))
+    calls: list[tuple[int, bool]] = []
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            engine,
+            repeated(torch.ones(1, 2)),
+            title="",
+            quiet=True,
+            after_step=lambda done, stopping: calls.append((done, stopping)),
+        )
+    assert calls == [(1, False), (2, False), (3, True)]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
