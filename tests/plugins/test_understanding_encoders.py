@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from torch import nn
 
 from janus_modular import UnderstandingEncoder
 from janus_modular.assemble import Builder
+from janus_modular.checkpoints.filling import fill, parameters_on_meta
 from janus_modular.config import resolve
 from janus_modular.plugins import Plugins
 from janus_modular.schema import UnderstandingConfig
@@ -84,3 +86,16 @@ def test_an_encoder_that_learns_has_gradients(build: Builder, name: str) -> None
     weights = dict(encoder.named_parameters())  # type: ignore[attr-defined]
     with_gradients = [name for name, weight in weights.items() if weight.grad is not None]
     assert len(with_gradients) > len(weights) / 2
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ENCODERS)
+def test_built_without_memory_and_filled_it_is_the_same(build: Builder, name: str) -> None:
+    encoder = cast(nn.Module, encoder_of(build, name))
+    with parameters_on_meta():
+        again = cast(nn.Module, encoder_of(build, name))
+
+    fill(again, encoder.state_dict().items()).check(name)
+
+    pixels = torch.randn(1, 3, 32, 32)
+    assert torch.equal(again(pixels), encoder(pixels))
