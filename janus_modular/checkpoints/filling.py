@@ -64,7 +64,8 @@ def fill(
     """Put named tensors into a module's parameters and persistent buffers, copying each once.
 
     Parameters on the meta device are made on ``device``, in ``dtype`` (None: as they come); real ones
-    keep their own. A tied weight may come under any of its names.
+    keep their own. A tied weight may come under any of its names. ``device="meta"`` compares names and
+    shapes alone.
     """
     outcome = Outcome()
     state: dict[str, Tensor] = {
@@ -81,7 +82,8 @@ def fill(
             filled[id(target)] = tensor
         elif id(target) in filled:
             outcome.loaded += 1
-            if not torch.equal(filled[id(target)].to(tensor), tensor):
+            twin = filled[id(target)]
+            if not (twin.is_meta or torch.equal(twin.to(tensor), tensor)):
                 outcome.misshapen.append(f"{name}: differs from the weight that the config ties it to")
         else:
             outcome.loaded += 1

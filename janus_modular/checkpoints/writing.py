@@ -67,7 +67,7 @@ def written_aside(folder: Path, *, replaces: str) -> Iterator[Path]:
             raise
         _sync(folder.parent)
     except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "StreamWriter" not in str(error):
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise  # torch.save reports a full disk so
         raise CheckpointError(
             f"{folder} could not be written: {error}. What was there before is untouched;"

@@ -1,0 +1,289 @@
+"""Our own checkpoints: what is saved is what is loaded, and nothing is ever half-written."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from janus_modular.batch import collate
+from janus_modular.checkpoints import native, open_checkpoint, save
+from janus_modular.checkpoints.writing import written_aside
+from janus_modular.errors import CheckpointError, ConfigError, PluginError
+from janus_modular.model import JanusModel
+from janus_modular.processing.processor import Processor
+
+Make = Callable[..., tuple[JanusModel, Processor]]
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": True},
+    "mistral": {"sliding_window": 8},
+    "qwen2": {},
+    "qwen3": {"tie_word_embeddings": True},
+    "phi3": {},
+    "gemma2": {"query_pre_attn_scalar": 8, "tie_word_embeddings": True},
+    "gemma3_text": {"query_pre_attn_scalar": 8, "sliding_window": 8, "tie_word_embeddings": True},
+    "granite": {"embedding_multiplier": 3.0},
+    "cohere": {"tie_word_embeddings": True},
+    "gpt_neox": {},
+}
+
+
+def logits(model: JanusModel, processor: Processor) -> Tensor:
+    batch = collate([processor.draw_prompt("a small picture")])
+    with torch.no_grad():
+        return model.backbone.logits(model(batch).hidden)
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    old, new = a.state_dict(), b.state_dict()
+    return old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
+
+
+def edited(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_loaded_model_computes_the_same_bits(family: str, make: Make, tmp_path: Path) -> None:
+    model, processor = make(model_type=family, **FAMILIES[family])
+    with torch.no_grad():  # norms start as ones: a swapped pair would not show
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.01)
+    save(model, processor, tmp_path / "model")
+    loaded, again = open_checkpoint(tmp_path / "model")
+    assert equal(model, loaded)
+    assert torch.equal(logits(model, processor), logits(loaded, again))
+    assert not any(tensor.is_meta for tensor in (*loaded.parameters(), *loaded.buffers()))
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_tied_weights_are_stored_once_and_stay_tied(make: Make, tmp_path: Path) -> None:
+    model, processor = make(tie_word_embeddings=True)
+    save(model, processor, tmp_path / "model")
+    assert "backbone.model.lm_head.weight" not in load_file(tmp_path / "model/model.safetensors")
+    decoder = open_checkpoint(tmp_path / "model")[0].backbone.model
+    assert decoder.lm_head.weight is decoder.model.embed_tokens.weight
+
+
+def test_a_vocabulary_that_grew_is_rebuilt(make: Make, tmp_path: Path) -> None:
+    model, processor = make(vocab_size=100)  # the tokenizer has more
+    assert model.backbone.vocab_size == processor.tokenizer.vocab_size > 100
+    save(model, processor, tmp_path / "model")
+    assert equal(model, open_checkpoint(tmp_path / "model")[0])
+
+
+def test_a_checkpoint_needs_no_other_file(make: Make, tmp_path: Path) -> None:
+    decoder = AutoModelForCausalLM.from_config(make()[0].backbone.model.config)
+    decoder.save_pretrained(tmp_path / "llama")
+    from janus_modular.compose import compose
+    from janus_modular.config import resolve
+    from janus_modular.schema import ModelConfig
+
+    raw = {
+        **native.to_plain(make()[0].config),
+        "backbone": {"name": "hf", "pretrained": str(tmp_path / "llama")},
+    }
+    raw["processor"]["tokenizer"] = "bytes"
+    model, processor = compose(resolve(raw, ModelConfig))
+    assert torch.equal(model.backbone.model.lm_head.weight, decoder.lm_head.weight)
+    save(model, processor, tmp_path / "model")
+    (tmp_path / "llama").rename(tmp_path / "elsewhere")
+    loaded, _ = open_checkpoint(tmp_path / "model")
+    assert equal(model, loaded)
+    report = loaded.pretrained[0]
+    assert (report.slot, report.source, report.left_over) == ("backbones", str(tmp_path / "llama"), [])
+    assert str(tmp_path / "llama") in (tmp_path / "model/README.md").read_text()
+
+
+def test_shards_and_their_index(make: Make, tmp_path: Path) -> None:
+    model, processor = make()
+    save(model, processor, tmp_path / "model", max_shard_size=100_000)
+    shards = sorted(tmp_path.glob("model/model-*.safetensors"))
+    assert len(shards) > 3
+    assert max(shard.stat().st_size for shard in shards) < 120_000  # data and header
+    assert equal(model, open_checkpoint(tmp_path / "model")[0])
+
+
+def test_what_is_computed_in(make: Make, tmp_path: Path) -> None:
+    model, processor = make()
+    save(model, processor, tmp_path / "model", dtype=torch.bfloat16)
+    stored = load_file(tmp_path / "model/model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    for dtype, expected in (
+        ("auto", torch.float32),
+        ("bfloat16", torch.bfloat16),
+        ("float16", torch.float16),
+    ):
+        loaded, _ = open_checkpoint(tmp_path / "model", dtype=dtype)
+        assert {parameter.dtype for parameter in loaded.parameters()} == {expected}
+        rotary = loaded.backbone.model.model.rotary_emb.inv_freq
+        assert torch.equal(
+            rotary, model.backbone.model.model.rotary_emb.inv_freq
+        )  # float32, whatever the rest
+    assert native.working_dtype("auto", "cuda", stored) == torch.bfloat16
+    with pytest.raises(CheckpointError, match="no dtype 'half-ish'"):
+        open_checkpoint(tmp_path / "model", dtype="half-ish")
+
+
+def test_training_does_not_reach_the_file(make: Make, tmp_path: Path) -> None:
+    model, processor = make()
+    save(model, processor, tmp_path / "model")
+    loaded, _ = open_checkpoint(tmp_path / "model")
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            parameter.zero_()
+    assert equal(model, open_checkpoint(tmp_path / "model")[0])
+
+
+def test_a_checkpoint_takes_the_place_of_a_checkpoint_only(make: Make, tmp_path: Path) -> None:
+    model, processor = make()
+    (tmp_path / "model").mkdir()  # empty: nothing to lose
+    save(model, processor, tmp_path / "model")
+    save(model, processor, tmp_path / "model", training={"steps": 7})
+    assert json.loads((tmp_path / "model/config.json").read_text())["training"] == {"steps": 7}
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/cat.png").write_bytes(b"meow")
+    with pytest.raises(CheckpointError, match="not replaced"):
+        save(model, processor, tmp_path / "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "photos"]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let no file grow beyond ``size`` bytes: writing then fails as it does on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_no_debris(make: Make, tmp_path: Path) -> None:
+    model, processor = make()
+    save(model, processor, tmp_path / "model")
+    with torch.no_grad():
+        model.backbone.model.lm_head.weight.add_(1)
+    with largest_file(150_000), pytest.raises(CheckpointError, match=r"could not be written.*GB are free"):
+        save(model, processor, tmp_path / "model")
+    with largest_file(150_000), pytest.raises(CheckpointError, match="could not be written"):
+        save(model, processor, tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert not equal(model, open_checkpoint(tmp_path / "model")[0])
+
+
+def test_a_disk_that_fills_under_torch_save_says_so_too(tmp_path: Path) -> None:
+    with (
+        pytest.raises(CheckpointError, match="could not be written"),
+        largest_file(10_000),
+        written_aside(tmp_path / "model", replaces=native.MODEL_TYPE) as aside,
+    ):
+        torch.save(torch.zeros(10_000), aside / "training.pt")
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_error_while_writing_leaves_nothing(make: Make, tmp_path: Path) -> None:
+    class Broken:
+        def save(self, folder: Path) -> None:
+            (folder / "tokenizer.json").write_text("{}")
+            raise KeyError("tokenizer")
+
+    with pytest.raises(KeyError):
+        save(make()[0], Broken(), tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+
+
+def test_lists_what_does_not_fit_by_component(make: Make, tmp_path: Path) -> None:
+    model, processor = make()
+    save(model, processor, tmp_path / "model")
+
+    def spoil(tensors: dict[str, Tensor]) -> None:
+        del tensors["generation.adaptor.layers.0.bias"], tensors["backbone.model.model.norm.weight"]
+        tensors["understanding.encoder.head"] = torch.zeros(2)
+        tensors["generation.head.vision_head.bias"] = torch.zeros(65)
+
+    edited(tmp_path / "model", spoil)
+    with pytest.raises(CheckpointError) as error:
+        open_checkpoint(tmp_path / "model")
+    text = str(error.value)
+    assert "1 missing in generation.adaptor:\n    generation.adaptor.layers.0.bias" in text
+    assert "1 missing in backbone:\n    backbone.model.model.norm.weight" in text
+    assert "1 unexpected in understanding.encoder:\n    understanding.encoder.head" in text
+    assert "generation.head.vision_head.bias: found (65,), expected (64,)" in text
+
+
+def test_a_config_that_ties_what_differs_is_refused(make: Make, tmp_path: Path) -> None:
+    model, processor = make(tie_word_embeddings=True)
+    save(model, processor, tmp_path / "model")
+    edited(tmp_path / "model", lambda t: t.update({"backbone.model.lm_head.weight": torch.zeros(320, 32)}))
+    with pytest.raises(CheckpointError, match=r"weight: differs from the weight that"):
+        open_checkpoint(tmp_path / "model")
+
+
+def test_names_the_plugin_that_is_not_here(make: Make, tmp_path: Path) -> None:
+    model, processor = make()
+    save(model, processor, tmp_path / "model")
+    path = tmp_path / "model/config.json"
+    record = json.loads(path.read_text())
+    record["plugins"].append(
+        {"slot": "adaptors", "name": "perceiver", "dist": "acme-janus", "version": "0.2", "file": None}
+    )
+    path.write_text(json.dumps(record))
+    with pytest.raises(PluginError, match=r"'perceiver' is not here: pip install acme-janus==0\.2"):
+        open_checkpoint(tmp_path / "model")
+
+
+def test_refuses_what_it_cannot_read(make: Make, tmp_path: Path) -> None:
+    model, processor = make()
+    save(model, processor, tmp_path / "model")
+    path = tmp_path / "model/config.json"
+    good = json.loads(path.read_text())
+    for content, message in (
+        (json.dumps(good | {"format": 2}), r"format 2.*reads up to format 1"),
+        (json.dumps({k: v for k, v in good.items() if k != "plugins"}), "lacks 'plugins'"),
+        (
+            json.dumps({"model_type": "llava"}),
+            r"no known layout.*'llava'[\s\S]*native, published, transformers",
+        ),
+        ('{"model_type": ', "cannot be read"),
+        ("[]", "expected a JSON object"),
+    ):
+        path.write_text(content)
+        with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(tmp_path / "model")
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        open_checkpoint(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="there is no file or folder"):
+        open_checkpoint(tmp_path / "nowhere")
+
+
+def test_overrides_reach_the_stored_config(make: Make, tmp_path: Path) -> None:
+    model, processor = make()
+    save(model, processor, tmp_path / "model")
+    loaded, _ = open_checkpoint(tmp_path / "model", overrides=["backbone.attention=eager"])
+    assert loaded.backbone.model.config._attn_implementation == "eager"
+    with pytest.raises(ConfigError, match=r"processor\.json"):
+        open_checkpoint(tmp_path / "model", overrides=["processor.template=plain"])
+
+
+def test_the_model_card_says_what_the_model_is(make: Make, tmp_path: Path) -> None:
+    model, processor = make()
+    save(model, processor, tmp_path / "digits", training={"steps": 300})
+    card = (tmp_path / "digits/README.md").read_text()
+    for words in ("# digits", "| understanding.encoder | siglip |", "| backbone | hf |", "steps: 300"):
+        assert words in card

@@ -1,0 +1,277 @@
+"""The authors' layout: every tensor at its place, and back again bit for bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from janus_modular import CheckpointError
+from janus_modular.checkpoints import convert, open_checkpoint
+from janus_modular.checkpoints.opening import describe
+from janus_plugins.layouts.published import NAMES, PublishedConfig, PublishedLayout
+from janus_plugins.layouts.published_config import read_config, write_config
+
+UNUSED = ("vision_model.vision_tower.attn_pool.", "gen_vision_model.quantize.codebook_used")
+
+
+def unused(name: str) -> bool:
+    return name.startswith(UNUSED)
+
+
+def changed(folder: Path, file: str, change: Callable[[Any], None]) -> Path:
+    content = json.loads((folder / file).read_text())
+    change(content)
+    (folder / file).write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def native(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("native") / "model"
+    convert(published, folder)
+    return folder
+
+
+def test_every_tensor_arrives(published: Path, reference: dict[str, Tensor]) -> None:
+    model, processor = open_checkpoint(published)
+    state = model.state_dict()
+    tower, layer = "vision_model.vision_tower", "understanding.encoder.model.encoder.layers.1.self_attn"
+    for theirs, ours in (
+        ("aligner.layers.2.bias", "understanding.adaptor.layers.2.bias"),
+        ("gen_vision_model.decoder.conv_blocks.1.res.0.conv1.weight",) * 2,
+        ("gen_embed.weight", "generation.embedding.weight"),
+        ("gen_head.vision_head.weight", "generation.head.vision_head.weight"),
+        ("language_model.lm_head.weight", "backbone.model.lm_head.weight"),
+        (
+            "language_model.model.layers.2.mlp.up_proj.weight",
+            "backbone.model.model.layers.2.mlp.up_proj.weight",
+        ),
+    ):
+        name = ours.replace("gen_vision_model", "generation.tokenizer")
+        assert torch.equal(state[name], reference[theirs])
+    fused = reference[f"{tower}.blocks.1.attn.qkv.weight"]
+    assert torch.equal(torch.cat([state[f"{layer}.{x}_proj.weight"] for x in "qkv"]), fused)
+    assert torch.equal(
+        state["understanding.encoder.model.embeddings.position_embedding.weight"],
+        reference[f"{tower}.pos_embed"][0],
+    )
+    used = sum(tensor.numel() for name, tensor in reference.items() if not unused(name))
+    assert sum(parameter.numel() for parameter in model.parameters()) == used
+    assert processor.template_name == "janus-pro"
+    assert processor.picture_tokens == 576
+    assert processor.drawing is not None
+    assert processor.drawing.num_tokens == 576
+    assert not model.training
+
+
+def test_native_and_back_is_bit_exact(native: Path, reference: dict[str, Tensor], tmp_path: Path) -> None:
+    convert(native, tmp_path / "back", layout="published")
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in back.items()} == {
+        name: tensor.shape for name, tensor in reference.items()
+    }
+    for name, tensor in back.items():
+        assert torch.equal(tensor, torch.zeros(()).expand_as(tensor) if unused(name) else reference[name]), (
+            name
+        )
+    again, first = describe(tmp_path / "back"), describe(native)
+    assert again.processor.to_dict() == first.processor.to_dict()
+    strings = again.processor.tokenizer.special
+    assert strings == first.processor.tokenizer.special
+
+
+def test_transformers_and_back_is_bit_exact(native: Path, tmp_path: Path) -> None:
+    convert(native, tmp_path / "theirs", layout="transformers")
+    convert(tmp_path / "theirs", tmp_path / "back")
+    old, new = load_file(native / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+    assert old.keys() == new.keys()
+    assert all(torch.equal(old[name], new[name]) for name in old)
+    assert describe(tmp_path / "back").processor.to_dict() == describe(native).processor.to_dict()
+
+
+def test_sharded_pickles_in_half_precision(
+    reference: dict[str, Tensor], native: Path, description: Path
+) -> None:
+    names = list(reference)
+    where = {}
+    for i in range(2):
+        file = f"pytorch_model-{i + 1:05}-of-00002.bin"
+        torch.save({name: reference[name].bfloat16() for name in names[i::2]}, description / file)
+        where |= dict.fromkeys(names[i::2], file)
+    index = {"metadata": {}, "weight_map": where}
+    (description / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    model, _ = open_checkpoint(description, dtype=torch.bfloat16)
+    stored = load_file(native / "model.safetensors")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, stored[name].bfloat16()), name
+
+
+def test_anything_else_left_over_is_an_error(reference: dict[str, Tensor], description: Path) -> None:
+    tensors = reference | {"language_model.model.layers.0.adapter": torch.zeros(2), "ema": torch.zeros(1)}
+    del tensors["gen_aligner.layers.2.bias"]
+    save_file(tensors, description / "model.safetensors")
+    with pytest.raises(CheckpointError) as error:
+        open_checkpoint(description)
+    text = str(error.value)
+    assert "1 unexpected in backbone:\n    backbone.model.model.layers.0.adapter" in text
+    assert "1 unexpected:\n    ema" in text
+    assert "1 missing in generation.adaptor:\n    generation.adaptor.layers.2.bias" in text
+
+
+def test_a_partial_llama_config_takes_llamas_defaults(description: Path) -> None:
+    def partial(config: dict[str, Any]) -> None:
+        config["language_config"] = {"hidden_size": 64, "vocab_size": 512, "torch_dtype": "bfloat16"}
+        config["language_config"] |= {"_attn_implementation": "flash_attention_2", "rope_theta": 5000.0}
+
+    backbone = read_config(changed(description, "config.json", partial))["backbone"]
+    from janus_plugins.backbones.hf import HfConfig, decoder_config
+
+    llama = decoder_config(HfConfig(config=backbone["config"]))
+    assert (llama.intermediate_size, llama.num_hidden_layers, llama.num_attention_heads) == (11008, 32, 32)
+    assert (llama.num_key_value_heads, llama.max_position_embeddings, llama.rms_norm_eps) == (32, 2048, 1e-6)
+    assert llama.rope_parameters["rope_theta"] == 5000.0
+    assert not llama.tie_word_embeddings
+    assert llama._attn_implementation_internal is None
+
+
+def test_janus_1b3_is_told_by_its_preprocessor(description: Path) -> None:
+    def of_1b3(config: dict[str, Any]) -> None:
+        config |= {"do_normalize": False, "image_mean": [0.48145466, 0.4578275, 0.40821073]}
+        config["background_color"] = [122, 116, 104]
+
+    read = read_config(changed(description, "preprocessor_config.json", of_1b3))
+    pixels = read["understanding"]["encoder"]["pixels"]
+    assert (pixels["normalize"], pixels["fill"]) == (False, [122, 116, 104])
+    assert read["processor"]["template"] == "janus"
+    template = describe_without_weights(description, "processor.template=janus-pro")
+    assert template == "janus-pro"
+
+
+def describe_without_weights(folder: Path, override: str) -> str:
+    save_file({}, folder / "model.safetensors")
+    return describe(folder, overrides=[override]).processor.template_name
+
+
+def test_a_tokenizer_without_roles_is_janus(description: Path) -> None:
+    def no_roles(tokenizer: dict[str, Any]) -> None:
+        tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if "Assistant" not in t["content"]]
+
+    assert read_config(changed(description, "tokenizer.json", no_roles))["processor"]["template"] == "janus"
+
+
+def test_a_tower_that_normalises_once_more(description: Path) -> None:
+    def tower(config: dict[str, Any]) -> None:
+        config["vision_config"]["params"] |= {"pixel_mean": [0.1, 0.2, 0.3], "pixel_std": [2.0, 2.0, 4.0]}
+
+    pixels = read_config(changed(description, "config.json", tower))["understanding"]["encoder"]["pixels"]
+    x = torch.rand(3, dtype=torch.float64)
+    twice = ((x - 0.5) / 0.5 - torch.tensor([0.1, 0.2, 0.3])) / torch.tensor([2.0, 2.0, 4.0])
+    once = (x - torch.tensor(pixels["mean"])) / torch.tensor(pixels["std"])
+    torch.testing.assert_close(once, twice, atol=1e-6, rtol=0)  # float32 constants
+    assert pixels["fill"] == [127, 127, 127]
+
+
+def test_the_published_hybrid_adaptor() -> None:
+    section = {"projector_type": "low_high_hybrid_split_mlp_gelu", "depth": 3}
+    from janus_plugins.layouts.published_config import _read_adaptor, _write_adaptor
+
+    assert _read_adaptor({"params": section}) == {"name": "hybrid", "depth": 3}
+    written = _write_adaptor("aligner", {"name": "hybrid", "depth": 3}, 1024, 2048)
+    assert written["params"] == section | {"input_dim": 1024, "n_embed": 2048}
+    for name in ("high_up_proj.weight", "low_up_proj.bias", "layers.1.weight", "layers.3.bias"):
+        assert NAMES.to_native(f"aligner.{name}") == f"understanding.adaptor.{name}"
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("vision_config", "cls"), "HybridVisionTower", "HybridVisionTower"),
+        (("vision_config", "params", "model_name"), "sam_b_downsample", "sam_b_downsample"),
+        (("vision_config", "params", "select_feature"), "patch", "patch"),
+        (("aligner_config", "params", "projector_type"), "resampler", "resampler"),
+        (("gen_vision_config", "cls"), "VQ-8", "VQ-8"),
+    ],
+)
+def test_names_what_it_has_no_part_for(
+    keys: tuple[str, ...], value: str, message: str, description: Path
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            config = config[key]
+        config[keys[-1]] = value
+
+    with pytest.raises(CheckpointError, match=f"the published layout has .*{message}"):
+        read_config(changed(description, "config.json", change))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("understanding.encoder.width", 768),
+        ("understanding.encoder.activation", "gelu_pytorch_tanh"),
+        ("understanding.encoder.pixels.resize", "crop"),
+        ("understanding.encoder.pixels.fill", [0, 0, 0]),
+        ("understanding.adaptor.name", "perceiver"),
+        ("generation.height", 256),
+        ("generation.tokenizer.channels", 64),
+        ("generation.tokenizer.name", "vq"),
+        ("backbone.config.model_type", "qwen3"),
+    ],
+)
+def test_says_what_it_cannot_hold(path: str, value: object, native: Path, tmp_path: Path) -> None:
+    config = json.loads((native / "config.json").read_text())["model"]
+    *keys, last = path.split(".")
+    at = config
+    for key in keys:
+        at = at[key]
+    at[last] = value
+    with pytest.raises(CheckpointError, match="the published layout has "):
+        write_config(config, tmp_path)
+
+
+def test_rope_is_written_in_the_keys_of_its_time(native: Path, tmp_path: Path) -> None:
+    config = json.loads((native / "config.json").read_text())["model"]
+    scaled = {"rope_theta": 500000.0, "rope_type": "linear", "factor": 4.0}
+    config["backbone"]["config"]["rope_parameters"] = scaled
+    write_config(config, tmp_path)
+    language = json.loads((tmp_path / "config.json").read_text())["language_config"]
+    assert language["rope_theta"] == 500000.0
+    assert language["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+    from janus_plugins.backbones.hf import HfConfig, decoder_config
+
+    again = decoder_config(HfConfig(config=language)).rope_parameters
+    assert {key: again[key] for key in scaled} == scaled
+
+
+def test_a_tied_head_is_written_for_a_strict_load() -> None:
+    embed = torch.randn(4, 2)
+    ours = {
+        "backbone.model.model.embed_tokens.weight": embed,
+        "understanding.encoder.model.embeddings.patch_embedding.weight": torch.zeros(8, 3, 2, 2),
+        "understanding.encoder.model.encoder.layers.0.mlp.fc1.weight": torch.zeros(16, 8),
+    }
+    theirs = dict(PublishedLayout(PublishedConfig()).from_native(ours))
+    assert torch.equal(theirs["language_model.lm_head.weight"], embed)
+    assert theirs["vision_model.vision_tower.attn_pool.mlp.fc1.weight"].shape == (16, 8)
+
+
+def test_a_folder_that_lacks_files_says_which(description: Path) -> None:
+    (description / "preprocessor_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks preprocessor_config\.json"):
+        describe(description)
+
+
+def test_converting_onto_itself_or_onto_something_else_is_refused(published: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is what is to be converted"):
+        convert(published, published, layout="published")
+    shutil.copytree(published, tmp_path / "other", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(CheckpointError, match="no janus-modular checkpoint"):
+        convert(published, tmp_path / "other")

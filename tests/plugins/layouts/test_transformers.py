@@ -1,0 +1,190 @@
+"""transformers' layout, against transformers' own JanusForConditionalGeneration on random weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import JanusConfig, JanusForConditionalGeneration
+
+from janus_modular import CheckpointError
+from janus_modular.checkpoints import convert, open_checkpoint
+from janus_modular.checkpoints.opening import describe
+from janus_plugins.layouts.transformers_config import _ratio, write_config
+
+REFERENCE = Path(__file__).parents[2] / "fixtures" / "reference"
+
+CASES: dict[str, dict[str, Any]] = {
+    "untied, grouped keys": {
+        "text": {"num_hidden_layers": 2, "num_key_value_heads": 2, "tie_word_embeddings": False},
+        "vision": {"num_hidden_layers": 3, "depth": 2},
+        "vq": {"channel_multiplier": [1, 2, 2]},
+    },
+    "tied, deep adaptors": {
+        "text": {"num_hidden_layers": 1, "num_key_value_heads": 4, "tie_word_embeddings": True},
+        "vision": {"num_hidden_layers": 1, "depth": 4},
+        "vq": {"channel_multiplier": [1, 1, 1], "num_hidden_layers": 3, "num_res_blocks": 1},
+    },
+    "untied, shallow adaptors, odd widths": {
+        "text": {"num_hidden_layers": 3, "num_key_value_heads": 1, "tie_word_embeddings": False},
+        "vision": {"num_hidden_layers": 2, "depth": 1, "mlp_ratio": 3.7362},
+        "vq": {"channel_multiplier": [1, 2], "num_hidden_layers": 1, "embed_dim": 4},
+    },
+}
+
+
+def theirs_of(case: dict[str, Any]) -> JanusForConditionalGeneration:
+    width = 64
+    torch.manual_seed(0)
+    tied = case["text"]["tie_word_embeddings"]
+    text = {
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "vocab_size": 1024,
+        "max_position_embeddings": 512,
+    }
+    vision = {"hidden_size": 48, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+    vq = {"base_channels": 32, "latent_channels": 16, "num_embeddings": 128, "image_token_embed_dim": width}
+    config = JanusConfig(
+        text_config=text | case["text"],
+        vision_config=vision | {"projection_dim": width} | case["vision"],
+        vq_config={"embed_dim": 8, "projection_dim": width} | vq | case["vq"],
+        image_token_id=6,
+        tie_word_embeddings=tied,
+    )
+    model = JanusForConditionalGeneration(config).eval()
+    with torch.no_grad():  # norms and biases start alike: a swapped pair would not show
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    assert (model.lm_head.weight is model.model.language_model.embed_tokens.weight) == tied
+    return model
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return CASES[request.param]
+
+
+@pytest.fixture
+def theirs(case: dict[str, Any]) -> JanusForConditionalGeneration:
+    return theirs_of(case)
+
+
+@pytest.fixture
+def folder(theirs: JanusForConditionalGeneration, tmp_path: Path) -> Path:
+    folder = tmp_path / "theirs"
+    theirs.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(REFERENCE / name, folder)
+    preprocessor = json.loads((REFERENCE / "preprocessor_config.json").read_text())
+    preprocessor["size"] = {"height": 32, "width": preprocessor.pop("image_size") and 32}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    return folder
+
+
+@torch.no_grad()
+def test_computes_what_transformers_computes(theirs: JanusForConditionalGeneration, folder: Path) -> None:
+    ours, processor = open_checkpoint(folder)
+    assert processor.template_name == "janus-pro"
+    tokens = torch.randint(0, 1024, (2, 17))
+    positions = torch.arange(17).expand(2, -1)
+    hidden = ours.backbone(ours.backbone.embed(tokens), positions=positions)
+    # the same operations in the same order, but for fused attention: rounding alone
+    torch.testing.assert_close(ours.backbone.logits(hidden), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
+    pixels = torch.rand(2, 3, 32, 32)
+    features = theirs.model.get_image_features(pixels * 2 - 1).pooler_output
+    torch.testing.assert_close(ours.understanding(pixels).flatten(), features.flatten(), atol=1e-4, rtol=1e-4)
+    codes = torch.randint(0, 128, (2, 16))
+    embedded = theirs.prepare_embeddings_for_image_generation(codes)
+    torch.testing.assert_close(ours.generation.embed(codes), embedded, atol=1e-5, rtol=1e-5)
+    scores = theirs.model.generation_head(hidden)
+    torch.testing.assert_close(ours.generation.head(hidden), scores, atol=1e-5, rtol=1e-5)
+    side = ours.generation.height
+    painted = ours.generation.tokenizer.decode(codes, height=side, width=side)
+    expected = theirs.decode_image_tokens(codes)  # (N, H, W, 3)
+    torch.testing.assert_close(painted, expected.permute(0, 3, 1, 2), atol=1e-4, rtol=1e-4)
+
+
+def test_transformers_loads_what_we_write(
+    theirs: JanusForConditionalGeneration, folder: Path, tmp_path: Path
+) -> None:
+    convert(folder, tmp_path / "native")
+    convert(tmp_path / "native", tmp_path / "back", layout="transformers")
+    again, info = JanusForConditionalGeneration.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    old, new = theirs.state_dict(), again.state_dict()
+    assert old.keys() == new.keys()
+    assert all(torch.equal(old[name], new[name]) for name in old)
+    tied = theirs.config.tie_word_embeddings
+    assert (again.lm_head.weight is again.model.language_model.embed_tokens.weight) == tied
+    assert again.config.image_token_id == 6
+    assert again.generation_config.generation_kwargs == {"boi_token_id": 4}
+    first = describe(folder).processor.to_dict()
+    assert describe(tmp_path / "back").processor.to_dict() == first
+
+
+def test_a_head_of_its_own_beats_a_config_that_ties(tmp_path: Path) -> None:
+    theirs = theirs_of(CASES["untied, grouped keys"])
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["tie_word_embeddings"]  # the class' default is True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for file in REFERENCE.glob("*token*.json"):
+        shutil.copy(file, tmp_path)
+    shutil.copy(REFERENCE / "preprocessor_config.json", tmp_path)
+    model, _ = open_checkpoint(tmp_path)
+    assert torch.equal(model.backbone.model.lm_head.weight, theirs.lm_head.weight)
+    assert not torch.equal(
+        model.backbone.model.lm_head.weight, model.backbone.model.model.embed_tokens.weight
+    )
+
+
+def test_settings_may_lie_within_the_processors_file(folder: Path) -> None:
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").unlink()
+    settings["image_mean"] = [0.25, 0.5, 0.75]
+    settings["background_color"] = None
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    pixels = describe(folder).processor.pixels
+    assert pixels.mean == (0.25, 0.5, 0.75)
+    assert pixels.fill == (63, 127, 191)
+    assert pixels.height == 32
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("understanding.adaptor.name", "linear"),
+        ("understanding.encoder.activation", "gelu_pytorch_tanh"),
+        ("generation.head.hidden", 7),
+        ("generation.width", 64),
+        ("generation.tokenizer.l2_norm", False),
+    ],
+)
+def test_says_what_it_cannot_hold(path: str, value: object, tmp_path: Path) -> None:
+    convert_source = theirs_of(CASES["untied, grouped keys"])
+    convert_source.save_pretrained(tmp_path / "theirs")
+    for file in (*REFERENCE.glob("*token*.json"), REFERENCE / "preprocessor_config.json"):
+        shutil.copy(file, tmp_path / "theirs")
+    convert(tmp_path / "theirs", tmp_path / "native")
+    config = json.loads((tmp_path / "native/config.json").read_text())["model"]
+    *keys, last = path.split(".")
+    at = config
+    for key in keys:
+        at = at[key]
+    at[last] = value
+    with pytest.raises(CheckpointError, match="the transformers layout has "):
+        write_config(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("width", "intermediate"), [(1024, 4096), (1152, 4304), (48, 179), (7, 22), (1000, 1)]
+)
+def test_the_ratio_gives_the_width_back(width: int, intermediate: int) -> None:
+    assert int(width * _ratio(width, intermediate)) == intermediate
