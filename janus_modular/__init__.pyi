@@ -15,6 +15,7 @@ from .interfaces import Cache as Cache
 from .interfaces import GenerationPath as GenerationPath
 from .interfaces import Head as Head
 from .interfaces import ImageTokenizer as ImageTokenizer
+from .janus import Janus as Janus
 from .roles import Layout as Layout
 from .interfaces import Part as Part
 from .interfaces import PartConfig as PartConfig
