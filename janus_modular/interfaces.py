@@ -135,6 +135,14 @@ class Cache(Protocol):
     lengths: Tensor  # (B,) int64
     capacity: int  # positions a row has room for
 
+    def begin(self, tokens: int) -> Tensor:
+        """Make room for ``tokens`` more positions of every row; return who sees which slot (B, 1, T, S)."""
+        ...
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Write a layer's keys and values (B, heads, T, width); return all S slots of them."""
+        ...
+
     def advance(self, counts: Tensor) -> None:
         """Keep the first ``counts`` (B,) of the positions written last; the rest will be overwritten."""
         ...

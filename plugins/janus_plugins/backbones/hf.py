@@ -87,8 +87,6 @@ class HfBackbone(nn.Module):
             if not self._packing_checked:
                 self._check_packing(x[:1, :1])
             return self._body(x, positions)
-        if not isinstance(cache, SlotCache):
-            raise TypeError(f"expected a cache made by new_cache, got {type(cache).__name__}")
         with self._attention(SLOTS):
             return self.model.base_model(
                 inputs_embeds=x,
