@@ -1,0 +1,185 @@
+"""A compact convolutional image tokenizer with a vector-quantised codebook, made to be trained from scratch.
+
+Pixels go through a small convolutional encoder to one latent a grid cell; each latent is replaced by the
+nearest of ``num_codes`` unit vectors, and a mirrored decoder paints the picture back. What keeps such a small
+codebook alive: cosine distances and a low code width (ViT-VQGAN, section 3.2), a codebook that follows the
+latents by moving averages instead of gradients (VQ-VAE, appendix A.1), some first steps without
+the quantiser so that there is something to cluster, a k-means start, and codes out of use put back to work.
+Counters and averages are buffers: a training that was interrupted goes on from its state dict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import gcd
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from janus_modular import ImageTokenizer, PartConfig, Registry, hookimpl
+
+
+@dataclass
+class VqConfig(PartConfig):
+    """Sizes of a `VqTokenizer`, and how its codebook learns."""
+
+    channels: list[int] = field(default_factory=lambda: [8, 16, 32, 64])  # of each level, finest first
+    blocks: int = 1  # residual blocks a level, in the encoder and in the decoder
+    num_codes: int = 64  # K
+    code_width: int = 8  # width of a code's vector
+    commitment: float = 0.25  # weight of the loss that keeps latents near their codes
+    decay: float = 0.95  # of the moving averages that the codebook follows
+    continuous_steps: int = 60  # training steps without the quantiser; then k-means starts the codebook
+    restart_below: float = 0.1  # a code used less than this share of an even use is put elsewhere
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(layer for _ in range(2) for layer in _activated(channels, channels)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Refine features (N, C, h, w), shape kept."""
+        return x + self.layers(x)
+
+
+def _activated(channels: int, out: int) -> tuple[nn.Module, ...]:
+    norm = nn.GroupNorm(gcd(channels, 8), channels)
+    return norm, nn.SiLU(), nn.Conv2d(channels, out, 3, padding=1)
+
+
+class VqTokenizer(nn.Module):
+    """Pictures to codes and back; each level after the first halves the grid."""
+
+    codebook: Tensor
+    counts: Tensor
+    sums: Tensor
+    steps: Tensor
+
+    def __init__(self, config: VqConfig) -> None:
+        super().__init__()
+        if not config.channels or config.num_codes < 2:
+            raise ValueError(
+                f"vq: {len(config.channels)} levels and {config.num_codes} codes; at least 1 and 2"
+            )
+        self.config = config
+        self.num_codes = config.num_codes
+        self.code_width: int | None = config.code_width
+        self.codes_per_position = 1
+        self.value_range = (-1.0, 1.0)
+        self.factor = 2 ** (len(config.channels) - 1)
+        first, last = config.channels[0], config.channels[-1]
+
+        encoder: list[nn.Module] = [nn.Conv2d(3, first, 3, padding=1)]
+        decoder: list[nn.Module] = [nn.Conv2d(config.code_width, last, 3, padding=1)]
+        for finer, coarser in pairwise(config.channels):
+            encoder += [ResidualBlock(finer) for _ in range(config.blocks)]
+            encoder += [nn.Conv2d(finer, coarser, 4, stride=2, padding=1)]
+        encoder += [ResidualBlock(last) for _ in range(config.blocks)]
+        for coarser, finer in pairwise(reversed(config.channels)):
+            decoder += [ResidualBlock(coarser) for _ in range(config.blocks)]
+            decoder += [nn.Upsample(scale_factor=2), nn.Conv2d(coarser, finer, 3, padding=1)]
+        decoder += [ResidualBlock(first) for _ in range(config.blocks)]
+        self.encoder = nn.Sequential(*encoder, *_activated(last, config.code_width))
+        self.decoder = nn.Sequential(*decoder, *_activated(first, 3))
+
+        vectors = F.normalize(torch.randn(config.num_codes, config.code_width), dim=-1)
+        self.register_buffer("codebook", vectors)  # (K, code_width), unit rows
+        self.register_buffer("counts", torch.ones(config.num_codes))  # moving average of uses a step
+        self.register_buffer("sums", vectors.clone())  # moving average of the latents at each code
+        self.register_buffer("steps", torch.tensor(0))  # training steps taken
+
+    def num_tokens(self, height: int, width: int) -> int:
+        """Return the number of grid cells of a picture, which need not be square."""
+        rows, columns = self._grid(height, width)
+        return rows * columns
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Encode pixels (N, 3, H, W) in [-1, 1] into code ids (N, P)."""
+        self._grid(*pixels.shape[-2:])
+        return self._nearest(self.latents(pixels))
+
+    def decode(self, codes: Tensor, *, height: int, width: int) -> Tensor:
+        """Decode code ids (N, P) into pixels (N, 3, height, width) in [-1, 1]."""
+        return self._paint(self.codebook[codes], self._grid(height, width)).clamp(-1, 1)
+
+    def code_vectors(self) -> Tensor:
+        """Return the codebook (K, code_width), unit rows."""
+        return self.codebook
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """Return the unit latents (N, P, code_width) of pixels, before the quantiser, in raster order."""
+        x = self.encoder(pixels).flatten(2).transpose(1, 2)  # (N, P, code_width)
+        return F.normalize(x.float(), dim=-1).to(x.dtype)
+
+    def losses(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return the losses ``pixels`` (squared error) and ``commitment``; training moves the codebook."""
+        latents = self.latents(pixels)  # (N, P, code_width)
+        if self.training and self.steps == self.config.continuous_steps:
+            self._start(latents.detach().flatten(0, 1))
+        quantised = latents
+        if self.steps >= self.config.continuous_steps:
+            codes = self._nearest(latents)
+            quantised = self.codebook[codes]
+            if self.training:
+                self._follow(latents.detach().flatten(0, 1), codes.flatten())
+        if self.training:
+            self.steps += 1
+        commitment = F.mse_loss(latents, quantised.detach(), reduction="none").sum(-1).mean()
+        straight = latents + (quantised - latents).detach()  # gradients pass the quantiser unchanged
+        painted = self._paint(straight, self._grid(*pixels.shape[-2:]))
+        return {"pixels": F.mse_loss(painted, pixels), "commitment": self.config.commitment * commitment}
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        if height % self.factor or width % self.factor:
+            raise ValueError(f"vq: a picture of {height}x{width} does not divide by its factor {self.factor}")
+        return height // self.factor, width // self.factor
+
+    def _nearest(self, latents: Tensor) -> Tensor:
+        return (latents.float() @ self.codebook.float().T).argmax(
+            -1
+        )  # unit vectors: the closest points most alike
+
+    def _paint(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.decoder(vectors.transpose(1, 2).unflatten(2, grid))
+
+    @torch.no_grad()
+    def _start(self, latents: Tensor, rounds: int = 10) -> None:
+        """Set the codebook to k-means centres of latents (M, code_width) on the sphere."""
+        chosen = torch.randint(len(latents), (self.num_codes,), device=latents.device)
+        self.codebook.copy_(latents[chosen])
+        for _ in range(rounds):
+            sums, counts = self._gather(latents, self._nearest(latents))
+            self.codebook.copy_(torch.where(counts[:, None] > 0, F.normalize(sums, dim=-1), self.codebook))
+        sums, counts = self._gather(latents, self._nearest(latents))
+        self.sums.copy_(sums)
+        self.counts.copy_(counts)
+
+    @torch.no_grad()
+    def _follow(self, latents: Tensor, codes: Tensor) -> None:
+        """Move each code towards the mean of its latents (M, code_width); restart those out of use."""
+        sums, counts = self._gather(latents, codes)
+        self.sums.lerp_(sums, 1 - self.config.decay)
+        self.counts.lerp_(counts, 1 - self.config.decay)
+        self.codebook.copy_(F.normalize(self.sums, dim=-1))
+        even = len(latents) / self.num_codes  # uses a step if all codes were used alike
+        idle = self.counts < self.config.restart_below * even
+        chosen = latents[torch.randint(len(latents), (self.num_codes,), device=latents.device)]
+        self.codebook.copy_(torch.where(idle[:, None], chosen.to(self.codebook), self.codebook))
+        self.sums.copy_(torch.where(idle[:, None], self.codebook * even, self.sums))
+        self.counts.masked_fill_(idle, even)
+
+    def _gather(self, latents: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum the latents of each code (K, code_width), and count them (K,)."""
+        sums = torch.zeros_like(self.sums).index_add_(0, codes, latents.to(self.sums))
+        return sums, torch.bincount(codes, minlength=self.num_codes).to(self.counts)
+
+
+@hookimpl
+def register_image_tokenizers(registry: Registry[ImageTokenizer]) -> None:
+    """Offer ``vq``."""
+    registry.add("vq", VqTokenizer, VqConfig)
