@@ -11,6 +11,7 @@ from janus_modular.errors import ConfigError
 KINDS = {
     "model": ("backbone", "janus_modular.schema", "ModelConfig"),
     "train": ("learn", "janus_modular.training.schema", "TrainConfig"),
+    "demo": ("stages", "janus_modular.demo.schema", "DemoConfig"),
 }
 """Kind of config -> a key that only this kind has, and where its dataclass is."""
 

@@ -1,0 +1,99 @@
+"""The papers' thesis on real pictures: reading and drawing want visual encoders of their own.
+
+Two models differ in one part. The decoupled one reads through the encoder of the config; the other reads
+through the vectors of its image tokenizer's codes, so that one VQ encoder serves both. For each seed they
+share the image tokenizer, the judge, the data and every stage (Janus, section 4.4 and table 5).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from janus_modular.config import load, resolve, to_plain
+from janus_modular.demo.asking import ask, draw
+from janus_modular.demo.phases import Demo
+from janus_modular.demo.run import MARK, prepare_folder, recognised
+from janus_modular.demo.schema import DemoConfig
+from janus_modular.janus import Janus
+from janus_modular.plugins import Plugins, default_plugins
+
+SHARED = "tokenizer-features"
+"""The understanding encoder that is an image tokenizer (its codes' vectors are the features)."""
+
+
+def run_ablation(
+    raw: Mapping[str, Any],
+    output: Path,
+    *,
+    seeds: int = 3,
+    quiet: bool = False,
+    plugins: Plugins | None = None,
+) -> list[dict[str, Any]]:
+    """Train both models for each seed and measure them; return, print and write a row a seed.
+
+    Raises:
+        TrainingError: ``output`` holds something that is not a demo's.
+    """
+    plugins = plugins or default_plugins()
+    prepare_folder(output)
+    (output / MARK).write_text(json.dumps(dict(raw), indent=2), "utf-8")
+    rows = []
+    for seed in range(seeds):
+        rows.append(_one_seed(load(raw, [f"seed={seed}"]), output / f"seed{seed}", quiet, plugins))
+        (output / "ablation.json").write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
+    Console().print(table(rows))
+    return rows
+
+
+def _one_seed(raw: dict[str, Any], output: Path, quiet: bool, plugins: Plugins) -> dict[str, Any]:
+    """Return the figures of both models."""
+    config = resolve(raw, DemoConfig, plugins)
+    decoupled = Demo(config, output / "decoupled", plugins, quiet)
+    judge = decoupled.classifier()
+    decoupled.tokenizer()
+    shared = Demo(shared_config(raw, plugins), output / "shared", plugins, quiet, dict(decoupled.trained))
+    shared.trained["understanding.encoder.tokenizer"] = decoupled.trained["generation.tokenizer"]
+    decoupled.encoder()
+    row: dict[str, Any] = {"seed": config.seed}
+    name, how = next(iter(config.drawings.items()))
+    for arm, demo in (("decoupled", decoupled), ("shared", shared)):
+        held_out = demo.open(config.held_out)
+        janus = Janus.from_pretrained(demo.stages(), device="cpu", plugins=plugins)
+        row[f"{arm}_reading_accuracy"] = round(ask(janus, held_out, config.seed).accuracy, 4)
+        drawings = draw(janus, held_out, how, config.count, config.seed)
+        row[f"{arm}_{name}"] = round(recognised(judge, drawings), 4)
+    row["reading_gain"] = round(row["decoupled_reading_accuracy"] - row["shared_reading_accuracy"], 4)
+    return row
+
+
+def shared_config(raw: Mapping[str, Any], plugins: Plugins) -> DemoConfig:
+    """Return the config with one VQ encoder for both paths; nothing of it is trained in the stages."""
+    config = resolve(raw, DemoConfig, plugins)
+    plain = to_plain(config)
+    path = plain["model"]["generation"]
+    plain["model"]["understanding"]["encoder"] = {
+        "name": SHARED,
+        "tokenizer": path["tokenizer"],
+        "height": path["height"],
+        "width": path["width"],
+    }
+    plain["encoder"] = None
+    return resolve(plain, DemoConfig, plugins)
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """Return the rows, and their means, for printing."""
+    view = Table(*(name.replace("_", " ") for name in rows[0]), title="Decoupled against shared")
+    for row in rows:
+        view.add_row(*(str(value) for value in row.values()))
+    means = [f"{np.mean([row[name] for row in rows]):.4f}" for name in rows[0] if name != "seed"]
+    view.add_section()
+    view.add_row("mean", *means)
+    return view

@@ -1,0 +1,137 @@
+"""The phases of the demo: parts trained on their own, then the stages, each from where the last one ended."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from janus_modular.assemble import assemble
+from janus_modular.checkpoints.writing import write_weights
+from janus_modular.config import resolve, to_plain
+from janus_modular.demo.classifier import Classifier
+from janus_modular.demo.contrastive import Contrastive
+from janus_modular.demo.pictures import LabelledPictures, as_pixels, batches
+from janus_modular.demo.schema import DemoConfig, PhaseConfig
+from janus_modular.interfaces import ImageTokenizer, Part
+from janus_modular.model import JanusModel
+from janus_modular.plugins import Plugins
+from janus_modular.training.loop import fit
+from janus_modular.training.schema import TrainConfig
+from janus_modular.training.stages import train
+
+TOKENIZER = "generation.tokenizer"
+ENCODER = "understanding.encoder"
+
+
+@dataclass
+class Demo:
+    """A configured demo: where it writes, what it knows, and the parts that are trained by now."""
+
+    config: DemoConfig
+    output: Path
+    plugins: Plugins
+    quiet: bool = False
+    trained: dict[str, Path] = field(default_factory=dict)  # parts of the model by path: their weights
+
+    def open(self, part: Part) -> LabelledPictures:
+        """Open a source of labelled pictures."""
+        return cast(LabelledPictures, self.plugins.entry(part.slot, part.name).factory(part.config))
+
+    def classifier(self) -> Classifier:
+        """Train the judge."""
+        source = self.open(self.config.pictures)
+        torch.manual_seed(self.config.seed)
+        judge = Classifier(len(source.names))
+        judge(as_pixels(source.pictures[:2]))  # its last layer learns its width
+        self._fit(judge, "classifier", self.config.classifier, source)
+        return judge
+
+    def tokenizer(self) -> ImageTokenizer:
+        """Train the image tokenizer of the drawing path."""
+        tokenizer = cast(ImageTokenizer, self._model().get_submodule(TOKENIZER))
+        low, high = tokenizer.value_range
+
+        def losses(batch: tuple[Tensor, Tensor, list[str]]) -> Mapping[str, Tensor]:
+            return tokenizer.losses(low + batch[0] / 255 * (high - low))
+
+        module = cast(nn.Module, tokenizer)
+        self._fit(module, "tokenizer", self.config.tokenizer, self.open(self.config.pictures), losses)
+        self._keep(TOKENIZER, module)
+        return tokenizer
+
+    def encoder(self) -> None:
+        """Train the understanding encoder against captions; one that needs no training is left alone."""
+        if self.config.encoder is None:
+            return
+        path = self._model().understanding
+        both = Contrastive(cast(nn.Module, path.encoder), path.encoder.width, path.normalize)
+        self._fit(both, "encoder", self.config.encoder, self.open(self.config.pictures))
+        self._keep(ENCODER, both.encoder)
+
+    def stages(self) -> Path:
+        """Train the stages; return the folder of the finished model."""
+        start: dict[str, Any] = {"model": self.model_config()}
+        for config in self.stage_configs(start):
+            done = train(config, quiet=self.quiet, title=Path(config.output).name, plugins=self.plugins)
+        model = self.output / "model"
+        shutil.rmtree(model, ignore_errors=True)
+        shutil.copytree(done, model)
+        return model
+
+    def stage_configs(self, start: dict[str, Any]) -> Iterator[TrainConfig]:
+        """Yield each stage as the training config that it is; all after the first start from the last."""
+        plain = to_plain(self.config)
+        shared = {key: plain[key] for key in ("sources", "trackers", "seed")} | plain["common"]
+        for name, stage in plain["stages"].items():
+            output = self.output / "phases" / name
+            yield resolve({**shared, **stage, **start, "output": str(output)}, TrainConfig, self.plugins)
+            start = {"init": str(output / "model")}
+
+    def model_config(self) -> dict[str, Any]:
+        """Return the model's config with the trained parts named as its ``pretrained`` ones."""
+        model = deepcopy(to_plain(self.config.model))
+        for path, folder in self.trained.items():
+            part = model
+            for key in path.split("."):
+                part = part[key]
+            part["pretrained"] = str(folder)
+        return cast(dict[str, Any], model)
+
+    def _model(self) -> JanusModel:
+        torch.manual_seed(self.config.seed)
+        return assemble(self.config.model, self.plugins)
+
+    def _keep(self, path: str, module: nn.Module) -> None:
+        folder = self.output / "parts" / path
+        folder.mkdir(parents=True, exist_ok=True)
+        write_weights(folder, module.state_dict().items())
+        self.trained[path] = folder
+
+    def _fit(
+        self, module: Any, name: str, phase: PhaseConfig, source: LabelledPictures, losses: Any = None
+    ) -> None:
+        folder = self.output / "phases" / name
+        trackers = [
+            self.plugins.entry(t.slot, t.name).factory(t.config, folder) for t in self.config.trackers
+        ]
+        try:
+            fit(
+                module,
+                losses or module.losses,
+                batches(source, phase.batch, self.config.seed),
+                optimizer=phase.optimizer,
+                schedule=phase.schedule,
+                title=name,
+                trackers=trackers,
+                quiet=self.quiet,
+            )
+        finally:
+            for tracker in trackers:
+                tracker.close()

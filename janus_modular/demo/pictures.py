@@ -1,0 +1,57 @@
+"""Labelled pictures: what a source must offer to be demonstrated on, and batches of its pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from janus_modular.sequence import PictureToDraw, PictureToRead, Sample
+
+if TYPE_CHECKING:
+    from janus_modular.roles import Source as Source
+
+
+class LabelledPictures(Protocol):
+    """A source whose pictures have a class each, known by name."""
+
+    pictures: Sequence[Image.Image]  # as they are, in order of their index
+    labels: NDArray[np.int64]  # (len,) class of each
+    names: Sequence[str]  # of the classes
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        """Return sample ``index``, changed a little if it is to be learned from."""
+        ...
+
+    def prompt(self, label: int, rng: np.random.Generator) -> str:
+        """Ask for a drawing of a class, in one of several ways."""
+        ...
+
+
+def picture_in(sample: Sample) -> Image.Image:
+    """Return the first picture of a sample."""
+    segments = (segment for message in sample.messages for segment in message.content)
+    return next(one.picture for one in segments if isinstance(one, PictureToRead | PictureToDraw))
+
+
+def as_pixels(pictures: Sequence[Image.Image]) -> Tensor:
+    """Stack pictures of one size as (N, 3, H, W), uint8."""
+    return torch.from_numpy(np.stack([np.asarray(one.convert("RGB")).transpose(2, 0, 1) for one in pictures]))
+
+
+def batches(source: LabelledPictures, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+    """Yield pixels (size, 3, H, W) uint8, labels (size,) and prompts without end, drawn at random."""
+    rng = np.random.default_rng(seed)
+    labels = torch.from_numpy(source.labels)
+    while True:
+        chosen = rng.integers(len(source), size=size)
+        pixels = as_pixels([picture_in(source.sample(int(i), rng)) for i in chosen])
+        prompts = [source.prompt(int(source.labels[i]), rng) for i in chosen]
+        yield pixels, labels[chosen], prompts

@@ -1,0 +1,177 @@
+"""The whole demo on a page: train the parts, train the stages, ask, let it draw, report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from janus_modular.config import to_plain, to_yaml
+from janus_modular.demo.asking import Drawings, ask, draw
+from janus_modular.demo.classifier import Classifier
+from janus_modular.demo.measures import BARS, flat, nearest, psnr, spread
+from janus_modular.demo.phases import Demo
+from janus_modular.demo.pictures import LabelledPictures, as_pixels
+from janus_modular.demo.report import Evidence, write_report
+from janus_modular.demo.schema import DemoConfig
+from janus_modular.errors import TrainingError
+from janus_modular.interfaces import ImageTokenizer
+from janus_modular.janus import Janus
+from janus_modular.plugins import Plugins, default_plugins
+
+MARK = "demo.yaml"
+"""What a folder of this demo's making holds: its settings."""
+
+WHY = {
+    "classifier": "an independent judge of drawings, on the real pictures; no part of Janus",
+    "tokenizer": "pictures to codes and back: what the drawing path will predict",
+    "encoder": "features to read pictures by, from captions alone (sigmoid contrastive loss)",
+    "stages": "words first (in a random, frozen decoder, adaptors would learn next to nothing), then Janus'"
+    " three stages: adaptors and image head; the decoder too; the understanding encoder too",
+    "asking": "about pictures that nothing above has seen",
+    "drawing": "from words, with and without guidance",
+}
+
+
+def run_demo(
+    config: DemoConfig, output: Path, *, quiet: bool = False, plugins: Plugins | None = None
+) -> dict[str, Any]:
+    """Train, measure and report; return what ``report.json`` holds.
+
+    Raises:
+        TrainingError: ``output`` holds something that is not a demo's.
+    """
+    prepare_folder(output)
+    demo = Demo(config, output, plugins or default_plugins(), quiet)
+    steps = Steps(quiet)
+    began = time.perf_counter()
+    (output / MARK).write_text(to_yaml(config), "utf-8")
+    train, held_out = demo.open(config.pictures), demo.open(config.held_out)
+    with steps("classifier"):
+        judge = demo.classifier()
+    with steps("tokenizer"):
+        tokenizer = demo.tokenizer()
+    with steps("encoder"):
+        demo.encoder()
+    with steps("stages"):
+        folder = demo.stages()
+    janus = Janus.from_pretrained(folder, device="cpu")
+    with steps("asking"):
+        answers = ask(janus, held_out, config.seed)
+    with steps("drawing"):
+        drawings = {
+            name: draw(janus, held_out, how, config.count, config.seed)
+            for name, how in config.drawings.items()
+        }
+
+    restored, used = through(tokenizer, held_out)
+    figures = {"reading_accuracy": answers.accuracy}
+    figures |= {name: recognised(judge, some) for name, some in drawings.items()}
+    figures["classifier_accuracy"] = float(
+        np.mean(judge.classify(held_out.pictures).numpy() == held_out.labels)
+    )
+    figures |= variety(next(iter(drawings.values())), train, held_out)
+    figures["codes_used"] = used / tokenizer.num_codes
+    figures["psnr_db"] = psnr(flat(held_out.pictures), flat(restored))
+    figures["seconds"] = time.perf_counter() - began
+    report = {name: round(value, 4) for name, value in figures.items()} | settings_of(config)
+    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    write_report(
+        output, Evidence(config, figures, steps.seconds, answers, drawings, restored, train, held_out)
+    )
+    if not quiet:
+        Console().print(table(figures))
+        Console().print(f"report: {output / 'report.html'}\nmodel:  {folder}")
+    return report
+
+
+class Steps:
+    """Says what is done next and why, and keeps how long it took."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time a step of the demo."""
+        self.console.print(f"[bold]{name}[/]: {WHY[name]}")
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - began
+
+
+@torch.inference_mode()
+def through(tokenizer: ImageTokenizer, held_out: LabelledPictures) -> tuple[list[Image.Image], int]:
+    """Send pictures through the tokenizer and back; return them, and how many codes they used."""
+    low, high = tokenizer.value_range
+    pixels = as_pixels(held_out.pictures)
+    codes = tokenizer.encode(low + pixels / 255 * (high - low))
+    height, width = pixels.shape[-2:]
+    painted = tokenizer.decode(codes, height=height, width=width)
+    restored = ((painted - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
+    pictures = [Image.fromarray(one) for one in restored.permute(0, 2, 3, 1).numpy()]
+    return pictures, len(codes.unique())
+
+
+def recognised(judge: Classifier, drawings: Drawings) -> float:
+    """Return the share of drawings in which the judge sees what was asked for."""
+    return float(np.mean(judge.classify(drawings.pictures).numpy() == drawings.labels))
+
+
+def variety(drawings: Drawings, train: LabelledPictures, held_out: LabelledPictures) -> dict[str, float]:
+    """Compare drawings with real held-out pictures: how far apart they are, how far from what was learned."""
+    drawn, real, known = (flat(one.pictures) for one in (drawings, held_out, train))
+    return {
+        "diversity_ratio": spread(drawn, drawings.labels) / spread(real, held_out.labels),
+        "nearest_ratio": nearest(drawn, known) / nearest(real, known),
+    }
+
+
+def settings_of(config: DemoConfig) -> dict[str, Any]:
+    """Return a config as one level of dotted keys."""
+    return dict(_flat(to_plain(config), "settings"))
+
+
+def table(figures: Mapping[str, float]) -> Table:
+    """Return the figures with what they should be, for printing."""
+    view = Table("figure", "value", "at least", "", title="What it learned")
+    for bar in BARS:
+        value = figures[bar.name]
+        met = "[green]yes[/]" if value >= bar.least else "[red]no[/]"
+        view.add_row(
+            bar.name, f"{value:.3f}", f"{bar.least:g}" if bar.least else "", met if bar.least else ""
+        )
+    view.add_row("seconds", f"{figures['seconds']:.0f}", "", "")
+    return view
+
+
+def prepare_folder(output: Path) -> None:
+    """Make room for a demo; what an earlier one left there goes.
+
+    Raises:
+        TrainingError: there is something else.
+    """
+    if output.exists() and any(output.iterdir()) and not (output / MARK).is_file():
+        raise TrainingError(f"{output} holds something that is not a demo's: choose another --out FOLDER.")
+    for old in ("phases", "parts", "model"):
+        shutil.rmtree(output / old, ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)
+
+
+def _flat(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from _flat(value, f"{path}.{key}")
+    else:
+        yield path, tree
