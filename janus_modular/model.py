@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from janus_modular.batch import Batch
 from janus_modular.errors import PromptError
 from janus_modular.interfaces import Adaptor, Backbone, GenerationPath, UnderstandingEncoder
+from janus_modular.sampling import pick, truncate
 from janus_modular.schema import ModelConfig
 from janus_modular.sequence import IGNORED
 
@@ -102,6 +103,26 @@ class JanusModel(nn.Module):
             features = self.generation.embed(targets)
             x = place(features, x, at=checked(batch.generation_at, features, "drawn"))
         return x
+
+    def text_next(
+        self,
+        hidden: Tensor,
+        noise: Tensor,
+        temperature: Tensor,
+        top_k: Tensor | int,
+        top_p: Tensor | float,
+        forbidden: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Choose the next token of each row (R, D); return ids (R,) and their embeddings (R, D).
+
+        ``noise`` (R, V) of Exp(1), or ones for the likeliest; ``forbidden`` (F,) ids are never chosen.
+        """
+        logits = self.backbone.logits(hidden).float() / temperature  # (R, V)
+        logits = logits.index_fill(-1, forbidden, float("-inf"))
+        if not (isinstance(top_k, int) and top_k == 0 and isinstance(top_p, float) and top_p == 1):
+            logits = truncate(logits, top_k, top_p)
+        ids = pick(logits, noise)
+        return ids, self.backbone.embed(ids.unsqueeze(1)).squeeze(1)
 
     def _text_loss(self, output: Output, batch: Batch) -> None:
         supervised = batch.labels != IGNORED

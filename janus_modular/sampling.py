@@ -15,19 +15,15 @@ def pick(logits: Tensor, noise: Tensor) -> Tensor:
     return (logits.float().softmax(-1) / noise).argmax(-1)
 
 
-def truncate(logits: Tensor, *, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+def truncate(logits: Tensor, top_k: Tensor | int = 0, top_p: Tensor | float = 1.0) -> Tensor:
     """Return logits (R, V) with all but the likeliest at -inf.
 
     Keeps the ``top_k`` likeliest (0: all), and of those the fewest whose probabilities reach
-    ``top_p``; never fewer than one.
+    ``top_p``; never fewer than one. Limits may be scalar tensors, so that a graph can take them.
     """
-    if top_k:
-        kth = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
-        logits = logits.masked_fill(logits < kth, float("-inf"))
-    if top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        p = ordered.softmax(-1)
-        beyond = p.cumsum(-1) - p >= top_p  # what comes before it is enough already
-        beyond[..., 0] = False
-        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), float("-inf"))
-    return logits
+    ordered, order = logits.sort(dim=-1, descending=True)
+    rank = torch.arange(logits.shape[-1], device=logits.device)
+    within = (rank < top_k) | (torch.as_tensor(top_k, device=logits.device) == 0)  # (V,)
+    p = ordered.masked_fill(~within, float("-inf")).softmax(-1)  # (R, V)
+    keep = within & ((p.cumsum(-1) - p < top_p) | (rank == 0))  # what comes before it is not enough yet
+    return logits.masked_fill(~torch.zeros_like(keep).scatter(-1, order, keep), float("-inf"))

@@ -14,7 +14,6 @@ from torch import Tensor
 from janus_modular.batch import collate
 from janus_modular.interfaces import Cache
 from janus_modular.model import JanusModel
-from janus_modular.sampling import pick, truncate
 from janus_modular.sequence import Sequence
 
 
@@ -85,10 +84,7 @@ class TorchSession:
         self, hidden: Tensor, noise: Tensor, temperature: Tensor, top_k: int, top_p: float
     ) -> tuple[Tensor, Tensor]:
         """Choose the next token of each row (R, D); return ids (R,) and their embeddings (R, D)."""
-        logits = self.model.backbone.logits(hidden).float() / temperature  # (R, V)
-        logits = logits.index_fill(-1, self.forbidden, float("-inf"))
-        ids = pick(truncate(logits, top_k=top_k, top_p=top_p), noise)
-        return ids, self.model.backbone.embed(ids.unsqueeze(1)).squeeze(1)
+        return self.model.text_next(hidden, noise, temperature, top_k, top_p, self.forbidden)
 
     def stack(self, columns: Many[Tensor]) -> Tensor:
         """Join tensors (rows,) of successive steps as (rows, steps)."""

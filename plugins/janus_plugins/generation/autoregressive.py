@@ -115,14 +115,11 @@ class AutoregressiveGeneration(nn.Module):
         of Exp(1); ones and temperature 1 make it greedy. Guidance as in Janus, section 3.4:
         l = u + w (c - u).
         """
-        logits = self.head(hidden).float()
-        rows_per_picture = hidden.shape[0] // noise.shape[0]
-        if rows_per_picture == 2:
-            conditional, unconditional = logits.chunk(2)
-            logits = unconditional + guidance * (conditional - unconditional)
-        codes = pick(logits / temperature, noise)  # (N,)
+        logits = self.head(hidden).float().unflatten(0, (-1, noise.shape[0]))  # (1 or 2, N, K)
+        conditional, unconditional = logits[0], logits[-1]  # of one row, both are the same
+        codes = pick((unconditional + guidance * (conditional - unconditional)) / temperature, noise)  # (N,)
         x = self.adaptor(self.embedding(codes).unsqueeze(1)).squeeze(1)  # (N, D)
-        return codes, x.repeat(rows_per_picture, 1)
+        return codes, x.repeat(logits.shape[0], 1)
 
     def draw(self, codes: Tensor) -> Tensor:
         """Decode codes (N, P) into pictures (N, 3, height, width), uint8, truncated as the authors do."""
