@@ -94,7 +94,9 @@ def test_pieces_add_up_to_the_whole() -> None:
     def losses(model: nn.Module, pieces: list[Tensor]) -> Iterator[Loss]:
         for piece in pieces:
             each = model(piece).square()
-            yield Loss(each.sum() / 6, {"loss/square": (each.detach().sum(), len(piece))}, {"rows": len(piece)})
+            yield Loss(
+                each.sum() / 6, {"loss/square": (each.detach().sum(), len(piece))}, {"rows": len(piece)}
+            )
 
     figures = []
     for model, pieces in zip(models, ([x], [x[:1], x[1:]]), strict=True):

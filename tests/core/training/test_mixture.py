@@ -60,7 +60,9 @@ def test_every_step_has_the_same_counts() -> None:
 
 def test_an_epoch_takes_every_sample_once_and_the_next_has_another_order() -> None:
     mixed = mixture(text=154)
-    first, second = ([mixed.index(draw) for draw in mixed.plan(step) if draw.source == "text"] for step in (0, 1))
+    first, second = (
+        [mixed.index(draw) for draw in mixed.plan(step) if draw.source == "text"] for step in (0, 1)
+    )
     assert sorted(first) == sorted(second) == list(range(154))
     assert first != second
 
@@ -75,7 +77,9 @@ def test_a_sample_is_a_function_of_the_seed() -> None:
 
 def test_phases_follow_each_other_and_count_on() -> None:
     sources = {"classes": Numbers(5), "pairs": Numbers(5)}
-    mixed = Mixture(sources, [Phase({"classes": 1.0, "pairs": 0.0}, 2), Phase({"pairs": 3.0, "classes": 1.0})], 4, 0)
+    mixed = Mixture(
+        sources, [Phase({"classes": 1.0, "pairs": 0.0}, 2), Phase({"pairs": 3.0, "classes": 1.0})], 4, 0
+    )
     assert [mixed.counts(step).get("pairs", 0) for step in range(4)] == [0, 0, 3, 3]
     assert mixed.taken(5) == {"classes": 4 + 4 + 3, "pairs": 9}
     assert [draw.number for draw in mixed.plan(4)] == [10, 6, 7, 8]

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import math
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from janus_modular import ConfigError, DataError, TrainingError
+from janus_modular.checkpoints import open_checkpoint
+from janus_modular.compose import compose
+from janus_modular.janus import Janus
+from janus_modular.model import JanusModel
+from janus_modular.plugins import default_plugins
+from janus_modular.training import resuming
+from janus_modular.training.stages import janus_losses, open_sources, prepare, train
+
+BITWISE = {"rtol": 0, "atol": 0}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(open_checkpoint(folder)[0].state_dict())
+
+
+def test_it_learns_to_read_and_to_draw(make, figures) -> None:
+    """Four colours, learned by heart, and used through the public door.
+
+    A reader who ignores the picture cannot beat the ln 4 of which name it is, spread over at most 6 positions
+    (five letters and the end), nor a drawer who ignores the prompt ln 4 over 16 codes: 0.23 and 0.087.
+    """
+    config = make(
+        mixture={"read": 4, "draw": 4, "text": 0},
+        batch=8,
+        drop_condition=0,
+        schedule={"steps": 150, "warmup": 5},
+        log_every=50,
+        length="null",
+    )
+    folder = train(config, quiet=True)
+    last = figures(config)[-1]
+    assert last["loss/text"] < math.log(4) / 6 / 2
+    assert last["loss/image"] < math.log(4) / 16 / 2
+    janus = Janus.from_pretrained(folder, device="cpu")
+    data = Path(config.sources["read"].config.path).parent
+    assert [janus.chat("Colour?", [data / f"{name}.png"]) for name in ("red", "blue")] == ["red", "blue"]
+    red, blue = (np.asarray(janus.draw(name, guidance=1.0, temperature=0.01)[0]) for name in ("red", "blue"))
+    assert red.shape == (32, 32, 3)
+    assert not np.array_equal(red, blue)
+
+
+def test_resuming_is_exact(make, figures, tmp_path: Path) -> None:
+    """Six steps at once equal three, and three more: losses and weights, to the bit."""
+    whole = make(checkpoint_every=3)
+    train(whole, quiet=True)
+    halves = make(output=str(tmp_path / "halves"), schedule__stop=3)
+    train(halves, quiet=True)
+    halves = make(output=str(tmp_path / "halves"), workers=2)
+    train(halves, quiet=True, resume=True)
+    timings = {"steps_per_second", "tokens_per_second"}
+    one, two = (
+        [{k: v for k, v in line.items() if k not in timings} for line in figures(config)]
+        for config in (whole, halves)
+    )
+    assert one == two
+    assert [line["step"] for line in one] == [1, 2, 3, 4, 5, 6]
+    a, b = (weights(Path(config.output) / "model") for config in (whole, halves))
+    torch.testing.assert_close(a, b, **BITWISE)
+
+
+def test_the_same_seed_gives_the_same_losses(make, figures, tmp_path: Path) -> None:
+    runs = [make(seed=seed, output=str(tmp_path / f"run{i}")) for i, seed in enumerate((1, 1, 2))]
+    for config in runs:
+        train(config, quiet=True)
+    one, same, other = ([line["loss"] for line in figures(config)] for config in runs)
+    assert one == same
+    assert one != other
+
+
+def test_frozen_parts_stay_and_the_others_move(make) -> None:
+    """Bit for bit, buffers and all, after steps that would move a codebook in train mode."""
+    learn = ["understanding.adaptor", "generation.embedding", "generation.adaptor", "generation.head"]
+    config = make(learn=learn)
+    torch.manual_seed(config.seed)
+    before = {name: tensor.clone() for name, tensor in compose(config.model)[0].state_dict().items()}
+    after = weights(train(config, quiet=True))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        learns = any(name.startswith(one) for one in learn)
+        assert torch.equal(tensor, after[name]) is not learns, name
+
+
+def test_losses_by_source_add_up(make, figures) -> None:
+    config = make(accumulate=2)
+    train(config, quiet=True)
+    plugins = default_plugins()
+    model, processor = open_checkpoint(Path(config.output) / "model")
+    preparation = prepare(config, open_sources(config, plugins), model, processor)
+    work = preparation.step(3)
+    losses = list(janus_losses(model, work, "cpu"))
+    sums: dict[str, float] = {}
+    over: dict[str, float] = {}
+    for loss in losses:
+        for name, (total, weight) in loss.means.items():
+            sums[name] = sums.get(name, 0) + float(total)
+            over[name] = over.get(name, 0) + float(weight)
+    whole = sum(float(loss.value.detach()) for loss in losses) * work.supervised
+    for group in ("source/", "loss/"):
+        names = [name for name in sums if name.startswith(group)]
+        assert len(names) == {"source/": 3, "loss/": 2}[group]
+        # float32 sums of a few hundred numbers
+        assert sum(sums[name] for name in names) == pytest.approx(whole, rel=1e-5)
+        assert sum(over[name] for name in names) == work.supervised
+    line = figures(config)[-1]
+    assert line["tokens"] == line["tokens/read"] + line["tokens/draw"] + line["tokens/text"]
+
+
+@pytest.mark.parametrize("change", [{"length": "null"}, {"accumulate": 3}, {"length": 128}])
+def test_layout_does_not_change_the_loss(make, figures, tmp_path: Path, change: dict[str, object]) -> None:
+    """Packed, padded or in pieces: the same step. 1e-5: float32 sums in another order, over three updates."""
+    one = make(schedule={"steps": 3})
+    two = make(schedule={"steps": 3}, output=str(tmp_path / "two"), **change)
+    train(one, quiet=True)
+    train(two, quiet=True)
+    for a, b in zip(figures(one), figures(two), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["supervised"] == b["supervised"]
+
+
+def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make()
+    real = resuming.save
+    forward = JanusModel.forward
+    seen = []
+
+    def interrupt(self, batch):
+        seen.append(1)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, batch)
+
+    monkeypatch.setattr(JanusModel, "forward", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, quiet=True)
+    monkeypatch.undo()
+    assert real is resuming.save
+    assert [one.name for one in (Path(config.output) / "checkpoints").iterdir()] == ["step-0000002"]
+    with pytest.raises(TrainingError, match="holds a run already.*--resume"):
+        train(config, quiet=True)
+    train(config, quiet=True, resume=True)
+
+
+def test_only_the_newest_checkpoints_are_kept(make) -> None:
+    config = make(checkpoint_every=1, keep=2)
+    train(config, quiet=True)
+    kept = sorted(one.name for one in (Path(config.output) / "checkpoints").iterdir())
+    assert kept == ["step-0000005", "step-0000006"]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make(checkpoint_every=2)
+
+    def full(state: object, path: Path) -> None:
+        if "step-0000004" in str(path):
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(state, path)
+
+    save = torch.save
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(Exception, match="No space left"):
+        train(config, quiet=True)
+    assert [one.name for one in (Path(config.output) / "checkpoints").iterdir()] == ["step-0000002"]
+    assert not (Path(config.output) / "model").exists()
+
+
+def test_resuming_with_other_settings_is_refused(make) -> None:
+    train(make(schedule__stop=2), quiet=True)
+    with pytest.raises(TrainingError, match=r"batch: 5 then, 6 now\n.*seed: 0 then, 1 now") as error:
+        train(make(batch=6, seed=1), quiet=True, resume=True)
+    assert "init=" in str(error.value)
+
+
+def test_a_stage_starts_from_the_one_before(make, tmp_path: Path) -> None:
+    first = train(make(), quiet=True)
+    config = make(
+        model="null", init=str(first), learn=["backbone"], output=str(tmp_path / "two"), schedule={"steps": 1}
+    )
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        train(config, quiet=True, resume=True)
+    second = weights(train(config, quiet=True))
+    before = weights(first)
+    assert torch.equal(
+        second["generation.head.vision_head.weight"], before["generation.head.vision_head.weight"]
+    )
+
+
+def test_data_that_are_not_there_are_all_named(make) -> None:
+    config = make(sources__read__path="YOUR/read.jsonl", sources__draw__path="YOUR/draw.jsonl")
+    with pytest.raises(ConfigError, match="sources.read: 'YOUR/read.jsonl' is no file.*\n.*sources.draw"):
+        train(config, quiet=True)
+
+
+def test_a_sample_with_nothing_to_learn_is_named(make, data: Path) -> None:
+    (data / "text.jsonl").write_text('{"messages": [{"role": "user", "content": "Hello?"}]}\n')
+    with pytest.raises(DataError, match="source 'text', sample 0: .*nothing"):
+        train(make(), quiet=True)
+
+
+def test_a_sample_that_fits_no_row_is_named(make) -> None:
+    with pytest.raises(DataError, match=r"source '\w+', sample \d: .*rows of 16: raise length"):
+        train(make(length=16), quiet=True)
+
+
+def test_rows_longer_than_the_context_are_refused(make) -> None:
+    with pytest.raises(ConfigError, match="rows of 4096 positions; the backbone's context is 512"):
+        train(make(length=4096), quiet=True)
