@@ -27,6 +27,7 @@ from .roles import Source as Source
 from .roles import Tracker as Tracker
 from .interfaces import UnderstandingEncoder as UnderstandingEncoder
 from .interfaces import part as part
+from .model import JanusModel as JanusModel
 from .plugins import Plugins as Plugins
 from .plugins import default_plugins as default_plugins
 from .processing.pictures import open_picture as open_picture

@@ -1,0 +1,44 @@
+"""Named axes of graphs: how many there are at least, usually and at most. Declared before any file format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A length that is known only when a graph runs."""
+
+    name: str
+    min: int
+    typical: int
+    max: int
+
+    def __post_init__(self) -> None:
+        """Refuse a range that is none."""
+        if not 1 <= self.min <= self.typical <= self.max:
+            raise ValueError(
+                f"axis '{self.name}': expected 1 <= min <= typical <= max, got"
+                f" {self.min}, {self.typical}, {self.max}"
+            )
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """How large the axes may get; graphs are built, and engines tuned, for this."""
+
+    rows: Axis  # R: sequences side by side; under guidance a picture takes two
+    tokens: Axis  # T: positions fed at once: 1 in a step, a whole prompt in a prefill
+    capacity: Axis  # S: positions that a row has room for
+    images: Axis  # N: pictures side by side
+
+    @classmethod
+    def of(cls, *, context: int, rows: int = 8, capacity: int = 1024, images: int = 4) -> Ranges:
+        """Choose ranges for a model with a context of that many positions."""
+        capacity = min(capacity, context)
+        return cls(
+            rows=Axis("rows", 1, min(2, rows), rows),
+            tokens=Axis("tokens", 1, 1, capacity),
+            capacity=Axis("capacity", 2, capacity, context),
+            images=Axis("images", 1, 1, images),
+        )

@@ -1,0 +1,95 @@
+"""The cache as graphs see it: tensors that come in, and the same tensors with new slots written, going out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from janus_modular import Backbone
+
+TENSOR_SCATTER = 24
+"""The opset that brought TensorScatter: row-wise writes into a cache, in place where a runtime can."""
+
+
+class GraphCache:
+    """A `janus_modular.Cache` whose writes are TensorScatter nodes of the exported graph."""
+
+    def __init__(self, mask: Tensor, write_index: Tensor, past: Sequence[Tensor]) -> None:
+        """Take the mask (R, 1, T, S), where each row writes (R,), and keys and values in turn."""
+        self.mask = mask
+        self.lengths = write_index
+        self.capacity = mask.shape[-1]
+        self.past = list(past)
+        self.written: dict[int, Tensor] = {}
+
+    def begin(self, tokens: int) -> Tensor:
+        """Return who sees which slot; the host worked it out."""
+        return self.mask
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write a layer's new keys and values; return the whole cache of the layer."""
+        return self._write(2 * layer, keys), self._write(2 * layer + 1, values)
+
+    def _write(self, at: int, new: Tensor) -> Tensor:
+        old = self.past[at]
+        self.written[at] = torch.onnx.ops.symbolic(
+            "TensorScatter",
+            (old, new, self.lengths),
+            {"axis": 2, "mode": "linear"},
+            dtype=old.dtype,
+            shape=old.shape,
+            version=TENSOR_SCATTER,
+        )
+        return self.written[at]
+
+    def present(self) -> list[Tensor]:
+        """Return the caches after writing, in the order they came in."""
+        return [self.written[at] for at in sorted(self.written)]
+
+    def advance(self, counts: Tensor) -> None:
+        """Lengths are the host's business."""
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """What transformers asks for; positions are always given, so it decides nothing."""
+        return 0
+
+
+class Shapes:
+    """A cache that keeps nothing but the shapes it is shown."""
+
+    def __init__(self) -> None:
+        self.lengths = torch.zeros(1, dtype=torch.int64)
+        self.capacity = 1
+        self.seen: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
+
+    def begin(self, tokens: int) -> Tensor:
+        """One token that sees itself."""
+        return torch.ones(1, 1, tokens, tokens, dtype=torch.bool)
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Note heads and widths."""
+        self.seen[layer] = ((keys.shape[1], keys.shape[3]), (values.shape[1], values.shape[3]))
+        return keys, values
+
+    def advance(self, counts: Tensor) -> None:
+        """Nothing is kept."""
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Nothing is kept."""
+        return 0
+
+
+def cache_shapes(backbone: Backbone) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Find (heads, width) of keys and of values for every layer, by letting one position through.
+
+    The backbone's parameters may be fake; call it under their fake mode.
+    """
+    cache = Shapes()
+    weight = next(backbone.parameters())  # type: ignore[attr-defined]  # parts are modules
+    x = torch.zeros(1, 1, backbone.width, dtype=weight.dtype)
+    with torch.no_grad():
+        backbone(x, positions=torch.zeros(1, 1, dtype=torch.int64), cache=cache)
+    return [cache.seen[layer] for layer in sorted(cache.seen)]
