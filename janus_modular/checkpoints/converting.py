@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from janus_modular.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.processing.tokenizer_files import save_tokenizer
+from janus_modular.suggest import did_you_mean
 
 
 def convert(
@@ -35,9 +37,14 @@ def convert(
     ``dtype`` casts floating-point weights; None keeps them as they are, bit for bit.
 
     Raises:
-        CheckpointError: the source does not fit its own config, the layout has no place for one of its
-            parts, or the target cannot be written.
+        CheckpointError: there is no such layout, or it has no place for one of the parts; the source does
+            not fit its own config; or the target cannot be written.
     """
+    known = ("native", *(plugins or default_plugins()).names("layouts"))
+    if layout not in known:
+        raise CheckpointError(
+            f"no layout is called '{layout}'. {did_you_mean(layout, known)}\nKnown: {', '.join(known)}"
+        )
     opened = describe(source, overrides=overrides, plugins=plugins)
     if Path(target).absolute() == opened.folder.absolute():
         raise CheckpointError(f"{target} is what is to be converted. Choose another folder to write to.")
@@ -49,6 +56,7 @@ def convert(
         opened.processor,
         target,
         tensors=opened.tensors,
+        training=opened.training,
         dtype=dtype,
         max_shard_size=max_shard_size,
         plugins=plugins,
@@ -62,16 +70,21 @@ def save_as(
     folder: str | Path,
     *,
     tensors: Mapping[str, Tensor] | None = None,
+    training: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
     plugins: Plugins | None = None,
 ) -> None:
-    """Write a model in a layout by its name; ``tensors`` (native names) stand in for a blank model's."""
+    """Write a model in a layout by its name.
+
+    ``tensors`` (by native names) stand in for a blank model's; ``training`` is recorded where the layout
+    has a place for it, which is the native one.
+    """
     folder = Path(folder)
     tensors = native.stored(model) if tensors is None else tensors
     if layout == "native":
         with written_aside(folder, replaces=native.MODEL_TYPE) as aside:
-            native.write_description(model, processor, aside, name=folder.name)
+            native.write_description(model, processor, aside, name=folder.name, training=training)
             write_weights(aside, tensors.items(), dtype=dtype, max_shard_size=max_shard_size)
         return
     writer = make_layout(layout, plugins or default_plugins())

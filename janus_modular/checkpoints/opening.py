@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Opened:
     model: JanusModel  # blank
     processor: Processor
     tensors: Mapping[str, Tensor]  # by native names; mapped files
+    training: Mapping[str, Any] = field(default_factory=dict)  # what is recorded of it
 
 
 def open_checkpoint(
@@ -75,7 +76,8 @@ def describe(path: str | Path, *, overrides: Sequence[str] = (), plugins: Plugin
                 f"{changes[0]}: a native checkpoint's processor is in {folder / 'processor.json'}."
             )
         model = native.described(folder, record, overrides, plugins)
-        return Opened(folder, model, Processor.load(folder), open_weights(folder))
+        weights = open_weights(folder)
+        return Opened(folder, model, Processor.load(folder), weights, record.get("training", {}))
     layout = layout_of(folder, record, plugins)
     config = resolve(load(layout.read_config(folder), overrides, plugins), ModelConfig, plugins)
     model = native.blank(config, plugins)

@@ -111,7 +111,7 @@ def load_pretrained(module: nn.Module, part: Part) -> PretrainedReport:
     if hasattr(component, "load_pretrained"):
         missing, report.left_over = component.load_pretrained(path)
         Outcome(missing=missing).check(what)
-        report.loaded = len(module.state_dict())
+        report.loaded = len({id(one) for one in module.state_dict(keep_vars=True).values()})  # tied: once
         return report
     weights = open_weights(path)
     if hasattr(component, "read_pretrained"):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from janus_modular.cli import chat, config, data, draw, env, info, plugins, train
+from janus_modular.cli import chat, config, convert, data, demo, draw, env, info, plugins, train
 from janus_modular.errors import JanusError, missing_extra
 
 GLOBAL_FLAGS, GLOBAL_OPTIONS = ("--traceback",), ("--plugin",)
@@ -80,9 +80,11 @@ def start(
 
 # One line a command, or a group of them.
 app.add_typer(config.app, name="config")
+app.add_typer(demo.app, name="demo")
 app.add_typer(data.app, name="data")
 app.add_typer(plugins.app, name="plugins")
 app.command()(chat.chat)
+app.command()(convert.convert)
 app.command()(draw.draw)
 app.command()(env.env)
 app.command()(info.info)

@@ -11,14 +11,8 @@ from transformers import JanusConfig
 
 from janus_modular import CheckpointError, open_weights
 from janus_plugins.layouts import preparation
-from janus_plugins.layouts.preparation import (
-    choose_template,
-    read_json,
-    read_pixels,
-    token_ids,
-    write_json,
-    write_pixels,
-)
+from janus_plugins.layouts.preparation import choose_template, read_pixels, token_ids, write_json
+from janus_plugins.layouts.transformers_processor import read_preprocessor, write_processor
 
 need = partial(preparation.need, layout="transformers")
 
@@ -38,7 +32,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     vision, codes, text = config.vision_config, config.vq_config, config.text_config
     _check_vision(vision)
     need(not codes.double_latent, what="single latents that we can read", found="double_latent")
-    preprocessor = _preprocessor(folder)
+    preprocessor = read_preprocessor(folder)
     side = codes.num_patches * 2 ** (len(codes.channel_multiplier) - 1)  # of a drawing, in pixels
     language = text.to_dict() | {"tie_word_embeddings": _is_tied(folder, config.tie_word_embeddings)}
     for key in ("dtype", "torch_dtype", "architectures", "_name_or_path", "transformers_version"):
@@ -80,37 +74,16 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def write_config(config: Mapping[str, Any], folder: Path) -> None:
-    """Write config.json, generation_config.json and the processor's files; the tokenizer's are there already.
+    """Write all of the layout's config files; the tokenizer's are there already.
 
     Raises:
         CheckpointError: transformers has no place for one of the parts.
     """
     understanding, generation = config["understanding"], config["generation"]
-    encoder, tokenizer, head = understanding["encoder"], generation["tokenizer"], generation["head"]
-    backbone, tokens = config["backbone"], config["processor"]["tokens"]
-    chosen = (encoder, understanding["adaptor"], generation, tokenizer, generation["adaptor"], head, backbone)
-    found = tuple(part["name"] for part in chosen)
-    parts = ("siglip", "mlp", "autoregressive", "llamagen", "mlp", "mlp", "hf")
-    need(found == parts, what=f"the parts {', '.join(parts)}", found=found)
-    need(
-        encoder["activation"] == "gelu", what="exact GELU in encoder and adaptor", found=encoder["activation"]
-    )
-    need(tokenizer["l2_norm"], what="codes of unit length", found="l2_norm: false")
+    encoder, tokenizer, backbone = understanding["encoder"], generation["tokenizer"], config["backbone"]
+    _check_parts(config)
     width = backbone["config"]["hidden_size"]
-    need(
-        head["hidden"] in (None, width), what=f"a head as wide as the backbone, {width}", found=head["hidden"]
-    )
-    code_width = generation.get("embedding_width") or tokenizer["code_width"]
-    need(code_width == tokenizer["code_width"], what="an embedding as wide as its codes", found=code_width)
     patches = encoder["image_size"] // encoder["patch_size"]
-    factor = 2 ** (len(tokenizer["channel_multipliers"]) - 1)
-    size = (generation["height"], generation["width"])
-    need(
-        size == (patches * factor,) * 2,
-        what=f"drawings of {patches} codes a side, as the encoder has",
-        found=size,
-    )
-    ids = token_ids(folder)
     written = JanusConfig(
         vision_config={
             "hidden_size": encoder["width"],
@@ -138,31 +111,41 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
         },
         text_config=dict(backbone["config"]),
         tie_word_embeddings=bool(backbone["config"].get("tie_word_embeddings", False)),
-        image_token_id=ids.get(tokens["placeholder"], JanusConfig.image_token_id),
+        image_token_id=token_ids(folder)[config["processor"]["tokens"]["placeholder"]],
         architectures=["JanusForConditionalGeneration"],
     )
     write_json(folder / "config.json", written.to_diff_dict() | {"model_type": "janus"})
-    named = {key: tokens.get(key) for key in ("bos", "eos", "pad")}
-    special = {f"{key}_token_id": ids[token] for key, token in named.items() if token in ids}
-    begins = {"generation_kwargs": {"boi_token_id": ids.get(tokens["begin_image"])}}
-    write_json(folder / "generation_config.json", special | begins)
-    pixels = write_pixels(encoder["pixels"], "transformers")
-    side = encoder["pixels"]["height"]
-    rules = {"do_resize": True, "do_rescale": True, "do_pad": True, "resample": 3}
-    write_json(
-        folder / "preprocessor_config.json",
-        {
-            "image_processor_type": "JanusImageProcessor",
-            "size": {"height": side, "width": side},
-            **rules,
-            **pixels,
-        },
+    write_processor(config, folder, num_image_tokens=patches**2)
+
+
+def _check_parts(config: Mapping[str, Any]) -> None:
+    understanding, generation = config["understanding"], config["generation"]
+    encoder, tokenizer, head = understanding["encoder"], generation["tokenizer"], generation["head"]
+    backbone = config["backbone"]
+    chosen = (encoder, understanding["adaptor"], generation, tokenizer, generation["adaptor"], head, backbone)
+    found = tuple(part["name"] for part in chosen)
+    parts = ("siglip", "mlp", "autoregressive", "llamagen", "mlp", "mlp", "hf")
+    need(found == parts, what=f"the parts {', '.join(parts)}", found=found)
+    need(
+        encoder["activation"] == "gelu", what="exact GELU in encoder and adaptor", found=encoder["activation"]
     )
-    write_json(
-        folder / "processor_config.json",
-        {"processor_class": "JanusProcessor", "num_image_tokens": patches**2},
+    side, seen = encoder["image_size"], encoder["pixels"]["height"]
+    need(seen == side, what=f"pictures of {side} pixels a side", found=seen)
+    need(tokenizer["l2_norm"], what="codes of unit length", found="l2_norm: false")
+    width = backbone["config"]["hidden_size"]
+    need(
+        head["hidden"] in (None, width), what=f"a head as wide as the backbone, {width}", found=head["hidden"]
     )
-    _name_image_tokens(folder, tokens)
+    code_width = generation.get("embedding_width") or tokenizer["code_width"]
+    need(code_width == tokenizer["code_width"], what="an embedding as wide as its codes", found=code_width)
+    patches = encoder["image_size"] // encoder["patch_size"]
+    factor = 2 ** (len(tokenizer["channel_multipliers"]) - 1)
+    size = (generation["height"], generation["width"])
+    need(
+        size == (patches * factor,) * 2,
+        what=f"drawings of {patches} codes a side, as the encoder has",
+        found=size,
+    )
 
 
 def _check_vision(vision: Any) -> None:
@@ -173,14 +156,6 @@ def _check_vision(vision: Any) -> None:
     need(vision.attention_bias, what="attention with biases that we can read", found="attention_bias: false")
     sizes = (vision.image_size, vision.patch_size)
     need(all(isinstance(size, int) for size in sizes), what="square pictures that we can read", found=sizes)
-
-
-def _preprocessor(folder: Path) -> dict[str, Any]:
-    """Read the image processor's settings: a file of their own, or, written lately, the processor's."""
-    processor = folder / "processor_config.json"
-    if processor.exists() and (inside := read_json(processor).get("image_processor")):
-        return dict(inside)
-    return read_json(folder / "preprocessor_config.json")
 
 
 def _is_tied(folder: Path, said: bool) -> bool:
@@ -197,12 +172,3 @@ def _ratio(width: int, intermediate: int) -> float:
     """Choose a ratio that transformers turns back, ``int(width * ratio)``, into the same number."""
     ratio = intermediate / width
     return ratio if int(width * ratio) == intermediate else (intermediate + 0.5) / width
-
-
-def _name_image_tokens(folder: Path, tokens: Mapping[str, Any]) -> None:
-    """Tell transformers' tokenizer which tokens its Janus processor asks for."""
-    path = folder / "tokenizer_config.json"
-    if path.exists():
-        named = {"image_token": "placeholder", "boi_token": "begin_image", "eoi_token": "end_image"}
-        extra = {theirs: tokens[ours] for theirs, ours in named.items()}
-        write_json(path, read_json(path) | {"extra_special_tokens": extra} | extra)

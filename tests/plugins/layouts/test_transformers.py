@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import JanusConfig, JanusForConditionalGeneration
+from PIL import Image
+from transformers import JanusConfig, JanusForConditionalGeneration, JanusProcessor
 
-from janus_modular import CheckpointError
+from janus_modular import CheckpointError, Message, PictureToRead, Text
 from janus_modular.checkpoints import convert, open_checkpoint
 from janus_modular.checkpoints.opening import describe
 from janus_plugins.layouts.transformers_config import _ratio, write_config
@@ -66,6 +67,16 @@ def theirs_of(case: dict[str, Any]) -> JanusForConditionalGeneration:
     return model
 
 
+def add_processor(folder: Path) -> None:
+    """Put the files of a processor beside weights."""
+    for file in REFERENCE.glob("*token*.json"):
+        shutil.copy(file, folder)
+    preprocessor = json.loads((REFERENCE / "preprocessor_config.json").read_text())
+    del preprocessor["image_size"]
+    preprocessor["size"] = {"height": 32, "width": 32}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+
+
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> dict[str, Any]:
     return CASES[request.param]
@@ -80,11 +91,7 @@ def theirs(case: dict[str, Any]) -> JanusForConditionalGeneration:
 def folder(theirs: JanusForConditionalGeneration, tmp_path: Path) -> Path:
     folder = tmp_path / "theirs"
     theirs.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(REFERENCE / name, folder)
-    preprocessor = json.loads((REFERENCE / "preprocessor_config.json").read_text())
-    preprocessor["size"] = {"height": 32, "width": preprocessor.pop("image_size") and 32}
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    add_processor(folder)
     return folder
 
 
@@ -129,15 +136,38 @@ def test_transformers_loads_what_we_write(
     assert describe(tmp_path / "back").processor.to_dict() == first
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("template", ["janus", "janus-pro"])
+def test_their_processor_writes_our_prompts(template: str, tmp_path: Path) -> None:
+    theirs_of(CASES["tied, deep adaptors"]).save_pretrained(tmp_path / "a")
+    add_processor(tmp_path / "a")
+    convert(tmp_path / "a", tmp_path / "b", overrides=[f"processor.template={template}"])
+    convert(tmp_path / "b", tmp_path / "c", layout="transformers")
+    processor = JanusProcessor.from_pretrained(tmp_path / "c")
+    ours = describe(tmp_path / "b").processor
+    picture = Image.open(REFERENCE / "astronaut.png").convert("RGB")
+    turns = [("user", "What is in the picture?"), ("assistant", "A woman."), ("user", " And behind her? ")]
+    plain = [{"role": role, "content": [{"type": "text", "text": said}]} for role, said in turns]
+    plain[0]["content"].insert(0, {"type": "image"})
+    text = processor.apply_chat_template(plain, add_generation_prompt=True)
+    read = processor(text=text, images=picture)
+    messages = [Message(role, [Text(said)]) for role, said in turns]
+    messages[0].content.insert(0, PictureToRead(picture))
+    prompt = ours.chat_prompt(messages)
+    assert list(read["input_ids"][0]) == prompt.tokens.tolist()
+    wish = [{"role": "user", "content": "a small dog"}]
+    text = processor.apply_chat_template(wish, add_generation_prompt=True)
+    drawn = processor(text=text, generation_mode="image")
+    assert list(drawn["input_ids"][0]) == ours.draw_prompt("a small dog").tokens.tolist()
+
+
 def test_a_head_of_its_own_beats_a_config_that_ties(tmp_path: Path) -> None:
     theirs = theirs_of(CASES["untied, grouped keys"])
     theirs.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["tie_word_embeddings"]  # the class' default is True
     (tmp_path / "config.json").write_text(json.dumps(config))
-    for file in REFERENCE.glob("*token*.json"):
-        shutil.copy(file, tmp_path)
-    shutil.copy(REFERENCE / "preprocessor_config.json", tmp_path)
+    add_processor(tmp_path)
     model, _ = open_checkpoint(tmp_path)
     assert torch.equal(model.backbone.model.lm_head.weight, theirs.lm_head.weight)
     assert not torch.equal(
@@ -162,6 +192,7 @@ def test_settings_may_lie_within_the_processors_file(folder: Path) -> None:
     [
         ("understanding.adaptor.name", "linear"),
         ("understanding.encoder.activation", "gelu_pytorch_tanh"),
+        ("understanding.encoder.pixels.height", 64),
         ("generation.head.hidden", 7),
         ("generation.width", 64),
         ("generation.tokenizer.l2_norm", False),
@@ -170,8 +201,7 @@ def test_settings_may_lie_within_the_processors_file(folder: Path) -> None:
 def test_says_what_it_cannot_hold(path: str, value: object, tmp_path: Path) -> None:
     convert_source = theirs_of(CASES["untied, grouped keys"])
     convert_source.save_pretrained(tmp_path / "theirs")
-    for file in (*REFERENCE.glob("*token*.json"), REFERENCE / "preprocessor_config.json"):
-        shutil.copy(file, tmp_path / "theirs")
+    add_processor(tmp_path / "theirs")
     convert(tmp_path / "theirs", tmp_path / "native")
     config = json.loads((tmp_path / "native/config.json").read_text())["model"]
     *keys, last = path.split(".")

@@ -1,0 +1,88 @@
+"""``janus-modular convert``, as it is typed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from janus_modular.checkpoints import open_checkpoint, save
+from janus_modular.cli.app import app
+from janus_modular.cli.convert import size_in_bytes
+from janus_modular.model import JanusModel
+from janus_modular.processing.processor import Processor
+
+Made = tuple[JanusModel, Processor]
+
+
+def typed(*words: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["convert", *map(str, words)])
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def source(make: Callable[..., Made], tmp_path: Path) -> Path:
+    save(*make(tie_word_embeddings=True), tmp_path / "model", training={"steps": 3})
+    return tmp_path / "model"
+
+
+def test_halves_a_checkpoint(source: Path, tmp_path: Path) -> None:
+    code, said = typed(source, tmp_path / "half", "--dtype", "bfloat16", "--max-shard-size", "200KB")
+    assert code == 0, said
+    assert len(list(tmp_path.glob("half/model-*.safetensors"))) > 1
+    whole, half = open_checkpoint(source)[0], open_checkpoint(tmp_path / "half")[0]
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(half.state_dict()[name], tensor.bfloat16().float()), name
+
+
+def test_keeps_what_is_recorded(source: Path, tmp_path: Path) -> None:
+    code, said = typed(source, tmp_path / "copy")
+    assert code == 0, said
+    for name in ("config.json", "processor.json", "tokenizer.json"):
+        assert (tmp_path / "copy" / name).read_text() == (source / name).read_text()
+    old, new = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "copy"))
+    assert old.keys() == new.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--layout", "nativ"), "Did you mean 'native'"),
+        (("--dtype", "int8"), "there is no dtype 'int8'"),
+        (("--max-shard-size", "big"), "is no size"),
+        (("--layout", "published"), "the published layout has"),
+        (("backbone.confg=1",), "confg"),
+    ],
+)
+def test_says_what_is_wrong_and_writes_nothing(
+    words: tuple[str, ...], message: str, source: Path, tmp_path: Path
+) -> None:
+    code, said = typed(source, tmp_path / "new", *words)
+    assert code != 0
+    assert message in said
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_weight_that_is_missing_stops_it(source: Path, tmp_path: Path) -> None:
+    path = source / "model.safetensors"
+    save_file({k: v for k, v in load_file(path).items() if not k.endswith("quant_conv.bias")}, path)
+    code, said = typed(source, tmp_path / "new")
+    assert code != 0
+    assert "2 missing in generation.tokenizer" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("5GB", 5 * 10**9), ("1.5 mb", 1_500_000), ("300", 300), ("10B", 10), ("2kb", 2000)]
+)
+def test_reads_sizes(text: str, size: int) -> None:
+    assert size_in_bytes(text) == size
+
+
+def test_refuses_what_is_no_size() -> None:
+    with pytest.raises(typer.BadParameter):
+        size_in_bytes("GB")
