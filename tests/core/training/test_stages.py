@@ -15,7 +15,6 @@ from janus_modular.compose import compose
 from janus_modular.janus import Janus
 from janus_modular.model import JanusModel
 from janus_modular.plugins import default_plugins
-from janus_modular.training import resuming
 from janus_modular.training.stages import janus_losses, open_sources, prepare, train
 
 BITWISE = {"rtol": 0, "atol": 0}
@@ -131,7 +130,6 @@ def test_layout_does_not_change_the_loss(make, figures, tmp_path: Path, change: 
 
 def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(make, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make()
-    real = resuming.save
     forward = JanusModel.forward
     seen = []
 
@@ -145,9 +143,8 @@ def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(make, monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt):
         train(config, quiet=True)
     monkeypatch.undo()
-    assert real is resuming.save
     assert [one.name for one in (Path(config.output) / "checkpoints").iterdir()] == ["step-0000002"]
-    with pytest.raises(TrainingError, match="holds a run already.*--resume"):
+    with pytest.raises(TrainingError, match=r"holds a run already.*--resume"):
         train(config, quiet=True)
     train(config, quiet=True, resume=True)
 
@@ -199,13 +196,13 @@ def test_a_stage_starts_from_the_one_before(make, tmp_path: Path) -> None:
 
 def test_data_that_are_not_there_are_all_named(make) -> None:
     config = make(sources__read__path="YOUR/read.jsonl", sources__draw__path="YOUR/draw.jsonl")
-    with pytest.raises(ConfigError, match="sources.read: 'YOUR/read.jsonl' is no file.*\n.*sources.draw"):
+    with pytest.raises(ConfigError, match=r"sources.read: 'YOUR/read.jsonl' is no file.*\n.*sources.draw"):
         train(config, quiet=True)
 
 
 def test_a_sample_with_nothing_to_learn_is_named(make, data: Path) -> None:
     (data / "text.jsonl").write_text('{"messages": [{"role": "user", "content": "Hello?"}]}\n')
-    with pytest.raises(DataError, match="source 'text', sample 0: .*nothing"):
+    with pytest.raises(DataError, match=r"source 'text', sample 0: .*nothing"):
         train(make(), quiet=True)
 
 

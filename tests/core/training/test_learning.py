@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from janus_modular import ConfigError
+from janus_modular.checkpoints.native import blank
+from janus_modular.config import load, resolve
+from janus_modular.model import JanusModel
+from janus_modular.schema import ModelConfig
+from janus_modular.training.learning import choose, learning, table
+
+STAGE_1 = ["understanding.adaptor", "generation.embedding", "generation.adaptor", "generation.head"]
+STAGES = {1: STAGE_1, 2: [*STAGE_1, "backbone"], 3: ["understanding", *STAGE_1[1:], "backbone"]}
+
+
+def linear(*widths: int) -> int:
+    """Parameters of a row of linear layers with biases."""
+    return sum(a * b + b for a, b in zip(widths, widths[1:], strict=False))
+
+
+def learns(model: JanusModel) -> dict[str, int]:
+    return {one.path: one.learns for one in learning(model)}
+
+
+@pytest.fixture
+def model() -> JanusModel:
+    return blank(resolve(load("tiny"), ModelConfig))
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "millions"), [("janus_pro_1b", 2048, 48.28), ("janus_pro_7b", 4096, 121.70)]
+)
+def test_stage_1_trains_what_the_papers_count(name: str, width: int, millions: float) -> None:
+    model = blank(resolve(load(name), ModelConfig))
+    choose(model, STAGE_1)
+    counts = learns(model)
+    assert counts["understanding.adaptor"] == linear(1024, width, width)
+    assert counts["generation.adaptor"] == linear(8, width, width)
+    assert counts["generation.head"] == linear(width, width, 16384)
+    assert counts["generation.embedding"] == 16384 * 8 == 131_072
+    assert sum(counts.values()) - 131_072 == pytest.approx(
+        millions * 1e6, abs=0.005e6
+    )  # two digits, in the spec
+
+
+def test_later_stages_add_the_language_model_and_the_encoder() -> None:
+    model = blank(resolve(load("janus_pro_1b"), ModelConfig))
+    choose(model, STAGES[2])
+    counts = learns(model)
+    assert counts["understanding.encoder"] == counts["generation.tokenizer"] == 0
+    assert counts["backbone"] == pytest.approx(1652.656e6, abs=0.001e6)
+    choose(model, STAGES[3])
+    counts = learns(model)
+    assert counts["understanding.encoder"] == pytest.approx(303.689e6, abs=0.001e6)
+    assert counts["generation.tokenizer"] == 0
+
+
+def test_frozen_modules_are_in_eval_mode(model: JanusModel) -> None:
+    model.train()
+    choose(model, ["generation.head", "backbone.model.model.layers.1"])
+    training = {name for name, module in model.named_modules() if module.training}
+    assert training
+    assert all(name.startswith(("generation.head", "backbone.model.model.layers.1")) for name in training)
+
+
+def test_a_star_stands_for_one_name(model: JanusModel) -> None:
+    choose(model, ["backbone.model.model.layers.*.mlp", "*.adaptor"])
+    learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    prefixes = {
+        name.rpartition(".layers.")[0] if "adaptor" in name else name.rpartition(".mlp")[0]
+        for name in learned
+    }
+    layers = {f"backbone.model.model.layers.{i}" for i in range(2)}
+    assert prefixes == layers | {"understanding.adaptor", "generation.adaptor"}
+
+
+def test_the_tokenizer_is_left_out_of_its_path(model: JanusModel) -> None:
+    choose(model, ["generation"])
+    assert not any(p.requires_grad for p in model.generation.tokenizer.parameters())
+    assert not model.generation.tokenizer.training
+    assert all(p.requires_grad for p in model.generation.head.parameters())
+
+
+def test_tied_weights_learn_together(model: JanusModel) -> None:
+    choose(model, ["backbone.model.lm_head"])
+    assert model.backbone.model.model.embed_tokens.weight.requires_grad
+
+
+def test_every_pattern_that_cannot_be_is_reported(model: JanusModel) -> None:
+    with pytest.raises(ConfigError) as error:
+        choose(model, ["generation.adapter", "understandin", "backbone", "generation.tokenizer.encoder"])
+    said = str(error.value)
+    assert "'generation.adapter' matches nothing. generation holds:" in said
+    assert "Did you mean 'adaptor'?" in said
+    assert "'understandin' matches nothing. The model holds: understanding, generation, backbone." in said
+    assert "generation.tokenizer.encoder, which is trained on its own" in said
+
+
+def test_the_table_shows_both(model: JanusModel) -> None:
+    choose(model, STAGE_1)
+    console = Console(width=80, file=StringIO())
+    console.print(table(model))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert any("generation.tokenizer" in line and "│       - │" in line for line in lines)
+    assert any("all" in line and "M" in line for line in lines)

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from janus_modular import ConfigError
+from janus_modular.config import load, resolve, shipped
+from janus_modular.training.mixture import apportion
+from janus_modular.training.schema import TrainConfig
+
+# Janus, table 1; Janus-Pro, table 2: lr, schedule, weight decay, warm-up, steps, stopped at, batch, mixture.
+PAPERS: dict[str, tuple[Any, ...]] = {
+    "janus/stage1": (1e-3, "cosine", 0.0, 300, 10_000, None, 256, (1, 0, 1)),
+    "janus/stage2": (1e-4, "constant", 0.0, 5_000, 180_000, None, 512, (2, 3, 5)),
+    "janus/stage3": (2e-5, "constant", 0.1, 0, 24_000, None, 256, (7, 3, 10)),
+    "janus_pro/stage1": (1e-3, "constant", 0.0, 600, 20_000, None, 256, (1, 0, 3)),
+    "janus_pro/stage2": (1e-4, "constant", 0.0, 5_000, 360_000, 270_000, 512, (2, 3, 5)),
+    "janus_pro/stage3": (4e-5, "constant", 0.0, 0, 80_000, None, 128, (5, 1, 4)),
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_shipped_stages_are_the_papers(name: str) -> None:
+    config = resolve(load(f"train/{name}"), TrainConfig)
+    lr, schedule, decay, warmup, steps, stop, batch, ratio = PAPERS[name]
+    optimizer = config.optimizer
+    assert (optimizer.lr, optimizer.betas, optimizer.weight_decay, optimizer.clip) == (
+        lr,
+        (0.9, 0.95),
+        decay,
+        1.0,
+    )
+    assert (config.schedule.name, config.schedule.warmup, config.schedule.steps, config.schedule.stop) == (
+        schedule,
+        warmup,
+        steps,
+        stop,
+    )
+    assert (config.batch, config.length, config.drop_condition) == (batch, 4096, 0.1)
+    assert config.supervise == ("answers" if name.endswith("3") else "all")
+    for phase in config.phases():
+        drawn = sum(
+            share for source, share in phase.shares.items() if source not in ("understanding", "text")
+        )
+        assert (phase.shares["understanding"], phase.shares["text"], drawn) == ratio
+        assert sum(apportion(phase.shares, batch).values()) == batch
+
+
+def test_janus_draws_classes_first() -> None:
+    first, second = resolve(load("train/janus/stage2"), TrainConfig).phases()
+    assert (first.until, second.until) == (120_000, None)
+    assert (first.shares["classes"], first.shares["pairs"]) == (5, 0)
+    assert (second.shares["classes"], second.shares["pairs"]) == (0, 5)
+
+
+def test_every_shipped_training_is_tested_here() -> None:
+    assert {name.removeprefix("train/") for name in shipped() if name.startswith("train/")} == set(PAPERS)
+
+
+def raw(**changes: Any) -> dict[str, Any]:
+    base = {
+        "model": "tiny",
+        "learn": ["backbone"],
+        "sources": {
+            "text": {"name": "jsonl", "path": "a.jsonl"},
+            "draw": {"name": "jsonl", "path": "b.jsonl"},
+        },
+        "mixture": {"text": 1, "draw": 1},
+    }
+    return base | changes
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        resolve(
+            load(
+                raw(
+                    batchsize=3,
+                    supervise="some",
+                    optimizer={"lr": -1},
+                    sources={
+                        "text": {"name": "jsonl", "path": "a", "kind": "wirte"},
+                        "draw": {"name": "jsonI"},
+                    },
+                )
+            ),
+            TrainConfig,
+        )
+    said = str(error.value)
+    for part in (
+        "batchsize: unknown key",
+        "supervise: found 'some'",
+        "optimizer: lr -1",
+        "text.kind",
+        "draw.name",
+    ):
+        assert part in said
+    assert len(error.value.faults) == 5
+
+
+def test_fields_that_contradict_each_other_are_all_reported() -> None:
+    with pytest.raises(ConfigError) as error:
+        resolve(
+            load(raw(init="somewhere", batch=0, learn=[], drop_condition=2, mixture={"text": -1, "dra": 1})),
+            TrainConfig,
+        )
+    said = str(error.value)
+    for part in (
+        "found both of model and init",
+        "batch: 0; expected at least 1",
+        "learn: nothing",
+        "drop_condition: 2.0",
+        "mixture.text: found -1",
+        "mixture.dra: no such source; sources: text, draw. Did you mean 'draw'?",
+        "source 'draw' has no share",
+    ):
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("mixture", "fault"),
+    [
+        (None, "expected {source: share}"),
+        ([], "expected {source: share}"),
+        ({"text": 0, "draw": 0}, "all shares are 0"),
+        ({"text": "1", "draw": 0}, "found '1'"),
+        ([{"until": 5, "text": 1, "draw": 1}], "its last phase ends at step 5"),
+        ([{"text": 1, "draw": 1}, {"text": 1, "draw": 0}], "phase 1 has until None"),
+        ([{"until": 5, "text": 1, "draw": 0}, {"until": 5, "text": 1}, {"draw": 1}], "phase 2 has until 5"),
+    ],
+)
+def test_mixtures_that_cannot_be(mixture: Any, fault: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        resolve(load(raw(mixture=mixture)), TrainConfig)
+    assert fault in str(error.value)
+
+
+def test_sources_without_a_share_are_not_used() -> None:
+    assert resolve(load(raw(mixture={"text": 1, "draw": 0})), TrainConfig).used() == ["text"]
+    assert resolve(load("train/janus_pro/stage1"), TrainConfig).used() == ["understanding", "generation"]

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from janus_modular import IGNORED, DataError, Sample, Sequence
+from janus_modular.training.mixture import Mixture
+from janus_modular.training.schema import Phase
+from janus_modular.training.work import Preparation
+
+
+class Numbered:
+    """Samples of various lengths; the condition is dropped where token 0 is 1."""
+
+    def __len__(self) -> int:
+        return 9
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        return Sample([], source=str(index))
+
+
+def sequence(sample: Sample, drop: bool) -> Sequence:
+    nowhere = np.zeros(4, np.bool_)
+    return Sequence(
+        np.full(4, drop), np.array([IGNORED, 5, 6, IGNORED]), nowhere, nowhere, source=sample.source
+    )
+
+
+def preparation(**changes: object) -> Preparation:
+    mixed = Mixture({"a": Numbered(), "b": Numbered()}, [Phase({"a": 3.0, "b": 1.0})], 400, 0)
+    settings = {"picture_tokens": 16, "pad": 0, "length": 10, "drop_condition": 0.1} | changes
+    return Preparation(mixed, sequence, **settings)  # type: ignore[arg-type]
+
+
+def test_threads_change_nothing() -> None:
+    alone, helped = (list(preparation().steps(3, 8, workers=workers)) for workers in (0, 3))
+    assert len(alone) == len(helped) == 5
+    for a, b in zip(alone, helped, strict=True):
+        assert a.samples == b.samples == {"a": 300, "b": 100}
+        assert torch.equal(a.batches[0].tokens, b.batches[0].tokens)
+
+
+def test_steps_are_prepared_ahead_and_no_further_than_asked() -> None:
+    work = preparation().steps(0, 10**9, workers=2)
+    assert len(list(itertools.islice(work, 2))) == 2
+    work.close()  # type: ignore[attr-defined]  # a generator
+
+
+def test_a_tenth_of_the_conditions_is_dropped() -> None:
+    dropped = [
+        preparation().one(draw).tokens[0] for step in range(5) for draw in preparation().mixture.plan(step)
+    ]
+    assert np.mean(dropped) == pytest.approx(0.1, abs=0.03)  # 2000 draws: five standard deviations
+
+
+def test_accumulation_cuts_rows_not_counts() -> None:
+    whole, cut = preparation().step(0), preparation(accumulate=7).step(0)
+    assert len(cut.batches) == 7
+    assert (
+        sum(len(batch.tokens) for batch in cut.batches) == len(whole.batches[0].tokens) == 200
+    )  # two of 4 in 10
+    assert cut.supervised == whole.supervised == 800
+
+
+def test_nothing_supervised_is_named() -> None:
+    def unsupervised(sample: Sample, drop: bool) -> Sequence:
+        made = sequence(sample, drop)
+        made.labels[:] = IGNORED
+        return made
+
+    one = preparation()
+    bad = Preparation(one.mixture, unsupervised, picture_tokens=16, pad=0)
+    with pytest.raises(DataError, match=r"source 'a', sample \d: nothing in it is supervised"):
+        bad.step(0)
+
+
+def test_errors_in_threads_arrive_as_they_are() -> None:
+    with pytest.raises(DataError, match="4 positions.*rows of 3: raise length"):
+        next(preparation(length=3).steps(0, 5, workers=2))
