@@ -133,11 +133,10 @@ class Engine(Generic[W]):
         bad = [name for name, (total, _) in means.items() if not isfinite(total)]
         if not bad:
             return
-        where = ", ".join(name.removeprefix("loss/") for name in bad if "/" in name) or "no single loss"
-        what = "the loss" if "loss" in bad else "the gradient"
+        where = ", ".join(name.replace("loss/", "loss ").replace("source/", "source ") for name in bad)
         raise TrainingError(
-            f"step {self.next_step}: {what} is not finite (in: {where}). The weights are as before this step."
-            " Lower optimizer.lr, lengthen schedule.warmup, or look for broken samples in that source."
+            f"step {self.next_step}: not finite: {where}. The weights are as before this step. Lower"
+            " optimizer.lr, lengthen schedule.warmup, or look for broken samples in that source."
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.markup import escape as escape_markup
+from rich.text import Text
 
 from janus_modular.plugins import Plugins
 from janus_modular.processing.pictures import to_picture
@@ -94,14 +94,15 @@ def stretches(sequence: TokenSequence, processor: Processor) -> Iterator[Stretch
         at += size
 
 
-def as_text(sample: Shown) -> str:
+def as_text(sample: Shown) -> Text:
     """Write a sample for the terminal: learned words in bold green, pictures as their size."""
-    lines = ""
+    view = Text(sample.heading + "\n", style="bold")
     for one in sample.stretches:
         words = one.text if one.kind == "text" else f"[picture to {one.kind}, {one.positions} positions]"
-        style = "bold green" if one.learned else "dim" if one.kind == "text" else "cyan"
-        lines += f"[{style}]{escape_markup(words)}[/]"
-    return f"[bold]{escape_markup(sample.heading)}[/]\n{lines}\n"
+        view.append(
+            words, "bold green" if one.learned else "not bold dim" if one.kind == "text" else "not bold cyan"
+        )
+    return view.append("\n")
 
 
 STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }

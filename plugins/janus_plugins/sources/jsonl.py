@@ -69,8 +69,8 @@ class JsonlConfig(PartConfig):
             raise ValueError("path: missing; expected a .jsonl file.")
         if not self.templates or not self.questions or not all("{}" in one for one in self.templates):
             raise ValueError(
-                f"templates {self.templates}, questions {self.questions}: expected at least one of each, and {{}}"
-                " in every template where the caption goes."
+                f"templates {self.templates}, questions {self.questions}: expected at least one of each, and"
+                " {} in every template, where the caption goes."
             )
 
 
@@ -108,8 +108,8 @@ class Jsonl:
         Raises:
             DataError: says the file, the line, and what is wrong with it.
         """
-        for tried in range(min(MOST_BAD, len(self))):
-            at = (index + tried) % len(self)
+        most = min(MOST_BAD, len(self))
+        for at in ((index + tried) % len(self) for tried in range(most)):
             try:
                 return self._sample(at, rng)
             except (DataError, PictureError) as error:
@@ -118,9 +118,7 @@ class Jsonl:
                     raise DataError(where) from error
                 self.skipped += 1
                 log.warning("skipped (%d so far): %s", self.skipped, where)
-        raise DataError(
-            f"{self.path}: {MOST_BAD} lines in a row from line {self._line(index)} cannot be used."
-        )
+        raise DataError(f"{self.path}: {most} lines in a row from line {self._line(index)} cannot be used.")
 
     def _sample(self, index: int, rng: np.random.Generator) -> Sample:
         start = int(self._starts[index])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from io import StringIO
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
@@ -18,7 +19,7 @@ STAGES = {1: STAGE_1, 2: [*STAGE_1, "backbone"], 3: ["understanding", *STAGE_1[1
 
 def linear(*widths: int) -> int:
     """Parameters of a row of linear layers with biases."""
-    return sum(a * b + b for a, b in zip(widths, widths[1:], strict=False))
+    return sum(a * b + b for a, b in pairwise(widths))
 
 
 def learns(model: JanusModel) -> dict[str, int]:

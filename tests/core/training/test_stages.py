@@ -214,3 +214,19 @@ def test_a_sample_that_fits_no_row_is_named(make) -> None:
 def test_rows_longer_than_the_context_are_refused(make) -> None:
     with pytest.raises(ConfigError, match="rows of 4096 positions; the backbone's context is 512"):
         train(make(length=4096), quiet=True)
+
+
+def test_a_loss_that_is_not_finite_names_its_source(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = JanusModel.forward
+
+    def poisoned(self, batch):
+        output = forward(self, batch)
+        of_draw = output.sources["image"] == batch.sources.index("draw")
+        output.losses["image"] = output.losses["image"].masked_fill(of_draw, float("nan"))
+        return output
+
+    monkeypatch.setattr(JanusModel, "forward", poisoned)
+    with pytest.raises(
+        TrainingError, match=r"step 0: not finite: loss, loss image, source draw, grad_norm\."
+    ):
+        train(make(), quiet=True)

@@ -78,5 +78,5 @@ def test_nothing_supervised_is_named() -> None:
 
 
 def test_errors_in_threads_arrive_as_they_are() -> None:
-    with pytest.raises(DataError, match="4 positions.*rows of 3: raise length"):
+    with pytest.raises(DataError, match=r"4 positions.*rows of 3: raise length"):
         next(preparation(length=3).steps(0, 5, workers=2))

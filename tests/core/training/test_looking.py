@@ -1,0 +1,163 @@
+"""The dry run and the sheet of samples: what is said before anything is trained."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from janus_modular.batch import collate
+from janus_modular.cli.app import app
+from janus_modular.model import JanusModel
+from janus_modular.plugins import default_plugins
+from janus_modular.processing.processor import Processor
+from janus_modular.training.estimate import estimate
+from janus_modular.training.learning import choose
+from janus_modular.training.sheet import as_html, as_text, look, stretches
+from janus_modular.training.stages import open_sources, prepare, train
+
+
+def test_memory_counts_parameters_and_is_near_for_activations(
+    make, built: tuple[JanusModel, Processor]
+) -> None:
+    """Against what autograd really saves. Within a factor of 2: norms, attention and losses are guessed."""
+    model, processor = built
+    config = make()
+    choose(model, config.learn)
+    preparation = prepare(config, open_sources(config, default_plugins()), model, processor)
+    work = preparation.step(0)
+    parameters = {id(p): p.numel() for p in model.parameters()}
+    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    memory = estimate(model, work)
+    assert memory.parameters == 4 * sum(parameters.values())
+    assert (memory.gradients, memory.optimizer) == (4 * learned, 8 * learned)
+    kept: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(work.batches[0])
+        assert output.losses
+    assert 0.5 < memory.activations / sum(kept.values()) < 2
+    assert estimate(model, work, half=True).activations < memory.activations
+
+
+def test_the_sheet_says_what_is_learned(make, built: tuple[JanusModel, Processor]) -> None:
+    samples = look(make(), default_plugins(), n=3)
+    assert [sample.source for sample in samples] == ["read", "draw", "text"]
+    read, draw, text = ([(s.kind, s.learned) for s in sample.stretches] for sample in samples)
+    assert read == [("text", False), ("read", False), ("text", False), ("text", True)]
+    assert draw == [("text", False), ("draw", True), ("text", False)]
+    assert text == [("text", False), ("text", True)]
+    assert re.fullmatch(r"\s?(red|green|blue|white)<｜end▁of▁sentence｜>", samples[0].stretches[-1].text)
+    assert re.fullmatch(r"draw, sample \d: \d+ positions, 16 learned", samples[1].heading)
+
+
+def test_stretches_cover_every_position(make, built: tuple[JanusModel, Processor]) -> None:
+    config, (model, processor) = make(), built
+    preparation = prepare(config, open_sources(config, default_plugins()), model, processor)
+    for draw in preparation.mixture.plan(0):
+        sequence = preparation.one(draw)
+        cut = list(stretches(sequence, processor))
+        assert sum(one.positions for one in cut) == len(sequence)
+        learned = sum(one.positions for one in cut if one.learned)
+        assert learned == preparation.work([sequence]).supervised
+        collate([sequence])
+
+
+def test_the_page_needs_no_other_file_and_escapes_words(make, data: Path) -> None:
+    (data / "text.jsonl").write_text(json.dumps({"text": "<script>alert([red]);[/]\\</script>"}))
+    samples = look(make(), default_plugins(), n=5)
+    page = as_html(samples, title="a & b")
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "<h1>a &amp; b</h1>" in page
+    pictures = re.findall(r"src='data:image/png;base64,([^']+)'", page)
+    assert len(pictures) == 4
+    assert all(Image.open(io.BytesIO(base64.b64decode(one))).size == (32, 32) for one in pictures)
+    assert not re.findall(r"src='(?!data:)|href=", page)
+    words = as_text(next(one for one in samples if one.source == "text"))
+    assert "<script>alert([red]);[/]\\</script>" in words.plain  # the terminal's markup is escaped too
+
+
+@pytest.fixture
+def file(make, data: Path, tmp_path: Path) -> Path:
+    """The config as a file, as people have it."""
+    import yaml
+
+    sources = {name: {"name": "jsonl", "path": str(data / f"{name}.jsonl")} for name in ("read", "draw")}
+    sources["draw"]["kind"] = "draw"
+    raw = {
+        "model": "tiny",
+        "learn": ["generation", "backbone"],
+        "sources": sources,
+        "mixture": {"read": 1, "draw": 3},
+        "batch": 4,
+        "length": 512,
+        "schedule": {"steps": 2},
+        "device": "cpu",
+        "output": str(tmp_path / "out"),
+    }
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def test_a_dry_run_says_it_all_and_trains_nothing(file: Path) -> None:
+    result = CliRunner().invoke(app, ["train", str(file), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    for part in ("understanding.encoder", "AdamW", "activations about", "2 steps"):
+        assert part in said
+    assert re.search(r"draw │\s+3 │", said)
+    assert re.search(r"read │\s+1 │", said)
+    assert not (file.parent / "out").exists()
+
+
+def test_train_and_inspect_from_the_command_line(file: Path) -> None:
+    result = CliRunner().invoke(app, ["train", str(file), "schedule.steps=1", "--quiet"])
+    assert result.exit_code == 0, result.output
+    assert result.output.strip() == str(file.parent / "out" / "model")
+    page = file.parent / "sheet.html"
+    result = CliRunner().invoke(app, ["data", "inspect", str(file), "-n", "2", "--out", str(page)])
+    assert result.exit_code == 0, result.output
+    assert page.read_text("utf-8").count("<section>") == 2
+    result = CliRunner().invoke(app, ["data", "inspect", str(file), "-n", "2"])
+    assert "[picture to draw, 16 positions]" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["train", "FILE", "learn=[generation.haed]"], "'generation.haed' matches nothing"),
+        (["train", "FILE", "--resume"], "nothing to resume"),
+        (
+            ["train", "train/janus_pro/stage1", "--dry-run", "model.processor.tokenizer=bytes"],
+            "YOUR/understanding.jsonl",
+        ),
+        (["data", "inspect", "FILE", "--out", "sheet.pdf"], "name of an .html file"),
+    ],
+)
+def test_mistakes_are_said_without_a_traceback(file: Path, words: list[str], fault: str) -> None:
+    result = CliRunner().invoke(app, [str(file) if word == "FILE" else word for word in words])
+    assert result.exit_code == 2
+    assert fault in " ".join(result.output.split())
+    assert not (file.parent / "out" / "checkpoints").exists()
+
+
+def test_a_stage_can_be_called_with_sources_of_ones_own(make) -> None:
+    config = make(schedule={"steps": 1})
+    sources = open_sources(config, default_plugins())
+    assert train(config, quiet=True, sources=sources).is_dir()

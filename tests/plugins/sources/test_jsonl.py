@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from janus_modular import DataError, PictureToDraw, PictureToRead, Sample, Text
+from janus_plugins.sources.jsonl import Jsonl, JsonlConfig
+
+RNG = np.random.default_rng
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "cats").mkdir()
+    for name, grey in {"a": 10, "b": 200}.items():
+        Image.new("RGB", (4, 3), (grey, grey, grey)).save(tmp_path / "cats" / f"{name}.png")
+    (tmp_path / "cats" / "cut.png").write_bytes((tmp_path / "cats" / "a.png").read_bytes()[:40])
+    return tmp_path
+
+
+def source(folder: Path, *lines: Any, **options: Any) -> Jsonl:
+    path = folder / "data.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), "utf-8")
+    return Jsonl(JsonlConfig(path=str(path), **options))
+
+
+def shape(sample: Sample) -> list[tuple[str, list[object]]]:
+    """A sample as its roles, and each segment as its text and whether it is learned, or as picture's grey."""
+
+    def segment(one: object) -> object:
+        if isinstance(one, Text):
+            return one.text, one.supervised
+        assert isinstance(one, PictureToRead | PictureToDraw)
+        grey = one.picture.getpixel((0, 0))[0]
+        return ("read", grey) if isinstance(one, PictureToRead) else ("draw", grey, one.supervised)
+
+    return [(m.role, [segment(s) for s in m.content]) for m in sample.messages]
+
+
+def test_captions_in_both_directions(folder: Path) -> None:
+    line = {"image": "cats/a.png", "caption": " A cat. "}
+    reads = source(folder, line, questions=["What is it?"]).sample(0, RNG(0))
+    assert shape(reads) == [
+        ("user", [("read", 10), ("What is it?", False)]),
+        ("assistant", [("A cat.", True)]),
+    ]
+    draws = source(folder, line, kind="draw").sample(0, RNG(0))
+    assert shape(draws) == [("user", [("A cat.", False)]), ("assistant", [("draw", 10, True)])]
+    assert reads.template
+    assert draws.template
+
+
+def test_classes_go_through_templates(folder: Path) -> None:
+    data = source(
+        folder, {"image": "cats/b.png", "class": "{tabby}"}, kind="draw", templates=["{}", "one {}!"]
+    )
+    said = {shape(data.sample(0, RNG(i)))[0][1][0] for i in range(20)}
+    assert said == {("{tabby}", False), ("one {tabby}!", False)}
+    assert shape(data.sample(0, RNG(3))) == shape(data.sample(0, RNG(3)))
+
+
+def test_text(folder: Path) -> None:
+    sample = source(folder, {"text": "Long ago ..."}).sample(0, RNG(0))
+    assert not sample.template
+    assert shape(sample) == [("assistant", [("Long ago ...", True)])]
+
+
+def test_conversations_with_pictures_anywhere(folder: Path) -> None:
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": ["This", {"image": "cats/a.png"}, {"type": "text", "text": "and"}]},
+        {"role": "assistant", "content": ["Like so:", {"image": "cats/b.png"}, {"read": "cats/b.png"}]},
+        {"role": "user", "content": [{"draw": "cats/b.png"}]},
+    ]
+    assert shape(source(folder, {"messages": messages}).sample(0, RNG(0))) == [
+        ("system", [("Be kind.", False)]),
+        ("user", [("This", False), ("read", 10), ("and", False)]),
+        ("assistant", [("Like so:", True), ("draw", 200, True), ("read", 200)]),
+        ("user", [("draw", 200, False)]),
+    ]
+
+
+def test_blank_lines_and_any_ending_are_fine(folder: Path) -> None:
+    for ending in ("", "\n", "\n \n\r\n"):
+        data = source(folder, '{"text":"ü"}', "", "   ", '{"text":"2"}\r', "", '{"text":"three"}' + ending)
+        assert len(data) == 3
+        assert [shape(data.sample(i, RNG(0)))[0][1][0][0] for i in range(3)] == ["ü", "2", "three"]
+
+
+def test_many_lines_cost_their_offsets_alone(folder: Path) -> None:
+    data = source(folder, *(f'{{"text": "{i}"}}' for i in range(200_000)))
+    assert len(data) == 200_000
+    assert data._starts.nbytes == 8 * 200_000
+    assert shape(data.sample(123_456, RNG(0)))[0][1] == [("123456", True)]
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('{"text": ', "not JSON"),
+        ("[1]", "a list; expected an object"),
+        ({"caption": "a cat"}, "has caption; expected text, messages, or image and caption"),
+        ({}, "has nothing"),
+        ({"text": "  "}, "text: found '  '"),
+        ({"image": 3, "caption": "a"}, "image: found 3"),
+        ({"image": "cats/none.png", "caption": "a"}, "none.png' is not there"),
+        ({"image": "cats/cut.png", "caption": "a"}, "cut.png"),
+        ({"messages": []}, "messages: found []"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "role 'robot'; expected system, user, assistant"),
+        ({"messages": [{"role": "user"}]}, "content of user: found None"),
+        ({"messages": [{"role": "user", "content": [{"video": "x"}]}]}, "found {'video': 'x'}"),
+    ],
+)
+def test_errors_name_file_and_line(folder: Path, line: Any, fault: str) -> None:
+    data = source(folder, {"text": "fine"}, "", line)
+    with pytest.raises(DataError) as error:
+        data.sample(1, RNG(0))
+    assert str(error.value).startswith(f"{folder / 'data.jsonl'}, line 3: ")
+    assert fault in str(error.value)
+
+
+def test_bad_lines_are_skipped_only_when_asked_and_never_silently(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [{"image": "cats/cut.png", "caption": "a"}, {"image": "cats/a.png", "caption": "b"}]
+    data = source(folder, *lines, on_bad="skip")
+    with caplog.at_level(logging.WARNING):
+        assert shape(data.sample(0, RNG(0))) == shape(data.sample(1, RNG(0)))
+    assert data.skipped == 1
+    assert "skipped (1 so far)" in caplog.text
+    assert "line 1: " in caplog.text
+    with pytest.raises(DataError, match="2 lines in a row from line 1"):
+        source(folder, lines[0], lines[0], on_bad="skip").sample(0, RNG(0))
+
+
+def test_pictures_outside_the_folder_are_refused(folder: Path) -> None:
+    inside = folder / "inside"
+    inside.mkdir()
+    for name in ("../cats/a.png", str(folder / "cats" / "a.png")):
+        with pytest.raises(DataError, match=r"lies outside .*inside: move it there, or set outside: true"):
+            source(inside, {"image": name, "caption": "a"}).sample(0, RNG(0))
+        source(inside, {"image": name, "caption": "a"}, outside=True).sample(0, RNG(0))
+    source(inside, {"image": "a.png", "caption": "a"}, pictures=str(folder / "cats")).sample(0, RNG(0))
+
+
+def test_files_that_cannot_be_sources(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"'YOUR/text.jsonl' is no file: set `path`"):
+        Jsonl(JsonlConfig(path="YOUR/text.jsonl"))
+    with pytest.raises(DataError, match="is empty"):
+        source(folder)
+    with pytest.raises(DataError, match=r"folder of pictures .* does not exist"):
+        source(folder, {"text": "a"}, pictures=str(folder / "dogs"))
+    with pytest.raises(ValueError, match="path: missing"):
+        JsonlConfig()
+    with pytest.raises(ValueError, match="in every template"):
+        JsonlConfig(path="a", templates=["a photo"])

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from janus_plugins.trackers.jsonl import JsonlConfig, JsonlTracker
+from janus_plugins.trackers.tensorboard import TensorboardConfig, TensorboardTracker
+
+
+def test_jsonl_holds_a_line_a_step_after_a_resumed_run(tmp_path: Path) -> None:
+    first = JsonlTracker(JsonlConfig(), tmp_path / "run")
+    for step in (10, 20, 30):
+        first.log(step, {"loss": 1 / step})
+    first.close()
+    path = tmp_path / "run" / "figures.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 40, "lo')  # a crash
+    second = JsonlTracker(JsonlConfig(), tmp_path / "run")
+    second.log(20, {"loss": 7.0})
+    second.log(30, {"loss": 8.0})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [{"step": 10, "loss": 0.1}, {"step": 20, "loss": 7.0}, {"step": 30, "loss": 8.0}]
+
+
+def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
+    """By tensorboard's own reader; a resumed run hides the steps that it repeats."""
+    for steps in ((1, 2, 3), (2, 3, 4)):
+        tracker = TensorboardTracker(TensorboardConfig(folder="curves"), tmp_path)
+        for step in steps:
+            tracker.log(step, {"loss/text": step / 2})
+        tracker.close()
+    events = EventAccumulator(str(tmp_path / "curves")).Reload().Scalars("loss/text")
+    assert [(event.step, event.value) for event in events] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)]
+
+
+def test_a_tracker_that_logged_nothing_closes(tmp_path: Path) -> None:
+    TensorboardTracker(TensorboardConfig(), tmp_path).close()
+    JsonlTracker(JsonlConfig(), tmp_path).close()
+    assert not (tmp_path / "tensorboard").exists()
