@@ -56,7 +56,7 @@ def test_keeps_what_is_recorded(source: Path, tmp_path: Path) -> None:
         (("--dtype", "int8"), "there is no dtype 'int8'"),
         (("--max-shard-size", "big"), "is no size"),
         (("--layout", "published"), "the published layout has"),
-        (("backbone.confg=1",), "confg"),
+        (("backbone.layers=1",), "backbone.layers"),
     ],
 )
 def test_says_what_is_wrong_and_writes_nothing(
