@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import floor
 from zlib import crc32
 
@@ -49,7 +50,7 @@ def shuffled(index: int, length: int, seed: Sequence[int]) -> int:
     """
     half = max(1, ((length - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
-    keys = [int(key) for key in np.random.SeedSequence(list(seed)).generate_state(4, np.uint64)]
+    keys = _keys(tuple(seed))
     while True:
         left, right = index >> half, index & mask
         for key in keys:
@@ -57,6 +58,11 @@ def shuffled(index: int, length: int, seed: Sequence[int]) -> int:
         index = left << half | right
         if index < length:
             return index
+
+
+@lru_cache(maxsize=64)
+def _keys(seed: tuple[int, ...]) -> list[int]:
+    return [int(key) for key in np.random.SeedSequence(list(seed)).generate_state(4, np.uint64)]
 
 
 def _mix(x: int) -> int:

@@ -49,22 +49,20 @@ class Preparation:
             DataError: the sample cannot be used; says its source and index.
         """
         sample = self.mixture.sample(draw)
-        where = f"source '{draw.source}', sample {self.mixture.index(draw)}"
         try:
-            dropped = self.mixture.rng(draw, purpose=1).random() < self.drop_condition
-            sequence = self.sequence(sample, bool(dropped))
+            sequence = self.sequence(sample, self._drops(draw))
+            if not (supervised := self._supervised(sequence)):
+                raise DataError(
+                    "nothing in it is supervised, so that nothing could be learned from it. Expected an"
+                    " answer, a text to learn or a picture to draw."
+                )
+            if self.length is not None and len(sequence) > self.length:
+                raise DataError(
+                    f"{len(sequence)} positions ({supervised} supervised) do not fit into rows of"
+                    f" {self.length}: raise length, or shorten the sample."
+                )
         except JanusError as error:
-            raise DataError(f"{where}: {error}") from error
-        if not (supervised := self._supervised(sequence)):
-            raise DataError(
-                f"{where}: nothing in it is supervised, so that nothing could be learned from it. Expected an"
-                " answer, a text to learn or a picture to draw."
-            )
-        if self.length is not None and len(sequence) > self.length:
-            raise DataError(
-                f"{where}: {len(sequence)} positions ({supervised} supervised) do not fit into rows of"
-                f" {self.length}: raise length, or shorten the sample."
-            )
+            raise DataError(f"source '{draw.source}', sample {self.mixture.index(draw)}: {error}") from error
         return sequence
 
     def work(self, sequences: list[Sequence]) -> Work:
@@ -105,6 +103,11 @@ class Preparation:
 
     def _plan(self, number: int) -> list[Draw]:
         return self.mixture.plan(number, rank=self.rank, world=self.world)
+
+    def _drops(self, draw: Draw) -> bool:
+        if not self.drop_condition:
+            return False
+        return bool(self.mixture.rng(draw, purpose=1).random() < self.drop_condition)
 
     def _supervised(self, sequence: Sequence) -> int:
         words = int((sequence.labels != IGNORED).sum())
