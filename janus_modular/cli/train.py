@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -40,6 +41,10 @@ def train(
     try:
         model = stages.train(chosen, resume=resume, quiet=quiet, title=config, plugins=plugins)
     except KeyboardInterrupt:
-        typer.echo(f"stopped; a checkpoint is in {chosen.output}. Go on with: --resume", err=True)
+        from janus_modular.training.resuming import newest
+
+        saved = newest(Path(chosen.output))
+        cure = f"go on from {saved.name} with: --resume" if saved else "nothing was saved yet"
+        typer.echo(f"stopped: {cure}", err=True)
         raise typer.Exit(130) from None
     typer.echo(model)

@@ -16,7 +16,7 @@ from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.roles import Source
 from janus_modular.training import resuming
-from janus_modular.training.building import build_model
+from janus_modular.training.building import build_model, sketch_model
 from janus_modular.training.engine import Engine, Loss
 from janus_modular.training.learning import choose, table
 from janus_modular.training.loop import run
@@ -48,11 +48,12 @@ def train(
     checkpoint = _checkpoint(output, config, resume)
     data = open_sources(config, plugins) if sources is None else sources
     device = choose_device(config.device)
+    choose(sketch_model(config, plugins)[0], config.learn)  # mistakes are said before weights are read
     torch.manual_seed(config.seed)
     model, processor = build_model(config, plugins, device, checkpoint=checkpoint)
     choose(model, config.learn)
     if not quiet:
-        Console(stderr=True).print(table(model))
+        Console(stderr=True).print(*model.pretrained, table(model), sep="\n")
     engine: Engine[Work] = Engine(
         model,
         lambda work: janus_losses(model, work, device),
@@ -84,10 +85,10 @@ def train(
             after_step=after_step,
         )
     finally:
+        work.close()
         for tracker in trackers:
             tracker.close()
-    if saved is None:
-        raise TrainingError(f"no steps are left: schedule.steps is {config.schedule.steps}.")
+    assert saved is not None  # the last step saves
     return resuming.finish(output, saved)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -85,7 +85,7 @@ class Preparation:
         """Prepare one step, here and now."""
         return self.work([self.one(draw) for draw in self._plan(number)])
 
-    def steps(self, first: int, last: int, *, workers: int = 0) -> Iterator[Work]:
+    def steps(self, first: int, last: int, *, workers: int = 0) -> Generator[Work, None, None]:
         """Yield the work of steps ``first`` to before ``last``, samples prepared ahead by threads."""
         if not workers:
             yield from map(self.step, range(first, last))

@@ -46,7 +46,7 @@ def test_threads_change_nothing() -> None:
 def test_steps_are_prepared_ahead_and_no_further_than_asked() -> None:
     work = preparation().steps(0, 10**9, workers=2)
     assert len(list(itertools.islice(work, 2))) == 2
-    work.close()  # type: ignore[attr-defined]  # a generator
+    work.close()
 
 
 def test_a_tenth_of_the_conditions_is_dropped() -> None:
