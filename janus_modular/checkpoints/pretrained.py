@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from struct import error as StructError
 from typing import Any
 
 from torch import nn
@@ -109,7 +112,8 @@ def load_pretrained(module: nn.Module, part: Part) -> PretrainedReport:
     what = f"{config.pretrained}, given to the {slot_label(part.slot)} '{part.name}',"
     component: Any = module
     if hasattr(component, "load_pretrained"):
-        missing, report.left_over = component.load_pretrained(path)
+        with _readable(what):
+            missing, report.left_over = component.load_pretrained(path)
         Outcome(missing=missing).check(what)
         report.loaded = len({id(one) for one in module.state_dict(keep_vars=True).values()})  # tied: once
         return report
@@ -124,3 +128,17 @@ def load_pretrained(module: nn.Module, part: Part) -> PretrainedReport:
     report.loaded = outcome.loaded
     outcome.check(what)
     return report
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """Turn what other libraries raise for damaged files into an error that says which part wanted them."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError, StructError, SafetensorError) as error:
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise CheckpointError(
+            f"{what} cannot be read: {type(error).__name__}: {reason}\nFetch it again, or name another."
+        ) from error

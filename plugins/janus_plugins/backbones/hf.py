@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -10,11 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+)
 
-from janus_modular import Backbone, Cache, ConfigError, PartConfig, Registry, hookimpl, resolve_pretrained
+from janus_modular import (
+    Backbone,
+    Cache,
+    CheckpointError,
+    ConfigError,
+    PartConfig,
+    Registry,
+    hookimpl,
+    resolve_pretrained,
+)
 from janus_plugins.backbones.slots import SlotCache, slot_attention
 
 SLOTS = "janus_slots"
@@ -22,6 +39,13 @@ AttentionInterface.register(SLOTS, slot_attention)
 
 LOGIT_RULES = {"logit_scale", "logits_scaling", "final_logit_softcapping"}
 """What families do to their logits: Cohere multiplies, Granite divides, Gemma caps."""
+
+
+TEXT_PART = {
+    r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?(?!lm_head)": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
+"""Where checkpoints of larger models (of pictures and text) keep their decoder, in new and old layouts."""
 
 
 @dataclass
@@ -127,15 +151,27 @@ class HfBackbone(nn.Module):
     def load_pretrained(self, path: Path) -> tuple[list[str], list[str]]:
         """Read weights by transformers' own rules; return missing and unexpected names."""
         gguf = path.name if path.suffix == ".gguf" else None
+        described = not gguf and (path / "config.json").is_file()
+        alone = not described or (whole := read_config(path)).get_text_config(decoder=True) is whole
         model, info = AutoModelForCausalLM.from_pretrained(
             path.parent if gguf else path,
             config=self.model.config,
             gguf_file=gguf,
+            key_mapping=None if alone else TEXT_PART,
             dtype=torch.get_default_dtype(),
             attn_implementation=self.model.config._attn_implementation,
+            ignore_mismatched_sizes=True,  # they are an error of ours, below
             output_loading_info=True,
             local_files_only=True,
         )
+        if info["mismatched_keys"]:
+            listed = [
+                f"{n}: found {tuple(has)}, expected {tuple(w)}" for n, has, w in info["mismatched_keys"]
+            ]
+            raise CheckpointError(
+                f"{path} has {len(listed)} weights of another shape than backbone.config says:"
+                f" {'; '.join(sorted(listed)[:3])}. Leave backbone.config out, and it is read there."
+            )
         self._adopt(model)
         return sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
 
@@ -186,20 +222,41 @@ def decoder_config(config: HfConfig) -> PreTrainedConfig:
         nobody = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
         family = AutoConfig.for_model(**{**nobody, **keys})
     elif config.pretrained:
-        path = resolve_pretrained(config.pretrained, config.revision)
-        gguf = path.name if path.suffix == ".gguf" else None
-        family = AutoConfig.from_pretrained(
-            path.parent if gguf else path, gguf_file=gguf, local_files_only=True
-        )
+        family = read_config(resolve_pretrained(config.pretrained, config.revision))
     else:
         raise ConfigError(
             "give backbone.config (transformers' keys) or backbone.pretrained (a folder, a file, a hub id)"
         )
-    return family.get_text_config(decoder=True)
+    text = family.get_text_config(decoder=True)
+    if text is not family:  # a larger model's: it is the whole that says whether the tables are tied
+        text.tie_word_embeddings = family.tie_word_embeddings
+    return text
+
+
+def read_config(path: Path) -> PreTrainedConfig:
+    """Read the transformers config in a folder or a GGUF file.
+
+    Raises:
+        CheckpointError: there is none, or none that transformers understands.
+    """
+    gguf = path.name if path.suffix == ".gguf" else None
+    try:
+        return AutoConfig.from_pretrained(
+            path.parent if gguf else path, gguf_file=gguf, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise CheckpointError(
+            f"{path} holds no config of a decoder that transformers {transformers.__version__} can read:"
+            f" {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        ) from error
 
 
 def build_decoder(family: PreTrainedConfig, attention: str | None) -> Any:
     """Build a ForCausalLM of random weights, with a config of its own (transformers shares them)."""
+    if type(family) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ConfigError(
+            f"transformers has no causal decoder '{family.model_type}': choose a family with a ...ForCausalLM"
+        )
     if attention is None and getattr(family, "attn_logit_softcapping", None):
         attention = "eager"  # SDPA leaves Gemma 2's cap out
     return AutoModelForCausalLM.from_config(
