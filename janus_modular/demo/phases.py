@@ -123,7 +123,7 @@ class Demo:
         ]
         try:
             fit(
-                module,
+                module.to(memory_format=torch.channels_last),
                 losses or module.losses,
                 batches(source, phase.batch, self.config.seed),
                 optimizer=phase.optimizer,

@@ -42,8 +42,9 @@ def picture_in(sample: Sample) -> Image.Image:
 
 
 def as_pixels(pictures: Sequence[Image.Image]) -> Tensor:
-    """Stack pictures of one size as (N, 3, H, W), uint8."""
-    return torch.from_numpy(np.stack([np.asarray(one.convert("RGB")).transpose(2, 0, 1) for one in pictures]))
+    """Stack pictures of one size as (N, 3, H, W), uint8; channels last in memory: faster on CPUs."""
+    stacked = np.stack([np.asarray(one.convert("RGB")) for one in pictures])  # (N, H, W, 3)
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
 def batches(source: LabelledPictures, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:

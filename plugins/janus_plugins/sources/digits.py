@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -55,10 +56,8 @@ class Digits:
         scans, labels = _load()
         first, last = SHARES[config.split]
         order = np.random.default_rng(0).permutation(len(labels))
-        chosen = [
-            i for digit in range(10) for i in np.array_split(order[labels[order] == digit], 6)[first:last]
-        ]
-        at = np.sort(np.concatenate(chosen))
+        of_digit = [np.array_split(order[labels[order] == digit], 6)[first:last] for digit in range(10)]
+        at = np.sort(np.concatenate([some for sixths in of_digit for some in sixths]))
         self.labels = labels[at]  # (len,)
         self.pictures = [_enlarge(scan, config.size) for scan in scans[at]]
 
@@ -126,6 +125,7 @@ def _enlarge(scan: np.ndarray, size: int) -> Image.Image:
     return paper
 
 
+@cache
 def _load() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits

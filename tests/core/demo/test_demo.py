@@ -1,0 +1,136 @@
+"""The demo in a few steps: everything runs, everything is written. A slow test trains it to its bars."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from janus_modular.config import load, resolve, to_plain
+from janus_modular.demo.ablation import run_ablation, shared_config
+from janus_modular.demo.measures import BARS
+from janus_modular.demo.run import MARK, run_demo
+from janus_modular.demo.schema import DemoConfig
+from janus_modular.errors import TrainingError
+from janus_modular.janus import Janus
+from janus_modular.plugins import Plugins
+
+FIGURES = {
+    "reading_accuracy",
+    "drawing_accuracy",
+    "drawing_accuracy_t1",
+    "drawing_accuracy_t1_g1",
+    "classifier_accuracy",
+    "diversity_ratio",
+    "nearest_ratio",
+    "codes_used",
+    "psnr_db",
+    "seconds",
+}
+
+
+def demo(overrides: list[str]) -> DemoConfig:
+    return resolve(load("demo/digits", overrides), DemoConfig)
+
+
+@pytest.fixture
+def ran(quick: list[str], tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    old = tmp_path / "demo" / "model" / "old.txt"
+    old.parent.mkdir(parents=True)
+    old.write_text("of an earlier demo")
+    (tmp_path / "demo" / MARK).touch()
+    return tmp_path / "demo", run_demo(demo(quick), tmp_path / "demo", quiet=True)
+
+
+def test_report(ran: tuple[Path, dict[str, Any]]) -> None:
+    folder, told = ran
+    report = json.loads((folder / "report.json").read_text())
+    assert report == told
+    assert {name for name in report if not name.startswith("settings.")} == FIGURES
+    assert report["settings.drawings.drawing_accuracy.guidance"] == 2
+    assert not any(isinstance(value, dict) for value in report.values())
+
+    page = (folder / "report.html").read_text("utf-8")
+    links = re.findall(r'(?:src|href)="([^"]{0,40})', page)
+    assert links
+    assert all(link.startswith("data:image/") for link in links)  # nothing beside it is needed
+    assert "{{" not in page
+    with Image.open(folder / "drawings.png") as grid:
+        assert grid.width > 300
+    assert not (folder / "model" / "old.txt").exists()
+    figures = [json.loads(line) for line in (folder / "phases/stage2/figures.jsonl").read_text().splitlines()]
+    assert {"loss/text", "loss/image", "source/read", "source/draw", "source/text"} <= set(figures[-1])
+
+    # What stays is an ordinary checkpoint, with the parts in it that were trained on their own.
+    janus = Janus.from_pretrained(folder / "model")
+    assert janus.draw("Draw the digit three.", 2, guidance=2.0)[0].size == (32, 32)
+    assert int(janus.model.get_submodule("generation.tokenizer").steps) == 2
+
+
+def test_keeps_away_from_what_it_did_not_make(quick: list[str], tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(TrainingError, match="choose another --out"):
+        run_demo(demo(quick), tmp_path, quiet=True)
+    assert (tmp_path / "thesis.txt").is_file()
+
+
+def test_ablation(quick: list[str], tmp_path: Path) -> None:
+    rows = run_ablation(load("demo/digits", quick), tmp_path / "ablation", seeds=1, quiet=True)
+    assert json.loads((tmp_path / "ablation" / "ablation.json").read_text()) == rows
+    assert {"decoupled_reading_accuracy", "shared_reading_accuracy", "reading_gain"} <= set(rows[0])
+    one, other = (
+        Janus.from_pretrained(tmp_path / f"ablation/seed0/{arm}/model") for arm in ("decoupled", "shared")
+    )
+    codes = [janus.model.get_submodule("generation.tokenizer").code_vectors() for janus in (one, other)]
+    assert codes[0].equal(codes[1])  # one tokenizer, trained once
+    assert other.model.get_submodule("understanding.encoder.tokenizer").code_vectors().equal(codes[0])
+
+
+def test_arms_differ_in_the_encoder_alone(plugins: Plugins) -> None:
+    raw = load("demo/digits")
+    one, other = to_plain(resolve(raw, DemoConfig, plugins)), to_plain(shared_config(raw, plugins))
+    assert one["model"]["understanding"].pop("encoder") != other["model"]["understanding"].pop("encoder")
+    assert one.pop("encoder")
+    assert other.pop("encoder") is None
+    assert one == other
+
+
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from janus_modular.cli.app import app
+
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr("janus_modular.demo.run.run_demo", lambda *args, **more: seen.update(run=args))
+    monkeypatch.setattr(
+        "janus_modular.demo.ablation.run_ablation", lambda *args, **more: seen.update(ablation=more)
+    )
+    told = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--seed", "3", "count=20"])
+    assert told.exit_code == 0, told.output
+    config, folder = seen["run"]
+    assert (config.seed, config.count, folder) == (3, 20, tmp_path)
+    assert CliRunner().invoke(app, ["demo", "ablation", "--seeds", "2"]).exit_code == 0
+    assert seen["ablation"]["seeds"] == 2
+    wrong = CliRunner().invoke(app, ["demo", "tokenizer.schedule.stepz=3"])
+    assert wrong.exit_code == 2
+    assert "steps" in wrong.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_meets_its_bars(seed: int, tmp_path: Path) -> None:
+    report = run_demo(demo([f"seed={seed}"]), tmp_path / "demo", quiet=True)
+    assert [bar.name for bar in BARS if report[bar.name] < bar.least] == []
+    guided, alone = report["drawing_accuracy_t1"], report["drawing_accuracy_t1_g1"]
+    assert guided >= alone + 0.05 or alone >= 0.95
+
+
+@pytest.mark.slow
+def test_decoupled_reads_better(tmp_path: Path) -> None:
+    rows = run_ablation(load("demo/digits"), tmp_path / "ablation", quiet=True)
+    gains = [row["reading_gain"] for row in rows]
+    assert min(gains) > 0
+    assert sum(gains) / len(gains) >= 0.02
