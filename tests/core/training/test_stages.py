@@ -34,8 +34,8 @@ def test_it_learns_to_read_and_to_draw(make, figures) -> None:
         mixture={"read": 4, "draw": 4, "text": 0},
         batch=8,
         drop_condition=0,
-        schedule={"steps": 150, "warmup": 5},
-        log_every=50,
+        schedule={"steps": 100, "warmup": 5},
+        log_every=20,
         length="null",
     )
     folder = train(config, quiet=True)
