@@ -21,6 +21,7 @@ from .interfaces import Part as Part
 from .interfaces import PartConfig as PartConfig
 from .interfaces import PixelSpec as PixelSpec
 from .roles import ReadsPretrained as ReadsPretrained
+from .roles import Runtime as Runtime
 from .roles import Sampling as Sampling
 from .roles import Session as Session
 from .roles import Source as Source

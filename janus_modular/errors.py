@@ -53,6 +53,10 @@ EXTRAS = {
     "torch": ("torch", "transformers", "safetensors", "huggingface_hub", "gguf", "accelerate"),
     "train": ("tensorboard",),
     "demo": ("sklearn", "matplotlib"),
+    "runtime": ("onnxruntime",),
+    "export": ("onnx", "onnxscript", "onnx_ir"),
+    "gpu": ("tensorrt",),
+    "rtx": ("tensorrt_rtx",),
 }
 """Which packages (by import name) each extra adds."""
 

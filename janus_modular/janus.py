@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from PIL import Image
 
-from janus_modular.errors import PromptError
+from janus_modular.bundles import is_bundle, open_bundle
+from janus_modular.errors import ConfigError, PromptError
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.pictures import PictureSource, open_picture, to_picture
 from janus_modular.processing.processor import Processor
@@ -35,13 +36,32 @@ class Janus:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, device: str = "auto", dtype: str = "auto", plugins: Plugins | None = None
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        runtime: str | Mapping[str, Any] | None = None,
+        variant: str | None = None,
+        plugins: Plugins | None = None,
     ) -> Janus:
-        """Load a checkpoint of any known layout: a folder, or a hub id.
+        """Load a checkpoint of any known layout (a folder, or a hub id), or the folder of a bundle.
 
-        ``device``: auto, cpu, cuda, mps. ``dtype``: auto, float32, bfloat16, float16; auto is what the
-        weights are stored in, but float32 on a CPU.
+        ``device``: auto, cpu, cuda, mps; a bundle's runtime may know others. ``dtype``: auto, float32,
+        bfloat16, float16; auto is what the weights are stored in, but float32 on a CPU.
+        Of a bundle: ``variant`` (fp32, cpu-int4, ...; its first), and ``runtime``, a registered name or
+        ``{"name": "onnx", "threads": 2}``. It needs neither torch nor transformers.
         """
+        if is_bundle(path):
+            if dtype != "auto":
+                raise ConfigError(f"{path} is a bundle, whose variants say the dtype: not dtype, but variant")
+            opened = open_bundle(path, runtime=runtime, variant=variant, device=device, plugins=plugins)
+            return cls(*opened, plugins)
+        if runtime is not None or variant is not None:
+            raise ConfigError(
+                f"{path} is a checkpoint: it runs in torch, and has no variants. runtime and variant are"
+                " for bundles; make one with: janus-modular export MODEL BUNDLE"
+            )
         from janus_modular.checkpoints import open_checkpoint
         from janus_modular.device import choose_device
 
@@ -101,8 +121,10 @@ class Janus:
 
     @property
     def model(self) -> JanusModel:
-        """The model in torch; AttributeError where it runs in another runtime."""
-        return self.runtime.model  # type: ignore[attr-defined]
+        """The model in torch; ConfigError where it runs in another runtime."""
+        if not hasattr(self.runtime, "model"):
+            raise ConfigError("this is a bundle: it has graphs, and no model in torch. Load the checkpoint")
+        return self.runtime.model
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a checkpoint: weights, config, tokenizer, model card."""

@@ -17,7 +17,7 @@ from janus_modular.interfaces import (
     ImageTokenizer,
     UnderstandingEncoder,
 )
-from janus_modular.roles import Layout, Sampling, Source, Tracker
+from janus_modular.roles import Layout, Runtime, Sampling, Source, Tracker
 
 PROJECT = "janus_modular"
 API_VERSION = 1
@@ -106,6 +106,10 @@ class Hooks:
     @hookspec
     def register_layouts(self, registry: Registry[Layout]) -> None:
         """Offer checkpoint layouts, built as ``factory(config)``."""
+
+    @hookspec
+    def register_runtimes(self, registry: Registry[Runtime]) -> None:
+        """Offer runtimes of exported bundles, built as ``factory(config, folder)``."""
 
 
 SLOTS = tuple(name.removeprefix("register_") for name in vars(Hooks) if name.startswith("register_"))

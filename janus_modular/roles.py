@@ -49,7 +49,11 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """A loaded model, in whatever runtime: opens sessions, and says which loops drive them."""
+    """A loaded model, in whatever runtime: opens sessions, and says which loops drive them.
+
+    Those of exported bundles are plugins, built as ``Runtime(config, folder)``; their configs have
+    ``variant`` and ``device``.
+    """
 
     context: int  # longest sequence, in positions
     text_loop: str  # registered sampling loops, by name

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from janus_modular.cli.options import Device, Dtype, ModelArgument, Seed
+from janus_modular.cli.options import Device, Dtype, ModelArgument, Runtime, Seed, Variant
 from janus_modular.errors import JanusError
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def chat(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    runtime: Runtime = None,
+    variant: Variant = None,
 ) -> None:
     """Ask a model about pictures, or about nothing but words."""
     from janus_modular.janus import Janus
@@ -50,7 +52,7 @@ def chat(
         "top_p": top_p,
         "seed": seed,
     }
-    janus = Janus.from_pretrained(model, device=device, dtype=dtype)
+    janus = Janus.from_pretrained(model, device=device, dtype=dtype, runtime=runtime, variant=variant)
     history = [] if system is None else [Message("system", [Text(system)])]
     if question is None:
         converse(janus, history, list(pictures), stop=stop or [], **settings)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from janus_modular.cli.options import Device, Dtype, ModelArgument, Seed
+from janus_modular.cli.options import Device, Dtype, ModelArgument, Runtime, Seed, Variant
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,6 +28,8 @@ def draw(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once: memory against speed.")] = 8,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    runtime: Runtime = None,
+    variant: Variant = None,
 ) -> None:
     """Draw pictures of a prompt: single files and a grid of them all."""
     from rich.console import Console
@@ -37,7 +39,7 @@ def draw(
 
     if not output.parent.is_dir():
         raise typer.BadParameter(f"there is no folder '{output.parent}' to write '{output.name}' into")
-    janus = Janus.from_pretrained(model, device=device, dtype=dtype)
+    janus = Janus.from_pretrained(model, device=device, dtype=dtype, runtime=runtime, variant=variant)
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("drawing", total=None)
         pictures = janus.draw(

@@ -6,9 +6,15 @@ from typing import Annotated
 
 import typer
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or a hub id.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A checkpoint folder, a hub id, or a bundle.")
+]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda or mps; of a bundle also tensorrt, nv-tensorrt-rtx.")
+]
 Dtype = Annotated[
     str, typer.Option(help="auto, float32, bfloat16 or float16; auto is as stored, float32 on a CPU.")
 ]
+Runtime = Annotated[str | None, typer.Option(help="What runs a bundle; left out: ONNX Runtime.")]
+Variant = Annotated[str | None, typer.Option(help="Of a bundle: fp32, cpu-int4, ...; left out: its first.")]
 Seed = Annotated[int, typer.Option(help="Where chance starts; the same seed gives the same result.")]

@@ -1,0 +1,54 @@
+"""What a manifest says of a graph, as a runtime needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that a graph takes or gives."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]  # sizes, and the names of axes
+
+    def sized(self, axes: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the shape with every axis at its length."""
+        return tuple(axes[size] if isinstance(size, str) else size for size in self.shape)
+
+    def measure(self, shape: Sequence[int]) -> dict[str, int]:
+        """Return how long the axes are in a tensor of this shape.
+
+        Raises:
+            ValueError: it does not fit what the graph takes.
+        """
+        fits = len(shape) == len(self.shape) and all(
+            isinstance(want, str) or want == got for want, got in zip(self.shape, shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(f"'{self.name}': expected the shape {self.shape}, got {tuple(shape)}")
+        return {axis: size for axis, size in zip(self.shape, shape, strict=True) if isinstance(axis, str)}
+
+
+@dataclass(frozen=True)
+class GraphContract:
+    """Inputs and outputs of a graph, in order, and which outputs are inputs written in place."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    aliases: Mapping[str, str]  # output -> input
+
+    @classmethod
+    def read(cls, name: str, record: Mapping[str, Any], dtypes: Mapping[str, str]) -> GraphContract:
+        """Read it from a manifest's entry; ``dtypes`` are those of a variant, by the tensors' names."""
+
+        def tensors(side: str) -> tuple[Tensor, ...]:
+            return tuple(
+                Tensor(one["name"], dtypes[one["name"]], tuple(one["shape"])) for one in record[side]
+            )
+
+        return cls(name, tensors("inputs"), tensors("outputs"), dict(record.get("aliases", ())))

@@ -1,0 +1,101 @@
+"""Which of ONNX Runtime's execution providers a device's name means, and whether it is here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import metadata
+
+import onnxruntime
+
+from janus_modular import ConfigError
+
+CPU = "CPUExecutionProvider"
+PROVIDERS = {
+    "cpu": (CPU,),
+    "cuda": ("CUDAExecutionProvider", CPU),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", CPU),
+    "nv-tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", CPU),
+}
+"""By the names that people write; the first provider is what they ask for, the others are for leftovers."""
+
+BUILDS = ("onnxruntime", "onnxruntime-gpu")
+"""Distributions that install the same package, each over the files of the other."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where graphs run."""
+
+    name: str  # as in PROVIDERS
+    index: int  # of several
+    memory: str  # "cpu" or "cuda": where tensors lie
+
+    @property
+    def providers(self) -> list[str | tuple[str, dict[str, str]]]:
+        """What an inference session is opened with."""
+        return [
+            name if name == CPU else (name, {"device_id": str(self.index)}) for name in PROVIDERS[self.name]
+        ]
+
+
+def choose_device(word: str) -> Device:
+    """Return the device that a word like ``auto``, ``cpu``, ``cuda:1`` or ``tensorrt`` means.
+
+    Raises:
+        ConfigError: there is none of this name, or the installed ONNX Runtime was built without it.
+    """
+    refuse_two_builds()
+    present = onnxruntime.get_available_providers()
+    name, _, index = word.partition(":")
+    if name == "auto":
+        name = "cuda" if PROVIDERS["cuda"][0] in present else "cpu"
+    if name not in PROVIDERS or not (index or "0").isdigit():
+        raise ConfigError(
+            f"a bundle runs on no device '{word}'. Expected auto, {', '.join(PROVIDERS)};"
+            " of several GPUs, one by its number: cuda:1"
+        )
+    if PROVIDERS[name][0] not in present:
+        here = [known for known, (first, *_) in PROVIDERS.items() if first in present]
+        raise ConfigError(
+            f"device '{word}': the ONNX Runtime that is installed was built without"
+            f" {PROVIDERS[name][0]}. Here are: {', '.join(here)}.\n"
+            "For a GPU: pip uninstall -y onnxruntime && pip install 'janus-modular[gpu]'"
+        )
+    return Device(name, int(index or 0), "cpu" if name == "cpu" else "cuda")
+
+
+def check_provider(device: Device, session: onnxruntime.InferenceSession) -> None:
+    """Refuse a session that ONNX Runtime opened on something else than was asked for.
+
+    Raises:
+        ConfigError: it fell back to another provider, as it does when a driver or a library lacks.
+    """
+    got = session.get_providers()
+    if got[0] != PROVIDERS[device.name][0]:
+        raise ConfigError(
+            f"device '{device.name}': {PROVIDERS[device.name][0]} did not start, ONNX Runtime fell back to"
+            f" {got[0]}. Its message above says which driver or library lacks; or choose --device cpu"
+        )
+
+
+def refuse_two_builds() -> None:
+    """Refuse to run where two builds of ONNX Runtime lie over each other.
+
+    Raises:
+        ConfigError: both are installed; which of them is imported is chance.
+    """
+    if all(map(_is_installed, BUILDS)):
+        raise ConfigError(
+            "onnxruntime and onnxruntime-gpu are both installed: they are one package in two builds, and"
+            " overwrite each other. Keep one:\n"
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+            "  (without a GPU: onnxruntime)"
+        )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

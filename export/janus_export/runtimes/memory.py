@@ -1,0 +1,144 @@
+"""Memory that graphs read and write in place: bound by address, so that nothing is copied."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeGuard
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from janus_export.runtimes.devices import Device
+
+BFLOAT16 = 16  # what ONNX calls bfloat16, which numpy does not know: its bits travel as uint16
+STORED: dict[str, Any] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": np.uint16,
+    "int64": np.int64,
+    "bool": np.bool_,
+    "uint8": np.uint8,
+}
+"""How numpy holds a manifest's dtypes."""
+
+
+def element_type(dtype: str) -> Any:
+    """Return what ONNX Runtime wants to hear for a manifest's dtype."""
+    return BFLOAT16 if dtype == "bfloat16" else STORED[dtype]
+
+
+class Buffer(Protocol):
+    """A tensor that stays where it is. Sampling loops hold these, and look at none."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    memory: str  # "cpu" or "cuda"
+    index: int
+    address: int
+
+    def write(self, value: Any) -> None:
+        """Overwrite it from numpy."""
+        ...
+
+    def read(self) -> NDArray[Any]:
+        """Bring it to numpy; on a CPU, what it holds is shared."""
+        ...
+
+
+class HostBuffer:
+    """A numpy array that graphs on a CPU write into."""
+
+    memory, index = "cpu", 0
+
+    def __init__(self, array: NDArray[Any], dtype: str) -> None:
+        if not array.flags.c_contiguous:
+            raise ValueError("memory that graphs are bound to must be contiguous")
+        self.array, self.dtype = array, dtype
+        self.shape, self.address = array.shape, array.ctypes.data
+
+    @classmethod
+    def of(cls, value: Any, dtype: str) -> HostBuffer:
+        """Take over what numpy can hold, where it lies if it fits."""
+        return cls(np.asarray(value, STORED[dtype], order="C"), dtype)
+
+    def write(self, value: Any) -> None:
+        """Overwrite it."""
+        self.array[...] = value
+
+    def read(self) -> NDArray[Any]:
+        """Return the array itself."""
+        return self.array
+
+
+class DeviceBuffer:
+    """Memory of a GPU (or of ONNX Runtime's own CPU allocator)."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, memory: str, index: int) -> None:
+        self.value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+            shape, element_type(dtype), memory, index
+        )
+        self.shape, self.dtype, self.memory, self.index = shape, dtype, memory, index
+        self.address = self.value.data_ptr()
+
+    def write(self, value: Any) -> None:
+        """Overwrite it."""
+        self.value.update_inplace(
+            np.ascontiguousarray(np.broadcast_to(value, self.shape), STORED[self.dtype])
+        )
+
+    def read(self) -> NDArray[Any]:
+        """Copy it to the host."""
+        return self.value.numpy()
+
+
+def allocate(shape: tuple[int, ...], dtype: str, device: Device) -> Buffer:
+    """Return memory of a device, zeroed on a CPU."""
+    if device.memory == "cpu":
+        return HostBuffer(np.zeros(shape, STORED[dtype]), dtype)
+    return DeviceBuffer(shape, dtype, device.memory, device.index)
+
+
+class Column:
+    """One row of a log that lies on the device: what a single step chose."""
+
+    dtype = "int64"
+
+    def __init__(self, log: Buffer, at: int) -> None:
+        self.log, self.at = log, at
+        self.shape, self.memory, self.index = log.shape[1:], log.memory, log.index
+        self.address = log.address + at * 8 * int(np.prod(self.shape))
+
+    def write(self, value: Any) -> None:
+        """Nobody changes what was chosen."""
+        raise TypeError("a choice is written by graphs alone")
+
+    def read(self) -> NDArray[Any]:
+        """Bring it to the host."""
+        return self.log.read()[self.at]
+
+
+def is_buffer(x: Any) -> TypeGuard[Buffer]:
+    """Say whether a tensor is bound memory rather than numpy."""
+    return isinstance(x, HostBuffer | DeviceBuffer | Column)
+
+
+def host(x: Any) -> NDArray[Any]:
+    """Return what a tensor holds; it may be shared."""
+    return x.read() if is_buffer(x) else np.asarray(x)
+
+
+class Log:
+    """What steps choose, one row a step, kept on the device until somebody asks."""
+
+    BLOCK = 256  # steps that are allocated at once
+
+    def __init__(self, width: int, device: Device) -> None:
+        self.width, self.device = width, device
+        self.used = self.BLOCK
+
+    def next(self) -> Column:
+        """Return the place of the next step's choices (rows,)."""
+        if self.used == self.BLOCK:
+            self.block, self.used = allocate((self.BLOCK, self.width), "int64", self.device), 0
+        self.used += 1
+        return Column(self.block, self.used - 1)

@@ -1,0 +1,130 @@
+"""A bundle in ONNX Runtime, on a CPU or a GPU. numpy and onnxruntime only, never torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from janus_export.bundle import load_bundle
+from janus_export.runtimes.binding import Binding
+from janus_export.runtimes.contract import GraphContract
+from janus_export.runtimes.devices import check_provider, choose_device
+from janus_export.runtimes.memory import STORED, HostBuffer
+from janus_export.runtimes.onnx_session import OnnxSession
+from janus_modular import Registry, Runtime, hookimpl
+
+ERRORS = 3
+"""A level of ONNX Runtime's log."""
+
+TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
+}
+"""ONNX Runtime's names of dtypes, and ours."""
+
+
+@dataclass
+class OnnxConfig:
+    """How a bundle is run."""
+
+    variant: str | None = None  # one of the bundle's; None: its first
+    device: str = "auto"  # auto, cpu, cuda, tensorrt, nv-tensorrt-rtx; cuda:1 for the second of several
+    threads: int = 0  # that one graph runs on; 0: one for each core
+    bucket: int = 64  # slots that a cache grows by on a CPU
+    chunk: int = 256  # positions of a prompt that are read at once
+    pictures: int = 4  # to read, encoded at once
+
+
+@dataclass(frozen=True)
+class OnnxGraph:
+    """A graph that has been opened."""
+
+    contract: GraphContract
+    session: onnxruntime.InferenceSession
+
+
+class OnnxRuntime:
+    """Opens sessions of a bundle; a `janus_modular.Runtime`. A graph is loaded when it is first needed."""
+
+    def __init__(self, config: OnnxConfig, folder: str | Path) -> None:
+        """Check the bundle and choose a device; no weights are read yet.
+
+        Raises:
+            ConfigError: the device is not here.
+            BundleError: the bundle is damaged, or has no such variant.
+        """
+        self.config = config
+        self.device = choose_device(config.device)
+        self.bundle = load_bundle(folder)
+        self.variant = config.variant or self.bundle.variants[0]
+        self.bundle.path("backbone", self.variant)
+        model = self.bundle.manifest["model"]
+        self.context: int = model["context"]
+        self.text_loop: str = model["text_loop"]
+        self.drawing_loop: str = model["drawing_loop"]
+        self.width: int = model["width"]
+        self.sizes: Mapping[str, int] = model["sizes"]
+        self._opened: dict[str, OnnxGraph] = {}
+
+    def open(self, capacity: int) -> OnnxSession:
+        """Open a session whose rows have room for ``capacity`` positions."""
+        return OnnxSession(self, min(capacity, self.context))
+
+    def graph(self, name: str) -> OnnxGraph:
+        """Return a graph of the variant, opened at its first use.
+
+        Raises:
+            BundleError: the bundle has none of this name.
+            ConfigError: the device did not start.
+        """
+        if name not in self._opened:
+            file = self.bundle.path(name, self.variant)
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = self.config.threads
+            options.log_severity_level = ERRORS  # what it says of a graph while it loads is of no use here
+            # Graphs take turns: the threads of one must not spin while another runs.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+            session = onnxruntime.InferenceSession(str(file), options, providers=self.device.providers)
+            check_provider(self.device, session)
+            dtypes = {one.name: TYPES[one.type] for one in (*session.get_inputs(), *session.get_outputs())}
+            contract = GraphContract.read(name, self.bundle.graphs[name], dtypes)
+            self._opened[name] = OnnxGraph(contract, session)
+        return self._opened[name]
+
+    @cached_property
+    def dtype(self) -> str:
+        """What the variant's embeddings and caches are held in."""
+        return self.graph("backbone").contract.inputs[0].dtype
+
+    def run(self, name: str, *inputs: NDArray[Any]) -> Any:
+        """Run a graph on numpy arrays; return an array, or a tuple of them."""
+        graph = self.graph(name)
+        binding, axes = Binding(graph.session, self.device), dict[str, int]()
+        for tensor, given in zip(graph.contract.inputs, inputs, strict=True):
+            buffer = HostBuffer.of(given, tensor.dtype)
+            axes |= tensor.measure(buffer.shape)
+            binding.input(tensor.name, buffer)
+        outputs = []
+        for tensor in graph.contract.outputs:
+            buffer = HostBuffer(np.empty(tensor.sized(axes), STORED[tensor.dtype]), tensor.dtype)
+            binding.output(tensor.name, buffer)
+            outputs.append(buffer.array)
+        binding.run()
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+@hookimpl
+def register_runtimes(registry: Registry[Runtime]) -> None:
+    """Offer ONNX Runtime."""
+    registry.add("onnx", OnnxRuntime, OnnxConfig)
