@@ -65,10 +65,11 @@ def test_the_installed_metadata_agrees_with_our_pyproject(plugins: Plugins):
 
 
 def test_every_file_that_registers_something_is_announced_and_every_announced_one_is_there(plugins: Plugins):
-    folder = Path(__file__).parents[2] / "plugins"
+    root = Path(__file__).parents[2]
     registering = {
-        ".".join(path.relative_to(folder).with_suffix("").parts)
-        for path in folder.glob("janus_plugins/**/*.py")
+        ".".join(path.relative_to(root / folder).with_suffix("").parts)
+        for folder in ("plugins", "export")
+        for path in (root / folder).rglob("*.py")
         if "\n@hookimpl" in path.read_text("utf-8")
     }
     assert registering == {one.module for one in plugins.announcements}
