@@ -25,7 +25,7 @@ def build_model(
 
     ``checkpoint`` comes before ``init``, and that before ``model``.
     """
-    if start := checkpoint or config.init:
+    if start := checkpoint or _start(config):
         return open_checkpoint(start, device=device, dtype=torch.float32, plugins=plugins)
     model, processor = compose(_fresh(config), plugins)
     return model.to(device), processor
@@ -36,8 +36,8 @@ def sketch_model(config: TrainConfig, plugins: Plugins) -> tuple[JanusModel, Cal
 
     Apart, because a tokenizer may have to be fetched, and much can be said without it.
     """
-    if config.init:
-        opened = describe(config.init, plugins=plugins)
+    if start := _start(config):
+        opened = describe(start, plugins=plugins)
         return opened.model, lambda: opened.processor
     fresh = _fresh(config)
     model = blank(fresh, plugins)
@@ -47,6 +47,16 @@ def sketch_model(config: TrainConfig, plugins: Plugins) -> tuple[JanusModel, Cal
             return processor_for(model, source)
 
     return model, processor
+
+
+def _start(config: TrainConfig) -> str | None:
+    """Return ``init``, unless it can be neither a folder nor a hub id (which has one slash)."""
+    if config.init and config.init.count("/") != 1 and not Path(config.init).expanduser().exists():
+        raise ConfigError(
+            f"init: there is no checkpoint '{config.init}'. Train the stage before this one first, or give"
+            " init=FOLDER (or a hub id); init=null model=NAME starts from nothing."
+        )
+    return config.init
 
 
 def _fresh(config: TrainConfig) -> ModelConfig:

@@ -147,6 +147,7 @@ def test_train_and_inspect_from_the_command_line(file: Path) -> None:
             ["train", "train/janus_pro/stage1", "--dry-run", "model.processor.tokenizer=bytes"],
             "YOUR/understanding.jsonl",
         ),
+        (["train", "train/janus_pro/stage2", "--dry-run"], "Train the stage before this one first"),
         (["data", "inspect", "FILE", "--out", "sheet.pdf"], "name of an .html file"),
     ],
 )
