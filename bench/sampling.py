@@ -1,0 +1,120 @@
+"""Sampling speed beside transformers: the same weights, the same lengths, one process, turn by turn.
+
+    python bench/sampling.py [--rounds 5]
+
+A Janus with random weights is written in transformers' layout and loaded by both. Each answers a prompt
+greedily, and each draws under guidance. The best of several rounds counts: others share the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import JanusForConditionalGeneration
+
+from janus_modular import Janus
+from janus_modular.checkpoints import save_as
+from janus_plugins.sampling_loops.autoregressive import DrawSettings, draw
+from janus_plugins.sampling_loops.text import TextSettings, sample_text
+
+WORDS, SIDE = 64, 128  # tokens of an answer; pixels of a picture, 8 x 8 codes
+SIZES = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 8}
+
+
+def model(folder: Path) -> Janus:
+    """Make a Janus that transformers can load too, and write it for transformers."""
+    torch.manual_seed(0)
+    pixels = {"height": SIDE, "width": SIDE}
+    siglip = {"width": 64, "layers": 1, "heads": 4, "intermediate": 128, "image_size": SIDE}
+    llama = {"model_type": "llama", "vocab_size": 8_000, "max_position_embeddings": 1024}
+    janus = Janus.compose(
+        encoder={"name": "siglip", **siglip, "pixels": pixels},
+        tokenizer={"name": "llamagen", "channels": 32, "num_codes": 4096},
+        backbone={"name": "hf", "config": {**llama, **SIZES, "tie_word_embeddings": False}},
+        size=SIDE,
+        processor={"tokenizer": "bytes", "template": "janus"},
+    )
+    save_as("transformers", janus.model, janus.processor, folder)
+    return janus
+
+
+def contestants(janus: Janus, theirs: Any) -> dict[str, dict[str, Callable[[], Any]]]:
+    """Return what is timed, by task and by who does it."""
+    asked = janus.processor.draw_prompt("a picture of something that nobody has ever seen before")
+    ids = torch.from_numpy(np.asarray(asked.tokens))[None]
+    drawn = janus.model.generation.num_tokens
+    common = {
+        "attention_mask": torch.ones_like(ids),
+        "eos_token_id": None,
+        "pad_token_id": janus.processor.pad_id,
+    }
+
+    def answer() -> None:
+        session = janus.runtime.open(capacity=len(asked) + WORDS)
+        for _ in sample_text(session, [asked], TextSettings(max_tokens=WORDS)):
+            pass
+
+    def paint() -> None:
+        session = janus.runtime.open(capacity=len(asked) + drawn)
+        for _ in draw(session, [asked], DrawSettings(guidance=5.0)):
+            pass
+
+    def their_answer() -> None:
+        theirs.generate(
+            ids, generation_mode="text", max_new_tokens=WORDS, min_new_tokens=WORDS, do_sample=False, **common
+        )
+
+    def their_paint() -> None:
+        codes = theirs.generate(
+            ids, generation_mode="image", guidance_scale=5.0, do_sample=True, top_k=0, **common
+        )
+        with torch.inference_mode():
+            theirs.decode_image_tokens(codes)
+
+    return {
+        f"answer, {WORDS} tokens": {"janus-modular": answer, "transformers": their_answer},
+        f"draw, {drawn} codes, guidance 5": {"janus-modular": paint, "transformers": their_paint},
+    }
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Time one run."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    transformers.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as folder:
+        janus = model(Path(folder) / "model")
+        theirs = JanusForConditionalGeneration.from_pretrained(
+            Path(folder) / "model", dtype=torch.float32
+        ).eval()
+        tasks = contestants(janus, theirs)
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    print(f"{versions}, {torch.get_num_threads()} threads\n")
+    print("| task | janus-modular, s | transformers, s | ratio |\n| --- | ---: | ---: | ---: |")
+    for task, runs in tasks.items():
+        for run in runs.values():
+            run()  # warm up
+        times = [{who: seconds(run) for who, run in runs.items()} for _ in range(rounds)]
+        best = {who: min(one[who] for one in times) for who in runs}
+        ours, others = best["janus-modular"], best["transformers"]
+        print(f"| {task} | {ours:.2f} | {others:.2f} | {others / ours:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
