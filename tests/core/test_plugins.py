@@ -68,8 +68,8 @@ def test_every_file_that_registers_something_is_announced_and_every_announced_on
     root = Path(__file__).parents[2]
     registering = {
         ".".join(path.relative_to(root / folder).with_suffix("").parts)
-        for folder in ("plugins", "export")
-        for path in (root / folder).rglob("*.py")
+        for folder, package in (("plugins", "janus_plugins"), ("export", "janus_export"))
+        for path in (root / folder / package).rglob("*.py")
         if "\n@hookimpl" in path.read_text("utf-8")
     }
     assert registering == {one.module for one in plugins.announcements}
