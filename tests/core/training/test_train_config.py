@@ -80,7 +80,7 @@ def test_all_faults_are_reported_at_once() -> None:
                     supervise="some",
                     optimizer={"lr": -1},
                     sources={
-                        "text": {"name": "jsonl", "path": "a", "kind": "wirte"},
+                        "text": {"name": "jsonl", "path": "a", "kind": "paint"},
                         "draw": {"name": "jsonI"},
                     },
                 )
