@@ -92,11 +92,11 @@ def test_tied_weights_learn_together(model: JanusModel) -> None:
 
 def test_every_pattern_that_cannot_be_is_reported(model: JanusModel) -> None:
     with pytest.raises(ConfigError) as error:
-        choose(model, ["generation.adapter", "understandig", "backbone", "generation.tokenizer.encoder"])
+        choose(model, ["generation.adapter", "understanden", "backbone", "generation.tokenizer.encoder"])
     said = str(error.value)
     assert "'generation.adapter' matches nothing. generation holds:" in said
     assert "Did you mean 'adaptor'?" in said
-    assert "'understandig' matches nothing. The model holds: understanding, generation, backbone." in said
+    assert "'understanden' matches nothing. The model holds: understanding, generation, backbone." in said
     assert "generation.tokenizer.encoder, which is trained on its own" in said
 
 
