@@ -1,4 +1,4 @@
-"""The cache as graphs see it: tensors that come in, and the same tensors with new slots written, going out."""
+"""The cache as graphs see it: tensors that come in, and the same with new slots written, going out."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from janus_export.axes import Axis, Ranges
 from janus_export.cache import GraphCache, cache_shapes
@@ -24,6 +25,7 @@ class Slot:
     name: str
     dtype: torch.dtype
     shape: tuple[int | Axis, ...]
+    varies: bool = False  # its dtype is the model's, so another variant has another
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,15 @@ class TextNext(Part):
 
     def __init__(self, model: JanusModel, forbidden: Sequence[int]) -> None:
         super().__init__(model)
-        self.register_buffer("forbidden", torch.tensor(list(forbidden), dtype=torch.int64), persistent=False)
+        with unset_fake_temporarily():  # a constant of the graph, unlike the model's weights
+            ids = torch.tensor(list(forbidden), dtype=torch.int64)
+        self.register_buffer("forbidden", ids, persistent=False)
 
     def forward(
         self, hidden: Tensor, noise: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Choose words."""
-        return self.model.text_next(hidden, noise, temperature, top_k, top_p, self.forbidden)
+        return self.model.text_next(hidden, noise, temperature, top_k, top_p, self.get_buffer("forbidden"))
 
 
 class GenerationPart(Part):
@@ -116,18 +120,18 @@ def declare(model: JanusModel, ranges: Ranges, *, forbidden: Sequence[int] = ())
 
     def past(name: str) -> tuple[Slot, ...]:
         return tuple(
-            Slot(f"{name}_{kind}_{layer}", dtype, (rows, heads, capacity, size))
+            Slot(f"{name}_{kind}_{layer}", dtype, (rows, heads, capacity, size), varies=True)
             for layer, kind, heads, size in caches
         )
 
-    hidden = Slot("hidden", dtype, (rows, width))
-    x = Slot("x", dtype, (rows, tokens, width))
+    hidden = Slot("hidden", dtype, (rows, width), varies=True)
+    x = Slot("x", dtype, (rows, tokens, width), varies=True)
     graphs = [
         Graph(
             "understand",
             Understand(model),
             (Slot("pixels", torch.uint8, (images, 3, spec.height, spec.width)),),
-            (Slot("embeddings", dtype, (images, model.understanding.num_tokens, width)),),
+            (Slot("embeddings", dtype, (images, model.understanding.num_tokens, width), varies=True),),
         ),
         Graph("embed", Embed(model), (Slot("tokens", torch.int64, (rows, tokens)),), (x,)),
         Graph(
@@ -140,7 +144,7 @@ def declare(model: JanusModel, ranges: Ranges, *, forbidden: Sequence[int] = ())
                 Slot("write_index", torch.int64, (rows,)),
                 *past("past"),
             ),
-            (Slot("hidden", dtype, (rows, tokens, width)), *past("present")),
+            (Slot("hidden", dtype, (rows, tokens, width), varies=True), *past("present")),
             tuple((new.name, old.name) for new, old in zip(past("present"), past("past"), strict=True)),
             listed=4,
         ),
@@ -154,14 +158,14 @@ def declare(model: JanusModel, ranges: Ranges, *, forbidden: Sequence[int] = ())
                 Slot("top_k", torch.int64, scalar),
                 Slot("top_p", torch.float32, scalar),
             ),
-            (Slot("ids", torch.int64, (rows,)), Slot("x", dtype, (rows, width))),
+            (Slot("ids", torch.int64, (rows,)), Slot("x", dtype, (rows, width), varies=True)),
         ),
     ]
     return graphs + drawing_graphs(model, ranges, dtype)
 
 
 def drawing_graphs(model: JanusModel, ranges: Ranges, dtype: torch.dtype) -> list[Graph]:
-    """Declare the parts of the generation path. They are the autoregressive path's: another brings its own."""
+    """Declare the parts of the generation path. They are the autoregressive path's, so far."""
     path, width = model.generation, model.backbone.width
     rows, images = ranges.rows, ranges.images
     codes = Slot("codes", torch.int64, (images, path.num_tokens))
@@ -171,12 +175,12 @@ def drawing_graphs(model: JanusModel, ranges: Ranges, dtype: torch.dtype) -> lis
             "image_next",
             GenerationPart(model, "image_next"),
             (
-                Slot("hidden", dtype, (rows, width)),
+                Slot("hidden", dtype, (rows, width), varies=True),
                 Slot("noise", torch.float32, (images, path.sizes["codes"])),
                 Slot("guidance", torch.float32, ()),
                 Slot("temperature", torch.float32, ()),
             ),
-            (Slot("codes", torch.int64, (images,)), Slot("x", dtype, (rows, width))),
+            (Slot("codes", torch.int64, (images,)), Slot("x", dtype, (rows, width), varies=True)),
             listed=0,
         ),
         Graph("draw", GenerationPart(model, "draw"), (codes,), (pixels,), listed=0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,24 +16,40 @@ from torch.export import Dim
 
 from janus_export.axes import Axis
 from janus_export.graphs import Graph, Slot
+from janus_export.lowering import TRANSLATIONS, share_shapes
 
 OPSET = 24
 """The first with TensorScatter."""
 
 
-def faked(module: nn.Module) -> FakeTensorMode:
-    """Replace a module's parameters by fakes that have a shape and no memory; buffers stay real."""
+def faked(module: nn.Module, dtype: torch.dtype | None = None) -> FakeTensorMode:
+    """Replace what a checkpoint holds of a module by fakes that have a shape and no memory.
+
+    Those are parameters and persistent buffers, in ``dtype`` where they are floating-point; other buffers
+    (rotary tables, say) are computed, small, and stay real. Tied weights stay tied.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    shared: dict[int, nn.Parameter] = {}
+    made: dict[int, torch.Tensor] = {}
+
+    def fake(old: torch.Tensor) -> torch.Tensor:
+        if id(old) not in made:
+            kind = dtype if dtype is not None and old.is_floating_point() else old.dtype
+            with mode:
+                empty = torch.empty(old.shape, dtype=kind)
+            is_parameter = isinstance(old, nn.Parameter)
+            made[id(old)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
+        return made[id(old)]
+
+    kept: list[torch.Tensor] = []  # ids are those of living tensors only
     for owner in module.modules():
         for name, parameter in owner._parameters.items():
-            if parameter is None:
-                continue
-            if id(parameter) not in shared:
-                with mode:
-                    empty = torch.empty(parameter.shape, dtype=parameter.dtype)
-                shared[id(parameter)] = nn.Parameter(empty, requires_grad=False)
-            owner._parameters[name] = shared[id(parameter)]
+            if parameter is not None:
+                kept.append(parameter)
+                owner._parameters[name] = fake(parameter)  # type: ignore[assignment]  # a parameter again
+        for name, buffer in owner._buffers.items():
+            if buffer is not None and name not in owner._non_persistent_buffers_set:
+                kept.append(buffer)
+                owner._buffers[name] = fake(buffer)
     return mode
 
 
@@ -57,20 +74,34 @@ def to_onnx(graph: Graph, mode: FakeTensorMode) -> ir.Model:
         arguments = (*example[single], *(example[listed] for listed in rest))
         dynamic = (*shapes[single], *(shapes[listed] for listed in rest))
         program = torch.onnx.export(
-            graph.module,
+            graph.module.eval(),
             arguments,
             dynamo=True,
             opset_version=OPSET,
             dynamic_shapes=dynamic,
             input_names=[slot.name for slot in graph.inputs],
             output_names=[slot.name for slot in graph.outputs],
+            custom_translation_table=TRANSLATIONS,
             optimize=False,  # the optimiser wants the weights' values
             verbose=False,
         )
+    assert program is not None
     model = program.model
-    for each in (passes.CommonSubexpressionEliminationPass(), passes.RemoveUnusedNodesPass()):
+    _name_outputs(model, graph)
+    share_shapes(model)
+    for each in (
+        passes.CommonSubexpressionEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.ClearMetadataAndDocStringPass(),  # stack traces: nine tenths of the file, and paths of ours
+    ):
         each(model)
     return model
+
+
+def _name_outputs(model: ir.Model, graph: Graph) -> None:
+    """Call the axes of outputs what they were declared as, not what the tracer found them to equal."""
+    for value, slot in zip(model.graph.outputs, graph.outputs, strict=True):
+        value.shape = ir.Shape([axis.name if isinstance(axis, Axis) else axis for axis in slot.shape])
 
 
 def _example(slot: Slot) -> torch.Tensor:
@@ -90,6 +121,9 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="# The axis name")  # two axes of one size: intended
+            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's own
+            yield
     finally:
         logger.setLevel(level)

@@ -1,0 +1,178 @@
+"""A bundle: the folder that production runs. Read and checked here, with numpy-free Python alone.
+
+manifest.json      what everything is: graphs, axes, variants, hashes, what was checked (bundle.schema.json)
+GRAPH.VARIANT.onnx the graphs, in the root, since graphs can only point below themselves
+weights/HASH.safetensors   what they point to, by byte range: one file for all that share a precision
+tokenizer files, processor.json   how words and pictures become what the graphs take
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from janus_export.errors import BundleError
+from janus_export.external_data import references
+from janus_export.storage import sha256
+
+SCHEMA = 1
+"""Version of the manifest; a bundle of a newer one is refused."""
+
+MANIFEST = "manifest.json"
+REBUILD = "Build it again with: janus-modular export MODEL {folder}"
+SECTIONS = ("source", "versions", "model", "variants", "graphs", "axes", "cache", "sha256", "bytes")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest and files were found to be what they should."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def variants(self) -> list[str]:
+        """What it holds: fp32, cpu-int4, ..."""
+        return list(self.manifest["variants"])
+
+    @property
+    def graphs(self) -> Mapping[str, Mapping[str, Any]]:
+        """What each graph takes and gives, by name."""
+        return self.manifest["graphs"]
+
+    def path(self, graph: str, variant: str) -> Path:
+        """Find a graph's file.
+
+        Raises:
+            BundleError: it has no such variant, or the variant no such graph.
+        """
+        if variant not in self.manifest["variants"]:
+            raise BundleError(f"{self.folder} has no variant '{variant}'. It has: {', '.join(self.variants)}")
+        files = self.manifest["variants"][variant]["files"]
+        if graph not in files:
+            raise BundleError(
+                f"{self.folder} has no graph '{graph}' in {variant}. It has: {', '.join(files)}"
+            )
+        return self.folder / files[graph]
+
+    def verify_weights(self) -> None:
+        """Hash the weights too, which takes a second a gigabyte.
+
+        Raises:
+            BundleError: a file is not what it was when the bundle was written.
+        """
+        for name, digest in self.manifest["sha256"].items():
+            if sha256(self.folder / name) != digest:
+                raise BundleError(
+                    f"{self.folder / name} has changed: its hash is another. {_cure(self.folder)}"
+                )
+
+    def record(self, section: str, key: str, value: Any) -> None:
+        """Note a result (``parity``, ``built`` or ``executed``) in the manifest, on disk too."""
+        self.manifest.setdefault(section, {})[key] = value
+        write_manifest(self.folder, self.manifest)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a manifest aside and rename it, so that a reader finds the old or the new."""
+    aside = folder / f".{MANIFEST}"
+    aside.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    os.replace(aside, folder / MANIFEST)
+
+
+def is_bundle(folder: str | Path) -> bool:
+    """Say whether a path looks like a bundle, without checking it."""
+    return (Path(folder).expanduser() / MANIFEST).is_file()
+
+
+def load_bundle(folder: str | Path) -> Bundle:
+    """Open a bundle, or refuse it.
+
+    Checked every time: the schema's version, that no file is missing, cut short, or outside of the folder
+    (symlinks and paths inside graphs included), the hashes of all but the weights. Those are large:
+    `Bundle.verify_weights` and ``inspect --hashes`` read them.
+
+    Raises:
+        BundleError: any of it does not hold; says which, and the command that builds it again.
+    """
+    folder = Path(folder).expanduser()
+    manifest = _read_manifest(folder)
+    for name, size in manifest["bytes"].items():
+        path = _inside(folder, name)
+        if not path.is_file():
+            raise BundleError(f"{folder} lacks {name}. {_cure(folder)}")
+        if path.stat().st_size != size:
+            raise BundleError(
+                f"{path} has {path.stat().st_size} bytes, the manifest says {size}. {_cure(folder)}"
+            )
+    weights = {name for variant in manifest["variants"].values() for name in variant["weights"]}
+    graphs = {name for variant in manifest["variants"].values() for name in variant["files"].values()}
+    if unlisted := sorted((weights | graphs) - set(manifest["sha256"])):
+        raise BundleError(f"the manifest of {folder} has no hash for {', '.join(unlisted)}. {_cure(folder)}")
+    for name, digest in manifest["sha256"].items():
+        if name not in weights and sha256(_inside(folder, name)) != digest:
+            raise BundleError(f"{folder / name} has changed: its hash is another. {_cure(folder)}")
+    for name in sorted(graphs):
+        _check_references(folder, name, weights)
+    return Bundle(folder, manifest)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}. {_cure(folder)}") from error
+    except (ValueError, OSError) as error:
+        raise BundleError(f"{path} cannot be read: {error}. {_cure(folder)}") from error
+    version = manifest.get("schema") if isinstance(manifest, dict) else None
+    if version != SCHEMA:
+        upgrade = isinstance(version, int) and version > SCHEMA
+        cure = "Upgrade with: pip install --upgrade janus-modular" if upgrade else _cure(folder)
+        raise BundleError(f"{path} is of schema {version!r}, this version reads schema {SCHEMA}. {cure}")
+    if missing := [name for name in SECTIONS if not isinstance(manifest.get(name), dict)]:
+        raise BundleError(f"{path} lacks {', '.join(missing)}. {_cure(folder)}")
+    if set(manifest["sha256"]) != set(manifest["bytes"]):
+        raise BundleError(f"{path} has hashes and sizes of different files. {_cure(folder)}")
+    return manifest
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Return the path of a bundle's file; refuse one that leads, or is linked, out of it."""
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
+        raise BundleError(f"{folder} points to '{name}', which is not inside it. {_cure(folder)}")
+    path = folder / pure
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(
+            f"{path} is a link out of the bundle, which runtimes refuse: bring the file itself"
+            f" (cp --recursive --dereference {folder} COPY)."
+        )
+    return path
+
+
+def _check_references(folder: Path, name: str, weights: Iterable[str]) -> None:
+    try:
+        found = references(folder / name)
+    except ValueError as error:
+        raise BundleError(f"{error}. {_cure(folder)}") from error
+    for one in found:
+        path = _inside(folder, one.location)
+        if one.location not in weights:
+            raise BundleError(
+                f"{name} keeps '{one.tensor}' in '{one.location}', which the manifest does not list."
+                f" {_cure(folder)}"
+            )
+        size = path.stat().st_size
+        if one.offset < 0 or one.offset + (one.length or 0) > size:
+            raise BundleError(
+                f"{name} keeps '{one.tensor}' beyond the end of {one.location}. {_cure(folder)}"
+            )
+
+
+def _cure(folder: Path) -> str:
+    return REBUILD.format(folder=folder)

@@ -1,0 +1,13 @@
+"""What can go wrong between a checkpoint and a running bundle, in words a user can act on."""
+
+from __future__ import annotations
+
+from janus_modular.errors import JanusError
+
+
+class ExportError(JanusError):
+    """A model, or a part of it, that cannot become a graph as it is."""
+
+
+class BundleError(JanusError):
+    """A bundle that is damaged, of another version, or not what its manifest says."""

@@ -1,0 +1,101 @@
+"""Which files and byte ranges an ONNX graph points to, read without any ONNX package.
+
+A graph is a protocol buffer: numbered fields, nested. Only the fields that lead to tensors are followed
+(numbers as in onnx.proto), everything else is skipped, so a graph of a large model takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# message -> its fields that may hold a tensor further down
+LEADS = {
+    "model": {7: "graph", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+NAME, EXTERNAL_DATA, KEY, VALUE = 8, 13, 1, 2  # of a tensor, and of an entry of its external data
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A tensor that lies outside of its graph."""
+
+    tensor: str
+    location: str
+    offset: int
+    length: int | None
+
+
+def references(path: Path) -> list[Reference]:
+    """List the tensors of a graph that lie in other files.
+
+    Raises:
+        ValueError: it is no protocol buffer, or cut short.
+    """
+    try:
+        return list(_tensors(memoryview(path.read_bytes()), "model"))
+    except IndexError as error:
+        raise ValueError(f"{path} is no ONNX graph, or is cut short") from error
+
+
+def _tensors(message: memoryview, kind: str) -> Iterator[Reference]:
+    leads = LEADS[kind]
+    for number, content in _fields(message):
+        inner = leads.get(number)
+        if inner == "tensor":
+            yield from _reference(content)
+        elif inner:
+            yield from _tensors(content, inner)
+
+
+def _reference(tensor: memoryview) -> Iterator[Reference]:
+    name, entries = "", {}
+    for number, content in _fields(tensor):
+        if number == NAME:
+            name = str(content, "utf-8")
+        elif number == EXTERNAL_DATA:
+            entry = {key: str(value, "utf-8") for key, value in _fields(content)}
+            entries[entry.get(KEY, "")] = entry.get(VALUE, "")
+    if entries:
+        length = entries.get("length")
+        yield Reference(
+            name, entries.get("location", ""), int(entries.get("offset", 0)), int(length) if length else None
+        )
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield the number and content of a message's length-delimited fields."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        number, wire = key >> 3, key & 7
+        if wire == VARINT:
+            _, at = _varint(message, at)
+        elif wire == BYTES:
+            length, at = _varint(message, at)
+            if at + length > len(message):
+                raise IndexError
+            yield number, message[at : at + length]
+            at += length
+        elif wire in (FIXED64, FIXED32):
+            at += 8 if wire == FIXED64 else 4
+        else:
+            raise IndexError
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7

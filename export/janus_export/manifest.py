@@ -1,0 +1,117 @@
+"""What a bundle says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from typing import Any
+
+from janus_export.axes import Axis
+from janus_export.bundle import SCHEMA
+from janus_export.graphs import Graph, Slot
+from janus_modular import JanusModel, Processor, __version__
+
+RECORDED = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
+
+
+def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
+    """Say what a runtime has to know of a model beside its graphs."""
+    path, spec = model.generation, model.understanding.encoder.pixels
+    return {
+        "context": model.backbone.context,
+        "width": model.backbone.width,
+        "text_loop": model.config.text_loop,
+        "drawing_loop": path.sampling_loop,
+        "forbidden": list(processor.forbidden),
+        # What sampling loops ask a session for: vocab, drawing (positions of a picture), pad, codes.
+        "vocab": model.backbone.vocab_size,
+        "drawing": path.num_tokens,
+        "pad": processor.pad_id,
+        **path.sizes,
+        "picture_to_draw": {"height": path.height, "width": path.width},
+        "picture_to_read": {
+            "height": spec.height,
+            "width": spec.width,
+            "positions": model.understanding.num_tokens,
+        },
+        "rows": {
+            "guided": 2,  # rows that a picture takes under guidance
+            "order": "all conditional rows, then all unconditional",
+            "unconditional": "the prompt with pads between its first and last token; they are seen",
+        },
+    }
+
+
+def describe_graphs(graphs: Iterable[Graph]) -> dict[str, Any]:
+    """Say what each graph takes and gives; axes that are known only at run time by name.
+
+    A slot that ``varies`` has the dtype of the variant; what is written is that of the first.
+    """
+    return {
+        graph.name: {
+            "inputs": [_slot(slot) for slot in graph.inputs],
+            "outputs": [_slot(slot) for slot in graph.outputs],
+            "aliases": [list(pair) for pair in graph.aliases],
+        }
+        for graph in graphs
+    }
+
+
+def describe_axes(graphs: Iterable[Graph]) -> dict[str, Any]:
+    """Say how large each axis may get."""
+    axes = {
+        axis.name: axis
+        for graph in graphs
+        for slot in (*graph.inputs, *graph.outputs)
+        for axis in slot.shape
+        if isinstance(axis, Axis)
+    }
+    return {name: {"min": a.min, "typical": a.typical, "max": a.max} for name, a in axes.items()}
+
+
+def describe_cache(graphs: Iterable[Graph]) -> dict[str, Any]:
+    """Say how keys and values are kept."""
+    layers = next(len(graph.aliases) // 2 for graph in graphs if graph.name == "backbone")
+    return {"form": "rows, heads, capacity, width", "layers": layers, "written": "in place, at write_index"}
+
+
+def compose_manifest(
+    *,
+    source: Mapping[str, Any],
+    model: Mapping[str, Any],
+    graphs: Iterable[Graph],
+    variants: Mapping[str, Any],
+    files: Mapping[str, tuple[str, int]],
+) -> dict[str, Any]:
+    """Put a manifest together; ``files`` are hashes and sizes."""
+    graphs = list(graphs)
+    return {
+        "schema": SCHEMA,
+        "written_by": f"janus-modular {__version__}",
+        "source": dict(source),
+        "versions": versions(),
+        "model": dict(model),
+        "variants": dict(variants),
+        "graphs": describe_graphs(graphs),
+        "axes": describe_axes(graphs),
+        "cache": describe_cache(graphs),
+        "sha256": {name: digest for name, (digest, _) in sorted(files.items())},
+        "bytes": {name: size for name, (_, size) in sorted(files.items())},
+        "parity": {},
+        "built": {},
+        "executed": {},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Name the versions of what writes graphs."""
+    return {name: metadata.version(name) for name in RECORDED}
+
+
+def _slot(slot: Slot) -> dict[str, Any]:
+    return {
+        "name": slot.name,
+        "dtype": str(slot.dtype).removeprefix("torch."),
+        "shape": [axis.name if isinstance(axis, Axis) else axis for axis in slot.shape],
+        **({"varies": True} if slot.varies else {}),
+    }

@@ -1,0 +1,122 @@
+"""Weight files by content: written as a stream, named by their hash, read by byte range. numpy only.
+
+The format (safetensors): the header's length (8 bytes, little-endian), the header (JSON), the data
+without gaps. ONNX calls a tensor in it "external data": a file, an offset, a length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ALIGNMENT = 64
+"""Bytes. Tensors whose size is a multiple of it come first, so that every large one is aligned."""
+
+ITEM_BITS = {
+    "F64": 64,
+    "F32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "I64": 64,
+    "I32": 32,
+    "I16": 16,
+    "I8": 8,
+    "U8": 8,
+    "BOOL": 8,
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor to be written: what it is, and how to get its bytes, a piece at a time."""
+
+    name: str
+    kind: str  # as safetensors headers say it: F32, BF16, U8, ...
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterable[Any]]  # flat arrays or buffers, in order
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * ITEM_BITS[self.kind] // 8
+
+
+Range = tuple[int, int]
+"""Offset from the start of the file, and length, in bytes."""
+
+
+def write_stream(
+    tensors: Sequence[Stored], folder: Path, *, tell: Callable[[int], None] = lambda _: None
+) -> Path:
+    """Write tensors into ``folder`` as ``<sha256>.safetensors``; ``tell`` hears of the bytes written.
+
+    A tensor is held no longer than its piece is written; what is unfinished has another name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ordered = sorted(tensors, key=lambda one: (one.size % ALIGNMENT != 0, -ITEM_BITS[one.kind], one.name))
+    unfinished = folder / "unfinished"
+    digest = hashlib.sha256()
+    with unfinished.open("wb") as file:
+        header = _header(ordered)
+        file.write(header)
+        digest.update(header)
+        for one in ordered:
+            written = 0
+            for piece in one.pieces():
+                view = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+                file.write(view)
+                digest.update(view)
+                written += len(view)
+                tell(len(view))
+            if written != one.size:
+                raise ValueError(f"{one.name}: {written} bytes came, expected {one.size}")
+    return unfinished.rename(folder / f"{digest.hexdigest()}.safetensors")
+
+
+def _header(ordered: Sequence[Stored]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for one in ordered:
+        start, end = end, end + one.size
+        header[one.name] = {"dtype": one.kind, "shape": list(one.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def byte_ranges(path: Path) -> dict[str, Range]:
+    """Say where in a file each tensor lies.
+
+    Raises:
+        ValueError: it is no safetensors file, or shorter than it says.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 + length:
+            raise ValueError(f"{path} has {size} bytes, too few for the header that it announces")
+        header = json.loads(file.read(length))
+    offsets = {name: one["data_offsets"] for name, one in header.items() if name != "__metadata__"}
+    if size != 8 + length + max((end for _, end in offsets.values()), default=0):
+        raise ValueError(f"{path} has {size} bytes, its header promises another number")
+    return {name: (8 + length + start, end - start) for name, (start, end) in offsets.items()}
+
+
+def sha256(path: Path) -> str:
+    """Hash a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def chunks(rows: int, row_bytes: int, most: int = 1 << 26) -> Iterator[slice]:
+    """Cut ``rows`` into slices of at most ``most`` bytes (64 MiB), at least one row each."""
+    step = max(1, most // max(1, row_bytes))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))

@@ -1,0 +1,141 @@
+"""The weights of graphs: which tensors of the checkpoint they are, and where those lie in the bundle.
+
+A lowered graph names each of its weights and holds none: an initialiser points into ``weights/KIND``,
+which is no file. Once the weights are written, binding puts the real file and byte range there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from janus_export.errors import ExportError
+from janus_export.storage import Range, Stored, byte_ranges, chunks
+
+FOLDER = "weights"
+PREFIX = "model."  # graphs hold the model under this name
+KINDS = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def native_names(model: nn.Module) -> dict[str, str]:
+    """Map every native name of a weight to the one under which it is stored: tied weights share one."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(one), name) for name, one in model.state_dict(keep_vars=True).items()}
+
+
+def detach(graph: ir.Model, names: Mapping[str, str], kind: str) -> None:
+    """Let the weights of a fresh graph point to their stored names in ``weights/KIND``.
+
+    Raises:
+        ExportError: the graph holds a weight that the model's state dict does not name.
+    """
+    for name, value in graph.graph.initializers.items():
+        native = names.get(name.removeprefix(PREFIX))
+        if native is None:
+            if isinstance(getattr(value.const_value, "raw", None), torch._subclasses.FakeTensor):
+                raise ExportError(
+                    f"a graph uses the tensor '{name}', which is no weight of the model's state dict"
+                )
+            continue
+        value.const_value = unbound(kind, native, value.dtype, value.shape, value.name)
+
+
+def unbound(kind: str, stored: str, dtype: Any, shape: Any, name: str | None) -> ir.ExternalTensor:
+    """Make a tensor that says only what it will be: ``stored`` in ``weights/KIND``."""
+    return ir.ExternalTensor(f"{FOLDER}/{kind}/{stored}", None, None, dtype, shape=shape, name=name or stored)
+
+
+def wanted(graphs: Iterable[ir.Model]) -> dict[str, set[str]]:
+    """Say which stored names of which kind the graphs point to."""
+    found: dict[str, set[str]] = {}
+    for graph in graphs:
+        for _, pointer in _pointing(graph):
+            _, kind, stored = pointer.location.split("/", 2)
+            found.setdefault(kind, set()).add(stored)
+    return found
+
+
+def bind(graph: ir.Model, files: Mapping[str, Path]) -> ir.Model:
+    """Point a graph's weights at byte ranges of the files that hold their kinds; return it."""
+    ranges: dict[str, dict[str, Range]] = {kind: byte_ranges(path) for kind, path in files.items()}
+    for value, old in _pointing(graph):
+        _, kind, stored = old.location.split("/", 2)
+        offset, length = ranges[kind][stored]
+        value.const_value = ir.ExternalTensor(
+            f"{FOLDER}/{files[kind].name}", offset, length, old.dtype, shape=old.shape, name=old.name
+        )
+    return graph
+
+
+def _pointing(graph: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTensor]]:
+    for value in graph.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            yield value, value.const_value
+
+
+class Source:
+    """The tensors of a checkpoint, read one at a time under the names that graphs store them by."""
+
+    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+        """Take the blank model that says what there must be, and what there is.
+
+        Raises:
+            ExportError: a weight is missing, or of another shape.
+        """
+        names = native_names(model)
+        self.tensors = tensors
+        self.under: dict[str, str] = {}  # stored name -> the name that the checkpoint has it by
+        for name, stored in names.items():
+            if name in tensors:
+                self.under.setdefault(stored, name)
+        state = model.state_dict(keep_vars=True)
+        self.shapes = {stored: tuple(state[stored].shape) for stored in names.values()}
+        self.dtypes = {stored: state[stored].dtype for stored in names.values()}
+        if missing := sorted(set(self.shapes) - set(self.under)):
+            raise ExportError(
+                f"{what} lacks {len(missing)} weights of its own config: {', '.join(missing[:5])}"
+            )
+        for stored, name in self.under.items():
+            found = tuple(tensors[name].shape)
+            if found != self.shapes[stored]:
+                raise ExportError(f"{what}: {name} is {found}, its config says {self.shapes[stored]}")
+
+    def stored(self, names: Iterable[str], dtype: torch.dtype) -> list[Stored]:
+        """Say how to write these weights in ``dtype``; integers keep their own."""
+        return [
+            Stored(
+                name, KINDS[self._kind(name, dtype)], self.shapes[name], partial(self._pieces, name, dtype)
+            )
+            for name in sorted(names)
+        ]
+
+    def rows(self, name: str) -> Iterator[Any]:
+        """Yield a weight's rows in pieces, as float32 arrays."""
+        yield from self._pieces(name, torch.float32)
+
+    def _kind(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        own = self.dtypes[name]
+        return dtype if own.is_floating_point else own
+
+    def _pieces(self, name: str, dtype: torch.dtype) -> Iterator[Any]:
+        tensor = self.tensors[self.under[name]].detach()
+        kind = self._kind(name, dtype)
+        if not tensor.shape:
+            tensor = tensor.reshape(1)
+        for part in chunks(len(tensor), kind.itemsize * tensor[0].numel()):
+            piece = tensor[part].to(kind).contiguous()
+            yield piece.numpy() if kind != torch.bfloat16 else piece.view(torch.int16).numpy()

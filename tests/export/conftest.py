@@ -1,0 +1,58 @@
+"""One tiny checkpoint and its bundle, exported once for all tests of a run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from janus_export.exporting import export
+from janus_export.settings import ExportConfig
+from janus_modular.checkpoints import save
+from janus_modular.compose import compose
+from janus_modular.config import load, resolve
+from janus_modular.schema import ModelConfig
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that pytest-xdist's workers have in common."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return folder
+
+
+@contextmanager
+def made_once(folder: Path) -> Iterator[bool]:
+    """Say whether ``folder`` is still to be made; other workers wait until it is."""
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not folder.exists()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(shared: Path) -> Path:
+    """configs/model/tiny with random weights; read only."""
+    folder = shared / "tiny_checkpoint"
+    with made_once(folder) as missing:
+        if missing:
+            torch.manual_seed(0)
+            model, processor = compose(resolve(load("model/tiny"), ModelConfig))
+            save(model, processor, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(shared: Path, tiny_checkpoint: Path) -> Path:
+    """The bundle of `tiny_checkpoint` in fp32, cpu-int8 and cpu-int4; read only: copy it to change it."""
+    folder = shared / "tiny_bundle"
+    with made_once(folder) as missing:
+        if missing:
+            export(tiny_checkpoint, folder, ExportConfig(variants=["fp32"]))
+    return folder
