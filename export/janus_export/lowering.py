@@ -9,7 +9,6 @@ import onnx_ir as ir
 import torch
 from onnxscript.onnx_opset import opset23
 
-
 op: Any = opset23  # its stubs know no values of a graph under construction
 
 

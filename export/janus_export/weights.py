@@ -64,7 +64,7 @@ def wanted(graphs: Iterable[ir.Model]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for graph in graphs:
         for _, pointer in _pointing(graph):
-            _, kind, stored = pointer.location.split("/", 2)
+            _, kind, stored = str(pointer.location).split("/", 2)
             found.setdefault(kind, set()).add(stored)
     return found
 
@@ -73,7 +73,7 @@ def bind(graph: ir.Model, files: Mapping[str, Path]) -> ir.Model:
     """Point a graph's weights at byte ranges of the files that hold their kinds; return it."""
     ranges: dict[str, dict[str, Range]] = {kind: byte_ranges(path) for kind, path in files.items()}
     for value, old in _pointing(graph):
-        _, kind, stored = old.location.split("/", 2)
+        _, kind, stored = str(old.location).split("/", 2)
         offset, length = ranges[kind][stored]
         value.const_value = ir.ExternalTensor(
             f"{FOLDER}/{files[kind].name}", offset, length, old.dtype, shape=old.shape, name=old.name

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from janus_modular.cli import chat, config, convert, data, demo, draw, env, info, plugins, train
+from janus_modular.cli.brought import announced, brought_command
 from janus_modular.errors import JanusError, missing_extra
 
 GLOBAL_FLAGS, GLOBAL_OPTIONS = ("--traceback",), ("--plugin",)
@@ -32,6 +33,16 @@ class JanusGroup(TyperGroup):
             else:
                 rest.append(word)
         return super().parse_args(ctx, front + rest)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Name our commands, and those that other packages bring."""
+        ours = super().list_commands(ctx)
+        return [*ours, *sorted(set(announced()) - set(ours))]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Find a command; one that is brought is loaded now."""
+        found = super().get_command(ctx, cmd_name)
+        return brought_command(cmd_name) if found is None and cmd_name in announced() else found
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; print a `JanusError`, or the pip line that brings a missing package."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any
 
 from janus_modular.errors import ConfigError
@@ -15,6 +16,9 @@ KINDS = {
 }
 """Kind of config -> a key that only this kind has, and where its dataclass is."""
 
+GROUP = "janus_modular.configs"
+"""The entry points of kinds that other packages bring: ``key = "module:Dataclass"``."""
+
 
 def schema_of(raw: Mapping[str, Any]) -> type[Any]:
     """Return the dataclass that ``raw`` should be an instance of.
@@ -25,6 +29,12 @@ def schema_of(raw: Mapping[str, Any]) -> type[Any]:
     for key, module, name in KINDS.values():
         if key in raw:
             return getattr(import_module(module), name)
-    telling = ", ".join(f"'{key}' ({kind})" for kind, (key, _, _) in KINDS.items())
+    others = {point.name: point for point in entry_points(group=GROUP)}
+    for key, point in others.items():
+        if key in raw:
+            return point.load()
+    telling = ", ".join(
+        [f"'{key}' ({kind})" for kind, (key, _, _) in KINDS.items()] + [f"'{key}'" for key in others]
+    )
     keys = ", ".join(map(str, raw)) or "(none)"
     raise ConfigError(f"found the keys {keys}; expected one that tells the kind of config: {telling}")

@@ -1,0 +1,95 @@
+"""``inspect``: what is in a bundle. It needs neither torch nor ONNX."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from janus_export.bundle import Bundle
+
+
+def inspect(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `export` wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    hashes: Annotated[
+        bool, typer.Option("--hashes", help="Hash the weights too, a second a gigabyte.")
+    ] = False,
+) -> None:
+    """Check a bundle, and say what is in it: graphs, shapes, sizes, variants, what was proven and built."""
+    from janus_export.bundle import load_bundle
+
+    opened = load_bundle(bundle)
+    if hashes:
+        opened.verify_weights()
+    facts = gather(opened)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    typer.echo(f"{bundle}: of {facts['source']}, by {facts['written_by']}")
+    typer.echo("axes: " + ", ".join(f"{name} {a['min']}..{a['max']}" for name, a in facts["axes"].items()))
+    typer.echo()
+    for one in facts["graphs"]:
+        typer.echo(f"{one['graph']}: {one['takes']}\n    -> {one['gives']}")
+    _table(("variant", "weights", "graphs_MB", "weights_MB", "rounded", "kept"), facts["variants"])
+    for section in ("parity", "built", "executed"):
+        found = facts[section]
+        typer.echo(f"\n{section}: {'' if found else 'nothing yet'}")
+        for name, result in found.items():
+            typer.echo(f"  {name}: {result if isinstance(result, str) else json.dumps(result)}")
+
+
+def gather(bundle: Bundle) -> dict[str, Any]:
+    """Return the facts of a bundle, as ``--json`` prints them."""
+    manifest = bundle.manifest
+    sizes = manifest["bytes"]
+    return {
+        "written_by": manifest["written_by"],
+        "source": manifest["source"]["path"],
+        "axes": manifest["axes"],
+        "graphs": [
+            {"graph": name, "takes": _slots(one["inputs"]), "gives": _slots(one["outputs"])}
+            for name, one in bundle.graphs.items()
+        ],
+        "variants": [
+            {
+                "variant": name,
+                "weights": _weights(one),
+                "graphs_MB": round(sum(sizes[file] for file in set(one["files"].values())) / 1e6, 2),
+                "weights_MB": round(sum(sizes[file] for file in one["weights"]) / 1e6, 2),
+                "rounded": len((one["quantisation"] or {}).get("rounded", ())),
+                "kept": len((one["quantisation"] or {}).get("kept", ())),
+            }
+            for name, one in manifest["variants"].items()
+        ],
+        **{section: manifest.get(section, {}) for section in ("parity", "built", "executed")},
+    }
+
+
+def _weights(variant: dict[str, Any]) -> str:
+    if not (rounding := variant["quantisation"]):
+        return str(variant["dtype"])
+    return f"{variant['dtype']}, {rounding['bits']} bits in blocks of {rounding['block_size']}"
+
+
+def _slots(slots: Iterable[dict[str, Any]]) -> str:
+    """Say slots on one line; caches, which come by the dozen, as one."""
+    words: dict[str, int] = {}
+    for slot in slots:
+        name, _, number = slot["name"].rpartition("_")
+        word = f"{name}_*" if number.isdigit() else slot["name"]
+        word += f" ({', '.join(map(str, slot['shape']))})"
+        words[word] = words.get(word, 0) + 1
+    return "; ".join(word if count == 1 else f"{count} {word}" for word, count in words.items())
+
+
+def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    lines = [columns, *(tuple(str(row[column]) for column in columns) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    typer.echo()
+    for line in lines:
+        typer.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
