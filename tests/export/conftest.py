@@ -44,6 +44,9 @@ def tiny_checkpoint(shared: Path) -> Path:
         if missing:
             torch.manual_seed(0)
             model, processor = compose(resolve(load("model/tiny"), ModelConfig))
+            for weight in model.parameters():
+                if weight.dim() > 1:  # larger than at the start of a training, so that choices are clear
+                    torch.nn.init.normal_(weight, std=0.3)
             save(model, processor, folder)
     return folder
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import onnxruntime
 
+from janus_export.runtimes.contract import Tensor
 from janus_export.runtimes.devices import Device
-from janus_export.runtimes.memory import Buffer, element_type
+from janus_export.runtimes.memory import Buffer, HostBuffer, element_type, is_buffer
 
 LOUD = onnxruntime.RunOptions()
 LOUD.log_severity_level = 2  # warnings: a cache that is copied rather than written in place, say
@@ -20,12 +23,24 @@ class Binding:
         self.session, self.device = session, device
         self.io = session.io_binding()
         self.bound: dict[str, tuple[int, tuple[int, ...]]] = {}
+        self.given: dict[str, Any] = {}
         self.kept: dict[str, Buffer] = {}  # a graph holds addresses only: the memory must live
 
     def input(self, name: str, buffer: Buffer, shape: Sequence[int] | None = None) -> None:
         """Let the graph read ``name`` from a buffer, as if it had this shape."""
         if self._is_new(name, buffer, shape) or buffer.memory != self.device.memory:  # else copied when bound
             self.io.bind_input(name, *self._where(name, buffer))
+
+    def take(self, tensor: Tensor, given: Any) -> Buffer:
+        """Let the graph read what it is given, numpy where it lies; return it as a buffer."""
+        if given is not None and given is self.given.get(tensor.name):
+            buffer = self.kept[tensor.name]
+        else:
+            buffer = given if is_buffer(given) else HostBuffer.of(given, tensor.dtype)
+            copied = isinstance(given, np.ndarray) and not np.shares_memory(buffer.read(), given)
+            self.given[tensor.name] = None if copied else given  # a copy would miss what changes in it
+        self.input(tensor.name, buffer)
+        return buffer
 
     def output(self, name: str, buffer: Buffer, shape: Sequence[int] | None = None) -> None:
         """Let the graph write ``name`` into a buffer, as if it had this shape."""

@@ -74,7 +74,9 @@ class OnnxRuntime:
         self.text_loop: str = model["text_loop"]
         self.drawing_loop: str = model["drawing_loop"]
         self.width: int = model["width"]
-        self.sizes: Mapping[str, int] = model["sizes"]
+        self.sizes: Mapping[str, int] = {
+            name: value for name, value in model.items() if isinstance(value, int)
+        }
         self._opened: dict[str, OnnxGraph] = {}
 
     def open(self, capacity: int) -> OnnxSession:
@@ -112,9 +114,7 @@ class OnnxRuntime:
         graph = self.graph(name)
         binding, axes = Binding(graph.session, self.device), dict[str, int]()
         for tensor, given in zip(graph.contract.inputs, inputs, strict=True):
-            buffer = HostBuffer.of(given, tensor.dtype)
-            axes |= tensor.measure(buffer.shape)
-            binding.input(tensor.name, buffer)
+            axes |= tensor.measure(binding.take(tensor, given).shape)
         outputs = []
         for tensor in graph.contract.outputs:
             buffer = HostBuffer(np.empty(tensor.sized(axes), STORED[tensor.dtype]), tensor.dtype)

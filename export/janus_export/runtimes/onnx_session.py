@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from janus_export.runtimes.binding import Binding
 from janus_export.runtimes.contract import Tensor
-from janus_export.runtimes.memory import Buffer, HostBuffer, Log, allocate, host, is_buffer
+from janus_export.runtimes.memory import Buffer, HostBuffer, Log, allocate, host
 from janus_export.runtimes.prompts import embed
 from janus_export.runtimes.slots import Slots
 from janus_modular import Sequence as Prompt
@@ -76,9 +76,7 @@ class OnnxSession:
             self.choosing[part] = Binding(graph.session, self.runtime.device)
         binding, axes = self.choosing[part], dict[str, int]()
         for tensor, given in zip(graph.contract.inputs, inputs, strict=True):
-            buffer = given if is_buffer(given) else HostBuffer.of(given, tensor.dtype)
-            axes |= tensor.measure(buffer.shape)
-            binding.input(tensor.name, buffer)
+            axes |= tensor.measure(binding.take(tensor, given).shape)
         outputs = [self._place(part, tensor, tensor.sized(axes)) for tensor in graph.contract.outputs]
         for tensor, buffer in zip(graph.contract.outputs, outputs, strict=True):
             binding.output(tensor.name, buffer)

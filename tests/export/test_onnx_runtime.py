@@ -1,0 +1,289 @@
+"""A bundle in ONNX Runtime against the same checkpoint in torch: rows, words, codes; and its cache in place."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from janus_export.runtimes import devices
+from janus_export.runtimes.memory import Column, DeviceBuffer, HostBuffer
+from janus_export.runtimes.onnx_runtime import OnnxConfig, OnnxRuntime
+from janus_export.runtimes.onnx_session import OnnxSession
+from janus_modular import ConfigError, JanusError, Message, PictureToDraw, PictureToRead, PromptError, Text
+from janus_modular.janus import Janus
+from janus_modular.session import TorchSession
+
+PICTURES = [
+    Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 30 + i, 3), dtype=np.uint8))
+    for i in range(2)
+]
+QUESTIONS = [("what?", [PICTURES[0]]), ("a longer question, no picture", []), ("which?", PICTURES)]
+CLOSE = {"rtol": 0, "atol": 1e-4}  # float32 sums in another order; states are of size 1
+
+
+@pytest.fixture(scope="module")
+def torches(tiny_checkpoint: Path) -> Janus:
+    return Janus.from_pretrained(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def bundled(tiny_bundle: Path) -> Janus:
+    return Janus.from_pretrained(tiny_bundle, runtime={"name": "onnx", "threads": 1})
+
+
+def prompts_of(janus: Janus, questions=QUESTIONS):
+    return [
+        janus.processor.chat_prompt([Message("user", [*map(PictureToRead, pictures), Text(text)])])
+        for text, pictures in questions
+    ]
+
+
+def open_runtime(folder: Path, **options) -> OnnxRuntime:
+    return OnnxRuntime(OnnxConfig(threads=1, **options), folder)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_ragged_batch_answers_as_torch_does(torches: Janus, bundled: Janus, temperature: float):
+    settings = {"max_tokens": 20, "temperature": temperature, "seed": 5}
+    expected = torches.chat_batch(QUESTIONS, **settings)
+    assert bundled.chat_batch(QUESTIONS, **settings) == expected
+    assert len(set(expected)) == 3
+
+
+def test_truncated_sampling_is_torchs(torches: Janus, bundled: Janus):
+    settings = {"max_tokens": 20, "temperature": 1.5, "top_k": 30, "top_p": 0.8, "seed": 1}
+    assert bundled.chat_batch(QUESTIONS, **settings) == torches.chat_batch(QUESTIONS, **settings)
+
+
+def codes_of(
+    monkeypatch: pytest.MonkeyPatch, session: type, janus: Janus, **settings
+) -> tuple[np.ndarray, list[Image.Image]]:
+    """Draw; return the codes too."""
+    drawn: list[np.ndarray] = []
+    join = session.stack
+
+    def noted(self, columns):
+        codes = join(self, columns)
+        drawn.append(self.to_host(codes))
+        return codes
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "stack", noted)
+        pictures = janus.draw(["a", "a longer prompt"], 2, **settings)
+    return np.concatenate(drawn), pictures
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_whole_drawing_has_torchs_codes(
+    torches: Janus,
+    bundled: Janus,
+    monkeypatch: pytest.MonkeyPatch,
+    guidance: float,
+    temperature: float,
+):
+    settings = {"guidance": guidance, "temperature": temperature, "seed": 7}
+    expected, pictures = codes_of(monkeypatch, TorchSession, torches, **settings)
+    codes, ours = codes_of(monkeypatch, OnnxSession, bundled, **settings)
+    np.testing.assert_array_equal(codes, expected)
+    for one, other in zip(ours, pictures, strict=True):  # truncated to 8 bits: a last digit may fall
+        assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
+
+
+def test_seeds_decide_a_drawing_and_company_does_not(bundled: Janus, monkeypatch: pytest.MonkeyPatch):
+    first, _ = codes_of(monkeypatch, OnnxSession, bundled, seed=1)
+    np.testing.assert_array_equal(first, codes_of(monkeypatch, OnnxSession, bundled, seed=1, batch_size=1)[0])
+    assert (first != codes_of(monkeypatch, OnnxSession, bundled, seed=2)[0]).any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("bucket", "chunk"), [(64, 256), (3, 256), (16, 7), (1000, 1)])
+def test_rows_go_on_as_in_torch_whatever_the_buckets_and_chunks(
+    torches: Janus, tiny_bundle: Path, bucket: int, chunk: int
+):
+    """Ragged prompts with pictures, then steps in which rows pause; past several growths of the cache."""
+    prompts = prompts_of(torches)
+    room = max(map(len, prompts)) + 12
+    theirs = torches.runtime.open(room)
+    ours = open_runtime(tiny_bundle, bucket=bucket, chunk=chunk).open(room)
+    np.testing.assert_allclose(ours.to_host(ours.prefill(prompts)), theirs.prefill(prompts), **CLOSE)
+    rng = np.random.default_rng(0)
+    for step in range(12):
+        x = rng.standard_normal((3, 64), np.float32)
+        active = rng.random(3) < 0.7 if step else np.ones(3, np.bool_)
+        expected = theirs.step(torch.from_numpy(x), active)
+        np.testing.assert_allclose(ours.to_host(ours.step(x, active))[active], expected[active], **CLOSE)
+    np.testing.assert_array_equal(ours.slots.lengths, theirs.cache.lengths)
+
+
+def logged(run: Callable[[], None]) -> str:
+    """Return what is written to the standard error of this process, by C++ code too."""
+    keep = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            run()
+        finally:
+            os.dup2(keep, 2)
+            os.close(keep)
+        file.seek(0)
+        return file.read().decode()
+
+
+def test_the_cache_is_written_in_place(bundled: Janus):
+    session = bundled.runtime.open(512)
+    prompts = prompts_of(bundled)
+
+    def run() -> None:
+        session.prefill(prompts)
+        for _ in range(3):
+            session.step(np.ones((3, 64), np.float32))
+
+    assert "copying past_cache" not in logged(run)
+    aliases = session.runtime.graph("backbone").contract.aliases
+    assert len(aliases) == 4  # keys and values of two layers
+    for present, past in aliases.items():
+        assert session.stepping.bound[present] == session.stepping.bound[past]
+        assert session.stepping.bound[past][0] == session.slots.buffers[past].address
+
+    def elsewhere() -> None:  # the log does say it where a cache is copied
+        present, past = next(iter(aliases.items()))
+        session.stepping.output(present, HostBuffer(session.slots.buffers[past].read().copy(), "float32"))
+        session.step(np.ones((3, 64), np.float32))
+
+    assert "copying past_cache" in logged(elsewhere)
+
+
+def test_steps_bind_nothing_but_where_choices_go(bundled: Janus, monkeypatch: pytest.MonkeyPatch):
+    """Noise that is drawn anew is bound where numpy made it."""
+    session = bundled.runtime.open(512)
+    noise = np.ones((1, session.sizes["codes"]), np.float32)
+    settings = np.float32(5), np.float32(1)
+    hidden = session.prefill(prompts_of(bundled, QUESTIONS[1:2]) * 2)
+    names: list[str] = []
+    for way in ("bind_input", "bind_output"):
+        bind = getattr(onnxruntime.IOBinding, way)
+        monkeypatch.setattr(
+            onnxruntime.IOBinding,
+            way,
+            lambda io, name, *at, bind=bind: names.append(name) or bind(io, name, *at),
+        )
+    bound = []
+    for _ in range(6):
+        names.clear()
+        _, x = session.run("image_next", hidden, noise, *settings)
+        hidden = session.step(x)
+        bound.append(sorted(names))
+    assert bound[2:] == [["codes"]] * 4
+    session.run("image_next", hidden, noise + 1, *settings)
+    assert sorted(names) == ["codes", "codes", "noise"]
+
+
+def test_a_cache_grows_with_its_context_and_not_with_what_it_could_hold(tiny_bundle: Path):
+    runtime = open_runtime(tiny_bundle, bucket=16)
+    session = runtime.open(512)
+    session.prefill(prompts_of(Janus.from_pretrained(tiny_bundle), [("a", [])]))
+    length = int(session.slots.lengths[0])
+    capacities = [session.slots.capacity]
+    for _ in range(40):
+        session.step(np.ones((1, 64), np.float32))
+        capacities.append(session.slots.capacity)
+    assert all(capacity - (length + step) <= 16 for step, capacity in enumerate(capacities))
+    assert len(set(capacities)) <= 4  # one copy in 16 steps
+
+
+def test_a_session_that_is_full_says_so_before_it_writes(bundled: Janus):
+    prompts = prompts_of(bundled, QUESTIONS[1:2])
+    session = bundled.runtime.open(len(prompts[0]) + 1)
+    session.prefill(prompts)
+    session.step(np.ones((1, 64), np.float32))
+    with pytest.raises(PromptError, match="more capacity"):
+        session.step(np.ones((1, 64), np.float32))
+    with pytest.raises(PromptError, match="do not fit"):
+        bundled.runtime.open(4).prefill(prompts)
+
+
+def test_words_alone_load_no_visual_graph(tiny_bundle: Path):
+    janus = Janus.from_pretrained(tiny_bundle)
+    janus.chat("no pictures here", max_tokens=2)
+    assert set(janus.runtime._opened) == {"backbone", "embed", "text_next"}
+
+
+def test_a_picture_that_was_drawn_is_no_prompt_for_a_bundle(bundled: Janus):
+    drawn = PictureToDraw(PICTURES[0], supervised=False)
+    prompt = bundled.processor.chat_prompt(
+        [Message("user", [Text("a")]), Message("assistant", [drawn]), Message("user", [Text("b")])]
+    )
+    with pytest.raises(PromptError, match="pictures to read"):
+        bundled.runtime.open(512).prefill([prompt])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"variant": "int3"}, "int3"),
+        ({"device": "cuda"}, "CUDAExecutionProvider"),
+        ({"device": "tensorrt"}, "TensorrtExecutionProvider"),
+        ({"device": "nv-tensorrt-rtx"}, "NvTensorRTRTXExecutionProvider"),
+        ({"device": "tpu"}, "Expected auto, cpu, cuda"),
+        ({"dtype": "float16"}, "variant"),
+        ({"runtime": "onx"}, "Did you mean 'onnx'?"),
+        ({"runtime": {"name": "onnx", "thread": 2}}, "threads"),
+    ],
+)
+def test_what_is_not_here_is_said_with_what_is(tiny_bundle: Path, options: dict, said: str):
+    with pytest.raises(JanusError) as caught:
+        Janus.from_pretrained(tiny_bundle, **options)
+    assert said in str(caught.value)
+
+
+def test_options_of_bundles_are_refused_where_a_checkpoint_is(tiny_checkpoint: Path):
+    with pytest.raises(ConfigError, match="janus-modular export"):
+        Janus.from_pretrained(tiny_checkpoint, variant="fp32")
+
+
+def test_a_bundle_has_no_model_in_torch(bundled: Janus):
+    with pytest.raises(ConfigError, match="Load the checkpoint"):
+        _ = bundled.model
+
+
+def test_two_builds_of_onnx_runtime_are_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch):
+    asked = metadata.distribution
+    monkeypatch.setattr(
+        devices.metadata, "distribution", lambda name: asked("numpy" if name == "onnxruntime-gpu" else name)
+    )
+    with pytest.raises(ConfigError, match="pip uninstall -y onnxruntime onnxruntime-gpu && pip install"):
+        devices.choose_device("auto")
+
+
+def test_a_gpu_is_chosen_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    chosen = devices.choose_device("auto")
+    assert (chosen.name, chosen.memory, chosen.index) == ("cuda", "cuda", 0)
+    second = devices.choose_device("cuda:1")
+    assert second.providers[0] == ("CUDAExecutionProvider", {"device_id": "1"})
+    with pytest.raises(ConfigError, match="fell back to CPUExecutionProvider"):
+        devices.check_provider(second, SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"]))
+
+
+def test_memory_of_a_device_is_written_and_read_through_onnx_runtime():
+    """On a CPU: the calls are a GPU's, where columns of a log are addresses into it too."""
+    buffer = DeviceBuffer((4, 2), "int64", "cpu", 0)
+    buffer.write(np.arange(8).reshape(4, 2))
+    column = Column(buffer, 3)
+    assert column.address == buffer.address + 3 * 2 * 8
+    np.testing.assert_array_equal(column.read(), [6, 7])
+    buffer.write(1)
+    np.testing.assert_array_equal(buffer.read(), np.ones((4, 2)))
