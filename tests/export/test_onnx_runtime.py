@@ -1,4 +1,4 @@
-"""A bundle in ONNX Runtime against the same checkpoint in torch: rows, words, codes; and its cache in place."""
+"""A bundle in ONNX Runtime against the checkpoint in torch: rows, words, codes; its cache in place."""
 
 from __future__ import annotations
 

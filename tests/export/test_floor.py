@@ -1,0 +1,92 @@
+"""Where neither torch nor transformers is, a bundle answers and draws."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+ABOVE = ("torch", "transformers", "safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript")
+"""What a server does not install."""
+
+PROGRAM = f"""
+import sys
+ABOVE = {ABOVE!r}
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ABOVE:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+if "--refuse" in sys.argv:
+    sys.argv.remove("--refuse")
+    sys.meta_path.insert(0, Refuse())
+from janus_modular.cli.app import app
+try:
+    app(sys.argv[1:])
+finally:
+    print(sorted(name for name in sys.modules if name.partition(".")[0] in ABOVE))
+"""
+
+
+def command(python: Path | str, folder: Path, *words: object) -> str:
+    """Run a command of ours in a folder; return what it prints before the list of modules, which is empty."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "JANUS_"))}
+    line = [str(python), "-c", PROGRAM, *map(str, words)]
+    done = subprocess.run(
+        line, cwd=folder, env=clean | {"COLUMNS": "200"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said, _, loaded = done.stdout.rstrip("\n").rpartition("\n")
+    assert loaded == "[]"
+    return said
+
+
+def asks_and_draws(python: Path | str, folder: Path, bundle: Path, *options: str) -> tuple[str, bytes]:
+    """Ask about a picture and draw one; return what came of it."""
+    Image.new("RGB", (40, 30), "orange").save(folder / "cat.png")
+    answer = command(
+        python, folder, *options, "chat", bundle, "which?", "--image", "cat.png", "--max-tokens", 9, "--json"
+    )
+    command(python, folder, *options, "draw", bundle, "a cat", "-n", 2, "-o", "drawn.png")
+    with Image.open(folder / "drawn.png") as picture:
+        assert picture.size == (68, 32)
+        return json.loads(answer)["answer"], picture.tobytes()
+
+
+def test_chat_and_draw_import_nothing_that_a_server_lacks(tiny_bundle: Path, tmp_path: Path):
+    asks_and_draws(sys.executable, tmp_path, tiny_bundle, "--refuse")
+
+
+def test_a_checkpoint_says_what_it_needs_there(tiny_checkpoint: Path, tmp_path: Path):
+    line = [sys.executable, "-c", PROGRAM, "--refuse", "draw", str(tiny_checkpoint), "a cat"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'janus-modular[torch]'" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_extra_runtime_is_enough(tiny_bundle: Path, tmp_path: Path):
+    """A fresh environment, the wheel with this one extra, and nothing of ours beside it."""
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
+    python = tmp_path / "env" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", f"{wheel}[runtime]"]
+    done = subprocess.run(list(map(str, install)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    listed = subprocess.run(
+        [python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True
+    )
+    packages = {line.partition("==")[0].lower() for line in listed.stdout.split()}
+    assert not packages & {name.replace("_", "-") for name in ABOVE}
+    there = tmp_path / "there"
+    here = tmp_path / "here"
+    there.mkdir()
+    here.mkdir()
+    assert asks_and_draws(python, there, tiny_bundle) == asks_and_draws(sys.executable, here, tiny_bundle)
