@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
 from janus_modular import MissingExtraError, PictureToDraw, PictureToRead, Sample, Text
-from janus_plugins.sources.digits import NAMES, Digits, DigitsConfig
+from janus_plugins.sources.digits import NAMES, Digits, DigitsConfig, _load
 
 SPLITS = ("train", "validation", "test")
 
@@ -79,6 +81,7 @@ def test_unchanged_where_nothing_is_augmented() -> None:
 
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
+    _load.cache_clear()
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(MissingExtraError, match="demo"):
         Digits(DigitsConfig())
