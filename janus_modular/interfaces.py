@@ -195,6 +195,7 @@ class GenerationPath(Protocol):
     num_tokens: int  # positions one picture takes in a sequence
     predicts_next: bool  # losses read the hidden state BEFORE each position (True) or at it (False)
     sampling_loop: str  # the registered loop that draws with it
+    trained_apart: tuple[str, ...]  # its parts that no stage may train: frozen, whatever `learn` says
     sizes: Mapping[str, int]  # what that loop asks its session for ("codes": K, say)
 
     def targets(self, pixels: Tensor) -> Any:

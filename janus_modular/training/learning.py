@@ -34,7 +34,7 @@ def choose(model: JanusModel, patterns: Sequence[str]) -> None:
         ConfigError: lists every pattern that matches nothing, or that a stage cannot train.
     """
     names = [name for name, _ in (*model.named_modules(), *model.named_parameters()) if name]
-    apart = [f"generation.{name}" for name in getattr(model.generation, "trained_apart", ())]
+    apart = [f"generation.{name}" for name in model.generation.trained_apart]
     chosen: set[str] = set()
     faults = []
     for pattern in patterns:

@@ -48,7 +48,7 @@ class AutoregressiveGeneration(nn.Module):
 
     predicts_next = True
     sampling_loop = "autoregressive"
-    trained_apart = ("tokenizer",)  # its codes are targets: no stage's loss reaches it
+    trained_apart: tuple[str, ...] = ("tokenizer",)  # its codes are targets: no stage's loss reaches it
 
     def __init__(
         self,
