@@ -62,7 +62,7 @@ format: install
 
 # Build the documentation into site/; any warning is an error.
 docs: install
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Build the wheel into dist/.
 wheel: install

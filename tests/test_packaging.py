@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -132,6 +133,7 @@ def announced() -> dict[tuple[str, str], str]:
     return {
         (group.removeprefix("janus_modular.v1."), name): module
         for group, points in project()["entry-points"].items()
+        if group.startswith("janus_modular.v1.")
         for name, module in points.items()
     }
 
@@ -159,6 +161,13 @@ def test_every_file_with_a_hook_is_announced_under_the_names_that_it_registers()
                         found[hook.name.removeprefix("register_"), name] = module
     assert found == announced()
     assert all(module.split(".")[1] == slot for (slot, _), module in found.items())  # a folder a slot
+
+
+@pytest.mark.parametrize("group", ["janus_modular.commands", "janus_modular.configs"])
+def test_what_else_is_announced_is_there(group: str):
+    for target in project()["entry-points"].get(group, {}).values():
+        module, _, name = target.partition(":")
+        assert hasattr(importlib.import_module(module), name), target
 
 
 def test_tests_find_what_they_run_in_the_extra_that_developers_install():
