@@ -10,11 +10,12 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
@@ -24,15 +25,17 @@ from janus_export.axes import Ranges
 from janus_export.bundle import MANIFEST, is_bundle, write_manifest
 from janus_export.errors import BundleError
 from janus_export.graphs import Graph, declare
+from janus_export.quantize import Outcome, quantize, stored
+from janus_export.rounding import Rounding
 from janus_export.settings import VARIANTS, ExportConfig
-from janus_export.storage import sha256, write_stream
+from janus_export.storage import Stored, sha256, write_stream
 from janus_export.to_onnx import faked, to_onnx
+from janus_export.unfinished import Unfinished
 from janus_export.weights import FOLDER, Source, bind, detach, native_names, wanted
 from janus_modular import Plugins
 from janus_modular.checkpoints.opening import Opened, describe
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-LOWERED, STATE = "lowered", "export.json"
 
 Tell = Callable[[str, int, int], None]
 """Hears what is being done, how much of it is done, and how much there is."""
@@ -83,76 +86,73 @@ class _Export:
     """One export at work in its folder."""
 
     def __init__(self, named: str, opened: Opened, aside: Path, config: ExportConfig, tell: Tell) -> None:
-        self.opened, self.aside, self.config, self.tell = opened, aside, config, tell
+        self.opened, self.config, self.tell = opened, config, tell
         self.source = describe_source(named, opened)
+        purpose = {"source": self.source, "config": asdict(config), "versions": manifest.versions()}
+        self.unfinished = Unfinished(aside, purpose)
+        self.aside, self.lowered = aside, aside / "lowered"
         self.names = native_names(opened.model)
         self.tensors = Source(opened.model, opened.tensors, str(opened.folder))
-        self.graphs: dict[str, list[Graph]] = {}  # declared, by dtype
+        self.roundings = {
+            name: Rounding(
+                name,
+                VARIANTS[name].bits or 0,
+                config.quantize.block_size,
+                VARIANTS[name].form,
+                config.quantize.accuracy_level,
+            )
+            for name in config.variants
+            if VARIANTS[name].bits
+        }
 
     def run(self) -> None:
         """Do all that is not done yet."""
         model = manifest.describe_model(self.opened.model, self.opened.processor)
-        state = self._begin()
-        forms = self._lower(state)
-        files = self._write_weights(forms, state)
-        variants = self._bind(forms, files)
+        graphs = self._lower()
+        files, outcomes = self._choose(graphs)
+        weights = self._write_weights(files)
+        uses = self._bind(files, weights)
         self.opened.processor.save(self.aside)
-        shutil.rmtree(self.aside / LOWERED)
-        (self.aside / STATE).unlink()
-        contents = {
-            path.relative_to(self.aside).as_posix(): path
-            for path in sorted(self.aside.rglob("*"))
-            if path.is_file() and path.name != MANIFEST
+        shutil.rmtree(self.lowered)
+        self.unfinished.close()
+        variants = {
+            name: {
+                "dtype": str(DTYPES[VARIANTS[name].dtype]).removeprefix("torch."),
+                "files": {graph.name: self._file(graph.name, name) for graph in graphs},
+                "weights": sorted({w for graph in graphs for w in uses[self._file(graph.name, name)]}),
+                "quantisation": manifest.describe_rounding(rounding, outcomes[name])
+                if (rounding := self.roundings.get(name))
+                else None,
+            }
+            for name in self.config.variants
         }
         write_manifest(
             self.aside,
             manifest.compose_manifest(
-                source=self.source,
-                model=model,
-                graphs=self.graphs[VARIANTS[self.config.variants[0]].dtype],
-                variants=variants,
-                files={
-                    name: (path.stem if path.parent.name == FOLDER else sha256(path), path.stat().st_size)
-                    for name, path in contents.items()
-                },
+                source=self.source, model=model, graphs=graphs, variants=variants, files=self._hashes()
             ),
         )
 
-    def _begin(self) -> dict[str, Any]:
-        """Return what an interrupted export of the same source and settings finished; else start anew."""
-        wanted = {"source": self.source, "config": asdict(self.config), "versions": manifest.versions()}
-        state: dict[str, Any] = {}
-        with suppress(OSError, ValueError):
-            state = json.loads((self.aside / STATE).read_text("utf-8"))
-        if {name: state.get(name) for name in wanted} != wanted:
-            shutil.rmtree(self.aside, ignore_errors=True)
-            state = wanted | {"done": {}}
-        (self.aside / LOWERED).mkdir(parents=True, exist_ok=True)
-        return state
-
-    def _lower(self, state: dict[str, Any]) -> dict[str, dict[str, ir.Model]]:
-        """Return the graphs by variant and name, exported or kept; no weight is in them."""
+    def _lower(self) -> list[Graph]:
+        """Write the graphs, without weights, of every dtype that is asked for; return those of the first."""
         dtypes = list(dict.fromkeys(VARIANTS[name].dtype for name in self.config.variants))
-        forms: dict[str, dict[str, ir.Model]] = {}
+        self.lowered.mkdir(exist_ok=True)
+        declared: list[Graph] = []
         for number, dtype in enumerate(dtypes):
             mode = faked(self.opened.model, DTYPES[dtype])
             with mode:
-                self.graphs[dtype] = self._declare()
-            forms[dtype] = {}
-            for place, graph in enumerate(self.graphs[dtype]):
-                self.tell(
-                    "graphs", number * len(self.graphs[dtype]) + place, len(dtypes) * len(self.graphs[dtype])
-                )
-                path = self.aside / LOWERED / f"{graph.name}.{dtype}.onnx"
-                if not self._is_done(path, state):
+                graphs = self._declare()
+            declared = declared or graphs
+            for place, graph in enumerate(graphs, number * len(graphs)):
+                self.tell("graphs", place, len(dtypes) * len(graphs))
+                path = self.lowered / f"{graph.name}.{dtype}.onnx"
+                if not self.unfinished.has(path):
                     lowered = to_onnx(graph, mode)
                     detach(lowered, self.names, dtype)
                     ir.save(lowered, path)
-                    self._note(path, state)
-                forms[dtype][graph.name] = ir.load(path)
-        total = len(dtypes) * len(self.graphs[dtypes[0]])
-        self.tell("graphs", total, total)
-        return {name: forms[VARIANTS[name].dtype] for name in self.config.variants}
+                    self.unfinished.note(path.name, sha256(path))
+                self.tell("graphs", place + 1, len(dtypes) * len(graphs))
+        return declared
 
     def _declare(self) -> list[Graph]:
         model, config = self.opened.model, self.config
@@ -161,60 +161,64 @@ class _Export:
         )
         return declare(model, ranges, forbidden=self.opened.processor.forbidden)
 
-    def _write_weights(
-        self, forms: Mapping[str, Mapping[str, ir.Model]], state: dict[str, Any]
-    ) -> dict[str, Path]:
+    def _file(self, graph: str, variant: str) -> str:
+        """Name a graph's file: variants share what they have in common."""
+        own = variant in self.roundings and graph in self.config.quantize.graphs
+        return f"{graph}.{variant if own else VARIANTS[variant].dtype}.onnx"
+
+    def _choose(self, graphs: list[Graph]) -> tuple[dict[str, ir.Model], dict[str, dict[str, Outcome]]]:
+        """Open the graphs by the names of their files in the bundle, and round where a variant rounds."""
+        files: dict[str, ir.Model] = {}
+        outcomes: dict[str, dict[str, Outcome]] = {}
+        for variant in self.config.variants:
+            for graph in graphs:
+                name = self._file(graph.name, variant)
+                if name in files:
+                    continue
+                files[name] = ir.load(self.lowered / f"{graph.name}.{VARIANTS[variant].dtype}.onnx")
+                if name.endswith(f".{variant}.onnx") and variant in self.roundings:
+                    outcome = quantize(files[name], self.roundings[variant])
+                    outcomes.setdefault(variant, {})[graph.name] = outcome
+        return files, outcomes
+
+    def _write_weights(self, graphs: Mapping[str, ir.Model]) -> dict[str, Path]:
         """Write what the graphs point to, one file for each kind; return the files."""
-        graphs = {id(graph): graph for form in forms.values() for graph in form.values()}
         files = {}
         for kind, names in wanted(graphs.values()).items():
-            tensors = self.tensors.stored(names, DTYPES[kind])
-            total, done = sum(one.size for one in tensors), 0
-
-            def count(size: int, kind: str = kind, total: int = total) -> None:
-                nonlocal done
-                done += size
-                self.tell(f"weights {kind}", done, total)
-
-            path = self.aside / FOLDER / state["done"].get(kind, "none")
+            tensors = self._stored(kind, names)
+            contents = hashlib.sha256(repr([(one.name, one.shape) for one in tensors]).encode()).hexdigest()
+            path = self.aside / FOLDER / self.unfinished.done.get(f"{kind} {contents}", "none")
             if not path.is_file():
-                path = write_stream(tensors, self.aside / FOLDER, tell=count)
-                state["done"][kind] = path.name
-                self._save(state)
+                path = write_stream(tensors, self.aside / FOLDER, tell=partial(self.tell, f"weights {kind}"))
+                self.unfinished.note(f"{kind} {contents}", path.name)
             files[kind] = path
         return files
 
-    def _bind(
-        self, forms: Mapping[str, Mapping[str, ir.Model]], files: Mapping[str, Path]
-    ) -> dict[str, dict[str, Any]]:
-        """Write each graph where it belongs, pointing at its weights; describe the variants."""
-        variants = {}
-        for variant, graphs in forms.items():
-            kind = VARIANTS[variant].dtype
-            named = {name: f"{name}.{kind}.onnx" for name in graphs}
-            used = {one for graph in graphs.values() for one in wanted([graph])} if graphs else set()
-            for name, graph in graphs.items():
-                path = self.aside / named[name]
-                if not path.exists():
-                    ir.save(bind(graph, files), path)
-                    onnx.checker.check_model(path)
-            variants[variant] = {
-                "dtype": str(DTYPES[kind]).removeprefix("torch."),
-                "files": named,
-                "weights": sorted(f"{FOLDER}/{files[one].name}" for one in used),
-                "quantisation": None,
-            }
-        return variants
+    def _stored(self, kind: str, names: Iterable[str]) -> list[Stored]:
+        if kind in DTYPES:
+            return self.tensors.stored(names, DTYPES[kind])
+        scale = np.float16 if VARIANTS[kind].dtype == "fp16" else np.float32
+        return stored(sorted(names), self.tensors, self.roundings[kind], scale)
 
-    def _is_done(self, path: Path, state: Mapping[str, Any]) -> bool:
-        return path.is_file() and state["done"].get(path.name) == sha256(path)
+    def _bind(self, graphs: Mapping[str, ir.Model], weights: Mapping[str, Path]) -> dict[str, list[str]]:
+        """Write the graphs into the root, pointing at their weights; return which each one uses."""
+        uses = {}
+        for name, graph in graphs.items():
+            uses[name] = [f"{FOLDER}/{weights[kind].name}" for kind in wanted([graph])]
+            ir.save(bind(graph, weights), self.aside / name)
+            onnx.checker.check_model(self.aside / name)
+        return uses
 
-    def _note(self, path: Path, state: dict[str, Any]) -> None:
-        state["done"][path.name] = sha256(path)
-        self._save(state)
-
-    def _save(self, state: Mapping[str, Any]) -> None:
-        (self.aside / STATE).write_text(json.dumps(state), "utf-8")
+    def _hashes(self) -> dict[str, tuple[str, int]]:
+        """Return hash and size of every file; those of weights are their names."""
+        paths = [path for path in self.aside.rglob("*") if path.is_file() and path.name != MANIFEST]
+        return {
+            path.relative_to(self.aside).as_posix(): (
+                path.stem if path.parent.name == FOLDER else sha256(path),
+                path.stat().st_size,
+            )
+            for path in paths
+        }
 
 
 def describe_source(named: str, opened: Opened) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 from janus_export.axes import Axis
 from janus_export.bundle import SCHEMA
 from janus_export.graphs import Graph, Slot
+from janus_export.quantize import Outcome
+from janus_export.rounding import Rounding
 from janus_modular import JanusModel, Processor, __version__
 
 RECORDED = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
@@ -73,6 +75,19 @@ def describe_cache(graphs: Iterable[Graph]) -> dict[str, Any]:
     """Say how keys and values are kept."""
     layers = next(len(graph.aliases) // 2 for graph in graphs if graph.name == "backbone")
     return {"form": "rows, heads, capacity, width", "layers": layers, "written": "in place, at write_index"}
+
+
+def describe_rounding(rounding: Rounding, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """Say how weights were rounded, which, and why others in the same graphs were not."""
+    return {
+        "bits": rounding.bits,
+        "block_size": rounding.block_size,
+        "form": rounding.form,
+        "accuracy_level": rounding.accuracy_level if rounding.form == "nbits" else None,
+        "graphs": list(outcomes),
+        "rounded": sorted({name for one in outcomes.values() for name in one.rounded}),
+        "kept": {name: why for one in outcomes.values() for name, why in sorted(one.kept.items())},
+    }
 
 
 def compose_manifest(

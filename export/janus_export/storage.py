@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,31 +54,34 @@ Range = tuple[int, int]
 
 
 def write_stream(
-    tensors: Sequence[Stored], folder: Path, *, tell: Callable[[int], None] = lambda _: None
+    tensors: Sequence[Stored], folder: Path, *, tell: Callable[[int, int], None] = lambda *_: None
 ) -> Path:
-    """Write tensors into ``folder`` as ``<sha256>.safetensors``; ``tell`` hears of the bytes written.
+    """Write tensors into ``folder`` as ``<sha256>.safetensors``; ``tell`` hears the bytes done and in all.
 
     A tensor is held no longer than its piece is written; what is unfinished has another name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ordered = sorted(tensors, key=lambda one: (one.size % ALIGNMENT != 0, -ITEM_BITS[one.kind], one.name))
-    unfinished = folder / "unfinished"
-    digest = hashlib.sha256()
-    with unfinished.open("wb") as file:
-        header = _header(ordered)
-        file.write(header)
-        digest.update(header)
-        for one in ordered:
-            written = 0
-            for piece in one.pieces():
-                view = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
-                file.write(view)
-                digest.update(view)
-                written += len(view)
-                tell(len(view))
-            if written != one.size:
-                raise ValueError(f"{one.name}: {written} bytes came, expected {one.size}")
-    return unfinished.rename(folder / f"{digest.hexdigest()}.safetensors")
+    header, total, done = _header(ordered), sum(one.size for one in tensors), 0
+    unfinished, digest = folder / "unfinished", hashlib.sha256(header)
+    try:
+        with unfinished.open("wb") as file:
+            file.write(header)
+            for one in ordered:
+                end = done + one.size
+                for piece in one.pieces():
+                    view = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+                    file.write(view)
+                    digest.update(view)
+                    done += len(view)
+                    tell(done, total)
+                if done != end:
+                    raise ValueError(f"{one.name}: {done - end:+} bytes came beside the {one.size} expected")
+            file.flush()
+            os.fsync(file.fileno())
+        return unfinished.rename(folder / f"{digest.hexdigest()}.safetensors")
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _header(ordered: Sequence[Stored]) -> bytes:
@@ -115,8 +119,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def chunks(rows: int, row_bytes: int, most: int = 1 << 26) -> Iterator[slice]:
-    """Cut ``rows`` into slices of at most ``most`` bytes (64 MiB), at least one row each."""
+def chunks(rows: int, row_bytes: int, most: int) -> Iterator[slice]:
+    """Cut ``rows`` into slices of at most ``most`` bytes, but at least one row each."""
     step = max(1, most // max(1, row_bytes))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

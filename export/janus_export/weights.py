@@ -69,6 +69,13 @@ def wanted(graphs: Iterable[ir.Model]) -> dict[str, set[str]]:
     return found
 
 
+def stored_name(value: ir.Value) -> str | None:
+    """Return the stored name of the weight that a value stands for; None where it is no weight."""
+    if not isinstance(value.const_value, ir.ExternalTensor):
+        return None
+    return str(value.const_value.location).split("/", 2)[2]
+
+
 def bind(graph: ir.Model, files: Mapping[str, Path]) -> ir.Model:
     """Point a graph's weights at byte ranges of the files that hold their kinds; return it."""
     ranges: dict[str, dict[str, Range]] = {kind: byte_ranges(path) for kind, path in files.items()}
@@ -124,18 +131,18 @@ class Source:
         ]
 
     def rows(self, name: str) -> Iterator[Any]:
-        """Yield a weight's rows in pieces, as float32 arrays."""
-        yield from self._pieces(name, torch.float32)
+        """Yield a weight's rows in small pieces, as float32 arrays."""
+        yield from self._pieces(name, torch.float32, most=1 << 24)
 
     def _kind(self, name: str, dtype: torch.dtype) -> torch.dtype:
         own = self.dtypes[name]
         return dtype if own.is_floating_point else own
 
-    def _pieces(self, name: str, dtype: torch.dtype) -> Iterator[Any]:
+    def _pieces(self, name: str, dtype: torch.dtype, most: int = 1 << 26) -> Iterator[Any]:
         tensor = self.tensors[self.under[name]].detach()
         kind = self._kind(name, dtype)
         if not tensor.shape:
             tensor = tensor.reshape(1)
-        for part in chunks(len(tensor), kind.itemsize * tensor[0].numel()):
+        for part in chunks(len(tensor), kind.itemsize * tensor[0].numel(), most):
             piece = tensor[part].to(kind).contiguous()
             yield piece.numpy() if kind != torch.bfloat16 else piece.view(torch.int16).numpy()

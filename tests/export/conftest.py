@@ -57,5 +57,5 @@ def tiny_bundle(shared: Path, tiny_checkpoint: Path) -> Path:
     folder = shared / "tiny_bundle"
     with made_once(folder) as missing:
         if missing:
-            export(tiny_checkpoint, folder, ExportConfig(variants=["fp32"]))
+            export(tiny_checkpoint, folder, ExportConfig(variants=["fp32", "cpu-int8", "cpu-int4"]))
     return folder

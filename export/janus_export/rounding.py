@@ -1,0 +1,78 @@
+"""Numbers in 4 or 8 bits: weights rounded in blocks that share a scale, and packed. numpy only.
+
+Rounding is symmetric and uses the whole range: the largest weight of a block, whatever its sign, becomes
+the lowest code, -8 or -128. Nothing is measured on data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How weights are rounded, and in which form graphs take them."""
+
+    kind: str  # the variant, and the name of its weights
+    bits: int
+    block_size: int
+    form: str  # "nbits" or "qdq"
+    accuracy_level: int = 0  # MatMulNBits: what it multiplies in; 0 leaves it to ONNX Runtime
+
+    @property
+    def lowest(self) -> int:
+        """The code that no other is below: -8 for 4 bits."""
+        return -(1 << (self.bits - 1))
+
+
+def scales_of(weight: NDArray[np.float32], rounding: Rounding) -> NDArray[np.float32]:
+    """Return the scales (N, blocks) of weights (N, K)."""
+    blocks = _blocks(weight, rounding.block_size)  # (N, blocks, block)
+    high, low = blocks.max(-1), blocks.min(-1)
+    return np.where(high > -low, high, low) / np.float32(rounding.lowest)
+
+
+def codes_of(
+    weight: NDArray[np.float32], scales: NDArray[np.float32], rounding: Rounding
+) -> NDArray[np.int8]:
+    """Return the signed codes (N, blocks, block) of weights (N, K)."""
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
+    codes = np.rint(_blocks(weight, rounding.block_size) * inverse[..., None])
+    return codes.clip(rounding.lowest, -rounding.lowest - 1).astype(np.int8)
+
+
+def pack(codes: NDArray[np.int8], rounding: Rounding) -> NDArray[np.uint8]:
+    """Pack codes (N, blocks, block) into bytes (N, blocks, block * bits / 8), the first in the low bits.
+
+    MatMulNBits counts codes from zero, so that half the range stands for 0; ONNX' INT4 is signed.
+    """
+    plain = codes.view(np.uint8)
+    if rounding.form == "nbits":
+        plain = plain + np.uint8(-rounding.lowest)
+    if rounding.bits == 8:
+        return plain
+    plain = plain & np.uint8(0xF)
+    return plain[..., ::2] | plain[..., 1::2] << np.uint8(4)
+
+
+def unpack(packed: NDArray[np.uint8], scales: NDArray[Any], rounding: Rounding) -> NDArray[np.float32]:
+    """Return the weights (N, blocks * block) that packed bytes stand for."""
+    if rounding.bits == 4:
+        packed = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+    if rounding.form == "nbits":
+        codes = packed.astype(np.int16) + rounding.lowest
+    else:
+        codes = ((packed.astype(np.int16) ^ -rounding.lowest) & (-2 * rounding.lowest - 1)) + rounding.lowest
+    weights = codes.astype(np.float32) * scales[..., None].astype(np.float32)
+    return weights.reshape(len(packed), -1)
+
+
+def _blocks(weight: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    rows, width = weight.shape
+    if width % size:
+        weight = np.pad(weight, ((0, 0), (0, -width % size)))
+    return weight.reshape(rows, -1, size)

@@ -1,0 +1,194 @@
+"""Rounded weights: as small as they should be, as close as they can be, multiplied as they are meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from safetensors.numpy import load_file
+
+from janus_export.bundle import Bundle, load_bundle
+from janus_export.quantize import CODES, SCALES, quantize
+from janus_export.rounding import Rounding, codes_of, pack, scales_of, unpack
+
+FORMS = [("nbits", 4), ("nbits", 8), ("qdq", 4)]
+
+
+def rounding(form: str, bits: int, block_size: int = 32, **options: Any) -> Rounding:
+    return Rounding("trial", bits, block_size, form, **options)
+
+
+@pytest.mark.parametrize(("form", "bits"), FORMS)
+def test_no_weight_moves_by_more_than_half_a_step_but_where_the_range_ends(form: str, bits: int):
+    weight = np.random.default_rng(0).standard_normal((24, 160)).astype(np.float32)
+    how = rounding(form, bits)
+    scales = scales_of(weight, how)
+    packed = pack(codes_of(weight, scales, how), how)
+    assert packed.nbytes == weight.size * bits // 8
+    restored = unpack(packed, scales, how)
+    step = np.abs(scales).repeat(32, axis=1)
+    # The side away from a block's largest weight has one code less, so it may be cut by a whole step.
+    assert np.all(np.abs(restored - weight) <= step * 1.0001)
+    assert np.mean(np.abs(restored - weight) <= step * 0.5001) > 0.98
+    largest = np.abs(weight.reshape(24, 5, 32)).argmax(-1)[..., None]
+    np.testing.assert_allclose(
+        np.take_along_axis(restored.reshape(24, 5, 32), largest, -1),
+        np.take_along_axis(weight.reshape(24, 5, 32), largest, -1),
+        rtol=1e-6,
+    )
+
+
+def test_blocks_of_zeros_stay_zeros_and_short_rows_are_filled_up():
+    weight = np.zeros((3, 40), np.float32)
+    weight[1, 39] = -2.0
+    how = rounding("nbits", 4)
+    scales = scales_of(weight, how)
+    restored = unpack(pack(codes_of(weight, scales, how), how), scales, how)
+    assert scales.shape == (3, 2)
+    np.testing.assert_array_equal(restored[:, :40], weight)
+    assert not restored[:, 40:].any()
+
+
+def linear_graph(weight: np.ndarray, bias: bool, rank: int) -> ir.Model:
+    """A linear layer as lowering writes it, its weight detached."""
+    rows, width = weight.shape
+    lengths: list[Any] = ["R", "T"][: rank - 1]
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    inputs = ["flat" if rank == 3 else "x", "weight", *(["bias"] if bias else [])]
+    nodes = [helper.make_node("Gemm", inputs, ["rows" if rank == 3 else "y"], transB=1)]
+    if rank == 3:
+        nodes.insert(0, helper.make_node("Flatten", ["x"], ["flat"], axis=-1))
+        nodes += [
+            helper.make_node("Shape", ["x"], ["lengths"], start=0, end=-1),
+            helper.make_node("Concat", ["lengths", "width"], ["shape"], axis=0),
+            helper.make_node("Reshape", ["rows", "shape"], ["y"]),
+        ]
+    initializers = [onnx.helper.make_tensor("weight", kind, weight.shape, weight.tobytes(), raw=True)]
+    if bias:
+        initializers.append(helper.make_tensor("bias", kind, [rows], np.arange(rows, dtype=np.float32)))
+    if rank == 3:
+        initializers.append(helper.make_tensor("width", onnx.TensorProto.INT64, [1], [rows]))
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info("x", kind, [*lengths, width])],
+        [helper.make_tensor_value_info("y", kind, [*lengths, rows])],
+        initializers,
+    )
+    model = ir.from_proto(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=10)
+    )
+    value = model.graph.initializers["weight"]
+    value.const_value = ir.ExternalTensor(
+        "weights/fp32/weight", None, None, ir.DataType.FLOAT, shape=ir.Shape(weight.shape), name="weight"
+    )
+    return model
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize(("form", "bits"), FORMS)
+def test_onnx_runtime_multiplies_the_weights_that_unpacking_gives(
+    form: str, bits: int, rank: int, bias: bool, tmp_path: Path
+):
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((24, 160)).astype(np.float32)
+    x = rng.standard_normal((2, 3, 160)[3 - rank :]).astype(np.float32)
+    how = rounding(form, bits, accuracy_level=1)  # float32: what is compared is the weights
+    model = linear_graph(weight, bias, rank)
+    assert quantize(model, how).rounded == ["weight"]
+    scales = scales_of(weight, how)
+    packed = pack(codes_of(weight, scales, how), how)
+    values = model.graph.initializers
+    assert "weight" not in values
+    held = {"weight" + CODES: packed, "weight" + SCALES: scales}
+    for name, array in held.items():
+        shape = values[name].shape
+        data = tmp_path / name
+        data.write_bytes(array.tobytes())
+        values[name].const_value = ir.ExternalTensor(
+            name, 0, array.nbytes, values[name].dtype, shape=shape, name=name
+        )
+    ir.save(model, tmp_path / "linear.onnx")
+    onnx.checker.check_model(tmp_path / "linear.onnx")
+    (found,) = onnxruntime.InferenceSession(str(tmp_path / "linear.onnx")).run(None, {"x": x})
+    expected = x @ unpack(packed, scales, how).T + (np.arange(24, dtype=np.float32) if bias else 0)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)  # sums of 160 products in another order
+
+
+def test_what_is_no_linear_layer_is_kept_and_named():
+    model = linear_graph(np.zeros((24, 160), np.float32), bias=False, rank=2)
+    (gemm,) = model.graph
+    product = ir.node("MatMul", [gemm.inputs[0], gemm.inputs[1]], outputs=[ir.Value(name="z")])
+    model.graph.append(product)
+    model.graph.outputs.append(product.outputs[0])
+    outcome = quantize(model, rounding("nbits", 4))
+    assert outcome.rounded == ["weight"]
+    assert outcome.kept == {"weight": "used by MatMul, which is no linear layer"}
+    assert "weight" in model.graph.initializers
+
+
+def test_blocks_that_do_not_fit_are_kept_and_named_where_the_form_cannot_fill_up():
+    model = linear_graph(np.zeros((24, 40), np.float32), bias=False, rank=2)
+    outcome = quantize(model, rounding("qdq", 4))
+    assert outcome.rounded == []
+    assert outcome.kept == {"weight": "its 40 columns are no multiple of the block size, 32"}
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return load_bundle(tiny_bundle)
+
+
+@pytest.mark.parametrize("variant", ["cpu-int8", "cpu-int4"])
+def test_every_linear_layer_of_the_backbone_is_rounded_and_nothing_else(
+    bundle: Bundle, variant: str, tiny_checkpoint: Path
+):
+    record = bundle.manifest["variants"][variant]["quantisation"]
+    checkpoint = load_file(tiny_checkpoint / "model.safetensors")
+    linear = {name for name in checkpoint if name.endswith("_proj.weight") and name.startswith("backbone.")}
+    assert set(record["rounded"]) == linear
+    assert record["kept"] == {}
+    files = bundle.manifest["variants"][variant]["files"]
+    assert [graph for graph, file in files.items() if variant in file] == ["backbone"]
+
+
+@pytest.mark.parametrize(("variant", "bits"), [("cpu-int8", 8), ("cpu-int4", 4)])
+def test_the_bundle_holds_the_weights_of_the_checkpoint_rounded(
+    bundle: Bundle, variant: str, bits: int, tiny_checkpoint: Path
+):
+    checkpoint = load_file(tiny_checkpoint / "model.safetensors")
+    files = [load_file(bundle.folder / name) for name in bundle.manifest["variants"][variant]["weights"]]
+    (rounded,) = [one for one in files if any(name.endswith(CODES) for name in one)]
+    how = rounding("nbits", bits)
+    for name in bundle.manifest["variants"][variant]["quantisation"]["rounded"]:
+        restored = unpack(rounded[name + CODES], rounded[name + SCALES], how)
+        error = np.abs(restored - checkpoint[name]).max() / np.abs(checkpoint[name]).max()
+        assert error <= 1.0001 / 2 ** (bits - 1)  # at most one step, of which 2^(bits-1) make the largest
+
+
+@pytest.mark.parametrize(("variant", "least"), [("cpu-int8", 0.997), ("cpu-int4", 0.85)])
+def test_the_rounded_backbone_points_where_the_plain_one_does(bundle: Bundle, variant: str, least: float):
+    """Random weights this large multiply errors; a cosine near 1 says that no layer is mixed up."""
+    plain, rounded = (
+        onnxruntime.InferenceSession(str(bundle.path("backbone", one))) for one in ("fp32", variant)
+    )
+    rng = np.random.default_rng(0)
+    rows, tokens, capacity = 2, 5, 8
+    positions = np.tile(np.arange(tokens), (rows, 1))
+    feed: dict[str, np.ndarray] = {
+        "x": rng.standard_normal((rows, tokens, bundle.manifest["model"]["width"])).astype(np.float32),
+        "positions": positions,
+        "mask": np.arange(capacity) <= positions[:, None, :, None],
+        "write_index": np.zeros(rows, np.int64),
+    }
+    for one in plain.get_inputs():
+        if one.name.startswith("past"):
+            feed[one.name] = np.zeros((rows, one.shape[1], capacity, one.shape[3]), np.float32)
+    a, b = (session.run(["hidden"], feed)[0].ravel() for session in (plain, rounded))
+    assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) >= least
