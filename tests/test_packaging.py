@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -122,6 +123,39 @@ def test_the_installed_command_finds_its_configs_and_components(command: Command
     for slot, name in announced():
         assert re.search(rf"^{slot} +{re.escape(name)} ", rows, re.MULTILINE), (slot, name)
     assert "is valid" in command("janus-modular", "config", "validate", "model/tiny").stdout
+
+
+@pytest.mark.slow
+def test_the_installed_command_runs_the_demo(command: Command, tmp_path: Path):
+    parts = (
+        "classifier",
+        "tokenizer",
+        "encoder",
+        "stages.words",
+        "stages.stage1",
+        "stages.stage2",
+        "stages.stage3",
+    )
+    few = [f"{part}.schedule.steps=2" for part in parts]
+    few += ["model.generation.tokenizer.continuous_steps=1", "count=20"]
+    command("janus-modular", "demo", "--quiet", "--out", "demo", *few)
+    report = json.loads((tmp_path / "demo/report.json").read_text("utf-8"))
+    assert {"reading_accuracy", "drawing_accuracy", "diversity_ratio", "psnr_db"} <= set(report)
+    assert "<html" in (tmp_path / "demo/report.html").read_text("utf-8")
+    command("janus-modular", "draw", "demo/model", "Draw the digit seven.", "-n", "2", "-o", "sevens.png")
+    asked = (
+        "chat",
+        "demo/model",
+        "Which digit is this?",
+        "--image",
+        "sevens-0.png",
+        "--max-tokens",
+        "4",
+        "--json",
+    )
+    assert "answer" in json.loads(command("janus-modular", *asked).stdout)
+    command("janus-modular", "demo", "ablation", "--quiet", "--seeds", "1", "--out", "ablation", *few)
+    assert len(json.loads((tmp_path / "ablation/ablation.json").read_text("utf-8"))) == 1
 
 
 def project() -> dict:
