@@ -130,7 +130,7 @@ class Janus:
         """Write a checkpoint: weights, config, tokenizer, model card."""
         from janus_modular.checkpoints import save
 
-        save(self.model, self.processor, folder)
+        save(self.model, self.processor, folder, plugins=self.plugins)
 
     @overload
     def chat(

@@ -16,6 +16,7 @@ from janus_modular import (
     Message,
     PictureToDraw,
     PictureToRead,
+    PluginError,
     Plugins,
     Sample,
     Text,
@@ -174,3 +175,14 @@ def test_what_was_put_together_answers_draws_and_comes_back_from_disk(
     out = tmp_path / "drawn.png"
     cli(*plugin, "draw", model, "a square", "--guidance", "2", "--seed", "3", "-n", "1", "-o", str(out))
     np.testing.assert_array_equal(np.asarray(Image.open(out)), np.asarray(drawn[0]))
+
+
+def test_a_checkpoint_names_the_plugin_file_that_it_needs(plugins: Plugins, tmp_path: Path):
+    """Also where only this model was given the plugin, in a notebook say."""
+    own = Plugins(plugins.announcements)
+    own.add_file(PLUGIN)
+    janus = Janus.of(*build(("efficientnet-lite0", "vq", "llama"), own), own)
+    janus.save_pretrained(tmp_path / "model")
+    assert Janus.from_pretrained(tmp_path / "model", plugins=own).model
+    with pytest.raises(PluginError, match=r"--plugin efficientnet_lite0.py"):
+        Janus.from_pretrained(tmp_path / "model")

@@ -46,6 +46,7 @@ def save(
     training: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
+    plugins: Plugins | None = None,
 ) -> None:
     """Write a checkpoint that needs nothing else, beside the plugins that it names.
 
@@ -57,7 +58,7 @@ def save(
     """
     folder = Path(folder)
     with written_aside(folder, replaces=MODEL_TYPE) as aside:
-        write_description(model, processor, aside, name=folder.name, training=training)
+        write_description(model, processor, aside, name=folder.name, training=training, plugins=plugins)
         write_weights(aside, stored(model).items(), dtype=dtype, max_shard_size=max_shard_size)
 
 
@@ -68,6 +69,7 @@ def write_description(
     *,
     name: str,
     training: Mapping[str, Any] | None = None,
+    plugins: Plugins | None = None,
 ) -> None:
     """Write all of a checkpoint but its weights; a model on the meta device will do."""
     from janus_modular import __version__
@@ -78,7 +80,7 @@ def write_description(
         "format": FORMAT,
         "written_by": __version__,
         "model": to_plain(config),
-        "plugins": default_plugins().needed(part for _, part in parts_in(config)),
+        "plugins": (plugins or default_plugins()).needed(part for _, part in parts_in(config)),
         "pretrained": [asdict(report) for report in model.pretrained],
         "training": dict(training or {}),
     }
