@@ -92,10 +92,12 @@ class DeviceBuffer:
 
 
 def allocate(shape: tuple[int, ...], dtype: str, device: Device) -> Buffer:
-    """Return memory of a device, zeroed on a CPU."""
+    """Return zeroed memory of a device: what chance left there may be NaN, which no mask hides."""
     if device.memory == "cpu":
         return HostBuffer(np.zeros(shape, STORED[dtype]), dtype)
-    return DeviceBuffer(shape, dtype, device.memory, device.index)
+    buffer = DeviceBuffer(shape, dtype, device.memory, device.index)
+    buffer.write(0)
+    return buffer
 
 
 class Column:

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from janus_export.bundle import load_bundle
+from janus_export.bundle import Bundle, load_bundle
 from janus_export.runtimes.binding import Binding
 from janus_export.runtimes.contract import GraphContract
 from janus_export.runtimes.devices import check_provider, choose_device
@@ -57,7 +57,7 @@ class OnnxGraph:
 class OnnxRuntime:
     """Opens sessions of a bundle; a `janus_modular.Runtime`. A graph is loaded when it is first needed."""
 
-    def __init__(self, config: OnnxConfig, folder: str | Path) -> None:
+    def __init__(self, config: OnnxConfig, folder: str | Path | Bundle) -> None:
         """Check the bundle and choose a device; no weights are read yet.
 
         Raises:
@@ -66,7 +66,7 @@ class OnnxRuntime:
         """
         self.config = config
         self.device = choose_device(config.device)
-        self.bundle = load_bundle(folder)
+        self.bundle = folder if isinstance(folder, Bundle) else load_bundle(folder)
         self.variant = config.variant or self.bundle.variants[0]
         self.bundle.path("backbone", self.variant)
         model = self.bundle.manifest["model"]

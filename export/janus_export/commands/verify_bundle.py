@@ -1,0 +1,57 @@
+"""``verify``: prove that a bundle does what its model does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `export` wrote.")],
+    against: Annotated[str, typer.Option(help="The checkpoint that it was made from.", metavar="MODEL")],
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Of the bundle; repeat it. Left out: all.")
+    ] = None,
+    gate: Annotated[list[str] | None, typer.Option(help="Try these only, and record nothing.")] = None,
+    runtime: Annotated[str, typer.Option(help="What runs whole answers and drawings.")] = "onnx",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, tensorrt, nv-tensorrt-rtx.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Hold a bundle against its model, from files to whole drawings; results go into its manifest."""
+    from rich.console import Console
+
+    from janus_export.errors import BundleError
+    from janus_export.verify import GATES
+    from janus_export.verify import verify as verify_bundle
+    from janus_modular.suggest import did_you_mean
+
+    for name in gate or ():
+        if name not in GATES:
+            raise BundleError(
+                f"no gate is called '{name}'. {did_you_mean(name, GATES)}\nGates: {', '.join(GATES)}"
+            )
+    with Console(stderr=True).status("verifying") as status:
+        reports = verify_bundle(
+            bundle,
+            against,
+            variants=variant or (),
+            runtime=runtime,
+            device=device,
+            gates=gate or (),
+            tell=lambda one, at: status.update(f"{one}: {at}"),
+        )
+    if as_json:
+        typer.echo(json.dumps([report.to_dict() for report in reports], indent=2))
+    for report in () if as_json else reports:
+        typer.echo(f"{report.variant}: {'passed' if report.passed else 'FAILED'} ({report.how})")
+        for name, checks in report.checks.items():
+            typer.echo(f"  {name}: {sum(check.passed for check in checks)} of {len(checks)} passed")
+            for check in checks:
+                if not check.passed or name not in ("checker", "lint", "sizes"):
+                    mark = " " if check.passed else "!"
+                    typer.echo(f"  {mark} {check.what}: {check.found} (wanted {check.wanted})")
+    if not all(report.passed for report in reports):
+        raise typer.Exit(1)

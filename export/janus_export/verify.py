@@ -1,0 +1,105 @@
+"""Prove that a bundle does what its model does: a ladder of gates, from the files up to whole drawings.
+
+A gate takes a `Subject` and yields `Check`s: what was looked at, what was found, what was wanted. Gates are
+independent, so that one that fails does not hide the next. Results go into the bundle's manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from janus_export import verify_files, verify_numbers, verify_rounded, verify_runs
+from janus_export.bundle import load_bundle
+from janus_export.verify_subject import Check, Reference, Subject
+
+Gate = Callable[[Subject], Iterable[Check]]
+
+GATES: dict[str, Gate] = {
+    "checker": verify_files.checker,
+    "lint": verify_files.lint,
+    "sizes": verify_files.sizes,
+    "graphs": verify_numbers.graphs,
+    "rows": verify_numbers.rows,
+    "cache": verify_numbers.cache,
+    "range": verify_rounded.activations,
+    "rounding": verify_rounded.forced,
+    "answer": verify_runs.answer,
+    "drawing": verify_runs.drawing,
+}
+"""In the order in which they are tried; each says itself to which variants it applies."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of a variant."""
+
+    variant: str
+    how: str  # what ran, and on what
+    checks: dict[str, list[Check]]  # by gate
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return all(check.passed for checks in self.checks.values() for check in checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        checks = {gate: [asdict(check) for check in checks] for gate, checks in self.checks.items()}
+        return {"variant": self.variant, "passed": self.passed, "how": self.how, "gates": checks}
+
+
+def verify(
+    folder: str | Path,
+    against: str | Path,
+    *,
+    variants: Iterable[str] = (),
+    runtime: str = "onnx",
+    device: str = "auto",
+    gates: Iterable[str] = (),
+    tell: Callable[[str, str], None] = lambda variant, gate: None,
+) -> list[Report]:
+    """Hold variants of a bundle (default: all) against the model they were made from, in torch and float32.
+
+    ``runtime`` runs whole answers and drawings; the gates below them look at the ONNX graphs. ``gates``:
+    some of them only, in which case nothing is recorded.
+
+    Raises:
+        BundleError: the bundle is damaged, so that there is nothing to verify.
+    """
+    bundle = load_bundle(folder)
+    reference = Reference.of(against)
+    chosen = list(gates)
+    reports = []
+    for variant in list(variants) or bundle.variants:
+        with Subject.of(bundle, variant, reference, runtime=runtime, device=device) as subject:
+            checks = {}
+            for gate in chosen or GATES:
+                tell(variant, gate)
+                checks[gate] = list(_tried(GATES[gate], subject))
+            report = Report(variant, subject.how, {gate: found for gate, found in checks.items() if found})
+        reports.append(report)
+        if not chosen:
+            told = {
+                "passed": report.passed,
+                "how": report.how,
+                "at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            }
+            told["gates"] = {gate: _summary(found) for gate, found in report.checks.items()}
+            bundle.record("parity", variant if runtime == "onnx" else f"{variant} {runtime}", told)
+    return reports
+
+
+def _tried(gate: Gate, subject: Subject) -> Iterator[Check]:
+    try:
+        yield from gate(subject)
+    except Exception as error:  # a graph that does not even run has failed, and the ladder goes on
+        yield Check("runs", False, f"{type(error).__name__}: {error}".split("\n")[0][:300], "no error")
+
+
+def _summary(checks: list[Check]) -> str:
+    failed = [f"{check.what}: {check.found}, wanted {check.wanted}" for check in checks if not check.passed]
+    return "; ".join(failed) or f"{len(checks)} passed"

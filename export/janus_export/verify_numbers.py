@@ -1,0 +1,168 @@
+"""Gates that run one graph at a time: torch's numbers, and a cache written where it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from janus_export.runtimes.onnx_runtime import OnnxRuntime
+from janus_export.runtimes.onnx_session import OnnxSession
+from janus_export.verify_subject import Array, Check, Run, Subject, pictures
+from janus_modular import Message, PictureToRead
+
+CLOSE = 1e-4  # of the largest number: float32 sums in another order
+SAME_CODES = 0.995  # of a picture's codes: neighbours in a codebook may be equally near
+POISON = 1e4  # in slots that nobody may see; small enough for half precision
+
+
+def graphs(subject: Subject) -> Iterator[Check]:
+    """Compare every graph beside the backbone, on inputs that a run of the model gave it."""
+    rounded = set((subject.record["quantisation"] or {}).get("graphs", ()))
+    if subject.is_half:
+        return
+    run, model, processor = subject.runtime.run, subject.reference.model, subject.reference.processor
+    if "understand" not in rounded:
+        prompt = processor.chat_prompt([Message("user", [*map(PictureToRead, pictures(3))])])
+        pixels = np.stack(prompt.understanding_pixels)
+        with torch.no_grad():
+            yield close(
+                "understand", run("understand", pixels), model.understanding(torch.from_numpy(pixels))
+            )
+    if "embed" not in rounded:
+        tokens = np.arange(2 * 7).reshape(2, 7) * 37 % model.backbone.vocab_size
+        with torch.no_grad():
+            yield close("embed", run("embed", tokens), model.backbone.embed(torch.from_numpy(tokens)))
+    runs = [subject.reference.greedy[1], subject.reference.sampled[1], subject.reference.drawn[1]]
+    for part in ("text_next", "image_next"):
+        if part not in rounded:
+            yield from _chooses_as(subject, part, runs)
+    _, drawn = subject.reference.drawn
+    [(_, (codes,), (painted,))] = [one for one in drawn.parts if one[0] == "draw"]
+    if "draw" not in rounded:
+        off = int(np.abs(run("draw", codes).astype(int) - painted.astype(int)).max())
+        yield Check("draw", off <= 1, f"pixels {off} of 255 apart", "at most 1")
+    if "tokenize_image" not in rounded:
+        with torch.no_grad():
+            want = model.generation.targets(torch.from_numpy(painted)).numpy()
+        share = float((run("tokenize_image", painted) == want).mean())
+        yield Check(
+            "tokenize_image", share >= SAME_CODES, f"{share:.2%} of the codes", f">= {SAME_CODES:.1%}"
+        )
+
+
+def _chooses_as(subject: Subject, part: str, runs: list[Run]) -> Iterator[Check]:
+    ids, off, steps = 0, 0.0, 0
+    for run in runs:
+        for name, given, (want, x) in (one for one in run.parts if one[0] == part):
+            got, after = subject.runtime.run(name, *given)
+            ids += int((got != want).sum())
+            same = np.tile(got == want, len(x) // len(want))  # under guidance two rows take one code
+            off = max(off, distance(after[same], x[same]))
+            steps += len(want)
+    yield Check(f"{part}: choices", ids == 0, f"{ids} of {steps} differ", "none")
+    yield Check(f"{part}: embeddings", off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
+
+
+def rows(subject: Subject) -> Iterator[Check]:
+    """Feed the backbone what torch's was fed: whole and in chunks, ragged and alone, with rows that pause."""
+    if not subject.is_exact:
+        return
+    answers, drawing = subject.reference.greedy[1], subject.reference.drawn[1]
+    config = subject.runtime.config
+    chunked = OnnxRuntime(replace(config, chunk=5, bucket=8), subject.runtime.bundle)
+    for what, runtime, run in (
+        ("ragged rows", subject.runtime, answers),
+        ("ragged rows, in chunks, with a cache that grows", chunked, answers),
+        ("a drawing's rows", subject.runtime, drawing),
+        ("a drawing's rows, in chunks, with a cache that grows", chunked, drawing),
+    ):
+        states = replay(runtime, run)
+        yield _states(f"{what}: prompts", states[:1], run)
+        yield _states(f"{what}: steps", states[1:], run, start=1)
+    alone = alone_in(answers, 2)
+    yield _states("a row alone", replay(subject.runtime, alone), alone)
+
+
+def cache(subject: Subject) -> Iterator[Check]:
+    """Check that slots which no row has reached change nothing, and that a step writes its own slot alone."""
+    run = subject.reference.greedy[1]
+    x = run.fed[0][0]
+    clean, poisoned = (subject.runtime.open(_room(run)) for _ in range(2))
+    for session in (clean, poisoned):
+        session.prefill(run.prompts)
+        session.slots.reach(int(session.slots.lengths.max()) + 1)
+    lengths = poisoned.slots.lengths.copy()
+    for buffer in poisoned.slots.buffers.values():
+        values = buffer.read().copy()
+        for row, length in enumerate(lengths):
+            values[row, :, length:] = POISON
+        buffer.write(values)
+    before = _slots(poisoned)
+    same = bool((_one_step(clean, x) == _one_step(poisoned, x)).all())
+    yield Check("unseen slots", same, "no effect" if same else "they change the states", "no effect")
+    touched = 0
+    for name, after in _slots(poisoned).items():
+        changed = (after != before[name]).any(axis=(1, 3))  # (rows, slots)
+        changed[np.arange(len(lengths)), lengths] = False
+        touched += int(changed.sum())
+    yield Check("slots beside the one that is written", touched == 0, f"{touched} changed", "none changed")
+    written = all(
+        (after[r, :, n] != POISON).all() for after in _slots(poisoned).values() for r, n in enumerate(lengths)
+    )
+    yield Check("the slot that is written", written, "new" if written else "left as it was", "new")
+
+
+def _one_step(session: OnnxSession, x: Array) -> Array:
+    return session.to_host(session.step(x))
+
+
+def _slots(session: OnnxSession) -> dict[str, Array]:
+    return {name: buffer.read().copy() for name, buffer in session.slots.buffers.items()}
+
+
+def replay(runtime: OnnxRuntime, run: Run) -> list[Array]:
+    """Feed a runtime what another was fed; return the states (R, D) after the prompts and every step."""
+    session = runtime.open(_room(run))
+    states = [session.to_host(session.prefill(run.prompts)).astype(np.float32)]
+    for x, active in run.fed:
+        states.append(session.to_host(session.step(x, active)).astype(np.float32))
+    return states
+
+
+def alone_in(run: Run, row: int) -> Run:
+    """Return what one row of a run was fed and said, as if it had been alone."""
+    steps = [i for i in range(len(run.fed)) if run.active(i + 1)[row]]
+    return Run(
+        prompts=[run.prompts[row]],
+        fed=[(run.fed[i][0][row : row + 1], None) for i in steps],
+        hidden=[run.hidden[0][row : row + 1], *(run.hidden[i + 1][row : row + 1] for i in steps)],
+    )
+
+
+def _room(run: Run) -> int:
+    return max(map(len, run.prompts)) + len(run.fed) + 1
+
+
+def _states(what: str, got: list[Array], run: Run, start: int = 0) -> Check:
+    pairs = [
+        (state[run.active(step)], run.hidden[step][run.active(step)]) for step, state in enumerate(got, start)
+    ]
+    off = max(distance(one, want) for one, want in pairs)
+    return Check(what, off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
+
+
+def close(what: str, got: Array, want: torch.Tensor) -> Check:
+    """Compare arrays, relative to the largest number."""
+    off = distance(got, want.numpy())
+    return Check(what, off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
+
+
+def distance(got: Array, want: Array) -> float:
+    """Return the largest difference, as a share of the largest number (of 1 where that is smaller)."""
+    if not want.size:
+        return 0.0
+    off = float(np.abs(got - want).max()) / max(1.0, float(np.abs(want).max()))
+    return off if np.isfinite(off) else float("inf")
