@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,9 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from janus_modular.sequence import PictureToDraw, PictureToRead, Sample
-
-if TYPE_CHECKING:
-    from janus_modular.roles import Source as Source
 
 
 class LabelledPictures(Protocol):

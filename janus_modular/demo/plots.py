@@ -5,14 +5,12 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 INK, ACCENT = "#1f2933", "#2563eb"
 COLOURS = {"loss/text": "#2563eb", "loss/image": "#ea580c"}  # of curves with names that stages share
@@ -42,8 +40,6 @@ def as_uri(greys: NDArray[np.uint8]) -> str:
 
 def curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """Draw the losses of each phase over its steps, a small panel each."""
-    from matplotlib.figure import Figure
-
     columns = 2
     rows = max(1, -(-len(logs) // columns))
     figure = Figure(figsize=(7.2, 2.1 * rows), layout="constrained")
@@ -65,8 +61,6 @@ def curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 def confusion_matrix(table: NDArray[np.int64], names: Sequence[str]) -> str:
     """Draw counts (classes, classes + 1): rows are what was shown, columns what was answered."""
-    from matplotlib.figure import Figure
-
     if not table[:, -1].any():
         table = table[:, :-1]
     labels = [*names, "none"][: table.shape[1]]

@@ -34,12 +34,12 @@ FIGURES = {
 }
 
 
-def demo(overrides: list[str]) -> DemoConfig:
-    return resolve(load("demo/digits", overrides), DemoConfig)
+def demo(raw: dict[str, Any]) -> DemoConfig:
+    return resolve(raw, DemoConfig)
 
 
 @pytest.fixture
-def ran(quick: list[str], tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+def ran(quick: dict[str, Any], tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     old = tmp_path / "demo" / "model" / "old.txt"
     old.parent.mkdir(parents=True)
     old.write_text("of an earlier demo")
@@ -72,15 +72,15 @@ def test_report(ran: tuple[Path, dict[str, Any]]) -> None:
     assert int(janus.model.get_submodule("generation.tokenizer").steps) == 2
 
 
-def test_keeps_away_from_what_it_did_not_make(quick: list[str], tmp_path: Path) -> None:
+def test_keeps_away_from_what_it_did_not_make(quick: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(TrainingError, match="choose another --out"):
         run_demo(demo(quick), tmp_path, quiet=True)
     assert (tmp_path / "thesis.txt").is_file()
 
 
-def test_ablation(quick: list[str], tmp_path: Path) -> None:
-    rows = run_ablation(load("demo/digits", quick), tmp_path / "ablation", seeds=1, quiet=True)
+def test_ablation(quick: dict[str, Any], tmp_path: Path) -> None:
+    rows = run_ablation(quick, tmp_path / "ablation", seeds=1, quiet=True)
     assert json.loads((tmp_path / "ablation" / "ablation.json").read_text()) == rows
     assert {"decoupled_reading_accuracy", "shared_reading_accuracy", "reading_gain"} <= set(rows[0])
     one, other = (
@@ -122,7 +122,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_meets_its_bars(seed: int, tmp_path: Path) -> None:
-    report = run_demo(demo([f"seed={seed}"]), tmp_path / "demo", quiet=True)
+    report = run_demo(demo(load("demo/digits", [f"seed={seed}"])), tmp_path / "demo", quiet=True)
     assert [bar.name for bar in BARS if report[bar.name] < bar.least] == []
     guided, alone = report["drawing_accuracy_t1"], report["drawing_accuracy_t1_g1"]
     assert guided >= alone + 0.05 or alone >= 0.95
