@@ -1,4 +1,4 @@
-"""A bundle: the folder that production runs. Read and checked here, with numpy-free Python alone.
+"""A bundle: the folder that production runs. Read and checked here, without torch or ONNX.
 
 manifest.json      what everything is: graphs, axes, variants, hashes, what was checked (bundle.schema.json)
 GRAPH.VARIANT.onnx the graphs, in the root, since graphs can only point below themselves
@@ -43,6 +43,16 @@ class Bundle:
     def graphs(self) -> Mapping[str, Mapping[str, Any]]:
         """What each graph takes and gives, by name."""
         return self.manifest["graphs"]
+
+    def contract(self, graph: str, variant: str) -> dict[str, Any]:
+        """Return what a graph takes and gives, as the manifest says it, in the dtypes of a variant."""
+        dtype = self.manifest["variants"][variant]["dtype"]
+        record = self.manifest["graphs"][graph]
+        slots = {
+            side: [{**slot, "dtype": dtype if slot.get("varies") else slot["dtype"]} for slot in record[side]]
+            for side in ("inputs", "outputs")
+        }
+        return {**record, **slots}
 
     def path(self, graph: str, variant: str) -> Path:
         """Find a graph's file.
@@ -101,6 +111,14 @@ def load_bundle(folder: str | Path) -> Bundle:
     """
     folder = Path(folder).expanduser()
     manifest = _read_manifest(folder)
+    try:
+        _check(folder, manifest)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BundleError(f"{folder / MANIFEST} is malformed: {error!r}. {_cure(folder)}") from error
+    return Bundle(folder, manifest)
+
+
+def _check(folder: Path, manifest: dict[str, Any]) -> None:
     for name, size in manifest["bytes"].items():
         path = _inside(folder, name)
         if not path.is_file():
@@ -118,7 +136,6 @@ def load_bundle(folder: str | Path) -> Bundle:
             raise BundleError(f"{folder / name} has changed: its hash is another. {_cure(folder)}")
     for name in sorted(graphs):
         _check_references(folder, name, weights)
-    return Bundle(folder, manifest)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

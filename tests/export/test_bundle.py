@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from janus_export.bundle import load_bundle
+import jsonschema
+import onnx
+import pytest
+
+from janus_export.bundle import BundleError, load_bundle
+from janus_export.external_data import references
+from janus_export.storage import byte_ranges, sha256
+
+Break = Callable[[Path, dict[str, Any]], None]
+
+
+@pytest.fixture
+def copied(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_bundle, tmp_path / "bundle")
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
 
 
 def test_a_fresh_bundle_loads_and_names_its_graphs(tiny_bundle: Path):
@@ -13,3 +37,199 @@ def test_a_fresh_bundle_loads_and_names_its_graphs(tiny_bundle: Path):
     assert list(bundle.graphs) == [
         "understand", "embed", "backbone", "text_next", "image_next", "draw", "tokenize_image",
     ]  # fmt: skip
+    assert bundle.path("backbone", "cpu-int4").name == "backbone.cpu-int4.onnx"
+    assert bundle.path("draw", "cpu-int4") == bundle.path("draw", "fp32")
+
+
+def test_the_manifest_is_as_the_published_schema_says(tiny_bundle: Path):
+    schema = json.loads(files("janus_export").joinpath("bundle.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.Draft202012Validator(schema).validate(manifest_of(tiny_bundle))
+
+
+def test_the_manifest_says_of_graphs_what_onnx_finds_in_them(tiny_bundle: Path):
+    bundle = load_bundle(tiny_bundle)
+    names = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL", "uint8": "UINT8"}
+    for variant in bundle.variants:
+        for graph, record in bundle.graphs.items():
+            found = onnx.load(bundle.path(graph, variant), load_external_data=False).graph
+            for said, values in ((record["inputs"], found.input), (record["outputs"], found.output)):
+                assert [slot["name"] for slot in said] == [value.name for value in values]
+                for slot, value in zip(said, values, strict=True):
+                    tensor = value.type.tensor_type
+                    assert onnx.TensorProto.DataType.Name(tensor.elem_type) == names[slot["dtype"]]
+                    assert slot["shape"] == [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+
+
+def test_a_contract_has_the_dtype_of_its_variant(copied: Path):
+    manifest = manifest_of(copied)
+    manifest["variants"]["fp32"]["dtype"] = "float16"
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    inputs = load_bundle(copied).contract("image_next", "fp32")["inputs"]
+    assert {slot["name"]: slot["dtype"] for slot in inputs} == {
+        "hidden": "float16", "noise": "float32", "guidance": "float32", "temperature": "float32",
+    }  # fmt: skip
+
+
+def test_references_are_those_that_onnx_reads(tiny_bundle: Path):
+    bundle = load_bundle(tiny_bundle)
+    for graph in bundle.graphs:
+        path = bundle.path(graph, "cpu-int4")
+        told = {
+            tensor.name: {entry.key: entry.value for entry in tensor.external_data}
+            for tensor in onnx.load(path, load_external_data=False).graph.initializer
+            if tensor.external_data
+        }
+        assert {one.tensor: (one.location, one.offset, one.length) for one in references(path)} == {
+            name: (entry["location"], int(entry["offset"]), int(entry["length"]))
+            for name, entry in told.items()
+        }
+
+
+def test_weights_are_one_file_for_each_precision_and_lie_aligned(tiny_bundle: Path):
+    weights = list((tiny_bundle / "weights").iterdir())
+    assert len(weights) == 3  # float32, 8 bits, 4 bits
+    for path in weights:
+        assert path.stem == sha256(path)
+        for name, (offset, length) in byte_ranges(path).items():
+            assert length % 64 or not offset % 64, name
+
+
+def missing_graph(folder: Path, manifest: dict[str, Any]) -> None:
+    (folder / "draw.fp32.onnx").unlink()
+
+
+def missing_weights(folder: Path, manifest: dict[str, Any]) -> None:
+    shutil.rmtree(folder / "weights")
+
+
+def short_weights(folder: Path, manifest: dict[str, Any]) -> None:
+    path = next((folder / "weights").iterdir())
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def changed_graph(folder: Path, manifest: dict[str, Any]) -> None:
+    path = folder / "embed.fp32.onnx"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def newer_schema(folder: Path, manifest: dict[str, Any]) -> None:
+    manifest["schema"] = 2
+
+
+def no_schema(folder: Path, manifest: dict[str, Any]) -> None:
+    del manifest["schema"]
+
+
+def unlisted_file(folder: Path, manifest: dict[str, Any]) -> None:
+    for section in ("sha256", "bytes"):
+        del manifest[section]["draw.fp32.onnx"]
+
+
+def malformed(folder: Path, manifest: dict[str, Any]) -> None:
+    manifest["variants"]["fp32"] = ["draw.fp32.onnx"]
+
+
+def parent_path(folder: Path, manifest: dict[str, Any]) -> None:
+    repoint(folder, manifest, "../secret")
+
+
+def absolute_path(folder: Path, manifest: dict[str, Any]) -> None:
+    repoint(folder, manifest, "/etc/passwd")
+
+
+def other_file(folder: Path, manifest: dict[str, Any]) -> None:
+    repoint(folder, manifest, "tokenizer.json")
+
+
+def beyond_the_end(folder: Path, manifest: dict[str, Any]) -> None:
+    repoint(folder, manifest, None, offset="9999999999")
+
+
+def linked_out(folder: Path, manifest: dict[str, Any]) -> None:
+    path = next((folder / "weights").iterdir())
+    path.rename(folder.parent / path.name)
+    path.symlink_to(folder.parent / path.name)
+
+
+def repoint(folder: Path, manifest: dict[str, Any], location: str | None, offset: str = "0") -> None:
+    """Let a graph take a tensor from elsewhere, with a hash that fits."""
+    path = folder / "embed.fp32.onnx"
+    graph = onnx.load(path, load_external_data=False)
+    for entry in graph.graph.initializer[0].external_data:
+        if entry.key == "location" and location:
+            entry.value = location
+        if entry.key == "offset":
+            entry.value = offset
+    path.write_bytes(graph.SerializeToString())
+    manifest["sha256"][path.name], manifest["bytes"][path.name] = sha256(path), path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (missing_graph, "lacks draw.fp32.onnx"),
+        (missing_weights, "lacks weights/"),
+        (short_weights, "bytes, the manifest says"),
+        (changed_graph, "embed.fp32.onnx has changed"),
+        (newer_schema, "is of schema 2, this version reads schema 1. Upgrade"),
+        (no_schema, "is of schema None"),
+        (unlisted_file, "has no hash for draw.fp32.onnx"),
+        (malformed, "is malformed"),
+        (parent_path, "points to '../secret', which is not inside it"),
+        (absolute_path, "points to '/etc/passwd', which is not inside it"),
+        (other_file, "in 'tokenizer.json', which the manifest does not list"),
+        (beyond_the_end, "beyond the end of weights/"),
+        (linked_out, "is a link out of the bundle"),
+    ],
+)
+def test_what_is_not_as_it_should_be_is_refused_with_the_cure(copied: Path, damage: Break, says: str):
+    manifest = manifest_of(copied)
+    damage(copied, manifest)
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError) as caught:
+        load_bundle(copied)
+    assert says in str(caught.value)
+    assert any(
+        cure in str(caught.value) for cure in ("janus-modular export MODEL", "pip install", "cp --rec")
+    )
+
+
+def test_changed_weights_of_the_same_size_are_found_when_hashes_are_asked_for(copied: Path):
+    path = max((copied / "weights").iterdir(), key=lambda one: one.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    bundle = load_bundle(copied)
+    with pytest.raises(BundleError, match="has changed"):
+        bundle.verify_weights()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path, content: str):
+    if content:
+        (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(BundleError, match="Build it again"):
+        load_bundle(tmp_path)
+
+
+def test_results_are_noted_on_disk(copied: Path):
+    load_bundle(copied).record("parity", "fp32", {"backbone": 1e-6})
+    assert load_bundle(copied).manifest["parity"] == {"fp32": {"backbone": 1e-6}}
+
+
+def test_a_bundle_is_read_and_inspected_without_torch_or_onnx(tiny_bundle: Path):
+    code = (
+        "import sys; from janus_modular.cli.app import app\n"
+        f"app(['inspect', {str(tiny_bundle)!r}, '--json'], standalone_mode=False)\n"
+        "print(sorted({'torch', 'transformers', 'onnx', 'onnx_ir', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *printed, loaded = done.stdout.strip().splitlines()
+    assert loaded == "[]"
+    facts = json.loads("\n".join(printed))
+    assert [one["variant"] for one in facts["variants"]] == ["fp32", "cpu-int8", "cpu-int4"]
+    assert [one["rounded"] for one in facts["variants"]] == [0, 14, 14]
+    assert "past_key_*" in facts["graphs"][2]["takes"]

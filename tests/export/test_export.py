@@ -1,0 +1,261 @@
+"""From checkpoint to bundle: the same numbers, standard operators, nothing lost when interrupted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from safetensors import safe_open
+
+from janus_export import exporting
+from janus_export.bundle import Bundle, load_bundle
+from janus_export.errors import BundleError, ExportError
+from janus_export.exporting import export
+from janus_export.settings import ExportConfig
+from janus_modular import ConfigError
+from janus_modular.checkpoints import open_checkpoint
+from janus_modular.config import load, resolve
+from janus_modular.model import JanusModel
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return load_bundle(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> Iterator[JanusModel]:
+    with torch.no_grad():
+        yield open_checkpoint(tiny_checkpoint)[0]
+
+
+def run(bundle: Bundle, graph: str, **inputs: Any) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(str(bundle.path(graph, "fp32")))
+    return session.run(None, {name: np.asarray(value) for name, value in inputs.items()})
+
+
+def pixels(n: int) -> np.ndarray:
+    return RNG.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8)
+
+
+def test_portable_graphs_are_standard_opset_24_and_pass_the_checker(bundle: Bundle):
+    for graph in bundle.graphs:
+        path = bundle.path(graph, "fp32")
+        onnx.checker.check_model(path, full_check=True)
+        model = onnx.load(path, load_external_data=False)
+        assert [(one.domain, one.version) for one in model.opset_import] == [("", 24)]
+        assert {node.domain for node in model.graph.node} == {""}
+        assert not model.functions
+
+
+def test_only_rounded_graphs_hold_an_operator_that_is_not_standard(bundle: Bundle):
+    model = onnx.load(bundle.path("backbone", "cpu-int4"), load_external_data=False)
+    strange = {(node.domain, node.op_type) for node in model.graph.node if node.domain}
+    assert strange == {("com.microsoft", "MatMulNBits")}
+    assert not any(node.op_type == "Gemm" for node in model.graph.node)
+
+
+def test_graphs_hold_no_weights_and_no_paths_of_ours(bundle: Bundle):
+    for graph in bundle.graphs:
+        for variant in bundle.variants:
+            path = bundle.path(graph, variant)
+            model = onnx.load(path, load_external_data=False)
+            inline = [one for one in model.graph.initializer if not one.external_data]
+            assert all(one.ByteSize() < 1024 for one in inline)
+            assert b".py" not in path.read_bytes()
+
+
+def test_weights_are_those_of_the_checkpoint_bit_for_bit_and_tied_ones_once(
+    bundle: Bundle, tiny_checkpoint: Path
+):
+    (name,) = bundle.manifest["variants"]["fp32"]["weights"]
+    with (
+        safe_open(bundle.folder / name, framework="np") as ours,
+        safe_open(tiny_checkpoint / "model.safetensors", framework="np") as theirs,
+    ):
+        assert set(ours.keys()) <= set(theirs.keys())
+        assert not any("lm_head" in key for key in ours.keys())  # noqa: SIM118  # not iterable itself
+        for key in ours.keys():  # noqa: SIM118
+            np.testing.assert_array_equal(ours.get_tensor(key), theirs.get_tensor(key))
+
+
+def test_linear_layers_are_gemms_on_weights_as_they_lie(bundle: Bundle):
+    graph = onnx.load(bundle.path("backbone", "fp32"), load_external_data=False).graph
+    ops = [node.op_type for node in graph.node]
+    assert ops.count("Gemm") == 14
+    assert "MatMul" not in ops
+    assert ops.count("Shape") <= 3  # of positions and mask, and of what goes through all layers
+
+
+def test_understanding_and_codes_are_torchs(bundle: Bundle, model: JanusModel):
+    given = pixels(3)
+    (found,) = run(bundle, "understand", pixels=given)
+    expected = model.understanding(torch.from_numpy(given)).numpy()
+    scale = np.abs(expected).max()  # float32 sums in another order are off by a share of the largest number
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * scale)
+    (codes,) = run(bundle, "tokenize_image", pixels=given)
+    np.testing.assert_array_equal(codes, model.generation.targets(torch.from_numpy(given)))
+    (drawn,) = run(bundle, "draw", codes=codes)
+    pictures = model.generation.draw(torch.from_numpy(codes)).numpy()
+    assert np.abs(drawn.astype(int) - pictures).max() <= 1  # truncated to bytes: rounding may tip it over
+
+
+def test_embeddings_are_torchs(bundle: Bundle, model: JanusModel):
+    tokens = RNG.integers(0, 320, (3, 5))
+    (found,) = run(bundle, "embed", tokens=tokens)
+    np.testing.assert_array_equal(found, model.backbone.embed(torch.from_numpy(tokens)))
+
+
+@pytest.mark.parametrize("rows", [2, 4])
+def test_the_next_codes_are_torchs_with_and_without_guidance(bundle: Bundle, model: JanusModel, rows: int):
+    inputs = {
+        "hidden": RNG.standard_normal((rows, 64), np.float32),
+        "noise": RNG.exponential(size=(2, 64)).astype(np.float32),
+        "guidance": np.float32(3),
+        "temperature": np.float32(0.7),
+    }
+    found = run(bundle, "image_next", **inputs)
+    expected = model.generation.image_next(*(torch.as_tensor(one) for one in inputs.values()))
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.7), (9, 0.8)])
+def test_the_next_words_are_torchs(bundle: Bundle, model: JanusModel, top_k: int, top_p: float):
+    inputs = {
+        "hidden": RNG.standard_normal((3, 64), np.float32),
+        "noise": RNG.exponential(size=(3, 320)).astype(np.float32),
+        "temperature": np.float32(0.7),
+        "top_k": np.int64(top_k),
+        "top_p": np.float32(top_p),
+    }
+    found = run(bundle, "text_next", **inputs)
+    forbidden = torch.tensor(bundle.manifest["model"]["forbidden"], dtype=torch.int64)
+    expected = model.text_next(*(torch.as_tensor(one) for one in inputs.values()), forbidden)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-5)
+
+
+class StoppedError(Exception):
+    """Stands in for a user who presses Ctrl-C, or a machine that goes down."""
+
+
+def stopping_after(graphs: int) -> Any:
+    def tell(what: str, done: int, total: int) -> None:
+        if what == "graphs" and done == graphs:
+            raise StoppedError
+
+    return tell
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Export two of the graphs only; return the names of those that were lowered."""
+    lowered: list[str] = []
+    declare, to_onnx = exporting.declare, exporting.to_onnx
+
+    def counted(graph: Any, mode: Any) -> Any:
+        lowered.append(graph.name)
+        return to_onnx(graph, mode)
+
+    def two(*args: Any, **kwargs: Any) -> Any:
+        return [one for one in declare(*args, **kwargs) if one.name in ("embed", "image_next")]
+
+    monkeypatch.setattr(exporting, "declare", two)
+    monkeypatch.setattr(exporting, "to_onnx", counted)
+    monkeypatch.setattr(exporting.manifest, "describe_cache", lambda graphs: {"form": "none", "layers": 1})
+    return lowered
+
+
+def test_an_interrupted_export_leaves_the_old_bundle_and_goes_on_where_it_stopped(
+    tiny_checkpoint: Path, tmp_path: Path, quick: list[str]
+):
+    target = tmp_path / "bundle"
+    export(tiny_checkpoint, target)
+    before = (target / "manifest.json").read_bytes()
+    config = ExportConfig(rows=4)
+    with pytest.raises(StoppedError):
+        export(tiny_checkpoint, target, config, tell=stopping_after(1))
+    assert (target / "manifest.json").read_bytes() == before
+    load_bundle(target).verify_weights()
+    quick.clear()
+    export(tiny_checkpoint, target, config)
+    assert quick == ["image_next"]
+    assert load_bundle(target).manifest["axes"]["rows"]["max"] == 4
+    assert [one.name for one in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_what_was_finished_for_other_settings_or_damaged_since_is_not_used(
+    tiny_checkpoint: Path, tmp_path: Path, quick: list[str]
+):
+    target = tmp_path / "bundle"
+    for change in ("settings", "damage"):
+        with pytest.raises(StoppedError):
+            export(tiny_checkpoint, target, tell=stopping_after(1))
+        if change == "damage":
+            (tmp_path / ".bundle.export" / "lowered" / "embed.fp32.onnx").write_bytes(b"")
+        quick.clear()
+        with pytest.raises(StoppedError):
+            export(tiny_checkpoint, target, ExportConfig(rows=4 if change == "settings" else 8),
+                   tell=stopping_after(2))  # fmt: skip
+        assert quick == ["embed", "image_next"]
+
+
+def test_a_full_disk_leaves_the_old_bundle_and_says_so(
+    tiny_checkpoint: Path, tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    target = tmp_path / "bundle"
+    export(tiny_checkpoint, target)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exporting, "write_stream", full)
+    with pytest.raises(BundleError, match=r"No space left.*What was there before is untouched"):
+        export(tiny_checkpoint, target, ExportConfig(rows=4))
+    load_bundle(target).verify_weights()
+
+
+def test_nothing_is_replaced_that_is_no_bundle(tiny_checkpoint: Path, tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match="is no bundle, so it is not replaced"):
+        export(tiny_checkpoint, tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused_before_any_work(tiny_checkpoint: Path, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in tiny_checkpoint.iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(source / "model.safetensors")
+    del tensors["generation.head.vision_head.bias"]
+    save_file(tensors, source / "model.safetensors")
+    with pytest.raises(ExportError, match=r"lacks 1 weights.*vision_head\.bias"):
+        export(source, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_settings_that_make_no_sense_say_what_would():
+    with pytest.raises(ConfigError) as caught:
+        resolve(load("export/cpu", ["variants=[cpu-int3]", "quantize.block_size=24"]), ExportConfig)
+    assert "Did you mean 'cpu-int4'" in str(caught.value) or "cpu-int4" in str(caught.value)
+    with pytest.raises(ConfigError, match="expected a power of two"):
+        resolve(load("export/cpu", ["quantize.block_size=24"]), ExportConfig)
+
+
+def test_the_source_is_recorded_without_its_contents(tiny_bundle: Path, tiny_checkpoint: Path):
+    source = json.loads((tiny_bundle / "manifest.json").read_text())["source"]
+    assert source["layout"] == "janus-modular"
+    assert source["files"]["model.safetensors"][0] == (tiny_checkpoint / "model.safetensors").stat().st_size
