@@ -197,7 +197,9 @@ def test_every_file_with_a_hook_is_announced_under_the_names_that_it_registers()
     assert all(module.split(".")[1] == slot for (slot, _), module in found.items())  # a folder a slot
 
 
-@pytest.mark.parametrize("group", ["janus_modular.commands", "janus_modular.configs"])
+@pytest.mark.parametrize(
+    "group", ["janus_modular.commands", "janus_modular.configs", "janus_modular.demo_steps"]
+)
 def test_what_else_is_announced_is_there(group: str):
     for target in project()["entry-points"].get(group, {}).values():
         module, _, name = target.partition(":")

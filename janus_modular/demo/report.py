@@ -14,6 +14,7 @@ from PIL import Image
 from janus_modular.config import to_plain, to_yaml
 from janus_modular.demo import plots
 from janus_modular.demo.asking import Answers, Drawings
+from janus_modular.demo.finishing import Shown
 from janus_modular.demo.measures import BARS, confusion
 from janus_modular.demo.pictures import LabelledPictures
 from janus_modular.demo.schema import DemoConfig
@@ -34,6 +35,7 @@ class Evidence:
     restored: Sequence[Image.Image]  # held-out pictures through the image tokenizer
     train: LabelledPictures
     held_out: LabelledPictures
+    finished: Sequence[Shown] = ()  # what other packages did with the model
 
 
 def write_report(output: Path, evidence: Evidence) -> Path:
@@ -84,6 +86,19 @@ def content(output: Path, evidence: Evidence) -> dict[str, Any]:
         "curves": plots.curves(_logs(output, config)),
         "originals": plots.as_uri(plots.strip([held_out.pictures[i] for i in shown], ACROSS)),
         "restored": plots.as_uri(plots.strip([evidence.restored[i] for i in shown], ACROSS)),
+        "finished": [
+            {
+                "title": one.title,
+                "text": one.text,
+                "columns": one.columns,
+                "rows": one.rows,
+                "strips": {
+                    caption: plots.as_uri(plots.strip(pictures, ACROSS))
+                    for caption, pictures in one.strips.items()
+                },
+            }
+            for one in evidence.finished
+        ],
         "settings": to_yaml(to_plain(config)),
     }
 

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rich.table import Table
 from janus_modular.config import to_plain, to_yaml
 from janus_modular.demo.asking import Drawings, ask, draw
 from janus_modular.demo.classifier import Classifier
+from janus_modular.demo.finishing import Trained, find_steps
 from janus_modular.demo.measures import BARS, flat, nearest, psnr, spread
 from janus_modular.demo.phases import Demo
 from janus_modular.demo.pictures import LabelledPictures, as_pixels
@@ -50,7 +52,9 @@ def run_demo(
 
     Raises:
         TrainingError: ``output`` holds something that is not a demo's.
+        ConfigError: ``finish`` names a step that nobody announces.
     """
+    finish = find_steps(config.finish)
     prepare_folder(output)
     demo = Demo(config, output, plugins or default_plugins(), quiet)
     steps = Steps(quiet)
@@ -74,6 +78,12 @@ def run_demo(
             for name, how in config.drawings.items()
         }
 
+    trained = Trained(folder, output, *_wishes(held_out, config), config.seed)
+    shown = []
+    for name, step in finish.items():
+        with steps(name, getdoc(step)):
+            shown.append(step(trained))
+
     restored, used = through(tokenizer, held_out)
     figures = {"reading_accuracy": answers.accuracy}
     figures |= {name: recognised(judge, some) for name, some in drawings.items()}
@@ -83,11 +93,13 @@ def run_demo(
     figures |= variety(next(iter(drawings.values())), train, held_out)
     figures["codes_used"] = used / tokenizer.num_codes
     figures["psnr_db"] = psnr(flat(held_out.pictures), flat(restored))
+    for one in shown:
+        figures |= one.figures
     figures["seconds"] = time.perf_counter() - began
     report = {name: round(value, 4) for name, value in figures.items()} | settings_of(config)
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     write_report(
-        output, Evidence(config, figures, steps.seconds, answers, drawings, restored, train, held_out)
+        output, Evidence(config, figures, steps.seconds, answers, drawings, restored, train, held_out, shown)
     )
     if not quiet:
         Console().print(table(figures))
@@ -103,12 +115,23 @@ class Steps:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, name: str, why: str | None = None) -> Iterator[None]:
         """Time a step of the demo."""
-        self.console.print(f"[bold]{name}[/]: {WHY[name]}")
+        self.console.print(f"[bold]{name}[/]: {why or WHY[name]}")
         began = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - began
+
+
+def _wishes(held_out: LabelledPictures, config: DemoConfig) -> tuple[list[str], float, float]:
+    """Return a prompt for each class, and how the first drawings were made."""
+    rng = np.random.default_rng(config.seed)
+    how = next(iter(config.drawings.values()))
+    return (
+        [held_out.prompt(label, rng) for label in range(len(held_out.names))],
+        how.guidance,
+        how.temperature,
+    )
 
 
 @torch.inference_mode()
@@ -152,7 +175,8 @@ def table(figures: Mapping[str, float]) -> Table:
         view.add_row(
             bar.name, f"{value:.3f}", f"{bar.least:g}" if bar.least else "", met if bar.least else ""
         )
-    view.add_row("seconds", f"{figures['seconds']:.0f}", "", "")
+    for name in sorted(set(figures) - {bar.name for bar in BARS}):
+        view.add_row(name, f"{figures[name]:.3g}", "", "")
     return view
 
 
@@ -164,7 +188,7 @@ def prepare_folder(output: Path) -> None:
     """
     if output.exists() and any(output.iterdir()) and not (output / MARK).is_file():
         raise TrainingError(f"{output} holds something that is not a demo's: choose another --out FOLDER.")
-    for old in ("phases", "parts", "model"):
+    for old in ("phases", "parts", "model", "bundle"):
         shutil.rmtree(output / old, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
 

@@ -45,4 +45,5 @@ class DemoConfig:
     trackers: list[Part] = part("trackers")  # who keeps the figures of every phase
     drawings: dict[str, DrawingConfig] = field(default_factory=dict)  # by the name of its accuracy
     count: int = 200  # drawings for each of these
+    finish: list[str] = field(default_factory=list)  # what other packages do with the model at the end
     seed: int = 0  # of all chance

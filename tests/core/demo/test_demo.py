@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from janus_modular.config import load, resolve, to_plain
+from janus_modular.demo import finishing
 from janus_modular.demo.ablation import run_ablation, shared_config
+from janus_modular.demo.finishing import Shown, Trained
 from janus_modular.demo.measures import BARS
 from janus_modular.demo.run import MARK, run_demo
 from janus_modular.demo.schema import DemoConfig
-from janus_modular.errors import TrainingError
+from janus_modular.errors import ConfigError, TrainingError
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins
 
@@ -36,6 +39,15 @@ FIGURES = {
 
 def demo(raw: dict[str, Any]) -> DemoConfig:
     return resolve(raw, DemoConfig)
+
+
+def tidy(trained: Trained) -> Shown:
+    """Put the model away."""
+    assert len(trained.prompts) == 10
+    pictures = Janus.from_pretrained(trained.model).draw(trained.prompts[0], 2, guidance=trained.guidance)
+    return Shown(
+        "Put <away>", "It is safe.", ("what",), [("shelf & box",)], {"two": pictures}, {"shelves": 2}
+    )
 
 
 @pytest.fixture
@@ -70,6 +82,24 @@ def test_report(ran: tuple[Path, dict[str, Any]]) -> None:
     janus = Janus.from_pretrained(folder / "model")
     assert janus.draw("Draw the digit three.", 2, guidance=2.0)[0].size == (32, 32)
     assert int(janus.model.get_submodule("generation.tokenizer").steps) == 2
+
+
+def test_other_packages_finish_the_demo(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = EntryPoints([EntryPoint("tidy", f"{__name__}:tidy", finishing.GROUP)])
+    monkeypatch.setattr(EntryPoint, "load", lambda point: tidy)
+    monkeypatch.setattr(finishing, "entry_points", lambda group: points.select(group=group))
+    quick["stages"].pop("stage2")
+    with pytest.raises(ConfigError, match=r"no step is called 'tidi'. Did you mean 'tidy'\?"):
+        run_demo(demo(quick | {"finish": ["tidi"]}), tmp_path / "demo", quiet=True)
+    assert not (tmp_path / "demo").exists()
+    report = run_demo(demo(quick | {"finish": ["tidy"]}), tmp_path / "demo")
+    assert report["shelves"] == 2
+    page = (tmp_path / "demo/report.html").read_text("utf-8")
+    assert "Put &lt;away&gt;" in page
+    assert "shelf &amp; box" in page
+    assert "tidy: Put the model away." in capsys.readouterr().err
 
 
 def test_keeps_away_from_what_it_did_not_make(quick: dict[str, Any], tmp_path: Path) -> None:
@@ -126,6 +156,7 @@ def test_meets_its_bars(seed: int, tmp_path: Path) -> None:
     assert [bar.name for bar in BARS if report[bar.name] < bar.least] == []
     guided, alone = report["drawing_accuracy_t1"], report["drawing_accuracy_t1_g1"]
     assert guided >= alone + 0.05 or alone >= 0.95
+    assert (report["bundle_variants_passed"], report["bundle_codes_equal"]) == (1, 1)
 
 
 @pytest.mark.slow
