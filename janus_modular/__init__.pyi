@@ -26,6 +26,7 @@ from .roles import Sampling as Sampling
 from .roles import Session as Session
 from .roles import Source as Source
 from .roles import Tracker as Tracker
+from .roles import TranslatesToOnnx as TranslatesToOnnx
 from .interfaces import UnderstandingEncoder as UnderstandingEncoder
 from .interfaces import part as part
 from .model import JanusModel as JanusModel

@@ -5,7 +5,7 @@ Shapes as in ``janus_modular.interfaces``. Nothing has to be inherited.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -136,5 +136,20 @@ class ReadsPretrained(Protocol):
         """Yield the component's own names and tensors; ``weights`` reads lazily, by the file's names.
 
         What is never read counts as left over, what is never yielded as missing; both are reported.
+        """
+        ...
+
+
+class TranslatesToOnnx(Protocol):
+    """What a component adds when it uses an operator of torch that has no translation to ONNX.
+
+    Most need nothing: whatever ``torch.export`` traces, in torch's own operators, is translated for them.
+    """
+
+    def onnx_translations(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
+        """Map operators (``torch.ops.acme.swish.default``) to functions that write them in ONNX.
+
+        A function takes the operator's arguments, tensors as values of a graph under construction, and
+        returns what onnxscript's operators make of them. Only standard ONNX runs everywhere.
         """
         ...

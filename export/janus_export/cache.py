@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from janus_export.errors import ExportError
 from janus_modular import Backbone
 
 TENSOR_SCATTER = 24
@@ -82,14 +83,25 @@ class Shapes:
         return 0
 
 
+CACHES = (GraphCache, Shapes)
+
+
 def cache_shapes(backbone: Backbone) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Find (heads, width) of keys and of values for every layer, by letting one position through.
 
     The backbone's parameters may be fake; call it under their fake mode.
+
+    Raises:
+        ExportError: it keeps no keys and values, so nothing would remember what came before a step.
     """
     cache = Shapes()
     weight = next(backbone.parameters())  # type: ignore[attr-defined]  # parts are modules
     x = torch.zeros(1, 1, backbone.width, dtype=weight.dtype)
     with torch.no_grad():
         backbone(x, positions=torch.zeros(1, 1, dtype=torch.int64), cache=cache)
+    if not cache.seen:
+        raise ExportError(
+            f"{type(backbone).__name__} wrote no keys and values into its cache, and a graph keeps nothing"
+            " else from one step to the next. Choose a backbone whose layers attend, such as llama or qwen3."
+        )
     return [cache.seen[layer] for layer in sorted(cache.seen)]

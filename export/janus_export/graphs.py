@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from janus_export.axes import Axis, Ranges
 from janus_export.cache import GraphCache, cache_shapes
+from janus_export.diagnosis import explained
 from janus_modular import JanusModel
 
 
@@ -106,15 +107,21 @@ class GenerationPart(Part):
 
 
 def declare(model: JanusModel, ranges: Ranges, *, forbidden: Sequence[int] = ()) -> list[Graph]:
-    """Declare all graphs of a model. It may hold fake or meta parameters: only shapes are looked at."""
+    """Declare all graphs of a model. It may hold fake or meta parameters: only shapes are looked at.
+
+    Raises:
+        ExportError: the backbone keeps something else than keys and values; says which of its layers.
+    """
     dtype = next(model.backbone.parameters()).dtype  # type: ignore[attr-defined]  # parts are modules
     backbone, spec = model.backbone, model.understanding.encoder.pixels
     width, vocab = backbone.width, backbone.vocab_size
     rows, tokens, capacity, images = ranges.rows, ranges.tokens, ranges.capacity, ranges.images
     scalar = ()
+    with explained("backbone", model):
+        pairs = cache_shapes(backbone)
     caches = [
         (layer, kind, heads, size)
-        for layer, pair in enumerate(cache_shapes(backbone))
+        for layer, pair in enumerate(pairs)
         for kind, (heads, size) in zip(("key", "value"), pair, strict=True)
     ]
 

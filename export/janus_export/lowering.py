@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from onnxscript.onnx_opset import opset23
+from torch import nn
+
+from janus_export.errors import ExportError
 
 op: Any = opset23  # its stubs know no values of a graph under construction
 
@@ -33,8 +37,57 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     return op.Reshape(y, op.Constant(value_ints=[*lengths, outputs]))
 
 
-TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.aten.linear.default: linear}
+def split(x: Any, size: int, dim: int = 0) -> list[Any]:
+    """Lower a split into pieces of ``size``, the last of which may be smaller."""
+    length = x.shape[dim]
+    if not (isinstance(length, int) and isinstance(size, int)):
+        raise NotImplementedError("a split whose pieces are known only when the graph runs")
+    return split_with_sizes(x, [min(size, length - start) for start in range(0, length, size)], dim)
+
+
+def split_with_sizes(x: Any, sizes: Sequence[int], dim: int = 0) -> list[Any]:
+    """Lower a split into pieces of these sizes to one Slice each.
+
+    Left to itself it gives SplitToSequence, and TensorRT has no sequences.
+    """
+    ends = accumulate(sizes, initial=0)
+    return [
+        op.Slice(x, *(op.Constant(value_ints=[number]) for number in (start, end, dim)))
+        for start, end in pairwise(ends)
+    ]
+
+
+Translation = Callable[..., Any]
+"""A function on values of a graph under construction that stands for an operator of torch's."""
+
+TRANSLATIONS: dict[Callable[..., Any], Translation] = {
+    torch.ops.aten.linear.default: linear,
+    torch.ops.aten.split.Tensor: split,
+    torch.ops.aten.split_with_sizes.default: split_with_sizes,
+}
 """What replaces torch's own translations."""
+
+
+def all_translations(module: nn.Module) -> dict[Callable[..., Any], Translation]:
+    """Return `TRANSLATIONS` and those that components bring along (`janus_modular.TranslatesToOnnx`).
+
+    Raises:
+        ExportError: a component translates an operator that is translated already, in another way.
+    """
+    table, owners = dict(TRANSLATIONS), dict.fromkeys(TRANSLATIONS, "the export itself")
+    for path, component in module.named_modules():
+        if not hasattr(component, "onnx_translations"):
+            continue
+        owner = f"{path.removeprefix('model.')} ({type(component).__name__})"
+        for operator, translation in component.onnx_translations().items():
+            if table.setdefault(operator, translation) is not translation:
+                raise ExportError(
+                    f"{owner} translates the operator {operator} to ONNX, which {owners[operator]} translates"
+                    " already, and a graph has one translation of each. Give it an operator of its own"
+                    " (torch.library.custom_op), or return the same function object in both."
+                )
+            owners.setdefault(operator, owner)
+    return table
 
 
 def share_shapes(model: ir.Model) -> None:

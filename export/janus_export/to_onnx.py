@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, product
 
 import onnx_ir as ir
 import torch
@@ -13,10 +14,13 @@ from onnx_ir.passes import common as passes
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
+from torch.fx.experimental import _config as tracing
 
 from janus_export.axes import Axis
+from janus_export.diagnosis import explained
+from janus_export.errors import ExportError
 from janus_export.graphs import Graph, Slot
-from janus_export.lowering import TRANSLATIONS, share_shapes
+from janus_export.lowering import all_translations, share_shapes
 
 OPSET = 24
 """The first with TensorScatter."""
@@ -60,7 +64,8 @@ def to_onnx(graph: Graph, mode: FakeTensorMode) -> ir.Model:
         ExportError: the module does something that no graph can hold; says in which of its modules.
     """
     slots = graph.inputs
-    with mode, torch.no_grad(), _quiet():
+    translations = all_translations(graph.module)
+    with mode, torch.no_grad(), _without_warnings(), explained(graph.name, graph.module):
         example = [_example(slot) for slot in slots]
         dims = {
             axis.name: Dim(axis.name, min=axis.min, max=axis.max) for slot in slots for axis in _axes(slot)
@@ -73,21 +78,28 @@ def to_onnx(graph: Graph, mode: FakeTensorMode) -> ir.Model:
         rest = [] if graph.listed is None else [slice(graph.listed, None)]
         arguments = (*example[single], *(example[listed] for listed in rest))
         dynamic = (*shapes[single], *(shapes[listed] for listed in rest))
+        # Left to itself, torch.onnx.export fixes an axis that the module takes to be of the example's length.
+        with tracing.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # lengths may be 1
+            traced = torch.export.export(
+                graph.module.eval(),
+                arguments,
+                dynamic_shapes=dynamic,
+                prefer_deferred_runtime_asserts_over_guards=True,  # rows are images * G, for a G seen later
+            )
         program = torch.onnx.export(
-            graph.module.eval(),
-            arguments,
+            traced,
             dynamo=True,
             opset_version=OPSET,
             dynamic_shapes=dynamic,
             input_names=[slot.name for slot in graph.inputs],
             output_names=[slot.name for slot in graph.outputs],
-            custom_translation_table=TRANSLATIONS,
+            custom_translation_table=translations,
             optimize=False,  # the optimiser wants the weights' values
             verbose=False,
         )
     assert program is not None
     model = program.model
-    _name_outputs(model, graph)
+    _name_axes(model, graph)
     share_shapes(model)
     for each in (
         passes.CommonSubexpressionEliminationPass(),
@@ -98,10 +110,28 @@ def to_onnx(graph: Graph, mode: FakeTensorMode) -> ir.Model:
     return model
 
 
-def _name_outputs(model: ir.Model, graph: Graph) -> None:
+def _name_axes(model: ir.Model, graph: Graph) -> None:
     """Call the axes of outputs what they were declared as, not what the tracer found them to equal."""
-    for value, slot in zip(model.graph.outputs, graph.outputs, strict=True):
-        value.shape = ir.Shape([axis.name if isinstance(axis, Axis) else axis for axis in slot.shape])
+    inputs = zip(model.graph.inputs, graph.inputs, strict=True)
+    outputs = zip(model.graph.outputs, graph.outputs, strict=True)
+    for (value, slot), is_output in chain(product(inputs, [False]), product(outputs, [True])):
+        declared = [axis.name if isinstance(axis, Axis) else axis for axis in slot.shape]
+        found = [size if isinstance(size, int) else str(size.value) for size in value.shape or ()]
+        if found != declared and not (is_output and _may_equal(found, declared)):
+            raise ExportError(
+                f"the graph '{graph.name}' cannot be exported: its '{slot.name}' is traced as"
+                f" ({', '.join(map(str, found))}), where ({', '.join(map(str, declared))}) was declared."
+                " Lengths may depend on those of inputs, neither on values (u0, ...) nor on the example's."
+            )
+        value.shape = ir.Shape(declared)
+
+
+def _may_equal(found: Sequence[int | str], declared: Sequence[int | str]) -> bool:
+    """Say whether traced lengths may be the declared ones under other names (images * (rows // images))."""
+    return len(found) == len(declared) and all(
+        one == other if isinstance(one, int) or isinstance(other, int) else not re.search(r"\bu\d+\b", one)
+        for one, other in zip(found, declared, strict=True)
+    )
 
 
 def _example(slot: Slot) -> torch.Tensor:
@@ -115,15 +145,8 @@ def _axes(slot: Slot) -> list[Axis]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes about packages it does not find off the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="# The axis name")  # two axes of one size: intended
-            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's own
-            yield
-    finally:
-        logger.setLevel(level)
+def _without_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="# The axis name")  # two axes of one size: intended
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's own
+        yield

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 import torch
 
+from janus_export.axes import Ranges
 from janus_export.exporting import export
+from janus_export.graphs import Graph, declare
 from janus_export.settings import ExportConfig
+from janus_export.to_onnx import faked, to_onnx
 from janus_modular.checkpoints import save
 from janus_modular.compose import compose
 from janus_modular.config import load, resolve
+from janus_modular.model import JanusModel
 from janus_modular.schema import ModelConfig
+
+Lower = Callable[[JanusModel, str], tuple[Graph, ir.Model]]
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +66,22 @@ def tiny_bundle(shared: Path, tiny_checkpoint: Path) -> Path:
         if missing:
             export(tiny_checkpoint, folder, ExportConfig(variants=["fp32", "cpu-int8", "cpu-int4"]))
     return folder
+
+
+@pytest.fixture(scope="session")
+def lower() -> Lower:
+    """Lower one graph of a model in memory, and put back the weights that fakes stood for."""
+
+    def lowered(model: JanusModel, name: str) -> tuple[Graph, ir.Model]:
+        weights = {key: value.detach().clone() for key, value in model.state_dict().items()}
+        mode = faked(model)
+        with mode:
+            graphs = declare(model, Ranges.of(context=model.backbone.context, capacity=64))
+        graph = next(one for one in graphs if one.name == name)
+        onnx = to_onnx(graph, mode)
+        for key, value in onnx.graph.initializers.items():
+            if key.removeprefix("model.") in weights:
+                value.const_value = ir.tensor(weights[key.removeprefix("model.")], name=key)
+        return graph, onnx
+
+    return lowered

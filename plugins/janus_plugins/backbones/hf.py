@@ -32,7 +32,7 @@ from janus_modular import (
     hookimpl,
     resolve_pretrained,
 )
-from janus_plugins.backbones.slots import SlotCache, slot_attention
+from janus_plugins.backbones.slots import SlotCache, attended, slot_attention
 
 SLOTS = "janus_slots"
 AttentionInterface.register(SLOTS, slot_attention)
@@ -63,7 +63,7 @@ class HfBackbone(nn.Module):
 
     def __init__(self, config: HfConfig) -> None:
         super().__init__()
-        self._packing_checked = False
+        self._packing_checked = self._attention_checked = False
         family = decoder_config(config)
         # Weights that come from elsewhere are not worth a random start.
         with torch.device("meta") if config.pretrained else nullcontext():
@@ -111,14 +111,17 @@ class HfBackbone(nn.Module):
             if not self._packing_checked:
                 self._check_packing(x[:1, :1])
             return self._body(x, positions)
-        with self._attention(SLOTS):
-            return self.model.base_model(
+        with self._attention(SLOTS) as attending:
+            hidden = self.model.base_model(
                 inputs_embeds=x,
                 position_ids=positions,
                 attention_mask=cache.begin(x.shape[1]),
                 past_key_values=cache,
                 use_cache=True,
             )[0]
+        if not self._attention_checked:
+            self._check_attention(attending)
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states (..., D) into text logits (..., V), scaled and capped as the family does."""
@@ -199,14 +202,46 @@ class HfBackbone(nn.Module):
                 " transformers does not read packing off its positions; choose another backbone"
             )
 
+    def _check_attention(self, attending: set[nn.Module]) -> None:
+        """Make sure, once, that every layer attends through the function that knows slots.
+
+        One with attention of its own would read the mask otherwise, another kind forget what came before.
+        """
+        family = self.model.config
+        stack = next(
+            (
+                module
+                for module in self.model.base_model.modules()
+                if isinstance(module, nn.ModuleList) and len(module) == family.num_hidden_layers
+            ),
+            [self.model.base_model],
+        )
+        strange = [
+            f"{name} ({type(module).__name__})"
+            for name, module in self.model.named_modules()
+            if any(module is layer for layer in stack) and attending.isdisjoint(module.modules())
+        ]
+        if strange:
+            raise ConfigError(
+                f"'{family.model_type}' cannot go on step by step: {', '.join(strange[:3])}"
+                f"{f' and {len(strange) - 3} more' if len(strange) > 3 else ''} do not attend through"
+                " transformers' AttentionInterface, so neither masks nor windows of sessions and graphs would"
+                " reach them. Choose a family all of whose layers do, such as llama or qwen3."
+            )
+        self._attention_checked = True
+
     @contextmanager
-    def _attention(self, name: str) -> Iterator[None]:
+    def _attention(self, name: str) -> Iterator[set[nn.Module]]:
+        """Let layers attend by the function registered as ``name``; yield whom `slot_attention` served."""
         family = self.model.config
         usual = family._attn_implementation
         family._attn_implementation = name
+        seen = set[nn.Module]()
+        before = attended.set(seen)
         try:
-            yield
+            yield seen
         finally:
+            attended.reset(before)
             family._attn_implementation = usual
 
 

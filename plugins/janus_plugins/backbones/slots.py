@@ -7,6 +7,7 @@ its own. What a shorter row writes beyond its end is never seen, and overwritten
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from janus_modular import ConfigError, PromptError
+
+attended: ContextVar[set[nn.Module] | None] = ContextVar("attended", default=None)
+"""Where it holds a set, modules whose attention comes through `slot_attention` are put into it."""
 
 
 class SlotCache:
@@ -81,6 +85,8 @@ def slot_attention(
     A prepared mask makes transformers skip its own, sliding windows included, so the window is
     applied here: every query sees itself and the ``sliding_window - 1`` slots before it.
     """
+    if (seen := attended.get()) is not None:
+        seen.add(module)
     for name in ("s_aux", "position_bias"):
         if unused.get(name) is not None:
             raise ConfigError(
