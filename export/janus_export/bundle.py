@@ -120,7 +120,7 @@ def load_bundle(folder: str | Path) -> Bundle:
 
 def _check(folder: Path, manifest: dict[str, Any]) -> None:
     for name, size in manifest["bytes"].items():
-        path = _inside(folder, name)
+        path = inside(folder, name)
         if not path.is_file():
             raise BundleError(f"{folder} lacks {name}. {_cure(folder)}")
         if path.stat().st_size != size:
@@ -132,7 +132,7 @@ def _check(folder: Path, manifest: dict[str, Any]) -> None:
     if unlisted := sorted((weights | graphs) - set(manifest["sha256"])):
         raise BundleError(f"the manifest of {folder} has no hash for {', '.join(unlisted)}. {_cure(folder)}")
     for name, digest in manifest["sha256"].items():
-        if name not in weights and sha256(_inside(folder, name)) != digest:
+        if name not in weights and sha256(inside(folder, name)) != digest:
             raise BundleError(f"{folder / name} has changed: its hash is another. {_cure(folder)}")
     for name in sorted(graphs):
         _check_references(folder, name, weights)
@@ -158,7 +158,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str) -> Path:
     """Return the path of a bundle's file; refuse one that leads, or is linked, out of it."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
@@ -178,7 +178,7 @@ def _check_references(folder: Path, name: str, weights: Iterable[str]) -> None:
     except ValueError as error:
         raise BundleError(f"{error}. {_cure(folder)}") from error
     for one in found:
-        path = _inside(folder, one.location)
+        path = inside(folder, one.location)
         if one.location not in weights:
             raise BundleError(
                 f"{name} keeps '{one.tensor}' in '{one.location}', which the manifest does not list."
