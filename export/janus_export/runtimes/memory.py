@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from janus_export.runtimes.devices import Device
+if TYPE_CHECKING:
+    from janus_export.runtimes.devices import Device
 
 BFLOAT16 = 16  # what ONNX calls bfloat16, which numpy does not know: its bits travel as uint16
 STORED: dict[str, Any] = {
@@ -25,6 +25,21 @@ STORED: dict[str, Any] = {
 def element_type(dtype: str) -> Any:
     """Return what ONNX Runtime wants to hear for a manifest's dtype."""
     return BFLOAT16 if dtype == "bfloat16" else STORED[dtype]
+
+
+def to_stored(value: Any, dtype: str) -> NDArray[Any]:
+    """Return numbers as memory of a manifest's dtype holds them; bfloat16 is rounded to the nearest even."""
+    array = np.asarray(value)
+    if dtype != "bfloat16" or array.dtype == STORED[dtype]:
+        return np.asarray(array, STORED[dtype])
+    bits = np.asarray(array, np.float32).view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    return np.where(np.isnan(array), 0x7FC0, rounded).astype(np.uint16)
+
+
+def to_numbers(stored: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Return what memory of a manifest's dtype holds, as numbers: the bits of bfloat16 as float32."""
+    return (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else stored
 
 
 class Buffer(Protocol):
@@ -59,11 +74,11 @@ class HostBuffer:
     @classmethod
     def of(cls, value: Any, dtype: str) -> HostBuffer:
         """Take over what numpy can hold, where it lies if it fits."""
-        return cls(np.asarray(value, STORED[dtype], order="C"), dtype)
+        return cls(np.asarray(to_stored(value, dtype), order="C"), dtype)
 
     def write(self, value: Any) -> None:
         """Overwrite it."""
-        self.array[...] = value
+        self.array[...] = to_stored(value, self.dtype)
 
     def read(self) -> NDArray[Any]:
         """Return the array itself."""
@@ -74,6 +89,8 @@ class DeviceBuffer:
     """Memory of a GPU (or of ONNX Runtime's own CPU allocator)."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str, memory: str, index: int) -> None:
+        import onnxruntime
+
         self.value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
             shape, element_type(dtype), memory, index
         )
@@ -82,9 +99,8 @@ class DeviceBuffer:
 
     def write(self, value: Any) -> None:
         """Overwrite it."""
-        self.value.update_inplace(
-            np.ascontiguousarray(np.broadcast_to(value, self.shape), STORED[self.dtype])
-        )
+        stored = np.broadcast_to(to_stored(value, self.dtype), self.shape)
+        self.value.update_inplace(np.ascontiguousarray(stored))
 
     def read(self) -> NDArray[Any]:
         """Copy it to the host."""

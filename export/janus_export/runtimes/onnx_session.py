@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from janus_export.runtimes.binding import Binding
 from janus_export.runtimes.contract import Tensor
-from janus_export.runtimes.memory import Buffer, HostBuffer, Log, allocate, host
+from janus_export.runtimes.memory import Buffer, HostBuffer, Log, allocate, host, is_buffer, to_numbers
 from janus_export.runtimes.prompts import embed
 from janus_export.runtimes.slots import Slots
 from janus_modular import Sequence as Prompt
@@ -89,15 +89,17 @@ class OnnxSession:
 
     def to_host(self, x: Buffer | NDArray[Any]) -> NDArray[Any]:
         """Bring a tensor of this session's to numpy."""
-        return host(x).copy()
+        return to_numbers(host(x).copy(), x.dtype) if is_buffer(x) else host(x).copy()
 
     def _slots(self, rows: int) -> Slots:
+        device, limit = self.runtime.device, self.capacity
+        bucket = self.runtime.config.bucket if device.memory == "cpu" else limit
         return Slots(
             self.runtime.graph("backbone").contract,
-            self.runtime.device,
+            lambda shape, dtype: allocate(shape, dtype, device),
             rows=rows,
-            limit=self.capacity,
-            bucket=self.runtime.config.bucket,
+            limit=limit,
+            room=lambda end: min(-(-end // bucket) * bucket, limit),
         )
 
     def _read(self, x: NDArray[Any], start: int) -> NDArray[Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from janus_export.runtimes.contract import GraphContract
-from janus_export.runtimes.devices import Device
-from janus_export.runtimes.memory import Buffer, HostBuffer, allocate
+from janus_export.runtimes.memory import Buffer, HostBuffer
 from janus_modular import PromptError
 
 
@@ -16,17 +17,27 @@ class Slots:
 
     Attention reads all slots that there are, so on a CPU there are few more than are used: a step costs
     what its context costs, not what a session could hold. When rows outgrow them, they are copied into
-    ``bucket`` more. On a GPU all are made at once: there a copy would have to go through the host.
+    more. On a GPU all are made at once: there a copy would have to go through the host.
     """
 
     def __init__(
-        self, backbone: GraphContract, device: Device, *, rows: int, limit: int, bucket: int
+        self,
+        backbone: GraphContract,
+        allocate: Callable[[tuple[int, ...], str], Buffer],
+        *,
+        rows: int,
+        limit: int,
+        room: Callable[[int], int],
     ) -> None:
-        """Prepare ``rows`` that may reach ``limit`` positions; no memory is taken yet."""
+        """Prepare ``rows`` that may reach ``limit`` positions; no memory is taken yet.
+
+        ``allocate(shape, dtype)`` returns zeroed memory, ``room(end)`` how many slots there are to be
+        once rows reach ``end``.
+        """
         self.tensors = [one for one in backbone.inputs if one.name in backbone.aliases.values()]
-        self.device = device
+        self.allocate = allocate
         self.limit = limit
-        self.bucket = bucket if device.memory == "cpu" else limit
+        self.room = room
         self.capacity = 0
         self.lengths = np.zeros(rows, np.int64)
         self.buffers: dict[str, Buffer] = {}
@@ -44,11 +55,11 @@ class Slots:
             )
         if end <= self.capacity:
             return False
-        self.capacity = min(-(-end // self.bucket) * self.bucket, self.limit)
+        self.capacity = self.room(end)
         axes = {"rows": len(self.lengths), "capacity": self.capacity}
         for tensor in self.tensors:
             old = self.buffers.get(tensor.name)
-            new = allocate(tensor.sized(axes), tensor.dtype, self.device)
+            new = self.allocate(tensor.sized(axes), tensor.dtype)
             if isinstance(old, HostBuffer) and isinstance(new, HostBuffer):
                 new.array[:, :, : old.shape[2]] = old.array
             self.buffers[tensor.name] = new
