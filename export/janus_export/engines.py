@@ -99,7 +99,9 @@ def find_engines(bundle: Bundle, variant: str, target: str, arch: str | None = N
     cure = BUILD.format(folder=bundle.folder, target=target, variant=variant)
     if not found:
         on = f" for a GPU of compute capability {arch}" if arch else ""
-        raise BundleError(f"{bundle.folder} has no {target} engines of {variant}{on}. Built: {there}.\n{cure}")
+        raise BundleError(
+            f"{bundle.folder} has no {target} engines of {variant}{on}. Built: {there}.\n{cure}"
+        )
     if len(found) > 1 and arch is None:
         raise BundleError(f"{bundle.folder} has several sets of such engines: {there}. Say for which GPU.")
     files, hashes = bundle.manifest["variants"].get(variant, {}).get("files", {}), bundle.manifest["sha256"]

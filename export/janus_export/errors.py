@@ -11,3 +11,7 @@ class ExportError(JanusError):
 
 class BundleError(JanusError):
     """A bundle that is damaged, of another version, or not what its manifest says."""
+
+
+class DeviceError(JanusError):
+    """A GPU, or what drives it, that did not do what it was asked to."""

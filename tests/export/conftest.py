@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import onnx_ir as ir
 import pytest
@@ -85,3 +90,36 @@ def lower() -> Lower:
         return graph, onnx
 
     return lowered
+
+
+def beside(name: str) -> ModuleType:
+    """Import a file of this folder, which is no package."""
+    if name not in sys.modules:
+        spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        sys.modules[name] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A GPU that is none, under both of TensorRT's libraries: see standin_cuda.py, standin_tensorrt.py."""
+    made = beside("standin_cuda").Machine()
+    bindings, cuda = ModuleType("cuda.bindings"), ModuleType("cuda")
+    bindings.runtime, cuda.bindings = made.runtime(), bindings
+    modules = {"cuda": cuda, "cuda.bindings": bindings, "cuda.bindings.runtime": bindings.runtime}
+    for target in ("tensorrt", "tensorrt-rtx"):
+        modules[target.replace("-", "_")] = beside("standin_tensorrt").library(made, target)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return made
+
+
+@pytest.fixture(scope="module")
+def built_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `tiny_bundle` with stand-in engines of fp32 for both libraries; read only."""
+    folder = tmp_path_factory.mktemp("built") / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    for target in ("tensorrt", "tensorrt-rtx"):
+        beside("standin_tensorrt").build(folder, "fp32", target)
+    return folder

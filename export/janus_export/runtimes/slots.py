@@ -48,11 +48,7 @@ class Slots:
         Raises:
             PromptError: that is more than the session was opened for.
         """
-        if end > self.limit:
-            raise PromptError(
-                f"{end} positions do not fit into a session of {self.limit}: shorten the prompt, ask for"
-                " fewer tokens, or open the session with more capacity"
-            )
+        self.require(end)
         if end <= self.capacity:
             return False
         self.capacity = self.room(end)
@@ -64,6 +60,18 @@ class Slots:
                 new.array[:, :, : old.shape[2]] = old.array
             self.buffers[tensor.name] = new
         return True
+
+    def require(self, end: int) -> None:
+        """Refuse more positions than there may be; runtimes drop without a word what is written beyond.
+
+        Raises:
+            PromptError: that is more than the session was opened for.
+        """
+        if end > self.limit:
+            raise PromptError(
+                f"{end} positions do not fit into a session of {self.limit}: shorten the prompt, ask for"
+                " fewer tokens, or open the session with more capacity"
+            )
 
     def visible(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return who sees which slot (rows, 1, T, S) from positions ``at`` (rows, T)."""

@@ -1,0 +1,186 @@
+"""A bundle's engines in TensorRT or TensorRT-RTX, on an NVIDIA GPU. numpy and their bindings, never torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_export.bundle import Bundle, load_bundle
+from janus_export.engines import BUILD, find_engines, read_engines
+from janus_export.errors import BundleError
+from janus_export.runtimes.contract import GraphContract
+from janus_export.runtimes.cuda import Gpu
+from janus_export.runtimes.device_memory import DeviceTensor
+from janus_export.runtimes.tensorrt_engine import Engine, Library
+from janus_export.runtimes.tensorrt_session import TensorRTSession
+from janus_modular import ConfigError, PromptError, Registry, Runtime, hookimpl
+
+
+@dataclass
+class TensorRTConfig:
+    """How a bundle's engines are run."""
+
+    variant: str | None = None  # one of the bundle's; None: the first that has engines
+    device: str = "auto"  # auto, cuda; cuda:1 for the second of several GPUs
+    chunk: int = 256  # positions of a prompt that are read at once; the engine may allow fewer
+    pictures: int = 4  # to read, encoded at once; the engine may allow fewer
+    sync_every: int = 16  # steps that the host may run ahead of the GPU; more: progress tells less
+    cuda_graph: bool = True  # capture the steps; false: enqueue their kernels one by one
+
+    def __post_init__(self) -> None:
+        """Refuse counts of nothing."""
+        for name in ("chunk", "pictures", "sync_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected 1 or more")
+
+
+class TensorRTRuntime:
+    """Opens sessions of a bundle's engines; a `janus_modular.Runtime`. An engine is loaded at its first use.
+
+    Engines, their contexts and one stream are shared by all sessions; drive them from one thread at a time.
+    """
+
+    target = "tensorrt"
+
+    def __init__(self, config: TensorRTConfig, folder: str | Path | Bundle) -> None:
+        """Find the GPU, and engines that it can run; none is loaded yet.
+
+        Raises:
+            MissingExtraError: TensorRT, or NVIDIA's binding of CUDA, is not installed.
+            ConfigError: there is no such GPU.
+            BundleError: the bundle is damaged, or has no engines for this GPU and this TensorRT.
+        """
+        self.config = config
+        self.bundle = folder if isinstance(folder, Bundle) else load_bundle(folder)
+        self.library = Library(self.target)
+        self.gpu = Gpu(_index(config.device), extra=self.library.extra)
+        self.variant = config.variant or self._first_built()
+        self.engines = find_engines(self.bundle, self.variant, self.target, self.gpu.arch)
+        if self.engines.builder != self.library.version:
+            raise BundleError(
+                f"the engines {self.engines.key} were built by {self.target} {self.engines.builder}, and run"
+                f" on no other; here is {self.library.version}. Install that version (pip install"
+                f" {self.target}=={self.engines.builder}), or build again.\n" + self._build()
+            )
+        model = self.bundle.manifest["model"]
+        self.context: int = min(model["context"], self.engines.capacity)
+        self.text_loop: str = model["text_loop"]
+        self.drawing_loop: str = model["drawing_loop"]
+        self.width: int = model["width"]
+        self.dtype: str = self.bundle.manifest["variants"][self.variant]["dtype"]
+        self.sizes: Mapping[str, int] = {
+            name: value for name, value in model.items() if isinstance(value, int)
+        }
+        self._opened: dict[str, Engine] = {}
+
+    def open(self, capacity: int) -> TensorRTSession:
+        """Open a session whose rows have room for ``capacity`` positions.
+
+        Raises:
+            PromptError: the engines were built for fewer.
+        """
+        if capacity > self.engines.capacity:
+            raise PromptError(
+                f"{capacity} positions are asked for, and the engines {self.engines.key} have room for"
+                f" {self.engines.capacity}. Shorten the prompt, or build them with more capacity.\n"
+                + self._build()
+            )
+        return TensorRTSession(self, capacity)
+
+    def engine(self, name: str) -> Engine:
+        """Return a graph's engine, loaded at its first use.
+
+        Raises:
+            BundleError: there is none, or it is not what the manifest says.
+            DeviceError: TensorRT cannot load it.
+        """
+        if name not in self._opened:
+            record = self.bundle.contract(name, self.variant)
+            dtypes = {slot["name"]: slot["dtype"] for slot in (*record["inputs"], *record["outputs"])}
+            contract = GraphContract.read(name, record, dtypes)
+            self._opened[name] = Engine(self.library, self.gpu, self.engines, contract)
+        return self._opened[name]
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures are read at once."""
+        engine = self.engines.engines.get("understand")
+        most = engine.profiles[0].axes["images"][2] if engine else self.config.pictures
+        return min(self.config.pictures, most)
+
+    def enqueue(self, name: str, inputs: Sequence[Any]) -> tuple[DeviceTensor, ...]:
+        """Put a graph on the stream, numpy inputs and the GPU's own alike; return what it will have made.
+
+        Raises:
+            PromptError: the engine was not built for inputs of these lengths.
+        """
+        engine = self.engine(name)
+        slots, axes = engine.contract.inputs, dict[str, int]()
+        for slot, given in zip(slots, inputs, strict=True):
+            axes |= slot.measure(given.shape if isinstance(given, DeviceTensor) else np.shape(given))
+        [profile] = engine.profiles
+        engine.require(profile, axes)
+        tensors = {}
+        for slot, given in zip(slots, inputs, strict=True):
+            if isinstance(given, DeviceTensor):
+                tensors[slot.name] = given
+            else:
+                tensors[slot.name] = DeviceTensor.zeros(self.gpu, slot.sized(axes), slot.dtype)
+                tensors[slot.name].write(given)
+        made = {
+            slot.name: DeviceTensor.zeros(self.gpu, slot.sized(axes), slot.dtype)
+            for slot in engine.contract.outputs
+        }
+        binding = engine.bind(profile, axes, tensors | made)
+        binding.enqueue()
+        self.gpu.hold(binding)
+        return tuple(made.values())
+
+    def run(self, name: str, *inputs: NDArray[Any]) -> Any:
+        """Run a graph on numpy arrays; return an array, or a tuple of them."""
+        made = [one.read() for one in self.enqueue(name, inputs)]
+        return made[0] if len(made) == 1 else tuple(made)
+
+    @property
+    def evidence(self) -> dict[str, str]:
+        """Say what ran and on what, as a manifest keeps it."""
+        return {"engines": self.engines.key, self.target: self.library.version, "gpu": self.gpu.name}
+
+    def _first_built(self) -> str:
+        variants = [one.variant for one in read_engines(self.bundle).values() if one.target == self.target]
+        return next((name for name in self.bundle.variants if name in variants), self.bundle.variants[0])
+
+    def _build(self) -> str:
+        return BUILD.format(folder=self.bundle.folder, target=self.target, variant=self.variant)
+
+
+class TensorRTRTXRuntime(TensorRTRuntime):
+    """The same with TensorRT-RTX."""
+
+    target = "tensorrt-rtx"
+
+
+def _index(device: str) -> int:
+    """Return the number of the GPU that a word like ``auto``, ``cuda`` or ``cuda:1`` means.
+
+    Raises:
+        ConfigError: it means none.
+    """
+    name, _, index = device.partition(":")
+    if name not in ("auto", "cuda") or (name == "auto" and index) or not (index or "0").isdigit():
+        raise ConfigError(
+            f"engines run on no device '{device}'. Expected auto, cuda, or cuda:1 for the second"
+        )
+    return int(index or 0)
+
+
+@hookimpl
+def register_runtimes(registry: Registry[Runtime]) -> None:
+    """Offer TensorRT and TensorRT-RTX."""
+    registry.add("tensorrt", TensorRTRuntime, TensorRTConfig)
+    registry.add("tensorrt-rtx", TensorRTRTXRuntime, TensorRTConfig)
