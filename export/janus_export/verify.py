@@ -6,14 +6,14 @@ independent, so that one that fails does not hide the next. Results go into the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from janus_export import verify_files, verify_numbers, verify_rounded, verify_runs
-from janus_export.bundle import load_bundle
+from janus_export.bundle import Bundle, load_bundle
 from janus_export.verify_subject import Check, Reference, Subject
 
 Gate = Callable[[Subject], Iterable[Check]]
@@ -64,8 +64,9 @@ def verify(
 ) -> list[Report]:
     """Hold variants of a bundle (default: all) against the model they were made from, in torch and float32.
 
-    ``runtime`` runs whole answers and drawings; the gates below them look at the ONNX graphs. ``gates``:
-    some of them only, in which case nothing is recorded.
+    ``runtime`` is what users are to run: every gate that computes does so in it, those before look at the
+    ONNX graphs. One that has ``evidence`` (which engines, on which GPU) gets an entry in the manifest's
+    ``executed``. ``gates``: some of them only, in which case nothing is recorded.
 
     Raises:
         BundleError: the bundle is damaged, so that there is nothing to verify.
@@ -81,16 +82,21 @@ def verify(
                 tell(variant, gate)
                 checks[gate] = list(_tried(GATES[gate], subject))
             report = Report(variant, subject.how, {gate: found for gate, found in checks.items() if found})
+            evidence = getattr(subject.whole, "evidence", None)
         reports.append(report)
         if not chosen:
-            told = {
-                "passed": report.passed,
-                "how": report.how,
-                "at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-            }
-            told["gates"] = {gate: _summary(found) for gate, found in report.checks.items()}
-            bundle.record("parity", variant if runtime == "onnx" else f"{variant} {runtime}", told)
+            _record(bundle, variant if runtime == "onnx" else f"{variant} {runtime}", report, evidence)
     return reports
+
+
+def _record(bundle: Bundle, key: str, report: Report, evidence: Mapping[str, str] | None) -> None:
+    told = {"passed": report.passed, "how": report.how, "at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
+    gates = {gate: _summary(found) for gate, found in report.checks.items()}
+    bundle.record("parity", key, {**told, "gates": gates})
+    if evidence:
+        engines = evidence["engines"]
+        bundle.record("executed", engines, {**told, **evidence})
+        bundle.record("built", engines, {**bundle.manifest["built"][engines], "executed": report.passed})
 
 
 def _tried(gate: Gate, subject: Subject) -> Iterator[Check]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from janus_export.runtimes.onnx_runtime import OnnxRuntime
-from janus_export.runtimes.onnx_session import OnnxSession
 from janus_export.verify_subject import Array, Check, Run, Subject, pictures
-from janus_modular import Message, PictureToRead
+from janus_modular import Message, PictureToRead, Runtime
 
 CLOSE = 1e-4  # of the largest number: float32 sums in another order
 SAME_CODES = 0.995  # of a picture's codes: neighbours in a codebook may be equally near
+SMALL = {"chunk": 5, "bucket": 8}  # positions of a prompt at once, slots that a cache grows by
 POISON = 1e4  # in slots that nobody may see; small enough for half precision
 
 
@@ -23,7 +24,7 @@ def graphs(subject: Subject) -> Iterator[Check]:
     rounded = set((subject.record["quantisation"] or {}).get("graphs", ()))
     if subject.is_half:
         return
-    run, model, processor = subject.runtime.run, subject.reference.model, subject.reference.processor
+    run, model, processor = subject.parts.run, subject.reference.model, subject.reference.processor
     if "understand" not in rounded:
         prompt = processor.chat_prompt([Message("user", [*map(PictureToRead, pictures(3))])])
         pixels = np.stack(prompt.understanding_pixels)
@@ -57,7 +58,7 @@ def _chooses_as(subject: Subject, part: str, runs: list[Run]) -> Iterator[Check]
     ids, off, steps = 0, 0.0, 0
     for run in runs:
         for name, given, (want, x) in (one for one in run.parts if one[0] == part):
-            got, after = subject.runtime.run(name, *given)
+            got, after = subject.parts.run(name, *given)
             ids += int((got != want).sum())
             same = np.tile(got == want, len(x) // len(want))  # under guidance two rows take one code
             off = max(off, distance(after[same], x[same]))
@@ -71,26 +72,31 @@ def rows(subject: Subject) -> Iterator[Check]:
     if not subject.is_exact:
         return
     answers, drawing = subject.reference.greedy[1], subject.reference.drawn[1]
-    config = subject.runtime.config
-    chunked = OnnxRuntime(replace(config, chunk=5, bucket=8), subject.runtime.bundle)
-    for what, runtime, run in (
-        ("ragged rows", subject.runtime, answers),
-        ("ragged rows, in chunks, with a cache that grows", chunked, answers),
-        ("a drawing's rows", subject.runtime, drawing),
-        ("a drawing's rows, in chunks, with a cache that grows", chunked, drawing),
-    ):
-        states = replay(runtime, run)
-        yield _states(f"{what}: prompts", states[:1], run)
-        yield _states(f"{what}: steps", states[1:], run, start=1)
-    alone = alone_in(answers, 2)
-    yield _states("a row alone", replay(subject.runtime, alone), alone)
+    runtimes = {"": subject.whole}
+    if hasattr(getattr(subject.whole, "config", None), "chunk"):
+        runtimes[", in chunks, with a cache that grows"] = in_chunks(subject.whole)
+    for what, run in (("ragged rows", answers), ("a drawing's rows", drawing)):
+        for how, runtime in runtimes.items():
+            states = replay(runtime, run)
+            yield _states(f"{what}{how}: prompts", states[:1], run)
+            yield _states(f"{what}{how}: steps", states[1:], run, start=1)
+    alone = alone_in(answers, len(answers.prompts) - 1)
+    yield _states("a row alone", replay(subject.whole, alone), alone)
+
+
+def in_chunks(runtime: Any) -> Runtime:
+    """Return a runtime that reads prompts in small chunks, over the same opened graphs."""
+    smaller = {name: size for name, size in SMALL.items() if hasattr(runtime.config, name)}
+    other = copy(runtime)
+    other.config = replace(runtime.config, **smaller)
+    return other
 
 
 def cache(subject: Subject) -> Iterator[Check]:
     """Check that slots which no row has reached change nothing, and that a step writes its own slot alone."""
     run = subject.reference.greedy[1]
     x = run.fed[0][0]
-    clean, poisoned = (subject.runtime.open(_room(run)) for _ in range(2))
+    clean, poisoned = _with_slots(subject, run), _with_slots(subject, run)
     for session in (clean, poisoned):
         session.prefill(run.prompts)
         session.slots.reach(int(session.slots.lengths.max()) + 1)
@@ -115,15 +121,21 @@ def cache(subject: Subject) -> Iterator[Check]:
     yield Check("the slot that is written", written, "new" if written else "left as it was", "new")
 
 
-def _one_step(session: OnnxSession, x: Array) -> Array:
+def _with_slots(subject: Subject, run: Run) -> Any:
+    """Open a session whose cache can be looked at: of what users run, if it lets one."""
+    session = subject.whole.open(_room(run))
+    return session if hasattr(session, "slots") else subject.runtime.open(_room(run))
+
+
+def _one_step(session: Any, x: Array) -> Array:
     return session.to_host(session.step(x))
 
 
-def _slots(session: OnnxSession) -> dict[str, Array]:
+def _slots(session: Any) -> dict[str, Array]:
     return {name: buffer.read().copy() for name, buffer in session.slots.buffers.items()}
 
 
-def replay(runtime: OnnxRuntime, run: Run) -> list[Array]:
+def replay(runtime: Runtime, run: Run) -> list[Array]:
     """Feed a runtime what another was fed; return the states (R, D) after the prompts and every step."""
     session = runtime.open(_room(run))
     states = [session.to_host(session.prefill(run.prompts)).astype(np.float32)]

@@ -30,7 +30,7 @@ def forced(subject: Subject) -> Iterator[Check]:
     rounding = subject.record["quantisation"]
     kind = rounding["bits"] if rounding else "half"
     for what, run in (("answers", subject.reference.greedy[1]), ("drawings", subject.reference.drawn[1])):
-        got, want = (_logits(subject, run, states) for states in (replay(subject.runtime, run), run.hidden))
+        got, want = (_logits(subject, run, states) for states in (replay(subject.whole, run), run.hidden))
         cosine = float((got * want).sum() / np.linalg.norm(got) / np.linalg.norm(want))  # over the whole run
         if (least := COSINES.get(kind)) is not None:
             steps = (got * want).sum(-1) / np.linalg.norm(got, axis=-1) / np.linalg.norm(want, axis=-1)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from janus_export.bundle import Bundle
+from janus_export.errors import BundleError
 from janus_export.runtimes.onnx_runtime import OnnxConfig, OnnxRuntime
 from janus_export.widening import widen
 from janus_modular import Message, PictureToRead, Processor, Text
@@ -135,11 +136,14 @@ DRAWING: dict[str, Any] = {"guidance": 5.0, "temperature": 1.0, "seed": 11}
 ANSWER_TOKENS = 24
 
 
-def listen_to_answers(runtime: Runtime, processor: Processor, **settings: Any) -> tuple[list[str], Run]:
-    """Let a runtime answer the questions side by side; return the answers and what was heard."""
+def listen_to_answers(
+    runtime: Runtime, processor: Processor, asked: list[list[Message]], **settings: Any
+) -> tuple[list[str], Run]:
+    """Let a runtime answer questions side by side; return the answers and what was heard."""
     listening = ListeningRuntime(runtime)
-    asked: Any = [(question, ()) for question in questions()]
-    answers = Janus(listening, processor).chat_batch(asked, max_tokens=ANSWER_TOKENS, **settings)
+    answers = Janus(listening, processor).chat_batch(
+        [(question, ()) for question in asked], max_tokens=ANSWER_TOKENS, **settings
+    )
     return answers, listening.runs[-1]
 
 
@@ -153,24 +157,39 @@ def listen_to_drawings(runtime: Runtime, processor: Processor) -> tuple[list[Ima
 class Reference:
     """The model in torch and float32, and what it does; each run is made once for all variants."""
 
-    def __init__(self, janus: Janus) -> None:
+    def __init__(self, janus: Janus, asked: list[list[Message]] | None = None) -> None:
         self.janus, self.model, self.processor = janus, janus.model, janus.processor
+        self.asked = questions() if asked is None else asked
+        self.fewer: dict[int, Reference] = {}
 
     @classmethod
     def of(cls, path: str | Path) -> Reference:
         """Load it from a checkpoint."""
         return cls(Janus.from_pretrained(path, device="cpu", dtype="float32"))
 
+    def within(self, room: int) -> Reference:
+        """Return it with those questions alone whose answers end within ``room`` positions.
+
+        Engines have the capacity that they were built with, which may be less than two pictures take.
+        """
+        lengths = [len(self.processor.chat_prompt(question)) + ANSWER_TOKENS for question in self.asked]
+        asked = [q for q, length in zip(self.asked, lengths, strict=True) if length <= room]
+        if len(asked) == len(self.asked):
+            return self
+        if not asked:
+            raise BundleError(f"a room of {room} positions is too small for the shortest question")
+        return self.fewer.setdefault(len(asked), Reference(self.janus, asked))
+
     @cached_property
     def greedy(self) -> tuple[list[str], Run]:
         """Greedy answers."""
-        return listen_to_answers(self.janus.runtime, self.processor)
+        return listen_to_answers(self.janus.runtime, self.processor, self.asked)
 
     @cached_property
     def sampled(self) -> tuple[list[str], Run]:
         """Answers by chance, cut to the likeliest."""
         settings = {"temperature": 1.2, "top_k": 40, "top_p": 0.9, "seed": 3}
-        return listen_to_answers(self.janus.runtime, self.processor, **settings)
+        return listen_to_answers(self.janus.runtime, self.processor, self.asked, **settings)
 
     @cached_property
     def drawn(self) -> tuple[list[Image.Image], Run]:
@@ -186,7 +205,7 @@ class Subject:
     variant: str
     reference: Reference
     runtime: OnnxRuntime  # of the graphs; of a half-precision variant on a CPU: in float32, weights rounded
-    whole: Runtime  # what whole answers and drawings are made by
+    whole: Runtime  # what users run: prompts and steps, whole answers and drawings
     how: str
 
     @classmethod
@@ -204,13 +223,18 @@ class Subject:
             whole: Runtime = opened
             if runtime != "onnx":
                 whole, _ = open_bundle(bundle.folder, runtime=runtime, variant=variant, device=device)
-                how = f"{runtime} on {device}; graphs: {how}"
-            yield cls(bundle, variant, reference, opened, whole, how)
+                how = f"{runtime} on {getattr(whole, 'evidence', {}).get('gpu', device)}"
+            yield cls(bundle, variant, reference.within(whole.context), opened, whole, how)
 
     @property
     def record(self) -> dict[str, Any]:
         """What the manifest says of the variant."""
         return self.bundle.manifest["variants"][self.variant]
+
+    @property
+    def parts(self) -> Any:
+        """What single parts are run by: what users run, where it takes a part by name."""
+        return self.whole if hasattr(self.whole, "run") else self.runtime
 
     @property
     def is_half(self) -> bool:
