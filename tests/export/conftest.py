@@ -115,11 +115,17 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     return made
 
 
+@pytest.fixture(scope="session")
+def build_engines() -> Any:
+    """``build_engines(bundle, variant, target, ...)`` puts stand-in engines into a bundle."""
+    return beside("standin_tensorrt").build
+
+
 @pytest.fixture(scope="module")
-def built_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory, build_engines: Any) -> Path:
     """A copy of `tiny_bundle` with stand-in engines of fp32 for both libraries; read only."""
     folder = tmp_path_factory.mktemp("built") / "bundle"
     shutil.copytree(tiny_bundle, folder)
     for target in ("tensorrt", "tensorrt-rtx"):
-        beside("standin_tensorrt").build(folder, "fp32", target)
+        build_engines(folder, "fp32", target)
     return folder

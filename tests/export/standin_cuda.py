@@ -5,6 +5,8 @@ buffer that is overwritten too early, give wrong numbers every time. Fresh memor
 are looked up: who reads or writes beside what was allocated fails. Everything is written into a log.
 """
 
+# ruff: noqa: N801, N802, N815 - CUDA's names
+
 from __future__ import annotations
 
 import ctypes
@@ -19,7 +21,7 @@ import numpy as np
 ALIGNMENT = 256
 
 
-class cudaError_t(IntEnum):  # noqa: N801 - CUDA's names
+class cudaError_t(IntEnum):
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
@@ -28,13 +30,13 @@ class cudaError_t(IntEnum):  # noqa: N801 - CUDA's names
     cudaErrorStreamCaptureInvalidated = 901
 
 
-class cudaMemcpyKind(IntEnum):  # noqa: N801
+class cudaMemcpyKind(IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
     cudaMemcpyDeviceToDevice = 3
 
 
-class cudaStreamCaptureMode(IntEnum):  # noqa: N801
+class cudaStreamCaptureMode(IntEnum):
     cudaStreamCaptureModeThreadLocal = 1
 
 
@@ -227,7 +229,6 @@ class Machine:
         return (OK,)
 
     def cudaGraphExecDestroy(self, graph):
-        assert not self.queue, "a graph is destroyed that may be under way"
         self.graphs[graph] = None
         return (OK,)
 

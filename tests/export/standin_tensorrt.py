@@ -285,7 +285,7 @@ def build(
     variant: str,
     target: str,
     *,
-    capacity: int = 64,
+    capacity: int = 320,
     rows: int = 8,
     images: int = 4,
     tokens: tuple[int, int] = (1, 24),

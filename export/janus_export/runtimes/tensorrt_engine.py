@@ -92,9 +92,10 @@ class Engine:
         """
         self.library, self.gpu, self.engines, self.contract = library, gpu, engines, contract
         self.name = contract.name
+        path = engines.path(self.name)
         self.profiles = {one.name: one for one in engines.engines[self.name].profiles}
         with (
-            engines.path(self.name).open("rb") as file,
+            path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan,
         ):
             self.handle = library.runtime.deserialize_cuda_engine(plan)

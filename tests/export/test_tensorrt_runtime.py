@@ -1,0 +1,426 @@
+"""A bundle's engines on a stand-in for a GPU: the right numbers, at the right addresses, in order."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from janus_export.runtimes.device_memory import Feed
+from janus_export.runtimes.tensorrt_session import TensorRTSession, chunks
+from janus_modular import JanusError, Message, PictureToRead, PromptError, Text
+from janus_modular.cli.app import app
+from janus_modular.janus import Janus
+from janus_modular.session import TorchSession
+
+PICTURES = [
+    Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 30 + i, 3), dtype=np.uint8))
+    for i in range(2)
+]
+QUESTIONS = [("what?", [PICTURES[0]]), ("a longer question, no picture", []), ("which?", PICTURES)]
+CLOSE = {"rtol": 0, "atol": 1e-4}  # float32 sums in another order; states are of size 1
+DRAWN = 16  # codes of a picture of configs/model/tiny
+
+
+@pytest.fixture(scope="module")
+def torches(tiny_checkpoint: Path) -> Janus:
+    return Janus.from_pretrained(tiny_checkpoint)
+
+
+@pytest.fixture
+def opened(machine: Any, built_bundle: Path) -> Janus:
+    return Janus.from_pretrained(built_bundle, runtime="tensorrt")
+
+
+def options(**chosen: Any) -> dict[str, Any]:
+    return {"name": "tensorrt", **chosen}
+
+
+def prompts_of(janus: Janus, questions=QUESTIONS):
+    return [
+        janus.processor.chat_prompt([Message("user", [*map(PictureToRead, pictures), Text(text)])])
+        for text, pictures in questions
+    ]
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_ragged_batch_answers_as_torch_does(
+    torches: Janus, machine: Any, built_bundle: Path, target: str, temperature: float
+):
+    settings = {"max_tokens": 12, "temperature": temperature, "top_k": 30, "top_p": 0.9, "seed": 5}
+    janus = Janus.from_pretrained(built_bundle, runtime=target)
+    assert janus.chat_batch(QUESTIONS, **settings) == torches.chat_batch(QUESTIONS, **settings)
+    # One graph for the choice alone, which is waited for, and one for the step.
+    assert machine.counted("capture") == 2
+
+
+def codes_of(
+    monkeypatch: pytest.MonkeyPatch, session: type, janus: Janus, **settings: Any
+) -> tuple[np.ndarray, list[Image.Image]]:
+    """Draw; return the codes too."""
+    drawn: list[Any] = []
+    join = session.stack
+
+    def noted(self, columns):
+        codes = join(self, columns)
+        drawn.append((self, codes))
+        return codes
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "stack", noted)
+        pictures = janus.draw(["a", "a longer prompt"], 2, **settings)
+    return np.concatenate([one.to_host(codes) for one, codes in drawn]), pictures
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize(("guidance", "temperature"), [(5.0, 1.0), (5.0, 0.0), (1.0, 1.0)])
+def test_a_whole_drawing_has_torchs_codes(
+    torches: Janus,
+    machine: Any,
+    built_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    guidance: float,
+    temperature: float,
+):
+    settings = {"guidance": guidance, "temperature": temperature, "seed": 7}
+    janus = Janus.from_pretrained(built_bundle, runtime=target)
+    expected, pictures = codes_of(monkeypatch, TorchSession, torches, **settings)
+    codes, ours = codes_of(monkeypatch, TensorRTSession, janus, **settings)
+    np.testing.assert_array_equal(codes, expected)
+    for one, other in zip(ours, pictures, strict=True):  # truncated to 8 bits: a last digit may fall
+        assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunk", [256, 7, 1])
+def test_rows_go_on_as_in_torch_whatever_the_chunks(
+    torches: Janus, machine: Any, built_bundle: Path, chunk: int
+):
+    """Ragged prompts with pictures, then steps in which rows pause."""
+    prompts = prompts_of(torches)
+    room = max(map(len, prompts)) + 12
+    theirs = torches.runtime.open(room)
+    janus = Janus.from_pretrained(built_bundle, runtime=options(chunk=chunk))
+    ours = janus.runtime.open(room)
+    np.testing.assert_allclose(ours.to_host(ours.prefill(prompts)), theirs.prefill(prompts), **CLOSE)
+    rng = np.random.default_rng(0)
+    for step in range(12):
+        x = rng.standard_normal((3, 64), np.float32)
+        active = rng.random(3) < 0.7 if step else np.ones(3, np.bool_)
+        expected = theirs.step(torch.from_numpy(x), active)
+        np.testing.assert_allclose(ours.to_host(ours.step(x, active))[active], expected[active], **CLOSE)
+    np.testing.assert_array_equal(ours.slots.lengths, theirs.cache.lengths)
+    profiles = {(entry[1], entry[2]) for entry in machine.log if entry[0] == "enqueue"}
+    assert {("backbone", 0), ("backbone", 1)} <= profiles
+
+
+def steps_of(machine: Any, session: TensorRTSession, count: int) -> list[list[tuple[Any, ...]]]:
+    """Draw ``count`` steps as the loop does; return what was asked of the machine in each."""
+    noise = np.ones((1, session.sizes["codes"]), np.float32)
+    hidden, logs = session.hidden, []
+    for _ in range(count):
+        machine.log.clear()
+        _, x = session.run("image_next", hidden, noise, np.float32(5), np.float32(1))
+        hidden = session.step(x)
+        logs.append(list(machine.log))
+    return logs
+
+
+def test_a_drawing_step_is_two_copies_in_and_one_launch(opened: Janus, machine: Any):
+    """No allocation, no binding, no waiting; the host only sends noise, positions and who sees what."""
+    session = opened.runtime.open(64)
+    session.prefill([opened.processor.draw_prompt("a")] * 2)
+    logs = steps_of(machine, session, 6)
+    assert [entry[0] for entry in logs[0] if entry[0] in ("enqueue", "capture", "launch")] == [
+        "enqueue",  # image_next and then the backbone: the run that TensorRT wants before a capture
+        "enqueue",
+    ]
+    doing = [entry[0] for entry in logs[1] if entry[0] != "copy"]
+    assert doing[-4:] == ["enqueue", "enqueue", "capture", "launch"]
+    for log in logs[2:]:
+        assert [entry[0] for entry in log] == ["copy", "copy", "launch", "copy"]
+        sent, told, kept = (entry for entry in log if entry[0] == "copy")
+        assert sent[1:] == ("HostToDevice", sent[2], "")  # pinned: CUDA does not wait for it
+        assert told[1:] == ("HostToDevice", told[2], "")
+        assert kept[1:] == ("DeviceToDevice", 8, "")  # the code that was chosen
+
+
+def test_addresses_stay_and_caches_are_written_in_place(opened: Janus, machine: Any):
+    session = opened.runtime.open(64)
+    session.prefill([opened.processor.draw_prompt("a")] * 2)
+    session.gpu.synchronize()
+    steps_of(machine, session, 6)
+    session.gpu.synchronize()
+    ran = [entry for entry in machine.log if entry[0] == "run"]
+    assert [entry[1] for entry in ran] == ["image_next", "backbone"] * 6
+    backbone = {entry[2] for entry in ran if entry[1] == "backbone"}
+    assert len(backbone) == 1
+    assert len({entry[2] for entry in ran if entry[1] == "image_next"}) == 1
+    at = dict(next(iter(backbone)))
+    aliases = opened.runtime.engine("backbone").contract.aliases
+    assert len(aliases) == 4  # keys and values of two layers
+    for present, past in aliases.items():
+        assert at[present] == at[past] == session.slots.buffers[past].address
+    image_next = dict(next(entry[2] for entry in ran if entry[1] == "image_next"))
+    assert image_next["hidden"] == at["hidden"]  # what steps hand to each other never moves
+    assert image_next["x"] == at["x"]
+
+
+@pytest.mark.parametrize(("ahead", "waits"), [(1, 15), (4, 3), (16, 0), (1000, 0)])
+def test_a_drawing_waits_every_k_steps_and_at_its_end(
+    machine: Any, built_bundle: Path, ahead: int, waits: int
+):
+    janus = Janus.from_pretrained(built_bundle, runtime=options(sync_every=ahead))
+    told: list[int] = []
+
+    def progress(done: int, of: int) -> None:
+        if done == 1:
+            machine.log.clear()  # what prompts took
+        told.append(machine.counted("synchronize"))
+
+    janus.draw("a", progress=progress)
+    assert told[-1] == waits
+    assert machine.counted("synchronize") == waits + 1  # the pictures are waited for
+    assert machine.counted("capture") == 1
+    assert machine.counted("launch") == DRAWN - 2  # the first step is enqueued, the last has none behind it
+
+
+def test_without_graphs_steps_are_enqueued(torches: Janus, machine: Any, built_bundle: Path):
+    janus = Janus.from_pretrained(built_bundle, runtime=options(cuda_graph=False))
+    drawn = janus.draw("a", seed=3)[0]
+    assert machine.counted("capture") == machine.counted("launch") == 0
+    apart = np.asarray(drawn, int) - np.asarray(torches.draw("a", seed=3)[0], int)
+    assert np.abs(apart).max() <= 1
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+def test_engines_that_cannot_be_captured_draw_too_and_say_so(
+    torches: Janus, machine: Any, tiny_bundle: Path, tmp_path: Path, build_engines: Any, target: str
+):
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    build_engines(folder, "fp32", target, image_next={"capturable": False})
+    janus = Janus.from_pretrained(folder, runtime=target)
+    with pytest.warns(UserWarning, match="without a CUDA graph"):
+        drawn = janus.draw("a", seed=3)[0]
+    apart = np.asarray(drawn, int) - np.asarray(torches.draw("a", seed=3)[0], int)
+    assert np.abs(apart).max() <= 1
+
+
+@torch.no_grad()
+def test_sessions_take_turns(torches: Janus, opened: Janus, machine: Any):
+    """Two at once on one set of contexts: other rows make graphs void, the same rows only move addresses."""
+    drawing = [opened.processor.draw_prompt("a")]
+    ours, theirs = [], []
+    for rows in (2, 2, 3):
+        pair = opened.runtime.open(60), torches.runtime.open(60)
+        for session, many in zip(pair, (ours, theirs), strict=True):
+            session.prefill(drawing * rows)
+            many.append(session)
+    rng = np.random.default_rng(1)
+    for turn in (0, 0, 0, 1, 1, 1, 0, 1, 2, 2, 2, 0, 0, 0, 1, 2):
+        x = rng.standard_normal((3 if turn == 2 else 2, 64), np.float32)
+        got = ours[turn].to_host(ours[turn].step(x))
+        np.testing.assert_allclose(got, theirs[turn].step(torch.from_numpy(x)), **CLOSE)
+
+
+def test_a_session_gives_its_memory_back(opened: Janus, machine: Any):
+    opened.draw("a")
+    held = sum(block.size for block in machine.blocks.values())
+    opened.draw("a")
+    assert sum(block.size for block in machine.blocks.values()) == held
+    session = opened.runtime.open(300)
+    session.prefill([opened.processor.draw_prompt("a")])
+    assert sum(block.size for block in machine.blocks.values()) > held
+    del session
+    assert sum(block.size for block in machine.blocks.values()) == held
+
+
+def test_words_alone_load_no_visual_engine(opened: Janus, machine: Any):
+    opened.chat("no pictures here", max_tokens=2)
+    assert {entry[1] for entry in machine.log if entry[0] == "load"} == {"backbone", "embed", "text_next"}
+
+
+def test_the_stand_in_finds_a_host_buffer_that_is_overwritten_too_early(
+    opened: Janus, machine: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """One lane for all steps, and nobody waits: what the tests above would look like then."""
+    right = opened.draw("a", seed=3)[0]
+    lane = Feed._lane
+
+    def only_one(self: Feed) -> Any:
+        self.taken, self.epoch = 0, self.gpu.epoch
+        return lane(self)
+
+    monkeypatch.setattr(Feed, "_lane", only_one)
+    assert (np.asarray(opened.draw("a", seed=3)[0]) != np.asarray(right)).any()
+
+
+def test_the_stand_in_finds_a_wait_that_is_missing(
+    opened: Janus, machine: Any, monkeypatch: pytest.MonkeyPatch
+):
+    session = opened.runtime.open(64)
+    session.prefill([opened.processor.draw_prompt("a")])
+    hidden = session.step(np.ones((1, 64), np.float32))
+    monkeypatch.setattr(session.gpu, "synchronize", lambda: None)
+    got = session.to_host(hidden)
+    early = got.copy()
+    machine.drain()
+    assert (got != early).any()
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda janus: janus.draw("a", 5), "rows: 10 at once"),
+        (lambda janus: janus.draw("a", 5, guidance=1.0), "images: 5 at once"),
+        (lambda janus: janus.runtime.open(321), "321 positions are asked for"),
+        (lambda janus: janus.chat("x" * 150), "shorten it"),
+        (lambda janus: janus.runtime.open(20).prefill(prompts_of(janus)), "do not fit into a session of 20"),
+        (lambda janus: janus.runtime.run("understand", np.zeros((5, 3, 32, 32), np.uint8)), "images: 5"),
+    ],
+)
+def test_what_engines_were_not_built_for_is_refused_before_anything_is_enqueued(
+    opened: Janus, machine: Any, ask: Any, said: str
+):
+    with pytest.raises(PromptError) as caught:
+        ask(opened)
+    assert said in str(caught.value)
+    ran = {entry[1] for entry in machine.log if entry[0] == "enqueue"}
+    assert ran <= ({"embed", "backbone"} if said.startswith("images: 5 at") else set())  # prompts come first
+
+
+def test_a_session_that_is_full_says_so_before_it_writes(opened: Janus, machine: Any):
+    prompt = opened.processor.draw_prompt("a")
+    session = opened.runtime.open(len(prompt) + 1)
+    session.prefill([prompt])
+    session.step(np.ones((1, 64), np.float32))
+    machine.log.clear()
+    with pytest.raises(PromptError, match="more capacity"):
+        session.step(np.ones((1, 64), np.float32))
+    assert machine.log == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m, built: m.update(arch=(9, 0)), "compute capability 9.0"),
+        (lambda m, built: built.update(builder="10.14.1.48"), "pip install tensorrt==10.14.1.48"),
+        (lambda m, built: m.update(count=0), "no CUDA GPU 0 here"),
+        (lambda m, built: built["engines"].pop("backbone"), "no engine of 'backbone'"),
+        (lambda m, built: built["engines"]["embed"].update(source="0" * 64), "of another graph"),
+        (lambda m, built: m.update(room=1000), "cudaErrorMemoryAllocation"),
+    ],
+)
+def test_engines_that_cannot_run_here_are_refused_with_the_cure(
+    machine: Any, built_bundle: Path, tmp_path: Path, change: Any, said: str
+):
+    folder = shutil.copytree(built_bundle, tmp_path / "bundle")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(machine.__dict__, manifest["built"]["fp32.tensorrt.sm89"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(JanusError) as caught:
+        Janus.from_pretrained(folder, runtime="tensorrt").draw("a")
+    assert said in str(caught.value)
+    if "GPU 0" not in said and "Memory" not in said:
+        assert f"janus-modular build {folder} --target tensorrt" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("graph", "plan", "said"),
+    [
+        ("backbone", {"aliases": []}, "'present_key_0' is not 'past_key_0' in place"),
+        ("draw", {"host": ["codes"]}, "'codes' on the host"),
+        ("draw", {"dtypes": {"codes": "INT32"}}, "'codes' in None, not int64"),
+        ("embed", {"profiles": []}, "0 profiles, not 1"),
+    ],
+)
+def test_an_engine_that_is_not_its_graph_is_refused(
+    machine: Any, tiny_bundle: Path, tmp_path: Path, build_engines: Any, graph: str, plan: Any, said: str
+):
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    build_engines(folder, "fp32", "tensorrt", **{graph: plan})
+    with pytest.raises(JanusError) as caught:
+        Janus.from_pretrained(folder, runtime="tensorrt").draw("a")
+    assert said in str(caught.value)
+
+
+def test_what_tensorrt_says_is_passed_on(machine: Any, tiny_bundle: Path, tmp_path: Path, build_engines: Any):
+    """The manifest claims more than the engine has."""
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    key = build_engines(folder, "fp32", "tensorrt", rows=3)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for engine in manifest["built"][key]["engines"].values():
+        for profile in engine["profiles"]:
+            if "rows" in profile["axes"]:
+                profile["axes"]["rows"] = [1, 2, 8]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(JanusError, match="4 is outside of 1 to 3"):
+        Janus.from_pretrained(folder, runtime="tensorrt").draw("a", 2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"device": "cpu"}, "Expected auto, cuda"),
+        ({"device": "cuda:1"}, "no CUDA GPU 1 here (there are 1)"),
+        ({"variant": "cpu-int4"}, "no tensorrt engines of cpu-int4"),
+        ({"runtime": options(sync_every=0)}, "sync_every"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(machine: Any, built_bundle: Path, asked: Any, said: str):
+    with pytest.raises(JanusError) as caught:
+        Janus.from_pretrained(built_bundle, **{"runtime": "tensorrt", **asked})
+    assert said in str(caught.value)
+
+
+def test_a_bundle_without_engines_says_how_they_are_built(machine: Any, tiny_bundle: Path):
+    with pytest.raises(JanusError, match=r"janus-modular build .* --target tensorrt-rtx --precision fp32"):
+        Janus.from_pretrained(tiny_bundle, runtime="tensorrt-rtx")
+
+
+@pytest.mark.parametrize(
+    ("total", "low", "high", "cut"),
+    [
+        (10, 1, 16, [(0, 10)]),
+        (10, 1, 4, [(0, 4), (4, 4), (6, 4)]),
+        (9, 1, 4, [(0, 3), (3, 3), (6, 3)]),
+        (3, 5, 8, [(0, 5)]),
+        (9, 5, 8, [(0, 5), (4, 5)]),
+        (17, 8, 8, [(0, 8), (8, 8), (9, 8)]),
+    ],
+)
+def test_prompts_are_cut_into_even_chunks(total: int, low: int, high: int, cut: list[tuple[int, int]]):
+    assert chunks(total, low, high) == cut
+
+
+def test_chat_and_draw_take_engines_on_the_command_line(machine: Any, built_bundle: Path, tmp_path: Path):
+    line = ["chat", str(built_bundle), "what?", "--max-tokens", "4", "--runtime", "tensorrt", "--json"]
+    asked = CliRunner().invoke(app, line)
+    assert asked.exit_code == 0, asked.output
+    assert json.loads(asked.stdout)["answer"]
+    to = str(tmp_path / "a.png")
+    line = [
+        "draw",
+        str(built_bundle),
+        "a",
+        "-n",
+        "2",
+        "-o",
+        to,
+        "--runtime",
+        "tensorrt-rtx",
+        "--variant",
+        "fp32",
+    ]
+    drawn = CliRunner().invoke(app, line)
+    assert drawn.exit_code == 0, drawn.output
+    assert Path(to).exists()

@@ -1,0 +1,173 @@
+"""`verify --runtime tensorrt`: engines are proven like graphs, and a manifest says on what they ran."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from typer.testing import CliRunner
+
+from janus_export.bundle import load_bundle
+from janus_export.exporting import export
+from janus_export.runtimes.device_memory import Feed
+from janus_export.settings import ExportConfig
+from janus_export.verify import GATES, Report, verify
+from janus_export.verify_subject import Reference
+from janus_modular.cli.app import app
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_checkpoint: Path) -> Reference:
+    return Reference.of(tiny_checkpoint)
+
+
+@pytest.fixture(autouse=True)
+def _one_reference(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the model in torch once, not once a test."""
+    monkeypatch.setattr(Reference, "of", lambda path: reference)
+
+
+@pytest.fixture(scope="module")
+def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("half") / "bundle"
+    return export(tiny_checkpoint, folder, ExportConfig(variants=["fp16"]))
+
+
+def failed(report: Report) -> str:
+    return "\n".join(
+        f"{c.what}: {c.found}" for found in report.checks.values() for c in found if not c.passed
+    )
+
+
+def changed(folder: Path, graph: str, name: str, by: float, tmp_path: Path) -> dict[str, Any]:
+    """Return a plan whose engine is another than its graph: noise of that size in one weight."""
+    model = ir.load(folder / f"{graph}.fp32.onnx")
+    values = model.graph.initializers
+    value = next(value for key, value in values.items() if key.endswith(name))
+    weight = value.const_value.numpy()
+    noise = np.random.default_rng(0).normal(0, by, weight.shape).astype(weight.dtype)
+    value.const_value = ir.Tensor(weight + noise, name=value.name)
+    ir.save(model, tmp_path / "changed.onnx", external_data="changed.data")
+    return {graph: {"onnx": str(tmp_path / "changed.onnx")}}
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+def test_sound_engines_pass_and_the_manifest_says_what_ran(
+    machine: Any, built_bundle: Path, tmp_path: Path, target: str
+):
+    folder = shutil.copytree(built_bundle, tmp_path / "bundle")
+    line = [
+        "verify",
+        str(folder),
+        "--against",
+        "the model",
+        "--variant",
+        "fp32",
+        "--runtime",
+        target,
+        "--json",
+    ]
+    run = CliRunner().invoke(app, line)
+    assert run.exit_code == 0, run.output
+    [report] = json.loads(run.stdout)
+    assert set(report["gates"]) == set(GATES) - {"range", "rounding"}
+    manifest = load_bundle(folder).manifest
+    key = f"fp32.{target}.sm89"
+    assert manifest["parity"][f"fp32 {target}"]["passed"]
+    done = manifest["executed"][key]
+    assert done["passed"]
+    assert (done["gpu"], done[target]) == ("Stand-in", manifest["built"][key]["builder"])
+    others = {name: one["executed"] for name, one in manifest["built"].items() if name != key}
+    assert manifest["built"][key]["executed"]
+    assert not any(others.values())
+
+
+def test_half_precision_is_forced_on_the_engines(
+    machine: Any, half_bundle: Path, tmp_path: Path, build_engines: Any
+):
+    folder = shutil.copytree(half_bundle, tmp_path / "bundle")
+    build_engines(folder, "fp16", "tensorrt")
+    [report] = verify(folder, "the model", runtime="tensorrt")
+    assert failed(report) == ""
+    assert {"rounding", "cache", "drawing"} <= set(report.checks)
+    assert [check.what for check in report.checks["drawing"]] == [
+        "the same drawing, nobody listening: pixels"
+    ]
+    assert {entry[1] for entry in machine.log if entry[0] == "load"} >= {"backbone", "image_next", "draw"}
+
+
+@pytest.mark.parametrize(
+    ("gate", "graph", "name", "noise", "said"),
+    [
+        ("graphs", "understand", "layers.0.weight", 0.1, "understand"),
+        ("graphs", "tokenize_image", "weight", 1, "tokenize_image"),
+        ("rows", "backbone", "q_proj.weight", 0.01, "ragged rows: steps"),
+        ("answer", "text_next", "weight", 1, "greedy answers: tokens"),
+        ("drawing", "image_next", "vision_head.weight", 1, "a whole drawing: codes"),
+        ("drawing", "draw", "weight", 0.3, "a whole drawing: pixels"),
+    ],
+)
+def test_a_gate_looks_at_the_engine(
+    machine: Any,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    build_engines: Any,
+    gate: str,
+    graph: str,
+    name: str,
+    noise: float,
+    said: str,
+):
+    """The graphs are sound; what differs is what was built."""
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    build_engines(folder, "fp32", "tensorrt", **changed(folder, graph, name, noise, tmp_path))
+    [report] = verify(folder, "the model", variants=["fp32"], runtime="tensorrt", gates=[gate])
+    assert said in failed(report)
+    assert load_bundle(folder).manifest["executed"] == {}
+
+
+def test_a_failure_is_recorded_and_is_no_execution(
+    machine: Any, tiny_bundle: Path, tmp_path: Path, build_engines: Any
+):
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    key = build_engines(folder, "fp32", "tensorrt", **changed(folder, "draw", "weight", 0.3, tmp_path))
+    verify(folder, "the model", variants=["fp32"], runtime="tensorrt")
+    manifest = load_bundle(folder).manifest
+    assert not manifest["executed"][key]["passed"]
+    assert not manifest["built"][key]["executed"]
+
+
+def test_what_only_goes_wrong_while_nobody_waits_is_found(
+    machine: Any, built_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """One lane for all steps: whoever listens waits after every step, and so hides it."""
+    lane = Feed._lane
+
+    def only_one(self: Feed) -> Any:
+        if self.ahead > 1:
+            self.taken, self.epoch = 0, self.gpu.epoch
+        return lane(self)
+
+    monkeypatch.setattr(Feed, "_lane", only_one)
+    [report] = verify(built_bundle, "the model", variants=["fp32"], runtime="tensorrt", gates=["drawing"])
+    assert [c.what for c in report.checks["drawing"] if not c.passed] == [
+        "the same drawing, nobody listening: pixels"
+    ]
+
+
+def test_questions_that_engines_have_no_room_for_are_left_out(
+    machine: Any, tiny_bundle: Path, tmp_path: Path, build_engines: Any, reference: Reference
+):
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    lengths = [len(reference.processor.chat_prompt(question)) + 24 for question in reference.asked]
+    build_engines(folder, "fp32", "tensorrt", capacity=max(lengths) - 1)
+    gates = ["rows", "answer"]
+    [report] = verify(folder, "the model", variants=["fp32"], runtime="tensorrt", gates=gates)
+    assert failed(report) == ""
+    assert reference.within(max(lengths) - 1) is not reference
+    assert reference.within(max(lengths)) is reference
