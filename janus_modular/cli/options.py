@@ -15,6 +15,8 @@ Device = Annotated[
 Dtype = Annotated[
     str, typer.Option(help="auto, float32, bfloat16 or float16; auto is as stored, float32 on a CPU.")
 ]
-Runtime = Annotated[str | None, typer.Option(help="What runs a bundle; left out: ONNX Runtime.")]
+Runtime = Annotated[
+    str | None, typer.Option(help="What runs a bundle: onnx (left out), tensorrt, tensorrt-rtx.")
+]
 Variant = Annotated[str | None, typer.Option(help="Of a bundle: fp32, cpu-int4, ...; left out: its first.")]
 Seed = Annotated[int, typer.Option(help="Where chance starts; the same seed gives the same result.")]

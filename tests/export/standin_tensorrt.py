@@ -289,12 +289,14 @@ def build(
     rows: int = 8,
     images: int = 4,
     tokens: tuple[int, int] = (1, 24),
+    words: int | None = None,
     arch: str = "8.9",
     **plan: Mapping[str, Any],
 ) -> str:
     """Put stand-in engines of a variant into a bundle, as `janus-modular build` would; return their key.
 
-    ``plan`` changes a graph's engine: ``draw={"host": ["codes"]}``.
+    ``tokens`` are the positions of a prefill, ``words`` those of ``embed``. ``plan`` changes a graph's
+    engine: ``draw={"host": ["codes"]}``.
     """
     bundle = load_bundle(folder)
     key = key_of(variant, target, [arch])
@@ -302,7 +304,7 @@ def build(
     ranges = {"rows": [1, 2, rows], "images": [1, 1, images], "capacity": [capacity] * 3}
     steps = {"prefill": [tokens[0], tokens[1], tokens[1]], "decode": [1, 1, 1]}
     for graph in bundle.graphs:
-        names = steps if graph == "backbone" else {graph: [1, 1, capacity]}
+        names = steps if graph == "backbone" else {graph: [1, 1, words or capacity]}
         used = {
             axis for one in bundle.graphs[graph]["inputs"] for axis in one["shape"] if isinstance(axis, str)
         }

@@ -16,8 +16,10 @@ def verify(
         list[str] | None, typer.Option(help="Of the bundle; repeat it. Left out: all.")
     ] = None,
     gate: Annotated[list[str] | None, typer.Option(help="Try these only, and record nothing.")] = None,
-    runtime: Annotated[str, typer.Option(help="What runs whole answers and drawings.")] = "onnx",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, tensorrt, nv-tensorrt-rtx.")] = "auto",
+    runtime: Annotated[str, typer.Option(help="What is proven: onnx, tensorrt, tensorrt-rtx.")] = "onnx",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda; of onnx also tensorrt, nv-tensorrt-rtx.")
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Hold a bundle against its model, from files to whole drawings; results go into its manifest."""

@@ -35,23 +35,25 @@ class Gpu:
         self.api: Any = runtime
         self.index = index
         self._find(index)
-        self._do("cudaSetDevice", index)
+        self.use()
         properties = self._ask("cudaGetDeviceProperties", index)
         self.name = properties.name.decode()
         self.arch = f"{properties.major}.{properties.minor}"  # compute capability, "8.9"
         self._stream = self._ask("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
         self.stream = int(self._stream)
         self.epoch = 0  # how often the host has waited
-        self.busy = False  # whether work may be under way
         self._held: list[object] = []
         self._capturing = False
         self._given_back: list[tuple[str, Any]] = []
+
+    def use(self) -> None:
+        """Make it the one that the calling thread works on."""
+        self._do("cudaSetDevice", self.index)
 
     def synchronize(self) -> None:
         """Wait until everything is done that was put on the stream."""
         self._do("cudaStreamSynchronize", self._stream)
         self.epoch += 1
-        self.busy = False
         self._held.clear()
 
     def hold(self, *things: object) -> None:
@@ -120,12 +122,14 @@ class Gpu:
         self._put("cudaGraphLaunch", graph.handle)
 
     def release(self, how: str, handle: Any) -> None:
-        """Give something back once nobody uses it any more; to free memory would spoil a capture."""
+        """Give something back once work under way is done with it; CUDA itself waits to free memory.
+
+        It is called whenever Python collects garbage, a capture included, which it would spoil.
+        """
         if self._capturing:
             self._given_back.append((how, handle))
             return
-        if self.busy:
-            self.synchronize()
+        self._do("cudaStreamSynchronize", self._stream)
         self._do(how, handle)
 
     def _copy_rows(
@@ -139,7 +143,6 @@ class Gpu:
             self._put("cudaMemcpy2DAsync", to, strides[0], start, strides[1], width, rows, kind)
 
     def _put(self, name: str, *arguments: Any) -> None:
-        self.busy = True
         self._do(name, *arguments, self._stream)
 
     def _find(self, index: int) -> None:

@@ -227,7 +227,6 @@ class Context:
     def enqueue(self, binding: Binding) -> None:
         """Put the engine's work on the stream."""
         self.bind(binding)
-        self.gpu.busy = True
         self._check(self.handle.execute_async_v3(self.gpu.stream), "enqueuing it")
 
     def _create(self) -> Any:

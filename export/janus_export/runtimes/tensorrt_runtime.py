@@ -90,6 +90,7 @@ class TensorRTRuntime:
                 f" {self.engines.capacity}. Shorten the prompt, or build them with more capacity.\n"
                 + self._build()
             )
+        self.gpu.use()
         return TensorRTSession(self, capacity)
 
     def engine(self, name: str) -> Engine:

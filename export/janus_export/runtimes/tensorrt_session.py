@@ -53,7 +53,7 @@ class TensorRTSession:
             backbone.require(profile, {"rows": rows})
         slots = self._slots(rows)
         slots.require(max(map(len, prompts)))
-        x = embed(prompts, self.runtime.run, pictures_at_once=self.runtime.pictures)  # (R, T, D)
+        x = embed(prompts, self._part, pictures_at_once=self.runtime.pictures)  # (R, T, D)
         self.slots, self.repeated = slots, {}
         self.slots.reach(x.shape[1])
         self.x, self.hidden = self._between("x", rows), self._between("hidden", rows)
@@ -120,6 +120,13 @@ class TensorRTSession:
         if pending:
             chooser, column = pending
             column.take(chooser.ids)
+
+    def _part(self, name: str, given: NDArray[Any]) -> NDArray[Any]:
+        """Run a part of the prompt; more words than an engine takes at once in several pieces."""
+        [profile] = self.runtime.engine(name).profiles.values()
+        most = profile.axes["tokens"][2] if "tokens" in profile.axes else given.shape[1]
+        pieces = [given[:, start : start + most] for start in range(0, given.shape[1], most)]
+        return np.concatenate([self.runtime.run(name, piece) for piece in pieces], axis=1)
 
     def _read(self, x: NDArray[Any], last: NDArray[np.int64]) -> None:
         """Run the backbone over prompts (R, T, D); keep the states of each row's last position.
