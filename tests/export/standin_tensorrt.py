@@ -14,7 +14,7 @@ from enum import Enum, IntEnum
 from importlib.machinery import ModuleSpec
 from math import prod
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -287,31 +287,23 @@ def build(
     *,
     capacity: int = 320,
     rows: int = 8,
-    images: int = 4,
-    tokens: tuple[int, int] = (1, 24),
-    words: int | None = None,
     arch: str = "8.9",
+    changes: Mapping[str, Mapping[str, list[int]]] = MappingProxyType({}),
     **plan: Mapping[str, Any],
 ) -> str:
     """Put stand-in engines of a variant into a bundle, as `janus-modular build` would; return their key.
 
-    ``tokens`` are the positions of a prefill, ``words`` those of ``embed``. ``plan`` changes a graph's
-    engine: ``draw={"host": ["codes"]}``.
+    ``changes`` are of a profile's ranges (``{"embed": {"tokens": [1, 1, 9]}}``, the backbone's being called
+    ``prefill`` and ``decode``), ``plan`` of a graph's engine: ``draw={"host": ["codes"]}``.
     """
     bundle = load_bundle(folder)
     key = key_of(variant, target, [arch])
     engines = {}
-    ranges = {"rows": [1, 2, rows], "images": [1, 1, images], "capacity": [capacity] * 3}
-    steps = {"prefill": [tokens[0], tokens[1], tokens[1]], "decode": [1, 1, 1]}
     for graph in bundle.graphs:
-        names = steps if graph == "backbone" else {graph: [1, 1, words or capacity]}
-        used = {
-            axis for one in bundle.graphs[graph]["inputs"] for axis in one["shape"] if isinstance(axis, str)
-        }
-        profiles = [
-            {"name": name, "axes": {a: r for a, r in {**ranges, "tokens": counts}.items() if a in used}}
-            for name, counts in names.items()
-        ]
+        profiles = _profiles(bundle.manifest, graph, rows, capacity)
+        for profile in profiles:
+            named = profile["name"] if graph == "backbone" else graph
+            profile["axes"] |= changes.get(named, {})
         source = bundle.path(graph, variant)
         file = folder / "engines" / key / f"{graph}.engine"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -321,11 +313,13 @@ def build(
         engines[graph] = {
             "file": str(file.relative_to(folder)),
             "sha256": sha256(file),
-            "source": bundle.manifest["sha256"][source.name],
             "bytes": file.stat().st_size,
             "seconds": 0.0,
-            "peak_bytes": 0,
+            "peak_bytes": None,
+            "inspector": None,
             "profiles": profiles,
+            "source": bundle.manifest["sha256"][source.name],
+            "recipe": "0" * 64,
         }
     record = {
         "variant": variant,
@@ -334,9 +328,25 @@ def build(
         "builder": VERSION,
         "capacity": capacity,
         "at": "2026-01-01 00:00 UTC",
-        "options": {},
+        "options": {"rows": rows, "weight_streaming": False},
         "executed": False,
         "engines": engines,
     }
     bundle.record("built", key, record)
     return key
+
+
+def _profiles(manifest: Mapping[str, Any], graph: str, rows: int, capacity: int) -> list[dict[str, Any]]:
+    """Return ranges as `janus-modular build` chooses them."""
+    used = {axis for one in manifest["graphs"][graph]["inputs"] for axis in one["shape"]}
+    axes = {name: [one["min"], one["typical"], one["max"]] for name, one in manifest["axes"].items()}
+    most = min(axes["tokens"][2], capacity)
+    axes["tokens"] = [1, min(manifest["model"]["picture_to_read"]["positions"], most), most]
+    axes["rows"] = [1, min(axes["rows"][1], rows), rows]
+    axes["capacity"] = [capacity] * 3
+    if {"rows", "images"} <= used:
+        axes["images"] = [axes["images"][0], min(axes["images"][1], rows), rows]
+    axes = {name: lengths for name, lengths in axes.items() if name in used}
+    if graph != "backbone":
+        return [{"name": "default", "axes": axes}]
+    return [{"name": "prefill", "axes": axes}, {"name": "decode", "axes": {**axes, "tokens": [1, 1, 1]}}]

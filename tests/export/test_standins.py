@@ -14,7 +14,7 @@ from cuda.bindings import runtime
 
 from janus_export.runtimes.cuda import Gpu
 from janus_export.runtimes.memory import HostBuffer, to_numbers, to_stored
-from janus_export.runtimes.tensorrt_engine import Library
+from janus_export.runtimes.tensorrt_library import Library
 from janus_modular import ConfigError, JanusError, MissingExtraError
 
 TAKEN = {  # arguments of the real ones, which fail without a GPU and say so

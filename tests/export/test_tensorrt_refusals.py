@@ -23,14 +23,14 @@ def opened(machine: Any, built_bundle: Path) -> Janus:
     ("ask", "said"),
     [
         (lambda janus: janus.draw("a", 5), "rows: 10 at once"),
-        (lambda janus: janus.draw("a", 5, guidance=1.0), "images: 5 at once"),
+        (lambda janus: janus.draw("a", 9, guidance=1.0, batch_size=9), "rows: 9 at once"),
         (lambda janus: janus.runtime.open(321), "321 positions are asked for"),
         (lambda janus: janus.chat("x" * 150), "shorten it"),
         (
             lambda janus: janus.runtime.open(9).prefill([janus.processor.draw_prompt("a")]),
             "do not fit into a session of 9",
         ),
-        (lambda janus: janus.runtime.run("understand", np.zeros((5, 3, 32, 32), np.uint8)), "images: 5"),
+        (lambda janus: janus.runtime.run("embed", np.zeros((2, 321), np.int64)), "tokens: 321 at once"),
     ],
 )
 def test_what_engines_were_not_built_for_is_refused_before_anything_is_enqueued(
@@ -39,8 +39,17 @@ def test_what_engines_were_not_built_for_is_refused_before_anything_is_enqueued(
     with pytest.raises(PromptError) as caught:
         ask(opened)
     assert said in str(caught.value)
-    ran = {entry[1] for entry in machine.log if entry[0] == "enqueue"}
-    assert ran <= ({"embed", "backbone"} if said.startswith("images: 5 at") else set())  # prompts come first
+    assert machine.counted("enqueue") == machine.counted("copy") == 0
+
+
+def test_more_pictures_than_can_be_chosen_for_are_refused(
+    machine: Any, tiny_bundle: Path, tmp_path: Path, build_engines: Any
+):
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    build_engines(folder, "fp32", "tensorrt", changes={"image_next": {"images": [1, 1, 1]}})
+    with pytest.raises(PromptError, match="images: 2 at once, but the engine of 'image_next'"):
+        Janus.from_pretrained(folder, runtime="tensorrt").draw("a", 2)
+    assert "image_next" not in {entry[1] for entry in machine.log if entry[0] == "enqueue"}
 
 
 def test_a_session_that_is_full_says_so_before_it_writes(opened: Janus, machine: Any):

@@ -84,11 +84,23 @@ def test_words_and_pictures_go_through_in_as_many_as_the_engines_take(
     torches: Janus, machine: Any, tiny_bundle: Path, tmp_path: Path, build_engines: Any
 ):
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    build_engines(folder, "fp32", "tensorrt", words=100, images=1, tokens=(24, 24))
+    changes = {"embed": {"tokens": [1, 1, 100]}, "understand": {"images": [1, 1, 2]}}
+    build_engines(folder, "fp32", "tensorrt", changes={**changes, "prefill": {"tokens": [24, 24, 24]}})
     janus = Janus.from_pretrained(folder, runtime="tensorrt")
     assert janus.chat_batch(QUESTIONS, max_tokens=4) == torches.chat_batch(QUESTIONS, max_tokens=4)
     asked = [entry[1] for entry in machine.log if entry[0] == "enqueue"]
-    assert (asked.count("embed"), asked.count("understand")) == (3, 3)
+    assert (asked.count("embed"), asked.count("understand")) == (3, 2)
+    lengths = [len(prompt) for prompt in prompts_of(janus)]
+    assert asked.count("backbone") == -(-max(lengths) // 24) + 2  # one step enqueued, one captured
+
+
+def test_more_pictures_than_the_decoder_takes_are_decoded_in_turn(
+    torches: Janus, opened: Janus, machine: Any
+):
+    drawn = opened.draw("a", 5, guidance=1.0, seed=4)
+    assert [entry[1] for entry in machine.log if entry[0] == "enqueue"].count("draw") == 2
+    for one, other in zip(drawn, torches.draw("a", 5, guidance=1.0, seed=4), strict=True):
+        assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])

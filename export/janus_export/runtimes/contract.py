@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,17 @@ class GraphContract:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     aliases: Mapping[str, str]  # output -> input
+
+    def measure(self, shapes: Iterable[Sequence[int]]) -> dict[str, int]:
+        """Return how long the axes are where inputs have these shapes, in order.
+
+        Raises:
+            ValueError: one does not fit what the graph takes.
+        """
+        axes = dict[str, int]()
+        for tensor, shape in zip(self.inputs, shapes, strict=True):
+            axes |= tensor.measure(shape)
+        return axes
 
     @classmethod
     def read(cls, name: str, record: Mapping[str, Any], dtypes: Mapping[str, str]) -> GraphContract:

@@ -34,6 +34,11 @@ class DeviceTensor:
         """Allocate one."""
         return cls(gpu, shape, dtype, gpu.allocate(prod(shape) * np.dtype(STORED[dtype]).itemsize))
 
+    def part(self, start: int, count: int) -> DeviceTensor:
+        """Look at ``count`` of its rows."""
+        offset = self.address - self.owner.address + start * (self.nbytes // self.shape[0])
+        return DeviceTensor(self.gpu, (count, *self.shape[1:]), self.dtype, self.owner, offset)
+
     @property
     def nbytes(self) -> int:
         """How many bytes it takes."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from janus_export.errors import DeviceError
 from janus_export.runtimes.cuda import CapturedGraph, Gpu
-from janus_export.runtimes.tensorrt_engine import Binding
+from janus_export.runtimes.tensorrt_contexts import Binding
 
 
 class Repeated:

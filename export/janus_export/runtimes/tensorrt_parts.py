@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from janus_export.runtimes.device_memory import Choices, DeviceTensor, Feed
-from janus_export.runtimes.tensorrt_engine import Engine
+from janus_export.runtimes.tensorrt_contexts import Engine
 
 
 class Chooser:
@@ -31,9 +31,8 @@ class Chooser:
         Raises:
             PromptError: the engine was not built for so many rows or pictures.
         """
-        slots, axes = engine.contract.inputs, dict[str, int]()
-        for slot, given in zip(slots, inputs, strict=True):
-            axes |= slot.measure(given.shape if isinstance(given, DeviceTensor) else np.shape(given))
+        slots = engine.contract.inputs
+        axes = engine.contract.measure([np.shape(given) for given in inputs])
         [profile] = engine.profiles
         engine.require(profile, axes)
         there = {s.name: x for s, x in zip(slots, inputs, strict=True) if isinstance(x, DeviceTensor)}

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from janus_export.bundle import Bundle, load_bundle
 from janus_export.engines import BUILD, find_engines, read_engines
 from janus_export.errors import BundleError
-from janus_export.runtimes.contract import GraphContract
+from janus_export.runtimes.contract import GraphContract, Tensor
 from janus_export.runtimes.cuda import Gpu
 from janus_export.runtimes.device_memory import DeviceTensor
-from janus_export.runtimes.tensorrt_engine import Engine, Library
+from janus_export.runtimes.tensorrt_contexts import Engine
+from janus_export.runtimes.tensorrt_library import Library
 from janus_export.runtimes.tensorrt_session import TensorRTSession
 from janus_modular import ConfigError, PromptError, Registry, Runtime, hookimpl
 
@@ -28,7 +29,7 @@ class TensorRTConfig:
     variant: str | None = None  # one of the bundle's; None: the first that has engines
     device: str = "auto"  # auto, cuda; cuda:1 for the second of several GPUs
     chunk: int = 256  # positions of a prompt that are read at once; the engine may allow fewer
-    pictures: int = 4  # to read, encoded at once; the engine may allow fewer
+    pictures: int = 4  # to read, encoded at once; an engine for fewer runs more often
     sync_every: int = 16  # steps that the host may run ahead of the GPU; more: progress tells less
     cuda_graph: bool = True  # capture the steps; false: enqueue their kernels one by one
 
@@ -107,40 +108,39 @@ class TensorRTRuntime:
             self._opened[name] = Engine(self.library, self.gpu, self.engines, contract)
         return self._opened[name]
 
-    @property
-    def pictures(self) -> int:
-        """How many pictures are read at once."""
-        engine = self.engines.engines.get("understand")
-        most = engine.profiles[0].axes["images"][2] if engine else self.config.pictures
-        return min(self.config.pictures, most)
-
     def enqueue(self, name: str, inputs: Sequence[Any]) -> tuple[DeviceTensor, ...]:
         """Put a graph on the stream, numpy inputs and the GPU's own alike; return what it will have made.
+
+        More pictures than the engine takes at once go through it in several runs.
 
         Raises:
             PromptError: the engine was not built for inputs of these lengths.
         """
         engine = self.engine(name)
-        slots, axes = engine.contract.inputs, dict[str, int]()
-        for slot, given in zip(slots, inputs, strict=True):
-            axes |= slot.measure(given.shape if isinstance(given, DeviceTensor) else np.shape(given))
-        [profile] = engine.profiles
-        engine.require(profile, axes)
-        tensors = {}
-        for slot, given in zip(slots, inputs, strict=True):
-            if isinstance(given, DeviceTensor):
-                tensors[slot.name] = given
-            else:
-                tensors[slot.name] = DeviceTensor.zeros(self.gpu, slot.sized(axes), slot.dtype)
-                tensors[slot.name].write(given)
-        made = {
-            slot.name: DeviceTensor.zeros(self.gpu, slot.sized(axes), slot.dtype)
-            for slot in engine.contract.outputs
+        contract, [profile] = engine.contract, engine.profiles
+        axes = contract.measure([np.shape(given) for given in inputs])
+        pictures = axes["images"] if set(axes) == {"images"} else None
+        engine.require(profile, {} if pictures else axes)
+        tensors = {
+            slot.name: DeviceTensor.zeros(self.gpu, slot.sized(axes), slot.dtype) for slot in contract.outputs
         }
-        binding = engine.bind(profile, axes, tensors | made)
-        binding.enqueue()
-        self.gpu.hold(binding)
-        return tuple(made.values())
+        made = tuple(tensors.values())
+        for slot, given in zip(contract.inputs, inputs, strict=True):
+            tensors[slot.name] = self._on_gpu(given, slot, axes)
+        if pictures is None:
+            runs = [(axes, tensors)]
+        else:
+            most = engine.profiles[profile].axes["images"][2]
+            runs = [
+                ({"images": count}, {name: one.part(start, count) for name, one in tensors.items()})
+                for start in range(0, pictures, most)
+                for count in [min(most, pictures - start)]
+            ]
+        for lengths, part in runs:
+            binding = engine.bind(profile, lengths, part)
+            binding.enqueue()
+            self.gpu.hold(binding)
+        return made
 
     def run(self, name: str, *inputs: NDArray[Any]) -> Any:
         """Run a graph on numpy arrays; return an array, or a tuple of them."""
@@ -151,6 +151,13 @@ class TensorRTRuntime:
     def evidence(self) -> dict[str, str]:
         """Say what ran and on what, as a manifest keeps it."""
         return {"engines": self.engines.key, self.target: self.library.version, "gpu": self.gpu.name}
+
+    def _on_gpu(self, given: Any, slot: Tensor, axes: Mapping[str, int]) -> DeviceTensor:
+        if isinstance(given, DeviceTensor):
+            return given
+        there = DeviceTensor.zeros(self.gpu, slot.sized(axes), slot.dtype)
+        there.write(given)
+        return there
 
     def _first_built(self) -> str:
         variants = [one.variant for one in read_engines(self.bundle).values() if one.target == self.target]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from janus_export.runtimes.device_memory import Column, DeviceTensor, Feed, join
 from janus_export.runtimes.prompts import embed
 from janus_export.runtimes.slots import Slots
-from janus_export.runtimes.tensorrt_engine import Binding
+from janus_export.runtimes.tensorrt_contexts import Binding
 from janus_export.runtimes.tensorrt_graphs import Repeated
 from janus_export.runtimes.tensorrt_parts import Chooser
 from janus_modular import Sequence as Prompt
@@ -53,7 +53,7 @@ class TensorRTSession:
             backbone.require(profile, {"rows": rows})
         slots = self._slots(rows)
         slots.require(max(map(len, prompts)))
-        x = embed(prompts, self._part, pictures_at_once=self.runtime.pictures)  # (R, T, D)
+        x = embed(prompts, self._part, pictures_at_once=self.runtime.config.pictures)  # (R, T, D)
         self.slots, self.repeated = slots, {}
         self.slots.reach(x.shape[1])
         self.x, self.hidden = self._between("x", rows), self._between("hidden", rows)

@@ -1,24 +1,21 @@
-"""An engine of TensorRT, or of TensorRT-RTX, whose API is the same: opened, checked, bound, enqueued."""
+"""An engine on a GPU: loaded, checked, bound to addresses, enqueued."""
 
 from __future__ import annotations
 
 import mmap
 import weakref
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
+from math import prod
 from typing import Any
 
 from janus_export.engines import BUILD, EngineSet, Profile
-from janus_export.errors import BundleError, DeviceError
+from janus_export.errors import BundleError
 from janus_export.runtimes.contract import GraphContract
 from janus_export.runtimes.cuda import Gpu
 from janus_export.runtimes.device_memory import DeviceTensor
-from janus_modular import ConfigError, MissingExtraError, PromptError
-
-LIBRARIES = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
-"""The module of a target, and the extra that installs it."""
+from janus_export.runtimes.tensorrt_library import Library
+from janus_modular import PromptError
 
 DTYPES = {
     "FLOAT": "float32",
@@ -29,55 +26,6 @@ DTYPES = {
     "UINT8": "uint8",
 }
 """TensorRT's names of dtypes, and ours."""
-
-
-class Library:
-    """TensorRT as it is installed, and what it said last when something failed."""
-
-    def __init__(self, target: str) -> None:
-        """Import it.
-
-        Raises:
-            MissingExtraError: it is not installed.
-            ConfigError: it is, and does not load.
-        """
-        self.target = target
-        module, self.extra = LIBRARIES[target]
-        try:
-            self.trt: Any = import_module(module)
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(f"the runtime '{target}'", self.extra) from error
-        except (ImportError, OSError) as error:
-            raise ConfigError(f"{module} is installed, but does not load: {error}") from error
-        self.version: str = self.trt.__version__
-        self.said: deque[str] = deque(maxlen=3)
-        self.logger = _listener(self.trt, self.said)
-        self.runtime = self.trt.Runtime(self.logger)
-
-    def check(self, happened: object, what: str) -> None:
-        """Refuse to go on where TensorRT said no: it returns False, or nothing, and its log says why.
-
-        Raises:
-            DeviceError: it did.
-        """
-        if not happened:
-            why = " ".join(self.said) or "it does not say why"
-            self.said.clear()
-            raise DeviceError(f"{self.target} {self.version}, {what}: {why}")
-
-
-def _listener(trt: Any, said: deque[str]) -> Any:
-    class Listener(trt.ILogger):  # type: ignore[misc]
-        """Keeps errors for the message that is raised; warnings of a loaded engine are of no use here."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                said.append(msg.strip())
-
-    return Listener()
 
 
 class Engine:
@@ -115,10 +63,7 @@ class Engine:
         self.require(profile, axes)
         for slot in (*self.contract.inputs, *self.contract.outputs):
             one, shape = tensors[slot.name], slot.sized(axes)
-            size = one.itemsize
-            for length in shape:
-                size *= length
-            if one.dtype != slot.dtype or one.nbytes < size:
+            if one.dtype != slot.dtype or one.nbytes < prod(shape) * one.itemsize:
                 raise ValueError(
                     f"'{slot.name}' of '{self.name}': expected {slot.dtype} {shape},"
                     f" got {one.dtype} {one.shape}"
@@ -143,8 +88,8 @@ class Engine:
             if axis in axes and not low <= axes[axis] <= high:
                 raise PromptError(
                     f"{axis}: {axes[axis]} at once, but the engine of '{self.name}' was built for"
-                    f" {low} to {high}. Ask for fewer at once, or let `janus-modular export` and `build`"
-                    f" allow for more.\n{_cure(self.engines)}"
+                    f" {low} to {high}. Ask for fewer at once (a drawing's batch_size; under guidance a"
+                    f" picture takes two rows), or export and build for more.\n{_cure(self.engines)}"
                 )
 
     def _context(self, profile: str) -> Context:

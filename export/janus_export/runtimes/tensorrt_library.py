@@ -1,0 +1,62 @@
+"""TensorRT, or TensorRT-RTX, as it is installed: they share one API."""
+
+from __future__ import annotations
+
+from collections import deque
+from importlib import import_module
+from typing import Any
+
+from janus_export.errors import DeviceError
+from janus_modular import ConfigError, MissingExtraError
+
+LIBRARIES = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
+"""The module of a target, and the extra that installs it."""
+
+
+class Library:
+    """TensorRT as it is installed, and what it said last when something failed."""
+
+    def __init__(self, target: str) -> None:
+        """Import it.
+
+        Raises:
+            MissingExtraError: it is not installed.
+            ConfigError: it is, and does not load.
+        """
+        self.target = target
+        module, self.extra = LIBRARIES[target]
+        try:
+            self.trt: Any = import_module(module)
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(f"the runtime '{target}'", self.extra) from error
+        except (ImportError, OSError) as error:
+            raise ConfigError(f"{module} is installed, but does not load: {error}") from error
+        self.version: str = self.trt.__version__
+        self.said: deque[str] = deque(maxlen=3)
+        self.logger = _listener(self.trt, self.said)
+        self.runtime = self.trt.Runtime(self.logger)
+
+    def check(self, happened: object, what: str) -> None:
+        """Refuse to go on where TensorRT said no: it returns False, or nothing, and its log says why.
+
+        Raises:
+            DeviceError: it did.
+        """
+        if not happened:
+            why = " ".join(self.said) or "it does not say why"
+            self.said.clear()
+            raise DeviceError(f"{self.target} {self.version}, {what}: {why}")
+
+
+def _listener(trt: Any, said: deque[str]) -> Any:
+    class Listener(trt.ILogger):  # type: ignore[misc]
+        """Keeps errors for the message that is raised; warnings of a loaded engine are of no use here."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                said.append(msg.strip())
+
+    return Listener()
