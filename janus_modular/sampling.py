@@ -15,15 +15,36 @@ def pick(logits: Tensor, noise: Tensor) -> Tensor:
     return (logits.float().softmax(-1) / noise).argmax(-1)
 
 
+BITS, REACH = 24, 64.0
+"""Truncation compares logits in steps of REACH / 2**BITS: float32 counts up to 2**24 without a gap, and
+what lies 64 below the likeliest has a probability of at most e**-64."""
+
+
 def truncate(logits: Tensor, top_k: Tensor | int = 0, top_p: Tensor | float = 1.0) -> Tensor:
     """Return logits (R, V) with all but the likeliest at -inf.
 
     Keeps the ``top_k`` likeliest (0: all), and of those the fewest whose probabilities reach
-    ``top_p``; never fewer than one. Limits may be scalar tensors, so that a graph can take them.
+    ``top_p``; never fewer than one, and never one of two that are equal. Limits may be scalar tensors, so
+    that a graph can take them. Nothing is sorted: TensorRT orders at most 3840 numbers, and ONNX Runtime
+    takes three times as long to sort a vocabulary.
     """
-    ordered, order = logits.sort(dim=-1, descending=True)
-    rank = torch.arange(logits.shape[-1], device=logits.device)
-    within = (rank < top_k) | (torch.as_tensor(top_k, device=logits.device) == 0)  # (V,)
-    p = ordered.masked_fill(~within, float("-inf")).softmax(-1)  # (R, V)
-    keep = within & ((p.cumsum(-1) - p < top_p) | (rank == 0))  # what comes before it is not enough yet
-    return logits.masked_fill(~torch.zeros_like(keep).scatter(-1, order, keep), float("-inf"))
+    vocab = logits.shape[-1]
+    top_k, top_p = (torch.as_tensor(limit, device=logits.device) for limit in (top_k, top_p))
+    behind = logits.amax(-1, keepdim=True) - logits  # (R, V)
+    ranks = (behind * (2.0**BITS / REACH)).floor().clamp(max=2.0**BITS - 1)
+    count = torch.where(top_k == 0, vocab, top_k).to(ranks.dtype).expand(len(ranks), 1)
+    keep = ranks <= _cut(ranks, torch.ones_like(ranks), count)
+    p = torch.where(keep, (-behind).exp(), 0.0)
+    keep = keep & ((ranks <= _cut(ranks, p, top_p * p.sum(-1, keepdim=True))) | (top_p >= 1))
+    return logits.masked_fill(~keep, float("-inf"))
+
+
+def _cut(ranks: Tensor, weights: Tensor, target: Tensor) -> Tensor:
+    """Find the largest rank (R, 1) such that the weights (R, V) of lower ranks stay below a target (R, 1)."""
+    found = torch.zeros_like(target)
+    for bit in reversed(range(BITS)):
+        trial = found + 2.0**bit
+        found = torch.where(
+            torch.where(ranks < trial, weights, 0.0).sum(-1, keepdim=True) < target, trial, found
+        )
+    return found
