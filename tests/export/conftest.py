@@ -118,7 +118,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture(scope="session")
 def build_engines() -> Any:
     """``build_engines(bundle, variant, target, ...)`` puts stand-in engines into a bundle."""
-    return beside("standin_tensorrt").build
+    return beside("standin_build").build
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
 import sys
 from typing import Any
 
@@ -101,6 +102,15 @@ def test_tensorrts_classes_have_what_is_asked_of_them(machine: Any, kind: str, o
         assert hasattr(tensorrt_rtx.IExecutionContext, name)
     assert hasattr(tensorrt_rtx.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
     assert hasattr(tensorrt_rtx.ILogger.Severity, "INTERNAL_ERROR")
+
+
+def test_engines_are_run_without_torch_onnx_and_onnx_runtime():
+    above = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt_rtx", "cuda")
+    program = (
+        f"import janus_export.runtimes.tensorrt_runtime, sys; print([m for m in {above} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_what_the_real_library_says_is_heard():

@@ -164,7 +164,9 @@ class Gpu:
     def _call(self, name: str, arguments: tuple[Any, ...]) -> list[Any]:
         error, *answers = getattr(self.api, name)(*arguments)
         if error != self.api.cudaError_t.cudaSuccess:
-            raise DeviceError(f"CUDA, {name} on GPU {self.index}: {self._words(error)}")
+            full = error == self.api.cudaError_t.cudaErrorMemoryAllocation
+            cure = ". Ask for fewer rows or pictures at once, or build for less capacity" if full else ""
+            raise DeviceError(f"CUDA, {name} on GPU {self.index}: {self._words(error)}{cure}")
         return answers
 
     def _words(self, error: Any) -> str:

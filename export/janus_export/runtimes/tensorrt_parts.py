@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from janus_export.runtimes.device_memory import Choices, DeviceTensor, Feed
+from janus_export.runtimes.device_memory import Choices, Column, DeviceTensor, Feed
 from janus_export.runtimes.tensorrt_contexts import Engine
 
 
@@ -23,7 +23,7 @@ class Chooser:
         steps: int,
         ahead: int,
     ) -> None:
-        """Bind it to what lies on the GPU; the other inputs are to be sent every time.
+        """Bind it to what lies on the GPU; the other inputs are sent every time.
 
         ``between(name, rows)`` returns what steps hand to each other; ``steps`` is how many choices are
         kept, ``ahead`` how many steps the host may run ahead.
@@ -36,16 +36,28 @@ class Chooser:
         [profile] = engine.profiles
         engine.require(profile, axes)
         there = {s.name: x for s, x in zip(slots, inputs, strict=True) if isinstance(x, DeviceTensor)}
-        self.told = [slot.name for slot in slots if slot.name not in there]
         self.names = [slot.name for slot in slots]
-        self.feed = Feed(engine.gpu, [slot for slot in slots if slot.name in self.told], axes, ahead=ahead)
-        chosen, following = engine.contract.outputs
-        self.ids = DeviceTensor.zeros(engine.gpu, chosen.sized(axes), chosen.dtype)
-        self.x = between("x", following.sized(axes)[0])
-        self.choices = Choices(engine.gpu, self.ids.shape[0], steps)
-        made = {chosen.name: self.ids, following.name: self.x}
-        self.binding = engine.bind(profile, axes, {**there, **self.feed.tensors, **made})
+        self.feed = Feed(engine.gpu, [slot for slot in slots if slot.name not in there], axes, ahead=ahead)
+        self.made: dict[str, DeviceTensor] = {}
+        self.choices: dict[str, Choices] = {}
+        self.columns: dict[str, Column] = {}
+        for slot in engine.contract.outputs:
+            shape = slot.sized(axes)
+            is_x = slot.name == "x"
+            self.made[slot.name] = (
+                between("x", shape[0]) if is_x else DeviceTensor.zeros(engine.gpu, shape, slot.dtype)
+            )
+            if slot.dtype == "int64" and len(shape) == 1:
+                self.choices[slot.name] = Choices(engine.gpu, shape[0], steps)
+        self.binding = engine.bind(profile, axes, {**there, **self.feed.tensors, **self.made})
 
-    def send(self, inputs: Sequence[Any]) -> None:
-        """Put those inputs on their way that are not on the GPU."""
+    def begin(self, inputs: Sequence[Any]) -> tuple[DeviceTensor, ...]:
+        """Put those inputs on their way that are not on the GPU; return where the outputs will be."""
         self.feed.send(dict(zip(self.names, inputs, strict=True)))
+        self.columns = {name: choices.next() for name, choices in self.choices.items()}
+        return tuple(self.columns.get(name, tensor) for name, tensor in self.made.items())
+
+    def keep(self) -> None:
+        """Copy what was chosen to its place, behind the work that chooses it."""
+        for name, column in self.columns.items():
+            column.take(self.made[name])

@@ -38,7 +38,7 @@ class TensorRTSession:
         self.slots = self._slots(0)
         self.between: dict[tuple[str, int], DeviceTensor] = {}  # x and hidden, by rows
         self.choosers: dict[Any, Chooser] = {}
-        self.pending: tuple[Chooser, Column] | None = None
+        self.pending: Chooser | None = None
         self.repeated: dict[tuple[Binding, ...], Repeated] = {}
 
     def prefill(self, prompts: Sequence[Prompt]) -> DeviceTensor:
@@ -88,11 +88,8 @@ class TensorRTSession:
             self.choosers[key] = Chooser(
                 engine, inputs, self._between, steps=self.slots.capacity, ahead=self.runtime.config.sync_every
             )
-        chooser = self.choosers[key]
-        chooser.send(inputs)
-        column = chooser.choices.next()
-        self.pending = chooser, column
-        return column, chooser.x
+        self.pending = self.choosers[key]
+        return self.pending.begin(inputs)
 
     def stack(self, columns: Sequence[Column]) -> DeviceTensor:
         """Join what successive steps chose (rows,) as (rows, steps), on the GPU."""
@@ -112,14 +109,13 @@ class TensorRTSession:
     def _run(self, *then: Binding) -> None:
         """Put on the stream what was put off, and what follows it, together."""
         pending, self.pending = self.pending, None
-        bindings = (pending[0].binding, *then) if pending else then
+        bindings = (pending.binding, *then) if pending else then
         if bindings not in self.repeated:
             capture = self.runtime.config.cuda_graph
             self.repeated[bindings] = Repeated(self.gpu, bindings, capture=capture)
         self.repeated[bindings].run()
         if pending:
-            chooser, column = pending
-            column.take(chooser.ids)
+            pending.keep()
 
     def _part(self, name: str, given: NDArray[Any]) -> NDArray[Any]:
         """Run a part of the prompt; more words than an engine takes at once in several pieces."""
