@@ -42,6 +42,10 @@ class TrainingError(JanusError):
     """A training that cannot go on, or cannot start as it was asked to."""
 
 
+class CheckError(JanusError):
+    """A component that does not keep its slot's contract; says which promise, and how it was broken."""
+
+
 class MissingExtraError(JanusError):
     """Something is needed that this installation leaves out; says the pip line that adds it."""
 

@@ -249,6 +249,26 @@ def test_every_component_is_in_the_table_of_its_slot(plugins: Plugins):
     }
 
 
+def test_every_check_is_documented_with_its_slot():
+    from janus_modular.testing import checks_of
+    from janus_modular.testing.check import PARTS
+
+    text = (ROOT / "docs/reference/testing.md").read_text("utf-8")
+    sections = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    row = re.compile(r"^\| `(\w+)` \| (.*) \|(?: (slow) \|| \|)$", re.MULTILINE)
+    tables = {head: row.findall(section) for head, section in sections.items()}
+    told = {
+        slot: {*(tables["Every part of a model"] if slot in PARTS else ()), *tables[head]}
+        for slot in SLOTS
+        for head in tables
+        if head.endswith(f"`{slot}`")
+    }
+    assert told == {
+        slot: {(one.name, one.promise.rstrip("."), "slow" if one.slow else "") for one in checks_of(slot)}
+        for slot in SLOTS
+    }
+
+
 def test_every_error_is_documented():
     from janus_modular import errors
 

@@ -65,7 +65,7 @@ def to_onnx(graph: Graph, mode: FakeTensorMode) -> ir.Model:
     """
     slots = graph.inputs
     translations = all_translations(graph.module)
-    with mode, torch.no_grad(), _without_warnings(), explained(graph.name, graph.module):
+    with mode, torch.no_grad(), without_warnings(), explained(graph.name, graph.module):
         example = [_example(slot) for slot in slots]
         dims = {
             axis.name: Dim(axis.name, min=axis.min, max=axis.max) for slot in slots for axis in _axes(slot)
@@ -145,7 +145,8 @@ def _axes(slot: Slot) -> list[Axis]:
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
+    """Leave out what the exporter warns of where nothing is wrong."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="# The axis name")  # two axes of one size: intended
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's own

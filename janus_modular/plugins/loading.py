@@ -17,6 +17,9 @@ from janus_modular.plugins.announcements import Announcement
 from janus_modular.registry import PROJECT, SLOTS, Entry, Hooks, Registry
 from janus_modular.suggest import did_you_mean
 
+FILE_MODULE = "janus_plugin_file_"
+"""How the modules of local plugin files are called in this process."""
+
 
 def load(announcement: Announcement) -> dict[str, Entry[Any]]:
     """Import an announced plugin and return what it registers in the announced slot, by name.
@@ -76,7 +79,7 @@ def load_file(path: Path) -> list[Announcement]:
     if not path.is_file():
         raise PluginError(f"there is no plugin file {path}: --plugin takes the path of a Python file.")
     # a name of its own, and in sys.modules: dataclasses look up their annotations there
-    name = f"janus_plugin_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"{FILE_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise PluginError(f"{path} is no Python file: --plugin takes a file that ends in .py.")

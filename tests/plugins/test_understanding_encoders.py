@@ -71,23 +71,6 @@ def test_features_are_as_many_and_as_wide_as_claimed(
     assert (encoder.pixels.height, encoder.pixels.width) == (32, 32)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-def test_a_picture_is_encoded_alike_alone_and_among_others(build: Builder, name: str) -> None:
-    encoder = encoder_of(build, name)
-    pixels = torch.rand(3, 3, 32, 32) * 2 - 1
-    with torch.inference_mode():
-        torch.testing.assert_close(encoder(pixels)[1:2], encoder(pixels[1:2]), atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["siglip", "siglip2", "clip", "dinov2", "efficientnet"])
-def test_an_encoder_that_learns_has_gradients(build: Builder, name: str) -> None:
-    encoder = encoder_of(build, name)
-    encoder(torch.randn(1, 3, 32, 32)).square().sum().backward()
-    weights = dict(encoder.named_parameters())  # type: ignore[attr-defined]
-    with_gradients = [name for name, weight in weights.items() if weight.grad is not None]
-    assert len(with_gradients) > len(weights) / 2
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ENCODERS)
 def test_built_without_memory_and_filled_it_is_the_same(build: Builder, name: str) -> None:

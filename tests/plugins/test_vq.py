@@ -110,14 +110,6 @@ def test_idle_codes_are_put_back_to_work() -> None:
     assert (latents @ tokenizer.codebook[3]).max() > 0.8  # it stands among the latents again
 
 
-def test_measuring_changes_nothing() -> None:
-    tokenizer = make()
-    train(tokenizer, 6)
-    before = copy.deepcopy(tokenizer.state_dict())
-    tokenizer.eval().losses(blobs(4))
-    assert all(torch.equal(value, before[name]) for name, value in tokenizer.state_dict().items())
-
-
 def test_goes_on_from_its_state_dict() -> None:
     """Interrupted before the quantiser starts, and after: the codebook's course is the same."""
     for steps in (2, 6):

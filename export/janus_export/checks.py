@@ -1,0 +1,84 @@
+"""What export adds to the contracts of a model's parts: announced as checks, run by ``plugins check``.
+
+    [project.entry-points."janus_modular.checks"]
+    onnx_parity = "janus_export.checks:check_onnx_parity"
+
+A part is exported as it is, call by call; a whole model's graphs are `janus_export.verify`'s.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from janus_modular.errors import missing_extra
+from janus_modular.testing.check import PARTS, NotApplicable, check_for, ensure
+
+
+@check_for(*PARTS)
+def check_onnx_parity(component: Any, example: Any) -> None:
+    """As standard ONNX, ONNX Runtime computes what torch does."""
+    import torch
+
+    from janus_modular.testing.calls import calls_of, tensors
+    from janus_modular.testing.comparing import ensure_same
+
+    component.eval().requires_grad_(False)
+    for call in calls_of(component, example):
+        with torch.no_grad():
+            wanted = tensors(call(component))
+        found = [torch.from_numpy(x) for x in run_onnx(onnx_of(component, call), tensors(call.inputs))]
+        ensure(
+            len(found) == len(wanted), f"{call.name}: {len(found)} outputs in ONNX, {len(wanted)} in torch"
+        )
+        ensure_same(found, wanted, f"{call.name} in ONNX Runtime")
+
+
+def onnx_of(component: Any, call: Any) -> bytes:
+    """Return one call of a component as an ONNX file, weights inside.
+
+    Raises:
+        NotApplicable: a package of the extra ``export`` is not installed.
+        ExportError: the component does something that no graph can hold.
+    """
+    try:
+        from janus_export.diagnosis import explained
+        from janus_export.lowering import all_translations
+        from janus_export.to_onnx import OPSET, without_warnings
+    except ModuleNotFoundError as error:
+        raise NotApplicable(str(missing_extra(error, "ONNX") or error)) from error
+    import torch
+
+    from janus_modular.testing.calls import Calling
+
+    with torch.no_grad(), without_warnings(), explained(call.name, component):
+        program = torch.onnx.export(
+            Calling(component, call).eval(),
+            call.inputs,
+            dynamo=True,
+            opset_version=OPSET,
+            custom_translation_table=all_translations(component),
+            optimize=False,  # as in `to_onnx`
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto.SerializeToString()
+
+
+def run_onnx(model: bytes, inputs: list[Any]) -> list[Any]:
+    """Run an ONNX file on ONNX Runtime, on the CPU.
+
+    Raises:
+        NotApplicable: ONNX Runtime is not installed, or has no such operator on a CPU.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise NotApplicable(str(missing_extra(error, "ONNX Runtime") or error)) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as error:
+        raise NotApplicable(f"ONNX Runtime on a CPU: {str(error).splitlines()[0]}") from error
+    names = [one.name for one in session.get_inputs()]
+    return session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})

@@ -1,0 +1,197 @@
+"""What the parts of a model promise, slot by slot: that they are as large as they say, and what else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from janus_modular.interfaces import PixelSpec
+from janus_modular.testing.check import check_for, ensure
+from janus_modular.testing.comparing import ensure_identical, ensure_same
+
+
+@check_for("understanding_encoders")
+@torch.no_grad()
+def check_encoder_sizes(encoder: Any, pixels: Tensor) -> None:
+    """Features are as many and as wide as the encoder says, and it says which pictures it wants."""
+    features = encoder.eval()(pixels)
+    said = (len(pixels), encoder.num_tokens(*pixels.shape[-2:]), encoder.width)
+    ensure(tuple(features.shape) == said, f"features are {tuple(features.shape)}; it says (N, P, C) = {said}")
+    ensure(isinstance(encoder.pixels, PixelSpec), f"encoder.pixels is {encoder.pixels!r}, not a PixelSpec")
+    wanted = encoder.num_tokens(encoder.pixels.height, encoder.pixels.width)
+    ensure(wanted > 0, f"a picture of the size that it asks for becomes {wanted} features")
+
+
+@check_for("image_tokenizers")
+@torch.no_grad()
+def check_tokenizer_sizes(tokenizer: Any, pixels: Tensor) -> None:
+    """Codes are as many and in the range that the tokenizer says, and paint pictures of the same size."""
+    tokenizer.eval()
+    height, width = pixels.shape[-2:]
+    codes = tokenizer.encode(pixels)
+    several = tokenizer.codes_per_position
+    said = (len(pixels), tokenizer.num_tokens(height, width), *([several] if several > 1 else []))
+    ensure(tuple(codes.shape) == said, f"codes are {tuple(codes.shape)}; it says {said}")
+    ensure(codes.dtype == torch.int64, f"codes are {codes.dtype}, not int64")
+    low, high = int(codes.min()), int(codes.max())
+    ensure(0 <= low <= high < tokenizer.num_codes, f"codes from {low} to {high}, of {tokenizer.num_codes}")
+    painted = tokenizer.decode(codes, height=height, width=width)
+    ensure(
+        painted.shape == pixels.shape,
+        f"pixels of {tuple(pixels.shape)} are painted as {tuple(painted.shape)}",
+    )
+    vectors = tokenizer.code_vectors()
+    said_vectors = None if tokenizer.code_width is None else (tokenizer.num_codes, tokenizer.code_width)
+    found = None if vectors is None else tuple(vectors.shape)
+    ensure(found == said_vectors, f"code vectors are {found}; num_codes and code_width say {said_vectors}")
+
+
+@check_for("image_tokenizers")
+def check_tokenizer_losses(tokenizer: Any, pixels: Tensor) -> None:
+    """Its losses are named finite scalars, and measuring them in eval mode changes nothing."""
+    tokenizer.eval()
+    before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
+    losses = tokenizer.losses(pixels)
+    ensure(bool(losses), "it has no losses, so it cannot be trained")
+    for name, value in losses.items():
+        ensure(
+            value.ndim == 0 and bool(value.isfinite()), f"the loss '{name}' is {value}, not a finite scalar"
+        )
+    ensure_identical(tokenizer.state_dict(), before, "its state before and after measuring")
+
+
+@check_for("adaptors")
+@torch.no_grad()
+def check_adaptor_sizes(adaptor: Any, features: Tensor) -> None:
+    """Features become as many positions as it says, all of one width, whatever their number."""
+    adaptor.eval()
+    widths = set()
+    for x in (features, features.repeat(1, 4, 1)):
+        carried = adaptor(x)
+        said = (len(x), adaptor.num_tokens(x.shape[1]))
+        ensure(tuple(carried.shape[:2]) == said, f"{tuple(carried.shape)}; it says (N, P') = {said}")
+        widths.add(carried.shape[-1])
+    ensure(len(widths) == 1, f"its width depends on the number of features: {sorted(widths)}")
+
+
+@check_for("heads")
+@torch.no_grad()
+def check_head_shapes(head: Any, hidden: Tensor) -> None:
+    """It takes any leading dimensions, and gives each hidden state the logits that it has alone."""
+    head.eval()
+    logits = head(hidden)
+    ensure(logits.shape[:-1] == hidden.shape[:-1], f"{tuple(hidden.shape)} became {tuple(logits.shape)}")
+    flat = head(hidden.flatten(0, -2))
+    ensure_same(flat.view_as(logits), logits, "states in one row and in several")
+    single = head(hidden.flatten(0, -2)[0])
+    ensure_same(single, flat[0], "one state alone")
+
+
+@check_for("backbones")
+@torch.no_grad()
+def check_backbone_sizes(backbone: Any, tokens: Tensor) -> None:
+    """Embeddings, hidden states and logits are as wide as it says."""
+    backbone.eval()
+    x = backbone.embed(tokens)
+    wide = (*tokens.shape, backbone.width)
+    ensure(tuple(x.shape) == wide, f"embeddings are {tuple(x.shape)}; it says (B, T, D) = {wide}")
+    hidden = backbone(x, positions=counting(tokens))
+    ensure(tuple(hidden.shape) == wide, f"hidden states are {tuple(hidden.shape)}; it says {wide}")
+    logits = tuple(backbone.logits(hidden).shape)
+    said = (*tokens.shape, backbone.vocab_size)
+    ensure(logits == said, f"logits are {logits}; it says (B, T, V) = {said}")
+    ensure(backbone.context >= tokens.shape[1], f"its context of {backbone.context} is below the example's")
+
+
+@check_for("backbones")
+@torch.no_grad()
+def check_causal(backbone: Any, tokens: Tensor) -> None:
+    """No position sees what comes after it."""
+    backbone.eval()
+    x = backbone.embed(tokens)
+    later = x.clone()
+    later[:, -1] = -later[:, -1] + 1
+    hidden, other = (backbone(one, positions=counting(tokens)) for one in (x, later))
+    ensure_same(other[:, :-1], hidden[:, :-1], "earlier positions, with another last one")
+
+
+@check_for("backbones")
+@torch.no_grad()
+def check_packing(backbone: Any, tokens: Tensor) -> None:
+    """Sequences that share a row, each counting from 0, do not see each other."""
+    backbone.eval()
+    x = backbone.embed(tokens)
+    alone = backbone(x, positions=counting(tokens))
+    together = backbone(x.flatten(0, 1)[None], positions=counting(tokens).reshape(1, -1))
+    ensure_same(together.view_as(alone), alone, "packed into one row, and apart")
+
+
+@check_for("backbones")
+@torch.no_grad()
+def check_cache(backbone: Any, tokens: Tensor) -> None:
+    """Read in pieces through a cache, rows of their own lengths, it says what it says of the whole."""
+    backbone.eval()
+    x = backbone.embed(tokens)
+    whole = backbone(x, positions=counting(tokens))
+    rows, length = tokens.shape
+    lengths = length - 2 - torch.arange(rows) % 2  # every other row is one shorter
+    cache = backbone.new_cache(rows, length)
+    first = int(lengths.max())
+    read = backbone(x[:, :first], positions=counting(tokens)[:, :first], cache=cache)
+    cache.advance(lengths)
+    row = torch.arange(rows)
+    ensure_same(read[row, lengths - 1], whole[row, lengths - 1], "the first piece through a cache, and whole")
+    for _ in range(2):
+        step = backbone(x[row, lengths][:, None], positions=lengths[:, None], cache=cache)
+        cache.advance(torch.ones(rows, dtype=torch.int64))
+        ensure_same(step[:, 0], whole[row, lengths], "a step through a cache, and whole")
+        lengths = lengths + 1
+
+
+@check_for("backbones")
+@torch.no_grad()
+def check_resize_vocab(backbone: Any, tokens: Tensor) -> None:
+    """Grown by some tokens, it says of the old ones what it said before."""
+    backbone.eval()
+    old = backbone.vocab_size
+    before = backbone.logits(backbone(backbone.embed(tokens), positions=counting(tokens)))
+    backbone.resize_vocab(old + 3)
+    ensure(backbone.vocab_size == old + 3, f"asked for {old + 3} tokens, it has {backbone.vocab_size}")
+    after = backbone.logits(backbone(backbone.embed(tokens), positions=counting(tokens)))
+    ensure_same(after[..., :old], before, "logits of the old tokens")
+
+
+@check_for("generation")
+@torch.no_grad()
+def check_generation_sizes(path: Any, pixels: Tensor) -> None:
+    """A picture takes as many positions as it says, and its losses are one for each."""
+    path.eval()
+    size = (path.height, path.width)
+    ensure(tuple(pixels.shape[-2:]) == size, f"the example is {tuple(pixels.shape[-2:])}; it draws {size}")
+    targets = path.targets(pixels)
+    x = path.embed(targets)
+    said = (len(pixels), path.num_tokens)
+    ensure(tuple(x.shape[:2]) == said, f"embeddings are {tuple(x.shape)}; it says {said}")
+    for name, loss in path.losses(x, targets).items():
+        ensure(tuple(loss.shape) == said, f"the loss '{name}' is {tuple(loss.shape)}, not unreduced {said}")
+
+
+@check_for("generation")
+def check_generation_promises(path: Any, pixels: Tensor) -> None:
+    """It names its loop, what that loop asks for, its parts, and which of them no stage trains."""
+    ensure(isinstance(path.sampling_loop, str), f"sampling_loop is {path.sampling_loop!r}: write its name")
+    ensure(isinstance(path.predicts_next, bool), f"predicts_next is {path.predicts_next!r}")
+    sizes = {name: size for name, size in path.sizes.items() if not isinstance(size, int)}
+    ensure(not sizes, f"sizes must be numbers, and these are not: {sizes}")
+    parts = path.parts()
+    ensure("draw" in parts, f"it offers the parts {', '.join(parts) or 'none'}: 'draw' makes the picture")
+    children = {name for name, _ in path.named_children()}
+    strange = set(path.trained_apart) - children
+    ensure(not strange, f"trained_apart names {sorted(strange)}; its parts are {sorted(children)}")
+
+
+def counting(tokens: Tensor) -> Tensor:
+    """Return the positions (B, T) of sequences that begin at 0."""
+    return torch.arange(tokens.shape[1]).expand(tokens.shape)

@@ -1,0 +1,183 @@
+"""Our own components, held to their slots' contracts by the classes that other authors use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from janus_modular.assemble import Builder
+from janus_modular.config import resolve
+from janus_modular.interfaces import Part
+from janus_modular.plugins import default_plugins
+from janus_modular.testing import (
+    BackboneContract,
+    GenerationPathContract,
+    HeadContract,
+    SamplingExample,
+    SamplingLoopContract,
+    SourceContract,
+    parametrize_with_checks,
+)
+from janus_modular.testing.examples import NumpySession, prompt
+from janus_plugins.heads.mlp import MlpHead, MlpHeadConfig
+from janus_plugins.sampling_loops.autoregressive import DrawSettings, draw
+from janus_plugins.sampling_loops.text import TextSettings, sample_text
+from janus_plugins.sources.digits import Digits, DigitsConfig
+from janus_plugins.trackers.jsonl import JsonlConfig, JsonlTracker
+from janus_plugins.trackers.tensorboard import TensorboardConfig, TensorboardTracker
+
+EXAMPLE = Path(__file__).parents[2] / "plugins" / "examples" / "efficientnet_lite0.py"
+HF = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20,
+    "patch_size": 8,
+}  # fmt: skip
+LLAMAGEN = {
+    "name": "llamagen", "channels": 8, "channel_multipliers": [1, 2], "residual_blocks": 1,
+    "latent_channels": 8, "num_codes": 16, "code_width": 4,
+}  # fmt: skip
+VQ = {"name": "vq", "channels": [8, 8, 16], "num_codes": 16, "code_width": 4, "continuous_steps": 0}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "siglip": {
+        "name": "siglip", "width": 16, "layers": 2, "heads": 2, "intermediate": 20, "patch_size": 8,
+        "image_size": 32, "pixels": {"height": 32, "width": 32},
+    },
+    "vit": {"name": "vit", "width": 16, "layers": 1, "heads": 2, "stem": [8, 8, 16]},
+    "siglip2": {
+        "name": "hf-vision", "config": {"model_type": "siglip2_vision_model", "num_patches": 16, **HF},
+    },
+    "clip": {"name": "hf-vision", "config": {"model_type": "clip_vision_model", "image_size": 32, **HF}},
+    "dinov2": {"name": "hf-vision", "config": {"model_type": "dinov2", "image_size": 32, **HF}},
+    "shared": {"name": "tokenizer-features", "height": 32, "width": 32, "tokenizer": LLAMAGEN},
+    "efficientnet": {"name": "efficientnet-lite0", "height": 32, "width": 32},
+}  # fmt: skip
+Make = Callable[[], tuple[Any, Tensor]]
+
+
+def built(slot: str, raw: dict[str, Any], *neighbours: Any) -> Any:
+    """Build a component from what its YAML would say."""
+    torch.manual_seed(0)
+    plugins = default_plugins()
+    if raw["name"] == "efficientnet-lite0":
+        plugins.add_file(EXAMPLE)
+    entry = plugins.entry(slot, raw["name"])
+    config = resolve({key: value for key, value in raw.items() if key != "name"}, entry.config)
+    return Builder(plugins)(Part(slot, raw["name"], config), *neighbours)
+
+
+def pixels(rows: int = 2, size: int = 32) -> Tensor:
+    return torch.rand(rows, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@parametrize_with_checks(
+    "understanding_encoders",
+    {
+        name: lambda raw=raw: (built("understanding_encoders", raw), pixels())
+        for name, raw in ENCODERS.items()
+    },
+    expected_failures={
+        "siglip2": {
+            "meta_device": "transformers looks into its padding mask, which meta tensors do not have"
+        },
+        "clip": {"gradients": "CLIP's last norm is for its pooled output, which no feature comes from"},
+        "dinov2": {"gradients": "its mask token is for pretraining on masked patches alone"},
+        "shared": {"gradients": "choosing a code has no gradient: the tokenizer stays as it was trained"},
+    },
+)
+def test_understanding_encoders(component: Make, check: Callable[[Make], None]) -> None:
+    check(component)
+
+
+@parametrize_with_checks(
+    "image_tokenizers",
+    {raw["name"]: lambda raw=raw: (built("image_tokenizers", raw), pixels()) for raw in (VQ, LLAMAGEN)},
+)
+def test_image_tokenizers(component: Make, check: Callable[[Make], None]) -> None:
+    check(component)
+
+
+@parametrize_with_checks(
+    "adaptors",
+    {
+        name: lambda name=name, width=width: (
+            built("adaptors", {"name": name}, 12, width),
+            torch.rand(2, 5, 12),
+        )
+        for name, width in {"identity": 12, "linear": 20, "mlp": 20, "hybrid": 20}.items()
+    },
+)
+def test_adaptors(component: Make, check: Callable[[Make], None]) -> None:
+    check(component)
+
+
+class TestMlpHead(HeadContract):
+    def make(self) -> tuple[MlpHead, Tensor]:
+        return MlpHead(MlpHeadConfig(hidden=10), 8, 12), torch.rand(2, 3, 8)
+
+
+class TestHfBackbone(BackboneContract):
+    expected_failures: ClassVar = {
+        "meta_device": "transformers looks into positions, to find packed sequences"
+    }
+
+    def make(self) -> tuple[Any, Tensor]:
+        llama = {
+            "model_type": "llama", "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "vocab_size": 40, "max_position_embeddings": 64,
+        }  # fmt: skip
+        tokens = torch.randint(40, (2, 7), generator=torch.Generator().manual_seed(1))
+        return built("backbones", {"name": "hf", "config": llama}), tokens
+
+
+class TestAutoregressiveGeneration(GenerationPathContract):
+    def make(self) -> tuple[Any, Tensor]:
+        raw = {
+            "name": "autoregressive", "height": 32, "width": 16,
+            "tokenizer": VQ, "adaptor": "mlp", "head": "mlp",
+        }  # fmt: skip
+        pictures = (pixels()[..., :16] * 127 + 128).to(torch.uint8)
+        return built("generation", raw, 16), pictures
+
+
+class TestTextLoop(SamplingLoopContract):
+    settings = TextSettings(max_tokens=5)
+
+    def make(self) -> tuple[Any, SamplingExample]:
+        return sample_text, SamplingExample(self.settings, [prompt(1, 2, 3), prompt(4)], NumpySession)
+
+
+class TestTextLoopWithChance(TestTextLoop):
+    settings = TextSettings(max_tokens=5, temperature=1.0)
+
+
+class TestDrawingLoop(SamplingLoopContract):
+    def make(self) -> tuple[Any, SamplingExample]:
+        return draw, SamplingExample(DrawSettings(), [prompt(1, 2, 3), prompt(4, 5)], NumpySession)
+
+
+@pytest.mark.parametrize("kind", ["draw", "read", "text"])
+class TestDigits(SourceContract):
+    @pytest.fixture(autouse=True)
+    def _of_kind(self, kind: str) -> None:
+        self.kind = kind
+
+    def make(self) -> tuple[Digits, list[int]]:
+        return Digits(DigitsConfig(kind=self.kind, split="test")), [0, 5, 17]
+
+
+@parametrize_with_checks(
+    "trackers",
+    {
+        "jsonl": lambda: (lambda folder: JsonlTracker(JsonlConfig(), folder), {"loss": 0.5}),
+        "tensorboard": lambda: (
+            lambda folder: TensorboardTracker(TensorboardConfig(), folder),
+            {"loss": 0.5},
+        ),
+    },
+)
+def test_trackers(component: Make, check: Callable[[Make], None]) -> None:
+    check(component)
