@@ -1,4 +1,4 @@
-"""``plugins``: what is installed, what a component takes, and whether each one loads."""
+"""``plugins``: what is installed, what a component takes, whether each one loads and keeps its promises."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from janus_modular.cli import plugin_checks
+
 if TYPE_CHECKING:
     from janus_modular.plugins import Announcement, Plugins
     from janus_modular.plugins.probe import Report
 
 app = typer.Typer(help="Components: list them, look at one, check them all.", no_args_is_help=True)
+app.command("check")(plugin_checks.check)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -1,0 +1,99 @@
+"""``plugins check``: the checks of a component by its name, in small surroundings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from janus_modular.cli.app import app
+from janus_modular.plugins import Plugins
+from janus_modular.testing import check, running
+from janus_modular.testing.contexts import EXAMPLES, context
+
+MIXES = """
+from dataclasses import dataclass
+from torch import nn
+from janus_modular import Adaptor, PartConfig, Registry, hookimpl
+
+@dataclass
+class MixesConfig(PartConfig):
+    strength: float = 1.0  # of the mixing
+
+class Mixes(nn.Module):
+    def __init__(self, config, input_width, output_width):
+        super().__init__()
+        self.config = config
+        self.layer = nn.Linear(input_width, output_width)
+    def num_tokens(self, tokens):
+        return tokens
+    def forward(self, features):
+        return self.layer(features - self.config.strength * features.mean(0))
+
+@hookimpl
+def register_adaptors(registry: Registry[Adaptor]) -> None:
+    registry.add("mixes", Mixes, MixesConfig)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _without_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks that other packages bring are tested where those packages are."""
+    monkeypatch.setattr(running, "entry_points", lambda group: [])
+    running.checks_of("heads")  # imports our own
+    ours = {
+        name: one for name, one in check.REGISTERED.items() if one.run.__module__.startswith("janus_modular")
+    }
+    monkeypatch.setattr(running, "REGISTERED", ours)
+
+
+def told(*words: str) -> tuple[int, dict[str, dict]]:
+    done = CliRunner().invoke(app, ["plugins", "check", *words, "--json"])
+    return done.exit_code, {one["check"]: one for one in json.loads(done.stdout)["checks"]}
+
+
+def test_a_component_is_checked_by_its_name() -> None:
+    code, checks = told("vit")
+    assert code == 0
+    assert checks["rows_do_not_mix"]["outcome"] == "passed"
+    assert checks["sharding"]["note"] == "it is slow: run it with --slow"
+
+
+def test_a_broken_promise_ends_with_code_1_and_is_said(tmp_path: Path) -> None:
+    (tmp_path / "mixes.py").write_text(MIXES)
+    file = ("--plugin", str(tmp_path / "mixes.py"))
+    code, checks = told("mixes", *file)
+    assert code == 1
+    assert [name for name, one in checks.items() if one["outcome"] == "failed"] == ["rows_do_not_mix"]
+    assert "row 0 alone and in company" in checks["rows_do_not_mix"]["note"]
+    code, _ = told("mixes", "strength=0", *file)  # an option is the component's
+    assert code == 0
+    table = CliRunner().invoke(app, ["plugins", "check", "mixes", *file])
+    assert table.exit_code == 1
+    assert "\n9 passed, 1 failed, 1 skipped" in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["mlp"], "'mlp' means 2 components: write adaptors:mlp or heads:mlp"),
+        (["vitt"], "Did you mean 'vit'?"),
+        (["vit", "wdith=3"], "Did you mean 'width'?"),
+        (["hf-vision"], "give config"),
+        (["layouts:published"], "write a test"),
+    ],
+)
+def test_what_cannot_be_checked_says_why(words: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, ["plugins", "check", *words])
+    assert done.exit_code == 2
+    assert said in done.stderr
+
+
+def test_every_built_in_of_a_slot_with_examples_can_be_built_or_asks_for_options(plugins: Plugins) -> None:
+    for one in plugins.announcements:
+        if one.slot in EXAMPLES and one.name not in ("siglip", "llamagen", "jsonl", "hf-vision"):
+            component, example = context(plugins, one.slot, one.name)()
+            assert component is not None
+            assert example is not None
