@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from janus_modular.cli import plugin_checks
+from janus_modular.cli import plugin_checks, plugin_new
 
 if TYPE_CHECKING:
     from janus_modular.plugins import Announcement, Plugins
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Components: list them, look at one, check them all.", no_args_is_help=True)
 app.command("check")(plugin_checks.check)
+app.command("new")(plugin_new.new)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -80,7 +80,7 @@ def test_a_broken_promise_ends_with_code_1_and_is_said(tmp_path: Path) -> None:
     [
         (["mlp"], "'mlp' means 2 components: write adaptors:mlp or heads:mlp"),
         (["vitt"], "Did you mean 'vit'?"),
-        (["vit", "wdith=3"], "Did you mean 'width'?"),
+        (["vit", "widht=3"], "Did you mean 'width'?"),
         (["hf-vision"], "give config"),
         (["layouts:published"], "write a test"),
     ],
