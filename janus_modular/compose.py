@@ -78,7 +78,10 @@ def tokenizer_files(config: ModelConfig) -> Iterator[str | Path]:
         gguf = path.name if path.suffix == ".gguf" else None
         try:
             tokenizer = AutoTokenizer.from_pretrained(
-                path.parent if gguf else path, gguf_file=gguf, local_files_only=True
+                path.parent if gguf else path,
+                gguf_file=gguf,
+                local_files_only=True,
+                trust_remote_code=False,  # None would ask, on a terminal
             )
         except (OSError, ValueError) as error:
             raise ConfigError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -105,11 +105,13 @@ def doctor(
             for one, report in reports
         ]
         _print_rows(("slot", "name", "plugin", "state", "took"), rows)
-        for _, report in reports:
-            if report.message:
-                typer.echo(f"\n{report.message}")
-                if report.output:
-                    typer.echo(f"  it printed: {report.output}")
+        for one, report in reports:
+            if report.message or report.output:
+                typer.echo("\n" + (report.message or f"Plugin '{one.name}' ({one.origin}) works."))
+            if report.output:
+                typer.echo(f"  it printed: {report.output}")
+        for note in _notes(checked):
+            typer.echo(f"\n{note}")
     for word in plugins.disabled:
         if not any(one.is_called(word) for one in plugins.announcements):
             typer.echo(f"JANUS_DISABLE_PLUGINS names '{word}', but nothing here is called so.", err=True)
@@ -118,7 +120,20 @@ def doctor(
 
 
 def _state(plugins: Plugins, one: Announcement) -> str:
-    return one.refusal() or ("on" if plugins.is_on(one) else "off")
+    return one.refusal() or ((one.deprecation() or "on") if plugins.is_on(one) else "off")
+
+
+def _notes(checked: Sequence[Announcement]) -> Iterator[str]:
+    """Say what is no fault of one plugin: names that several share, versions that will not be read long."""
+    for slot, name in sorted({(one.slot, one.name) for one in checked}):
+        sharing = [one for one in checked if (one.slot, one.name) == (slot, name) and not one.refusal()]
+        if len(sharing) > 1:
+            words = " or ".join(f"'{one.dist}:{name}'" for one in sharing)
+            origins = " and ".join(one.origin for one in sharing)
+            yield f"'{name}' in {slot} is offered by {origins}: write {words}."
+    for one in checked:
+        if said := one.deprecation():
+            yield f"Plugin '{one.name}' ({one.origin}) will not be loaded for ever: {said}."
 
 
 def _hooks() -> list[tuple[str, str]]:
@@ -146,7 +161,8 @@ def _print_rows(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], as_js
 def _print_report(one: Announcement, report: Report) -> None:
     from janus_modular.registry import slot_label
 
-    typer.echo(f"{one.name}: {slot_label(one.slot)} of {one.origin} ({one.file or one.module})")
+    where = report.where or one.file or one.module
+    typer.echo(f"{one.name}: {slot_label(one.slot)} of {one.origin} ({where})")
     if report.doc:
         typer.echo(f"\n{report.doc}\n")
     from rich.console import Console

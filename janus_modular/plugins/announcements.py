@@ -10,6 +10,9 @@ from pathlib import Path
 
 from janus_modular.registry import API_VERSION, SLOTS
 
+DEPRECATED: dict[int, str] = {}
+"""Older versions of the plugin API that are still read, each with the release that will stop reading it."""
+
 GROUP = re.compile(r"janus_modular\.v(?P<api>\d+)\.(?P<slot>\w+)")
 
 
@@ -36,7 +39,7 @@ class Announcement:
 
     def refusal(self) -> str | None:
         """Say why it must not be loaded, with the cure; None where it may."""
-        if self.api != API_VERSION:
+        if self.api != API_VERSION and self.api not in DEPRECATED:
             cure = (
                 "upgrade with: pip install --upgrade janus-modular"
                 if self.api > API_VERSION
@@ -47,11 +50,22 @@ class Announcement:
             return f"there is no slot '{self.slot}'; slots are: {', '.join(SLOTS)}"
         return None
 
+    def deprecation(self) -> str | None:
+        """Say that it is loaded for some time only, with the cure; None where it speaks our version."""
+        if self.api not in DEPRECATED:
+            return None
+        return (
+            f"it speaks version {self.api} of the plugin API, this is version {API_VERSION}; "
+            f"janus-modular {DEPRECATED[self.api]} stops reading it; "
+            f"upgrade it with: pip install --upgrade {self.dist}"
+        )
+
 
 def installed(distributions: Iterable[metadata.Distribution] | None = None) -> list[Announcement]:
     """Return what distributions announce (default: all that are installed), sorted by slot and name.
 
-    Where one speaks several versions of the plugin API, the version that we speak is taken.
+    Where one speaks several versions of the plugin API, the version that we speak is taken, else the
+    newest that we still read.
     """
     found: dict[tuple[str, str, str], Announcement] = {}
     seen: set[str] = set()
@@ -68,6 +82,10 @@ def installed(distributions: Iterable[metadata.Distribution] | None = None) -> l
                 continue
             slot, api = group["slot"], int(group["api"])
             key = (slot, point.name, name)
-            if key not in found or api == API_VERSION:
+            if key not in found or _preference(api) > _preference(found[key].api):
                 found[key] = Announcement(slot, point.name, point.module, name, dist.version, api)
     return sorted(found.values(), key=lambda one: (one.slot, one.name, one.dist))
+
+
+def _preference(api: int) -> tuple[bool, bool, int]:
+    return api == API_VERSION, api in DEPRECATED, api

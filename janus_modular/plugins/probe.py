@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from janus_modular.errors import JanusError
 from janus_modular.plugins.announcements import Announcement
@@ -25,6 +27,7 @@ class Report:
     message: str = ""  # what is wrong with it; empty where nothing is
     registers: list[str] = field(default_factory=list)
     doc: str = ""
+    where: str = ""  # file and line of what it registered
     options: list[dict[str, str]] = field(default_factory=list)  # name, type, default, comment
     output: str = ""  # what it printed while it was loaded
     seconds: float = 0.0
@@ -94,8 +97,18 @@ def look_at(one: Announcement) -> Report:
     return Report(
         registers=sorted(entries),
         doc=(sys.modules[one.module].__doc__ or "").strip(),
+        where=where_is(entry.factory),
         options=options_of(entry.config),
     )
+
+
+def where_is(factory: Callable[..., Any]) -> str:
+    """Return file and line of a factory's source; nothing where there is no source."""
+    try:
+        file, (_, line) = inspect.getsourcefile(factory), inspect.getsourcelines(factory)
+    except (OSError, TypeError):
+        return ""
+    return f"{file}:{line}"
 
 
 def main() -> None:

@@ -10,7 +10,14 @@ import pytest
 
 from janus_modular.errors import MissingExtraError, PluginError
 from janus_modular.interfaces import Part
-from janus_modular.plugins import Announcement, Plugins, default_plugins, installed, set_default_plugins
+from janus_modular.plugins import (
+    Announcement,
+    Plugins,
+    announcements,
+    default_plugins,
+    installed,
+    set_default_plugins,
+)
 from janus_modular.registry import SLOTS
 
 GOOD = """
@@ -223,3 +230,17 @@ def test_what_a_checkpoint_needs_is_recorded_and_checked(plugins: Plugins):
     gone = Announcement("heads", "deep", "acme_deep", "acme-deep", "1.2")
     with pytest.raises(PluginError, match=r"head 'deep' is not here: pip install acme-deep==1\.2"):
         plugins.check_needed(Plugins([gone]).needed([Part("heads", "deep", None)]))
+
+
+def test_an_older_plugin_api_is_read_for_some_time_and_says_so(site: Path, monkeypatch):
+    install(site, "acme-old", "acme_old", GOOD, api=0)
+    with pytest.raises(PluginError, match=r"version 0 of the plugin API(.|\n)*--upgrade acme-old"):
+        found_in(site).entry("adaptors", "twice")
+    monkeypatch.setitem(announcements.DEPRECATED, 0, "0.4")
+    plugins = found_in(site)
+    assert plugins.entry("adaptors", "twice")
+    assert "janus-modular 0.4 stops reading it" in plugins.announcements[0].deprecation()
+    points = site / "acme_old-0.2.dist-info" / "entry_points.txt"
+    points.write_text(points.read_text() + "[janus_modular.v1.adaptors]\ntwice = acme_old\n")
+    (ours,) = found_in(site).announcements
+    assert ours.deprecation() is None

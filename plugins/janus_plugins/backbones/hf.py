@@ -166,6 +166,7 @@ class HfBackbone(nn.Module):
             ignore_mismatched_sizes=True,  # they are an error of ours, below
             output_loading_info=True,
             local_files_only=True,
+            trust_remote_code=False,
         )
         if info["mismatched_keys"]:
             listed = [
@@ -277,7 +278,10 @@ def read_config(path: Path) -> PreTrainedConfig:
     gguf = path.name if path.suffix == ".gguf" else None
     try:
         return AutoConfig.from_pretrained(
-            path.parent if gguf else path, gguf_file=gguf, local_files_only=True
+            path.parent if gguf else path,
+            gguf_file=gguf,
+            local_files_only=True,
+            trust_remote_code=False,  # None would ask, on a terminal
         )
     except (OSError, ValueError, KeyError, struct.error) as error:
         raise CheckpointError(

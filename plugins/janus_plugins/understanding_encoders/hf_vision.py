@@ -141,7 +141,7 @@ def vision_config(config: HfVisionConfig, folder: Path | None) -> Any:
             raise ConfigError("hf-vision: config has no model_type: write transformers' name, such as dinov2")
         family = AutoConfig.for_model(**copy.deepcopy(dict(config.config)))
     elif folder is not None:
-        family = AutoConfig.from_pretrained(folder, local_files_only=True)
+        family = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     else:
         raise ConfigError("hf-vision: give config (transformers' keys) or pretrained (a folder or a hub id)")
     family = getattr(family, "vision_config", family)
