@@ -41,6 +41,32 @@ def test_top_p_is_transformers(p: float) -> None:
     assert torch.equal(truncate(logits, top_p=p), TopPLogitsWarper(p)(torch.empty(0), logits))
 
 
+def test_top_p_is_taken_of_the_top_k() -> None:
+    logits = 3 * torch.randn(4, 99, generator=torch.Generator().manual_seed(4))
+    expected = TopPLogitsWarper(0.8)(torch.empty(0), TopKLogitsWarper(7)(torch.empty(0), logits))
+    assert torch.equal(truncate(logits, 7, 0.8), expected)
+
+
+def test_a_large_vocabulary_is_cut_where_a_sort_would_cut_it() -> None:
+    """102,400 logits lie closer than float32 sums are exact: the last that is kept may be its neighbour."""
+    logits = 3 * torch.randn(2, 102_400, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(truncate(logits, top_k=50), TopKLogitsWarper(50)(torch.empty(0), logits))
+    kept = (truncate(logits, top_p=0.9) > float("-inf")).sum(-1)
+    expected = (TopPLogitsWarper(0.9)(torch.empty(0), logits) > float("-inf")).sum(-1)
+    assert (kept - expected).abs().max() <= 2
+
+
+def test_of_equals_all_stay() -> None:
+    logits = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]])
+    assert (truncate(logits, top_k=2) > 0).sum() == 3
+
+
+def test_what_has_no_chance_takes_no_place() -> None:
+    """Forbidden ids are at -inf before anything is cut."""
+    logits = torch.tensor([[float("-inf"), 1.0, float("-inf"), 0.0]])
+    assert torch.equal(truncate(logits, top_k=3, top_p=0.999), logits)
+
+
 def test_no_limit_changes_nothing() -> None:
     logits = torch.randn(2, 9, generator=torch.Generator().manual_seed(3))
     assert torch.equal(truncate(logits), logits)
