@@ -69,14 +69,15 @@ class Bundle:
             )
         return self.folder / files[graph]
 
-    def verify_weights(self) -> None:
-        """Hash the weights too, which takes a second a gigabyte.
+    def verify_weights(self, names: Iterable[str] | None = None) -> None:
+        """Hash the weights too, or only the files of these ``names``, which takes a second a gigabyte.
 
         Raises:
             BundleError: a file is not what it was when the bundle was written.
         """
-        for name, digest in self.manifest["sha256"].items():
-            if sha256(self.folder / name) != digest:
+        hashes = self.manifest["sha256"]
+        for name in hashes if names is None else names:
+            if sha256(self.folder / name) != hashes[name]:
                 raise BundleError(
                     f"{self.folder / name} has changed: its hash is another. {_cure(self.folder)}"
                 )

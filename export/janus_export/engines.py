@@ -23,7 +23,7 @@ BUILD = "Build it with: janus-modular build {folder} --target {target} --precisi
 class Profile:
     """Lengths that an engine is tuned for; nothing outside of them runs."""
 
-    name: str  # "prefill" and "decode" for the backbone; others have one, named as their graph
+    name: str  # "prefill" and "decode" of the backbone; other graphs have "default" alone
     axes: Mapping[str, tuple[int, int, int]]  # axis -> at least, usually, at most
 
     def holds(self, axes: Mapping[str, int]) -> bool:

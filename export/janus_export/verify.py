@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from janus_export import verify_files, verify_numbers, verify_rounded, verify_runs
+from janus_export import verify_engines, verify_files, verify_numbers, verify_rounded, verify_runs
 from janus_export.bundle import Bundle, load_bundle
 from janus_export.verify_subject import Check, Reference, Subject
 
@@ -25,6 +25,7 @@ GATES: dict[str, Gate] = {
     "graphs": verify_numbers.graphs,
     "rows": verify_numbers.rows,
     "cache": verify_numbers.cache,
+    "engines": verify_engines.engines,
     "range": verify_rounded.activations,
     "rounding": verify_rounded.forced,
     "answer": verify_runs.answer,

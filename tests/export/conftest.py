@@ -129,3 +129,13 @@ def built_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory, bu
     for target in ("tensorrt", "tensorrt-rtx"):
         build_engines(folder, "fp32", target)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_gpu_bundle(shared: Path, tiny_checkpoint: Path) -> Path:
+    """The bundle of `tiny_checkpoint` in fp16 and trt-int4; read only: copy it to build in it."""
+    folder = shared / "tiny_gpu_bundle"
+    with made_once(folder) as missing:
+        if missing:
+            export(tiny_checkpoint, folder, ExportConfig(variants=["fp16", "trt-int4"]))
+    return folder

@@ -40,6 +40,8 @@ def inspect(
         found = facts[section]
         typer.echo(f"\n{section}: {'' if found else 'nothing yet'}")
         for name, result in found.items():
+            if section == "built":
+                result = describe_build(result, len(facts["graphs"]))
             typer.echo(f"  {name}: {result if isinstance(result, str) else json.dumps(result)}")
 
 
@@ -68,6 +70,17 @@ def gather(bundle: Bundle) -> dict[str, Any]:
         ],
         **{section: manifest.get(section, {}) for section in ("parity", "built", "executed")},
     }
+
+
+def describe_build(built: dict[str, Any], graphs: int) -> str:
+    """Say on one line what a set of engines is, of that many graphs that there are."""
+    engines = built["engines"].values()
+    size, seconds = sum(one["bytes"] for one in engines), sum(one["seconds"] for one in engines)
+    made = f"{built['target']} {built['builder']} for {', '.join(built['arch'])}"
+    what = f"{len(engines)} of {graphs} graphs, {built['capacity']} positions, {size / 1e6:,.1f} MB"
+    return (
+        f"{made}: {what}, built in {seconds:.0f} s, {'executed' if built['executed'] else 'never executed'}"
+    )
 
 
 def _weights(variant: dict[str, Any]) -> str:
