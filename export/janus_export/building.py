@@ -92,8 +92,10 @@ class _Build:
         missing = [graph for graph in asked if self.config.force or graph not in engines]
         if missing:
             self.bundle.verify_weights(self.bundle.manifest["variants"][self.variant]["weights"])
-        executed = before.get("executed", False) and not missing and len(engines) == len(before["engines"])
+        executed = before.get("executed", False) and not missing
         try:
+            if engines != before.get("engines", {}):
+                self._record(engines, executed)  # before their files go
             self._clear(engines)
             for place, graph in enumerate(missing):
                 self.tell(graph, place, len(missing))
@@ -106,7 +108,7 @@ class _Build:
                 f"an engine could not be written into {self.folder}: {error}. What was built before stands;"
                 " the same command goes on from there."
             ) from error
-        if inspected or engines != before.get("engines"):
+        if inspected:
             self._record(engines, executed)
         return self.key, missing
 
@@ -173,7 +175,7 @@ class _Build:
         file = self._file(graph)
         return (
             graph in self.files
-            and engine["recipe"] == self._recipe(graph)
+            and engine.get("recipe") == self._recipe(graph)
             and file.is_file()
             and sha256(file) == engine["sha256"]
         )
@@ -182,7 +184,7 @@ class _Build:
         """Remove engines that no longer fit, and what an interrupted build has left."""
         kept = {path for graph in engines for path in (self._file(graph), self._inspection(graph))}
         for path in self.folder.glob("*"):
-            if path not in kept:
+            if path not in kept and path.is_file():
                 path.unlink()
 
     def _recipe(self, graph: str) -> str:

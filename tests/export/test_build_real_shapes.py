@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from janus_export import building, targets
-from janus_export.building import BuildConfig, build
 from janus_export.bundle import load_bundle
 from janus_export.exporting import export
 from janus_export.settings import ExportConfig
@@ -45,10 +45,8 @@ def chance(model: JanusModel) -> Iterator[tuple[str, Tensor]]:
 
 @pytest.mark.slow
 def test_every_graph_of_the_published_model_becomes_an_engine(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ):
-    for module in (targets, building):
-        monkeypatch.setattr(module, "compute_capability", lambda: None)
     config = load("model/janus_pro_1b", [f"backbone.config.num_hidden_layers={LAYERS}"])
     model = blank(resolve(config, ModelConfig))
     checkpoint = folder / "checkpoint"
@@ -57,9 +55,10 @@ def test_every_graph_of_the_published_model_becomes_an_engine(
     write_weights(checkpoint, chance(model), max_shard_size=1 << 28)
     bundle = export(checkpoint, folder / "bundle", ExportConfig(variants=["fp16"]))
     shutil.rmtree(checkpoint)
-    key, _ = build(bundle, BuildConfig("tensorrt-rtx", "fp16", ["8.9"]))
+    command = ["-m", "janus_modular", "build", str(bundle), "--target", "tensorrt-rtx", "--sm", "8.9"]
+    subprocess.run([sys.executable, *command], check=True)  # whose memory is its own
     opened = load_bundle(bundle)
-    engines = opened.manifest["built"][key]["engines"]
+    engines = opened.manifest["built"]["fp16.tensorrt-rtx.sm89"]["engines"]
     with capsys.disabled():
         for graph, one in engines.items():
             memory = f"{(one['peak_bytes'] or 0) / 1e6:,.0f} MB of memory"
@@ -69,5 +68,5 @@ def test_every_graph_of_the_published_model_becomes_an_engine(
     assert engines["text_next"]["bytes"] > 2 * 2 * 102_400 * 2048  # scores and embeddings of all words
     assert dict(opened.graphs["understand"]["inputs"][0])["shape"] == ["images", 3, 384, 384]
     for graph, one in engines.items():
-        # What the process holds by itself, and the engine once, not twice.
-        assert one["peak_bytes"] < 1e9 + 1.2 * one["bytes"], graph
+        # TensorRT's own, and the weights once: they are read from mapped files, and written as a stream.
+        assert one["peak_bytes"] < 0.8e9 + 1.2 * one["bytes"], graph
