@@ -126,6 +126,9 @@ def _check(network: Any, model: ir.Model, source: Path) -> None:
 
 def _configure(trt: Any, builder: Any, config: Any, model: ir.Model, order: Order) -> None:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that an inspector has something to say
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32: it has to give the model's own tokens
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX: steps are captured in CUDA graphs
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if order.weight_streaming:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if order.arch:
