@@ -1,4 +1,4 @@
-"""Which files and byte ranges an ONNX graph points to, read without any ONNX package.
+"""Which files and byte ranges an ONNX graph points to, and what takes them, read without any ONNX package.
 
 A graph is a protocol buffer: numbered fields, nested. Only the fields that lead to tensors are followed
 (numbers as in onnx.proto), everything else is skipped, so a graph of a large model takes milliseconds.
@@ -20,6 +20,7 @@ LEADS = {
     "sparse": {1: "tensor", 2: "tensor"},
 }
 NAME, EXTERNAL_DATA, KEY, VALUE = 8, 13, 1, 2  # of a tensor, and of an entry of its external data
+GRAPH, NODE, INPUT, OPERATOR = 7, 1, 1, 4  # of a model, of a graph, of a node
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 
 
@@ -43,6 +44,28 @@ def references(path: Path) -> list[Reference]:
         return list(_tensors(memoryview(path.read_bytes()), "model"))
     except IndexError as error:
         raise ValueError(f"{path} is no ONNX graph, or is cut short") from error
+
+
+def operators(path: Path) -> dict[str, set[str]]:
+    """Say which operators take a tensor of the graph, by its name. Graphs inside of nodes are left out.
+
+    Raises:
+        ValueError: it is no protocol buffer, or cut short.
+    """
+    taken: dict[str, set[str]] = {}
+    try:
+        for graph in _all(memoryview(path.read_bytes()), GRAPH):
+            for node in _all(graph, NODE):
+                (operator,) = _all(node, OPERATOR)
+                for name in _all(node, INPUT):
+                    taken.setdefault(str(name, "utf-8"), set()).add(str(operator, "utf-8"))
+    except IndexError as error:
+        raise ValueError(f"{path} is no ONNX graph, or is cut short") from error
+    return taken
+
+
+def _all(message: memoryview, wanted: int) -> Iterator[memoryview]:
+    return (content for number, content in _fields(message) if number == wanted)
 
 
 def _tensors(message: memoryview, kind: str) -> Iterator[Reference]:

@@ -1,0 +1,79 @@
+"""``bench``: how fast a model or a bundle is on this machine. A bundle needs no torch."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from janus_modular.cli.options import Device, Dtype, ModelArgument, Runtime, Variant
+
+
+def bench(
+    model: ModelArgument,
+    tokens: Annotated[int, typer.Option(min=1, help="Steps that are timed, of words and of codes.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that all is measured; medians count.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers, and pictures, at once.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="Of the processor; 0: one for each core.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    runtime: Runtime = None,
+    variant: Variant = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a model or a bundle: loading, words, pictures, memory, and what bounds a step."""
+    from rich.console import Console
+
+    from janus_export.bench import bench as bench_model
+
+    with Console(stderr=True).status("loading") as status:
+        facts = bench_model(
+            model,
+            runtime=runtime,
+            variant=variant,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            tokens=tokens,
+            rounds=rounds,
+            batch_size=batch_size,
+            tell=status.update,
+        )
+    typer.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    """Say the numbers as a person reads them."""
+    ran, machine = facts["ran"], facts["machine"]
+    what = " ".join(str(ran[key]) for key in ("runtime", "variant", "dtype", "device") if ran[key])
+    load = "" if machine["load_average"] is None else f", load {machine['load_average']:.1f}"
+    rows = [
+        (facts["model"], f"{what}, {ran['threads']} threads; medians of {ran['rounds']} rounds"),
+        ("machine", f"{machine['processor']}, {machine['cores']} cores{load}"),
+        ("load", f"{facts['load_s']:.2f} s, up to the first token and code"),
+        *_mode("text", "token", facts["text"]),
+    ]
+    if drawing := facts["drawing"]:
+        whole = (
+            f"{drawing['picture_s']:.2f} s: {drawing['codes']} codes, {drawing['decode_s']:.2f} s to pixels"
+        )
+        rows += [*_mode("drawing", "code", drawing), ("  a picture", whole)]
+    if peak := facts["peak_memory_bytes"]:
+        rows.append(("peak memory", f"{peak / 1e6:,.0f} MB, mapped files included"))
+    if bandwidth := facts["read_bandwidth_bytes_per_s"]:
+        rows.append(("read bandwidth", f"{bandwidth / 1e9:.1f} GB/s, measured between the rounds"))
+    width = max(len(label) for label, _ in rows)
+    return [f"{label:<{width}}  {value}" for label, value in rows]
+
+
+def _mode(name: str, unit: str, speed: dict[str, Any]) -> list[tuple[str, str]]:
+    share = speed["bandwidth_share"]
+    reads = (
+        "" if share is None else f"; reads {speed['read_bytes'] / 1e6:,.1f} MB, {share:.2f} of the bandwidth"
+    )
+    return [
+        (name, f"{speed['per_s']:,.1f} {unit}s/s, {speed['rows']} rows"),
+        (f"  first {unit}", f"{speed['first_s']:.3f} s after a prompt of {speed['prompt']} positions"),
+        ("  a step", f"{speed['step_s'] * 1e3:.2f} ms{reads}"),
+    ]

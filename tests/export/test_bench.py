@@ -1,0 +1,136 @@
+"""``bench`` on the tiny model: what it says is there, and fits together. How fast it is, is not tested."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from janus_export import bench_memory
+from janus_export.bench import bench
+from janus_export.bench_memory import anonymous_memory, peak_memory, read_bandwidth
+from janus_export.bench_reads import cache_read, multiplied
+from janus_export.bundle import load_bundle
+from janus_modular import Janus, JanusError
+from janus_modular.cli.app import app
+
+FEW = ["--tokens", "3", "--rounds", "2", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _little_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Read little, and leave torch the threads that it had."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(bench_memory, "SIZE", 1 << 22)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(*words: object) -> Any:
+    return CliRunner().invoke(app, ["bench", *map(str, words)])
+
+
+@pytest.fixture(params=["checkpoint", "bundle"])
+def model(request: pytest.FixtureRequest, tiny_checkpoint: Path, tiny_bundle: Path) -> Path:
+    return tiny_checkpoint if request.param == "checkpoint" else tiny_bundle
+
+
+def test_json_says_how_fast_each_mode_is(model: Path):
+    done = run(model, *FEW, "--batch-size", 2, "--json")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert facts["ran"] | {"threads": 1, "rounds": 2, "batch_size": 2, "device": "cpu"} == facts["ran"]
+    assert facts["machine"]["cores"] >= 1
+    for mode, rows in (("text", 2), ("drawing", 4)):  # a picture takes two under guidance
+        speed = facts[mode]
+        assert speed["rows"] == rows
+        assert speed["steps"] == 3
+        assert speed["per_s"] == pytest.approx(2 / speed["step_s"])
+        share = speed["read_bytes"] / speed["step_s"] / facts["read_bandwidth_bytes_per_s"]
+        assert speed["bandwidth_share"] == pytest.approx(share)
+    drawing = facts["drawing"]
+    whole = drawing["first_s"] + 15 * drawing["step_s"] + drawing["decode_s"]
+    assert drawing["codes"] == 16
+    assert drawing["picture_s"] == pytest.approx(whole / 2)
+    assert facts["load_s"] > 0
+    assert facts["peak_memory_bytes"] > 1 << 24  # more than Python alone
+
+
+def test_a_person_reads_the_same(model: Path):
+    done = run(model, *FEW)
+    assert done.exit_code == 0, done.output
+    labels = [line[:16].strip() for line in done.stdout.splitlines()[1:]]
+    assert labels == [
+        "machine",
+        "load",
+        *("text", "first token", "a step"),
+        *("drawing", "first code", "a step", "a picture"),
+        "peak memory",
+        "read bandwidth",
+    ]
+
+
+def test_a_picture_has_no_more_steps_than_codes(tiny_bundle: Path):
+    facts = bench(tiny_bundle, tokens=40, rounds=1, threads=1)
+    assert facts["text"]["steps"] == 40
+    assert facts["drawing"]["steps"] == 15
+
+
+def test_torch_and_graphs_agree_on_what_a_step_reads(tiny_checkpoint: Path, tiny_bundle: Path):
+    torches, bundled = (bench(path, tokens=2, rounds=1, threads=1) for path in (tiny_checkpoint, tiny_bundle))
+    rounded = bench(tiny_bundle, variant="cpu-int4", tokens=2, rounds=1, threads=1)
+    for mode in ("text", "drawing"):
+        whole = torches[mode]["read_bytes"]
+        # Graphs hold a few constants where torch computes: sizes, and the ids that are never said.
+        assert bundled[mode]["read_bytes"] == pytest.approx(whole, rel=0.01)
+        assert rounded[mode]["read_bytes"] < 0.8 * whole
+    assert rounded["ran"]["variant"] == "cpu-int4"
+
+
+def test_tables_that_are_looked_up_are_not_read_whole(tiny_bundle: Path):
+    assert multiplied(load_bundle(tiny_bundle), "embed", "fp32") == 0
+    assert multiplied(load_bundle(tiny_bundle), "backbone", "fp32") > 0
+
+
+def test_a_row_reads_keys_and_values_of_its_positions(tiny_checkpoint: Path, tiny_bundle: Path):
+    runtimes = [Janus.from_pretrained(path).runtime for path in (tiny_checkpoint, tiny_bundle)]
+    config = runtimes[0].model.config.backbone.config.config  # type: ignore[attr-defined]
+    heads, width = config["num_key_value_heads"], config["hidden_size"] // config["num_attention_heads"]
+    expected = 10 * 2 * config["num_hidden_layers"] * heads * width * 4
+    assert [cache_read(runtime, 10) for runtime in runtimes] == [expected, expected]
+
+
+def test_bandwidth_and_memory_are_numbers_of_this_process():
+    assert read_bandwidth(2, passes=1) > 0
+    if Path("/proc/self/status").exists():
+        held, peak = anonymous_memory(os.getpid()), peak_memory()
+        assert held
+        assert peak
+        assert peak >= held
+    assert anonymous_memory(2**22 + 1) is None  # beyond the largest id that Linux gives
+
+
+def test_what_a_checkpoint_has_not_is_refused(tiny_checkpoint: Path):
+    with pytest.raises(JanusError, match="checkpoint"):
+        bench(tiny_checkpoint, variant="fp32")
+
+
+def test_a_bundle_is_measured_without_torch(tiny_bundle: Path):
+    program = (
+        "import sys\n"
+        "from janus_modular.cli.app import app\n"
+        "try:\n    app(sys.argv[1:])\n"
+        "finally:\n    assert not {'torch', 'transformers', 'onnx'} & set(sys.modules)"
+    )
+    line = [sys.executable, "-c", program, "bench", str(tiny_bundle), *FEW, "--json"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ran"]["runtime"] == "onnx"
