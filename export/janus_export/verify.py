@@ -12,9 +12,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from janus_export import verify_engines, verify_files, verify_numbers, verify_rounded, verify_runs
+from janus_export import (
+    verify_engines,
+    verify_files,
+    verify_layers,
+    verify_numbers,
+    verify_rounded,
+    verify_runs,
+)
 from janus_export.bundle import Bundle, load_bundle
+from janus_export.errors import BundleError
+from janus_export.on_disk import float32_bytes, free_bytes
+from janus_export.verify_lean import LeanReference
 from janus_export.verify_subject import Check, Reference, Subject
+from janus_modular.checkpoints.opening import describe
+from janus_modular.suggest import did_you_mean
 
 Gate = Callable[[Subject], Iterable[Check]]
 
@@ -33,6 +45,13 @@ GATES: dict[str, Gate] = {
 }
 """In the order in which they are tried; each says itself to which variants it applies."""
 
+LAYER_GATES: dict[str, Gate] = {
+    **{name: GATES[name] for name in ("checker", "lint", "sizes")},
+    "parts": verify_layers.parts,
+    "layers": verify_layers.layers,
+}
+"""Those of a model that does not fit into memory."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -41,6 +60,7 @@ class Report:
     variant: str
     how: str  # what ran, and on what
     checks: dict[str, list[Check]]  # by gate
+    not_run: tuple[str, ...] = ()  # gates that need more memory than there was
 
     @property
     def passed(self) -> bool:
@@ -50,7 +70,13 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
         checks = {gate: [asdict(check) for check in checks] for gate, checks in self.checks.items()}
-        return {"variant": self.variant, "passed": self.passed, "how": self.how, "gates": checks}
+        return {
+            "variant": self.variant,
+            "passed": self.passed,
+            "how": self.how,
+            "not_run": list(self.not_run),
+            "gates": checks,
+        }
 
 
 def verify(
@@ -61,28 +87,45 @@ def verify(
     runtime: str = "onnx",
     device: str = "auto",
     gates: Iterable[str] = (),
+    layers: bool | None = None,
     tell: Callable[[str, str], None] = lambda variant, gate: None,
 ) -> list[Report]:
     """Hold variants of a bundle (default: all) against the model they were made from, in torch and float32.
 
     ``runtime`` is what users are to run: every gate that computes does so in it, those before look at the
     ONNX graphs. One that has ``evidence`` (which engines, on which GPU) gets an entry in the manifest's
-    ``executed``. ``gates``: some of them only, in which case nothing is recorded.
+    ``executed``. ``gates``: some of them only, in which case nothing is recorded. ``layers``: layer by layer,
+    in the memory of one of them; None: where the whole does not fit.
 
     Raises:
-        BundleError: the bundle is damaged, so that there is nothing to verify.
+        BundleError: the bundle is damaged, so that there is nothing to verify; or a gate is unknown.
     """
     bundle = load_bundle(folder)
-    reference = Reference.of(against)
+    lack = "as asked" if layers else lack_of_memory(against) if layers is None else None
+    ladder = LAYER_GATES if lack else GATES
     chosen = list(gates)
+    for name in chosen:
+        if name not in ladder:
+            raise BundleError(
+                f"no gate{' of those that go layer by layer' if lack else ''} is called '{name}'."
+                f" {did_you_mean(name, ladder)}\nGates: {', '.join(ladder)}"
+            )
+    if lack and (runtime != "onnx" or device not in ("auto", "cpu")):
+        raise BundleError(
+            f"layer by layer ({lack}) it is verified by ONNX Runtime on the CPU: leave --runtime and --device"
+            " out, or say --whole"
+        )
+    reference = LeanReference.opened(describe(against)) if lack else Reference.of(against)
     reports = []
     for variant in list(variants) or bundle.variants:
         with Subject.of(bundle, variant, reference, runtime=runtime, device=device) as subject:
             checks = {}
-            for gate in chosen or GATES:
+            for gate in chosen or ladder:
                 tell(variant, gate)
-                checks[gate] = list(_tried(GATES[gate], subject))
-            report = Report(variant, subject.how, {gate: found for gate, found in checks.items() if found})
+                checks[gate] = list(_tried(ladder[gate], subject))
+            how = f"layer by layer ({lack}), {subject.how}" if lack else subject.how
+            found = {gate: results for gate, results in checks.items() if results}
+            report = Report(variant, how, found, tuple(gate for gate in GATES if gate not in ladder))
             evidence = getattr(subject.whole, "evidence", None)
         reports.append(report)
         if not chosen:
@@ -91,13 +134,26 @@ def verify(
 
 
 def _record(bundle: Bundle, key: str, report: Report, evidence: Mapping[str, str] | None) -> None:
-    told = {"passed": report.passed, "how": report.how, "at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
+    told: dict[str, Any] = {
+        "passed": report.passed,
+        "how": report.how,
+        "at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    }
     gates = {gate: _summary(found) for gate, found in report.checks.items()}
-    bundle.record("parity", key, {**told, "gates": gates})
+    not_run = {"not_run": list(report.not_run)} if report.not_run else {}
+    bundle.record("parity", key, {**told, "gates": gates, **not_run})
     if evidence:
         engines = evidence["engines"]
         bundle.record("executed", engines, {**told, **evidence})
         bundle.record("built", engines, {**bundle.manifest["built"][engines], "executed": report.passed})
+
+
+def lack_of_memory(against: str | Path) -> str | None:
+    """Say what is missing to verify a model as a whole: once in torch and once in a runtime, in float32."""
+    wanted, free = 2 * float32_bytes(describe(against)), free_bytes()
+    if free is None or wanted <= free:
+        return None
+    return f"as a whole it takes {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
 
 
 def _tried(gate: Gate, subject: Subject) -> Iterator[Check]:

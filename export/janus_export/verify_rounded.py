@@ -15,7 +15,7 @@ from janus_export.runtimes.onnx_runtime import ERRORS
 from janus_export.verify_numbers import replay
 from janus_export.verify_subject import Array, Check, Run, Subject
 
-COSINES = {"half": 0.999, 8: 0.99}
+COSINES: dict[str | int, float] = {"half": 0.999, 8: 0.99}
 """Least cosine between logits, by how a variant is rounded."""
 
 AGREEING = 0.9  # of the likeliest choices, where the model's is clear, in 4 bits
@@ -27,31 +27,38 @@ def forced(subject: Subject) -> Iterator[Check]:
     """Compare logits along torch's own answers and drawings (teacher forcing), step by step."""
     if subject.is_exact:
         return
-    rounding = subject.record["quantisation"]
-    kind = rounding["bits"] if rounding else "half"
     for what, run in (("answers", subject.reference.greedy[1]), ("drawings", subject.reference.drawn[1])):
-        got, want = (_logits(subject, run, states) for states in (replay(subject.whole, run), run.hidden))
-        cosine = float((got * want).sum() / np.linalg.norm(got) / np.linalg.norm(want))  # over the whole run
-        if (least := COSINES.get(kind)) is not None:
-            steps = (got * want).sum(-1) / np.linalg.norm(got, axis=-1) / np.linalg.norm(want, axis=-1)
-            found = f"{cosine:.5f}; of single steps {steps.min():.5f} or more"
-            yield Check(f"{what}: cosine of logits", cosine >= least, found, f">= {least}")
-            continue
-        second, first = np.sort(want, axis=-1)[:, -2:].T
-        clear = first - second >= CLEAR
-        share = float((got.argmax(-1) == want.argmax(-1))[clear].mean()) if clear.any() else 1.0
-        found = f"{share:.1%} of {clear.sum()} clear choices of {len(clear)}; cosine {cosine:.4f}"
-        yield Check(f"{what}: likeliest choice", share >= AGREEING, found, f">= {AGREEING:.0%}")
+        got, want = (_states(run, states) for states in (replay(subject.whole, run), run.hidden))
+        words = run.parts[0][0] == "text_next"
+        yield compare_logits(subject, what, got, want, words=words)
+
+
+def _states(run: Run, states: list[Array]) -> Array:
+    """Return the states (M, D) of rows that count."""
+    return np.concatenate([state[run.active(step)] for step, state in enumerate(states)])
+
+
+def compare_logits(subject: Subject, what: str, got: Array, want: Array, *, words: bool) -> Check:
+    """Compare what torch's own head makes of a graph's states (M, D), and of torch's."""
+    one, other = (_logits(subject, states, words=words) for states in (got, want))
+    cosine = float((one * other).sum() / np.linalg.norm(one) / np.linalg.norm(other))  # over the whole run
+    if (least := COSINES.get(subject.rounded_to)) is not None:
+        steps = (one * other).sum(-1) / np.linalg.norm(one, axis=-1) / np.linalg.norm(other, axis=-1)
+        found = f"{cosine:.5f}; of single steps {steps.min():.5f} or more"
+        return Check(f"{what}: cosine of logits", cosine >= least, found, f">= {least}")
+    second, first = np.sort(other, axis=-1)[:, -2:].T
+    clear = first - second >= CLEAR
+    share = float((one.argmax(-1) == other.argmax(-1))[clear].mean()) if clear.any() else 1.0
+    found = f"{share:.1%} of {clear.sum()} clear choices of {len(clear)}; cosine {cosine:.4f}"
+    return Check(f"{what}: likeliest choice", share >= AGREEING, found, f">= {AGREEING:.0%}")
 
 
 @torch.no_grad()
-def _logits(subject: Subject, run: Run, states: list[Array]) -> Array:
-    """Turn the states of rows that count into centred logits (M, V), by torch's own heads."""
+def _logits(subject: Subject, states: Array, *, words: bool) -> Array:
+    """Turn states (M, D) into centred logits (M, V), by torch's own heads."""
     model = subject.reference.model
-    chosen = np.concatenate([state[run.active(step)] for step, state in enumerate(states)])
-    words = run.parts[0][0] == "text_next"
     head = model.backbone.logits if words else getattr(model.generation, "head", torch.nn.Identity())
-    logits = head(torch.from_numpy(chosen).float()).numpy()
+    logits = head(torch.from_numpy(states).float()).numpy()
     return logits - logits.mean(-1, keepdims=True)
 
 

@@ -157,6 +157,8 @@ def listen_to_drawings(runtime: Runtime, processor: Processor) -> tuple[list[Ima
 class Reference:
     """The model in torch and float32, and what it does; each run is made once for all variants."""
 
+    is_lean = False  # its weights are in memory, so that it can be run as a whole
+
     def __init__(self, janus: Janus, asked: list[list[Message]] | None = None) -> None:
         self.janus, self.model, self.processor = janus, janus.model, janus.processor
         self.asked = questions() if asked is None else asked
@@ -215,10 +217,12 @@ class Subject:
     ) -> Iterator[Subject]:
         """Open a variant; ONNX Runtime cannot run half precision on a CPU, so its graphs are widened."""
         with TemporaryDirectory() as aside:
-            opened = OnnxRuntime(OnnxConfig(variant, device if runtime == "onnx" else "cpu"), bundle)
+            on = device if runtime == "onnx" and not reference.is_lean else "cpu"
+            opened = OnnxRuntime(OnnxConfig(variant, on), bundle)
             how = f"ONNX Runtime on {opened.device.name}"
             if opened.device.memory == "cpu" and bundle.manifest["variants"][variant]["dtype"] != "float32":
-                opened = OnnxRuntime(OnnxConfig(variant, "cpu"), widen(bundle, variant, Path(aside)))
+                if not reference.is_lean:
+                    opened = OnnxRuntime(OnnxConfig(variant, "cpu"), widen(bundle, variant, Path(aside)))
                 how += ", in float32 with the variant's rounded weights"
             whole: Runtime = opened
             if runtime != "onnx":
@@ -245,3 +249,9 @@ class Subject:
     def is_exact(self) -> bool:
         """Whether numbers must be the model's own, but for the order of float32 sums."""
         return not self.is_half and not self.record["quantisation"]
+
+    @property
+    def rounded_to(self) -> str | int:
+        """What its backbone's weights are rounded to: 4 or 8 bits, "half", or nothing ("exact")."""
+        rounding = self.record["quantisation"]
+        return rounding["bits"] if rounding else "half" if self.is_half else "exact"

@@ -45,7 +45,14 @@ def widened(model: ir.Model) -> ir.Model:
 
 
 def _wide(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    return ir.Tensor(tensor.numpy().astype("float32"), name=tensor.name)
+    """Stand for a tensor in float32 that is converted when it is written: one at a time is in memory."""
+
+    def convert() -> ir.TensorProtocol:
+        return ir.Tensor(tensor.numpy().astype("float32"), name=tensor.name)
+
+    return ir.LazyTensor(
+        convert, dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name
+    )
 
 
 def _retype(value: ir.Value) -> None:

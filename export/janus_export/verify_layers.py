@@ -1,0 +1,207 @@
+"""Gates for models too large for float32 in memory: every part alone, the backbone layer by layer.
+
+Torch reads its weights as it goes, and what each layer is given on prompts and in some steps is taken down.
+The graph is run in pieces: each layer on what torch's was given, and all of them in turn. So no more is in
+memory than one layer, or one of the other parts.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import torch
+from torch import Tensor
+
+from janus_export.pieces import cut
+from janus_export.runtimes.onnx_runtime import ERRORS
+from janus_export.verify_lean import LeanReference, Pass
+from janus_export.verify_numbers import CLOSE, SAME_CODES, distance
+from janus_export.verify_rounded import AGREEING, COSINES, HALF_MAX, compare_logits
+from janus_export.verify_subject import DRAWING, Array, Check, Subject, pictures
+from janus_export.widening import widened
+from janus_modular import Message, PictureToRead
+
+LEAST_COSINES = {**COSINES, 4: 0.9}
+"""Between numbers of a graph and of torch, or what a layer adds to them, by how a variant is rounded.
+
+In 4 bits a layer of random weights came to 0.94 to 0.99 (tried); with codes in a wrong order it comes to 0.
+"""
+
+Feed = dict[str, Array]
+
+
+def layers(subject: Subject) -> Iterator[Check]:
+    """Run every layer of the backbone on what torch's was given, then all of them in turn."""
+    reference = cast(LeanReference, subject.reference)
+    path, stack = reference.stack
+    passes, kind = reference.passes, subject.rounded_to
+    capacity = int(passes[-1].at.max()) + 1
+    model = ir.load(subject.bundle.path("backbone", subject.variant))
+    is_float16 = subject.record["dtype"] == "float16"
+    known = [_feed(one, capacity) for one in passes]  # of each pass: what pieces may want
+    largest, compared = (0.0, ""), 0
+    for piece in cut(model, path, len(stack), stream="x", inside=is_float16):
+        with Alone(piece.model) as graph:
+            if piece.layer is not None:
+                compared += 1
+                fed = [
+                    {**feed, piece.takes: one.states[piece.layer]}
+                    for feed, one in zip(known, passes, strict=True)
+                ]
+                alone = [outputs[piece.gives] for outputs in _run(subject, graph, fed)]
+                yield _compare_layer(piece.layer, kind, alone, passes)
+            for feed, outputs in zip(known, _run(subject, graph, known), strict=True):
+                largest = max(largest, *((_largest(value), name) for name, value in outputs.items()))
+                feed.update({name: outputs[name] for name in piece.carries})
+    there = subject.bundle.manifest["cache"]["layers"]
+    yield Check("layers compared", compared == there, str(compared), str(there))
+    if is_float16:
+        found = f"{largest[0]:.4g} at {largest[1]}"
+        yield Check("largest number inside the backbone", largest[0] < HALF_MAX, found, f"< {HALF_MAX:.0f}")
+    got, want = (
+        np.concatenate([states[one.counts] for states, one in zip(of, passes, strict=True)])
+        for of in ([feed["hidden"] for feed in known], [one.hidden for one in passes])
+    )
+    if kind == "exact":
+        yield _agree("all layers in turn", kind, got, want)
+    else:
+        yield compare_logits(subject, "all layers in turn", got, want, words=False)
+
+
+def _feed(one: Pass, capacity: int) -> Feed:
+    mask = (np.arange(capacity) <= one.at[:, :, None])[:, None]  # (R, 1, T, S)
+    return {"x": one.x, "positions": one.at, "mask": mask, "write_index": one.at[:, 0].copy()}
+
+
+def _run(subject: Subject, graph: Alone, feeds: Sequence[Feed]) -> list[Feed]:
+    """Run a piece over successive passes; its caches go from one to the next."""
+    rows, _, _, capacity = feeds[0]["mask"].shape
+    record = subject.bundle.graphs["backbone"]
+    pasts = {past for _, past in record["aliases"]}
+    caches = {
+        slot["name"]: np.zeros((rows, slot["shape"][1], capacity, slot["shape"][3]), np.float32)
+        for slot in record["inputs"]
+        if slot["name"] in pasts
+    }
+    found = []
+    for feed in feeds:
+        outputs = graph.run(caches | feed)
+        caches |= {past: outputs[present] for present, past in record["aliases"] if present in outputs}
+        found.append(outputs)
+    return found
+
+
+def _compare_layer(layer: int, kind: str | int, got: Sequence[Array], passes: Sequence[Pass]) -> Check:
+    """Compare a layer's states; of rounded ones what it adds to its input, which is far larger."""
+    given, want = (
+        np.concatenate([one.states[at][one.counts] for one in passes]) for at in (layer, layer + 1)
+    )
+    states = np.concatenate([state[one.counts] for state, one in zip(got, passes, strict=True)])
+    if kind == "exact":
+        return _agree(f"layer {layer}", kind, states, want)
+    return _agree(f"layer {layer}: what it adds", kind, states - given, want - given)
+
+
+@torch.no_grad()
+def parts(subject: Subject) -> Iterator[Check]:
+    """Run every graph beside the backbone alone, on states of torch's own."""
+    reference = cast(LeanReference, subject.reference)
+    model, path, rng = reference.model, reference.model.generation, np.random.default_rng(0)
+    hidden = np.concatenate([one.hidden[one.counts] for one in reference.passes])
+    hidden = hidden[: len(hidden) // 2 * 2]  # half of them as if unconditional
+    torchs = reference.janus.runtime.open(1)
+    prompt = reference.processor.chat_prompt([Message("user", [*map(PictureToRead, pictures(2))])])
+    noises = (
+        rng.standard_exponential((rows, width), np.float32)
+        for rows, width in ((len(hidden), model.backbone.vocab_size), (len(hidden) // 2, path.sizes["codes"]))
+    )
+    one, warm = np.float32(1), np.float32(1.2)  # temperatures
+    codes = rng.integers(0, path.sizes["codes"], (2, path.num_tokens))
+    drawn = torchs.to_host(torchs.run("draw", codes))
+    inputs: dict[str, tuple[Any, ...]] = {
+        "understand": (np.stack(prompt.understanding_pixels),),
+        "embed": (np.arange(2 * 7).reshape(2, 7) * 37 % model.backbone.vocab_size,),
+        "text_next": (hidden, next(noises), warm, np.int64(40), np.float32(0.9)),
+        "image_next": (hidden, next(noises), np.float32(DRAWING["guidance"]), one),
+        "draw": (codes,),
+        "tokenize_image": (drawn,),
+    }
+    direct: dict[str, Callable[[Tensor], Tensor]] = {
+        "understand": model.understanding,
+        "embed": model.backbone.embed,
+    }
+    for name, given in inputs.items():
+        with Alone(ir.load(subject.bundle.path(name, subject.variant))) as graph:
+            feed = dict(zip(graph.inputs, map(np.asarray, given), strict=True))
+            got = list(graph.run(feed).values())
+        want = direct[name](torch.from_numpy(given[0])) if name in direct else torchs.run(name, *given)
+        wanted = [torchs.to_host(each) for each in (want if isinstance(want, tuple) else (want,))]
+        rounded = (subject.record["quantisation"] or {}).get("graphs", ())
+        kind = subject.rounded_to if subject.is_half or name in rounded else "exact"
+        yield _agree(name, kind, got[0], wanted[0], least=SAME_CODES if name == "tokenize_image" else 1)
+        for x, y in zip(got[1:], wanted[1:], strict=True):  # embeddings of what both chose
+            same = np.tile(got[0] == wanted[0], len(y) // len(wanted[0]))
+            yield _agree(f"{name}: embeddings", kind, x[same], y[same])
+
+
+class Alone:
+    """A graph on the CPU, in float32, its weights in a file of its own; for the length of a ``with``."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+
+    def __enter__(self) -> Alone:
+        """Write and open it."""
+        self.folder = TemporaryDirectory()
+        path = Path(self.folder.name) / "graph.onnx"
+        ir.save(widened(self.model), path, external_data="graph.data")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = ERRORS
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.inputs, self.outputs = (
+            [slot.name for slot in slots] for slots in (self.session.get_inputs(), self.session.get_outputs())
+        )
+        return self
+
+    def run(self, feed: Feed) -> Feed:
+        """Run it on what it wants of ``feed``."""
+        found = self.session.run(self.outputs, {name: feed[name] for name in self.inputs})
+        # As they come, they keep the session's memory, of which they are a part.
+        return {name: value.copy() for name, value in zip(self.outputs, found, strict=True)}
+
+    def __exit__(self, *_: object) -> None:
+        """Let it go at once: sessions are in cycles, and the next one needs the memory."""
+        del self.session
+        gc.collect()
+        self.folder.cleanup()
+
+
+def _agree(what: str, kind: str | int, got: Array, want: Array, *, least: float = 1) -> Check:
+    """Compare choices by how many are the same, pixels by their distance, numbers by distance or cosine."""
+    if want.dtype == np.int64:
+        least = least if kind == "exact" else AGREEING
+        share = float((got == want).mean())
+        return Check(what, share >= least, f"{share:.2%} the same", f">= {least:.1%}")
+    is_pixels, got, want = want.dtype == np.uint8, got.astype(np.float32), want.astype(np.float32)
+    if kind != "exact":
+        cosine = float((got * want).sum() / max(np.linalg.norm(got) * np.linalg.norm(want), 1e-30))
+        return Check(what, cosine >= LEAST_COSINES[kind], f"cosine {cosine:.5f}", f">= {LEAST_COSINES[kind]}")
+    if is_pixels:
+        off = float(np.abs(got - want).max())
+        return Check(what, off <= 1, f"pixels {off:.0f} of 255 apart", "at most 1")
+    off = distance(got, want)
+    return Check(what, off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
+
+
+def _largest(value: Array) -> float:
+    if value.dtype != np.float32:
+        return 0.0
+    largest = float(np.abs(value).max(initial=0.0))
+    return largest if np.isfinite(largest) else float("inf")
