@@ -46,7 +46,7 @@ GATES: dict[str, Gate] = {
 """In the order in which they are tried; each says itself to which variants it applies."""
 
 LAYER_GATES: dict[str, Gate] = {
-    **{name: GATES[name] for name in ("checker", "lint", "sizes")},
+    **{name: GATES[name] for name in ("checker", "lint", "sizes", "engines")},
     "parts": verify_layers.parts,
     "layers": verify_layers.layers,
 }
