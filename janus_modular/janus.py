@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 Question = str | Many[Message]
 """What is asked: a text, or a whole conversation with pictures wherever they belong."""
 
+Pictures = PictureSource | Many[PictureSource]
+"""What is shown with a question: a picture, or several."""
+
 
 class Janus:
     """A model and its processor. Make one with `from_pretrained` or `compose`."""
@@ -136,30 +139,34 @@ class Janus:
     def chat(
         self,
         question: Question,
-        images: Many[PictureSource] = ...,
+        images: Pictures = ...,
         *,
         stream: Literal[False] = ...,
         **settings: Any,
     ) -> str: ...
     @overload
     def chat(
-        self, question: Question, images: Many[PictureSource] = ..., *, stream: Literal[True], **settings: Any
+        self, question: Question, images: Pictures = ..., *, stream: Literal[True], **settings: Any
     ) -> Iterator[str]: ...
     def chat(
-        self, question: Question, images: Many[PictureSource] = (), *, stream: bool = False, **settings: Any
+        self, question: Question, images: Pictures = (), *, stream: bool = False, **settings: Any
     ) -> str | Iterator[str]:
         """Answer a question about pictures, or about none.
 
-        ``images`` come before the text of a question; in a conversation they are part of its messages.
+        ``images`` come before the text of a question, one picture or several; in a conversation they are
+        part of its messages. A picture is a path, the bytes of a file, or a PIL image.
         ``settings`` are the text loop's: max_tokens, temperature (0: greedy), top_k, top_p, seed.
         ``stop``: strings before which it ends, beside the model's own. ``stream``: iterate over the
         answer as it is said.
+
+        Raises:
+            PromptError: a setting is unknown or out of its range, or the prompt fills the context.
         """
         pieces = self.answers([(question, images)], **settings)
         said = (text for _, text in pieces)
         return said if stream else "".join(said).strip()
 
-    def chat_batch(self, questions: Many[tuple[Question, Many[PictureSource]]], **settings: Any) -> list[str]:
+    def chat_batch(self, questions: Many[tuple[Question, Pictures]], **settings: Any) -> list[str]:
         """Answer several questions side by side; each answer is what it would be alone."""
         texts = [""] * len(questions)
         for row, text in self.answers(questions, **settings):
@@ -167,7 +174,7 @@ class Janus:
         return [text.strip() for text in texts]
 
     def answers(
-        self, questions: Many[tuple[Question, Many[PictureSource]]], *, stop: Many[str] = (), **settings: Any
+        self, questions: Many[tuple[Question, Pictures]], *, stop: Many[str] = (), **settings: Any
     ) -> Iterator[tuple[int, str]]:
         """Yield (row, text) as the answers to several questions are said, until all are over."""
         loop, chosen = self._loop(self.runtime.text_loop, settings)
@@ -210,7 +217,13 @@ class Janus:
         ``settings`` are the drawing loop's: guidance, temperature, seed. Picture i has noise of its own,
         so ``batch_size`` (pictures drawn at once) changes memory and speed alone. ``progress`` is told
         the steps done and the steps in all.
+
+        Raises:
+            PromptError: ``n`` or ``batch_size`` is less than 1, or a setting is unknown or out of its range.
         """
+        for name, count in (("n", n), ("batch_size", batch_size)):
+            if count < 1:
+                raise PromptError(f"{name}: found {count}; expected a whole number from 1.")
         loop, chosen = self._loop(self.runtime.drawing_loop, settings)
         drawn = self.processor.drawing.num_tokens if self.processor.drawing else 0
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -240,7 +253,8 @@ class Janus:
         return entry.factory, entry.config(**settings)
 
 
-def _conversation(question: Question, images: Many[PictureSource]) -> list[Message]:
+def _conversation(question: Question, images: Pictures) -> list[Message]:
+    images = [images] if isinstance(images, PictureSource) else images
     if not isinstance(question, str):
         if images:
             raise PromptError(

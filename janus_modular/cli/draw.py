@@ -39,6 +39,7 @@ def draw(
 
     if not output.parent.is_dir():
         raise typer.BadParameter(f"there is no folder '{output.parent}' to write '{output.name}' into")
+    picture_format(output)  # before anything is drawn
     janus = Janus.from_pretrained(model, device=device, dtype=dtype, runtime=runtime, variant=variant)
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("drawing", total=None)
@@ -73,16 +74,30 @@ def grid(pictures: list[Image.Image], gap: int = 4) -> Image.Image:
     return sheet
 
 
+def picture_format(path: Path) -> str:
+    """Return Pillow's name of the format that a file's ending means: ``PNG``.
+
+    Raises:
+        PictureError: none that can be written.
+    """
+    from PIL import Image
+
+    from janus_modular.errors import PictureError
+
+    kind = Image.registered_extensions().get(path.suffix.lower(), "")
+    if kind not in Image.SAVE:
+        found = f"ends in '{path.suffix}', which" if path.suffix else "has no ending: that"
+        raise PictureError(f"{path} {found} is no picture format that can be written: name a .png or a .jpg")
+    return kind
+
+
 def save(picture: Image.Image, path: Path, about: dict[str, object]) -> None:
     """Write a picture aside and rename it; a PNG says in its text how it was made."""
-    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     from janus_modular.errors import PictureError
 
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in Image.SAVE:
-        raise PictureError(f"'{path.suffix}' is no picture format that can be written: name a .png or a .jpg")
+    kind = picture_format(path)
     notes = PngInfo()
     for key, value in about.items():
         notes.add_itxt(key, str(value))

@@ -19,4 +19,4 @@ Runtime = Annotated[
     str | None, typer.Option(help="What runs a bundle: onnx (left out), tensorrt, tensorrt-rtx.")
 ]
 Variant = Annotated[str | None, typer.Option(help="Of a bundle: fp32, cpu-int4, ...; left out: its first.")]
-Seed = Annotated[int, typer.Option(help="Where chance starts; the same seed gives the same result.")]
+Seed = Annotated[int, typer.Option(min=0, help="Where chance starts; the same seed gives the same result.")]

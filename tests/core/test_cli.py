@@ -90,6 +90,13 @@ def test_what_a_user_can_put_right_is_said_without_a_traceback():
     assert "Traceback" in janus("plugins", "show", "mpl", "--traceback").stderr
 
 
+@pytest.mark.parametrize("name", ["out.xyz", "out"])
+def test_draw_looks_at_the_ending_before_the_model(tmp_path: Path, name: str):
+    done = janus("draw", "no-such-model", "a cat", "-o", str(tmp_path / name))
+    assert done.returncode == 2
+    assert "name a .png or a .jpg" in done.stderr
+
+
 def test_a_missing_extra_prints_the_pip_line():
     code = (
         "import sys\nsys.modules['torch'] = None\n"

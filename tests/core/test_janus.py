@@ -1,6 +1,7 @@
 """Asking and drawing through the facade: cached rows of any length against plain forward passes."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,6 +189,55 @@ def test_an_answer_ends_where_the_context_does() -> None:
 def test_an_unknown_setting_is_named(janus: Janus) -> None:
     with pytest.raises(PromptError, match=r"guidence.*guidance"):
         janus.draw("a", guidence=3)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"max_tokens": 0},
+        {"max_tokens": 1.5},
+        {"seed": -1},
+    ],
+    ids=str,
+)
+def test_a_setting_of_an_answer_that_makes_no_sense_is_named(janus: Janus, setting: dict[str, float]) -> None:
+    with pytest.raises(PromptError, match=rf"{next(iter(setting))}: found .*; expected"):
+        janus.chat("what?", **setting)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"temperature": -1},
+        {"temperature": "hot"},
+        {"guidance": float("nan")},
+        {"guidance": float("inf")},
+        {"seed": -1},
+        {"n": 0},
+        {"batch_size": 0},
+    ],
+    ids=str,
+)
+def test_a_setting_of_a_drawing_that_makes_no_sense_is_named(janus: Janus, setting: dict[str, float]) -> None:
+    with pytest.raises(PromptError, match=rf"{next(iter(setting))}: found .*; expected"):
+        janus.draw("a", **setting)
+
+
+def test_settings_may_come_from_numpy(janus: Janus) -> None:
+    assert len(janus.draw("a", guidance=np.float32(2), seed=np.int64(3))) == 1
+
+
+def test_one_picture_needs_no_list(janus: Janus, tmp_path: Path) -> None:
+    file = tmp_path / "digit.png"
+    PICTURES[0].save(file)
+    answer = janus.chat("what?", [PICTURES[0]], max_tokens=6)
+    for picture in (PICTURES[0], file, str(file), file.read_bytes()):
+        assert janus.chat("what?", picture, max_tokens=6) == answer
 
 
 def test_compose_puts_parts_together_by_name() -> None:

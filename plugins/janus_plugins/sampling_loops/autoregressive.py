@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from janus_modular import Registry, Sampling, Session, hookimpl, unconditional
 from janus_modular import Sequence as Prompt
+from janus_plugins.sampling_loops.limits import check_setting
 
 
 @dataclass
@@ -20,6 +21,13 @@ class DrawSettings:
     temperature: float = 1.0  # 0: always the likeliest code
     seed: int = 0  # of picture i: (seed, i)
     first: int = 0  # the number i of the first picture
+
+    def __post_init__(self) -> None:
+        """Refuse what would draw noise instead of an error."""
+        check_setting("guidance", self.guidance, "a finite number; 1 is none")
+        check_setting("temperature", self.temperature, "a number from 0, which is greedy", low=0)
+        check_setting("seed", self.seed, "a whole number from 0", low=0)
+        check_setting("first", self.first, "a whole number from 0", low=0)
 
 
 def draw(

@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 
 from janus_modular import Registry, Sampling, Session, hookimpl
 from janus_modular import Sequence as Prompt
+from janus_plugins.sampling_loops.limits import check_setting
+
+TINY = 5e-324
+"""The smallest number above 0."""
 
 
 @dataclass
@@ -21,6 +25,16 @@ class TextSettings:
     top_k: int = 0  # 0: no limit
     top_p: float = 1.0  # 1: no limit
     seed: int = 0  # of row r: (seed, r)
+
+    def __post_init__(self) -> None:
+        """Refuse what would answer with nonsense instead of an error."""
+        check_setting("max_tokens", self.max_tokens, "a whole number from 1", low=1)
+        check_setting("temperature", self.temperature, "a number from 0, which is greedy", low=0)
+        check_setting("top_k", self.top_k, "a whole number from 0, which is no limit", low=0)
+        check_setting(
+            "top_p", self.top_p, "a number above 0 and up to 1, which is no limit", low=TINY, high=1
+        )
+        check_setting("seed", self.seed, "a whole number from 0", low=0)
 
 
 def sample_text(
