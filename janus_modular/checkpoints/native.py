@@ -165,13 +165,22 @@ def described(
         )
     try:
         plugins.check_needed(record["plugins"])
-        config = resolve(load_config(record["model"], overrides, plugins), ModelConfig, plugins)
+        config = recorded_config(record, overrides, plugins)
         reports = [PretrainedReport(**report) for report in record["pretrained"]]
     except KeyError as error:
         raise CheckpointError(f"{folder / 'config.json'} lacks {error}. Fetch it again.") from error
     model = blank(config, plugins)
     model.pretrained = reports
     return model
+
+
+def recorded_config(record: Mapping[str, Any], overrides: Sequence[str], plugins: Plugins) -> ModelConfig:
+    """Resolve a record's model config; a name that several plugins share here means the recorded one."""
+    then = plugins.as_recorded(record["plugins"])
+    config = resolve(load_config(record["model"], overrides, then), ModelConfig, then)
+    for _, part in parts_in(config):
+        part.name = then.full_name(part.slot, part.name)
+    return config
 
 
 def blank(config: ModelConfig, plugins: Plugins | None = None) -> JanusModel:

@@ -56,7 +56,7 @@ def resolve_pretrained(pretrained: str, revision: str | None = None) -> Path:
     path = Path(pretrained).expanduser()
     if path.exists():
         return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)*", pretrained) or pretrained.startswith("."):
+    if not is_hub_id(pretrained):
         raise CheckpointError(
             f"there is no file or folder '{pretrained}'. Give a path or a hub id (owner/name)."
         )
@@ -71,6 +71,11 @@ def resolve_pretrained(pretrained: str, revision: str | None = None) -> Path:
             f" did not give it:\n  {type(error).__name__}: {reason}\n"
             "Check the name, fetch it to a folder and give its path, or unset HF_HUB_OFFLINE if it is set."
         ) from error
+
+
+def is_hub_id(text: str) -> bool:
+    """Say whether a text reads like a hub model, or a file of one: ``owner/name``, ``owner/name/file``."""
+    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+(/[\w.-]+)*", text))
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

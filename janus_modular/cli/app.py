@@ -12,6 +12,9 @@ from janus_modular.cli import chat, config, convert, data, demo, draw, env, info
 from janus_modular.cli.brought import announced, brought_command
 from janus_modular.errors import JanusError, missing_extra
 
+TRIED_APART = (["plugins", "doctor"], ["plugins", "show"])
+"""Commands that load plugin files in a process of their own: to find what breaks or hangs is their work."""
+
 GLOBAL_FLAGS, GLOBAL_OPTIONS = ("--traceback",), ("--plugin",)
 
 
@@ -32,6 +35,7 @@ class JanusGroup(TyperGroup):
                 front += [word, *[value for value in [next(line, None)] if value is not None]]
             else:
                 rest.append(word)
+        ctx.obj = rest[:2]  # the command
         return super().parse_args(ctx, front + rest)
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -82,7 +86,7 @@ def start(
 
         typer.echo(__version__)
         raise typer.Exit
-    if plugin:
+    if plugin and ctx.obj not in TRIED_APART:
         from janus_modular.plugins import default_plugins
 
         for file in plugin:

@@ -11,11 +11,12 @@ import typer
 if TYPE_CHECKING:
     from janus_modular.model import JanusModel
     from janus_modular.plugins import Plugins
+    from janus_modular.schema import ModelConfig
 
 
 def info(
     model: Annotated[
-        str, typer.Argument(help="A checkpoint's folder, a YAML file or a shipped model config.")
+        str, typer.Argument(help="A checkpoint's folder, a hub id, a YAML file or a shipped model config.")
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Changes, to a config.")
@@ -33,11 +34,16 @@ def info(
         typer.echo(f"  {row['path']:<{width}}  {row['name']:<15} {row['parameters'] / 1e6:>11,.3f} M")
     typer.echo(f"  {'in all':<{width}}  {'':<15} {facts['parameters'] / 1e6:>11,.3f} M")
     for dtype, numbers in facts["dtypes"].items():
-        typer.echo(f"stored as {dtype}: {numbers / 1e6:,.3f} M numbers")
+        typer.echo(f"stored as {dtype}: {millions(numbers)} numbers")
     for need in facts["plugins"]:
         typer.echo(f"needs {need}")
     for loaded in facts["pretrained"]:
         typer.echo(loaded)
+
+
+def millions(numbers: int) -> str:
+    """Say a count in millions, a small one as it is: ``1,442.941 M``, ``72``."""
+    return f"{numbers:,}" if numbers < 1000 else f"{numbers / 1e6:,.3f} M"
 
 
 def gather(model: str, overrides: list[str]) -> dict[str, Any]:
@@ -49,20 +55,16 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
     """
     from janus_modular.checkpoints.native import blank
     from janus_modular.config import load, parts_in, resolve
-    from janus_modular.errors import ConfigError
     from janus_modular.plugins import default_plugins
     from janus_modular.schema import ModelConfig
 
     plugins = default_plugins()
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if overrides:
-            raise ConfigError(f"{model} is a checkpoint: overrides change configs only.")
-        layout, raw, pretrained = _described(folder, plugins)
+    if folder := _checkpoint(model, overrides):
+        layout, config, pretrained = _described(folder, plugins)
         dtypes = _dtypes(folder)
     else:
-        layout, raw, pretrained, dtypes = "a model config, without weights", load(model, overrides), [], {}
-    config = resolve(raw, ModelConfig, plugins)
+        layout, pretrained, dtypes = "a model config, without weights", [], {}
+        config = resolve(load(model, overrides), ModelConfig, plugins)
     built = blank(config, plugins)
     needed = plugins.needed(part for _, part in parts_in(config))
     return {
@@ -75,22 +77,46 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
     }
 
 
-def _described(folder: Path, plugins: Plugins) -> tuple[str, dict[str, Any], list[str]]:
+def _checkpoint(model: str, overrides: list[str]) -> Path | None:
+    """Return the folder of a checkpoint, fetched if it is a hub id; None where ``model`` names a config.
+
+    ``model/tiny`` looks like a hub id, too: what lies in a folder of the shipped configs is none.
+    """
+    from janus_modular.checkpoints.pretrained import is_hub_id, resolve_pretrained
+    from janus_modular.config import shipped
+    from janus_modular.errors import ConfigError
+
+    path = Path(model).expanduser()
+    if not path.is_dir():
+        folders = {name.partition("/")[0] for name in shipped()} | {"configs"}
+        named = path.is_file() or path.suffix in (".yaml", ".yml") or path.parts[0] in folders
+        if named or not is_hub_id(model):
+            return None
+    if overrides:
+        raise ConfigError(f"{model} is a checkpoint: overrides change configs only.")
+    return resolve_pretrained(model)
+
+
+def _described(folder: Path, plugins: Plugins) -> tuple[str, ModelConfig, list[str]]:
     """Read a checkpoint's description: its layout, its model config, and what its parts came from."""
-    from janus_modular.checkpoints.native import MODEL_TYPE, read_record
+    from janus_modular.checkpoints.native import MODEL_TYPE, read_record, recorded_config
     from janus_modular.checkpoints.pretrained import PretrainedReport
+    from janus_modular.config import resolve
     from janus_modular.errors import CheckpointError
+    from janus_modular.schema import ModelConfig
 
     record = read_record(folder)
     if record.get("model_type") == MODEL_TYPE:
         plugins.check_needed(record["plugins"])
         reports = [str(PretrainedReport(**report)) for report in record["pretrained"]]
-        return f"a checkpoint in the native layout, format {record['format']}", record["model"], reports
+        config = recorded_config(record, (), plugins)
+        return f"a checkpoint in the native layout, format {record['format']}", config, reports
     for name in plugins.names("layouts"):
         entry = plugins.entry("layouts", name)
         layout = entry.factory(entry.config())
         if layout.detect(record):
-            return f"a checkpoint in the layout '{name}'", layout.read_config(folder), []
+            config = resolve(layout.read_config(folder), ModelConfig, plugins)
+            return f"a checkpoint in the layout '{name}'", config, []
     raise CheckpointError(
         f"{folder} is of no known layout: its config.json says model_type {record.get('model_type')!r}.\n"
         f"Known: native, {', '.join(plugins.names('layouts'))}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,16 +54,22 @@ def list_plugins(
 
 @app.command()
 def show(
+    ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="A component: NAME, SLOT:NAME or DISTRIBUTION:NAME.")],
     as_json: AsJson = False,
 ) -> None:
     """Show what a component is and which options it takes."""
     from janus_modular.errors import PluginError
-    from janus_modular.plugins import default_plugins
-    from janus_modular.plugins.probe import probe
+    from janus_modular.plugins.catalogue import without_files
+    from janus_modular.plugins.probe import probe, probe_file
     from janus_modular.suggest import did_you_mean
 
-    plugins = default_plugins()
+    plugins = without_files()
+    for path in _files(ctx):
+        offers, tried = probe_file(path)
+        if tried.message:
+            raise PluginError(tried.message)
+        plugins.announcements += offers
     found = [one for one in plugins.announcements if one.is_called(name) and one.dist != name]
     if not found:
         known = [word for one in plugins.announcements for word in (one.name, f"{one.slot}:{one.name}")]
@@ -82,6 +89,7 @@ def show(
 
 @app.command()
 def doctor(
+    ctx: typer.Context,
     as_json: AsJson = False,
     timeout: Annotated[float, typer.Option(help="Seconds that each plugin may take.")] = 300.0,
 ) -> None:
@@ -89,14 +97,22 @@ def doctor(
     from rich.console import Console
     from rich.progress import track
 
-    from janus_modular.plugins import default_plugins
-    from janus_modular.plugins.probe import probe_all
+    from janus_modular.plugins import Announcement
+    from janus_modular.plugins.catalogue import without_files
+    from janus_modular.plugins.probe import probe_all, probe_file
 
-    plugins = default_plugins()
+    plugins = without_files()
+    broken: list[tuple[Announcement, Report]] = []  # files of which nobody can say what they offer
+    for path in _files(ctx):
+        offers, tried = probe_file(path, timeout=timeout)
+        plugins.announcements += offers
+        if tried.message:
+            broken.append((Announcement("-", "-", "", path.name, file=path), tried))
     checked = [one for one in plugins.announcements if plugins.is_on(one)]
     probing = zip(checked, probe_all(checked, known=plugins.announcements, timeout=timeout), strict=True)
     quietly = Console(stderr=True)
     reports = list(track(probing, "Loading plugins", len(checked), console=quietly, transient=True))
+    reports += broken
     if as_json:
         typer.echo(json.dumps([_as_dict(one, report) for one, report in reports], indent=2))
     else:
@@ -117,6 +133,14 @@ def doctor(
             typer.echo(f"JANUS_DISABLE_PLUGINS names '{word}', but nothing here is called so.", err=True)
     if any(report.message for _, report in reports):
         raise typer.Exit(1)
+
+
+def _files(ctx: typer.Context) -> list[Path]:
+    """Return the plugin files that the environment and the command line name, each once."""
+    from janus_modular.plugins.catalogue import files_of_environment
+
+    named = [*files_of_environment(), *(ctx.find_root().params.get("plugin") or [])]
+    return list(dict.fromkeys(path.expanduser().resolve() for path in named))
 
 
 def _state(plugins: Plugins, one: Announcement) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from janus_modular.plugins.announcements import Announcement, installed
 from janus_modular.plugins.loading import load, load_file
 from janus_modular.registry import SLOTS, Entry, slot_label
 from janus_modular.suggest import did_you_mean
+
+BUILT_IN = "janus-modular"
+"""The distribution of the components that come with the framework."""
 
 
 class Plugins:
@@ -31,6 +35,7 @@ class Plugins:
         self.strict = strict
         self._loaded: dict[Announcement, dict[str, Entry[Any]]] = {}
         self._failed: dict[Announcement, JanusError] = {}
+        self._recorded: dict[tuple[str, str], str | None] = {}  # (slot, name) to a distribution
 
     def add_file(self, path: str | Path) -> list[Announcement]:
         """Load a local plugin file; return what it offers.
@@ -84,11 +89,14 @@ class Plugins:
         if fits := [one for one in on if not one.refusal()]:
             if len(fits) == 1:
                 return fits[0]
+            if meant := [one for one in fits if not dist and one.dist == self._recorded.get((slot, bare))]:
+                return meant[0]
+            stranger = next((one for one in reversed(fits) if one.dist != BUILT_IN), fits[-1])
             raise PluginError(
                 f"{len(fits)} plugins offer the {slot_label(slot)} '{bare}': "
                 f"{' and '.join(one.origin for one in fits)}.\n"
                 f"Write {' or '.join(repr(f'{one.dist}:{bare}') for one in fits)}, or switch one off: "
-                f"JANUS_DISABLE_PLUGINS={fits[-1].dist}"
+                f"JANUS_DISABLE_PLUGINS={stranger.dist}:{bare}"
             )
         if on:
             raise PluginError(
@@ -145,6 +153,19 @@ class Plugins:
             }
         return list(found.values())
 
+    def as_recorded(self, needed: Iterable[Mapping[str, str | None]]) -> Plugins:
+        """Return these plugins, but a name that several share here means what `needed` recorded."""
+        view = copy(self)  # of the same announcements, and of what is loaded already
+        view._recorded = {
+            (one["slot"] or "", one["name"] or ""): one["dist"] or one["file"] for one in needed
+        }
+        return view
+
+    def full_name(self, slot: str, name: str) -> str:
+        """Return a name that means the same component to everybody: ``dist:name`` where several share it."""
+        one = self.find(slot, name)
+        return name if name in self.names(slot) else f"{one.dist}:{one.name}"
+
     def check_needed(self, needed: Iterable[Mapping[str, str | None]]) -> None:
         """Check that what `needed` recorded can be had here.
 
@@ -193,15 +214,25 @@ def default_plugins() -> Plugins:
     """Return what is installed here, as the environment variables have it; read once."""
     global _default
     if _default is None:
-        words = os.environ.get("JANUS_DISABLE_PLUGINS", "").split(",")
-        _default = Plugins(
-            installed(),
-            disabled=[word.strip() for word in words if word.strip()],
-            strict=os.environ.get("JANUS_PLUGINS_STRICT", "") not in ("", "0"),
-        )
-        for file in filter(None, os.environ.get("JANUS_PLUGIN_FILES", "").split(os.pathsep)):
+        _default = without_files()
+        for file in files_of_environment():
             _default.add_file(file)
     return _default
+
+
+def without_files() -> Plugins:
+    """Return what is installed here, as the environment variables have it, but load no plugin file."""
+    words = os.environ.get("JANUS_DISABLE_PLUGINS", "").split(",")
+    return Plugins(
+        installed(),
+        disabled=[word.strip() for word in words if word.strip()],
+        strict=os.environ.get("JANUS_PLUGINS_STRICT", "") not in ("", "0"),
+    )
+
+
+def files_of_environment() -> list[Path]:
+    """Return the plugin files that JANUS_PLUGIN_FILES names."""
+    return [Path(file) for file in os.environ.get("JANUS_PLUGIN_FILES", "").split(os.pathsep) if file]
 
 
 def set_default_plugins(plugins: Plugins | None) -> None:

@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
@@ -78,8 +79,7 @@ def load_file(path: Path) -> list[Announcement]:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise PluginError(f"there is no plugin file {path}: --plugin takes the path of a Python file.")
-    # a name of its own, and in sys.modules: dataclasses look up their annotations there
-    name = f"{FILE_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = module_of(path)
     spec = spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise PluginError(f"{path} is no Python file: --plugin takes a file that ends in .py.")
@@ -96,13 +96,26 @@ def load_file(path: Path) -> list[Announcement]:
         del sys.modules[name]
         if isinstance(error, ModuleNotFoundError) and (cure := missing_extra(error, f"Plugin file {path}")):
             raise cure from error
-        raise PluginError(f"Plugin file {path} failed to load: {describe(error)}") from error
+        raise PluginError(
+            f"Plugin file {path}{_line(path, error)} failed to load: {describe(error)}"
+        ) from error
     if not found:
         raise PluginError(
             f"Plugin file {path} registers nothing: end it with a function marked @hookimpl that calls "
             f"registry.add(name, class, config), one of {', '.join(f'register_{slot}' for slot in SLOTS)}."
         )
     return found
+
+
+def module_of(path: Path) -> str:
+    """Name a plugin file's module like no other: dataclasses look themselves up in sys.modules."""
+    return f"{FILE_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+
+
+def _line(path: Path, error: BaseException) -> str:
+    """Say at which line of a file an error arose: `` (line 3)``; nothing where it arose elsewhere."""
+    lines = [line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == str(path)]
+    return f" (line {lines[-1]})" if lines else ""
 
 
 def describe(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from janus_modular.errors import JanusError
 from janus_modular.plugins.announcements import Announcement
-from janus_modular.plugins.loading import load, load_file
+from janus_modular.plugins.loading import load, load_file, module_of
 
 
 @dataclass
@@ -38,11 +38,23 @@ def probe(one: Announcement, *, timeout: float = 300.0) -> Report:
     who = f"Plugin '{one.name}' ({one.origin})"
     if refusal := one.refusal():
         return Report(f"{who} is not loaded: {refusal}.")
-    told = json.dumps({**asdict(one), "file": str(one.file) if one.file else None})
+    return _in_child(asdict(one), who, timeout)
+
+
+def probe_file(path: Path, *, timeout: float = 300.0) -> tuple[list[Announcement], Report]:
+    """Load a plugin file in a child process; return what it offers, and a report that names ``slot:name``."""
+    path = path.expanduser().resolve()
+    report = _in_child({"file": path}, f"Plugin file {path}", timeout)
+    offers = (one.split(":", 1) for one in report.registers)
+    return [Announcement(slot, name, module_of(path), path.name, file=path) for slot, name in offers], report
+
+
+def _in_child(told: dict[str, Any], who: str, timeout: float) -> Report:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder, "report.json")
-        command = [sys.executable, "-m", "janus_modular.plugins.probe", told, str(answer)]
+        question = json.dumps({**told, "file": str(told["file"]) if told["file"] else None})
+        command = [sys.executable, "-m", "janus_modular.plugins.probe", question, str(answer)]
         try:
             child = subprocess.run(
                 command,
@@ -102,6 +114,14 @@ def look_at(one: Announcement) -> Report:
     )
 
 
+def look_at_file(path: Path) -> Report:
+    """Load a plugin file in this process and say what it registers, and where."""
+    try:
+        return Report(registers=[f"{one.slot}:{one.name}" for one in load_file(path)])
+    except JanusError as error:
+        return Report(str(error))
+
+
 def where_is(factory: Callable[..., Any]) -> str:
     """Return file and line of a factory's source; nothing where there is no source."""
     try:
@@ -115,7 +135,8 @@ def main() -> None:
     """Answer in a file: standard output belongs to whatever the plugin prints."""
     told = json.loads(sys.argv[1])
     told["file"] = Path(told["file"]) if told["file"] else None
-    Path(sys.argv[2]).write_text(json.dumps(asdict(look_at(Announcement(**told)))), "utf-8")
+    report = look_at(Announcement(**told)) if "slot" in told else look_at_file(told["file"])
+    Path(sys.argv[2]).write_text(json.dumps(asdict(report)), "utf-8")
 
 
 if __name__ == "__main__":

@@ -125,6 +125,40 @@ def test_validate_lists_every_fault_and_diff_shows_what_changes():
     assert "stem: [8, 16, 32]" in janus("config", "show", "tiny").stdout
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("x = 1\n1 / 0\n", "broken.py (line 2) failed to load: ZeroDivisionError"),
+        ("import threading; threading.Event().wait()", "it took longer than 2 s"),
+        ("import os; os._exit(7)", "its process ended with code 7"),
+    ],
+)
+def test_doctor_reports_a_plugin_file_that_is_broken(tmp_path: Path, source: str, said: str):
+    broken, mine = tmp_path / "broken.py", tmp_path / "mine.py"
+    broken.write_text(source)
+    mine.write_text(PLUGIN)
+    limit = ("--timeout", "2") if "wait" in source else ()
+    files = (f"--plugin={mine}", f"--plugin={broken}")  # reported last: what does not load
+    done = janus("plugins", "doctor", "--json", *limit, *files, JANUS_DISABLE_PLUGINS="janus-modular")
+    *works, fails = json.loads(done.stdout)
+    assert done.returncode == 1
+    if not limit:  # a machine may be too busy to load it in 2 s
+        assert [(one["name"], one["message"], one["output"]) for one in works] == [
+            ("twice", "", "hello from the plugin")
+        ]
+    assert said in fails["message"]
+    assert "broken.py" in fails["plugin"]
+
+
+def test_other_commands_stop_at_a_plugin_file_that_is_broken(tmp_path: Path):
+    broken = tmp_path / "broken.py"
+    broken.write_text("x = 1\n\n1 / 0\n")
+    for line in (("plugins", "list"), ("config", "validate", "tiny"), ("plugins", "show", "mlp")):
+        done = janus(*line, f"--plugin={broken}")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{broken} (line 3) failed to load: ZeroDivisionError" in done.stderr
+
+
 def test_env_says_what_a_bug_report_needs():
     facts = json.loads(janus("env", "--json", JANUS_DISABLE_PLUGINS="mlp").stdout)
     assert {"versions", "extras", "devices", "components", "plugins", "settings"} == set(facts)

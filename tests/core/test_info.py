@@ -9,7 +9,7 @@ import torch
 
 from janus_modular.assemble import assemble
 from janus_modular.checkpoints import native
-from janus_modular.cli.info import gather
+from janus_modular.cli.info import gather, millions
 from janus_modular.config import load, resolve
 from janus_modular.errors import CheckpointError, ConfigError
 from janus_modular.schema import ModelConfig
@@ -55,3 +55,16 @@ def test_a_checkpoint_says_its_layout_dtypes_and_plugins(tmp_path: Path):
 def test_a_folder_of_no_known_layout_is_an_error(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         gather(str(tmp_path), [])
+
+
+def test_a_hub_id_is_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="'nobody/nothing' is no file or folder here, and the hub"):
+        gather("nobody/nothing", [])
+    with pytest.raises(ConfigError, match="Did you mean 'model/tiny'"):
+        gather("model/tyni", [])
+
+
+@pytest.mark.parametrize(("numbers", "said"), [(72, "72"), (1500, "0.002 M"), (1442941000, "1,442.941 M")])
+def test_a_few_numbers_are_not_said_in_millions(numbers: int, said: str):
+    assert millions(numbers) == said

@@ -151,6 +151,31 @@ def test_two_distributions_with_one_name_are_told_apart(site: Path):
     assert found_in(site, disabled=["acme-one"]).entry("adaptors", "twice").plugin == "acme-two 0.2"
 
 
+def test_one_that_has_a_built_in_name_is_the_one_to_switch_off(site: Path, plugins: Plugins):
+    install(site, "acme-one", "acme_one", GOOD, name="mlp")
+    install(site, "zzz-two", "zzz_two", GOOD, name="linear")
+    plugins = Plugins([*plugins.announcements, *found_in(site).announcements])
+    for name, dist in (("mlp", "acme-one"), ("linear", "zzz-two")):
+        with pytest.raises(PluginError) as caught:
+            plugins.find("adaptors", name)
+        assert f"JANUS_DISABLE_PLUGINS={dist}:{name}" in str(caught.value)
+        assert f"'janus-modular:{name}'" in str(caught.value)
+        off = Plugins(plugins.announcements, disabled=[f"{dist}:{name}"])
+        assert off.find("adaptors", name).dist == "janus-modular"
+
+
+def test_what_was_recorded_is_meant_where_several_share_a_name(site: Path):
+    install(site, "acme-one", "acme_one", GOOD)
+    then = found_in(site)
+    needed = then.needed([Part("adaptors", "twice", None)])
+    assert then.as_recorded(needed).full_name("adaptors", "twice") == "twice"
+    install(site, "acme-two", "acme_two", GOOD)
+    now = found_in(site).as_recorded(needed)
+    assert now.find("adaptors", "twice").dist == "acme-one"
+    assert now.full_name("adaptors", "twice") == "acme-one:twice"
+    assert now.find("adaptors", "acme-two:twice").dist == "acme-two"
+
+
 @pytest.mark.parametrize("word", ["twice", "adaptors:twice", "acme-good", "acme-good:twice"])
 def test_switching_off_hides_and_says_so(site: Path, word: str):
     install(site, "acme-good", "acme_good", GOOD)

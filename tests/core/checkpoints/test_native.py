@@ -20,6 +20,7 @@ from janus_modular.checkpoints import native, open_checkpoint, save
 from janus_modular.checkpoints.writing import written_aside
 from janus_modular.errors import CheckpointError, ConfigError, PluginError
 from janus_modular.model import JanusModel
+from janus_modular.plugins import Announcement, Plugins, default_plugins
 from janus_modular.processing.processor import Processor
 
 Make = Callable[..., tuple[JanusModel, Processor]]
@@ -245,6 +246,18 @@ def test_names_the_plugin_that_is_not_here(make: Make, tmp_path: Path) -> None:
     path.write_text(json.dumps(record))
     with pytest.raises(PluginError, match=r"'perceiver' is not here: pip install acme-janus==0\.2"):
         open_checkpoint(tmp_path / "model")
+
+
+def test_a_name_that_a_stranger_took_since_means_the_recorded_component(make: Make, tmp_path: Path) -> None:
+    model, processor = make()
+    save(model, processor, tmp_path / "model")
+    name = model.config.backbone.name
+    stranger = Announcement("backbones", name, "acme_module", "acme")
+    plugins = Plugins([*default_plugins().announcements, stranger])
+    opened, _ = open_checkpoint(tmp_path / "model", plugins=plugins)
+    assert equal(opened, model)
+    assert opened.config.backbone.name == f"janus-modular:{name}"  # so it can be saved again
+    save(opened, processor, tmp_path / "again", plugins=plugins)
 
 
 def test_refuses_what_it_cannot_read(make: Make, tmp_path: Path) -> None:
