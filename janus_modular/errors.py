@@ -31,7 +31,7 @@ class PictureError(JanusError):
 
 
 class PromptError(JanusError):
-    """A conversation that cannot become a sequence of tokens, or one longer than the context."""
+    """A conversation that cannot become tokens or fills the context; a setting that makes no sense."""
 
 
 class DataError(JanusError):

@@ -43,7 +43,8 @@ def convert(
     known = ("native", *(plugins or default_plugins()).names("layouts"))
     if layout not in known:
         raise CheckpointError(
-            f"no layout is called '{layout}'. {did_you_mean(layout, known)}\nKnown: {', '.join(known)}"
+            f"no layout is called '{layout}'. {did_you_mean(layout, known)}".rstrip()
+            + f"\nKnown: {', '.join(known)}"
         )
     opened = describe(source, overrides=overrides, plugins=plugins)
     if Path(target).absolute() == opened.folder.absolute():

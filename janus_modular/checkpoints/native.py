@@ -118,13 +118,17 @@ def read_record(folder: Path) -> dict[str, Any]:
     """Read a folder's config.json.
 
     Raises:
-        CheckpointError: there is none, or it is not JSON.
+        CheckpointError: there is none, it is not JSON, or ``folder`` is a file.
     """
     path = folder / "config.json"
     try:
         record = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} is no checkpoint: it has no config.json.") from error
+    except NotADirectoryError as error:
+        raise CheckpointError(
+            f"{folder} is a file; expected a model: the folder of a checkpoint or a bundle, or a hub id."
+        ) from error
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Fetch it again.") from error
     if not isinstance(record, dict):

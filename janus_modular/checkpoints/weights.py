@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -167,7 +168,13 @@ def _damage(path: Path) -> str | None:
 
 def _open_torch(path: Path) -> dict[str, Read]:
     """Unpickle a PyTorch file, tensors and plain containers only; the old format cannot be mapped."""
-    mapped = zipfile.is_zipfile(path)
+    with path.open("rb") as file:
+        mapped = file.read(2) == b"PK"  # a zip archive, whole or not
+    if mapped and not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is damaged or cut short: a zip archive whose list of"
+            " contents, at its end, is missing. Fetch it again."
+        )
     if not mapped and path.stat().st_size:
         log.warning(
             "%s is in PyTorch's old format, which cannot be mapped: reading it takes %.2f GB of memory",
@@ -179,11 +186,17 @@ def _open_torch(path: Path) -> dict[str, Read]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error):
+        if "unsupported" in str(error).lower():
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
             raise CheckpointError(
-                f"{path} holds more than tensors; it is not unpickled, since that could run code:\n{error}"
+                f"{path} holds more than tensors{f' ({found[1]})' if found else ''}: code and objects are"
+                " never loaded, since that could run anything. Get the weights as .safetensors, or from"
+                " somebody who saves tensors alone."
             ) from error
-        raise CheckpointError(f"{path} cannot be read: {error}. Fetch it again.") from error
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is no PyTorch file of tensors, or it is damaged."
+            " Fetch it again."
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) is damaged or cut short: {error}. Fetch it again."

@@ -7,6 +7,7 @@ transparency is composited over white; 16-bit greys are scaled to 8 bits by valu
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,10 @@ def _opened(source: str | Path | bytes, name: str) -> Image.Image:
         what = "a folder" if Path(source).is_dir() else "not there"
         raise PictureError(f"{name} is {what}; expected a picture file. Check the path.")
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        with warnings.catch_warnings():  # of sizes that the caller refuses in words of our own, or allows
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except Image.DecompressionBombError as error:
         raise PictureError(f"{name} is too large to be read safely: {error} Scale it down first.") from error
     except UnidentifiedImageError as error:
         raise PictureError(

@@ -48,8 +48,9 @@ def _step(config: TrainConfig, work: Work) -> Table:
     rows = sum(len(batch.tokens) for batch in work.batches)
     room = sum(batch.tokens.numel() for batch in work.batches)
     filled = sum(work.tokens.values()) / room
+    pieces = f" in {len(work.batches)} pieces" if len(work.batches) > 1 else ""
     view.caption = (
-        f"{rows} rows in {len(work.batches)} pieces, {filled:.0%} filled; {work.supervised:,} positions"
+        f"{rows} row{'s' if rows > 1 else ''}{pieces}, {filled:.0%} filled; {work.supervised:,} positions"
         f" supervised; {config.schedule.last:,} steps"
     )
     return view

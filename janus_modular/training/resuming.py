@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -20,6 +21,9 @@ from janus_modular.training.engine import Engine
 from janus_modular.training.schema import TrainConfig
 
 STATE = "training.pt"
+
+ALMOST_NOTHING = 64 * 2**20
+"""So few free bytes mean that the disk was full: what did not fit was given back, or never written."""
 
 FREE = {
     "init",
@@ -43,10 +47,28 @@ def save(output: Path, model: JanusModel, processor: Saves, engine: Engine[Any],
     with written_aside(folder, replaces=MODEL_TYPE) as aside:
         write_description(model, processor, aside, name=output.name, training=record)
         write_weights(aside, stored(model).items())
-        torch.save(engine.state_dict(), aside / STATE)
+        write_state(engine.state_dict(), aside / STATE)
     for old in _all(output)[: -config.keep]:
         shutil.rmtree(old)
     return folder
+
+
+def write_state(state: Mapping[str, Any], path: Path) -> None:
+    """Write an engine's state, tensors and plain containers.
+
+    Raises:
+        OSError: the disk did not take it; torch reports that as an internal error with a line of its source.
+    """
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:
+        if "inline_container" not in str(error):
+            raise
+        if shutil.disk_usage(path.parent).free < ALMOST_NOTHING:
+            raise OSError(errno.ENOSPC, "no space left on the disk", path.name) from error
+        raise OSError(
+            f"{path.name} was cut short; is there a quota, or a limit on the size of files?"
+        ) from error
 
 
 def finish(output: Path, checkpoint: Path) -> Path:

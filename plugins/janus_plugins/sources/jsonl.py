@@ -20,6 +20,7 @@ import logging
 import mmap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,8 @@ from janus_modular import (
 
 log = logging.getLogger(__name__)
 ROLES = ("system", "user", "assistant")
+KEYS = ("text", "messages", "image", "caption", "class")
+EXPECTED = "text, messages, or image and caption or class"
 MOST_BAD = 100  # lines in a row that `on_bad: skip` passes over
 
 
@@ -118,7 +121,9 @@ class Jsonl:
                     raise DataError(where) from error
                 self.skipped += 1
                 log.warning("skipped (%d so far): %s", self.skipped, where)
-        raise DataError(f"{self.path}: {most} lines in a row from line {self._line(index)} cannot be used.")
+        first = self._line(index)
+        lines = f"{most} lines in a row from line {first}" if most > 1 else f"line {first}, the only one,"
+        raise DataError(f"{self.path}: {lines} cannot be used.")
 
     def _sample(self, index: int, rng: np.random.Generator) -> Sample:
         start = int(self._starts[index])
@@ -128,18 +133,16 @@ class Jsonl:
         except ValueError as error:
             raise DataError(f"not JSON: {error}.") from error
         if not isinstance(line, Mapping):
-            raise DataError(
-                f"a {type(line).__name__}; expected an object with text, messages, or image and caption."
-            )
+            raise DataError(f"a {type(line).__name__}; expected an object with {EXPECTED}.")
         if "messages" in line:
             return Sample(_list(line["messages"], "messages", self._message))
         if "image" in line and ("caption" in line or "class" in line):
             return self._pair(line, rng)
         if "text" in line:
             return Sample([Message("assistant", [Text(_text(line["text"], "text"), True)])], template=False)
-        raise DataError(
-            f"has {', '.join(map(str, line)) or 'nothing'}; expected text, messages, or image and caption."
-        )
+        meant = [close for key in line if key not in KEYS for close in get_close_matches(key, KEYS, n=1)]
+        hint = f" Did you mean '{meant[0]}'?" if meant else ""
+        raise DataError(f"has {', '.join(line) or 'nothing'}; expected {EXPECTED}.{hint}")
 
     def _pair(self, line: Mapping[str, Any], rng: np.random.Generator) -> Sample:
         key = "caption" if "caption" in line else "class"

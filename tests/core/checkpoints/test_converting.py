@@ -68,6 +68,12 @@ def test_says_what_is_wrong_and_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_layout_that_is_none(source: Path, tmp_path: Path) -> None:
+    code, said = typed(source, tmp_path / "new", "--layout", "foo")
+    assert code != 0
+    assert "no layout is called 'foo'.\nKnown: native, published, transformers" in said
+
+
 def test_a_weight_that_is_missing_stops_it(source: Path, tmp_path: Path) -> None:
     path = source / "model.safetensors"
     save_file({k: v for k, v in load_file(path).items() if not k.endswith("quant_conv.bias")}, path)

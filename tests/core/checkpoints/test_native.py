@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from janus_modular.errors import CheckpointError, ConfigError, PluginError
 from janus_modular.model import JanusModel
 from janus_modular.plugins import Announcement, Plugins, default_plugins
 from janus_modular.processing.processor import Processor
+from janus_modular.training.resuming import write_state
 
 Make = Callable[..., tuple[JanusModel, Processor]]
 
@@ -197,6 +199,16 @@ def test_a_disk_that_fills_under_torch_save_says_so_too(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("free", "said"), [(0, "no space left"), (10**12, "a quota")])
+def test_a_state_that_the_disk_does_not_take_is_an_error_of_the_disk(
+    free: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=said), largest_file(10_000):
+        write_state({"moments": torch.zeros(10_000)}, tmp_path / "training.pt")
+
+
 def test_an_error_while_writing_leaves_nothing(make: Make, tmp_path: Path) -> None:
     class Broken:
         def save(self, folder: Path) -> None:
@@ -283,6 +295,12 @@ def test_refuses_what_it_cannot_read(make: Make, tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "model")
     with pytest.raises(CheckpointError, match="there is no file or folder"):
         open_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_file_in_a_models_place(tmp_path: Path) -> None:
+    (tmp_path / "digit.png").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"digit\.png is a file; expected a model: the folder"):
+        open_checkpoint(tmp_path / "digit.png")
 
 
 def test_overrides_reach_the_stored_config(make: Make, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 from collections import OrderedDict
 from pathlib import Path
 
@@ -102,7 +103,9 @@ def test_reads_the_old_format_with_a_notice(
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 @pytest.mark.parametrize("kept", [0.0, 0.02, 0.6, 0.999])
-def test_refuses_a_file_that_is_cut_short(name: str, kept: float, tmp_path: Path) -> None:
+def test_refuses_a_file_that_is_cut_short(
+    name: str, kept: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / name
     tensors = {f"w{i}": torch.randn(100) for i in range(20)}
     save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
@@ -110,6 +113,7 @@ def test_refuses_a_file_that_is_cut_short(name: str, kept: float, tmp_path: Path
     path.write_bytes(whole[: int(len(whole) * kept)])
     with pytest.raises(CheckpointError, match=name):
         open_weights(tmp_path)
+    assert "old format" not in caplog.text
 
 
 def test_says_how_long_a_safetensors_file_should_be(tmp_path: Path) -> None:
@@ -121,10 +125,21 @@ def test_says_how_long_a_safetensors_file_should_be(tmp_path: Path) -> None:
         open_weights(path)
 
 
-def test_refuses_code_in_a_pickle(tmp_path: Path) -> None:
-    torch.save({"w": torch.zeros(1), "hook": Path}, tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match="more than tensors"):
-        open_weights(tmp_path / "model.pt")
+class Runs:
+    """Unpickled, it calls a function."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("true",)
+
+
+@pytest.mark.parametrize(("hook", "named"), [(Path, "pathlib.Path"), (Runs(), "posix.system")])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_refuses_code_in_a_pickle(hook: object, named: str, zipped: bool, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"w": torch.zeros(1), "hook": hook}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=rf"more than tensors \({named}") as error:
+        open_weights(path)
+    assert "weights_only" not in str(error.value)  # torch advises to switch the protection off
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])

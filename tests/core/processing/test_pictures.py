@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -129,16 +130,15 @@ def test_a_damaged_picture_that_was_opened_elsewhere(photo: Image.Image, tmp_pat
         open_picture(image)
 
 
-@pytest.mark.parametrize("size", [(12_000, 12_000), (60_000, 60_000)])
-@pytest.mark.parametrize("warned", [True, False])
-@pytest.mark.filterwarnings("default")
-def test_decompression_bomb(size: tuple[int, int], warned: bool) -> None:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error" if warned else "ignore", Image.DecompressionBombWarning)
-        with pytest.raises(PictureError, match=r"too large|at most"):
+@pytest.mark.parametrize(
+    ("size", "said"), [((12_000, 12_000), "144,000,000 pixels; at most"), ((60_000, 60_000), "too large")]
+)
+def test_decompression_bomb(size: tuple[int, int], said: str) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with pytest.raises(PictureError, match=said):
             open_picture(png_claiming(*size))
+    assert not told  # Pillow's warning says less, and shows a line of ours
 
 
 def test_the_limit_is_the_callers(photo: Image.Image) -> None:

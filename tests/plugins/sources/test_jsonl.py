@@ -105,7 +105,8 @@ def test_many_lines_cost_their_offsets_alone(folder: Path) -> None:
     [
         ('{"text": ', "not JSON"),
         ("[1]", "a list; expected an object"),
-        ({"caption": "a cat"}, "has caption; expected text, messages, or image and caption"),
+        ({"caption": "a cat"}, "has caption; expected text, messages, or image and caption or class"),
+        ({"image": "cats/a.png", "captoin": "a"}, "or class. Did you mean 'caption'?"),
         ({}, "has nothing"),
         ({"text": "  "}, "text: found '  '"),
         ({"image": 3, "caption": "a"}, "image: found 3"),
