@@ -121,6 +121,7 @@ def test_a_dry_run_says_it_all_and_trains_nothing(file: Path) -> None:
     said = " ".join(result.output.split())
     for part in ("understanding.encoder", "AdamW", "activations about", "2 steps"):
         assert part in said
+    assert "1 pieces" not in said
     assert re.search(r"draw │\s+3 │", said)
     assert re.search(r"read │\s+1 │", said)
     assert not (file.parent / "out").exists()
