@@ -8,6 +8,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,34 @@ DTYPES = {
 
 MAX_SHARD_SIZE = 5_000_000_000  # bytes
 
+OWN = (
+    "config.json",
+    "generation_config.json",
+    "*processor_config.json",
+    "processor.json",
+    "README.md",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model.bin.index.json",
+    "training.pt",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template*",
+)
+"""What a checkpoint is made of, in any layout: a new one brings its own, so that no old shard survives."""
+
 
 @contextmanager
 def written_aside(folder: Path, *, replaces: str) -> Iterator[Path]:
     """Give a temporary sibling of ``folder``; when the block ends well, it takes the folder's place.
 
-    What stands there may be replaced if it is empty, or a checkpoint of model type ``replaces``. On any
-    error it stays as it was, and nothing else is left behind.
+    What stands there may be replaced if it is empty, or a checkpoint of model type ``replaces``. Files that
+    are no part of a checkpoint (notes, pictures) stay in the folder. On any error it stays as it was, and
+    nothing else is left behind.
 
     Raises:
         CheckpointError: something else stands there, or the disk did not take it.
@@ -58,6 +80,7 @@ def written_aside(folder: Path, *, replaces: str) -> Iterator[Path]:
         for path in (*aside.rglob("*"), aside):
             _sync(path)
         if folder.exists():
+            _keep_foreign(folder, aside)
             folder.rename(old)
         try:
             aside.rename(folder)
@@ -167,6 +190,26 @@ def _replaceable(folder: Path, model_type: str) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("model_type") == model_type
+
+
+def _keep_foreign(folder: Path, aside: Path) -> None:
+    """Give ``aside`` what a user laid into the checkpoint ``folder``; ``folder`` still has it too."""
+    for path in folder.iterdir():
+        target = aside / path.name
+        if target.exists() or any(fnmatch(path.name, own) for own in OWN):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, target, symlinks=True, copy_function=link)
+        else:
+            link(path, target)
+
+
+def link(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name, which takes no room; copy it where the file system has no links."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except (OSError, NotImplementedError):  # another disk, say
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _existing(path: Path) -> Path:

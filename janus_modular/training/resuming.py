@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from janus_modular.checkpoints.native import MODEL_TYPE, Saves, read_record, stored, write_description
-from janus_modular.checkpoints.writing import write_weights, written_aside
+from janus_modular.checkpoints.writing import link, write_weights, written_aside
 from janus_modular.config import to_plain
 from janus_modular.errors import TrainingError
 from janus_modular.model import JanusModel
@@ -76,7 +75,7 @@ def finish(output: Path, checkpoint: Path) -> Path:
     model = output / "model"
     with written_aside(model, replaces=MODEL_TYPE) as aside:
         shutil.copytree(
-            checkpoint, aside, copy_function=_link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(STATE)
+            checkpoint, aside, copy_function=link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(STATE)
         )
     return model
 
@@ -121,10 +120,3 @@ def _flat(tree: Any, path: str = "") -> dict[str, Any]:
     if isinstance(tree, Mapping) and tree:
         return {k: v for key, one in tree.items() for k, v in _flat(one, f"{path}.{key}".lstrip(".")).items()}
     return {path: tree}
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or a file system without links
-        shutil.copy2(source, target)

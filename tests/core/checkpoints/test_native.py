@@ -165,6 +165,24 @@ def test_a_checkpoint_takes_the_place_of_a_checkpoint_only(make: Make, tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "photos"]
 
 
+def test_what_a_user_laid_into_a_checkpoint_stays_there(make: Make, tmp_path: Path) -> None:
+    model, processor = make()
+    folder = tmp_path / "model"
+    save(model, processor, folder, max_shard_size=20_000)
+    shards = [path.name for path in folder.glob("model-*.safetensors")]
+    (folder / "notes.txt").write_text("mine")
+    (folder / "drawings/new").mkdir(parents=True)
+    (folder / "drawings/new/cat.png").write_bytes(b"meow")
+    (folder / "latest").symlink_to("nowhere")
+    save(model, processor, folder)
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "drawings/new/cat.png").read_bytes() == b"meow"
+    assert (folder / "latest").readlink() == Path("nowhere")
+    assert len(shards) > 1
+    assert [path.name for path in folder.glob("*.safetensors*")] == ["model.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
     """Let no file grow beyond ``size`` bytes: writing then fails as it does on a full disk."""
