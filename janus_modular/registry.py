@@ -119,3 +119,9 @@ SLOTS = tuple(name.removeprefix("register_") for name in vars(Hooks) if name.sta
 def slot_label(slot: str) -> str:
     """Name one component of a slot in words: ``image tokenizer``."""
     return "generation path" if slot == "generation" else slot.removesuffix("s").replace("_", " ")
+
+
+def a_component(slot: str) -> str:
+    """Name one component of a slot with its article: ``an image tokenizer``."""
+    label = slot_label(slot)
+    return f"{'an' if label[0] in 'aeiou' else 'a'} {label}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -15,7 +16,7 @@ from janus_modular.config.leaves import convert, words
 from janus_modular.errors import JanusError
 from janus_modular.interfaces import Part
 from janus_modular.plugins import Plugins, default_plugins
-from janus_modular.registry import slot_label
+from janus_modular.registry import a_component, slot_label
 from janus_modular.suggest import did_you_mean
 
 T = TypeVar("T")
@@ -67,17 +68,49 @@ class _Walk:
             return self.fault(
                 path, f"{what} has annotations that cannot be read: {error}", "", "Tell its author."
             )
-        values = {
-            name: self.field(raw, field, hints[name], _join(path, name)) for name, field in known.items()
-        }
+        values, sound = {}, set[str]()
+        for name, field in known.items():
+            count = len(self.faults)
+            values[name] = self.field(raw, field, hints[name], _join(path, name))
+            if len(self.faults) > count and values[name] is None:
+                values[name] = MISSING
+            elif len(self.faults) == count and name in raw:
+                sound.add(name)
         if len(self.faults) > before:
-            return None
+            return self.go_on(schema, values, path, sound)
         try:
             return schema(**{name: value for name, value in values.items() if value is not MISSING})
         except (ValueError, TypeError, JanusError) as error:  # what __post_init__ has to say
             for line in str(error).splitlines():
-                self.fault(path, line, "")
+                self.refusal(line, known, path)
             return None
+
+    def go_on(self, schema: type[Any], values: dict[str, Any], path: str, sound: set[str]) -> None:
+        """Hear what ``__post_init__`` has to say about the ``sound`` fields, beside others with faults.
+
+        Those hold their defaults, or None, so it may stumble: only what it says of sound ones by name counts.
+        """
+        half = object.__new__(schema)
+        try:
+            for field in fields(schema):
+                value, make = values.get(field.name, MISSING), field.default_factory
+                if value is MISSING and callable(make):
+                    value = make()
+                elif value is MISSING:
+                    value = None if field.default is MISSING else field.default
+                object.__setattr__(half, field.name, value)
+            getattr(half, "__post_init__", lambda: None)()
+        except Exception as error:
+            for line in str(error).splitlines():
+                if _named(line) in sound:
+                    self.refusal(line, sound, path)
+
+    def refusal(self, line: str, known: Collection[str], path: str) -> None:
+        """Note a line that a dataclass refused its values with; ``length: 0; ...`` is about that field."""
+        if _named(line) in known:
+            key, _, line = line.partition(": ")
+            path = _join(path, key)
+        self.fault(path, line, "")
 
     def field(self, raw: Mapping[str, Any], field: Field[Any], hint: Any, path: str) -> Any:
         """Build one field's value; MISSING where the dataclass has a default for it."""
@@ -89,7 +122,7 @@ class _Walk:
             return get_origin(inner)()
         if slot and not optional:
             names = ", ".join(self.plugins.names(slot))
-            return self.fault(path, "missing", f"a {slot_label(slot)}, {{name: ...}}", f"Registered: {names}")
+            return self.fault(path, "missing", f"{a_component(slot)}, {{name: ...}}", f"Registered: {names}")
         if field.default is MISSING and field.default_factory is MISSING:
             return self.fault(path, "missing", words(hint))
         default: Any = field.default_factory
@@ -128,7 +161,7 @@ class _Walk:
         if not isinstance(name, str):
             names = ", ".join(self.plugins.names(slot))
             return self.fault(
-                path, f"found {raw!r}", f"a {slot_label(slot)}, {{name: ...}}", f"Registered: {names}"
+                path, f"found {raw!r}", f"{a_component(slot)}, {{name: ...}}", f"Registered: {names}"
             )
         try:
             entry = self.plugins.entry(slot, name)
@@ -138,6 +171,12 @@ class _Walk:
         before = len(self.faults)
         config = self.dataclass(options, entry.config, path, what=f"the {slot_label(slot)} '{name}'")
         return Part(slot, name, config) if len(self.faults) == before else None
+
+
+def _named(line: str) -> str | None:
+    """Return the field that a line begins with: ``mixture`` of ``mixture.text: found -1``."""
+    found = re.match(r"(\w+)[^\s:]*: ", line)
+    return found and found[1]
 
 
 def _join(path: str, key: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -105,6 +106,8 @@ class TrainConfig:
             )
         if not 0 <= self.drop_condition <= 1:
             faults.append(f"drop_condition: {self.drop_condition}; expected a chance, from 0 to 1.")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            faults.append(f"device: '{self.device}'; expected auto, cpu, mps, cuda, or cuda:1 and so on.")
         if faults:
             raise ValueError("\n".join(faults))
 
@@ -125,6 +128,7 @@ class TrainConfig:
 
     def _counts(self) -> list[str]:
         least = {"batch": 1, "accumulate": 1, "checkpoint_every": 1, "keep": 1, "log_every": 1, "workers": 0}
+        least["seed"] = 0
         faults = [
             f"{name}: {getattr(self, name)}; expected at least {low}."
             for name, low in least.items()

@@ -171,6 +171,8 @@ def test_a_slot_that_is_empty_and_a_mapping_that_is_none_are_faults(made_up: Plu
         ConfigError, match=r"generation: missing; expected a generation path.*Registered: nest"
     ):
         resolve({}, Schema, made_up)
+    with pytest.raises(ConfigError, match=r"several\[0\]: found 3; expected an adaptor, "):
+        resolve({**GOOD, "several": [3]}, Schema, made_up)
     with pytest.raises(ConfigError, match="found 3; expected a mapping"):
         resolve({**GOOD, "inner": 3}, Schema, made_up)
 

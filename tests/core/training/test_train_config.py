@@ -118,6 +118,26 @@ def test_fields_that_contradict_each_other_are_all_reported() -> None:
         assert part in said
 
 
+def test_faults_inside_do_not_hide_faults_at_the_top() -> None:
+    changes = dict.fromkeys(("batch", "length", "accumulate", "log_every", "keep"), 0)
+    changes |= {
+        "drop_condition": 2,
+        "schedule": {"steps": -1},
+        "seed": -1,
+        "device": "foo",
+        "workers": "many",
+    }
+    with pytest.raises(ConfigError) as error:
+        resolve(load(raw(**changes)), TrainConfig)
+    assert sorted(fault.path for fault in error.value.faults) == sorted(changes | {"schedule": 0})
+    assert "\n  length: 0; expected positions" in str(error.value)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:1"])
+def test_devices_need_not_be_here_to_be_valid(device: str) -> None:
+    assert resolve(load(raw(device=device)), TrainConfig).device == device
+
+
 @pytest.mark.parametrize(
     ("mixture", "fault"),
     [
