@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from janus_modular.interfaces import Part, part
 
@@ -38,7 +39,7 @@ class ProcessorConfig:
         None  # folder, tokenizer.json, hub id, or "bytes"; None: beside the backbone's weights
     )
     revision: str | None = None
-    template: str = "chat"  # "janus", "janus-pro", "chat" (the tokenizer's own chat template) or "plain"
+    template: Literal["janus", "janus-pro", "chat", "plain"] = "chat"  # chat: the tokenizer's own
     system: str | None = None  # understanding's system text; None: the template's default
     tokens: SpecialTokens = field(default_factory=SpecialTokens)
     # Tokens that an answer in words never holds: those that a foreign tokenizer was given for pictures.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -46,10 +47,14 @@ def show(
 
 @app.command()
 def validate(config: Config, overrides: Overrides = None) -> None:
-    """Check a config against what its components take; report every fault at once, with its path."""
+    """Check a config against what its components take; report every fault at once, with its path.
+
+    A model without pretrained parts is built too, without weights: its parts may not fit each other.
+    """
     from janus_modular.config import load, parts_in
 
     checked = _resolved(load(config, overrides or ()))
+    _build(checked)
     typer.echo(f"{config} is valid.")
     for path, part in parts_in(checked):
         typer.echo(f"  {path}: {part.name}")
@@ -83,6 +88,30 @@ def _resolved(raw: dict[str, Any]) -> Any:
     from janus_modular.config.kinds import schema_of
 
     return resolve(raw, schema_of(raw))
+
+
+def _build(checked: Any) -> None:
+    """Build the config's model on the meta device, where nothing has to be fetched for that."""
+    from janus_modular.config import parts_in
+    from janus_modular.config.faults import Fault, config_error
+    from janus_modular.errors import ConfigError
+    from janus_modular.schema import ModelConfig
+
+    inside = not isinstance(checked, ModelConfig)
+    model = getattr(checked, "model", None) if inside else checked
+    if model is None or any(part.config.pretrained for _, part in parts_in(model)):
+        return
+    try:
+        from janus_modular.checkpoints.native import blank
+    except ModuleNotFoundError:  # no torch here: components that load without it were checked all the same
+        return
+    try:
+        blank(model)
+    except ConfigError as error:
+        faults = [one for one in error.faults if isinstance(one, Fault)]
+        if not (inside and faults):
+            raise
+        raise config_error([replace(one, path=f"model.{one.path}") for one in faults]) from error
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:

@@ -170,7 +170,7 @@ def test_select_layer_keeps_the_first_blocks_and_the_final_norm(
 def test_what_cannot_be_is_an_error() -> None:
     with pytest.raises(ConfigError, match="select_layer -4 leaves no block; the least is -3"):
         SiglipEncoder(SiglipConfig(**TINY, select_layer=-4))
-    with pytest.raises(ConfigError, match="width of 16 does not divide into 3 heads"):
+    with pytest.raises(ValueError, match="width 16 does not divide by 3 heads"):
         SiglipEncoder(SiglipConfig(**{**TINY, "heads": 3}))
     with pytest.raises(CheckpointError, match="no vision tower"):
         load(SiglipEncoder(SiglipConfig(**TINY)), {"lm_head.weight": torch.zeros(1)})

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from janus_modular import CheckpointError, ImageTokenizer, PartConfig, Registry, hookimpl
+from janus_plugins.sizes import check_sizes
 
 
 @dataclass
@@ -36,6 +37,20 @@ class LlamaGenConfig(PartConfig):
     commitment: float = 0.25  # weight of the loss that pulls latents to their codes
     entropy: float = 0.0  # weight of the loss that spreads the codes' use; 0: not computed
     entropy_temperature: float = 0.01  # of the soft assignment of latents to codes in it
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        if not self.channel_multipliers:
+            raise ValueError("channel_multipliers: []; expected at least one resolution.")
+        check_sizes(
+            self,
+            channels=1,
+            channel_multipliers=1,
+            residual_blocks=1,
+            latent_channels=1,
+            num_codes=1,
+            code_width=1,
+        )
 
 
 class LlamaGenTokenizer(nn.Module):

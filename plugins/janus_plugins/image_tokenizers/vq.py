@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from janus_modular import ImageTokenizer, PartConfig, Registry, hookimpl
+from janus_plugins.sizes import check_sizes
 
 
 @dataclass
@@ -33,6 +34,12 @@ class VqConfig(PartConfig):
     decay: float = 0.95  # of the moving averages that the codebook follows
     continuous_steps: int = 60  # training steps without the quantiser; then k-means starts the codebook
     restart_below: float = 0.1  # a code used less than this share of an even use is put elsewhere
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        if not self.channels:
+            raise ValueError("channels: []; expected at least one level.")
+        check_sizes(self, channels=1, blocks=0, num_codes=2, code_width=1)
 
 
 class ResidualBlock(nn.Module):
@@ -62,10 +69,6 @@ class VqTokenizer(nn.Module):
 
     def __init__(self, config: VqConfig) -> None:
         super().__init__()
-        if not config.channels or config.num_codes < 2:
-            raise ValueError(
-                f"vq: {len(config.channels)} levels and {config.num_codes} codes; at least 1 and 2"
-            )
         self.config = config
         self.num_codes = config.num_codes
         self.code_width: int | None = config.code_width

@@ -26,6 +26,7 @@ from janus_modular import (
     UnderstandingEncoder,
     hookimpl,
 )
+from janus_plugins.sizes import check_heads, check_sizes
 
 
 @dataclass
@@ -42,6 +43,11 @@ class SiglipConfig(PartConfig):
     select_layer: int = -1  # the last block that is run: -1 the last, -2 the one before it, 2 the second
     pixels: PixelSpec = field(default_factory=PixelSpec)  # of any size: positions are interpolated
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        check_sizes(self, width=1, layers=1, heads=1, intermediate=1, patch_size=1, image_size=1)
+        check_heads(self.width, self.heads)
+
 
 class SiglipEncoder(nn.Module):
     """transformers' SigLIP vision tower without its pooling head, cut after ``select_layer``.
@@ -52,8 +58,6 @@ class SiglipEncoder(nn.Module):
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
-        if config.width % config.heads:
-            raise ConfigError(f"siglip: a width of {config.width} does not divide into {config.heads} heads")
         self.config = config
         self.width = config.width
         self.pixels = config.pixels

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from janus_modular import PartConfig, PixelSpec, Registry, UnderstandingEncoder, hookimpl
+from janus_plugins.sizes import check_heads, check_sizes
 
 
 @dataclass
@@ -24,6 +25,11 @@ class VitConfig(PartConfig):
     heads: int = 4  # attention heads a block
     stem: list[int] = field(default_factory=lambda: [24, 48, 96])  # channels; each halves the grid
     pixels: PixelSpec = field(default_factory=lambda: PixelSpec(height=32, width=32))  # the size trained at
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        check_sizes(self, width=1, layers=1, heads=1, stem=1)
+        check_heads(self.width, self.heads)
 
 
 class Block(nn.Module):
@@ -50,8 +56,6 @@ class Vit(nn.Module):
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
-        if config.width % config.heads:
-            raise ValueError(f"vit: width {config.width} does not divide by {config.heads} heads")
         self.config = config
         self.width, self.pixels = config.width, config.pixels
         self.factor = 2 ** len(config.stem)
