@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -32,6 +33,7 @@ from janus_modular import (
     hookimpl,
     resolve_pretrained,
 )
+from janus_plugins.backbones.family_keys import check_keys
 from janus_plugins.backbones.slots import SlotCache, attended, slot_attention
 
 SLOTS = "janus_slots"
@@ -256,7 +258,11 @@ def decoder_config(config: HfConfig) -> PreTrainedConfig:
             )
         # Ids are found by the processor, by string: a family's defaults may not even be in the vocabulary.
         nobody = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-        family = AutoConfig.for_model(**{**nobody, **keys})
+        check_keys(keys)
+        try:
+            family = AutoConfig.for_model(**{**nobody, **keys})
+        except StrictDataclassError as error:
+            raise ConfigError(f"transformers refuses backbone.config: {error}") from error
     elif config.pretrained:
         family = read_config(resolve_pretrained(config.pretrained, config.revision))
     else:
