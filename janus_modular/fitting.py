@@ -10,17 +10,24 @@ from torch import nn
 from janus_modular.registry import Hooks
 from janus_modular.suggest import did_you_mean
 
+MODULES = {"understanding_encoders", "image_tokenizers", "adaptors", "heads", "generation", "backbones"}
+"""The slots whose components make up the model."""
+
 
 def misfit(component: Any, slot: str) -> str:
-    """Say what ``component`` lacks of its slot's interface in ``interfaces.py``; nothing where it fits."""
+    """Say what a part of the model lacks of its slot's interface; nothing where it fits."""
+    if slot not in MODULES:
+        return ""
     if not isinstance(component, nn.Module):
         return f"it is built as {component!r}; expected a torch.nn.Module."
     hints = get_type_hints(getattr(Hooks, f"register_{slot}"))
     interface = get_args(hints["registry"])[0]
     members = [name for name in (*get_annotations(interface), *vars(interface)) if not name.startswith("_")]
     has = [name for name in dir(component) if not hasattr(nn.Module, name)]
-    lacks = [f"{name} {did_you_mean(name, has)}".rstrip() for name in members if not _has(component, name)]
-    return f"it lacks {', '.join(lacks)} (see {interface.__name__} in interfaces.py)." if lacks else ""
+    lacks = [name for name in members if not _has(component, name)]
+    hints_at = [hint for name in lacks if (hint := did_you_mean(name, has))]
+    said = f"it lacks {', '.join(lacks)} (see {interface.__name__} in interfaces.py)."
+    return " ".join([said, *hints_at]) if lacks else ""
 
 
 def _has(component: nn.Module, name: str) -> bool:

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from janus_modular.config.faults import Fault, config_error
 from janus_modular.config.interpolation import interpolate
+from janus_modular.config.kinds import check_kind
 from janus_modular.config.leaves import convert, words
 from janus_modular.errors import JanusError
 from janus_modular.interfaces import Part
@@ -26,8 +27,10 @@ def resolve(raw: Mapping[str, Any], schema: type[T], plugins: Plugins | None = N
     """Return ``raw`` as an instance of the dataclass ``schema``, its components as `Part`s.
 
     Raises:
-        ConfigError: lists every fault, each with its path, what was expected, and the cure.
+        ConfigError: lists every fault, each with its path, what was expected, and the cure; or says that
+            this is another kind of config.
     """
+    check_kind(raw, schema)
     tree, faults = interpolate(dict(raw))
     walk = _Walk(plugins or default_plugins(), faults)
     instance = walk.dataclass(tree, schema, "", what=schema.__name__)

@@ -15,6 +15,7 @@ from janus_modular.errors import ConfigError
 from janus_modular.interfaces import Part, part
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.schema import ModelConfig
+from janus_modular.training.schema import TrainConfig
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -283,3 +284,37 @@ def test_three_mistakes_in_a_shipped_config_are_three_faults():
         "generation.tokenizer.name",
         "backbone.attention",
     }
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "said"),
+    [
+        ("processor.template=foo", "processor.template", "expected one of 'janus'"),
+        ("understanding.encoder.layers=-1", "understanding.encoder.layers", "at least 1"),
+        ("understanding.encoder.heads=3", "understanding.encoder", "width 32 does not divide by 3 heads"),
+        ("generation.tokenizer.num_codes=-5", "generation.tokenizer.num_codes", "-5; expected at least 2"),
+        ("generation.tokenizer.code_width=0", "generation.tokenizer.code_width", "at least 1"),
+    ],
+)
+def test_values_that_no_model_can_have_are_faults(override: str, path: str, said: str):
+    with pytest.raises(ConfigError) as caught:
+        resolve(load("tiny", [override]), ModelConfig)
+    assert [fault.path for fault in caught.value.faults] == [path]
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(("config", "path"), [("tiny", "generation"), ("demo/digits", "model.generation")])
+def test_validate_builds_the_model_and_says_which_part_does_not_fit(config: str, path: str):
+    from janus_modular.cli.config import validate
+
+    wide = f"{path}.width=33"
+    with pytest.raises(ConfigError, match="32x33 does not divide by its factor 8") as caught:
+        validate(config, [wide])
+    assert [fault.path for fault in caught.value.faults] == [path]
+
+
+def test_a_config_of_another_kind_is_one_fault():
+    with pytest.raises(ConfigError, match=r"^this is a model config; expected a training config$"):
+        resolve(load("tiny"), TrainConfig)
+    with pytest.raises(ConfigError, match=r"^this is a training config; expected a model config$"):
+        resolve(load("train/janus_pro/stage1"), ModelConfig)

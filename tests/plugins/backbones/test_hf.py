@@ -1,13 +1,16 @@
 """The hf backbone against transformers' own ForCausalLM, family by family, on random weights."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import CONFIG_MAPPING
 
 from janus_modular import ConfigError, PromptError
-from janus_plugins.backbones.hf import HfBackbone, HfConfig
+from janus_plugins.backbones.family_keys import check_keys
+from janus_plugins.backbones.hf import HfBackbone, HfConfig, decoder_config
 
 SMALL = {
     "vocab_size": 99,
@@ -164,3 +167,33 @@ def test_a_family_with_unknown_logit_rules_is_refused() -> None:
     config = {**SMALL, "model_type": "llama", "logit_bonus": 2.0}
     with pytest.raises(ConfigError, match="logit_bonus"):
         HfBackbone(HfConfig(config=config))
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (
+            {"hiden_size": 12},
+            r"config.hiden_size: 'llama' has no such key. Did you mean 'hidden_size'",
+        ),
+        ({"model_type": "lama"}, "no model_type 'lama'. Did you mean llama"),
+        (
+            {"hidden_size": 64, "num_attention_heads": 7},
+            "64.*not a multiple of the number of att",
+        ),
+    ],
+)
+def test_keys_that_are_misspelt_or_do_not_fit_are_refused(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        decoder_config(HfConfig(config={"model_type": "llama"} | keys))
+    assert len(str(caught.value)) < 300
+
+
+def test_keys_that_come_with_published_configs_pass() -> None:
+    extra = {"rope_theta": 1e5, "is_llama_config": True, "torch_dtype": "bfloat16"}
+    assert decoder_config(HfConfig(config={"model_type": "llama"} | extra)).model_type == "llama"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "deepseek_v3", "recurrent_gemma"])
+def test_what_a_family_writes_about_itself_passes(kind: str) -> None:
+    check_keys({"model_type": kind} | CONFIG_MAPPING[kind]().to_diff_dict())

@@ -1,0 +1,73 @@
+"""Components that do not fit their slot: an error names the place, the component, its file and the fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from janus_modular.checkpoints.native import blank
+from janus_modular.config import load, resolve
+from janus_modular.errors import ConfigError
+from janus_modular.plugins import Plugins
+from janus_modular.schema import ModelConfig
+
+PLUGIN = """
+from dataclasses import dataclass
+import torch
+from janus_modular import PartConfig, hookimpl
+
+@dataclass
+class OddConfig(PartConfig):
+    '''Options.'''
+
+class Odd(torch.nn.Module):
+    '''An adaptor.'''
+
+    def __init__(self, config, input_width, output_width):
+        super().__init__()
+        self.layer = torch.nn.Linear(input_width, output_width)
+
+    def num_tokens(self, tokens):
+        return tokens
+
+    def forward(self, features):
+        return self.layer(features)
+
+@hookimpl
+def register_adaptors(registry):
+    registry.add("odd", Odd, OddConfig)
+"""
+
+
+def build(folder: Path, source: str, plugins: Plugins) -> None:
+    file = folder / "odd_plugin.py"
+    file.write_text(source)
+    plugins.add_file(file)
+    blank(resolve(load("tiny", ["understanding.adaptor=odd"], plugins), ModelConfig, plugins), plugins)
+
+
+def test_one_that_fits_is_built(tmp_path: Path, plugins: Plugins) -> None:
+    build(tmp_path, PLUGIN, plugins)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("self, config, input_width, output_width", "self", r"TypeError: .*factory\(config, input_width"),
+        ("def num_tokens", "def num_token", "it lacks num_tokens .*Did you mean 'num_token'"),
+        ("def forward", "def backward", r"it lacks forward \(see Adaptor in interfaces.py"),
+        ('"odd", Odd,', '"odd", lambda *_: None,', "it is built as None; expected a torch.nn.Module"),
+        ("self.layer = ", "self.layer = [][0] or ", "IndexError: list index out of range"),
+        ("super().__init__()", "raise ValueError('too odd')", "cannot be built: too odd"),
+    ],
+)
+def test_one_that_does_not_fit_is_named(
+    tmp_path: Path, plugins: Plugins, old: str, new: str, said: str
+) -> None:
+    assert old in PLUGIN
+    with pytest.raises(ConfigError, match=said) as caught:
+        build(tmp_path, PLUGIN.replace(old, new), plugins)
+    assert [fault.path for fault in caught.value.faults] == ["understanding.adaptor"]
+    assert "the adaptor 'odd' of" in str(caught.value)
+    assert "odd_plugin.py" in str(caught.value)
