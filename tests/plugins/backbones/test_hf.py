@@ -176,7 +176,7 @@ def test_a_family_with_unknown_logit_rules_is_refused() -> None:
             {"hiden_size": 12},
             r"config.hiden_size: 'llama' has no such key. Did you mean 'hidden_size'",
         ),
-        ({"model_type": "lama"}, "no model_type 'lama'. Did you mean llama"),
+        ({"model_type": "llamaa"}, "no model_type 'llamaa'. Did you mean llama"),
         (
             {"hidden_size": 64, "num_attention_heads": 7},
             "64.*not a multiple of the number of att",
