@@ -96,6 +96,17 @@ def test_linear_layers_are_gemms_on_weights_as_they_lie(bundle: Bundle):
     assert ops.count("Shape") <= 3  # of positions and mask, and of what goes through all layers
 
 
+def test_norms_are_one_operator_to_onnx_runtime(bundle: Bundle, tmp_path: Path):
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3  # it warns that what it optimised is for this machine
+    onnxruntime.InferenceSession(str(bundle.path("backbone", "cpu-int4")), options)
+    optimized = onnx.load(tmp_path / "optimized.onnx", load_external_data=False)
+    ops = [node.op_type for node in optimized.graph.node]
+    assert ops.count("SimplifiedLayerNormalization") == 5  # two in each of two layers, and the last
+    assert not {"Pow", "ReduceMean", "Sqrt", "Reciprocal"} & set(ops)
+
+
 def test_understanding_and_codes_are_torchs(bundle: Bundle, model: JanusModel):
     given = pixels(3)
     (found,) = run(bundle, "understand", pixels=given)
