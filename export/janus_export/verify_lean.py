@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -29,9 +29,7 @@ class Pass:
     at: Array  # positions (R, T)
     counts: Array  # (R, T): False where a shorter row is at its end
     hidden: Array  # (R, T, D)
-    states: list[Array] = field(
-        default_factory=list
-    )  # (R, T, D): what each layer is given; what the last gives
+    states: list[Array]  # (R, T, D) each: what each layer is given, then what the last one gives
 
 
 class LeanReference(Reference):

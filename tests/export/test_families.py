@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from janus_export.graphs import Graph
+from janus_export.pieces import cut
 from janus_modular.compose import compose
 from janus_modular.config import load, resolve
 from janus_modular.model import JanusModel
@@ -142,11 +143,13 @@ class Rows:
             if slot.name.startswith("past_")
         }
 
+    def inputs(self, x: np.ndarray, at: np.ndarray) -> dict[str, np.ndarray]:
+        mask = (np.arange(self.capacity) <= at[:, :, None])[:, None]
+        return {"x": x, "positions": at, "mask": mask, "write_index": at[:, 0].copy(), **self.caches}
+
     def feed(self, x: np.ndarray, at: np.ndarray) -> np.ndarray:
         """Write x (R, T, D) at positions ``at`` (R, T); return hidden states (R, T, D)."""
-        mask = (np.arange(self.capacity) <= at[:, :, None])[:, None]
-        inputs = {"x": x, "positions": at, "mask": mask, "write_index": at[:, 0].copy()}
-        hidden, *present = self.session.run(None, inputs | self.caches)
+        hidden, *present = self.session.run(None, self.inputs(x, at))
         self.caches = dict(zip(self.caches, present, strict=True))
         return hidden
 
@@ -177,6 +180,28 @@ def test_a_prompt_in_chunks_longer_and_shorter_than_a_window(exported: Exported)
     for start, end in ((0, 3), (3, 12), (12, TOKENS)):
         hidden = rows.feed(exported.x[:, start:end], np.tile(np.arange(start, end), (2, 1)))
         assert_close(hidden, exported.hidden[:, start:end])
+
+
+@torch.no_grad()
+def test_its_layers_can_be_cut_out_and_run_one_by_one(exported: Exported):
+    """As `verify` does with models too large for memory; each piece on what eager's own layer was given."""
+    at = np.tile(np.arange(TOKENS), (2, 1))
+    model = eager(config_of(exported.family), exported.weights).base_model
+    states = [x.numpy() for x in model(exported.tokens, output_hidden_states=True).hidden_states]
+    known = Rows(exported, TOKENS).inputs(exported.x, at)
+    layers = []
+    for piece in cut(exported.model.clone(), "backbone.model.model.layers", LAYERS, stream="x"):
+        session = open_session(piece.model)
+        if piece.layer is not None:
+            layers.append(piece.layer)
+            known[piece.takes] = states[piece.layer]
+        names = [slot.name for slot in session.get_outputs()]
+        found = session.run(names, {slot.name: known[slot.name] for slot in session.get_inputs()})
+        known |= dict(zip(names, found, strict=True))
+        if piece.layer is not None and piece.layer + 1 < LAYERS:  # what follows the last is normalised
+            assert_close(known[piece.gives], states[piece.layer + 1])
+    assert layers == list(range(LAYERS))
+    assert_close(known["hidden"], exported.hidden)
 
 
 def test_what_is_special_of_a_family_shows_in_its_states(exported: Exported):

@@ -24,6 +24,8 @@ def export(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Write a model as a bundle that ONNX Runtime and TensorRT run; interrupted, it goes on next time."""
+    import sys
+
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -36,7 +38,7 @@ def export(
         changes.append(f"variants=[{', '.join(precision)}]")
     chosen = resolve(load(config, changes), ExportConfig)
     columns = (TextColumn("{task.description:<18}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    console = Console(stderr=True)
+    console = Console(file=sys.stderr)  # this one: while torch traces, another takes what it says
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=quiet) as progress:
         tasks = {}
 
