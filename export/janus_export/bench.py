@@ -68,7 +68,7 @@ def bench(
         results["drawing"] |= _picture(results["drawing"], janus.runtime, median(decoding), batch_size)
     return {
         "model": str(path),
-        "machine": {"processor": _processor(), "cores": cores(), "load_average": load_average},
+        "machine": {"processor": processor_name(), "cores": cores(), "load_average": load_average},
         "ran": {
             **_how(janus.runtime, runtime),
             "threads": threads,
@@ -141,7 +141,7 @@ def _how(runtime: Runtime, name: str | None) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """Name the processor, as the system does."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)

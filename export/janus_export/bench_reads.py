@@ -6,6 +6,7 @@ What is looked up rather than multiplied (embedding tables) counts for nothing: 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from janus_export.bundle import Bundle
@@ -50,7 +51,11 @@ def cache_read(runtime: Runtime, positions: float) -> int | None:
 
 def multiplied(bundle: Bundle, graph: str, variant: str) -> int:
     """Return the bytes of a graph's weights that are more than looked up."""
-    path = bundle.path(graph, variant)
+    return read_by(bundle.path(graph, variant))
+
+
+def read_by(path: Path) -> int:
+    """Return the bytes that a graph's nodes read of other files, tables that are looked up left out."""
     taken = operators(path)
     return sum(one.length or 0 for one in references(path) if taken.get(one.tensor) != {"Gather"})
 

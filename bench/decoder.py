@@ -1,0 +1,134 @@
+"""The decoder of Janus-Pro-1B, step by step: ours in ONNX Runtime beside transformers and onnxruntime-genai.
+
+    python bench/decoder.py [--layers 24] [--rounds 5] [--keep FOLDER]
+
+Random weights, two rows (what guidance takes for one picture), one process. Everybody reads the same number
+of positions first; then, round by round, each makes a few steps in turn, so that what disturbs the machine
+disturbs all alike. Ours draws as a user does: backbone, head, guidance, the choice of a code among 16,384,
+its embedding. The others choose a token among 16,384 and have less to do: no second layer in the head, no
+guidance. genai rounds its head to int4 like the rest; ours stays in float32 unless an export asks for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import transformers
+from decoder_contestants import (
+    EAGER,
+    FP32,
+    GENAI,
+    HEAD,
+    INT4,
+    LARGE,
+    ROOMS,
+    WIDE,
+    Contestant,
+    Stopwatch,
+    genai_generate,
+    ours,
+    transformers_generate,
+)
+from decoder_models import SHAPE, build
+
+from janus_export.bench import processor_name
+from janus_export.bench_memory import available_memory, read_bandwidth
+
+MEMORY = 18e9  # bytes that all of them take together at 24 layers
+
+
+def ratio(slow: Contestant, fast: Contestant, rounds: int) -> float:
+    """Say how often the fast one's step goes into the slow one's: the median of the rounds' own ratios."""
+    a, b = (np.median(np.reshape(one.times, (rounds, -1)), axis=1) for one in (slow, fast))
+    return float(np.median(a / b))
+
+
+def report(contestants: list[Contestant], rounds: int, cached: int, bandwidth: float) -> None:
+    """Print what was measured, and what was wanted; ``cached``: bytes of keys and values per position."""
+    seen = {(one.who, one.context): one for one in contestants}
+
+    def share(one: Contestant) -> float:
+        return (one.weights + cached * one.context) / one.step / bandwidth
+
+    print("| decoder | context | step, ms | backbone, ms | outside graphs | of bandwidth | eager / it |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for one in contestants:
+        backbone = f"{median(one.backbones) * 1e3:.1f}" if one.backbones else ""
+        outside = f"{median(one.outside):.1%}" if one.outside else ""
+        eager = ratio(seen[EAGER, one.context], one, rounds)
+        step = f"{one.step * 1e3:.1f} | {backbone} | {outside} | {share(one):.2f} | {eager:.2f}"
+        print(f"| {one.who} | {one.context} | {step} |")
+    print("\n| target | wanted | at 64 | at 600 |\n| --- | ---: | ---: | ---: |")
+
+    def faster(slow: str, fast: str) -> Callable[[int], float]:
+        return lambda context: ratio(seen[slow, context], seen[fast, context], rounds)
+
+    wanted: list[tuple[str, str, Callable[[int], float]]] = [
+        ("int4, times as fast as generate", ">= 7", faster(EAGER, INT4)),
+        ("int4, times as fast as genai", ">= 1.2", faster(GENAI, INT4)),
+        ("int4, head too, times as fast as genai", ">= 1.2", faster(GENAI, HEAD)),
+        ("int4, head too, blocks of 128, times as fast as genai", ">= 1.2", faster(GENAI, LARGE)),
+        ("fp32, times as fast as generate", ">= 2.4", faster(EAGER, FP32)),
+        ("fp32, share of the read bandwidth", ">= 0.9", lambda context: share(seen[FP32, context])),
+        (f"int4, room for {ROOMS[1]} over room for {ROOMS[0]}", "<= 1.15", faster(WIDE, INT4)),
+        ("int4, share outside of graphs", "< 0.03", lambda context: median(seen[INT4, context].outside)),
+    ]
+    for what, goal, reached in wanted:
+        print(f"| {what} | {goal} | {reached(64):.3g} | {reached(600):.3g} |")
+
+
+def main() -> None:
+    """Build, run, print two tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--layers", type=int, help="left out: 24, or 8 where memory is short")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=6, help="of each in a round")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pictures", type=int, default=1, help="drawn at once; each takes two rows")
+    parser.add_argument("--keep", type=Path, help="a folder for the models, used again the next time")
+    arguments = parser.parse_args()
+    layers = arguments.layers or (24 if (available_memory() or 0) >= MEMORY else 8)
+    rows = 2 * arguments.pictures
+    torch.set_num_threads(arguments.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory(prefix="decoder-") as temporary:
+        folder = (arguments.keep or Path(temporary)) / f"{layers}-layers"
+        folder.mkdir(parents=True, exist_ok=True)
+        build(folder, layers)
+        watch = Stopwatch()
+        contestants = [
+            *transformers_generate(folder / "llama", rows),
+            *genai_generate(folder / "genai", rows, arguments.threads),
+            *ours(folder, arguments.pictures, arguments.threads),
+        ]
+        load, bandwidths = os.getloadavg()[0], []
+        for number in range(arguments.rounds + 1):
+            if number == 1:  # the first was to warm up
+                for one in contestants:
+                    one.forget()
+            bandwidths.append(read_bandwidth(arguments.threads))
+            for one in contestants:
+                time.sleep(0.3)  # until idle threads have stopped spinning, which would cost the next a core
+                watch.watch(one, arguments.steps)
+    bandwidth = median(bandwidths[1:])
+    names = ("torch", "transformers", "onnxruntime", "onnxruntime-genai")
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
+    print(f"{processor_name()}, {os.cpu_count()} cores, load {load:.1f}, {arguments.threads} threads")
+    print(f"{versions}; memory is read at {bandwidth / 1e9:.1f} GB/s")
+    print(f"{layers} layers, {rows} rows, {arguments.rounds} rounds of {arguments.steps} steps\n")
+    cached = rows * layers * 2 * SHAPE["hidden_size"] * 4
+    report(contestants, arguments.rounds, cached, bandwidth)
+
+
+if __name__ == "__main__":
+    main()
