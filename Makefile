@@ -7,7 +7,7 @@ PICTURES := emoji-datasource-twitter@16.0.0
 # Two workers of one thread each: the tests are many and small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help install demo ablation test test-all weights lint format docs wheel bench clean
+.PHONY: help install demo ablation test test-all weights lint format docs wheel bench bench-export clean
 
 # List the targets.
 help:
@@ -68,9 +68,16 @@ docs: install
 wheel: install
 	$(BIN)/python -m build --wheel
 
-# Measure; figures and commands are in docs/performance.md.
+# Measure speed beside transformers and onnxruntime-genai (a quarter of an hour); figures are in docs/performance.md.
 bench: install
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python bench/sampling.py
+	$(BIN)/python bench/int4_products.py
+	$(BIN)/python bench/decoder.py
+
+# Measure what an export costs at the published sizes; takes 40 GB of disk for a while.
+bench-export: install
+	$(BIN)/python bench/export_memory.py 1b 7b
 
 # Remove what can be made again.
 clean:

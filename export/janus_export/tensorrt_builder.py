@@ -127,10 +127,10 @@ def _check(network: Any, model: ir.Model, source: Path) -> None:
 def _configure(trt: Any, builder: Any, config: Any, model: ir.Model, order: Order) -> None:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that an inspector has something to say
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32: it has to give the model's own tokens
-    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX: steps are captured in CUDA graphs
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    if order.weight_streaming:
+    if order.weight_streaming:  # a runtime allocates as it streams, so such engines cannot be captured
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    elif hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX: so that steps can be captured
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if order.arch:
         config.num_compute_capabilities = len(order.arch)
         for place, one in enumerate(order.arch):

@@ -89,14 +89,15 @@ def failed(report: Report) -> list[str]:
 def test_a_sound_bundle_passes_and_its_manifest_says_how(workshop: Workshop):
     report = workshop.verify()
     assert failed(report) == []
-    assert list(report.checks) == list(LAYER_GATES)
+    ran = [gate for gate in LAYER_GATES if gate != "engines"]  # none were built
+    assert list(report.checks) == ran
     manifest = load_bundle(workshop.folder).manifest
     schema = json.loads(files("janus_export").joinpath("bundle.schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(manifest)
     noted = manifest["parity"]["fp32"]
     assert noted["passed"]
     assert noted["how"] == "layer by layer (as asked), ONNX Runtime on cpu"
-    assert set(noted["gates"]) == set(LAYER_GATES)
+    assert list(noted["gates"]) == ran
     assert noted["not_run"] == ["graphs", "rows", "cache", "range", "rounding", "answer", "drawing"]
 
 
