@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist load
 
 # List the targets.
 help:
-	@awk '/^# /{c=substr($$0,3)} /^[a-z-]+:/{split($$1,t,":"); if (c) printf "%-10s %s\n", t[1], c} !/^# /{c=""}' Makefile
+	@awk '/^# /{c=substr($$0,3)} /^[a-z-]+:/{split($$1,t,":"); if (c) printf "%-12s %s\n", t[1], c} !/^# /{c=""}' Makefile
 
 # Make the environment: this checkout, editable, with everything that development needs.
 install: .venv/installed
