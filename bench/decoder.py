@@ -41,7 +41,8 @@ from decoder_contestants import (
 from decoder_models import SHAPE, build
 
 from janus_export.bench import processor_name
-from janus_export.bench_memory import available_memory, read_bandwidth
+from janus_export.bench_memory import read_bandwidth
+from janus_export.on_disk import free_bytes
 
 MEMORY = 18e9  # bytes that all of them take together at 24 layers
 
@@ -96,7 +97,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=1, help="drawn at once; each takes two rows")
     parser.add_argument("--keep", type=Path, help="a folder for the models, used again the next time")
     arguments = parser.parse_args()
-    layers = arguments.layers or (24 if (available_memory() or 0) >= MEMORY else 8)
+    layers = arguments.layers or (24 if (free_bytes() or 0) >= MEMORY else 8)
     rows = 2 * arguments.pictures
     torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()

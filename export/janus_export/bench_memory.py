@@ -46,18 +46,9 @@ def anonymous_memory(pid: int | str = "self") -> int | None:
     return _status("RssAnon", pid)
 
 
-def available_memory() -> int | None:
-    """Return how many bytes may still be taken without swapping; None off Linux."""
-    return _field("MemAvailable", Path("/proc/meminfo"))
-
-
 def _status(field: str, pid: int | str) -> int | None:
-    return _field(field, Path(f"/proc/{pid}/status"))
-
-
-def _field(field: str, path: Path) -> int | None:
     try:
-        text = path.read_text()
+        text = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return None
     found = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
