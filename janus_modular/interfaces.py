@@ -62,8 +62,11 @@ class UnderstandingEncoder(Protocol):
     width: int  # C
     pixels: PixelSpec
 
-    def num_tokens(self, height: int, width: int) -> int:
-        """How many features P a picture of this size becomes."""
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """How many rows and columns of features a picture of this size becomes; P is their product.
+
+        Features that have no place in the picture are one row: (1, P).
+        """
         ...
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -76,25 +79,33 @@ class UnderstandingEncoder(Protocol):
 class ImageTokenizer(Protocol):
     """Turns pictures to be drawn into codes, and codes into pictures."""
 
-    num_codes: int  # K
+    codebooks: tuple[int, ...]  # K of the code of a position; of each of its S codes, where they are several
     code_width: int | None  # width of a code's own vector; None where codes have no vectors
-    codes_per_position: int  # 1, or S for factorised codes: ids are then (N, P, S)
     value_range: tuple[float, float]  # of pixels, in and out
 
-    def num_tokens(self, height: int, width: int) -> int:
-        """How many positions P a picture of this size takes; ValueError where it does not fit."""
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """How many rows and columns of positions a picture takes; ValueError where it does not fit.
+
+        Positions that have no place in the picture are one row: (1, P).
+        """
         ...
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Encode pixels (N, 3, H, W) in ``value_range`` into code ids (N, P), raster order."""
+        """Encode pixels (N, 3, H, W) in ``value_range`` into code ids (N, P), raster order.
+
+        Where a position has several codes, ids are (N, P, S), each counting from 0.
+        """
         ...
 
     def decode(self, codes: Tensor, *, height: int, width: int) -> Tensor:
-        """Decode code ids (N, P) into pixels (N, 3, height, width) in ``value_range``."""
+        """Decode code ids, as `encode` gives them, into pixels (N, 3, height, width) in ``value_range``."""
         ...
 
     def code_vectors(self) -> Tensor | None:
-        """Return the vectors (K, code_width) that generation starts its embedding from, or None."""
+        """Return the vectors (sum of K, code_width) that generation starts its embedding from, or None.
+
+        Of several codes a position, those of the first come first.
+        """
         ...
 
     def losses(self, pixels: Tensor) -> Mapping[str, Tensor]:
@@ -105,25 +116,35 @@ class ImageTokenizer(Protocol):
 class Adaptor(Protocol):
     """Carries features to the backbone's width. Built as ``factory(config, C, D)``."""
 
-    def num_tokens(self, tokens: int) -> int:
-        """How many positions ``tokens`` features become (the same number for most adaptors)."""
+    def num_tokens(self, grid: tuple[int, int]) -> int:
+        """How many positions P' a grid of features becomes (as many as it has, for most adaptors).
+
+        Raises:
+            ValueError: it takes no grid of this size.
+        """
         ...
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Carry features (N, P, C) to (N, P', D)."""
+    def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Carry features (N, P, C), the rows of ``grid`` one after another, to (N, P', D)."""
         ...
 
-    def __call__(self, features: Tensor) -> Tensor: ...
+    def __call__(self, features: Tensor, grid: tuple[int, int]) -> Tensor: ...
 
 
 class Head(Protocol):
-    """Predicts codes. Built as ``factory(config, D, K)``."""
+    """Predicts codes. Built as ``factory(config, D, codebooks)``."""
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Turn hidden states (..., D) into code logits (..., K)."""
+    codebooks: tuple[int, ...]  # K of the code of a position, or of each of its S codes
+
+    def forward(self, hidden: Tensor, before: Tensor) -> Tensor:
+        """Turn hidden states (..., D) into logits (..., K) of a position's next code.
+
+        ``before`` (..., s) are its codes that are known already; it has no columns where the first is asked
+        for, which of one code a position is all there is.
+        """
         ...
 
-    def __call__(self, hidden: Tensor) -> Tensor: ...
+    def __call__(self, hidden: Tensor, before: Tensor) -> Tensor: ...
 
 
 class Cache(Protocol):

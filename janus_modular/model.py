@@ -45,7 +45,7 @@ class Understanding(nn.Module):
         self.encoder = encoder
         self.adaptor = adaptor
         spec = encoder.pixels
-        self.num_tokens = adaptor.num_tokens(encoder.num_tokens(spec.height, spec.width))
+        self.num_tokens = adaptor.num_tokens(encoder.grid(spec.height, spec.width))
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Bring pixels (N, 3, H, W), uint8 or in [0, 1], to what the encoder was trained on."""
@@ -58,7 +58,8 @@ class Understanding(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Read pictures (N, 3, H, W) as embeddings (N, P, D)."""
-        return self.adaptor(self.encoder(self.normalize(pixels)))
+        features = self.encoder(self.normalize(pixels))  # (N, P, C)
+        return self.adaptor(features, self.encoder.grid(*pixels.shape[-2:]))
 
 
 class JanusModel(nn.Module):

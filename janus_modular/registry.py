@@ -81,7 +81,7 @@ class Hooks:
 
     @hookspec
     def register_heads(self, registry: Registry[Head]) -> None:
-        """Offer image heads, built as ``factory(config, width, num_codes)``."""
+        """Offer image heads, built as ``factory(config, width, codebooks)``."""
 
     @hookspec
     def register_generation(self, registry: Registry[GenerationPath]) -> None:

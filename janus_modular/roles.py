@@ -40,7 +40,7 @@ class Session(Protocol):
         ...
 
     def stack(self, columns: Sequence[Any]) -> Any:
-        """Join tensors (rows,) of successive steps as (rows, steps)."""
+        """Join tensors (rows, ...) of successive steps as (rows, steps, ...)."""
         ...
 
     def to_host(self, x: Any) -> NDArray[Any]:

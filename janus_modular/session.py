@@ -87,7 +87,7 @@ class TorchSession:
         return self.model.text_next(hidden, noise, temperature, top_k, top_p, self.forbidden)
 
     def stack(self, columns: Many[Tensor]) -> Tensor:
-        """Join tensors (rows,) of successive steps as (rows, steps)."""
+        """Join tensors (rows, ...) of successive steps as (rows, steps, ...)."""
         return torch.stack(list(columns), dim=1)
 
     def to_host(self, x: Tensor) -> NDArray[Any]:

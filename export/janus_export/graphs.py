@@ -175,7 +175,9 @@ def drawing_graphs(model: JanusModel, ranges: Ranges, dtype: torch.dtype) -> lis
     """Declare the parts of the generation path. They are the autoregressive path's, so far."""
     path, width = model.generation, model.backbone.width
     rows, images = ranges.rows, ranges.images
-    codes = Slot("codes", torch.int64, (images, path.num_tokens))
+    several = path.sizes.get("codes_per_position", 1)
+    code = () if several == 1 else (several,)  # the shape of a position's
+    codes = Slot("codes", torch.int64, (images, path.num_tokens, *code))
     pixels = Slot("pixels", torch.uint8, (images, 3, path.height, path.width))
     return [
         Graph(
@@ -187,7 +189,7 @@ def drawing_graphs(model: JanusModel, ranges: Ranges, dtype: torch.dtype) -> lis
                 Slot("guidance", torch.float32, ()),
                 Slot("temperature", torch.float32, ()),
             ),
-            (Slot("codes", torch.int64, (images,)), Slot("x", dtype, (rows, width), varies=True)),
+            (Slot("codes", torch.int64, (images, *code)), Slot("x", dtype, (rows, width), varies=True)),
             listed=0,
         ),
         Graph("draw", GenerationPart(model, "draw"), (codes,), (pixels,), listed=0),

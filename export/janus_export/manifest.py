@@ -25,7 +25,7 @@ def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
         "text_loop": model.config.text_loop,
         "drawing_loop": path.sampling_loop,
         "forbidden": list(processor.forbidden),
-        # What sampling loops ask a session for: vocab, drawing (positions of a picture), pad, codes.
+        # What sampling loops ask a session for: vocab, drawing (positions of a picture), pad, codes ...
         "vocab": model.backbone.vocab_size,
         "drawing": path.num_tokens,
         "pad": processor.pad_id,

@@ -132,10 +132,11 @@ def sizes(subject: Subject) -> Iterator[Check]:
         for graph, record in subject.bundle.graphs.items()
         for slot in (*record["inputs"], *record["outputs"])
     }
+    several = path.sizes.get("codes_per_position", 1)
     fixed = {
         "understand.pixels": [3, spec.height, spec.width],
         "understand.embeddings": [model.understanding.num_tokens, model.backbone.width],
-        "draw.codes": [path.num_tokens],
+        "draw.codes": [path.num_tokens, *([several] if several > 1 else [])],
         "draw.pixels": [3, path.height, path.width],
     }
     for layer, pair in enumerate(cache_shapes(model.backbone)):

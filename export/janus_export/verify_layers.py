@@ -123,7 +123,8 @@ def parts(subject: Subject) -> Iterator[Check]:
         for rows, width in ((len(hidden), model.backbone.vocab_size), (len(hidden) // 2, path.sizes["codes"]))
     )
     one, warm = np.float32(1), np.float32(1.2)  # temperatures
-    codes = rng.integers(0, path.sizes["codes"], (2, path.num_tokens))
+    noise = rng.integers(0, 256, (2, 3, path.height, path.width), np.uint8)
+    codes = torchs.to_host(torchs.run("tokenize_image", noise))
     drawn = torchs.to_host(torchs.run("draw", codes))
     inputs: dict[str, tuple[Any, ...]] = {
         "understand": (np.stack(prompt.understanding_pixels),),

@@ -91,7 +91,7 @@ def run_demo(
         np.mean(judge.classify(held_out.pictures).numpy() == held_out.labels)
     )
     figures |= variety(next(iter(drawings.values())), train, held_out)
-    figures["codes_used"] = used / tokenizer.num_codes
+    figures["codes_used"] = used / max(tokenizer.codebooks)
     figures["psnr_db"] = psnr(flat(held_out.pictures), flat(restored))
     for one in shown:
         figures |= one.figures

@@ -5,7 +5,7 @@ Parts are told apart by what they offer, as their protocols in ``janus_modular.i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,22 @@ def calls_of(component: Any, example: Tensor) -> list[Call]:
             Call("embed", (targets,), lambda c, targets: c.embed(targets)),
             Call("losses", (hidden, targets), lambda c, hidden, targets: dict(c.losses(hidden, targets))),
         ]
+    if hasattr(component, "codebooks"):  # a head; the example is hidden states
+        return [
+            Call(f"forward, code {s}", (example, before), lambda c, x, before: c(x, before))
+            for s, before in enumerate(known_codes(component, example), 1)
+        ]
+    if hasattr(component, "num_tokens"):  # an adaptor; the example is features in their grid
+        grid = (example.shape[1], example.shape[2])
+        return [Call("forward", (example.flatten(1, 2),), lambda c, features: c(features, grid))]
     return [Call("forward", (example,), lambda c, x: c(x))]
+
+
+def known_codes(head: Any, hidden: Tensor) -> Iterator[Tensor]:
+    """Yield what is known before each code of a position: some codes (..., s), of s = 0 on."""
+    codes = [torch.arange(hidden[..., 0].numel()).view(hidden.shape[:-1]) % size for size in head.codebooks]
+    for s in range(len(codes)):
+        yield torch.stack(codes, dim=-1)[..., :s]
 
 
 def learning_from(component: Any, example: Tensor) -> Tensor:
@@ -95,7 +110,8 @@ def learning_from(component: Any, example: Tensor) -> Tensor:
         losses = component.losses(component.embed(targets), targets)
         return torch.stack([loss.mean() for loss in losses.values()]).sum()
     # a weighing of its own for each output: the sum of a normalised feature is always zero
-    return (weighing(output := component(example)) * output).sum()
+    outputs = [call(component) for call in calls_of(component, example)]
+    return torch.stack([(weighing(output) * output).sum() for output in outputs]).sum()
 
 
 def weighing(x: Tensor) -> Tensor:

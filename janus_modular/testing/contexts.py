@@ -24,7 +24,7 @@ from janus_modular.schema import ModelConfig
 from janus_modular.testing.examples import NumpySession, SamplingExample, prompt
 from janus_modular.testing.running import Make
 
-WIDTH, CODES, TOKENS = 64, 40, 7
+WIDTH, CODES, TOKENS, GRID = 64, (40, 24), 7, (4, 6)
 SIDES = (16, 32, 64, 128, 256, 384)
 """Sides of pictures, in pixels: the first that a tokenizer takes is used."""
 
@@ -84,7 +84,7 @@ def _tokenizer(part: Part, build: Builder, plugins: Plugins) -> Example:
     low, high = tokenizer.value_range
     for side in SIDES:
         try:
-            tokenizer.num_tokens(side, side)
+            tokenizer.grid(side, side)
         except (ValueError, JanusError):
             continue
         return tokenizer, torch.rand(2, 3, side, side) * (high - low) + low
@@ -93,13 +93,17 @@ def _tokenizer(part: Part, build: Builder, plugins: Plugins) -> Example:
 
 def _adaptor(part: Part, build: Builder, plugins: Plugins) -> Example:
     try:
-        return build(part, WIDTH // 2, WIDTH), torch.rand(2, 5, WIDTH // 2)
+        return build(part, WIDTH // 2, WIDTH), torch.rand(2, *GRID, WIDTH // 2)
     except JanusError:  # it may ask for equal widths
-        return build(part, WIDTH, WIDTH), torch.rand(2, 5, WIDTH)
+        return build(part, WIDTH, WIDTH), torch.rand(2, *GRID, WIDTH)
 
 
 def _head(part: Part, build: Builder, plugins: Plugins) -> Example:
-    return build(part, WIDTH, CODES), torch.rand(2, 3, WIDTH)
+    try:
+        head = build(part, WIDTH, CODES[:1])
+    except JanusError:  # it may be for several codes a position
+        head = build(part, WIDTH, CODES)
+    return head, torch.rand(2, 3, WIDTH)
 
 
 def _backbone(part: Part, build: Builder, plugins: Plugins) -> Example:

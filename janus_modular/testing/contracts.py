@@ -73,7 +73,7 @@ class ImageTokenizerContract(Contract, slot="image_tokenizers"):
 
 
 class AdaptorContract(Contract, slot="adaptors"):
-    """``make`` returns an adaptor and features (N, P, C)."""
+    """``make`` returns an adaptor and features in their grid (N, rows, columns, C)."""
 
 
 class HeadContract(Contract, slot="heads"):

@@ -90,8 +90,10 @@ def check_frozen(component: Any, example: Tensor) -> None:
     component.train().requires_grad_(False)
     if not example.is_floating_point() or hasattr(component, "encode"):
         raise NotApplicable("nothing that learns comes before it")
-    x = example.clone().requires_grad_()
-    output = component(x)
+    call = calls_of(component, example)[0]
+    x, *others = call.inputs
+    x = x.clone().requires_grad_()
+    output = call.run(component, x, *others)
     if not output.requires_grad:
         raise NotApplicable("its output does not depend on its input smoothly")
     output.sum().backward()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from janus_modular.interfaces import PixelSpec
-from janus_modular.testing.check import check_for, ensure
+from janus_modular.testing.calls import known_codes
+from janus_modular.testing.check import NotApplicable, check_for, ensure
 from janus_modular.testing.comparing import ensure_identical, ensure_same
 
 
@@ -17,11 +18,12 @@ from janus_modular.testing.comparing import ensure_identical, ensure_same
 def check_encoder_sizes(encoder: Any, pixels: Tensor) -> None:
     """Features are as many and as wide as the encoder says, and it says which pictures it wants."""
     features = encoder.eval()(pixels)
-    said = (len(pixels), encoder.num_tokens(*pixels.shape[-2:]), encoder.width)
+    rows, columns = encoder.grid(*pixels.shape[-2:])
+    said = (len(pixels), rows * columns, encoder.width)
     ensure(tuple(features.shape) == said, f"features are {tuple(features.shape)}; it says (N, P, C) = {said}")
     ensure(isinstance(encoder.pixels, PixelSpec), f"encoder.pixels is {encoder.pixels!r}, not a PixelSpec")
-    wanted = encoder.num_tokens(encoder.pixels.height, encoder.pixels.width)
-    ensure(wanted > 0, f"a picture of the size that it asks for becomes {wanted} features")
+    wanted = encoder.grid(encoder.pixels.height, encoder.pixels.width)
+    ensure(min(wanted) > 0, f"a picture of the size that it asks for becomes a grid of {wanted} features")
 
 
 @check_for("image_tokenizers")
@@ -31,21 +33,23 @@ def check_tokenizer_sizes(tokenizer: Any, pixels: Tensor) -> None:
     tokenizer.eval()
     height, width = pixels.shape[-2:]
     codes = tokenizer.encode(pixels)
-    several = tokenizer.codes_per_position
-    said = (len(pixels), tokenizer.num_tokens(height, width), *([several] if several > 1 else []))
+    rows, columns = tokenizer.grid(height, width)
+    several = len(tokenizer.codebooks)
+    said = (len(pixels), rows * columns, *([several] if several > 1 else []))
     ensure(tuple(codes.shape) == said, f"codes are {tuple(codes.shape)}; it says {said}")
     ensure(codes.dtype == torch.int64, f"codes are {codes.dtype}, not int64")
-    low, high = int(codes.min()), int(codes.max())
-    ensure(0 <= low <= high < tokenizer.num_codes, f"codes from {low} to {high}, of {tokenizer.num_codes}")
+    for s, one in enumerate(codes.view(*codes.shape[:2], -1).unbind(-1)):
+        low, high, size = int(one.min()), int(one.max()), tokenizer.codebooks[s]
+        ensure(0 <= low <= high < size, f"codes from {low} to {high}, of a codebook of {size}")
     painted = tokenizer.decode(codes, height=height, width=width)
     ensure(
         painted.shape == pixels.shape,
         f"pixels of {tuple(pixels.shape)} are painted as {tuple(painted.shape)}",
     )
     vectors = tokenizer.code_vectors()
-    said_vectors = None if tokenizer.code_width is None else (tokenizer.num_codes, tokenizer.code_width)
+    said_vectors = None if tokenizer.code_width is None else (sum(tokenizer.codebooks), tokenizer.code_width)
     found = None if vectors is None else tuple(vectors.shape)
-    ensure(found == said_vectors, f"code vectors are {found}; num_codes and code_width say {said_vectors}")
+    ensure(found == said_vectors, f"code vectors are {found}; codebooks and code_width say {said_vectors}")
 
 
 @check_for("image_tokenizers")
@@ -68,9 +72,10 @@ def check_adaptor_sizes(adaptor: Any, features: Tensor) -> None:
     """Features become as many positions as it says, all of one width, whatever their number."""
     adaptor.eval()
     widths = set()
-    for x in (features, features.repeat(1, 4, 1)):
-        carried = adaptor(x)
-        said = (len(x), adaptor.num_tokens(x.shape[1]))
+    for x in (features, features.repeat(1, 2, 3, 1)):
+        grid = (x.shape[1], x.shape[2])
+        carried = adaptor(x.flatten(1, 2), grid)
+        said = (len(x), adaptor.num_tokens(grid))
         ensure(tuple(carried.shape[:2]) == said, f"{tuple(carried.shape)}; it says (N, P') = {said}")
         widths.add(carried.shape[-1])
     ensure(len(widths) == 1, f"its width depends on the number of features: {sorted(widths)}")
@@ -81,12 +86,27 @@ def check_adaptor_sizes(adaptor: Any, features: Tensor) -> None:
 def check_head_shapes(head: Any, hidden: Tensor) -> None:
     """It takes any leading dimensions, and gives each hidden state the logits that it has alone."""
     head.eval()
-    logits = head(hidden)
-    ensure(logits.shape[:-1] == hidden.shape[:-1], f"{tuple(hidden.shape)} became {tuple(logits.shape)}")
-    flat = head(hidden.flatten(0, -2))
-    ensure_same(flat.view_as(logits), logits, "states in one row and in several")
-    single = head(hidden.flatten(0, -2)[0])
-    ensure_same(single, flat[0], "one state alone")
+    for before, size in zip(known_codes(head, hidden), head.codebooks, strict=True):
+        logits = head(hidden, before)
+        said = (*hidden.shape[:-1], size)
+        ensure(tuple(logits.shape) == said, f"logits are {tuple(logits.shape)}; it says (..., K) = {said}")
+        rows, codes = hidden.flatten(0, -2), before.flatten(0, -2)
+        flat = head(rows, codes)
+        ensure_same(flat.view_as(logits), logits, "states in one row and in several")
+        ensure_same(head(rows[0], codes[0]), flat[0], "one state alone")
+
+
+@check_for("heads")
+@torch.no_grad()
+def check_head_order(head: Any, hidden: Tensor) -> None:
+    """Each code of a position is predicted from those before it, the first from the hidden state alone."""
+    head.eval()
+    if len(head.codebooks) == 1:
+        raise NotApplicable("it predicts one code a position")
+    for before in list(known_codes(head, hidden))[1:]:
+        other = (before + 1) % torch.tensor(head.codebooks[: before.shape[-1]])
+        same = torch.equal(head(hidden, before), head(hidden, other))
+        ensure(not same, f"code {before.shape[-1] + 1} does not depend on the codes before it")
 
 
 @check_for("backbones")

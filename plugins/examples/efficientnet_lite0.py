@@ -6,7 +6,7 @@ r"""A local plugin: EfficientNet-Lite0 as an understanding encoder, in one file 
         understanding.encoder=efficientnet-lite0 understanding.encoder.pretrained=imagenet
 
 A plugin is three things: a config dataclass, a module that fits its slot (here
-`janus_modular.UnderstandingEncoder`: ``width``, ``pixels``, ``num_tokens``, ``forward``), and a hook
+`janus_modular.UnderstandingEncoder`: ``width``, ``pixels``, ``grid``, ``forward``), and a hook
 that registers the two under a name. Nothing has to be inherited, and no list has to be edited.
 """
 
@@ -71,9 +71,9 @@ class EfficientNetLite0(nn.Module):
                 channels = out
         self.conv_head, self.bn1 = SameConv(channels, HEAD, 1), batch_norm(HEAD)
 
-    def num_tokens(self, height: int, width: int) -> int:
+    def grid(self, height: int, width: int) -> tuple[int, int]:
         """One for each 32 x 32 pixels, the last ones in part beyond the edge."""
-        return -(-height // 32) * -(-width // 32)
+        return -(-height // 32), -(-width // 32)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode normalised pixels (N, 3, H, W) into features (N, P, C)."""

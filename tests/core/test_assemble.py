@@ -28,10 +28,10 @@ class Odd(torch.nn.Module):
         super().__init__()
         self.layer = torch.nn.Linear(input_width, output_width)
 
-    def num_tokens(self, tokens):
-        return tokens
+    def num_tokens(self, grid):
+        return grid[0] * grid[1]
 
-    def forward(self, features):
+    def forward(self, features, grid):
         return self.layer(features)
 
 @hookimpl

@@ -48,8 +48,8 @@ class Fold(torch.nn.Module):
         super().__init__()
         self.config, self.width, self.pixels = config, 16, PixelSpec(height=32, width=32)
         self.rows = torch.nn.Linear(3 * 8 * 8, self.width)
-    def num_tokens(self, height, width):
-        return height // 8 * (width // 8)
+    def grid(self, height, width):
+        return height // 8, width // 8
     def forward(self, pixels):
         x = torch.nn.functional.unfold(pixels, 8, stride=8).transpose(1, 2)
         return torch.ops.acme.fold(self.rows(x), 0.5)

@@ -19,9 +19,9 @@ def test_every_adaptor_carries_features_to_the_width_it_was_given(plugins: Plugi
     entry = plugins.entry("adaptors", name)
     adaptor = entry.factory(entry.config(), 12, 12 if name == "identity" else 20)
 
-    carried = adaptor(torch.randn(2, 7, 12))
+    carried = adaptor(torch.randn(2, 6, 12), (2, 3))
 
-    assert carried.shape == (2, adaptor.num_tokens(7), 12 if name == "identity" else 20)
+    assert carried.shape == (2, adaptor.num_tokens((2, 3)), 12 if name == "identity" else 20)
 
 
 def test_identity_refuses_unequal_widths_and_names_both() -> None:
@@ -38,14 +38,14 @@ def test_mlp_has_the_published_keys_and_arithmetic() -> None:
     x = F.linear(features, state["layers.0.weight"], state["layers.0.bias"])
     for i in (2, 4):
         x = F.linear(F.gelu(x), state[f"layers.{i}.weight"], state[f"layers.{i}.bias"])
-    torch.testing.assert_close(adaptor(features), x)
+    torch.testing.assert_close(adaptor(features, (1, 5)), x)
 
 
 def test_hybrid_puts_the_high_map_first() -> None:
     adaptor = HybridAdaptor(HybridConfig(depth=1), 8, 6)
     features = torch.cat([torch.randn(1, 3, 4), torch.zeros(1, 3, 4)], dim=-1)  # high, then low
 
-    carried = adaptor(features)
+    carried = adaptor(features, (1, 3))
 
     torch.testing.assert_close(carried[..., :3], adaptor.high_up_proj(features[..., :4]))
     torch.testing.assert_close(carried[..., 3:], adaptor.low_up_proj.bias.expand(1, 3, 3))
@@ -73,16 +73,21 @@ def test_published_sizes_have_the_published_numbers_of_parameters() -> None:
             20_979_712: MlpAdaptor(MlpConfig(), 1024, 4096),  # 20.980 M
             4_214_784: MlpAdaptor(MlpConfig(), 8, 2048),  # 4.215 M
             16_818_176: MlpAdaptor(MlpConfig(), 8, 4096),  # 16.818 M
-            37_767_168: MlpHead(MlpHeadConfig(), 2048, 16384),  # 37.767 M
-            83_906_560: MlpHead(MlpHeadConfig(), 4096, 16384),  # 83.907 M
+            37_767_168: MlpHead(MlpHeadConfig(), 2048, (16384,)),  # 37.767 M
+            83_906_560: MlpHead(MlpHeadConfig(), 4096, (16384,)),  # 83.907 M
         }
     for count, module in modules.items():
         assert sum(weight.numel() for weight in module.parameters()) == count
 
 
 def test_the_head_has_the_published_keys_and_takes_any_leading_shape() -> None:
-    head = MlpHead(MlpHeadConfig(hidden=5), 4, 9)
+    head = MlpHead(MlpHeadConfig(hidden=5), 4, (9,))
 
     assert {name.rsplit(".", 1)[0] for name in head.state_dict()} == {"output_mlp_projector", "vision_head"}
-    assert head(torch.randn(4)).shape == (9,)
-    assert head(torch.randn(2, 3, 4)).shape == (2, 3, 9)
+    assert head(torch.randn(4), torch.empty(0)).shape == (9,)
+    assert head(torch.randn(2, 3, 4), torch.empty(2, 3, 0)).shape == (2, 3, 9)
+
+
+def test_a_head_for_one_code_refuses_several() -> None:
+    with pytest.raises(ConfigError, match=r"the tokenizer has 2, of \(64, 4096\)"):
+        MlpHead(MlpHeadConfig(), 4, (64, 4096))

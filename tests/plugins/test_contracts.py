@@ -105,7 +105,7 @@ def test_image_tokenizers(component: Make, check: Callable[[Make], None]) -> Non
     {
         name: lambda name=name, width=width: (
             built("adaptors", {"name": name}, 12, width),
-            torch.rand(2, 5, 12),
+            torch.rand(2, 2, 4, 12),
         )
         for name, width in {"identity": 12, "linear": 20, "mlp": 20, "hybrid": 20}.items()
     },
@@ -116,7 +116,7 @@ def test_adaptors(component: Make, check: Callable[[Make], None]) -> None:
 
 class TestMlpHead(HeadContract):
     def make(self) -> tuple[MlpHead, Tensor]:
-        return MlpHead(MlpHeadConfig(hidden=10), 8, 12), torch.rand(2, 3, 8)
+        return MlpHead(MlpHeadConfig(hidden=10), 8, (12,)), torch.rand(2, 3, 8)
 
 
 class TestHfBackbone(BackboneContract):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_features_are_the_patch_tokens_of_the_model_itself(family: str, size: tu
     features = encoder(pixels)
 
     wanted = theirs(**inputs(theirs, pixels)).last_hidden_state[:, FAMILIES[family][1] :]
-    assert features.shape == (2, encoder.num_tokens(*size), encoder.width)
+    assert features.shape == (2, math.prod(encoder.grid(*size)), encoder.width)
     torch.testing.assert_close(features, wanted, atol=1e-5, rtol=1e-4)
 
 
@@ -90,8 +91,8 @@ def test_any_layer_can_be_read(family: str, layer: int) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sides_that_patches_do_not_divide_lose_their_rest(family: str) -> None:
     encoder = encoder_of(family)
-    assert encoder(torch.randn(1, 3, 37, 50)).shape == (1, encoder.num_tokens(37, 50), 16)
-    assert encoder.num_tokens(37, 50) == 4 * 6
+    assert encoder(torch.randn(1, 3, 37, 50)).shape == (1, 4 * 6, 16)
+    assert encoder.grid(37, 50) == (4, 6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_any_multiple_of_the_factor_goes_round_in_raster_order(size: tuple[int, 
 
     codes = tokenizer.encode(pixels)
 
-    assert codes.shape == (2, tokenizer.num_tokens(height, width))
+    assert codes.shape == (2, math.prod(tokenizer.grid(height, width)))
     assert tokenizer.decode(codes, height=height, width=width).shape == pixels.shape
     # raster order: the grid that decode paints from is the grid that the encoder made
     latents = tokenizer.quant_conv(tokenizer.encoder(pixels))  # (N, c, h, w)
@@ -118,7 +119,7 @@ def test_any_multiple_of_the_factor_goes_round_in_raster_order(size: tuple[int, 
 def test_sizes_that_do_not_fit_are_errors_that_name_both_numbers() -> None:
     tokenizer = tiny()
     with pytest.raises(ValueError, match="10x8 is no multiple of 4"):
-        tokenizer.num_tokens(10, 8)
+        tokenizer.grid(10, 8)
     with pytest.raises(ValueError, match="10x8 is no multiple of 4"):
         tokenizer.encode(torch.zeros(1, 3, 10, 8))
     with pytest.raises(ValueError, match="5 codes do not fill a grid of 2x2"):

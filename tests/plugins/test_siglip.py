@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_the_published_size_has_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
         encoder = SiglipEncoder(SiglipConfig())
     assert sum(weight.numel() for weight in encoder.parameters()) == 303_688_704
-    assert encoder.num_tokens(384, 384) == 576
+    assert encoder.grid(384, 384) == (24, 24)
 
 
 @torch.inference_mode()
@@ -136,7 +137,7 @@ def test_positions_are_interpolated_as_transformers_does(
 
     features = encoder(pixels)
 
-    assert features.shape == (1, encoder.num_tokens(*size), 16)
+    assert features.shape == (1, math.prod(encoder.grid(*size)), 16)
     wanted = theirs(pixels, interpolate_pos_encoding=True).last_hidden_state
     torch.testing.assert_close(features, wanted)
 

@@ -26,7 +26,7 @@ def test_features_are_the_vectors_of_the_codes() -> None:
 
     features = encoder(pixels)
 
-    assert (encoder.width, encoder.num_tokens(8, 12)) == (4, 24)
+    assert (encoder.width, encoder.grid(8, 12)) == (4, (4, 6))
     torch.testing.assert_close(features, tokenizer.code_vectors()[tokenizer.encode(pixels)])
 
 

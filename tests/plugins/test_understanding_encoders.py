@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,7 +67,7 @@ def test_features_are_as_many_and_as_wide_as_claimed(
 
     features = encoder(torch.randn(2, 3, *size))
 
-    assert features.shape == (2, encoder.num_tokens(*size), encoder.width)
+    assert features.shape == (2, math.prod(encoder.grid(*size)), encoder.width)
     assert features.isfinite().all()
     assert (encoder.pixels.height, encoder.pixels.width) == (32, 32)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -41,7 +43,7 @@ def test_block_is_torchs_own_pre_norm_layer() -> None:
 @pytest.mark.parametrize(("height", "width", "tokens"), [(16, 16, 16), (8, 24, 12), (32, 32, 64)])
 def test_any_size_that_divides(height: int, width: int, tokens: int) -> None:
     vit = make()
-    assert vit.num_tokens(height, width) == tokens
+    assert math.prod(vit.grid(height, width)) == tokens
     assert vit(torch.rand(3, 3, height, width)).shape == (3, tokens, 16)
 
 
@@ -66,6 +68,6 @@ def test_half_precision() -> None:
 
 def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="18x16 does not divide by its factor 4"):
-        make().num_tokens(18, 16)
+        make().grid(18, 16)
     with pytest.raises(ValueError, match="width 16 does not divide by 3 heads"):
         make(heads=3)

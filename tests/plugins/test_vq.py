@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def train(tokenizer: VqTokenizer, steps: int, seed: int = 0) -> list[float]:
 def test_grids_need_not_be_square(height: int, width: int) -> None:
     tokenizer = make()
     codes = tokenizer.encode(blobs(2, 24, 24)[..., :height, :width])
-    assert codes.shape == (2, tokenizer.num_tokens(height, width))
+    assert codes.shape == (2, math.prod(tokenizer.grid(height, width)))
     assert codes.dtype == torch.int64
     painted = tokenizer.decode(codes, height=height, width=width)
     assert painted.shape == (2, 3, height, width)
@@ -131,6 +132,6 @@ def test_gradients_pass_the_quantiser() -> None:
 
 def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"15x16 does not divide by its factor 2"):
-        make().num_tokens(15, 16)
+        make().grid(15, 16)
     with pytest.raises(ValueError, match="at least one level"):
         make(channels=[])

@@ -127,32 +127,35 @@ class Lane:
 
 
 class Choices:
-    """What steps choose, kept on the GPU: ids (rows, steps), a column a step."""
+    """What steps choose, kept on the GPU: ids (rows, steps, ...), a column a step."""
 
-    def __init__(self, gpu: Gpu, rows: int, steps: int) -> None:
-        self.gpu, self.rows, self.steps = gpu, rows, steps
+    def __init__(self, gpu: Gpu, shape: tuple[int, ...], steps: int) -> None:
+        """Keep what is chosen at a step: ids (rows,), or (rows, S) of several codes a position."""
+        self.gpu, self.shape, self.steps = gpu, shape, steps
         self.used = steps
 
     def next(self) -> Column:
         """Return the place of the next step's choices; memory is taken for ``steps`` at once."""
         if self.used == self.steps:
-            self.log, self.used = DeviceTensor.zeros(self.gpu, (self.rows, self.steps), "int64"), 0
+            rows, *of_step = self.shape
+            self.log, self.used = DeviceTensor.zeros(self.gpu, (rows, self.steps, *of_step), "int64"), 0
         self.used += 1
         return Column(self.log, self.used - 1)
 
 
 class Column(DeviceTensor):
-    """What one step chose (rows,). Its rows lie a log's width apart, so that no graph may be bound to it."""
+    """What one step chose (rows, ...). Its rows lie a log's width apart, so that no graph is bound to it."""
 
     def __init__(self, log: DeviceTensor, at: int) -> None:
-        offset = log.address - log.owner.address + at * log.itemsize
-        super().__init__(log.gpu, log.shape[:1], log.dtype, log.owner, offset)
+        self.size = prod(log.shape[2:]) * log.itemsize  # bytes of one row's
+        offset = log.address - log.owner.address + at * self.size
+        super().__init__(log.gpu, (log.shape[0], *log.shape[2:]), log.dtype, log.owner, offset)
         self.log, self.at = log, at
-        self.stride = log.shape[1] * log.itemsize  # bytes from a row to the next
+        self.stride = log.shape[1] * self.size  # bytes from a row to the next
 
     def take(self, ids: DeviceTensor) -> None:
-        """Copy what was just chosen (rows,) here."""
-        size, rows = ids.itemsize, ids.shape[0]
+        """Copy what was just chosen (rows, ...) here."""
+        size, rows = self.size, ids.shape[0]
         self.gpu.copy_across(
             self.address, ids.address, width=size, rows=rows, stride=size, to_stride=self.stride
         )
@@ -170,7 +173,7 @@ class Column(DeviceTensor):
 
 
 def join(columns: Sequence[Column]) -> DeviceTensor:
-    """Return what successive steps chose as (rows, steps), contiguous.
+    """Return what successive steps chose as (rows, steps, ...), contiguous.
 
     Raises:
         ValueError: the columns are not those of successive steps.
@@ -178,7 +181,8 @@ def join(columns: Sequence[Column]) -> DeviceTensor:
     first = columns[0]
     if any(one.log is not first.log or one.at != first.at + i for i, one in enumerate(columns)):
         raise ValueError("only what successive steps of one session chose can be joined")
-    joined = DeviceTensor.zeros(first.gpu, (first.shape[0], len(columns)), first.dtype)
-    width, rows = len(columns) * first.itemsize, first.shape[0]
+    rows, *of_step = first.shape
+    joined = DeviceTensor.zeros(first.gpu, (rows, len(columns), *of_step), first.dtype)
+    width = len(columns) * first.size
     joined.gpu.copy_across(joined.address, first.address, width=width, rows=rows, stride=first.stride)
     return joined

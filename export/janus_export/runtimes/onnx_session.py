@@ -84,7 +84,7 @@ class OnnxSession:
         return tuple(outputs)
 
     def stack(self, columns: Sequence[Buffer]) -> NDArray[Any]:
-        """Join what successive steps chose (rows,) as (rows, steps)."""
+        """Join what successive steps chose (rows, ...) as (rows, steps, ...)."""
         return np.stack([host(column) for column in columns], axis=1)
 
     def to_host(self, x: Buffer | NDArray[Any]) -> NDArray[Any]:

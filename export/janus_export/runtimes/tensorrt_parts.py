@@ -47,8 +47,8 @@ class Chooser:
             self.made[slot.name] = (
                 between("x", shape[0]) if is_x else DeviceTensor.zeros(engine.gpu, shape, slot.dtype)
             )
-            if slot.dtype == "int64" and len(shape) == 1:
-                self.choices[slot.name] = Choices(engine.gpu, shape[0], steps)
+            if slot.dtype == "int64":
+                self.choices[slot.name] = Choices(engine.gpu, shape, steps)
         self.binding = engine.bind(profile, axes, {**there, **self.feed.tensors, **self.made})
 
     def begin(self, inputs: Sequence[Any]) -> tuple[DeviceTensor, ...]:

@@ -92,7 +92,7 @@ class TensorRTSession:
         return self.pending.begin(inputs)
 
     def stack(self, columns: Sequence[Column]) -> DeviceTensor:
-        """Join what successive steps chose (rows,) as (rows, steps), on the GPU."""
+        """Join what successive steps chose (rows, ...) as (rows, steps, ...), on the GPU."""
         self._flush()
         return join(columns)
 

@@ -44,11 +44,11 @@ class HybridAdaptor(nn.Module):
             layers += [nn.GELU(), nn.Linear(output_width, output_width)]
         self.layers = nn.Sequential(*layers)
 
-    def num_tokens(self, tokens: int) -> int:
+    def num_tokens(self, grid: tuple[int, int]) -> int:
         """As many as come in."""
-        return tokens
+        return grid[0] * grid[1]
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
         """Carry features (N, P, 2C), high then low, to (N, P, D)."""
         high, low = features.chunk(2, dim=-1)  # (N, P, C) each
         joined = torch.cat([self.high_up_proj(high), self.low_up_proj(low)], dim=-1)  # (N, P, D)

@@ -30,11 +30,11 @@ class IdentityAdaptor(nn.Module):
             )
         self.config = config
 
-    def num_tokens(self, tokens: int) -> int:
+    def num_tokens(self, grid: tuple[int, int]) -> int:
         """As many as come in."""
-        return tokens
+        return grid[0] * grid[1]
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return features (N, P, D) unchanged."""
         return features
 

@@ -24,11 +24,11 @@ class LinearAdaptor(nn.Module):
         self.config = config
         self.layers = nn.Linear(input_width, output_width, bias=config.bias)
 
-    def num_tokens(self, tokens: int) -> int:
+    def num_tokens(self, grid: tuple[int, int]) -> int:
         """As many as come in."""
-        return tokens
+        return grid[0] * grid[1]
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
         """Carry features (N, P, C) to (N, P, D)."""
         return self.layers(features)
 

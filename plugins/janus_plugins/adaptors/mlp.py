@@ -32,11 +32,11 @@ class MlpAdaptor(nn.Module):
             layers += [nn.GELU(), nn.Linear(output_width, output_width)]
         self.layers = nn.Sequential(*layers)
 
-    def num_tokens(self, tokens: int) -> int:
+    def num_tokens(self, grid: tuple[int, int]) -> int:
         """As many as come in."""
-        return tokens
+        return grid[0] * grid[1]
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
         """Carry features (N, P, C) to (N, P, D)."""
         return self.layers(features)
 

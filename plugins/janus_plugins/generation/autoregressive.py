@@ -1,12 +1,15 @@
 """Drawing as Janus does it: a picture is a sequence of codes, predicted one after the other.
 
-Shapes as in ``janus_modular.interfaces``; a picture's codes are (N, P) in raster order.
+Shapes as in ``janus_modular.interfaces``; a picture's codes are (N, P) in raster order, or (N, P, S) where a
+position has several, which are predicted one after the other too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -44,6 +47,8 @@ class AutoregressiveGeneration(nn.Module):
 
     The codes have an embedding table of their own: a copy of the tokenizer's unit-length vectors at
     first, then trained with the adaptor, apart from the tokenizer's codebook (spec: Janus, section 3.1).
+    Several codes a position have one table, one codebook after another, and their vectors are added
+    (Open-MAGVIT2, section 3.2).
     """
 
     predicts_next = True
@@ -61,8 +66,13 @@ class AutoregressiveGeneration(nn.Module):
         super().__init__()
         self.config = config
         self.height, self.width = config.height, config.width
-        self.num_tokens = tokenizer.num_tokens(config.height, config.width)
-        self.sizes: Mapping[str, int] = {"codes": tokenizer.num_codes}
+        self.grid = tokenizer.grid(config.height, config.width)
+        self.num_tokens = self.grid[0] * self.grid[1]
+        self.codebooks = tokenizer.codebooks
+        self.sizes: Mapping[str, int] = {
+            "codes": sum(self.codebooks),
+            "codes_per_position": len(self.codebooks),
+        }
         self.tokenizer = tokenizer
         self.embedding = embedding
         self.adaptor = adaptor
@@ -74,55 +84,81 @@ class AutoregressiveGeneration(nn.Module):
     ) -> AutoregressiveGeneration:
         """Build the path for a backbone of ``width``; ``build`` makes its parts."""
         tokenizer = build(config.tokenizer)
-        if tokenizer.codes_per_position != 1:
-            raise ValueError(
-                f"'{config.tokenizer.name}' has {tokenizer.codes_per_position} codes a position;"
-                " the autoregressive path predicts one: choose a tokenizer with one"
-            )
         vectors = tokenizer.code_vectors()
         code_width = config.embedding_width or tokenizer.code_width
         if code_width is None:
             raise ValueError(f"the codes of '{config.tokenizer.name}' have no vectors: give embedding_width")
-        embedding = nn.Embedding(tokenizer.num_codes, code_width)
+        embedding = nn.Embedding(sum(tokenizer.codebooks), code_width)
         if vectors is not None and vectors.shape == embedding.weight.shape:
             embedding.weight.data.copy_(vectors.detach())
         adaptor = build(config.adaptor, code_width, width)
-        head = build(config.head, width, tokenizer.num_codes)
+        for grid in ((1, 1), tokenizer.grid(config.height, config.width)):  # one is drawn, a picture is read
+            if (positions := adaptor.num_tokens(grid)) != grid[0] * grid[1]:
+                raise ValueError(
+                    f"'{config.adaptor.name}' makes {positions} positions of {grid[0]}x{grid[1]} codes,"
+                    " and each code has to keep its own: choose another adaptor"
+                )
+        head = build(config.head, width, tokenizer.codebooks)
         return cls(config, tokenizer, embedding, adaptor, head)
 
     @torch.no_grad()
     def targets(self, pixels: Tensor) -> Tensor:
-        """Encode pictures (N, 3, height, width), uint8, as codes (N, P)."""
+        """Encode pictures (N, 3, height, width), uint8, as codes (N, P) or (N, P, S)."""
         low, high = self.tokenizer.value_range
         x = pixels.to(self.embedding.weight.dtype) / 255 * (high - low) + low
         return self.tokenizer.encode(x)
 
     def embed(self, targets: Tensor) -> Tensor:
-        """Embed codes (N, P) as (N, P, D)."""
-        return self.adaptor(self.embedding(targets))
+        """Embed codes, as `targets` gives them, as (N, P, D)."""
+        return self.adaptor(self.vectors(self.by_code(targets)), self.grid)
 
     def losses(self, hidden: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
-        """Take the cross entropy (N, P) of codes (N, P) under the states before them (N, P, D)."""
-        logits = self.head(hidden).float()  # (N, P, K)
-        return {"image": F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")}
+        """Take the cross entropy (N, P) of codes under the states before them (N, P, D).
+
+        Of several codes a position it is their sum, each with those before it known.
+        """
+        codes, losses = self.by_code(targets), []
+        for s, code in enumerate(codes):
+            logits = self.head(hidden, known(codes[:s], hidden)).float()  # (N, P, K)
+            losses.append(F.cross_entropy(logits.transpose(1, 2), code, reduction="none"))
+        return {"image": reduce(torch.add, losses)}
+
+    def by_code(self, codes: Tensor) -> Sequence[Tensor]:
+        """Take codes (N, P, S) apart into S of (N, P); of one a position they are (N, P) already."""
+        return codes.unbind(-1) if len(self.codebooks) > 1 else [codes]
+
+    def vectors(self, codes: Sequence[Tensor]) -> Tensor:
+        """Look up S codes (...) of positions as vectors (..., C), added."""
+        starts = accumulate(self.codebooks[:-1], initial=0)
+        rows = [code + start if start else code for code, start in zip(codes, starts, strict=True)]
+        return reduce(torch.add, map(self.embedding, rows))
 
     def image_next(
         self, hidden: Tensor, noise: Tensor, guidance: Tensor, temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Choose the next code of each picture; return codes (N,) and the next inputs of all rows.
+        """Choose the next code of each picture; return codes (N,) or (N, S), and the next inputs of all rows.
 
-        ``hidden`` is (2N, D), conditional rows first, or (N, D) for guidance 1. ``noise`` is (N, K)
+        ``hidden`` is (2N, D), conditional rows first, or (N, D) for guidance 1. ``noise`` is (N, sum of K)
         of Exp(1); ones and temperature 1 make it greedy. Guidance as in Janus, section 3.4:
         l = u + w (c - u).
         """
-        logits = self.head(hidden).float().unflatten(0, (-1, noise.shape[0]))  # (1 or 2, N, K)
-        conditional, unconditional = logits[0], logits[-1]  # of one row, both are the same
-        codes = pick((unconditional + guidance * (conditional - unconditional)) / temperature, noise)  # (N,)
-        x = self.adaptor(self.embedding(codes).unsqueeze(1)).squeeze(1)  # (N, D)
-        return codes, x.repeat(logits.shape[0], 1)
+        pictures, codes = noise.shape[0], list[Tensor]()
+        picture = torch.arange(hidden.shape[0], device=hidden.device) % pictures  # of each row
+        for of_code in noise.split(self.codebooks, dim=-1):
+            before = known([code[picture] for code in codes], hidden)  # (R, s)
+            logits = self.head(hidden, before).float().unflatten(0, (-1, pictures))  # (1 or 2, N, K)
+            conditional, unconditional = logits[0], logits[-1]  # of one row, both are the same
+            guided = unconditional + guidance * (conditional - unconditional)
+            codes.append(pick(guided / temperature, of_code))  # (N,)
+        x = self.adaptor(self.vectors(codes).unsqueeze(1), (1, 1)).squeeze(1)  # (N, D)
+        chosen = torch.stack(codes, dim=-1) if len(codes) > 1 else codes[0]
+        return chosen, x.repeat(logits.shape[0], 1)
 
     def draw(self, codes: Tensor) -> Tensor:
-        """Decode codes (N, P) into pictures (N, 3, height, width), uint8, truncated as the authors do."""
+        """Decode codes, as `targets` gives them, into pictures (N, 3, height, width), uint8.
+
+        Values are truncated, as the authors do.
+        """
         low, high = self.tokenizer.value_range
         x = self.tokenizer.decode(codes, height=self.height, width=self.width).float()
         return ((x - low) / (high - low) * 255).clamp(0, 255).to(torch.uint8)
@@ -130,6 +166,13 @@ class AutoregressiveGeneration(nn.Module):
     def parts(self) -> Mapping[str, Callable[..., Any]]:
         """What sampling calls and export compiles."""
         return {"image_next": self.image_next, "draw": self.draw, "tokenize_image": self.targets}
+
+
+def known(codes: Sequence[Tensor], hidden: Tensor) -> Tensor:
+    """Join s codes (...) of the positions of hidden states (..., D) as (..., s), s = 0 among them."""
+    if not codes:
+        return torch.empty(*hidden.shape[:-1], 0, dtype=torch.int64, device=hidden.device)
+    return torch.stack(list(codes), dim=-1)
 
 
 @hookimpl

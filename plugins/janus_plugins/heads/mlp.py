@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from janus_modular import Head, PartConfig, Registry, hookimpl
+from janus_modular import ConfigError, Head, PartConfig, Registry, hookimpl
 
 
 @dataclass
@@ -17,18 +17,28 @@ class MlpHeadConfig(PartConfig):
 
 
 class MlpHead(nn.Module):
-    """Linear D -> hidden, GELU (exact), Linear hidden -> K, with biases. The names are the published ones."""
+    """Linear D -> hidden, GELU (exact), Linear hidden -> K, with biases. The names are the published ones.
 
-    def __init__(self, config: MlpHeadConfig, width: int, num_codes: int) -> None:
+    Raises:
+        ConfigError: a position has several codes, and each depends on those before it.
+    """
+
+    def __init__(self, config: MlpHeadConfig, width: int, codebooks: tuple[int, ...]) -> None:
         super().__init__()
+        if len(codebooks) != 1:
+            raise ConfigError(
+                f"head 'mlp' predicts one code a position, and the tokenizer has {len(codebooks)}, of "
+                f"{codebooks}: choose a head for several, or a tokenizer with one"
+            )
         self.config = config
+        self.codebooks = codebooks
         hidden = config.hidden or width
         self.output_mlp_projector = nn.Linear(width, hidden)
         self.vision_activation = nn.GELU()
-        self.vision_head = nn.Linear(hidden, num_codes)
+        self.vision_head = nn.Linear(hidden, codebooks[0])
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Turn hidden states (..., D) into code logits (..., K)."""
+    def forward(self, hidden: Tensor, before: Tensor) -> Tensor:
+        """Turn hidden states (..., D) into logits (..., K) of a position's only code."""
         return self.vision_head(self.vision_activation(self.output_mlp_projector(hidden)))
 
 

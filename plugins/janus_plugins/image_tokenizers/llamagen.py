@@ -60,13 +60,12 @@ class LlamaGenTokenizer(nn.Module):
     codebook's rows are not of unit length, and comparing them as they are finds other codes.
     """
 
-    codes_per_position = 1
     value_range = (-1.0, 1.0)
 
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__()
         self.config = config
-        self.num_codes: int = config.num_codes
+        self.codebooks: tuple[int, ...] = (config.num_codes,)
         self.code_width: int | None = config.code_width
         self.factor = 2 ** (len(config.channel_multipliers) - 1)
         self.encoder = make_encoder(config)
@@ -75,10 +74,11 @@ class LlamaGenTokenizer(nn.Module):
         self.quant_conv = nn.Conv2d(config.latent_channels, config.code_width, 1)
         self.post_quant_conv = nn.Conv2d(config.code_width, config.latent_channels, 1)
 
-    def num_tokens(self, height: int, width: int) -> int:
+    def grid(self, height: int, width: int) -> tuple[int, int]:
         """One code for each square of ``factor`` pixels."""
-        rows, columns = self._grid(height, width)
-        return rows * columns
+        if height % self.factor or width % self.factor or not height or not width:
+            raise ValueError(f"llamagen: {height}x{width} is no multiple of {self.factor} on both sides")
+        return height // self.factor, width // self.factor
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode pixels (N, 3, H, W) into code ids (N, P)."""
@@ -86,7 +86,7 @@ class LlamaGenTokenizer(nn.Module):
 
     def decode(self, codes: Tensor, *, height: int, width: int) -> Tensor:
         """Decode code ids (N, P) into pixels (N, 3, height, width), not clipped to the range."""
-        grid = self._grid(height, width)
+        grid = self.grid(height, width)
         if codes.shape[-1] != grid[0] * grid[1]:
             raise ValueError(f"llamagen: {codes.shape[-1]} codes do not fill a grid of {grid[0]}x{grid[1]}")
         return self._paint(self.quantize(codes), grid)
@@ -104,7 +104,7 @@ class LlamaGenTokenizer(nn.Module):
         latents = self._latents(pixels)  # (N, P, code_width)
         vectors = self.quantize(self.quantize.nearest(latents))
         passed = latents + (vectors - latents).detach()
-        painted = self._paint(passed, self._grid(*pixels.shape[-2:]))
+        painted = self._paint(passed, self.grid(*pixels.shape[-2:]))
         distance = F.l1_loss if self.config.reconstruction == "l1" else F.mse_loss
         losses = {
             "pixels": distance(painted, pixels.to(painted.dtype)),
@@ -138,7 +138,7 @@ class LlamaGenTokenizer(nn.Module):
 
     def _latents(self, pixels: Tensor) -> Tensor:
         """Encode pixels (N, 3, H, W) into latents (N, P, code_width), at unit length with ``l2_norm``."""
-        self._grid(*pixels.shape[-2:])
+        self.grid(*pixels.shape[-2:])
         encoded = self.quant_conv(self.encoder(pixels.to(self.quant_conv.weight.dtype)))  # (N, c, h, w)
         return self.quantize.normalize(encoded.flatten(2).transpose(1, 2))
 
@@ -146,11 +146,6 @@ class LlamaGenTokenizer(nn.Module):
         """Paint code vectors (N, P, code_width) as pixels."""
         latents = vectors.transpose(1, 2).unflatten(2, grid)  # (N, code_width, h, w)
         return self.decoder(self.post_quant_conv(latents))
-
-    def _grid(self, height: int, width: int) -> tuple[int, int]:
-        if height % self.factor or width % self.factor or not height or not width:
-            raise ValueError(f"llamagen: {height}x{width} is no multiple of {self.factor} on both sides")
-        return height // self.factor, width // self.factor
 
 
 class Codebook(nn.Module):

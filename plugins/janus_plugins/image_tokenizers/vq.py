@@ -70,9 +70,8 @@ class VqTokenizer(nn.Module):
     def __init__(self, config: VqConfig) -> None:
         super().__init__()
         self.config = config
-        self.num_codes = config.num_codes
+        self.codebooks: tuple[int, ...] = (config.num_codes,)
         self.code_width: int | None = config.code_width
-        self.codes_per_position = 1
         self.value_range = (-1.0, 1.0)
         self.factor = 2 ** (len(config.channels) - 1)
         first, last = config.channels[0], config.channels[-1]
@@ -96,19 +95,20 @@ class VqTokenizer(nn.Module):
         self.register_buffer("sums", vectors.clone())  # moving average of the latents at each code
         self.register_buffer("steps", torch.tensor(0))  # training steps taken
 
-    def num_tokens(self, height: int, width: int) -> int:
-        """Return the number of grid cells of a picture, which need not be square."""
-        rows, columns = self._grid(height, width)
-        return rows * columns
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """One code for each square of ``factor`` pixels."""
+        if height % self.factor or width % self.factor:
+            raise ValueError(f"vq: a picture of {height}x{width} does not divide by its factor {self.factor}")
+        return height // self.factor, width // self.factor
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode pixels (N, 3, H, W) in [-1, 1] into code ids (N, P)."""
-        self._grid(*pixels.shape[-2:])
+        self.grid(*pixels.shape[-2:])
         return self._nearest(self.latents(pixels))
 
     def decode(self, codes: Tensor, *, height: int, width: int) -> Tensor:
         """Decode code ids (N, P) into pixels (N, 3, height, width) in [-1, 1]."""
-        return self._paint(self.codebook[codes], self._grid(height, width)).clamp(-1, 1)
+        return self._paint(self.codebook[codes], self.grid(height, width)).clamp(-1, 1)
 
     def code_vectors(self) -> Tensor:
         """Return the codebook (K, code_width), unit rows."""
@@ -134,13 +134,8 @@ class VqTokenizer(nn.Module):
             self.steps += 1
         commitment = F.mse_loss(latents, quantised.detach(), reduction="none").sum(-1).mean()
         straight = latents + (quantised - latents).detach()  # gradients pass the quantiser unchanged
-        painted = self._paint(straight, self._grid(*pixels.shape[-2:]))
+        painted = self._paint(straight, self.grid(*pixels.shape[-2:]))
         return {"pixels": F.mse_loss(painted, pixels), "commitment": self.config.commitment * commitment}
-
-    def _grid(self, height: int, width: int) -> tuple[int, int]:
-        if height % self.factor or width % self.factor:
-            raise ValueError(f"vq: a picture of {height}x{width} does not divide by its factor {self.factor}")
-        return height // self.factor, width // self.factor
 
     def _nearest(self, latents: Tensor) -> Tensor:
         return (latents.float() @ self.codebook.float().T).argmax(
@@ -153,7 +148,7 @@ class VqTokenizer(nn.Module):
     @torch.no_grad()
     def _start(self, latents: Tensor, rounds: int = 10) -> None:
         """Set the codebook to k-means centres of latents (M, code_width) on the sphere."""
-        chosen = torch.randint(len(latents), (self.num_codes,), device=latents.device)
+        chosen = torch.randint(len(latents), (self.config.num_codes,), device=latents.device)
         self.codebook.copy_(latents[chosen])
         for _ in range(rounds):
             sums, counts = self._gather(latents, self._nearest(latents))
@@ -169,9 +164,9 @@ class VqTokenizer(nn.Module):
         self.sums.lerp_(sums, 1 - self.config.decay)
         self.counts.lerp_(counts, 1 - self.config.decay)
         self.codebook.copy_(F.normalize(self.sums, dim=-1))
-        even = len(latents) / self.num_codes  # uses a step if all codes were used alike
+        even = len(latents) / self.config.num_codes  # uses a step if all codes were used alike
         idle = self.counts < self.config.restart_below * even
-        chosen = latents[torch.randint(len(latents), (self.num_codes,), device=latents.device)]
+        chosen = latents[torch.randint(len(latents), (self.config.num_codes,), device=latents.device)]
         self.codebook.copy_(torch.where(idle[:, None], chosen.to(self.codebook), self.codebook))
         self.sums.copy_(torch.where(idle[:, None], self.codebook * even, self.sums))
         self.counts.masked_fill_(idle, even)
@@ -179,7 +174,7 @@ class VqTokenizer(nn.Module):
     def _gather(self, latents: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Sum the latents of each code (K, code_width), and count them (K,)."""
         sums = torch.zeros_like(self.sums).index_add_(0, codes, latents.to(self.sums))
-        return sums, torch.bincount(codes, minlength=self.num_codes).to(self.counts)
+        return sums, torch.bincount(codes, minlength=self.config.num_codes).to(self.counts)
 
 
 @hookimpl

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,9 @@ class HfVisionEncoder(nn.Module):
         keys = {**family.to_diff_dict(), "model_type": family.model_type}
         self.config = replace(config, pretrained=None, revision=None, config=keys, pixels=self.pixels)
 
-    def num_tokens(self, height: int, width: int) -> int:
+    def grid(self, height: int, width: int) -> tuple[int, int]:
         """One for each whole patch."""
-        return (height // self.patch[0]) * (width // self.patch[1])
+        return height // self.patch[0], width // self.patch[1]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode normalised pixels (N, 3, H, W) into features (N, P, C).
@@ -96,7 +97,7 @@ class HfVisionEncoder(nn.Module):
         last = self.config.layer == -1
         output = self.model(**inputs, output_hidden_states=not last)
         tokens = output.last_hidden_state if last else output.hidden_states[self.config.layer]
-        patches = self.num_tokens(*pixels.shape[-2:])
+        patches = math.prod(self.grid(*pixels.shape[-2:]))
         if tokens.shape[1:-1] != (self.special_tokens + patches,):
             raise ValueError(
                 f"hf-vision: '{self.model.config.model_type}' gave {tuple(tokens.shape[1:-1])} tokens, not "
@@ -123,7 +124,7 @@ class HfVisionEncoder(nn.Module):
         """Name the model's inputs; SigLIP2's NaFlex form takes patches, channels last, and their grid."""
         if self.model.config.model_type != "siglip2_vision_model":
             return {"pixel_values": pixels, **({"interpolate_pos_encoding": True} if self.resizes else {})}
-        rows, columns = (side // patch for side, patch in zip(pixels.shape[-2:], self.patch, strict=True))
+        rows, columns = self.grid(*pixels.shape[-2:])
         whole = pixels[..., : rows * self.patch[0], : columns * self.patch[1]]
         patches = F.unfold(whole, self.patch, stride=self.patch)  # (N, 3 * p * p, P), channels first
         patches = patches.unflatten(1, (3, -1)).permute(0, 3, 2, 1).flatten(2)  # (N, P, p * p * 3)

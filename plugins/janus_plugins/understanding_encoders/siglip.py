@@ -75,9 +75,9 @@ class SiglipEncoder(nn.Module):
             )
         )
 
-    def num_tokens(self, height: int, width: int) -> int:
+    def grid(self, height: int, width: int) -> tuple[int, int]:
         """One for each whole patch; what is left over at the right and at the bottom is not seen."""
-        return (height // self.config.patch_size) * (width // self.config.patch_size)
+        return height // self.config.patch_size, width // self.config.patch_size
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode normalised pixels (N, 3, H, W) into features (N, P, C)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -51,7 +52,7 @@ class TokenizerFeatures(nn.Module):
                 f"tokenizer-features needs codes with vectors, and those of '{config.tokenizer.name}' have "
                 "none: choose a tokenizer with a codebook, such as vq or llamagen"
             )
-        self.width = self.tokenizer.code_width * self.tokenizer.codes_per_position
+        self.width = self.tokenizer.code_width * len(self.tokenizer.codebooks)
         low, high = self.tokenizer.value_range
         mean, std = -low / (high - low), 1 / (high - low)  # (x - mean) / std carries [0, 1] to the range
         self.pixels = PixelSpec(
@@ -62,16 +63,20 @@ class TokenizerFeatures(nn.Module):
             std=(std, std, std),
         )
 
-    def num_tokens(self, height: int, width: int) -> int:
+    def grid(self, height: int, width: int) -> tuple[int, int]:
         """As many as the tokenizer has positions."""
-        return self.tokenizer.num_tokens(height, width)
+        return self.tokenizer.grid(height, width)
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode pixels (N, 3, H, W) in the tokenizer's range into the vectors of their codes (N, P, C)."""
         vectors = self.tokenizer.code_vectors()
         assert vectors is not None  # its codes have a width
-        return vectors[self.tokenizer.encode(pixels)].flatten(2)  # (N, P, C), or of S codes side by side
+        codes = self.tokenizer.encode(pixels)  # (N, P), or (N, P, S)
+        if len(self.tokenizer.codebooks) > 1:  # each counts from 0; vectors lie one codebook after another
+            starts = [0, *accumulate(self.tokenizer.codebooks[:-1])]
+            codes = torch.stack([codes[..., s] + start for s, start in enumerate(starts)], dim=-1)
+        return vectors[codes].flatten(2)  # (N, P, C), of S codes side by side
 
 
 @hookimpl

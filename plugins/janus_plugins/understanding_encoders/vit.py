@@ -59,36 +59,32 @@ class Vit(nn.Module):
         self.config = config
         self.width, self.pixels = config.width, config.pixels
         self.factor = 2 ** len(config.stem)
-        self.grid = self._grid(config.pixels.height, config.pixels.width)
+        self.native = self.grid(config.pixels.height, config.pixels.width)
 
         stem: list[nn.Module] = []
         for channels, out in zip([3, *config.stem], config.stem, strict=False):
             stem += [nn.Conv2d(channels, out, 3, stride=2, padding=1), nn.GroupNorm(1, out), nn.GELU()]
         self.stem = nn.Sequential(*stem, nn.Conv2d([3, *config.stem][-1], config.width, 1))
-        self.positions = nn.Parameter(0.02 * torch.randn(1, config.width, *self.grid))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, config.width, *self.native))
         self.blocks = nn.Sequential(*(Block(config.width, config.heads) for _ in range(config.layers)))
         self.norm = nn.LayerNorm(config.width)
 
-    def num_tokens(self, height: int, width: int) -> int:
-        """Return the number of grid cells of a picture."""
-        rows, columns = self._grid(height, width)
-        return rows * columns
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Encode normalised pixels (N, 3, H, W) into features (N, P, C)."""
-        grid = self._grid(*pixels.shape[-2:])
-        positions: Tensor = self.positions
-        if grid != self.grid:
-            positions = F.interpolate(positions.float(), grid, mode="bicubic").to(positions.dtype)
-        x = (self.stem(pixels) + positions).flatten(2).transpose(1, 2)  # (N, P, C)
-        return self.norm(self.blocks(x))
-
-    def _grid(self, height: int, width: int) -> tuple[int, int]:
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """One feature for each cell that the stem leaves."""
         if height % self.factor or width % self.factor:
             raise ValueError(
                 f"vit: a picture of {height}x{width} does not divide by its factor {self.factor}"
             )
         return height // self.factor, width // self.factor
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode normalised pixels (N, 3, H, W) into features (N, P, C)."""
+        grid = self.grid(*pixels.shape[-2:])
+        positions: Tensor = self.positions
+        if grid != self.native:
+            positions = F.interpolate(positions.float(), grid, mode="bicubic").to(positions.dtype)
+        x = (self.stem(pixels) + positions).flatten(2).transpose(1, 2)  # (N, P, C)
+        return self.norm(self.blocks(x))
 
 
 @hookimpl

@@ -27,9 +27,9 @@ class Mixes(nn.Module):
         super().__init__()
         self.config = config
         self.layer = nn.Linear(input_width, output_width)
-    def num_tokens(self, tokens):
-        return tokens
-    def forward(self, features):
+    def num_tokens(self, grid):
+        return grid[0] * grid[1]
+    def forward(self, features, grid):
         return self.layer(features - self.config.strength * features.mean(0))
 
 @hookimpl

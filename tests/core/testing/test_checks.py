@@ -46,16 +46,16 @@ class Encoder(nn.Module):
         self.width, self.pixels = 4, PixelSpec(height=8, width=8)
         self.cut = nn.Conv2d(3, 4, 4, stride=4)
 
-    def num_tokens(self, height: int, width: int) -> int:
-        return (height // 4) * (width // 4)
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return height // 4, width // 4
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.cut(pixels).flatten(2).transpose(1, 2)
 
 
 class TooMany(Encoder):
-    def num_tokens(self, height: int, width: int) -> int:
-        return 5
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return 1, 5
 
 
 class Mixes(Encoder):
@@ -247,13 +247,13 @@ class Halves(nn.Module):
     def __init__(self):
         super().__init__()
         self.config = None
-    def num_tokens(self, tokens):
-        return tokens
-    def forward(self, x):
+    def num_tokens(self, grid):
+        return grid[0] * grid[1]
+    def forward(self, x, grid):
         return x / 2
 
 def make():
-    return Halves(), torch.rand(2, 4, 6)
+    return Halves(), torch.rand(2, 2, 2, 6)
 
 class TestHalves(AdaptorContract):
     expected_failures = {"config_round_trip": "it has no options", "adaptor_sizes": "an old reason"}
