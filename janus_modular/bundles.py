@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +40,15 @@ def open_bundle(
     variant: str | None = None,
     device: str = "auto",
     plugins: Plugins | None = None,
-) -> tuple[Runtime, Processor]:
+) -> tuple[Runtime, Processor, Plugins]:
     """Open a bundle in a runtime: a registered name, or ``{"name": ..., **options}``.
+
+    The plugins are those given (or all), with names that several share meaning what the bundle recorded.
+    Of what it recorded only sampling loops are needed: everything else is in its graphs.
 
     Raises:
         JanusError: the bundle is damaged, or the runtime, the variant or the device is not here.
+        PluginError: a sampling loop is not here; says what to install.
     """
     plugins = plugins or default_plugins()
     folder = Path(folder).expanduser()
@@ -53,4 +58,6 @@ def open_bundle(
         chosen["variant"] = variant
     one = resolve({"runtime": chosen}, Running, plugins).runtime
     opened: Runtime = plugins.entry(one.slot, one.name).factory(one.config, folder)
-    return opened, Processor.load(folder)
+    recorded = json.loads((folder / MANIFEST).read_text("utf-8")).get("plugins", [])  # the runtime read it
+    plugins.check_needed(one for one in recorded if one["slot"] == "sampling_loops")
+    return opened, Processor.load(folder), plugins.as_recorded(recorded)

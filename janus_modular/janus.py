@@ -58,8 +58,7 @@ class Janus:
         if is_bundle(path):
             if dtype != "auto":
                 raise ConfigError(f"{path} is a bundle, whose variants say the dtype: not dtype, but variant")
-            opened = open_bundle(path, runtime=runtime, variant=variant, device=device, plugins=plugins)
-            return cls(*opened, plugins)
+            return cls(*open_bundle(path, runtime=runtime, variant=variant, device=device, plugins=plugins))
         if runtime is not None or variant is not None:
             raise ConfigError(
                 f"{path} is a checkpoint: it runs in torch, and has no variants. runtime and variant are"

@@ -34,6 +34,7 @@ from janus_export.unfinished import Unfinished
 from janus_export.weights import FOLDER, Source, bind, detach, native_names, wanted
 from janus_modular import Plugins
 from janus_modular.checkpoints.opening import Opened, describe
+from janus_modular.plugins import default_plugins
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -66,7 +67,7 @@ def export(
     if folder.exists() and not (is_bundle(folder) or (folder.is_dir() and not any(folder.iterdir()))):
         raise BundleError(f"{folder} exists and is no bundle, so it is not replaced. Choose another folder.")
     try:
-        _Export(str(source), describe(source, plugins=plugins), aside, config, tell).run()
+        _Export(str(source), describe(source, plugins=plugins), aside, config, tell, plugins).run()
         if folder.exists():
             folder.rename(old)
         aside.rename(folder)
@@ -85,8 +86,17 @@ def export(
 class _Export:
     """One export at work in its folder."""
 
-    def __init__(self, named: str, opened: Opened, aside: Path, config: ExportConfig, tell: Tell) -> None:
+    def __init__(
+        self,
+        named: str,
+        opened: Opened,
+        aside: Path,
+        config: ExportConfig,
+        tell: Tell,
+        plugins: Plugins | None,
+    ) -> None:
         self.opened, self.config, self.tell = opened, config, tell
+        self.plugins = manifest.plugins_of(opened.model, plugins or default_plugins())
         self.source = describe_source(named, opened)
         purpose = {"source": self.source, "config": asdict(config), "versions": manifest.versions()}
         self.unfinished = Unfinished(aside, purpose)
@@ -129,7 +139,12 @@ class _Export:
         write_manifest(
             self.aside,
             manifest.compose_manifest(
-                source=self.source, model=model, graphs=graphs, variants=variants, files=self._hashes()
+                source=self.source,
+                plugins=self.plugins,
+                model=model,
+                graphs=graphs,
+                variants=variants,
+                files=self._hashes(),
             ),
         )
 

@@ -11,7 +11,8 @@ from janus_export.bundle import SCHEMA
 from janus_export.graphs import Graph, Slot
 from janus_export.quantize import Outcome
 from janus_export.rounding import Rounding
-from janus_modular import JanusModel, Processor, __version__
+from janus_modular import JanusModel, Part, Plugins, Processor, __version__
+from janus_modular.config import parts_in
 
 RECORDED = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
@@ -42,6 +43,13 @@ def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
             "unconditional": "the prompt with pads between its first and last token; they are seen",
         },
     }
+
+
+def plugins_of(model: JanusModel, plugins: Plugins) -> list[dict[str, str | None]]:
+    """Say which plugins a model's parts and its sampling loops are of, as checkpoints record it."""
+    loops = [model.config.text_loop, model.generation.sampling_loop]
+    parts = [part for _, part in parts_in(model.config)]
+    return plugins.needed([*parts, *(Part("sampling_loops", loop, None) for loop in loops)])
 
 
 def describe_graphs(graphs: Iterable[Graph]) -> dict[str, Any]:
@@ -93,6 +101,7 @@ def describe_rounding(rounding: Rounding, outcomes: Mapping[str, Outcome]) -> di
 def compose_manifest(
     *,
     source: Mapping[str, Any],
+    plugins: Iterable[Mapping[str, Any]],
     model: Mapping[str, Any],
     graphs: Iterable[Graph],
     variants: Mapping[str, Any],
@@ -105,6 +114,7 @@ def compose_manifest(
         "written_by": f"janus-modular {__version__}",
         "source": dict(source),
         "versions": versions(),
+        "plugins": [dict(one) for one in plugins],
         "model": dict(model),
         "variants": dict(variants),
         "graphs": describe_graphs(graphs),

@@ -226,7 +226,7 @@ class Subject:
                 how += ", in float32 with the variant's rounded weights"
             whole: Runtime = opened
             if runtime != "onnx":
-                whole, _ = open_bundle(bundle.folder, runtime=runtime, variant=variant, device=device)
+                whole, *_ = open_bundle(bundle.folder, runtime=runtime, variant=variant, device=device)
                 how = f"{runtime} on {getattr(whole, 'evidence', {}).get('gpu', device)}"
             yield cls(bundle, variant, reference.within(whole.context), opened, whole, how)
 

@@ -35,8 +35,8 @@ PIXELS = "torch.rand(2, 3, 32, 32) * 2 - 1"
 TESTED = {
     "understanding_encoders": Tested("UnderstandingEncoderContract", "{cls}({cls}Config()), " + PIXELS),
     "image_tokenizers": Tested("ImageTokenizerContract", "{cls}({cls}Config()), " + PIXELS),
-    "adaptors": Tested("AdaptorContract", "{cls}({cls}Config(), 8, 12), torch.rand(2, 5, 8)"),
-    "heads": Tested("HeadContract", "{cls}({cls}Config(), 8, 12), torch.rand(2, 3, 8)"),
+    "adaptors": Tested("AdaptorContract", "{cls}({cls}Config(), 8, 12), torch.rand(2, 2, 3, 8)"),
+    "heads": Tested("HeadContract", "{cls}({cls}Config(), 8, (12,)), torch.rand(2, 3, 8)"),
     "backbones": Tested("BackboneContract", "{cls}({cls}Config()), torch.randint(320, (2, 7))"),
     "generation": Tested(
         "GenerationPathContract",

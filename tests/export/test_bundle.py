@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import jsonschema
 import onnx
 import pytest
 
-from janus_export.bundle import BundleError, load_bundle
+from janus_export.bundle import BundleError, load_bundle, write_manifest
 from janus_export.external_data import references
 from janus_export.storage import byte_ranges, sha256
+from janus_modular import Janus, PluginError
 
 Break = Callable[[Path, dict[str, Any]], None]
 
@@ -233,3 +235,25 @@ def test_a_bundle_is_read_and_inspected_without_torch_or_onnx(tiny_bundle: Path)
     assert [one["variant"] for one in facts["variants"]] == ["fp32", "cpu-int8", "cpu-int4"]
     assert [one["rounded"] for one in facts["variants"]] == [0, 14, 14]
     assert "past_key_*" in facts["graphs"][2]["takes"]
+    [ours] = facts["plugins"]
+    assert ours.startswith(f"janus-modular {version('janus-modular')} (")
+    assert "understanding_encoders:vit" in ours
+
+
+def test_a_bundle_records_who_offered_its_parts_and_its_loops(tiny_bundle: Path):
+    recorded = {(one["slot"], one["name"]): one["dist"] for one in manifest_of(tiny_bundle)["plugins"]}
+    assert {("backbones", "hf"), ("generation", "autoregressive"), ("heads", "mlp")} <= set(recorded)
+    assert {name for slot, name in recorded if slot == "sampling_loops"} == {"text", "autoregressive"}
+    assert set(recorded.values()) == {"janus-modular"}
+
+
+def test_a_loop_that_is_not_here_is_named_with_the_cure_and_other_parts_are_not_needed(copied: Path):
+    manifest = manifest_of(copied)
+    for one in manifest["plugins"]:
+        if one["name"] in ("vit", "text"):
+            one |= {"name": f"acme-{one['name']}", "dist": "acme-parts", "version": "0.2"}
+    write_manifest(copied, manifest)
+    with pytest.raises(PluginError, match="sampling loop 'acme-text' is not here: pip install") as caught:
+        Janus.from_pretrained(copied)
+    assert "acme-parts==0.2" in str(caught.value)
+    assert "acme-vit" not in str(caught.value)

@@ -31,6 +31,7 @@ def inspect(
         typer.echo(json.dumps(facts, indent=2))
         return
     typer.echo(f"{bundle}: of {facts['source']}, by {facts['written_by']}")
+    typer.echo("plugins: " + ", ".join(facts["plugins"]))
     typer.echo("axes: " + ", ".join(f"{name} {a['min']}..{a['max']}" for name, a in facts["axes"].items()))
     typer.echo()
     for one in facts["graphs"]:
@@ -52,6 +53,7 @@ def gather(bundle: Bundle) -> dict[str, Any]:
     return {
         "written_by": manifest["written_by"],
         "source": manifest["source"]["path"],
+        "plugins": _offers(manifest["plugins"]),
         "axes": manifest["axes"],
         "graphs": [
             {"graph": name, "takes": _slots(one["inputs"]), "gives": _slots(one["outputs"])}
@@ -81,6 +83,15 @@ def describe_build(built: dict[str, Any], graphs: int) -> str:
     return (
         f"{made}: {what}, built in {seconds:.0f} s, {'executed' if built['executed'] else 'never executed'}"
     )
+
+
+def _offers(plugins: Iterable[dict[str, Any]]) -> list[str]:
+    """Say who offered a bundle's parts: a distribution and its version, or a local file, and which parts."""
+    found: dict[str, list[str]] = {}
+    for one in plugins:
+        offers = one["file"] or f"{one['dist']} {one['version']}"
+        found.setdefault(offers, []).append(f"{one['slot']}:{one['name']}")
+    return [f"{offers} ({', '.join(parts)})" for offers, parts in found.items()]
 
 
 def _weights(variant: dict[str, Any]) -> str:
