@@ -13,6 +13,8 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -322,3 +324,23 @@ def test_every_field_is_documented(section: str):
     assert {name.strip("`") for row in rows for name in row.split(", ")} == {
         field.name for field in fields(classes[section])
     }
+
+
+def test_every_slot_has_a_page_with_its_interface_and_all_that_is_built_in(plugins: Plugins):
+    spec = spec_from_file_location("slot_pages", ROOT / "docs/slot_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    pages = module_from_spec(spec)
+    spec.loader.exec_module(pages)
+    nav = re.findall(r"reference/slots/(\w+)\.md", (ROOT / "mkdocs.yml").read_text("utf-8"))
+    assert sorted(nav) == sorted(SLOTS)
+    for slot in SLOTS:
+        text = pages.page(slot, plugins)
+        assert re.findall(r"^### `([\w-]+)`$", text, re.MULTILINE) == plugins.names(slot)
+        [interface] = re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)
+        module, _, name = interface.rpartition(".")
+        assert hasattr(import_module(module), name)
+    assert "| `depth` | `2` | linear layers: C -> D, then D -> D; Janus and Janus-Pro have 2 |" in pages.page(
+        "adaptors", plugins
+    )
+    assert "| `width` | `int` | C |" in pages.page("understanding_encoders", plugins)

@@ -15,7 +15,7 @@ def options_of(config: type[Any]) -> list[dict[str, str]]:
     """Return name, type, default and comment of every option, its own before the inherited ones."""
     comments: dict[str, str] = {}
     for cls in config.__mro__[:-1]:
-        comments = {**_comments(cls), **comments}
+        comments = {**comments_of(cls), **comments}
     own = set(inspect.get_annotations(config))
     return [
         {
@@ -37,7 +37,7 @@ def _default(one: Field[Any]) -> str:
     return "must be given" if one.default_factory is MISSING else repr(one.default_factory())
 
 
-def _comments(cls: type[Any]) -> dict[str, str]:
+def comments_of(cls: type[Any]) -> dict[str, str]:
     """Read the comments on a class' fields from its source; none where there is no source."""
     try:
         source = textwrap.dedent(inspect.getsource(cls))
