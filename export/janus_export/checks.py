@@ -2,15 +2,18 @@
 
     [project.entry-points."janus_modular.checks"]
     onnx_parity = "janus_export.checks:check_onnx_parity"
+    rtx_engine = "janus_export.checks:check_rtx_engine"
 
 A part is exported as it is, call by call; a whole model's graphs are `janus_export.verify`'s.
 """
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
-from janus_modular.errors import missing_extra
+from janus_modular.errors import MissingExtraError, missing_extra
 from janus_modular.testing.check import PARTS, NotApplicable, check_for, ensure
 
 
@@ -31,6 +34,43 @@ def check_onnx_parity(component: Any, example: Any) -> None:
             len(found) == len(wanted), f"{call.name}: {len(found)} outputs in ONNX, {len(wanted)} in torch"
         )
         ensure_same(found, wanted, f"{call.name} in ONNX Runtime")
+
+
+@check_for(*PARTS, slow=True)
+def check_rtx_engine(component: Any, example: Any) -> None:
+    """TensorRT-RTX builds an engine of it, for which no GPU is needed."""
+    from janus_modular.testing.calls import calls_of
+
+    component.eval().requires_grad_(False)
+    for call in calls_of(component, example):
+        if call.name != "losses":  # of training alone
+            build_rtx(onnx_of(component, call))
+
+
+def build_rtx(model: bytes) -> None:
+    """Build an ONNX file's engine for a GPU of compute capability 8.9, and throw it away.
+
+    Raises:
+        NotApplicable: TensorRT-RTX, or what lowers graphs for it, is not installed.
+        ExportError: TensorRT refuses the graph; says which node or input.
+    """
+    try:
+        from janus_export.targets import find_target, load
+        from janus_export.tensorrt_builder import Order, build_engine
+        from janus_export.tensorrt_lowering import lower
+
+        trt = load(find_target("tensorrt-rtx"))
+    except MissingExtraError as error:
+        raise NotApplicable(str(error)) from error
+    except ModuleNotFoundError as error:
+        raise NotApplicable(str(missing_extra(error, "lowering for TensorRT") or error)) from error
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "component.onnx")
+        file.write_bytes(model)
+        lowered = lower(file, capacity=1)  # a component has no cache
+        if not len(lowered.graph):
+            raise NotApplicable("it computes nothing")
+        build_engine(trt, lowered, file, file.with_suffix(".engine"), Order(arch=["8.9"]))
 
 
 def onnx_of(component: Any, call: Any) -> bytes:

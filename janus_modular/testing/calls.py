@@ -81,9 +81,11 @@ def calls_of(component: Any, example: Tensor) -> list[Call]:
             Call("losses", (hidden, targets), lambda c, hidden, targets: dict(c.losses(hidden, targets))),
         ]
     if hasattr(component, "codebooks"):  # a head; the example is hidden states
-        return [
+        nothing, *known = known_codes(component, example)
+        first = Call("forward, code 1", (example,), lambda c, x: c(x, nothing.new_empty(*x.shape[:-1], 0)))
+        return [first] + [
             Call(f"forward, code {s}", (example, before), lambda c, x, before: c(x, before))
-            for s, before in enumerate(known_codes(component, example), 1)
+            for s, before in enumerate(known, 2)
         ]
     if hasattr(component, "num_tokens"):  # an adaptor; the example is features in their grid
         grid = (example.shape[1], example.shape[2])
