@@ -242,6 +242,14 @@ class Janus:
             pictures += [to_picture(one) for one in pixels]
         return pictures
 
+    def settings(self, loop: str, given: Mapping[str, Any]) -> Any:
+        """Return a sampling loop's settings, its dataclass: those that are given, and its own defaults.
+
+        Raises:
+            PromptError: it has no setting of a name, or refuses a value.
+        """
+        return self._loop(loop, given)[1]
+
     def _loop(self, name: str, settings: Mapping[str, Any]) -> tuple[Callable[..., Sampling], Any]:
         entry = self.plugins.entry("sampling_loops", name)
         known = [field.name for field in fields(entry.config)]

@@ -15,6 +15,7 @@ from janus_export.verify_subject import (
     Subject,
     listen_to_answers,
     listen_to_drawings,
+    taken,
 )
 from janus_modular.janus import Janus
 
@@ -46,7 +47,8 @@ def drawing(subject: Subject) -> Iterator[Check]:
         yield _same_choices("a whole drawing: codes", got, want)
         yield _same_pixels("a whole drawing: pixels", pictures, expected)
     if unheard:
-        again = Janus(subject.whole, processor).draw(DRAWN, **DRAWING)
+        settings = taken(subject.whole.drawing_loop, DRAWING)
+        again = Janus(subject.whole, processor).draw(DRAWN, **settings)
         yield _same_pixels("the same drawing, nobody listening: pixels", again, pictures)
 
 

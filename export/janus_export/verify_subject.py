@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,7 @@ from janus_modular import Message, PictureToRead, Processor, Text
 from janus_modular import Sequence as Prompt
 from janus_modular.bundles import open_bundle
 from janus_modular.janus import Janus
+from janus_modular.plugins import default_plugins
 from janus_modular.roles import Runtime, Session
 
 Array = NDArray[Any]
@@ -136,13 +137,21 @@ DRAWING: dict[str, Any] = {"guidance": 5.0, "temperature": 1.0, "seed": 11}
 ANSWER_TOKENS = 24
 
 
+def taken(loop: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return those settings that a sampling loop has; somebody else's may have none of Janus' own."""
+    known = {field.name for field in fields(default_plugins().entry("sampling_loops", loop).config)}
+    return {name: value for name, value in settings.items() if name in known}
+
+
 def listen_to_answers(
     runtime: Runtime, processor: Processor, asked: list[list[Message]], **settings: Any
 ) -> tuple[list[str], Run]:
     """Let a runtime answer questions side by side; return the answers and what was heard."""
     listening = ListeningRuntime(runtime)
     answers = Janus(listening, processor).chat_batch(
-        [(question, ()) for question in asked], max_tokens=ANSWER_TOKENS, **settings
+        [(question, ()) for question in asked],
+        max_tokens=ANSWER_TOKENS,
+        **taken(runtime.text_loop, settings),
     )
     return answers, listening.runs[-1]
 
@@ -150,7 +159,7 @@ def listen_to_answers(
 def listen_to_drawings(runtime: Runtime, processor: Processor) -> tuple[list[Image.Image], Run]:
     """Let a runtime draw under guidance, with noise from a seed; return pictures and what was heard."""
     listening = ListeningRuntime(runtime)
-    drawn = Janus(listening, processor).draw(DRAWN, **DRAWING)
+    drawn = Janus(listening, processor).draw(DRAWN, **taken(runtime.drawing_loop, DRAWING))
     return drawn, listening.runs[-1]
 
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from janus_modular.cli.options import Device, Dtype, ModelArgument, Runtime, Seed, Variant
+from janus_modular.cli.options import (
+    Device,
+    Dtype,
+    ModelArgument,
+    Runtime,
+    Seed,
+    Settings,
+    Variant,
+    finite,
+    settings_of,
+)
 from janus_modular.errors import JanusError
 
 if TYPE_CHECKING:
@@ -22,11 +33,22 @@ def chat(
     model: ModelArgument,
     question: Annotated[str | None, typer.Argument(help="Left out: a conversation in the terminal.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture to ask about; may be repeated.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")] = 0.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Choose among the likeliest k; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Choose among the likeliest p of chance.")] = 1.0,
-    seed: Seed = 0,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer; left out: 512.")] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0, callback=finite, help="0, which is left out: always the likeliest token."),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, help="Choose among the likeliest k; 0, or left out: all.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, callback=finite, help="Choose among the likeliest p of chance; left out: 1."
+        ),
+    ] = None,
+    seed: Seed = None,
+    others: Settings = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="End the answer before this; may be repeated.")
     ] = None,
@@ -45,14 +67,12 @@ def chat(
     if as_json and question is None:
         raise typer.BadParameter("--json needs a question")
     pictures = [PictureToRead(open_picture(path)) for path in image or []]
-    settings: dict[str, Any] = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-    }
+    named = {
+        "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
+    }  # fmt: skip
+    settings = settings_of(named, others)
     janus = Janus.from_pretrained(model, device=device, dtype=dtype, runtime=runtime, variant=variant)
+    janus.settings(janus.runtime.text_loop, settings)
     history = [] if system is None else [Message("system", [Text(system)])]
     if question is None:
         converse(janus, history, list(pictures), stop=stop or [], **settings)
@@ -61,7 +81,8 @@ def chat(
     if as_json:
         answer = janus.chat(asked, stop=stop or [], **settings)
         names = [str(path) for path in image or []]
-        typer.echo(json.dumps({"answer": answer, "model": model, "images": names, "settings": settings}))
+        used = asdict(janus.settings(janus.runtime.text_loop, settings))
+        typer.echo(json.dumps({"answer": answer, "model": model, "images": names, "settings": used}))
         return
     say(janus, asked, stop=stop or [], **settings)
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from janus_modular.cli.options import Device, Dtype, ModelArgument, Runtime, Seed, Variant
+from janus_modular.cli.options import (
+    Device,
+    Dtype,
+    ModelArgument,
+    Runtime,
+    Seed,
+    Settings,
+    Variant,
+    finite,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,10 +29,15 @@ def draw(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     n: Annotated[int, typer.Option("-n", min=1, help="How many pictures.")] = 4,
     guidance: Annotated[
-        float, typer.Option(help="How strongly the prompt counts; 1: not beyond chance.")
-    ] = 5.0,
-    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest code.")] = 1.0,
-    seed: Seed = 0,
+        float | None,
+        typer.Option(callback=finite, help="How strongly the prompt counts; 1: no further. Left out: 5."),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0, callback=finite, help="0: always the likeliest code. Left out: 1."),
+    ] = None,
+    seed: Seed = None,
+    others: Settings = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Of the grid; single files get numbers.")
     ] = Path("out.png"),
@@ -40,6 +56,7 @@ def draw(
     if not output.parent.is_dir():
         raise typer.BadParameter(f"there is no folder '{output.parent}' to write '{output.name}' into")
     picture_format(output)  # before anything is drawn
+    settings = settings_of({"guidance": guidance, "temperature": temperature, "seed": seed}, others)
     janus = Janus.from_pretrained(model, device=device, dtype=dtype, runtime=runtime, variant=variant)
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("drawing", total=None)
@@ -48,11 +65,10 @@ def draw(
             n,
             batch_size=batch_size,
             progress=lambda done, of: bar.update(task, completed=done, total=of),
-            guidance=guidance,
-            temperature=temperature,
-            seed=seed,
+            **settings,
         )
-    about = {"prompt": prompt, "model": model, "guidance": guidance, "temperature": temperature, "seed": seed}
+    used = asdict(janus.settings(janus.runtime.drawing_loop, settings))
+    about = {"prompt": prompt, "model": model, **used}
     files = {output: grid(pictures)}
     if n > 1:
         files |= {output.with_stem(f"{output.stem}-{i}"): one for i, one in enumerate(pictures)}

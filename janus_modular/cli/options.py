@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import Annotated, Any
 
 import typer
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse what is no number before a model is loaded for it; 'nan' and 'inf' read as numbers too."""
+    if value is not None and not isfinite(value):
+        raise typer.BadParameter(f"found {value}; expected a finite number")
+    return value
+
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A checkpoint folder, a hub id, or a bundle.")
@@ -19,4 +29,26 @@ Runtime = Annotated[
     str | None, typer.Option(help="What runs a bundle: onnx (left out), tensorrt, tensorrt-rtx.")
 ]
 Variant = Annotated[str | None, typer.Option(help="Of a bundle: fp32, cpu-int4, ...; left out: its first.")]
-Seed = Annotated[int, typer.Option(min=0, help="Where chance starts; the same seed gives the same result.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(min=0, help="Where chance starts; the same seed gives the same result. Left out: 0."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Any other setting of the model's sampling loop; may be repeated."
+    ),
+]
+
+
+def settings_of(named: Mapping[str, Any], others: Sequence[str] | None) -> dict[str, Any]:
+    """Collect the settings that were given; what is left out is the sampling loop's own to choose."""
+    import yaml
+
+    given = {name: value for name, value in named.items() if value is not None}
+    for one in others or ():
+        name, equals, value = one.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--set {one}: expected NAME=VALUE")
+        given[name] = yaml.safe_load(value)
+    return given

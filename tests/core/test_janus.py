@@ -125,7 +125,7 @@ def naive_codes(janus: Janus, text: str, guidance: float) -> list[int]:
     codes: list[int] = []
     for _ in range(model.generation.num_tokens):
         hidden = model.backbone(x, positions=torch.arange(x.shape[1]).expand(2, -1))[:, -1]
-        conditional, free = model.generation.head(hidden)
+        conditional, free = model.generation.head(hidden, hidden[:, :0])
         codes.append(int((free + guidance * (conditional - free)).argmax()))
         x = torch.cat([x, model.generation.embed(torch.tensor([[codes[-1]]])).expand(2, -1, -1)], dim=1)
     return codes

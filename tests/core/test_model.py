@@ -93,7 +93,7 @@ def test_losses_are_cross_entropy_of_what_comes_next(
         codes = model.generation.targets(batch.generation_pixels)[0]  # of the picture that is learned
         first = int(sequence.generation_at.argmax())
         drawn = [
-            F.cross_entropy(model.generation.head(hidden[first - 1 + i]), code)
+            F.cross_entropy(model.generation.head(hidden[first - 1 + i], hidden[0, :0]), code)
             for i, code in enumerate(codes)
         ]
     torch.testing.assert_close(output.losses["text"], torch.stack(words))

@@ -100,9 +100,8 @@ def test_a_drawing(janus: Janus, expected: dict[str, np.ndarray]) -> None:
     prompt = prompt_of(janus, expected["gen_prompt_ids"])
     wanted = expected["gen_greedy_cfg5"].flatten().tolist()
     session = janus.runtime.open(capacity=len(prompt) + len(wanted))
-    conditional, free = janus.model.generation.head(
-        session.prefill([prompt, unconditional(prompt, janus.processor.pad_id)])
-    )
+    hidden = session.prefill([prompt, unconditional(prompt, janus.processor.pad_id)])
+    conditional, free = janus.model.generation.head(hidden, hidden[:, :0])
     close(conditional, expected["gen_first_logits_cond"].flatten())
     close(free, expected["gen_first_logits_uncond"].flatten())
 

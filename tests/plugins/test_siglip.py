@@ -75,7 +75,7 @@ def test_reads_the_published_layout_and_gives_the_published_features(
     weights = reference_weights("aligner.")
     adaptor.load_state_dict({name.removeprefix("aligner."): weight for name, weight in weights.items()})
 
-    embeddings = adaptor(encoder(astronaut))[0]
+    embeddings = adaptor(encoder(astronaut), (24, 24))[0]
 
     for found, wanted in (
         (embeddings[::16], expected["und_embeds_sub"]),

@@ -111,7 +111,7 @@ def test_computes_what_transformers_computes(theirs: JanusForConditionalGenerati
     embedded = theirs.prepare_embeddings_for_image_generation(codes)
     torch.testing.assert_close(ours.generation.embed(codes), embedded, atol=1e-5, rtol=1e-5)
     scores = theirs.model.generation_head(hidden)
-    torch.testing.assert_close(ours.generation.head(hidden), scores, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.generation.head(hidden, hidden[..., :0]), scores, atol=1e-5, rtol=1e-5)
     side = ours.generation.height
     painted = ours.generation.tokenizer.decode(codes, height=side, width=side)
     expected = theirs.decode_image_tokens(codes)  # (N, H, W, 3)
