@@ -103,11 +103,17 @@ def test_image_tokenizers(component: Make, check: Callable[[Make], None]) -> Non
 @parametrize_with_checks(
     "adaptors",
     {
-        name: lambda name=name, width=width: (
-            built("adaptors", {"name": name}, 12, width),
+        raw["name"]: lambda raw=raw, width=width: (
+            built("adaptors", raw, 12, width),
             torch.rand(2, 2, 4, 12),
         )
-        for name, width in {"identity": 12, "linear": 20, "mlp": 20, "hybrid": 20}.items()
+        for raw, width in [
+            ({"name": "identity"}, 12),
+            ({"name": "linear"}, 20),
+            ({"name": "mlp"}, 20),
+            ({"name": "hybrid"}, 20),
+            ({"name": "pixel-unshuffle"}, 20),
+        ]
     },
 )
 def test_adaptors(component: Make, check: Callable[[Make], None]) -> None:
