@@ -100,6 +100,8 @@ def test_a_head_for_one_code_refuses_several() -> None:
     ("adaptor", "found"),
     [
         ("pixel-unshuffle", "'pixel-unshuffle' makes 4 positions of 4x4 codes"),
+        ("perceiver", "'perceiver' makes 64 positions of 4x4 codes"),
+        ("{name: perceiver, queries: 16}", "'perceiver' makes 16 positions of 1x1 codes"),  # right by chance
     ],
 )
 def test_drawing_refuses_an_adaptor_that_does_not_leave_each_code_its_position(adaptor: str, found: str):

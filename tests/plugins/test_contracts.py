@@ -41,6 +41,7 @@ LLAMAGEN = {
     "latent_channels": 8, "num_codes": 16, "code_width": 4,
 }  # fmt: skip
 VQ = {"name": "vq", "channels": [8, 8, 16], "num_codes": 16, "code_width": 4, "continuous_steps": 0}
+PERCEIVER = {"name": "perceiver", "queries": 3, "layers": 2, "heads": 4, "kv_heads": 2, "head_width": 4}
 ENCODERS: dict[str, dict[str, Any]] = {
     "siglip": {
         "name": "siglip", "width": 16, "layers": 2, "heads": 2, "intermediate": 20, "patch_size": 8,
@@ -113,6 +114,7 @@ def test_image_tokenizers(component: Make, check: Callable[[Make], None]) -> Non
             ({"name": "mlp"}, 20),
             ({"name": "hybrid"}, 20),
             ({"name": "pixel-unshuffle"}, 20),
+            (PERCEIVER, 20),
         ]
     },
 )
