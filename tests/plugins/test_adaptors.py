@@ -100,6 +100,7 @@ def test_a_head_for_one_code_refuses_several() -> None:
     ("adaptor", "found"),
     [
         ("pixel-unshuffle", "'pixel-unshuffle' makes 4 positions of 4x4 codes"),
+        ("ldp", "'ldp' makes 4 positions of 4x4 codes"),
         ("perceiver", "'perceiver' makes 64 positions of 4x4 codes"),
         ("{name: perceiver, queries: 16}", "'perceiver' makes 16 positions of 1x1 codes"),  # right by chance
     ],

@@ -115,6 +115,7 @@ def test_image_tokenizers(component: Make, check: Callable[[Make], None]) -> Non
             ({"name": "hybrid"}, 20),
             ({"name": "pixel-unshuffle"}, 20),
             (PERCEIVER, 20),
+            ({"name": "ldp"}, 20),
         ]
     },
 )
