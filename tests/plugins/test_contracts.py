@@ -81,9 +81,6 @@ def pixels(rows: int = 2, size: int = 32) -> Tensor:
         for name, raw in ENCODERS.items()
     },
     expected_failures={
-        "siglip2": {
-            "meta_device": "transformers looks into its padding mask, which meta tensors do not have"
-        },
         "clip": {"gradients": "CLIP's last norm is for its pooled output, which no feature comes from"},
         "dinov2": {"gradients": "its mask token is for pretraining on masked patches alone"},
         "shared": {"gradients": "choosing a code has no gradient: the tokenizer stays as it was trained"},
