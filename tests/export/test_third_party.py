@@ -103,6 +103,14 @@ def test_an_encoder_that_knows_nothing_of_onnx(plugins: Plugins, lower: Lower):
     assert_reads_alike(build(plugins, EXAMPLE, f"{encoder}=efficientnet-lite0", *sizes), lower)
 
 
+def test_siglip2_which_transformers_feeds_pictures_one_by_one(plugins: Plugins, lower: Lower):
+    """Its position tables are resized for each picture; here all have one size, and their number is free."""
+    sizes = "hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 48"
+    family = f"{{model_type: siglip2_vision_model, {sizes}, patch_size: 8, num_patches: 16}}"
+    words = ("understanding.encoder=hf-vision", f"understanding.encoder.config={family}")
+    assert_reads_alike(build(plugins, EXAMPLE, *words), lower)
+
+
 def test_an_operator_that_onnx_lacks_is_named_with_its_module_and_the_cure(
     plugins: Plugins, strange: Path, lower: Lower
 ):

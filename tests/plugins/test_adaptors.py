@@ -7,7 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from janus_modular import ConfigError
+from janus_modular.assemble import assemble
+from janus_modular.config import load, resolve
 from janus_modular.plugins import Plugins
+from janus_modular.schema import ModelConfig
 from janus_plugins.adaptors.hybrid import HybridAdaptor, HybridConfig
 from janus_plugins.adaptors.identity import IdentityAdaptor, IdentityConfig
 from janus_plugins.adaptors.mlp import MlpAdaptor, MlpConfig
@@ -91,3 +94,18 @@ def test_the_head_has_the_published_keys_and_takes_any_leading_shape() -> None:
 def test_a_head_for_one_code_refuses_several() -> None:
     with pytest.raises(ConfigError, match=r"the tokenizer has 2, of \(64, 4096\)"):
         MlpHead(MlpHeadConfig(), 4, (64, 4096))
+
+
+@pytest.mark.parametrize(
+    ("adaptor", "found"),
+    [
+        ("pixel-unshuffle", "'pixel-unshuffle' makes 4 positions of 4x4 codes"),
+        ("ldp", "'ldp' makes 4 positions of 4x4 codes"),
+        ("perceiver", "'perceiver' makes 64 positions of 4x4 codes"),
+        ("{name: perceiver, queries: 16}", "'perceiver' makes 16 positions of 1x1 codes"),  # right by chance
+    ],
+)
+def test_drawing_refuses_an_adaptor_that_does_not_leave_each_code_its_position(adaptor: str, found: str):
+    config = resolve(load("tiny", [f"generation.adaptor={adaptor}"]), ModelConfig)
+    with pytest.raises(ConfigError, match=rf"{found}, and each code has to keep its own"):
+        assemble(config)

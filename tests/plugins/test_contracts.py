@@ -41,6 +41,7 @@ LLAMAGEN = {
     "latent_channels": 8, "num_codes": 16, "code_width": 4,
 }  # fmt: skip
 VQ = {"name": "vq", "channels": [8, 8, 16], "num_codes": 16, "code_width": 4, "continuous_steps": 0}
+PERCEIVER = {"name": "perceiver", "queries": 3, "layers": 2, "heads": 4, "kv_heads": 2, "head_width": 4}
 ENCODERS: dict[str, dict[str, Any]] = {
     "siglip": {
         "name": "siglip", "width": 16, "layers": 2, "heads": 2, "intermediate": 20, "patch_size": 8,
@@ -80,9 +81,6 @@ def pixels(rows: int = 2, size: int = 32) -> Tensor:
         for name, raw in ENCODERS.items()
     },
     expected_failures={
-        "siglip2": {
-            "meta_device": "transformers looks into its padding mask, which meta tensors do not have"
-        },
         "clip": {"gradients": "CLIP's last norm is for its pooled output, which no feature comes from"},
         "dinov2": {"gradients": "its mask token is for pretraining on masked patches alone"},
         "shared": {"gradients": "choosing a code has no gradient: the tokenizer stays as it was trained"},
@@ -103,11 +101,19 @@ def test_image_tokenizers(component: Make, check: Callable[[Make], None]) -> Non
 @parametrize_with_checks(
     "adaptors",
     {
-        name: lambda name=name, width=width: (
-            built("adaptors", {"name": name}, 12, width),
+        raw["name"]: lambda raw=raw, width=width: (
+            built("adaptors", raw, 12, width),
             torch.rand(2, 2, 4, 12),
         )
-        for name, width in {"identity": 12, "linear": 20, "mlp": 20, "hybrid": 20}.items()
+        for raw, width in [
+            ({"name": "identity"}, 12),
+            ({"name": "linear"}, 20),
+            ({"name": "mlp"}, 20),
+            ({"name": "hybrid"}, 20),
+            ({"name": "pixel-unshuffle"}, 20),
+            (PERCEIVER, 20),
+            ({"name": "ldp"}, 20),
+        ]
     },
 )
 def test_adaptors(component: Make, check: Callable[[Make], None]) -> None:

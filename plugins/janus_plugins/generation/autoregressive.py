@@ -92,7 +92,7 @@ class AutoregressiveGeneration(nn.Module):
         if vectors is not None and vectors.shape == embedding.weight.shape:
             embedding.weight.data.copy_(vectors.detach())
         adaptor = build(config.adaptor, code_width, width)
-        for grid in ((1, 1), tokenizer.grid(config.height, config.width)):  # one is drawn, a picture is read
+        for grid in (tokenizer.grid(config.height, config.width), (1, 1)):  # a picture is read, one is drawn
             if (positions := adaptor.num_tokens(grid)) != grid[0] * grid[1]:
                 raise ValueError(
                     f"'{config.adaptor.name}' makes {positions} positions of {grid[0]}x{grid[1]} codes,"

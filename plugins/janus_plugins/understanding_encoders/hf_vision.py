@@ -130,8 +130,8 @@ class HfVisionEncoder(nn.Module):
         patches = patches.unflatten(1, (3, -1)).permute(0, 3, 2, 1).flatten(2)  # (N, P, p * p * 3)
         return {
             "pixel_values": patches,
-            "pixel_attention_mask": torch.ones_like(patches[..., 0], dtype=torch.long),
-            "spatial_shapes": torch.tensor([[rows, columns]] * len(pixels)),
+            "pixel_attention_mask": None,  # no patch is padding
+            "spatial_shapes": torch.tensor([[rows, columns]]),  # one for all: graphs take any number of pictures
         }
 
 

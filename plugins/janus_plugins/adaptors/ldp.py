@@ -1,0 +1,120 @@
+"""MobileVLM's lightweight downsample projector: an MLP, then depthwise convolutions that halve the grid.
+
+Chu et al. 2023, "MobileVLM", where it is called LDP: a quarter of the tokens, and neighbours are seen
+together. Its two blocks are MobileNetV3's (Howard et al. 2019, figure 4) without their expansion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from janus_modular import Adaptor, CheckpointError, PartConfig, Registry, hookimpl
+
+
+@dataclass
+class LdpConfig(PartConfig):
+    """The published one has no options; its widths are its neighbours'."""
+
+
+class LdpAdaptor(nn.Module):
+    """Carries features (N, P, C) of a grid h x w to (N, ceil(h / 2) * ceil(w / 2), D), rows first."""
+
+    def __init__(self, config: LdpConfig, input_width: int, output_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.mlp = nn.Sequential(
+            nn.Linear(input_width, output_width), nn.GELU(), nn.Linear(output_width, output_width)
+        )
+        self.refine = MobileBlock(output_width, stride=1)
+        self.halve = MobileBlock(output_width, stride=2)
+
+    def num_tokens(self, grid: tuple[int, int]) -> int:
+        """One for every other row and column, the first among them."""
+        return ((grid[0] + 1) // 2) * ((grid[1] + 1) // 2)
+
+    def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Carry features (N, P, C) of a grid to (N, P', D)."""
+        x = self.mlp(features).transpose(1, 2).unflatten(2, grid)  # (N, D, h, w)
+        x = self.halve(x + self.refine(x))
+        return x.flatten(2).transpose(1, 2)
+
+    def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Read the projector inside a MobileVLM checkpoint (its first version: ``ldpnet``)."""
+        prefixes = [name.removesuffix(ANCHOR) for name in weights if name.endswith(ANCHOR)]
+        if not prefixes:
+            raise CheckpointError(
+                f"ldp found no projector: no name ends in '{ANCHOR}'; offer a MobileVLM checkpoint"
+            )
+        known = self.state_dict().keys()
+        for name in weights:
+            if not name.startswith(prefixes[0]):
+                continue  # of another part of the model
+            module, _, kind = name.removeprefix(prefixes[0]).rpartition(".")
+            own = f"{PUBLISHED.get(module)}.{kind}"
+            if own in known:
+                yield own, weights[name]
+
+
+class MobileBlock(nn.Module):
+    """A convolution of each channel by itself, a gate for each channel, and one that mixes channels.
+
+    (N, D, h, w) to (N, D, ceil(h / stride), ceil(w / stride)).
+    """
+
+    def __init__(self, width: int, stride: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 3, stride, padding=1, groups=width, bias=False)
+        self.depthwise_norm = ChannelNorm(width)
+        self.squeeze = nn.Conv2d(width, gate_width(width), 1)
+        self.excite = nn.Conv2d(gate_width(width), width, 1)
+        self.pointwise = nn.Conv2d(width, width, 1, bias=False)
+        self.pointwise_norm = ChannelNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardswish(self.depthwise_norm(self.depthwise(x)))
+        gate = self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True))))  # (N, D, 1, 1)
+        return self.pointwise_norm(self.pointwise(x * F.hardsigmoid(gate)))
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each place of (N, D, h, w)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def gate_width(width: int) -> int:
+    """Return MobileNetV3's width inside the gate: the multiple of 8 next to a quarter, not far below it."""
+    quarter = width // 4
+    rounded = max(8, (quarter + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * quarter else rounded
+
+
+ANCHOR = "mb_block.1.block.0.0.weight"
+INSIDE = {  # a block's modules, as torchvision's InvertedResidual counts them
+    "0.0": "depthwise",
+    "0.1": "depthwise_norm",
+    "1.fc1": "squeeze",
+    "1.fc2": "excite",
+    "2.0": "pointwise",
+    "2.1": "pointwise_norm",
+}
+PUBLISHED = {
+    "mlp.1": "mlp.0",
+    "mlp.3": "mlp.2",
+    **{
+        f"mb_block.{i}.block.{theirs}": f"{block}.{ours}"
+        for i, block in ((1, "refine"), (2, "halve"))
+        for theirs, ours in INSIDE.items()
+    },
+}
+
+
+@hookimpl
+def register_adaptors(registry: Registry[Adaptor]) -> None:
+    """Offer this adaptor."""
+    registry.add("ldp", LdpAdaptor, LdpConfig)

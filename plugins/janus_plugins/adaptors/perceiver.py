@@ -1,0 +1,153 @@
+"""A perceiver resampler: a fixed number of learned queries look at all features, however many there are.
+
+From Flamingo (Alayrac et al. 2022, section 2.1 and figure 5). The layers are those of Idefics2 (Laurençon et
+al. 2024, "What matters when building vision-language models?"), whose weights can be read: RMSNorm, grouped
+heads, gated MLPs, and an MLP that brings the features to the backbone's width first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from janus_modular import Adaptor, PartConfig, Registry, hookimpl
+from janus_plugins.sizes import check_sizes
+
+
+@dataclass
+class PerceiverConfig(PartConfig):
+    """Idefics2's, but for ``intermediate``; the widths are the neighbours'."""
+
+    queries: int = 64  # tokens that any picture becomes
+    layers: int = 3
+    heads: int = 16
+    kv_heads: int = 4  # keys and values of one serve heads / kv_heads of the queries' heads
+    head_width: int = 96
+    intermediate: int | None = None  # inside the first MLP, C -> D; None: 4 D; Idefics2: 14336, D being 4096
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        check_sizes(self, queries=1, layers=1, heads=1, kv_heads=1, head_width=1)
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads: {self.heads} do not share {self.kv_heads} kv_heads evenly.")
+
+
+class PerceiverAdaptor(nn.Module):
+    """Carries features (N, P, C) of any grid to (N, queries, D); their order is not looked at.
+
+    Where a feature lies, it says itself: vision transformers add positions before their first block.
+    """
+
+    def __init__(self, config: PerceiverConfig, input_width: int, output_width: int) -> None:
+        super().__init__()
+        self.config = config
+        inside = config.intermediate or 4 * output_width
+        self.modality_projection = GatedMlp(input_width, inside, output_width)
+        self.perceiver_resampler = Resampler(config, output_width)
+
+    def num_tokens(self, grid: tuple[int, int]) -> int:
+        """As many as there are queries, whatever the grid."""
+        return self.config.queries
+
+    def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Carry features (N, P, C) to (N, queries, D)."""
+        return self.perceiver_resampler(self.modality_projection(features))
+
+    def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Read the connector inside an Idefics2 checkpoint, in the published names or transformers'."""
+        known = self.state_dict().keys()
+        for name in weights:
+            own = name.rpartition("connector.")[2]
+            if own in known:
+                yield own, weights[name]
+
+
+class Resampler(nn.Module):
+    """Learned queries, refined layer by layer: (N, P, D) to (N, queries, D)."""
+
+    def __init__(self, config: PerceiverConfig, width: int) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(config.queries, width))
+        self.layers = nn.ModuleList(ResamplerLayer(config, width) for _ in range(config.layers))
+        self.norm = RmsNorm(width)
+
+    def forward(self, context: Tensor) -> Tensor:
+        latents = self.latents.expand(context.shape[0], -1, -1)  # (N, queries, D)
+        for layer in self.layers:
+            latents = layer(latents, context)
+        return self.norm(latents)
+
+
+class ResamplerLayer(nn.Module):
+    """Attention of the queries to the features and to each other, then an MLP; both added."""
+
+    def __init__(self, config: PerceiverConfig, width: int) -> None:
+        super().__init__()
+        self.input_latents_norm = RmsNorm(width)
+        self.input_context_norm = RmsNorm(width)
+        self.self_attn = ResamplerAttention(config, width)
+        self.post_attention_layernorm = RmsNorm(width)
+        self.mlp = GatedMlp(width, 4 * width, width)
+
+    def forward(self, latents: Tensor, context: Tensor) -> Tensor:
+        seen = self.input_context_norm(context)
+        latents = latents + self.self_attn(self.input_latents_norm(latents), seen)
+        return latents + self.mlp(self.post_attention_layernorm(latents))
+
+
+class ResamplerAttention(nn.Module):
+    """Queries of the latents; keys and values of features and latents, joined."""
+
+    def __init__(self, config: PerceiverConfig, width: int) -> None:
+        super().__init__()
+        self.head_width, self.shared_by = config.head_width, config.heads // config.kv_heads
+        inside, shared = config.heads * config.head_width, config.kv_heads * config.head_width
+        self.q_proj = nn.Linear(width, inside, bias=False)
+        self.k_proj = nn.Linear(width, shared, bias=False)
+        self.v_proj = nn.Linear(width, shared, bias=False)
+        self.o_proj = nn.Linear(inside, width, bias=False)
+
+    def forward(self, latents: Tensor, context: Tensor) -> Tensor:
+        seen = torch.cat([context, latents], dim=1)  # (N, P + queries, D)
+        q, k, v = (
+            x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)  # (N, heads, positions, head_width)
+            for x in (self.q_proj(latents), self.k_proj(seen), self.v_proj(seen))
+        )
+        k, v = (x.repeat_interleave(self.shared_by, dim=1) for x in (k, v))
+        return self.o_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class GatedMlp(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases."""
+
+    def __init__(self, width: int, inside: int, output_width: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, inside, bias=False)
+        self.up_proj = nn.Linear(width, inside, bias=False)
+        self.down_proj = nn.Linear(inside, output_width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class RmsNorm(nn.Module):
+    """x over its root mean square, in float32; written out, since not every runtime has such an operator."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)
+        return self.weight * normal.to(x.dtype)
+
+
+@hookimpl
+def register_adaptors(registry: Registry[Adaptor]) -> None:
+    """Offer this adaptor."""
+    registry.add("perceiver", PerceiverAdaptor, PerceiverConfig)

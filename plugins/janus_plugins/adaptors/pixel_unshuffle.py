@@ -1,0 +1,95 @@
+"""Fewer tokens by folding neighbours together: each square of the grid becomes one wide feature, then an MLP.
+
+InternVL's connector (Chen et al. 2024, "How far are we to GPT-4V?", section 3.1, where it is called pixel
+shuffle): with a factor of 2, a quarter of the tokens. SmolVLM's and Idefics3's is the same without the norm:
+``{norm: false, depth: 1, bias: false}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from janus_modular import Adaptor, PartConfig, Registry, hookimpl
+from janus_plugins.sizes import check_sizes
+
+
+@dataclass
+class PixelUnshuffleConfig(PartConfig):
+    """InternVL's; the widths are the neighbours'."""
+
+    factor: int = 2  # side of the squares, in features: factor² of them become one token
+    norm: bool = True  # LayerNorm of the joined features
+    depth: int = 2  # linear layers: factor² C -> D, then D -> D
+    bias: bool = True  # of the linear layers
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        check_sizes(self, factor=1, depth=1)
+
+
+class PixelUnshuffleAdaptor(nn.Module):
+    """Carries features (N, P, C) to (N, P / factor², D), the rows of the coarser grid one after another.
+
+    A token's features lie side by side as they lie in the picture: the square's upper row first.
+    """
+
+    def __init__(self, config: PixelUnshuffleConfig, input_width: int, output_width: int) -> None:
+        super().__init__()
+        self.config = config
+        joined = config.factor**2 * input_width
+        self.norm = nn.LayerNorm(joined) if config.norm else nn.Identity()
+        layers: list[nn.Module] = [nn.Linear(joined, output_width, bias=config.bias)]
+        for _ in range(config.depth - 1):
+            layers += [nn.GELU(), nn.Linear(output_width, output_width, bias=config.bias)]
+        self.layers = nn.Sequential(*layers)
+
+    def num_tokens(self, grid: tuple[int, int]) -> int:
+        """One for each square."""
+        rows, columns = self._coarser(grid)
+        return rows * columns
+
+    def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Carry features (N, P, C) of a grid to (N, P', D)."""
+        factor, (rows, columns) = self.config.factor, self._coarser(grid)
+        x = features.unflatten(1, (rows, factor, columns, factor))  # (N, h, f, w, f, C)
+        x = x.transpose(2, 3).flatten(3).flatten(1, 2)  # (N, P', f * f * C)
+        return self.layers(self.norm(x))
+
+    def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Read the connector of InternVL, of transformers' InternVL, or of Idefics3 and SmolVLM."""
+        known = self.state_dict().keys()
+        for name in weights:
+            module, _, kind = name.rpartition(".")
+            for theirs, ours in PUBLISHED.items():
+                if f".{module}".endswith(f".{theirs}") and f"{ours}.{kind}" in known:
+                    yield f"{ours}.{kind}", weights[name]
+
+    def _coarser(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Return the grid of squares; ValueError where it does not come out even."""
+        factor = self.config.factor
+        if grid[0] % factor or grid[1] % factor:
+            raise ValueError(
+                f"pixel-unshuffle: a grid of {grid[0]}x{grid[1]} features does not divide by its factor "
+                f"{factor}: choose another factor, or a picture size that gives an even grid"
+            )
+        return grid[0] // factor, grid[1] // factor
+
+
+PUBLISHED = {  # modules by the ends of their names: InternVL's, transformers' InternVL's, Idefics3's
+    "mlp1.0": "norm",
+    "mlp1.1": "layers.0",
+    "mlp1.3": "layers.2",
+    "multi_modal_projector.layer_norm": "norm",
+    "multi_modal_projector.linear_1": "layers.0",
+    "multi_modal_projector.linear_2": "layers.2",
+    "connector.modality_projection.proj": "layers.0",
+}
+
+
+@hookimpl
+def register_adaptors(registry: Registry[Adaptor]) -> None:
+    """Offer this adaptor."""
+    registry.add("pixel-unshuffle", PixelUnshuffleAdaptor, PixelUnshuffleConfig)

@@ -1,0 +1,151 @@
+"""Every two parts that fit together, as graphs: what ONNX Runtime makes of them is what torch does.
+
+A graph holds some of a model's parts. Rows that share those share its trace, which is what takes long, and
+each puts its own weights into it: the numbers are those of the row's whole model, always.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+
+from janus_export.axes import Ranges
+from janus_export.exporting import export
+from janus_export.graphs import Graph, declare
+from janus_export.to_onnx import faked, to_onnx
+from janus_export.verify import verify
+from janus_modular import Plugins
+from janus_modular.checkpoints import save
+from janus_modular.model import JanusModel
+
+Arrays = dict[str, np.ndarray]
+
+MADE_OF = {  # dimensions of a row, by graph
+    "understand": ("encoder", "adaptor"),
+    "embed": ("backbone",),
+    "backbone": ("backbone",),
+    "text_next": ("backbone",),
+    "image_next": ("path", "tokenizer", "drawing_adaptor", "head"),
+    "draw": ("path", "tokenizer"),
+    "tokenize_image": ("path", "tokenizer"),
+}
+CLOSE = 1e-4  # of the largest number: float32 sums in another order
+TOKENS, CAPACITY = 40, 48  # longer than the windows of the backbones
+LOWERED: dict[tuple[str, ...], ir.Model] = {}  # by a graph's name and its parts
+
+
+def given(model: JanusModel) -> dict[str, Arrays]:
+    """Inputs of graphs other than the backbone's, of more rows and pictures than they are traced with."""
+    chance, path, spec = np.random.default_rng(0), model.generation, model.understanding.encoder.pixels
+    rows, images = 6, 3
+    hidden = chance.standard_normal((rows, model.backbone.width), np.float32)
+    drawn = chance.integers(0, 256, (images, 3, path.height, path.width), np.uint8)
+    one = {"temperature": np.array(0.7, np.float32)}
+    return {
+        "understand": {"pixels": chance.integers(0, 256, (images, 3, spec.height, spec.width), np.uint8)},
+        "embed": {"tokens": chance.integers(0, model.backbone.vocab_size, (rows, 5))},
+        "text_next": {
+            "hidden": hidden,
+            "noise": chance.exponential(size=(rows, model.backbone.vocab_size)).astype(np.float32),
+            **one,
+            "top_k": np.array(40),
+            "top_p": np.array(0.9, np.float32),
+        },
+        "image_next": {
+            "hidden": hidden,
+            "noise": chance.exponential(size=(images, path.sizes["codes"])).astype(np.float32),
+            "guidance": np.array(2, np.float32),
+            **one,
+        },
+        "draw": {"codes": path.targets(torch.from_numpy(drawn)).numpy()},
+        "tokenize_image": {"pixels": drawn},
+    }
+
+
+def in_torch(graph: Graph, inputs: Arrays) -> list[np.ndarray]:
+    values = [torch.from_numpy(x) for x in inputs.values()]
+    single = len(values) if graph.listed is None else graph.listed
+    found = graph.module(*values[:single], *([values[single:]] if graph.listed is not None else []))
+    return [x.numpy() for x in (found if isinstance(found, tuple) else (found,))]
+
+
+def in_pieces(session: onnxruntime.InferenceSession, graph: Graph, x: np.ndarray) -> np.ndarray:
+    """Run the backbone's graph on x (R, T, D) in two pieces, through a cache whose free slots are spoilt."""
+    pasts = [slot for slot in graph.inputs if slot.name.startswith("past_")]
+    shapes = [[n if isinstance(n, int) else CAPACITY for n in slot.shape[1:]] for slot in pasts]
+    cache = {
+        slot.name: np.full((len(x), *shape), 1e4, np.float32)
+        for slot, shape in zip(pasts, shapes, strict=True)
+    }
+    states = []
+    for start, end in ((0, TOKENS - 7), (TOKENS - 7, TOKENS)):
+        at = np.tile(np.arange(start, end), (len(x), 1))
+        mask = (np.arange(CAPACITY) <= at[:, :, None])[:, None]
+        inputs = {"x": x[:, start:end], "positions": at, "mask": mask, "write_index": at[:, 0].copy()}
+        hidden, *present = session.run(None, {**inputs, **cache})
+        states.append(hidden)
+        cache = dict(zip(cache, present, strict=True))
+    return np.concatenate(states, axis=1)
+
+
+def assert_same(found: np.ndarray, wanted: np.ndarray, what: str) -> None:
+    assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype), what
+    if wanted.dtype == np.float32:
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=CLOSE * np.abs(wanted).max(), err_msg=what)
+    else:  # ids; and pixels, which are cut to whole numbers and may be one apart
+        apart = np.abs(found.astype(int) - wanted.astype(int)).max()
+        assert apart <= (wanted.dtype == np.uint8), f"{what}: {apart} apart"
+
+
+@torch.no_grad()
+def assert_graphs_are_the_model(row: Any, model: JanusModel) -> None:
+    model.eval()
+    ranges = Ranges.of(context=model.backbone.context, capacity=64)
+    inputs = given(model)
+    graphs = {graph.name: graph for graph in declare(model, ranges)}
+    assert graphs.keys() == MADE_OF.keys()
+    wanted = {name: in_torch(graphs[name], arrays) for name, arrays in inputs.items()}
+    x = torch.randn(2, TOKENS, model.backbone.width, generator=torch.Generator().manual_seed(1))
+    states = model.backbone(x, positions=torch.arange(TOKENS).expand(2, -1)).numpy()
+    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    mode = faked(model)  # from here on the model is a shape
+    with mode:
+        graphs = {graph.name: graph for graph in declare(model, ranges)}
+    for name, graph in graphs.items():
+        key = (name, *(getattr(row, dimension) for dimension in MADE_OF[name]))
+        if key not in LOWERED:
+            LOWERED[key] = to_onnx(graph, mode)
+        for place, value in LOWERED[key].graph.initializers.items():
+            if (own := place.removeprefix("model.")) in weights:
+                value.const_value = ir.tensor(weights[own], name=place)
+        session = onnxruntime.InferenceSession(ir.to_proto(LOWERED[key]).SerializeToString())
+        if name == "backbone":
+            assert_same(in_pieces(session, graph, x.numpy()), states, name)
+            continue
+        found = session.run(None, inputs[name])
+        for slot, one, other in zip(graph.outputs, found, wanted[name], strict=True):
+            assert_same(one, other, f"{name}: {slot.name}")
+
+
+@pytest.mark.slow  # minutes all together
+def test_every_two_parts_are_the_same_as_graphs(row: Any, plugins: Plugins):
+    model, _ = row.build(plugins)
+    assert_graphs_are_the_model(row, model)
+
+
+def test_a_few_models_become_bundles_that_verify(one_of_a_few: Any, plugins: Plugins, tmp_path: Path):
+    """By the real export, and every gate of its proof: answers and drawings too."""
+    model, processor = one_of_a_few.build(plugins)
+    save(model, processor, tmp_path / "model")
+    export(tmp_path / "model", tmp_path / "bundle", plugins=plugins)
+    [report] = verify(tmp_path / "bundle", tmp_path / "model", layers=False)
+    failed = [check for checks in report.checks.values() for check in checks if not check.passed]
+    assert not failed
+    assert {"graphs", "rows", "cache", "answer", "drawing"} <= report.checks.keys()

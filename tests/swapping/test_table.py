@@ -1,0 +1,38 @@
+"""The table of parts is complete and true, and its rows leave no pair out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import product
+from types import ModuleType
+
+import pytest
+import yaml
+
+from janus_modular import ConfigError, Plugins
+
+
+def test_every_built_in_part_is_in_the_table(table: ModuleType, plugins: Plugins):
+    """A component that pyproject announces for one of these slots is tried with all others, or this fails."""
+    for dimension, (_, slot) in table.PLACES.items():
+        said = [yaml.safe_load(option.words) for option in table.TABLES[dimension].values()]
+        tried = {one["name"] if isinstance(one, dict) else one for one in said}
+        missing = set(plugins.names(slot)) - tried
+        assert not missing, f"{slot}: add {sorted(missing)} to tests/swapping/conftest.py, a line each"
+
+
+def test_every_two_parts_that_fit_meet_in_a_row(table: ModuleType):
+    rows = [asdict(row).items() for row in table.ROWS]
+    assert not [pair for pair in table.pairs() if not any(pair.items() <= row for row in rows)]
+    assert not [row for row in table.ROWS if table.broken(asdict(row))]
+
+
+def test_a_rule_leaves_out_nothing_but_what_is_refused(table: ModuleType, plugins: Plugins):
+    """Else it could hide a combination that ought to work."""
+    for rule in table.RULES:
+        names = table.asked(rule)
+        for labels in product(*(table.TABLES[name] for name in names)):
+            chosen = dict(zip(names, labels, strict=True))
+            if rule in table.broken(chosen):
+                with pytest.raises(ConfigError):
+                    table.Row(**{"encoder": "vit", **chosen}).build(plugins)
