@@ -40,6 +40,7 @@ LLAMAGEN = {
     "name": "llamagen", "channels": 8, "channel_multipliers": [1, 2], "residual_blocks": 1,
     "latent_channels": 8, "num_codes": 16, "code_width": 4,
 }  # fmt: skip
+VQGAN = {**LLAMAGEN, "name": "vqgan"}
 VQ = {"name": "vq", "channels": [8, 8, 16], "num_codes": 16, "code_width": 4, "continuous_steps": 0}
 ENCODERS: dict[str, dict[str, Any]] = {
     "siglip": {
@@ -94,7 +95,10 @@ def test_understanding_encoders(component: Make, check: Callable[[Make], None]) 
 
 @parametrize_with_checks(
     "image_tokenizers",
-    {raw["name"]: lambda raw=raw: (built("image_tokenizers", raw), pixels()) for raw in (VQ, LLAMAGEN)},
+    {
+        raw["name"]: lambda raw=raw: (built("image_tokenizers", raw), pixels())
+        for raw in (VQ, LLAMAGEN, VQGAN)
+    },
 )
 def test_image_tokenizers(component: Make, check: Callable[[Make], None]) -> None:
     check(component)
