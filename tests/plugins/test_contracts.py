@@ -41,6 +41,7 @@ LLAMAGEN = {
     "latent_channels": 8, "num_codes": 16, "code_width": 4,
 }  # fmt: skip
 VQGAN = {**LLAMAGEN, "name": "vqgan"}
+IBQ = {**LLAMAGEN, "name": "ibq"}
 VQ = {"name": "vq", "channels": [8, 8, 16], "num_codes": 16, "code_width": 4, "continuous_steps": 0}
 ENCODERS: dict[str, dict[str, Any]] = {
     "siglip": {
@@ -97,7 +98,7 @@ def test_understanding_encoders(component: Make, check: Callable[[Make], None]) 
     "image_tokenizers",
     {
         raw["name"]: lambda raw=raw: (built("image_tokenizers", raw), pixels())
-        for raw in (VQ, LLAMAGEN, VQGAN)
+        for raw in (VQ, LLAMAGEN, VQGAN, IBQ)
     },
 )
 def test_image_tokenizers(component: Make, check: Callable[[Make], None]) -> None:
