@@ -42,6 +42,13 @@ LLAMAGEN = {
 }  # fmt: skip
 VQGAN = {**LLAMAGEN, "name": "vqgan"}
 IBQ = {**LLAMAGEN, "name": "ibq"}
+EMU3 = {
+    "name": "hf-vq",
+    "config": {
+        "model_type": "emu3_vqgan", "base_channels": 32, "channel_multiplier": [1, 1], "hidden_size": 32,
+        "num_res_blocks": 1, "attn_resolutions": [1], "codebook_size": 16,
+    },
+}  # fmt: skip
 VQ = {"name": "vq", "channels": [8, 8, 16], "num_codes": 16, "code_width": 4, "continuous_steps": 0}
 ENCODERS: dict[str, dict[str, Any]] = {
     "siglip": {
@@ -98,7 +105,7 @@ def test_understanding_encoders(component: Make, check: Callable[[Make], None]) 
     "image_tokenizers",
     {
         raw["name"]: lambda raw=raw: (built("image_tokenizers", raw), pixels())
-        for raw in (VQ, LLAMAGEN, VQGAN, IBQ)
+        for raw in (VQ, LLAMAGEN, VQGAN, IBQ, EMU3)
     },
 )
 def test_image_tokenizers(component: Make, check: Callable[[Make], None]) -> None:

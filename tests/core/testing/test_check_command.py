@@ -13,7 +13,7 @@ from janus_modular.plugins import Plugins
 from janus_modular.testing import check, running
 from janus_modular.testing.contexts import EXAMPLES, context
 
-LARGE_OR_ASKING = ("siglip", "llamagen", "vqgan", "ibq", "jsonl", "hf-vision")  # by their defaults
+LARGE_OR_ASKING = ("siglip", "llamagen", "vqgan", "ibq", "hf-vq", "jsonl", "hf-vision")  # by their defaults
 
 MIXES = """
 from dataclasses import dataclass
