@@ -24,7 +24,9 @@ log = logging.getLogger(__name__)
 Read = Callable[[], Tensor]
 
 PREFERRED = ("model.safetensors", "pytorch_model.bin")
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+TRAINERS = ("pytorch_lightning.", "lightning.")
+"""Whose classes lie beside the weights, in what these packages save; an empty one stands for each of them."""
 
 
 class Weights(Mapping[str, Tensor]):
@@ -88,6 +90,7 @@ def _choose(folder: Path) -> Path:
         "*.bin",
         "*.pt",
         "*.pth",
+        "*.ckpt",
     ):
         candidates = sorted(folder.glob(pattern))
         if len(candidates) > 1:
@@ -182,8 +185,9 @@ def _open_torch(path: Path) -> dict[str, Read]:
             path.stat().st_size / 1e9,
         )
     try:
-        # LlamaGen's files carry their training arguments.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        # LlamaGen's files carry their training arguments, Lightning's the classes of its callbacks.
+        stand_ins = [(StandIn, name) for name in _named(path) if name.startswith(TRAINERS)] if mapped else []
+        with torch.serialization.safe_globals([argparse.Namespace, *stand_ins]):
             content = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
     except pickle.UnpicklingError as error:
         if "unsupported" in str(error).lower():
@@ -202,6 +206,21 @@ def _open_torch(path: Path) -> dict[str, Read]:
             f"{path} ({path.stat().st_size} bytes) is damaged or cut short: {error}. Fetch it again."
         ) from error
     return dict(_flat(content))
+
+
+class StandIn:
+    """What a class that nobody needs is read as: nothing, whatever it is made of."""
+
+    def __init__(self, *args: object) -> None:
+        """Take anything, keep nothing."""
+
+    def __setstate__(self, state: object) -> None:
+        """Keep nothing of the state either."""
+
+
+def _named(path: Path) -> list[str]:
+    """List what a PyTorch file names besides tensors; nothing of it is imported or called."""
+    return torch.serialization.get_unsafe_globals_in_checkpoint(path)
 
 
 def _flat(content: object, prefix: str = "") -> Iterator[tuple[str, Read]]:

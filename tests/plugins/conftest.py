@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,3 +47,48 @@ def astronaut() -> Tensor:
         Image.open(REFERENCE / "astronaut.png").convert("RGB").resize((384, 384), Image.Resampling.BICUBIC)
     )
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float() / 255 * 2 - 1
+
+
+def taming_names(levels: int, blocks: int, attention: bool) -> set[str]:
+    """List a VQGAN's weights as taming-transformers names them; each level is wider than the one above."""
+    layers = {"quant_conv", "post_quant_conv"}
+    residual = ("norm1", "conv1", "norm2", "conv2")
+    attended = ("norm", "q", "k", "v", "proj_out")
+    for half, way, count in (("encoder", "down", blocks), ("decoder", "up", blocks + 1)):
+        layers |= {f"{half}.{one}" for one in ("conv_in", "norm_out", "conv_out")}
+        layers |= {f"{half}.mid.block_{i}.{one}" for i in (1, 2) for one in residual}
+        layers |= {f"{half}.mid.attn_1.{one}" for one in attended}
+        for level in range(levels):  # of both halves, the highest resolution first
+            here, first, last = f"{half}.{way}.{level}", level == 0, level == levels - 1
+            layers |= {f"{here}.block.{i}.{one}" for i in range(count) for one in residual}
+            if last and attention:
+                layers |= {f"{here}.attn.{i}.{one}" for i in range(count) for one in attended}
+            if not (last if way == "down" else first):
+                layers.add(f"{here}.{way}sample.conv")
+            if not (first if way == "down" else last):  # it comes from a level of another width
+                layers.add(f"{here}.block.0.nin_shortcut")
+    return {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")} | {
+        "quantize.embedding.weight"
+    }
+
+
+@pytest.fixture(scope="session")
+def taming_weights() -> Callable[..., dict[str, Tensor]]:
+    """Name a convolutional tokenizer's weights as taming-transformers would save them."""
+
+    def weights(tokenizer: Any, attention: bool = True) -> dict[str, Tensor]:
+        levels = len(tokenizer.config.channel_multipliers)
+        state = tokenizer.state_dict()
+        renamed = {}
+        for name in taming_names(levels, tokenizer.config.residual_blocks, attention):
+            parts = name.split(".")
+            if parts[1] in ("down", "up"):
+                level = int(parts[2]) if parts[1] == "down" else levels - 1 - int(parts[2])
+                parts[1:4] = ["conv_blocks", str(level), "res" if parts[3] == "block" else parts[3]]
+            elif parts[1] == "mid":
+                parts[2] = str(("block_1", "attn_1", "block_2").index(parts[2]))
+            renamed[name] = state.pop(".".join(parts))
+        assert state == {}  # nothing of ours has no published name
+        return renamed
+
+    return weights

@@ -40,6 +40,15 @@ LLAMAGEN = {
     "name": "llamagen", "channels": 8, "channel_multipliers": [1, 2], "residual_blocks": 1,
     "latent_channels": 8, "num_codes": 16, "code_width": 4,
 }  # fmt: skip
+VQGAN = {**LLAMAGEN, "name": "vqgan"}
+IBQ = {**LLAMAGEN, "name": "ibq"}
+EMU3 = {
+    "name": "hf-vq",
+    "config": {
+        "model_type": "emu3_vqgan", "base_channels": 32, "channel_multiplier": [1, 1], "hidden_size": 32,
+        "num_res_blocks": 1, "attn_resolutions": [1], "codebook_size": 16,
+    },
+}  # fmt: skip
 VQ = {"name": "vq", "channels": [8, 8, 16], "num_codes": 16, "code_width": 4, "continuous_steps": 0}
 PERCEIVER = {"name": "perceiver", "queries": 3, "layers": 2, "heads": 4, "kv_heads": 2, "head_width": 4}
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -92,7 +101,10 @@ def test_understanding_encoders(component: Make, check: Callable[[Make], None]) 
 
 @parametrize_with_checks(
     "image_tokenizers",
-    {raw["name"]: lambda raw=raw: (built("image_tokenizers", raw), pixels()) for raw in (VQ, LLAMAGEN)},
+    {
+        raw["name"]: lambda raw=raw: (built("image_tokenizers", raw), pixels())
+        for raw in (VQ, LLAMAGEN, VQGAN, IBQ, EMU3)
+    },
 )
 def test_image_tokenizers(component: Make, check: Callable[[Make], None]) -> None:
     check(component)

@@ -6,8 +6,12 @@ import argparse
 import json
 import logging
 import os
+import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +51,7 @@ def sharded(folder: Path, tensors: dict[str, Tensor], suffix: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "pytorch_model.bin", "vq_ds16_c2i.pt", "any.safetensors"]
+    "name", ["model.safetensors", "pytorch_model.bin", "vq_ds16_c2i.pt", "any.safetensors", "last.ckpt"]
 )
 def test_reads_a_single_file_and_the_folder_it_lies_in(
     name: str, tensors: dict[str, Tensor], tmp_path: Path
@@ -140,6 +144,53 @@ def test_refuses_code_in_a_pickle(hook: object, named: str, zipped: bool, tmp_pa
     with pytest.raises(CheckpointError, match=rf"more than tensors \({named}") as error:
         open_weights(path)
     assert "weights_only" not in str(error.value)  # torch advises to switch the protection off
+
+
+@pytest.fixture
+def callbacks(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Make a package with a class of its own, for as long as a file is being written."""
+
+    def make(name: str) -> ModuleType:
+        parts = name.split(".")
+        for end in range(1, len(parts) + 1):
+            inner = ".".join(parts[:end])
+            monkeypatch.setitem(sys.modules, inner, ModuleType(inner))
+        exec("class ModelCheckpoint: pass", vars(sys.modules[name]))
+        return sys.modules[name]
+
+    return make
+
+
+@pytest.mark.parametrize("package", ["pytorch_lightning", "lightning"])
+@pytest.mark.parametrize("made", [False, True])  # a class, which files of 2020 hold, or an object
+def test_reads_the_tensors_of_lightning_without_its_classes(
+    package: str, made: bool, tensors: dict[str, Tensor], tmp_path: Path, callbacks: Any
+) -> None:
+    name = f"{package}.callbacks.model_checkpoint"
+    kind = callbacks(name).ModelCheckpoint
+    one = kind()
+    one.best = "last.ckpt"
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": tensors, "callbacks": {"0": one} if made else {kind: {"best": 1.0}}}, path)
+    del sys.modules[name]
+
+    weights = open_weights(path)
+
+    assert set(weights) == {f"state_dict.{key}" for key in tensors}
+    assert torch.equal(weights["state_dict.a.weight"], tensors["a.weight"])
+    assert name not in sys.modules
+
+
+def test_refuses_classes_of_others_and_code_beside_lightnings(tmp_path: Path, callbacks: Any) -> None:
+    path = tmp_path / "last.ckpt"
+    for hook, named in (
+        (callbacks("acme.callbacks").ModelCheckpoint, "acme.callbacks.ModelCheckpoint"),
+        (Runs(), "posix.system"),
+    ):
+        kind = callbacks("lightning.callbacks").ModelCheckpoint
+        torch.save({"w": torch.zeros(1), "kind": kind, "hook": hook}, path)
+        with pytest.raises(CheckpointError, match=rf"more than tensors \({named}"):
+            open_weights(path)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])

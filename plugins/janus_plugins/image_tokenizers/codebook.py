@@ -1,0 +1,58 @@
+"""K vectors of which one stands for each latent: what vector-quantising tokenizers have in common."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Codebook(nn.Module):
+    """K vectors, and which of them is nearest.
+
+    With ``unit``, vectors are compared and looked up at unit length, so that the angle alone decides.
+    """
+
+    def __init__(self, num_codes: int, code_width: int, *, unit: bool = False) -> None:
+        super().__init__()
+        self.unit = unit
+        self.embedding = nn.Embedding(num_codes, code_width)
+        nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
+        self.embedding.weight.data = self.normalize(self.embedding.weight.data)
+
+    def normalize(self, vectors: Tensor) -> Tensor:
+        """Bring vectors (..., code_width) to unit length, where it is told to."""
+        return F.normalize(vectors, dim=-1) if self.unit else vectors
+
+    def vectors(self) -> Tensor:
+        """Return all vectors (K, code_width)."""
+        return self.normalize(self.embedding.weight)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Look up code ids (...) as vectors (..., code_width)."""
+        return self.normalize(self.embedding(codes))
+
+    def scores(self, latents: Tensor) -> Tensor:
+        """Score all codes (..., K) for latents z (..., code_width): |z|² minus the squared distance.
+
+        In float32 whatever the weights are: 16,384 codes lie closer together than bf16 can tell apart.
+        """
+        vectors = self.vectors().float()
+        return 2 * latents.float() @ vectors.T - vectors.square().sum(-1)
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        """Return the ids (...) of the codes nearest to latents (..., code_width)."""
+        return self.scores(latents).argmax(-1)
+
+
+def straight_through(latents: Tensor, vectors: Tensor) -> Tensor:
+    """Return the vectors, with gradients that pass to the latents unchanged (van den Oord et al. 2017)."""
+    return latents + (vectors - latents).detach()
+
+
+def entropy_loss(logits: Tensor) -> Tensor:
+    """Reward sure choices and an even use: mean H(p) - H(mean p), p = softmax of logits (..., K)."""
+    logits = logits.flatten(0, -2)
+    choice = logits.softmax(-1)
+    unsure = -(choice * logits.log_softmax(-1)).sum(-1).mean()
+    use = choice.mean(0)
+    return unsure + (use * (use + 1e-5).log()).sum()

@@ -1,0 +1,246 @@
+"""A tokenizer of transformers: Emu3's, the one there that can draw and has no component of its own here.
+
+tokenizer: {name: hf-vq, pretrained: BAAI/Emu3-VisionTokenizer}                  # config, weights: a folder's
+tokenizer: {name: hf-vq, config: {model_type: emu3_vqgan, codebook_size: 4096}}  # or random weights
+
+Emu3's has factor 8 and 32,768 codes of width 4. It is made for clips, ``temporal_downsample_factor`` frames
+to a code: a still picture is a clip in which nothing moves, and the first frame of the clip that is painted.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, Emu3VQVAE
+
+from janus_modular import (
+    CheckpointError,
+    ConfigError,
+    ImageTokenizer,
+    PartConfig,
+    Registry,
+    hookimpl,
+    resolve_pretrained,
+)
+from janus_plugins.image_tokenizers.codebook import Codebook, straight_through
+
+ELSEWHERE = {
+    "chameleon": "has no decoder in transformers: {name: vqgan, num_codes: 8192, attention: false} reads "
+    "Chameleon's own vqgan.ckpt",
+    "janus": "is read by llamagen",
+}
+"""Other tokenizers of transformers, by how their model_type begins, and what to do with them."""
+
+PUBLISHED_KEYS = {
+    "ch": "base_channels",
+    "ch_mult": "channel_multiplier",
+    "z_channels": "latent_channels",
+    "double_z": "double_latent",
+}
+"""What the config of Emu3's authors calls otherwise than transformers."""
+
+PUBLISHED_NAMES = (
+    (r"^(en|de)coder\.(down|up)\.", r"\1coder.\2_block.\2."),
+    (r"^(en|de)coder\.mid\.", r"\1coder.middle_block."),
+    (r"\.attn_1\.norm\.", ".attn_norm."),
+    (r"\.attn\.(\d+)\.norm\.", r".attn_norms.\1."),
+    (r"(\.attn(?:_1|\.\d+))\.([qkv])\.", r"\1.\2_proj."),
+    (r"(\.attn(?:_1|\.\d+))\.proj_out\.", r"\1.out_proj."),
+)
+"""Which of their weights' names become which of transformers', one after the other."""
+
+
+@dataclass
+class HfVqConfig(PartConfig):
+    """A tokenizer by its transformers config; with ``pretrained`` alone, it is read there."""
+
+    config: dict[str, Any] = field(default_factory=dict)  # transformers' own keys, `model_type` among them
+    reconstruction: Literal["l1", "l2"] = "l2"  # the distance of the loss "pixels"
+    commitment: float = 0.25  # weight of the loss that pulls latents to their codes
+
+
+class HfVqTokenizer(nn.Module):
+    """Pictures in [-1, 1] to code ids and back; runs in the dtype of its weights.
+
+    Its batch norms keep their statistics, in training too: a batch's own would let rows mix, and move the
+    codes that a model around it learns to predict.
+    """
+
+    value_range = (-1.0, 1.0)
+
+    def __init__(self, config: HfVqConfig) -> None:
+        super().__init__()
+        family = vq_config(config)
+        self.model = Emu3VQVAE._from_config(copy.deepcopy(family), dtype=torch.get_default_dtype())
+        quantize = Codebook(family.codebook_size, family.embed_dim)  # compares in float32, as theirs does not
+        quantize.embedding = self.model.quantize.embedding
+        self.model.quantize = quantize
+        self.codebooks: tuple[int, ...] = (family.codebook_size,)
+        self.code_width: int | None = family.embed_dim
+        self.frames: int = family.temporal_downsample_factor
+        self.factor: int = self.model.spatial_scale_factor
+        keys = {**family.to_diff_dict(), "model_type": family.model_type}
+        self.config = replace(config, pretrained=None, revision=None, config=keys)
+
+    def train(self, mode: bool = True) -> HfVqTokenizer:
+        """Switch between training and evaluation; batch norms stay in the latter."""
+        super().train(mode)
+        for layer in self.model.modules():
+            if isinstance(layer, nn.BatchNorm3d):
+                layer.eval()
+        return self
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """One code for each square of ``factor`` pixels."""
+        if height % self.factor or width % self.factor or not height or not width:
+            raise ValueError(f"hf-vq: {height}x{width} is no multiple of {self.factor} on both sides")
+        return height // self.factor, width // self.factor
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Encode pixels (N, 3, H, W) into code ids (N, P)."""
+        return self.model.quantize.nearest(self.latents(pixels))
+
+    def decode(self, codes: Tensor, *, height: int, width: int) -> Tensor:
+        """Decode code ids (N, P) into pixels (N, 3, height, width), not clipped to the range."""
+        grid = self.grid(height, width)
+        if codes.shape[-1] != grid[0] * grid[1]:
+            raise ValueError(f"hf-vq: {codes.shape[-1]} codes do not fill a grid of {grid[0]}x{grid[1]}")
+        return self.paint(self.model.quantize(codes), grid)
+
+    def code_vectors(self) -> Tensor:
+        """Return the codebook (K, code_width)."""
+        return self.model.quantize.vectors()
+
+    def losses(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return ``pixels``, ``codebook`` and ``commitment``; sum them.
+
+        Emu3's tokenizer was trained with a perceptual and an adversarial loss besides.
+        """
+        latents = self.latents(pixels)  # (N, P, code_width)
+        vectors = self.model.quantize(self.model.quantize.nearest(latents))
+        painted = self.paint(straight_through(latents, vectors), self.grid(*pixels.shape[-2:]))
+        distance = F.l1_loss if self.config.reconstruction == "l1" else F.mse_loss
+        return {
+            "pixels": distance(painted, pixels.to(painted.dtype)),
+            "codebook": F.mse_loss(vectors, latents.detach()),
+            "commitment": self.config.commitment * F.mse_loss(latents, vectors.detach()),
+        }
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """Encode pixels (N, 3, H, W), as a clip that stands still, into latents (N, P, code_width).
+
+        Up to the layers that join frames, one frame stands for all.
+        """
+        self.grid(*pixels.shape[-2:])
+        encoder = self.model.encoder
+        x = encoder.down_block(encoder.conv_in(pixels.to(self.model.dtype)))
+        x = encoder.conv_out(F.silu(encoder.norm_out(encoder.middle_block(x))))  # (N, c, h, w)
+        x = x.unsqueeze(2).repeat(1, 1, self.frames, 1, 1)  # (N, c, T, h, w)
+        for halve in encoder.time_conv:
+            x = F.silu(halve(x))
+        for refine in encoder.time_res_stack:
+            x = refine(x)
+        return self.model.quant_conv(x).flatten(2).transpose(1, 2)  # of the one frame that is left
+
+    def paint(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Paint code vectors (N, P, code_width) as pixels: a clip's first frame, the only one painted."""
+        codes = vectors.transpose(1, 2).unflatten(2, (1, *grid))  # (N, code_width, 1, h, w)
+        decoder, latents = self.model.decoder, self.model.post_quant_conv(codes)
+        x, condition = self._first_frame(latents), self._first_frame(codes)
+        x = decoder.middle_block(decoder.conv_in(x), condition)
+        x = decoder.norm_out(decoder.up_block(x, condition), condition)
+        return decoder.conv_out(F.silu(x))
+
+    def _first_frame(self, x: Tensor) -> Tensor:
+        """Unfold what stands for a clip (N, c, 1, h, w) into its frames; return the first (N, c, h, w)."""
+        for refine in self.model.decoder.time_res_stack:
+            x = refine(x)
+        for double in self.model.decoder.time_conv:
+            x = F.silu(double(x))
+        return x[:, :, 0]
+
+    def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Read the tokenizer that Emu3's authors published, transformers', or the one inside its Emu3.
+
+        Attention of the first is in convolutions of one pixel, of the others in linear layers.
+        """
+        anchor = "quantize.embedding.weight"
+        prefix = next((name.removesuffix(anchor) for name in weights if name.endswith(anchor)), None)
+        if prefix is None:
+            raise CheckpointError(f"hf-vq found no codebook: no name ends in '{anchor}'; offer Emu3's")
+        known = self.model.state_dict()
+        for name in weights:
+            own = transformers_name(name.removeprefix(prefix)) if name.startswith(prefix) else ""
+            if own in known:
+                weight = weights[name]
+                yield f"model.{own}", weight.flatten(1) if known[own].ndim == 2 else weight
+
+
+def transformers_name(name: str) -> str:
+    """Turn the authors' names into transformers'; those stay as they are."""
+    for theirs, ours in PUBLISHED_NAMES:
+        name = re.sub(theirs, ours, name)
+    return name
+
+
+def vq_config(config: HfVqConfig) -> Any:
+    """Find the tokenizer's transformers config: given, beside the weights, or part of a whole Emu3's."""
+    keys = dict(config.config)
+    if not keys and config.pretrained:
+        keys = read_keys(resolve_pretrained(config.pretrained, config.revision))
+    if "model_type" not in keys:
+        raise ConfigError(
+            "hf-vq: give config (transformers' keys, model_type: emu3_vqgan) or pretrained (a folder with "
+            "config.json, or a hub id)"
+        )
+    kind = keys["model_type"]
+    if kind != "emu3_vqgan":
+        why = next((ELSEWHERE[name] for name in ELSEWHERE if kind.startswith(name)), "cannot draw pictures")
+        raise ConfigError(f"hf-vq reads emu3_vqgan; '{kind}' {why}.")
+    family = AutoConfig.for_model(**copy.deepcopy(keys))
+    if unknown := sorted(set(keys) - set(type(family)().to_dict())):
+        raise ConfigError(f"hf-vq: emu3_vqgan has no {', '.join(unknown)}; see transformers' Emu3VQVAEConfig")
+    widest = family.base_channels * family.channel_multiplier[-1]
+    if family.hidden_size != widest:
+        raise ConfigError(
+            f"hf-vq: hidden_size {family.hidden_size}, but the last level is {widest} wide "
+            "(base_channels times the last channel_multiplier): they are to be the same"
+        )
+    if family.latent_channels != family.embed_dim:  # one stack of the decoder's takes latents and codes
+        raise ConfigError(
+            f"hf-vq: latent_channels {family.latent_channels} and embed_dim {family.embed_dim}: they are to "
+            "be the same"
+        )
+    return family
+
+
+def read_keys(path: Path) -> dict[str, Any]:
+    """Read transformers' keys from a folder's config.json, of whichever layout; {} where there is none."""
+    file = path / "config.json"
+    if not file.is_file():
+        return {}
+    keys: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    keys = keys.get("vq_config", keys)
+    if keys.get("model_type") == "Emu3VisionVQ":
+        keys = {PUBLISHED_KEYS.get(key, key): value for key, value in keys.items()}
+        keys |= {
+            "model_type": "emu3_vqgan",
+            "hidden_size": keys["base_channels"] * keys["channel_multiplier"][-1],
+        }
+    kept = {*Emu3VQVAE.config_class().to_dict(), "model_type"} - {"architectures", "dtype"}
+    return {key: value for key, value in keys.items() if key in kept}
+
+
+@hookimpl
+def register_image_tokenizers(registry: Registry[ImageTokenizer]) -> None:
+    """Offer this tokenizer."""
+    registry.add("hf-vq", HfVqTokenizer, HfVqConfig)

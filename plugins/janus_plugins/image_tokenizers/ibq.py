@@ -1,0 +1,108 @@
+"""IBQ (Shi et al. 2024): a VQGAN of very many codes, all of which learn from every picture.
+
+A latent takes the code with which its product is largest. In training, the gradient passes through the
+softmax of those products, and so to the whole codebook: this is what keeps 262,144 codes of width 256 in
+use. The defaults are the published tokenizers', with ``num_codes`` 1024, 8192, 16384 or 262144. Emu3.5's
+tokenizer is one of them too: ``{channels: 256, num_codes: 131072}``, 455 M parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from janus_modular import ImageTokenizer, Registry, hookimpl
+from janus_plugins.image_tokenizers.codebook import Codebook, entropy_loss
+from janus_plugins.image_tokenizers.convolutional import ConvolutionalConfig, ConvolutionalTokenizer
+from janus_plugins.image_tokenizers.taming_names import find_prefix, own_name
+
+
+@dataclass
+class IbqConfig(ConvolutionalConfig):
+    """The published tokenizer of 16,384 codes."""
+
+    residual_blocks: int = 4  # per resolution; the decoder has one more
+    codebook: float = 0.25  # weight of the loss that pulls chosen codes to their latents
+    entropy: float = 0.05  # weight of the loss that spreads the codes' use; 0: not computed
+    entropy_temperature: float = 0.01  # of the softmax in it
+
+
+class IbqCodebook(Codebook):
+    """K vectors, the chosen one having the largest product with the latent."""
+
+    def __init__(self, num_codes: int, code_width: int) -> None:
+        super().__init__(num_codes, code_width)
+        nn.init.normal_(self.embedding.weight)
+
+    def scores(self, latents: Tensor) -> Tensor:
+        """Multiply latents (..., code_width) with all codes: (..., K), in float32 whatever weights are."""
+        return latents.float() @ self.vectors().float().T
+
+    def chosen(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Look up the codes of the largest scores (..., K), twice: (..., code_width) each, equal in value.
+
+        The gradient of the first reaches all codes, and what the scores came from, by their softmax; that
+        of the second the chosen codes alone.
+        """
+        hard = self(scores.argmax(-1))
+        soft = (scores.softmax(-1) @ self.vectors().detach().float()).to(hard.dtype)
+        return hard + (soft - soft.detach()), hard
+
+
+class IbqTokenizer(ConvolutionalTokenizer):
+    """Pictures in [-1, 1] to code ids and back; runs in the dtype of its weights."""
+
+    name = "ibq"
+    quantize: IbqCodebook
+
+    def __init__(self, config: IbqConfig) -> None:
+        super().__init__(config, IbqCodebook(config.num_codes, config.code_width))
+        self.config = config
+
+    def losses(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return ``pixels`` and four that shape the codebook; sum them.
+
+        ``index`` and ``commitment`` with ``codebook`` are the paper's double quantisation loss: the first
+        compares latents with codes through the softmax, the others as VQ-VAE does. ``entropy`` rewards sure
+        choices and an even use. The published tokenizers were trained with a perceptual and an adversarial
+        loss besides.
+        """
+        latents = self.latents(pixels)  # (N, P, code_width)
+        scores = self.quantize.scores(latents)  # (N, P, K)
+        passed, vectors = self.quantize.chosen(scores)
+        painted = self.paint(passed, self.grid(*pixels.shape[-2:]))
+        losses = {
+            "pixels": F.l1_loss(painted, pixels.to(painted.dtype)),
+            "index": F.mse_loss(passed, latents),
+            "commitment": F.mse_loss(latents, vectors.detach()),
+            "codebook": self.config.codebook * F.mse_loss(vectors, latents.detach()),
+        }
+        if self.config.entropy:
+            entropy = entropy_loss(scores / self.config.entropy_temperature)
+            losses["entropy"] = self.config.entropy * entropy
+        return losses
+
+    def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Read the published files; where they hold weights averaged over training, those.
+
+        The names of averaged weights (``model_ema.``) have lost their points. What is left of the file, the
+        weights that were averaged and the losses' networks, is known, and not needed.
+        """
+        prefix, known = find_prefix(weights, self.name), self.state_dict().keys()
+        for name in weights:
+            theirs = name.removeprefix(prefix) if name.startswith(prefix) else ""
+            own = own_name(theirs, len(self.config.channel_multipliers))
+            averaged = f"{prefix}model_ema.{theirs.replace('.', '')}"
+            if own in known:
+                yield own, weights[averaged if averaged in weights else name]
+            if own in known or theirs.startswith(("loss.", "model_ema.")):
+                _ = weights[name]  # read, so that it does not count as left over
+
+
+@hookimpl
+def register_image_tokenizers(registry: Registry[ImageTokenizer]) -> None:
+    """Offer this tokenizer."""
+    registry.add("ibq", IbqTokenizer, IbqConfig)

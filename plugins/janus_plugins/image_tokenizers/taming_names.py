@@ -1,0 +1,48 @@
+"""The names of taming-transformers' checkpoints, which VQGAN's descendants have kept, and ours for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from janus_modular import CheckpointError
+
+CODEBOOK = "quantize.embedding.weight"
+
+
+def find_prefix(weights: Mapping[str, Tensor], tokenizer: str) -> str:
+    """Return what stands before the names of the tokenizer: they begin where the codebook's does.
+
+    ``first_stage_model.`` comes first, where a transformer was saved with the tokenizers of its picture and
+    of its condition.
+
+    Raises:
+        CheckpointError: there is no codebook, or no decoder beside it.
+    """
+    prefixes = [name.removesuffix(CODEBOOK) for name in weights if name.endswith(CODEBOOK)]
+    if not prefixes:
+        raise CheckpointError(
+            f"{tokenizer} found no codebook: no name ends in '{CODEBOOK}'. Offer a tokenizer with nearest "
+            "codes; those that were trained with Gumbel noise choose theirs by a convolution."
+        )
+    prefix = min(prefixes, key=lambda found: "first_stage_model." not in found)
+    if not any(name.startswith(f"{prefix}decoder.") for name in weights):
+        raise CheckpointError(
+            f"{tokenizer} found no decoder: no name begins with '{prefix}decoder.'. transformers' Chameleon "
+            "comes without one: offer Chameleon's own vqgan.ckpt."
+        )
+    return prefix
+
+
+def own_name(name: str, levels: int) -> str:
+    """Turn a published name into ours; ``decoder.up`` counts from the highest resolution down."""
+    name = re.sub(r"^encoder\.down\.(\d+)\.", r"encoder.conv_blocks.\1.", name)
+    name = re.sub(
+        r"^decoder\.up\.(\d+)\.", lambda found: f"decoder.conv_blocks.{levels - 1 - int(found[1])}.", name
+    )
+    name = name.replace(".block.", ".res.")
+    for i, theirs in enumerate(("block_1", "attn_1", "block_2")):
+        name = name.replace(f".mid.{theirs}.", f".mid.{i}.")
+    return name

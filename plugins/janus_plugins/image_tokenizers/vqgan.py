@@ -1,0 +1,78 @@
+"""VQGAN, the tokenizer of taming-transformers, and others that are one: nearest codes by distance.
+
+The published models have factor 16 and codes of width 256, decoded as they are: on ImageNet with 16,384
+codes (the defaults) or 1,024 (``num_codes: 1024``); Chameleon's, for pictures of 512 x 512, is
+``{num_codes: 8192, attention: false}``. Latent diffusion's vq-f4 has factor 4 and narrow codes:
+``{channel_multipliers: [1, 2, 4], latent_channels: 3, code_width: 3, num_codes: 8192, attention: false}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from janus_modular import ImageTokenizer, Registry, hookimpl
+from janus_plugins.image_tokenizers.codebook import Codebook, straight_through
+from janus_plugins.image_tokenizers.convolutional import ConvolutionalConfig, ConvolutionalTokenizer
+from janus_plugins.image_tokenizers.taming_names import find_prefix, own_name
+
+
+@dataclass
+class VqganConfig(ConvolutionalConfig):
+    """The published f16 of ImageNet."""
+
+    attention: bool = True  # after each residual block of the lowest resolution; between the halves always
+    reconstruction: Literal["l1", "l2"] = "l1"  # the distance of the loss "pixels"
+    codebook: float = 0.25  # weight of the loss that pulls codes to their latents
+    commitment: float = 1.0  # weight of the loss that pulls latents to their codes
+
+
+class VqganTokenizer(ConvolutionalTokenizer):
+    """Pictures in [-1, 1] to code ids and back; runs in the dtype of its weights."""
+
+    name = "vqgan"
+
+    def __init__(self, config: VqganConfig) -> None:
+        super().__init__(config, Codebook(config.num_codes, config.code_width), attention=config.attention)
+        self.config = config
+
+    def losses(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return ``pixels``, ``codebook`` and ``commitment``; sum them.
+
+        Where VQ-VAE weighs the commitment down, to 0.25, VQGAN's published code does so with the codebook:
+        the defaults are those. The published models were trained with a perceptual and an adversarial loss
+        besides.
+        """
+        latents = self.latents(pixels)  # (N, P, code_width)
+        vectors = self.quantize(self.quantize.nearest(latents))
+        painted = self.paint(straight_through(latents, vectors), self.grid(*pixels.shape[-2:]))
+        distance = F.l1_loss if self.config.reconstruction == "l1" else F.mse_loss
+        return {
+            "pixels": distance(painted, pixels.to(painted.dtype)),
+            "codebook": self.config.codebook * F.mse_loss(vectors, latents.detach()),
+            "commitment": self.config.commitment * F.mse_loss(latents, vectors.detach()),
+        }
+
+    def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Read taming-transformers' files, Chameleon's vqgan.ckpt, or the tokenizer inside a larger model.
+
+        The discriminator and the perceptual network (``loss.``) are known, and not needed.
+        """
+        prefix, known = find_prefix(weights, self.name), self.state_dict().keys()
+        for name in weights:
+            theirs = name.removeprefix(prefix) if name.startswith(prefix) else ""
+            own = own_name(theirs, len(self.config.channel_multipliers))
+            if own in known:
+                yield own, weights[name]
+            elif theirs.startswith("loss."):
+                _ = weights[name]  # read, so that it does not count as left over
+
+
+@hookimpl
+def register_image_tokenizers(registry: Registry[ImageTokenizer]) -> None:
+    """Offer this tokenizer."""
+    registry.add("vqgan", VqganTokenizer, VqganConfig)
