@@ -24,6 +24,7 @@ from janus_modular.testing import (
     parametrize_with_checks,
 )
 from janus_modular.testing.examples import NumpySession, prompt
+from janus_plugins.heads.factorized import FactorizedHead, FactorizedHeadConfig
 from janus_plugins.heads.mlp import MlpHead, MlpHeadConfig
 from janus_plugins.sampling_loops.autoregressive import DrawSettings, draw
 from janus_plugins.sampling_loops.text import TextSettings, sample_text
@@ -117,6 +118,19 @@ def test_adaptors(component: Make, check: Callable[[Make], None]) -> None:
 class TestMlpHead(HeadContract):
     def make(self) -> tuple[MlpHead, Tensor]:
         return MlpHead(MlpHeadConfig(hidden=10), 8, (12,)), torch.rand(2, 3, 8)
+
+
+class TestFactorizedHead(HeadContract):
+    codebooks = (4, 6, 5)
+
+    def make(self) -> tuple[FactorizedHead, Tensor]:
+        torch.manual_seed(0)
+        config = FactorizedHeadConfig(layers=2, heads=2, hidden=12)
+        return FactorizedHead(config, 8, self.codebooks), torch.rand(2, 3, 8)
+
+
+class TestFactorizedHeadOfOneCode(TestFactorizedHead):
+    codebooks = (12,)
 
 
 class TestHfBackbone(BackboneContract):
