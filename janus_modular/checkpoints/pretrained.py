@@ -21,7 +21,7 @@ from janus_modular.registry import slot_label
 DESCRIPTIONS = ["*.json", "*.jinja", "*.txt", "*.model"]
 """What a hub folder is wanted for beside weights: configs, tokenizers, templates."""
 
-PICKLES = ["*.bin", "*.pt", "*.pth"]
+PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt"]
 """Fetched only where a hub repository has no safetensors; read with ``weights_only=True`` all the same."""
 
 
