@@ -42,6 +42,13 @@ LLAMAGEN = {
     "latent_channels": 8, "num_codes": 16, "code_width": 4,
 }  # fmt: skip
 VQ = {"name": "vq", "channels": [8, 8, 16], "num_codes": 16, "code_width": 4, "continuous_steps": 0}
+OPEN_MAGVIT2 = {
+    "name": "open-magvit2",
+    "channels": 8,
+    "channel_multipliers": [1, 1, 2],
+    "residual_blocks": 1,
+    "bits": [2, 3],
+}
 ENCODERS: dict[str, dict[str, Any]] = {
     "siglip": {
         "name": "siglip", "width": 16, "layers": 2, "heads": 2, "intermediate": 20, "patch_size": 8,
@@ -95,7 +102,10 @@ def test_understanding_encoders(component: Make, check: Callable[[Make], None]) 
 
 @parametrize_with_checks(
     "image_tokenizers",
-    {raw["name"]: lambda raw=raw: (built("image_tokenizers", raw), pixels()) for raw in (VQ, LLAMAGEN)},
+    {
+        raw["name"]: lambda raw=raw: (built("image_tokenizers", raw), pixels())
+        for raw in (VQ, LLAMAGEN, OPEN_MAGVIT2)
+    },
 )
 def test_image_tokenizers(component: Make, check: Callable[[Make], None]) -> None:
     check(component)
