@@ -49,6 +49,10 @@ OPEN_MAGVIT2 = {
     "residual_blocks": 1,
     "bits": [2, 3],
 }
+FSQ = {
+    "name": "fsq", "channels": 8, "channel_multipliers": [1, 2], "residual_blocks": 1, "patch_size": 2,
+    "factor": 8, "latent_channels": 8, "levels": [4, 3],
+}  # fmt: skip
 ENCODERS: dict[str, dict[str, Any]] = {
     "siglip": {
         "name": "siglip", "width": 16, "layers": 2, "heads": 2, "intermediate": 20, "patch_size": 8,
@@ -104,7 +108,7 @@ def test_understanding_encoders(component: Make, check: Callable[[Make], None]) 
     "image_tokenizers",
     {
         raw["name"]: lambda raw=raw: (built("image_tokenizers", raw), pixels())
-        for raw in (VQ, LLAMAGEN, OPEN_MAGVIT2)
+        for raw in (VQ, LLAMAGEN, OPEN_MAGVIT2, FSQ)
     },
 )
 def test_image_tokenizers(component: Make, check: Callable[[Make], None]) -> None:
