@@ -171,6 +171,16 @@ class TestAutoregressiveGeneration(GenerationPathContract):
         return built("generation", raw, 16), pictures
 
 
+class TestAutoregressiveGenerationOfSeveralCodes(GenerationPathContract):
+    def make(self) -> tuple[Any, Tensor]:
+        raw = {
+            "name": "autoregressive", "height": 32, "width": 16, "tokenizer": OPEN_MAGVIT2, "adaptor": "mlp",
+            "head": {"name": "factorized", "layers": 1, "heads": 2, "hidden": 12},
+        }  # fmt: skip
+        pictures = (pixels()[..., :16] * 127 + 128).to(torch.uint8)
+        return built("generation", raw, 16), pictures
+
+
 class TestTextLoop(SamplingLoopContract):
     settings = TextSettings(max_tokens=5)
 
