@@ -65,6 +65,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "clip": {"name": "hf-vision", "config": {"model_type": "clip_vision_model", "image_size": 32, **HF}},
     "dinov2": {"name": "hf-vision", "config": {"model_type": "dinov2", "image_size": 32, **HF}},
     "shared": {"name": "tokenizer-features", "height": 32, "width": 32, "tokenizer": LLAMAGEN},
+    "bits": {"name": "tokenizer-features", "height": 32, "width": 32, "tokenizer": OPEN_MAGVIT2},
     "efficientnet": {"name": "efficientnet-lite0", "height": 32, "width": 32},
 }  # fmt: skip
 Make = Callable[[], tuple[Any, Tensor]]
@@ -97,7 +98,10 @@ def pixels(rows: int = 2, size: int = 32) -> Tensor:
         },
         "clip": {"gradients": "CLIP's last norm is for its pooled output, which no feature comes from"},
         "dinov2": {"gradients": "its mask token is for pretraining on masked patches alone"},
-        "shared": {"gradients": "choosing a code has no gradient: the tokenizer stays as it was trained"},
+        **{
+            name: {"gradients": "choosing a code has no gradient: the tokenizer stays as it was trained"}
+            for name in ("shared", "bits")
+        },
     },
 )
 def test_understanding_encoders(component: Make, check: Callable[[Make], None]) -> None:

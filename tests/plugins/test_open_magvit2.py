@@ -134,6 +134,18 @@ def test_vectors_of_a_positions_codes_add_up_to_what_is_decoded() -> None:
 
 
 @torch.no_grad()
+def test_vectors_and_pictures_come_in_the_weights_dtype() -> None:
+    """A checkpoint that is opened in half precision leaves constants in float32."""
+    tokenizer = make()
+    for weight in tokenizer.parameters():
+        weight.data = weight.data.bfloat16()
+    assert tokenizer.signs.dtype == torch.float32
+    assert tokenizer.code_vectors().dtype == torch.bfloat16
+    codes = tokenizer.encode(picture())
+    assert tokenizer.decode(codes, height=8, width=12).dtype == torch.bfloat16
+
+
+@torch.no_grad()
 def test_upsampling_spreads_depth_over_space() -> None:
     up = Upsample(3)
     x = torch.randn(2, 3, 4, 5)

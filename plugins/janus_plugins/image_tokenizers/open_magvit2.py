@@ -98,7 +98,8 @@ class OpenMagvit2Tokenizer(nn.Module):
 
     def code_vectors(self) -> Tensor:
         """Return the signs of each code (sum of K, all bits), 0 at the bits of the other codes."""
-        return torch.block_diag(*(self.signs[: 2**bits, :bits] for bits in self.config.bits))
+        signs = (self.signs[: 2**bits, :bits] for bits in self.config.bits)
+        return torch.block_diag(*signs).to(self.decoder.conv_in.weight.dtype)
 
     def losses(self, pixels: Tensor) -> dict[str, Tensor]:
         """Return ``pixels`` (L1), ``commitment`` and, where weighted, ``entropy``; sum them.
