@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from janus_modular.checkpoints.filling import fill
-from janus_modular.checkpoints.weights import Weights
+from janus_modular.checkpoints.pretrained import load_pretrained
 from janus_modular.errors import CheckpointError
+from janus_modular.interfaces import Part
 from janus_plugins.image_tokenizers.fsq import Attention, FsqConfig, FsqTokenizer, Wavelets
 
 Shapes = dict[str, tuple[int, ...]]
@@ -128,6 +131,51 @@ def test_attention_is_one_softmax_over_all_positions() -> None:
     torch.testing.assert_close(layer(x), x + layer.proj_out(seen.unflatten(2, (3, 5))))
 
 
+@torch.no_grad()
+def test_layers_follow_each_other_as_published() -> None:
+    """Encoder and decoder of two resolutions, by their weights' names; only norms of tiny widths differ."""
+    tokenizer = make()  # patches of 2, then one halving: the second resolution has none
+    for weight in tokenizer.parameters():
+        nn.init.normal_(weight, std=0.3)
+    for module in tokenizer.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = 4
+    w = dict(tokenizer.state_dict())
+
+    def conv(name: str, x: Tensor, padding: int = 1, stride: int = 1) -> Tensor:
+        return F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], stride, padding)
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return F.group_norm(x, 4, w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-6)
+
+    def residual(name: str, x: Tensor) -> Tensor:
+        y = conv(f"{name}.conv1", F.silu(norm(f"{name}.norm1", x)))
+        y = conv(f"{name}.conv2", F.silu(norm(f"{name}.norm2", y)))
+        return y + (conv(f"{name}.nin_shortcut", x, 0) if f"{name}.nin_shortcut.weight" in w else x)
+
+    def middle(half: str, x: Tensor) -> Tensor:
+        x = residual(f"{half}.mid.block_1", x)
+        x = tokenizer.get_submodule(f"{half}.mid.attn_1")(x)  # it has a test of its own
+        return residual(f"{half}.mid.block_2", x)
+
+    x = residual("encoder.down.0.block.0", conv("encoder.conv_in", Wavelets(2)(picture())))
+    x = conv("encoder.down.0.downsample.conv", F.pad(x, (0, 1, 0, 1)), 0, stride=2)
+    x = middle("encoder", residual("encoder.down.1.block.0", x))
+    expected = conv("encoder.conv_out", F.silu(norm("encoder.norm_out", x)))
+    torch.testing.assert_close(tokenizer.encoder(picture()), expected, rtol=1e-4, atol=1e-4)
+
+    z = torch.randn(2, 8, 2, 3)
+    x = middle("decoder", conv("decoder.conv_in", z))
+    for j in range(2):
+        x = residual(f"decoder.up.1.block.{j}", x)
+    x = conv("decoder.up.1.upsample.conv", x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    for j in range(2):
+        x = residual(f"decoder.up.0.block.{j}", x)
+    x = conv("decoder.conv_out", F.silu(norm("decoder.norm_out", x)))
+    expected = Wavelets(2, inverse=True)(x)
+    torch.testing.assert_close(tokenizer.decoder(z), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_every_level_is_reached_in_order() -> None:
     """Of 5 levels as of 8, from the lowest to the highest, each over a stretch of latents."""
     tokenizer = make(levels=[8, 5])
@@ -184,20 +232,20 @@ def test_a_few_steps_on_its_loss_paint_a_picture_better() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "network.", "model.network."])
-def test_reads_published_weights_and_knows_their_constants(prefix: str) -> None:
+def test_reads_published_weights_and_knows_their_constants(prefix: str, tmp_path: Path) -> None:
     source, target = make(), make()
     nn.init.normal_(source.quant_conv.weight)
-    offered = {f"{prefix}{name}": x for name, x in source.state_dict().items()}
     constants = ("encoder.patcher.wavelets", "decoder.unpatcher._arange", "quantizer.implicit_codebook")
-    offered |= {f"{prefix}{name}": torch.zeros(2) for name in constants}
-    weights = Weights(
-        None, {name: lambda x=x: x for name, x in (offered | {"stranger": torch.zeros(1)}).items()}
-    )
+    offered = source.state_dict() | {name: torch.zeros(2) for name in constants}
+    file = {f"{prefix}{name}": x for name, x in offered.items()} | {"stranger": torch.zeros(1)}
+    torch.save(file, tmp_path / "model.pt")
+    config = replace(target.config, pretrained=str(tmp_path / "model.pt"))
 
-    fill(target, target.read_pretrained(weights)).check("the file")
+    report = load_pretrained(target, Part("image_tokenizers", "fsq", config))
 
     torch.testing.assert_close(target.state_dict(), source.state_dict())
-    assert weights.left_over() == ["stranger"]
+    assert report.loaded == len(source.state_dict())
+    assert report.left_over == ["stranger"]
 
 
 def test_a_missing_weight_is_named_and_strange_files_are_refused() -> None:

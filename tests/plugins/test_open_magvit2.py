@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from janus_modular.checkpoints.filling import fill
-from janus_modular.checkpoints.weights import Weights
+from janus_modular.checkpoints.pretrained import load_pretrained
 from janus_modular.errors import CheckpointError
+from janus_modular.interfaces import Part
 from janus_plugins.image_tokenizers.open_magvit2 import (
     AdaptiveGroupNorm,
     OpenMagvit2Config,
@@ -88,6 +91,56 @@ def test_the_default_is_as_large_as_the_published_file_says() -> None:
     with torch.device("meta"):
         tokenizer = OpenMagvit2Tokenizer(OpenMagvit2Config())
     assert sum(p.numel() for p in tokenizer.parameters()) * 2 * 4 == pytest.approx(921e6, rel=1e-3)
+
+
+def residual(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    """Compute a residual block from weights by their published names, one operation at a time."""
+    y = x
+    for i in (1, 2):
+        weight, bias = w[f"{name}.norm{i}.weight"], w[f"{name}.norm{i}.bias"]
+        y = F.silu(F.group_norm(y, 8, weight, bias, eps=1e-6))  # all of 8 channels here, or pairs of 16
+        y = F.conv2d(y, w[f"{name}.conv{i}.weight"], padding=1)
+    shortcut = w.get(f"{name}.nin_shortcut.weight")
+    return y + (x if shortcut is None else F.conv2d(x, shortcut))
+
+
+@torch.no_grad()
+def test_layers_follow_each_other_as_published() -> None:
+    """Encoder and decoder of two resolutions, by their weights' names; only norms of tiny widths differ."""
+    tokenizer = make()
+    for weight in tokenizer.parameters():
+        nn.init.normal_(weight, std=0.3)
+    for module in tokenizer.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = 8
+    w = dict(tokenizer.state_dict())
+
+    def conv(name: str, x: Tensor, **options: int) -> Tensor:
+        return F.conv2d(x, w[f"{name}.weight"], w.get(f"{name}.bias"), **options)
+
+    def last(half: str, x: Tensor) -> Tensor:
+        x = F.group_norm(x, 8, w[f"{half}.norm_out.weight"], w[f"{half}.norm_out.bias"], eps=1e-6)
+        return conv(f"{half}.conv_out", F.silu(x), padding=0 if half == "encoder" else 1)
+
+    x = conv("encoder.conv_in", picture(), padding=1)
+    x = conv("encoder.down.0.downsample", residual(w, "encoder.down.0.block.0", x), stride=2, padding=1)
+    x = residual(w, "encoder.mid_block.0", residual(w, "encoder.down.1.block.0", x))
+    torch.testing.assert_close(tokenizer.encoder(picture()), last("encoder", x))
+
+    z = torch.randn(2, 5, 4, 6).sign()
+    spread, mean = (z.flatten(2).var(-1) + 1e-6).sqrt(), z.flatten(2).mean(-1)
+    x = residual(w, "decoder.mid_block.0", conv("decoder.conv_in", z, padding=1))
+    for i in (1, 0):
+        scale, shift = (
+            F.linear(y, w[f"decoder.adaptive.{i}.{name}.weight"], w[f"decoder.adaptive.{i}.{name}.bias"])
+            for name, y in (("gamma", spread), ("beta", mean))
+        )
+        x = F.group_norm(x, 8, eps=1e-6) * scale[..., None, None] + shift[..., None, None]
+        x = residual(w, f"decoder.up.{i}.block.0", x)
+        if i:
+            deep = conv("decoder.up.1.upsample.conv1", x, padding=1)  # (2, 4 * 16, 4, 6)
+            x = deep.view(2, 2, 2, 16, 4, 6).permute(0, 3, 4, 1, 5, 2).reshape(2, 16, 8, 12)
+    torch.testing.assert_close(tokenizer.decoder(z), last("decoder", x), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -226,35 +279,36 @@ def test_a_few_steps_on_its_losses_paint_a_picture_better() -> None:
 def published_file(tokenizer: OpenMagvit2Tokenizer, *, averaged: bool) -> dict[str, Tensor]:
     """Return what a checkpoint of theirs holds, as it was trained: zeros where averages are beside them."""
     state = tokenizer.state_dict()
-    trained = {name: torch.zeros_like(x) if averaged else x for name, x in state.items()}
-    offered = {f"state_dict.{name}": x for name, x in trained.items()}
-    offered["state_dict.loss.discriminator.main.0.weight"] = torch.zeros(1)
+    offered = {name: torch.zeros_like(x) if averaged else x for name, x in state.items()}
+    offered["loss.discriminator.main.0.weight"] = torch.zeros(1)
     if averaged:
-        offered |= {f"state_dict.model_ema.{name.replace('.', '')}": x for name, x in state.items()}
+        offered |= {f"model_ema.{name.replace('.', '')}": x for name, x in state.items()}
         offered |= {
-            "state_dict.model_ema.decay": torch.tensor(0.999),
-            "state_dict.model_ema.num_updates": torch.tensor(0),
+            "model_ema.decay": torch.tensor(0.999),
+            "model_ema.num_updates": torch.tensor(0),
         }
     return offered
 
 
 @pytest.mark.parametrize("averaged", [True, False])
-def test_reads_the_published_files_averages_first(averaged: bool) -> None:
+def test_reads_the_published_files_averages_first(averaged: bool, tmp_path: Path) -> None:
     source, target = make(), make()
     nn.init.normal_(source.encoder.conv_in.weight)
-    offered = published_file(source, averaged=averaged) | {"state_dict.stranger": torch.zeros(1)}
-    weights = Weights(None, {name: lambda x=x: x for name, x in offered.items()})
+    file = {"epoch": 1, "stranger": torch.zeros(1), "state_dict": published_file(source, averaged=averaged)}
+    torch.save(file, tmp_path / "imagenet_256_L.ckpt")
+    config = replace(target.config, pretrained=str(tmp_path))
 
-    fill(target, target.read_pretrained(weights)).check("the file")
+    report = load_pretrained(target, Part("image_tokenizers", "open-magvit2", config))
 
     torch.testing.assert_close(target.state_dict(), source.state_dict())
-    assert weights.left_over() == ["state_dict.stranger"]
+    assert report.loaded == len(source.state_dict())
+    assert report.left_over == ["stranger"]
 
 
 def test_a_missing_weight_is_named_and_strange_files_are_refused() -> None:
     target = make()
     offered = published_file(make(), averaged=True)
-    del offered["state_dict.model_ema.decoderadaptive1gammaweight"]
+    del offered["model_ema.decoderadaptive1gammaweight"]
     with pytest.raises(CheckpointError, match=r"1 missing:\n.*decoder.adaptive.1.gamma.weight"):
         fill(target, target.read_pretrained(offered)).check("the file")
     with pytest.raises(CheckpointError, match="no encoder: no name ends in"):
