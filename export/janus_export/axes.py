@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -21,6 +22,12 @@ class Axis:
                 f"axis '{self.name}': expected 1 <= min <= typical <= max, got"
                 f" {self.min}, {self.typical}, {self.max}"
             )
+
+
+def codes_shape(sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """Return the shape of a position's codes, from a path's or a session's sizes: (), or (S,) of several."""
+    several = sizes.get("codes_per_position", 1)
+    return (several,) if several > 1 else ()
 
 
 @dataclass(frozen=True)

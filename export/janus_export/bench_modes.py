@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from janus_export.axes import codes_shape
 from janus_export.bench_reads import cache_read, weights_read
 from janus_modular import Janus, Runtime, Sampling, Session
 from janus_modular import Sequence as Prompt
@@ -25,7 +26,7 @@ class Speed:
     steps: int  # that were timed, after the first
     first_s: float  # from the prompt to the first token, or code
     step_s: float  # one more for every row
-    per_s: float  # tokens, or codes, a second, all rows together
+    per_s: float  # tokens, or codes (positions, where they have several), a second, all rows together
     read_bytes: int | None  # that a step has to read: weights, keys and values
     bandwidth_share: float | None  # of the measured read bandwidth; None on a GPU
 
@@ -138,7 +139,7 @@ class Mode:
 def time_decoding(runtime: Runtime, pictures: int) -> float:
     """Time the way from codes to pixels, in seconds."""
     session = Watched(runtime.open(1))
-    codes = np.zeros((pictures, session.sizes["drawing"]), np.int64)
+    codes = np.zeros((pictures, session.sizes["drawing"], *codes_shape(session.sizes)), np.int64)
     start = time.perf_counter()
     session.run("draw", codes)
     return session.wait() - start

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from janus_export.axes import Axis, Ranges
+from janus_export.axes import Axis, Ranges, codes_shape
 from janus_export.cache import GraphCache, cache_shapes
 from janus_export.diagnosis import explained
 from janus_modular import JanusModel
@@ -175,8 +175,7 @@ def drawing_graphs(model: JanusModel, ranges: Ranges, dtype: torch.dtype) -> lis
     """Declare the parts of the generation path. They are the autoregressive path's, so far."""
     path, width = model.generation, model.backbone.width
     rows, images = ranges.rows, ranges.images
-    several = path.sizes.get("codes_per_position", 1)
-    code = () if several == 1 else (several,)  # the shape of a position's
+    code = codes_shape(path.sizes)
     codes = Slot("codes", torch.int64, (images, path.num_tokens, *code))
     pixels = Slot("pixels", torch.uint8, (images, 3, path.height, path.width))
     return [

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import onnx
 import onnx_ir as ir
 
+from janus_export.axes import codes_shape
 from janus_export.cache import cache_shapes
 from janus_export.verify_subject import Check, Subject
 
@@ -132,11 +133,10 @@ def sizes(subject: Subject) -> Iterator[Check]:
         for graph, record in subject.bundle.graphs.items()
         for slot in (*record["inputs"], *record["outputs"])
     }
-    several = path.sizes.get("codes_per_position", 1)
     fixed = {
         "understand.pixels": [3, spec.height, spec.width],
         "understand.embeddings": [model.understanding.num_tokens, model.backbone.width],
-        "draw.codes": [path.num_tokens, *([several] if several > 1 else [])],
+        "draw.codes": [path.num_tokens, *codes_shape(path.sizes)],
         "draw.pixels": [3, path.height, path.width],
     }
     for layer, pair in enumerate(cache_shapes(model.backbone)):

@@ -22,7 +22,7 @@ from torch import Tensor
 from janus_export.pieces import cut
 from janus_export.runtimes.onnx_runtime import ERRORS
 from janus_export.verify_lean import LeanReference, Pass
-from janus_export.verify_numbers import CLOSE, SAME_CODES, distance
+from janus_export.verify_numbers import CLOSE, SAME_CODES, distance, rows_alike
 from janus_export.verify_rounded import AGREEING, COSINES, HALF_MAX, compare_logits
 from janus_export.verify_subject import DRAWING, Array, Check, Subject, pictures
 from janus_export.widening import widened
@@ -148,7 +148,7 @@ def parts(subject: Subject) -> Iterator[Check]:
         kind = subject.rounded_to if subject.is_half or name in rounded else "exact"
         yield _agree(name, kind, got[0], wanted[0], least=SAME_CODES if name == "tokenize_image" else 1)
         for x, y in zip(got[1:], wanted[1:], strict=True):  # embeddings of what both chose
-            same = np.tile(got[0] == wanted[0], len(y) // len(wanted[0]))
+            same = rows_alike(got[0], wanted[0], len(y))
             yield _agree(f"{name}: embeddings", kind, x[same], y[same])
 
 

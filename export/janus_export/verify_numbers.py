@@ -60,9 +60,9 @@ def _chooses_as(subject: Subject, part: str, runs: list[Run]) -> Iterator[Check]
         for name, given, (want, x) in (one for one in run.parts if one[0] == part):
             got, after = subject.parts.run(name, *given)
             ids += int((got != want).sum())
-            same = np.tile(got == want, len(x) // len(want))  # under guidance two rows take one code
+            same = rows_alike(got, want, len(x))
             off = max(off, distance(after[same], x[same]))
-            steps += len(want)
+            steps += want.size
     yield Check(f"{part}: choices", ids == 0, f"{ids} of {steps} differ", "none")
     yield Check(f"{part}: embeddings", off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
 
@@ -170,6 +170,15 @@ def close(what: str, got: Array, want: torch.Tensor) -> Check:
     """Compare arrays, relative to the largest number."""
     off = distance(got, want.numpy())
     return Check(what, off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
+
+
+def rows_alike(got: Array, want: Array, rows: int) -> Array:
+    """Say of each of ``rows`` whether the same was chosen for it; under guidance two rows take one choice.
+
+    Choices are (N,), or (N, S) of several codes a position.
+    """
+    alike = (got == want).reshape(len(want), -1).all(axis=1)
+    return np.tile(alike, rows // len(want))
 
 
 def distance(got: Array, want: Array) -> float:

@@ -56,10 +56,14 @@ def compare_logits(subject: Subject, what: str, got: Array, want: Array, *, word
 @torch.no_grad()
 def _logits(subject: Subject, states: Array, *, words: bool) -> Array:
     """Turn states (M, D) into centred logits (M, V), by torch's own heads."""
-    model = subject.reference.model
-    head = model.backbone.logits if words else getattr(model.generation, "head", torch.nn.Identity())
-    logits = head(torch.from_numpy(states).float()).numpy()
-    return logits - logits.mean(-1, keepdims=True)
+    model, hidden = subject.reference.model, torch.from_numpy(states).float()
+    if words:
+        logits = model.backbone.logits(hidden)
+    elif hasattr(model.generation, "head"):  # of a position's first code, before which none is known
+        logits = model.generation.head(hidden, torch.empty(len(hidden), 0, dtype=torch.int64))
+    else:
+        logits = hidden
+    return (logits - logits.mean(-1, keepdim=True)).numpy()
 
 
 def activations(subject: Subject) -> Iterator[Check]:

@@ -68,5 +68,5 @@ def _same_choices(what: str, got: Run, want: Run) -> Check:
     for step, (one, other) in enumerate(zip(got.chosen, want.chosen, strict=True)):
         active = want.active(step)[: len(other)]
         off += int((one != other)[active].sum())
-    total = sum(map(len, want.chosen))
+    total = sum(one.size for one in want.chosen)
     return Check(what, off == 0, f"{off} of {total} differ", "none")

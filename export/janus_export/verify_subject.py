@@ -46,7 +46,7 @@ class Run:
     fed: list[tuple[Array, Array | None]] = field(default_factory=list)  # x (R, D), and who was active
     hidden: list[Array] = field(default_factory=list)  # (R, D), after the prompts and after each step
     parts: list[tuple[str, tuple[Any, ...], tuple[Array, ...]]] = field(default_factory=list)
-    chosen: list[Array] = field(default_factory=list)  # ids or codes (rows,)
+    chosen: list[Array] = field(default_factory=list)  # ids or codes (rows,), codes (rows, S)
 
     def active(self, step: int) -> Array:
         """Say which rows count after step ``step``; 0 are the prompts."""

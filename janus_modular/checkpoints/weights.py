@@ -139,6 +139,11 @@ def _some(what: str, names: set[str]) -> str:
 def _open_file(path: Path) -> dict[str, Read]:
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}.")
+    if _is_program(path):
+        raise CheckpointError(
+            f"{path} is a TorchScript program: code from weight files is never run. Get the weights as"
+            " .safetensors; where you trust the program, save what torch.jit.load(...).state_dict() returns."
+        )
     if path.suffix not in SUFFIXES:
         raise CheckpointError(f"{path} is not a weight file: expected one ending in {', '.join(SUFFIXES)}.")
     return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
@@ -167,6 +172,14 @@ def _damage(path: Path) -> str | None:
         except (ValueError, KeyError, TypeError):
             return None
     return f"it has {size} bytes, its header promises {expected}" if size != expected else None
+
+
+def _is_program(path: Path) -> bool:
+    """Say whether a file is an archive of TorchScript: it has constants, which files of tensors have not."""
+    if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _open_torch(path: Path) -> dict[str, Read]:

@@ -56,16 +56,18 @@ def _kept(model: JanusModel, batch: Batch, width: int) -> int:
     drawn = 0
     if batch.generation_pixels is not None:
         codes = len(batch.generation_pixels) * model.generation.num_tokens
-        drawn = _per_position(model.generation) * codes  # type: ignore[arg-type]
+        apart = tuple(f"{name}." for name in model.generation.trained_apart)
+        drawn = _per_position(model.generation, apart=apart) * codes  # type: ignore[arg-type]
     return width * (backbone + seen + drawn) + logits
 
 
-def _per_position(module: nn.Module, *, skip: int | None = None) -> int:
+def _per_position(module: nn.Module, *, skip: int | None = None, apart: tuple[str, ...] = ()) -> int:
     """Add up the widths going in and out of linear layers; 0 where a gradient never comes.
 
     It comes to what learns, and to the backbone (``skip`` is its vocabulary) whether that learns or not:
-    the adaptors are below it. Generation's tokenizer is of convolutions, so it does not count.
+    the adaptors are below it. What is trained ``apart``, generation's tokenizer, gets none.
     """
-    layers = [one for one in module.modules() if isinstance(one, nn.Linear)]
+    named = module.named_modules()
+    layers = [one for name, one in named if isinstance(one, nn.Linear) and not name.startswith(apart)]
     carries = any(p.requires_grad for p in module.parameters()) or skip is not None
     return sum(one.in_features + one.out_features for one in layers if one.out_features != skip) * carries

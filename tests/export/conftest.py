@@ -26,6 +26,7 @@ from janus_modular.checkpoints import save
 from janus_modular.compose import compose
 from janus_modular.config import load, resolve
 from janus_modular.model import JanusModel
+from janus_modular.plugins import Plugins
 from janus_modular.schema import ModelConfig
 
 Lower = Callable[[JanusModel, str], tuple[Graph, ir.Model]]
@@ -70,6 +71,42 @@ def tiny_bundle(shared: Path, tiny_checkpoint: Path) -> Path:
     with made_once(folder) as missing:
         if missing:
             export(tiny_checkpoint, folder, ExportConfig(variants=["fp32", "cpu-int8", "cpu-int4"]))
+    return folder
+
+
+SEVERAL = {
+    "name": "autoregressive", "height": 32, "width": 16, "embedding_width": 24, "adaptor": "mlp",
+    "tokenizer": {
+        "name": "open-magvit2", "channels": 8, "channel_multipliers": [1, 1, 2, 2], "residual_blocks": 1,
+        "bits": [3, 4],
+    },
+    "head": {"name": "factorized", "layers": 2, "heads": 2, "hidden": 32},
+}  # fmt: skip
+
+
+@pytest.fixture
+def several_codes_checkpoint(shared: Path, plugins: Plugins) -> Path:
+    """configs/model/tiny whose pictures have 4 x 2 positions of two codes, of 8 and of 16; read only."""
+    folder = shared / "several_codes_checkpoint"
+    with made_once(folder) as missing:
+        if missing:
+            torch.manual_seed(0)
+            raw = {**load("model/tiny"), "generation": SEVERAL}
+            model, processor = compose(resolve(raw, ModelConfig, plugins=plugins))
+            for weight in model.parameters():
+                if weight.dim() > 1:
+                    torch.nn.init.normal_(weight, std=0.3)
+            save(model, processor, folder)
+    return folder
+
+
+@pytest.fixture
+def several_codes_bundle(shared: Path, several_codes_checkpoint: Path) -> Path:
+    """The bundle of `several_codes_checkpoint` in fp32 and fp16; read only: copy it to change it."""
+    folder = shared / "several_codes_bundle"
+    with made_once(folder) as missing:
+        if missing:
+            export(several_codes_checkpoint, folder, ExportConfig(variants=["fp32", "fp16"]))
     return folder
 
 

@@ -24,6 +24,7 @@ from janus_modular.testing import (
     parametrize_with_checks,
 )
 from janus_modular.testing.examples import NumpySession, prompt
+from janus_plugins.heads.factorized import FactorizedHead, FactorizedHeadConfig
 from janus_plugins.heads.mlp import MlpHead, MlpHeadConfig
 from janus_plugins.sampling_loops.autoregressive import DrawSettings, draw
 from janus_plugins.sampling_loops.text import TextSettings, sample_text
@@ -51,6 +52,17 @@ EMU3 = {
 }  # fmt: skip
 VQ = {"name": "vq", "channels": [8, 8, 16], "num_codes": 16, "code_width": 4, "continuous_steps": 0}
 PERCEIVER = {"name": "perceiver", "queries": 3, "layers": 2, "heads": 4, "kv_heads": 2, "head_width": 4}
+OPEN_MAGVIT2 = {
+    "name": "open-magvit2",
+    "channels": 8,
+    "channel_multipliers": [1, 1, 2],
+    "residual_blocks": 1,
+    "bits": [2, 3],
+}
+FSQ = {
+    "name": "fsq", "channels": 8, "channel_multipliers": [1, 2], "residual_blocks": 1, "patch_size": 2,
+    "factor": 8, "latent_channels": 8, "levels": [4, 3],
+}  # fmt: skip
 ENCODERS: dict[str, dict[str, Any]] = {
     "siglip": {
         "name": "siglip", "width": 16, "layers": 2, "heads": 2, "intermediate": 20, "patch_size": 8,
@@ -63,6 +75,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "clip": {"name": "hf-vision", "config": {"model_type": "clip_vision_model", "image_size": 32, **HF}},
     "dinov2": {"name": "hf-vision", "config": {"model_type": "dinov2", "image_size": 32, **HF}},
     "shared": {"name": "tokenizer-features", "height": 32, "width": 32, "tokenizer": LLAMAGEN},
+    "bits": {"name": "tokenizer-features", "height": 32, "width": 32, "tokenizer": OPEN_MAGVIT2},
     "efficientnet": {"name": "efficientnet-lite0", "height": 32, "width": 32},
 }  # fmt: skip
 Make = Callable[[], tuple[Any, Tensor]]
@@ -92,7 +105,10 @@ def pixels(rows: int = 2, size: int = 32) -> Tensor:
     expected_failures={
         "clip": {"gradients": "CLIP's last norm is for its pooled output, which no feature comes from"},
         "dinov2": {"gradients": "its mask token is for pretraining on masked patches alone"},
-        "shared": {"gradients": "choosing a code has no gradient: the tokenizer stays as it was trained"},
+        **{
+            name: {"gradients": "choosing a code has no gradient: the tokenizer stays as it was trained"}
+            for name in ("shared", "bits")
+        },
     },
 )
 def test_understanding_encoders(component: Make, check: Callable[[Make], None]) -> None:
@@ -103,7 +119,7 @@ def test_understanding_encoders(component: Make, check: Callable[[Make], None]) 
     "image_tokenizers",
     {
         raw["name"]: lambda raw=raw: (built("image_tokenizers", raw), pixels())
-        for raw in (VQ, LLAMAGEN, VQGAN, IBQ, EMU3)
+        for raw in (VQ, LLAMAGEN, VQGAN, IBQ, EMU3, OPEN_MAGVIT2, FSQ)
     },
 )
 def test_image_tokenizers(component: Make, check: Callable[[Make], None]) -> None:
@@ -137,6 +153,19 @@ class TestMlpHead(HeadContract):
         return MlpHead(MlpHeadConfig(hidden=10), 8, (12,)), torch.rand(2, 3, 8)
 
 
+class TestFactorizedHead(HeadContract):
+    codebooks = (4, 6, 5)
+
+    def make(self) -> tuple[FactorizedHead, Tensor]:
+        torch.manual_seed(0)
+        config = FactorizedHeadConfig(layers=2, heads=2, hidden=12)
+        return FactorizedHead(config, 8, self.codebooks), torch.rand(2, 3, 8)
+
+
+class TestFactorizedHeadOfOneCode(TestFactorizedHead):
+    codebooks = (12,)
+
+
 class TestHfBackbone(BackboneContract):
     expected_failures: ClassVar = {
         "meta_device": "transformers looks into positions, to find packed sequences"
@@ -156,6 +185,16 @@ class TestAutoregressiveGeneration(GenerationPathContract):
         raw = {
             "name": "autoregressive", "height": 32, "width": 16,
             "tokenizer": VQ, "adaptor": "mlp", "head": "mlp",
+        }  # fmt: skip
+        pictures = (pixels()[..., :16] * 127 + 128).to(torch.uint8)
+        return built("generation", raw, 16), pictures
+
+
+class TestAutoregressiveGenerationOfSeveralCodes(GenerationPathContract):
+    def make(self) -> tuple[Any, Tensor]:
+        raw = {
+            "name": "autoregressive", "height": 32, "width": 16, "tokenizer": OPEN_MAGVIT2, "adaptor": "mlp",
+            "head": {"name": "factorized", "layers": 1, "heads": 2, "hidden": 12},
         }  # fmt: skip
         pictures = (pixels()[..., :16] * 127 + 128).to(torch.uint8)
         return built("generation", raw, 16), pictures

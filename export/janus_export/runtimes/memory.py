@@ -150,13 +150,14 @@ class Log:
 
     BLOCK = 256  # steps that are allocated at once
 
-    def __init__(self, width: int, device: Device) -> None:
-        self.width, self.device = width, device
+    def __init__(self, shape: tuple[int, ...], device: Device) -> None:
+        """Keep what is chosen at a step: ids (rows,), or (rows, S) of several codes a position."""
+        self.shape, self.device = shape, device
         self.used = self.BLOCK
 
     def next(self) -> Column:
-        """Return the place of the next step's choices (rows,)."""
+        """Return the place of the next step's choices."""
         if self.used == self.BLOCK:
-            self.block, self.used = allocate((self.BLOCK, self.width), "int64", self.device), 0
+            self.block, self.used = allocate((self.BLOCK, *self.shape), "int64", self.device), 0
         self.used += 1
         return Column(self.block, self.used - 1)

@@ -35,7 +35,7 @@ class OnnxSession:
         self.slots = self._slots(0)
         self.between: dict[tuple[str, int], Buffer] = {}  # x and hidden, by rows
         self.choosing: dict[str, Binding] = {}
-        self.logs: dict[tuple[str, int], Log] = {}
+        self.logs: dict[tuple[str, tuple[int, ...]], Log] = {}
 
     def prefill(self, prompts: Sequence[Prompt]) -> Buffer:
         """Read one prompt a row, a chunk of positions at a time; return the last hidden states (rows, D)."""
@@ -146,9 +146,8 @@ class OnnxSession:
         """Return where an output goes: the backbone's input, a log of choices, or memory of its own."""
         if tensor.name == "x":
             return self._between("x", shape[0])
-        if tensor.dtype == "int64" and len(shape) == 1:
-            log = self.logs.setdefault((part, shape[0]), Log(shape[0], self.runtime.device))
-            return log.next()
+        if tensor.dtype == "int64":
+            return self.logs.setdefault((part, shape), Log(shape, self.runtime.device)).next()
         return allocate(shape, tensor.dtype, self.runtime.device)
 
     def _between(self, name: str, rows: int) -> Buffer:

@@ -142,14 +142,14 @@ class AutoregressiveGeneration(nn.Module):
         of Exp(1); ones and temperature 1 make it greedy. Guidance as in Janus, section 3.4:
         l = u + w (c - u).
         """
-        pictures, codes = noise.shape[0], list[Tensor]()
-        picture = torch.arange(hidden.shape[0], device=hidden.device) % pictures  # of each row
+        pictures, codes, of_rows = noise.shape[0], list[Tensor](), list[Tensor]()
         for of_code in noise.split(self.codebooks, dim=-1):
-            before = known([code[picture] for code in codes], hidden)  # (R, s)
-            logits = self.head(hidden, before).float().unflatten(0, (-1, pictures))  # (1 or 2, N, K)
+            logits = self.head(hidden, known(of_rows, hidden)).float()  # (R, K)
+            logits = logits.unflatten(0, (-1, pictures))  # (1 or 2, N, K)
             conditional, unconditional = logits[0], logits[-1]  # of one row, both are the same
             guided = unconditional + guidance * (conditional - unconditional)
             codes.append(pick(guided / temperature, of_code))  # (N,)
+            of_rows.append(codes[-1].repeat(logits.shape[0]))  # (R,): a picture's rows take its code
         x = self.adaptor(self.vectors(codes).unsqueeze(1), (1, 1)).squeeze(1)  # (N, D)
         chosen = torch.stack(codes, dim=-1) if len(codes) > 1 else codes[0]
         return chosen, x.repeat(logits.shape[0], 1)

@@ -31,7 +31,7 @@ class MlpHead(nn.Module):
                 f"{codebooks}: choose a head for several, or a tokenizer with one"
             )
         self.config = config
-        self.codebooks = codebooks
+        self.codebooks: tuple[int, ...] = codebooks
         hidden = config.hidden or width
         self.output_mlp_projector = nn.Linear(width, hidden)
         self.vision_activation = nn.GELU()

@@ -131,7 +131,7 @@ class HfVisionEncoder(nn.Module):
         return {
             "pixel_values": patches,
             "pixel_attention_mask": None,  # no patch is padding
-            "spatial_shapes": torch.tensor([[rows, columns]]),  # one for all: graphs take any number of pictures
+            "spatial_shapes": torch.tensor([[rows, columns]]),  # one for all, however many they are
         }
 
 

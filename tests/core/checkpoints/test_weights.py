@@ -79,6 +79,20 @@ def test_flattens_wrappers_and_leaves_out_what_is_no_tensor(
     assert torch.equal(weights["ema.a.weight"], tensors["a.weight"])
 
 
+def test_reads_checkpoints_of_lightning(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    state = {"epoch": 3, "global_step": 9, "state_dict": tensors, "optimizer_states": [], "callbacks": {}}
+    torch.save(state, tmp_path / "last.ckpt")
+    assert set(open_weights(tmp_path)) == {f"state_dict.{name}" for name in tensors}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", ["encoder.jit", "model.pt"])
+def test_refuses_programs_whatever_they_are_called(name: str, tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), str(tmp_path / name))
+    with pytest.raises(CheckpointError, match=rf"{name} is a TorchScript program: code .* is never run"):
+        open_weights(tmp_path / name)
+
+
 def test_knows_what_was_never_read(tensors: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     weights = open_weights(tmp_path)

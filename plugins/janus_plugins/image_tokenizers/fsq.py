@@ -1,0 +1,321 @@
+"""Finite scalar quantisation in NVIDIA Cosmos' discrete image tokenizers: a code is a point of a small grid.
+
+Each of six numbers of a latent is squeezed into a range and rounded to one of 8 or 5 levels (Mentzer et al.
+2023): 8 * 8 * 8 * 5 * 5 * 5 = 64,000 codes, none of which has to be learnt or can fall out of use.
+Pixels enter as Haar wavelets of small patches, so that the convolutions begin at a quarter of the size.
+Layers and names are those of NVIDIA's Cosmos-Tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import gcd, log2, prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from janus_modular import CheckpointError, ImageTokenizer, PartConfig, Registry, hookimpl
+from janus_plugins.sizes import check_sizes
+
+CONSTANTS = ("encoder.patcher.", "decoder.unpatcher.", "quantizer.")
+"""What published files hold beside weights: wavelets and tables, which are computed here."""
+
+
+@dataclass
+class FsqConfig(PartConfig):
+    """The published DI16x16, 83.724 M parameters; DI8x8 is ``factor: 8``.
+
+    Those of 360p have ``patch_size: 2``, and DI16x16-360p ``norm_groups: 1`` besides.
+    """
+
+    channels: int = 128  # before the first resolution
+    channel_multipliers: list[int] = field(default_factory=lambda: [2, 4, 4])  # one per resolution
+    residual_blocks: int = 2  # per resolution; the decoder has one more
+    patch_size: int = 4  # pixels a side that become wavelets; a power of two
+    factor: int = 16  # pixels a side of a code, wavelets included; a power of two
+    latent_channels: int = 256  # between the convolutions and the projection to a code
+    levels: list[int] = field(default_factory=lambda: [8, 8, 8, 5, 5, 5])  # of each number of a code
+    norm_groups: int = 32  # of group normalisation, where the width divides by them
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        for name in ("channel_multipliers", "levels"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: []; expected at least one.")
+        check_sizes(
+            self,
+            channels=1,
+            channel_multipliers=1,
+            residual_blocks=1,
+            patch_size=1,
+            factor=1,
+            latent_channels=1,
+            levels=2,
+            norm_groups=1,
+        )
+        for name in ("patch_size", "factor"):
+            if not log2(getattr(self, name)).is_integer():
+                raise ValueError(f"{name}: {getattr(self, name)}; expected a power of two.")
+        if not 0 <= self.halvings <= len(self.channel_multipliers):
+            raise ValueError(
+                f"factor {self.factor} takes {self.halvings} halvings after patches of {self.patch_size}, and"
+                f" {len(self.channel_multipliers)} resolutions have from 0 to as many."
+            )
+
+    @property
+    def halvings(self) -> int:
+        """How often the convolutions halve the grid, after the wavelets."""
+        return int(log2(self.factor)) - int(log2(self.patch_size))
+
+
+class FsqTokenizer(nn.Module):
+    """Pictures in [-1, 1] to code ids and back; runs in the dtype of its weights, rounds in float32.
+
+    A code's number counts the levels of its first number first. Its vector has a number for each of
+    ``levels``, from -1 to 1.
+    """
+
+    value_range = (-1.0, 1.0)
+    levels: Tensor
+    steps: Tensor
+
+    def __init__(self, config: FsqConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.codebooks: tuple[int, ...] = (prod(config.levels),)
+        self.code_width: int | None = len(config.levels)
+        self.factor = config.factor
+        self.encoder = make_encoder(config)
+        self.decoder = make_decoder(config)
+        self.quant_conv = nn.Conv2d(config.latent_channels, self.code_width, 1)
+        self.post_quant_conv = nn.Conv2d(self.code_width, config.latent_channels, 1)
+        steps = [prod(config.levels[:i]) for i in range(len(config.levels))]
+        self.register_buffer("levels", torch.tensor(config.levels), persistent=False)  # (code_width,)
+        self.register_buffer("steps", torch.tensor(steps), persistent=False)  # from a level to the next
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """One code for each square of ``factor`` pixels."""
+        if height % self.factor or width % self.factor or not height or not width:
+            raise ValueError(f"fsq: {height}x{width} is no multiple of {self.factor} on both sides")
+        return height // self.factor, width // self.factor
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Encode pixels (N, 3, H, W) into code ids (N, P)."""
+        numbers = self._bounded(self._latents(pixels)).round().to(torch.int64) + self.levels // 2
+        return (numbers * self.steps).sum(-1)
+
+    def decode(self, codes: Tensor, *, height: int, width: int) -> Tensor:
+        """Decode code ids (N, P) into pixels (N, 3, height, width), not clipped to the range."""
+        grid = self.grid(height, width)
+        if codes.shape[-1] != grid[0] * grid[1]:
+            raise ValueError(f"fsq: {codes.shape[-1]} codes do not fill a grid of {grid[0]}x{grid[1]}")
+        return self._paint(self.vectors(codes), grid)
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """Return the vectors (..., code_width) of code ids (...), in float32."""
+        middle = self.levels // 2
+        numbers = codes.unsqueeze(-1) // self.steps % self.levels
+        return (numbers - middle).float() / middle
+
+    def code_vectors(self) -> Tensor:
+        """Return the vectors (K, code_width) of all codes, in the dtype of the weights."""
+        codes = torch.arange(self.codebooks[0], device=self.levels.device)
+        return self.vectors(codes).to(self.quant_conv.weight.dtype)
+
+    def losses(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return ``pixels`` (L1): rounding needs no loss of its own, and gradients pass it straight through.
+
+        The published tokenizers were trained with a perceptual and an adversarial loss besides.
+        """
+        bounded = self._bounded(self._latents(pixels))
+        rounded = bounded + (bounded.round() - bounded).detach()
+        painted = self._paint(rounded / (self.levels // 2), self.grid(*pixels.shape[-2:]))
+        return {"pixels": F.l1_loss(painted, pixels.to(painted.dtype))}
+
+    def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Read the published weights, wherever their names begin (``network.``); constants are known."""
+        anchor = "encoder.conv_in.weight"
+        prefix = next((name.removesuffix(anchor) for name in weights if name.endswith(anchor)), None)
+        if prefix is None:
+            raise CheckpointError(
+                f"fsq found no encoder: no name ends in '{anchor}'; offer a DI tokenizer of Cosmos'"
+            )
+        known = self.state_dict().keys()
+        for name in weights:
+            own = name.removeprefix(prefix)
+            if own in known:
+                yield own, weights[name]
+            elif own.startswith(CONSTANTS):
+                _ = weights[name]  # read, so that it does not count as left over
+
+    def _latents(self, pixels: Tensor) -> Tensor:
+        """Encode pixels (N, 3, H, W) into latents (N, P, code_width)."""
+        self.grid(*pixels.shape[-2:])
+        encoded = self.quant_conv(self.encoder(pixels.to(self.quant_conv.weight.dtype)))
+        return encoded.flatten(2).transpose(1, 2)
+
+    def _bounded(self, latents: Tensor) -> Tensor:
+        """Squeeze latents so that rounding gives -(L // 2) and up, of L levels: even L shift by half."""
+        half = (self.levels - 1) * (1 + 1e-3) / 2
+        offset = (1 - self.levels % 2) * 0.5
+        return (latents.float() + (offset / half).atanh()).tanh() * half - offset
+
+    def _paint(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Paint code vectors (N, P, code_width) as pixels."""
+        latents = vectors.to(self.quant_conv.weight.dtype).transpose(1, 2).unflatten(2, grid)
+        return self.decoder(self.post_quant_conv(latents))
+
+
+def make_encoder(config: FsqConfig) -> nn.Sequential:
+    """Pixels (N, 3, H, W) to latents (N, latent_channels, H / factor, W / factor)."""
+    widths = [config.channels * multiplier for multiplier in [1, *config.channel_multipliers]]
+    down = [Level(*pair, config.residual_blocks, config.norm_groups) for pair in pairwise(widths)]
+    for level, wide in list(zip(down, widths[1:], strict=True))[: config.halvings]:
+        pad, conv = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(wide, wide, 3, stride=2)  # right and bottom alone
+        level.downsample = named(pad=pad, conv=conv)
+    return named(
+        patcher=Wavelets(config.patch_size),
+        conv_in=nn.Conv2d(3 * config.patch_size**2, config.channels, 3, padding=1),
+        down=nn.Sequential(*down),
+        mid=middle(widths[-1], config.norm_groups),
+        norm_out=norm(widths[-1], config.norm_groups),
+        swish=nn.SiLU(),
+        conv_out=nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1),
+    )
+
+
+def make_decoder(config: FsqConfig) -> nn.Sequential:
+    """Latents (N, latent_channels, h, w) to pixels (N, 3, h * factor, w * factor)."""
+    widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
+    entering = [*widths[1:], widths[-1]]  # of each resolution, finest first: features come from below
+    up = [
+        Level(*pair, config.residual_blocks + 1, config.norm_groups)
+        for pair in zip(entering, widths, strict=True)
+    ]
+    for level, wide in list(zip(up, widths, strict=True))[len(up) - config.halvings :]:
+        smooth = nn.Conv2d(wide, wide, 3, padding=1)
+        level.upsample = named(repeat=nn.Upsample(scale_factor=2), conv=smooth)
+    return named(
+        conv_in=nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1),
+        mid=middle(widths[-1], config.norm_groups),
+        up=FromLast(*up),
+        norm_out=norm(widths[0], config.norm_groups),
+        swish=nn.SiLU(),
+        conv_out=nn.Conv2d(widths[0], 3 * config.patch_size**2, 3, padding=1),
+        unpatcher=Wavelets(config.patch_size, inverse=True),
+    )
+
+
+class Wavelets(nn.Module):
+    """Haar wavelets (N, C, H, W) to (N, C * size², H / size, W / size), or back; the mean comes first."""
+
+    def __init__(self, size: int, *, inverse: bool = False) -> None:
+        super().__init__()
+        self.rounds, self.inverse = int(log2(size)), inverse
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform squares of 2 x 2 numbers, then what came out, until squares of ``size`` are done."""
+        for _ in range(self.rounds):
+            x = join(x) if self.inverse else cut(x)
+        return x
+
+
+def cut(x: Tensor) -> Tensor:
+    """Turn squares of 2 x 2 (N, C, 2h, 2w) into means and differences (N, 4 * C, h, w), kind by kind."""
+    return torch.cat(haar(*F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2)), dim=1) / 4
+
+
+def join(x: Tensor) -> Tensor:
+    """Undo `cut`."""
+    return F.pixel_shuffle(torch.stack(haar(*x.chunk(4, dim=1)), dim=2).flatten(1, 2), 2)
+
+
+def haar(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, ...]:
+    """Add up [[a, b], [c, d]], then by rows, by columns and by diagonals; twice gives four times each."""
+    return a + b + c + d, a + b - c - d, a - b + c - d, a - b - c + d
+
+
+class FromLast(nn.Sequential):
+    """Layers that are run from the last to the first: resolutions are counted from the finest."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run them."""
+        for layer in list(self)[::-1]:
+            x = layer(x)
+        return x
+
+
+class Level(nn.Module):
+    """The blocks of one resolution and the way to the next: (N, width, h, w) to (N, wide, h', w')."""
+
+    def __init__(self, width: int, wide: int, blocks: int, groups: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(*(Residual(wide if i else width, wide, groups) for i in range(blocks)))
+        self.downsample: nn.Module = nn.Identity()
+        self.upsample: nn.Module = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Go through."""
+        return self.upsample(self.downsample(self.block(x)))
+
+
+class Residual(nn.Module):
+    """Two convolutions, added to their input: (N, width, h, w) to (N, wide, h, w)."""
+
+    def __init__(self, width: int, wide: int, groups: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = norm(width, groups), nn.Conv2d(width, wide, 3, padding=1)
+        self.norm2, self.conv2 = norm(wide, groups), nn.Conv2d(wide, wide, 3, padding=1)
+        self.nin_shortcut = nn.Identity() if width == wide else nn.Conv2d(width, wide, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Refine features."""
+        y = self.conv1(F.silu(self.norm1(x)))
+        return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(y)))
+
+
+class Attention(nn.Module):
+    """One head over all positions of (N, width, h, w), added to its input."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.norm = norm(width, groups)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(width, width, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Let every position see every other."""
+        y = self.norm(x)
+        q, k, v = (
+            layer(y).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v)
+        )  # (N, 1, P, width): graphs know attention with an axis of heads only
+        y = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:])
+        return x + self.proj_out(y)
+
+
+def middle(width: int, groups: int) -> nn.Sequential:
+    """Build what both halves have at the lowest resolution."""
+    return named(
+        block_1=Residual(width, width, groups),
+        attn_1=Attention(width, groups),
+        block_2=Residual(width, width, groups),
+    )
+
+
+def named(**layers: nn.Module) -> nn.Sequential:
+    """Chain layers under names of their own."""
+    return nn.Sequential(OrderedDict(layers))
+
+
+def norm(width: int, groups: int) -> nn.GroupNorm:
+    """Normalise in so many groups; at widths that they do not divide, in as many as do divide."""
+    return nn.GroupNorm(gcd(groups, width), width, eps=1e-6)
+
+
+@hookimpl
+def register_image_tokenizers(registry: Registry[ImageTokenizer]) -> None:
+    """Offer ``fsq``."""
+    registry.add("fsq", FsqTokenizer, FsqConfig)

@@ -1,0 +1,289 @@
+"""Open-MAGVIT2's image tokenizer: a position is 18 bits, the signs of 18 numbers; there is no codebook.
+
+A convolutional encoder shrinks the picture to latents, each of their numbers becomes its sign (lookup-free
+quantisation: Yu et al. 2023, section 3.1), and a decoder paints the picture anew. 2^18 codes are too many to
+predict at once, so the bits of a position are several codes, of 6 and of 12 bits (Luo et al. 2024, section
+3.2); head ``factorized`` predicts them. Layers and names are those of TencentARC's SEED-Voken.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from itertools import pairwise
+from math import gcd
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from janus_modular import CheckpointError, ImageTokenizer, PartConfig, Registry, hookimpl
+from janus_plugins.sizes import check_sizes
+
+
+@dataclass
+class OpenMagvit2Config(PartConfig):
+    """The published tokenizers of factor 16: 2^18 codes, 115.128 M parameters.
+
+    Factor 8 is ``channel_multipliers: [1, 2, 2, 4]``, 2^14 codes are ``bits: [14]``.
+    """
+
+    channels: int = 128  # of the highest resolution
+    channel_multipliers: list[int] = field(default_factory=lambda: [1, 1, 2, 2, 4])  # one per resolution
+    residual_blocks: int = 4  # per resolution, and between the halves
+    bits: list[int] = field(default_factory=lambda: [6, 12])  # of each code of a position; [14]: one code
+    commitment: float = 0.25  # weight of the loss that pulls latents to their signs
+    entropy: float = 0.1  # weight of the loss that spreads the codes' use; 0: not computed
+    entropy_temperature: float = 0.01  # of the soft assignment of latents to codes in it
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        for name in ("channel_multipliers", "bits"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: []; expected at least one.")
+        check_sizes(self, channels=1, channel_multipliers=1, residual_blocks=1, bits=1)
+        if max(self.bits) > 18:
+            raise ValueError(f"bits: {self.bits}; a code has at most 18: split them into several.")
+
+
+class OpenMagvit2Tokenizer(nn.Module):
+    """Pictures in [-1, 1] to codes (N, P, S) and back, (N, P) of one code; runs in the dtype of its weights.
+
+    A code's first bit is its lowest. Vectors of codes are as wide as all bits: the signs of its own, 0 at the
+    others, so that those of a position add up to what the decoder gets.
+    """
+
+    value_range = (-1.0, 1.0)
+    signs: Tensor
+    values: Tensor
+
+    def __init__(self, config: OpenMagvit2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.codebooks = tuple(2**bits for bits in config.bits)
+        self.code_width: int | None = sum(config.bits)
+        self.factor = 2 ** (len(config.channel_multipliers) - 1)
+        self.encoder = make_encoder(config)
+        self.decoder = Decoder(config)
+        places = torch.arange(max(config.bits))
+        signs = (torch.arange(max(self.codebooks))[:, None] >> places & 1) * 2.0 - 1
+        self.register_buffer("signs", signs, persistent=False)  # (K, bits) of every code, of the longest
+        self.register_buffer("values", 2**places, persistent=False)  # (bits,) of each bit
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """One position for each square of ``factor`` pixels; at least two, for their spread is looked at."""
+        if height % self.factor or width % self.factor:
+            raise ValueError(f"open-magvit2: {height}x{width} is no multiple of {self.factor} on both sides")
+        rows, columns = height // self.factor, width // self.factor
+        if rows * columns < 2:
+            raise ValueError(f"open-magvit2: {height}x{width} makes {rows * columns} positions, not 2")
+        return rows, columns
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Encode pixels (N, 3, H, W) into codes (N, P, S), or (N, P) of one code a position."""
+        above = (self._latents(pixels) > 0).to(torch.int64).split(self.config.bits, dim=-1)
+        codes = [(bits * self.values[: bits.shape[-1]]).sum(-1) for bits in above]  # S of (N, P)
+        return torch.stack(codes, dim=-1) if len(codes) > 1 else codes[0]
+
+    def decode(self, codes: Tensor, *, height: int, width: int) -> Tensor:
+        """Decode codes, as `encode` gives them, into pixels (N, 3, height, width), not clipped."""
+        rows, columns = self.grid(height, width)
+        if codes.shape[1] != rows * columns:
+            raise ValueError(f"open-magvit2: {codes.shape[1]} positions do not fill {rows}x{columns}")
+        by_code = codes.unbind(-1) if len(self.codebooks) > 1 else [codes]
+        signs = [self.signs[code][..., :bits] for code, bits in zip(by_code, self.config.bits, strict=True)]
+        return self._paint(torch.cat(signs, dim=-1), (rows, columns))
+
+    def code_vectors(self) -> Tensor:
+        """Return the signs of each code (sum of K, all bits), 0 at the bits of the other codes."""
+        signs = (self.signs[: 2**bits, :bits] for bits in self.config.bits)
+        return torch.block_diag(*signs).to(self.decoder.conv_in.weight.dtype)
+
+    def losses(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return ``pixels`` (L1), ``commitment`` and, where weighted, ``entropy``; sum them.
+
+        Gradients pass the signs straight through. The entropy is taken code by code: that of a choice comes
+        out as for all bits together (they are independent), and that of the use needs no 2^18 sums. The
+        published tokenizers were trained with a perceptual and an adversarial loss besides.
+        """
+        latents = self._latents(pixels)  # (N, P, bits)
+        signs = torch.where(latents > 0, 1.0, -1.0).to(latents.dtype)
+        painted = self._paint(latents + (signs - latents).detach(), self.grid(*pixels.shape[-2:]))
+        losses = {
+            "pixels": F.l1_loss(painted, pixels.to(painted.dtype)),
+            "commitment": self.config.commitment * F.mse_loss(latents, signs),
+        }
+        if self.config.entropy:
+            entropies = map(self.entropy_loss, latents.split(self.config.bits, dim=-1))
+            losses["entropy"] = self.config.entropy * reduce(torch.add, entropies)
+        return losses
+
+    def entropy_loss(self, latents: Tensor) -> Tensor:
+        """Reward sure choices and an even use of a code (..., bits): mean H(p) - H(mean p).
+
+        p = softmax(2 z·c / temperature) over its signs c, as published; in float32.
+        """
+        bits = latents.shape[-1]
+        logits = 2 * latents.flatten(0, -2).float() @ self.signs[: 2**bits, :bits].float().T
+        choice = (logits / self.config.entropy_temperature).log_softmax(-1)  # (N*P, K)
+        unsure = -(choice.exp() * choice).sum(-1).mean()
+        use = choice.exp().mean(0)
+        return unsure + (use * (use + 1e-5).log()).sum()
+
+    def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Read the published files (``state_dict.encoder.``), averages first: they are what is published for.
+
+        Averages (``model_ema.``) have the weights' names without dots. The losses' weights and the twins of
+        averages are known, and so not left over.
+        """
+        anchor = "encoder.conv_in.weight"
+        prefix = next((name.removesuffix(anchor) for name in weights if name.endswith(anchor)), None)
+        if prefix is None:
+            raise CheckpointError(
+                f"open-magvit2 found no encoder: no name ends in '{anchor}'; offer SEED-Voken's"
+            )
+        averages, own = f"{prefix}model_ema.", self.state_dict().keys()
+        averaged = any(name.startswith(averages) for name in weights)
+        for name in own:
+            found = averages + name.replace(".", "") if averaged else prefix + name
+            if found in weights:
+                yield name, weights[found]
+        for name in weights:
+            if name.startswith((averages, f"{prefix}loss.")) or name.removeprefix(prefix) in own:
+                _ = weights[name]
+
+    def _latents(self, pixels: Tensor) -> Tensor:
+        """Encode pixels (N, 3, H, W) into latents (N, P, bits)."""
+        self.grid(*pixels.shape[-2:])
+        return self.encoder(pixels.to(self.decoder.conv_in.weight.dtype)).flatten(2).transpose(1, 2)
+
+    def _paint(self, signs: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Paint signs (N, P, bits) as pixels."""
+        latents = signs.to(self.decoder.conv_in.weight.dtype).transpose(1, 2)
+        return self.decoder(latents.unflatten(2, grid))
+
+
+def make_encoder(config: OpenMagvit2Config) -> nn.Sequential:
+    """Pixels (N, 3, H, W) to latents (N, bits, H / factor, W / factor)."""
+    widths = [config.channels * multiplier for multiplier in [1, *config.channel_multipliers]]
+    levels = [Level(width, wide, config.residual_blocks) for width, wide in pairwise(widths)]
+    for level, wide in zip(levels[:-1], widths[1:], strict=False):
+        level.downsample = nn.Conv2d(wide, wide, 3, stride=2, padding=1)
+    return nn.Sequential(
+        OrderedDict(
+            conv_in=nn.Conv2d(3, config.channels, 3, padding=1, bias=False),
+            down=nn.Sequential(*levels),
+            mid_block=residuals(widths[-1], widths[-1], config.residual_blocks),
+            norm_out=norm(widths[-1]),
+            swish=nn.SiLU(),
+            conv_out=nn.Conv2d(widths[-1], sum(config.bits), 1),
+        )
+    )
+
+
+class Decoder(nn.Module):
+    """Latents (N, bits, h, w) to pixels (N, 3, h * factor, w * factor).
+
+    Before each resolution features are normalised, then scaled and shifted by what the spread and the mean of
+    the picture's latents say (section 3.1: adaptive group normalisation).
+    """
+
+    def __init__(self, config: OpenMagvit2Config) -> None:
+        super().__init__()
+        bits, blocks = sum(config.bits), config.residual_blocks
+        widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
+        entering = [*widths[1:], widths[-1]]  # of each resolution, finest first: features come from below
+        self.conv_in = nn.Conv2d(bits, widths[-1], 3, padding=1)
+        self.mid_block = residuals(widths[-1], widths[-1], blocks)
+        self.adaptive = nn.ModuleList(AdaptiveGroupNorm(bits, width) for width in entering)
+        self.up = nn.ModuleList(
+            Level(width, wide, blocks) for width, wide in zip(entering, widths, strict=True)
+        )
+        for level, wide in zip(list(self.up)[1:], widths[1:], strict=True):
+            level.upsample = Upsample(wide)
+        self.norm_out = norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Paint them."""
+        exact = latents.float().flatten(2)  # (N, bits, P)
+        mean = exact.mean(-1)
+        variance = (exact - mean.unsqueeze(-1)).square().sum(-1) / (exact.shape[-1] - 1)
+        style = (variance + 1e-6).sqrt().to(latents.dtype), mean.to(latents.dtype)
+        x = self.mid_block(self.conv_in(latents))
+        for adapt, level in zip(list(self.adaptive)[::-1], list(self.up)[::-1], strict=True):
+            x = level(adapt(x, *style))
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class AdaptiveGroupNorm(nn.Module):
+    """Group normalisation of features (N, width, h, w) whose scale and shift come from the latents."""
+
+    def __init__(self, bits: int, width: int) -> None:
+        super().__init__()
+        self.gn = norm(width, affine=False)
+        self.gamma, self.beta = nn.Linear(bits, width), nn.Linear(bits, width)
+
+    def forward(self, x: Tensor, spread: Tensor, mean: Tensor) -> Tensor:
+        """Adapt to the standard deviation and the mean (N, bits) of the latents."""
+        return self.gn(x) * self.gamma(spread)[..., None, None] + self.beta(mean)[..., None, None]
+
+
+class Level(nn.Module):
+    """The blocks of one resolution and the way to the next: (N, width, h, w) to (N, wide, h', w')."""
+
+    def __init__(self, width: int, wide: int, blocks: int) -> None:
+        super().__init__()
+        self.block = residuals(width, wide, blocks)
+        self.downsample: nn.Module = nn.Identity()
+        self.upsample: nn.Module = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Go through."""
+        return self.upsample(self.downsample(self.block(x)))
+
+
+class Upsample(nn.Module):
+    """A convolution to four times the channels, which become four pixels: (N, width, h, w) to (…, 2h, 2w)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, 4 * width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Spread them: the first ``width`` channels are the upper left pixels, and so on, row by row."""
+        pixels = self.conv1(x).unflatten(1, (4, -1)).transpose(1, 2)  # (N, width, 4, h, w)
+        return F.pixel_shuffle(pixels.flatten(1, 2), 2)
+
+
+class Residual(nn.Module):
+    """Two convolutions, added to their input: (N, width, h, w) to (N, wide, h, w)."""
+
+    def __init__(self, width: int, wide: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = norm(width), nn.Conv2d(width, wide, 3, padding=1, bias=False)
+        self.norm2, self.conv2 = norm(wide), nn.Conv2d(wide, wide, 3, padding=1, bias=False)
+        self.nin_shortcut = nn.Identity() if width == wide else nn.Conv2d(width, wide, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Refine features."""
+        y = self.conv1(F.silu(self.norm1(x)))
+        return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(y)))
+
+
+def residuals(width: int, wide: int, count: int) -> nn.Sequential:
+    """Chain residual blocks; the first widens."""
+    return nn.Sequential(*(Residual(wide if i else width, wide) for i in range(count)))
+
+
+def norm(width: int, *, affine: bool = True) -> nn.GroupNorm:
+    """Normalise in 32 groups, as published; at widths that 32 does not divide, in as many as do divide."""
+    return nn.GroupNorm(gcd(32, width), width, eps=1e-6, affine=affine)
+
+
+@hookimpl
+def register_image_tokenizers(registry: Registry[ImageTokenizer]) -> None:
+    """Offer this tokenizer."""
+    registry.add("open-magvit2", OpenMagvit2Tokenizer, OpenMagvit2Config)
