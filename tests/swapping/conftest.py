@@ -57,9 +57,9 @@ def hf(family: str, more: str = "") -> Option:
     return Option(f"{{name: hf, config: {{model_type: {family}, {sizes}, {more}}}}}")
 
 
-def llamagen(multipliers: str) -> Option:
+def llamagen(multipliers: str, name: str = "llamagen") -> Option:
     sizes = "channels: 8, residual_blocks: 1, latent_channels: 16, num_codes: 32, code_width: 8"
-    return Option(f"{{name: llamagen, {sizes}, channel_multipliers: {multipliers}}}", width=8)
+    return Option(f"{{name: {name}, {sizes}, channel_multipliers: {multipliers}}}", width=8)
 
 
 VQ = "{name: vq, channels: [8, 8, 16, 16], num_codes: 32, code_width: %s}"
@@ -98,8 +98,28 @@ TOKENIZERS = {
     "vq-wide": Option(VQ % 4, beside=(f"generation.embedding_width={WIDTH}",)),
     "vq16": llamagen("[1, 1, 2, 2, 4]"),
     "vq8": llamagen("[1, 2, 2, 4]"),
+    "vqgan": llamagen("[1, 2, 2, 4]", name="vqgan"),
+    "ibq": llamagen("[1, 2, 2, 4]", name="ibq"),
+    "emu3": Option(
+        "{name: hf-vq, config: {model_type: emu3_vqgan, base_channels: 32, channel_multiplier: [1, 1], "
+        "hidden_size: 32, num_res_blocks: 1, attn_resolutions: [1], codebook_size: 16}}",
+        width=4,
+    ),
+    "open-magvit2": Option(
+        "{name: open-magvit2, channels: 8, channel_multipliers: [1, 1, 2], residual_blocks: 1, bits: [2, 3]}",
+        width=5,
+        codes=2,
+    ),
+    "fsq": Option(
+        "{name: fsq, channels: 8, channel_multipliers: [1, 2], residual_blocks: 1, patch_size: 2, factor: 8, "
+        "latent_channels: 8, levels: [4, 3]}",
+        width=2,
+    ),
 }
-HEADS = {"mlp": Option("mlp")}
+HEADS = {
+    "mlp": Option("mlp"),
+    "factorized": Option("{name: factorized, layers: 1, heads: 2}", codes=9),  # as many as there are
+}
 BACKBONES = {
     "llama": hf("llama"),
     "mistral": hf("mistral", f"head_dim: 8, {WINDOW}"),
