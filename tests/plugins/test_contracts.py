@@ -52,6 +52,10 @@ ENCODERS: dict[str, dict[str, Any]] = {
     },
     "clip": {"name": "hf-vision", "config": {"model_type": "clip_vision_model", "image_size": 32, **HF}},
     "dinov2": {"name": "hf-vision", "config": {"model_type": "dinov2", "image_size": 32, **HF}},
+    **{
+        kind: {"name": "hf-vision", "config": {"model_type": kind, "image_size": 32, **HF}}
+        for kind in ("dinov2_with_registers", "dinov3_vit", "aimv2_vision_model", "ijepa")
+    },
     "shared": {"name": "tokenizer-features", "height": 32, "width": 32, "tokenizer": LLAMAGEN},
     "efficientnet": {"name": "efficientnet-lite0", "height": 32, "width": 32},
 }  # fmt: skip
@@ -84,7 +88,10 @@ def pixels(rows: int = 2, size: int = 32) -> Tensor:
             "meta_device": "transformers looks into its padding mask, which meta tensors do not have"
         },
         "clip": {"gradients": "CLIP's last norm is for its pooled output, which no feature comes from"},
-        "dinov2": {"gradients": "its mask token is for pretraining on masked patches alone"},
+        **{
+            kind: {"gradients": "its mask token is for pretraining on masked patches alone"}
+            for kind in ("dinov2", "dinov2_with_registers", "dinov3_vit")
+        },
         "shared": {"gradients": "choosing a code has no gradient: the tokenizer stays as it was trained"},
     },
 )
