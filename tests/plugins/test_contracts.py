@@ -57,6 +57,17 @@ ENCODERS: dict[str, dict[str, Any]] = {
         for kind in ("dinov2_with_registers", "dinov3_vit", "aimv2_vision_model", "ijepa")
     },
     "shared": {"name": "tokenizer-features", "height": 32, "width": 32, "tokenizer": LLAMAGEN},
+    "joined": {
+        "name": "joined",
+        "resize": "crop",
+        "encoders": [
+            {"name": "vit", "width": 16, "layers": 1, "heads": 2, "stem": [8, 8, 16]},
+            {
+                "name": "hf-vision",  # in another size of its own
+                "config": {"model_type": "clip_vision_model", "image_size": 28, **HF, "patch_size": 7},
+            },
+        ],
+    },
     "efficientnet": {"name": "efficientnet-lite0", "height": 32, "width": 32},
 }  # fmt: skip
 Make = Callable[[], tuple[Any, Tensor]]
@@ -92,6 +103,7 @@ def pixels(rows: int = 2, size: int = 32) -> Tensor:
             kind: {"gradients": "its mask token is for pretraining on masked patches alone"}
             for kind in ("dinov2", "dinov2_with_registers", "dinov3_vit")
         },
+        "joined": {"gradients": "CLIP is one of them; see there"},
         "shared": {"gradients": "choosing a code has no gradient: the tokenizer stays as it was trained"},
     },
 )
