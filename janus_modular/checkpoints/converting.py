@@ -13,7 +13,7 @@ from janus_modular.checkpoints import native
 from janus_modular.checkpoints.filling import fill
 from janus_modular.checkpoints.opening import describe, make_layout
 from janus_modular.checkpoints.writing import MAX_SHARD_SIZE, write_weights, written_aside
-from janus_modular.config import parts_in, to_plain
+from janus_modular.config import module_path, parts_in, to_plain
 from janus_modular.errors import CheckpointError
 from janus_modular.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
@@ -50,7 +50,7 @@ def convert(
     if Path(target).absolute() == opened.folder.absolute():
         raise CheckpointError(f"{target} is what is to be converted. Choose another folder to write to.")
     outcome = fill(opened.model, opened.tensors.items(), device="meta")  # looks at names and shapes alone
-    outcome.check(str(opened.folder), [path for path, _ in parts_in(opened.model.config)])
+    outcome.check(str(opened.folder), [module_path(path) for path, _ in parts_in(opened.model.config)])
     save_as(
         layout,
         opened.model,

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from janus_modular.config import parts_in
+from janus_modular.config import module_path, parts_in
 from janus_modular.model import JanusModel
 
 
 def model_card(model: JanusModel, name: str, record: Mapping[str, Any]) -> str:
     """Describe a model that is saved as ``name``; ``record`` is its config.json."""
     rows = [
-        f"| {path} | {part.name} | {millions(model.get_submodule(path)):,.3f} |"
+        f"| {path} | {part.name} | {millions(model.get_submodule(module_path(path))):,.3f} |"
         for path, part in parts_in(model.config)
     ]
     sources = [

@@ -19,7 +19,7 @@ from janus_modular.checkpoints.pretrained import PretrainedReport
 from janus_modular.checkpoints.weights import Weights, open_weights
 from janus_modular.checkpoints.writing import MAX_SHARD_SIZE, write_json, write_weights, written_aside
 from janus_modular.config import load as load_config
-from janus_modular.config import parts_in, resolve, to_plain
+from janus_modular.config import module_path, parts_in, resolve, to_plain
 from janus_modular.errors import CheckpointError
 from janus_modular.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
@@ -106,7 +106,7 @@ def rebuildable(model: JanusModel) -> ModelConfig:
     """
     config = deepcopy(model.config)
     for path, part in parts_in(config):
-        module = model.get_submodule(path.replace("[", ".").replace("]", ""))
+        module = model.get_submodule(module_path(path))
         if isinstance(getattr(module, "config", None), type(part.config)):
             part.config = deepcopy(module.config)
         part.config = replace(part.config, pretrained=None, revision=None)
@@ -203,7 +203,7 @@ def filled(
 ) -> JanusModel:
     """Fill a blank model with native names and tensors; return it, ready for use."""
     outcome = fill(model, tensors.items(), device=device, dtype=dtype)
-    outcome.check(what, [path for path, _ in parts_in(model.config)])
+    outcome.check(what, [module_path(path) for path, _ in parts_in(model.config)])
     settle(model, device=device, dtype=dtype)
     return model.eval()
 

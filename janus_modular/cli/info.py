@@ -138,10 +138,11 @@ def _dtypes(folder: Path) -> dict[str, int]:
 
 def _components(model: JanusModel) -> list[dict[str, Any]]:
     """Count each component's parameters, less those of the components inside it."""
-    from janus_modular.config import parts_in
+    from janus_modular.config import module_path, parts_in
 
     parts = dict(parts_in(model.config))
-    counts = {path: sum(one.numel() for one in model.get_submodule(path).parameters()) for path in parts}
+    modules = {path: model.get_submodule(module_path(path)) for path in parts}
+    counts = {path: sum(one.numel() for one in module.parameters()) for path, module in modules.items()}
     return [
         {
             "path": path,

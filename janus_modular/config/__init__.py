@@ -9,6 +9,16 @@ from janus_modular.config.faults import Fault
 from janus_modular.config.reading import load
 from janus_modular.config.resolving import resolve
 from janus_modular.config.shipped import shipped, shipped_folder
-from janus_modular.config.writing import parts_in, to_plain, to_yaml
+from janus_modular.config.writing import module_path, parts_in, to_plain, to_yaml
 
-__all__ = ["Fault", "load", "parts_in", "resolve", "shipped", "shipped_folder", "to_plain", "to_yaml"]
+__all__ = [
+    "Fault",
+    "load",
+    "module_path",
+    "parts_in",
+    "resolve",
+    "shipped",
+    "shipped_folder",
+    "to_plain",
+    "to_yaml",
+]

@@ -40,6 +40,11 @@ def parts_in(config: Any) -> Iterator[tuple[str, Part]]:
     yield from _parts(config, "")
 
 
+def module_path(path: str) -> str:
+    """Return where in a model the component at a config's path is: ``encoders[0]`` as ``encoders.0``."""
+    return path.replace("[", ".").replace("]", "")
+
+
 def _parts(value: Any, path: str) -> Iterator[tuple[str, Part]]:
     if isinstance(value, Part):
         yield path, value

@@ -1,7 +1,8 @@
 """Small surroundings for a registered component, so that it can be checked by its name alone.
 
 A component gets the options that the shipped model ``tiny`` gives it, or else its defaults; components inside
-it that nobody chose are ``tiny``'s too. Neighbours are numbers: widths, a few codes, a few tokens.
+it that nobody chose are ``tiny``'s too, two where there may be several. Neighbours are numbers: widths, a few
+codes, a few tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 
@@ -54,12 +55,15 @@ def chosen(plugins: Plugins, slot: str, name: str, overrides: Iterable[str]) -> 
     entry = plugins.entry(slot, name)
     small = tiny(plugins)
     options: dict[str, Any] = small.get((slot, name), {})
+    hints = get_type_hints(entry.config)
     for field in fields(entry.config):
         inside = field.metadata.get("slot")
         if inside and field.name not in options:
             first = next((one for one in small if one[0] == inside), None)
             if first:
-                options[field.name] = {"name": first[1], **small[first]}
+                example = {"name": first[1], **small[first]}
+                several = get_origin(hints[field.name]) is list
+                options[field.name] = [example, example] if several else example
     raw = load({"name": name, **options}, overrides, plugins)
     raw.pop("name")
     return Part(slot, name, resolve(raw, entry.config, plugins))

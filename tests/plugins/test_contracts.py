@@ -74,8 +74,23 @@ ENCODERS: dict[str, dict[str, Any]] = {
     },
     "clip": {"name": "hf-vision", "config": {"model_type": "clip_vision_model", "image_size": 32, **HF}},
     "dinov2": {"name": "hf-vision", "config": {"model_type": "dinov2", "image_size": 32, **HF}},
+    **{
+        kind: {"name": "hf-vision", "config": {"model_type": kind, "image_size": 32, **HF}}
+        for kind in ("dinov2_with_registers", "dinov3_vit", "aimv2_vision_model", "ijepa")
+    },
     "shared": {"name": "tokenizer-features", "height": 32, "width": 32, "tokenizer": LLAMAGEN},
     "bits": {"name": "tokenizer-features", "height": 32, "width": 32, "tokenizer": OPEN_MAGVIT2},
+    "joined": {
+        "name": "joined",
+        "resize": "crop",
+        "encoders": [
+            {"name": "vit", "width": 16, "layers": 1, "heads": 2, "stem": [8, 8, 16]},
+            {
+                "name": "hf-vision",  # in another size of its own
+                "config": {"model_type": "clip_vision_model", "image_size": 28, **HF, "patch_size": 7},
+            },
+        ],
+    },
     "efficientnet": {"name": "efficientnet-lite0", "height": 32, "width": 32},
 }  # fmt: skip
 Make = Callable[[], tuple[Any, Tensor]]
@@ -104,11 +119,15 @@ def pixels(rows: int = 2, size: int = 32) -> Tensor:
     },
     expected_failures={
         "clip": {"gradients": "CLIP's last norm is for its pooled output, which no feature comes from"},
-        "dinov2": {"gradients": "its mask token is for pretraining on masked patches alone"},
         **{
             name: {"gradients": "choosing a code has no gradient: the tokenizer stays as it was trained"}
             for name in ("shared", "bits")
         },
+        **{
+            kind: {"gradients": "its mask token is for pretraining on masked patches alone"}
+            for kind in ("dinov2", "dinov2_with_registers", "dinov3_vit")
+        },
+        "joined": {"gradients": "CLIP is one of them; see there"},
     },
 )
 def test_understanding_encoders(component: Make, check: Callable[[Make], None]) -> None:

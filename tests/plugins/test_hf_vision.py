@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel
 
-from janus_modular import CheckpointError, ConfigError, PixelSpec
+from janus_export.checks import check_onnx_parity
+from janus_modular import CheckpointError, ConfigError, Part, PixelSpec
+from janus_modular.checkpoints.pretrained import load_pretrained
 from janus_plugins.understanding_encoders.hf_vision import HfVisionConfig, HfVisionEncoder
 
 SIZES: dict[str, Any] = {
@@ -29,6 +33,8 @@ FAMILIES: dict[str, tuple[dict[str, Any], int]] = {  # by model_type: options, c
     "vit": ({"image_size": 32}, 1),
     "deit": ({"image_size": 32}, 2),
     "siglip2_vision_model": ({"num_patches": 16}, 0),
+    "aimv2_vision_model": ({"image_size": 32}, 0),
+    "ijepa": ({"image_size": 32}, 0),
 }
 
 
@@ -54,17 +60,30 @@ def inputs(model: Any, pixels: torch.Tensor) -> dict[str, Any]:
             "pixel_attention_mask": torch.ones(patches.shape[:2], dtype=torch.long),
             "spatial_shapes": torch.tensor([grid] * len(pixels)),
         }
-    always = family.startswith("dino")
+    always = family.startswith(("dino", "aimv2"))
     return {"pixel_values": pixels} if always else {"pixel_values": pixels, "interpolate_pos_encoding": True}
+
+
+def show_positions(aimv2: Any, height: int, width: int) -> None:
+    """Give AIMv2, which has no rule for pictures of another size, the positions that SigLIP would see."""
+    keys = {"image_size": 32, **SIZES}
+    siglip = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**keys))
+    table = aimv2.embeddings.position_embedding
+    siglip.embeddings.position_embedding.weight = table.weight
+    fitted = siglip.embeddings.interpolate_pos_encoding(torch.empty(1, 16, 16), height, width)[0]
+    aimv2.embeddings.position_embedding = nn.Embedding.from_pretrained(fitted)
+    aimv2.embeddings.position_ids = torch.arange(len(fitted))[None]
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("size", [(32, 32), (48, 16), (24, 40)])
+@pytest.mark.parametrize("size", [(32, 32), (48, 16), (24, 40), (16, 64)])  # the last: of 16 patches too
 def test_features_are_the_patch_tokens_of_the_model_itself(family: str, size: tuple[int, int]) -> None:
     encoder = encoder_of(family)
     theirs = AutoModel.from_config(encoder.model.config).eval()
     theirs.load_state_dict(encoder.model.state_dict(), strict=False)  # it may have a pooling layer besides
+    if family == "aimv2_vision_model":
+        show_positions(theirs, *size)
     pixels = torch.randn(2, 3, *size)
 
     features = encoder(pixels)
@@ -95,6 +114,14 @@ def test_sides_that_patches_do_not_divide_lose_their_rest(family: str) -> None:
     assert encoder.grid(37, 50) == (4, 6)
 
 
+def test_aimv2s_table_learns_from_pictures_of_another_size() -> None:
+    encoder = encoder_of("aimv2_vision_model")
+    encoder(torch.randn(1, 3, 48, 24)).square().sum().backward()
+    gradient = encoder.model.embeddings.position_embedding.weight.grad
+    assert gradient is not None
+    assert gradient.abs().sum(1).min() > 0  # bicubic: every row of the table is seen
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_its_config_alone_builds_it_again(family: str) -> None:
     encoder = encoder_of(family, layer=-2)
@@ -107,7 +134,12 @@ def test_its_config_alone_builds_it_again(family: str) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize(
     ("tower", "family"),
-    [("Siglip", "siglip_vision_model"), ("CLIP", "clip_vision_model"), ("Siglip2", "siglip2_vision_model")],
+    [
+        ("Siglip", "siglip_vision_model"),
+        ("CLIP", "clip_vision_model"),
+        ("Siglip2", "siglip2_vision_model"),
+        ("Aimv2", "aimv2_vision_model"),
+    ],
 )
 def test_a_two_tower_folder_gives_its_vision_tower(tmp_path: Path, tower: str, family: str) -> None:
     text = {**SIZES, "vocab_size": 10, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -128,19 +160,156 @@ def test_a_two_tower_folder_gives_its_vision_tower(tmp_path: Path, tower: str, f
     torch.testing.assert_close(encoder(pixels), wanted[:, FAMILIES[family][1] :])
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("family", ["dinov2_with_registers", "dinov3_vit", "vit"])
-def test_a_folder_of_one_model_is_read(tmp_path: Path, family: str) -> None:
-    source = encoder_of(family)
-    source.model.save_pretrained(tmp_path)
+CLIP_LAYER = [
+    *(f"self_attn.{one}_proj.{end}" for one in "qkv" for end in ("weight", "bias")),
+    "self_attn.out_proj.weight", "self_attn.out_proj.bias", "layer_norm1.weight", "layer_norm1.bias",
+    "layer_norm2.weight", "layer_norm2.bias",
+    "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias",
+]  # fmt: skip
+VIT_ATTENTION = [
+    *(f"attention.attention.{one}.{end}" for one in ("query", "key", "value") for end in ("weight", "bias")),
+    "attention.output.dense.weight", "attention.output.dense.bias",
+]  # fmt: skip
+DINO_LAYER = [
+    "norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "layer_scale1.lambda1", "layer_scale2.lambda1"
+]  # fmt: skip
+PUBLISHED: dict[str, tuple[str, list[str], list[str], list[str]]] = {
+    # on the hub, by family: where its layers are, what is in one, what is outside of them, what else there is
+    "siglip2_vision_model": (
+        "vision_model.encoder.layers",
+        CLIP_LAYER,
+        [
+            "vision_model.embeddings.patch_embedding.weight", "vision_model.embeddings.patch_embedding.bias",
+            "vision_model.embeddings.position_embedding.weight",
+            "vision_model.post_layernorm.weight", "vision_model.post_layernorm.bias",
+        ],
+        ["vision_model.head.probe", "logit_scale", "text_model.head.weight"],
+    ),
+    "clip_vision_model": (
+        "vision_model.encoder.layers",
+        CLIP_LAYER,
+        [
+            "vision_model.embeddings.class_embedding", "vision_model.embeddings.patch_embedding.weight",
+            "vision_model.embeddings.position_embedding.weight",
+            "vision_model.pre_layrnorm.weight", "vision_model.pre_layrnorm.bias",
+            "vision_model.post_layernorm.weight", "vision_model.post_layernorm.bias",
+        ],
+        ["visual_projection.weight", "logit_scale", "text_model.final_layer_norm.weight"],
+    ),
+    "dinov2_with_registers": (
+        "encoder.layer",
+        [*DINO_LAYER, *VIT_ATTENTION, "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias"],
+        [
+            "embeddings.cls_token", "embeddings.mask_token", "embeddings.register_tokens",
+            "embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight",
+            "embeddings.patch_embeddings.projection.bias", "layernorm.weight", "layernorm.bias",
+        ],
+        ["classifier.weight"],
+    ),
+    "dinov3_vit": (
+        "layer",
+        [
+            *DINO_LAYER, "attention.q_proj.weight", "attention.q_proj.bias", "attention.k_proj.weight",
+            "attention.v_proj.weight", "attention.v_proj.bias", "attention.o_proj.weight",
+            "attention.o_proj.bias", "mlp.up_proj.weight", "mlp.up_proj.bias", "mlp.down_proj.weight",
+            "mlp.down_proj.bias",
+        ],
+        [
+            "embeddings.cls_token", "embeddings.mask_token", "embeddings.register_tokens",
+            "embeddings.patch_embeddings.weight", "embeddings.patch_embeddings.bias",
+            "norm.weight", "norm.bias",
+        ],
+        ["classifier.weight"],
+    ),
+    "aimv2_vision_model": (
+        "encoder.layers",
+        [
+            *(f"attention.{one}_proj.weight" for one in ("q", "k", "v", "out")), "rms_norm1.weight",
+            "rms_norm2.weight", *(f"ffn.{one}_proj.weight" for one in ("gate", "up", "down")),
+        ],
+        [
+            "embeddings.patch_embed.weight", "embeddings.patch_embed.bias", "embeddings.rms_norm.weight",
+            "embeddings.position_embedding.weight", "rms_norm.weight",
+        ],
+        ["head.cls_token"],
+    ),
+    "ijepa": (
+        "encoder.layer",
+        [
+            *VIT_ATTENTION, "layernorm_before.weight", "layernorm_before.bias", "layernorm_after.weight",
+            "layernorm_after.bias", "intermediate.dense.weight", "intermediate.dense.bias",
+            "output.dense.weight", "output.dense.bias",
+        ],
+        [
+            "embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight",
+            "embeddings.patch_embeddings.projection.bias", "layernorm.weight", "layernorm.bias",
+        ],
+        ["pooler.dense.weight"],
+    ),
+}  # fmt: skip
+OWN_NAMES = {  # of what transformers calls otherwise since; the order counts
+    r"^vision_model\.": "",
+    r"attention\.attention\.(q|k|v)\w+": r"attention.\1_proj",
+    r"attention\.output\.dense": "attention.o_proj",
+}
 
+
+def own_name(family: str, name: str) -> str:
+    for theirs, ours in OWN_NAMES.items():
+        name = re.sub(theirs, ours, name)
+    if family == "dinov3_vit":
+        return re.sub(r"^layer\.", "model.layer.", name)
+    if family == "ijepa":
+        name = name.replace("intermediate.dense", "mlp.fc1").replace("output.dense", "mlp.fc2")
+        return name.replace("encoder.layer.", "layers.")
+    return name
+
+
+def published(family: str, folder: Path) -> HfVisionEncoder:
+    """Write a folder as the hub holds one, and return the encoder whose weights are in it."""
+    source = encoder_of(family)
+    layers, inside, outside, besides = PUBLISHED[family]
+    names = [*outside, *(f"{layers}.{n}.{name}" for n in range(3) for name in inside)]
+    own = source.model.state_dict()
+    tensors = {name: own.pop(own_name(family, name)).contiguous() for name in names}
+    assert not own  # the published names are all that it has
+    save_file({**tensors, **{name: torch.zeros(2) for name in besides}}, folder / "model.safetensors")
+    source.model.config.save_pretrained(folder)
+    return source
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_pictures_that_are_not_square_export(family: str) -> None:
+    check_onnx_parity(encoder_of(family), torch.randn(2, 3, 48, 24))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_published_folders_are_read_and_what_else_they_hold_is_reported(tmp_path: Path, family: str) -> None:
+    source = published(family, tmp_path)
     encoder = HfVisionEncoder(HfVisionConfig(pretrained=str(tmp_path))).eval()
+
     missing, unexpected = encoder.load_pretrained(tmp_path)
 
-    assert (missing, unexpected) == ([], [])
     pixels = torch.randn(1, 3, 32, 32)
-    torch.testing.assert_close(encoder(pixels), source(pixels))
+    torch.testing.assert_close(encoder(pixels), source(pixels), rtol=0, atol=0)
+    assert missing == []
+    assert sorted(unexpected) == sorted(own_name(family, name) for name in PUBLISHED[family][3])
     assert encoder.config.pretrained is None
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_what_a_published_folder_lacks_is_missing_by_name(tmp_path: Path, family: str) -> None:
+    published(family, tmp_path)
+    file = tmp_path / "model.safetensors"
+    lost = f"{PUBLISHED[family][0]}.1.{PUBLISHED[family][1][0]}"
+    save_file({name: tensor for name, tensor in load_file(file).items() if name != lost}, file)
+    part = Part("understanding_encoders", "hf-vision", HfVisionConfig(pretrained=str(tmp_path)))
+
+    with pytest.raises(CheckpointError) as error:
+        load_pretrained(HfVisionEncoder(part.config), part)
+
+    assert f"1 missing:\n    {own_name(family, lost)}" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -171,10 +340,37 @@ def test_the_folder_says_how_pictures_are_prepared(tmp_path: Path, processor: An
     assert read == spec
 
 
-def test_families_have_pixels_of_their_own_and_the_config_decides() -> None:
-    imagenet = encoder_of("dinov2").pixels
-    assert (imagenet.height, imagenet.resize, imagenet.mean) == (32, "crop", (0.485, 0.456, 0.406))
-    assert (encoder_of("siglip2_vision_model").pixels.height, encoder_of("vit").pixels.mean[0]) == (32, 0.5)
+@pytest.mark.parametrize(
+    ("family", "processor"),
+    [
+        ("siglip_vision_model", "SiglipImageProcessor"),
+        ("siglip2_vision_model", "Siglip2ImageProcessor"),
+        ("clip_vision_model", "CLIPImageProcessor"),
+        ("aimv2_vision_model", "CLIPImageProcessor"),
+        ("ijepa", "ViTImageProcessor"),
+        ("vit", "ViTImageProcessor"),
+    ],
+)
+def test_families_have_the_pixels_of_their_own_processor(family: str, processor: str) -> None:
+    theirs = getattr(transformers, processor)
+    spec = encoder_of(family).pixels
+    assert (spec.height, spec.width) == (32, 32)
+    assert (spec.mean, spec.std) == (tuple(theirs.image_mean), tuple(theirs.image_std))
+    assert spec.resize == ("crop" if getattr(theirs, "do_center_crop", None) else "stretch")
+
+
+@pytest.mark.parametrize(
+    ("family", "resize"), [("dinov2", "crop"), ("dinov2_with_registers", "crop"), ("dinov3_vit", "stretch")]
+)
+def test_dino_is_normalised_by_imagenets_mean(family: str, resize: str) -> None:
+    spec = encoder_of(
+        family
+    ).pixels  # as its conversion writes it: DINOv2 crops 224 from 256, DINOv3 stretches
+    assert (spec.height, spec.resize) == (32, resize)
+    assert (spec.mean, spec.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_the_config_decides_about_pixels() -> None:
     assert encoder_of("dinov2", pixels=PixelSpec(height=64)).pixels.height == 64
 
 
@@ -183,8 +379,11 @@ def test_families_have_pixels_of_their_own_and_the_config_decides() -> None:
     [
         ({}, "give config"),
         ({"hidden_size": 16}, "no model_type"),
-        ({"model_type": "resnet"}, "no vision transformer"),
-        ({"model_type": "ijepa", **SIZES, "image_size": 32}, "give pixels"),
+        ({"model_type": "resnet"}, "'resnet' is no plain vision transformer.*: its depths and hidden_sizes"),
+        ({"model_type": "dinov3_convnext"}, "'dinov3_convnext' is no plain .*: its depths and hidden_sizes"),
+        ({"model_type": "swin"}, "'swin' is no plain vision transformer.*: its depths make stages"),
+        ({"model_type": "llama"}, "'llama' is no plain vision transformer.*: it has no patch_size"),
+        ({"model_type": "vit_msn", **SIZES, "image_size": 32}, "give pixels"),
     ],
 )
 def test_what_is_not_enough_is_an_error(config: dict[str, Any], message: str) -> None:
@@ -200,8 +399,13 @@ def test_layers_that_are_not_there_and_weights_without_a_folder_are_errors(tmp_p
 
 
 def test_a_model_whose_tokens_are_not_patches_is_an_error() -> None:
-    keys = {"model_type": "swin", "image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1]}
-    keys |= {"num_heads": [1, 1], "window_size": 2}
+    keys = {"model_type": "yolos", **SIZES, "image_size": [32, 32], "num_detection_tokens": 5}
     encoder = HfVisionEncoder(HfVisionConfig(config=keys, pixels=PixelSpec(32, 32)))
-    with pytest.raises(ValueError, match="no plain vision transformer"):
+    with pytest.raises(ValueError, match=r"gave \(22,\) tokens, not 1 .* and 16 patches"):
         encoder(torch.randn(1, 3, 32, 32))
+
+
+def test_aimv2_of_native_resolution_has_positions_for_any_grid() -> None:
+    native = {"model_type": "aimv2_vision_model", **SIZES, "image_size": 32, "is_native": True}
+    encoder = HfVisionEncoder(HfVisionConfig(config=native)).eval()
+    assert encoder(torch.randn(1, 3, 48, 24)).shape == (1, 6 * 3, 16)

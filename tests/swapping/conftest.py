@@ -75,9 +75,16 @@ ENCODERS = {
     "dinov2": hf_vision("dinov2", f"image_size: {SIDE}"),
     "dinov2-registers": hf_vision("dinov2_with_registers", f"image_size: {SIDE}"),
     "dinov3": hf_vision("dinov3_vit", f"image_size: {SIDE}"),
+    "aimv2": hf_vision("aimv2_vision_model", f"image_size: {SIDE}"),
+    "ijepa": hf_vision("ijepa", f"image_size: {SIDE}"),
     "hf-vit": hf_vision("vit", f"image_size: {SIDE}"),
     "tokenizer-features": Option(
         f"{{name: tokenizer-features, height: 32, width: 32, tokenizer: {VQ % 5}}}", width=5
+    ),
+    "joined": Option(
+        "{name: joined, encoders: [{name: vit, width: 16, layers: 1, heads: 2, stem: [8, 16, 32]}, "
+        "{name: vit, width: 8, layers: 1, heads: 2, stem: [8, 8, 8]}]}",
+        width=24,
     ),
     "efficientnet-lite0": Option("{name: efficientnet-lite0, height: 64, width: 128}", width=1280),
 }

@@ -1,4 +1,4 @@
-"""Any vision transformer of transformers as an understanding encoder: SigLIP2, CLIP, DINOv2, DINOv3, ViT ...
+"""Any vision transformer of transformers as an understanding encoder: SigLIP2, CLIP, DINOv2, DINOv3 ...
 
 encoder: {name: hf-vision, pretrained: facebook/dinov2-small}              # config and weights from a folder
 encoder: {name: hf-vision, config: {model_type: dinov2, hidden_size: 96}}  # or random weights
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
@@ -34,14 +35,19 @@ CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 FAMILIES: dict[str, dict[str, Any]] = {  # how each family's own processor treats pictures, by model_type
-    "clip": {"resize": "crop", **CLIP},
-    "siglip": {"resize": "stretch", **HALVES},  # and siglip2
-    "dinov2": {"resize": "crop", **IMAGENET},  # and dinov2_with_registers
-    "dinov3": {"resize": "stretch", **IMAGENET},
+    "clip_vision_model": {"resize": "crop", **CLIP},
+    "siglip_vision_model": {"resize": "stretch", **HALVES},
+    "siglip2_vision_model": {"resize": "stretch", **HALVES},  # NaFlex's keeps their ratio: see the docs
+    "dinov2": {"resize": "crop", **IMAGENET},
+    "dinov2_with_registers": {"resize": "crop", **IMAGENET},
+    "dinov3_vit": {"resize": "stretch", **IMAGENET},
     "vit": {"resize": "stretch", **HALVES},
     "deit": {"resize": "crop", **IMAGENET},
     "beit": {"resize": "crop", **HALVES},
+    "aimv2_vision_model": {"resize": "crop", **CLIP},
+    "ijepa": {"resize": "stretch", **HALVES},  # its processor's; its training had ImageNet's numbers
 }
+OF_TWO_TOWERS = {"aimv2_vision_model": {r"^vision_model\.": ""}}  # transformers knows the others' itself
 SPECIAL_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
 
 
@@ -93,11 +99,14 @@ class HfVisionEncoder(nn.Module):
         Raises:
             ValueError: tokens, less class and register tokens, are not one for each patch.
         """
-        inputs = self._inputs(pixels.to(next(self.model.parameters()).dtype))
+        grid = self.grid(*pixels.shape[-2:])
         last = self.config.layer == -1
-        output = self.model(**inputs, output_hidden_states=not last)
+        inputs = self._inputs(pixels.to(next(self.model.parameters()).dtype))
+        inputs["output_hidden_states"] = not last
+        fitted = self._positions(*grid)
+        output = functional_call(self.model, fitted, (), inputs) if fitted else self.model(**inputs)
         tokens = output.last_hidden_state if last else output.hidden_states[self.config.layer]
-        patches = math.prod(self.grid(*pixels.shape[-2:]))
+        patches = math.prod(grid)
         if tokens.shape[1:-1] != (self.special_tokens + patches,):
             raise ValueError(
                 f"hf-vision: '{self.model.config.model_type}' gave {tuple(tokens.shape[1:-1])} tokens, not "
@@ -116,6 +125,7 @@ class HfVisionEncoder(nn.Module):
             dtype=torch.get_default_dtype(),
             output_loading_info=True,
             local_files_only=True,
+            key_mapping=OF_TWO_TOWERS.get(self.model.config.model_type),
             **self._options,
         )
         return sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
@@ -134,6 +144,26 @@ class HfVisionEncoder(nn.Module):
             "spatial_shapes": torch.tensor([[rows, columns]]),  # one for all, however many they are
         }
 
+    def _positions(self, rows: int, columns: int) -> dict[str, Tensor]:
+        """Fit AIMv2's position table to a grid; the other families do so of themselves ({}).
+
+        It is interpolated as theirs are (bicubic): transformers would refuse another number of patches, and
+        read the table row by row where only the shape of the grid differs.
+        """
+        family = self.model.config
+        if family.model_type != "aimv2_vision_model" or family.is_native:  # native: sines, of any grid
+            return {}
+        table = self.model.embeddings.position_embedding.weight  # (side * side, C)
+        side = math.isqrt(len(table))
+        if (rows, columns) == (side, side):
+            return {}
+        square = table.T.reshape(1, -1, side, side).float()
+        fitted = F.interpolate(square, (rows, columns), mode="bicubic", align_corners=False)
+        return {
+            "embeddings.position_embedding.weight": fitted.flatten(2)[0].T.to(table.dtype),
+            "embeddings.position_ids": torch.arange(rows * columns, device=table.device)[None],
+        }
+
 
 def vision_config(config: HfVisionConfig, folder: Path | None) -> Any:
     """Find the vision model's transformers config: given, beside the weights, or a two-tower model's part."""
@@ -147,8 +177,13 @@ def vision_config(config: HfVisionConfig, folder: Path | None) -> Any:
         raise ConfigError("hf-vision: give config (transformers' keys) or pretrained (a folder or a hub id)")
     family = getattr(family, "vision_config", family)
     lacking = [key for key in ("hidden_size", "patch_size", "num_hidden_layers") if not hasattr(family, key)]
-    if lacking:
-        raise ConfigError(f"hf-vision: '{family.model_type}' is no vision transformer: it has no {lacking}")
+    staged = [key for key in ("depths", "hidden_sizes") if hasattr(family, key)]
+    if lacking or staged:
+        why = f"its {' and '.join(staged)} make stages" if staged else f"it has no {', '.join(lacking)}"
+        raise ConfigError(
+            f"hf-vision: '{family.model_type}' is no plain vision transformer, of one grid of patches: {why}."
+            " Choose a family that is, such as siglip2, dinov2 or dinov3_vit, or write a component for it"
+        )
     return family
 
 
@@ -167,9 +202,8 @@ def own_pixels(family: Any, folder: Path | None) -> PixelSpec:
     A "crop" brings the short side to the crop's own size; processors that leave a margin around it
     (DINOv2: 256, cropped to 224) see a little less of the picture.
     """
-    named = next((name for name in FAMILIES if family.model_type.startswith(name)), None)
     spec = processor_settings(folder)
-    if named is None and not spec:
+    if family.model_type not in FAMILIES and not spec:
         raise ConfigError(
             f"hf-vision: how '{family.model_type}' wants its pictures is not known and no "
             "preprocessor_config.json says it: give pixels (height, width, resize, mean, std)"
@@ -178,7 +212,7 @@ def own_pixels(family: Any, folder: Path | None) -> PixelSpec:
     if side is None:  # NaFlex: as many patches as its position table has
         side = int(family.num_patches**0.5) * pair(family.patch_size)[0]
     height, width = pair(side)
-    return PixelSpec(**{"height": height, "width": width, **FAMILIES.get(named or "", {}), **spec})
+    return PixelSpec(**{"height": height, "width": width, **FAMILIES.get(family.model_type, {}), **spec})
 
 
 def processor_settings(folder: Path | None) -> dict[str, Any]:

@@ -1,0 +1,146 @@
+"""Several encoders side by side on one picture, their features joined: SigLIP and DINOv2 in Prismatic, say.
+
+encoder:
+  name: joined
+  resize: crop
+  encoders: [{name: hf-vision, pretrained: SIGLIP}, {name: hf-vision, pretrained: DINOV2}]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from janus_modular import (
+    ConfigError,
+    Part,
+    PartConfig,
+    PixelSpec,
+    Registry,
+    UnderstandingEncoder,
+    hookimpl,
+    part,
+)
+
+
+@dataclass
+class JoinedConfig(PartConfig):
+    """Which encoders. Each has its own ``pretrained``, and its own ``pixels``: size, mean, std."""
+
+    encoders: list[Part] = part("understanding_encoders")  # two or more; their grids must be equal
+    resize: Literal["letterbox", "crop", "stretch"] | None = None  # of all; None: theirs, where they agree
+
+
+class Joined(nn.Module):
+    """Features (N, P, C) of several encoders; C is the sum of their widths.
+
+    Built as ``factory(config, build)``.
+
+    The core prepares a picture once, in the largest size that any of them wants and unnormalised. Here it is
+    brought to each one's size (bilinear without antialiasing, which every runtime computes alike: keep their
+    sizes near each other) and normalised by its mean and std.
+
+    Raises:
+        ValueError: a picture has another grid in one than in another; says which sizes would agree.
+    """
+
+    encoders: Any  # a ModuleList of understanding encoders
+
+    def __init__(self, config: JoinedConfig, build: Callable[[Part], Any]) -> None:
+        super().__init__()
+        if len(config.encoders) < 2:
+            raise ConfigError(f"joined: found {len(config.encoders)} encoders; expected two or more")
+        self.config = config
+        encoders = [build(one) for one in config.encoders]
+        self.encoders = nn.ModuleList(encoders)
+        self.width: int = sum(one.width for one in encoders)
+        specs: list[PixelSpec] = [one.pixels for one in encoders]
+        rules = list(dict.fromkeys(spec.resize for spec in specs))
+        if config.resize is None and len(rules) > 1:
+            named = ", ".join(f"{self._name(i)}: {spec.resize}" for i, spec in enumerate(specs))
+            raise ConfigError(
+                f"joined: its encoders want pictures resized differently ({named}), and they see the same"
+                " one: set resize to letterbox, crop or stretch"
+            )
+        self.pixels = PixelSpec(
+            height=max(spec.height for spec in specs),
+            width=max(spec.width for spec in specs),
+            resize=config.resize or rules[0],
+            normalize=False,
+            mean=specs[0].mean,  # for the borders of a letterbox alone
+            fill=specs[0].fill,
+            min_size=max(spec.min_size for spec in specs),
+        )
+        self.grid(self.pixels.height, self.pixels.width)  # which they must agree about
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """The grid that each of the encoders has of such a picture, brought to its own size."""
+        sizes = [self._size(one, height, width) for one in self.encoders]
+        grids = [one.grid(*size) for one, size in zip(self.encoders, sizes, strict=True)]
+        for i, other in enumerate(grids):
+            if other != grids[0]:
+                cures = [
+                    f"{self._name(j)} has {_x(grid)} of {_x(size)} pixels"
+                    for j, grid in ((i, grids[0]), (0, other))
+                    if (size := size_for(self.encoders[j], grid))
+                ]
+                raise ValueError(
+                    f"joined: {self._name(0)} has {_x(grids[0])} features of {_x(sizes[0])} pixels, and"
+                    f" {self._name(i)} {_x(other)} of {_x(sizes[i])}; they must have equal grids. Set pixels"
+                    f" of one of them: {', or '.join(cures) or 'none that was tried would do'}"
+                )
+        return grids[0]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode pixels (N, 3, H, W) in [0, 1] into features (N, P, C)."""
+        self.grid(*pixels.shape[-2:])
+        return torch.cat([one(self._prepared(one, pixels)) for one in self.encoders], dim=-1)
+
+    def _size(self, encoder: UnderstandingEncoder, height: int, width: int) -> tuple[int, int]:
+        """Scale a picture's size as the largest one is scaled to this encoder's."""
+        own = encoder.pixels
+        return round(height * own.height / self.pixels.height), round(width * own.width / self.pixels.width)
+
+    def _prepared(self, encoder: UnderstandingEncoder, pixels: Tensor) -> Tensor:
+        """Make pixels (N, 3, H, W) what an encoder was trained on: its size, its normalisation."""
+        size, spec = self._size(encoder, pixels.shape[-2], pixels.shape[-1]), encoder.pixels
+        x = pixels.float()
+        if size != tuple(pixels.shape[-2:]):
+            x = F.interpolate(x, size, mode="bilinear", align_corners=False)
+        if spec.normalize:
+            mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (spec.mean, spec.std))
+            x = (x - mean) / std
+        return x.to(pixels.dtype)
+
+    def _name(self, index: int) -> str:
+        return f"encoders[{index}] ({self.config.encoders[index].name})"
+
+
+def _x(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def size_for(encoder: UnderstandingEncoder, grid: tuple[int, int]) -> tuple[int, int] | None:
+    """Find the least (height, width) of pictures that have this grid; None: none up to 2048 pixels has."""
+    height = width = None
+    for side in range(1, 2049):
+        try:
+            rows, columns = encoder.grid(side, side)
+        except ValueError:
+            continue
+        height = height or (side if rows == grid[0] else None)
+        width = width or (side if columns == grid[1] else None)
+        if height and width:
+            return height, width
+    return None
+
+
+@hookimpl
+def register_understanding_encoders(registry: Registry[UnderstandingEncoder]) -> None:
+    """Offer this encoder."""
+    registry.add("joined", Joined, JoinedConfig)
