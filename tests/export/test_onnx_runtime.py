@@ -21,7 +21,10 @@ from janus_export.runtimes.onnx_runtime import OnnxConfig, OnnxRuntime
 from janus_export.runtimes.onnx_session import OnnxSession
 from janus_modular import ConfigError, JanusError, Message, PictureToDraw, PictureToRead, PromptError, Text
 from janus_modular.janus import Janus
+from janus_modular.sequence import Sequence
 from janus_modular.session import TorchSession
+from janus_modular.testing import RuntimeContract
+from janus_modular.testing.examples import prompt
 
 PICTURES = [
     Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 30 + i, 3), dtype=np.uint8))
@@ -287,3 +290,12 @@ def test_memory_of_a_device_is_written_and_read_through_onnx_runtime():
     np.testing.assert_array_equal(column.read(), [6, 7])
     buffer.write(1)
     np.testing.assert_array_equal(buffer.read(), np.ones((4, 2)))
+
+
+class TestOnnxRuntimeKeepsTheContract(RuntimeContract):
+    @pytest.fixture(autouse=True)
+    def _of_a_bundle(self, tiny_bundle: Path) -> None:
+        self.bundle = tiny_bundle
+
+    def make(self) -> tuple[OnnxRuntime, list[Sequence]]:
+        return OnnxRuntime(OnnxConfig(), self.bundle), [prompt(1, 2, 3), prompt(4)]

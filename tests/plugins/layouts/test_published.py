@@ -16,9 +16,11 @@ from torch import Tensor
 from janus_modular import CheckpointError
 from janus_modular.checkpoints import convert, open_checkpoint
 from janus_modular.checkpoints.opening import describe
+from janus_modular.testing import LayoutContract, LayoutExample
 from janus_plugins.layouts.published import NAMES, PublishedConfig, PublishedLayout
 from janus_plugins.layouts.published_config import read_config, write_config
 
+REFERENCE = Path(__file__).parents[2] / "fixtures" / "reference"
 UNUSED = ("vision_model.vision_tower.attn_pool.", "gen_vision_model.quantize.codebook_used")
 
 
@@ -275,3 +277,13 @@ def test_converting_onto_itself_or_onto_something_else_is_refused(published: Pat
     shutil.copytree(published, tmp_path / "other", ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(CheckpointError, match="no janus-modular checkpoint"):
         convert(published, tmp_path / "other")
+
+
+class TestPublishedLayoutKeepsTheContract(LayoutContract):
+    @pytest.fixture(autouse=True)
+    def _of_the_reference(self, reference: dict[str, Tensor]) -> None:
+        self.weights = reference
+
+    def make(self) -> tuple[PublishedLayout, LayoutExample]:
+        config = json.loads((REFERENCE / "config.json").read_text())
+        return PublishedLayout(PublishedConfig()), LayoutExample(config, self.weights)

@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusProcessor
 
 from janus_modular import CheckpointError, Message, PictureToRead, Text
 from janus_modular.checkpoints import convert, open_checkpoint
 from janus_modular.checkpoints.opening import describe
+from janus_modular.testing import LayoutContract, LayoutExample
 from janus_plugins.layouts.transformers_config import _ratio, write_config
+from janus_plugins.layouts.transformers_janus import TransformersConfig, TransformersLayout
 
 REFERENCE = Path(__file__).parents[2] / "fixtures" / "reference"
 
@@ -218,3 +221,14 @@ def test_says_what_it_cannot_hold(path: str, value: object, tmp_path: Path) -> N
 )
 def test_the_ratio_gives_the_width_back(width: int, intermediate: int) -> None:
     assert int(width * _ratio(width, intermediate)) == intermediate
+
+
+class TestTransformersLayoutKeepsTheContract(LayoutContract):
+    @pytest.fixture(autouse=True)
+    def _of_a_folder(self, folder: Path) -> None:
+        self.folder = folder
+
+    def make(self) -> tuple[TransformersLayout, LayoutExample]:
+        config = json.loads((self.folder / "config.json").read_text())
+        weights = load_file(self.folder / "model.safetensors")
+        return TransformersLayout(TransformersConfig()), LayoutExample(config, weights)

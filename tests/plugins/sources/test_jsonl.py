@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from janus_modular import DataError, PictureToDraw, PictureToRead, Sample, Text
+from janus_modular.testing import SourceContract
 from janus_plugins.sources.jsonl import Jsonl, JsonlConfig
 
 RNG = np.random.default_rng
@@ -161,3 +162,13 @@ def test_files_that_cannot_be_sources(folder: Path) -> None:
         JsonlConfig()
     with pytest.raises(ValueError, match="in every template"):
         JsonlConfig(path="a", templates=["a photo"])
+
+
+class TestJsonlKeepsTheContract(SourceContract):
+    @pytest.fixture(autouse=True)
+    def _in_a_folder(self, folder: Path) -> None:
+        self.folder = folder
+
+    def make(self) -> tuple[Jsonl, list[int]]:
+        pictures = [{"image": f"cats/{name}.png", "caption": f"cat {name}"} for name in "ab"]
+        return source(self.folder, *pictures, kind="draw", templates=["{}", "a photo of {}"]), [0, 1]
