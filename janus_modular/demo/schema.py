@@ -47,3 +47,8 @@ class DemoConfig:
     count: int = 200  # drawings for each of these
     finish: list[str] = field(default_factory=list)  # what other packages do with the model at the end
     seed: int = 0  # of all chance
+
+    def __post_init__(self) -> None:
+        """Refuse a demo that would fail at its end, after minutes of training."""
+        if self.count < 1 or self.seed < 0:
+            raise ValueError(f"count {self.count}, seed {self.seed}: expected at least 1, and at least 0.")

@@ -147,6 +147,9 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = CliRunner().invoke(app, ["demo", "tokenizer.schedule.stepz=3"])
     assert wrong.exit_code == 2
     assert "steps" in wrong.output
+    nothing = CliRunner().invoke(app, ["demo", "count=0"])  # before anything is trained
+    assert nothing.exit_code == 2
+    assert "count 0, seed 0: expected at least 1" in nothing.output
 
 
 @pytest.mark.slow
