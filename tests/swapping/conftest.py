@@ -108,7 +108,7 @@ TOKENIZERS = {
     "vqgan": llamagen("[1, 2, 2, 4]", name="vqgan"),
     "ibq": llamagen("[1, 2, 2, 4]", name="ibq"),
     "emu3": Option(
-        "{name: hf-vq, config: {model_type: emu3_vqgan, base_channels: 32, channel_multiplier: [1, 1], "
+        "{name: hf-vq, config: {model_type: emu3_vqgan, base_channels: 32, channel_multiplier: [1, 1, 1, 1], "
         "hidden_size: 32, num_res_blocks: 1, attn_resolutions: [1], codebook_size: 16}}",
         width=4,
     ),
