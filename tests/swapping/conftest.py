@@ -51,7 +51,7 @@ def hf_vision(family: str, more: str) -> Option:
 def hf(family: str, more: str = "") -> Option:
     sizes = (
         f"hidden_size: {WIDTH}, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 4, "
-        "num_key_value_heads: 2, vocab_size: 300, max_position_embeddings: 256, "
+        "num_key_value_heads: 2, vocab_size: 300, max_position_embeddings: 512, "
         "bos_token_id: null, eos_token_id: null, pad_token_id: null"
     )
     return Option(f"{{name: hf, config: {{model_type: {family}, {sizes}, {more}}}}}")
