@@ -78,6 +78,9 @@ ENCODERS = {
     "aimv2": hf_vision("aimv2_vision_model", f"image_size: {SIDE}"),
     "ijepa": hf_vision("ijepa", f"image_size: {SIDE}"),
     "hf-vit": hf_vision("vit", f"image_size: {SIDE}"),
+    "hf-siglip": hf_vision("siglip_vision_model", f"image_size: {SIDE}"),
+    "deit": hf_vision("deit", f"image_size: {SIDE}"),
+    "beit": hf_vision("beit", f"image_size: {SIDE}"),
     "tokenizer-features": Option(
         f"{{name: tokenizer-features, height: 32, width: 32, tokenizer: {VQ % 5}}}", width=5
     ),
