@@ -51,7 +51,7 @@ def hf_vision(family: str, more: str) -> Option:
 def hf(family: str, more: str = "") -> Option:
     sizes = (
         f"hidden_size: {WIDTH}, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 4, "
-        "num_key_value_heads: 2, vocab_size: 300, max_position_embeddings: 256, "
+        "num_key_value_heads: 2, vocab_size: 300, max_position_embeddings: 512, "
         "bos_token_id: null, eos_token_id: null, pad_token_id: null"
     )
     return Option(f"{{name: hf, config: {{model_type: {family}, {sizes}, {more}}}}}")
@@ -78,6 +78,9 @@ ENCODERS = {
     "aimv2": hf_vision("aimv2_vision_model", f"image_size: {SIDE}"),
     "ijepa": hf_vision("ijepa", f"image_size: {SIDE}"),
     "hf-vit": hf_vision("vit", f"image_size: {SIDE}"),
+    "hf-siglip": hf_vision("siglip_vision_model", f"image_size: {SIDE}"),
+    "deit": hf_vision("deit", f"image_size: {SIDE}"),
+    "beit": hf_vision("beit", f"image_size: {SIDE}"),
     "tokenizer-features": Option(
         f"{{name: tokenizer-features, height: 32, width: 32, tokenizer: {VQ % 5}}}", width=5
     ),

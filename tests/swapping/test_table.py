@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from janus_modular import ConfigError, Plugins
+from janus_plugins.understanding_encoders.hf_vision import FAMILIES
 
 
 def test_every_built_in_part_is_in_the_table(table: ModuleType, plugins: Plugins):
@@ -19,6 +20,12 @@ def test_every_built_in_part_is_in_the_table(table: ModuleType, plugins: Plugins
         tried = {one["name"] if isinstance(one, dict) else one for one in said}
         missing = set(plugins.names(slot)) - tried
         assert not missing, f"{slot}: add {sorted(missing)} to tests/swapping/conftest.py, a line each"
+
+
+def test_every_family_of_vision_models_is_in_the_table(table: ModuleType):
+    said = [yaml.safe_load(option.words) for option in table.ENCODERS.values()]
+    tried = {one["config"]["model_type"] for one in said if one["name"] == "hf-vision"}
+    assert not FAMILIES.keys() - tried, "add them to tests/swapping/conftest.py, a line each"
 
 
 def test_every_two_parts_that_fit_meet_in_a_row(table: ModuleType):
