@@ -76,7 +76,11 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "dinov2": {"name": "hf-vision", "config": {"model_type": "dinov2", "image_size": 32, **HF}},
     **{
         kind: {"name": "hf-vision", "config": {"model_type": kind, "image_size": 32, **HF}}
-        for kind in ("dinov2_with_registers", "dinov3_vit", "aimv2_vision_model", "ijepa")
+        for kind in ("dinov2_with_registers", "aimv2_vision_model", "ijepa")
+    },
+    "dinov3_vit": {  # with registers, as published: without, transformers has an empty parameter
+        "name": "hf-vision",
+        "config": {"model_type": "dinov3_vit", "image_size": 32, "num_register_tokens": 4, **HF},
     },
     "shared": {"name": "tokenizer-features", "height": 32, "width": 32, "tokenizer": LLAMAGEN},
     "bits": {"name": "tokenizer-features", "height": 32, "width": 32, "tokenizer": OPEN_MAGVIT2},
