@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,10 @@ def detach(graph: ir.Model, names: Mapping[str, str], kind: str) -> None:
                 raise ExportError(
                     f"a graph uses the tensor '{name}', which is no weight of the model's state dict"
                 )
+            continue
+        if value.shape is not None and value.dtype is not None and 0 in value.shape.numpy():
+            empty = np.zeros(value.shape.numpy(), value.dtype.numpy())
+            value.const_value = ir.Tensor(empty, name=value.name)  # ONNX Runtime reads no 0 bytes of a file
             continue
         value.const_value = unbound(kind, native, value.dtype, value.shape, value.name)
 

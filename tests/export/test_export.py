@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -19,6 +20,7 @@ from janus_export.bundle import Bundle, load_bundle
 from janus_export.errors import BundleError, ExportError
 from janus_export.exporting import export
 from janus_export.settings import ExportConfig
+from janus_export.weights import detach, wanted
 from janus_modular import ConfigError
 from janus_modular.checkpoints import open_checkpoint
 from janus_modular.config import load, resolve
@@ -86,6 +88,23 @@ def test_weights_are_those_of_the_checkpoint_bit_for_bit_and_tied_ones_once(
         assert not any("lm_head" in key for key in ours.keys())  # noqa: SIM118  # not iterable itself
         for key in ours.keys():  # noqa: SIM118
             np.testing.assert_array_equal(ours.get_tensor(key), theirs.get_tensor(key))
+
+
+def test_a_weight_without_numbers_lies_in_the_graph():
+    """DINOv3 without register tokens has one. A file's 0 bytes ONNX Runtime cannot read."""
+    weights = {"model.none": (1, 0, 4), "model.some": (1, 2, 4)}
+    values = [
+        ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+        for name, shape in weights.items()
+    ]
+    joined = ir.node("Concat", values, {"axis": 1})
+    graph = ir.Graph(
+        [], joined.outputs, nodes=[joined], initializers=values, opset_imports={"": 24}, name="joins"
+    )
+    model = ir.Model(graph, ir_version=10)
+    detach(model, {"none": "none", "some": "some"}, "F32")
+    assert wanted([model]) == {"F32": {"some"}}
+    np.testing.assert_array_equal(values[0].const_value.numpy(), np.zeros((1, 0, 4), np.float32))
 
 
 def test_linear_layers_are_gemms_on_weights_as_they_lie(bundle: Bundle):
