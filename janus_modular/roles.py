@@ -5,7 +5,7 @@ Shapes as in ``janus_modular.interfaces``. Nothing has to be inherited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -136,6 +136,17 @@ class ReadsPretrained(Protocol):
         """Yield the component's own names and tensors; ``weights`` reads lazily, by the file's names.
 
         What is never read counts as left over, what is never yielded as missing; both are reported.
+        """
+        ...
+
+
+class LearnsInPart(Protocol):
+    """What a component adds of which a stage should train a little by default: adapters, say."""
+
+    def what_learns(self) -> Iterable[str]:
+        """Name the modules or parameters inside that a stage trains which names the component as a whole.
+
+        The rest learns only where a stage names it.
         """
         ...
 
