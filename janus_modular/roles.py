@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from janus_modular.interfaces import Part
     from janus_modular.sequence import Sample
     from janus_modular.sequence import Sequence as TokenSequence
 
@@ -147,6 +148,20 @@ class LearnsInPart(Protocol):
         """Name the modules or parameters inside that a stage trains which names the component as a whole.
 
         The rest learns only where a stage names it.
+        """
+        ...
+
+
+class Merges(Protocol):
+    """What a component adds that wraps another while that is trained, and can be folded into its weights.
+
+    ``export`` does so, and ``convert --merge``.
+    """
+
+    def merged(self, weights: Mapping[str, Tensor]) -> tuple[Part, Mapping[str, Callable[[], Tensor]]]:
+        """Return what takes its place, and how to make each of that one's tensors, by that one's names.
+
+        ``weights`` are its own, by its own names; they read lazily. The component may be on the meta device.
         """
         ...
 
