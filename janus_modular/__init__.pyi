@@ -17,6 +17,8 @@ from .interfaces import Head as Head
 from .interfaces import ImageTokenizer as ImageTokenizer
 from .janus import Janus as Janus
 from .roles import Layout as Layout
+from .roles import LearnsInPart as LearnsInPart
+from .roles import Merges as Merges
 from .interfaces import Part as Part
 from .interfaces import PartConfig as PartConfig
 from .interfaces import PixelSpec as PixelSpec

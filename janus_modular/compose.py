@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from janus_modular.assemble import assemble
 from janus_modular.checkpoints.pretrained import resolve_pretrained
+from janus_modular.config import parts_in
 from janus_modular.errors import ConfigError
 from janus_modular.model import JanusModel
 from janus_modular.plugins import Plugins
@@ -61,13 +62,16 @@ def tokenizer_files(config: ModelConfig) -> Iterator[str | Path]:
     if wanted.tokenizer == "bytes":
         yield "bytes"
         return
-    named = wanted.tokenizer or config.backbone.config.pretrained
+    # One backbone may wrap another, and its own weights be adapters: the innermost has the vocabulary.
+    backbones = [one for _, one in parts_in(config.backbone) if one.slot == config.backbone.slot]
+    trained = next((one.config for one in reversed(backbones) if one.config.pretrained), None)
+    named = wanted.tokenizer or (trained and trained.pretrained)
     if named is None:
         raise ConfigError(
             "processor.tokenizer is not set, and the backbone has no pretrained weights to find one beside:"
             " processor.tokenizer=FOLDER (with a tokenizer.json), a hub id, or bytes"
         )
-    revision = wanted.revision if wanted.tokenizer else config.backbone.config.revision
+    revision = trained.revision if trained and not wanted.tokenizer else wanted.revision
     path = resolve_pretrained(named, revision)
     if path.suffix == ".json" or (path / "tokenizer.json").is_file():
         yield path

@@ -57,6 +57,7 @@ EXTRAS = {
     "torch": ("torch", "transformers", "safetensors", "huggingface_hub", "gguf", "accelerate"),
     "train": ("tensorboard",),
     "demo": ("sklearn", "matplotlib"),
+    "lora": ("peft",),
     "runtime": ("onnxruntime",),
     "export": ("onnx", "onnxscript", "onnx_ir"),
     "gpu": ("tensorrt",),

@@ -5,7 +5,7 @@ Shapes as in ``janus_modular.interfaces``. Nothing has to be inherited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from janus_modular.interfaces import Part
     from janus_modular.sequence import Sample
     from janus_modular.sequence import Sequence as TokenSequence
 
@@ -136,6 +137,31 @@ class ReadsPretrained(Protocol):
         """Yield the component's own names and tensors; ``weights`` reads lazily, by the file's names.
 
         What is never read counts as left over, what is never yielded as missing; both are reported.
+        """
+        ...
+
+
+class LearnsInPart(Protocol):
+    """What a component adds of which a stage should train a little by default: adapters, say."""
+
+    def what_learns(self) -> Iterable[str]:
+        """Name the modules or parameters inside that a stage trains which names the component as a whole.
+
+        The rest learns only where a stage names it.
+        """
+        ...
+
+
+class Merges(Protocol):
+    """What a component adds that wraps another while that is trained, and can be folded into its weights.
+
+    ``export`` does so, and ``convert --merge``.
+    """
+
+    def merged(self, weights: Mapping[str, Tensor]) -> tuple[Part, Mapping[str, Callable[[], Tensor]]]:
+        """Return what takes its place, and how to make each of that one's tensors, by that one's names.
+
+        ``weights`` are its own, by its own names; they read lazily. The component may be on the meta device.
         """
         ...
 

@@ -33,6 +33,7 @@ from janus_export.to_onnx import faked, to_onnx
 from janus_export.unfinished import Unfinished
 from janus_export.weights import FOLDER, Source, bind, detach, native_names, wanted
 from janus_modular import Plugins
+from janus_modular.checkpoints.merging import merged
 from janus_modular.checkpoints.opening import Opened, describe
 from janus_modular.plugins import default_plugins
 
@@ -52,6 +53,8 @@ def export(
 ) -> Path:
     """Write a checkpoint as a bundle; return its folder. The model is never in memory.
 
+    Adapters are folded into the weights that they adapt: a graph is as fast as one of a plain model.
+
     A bundle that stands there is replaced when the new one is complete, and not before.
 
     Raises:
@@ -67,7 +70,8 @@ def export(
     if folder.exists() and not (is_bundle(folder) or (folder.is_dir() and not any(folder.iterdir()))):
         raise BundleError(f"{folder} exists and is no bundle, so it is not replaced. Choose another folder.")
     try:
-        _Export(str(source), describe(source, plugins=plugins), aside, config, tell, plugins).run()
+        opened = merged(describe(source, plugins=plugins), plugins)
+        _Export(str(source), opened, aside, config, tell, plugins).run()
         if folder.exists():
             folder.rename(old)
         aside.rename(folder)

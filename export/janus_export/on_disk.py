@@ -7,6 +7,8 @@ every forward pass, which is slow: for comparisons, not for use.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +22,21 @@ from janus_modular.model import JanusModel
 
 
 class OnDisk(torch.Tensor):
-    """A weight whose storage is a mapped file; what is computed with it is computed in float32."""
+    """A weight that is fetched where it is used; what is computed with it is computed in float32."""
 
-    stored: Tensor
+    fetch: Callable[[], Tensor]
 
     @staticmethod
-    def __new__(cls, stored: Tensor) -> OnDisk:
-        """Stand for a tensor that is mapped, in whatever precision it is stored."""
-        dtype = torch.float32 if stored.is_floating_point() else stored.dtype
-        made: OnDisk = torch.Tensor._make_wrapper_subclass(cls, stored.shape, dtype=dtype)
-        made.stored = stored
+    def __new__(cls, shape: tuple[int, ...], dtype: torch.dtype, fetch: Callable[[], Tensor]) -> OnDisk:
+        """Stand for a tensor that ``fetch`` maps or makes, in whatever precision it is stored."""
+        kind = torch.float32 if dtype.is_floating_point else dtype
+        made: OnDisk = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=kind)
+        made.fetch = fetch
         return made
 
     def read(self) -> Tensor:
         """Return the weight itself; a copy where it is stored in another precision."""
-        return self.stored.to(self.dtype)
+        return self.fetch().detach().to(self.dtype)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # its stub lacks func
@@ -53,7 +55,12 @@ def leave_on_disk(opened: Opened) -> JanusModel:
     """
     model = opened.model
     source = Source(model, opened.tensors, str(opened.folder))
-    made = {stored: OnDisk(opened.tensors[name].detach()) for stored, name in source.under.items()}
+    made = {
+        stored: OnDisk(
+            source.shapes[stored], source.dtypes[stored], partial(opened.tensors.__getitem__, name)
+        )
+        for stored, name in source.under.items()
+    }
     for name, stored in native_names(model).items():
         path, _, attribute = name.rpartition(".")
         owner = model.get_submodule(path)

@@ -25,6 +25,7 @@ from janus_export.errors import BundleError
 from janus_export.on_disk import float32_bytes, free_bytes
 from janus_export.verify_lean import LeanReference
 from janus_export.verify_subject import Check, Reference, Subject
+from janus_modular.checkpoints.merging import merged
 from janus_modular.checkpoints.opening import describe
 from janus_modular.suggest import did_you_mean
 
@@ -115,7 +116,7 @@ def verify(
             f"layer by layer ({lack}) it is verified by ONNX Runtime on the CPU: leave --runtime and --device"
             " out, or say --whole"
         )
-    reference = LeanReference.opened(describe(against)) if lack else Reference.of(against)
+    reference = LeanReference.opened(merged(describe(against))) if lack else Reference.of(against)
     reports = []
     for variant in list(variants) or bundle.variants:
         with Subject.of(bundle, variant, reference, runtime=runtime, device=device) as subject:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from janus_modular.checkpoints import native
 from janus_modular.checkpoints.filling import fill
+from janus_modular.checkpoints.merging import merged
 from janus_modular.checkpoints.opening import describe, make_layout
 from janus_modular.checkpoints.writing import MAX_SHARD_SIZE, write_weights, written_aside
 from janus_modular.config import module_path, parts_in, to_plain
@@ -29,12 +30,14 @@ def convert(
     layout: str = "native",
     dtype: torch.dtype | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
+    merge: bool = False,
     overrides: Sequence[str] = (),
     plugins: Plugins | None = None,
 ) -> None:
     """Write the checkpoint ``source`` (a folder, or a hub id) at ``target`` in another layout.
 
-    ``dtype`` casts floating-point weights; None keeps them as they are, bit for bit.
+    ``dtype`` casts floating-point weights; None keeps them as they are, bit for bit. ``merge`` folds adapters
+    into the weights that they adapt.
 
     Raises:
         CheckpointError: there is no such layout, or it has no place for one of the parts; the source does
@@ -51,6 +54,7 @@ def convert(
         raise CheckpointError(f"{target} is what is to be converted. Choose another folder to write to.")
     outcome = fill(opened.model, opened.tensors.items(), device="meta")  # looks at names and shapes alone
     outcome.check(str(opened.folder), [module_path(path) for path, _ in parts_in(opened.model.config)])
+    opened = merged(opened, plugins) if merge else opened
     save_as(
         layout,
         opened.model,

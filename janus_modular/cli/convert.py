@@ -25,6 +25,9 @@ def convert(
     ] = "native",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto: as stored.")] = "auto",
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file, 500MB say.")] = "5GB",
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Fold adapters (LoRA) into the weights that they adapt.")
+    ] = False,
 ) -> None:
     """Write a checkpoint in another layout, a tensor at a time: it needs little memory."""
     import torch
@@ -38,6 +41,7 @@ def convert(
         layout=layout,
         dtype=None if dtype == "auto" else working_dtype(dtype, torch.device("cpu"), {}),
         max_shard_size=size_in_bytes(max_shard_size),
+        merge=merge,
         overrides=overrides or (),
     )
     typer.echo(f"{target}: written in the {layout} layout")

@@ -28,7 +28,8 @@ def choose(model: JanusModel, patterns: Sequence[str]) -> None:
 
     A frozen module gets no gradient and is in eval mode: moving averages and dropout stay still. What a
     generation path trains apart (its image tokenizer) gets no gradient from a stage, so that naming it
-    is an error, and naming all that is above it leaves it frozen.
+    is an error, and naming all that is above it leaves it frozen. Of a component that learns in part
+    (`LearnsInPart`: adapters), the rest is left frozen as well, unless a pattern names something inside it.
 
     Raises:
         ConfigError: lists every pattern that matches nothing, or that a stage cannot train.
@@ -52,8 +53,22 @@ def choose(model: JanusModel, patterns: Sequence[str]) -> None:
     if faults:
         raise ConfigError("\n".join(faults))
 
+    partly = {
+        name: [f"{name}.{one}" for one in module.what_learns()]
+        for name, module in model.named_modules()
+        if hasattr(module, "what_learns")
+    }
+
+    def held(name: str, by: str) -> bool:
+        """Say whether a component leaves ``name`` frozen where ``by`` names it or what is above."""
+        return any(
+            _within(part, by) and _within(name, part) and not any(_within(name, one) for one in own)
+            for part, own in partly.items()
+        )
+
     def learns(name: str) -> bool:
-        return any(_within(name, one) for one in chosen) and not any(_within(name, one) for one in apart)
+        named = any(_within(name, one) and not held(name, by=one) for one in chosen)
+        return named and not any(_within(name, one) for one in apart)
 
     model.requires_grad_(False)
     for name, parameter in model.named_parameters(remove_duplicate=False):

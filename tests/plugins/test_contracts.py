@@ -203,6 +203,18 @@ class TestHfBackbone(BackboneContract):
         return built("backbones", {"name": "hf", "config": llama}), tokens
 
 
+class TestLoraBackbone(TestHfBackbone):
+    def make(self) -> tuple[Any, Tensor]:
+        torch.manual_seed(0)
+        inner, tokens = super().make()
+        raw = {"name": "lora", "rank": 3, "backbone": {"name": "hf", "config": inner.config.config}}
+        backbone = built("backbones", raw)
+        for name, weight in backbone.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.normal_(weight, std=0.3)  # as if something had been learned
+        return backbone, tokens
+
+
 class TestAutoregressiveGeneration(GenerationPathContract):
     def make(self) -> tuple[Any, Tensor]:
         raw = {

@@ -145,6 +145,7 @@ BACKBONES = {
     "granite": hf("granite", "embedding_multiplier: 3.0, attention_multiplier: 0.3, logits_scaling: 8.0"),
     "stablelm": hf("stablelm"),
     "cohere": hf("cohere", "logit_scale: 0.125"),
+    "lora": Option(f"{{name: lora, rank: 2, backbone: {hf('llama').words}}}"),
 }
 TABLES = {  # by the dimension's name in a `Row`
     "encoder": ENCODERS,

@@ -107,3 +107,23 @@ def test_the_table_shows_both(model: JanusModel) -> None:
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert any("generation.tokenizer" in line and "│       - │" in line for line in lines)
     assert any("all" in line and "M" in line for line in lines)
+
+
+def test_of_a_part_that_learns_in_part_the_rest_has_to_be_named(
+    model: JanusModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = ["model.model.layers.1.mlp", "model.model.norm.weight"]
+    monkeypatch.setattr(type(model.backbone), "what_learns", lambda self: own, raising=False)
+
+    def learned(*patterns: str) -> set[str]:
+        choose(model, patterns)
+        return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    mlp = {f"backbone.{own[0]}.{one}_proj.weight" for one in ("gate", "up", "down")}
+    assert learned("backbone") == {*mlp, "backbone.model.model.norm.weight"}
+    assert not model.backbone.model.model.layers[0].training
+    assert model.backbone.model.model.layers[1].mlp.training
+    inside = "backbone.model.model.layers.0.input_layernorm"
+    assert learned("backbone", inside) == {*mlp, "backbone.model.model.norm.weight", f"{inside}.weight"}
+    assert learned(inside) == {f"{inside}.weight"}  # a part of it by name, the adapters not
+    assert "understanding.adaptor.layers.0.weight" in learned("understanding", "backbone")

@@ -1,0 +1,45 @@
+"""A checkpoint without what only training needs: adapters folded into the weights that they adapt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from typing import cast
+
+from torch import Tensor
+
+from janus_modular.checkpoints import native
+from janus_modular.checkpoints.opening import Opened
+from janus_modular.checkpoints.weights import Weights
+from janus_modular.config import module_path, parts_in
+from janus_modular.plugins import Plugins
+from janus_modular.roles import Merges
+
+
+def merged(opened: Opened, plugins: Plugins | None = None) -> Opened:
+    """Put what a component becomes in the place of each that says so; one without any stays as it is.
+
+    Nothing is read yet: a tensor is merged when it is asked for, and not kept.
+    """
+    modules = {
+        path: opened.model.get_submodule(module_path(path)) for path, _ in parts_in(opened.model.config)
+    }
+    path = next((path for path, module in modules.items() if hasattr(module, "merged")), None)
+    if path is None:
+        return opened
+    prefix = f"{module_path(path)}."
+    reads = {name: partial(opened.tensors.__getitem__, name) for name in opened.tensors}
+    own = {name.removeprefix(prefix): reads.pop(name) for name in list(reads) if name.startswith(prefix)}
+    instead, made = cast(Merges, modules[path]).merged(Weights(opened.folder, own))
+    tensors: Mapping[str, Callable[[], Tensor]] = {
+        **reads,
+        **{prefix + name: read for name, read in made.items()},
+    }
+    config = deepcopy(opened.model.config)
+    place = dict(parts_in(config))[path]
+    place.name, place.config = instead.name, deepcopy(instead.config)
+    model = native.blank(config, plugins)
+    model.pretrained = opened.model.pretrained
+    return merged(replace(opened, model=model, tensors=Weights(opened.folder, tensors)), plugins)
