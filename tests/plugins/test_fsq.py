@@ -16,7 +16,8 @@ from janus_modular.checkpoints.filling import fill
 from janus_modular.checkpoints.pretrained import load_pretrained
 from janus_modular.errors import CheckpointError
 from janus_modular.interfaces import Part
-from janus_plugins.image_tokenizers.fsq import Attention, FsqConfig, FsqTokenizer, Wavelets
+from janus_plugins.image_tokenizers.convolutional import Attention
+from janus_plugins.image_tokenizers.fsq import FsqConfig, FsqTokenizer, Wavelets
 
 Shapes = dict[str, tuple[int, ...]]
 

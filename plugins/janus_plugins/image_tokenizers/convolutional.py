@@ -165,10 +165,10 @@ class Level(nn.Module):
 class Residual(nn.Module):
     """Two convolutions, added to their input: (N, width, h, w) to (N, wide, h, w)."""
 
-    def __init__(self, width: int, wide: int) -> None:
+    def __init__(self, width: int, wide: int, groups: int = 32) -> None:
         super().__init__()
-        self.norm1, self.conv1 = norm(width), nn.Conv2d(width, wide, 3, padding=1)
-        self.norm2, self.conv2 = norm(wide), nn.Conv2d(wide, wide, 3, padding=1)
+        self.norm1, self.conv1 = norm(width, groups), nn.Conv2d(width, wide, 3, padding=1)
+        self.norm2, self.conv2 = norm(wide, groups), nn.Conv2d(wide, wide, 3, padding=1)
         self.nin_shortcut = nn.Identity() if width == wide else nn.Conv2d(width, wide, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -180,9 +180,9 @@ class Residual(nn.Module):
 class Attention(nn.Module):
     """One head over all positions of (N, width, h, w), added to its input."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, groups: int = 32) -> None:
         super().__init__()
-        self.norm = norm(width)
+        self.norm = norm(width, groups)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(width, width, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -204,6 +204,6 @@ def middle(width: int) -> nn.Sequential:
     return nn.Sequential(Residual(width, width), Attention(width), Residual(width, width))
 
 
-def norm(width: int) -> nn.GroupNorm:
-    """Normalise in 32 groups, as published; at widths that 32 does not divide, in as many as do divide."""
-    return nn.GroupNorm(gcd(32, width), width, eps=1e-6)
+def norm(width: int, groups: int = 32) -> nn.GroupNorm:
+    """Normalise in 32 groups, as published; at widths that they do not divide, in as many as do divide."""
+    return nn.GroupNorm(gcd(groups, width), width, eps=1e-6)

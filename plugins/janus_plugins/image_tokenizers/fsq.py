@@ -8,17 +8,17 @@ Layers and names are those of NVIDIA's Cosmos-Tokenizer.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import gcd, log2, prod
+from math import log2, prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from janus_modular import CheckpointError, ImageTokenizer, PartConfig, Registry, hookimpl
+from janus_plugins.image_tokenizers.convolutional import Attention, Residual, named, norm
 from janus_plugins.sizes import check_sizes
 
 CONSTANTS = ("encoder.patcher.", "decoder.unpatcher.", "quantizer.")
@@ -263,39 +263,6 @@ class Level(nn.Module):
         return self.upsample(self.downsample(self.block(x)))
 
 
-class Residual(nn.Module):
-    """Two convolutions, added to their input: (N, width, h, w) to (N, wide, h, w)."""
-
-    def __init__(self, width: int, wide: int, groups: int) -> None:
-        super().__init__()
-        self.norm1, self.conv1 = norm(width, groups), nn.Conv2d(width, wide, 3, padding=1)
-        self.norm2, self.conv2 = norm(wide, groups), nn.Conv2d(wide, wide, 3, padding=1)
-        self.nin_shortcut = nn.Identity() if width == wide else nn.Conv2d(width, wide, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Refine features."""
-        y = self.conv1(F.silu(self.norm1(x)))
-        return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(y)))
-
-
-class Attention(nn.Module):
-    """One head over all positions of (N, width, h, w), added to its input."""
-
-    def __init__(self, width: int, groups: int) -> None:
-        super().__init__()
-        self.norm = norm(width, groups)
-        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(width, width, 1) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Let every position see every other."""
-        y = self.norm(x)
-        q, k, v = (
-            layer(y).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v)
-        )  # (N, 1, P, width): graphs know attention with an axis of heads only
-        y = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:])
-        return x + self.proj_out(y)
-
-
 def middle(width: int, groups: int) -> nn.Sequential:
     """Build what both halves have at the lowest resolution."""
     return named(
@@ -303,16 +270,6 @@ def middle(width: int, groups: int) -> nn.Sequential:
         attn_1=Attention(width, groups),
         block_2=Residual(width, width, groups),
     )
-
-
-def named(**layers: nn.Module) -> nn.Sequential:
-    """Chain layers under names of their own."""
-    return nn.Sequential(OrderedDict(layers))
-
-
-def norm(width: int, groups: int) -> nn.GroupNorm:
-    """Normalise in so many groups; at widths that they do not divide, in as many as do divide."""
-    return nn.GroupNorm(gcd(groups, width), width, eps=1e-6)
 
 
 @hookimpl
