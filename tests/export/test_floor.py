@@ -69,6 +69,57 @@ def test_a_checkpoint_says_what_it_needs_there(tiny_checkpoint: Path, tmp_path: 
     assert "pip install 'janus-modular[torch]'" in done.stderr
 
 
+TORCH = ("torch", "transformers", "safetensors", "huggingface_hub", "gguf", "accelerate")
+ONNX = ("onnx", "onnx_ir", "onnxscript")
+
+
+@pytest.mark.parametrize(
+    ("words", "lacking", "said"),
+    [
+        (["export", "m", "b"], (*TORCH, *ONNX), "'export' needs the extra 'export'"),
+        (["export", "m", "b"], TORCH, "'export' needs the extra 'export'"),
+        (["build", "b", "--target", "tensorrt-rtx"], (*TORCH, *ONNX), "needs the extra 'rtx'"),
+        (["build", "b", "--target", "tensorrt"], (*TORCH, *ONNX), "needs the extra 'gpu'"),
+        (["verify", "b", "--against", "m"], (*TORCH, *ONNX), "'verify' needs the extra 'export'"),
+        (
+            ["verify", "b", "--against", "m"],
+            ("onnxruntime",),
+            "'verify' needs the extra 'runtime': pip install 'janus-modular[runtime]';"
+            " where an NVIDIA GPU is, instead: pip install 'janus-modular[gpu]'\n",
+        ),
+        (
+            ["verify", "b", "--against", "m"],
+            (*TORCH, *ONNX, "onnxruntime"),
+            "'verify' needs the extras 'export' and 'runtime': pip install 'janus-modular[export,runtime]';"
+            " where an NVIDIA GPU is, instead: pip install 'janus-modular[export,gpu]'\n",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_command_names_its_own_extra(words: list[str], lacking: tuple[str, ...], said: str, tmp_path: Path):
+    """Not that of the first package that is missing: who has `rtx` lacks torch, and needs `export`."""
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({lacking!r}))  # as if they were not installed\n"
+        f"from janus_modular.cli.app import app\napp({words!r})"
+    )
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+
+
+def test_a_bundle_without_a_runtime_names_both(tiny_bundle: Path, tmp_path: Path):
+    code = (
+        "import sys\nsys.modules['onnxruntime'] = None\n"
+        f"from janus_modular.cli.app import app\napp(['draw', {str(tiny_bundle)!r}, 'a cat'])"
+    )
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "janus-modular[runtime]" in done.stderr
+    assert "janus-modular[gpu]" in done.stderr
+
+
 @pytest.mark.slow
 def test_the_extra_runtime_is_enough(tiny_bundle: Path, tmp_path: Path):
     """A fresh environment, the wheel with this one extra, and nothing of ours beside it."""
