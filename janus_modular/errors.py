@@ -76,7 +76,12 @@ EXTRAS = {
 }
 """Which modules each extra adds. Where several bring one, the first is named to whoever lacks it."""
 
-INCLUDES = {"train": ("torch",), "export": ("torch",), "demo": ("train", "export", "runtime")}
+INCLUDES = {
+    "train": ("torch",),
+    "lora": ("torch",),
+    "export": ("torch",),
+    "demo": ("train", "export", "runtime"),
+}
 """Which other extras an extra takes along."""
 
 
