@@ -58,6 +58,8 @@ def asks_and_draws(python: Path | str, folder: Path, bundle: Path, *options: str
     command(python, folder, *options, "draw", bundle, "a cat", "-n", 2, "-o", "drawn.png")
     with Image.open(folder / "drawn.png") as picture:
         assert picture.size == (68, 32)
+        assert picture.text["prompt"] == "a cat"
+        assert picture.text["variant"] == "fp32"  # that was drawn by, though nobody named it
         return json.loads(answer)["answer"], picture.tobytes()
 
 
