@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,18 @@ def test_a_command_names_its_own_extra(words: list[str], lacking: tuple[str, ...
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
+
+
+def test_engines_are_built_without_torch_and_onnx_runtime(tiny_gpu_bundle: Path, tmp_path: Path):
+    bundle = shutil.copytree(tiny_gpu_bundle, tmp_path / "bundle")
+    words = ["build", str(bundle), "--target", "tensorrt-rtx", "--sm", "8.9", "--graph", "embed", "--quiet"]
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({(*TORCH, 'onnxruntime')!r}))\n"
+        f"from janus_modular.cli.app import app\napp({words!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (bundle / "engines/fp16.tensorrt-rtx.sm89/embed.engine").is_file()
 
 
 def test_a_bundle_without_a_runtime_names_both(tiny_bundle: Path, tmp_path: Path):
