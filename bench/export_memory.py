@@ -21,7 +21,7 @@ from pathlib import Path
 
 from random_checkpoint import KINDS, write_janus
 
-from janus_export.bench_memory import anonymous_memory
+from janus_export.process_memory import anonymous_memory
 
 LIMITS = {"1b": (3, 5), "7b": (4, 12)}  # GB of peak anonymous memory, and minutes
 

@@ -3,7 +3,9 @@
 Each says what was found, what was expected, and what to do next.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 
 
 class JanusError(Exception):
@@ -49,8 +51,17 @@ class CheckError(JanusError):
 class MissingExtraError(JanusError):
     """Something is needed that this installation leaves out; says the pip line that adds it."""
 
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs the extra '{extra}': pip install 'janus-modular[{extra}]'")
+    def __init__(self, what: str, *extras: str) -> None:
+        names = " and ".join(f"'{extra}'" for extra in extras)
+        message = f"{what} needs the extra{'s' if len(extras) > 1 else ''} {names}: {_pip_line(extras)}"
+        if "runtime" in extras:
+            for_gpus = ["gpu" if extra == "runtime" else extra for extra in extras]
+            message += f"; where an NVIDIA GPU is, instead: {_pip_line(for_gpus)}"
+        super().__init__(message)
+
+
+def _pip_line(extras: Sequence[str]) -> str:
+    return f"pip install 'janus-modular[{','.join(extras)}]'"
 
 
 EXTRAS = {
@@ -60,14 +71,59 @@ EXTRAS = {
     "lora": ("peft",),
     "runtime": ("onnxruntime",),
     "export": ("onnx", "onnxscript", "onnx_ir"),
-    "gpu": ("tensorrt",),
-    "rtx": ("tensorrt_rtx",),
+    "gpu": ("onnxruntime", "tensorrt", "cuda.bindings", "onnx_ir", "onnxscript"),
+    "rtx": ("tensorrt_rtx", "cuda.bindings", "onnx_ir", "onnxscript"),
 }
-"""Which packages (by import name) each extra adds."""
+"""Which modules each extra adds. Where several bring one, the first is named to whoever lacks it."""
+
+INCLUDES = {
+    "train": ("torch",),
+    "lora": ("torch",),
+    "export": ("torch",),
+    "demo": ("train", "export", "runtime"),
+}
+"""Which other extras an extra takes along."""
 
 
 def missing_extra(error: ModuleNotFoundError, what: str) -> MissingExtraError | None:
     """Return the error that says which extra brings a missing module; None where none does."""
-    package = (error.name or "").partition(".")[0]
-    extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+    package = _package(error.name or "")
+    extra = next((extra for extra, names in EXTRAS.items() if package in map(_package, names)), None)
     return MissingExtraError(what, extra) if extra else None
+
+
+@contextmanager
+def needing(what: str, *extras: str) -> Iterator[None]:
+    """Import inside what ``extras`` bring: where that is missing, all of them are named that are incomplete.
+
+    `missing_extra` knows the module alone; who knows the command can say the whole line at once.
+
+    Raises:
+        MissingExtraError: a module of these extras is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        incomplete = [extra for extra in extras if lacking(extra)]
+        known = {_package(name) for extra in incomplete for name in lacking(extra)}
+        if _package(error.name or "") not in known:
+            raise
+        raise MissingExtraError(what, *incomplete) from error
+
+
+def lacking(extra: str) -> list[str]:
+    """Name the modules of an extra, and of those that it includes, that are not installed."""
+    included = [name for inner in INCLUDES.get(extra, ()) for name in lacking(inner)]
+    own = [name for name in EXTRAS[extra] if not _is_installed(name)]
+    return list(dict.fromkeys([*included, *own]))
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it lies in
+        return False
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]

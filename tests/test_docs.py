@@ -283,6 +283,14 @@ def test_every_error_is_documented():
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == known
 
 
+def test_every_key_of_a_bundles_manifest_is_explained_and_its_schema_is_shown():
+    page = ROOT / "docs/reference/bundle.md"
+    schema = json.loads((ROOT / "export/janus_export/bundle.schema.json").read_text("utf-8"))
+    keys = re.findall(r"^\| `(\w+)` \|", prose(page), re.MULTILINE)
+    assert keys == list(schema["properties"])  # in the order of the schema, which is the manifest's
+    assert '--8<-- "bundle.schema.json"' in [block.body.strip() for block in blocks(page)]
+
+
 def test_every_command_is_documented_with_its_options():
     text = (ROOT / "docs/reference/cli.md").read_text("utf-8")
     sections = dict(re.findall(r"^## `([\w -]+)`\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))

@@ -16,8 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from janus_export.bench_memory import cores, peak_memory, read_bandwidth
+from janus_export.bench_memory import cores, read_bandwidth
 from janus_export.bench_modes import Mode, time_decoding
+from janus_export.process_memory import peak_memory
 from janus_modular import Janus, Message, Runtime, Text
 from janus_modular.bundles import RUNTIME, is_bundle
 

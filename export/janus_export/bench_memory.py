@@ -1,12 +1,10 @@
-"""Memory as `bench` measures it: how fast the processor reads it, and how much of it a process took."""
+"""How fast the processor reads memory: what `bench` measures the speed of a step by."""
 
 from __future__ import annotations
 
 import os
-import re
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
@@ -34,22 +32,3 @@ def read_bandwidth(threads: int, *, passes: int = 3) -> float:
             list(pool.map(np.max, slices))
             seconds.append(time.perf_counter() - start)
     return array.nbytes / min(seconds[1:])
-
-
-def peak_memory(pid: int | str = "self") -> int | None:
-    """Return the most memory that a process ever had, in bytes, mapped files included; None off Linux."""
-    return _status("VmHWM", pid)
-
-
-def anonymous_memory(pid: int | str = "self") -> int | None:
-    """Return what a process holds that is no mapped file, in bytes; None off Linux, or where it has ended."""
-    return _status("RssAnon", pid)
-
-
-def _status(field: str, pid: int | str) -> int | None:
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return None
-    found = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else None

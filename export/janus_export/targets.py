@@ -12,6 +12,8 @@ from janus_export.graphics_card import compute_capability
 from janus_modular.errors import MissingExtraError
 from janus_modular.suggest import did_you_mean
 
+CUDA = "cuda.bindings.runtime"
+
 
 @dataclass(frozen=True)
 class Target:
@@ -43,12 +45,13 @@ def find_target(name: str) -> Target:
 
 
 def load(target: Target) -> Any:
-    """Import a target's package.
+    """Import a target's package, after the binding of CUDA that finds the GPU.
 
     Raises:
-        MissingExtraError: it is not installed; says the line that does it.
+        MissingExtraError: one of them is not installed; says the line that does it.
     """
     try:
+        import_module(CUDA)
         return import_module(target.module)
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"building for {target.name}", target.extra) from error

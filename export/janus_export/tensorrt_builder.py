@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from janus_export.engines import Profile
 from janus_export.errors import ExportError
-from janus_export.peak_memory import PeakMemory
+from janus_export.process_memory import AnonymousPeak
 
 UNUSED = "Unused Input"
 """How TensorRT begins a warning that is an error here: an engine must take what its graph takes."""
@@ -53,7 +53,7 @@ def build_engine(trt: Any, model: ir.Model, source: Path, file: Path, order: Ord
     """
     started = time.perf_counter()
     said: list[tuple[int, str]] = []
-    with PeakMemory() as peak, _no_output(), file.open("wb") as out:
+    with AnonymousPeak() as peak, _no_output(), file.open("wb") as out:
         logger, writer = _listener(trt, said), _writer(trt, out)
         builder = trt.Builder(logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

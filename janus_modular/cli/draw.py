@@ -68,7 +68,8 @@ def draw(
             **settings,
         )
     used = asdict(janus.settings(janus.runtime.drawing_loop, settings))
-    about = {"prompt": prompt, "model": model, **used}
+    form = getattr(janus.runtime, "variant", variant)  # of a bundle: its numbers differ, and so its pictures
+    about = {"prompt": prompt, "model": model, **({"variant": form} if form else {}), **used}
     files = {output: grid(pictures)}
     if n > 1:
         files |= {output.with_stem(f"{output.stem}-{i}"): one for i, one in enumerate(pictures)}

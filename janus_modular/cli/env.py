@@ -57,14 +57,12 @@ def _version(name: str) -> str:
 
 
 def _extras() -> dict[str, str]:
-    """Say of each extra whether it is complete here, from the packages that it adds."""
-    from importlib.util import find_spec
-
-    from janus_modular.errors import EXTRAS
+    """Say of each extra whether it is complete here, with those that it includes."""
+    from janus_modular.errors import EXTRAS, lacking
 
     found = {}
-    for extra, modules in EXTRAS.items():
-        missing = [name for name in modules if find_spec(name) is None]
+    for extra in EXTRAS:
+        missing = lacking(extra)
         cure = f"lacks {', '.join(missing)}: pip install 'janus-modular[{extra}]'"
         found[extra] = cure if missing else "complete"
     return found

@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from janus_export import bench_memory
 from janus_export.bench import bench
-from janus_export.bench_memory import anonymous_memory, peak_memory, read_bandwidth
+from janus_export.bench_memory import read_bandwidth
 from janus_export.bench_reads import cache_read, multiplied
 from janus_export.bundle import load_bundle
+from janus_export.process_memory import AnonymousPeak, anonymous_memory, peak_memory
 from janus_modular import Janus, JanusError
 from janus_modular.cli.app import app
 
@@ -134,3 +136,20 @@ def test_a_bundle_is_measured_without_torch(tiny_bundle: Path):
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ran"]["runtime"] == "onnx"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' /proc")
+def test_a_peak_is_of_memory_and_not_of_mapped_files(tmp_path: Path):
+    file = tmp_path / "mapped"
+    file.write_bytes(bytes(1 << 26))
+    mapped = np.memmap(file, np.uint8, "r")
+    with AnonymousPeak() as peak:
+        assert mapped.sum() == 0
+        before = anonymous_memory()
+    assert before
+    assert peak.bytes
+    assert peak.bytes < before + (1 << 25)  # the file is 1 << 26
+    with AnonymousPeak() as peak:
+        held = np.ones(1 << 26, np.uint8)
+    assert peak.bytes
+    assert peak.bytes >= before + held.nbytes - (1 << 24)  # what was there may have become less

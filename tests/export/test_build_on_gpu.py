@@ -6,9 +6,9 @@ takes a GPU (measuring, loading an engine) it plays.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +17,13 @@ from typing import Any
 import pytest
 import tensorrt_rtx as rtx
 
-from janus_export import building, graphics_card, targets
+from janus_export import building, targets
 from janus_export.building import BuildConfig, build
 from janus_export.bundle import load_bundle
 from janus_export.errors import ExportError
+from janus_export.graphics_card import compute_capability
+from janus_export.runtimes.cuda import Gpu
+from janus_modular.errors import MissingExtraError
 
 FOUND = '{"Layers": [{"Name": "gemm"}]}'
 MEASURED = b" and what was measured"
@@ -179,30 +182,18 @@ def test_tensorrt_is_refused_where_its_gpu_is_not(
         build(bundle, BuildConfig("tensorrt"))
 
 
-class Driver:
-    """A driver of that many GPUs."""
-
-    def __init__(self, gpus: int) -> None:
-        self.gpus = gpus
-
-    def cuInit(self, flags: int) -> int:  # noqa: N802  # the driver's names
-        return 0
-
-    def cuDeviceGet(self, device: Any, index: int) -> int:  # noqa: N802
-        return 0 if index < self.gpus else 101
-
-    def cuDeviceGetAttribute(self, number: Any, attribute: int, device: Any) -> int:  # noqa: N802
-        number._obj.value = {75: 12, 76: 1}[attribute]
-        return 0
+def test_cuda_says_which_gpu_is_here(machine: Any):
+    machine.arch, machine.count = (12, 1), 2
+    assert compute_capability() == compute_capability(1) == Gpu(1, extra="rtx").arch == "12.1"
+    assert compute_capability(2) is None
+    machine.count = 0
+    assert compute_capability() is None
 
 
-def test_the_driver_says_which_gpu_is_here(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(1))
-    assert graphics_card.compute_capability() == "12.1"
-    assert graphics_card.compute_capability(1) is None
-
-    def missing(name: str) -> Any:
-        raise OSError(name)
-
-    monkeypatch.setattr(ctypes, "CDLL", missing)
-    assert graphics_card.compute_capability() is None
+def test_without_the_binding_of_cuda_the_extra_of_the_target_is_named(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    with pytest.raises(MissingExtraError, match=r"building for tensorrt-rtx needs the extra 'rtx'"):
+        build(bundle, BuildConfig("tensorrt-rtx", graphs=["embed"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +13,18 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-ABOVE = ("torch", "transformers", "safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript")
-"""What a server does not install."""
+NOT_INSTALLED = ("torch", "transformers", "safetensors", "onnx", "onnx_ir", "onnxscript")
+"""What a server does without."""
+
+NOT_IMPORTED = (*NOT_INSTALLED, "huggingface_hub")
+"""What it never loads; tokenizers requires the last, to fetch files, and so brings it there."""
 
 PROGRAM = f"""
 import sys
-ABOVE = {ABOVE!r}
+NOT_IMPORTED = {NOT_IMPORTED!r}
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ABOVE:
+        if name.partition(".")[0] in NOT_IMPORTED:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 if "--refuse" in sys.argv:
     sys.argv.remove("--refuse")
@@ -29,7 +33,7 @@ from janus_modular.cli.app import app
 try:
     app(sys.argv[1:])
 finally:
-    print(sorted(name for name in sys.modules if name.partition(".")[0] in ABOVE))
+    print(sorted(name for name in sys.modules if name.partition(".")[0] in NOT_IMPORTED))
 """
 
 
@@ -55,6 +59,8 @@ def asks_and_draws(python: Path | str, folder: Path, bundle: Path, *options: str
     command(python, folder, *options, "draw", bundle, "a cat", "-n", 2, "-o", "drawn.png")
     with Image.open(folder / "drawn.png") as picture:
         assert picture.size == (68, 32)
+        assert picture.text["prompt"] == "a cat"
+        assert picture.text["variant"] == "fp32"  # that was drawn by, though nobody named it
         return json.loads(answer)["answer"], picture.tobytes()
 
 
@@ -67,6 +73,69 @@ def test_a_checkpoint_says_what_it_needs_there(tiny_checkpoint: Path, tmp_path: 
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "pip install 'janus-modular[torch]'" in done.stderr
+
+
+TORCH = ("torch", "transformers", "safetensors", "huggingface_hub", "gguf", "accelerate")
+ONNX = ("onnx", "onnx_ir", "onnxscript")
+
+
+@pytest.mark.parametrize(
+    ("words", "lacking", "said"),
+    [
+        (["export", "m", "b"], (*TORCH, *ONNX), "'export' needs the extra 'export'"),
+        (["export", "m", "b"], TORCH, "'export' needs the extra 'export'"),
+        (["build", "b", "--target", "tensorrt-rtx"], (*TORCH, *ONNX), "needs the extra 'rtx'"),
+        (["build", "b", "--target", "tensorrt"], (*TORCH, *ONNX), "needs the extra 'gpu'"),
+        (["verify", "b", "--against", "m"], (*TORCH, *ONNX), "'verify' needs the extra 'export'"),
+        (
+            ["verify", "b", "--against", "m"],
+            ("onnxruntime",),
+            "'verify' needs the extra 'runtime': pip install 'janus-modular[runtime]';"
+            " where an NVIDIA GPU is, instead: pip install 'janus-modular[gpu]'\n",
+        ),
+        (
+            ["verify", "b", "--against", "m"],
+            (*TORCH, *ONNX, "onnxruntime"),
+            "'verify' needs the extras 'export' and 'runtime': pip install 'janus-modular[export,runtime]';"
+            " where an NVIDIA GPU is, instead: pip install 'janus-modular[export,gpu]'\n",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_command_names_its_own_extra(words: list[str], lacking: tuple[str, ...], said: str, tmp_path: Path):
+    """Not that of the first package that is missing: who has `rtx` lacks torch, and needs `export`."""
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({lacking!r}))  # as if they were not installed\n"
+        f"from janus_modular.cli.app import app\napp({words!r})"
+    )
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+
+
+def test_engines_are_built_without_torch_and_onnx_runtime(tiny_gpu_bundle: Path, tmp_path: Path):
+    bundle = shutil.copytree(tiny_gpu_bundle, tmp_path / "bundle")
+    words = ["build", str(bundle), "--target", "tensorrt-rtx", "--sm", "8.9", "--graph", "embed", "--quiet"]
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({(*TORCH, 'onnxruntime')!r}))\n"
+        f"from janus_modular.cli.app import app\napp({words!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (bundle / "engines/fp16.tensorrt-rtx.sm89/embed.engine").is_file()
+
+
+def test_a_bundle_without_a_runtime_names_both(tiny_bundle: Path, tmp_path: Path):
+    code = (
+        "import sys\nsys.modules['onnxruntime'] = None\n"
+        f"from janus_modular.cli.app import app\napp(['draw', {str(tiny_bundle)!r}, 'a cat'])"
+    )
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "janus-modular[runtime]" in done.stderr
+    assert "janus-modular[gpu]" in done.stderr
 
 
 @pytest.mark.slow
@@ -83,8 +152,9 @@ def test_the_extra_runtime_is_enough(tiny_bundle: Path, tmp_path: Path):
     listed = subprocess.run(
         [python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True
     )
-    packages = {line.partition("==")[0].lower() for line in listed.stdout.split()}
-    assert not packages & {name.replace("_", "-") for name in ABOVE}
+    packages = {line.partition("==")[0].lower().replace("-", "_") for line in listed.stdout.split()}
+    assert {"onnxruntime", "tokenizers", "janus_modular"} <= packages
+    assert not packages & set(NOT_INSTALLED)
     there = tmp_path / "there"
     here = tmp_path / "here"
     there.mkdir()

@@ -29,9 +29,12 @@ def export(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from janus_export.exporting import export as export_model
-    from janus_export.settings import ExportConfig
     from janus_modular.config import load, resolve
+    from janus_modular.errors import needing
+
+    with needing("'export'", "export"):
+        from janus_export.exporting import export as export_model
+        from janus_export.settings import ExportConfig
 
     changes = list(overrides or ())
     if precision:

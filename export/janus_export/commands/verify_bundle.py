@@ -29,7 +29,10 @@ def verify(
     """Hold a bundle against its model, from files to whole drawings; results go into its manifest."""
     from rich.console import Console
 
-    from janus_export.verify import verify as verify_bundle
+    from janus_modular.errors import needing
+
+    with needing("'verify'", "export", "runtime"):
+        from janus_export.verify import verify as verify_bundle
 
     with Console(stderr=True).status("verifying") as status:
         reports = verify_bundle(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_export.errors import DeviceError
+from janus_export.graphics_card import compute_capability
 from janus_modular import ConfigError, MissingExtraError
 
 
@@ -34,11 +35,11 @@ class Gpu:
             raise MissingExtraError("running engines", extra) from error
         self.api: Any = runtime
         self.index = index
-        self._find(index)
+        if (arch := compute_capability(index)) is None:
+            raise self._absent()
+        self.arch = arch
         self.use()
-        properties = self._ask("cudaGetDeviceProperties", index)
-        self.name = properties.name.decode()
-        self.arch = f"{properties.major}.{properties.minor}"  # compute capability, "8.9"
+        self.name = self._ask("cudaGetDeviceProperties", index).name.decode()
         self._stream = self._ask("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
         self.stream = int(self._stream)
         self.epoch = 0  # how often the host has waited
@@ -145,14 +146,13 @@ class Gpu:
     def _put(self, name: str, *arguments: Any) -> None:
         self._do(name, *arguments, self._stream)
 
-    def _find(self, index: int) -> None:
+    def _absent(self) -> ConfigError:
         error, count = self.api.cudaGetDeviceCount()
-        if error != self.api.cudaError_t.cudaSuccess or index >= count:
-            found = f"there are {count}" if error == self.api.cudaError_t.cudaSuccess else self._words(error)
-            raise ConfigError(
-                f"there is no CUDA GPU {index} here ({found}). Engines run on NVIDIA's GPUs alone;"
-                " elsewhere run the bundle's graphs: --runtime onnx"
-            )
+        found = f"there are {count}" if error == self.api.cudaError_t.cudaSuccess else self._words(error)
+        return ConfigError(
+            f"there is no CUDA GPU {self.index} here ({found}). Engines run on NVIDIA's GPUs alone;"
+            " elsewhere run the bundle's graphs: --runtime onnx"
+        )
 
     def _do(self, name: str, *arguments: Any) -> None:
         self._call(name, arguments)
