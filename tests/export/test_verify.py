@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from janus_export.bundle import load_bundle, write_manifest
+from janus_export.errors import BundleError
 from janus_export.verify import GATES, Report, verify
 from janus_export.verify_subject import Reference
 from janus_modular.cli.app import app
@@ -120,6 +121,17 @@ def test_a_sound_bundle_passes_and_its_manifest_says_so(workshop: Workshop):
 def test_single_gates_record_nothing(workshop: Workshop):
     workshop.verify("sizes")
     assert load_bundle(workshop.folder).manifest["parity"] == {}
+
+
+def test_weights_are_hashed_before_anything_is_compared(workshop: Workshop):
+    """One bit of one weight: too little for any gate that compares numbers."""
+    [name] = load_bundle(workshop.folder).manifest["variants"]["fp32"]["weights"]
+    file = workshop.folder / name
+    content = bytearray(file.read_bytes())
+    content[-4] ^= 1  # the last float32's lowest bit
+    file.write_bytes(content)
+    with pytest.raises(BundleError, match="its hash is another"):
+        workshop.verify("graphs")
 
 
 def misspelt(model: ir.Model) -> None:
