@@ -134,6 +134,58 @@ def test_weights_are_hashed_before_anything_is_compared(workshop: Workshop):
         workshop.verify("graphs")
 
 
+def test_a_gate_that_is_asked_for_must_have_something_to_check(workshop: Workshop):
+    workshop.claim(quantisation=INT8)
+    report = workshop.verify("sizes", "answer")
+    assert not report.passed
+    assert failed(report) == "fp32: nothing to check"
+    assert list(report.checks) == ["sizes", "answer"]
+
+
+def test_gates_that_had_nothing_to_check_are_listed(workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
+    for name in list(GATES):
+        if name not in ("sizes", "engines"):
+            monkeypatch.delitem(GATES, name)
+    run = CliRunner().invoke(app, ["verify", str(workshop.folder), "--against", "the model"])
+    assert "nothing to check: engines\n" in run.stdout
+    assert load_bundle(workshop.folder).manifest["parity"]["fp32"]["nothing_to_check"] == ["engines"]
+
+
+def test_what_ends_a_gate_is_a_failure_with_a_traceback_to_ask_for(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+):
+    def typo(subject: Any) -> list[Any]:
+        return subject.no_such_thing
+
+    monkeypatch.setitem(GATES, "sizes", typo)
+    command = ["verify", str(workshop.folder), "--against", "the model", "--gate", "sizes"]
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 1
+    assert "AttributeError" in run.stdout
+    assert "in typo" not in run.output
+    run = CliRunner().invoke(app, ["--traceback", *command])
+    assert run.exit_code == 1
+    assert "in typo" in run.stderr
+
+
+def test_what_was_found_is_printed_where_it_cannot_be_recorded(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+):
+    for name in list(GATES):
+        if name != "sizes":
+            monkeypatch.delitem(GATES, name)
+
+    def read_only(*_: Any) -> None:
+        raise OSError(30, "Read-only file system")  # root may write anywhere, so no permissions are taken
+
+    monkeypatch.setattr("janus_export.bundle.write_manifest", read_only)
+    run = CliRunner().invoke(app, ["verify", str(workshop.folder), "--against", "the model"])
+    assert run.exit_code == 2
+    assert "fp32: passed" in run.stdout
+    assert "Read-only file system" in run.stderr
+    assert "Make the folder writable" in run.stderr
+
+
 def misspelt(model: ir.Model) -> None:
     first(model, "Gemm").op_type = "Gemmm"
 
