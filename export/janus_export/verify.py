@@ -6,8 +6,8 @@ independent, so that one that fails does not hide the next. Results go into the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from janus_export import (
     verify_rounded,
     verify_runs,
 )
-from janus_export.bundle import Bundle, load_bundle
+from janus_export.bundle import MANIFEST, Bundle, load_bundle
 from janus_export.errors import BundleError
 from janus_export.on_disk import float32_bytes, free_bytes
 from janus_export.verify_lean import LeanReference
@@ -62,6 +62,8 @@ class Report:
     how: str  # what ran, and on what
     checks: dict[str, list[Check]]  # by gate
     not_run: tuple[str, ...] = ()  # gates that need more memory than there was
+    idle: tuple[str, ...] = ()  # gates that have nothing to check in such a variant
+    errors: Mapping[str, Exception] = field(default_factory=dict)  # by gate: what ended it
 
     @property
     def passed(self) -> bool:
@@ -76,8 +78,17 @@ class Report:
             "passed": self.passed,
             "how": self.how,
             "not_run": list(self.not_run),
+            "nothing_to_check": list(self.idle),
             "gates": checks,
         }
+
+
+class NotRecordedError(BundleError):
+    """What was found could not be written into the bundle; ``reports`` holds it."""
+
+    def __init__(self, message: str, reports: list[Report]) -> None:
+        super().__init__(message)
+        self.reports = reports
 
 
 def verify(
@@ -95,13 +106,17 @@ def verify(
 
     ``runtime`` is what users are to run: every gate that computes does so in it, those before look at the
     ONNX graphs. One that has ``evidence`` (which engines, on which GPU) gets an entry in the manifest's
-    ``executed``. ``gates``: some of them only, in which case nothing is recorded. ``layers``: layer by layer,
+    ``executed``. ``gates``: some of them only, in which case nothing is recorded, and one that has nothing to
+    check in a variant has failed. ``layers``: layer by layer,
     in the memory of one of them; None: where the whole does not fit.
 
     Raises:
         BundleError: the bundle is damaged, so that there is nothing to verify; or a gate is unknown.
+        NotRecordedError: all was verified, and the manifest cannot be written; it has the reports.
     """
     bundle = load_bundle(folder)
+    wanted = list(variants) or bundle.variants
+    bundle.verify_weights(_weights(bundle, wanted))
     lack = "as asked" if layers else lack_of_memory(against) if layers is None else None
     ladder = LAYER_GATES if lack else GATES
     chosen = list(gates)
@@ -118,20 +133,50 @@ def verify(
         )
     reference = LeanReference.opened(merged(describe(against))) if lack else Reference.of(against)
     reports = []
-    for variant in list(variants) or bundle.variants:
+    unwritten: Exception | None = None
+    for variant in wanted:
         with Subject.of(bundle, variant, reference, runtime=runtime, device=device) as subject:
-            checks = {}
+            checks, errors = {}, dict[str, Exception]()
             for gate in chosen or ladder:
                 tell(variant, gate)
-                checks[gate] = list(_tried(ladder[gate], subject))
+                checks[gate], error = _tried(ladder[gate], subject)
+                if error:
+                    errors[gate] = error
+                if chosen and not checks[gate]:
+                    checks[gate] = [
+                        Check(variant, False, "nothing to check", "something, where it is asked for")
+                    ]
             how = f"layer by layer ({lack}), {subject.how}" if lack else subject.how
-            found = {gate: results for gate, results in checks.items() if results}
-            report = Report(variant, how, found, tuple(gate for gate in GATES if gate not in ladder))
             evidence = getattr(subject.whole, "evidence", None)
+        report = Report(
+            variant,
+            how,
+            {gate: found for gate, found in checks.items() if found},
+            not_run=tuple(gate for gate in GATES if gate not in ladder),
+            idle=tuple(gate for gate, found in checks.items() if not found),
+            errors=errors,
+        )
         reports.append(report)
         if not chosen:
-            _record(bundle, variant if runtime == "onnx" else f"{variant} {runtime}", report, evidence)
+            try:
+                _record(bundle, variant if runtime == "onnx" else f"{variant} {runtime}", report, evidence)
+            except (OSError, BundleError) as error:
+                unwritten = error
+    if unwritten:
+        raise NotRecordedError(
+            f"what was found is not recorded: {bundle.folder / MANIFEST} cannot be written ({unwritten})."
+            " Make the folder writable, or verify a copy of it",
+            reports,
+        ) from unwritten
     return reports
+
+
+def _weights(bundle: Bundle, variants: Iterable[str]) -> list[str]:
+    """List the weights of variants, which no gate could tell from slightly different ones."""
+    for variant in variants:
+        bundle.path("backbone", variant)  # says which variants there are, if this is none
+    records = bundle.manifest["variants"]
+    return sorted({name for variant in variants for name in records[variant]["weights"]})
 
 
 def _record(bundle: Bundle, key: str, report: Report, evidence: Mapping[str, str] | None) -> None:
@@ -142,7 +187,8 @@ def _record(bundle: Bundle, key: str, report: Report, evidence: Mapping[str, str
     }
     gates = {gate: _summary(found) for gate, found in report.checks.items()}
     not_run = {"not_run": list(report.not_run)} if report.not_run else {}
-    bundle.record("parity", key, {**told, "gates": gates, **not_run})
+    idle = {"nothing_to_check": list(report.idle)} if report.idle else {}
+    bundle.record("parity", key, {**told, "gates": gates, **not_run, **idle})
     if evidence:
         engines = evidence["engines"]
         bundle.record("executed", engines, {**told, **evidence})
@@ -157,11 +203,15 @@ def lack_of_memory(against: str | Path) -> str | None:
     return f"as a whole it takes {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
 
 
-def _tried(gate: Gate, subject: Subject) -> Iterator[Check]:
+def _tried(gate: Gate, subject: Subject) -> tuple[list[Check], Exception | None]:
+    """Return what a gate found, and what ended it before its end, if anything did."""
+    checks: list[Check] = []
     try:
-        yield from gate(subject)
+        checks.extend(gate(subject))
     except Exception as error:  # a graph that does not even run has failed, and the ladder goes on
-        yield Check("runs", False, f"{type(error).__name__}: {error}".split("\n")[0][:300], "no error")
+        said = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+        return [*checks, Check("runs", False, said, "no error")], error
+    return checks, None
 
 
 def _summary(checks: list[Check]) -> str:

@@ -21,18 +21,12 @@ from torch import Tensor
 
 from janus_export.pieces import cut
 from janus_export.runtimes.onnx_runtime import ERRORS
+from janus_export.verify_agreement import agree, compare_part
 from janus_export.verify_lean import LeanReference, Pass
-from janus_export.verify_numbers import CLOSE, SAME_CODES, distance, rows_alike
-from janus_export.verify_rounded import AGREEING, COSINES, HALF_MAX, compare_logits
+from janus_export.verify_rounded import HALF_MAX, compare_drawing
 from janus_export.verify_subject import DRAWING, Array, Check, Subject, pictures
 from janus_export.widening import widened
 from janus_modular import Message, PictureToRead
-
-LEAST_COSINES = {**COSINES, 4: 0.9}
-"""Between numbers of a graph and of torch, or what a layer adds to them, by how a variant is rounded.
-
-In 4 bits a layer of random weights came to 0.94 to 0.99 (tried); with codes in a wrong order it comes to 0.
-"""
 
 Feed = dict[str, Array]
 
@@ -70,9 +64,9 @@ def layers(subject: Subject) -> Iterator[Check]:
         for of in ([feed["hidden"] for feed in known], [one.hidden for one in passes])
     )
     if kind == "exact":
-        yield _agree("all layers in turn", kind, got, want)
+        yield agree("all layers in turn", kind, got, want)
     else:
-        yield compare_logits(subject, "all layers in turn", got, want, words=False)
+        yield from compare_drawing(subject, "all layers in turn", got, want)
 
 
 def _feed(one: Pass, capacity: int) -> Feed:
@@ -105,8 +99,8 @@ def _compare_layer(layer: int, kind: str | int, got: Sequence[Array], passes: Se
     )
     states = np.concatenate([state[one.counts] for state, one in zip(got, passes, strict=True)])
     if kind == "exact":
-        return _agree(f"layer {layer}", kind, states, want)
-    return _agree(f"layer {layer}: what it adds", kind, states - given, want - given)
+        return agree(f"layer {layer}", kind, states, want)
+    return agree(f"layer {layer}: what it adds", kind, states - given, want - given)
 
 
 @torch.no_grad()
@@ -144,12 +138,7 @@ def parts(subject: Subject) -> Iterator[Check]:
             got = list(graph.run(feed).values())
         want = direct[name](torch.from_numpy(given[0])) if name in direct else torchs.run(name, *given)
         wanted = [torchs.to_host(each) for each in (want if isinstance(want, tuple) else (want,))]
-        rounded = (subject.record["quantisation"] or {}).get("graphs", ())
-        kind = subject.rounded_to if subject.is_half or name in rounded else "exact"
-        yield _agree(name, kind, got[0], wanted[0], least=SAME_CODES if name == "tokenize_image" else 1)
-        for x, y in zip(got[1:], wanted[1:], strict=True):  # embeddings of what both chose
-            same = rows_alike(got[0], wanted[0], len(y))
-            yield _agree(f"{name}: embeddings", kind, x[same], y[same])
+        yield from compare_part(name, subject.kind_of(name), [got], [wanted])
 
 
 class Alone:
@@ -182,23 +171,6 @@ class Alone:
         del self.session
         gc.collect()
         self.folder.cleanup()
-
-
-def _agree(what: str, kind: str | int, got: Array, want: Array, *, least: float = 1) -> Check:
-    """Compare choices by how many are the same, pixels by their distance, numbers by distance or cosine."""
-    if want.dtype == np.int64:
-        least = least if kind == "exact" else AGREEING
-        share = float((got == want).mean())
-        return Check(what, share >= least, f"{share:.2%} the same", f">= {least:.1%}")
-    is_pixels, got, want = want.dtype == np.uint8, got.astype(np.float32), want.astype(np.float32)
-    if kind != "exact":
-        cosine = float((got * want).sum() / max(np.linalg.norm(got) * np.linalg.norm(want), 1e-30))
-        return Check(what, cosine >= LEAST_COSINES[kind], f"cosine {cosine:.5f}", f">= {LEAST_COSINES[kind]}")
-    if is_pixels:
-        off = float(np.abs(got - want).max())
-        return Check(what, off <= 1, f"pixels {off:.0f} of 255 apart", "at most 1")
-    off = distance(got, want)
-    return Check(what, off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
 
 
 def _largest(value: Array) -> float:

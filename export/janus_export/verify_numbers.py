@@ -10,61 +10,46 @@ from typing import Any
 import numpy as np
 import torch
 
+from janus_export.runtimes.memory import to_numbers
+from janus_export.verify_agreement import CLOSE, compare_part, distance
 from janus_export.verify_subject import Array, Check, Run, Subject, pictures
 from janus_modular import Message, PictureToRead, Runtime
 
-CLOSE = 1e-4  # of the largest number: float32 sums in another order
-SAME_CODES = 0.995  # of a picture's codes: neighbours in a codebook may be equally near
 SMALL = {"chunk": 5, "bucket": 8}  # positions of a prompt at once, slots that a cache grows by
 POISON = 1e4  # in slots that nobody may see; small enough for half precision
 
 
 def graphs(subject: Subject) -> Iterator[Check]:
     """Compare every graph beside the backbone, on inputs that a run of the model gave it."""
-    rounded = set((subject.record["quantisation"] or {}).get("graphs", ()))
-    if subject.is_half:
-        return
-    run, model, processor = subject.parts.run, subject.reference.model, subject.reference.processor
-    if "understand" not in rounded:
-        prompt = processor.chat_prompt([Message("user", [*map(PictureToRead, pictures(3))])])
-        pixels = np.stack(prompt.understanding_pixels)
-        with torch.no_grad():
-            yield close(
-                "understand", run("understand", pixels), model.understanding(torch.from_numpy(pixels))
-            )
-    if "embed" not in rounded:
-        tokens = np.arange(2 * 7).reshape(2, 7) * 37 % model.backbone.vocab_size
-        with torch.no_grad():
-            yield close("embed", run("embed", tokens), model.backbone.embed(torch.from_numpy(tokens)))
-    runs = [subject.reference.greedy[1], subject.reference.sampled[1], subject.reference.drawn[1]]
-    for part in ("text_next", "image_next"):
-        if part not in rounded:
-            yield from _chooses_as(subject, part, runs)
-    _, drawn = subject.reference.drawn
+    model, processor, reference = subject.reference.model, subject.reference.processor, subject.reference
+    prompt = processor.chat_prompt([Message("user", [*map(PictureToRead, pictures(3))])])
+    pixels = np.stack(prompt.understanding_pixels)
+    tokens = np.arange(2 * 7).reshape(2, 7) * 37 % model.backbone.vocab_size
+    drawn = reference.drawn[1]
     [(_, (codes,), (painted,))] = [one for one in drawn.parts if one[0] == "draw"]
-    if "draw" not in rounded:
-        off = int(np.abs(run("draw", codes).astype(int) - painted.astype(int)).max())
-        yield Check("draw", off <= 1, f"pixels {off} of 255 apart", "at most 1")
-    if "tokenize_image" not in rounded:
-        with torch.no_grad():
-            want = model.generation.targets(torch.from_numpy(painted)).numpy()
-        share = float((run("tokenize_image", painted) == want).mean())
-        yield Check(
-            "tokenize_image", share >= SAME_CODES, f"{share:.2%} of the codes", f">= {SAME_CODES:.1%}"
-        )
+    with torch.no_grad():
+        asked: dict[str, list[tuple[tuple[Any, ...], tuple[Array, ...]]]] = {  # inputs, and torch's outputs
+            "understand": [((pixels,), (model.understanding(torch.from_numpy(pixels)).numpy(),))],
+            "embed": [((tokens,), (model.backbone.embed(torch.from_numpy(tokens)).numpy(),))],
+            "draw": [((codes,), (painted,))],
+            "tokenize_image": [((painted,), (model.generation.targets(torch.from_numpy(painted)).numpy(),))],
+        }
+    for name in ("text_next", "image_next"):
+        runs = (reference.greedy[1], reference.sampled[1], drawn)
+        asked[name] = [(given, said) for run in runs for part, given, said in run.parts if part == name]
+    for name, calls in asked.items():
+        got = [_outputs(subject, name, given) for given, _ in calls]
+        yield from compare_part(name, subject.kind_of(name), got, [want for _, want in calls])
 
 
-def _chooses_as(subject: Subject, part: str, runs: list[Run]) -> Iterator[Check]:
-    ids, off, steps = 0, 0.0, 0
-    for run in runs:
-        for name, given, (want, x) in (one for one in run.parts if one[0] == part):
-            got, after = subject.parts.run(name, *given)
-            ids += int((got != want).sum())
-            same = rows_alike(got, want, len(x))
-            off = max(off, distance(after[same], x[same]))
-            steps += want.size
-    yield Check(f"{part}: choices", ids == 0, f"{ids} of {steps} differ", "none")
-    yield Check(f"{part}: embeddings", off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
+def _outputs(subject: Subject, name: str, given: tuple[Any, ...]) -> tuple[Array, ...]:
+    """Run a graph; return its outputs as numbers, bfloat16 too."""
+    made = subject.parts.run(name, *given)
+    slots = subject.bundle.contract(name, subject.variant)["outputs"]
+    return tuple(
+        to_numbers(one, slot["dtype"]) if one.dtype == np.uint16 else one
+        for one, slot in zip(made if isinstance(made, tuple) else (made,), slots, strict=True)
+    )
 
 
 def rows(subject: Subject) -> Iterator[Check]:
@@ -164,26 +149,3 @@ def _states(what: str, got: list[Array], run: Run, start: int = 0) -> Check:
     ]
     off = max(distance(one, want) for one, want in pairs)
     return Check(what, off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
-
-
-def close(what: str, got: Array, want: torch.Tensor) -> Check:
-    """Compare arrays, relative to the largest number."""
-    off = distance(got, want.numpy())
-    return Check(what, off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
-
-
-def rows_alike(got: Array, want: Array, rows: int) -> Array:
-    """Say of each of ``rows`` whether the same was chosen for it; under guidance two rows take one choice.
-
-    Choices are (N,), or (N, S) of several codes a position.
-    """
-    alike = (got == want).reshape(len(want), -1).all(axis=1)
-    return np.tile(alike, rows // len(want))
-
-
-def distance(got: Array, want: Array) -> float:
-    """Return the largest difference, as a share of the largest number (of 1 where that is smaller)."""
-    if not want.size:
-        return 0.0
-    off = float(np.abs(got - want).max()) / max(1.0, float(np.abs(want).max()))
-    return off if np.isfinite(off) else float("inf")

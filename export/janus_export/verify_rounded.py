@@ -12,25 +12,25 @@ import onnxruntime
 import torch
 
 from janus_export.runtimes.onnx_runtime import ERRORS
+from janus_export.runtimes.prompts import embed
+from janus_export.verify_agreement import AGREEING, CLEAR, LEAST_CLEAR, agree, alike
 from janus_export.verify_numbers import replay
 from janus_export.verify_subject import Array, Check, Run, Subject
 
-COSINES: dict[str | int, float] = {"half": 0.999, 8: 0.99}
-"""Least cosine between logits, by how a variant is rounded."""
-
-AGREEING = 0.9  # of the likeliest choices, where the model's is clear, in 4 bits
-CLEAR = 1.0  # nats by which the likeliest leads the second
 HALF_MAX = 65504.0  # what float16 can hold; bfloat16 holds what float32 does
+DRAWS = 4  # of every choice
 
 
 def forced(subject: Subject) -> Iterator[Check]:
-    """Compare logits along torch's own answers and drawings (teacher forcing), step by step."""
+    """Compare what is said along torch's own answers and drawings (teacher forcing), step by step."""
     if subject.is_exact:
         return
-    for what, run in (("answers", subject.reference.greedy[1]), ("drawings", subject.reference.drawn[1])):
+    for what, run, compare in (
+        ("answers", subject.reference.greedy[1], compare_answers),
+        ("drawings", subject.reference.drawn[1], compare_drawing),
+    ):
         got, want = (_states(run, states) for states in (replay(subject.whole, run), run.hidden))
-        words = run.parts[0][0] == "text_next"
-        yield compare_logits(subject, what, got, want, words=words)
+        yield from compare(subject, what, got, want)
 
 
 def _states(run: Run, states: list[Array]) -> Array:
@@ -38,32 +38,38 @@ def _states(run: Run, states: list[Array]) -> Array:
     return np.concatenate([state[run.active(step)] for step, state in enumerate(states)])
 
 
-def compare_logits(subject: Subject, what: str, got: Array, want: Array, *, words: bool) -> Check:
-    """Compare what torch's own head makes of a graph's states (M, D), and of torch's."""
-    one, other = (_logits(subject, states, words=words) for states in (got, want))
-    cosine = float((one * other).sum() / np.linalg.norm(one) / np.linalg.norm(other))  # over the whole run
-    if (least := COSINES.get(subject.rounded_to)) is not None:
-        steps = (one * other).sum(-1) / np.linalg.norm(one, axis=-1) / np.linalg.norm(other, axis=-1)
-        found = f"{cosine:.5f}; of single steps {steps.min():.5f} or more"
-        return Check(f"{what}: cosine of logits", cosine >= least, found, f">= {least}")
+@torch.no_grad()
+def compare_answers(subject: Subject, what: str, got: Array, want: Array) -> Iterator[Check]:
+    """Compare the logits that torch makes of a graph's states (M, D), and of torch's."""
+    kind, heads = subject.rounded_to, subject.reference.model.backbone
+    one, other = (heads.logits(torch.from_numpy(states).float()).numpy() for states in (got, want))
+    one, other = (logits - logits.mean(-1, keepdims=True) for logits in (one, other))
+    yield alike(f"{what}: cosine of logits", kind, one, other)
     second, first = np.sort(other, axis=-1)[:, -2:].T
     clear = first - second >= CLEAR
-    share = float((one.argmax(-1) == other.argmax(-1))[clear].mean()) if clear.any() else 1.0
-    found = f"{share:.1%} of {clear.sum()} clear choices of {len(clear)}; cosine {cosine:.4f}"
-    return Check(f"{what}: likeliest choice", share >= AGREEING, found, f">= {AGREEING:.0%}")
+    if clear.sum() < LEAST_CLEAR:
+        return  # so few say nothing: the cosine alone decides
+    share = float((one.argmax(-1) == other.argmax(-1))[clear].mean())
+    found = f"{share:.1%} of {clear.sum()} clear choices of {len(clear)}"
+    yield Check(f"{what}: likeliest choice", share >= AGREEING, found, f">= {AGREEING:.0%}")
 
 
 @torch.no_grad()
-def _logits(subject: Subject, states: Array, *, words: bool) -> Array:
-    """Turn states (M, D) into centred logits (M, V), by torch's own heads."""
-    model, hidden = subject.reference.model, torch.from_numpy(states).float()
-    if words:
-        logits = model.backbone.logits(hidden)
-    elif hasattr(model.generation, "head"):  # of a position's first code, before which none is known
-        logits = model.generation.head(hidden, torch.empty(len(hidden), 0, dtype=torch.int64))
-    else:
-        logits = hidden
-    return (logits - logits.mean(-1, keepdim=True)).numpy()
+def compare_drawing(subject: Subject, what: str, got: Array, want: Array) -> Iterator[Check]:
+    """Compare a graph's states (M, D) with torch's, and what torch's own ``image_next`` chooses after each.
+
+    Choices are by chance, both with the same noise. How many differ says how far the two distributions are
+    apart, whatever kind of head makes them, and also where none of the choices is clear.
+    """
+    kind, path = subject.rounded_to, subject.reference.model.generation
+    yield alike(f"{what}: cosine of states", kind, got, want)
+    choose, one, rng = path.parts()["image_next"], torch.tensor(1.0), np.random.default_rng(0)
+    chosen: list[list[Array]] = [[], []]
+    for _ in range(DRAWS):
+        noise = torch.from_numpy(rng.standard_exponential((len(want), path.sizes["codes"]), np.float32))
+        for codes, states in zip(chosen, (got, want), strict=True):
+            codes.append(choose(torch.from_numpy(states).float(), noise, one, one)[0].numpy())
+    yield agree(f"{what}: choices with the same noise", kind, *map(np.concatenate, chosen))
 
 
 def activations(subject: Subject) -> Iterator[Check]:
@@ -102,8 +108,6 @@ def _largest(subject: Subject) -> tuple[float, str]:
 
 def _first_feed(subject: Subject, run: Run) -> dict[str, Array]:
     """Return what the backbone is fed for prompts: embeddings from the same graphs, an empty cache."""
-    from janus_export.runtimes.prompts import embed
-
     x = embed(run.prompts, subject.runtime.run, pictures_at_once=4)
     rows, tokens, _ = x.shape
     at = np.tile(np.arange(tokens), (rows, 1))

@@ -264,3 +264,10 @@ class Subject:
         """What its backbone's weights are rounded to: 4 or 8 bits, "half", or nothing ("exact")."""
         rounding = self.record["quantisation"]
         return rounding["bits"] if rounding else "half" if self.is_half else "exact"
+
+    def kind_of(self, graph: str) -> str | int:
+        """What one graph's weights are rounded to: as `rounded_to`, for those that are not the backbone."""
+        rounding = self.record["quantisation"]
+        if rounding and graph in rounding["graphs"]:
+            return rounding["bits"]
+        return "half" if self.is_half else "exact"

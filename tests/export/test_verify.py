@@ -7,15 +7,20 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from janus_export.bundle import load_bundle, write_manifest
+from janus_export.errors import BundleError
 from janus_export.verify import GATES, Report, verify
+from janus_export.verify_agreement import compare_part
+from janus_export.verify_rounded import compare_drawing
 from janus_export.verify_subject import Reference
 from janus_modular.cli.app import app
 
@@ -37,8 +42,8 @@ def _one_reference(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> Non
 class Workshop:
     """A copy of the bundle, to be changed."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, variant: str = "fp32") -> None:
+        self.folder, self.variant = folder, variant
 
     def note(self, change: Callable[[dict[str, Any]], None]) -> None:
         """Change the manifest."""
@@ -48,7 +53,7 @@ class Workshop:
 
     def graph(self, name: str, change: Change) -> None:
         """Change a graph, and its hash with it, as if it had been exported so."""
-        path = self.folder / f"{name}.fp32.onnx"
+        path = self.folder / load_bundle(self.folder).manifest["variants"][self.variant]["files"][name]
         model = ir.load(path)
         change(model)
         ir.save(model, path)
@@ -64,7 +69,7 @@ class Workshop:
         self.note(lambda manifest: manifest["variants"]["fp32"].update(what))
 
     def verify(self, *gates: str) -> Report:
-        [report] = verify(self.folder, "the model", gates=gates)
+        [report] = verify(self.folder, "the model", variants=[self.variant], gates=gates)
         return report
 
 
@@ -120,6 +125,69 @@ def test_a_sound_bundle_passes_and_its_manifest_says_so(workshop: Workshop):
 def test_single_gates_record_nothing(workshop: Workshop):
     workshop.verify("sizes")
     assert load_bundle(workshop.folder).manifest["parity"] == {}
+
+
+def test_weights_are_hashed_before_anything_is_compared(workshop: Workshop):
+    """One bit of one weight: too little for any gate that compares numbers."""
+    [name] = load_bundle(workshop.folder).manifest["variants"]["fp32"]["weights"]
+    file = workshop.folder / name
+    content = bytearray(file.read_bytes())
+    content[-4] ^= 1  # the last float32's lowest bit
+    file.write_bytes(content)
+    with pytest.raises(BundleError, match="its hash is another"):
+        workshop.verify("graphs")
+
+
+def test_a_gate_that_is_asked_for_must_have_something_to_check(workshop: Workshop):
+    workshop.claim(quantisation=INT8)
+    report = workshop.verify("sizes", "answer")
+    assert not report.passed
+    assert failed(report) == "fp32: nothing to check"
+    assert list(report.checks) == ["sizes", "answer"]
+
+
+def test_gates_that_had_nothing_to_check_are_listed(workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
+    for name in list(GATES):
+        if name not in ("sizes", "engines"):
+            monkeypatch.delitem(GATES, name)
+    run = CliRunner().invoke(app, ["verify", str(workshop.folder), "--against", "the model"])
+    assert "nothing to check: engines\n" in run.stdout
+    assert load_bundle(workshop.folder).manifest["parity"]["fp32"]["nothing_to_check"] == ["engines"]
+
+
+def test_what_ends_a_gate_is_a_failure_with_a_traceback_to_ask_for(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+):
+    def typo(subject: Any) -> list[Any]:
+        return subject.no_such_thing
+
+    monkeypatch.setitem(GATES, "sizes", typo)
+    command = ["verify", str(workshop.folder), "--against", "the model", "--gate", "sizes"]
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 1
+    assert "AttributeError" in run.stdout
+    assert "in typo" not in run.output
+    run = CliRunner().invoke(app, ["--traceback", *command])
+    assert run.exit_code == 1
+    assert "in typo" in run.stderr
+
+
+def test_what_was_found_is_printed_where_it_cannot_be_recorded(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+):
+    for name in list(GATES):
+        if name != "sizes":
+            monkeypatch.delitem(GATES, name)
+
+    def read_only(*_: Any) -> None:
+        raise OSError(30, "Read-only file system")  # root may write anywhere, so no permissions are taken
+
+    monkeypatch.setattr("janus_export.bundle.write_manifest", read_only)
+    run = CliRunner().invoke(app, ["verify", str(workshop.folder), "--against", "the model"])
+    assert run.exit_code == 2
+    assert "fp32: passed" in run.stdout
+    assert "Read-only file system" in run.stderr
+    assert "Make the folder writable" in run.stderr
 
 
 def misspelt(model: ir.Model) -> None:
@@ -253,7 +321,7 @@ INT8 = {"bits": 8, "form": "nbits", "graphs": ["backbone"], "rounded": [], "kept
     [
         ({"dtype": "float16"}, 0.05, ">= 0.999"),
         ({"quantisation": INT8}, 0.1, ">= 0.99"),
-        ({"quantisation": {**INT8, "bits": 4}}, 1, ">= 90%"),
+        ({"quantisation": {**INT8, "bits": 4}}, 1, ">= 0.9"),
     ],
     ids=["half", "8 bits", "4 bits"],
 )
@@ -266,6 +334,97 @@ def test_rounded_variants_must_say_nearly_the_same(
     report = workshop.verify("rounding")
     assert not report.passed
     assert said in report.checks["rounding"][0].wanted
+
+
+def test_where_no_choice_is_clear_the_cosine_decides(workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("janus_export.verify_rounded.CLEAR", 1e9)  # nats
+    workshop.claim(quantisation={**INT8, "bits": 4})
+    assert workshop.verify("rounding").passed
+    workshop.graph("backbone", shifted("o_proj.weight", 1))
+    assert "answers: cosine of logits" in failed(workshop.verify("rounding"))
+
+
+def test_drawings_are_compared_by_what_the_path_itself_chooses():
+    """Of a path that has no part called a head, and of states that differ only in what it reads."""
+
+    def image_next(hidden: torch.Tensor, noise: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return (hidden[:, :1] * torch.arange(8.0) - noise.log()).argmax(-1), hidden
+
+    path = SimpleNamespace(sizes={"codes": 8}, parts=lambda: {"image_next": image_next})
+    subject = SimpleNamespace(rounded_to=8, reference=SimpleNamespace(model=SimpleNamespace(generation=path)))
+    states = np.random.default_rng(0).normal(size=(64, 512)).astype(np.float32)
+    assert all(check.passed for check in compare_drawing(subject, "drawings", states, states))
+    other = states.copy()
+    other[:, 0] *= -1  # 2 of 512 parts of the squared length: a cosine of 0.996
+    cosine, choices = compare_drawing(subject, "drawings", other, states)
+    assert cosine.passed
+    assert not choices.passed
+
+
+def scaled(by: float) -> Change:
+    """Multiply what a graph gives last; of pixels before they become integers."""
+
+    def change(model: ir.Model) -> None:
+        value = model.graph.outputs[-1]
+        if value.dtype == ir.DataType.UINT8:
+            value = value.producer().inputs[0]
+        users = [(node, place) for node, place in value.uses()]
+        factor = ir.node("Constant", [], {"value": ir.tensor(np.array(by, value.dtype.numpy()))})
+        product = ir.node("Mul", [value, factor.outputs[0]])
+        product.outputs[0].type, product.outputs[0].shape = value.type, value.shape
+        if users:
+            model.graph.insert_after(value.producer(), [factor, product])
+            for node, place in users:
+                node.replace_input_with(place, product.outputs[0])
+        else:
+            value.name, product.outputs[0].name = "inner", value.name
+            model.graph.extend([factor, product])
+            model.graph.outputs[-1] = product.outputs[0]
+
+    return change
+
+
+@pytest.mark.parametrize("variant", ["fp16", "trt-int4"])  # whose backbone alone is rounded
+@pytest.mark.parametrize(
+    ("graph", "change", "said"),
+    [
+        ("draw", scaled(0), "draw: off by"),
+        ("understand", scaled(0.9), "understand: off by"),
+        ("embed", scaled(0.9), "embed: off by"),
+        ("text_next", shifted("weight", 1), "text_next: choices"),
+        ("image_next", shifted("vision_head.weight", 1), "image_next: choices"),
+        ("image_next", scaled(0.9), "image_next: embeddings"),
+        ("tokenize_image", shifted("weight", 1), "tokenize_image"),
+    ],
+)
+def test_every_graph_of_half_precision_is_compared(
+    tiny_gpu_bundle: Path, tmp_path: Path, variant: str, graph: str, change: Change, said: str
+):
+    workshop = Workshop(shutil.copytree(tiny_gpu_bundle, tmp_path / "bundle"), variant)
+    workshop.graph(graph, change)
+    lines = failed(workshop.verify("graphs")).splitlines()
+    assert lines
+    assert all(line.startswith(graph) for line in lines)
+    assert any(line.startswith(said) for line in lines)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_every_graph_that_is_rounded_is_compared(workshop: Workshop, bits: int):
+    workshop.claim(quantisation={**INT8, "bits": bits, "graphs": ["backbone", "understand", "draw"]})
+    assert workshop.verify("graphs").passed
+    workshop.graph("draw", scaled(0.3))
+    workshop.graph("understand", scaled(0.3))
+    assert [line.split(":")[0] for line in failed(workshop.verify("graphs")).splitlines()] == [
+        "understand",
+        "draw",
+    ]
+
+
+def test_no_choice_in_common_is_no_agreement():
+    none, some = np.zeros(4, np.int64), np.ones(4, np.int64)
+    x = np.zeros((4, 2), np.float32)
+    checks = list(compare_part("text_next", "exact", [(none, x)], [(some, x)]))
+    assert [check.passed for check in checks] == [False, False]
 
 
 def test_what_half_precision_cannot_hold_is_found(workshop: Workshop):

@@ -13,9 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from janus_export.bundle import load_bundle
-from janus_export.exporting import export
 from janus_export.runtimes.device_memory import Feed
-from janus_export.settings import ExportConfig
 from janus_export.verify import GATES, Report, verify
 from janus_export.verify_subject import Reference
 from janus_modular.cli.app import app
@@ -33,21 +31,17 @@ def _one_reference(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("janus_export.verify.lack_of_memory", lambda path: None)
 
 
-@pytest.fixture(scope="module")
-def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("half") / "bundle"
-    return export(tiny_checkpoint, folder, ExportConfig(variants=["fp16"]))
-
-
 def failed(report: Report) -> str:
     return "\n".join(
         f"{c.what}: {c.found}" for found in report.checks.values() for c in found if not c.passed
     )
 
 
-def changed(folder: Path, graph: str, name: str, by: float, tmp_path: Path) -> dict[str, Any]:
+def changed(
+    folder: Path, graph: str, name: str, by: float, tmp_path: Path, variant: str = "fp32"
+) -> dict[str, Any]:
     """Return a plan whose engine is another than its graph: noise of that size in one weight."""
-    model = ir.load(folder / f"{graph}.fp32.onnx")
+    model = ir.load(folder / f"{graph}.{variant}.onnx")
     values = model.graph.initializers
     value = next(value for key, value in values.items() if key.endswith(name))
     weight = value.const_value.numpy()
@@ -89,13 +83,13 @@ def test_sound_engines_pass_and_the_manifest_says_what_ran(
 
 
 def test_half_precision_is_forced_on_the_engines(
-    machine: Any, half_bundle: Path, tmp_path: Path, build_engines: Any
+    machine: Any, tiny_gpu_bundle: Path, tmp_path: Path, build_engines: Any
 ):
-    folder = shutil.copytree(half_bundle, tmp_path / "bundle")
+    folder = shutil.copytree(tiny_gpu_bundle, tmp_path / "bundle")
     build_engines(folder, "fp16", "tensorrt")
-    [report] = verify(folder, "the model", runtime="tensorrt")
+    [report] = verify(folder, "the model", variants=["fp16"], runtime="tensorrt")
     assert failed(report) == ""
-    assert {"rounding", "cache", "drawing"} <= set(report.checks)
+    assert {"graphs", "rounding", "cache", "drawing"} <= set(report.checks)
     assert [check.what for check in report.checks["drawing"]] == [
         "the same drawing, nobody listening: pixels"
     ]
@@ -130,6 +124,32 @@ def test_a_gate_looks_at_the_engine(
     [report] = verify(folder, "the model", variants=["fp32"], runtime="tensorrt", gates=[gate])
     assert said in failed(report)
     assert load_bundle(folder).manifest["executed"] == {}
+
+
+@pytest.mark.parametrize(
+    ("graph", "name", "noise", "said"),
+    [
+        ("draw", "weight", 0.3, "draw: off by"),
+        ("understand", "layers.0.weight", 0.1, "understand: off by"),
+        ("image_next", "vision_head.weight", 1, "image_next: choices"),
+    ],
+)
+def test_engines_of_half_precision_are_compared_and_do_not_count_as_executed(
+    machine: Any,
+    tiny_gpu_bundle: Path,
+    tmp_path: Path,
+    build_engines: Any,
+    graph: str,
+    name: str,
+    noise: float,
+    said: str,
+):
+    folder = shutil.copytree(tiny_gpu_bundle, tmp_path / "bundle")
+    plan = changed(folder, graph, name, noise, tmp_path, "fp16")
+    key = build_engines(folder, "fp16", "tensorrt", **plan)
+    [report] = verify(folder, "the model", variants=["fp16"], runtime="tensorrt")
+    assert said in failed(report)
+    assert not load_bundle(folder).manifest["built"][key]["executed"]
 
 
 def test_a_failure_is_recorded_and_is_no_execution(

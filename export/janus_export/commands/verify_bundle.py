@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from traceback import format_exception
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from janus_export.verify import Report
+
 
 def verify(
+    context: typer.Context,
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `export` wrote.")],
     against: Annotated[str, typer.Option(help="The checkpoint that it was made from.", metavar="MODEL")],
     variant: Annotated[
@@ -32,30 +37,47 @@ def verify(
     from janus_modular.errors import needing
 
     with needing("'verify'", "export", "runtime"):
+        from janus_export.verify import NotRecordedError
         from janus_export.verify import verify as verify_bundle
 
+    unwritten = None
     with Console(stderr=True).status("verifying") as status:
-        reports = verify_bundle(
-            bundle,
-            against,
-            variants=variant or (),
-            runtime=runtime,
-            device=device,
-            gates=gate or (),
-            layers=layers,
-            tell=lambda one, at: status.update(f"{one}: {at}"),
-        )
+        try:
+            reports = verify_bundle(
+                bundle,
+                against,
+                variants=variant or (),
+                runtime=runtime,
+                device=device,
+                gates=gate or (),
+                layers=layers,
+                tell=lambda one, at: status.update(f"{one}: {at}"),
+            )
+        except NotRecordedError as error:  # told below, once what was found is printed
+            reports, unwritten = error.reports, error
     if as_json:
         typer.echo(json.dumps([report.to_dict() for report in reports], indent=2))
     for report in () if as_json else reports:
-        typer.echo(f"{report.variant}: {'passed' if report.passed else 'FAILED'} ({report.how})")
-        if report.not_run:
-            typer.echo(f"  not run: {', '.join(report.not_run)}")
-        for name, checks in report.checks.items():
-            typer.echo(f"  {name}: {sum(check.passed for check in checks)} of {len(checks)} passed")
-            for check in checks:
-                if not check.passed or name not in ("checker", "lint", "sizes"):
-                    mark = " " if check.passed else "!"
-                    typer.echo(f"  {mark} {check.what}: {check.found} (wanted {check.wanted})")
+        _print(report)
+    if context.find_root().params.get("traceback"):
+        for report in reports:
+            for name, error in report.errors.items():
+                typer.echo(f"{report.variant}, {name}:\n{''.join(format_exception(error))}", err=True)
+    if unwritten:
+        raise unwritten
     if not all(report.passed for report in reports):
         raise typer.Exit(1)
+
+
+def _print(report: Report) -> None:
+    typer.echo(f"{report.variant}: {'passed' if report.passed else 'FAILED'} ({report.how})")
+    if report.not_run:
+        typer.echo(f"  not run: {', '.join(report.not_run)}")
+    if report.idle:
+        typer.echo(f"  nothing to check: {', '.join(report.idle)}")
+    for name, checks in report.checks.items():
+        typer.echo(f"  {name}: {sum(check.passed for check in checks)} of {len(checks)} passed")
+        for check in checks:
+            if not check.passed or name not in ("checker", "lint", "sizes"):
+                mark = " " if check.passed else "!"
+                typer.echo(f"  {mark} {check.what}: {check.found} (wanted {check.wanted})")
