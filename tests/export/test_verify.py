@@ -120,6 +120,11 @@ def test_a_sound_bundle_passes_and_its_manifest_says_so(workshop: Workshop):
     assert noted["passed"]
     assert noted["how"] == "ONNX Runtime on cpu"
     assert noted["gates"]["drawing"] == "2 passed"
+    shown = CliRunner().invoke(app, ["inspect", str(workshop.folder)]).stdout.splitlines()
+    [at] = [i for i, line in enumerate(shown) if line.split() == ["variant", "gate", "result"]]
+    assert shown[at + 1].split()[:3] == ["fp32", "all", "passed,"]
+    assert ["drawing", "2", "passed"] in [line.split() for line in shown]
+    assert ["range", "nothing", "to", "check"] in [line.split() for line in shown]
 
 
 def test_single_gates_record_nothing(workshop: Workshop):

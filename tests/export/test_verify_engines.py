@@ -76,6 +76,8 @@ def test_sound_engines_pass_and_the_manifest_says_what_ran(
     assert manifest["parity"][f"fp32 {target}"]["passed"]
     done = manifest["executed"][key]
     assert done["passed"]
+    shown = CliRunner().invoke(app, ["inspect", str(folder)]).stdout
+    assert f"  {key}: passed, {done['at']}, {target} on Stand-in\n" in shown
     assert (done["gpu"], done[target]) == ("Stand-in", manifest["built"][key]["builder"])
     others = {name: one["executed"] for name, one in manifest["built"].items() if name != key}
     assert manifest["built"][key]["executed"]

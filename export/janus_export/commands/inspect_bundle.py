@@ -40,10 +40,12 @@ def inspect(
     for section in ("parity", "built", "executed"):
         found = facts[section]
         typer.echo(f"\n{section}: {'' if found else 'nothing yet'}")
+        if section == "parity" and found:
+            _table(("variant", "gate", "result"), proven(found))
+            continue
         for name, result in found.items():
-            if section == "built":
-                result = describe_build(result, len(facts["graphs"]))
-            typer.echo(f"  {name}: {result if isinstance(result, str) else json.dumps(result)}")
+            how = describe_build(result, len(facts["graphs"])) if section == "built" else describe_run(result)
+            typer.echo(f"  {name}: {how}")
 
 
 def gather(bundle: Bundle) -> dict[str, Any]:
@@ -83,6 +85,25 @@ def describe_build(built: dict[str, Any], graphs: int) -> str:
     return (
         f"{made}: {what}, built in {seconds:.0f} s, {'executed' if built['executed'] else 'never executed'}"
     )
+
+
+def proven(parity: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row a variant, and under it one a gate, of what `verify` found."""
+    rows = []
+    for variant, one in parity.items():
+        rows.append({"variant": variant, "gate": "all", "result": describe_run(one)})
+        rows += [{"variant": "", "gate": gate, "result": said} for gate, said in one["gates"].items()]
+        rows += [
+            {"variant": "", "gate": gate, "result": words}
+            for key, words in (("not_run", "not run"), ("nothing_to_check", "nothing to check"))
+            for gate in one.get(key, ())
+        ]
+    return rows
+
+
+def describe_run(one: dict[str, Any]) -> str:
+    """Say on one line how a verification came out, when, and on what it ran."""
+    return f"{'passed' if one['passed'] else 'FAILED'}, {one['at']}, {one['how']}"
 
 
 def _offers(plugins: Iterable[dict[str, Any]]) -> list[str]:
