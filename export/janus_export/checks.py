@@ -114,10 +114,10 @@ def run_onnx(model: bytes, inputs: list[Any]) -> list[Any]:
         import onnxruntime
     except ModuleNotFoundError as error:
         raise NotApplicable(str(missing_extra(error, "ONNX Runtime") or error)) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    from janus_export.runtimes.onnx_runtime import quiet_options
+
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model, quiet_options(), providers=["CPUExecutionProvider"])
     except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as error:
         raise NotApplicable(f"ONNX Runtime on a CPU: {str(error).splitlines()[0]}") from error
     names = [one.name for one in session.get_inputs()]

@@ -11,9 +11,9 @@ from PIL import Image
 from janus_export.building import BuildConfig, build
 from janus_export.bundle import load_bundle
 from janus_export.exporting import export
+from janus_export.listening import ListeningRuntime
 from janus_export.settings import ExportConfig
 from janus_export.verify import Report, verify
-from janus_export.verify_subject import ListeningRuntime
 from janus_modular.demo.finishing import Shown, Trained
 from janus_modular.errors import MissingExtraError
 from janus_modular.janus import Janus

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from janus_export.verify_subject import Array, Check
+from janus_export.listening import Array
+from janus_export.verify_subject import Check
 
 CLOSE = 1e-4  # of the largest number: float32 sums in another order
 SAME_CODES = 0.995  # of a picture's codes, in float32: neighbours in a codebook may be equally near

@@ -12,7 +12,7 @@ from janus_export.cache import cache_shapes
 from janus_export.verify_subject import Check, Subject
 
 STANDARD = ("", "ai.onnx")
-CONTRIB = {"nbits": {("com.microsoft", "MatMulNBits")}}
+BEYOND = {"nbits": {("com.microsoft", "MatMulNBits")}}
 """Operators beyond the standard, by the form of a variant's rounding."""
 
 MASK, PAST_KEY, PRESENT_KEY = 3, 4, 1  # where Attention takes and gives them
@@ -32,7 +32,7 @@ def checker(subject: Subject) -> Iterator[Check]:
 def lint(subject: Subject) -> Iterator[Check]:
     """Look for what runtimes refuse, or silently do otherwise than was meant."""
     rounding = subject.record["quantisation"] or {}
-    allowed = CONTRIB.get(rounding.get("form", ""), set())
+    allowed = BEYOND.get(rounding.get("form", ""), set())
     for name, file in subject.record["files"].items():
         graph = ir.load(subject.bundle.folder / file).graph
         yield _none(

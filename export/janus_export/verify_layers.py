@@ -19,12 +19,14 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from janus_export.listening import Array
 from janus_export.pieces import cut
-from janus_export.runtimes.onnx_runtime import ERRORS
+from janus_export.runtimes.onnx_runtime import quiet_options
 from janus_export.verify_agreement import agree, compare_part
+from janus_export.verify_asked import DRAWING, pictures
 from janus_export.verify_lean import LeanReference, Pass
 from janus_export.verify_rounded import HALF_MAX, compare_drawing
-from janus_export.verify_subject import DRAWING, Array, Check, Subject, pictures
+from janus_export.verify_subject import Check, Subject
 from janus_export.widening import widened
 from janus_modular import Message, PictureToRead
 
@@ -52,7 +54,7 @@ def layers(subject: Subject) -> Iterator[Check]:
                 alone = [outputs[piece.gives] for outputs in _run(subject, graph, fed)]
                 yield _compare_layer(piece.layer, kind, alone, passes)
             for feed, outputs in zip(known, _run(subject, graph, known), strict=True):
-                largest = max(largest, *((_largest(value), name) for name, value in outputs.items()))
+                largest = max(largest, *((_size(value), name) for name, value in outputs.items()))
                 feed.update({name: outputs[name] for name in piece.carries})
     there = subject.bundle.manifest["cache"]["layers"]
     yield Check("layers compared", compared == there, str(compared), str(there))
@@ -152,9 +154,9 @@ class Alone:
         self.folder = TemporaryDirectory()
         path = Path(self.folder.name) / "graph.onnx"
         ir.save(widened(self.model), path, external_data="graph.data")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = ERRORS
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            str(path), quiet_options(), providers=["CPUExecutionProvider"]
+        )
         self.inputs, self.outputs = (
             [slot.name for slot in slots] for slots in (self.session.get_inputs(), self.session.get_outputs())
         )
@@ -173,7 +175,7 @@ class Alone:
         self.folder.cleanup()
 
 
-def _largest(value: Array) -> float:
+def _size(value: Array) -> float:
     if value.dtype != np.float32:
         return 0.0
     largest = float(np.abs(value).max(initial=0.0))

@@ -12,8 +12,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from janus_export.errors import ExportError
+from janus_export.listening import Array
 from janus_export.on_disk import leave_on_disk
-from janus_export.verify_subject import DRAWING, DRAWN, Array, Reference
+from janus_export.verify_asked import DRAWING, DRAWN
+from janus_export.verify_subject import Reference
 from janus_modular import unconditional
 from janus_modular.checkpoints.opening import Opened
 from janus_modular.janus import Janus

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from janus_export.listening import Array, Run
 from janus_export.runtimes.memory import to_numbers
 from janus_export.verify_agreement import CLOSE, compare_part, distance
-from janus_export.verify_subject import Array, Check, Run, Subject, pictures
+from janus_export.verify_asked import pictures
+from janus_export.verify_subject import Check, Subject
 from janus_modular import Message, PictureToRead, Runtime
 
 SMALL = {"chunk": 5, "bucket": 8}  # positions of a prompt at once, slots that a cache grows by

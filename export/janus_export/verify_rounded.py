@@ -11,11 +11,12 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
-from janus_export.runtimes.onnx_runtime import ERRORS
+from janus_export.listening import Array, Run
+from janus_export.runtimes.onnx_runtime import quiet_options
 from janus_export.runtimes.prompts import embed
 from janus_export.verify_agreement import AGREEING, CLEAR, LEAST_CLEAR, agree, alike
 from janus_export.verify_numbers import replay
-from janus_export.verify_subject import Array, Check, Run, Subject
+from janus_export.verify_subject import Check, Subject
 
 HALF_MAX = 65504.0  # what float16 can hold; bfloat16 holds what float32 does
 DRAWS = 4  # of every choice
@@ -94,9 +95,7 @@ def _largest(subject: Subject) -> tuple[float, str]:
                     names.append(value.name)
         path = Path(aside) / "open.onnx"
         ir.save(model, path, external_data="open.data")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = ERRORS  # caches are copied here, which it would warn of
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), quiet_options(), providers=["CPUExecutionProvider"])
         found: dict[str, float] = {}
         for run in (subject.reference.greedy[1], subject.reference.drawn[1]):
             feeds = _first_feed(subject, run)

@@ -7,16 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from PIL.Image import Image
 
-from janus_export.verify_subject import (
-    DRAWING,
-    DRAWN,
-    Check,
-    Run,
-    Subject,
-    listen_to_answers,
-    listen_to_drawings,
-    taken,
-)
+from janus_export.listening import Run
+from janus_export.verify_asked import DRAWING, DRAWN, listen_to_answers, listen_to_drawings, taken
+from janus_export.verify_subject import Check, Subject
 from janus_modular.janus import Janus
 
 

@@ -34,6 +34,13 @@ TYPES = {
 """ONNX Runtime's names of dtypes, and ours."""
 
 
+def quiet_options() -> onnxruntime.SessionOptions:
+    """Return options under which ONNX Runtime keeps to itself what it thinks of a graph while it loads."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS
+    return options
+
+
 @dataclass
 class OnnxConfig:
     """How a bundle is run."""
@@ -92,9 +99,8 @@ class OnnxRuntime:
         """
         if name not in self._opened:
             file = self.bundle.path(name, self.variant)
-            options = onnxruntime.SessionOptions()
+            options = quiet_options()
             options.intra_op_num_threads = self.config.threads
-            options.log_severity_level = ERRORS  # what it says of a graph while it loads is of no use here
             # Graphs take turns: the threads of one must not spin while another runs.
             options.add_session_config_entry("session.force_spinning_stop", "1")
             session = onnxruntime.InferenceSession(str(file), options, providers=self.device.providers)
