@@ -70,6 +70,12 @@ class Report:
         """Whether nothing failed."""
         return all(check.passed for checks in self.checks.values() for check in checks)
 
+    @property
+    def failures(self) -> str:
+        """What failed, a line each; empty where nothing did."""
+        failed = [check for checks in self.checks.values() for check in checks if not check.passed]
+        return "\n".join(f"{check.what}: {check.found}" for check in failed)
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
         checks = {gate: [asdict(check) for check in checks] for gate, checks in self.checks.items()}

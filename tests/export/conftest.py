@@ -22,6 +22,7 @@ from janus_export.exporting import export
 from janus_export.graphs import Graph, declare
 from janus_export.settings import ExportConfig
 from janus_export.to_onnx import faked, to_onnx
+from janus_export.verify_subject import Reference
 from janus_modular.checkpoints import save
 from janus_modular.compose import compose
 from janus_modular.config import load, resolve
@@ -176,3 +177,16 @@ def tiny_gpu_bundle(shared: Path, tiny_checkpoint: Path) -> Path:
         if missing:
             export(tiny_checkpoint, folder, ExportConfig(variants=["fp16", "trt-int4"]))
     return folder
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_checkpoint: Path) -> Reference:
+    """`tiny_checkpoint` in torch, with what it said: for all tests that verify its bundles."""
+    return Reference.of(tiny_checkpoint)
+
+
+@pytest.fixture
+def one_reference(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the model in torch once, not once a test."""
+    monkeypatch.setattr(Reference, "of", lambda path: reference)
+    monkeypatch.setattr("janus_export.verify.lack_of_memory", lambda path: None)

@@ -21,22 +21,12 @@ from janus_export.errors import BundleError
 from janus_export.verify import GATES, Report, verify
 from janus_export.verify_agreement import compare_part
 from janus_export.verify_rounded import compare_drawing
-from janus_export.verify_subject import Reference
 from janus_modular.cli.app import app
 
 Change = Callable[[ir.Model], None]
 
 
-@pytest.fixture(scope="module")
-def reference(tiny_checkpoint: Path) -> Reference:
-    return Reference.of(tiny_checkpoint)
-
-
-@pytest.fixture(autouse=True)
-def _one_reference(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the model in torch once, not once a test."""
-    monkeypatch.setattr(Reference, "of", lambda path: reference)
-    monkeypatch.setattr("janus_export.verify.lack_of_memory", lambda path: None)
+pytestmark = pytest.mark.usefixtures("one_reference")
 
 
 class Workshop:
@@ -104,15 +94,9 @@ def first(model: ir.Model, op: str) -> ir.Node:
     return next(node for node in model.graph if node.op_type == op)
 
 
-def failed(report: Report) -> str:
-    return "\n".join(
-        f"{c.what}: {c.found}" for found in report.checks.values() for c in found if not c.passed
-    )
-
-
 def test_a_sound_bundle_passes_and_its_manifest_says_so(workshop: Workshop):
     report = workshop.verify()
-    assert failed(report) == ""
+    assert report.failures == ""
     assert report.passed
     # The first two are for rounded variants, the last for bundles with engines.
     assert set(report.checks) == set(GATES) - {"range", "rounding", "engines"}
@@ -147,7 +131,7 @@ def test_a_gate_that_is_asked_for_must_have_something_to_check(workshop: Worksho
     workshop.claim(quantisation=INT8)
     report = workshop.verify("sizes", "answer")
     assert not report.passed
-    assert failed(report) == "fp32: nothing to check"
+    assert report.failures == "fp32: nothing to check"
     assert list(report.checks) == ["sizes", "answer"]
 
 
@@ -298,7 +282,7 @@ def test_a_gate_finds_what_it_is_there_to_find(
     workshop.graph(graph, change)
     report = workshop.verify(gate)
     assert not report.passed
-    assert said in failed(report)
+    assert said in report.failures
 
 
 @pytest.mark.parametrize(
@@ -306,7 +290,7 @@ def test_a_gate_finds_what_it_is_there_to_find(
 )
 def test_sizes_are_the_models(workshop: Workshop, name: str, value: int):
     workshop.note(lambda manifest: manifest["model"].update({name: value}))
-    assert f"{name}: {value}" in failed(workshop.verify("sizes"))
+    assert f"{name}: {value}" in workshop.verify("sizes").failures
 
 
 def test_shapes_are_the_models(workshop: Workshop):
@@ -315,7 +299,7 @@ def test_shapes_are_the_models(workshop: Workshop):
         past["shape"][1] = 4
 
     workshop.note(change)
-    assert "past_value_1" in failed(workshop.verify("sizes"))
+    assert "past_value_1" in workshop.verify("sizes").failures
 
 
 INT8 = {"bits": 8, "form": "nbits", "graphs": ["backbone"], "rounded": [], "kept": {}}
@@ -346,7 +330,7 @@ def test_where_no_choice_is_clear_the_cosine_decides(workshop: Workshop, monkeyp
     workshop.claim(quantisation={**INT8, "bits": 4})
     assert workshop.verify("rounding").passed
     workshop.graph("backbone", shifted("o_proj.weight", 1))
-    assert "answers: cosine of logits" in failed(workshop.verify("rounding"))
+    assert "answers: cosine of logits" in workshop.verify("rounding").failures
 
 
 def test_drawings_are_compared_by_what_the_path_itself_chooses():
@@ -407,7 +391,7 @@ def test_every_graph_of_half_precision_is_compared(
 ):
     workshop = Workshop(shutil.copytree(tiny_gpu_bundle, tmp_path / "bundle"), variant)
     workshop.graph(graph, change)
-    lines = failed(workshop.verify("graphs")).splitlines()
+    lines = workshop.verify("graphs").failures.splitlines()
     assert lines
     assert all(line.startswith(graph) for line in lines)
     assert any(line.startswith(said) for line in lines)
@@ -419,7 +403,7 @@ def test_every_graph_that_is_rounded_is_compared(workshop: Workshop, bits: int):
     assert workshop.verify("graphs").passed
     workshop.graph("draw", scaled(0.3))
     workshop.graph("understand", scaled(0.3))
-    assert [line.split(":")[0] for line in failed(workshop.verify("graphs")).splitlines()] == [
+    assert [line.split(":")[0] for line in workshop.verify("graphs").failures.splitlines()] == [
         "understand",
         "draw",
     ]
@@ -441,12 +425,12 @@ def test_what_half_precision_cannot_hold_is_found(workshop: Workshop):
         value.const_value = ir.Tensor(value.const_value.numpy() * np.float32(1e6), name=value.name)
 
     workshop.graph("backbone", enlarge)
-    assert "largest number inside the backbone" in failed(workshop.verify("range"))
+    assert "largest number inside the backbone" in workshop.verify("range").failures
 
 
 def test_a_matrix_that_was_left_unrounded_needs_a_reason(workshop: Workshop):
     workshop.claim(quantisation=INT8)
-    assert "unexplained: backbone.model.model.layers.0" in failed(workshop.verify("lint"))
+    assert "unexplained: backbone.model.model.layers.0" in workshop.verify("lint").failures
     matrices = [
         f"backbone.model.model.layers.{layer}.{name}_proj.weight"
         for layer in range(2)

@@ -14,27 +14,11 @@ from typer.testing import CliRunner
 
 from janus_export.bundle import load_bundle
 from janus_export.runtimes.device_memory import Feed
-from janus_export.verify import GATES, Report, verify
+from janus_export.verify import GATES, verify
 from janus_export.verify_subject import Reference
 from janus_modular.cli.app import app
 
-
-@pytest.fixture(scope="module")
-def reference(tiny_checkpoint: Path) -> Reference:
-    return Reference.of(tiny_checkpoint)
-
-
-@pytest.fixture(autouse=True)
-def _one_reference(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the model in torch once, not once a test."""
-    monkeypatch.setattr(Reference, "of", lambda path: reference)
-    monkeypatch.setattr("janus_export.verify.lack_of_memory", lambda path: None)
-
-
-def failed(report: Report) -> str:
-    return "\n".join(
-        f"{c.what}: {c.found}" for found in report.checks.values() for c in found if not c.passed
-    )
+pytestmark = pytest.mark.usefixtures("one_reference")
 
 
 def changed(
@@ -90,7 +74,7 @@ def test_half_precision_is_forced_on_the_engines(
     folder = shutil.copytree(tiny_gpu_bundle, tmp_path / "bundle")
     build_engines(folder, "fp16", "tensorrt")
     [report] = verify(folder, "the model", variants=["fp16"], runtime="tensorrt")
-    assert failed(report) == ""
+    assert report.failures == ""
     assert {"graphs", "rounding", "cache", "drawing"} <= set(report.checks)
     assert [check.what for check in report.checks["drawing"]] == [
         "the same drawing, nobody listening: pixels"
@@ -124,7 +108,7 @@ def test_a_gate_looks_at_the_engine(
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     build_engines(folder, "fp32", "tensorrt", **changed(folder, graph, name, noise, tmp_path))
     [report] = verify(folder, "the model", variants=["fp32"], runtime="tensorrt", gates=[gate])
-    assert said in failed(report)
+    assert said in report.failures
     assert load_bundle(folder).manifest["executed"] == {}
 
 
@@ -150,7 +134,7 @@ def test_engines_of_half_precision_are_compared_and_do_not_count_as_executed(
     plan = changed(folder, graph, name, noise, tmp_path, "fp16")
     key = build_engines(folder, "fp16", "tensorrt", **plan)
     [report] = verify(folder, "the model", variants=["fp16"], runtime="tensorrt")
-    assert said in failed(report)
+    assert said in report.failures
     assert not load_bundle(folder).manifest["built"][key]["executed"]
 
 
@@ -191,6 +175,6 @@ def test_questions_that_engines_have_no_room_for_are_left_out(
     build_engines(folder, "fp32", "tensorrt", capacity=max(lengths) - 1)
     gates = ["rows", "answer"]
     [report] = verify(folder, "the model", variants=["fp32"], runtime="tensorrt", gates=gates)
-    assert failed(report) == ""
+    assert report.failures == ""
     assert reference.within(max(lengths) - 1) is not reference
     assert reference.within(max(lengths)) is reference
