@@ -1,9 +1,17 @@
-"""Fixtures for every test: components come from our own pyproject, whatever else is installed."""
+"""Fixtures for every test: components come from our own pyproject, whatever else is installed.
+
+And environments of their own, for those that try what is installed.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import sysconfig
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -35,3 +43,71 @@ def _own_plugins_only(plugins: Plugins) -> Iterator[None]:
     set_default_plugins(plugins)
     yield
     set_default_plugins(None)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel once, by the backend that is installed here."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@dataclass
+class Environment:
+    """A virtual environment without a way to this checkout."""
+
+    folder: Path
+
+    def install(self, *what: Path) -> None:
+        """Install wheels or folders, from what is on this disk alone."""
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "--python",
+            self.folder / "bin/python",
+        ]
+        words = ["install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+        done = subprocess.run([*pip, *words, *what], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    def run(self, where: Path, program: str, *args: str) -> subprocess.CompletedProcess[str]:
+        """Run one of its programs in a folder, and expect it to succeed."""
+        line = [str(self.folder / "bin" / program), *args]
+        clean = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "JANUS_"))
+        }
+        clean |= {"COLUMNS": "200", "NO_COLOR": "1"}
+        done = subprocess.run(line, cwd=where, env=clean, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+
+@pytest.fixture(scope="session")
+def new_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Environment]:
+    """Make environments with the wheel in them, that see our dependencies, but neither checkout nor us.
+
+    Dependencies are links to those that the tests run with: all but what the editable install put there.
+    """
+
+    def made(name: str) -> Environment:
+        folder = tmp_path_factory.mktemp(name)
+        dependencies = folder / "dependencies"
+        dependencies.mkdir()
+        for site in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+            for one in Path(site).iterdir():
+                if "janus" not in one.name.lower() and one.suffix != ".pth":
+                    (dependencies / one.name).symlink_to(one)
+        environment = Environment(folder / "env")
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment.folder], check=True)
+        environment.install(wheel)
+        (site,) = environment.folder.glob("lib/python*/site-packages")
+        (site / "dependencies.pth").write_text(f"{dependencies}\n")
+        return environment
+
+    return made

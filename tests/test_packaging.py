@@ -5,22 +5,18 @@ from __future__ import annotations
 import ast
 import importlib
 import json
-import os
 import re
 import subprocess
-import sys
-import sysconfig
 import tomllib
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from janus_modular.errors import EXTRAS, INCLUDES
-from janus_modular.registry import SLOTS, slot_label
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
@@ -32,69 +28,15 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel once, by the backend that is installed here."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = folder.glob("*.whl")
-    return built
-
-
-@pytest.fixture(scope="session")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel in it, that sees our dependencies, but neither checkout nor us."""
-    return environment_of(wheel, tmp_path_factory.mktemp("elsewhere"))
-
-
-def environment_of(wheel: Path, folder: Path) -> Path:
-    """Make an environment and install the wheel there.
-
-    Dependencies are links to those that the tests run with: all but what the editable install put there.
-    """
-    dependencies = folder / "dependencies"
-    dependencies.mkdir()
-    for site in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-        for one in Path(site).iterdir():
-            if "janus" not in one.name.lower() and one.suffix != ".pth":
-                (dependencies / one.name).symlink_to(one)
-    environment = folder / "env"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    install(environment, wheel)
-    (site,) = environment.glob("lib/python*/site-packages")
-    (site / "dependencies.pth").write_text(f"{dependencies}\n")
-    return environment
-
-
-def install(environment: Path, *what: Path) -> None:
-    """Install wheels or folders there, from what is on this disk alone."""
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", environment / "bin/python"]
-    words = ["install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
-    done = subprocess.run([*pip, *words, *what], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def installed(new_environment: Callable[[str], Any]) -> Any:
+    """An environment with the wheel in it."""
+    return new_environment("elsewhere")
 
 
 @pytest.fixture
-def command(installed: Path, tmp_path: Path) -> Command:
+def command(installed: Any, tmp_path: Path) -> Command:
     """Run a program of that environment, in an empty folder, and expect it to succeed."""
-    return runner(installed, tmp_path)
-
-
-def runner(environment: Path, folder: Path) -> Command:
-    """Return what runs a program of an environment in a folder, and expects it to succeed."""
-
-    def run(program: str, *args: str) -> subprocess.CompletedProcess[str]:
-        line = [str(environment / "bin" / program), *args]
-        clean = {
-            name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "JANUS_"))
-        }
-        clean |= {"COLUMNS": "200", "NO_COLOR": "1"}
-        done = subprocess.run(line, cwd=folder, env=clean, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done
-
-    return run
+    return partial(installed.run, tmp_path)
 
 
 def test_the_wheel_holds_three_packages_whole_and_nothing_else(wheel: Path):
@@ -116,7 +58,7 @@ def test_the_wheel_holds_three_packages_whole_and_nothing_else(wheel: Path):
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
-def test_what_is_installed_is_the_wheel_and_not_this_checkout(command: Command, installed: Path):
+def test_what_is_installed_is_the_wheel_and_not_this_checkout(command: Command, installed: Any):
     code = (
         "import janus_modular, janus_plugins, janus_export, importlib.metadata as m, importlib.util as u\n"
         "print(*(one.__file__ for one in (janus_modular, janus_plugins, janus_export)), sep='\\n')\n"
@@ -124,7 +66,7 @@ def test_what_is_installed_is_the_wheel_and_not_this_checkout(command: Command, 
         "print([n for n in ('plugins', 'export', 'configs', 'tests') if u.find_spec(n)])"
     )
     *files, versions, stray = command("python", "-c", code).stdout.splitlines()
-    assert all(Path(file).is_relative_to(installed) for file in files)
+    assert all(Path(file).is_relative_to(installed.folder) for file in files)
     assert versions == str([project()["version"]])
     assert stray == "[]"
 
@@ -170,84 +112,6 @@ def test_the_installed_command_runs_the_demo(command: Command, tmp_path: Path):
     assert "answer" in json.loads(command("janus-modular", *asked).stdout)
     command("janus-modular", "demo", "ablation", "--quiet", "--seeds", "1", "--out", "ablation", *few)
     assert len(json.loads((tmp_path / "ablation/ablation.json").read_text("utf-8"))) == 1
-
-
-STRANGERS = """
-model: tiny
-learn: [understanding.adaptor, generation, backbone]
-sources:
-  draw: {name: acme-source}
-  read: {name: jsonl, path: read.jsonl, kind: read}
-mixture: {draw: 1, read: 1}
-batch: 4
-length: 512
-accumulate: 1
-supervise: all
-optimizer: {lr: 1.0e-3}
-schedule: {name: constant, warmup: 0, steps: 1}
-output: run
-trackers: [{name: acme-tracker}]
-"""
-
-
-@pytest.mark.slow
-def test_a_plugin_for_every_slot_is_installed_beside_the_wheel_and_used(
-    wheel: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-):
-    environment = environment_of(wheel, tmp_path_factory.mktemp("strangers"))
-    run = runner(environment, tmp_path)
-    names = {slot: f"acme-{slot_label(slot).replace(' ', '-')}" for slot in SLOTS}
-    for name in names.values():
-        run("janus-modular", "plugins", "new", name, "--slot", name.removeprefix("acme-"))
-    install(environment, *(tmp_path / name for name in names.values()))
-
-    rows = run("janus-modular", "plugins", "list").stdout
-    for slot, name in names.items():  # listed, and held to their slots' contracts
-        assert re.search(rf"^{slot} +{name} ", rows, re.MULTILINE), name
-        tests = ("-q", "-m", "not slow", "-W", "error", "-p", "no:cacheprovider", f"{name}/tests")
-        assert "failed" not in run("python", "-m", "pytest", "-c", f"{name}/pyproject.toml", *tests).stdout
-    assert " ok" in run("janus-modular", "plugins", "doctor").stdout
-
-    Image.new("RGB", (40, 30), "orange").save(tmp_path / "orange.png")
-    (tmp_path / "read.jsonl").write_text('{"image": "orange.png", "caption": "It is orange."}\n')
-    (tmp_path / "train.yaml").write_text(STRANGERS)
-    parts = {
-        "understanding.encoder": "understanding_encoders",
-        "understanding.adaptor": "adaptors",
-        "generation.tokenizer": "image_tokenizers",
-        "generation.adaptor": "adaptors",
-        "generation.head": "heads",
-        "backbone": "backbones",
-        "text_loop": "sampling_loops",
-    }
-    swapped = [f"model.{part}={names[slot]}" for part, slot in parts.items()]
-    for output, changes in (("parts", swapped), ("path", [f"model.generation={names['generation']}"])):
-        run("janus-modular", "train", "train.yaml", "--quiet", f"output={output}", *changes)
-        assert "loss" in (tmp_path / output / "acme-tracker.txt").read_text()  # by the tracker
-        run("janus-modular", "export", f"{output}/model", f"{output}/bundle")
-        proof = run("janus-modular", "verify", f"{output}/bundle", "--against", f"{output}/model", "--json")
-        assert all(one["passed"] for one in json.loads(proof.stdout))
-        for model in (f"{output}/model", f"{output}/bundle"):
-            run("janus-modular", "draw", model, "Draw red.", "--seed", "1", "-o", f"{model}.png")
-            asked = ("chat", model, "What is it?", "--image", "orange.png", "--max-tokens", "4", "--json")
-            assert "answer" in json.loads(run("janus-modular", *asked).stdout)
-        drawn, exported = (Image.open(tmp_path / output / f"{name}.png") for name in ("model", "bundle"))
-        assert np.abs(np.asarray(drawn, int) - np.asarray(exported, int)).max() <= 1  # of 255
-
-    run("janus-modular", "convert", "parts/model", "theirs", "--layout", names["layouts"])
-    run("janus-modular", "draw", "theirs", "Draw red.", "--seed", "1", "-o", "theirs.png")
-    assert Image.open(tmp_path / "theirs.png").tobytes() == Image.open(tmp_path / "parts/model.png").tobytes()
-    asked = (
-        "chat",
-        "path/bundle",
-        "What is it?",
-        "--runtime",
-        names["runtimes"],
-        "--max-tokens",
-        "4",
-        "--json",
-    )
-    assert "answer" in json.loads(run("janus-modular", *asked).stdout)
 
 
 def project() -> dict:

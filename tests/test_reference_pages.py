@@ -1,0 +1,143 @@
+"""What docs/reference says is what there is: hooks, components, checks, errors, commands, fields."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from janus_modular.cli.app import app
+from janus_modular.interfaces import PixelSpec
+from janus_modular.plugins import Plugins
+from janus_modular.registry import SLOTS
+from janus_modular.schema import ProcessorConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_hook_is_documented_with_its_arguments():
+    heads = re.findall(r"^### `(.+)`$", (ROOT / "docs/reference/hooks.md").read_text("utf-8"), re.MULTILINE)
+    assert heads == [f"register_{slot}(registry)" for slot in SLOTS]
+
+
+def test_every_component_is_in_the_table_of_its_slot(plugins: Plugins):
+    text = (ROOT / "docs/reference/components.md").read_text("utf-8")
+    sections = dict(re.findall(r"^## [^\n]*`(\w+)`\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    listed = {
+        slot: re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE) for slot, section in sections.items()
+    }
+    assert {slot: sorted(names) for slot, names in listed.items()} == {
+        slot: plugins.names(slot) for slot in SLOTS
+    }
+
+
+def test_every_check_is_documented_with_its_slot():
+    from janus_modular.testing import checks_of
+    from janus_modular.testing.check import PARTS
+
+    text = (ROOT / "docs/reference/testing.md").read_text("utf-8")
+    sections = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    row = re.compile(r"^\| `(\w+)` \| (.*) \|(?: (slow) \|| \|)$", re.MULTILINE)
+    tables = {head: row.findall(section) for head, section in sections.items()}
+    told = {
+        slot: {*(tables["Every part of a model"] if slot in PARTS else ()), *tables[head]}
+        for slot in SLOTS
+        for head in tables
+        if head.endswith(f"`{slot}`")
+    }
+    assert told == {
+        slot: {(one.name, one.promise.rstrip("."), "slow" if one.slow else "") for one in checks_of(slot)}
+        for slot in SLOTS
+    }
+
+
+def test_every_error_is_documented():
+    from janus_modular import errors
+
+    text = (ROOT / "docs/reference/errors.md").read_text("utf-8")
+    known = {
+        name
+        for name, one in vars(errors).items()
+        if isinstance(one, type) and issubclass(one, errors.JanusError)
+    }
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == known
+
+
+def test_every_key_of_a_bundles_manifest_is_explained_and_its_schema_is_shown():
+    page = ROOT / "docs/reference/bundle.md"
+    schema = json.loads((ROOT / "export/janus_export/bundle.schema.json").read_text("utf-8"))
+    text = page.read_text("utf-8")
+    keys = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert keys == list(schema["properties"])  # in the order of the schema, which is the manifest's
+    assert re.search(r'^```json.*\n--8<-- "bundle.schema.json"\n```$', text, re.MULTILINE)
+
+
+def test_every_command_is_documented_with_its_options():
+    text = (ROOT / "docs/reference/cli.md").read_text("utf-8")
+    sections = dict(re.findall(r"^## `([\w -]+)`\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    group: Any = typer.main.get_command(app)
+
+    def leaves(command: Any, path: str) -> Iterator[tuple[str, Any]]:
+        names = command.list_commands(None) if hasattr(command, "list_commands") else ()
+        for name in names:
+            yield from leaves(command.get_command(None, name), f"{path} {name}".strip())
+        if not names:
+            yield path, command
+
+    known = dict(leaves(group, ""))
+    assert set(sections) == set(known)
+    for path, command in known.items():
+        options = {name for option in command.params for name in option.opts if name.startswith("-")}
+        rows = {
+            name
+            for row in re.findall(r"^\| (`-.*?`) \|", sections[path], re.MULTILINE)
+            for name in row.split(", ")
+        }
+        assert {name.strip("`") for name in rows} == options, path
+
+
+@pytest.mark.parametrize("section", ["A training run", "optimizer", "schedule", "processor", "pixels"])
+def test_every_field_is_documented(section: str):
+    from janus_modular.training import schema
+
+    classes = {
+        "A training run": schema.TrainConfig,
+        "optimizer": schema.OptimizerConfig,
+        "schedule": schema.ScheduleConfig,
+        "processor": ProcessorConfig,
+        "pixels": PixelSpec,
+    }
+    text = (ROOT / "docs/reference/config.md").read_text("utf-8")
+    body = re.split(r"^##+ ", text.partition(f"# {section}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    rows = re.findall(r"^\| (`.*?`) \|", body, re.MULTILINE)
+    assert {name.strip("`") for row in rows for name in row.split(", ")} == {
+        field.name for field in fields(classes[section])
+    }
+
+
+def test_every_slot_has_a_page_with_its_interface_and_all_that_is_built_in(plugins: Plugins):
+    spec = spec_from_file_location("slot_pages", ROOT / "docs/slot_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    pages = module_from_spec(spec)
+    spec.loader.exec_module(pages)
+    nav = re.findall(r"reference/slots/(\w+)\.md", (ROOT / "mkdocs.yml").read_text("utf-8"))
+    assert sorted(nav) == sorted(SLOTS)
+    for slot in SLOTS:
+        text = pages.page(slot, plugins)
+        assert re.findall(r"^### `([\w-]+)`$", text, re.MULTILINE) == plugins.names(slot)
+        [interface] = re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)
+        module, _, name = interface.rpartition(".")
+        assert hasattr(import_module(module), name)
+    assert "| `depth` | `2` | linear layers: C -> D, then D -> D; Janus and Janus-Pro have 2 |" in pages.page(
+        "adaptors", plugins
+    )
+    assert "| `width` | `int` | C |" in pages.page("understanding_encoders", plugins)
