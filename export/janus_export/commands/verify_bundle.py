@@ -61,8 +61,8 @@ def verify(
         _print(report)
     if context.find_root().params.get("traceback"):
         for report in reports:
-            for name, error in report.errors.items():
-                typer.echo(f"{report.variant}, {name}:\n{''.join(format_exception(error))}", err=True)
+            for name, ended in report.errors.items():
+                typer.echo(f"{report.variant}, {name}:\n{''.join(format_exception(ended))}", err=True)
     if unwritten:
         raise unwritten
     if not all(report.passed for report in reports):
