@@ -5,6 +5,7 @@ Each says what was found, what was expected, and what to do next.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from importlib.util import find_spec
 
 
@@ -53,15 +54,17 @@ class MissingExtraError(JanusError):
 
     def __init__(self, what: str, *extras: str) -> None:
         names = " and ".join(f"'{extra}'" for extra in extras)
-        message = f"{what} needs the extra{'s' if len(extras) > 1 else ''} {names}: {_pip_line(extras)}"
+        message = f"{what} needs the extra{'s' if len(extras) > 1 else ''} {names}: {pip_line(extras)}"
         if "runtime" in extras:
             for_gpus = ["gpu" if extra == "runtime" else extra for extra in extras]
-            message += f"; where an NVIDIA GPU is, instead: {_pip_line(for_gpus)}"
+            message += f"; where an NVIDIA GPU is, instead: {pip_line(for_gpus)}"
         super().__init__(message)
 
 
-def _pip_line(extras: Sequence[str]) -> str:
-    return f"pip install 'janus-modular[{','.join(extras)}]'"
+def pip_line(extras: Sequence[str]) -> str:
+    """Return the line that installs extras; onnxruntime goes before its other build comes."""
+    first = "pip uninstall -y onnxruntime && " if "gpu" in extras and _is_distributed("onnxruntime") else ""
+    return f"{first}pip install 'janus-modular[{','.join(extras)}]'"
 
 
 EXTRAS = {
@@ -123,6 +126,14 @@ def _is_installed(module: str) -> bool:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # not even the package that it lies in
         return False
+
+
+def _is_distributed(name: str) -> bool:
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _package(module: str) -> str:

@@ -16,8 +16,6 @@ from typing import Any
 
 import pytest
 
-from janus_modular.errors import EXTRAS, INCLUDES
-
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "janus_modular": ROOT / "janus_modular",
@@ -118,25 +116,6 @@ def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
-def requirements(extra: str) -> tuple[set[str], set[str]]:
-    """Return the distributions that an extra adds by itself, and the other extras that it includes."""
-    own: set[str] = set()
-    included: set[str] = set()
-    for one in project()["optional-dependencies"][extra]:
-        name, extras = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?", one).groups()
-        if name == "janus-modular":
-            included |= set(extras.split(","))
-        else:
-            own.add(name)
-    return own, included
-
-
-def installs(extra: str) -> set[str]:
-    """Return all that an extra installs of ours."""
-    own, included = requirements(extra)
-    return own.union(*map(installs, included))
-
-
 def announced() -> dict[tuple[str, str], str]:
     """Slot and name -> module, as pyproject has it."""
     return {
@@ -186,47 +165,3 @@ def test_tests_find_what_they_run_in_the_extra_that_developers_install():
     wanted = {re.split(r"[<>=\[]", one)[0] for one in project()["optional-dependencies"]["dev"]}
     backend = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["build-system"]["requires"]
     assert {re.split(r"[<>=\[]", one)[0] for one in backend} <= wanted  # the wheel is built without a network
-
-
-MODULES = {"scikit-learn": "sklearn", "cuda-bindings": "cuda.bindings", "onnxruntime-gpu": "onnxruntime"}
-"""By distribution, where it is not the same name with underscores."""
-
-
-def test_errors_know_what_each_extra_adds_and_includes():
-    def modules(extra: str) -> set[str]:
-        return {MODULES.get(name, name.replace("-", "_")) for name in requirements(extra)[0]}
-
-    assert {extra: set(names) for extra, names in EXTRAS.items()} == {
-        extra: modules(extra) for extra in EXTRAS
-    }
-    included = {extra: requirements(extra)[1] for extra in EXTRAS}
-    assert {extra: included[extra] for extra in EXTRAS if included[extra]} == {
-        extra: set(names) for extra, names in INCLUDES.items()
-    }
-
-
-def install_lines() -> dict[str, list[str]]:
-    """Every list of our extras that pages, errors and templates tell people to install, and where."""
-    files = [*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *(ROOT / "docs").rglob("*.md")]
-    for package in PACKAGES.values():
-        files += [*package.rglob("*.py"), *package.rglob("*.jinja")]
-    found: dict[str, list[str]] = {}
-    for file in files:
-        for extras in re.findall(r"janus-modular\[([a-z,]+)\]", file.read_text("utf-8")):
-            found.setdefault(extras, []).append(str(file.relative_to(ROOT)))
-    return found
-
-
-def test_nothing_that_we_tell_people_to_install_brings_two_builds_of_onnx_runtime():
-    lines = [*install_lines(), *project()["optional-dependencies"]]
-    assert {"runtime", "gpu", "export,gpu"} <= set(lines)
-    for line in lines:
-        brought = set[str]().union(*(installs(extra) for extra in line.split(",")))
-        assert not {"onnxruntime", "onnxruntime-gpu"} <= brought, (line, install_lines().get(line))
-
-
-def test_every_extra_is_in_the_table_of_the_first_page():
-    text = (ROOT / "docs/index.md").read_text("utf-8")
-    table = text.partition("| extra | adds |")[2].partition("\n\n")[0]
-    rows = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
-    assert rows == set(project()["optional-dependencies"])

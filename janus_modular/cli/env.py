@@ -58,12 +58,12 @@ def _version(name: str) -> str:
 
 def _extras() -> dict[str, str]:
     """Say of each extra whether it is complete here, with those that it includes."""
-    from janus_modular.errors import EXTRAS, lacking
+    from janus_modular.errors import EXTRAS, lacking, pip_line
 
     found = {}
     for extra in EXTRAS:
         missing = lacking(extra)
-        cure = f"lacks {', '.join(missing)}: pip install 'janus-modular[{extra}]'"
+        cure = f"lacks {', '.join(missing)}: {pip_line([extra])}"
         found[extra] = cure if missing else "complete"
     return found
 

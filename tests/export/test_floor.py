@@ -85,25 +85,34 @@ ONNX = ("onnx", "onnx_ir", "onnxscript")
         (["export", "m", "b"], (*TORCH, *ONNX), "'export' needs the extra 'export'"),
         (["export", "m", "b"], TORCH, "'export' needs the extra 'export'"),
         (["build", "b", "--target", "tensorrt-rtx"], (*TORCH, *ONNX), "needs the extra 'rtx'"),
-        (["build", "b", "--target", "tensorrt"], (*TORCH, *ONNX), "needs the extra 'gpu'"),
+        (
+            ["build", "b", "--target", "tensorrt"],
+            (*TORCH, *ONNX),
+            "'gpu': pip uninstall -y onnxruntime && pip",
+        ),
         (["verify", "b", "--against", "m"], (*TORCH, *ONNX), "'verify' needs the extra 'export'"),
         (
             ["verify", "b", "--against", "m"],
             ("onnxruntime",),
             "'verify' needs the extra 'runtime': pip install 'janus-modular[runtime]';"
-            " where an NVIDIA GPU is, instead: pip install 'janus-modular[gpu]'\n",
+            " where an NVIDIA GPU is, instead: pip uninstall -y onnxruntime &&"
+            " pip install 'janus-modular[gpu]'\n",
         ),
         (
             ["verify", "b", "--against", "m"],
             (*TORCH, *ONNX, "onnxruntime"),
             "'verify' needs the extras 'export' and 'runtime': pip install 'janus-modular[export,runtime]';"
-            " where an NVIDIA GPU is, instead: pip install 'janus-modular[export,gpu]'\n",
+            " where an NVIDIA GPU is, instead: pip uninstall -y onnxruntime &&"
+            " pip install 'janus-modular[export,gpu]'\n",
         ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
 def test_a_command_names_its_own_extra(words: list[str], lacking: tuple[str, ...], said: str, tmp_path: Path):
-    """Not that of the first package that is missing: who has `rtx` lacks torch, and needs `export`."""
+    """Not that of the first package that is missing: who has `rtx` lacks torch, and needs `export`.
+
+    onnxruntime's distribution is here, so the line for its other build removes it first.
+    """
     code = (
         f"import sys\nsys.modules.update(dict.fromkeys({lacking!r}))  # as if they were not installed\n"
         f"from janus_modular.cli.app import app\napp({words!r})"
