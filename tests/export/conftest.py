@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -13,15 +15,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
 
 from janus_export.axes import Ranges
+from janus_export.bundle import load_bundle, write_manifest
 from janus_export.exporting import export
 from janus_export.graphs import Graph, declare
 from janus_export.settings import ExportConfig
 from janus_export.to_onnx import faked, to_onnx
+from janus_export.verify import Report, verify
 from janus_export.verify_subject import Reference
 from janus_modular.checkpoints import save
 from janus_modular.compose import compose
@@ -30,6 +35,7 @@ from janus_modular.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.schema import ModelConfig
 
+Change = Callable[[ir.Model], None]
 Lower = Callable[[JanusModel, str], tuple[Graph, ir.Model]]
 
 
@@ -190,3 +196,101 @@ def one_reference(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None
     """Run the model in torch once, not once a test."""
     monkeypatch.setattr(Reference, "of", lambda path: reference)
     monkeypatch.setattr("janus_export.verify.lack_of_memory", lambda path: None)
+
+
+class Workshop:
+    """A copy of the bundle, to be changed."""
+
+    def __init__(self, folder: Path, variant: str = "fp32") -> None:
+        self.folder, self.variant = folder, variant
+
+    def note(self, change: Callable[[dict[str, Any]], None]) -> None:
+        """Change the manifest."""
+        manifest = json.loads((self.folder / "manifest.json").read_text())
+        change(manifest)
+        write_manifest(self.folder, manifest)
+
+    def graph(self, name: str, change: Change) -> None:
+        """Change a graph, and its hash with it, as if it had been exported so."""
+        path = self.folder / load_bundle(self.folder).manifest["variants"][self.variant]["files"][name]
+        model = ir.load(path)
+        change(model)
+        ir.save(model, path)
+
+        def rehash(manifest: dict[str, Any]) -> None:
+            manifest["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            manifest["bytes"][path.name] = path.stat().st_size
+
+        self.note(rehash)
+
+    def shift(self, graph: str, weight: str, by: float) -> None:
+        """Add noise of that size to the first weight of a graph whose name ends so."""
+        self.graph(graph, shifted(weight, by))
+
+    def scale(self, graph: str, by: float) -> None:
+        """Multiply what a graph gives last."""
+        self.graph(graph, scaled(by))
+
+    def claim(self, **what: Any) -> None:
+        """Let the variant say that it is rounded, in some way."""
+        self.note(lambda manifest: manifest["variants"]["fp32"].update(what))
+
+    def verify(self, *gates: str) -> Report:
+        [report] = verify(self.folder, "the model", variants=[self.variant], gates=gates)
+        return report
+
+
+def shifted(name: str, by: float) -> Change:
+    """Add noise of that size to the first weight whose name ends so."""
+
+    def change(model: ir.Model) -> None:
+        values = model.graph.initializers
+        [value, *_] = [value for key, value in values.items() if key.endswith(name)]
+        weight = value.const_value.numpy()
+        noise = np.random.default_rng(0).normal(0, by, weight.shape).astype(weight.dtype)
+        value.const_value = ir.Tensor(weight + noise, name=value.name)
+
+    return change
+
+
+def scaled(by: float) -> Change:
+    """Multiply what a graph gives last; of pixels before they become integers."""
+
+    def change(model: ir.Model) -> None:
+        value = model.graph.outputs[-1]
+        if value.dtype == ir.DataType.UINT8:
+            value = value.producer().inputs[0]
+        users = [(node, place) for node, place in value.uses()]
+        factor = ir.node("Constant", [], {"value": ir.tensor(np.array(by, value.dtype.numpy()))})
+        product = ir.node("Mul", [value, factor.outputs[0]])
+        product.outputs[0].type, product.outputs[0].shape = value.type, value.shape
+        if users:
+            model.graph.insert_after(value.producer(), [factor, product])
+            for node, place in users:
+                node.replace_input_with(place, product.outputs[0])
+        else:
+            value.name, product.outputs[0].name = "inner", value.name
+            model.graph.extend([factor, product])
+            model.graph.outputs[-1] = product.outputs[0]
+
+    return change
+
+
+@pytest.fixture
+def workshop(tiny_bundle: Path, tmp_path: Path) -> Workshop:
+    """fp32 alone, whatever else the bundle has."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    copy = Workshop(folder)
+
+    def only(manifest: dict[str, Any]) -> None:
+        manifest["variants"] = {"fp32": manifest["variants"]["fp32"]}
+
+    copy.note(only)
+    return copy
+
+
+@pytest.fixture
+def workshop_of(tmp_path: Path) -> Callable[[Path, str], Workshop]:
+    """Copy any bundle, to change one of its variants."""
+    return lambda bundle, variant: Workshop(shutil.copytree(bundle, tmp_path / "copy"), variant)

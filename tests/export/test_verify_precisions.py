@@ -1,0 +1,142 @@
+"""Precisions below float32: every graph is compared, within what its own rounding does to numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from janus_export.verify_agreement import compare_part
+from janus_export.verify_rounded import compare_drawing
+
+pytestmark = pytest.mark.usefixtures("one_reference")
+
+INT8 = {"bits": 8, "form": "nbits", "graphs": ["backbone"], "rounded": [], "kept": {}}
+
+
+@pytest.mark.parametrize(
+    ("claimed", "noise", "said"),
+    [
+        ({"dtype": "float16"}, 0.05, ">= 0.999"),
+        ({"quantisation": INT8}, 0.1, ">= 0.99"),
+        ({"quantisation": {**INT8, "bits": 4}}, 1, ">= 0.9"),
+    ],
+    ids=["half", "8 bits", "4 bits"],
+)
+def test_rounded_variants_must_say_nearly_the_same(
+    workshop: Any, claimed: dict[str, Any], noise: float, said: str
+):
+    workshop.claim(**claimed)
+    assert workshop.verify("rounding").passed
+    workshop.shift("backbone", "o_proj.weight", noise)
+    report = workshop.verify("rounding")
+    assert not report.passed
+    assert said in report.checks["rounding"][0].wanted
+
+
+def test_where_no_choice_is_clear_the_cosine_decides(workshop: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("janus_export.verify_rounded.CLEAR", 1e9)  # nats
+    workshop.claim(quantisation={**INT8, "bits": 4})
+    assert workshop.verify("rounding").passed
+    workshop.shift("backbone", "o_proj.weight", 1)
+    assert "answers: cosine of logits" in workshop.verify("rounding").failures
+
+
+def test_drawings_are_compared_by_what_the_path_itself_chooses():
+    """Of a path that has no part called a head, and of states that differ only in what it reads."""
+
+    def image_next(hidden: torch.Tensor, noise: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return (hidden[:, :1] * torch.arange(8.0) - noise.log()).argmax(-1), hidden
+
+    path = SimpleNamespace(sizes={"codes": 8}, parts=lambda: {"image_next": image_next})
+    subject = SimpleNamespace(rounded_to=8, reference=SimpleNamespace(model=SimpleNamespace(generation=path)))
+    states = np.random.default_rng(0).normal(size=(64, 512)).astype(np.float32)
+    assert all(check.passed for check in compare_drawing(subject, "drawings", states, states))
+    other = states.copy()
+    other[:, 0] *= -1  # 2 of 512 parts of the squared length: a cosine of 0.996
+    cosine, choices = compare_drawing(subject, "drawings", other, states)
+    assert cosine.passed
+    assert not choices.passed
+
+
+@pytest.mark.parametrize("variant", ["fp16", "trt-int4"])  # whose backbone alone is rounded
+@pytest.mark.parametrize(
+    ("graph", "change", "said"),
+    [
+        ("draw", (0,), "draw: off by"),
+        ("understand", (0.9,), "understand: off by"),
+        ("embed", (0.9,), "embed: off by"),
+        ("text_next", ("weight", 1), "text_next: choices"),
+        ("image_next", ("vision_head.weight", 1), "image_next: choices"),
+        ("image_next", (0.9,), "image_next: embeddings"),
+        ("tokenize_image", ("weight", 1), "tokenize_image"),
+    ],
+)
+def test_every_graph_of_half_precision_is_compared(
+    tiny_gpu_bundle: Path,
+    workshop_of: Callable[..., Any],
+    variant: str,
+    graph: str,
+    change: tuple[float] | tuple[str, float],
+    said: str,
+):
+    workshop = workshop_of(tiny_gpu_bundle, variant)
+    (workshop.shift if len(change) == 2 else workshop.scale)(graph, *change)
+    lines = workshop.verify("graphs").failures.splitlines()
+    assert lines
+    assert all(line.startswith(graph) for line in lines)
+    assert any(line.startswith(said) for line in lines)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_every_graph_that_is_rounded_is_compared(workshop: Any, bits: int):
+    workshop.claim(quantisation={**INT8, "bits": bits, "graphs": ["backbone", "understand", "draw"]})
+    assert workshop.verify("graphs").passed
+    workshop.scale("draw", 0.3)
+    workshop.scale("understand", 0.3)
+    assert [line.split(":")[0] for line in workshop.verify("graphs").failures.splitlines()] == [
+        "understand",
+        "draw",
+    ]
+
+
+def test_no_choice_in_common_is_no_agreement():
+    none, some = np.zeros(4, np.int64), np.ones(4, np.int64)
+    x = np.zeros((4, 2), np.float32)
+    checks = list(compare_part("text_next", "exact", [(none, x)], [(some, x)]))
+    assert [check.passed for check in checks] == [False, False]
+
+
+def test_what_half_precision_cannot_hold_is_found(workshop: Any):
+    workshop.claim(dtype="float16")
+    assert workshop.verify("range").passed
+
+    def enlarge(model: ir.Model) -> None:
+        [value, *_] = [v for key, v in model.graph.initializers.items() if key.endswith("up_proj.weight")]
+        value.const_value = ir.Tensor(value.const_value.numpy() * np.float32(1e6), name=value.name)
+
+    workshop.graph("backbone", enlarge)
+    assert "largest number inside the backbone" in workshop.verify("range").failures
+
+
+def test_a_matrix_that_was_left_unrounded_needs_a_reason(workshop: Any):
+    workshop.claim(quantisation=INT8)
+    assert "unexplained: backbone.model.model.layers.0" in workshop.verify("lint").failures
+    matrices = [
+        f"backbone.model.model.layers.{layer}.{name}_proj.weight"
+        for layer in range(2)
+        for name in (*(f"self_attn.{x}" for x in "qkvo"), "mlp.gate", "mlp.up", "mlp.down")
+    ]
+    workshop.claim(quantisation={**INT8, "kept": dict.fromkeys(matrices, "as a test")})
+    assert workshop.verify("lint").passed
+
+
+def test_half_precision_on_a_cpu_is_recorded_as_what_it_is(workshop: Any):
+    workshop.claim(dtype="float16")
+    assert "in float32 with the variant's rounded weights" in workshop.verify("sizes").how
