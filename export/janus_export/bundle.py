@@ -17,6 +17,7 @@ from typing import Any
 
 from janus_export.errors import BundleError
 from janus_export.external_data import references
+from janus_export.locking import locked
 from janus_export.storage import sha256
 
 SCHEMA = 1
@@ -83,16 +84,33 @@ class Bundle:
                 )
 
     def record(self, section: str, key: str, value: Any) -> None:
-        """Note a result (``parity``, ``built`` or ``executed``) in the manifest, on disk too."""
-        self.manifest.setdefault(section, {})[key] = value
-        write_manifest(self.folder, self.manifest)
+        """Note a result (``parity``, ``built`` or ``executed``) in the manifest, on disk too.
+
+        What others have noted since this bundle was opened is kept.
+
+        Raises:
+            BundleError: another export has taken the bundle's place since; nothing is written.
+        """
+        with locked(self.folder, wait=True):
+            now = _read_manifest(self.folder)
+            if any(now[part] != self.manifest[part] for part in ("variants", "sha256")):
+                raise BundleError(
+                    f"{self.folder} was replaced by another export meanwhile, so '{key}' is not noted in it."
+                    " Run the command again."
+                )
+            now.setdefault(section, {})[key] = value
+            write_manifest(self.folder, now)
+        self.manifest.update(now)
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write a manifest aside and rename it, so that a reader finds the old or the new."""
-    aside = folder / f".{MANIFEST}"
-    aside.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(aside, folder / MANIFEST)
+    aside = folder / f".{MANIFEST}.{os.getpid()}"  # of this process alone
+    try:
+        aside.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        os.replace(aside, folder / MANIFEST)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def is_bundle(folder: str | Path) -> bool:

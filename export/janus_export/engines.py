@@ -62,6 +62,7 @@ class EngineSet:
             BundleError: there is none of this graph, it is missing, outside of the bundle, or changed.
         """
         cure = BUILD.format(folder=self.folder, target=self.target, variant=self.variant)
+        cure += "".join(f" --sm {one}" for one in self.arch)  # this set, and not that of the GPU that is here
         if graph not in self.engines:
             raise BundleError(
                 f"{self.folder} has no engine of '{graph}' in {self.key}. It has:"
@@ -84,7 +85,8 @@ def key_of(variant: str, target: str, arch: Sequence[str]) -> str:
 def find_engines(bundle: Bundle, variant: str, target: str, arch: str | None = None) -> EngineSet:
     """Find the engines of a variant for a target, and for a GPU of this compute capability ("8.9").
 
-    Without ``arch`` there has to be one set alone. Files are not looked at yet.
+    Without ``arch`` there has to be one set alone. Of several for a GPU, that of the most graphs is taken,
+    and of those the one for the fewest kinds of GPUs. Files are not looked at yet.
 
     Raises:
         BundleError: there is no such set, several, or one that was built from other graphs.
@@ -105,10 +107,13 @@ def find_engines(bundle: Bundle, variant: str, target: str, arch: str | None = N
     if len(found) > 1 and arch is None:
         raise BundleError(f"{bundle.folder} has several sets of such engines: {there}. Say for which GPU.")
     files, hashes = bundle.manifest["variants"].get(variant, {}).get("files", {}), bundle.manifest["sha256"]
-    for graph, engine in found[0].engines.items():
+    best = max(
+        found, key=lambda one: (len(one.engines), -len(one.arch))
+    )  # whole sets, then the most specific
+    for graph, engine in best.engines.items():
         if engine.source != hashes.get(files.get(graph)):
-            raise BundleError(f"the engine of '{graph}' in {found[0].key} is of another graph.\n{cure}")
-    return found[0]
+            raise BundleError(f"the engine of '{graph}' in {best.key} is of another graph.\n{cure}")
+    return best
 
 
 def read_engines(bundle: Bundle) -> dict[str, EngineSet]:

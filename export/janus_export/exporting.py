@@ -25,6 +25,7 @@ from janus_export.axes import Ranges
 from janus_export.bundle import MANIFEST, is_bundle, write_manifest
 from janus_export.errors import BundleError
 from janus_export.graphs import Graph, declare
+from janus_export.locking import LOCK, locked
 from janus_export.quantize import Outcome, quantize, stored
 from janus_export.rounding import Rounding
 from janus_export.settings import VARIANTS, ExportConfig
@@ -59,11 +60,11 @@ def export(
 
     Raises:
         ExportError: a part of the model cannot become a graph.
-        BundleError: something else stands there, or the disk did not take it.
+        BundleError: something else stands there, another export is writing it, or the disk did not take it.
         CheckpointError: the source is no checkpoint, or damaged.
     """
     config = config or ExportConfig()
-    folder = Path(target).expanduser().absolute()
+    folder = Path(target).expanduser().resolve()  # a link stays one, what it leads to is replaced
     aside, old = (folder.with_name(f".{folder.name}.{word}") for word in ("export", "old"))
     if old.exists() and not folder.exists():  # stopped between two renames
         old.rename(folder)
@@ -71,10 +72,12 @@ def export(
         raise BundleError(f"{folder} exists and is no bundle, so it is not replaced. Choose another folder.")
     try:
         opened = merged(describe(source, plugins=plugins), plugins)
-        _Export(str(source), opened, aside, config, tell, plugins).run()
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
+        aside.mkdir(parents=True, exist_ok=True)
+        with locked(aside, wait=False):
+            _Export(str(source), opened, aside, config, tell, plugins).run()
+            if folder.exists():
+                folder.rename(old)
+            aside.rename(folder)
     except OSError as error:
         raise BundleError(
             f"{folder} could not be written: {error}. What was there before is untouched; the same command"
@@ -230,7 +233,9 @@ class _Export:
 
     def _hashes(self) -> dict[str, tuple[str, int]]:
         """Return hash and size of every file; those of weights are their names."""
-        paths = [path for path in self.aside.rglob("*") if path.is_file() and path.name != MANIFEST]
+        paths = [
+            path for path in self.aside.rglob("*") if path.is_file() and path.name not in (MANIFEST, LOCK)
+        ]
         return {
             path.relative_to(self.aside).as_posix(): (
                 path.stem if path.parent.name == FOLDER else sha256(path),

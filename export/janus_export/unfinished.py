@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from janus_export.locking import LOCK
 from janus_export.storage import sha256
 
 STATE = "unfinished.json"
@@ -27,7 +28,7 @@ class Unfinished:
             if state["purpose"] == self.purpose:
                 self.done = state["done"]
         if not self.done:
-            shutil.rmtree(folder, ignore_errors=True)
+            _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
 
     def has(self, path: Path) -> bool:
@@ -43,3 +44,12 @@ class Unfinished:
     def close(self) -> None:
         """Forget the notes: the folder is complete."""
         (self.folder / STATE).unlink(missing_ok=True)
+
+
+def _clear(folder: Path) -> None:
+    """Empty a folder, but for the lock that this export holds."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK:
+            path.unlink(missing_ok=True)

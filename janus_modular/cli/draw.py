@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -125,4 +126,5 @@ def save(picture: Image.Image, path: Path, about: dict[str, object]) -> None:
     except OSError as error:
         raise PictureError(f"{path} could not be written: {error}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only folder, which the error above speaks of
+            aside.unlink(missing_ok=True)

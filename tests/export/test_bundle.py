@@ -257,3 +257,21 @@ def test_a_loop_that_is_not_here_is_named_with_the_cure_and_other_parts_are_not_
         Janus.from_pretrained(copied)
     assert "acme-parts==0.2" in str(caught.value)
     assert "acme-vit" not in str(caught.value)
+
+
+def test_two_commands_on_one_bundle_keep_each_others_results(copied: Path):
+    first, second = load_bundle(copied), load_bundle(copied)
+    first.record("parity", "fp32", {"backbone": 1e-6})
+    second.record("parity", "cpu-int4", {"backbone": 1e-2})
+    assert manifest_of(copied)["parity"] == {"fp32": {"backbone": 1e-6}, "cpu-int4": {"backbone": 1e-2}}
+    assert second.manifest == manifest_of(copied)
+
+
+def test_a_result_of_a_bundle_that_was_replaced_is_not_noted_in_the_new_one(copied: Path):
+    bundle = load_bundle(copied)
+    replaced = manifest_of(copied)
+    replaced["variants"].pop("cpu-int8")
+    write_manifest(copied, replaced)
+    with pytest.raises(BundleError, match="replaced by another export"):
+        bundle.record("parity", "fp32", {"backbone": 1e-6})
+    assert manifest_of(copied) == replaced
