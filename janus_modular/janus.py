@@ -123,7 +123,7 @@ class Janus:
         from janus_modular.session import TorchRuntime
 
         runtime = TorchRuntime(model.eval(), pad=processor.pad_id, forbidden=processor.forbidden)
-        return cls(runtime, processor, plugins)
+        return cls(runtime, processor, (plugins or default_plugins()).as_recorded(model.recorded))
 
     @property
     def model(self) -> JanusModel:
