@@ -44,11 +44,10 @@ def open_bundle(
     """Open a bundle in a runtime: a registered name, or ``{"name": ..., **options}``.
 
     The plugins are those given (or all), with names that several share meaning what the bundle recorded.
-    Of what it recorded only sampling loops are needed: everything else is in its graphs.
+    Of what it recorded only the sampling loop that is used is needed: everything else is in its graphs.
 
     Raises:
         JanusError: the bundle is damaged, or the runtime, the variant or the device is not here.
-        PluginError: a sampling loop is not here; says what to install.
     """
     plugins = plugins or default_plugins()
     folder = Path(folder).expanduser()
@@ -59,5 +58,4 @@ def open_bundle(
     one = resolve({"runtime": chosen}, Running, plugins).runtime
     opened: Runtime = plugins.entry(one.slot, one.name).factory(one.config, folder)
     recorded = json.loads((folder / MANIFEST).read_text("utf-8")).get("plugins", [])  # the runtime read it
-    plugins.check_needed(one for one in recorded if one["slot"] == "sampling_loops")
     return opened, Processor.load(folder), plugins.as_recorded(recorded)

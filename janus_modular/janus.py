@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from PIL import Image
 
+from janus_modular import loops
 from janus_modular.bundles import is_bundle, open_bundle
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.plugins import Plugins, default_plugins
@@ -27,6 +28,9 @@ Question = str | Many[Message]
 
 Pictures = PictureSource | Many[PictureSource]
 """What is shown with a question: a picture, or several."""
+
+OVER = object()
+"""Stands where a loop that has ended yields nothing more."""
 
 
 class Janus:
@@ -119,7 +123,7 @@ class Janus:
         from janus_modular.session import TorchRuntime
 
         runtime = TorchRuntime(model.eval(), pad=processor.pad_id, forbidden=processor.forbidden)
-        return cls(runtime, processor, plugins)
+        return cls(runtime, processor, (plugins or default_plugins()).as_recorded(model.recorded))
 
     @property
     def model(self) -> JanusModel:
@@ -160,6 +164,7 @@ class Janus:
 
         Raises:
             PromptError: a setting is unknown or out of its range, or the prompt fills the context.
+            CheckError: the loop is none that answers.
         """
         pieces = self.answers([(question, images)], **settings)
         said = (text for _, text in pieces)
@@ -176,7 +181,9 @@ class Janus:
         self, questions: Many[tuple[Question, Pictures]], *, stop: Many[str] = (), **settings: Any
     ) -> Iterator[tuple[int, str]]:
         """Yield (row, text) as the answers to several questions are said, until all are over."""
-        loop, chosen = self._loop(self.runtime.text_loop, settings)
+        name = self.runtime.text_loop
+        loop, chosen = self._loop(name, settings)
+        chosen = loops.settings_that_answer(name, chosen)
         prompts = [self.processor.chat_prompt(_conversation(*question)) for question in questions]
         longest = max(map(len, prompts))
         room = self.runtime.context - longest
@@ -188,8 +195,9 @@ class Janus:
         streams = [self.processor.stream(stop) for _ in prompts]
         active = np.ones(len(prompts), np.bool_)
         steps = loop(self.runtime.open(capacity=longest + chosen.max_tokens), prompts, chosen)
-        ids = next(steps, None)
-        while ids is not None:
+        said = next(steps, OVER)
+        while said is not OVER:
+            ids = loops.tokens(name, said, len(prompts))
             for row in np.flatnonzero(active).tolist():
                 if text := streams[row].push(int(ids[row])):
                     yield row, text
@@ -197,7 +205,7 @@ class Janus:
             if not active.any():
                 steps.close()
                 return
-            ids = _sent(steps, active.copy())
+            said = _sent(steps, active.copy())
         for row, unfinished in enumerate(streams):
             if text := unfinished.finish():
                 yield row, text
@@ -214,20 +222,31 @@ class Janus:
         """Draw ``n`` pictures of each prompt, in order.
 
         ``settings`` are the drawing loop's: guidance, temperature, seed. Picture i has noise of its own,
-        so ``batch_size`` (pictures drawn at once) changes memory and speed alone. ``progress`` is told
-        the steps done and the steps in all.
+        so ``batch_size`` (pictures drawn at once) changes memory and speed alone. ``first`` is the number of
+        the first one; a loop without this setting draws one batch alone. ``progress`` is told the steps
+        done and the steps in all.
 
         Raises:
-            PromptError: ``n`` or ``batch_size`` is less than 1, or a setting is unknown or out of its range.
+            PromptError: ``n`` or ``batch_size`` is less than 1, a setting is unknown or out of its range, or
+                the loop cannot draw several batches.
+            CheckError: the loop is none that draws.
         """
         for name, count in (("n", n), ("batch_size", batch_size)):
             if count < 1:
                 raise PromptError(f"{name}: found {count}; expected a whole number from 1.")
-        loop, chosen = self._loop(self.runtime.drawing_loop, settings)
+        name = self.runtime.drawing_loop
+        loop, chosen = self._loop(name, settings)
         drawn = self.processor.drawing.num_tokens if self.processor.drawing else 0
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [one for text in texts for one in [self.processor.draw_prompt(text)] * n]
         starts = range(0, len(prompts), batch_size)
+        numbered = hasattr(chosen, "first")
+        if len(starts) > 1 and not numbered:
+            raise PromptError(
+                f"the loop '{name}' draws one batch alone: it has no setting 'first', the number of a batch's"
+                f" first picture. Found {len(prompts)} pictures, {batch_size} at once; draw fewer, or give"
+                f" batch_size={len(prompts)}."
+            )
         pictures: list[Image.Image] = []
         for number, start in enumerate(starts):
             batch = prompts[start : start + batch_size]
@@ -238,8 +257,9 @@ class Janus:
                 if progress:
                     progress(number * of + done, len(starts) * of)
 
-            pixels = _run(loop(session, batch, replace(chosen, first=start)), tell)
-            pictures += [to_picture(one) for one in pixels]
+            this = replace(chosen, first=chosen.first + start) if numbered else chosen
+            pixels = _run(name, loop(session, batch, this), tell)
+            pictures += [to_picture(one) for one in loops.pictures(name, pixels, len(batch))]
         return pictures
 
     def settings(self, loop: str, given: Mapping[str, Any]) -> Any:
@@ -272,17 +292,18 @@ def _conversation(question: Question, images: Pictures) -> list[Message]:
     return [Message("user", [*pictures, Text(question)])]
 
 
-def _run(steps: Sampling, tell: Callable[..., None]) -> Any:
-    """Let a sampling loop finish, telling of every step; return what it made."""
+def _run(name: str, steps: Sampling, tell: Callable[..., None]) -> Any:
+    """Let a loop that draws finish, telling of every step; return what it made."""
     while True:
         try:
-            tell(*next(steps))
+            yielded = next(steps)
         except StopIteration as stop:
             return stop.value
+        tell(*loops.steps(name, yielded))
 
 
 def _sent(steps: Sampling, value: Any) -> Any:
     try:
         return steps.send(value)
     except StopIteration:
-        return None
+        return OVER

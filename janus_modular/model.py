@@ -7,7 +7,7 @@ codes  ──> generation (tokenizer, adaptor) ───┘                     
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -79,6 +79,7 @@ class JanusModel(nn.Module):
         self.backbone = backbone
         self.config = config
         self.pretrained = list(pretrained)  # what was loaded for which part, and from where
+        self.recorded: list[Mapping[str, str | None]] = []  # the plugins that its own checkpoint names
 
     def forward(self, batch: Batch) -> Output:
         """Run a batch and take the losses of all that is supervised in it."""

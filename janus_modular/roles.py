@@ -68,8 +68,18 @@ class Runtime(Protocol):
 Sampling = Generator[Any, Any, Any]
 """A sampling loop at work: called as ``loop(session, prompts, settings)``, torch-free.
 
-It yields after every step and returns what it made at the end (``StopIteration.value``). Settings
-are the dataclass that was registered with it.
+``prompts`` are one a row; ``settings`` are the dataclass that was registered with it. Two kinds are known:
+
+A loop that answers yields the token ids (rows,), integers in numpy, that the rows say next. It is sent
+which rows go on, a mask (rows,), or None where all do; the ids of others are not looked at, and it is closed
+when none goes on. Its settings have ``max_tokens``, after which it ends. What it returns is not looked at.
+
+A loop that draws yields (steps done, steps in all) after every step, and returns the pictures in numpy
+(rows, 3, H, W), uint8, or floats from -1 to 1. Where its settings have ``first``, that is the number of the
+first row's picture, from which the noise of each picture should follow: only such a loop is asked for more
+pictures than are drawn at once.
+
+`janus_modular.errors.CheckError` names a loop that does something else.
 """
 
 

@@ -35,6 +35,7 @@ from janus_export.unfinished import Unfinished
 from janus_export.weights import FOLDER, Source, bind, detach, native_names, wanted
 from janus_modular import Plugins
 from janus_modular.checkpoints.merging import merged
+from janus_modular.checkpoints.native import plugins_of
 from janus_modular.checkpoints.opening import Opened, describe
 from janus_modular.plugins import default_plugins
 
@@ -103,7 +104,7 @@ class _Export:
         plugins: Plugins | None,
     ) -> None:
         self.opened, self.config, self.tell = opened, config, tell
-        self.plugins = manifest.plugins_of(opened.model, plugins or default_plugins())
+        self.plugins = plugins_of(opened.model, plugins or default_plugins())
         self.source = describe_source(named, opened)
         purpose = {"source": self.source, "config": asdict(config), "versions": manifest.versions()}
         self.unfinished = Unfinished(aside, purpose)

@@ -11,8 +11,7 @@ from janus_export.bundle import SCHEMA
 from janus_export.graphs import Graph, Slot
 from janus_export.quantize import Outcome
 from janus_export.rounding import Rounding
-from janus_modular import JanusModel, Part, Plugins, Processor, __version__
-from janus_modular.config import parts_in
+from janus_modular import JanusModel, Processor, __version__
 
 RECORDED = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
@@ -43,13 +42,6 @@ def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
             "unconditional": "the prompt with pads between its first and last token; they are seen",
         },
     }
-
-
-def plugins_of(model: JanusModel, plugins: Plugins) -> list[dict[str, str | None]]:
-    """Say which plugins a model's parts and its sampling loops are of, as checkpoints record it."""
-    loops = [model.config.text_loop, model.generation.sampling_loop]
-    parts = [part for _, part in parts_in(model.config)]
-    return plugins.needed([*parts, *(Part("sampling_loops", loop, None) for loop in loops)])
 
 
 def describe_graphs(graphs: Iterable[Graph]) -> dict[str, Any]:

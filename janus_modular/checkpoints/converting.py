@@ -89,7 +89,9 @@ def save_as(
     tensors = native.stored(model) if tensors is None else tensors
     if layout == "native":
         with written_aside(folder, replaces=native.MODEL_TYPE) as aside:
-            native.write_description(model, processor, aside, name=folder.name, training=training)
+            native.write_description(
+                model, processor, aside, name=folder.name, training=training, plugins=plugins
+            )
             write_weights(aside, tensors.items(), dtype=dtype, max_shard_size=max_shard_size)
         return
     writer = make_layout(layout, plugins or default_plugins())

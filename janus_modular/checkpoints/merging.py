@@ -41,5 +41,5 @@ def merged(opened: Opened, plugins: Plugins | None = None) -> Opened:
     place = dict(parts_in(config))[path]
     place.name, place.config = instead.name, deepcopy(instead.config)
     model = native.blank(config, plugins)
-    model.pretrained = opened.model.pretrained
+    model.pretrained, model.recorded = opened.model.pretrained, opened.model.recorded
     return merged(replace(opened, model=model, tensors=Weights(opened.folder, tensors)), plugins)

@@ -20,7 +20,8 @@ from janus_modular.checkpoints.weights import Weights, open_weights
 from janus_modular.checkpoints.writing import MAX_SHARD_SIZE, write_json, write_weights, written_aside
 from janus_modular.config import load as load_config
 from janus_modular.config import module_path, parts_in, resolve, to_plain
-from janus_modular.errors import CheckpointError
+from janus_modular.errors import CheckpointError, PluginError
+from janus_modular.interfaces import Part
 from janus_modular.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.schema import ModelConfig
@@ -80,13 +81,30 @@ def write_description(
         "format": FORMAT,
         "written_by": __version__,
         "model": to_plain(config),
-        "plugins": (plugins or default_plugins()).needed(part for _, part in parts_in(config)),
+        "plugins": plugins_of(model, plugins or default_plugins()),
         "pretrained": [asdict(report) for report in model.pretrained],
         "training": dict(training or {}),
     }
     processor.save(folder)
     write_json(folder / "config.json", record)
     (folder / "README.md").write_text(model_card(model, name, record), "utf-8")
+
+
+def plugins_of(model: JanusModel, plugins: Plugins) -> list[dict[str, str | None]]:
+    """Say which plugins a model's parts and its sampling loops are of, as checkpoints and bundles record it.
+
+    Saving needs no loop. One that is not here stays recorded as the model's own checkpoint has it; one that
+    nobody knows is left out, and is an error to whoever asks for it.
+    """
+    plugins = plugins.as_recorded(model.recorded)
+    found = plugins.needed(part for _, part in parts_in(model.config))
+    for name in dict.fromkeys([model.config.text_loop, model.generation.sampling_loop]):
+        try:
+            found += plugins.needed([Part("sampling_loops", name, None)])
+        except PluginError:
+            known = ("sampling_loops", name.rpartition(":")[2])
+            found += [dict(one) for one in model.recorded if (one["slot"], one["name"]) == known]
+    return found
 
 
 def stored(model: JanusModel) -> dict[str, Tensor]:
@@ -174,7 +192,7 @@ def described(
     except KeyError as error:
         raise CheckpointError(f"{folder / 'config.json'} lacks {error}. Fetch it again.") from error
     model = blank(config, plugins)
-    model.pretrained = reports
+    model.pretrained, model.recorded = reports, record["plugins"]
     return model
 
 

@@ -53,8 +53,8 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
         CheckpointError: the folder is no checkpoint, or of no layout that is known here.
         ConfigError: the config cannot be built.
     """
-    from janus_modular.checkpoints.native import blank
-    from janus_modular.config import load, parts_in, resolve
+    from janus_modular.checkpoints.native import blank, plugins_of
+    from janus_modular.config import load, resolve
     from janus_modular.plugins import default_plugins
     from janus_modular.schema import ModelConfig
 
@@ -66,7 +66,7 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
         layout, pretrained, dtypes = "a model config, without weights", [], {}
         config = resolve(load(model, overrides), ModelConfig, plugins)
     built = blank(config, plugins)
-    needed = plugins.needed(part for _, part in parts_in(config))
+    needed = plugins_of(built, plugins)
     return {
         "layout": layout,
         "components": _components(built),

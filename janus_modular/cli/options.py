@@ -42,13 +42,23 @@ Settings = Annotated[
 
 
 def settings_of(named: Mapping[str, Any], others: Sequence[str] | None) -> dict[str, Any]:
-    """Collect the settings that were given; what is left out is the sampling loop's own to choose."""
+    """Collect the settings that were given; what is left out is the sampling loop's own to choose.
+
+    Raises:
+        BadParameter: one is not NAME=VALUE in YAML, or is given twice.
+    """
     import yaml
 
     given = {name: value for name, value in named.items() if value is not None}
     for one in others or ():
         name, equals, value = one.partition("=")
-        if not equals:
+        if not (name and equals):
             raise typer.BadParameter(f"--set {one}: expected NAME=VALUE")
-        given[name] = yaml.safe_load(value)
+        if name in given:
+            raise typer.BadParameter(f"--set {one}: {name} is given already: {given[name]!r}; give it once")
+        try:
+            given[name] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:  # 2026-13-01 is a date that there is none of
+            said = " ".join(str(error).split())
+            raise typer.BadParameter(f"--set {one}: its value is not YAML: {said}") from error
     return given

@@ -35,7 +35,7 @@ class Plugins:
         self.strict = strict
         self._loaded: dict[Announcement, dict[str, Entry[Any]]] = {}
         self._failed: dict[Announcement, JanusError] = {}
-        self._recorded: dict[tuple[str, str], str | None] = {}  # (slot, name) to a distribution
+        self._recorded: dict[tuple[str, str], Mapping[str, str | None]] = {}  # by slot and name
 
     def add_file(self, path: str | Path) -> list[Announcement]:
         """Load a local plugin file; return what it offers.
@@ -89,7 +89,9 @@ class Plugins:
         if fits := [one for one in on if not one.refusal()]:
             if len(fits) == 1:
                 return fits[0]
-            if meant := [one for one in fits if not dist and one.dist == self._recorded.get((slot, bare))]:
+            then = self._recorded.get((slot, bare), {})
+            origin = then.get("dist") or then.get("file")
+            if meant := [one for one in fits if not dist and one.dist == origin]:
                 return meant[0]
             stranger = next((one for one in reversed(fits) if one.dist != BUILT_IN), fits[-1])
             raise PluginError(
@@ -154,11 +156,12 @@ class Plugins:
         return list(found.values())
 
     def as_recorded(self, needed: Iterable[Mapping[str, str | None]]) -> Plugins:
-        """Return these plugins, but a name that several share here means what `needed` recorded."""
+        """Return these plugins, but a name that several share here means what `needed` recorded.
+
+        One that is not here is an error that says who offered it then.
+        """
         view = copy(self)  # of the same announcements, and of what is loaded already
-        view._recorded = {
-            (one["slot"] or "", one["name"] or ""): one["dist"] or one["file"] for one in needed
-        }
+        view._recorded = self._recorded | {(one["slot"] or "", one["name"] or ""): one for one in needed}
         return view
 
     def full_name(self, slot: str, name: str) -> str:
@@ -167,7 +170,9 @@ class Plugins:
         return name if name in self.names(slot) else f"{one.dist}:{one.name}"
 
     def check_needed(self, needed: Iterable[Mapping[str, str | None]]) -> None:
-        """Check that what `needed` recorded can be had here.
+        """Check that the parts that `needed` recorded can be had here.
+
+        Sampling loops are not looked for: who chats needs none that draws. `entry` names one that is missing.
 
         Raises:
             PluginError: lists every component that cannot, with the plugin that offers it.
@@ -175,13 +180,8 @@ class Plugins:
         faults = []
         for one in needed:
             slot, name = one["slot"] or "", one["name"] or ""
-            if not any(here.name == name for here in self.usable(slot)):
-                cure = (
-                    f"--plugin {one['file']}"
-                    if one.get("file")
-                    else f"pip install {one['dist']}" + (f"=={one['version']}" if one.get("version") else "")
-                )
-                faults.append(f"the {slot_label(slot)} '{name}' is not here: {cure}")
+            if slot != "sampling_loops" and not any(here.name == name for here in self.usable(slot)):
+                faults.append(f"the {slot_label(slot)} '{name}' is not here: {_cure(one)}")
         if faults:
             raise PluginError("a plugin is missing.\n" + "\n".join(faults))
 
@@ -197,14 +197,24 @@ class Plugins:
     def _unknown(self, slot: str, name: str) -> str:
         """Answer four questions: which slot, what was written, what could have been, what next."""
         names = self.names(slot)
+        then = self._recorded.get((slot, name.rpartition(":")[2]))
         lines = [
             f"no {slot_label(slot)} is called '{name}'.",
+            f"The model was saved where it was installed: {_cure(then)}" if then else "",
             did_you_mean(name, names),
             f"Registered: {', '.join(names) or 'none'}",
             *(str(error) for one, error in self._failed.items() if one.slot == slot),
             "See them all with: janus-modular plugins list",
         ]
         return "\n".join(filter(None, lines))
+
+
+def _cure(recorded: Mapping[str, str | None]) -> str:
+    """Write what brings a component here that `Plugins.needed` recorded."""
+    if recorded.get("file"):
+        return f"--plugin {recorded['file']}"
+    version = recorded.get("version")
+    return f"pip install {recorded['dist']}" + (f"=={version}" if version else "")
 
 
 _default: Plugins | None = None

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from janus_modular import loops
 from janus_modular.roles import Layout, Runtime, Source, Tracker
 from janus_modular.sequence import PictureToDraw, Sample, Sequence, Text
 from janus_modular.testing.check import NotApplicable, check_for, ensure
@@ -41,6 +42,21 @@ def check_loop_ends(loop: Any, example: SamplingExample) -> None:
     """It yields after its steps, and ends."""
     yielded, _ = run_loop(loop, example, example.prompts)
     ensure(bool(yielded), "it yielded nothing: whoever waits for it cannot show progress or stop it")
+
+
+@check_for("sampling_loops")
+def check_loop_protocol(loop: Any, example: SamplingExample) -> None:
+    """It yields what a loop that answers yields, or what one that draws does, and then returns pictures."""
+    yielded, returned = run_loop(loop, example, example.prompts)
+    name, rows = loop.__name__, len(example.prompts)
+    if yielded and isinstance(yielded[0], tuple):
+        for one in yielded:
+            loops.steps(name, one)
+        loops.pictures(name, returned, rows)
+    else:
+        loops.settings_that_answer(name, example.settings)
+        for one in yielded:
+            loops.tokens(name, one, rows)
 
 
 @check_for("sampling_loops")

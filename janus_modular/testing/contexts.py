@@ -25,7 +25,7 @@ from janus_modular.schema import ModelConfig
 from janus_modular.testing.examples import NumpySession, SamplingExample, prompt
 from janus_modular.testing.running import Make
 
-WIDTH, CODES, TOKENS, GRID = 64, (40, 24), 7, (4, 6)
+WIDTH, CODES, TOKENS, GRID = 64, (40, 24, 12), 7, (4, 6)
 SIDES = (16, 32, 64, 128, 256, 384)
 """Sides of pictures, in pixels: the first that a tokenizer takes is used."""
 
@@ -103,11 +103,13 @@ def _adaptor(part: Part, build: Builder, plugins: Plugins) -> Example:
 
 
 def _head(part: Part, build: Builder, plugins: Plugins) -> Example:
-    try:
-        head = build(part, WIDTH, CODES[:1])
-    except JanusError:  # it may be for several codes a position
-        head = build(part, WIDTH, CODES)
-    return head, torch.rand(2, 3, WIDTH)
+    hidden = torch.rand(2, 3, WIDTH)
+    for several in (CODES, CODES[:2]):  # whatever it takes has to work: a model's tokenizer may have as many
+        try:
+            return build(part, WIDTH, several), hidden
+        except (ValueError, JanusError):
+            continue
+    return build(part, WIDTH, CODES[:1]), hidden
 
 
 def _backbone(part: Part, build: Builder, plugins: Plugins) -> Example:

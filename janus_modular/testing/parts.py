@@ -103,10 +103,13 @@ def check_head_order(head: Any, hidden: Tensor) -> None:
     head.eval()
     if len(head.codebooks) == 1:
         raise NotApplicable("it predicts one code a position")
-    for before in list(known_codes(head, hidden))[1:]:
-        other = (before + 1) % torch.tensor(head.codebooks[: before.shape[-1]])
-        same = torch.equal(head(hidden, before), head(hidden, other))
-        ensure(not same, f"code {before.shape[-1] + 1} does not depend on the codes before it")
+    for known, before in enumerate(known_codes(head, hidden)):
+        logits = head(hidden, before)
+        for s in range(known):
+            other = before.clone()
+            other[..., s] = (other[..., s] + 1) % head.codebooks[s]
+            same = torch.equal(head(hidden, other), logits)
+            ensure(not same, f"code {known + 1} does not depend on code {s + 1}, which is known by then")
 
 
 @check_for("backbones")

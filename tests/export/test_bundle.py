@@ -247,16 +247,17 @@ def test_a_bundle_records_who_offered_its_parts_and_its_loops(tiny_bundle: Path)
     assert set(recorded.values()) == {"janus-modular"}
 
 
-def test_a_loop_that_is_not_here_is_named_with_the_cure_and_other_parts_are_not_needed(copied: Path):
+def test_a_loop_that_is_not_here_is_named_where_it_is_used_and_other_parts_are_not_needed(copied: Path):
     manifest = manifest_of(copied)
     for one in manifest["plugins"]:
-        if one["name"] in ("vit", "text"):
+        if one["name"] in ("vit", "autoregressive"):
             one |= {"name": f"acme-{one['name']}", "dist": "acme-parts", "version": "0.2"}
+    manifest["model"]["drawing_loop"] = "acme-autoregressive"
     write_manifest(copied, manifest)
-    with pytest.raises(PluginError, match="sampling loop 'acme-text' is not here: pip install") as caught:
-        Janus.from_pretrained(copied)
-    assert "acme-parts==0.2" in str(caught.value)
-    assert "acme-vit" not in str(caught.value)
+    janus = Janus.from_pretrained(copied)
+    assert janus.chat("what?", max_tokens=2) is not None
+    with pytest.raises(PluginError, match=r"called 'acme-autoregressive'\.\n.*pip install acme-parts==0\.2"):
+        janus.draw("a cat")
 
 
 def test_two_commands_on_one_bundle_keep_each_others_results(copied: Path):

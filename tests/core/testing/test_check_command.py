@@ -39,6 +39,30 @@ def register_adaptors(registry: Registry[Adaptor]) -> None:
     registry.add("mixes", Mixes, MixesConfig)
 """
 
+ONE_CODE_ONLY = """
+from dataclasses import dataclass
+from torch import nn
+from janus_modular import Head, PartConfig, Registry, hookimpl
+
+@dataclass
+class SameConfig(PartConfig):
+    refuses: bool = False  # what it is not made for
+
+class Same(nn.Module):
+    def __init__(self, config, width, codebooks):
+        super().__init__()
+        if config.refuses and len(codebooks) > 1:
+            raise ValueError("one code a position")
+        self.config, self.codebooks = config, codebooks
+        self.outputs = nn.ModuleList(nn.Linear(width, size) for size in codebooks)
+    def forward(self, hidden, before):
+        return self.outputs[before.shape[-1]](hidden)
+
+@hookimpl
+def register_heads(registry: Registry[Head]) -> None:
+    registry.add("same", Same, SameConfig)
+"""
+
 
 @pytest.fixture(autouse=True)
 def _without_export(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +99,20 @@ def test_a_broken_promise_ends_with_code_1_and_is_said(tmp_path: Path) -> None:
     table = CliRunner().invoke(app, ["plugins", "check", "mixes", *file])
     assert table.exit_code == 1
     assert "\n9 passed, 1 failed, 1 skipped" in table.stdout
+
+
+def test_a_head_is_checked_for_several_codes_unless_it_refuses_them(tmp_path: Path) -> None:
+    (tmp_path / "same.py").write_text(ONE_CODE_ONLY)
+    file = ("--plugin", str(tmp_path / "same.py"))
+    code, checks = told("same", *file)
+    assert code == 1
+    assert [name for name, one in checks.items() if one["outcome"] == "failed"] == ["head_order"]
+    code, checks = told("same", "refuses=true", *file)
+    assert code == 0
+    assert checks["head_order"]["outcome"] == "skipped"
+    code, checks = told("factorized")
+    assert code == 0
+    assert checks["head_order"]["outcome"] == "passed"
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,28 @@ def test_loops_are_held_to_their_promises(monkeypatch: pytest.MonkeyPatch) -> No
     assert outcome("loop_ends", asks_for_more)[0] == "skipped"
 
 
+class ReadsOneCode(nn.Module):
+    """A head for three codes whose logits follow one of those that are known, and no other."""
+
+    codebooks = (5, 4, 3)
+
+    def __init__(self, read: int) -> None:
+        super().__init__()
+        self.read = read
+
+    def forward(self, hidden: Tensor, before: Tensor) -> Tensor:
+        known = before.shape[-1]
+        logits = hidden[..., : self.codebooks[known]]
+        return logits + before[..., [min(self.read, known - 1)]] if known else logits
+
+
+@pytest.mark.parametrize(("read", "missed"), [(0, "code 3 does not depend on code 2"), (1, "on code 1")])
+def test_a_head_that_reads_one_of_the_codes_before_is_found(read: int, missed: str) -> None:
+    result = run_check(named("head_order", "heads"), lambda: (ReadsOneCode(read), torch.rand(2, 3, 8)))
+    assert result.outcome == "failed"
+    assert missed in result.note
+
+
 class Careless:
     """A source that breaks every promise."""
 

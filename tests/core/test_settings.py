@@ -1,0 +1,59 @@
+"""``--set``: settings of sampling loops on the command line, each given once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from janus_modular.cli.app import app
+from janus_modular.cli.options import settings_of
+from janus_modular.compose import compose
+from janus_modular.config import load, resolve
+from janus_modular.janus import Janus
+from janus_modular.schema import ModelConfig
+
+
+def test_settings_are_values_in_yaml() -> None:
+    assert settings_of({"seed": 3, "top_k": None}, ["top_k=5", "words=[a, b]", "text=a=b"]) == {
+        "seed": 3,
+        "top_k": 5,
+        "words": ["a", "b"],
+        "text": "a=b",
+    }
+
+
+@pytest.mark.parametrize(
+    ("named", "others", "said"),
+    [
+        ({"max_tokens": 2}, ["max_tokens=30"], "max_tokens is given already: 2"),
+        ({}, ["top_k=1", "top_k=2"], "top_k is given already: 1"),
+        ({}, ["top_k=["], r"--set top_k=\[: its value is not YAML: .*expected"),
+        ({}, ["day=2026-13-01"], "its value is not YAML: month"),
+        ({}, ["top_k"], "expected NAME=VALUE"),
+        ({}, ["=3"], "expected NAME=VALUE"),
+    ],
+)
+def test_a_setting_that_is_not_clear_is_refused(named: dict[str, int], others: list[str], said: str) -> None:
+    with pytest.raises(typer.BadParameter, match=said):
+        settings_of(named, others)
+
+
+@pytest.mark.parametrize(
+    "words", [["chat", "nowhere", "what?", "--max-tokens", "2"], ["draw", "nowhere", "cat"]]
+)
+def test_commands_look_at_the_settings_before_the_model(words: list[str]) -> None:
+    done = CliRunner().invoke(app, [*words, "--set", "max_tokens=3", "--set", "max_tokens=4"])
+    assert done.exit_code == 2
+    assert "max_tokens is given already" in " ".join(done.output.replace("│", " ").split())
+
+
+def test_drawing_goes_on_from_a_picture_by_its_number() -> None:
+    torch.manual_seed(0)
+    janus = Janus.of(*compose(resolve(load("model/tiny"), ModelConfig)))
+    four = [np.asarray(one) for one in janus.draw("a", 4)]
+    last = [np.asarray(one) for one in janus.draw("a", 2, batch_size=1, **settings_of({}, ["first=2"]))]
+    np.testing.assert_array_equal(last, four[2:])
+    assert (four[0] != four[2]).any()
