@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from janus_modular.checkpoints.filling import Outcome, fill
+from janus_modular.checkpoints.filling import Outcome, fill, lies_in
 from janus_modular.checkpoints.weights import open_weights
 from janus_modular.errors import CheckpointError, missing_extra
 from janus_modular.interfaces import Part
@@ -109,7 +109,8 @@ def load_pretrained(module: nn.Module, part: Part) -> PretrainedReport:
     (``read_pretrained``); otherwise names in the files must be its own.
 
     Raises:
-        CheckpointError: weights are missing or of another shape; names left over are only reported.
+        CheckpointError: weights are missing or of another shape, or there are more of the component's than it
+            takes; names of other parts that are left over are only reported.
     """
     config = part.config
     path = resolve_pretrained(config.pretrained, config.revision)
@@ -128,7 +129,8 @@ def load_pretrained(module: nn.Module, part: Part) -> PretrainedReport:
         report.left_over = weights.left_over()
     else:
         own = module.state_dict().keys()
-        outcome = fill(module, ((name, weights[name]) for name in weights if name in own))
+        ours = (name for name in weights if name in own or lies_in(name, module))
+        outcome = fill(module, ((name, weights[name]) for name in ours))
         report.left_over = weights.left_over()
     report.loaded = outcome.loaded
     outcome.check(what)

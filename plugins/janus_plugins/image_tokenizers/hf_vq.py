@@ -29,6 +29,7 @@ from janus_modular import (
     PartConfig,
     Registry,
     hookimpl,
+    lies_in,
     resolve_pretrained,
 )
 from janus_plugins.image_tokenizers.codebook import Codebook, straight_through
@@ -180,9 +181,10 @@ class HfVqTokenizer(nn.Module):
         known = self.model.state_dict()
         for name in weights:
             own = transformers_name(name.removeprefix(prefix)) if name.startswith(prefix) else ""
-            if own in known:
+            if lies_in(own, self.model):
                 weight = weights[name]
-                yield f"model.{own}", weight.flatten(1) if known[own].ndim == 2 else weight
+                flat = own in known and known[own].ndim == 2
+                yield f"model.{own}", weight.flatten(1) if flat else weight
 
 
 def transformers_name(name: str) -> str:

@@ -43,6 +43,14 @@ def test_names_are_the_parts_own(tmp_path: Path) -> None:
     assert str(report) == f"adaptor 'linear': 2 tensors from {tmp_path}; 1 left over: scale"
 
 
+def test_a_weight_too_many_inside_the_part_is_an_error(tmp_path: Path) -> None:
+    deeper = nn.Sequential(nn.Linear(3, 2), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    save_file(deeper.state_dict(), tmp_path / "adaptor.safetensors")
+    module = nn.Sequential(nn.Linear(3, 2), nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(CheckpointError, match=r"2 unexpected:\n +1\.1\.bias\n +1\.1\.weight"):
+        load_pretrained(module, part(tmp_path))
+
+
 def test_a_part_may_map_names(tmp_path: Path) -> None:
     kernel, offset = torch.randn(3, 2), torch.randn(2)
     save_file(
