@@ -115,7 +115,7 @@ class SiglipEncoder(nn.Module):
                     yield f"model.{one}", self._fitted(tensor) if "position_embedding" in one else tensor
 
     def _passed_over(self, name: str) -> bool:
-        """Say whether a weight may be left over: of a block that ``select_layer`` cuts off, or position ids."""
+        """Say whether a weight may be left over: of a block that ``select_layer`` cuts off, or ids."""
         block = re.match(r"encoder\.layers\.(\d+)\.", name)
         cut_off = range(kept_layers(self.config), self.config.layers)
         return name == "embeddings.position_ids" or (block is not None and int(block[1]) in cut_off)
