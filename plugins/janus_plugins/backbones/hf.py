@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedConfig,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
 
 from janus_modular import (
     Backbone,
@@ -33,8 +34,8 @@ from janus_modular import (
     hookimpl,
     resolve_pretrained,
 )
-from janus_plugins.backbones.family_keys import check_keys
 from janus_plugins.backbones.slots import SlotCache, attended, slot_attention
+from janus_plugins.family_keys import check_keys
 
 SLOTS = "janus_slots"
 AttentionInterface.register(SLOTS, slot_attention)
@@ -258,7 +259,7 @@ def decoder_config(config: HfConfig) -> PreTrainedConfig:
             )
         # Ids are found by the processor, by string: a family's defaults may not even be in the vocabulary.
         nobody = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-        check_keys(keys)
+        check_keys(keys, "backbone.config", ["llama", "qwen3", "gemma3_text", *DECODERS])
         try:
             family = AutoConfig.for_model(**{**nobody, **keys})
         except StrictDataclassError as error:
