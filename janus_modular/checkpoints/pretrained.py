@@ -105,8 +105,9 @@ def commit_of(path: Path) -> str | None:
 def load_pretrained(module: nn.Module, part: Part) -> PretrainedReport:
     """Load what ``part.config.pretrained`` names into the component that was built from it.
 
-    A component may load itself (``load_pretrained(path) -> missing, unexpected``), or say how names map
-    (``read_pretrained``); otherwise names in the files must be its own.
+    A component may load itself (``load_pretrained(path)`` returns how many tensors it took, the names that
+    were missing, and those left over), or say how names map (``read_pretrained``); otherwise names in the
+    files must be its own.
 
     Raises:
         CheckpointError: weights are missing or of another shape, or there are more of the component's than it
@@ -119,9 +120,8 @@ def load_pretrained(module: nn.Module, part: Part) -> PretrainedReport:
     component: Any = module
     if hasattr(component, "load_pretrained"):
         with _readable(what):
-            missing, report.left_over = component.load_pretrained(path)
+            report.loaded, missing, report.left_over = component.load_pretrained(path)
         Outcome(missing=missing).check(what)
-        report.loaded = len({id(one) for one in module.state_dict(keep_vars=True).values()})  # tied: once
         return report
     weights = open_weights(path)
     if hasattr(component, "read_pretrained"):

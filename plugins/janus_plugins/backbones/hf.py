@@ -154,8 +154,8 @@ class HfBackbone(nn.Module):
                 weight[old:] = weight[:old].mean(0)
         self.config.config["vocab_size"] = vocab_size
 
-    def load_pretrained(self, path: Path) -> tuple[list[str], list[str]]:
-        """Read weights by transformers' own rules; return missing and unexpected names."""
+    def load_pretrained(self, path: Path) -> tuple[int, list[str], list[str]]:
+        """Read weights by transformers' own rules; return how many, names missing, names left over."""
         gguf = path.name if path.suffix == ".gguf" else None
         described = not gguf and (path / "config.json").is_file()
         alone = not described or (whole := read_config(path)).get_text_config(decoder=True) is whole
@@ -180,7 +180,9 @@ class HfBackbone(nn.Module):
                 f" {'; '.join(sorted(listed)[:3])}. Leave backbone.config out, and it is read there."
             )
         self._adopt(model)
-        return sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        held = {id(one) for one in self.model.state_dict(keep_vars=True).values()}  # tied ones once
+        missing = sorted(info["missing_keys"])
+        return len(held) - len(missing), missing, sorted(info["unexpected_keys"])
 
     def _body(self, x: Tensor, positions: Tensor) -> Tensor:
         return self.model.base_model(inputs_embeds=x, position_ids=positions, use_cache=False)[0]

@@ -140,8 +140,8 @@ class LoraBackbone(nn.Module):
                 made[inside] = partial(weights.__getitem__, name)
         return deepcopy(self.config.backbone), made
 
-    def load_pretrained(self, path: Path) -> tuple[list[str], list[str]]:
-        """Read an adapter that peft saved, all of it; return names that are missing, and none left over.
+    def load_pretrained(self, path: Path) -> tuple[int, list[str], list[str]]:
+        """Read all of an adapter that peft saved; return how many tensors, names missing, left over (none).
 
         Raises:
             CheckpointError: the folder is none of peft's, its adapter is not as the config says, or it holds
@@ -176,7 +176,7 @@ class LoraBackbone(nn.Module):
                 f"{path} adapts what the backbone 'lora' does not: {', '.join(sorted(strange)[:3])}{more}."
                 " Name these layers in target_modules; what is no linear layer cannot be adapted here."
             )
-        return sorted(own - found), []
+        return len(found), sorted(own - found), []
 
     def _adapted(self) -> Iterator[tuple[str, LoraLayer]]:
         for path, module in self.named_modules():

@@ -117,8 +117,8 @@ class HfVisionEncoder(nn.Module):
             )
         return tokens[:, self.special_tokens :]
 
-    def load_pretrained(self, path: Path) -> tuple[list[str], list[str]]:
-        """Read weights by transformers' own rules, from a folder; return missing and unexpected names."""
+    def load_pretrained(self, path: Path) -> tuple[int, list[str], list[str]]:
+        """Read a folder by transformers' own rules; return how many weights, names missing, left over."""
         check_folder(path)
         self.model, info = type(self.model).from_pretrained(
             path,
@@ -129,7 +129,9 @@ class HfVisionEncoder(nn.Module):
             key_mapping=OF_TWO_TOWERS.get(self.model.config.model_type),
             **self._options,
         )
-        return sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        held = {id(one) for one in self.model.state_dict(keep_vars=True).values()}  # tied ones once
+        missing = sorted(info["missing_keys"])
+        return len(held) - len(missing), missing, sorted(info["unexpected_keys"])
 
     def _inputs(self, pixels: Tensor) -> dict[str, Any]:
         """Name the model's inputs; SigLIP2's NaFlex form takes patches, channels last, and their grid."""

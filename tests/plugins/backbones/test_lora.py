@@ -296,6 +296,8 @@ def of_folder(plugins: Plugins, folder: Path, **options: Any) -> Any:
 def test_adapters_that_peft_saved_are_read(start: Any, plugins: Plugins, tmp_path: Path) -> None:
     folder, theirs = peft_folder(tmp_path, init_lora_weights=start)
     backbone = of_folder(plugins, folder)
+    held = load_file(folder / "adapter/adapter_model.safetensors")
+    assert backbone.load_pretrained(folder / "adapter") == (len(held), [], [])
     with torch.inference_mode():
         torch.testing.assert_close(said(backbone, TOKENS), theirs(TOKENS).logits)
 
