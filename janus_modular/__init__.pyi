@@ -1,3 +1,4 @@
+from .checkpoints.filling import lies_in as lies_in
 from .checkpoints.pretrained import resolve_pretrained as resolve_pretrained
 from .checkpoints.weights import open_weights as open_weights
 from .errors import CheckpointError as CheckpointError

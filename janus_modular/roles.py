@@ -146,7 +146,10 @@ class ReadsPretrained(Protocol):
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Yield the component's own names and tensors; ``weights`` reads lazily, by the file's names.
 
-        What is never read counts as left over, what is never yielded as missing; both are reported.
+        What is never read counts as left over, and is reported. What is never yielded is missing, and what is
+        yielded under a name that the component lacks is one weight too many; both are errors. So yield all
+        of the component's own part of a file (`janus_modular.lies_in`), less what is known to be of no use:
+        the component would compute something else without it.
         """
         ...
 

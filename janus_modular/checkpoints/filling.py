@@ -113,6 +113,15 @@ def _put(
     return made
 
 
+def lies_in(name: str, module: nn.Module) -> bool:
+    """Say whether a weight's name is inside one of a module's parts (``decoder.``), known there or not.
+
+    One that is not known there belongs to another function than the module's, and must not be passed over.
+    """
+    first, dot, _ = name.partition(".")
+    return bool(dot) and first in dict(module.named_children())
+
+
 def settle(module: nn.Module, *, device: torch.device | str, dtype: torch.dtype | None) -> None:
     """Bring the buffers of a filled module to its device; persistent ones to its dtype too."""
     kept = {id(value) for value in module.state_dict(keep_vars=True).values()}

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from janus_modular.checkpoints.filling import Outcome, fill
+from janus_modular.checkpoints.filling import Outcome, fill, lies_in
 from janus_modular.checkpoints.weights import open_weights
 from janus_modular.errors import CheckpointError, missing_extra
 from janus_modular.interfaces import Part
@@ -105,11 +105,13 @@ def commit_of(path: Path) -> str | None:
 def load_pretrained(module: nn.Module, part: Part) -> PretrainedReport:
     """Load what ``part.config.pretrained`` names into the component that was built from it.
 
-    A component may load itself (``load_pretrained(path) -> missing, unexpected``), or say how names map
-    (``read_pretrained``); otherwise names in the files must be its own.
+    A component may load itself (``load_pretrained(path)`` returns how many tensors it took, the names that
+    were missing, and those left over), or say how names map (``read_pretrained``); otherwise names in the
+    files must be its own.
 
     Raises:
-        CheckpointError: weights are missing or of another shape; names left over are only reported.
+        CheckpointError: weights are missing or of another shape, or there are more of the component's than it
+            takes; names of other parts that are left over are only reported.
     """
     config = part.config
     path = resolve_pretrained(config.pretrained, config.revision)
@@ -118,9 +120,8 @@ def load_pretrained(module: nn.Module, part: Part) -> PretrainedReport:
     component: Any = module
     if hasattr(component, "load_pretrained"):
         with _readable(what):
-            missing, report.left_over = component.load_pretrained(path)
+            report.loaded, missing, report.left_over = component.load_pretrained(path)
         Outcome(missing=missing).check(what)
-        report.loaded = len({id(one) for one in module.state_dict(keep_vars=True).values()})  # tied: once
         return report
     weights = open_weights(path)
     if hasattr(component, "read_pretrained"):
@@ -128,7 +129,8 @@ def load_pretrained(module: nn.Module, part: Part) -> PretrainedReport:
         report.left_over = weights.left_over()
     else:
         own = module.state_dict().keys()
-        outcome = fill(module, ((name, weights[name]) for name in weights if name in own))
+        ours = (name for name in weights if name in own or lies_in(name, module))
+        outcome = fill(module, ((name, weights[name]) for name in ours))
         report.left_over = weights.left_over()
     report.loaded = outcome.loaded
     outcome.check(what)

@@ -53,7 +53,10 @@ def train(
     model, processor = build_model(config, plugins, device, checkpoint=checkpoint)
     choose(model, config.learn)
     if not quiet:
-        Console(stderr=True).print(*model.pretrained, table(model), sep="\n")
+        console = Console(stderr=True)
+        for report in model.pretrained:
+            console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+        console.print(table(model))
     engine: Engine[Work] = Engine(
         model,
         lambda work: janus_losses(model, work, device),

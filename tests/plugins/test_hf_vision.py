@@ -148,7 +148,7 @@ def test_a_two_tower_folder_gives_its_vision_tower(tmp_path: Path, tower: str, f
     model.save_pretrained(tmp_path)
 
     encoder = HfVisionEncoder(HfVisionConfig(pretrained=str(tmp_path))).eval()
-    missing, unexpected = encoder.load_pretrained(tmp_path)
+    _, missing, unexpected = encoder.load_pretrained(tmp_path)
 
     assert missing == []
     assert not [name for name in unexpected if "layers" in name and "vision" in name]
@@ -234,11 +234,28 @@ def test_the_config_decides_about_pixels() -> None:
         ({"model_type": "swin"}, "'swin' is no plain vision transformer.*: its depths make stages"),
         ({"model_type": "llama"}, "'llama' is no plain vision transformer.*: it has no patch_size"),
         ({"model_type": "vit_msn", **SIZES, "image_size": 32}, "give pixels"),
+        (
+            {"model_type": "dinov2", "hiden_size": 3},
+            "config.hiden_size: 'dinov2' .* Did you mean 'hidden_size'",
+        ),
+        (
+            {"model_type": "clip", "vision_config": {"patch_sise": 3}},
+            "config.vision_config.patch_sise: 'clip_vision_model' .* Did you mean 'patch_size'",
+        ),
+        ({"model_type": "dinov22"}, "no model_type 'dinov22'. Did you mean dinov2"),
     ],
 )
 def test_what_is_not_enough_is_an_error(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         HfVisionEncoder(HfVisionConfig(config=config))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "notes.txt", "model.bin", "."])
+def test_what_is_no_folder_with_a_config_is_refused_in_words(name: str, tmp_path: Path) -> None:
+    if name != ".":
+        (tmp_path / name).write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(CheckpointError, match=r"hf-vision reads a folder|holds no config of a vision model"):
+        HfVisionEncoder(HfVisionConfig(pretrained=str(tmp_path / name)))
 
 
 def test_layers_that_are_not_there_and_weights_without_a_folder_are_errors(tmp_path: Path) -> None:

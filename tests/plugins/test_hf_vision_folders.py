@@ -152,7 +152,7 @@ def test_published_folders_are_read_and_what_else_they_hold_is_reported(tmp_path
     source = published(family, tmp_path)
     encoder = HfVisionEncoder(HfVisionConfig(pretrained=str(tmp_path))).eval()
 
-    missing, unexpected = encoder.load_pretrained(tmp_path)
+    _, missing, unexpected = encoder.load_pretrained(tmp_path)
 
     pixels = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(encoder(pixels), source(pixels), rtol=0, atol=0)

@@ -180,7 +180,10 @@ def test_what_is_missing_or_foreign_in_a_file_is_said(tmp_path: Path) -> None:
         ({"model_type": "chameleon_vqgan"}, r"name: vqgan, num_codes: 8192.*vqgan\.ckpt"),
         ({"model_type": "janus_vqgan"}, "read by llamagen"),
         ({"model_type": "glm_image_vqmodel"}, "cannot draw"),
-        ({**KEYS, "base_chanels": 32}, "has no base_chanels"),
+        (
+            {**KEYS, "base_chanels": 32},
+            "config.base_chanels: 'emu3_vqgan' has no such key. Did you mean 'base_channels'",
+        ),
         ({**KEYS, "hidden_size": 32}, "hidden_size 32, but the last level is 64 wide"),
         ({**KEYS, "embed_dim": 8}, "latent_channels 4 and embed_dim 8"),
     ],

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from janus_modular import CheckpointError
+from janus_modular.checkpoints.filling import fill
 from janus_modular.checkpoints.weights import Weights
 from janus_plugins.image_tokenizers.ibq import IbqCodebook, IbqConfig, IbqTokenizer
 
@@ -130,3 +132,12 @@ def test_reads_the_published_names_and_averages_first(averaged: bool, taming_wei
 
     torch.testing.assert_close(target.state_dict(), source.state_dict())
     assert read.left_over() == ["callbacks.best_model_score"]
+
+
+def test_averages_and_weights_as_trained_are_not_mixed(taming_weights: Published) -> None:
+    weights = taming_weights(tiny())
+    averages = {f"model_ema.{name.replace('.', '')}": weight for name, weight in weights.items()}
+    del averages["model_ema.quant_convweight"]
+    target = tiny()
+    with pytest.raises(CheckpointError, match=r"1 missing:\n +quant_conv\.weight"):
+        fill(target, target.read_pretrained(weights | averages)).check("the file")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from janus_modular import CheckpointError
 from janus_modular.checkpoints.pretrained import PretrainedReport, load_pretrained
 from janus_modular.interfaces import Part
-from janus_plugins.adaptors.ldp import LdpAdaptor, LdpConfig, gate_width
+from janus_plugins.adaptors.ldp import ANCHOR, LdpAdaptor, LdpConfig, gate_width
 
 C, D, GATE = 6, 40, 16  # a quarter of 40 is 10: 8 would be less than nine tenths of it
 
@@ -109,3 +109,10 @@ def test_what_is_no_projector_or_not_all_of_it_is_refused(tmp_path: Path):
     del weights["model.mm_projector.model.mb_block.2.block.1.fc2.bias"]
     with pytest.raises(CheckpointError, match=r"halve\.excite\.bias"):
         read(weights, tmp_path)
+
+
+def test_what_the_projector_holds_besides_is_refused(tmp_path: Path):
+    weights = random_weights()
+    prefix = next(name for name in weights if name.endswith(ANCHOR)).removesuffix(ANCHOR)
+    with pytest.raises(CheckpointError, match=r"1 unexpected:\n +\S*mlp\.5\.weight"):
+        read({**weights, f"{prefix}mlp.5.weight": torch.zeros(1)}, tmp_path)

@@ -96,3 +96,9 @@ def test_heads_that_do_not_share_are_refused_with_both_numbers():
         PerceiverConfig(kv_heads=3)
     with pytest.raises(ValueError, match="queries: 0"):
         PerceiverConfig(queries=0)
+
+
+def test_a_file_of_more_layers_is_refused(tmp_path: Path):
+    weights = connector(C, D, 20, **{**SMALL, "layers": 3}).state_dict()
+    with pytest.raises(CheckpointError, match=r"unexpected:\n +perceiver_resampler\.layers\.2\."):
+        read({f"model.connector.{name}": x for name, x in weights.items()}, tmp_path)

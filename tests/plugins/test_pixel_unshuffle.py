@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -128,3 +130,23 @@ def test_published_sizes_have_the_published_numbers_of_parameters(width: int, co
 def test_sizes_of_nothing_are_refused(wrong: dict[str, int]):
     with pytest.raises(ValueError, match="at least 1"):
         PixelUnshuffleConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [({"norm": False}, "norm.bias"), ({"depth": 1}, "layers.2.bias"), ({"bias": False}, "layers.0.bias")],
+    ids=str,
+)
+def test_weights_of_another_function_are_refused(option: dict[str, Any], named: str, tmp_path: Path):
+    theirs, _ = internvl()
+    weights = {f"model.multi_modal_projector.{name}": x for name, x in theirs.state_dict().items()}
+    with pytest.raises(CheckpointError, match=rf"unexpected:\n +{re.escape(named)}"):
+        read(PixelUnshuffleConfig(**option), weights, tmp_path)
+
+
+def test_what_the_connector_holds_besides_is_refused_by_its_name(tmp_path: Path):
+    theirs, _ = internvl()
+    weights = {f"model.multi_modal_projector.{name}": x for name, x in theirs.state_dict().items()}
+    weights["model.multi_modal_projector.gate"] = torch.zeros(1)
+    with pytest.raises(CheckpointError, match=r"1 unexpected:\n +model\.multi_modal_projector\.gate"):
+        read(PixelUnshuffleConfig(), weights, tmp_path)

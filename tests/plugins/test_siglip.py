@@ -14,6 +14,7 @@ from transformers import SiglipConfig as TheirConfig
 from transformers import SiglipModel, SiglipVisionConfig, SiglipVisionModel
 
 from janus_modular import CheckpointError, ConfigError
+from janus_modular.checkpoints.filling import fill
 from janus_plugins.adaptors.mlp import MlpAdaptor, MlpConfig
 from janus_plugins.understanding_encoders.siglip import SiglipConfig, SiglipEncoder
 
@@ -166,6 +167,20 @@ def test_select_layer_keeps_the_first_blocks_and_the_final_norm(
 
     assert len(encoder.model.encoder.layers) == kept
     torch.testing.assert_close(encoder(pixels), theirs(pixels).last_hidden_state)
+
+
+def test_a_tower_of_more_blocks_is_refused(theirs: SiglipVisionModel) -> None:
+    encoder = SiglipEncoder(SiglipConfig(**{**TINY, "layers": 2}))
+    outcome = fill(encoder, encoder.read_pretrained(theirs.state_dict()))
+    assert outcome.unexpected
+    assert all(name.startswith("model.encoder.layers.2.") for name in outcome.unexpected)
+
+
+def test_the_ids_in_old_files_are_passed_over(theirs: SiglipVisionModel) -> None:
+    load(
+        SiglipEncoder(SiglipConfig(**TINY)),
+        {**theirs.state_dict(), "embeddings.position_ids": torch.arange(16)},
+    )
 
 
 def test_what_cannot_be_is_an_error() -> None:

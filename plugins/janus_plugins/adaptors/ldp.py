@@ -49,14 +49,11 @@ class LdpAdaptor(nn.Module):
             raise CheckpointError(
                 f"ldp found no projector: no name ends in '{ANCHOR}'; offer a MobileVLM checkpoint"
             )
-        known = self.state_dict().keys()
         for name in weights:
-            if not name.startswith(prefixes[0]):
-                continue  # of another part of the model
-            module, _, kind = name.removeprefix(prefixes[0]).rpartition(".")
-            own = f"{PUBLISHED.get(module)}.{kind}"
-            if own in known:
-                yield own, weights[name]
+            theirs = name.removeprefix(prefixes[0])
+            if name.startswith(prefixes[0]) and theirs.startswith(("mlp.", "mb_block.")):
+                module, _, kind = theirs.rpartition(".")
+                yield f"{PUBLISHED[module]}.{kind}" if module in PUBLISHED else name, weights[name]
 
 
 class MobileBlock(nn.Module):

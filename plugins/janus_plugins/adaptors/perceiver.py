@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from janus_modular import Adaptor, PartConfig, Registry, hookimpl
+from janus_modular import Adaptor, PartConfig, Registry, hookimpl, lies_in
 from janus_plugins.sizes import check_sizes
 
 
@@ -59,10 +59,10 @@ class PerceiverAdaptor(nn.Module):
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Read the connector inside an Idefics2 checkpoint, in the published names or transformers'."""
-        known = self.state_dict().keys()
         for name in weights:
-            own = name.rpartition("connector.")[2]
-            if own in known:
+            _, inside, own = f".{name}".rpartition(".connector.")
+            own = own if inside else name
+            if inside or lies_in(own, self):
                 yield own, weights[name]
 
 

@@ -7,6 +7,7 @@ shuffle): with a factor of 2, a quarter of the tokens. SmolVLM's and Idefics3's 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -60,12 +61,10 @@ class PixelUnshuffleAdaptor(nn.Module):
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Read the connector of InternVL, of transformers' InternVL, or of Idefics3 and SmolVLM."""
-        known = self.state_dict().keys()
         for name in weights:
-            module, _, kind = name.rpartition(".")
-            for theirs, ours in PUBLISHED.items():
-                if f".{module}".endswith(f".{theirs}") and f"{ours}.{kind}" in known:
-                    yield f"{ours}.{kind}", weights[name]
+            if found := CONNECTOR.search(name):
+                module, _, kind = found[0].rpartition(".")
+                yield f"{PUBLISHED[module]}.{kind}" if module in PUBLISHED else name, weights[name]
 
     def _coarser(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Return the grid of squares; ValueError where it does not come out even."""
@@ -78,6 +77,7 @@ class PixelUnshuffleAdaptor(nn.Module):
         return grid[0] // factor, grid[1] // factor
 
 
+CONNECTOR = re.compile(r"(?<![^.])(?:mlp1|multi_modal_projector|connector)\..+")
 PUBLISHED = {  # modules by the ends of their names: InternVL's, transformers' InternVL's, Idefics3's
     "mlp1.0": "norm",
     "mlp1.1": "layers.0",

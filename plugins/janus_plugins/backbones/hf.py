@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedConfig,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
 
 from janus_modular import (
     Backbone,
@@ -33,8 +34,8 @@ from janus_modular import (
     hookimpl,
     resolve_pretrained,
 )
-from janus_plugins.backbones.family_keys import check_keys
 from janus_plugins.backbones.slots import SlotCache, attended, slot_attention
+from janus_plugins.family_keys import check_keys
 
 SLOTS = "janus_slots"
 AttentionInterface.register(SLOTS, slot_attention)
@@ -153,8 +154,8 @@ class HfBackbone(nn.Module):
                 weight[old:] = weight[:old].mean(0)
         self.config.config["vocab_size"] = vocab_size
 
-    def load_pretrained(self, path: Path) -> tuple[list[str], list[str]]:
-        """Read weights by transformers' own rules; return missing and unexpected names."""
+    def load_pretrained(self, path: Path) -> tuple[int, list[str], list[str]]:
+        """Read weights by transformers' own rules; return how many, names missing, names left over."""
         gguf = path.name if path.suffix == ".gguf" else None
         described = not gguf and (path / "config.json").is_file()
         alone = not described or (whole := read_config(path)).get_text_config(decoder=True) is whole
@@ -179,7 +180,9 @@ class HfBackbone(nn.Module):
                 f" {'; '.join(sorted(listed)[:3])}. Leave backbone.config out, and it is read there."
             )
         self._adopt(model)
-        return sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        held = {id(one) for one in self.model.state_dict(keep_vars=True).values()}  # tied ones once
+        missing = sorted(info["missing_keys"])
+        return len(held) - len(missing), missing, sorted(info["unexpected_keys"])
 
     def _body(self, x: Tensor, positions: Tensor) -> Tensor:
         return self.model.base_model(inputs_embeds=x, position_ids=positions, use_cache=False)[0]
@@ -258,7 +261,7 @@ def decoder_config(config: HfConfig) -> PreTrainedConfig:
             )
         # Ids are found by the processor, by string: a family's defaults may not even be in the vocabulary.
         nobody = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-        check_keys(keys)
+        check_keys(keys, "backbone.config", ["llama", "qwen3", "gemma3_text", *DECODERS])
         try:
             family = AutoConfig.for_model(**{**nobody, **keys})
         except StrictDataclassError as error:

@@ -41,6 +41,22 @@ ALL_LINEAR = "all-linear"
 PUBLISHED = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.(?P<which>lora_[AB])(?:\.default)?\.weight")
 """The names of adapters in files that peft writes."""
 
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+"""How adapters may have begun to learn: ways that leave the base alone, as PiSSA and LoftQ do not."""
+
+UNKNOWN = (
+    "use_dora",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "lora_bias",
+    "kasa_config",
+    "layer_replication",
+    "alora_invocation_tokens",
+)
+"""Options of peft's by which an adapted layer, or the base, would be another than ours."""
+
 
 @dataclass
 class LoraConfig(PartConfig):
@@ -124,11 +140,12 @@ class LoraBackbone(nn.Module):
                 made[inside] = partial(weights.__getitem__, name)
         return deepcopy(self.config.backbone), made
 
-    def load_pretrained(self, path: Path) -> tuple[list[str], list[str]]:
-        """Read an adapter that peft saved; return names that are missing, and those of the file left over.
+    def load_pretrained(self, path: Path) -> tuple[int, list[str], list[str]]:
+        """Read all of an adapter that peft saved; return how many tensors, names missing, left over (none).
 
         Raises:
-            CheckpointError: the folder is none of peft's, or its adapter is not as the config says.
+            CheckpointError: the folder is none of peft's, its adapter is not as the config says, or it holds
+                more than that: what was learned together says something else in part.
         """
         check_adapter(path, self.config)
         weights = open_weights(path)
@@ -137,13 +154,13 @@ class LoraBackbone(nn.Module):
             for layer, _ in self._adapted()
             for which in ("lora_A", "lora_B")
         }
-        found, left_over = set[str](), []
+        found, strange = set[str](), []
         for name in weights:
             match = PUBLISHED.fullmatch(name)
             ends = f".{match['layer']}.{match['which']}.default.weight" if match else "\0"
             target = next((one for one in own if one.endswith(ends)), None)
             if target is None:
-                left_over.append(name)
+                strange.append(name)
                 continue
             held = self.get_parameter(target)
             if held.shape != weights[name].shape:
@@ -153,7 +170,13 @@ class LoraBackbone(nn.Module):
             with torch.no_grad():
                 held.copy_(weights[name])
             found.add(target)
-        return sorted(own - found), left_over
+        if strange:
+            more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+            raise CheckpointError(
+                f"{path} adapts what the backbone 'lora' does not: {', '.join(sorted(strange)[:3])}{more}."
+                " Name these layers in target_modules; what is no linear layer cannot be adapted here."
+            )
+        return len(found), sorted(own - found), []
 
     def _adapted(self) -> Iterator[tuple[str, LoraLayer]]:
         for path, module in self.named_modules():
@@ -212,13 +235,21 @@ def check_adapter(path: Path, config: LoraConfig) -> None:
             f"{path} is no adapter of peft's, a folder with adapter_config.json and weights: {error}"
         ) from error
     wanted = {"peft_type": "LORA", "r": config.rank, "lora_alpha": config.alpha}
-    plain = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
     differs = [
         f"{key} is {saved.get(key)!r}, not {value!r}"
         for key, value in wanted.items()
         if saved.get(key) != value
     ]
-    differs += [f"{key} is {saved[key]!r}, which is not known here" for key in plain if saved.get(key)]
+    differs += [f"{key} is {saved[key]!r}, which is not known here" for key in UNKNOWN if saved.get(key)]
+    if saved.get("bias", "none") != "none":
+        differs.append(
+            f"bias is {saved['bias']!r}: the base's biases were trained too, which is not known here"
+        )
+    if (start := saved.get("init_lora_weights", True)) not in PLAIN_STARTS:
+        differs.append(
+            f"init_lora_weights is {start!r}, which may have changed the base's weights as well: let peft "
+            "save the adapter for the base as it was (path_initial_model_for_weight_conversion)"
+        )
     if differs:
         raise CheckpointError(f"{path} does not fit the backbone 'lora': {'; '.join(differs)}")
 

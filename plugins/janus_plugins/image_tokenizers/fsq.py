@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from janus_modular import CheckpointError, ImageTokenizer, PartConfig, Registry, hookimpl
+from janus_modular import CheckpointError, ImageTokenizer, PartConfig, Registry, hookimpl, lies_in
 from janus_plugins.image_tokenizers.convolutional import Attention, Residual, named, norm
 from janus_plugins.sizes import check_sizes
 
@@ -144,13 +144,12 @@ class FsqTokenizer(nn.Module):
             raise CheckpointError(
                 f"fsq found no encoder: no name ends in '{anchor}'; offer a DI tokenizer of Cosmos'"
             )
-        known = self.state_dict().keys()
         for name in weights:
-            own = name.removeprefix(prefix)
-            if own in known:
-                yield own, weights[name]
-            elif own.startswith(CONSTANTS):
+            own = name.removeprefix(prefix) if name.startswith(prefix) else ""
+            if own.startswith(CONSTANTS):
                 _ = weights[name]  # read, so that it does not count as left over
+            elif lies_in(own, self):
+                yield own, weights[name]
 
     def _latents(self, pixels: Tensor) -> Tensor:
         """Encode pixels (N, 3, H, W) into latents (N, P, code_width)."""

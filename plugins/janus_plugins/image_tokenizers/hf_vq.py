@@ -29,8 +29,10 @@ from janus_modular import (
     PartConfig,
     Registry,
     hookimpl,
+    lies_in,
     resolve_pretrained,
 )
+from janus_plugins.family_keys import check_keys
 from janus_plugins.image_tokenizers.codebook import Codebook, straight_through
 
 ELSEWHERE = {
@@ -180,9 +182,10 @@ class HfVqTokenizer(nn.Module):
         known = self.model.state_dict()
         for name in weights:
             own = transformers_name(name.removeprefix(prefix)) if name.startswith(prefix) else ""
-            if own in known:
+            if lies_in(own, self.model):
                 weight = weights[name]
-                yield f"model.{own}", weight.flatten(1) if known[own].ndim == 2 else weight
+                flat = own in known and known[own].ndim == 2
+                yield f"model.{own}", weight.flatten(1) if flat else weight
 
 
 def transformers_name(name: str) -> str:
@@ -206,9 +209,8 @@ def vq_config(config: HfVqConfig) -> Any:
     if kind != "emu3_vqgan":
         why = next((ELSEWHERE[name] for name in ELSEWHERE if kind.startswith(name)), "cannot draw pictures")
         raise ConfigError(f"hf-vq reads emu3_vqgan; '{kind}' {why}.")
+    check_keys(keys, "hf-vq: config", [kind])
     family = AutoConfig.for_model(**copy.deepcopy(keys))
-    if unknown := sorted(set(keys) - set(type(family)().to_dict())):
-        raise ConfigError(f"hf-vq: emu3_vqgan has no {', '.join(unknown)}; see transformers' Emu3VQVAEConfig")
     widest = family.base_channels * family.channel_multiplier[-1]
     if family.hidden_size != widest:
         raise ConfigError(

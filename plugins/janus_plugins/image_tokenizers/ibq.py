@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from janus_modular import ImageTokenizer, Registry, hookimpl
+from janus_plugins.image_tokenizers.averages import averages_first
 from janus_plugins.image_tokenizers.codebook import Codebook, entropy_loss
 from janus_plugins.image_tokenizers.convolutional import ConvolutionalConfig, ConvolutionalTokenizer
 from janus_plugins.image_tokenizers.taming_names import find_prefix, own_name
@@ -86,20 +87,10 @@ class IbqTokenizer(ConvolutionalTokenizer):
         return losses
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Read the published files; where they hold weights averaged over training, those.
-
-        The names of averaged weights (``model_ema.``) have lost their points. What is left of the file, the
-        weights that were averaged and the losses' networks, is known, and not needed.
-        """
-        prefix, known = find_prefix(weights, self.name), self.state_dict().keys()
-        for name in weights:
-            theirs = name.removeprefix(prefix) if name.startswith(prefix) else ""
-            own = own_name(theirs, len(self.config.channel_multipliers))
-            averaged = f"{prefix}model_ema.{theirs.replace('.', '')}"
-            if own in known:
-                yield own, weights[averaged if averaged in weights else name]
-            if own in known or theirs.startswith(("loss.", "model_ema.")):
-                _ = weights[name]  # read, so that it does not count as left over
+        """Read the published files; where they hold weights averaged over training, those."""
+        levels = len(self.config.channel_multipliers)
+        prefix = find_prefix(weights, self.name)
+        return averages_first(weights, prefix, self, lambda name: own_name(name, levels))
 
 
 @hookimpl

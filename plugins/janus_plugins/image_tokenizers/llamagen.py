@@ -14,7 +14,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from janus_modular import CheckpointError, ImageTokenizer, Registry, hookimpl
+from janus_modular import CheckpointError, ImageTokenizer, Registry, hookimpl, lies_in
 from janus_plugins.image_tokenizers.codebook import Codebook, entropy_loss, straight_through
 from janus_plugins.image_tokenizers.convolutional import ConvolutionalConfig, ConvolutionalTokenizer
 
@@ -77,13 +77,12 @@ class LlamaGenTokenizer(ConvolutionalTokenizer):
                 f"llamagen found no codebook: no name ends in '{anchor}'; offer LlamaGen's or Janus'"
             )
         prefix = min(prefixes, key=lambda found: not found.startswith("ema."))
-        known = self.state_dict().keys()
         for name in weights:
             own = published_name(name.removeprefix(prefix)) if name.startswith(prefix) else ""
-            if own in known:
-                yield own, weights[name]
-            elif own == "quantize.codebook_used":
+            if own == "quantize.codebook_used":
                 _ = weights[name]  # statistics of its training: read, so that it does not count as left over
+            elif lies_in(own, self):
+                yield own, weights[name]
 
 
 def published_name(name: str) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from janus_modular import CheckpointError, ImageTokenizer, PartConfig, Registry, hookimpl
+from janus_plugins.image_tokenizers.averages import averages_first
 from janus_plugins.sizes import check_sizes
 
 
@@ -133,26 +134,14 @@ class OpenMagvit2Tokenizer(nn.Module):
         return unsure + (use * (use + 1e-5).log()).sum()
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Read the published files (``state_dict.encoder.``), averages first: they are what is published for.
-
-        Averages (``model_ema.``) have the weights' names without dots. The losses' weights and the twins of
-        averages are known, and so not left over.
-        """
+        """Read the published files (``state_dict.encoder.``), averages first: they were published for use."""
         anchor = "encoder.conv_in.weight"
         prefix = next((name.removesuffix(anchor) for name in weights if name.endswith(anchor)), None)
         if prefix is None:
             raise CheckpointError(
                 f"open-magvit2 found no encoder: no name ends in '{anchor}'; offer SEED-Voken's"
             )
-        averages, own = f"{prefix}model_ema.", self.state_dict().keys()
-        averaged = any(name.startswith(averages) for name in weights)
-        for name in own:
-            found = averages + name.replace(".", "") if averaged else prefix + name
-            if found in weights:
-                yield name, weights[found]
-        for name in weights:
-            if name.startswith((averages, f"{prefix}loss.")) or name.removeprefix(prefix) in own:
-                _ = weights[name]
+        return averages_first(weights, prefix, self)
 
     def _latents(self, pixels: Tensor) -> Tensor:
         """Encode pixels (N, 3, H, W) into latents (N, P, bits)."""

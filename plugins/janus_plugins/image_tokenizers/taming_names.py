@@ -11,6 +11,9 @@ from janus_modular import CheckpointError
 
 CODEBOOK = "quantize.embedding.weight"
 
+STATISTICS = ("quantize.embedding.cluster_size", "quantize.embedding.embed_avg")
+"""What a codebook that learns by moving averages keeps beside its vectors, for its training alone."""
+
 
 def find_prefix(weights: Mapping[str, Tensor], tokenizer: str) -> str:
     """Return what stands before the names of the tokenizer: they begin where the codebook's does.

@@ -15,10 +15,10 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from janus_modular import ImageTokenizer, Registry, hookimpl
+from janus_modular import ImageTokenizer, Registry, hookimpl, lies_in
 from janus_plugins.image_tokenizers.codebook import Codebook, straight_through
 from janus_plugins.image_tokenizers.convolutional import ConvolutionalConfig, ConvolutionalTokenizer
-from janus_plugins.image_tokenizers.taming_names import find_prefix, own_name
+from janus_plugins.image_tokenizers.taming_names import STATISTICS, find_prefix, own_name
 
 
 @dataclass
@@ -60,16 +60,17 @@ class VqganTokenizer(ConvolutionalTokenizer):
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Read taming-transformers' files, Chameleon's vqgan.ckpt, or the tokenizer inside a larger model.
 
-        The discriminator and the perceptual network (``loss.``) are known, and not needed.
+        The discriminator, the perceptual network (``loss.``) and the counts of a codebook that learned by
+        averages are known, and not needed.
         """
-        prefix, known = find_prefix(weights, self.name), self.state_dict().keys()
+        prefix = find_prefix(weights, self.name)
         for name in weights:
             theirs = name.removeprefix(prefix) if name.startswith(prefix) else ""
             own = own_name(theirs, len(self.config.channel_multipliers))
-            if own in known:
-                yield own, weights[name]
-            elif theirs.startswith("loss."):
+            if theirs.startswith("loss.") or theirs in STATISTICS:
                 _ = weights[name]  # read, so that it does not count as left over
+            elif lies_in(own, self):
+                yield own, weights[name]
 
 
 @hookimpl

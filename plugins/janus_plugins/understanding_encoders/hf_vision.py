@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -30,6 +31,7 @@ from janus_modular import (
     hookimpl,
     resolve_pretrained,
 )
+from janus_plugins.family_keys import check_keys
 
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -115,10 +117,9 @@ class HfVisionEncoder(nn.Module):
             )
         return tokens[:, self.special_tokens :]
 
-    def load_pretrained(self, path: Path) -> tuple[list[str], list[str]]:
-        """Read weights by transformers' own rules, from a folder; return missing and unexpected names."""
-        if not path.is_dir():
-            raise CheckpointError(f"hf-vision reads a folder with config.json and weights; {path} is none")
+    def load_pretrained(self, path: Path) -> tuple[int, list[str], list[str]]:
+        """Read a folder by transformers' own rules; return how many weights, names missing, left over."""
+        check_folder(path)
         self.model, info = type(self.model).from_pretrained(
             path,
             config=self.model.config,
@@ -128,7 +129,9 @@ class HfVisionEncoder(nn.Module):
             key_mapping=OF_TWO_TOWERS.get(self.model.config.model_type),
             **self._options,
         )
-        return sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        held = {id(one) for one in self.model.state_dict(keep_vars=True).values()}  # tied ones once
+        missing = sorted(info["missing_keys"])
+        return len(held) - len(missing), missing, sorted(info["unexpected_keys"])
 
     def _inputs(self, pixels: Tensor) -> dict[str, Any]:
         """Name the model's inputs; SigLIP2's NaFlex form takes patches, channels last, and their grid."""
@@ -170,9 +173,10 @@ def vision_config(config: HfVisionConfig, folder: Path | None) -> Any:
     if config.config:
         if "model_type" not in config.config:
             raise ConfigError("hf-vision: config has no model_type: write transformers' name, such as dinov2")
+        check_keys(config.config, "hf-vision: config", FAMILIES)
         family = AutoConfig.for_model(**copy.deepcopy(dict(config.config)))
     elif folder is not None:
-        family = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        family = read_config(folder)
     else:
         raise ConfigError("hf-vision: give config (transformers' keys) or pretrained (a folder or a hub id)")
     family = getattr(family, "vision_config", family)
@@ -185,6 +189,28 @@ def vision_config(config: HfVisionConfig, folder: Path | None) -> Any:
             " Choose a family that is, such as siglip2, dinov2 or dinov3_vit, or write a component for it"
         )
     return family
+
+
+def read_config(folder: Path) -> Any:
+    """Read the transformers config in a folder.
+
+    Raises:
+        CheckpointError: it is no folder, or holds no config that transformers understands.
+    """
+    check_folder(folder)
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder} holds no config of a vision model that transformers {transformers.__version__} reads:"
+            f" {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        ) from error
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a single file: weights alone do not say what model they are of."""
+    if not path.is_dir():
+        raise CheckpointError(f"hf-vision reads a folder with config.json and weights; {path} is none")
 
 
 def without_pooling(family: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from janus_modular import (
     Registry,
     UnderstandingEncoder,
     hookimpl,
+    lies_in,
 )
 from janus_plugins.sizes import check_heads, check_sizes
 
@@ -102,17 +103,22 @@ class SiglipEncoder(nn.Module):
     def _read(
         self, weights: Mapping[str, Tensor], prefix: str, rename: Renaming
     ) -> Iterator[tuple[str, Tensor]]:
-        known = self.model.state_dict().keys()
         for name in weights:
             if not name.startswith(prefix):
                 continue  # of another part of the model
             inside = name.removeprefix(prefix)
             if inside.startswith(UNUSED):
                 _ = weights[name]  # read, so that it does not count as left over
-            own = [name for name in rename(inside) if name in known]  # blocks that are cut off are left over
-            if own:
+            own = rename(inside)
+            if lies_in(own[0], self.model) and not self._passed_over(own[0]):
                 for one, tensor in zip(own, weights[name].chunk(len(own)), strict=True):
                     yield f"model.{one}", self._fitted(tensor) if "position_embedding" in one else tensor
+
+    def _passed_over(self, name: str) -> bool:
+        """Say whether a weight may be left over: of a block that ``select_layer`` cuts off, or ids."""
+        block = re.match(r"encoder\.layers\.(\d+)\.", name)
+        cut_off = range(kept_layers(self.config), self.config.layers)
+        return name == "embeddings.position_ids" or (block is not None and int(block[1]) in cut_off)
 
     def _fitted(self, table: Tensor) -> Tensor:
         """Bring a position table (P, C) to this model's size, as transformers does at run time."""

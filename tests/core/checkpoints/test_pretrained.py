@@ -28,9 +28,9 @@ class Renamed(nn.Linear):
 
 
 class ByItself(nn.Linear):
-    def load_pretrained(self, path: Path) -> tuple[list[str], list[str]]:
+    def load_pretrained(self, path: Path) -> tuple[int, list[str], list[str]]:
         self.weight.data.fill_(len(path.name))
-        return [], ["pooler.weight"]
+        return 1, [], ["pooler.weight"]
 
 
 def test_names_are_the_parts_own(tmp_path: Path) -> None:
@@ -41,6 +41,14 @@ def test_names_are_the_parts_own(tmp_path: Path) -> None:
     assert torch.equal(module.weight, weight)
     assert (report.loaded, report.left_over) == (2, ["scale"])
     assert str(report) == f"adaptor 'linear': 2 tensors from {tmp_path}; 1 left over: scale"
+
+
+def test_a_weight_too_many_inside_the_part_is_an_error(tmp_path: Path) -> None:
+    deeper = nn.Sequential(nn.Linear(3, 2), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    save_file(deeper.state_dict(), tmp_path / "adaptor.safetensors")
+    module = nn.Sequential(nn.Linear(3, 2), nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(CheckpointError, match=r"2 unexpected:\n +1\.1\.bias\n +1\.1\.weight"):
+        load_pretrained(module, part(tmp_path))
 
 
 def test_a_part_may_map_names(tmp_path: Path) -> None:
@@ -57,7 +65,7 @@ def test_a_part_may_map_names(tmp_path: Path) -> None:
 def test_a_part_may_load_itself(tmp_path: Path) -> None:
     module = ByItself(3, 2)
     report = load_pretrained(module, part(tmp_path))
-    assert (report.loaded, report.left_over) == (2, ["pooler.weight"])
+    assert (report.loaded, report.left_over) == (1, ["pooler.weight"])
     assert torch.all(module.weight == len(tmp_path.name))
 
 

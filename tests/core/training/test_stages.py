@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from janus_modular import ConfigError, DataError, TrainingError
 from janus_modular.checkpoints import open_checkpoint
@@ -89,6 +91,17 @@ def test_frozen_parts_stay_and_the_others_move(make) -> None:
     for name, tensor in before.items():
         learns = any(name.startswith(one) for one in learn)
         assert torch.equal(tensor, after[name]) is not learns, name
+
+
+def test_it_says_in_a_sentence_what_was_loaded(make, capsys, tmp_path: Path) -> None:
+    config = make(schedule__stop=1)
+    adaptor = compose(config.model)[0].understanding.adaptor
+    file = tmp_path / "[bold]adaptor.safetensors"  # a name that is printed as it is
+    save_file(adaptor.state_dict(), file)
+    train(make(schedule__stop=1, model__understanding__adaptor__pretrained=json.dumps(str(file))))
+    said = capsys.readouterr().err
+    assert f"adaptor 'mlp': {len(adaptor.state_dict())} tensors from {file}\n" in said
+    assert "PretrainedReport" not in said
 
 
 def test_losses_by_source_add_up(make, figures) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -291,9 +292,12 @@ def of_folder(plugins: Plugins, folder: Path, **options: Any) -> Any:
 
 
 @of_peft
-def test_adapters_that_peft_saved_are_read(plugins: Plugins, tmp_path: Path) -> None:
-    folder, theirs = peft_folder(tmp_path)
+@pytest.mark.parametrize("start", [True, "gaussian"])
+def test_adapters_that_peft_saved_are_read(start: Any, plugins: Plugins, tmp_path: Path) -> None:
+    folder, theirs = peft_folder(tmp_path, init_lora_weights=start)
     backbone = of_folder(plugins, folder)
+    held = load_file(folder / "adapter/adapter_model.safetensors")
+    assert backbone.load_pretrained(folder / "adapter") == (len(held), [], [])
     with torch.inference_mode():
         torch.testing.assert_close(said(backbone, TOKENS), theirs(TOKENS).logits)
 
@@ -316,18 +320,30 @@ def test_adapters_that_are_not_as_the_config_says_are_refused(plugins: Plugins, 
 
 
 @of_peft
-def test_what_else_an_adapter_file_holds_is_left_over(plugins: Plugins, tmp_path: Path) -> None:
+def test_an_adapter_of_more_than_is_adapted_here_is_refused(plugins: Plugins, tmp_path: Path) -> None:
     folder, _ = peft_folder(tmp_path)
+    with pytest.raises(CheckpointError, match=r"does not: base_model\.model\.model\.layers\.0\.mlp\.up_proj"):
+        of_folder(plugins, folder, target_modules=["q_proj"])
     file = folder / "adapter/adapter_model.safetensors"
-    save_file({**load_file(file), "base_model.model.lm_head.lora_A.weight": torch.zeros(4, 16)}, file)
-    build = Builder(plugins)
-    inner = {"name": "hf", "pretrained": str(folder / "base")}
-    raw = {
-        "rank": 4,
-        "alpha": 6.0,
-        "backbone": inner,
-        "target_modules": ["q_proj", "up_proj"],
-        "pretrained": str(folder / "adapter"),
-    }
-    build(Part("backbones", "lora", resolve(raw, LoraConfig, plugins)))
-    assert [report.left_over for report in build.reports][-1] == ["base_model.model.lm_head.lora_A.weight"]
+    held = load_file(file)
+    for name in ("lm_head.lora_A.weight", "model.embed_tokens.lora_embedding_A"):
+        save_file({**held, f"base_model.model.{name}": torch.zeros(4, 16)}, file)
+        with pytest.raises(CheckpointError, match=rf"does not: base_model\.model\.{re.escape(name)}\. Name"):
+            of_folder(plugins, folder)
+
+
+@of_peft
+@pytest.mark.parametrize(
+    ("option", "fault"),
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which may have changed the base"),
+        ({"bias": "lora_only"}, "bias is 'lora_only'"),
+    ],
+    ids=str,
+)
+def test_an_adapter_of_another_base_is_refused(
+    option: dict[str, Any], fault: str, plugins: Plugins, tmp_path: Path
+) -> None:
+    folder, _ = peft_folder(tmp_path, **option)
+    with pytest.raises(CheckpointError, match=fault):
+        of_folder(plugins, folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from inspect import signature
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
 
 from janus_modular import ConfigError
 
@@ -21,20 +20,32 @@ OLD_KEYS = {"rope_theta", "rope_scaling", "partial_rotary_factor", "torch_dtype"
 """What transformers takes beside the keys that a family declares, or what published configs hold."""
 
 
-def check_keys(keys: Mapping[str, Any]) -> None:
+def check_keys(keys: Mapping[str, Any], where: str, families: Iterable[str]) -> None:
     """Refuse a family that transformers lacks, and keys that are misspelt: it would pass them over.
 
     Keys that resemble none of the family's come with configs from elsewhere; of these, a log line tells.
+    ``where`` is what the keys are called in a config file, ``families`` what may be meant, best known first.
 
     Raises:
         ConfigError: says which was probably meant.
     """
     kind = str(keys["model_type"])
     if kind not in CONFIG_MAPPING:
-        close = get_close_matches(kind, DECODERS, n=3)
-        hint = f"Did you mean {' or '.join(close)}?" if close else "Known are llama, qwen3, gemma3_text ..."
+        families = list(families)
+        close = get_close_matches(kind, families, n=3)
+        hint = f"Did you mean {' or '.join(close)}?" if close else f"Known are {', '.join(families[:3])} ..."
         raise ConfigError(f"transformers {transformers.__version__} has no model_type '{kind}'. {hint}")
-    family: Any = CONFIG_MAPPING[kind]
+    _check(keys, where, kind, CONFIG_MAPPING[kind])
+
+
+def _check(keys: Mapping[str, Any], where: str, kind: str, family: Any) -> None:
+    """Compare keys with those of a family's config class, and what they hold for its parts with theirs."""
+    for name, part in family.sub_configs.items():
+        inside = keys.get(name)
+        if isinstance(inside, Mapping):
+            named = inside.get("model_type", getattr(part, "model_type", ""))
+            if named in CONFIG_MAPPING:
+                _check(inside, f"{where}.{name}", named, CONFIG_MAPPING[named])
     known = {*signature(family).parameters, *family.attribute_map, *OLD_KEYS}
     unknown = [key for key in keys if key not in known and not hasattr(family, key)]
     if unknown:  # a family may work keys out from others, and then writes them too
@@ -45,6 +56,6 @@ def check_keys(keys: Mapping[str, Any]) -> None:
     unknown = [key for key in unknown if key not in known and not key.startswith("_")]
     for key in unknown:
         if close := get_close_matches(key, known, n=1, cutoff=0.85):
-            raise ConfigError(f"backbone.config.{key}: '{kind}' has no such key. Did you mean '{close[0]}'?")
+            raise ConfigError(f"{where}.{key}: '{kind}' has no such key. Did you mean '{close[0]}'?")
     if unknown:
-        log.warning("backbone.config: '%s' has no keys %s; they change nothing", kind, ", ".join(unknown))
+        log.warning("%s: '%s' has no keys %s; they change nothing", where, kind, ", ".join(unknown))
