@@ -55,6 +55,13 @@ class PixelSpec:
     fill: tuple[int, int, int] | None = None  # letterbox borders; None: int(255 * mean)
     min_size: int = 14  # letterbox: no side gets shorter than this, in pixels
 
+    def __post_init__(self) -> None:
+        """Refuse a size that no picture has."""
+        sides = {"height": self.height, "width": self.width}
+        faults = [f"{name}: {side}; expected at least 1." for name, side in sides.items() if side < 1]
+        if faults:
+            raise ValueError("\n".join(faults))
+
 
 class UnderstandingEncoder(Protocol):
     """Turns pictures to be read into features."""
