@@ -224,7 +224,7 @@ class GenerationPath(Protocol):
     predicts_next: bool  # losses read the hidden state BEFORE each position (True) or at it (False)
     sampling_loop: str  # the registered loop that draws with it
     trained_apart: tuple[str, ...]  # its parts that no stage may train: frozen, whatever `learn` says
-    sizes: Mapping[str, int]  # what that loop asks its session for ("codes": K, say)
+    sizes: Mapping[str, int]  # what that loop asks its session for ("codes": the sum of K of a position, say)
 
     def targets(self, pixels: Tensor) -> Any:
         """Turn pictures (N, 3, height, width), uint8, into what is to be predicted (codes, say)."""
