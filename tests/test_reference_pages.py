@@ -18,6 +18,7 @@ import typer.main
 from janus_modular.cli.app import app
 from janus_modular.interfaces import GenerationPath, PixelSpec
 from janus_modular.plugins import Plugins
+from janus_modular.plugins.options import options_of
 from janus_modular.registry import SLOTS
 from janus_modular.schema import ProcessorConfig
 
@@ -48,6 +49,17 @@ def test_every_component_is_in_the_table_of_its_slot(plugins: Plugins):
     assert {slot: sorted(names) for slot, names in listed.items()} == {
         slot: plugins.names(slot) for slot in SLOTS
     }
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_every_option_of_every_component_says_what_it_is(slot: str, plugins: Plugins):
+    bare = [
+        f"{name}.{option['name']}"
+        for name in plugins.names(slot)
+        for option in options_of(plugins.entry(slot, name).config)
+        if not option["comment"]
+    ]
+    assert bare == []
 
 
 def test_every_check_is_documented_with_its_slot():

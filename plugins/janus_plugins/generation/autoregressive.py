@@ -35,9 +35,9 @@ from janus_plugins.sizes import check_sizes
 class AutoregressiveConfig(PartConfig):
     """A tokenizer, an adaptor and a head, and the size of the pictures."""
 
-    tokenizer: Part = part("image_tokenizers")
-    adaptor: Part = part("adaptors")
-    head: Part = part("heads")
+    tokenizer: Part = part("image_tokenizers")  # pictures to codes, and back
+    adaptor: Part = part("adaptors")  # vectors of codes to the backbone; each code keeps its position
+    head: Part = part("heads")  # hidden states to the next code
     height: int = 384  # pixels
     width: int = 384  # pixels
     embedding_width: int | None = None  # of the codes' own table; None: the tokenizer's code width
