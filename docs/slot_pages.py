@@ -10,6 +10,8 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -20,6 +22,17 @@ from janus_modular.plugins.options import comments_of, options_of
 from janus_modular.registry import SLOTS, Hooks, slot_label
 
 FOLDER = "reference/slots"
+REFERS: dict[str, tuple[str, ...]] = {
+    "understanding_encoders": ("interfaces.PixelSpec", "roles.ReadsPretrained"),
+    "generation": ("sampling.pick",),
+    "sampling_loops": ("roles.Session", "sequence.Sequence", "sequence.unconditional"),
+    "backbones": ("interfaces.Cache",),
+    "sources": tuple(
+        f"sequence.{name}" for name in ("Sample", "Message", "Text", "PictureToRead", "PictureToDraw")
+    ),
+    "layouts": ("roles.ReadsPretrained",),
+}
+"""By slot: what its interface speaks of, in the modules of janus_modular."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -43,12 +56,12 @@ def _paragraphs(slot: str, plugins: Plugins) -> Iterator[str]:
     yield "## Its interface"
     [name] = re.findall(r"Registry\[(\w+)\]", inspect.get_annotations(hook)["registry"])
     module = interfaces if hasattr(interfaces, name) else roles
-    interface = getattr(module, name)
-    if says := inspect.get_annotations(interface) if inspect.isclass(interface) else {}:
-        comments = comments_of(interface)
-        yield "It says:"
-        yield _table(("", "type", ""), [(name, kind, comments.get(name, "")) for name, kind in says.items()])
-    yield f"::: {module.__name__}.{name}"
+    yield from _reference("It", module, name)
+    if refers := REFERS.get(slot):
+        yield "## What it refers to"
+        for where in refers:
+            module_name, _, name = where.rpartition(".")
+            yield from _reference(f"`{name}`", import_module(f"janus_modular.{module_name}"), name)
     yield "## Built in"
     for name in plugins.names(slot):
         entry = plugins.entry(slot, name)
@@ -57,6 +70,16 @@ def _paragraphs(slot: str, plugins: Plugins) -> Iterator[str]:
         yield _prose(inspect.getdoc(entry.factory if inspect.isclass(entry.factory) else entry.config) or "")
         options = [(one["name"], one["default"], one["comment"]) for one in options_of(entry.config)]
         yield _table(("option", "default", ""), options)
+
+
+def _reference(called: str, module: ModuleType, name: str) -> Iterator[str]:
+    """Have mkdocstrings write of a class or a function; of a class' fields, a table of their comments."""
+    one = getattr(module, name)
+    if says := inspect.get_annotations(one) if inspect.isclass(one) else {}:
+        comments = comments_of(one)
+        yield f"{called} says:"
+        yield _table(("", "type", ""), [(key, kind, comments.get(key, "")) for key, kind in says.items()])
+    yield f"::: {module.__name__}.{name}"
 
 
 def _prose(docstring: str) -> str:

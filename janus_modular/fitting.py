@@ -1,8 +1,9 @@
-"""Whether what a plugin built has the shape of its slot: the attributes and methods of its interface."""
+"""Whether what a plugin built has the shape of its slot: the attributes of its interface, and its calls."""
 
 from __future__ import annotations
 
-from inspect import get_annotations
+from collections.abc import Callable
+from inspect import Parameter, get_annotations, isfunction, signature
 from typing import Any, get_args, get_type_hints
 
 from torch import nn
@@ -27,7 +28,29 @@ def misfit(component: Any, slot: str) -> str:
     lacks = [name for name in members if not _has(component, name)]
     hints_at = [hint for name in lacks if (hint := did_you_mean(name, has))]
     said = f"it lacks {', '.join(lacks)} (see {interface.__name__} in interfaces.py)."
-    return " ".join([said, *hints_at]) if lacks else ""
+    if lacks:
+        return " ".join([said, *hints_at])
+    methods = {name: one for name, one in vars(interface).items() if name in members and isfunction(one)}
+    refused = [said for name, one in methods.items() if (said := _refused(component, name, one))]
+    return f"{' '.join(refused)} (see {interface.__name__} in interfaces.py)." if refused else ""
+
+
+def _refused(component: nn.Module, name: str, method: Callable[..., Any]) -> str:
+    """Say that a component's method cannot be called as its interface says; nothing where it can."""
+    told = list(signature(method).parameters.values())[1:]  # without self
+    by_name = {one.name: None for one in told if one.kind is Parameter.KEYWORD_ONLY}
+    expected = f"expected {name}({', '.join(one.name for one in told)})"
+    try:
+        offered = signature(getattr(component, name))
+    except TypeError:
+        return f"its {name} is no method; {expected}"
+    except ValueError:  # written in C, without a signature
+        return ""
+    try:
+        offered.bind(*(one.name for one in told if one.name not in by_name), **by_name)
+    except TypeError:
+        return f"its {name} takes ({', '.join(offered.parameters)}); {expected}"
+    return ""
 
 
 def _has(component: nn.Module, name: str) -> bool:

@@ -55,6 +55,13 @@ class PixelSpec:
     fill: tuple[int, int, int] | None = None  # letterbox borders; None: int(255 * mean)
     min_size: int = 14  # letterbox: no side gets shorter than this, in pixels
 
+    def __post_init__(self) -> None:
+        """Refuse a size that no picture has."""
+        sides = {"height": self.height, "width": self.width}
+        faults = [f"{name}: {side}; expected at least 1." for name, side in sides.items() if side < 1]
+        if faults:
+            raise ValueError("\n".join(faults))
+
 
 class UnderstandingEncoder(Protocol):
     """Turns pictures to be read into features."""
@@ -217,7 +224,7 @@ class GenerationPath(Protocol):
     predicts_next: bool  # losses read the hidden state BEFORE each position (True) or at it (False)
     sampling_loop: str  # the registered loop that draws with it
     trained_apart: tuple[str, ...]  # its parts that no stage may train: frozen, whatever `learn` says
-    sizes: Mapping[str, int]  # what that loop asks its session for ("codes": K, say)
+    sizes: Mapping[str, int]  # what that loop asks its session for ("codes": the sum of K of a position, say)
 
     def targets(self, pixels: Tensor) -> Any:
         """Turn pictures (N, 3, height, width), uint8, into what is to be predicted (codes, say)."""

@@ -45,7 +45,13 @@ class Understanding(nn.Module):
         self.encoder = encoder
         self.adaptor = adaptor
         spec = encoder.pixels
-        self.num_tokens = adaptor.num_tokens(encoder.grid(spec.height, spec.width))
+        grid = encoder.grid(spec.height, spec.width)
+        if min(grid) < 1:
+            raise ValueError(
+                f"the encoder has {grid[0]}x{grid[1]} features of a picture of {spec.height}x{spec.width}"
+                " pixels; expected at least 1x1: give it larger pixels"
+            )
+        self.num_tokens = adaptor.num_tokens(grid)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Bring pixels (N, 3, H, W), uint8 or in [0, 1], to what the encoder was trained on."""

@@ -21,9 +21,14 @@ if TYPE_CHECKING:
 
 
 class Session(Protocol):
-    """A running model, in any runtime. Sampling loops pass its tensors on without looking inside."""
+    """A running model, in any runtime. Sampling loops pass its tensors on without looking inside.
 
-    sizes: Mapping[str, int]  # "vocab" V, "codes" K, "drawing" positions of a drawn picture, "pad" id
+    Its ``sizes`` are ``vocab`` V, ``pad``, the id of the token that fills, ``drawing``, the positions of a
+    drawn picture, and what the generation path adds: of Janus' own ``codes``, the sum of K over the codes of
+    a position, and ``codes_per_position`` S.
+    """
+
+    sizes: Mapping[str, int]  # "vocab", "pad", "drawing", and those of the generation path
 
     def prefill(self, prompts: Sequence[TokenSequence]) -> Any:
         """Read one prompt a row, of any lengths; return the last hidden state of each (rows, D)."""

@@ -53,13 +53,13 @@ class Message:
 class Sample:
     """One training sample: a conversation, or bare segments for plain text (``template=False``).
 
-    ``condition``: the messages before the first picture to draw are its condition, which training
-    replaces by pads now and then, so that guidance has an unconditional row to lean on.
+    The messages before the first picture to draw are its condition, which training replaces by pads now
+    and then, so that guidance has an unconditional row to lean on.
     """
 
     messages: list[Message]
-    template: bool = True
-    source: str = ""
+    template: bool = True  # written as the model's chat template has it
+    source: str = ""  # its name in the mixture
 
 
 @dataclass

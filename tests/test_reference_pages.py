@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,23 @@ import pytest
 import typer.main
 
 from janus_modular.cli.app import app
-from janus_modular.interfaces import PixelSpec
+from janus_modular.interfaces import GenerationPath, PixelSpec
 from janus_modular.plugins import Plugins
+from janus_modular.plugins.options import options_of
 from janus_modular.registry import SLOTS
 from janus_modular.schema import ProcessorConfig
 
 ROOT = Path(__file__).parents[1]
+
+
+def slot_pages() -> Any:
+    """Import the file that writes the slots' pages."""
+    spec = spec_from_file_location("slot_pages", ROOT / "docs/slot_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    pages = module_from_spec(spec)
+    spec.loader.exec_module(pages)
+    return pages
 
 
 def test_every_hook_is_documented_with_its_arguments():
@@ -37,6 +49,17 @@ def test_every_component_is_in_the_table_of_its_slot(plugins: Plugins):
     assert {slot: sorted(names) for slot, names in listed.items()} == {
         slot: plugins.names(slot) for slot in SLOTS
     }
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_every_option_of_every_component_says_what_it_is(slot: str, plugins: Plugins):
+    bare = [
+        f"{name}.{option['name']}"
+        for name in plugins.names(slot)
+        for option in options_of(plugins.entry(slot, name).config)
+        if not option["comment"]
+    ]
+    assert bare == []
 
 
 def test_every_check_is_documented_with_its_slot():
@@ -123,20 +146,39 @@ def test_every_field_is_documented(section: str):
     }
 
 
+WORDS = {
+    "understanding_encoders": ["interfaces.PixelSpec", "roles.ReadsPretrained"],
+    "generation": ["interfaces.GenerationPath", "sampling.pick"],
+    "sampling_loops": ["roles.Sampling", "roles.Session", "sequence.unconditional"],
+    "backbones": ["interfaces.Backbone", "interfaces.Cache"],
+    "sources": ["roles.Source", "sequence.Sample", "sequence.Message", "sequence.PictureToDraw"],
+    "layouts": ["roles.Layout", "roles.ReadsPretrained"],
+}
+
+
+@pytest.mark.parametrize("slot", WORDS)
+def test_a_slots_page_explains_what_its_interface_speaks_of(slot: str, plugins: Plugins):
+    written = re.findall(r"^::: janus_modular\.([\w.]+)$", slot_pages().page(slot, plugins), re.MULTILINE)
+    assert set(WORDS[slot]) <= set(written)
+
+
+def test_the_hook_of_generation_paths_names_all_that_a_path_says():
+    text = (ROOT / "docs/reference/hooks.md").read_text("utf-8")
+    paragraph = text.partition("### `register_generation(registry)`")[2].partition("###")[0]
+    members = [name for name in (*get_annotations(GenerationPath), *vars(GenerationPath)) if name[0] != "_"]
+    assert [name for name in members if f"`{name}`" not in paragraph] == []
+
+
 def test_every_slot_has_a_page_with_its_interface_and_all_that_is_built_in(plugins: Plugins):
-    spec = spec_from_file_location("slot_pages", ROOT / "docs/slot_pages.py")
-    assert spec is not None
-    assert spec.loader is not None
-    pages = module_from_spec(spec)
-    spec.loader.exec_module(pages)
+    pages = slot_pages()
     nav = re.findall(r"reference/slots/(\w+)\.md", (ROOT / "mkdocs.yml").read_text("utf-8"))
     assert sorted(nav) == sorted(SLOTS)
     for slot in SLOTS:
         text = pages.page(slot, plugins)
         assert re.findall(r"^### `([\w-]+)`$", text, re.MULTILINE) == plugins.names(slot)
-        [interface] = re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)
-        module, _, name = interface.rpartition(".")
-        assert hasattr(import_module(module), name)
+        for one in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE):
+            module, _, name = one.rpartition(".")
+            assert hasattr(import_module(module), name)
     assert "| `depth` | `2` | linear layers: C -> D, then D -> D; Janus and Janus-Pro have 2 |" in pages.page(
         "adaptors", plugins
     )

@@ -49,7 +49,8 @@ def show(
 def validate(config: Config, overrides: Overrides = None) -> None:
     """Check a config against what its components take; report every fault at once, with its path.
 
-    A model without pretrained parts is built too, without weights: its parts may not fit each other.
+    A model without pretrained parts is built too, without weights, and reads a picture of which only the
+    shapes are computed: its parts may not fit each other, or not keep what they promise.
     """
     from janus_modular.config import load, parts_in
 
@@ -103,10 +104,13 @@ def _build(checked: Any) -> None:
         return
     try:
         from janus_modular.checkpoints.native import blank
+        from janus_modular.trial import misread
     except ModuleNotFoundError:  # no torch here: components that load without it were checked all the same
         return
     try:
-        blank(model)
+        faulty = misread(blank(model))
+        if faulty:
+            raise config_error(faulty)
     except ConfigError as error:
         faults = [one for one in error.faults if isinstance(one, Fault)]
         if not (inside and faults):

@@ -50,6 +50,8 @@ def list_plugins(
     else:
         columns = ("slot", "name", "plugin", "state")
         _print_rows(columns, [tuple(row[column] for column in columns) for row in rows])
+        for note in _shared([one for one in plugins.announcements if plugins.is_on(one)]):
+            typer.echo(f"\n{note}")
 
 
 @app.command()
@@ -126,7 +128,7 @@ def doctor(
                 typer.echo("\n" + (report.message or f"Plugin '{one.name}' ({one.origin}) works."))
             if report.output:
                 typer.echo(f"  it printed: {report.output}")
-        for note in _notes(checked):
+        for note in [*_shared(checked), *_old(checked)]:
             typer.echo(f"\n{note}")
     for word in plugins.disabled:
         if not any(one.is_called(word) for one in plugins.announcements):
@@ -147,14 +149,18 @@ def _state(plugins: Plugins, one: Announcement) -> str:
     return one.refusal() or ((one.deprecation() or "on") if plugins.is_on(one) else "off")
 
 
-def _notes(checked: Sequence[Announcement]) -> Iterator[str]:
-    """Say what is no fault of one plugin: names that several share, versions that will not be read long."""
+def _shared(checked: Sequence[Announcement]) -> Iterator[str]:
+    """Say which names several distributions share, and what to write instead: no fault of one plugin."""
     for slot, name in sorted({(one.slot, one.name) for one in checked}):
         sharing = [one for one in checked if (one.slot, one.name) == (slot, name) and not one.refusal()]
         if len(sharing) > 1:
             words = " or ".join(f"'{one.dist}:{name}'" for one in sharing)
             origins = " and ".join(one.origin for one in sharing)
             yield f"'{name}' in {slot} is offered by {origins}: write {words}."
+
+
+def _old(checked: Sequence[Announcement]) -> Iterator[str]:
+    """Say which plugins speak a version of the plugin API that will not be read long."""
     for one in checked:
         if said := one.deprecation():
             yield f"Plugin '{one.name}' ({one.origin}) will not be loaded for ever: {said}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from yaml import YAMLError
 
 from janus_modular.config.interpolation import interpolate
 from janus_modular.config.overrides import Override, apply, parse
-from janus_modular.config.shipped import find
+from janus_modular.config.shipped import find, shipped_folder
 from janus_modular.errors import ConfigError
 from janus_modular.plugins import Plugins, default_plugins
+from janus_modular.plugins.catalogue import BUILT_IN
 
 
 def load(
@@ -24,7 +25,8 @@ def load(
     """Return a config as plain mappings and lists, overridden and interpolated, not yet checked.
 
     Args:
-        config: a path, a shipped name (``train/janus_pro/stage1``, ``tiny``) or a mapping.
+        config: a path, a shipped name (``train/janus_pro/stage1``, ``tiny``) or a mapping. Names in a shipped
+            file mean built-in components, whoever else offers some of the same name.
         overrides: ``a.b=c``; they reach inside the model that a top-level ``model: NAME`` names.
         plugins: the known components: a change of a component's name drops its old options.
 
@@ -37,7 +39,7 @@ def load(
 def _load(
     config: str | Path | Mapping[str, Any], overrides: list[Override], plugins: Plugins
 ) -> dict[str, Any]:
-    tree = deepcopy(dict(config)) if isinstance(config, Mapping) else read(find(config))
+    tree = deepcopy(dict(config)) if isinstance(config, Mapping) else _read(find(config), plugins)
     inside: list[Override] = []
     for keys, value in overrides:
         if keys == ["model"]:
@@ -48,6 +50,28 @@ def _load(
     done = {("model", *keys) for keys, _ in inside} | {("model",)}
     apply(tree, [one for one in overrides if tuple(one[0]) not in done], is_component=plugins.knows)
     return interpolate(tree)[0]
+
+
+def _read(path: Path, plugins: Plugins) -> dict[str, Any]:
+    tree = read(path)
+    if path.resolve().is_relative_to(shipped_folder().resolve()) and (shared := plugins.shared_built_ins()):
+        tree = _in_full(tree, shared)
+    return tree
+
+
+def _in_full(tree: Any, shared: Collection[str]) -> Any:
+    """Write ``janus-modular:NAME`` where others share a built-in's name: a shipped file means the built-in.
+
+    What a user adds to it stays as it is, and is asked about where it may mean several.
+    """
+    if isinstance(tree, list):
+        return [_in_full(one, shared) for one in tree]
+    if not isinstance(tree, dict):
+        return tree
+    return {
+        key: f"{BUILT_IN}:{one}" if key == "name" and one in shared else _in_full(one, shared)
+        for key, one in tree.items()
+    }
 
 
 def read(path: Path) -> dict[str, Any]:

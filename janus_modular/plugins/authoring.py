@@ -14,7 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from janus_modular.errors import PluginError
-from janus_modular.registry import API_VERSION, SLOTS, slot_label
+from janus_modular.plugins.catalogue import default_plugins
+from janus_modular.registry import API_VERSION, SLOTS, a_component, slot_label
 from janus_modular.suggest import did_you_mean
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -86,11 +87,15 @@ def write_plugin(name: str, slot: str, parent: Path) -> list[Path]:
     """Write the distribution ``name`` into ``parent/name``; return its files, relative to that.
 
     Raises:
-        PluginError: the name is no good, or the folder is there already.
+        PluginError: the name is no good, the slot has it, or the folder is there already.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     package = _package(name)
+    if taken := [one for one in default_plugins().announcements if (one.slot, one.name) == (slot, name)]:
+        raise PluginError(
+            f"{taken[0].origin} offers {a_component(slot)} called '{name}' already: choose another name"
+        )
     folder = parent / name
     if folder.exists():
         raise PluginError(f"{folder} is there already: choose another name, or another --out")

@@ -65,6 +65,12 @@ class Plugins:
         plain = [one.name for one in offers]
         return sorted(one.name if plain.count(one.name) == 1 else f"{one.dist}:{one.name}" for one in offers)
 
+    def shared_built_ins(self) -> set[str]:
+        """Return the names of built-in components that another distribution offers in the same slot."""
+        ours = f"{BUILT_IN}:"
+        names = [name for slot in SLOTS for name in self.names(slot)]
+        return {name.removeprefix(ours) for name in names if name.startswith(ours)}
+
     def knows(self, name: str) -> bool:
         """Say whether any slot has a component of this name, by metadata alone."""
         return any(name in (one.name, f"{one.dist}:{one.name}") for one in self.announcements)
@@ -167,7 +173,7 @@ class Plugins:
     def full_name(self, slot: str, name: str) -> str:
         """Return a name that means the same component to everybody: ``dist:name`` where several share it."""
         one = self.find(slot, name)
-        return name if name in self.names(slot) else f"{one.dist}:{one.name}"
+        return one.name if one.name in self.names(slot) else f"{one.dist}:{one.name}"
 
     def check_needed(self, needed: Iterable[Mapping[str, str | None]]) -> None:
         """Check that the parts that `needed` recorded can be had here.

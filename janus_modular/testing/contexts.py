@@ -54,6 +54,7 @@ def chosen(plugins: Plugins, slot: str, name: str, overrides: Iterable[str]) -> 
     """Return the component with its options: ``tiny``'s or its defaults, then the overrides."""
     entry = plugins.entry(slot, name)
     small = tiny(plugins)
+    name = plugins.full_name(slot, name)
     options: dict[str, Any] = small.get((slot, name), {})
     hints = get_type_hints(entry.config)
     for field in fields(entry.config):
@@ -72,7 +73,10 @@ def chosen(plugins: Plugins, slot: str, name: str, overrides: Iterable[str]) -> 
 def tiny(plugins: Plugins) -> dict[tuple[str, str], dict[str, Any]]:
     """Return the options of every component of the shipped model ``tiny``, by slot and name."""
     config = resolve(load("tiny", plugins=plugins), ModelConfig, plugins)
-    return {(part.slot, part.name): to_plain(part.config) for _, part in parts_in(config)}
+    return {
+        (part.slot, plugins.full_name(part.slot, part.name)): to_plain(part.config)
+        for _, part in parts_in(config)
+    }
 
 
 Example = tuple[Any, Any]

@@ -60,6 +60,16 @@ def test_one_that_fits_is_built(tmp_path: Path, plugins: Plugins) -> None:
         ('"odd", Odd,', '"odd", lambda *_: None,', "it is built as None; expected a torch.nn.Module"),
         ("self.layer = ", "self.layer = [][0] or ", "IndexError: list index out of range"),
         ("super().__init__()", "raise ValueError('too odd')", "cannot be built: too odd"),
+        (
+            "def forward(self, features, grid)",
+            "def forward(self, features)",
+            r"its forward takes \(features\); expected forward\(features, grid\) .see Adaptor in",
+        ),
+        (
+            "def num_tokens(self, grid):",
+            "num_tokens = 3\n    def other(self, grid):",
+            "its num_tokens is no method",
+        ),
     ],
 )
 def test_one_that_does_not_fit_is_named(

@@ -7,8 +7,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from janus_modular.errors import MissingExtraError, PluginError
+from janus_modular.cli.app import app
+from janus_modular.config import load, parts_in, resolve
+from janus_modular.errors import ConfigError, MissingExtraError, PluginError
 from janus_modular.interfaces import Part
 from janus_modular.plugins import (
     Announcement,
@@ -18,7 +21,10 @@ from janus_modular.plugins import (
     installed,
     set_default_plugins,
 )
+from janus_modular.plugins.authoring import write_plugin
 from janus_modular.registry import SLOTS
+from janus_modular.schema import ModelConfig
+from janus_modular.testing.contexts import context
 
 GOOD = """
 from dataclasses import dataclass
@@ -33,6 +39,8 @@ class TwiceConfig(PartConfig):
 def register_adaptors(registry):
     registry.add("twice", object, TwiceConfig)
 """
+
+BORROWED = [("understanding_encoders", "vit"), ("adaptors", "mlp"), ("image_tokenizers", "vq")]
 
 
 @pytest.fixture
@@ -174,6 +182,48 @@ def test_what_was_recorded_is_meant_where_several_share_a_name(site: Path):
     assert now.find("adaptors", "twice").dist == "acme-one"
     assert now.full_name("adaptors", "twice") == "acme-one:twice"
     assert now.find("adaptors", "acme-two:twice").dist == "acme-two"
+
+
+def test_a_shipped_config_means_the_built_in_components_and_what_is_typed_is_asked_about(plugins: Plugins):
+    others = [Announcement(slot, name, "acme", "acme-vit", "0.2") for slot, name in BORROWED]
+    plugins = Plugins([*plugins.announcements, *others])
+    config = resolve(load("tiny", plugins=plugins), ModelConfig, plugins)
+    assert {one.dist for one in (plugins.find(part.slot, part.name) for _, part in parts_in(config))} == {
+        "janus-modular"
+    }
+    with pytest.raises(
+        ConfigError, match=r"2 plugins offer the understanding encoder 'vit'(.|\n)*'acme-vit:vit'"
+    ):
+        resolve(load("tiny", ["understanding.encoder.name=vit"], plugins), ModelConfig, plugins)
+    named = ["understanding.encoder.name=acme-vit:vit"]
+    assert load("tiny", named, plugins)["understanding"]["encoder"] == {"name": "acme-vit:vit"}
+
+
+def test_a_component_is_checked_whoever_borrows_the_names_of_what_is_around_it(plugins: Plugins):
+    others = [Announcement(slot, name, "acme", "acme-vit", "0.2") for slot, name in BORROWED]
+    plugins = Plugins([*plugins.announcements, *others])
+    for slot, name in (
+        ("adaptors", "linear"),
+        ("adaptors", "janus-modular:mlp"),
+        ("generation", "autoregressive"),
+    ):
+        component, _ = context(plugins, slot, name)()
+        assert component.num_tokens
+    _, example = context(plugins, "heads", "mlp")()  # shared in another slot only
+    assert len(example)
+
+
+def test_the_list_and_a_new_plugin_know_which_names_are_shared(plugins: Plugins, tmp_path: Path):
+    with pytest.raises(PluginError, match=r"janus-modular .* offers an adaptor called 'mlp' already"):
+        write_plugin("mlp", "adaptors", tmp_path)
+    assert not list(tmp_path.iterdir())
+    set_default_plugins(plugins)
+    assert "is offered by" not in CliRunner().invoke(app, ["plugins", "list"]).stdout
+    set_default_plugins(
+        Plugins([*plugins.announcements, Announcement("adaptors", "mlp", "acme", "acme", "0.2")])
+    )
+    listed = CliRunner().invoke(app, ["plugins", "list"]).stdout
+    assert "write 'janus-modular:mlp' or 'acme:mlp'" in listed.splitlines()[-1]
 
 
 @pytest.mark.parametrize("word", ["twice", "adaptors:twice", "acme-good", "acme-good:twice"])

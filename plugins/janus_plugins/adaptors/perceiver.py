@@ -23,10 +23,10 @@ class PerceiverConfig(PartConfig):
     """Idefics2's, but for ``intermediate``; the widths are the neighbours'."""
 
     queries: int = 64  # tokens that any picture becomes
-    layers: int = 3
-    heads: int = 16
+    layers: int = 3  # in each, the queries look at the features once
+    heads: int = 16  # of attention
     kv_heads: int = 4  # keys and values of one serve heads / kv_heads of the queries' heads
-    head_width: int = 96
+    head_width: int = 96  # of each head
     intermediate: int | None = None  # inside the first MLP, C -> D; None: 4 D; Idefics2: 14336, D being 4096
 
     def __post_init__(self) -> None:

@@ -28,18 +28,23 @@ from janus_modular import (
     part,
     pick,
 )
+from janus_plugins.sizes import check_sizes
 
 
 @dataclass
 class AutoregressiveConfig(PartConfig):
     """A tokenizer, an adaptor and a head, and the size of the pictures."""
 
-    tokenizer: Part = part("image_tokenizers")
-    adaptor: Part = part("adaptors")
-    head: Part = part("heads")
+    tokenizer: Part = part("image_tokenizers")  # pictures to codes, and back
+    adaptor: Part = part("adaptors")  # vectors of codes to the backbone; each code keeps its position
+    head: Part = part("heads")  # hidden states to the next code
     height: int = 384  # pixels
     width: int = 384  # pixels
     embedding_width: int | None = None  # of the codes' own table; None: the tokenizer's code width
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no picture has."""
+        check_sizes(self, height=1, width=1)
 
 
 class AutoregressiveGeneration(nn.Module):
@@ -84,6 +89,12 @@ class AutoregressiveGeneration(nn.Module):
     ) -> AutoregressiveGeneration:
         """Build the path for a backbone of ``width``; ``build`` makes its parts."""
         tokenizer = build(config.tokenizer)
+        drawn = tokenizer.grid(config.height, config.width)
+        if min(drawn) < 1:
+            raise ValueError(
+                f"'{config.tokenizer.name}' has {drawn[0]}x{drawn[1]} positions for a picture of"
+                f" {config.height}x{config.width} pixels; expected at least 1x1: draw larger ones"
+            )
         vectors = tokenizer.code_vectors()
         code_width = config.embedding_width or tokenizer.code_width
         if code_width is None:
@@ -92,7 +103,7 @@ class AutoregressiveGeneration(nn.Module):
         if vectors is not None and vectors.shape == embedding.weight.shape:
             embedding.weight.data.copy_(vectors.detach())
         adaptor = build(config.adaptor, code_width, width)
-        for grid in (tokenizer.grid(config.height, config.width), (1, 1)):  # a picture is read, one is drawn
+        for grid in (drawn, (1, 1)):  # a picture is read, one is drawn
             if (positions := adaptor.num_tokens(grid)) != grid[0] * grid[1]:
                 raise ValueError(
                     f"'{config.adaptor.name}' makes {positions} positions of {grid[0]}x{grid[1]} codes,"

@@ -22,7 +22,7 @@ from janus_plugins.sizes import check_heads, check_sizes
 class FactorizedHeadConfig(PartConfig):
     """How deep it is; its width is the backbone's. The defaults are those of the published L model."""
 
-    layers: int = 3
+    layers: int = 3  # transformer blocks over the codes of a position
     heads: int | None = None  # of attention; None: one for every 64 of the width
     hidden: int | None = None  # of the feed-forward layers; None: 8/3 of the width, up to a multiple of 256
 

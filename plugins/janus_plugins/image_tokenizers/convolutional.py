@@ -30,7 +30,7 @@ class ConvolutionalConfig(PartConfig):
     residual_blocks: int = 2  # per resolution; the decoder has one more
     latent_channels: int = 256  # between the convolutions and the projection to a code
     num_codes: int = 16384  # K
-    code_width: int = 256
+    code_width: int = 256  # of a code's own vector
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""

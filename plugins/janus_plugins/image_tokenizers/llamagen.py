@@ -23,7 +23,7 @@ from janus_plugins.image_tokenizers.convolutional import ConvolutionalConfig, Co
 class LlamaGenConfig(ConvolutionalConfig):
     """The published VQ-16: factor 16, 71.883 M parameters."""
 
-    code_width: int = 8
+    code_width: int = 8  # of a code's own vector
     l2_norm: bool = True  # codes and latents are compared, and decoded, at unit length
     reconstruction: Literal["l1", "l2"] = "l2"  # the distance of the loss "pixels"
     commitment: float = 0.25  # weight of the loss that pulls latents to their codes

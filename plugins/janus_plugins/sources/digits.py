@@ -41,7 +41,7 @@ class DigitsConfig(PartConfig):
     """Which digits, and what to do with them."""
 
     kind: Literal["draw", "read", "text"] = "draw"  # a caption to a picture, a picture to an answer, words
-    split: Literal["train", "validation", "test"] = "train"
+    split: Literal["train", "validation", "test"] = "train"  # which of the scans
     size: int = 32  # pixels a side
     augment: float = 1.0  # strength of the small affine changes; 0 leaves the scans as they are
 

@@ -35,8 +35,8 @@ class SiglipConfig(PartConfig):
     """The published L/16-384; see this module's docstring for the others' numbers."""
 
     width: int = 1024  # C
-    layers: int = 24
-    heads: int = 16
+    layers: int = 24  # transformer blocks
+    heads: int = 16  # of attention
     intermediate: int = 4096  # width inside each MLP
     patch_size: int = 16  # pixels
     image_size: int = 384  # side of the square pictures that the position table is for, in pixels

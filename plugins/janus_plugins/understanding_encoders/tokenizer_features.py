@@ -25,6 +25,7 @@ from janus_modular import (
     hookimpl,
     part,
 )
+from janus_plugins.sizes import check_sizes
 
 
 @dataclass
@@ -33,8 +34,12 @@ class TokenizerFeaturesConfig(PartConfig):
 
     tokenizer: Part = part("image_tokenizers")  # e.g. the drawing path's, with the same `pretrained`
     height: int = 384  # pixels
-    width: int = 384
+    width: int = 384  # pixels
     resize: Literal["letterbox", "crop", "stretch"] = "letterbox"  # as in PixelSpec
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no picture has."""
+        check_sizes(self, height=1, width=1)
 
 
 class TokenizerFeatures(nn.Module):

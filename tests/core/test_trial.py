@@ -1,0 +1,138 @@
+"""What validating a config finds out by having a picture read: shapes that are not as promised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from janus_modular.cli.app import app
+from janus_modular.config import shipped
+from janus_modular.plugins import Plugins, set_default_plugins
+
+PLUGIN = """
+from dataclasses import dataclass
+import torch
+from janus_modular import PartConfig, PixelSpec, hookimpl
+
+@dataclass
+class OddConfig(PartConfig):
+    '''Options.'''
+
+class OddEncoder(torch.nn.Module):
+    width = 12
+    pixels = PixelSpec(height=16, width=24)
+
+    def __init__(self, config):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 12, 8, stride=8)
+
+    def grid(self, height, width):
+        return height // 8, width // 8
+
+    def forward(self, pixels):
+        return self.layer(pixels).flatten(2).transpose(1, 2)
+
+class OddAdaptor(torch.nn.Module):
+    def __init__(self, config, input_width, output_width):
+        super().__init__()
+        self.layer = torch.nn.Linear(input_width, output_width)
+
+    def num_tokens(self, grid):
+        return grid[0] * grid[1]
+
+    def forward(self, features, grid):
+        return self.layer(features)
+
+@hookimpl
+def register_understanding_encoders(registry):
+    registry.add("odd", OddEncoder, OddConfig)
+
+@hookimpl
+def register_adaptors(registry):
+    registry.add("odd", OddAdaptor, OddConfig)
+"""
+
+
+def validated(*words: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["config", "validate", *words])
+    return done.exit_code, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("Odd", "Odd", ""),
+        ("height // 8, width // 8", "height // 8, width // 4", "encoder 'odd' of odd.py makes (1, 6, 12) of"),
+        ("width = 12", "width = 10", "encoder 'odd' of odd.py makes (1, 6, 12) of"),
+        (
+            "self.layer(features)",
+            "self.layer(features)[:, 1:]",
+            "adaptor 'odd' of odd.py makes (1, 5, 64) of",
+        ),
+        ("self.layer(features)", "(self.layer(features),)", "adaptor 'odd' of odd.py makes tuple of"),
+        ("grid[0] * grid[1]", "grid[0]", "adaptor 'odd' of odd.py makes (1, 6, 64) of"),
+        ("def forward(self, features, grid)", "def forward(self, features)", "its forward takes (features)"),
+        ("self.layer(features)", "self.layer(features) * features.sum().item()", ""),  # no number on meta
+    ],
+)
+def test_a_part_that_does_not_keep_its_promise_is_named(
+    tmp_path: Path, plugins: Plugins, old: str, new: str, said: str
+) -> None:
+    assert old in PLUGIN
+    file = tmp_path / "odd.py"
+    file.write_text(PLUGIN.replace(old, new))
+    plugins.add_file(file)
+    set_default_plugins(plugins)
+    code, error = validated("tiny", "understanding.encoder=odd", "understanding.adaptor=odd")
+    assert code == (2 if said else 0), error
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["pixels={height: 4, width: 4}"],
+            "has 0x0 features of a picture of 4x4 pixels; expected at least 1x1",
+        ),
+        (["pixels={height: -3, width: 8}"], "understanding.encoder.pixels.height: -3; expected at least 1"),
+    ],
+)
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        "{name: siglip, width: 32, layers: 1, heads: 2, intermediate: 32, patch_size: 8, image_size: 16}",
+        "{name: hf-vision, config: {model_type: dinov2, hidden_size: 32, num_hidden_layers: 1,"
+        " num_attention_heads: 2, patch_size: 8, image_size: 16}}",
+    ],
+)
+def test_pictures_that_are_too_small_to_read_are_refused(encoder: str, words: list[str], said: str) -> None:
+    line = ["tiny", f"understanding.encoder={encoder}"]
+    assert validated(*line)[0] == 0
+    code, error = validated(*line, *(f"understanding.encoder.{word}" for word in words))
+    assert code == 2
+    assert said in error
+
+
+@pytest.mark.parametrize("side", [0, -32])
+def test_pictures_that_are_too_small_to_draw_are_refused(side: int) -> None:
+    code, error = validated("tiny", f"generation.height={side}")
+    assert code == 2
+    assert f"generation.height: {side}; expected at least 1." in error
+
+
+def test_a_tokenizer_without_a_position_for_the_picture_is_refused(plugins: Plugins, monkeypatch) -> None:
+    tokenizer = plugins.entry("image_tokenizers", "vq").factory
+    monkeypatch.setattr(tokenizer, "grid", lambda self, height, width: (0, 4))
+    set_default_plugins(plugins)
+    code, error = validated("tiny")
+    assert code == 2
+    assert "has 0x4 positions for a picture of 32x32 pixels; expected at least 1x1" in error
+
+
+@pytest.mark.parametrize("name", [name for name in shipped() if name.startswith("model/janus")])
+@pytest.mark.slow
+def test_no_shipped_model_is_faulted(name: str) -> None:
+    assert validated(name)[0] == 0
