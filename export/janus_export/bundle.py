@@ -169,7 +169,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
-        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}. {_cure(folder)}") from error
+        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}. {_instead(folder)}") from error
+    except NotADirectoryError as error:
+        raise BundleError(f"{folder} is a file, expected a bundle: a folder. {_instead(folder)}") from error
     except (ValueError, OSError) as error:
         raise BundleError(f"{path} cannot be read: {error}. {_cure(folder)}") from error
     version = manifest.get("schema") if isinstance(manifest, dict) else None
@@ -219,3 +221,12 @@ def _check_references(folder: Path, name: str, weights: Iterable[str]) -> None:
 
 def _cure(folder: Path) -> str:
     return REBUILD.format(folder=folder)
+
+
+def _instead(folder: Path) -> str:
+    """Say what to do about something else than a bundle, which an export does not replace."""
+    if (folder / "config.json").is_file():
+        return f"It looks like a checkpoint, to make a bundle of: janus-modular export {folder} BUNDLE"
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        return "Give the folder that was written by: janus-modular export MODEL BUNDLE"
+    return _cure(folder)

@@ -21,6 +21,9 @@ from janus_export.external_data import references
 from janus_export.runtimes.onnx_runtime import OnnxConfig, OnnxRuntime
 from janus_export.storage import byte_ranges, sha256
 from janus_modular import Janus, PluginError
+from janus_modular.checkpoints.opening import describe
+from janus_modular.cli.info import gather
+from janus_modular.errors import CheckpointError
 
 Break = Callable[[Path, dict[str, Any]], None]
 
@@ -262,6 +265,33 @@ def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path, content: str):
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(BundleError, match="Build it again"):
         load_bundle(tmp_path)
+
+
+def test_what_is_no_bundle_is_told_what_it_is_and_what_export_would_take(
+    tiny_checkpoint: Path, tmp_path: Path
+):
+    (tmp_path / "notes.txt").write_text("mine")
+    for path, says in (
+        (
+            tiny_checkpoint,
+            rf"no manifest.json. It looks like .*: janus-modular export {tiny_checkpoint} BUNDLE",
+        ),
+        (
+            tmp_path,
+            r"no manifest.json. Give the folder that was written by: janus-modular export MODEL BUNDLE",
+        ),
+        (tmp_path / "notes.txt", r"is a file, .* Give the folder that was written by"),
+    ):
+        with pytest.raises(BundleError, match=says):
+            load_bundle(path)
+
+
+def test_a_bundle_where_a_checkpoint_is_wanted_is_told_apart(tiny_bundle: Path):
+    says = f"{tiny_bundle} is a bundle, expected the checkpoint that it was exported from"
+    with pytest.raises(CheckpointError, match=says):
+        describe(tiny_bundle)
+    with pytest.raises(CheckpointError, match=says):
+        gather(str(tiny_bundle), [])
 
 
 def test_results_are_noted_on_disk(copied: Path):
