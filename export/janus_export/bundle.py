@@ -18,6 +18,7 @@ from typing import Any
 from janus_export.errors import BundleError
 from janus_export.external_data import references
 from janus_export.locking import locked
+from janus_export.manifest_shape import faults_of
 from janus_export.storage import sha256
 
 SCHEMA = 1
@@ -26,6 +27,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 REBUILD = "Build it again with: janus-modular export MODEL {folder}"
 SECTIONS = ("source", "versions", "model", "variants", "graphs", "axes", "cache", "sha256", "bytes")
+SHOWN = 5  # faults of a manifest that one error lists
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,8 @@ def is_bundle(folder: str | Path) -> bool:
 def load_bundle(folder: str | Path) -> Bundle:
     """Open a bundle, or refuse it.
 
-    Checked every time: the schema's version, that no file is missing, cut short, or outside of the folder
-    (symlinks and paths inside graphs included), the hashes of all but the weights. Those are large:
+    Checked every time: the manifest, by its schema; that no file is missing, cut short, or outside of the
+    folder (symlinks and paths inside graphs included), the hashes of all but the weights. Those are large:
     `Bundle.verify_weights` and ``inspect --hashes`` read them.
 
     Raises:
@@ -138,6 +140,11 @@ def load_bundle(folder: str | Path) -> Bundle:
 
 
 def _check(folder: Path, manifest: dict[str, Any]) -> None:
+    if faults := list(faults_of(manifest)):
+        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        raise BundleError(
+            f"{folder / MANIFEST} is malformed: {'; '.join(faults[:SHOWN])}{more}. {_cure(folder)}"
+        )
     for name, size in manifest["bytes"].items():
         path = inside(folder, name)
         if not path.is_file():
@@ -162,7 +169,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
-        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}. {_cure(folder)}") from error
+        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}. {_instead(folder)}") from error
+    except NotADirectoryError as error:
+        raise BundleError(f"{folder} is a file, expected a bundle: a folder. {_instead(folder)}") from error
     except (ValueError, OSError) as error:
         raise BundleError(f"{path} cannot be read: {error}. {_cure(folder)}") from error
     version = manifest.get("schema") if isinstance(manifest, dict) else None
@@ -204,7 +213,7 @@ def _check_references(folder: Path, name: str, weights: Iterable[str]) -> None:
                 f" {_cure(folder)}"
             )
         size = path.stat().st_size
-        if one.offset < 0 or one.offset + (one.length or 0) > size:
+        if one.offset + (one.length or 0) > size:
             raise BundleError(
                 f"{name} keeps '{one.tensor}' beyond the end of {one.location}. {_cure(folder)}"
             )
@@ -212,3 +221,12 @@ def _check_references(folder: Path, name: str, weights: Iterable[str]) -> None:
 
 def _cure(folder: Path) -> str:
     return REBUILD.format(folder=folder)
+
+
+def _instead(folder: Path) -> str:
+    """Say what to do about something else than a bundle, which an export does not replace."""
+    if (folder / "config.json").is_file():
+        return f"It looks like a checkpoint, to make a bundle of: janus-modular export {folder} BUNDLE"
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        return "Give the folder that was written by: janus-modular export MODEL BUNDLE"
+    return _cure(folder)

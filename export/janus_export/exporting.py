@@ -21,7 +21,6 @@ import onnx_ir as ir
 import torch
 
 from janus_export import manifest
-from janus_export.axes import Ranges
 from janus_export.bundle import MANIFEST, is_bundle, write_manifest
 from janus_export.errors import BundleError
 from janus_export.graphs import Graph, declare
@@ -60,7 +59,7 @@ def export(
     A bundle that stands there is replaced when the new one is complete, and not before.
 
     Raises:
-        ExportError: a part of the model cannot become a graph.
+        ExportError: a part of the model cannot become a graph, or the capacity is beyond its context.
         BundleError: something else stands there, another export is writing it, or the disk did not take it.
         CheckpointError: the source is no checkpoint, or damaged.
     """
@@ -73,6 +72,7 @@ def export(
         raise BundleError(f"{folder} exists and is no bundle, so it is not replaced. Choose another folder.")
     try:
         opened = merged(describe(source, plugins=plugins), plugins)
+        config.ranges(opened.model.backbone.context)  # refuses what does not fit before anything is written
         aside.mkdir(parents=True, exist_ok=True)
         with locked(aside, wait=False):
             _Export(str(source), opened, aside, config, tell, plugins).run()
@@ -178,10 +178,8 @@ class _Export:
         return declared
 
     def _declare(self) -> list[Graph]:
-        model, config = self.opened.model, self.config
-        ranges = Ranges.of(
-            context=model.backbone.context, rows=config.rows, capacity=config.capacity, images=config.images
-        )
+        model = self.opened.model
+        ranges = self.config.ranges(model.backbone.context)
         return declare(model, ranges, forbidden=self.opened.processor.forbidden)
 
     def _file(self, graph: str, variant: str) -> str:

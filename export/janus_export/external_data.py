@@ -38,12 +38,14 @@ def references(path: Path) -> list[Reference]:
     """List the tensors of a graph that lie in other files.
 
     Raises:
-        ValueError: it is no protocol buffer, or cut short.
+        ValueError: it is no protocol buffer, or cut short; or says a place that is none.
     """
     try:
         return list(_tensors(memoryview(path.read_bytes()), "model"))
-    except IndexError as error:
+    except (IndexError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no ONNX graph, or is cut short") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def operators(path: Path) -> dict[str, set[str]]:
@@ -87,10 +89,15 @@ def _reference(tensor: memoryview) -> Iterator[Reference]:
             entry = {key: str(value, "utf-8") for key, value in _fields(content)}
             entries[entry.get(KEY, "")] = entry.get(VALUE, "")
     if entries:
-        length = entries.get("length")
-        yield Reference(
-            name, entries.get("location", ""), int(entries.get("offset", 0)), int(length) if length else None
-        )
+        offset, length = (_bytes(entries, key, name) for key in ("offset", "length"))
+        yield Reference(name, entries.get("location", ""), offset or 0, length)
+
+
+def _bytes(entries: dict[str, str], key: str, tensor: str) -> int | None:
+    text = entries.get(key, "")
+    if text and not (text.isascii() and text.isdecimal()):
+        raise ValueError(f"'{tensor}' has the {key} '{text}', expected a number of bytes")
+    return int(text) if text else None
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:

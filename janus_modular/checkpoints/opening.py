@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from janus_modular.bundles import is_bundle
 from janus_modular.checkpoints import native
 from janus_modular.checkpoints.pretrained import resolve_pretrained
 from janus_modular.checkpoints.weights import open_weights
@@ -69,6 +70,7 @@ def describe(path: str | Path, *, overrides: Sequence[str] = (), plugins: Plugin
     """Open a checkpoint without reading its weights: config, processor, a blank model, lazy tensors."""
     plugins = plugins or default_plugins()
     folder = resolve_pretrained(str(path))
+    refuse_bundle(folder)
     record = native.read_record(folder)
     if record.get("model_type") == native.MODEL_TYPE:
         if changes := [one for one in overrides if one.startswith("processor")]:
@@ -84,6 +86,19 @@ def describe(path: str | Path, *, overrides: Sequence[str] = (), plugins: Plugin
     processor = processor_for(model, config.processor.tokenizer)
     model.config.processor = replace(config.processor, never_said=list(processor.never_said))
     return Opened(folder, model, processor, dict(layout.to_native(open_weights(folder))))
+
+
+def refuse_bundle(folder: Path) -> None:
+    """Say of a bundle that it is one: graphs cannot be opened as the checkpoint that they were made of.
+
+    Raises:
+        CheckpointError: the folder is a bundle.
+    """
+    if is_bundle(folder):
+        raise CheckpointError(
+            f"{folder} is a bundle, expected the checkpoint that it was exported from. What is in it, and of"
+            f" which checkpoint: janus-modular inspect {folder}"
+        )
 
 
 def layout_of(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> Layout:

@@ -100,11 +100,13 @@ def _checkpoint(model: str, overrides: list[str]) -> Path | None:
 def _described(folder: Path, plugins: Plugins) -> tuple[str, ModelConfig, list[str]]:
     """Read a checkpoint's description: its layout, its model config, and what its parts came from."""
     from janus_modular.checkpoints.native import MODEL_TYPE, read_record, recorded_config
+    from janus_modular.checkpoints.opening import refuse_bundle
     from janus_modular.checkpoints.pretrained import PretrainedReport
     from janus_modular.config import resolve
     from janus_modular.errors import CheckpointError
     from janus_modular.schema import ModelConfig
 
+    refuse_bundle(folder)
     record = read_record(folder)
     if record.get("model_type") == MODEL_TYPE:
         plugins.check_needed(record["plugins"])

@@ -119,7 +119,7 @@ def doctor(
         typer.echo(json.dumps([_as_dict(one, report) for one, report in reports], indent=2))
     else:
         rows = [
-            (one.slot, one.name, one.origin, "broken" if report.message else "ok", f"{report.seconds:.1f} s")
+            (one.slot, one.name, one.origin, report.state, f"{report.seconds:.1f} s")
             for one, report in reports
         ]
         _print_rows(("slot", "name", "plugin", "state", "took"), rows)
@@ -133,7 +133,7 @@ def doctor(
     for word in plugins.disabled:
         if not any(one.is_called(word) for one in plugins.announcements):
             typer.echo(f"JANUS_DISABLE_PLUGINS names '{word}', but nothing here is called so.", err=True)
-    if any(report.message for _, report in reports):
+    if any(report.is_broken for _, report in reports):
         raise typer.Exit(1)
 
 

@@ -27,10 +27,9 @@ class Fault:
         return f"{text} {self.cure}".rstrip().replace("\n", "\n    ")
 
 
-def config_error(faults: Sequence[Fault]) -> ConfigError:
-    """Return one error that lists them all."""
+def config_error(faults: Sequence[Fault], *, of_components: bool = True) -> ConfigError:
+    """Return one error that lists them all; of a config of components, also where their options are told."""
     count = "a fault" if len(faults) == 1 else f"{len(faults)} faults"
     lines = "\n".join(f"  {fault}" for fault in faults)
-    return ConfigError(
-        f"the config has {count}:\n{lines}\nWhat a component takes: janus-modular plugins show NAME", faults
-    )
+    more = "\nWhat a component takes: janus-modular plugins show NAME" if of_components else ""
+    return ConfigError(f"the config has {count}:\n{lines}{more}", faults)

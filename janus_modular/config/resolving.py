@@ -35,7 +35,7 @@ def resolve(raw: Mapping[str, Any], schema: type[T], plugins: Plugins | None = N
     walk = _Walk(plugins or default_plugins(), faults)
     instance = walk.dataclass(tree, schema, "", what=schema.__name__)
     if walk.faults:
-        raise config_error(walk.faults)
+        raise config_error(walk.faults, of_components=walk.met_components)
     return cast(T, instance)
 
 
@@ -46,6 +46,7 @@ class _Walk:
         self.plugins = plugins
         self.faults = faults
         self.unresolved = {fault.path for fault in faults}
+        self.met_components = False  # whether any field that was looked at is a component's
 
     def fault(self, path: str, found: str, expected: str, cure: str = "") -> Any:
         """Note a fault; None stands for the value that could not be built."""
@@ -118,6 +119,7 @@ class _Walk:
     def field(self, raw: Mapping[str, Any], field: Field[Any], hint: Any, path: str) -> Any:
         """Build one field's value; MISSING where the dataclass has a default for it."""
         slot = field.metadata.get("slot")
+        self.met_components |= bool(slot)
         if field.name in raw and not (slot and raw[field.name] is None):
             return self.value(raw[field.name], hint, path, slot)
         inner, optional = _unwrap(hint)

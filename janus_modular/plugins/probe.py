@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from janus_modular.errors import JanusError
+from janus_modular.errors import JanusError, MissingExtraError
 from janus_modular.plugins.announcements import Announcement
 from janus_modular.plugins.loading import load, load_file, module_of
 
@@ -31,6 +31,17 @@ class Report:
     options: list[dict[str, str]] = field(default_factory=list)  # name, type, default, comment
     output: str = ""  # what it printed while it was loaded
     seconds: float = 0.0
+    lacks_extra: bool = False  # nothing is wrong with it, but an extra that it needs is not installed
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it is the plugin that has to be mended."""
+        return bool(self.message) and not self.lacks_extra
+
+    @property
+    def state(self) -> str:
+        """Say in a word or three how it came out."""
+        return "broken" if self.is_broken else "lacks an extra" if self.lacks_extra else "ok"
 
 
 def probe(one: Announcement, *, timeout: float = 300.0) -> Report:
@@ -103,6 +114,8 @@ def look_at(one: Announcement) -> Report:
         if one.file:
             load_file(one.file)
         entries = load(one)
+    except MissingExtraError as error:
+        return Report(str(error), lacks_extra=True)
     except JanusError as error:
         return Report(str(error))
     entry = entries[one.name]

@@ -178,6 +178,16 @@ def test_doctor_passes_what_works_and_keeps_its_output_apart(tmp_path: Path):
     )
 
 
+def test_doctor_does_not_call_a_plugin_broken_that_lacks_an_extra(tmp_path: Path):
+    source = "raise ModuleNotFoundError('No module named torch', name='torch')"
+    others = only(tmp_path, "acme", source)
+    line = ("plugins", "doctor")
+    done = janus(*line, JANUS_DISABLE_PLUGINS=others, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stdout
+    assert "lacks an extra" in done.stdout
+    assert "pip install 'janus-modular[torch]'" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [

@@ -318,3 +318,11 @@ def test_a_config_of_another_kind_is_one_fault():
         resolve(load("tiny"), TrainConfig)
     with pytest.raises(ConfigError, match=r"^this is a training config; expected a model config$"):
         resolve(load("train/janus_pro/stage1"), ModelConfig)
+
+
+def test_where_options_of_components_are_told_is_said_of_configs_that_have_any(made_up: Plugins):
+    with pytest.raises(ConfigError, match="plugins show NAME"):
+        resolve({"wide": 3}, ModelConfig, made_up)
+    with pytest.raises(ConfigError) as caught:
+        resolve({"wide": 3}, Inner, made_up)
+    assert "plugins show" not in str(caught.value)

@@ -18,8 +18,12 @@ import pytest
 
 from janus_export.bundle import BundleError, load_bundle, write_manifest
 from janus_export.external_data import references
+from janus_export.runtimes.onnx_runtime import OnnxConfig, OnnxRuntime
 from janus_export.storage import byte_ranges, sha256
 from janus_modular import Janus, PluginError
+from janus_modular.checkpoints.opening import describe
+from janus_modular.cli.info import gather
+from janus_modular.errors import CheckpointError
 
 Break = Callable[[Path, dict[str, Any]], None]
 
@@ -130,8 +134,26 @@ def unlisted_file(folder: Path, manifest: dict[str, Any]) -> None:
         del manifest[section]["draw.fp32.onnx"]
 
 
-def malformed(folder: Path, manifest: dict[str, Any]) -> None:
-    manifest["variants"]["fp32"] = ["draw.fp32.onnx"]
+def changed(*keys: str, value: Any) -> Break:
+    """Put ``value`` where ``keys`` lead in the manifest."""
+
+    def change(folder: Path, manifest: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            manifest = manifest[key]
+        manifest[keys[-1]] = value
+
+    return change
+
+
+def without(*keys: str) -> Break:
+    """Take out of the manifest what ``keys`` lead to."""
+
+    def change(folder: Path, manifest: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            manifest = manifest[key]
+        del manifest[keys[-1]]
+
+    return change
 
 
 def parent_path(folder: Path, manifest: dict[str, Any]) -> None:
@@ -146,8 +168,9 @@ def other_file(folder: Path, manifest: dict[str, Any]) -> None:
     repoint(folder, manifest, "tokenizer.json")
 
 
-def beyond_the_end(folder: Path, manifest: dict[str, Any]) -> None:
-    repoint(folder, manifest, None, offset="9999999999")
+def placed(**place: str) -> Break:
+    """Let a tensor lie elsewhere in its file."""
+    return lambda folder, manifest: repoint(folder, manifest, None, **place)
 
 
 def linked_out(folder: Path, manifest: dict[str, Any]) -> None:
@@ -156,15 +179,14 @@ def linked_out(folder: Path, manifest: dict[str, Any]) -> None:
     path.symlink_to(folder.parent / path.name)
 
 
-def repoint(folder: Path, manifest: dict[str, Any], location: str | None, offset: str = "0") -> None:
+def repoint(folder: Path, manifest: dict[str, Any], location: str | None, **place: str) -> None:
     """Let a graph take a tensor from elsewhere, with a hash that fits."""
     path = folder / "embed.fp32.onnx"
     graph = onnx.load(path, load_external_data=False)
     for entry in graph.graph.initializer[0].external_data:
         if entry.key == "location" and location:
             entry.value = location
-        if entry.key == "offset":
-            entry.value = offset
+        entry.value = place.get(entry.key, entry.value)
     path.write_bytes(graph.SerializeToString())
     manifest["sha256"][path.name], manifest["bytes"][path.name] = sha256(path), path.stat().st_size
 
@@ -179,11 +201,30 @@ def repoint(folder: Path, manifest: dict[str, Any], location: str | None, offset
         (newer_schema, "is of schema 2, this version reads schema 1. Upgrade"),
         (no_schema, "is of schema None"),
         (unlisted_file, "has no hash for draw.fp32.onnx"),
-        (malformed, "is malformed"),
+        (
+            changed("variants", "fp32", value=["draw.fp32.onnx"]),
+            'variants.fp32 is ["draw.fp32.onnx"], expected object',
+        ),
+        (changed("model", value={}), "is malformed: model lacks context, width, vocab"),
+        (changed("model", "context", value="many"), 'model.context is "many", expected integer'),
+        (changed("model", "context", value=True), "model.context is true, expected integer"),
+        (changed("model", "width", value=0), "model.width is 0, expected 1 at least"),
+        (changed("variants", value={}), "variants is empty"),
+        (
+            changed("variants", "fp32", "dtype", value="int3"),
+            'variants.fp32.dtype is "int3", expected one of float32',
+        ),
+        (changed("graphs", value={}), "variants.fp32 has files of backbone, draw, embed"),
+        (changed("graphs", "draw", value={}), "graphs.draw lacks inputs, outputs, aliases"),
+        (changed("axes", value={}), "graphs.understand has lengths called images, which axes lacks"),
+        (without("plugins"), "plugins is missing"),
         (parent_path, "points to '../secret', which is not inside it"),
         (absolute_path, "points to '/etc/passwd', which is not inside it"),
         (other_file, "in 'tokenizer.json', which the manifest does not list"),
-        (beyond_the_end, "beyond the end of weights/"),
+        (placed(offset="9999999999"), "beyond the end of weights/"),
+        (placed(length="9999999999"), "beyond the end of weights/"),
+        (placed(length="-7"), "has the length '-7', expected a number of bytes"),
+        (placed(offset="abc"), "has the offset 'abc', expected a number of bytes"),
         (linked_out, "is a link out of the bundle"),
     ],
 )
@@ -197,6 +238,15 @@ def test_what_is_not_as_it_should_be_is_refused_with_the_cure(copied: Path, dama
     assert any(
         cure in str(caught.value) for cure in ("janus-modular export MODEL", "pip install", "cp --rec")
     )
+
+
+def test_a_tensor_whose_bytes_are_too_few_is_an_error_of_the_bundle(copied: Path):
+    manifest = manifest_of(copied)
+    repoint(copied, manifest, None, length="3")
+    write_manifest(copied, manifest)
+    runtime = OnnxRuntime(OnnxConfig("fp32", "cpu"), copied)
+    with pytest.raises(BundleError, match=r"does not load .*embed\.fp32\.onnx: .*inspect .* --hashes"):
+        runtime.graph("embed")
 
 
 def test_changed_weights_of_the_same_size_are_found_when_hashes_are_asked_for(copied: Path):
@@ -215,6 +265,33 @@ def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path, content: str):
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(BundleError, match="Build it again"):
         load_bundle(tmp_path)
+
+
+def test_what_is_no_bundle_is_told_what_it_is_and_what_export_would_take(
+    tiny_checkpoint: Path, tmp_path: Path
+):
+    (tmp_path / "notes.txt").write_text("mine")
+    for path, says in (
+        (
+            tiny_checkpoint,
+            rf"no manifest.json. It looks like .*: janus-modular export {tiny_checkpoint} BUNDLE",
+        ),
+        (
+            tmp_path,
+            r"no manifest.json. Give the folder that was written by: janus-modular export MODEL BUNDLE",
+        ),
+        (tmp_path / "notes.txt", r"is a file, .* Give the folder that was written by"),
+    ):
+        with pytest.raises(BundleError, match=says):
+            load_bundle(path)
+
+
+def test_a_bundle_where_a_checkpoint_is_wanted_is_told_apart(tiny_bundle: Path):
+    says = f"{tiny_bundle} is a bundle, expected the checkpoint that it was exported from"
+    with pytest.raises(CheckpointError, match=says):
+        describe(tiny_bundle)
+    with pytest.raises(CheckpointError, match=says):
+        gather(str(tiny_bundle), [])
 
 
 def test_results_are_noted_on_disk(copied: Path):

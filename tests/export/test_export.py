@@ -19,7 +19,7 @@ from janus_export import exporting
 from janus_export.bundle import Bundle, load_bundle
 from janus_export.errors import BundleError, ExportError
 from janus_export.exporting import export
-from janus_export.settings import ExportConfig
+from janus_export.settings import GRAPHS, ExportConfig
 from janus_export.weights import detach, wanted
 from janus_modular import ConfigError
 from janus_modular.checkpoints import open_checkpoint
@@ -277,12 +277,55 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused_before_any_work(tiny_checkp
     assert not (tmp_path / "bundle").exists()
 
 
-def test_settings_that_make_no_sense_say_what_would():
-    with pytest.raises(ConfigError) as caught:
-        resolve(load("export/cpu", ["variants=[cpu-int3]", "quantize.block_size=24"]), ExportConfig)
-    assert "Did you mean 'cpu-int4'" in str(caught.value) or "cpu-int4" in str(caught.value)
-    with pytest.raises(ConfigError, match="expected a power of two"):
-        resolve(load("export/cpu", ["quantize.block_size=24"]), ExportConfig)
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("variants=[cpu-int3]", "variants: there is no variant 'cpu-int3'. Did you mean 'cpu-int"),
+        ("variants=[]", "variants: none is asked for. Known: fp32"),
+        ("rows=0", "rows: 0; expected 1 at least"),
+        ("capacity=-1", "capacity: -1; expected 2 at least"),
+        ("capacity=1", "capacity: 1; expected 2 at least"),
+        ("images=0", "images: 0; expected 1 at least"),
+        (
+            "quantize.graphs=[backbon]",
+            "quantize.graphs: no graph is called 'backbon'. Did you mean 'backbone'?",
+        ),
+        ("quantize.graphs=[]", "quantize.graphs: none, but a variant that rounds is asked for"),
+        ("quantize.block_size=24", "quantize.block_size: 24; expected a power of two, 16 to 256"),
+        ("quantize.block_size=1048576", "quantize.block_size: 1048576; expected a power of two, 16 to 256"),
+        ("quantize.accuracy_level=9", "quantize.accuracy_level: 9; expected 0 to 4"),
+    ],
+)
+def test_settings_that_make_no_sense_say_what_would(change: str, says: str):
+    with pytest.raises(ConfigError, match=r"^the config has a fault:") as caught:
+        resolve(load("export/cpu", [change]), ExportConfig)
+    assert says in str(caught.value)
+
+
+def test_settings_that_make_no_sense_are_told_all_at_once():
+    with pytest.raises(ConfigError, match="has 3 faults") as caught:
+        resolve(load("export/cpu", ["rows=0", "images=0", "quantize.accuracy_level=5"]), ExportConfig)
+    assert [one.path for one in caught.value.faults] == ["rows", "images", "quantize.accuracy_level"]
+
+
+def test_every_graph_can_be_named_in_the_settings(bundle: Bundle):
+    assert tuple(bundle.graphs) == GRAPHS
+
+
+def test_a_capacity_beyond_the_context_is_refused_before_anything_is_written(
+    tiny_checkpoint: Path, model: JanusModel, tmp_path: Path
+):
+    context = model.backbone.context
+    says = rf"capacity: 100000; expected {context} at most, the model's context"
+    with pytest.raises(ExportError, match=says):
+        export(tiny_checkpoint, tmp_path / "bundle", ExportConfig(capacity=100_000))
+    assert not list(tmp_path.iterdir())
+    assert ExportConfig(capacity=context).ranges(context).capacity.typical == context
+
+
+def test_a_capacity_that_is_left_out_is_the_context_where_that_is_short():
+    assert ExportConfig().ranges(512).capacity.typical == 512
+    assert ExportConfig().ranges(4096).capacity.typical == 1024
 
 
 def test_the_source_is_recorded_without_its_contents(tiny_bundle: Path, tiny_checkpoint: Path):

@@ -13,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from janus_export.bundle import Bundle, load_bundle
+from janus_export.errors import BundleError
 from janus_export.runtimes.binding import Binding
 from janus_export.runtimes.contract import GraphContract
 from janus_export.runtimes.devices import check_provider, choose_device
@@ -94,7 +95,7 @@ class OnnxRuntime:
         """Return a graph of the variant, opened at its first use.
 
         Raises:
-            BundleError: the bundle has none of this name.
+            BundleError: the bundle has none of this name, or ONNX Runtime does not load it.
             ConfigError: the device did not start.
         """
         if name not in self._opened:
@@ -103,7 +104,13 @@ class OnnxRuntime:
             options.intra_op_num_threads = self.config.threads
             # Graphs take turns: the threads of one must not spin while another runs.
             options.add_session_config_entry("session.force_spinning_stop", "1")
-            session = onnxruntime.InferenceSession(str(file), options, providers=self.device.providers)
+            try:
+                session = onnxruntime.InferenceSession(str(file), options, providers=self.device.providers)
+            except Exception as error:  # its errors share no class of their own
+                raise BundleError(
+                    f"ONNX Runtime does not load {file}: {str(error).splitlines()[0]}. Whether the bundle is"
+                    f" as it was written: janus-modular inspect {self.bundle.folder} --hashes"
+                ) from error
             check_provider(self.device, session)
             dtypes = {one.name: TYPES[one.type] for one in (*session.get_inputs(), *session.get_outputs())}
             contract = GraphContract.read(name, self.bundle.graphs[name], dtypes)
