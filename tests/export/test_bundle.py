@@ -335,21 +335,3 @@ def test_a_loop_that_is_not_here_is_named_where_it_is_used_and_other_parts_are_n
     assert janus.chat("what?", max_tokens=2) is not None
     with pytest.raises(PluginError, match=r"called 'acme-autoregressive'\.\n.*pip install acme-parts==0\.2"):
         janus.draw("a cat")
-
-
-def test_two_commands_on_one_bundle_keep_each_others_results(copied: Path):
-    first, second = load_bundle(copied), load_bundle(copied)
-    first.record("parity", "fp32", {"backbone": 1e-6})
-    second.record("parity", "cpu-int4", {"backbone": 1e-2})
-    assert manifest_of(copied)["parity"] == {"fp32": {"backbone": 1e-6}, "cpu-int4": {"backbone": 1e-2}}
-    assert second.manifest == manifest_of(copied)
-
-
-def test_a_result_of_a_bundle_that_was_replaced_is_not_noted_in_the_new_one(copied: Path):
-    bundle = load_bundle(copied)
-    replaced = manifest_of(copied)
-    replaced["variants"].pop("cpu-int8")
-    write_manifest(copied, replaced)
-    with pytest.raises(BundleError, match="replaced by another export"):
-        bundle.record("parity", "fp32", {"backbone": 1e-6})
-    assert manifest_of(copied) == replaced

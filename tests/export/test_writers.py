@@ -1,13 +1,16 @@
-"""Exports that meet: at one bundle, and behind a link."""
+"""Those who write into one bundle at the same time: exports, results of commands; and behind a link."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from janus_export.bundle import BundleError, is_bundle, load_bundle
+from janus_export.bundle import BundleError, is_bundle, load_bundle, write_manifest
 from janus_export.exporting import export
 from janus_export.locking import locked
 from janus_export.settings import ExportConfig
@@ -31,3 +34,30 @@ def test_an_export_to_a_link_replaces_what_it_leads_to(tiny_checkpoint: Path, tm
     assert is_bundle(tmp_path / "k")
     assert ".lock" not in load_bundle(tmp_path / "k").manifest["sha256"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["k", "link"]
+
+
+@pytest.fixture
+def copied(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_bundle, tmp_path / "bundle")
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def test_two_commands_on_one_bundle_keep_each_others_results(copied: Path):
+    first, second = load_bundle(copied), load_bundle(copied)
+    first.record("parity", "fp32", {"backbone": 1e-6})
+    second.record("parity", "cpu-int4", {"backbone": 1e-2})
+    assert manifest_of(copied)["parity"] == {"fp32": {"backbone": 1e-6}, "cpu-int4": {"backbone": 1e-2}}
+    assert second.manifest == manifest_of(copied)
+
+
+def test_a_result_of_a_bundle_that_was_replaced_is_not_noted_in_the_new_one(copied: Path):
+    bundle = load_bundle(copied)
+    replaced = manifest_of(copied)
+    replaced["variants"].pop("cpu-int8")
+    write_manifest(copied, replaced)
+    with pytest.raises(BundleError, match="replaced by another export"):
+        bundle.record("parity", "fp32", {"backbone": 1e-6})
+    assert manifest_of(copied) == replaced
