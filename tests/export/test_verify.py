@@ -19,7 +19,7 @@ from janus_modular.cli.app import app
 Change = Callable[[ir.Model], None]
 
 
-INT8 = {"bits": 8, "form": "nbits", "graphs": ["backbone"], "rounded": [], "kept": {}}
+INT8 = {"bits": 8, "block_size": 32, "form": "nbits", "graphs": ["backbone"], "rounded": [], "kept": {}}
 
 pytestmark = pytest.mark.usefixtures("one_reference")
 

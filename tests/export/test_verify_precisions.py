@@ -17,7 +17,7 @@ from janus_export.verify_rounded import compare_drawing
 
 pytestmark = pytest.mark.usefixtures("one_reference")
 
-INT8 = {"bits": 8, "form": "nbits", "graphs": ["backbone"], "rounded": [], "kept": {}}
+INT8 = {"bits": 8, "block_size": 32, "form": "nbits", "graphs": ["backbone"], "rounded": [], "kept": {}}
 
 
 @pytest.mark.parametrize(
