@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -149,7 +150,10 @@ def test_a_peak_is_of_memory_and_not_of_mapped_files(tmp_path: Path):
     assert before
     assert peak.bytes
     assert peak.bytes < before + (1 << 25)  # the file is 1 << 26
+    before = anonymous_memory() or 0
     with AnonymousPeak() as peak:
-        held = np.ones(1 << 26, np.uint8)
+        pages = mmap.mmap(-1, 1 << 26, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # never of a freed heap
+        held = np.frombuffer(pages, np.uint8)
+        held[:] = 1
     assert peak.bytes
     assert peak.bytes >= before + held.nbytes - (1 << 24)  # what was there may have become less

@@ -28,6 +28,6 @@ def test_a_decoder_with_code_of_its_own(folder: Path) -> None:
 
 
 def test_a_vision_model_with_code_of_its_own(folder: Path) -> None:
-    with pytest.raises(ValueError, match="trust_remote_code"):
+    with pytest.raises(CheckpointError, match="contains custom code"):
         vision_config(HfVisionConfig(pretrained=str(folder)), folder)
     assert not (folder / "ran").exists()

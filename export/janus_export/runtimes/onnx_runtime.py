@@ -107,9 +107,10 @@ class OnnxRuntime:
             try:
                 session = onnxruntime.InferenceSession(str(file), options, providers=self.device.providers)
             except Exception as error:  # its errors share no class of their own
+                said = " ".join(str(error).rpartition("failed:")[2].split())
                 raise BundleError(
-                    f"ONNX Runtime does not load {file}: {str(error).splitlines()[0]}. Whether the bundle is"
-                    f" as it was written: janus-modular inspect {self.bundle.folder} --hashes"
+                    f"ONNX Runtime does not load {file.name}: {said}\nWhether the bundle is as it was:"
+                    f" janus-modular inspect {self.bundle.folder} --hashes"
                 ) from error
             check_provider(self.device, session)
             dtypes = {one.name: TYPES[one.type] for one in (*session.get_inputs(), *session.get_outputs())}
