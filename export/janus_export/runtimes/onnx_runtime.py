@@ -109,7 +109,7 @@ class OnnxRuntime:
             except Exception as error:  # its errors share no class of their own
                 said = " ".join(str(error).rpartition("failed:")[2].split())
                 raise BundleError(
-                    f"ONNX Runtime does not load {file.name}: {said}\nWhether the bundle is as it was:"
+                    f"ONNX Runtime does not load {file.name}: {said} Whether the bundle is as it was:"
                     f" janus-modular inspect {self.bundle.folder} --hashes"
                 ) from error
             check_provider(self.device, session)
