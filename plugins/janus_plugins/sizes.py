@@ -1,4 +1,4 @@
-"""Checks of sizes that no component can be built with, for ``__post_init__`` of its config."""
+"""Checks of sizes: those that no component can be built with, and pictures that it does not take."""
 
 from __future__ import annotations
 
@@ -29,3 +29,14 @@ def check_heads(width: int, heads: int) -> None:
     """
     if width % heads:
         raise ValueError(f"width {width} does not divide by {heads} heads.")
+
+
+def squares(component: str, height: int, width: int, side: int) -> tuple[int, int]:
+    """Return the rows and columns of squares that a picture is cut into, ``side`` pixels wide.
+
+    Raises:
+        ValueError: it is not cut evenly, or has no size.
+    """
+    if height % side or width % side or not height or not width:
+        raise ValueError(f"{component}: {height}x{width} is no multiple of {side} on both sides")
+    return height // side, width // side

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from janus_modular import PartConfig
 from janus_plugins.image_tokenizers.codebook import Codebook
-from janus_plugins.sizes import check_sizes
+from janus_plugins.sizes import check_sizes, squares
 
 
 @dataclass
@@ -69,9 +69,7 @@ class ConvolutionalTokenizer(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """One code for each square of ``factor`` pixels."""
-        if height % self.factor or width % self.factor or not height or not width:
-            raise ValueError(f"{self.name}: {height}x{width} is no multiple of {self.factor} on both sides")
-        return height // self.factor, width // self.factor
+        return squares(self.name, height, width, self.factor)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode pixels (N, 3, H, W) into code ids (N, P)."""
@@ -162,14 +160,27 @@ class Level(nn.Module):
         return self.upsample(self.downsample(x))
 
 
+class BlockLevel(nn.Module):
+    """The same without attention, and under the names of later tokenizers: ``block.0`` and so on."""
+
+    def __init__(self, width: int, wide: int, blocks: int, groups: int = 32, *, bias: bool = True) -> None:
+        super().__init__()
+        self.block = residuals(width, wide, blocks, groups, bias=bias)
+        self.downsample: nn.Module = nn.Identity()
+        self.upsample: nn.Module = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.upsample(self.downsample(self.block(x)))
+
+
 class Residual(nn.Module):
     """Two convolutions, added to their input: (N, width, h, w) to (N, wide, h, w)."""
 
-    def __init__(self, width: int, wide: int, groups: int = 32) -> None:
+    def __init__(self, width: int, wide: int, groups: int = 32, *, bias: bool = True) -> None:
         super().__init__()
-        self.norm1, self.conv1 = norm(width, groups), nn.Conv2d(width, wide, 3, padding=1)
-        self.norm2, self.conv2 = norm(wide, groups), nn.Conv2d(wide, wide, 3, padding=1)
-        self.nin_shortcut = nn.Identity() if width == wide else nn.Conv2d(width, wide, 1)
+        self.norm1, self.conv1 = norm(width, groups), nn.Conv2d(width, wide, 3, padding=1, bias=bias)
+        self.norm2, self.conv2 = norm(wide, groups), nn.Conv2d(wide, wide, 3, padding=1, bias=bias)
+        self.nin_shortcut = nn.Identity() if width == wide else nn.Conv2d(width, wide, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(F.silu(self.norm1(x)))
@@ -204,6 +215,11 @@ def middle(width: int) -> nn.Sequential:
     return nn.Sequential(Residual(width, width), Attention(width), Residual(width, width))
 
 
-def norm(width: int, groups: int = 32) -> nn.GroupNorm:
+def residuals(width: int, wide: int, count: int, groups: int = 32, *, bias: bool = True) -> nn.Sequential:
+    """Chain residual blocks; the first widens."""
+    return nn.Sequential(*(Residual(wide if i else width, wide, groups, bias=bias) for i in range(count)))
+
+
+def norm(width: int, groups: int = 32, *, affine: bool = True) -> nn.GroupNorm:
     """Normalise in 32 groups, as published; at widths that they do not divide, in as many as do divide."""
-    return nn.GroupNorm(gcd(groups, width), width, eps=1e-6)
+    return nn.GroupNorm(gcd(groups, width), width, eps=1e-6, affine=affine)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from janus_modular import CheckpointError, ImageTokenizer, PartConfig, Registry, hookimpl, lies_in
-from janus_plugins.image_tokenizers.convolutional import Attention, Residual, named, norm
-from janus_plugins.sizes import check_sizes
+from janus_plugins.image_tokenizers.convolutional import Attention, BlockLevel, Residual, named, norm
+from janus_plugins.sizes import check_sizes, squares
 
 CONSTANTS = ("encoder.patcher.", "decoder.unpatcher.", "quantizer.")
 """What published files hold beside weights: wavelets and tables, which are computed here."""
@@ -99,9 +99,7 @@ class FsqTokenizer(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """One code for each square of ``factor`` pixels."""
-        if height % self.factor or width % self.factor or not height or not width:
-            raise ValueError(f"fsq: {height}x{width} is no multiple of {self.factor} on both sides")
-        return height // self.factor, width // self.factor
+        return squares("fsq", height, width, self.factor)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode pixels (N, 3, H, W) into code ids (N, P)."""
@@ -172,7 +170,7 @@ class FsqTokenizer(nn.Module):
 def make_encoder(config: FsqConfig) -> nn.Sequential:
     """Pixels (N, 3, H, W) to latents (N, latent_channels, H / factor, W / factor)."""
     widths = [config.channels * multiplier for multiplier in [1, *config.channel_multipliers]]
-    down = [Level(*pair, config.residual_blocks, config.norm_groups) for pair in pairwise(widths)]
+    down = [BlockLevel(*pair, config.residual_blocks, config.norm_groups) for pair in pairwise(widths)]
     for level, wide in list(zip(down, widths[1:], strict=True))[: config.halvings]:
         pad, conv = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(wide, wide, 3, stride=2)  # right and bottom alone
         level.downsample = named(pad=pad, conv=conv)
@@ -192,7 +190,7 @@ def make_decoder(config: FsqConfig) -> nn.Sequential:
     widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
     entering = [*widths[1:], widths[-1]]  # of each resolution, finest first: features come from below
     up = [
-        Level(*pair, config.residual_blocks + 1, config.norm_groups)
+        BlockLevel(*pair, config.residual_blocks + 1, config.norm_groups)
         for pair in zip(entering, widths, strict=True)
     ]
     for level, wide in list(zip(up, widths, strict=True))[len(up) - config.halvings :]:
@@ -246,20 +244,6 @@ class FromLast(nn.Sequential):
         for layer in list(self)[::-1]:
             x = layer(x)
         return x
-
-
-class Level(nn.Module):
-    """The blocks of one resolution and the way to the next: (N, width, h, w) to (N, wide, h', w')."""
-
-    def __init__(self, width: int, wide: int, blocks: int, groups: int) -> None:
-        super().__init__()
-        self.block = nn.Sequential(*(Residual(wide if i else width, wide, groups) for i in range(blocks)))
-        self.downsample: nn.Module = nn.Identity()
-        self.upsample: nn.Module = nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Go through."""
-        return self.upsample(self.downsample(self.block(x)))
 
 
 def middle(width: int, groups: int) -> nn.Sequential:

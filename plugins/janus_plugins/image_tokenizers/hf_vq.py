@@ -34,6 +34,7 @@ from janus_modular import (
 )
 from janus_plugins.family_keys import check_keys
 from janus_plugins.image_tokenizers.codebook import Codebook, straight_through
+from janus_plugins.sizes import squares
 
 ELSEWHERE = {
     "chameleon": "has no decoder in transformers: {name: vqgan, num_codes: 8192, attention: false} reads "
@@ -103,9 +104,7 @@ class HfVqTokenizer(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """One code for each square of ``factor`` pixels."""
-        if height % self.factor or width % self.factor or not height or not width:
-            raise ValueError(f"hf-vq: {height}x{width} is no multiple of {self.factor} on both sides")
-        return height // self.factor, width // self.factor
+        return squares("hf-vq", height, width, self.factor)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode pixels (N, 3, H, W) into code ids (N, P)."""

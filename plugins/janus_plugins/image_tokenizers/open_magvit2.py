@@ -8,12 +8,10 @@ predict at once, so the bits of a position are several codes, of 6 and of 12 bit
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import pairwise
-from math import gcd
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +19,9 @@ from torch.nn import functional as F
 
 from janus_modular import CheckpointError, ImageTokenizer, PartConfig, Registry, hookimpl
 from janus_plugins.image_tokenizers.averages import averages_first
-from janus_plugins.sizes import check_sizes
+from janus_plugins.image_tokenizers.codebook import entropy_loss
+from janus_plugins.image_tokenizers.convolutional import BlockLevel, named, norm, residuals
+from janus_plugins.sizes import check_sizes, squares
 
 
 @dataclass
@@ -75,9 +75,7 @@ class OpenMagvit2Tokenizer(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """One position for each square of ``factor`` pixels; at least two, for their spread is looked at."""
-        if height % self.factor or width % self.factor:
-            raise ValueError(f"open-magvit2: {height}x{width} is no multiple of {self.factor} on both sides")
-        rows, columns = height // self.factor, width // self.factor
+        rows, columns = squares("open-magvit2", height, width, self.factor)
         if rows * columns < 2:
             raise ValueError(f"open-magvit2: {height}x{width} makes {rows * columns} positions, not 2")
         return rows, columns
@@ -122,16 +120,13 @@ class OpenMagvit2Tokenizer(nn.Module):
         return losses
 
     def entropy_loss(self, latents: Tensor) -> Tensor:
-        """Reward sure choices and an even use of a code (..., bits): mean H(p) - H(mean p).
+        """Reward sure choices and an even use of a code (..., bits), by the softmax of 2 z·c / temperature.
 
-        p = softmax(2 z·c / temperature) over its signs c, as published; in float32.
+        c are its signs, as published; in float32.
         """
         bits = latents.shape[-1]
-        logits = 2 * latents.flatten(0, -2).float() @ self.signs[: 2**bits, :bits].float().T
-        choice = (logits / self.config.entropy_temperature).log_softmax(-1)  # (N*P, K)
-        unsure = -(choice.exp() * choice).sum(-1).mean()
-        use = choice.exp().mean(0)
-        return unsure + (use * (use + 1e-5).log()).sum()
+        logits = 2 * latents.float() @ self.signs[: 2**bits, :bits].float().T
+        return entropy_loss(logits / self.config.entropy_temperature)
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Read the published files (``state_dict.encoder.``), averages first: they were published for use."""
@@ -157,18 +152,16 @@ class OpenMagvit2Tokenizer(nn.Module):
 def make_encoder(config: OpenMagvit2Config) -> nn.Sequential:
     """Pixels (N, 3, H, W) to latents (N, bits, H / factor, W / factor)."""
     widths = [config.channels * multiplier for multiplier in [1, *config.channel_multipliers]]
-    levels = [Level(width, wide, config.residual_blocks) for width, wide in pairwise(widths)]
+    levels = [BlockLevel(*pair, config.residual_blocks, bias=False) for pair in pairwise(widths)]
     for level, wide in zip(levels[:-1], widths[1:], strict=False):
         level.downsample = nn.Conv2d(wide, wide, 3, stride=2, padding=1)
-    return nn.Sequential(
-        OrderedDict(
-            conv_in=nn.Conv2d(3, config.channels, 3, padding=1, bias=False),
-            down=nn.Sequential(*levels),
-            mid_block=residuals(widths[-1], widths[-1], config.residual_blocks),
-            norm_out=norm(widths[-1]),
-            swish=nn.SiLU(),
-            conv_out=nn.Conv2d(widths[-1], sum(config.bits), 1),
-        )
+    return named(
+        conv_in=nn.Conv2d(3, config.channels, 3, padding=1, bias=False),
+        down=nn.Sequential(*levels),
+        mid_block=residuals(widths[-1], widths[-1], config.residual_blocks, bias=False),
+        norm_out=norm(widths[-1]),
+        swish=nn.SiLU(),
+        conv_out=nn.Conv2d(widths[-1], sum(config.bits), 1),
     )
 
 
@@ -185,10 +178,10 @@ class Decoder(nn.Module):
         widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
         entering = [*widths[1:], widths[-1]]  # of each resolution, finest first: features come from below
         self.conv_in = nn.Conv2d(bits, widths[-1], 3, padding=1)
-        self.mid_block = residuals(widths[-1], widths[-1], blocks)
+        self.mid_block = residuals(widths[-1], widths[-1], blocks, bias=False)
         self.adaptive = nn.ModuleList(AdaptiveGroupNorm(bits, width) for width in entering)
         self.up = nn.ModuleList(
-            Level(width, wide, blocks) for width, wide in zip(entering, widths, strict=True)
+            BlockLevel(*pair, blocks, bias=False) for pair in zip(entering, widths, strict=True)
         )
         for level, wide in zip(list(self.up)[1:], widths[1:], strict=True):
             level.upsample = Upsample(wide)
@@ -220,20 +213,6 @@ class AdaptiveGroupNorm(nn.Module):
         return self.gn(x) * self.gamma(spread)[..., None, None] + self.beta(mean)[..., None, None]
 
 
-class Level(nn.Module):
-    """The blocks of one resolution and the way to the next: (N, width, h, w) to (N, wide, h', w')."""
-
-    def __init__(self, width: int, wide: int, blocks: int) -> None:
-        super().__init__()
-        self.block = residuals(width, wide, blocks)
-        self.downsample: nn.Module = nn.Identity()
-        self.upsample: nn.Module = nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Go through."""
-        return self.upsample(self.downsample(self.block(x)))
-
-
 class Upsample(nn.Module):
     """A convolution to four times the channels, which become four pixels: (N, width, h, w) to (…, 2h, 2w)."""
 
@@ -245,31 +224,6 @@ class Upsample(nn.Module):
         """Spread them: the first ``width`` channels are the upper left pixels, and so on, row by row."""
         pixels = self.conv1(x).unflatten(1, (4, -1)).transpose(1, 2)  # (N, width, 4, h, w)
         return F.pixel_shuffle(pixels.flatten(1, 2), 2)
-
-
-class Residual(nn.Module):
-    """Two convolutions, added to their input: (N, width, h, w) to (N, wide, h, w)."""
-
-    def __init__(self, width: int, wide: int) -> None:
-        super().__init__()
-        self.norm1, self.conv1 = norm(width), nn.Conv2d(width, wide, 3, padding=1, bias=False)
-        self.norm2, self.conv2 = norm(wide), nn.Conv2d(wide, wide, 3, padding=1, bias=False)
-        self.nin_shortcut = nn.Identity() if width == wide else nn.Conv2d(width, wide, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Refine features."""
-        y = self.conv1(F.silu(self.norm1(x)))
-        return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(y)))
-
-
-def residuals(width: int, wide: int, count: int) -> nn.Sequential:
-    """Chain residual blocks; the first widens."""
-    return nn.Sequential(*(Residual(wide if i else width, wide) for i in range(count)))
-
-
-def norm(width: int, *, affine: bool = True) -> nn.GroupNorm:
-    """Normalise in 32 groups, as published; at widths that 32 does not divide, in as many as do divide."""
-    return nn.GroupNorm(gcd(32, width), width, eps=1e-6, affine=affine)
 
 
 @hookimpl
