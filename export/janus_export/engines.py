@@ -107,9 +107,7 @@ def find_engines(bundle: Bundle, variant: str, target: str, arch: str | None = N
     if len(found) > 1 and arch is None:
         raise BundleError(f"{bundle.folder} has several sets of such engines: {there}. Say for which GPU.")
     files, hashes = bundle.manifest["variants"].get(variant, {}).get("files", {}), bundle.manifest["sha256"]
-    best = max(
-        found, key=lambda one: (len(one.engines), -len(one.arch))
-    )  # whole sets, then the most specific
+    best = max(found, key=lambda one: (len(one.engines), -len(one.arch)))
     for graph, engine in best.engines.items():
         if engine.source != hashes.get(files.get(graph)):
             raise BundleError(f"the engine of '{graph}' in {best.key} is of another graph.\n{cure}")

@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from PIL import Image
 
 from janus_export.axes import Ranges
 from janus_export.bundle import load_bundle, write_manifest
@@ -31,6 +32,7 @@ from janus_export.verify_subject import Reference
 from janus_modular.checkpoints import save
 from janus_modular.compose import compose
 from janus_modular.config import load, resolve
+from janus_modular.janus import Janus
 from janus_modular.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.schema import ModelConfig
@@ -294,3 +296,24 @@ def workshop(tiny_bundle: Path, tmp_path: Path) -> Workshop:
 def workshop_of(tmp_path: Path) -> Callable[[Path, str], Workshop]:
     """Copy any bundle, to change one of its variants."""
     return lambda bundle, variant: Workshop(shutil.copytree(bundle, tmp_path / "copy"), variant)
+
+
+@pytest.fixture
+def codes_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[np.ndarray, list[Image.Image]]]:
+    """Draw; return the codes too, (N, P) or (N, P, S), as a class of sessions joined them."""
+
+    def drawn(session: type, janus: Janus, **settings: Any) -> tuple[np.ndarray, list[Image.Image]]:
+        joined: list[Any] = []
+        join = session.stack
+
+        def noted(self: Any, columns: Any) -> Any:
+            codes = join(self, columns)
+            joined.append((self, codes))
+            return codes
+
+        with monkeypatch.context() as patch:
+            patch.setattr(session, "stack", noted)
+            pictures = janus.draw(["a", "a longer prompt"], 2, **settings)
+        return np.concatenate([one.to_host(codes) for one, codes in joined]), pictures
+
+    return drawn

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -68,45 +69,27 @@ def test_truncated_sampling_is_torchs(torches: Janus, bundled: Janus):
     assert bundled.chat_batch(QUESTIONS, **settings) == torches.chat_batch(QUESTIONS, **settings)
 
 
-def codes_of(
-    monkeypatch: pytest.MonkeyPatch, session: type, janus: Janus, **settings
-) -> tuple[np.ndarray, list[Image.Image]]:
-    """Draw; return the codes too."""
-    drawn: list[np.ndarray] = []
-    join = session.stack
-
-    def noted(self, columns):
-        codes = join(self, columns)
-        drawn.append(self.to_host(codes))
-        return codes
-
-    with monkeypatch.context() as patch:
-        patch.setattr(session, "stack", noted)
-        pictures = janus.draw(["a", "a longer prompt"], 2, **settings)
-    return np.concatenate(drawn), pictures
-
-
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_whole_drawing_has_torchs_codes(
     torches: Janus,
     bundled: Janus,
-    monkeypatch: pytest.MonkeyPatch,
+    codes_of: Callable[..., Any],
     guidance: float,
     temperature: float,
 ):
     settings = {"guidance": guidance, "temperature": temperature, "seed": 7}
-    expected, pictures = codes_of(monkeypatch, TorchSession, torches, **settings)
-    codes, ours = codes_of(monkeypatch, OnnxSession, bundled, **settings)
+    expected, pictures = codes_of(TorchSession, torches, **settings)
+    codes, ours = codes_of(OnnxSession, bundled, **settings)
     np.testing.assert_array_equal(codes, expected)
     for one, other in zip(ours, pictures, strict=True):  # truncated to 8 bits: a last digit may fall
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
 
-def test_seeds_decide_a_drawing_and_company_does_not(bundled: Janus, monkeypatch: pytest.MonkeyPatch):
-    first, _ = codes_of(monkeypatch, OnnxSession, bundled, seed=1)
-    np.testing.assert_array_equal(first, codes_of(monkeypatch, OnnxSession, bundled, seed=1, batch_size=1)[0])
-    assert (first != codes_of(monkeypatch, OnnxSession, bundled, seed=2)[0]).any()
+def test_seeds_decide_a_drawing_and_company_does_not(bundled: Janus, codes_of: Callable[..., Any]):
+    first, _ = codes_of(OnnxSession, bundled, seed=1)
+    np.testing.assert_array_equal(first, codes_of(OnnxSession, bundled, seed=1, batch_size=1)[0])
+    assert (first != codes_of(OnnxSession, bundled, seed=2)[0]).any()
 
 
 @torch.no_grad()

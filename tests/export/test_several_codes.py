@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +36,6 @@ POSITIONS, CODEBOOKS = 8, (8, 16)
 @pytest.fixture
 def torches(several_codes_checkpoint: Path) -> Janus:
     return Janus.from_pretrained(several_codes_checkpoint)
-
-
-def codes_of(
-    monkeypatch: pytest.MonkeyPatch, session: type, janus: Janus, **settings: Any
-) -> tuple[np.ndarray, list[Image.Image]]:
-    """Draw; return the codes (N, P, S) too."""
-    drawn: list[Any] = []
-    join = session.stack
-
-    def noted(self, columns):
-        codes = join(self, columns)
-        drawn.append((self, codes))
-        return codes
-
-    with monkeypatch.context() as patch:
-        patch.setattr(session, "stack", noted)
-        pictures = janus.draw(["a", "a longer prompt"], 2, **settings)
-    return np.concatenate([one.to_host(codes) for one, codes in drawn]), pictures
 
 
 def nearly_equal(ours: list[Image.Image], theirs: list[Image.Image]) -> bool:
@@ -92,15 +75,15 @@ def test_its_loss_is_of_both_codes_and_falls(torches: Janus):
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_a_drawing_has_two_codes_a_position_and_company_changes_none(
-    torches: Janus, monkeypatch: pytest.MonkeyPatch, guidance: float
+    torches: Janus, codes_of: Callable[..., Any], guidance: float
 ):
-    together, pictures = codes_of(monkeypatch, TorchSession, torches, seed=1, guidance=guidance)
+    together, pictures = codes_of(TorchSession, torches, seed=1, guidance=guidance)
     assert together.shape == (4, POSITIONS, 2)
     for s, size in enumerate(CODEBOOKS):
         assert together[..., s].min() >= 0
         assert together[..., s].max() < size
         assert len(np.unique(together[..., s])) > size // 2
-    alone, others = codes_of(monkeypatch, TorchSession, torches, seed=1, guidance=guidance, batch_size=1)
+    alone, others = codes_of(TorchSession, torches, seed=1, guidance=guidance, batch_size=1)
     np.testing.assert_array_equal(alone, together)
     assert nearly_equal(others, pictures)
     assert pictures[0].size == (16, 32)
@@ -164,14 +147,14 @@ def test_its_bundle_is_proven_layer_by_layer(
 def test_onnx_runtime_draws_torchs_codes(
     torches: Janus,
     several_codes_bundle: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    codes_of: Callable[..., Any],
     guidance: float,
     temperature: float,
 ):
     settings = {"guidance": guidance, "temperature": temperature, "seed": 7}
     bundled = Janus.from_pretrained(several_codes_bundle, runtime={"name": "onnx", "threads": 1})
-    expected, pictures = codes_of(monkeypatch, TorchSession, torches, **settings)
-    codes, ours = codes_of(monkeypatch, OnnxSession, bundled, **settings)
+    expected, pictures = codes_of(TorchSession, torches, **settings)
+    codes, ours = codes_of(OnnxSession, bundled, **settings)
     np.testing.assert_array_equal(codes, expected)
     assert nearly_equal(ours, pictures)
 
@@ -184,7 +167,7 @@ def test_engines_on_a_gpu_draw_torchs_codes(
     several_codes_bundle: Path,
     build_engines: Any,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    codes_of: Callable[..., Any],
     target: str,
     guidance: float,
     ahead: int,
@@ -192,8 +175,8 @@ def test_engines_on_a_gpu_draw_torchs_codes(
     folder = shutil.copytree(several_codes_bundle, tmp_path / "bundle")
     build_engines(folder, "fp32", target)
     janus = Janus.from_pretrained(folder, runtime={"name": target, "variant": "fp32", "sync_every": ahead})
-    expected, pictures = codes_of(monkeypatch, TorchSession, torches, guidance=guidance, seed=7)
-    codes, ours = codes_of(monkeypatch, TensorRTSession, janus, guidance=guidance, seed=7)
+    expected, pictures = codes_of(TorchSession, torches, guidance=guidance, seed=7)
+    codes, ours = codes_of(TensorRTSession, janus, guidance=guidance, seed=7)
     np.testing.assert_array_equal(codes, expected)
     assert nearly_equal(ours, pictures)
     assert machine.counted("capture") > 0  # as one CUDA graph a step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,24 +63,6 @@ def test_a_ragged_batch_answers_as_torch_does(
     assert machine.counted("capture") == 2
 
 
-def codes_of(
-    monkeypatch: pytest.MonkeyPatch, session: type, janus: Janus, **settings: Any
-) -> tuple[np.ndarray, list[Image.Image]]:
-    """Draw; return the codes too."""
-    drawn: list[Any] = []
-    join = session.stack
-
-    def noted(self, columns):
-        codes = join(self, columns)
-        drawn.append((self, codes))
-        return codes
-
-    with monkeypatch.context() as patch:
-        patch.setattr(session, "stack", noted)
-        pictures = janus.draw(["a", "a longer prompt"], 2, **settings)
-    return np.concatenate([one.to_host(codes) for one, codes in drawn]), pictures
-
-
 def test_words_and_pictures_go_through_in_as_many_as_the_engines_take(
     torches: Janus, machine: Any, tiny_bundle: Path, tmp_path: Path, build_engines: Any
 ):
@@ -109,15 +92,15 @@ def test_a_whole_drawing_has_torchs_codes(
     torches: Janus,
     machine: Any,
     built_bundle: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    codes_of: Callable[..., Any],
     target: str,
     guidance: float,
     temperature: float,
 ):
     settings = {"guidance": guidance, "temperature": temperature, "seed": 7}
     janus = Janus.from_pretrained(built_bundle, runtime=target)
-    expected, pictures = codes_of(monkeypatch, TorchSession, torches, **settings)
-    codes, ours = codes_of(monkeypatch, TensorRTSession, janus, **settings)
+    expected, pictures = codes_of(TorchSession, torches, **settings)
+    codes, ours = codes_of(TensorRTSession, janus, **settings)
     np.testing.assert_array_equal(codes, expected)
     for one, other in zip(ours, pictures, strict=True):  # truncated to 8 bits: a last digit may fall
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1

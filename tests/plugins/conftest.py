@@ -92,3 +92,23 @@ def taming_weights() -> Callable[..., dict[str, Tensor]]:
         return renamed
 
     return weights
+
+
+@pytest.fixture(scope="session")
+def taught() -> Callable[..., list[float]]:
+    """Train a tokenizer on its own losses, to paint a ramp; return the loss "pixels" of each step."""
+
+    def history(tokenizer: Any, *, steps: int = 12, lr: float = 1e-2, rows: int = 1) -> list[float]:
+        tokenizer.train()
+        optimizer = torch.optim.Adam(tokenizer.parameters(), lr=lr)
+        pixels = (torch.arange(16.0) / 8 - 1).expand(rows, 3, 16, 16)
+        told = []
+        for _ in range(steps):
+            losses = tokenizer.losses(pixels)
+            told.append(losses["pixels"].item())
+            optimizer.zero_grad()
+            sum(losses.values(), torch.zeros(())).backward()
+            optimizer.step()
+        return told
+
+    return history

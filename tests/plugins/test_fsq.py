@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -218,17 +219,8 @@ def test_the_loss_reaches_encoder_and_decoder_through_the_rounding() -> None:
         assert tokenizer.get_submodule(name).weight.grad.abs().sum() > 0
 
 
-def test_a_few_steps_on_its_loss_paint_a_picture_better() -> None:
-    tokenizer = make(levels=[8, 8]).train()
-    optimizer = torch.optim.Adam(tokenizer.parameters(), lr=1e-2)
-    pixels = (torch.arange(16.0) / 8 - 1).expand(1, 3, 16, 16)
-    history = []
-    for _ in range(20):
-        loss = tokenizer.losses(pixels)["pixels"]
-        history.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+def test_a_few_steps_on_its_loss_paint_a_picture_better(taught: Callable[..., list[float]]) -> None:
+    history = taught(make(levels=[8, 8]), steps=20)
     assert history[-1] < 0.5 * history[0]
 
 

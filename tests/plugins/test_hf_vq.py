@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -217,17 +218,9 @@ def test_losses_are_those_of_vq_vae() -> None:
     torch.testing.assert_close(losses["commitment"], 0.25 * distance)
 
 
-def test_a_few_steps_on_its_losses_paint_a_picture_better() -> None:
+def test_a_few_steps_on_its_losses_paint_a_picture_better(taught: Callable[..., list[float]]) -> None:
     torch.manual_seed(0)
-    tokenizer = HfVqTokenizer(HfVqConfig(config=KEYS)).train()
+    tokenizer = HfVqTokenizer(HfVqConfig(config=KEYS))
     nn.init.uniform_(tokenizer.model.quantize.embedding.weight, -1, 1)
-    optimizer = torch.optim.Adam(tokenizer.parameters(), lr=3e-3)
-    pixels = (torch.arange(16.0) / 8 - 1).expand(2, 3, 16, 16)
-    history = []
-    for _ in range(12):
-        losses = tokenizer.losses(pixels)
-        history.append(losses["pixels"].item())
-        optimizer.zero_grad()
-        sum(losses.values(), torch.zeros(())).backward()
-        optimizer.step()
+    history = taught(tokenizer, lr=3e-3, rows=2)
     assert history[-1] < 0.6 * history[0]
