@@ -1,0 +1,24 @@
+"""The whole demo, from three seeds, meets its bars. A file of its own, so that test workers share what takes long."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from janus_modular.config import load, resolve
+from janus_modular.demo.measures import BARS
+from janus_modular.demo.run import run_demo
+from janus_modular.demo.schema import DemoConfig
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_meets_its_bars(seed: int, tmp_path: Path) -> None:
+    report = run_demo(
+        resolve(load("demo/digits", [f"seed={seed}"]), DemoConfig), tmp_path / "demo", quiet=True
+    )
+    assert [bar.name for bar in BARS if report[bar.name] < bar.least] == []
+    guided, alone = report["drawing_accuracy_t1"], report["drawing_accuracy_t1_g1"]
+    assert guided >= alone + 0.05 or alone >= 0.95
+    assert (report["bundle_variants_passed"], report["bundle_codes_equal"]) == (1, 1)
