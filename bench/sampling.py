@@ -1,10 +1,11 @@
 """Sampling speed beside transformers: the same weights, the same lengths, one process, turn by turn.
 
-    python bench/sampling.py [--rounds 5]
+    python bench/sampling.py [--rounds 5] [--size small|1b] [--device cpu|cuda] [--dtype float32]
 
 A Janus with random weights is written in transformers' layout and loaded by both. Each answers a prompt
 greedily, and each draws under guidance. Times are the best of several rounds; the ratio is the median of
-the rounds' own, since a machine that is shared slows both down alike.
+the rounds' own, since a machine that is shared slows both down alike. At ``--size 1b`` it is Janus-Pro-1B's
+shape, and takes 8 GB on disk in float32.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from transformers import JanusForConditionalGeneration
 
 from janus_modular import Janus
 from janus_modular.checkpoints import save_as
+from janus_modular.compose import compose
+from janus_modular.config import load, resolve
+from janus_modular.schema import ModelConfig
 from janus_plugins.sampling_loops.autoregressive import DrawSettings, draw
 from janus_plugins.sampling_loops.text import TextSettings, sample_text
 
@@ -31,27 +35,32 @@ WORDS, SIDE = 64, 128  # tokens of an answer; pixels of a picture, 8 x 8 codes
 SIZES = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 8}
 
 
-def model(folder: Path) -> Janus:
-    """Make a Janus that transformers can load too, and write it for transformers."""
+def model(size: str, dtype: torch.dtype, folder: Path) -> None:
+    """Write a Janus with random weights that transformers can load too."""
     torch.manual_seed(0)
-    pixels = {"height": SIDE, "width": SIDE}
-    siglip = {"width": 64, "layers": 1, "heads": 4, "intermediate": 128, "image_size": SIDE}
-    llama = {"model_type": "llama", "vocab_size": 8_000, "max_position_embeddings": 1024}
-    janus = Janus.compose(
-        encoder={"name": "siglip", **siglip, "pixels": pixels},
-        tokenizer={"name": "llamagen", "channels": 32, "num_codes": 4096},
-        backbone={"name": "hf", "config": {**llama, **SIZES, "tie_word_embeddings": False}},
-        size=SIDE,
-        processor={"tokenizer": "bytes", "template": "janus"},
-    )
-    save_as("transformers", janus.model, janus.processor, folder)
-    return janus
+    speech = {"tokenizer": "bytes", "template": "janus"}
+    if size == "1b":
+        raw = {**load("model/janus_pro_1b"), "processor": speech}
+        made, processor = compose(resolve(raw, ModelConfig))
+    else:
+        pixels = {"height": SIDE, "width": SIDE}
+        siglip = {"width": 64, "layers": 1, "heads": 4, "intermediate": 128, "image_size": SIDE}
+        llama = {"model_type": "llama", "vocab_size": 8_000, "max_position_embeddings": 1024}
+        janus = Janus.compose(
+            encoder={"name": "siglip", **siglip, "pixels": pixels},
+            tokenizer={"name": "llamagen", "channels": 32, "num_codes": 4096},
+            backbone={"name": "hf", "config": {**llama, **SIZES, "tie_word_embeddings": False}},
+            size=SIDE,
+            processor=speech,
+        )
+        made, processor = janus.model, janus.processor
+    save_as("transformers", made.to(dtype), processor, folder)
 
 
 def contestants(janus: Janus, theirs: Any) -> dict[str, dict[str, Callable[[], Any]]]:
     """Return what is timed, by task and by who does it."""
     asked = janus.processor.draw_prompt("a picture of something that nobody has ever seen before")
-    ids = torch.from_numpy(np.asarray(asked.tokens))[None]
+    ids = torch.from_numpy(np.asarray(asked.tokens))[None].to(theirs.device)
     drawn = janus.model.generation.num_tokens
     common = {
         "attention_mask": torch.ones_like(ids),
@@ -88,26 +97,33 @@ def contestants(janus: Janus, theirs: Any) -> dict[str, dict[str, Callable[[], A
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """Time one run."""
+    """Time one run, to its end on a GPU too."""
     start = time.perf_counter()
     run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--size", choices=("small", "1b"), default="small")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    asked = parser.parse_args()
+    rounds, dtype = asked.rounds, getattr(torch, asked.dtype)
     transformers.logging.set_verbosity_error()
-    with tempfile.TemporaryDirectory() as folder:
-        janus = model(Path(folder) / "model")
-        theirs = JanusForConditionalGeneration.from_pretrained(
-            Path(folder) / "model", dtype=torch.float32
-        ).eval()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        model(asked.size, dtype, folder)
+        janus = Janus.from_pretrained(folder, device=asked.device, dtype=asked.dtype)
+        theirs = JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval().to(asked.device)
         tasks = contestants(janus, theirs)
+    where = torch.cuda.get_device_name(asked.device) if theirs.device.type == "cuda" else "CPU"
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{versions}, {torch.get_num_threads()} threads\n")
+    print(f"{versions}, {where}, {asked.dtype}, {torch.get_num_threads()} threads\n")
     print("| task | janus-modular, s | transformers, s | ratio |\n| --- | ---: | ---: | ---: |")
     for task, runs in tasks.items():
         for run in runs.values():

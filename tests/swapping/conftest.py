@@ -115,8 +115,9 @@ TOKENIZERS = {
         "hidden_size: 32, num_res_blocks: 1, attn_resolutions: [1], codebook_size: 16}}",
         width=4,
     ),
-    "open-magvit2": Option(
-        "{name: open-magvit2, channels: 8, channel_multipliers: [1, 1, 2], residual_blocks: 1, bits: [2, 3]}",
+    "open-magvit2": Option(  # norms of 3 channels each: of one alone, they blow up what its gamma left near 0
+        "{name: open-magvit2, channels: 12, channel_multipliers: [1, 1, 2], residual_blocks: 1, "
+        "bits: [2, 3]}",
         width=5,
         codes=2,
     ),
@@ -145,7 +146,7 @@ BACKBONES = {
     "granite": hf("granite", "embedding_multiplier: 3.0, attention_multiplier: 0.3, logits_scaling: 8.0"),
     "stablelm": hf("stablelm"),
     "cohere": hf("cohere", "logit_scale: 0.125"),
-    "lora": Option(f"{{name: lora, rank: 2, backbone: {hf('llama').words}}}"),
+    "lora": Option(f"{{name: lora, rank: 2, alpha: 2, backbone: {hf('llama').words}}}"),
 }
 TABLES = {  # by the dimension's name in a `Row`
     "encoder": ENCODERS,

@@ -1,4 +1,4 @@
-"""The papers' thesis, over three seeds: a decoupled pair of encoders reads better than a shared one. A file of its own, so that test workers share what takes long."""
+"""A decoupled pair of encoders reads better than a shared one: a file of its own, as it takes long."""
 
 from __future__ import annotations
 

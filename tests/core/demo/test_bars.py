@@ -1,4 +1,4 @@
-"""The whole demo, from three seeds, meets its bars. A file of its own, so that test workers share what takes long."""
+"""The whole demo, from three seeds, meets its bars: a file of its own, which takes a test worker long."""
 
 from __future__ import annotations
 
