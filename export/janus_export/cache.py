@@ -61,14 +61,15 @@ class GraphCache:
 class Shapes:
     """A cache that keeps nothing but the shapes it is shown."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.lengths = torch.zeros(1, dtype=torch.int64)
         self.capacity = 1
         self.seen: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
 
     def begin(self, tokens: int) -> Tensor:
         """One token that sees itself."""
-        return torch.ones(1, 1, tokens, tokens, dtype=torch.bool)
+        return torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device=self.device)
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Note heads and widths."""
@@ -94,11 +95,11 @@ def cache_shapes(backbone: Backbone) -> list[tuple[tuple[int, int], tuple[int, i
     Raises:
         ExportError: it keeps no keys and values, so nothing would remember what came before a step.
     """
-    cache = Shapes()
     weight = next(backbone.parameters())  # type: ignore[attr-defined]  # parts are modules
-    x = torch.zeros(1, 1, backbone.width, dtype=weight.dtype)
+    cache = Shapes(weight.device)
+    x = torch.zeros(1, 1, backbone.width, dtype=weight.dtype, device=weight.device)
     with torch.no_grad():
-        backbone(x, positions=torch.zeros(1, 1, dtype=torch.int64), cache=cache)
+        backbone(x, positions=torch.zeros(1, 1, dtype=torch.int64, device=weight.device), cache=cache)
     if not cache.seen:
         raise ExportError(
             f"{type(backbone).__name__} wrote no keys and values into its cache, and a graph keeps nothing"

@@ -17,6 +17,7 @@ from janus_export.runtimes.prompts import embed
 from janus_export.verify_agreement import AGREEING, CLEAR, LEAST_CLEAR, agree, alike
 from janus_export.verify_numbers import replay
 from janus_export.verify_subject import Check, Subject
+from janus_export.widening import widened
 
 HALF_MAX = 65504.0  # what float16 can hold; bfloat16 holds what float32 does
 DRAWS = 4  # of every choice
@@ -83,10 +84,10 @@ def activations(subject: Subject) -> Iterator[Check]:
 
 
 def _largest(subject: Subject) -> tuple[float, str]:
-    """Run a drawing's prompts and answers' through a backbone that gives everything away."""
+    """Run a drawing's prompts and answers' through a backbone that gives everything away, in float32."""
     names: list[str] = []
     with TemporaryDirectory() as aside:
-        model = ir.load(subject.runtime.bundle.path("backbone", subject.variant))
+        model = widened(ir.load(subject.bundle.path("backbone", subject.variant)))
         known = {value.name for value in model.graph.outputs}
         for node in model.graph:
             for value in node.outputs:
@@ -107,7 +108,7 @@ def _largest(subject: Subject) -> tuple[float, str]:
 
 def _first_feed(subject: Subject, run: Run) -> dict[str, Array]:
     """Return what the backbone is fed for prompts: embeddings from the same graphs, an empty cache."""
-    x = embed(run.prompts, subject.runtime.run, pictures_at_once=4)
+    x = embed(run.prompts, subject.runtime.run, pictures_at_once=4).astype(np.float32)
     rows, tokens, _ = x.shape
     at = np.tile(np.arange(tokens), (rows, 1))
     axes = {"rows": rows, "tokens": tokens, "capacity": tokens}

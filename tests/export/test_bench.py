@@ -109,6 +109,8 @@ def test_a_row_reads_keys_and_values_of_its_positions(tiny_checkpoint: Path, tin
     heads, width = config["num_key_value_heads"], config["hidden_size"] // config["num_attention_heads"]
     expected = 10 * 2 * config["num_hidden_layers"] * heads * width * 4
     assert [cache_read(runtime, 10) for runtime in runtimes] == [expected, expected]
+    runtimes[0].model.to("meta")  # on a device where nothing of ours is made by itself, as on a GPU
+    assert cache_read(runtimes[0], 10) == expected
 
 
 def test_bandwidth_and_memory_are_numbers_of_this_process():

@@ -259,7 +259,7 @@ def test_a_gpu_is_chosen_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
     chosen = devices.choose_device("auto")
     assert (chosen.name, chosen.memory, chosen.index) == ("cuda", "cuda", 0)
     second = devices.choose_device("cuda:1")
-    assert second.providers[0] == ("CUDAExecutionProvider", {"device_id": "1"})
+    assert second.providers[0] == ("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "0"})
     with pytest.raises(ConfigError, match="fell back to CPUExecutionProvider"):
         devices.check_provider(second, SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"]))
 

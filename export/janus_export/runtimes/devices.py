@@ -18,6 +18,9 @@ PROVIDERS = {
 }
 """By the names that people write; the first provider is what they ask for, the others are for leftovers."""
 
+EXACT = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+"""Options of providers: float32 means float32, and not 10 bits of it, or a drawing has other codes."""
+
 BUILDS = ("onnxruntime", "onnxruntime-gpu")
 """Distributions that install the same package, each over the files of the other."""
 
@@ -34,7 +37,8 @@ class Device:
     def providers(self) -> list[str | tuple[str, dict[str, str]]]:
         """What an inference session is opened with."""
         return [
-            name if name == CPU else (name, {"device_id": str(self.index)}) for name in PROVIDERS[self.name]
+            name if name == CPU else (name, {"device_id": str(self.index), **EXACT.get(name, {})})
+            for name in PROVIDERS[self.name]
         ]
 
 
@@ -61,6 +65,8 @@ def choose_device(word: str) -> Device:
             f" {PROVIDERS[name][0]}. Here are: {', '.join(here)}.\n"
             "For a GPU: pip uninstall -y onnxruntime && pip install 'janus-modular[gpu]'"
         )
+    if name != "cpu":
+        onnxruntime.preload_dlls()  # CUDA's libraries, where pip put them
     return Device(name, int(index or 0), "cpu" if name == "cpu" else "cuda")
 
 
