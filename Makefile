@@ -7,7 +7,7 @@ PICTURES := emoji-datasource-twitter@16.0.0
 # Two workers of one thread each: the tests are many and small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help install demo ablation test test-all weights lint format docs wheel bench bench-export clean
+.PHONY: help install demo ablation test test-all test-gpu weights lint format docs wheel bench bench-export clean
 
 # List the targets.
 help:
@@ -35,6 +35,10 @@ test: install
 # Run all tests, those with real weights and whole trainings too.
 test-all: install weights
 	$(PYTEST) -m ""
+
+# Run what needs an NVIDIA GPU; ONNX Runtime's share of it needs onnxruntime-gpu in place of onnxruntime.
+test-gpu: install
+	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(PYTEST) tests/export/test_on_a_gpu.py
 
 # Fetch real weights and pictures that the slow tests use, and keep them in .cache/.
 weights: .cache/weights

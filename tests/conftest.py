@@ -20,6 +20,7 @@ from janus_modular.plugins import Announcement, Plugins, set_default_plugins
 from janus_modular.plugins.announcements import GROUP
 
 ROOT = Path(__file__).parents[1]
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # `auto` is the processor here; `make test-gpu` shows a GPU
 
 
 def announced() -> list[Announcement]:

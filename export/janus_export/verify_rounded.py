@@ -112,7 +112,7 @@ def _first_feed(subject: Subject, run: Run) -> dict[str, Array]:
     rows, tokens, _ = x.shape
     at = np.tile(np.arange(tokens), (rows, 1))
     axes = {"rows": rows, "tokens": tokens, "capacity": tokens}
-    feeds = {
+    feeds: dict[str, Array] = {
         "x": x,
         "positions": at,
         "mask": (np.arange(tokens) <= at[:, :, None])[:, None],

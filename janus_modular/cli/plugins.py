@@ -141,8 +141,8 @@ def _files(ctx: typer.Context) -> list[Path]:
     """Return the plugin files that the environment and the command line name, each once."""
     from janus_modular.plugins.catalogue import files_of_environment
 
-    named = [*files_of_environment(), *(ctx.find_root().params.get("plugin") or [])]
-    return list(dict.fromkeys(path.expanduser().resolve() for path in named))
+    typed = map(Path, ctx.find_root().params.get("plugin") or [])  # typer may keep what was typed
+    return list(dict.fromkeys(path.expanduser().resolve() for path in (*files_of_environment(), *typed)))
 
 
 def _state(plugins: Plugins, one: Announcement) -> str:

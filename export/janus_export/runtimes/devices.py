@@ -94,7 +94,7 @@ def refuse_two_builds() -> None:
         raise ConfigError(
             "onnxruntime and onnxruntime-gpu are both installed: they are one package in two builds, and"
             " overwrite each other. Keep one:\n"
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
             "  (without a GPU: onnxruntime)"
         )
 
