@@ -132,21 +132,3 @@ def divide_by_roots(model: ir.Model) -> None:
             ir.convenience.replace_all_uses_with(y, quotient, replace_graph_outputs=True)
             model.graph.remove(node, safe=True)
             break
-
-
-def resize_in_float32(model: ir.Model) -> None:
-    """Resize bfloat16 as float32, as ONNX Runtime does it on CUDA; the nearest pixel is the same in both."""
-    for node in list(model.graph):
-        x = node.inputs[0] if node.op_type == "Resize" else None
-        if x is None or x.dtype != ir.DataType.BFLOAT16:
-            continue
-        small, large = node.outputs[0], ir.Value(name=f"{node.outputs[0].name}_float32")
-        widen = ir.node("Cast", [x], {"to": ir.DataType.FLOAT})
-        widen.outputs[0].type, widen.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), x.shape
-        wide = ir.node("Resize", [widen.outputs[0], *node.inputs[1:]], dict(node.attributes), outputs=[large])
-        large.type, large.shape = ir.TensorType(ir.DataType.FLOAT), small.shape
-        narrow = ir.node("Cast", [large], {"to": ir.DataType.BFLOAT16})
-        narrow.outputs[0].type, narrow.outputs[0].shape = small.type, small.shape
-        model.graph.insert_before(node, [widen, wide, narrow])
-        ir.convenience.replace_all_uses_with(small, narrow.outputs[0], replace_graph_outputs=True)
-        model.graph.remove(node, safe=True)

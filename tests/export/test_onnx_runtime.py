@@ -225,6 +225,7 @@ def test_a_picture_that_was_drawn_is_no_prompt_for_a_bundle(bundled: Janus):
         ({"dtype": "float16"}, "variant"),
         ({"runtime": "onx"}, "Did you mean 'onnx'?"),
         ({"runtime": {"name": "onnx", "thread": 2}}, "threads"),
+        ({"runtime": {"name": "onnx", "provider_options": {"a": "1"}}}, "expected none on a CPU"),
     ],
 )
 def test_what_is_not_here_is_said_with_what_is(tiny_bundle: Path, options: dict, said: str):
@@ -260,6 +261,13 @@ def test_a_gpu_is_chosen_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
     assert (chosen.name, chosen.memory, chosen.index) == ("cuda", "cuda", 0)
     second = devices.choose_device("cuda:1")
     assert second.providers[0] == ("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "0"})
+    limited = devices.choose_device("cuda", {"gpu_mem_limit": "1000000"})
+    assert limited.providers == [
+        ("CUDAExecutionProvider", {"device_id": "0", "use_tf32": "0", "gpu_mem_limit": "1000000"}),
+        "CPUExecutionProvider",
+    ]
+    with pytest.raises(ConfigError, match=r"'bf16' is bfloat16.*export fp16"):
+        devices.check_dtype(limited, "bf16", "bfloat16")
     with pytest.raises(ConfigError, match="fell back to CPUExecutionProvider"):
         devices.check_provider(second, SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"]))
 

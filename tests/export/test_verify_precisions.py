@@ -13,10 +13,7 @@ import pytest
 import torch
 
 from janus_export.bundle import load_bundle
-from janus_export.exporting import export
 from janus_export.runtimes.onnx_runtime import OnnxConfig, OnnxRuntime
-from janus_export.settings import ExportConfig
-from janus_export.verify import verify
 from janus_export.verify_agreement import compare_part
 from janus_export.verify_rounded import activations, compare_drawing
 from janus_export.verify_subject import Reference, Subject
@@ -145,18 +142,6 @@ def test_the_range_is_that_of_float32_also_where_a_gpu_runs_the_halves(
         [on_gpu] = activations(subject)
     assert on_gpu.passed
     assert float(on_gpu.found.split()[0]) == pytest.approx(float(on_cpu.found.split()[0]), rel=1e-2)
-
-
-def test_bfloat16_is_resized_in_float32(tiny_checkpoint: Path, tmp_path: Path):
-    export(tiny_checkpoint, tmp_path / "bundle", ExportConfig(variants=["bf16"]))
-    bundle = load_bundle(tmp_path / "bundle")
-    graph = ir.load(bundle.path("draw", "bf16")).graph
-    resized = [node for node in graph if node.op_type == "Resize"]
-    assert len(resized) == 3
-    assert {node.inputs[0].dtype for node in resized} == {ir.DataType.FLOAT}
-    assert ir.DataType.BFLOAT16 in {value.dtype for node in graph for value in node.outputs}
-    [report] = verify(bundle.folder, "the model")
-    assert report.passed
 
 
 def test_a_matrix_that_was_left_unrounded_needs_a_reason(workshop: Any):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 
 import onnxruntime
@@ -32,21 +33,29 @@ class Device:
     name: str  # as in PROVIDERS
     index: int  # of several
     memory: str  # "cpu" or "cuda": where tensors lie
+    options: Mapping[str, str] = field(default_factory=dict)  # of the first provider
 
     @property
     def providers(self) -> list[str | tuple[str, dict[str, str]]]:
         """What an inference session is opened with."""
+        device = {"device_id": str(self.index)}
+        names = PROVIDERS[self.name]
         return [
-            name if name == CPU else (name, {"device_id": str(self.index), **EXACT.get(name, {})})
-            for name in PROVIDERS[self.name]
+            name
+            if name == CPU
+            else (name, {**device, **EXACT.get(name, {}), **(self.options if name == names[0] else {})})
+            for name in names
         ]
 
 
-def choose_device(word: str) -> Device:
+def choose_device(word: str, options: Mapping[str, str] | None = None) -> Device:
     """Return the device that a word like ``auto``, ``cpu``, ``cuda:1`` or ``tensorrt`` means.
 
+    ``options`` are those of its provider, by ONNX Runtime's names.
+
     Raises:
-        ConfigError: there is none of this name, or the installed ONNX Runtime was built without it.
+        ConfigError: there is none of this name, or the installed ONNX Runtime was built without it; or there
+            are options for a CPU, which takes none.
     """
     refuse_two_builds()
     present = onnxruntime.get_available_providers()
@@ -65,9 +74,14 @@ def choose_device(word: str) -> Device:
             f" {PROVIDERS[name][0]}. Here are: {', '.join(here)}.\n"
             "For a GPU: pip uninstall -y onnxruntime && pip install 'janus-modular[gpu]'"
         )
-    if name != "cpu":
-        onnxruntime.preload_dlls()  # CUDA's libraries, where pip put them
-    return Device(name, int(index or 0), "cpu" if name == "cpu" else "cuda")
+    if name == "cpu":
+        if options:
+            raise ConfigError(
+                f"provider_options: {', '.join(options)}; expected none on a CPU, whose provider takes none"
+            )
+        return Device(name, 0, "cpu")
+    onnxruntime.preload_dlls()  # CUDA's libraries, where pip put them
+    return Device(name, int(index or 0), "cuda", options or {})
 
 
 def check_provider(device: Device, session: onnxruntime.InferenceSession) -> None:
@@ -81,6 +95,19 @@ def check_provider(device: Device, session: onnxruntime.InferenceSession) -> Non
         raise ConfigError(
             f"device '{device.name}': {PROVIDERS[device.name][0]} did not start, ONNX Runtime fell back to"
             f" {got[0]}. Its message above says which driver or library lacks; or choose --device cpu"
+        )
+
+
+def check_dtype(device: Device, variant: str, dtype: str) -> None:
+    """Refuse what ONNX Runtime would refuse at the end of a drawing.
+
+    Raises:
+        ConfigError: bfloat16 on CUDA, where ONNX Runtime 1.31 neither resizes nor norms in it.
+    """
+    if device.name == "cuda" and dtype == "bfloat16":
+        raise ConfigError(
+            f"variant '{variant}' is bfloat16, which ONNX Runtime does not know in all operators on CUDA:"
+            " export fp16 for it, or build engines: janus-modular build BUNDLE --target tensorrt"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from janus_export.bundle import Bundle, load_bundle
 from janus_export.errors import BundleError
 from janus_export.runtimes.binding import Binding
 from janus_export.runtimes.contract import GraphContract
-from janus_export.runtimes.devices import check_provider, choose_device
+from janus_export.runtimes.devices import check_dtype, check_provider, choose_device
 from janus_export.runtimes.memory import STORED, HostBuffer
 from janus_export.runtimes.onnx_session import OnnxSession
 from janus_modular import Registry, Runtime, hookimpl
@@ -52,6 +52,8 @@ class OnnxConfig:
     bucket: int = 64  # slots that a cache grows by on a CPU
     chunk: int = 256  # positions of a prompt that are read at once
     pictures: int = 4  # to read, encoded at once
+    # Of a GPU's provider, by ONNX Runtime's names: {gpu_mem_limit: "8000000000"}, say.
+    provider_options: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,16 @@ class OnnxRuntime:
         """Check the bundle and choose a device; no weights are read yet.
 
         Raises:
-            ConfigError: the device is not here.
+            ConfigError: the device is not here, or cannot run the variant.
             BundleError: the bundle is damaged, or has no such variant.
         """
         self.config = config
-        self.device = choose_device(config.device)
+        self.device = choose_device(config.device, config.provider_options)
         self.bundle = folder if isinstance(folder, Bundle) else load_bundle(folder)
         self.variant = config.variant or self.bundle.variants[0]
         self.bundle.path("backbone", self.variant)
+        dtype = self.bundle.manifest["variants"][self.variant]["dtype"]
+        check_dtype(self.device, self.variant, dtype)
         model = self.bundle.manifest["model"]
         self.context: int = model["context"]
         self.text_loop: str = model["text_loop"]
