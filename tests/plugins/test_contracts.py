@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -190,10 +190,6 @@ class TestFactorizedHeadOfOneCode(TestFactorizedHead):
 
 
 class TestHfBackbone(BackboneContract):
-    expected_failures: ClassVar = {
-        "meta_device": "transformers looks into positions, to find packed sequences"
-    }
-
     def make(self) -> tuple[Any, Tensor]:
         llama = {
             "model_type": "llama", "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2,

@@ -111,7 +111,7 @@ class HfBackbone(nn.Module):
         if self.input_scale != 1:
             x = x * torch.tensor(self.input_scale, dtype=x.dtype)
         if cache is None:
-            if not self._packing_checked:
+            if not self._packing_checked and not x.is_meta:
                 self._check_packing(x[:1, :1])
             return self._body(x, positions)
         with self._attention(SLOTS) as attending:
@@ -185,7 +185,11 @@ class HfBackbone(nn.Module):
         return len(held) - len(missing), missing, sorted(info["unexpected_keys"])
 
     def _body(self, x: Tensor, positions: Tensor) -> Tensor:
-        return self.model.base_model(inputs_embeds=x, position_ids=positions, use_cache=False)[0]
+        mask = None  # transformers finds out from positions which sequences share a row
+        if x.is_meta:  # where it cannot look into them, and shapes are all that is asked for
+            mask = x.new_ones(x.shape[0], 1, x.shape[1], x.shape[1], dtype=torch.bool)
+        body = self.model.base_model
+        return body(inputs_embeds=x, position_ids=positions, attention_mask=mask, use_cache=False)[0]
 
     @torch.no_grad()
     def _check_packing(self, x: Tensor) -> None:
