@@ -38,13 +38,10 @@ class Device:
     @property
     def providers(self) -> list[str | tuple[str, dict[str, str]]]:
         """What an inference session is opened with."""
-        device = {"device_id": str(self.index)}
-        names = PROVIDERS[self.name]
+        device, asked = {"device_id": str(self.index)}, {PROVIDERS[self.name][0]: self.options}
         return [
-            name
-            if name == CPU
-            else (name, {**device, **EXACT.get(name, {}), **(self.options if name == names[0] else {})})
-            for name in names
+            name if name == CPU else (name, {**device, **EXACT.get(name, {}), **asked.get(name, {})})
+            for name in PROVIDERS[self.name]
         ]
 
 
