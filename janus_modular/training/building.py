@@ -16,6 +16,7 @@ from janus_modular.plugins import Plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.schema import ModelConfig
 from janus_modular.training.schema import TrainConfig
+from janus_modular.training.wrapping import wrap_backbone
 
 
 def build_model(
@@ -26,7 +27,10 @@ def build_model(
     ``checkpoint`` comes before ``init``, and that before ``model``.
     """
     if start := checkpoint or _start(config):
-        return open_checkpoint(start, device=device, dtype=torch.float32, plugins=plugins)
+        model, processor = open_checkpoint(start, device=device, dtype=torch.float32, plugins=plugins)
+        if config.wrap and not checkpoint:  # which has been put around it already
+            wrap_backbone(model, config.wrap, plugins)
+        return model, processor
     model, processor = compose(_fresh(config), plugins)
     return model.to(device), processor
 
@@ -38,6 +42,8 @@ def sketch_model(config: TrainConfig, plugins: Plugins) -> tuple[JanusModel, Cal
     """
     if start := _start(config):
         opened = describe(start, plugins=plugins)
+        if config.wrap:
+            wrap_backbone(opened.model, config.wrap, plugins)
         return opened.model, lambda: opened.processor
     fresh = _fresh(config)
     model = blank(fresh, plugins)

@@ -73,6 +73,7 @@ class TrainConfig:
         None  # a shipped name, a path or a mapping: starts from its `pretrained` parts
     )
     init: str | None = None  # a checkpoint folder to start from, instead of `model`
+    wrap: Any = None  # a backbone that holds another, put around that of `init`: {name: lora, rank: 16}
     batch: int = 256  # samples a step, before packing
     length: int | None = 4096  # positions of a packed row; null: a row for each sample
     accumulate: int = 1  # pieces that a step's rows are cut into, to need less memory; the result is the same
@@ -104,6 +105,10 @@ class TrainConfig:
             faults.append(
                 f"found {found} of model and init; expected one: model=janus_pro_1b, or init=CHECKPOINT."
             )
+        if self.wrap is not None and not (isinstance(self.wrap, dict) and "name" in self.wrap):
+            faults.append(f"wrap: found {self.wrap!r}; expected a backbone with options: {{name: lora}}.")
+        elif self.wrap is not None and self.init is None:
+            faults.append("wrap: goes around the backbone of init, and there is none; write it into model.")
         if not 0 <= self.drop_condition <= 1:
             faults.append(f"drop_condition: {self.drop_condition}; expected a chance, from 0 to 1.")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):

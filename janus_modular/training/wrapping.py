@@ -1,0 +1,47 @@
+"""A backbone that holds another, around the one that a checkpoint has: adapters on a whole trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from janus_modular.checkpoints.pretrained import load_pretrained
+from janus_modular.config import resolve, to_plain
+from janus_modular.errors import ConfigError
+from janus_modular.interfaces import Part
+from janus_modular.model import JanusModel
+from janus_modular.plugins import Plugins
+
+SLOT = "backbones"
+
+
+def wrap_backbone(model: JanusModel, wrap: Mapping[str, Any], plugins: Plugins) -> None:
+    """Put the backbone that ``wrap`` describes (``{name: lora, rank: 16}``) around the model's own, in place.
+
+    The weights inside stay where they are; its config is written as if it had been built so at once.
+
+    Raises:
+        ConfigError: it holds no other, is around the model's backbone already, or refuses its options.
+        CheckpointError: weights that it asks for (``pretrained``) do not fit.
+    """
+    name, old = wrap["name"], model.config.backbone
+    schema = plugins.entry(SLOT, name).config
+    inside = [field.name for field in fields(schema) if field.metadata.get("slot") == SLOT]
+    if len(inside) != 1 or inside[0] in wrap:
+        found = f"gives '{inside[0]}' itself" if len(inside) == 1 else "holds no other backbone"
+        raise ConfigError(
+            f"wrap: '{name}' {found}; expected one that holds another, and init's is put there:"
+            " wrap={name: lora, rank: 16}"
+        )
+    if old.name == name:
+        raise ConfigError(f"wrap: the backbone of init is '{name}' already. Leave wrap out to train on")
+    options = {key: value for key, value in wrap.items() if key != "name"}
+    config = resolve({**options, inside[0]: to_plain(old)}, schema, plugins)
+    with torch.device(next(model.parameters()).device):
+        around = plugins.entry(SLOT, name).factory(config, lambda _: model.backbone)
+    model.backbone, model.config.backbone = around, Part(SLOT, name, config)
+    if config.pretrained is not None and not next(model.parameters()).is_meta:
+        model.pretrained.append(load_pretrained(around, model.config.backbone))

@@ -1,0 +1,86 @@
+"""Adapters around the backbone of a checkpoint: they learn, what they adapt stays as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from janus_modular import ConfigError
+from janus_modular.checkpoints import open_checkpoint
+from janus_modular.cli.app import app
+from janus_modular.janus import Janus
+from janus_modular.training.stages import train
+
+LORA = {"name": "lora", "rank": 2, "alpha": 4.0, "target_modules": ["q_proj", "v_proj"]}
+
+
+@pytest.fixture
+def first(make) -> Path:
+    return train(make(schedule={"steps": 2}), quiet=True)
+
+
+@pytest.fixture
+def second(make, first: Path, tmp_path: Path):
+    def build(**changes):
+        usual = {"init": str(first), "output": str(tmp_path / "second"), "schedule": {"steps": 4}}
+        return make(**{"model": "null", "learn": ["backbone"], "wrap": LORA, **usual, **changes})
+
+    return build
+
+
+def test_adapters_alone_learn_and_are_folded(second, first: Path, tmp_path: Path) -> None:
+    folder = train(second(), quiet=True)
+    before, after = (dict(open_checkpoint(path)[0].state_dict()) for path in (first, folder))
+    adapters = {name for name in after if ".lora_" in name}
+    assert len(adapters) == 2 * 2 * 2  # A and B of two projections in two layers
+    assert all(after[name].abs().max() > 0 for name in adapters)
+    kept = {
+        name.replace("backbone.backbone.", "backbone.", 1).replace(".base_layer.", "."): name
+        for name in after
+    }
+    for name, weight in before.items():
+        torch.testing.assert_close(after[kept[name]], weight, rtol=0, atol=0)
+    plain = tmp_path / "plain"
+    done = CliRunner().invoke(app, ["convert", str(folder), str(plain), "--merge"])
+    assert done.exit_code == 0, done.output
+    adapted, folded = (Janus.from_pretrained(path, device="cpu") for path in (folder, plain))
+    assert folded.model.config.backbone.name == "hf"
+    assert folded.chat("Colour?", max_tokens=8) == adapted.chat("Colour?", max_tokens=8)
+
+
+def test_a_run_goes_on_with_what_it_wrapped(second, tmp_path: Path) -> None:
+    whole = train(second(checkpoint_every=2), quiet=True)
+    halves = {"output": str(tmp_path / "halves"), "checkpoint_every": 2}
+    train(second(**halves, schedule={"steps": 4, "stop": 2}), quiet=True)
+    resumed = train(second(**halves), quiet=True, resume=True)
+    one, two = (dict(open_checkpoint(path)[0].state_dict()) for path in (whole, resumed))
+    torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        ("lora", "found 'lora'; expected a backbone with options"),
+        ({"name": "hf"}, "'hf' holds no other backbone; expected one that holds another"),
+        ({"name": "lora", "backbone": {"name": "hf"}}, "'lora' gives 'backbone' itself"),
+        ({"name": "lora", "rnk": 2}, "rank"),
+        ({"name": "lroa"}, "lora"),
+        ({**LORA, "target_modules": ["nothing"]}, "adapts nothing"),
+    ],
+)
+def test_what_cannot_be_wrapped_is_said_before_anything_is_read(second, wrap, said: str) -> None:
+    with pytest.raises(Exception, match=said):
+        train(second(wrap=wrap), quiet=True)
+
+
+def test_one_is_enough(second, make, tmp_path: Path) -> None:
+    folder = train(second(), quiet=True)
+    third = make(model="null", init=str(folder), learn=["backbone"], output=str(tmp_path / "third"))
+    train(third, quiet=True)
+    with pytest.raises(ConfigError, match=r"'lora' already\. Leave wrap out"):
+        train(second(init=str(folder), output=str(tmp_path / "fourth")), quiet=True)
+    with pytest.raises(ConfigError, match="wrap: goes around the backbone of init"):
+        make(wrap=LORA)
