@@ -52,8 +52,9 @@ class OnnxConfig:
     bucket: int = 64  # slots that a cache grows by on a CPU
     chunk: int = 256  # positions of a prompt that are read at once
     pictures: int = 4  # to read, encoded at once
-    # Of a GPU's provider, by ONNX Runtime's names: {gpu_mem_limit: "8000000000"}, say.
-    provider_options: dict[str, str] = field(default_factory=dict)
+    provider_options: dict[str, str] = field(
+        default_factory=dict  # of a GPU's provider, by ONNX Runtime's names: {gpu_mem_limit: "8000000000"}
+    )
 
 
 @dataclass(frozen=True)
