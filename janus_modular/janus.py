@@ -181,6 +181,11 @@ class Janus:
         self, questions: Many[tuple[Question, Pictures]], *, stop: Many[str] = (), **settings: Any
     ) -> Iterator[tuple[int, str]]:
         """Yield (row, text) as the answers to several questions are said, until all are over."""
+        for question in questions:
+            if not (isinstance(question, tuple | list) and len(question) == 2):
+                raise PromptError(f"found the question {question!r}; expected a pair: (question, pictures)")
+        if not questions:
+            return
         name = self.runtime.text_loop
         loop, chosen = self._loop(name, settings)
         chosen = loops.settings_that_answer(name, chosen)

@@ -48,7 +48,7 @@ class Outcome:
         faults = [
             *_listed("missing", self.missing, components),
             *_listed("unexpected", self.unexpected, components),
-            *_listed("of another shape", self.misshapen, components),
+            *_listed("of another shape or kind", self.misshapen, components),
         ]
         if faults:
             raise CheckpointError(f"{what} does not fit:\n" + "\n".join(faults))
@@ -77,6 +77,9 @@ def fill(
         target = state.get(name)
         if target is None:
             outcome.unexpected.append(name)
+        elif target.is_floating_point() != tensor.is_floating_point():
+            outcome.misshapen.append(f"{name}: found {tensor.dtype}, expected {target.dtype}")
+            filled[id(target)] = tensor
         elif target.shape != tensor.shape:
             outcome.misshapen.append(f"{name}: found {tuple(tensor.shape)}, expected {tuple(target.shape)}")
             filled[id(target)] = tensor

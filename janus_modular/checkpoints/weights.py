@@ -110,9 +110,11 @@ def _open_shards(index: Path) -> dict[str, Read]:
     """Join the shards that an index names, and hold them to what it says of them."""
     try:
         where: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        shards = sorted(set(where.values()))
+        if outside := [name for name in shards if Path(name).is_absolute() or ".." in Path(name).parts]:
+            raise ValueError(f"it names files outside of its folder: {', '.join(outside)}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not an index of shards: {error!r}. Fetch it again.") from error
-    shards = sorted(set(where.values()))
     if gone := [name for name in shards if not (index.parent / name).is_file()]:
         raise CheckpointError(
             f"{index.parent} lacks {len(gone)} of {len(shards)} shards named in {index.name}:"

@@ -104,13 +104,17 @@ def _build(checked: Any) -> None:
         return
     try:
         from janus_modular.checkpoints.native import blank
+        from janus_modular.training.learning import choose
+        from janus_modular.training.schema import TrainConfig
         from janus_modular.trial import misread
     except ModuleNotFoundError:  # no torch here: components that load without it were checked all the same
         return
     try:
-        faulty = misread(blank(model))
-        if faulty:
+        built = blank(model)
+        if faulty := misread(built):
             raise config_error(faulty)
+        if isinstance(checked, TrainConfig):
+            choose(built, checked.learn)
     except ConfigError as error:
         faults = [one for one in error.faults if isinstance(one, Fault)]
         if not (inside and faults):

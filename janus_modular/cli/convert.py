@@ -52,4 +52,6 @@ def size_in_bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?B|)", text.strip().upper().removesuffix("B") + "B")
     if not match:
         raise typer.BadParameter(f"'{text}' is no size: write 5GB, 500MB or a number of bytes")
+    if not float(match[1]):
+        raise typer.BadParameter(f"'{text}' holds nothing: write 5GB, 500MB or a number of bytes")
     return int(float(match[1]) * UNITS[match[2] if match[2] != "B" else ""])

@@ -219,6 +219,8 @@ def _cure(recorded: Mapping[str, str | None]) -> str:
     """Write what brings a component here that `Plugins.needed` recorded."""
     if recorded.get("file"):
         return f"--plugin {recorded['file']}"
+    if not recorded.get("dist"):
+        return "its record does not say by what"
     version = recorded.get("version")
     return f"pip install {recorded['dist']}" + (f"=={version}" if version else "")
 

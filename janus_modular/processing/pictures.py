@@ -29,6 +29,11 @@ def open_picture(source: PictureSource, *, max_pixels: int = MAX_PIXELS) -> Imag
     Raises:
         PictureError: there is no picture, it is damaged, too large, or of a kind with no clear colours.
     """
+    if not isinstance(source, PictureSource):
+        raise PictureError(
+            f"found a {type(source).__name__}; expected a picture: a path, the bytes of a file, or a PIL"
+            " image (of an array: PIL.Image.fromarray)."
+        )
     name = _name(source)
     image = source if isinstance(source, Image.Image) else _opened(source, name)
     width, height = image.size
@@ -109,7 +114,9 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
                 f"{name} holds whole numbers from {values.min()} to {values.max()}; expected 8 or 16 bits "
                 "a pixel. Scale it to 0..255 first."
             )
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+        greys = ((values + 128) // 257).astype(np.uint8)
+        greys[values == image.info.get("transparency", -1)] = 255  # on white, as all that is transparent
+        return Image.fromarray(greys).convert("RGB")
     if mode in ("F", "LAB"):
         raise PictureError(
             f"{name} is of mode {mode}, whose colours have no fixed meaning here; expected 8 or 16 bits of "

@@ -234,7 +234,13 @@ class Processor:
         file = folder / FILE
         if not file.is_file():
             raise ConfigError(f"{folder} has no {FILE}. Expected a folder that a processor was saved to.")
-        return cls.from_dict(json.loads(file.read_text(encoding="utf-8")), folder)
+        try:
+            return cls.from_dict(json.loads(file.read_text(encoding="utf-8")), folder)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{file} is damaged, or no processor's: {type(error).__name__}: {error}. Fetch the model"
+                " again, or write it again from what it was converted or trained from."
+            ) from error
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any], tokenizer: str | Path) -> Processor:
@@ -243,6 +249,9 @@ class Processor:
             k: tuple(v) if isinstance(v, list) else v for k, v in description["pixels"].items()
         }
         drawing = description["drawing"]
+        for key in ("picture_tokens", "context"):
+            if not isinstance(description[key], int | None):
+                raise TypeError(f"{key} is {description[key]!r}, not a whole number")
         return cls(
             load_tokenizer(tokenizer, SpecialTokens(**description["tokens"])),
             description["template"],

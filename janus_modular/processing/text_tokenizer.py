@@ -107,7 +107,13 @@ class TextTokenizer:
         """
         strings = [self._stand_ins[piece.text] if piece.special else piece.text for piece in pieces]
         text = "".join(strings)
-        encoding = self._plain.encode(text, add_special_tokens=False)
+        try:
+            encoding = self._plain.encode(text, add_special_tokens=False)
+        except TypeError as error:  # half of a pair, from bytes that are no UTF-8
+            half = next((c for c in text if "\ud800" <= c <= "\udfff"), "")
+            raise PromptError(
+                f"the text holds {half!r}, which is no letter: expected Unicode. Was it read as UTF-8?"
+            ) from error
         ids, spans = encoding.ids, encoding.offsets
         if not self._forbidden.isdisjoint(ids):
             ids, spans = self._spell_out(ids, spans, text)

@@ -89,7 +89,7 @@ def run(
                 if "tokens" in recent.counts:
                     logged["tokens_per_second"] = recent.counts["tokens"] / (now - since)
                 for tracker in trackers:
-                    tracker.log(done, logged)
+                    _log(tracker, done, logged)
                 recent, since = Figures(), now
             advance(done, logged)
             if after_step:
@@ -97,6 +97,15 @@ def run(
             if stopping:
                 raise KeyboardInterrupt
     return logged
+
+
+def _log(tracker: Tracker, done: int, values: Mapping[str, float]) -> None:
+    try:
+        tracker.log(done, values)
+    except OSError as error:
+        raise TrainingError(
+            f"the figures of step {done} cannot be written: {error}. Make room, then go on with --resume."
+        ) from error
 
 
 @contextmanager

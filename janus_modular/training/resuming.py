@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -81,8 +82,13 @@ def finish(output: Path, checkpoint: Path) -> Path:
 
 
 def newest(output: Path) -> Path | None:
-    """Return the checkpoint that a run would go on from."""
+    """Return the checkpoint that a run would go on from: the newest that has a state."""
     return max(_all(output), default=None)
+
+
+def passed_over(output: Path, chosen: Path) -> list[str]:
+    """Name the checkpoints that are newer than the one chosen, and without the state that training needs."""
+    return [one.name for one in sorted((output / "checkpoints").glob("step-*")) if one.name > chosen.name]
 
 
 def check_same_run(checkpoint: Path, config: TrainConfig) -> None:
@@ -107,8 +113,21 @@ def check_same_run(checkpoint: Path, config: TrainConfig) -> None:
 
 
 def load_state(checkpoint: Path, engine: Engine[Any]) -> None:
-    """Bring an engine to where ``checkpoint`` was written."""
-    engine.load_state_dict(torch.load(checkpoint / STATE, map_location="cpu", weights_only=True))
+    """Bring an engine to where ``checkpoint`` was written.
+
+    Raises:
+        TrainingError: its state is damaged, or that of another run.
+    """
+    path = checkpoint / STATE
+    try:
+        engine.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (RuntimeError, ValueError, LookupError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise TrainingError(
+            f"{path} is damaged, or of another run: {said}\nRemove {checkpoint}, and"
+            " --resume goes on from the one before; or start a new run from its weights:"
+            f" init={checkpoint} output=FOLDER"
+        ) from error
 
 
 def _all(output: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal
 
 from janus_modular.interfaces import Part, part
@@ -22,7 +23,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no training survives."""
-        if self.lr <= 0 or self.weight_decay < 0 or not all(0 <= beta < 1 for beta in self.betas):
+        if not (0 < self.lr < inf and 0 <= self.weight_decay < inf and all(0 <= b < 1 for b in self.betas)):
             raise ValueError(
                 f"lr {self.lr}, weight_decay {self.weight_decay}, betas {self.betas}: expected lr above 0,"
                 " weight_decay of at least 0, and betas from 0 to below 1."

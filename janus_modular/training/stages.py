@@ -54,6 +54,10 @@ def train(
     choose(model, config.learn)
     if not quiet:
         console = Console(stderr=True)
+        if checkpoint is not None:
+            lacking = ", ".join(resuming.passed_over(output, checkpoint))
+            over = f"; {lacking} cannot be gone on from: no {resuming.STATE}" if lacking else ""
+            console.print(f"going on from {checkpoint}{over}", markup=False, highlight=False, soft_wrap=True)
         for report in model.pretrained:
             console.print(str(report), markup=False, highlight=False, soft_wrap=True)
         console.print(table(model))
@@ -69,7 +73,10 @@ def train(
     work = prepare(config, data, model, processor).steps(
         engine.next_step, config.schedule.last, workers=config.workers
     )
-    trackers = [plugins.entry(one.slot, one.name).factory(one.config, output) for one in config.trackers]
+    try:
+        trackers = [plugins.entry(one.slot, one.name).factory(one.config, output) for one in config.trackers]
+    except OSError as error:
+        raise TrainingError(f"output: {error}; expected a folder that can be written.") from error
     saved = checkpoint
 
     def after_step(done: int, stopping: bool) -> None:

@@ -266,3 +266,22 @@ def test_compose_puts_parts_together_by_name() -> None:
 def test_compose_names_what_is_wrong() -> None:
     with pytest.raises(ConfigError, match="sigclip"):
         Janus.compose(encoder="sigclip", backbone={"name": "hf", "config": {"model_type": "llama"}})
+
+
+def test_no_question_has_no_answer_and_half_a_question_is_refused(janus: Janus) -> None:
+    assert janus.chat_batch([]) == []
+    with pytest.raises(PromptError, match=r"found the question 'what\?'; expected a pair"):
+        janus.chat_batch(["what?"])
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "{}", "5", '"a"', lambda good: good.replace('"context": 512', '"context": "x"')]
+)
+def test_a_damaged_processor_is_said_with_its_file(janus: Janus, tmp_path: Path, content) -> None:
+    janus.save_pretrained(tmp_path / "model")
+    file = tmp_path / "model/processor.json"
+    changed = content if isinstance(content, str) else content(file.read_text())
+    assert changed != file.read_text()
+    file.write_text(changed)
+    with pytest.raises(ConfigError, match=r"processor\.json is damaged, or no processor's"):
+        Janus.from_pretrained(tmp_path / "model", device=torch.device("cpu"))

@@ -90,3 +90,9 @@ def test_lists_faults_by_the_innermost_component_and_not_without_end() -> None:
     assert "  30 unexpected in head:" in lines
     assert "    ... and 22 more" in lines
     assert "    frozen: found (3,), expected (2,)" in lines
+
+
+def test_whole_numbers_are_no_weights() -> None:
+    tensors = {name: tensor.to(torch.int64) for name, tensor in Module().state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"norm.weight: found torch.int64, expected torch.float32"):
+        fill(blank(), tensors.items()).check("it")

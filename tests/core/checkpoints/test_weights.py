@@ -257,3 +257,19 @@ def test_does_not_choose_among_several_files(tensors: dict[str, Tensor], tmp_pat
         torch.save(tensors, tmp_path / name)
     with pytest.raises(CheckpointError, match=r"one\.pt, two\.pt"):
         open_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ({"a": "../elsewhere.safetensors"}, "files outside of its folder: ../elsewhere"),
+        ({"a": "/etc/elsewhere.safetensors"}, "files outside of its folder: /etc"),
+        ({"a": 5}, "not an index"),
+        (["a"], "not an index"),
+    ],
+)
+def test_refuses_an_index_that_leads_elsewhere(tmp_path: Path, where: Any, said: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    save_file({"a": torch.ones(1)}, tmp_path.parent / "elsewhere.safetensors")
+    with pytest.raises(CheckpointError, match=said):
+        open_weights(tmp_path)

@@ -174,3 +174,15 @@ def test_to_picture_clips_and_truncates() -> None:
     assert (np.asarray(to_picture(exact)).transpose(2, 0, 1) == exact).all()
     with pytest.raises(ValueError, match=r"\(3, H, W\)"):
         to_picture(np.zeros((2, 2, 3)))
+
+
+def test_a_grey_of_16_bits_that_stands_for_nothing_is_white() -> None:
+    grey = Image.fromarray(np.array([[40_000, 1_000]], np.uint16))
+    shown = np.asarray(open_picture(file_of(grey, "PNG", transparency=40_000)))
+    assert shown[0, :, 0].tolist() == [255, 4]
+
+
+@pytest.mark.parametrize("source", [None, np.zeros((2, 2, 3), np.uint8), 5])
+def test_what_is_no_picture_is_said_by_its_type(source: object) -> None:
+    with pytest.raises(PictureError, match=f"found a {type(source).__name__}; expected a picture"):
+        open_picture(source)

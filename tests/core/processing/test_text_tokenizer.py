@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from janus_modular.errors import ConfigError
+from janus_modular.errors import ConfigError, PromptError
 from janus_modular.interfaces import PixelSpec
 from janus_modular.processing.processor import Drawing, Processor
 from janus_modular.processing.text_tokenizer import Piece
@@ -174,3 +174,9 @@ def test_bytes_are_their_own_ids() -> None:
     assert tokenizer.decode(ids) == text
     assert tokenizer.vocab_size == 256 + 8
     assert tokenizer.added == ()
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    tokenizer = load_tokenizer("bytes")
+    with pytest.raises(PromptError, match=r"'\\udcff', which is no letter"):
+        tokenizer.encode([Piece("a" + b"\xff".decode(errors="surrogateescape"))])

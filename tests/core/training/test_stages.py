@@ -186,6 +186,43 @@ def test_a_full_disk_leaves_the_last_checkpoint(make, monkeypatch: pytest.Monkey
     assert not (Path(config.output) / "model").exists()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(file.read_bytes()[:1000]),
+        lambda file: torch.save([1], file),
+        lambda file: torch.save({"step": 3}, file),
+        lambda file: file.write_bytes(b""),
+    ],
+)
+def test_a_damaged_state_is_said_and_the_one_before_can_be_gone_on_from(make, damage, capsys) -> None:
+    config = make(checkpoint_every=2, schedule={"steps": 4})
+    train(config, quiet=True)
+    last = Path(config.output) / "checkpoints/step-0000004"
+    damage(last / "training.pt")
+    config = make(schedule={"steps": 5})
+    with pytest.raises(TrainingError, match=r"step-0000004/training\.pt is damaged.*\nRemove"):
+        train(config, quiet=True, resume=True)
+    (last / "training.pt").unlink()
+    train(config, resume=True)
+    assert "step-0000002; step-0000004 cannot be gone on from: no training.pt" in capsys.readouterr().err
+
+
+def test_figures_that_cannot_be_written_end_a_run_in_a_sentence(
+    make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"output: .*file.*expected a folder that can be written"):
+        train(make(output=str(tmp_path / "file")), quiet=True)
+
+    def full(self: object, step: int, values: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("janus_plugins.trackers.jsonl.JsonlTracker.log", full)
+    with pytest.raises(TrainingError, match=r"figures of step 1 cannot be written: .*No space left"):
+        train(make(), quiet=True)
+
+
 def test_resuming_with_other_settings_is_refused(make) -> None:
     train(make(schedule__stop=2), quiet=True)
     with pytest.raises(TrainingError, match=r"batch: 5 then, 6 now\n.*seed: 0 then, 1 now") as error:
