@@ -97,7 +97,7 @@ class Jsonl:
         self.folder = Path(config.pictures).expanduser() if config.pictures else self.path.parent
         if not self.folder.is_dir():
             raise DataError(f"the folder of pictures '{self.folder}' does not exist: set `pictures`.")
-        self.skipped = 0
+        self.skipped: set[int] = set()  # lines, each told of once
         with self.path.open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._starts = _line_starts(self._bytes)
@@ -119,8 +119,9 @@ class Jsonl:
                 where = f"{self.path}, line {self._line(at)}: {error}"
                 if self.config.on_bad == "error":
                     raise DataError(where) from error
-                self.skipped += 1
-                log.warning("skipped (%d so far): %s", self.skipped, where)
+                if at not in self.skipped:
+                    self.skipped.add(at)
+                    log.warning("skipped (%d so far): %s", len(self.skipped), where)
         first = self._line(index)
         lines = f"{most} lines in a row from line {first}" if most > 1 else f"line {first}, the only one,"
         raise DataError(f"{self.path}: {lines} cannot be used.")
