@@ -27,11 +27,17 @@ class Builder:
     """
 
     def __init__(
-        self, plugins: Plugins, *, weights: bool = True, paths: Mapping[int, str] | None = None
+        self,
+        plugins: Plugins,
+        *,
+        weights: bool = True,
+        paths: Mapping[int, str] | None = None,
+        built: Mapping[int, Any] | None = None,
     ) -> None:
         self.plugins = plugins
         self.weights = weights
         self.paths = paths or {}  # of parts in the config, by `id`: for errors
+        self.built = built or {}  # modules that are there already, by their parts' `id`
         self.reports: list[PretrainedReport] = []
 
     def __call__(self, part: Part, *neighbours: Any) -> Any:
@@ -42,6 +48,8 @@ class Builder:
         Raises:
             ConfigError: the component refuses its options or its neighbours, or does not fit its slot.
         """
+        if id(part) in self.built:
+            return self.built[id(part)]
         entry = self.plugins.entry(part.slot, part.name)
         if any("slot" in field.metadata for field in fields(part.config)):
             neighbours = (*neighbours, self)

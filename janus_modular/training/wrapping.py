@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 
-from janus_modular.checkpoints.pretrained import load_pretrained
+from janus_modular.assemble import Builder
 from janus_modular.config import resolve, to_plain
+from janus_modular.config.faults import Fault, config_error
 from janus_modular.errors import ConfigError
 from janus_modular.interfaces import Part
 from janus_modular.model import JanusModel
@@ -21,7 +22,8 @@ SLOT = "backbones"
 def wrap_backbone(model: JanusModel, wrap: Mapping[str, Any], plugins: Plugins) -> None:
     """Put the backbone that ``wrap`` describes (``{name: lora, rank: 16}``) around the model's own, in place.
 
-    The weights inside stay where they are; its config is written as if it had been built so at once.
+    The weights inside stay where they are; its config is written as if it had been built so at once. On the
+    meta device no weights are read.
 
     Raises:
         ConfigError: it holds no other, is around the model's backbone already, or refuses its options.
@@ -39,9 +41,19 @@ def wrap_backbone(model: JanusModel, wrap: Mapping[str, Any], plugins: Plugins) 
     if old.name == name:
         raise ConfigError(f"wrap: the backbone of init is '{name}' already. Leave wrap out to train on")
     options = {key: value for key, value in wrap.items() if key != "name"}
-    config = resolve({**options, inside[0]: to_plain(old)}, schema, plugins)
-    with torch.device(next(model.parameters()).device):
-        around = plugins.entry(SLOT, name).factory(config, lambda _: model.backbone)
-    model.backbone, model.config.backbone = around, Part(SLOT, name, config)
-    if config.pretrained is not None and not next(model.parameters()).is_meta:
-        model.pretrained.append(load_pretrained(around, model.config.backbone))
+    try:
+        config = resolve({**options, inside[0]: to_plain(old)}, schema, plugins)
+    except ConfigError as error:
+        faults = [replace(one, path=f"wrap.{one.path}") for one in error.faults if isinstance(one, Fault)]
+        raise config_error(faults) if faults else error from error
+    part, device = Part(SLOT, name, config), next(model.parameters()).device
+    build = Builder(
+        plugins,
+        weights=device.type != "meta",
+        paths={id(part): "wrap"},
+        built={id(getattr(config, inside[0])): model.backbone},
+    )
+    with torch.device(device):
+        model.backbone = build(part)
+    model.config.backbone = part
+    model.pretrained += build.reports

@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from janus_modular import ConfigError
+from janus_modular import ConfigError, JanusError
 from janus_modular.checkpoints import open_checkpoint
 from janus_modular.cli.app import app
 from janus_modular.janus import Janus
@@ -66,13 +66,18 @@ def test_a_run_goes_on_with_what_it_wrapped(second, tmp_path: Path) -> None:
         ("lora", "found 'lora'; expected a backbone with options"),
         ({"name": "hf"}, "'hf' holds no other backbone; expected one that holds another"),
         ({"name": "lora", "backbone": {"name": "hf"}}, "'lora' gives 'backbone' itself"),
-        ({"name": "lora", "rnk": 2}, "rank"),
-        ({"name": "lroa"}, "lora"),
-        ({**LORA, "target_modules": ["nothing"]}, "adapts nothing"),
+        ({"name": "lora", "rnk": 2}, r"wrap\.rnk: unknown key"),
+        ({"name": "lora", "rank": 0}, "wrap.*rank: 0; expected at least 1"),
+        ({"name": "lroa"}, "no backbone is called 'lroa'"),
+        ({"rank": 2}, "expected a backbone with options"),
+        (
+            {**LORA, "target_modules": ["nothing"]},
+            "wrap.*the backbone 'lora'.* cannot be built: .*adapts nothing",
+        ),
     ],
 )
 def test_what_cannot_be_wrapped_is_said_before_anything_is_read(second, wrap, said: str) -> None:
-    with pytest.raises(Exception, match=said):
+    with pytest.raises(JanusError, match=said):
         train(second(wrap=wrap), quiet=True)
 
 
