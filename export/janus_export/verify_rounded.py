@@ -87,7 +87,7 @@ def _largest(subject: Subject) -> tuple[float, str]:
     """Run a drawing's prompts and answers' through a backbone that gives everything away, in float32."""
     names: list[str] = []
     with TemporaryDirectory() as aside:
-        model = widened(ir.load(subject.bundle.path("backbone", subject.variant)))
+        model = widened(ir.load(subject.runtime.bundle.path("backbone", subject.variant)))
         known = {value.name for value in model.graph.outputs}
         for node in model.graph:
             for value in node.outputs:

@@ -266,6 +266,8 @@ def test_a_gpu_is_chosen_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
         ("CUDAExecutionProvider", {"device_id": "0", "use_tf32": "0", "gpu_mem_limit": "1000000"}),
         "CPUExecutionProvider",
     ]
+    with pytest.raises(ConfigError, match=r"a GPU's number in device: cuda:1"):
+        devices.choose_device("cuda", {"device_id": "1"})
     with pytest.raises(ConfigError, match=r"'bf16' is bfloat16.*export fp16"):
         devices.check_dtype(limited, "bf16", "bfloat16")
     with pytest.raises(ConfigError, match="fell back to CPUExecutionProvider"):

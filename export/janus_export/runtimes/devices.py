@@ -77,6 +77,10 @@ def choose_device(word: str, options: Mapping[str, str] | None = None) -> Device
                 f"provider_options: {', '.join(options)}; expected none on a CPU, whose provider takes none"
             )
         return Device(name, 0, "cpu")
+    if options and "device_id" in options:
+        raise ConfigError(
+            f"provider_options: device_id; expected a GPU's number in device: {name}:{options['device_id']}"
+        )
     onnxruntime.preload_dlls()  # CUDA's libraries, where pip put them
     return Device(name, int(index or 0), "cuda", options or {})
 
