@@ -7,13 +7,12 @@ import torch
 from janus_modular.errors import ConfigError
 
 
-def choose_device(device: str | torch.device = "auto") -> torch.device:
+def choose_device(device: str = "auto") -> torch.device:
     """Return the device of a name; ``auto``: CUDA where there is one, then Apple's MPS, then the CPU.
 
     Raises:
         ConfigError: there is no such device here.
     """
-    device = str(device)
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return torch.device(next(name for name, present in here.items() if present))

@@ -21,6 +21,8 @@ from janus_modular.roles import Runtime, Sampling
 from janus_modular.sequence import Message, PictureToRead, Text
 
 if TYPE_CHECKING:
+    import torch
+
     from janus_modular.model import JanusModel
 
 Question = str | Many[Message]
@@ -46,7 +48,7 @@ class Janus:
         cls,
         path: str | Path,
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         dtype: str = "auto",
         runtime: str | Mapping[str, Any] | None = None,
         variant: str | None = None,
@@ -59,6 +61,7 @@ class Janus:
         Of a bundle: ``variant`` (fp32, cpu-int4, ...; its first), and ``runtime``, a registered name or
         ``{"name": "onnx", "threads": 2}``. It needs neither torch nor transformers.
         """
+        device = str(device)
         if is_bundle(path):
             if dtype != "auto":
                 raise ConfigError(f"{path} is a bundle, whose variants say the dtype: not dtype, but variant")

@@ -230,7 +230,11 @@ class Processor:
 
     @classmethod
     def load(cls, folder: Path) -> Processor:
-        """Read what `save` wrote. Needs neither the model nor torch."""
+        """Read what `save` wrote. Needs neither the model nor torch.
+
+        Raises:
+            ConfigError: there is no such file, or it is damaged.
+        """
         file = folder / FILE
         if not file.is_file():
             raise ConfigError(f"{folder} has no {FILE}. Expected a folder that a processor was saved to.")

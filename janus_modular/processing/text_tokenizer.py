@@ -109,8 +109,10 @@ class TextTokenizer:
         text = "".join(strings)
         try:
             encoding = self._plain.encode(text, add_special_tokens=False)
-        except TypeError as error:  # half of a pair, from bytes that are no UTF-8
-            half = next((c for c in text if "\ud800" <= c <= "\udfff"), "")
+        except TypeError as error:
+            half = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
+            if half is None:  # not from bytes that are no UTF-8
+                raise
             raise PromptError(
                 f"the text holds {half!r}, which is no letter: expected Unicode. Was it read as UTF-8?"
             ) from error

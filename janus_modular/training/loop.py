@@ -104,7 +104,7 @@ def _log(tracker: Tracker, done: int, values: Mapping[str, float]) -> None:
         tracker.log(done, values)
     except OSError as error:
         raise TrainingError(
-            f"the figures of step {done} cannot be written: {error}. Make room, then go on with --resume."
+            f"the figures of step {done} cannot be written: {error}. Mend that, then go on with --resume."
         ) from error
 
 

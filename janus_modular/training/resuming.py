@@ -88,7 +88,7 @@ def newest(output: Path) -> Path | None:
 
 def passed_over(output: Path, chosen: Path) -> list[str]:
     """Name the checkpoints that are newer than the one chosen, and without the state that training needs."""
-    return [one.name for one in sorted((output / "checkpoints").glob("step-*")) if one.name > chosen.name]
+    return [one.name for one in _folders(output) if one.name > chosen.name]
 
 
 def check_same_run(checkpoint: Path, config: TrainConfig) -> None:
@@ -131,8 +131,12 @@ def load_state(checkpoint: Path, engine: Engine[Any]) -> None:
 
 
 def _all(output: Path) -> list[Path]:
-    folders = (output / "checkpoints").glob("step-*")
-    return sorted(one for one in folders if re.fullmatch(r"step-\d+", one.name) and (one / STATE).is_file())
+    return [one for one in _folders(output) if (one / STATE).is_file()]
+
+
+def _folders(output: Path) -> list[Path]:
+    found = (output / "checkpoints").glob("step-*")
+    return sorted(one for one in found if re.fullmatch(r"step-\d+", one.name))
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:

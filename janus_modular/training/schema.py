@@ -23,10 +23,12 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no training survives."""
-        if not (0 < self.lr < inf and 0 <= self.weight_decay < inf and all(0 <= b < 1 for b in self.betas)):
+        sound = 0 < self.lr < inf and 0 <= self.weight_decay < inf and all(0 <= b < 1 for b in self.betas)
+        if not sound or not (self.clip is None or self.clip > 0):
             raise ValueError(
-                f"lr {self.lr}, weight_decay {self.weight_decay}, betas {self.betas}: expected lr above 0,"
-                " weight_decay of at least 0, and betas from 0 to below 1."
+                f"lr {self.lr}, weight_decay {self.weight_decay}, betas {self.betas}, clip {self.clip}:"
+                " expected lr above 0, weight_decay of at least 0, betas from 0 to below 1, and clip above 0"
+                " or null."
             )
 
 
@@ -106,7 +108,8 @@ class TrainConfig:
             faults.append(
                 f"found {found} of model and init; expected one: model=janus_pro_1b, or init=CHECKPOINT."
             )
-        if self.wrap is not None and not (isinstance(self.wrap, dict) and "name" in self.wrap):
+        named = isinstance(self.wrap, dict) and isinstance(self.wrap.get("name"), str)
+        if self.wrap is not None and not named:
             faults.append(f"wrap: found {self.wrap!r}; expected a backbone with options: {{name: lora}}.")
         elif self.wrap is not None and self.init is None:
             faults.append("wrap: goes around the backbone of init, and there is none; write it into model.")

@@ -76,7 +76,9 @@ def train(
     try:
         trackers = [plugins.entry(one.slot, one.name).factory(one.config, output) for one in config.trackers]
     except OSError as error:
-        raise TrainingError(f"output: {error}; expected a folder that can be written.") from error
+        raise TrainingError(
+            f"a tracker cannot start: {error}. Is {output} a folder that can be written?"
+        ) from error
     saved = checkpoint
 
     def after_step(done: int, stopping: bool) -> None:

@@ -305,6 +305,8 @@ def test_what_a_checkpoint_needs_is_recorded_and_checked(plugins: Plugins):
     gone = Announcement("heads", "deep", "acme_deep", "acme-deep", "1.2")
     with pytest.raises(PluginError, match=r"head 'deep' is not here: pip install acme-deep==1\.2"):
         plugins.check_needed(Plugins([gone]).needed([Part("heads", "deep", None)]))
+    with pytest.raises(PluginError, match=r"head 'deep' is not here: its record does not say by what"):
+        plugins.check_needed([{"slot": "heads", "name": "deep"}])
 
 
 def test_an_older_plugin_api_is_read_for_some_time_and_says_so(site: Path, monkeypatch):

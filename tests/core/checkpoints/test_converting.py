@@ -89,6 +89,7 @@ def test_reads_sizes(text: str, size: int) -> None:
     assert size_in_bytes(text) == size
 
 
-def test_refuses_what_is_no_size() -> None:
+@pytest.mark.parametrize("text", ["GB", "0", "0GB", "0.0MB"])
+def test_refuses_what_is_no_size(text: str) -> None:
     with pytest.raises(typer.BadParameter):
-        size_in_bytes("GB")
+        size_in_bytes(text)

@@ -143,6 +143,7 @@ def test_train_and_inspect_from_the_command_line(file: Path) -> None:
     ("words", "fault"),
     [
         (["train", "FILE", "learn=[generation.haed]"], "'generation.haed' matches nothing"),
+        (["config", "validate", "FILE", "learn=[backbon]"], "Did you mean 'backbone'?"),
         (["train", "FILE", "--resume"], "nothing to resume"),
         (
             ["train", "train/janus_pro/stage1", "--dry-run", "model.processor.tokenizer=bytes"],

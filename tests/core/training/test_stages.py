@@ -212,7 +212,9 @@ def test_figures_that_cannot_be_written_end_a_run_in_a_sentence(
     make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(TrainingError, match=r"output: .*file.*expected a folder that can be written"):
+    with pytest.raises(
+        TrainingError, match=r"a tracker cannot start: .*file.*Is .* a folder that can be written"
+    ):
         train(make(output=str(tmp_path / "file")), quiet=True)
 
     def full(self: object, step: int, values: object) -> None:

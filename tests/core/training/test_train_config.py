@@ -159,3 +159,11 @@ def test_mixtures_that_cannot_be(mixture: Any, fault: str) -> None:
 def test_sources_without_a_share_are_not_used() -> None:
     assert resolve(load(raw(mixture={"text": 1, "draw": 0})), TrainConfig).used() == ["text"]
     assert resolve(load("train/janus_pro/stage1"), TrainConfig).used() == ["understanding", "generation"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lr": "nan"}, {"lr": "inf"}, {"weight_decay": "nan"}, {"clip": "nan"}, {"clip": 0}]
+)
+def test_what_no_training_survives_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="expected lr above 0, weight_decay of at least 0"):
+        resolve(load(raw(optimizer=wrong)), TrainConfig)
