@@ -1,7 +1,11 @@
-"""Checkpoints of random weights at any size, written as a stream: the model is never in memory."""
+"""Checkpoints of random weights at any size, written as a stream: the model is never in memory.
+
+python bench/random_checkpoint.py model/janus_pro_1b FOLDER --precision fp16
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -65,3 +69,17 @@ def _random(bits: Any, seed: int, count: int) -> Iterator[Any]:
     begin = seed * 1_000_003 % NOISE
     for at in range(0, count, NOISE):
         yield bits[begin : begin + min(NOISE, count - at)]
+
+
+def main() -> None:
+    """Write one; print how large it is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("config", help="a shipped model config")
+    parser.add_argument("folder", type=Path, help="to write; must not exist")
+    parser.add_argument("--precision", choices=KINDS, default="bf16")
+    asked = parser.parse_args()
+    print(f"{asked.folder}: {write_janus(asked.config, [], asked.precision, asked.folder) / 1e9:.1f} GB")
+
+
+if __name__ == "__main__":
+    main()
