@@ -7,7 +7,7 @@ PICTURES := emoji-datasource-twitter@16.0.0
 # Two workers of one thread each: the tests are many and small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help install demo ablation test test-all test-gpu weights lint format docs wheel bench bench-export clean
+.PHONY: help install demo ablation test test-all proof test-gpu weights lint format docs wheel bench bench-export clean
 
 # List the targets.
 help:
@@ -32,9 +32,13 @@ ablation: install
 test: install
 	$(PYTEST)
 
-# Run all tests, those with real weights and whole trainings too.
+# Run all tests but the proofs: those with real weights and whole trainings too.
 test-all: install weights
-	$(PYTEST) -m ""
+	$(PYTEST) -m "not proof"
+
+# Run everything: the proofs, and thousands of examples for each property test (hours).
+proof: install weights
+	HYPOTHESIS_PROFILE=proof $(PYTEST) -m ""
 
 # Run what needs an NVIDIA GPU; ONNX Runtime's share of it needs onnxruntime-gpu in place of onnxruntime.
 test-gpu: install

@@ -15,12 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from janus_modular.plugins import Announcement, Plugins, set_default_plugins
 from janus_modular.plugins.announcements import GROUP
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # `auto` is the processor here; `make test-gpu` shows a GPU
+
+# Property tests: the same few examples in every run, and many new ones in `make proof`.
+settings.register_profile("quick", max_examples=50, derandomize=True, database=None, deadline=None)
+settings.register_profile("proof", max_examples=5_000, database=None, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 def announced() -> list[Announcement]:
