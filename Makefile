@@ -4,8 +4,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # 1,911 named pictures of 64 pixels (Twemoji: CC BY 4.0; names: MIT), and their variants.
 PICTURES := emoji-datasource-twitter@16.0.0
-# Two workers of one thread each: the tests are many and small.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Two workers of one thread each: the tests are many and small. Groups: see pytest_collection_modifyitems in tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 .PHONY: help install demo ablation test test-all proof test-gpu weights lint format docs wheel bench bench-export clean
 
@@ -32,9 +32,9 @@ ablation: install
 test: install
 	$(PYTEST)
 
-# Run all tests but the proofs: those with real weights and whole trainings too.
-test-all: install weights
-	$(PYTEST) -m "not proof"
+# Run the tests, and then the slow ones: real weights, a whole demo, every two parts as graphs (half an hour).
+test-all: test weights
+	$(PYTEST) -m "slow and not proof"
 
 # Run everything: the proofs, and thousands of examples for each property test (hours).
 proof: install weights

@@ -6,8 +6,9 @@ each puts its own weights into it: the numbers are those of the row's whole mode
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,15 +28,6 @@ from janus_modular.model import JanusModel
 
 Arrays = dict[str, np.ndarray]
 
-MADE_OF = {  # dimensions of a row, by graph
-    "understand": ("encoder", "adaptor"),
-    "embed": ("backbone",),
-    "backbone": ("backbone",),
-    "text_next": ("backbone",),
-    "image_next": ("path", "tokenizer", "drawing_adaptor", "head"),
-    "draw": ("path", "tokenizer"),
-    "tokenize_image": ("path", "tokenizer"),
-}
 CLOSE = 1e-4  # of the largest number: float32 sums in another order
 TOKENS, CAPACITY = 40, 48  # longer than the windows of the backbones
 LOWERED: dict[tuple[str, ...], ir.Model] = {}  # by a graph's name and its parts
@@ -105,13 +97,12 @@ def assert_same(found: np.ndarray, wanted: np.ndarray, what: str) -> None:
 
 
 @torch.no_grad()
-def assert_graphs_are_the_model(row: Any, plugins: Plugins, names: Collection[str]) -> None:
+def assert_graphs_are_the_model(row: Any, plugins: Plugins, made_of: Mapping[str, tuple[str, ...]]) -> None:
     model, _ = row.build(plugins)
     model.eval()
     ranges = Ranges.of(context=model.backbone.context, capacity=64)
     inputs = given(model)
     graphs = {graph.name: graph for graph in declare(model, ranges)}
-    assert graphs.keys() == MADE_OF.keys()
     wanted = {name: in_torch(graphs[name], arrays) for name, arrays in inputs.items()}
     x = torch.randn(2, TOKENS, model.backbone.width, generator=torch.Generator().manual_seed(1))
     states = model.backbone(x, positions=torch.arange(TOKENS).expand(2, -1)).numpy()
@@ -121,9 +112,9 @@ def assert_graphs_are_the_model(row: Any, plugins: Plugins, names: Collection[st
     with mode:
         graphs = {graph.name: graph for graph in declare(model, ranges)}
     for name, graph in graphs.items():
-        if name not in names:
+        if name not in made_of:
             continue
-        key = (name, *(getattr(row, dimension) for dimension in MADE_OF[name]))
+        key = (name, *(getattr(row, dimension) for dimension in made_of[name]))
         if key not in LOWERED:
             LOWERED[key] = to_onnx(graph, mode)
         for place, value in LOWERED[key].graph.initializers.items():
@@ -138,14 +129,15 @@ def assert_graphs_are_the_model(row: Any, plugins: Plugins, names: Collection[st
             assert_same(one, other, f"{name}: {slot.name}")
 
 
-def test_a_few_are_the_same_as_graphs(one_of_a_few: Any, plugins: Plugins):
+def test_a_few_are_the_same_as_graphs(one_of_a_few: Any, table: ModuleType, plugins: Plugins):
     """In the graphs that two parts or more share; every family's backbone has tests of its own."""
-    assert_graphs_are_the_model(one_of_a_few, plugins, {"understand", "image_next"})
+    shared = {name: table.MADE_OF[name] for name in ("understand", "image_next")}
+    assert_graphs_are_the_model(one_of_a_few, plugins, shared)
 
 
 @pytest.mark.slow
-def test_every_two_parts_are_the_same_as_graphs(row: Any, plugins: Plugins):
-    assert_graphs_are_the_model(row, plugins, MADE_OF)
+def test_every_two_parts_are_the_same_as_graphs(graph_row: Any, table: ModuleType, plugins: Plugins):
+    assert_graphs_are_the_model(graph_row, plugins, table.MADE_OF)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from janus_modular.config import load
 from janus_modular.demo.ablation import run_ablation
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_decoupled_reads_better(tmp_path: Path) -> None:
     rows = run_ablation(load("demo/digits"), tmp_path / "ablation", quiet=True)
     gains = [row["reading_gain"] for row in rows]

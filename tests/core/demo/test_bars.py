@@ -1,4 +1,4 @@
-"""The whole demo, from three seeds, meets its bars: a file of its own, which takes a test worker long."""
+"""The whole demo meets its bars: a file of its own, which takes a test worker long."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from janus_modular.demo.schema import DemoConfig
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.proof) for seed in (1, 2))])
 def test_meets_its_bars(seed: int, tmp_path: Path) -> None:
     report = run_demo(
         resolve(load("demo/digits", [f"seed={seed}"]), DemoConfig), tmp_path / "demo", quiet=True
