@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import Parameter, get_annotations, isfunction, signature
 from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
 from janus_modular.registry import Hooks
+from janus_modular.roles import SESSION_SIZES
 from janus_modular.suggest import did_you_mean
 
 MODULES = {"understanding_encoders", "image_tokenizers", "adaptors", "heads", "generation", "backbones"}
@@ -32,7 +33,20 @@ def misfit(component: Any, slot: str) -> str:
         return " ".join([said, *hints_at])
     methods = {name: one for name, one in vars(interface).items() if name in members and isfunction(one)}
     refused = [said for name, one in methods.items() if (said := _refused(component, name, one))]
-    return f"{' '.join(refused)} (see {interface.__name__} in interfaces.py)." if refused else ""
+    if refused:
+        return f"{' '.join(refused)} (see {interface.__name__} in interfaces.py)."
+    return _wrong_sizes(component.sizes) if slot == "generation" else ""
+
+
+def _wrong_sizes(sizes: Any) -> str:
+    """Return what is wrong with the sizes of a generation path; nothing where a session can offer them."""
+    if not isinstance(sizes, Mapping):
+        return f"its sizes are {sizes!r}; expected a mapping from names to whole numbers."
+    if wrong := {name: size for name, size in sizes.items() if type(size) is not int}:
+        return f"its sizes must be whole numbers, and these are not: {wrong}."
+    if taken := [name for name in SESSION_SIZES if name in sizes]:
+        return f"its sizes say {', '.join(taken)}, which a session says itself: choose other names."
+    return ""
 
 
 def _refused(component: nn.Module, name: str, method: Callable[..., Any]) -> str:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from janus_modular.sequence import Sequence as TokenSequence
 
 
+SESSION_SIZES = ("vocab", "drawing", "pad")
+"""The sizes that every session has; a generation path adds others under names of its own."""
+
+
 class Session(Protocol):
     """A running model, in any runtime. Sampling loops pass its tensors on without looking inside.
 

@@ -20,9 +20,10 @@ from janus_export.external_data import references
 from janus_export.locking import locked
 from janus_export.manifest_shape import faults_of
 from janus_export.storage import sha256
+from janus_modular.roles import SESSION_SIZES
 
-SCHEMA = 1
-"""Version of the manifest; a bundle of a newer one is refused."""
+SCHEMA = 2
+"""Version of the manifest; a bundle of another one is refused."""
 
 MANIFEST = "manifest.json"
 REBUILD = "Build it again with: janus-modular export MODEL {folder}"
@@ -103,6 +104,11 @@ class Bundle:
             now.setdefault(section, {})[key] = value
             write_manifest(self.folder, now)
         self.manifest.update(now)
+
+
+def session_sizes(model: Mapping[str, Any]) -> dict[str, int]:
+    """Return the sizes that sampling loops ask a session for, from the section ``model`` of a manifest."""
+    return {**model["sizes"], **{name: model[name] for name in SESSION_SIZES}}
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -25,11 +25,11 @@ def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
         "text_loop": model.config.text_loop,
         "drawing_loop": path.sampling_loop,
         "forbidden": list(processor.forbidden),
-        # What sampling loops ask a session for: vocab, drawing (positions of a picture), pad, codes ...
+        # What sampling loops ask a session for; drawing: the positions of an image
         "vocab": model.backbone.vocab_size,
         "drawing": path.num_tokens,
         "pad": processor.pad_id,
-        **path.sizes,
+        "sizes": dict(path.sizes),  # the generation path's own, whose names are its author's
         "picture_to_draw": {"height": path.height, "width": path.width},
         "picture_to_read": {
             "height": spec.height,

@@ -123,7 +123,7 @@ def sizes(subject: Subject) -> Iterator[Check]:
         "forbidden": list(processor.forbidden),
         "text_loop": model.config.text_loop,
         "drawing_loop": path.sampling_loop,
-        **path.sizes,
+        "sizes": dict(path.sizes),
     }
     for name, size in wanted.items():
         found = subject.bundle.manifest["model"].get(name)

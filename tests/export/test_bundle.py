@@ -122,7 +122,7 @@ def changed_graph(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def newer_schema(folder: Path, manifest: dict[str, Any]) -> None:
-    manifest["schema"] = 2
+    manifest["schema"] += 1
 
 
 def no_schema(folder: Path, manifest: dict[str, Any]) -> None:
@@ -198,7 +198,7 @@ def repoint(folder: Path, manifest: dict[str, Any], location: str | None, **plac
         (missing_weights, "lacks weights/"),
         (short_weights, "bytes, the manifest says"),
         (changed_graph, "embed.fp32.onnx has changed"),
-        (newer_schema, "is of schema 2, this version reads schema 1. Upgrade"),
+        (newer_schema, "is of schema 3, this version reads schema 2. Upgrade"),
         (no_schema, "is of schema None"),
         (unlisted_file, "has no hash for draw.fp32.onnx"),
         (

@@ -110,7 +110,7 @@ def test_its_bundle_is_proven_in_every_variant(
 ):
     folder = shutil.copytree(several_codes_bundle, tmp_path / "bundle")
     manifest = load_bundle(folder).manifest
-    assert manifest["model"]["codes_per_position"] == 2
+    assert manifest["model"]["sizes"]["codes_per_position"] == 2
     assert manifest["graphs"]["draw"]["inputs"][0]["shape"] == ["images", POSITIONS, 2]
     reports = verify(folder, several_codes_checkpoint)
     failed = [

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from janus_export.bundle import Bundle, load_bundle
+from janus_export.bundle import Bundle, load_bundle, session_sizes
 from janus_export.errors import BundleError
 from janus_export.runtimes.binding import Binding
 from janus_export.runtimes.contract import GraphContract
@@ -87,9 +87,7 @@ class OnnxRuntime:
         self.text_loop: str = model["text_loop"]
         self.drawing_loop: str = model["drawing_loop"]
         self.width: int = model["width"]
-        self.sizes: Mapping[str, int] = {
-            name: value for name, value in model.items() if isinstance(value, int)
-        }
+        self.sizes: Mapping[str, int] = session_sizes(model)
         self._opened: dict[str, OnnxGraph] = {}
 
     def open(self, capacity: int) -> OnnxSession:

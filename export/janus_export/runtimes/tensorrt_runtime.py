@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_export.bundle import Bundle, load_bundle
+from janus_export.bundle import Bundle, load_bundle, session_sizes
 from janus_export.engines import BUILD, find_engines, read_engines
 from janus_export.errors import BundleError
 from janus_export.runtimes.contract import GraphContract, Tensor
@@ -74,9 +74,7 @@ class TensorRTRuntime:
         self.drawing_loop: str = model["drawing_loop"]
         self.width: int = model["width"]
         self.dtype: str = self.bundle.manifest["variants"][self.variant]["dtype"]
-        self.sizes: Mapping[str, int] = {
-            name: value for name, value in model.items() if isinstance(value, int)
-        }
+        self.sizes: Mapping[str, int] = session_sizes(model)
         self._opened: dict[str, Engine] = {}
 
     def open(self, capacity: int) -> TensorRTSession:
