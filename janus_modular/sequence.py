@@ -60,6 +60,7 @@ class Sample:
     messages: list[Message]
     template: bool = True  # written as the model's chat template has it
     source: str = ""  # its name in the mixture
+    exact_supervision: bool = False  # learn what is marked and nothing else, whatever the run's `supervise`
 
 
 @dataclass

@@ -96,7 +96,7 @@ def with_supervision(sample: Sample) -> Sample:
     segments = [segment for message in sample.messages for segment in message.content]
     marked = any(isinstance(s, Text) and s.supervised for s in segments)
     draws = any(isinstance(s, PictureToDraw) and s.supervised for s in segments)
-    if marked or draws:
+    if marked or draws or sample.exact_supervision:
         return sample
     return replace(
         sample,

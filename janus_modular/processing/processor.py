@@ -112,7 +112,8 @@ class Processor:
 
         Learned are the segments marked as supervised, with the token that ends the assistant's turn;
         with no text marked and nothing drawn, what the assistant says, or the whole of a plain text.
-        ``supervise="all"``: every text token of a sample that draws nothing. ``drop_condition``: what
+        ``supervise="all"``: every text token of a sample that draws nothing, unless its
+        supervision is exact. ``drop_condition``: what
         comes before the first drawn picture is replaced by pads. ``learn_picture_ends``: begin-of-image
         and end-of-image of drawn pictures are learned too (the papers do not say; here, not unless asked).
 
@@ -128,7 +129,7 @@ class Processor:
             parts = maker.document([s for m in sample.messages for s in m.content])
             bos = self.template.always_bos or self.tokenizer.adds_bos
         draws = any(isinstance(part.picture, PictureToDraw) for part in parts)
-        if supervise == "all" and not draws:
+        if supervise == "all" and not draws and not sample.exact_supervision:
             parts = [replace(part, learned=self._is_text(part)) for part in parts]
         sequence = self._assemble(parts, bos=bos, source=sample.source)
         if drop_condition and draws:

@@ -1,0 +1,38 @@
+"""Markers such as ``<image>``, that stand in a text where an image belongs."""
+
+from __future__ import annotations
+
+import re
+
+from janus_modular import DataError
+
+MARKER = re.compile(r"<image>|<image_placeholder>")
+OTHERS = re.compile(r"<(?:video|audio)>")
+LITERAL = "If these letters are meant to be learned, set the source's `markers: text`."
+
+
+def split_at_markers(text: str, where: str) -> list[str]:
+    """Return the stretches of text before, between and after the image markers.
+
+    Raises:
+        DataError: there is a marker of something that cannot be read.
+    """
+    if other := OTHERS.search(text):
+        raise DataError(
+            f"{where}: holds '{other[0]}', and only images can be read. Leave the sample out. {LITERAL}"
+        )
+    return MARKER.split(text)
+
+
+def without_markers(text: str, where: str, advice: str) -> str:
+    """Return a text that may hold no marker, because no image could stand for it.
+
+    Raises:
+        DataError: there is a marker; ``advice`` says what to write instead.
+    """
+    if len(split_at_markers(text, where)) > 1:
+        marker = MARKER.search(text)
+        raise DataError(
+            f"{where}: holds '{marker[0] if marker else ''}', for which there is no image. {advice} {LITERAL}"
+        )
+    return text

@@ -1,0 +1,47 @@
+"""A folder of images, and records in a file beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from janus_modular import PictureToDraw, PictureToRead, Sample, Text
+from janus_plugins.sources.jsonl import Jsonl, JsonlConfig
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """a.png and b.png, of grey 10 and 200."""
+    for name, grey in {"a": 10, "b": 200}.items():
+        Image.new("RGB", (4, 3), (grey, grey, grey)).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def read(images: Path) -> Callable[..., Jsonl]:
+    """Open records as a source: as lines, or what ``raw`` says, in a file of any name."""
+
+    def build(*records: Any, raw: str | None = None, name: str = "data.jsonl", **options: Any) -> Jsonl:
+        text = "\n".join(map(json.dumps, records)) if raw is None else raw
+        (images / name).write_text(text, "utf-8")
+        return Jsonl(JsonlConfig(path=str(images / name), **options))
+
+    return build
+
+
+def shape(sample: Sample) -> list[tuple[str, list[object]]]:
+    """Return a sample as roles and segments: texts with whether they are learned, images by their grey."""
+
+    def segment(one: object) -> object:
+        if isinstance(one, Text):
+            return one.text, one.supervised
+        assert isinstance(one, PictureToRead | PictureToDraw)
+        grey = one.picture.getpixel((0, 0))[0]
+        return ("read", grey) if isinstance(one, PictureToRead) else ("draw", grey, one.supervised)
+
+    return [(m.role, [segment(s) for s in m.content]) for m in sample.messages]
