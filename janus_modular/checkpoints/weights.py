@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from janus_modular.errors import CheckpointError
+from janus_modular.foreign import MAX_DEPTH, foreign_errors, printable, read_json, reason
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ Read = Callable[[], Tensor]
 
 PREFERRED = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+MAX_NAMES = 500_000
+"""Mappings and tensors in one PyTorch file; the largest models have some tens of thousands."""
 TRAINERS = ("pytorch_lightning.", "lightning.")
 """Whose classes lie beside the weights, in what these packages save; an empty one stands for each of them."""
 
@@ -44,7 +47,8 @@ class Weights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         read = self._reads[name]
         self.used.add(name)
-        return read()
+        with foreign_errors(f"{self.path}: the weight '{name}'", CheckpointError):
+            return read()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._reads)
@@ -69,10 +73,9 @@ def open_weights(path: Path) -> Weights:
     Raises:
         CheckpointError: nothing to read, or a file that is damaged, missing, or not as its index says.
     """
-    if not path.is_dir():
-        return Weights(path, _open_file(path))
-    found = _choose(path)
-    if found.name.endswith(".index.json"):
+    with foreign_errors(path, CheckpointError):  # names that no file system takes, a folder that is closed
+        found = _choose(path) if path.is_dir() else path
+    if found.name.endswith(".index.json") and path.is_dir():
         return Weights(path, _open_shards(found))
     return Weights(path, _open_file(found))
 
@@ -108,17 +111,24 @@ def _choose(folder: Path) -> Path:
 
 def _open_shards(index: Path) -> dict[str, Read]:
     """Join the shards that an index names, and hold them to what it says of them."""
-    try:
-        where: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
-        shards = sorted(set(where.values()))
-        if outside := [name for name in shards if Path(name).is_absolute() or ".." in Path(name).parts]:
-            raise ValueError(f"it names files outside of its folder: {', '.join(outside)}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not an index of shards: {error!r}. Fetch it again.") from error
-    if gone := [name for name in shards if not (index.parent / name).is_file()]:
+    where = read_json(index, CheckpointError).get("weight_map")
+    if not (where and isinstance(where, dict)) or not all(isinstance(name, str) for name in where.values()):
+        raise CheckpointError(
+            f"{index} is not an index of shards: expected weight_map, from a weight's name to its file's."
+            " Fetch it again."
+        )
+    shards = sorted(set(where.values()))
+    if outside := [name for name in shards if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise CheckpointError(
+            f"{index} is not an index of shards: it names files outside of its folder:"
+            f" {printable(', '.join(outside))}. Fetch it again."
+        )
+    with foreign_errors(index, CheckpointError):
+        gone = [name for name in shards if not (index.parent / name).is_file()]
+    if gone:
         raise CheckpointError(
             f"{index.parent} lacks {len(gone)} of {len(shards)} shards named in {index.name}:"
-            f" {', '.join(gone)}. Fetch them again."
+            f" {printable(', '.join(gone))}. Fetch them again."
         )
     reads: dict[str, Read] = {}
     for shard in shards:
@@ -135,20 +145,28 @@ def _open_shards(index: Path) -> dict[str, Read]:
 
 
 def _some(what: str, names: set[str]) -> str:
-    return f"{what} {', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''}." if names else ""
+    return (
+        f"{what} {printable(', '.join(sorted(names)[:5]))}{', ...' if len(names) > 5 else ''}."
+        if names
+        else ""
+    )
 
 
 def _open_file(path: Path) -> dict[str, Read]:
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {path}.")
-    if _is_program(path):
-        raise CheckpointError(
-            f"{path} is a TorchScript program: code from weight files is never run. Get the weights as"
-            " .safetensors; where you trust the program, save what torch.jit.load(...).state_dict() returns."
-        )
-    if path.suffix not in SUFFIXES:
-        raise CheckpointError(f"{path} is not a weight file: expected one ending in {', '.join(SUFFIXES)}.")
-    return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
+    with foreign_errors(path, CheckpointError):
+        if not path.is_file():
+            raise CheckpointError(f"there is no file {path}.")
+        if _is_program(path):
+            raise CheckpointError(
+                f"{path} is a TorchScript program: code from weight files is never run. Get the weights as"
+                " .safetensors; where you trust the program, save what torch.jit.load(...).state_dict()"
+                " returns."
+            )
+        if path.suffix not in SUFFIXES:
+            raise CheckpointError(
+                f"{path} is not a weight file: expected one ending in {', '.join(SUFFIXES)}."
+            )
+        return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
 
 
 def _open_safetensors(path: Path) -> dict[str, Read]:
@@ -160,7 +178,7 @@ def _open_safetensors(path: Path) -> dict[str, Read]:
 
 
 def _damage(path: Path) -> str | None:
-    """Say what is wrong with the size of a safetensors file (header length, header, data), if anything is."""
+    """Return what is wrong with a safetensors file's size (header length, header, data); None if nothing."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -168,20 +186,36 @@ def _damage(path: Path) -> str | None:
             return f"it has {size} bytes, too few for the header that it announces"
         try:
             header = json.loads(file.read(length))
-            expected = (
-                8 + length + max(v["data_offsets"][1] for k, v in header.items() if k != "__metadata__")
-            )
-        except (ValueError, KeyError, TypeError):
+            entries = [value for key, value in header.items() if key != "__metadata__"]
+            expected = 8 + length + max(value["data_offsets"][1] for value in entries)
+        except Exception:  # a header of any form: the parser's own words are all there is to say
             return None
     return f"it has {size} bytes, its header promises {expected}" if size != expected else None
 
 
 def _is_program(path: Path) -> bool:
-    """Say whether a file is an archive of TorchScript: it has constants, which files of tensors have not."""
+    """Return True for an archive of TorchScript: it has constants, which files of tensors have not.
+
+    Raises:
+        CheckpointError: the archive is damaged, or would unpack to more than it is.
+    """
     if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception as error:  # zipfile trusts the fields of the list of contents
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is damaged: a zip archive whose list of contents cannot be"
+            f" read: {reason(error)}. Fetch it again."
+        ) from error
+    unpacked, size = sum(entry.file_size for entry in entries), path.stat().st_size
+    if unpacked > size:  # PyTorch stores without compression
+        raise CheckpointError(
+            f"{path} would unpack to {unpacked:,} bytes, and has {size:,}: no archive that PyTorch wrote."
+            " Get the weights as .safetensors."
+        )
+    return any(entry.filename.endswith("/constants.pkl") for entry in entries)
 
 
 def _open_torch(path: Path) -> dict[str, Read]:
@@ -204,6 +238,7 @@ def _open_torch(path: Path) -> dict[str, Read]:
         stand_ins = [(StandIn, name) for name in _named(path) if name.startswith(TRAINERS)] if mapped else []
         with torch.serialization.safe_globals([argparse.Namespace, *stand_ins]):
             content = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
+        return _flat(content)
     except pickle.UnpicklingError as error:
         if "unsupported" in str(error).lower():
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -216,11 +251,10 @@ def _open_torch(path: Path) -> dict[str, Read]:
             f"{path} ({path.stat().st_size} bytes) is no PyTorch file of tensors, or it is damaged."
             " Fetch it again."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the unpickler runs what the bytes say, and fails in any way
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is damaged or cut short: {error}. Fetch it again."
+            f"{path} ({path.stat().st_size} bytes) is damaged or cut short: {reason(error)}. Fetch it again."
         ) from error
-    return dict(_flat(content))
 
 
 class StandIn:
@@ -238,10 +272,32 @@ def _named(path: Path) -> list[str]:
     return torch.serialization.get_unsafe_globals_in_checkpoint(path)
 
 
-def _flat(content: object, prefix: str = "") -> Iterator[tuple[str, Read]]:
-    if isinstance(content, Mapping):
-        for name, value in content.items():
-            yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))
-    elif isinstance(content, Tensor):
-        tensor: Tensor = content
-        yield prefix, lambda: tensor
+def _flat(content: object) -> dict[str, Read]:
+    """Return the tensors in nested mappings, by the dotted path of their keys.
+
+    Raises:
+        ValueError: mappings are nested deeper than `MAX_DEPTH` (one may hold itself), or there are more than
+            `MAX_NAMES` paths (mappings that are shared at every level double them).
+    """
+    reads: dict[str, Read] = {}
+    waiting: list[tuple[str, object, int]] = [("", content, 0)]
+    visited = 0
+    while waiting:
+        prefix, value, depth = waiting.pop()
+        visited += 1
+        if depth > MAX_DEPTH or visited > MAX_NAMES:
+            raise ValueError(
+                f"its mappings are nested deeper than {MAX_DEPTH} levels, or have over {MAX_NAMES:,} names"
+            )
+        if isinstance(value, Mapping):
+            inner = [
+                (f"{prefix}.{key}" if prefix else str(key), each, depth + 1) for key, each in value.items()
+            ]
+            waiting += reversed(inner)
+        elif isinstance(value, Tensor):
+            reads[prefix] = partial(_identity, value)
+    return reads
+
+
+def _identity(tensor: Tensor) -> Tensor:
+    return tensor
