@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.processing.marking import Turn
@@ -85,7 +84,7 @@ class PlainTemplate:
 
 @dataclass
 class ChatTemplate:
-    """The tokenizer's own chat template: a jinja program, run in a sandbox.
+    """The tokenizer's own chat template: a jinja program, run in a sandbox and with limits.
 
     The helpers are those that such templates are written against: special tokens by name,
     ``raise_exception``, ``strftime_now``, ``tojson``, ``break`` and ``continue`` in loops.
@@ -99,24 +98,15 @@ class ChatTemplate:
     stop_strings: tuple[str, ...] = ()
 
     def __call__(self, turns: Sequence[Turn], answer: bool) -> str:
-        """Run the program."""
-        import jinja2
+        """Run the program.
 
-        try:
-            return self._program.render(
-                messages=list(turns), add_generation_prompt=answer, tools=None, documents=None, **self.tokens
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, OverflowError) as error:
-            raise PromptError(
-                f"the chat template refuses the conversation: {error}. "
-                f"It was given the roles {', '.join(turn['role'] for turn in turns) or '(none)'}."
-            ) from error
+        Raises:
+            PromptError: it refuses the conversation, fails, or exceeds a limit.
+        """
+        from janus_modular.processing.template_process import TEMPLATES
 
-    @cached_property
-    def _program(self) -> Any:
-        from janus_modular.processing.chat_programs import compile_template
-
-        return compile_template(self.source)
+        context = {"messages": list(turns), "add_generation_prompt": answer, "tools": None, "documents": None}
+        return TEMPLATES.render(self.source, {**context, **self.tokens})
 
 
 TEMPLATES = ("janus", "janus-pro", "chat", "plain")

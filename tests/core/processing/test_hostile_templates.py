@@ -1,0 +1,164 @@
+"""Chat templates that fail, loop, recurse or grow: each is stopped, and the next one is rendered."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from janus_modular.errors import ConfigError, JanusError, PromptError
+from janus_modular.processing import template_process
+from janus_modular.processing.template_process import TemplateProcess
+from janus_modular.processing.templates import ChatTemplate
+
+CONTEXT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "add_generation_prompt": True}
+LINES = "{% for m in messages %}<|{{ m.role }}|>{{ m['content'] | trim }}{% endfor %}<|end|>"
+RENDERED = "<|user|>hello<|end|>"
+
+FAILING = {
+    "division": "{{ 1 / 0 }}",
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "missing": "{{ nothing.at.all }}",
+    "power": "{{ 'x' * 10 ** 11 }}",
+    "filter": "{{ 'x' | center(10 ** 11) }}",
+    "indent": "{{ messages | tojson(indent=10 ** 11) }}",
+    "doubling": "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "lists": "{{ [0] * 10 ** 10 }}",
+    "internals": "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+    "own words": "{{ raise_exception('roles must alternate') }}",
+    "output": f"{{{{ 'x' * {template_process.MAX_OUTPUT + 1} }}}}",
+}
+ENDLESS = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "shared lists": (
+        "{% set n = namespace(l=[1]) %}{% for i in range(60) %}{% set n.l = [n.l, n.l] %}{% endfor %}"
+        "{{ n.l == n.l | list | string }}"
+    ),
+    "words": "{{ lipsum(10 ** 9) }}",
+}
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[TemplateProcess]:
+    made = TemplateProcess(seconds=0.3)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("source", FAILING.values(), ids=FAILING)
+def test_a_template_that_fails_is_refused_and_the_next_one_rendered(
+    source: str, process: TemplateProcess
+) -> None:
+    process.seconds = 20.0
+    with pytest.raises(PromptError, match=r"the chat template refuses the conversation: .*roles user"):
+        process.render(source, CONTEXT)
+    assert process.render(LINES, CONTEXT) == RENDERED
+
+
+@pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS)
+def test_a_template_without_end_is_stopped_and_the_next_one_rendered(
+    source: str, process: TemplateProcess
+) -> None:
+    process.seconds = 0.3
+    with pytest.raises(PromptError, match=r"the chat template was stopped: it took more than 0\.3 s"):
+        process.render(source, CONTEXT)
+    process.seconds = 20.0
+    assert process.render(LINES, CONTEXT) == RENDERED
+
+
+@pytest.mark.parametrize("source", ["{% if x", "{{ " + "(" * 400 + ")" * 400 + " }}", "{% nothing %}"])
+def test_a_template_that_is_none_is_refused(source: str, process: TemplateProcess) -> None:
+    process.seconds = 20.0
+    with pytest.raises(ConfigError, match="the tokenizer's chat template"):
+        process.render(source, CONTEXT)
+
+
+def test_a_template_says_in_its_own_words_why_it_refuses() -> None:
+    template = ChatTemplate("{{ raise_exception('roles must alternate') }}", {})
+    with pytest.raises(
+        PromptError, match=r"conversation: roles must alternate\. It was given the roles user"
+    ):
+        template([{"role": "user", "content": "hello"}], True)
+
+
+def test_threads_get_their_own_answers(process: TemplateProcess) -> None:
+    process.seconds = 20.0
+    answers: dict[int, set[str]] = {i: set() for i in range(4)}
+
+    def work(number: int) -> None:
+        for _ in range(20):
+            answers[number].add(process.render("{{ number }}", {"number": number}))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in answers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {i: {str(i)} for i in answers}
+
+
+def test_an_interrupted_render_is_never_another_ones_answer(
+    process: TemplateProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process.seconds = 20.0
+    process.render(LINES, CONTEXT)
+    child = process._child
+    assert child is not None
+    assert child.stdout is not None
+
+    class Interrupted:
+        def __init__(self, pipe: Any) -> None:
+            self.close = pipe.close
+
+        def readline(self) -> str:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(child, "stdout", Interrupted(child.stdout))
+    with pytest.raises(KeyboardInterrupt):
+        process.render("{{ 'late' }}", CONTEXT)
+    assert process.render(LINES, CONTEXT) == RENDERED
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_has_a_child_of_its_own() -> None:
+    program = (
+        "import os\n"
+        "from janus_modular.processing.template_process import TEMPLATES as t\n"
+        "print(t.render('{{ 1 }}', {}), flush=True)\n"
+        "if (pid := os.fork()) == 0:\n"
+        "    print(t.render('{{ 2 }}', {}), flush=True)\n"
+        "else:\n"
+        "    os.waitpid(pid, 0)\n"
+        "    print(t.render('{{ 3 }}', {}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("1\n2\n3\n", "")
+
+
+def test_rendering_imports_no_torch() -> None:
+    program = (
+        "import sys\n"
+        "from janus_modular.processing.template_process import TEMPLATES as t, _answer\n"
+        "print(t.render('{{ 1 }}', {}), _answer('{{ 2 }}', {}))\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), sorted(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("1 ['rendered', '2']\n", "")
+
+
+@given(data=st.data())
+def test_an_edited_template_renders_or_is_refused(
+    mutations: ModuleType, process: TemplateProcess, data: st.DataObject
+) -> None:
+    process.seconds = 20.0
+    source = data.draw(mutations.damaged_bytes(LINES.encode())).decode("utf-8", "surrogateescape")
+    text = mutations.read_or_refused(lambda: process.render(source, CONTEXT), JanusError, "chat template")
+    assert text is None or isinstance(text, str)
