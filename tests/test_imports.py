@@ -14,7 +14,7 @@ FOLDERS = ("janus_modular", "plugins", "export", "tests", "bench")
 OURS = ("janus_modular", "janus_plugins", "janus_export")
 # Names that say nothing: a file called so collects what has no place.
 NO_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "misc"}
-LONGEST = 350  # lines
+LONGEST = 400  # lines
 
 
 def sources() -> list[Path]:
