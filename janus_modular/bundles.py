@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from janus_modular.building import Builder
 from janus_modular.config import resolve
 from janus_modular.interfaces import Part, part
 from janus_modular.plugins import Plugins, default_plugins
@@ -56,6 +57,6 @@ def open_bundle(
     if variant is not None:
         chosen["variant"] = variant
     one = resolve({"runtime": chosen}, Running, plugins).runtime
-    opened: Runtime = plugins.entry(one.slot, one.name).factory(one.config, folder)
+    opened: Runtime = Builder(plugins, paths={id(one): "runtime"})(one, folder)
     recorded = json.loads((folder / MANIFEST).read_text("utf-8")).get("plugins", [])  # the runtime read it
     return opened, Processor.load(folder), plugins.as_recorded(recorded)

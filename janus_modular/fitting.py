@@ -8,17 +8,14 @@ from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
-from janus_modular.registry import Hooks
+from janus_modular.registry import MODEL_SLOTS, Hooks
 from janus_modular.roles import SESSION_SIZES
 from janus_modular.suggest import did_you_mean
-
-MODULES = {"understanding_encoders", "image_tokenizers", "adaptors", "heads", "generation", "backbones"}
-"""The slots whose components make up the model."""
 
 
 def misfit(component: Any, slot: str) -> str:
     """Say what a part of the model lacks of its slot's interface; nothing where it fits."""
-    if slot not in MODULES:
+    if slot not in MODEL_SLOTS:
         return ""
     if not isinstance(component, nn.Module):
         return f"it is built as {component!r}; expected a torch.nn.Module."

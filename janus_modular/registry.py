@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Generic, TypeVar
 
 import pluggy
@@ -15,12 +15,23 @@ from janus_modular.interfaces import (
     GenerationPath,
     Head,
     ImageTokenizer,
+    PartConfig,
     UnderstandingEncoder,
 )
 from janus_modular.roles import Layout, Runtime, Sampling, Source, Tracker
 
 PROJECT = "janus_modular"
 API_VERSION = 1
+
+MODEL_SLOTS = (
+    "understanding_encoders",
+    "image_tokenizers",
+    "adaptors",
+    "heads",
+    "backbones",
+    "generation",
+)
+"""The slots that are filled by modules of torch: the parts of a model."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -37,6 +48,18 @@ class Entry(Generic[T]):
     config: type[Any]
     plugin: str  # the module or distribution that offered it
 
+    def make(self, config: Any, *neighbours: Any, build: Callable[..., Any]) -> T:
+        """Call the factory with ``config`` and ``neighbours``, what its slot passes beside it.
+
+        One whose config holds components gets ``build`` as the last argument: ``build(part, *neighbours)``.
+        """
+        return self.factory(config, *neighbours, *([build] if holds_components(self.config) else []))
+
+
+def holds_components(config: type[Any]) -> bool:
+    """Return True if a config's dataclass has fields that are declared by ``part(slot)``."""
+    return any("slot" in field.metadata for field in fields(config))
+
 
 @dataclass
 class Registry(Generic[T]):
@@ -50,11 +73,26 @@ class Registry(Generic[T]):
         """Offer ``factory`` under ``name``; ``config`` is the dataclass of its options.
 
         Raises:
-            PluginError: the name is taken, or ``config`` is no dataclass.
+            PluginError: the name is taken, or ``config`` is no dataclass, or has a field that cannot be set.
         """
         if not (isinstance(config, type) and is_dataclass(config)):
             raise PluginError(
                 f"the {slot_label(self.slot)} '{name}': its config must be a dataclass, not {config!r}"
+            )
+        if "name" in (field.name for field in fields(config)):
+            raise PluginError(
+                f"the {slot_label(self.slot)} '{name}': its config has a field 'name', but in a config file"
+                " 'name' chooses the component. Rename the field"
+            )
+        if self.slot in MODEL_SLOTS and not issubclass(config, PartConfig):
+            raise PluginError(
+                f"the {slot_label(self.slot)} '{name}': its config {config.__name__} lacks 'pretrained' and"
+                " 'revision'. Let it inherit from janus_modular.PartConfig"
+            )
+        if self.slot == "sampling_loops" and holds_components(config):
+            raise PluginError(
+                f"the sampling loop '{name}': its settings hold a component, but they are typed at each call"
+                " (temperature=0.5). Give them plain values"
             )
         if name in self.entries:
             first = self.entries[name].plugin
@@ -65,7 +103,11 @@ class Registry(Generic[T]):
 
 
 class Hooks:
-    """One hook a slot: a plugin implements the one it fills, and calls ``registry.add``."""
+    """One hook a slot: a plugin implements the one it fills, and calls ``registry.add``.
+
+    A factory whose config holds components (`janus_modular.part`) takes one argument more, the last: what
+    builds them, ``build(part, *neighbours)``.
+    """
 
     @hookspec
     def register_understanding_encoders(self, registry: Registry[UnderstandingEncoder]) -> None:

@@ -91,8 +91,8 @@ class TorchSession:
         return torch.stack(list(columns), dim=1)
 
     def to_host(self, x: Tensor) -> NDArray[Any]:
-        """Bring a tensor to numpy."""
-        return x.cpu().numpy()
+        """Bring a tensor to numpy; bfloat16, which numpy lacks, as the same numbers in float32."""
+        return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
 
     def _taken_over(self, x: Any) -> Any:
         return (

@@ -63,15 +63,15 @@ def test_every_option_of_every_component_says_what_it_is(slot: str, plugins: Plu
 
 
 def test_every_check_is_documented_with_its_slot():
+    from janus_modular.registry import MODEL_SLOTS
     from janus_modular.testing import checks_of
-    from janus_modular.testing.check import PARTS
 
     text = (ROOT / "docs/reference/testing.md").read_text("utf-8")
     sections = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     row = re.compile(r"^\| `(\w+)` \| (.*) \|(?: (slow) \|| \|)$", re.MULTILINE)
     tables = {head: row.findall(section) for head, section in sections.items()}
     told = {
-        slot: {*(tables["Every part of a model"] if slot in PARTS else ()), *tables[head]}
+        slot: {*(tables["Every part of a model"] if slot in MODEL_SLOTS else ()), *tables[head]}
         for slot in SLOTS
         for head in tables
         if head.endswith(f"`{slot}`")

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from janus_modular.errors import MissingExtraError, missing_extra
-from janus_modular.testing.check import PARTS, NotApplicable, check_for, ensure
+from janus_modular.registry import MODEL_SLOTS
+from janus_modular.testing.check import NotApplicable, check_for, ensure
 
 
-@check_for(*PARTS)
+@check_for(*MODEL_SLOTS)
 def check_onnx_parity(component: Any, example: Any) -> None:
     """As standard ONNX, ONNX Runtime computes what torch does."""
     import torch
@@ -36,7 +37,7 @@ def check_onnx_parity(component: Any, example: Any) -> None:
         ensure_same(found, wanted, f"{call.name} in ONNX Runtime")
 
 
-@check_for(*PARTS, slow=True)
+@check_for(*MODEL_SLOTS, slow=True)
 def check_rtx_engine(component: Any, example: Any) -> None:
     """TensorRT-RTX builds an engine of it, for which no GPU is needed."""
     from janus_modular.testing.calls import calls_of

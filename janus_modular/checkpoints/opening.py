@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from janus_modular.building import Builder
 from janus_modular.bundles import is_bundle
 from janus_modular.checkpoints import native
 from janus_modular.checkpoints.pretrained import resolve_pretrained
@@ -120,4 +121,4 @@ def layout_of(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> Layo
 def make_layout(name: str, plugins: Plugins) -> Layout:
     """Build a registered layout."""
     entry = plugins.entry("layouts", name)
-    return entry.factory(entry.config())
+    return entry.make(entry.config(), build=Builder(plugins))

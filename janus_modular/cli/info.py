@@ -100,7 +100,7 @@ def _checkpoint(model: str, overrides: list[str]) -> Path | None:
 def _described(folder: Path, plugins: Plugins) -> tuple[str, ModelConfig, list[str]]:
     """Read a checkpoint's description: its layout, its model config, and what its parts came from."""
     from janus_modular.checkpoints.native import MODEL_TYPE, read_record, recorded_config
-    from janus_modular.checkpoints.opening import refuse_bundle
+    from janus_modular.checkpoints.opening import make_layout, refuse_bundle
     from janus_modular.checkpoints.pretrained import PretrainedReport
     from janus_modular.config import resolve
     from janus_modular.errors import CheckpointError
@@ -114,8 +114,7 @@ def _described(folder: Path, plugins: Plugins) -> tuple[str, ModelConfig, list[s
         config = recorded_config(record, (), plugins)
         return f"a checkpoint in the native layout, format {record['format']}", config, reports
     for name in plugins.names("layouts"):
-        entry = plugins.entry("layouts", name)
-        layout = entry.factory(entry.config())
+        layout = make_layout(name, plugins)
         if layout.detect(record):
             config = resolve(layout.read_config(folder), ModelConfig, plugins)
             return f"a checkpoint in the layout '{name}'", config, []

@@ -6,7 +6,7 @@ file can name code: a component is a registered name, never an import path.
 """
 
 from janus_modular.config.faults import Fault
-from janus_modular.config.reading import load
+from janus_modular.config.reading import load, override
 from janus_modular.config.resolving import resolve
 from janus_modular.config.shipped import shipped, shipped_folder
 from janus_modular.config.writing import module_path, parts_in, to_plain, to_yaml
@@ -15,6 +15,7 @@ __all__ = [
     "Fault",
     "load",
     "module_path",
+    "override",
     "parts_in",
     "resolve",
     "shipped",

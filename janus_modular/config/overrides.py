@@ -33,40 +33,38 @@ def parse(text: str) -> Override:
 
 
 def apply(
-    tree: dict[str, Any], overrides: Iterable[Override], *, is_component: Callable[[str], bool]
+    tree: dict[str, Any], overrides: Iterable[Override], *, share_slot: Callable[[str, str], bool]
 ) -> None:
     """Apply overrides to ``tree``, in place.
 
     A change of a component's name drops the old component's options: they mean nothing to the new one.
-    So names are changed first, outer ones before inner ones, and options may come in any order.
-    ``encoder=siglip`` is short for ``encoder.name=siglip``.
+    ``encoder=siglip`` is short for ``encoder.name=siglip``. What replaces a whole mapping goes before what
+    changes a part of it, so overrides may come in any order and none undoes another; of two for the same
+    path, the last counts.
+
+    Args:
+        share_slot: whether two names are those of components that could stand in the same place.
     """
-    options: list[Override] = []
-    names: list[Override] = []
+    changes: list[tuple[Override, bool]] = []  # and whether the value is the name of another component
     for keys, value in overrides:
-        if isinstance(value, str) and keys[-1] != "name" and _is_slot(_get(tree, keys), value, is_component):
-            names.append(([*keys, "name"], value))
-        elif (
-            isinstance(value, str)
-            and keys[-1] == "name"
-            and _is_slot(_get(tree, keys[:-1]), value, is_component)
-        ):
-            names.append((keys, value))
-        else:
-            options.append((keys, value))
-    for keys, value in sorted(names, key=lambda override: len(override[0])):
-        slot = _get(tree, keys[:-1])
-        if not isinstance(slot, dict) or slot.get("name") != value:
-            _set(tree, keys[:-1], {"name": value})
-    for keys, value in options:
-        _set(tree, keys, value)
+        place = keys[:-1] if keys[-1] == "name" else keys
+        names = isinstance(value, str) and _holds_component(_get(tree, place), value, share_slot)
+        changes.append(((place if names else keys, value), names))
+    for (keys, value), names in sorted(changes, key=lambda change: len(change[0][0])):
+        if not names:
+            _set(tree, keys, value)
+            continue
+        here = _get(tree, keys)
+        if not isinstance(here, dict):
+            _set(tree, keys, value)  # a name alone, which may also be a text: the same is written either way
+        elif here.get("name") != value:
+            _set(tree, keys, {"name": value})
 
 
-def _is_slot(here: Any, name: str, is_component: Callable[[str], bool]) -> bool:
-    """Say whether ``here`` holds a component: one with a known name, or a mapping about to get one."""
-    if isinstance(here, dict) and isinstance(here.get("name"), str):
-        return is_component(here["name"]) or is_component(name)
-    return isinstance(here, str) and is_component(here) and is_component(name)
+def _holds_component(here: Any, name: str, share_slot: Callable[[str, str], bool]) -> bool:
+    """Return True if ``here`` holds a component that ``name`` could replace, by its name or as a mapping."""
+    old = here.get("name") if isinstance(here, dict) else here
+    return isinstance(old, str) and share_slot(old, name)
 
 
 def _get(tree: Any, keys: list[str]) -> Any:

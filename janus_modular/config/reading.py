@@ -48,8 +48,19 @@ def _load(
         inside = [(keys[1:], value) for keys, value in overrides if keys[0] == "model" and len(keys) > 1]
         tree["model"] = _load(tree["model"], inside, plugins)
     done = {("model", *keys) for keys, _ in inside} | {("model",)}
-    apply(tree, [one for one in overrides if tuple(one[0]) not in done], is_component=plugins.knows)
+    apply(tree, [one for one in overrides if tuple(one[0]) not in done], share_slot=plugins.share_slot)
     return interpolate(tree)[0]
+
+
+def override(tree: Mapping[str, Any], overrides: Iterable[str], plugins: Plugins) -> dict[str, Any]:
+    """Return a component's options with ``a.b=c`` applied; no key of it names another config.
+
+    Raises:
+        ConfigError: an override is not written ``a.b=c``.
+    """
+    changed = deepcopy(dict(tree))
+    apply(changed, map(parse, overrides), share_slot=plugins.share_slot)
+    return interpolate(changed)[0]
 
 
 def _read(path: Path, plugins: Plugins) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from janus_modular.config.leaves import convert, words
 from janus_modular.errors import JanusError
 from janus_modular.interfaces import Part
 from janus_modular.plugins import Plugins, default_plugins
-from janus_modular.registry import a_component, slot_label
+from janus_modular.registry import MODEL_SLOTS, a_component, slot_label
 from janus_modular.suggest import did_you_mean
 
 T = TypeVar("T")
@@ -175,6 +175,15 @@ class _Walk:
         options = {key: value for key, value in raw.items() if key != "name"}
         before = len(self.faults)
         config = self.dataclass(options, entry.config, path, what=f"the {slot_label(slot)} '{name}'")
+        if slot not in MODEL_SLOTS:
+            for key in ("pretrained", "revision"):
+                if getattr(config, key, None) is not None and options.get(key) is not None:
+                    self.fault(
+                        _join(path, key),
+                        f"found {options[key]!r}",
+                        "null",
+                        f"{a_component(slot).capitalize()} has no weights to load: leave it out.",
+                    )
         return Part(slot, name, config) if len(self.faults) == before else None
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from janus_modular.assemble import assemble
+from janus_modular.building import Builder
 from janus_modular.checkpoints.writing import write_weights
 from janus_modular.config import resolve, to_plain
 from janus_modular.demo.classifier import Classifier
@@ -42,7 +43,7 @@ class Demo:
 
     def open(self, part: Part) -> LabelledPictures:
         """Open a source of labelled pictures."""
-        return cast(LabelledPictures, self.plugins.entry(part.slot, part.name).factory(part.config))
+        return cast(LabelledPictures, Builder(self.plugins)(part))
 
     def classifier(self) -> Classifier:
         """Train the judge."""
@@ -118,9 +119,7 @@ class Demo:
         self, module: Any, name: str, phase: PhaseConfig, source: LabelledPictures, losses: Any = None
     ) -> None:
         folder = self.output / "phases" / name
-        trackers = [
-            self.plugins.entry(t.slot, t.name).factory(t.config, folder) for t in self.config.trackers
-        ]
+        trackers = [Builder(self.plugins)(tracker, folder) for tracker in self.config.trackers]
         try:
             fit(
                 module.to(memory_format=torch.channels_last),

@@ -71,9 +71,13 @@ class Plugins:
         names = [name for slot in SLOTS for name in self.names(slot)]
         return {name.removeprefix(ours) for name in names if name.startswith(ours)}
 
-    def knows(self, name: str) -> bool:
-        """Say whether any slot has a component of this name, by metadata alone."""
-        return any(name in (one.name, f"{one.dist}:{one.name}") for one in self.announcements)
+    def share_slot(self, name: str, other: str) -> bool:
+        """Return True if two names are those of components of the same slot, by metadata alone."""
+        slots, others = (
+            {one.slot for one in self.announcements if word in (one.name, f"{one.dist}:{one.name}")}
+            for word in (name, other)
+        )
+        return bool(slots & others)
 
     def find(self, slot: str, name: str) -> Announcement:
         """Return what ``name`` (or ``dist:name``) means in a slot, without importing it.

@@ -10,16 +10,6 @@ from janus_modular.errors import CheckError, PluginError
 
 Function = TypeVar("Function", bound=Callable[[Any, Any], None])
 
-PARTS = (
-    "understanding_encoders",
-    "image_tokenizers",
-    "adaptors",
-    "heads",
-    "backbones",
-    "generation",
-)
-"""The slots that are filled by modules of torch."""
-
 
 class NotApplicable(Exception):  # noqa: N818 (no fault of anybody's)
     """Raised by a check that has nothing to say about a component here; its message says why."""

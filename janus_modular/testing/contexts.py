@@ -15,8 +15,8 @@ from typing import Any, get_origin, get_type_hints
 
 import torch
 
-from janus_modular.assemble import Builder
-from janus_modular.config import load, parts_in, resolve, to_plain
+from janus_modular.building import Builder
+from janus_modular.config import load, override, parts_in, resolve, to_plain
 from janus_modular.errors import ConfigError, JanusError, PluginError
 from janus_modular.interfaces import Part
 from janus_modular.plugins import Plugins
@@ -65,9 +65,7 @@ def chosen(plugins: Plugins, slot: str, name: str, overrides: Iterable[str]) -> 
                 example = {"name": first[1], **small[first]}
                 several = get_origin(hints[field.name]) is list
                 options[field.name] = [example, example] if several else example
-    raw = load({"name": name, **options}, overrides, plugins)
-    raw.pop("name")
-    return Part(slot, name, resolve(raw, entry.config, plugins))
+    return Part(slot, name, resolve(override(options, overrides, plugins), entry.config, plugins))
 
 
 def tiny(plugins: Plugins) -> dict[tuple[str, str], dict[str, Any]]:

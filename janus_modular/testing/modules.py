@@ -14,15 +14,16 @@ import yaml
 from torch import Tensor
 
 from janus_modular.config import resolve, to_yaml
+from janus_modular.registry import MODEL_SLOTS
 from janus_modular.testing.calls import Calling, calls_of, learning_from, tensors
-from janus_modular.testing.check import PARTS, NotApplicable, check_for, ensure
+from janus_modular.testing.check import NotApplicable, check_for, ensure
 from janus_modular.testing.comparing import ensure_identical, ensure_same
 
 NO_KERNEL = ("not implemented for", "not support")
 """How torch says that this processor has no such operator in half precision."""
 
 
-@check_for(*PARTS)
+@check_for(*MODEL_SLOTS)
 def check_config_round_trip(component: Any, example: Any) -> None:
     """Its config is a dataclass that comes back from YAML as it was."""
     config = getattr(component, "config", None)
@@ -35,7 +36,7 @@ def check_config_round_trip(component: Any, example: Any) -> None:
     ensure(again == config, f"{config} came back from YAML as {again}")
 
 
-@check_for(*PARTS)
+@check_for(*MODEL_SLOTS)
 @torch.no_grad()
 def check_rows_do_not_mix(component: Any, example: Tensor) -> None:
     """A batch is its rows: each comes out as it does alone."""
@@ -48,7 +49,7 @@ def check_rows_do_not_mix(component: Any, example: Tensor) -> None:
             ensure_same(call.row(row)(component), wanted, f"{call.name}, row {row} alone and in company")
 
 
-@check_for(*PARTS)
+@check_for(*MODEL_SLOTS)
 @torch.no_grad()
 def check_deterministic(component: Any, example: Tensor) -> None:
     """Asked twice it answers the same, and changes neither its inputs nor, in eval mode, itself."""
@@ -60,7 +61,7 @@ def check_deterministic(component: Any, example: Tensor) -> None:
         ensure_identical(component.state_dict(), state, f"{call.name} in eval mode changes its state")
 
 
-@check_for(*PARTS)
+@check_for(*MODEL_SLOTS)
 def check_gradients(component: Any, example: Tensor) -> None:
     """The gradient reaches every parameter that should learn, and none that is frozen."""
     apart = tuple(f"{name}." for name in getattr(component, "trained_apart", ()))
@@ -84,7 +85,7 @@ def check_gradients(component: Any, example: Tensor) -> None:
     ensure(not astray, f"a gradient reaches {some(astray)}, which is frozen or trained apart")
 
 
-@check_for(*PARTS)
+@check_for(*MODEL_SLOTS)
 def check_frozen(component: Any, example: Tensor) -> None:
     """Frozen, it passes the gradient on to what comes before it and keeps none."""
     component.train().requires_grad_(False)
@@ -102,7 +103,7 @@ def check_frozen(component: Any, example: Tensor) -> None:
     ensure(not kept, f"a gradient stays in {some(kept)}, which is frozen")
 
 
-@check_for(*PARTS)
+@check_for(*MODEL_SLOTS)
 @torch.no_grad()
 def check_meta_device(component: Any, example: Tensor) -> None:
     """On the meta device it computes shapes without data: what memory is counted by."""
@@ -117,7 +118,7 @@ def check_meta_device(component: Any, example: Tensor) -> None:
         ensure([(x.shape, x.dtype) for x in found] == shapes, f"{call.name}: other shapes than on the CPU")
 
 
-@check_for(*PARTS)
+@check_for(*MODEL_SLOTS)
 @torch.no_grad()
 def check_half_precision(component: Any, example: Tensor) -> None:
     """In bfloat16 and float16 it computes in that type, and stays finite."""
@@ -142,7 +143,7 @@ def check_half_precision(component: Any, example: Tensor) -> None:
         raise NotApplicable("; ".join(lacking))
 
 
-@check_for(*PARTS)
+@check_for(*MODEL_SLOTS)
 @torch.no_grad()
 def check_state_dict(component: Any, example: Tensor) -> None:
     """Its weights, written as safetensors and read into another of its kind, make that one the same."""
@@ -163,7 +164,7 @@ def check_state_dict(component: Any, example: Tensor) -> None:
         ensure_identical(call(other), call(component), f"{call.name} after a round trip of the weights")
 
 
-@check_for(*PARTS)
+@check_for(*MODEL_SLOTS)
 def check_exports(component: Any, example: Tensor) -> None:
     """torch.export takes it, and the exported program computes the same."""
     component.eval().requires_grad_(False)

@@ -10,7 +10,8 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 from janus_modular.errors import missing_extra
-from janus_modular.testing.check import PARTS, REGISTERED, Check, NotApplicable
+from janus_modular.registry import MODEL_SLOTS
+from janus_modular.testing.check import REGISTERED, Check, NotApplicable
 
 GROUP = "janus_modular.checks"
 """Checks that other packages bring: an entry point a check, ``name = "module:check_name"``."""
@@ -76,5 +77,5 @@ def _brought(point: EntryPoint) -> Check:
         def run(component: Any, example: Any) -> None:
             raise failure
 
-        return Check(point.name, run, PARTS)
+        return Check(point.name, run, MODEL_SLOTS)
     return next(check for check in REGISTERED.values() if check.run is function)

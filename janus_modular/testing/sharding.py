@@ -23,15 +23,16 @@ from torch import Tensor, nn
 
 from janus_modular.errors import CheckError
 from janus_modular.plugins.loading import FILE_MODULE, load_file
+from janus_modular.registry import MODEL_SLOTS
 from janus_modular.testing.calls import Calling, calls_of, tensors, weighing
-from janus_modular.testing.check import PARTS, NotApplicable, check_for, ensure
+from janus_modular.testing.check import NotApplicable, check_for, ensure
 from janus_modular.testing.comparing import ensure_same
 
 WAIT = 300.0
 """Seconds until an answer that does not come is a failure: a collective that one rank never reaches hangs."""
 
 
-@check_for(*PARTS, slow=True)
+@check_for(*MODEL_SLOTS, slow=True)
 def check_sharding(component: Any, example: Tensor) -> None:
     """FSDP2 shards it over two processes, and forward and backward are the same."""
     if not any(weight.requires_grad for weight in component.parameters()):

@@ -9,6 +9,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from janus_modular.building import Builder
+from janus_modular.config import parts_in
+from janus_modular.config.faults import Fault, config_error
 from janus_modular.device import choose_device
 from janus_modular.errors import ConfigError, JanusError, TrainingError
 from janus_modular.model import JanusModel, Output
@@ -74,7 +77,8 @@ def train(
         engine.next_step, config.schedule.last, workers=config.workers
     )
     try:
-        trackers = [plugins.entry(one.slot, one.name).factory(one.config, output) for one in config.trackers]
+        build = Builder(plugins, paths={id(part): path for path, part in parts_in(config)})
+        trackers = [build(tracker, output) for tracker in config.trackers]
     except OSError as error:
         raise TrainingError(
             f"a tracker cannot start: {error}. Is {output} a folder that can be written?"
@@ -110,16 +114,17 @@ def open_sources(config: TrainConfig, plugins: Plugins) -> dict[str, Source]:
     Raises:
         ConfigError: lists every source that cannot be opened.
     """
+    build = Builder(plugins, paths={id(part): path for path, part in parts_in(config)})
     opened: dict[str, Source] = {}
-    faults = []
+    faults: list[Fault] = []
     for name in config.used():
-        part = config.sources[name]
         try:
-            opened[name] = plugins.entry(part.slot, part.name).factory(part.config)
-        except (JanusError, ValueError, OSError) as error:
-            faults.append(f"sources.{name}: {error}")
+            opened[name] = build(config.sources[name])
+        except (JanusError, OSError) as error:
+            told = [fault for fault in getattr(error, "faults", ()) if isinstance(fault, Fault)]
+            faults += told or [Fault(f"sources.{name}", str(error), "")]
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise config_error(faults)
     return opened
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from janus_modular.assemble import Builder
+from janus_modular.building import Builder
 from janus_modular.config import resolve, to_plain
 from janus_modular.config.faults import Fault, config_error
 from janus_modular.errors import ConfigError

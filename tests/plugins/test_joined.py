@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from janus_modular import ConfigError, PixelSpec, Plugins
-from janus_modular.assemble import Builder, assemble
+from janus_modular.assemble import assemble
+from janus_modular.building import Builder
 from janus_modular.checkpoints import native
 from janus_modular.checkpoints.native import blank
 from janus_modular.cli.info import gather

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from janus_modular import UnderstandingEncoder
-from janus_modular.assemble import Builder
+from janus_modular.building import Builder
 from janus_modular.checkpoints.filling import fill, parameters_on_meta
 from janus_modular.config import resolve
 from janus_modular.plugins import Plugins

@@ -256,7 +256,7 @@ class Row:
 
     def build(self, plugins: Plugins) -> tuple[JanusModel, Processor]:
         """Build it; weights are larger than at the start of a training, so that every part shows."""
-        if not plugins.knows("efficientnet-lite0"):
+        if "efficientnet-lite0" not in plugins.names("understanding_encoders"):
             plugins.add_file(EXAMPLE)
         torch.manual_seed(0)
         raw = load("tiny", self.words, plugins)

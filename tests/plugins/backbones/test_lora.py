@@ -20,7 +20,7 @@ from janus_export.exporting import export
 from janus_export.settings import ExportConfig
 from janus_export.verify import verify
 from janus_modular import CheckpointError, ConfigError, Plugins
-from janus_modular.assemble import Builder
+from janus_modular.building import Builder
 from janus_modular.checkpoints import native
 from janus_modular.checkpoints.converting import convert
 from janus_modular.cli.app import app
