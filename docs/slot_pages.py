@@ -27,8 +27,9 @@ REFERS: dict[str, tuple[str, ...]] = {
     "generation": ("sampling.pick",),
     "sampling_loops": ("roles.Session", "sequence.Sequence", "sequence.unconditional"),
     "backbones": ("interfaces.Cache",),
-    "sources": tuple(
-        f"sequence.{name}" for name in ("Sample", "Message", "Text", "PictureToRead", "PictureToDraw")
+    "sources": (
+        *(f"sequence.{name}" for name in ("Sample", "Message", "Text", "PictureToRead", "PictureToDraw")),
+        "roles.Fingerprinted",
     ),
     "layouts": ("roles.ReadsPretrained",),
 }

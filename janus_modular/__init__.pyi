@@ -17,6 +17,7 @@ from .interfaces import GenerationPath as GenerationPath
 from .interfaces import Head as Head
 from .interfaces import ImageTokenizer as ImageTokenizer
 from .janus import Janus as Janus
+from .roles import Fingerprinted as Fingerprinted
 from .roles import Layout as Layout
 from .roles import LearnsInPart as LearnsInPart
 from .roles import Merges as Merges

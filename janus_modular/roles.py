@@ -6,7 +6,7 @@ Shapes as in ``janus_modular.interfaces``. Nothing has to be inherited.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,6 +101,15 @@ class Source(Protocol):
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         """Return sample ``index``; all chance comes from ``rng``, so that it can be had again."""
+        ...
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """What a source adds whose data may change between two runs: it is compared when a run is resumed."""
+
+    def fingerprint(self) -> str:
+        """Return a digest of the data; equal only where every sample is the same."""
         ...
 
 

@@ -22,10 +22,11 @@ def inspect(
         str, typer.Option(help="An .html file to write; terminal: print, without pictures.")
     ] = "terminal",
 ) -> None:
-    """Show samples of a training config as the model gets them: what is read, what is learned, how long."""
+    """Show samples of a training config as the model gets them, what of them is learned, and the epochs."""
     from janus_modular.config import load, resolve
     from janus_modular.errors import ConfigError
     from janus_modular.plugins import default_plugins
+    from janus_modular.training.epochs import epochs_table
     from janus_modular.training.schema import TrainConfig
     from janus_modular.training.sheet import as_html, as_text, look
 
@@ -33,16 +34,18 @@ def inspect(
         raise ConfigError(f"--out {out}: expected terminal, or the name of an .html file.")
     plugins = default_plugins()
     chosen = resolve(load(config, overrides or ()), TrainConfig, plugins)
-    samples = look(chosen, plugins, n=n, step=step)
+    sheet = look(chosen, plugins, n=n, step=step)
     if out == "terminal":
         from rich.console import Console
 
         console = Console()
-        for sample in samples:
+        for sample in sheet.samples:
             console.print(as_text(sample))
+        console.print(epochs_table(sheet.mixture, sheet.steps))
         return
     path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.new")
-    aside.write_text(as_html(samples, title=config), "utf-8")
+    aside.write_text(as_html(sheet, title=config), "utf-8")
     aside.replace(path)
     typer.echo(path)

@@ -107,6 +107,7 @@ class Processor:
         supervise: Supervise = "answers",
         drop_condition: bool = False,
         learn_picture_ends: bool = False,
+        check_length: bool = True,
     ) -> TokenSequence:
         """Make a training sequence.
 
@@ -116,6 +117,7 @@ class Processor:
         supervision is exact. ``drop_condition``: what
         comes before the first drawn picture is replaced by pads. ``learn_picture_ends``: begin-of-image
         and end-of-image of drawn pictures are learned too (the papers do not say; here, not unless asked).
+        ``check_length=False`` leaves it to the caller to see whether the context holds it.
 
         Raises:
             DataError: nothing in it is learned.
@@ -131,7 +133,7 @@ class Processor:
         draws = any(isinstance(part.picture, PictureToDraw) for part in parts)
         if supervise == "all" and not draws and not sample.exact_supervision:
             parts = [replace(part, learned=self._is_text(part)) for part in parts]
-        sequence = self._assemble(parts, bos=bos, source=sample.source)
+        sequence = self._assemble(parts, bos=bos, source=sample.source, check_length=check_length)
         if drop_condition and draws:
             sequence = without_condition(sequence, pad=self.pad_id, read=self.picture_tokens)
         if not (sequence.labels != IGNORED).any() and not any(sequence.generation_supervised):
@@ -284,7 +286,13 @@ class Processor:
         return part.picture is None and not (part.piece.special and part.piece.text in ends)
 
     def _assemble(
-        self, parts: Sequence[Part], *, bos: bool, room: int = 0, source: str = ""
+        self,
+        parts: Sequence[Part],
+        *,
+        bos: bool,
+        room: int = 0,
+        source: str = "",
+        check_length: bool = True,
     ) -> TokenSequence:
         """Encode the parts and add the pixels; ``room`` positions are kept free behind them."""
         drawing = self.drawing
@@ -295,7 +303,7 @@ class Processor:
             read=self.picture_tokens,
             draw=drawing.num_tokens if drawing else 0,
         )
-        if self.context is not None and len(sequence) + room > self.context:
+        if check_length and self.context is not None and len(sequence) + room > self.context:
             picture = f" and {room} for the picture" if room else ""
             raise PromptError(
                 f"the sequence takes {len(sequence):,} positions{picture}; the context has {self.context:,}"

@@ -1,4 +1,4 @@
-"""What a run would do, said before it does it: what learns, the memory, a step's samples and tokens."""
+"""What a run would do, said before it does it: what learns, the memory, samples and tokens, epochs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from rich.table import Table
 from janus_modular.device import choose_device
 from janus_modular.plugins import Plugins
 from janus_modular.training.building import sketch_model
+from janus_modular.training.epochs import epochs_table
 from janus_modular.training.estimate import Memory, estimate
 from janus_modular.training.learning import choose, table
+from janus_modular.training.sample_faults import COUNTED
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.stages import choose_autocast, open_sources, prepare
 from janus_modular.training.work import Work
@@ -34,6 +36,10 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console) -> None:
     preparation = prepare(config, open_sources(config, plugins), model, processor())
     work = preparation.step(0)
     console.print(_step(config, work))
+    console.print(epochs_table(preparation.mixture, config.schedule.last))
+    for fault in work.faults:
+        where = f"source '{fault.source}', sample {fault.index}"
+        console.print(f"{COUNTED[fault.action]} {where}: {fault.reason}", markup=False, highlight=False)
     console.print(_memory(estimate(model, work, half=half)))
 
 

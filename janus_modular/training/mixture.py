@@ -9,37 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import floor
 from zlib import crc32
 
 import numpy as np
 
-from janus_modular.errors import DataError, JanusError
+from janus_modular.errors import DataError
 from janus_modular.roles import Source
 from janus_modular.sequence import Sample
-from janus_modular.training.schema import Phase
+from janus_modular.training.shares import Phase, taken
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The ``number``-th sample that training takes from a source."""
+    """The ``number``-th sample that training takes from a source, or what replaces it."""
 
     source: str
     number: int
-
-
-def apportion(shares: Mapping[str, float], total: int) -> dict[str, int]:
-    """Split ``total`` by shares into whole numbers that add up to it: the largest remainders round up.
-
-    Ties go to the one named first, so that every step is the same.
-    """
-    whole = sum(shares.values())
-    exact = {name: total * share / whole for name, share in shares.items()}
-    counts = {name: floor(value) for name, value in exact.items()}
-    by_remainder = sorted(shares, key=lambda name: counts[name] - exact[name])
-    for name in by_remainder[: total - sum(counts.values())]:
-        counts[name] += 1
-    return counts
+    attempt: int = 0  # how many samples before this one could not be used in its place
 
 
 def shuffled(index: int, length: int, seed: Sequence[int]) -> int:
@@ -73,30 +59,29 @@ def _mix(x: int) -> int:
 
 
 class Mixture:
-    """Sources, mixed at a fixed ratio inside every step."""
+    """Sources, mixed at a fixed ratio, of which each step has its part."""
 
     def __init__(self, sources: Mapping[str, Source], phases: Sequence[Phase], batch: int, seed: int) -> None:
         self.sources = sources
         self.seed = seed
-        self._phases = [(phase.until, apportion(phase.shares, batch)) for phase in phases]
+        self.batch = batch
+        self._phases = phases
         for name, source in sources.items():
             if not len(source):
                 raise DataError(f"source '{name}' has no samples: expected at least one.")
 
     def counts(self, step: int) -> dict[str, int]:
         """Return how many samples of each source step ``step`` (from 0) has."""
-        return next(counts for until, counts in self._phases if until is None or step < until)
+        before, after = self.taken(step), self.taken(step + 1)
+        return {name: after[name] - before[name] for name in after}
 
     def taken(self, step: int) -> dict[str, int]:
-        """Return how many samples of each source come before step ``step``: the whole state of mixing."""
-        total = dict.fromkeys(self.sources, 0)
-        start = 0
-        for until, counts in self._phases:
-            end = step if until is None else min(step, until)
-            for name in total:
-                total[name] += counts.get(name, 0) * max(0, end - start)
-            start = max(start, end)
-        return total
+        """Return how many samples of each source come before step ``step``: the whole state of mixing.
+
+        Shares hold over the steps of a phase, not inside each: what a step rounds, a later one makes up for.
+        """
+        total = taken(self._phases, self.batch, step)
+        return {name: total.get(name, 0) for name in self.sources}
 
     def plan(self, step: int, *, rank: int = 0, world: int = 1) -> list[Draw]:
         """Return the samples of a step; of several processes, each takes every ``world``-th."""
@@ -105,8 +90,13 @@ class Mixture:
         return draws[rank::world]
 
     def index(self, draw: Draw) -> int:
-        """Return which sample of its source a draw is: every epoch has an order of its own."""
+        """Return which sample of its source a draw is: every epoch has an order of its own.
+
+        What replaces a sample that cannot be used is any sample of the source.
+        """
         length = len(self.sources[draw.source])
+        if draw.attempt:
+            return int(self.rng(draw, purpose=1 + draw.attempt).integers(length))
         epoch, place = divmod(draw.number, length)
         return shuffled(place, length, (*self._key(draw.source), epoch))
 
@@ -118,13 +108,9 @@ class Mixture:
         """Return a draw's sample, under its source's name.
 
         Raises:
-            DataError: what the source says, with its name and the index before it.
+            JanusError: the sample cannot be read.
         """
-        index = self.index(draw)
-        try:
-            return replace(self.sources[draw.source].sample(index, self.rng(draw)), source=draw.source)
-        except JanusError as error:
-            raise DataError(f"source '{draw.source}', sample {index}: {error}") from error
+        return replace(self.sources[draw.source].sample(self.index(draw), self.rng(draw)), source=draw.source)
 
     def _key(self, source: str) -> tuple[int, int]:
         return self.seed, crc32(source.encode())

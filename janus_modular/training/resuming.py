@@ -26,6 +26,8 @@ ALMOST_NOTHING = 64 * 2**20
 """So few free bytes mean that the disk was full: what did not fit was given back, or never written."""
 
 FREE = {
+    "bad_samples",
+    "changed_data",
     "init",
     "workers",
     "device",
@@ -40,10 +42,17 @@ FREE = {
 """What may differ in a run that goes on: nothing that the next steps are computed from, but their number."""
 
 
-def save(output: Path, model: JanusModel, processor: Saves, engine: Engine[Any], config: TrainConfig) -> Path:
+def save(
+    output: Path,
+    model: JanusModel,
+    processor: Saves,
+    engine: Engine[Any],
+    config: TrainConfig,
+    data: Mapping[str, Any],
+) -> Path:
     """Write ``checkpoints/step-N`` aside and rename it; then drop all but the newest ``keep``."""
     folder = output / "checkpoints" / f"step-{engine.next_step:07}"
-    record = {"step": engine.next_step, "config": to_plain(config)}
+    record = {"step": engine.next_step, "config": to_plain(config), "data": data}
     with written_aside(folder, replaces=MODEL_TYPE) as aside:
         write_description(model, processor, aside, name=output.name, training=record)
         write_weights(aside, stored(model).items())

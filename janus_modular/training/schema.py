@@ -10,6 +10,7 @@ from typing import Any, Literal
 from janus_modular.interfaces import Part, part
 from janus_modular.schema import ModelConfig
 from janus_modular.suggest import did_you_mean
+from janus_modular.training.shares import Phase, taken
 
 
 @dataclass
@@ -55,12 +56,23 @@ class ScheduleConfig:
         return self.steps if self.stop is None else min(self.steps, self.stop)
 
 
-@dataclass(frozen=True)
-class Phase:
-    """A mixture that holds up to a step."""
+@dataclass
+class BadSamplesConfig:
+    """What happens to samples that cannot be used as they are; all but errors are counted in the metrics."""
 
-    shares: dict[str, float]  # by source name
-    until: int | None = None  # first step of the next phase; None: to the end
+    unreadable: Literal["error", "skip"] = (
+        "error"  # lines and images that cannot be read; text not in Unicode
+    )
+    unsupervised: Literal["error", "skip"] = "error"  # nothing in them is learned: empty answers, say
+    too_long: Literal["error", "skip", "cut", "split"] = (
+        "error"  # for a row; cut: the end is left out, split: plain text goes on in further rows
+    )
+    limit: float = 0.1  # share of a source's samples that may be skipped or cut before the run stops
+
+    def __post_init__(self) -> None:
+        """Refuse a limit that is no share."""
+        if not 0 <= self.limit <= 1:
+            raise ValueError(f"limit: {self.limit}; expected a share, from 0 to 1.")
 
 
 @dataclass
@@ -70,7 +82,7 @@ class TrainConfig:
     learn: list[str]  # module paths, ``*`` for one name in a path; nothing else is trained
     sources: dict[str, Part] = part("sources")  # by a name of your choice
     mixture: Any = (
-        None  # samples of each source inside every step, {name: share}; or [{until: step, name: share}]
+        None  # shares of the sources in the steps' samples, {name: share}; or [{until: step, name: share}]
     )
     model: ModelConfig | None = (
         None  # a shipped name, a path or a mapping: starts from its `pretrained` parts
@@ -81,6 +93,10 @@ class TrainConfig:
     length: int | None = 4096  # positions of a packed row; null: a row for each sample
     accumulate: int = 1  # pieces that a step's rows are cut into, to need less memory; the result is the same
     supervise: Literal["all", "answers"] = "all"  # which words are learned; pictures to draw always are
+    bad_samples: BadSamplesConfig = field(default_factory=BadSamplesConfig)
+    changed_data: Literal["refuse", "accept"] = (
+        "refuse"  # when a run is resumed and a source is not as it was
+    )
     drop_condition: float = 0.1  # chance that what a picture is drawn from is replaced by pads
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -99,6 +115,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check what fields say about each other; all that is wrong is said at once."""
         faults = [*self._counts(), *self._mixture()]
+        faults = faults or self._never_drawn()
         if not self.learn:
             faults.append(
                 "learn: nothing; expected module paths, for instance [generation.adaptor, generation.head]."
@@ -145,6 +162,21 @@ class TrainConfig:
         ]
         if self.length is not None and self.length < 1:
             faults.append(f"length: {self.length}; expected positions, or null for a row a sample.")
+        return faults
+
+    def _never_drawn(self) -> list[str]:
+        """Name the shares that are too small for a single sample."""
+        faults, start = [], 0
+        for phase in self.phases():
+            end = min(phase.until or self.schedule.steps, self.schedule.steps)
+            samples = taken([Phase(phase.shares)], self.batch, max(0, end - start))
+            faults += [
+                f"mixture.{name}: a share of {phase.shares[name]:g} in {sum(phase.shares.values()):g} gives"
+                f" no sample in {end - start:,} steps of {self.batch:,}; raise it or batch, or set it to 0."
+                for name, count in samples.items()
+                if phase.shares[name] and not count and end > start
+            ]
+            start = end
         return faults
 
     def _mixture(self) -> list[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
-from itertools import groupby, zip_longest
+from itertools import zip_longest
 from typing import Literal
 
 import numpy as np
@@ -20,9 +20,12 @@ from janus_modular.processing.processor import Processor
 from janus_modular.sequence import IGNORED
 from janus_modular.sequence import Sequence as TokenSequence
 from janus_modular.training.building import sketch_model
-from janus_modular.training.mixture import Draw
+from janus_modular.training.epochs import HEADS, cells, source_use
+from janus_modular.training.mixture import Draw, Mixture
+from janus_modular.training.sample_faults import COUNTED
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.stages import open_sources, prepare
+from janus_modular.training.work import Prepared
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,28 @@ class Shown:
     source: str
     index: int
     stretches: list[Stretch]
+    note: str = ""  # what was done because a sample could not be used as it is
 
     @property
     def heading(self) -> str:
         """Whose it is, and how long."""
         positions = sum(one.positions for one in self.stretches)
         learned = sum(one.positions for one in self.stretches if one.learned)
-        return f"{self.source}, sample {self.index}: {positions} positions, {learned} learned"
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.source}, sample {self.index}: {positions} positions, {learned} learned{note}"
 
 
-def look(config: TrainConfig, plugins: Plugins, *, n: int, step: int = 0) -> list[Shown]:
-    """Take ``n`` samples of a step, of each source in turn.
+@dataclass(frozen=True)
+class Sheet:
+    """Samples of a step, and how often the run goes through each source."""
+
+    samples: list[Shown]
+    mixture: Mixture
+    steps: int  # of the run
+
+
+def look(config: TrainConfig, plugins: Plugins, *, n: int, step: int = 0) -> Sheet:
+    """Take ``n`` samples of a step, of each source in turn; of a source that it leaves out, the next.
 
     Raises:
         JanusError: the config or a sample cannot be used.
@@ -61,13 +75,27 @@ def look(config: TrainConfig, plugins: Plugins, *, n: int, step: int = 0) -> lis
     model, processor_of = sketch_model(config, plugins)
     processor = processor_of()
     preparation = prepare(config, open_sources(config, plugins), model, processor)
-    by_source = groupby(preparation.mixture.plan(step), key=lambda draw: draw.source)
-    turns: list[tuple[Draw | None, ...]] = [*zip_longest(*(list(draws) for _, draws in by_source))]
+    mixture = preparation.mixture
+    planned: dict[str, list[Draw]] = {name: [] for name in mixture.sources}
+    for draw in mixture.plan(step):
+        planned[draw.source].append(draw)
+    taken = mixture.taken(step)
+    turns = zip_longest(*(draws or [Draw(name, taken[name])] for name, draws in planned.items()))
     draws = [draw for turn in turns for draw in turn if draw is not None][:n]
-    return [
-        Shown(draw.source, preparation.mixture.index(draw), [*stretches(preparation.one(draw), processor)])
-        for draw in draws
+    samples = [each for draw in draws for each in _shown(preparation.prepare(draw), mixture, processor)]
+    return Sheet(samples, mixture, config.schedule.last)
+
+
+def _shown(prepared: Prepared, mixture: Mixture, processor: Processor) -> Iterator[Shown]:
+    draw = prepared.draw
+    index = mixture.index(draw)
+    notes = [
+        f"{'' if fault.index == index else f'in place of sample {fault.index}, '}"
+        f"{COUNTED[fault.action]}: {fault.reason}"
+        for fault in prepared.faults
     ]
+    for sequence in prepared.sequences:
+        yield Shown(draw.source, index, [*stretches(sequence, processor)], "; ".join(notes))
 
 
 def stretches(sequence: TokenSequence, processor: Processor) -> Iterator[Stretch]:
@@ -110,20 +138,22 @@ section { border-top: 1px solid #ccc; padding: 1rem 0 } h2 { font-size: 1rem; ma
 .words { white-space: pre-wrap; color: #888 } .learned { color: #064; background: #d8f5e3; font-weight: 600 }
 figure { display: inline-block; margin: .2rem; vertical-align: middle; color: #888; font-size: .8rem }
 img { max-width: 12rem; min-width: 4rem; border: 2px solid #ccc; image-rendering: pixelated; display: block }
-figure.learned img { border-color: #2a9d5c }"""
+figure.learned img { border-color: #2a9d5c } td { padding: 0 1rem 0 0; text-align: right }"""
 
 
-def as_html(samples: Sequence[Shown], *, title: str) -> str:
+def as_html(sheet: Sheet, *, title: str) -> str:
     """Write samples as one page that needs no other file."""
     name = escape(title)
     page = (
         f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{STYLE}</style>\n<h1>{name}</h1>\n"
         "<p>Green is learned; grey is only read. Pictures are what the model gets.</p>\n"
     )
-    for sample in samples:
+    for sample in sheet.samples:
         words = "".join(map(_html, sample.stretches))
         page += f"<section><h2>{escape(sample.heading)}</h2><div class=words>{words}</div></section>\n"
-    return page
+    rows = [HEADS, *map(cells, source_use(sheet.mixture, sheet.steps))]
+    table = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return page + f"<h2>The run: {sheet.steps:,} steps</h2>\n<table>{table}</table>\n"
 
 
 def _html(one: Stretch) -> str:

@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from janus_modular.building import Builder
+from janus_modular.checkpoints.native import read_record
 from janus_modular.config import parts_in
 from janus_modular.config.faults import Fault, config_error
 from janus_modular.device import choose_device
@@ -20,6 +21,7 @@ from janus_modular.processing.processor import Processor
 from janus_modular.roles import Source
 from janus_modular.training import resuming
 from janus_modular.training.building import build_model, sketch_model
+from janus_modular.training.data_record import DataRecord
 from janus_modular.training.engine import Engine, Loss
 from janus_modular.training.learning import choose, table
 from janus_modular.training.loop import run
@@ -50,6 +52,9 @@ def train(
     output = Path(config.output)
     checkpoint = _checkpoint(output, config, resume)
     data = open_sources(config, plugins) if sources is None else sources
+    record = DataRecord(data, config.bad_samples)
+    if checkpoint is not None:
+        record.resume(read_record(checkpoint)["training"], accept=config.changed_data == "accept")
     device = choose_device(config.device)
     choose(sketch_model(config, plugins)[0], config.learn)  # mistakes are said before weights are read
     torch.manual_seed(config.seed)
@@ -73,9 +78,10 @@ def train(
     )
     if checkpoint is not None:
         resuming.load_state(checkpoint, engine)
-    work = prepare(config, data, model, processor).steps(
+    steps = prepare(config, data, model, processor).steps(
         engine.next_step, config.schedule.last, workers=config.workers
     )
+    work = record.counted(steps)
     try:
         build = Builder(plugins, paths={id(part): path for path, part in parts_in(config)})
         trackers = [build(tracker, output) for tracker in config.trackers]
@@ -88,7 +94,7 @@ def train(
     def after_step(done: int, stopping: bool) -> None:
         nonlocal saved
         if stopping or done % config.checkpoint_every == 0 or done == config.schedule.last:
-            saved = resuming.save(output, model, processor, engine, config)
+            saved = resuming.save(output, model, processor, engine, config, record.to_dict())
 
     try:
         run(
@@ -102,6 +108,7 @@ def train(
         )
     finally:
         work.close()
+        steps.close()
         for tracker in trackers:
             tracker.close()
     assert saved is not None  # the last step saves
@@ -144,11 +151,13 @@ def prepare(
     return Preparation(
         mixture=Mixture(sources, config.phases(), config.batch, config.seed),
         sequence=lambda sample, drop: processor.sequence(
-            sample, supervise=config.supervise, drop_condition=drop
+            sample, supervise=config.supervise, drop_condition=drop, check_length=False
         ),
         picture_tokens=model.generation.num_tokens,
         pad=processor.pad_id,
         length=config.length,
+        longest=model.backbone.context,
+        policy=config.bad_samples,
         accumulate=config.accumulate,
         drop_condition=config.drop_condition,
     )
@@ -162,6 +171,7 @@ def janus_losses(model: JanusModel, work: Work, device: torch.device | str) -> I
     """
     counts: dict[str, float] = {"tokens": sum(work.tokens.values()), "supervised": work.supervised}
     counts |= {f"tokens/{name}": count for name, count in work.tokens.items()}
+    counts |= work.fault_counts()
     for batch in work.batches:
         output = model(batch.to(device))
         total = torch.stack([loss.sum() for loss in output.losses.values()]).sum()

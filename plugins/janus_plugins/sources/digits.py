@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from typing import Literal
 
 import numpy as np
@@ -63,6 +64,11 @@ class Digits:
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    def fingerprint(self) -> str:
+        """Return a digest of the scans, which other versions of scikit-learn could bring differently."""
+        scans, labels = _load()
+        return sha256(scans.tobytes() + labels.tobytes()).hexdigest()
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         """Return sample ``index`` in words and with changes drawn from ``rng``."""

@@ -55,7 +55,7 @@ def test_memory_counts_parameters_and_is_near_for_activations(
 
 
 def test_the_sheet_says_what_is_learned(make, built: tuple[JanusModel, Processor]) -> None:
-    samples = look(make(), default_plugins(), n=3)
+    samples = look(make(), default_plugins(), n=3).samples
     assert [sample.source for sample in samples] == ["read", "draw", "text"]
     read, draw, text = ([(s.kind, s.learned) for s in sample.stretches] for sample in samples)
     assert read == [("text", False), ("read", False), ("text", False), ("text", True)]
@@ -69,18 +69,19 @@ def test_stretches_cover_every_position(make, built: tuple[JanusModel, Processor
     config, (model, processor) = make(), built
     preparation = prepare(config, open_sources(config, default_plugins()), model, processor)
     for draw in preparation.mixture.plan(0):
-        sequence = preparation.one(draw)
+        prepared = preparation.prepare(draw)
+        [sequence] = prepared.sequences
         cut = list(stretches(sequence, processor))
         assert sum(one.positions for one in cut) == len(sequence)
         learned = sum(one.positions for one in cut if one.learned)
-        assert learned == preparation.work([sequence]).supervised
+        assert learned == preparation.work([prepared]).supervised
         collate([sequence])
 
 
 def test_the_page_needs_no_other_file_and_escapes_words(make, data: Path) -> None:
     (data / "text.jsonl").write_text(json.dumps({"text": "<script>alert([red]);[/]\\</script>"}))
-    samples = look(make(), default_plugins(), n=5)
-    page = as_html(samples, title="a & b")
+    sheet = look(make(), default_plugins(), n=5)
+    page = as_html(sheet, title="a & b")
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "<h1>a &amp; b</h1>" in page
@@ -88,7 +89,7 @@ def test_the_page_needs_no_other_file_and_escapes_words(make, data: Path) -> Non
     assert len(pictures) == 4
     assert all(Image.open(io.BytesIO(base64.b64decode(one))).size == (32, 32) for one in pictures)
     assert not re.findall(r"src='(?!data:)|href=", page)
-    words = as_text(next(one for one in samples if one.source == "text"))
+    words = as_text(next(one for one in sheet.samples if one.source == "text"))
     assert "<script>alert([red]);[/]\\</script>" in words.plain  # the terminal's markup is escaped too
 
 

@@ -8,7 +8,7 @@ import torch
 
 from janus_modular import IGNORED, DataError, Sample, Sequence
 from janus_modular.training.mixture import Mixture
-from janus_modular.training.schema import Phase
+from janus_modular.training.shares import Phase
 from janus_modular.training.work import Preparation
 
 
@@ -51,7 +51,9 @@ def test_steps_are_prepared_ahead_and_no_further_than_asked() -> None:
 
 def test_a_tenth_of_the_conditions_is_dropped() -> None:
     dropped = [
-        preparation().one(draw).tokens[0] for step in range(5) for draw in preparation().mixture.plan(step)
+        preparation().prepare(draw).sequences[0].tokens[0]
+        for step in range(5)
+        for draw in preparation().mixture.plan(step)
     ]
     assert np.mean(dropped) == pytest.approx(0.1, abs=0.03)  # 2000 draws: five standard deviations
 

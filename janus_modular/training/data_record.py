@@ -1,0 +1,78 @@
+"""What a run's data were: recorded in its checkpoints, and compared when the run is resumed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Iterable, Mapping
+from typing import Any
+
+from janus_modular.errors import TrainingError
+from janus_modular.roles import Fingerprinted, Source
+from janus_modular.training.sample_faults import FaultLedger
+from janus_modular.training.schema import BadSamplesConfig
+from janus_modular.training.work import Work
+
+log = logging.getLogger(__name__)
+
+
+class DataRecord:
+    """The size and the fingerprint of each source, what changed at resumes, and how many samples were bad."""
+
+    def __init__(self, sources: Mapping[str, Source], policy: BadSamplesConfig) -> None:
+        """Take the fingerprint of each source that has one: files are read once for that."""
+        self.sources = {name: _describe(source) for name, source in sources.items()}
+        self.changes: list[dict[str, Any]] = []  # {step, changes}, one for each resume that found any
+        self.ledger = FaultLedger(policy)
+
+    def resume(self, training: Mapping[str, Any], *, accept: bool) -> None:
+        """Compare with the training record of a checkpoint, and count on from there.
+
+        A run whose checkpoint has no record of its data, from a version without one, is gone on with, and
+        that is logged.
+
+        Raises:
+            TrainingError: a source is not as it was, and that is not accepted; names what changed.
+        """
+        then = training.get("data")
+        if then is None:
+            log.warning("the checkpoint has no record of its data: whether they changed cannot be known.")
+            return
+        self.ledger.load_state(then["bad_samples"])
+        self.changes = list(then["changes"])
+        changes = [
+            f"source '{name}': {key} was {before[key]}, is {now[key]}"
+            for name, before in then["sources"].items()
+            if (now := self.sources.get(name)) is not None
+            for key in before
+            if before[key] != now[key]
+        ]
+        if not changes:
+            return
+        lines = "\n".join(f"  {change}" for change in changes)
+        effect = "samples of the epoch at hand may come again or be left out"
+        if not accept:
+            raise TrainingError(
+                f"the data are not those that the run was started with:\n{lines}\nPut them back to resume"
+                f" exactly; or go on with these by changed_data=accept: {effect}."
+            )
+        self.changes.append({"step": training["step"], "changes": changes})
+        log.warning("going on with other data, as changed_data=accept asks; %s:\n%s", effect, lines)
+
+    def counted(self, steps: Iterable[Work]) -> Generator[Work, None, None]:
+        """Pass on the work of each step, its samples and faults counted.
+
+        Raises:
+            DataError: more samples of a source were bad than the limit allows.
+        """
+        for work in steps:
+            self.ledger.add(work.samples, work.faults)
+            yield work
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON can hold it."""
+        return {"sources": self.sources, "changes": self.changes, "bad_samples": self.ledger.state()}
+
+
+def _describe(source: Source) -> dict[str, Any]:
+    fingerprint = source.fingerprint() if isinstance(source, Fingerprinted) else None
+    return {"samples": len(source), "fingerprint": fingerprint}

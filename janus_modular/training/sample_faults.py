@@ -1,0 +1,142 @@
+"""Samples that cannot be used as they are: what is done about them, and how many a run puts up with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from janus_modular.errors import DataError
+from janus_modular.sequence import IGNORED, Sequence
+from janus_modular.training.schema import BadSamplesConfig
+
+log = logging.getLogger(__name__)
+
+Problem = Literal["unreadable", "unsupervised", "too_long"]
+"""What may be wrong with a sample; a key of `BadSamplesConfig` each."""
+
+COUNTED = {"skip": "skipped", "cut": "cut", "split": "split"}
+"""What is done about a sample, and under which name it is counted in the metrics."""
+
+TOLERATED = 10
+"""So many samples of a source may be skipped or cut whatever the limit: shares of few samples say little."""
+
+LOGGED = 10
+"""Bad samples of each source that are logged; all are counted."""
+
+
+class SampleError(DataError):
+    """A sample that cannot be used, and why."""
+
+    def __init__(self, problem: Problem, message: str) -> None:
+        super().__init__(message)
+        self.problem = problem
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A sample that was not used as it is."""
+
+    source: str
+    index: int
+    action: str  # skip, cut or split
+    reason: str
+
+
+def cut(sequence: Sequence, length: int) -> Sequence:
+    """Return the first ``length`` positions of a sequence, less an image that would be cut through.
+
+    What the last position would have to predict lies beyond the cut, and is not learned.
+    """
+    images = sequence.understanding_at | sequence.generation_at  # (T,)
+    end = min(length, len(sequence))
+    if end < len(sequence) and images[end]:
+        while images[end - 1]:
+            end -= 1
+        end -= 1  # begin-of-image
+    labels = sequence.labels[:end].copy()
+    if end < len(sequence):
+        labels[-1:] = IGNORED
+    reads, draws = _runs(sequence.understanding_at[:end]), _runs(sequence.generation_at[:end])
+    return replace(
+        sequence,
+        tokens=sequence.tokens[:end],
+        labels=labels,
+        understanding_at=sequence.understanding_at[:end],
+        generation_at=sequence.generation_at[:end],
+        understanding_pixels=sequence.understanding_pixels[:reads],
+        generation_pixels=sequence.generation_pixels[:draws],
+        generation_supervised=sequence.generation_supervised[:draws],
+    )
+
+
+def split(sequence: Sequence, length: int) -> list[Sequence]:
+    """Return a text as sequences of ``length`` positions and a shorter last one.
+
+    Each last position still predicts the token that the next sequence begins with, so every token that was
+    learned is learned once; a last sequence in which nothing is learned is left out.
+    """
+    starts = range(0, len(sequence), length)
+    arrays = ("tokens", "labels", "understanding_at", "generation_at")
+    pieces = [
+        replace(sequence, **{name: getattr(sequence, name)[start : start + length] for name in arrays})
+        for start in starts
+    ]
+    return [piece for piece in pieces if (piece.labels != IGNORED).any()]
+
+
+def _runs(mask: np.ndarray) -> int:
+    """Count the stretches of True: images, which their begin and end tokens keep apart."""
+    return int(np.count_nonzero(np.diff(mask.astype(np.int8), prepend=0) == 1))
+
+
+@dataclass
+class FaultLedger:
+    """Counts the samples of a run and those among them that were skipped or cut, against the limit."""
+
+    policy: BadSamplesConfig
+    samples: dict[str, int] = field(default_factory=dict)  # by source
+    bad: dict[str, int] = field(default_factory=dict)  # by source, skipped or cut
+    examples: dict[str, list[Fault]] = field(default_factory=dict)  # by source, the first of this process
+
+    def add(self, samples: Mapping[str, int], faults: list[Fault]) -> None:
+        """Count a step's samples and faults.
+
+        Raises:
+            DataError: more samples of a source were skipped or cut than the limit allows; names some.
+        """
+        for name, count in samples.items():
+            self.samples[name] = self.samples.get(name, 0) + count
+        for fault in faults:
+            self._note(fault)
+        for name, bad in self.bad.items():
+            if bad > TOLERATED + self.policy.limit * self.samples.get(name, 0):
+                examples = "\n".join(
+                    f"  sample {one.index}: {one.reason}" for one in self.examples.get(name, ())
+                )
+                raise DataError(
+                    f"source '{name}': {bad:,} samples were skipped or cut where {self.samples[name]:,} were"
+                    f" taken, more than bad_samples.limit, {self.policy.limit:g}. Among them:\n{examples}\n"
+                    "Mend the data, or raise the limit if so many are expected."
+                )
+
+    def state(self) -> dict[str, dict[str, int]]:
+        """Return the counts, to go on from in a resumed run."""
+        return {"samples": dict(self.samples), "bad": dict(self.bad)}
+
+    def load_state(self, state: Mapping[str, Mapping[str, int]]) -> None:
+        """Go on from counts that `state` returned."""
+        self.samples, self.bad = dict(state["samples"]), dict(state["bad"])
+
+    def _note(self, fault: Fault) -> None:
+        if fault.action != "split":
+            self.bad[fault.source] = self.bad.get(fault.source, 0) + 1
+        examples = self.examples.setdefault(fault.source, [])
+        if len(examples) < LOGGED and fault not in examples:
+            examples.append(fault)
+            more = "; further ones of this source are only counted" if len(examples) == LOGGED else ""
+            where = f"source '{fault.source}', sample {fault.index}"
+            log.warning("%s %s: %s%s", COUNTED[fault.action], where, fault.reason, more)

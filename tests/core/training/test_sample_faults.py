@@ -1,0 +1,228 @@
+"""Samples that cannot be used as they are: refused by name, or skipped, cut and split, and counted."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from janus_modular import IGNORED, DataError, Message, PictureError, PromptError, Sample, Sequence, Text
+from janus_modular.training.mixture import Draw, Mixture
+from janus_modular.training.sample_faults import TOLERATED, Fault, FaultLedger, cut, split
+from janus_modular.training.schema import BadSamplesConfig
+from janus_modular.training.shares import Phase
+from janus_modular.training.work import ATTEMPTS, Preparation, Work
+
+
+def text(length: int, learned: bool = True) -> Sequence:
+    """A sequence of ids 0 to ``length - 1``, each the label before it."""
+    tokens, nowhere = np.arange(length), np.zeros(length, np.bool_)
+    labels = np.append(tokens[1:], IGNORED) if learned else np.full(length, IGNORED)
+    return Sequence(tokens, labels, nowhere, nowhere.copy())
+
+
+def with_images(*runs: tuple[str, int]) -> Sequence:
+    """A sequence of runs of text, and of images to read and to draw between begin and end tokens."""
+    reads, draws = [False], [False]
+    for kind, length in runs:
+        edge = 0 if kind == "text" else 1
+        for flags, is_here in ((reads, kind == "read"), (draws, kind == "draw")):
+            flags += [False] * edge + [is_here] * length + [False] * edge
+    made = text(len(reads))
+    pixels = [[np.full((3, 1, 1), i, np.uint8)] for i, (kind, _) in enumerate(runs) if kind != "text"]
+    kinds = [kind for kind, _ in runs if kind != "text"]
+    return replace(
+        made,
+        understanding_at=np.array(reads),
+        generation_at=np.array(draws),
+        understanding_pixels=[p for [p], kind in zip(pixels, kinds, strict=True) if kind == "read"],
+        generation_pixels=[p for [p], kind in zip(pixels, kinds, strict=True) if kind == "draw"],
+        generation_supervised=[True for kind in kinds if kind == "draw"],
+    )
+
+
+class Records:
+    """Ten samples; what is wrong with each is in ``faults``, by index."""
+
+    def __init__(self, **faults: Any) -> None:
+        self.faults = {int(key.removeprefix("at")): fault for key, fault in faults.items()}
+
+    def __len__(self) -> int:
+        return 10
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        fault = self.faults.get(index)
+        if isinstance(fault, Exception):
+            raise fault
+        return Sample([Message("user", [Text(str(fault if fault else 4))])], template=fault == "chat")
+
+
+def preparation(records: Records, batch: int = 10, **policy: Any) -> Preparation:
+    """Ten samples a step, a whole epoch: text of as many positions as the sample says."""
+
+    def sequence(sample: Sample, drop: bool) -> Sequence:
+        said = sample.messages[0].content[0].text
+        if said == "surrogate":
+            raise PromptError("no letter")
+        if said == "silent":
+            raise DataError("nothing to learn")
+        return replace(text(25 if said == "chat" else int(said)), source=sample.source)
+
+    mixed = Mixture({"a": records}, [Phase({"a": 1.0})], batch, 0)
+    return Preparation(mixed, sequence, 16, 0, length=10, policy=BadSamplesConfig(**policy))
+
+
+@pytest.mark.parametrize(
+    ("fault", "problem", "said"),
+    [
+        (DataError("line 3: not JSON"), "unreadable", "not JSON"),
+        (PictureError("a.png is damaged"), "unreadable", "is damaged"),
+        ("surrogate", "unreadable", "no letter"),
+        ("silent", "unsupervised", "nothing to learn"),
+        (1, "unsupervised", "nothing in it is supervised"),
+        (25, "too_long", "25 positions (24 supervised) do not fit into rows of 10: raise length"),
+        ("chat", "too_long", "do not fit"),
+    ],
+)
+def test_every_fault_is_an_error_by_name_or_skipped_by_its_own_key(
+    fault: Any, problem: str, said: str
+) -> None:
+    with pytest.raises(DataError, match="source 'a', sample 3: ") as error:
+        preparation(Records(at3=fault)).step(0)
+    assert said in str(error.value)
+    others = {"unreadable", "unsupervised", "too_long"} - {problem}
+    with pytest.raises(DataError, match="source 'a', sample 3: "):
+        preparation(Records(at3=fault), **dict.fromkeys(others, "skip")).step(0)
+    work = preparation(Records(at3=fault), **{problem: "skip"}).step(0)
+    assert work.samples == {"a": 10}
+    assert {(f.source, f.index, f.action) for f in work.faults} == {("a", 3, "skip")}
+    assert said in work.faults[0].reason
+    assert work.fault_counts() == {"skipped/a": len(work.faults)}
+
+
+def test_threads_skip_the_same_samples() -> None:
+    records = Records(at1=DataError("x"), at2=25, at7="silent")
+    policy = {"unreadable": "skip", "too_long": "split", "unsupervised": "skip"}
+    alone, helped = (list(preparation(records, 7, **policy).steps(2, 9, workers=w)) for w in (0, 3))
+    for a, b in zip(alone, helped, strict=True):
+        assert a.faults == b.faults
+        assert a.batches[0].tokens.tolist() == b.batches[0].tokens.tolist()
+    assert sum(len(work.faults) for work in alone) > 10
+
+
+def test_a_source_without_a_usable_sample_ends_the_run() -> None:
+    records = Records(**{f"at{i}": DataError(f"bad {i}") for i in range(10)})
+    with pytest.raises(
+        DataError, match=rf"source 'a': {ATTEMPTS} samples in a row cannot be used, .*: bad \d"
+    ):
+        preparation(records, unreadable="skip").step(0)
+
+
+def test_long_texts_are_cut_or_go_on_in_further_rows() -> None:
+    shortened = preparation(Records(at3=25), too_long="cut").step(0)
+    assert shortened.tokens == {"a": 9 * 4 + 10}
+    assert shortened.supervised == 9 * 3 + 9
+    assert shortened.fault_counts() == {"cut/a": 1}
+    whole = preparation(Records(at3=25), too_long="split").step(0)
+    assert whole.tokens == {"a": 9 * 4 + 25}
+    assert whole.supervised == 9 * 3 + 24
+    assert whole.samples == {"a": 10}
+    assert whole.fault_counts() == {"split/a": 1}
+
+
+def test_conversations_are_not_split() -> None:
+    with pytest.raises(DataError, match=r"sample 3: .*only plain text can be split: raise length, shorten"):
+        preparation(Records(at3="chat"), too_long="split").step(0)
+
+
+@given(length=st.integers(1, 50), room=st.integers(2, 20))
+def test_a_split_text_learns_every_token_once(length: int, room: int) -> None:
+    pieces = split(text(length), room)
+    labels = [label for piece in pieces for label in piece.labels if label != IGNORED]
+    assert labels == list(range(1, length))
+    assert all(len(piece) <= room for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("length", "kept", "images"),
+    [
+        (4, 4, 0),  # BOS and three of text
+        (5, 4, 0),  # begin-of-image alone leads nowhere
+        (7, 4, 0),  # within the image
+        (8, 8, 1),  # the image, without its end
+        (9, 9, 1),
+        (12, 9, 1),  # within the second, which follows at once
+        (13, 13, 2),
+        (14, 14, 2),
+        (99, 15, 2),
+    ],
+)
+def test_a_cut_keeps_whole_images(length: int, kept: int, images: int) -> None:
+    sequence = with_images(("text", 3), ("read", 3), ("draw", 3), ("text", 1))
+    assert len(sequence) == 15
+    short = cut(sequence, length)
+    assert len(short) == kept
+    pixels = [*short.understanding_pixels, *short.generation_pixels]
+    assert [int(p[0, 0, 0]) for p in pixels] == [1, 2][:images]
+    assert len(short.generation_pixels) == len(short.generation_supervised)
+    assert short.labels[-1] == IGNORED
+    assert short.labels[: kept - 1].tolist() == sequence.labels[: kept - 1].tolist()
+
+
+def test_what_is_cut_may_leave_nothing_to_learn() -> None:
+    made = preparation(Records(), too_long="cut")
+
+    def late(sample: Sample, drop: bool) -> Sequence:
+        sequence = text(20)
+        sequence.labels[:15] = IGNORED
+        return sequence
+
+    with pytest.raises(DataError, match="nothing in it is supervised after it was cut"):
+        replace(made, sequence=late).prepare(Draw("a", 0))
+
+
+def fault(index: int, action: str = "skip") -> Fault:
+    return Fault("a", index, action, f"reason {index}")
+
+
+def test_the_limit_stops_a_run_and_names_samples() -> None:
+    ledger = FaultLedger(BadSamplesConfig(limit=0.1))
+    ledger.add({"a": 100, "b": 100}, [fault(i) for i in range(TOLERATED + 10)])
+    with pytest.raises(DataError, match="source 'a': 21 samples were skipped or cut where 100") as error:
+        ledger.add({}, [fault(77, "cut")])
+    assert "  sample 0: reason 0\n" in str(error.value)
+    assert "bad_samples.limit, 0.1" in str(error.value)
+
+
+def test_split_texts_lose_nothing_and_do_not_count_against_the_limit() -> None:
+    ledger = FaultLedger(BadSamplesConfig(limit=0))
+    ledger.add({"a": 100}, [fault(i, "split") for i in range(50)])
+    assert ledger.bad == {}
+
+
+def test_counts_go_on_in_a_resumed_run() -> None:
+    first, second = (FaultLedger(BadSamplesConfig(limit=0)) for _ in range(2))
+    first.add({"a": 5}, [fault(i) for i in range(TOLERATED)])
+    second.load_state(first.state())
+    with pytest.raises(DataError, match="11 samples were skipped or cut where 6"):
+        second.add({"a": 1}, [fault(0)])
+
+
+def test_each_bad_sample_is_logged_once_and_no_flood(caplog: pytest.LogCaptureFixture) -> None:
+    ledger = FaultLedger(BadSamplesConfig(limit=1))
+    with caplog.at_level(logging.WARNING):
+        for index in (1, 1, 2, *range(100)):
+            ledger.add({"a": 1}, [fault(index)])
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        f"skipped source 'a', sample {i}" for i in (1, 2, 0, 3, 4, 5, 6, 7, 8, 9)
+    ]
+    assert "only counted" in caplog.records[-1].getMessage()
+
+
+def test_work_without_faults_adds_no_metrics() -> None:
+    assert Work([], 0, {}, {}).fault_counts() == {}
