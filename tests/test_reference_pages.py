@@ -127,7 +127,9 @@ def test_every_command_is_documented_with_its_options():
         assert {name.strip("`") for name in rows} == options, path
 
 
-@pytest.mark.parametrize("section", ["A training run", "bad_samples", "optimizer", "schedule", "processor", "pixels"])
+@pytest.mark.parametrize(
+    "section", ["A training run", "bad_samples", "optimizer", "schedule", "processor", "pixels"]
+)
 def test_every_field_is_documented(section: str):
     from janus_modular.training import schema
 
