@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
 from PIL import Image
 
 from janus_modular import loops
+from janus_modular.answers import Answer, AnswerBatch, AnswerRow, AnswerStream, Drawings, Usage
 from janus_modular.bundles import is_bundle, open_bundle
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.plugins import Plugins, default_plugins
@@ -30,9 +30,6 @@ Question = str | Many[Message]
 
 Pictures = PictureSource | Many[PictureSource]
 """What is shown with a question: a picture, or several."""
-
-OVER = object()
-"""Stands where a loop that has ended yields nothing more."""
 
 
 class Janus:
@@ -149,74 +146,82 @@ class Janus:
         *,
         stream: Literal[False] = ...,
         **settings: Any,
-    ) -> str: ...
+    ) -> Answer: ...
     @overload
     def chat(
         self, question: Question, images: Pictures = ..., *, stream: Literal[True], **settings: Any
-    ) -> Iterator[str]: ...
+    ) -> AnswerStream: ...
     def chat(
         self, question: Question, images: Pictures = (), *, stream: bool = False, **settings: Any
-    ) -> str | Iterator[str]:
+    ) -> Answer | AnswerStream:
         """Answer a question about pictures, or about none.
 
         ``images`` come before the text of a question, one picture or several; in a conversation they are
         part of its messages. A picture is a path, the bytes of a file, or a PIL image.
         ``settings`` are the text loop's: max_tokens, temperature (0: greedy), top_k, top_p, seed.
-        ``stop``: strings before which it ends, beside the model's own. ``stream``: iterate over the
-        answer as it is said.
+        ``stop``: strings before which it ends, beside the model's own.
+
+        Return an `Answer`: a ``str`` with a ``finish_reason`` (stop; length and context: it was cut) and
+        ``usage`` (prompt_tokens, completion_tokens). ``stream``: return an `AnswerStream`, an iterator over
+        the text as it comes, whose ``answer`` says the same once it has ended.
 
         Raises:
             PromptError: a setting is unknown or out of its range, or the prompt fills the context.
             CheckError: the loop is none that answers.
         """
-        pieces = self.answers([(question, images)], **settings)
-        said = (text for _, text in pieces)
-        return said if stream else "".join(said).strip()
+        stream_of_text = AnswerStream(self.answers([(question, images)], **settings))
+        if stream:
+            return stream_of_text
+        for _ in stream_of_text:
+            pass
+        return stream_of_text.answer
 
-    def chat_batch(self, questions: Many[tuple[Question, Pictures]], **settings: Any) -> list[str]:
-        """Answer several questions side by side; each answer is what it would be alone."""
-        texts = [""] * len(questions)
-        for row, text in self.answers(questions, **settings):
-            texts[row] += text
-        return [text.strip() for text in texts]
+    def chat_batch(self, questions: Many[tuple[Question, Pictures]], **settings: Any) -> list[Answer]:
+        """Answer several questions side by side; each answer is what it would be alone.
+
+        A question that is repeated gets noise of its own each time, so that sampled answers to it differ.
+        """
+        batch = self.answers(questions, **settings)
+        for _ in batch:
+            pass
+        return batch.answers
 
     def answers(
         self, questions: Many[tuple[Question, Pictures]], *, stop: Many[str] = (), **settings: Any
-    ) -> Iterator[tuple[int, str]]:
-        """Yield (row, text) as the answers to several questions are said, until all are over."""
+    ) -> AnswerBatch:
+        """Return an iterator over (row, text) as the answers to several questions come, until all are over.
+
+        A row's room, noise and end are its own, whatever is answered beside it.
+        """
         for question in questions:
             if not (isinstance(question, tuple | list) and len(question) == 2):
                 raise PromptError(f"found the question {question!r}; expected a pair: (question, pictures)")
         if not questions:
-            return
+            return AnswerBatch([], iter(()))
         name = self.runtime.text_loop
         loop, chosen = self._loop(name, settings)
         chosen = loops.settings_that_answer(name, chosen)
         prompts = [self.processor.chat_prompt(_conversation(*question)) for question in questions]
-        longest = max(map(len, prompts))
-        room = self.runtime.context - longest
-        if room < 1:
-            raise PromptError(
-                f"the prompt has {longest} positions, the context {self.runtime.context}: shorten it"
+        for row, prompt in enumerate(prompts):
+            if len(prompt) >= self.runtime.context:
+                which = f" of question {row}" if len(prompts) > 1 else ""
+                raise PromptError(
+                    f"the prompt{which} has {len(prompt)} positions, the context {self.runtime.context}:"
+                    " shorten it"
+                )
+        rows = [
+            AnswerRow(
+                self.processor.stream(stop),
+                prompt_tokens=len(prompt),
+                max_tokens=chosen.max_tokens,
+                context=self.runtime.context,
             )
-        chosen = replace(chosen, max_tokens=min(chosen.max_tokens, room))
-        streams = [self.processor.stream(stop) for _ in prompts]
-        active = np.ones(len(prompts), np.bool_)
-        steps = loop(self.runtime.open(capacity=longest + chosen.max_tokens), prompts, chosen)
-        said = next(steps, OVER)
-        while said is not OVER:
-            ids = loops.tokens(name, said, len(prompts))
-            for row in np.flatnonzero(active).tolist():
-                if text := streams[row].push(int(ids[row])):
-                    yield row, text
-                active[row] = not streams[row].stopped
-            if not active.any():
-                steps.close()
-                return
-            said = _sent(steps, active.copy())
-        for row, unfinished in enumerate(streams):
-            if text := unfinished.finish():
-                yield row, text
+            for prompt in prompts
+        ]
+        chosen = loops.numbered(replace(chosen, max_tokens=max(row.max_tokens for row in rows)), prompts)
+        capacity = max(row.prompt_tokens + row.max_tokens for row in rows)
+        steps = loop(self.runtime.open(capacity=capacity), prompts, chosen)
+        return AnswerBatch(rows, loops.texts(name, steps, rows))
 
     def draw(
         self,
@@ -226,13 +231,15 @@ class Janus:
         batch_size: int = 8,
         progress: Callable[[int, int], None] | None = None,
         **settings: Any,
-    ) -> list[Image.Image]:
+    ) -> Drawings:
         """Draw ``n`` pictures of each prompt, in order.
 
-        ``settings`` are the drawing loop's: guidance, temperature, seed. Picture i has noise of its own,
-        so ``batch_size`` (pictures drawn at once) changes memory and speed alone. ``first`` is the number of
-        the first one; a loop without this setting draws one batch alone. ``progress`` is told the steps
-        done and the steps in all.
+        ``settings`` are the drawing loop's: guidance, temperature, seed. A picture has noise of its own, from
+        the seed and its number among the pictures of its prompt, so ``batch_size`` (pictures drawn at once)
+        and other prompts change memory and speed alone. ``first`` is the number of the first one; a loop
+        without this setting draws one batch alone. ``progress`` is told the steps done and the steps in all.
+
+        Return a list of images, `Drawings`, whose ``usage`` counts the tokens of each.
 
         Raises:
             PromptError: ``n`` or ``batch_size`` is less than 1, a setting is unknown or out of its range, or
@@ -247,28 +254,18 @@ class Janus:
         drawn = self.processor.drawing.num_tokens if self.processor.drawing else 0
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [one for text in texts for one in [self.processor.draw_prompt(text)] * n]
-        starts = range(0, len(prompts), batch_size)
-        numbered = hasattr(chosen, "first")
-        if len(starts) > 1 and not numbered:
-            raise PromptError(
-                f"the loop '{name}' draws one batch alone: it has no setting 'first', the number of a batch's"
-                f" first picture. Found {len(prompts)} pictures, {batch_size} at once; draw fewer, or give"
-                f" batch_size={len(prompts)}."
-            )
+        batches = loops.batches(name, chosen, prompts, batch_size)
         pictures: list[Image.Image] = []
-        for number, start in enumerate(starts):
-            batch = prompts[start : start + batch_size]
-            longest = max(map(len, batch))
-            session = self.runtime.open(capacity=longest + drawn)
+        for number, (batch, these) in enumerate(batches):
+            session = self.runtime.open(capacity=max(map(len, batch)) + drawn)
 
             def tell(done: int, of: int, number: int = number) -> None:
                 if progress:
-                    progress(number * of + done, len(starts) * of)
+                    progress(number * of + done, len(batches) * of)
 
-            this = replace(chosen, first=chosen.first + start) if numbered else chosen
-            pixels = _run(name, loop(session, batch, this), tell)
+            pixels = loops.finish(name, loop(session, batch, these), tell)
             pictures += [to_picture(one) for one in loops.pictures(name, pixels, len(batch))]
-        return pictures
+        return Drawings(pictures, [Usage(len(one), image_tokens=drawn) for one in prompts])
 
     def settings(self, loop: str, given: Mapping[str, Any]) -> Any:
         """Return a sampling loop's settings, its dataclass: those that are given, and its own defaults.
@@ -298,20 +295,3 @@ def _conversation(question: Question, images: Pictures) -> list[Message]:
         return list(question)
     pictures = [PictureToRead(open_picture(image)) for image in images]
     return [Message("user", [*pictures, Text(question)])]
-
-
-def _run(name: str, steps: Sampling, tell: Callable[..., None]) -> Any:
-    """Let a loop that draws finish, telling of every step; return what it made."""
-    while True:
-        try:
-            yielded = next(steps)
-        except StopIteration as stop:
-            return stop.value
-        tell(*loops.steps(name, yielded))
-
-
-def _sent(steps: Sampling, value: Any) -> Any:
-    try:
-        return steps.send(value)
-    except StopIteration:
-        return OVER

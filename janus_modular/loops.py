@@ -1,17 +1,27 @@
-"""Holding a running sampling loop to its protocol, so that one that is meant for something else is named.
+"""Driving sampling loops: what each row is told, and holding a loop to its protocol.
 
 What is expected of whom stands in `janus_modular.roles.Sampling`. No torch in here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_modular.errors import CheckError
+from janus_modular.answers import AnswerRow
+from janus_modular.errors import CheckError, PromptError
+from janus_modular.roles import Sampling
+from janus_modular.sequence import Sequence as Prompt
+from janus_modular.sequence import occurrences
+
+OVER = object()
+"""Stands where a loop that has ended yields nothing more."""
 
 
 def settings_that_answer(loop: str, settings: Any) -> Any:
@@ -60,6 +70,81 @@ def pictures(loop: str, returned: Any, rows: int) -> NDArray[Any]:
     return returned
 
 
+def texts(loop: str, run: Sampling, rows: Sequence[AnswerRow]) -> Iterator[tuple[int, str]]:
+    """Hand the tokens of a sampling loop to their rows; yield (row, text), until all rows have ended."""
+    yielded = next(run, OVER)
+    while yielded is not OVER:
+        ids = tokens(loop, yielded, len(rows))
+        for index, row in enumerate(rows):
+            if row.is_active and (text := row.push(int(ids[index]))):
+                yield index, text
+        active = np.array([row.is_active for row in rows])
+        if not active.any():
+            run.close()
+            return
+        yielded = _sent(run, active)
+    for index, row in enumerate(rows):
+        if row.is_active and (text := row.end()):
+            yield index, text
+
+
+def numbered(settings: Any, prompts: Sequence[Prompt]) -> Any:
+    """Give a loop that takes ``numbers`` those of its rows: how often each prompt came before."""
+    if not hasattr(settings, "numbers"):
+        return settings
+    if len(settings.numbers) not in (0, len(prompts)):
+        raise PromptError(f"numbers: found {len(settings.numbers)}; expected one for each of {len(prompts)}.")
+    first = getattr(settings, "first", 0)
+    numbers = settings.numbers or [first + number for number in occurrences(prompts)]
+    return replace(settings, numbers=tuple(numbers))
+
+
+def batches(
+    loop: str, settings: Any, prompts: Sequence[Prompt], size: int
+) -> list[tuple[Sequence[Prompt], Any]]:
+    """Return batches of prompts, each with its settings: noise goes by a picture's number.
+
+    A loop that takes ``numbers`` draws any prompts side by side, one that only takes ``first`` those whose
+    numbers follow each other, and any other a single batch.
+
+    Raises:
+        PromptError: there is more than one batch, and the loop draws one alone.
+    """
+    if hasattr(settings, "numbers"):
+        settings = numbered(settings, prompts)
+        return [
+            (prompts[at : at + size], replace(settings, numbers=settings.numbers[at : at + size]))
+            for at in range(0, len(prompts), size)
+        ]
+    if hasattr(settings, "first"):
+        numbers = occurrences(prompts)
+        starts = [0] if prompts else []
+        for at in range(1, len(prompts)):
+            if at - starts[-1] == size or numbers[at] != numbers[at - 1] + 1:
+                starts.append(at)
+        return [
+            (prompts[start:end], replace(settings, first=settings.first + numbers[start]))
+            for start, end in pairwise([*starts, len(prompts)])
+        ]
+    if len(prompts) > size:
+        raise PromptError(
+            f"the loop '{loop}' draws one batch alone: it has no setting 'first', the number of a batch's"
+            f" first picture. Found {len(prompts)} pictures, {size} at once; draw fewer, or give"
+            f" batch_size={len(prompts)}."
+        )
+    return [(prompts, settings)]
+
+
+def finish(loop: str, run: Sampling, tell: Callable[..., None]) -> Any:
+    """Let a loop that draws finish, telling of every step; return what it made."""
+    while True:
+        try:
+            yielded = next(run)
+        except StopIteration as stop:
+            return stop.value
+        tell(*steps(loop, yielded))
+
+
 def _broken(loop: str, does: str, found: str, expected: str) -> CheckError:
     return CheckError(
         f"the sampling loop '{loop}' is none that {does}: {found}; expected {expected}.\n"
@@ -69,3 +154,10 @@ def _broken(loop: str, does: str, found: str, expected: str) -> CheckError:
 
 def _seen(x: Any) -> str:
     return f"an array {x.shape} of {x.dtype}" if isinstance(x, np.ndarray) else f"{x!r:.60}"
+
+
+def _sent(run: Sampling, value: Any) -> Any:
+    try:
+        return run.send(value)
+    except StopIteration:
+        return OVER

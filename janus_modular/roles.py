@@ -84,9 +84,12 @@ which rows go on, a mask (rows,), or None where all do; the ids of others are no
 when none goes on. Its settings have ``max_tokens``, after which it ends. What it returns is not looked at.
 
 A loop that draws yields (steps done, steps in all) after every step, and returns the pictures in numpy
-(rows, 3, H, W), uint8, or floats from -1 to 1. Where its settings have ``first``, that is the number of the
-first row's picture, from which the noise of each picture should follow: only such a loop is asked for more
-pictures than are drawn at once.
+(rows, 3, H, W), uint8, or floats from -1 to 1.
+
+The noise of a row should follow from the seed and the row's number: how often the same prompt came
+before. Where the settings of a loop have ``numbers``, those are the numbers of all rows; where those of a
+loop that draws only have ``first``, it is the first row's, and the others follow it. Only a loop with
+either is asked for more pictures than are drawn at once.
 
 `janus_modular.errors.CheckError` names a loop that does something else.
 """

@@ -5,7 +5,10 @@ numpy only: a server that runs exported graphs builds its prompts here too.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +85,22 @@ class Sequence:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+def occurrences(prompts: Many[Sequence]) -> list[int]:
+    """Return for each prompt how many equal ones come before it: 0, 1, ... for a prompt that is repeated.
+
+    Noise that goes by this number is a row's own: it depends on no other prompt, nor on where a batch begins.
+    """
+    seen: Counter[bytes] = Counter()
+    numbers = []
+    for prompt in prompts:
+        digest = sha256(prompt.tokens.tobytes())
+        for pixels in [*prompt.understanding_pixels, *prompt.generation_pixels]:
+            digest.update(pixels.tobytes())
+        numbers.append(seen[digest.digest()])
+        seen[digest.digest()] += 1
+    return numbers
 
 
 def unconditional(sequence: Sequence, pad: int) -> Sequence:

@@ -54,7 +54,7 @@ def listen_to_answers(
         max_tokens=ANSWER_TOKENS,
         **taken(runtime.text_loop, settings),
     )
-    return answers, listening.runs[-1]
+    return list(answers), listening.runs[-1]
 
 
 def listen_to_drawings(runtime: Runtime, processor: Processor) -> tuple[list[Image.Image], Run]:

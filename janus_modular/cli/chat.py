@@ -23,6 +23,7 @@ from janus_modular.cli.options import (
 from janus_modular.errors import JanusError
 
 if TYPE_CHECKING:
+    from janus_modular.answers import Answer
     from janus_modular.janus import Janus
     from janus_modular.sequence import Message, Segment
 
@@ -82,20 +83,43 @@ def chat(
         answer = janus.chat(asked, stop=stop or [], **settings)
         names = [str(path) for path in image or []]
         used = asdict(janus.settings(janus.runtime.text_loop, settings))
-        typer.echo(json.dumps({"answer": answer, "model": model, "images": names, "settings": used}))
+        record = {
+            "answer": answer,
+            "finish_reason": answer.finish_reason,
+            "usage": asdict(answer.usage),
+            "model": model,
+            "images": names,
+            "settings": used,
+        }
+        typer.echo(json.dumps(record))
+        warn_if_cut(answer)
         return
     say(janus, asked, stop=stop or [], **settings)
 
 
-def say(janus: Janus, messages: list[Message], **settings: Any) -> str:
+def say(janus: Janus, messages: list[Message], **settings: Any) -> Answer:
     """Print an answer as it is said; return it whole."""
-    answer = ""
-    for text in janus.chat(messages, stream=True, **settings):
-        text = text if answer else text.lstrip()
+    started = False
+    stream = janus.chat(messages, stream=True, **settings)
+    for text in stream:
+        text = text if started else text.lstrip()
+        started = started or bool(text)
         typer.echo(text, nl=False)
-        answer += text
     typer.echo()
-    return answer.rstrip()
+    warn_if_cut(stream.answer)
+    return stream.answer
+
+
+def warn_if_cut(answer: Answer) -> None:
+    """Print on stderr that an answer was cut, and what would let it go on."""
+    if not answer.was_cut:
+        return
+    usage = answer.usage
+    why = {
+        "length": f"at max_tokens, {usage.completion_tokens}; a higher --max-tokens lets it go on",
+        "context": f"where the model's context ends, {usage.total_tokens} positions; shorten the prompt",
+    }[answer.finish_reason or ""]
+    typer.echo(f"note: the answer was cut {why}", err=True)
 
 
 def converse(janus: Janus, history: list[Message], waiting: list[Segment], **settings: Any) -> None:

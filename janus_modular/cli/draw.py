@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +44,9 @@ def draw(
         Path, typer.Option("-o", "--output", help="Of the grid; single files get numbers.")
     ] = Path("out.png"),
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once: memory against speed.")] = 8,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, not the files' names.")
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     runtime: Runtime = None,
@@ -71,12 +75,23 @@ def draw(
     used = asdict(janus.settings(janus.runtime.drawing_loop, settings))
     form = getattr(janus.runtime, "variant", variant)  # of a bundle: its numbers differ, and so its pictures
     about = {"prompt": prompt, "model": model, **({"variant": form} if form else {}), **used}
-    files = {output: grid(pictures)}
-    if n > 1:
-        files |= {output.with_stem(f"{output.stem}-{i}"): one for i, one in enumerate(pictures)}
-    for path, picture in files.items():
+    singles = [output.with_stem(f"{output.stem}-{i}") for i in range(n)] if n > 1 else [output]
+    for path, picture in ({output: grid(pictures)} | dict(zip(singles, pictures, strict=True))).items():
         save(picture, path, about)
-        typer.echo(str(path))
+        if not as_json:
+            typer.echo(str(path))
+    if as_json:
+        record = {
+            "prompt": prompt,
+            "images": [
+                {"file": str(path), "usage": asdict(usage)}
+                for path, usage in zip(singles, pictures.usage, strict=True)
+            ],
+            "grid": str(output),
+            "model": model,
+            "settings": used,
+        }
+        typer.echo(json.dumps(record))
 
 
 def grid(pictures: list[Image.Image], gap: int = 4) -> Image.Image:

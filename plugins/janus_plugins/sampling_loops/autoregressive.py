@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from janus_modular import Registry, Sampling, Session, hookimpl, unconditional
 from janus_modular import Sequence as Prompt
-from janus_plugins.sampling_loops.limits import check_setting
+from janus_plugins.sampling_loops.limits import check_numbers, check_setting
 
 
 @dataclass
@@ -20,13 +20,15 @@ class DrawSettings:
     guidance: float = 5.0  # w in l = u + w (c - u); 1: no second row
     temperature: float = 1.0  # 0: always the likeliest code
     seed: int = 0  # of picture i: (seed, i)
-    first: int = 0  # the number i of the first picture
+    first: int = 0  # the number i of a prompt's first picture
+    numbers: Sequence[int] = ()  # i of each row; left out: counted from first for every prompt
 
     def __post_init__(self) -> None:
         """Refuse what would draw noise instead of an error."""
         check_setting("guidance", self.guidance, "a finite number; 1 is none")
         check_setting("temperature", self.temperature, "a number from 0, which is greedy", low=0)
         check_setting("seed", self.seed, "a whole number from 0", low=0)
+        check_numbers("numbers", self.numbers)
         check_setting("first", self.first, "a whole number from 0", low=0)
 
 
@@ -39,7 +41,8 @@ def draw(
     conditional ones first; both get the code that was chosen. A picture's noise is its own, so
     drawing it alone or in company gives the same.
     """
-    rngs = [np.random.default_rng((settings.seed, settings.first + i)) for i in range(len(prompts))]
+    numbers = settings.numbers or range(settings.first, settings.first + len(prompts))
+    rngs = [np.random.default_rng((settings.seed, number)) for number in numbers]
     noise = np.ones((len(prompts), session.sizes["codes"]), np.float32)
     greedy = settings.temperature == 0
     guidance, temperature = np.float32(settings.guidance), np.float32(1 if greedy else settings.temperature)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite
 from numbers import Integral, Real
 from typing import Any
@@ -21,3 +22,17 @@ def check_setting(
     fits = isinstance(value, kind) and isfinite(value)
     if not fits or (low is not None and value < low) or (high is not None and value > high):
         raise PromptError(f"{name}: found {value!r}; expected {expected}.")
+
+
+def check_numbers(name: str, values: Any) -> None:
+    """Check that a setting is a sequence of whole numbers from 0, one for each row.
+
+    Raises:
+        PromptError: it is not.
+    """
+    expected = "a list of whole numbers from 0, one for each row"
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise PromptError(f"{name}: found {values!r}; expected {expected}.")
+    for value in values:
+        if not isinstance(value, Integral) or value < 0:
+            raise PromptError(f"{name}: found {value!r}; expected {expected}.")

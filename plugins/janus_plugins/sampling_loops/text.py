@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from janus_modular import Registry, Sampling, Session, hookimpl
 from janus_modular import Sequence as Prompt
-from janus_plugins.sampling_loops.limits import check_setting
+from janus_plugins.sampling_loops.limits import check_numbers, check_setting
 
 TINY = 5e-324
 """The smallest number above 0."""
@@ -24,7 +24,8 @@ class TextSettings:
     temperature: float = 0.0  # 0: always the likeliest token
     top_k: int = 0  # 0: no limit
     top_p: float = 1.0  # 1: no limit
-    seed: int = 0  # of row r: (seed, r)
+    seed: int = 0  # a row's noise follows from the seed and the row's number
+    numbers: Sequence[int] = ()  # one a row; left out: 0, or how often the same prompt came before
 
     def __post_init__(self) -> None:
         """Refuse what would answer with nonsense instead of an error."""
@@ -35,6 +36,7 @@ class TextSettings:
             "top_p", self.top_p, "a number above 0 and up to 1, which is no limit", low=TINY, high=1
         )
         check_setting("seed", self.seed, "a whole number from 0", low=0)
+        check_numbers("numbers", self.numbers)
 
 
 def sample_text(
@@ -42,9 +44,9 @@ def sample_text(
 ) -> Generator[NDArray[np.int64], NDArray[np.bool_] | None, None]:
     """Yield the next token ids (rows,); send back which rows go on (rows,), None for all.
 
-    Rows are independent: each has noise of its own, so a row's answer does not depend on its company.
+    Rows are independent: each has noise of its own, from the seed and its number alone.
     """
-    rngs = [np.random.default_rng((settings.seed, row)) for row in range(len(prompts))]
+    rngs = [np.random.default_rng((settings.seed, i)) for i in settings.numbers or range(len(prompts))]
     greedy = settings.temperature == 0
     noise = np.ones((len(prompts), session.sizes["vocab"]), np.float32)
     temperature = np.float32(1 if greedy else settings.temperature)

@@ -1,0 +1,137 @@
+"""What generating returns: answers that say why they ended, drawings, and how many tokens each took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from PIL import Image
+
+from janus_modular.processing.streaming import TextStream
+
+FinishReason = Literal["stop", "length", "context", "loop"]
+"""Why an answer ended: the model or a stop string ended it (stop), max_tokens (length) or the model's context
+(context) cut it, or the sampling loop gave no more tokens before any of these (loop)."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How many positions of the context a request took."""
+
+    prompt_tokens: int  # positions of the prompt, those of its images included
+    completion_tokens: int = 0  # tokens of the answer, the token that ends it included
+    image_tokens: int = 0  # positions of the drawn image
+
+    @property
+    def total_tokens(self) -> int:
+        """All of them."""
+        return self.prompt_tokens + self.completion_tokens + self.image_tokens
+
+
+class Answer(str):
+    """The text of an answer, a ``str``, which also says why it ended and how many tokens it took."""
+
+    __slots__ = ("finish_reason", "usage")
+
+    finish_reason: FinishReason | None  # None: a stream that goes on
+    usage: Usage
+
+    def __new__(cls, text: str, finish_reason: FinishReason | None, usage: Usage) -> Answer:
+        """Make an answer of its text."""
+        answer = super().__new__(cls, text)
+        answer.finish_reason, answer.usage = finish_reason, usage
+        return answer
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        """Return what copying and pickling build an answer from."""
+        return str(self), self.finish_reason, self.usage
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether max_tokens or the context ended the answer before the model did."""
+        return self.finish_reason in ("length", "context")
+
+
+class AnswerRow:
+    """One row of a batch of answers: its own text, its own room, and why it ended."""
+
+    def __init__(self, stream: TextStream, *, prompt_tokens: int, max_tokens: int, context: int) -> None:
+        """Begin an answer of up to ``max_tokens``, or of what the context leaves behind its prompt."""
+        room = context - prompt_tokens
+        self.stream = stream
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = min(max_tokens, room)
+        self.cut_reason: FinishReason = "length" if max_tokens <= room else "context"
+        self.finish_reason: FinishReason | None = None
+        self.texts: list[str] = []
+        self.tokens = 0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the row goes on."""
+        return self.finish_reason is None
+
+    def push(self, id: int) -> str:
+        """Take the next token; return the text that can be shown now."""
+        self.tokens += 1
+        text = self.stream.push(id)
+        if self.stream.stopped:
+            self.finish_reason = "stop"
+        elif self.tokens >= self.max_tokens:
+            text += self.stream.finish()
+            self.finish_reason = self.cut_reason
+        self.texts.append(text)
+        return text
+
+    def end(self) -> str:
+        """Note that the sampling loop gives no more tokens; return the text that was held back."""
+        self.finish_reason = "loop"
+        self.texts.append(self.stream.finish())
+        return self.texts[-1]
+
+    @property
+    def answer(self) -> Answer:
+        """The answer so far."""
+        usage = Usage(self.prompt_tokens, completion_tokens=self.tokens)
+        return Answer("".join(self.texts).strip(), self.finish_reason, usage)
+
+
+class AnswerBatch(Iterator[tuple[int, str]]):
+    """Answers that are being generated side by side: yields (row, text) as text comes."""
+
+    def __init__(self, rows: Sequence[AnswerRow], texts: Iterator[tuple[int, str]]) -> None:
+        self._rows = rows
+        self._texts = texts
+
+    def __next__(self) -> tuple[int, str]:
+        return next(self._texts)
+
+    @property
+    def answers(self) -> list[Answer]:
+        """The answers so far, one a row; whole ones once the iteration has ended."""
+        return [row.answer for row in self._rows]
+
+
+class AnswerStream(Iterator[str]):
+    """One answer that is being generated: yields its text as it comes."""
+
+    def __init__(self, batch: AnswerBatch) -> None:
+        self._batch = batch
+
+    def __next__(self) -> str:
+        return next(self._batch)[1]
+
+    @property
+    def answer(self) -> Answer:
+        """The answer so far; the whole of it, with its finish reason, once the iteration has ended."""
+        [answer] = self._batch.answers
+        return answer
+
+
+class Drawings(list[Image.Image]):
+    """Drawn images, a list, which also says how many tokens each took."""
+
+    def __init__(self, images: Iterable[Image.Image], usage: Sequence[Usage]) -> None:
+        super().__init__(images)
+        self.usage = list(usage)  # one for each image
