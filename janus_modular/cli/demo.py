@@ -33,7 +33,10 @@ def run(
     config: Config = "demo/digits",
     quiet: Quiet = False,
 ) -> None:
-    """Train, measure and report: minutes on two CPU cores. It is what demo alone does."""
+    """Train, measure and report: minutes on two CPU cores. It is what demo alone does.
+
+    A demo that was interrupted goes on where it stopped, if its settings are the same.
+    """
     from janus_modular.config import load, resolve
     from janus_modular.demo.run import run_demo
     from janus_modular.demo.schema import DemoConfig

@@ -8,6 +8,7 @@ share the image tokenizer, the judge, the data and every stage (Janus, section 4
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rich.table import Table
 from janus_modular.config import load, resolve, to_plain
 from janus_modular.demo.asking import ask, draw
 from janus_modular.demo.phases import Demo
-from janus_modular.demo.run import MARK, prepare_folder, recognised
+from janus_modular.demo.run import prepare_folder, recognised
 from janus_modular.demo.schema import DemoConfig
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins, default_plugins
@@ -38,16 +39,21 @@ def run_ablation(
 ) -> list[dict[str, Any]]:
     """Train both models for each seed and measure them; return, print and write a row a seed.
 
+    An ablation of the same settings that was interrupted in ``output`` goes on: its finished phases are kept.
+
     Raises:
         TrainingError: ``output`` holds something that is not a demo's.
     """
     plugins = plugins or default_plugins()
-    prepare_folder(output)
-    (output / MARK).write_text(json.dumps(dict(raw), indent=2), "utf-8")
-    rows = []
-    for seed in range(seeds):
-        rows.append(_one_seed(load(raw, [f"seed={seed}"]), output / f"seed{seed}", quiet, plugins))
-        (output / "ablation.json").write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
+    settings = json.dumps({"seeds": seeds, "config": dict(raw)}, indent=2)
+    if not prepare_folder(output, settings, result="ablation.json"):
+        for old in output.glob("seed*"):
+            shutil.rmtree(old)
+    rows = [
+        _one_seed(load(raw, [f"seed={seed}"]), output / f"seed{seed}", quiet, plugins)
+        for seed in range(seeds)
+    ]
+    (output / "ablation.json").write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
     Console().print(table(rows))
     return rows
 

@@ -1,4 +1,7 @@
-"""The phases of the demo: parts trained on their own, then the stages, each from where the last one ended."""
+"""The phases of the demo: parts trained on their own, then the stages, each from where the last one ended.
+
+A phase that has left its result in the folder is not run again, and a stage that was interrupted is resumed.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 
 from janus_modular.assemble import assemble
 from janus_modular.building import Builder
+from janus_modular.checkpoints.weights import open_weights
 from janus_modular.checkpoints.writing import write_weights
 from janus_modular.config import resolve, to_plain
 from janus_modular.demo.classifier import Classifier
@@ -24,6 +28,7 @@ from janus_modular.interfaces import ImageTokenizer, Part
 from janus_modular.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.training.loop import fit
+from janus_modular.training.resuming import newest
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.stages import train
 
@@ -51,7 +56,9 @@ class Demo:
         torch.manual_seed(self.config.seed)
         judge = Classifier(len(source.names))
         judge(as_pixels(source.pictures[:2]))  # its last layer learns its width
-        self._fit(judge, "classifier", self.config.classifier, source)
+        if not self._restore("classifier", judge):
+            self._fit(judge, "classifier", self.config.classifier, source)
+            self._keep("classifier", judge)
         return judge
 
     def tokenizer(self) -> ImageTokenizer:
@@ -63,8 +70,10 @@ class Demo:
             return tokenizer.losses(low + batch[0] / 255 * (high - low))
 
         module = cast(nn.Module, tokenizer)
-        self._fit(module, "tokenizer", self.config.tokenizer, self.open(self.config.pictures), losses)
-        self._keep(TOKENIZER, module)
+        if not self._restore(TOKENIZER, module):
+            self._fit(module, "tokenizer", self.config.tokenizer, self.open(self.config.pictures), losses)
+            self._keep(TOKENIZER, module)
+        self.trained[TOKENIZER] = self._folder(TOKENIZER)
         return tokenizer
 
     def encoder(self) -> None:
@@ -73,14 +82,16 @@ class Demo:
             return
         path = self._model().understanding
         both = Contrastive(cast(nn.Module, path.encoder), path.encoder.width, path.normalize)
-        self._fit(both, "encoder", self.config.encoder, self.open(self.config.pictures))
-        self._keep(ENCODER, both.encoder)
+        if not self._restore(ENCODER, both.encoder):
+            self._fit(both, "encoder", self.config.encoder, self.open(self.config.pictures))
+            self._keep(ENCODER, both.encoder)
+        self.trained[ENCODER] = self._folder(ENCODER)
 
     def stages(self) -> Path:
         """Train the stages; return the folder of the finished model."""
         start: dict[str, Any] = {"model": self.model_config()}
         for config in self.stage_configs(start):
-            done = train(config, quiet=self.quiet, title=Path(config.output).name, plugins=self.plugins)
+            done = self._stage(config)
         model = self.output / "model"
         shutil.rmtree(model, ignore_errors=True)
         shutil.copytree(done, model)
@@ -109,11 +120,29 @@ class Demo:
         torch.manual_seed(self.config.seed)
         return assemble(self.config.model, self.plugins)
 
-    def _keep(self, path: str, module: nn.Module) -> None:
-        folder = self.output / "parts" / path
-        folder.mkdir(parents=True, exist_ok=True)
-        write_weights(folder, module.state_dict().items())
-        self.trained[path] = folder
+    def _stage(self, config: TrainConfig) -> Path:
+        output = Path(config.output)
+        if (output / "model").is_dir():
+            return output / "model"
+        resume = newest(output) is not None
+        if not resume:  # killed before its first checkpoint
+            shutil.rmtree(output, ignore_errors=True)
+        return train(config, resume=resume, quiet=self.quiet, title=output.name, plugins=self.plugins)
+
+    def _folder(self, part: str) -> Path:
+        return self.output / "parts" / part
+
+    def _keep(self, part: str, module: nn.Module) -> None:
+        self._folder(part).mkdir(parents=True, exist_ok=True)
+        write_weights(self._folder(part), module.state_dict().items())
+
+    def _restore(self, part: str, module: nn.Module) -> bool:
+        """Load the weights that an earlier run of this demo kept; return whether there were any."""
+        if not (self._folder(part) / "model.safetensors").is_file():
+            return False
+        module.load_state_dict(dict(open_weights(self._folder(part)).items()))
+        module.eval()
+        return True
 
     def _fit(
         self, module: Any, name: str, phase: PhaseConfig, source: LabelledPictures, losses: Any = None

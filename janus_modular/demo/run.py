@@ -50,16 +50,18 @@ def run_demo(
 ) -> dict[str, Any]:
     """Train, measure and report; return what ``report.json`` holds.
 
+    A demo of the same settings that was interrupted in ``output`` goes on: its finished phases are kept.
+
     Raises:
         TrainingError: ``output`` holds something that is not a demo's.
         ConfigError: ``finish`` names a step that nobody announces.
     """
     finish = find_steps(config.finish)
-    prepare_folder(output)
+    if prepare_folder(output, to_yaml(config), result="report.json") and not quiet:
+        Console(stderr=True).print(f"going on with the demo in {output}; its finished phases are kept")
     demo = Demo(config, output, plugins or default_plugins(), quiet)
     steps = Steps(quiet)
     began = time.perf_counter()
-    (output / MARK).write_text(to_yaml(config), "utf-8")
     train, held_out = demo.open(config.pictures), demo.open(config.held_out)
     with steps("classifier"):
         judge = demo.classifier()
@@ -180,17 +182,26 @@ def table(figures: Mapping[str, float]) -> Table:
     return view
 
 
-def prepare_folder(output: Path) -> None:
-    """Make room for a demo; what an earlier one left there goes.
+def prepare_folder(output: Path, settings: str, *, result: str) -> bool:
+    """Prepare ``output`` for a demo; return True if one of the same settings was interrupted there.
+
+    An interrupted demo is the mark of these settings without the file ``result``. What any other demo
+    left is removed.
 
     Raises:
-        TrainingError: there is something else.
+        TrainingError: ``output`` holds something else.
     """
-    if output.exists() and any(output.iterdir()) and not (output / MARK).is_file():
+    mark = output / MARK
+    if output.exists() and any(output.iterdir()) and not mark.is_file():
         raise TrainingError(f"{output} holds something that is not a demo's: choose another --out FOLDER.")
+    if mark.is_file() and mark.read_text("utf-8") == settings and not (output / result).exists():
+        return True
     for old in ("phases", "parts", "model", "bundle"):
         shutil.rmtree(output / old, ignore_errors=True)
+    (output / result).unlink(missing_ok=True)
     output.mkdir(parents=True, exist_ok=True)
+    mark.write_text(settings, "utf-8")
+    return False
 
 
 def _flat(tree: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from janus_modular.config import load, resolve, to_plain
-from janus_modular.demo import finishing
+from janus_modular.demo import finishing, phases
 from janus_modular.demo.ablation import run_ablation, shared_config
 from janus_modular.demo.finishing import Shown, Trained
 from janus_modular.demo.run import MARK, run_demo
@@ -21,6 +23,7 @@ from janus_modular.demo.schema import DemoConfig
 from janus_modular.errors import ConfigError, TrainingError
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins
+from janus_modular.training.schema import TrainConfig
 
 FIGURES = {
     "reading_accuracy",
@@ -99,6 +102,43 @@ def test_other_packages_finish_the_demo(
     assert "Put &lt;away&gt;" in page
     assert "shelf &amp; box" in page
     assert "tidy: Put the model away." in capsys.readouterr().err
+
+
+def test_an_interrupted_demo_goes_on_to_the_same_result(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_demo(demo(quick), tmp_path / "whole", quiet=True)
+    trained: list[str] = []
+    real_fit, real_train = phases.fit, phases.train
+
+    def fit(*args: Any, title: str, **more: Any) -> Any:
+        trained.append(title)
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return real_fit(*args, title=title, **more)
+
+    def train(config: TrainConfig, *, title: str, **more: Any) -> Path:
+        trained.append(title)
+        if trained[-1] == trained[-2]:
+            return real_train(config, title=title, **more)
+        if title == "stage2":  # interrupted after its first step; the other before it
+            shutil.rmtree(real_train(replace(config, schedule=replace(config.schedule, stop=1)), **more))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phases, "fit", fit)
+    monkeypatch.setattr(phases, "train", train)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(demo(quick), tmp_path / "demo", quiet=True)
+    report = run_demo(demo(quick), tmp_path / "demo", quiet=True)
+    assert trained == ["classifier", "tokenizer", *["encoder"] * 2, *["stage1"] * 2, *["stage2"] * 2]
+    assert report | {"seconds": 0} == whole | {"seconds": 0}
+
+    for other in (quick, quick | {"seed": 1}):  # a finished demo, and other settings: from the start
+        trained.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(demo(other), tmp_path / "demo", quiet=True)
+        assert trained == ["classifier", "tokenizer", "encoder"]
 
 
 def test_keeps_away_from_what_it_did_not_make(quick: dict[str, Any], tmp_path: Path) -> None:
