@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from janus_modular.interfaces import Part, part
 
@@ -41,6 +41,8 @@ class ProcessorConfig:
     revision: str | None = None
     template: Literal["janus", "janus-pro", "chat", "plain"] = "chat"  # chat: the tokenizer's own
     system: str | None = None  # understanding's system text; None: the template's default
+    # Values of variables that the chat template reads, enable_thinking say: in training and inference alike.
+    template_variables: dict[str, Any] = field(default_factory=dict)
     tokens: SpecialTokens = field(default_factory=SpecialTokens)
     # Tokens that an answer in words never holds: those that a foreign tokenizer was given for pictures.
     never_said: list[str] = field(default_factory=list)

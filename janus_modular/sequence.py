@@ -46,10 +46,14 @@ Segment = Text | PictureToRead | PictureToDraw
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: a role (``system``, ``user`` or ``assistant``) and what it says, in order."""
+    """One turn: a role (``system``, ``user`` or ``assistant``) and what it says, in order.
+
+    ``reasoning_content`` is what the assistant thought before; chat templates of models that reason write it.
+    """
 
     role: str
     content: list[Segment]
+    reasoning_content: Text | None = None
 
 
 @dataclass(frozen=True)

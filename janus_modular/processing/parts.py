@@ -33,7 +33,7 @@ class PartMaker:
 
     def conversation(self, messages: Sequence[Message], *, answer: bool = False) -> list[Part]:
         """Render messages; with ``answer``, up to where the assistant begins to speak."""
-        rendered = render_marked(self.render, messages, answer=answer)
+        rendered = render_marked(self.render, messages, answer=answer, special=self.tokenizer.special_pattern)
         parts: list[Part] = []
         previous: Said | None = None
         for i, text in enumerate(rendered.between):
@@ -101,7 +101,11 @@ def with_supervision(sample: Sample) -> Sample:
     return replace(
         sample,
         messages=[
-            Message(m.role, [_marked(s) for s in m.content])
+            replace(
+                m,
+                content=[_marked(s) for s in m.content],
+                reasoning_content=m.reasoning_content and replace(m.reasoning_content, supervised=True),
+            )
             if m.role == "assistant" or not sample.template
             else m
             for m in sample.messages

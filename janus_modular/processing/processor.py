@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from janus_modular.errors import ConfigError, DataError, PromptError
 from janus_modular.interfaces import PixelSpec
 from janus_modular.processing.parts import Part, PartMaker, Supervise, with_supervision
@@ -47,6 +49,7 @@ class Processor:
         context: int | None = None,
         system: str | None = None,
         never_said: Sequence[str] = (),
+        template_variables: Mapping[str, Any] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.pixels = pixels
@@ -59,8 +62,13 @@ class Processor:
         names = tokenizer.names
         config = {k: v for k, v in tokenizer.config.items() if k.endswith("_token") and isinstance(v, str)}
         config |= {f"{name}_token": s for name in ("bos", "eos", "pad") if (s := names[name])}
+        self.template_variables = dict(template_variables or {})
         self.template = make_template(
-            template, eos=names["eos"] or "", tokens=config, chat_template=tokenizer.chat_template
+            template,
+            eos=names["eos"] or "",
+            tokens=config,
+            chat_template=tokenizer.chat_template,
+            variables=self.template_variables,
         )
         self.system = system  # None: the template's
         if lacks := [s for s in self.template.needs if tokenizer.core.token_to_id(s) is None]:
@@ -98,6 +106,7 @@ class Processor:
             context=context,
             system=config.system,
             never_said=config.never_said,
+            template_variables=config.template_variables,
         )
 
     def sequence(
@@ -123,12 +132,11 @@ class Processor:
             DataError: nothing in it is learned.
             PromptError: it cannot be rendered, or is longer than the context.
         """
-        maker = self._maker(learn_picture_ends)
         sample = with_supervision(sample)
         if sample.template:
-            parts, bos = maker.conversation(self._with_system(sample.messages)), self._bos
+            parts, bos = self.trained_parts(sample.messages, learn_picture_ends), self._bos
         else:
-            parts = maker.document([s for m in sample.messages for s in m.content])
+            parts = self._maker(learn_picture_ends).document([s for m in sample.messages for s in m.content])
             bos = self.template.always_bos or self.tokenizer.adds_bos
         draws = any(isinstance(part.picture, PictureToDraw) for part in parts)
         if supervise == "all" and not draws and not sample.exact_supervision:
@@ -156,12 +164,13 @@ class Processor:
             messages.pop()
         if not messages:
             raise PromptError("the conversation is empty. Give at least one user message.")
-        return self._assemble(
-            self._maker().conversation(self._with_system(messages), answer=True), bos=self._bos
-        )
+        return self._assemble(self.answer_parts(messages), bos=self._bos)
 
     def draw_prompt(self, prompt: str | Sequence[Message]) -> TokenSequence:
         """Make the prompt of a picture, from a text or a conversation: it ends in begin-of-image.
+
+        It is what a training sequence of the same conversation has before the picture's codes: the picture is
+        the assistant's next message, or goes on with the assistant's last one.
 
         Raises:
             PromptError: it cannot be rendered, or there is no room for the picture in the context.
@@ -169,10 +178,34 @@ class Processor:
         if self.drawing is None:
             raise PromptError("this model has no generation path: it cannot draw.")
         messages = [Message("user", [Text(prompt)])] if isinstance(prompt, str) else list(prompt)
-        parts = self._maker().conversation(messages, answer=True)
-        begin = self.tokenizer.cut(self.tokenizer.names["begin_image"] or "")
-        parts += [Part(piece) for piece in begin]
-        return self._assemble(parts, bos=self._bos, room=self.drawing.num_tokens)
+        return self._assemble(self.drawing_parts(messages), bos=self._bos, room=self.drawing.num_tokens)
+
+    def trained_parts(self, messages: Sequence[Message], learn_picture_ends: bool = False) -> list[Part]:
+        """Write a conversation as it is trained.
+
+        Raises:
+            PromptError: it cannot be rendered, or what precedes something that is learned is written
+                otherwise where it is asked for.
+        """
+        texts = self._with_system(messages)
+        if len(texts) == len(messages):
+            self._check_system(messages)
+        return self._maker(learn_picture_ends).conversation(texts)
+
+    def answer_parts(self, messages: Sequence[Message]) -> list[Part]:
+        """Write a conversation up to where the assistant answers it."""
+        return self._maker().conversation(self._with_system(messages), answer=True)
+
+    def drawing_parts(self, messages: Sequence[Message]) -> list[Part]:
+        """Write a conversation up to where the assistant's picture begins, as it is trained."""
+        drawn = PictureToDraw(Image.new("RGB", (1, 1)), supervised=False)
+        *earlier, last = messages or [Message("user", [])]
+        if last.role == "assistant":
+            conversation = [*earlier, replace(last, content=[*last.content, drawn])]
+        else:
+            conversation = [*earlier, last, Message("assistant", [drawn])]
+        parts = self.trained_parts(conversation)
+        return parts[: next(i for i, part in enumerate(parts) if part.picture is drawn)]
 
     def unconditional(self, sequence: TokenSequence) -> TokenSequence:
         """Return the row that guidance leans on: pads everywhere but at the first and the last position.
@@ -194,12 +227,11 @@ class Processor:
     @cached_property
     def stop(self) -> StopRule:
         """When an answer in words is over: EOS, what ends a turn in the template, or the user's role."""
-        speech = [Message("user", [Text("a")]), Message("assistant", [Text("b", supervised=True)])]
-        ends = [
-            part.piece.text
-            for part in self._maker().conversation(speech)
-            if part.learned and part.piece.special
-        ]
+        speech = [Message("user", [Text("a")]), Message("assistant", [Text("b")])]
+        pieces = [part.piece for part in self._maker().conversation(speech)]
+        answered = max(i for i, piece in enumerate(pieces) if piece.text == "b")
+        after = next((piece for piece in pieces[answered + 1 :] if piece.text.strip()), None)
+        ends = [after.text] if after and after.special else []
         strings = [self.tokenizer.names["eos"], *ends, *self.template.stop_strings]
         ids = {s: self.tokenizer.core.token_to_id(s) for s in strings if s}
         return StopRule(
@@ -218,6 +250,7 @@ class Processor:
         return {
             "template": self.template_name,
             "system": self.system,
+            "template_variables": self.template_variables,
             "tokens": self.tokenizer.names,
             "pixels": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.pixels).items()},
             "picture_tokens": self.picture_tokens,
@@ -268,6 +301,7 @@ class Processor:
             context=description["context"],
             system=description["system"],
             never_said=description["never_said"],
+            template_variables=description.get("template_variables"),  # recent processors have them
         )
 
     def _maker(self, learn_picture_ends: bool = False) -> PartMaker:
@@ -280,6 +314,28 @@ class Processor:
         if not system or draws or (messages and messages[0].role == "system"):
             return list(messages)
         return [Message("system", [Text(system)]), *messages]
+
+    def _check_system(self, messages: Sequence[Message]) -> None:
+        """Refuse a learned answer before a drawing where answers are asked for behind the system text.
+
+        Raises:
+            PromptError: a conversation that draws has no system text, and an answer in it is learned.
+        """
+        system = self.template.system if self.system is None else self.system
+        drawings = [i for i, m in enumerate(messages) if any(isinstance(s, PictureToDraw) for s in m.content)]
+        answers = [
+            i
+            for i, m in enumerate(messages[: drawings[0] + 1] if drawings else ())
+            if m.role == "assistant" and isinstance(s := next(iter(m.content), None), Text) and s.supervised
+        ]
+        if system and answers and messages[0].role != "system":
+            raise PromptError(
+                f"message {answers[0]} is an answer to be learned in a conversation that draws, which is"
+                f" written without the system text that answers are asked for behind:\n"
+                f"  trained: ''\n  asked:   {system[:60]!r}\n"
+                "Expected both to be the same: set processor.system to '', begin the conversation with a"
+                " system message, or make the answer and the drawing two samples."
+            )
 
     def _is_text(self, part: Part) -> bool:
         ends = (self.tokenizer.names["begin_image"], self.tokenizer.names["end_image"])

@@ -48,6 +48,26 @@ class TemplateProcess:
             ConfigError: the source is no valid template.
             PromptError: the template refuses the conversation, or exceeds a limit.
         """
+        outcome, text = self._ask(source, context)
+        if outcome == "refused":
+            roles = ", ".join(str(turn.get("role")) for turn in context.get("messages", ())) or "(none)"
+            raise PromptError(
+                f"the chat template refuses the conversation: {text}. It was given the roles {roles}."
+            )
+        return str(text)
+
+    def analyse(self, source: str) -> dict[str, list[str]]:
+        """Return the ``variables`` that a template reads, and the strings ``searched`` for in texts.
+
+        Raises:
+            ConfigError: the source is no valid template.
+            PromptError: reading it exceeds a limit.
+        """
+        _, text = self._ask(source, None)
+        facts: dict[str, list[str]] = json.loads(text)
+        return facts
+
+    def _ask(self, source: str, context: Mapping[str, Any] | None) -> list[str]:
         request = json.dumps([source, context, self.seconds])
         with self._lock:
             answer = self._exchange(request)
@@ -59,12 +79,7 @@ class TemplateProcess:
         outcome, text = json.loads(answer)
         if outcome == "invalid":
             raise ConfigError(text)
-        if outcome == "refused":
-            roles = ", ".join(str(turn.get("role")) for turn in context.get("messages", ())) or "(none)"
-            raise PromptError(
-                f"the chat template refuses the conversation: {text}. It was given the roles {roles}."
-            )
-        return str(text)
+        return [outcome, text]
 
     def close(self) -> None:
         """End the child, if there is one; the next render starts another."""
@@ -140,8 +155,11 @@ def serve() -> None:
             _send(answers, answer)
 
 
-def _answer(source: str, context: dict[str, Any]) -> list[str]:
-    """Return ``[outcome, text]`` of a render: rendered, refused or invalid."""
+def _answer(source: str, context: dict[str, Any] | None) -> list[str]:
+    """Return ``[outcome, text]`` of a render, or without a context of an analysis.
+
+    The outcome is rendered, refused or invalid.
+    """
     import jinja2
 
     try:
@@ -150,6 +168,10 @@ def _answer(source: str, context: dict[str, Any]) -> list[str]:
         return ["invalid", str(error)]
     except Exception as error:  # nested too deeply for a compiler, say
         return ["invalid", f"the tokenizer's chat template cannot be compiled: {reason(error)}."]
+    if context is None:
+        from janus_modular.processing.template_analysis import facts_of
+
+        return ["rendered", json.dumps(facts_of(template.environment, source))]
     try:
         text = template.render(context)
     except jinja2.TemplateError as error:  # in the template's own words, mostly

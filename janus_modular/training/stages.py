@@ -18,6 +18,7 @@ from janus_modular.errors import ConfigError, JanusError, TrainingError
 from janus_modular.model import JanusModel, Output
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
+from janus_modular.processing.prompt_check import check_prompts
 from janus_modular.roles import Source
 from janus_modular.training import resuming
 from janus_modular.training.building import build_model, sketch_model
@@ -141,8 +142,10 @@ def prepare(
     """Say how a step's samples become tensors for this model.
 
     Raises:
-        ConfigError: packed rows are longer than the backbone's context.
+        ConfigError: packed rows are longer than the backbone's context, or the chat template writes something
+            else in training than where the model is asked.
     """
+    check_prompts(processor)
     if config.length is not None and config.length > model.backbone.context:
         raise ConfigError(
             f"length: rows of {config.length} positions; the backbone's context is {model.backbone.context}:"

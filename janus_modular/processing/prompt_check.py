@@ -1,0 +1,53 @@
+"""What a processor trains, held against what it asks for, before a training begins."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from janus_modular.errors import ConfigError, PromptError
+from janus_modular.processing.processor import Processor
+from janus_modular.sequence import Message, PictureToDraw, Text
+
+TURNS = 3
+
+
+def check_prompts(processor: Processor) -> None:
+    """Check that prompts are beginnings of what is trained, whatever the chat template does.
+
+    Tried are answers and drawings as the last of one to three turns, with and without a system message where
+    the template takes one. Answers and drawings before the last turn are checked in every sample, since
+    templates that leave earlier reasoning out may be used without them.
+
+    Raises:
+        ConfigError: a prompt is no beginning; shows both texts where they differ, and what to set.
+    """
+    for system in ([], [Message("system", [Text("c")])]):
+        conversation = list(system)
+        for _ in range(TURNS):
+            conversation.append(Message("user", [Text("a")]))
+            try:
+                processor.answer_parts(conversation)
+            except PromptError:
+                if system:  # the template takes none
+                    break
+                raise
+            try:
+                _check_last_turn(processor, conversation)
+            except PromptError as error:
+                raise ConfigError(f"processor.template: {error}") from error
+            conversation.append(Message("assistant", [Text("b")]))
+
+
+def _check_last_turn(processor: Processor, conversation: list[Message]) -> None:
+    processor.trained_parts([*conversation, Message("assistant", [Text("b", supervised=True)])])
+    if processor.drawing is None:
+        return
+    image = PictureToDraw(Image.new("RGB", (1, 1)))
+    trained = processor.trained_parts([*conversation, Message("assistant", [image])])
+    asked = processor.drawing_parts(conversation)
+    if [part.piece for part in trained[: len(asked)]] != [part.piece for part in asked]:
+        texts = ["".join(part.piece.text for part in parts) for parts in (trained[: len(asked)], asked)]
+        raise PromptError(
+            "a picture to draw is trained behind another text than it is asked for behind:\n"
+            f"  trained: {texts[0]!r}\n  asked:   {texts[1]!r}\nChoose another processor.template."
+        )
