@@ -187,10 +187,7 @@ class Processor:
             PromptError: it cannot be rendered, or what precedes something that is learned is written
                 otherwise where it is asked for.
         """
-        texts = self._with_system(messages)
-        if len(texts) == len(messages):
-            self._check_system(messages)
-        return self._maker(learn_picture_ends).conversation(texts)
+        return self._maker(learn_picture_ends).conversation(self._with_system(messages))
 
     def answer_parts(self, messages: Sequence[Message]) -> list[Part]:
         """Write a conversation up to where the assistant answers it."""
@@ -308,34 +305,17 @@ class Processor:
         return PartMaker(self.tokenizer, self.template, learn_picture_ends=learn_picture_ends)
 
     def _with_system(self, messages: Sequence[Message]) -> list[Message]:
-        """Put the system text first, unless there is one, or something is drawn (which has none)."""
-        system = self.template.system if self.system is None else self.system
-        draws = any(isinstance(s, PictureToDraw) for m in messages for s in m.content)
-        if not system or draws or (messages and messages[0].role == "system"):
-            return list(messages)
-        return [Message("system", [Text(system)]), *messages]
+        """Put the system text first, unless there is one, or the assistant begins with a drawing.
 
-    def _check_system(self, messages: Sequence[Message]) -> None:
-        """Refuse a learned answer before a drawing where answers are asked for behind the system text.
-
-        Raises:
-            PromptError: a conversation that draws has no system text, and an answer in it is learned.
+        How the assistant goes on decides nothing: what precedes an answer or a drawing is the same when it is
+        asked for as when it is trained.
         """
         system = self.template.system if self.system is None else self.system
-        drawings = [i for i, m in enumerate(messages) if any(isinstance(s, PictureToDraw) for s in m.content)]
-        answers = [
-            i
-            for i, m in enumerate(messages[: drawings[0] + 1] if drawings else ())
-            if m.role == "assistant" and isinstance(s := next(iter(m.content), None), Text) and s.supervised
-        ]
-        if system and answers and messages[0].role != "system":
-            raise PromptError(
-                f"message {answers[0]} is an answer to be learned in a conversation that draws, which is"
-                f" written without the system text that answers are asked for behind:\n"
-                f"  trained: ''\n  asked:   {system[:60]!r}\n"
-                "Expected both to be the same: set processor.system to '', begin the conversation with a"
-                " system message, or make the answer and the drawing two samples."
-            )
+        spoken = (s for m in messages if m.role == "assistant" for s in m.content)
+        first = next((s for s in spoken if not isinstance(s, Text) or s.text.strip()), None)
+        if not system or isinstance(first, PictureToDraw) or (messages and messages[0].role == "system"):
+            return list(messages)
+        return [Message("system", [Text(system)]), *messages]
 
     def _is_text(self, part: Part) -> bool:
         ends = (self.tokenizer.names["begin_image"], self.tokenizer.names["end_image"])

@@ -18,7 +18,7 @@ UNDERSTANDING_SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that "
     "the user provides, and assist the user with a variety of tasks using natural language."
 )
-"""The system text of the published models, for conversations in which nothing is drawn."""
+"""The system text of the published models, for conversations that do not begin with a drawing."""
 
 
 class Template(Render, Protocol):

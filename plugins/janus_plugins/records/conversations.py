@@ -42,6 +42,7 @@ class _ImageSlot:
 class _Turn:
     role: str
     content: list[Text | _ImageSlot] = field(default_factory=list)
+    reasoning: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class ConversationReader:
             )
         content = fields.take("content", "value")
         flag = _flag(fields)
+        thought = fields.take("reasoning_content", "reasoning") or None
         fields.close()
         if flag is not None:
             flags.append(flag)
@@ -90,6 +92,12 @@ class ConversationReader:
         place = f"{where}: content of {role}"
         parts = [content] if isinstance(content, str) else content
         turn = _Turn(role)
+        if thought is not None:
+            if role != "assistant":
+                raise DataError(
+                    f"{where}: has reasoning_content, and role {role}; expected it of assistants."
+                )
+            turn.reasoning = Text(text_of(thought, f"{where}: reasoning_content"), supervised)
         list_of(parts, place, lambda one, at: turn.content.extend(self._part(one, at, role, supervised)))
         if role != "system" and not any(isinstance(s, _ImageSlot) or s.text.strip() for s in turn.content):
             raise DataError(f"{place}: is empty; expected text or an image.")
@@ -152,7 +160,7 @@ class ConversationReader:
             return PictureToDraw(image, part.supervised) if part.draws else PictureToRead(image)
 
         for turn in turns:
-            yield Message(turn.role, [opened(part) for part in turn.content])
+            yield Message(turn.role, [opened(part) for part in turn.content], turn.reasoning)
 
 
 def _flag(fields: Fields) -> bool | None:

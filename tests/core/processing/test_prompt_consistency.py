@@ -26,7 +26,8 @@ SPECIAL = ["<|end|>", "<|bos|>", "<|user|>", "<|assistant|>", "<|system|>"]
 
 THINK_BLOCK = """\
 {%- set ns = namespace(last=0) %}
-{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}
+{%- endfor %}
 {%- for m in messages %}
 {%- if m.role == 'assistant' %}
 {%- set words = m.content %}{% set thought = '' %}
@@ -42,7 +43,8 @@ THINK_BLOCK = """\
 {%- else %}{{- '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{% endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}
-{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{% endif %}
+{%- if enable_thinking is defined and enable_thinking is false %}
+{{- '<think>\\n\\n</think>\\n\\n' }}{% endif %}
 {%- endif %}"""
 """As Qwen3's: the last turn has a block of reasoning, an empty one without any."""
 
@@ -271,19 +273,27 @@ def test_a_drawing_before_the_last_turn_is_held_against_its_prompt(
         )
 
 
-def test_an_answer_before_a_drawing_has_the_system_text_that_it_is_asked_behind(
-    make: Callable[..., Processor],
+@pytest.mark.parametrize("template", ["janus", "janus-pro"])
+def test_the_system_text_depends_on_nothing_that_follows(
+    make: Callable[..., Processor], words: Callable[..., str], template: str
 ) -> None:
-    messages = [user("Draw"), Message("assistant", [Text("Here:", True), PictureToDraw(IMAGE)])]
-    with pytest.raises(PromptError, match=r"without the system text.*(?s:.)*processor.system to ''"):
-        make("janus-pro").sequence(Sample(messages))
-    for processor, conversation in (
-        (make("janus-pro", system=""), messages),
-        (make("janus-pro"), [SYSTEM, *messages]),
-    ):
-        sequence = processor.sequence(Sample(conversation)).tokens.tolist()
-        asked = processor.chat_prompt(conversation[:-1]).tokens.tolist()
-        assert sequence[: len(asked)] == asked
+    """Answers have one, drawings have none, and what goes on from either keeps what it has."""
+    processor = make(template)
+    both = [user("Draw"), Message("assistant", [Text("Here:", True), PictureToDraw(IMAGE)])]
+    conversations = [
+        both,
+        [user("a"), assistant("b"), *both],
+        [user("a"), drawing(), user("b"), assistant("c")],
+    ]
+    for conversation, has_system in zip(conversations, (True, True, False), strict=True):
+        trained = processor.sequence(Sample(conversation)).tokens.tolist()
+        assert ("You are a helpful" in words(processor, trained)) == has_system
+        for i, message in enumerate(conversation):
+            for k, segment in enumerate(message.content if message.role == "assistant" else ()):
+                before = [*conversation[:i], *([Message("assistant", message.content[:k])] if k else [])]
+                draws = isinstance(segment, PictureToDraw)
+                asked = (processor.draw_prompt if draws else processor.chat_prompt)(before).tokens.tolist()
+                assert trained[: len(asked)] == asked
 
 
 def test_variables_reach_training_and_prompts_and_are_recorded(

@@ -115,7 +115,7 @@ def test_interleaved_both_ways(make: Make, picture: Callable[..., Any], learned:
 
 
 def test_dropped_condition(make: Make, picture: Callable[..., Any]) -> None:
-    processor = make(system="")
+    processor = make()
     sample = talk(
         [PictureToRead(picture()), Text("like this")],
         [Text("ok", True), PictureToDraw(picture(1))],
