@@ -10,11 +10,13 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -70,6 +72,61 @@ def _own_plugins_only(plugins: Plugins) -> Iterator[None]:
     set_default_plugins(plugins)
     yield
     set_default_plugins(None)
+
+
+KILLED = 42
+"""The exit status of a process that `killed_at` killed."""
+
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+KilledAt = Callable[[int, Callable[[], object]], bool]
+
+
+@pytest.fixture
+def killed_at(tmp_path: Path) -> KilledAt:
+    """Run an action in a process of its own that dies before its n-th file operation below ``tmp_path``.
+
+    Return whether it died; False where it ended before. Nothing of it is cleaned up, as after SIGKILL:
+    no ``finally``, no ``except``, no buffer that is written out.
+    """
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+
+    def run(number: int, action: Callable[[], object]) -> bool:
+        child = os.fork()
+        if not child:
+            _die_at(number, tmp_path)
+            status = 1
+            try:
+                action()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, KILLED), f"the action failed by itself: {status}"
+        return status == KILLED
+
+    return run
+
+
+def _die_at(number: int, folder: Path) -> None:
+    count = 0
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event not in CHANGES and not (event == "open" and args[2] & WRITES):
+            return
+        path = os.fsdecode(args[0]) if isinstance(args[0], str | bytes | os.PathLike) else ""
+        if os.path.isabs(path) and not Path(path).is_relative_to(folder):
+            return
+        if count == number:
+            os._exit(KILLED)
+        count += 1
+
+    sys.addaudithook(hook)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from janus_export.targets import choose_architectures, find_target, load
 from janus_export.tensorrt_builder import Order, build_engine, inspect_engine
 from janus_export.tensorrt_lowering import lower
 from janus_modular import __version__
+from janus_modular.atomic_writes import atomic_replace, folder_lock, write_text
 from janus_modular.suggest import did_you_mean
 
 FOLDER = "engines"
@@ -85,7 +85,19 @@ class _Build:
         self.folder = bundle.folder / FOLDER / self.key
 
     def run(self) -> tuple[str, list[str]]:
-        """Build what is not there yet."""
+        """Build what is not there yet, alone in the folder of its engines."""
+        try:
+            self.folder.parent.mkdir(exist_ok=True)
+            with folder_lock(self.folder, error=BundleError):
+                return self._run()
+        except OSError as error:
+            raise BundleError(
+                f"an engine could not be written into {self.folder}: {error}. What was built before stands;"
+                " the same command goes on from there."
+            ) from error
+
+    def _run(self) -> tuple[str, list[str]]:
+        self.bundle = load_bundle(self.bundle.folder)  # as a build that has just ended left it
         before = self.bundle.manifest.get("built", {}).get(self.key, {})
         engines = {graph: one for graph, one in before.get("engines", {}).items() if self._stands(graph, one)}
         asked = [graph for graph in self.files if not self.config.graphs or graph in self.config.graphs]
@@ -93,37 +105,28 @@ class _Build:
         if missing:
             self.bundle.verify_weights(self.bundle.manifest["variants"][self.variant]["weights"])
         executed = before.get("executed", False) and not missing
-        try:
-            if engines != before.get("engines", {}):
-                self._record(engines, executed)  # before their files go
-            self._clear(engines)
-            for place, graph in enumerate(missing):
-                self.tell(graph, place, len(missing))
-                engines[graph] = self._build(graph)
-                self._record(engines, executed)
-                self.tell(graph, place + 1, len(missing))
-            inspected = [graph for graph, one in engines.items() if self._inspect(graph, one)]
-        except OSError as error:
-            raise BundleError(
-                f"an engine could not be written into {self.folder}: {error}. What was built before stands;"
-                " the same command goes on from there."
-            ) from error
+        if engines != before.get("engines", {}):
+            self._record(engines, executed)  # before their files go
+        self._clear(engines)
+        for place, graph in enumerate(missing):
+            self.tell(graph, place, len(missing))
+            engines[graph] = self._build(graph)
+            self._record(engines, executed)
+            self.tell(graph, place + 1, len(missing))
+        inspected = [graph for graph, one in engines.items() if self._inspect(graph, one)]
         if inspected:
             self._record(engines, executed)
         return self.key, missing
 
     def _build(self, graph: str) -> dict[str, Any]:
         source = self.bundle.path(graph, self.variant)
-        file, aside = self._file(graph), self._file(graph).with_suffix(".unfinished")
+        file = self._file(graph)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._inspection(graph).unlink(missing_ok=True)  # of an older engine
-        try:
+        with atomic_replace(file, error=BundleError) as aside:
             built = build_engine(
                 self.trt, lower(source, capacity=self.lengths.capacity), source, aside, self._order(graph)
             )
-            os.replace(aside, file)
-        finally:
-            aside.unlink(missing_ok=True)
         return {
             "file": file.relative_to(self.bundle.folder).as_posix(),
             "sha256": built.sha256,
@@ -149,7 +152,7 @@ class _Build:
         if engine["inspector"] is not None or self.here not in self.arch:
             return False
         path = self._inspection(graph)
-        path.write_text(inspect_engine(self.trt, self._file(graph)), "utf-8")
+        write_text(path, inspect_engine(self.trt, self._file(graph)))
         engine["inspector"] = path.relative_to(self.bundle.folder).as_posix()
         return True
 

@@ -9,7 +9,6 @@ tokenizer files, processor.json   how words and pictures become what the graphs 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,15 +16,19 @@ from typing import Any
 
 from janus_export.errors import BundleError
 from janus_export.external_data import references
-from janus_export.locking import locked
 from janus_export.manifest_shape import faults_of
 from janus_export.storage import sha256
+from janus_modular.atomic_writes import write_text
+from janus_modular.locking import locked
 from janus_modular.roles import SESSION_SIZES
 
 SCHEMA = 2
 """Version of the manifest; a bundle of another one is refused."""
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
+"""Held, and then removed, by whoever notes a result in a bundle or puts another in its place."""
+
 REBUILD = "Build it again with: janus-modular export MODEL {folder}"
 SECTIONS = ("source", "versions", "model", "variants", "graphs", "axes", "cache", "sha256", "bytes")
 SHOWN = 5  # faults of a manifest that one error lists
@@ -94,7 +97,7 @@ class Bundle:
         Raises:
             BundleError: another export has taken the bundle's place since; nothing is written.
         """
-        with locked(self.folder, wait=True):
+        with locked(self.folder / LOCK, self.folder, wait=True, error=BundleError):
             now = _read_manifest(self.folder)
             if any(now[part] != self.manifest[part] for part in ("variants", "sha256")):
                 raise BundleError(
@@ -113,12 +116,7 @@ def session_sizes(model: Mapping[str, Any]) -> dict[str, int]:
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write a manifest aside and rename it, so that a reader finds the old or the new."""
-    aside = folder / f".{MANIFEST}.{os.getpid()}"  # of this process alone
-    try:
-        aside.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        os.replace(aside, folder / MANIFEST)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def is_bundle(folder: str | Path) -> bool:

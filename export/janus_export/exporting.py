@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,9 @@ import onnx_ir as ir
 import torch
 
 from janus_export import manifest
-from janus_export.bundle import MANIFEST, is_bundle, write_manifest
+from janus_export.bundle import LOCK, MANIFEST, is_bundle, write_manifest
 from janus_export.errors import BundleError
 from janus_export.graphs import Graph, declare
-from janus_export.locking import LOCK, locked
 from janus_export.quantize import Outcome, quantize, stored
 from janus_export.rounding import Rounding
 from janus_export.settings import VARIANTS, ExportConfig
@@ -33,9 +33,11 @@ from janus_export.to_onnx import faked, to_onnx
 from janus_export.unfinished import Unfinished
 from janus_export.weights import FOLDER, Source, bind, detach, native_names, wanted
 from janus_modular import Plugins
+from janus_modular.atomic_writes import folder_lock, restore, swap
 from janus_modular.checkpoints.merging import merged
 from janus_modular.checkpoints.native import plugins_of
 from janus_modular.checkpoints.opening import Opened, describe
+from janus_modular.locking import locked
 from janus_modular.plugins import default_plugins
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -65,30 +67,36 @@ def export(
     """
     config = config or ExportConfig()
     folder = Path(target).expanduser().resolve()  # a link stays one, what it leads to is replaced
-    aside, old = (folder.with_name(f".{folder.name}.{word}") for word in ("export", "old"))
-    if old.exists() and not folder.exists():  # stopped between two renames
-        old.rename(folder)
-    if folder.exists() and not (is_bundle(folder) or (folder.is_dir() and not any(folder.iterdir()))):
-        raise BundleError(f"{folder} exists and is no bundle, so it is not replaced. Choose another folder.")
+    aside = folder.with_name(f".{folder.name}.export")
     try:
-        opened = merged(describe(source, plugins=plugins), plugins)
-        config.ranges(opened.model.backbone.context)  # refuses what does not fit before anything is written
-        aside.mkdir(parents=True, exist_ok=True)
-        with locked(aside, wait=False):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder_lock(folder, error=BundleError):
+            restore(folder)
+            _check_replaceable(folder)
+            opened = merged(describe(source, plugins=plugins), plugins)
+            config.ranges(opened.model.backbone.context)  # refuses what does not fit before it is begun
+            aside.mkdir(exist_ok=True)
             _Export(str(source), opened, aside, config, tell, plugins).run()
-            if folder.exists():
-                folder.rename(old)
-            aside.rename(folder)
+            with _undisturbed(folder):
+                swap(aside, folder)
     except OSError as error:
         raise BundleError(
             f"{folder} could not be written: {error}. What was there before is untouched; the same command"
             " goes on where this one stopped."
         ) from error
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _undisturbed(folder: Path) -> AbstractContextManager[None]:
+    """Wait until nobody notes a result in the bundle that is about to be replaced."""
+    if not is_bundle(folder):
+        return nullcontext()
+    return locked(folder / LOCK, folder, wait=True, error=BundleError)
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists() and not (is_bundle(folder) or (folder.is_dir() and not any(folder.iterdir()))):
+        raise BundleError(f"{folder} exists and is no bundle, so it is not replaced. Choose another folder.")
 
 
 class _Export:
@@ -232,9 +240,7 @@ class _Export:
 
     def _hashes(self) -> dict[str, tuple[str, int]]:
         """Return hash and size of every file; those of weights are their names."""
-        paths = [
-            path for path in self.aside.rglob("*") if path.is_file() and path.name not in (MANIFEST, LOCK)
-        ]
+        paths = [path for path in self.aside.rglob("*") if path.is_file() and path.name != MANIFEST]
         return {
             path.relative_to(self.aside).as_posix(): (
                 path.stem if path.parent.name == FOLDER else sha256(path),

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from janus_export.engines import Profile
 from janus_export.errors import ExportError
 from janus_export.process_memory import AnonymousPeak
+from janus_modular.atomic_writes import atomic_replace
 
 UNUSED = "Unused Input"
 """How TensorRT begins a warning that is an error here: an engine must take what its graph takes."""
@@ -220,6 +221,5 @@ def _last(words: Sequence[str]) -> str:
 
 
 def _keep(cache: Any, path: Path) -> None:
-    aside = path.with_name(f".{path.name}")
-    aside.write_bytes(bytes(cache))
-    os.replace(aside, path)
+    with atomic_replace(path) as aside:
+        aside.write_bytes(bytes(cache))

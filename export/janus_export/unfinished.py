@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from janus_export.locking import LOCK
 from janus_export.storage import sha256
+from janus_modular.atomic_writes import write_text
 
 STATE = "unfinished.json"
 
@@ -39,7 +39,7 @@ class Unfinished:
         """Remember a file's hash, or another fact."""
         self.done[name] = what
         state = {"purpose": self.purpose, "done": self.done}
-        (self.folder / STATE).write_text(json.dumps(state), "utf-8")
+        write_text(self.folder / STATE, json.dumps(state))
 
     def close(self) -> None:
         """Forget the notes: the folder is complete."""
@@ -47,9 +47,9 @@ class Unfinished:
 
 
 def _clear(folder: Path) -> None:
-    """Empty a folder, but for the lock that this export holds."""
+    """Empty a folder."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name != LOCK:
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path)
+        else:
+            path.unlink()

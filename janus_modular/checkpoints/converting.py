@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from janus_modular.checkpoints import native
+from janus_modular.checkpoints.checksums import write_checksums
 from janus_modular.checkpoints.filling import fill
 from janus_modular.checkpoints.merging import merged
 from janus_modular.checkpoints.opening import describe, make_layout
@@ -92,7 +93,8 @@ def save_as(
             native.write_description(
                 model, processor, aside, name=folder.name, training=training, plugins=plugins
             )
-            write_weights(aside, tensors.items(), dtype=dtype, max_shard_size=max_shard_size)
+            hashes = write_weights(aside, tensors.items(), dtype=dtype, max_shard_size=max_shard_size)
+            write_checksums(aside, hashes)
         return
     writer = make_layout(layout, plugins or default_plugins())
     config = to_plain(native.rebuildable(model))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from janus_modular.assemble import assemble
+from janus_modular.checkpoints.checksums import write_checksums
 from janus_modular.checkpoints.filling import fill, parameters_on_meta, settle
 from janus_modular.checkpoints.model_card import model_card
 from janus_modular.checkpoints.pretrained import PretrainedReport
@@ -60,7 +61,8 @@ def save(
     folder = Path(folder)
     with written_aside(folder, replaces=MODEL_TYPE) as aside:
         write_description(model, processor, aside, name=folder.name, training=training, plugins=plugins)
-        write_weights(aside, stored(model).items(), dtype=dtype, max_shard_size=max_shard_size)
+        hashes = write_weights(aside, stored(model).items(), dtype=dtype, max_shard_size=max_shard_size)
+        write_checksums(aside, hashes)
 
 
 def write_description(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from janus_modular.atomic_writes import atomic_replace_folder
+from janus_modular.checkpoints import checksums
+from janus_modular.checkpoints.checksums import HashingFile
 from janus_modular.errors import CheckpointError
 
 DTYPES = {
@@ -46,6 +48,7 @@ OWN = (
     "pytorch_model*.bin",
     "pytorch_model.bin.index.json",
     "training.pt",
+    checksums.FILE,
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -58,37 +61,27 @@ OWN = (
 
 @contextmanager
 def written_aside(folder: Path, *, replaces: str) -> Iterator[Path]:
-    """Give a temporary sibling of ``folder``; when the block ends well, it takes the folder's place.
+    """Yield a temporary sibling of ``folder``; when the block ends well, it takes the folder's place.
 
     What stands there may be replaced if it is empty, or a checkpoint of model type ``replaces``. Files that
-    are no part of a checkpoint (notes, pictures) stay in the folder. On any error it stays as it was, and
+    are no part of a checkpoint (notes, images) stay in the folder. On any error it stays as it was, and
     nothing else is left behind.
 
     Raises:
-        CheckpointError: something else stands there, or the disk did not take it.
+        CheckpointError: something else stands there, another process is writing it, or the disk did not
+            take it.
     """
-    folder = folder.absolute()
-    if folder.exists() and not _replaceable(folder, replaces):
-        raise CheckpointError(
-            f"{folder} exists and is no {replaces} checkpoint, so it is not replaced. Choose another folder."
-        )
-    mark = f".{folder.name}.{secrets.token_hex(4)}"
-    aside, old = folder.with_name(f"{mark}.new"), folder.with_name(f"{mark}.old")
+    folder = folder.resolve()  # a link stays one, what it leads to is replaced
     try:
-        aside.mkdir(parents=True)
-        yield aside
-        for path in (*aside.rglob("*"), aside):
-            _sync(path)
-        if folder.exists():
-            _keep_foreign(folder, aside)
-            folder.rename(old)
-        try:
-            aside.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-        _sync(folder.parent)
+        with atomic_replace_folder(folder, error=CheckpointError) as aside:
+            if folder.exists() and not _replaceable(folder, replaces):
+                raise CheckpointError(
+                    f"{folder} exists and is no {replaces} checkpoint, so it is not replaced. Choose another"
+                    " folder."
+                )
+            yield aside
+            if folder.exists():
+                _keep_foreign(folder, aside)
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise  # torch.save reports a full disk so
@@ -96,10 +89,6 @@ def written_aside(folder: Path, *, replaces: str) -> Iterator[Path]:
             f"{folder} could not be written: {error}. What was there before is untouched;"
             f" {shutil.disk_usage(_existing(folder)).free / 1e9:.2f} GB are free on that disk."
         ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def write_weights(
@@ -108,29 +97,37 @@ def write_weights(
     *,
     dtype: torch.dtype | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
-) -> None:
+) -> dict[str, str]:
     """Write ``model.safetensors``, or shards of at most ``max_shard_size`` bytes and their index.
+
+    Return the SHA-256 of each file by its name, taken while it was written.
 
     Floating-point tensors are cast to ``dtype`` (None: as they are) one at a time; a shard is held no
     longer than until it is written, and mapped tensors are not held at all.
     """
     shards: list[Path] = []
+    hashes: list[str] = []
     homes: dict[str, int] = {}
     total = 0
     for names, shard in _shards(tensors, dtype, max_shard_size):
         shards.append(folder / f"shard-{len(shards)}.safetensors")
         homes |= dict.fromkeys(names, len(shards) - 1)
-        total += _write_shard(shards[-1], shard, dtype)
-    if len(shards) == 1:
-        shards[0].rename(folder / "model.safetensors")
-        return
+        size, digest = _write_shard(shards[-1], shard, dtype)
+        total += size
+        hashes.append(digest)
     finals = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    if len(shards) == 1:
+        finals = ["model.safetensors"]
     for shard_path, final in zip(shards, finals, strict=True):
         shard_path.rename(folder / final)
+    written = dict(zip(finals, hashes, strict=True))
+    if len(shards) == 1:
+        return written
     where = {name: finals[home] for name, home in homes.items()}
     write_json(
         folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where}
     )
+    return written
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -153,8 +150,8 @@ def _shards(
     yield [name for name, _ in shard], shard
 
 
-def _write_shard(path: Path, tensors: list[tuple[str, Tensor]], dtype: torch.dtype | None) -> int:
-    """Write one safetensors file; return the bytes of its data.
+def _write_shard(path: Path, tensors: list[tuple[str, Tensor]], dtype: torch.dtype | None) -> tuple[int, str]:
+    """Write one safetensors file; return the bytes of its data, and the hash of the file.
 
     The format: the header's length (8 bytes, little-endian), the header (JSON), the data without gaps.
     Wide types come first, so that every tensor is aligned to its own size.
@@ -168,16 +165,21 @@ def _write_shard(path: Path, tensors: list[tuple[str, Tensor]], dtype: torch.dty
         header[name] = {"dtype": DTYPES[kind], "shape": list(tensor.shape), "data_offsets": [start, end]}
     head = json.dumps(header, ensure_ascii=False).encode()
     head += b" " * (-len(head) % 8)
-    with path.open("wb") as file:
+    with HashingFile(path) as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for _, tensor in tensors:
             plain = tensor.detach().to("cpu", _stored(tensor, dtype)).contiguous().view(-1)
             file.write(plain.view(torch.uint8).numpy().data)
-    return end
+    return end, file.hexdigest()
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+
+def is_own(name: str) -> bool:
+    """Return whether a file of this name is a checkpoint's; others are whoever's put them there."""
+    return any(fnmatch(name, own) for own in OWN)
 
 
 def _replaceable(folder: Path, model_type: str) -> bool:
@@ -196,7 +198,7 @@ def _keep_foreign(folder: Path, aside: Path) -> None:
     """Give ``aside`` what a user laid into the checkpoint ``folder``; ``folder`` still has it too."""
     for path in folder.iterdir():
         target = aside / path.name
-        if target.exists() or any(fnmatch(path.name, own) for own in OWN):
+        if target.exists() or is_own(path.name):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.copytree(path, target, symlinks=True, copy_function=link)
@@ -214,14 +216,3 @@ def link(source: str | Path, target: str | Path) -> None:
 
 def _existing(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if parent.exists())
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold what was written, so that a rename never outlives the data."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folders
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -56,7 +56,7 @@ class JanusGroup(TyperGroup):
             cure = missing_extra(error, "this command") if isinstance(error, ModuleNotFoundError) else error
             if cure is None or ctx.params.get("traceback"):
                 raise
-            typer.echo(str(cure), err=True)
+            typer.echo("\n".join([str(cure), *getattr(cure, "__notes__", ())]), err=True)
             raise typer.Exit(2) from None
 
 

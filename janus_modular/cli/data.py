@@ -23,6 +23,7 @@ def inspect(
     ] = "terminal",
 ) -> None:
     """Show samples of a training config as the model gets them, what of them is learned, and the epochs."""
+    from janus_modular.atomic_writes import write_text
     from janus_modular.config import load, resolve
     from janus_modular.errors import ConfigError
     from janus_modular.plugins import default_plugins
@@ -45,7 +46,5 @@ def inspect(
         return
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_text(as_html(sheet, title=config), "utf-8")
-    aside.replace(path)
+    write_text(path, as_html(sheet, title=config))
     typer.echo(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -128,18 +127,15 @@ def save(picture: Image.Image, path: Path, about: dict[str, object]) -> None:
     """Write a picture aside and rename it; a PNG says in its text how it was made."""
     from PIL.PngImagePlugin import PngInfo
 
+    from janus_modular.atomic_writes import atomic_replace
     from janus_modular.errors import PictureError
 
     kind = picture_format(path)
     notes = PngInfo()
     for key, value in about.items():
         notes.add_itxt(key, str(value))
-    aside = path.with_name(f".{path.name}.part")
     try:
-        picture.save(aside, kind, **({"pnginfo": notes} if kind == "PNG" else {}))
-        aside.replace(path)
+        with atomic_replace(path, error=PictureError) as aside:
+            picture.save(aside, kind, **({"pnginfo": notes} if kind == "PNG" else {}))
     except OSError as error:
         raise PictureError(f"{path} could not be written: {error}") from error
-    finally:
-        with suppress(OSError):  # a read-only folder, which the error above speaks of
-            aside.unlink(missing_ok=True)

@@ -22,9 +22,14 @@ def info(
         list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Changes, to a config.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hash a checkpoint's files and compare with its SHA256SUMS.")
+    ] = False,
 ) -> None:
     """Say a model's layout, components, dtypes, parameters and plugins; its weights are not loaded."""
     facts = gather(model, overrides or [])
+    if verify:
+        facts["verified"] = verified(model, overrides or [])
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
@@ -39,6 +44,24 @@ def info(
         typer.echo(f"needs {need}")
     for loaded in facts["pretrained"]:
         typer.echo(loaded)
+    if verify:
+        typer.echo(f"verified: {len(facts['verified'])} files are as they were written")
+
+
+def verified(model: str, overrides: list[str]) -> list[str]:
+    """Verify a checkpoint's files; return their names.
+
+    Raises:
+        CheckpointError: a file was changed, or there is nothing to compare with.
+    """
+    from janus_modular.checkpoints.checksums import FILE, verify_checksums
+    from janus_modular.checkpoints.writing import is_own
+    from janus_modular.errors import CheckpointError
+
+    folder = _checkpoint(model, overrides)
+    if folder is None:
+        raise CheckpointError(f"--verify: {model} is a config, expected a checkpoint: it has no {FILE}.")
+    return verify_checksums(folder, own=is_own)
 
 
 def millions(numbers: int) -> str:

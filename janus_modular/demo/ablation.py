@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from janus_modular.atomic_writes import write_text
 from janus_modular.config import load, resolve, to_plain
 from janus_modular.demo.asking import ask, draw
 from janus_modular.demo.phases import Demo
@@ -53,7 +54,7 @@ def run_ablation(
         _one_seed(load(raw, [f"seed={seed}"]), output / f"seed{seed}", quiet, plugins)
         for seed in range(seeds)
     ]
-    (output / "ablation.json").write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
+    write_text(output / "ablation.json", json.dumps(rows, indent=2) + "\n")
     Console().print(table(rows))
     return rows
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from janus_modular.atomic_writes import write_text
 from janus_modular.config import to_plain, to_yaml
 from janus_modular.demo import plots
 from janus_modular.demo.asking import Answers, Drawings
@@ -45,7 +46,7 @@ def write_report(output: Path, evidence: Evidence) -> Path:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(TEMPLATE.read_text("utf-8")).render(**content(output, evidence))
     path = output / "report.html"
-    path.write_text(page, "utf-8")
+    write_text(path, page)
     first = next(iter(evidence.drawings.values()))
     names = evidence.held_out.names
     sheet = np.concatenate([plots.strip(_of(first, i), ACROSS) for i in range(len(names))])

@@ -17,6 +17,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from janus_modular.atomic_writes import write_text
 from janus_modular.config import to_plain, to_yaml
 from janus_modular.demo.asking import Drawings, ask, draw
 from janus_modular.demo.classifier import Classifier
@@ -99,7 +100,7 @@ def run_demo(
         figures |= one.figures
     figures["seconds"] = time.perf_counter() - began
     report = {name: round(value, 4) for name, value in figures.items()} | settings_of(config)
-    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    write_text(output / "report.json", json.dumps(report, indent=2) + "\n")
     write_report(
         output, Evidence(config, figures, steps.seconds, answers, drawings, restored, train, held_out, shown)
     )
@@ -200,7 +201,7 @@ def prepare_folder(output: Path, settings: str, *, result: str) -> bool:
         shutil.rmtree(output / old, ignore_errors=True)
     (output / result).unlink(missing_ok=True)
     output.mkdir(parents=True, exist_ok=True)
-    mark.write_text(settings, "utf-8")
+    write_text(mark, settings)
     return False
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from janus_modular.atomic_writes import write_text
 from janus_modular.errors import ConfigError, DataError, PromptError
 from janus_modular.interfaces import PixelSpec
 from janus_modular.processing.parts import Part, PartMaker, Supervise, with_supervision
@@ -18,7 +19,7 @@ from janus_modular.processing.sequencing import lay_out, with_pixels, without_co
 from janus_modular.processing.streaming import StopRule, TextStream
 from janus_modular.processing.templates import make_template
 from janus_modular.processing.text_tokenizer import TextTokenizer
-from janus_modular.processing.tokenizer_files import load_tokenizer, save_tokenizer, write_aside
+from janus_modular.processing.tokenizer_files import load_tokenizer, save_tokenizer
 from janus_modular.schema import ProcessorConfig, SpecialTokens
 from janus_modular.sequence import IGNORED, Message, PictureToDraw, Sample, Text, unconditional
 from janus_modular.sequence import Sequence as TokenSequence
@@ -259,7 +260,7 @@ class Processor:
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files and, as processor.json, everything else."""
         save_tokenizer(self.tokenizer, folder)
-        write_aside(folder / FILE, json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n")
+        write_text(folder / FILE, json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Processor:

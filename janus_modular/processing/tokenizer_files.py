@@ -7,12 +7,12 @@ special_tokens_map.json and chat_template.jinja.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from janus_modular.atomic_writes import write_text
 from janus_modular.errors import ConfigError
 from janus_modular.processing.byte_vocabulary import byte_tokenizer
 from janus_modular.processing.text_tokenizer import TextTokenizer
@@ -100,21 +100,11 @@ def save_tokenizer(tokenizer: TextTokenizer, folder: Path) -> None:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **config, **named}
     images = [tokenizer.names[name] for name in ("begin_image", "end_image", "placeholder")]
     folder.mkdir(parents=True, exist_ok=True)
-    write_aside(folder / "tokenizer.json", tokenizer.core.to_str(pretty=True))
-    write_aside(folder / "tokenizer_config.json", _json({**config, "add_bos_token": tokenizer.adds_bos}))
-    write_aside(folder / "special_tokens_map.json", _json({**named, "additional_special_tokens": images}))
+    write_text(folder / "tokenizer.json", tokenizer.core.to_str(pretty=True))
+    write_text(folder / "tokenizer_config.json", _json({**config, "add_bos_token": tokenizer.adds_bos}))
+    write_text(folder / "special_tokens_map.json", _json({**named, "additional_special_tokens": images}))
     if tokenizer.chat_template:
-        write_aside(folder / "chat_template.jinja", tokenizer.chat_template)
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a file under another name and put it in place once it is whole."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+        write_text(folder / "chat_template.jinja", tokenizer.chat_template)
 
 
 def _read(source: str | Path) -> tuple[Tokenizer, Path | None, dict[str, Any]]:

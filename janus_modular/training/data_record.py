@@ -23,6 +23,7 @@ class DataRecord:
         self.sources = {name: _describe(source) for name, source in sources.items()}
         self.changes: list[dict[str, Any]] = []  # {step, changes}, one for each resume that found any
         self.ledger = FaultLedger(policy)
+        self._before: tuple[int, dict[str, Any]] = (-1, {})  # a step whose work was passed on; counts before
 
     def resume(self, training: Mapping[str, Any], *, accept: bool) -> None:
         """Compare with the training record of a checkpoint, and count on from there.
@@ -58,19 +59,22 @@ class DataRecord:
         self.changes.append({"step": training["step"], "changes": changes})
         log.warning("going on with other data, as changed_data=accept asks; %s:\n%s", effect, lines)
 
-    def counted(self, steps: Iterable[Work]) -> Generator[Work, None, None]:
-        """Pass on the work of each step, its samples and faults counted.
+    def counted(self, steps: Iterable[Work], first: int) -> Generator[Work, None, None]:
+        """Pass on the work of each step from ``first`` on, its samples and faults counted.
 
         Raises:
             DataError: more samples of a source were bad than the limit allows.
         """
-        for work in steps:
+        for step, work in enumerate(steps, first):
+            self._before = step, self.ledger.state()
             self.ledger.add(work.samples, work.faults)
             yield work
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON can hold it."""
-        return {"sources": self.sources, "changes": self.changes, "bad_samples": self.ledger.state()}
+    def to_dict(self, done: int) -> dict[str, Any]:
+        """Return the record after so many steps, as JSON can hold it; a step that failed is not counted."""
+        step, before = self._before
+        bad_samples = before if step == done else self.ledger.state()
+        return {"sources": self.sources, "changes": self.changes, "bad_samples": bad_samples}
 
 
 def _describe(source: Source) -> dict[str, Any]:

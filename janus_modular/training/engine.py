@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Generic, TypeVar
@@ -83,7 +84,14 @@ class Engine(Generic[W]):
         Raises:
             TrainingError: nothing learns.
         """
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.learning = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.parameters = list(self.learning.values())
+        self.statistics = {
+            f"{path}.{name}".lstrip("."): buffer
+            for path, part in module.named_modules()
+            if part.training
+            for name, buffer in part.named_buffers(recurse=False)
+        }
         if not self.parameters:
             raise TrainingError("nothing would learn: every parameter is frozen.")
         self.objective = objective
@@ -93,13 +101,24 @@ class Engine(Generic[W]):
         self.device = self.parameters[0].device
         self.autocast = autocast
         self.next_step = 0
+        self.sound = True  # False while weights are being changed: neither of this step nor of the next
 
     def step(self, work: W) -> Figures:
         """Update the weights once, and return what was measured.
 
         Raises:
-            TrainingError: the loss or the gradient is not finite; the weights are as they were.
+            TrainingError: the loss or the gradient is not finite; the state is as it was.
         """
+        with self._unchanged_on_error():
+            figures = self._measure(work)
+        self.sound = False
+        self.optimizer.step()
+        self.next_step += 1
+        self.sound = True
+        return figures
+
+    def _measure(self, work: W) -> Figures:
+        """Compute gradients, and what is measured on the way; nothing that is not finite gets past here."""
         lr = self.config.lr * rate(self.schedule, self.next_step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -121,9 +140,22 @@ class Engine(Generic[W]):
         host = flat.double().tolist()  # the one wait for the device in a step
         means = {name: (host[2 * i], host[2 * i + 1]) for i, name in enumerate(sums)}
         self._check(means)
-        self.optimizer.step()
-        self.next_step += 1
         return Figures(1, means | {"lr": (lr, 1.0)}, counts)
+
+    @contextmanager
+    def _unchanged_on_error(self) -> Iterator[None]:
+        """Put back what a forward pass changes (running statistics, random states) where it fails."""
+        before = [buffer.clone() for buffer in self.statistics.values()]
+        chance = self._random_state()
+        try:
+            yield
+        except BaseException:
+            with torch.no_grad():
+                for buffer, value in zip(self.statistics.values(), before, strict=True):
+                    buffer.copy_(value)
+            self._set_random_state(chance)
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
 
     def _forward(self, losses: Iterator[Loss]) -> Loss | None:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
@@ -139,18 +171,85 @@ class Engine(Generic[W]):
             " optimizer.lr, lengthen schedule.warmup, or look for broken samples in that source."
         )
 
+    def check_finite(self) -> None:
+        """Refuse a state that is worth nothing; for before it is saved, since it reads all of it once.
+
+        No step needs this: AdamW makes finite weights of finite gradients, but for a rate beyond all measure.
+
+        Raises:
+            TrainingError: names up to five tensors that hold a number that is not finite.
+        """
+        state = self.optimizer.state
+        tensors = {
+            **self.learning,
+            **self.statistics,
+            **{
+                f"optimizer {key} of {name}": value
+                for name, parameter in self.learning.items()
+                for key, value in state.get(parameter, {}).items()
+            },
+        }
+        floats = {name: t for name, t in tensors.items() if t.is_floating_point() and t.numel()}
+        if not floats:
+            return
+        ranges = [torch.stack(torch.aminmax(t.detach())).to(self.device).float() for t in floats.values()]
+        finite = torch.stack(ranges).isfinite().all(dim=1).tolist()  # the one wait for the device
+        if bad := [name for name, fine in zip(floats, finite, strict=True) if not fine]:
+            raise TrainingError(
+                f"after step {self.next_step - 1}, not finite: {', '.join(bad[:5])}"
+                f"{f' and {len(bad) - 5} more' if len(bad) > 5 else ''}. No checkpoint is made of that. Lower"
+                " optimizer.lr."
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs beside the weights and the work."""
         state = {"next_step": self.next_step, "optimizer": self.optimizer.state_dict()}
-        state["rng"] = torch.get_rng_state()
+        return state | self._random_state()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state`` was taken, with the optimizer's settings of now.
+
+        Raises:
+            ValueError: it is of other parameters, or its parts are of different steps.
+        """
+        step, optimizer = state["next_step"], state["optimizer"]
+        self._check_optimizer(step, optimizer)
+        settings = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        self.optimizer.load_state_dict(optimizer)
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        self._set_random_state(state)
+        self.next_step = step
+
+    def _check_optimizer(self, step: Any, state: Mapping[str, Any]) -> None:
+        if type(step) is not int or step < 0:
+            raise ValueError(f"next_step is {step!r}, expected a number of steps")
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        count = sum(len(group["params"]) for group in state["param_groups"])
+        if count != len(parameters):
+            raise ValueError(f"its optimizer is of {count} parameters, expected {len(parameters)}")
+        if step and not state["state"]:
+            raise ValueError(f"its optimizer is empty, expected that of {step} steps")
+        for place, moments in state["state"].items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                found, expected = tuple(moments[name].shape), tuple(parameters[place].shape)
+                if found != expected:
+                    raise ValueError(f"{name} {place} of its optimizer is {found}, expected {expected}")
+            if not 0 < float(moments["step"]) <= step:  # less, where a parameter had no gradient
+                raise ValueError(
+                    f"its optimizer is at step {float(moments['step']):g}, expected {step} at most"
+                )
+
+    def _random_state(self) -> dict[str, Tensor]:
+        state = {"rng": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["rng_cuda"] = torch.cuda.get_rng_state(self.device)
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was taken."""
-        self.next_step = state["next_step"]
-        self.optimizer.load_state_dict(state["optimizer"])
+    def _set_random_state(self, state: Mapping[str, Any]) -> None:
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and "rng_cuda" in state:
             torch.cuda.set_rng_state(state["rng_cuda"], self.device)

@@ -102,9 +102,10 @@ def run(
 def _log(tracker: Tracker, done: int, values: Mapping[str, float]) -> None:
     try:
         tracker.log(done, values)
-    except OSError as error:
+    except Exception as error:  # trackers are anybody's
         raise TrainingError(
-            f"the figures of step {done} cannot be written: {error}. Mend that, then go on with --resume."
+            f"{type(tracker).__name__}: the figures of step {done} cannot be written:"
+            f" {error or type(error).__name__}. Mend that, or choose other trackers."
         ) from error
 
 

@@ -6,40 +6,38 @@ import errno
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
+from janus_modular.atomic_writes import remove_folder, restore_all
+from janus_modular.checkpoints.checksums import (
+    FILE,
+    HashingFile,
+    read_checksums,
+    record,
+    verify_checksums,
+    write_checksums,
+)
 from janus_modular.checkpoints.native import MODEL_TYPE, Saves, read_record, stored, write_description
-from janus_modular.checkpoints.writing import link, write_weights, written_aside
+from janus_modular.checkpoints.writing import is_own, link, write_weights, written_aside
 from janus_modular.config import to_plain
-from janus_modular.errors import TrainingError
+from janus_modular.errors import CheckpointError, TrainingError
+from janus_modular.locking import locked
 from janus_modular.model import JanusModel
+from janus_modular.training.changes import Change, changes, may_change, refused
 from janus_modular.training.engine import Engine
+from janus_modular.training.rescue import step_name
 from janus_modular.training.schema import TrainConfig
 
 STATE = "training.pt"
+LOCK = ".lock"
 
 ALMOST_NOTHING = 64 * 2**20
 """So few free bytes mean that the disk was full: what did not fit was given back, or never written."""
-
-FREE = {
-    "bad_samples",
-    "changed_data",
-    "init",
-    "workers",
-    "device",
-    "checkpoint_every",
-    "keep",
-    "log_every",
-    "output",
-    "trackers",
-    "schedule.steps",
-    "schedule.stop",
-}
-"""What may differ in a run that goes on: nothing that the next steps are computed from, but their number."""
 
 
 def save(
@@ -50,26 +48,35 @@ def save(
     config: TrainConfig,
     data: Mapping[str, Any],
 ) -> Path:
-    """Write ``checkpoints/step-N`` aside and rename it; then drop all but the newest ``keep``."""
-    folder = output / "checkpoints" / f"step-{engine.next_step:07}"
+    """Write ``checkpoints/step-N`` aside and rename it; then drop all but the newest ``keep``.
+
+    Raises:
+        TrainingError: the state holds numbers that are not finite.
+        CheckpointError: the disk did not take it.
+    """
+    engine.check_finite()
+    folder = output / "checkpoints" / step_name(engine.next_step)
     record = {"step": engine.next_step, "config": to_plain(config), "data": data}
     with written_aside(folder, replaces=MODEL_TYPE) as aside:
         write_description(model, processor, aside, name=output.name, training=record)
-        write_weights(aside, stored(model).items())
-        write_state(engine.state_dict(), aside / STATE)
+        hashes = write_weights(aside, stored(model).items())
+        hashes[STATE] = write_state(engine.state_dict(), aside / STATE)
+        write_checksums(aside, hashes)
     for old in _all(output)[: -config.keep]:
-        shutil.rmtree(old)
+        remove_folder(old)
     return folder
 
 
-def write_state(state: Mapping[str, Any], path: Path) -> None:
-    """Write an engine's state, tensors and plain containers.
+def write_state(state: Mapping[str, Any], path: Path) -> str:
+    """Write an engine's state, tensors and plain containers; return the SHA-256 of the file.
 
     Raises:
         OSError: the disk did not take it; torch reports that as an internal error with a line of its source.
     """
     try:
-        torch.save(state, path)
+        with HashingFile(path) as file:
+            torch.save(state, cast(IO[bytes], file))
+        return file.hexdigest()
     except RuntimeError as error:
         if "inline_container" not in str(error):
             raise
@@ -87,6 +94,8 @@ def finish(output: Path, checkpoint: Path) -> Path:
         shutil.copytree(
             checkpoint, aside, copy_function=link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(STATE)
         )
+        (aside / FILE).unlink()  # a link: what it leads to stays as it is
+        record(aside, {name: one for name, one in read_checksums(checkpoint).items() if name != STATE})
     return model
 
 
@@ -100,43 +109,104 @@ def passed_over(output: Path, chosen: Path) -> list[str]:
     return [one.name for one in _folders(output) if one.name > chosen.name]
 
 
-def check_same_run(checkpoint: Path, config: TrainConfig) -> None:
-    """Refuse to go on with settings that would make another run of it.
+def check_checkpoint(checkpoint: Path, config: TrainConfig) -> None:
+    """Verify the files of a checkpoint before a run goes on from it, and that they are of one step.
 
     Raises:
-        TrainingError: names what differs, with both values.
+        TrainingError: names the file that was changed, or what does not fit, and the way out.
     """
-    then, now = (_flat(plain) for plain in (read_record(checkpoint)["training"]["config"], to_plain(config)))
-    differ = [
-        f"  {key}: {then.get(key)!r} then, {now.get(key)!r} now"
-        for key in sorted({*then, *now})
-        if then.get(key) != now.get(key)
-        and not any(key == free or key.startswith(f"{free}.") for free in FREE)
-    ]
-    if differ:
-        lines = "\n".join(differ)
+    try:
+        if STATE not in verify_checksums(checkpoint, own=is_own):
+            raise CheckpointError(f"{checkpoint / STATE} is not in {FILE}.")
+        step = read_record(checkpoint).get("training", {}).get("step")
+        if not isinstance(step, int) or step_name(step) != checkpoint.name:
+            raise CheckpointError(
+                f"{checkpoint / 'config.json'} is of step {step!r}, expected that of {checkpoint.name}."
+            )
+    except (CheckpointError, OSError) as error:
+        raise TrainingError(f"{error}\n{_way_out(checkpoint, config)}") from error
+
+
+def check_same_run(checkpoint: Path, config: TrainConfig) -> list[Change]:
+    """Return the settings that differ from those of a checkpoint, where a run may go on with them.
+
+    Raises:
+        TrainingError: some would make another run of it; names them, with both values.
+    """
+    differ = changes(read_record(checkpoint)["training"]["config"], to_plain(config))
+    if wrong := [refused(change) for change in differ if not may_change(change)]:
+        lines = "\n".join(wrong)
         raise TrainingError(
             f"{checkpoint} was made with other settings:\n{lines}\n"
-            f"Put them back to resume, or start a new run from its weights: init={checkpoint} output=FOLDER"
+            f"Put them back to resume, or start a new run from its weights: {_anew(checkpoint, config)}"
         )
+    return differ
 
 
-def load_state(checkpoint: Path, engine: Engine[Any]) -> None:
+def load_state(checkpoint: Path, engine: Engine[Any], config: TrainConfig) -> None:
     """Bring an engine to where ``checkpoint`` was written.
 
     Raises:
-        TrainingError: its state is damaged, or that of another run.
+        TrainingError: its state is damaged, of another run, or of another step than its weights.
     """
     path = checkpoint / STATE
     try:
-        engine.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, ValueError, LookupError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        said = str(error).partition("\n")[0] or type(error).__name__
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if step_name(state["next_step"]) != checkpoint.name:
+            raise ValueError(f"it is of step {state['next_step']}, expected that of {checkpoint.name}")
+        engine.load_state_dict(state)
+    except (
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        pickle.UnpicklingError,
+    ) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise TrainingError(
-            f"{path} is damaged, or of another run: {said}\nRemove {checkpoint}, and"
-            " --resume goes on from the one before; or start a new run from its weights:"
-            f" init={checkpoint} output=FOLDER"
+            f"{path} is damaged, or of another run: {reason}\n{_way_out(checkpoint, config)}"
         ) from error
+
+
+def _way_out(checkpoint: Path, config: TrainConfig) -> str:
+    """Return how to go on without a checkpoint that cannot be relied upon."""
+    before = [folder for folder in _all(checkpoint.parents[1]) if folder.name < checkpoint.name]
+    if before:
+        return f"Remove {checkpoint}, and --resume goes on from {before[-1].name}."
+    return (
+        "There is no checkpoint before it. Where its weights can be trusted, start a new run from them:"
+        f" {_anew(checkpoint, config)}"
+    )
+
+
+def _anew(checkpoint: Path, config: TrainConfig) -> str:
+    """Return the overrides of a run that begins with the weights of a checkpoint."""
+    wrap = " wrap=null" if config.wrap is not None else ""
+    return f"model=null init={checkpoint}{wrap} output=FOLDER"
+
+
+@contextmanager
+def run_folder(output: Path) -> Iterator[None]:
+    """Hold the folder of a run against other processes, and put right what a killed one has left there.
+
+    Raises:
+        TrainingError: another process trains there, or it cannot be written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{output} cannot be written: {error}. Choose another output=FOLDER.") from error
+    try:
+        with locked(output / LOCK, output, error=TrainingError):
+            for parent in (output, output / "checkpoints"):
+                restore_all(parent, error=TrainingError)
+            yield
+    finally:
+        with suppress(OSError):  # where nothing was begun, nothing is left
+            output.rmdir()
 
 
 def _all(output: Path) -> list[Path]:
@@ -146,9 +216,3 @@ def _all(output: Path) -> list[Path]:
 def _folders(output: Path) -> list[Path]:
     found = (output / "checkpoints").glob("step-*")
     return sorted(one for one in found if re.fullmatch(r"step-\d+", one.name))
-
-
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(tree, Mapping) and tree:
-        return {k: v for key, one in tree.items() for k, v in _flat(one, f"{path}.{key}".lstrip(".")).items()}
-    return {path: tree}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,13 +24,19 @@ from janus_modular.processing.prompt_check import check_prompts
 from janus_modular.roles import Source
 from janus_modular.training import resuming
 from janus_modular.training.building import build_model, sketch_model
+from janus_modular.training.changes import Change
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.engine import Engine, Loss
 from janus_modular.training.learning import choose, table
 from janus_modular.training.loop import run
 from janus_modular.training.mixture import Mixture
+from janus_modular.training.processes import refuse_several_processes
+from janus_modular.training.rescue import saving_sound_steps
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.work import Preparation, Work
+
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+"""How lines are printed that hold paths and values."""
 
 
 def train(
@@ -49,9 +57,26 @@ def train(
         JanusError: the config, the data or a checkpoint cannot be used, or a loss is not finite.
         KeyboardInterrupt: it was interrupted; the step was finished and a checkpoint written.
     """
+    refuse_several_processes()
     plugins = plugins or default_plugins()
     output = Path(config.output)
-    checkpoint = _checkpoint(output, config, resume)
+    with resuming.run_folder(output):
+        checkpoint, changed = _checkpoint(output, config, resume)
+        return _train(config, output, checkpoint, changed, sources, plugins, quiet=quiet, title=title)
+
+
+def _train(
+    config: TrainConfig,
+    output: Path,
+    checkpoint: Path | None,
+    changed: Sequence[Change],
+    sources: Mapping[str, Source] | None,
+    plugins: Plugins,
+    *,
+    quiet: bool,
+    title: str,
+) -> Path:
+    """Run a stage in its folder, which is this process's own."""
     data = open_sources(config, plugins) if sources is None else sources
     record = DataRecord(data, config.bad_samples)
     if checkpoint is not None:
@@ -61,14 +86,17 @@ def train(
     torch.manual_seed(config.seed)
     model, processor = build_model(config, plugins, device, checkpoint=checkpoint)
     choose(model, config.learn)
+    console = Console(stderr=True)
+    if changed:
+        lines = "\n".join(f"  {change}" for change in changed)
+        console.print(f"settings that differ from those of {checkpoint}:\n{lines}", **PLAIN)
     if not quiet:
-        console = Console(stderr=True)
         if checkpoint is not None:
             lacking = ", ".join(resuming.passed_over(output, checkpoint))
             over = f"; {lacking} cannot be gone on from: no {resuming.STATE}" if lacking else ""
-            console.print(f"going on from {checkpoint}{over}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"going on from {checkpoint}{over}", **PLAIN)
         for report in model.pretrained:
-            console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+            console.print(str(report), **PLAIN)
         console.print(table(model))
     engine: Engine[Work] = Engine(
         model,
@@ -78,11 +106,11 @@ def train(
         autocast=choose_autocast(config.dtype, device),
     )
     if checkpoint is not None:
-        resuming.load_state(checkpoint, engine)
+        resuming.load_state(checkpoint, engine, config)
     steps = prepare(config, data, model, processor).steps(
         engine.next_step, config.schedule.last, workers=config.workers
     )
-    work = record.counted(steps)
+    work = record.counted(steps, engine.next_step)
     try:
         build = Builder(plugins, paths={id(part): path for path, part in parts_in(config)})
         trackers = [build(tracker, output) for tracker in config.trackers]
@@ -92,12 +120,18 @@ def train(
         ) from error
     saved = checkpoint
 
-    def after_step(done: int, stopping: bool) -> None:
+    def save() -> Path:
         nonlocal saved
-        if stopping or done % config.checkpoint_every == 0 or done == config.schedule.last:
-            saved = resuming.save(output, model, processor, engine, config, record.to_dict())
+        saved = resuming.save(output, model, processor, engine, config, record.to_dict(engine.next_step))
+        return saved
 
-    try:
+    def after_step(done: int, stopping: bool) -> None:
+        if stopping or done % config.checkpoint_every == 0 or done == config.schedule.last:
+            save()
+
+    with saving_sound_steps(engine, lambda: saved, save), ExitStack() as open_ones:
+        for thing in (*trackers, steps, work):
+            open_ones.callback(thing.close)
         run(
             engine,
             work,
@@ -107,11 +141,6 @@ def train(
             quiet=quiet,
             after_step=after_step,
         )
-    finally:
-        work.close()
-        steps.close()
-        for tracker in trackers:
-            tracker.close()
     assert saved is not None  # the last step saves
     return resuming.finish(output, saved)
 
@@ -199,7 +228,8 @@ def choose_autocast(dtype: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if half else None
 
 
-def _checkpoint(output: Path, config: TrainConfig, resume: bool) -> Path | None:
+def _checkpoint(output: Path, config: TrainConfig, resume: bool) -> tuple[Path | None, list[Change]]:
+    """Return the checkpoint to go on from, verified, and the settings that have changed since."""
     found = resuming.newest(output)
     if resume and found is None:
         raise TrainingError(
@@ -210,6 +240,7 @@ def _checkpoint(output: Path, config: TrainConfig, resume: bool) -> Path | None:
             f"{output} holds a run already ({found.name}): go on with --resume, or choose another"
             " output=FOLDER."
         )
-    if found is not None:
-        resuming.check_same_run(found, config)
-    return found
+    if found is None:
+        return None, []
+    resuming.check_checkpoint(found, config)
+    return found, resuming.check_same_run(found, config)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from janus_modular import ConfigError, DataError, TrainingError
+from janus_modular import CheckpointError, ConfigError, DataError, TrainingError
 from janus_modular.checkpoints import open_checkpoint
 from janus_modular.compose import compose
 from janus_modular.janus import Janus
 from janus_modular.model import JanusModel
 from janus_modular.plugins import default_plugins
+from janus_modular.training import resuming
 from janus_modular.training.stages import janus_losses, open_sources, prepare, train
 
 BITWISE = {"rtol": 0, "atol": 0}
@@ -172,16 +173,20 @@ def test_only_the_newest_checkpoints_are_kept(make) -> None:
 def test_a_full_disk_leaves_the_last_checkpoint(make, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make(checkpoint_every=2)
 
-    def full(state: object, path: Path) -> None:
+    def full(state: object, path: Path) -> str:
         if "step-0000004" in str(path):
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
-        save(state, path)
+        return save(state, path)
 
-    save = torch.save
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(Exception, match="No space left"):
+    save = resuming.write_state
+    monkeypatch.setattr(resuming, "write_state", full)
+    with pytest.raises(CheckpointError, match="No space left") as error:
         train(config, quiet=True)
+    (note,) = error.value.__notes__
+    assert "4 steps before it could not be saved" in note
+    assert "go on from" in note
+    assert "step-0000002" in note
     assert [one.name for one in (Path(config.output) / "checkpoints").iterdir()] == ["step-0000002"]
     assert not (Path(config.output) / "model").exists()
 
@@ -201,7 +206,7 @@ def test_a_damaged_state_is_said_and_the_one_before_can_be_gone_on_from(make, da
     last = Path(config.output) / "checkpoints/step-0000004"
     damage(last / "training.pt")
     config = make(schedule={"steps": 5})
-    with pytest.raises(TrainingError, match=r"step-0000004/training\.pt is damaged.*\nRemove"):
+    with pytest.raises(TrainingError, match=r"step-0000004/training\.pt was changed or damaged.*\nRemove"):
         train(config, quiet=True, resume=True)
     (last / "training.pt").unlink()
     train(config, resume=True)
@@ -212,9 +217,15 @@ def test_figures_that_cannot_be_written_end_a_run_in_a_sentence(
     make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(
-        TrainingError, match=r"a tracker cannot start: .*file.*Is .* a folder that can be written"
-    ):
+    with pytest.MonkeyPatch.context() as patch:
+
+        def refuse(*_: object) -> None:
+            raise PermissionError(13, "Permission denied", "metrics")
+
+        patch.setattr("janus_plugins.trackers.jsonl.JsonlTracker.__init__", refuse)
+        with pytest.raises(TrainingError, match=r"a tracker cannot start: .*metrics.*Is .* can be written"):
+            train(make(), quiet=True)
+    with pytest.raises(TrainingError, match=r"file cannot be written: .*Choose another output="):
         train(make(output=str(tmp_path / "file")), quiet=True)
 
     def full(self: object, step: int, values: object) -> None:
@@ -227,7 +238,7 @@ def test_figures_that_cannot_be_written_end_a_run_in_a_sentence(
 
 def test_resuming_with_other_settings_is_refused(make) -> None:
     train(make(schedule__stop=2), quiet=True)
-    with pytest.raises(TrainingError, match=r"batch: 5 then, 6 now\n.*seed: 0 then, 1 now") as error:
+    with pytest.raises(TrainingError, match=r"batch: 5 then, 6 now .*\n.*seed: 0 then, 1 now") as error:
         train(make(batch=6, seed=1), quiet=True, resume=True)
     assert "init=" in str(error.value)
 

@@ -1,0 +1,191 @@
+"""Going on from a checkpoint that was changed: refused, or the same result to the bit; never another one."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from janus_modular import CheckpointError, TrainingError
+from janus_modular.checkpoints import open_checkpoint, save
+from janus_modular.checkpoints.checksums import FILE, verify_checksums, write_checksums
+from janus_modular.checkpoints.writing import is_own
+from janus_modular.cli.app import app
+from janus_modular.training.resuming import STATE, check_checkpoint
+from janus_modular.training.stages import train
+
+from .conftest import Make
+
+
+@pytest.fixture(scope="module")
+def run_of_two(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a copy of a run with the checkpoints of two steps, and its config."""
+    kept = tmp_path_factory.mktemp("kept") / "run"
+
+    def copied(make: Make) -> tuple[Path, Any]:
+        if not kept.exists():
+            train(make(output=str(kept), checkpoint_every=1, schedule__stop=2), quiet=True)
+        config = make(schedule__stop=3)
+        shutil.copytree(kept, config.output)
+        return Path(config.output) / "checkpoints/step-0000002", config
+
+    return copied
+
+
+def flipped(path: Path, place: int, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= 1 << bit
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(20_000, marks=pytest.mark.proof)])
+def test_no_flipped_bit_goes_on_to_another_result(make: Make, run_of_two: Any, count: int) -> None:
+    """What passes the check that a run makes before it goes on is what was written, byte for byte.
+
+    But for the model card, which nothing is computed from.
+    """
+    checkpoint, config = run_of_two(make)
+    rng = random.Random(5)
+    files = sorted(path for path in checkpoint.iterdir() if path.is_file())
+    for _ in range(count):
+        path = rng.choice(files)
+        content = path.read_bytes()
+        flipped(path, rng.randrange(len(content)), rng.randrange(8))
+        if path.name == "README.md":
+            check_checkpoint(checkpoint, config)
+        else:
+            with pytest.raises(TrainingError, match="--resume goes on from step-0000001"):
+                check_checkpoint(checkpoint, config)
+        path.write_bytes(content)
+    check_checkpoint(checkpoint, config)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "processor.json", STATE, FILE])
+def test_a_run_does_not_go_on_from_a_file_that_was_changed(make: Make, run_of_two: Any, name: str) -> None:
+    checkpoint, config = run_of_two(make)
+    flipped(checkpoint / name, -3, 0)
+    with pytest.raises(TrainingError, match=rf"{name}.*\nRemove .*step-0000002, and"):
+        train(config, quiet=True, resume=True)
+    shutil.rmtree(checkpoint)
+    train(config, quiet=True, resume=True)
+
+
+def test_an_edited_model_card_changes_nothing(make: Make, run_of_two: Any) -> None:
+    checkpoint, config = run_of_two(make)
+    (checkpoint / "README.md").write_text("Mine.")
+    (checkpoint / "notes.txt").write_text("Mine too.")
+    check_checkpoint(checkpoint, config)
+
+
+def the_step_before(checkpoint: Path) -> None:
+    shutil.copy(checkpoint.with_name("step-0000001") / STATE, checkpoint / STATE)
+
+
+def changed_state(**changes: Any) -> Callable[[Path], None]:
+    def change(checkpoint: Path) -> None:
+        state = torch.load(checkpoint / STATE, weights_only=True)
+        torch.save({**state, **changes}, checkpoint / STATE)
+
+    return change
+
+
+def without_moments(checkpoint: Path) -> None:
+    state = torch.load(checkpoint / STATE, weights_only=True)
+    state["optimizer"]["state"] = {}
+    torch.save(state, checkpoint / STATE)
+
+
+def moments_of_later(checkpoint: Path) -> None:
+    state = torch.load(checkpoint / STATE, weights_only=True)
+    for moments in state["optimizer"]["state"].values():
+        moments["step"] += 7
+    torch.save(state, checkpoint / STATE)
+
+
+def moments_of_others(checkpoint: Path) -> None:
+    state = torch.load(checkpoint / STATE, weights_only=True)
+    moments = state["optimizer"]["state"]
+    state["optimizer"]["state"] = dict(zip(moments, reversed(moments.values()), strict=True))
+    torch.save(state, checkpoint / STATE)
+
+
+def another_step_in_the_record(checkpoint: Path) -> None:
+    record = json.loads((checkpoint / "config.json").read_text())
+    record["training"]["step"] = 1
+    (checkpoint / "config.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (the_step_before, "it is of step 1, expected that of step-0000002"),
+        (changed_state(next_step=10**9), "it is of step 1000000000, expected that of step-0000002"),
+        (changed_state(next_step="2"), "of step"),
+        (changed_state(rng=torch.zeros(3)), "damaged"),
+        (changed_state(optimizer=None), "damaged"),
+        (without_moments, "its optimizer is empty, expected that of 2 steps"),
+        (moments_of_later, "its optimizer is at step 9, expected 2 at most"),
+        (moments_of_others, r"exp_avg \d+ of its optimizer is \(.*\), expected \("),
+        (another_step_in_the_record, "config.json is of step 1, expected that of step-0000002"),
+    ],
+)
+def test_state_and_weights_are_held_together_where_the_hashes_were_made_anew(
+    make: Make, run_of_two: Any, change: Callable[[Path], None], words: str
+) -> None:
+    checkpoint, config = run_of_two(make)
+    change(checkpoint)
+    write_checksums(checkpoint, {})
+    with pytest.raises(TrainingError, match=words) as error:
+        train(config, quiet=True, resume=True)
+    assert "step-0000002" in str(error.value)
+    assert "--resume goes on from step-0000001" in str(error.value)
+
+
+def test_without_a_checkpoint_before_it_the_way_out_is_a_new_run(make: Make, run_of_two: Any) -> None:
+    checkpoint, config = run_of_two(make)
+    shutil.rmtree(checkpoint.with_name("step-0000001"))
+    (checkpoint / FILE).unlink()
+    with pytest.raises(
+        TrainingError, match=rf"no {FILE}.*\nThere is no checkpoint before it.*init="
+    ) as error:
+        train(config, quiet=True, resume=True)
+    words = str(error.value).rpartition("from them: ")[2].split()
+    changes = dict(word.split("=") for word in words) | {"output": str(checkpoint.parents[2] / "anew")}
+    train(make(schedule__stop=1, **changes), quiet=True)
+
+
+# On request: `info --verify`.
+
+
+def test_info_verifies_on_request(make: Make, run_of_two: Any, tmp_path: Path) -> None:
+    checkpoint, config = run_of_two(make)
+    model = Path(config.output) / "model"
+    for folder in (checkpoint, model):
+        done = CliRunner().invoke(app, ["info", str(folder), "--verify"])
+        assert (done.exit_code, "files are as they were written" in done.stdout) == (0, True), done.output
+    assert STATE not in verify_checksums(model, own=is_own)
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    flipped(tmp_path / "copy/model.safetensors", -1, 7)
+    done = CliRunner().invoke(app, ["info", str(tmp_path / "copy"), "--verify"])
+    assert done.exit_code == 2
+    assert "model.safetensors was changed or damaged" in done.stderr
+    done = CliRunner().invoke(app, ["info", "tiny", "--verify"])
+    assert "expected a checkpoint" in done.stderr
+
+
+def test_shards_are_recorded_and_one_that_is_added_is_noticed(make: Make, built: Any, tmp_path: Path) -> None:
+    save(*built, tmp_path / "model", max_shard_size=100_000)
+    names = verify_checksums(tmp_path / "model", own=is_own)
+    assert len([name for name in names if name.startswith("model-")]) > 2
+    assert "model.safetensors.index.json" in names
+    (tmp_path / "model/model-extra.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"model-extra.safetensors is not in SHA256SUMS"):
+        verify_checksums(tmp_path / "model", own=is_own)
+    open_checkpoint(tmp_path / "model")
