@@ -45,6 +45,9 @@ def inspect(
         console.print(epochs_table(sheet.mixture, sheet.steps))
         return
     path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, as_html(sheet, title=config))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, as_html(sheet, title=config))
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be written: {error}. Choose another file.") from error
     typer.echo(path)

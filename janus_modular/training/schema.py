@@ -196,8 +196,10 @@ class TrainConfig:
         for i, one in enumerate(phases):
             shares = {name: share for name, share in one.items() if name != "until"}
             for name, share in shares.items():
-                if isinstance(share, bool) or not isinstance(share, int | float) or share < 0:
-                    faults.append(f"mixture.{name}: found {share!r}; expected a share of at least 0.")
+                if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < inf:
+                    faults.append(
+                        f"mixture.{name}: found {share!r}; expected a share, a number of at least 0."
+                    )
                     break
             else:
                 if not any(shares.values()):

@@ -142,7 +142,7 @@ class Preparation:
         """
         try:
             sample = self.mixture.sample(draw)
-        except JanusError as error:
+        except (JanusError, OSError, UnicodeError) as error:  # of a source that opens files itself
             raise SampleError("unreadable", str(error)) from error
         try:
             sequence = self.sequence(sample, self._drops(draw))

@@ -69,9 +69,9 @@ class ConversationReader:
             if turns[0].role == "system":
                 raise DataError("has `system`, and a first message of the system: expected only one of them.")
             turns.insert(0, _Turn("system", [Text(system)]))
-        listed = record.take("images", "image")
+        listed = record.take("images", "image") or []
         record.close()
-        listed = listed if isinstance(listed, list) else [] if listed is None else [listed]
+        listed = listed if isinstance(listed, list) else [listed]
         return Sample(list(self._filled(turns, listed)), exact_supervision=bool(flags))
 
     def _turn(self, value: Any, where: str, flags: list[bool]) -> _Turn:
@@ -143,8 +143,8 @@ class ConversationReader:
         if len(waiting) != len(listed):
             first = f" (the first in {waiting[0].where})" if waiting else ""
             raise DataError(
-                f"{len(waiting)} places for images in the text{first} and {len(listed)} listed beside it:"
-                " expected an `<image>` for each of `images`, or images in the content itself."
+                f"images that the text has places for: {len(waiting)}{first}; images listed beside it:"
+                f" {len(listed)}. Expected an `<image>` for each of `images`, or images in the content."
                 f"{f' {LITERAL}' if waiting else ''}"
             )
         following = enumerate(listed)

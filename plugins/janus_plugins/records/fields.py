@@ -45,7 +45,7 @@ class Fields:
     """
 
     def __init__(self, value: Any, where: str = "", *, ignore: Iterable[str] = ()) -> None:
-        """Take an object; ``where`` is its place in the record, ``ignore`` lists keys without effect.
+        """Take an object; ``where`` is its place in the record, keys in ``ignore`` count as absent.
 
         Raises:
             DataError: it is not an object.
@@ -53,9 +53,9 @@ class Fields:
         self.where = f"{where}: " if where else ""
         if not isinstance(value, Mapping):
             raise DataError(f"{self.where}found {BRIEF.repr(value)}; expected a JSON object.")
-        self.values = {key: item for key, item in value.items() if item is not None}
+        ignored = set(ignore)
+        self.values = {k: item for k, item in value.items() if item is not None and k not in ignored}
         self.unread = dict.fromkeys(self.values)
-        self.ignore = {*HARMLESS, *ignore}
         self.names: list[str] = []  # that were looked for
 
     def __contains__(self, name: str) -> bool:
@@ -91,7 +91,7 @@ class Fields:
         Raises:
             DataError: names the keys that were not read, and what could have been meant.
         """
-        unread = [k for k in self.unread if k not in self.ignore and self.values[k] not in EMPTY]
+        unread = [k for k in self.unread if k not in HARMLESS and self.values[k] not in EMPTY]
         if not unread:
             return
         known = ", ".join(dict.fromkeys(self.names))
@@ -102,7 +102,7 @@ class Fields:
 
     def hint(self, names: Iterable[str] = ()) -> str:
         """Return why an unread key cannot be used, or which of ``names`` it could be; or nothing."""
-        unread = [key for key in self.unread if key not in self.ignore]
+        unread = [key for key in self.unread if key not in HARMLESS]
         if reason := next((f" '{key}': {REASONS[key]}." for key in unread if key in REASONS), ""):
             return reason
         names = [name for name in [*names, *self.names] if name not in self.values]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
+from math import inf
 from typing import Literal
 
 import numpy as np
@@ -45,6 +46,14 @@ class DigitsConfig(PartConfig):
     split: Literal["train", "validation", "test"] = "train"  # which of the scans
     size: int = 32  # pixels a side
     augment: float = 1.0  # strength of the small affine changes; 0 leaves the scans as they are
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no image."""
+        if self.size < 1 or not 0 <= self.augment < inf:
+            raise ValueError(
+                f"size {self.size}, augment {self.augment}: expected pixels, at least 1, and a number of at"
+                " least 0."
+            )
 
 
 class Digits:

@@ -61,7 +61,9 @@ class JsonlConfig(PartConfig):
     questions: list[str] = field(default_factory=lambda: list(QUESTIONS))  # kind read; one is drawn
     outside: bool = False  # allow images outside the folder (absolute paths, ..)
     markers: Literal["image", "text"] = "image"  # `<image>` in a text: a place for an image, or plain text
-    ignore: list[str] = field(default_factory=list)  # further keys that are to have no effect
+    ignore: list[str] = field(
+        default_factory=list
+    )  # keys that are to have no effect, in records and what they hold
 
     def __post_init__(self) -> None:
         """Check what needs no file."""

@@ -140,9 +140,33 @@ def test_train_and_inspect_from_the_command_line(file: Path) -> None:
     assert "[picture to draw, 16 positions]" in " ".join(result.output.split())
 
 
+def test_samples_and_epochs_of_each_source_are_shown(file: Path, data: Path) -> None:
+    (data / "draw.jsonl").write_text(
+        (data / "draw.jsonl").read_text() + '\n{"image": "none.png", "class": "x"}\n'
+    )
+    words = ["mixture.read=1", "mixture.draw=19", "schedule.steps=10", "bad_samples.unreadable=skip"]
+    dry = CliRunner().invoke(app, ["train", str(file), *words, "--dry-run"])
+    page = file.parent / "new" / "sheet.html"  # in a folder that is made
+    sheet = CliRunner().invoke(app, ["data", "inspect", str(file), *words, "-n", "9", "--out", str(page)])
+    terminal = CliRunner().invoke(app, ["data", "inspect", str(file), *words, "-n", "9"])
+    assert [result.exit_code for result in (dry, sheet, terminal)] == [0, 0, 0], dry.output + sheet.output
+    for output in (dry.output, terminal.output):
+        assert re.search(r"read +│ +4 │ +2 │ +0.5 │", output)
+        assert re.search(r"draw +│ +5 │ +38 │ +7.6 │", output)
+    html = page.read_text("utf-8")
+    assert "<tr><td>draw</td><td>5</td><td>38</td><td>7.6</td></tr>" in html
+    assert "<h2>read, sample" in html  # which step 0 leaves out
+    assert "in place of sample 4, skipped: " in html
+
+
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
+        (
+            ["data", "inspect", "FILE", "--out", "/dev/null/sheet.html"],
+            "--out /dev/null/sheet.html cannot be",
+        ),
+        (["data", "inspect", "FILE", "sources.read.on_bad=skip"], "sources.read.on_bad: unknown key"),
         (["train", "FILE", "learn=[generation.haed]"], "'generation.haed' matches nothing"),
         (["config", "validate", "FILE", "learn=[backbon]"], "Did you mean 'backbone'?"),
         (["train", "FILE", "--resume"], "nothing to resume"),

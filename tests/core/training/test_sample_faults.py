@@ -82,6 +82,8 @@ def preparation(records: Records, batch: int = 10, **policy: Any) -> Preparation
     [
         (DataError("line 3: not JSON"), "unreadable", "not JSON"),
         (PictureError("a.png is damaged"), "unreadable", "is damaged"),
+        (FileNotFoundError(2, "No such file"), "unreadable", "No such file"),
+        (UnicodeDecodeError("utf-8", b"a", 0, 1, "invalid byte"), "unreadable", "invalid byte"),
         ("surrogate", "unreadable", "no letter"),
         ("silent", "unsupervised", "nothing to learn"),
         (1, "unsupervised", "nothing in it is supervised"),

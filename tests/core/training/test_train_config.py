@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from janus_modular import ConfigError
 from janus_modular.config import load, resolve, shipped
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.shares import apportion
+from janus_modular.training.shares import apportion, taken
 
 # Janus, table 1; Janus-Pro, table 2: lr, schedule, weight decay, warm-up, steps, stopped at, batch, mixture.
 PAPERS: dict[str, tuple[Any, ...]] = {
@@ -145,6 +146,16 @@ def test_devices_need_not_be_here_to_be_valid(device: str) -> None:
         ([], "expected {source: share}"),
         ({"text": 0, "draw": 0}, "all shares are 0"),
         ({"text": "1", "draw": 0}, "found '1'"),
+        ({"text": math.nan, "draw": 1}, "mixture.text: found nan; expected a share"),
+        ({"text": math.inf, "draw": 1}, "mixture.text: found inf; expected a share"),
+        (
+            {"text": 1e-9, "draw": 1},
+            "mixture.text: a share of 1e-09 in 1 gives no sample in 1,000 steps of 256",
+        ),
+        (
+            [{"until": 2, "text": 1, "draw": 1}, {"text": 1, "draw": 1e-6}],
+            "mixture.draw: a share of 1e-06 in 1 gives no sample in 998 steps",
+        ),
         ([{"until": 5, "text": 1, "draw": 1}], "its last phase ends at step 5"),
         ([{"text": 1, "draw": 1}, {"text": 1, "draw": 0}], "phase 1 has until None"),
         ([{"until": 5, "text": 1, "draw": 0}, {"until": 5, "text": 1}, {"draw": 1}], "phase 2 has until 5"),
@@ -167,3 +178,15 @@ def test_sources_without_a_share_are_not_used() -> None:
 def test_what_no_training_survives_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="expected lr above 0, weight_decay of at least 0"):
         resolve(load(raw(optimizer=wrong)), TrainConfig)
+
+
+@pytest.mark.parametrize("limit", [-0.1, 1.5, "nan"])
+def test_a_limit_is_a_share(limit: Any) -> None:
+    with pytest.raises(ConfigError, match=r"bad_samples.limit: .*expected a share, from 0 to 1"):
+        resolve(load(raw(bad_samples={"limit": limit})), TrainConfig)
+
+
+def test_a_shares_first_sample_may_come_late() -> None:
+    config = resolve(load(raw(mixture={"text": 99, "draw": 1}, batch=10)), TrainConfig)
+    [phase] = config.phases()
+    assert [taken([phase], 10, step)["draw"] for step in (4, 5, 6, 15, 1000)] == [0, 0, 1, 1, 100]

@@ -71,6 +71,7 @@ def test_images_by_uri(read: Any, images: Path) -> None:
         chat("<image_placeholder>What?", images=[{"path": "a.png", "bytes": None}]),
         chat("<image>What?", image="a.png"),
         chat([{"type": "image"}, {"type": "text", "text": "What?"}], images=["a.png"], videos=[], tools=""),
+        chat("<image>What?", image="a.png", system=""),
         {
             "conversations": [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A."}],
             "image": "a.png",
@@ -153,12 +154,15 @@ def turn(**more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("record", "fault"),
     [
-        (chat("<image>What?"), "1 places for images in the text"),
-        (chat("<image>What?", images=[]), "and 0 listed"),
-        (chat("<image> <image>", images=["a.png"]), "2 places for images"),
-        (chat("What?", images=["a.png"]), "0 places for images in the text and 1 listed"),
-        (chat([{"image": "a.png"}, "<image>"]), "1 places"),
-        (chat([{"type": "image"}]), "1 places"),
+        (
+            chat("<image>What?"),
+            "images that the text has places for: 1 (the first in messages[0]: content of user[0])",
+        ),
+        (chat("<image>What?", images=[]), "images listed beside it: 0"),
+        (chat("<image> <image>", images=["a.png"]), "places for: 2 (the first"),
+        (chat("What?", images=["a.png"]), "places for: 0; images listed beside it: 1"),
+        (chat([{"image": "a.png"}, "<image>"]), "places for: 1 "),
+        (chat([{"type": "image"}]), "places for: 1 "),
         (chat("Q", image="a.png", images=["a.png"]), "has images and image; expected only one"),
         (chat("<video>Q"), "holds '<video>', and only images"),
         (chat("Q", videos=["a.mp4"]), "'videos': video cannot be read"),
@@ -234,6 +238,13 @@ def test_keys_without_effect_are_those_of_the_list_and_of_the_source(read: Any) 
         with pytest.raises(DataError, match=r"nothing reads 'score'.* the source's `ignore`"):
             read(record).sample(0, RNG(0))
         read(record, ignore=["score"]).sample(0, RNG(0))
+
+
+def test_what_is_ignored_resolves_what_is_ambiguous(read: Any) -> None:
+    record = {"image": "a.png", "caption": "a", "class": "b"}
+    assert shape(read(record, ignore=["class"], kind="draw").sample(0, RNG(0)))[0] == ("user", [("a", False)])
+    assert read(turn(weight=0.5), ignore=["weight"]).sample(0, RNG(0)).exact_supervision is False
+    assert shape(read(chat("Q", image="")).sample(0, RNG(0)))[0] == ("user", [("Q", False)])
 
 
 def test_letters_that_look_like_markers(read: Any) -> None:
