@@ -1,9 +1,13 @@
 from .checkpoints.filling import lies_in as lies_in
 from .checkpoints.pretrained import resolve_pretrained as resolve_pretrained
+from .checkpoints.quantized import quantization_in as quantization_in
+from .checkpoints.quantized import refuse_quantized as refuse_quantized
 from .checkpoints.weights import open_weights as open_weights
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
+from .errors import DescriptionError as DescriptionError
+from .errors import Difference as Difference
 from .errors import JanusError as JanusError
 from .errors import MissingExtraError as MissingExtraError
 from .errors import PictureError as PictureError

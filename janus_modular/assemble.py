@@ -10,14 +10,17 @@ from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.schema import ModelConfig
 
 
-def assemble(config: ModelConfig, plugins: Plugins | None = None, *, weights: bool = True) -> JanusModel:
+def assemble(
+    config: ModelConfig, plugins: Plugins | None = None, *, weights: bool = True, root: str = ""
+) -> JanusModel:
     """Build the model of a resolved configuration, in float32 on the current default device.
 
     ``weights=False`` leaves every ``pretrained`` unread (its architecture is taken all the same), for
     a checkpoint that is loaded next, or for counting parameters under ``torch.device("meta")``.
+    ``root`` is where the model stands in the user's config (``model`` in that of a training), for errors.
     What was loaded from where is in ``model.pretrained``.
     """
-    paths = {id(part): path for path, part in parts_in(config)}
+    paths = {id(part): f"{root}.{path}".lstrip(".") for path, part in parts_in(config)}
     build = Builder(plugins or default_plugins(), weights=weights, paths=paths)
     backbone = build(config.backbone)
     encoder = build(config.understanding.encoder)

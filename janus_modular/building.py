@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from janus_modular.config.faults import Fault, config_error
-from janus_modular.errors import ConfigError, JanusError
+from janus_modular.errors import ConfigError, DescriptionError, JanusError, reporting_missing_packages
 from janus_modular.interfaces import Part
 from janus_modular.plugins import Plugins
-from janus_modular.registry import MODEL_SLOTS, Hooks, slot_label
+from janus_modular.registry import MODEL_SLOTS, Entry, Hooks
 
 if TYPE_CHECKING:
     from janus_modular.checkpoints.pretrained import PretrainedReport
@@ -51,25 +51,43 @@ class Builder:
         except Exception as error:
             if isinstance(error, OSError | MemoryError) or type(error).__name__ == "OutOfMemoryError":
                 raise  # nothing that other options would cure
+            if isinstance(error, DescriptionError):
+                raise self._contradiction(part, error) from error
             if isinstance(error, JanusError) and (not isinstance(error, ConfigError) or error.faults):
                 raise
-            raise self._refusal(part, entry.plugin, _told(error, part.slot)) from error
+            raise self._refusal(part, entry, _told(error, part.slot)) from error
         if part.slot in MODEL_SLOTS:
-            self._complete(component, part, entry.plugin)
+            self._complete(component, part, entry)
         return component
 
-    def _complete(self, module: Any, part: Part, plugin: str) -> None:
+    def _complete(self, module: Any, part: Part, entry: Entry[Any]) -> None:
         """Hold a part of the model to its slot's interface, and load the weights that it asks for."""
         from janus_modular.checkpoints.pretrained import load_pretrained  # torch, for parts of a model alone
         from janus_modular.fitting import misfit
 
         if lacks := misfit(module, part.slot):
-            raise self._refusal(part, plugin, lacks)
+            raise self._refusal(part, entry, lacks)
         if self.weights and part.config.pretrained is not None:
-            self.reports.append(load_pretrained(module, part))
+            with reporting_missing_packages(str(entry)):
+                self.reports.append(load_pretrained(module, part))
 
-    def _refusal(self, part: Part, plugin: str, reason: str) -> ConfigError:
-        found = f"the {slot_label(part.slot)} '{part.name}' of {plugin} cannot be built: {reason}"
+    def _contradiction(self, part: Part, error: DescriptionError) -> ConfigError:
+        """Return the error that says, for each option, what the weights' own description says instead."""
+        path = self.paths.get(id(part), part.slot)
+        cure = f"{path}.{error.drop}=null takes all of it from there." if error.drop else ""
+        faults = [
+            Fault(
+                f"{path}.{one.key}",
+                f"found {one.written!r}",
+                f"{one.described!r}, as {error.source} describes its weights",
+                cure if one is error.differences[-1] else "",
+            )
+            for one in error.differences
+        ]
+        return config_error(faults, of_components=False)
+
+    def _refusal(self, part: Part, entry: Entry[Any], reason: str) -> ConfigError:
+        found = f"{entry} cannot be built: {reason}"
         return config_error([Fault(self.paths.get(id(part), part.slot), found, "")])
 
 

@@ -5,6 +5,7 @@ Each says what was found, what was expected, and what to do next.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 
@@ -19,6 +20,31 @@ class ConfigError(JanusError):
     def __init__(self, message: str, faults: Sequence[object] = ()) -> None:
         super().__init__(message)
         self.faults = list(faults)  # `janus_modular.config.Fault`s, for programs
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An option that says something else than the description beside the weights."""
+
+    key: str  # relative to the component: config.rope_theta
+    written: object
+    described: object
+
+
+class DescriptionError(ConfigError):
+    """Options that contradict how pretrained weights describe themselves (config.json, GGUF metadata).
+
+    A component raises this with keys relative to its own options; who builds it adds where these stand.
+    """
+
+    def __init__(self, source: str, differences: Sequence[Difference], *, drop: str | None = None) -> None:
+        listed = "; ".join(
+            f"{one.key}: found {one.written!r}, expected {one.described!r}" for one in differences
+        )
+        super().__init__(f"{source} says otherwise: {listed}")
+        self.source = source
+        self.differences = list(differences)
+        self.drop = drop  # the option that, set to null, leaves everything to the description
 
 
 class PluginError(JanusError):
@@ -61,6 +87,20 @@ class MissingExtraError(JanusError):
         super().__init__(message)
 
 
+class MissingPackageError(JanusError):
+    """A component needs a package that is in none of the extras; says which component, and which package."""
+
+    def __init__(self, what: str, error: ImportError) -> None:
+        module = error.name if isinstance(error, ModuleNotFoundError) else None
+        if module:
+            package = _package(module)
+            text = f"the package '{package}', which is not installed: pip install {package}"
+        else:  # libraries also raise it for a version that is too old, with advice of their own
+            said = (str(error).strip() or "no reason given").splitlines()[0]
+            text = f"a package that cannot be imported: {said}"
+        super().__init__(f"{what} needs {text}")
+
+
 def pip_line(extras: Sequence[str]) -> str:
     """Return the line that installs extras; onnxruntime goes before its other build comes."""
     first = "pip uninstall -y onnxruntime && " if "gpu" in extras and _is_distributed("onnxruntime") else ""
@@ -93,6 +133,21 @@ def missing_extra(error: ModuleNotFoundError, what: str) -> MissingExtraError | 
     package = _package(error.name or "")
     extra = next((extra for extra, names in EXTRAS.items() if package in map(_package, names)), None)
     return MissingExtraError(what, extra) if extra else None
+
+
+@contextmanager
+def reporting_missing_packages(what: str) -> Iterator[None]:
+    """Turn an ImportError inside into an error that names the package and ``what`` needs it.
+
+    Raises:
+        MissingExtraError: an extra of ours brings the package.
+        MissingPackageError: none does.
+    """
+    try:
+        yield
+    except ImportError as error:
+        extra = missing_extra(error, what) if isinstance(error, ModuleNotFoundError) else None
+        raise extra or MissingPackageError(what, error) from error
 
 
 @contextmanager

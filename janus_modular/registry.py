@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import pluggy
 
-from janus_modular.errors import PluginError
+from janus_modular.errors import PluginError, reporting_missing_packages
 from janus_modular.interfaces import (
     Adaptor,
     Backbone,
@@ -47,13 +47,22 @@ class Entry(Generic[T]):
     factory: Callable[..., T]
     config: type[Any]
     plugin: str  # the module or distribution that offered it
+    slot: str
+
+    def __str__(self) -> str:
+        """Name the component in words, with its slot and its plugin."""
+        return f"the {slot_label(self.slot)} '{self.name}' of {self.plugin}"
 
     def make(self, config: Any, *neighbours: Any, build: Callable[..., Any]) -> T:
         """Call the factory with ``config`` and ``neighbours``, what its slot passes beside it.
 
         One whose config holds components gets ``build`` as the last argument: ``build(part, *neighbours)``.
+
+        Raises:
+            MissingExtraError, MissingPackageError: the component needs a package that is not installed.
         """
-        return self.factory(config, *neighbours, *([build] if holds_components(self.config) else []))
+        with reporting_missing_packages(str(self)):
+            return self.factory(config, *neighbours, *([build] if holds_components(self.config) else []))
 
 
 def holds_components(config: type[Any]) -> bool:
@@ -99,7 +108,7 @@ class Registry(Generic[T]):
             raise PluginError(
                 f"the {slot_label(self.slot)} '{name}' is offered by both {first} and {self.plugin}"
             )
-        self.entries[name] = Entry(name, factory, config, self.plugin)
+        self.entries[name] = Entry(name, factory, config, self.plugin, self.slot)
 
 
 class Hooks:

@@ -14,13 +14,15 @@ from janus_modular.checkpoints.checksums import write_checksums
 from janus_modular.checkpoints.filling import fill
 from janus_modular.checkpoints.merging import merged
 from janus_modular.checkpoints.opening import describe, make_layout
+from janus_modular.checkpoints.weights import open_weights
 from janus_modular.checkpoints.writing import MAX_SHARD_SIZE, write_weights, written_aside
-from janus_modular.config import module_path, parts_in, to_plain
+from janus_modular.config import load, module_path, parts_in, resolve, to_plain
 from janus_modular.errors import CheckpointError
 from janus_modular.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.processing.tokenizer_files import save_tokenizer
+from janus_modular.schema import ModelConfig
 from janus_modular.suggest import did_you_mean
 
 
@@ -89,6 +91,7 @@ def save_as(
     folder = Path(folder)
     tensors = native.stored(model) if tensors is None else tensors
     if layout == "native":
+        native.check_rebuilds(model, plugins, tensors=tensors)
         with written_aside(folder, replaces=native.MODEL_TYPE) as aside:
             native.write_description(
                 model, processor, aside, name=folder.name, training=training, plugins=plugins
@@ -96,10 +99,16 @@ def save_as(
             hashes = write_weights(aside, tensors.items(), dtype=dtype, max_shard_size=max_shard_size)
             write_checksums(aside, hashes)
         return
-    writer = make_layout(layout, plugins or default_plugins())
+    plugins = plugins or default_plugins()
+    writer = make_layout(layout, plugins)
     config = to_plain(native.rebuildable(model))
     config["processor"]["tokens"] = processor.tokenizer.names
     with written_aside(folder, replaces=writer.model_type) as aside:
         save_tokenizer(processor.tokenizer, aside)
         writer.write_config(config, aside)
         write_weights(aside, writer.from_native(tensors), dtype=dtype, max_shard_size=max_shard_size)
+        written = native.blank(
+            resolve(load(writer.read_config(aside), (), plugins), ModelConfig, plugins), plugins
+        )
+        outcome = fill(written, writer.to_native(open_weights(aside)), device="meta")
+        outcome.check(f"what would be written at {folder}, opened as the layout '{layout}' is read,")

@@ -18,10 +18,10 @@ from janus_modular.checkpoints.filling import fill, parameters_on_meta, settle
 from janus_modular.checkpoints.model_card import model_card
 from janus_modular.checkpoints.pretrained import PretrainedReport
 from janus_modular.checkpoints.weights import Weights, open_weights
-from janus_modular.checkpoints.writing import MAX_SHARD_SIZE, write_json, write_weights, written_aside
+from janus_modular.checkpoints.writing import DTYPES, MAX_SHARD_SIZE, write_json, write_weights, written_aside
 from janus_modular.config import load as load_config
 from janus_modular.config import module_path, parts_in, resolve, to_plain
-from janus_modular.errors import CheckpointError, PluginError
+from janus_modular.errors import CheckpointError, JanusError, PluginError
 from janus_modular.interfaces import Part
 from janus_modular.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
@@ -59,6 +59,7 @@ def save(
         CheckpointError: ``folder`` holds something that is no checkpoint of ours, or cannot be written.
     """
     folder = Path(folder)
+    check_rebuilds(model, plugins)
     with written_aside(folder, replaces=MODEL_TYPE) as aside:
         write_description(model, processor, aside, name=folder.name, training=training, plugins=plugins)
         hashes = write_weights(aside, stored(model).items(), dtype=dtype, max_shard_size=max_shard_size)
@@ -75,21 +76,58 @@ def write_description(
     plugins: Plugins | None = None,
 ) -> None:
     """Write all of a checkpoint but its weights; a model on the meta device will do."""
-    from janus_modular import __version__
-
-    config = rebuildable(model)
-    record = {
-        "model_type": MODEL_TYPE,
-        "format": FORMAT,
-        "written_by": __version__,
-        "model": to_plain(config),
-        "plugins": plugins_of(model, plugins or default_plugins()),
-        "pretrained": [asdict(report) for report in model.pretrained],
-        "training": dict(training or {}),
-    }
+    record = record_of(model, training, plugins or default_plugins())
     processor.save(folder)
     write_json(folder / "config.json", record)
     (folder / "README.md").write_text(model_card(model, name, record), "utf-8")
+
+
+def record_of(model: JanusModel, training: Mapping[str, Any] | None, plugins: Plugins) -> dict[str, Any]:
+    """Return what config.json says of a model."""
+    from janus_modular import __version__
+
+    return {
+        "model_type": MODEL_TYPE,
+        "format": FORMAT,
+        "written_by": __version__,
+        "model": to_plain(rebuildable(model)),
+        "plugins": plugins_of(model, plugins),
+        "pretrained": [asdict(report) for report in model.pretrained],
+        "training": dict(training or {}),
+    }
+
+
+def check_rebuilds(
+    model: JanusModel, plugins: Plugins | None = None, *, tensors: Mapping[str, Tensor] | None = None
+) -> None:
+    """Prove that the config which is saved with a model builds one that takes the tensors saved with it.
+
+    The config goes through JSON and back, and becomes a model on the meta device; names, shapes and kinds of
+    numbers are compared. ``tensors`` stand in for the model's own, where it has none.
+
+    Raises:
+        CheckpointError: the checkpoint could not be opened; says which names, dtypes or shapes would not fit.
+    """
+    plugins = plugins or default_plugins()
+    what = "the checkpoint that would be written cannot be opened again, so nothing is written: it"
+    record = record_of(model, None, plugins)
+    try:
+        again = described(Path(what), json.loads(json.dumps(record)), (), plugins)
+    except (JanusError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{what} has a config that builds no model: {error}\nA component's `config` must hold what the"
+            " component was built from, as plain values"
+        ) from error
+    written = stored(model) if tensors is None else tensors
+    outcome = fill(again, ((name, tensor.to("meta")) for name, tensor in written.items()), device="meta")
+    if tensors is None:  # a weight that the rebuilt model ties would be saved, and read, twice
+        outcome.unexpected += sorted(written.keys() - stored(again).keys() - {*outcome.unexpected})
+    outcome.misshapen += [
+        f"{name}: {tensor.dtype} cannot be stored"
+        for name, tensor in written.items()
+        if tensor.dtype not in DTYPES
+    ]
+    outcome.check(what, [module_path(path) for path, _ in parts_in(model.config)])
 
 
 def plugins_of(model: JanusModel, plugins: Plugins) -> list[dict[str, str | None]]:
@@ -207,10 +245,10 @@ def recorded_config(record: Mapping[str, Any], overrides: Sequence[str], plugins
     return config
 
 
-def blank(config: ModelConfig, plugins: Plugins | None = None) -> JanusModel:
-    """Build a model whose parameters take no memory."""
+def blank(config: ModelConfig, plugins: Plugins | None = None, *, root: str = "") -> JanusModel:
+    """Build a model whose parameters take no memory; ``root`` as in `assemble`."""
     with parameters_on_meta():
-        return assemble(config, plugins, weights=False)
+        return assemble(config, plugins, weights=False, root=root)
 
 
 def filled(

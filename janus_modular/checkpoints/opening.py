@@ -14,8 +14,9 @@ from janus_modular.building import Builder
 from janus_modular.bundles import is_bundle
 from janus_modular.checkpoints import native
 from janus_modular.checkpoints.pretrained import resolve_pretrained
+from janus_modular.checkpoints.quantized import refuse_quantized
 from janus_modular.checkpoints.weights import open_weights
-from janus_modular.compose import processor_for
+from janus_modular.compose import check_vocabulary, grow_vocabulary, processor_for, sizes_of
 from janus_modular.config import load, resolve
 from janus_modular.errors import CheckpointError, ConfigError
 from janus_modular.model import JanusModel
@@ -62,8 +63,8 @@ def open_checkpoint(
         dtype=native.working_dtype(dtype, device, opened.tensors),
     )
     processor = opened.processor
-    if processor.tokenizer.vocab_size > model.backbone.vocab_size:
-        model.backbone.resize_vocab(processor.tokenizer.vocab_size)
+    check_vocabulary(model, processor)
+    grow_vocabulary(model, processor)
     return model, processor
 
 
@@ -73,20 +74,40 @@ def describe(path: str | Path, *, overrides: Sequence[str] = (), plugins: Plugin
     folder = resolve_pretrained(str(path))
     refuse_bundle(folder)
     record = native.read_record(folder)
+    refuse_quantized(folder)
     if record.get("model_type") == native.MODEL_TYPE:
         if changes := [one for one in overrides if one.startswith("processor")]:
             raise ConfigError(
                 f"{changes[0]}: a native checkpoint's processor is in {folder / 'processor.json'}."
             )
         model = native.described(folder, record, overrides, plugins)
-        weights = open_weights(folder)
-        return Opened(folder, model, Processor.load(folder), weights, record.get("training", {}))
+        processor = fitted(Processor.load(folder), model, folder, changed=bool(overrides))
+        return Opened(folder, model, processor, open_weights(folder), record.get("training", {}))
     layout = layout_of(folder, record, plugins)
     config = resolve(load(layout.read_config(folder), overrides, plugins), ModelConfig, plugins)
     model = native.blank(config, plugins)
     processor = processor_for(model, config.processor.tokenizer)
     model.config.processor = replace(config.processor, never_said=list(processor.never_said))
     return Opened(folder, model, processor, dict(layout.to_native(open_weights(folder))))
+
+
+def fitted(processor: Processor, model: JanusModel, folder: Path, *, changed: bool) -> Processor:
+    """Hold a saved processor to the model that is built beside it, which decides sizes and positions.
+
+    ``changed``: the config was overridden, so the processor follows; otherwise the two files must agree.
+
+    Raises:
+        CheckpointError: processor.json has other sizes than config.json makes.
+    """
+    for name, value in sizes_of(model).items():
+        saved = getattr(processor, name)
+        if saved != value and not changed:
+            raise CheckpointError(
+                f"{folder / 'processor.json'}: {name} is {saved}; expected {value}, which the model of"
+                " config.json has. The two are of different checkpoints: fetch the folder again"
+            )
+        setattr(processor, name, value)
+    return processor
 
 
 def refuse_bundle(folder: Path) -> None:

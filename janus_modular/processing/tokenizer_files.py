@@ -92,6 +92,22 @@ def load_tokenizer(
     )
 
 
+def compare_vocabularies(source: str | Path, reference: str | Path) -> list[str]:
+    """List the tokens of ``reference`` that another tokenizer numbers otherwise, or lacks.
+
+    A special token of the reference may be missing: reserved ones are given other names.
+    """
+    core, expected = _read(source)[0], _read(reference)[0]
+    ids = core.get_vocab(with_added_tokens=True)
+    special = {token.content for token in expected.get_added_tokens_decoder().values() if token.special}
+    vocabulary = sorted(expected.get_vocab(with_added_tokens=True).items(), key=lambda pair: pair[1])
+    return [
+        f"{token!r} is {ids.get(token, 'missing')}, expected {id}"
+        for token, id in vocabulary
+        if ids.get(token) != id and not (token in special and token not in ids)
+    ]
+
+
 def save_tokenizer(tokenizer: TextTokenizer, folder: Path) -> None:
     """Write the files from which it, and transformers' tokenizers too, can be read again."""
     named = {f"{name}_token": tokenizer.names[name] for name in PUBLISHED if tokenizer.names[name]}

@@ -9,7 +9,8 @@ import torch
 
 from janus_modular.checkpoints.native import blank
 from janus_modular.checkpoints.opening import describe, open_checkpoint
-from janus_modular.compose import compose, processor_for, tokenizer_files
+from janus_modular.compose import check_vocabulary, compose, processor_for, tokenizer_files
+from janus_modular.config import parts_in
 from janus_modular.errors import ConfigError
 from janus_modular.model import JanusModel
 from janus_modular.plugins import Plugins
@@ -31,7 +32,7 @@ def build_model(
         if config.wrap and not checkpoint:  # which has been put around it already
             wrap_backbone(model, config.wrap, plugins)
         return model, processor
-    model, processor = compose(_fresh(config), plugins)
+    model, processor = compose(_fresh(config), plugins, root="model")
     return model.to(device), processor
 
 
@@ -46,11 +47,14 @@ def sketch_model(config: TrainConfig, plugins: Plugins) -> tuple[JanusModel, Cal
             wrap_backbone(opened.model, config.wrap, plugins)
         return opened.model, lambda: opened.processor
     fresh = _fresh(config)
-    model = blank(fresh, plugins)
+    model = blank(fresh, plugins, root="model")
 
     def processor() -> Processor:
-        with tokenizer_files(fresh) as source:
-            return processor_for(model, source)
+        with tokenizer_files(fresh, root="model") as source:
+            made = processor_for(model, source)
+        if any(part.config.pretrained for _, part in parts_in(fresh.backbone)):
+            check_vocabulary(model, made)
+        return made
 
     return model, processor
 

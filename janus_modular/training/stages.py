@@ -86,6 +86,7 @@ def _train(
     torch.manual_seed(config.seed)
     model, processor = build_model(config, plugins, device, checkpoint=checkpoint)
     choose(model, config.learn)
+    check_rebuilds(model, plugins)  # before anything is trained, not at the first save
     console = Console(stderr=True)
     if changed:
         lines = "\n".join(f"  {change}" for change in changed)

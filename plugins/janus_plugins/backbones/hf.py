@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import struct
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,10 +31,20 @@ from janus_modular import (
     PartConfig,
     Registry,
     hookimpl,
+    open_weights,
+    quantization_in,
     resolve_pretrained,
 )
 from janus_plugins.backbones.slots import SlotCache, attended, slot_attention
 from janus_plugins.family_keys import check_keys
+from janus_plugins.hf_folders import (
+    check_described,
+    is_described,
+    read_config,
+    refuse_unused,
+    unused_weights,
+    with_overrides,
+)
 
 SLOTS = "janus_slots"
 AttentionInterface.register(SLOTS, slot_attention)
@@ -53,9 +62,16 @@ TEXT_PART = {
 
 @dataclass
 class HfConfig(PartConfig):
-    """A decoder by its transformers config; with ``pretrained`` alone, the config is read there."""
+    """A decoder by its transformers config, or by the description beside its weights.
 
-    config: dict[str, Any] = field(default_factory=dict)  # transformers' own keys, `model_type` among them
+    With ``pretrained``, the folder's config.json (a GGUF file's metadata) is what is built, and every key
+    that ``config`` writes must be the same there.
+    """
+
+    # transformers' own keys, `model_type` among them; None: as `pretrained` describes itself
+    config: dict[str, Any] | None = None
+    # Keys that are to differ from what `pretrained` describes: {attention_dropout: 0.1}
+    config_overrides: dict[str, Any] = field(default_factory=dict)
     attention: str | None = (
         None  # of training: sdpa, eager, flash_attention_2, flex_attention; None: the family's
     )
@@ -71,7 +87,8 @@ class HfBackbone(nn.Module):
         # Weights that come from elsewhere are not worth a random start.
         with torch.device("meta") if config.pretrained else nullcontext():
             self._adopt(build_decoder(family, config.attention))
-        self.config = replace(config, pretrained=None, revision=None, config=family.to_diff_dict())
+        self._keys: dict[str, Any] = family.to_diff_dict()
+        self.config = replace(config, pretrained=None, revision=None, config=self._keys, config_overrides={})
 
     def _adopt(self, model: Any) -> None:
         """Take over a ForCausalLM, and learn how its family scales what goes in and comes out."""
@@ -152,13 +169,12 @@ class HfBackbone(nn.Module):
         with torch.no_grad():
             for weight in tables.values():
                 weight[old:] = weight[:old].mean(0)
-        self.config.config["vocab_size"] = vocab_size
+        self._keys["vocab_size"] = vocab_size
 
     def load_pretrained(self, path: Path) -> tuple[int, list[str], list[str]]:
         """Read weights by transformers' own rules; return how many, names missing, names left over."""
         gguf = path.name if path.suffix == ".gguf" else None
-        described = not gguf and (path / "config.json").is_file()
-        alone = not described or (whole := read_config(path)).get_text_config(decoder=True) is whole
+        alone = gguf or not is_described(path) or not is_part(read_config(path, "a decoder"))
         model, info = AutoModelForCausalLM.from_pretrained(
             path.parent if gguf else path,
             config=self.model.config,
@@ -176,13 +192,24 @@ class HfBackbone(nn.Module):
                 f"{n}: found {tuple(has)}, expected {tuple(w)}" for n, has, w in info["mismatched_keys"]
             ]
             raise CheckpointError(
-                f"{path} has {len(listed)} weights of another shape than backbone.config says:"
+                f"{path} has {len(listed)} weights of another shape than its config says:"
                 f" {'; '.join(sorted(listed)[:3])}. Leave backbone.config out, and it is read there."
             )
+        inside, left_over = unused_weights(info["unexpected_keys"], model)
+        if not alone:
+            of_the_decoder = decoder_names(open_weights(path))
+            body = dict(model.base_model.named_children())
+            ours = [n for n in inside if n in of_the_decoder or n.split(".")[1] in body or "lm_head" in n]
+            inside, left_over = ours, sorted({*inside, *left_over} - {*ours})
+        refuse_unused(path, inside, f"the backbone 'hf' ({model.config.model_type})")
         self._adopt(model)
+        tables = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        # transformers does not tie two tables that differ in the files, whatever the config says.
+        if self._keys.get("tie_word_embeddings", True) != (tables[0] is tables[1]):
+            self._keys["tie_word_embeddings"] = tables[0] is tables[1]
         held = {id(one) for one in self.model.state_dict(keep_vars=True).values()}  # tied ones once
         missing = sorted(info["missing_keys"])
-        return len(held) - len(missing), missing, sorted(info["unexpected_keys"])
+        return len(held) - len(missing), missing, left_over
 
     def _body(self, x: Tensor, positions: Tensor) -> Tensor:
         mask = None  # transformers finds out from positions which sequences share a row
@@ -256,51 +283,77 @@ class HfBackbone(nn.Module):
 
 
 def decoder_config(config: HfConfig) -> PreTrainedConfig:
-    """Find the decoder's transformers config: given, beside the weights, or a larger model's text part."""
+    """Find the decoder's transformers config: beside the weights, written, or a larger model's text part.
+
+    Raises:
+        ConfigError: there is none, transformers refuses it, or it contradicts the weights' own description.
+        CheckpointError: the weights are quantised, or describe themselves in a way that cannot be read.
+    """
+    path = resolve_pretrained(config.pretrained, config.revision) if config.pretrained else None
+    described = read_config(path, "a decoder") if path and (is_described(path) or not config.config) else None
+    if config.config_overrides and described is None:
+        raise ConfigError("backbone.config_overrides change what pretrained describes; here, write config")
     if config.config:
-        keys = copy.deepcopy(dict(config.config))
-        if "model_type" not in keys:
-            raise ConfigError(
-                "backbone.config has no model_type: write one that transformers knows, such as llama"
-            )
-        # Ids are found by the processor, by string: a family's defaults may not even be in the vocabulary.
-        nobody = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-        check_keys(keys, "backbone.config", ["llama", "qwen3", "gemma3_text", *DECODERS])
-        try:
-            family = AutoConfig.for_model(**{**nobody, **keys})
-        except StrictDataclassError as error:
-            raise ConfigError(f"transformers refuses backbone.config: {error}") from error
-    elif config.pretrained:
-        family = read_config(resolve_pretrained(config.pretrained, config.revision))
+        written = written_config(config.config, described)
+        family = described or written
+        if described is not None and path is not None:
+            check_described(config.config, [described, text_part(described)], path)
+    elif described is not None:
+        family = described
     else:
         raise ConfigError(
             "give backbone.config (transformers' keys) or backbone.pretrained (a folder, a file, a hub id)"
         )
+    assert family is not None
+    return with_overrides(text_part(family), config.config_overrides, "backbone.config_overrides")
+
+
+def written_config(keys: dict[str, Any], described: PreTrainedConfig | None) -> PreTrainedConfig | None:
+    """Build the config that a user wrote; None where another is built, and its keys are compared alone."""
+    keys = copy.deepcopy(dict(keys))
+    if "model_type" not in keys and described is None:
+        raise ConfigError(
+            "backbone.config has no model_type: write one that transformers knows, such as llama"
+        )
+    for where, _ in quantization_in(keys):
+        raise ConfigError(
+            f"backbone.config.{where}: quantised layers can be neither trained nor saved here; leave it out,"
+            " and name unquantised weights"
+        )
+    # Ids are found by the processor, by string: a family's defaults may not even be in the vocabulary.
+    nobody = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    keys.setdefault("model_type", described and described.model_type)
+    check_keys(keys, "backbone.config", ["llama", "qwen3", "gemma3_text", *DECODERS])
+    if described is not None:
+        return None
+    try:
+        return AutoConfig.for_model(**{**nobody, **keys})
+    except StrictDataclassError as error:
+        raise ConfigError(f"transformers refuses backbone.config: {error}") from error
+
+
+def text_part(family: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config of the decoder in a larger model's; a decoder's own as it is."""
     text = family.get_text_config(decoder=True)
-    if text is not family:  # a larger model's: it is the whole that says whether the tables are tied
+    if text is not family:  # it is the whole that says whether the tables are tied
         text.tie_word_embeddings = family.tie_word_embeddings
     return text
 
 
-def read_config(path: Path) -> PreTrainedConfig:
-    """Read the transformers config in a folder or a GGUF file.
+def is_part(family: PreTrainedConfig) -> bool:
+    """Return True if the decoder is part of a larger model, of images and text."""
+    return family.get_text_config(decoder=True) is not family
 
-    Raises:
-        CheckpointError: there is none, or none that transformers understands.
-    """
-    gguf = path.name if path.suffix == ".gguf" else None
-    try:
-        return AutoConfig.from_pretrained(
-            path.parent if gguf else path,
-            gguf_file=gguf,
-            local_files_only=True,
-            trust_remote_code=False,  # None would ask, on a terminal
-        )
-    except (OSError, ValueError, KeyError, struct.error) as error:
-        raise CheckpointError(
-            f"{path} holds no config of a decoder that transformers {transformers.__version__} can read:"
-            f" {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-        ) from error
+
+def decoder_names(names: Iterable[str]) -> set[str]:
+    """Return the decoder's own names for the weights that a larger model's files hold of it."""
+    found = set()
+    for name in names:
+        for theirs, ours in TEXT_PART.items():
+            if re.match(theirs, name):
+                found.add(re.sub(theirs, ours, name))
+                break
+    return found
 
 
 def build_decoder(family: PreTrainedConfig, attention: str | None) -> Any:

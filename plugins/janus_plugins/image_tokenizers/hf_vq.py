@@ -13,7 +13,7 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,9 +30,11 @@ from janus_modular import (
     Registry,
     hookimpl,
     lies_in,
+    refuse_quantized,
     resolve_pretrained,
 )
 from janus_plugins.family_keys import check_keys
+from janus_plugins.hf_folders import check_described
 from janus_plugins.image_tokenizers.codebook import Codebook, straight_through
 from janus_plugins.sizes import squares
 
@@ -64,9 +66,14 @@ PUBLISHED_NAMES = (
 
 @dataclass
 class HfVqConfig(PartConfig):
-    """A tokenizer by its transformers config; with ``pretrained`` alone, it is read there."""
+    """A tokenizer by its transformers config, or by the description beside its weights.
 
-    config: dict[str, Any] = field(default_factory=dict)  # transformers' own keys, `model_type` among them
+    With ``pretrained``, the folder's config.json is what is built, and every key that ``config`` writes must
+    be the same there.
+    """
+
+    # transformers' own keys, `model_type` among them; None: as `pretrained` describes itself
+    config: dict[str, Any] | None = None
     reconstruction: Literal["l1", "l2"] = "l2"  # the distance of the loss "pixels"
     commitment: float = 0.25  # weight of the loss that pulls latents to their codes
 
@@ -195,10 +202,10 @@ def transformers_name(name: str) -> str:
 
 
 def vq_config(config: HfVqConfig) -> Any:
-    """Find the tokenizer's transformers config: given, beside the weights, or part of a whole Emu3's."""
-    keys = dict(config.config)
-    if not keys and config.pretrained:
-        keys = read_keys(resolve_pretrained(config.pretrained, config.revision))
+    """Find the tokenizer's transformers config: beside the weights, part of a whole Emu3's, or written."""
+    path = resolve_pretrained(config.pretrained, config.revision) if config.pretrained else None
+    described = read_keys(path) if path else {}
+    keys = {**described, **(config.config or {})}
     if "model_type" not in keys:
         raise ConfigError(
             "hf-vq: give config (transformers' keys, model_type: emu3_vqgan) or pretrained (a folder with "
@@ -209,7 +216,9 @@ def vq_config(config: HfVqConfig) -> Any:
         why = next((ELSEWHERE[name] for name in ELSEWHERE if kind.startswith(name)), "cannot draw pictures")
         raise ConfigError(f"hf-vq reads emu3_vqgan; '{kind}' {why}.")
     check_keys(keys, "hf-vq: config", [kind])
-    family = AutoConfig.for_model(**copy.deepcopy(keys))
+    family = AutoConfig.for_model(**copy.deepcopy(described or keys))
+    if described and path:
+        check_described(config.config or {}, [family], path)
     widest = family.base_channels * family.channel_multiplier[-1]
     if family.hidden_size != widest:
         raise ConfigError(
@@ -229,6 +238,7 @@ def read_keys(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
         return {}
+    refuse_quantized(path)
     keys: dict[str, Any] = json.loads(file.read_text("utf-8"))
     keys = keys.get("vq_config", keys)
     if keys.get("model_type") == "Emu3VisionVQ":

@@ -44,7 +44,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         tower = config["vision_config"]["params"]
         codes = config["gen_vision_config"]["params"]
         head = config["gen_head_config"]["params"]
-        encoder = _read_tower(config["vision_config"]["cls"], tower)
+        encoder = read_tower(config["vision_config"]["cls"], tower)
         encoder["pixels"] = read_pixels(preprocessor, tower)
         need(config["gen_vision_config"]["cls"] == "VQ-16", "published", "VQ-16", config["gen_vision_config"])
         language = {
@@ -137,7 +137,8 @@ def _section(cls: str, model_type: str, params: Mapping[str, Any]) -> dict[str, 
     return {"cls": cls, "model_type": model_type, "params": dict(params)}
 
 
-def _read_tower(cls: str, params: Mapping[str, Any]) -> dict[str, Any]:
+def read_tower(cls: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the published name of a tower as the options of ``siglip``."""
     name = params["model_name"]
     need(cls == "CLIPVisionTower", "published", "a CLIPVisionTower that we can read", cls)
     need(name in TOWERS, "published", f"towers called {', '.join(TOWERS)}", name)
@@ -146,6 +147,8 @@ def _read_tower(cls: str, params: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": "siglip",
         **TOWERS[name],
+        "activation": "gelu",
+        "layer_norm_eps": 1e-6,
         "image_size": params["image_size"],
         "select_layer": params["select_layer"],
     }
@@ -156,6 +159,8 @@ def _write_tower(encoder: Mapping[str, Any]) -> dict[str, Any]:
     names = [name for name, known in TOWERS.items() if known == sizes]
     need(bool(names), "published", f"towers of the sizes {TOWERS}", sizes)
     need(encoder["activation"] == "gelu", "published", "exact GELU", encoder["activation"])
+    eps = encoder["layer_norm_eps"]
+    need(eps == 1e-6, "published", "LayerNorms of 1e-6", eps)
     return {
         "model_name": names[0],
         "image_size": encoder["image_size"],

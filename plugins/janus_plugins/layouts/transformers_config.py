@@ -48,6 +48,7 @@ def read_config(folder: Path) -> dict[str, Any]:
                 "patch_size": vision.patch_size,
                 "image_size": vision.image_size,
                 "activation": vision.hidden_act,
+                "layer_norm_eps": vision.layer_norm_eps,
                 "pixels": read_pixels(preprocessor, {}),
             },
             "adaptor": {"name": "mlp", "depth": vision.depth},
@@ -92,6 +93,7 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
             "image_size": encoder["image_size"],
             "patch_size": encoder["patch_size"],
             "hidden_act": encoder["activation"],
+            "layer_norm_eps": encoder["layer_norm_eps"],
             "mlp_ratio": _ratio(encoder["width"], encoder["intermediate"]),
             "projection_dim": width,
             "depth": understanding["adaptor"]["depth"],
@@ -149,9 +151,6 @@ def _check_parts(config: Mapping[str, Any]) -> None:
 
 
 def _check_vision(vision: Any) -> None:
-    need(
-        vision.layer_norm_eps == 1e-6, what="LayerNorms of 1e-6 that we can read", found=vision.layer_norm_eps
-    )
     need(not vision.use_qk_norm, what="attention without norms that we can read", found="use_qk_norm")
     need(vision.attention_bias, what="attention with biases that we can read", found="attention_bias: false")
     sizes = (vision.image_size, vision.patch_size)

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -32,6 +30,14 @@ from janus_modular import (
     resolve_pretrained,
 )
 from janus_plugins.family_keys import check_keys
+from janus_plugins.hf_folders import (
+    check_described,
+    read_config,
+    refuse_unused,
+    unused_weights,
+    with_overrides,
+)
+from janus_plugins.hf_pixels import check_pixels, pair, processor_settings
 
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -55,9 +61,16 @@ SPECIAL_TOKENS = ("cls_token", "class_embedding", "distillation_token", "registe
 
 @dataclass
 class HfVisionConfig(PartConfig):
-    """A vision transformer by its transformers config; with ``pretrained`` alone, it is read there."""
+    """A vision transformer by its transformers config, or by the description beside its weights.
 
-    config: dict[str, Any] = field(default_factory=dict)  # transformers' own keys, `model_type` among them
+    With ``pretrained``, the folder's config.json is what is built, and every key that ``config`` writes must
+    be the same there; so must the mean and std of ``pixels`` be those of its preprocessor_config.json.
+    """
+
+    # transformers' own keys, `model_type` among them; None: as `pretrained` describes itself
+    config: dict[str, Any] | None = None
+    # Keys that are to differ from what `pretrained` describes: {attention_dropout: 0.1}
+    config_overrides: dict[str, Any] = field(default_factory=dict)
     layer: int = -1  # -1: the model's own output; -2: after the last block but one; 1: after the first
     pixels: PixelSpec | None = None  # None: as preprocessor_config.json says, else as its family does
 
@@ -80,6 +93,7 @@ class HfVisionEncoder(nn.Module):
         self.width: int = family.hidden_size
         self.patch = pair(family.patch_size)
         self.pixels = config.pixels or own_pixels(family, folder)
+        check_pixels(self.pixels, processor_settings(folder), folder)
         named = self.model.named_parameters()
         sizes = {name.rsplit(".", 1)[-1]: weight.numel() for name, weight in named if "embeddings." in name}
         self.special_tokens: int = sum(sizes.get(name, 0) for name in SPECIAL_TOKENS) // self.width
@@ -89,7 +103,9 @@ class HfVisionEncoder(nn.Module):
                 f"hf-vision: layer {config.layer} of a model of {family.num_hidden_layers} blocks"
             )
         keys = {**family.to_diff_dict(), "model_type": family.model_type}
-        self.config = replace(config, pretrained=None, revision=None, config=keys, pixels=self.pixels)
+        self.config = replace(
+            config, pretrained=None, revision=None, config=keys, config_overrides={}, pixels=self.pixels
+        )
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """One for each whole patch."""
@@ -131,7 +147,9 @@ class HfVisionEncoder(nn.Module):
         )
         held = {id(one) for one in self.model.state_dict(keep_vars=True).values()}  # tied ones once
         missing = sorted(info["missing_keys"])
-        return len(held) - len(missing), missing, sorted(info["unexpected_keys"])
+        inside, left_over = unused_weights(info["unexpected_keys"], self.model)
+        refuse_unused(path, inside, f"the understanding encoder 'hf-vision' ({self.model.config.model_type})")
+        return len(held) - len(missing), missing, left_over
 
     def _inputs(self, pixels: Tensor) -> dict[str, Any]:
         """Name the model's inputs; SigLIP2's NaFlex form takes patches, channels last, and their grid."""
@@ -169,17 +187,28 @@ class HfVisionEncoder(nn.Module):
 
 
 def vision_config(config: HfVisionConfig, folder: Path | None) -> Any:
-    """Find the vision model's transformers config: given, beside the weights, or a two-tower model's part."""
+    """Find the vision model's transformers config: beside the weights, written, or a two-tower model's part.
+
+    Raises:
+        ConfigError: there is none, it is no plain vision transformer, or it contradicts the weights' own.
+        CheckpointError: the weights are quantised, or do not describe themselves.
+    """
+    if folder is not None:
+        check_folder(folder)
+    described = folder and read_config(folder, "a vision model")
     if config.config:
-        if "model_type" not in config.config:
+        keys = copy.deepcopy(dict(config.config))
+        if "model_type" not in keys and described is None:
             raise ConfigError("hf-vision: config has no model_type: write transformers' name, such as dinov2")
-        check_keys(config.config, "hf-vision: config", FAMILIES)
-        family = AutoConfig.for_model(**copy.deepcopy(dict(config.config)))
-    elif folder is not None:
-        family = read_config(folder)
-    else:
+        keys.setdefault("model_type", described and described.model_type)
+        check_keys(keys, "hf-vision: config", FAMILIES)
+        if described is not None and folder is not None:
+            check_described(config.config, [described, vision_part(described)], folder)
+    elif described is None:
         raise ConfigError("hf-vision: give config (transformers' keys) or pretrained (a folder or a hub id)")
-    family = getattr(family, "vision_config", family)
+    if config.config_overrides and described is None:
+        raise ConfigError("hf-vision: config_overrides change what pretrained describes; here, write config")
+    family = vision_part(described or AutoConfig.for_model(**keys))
     lacking = [key for key in ("hidden_size", "patch_size", "num_hidden_layers") if not hasattr(family, key)]
     staged = [key for key in ("depths", "hidden_sizes") if hasattr(family, key)]
     if lacking or staged:
@@ -188,23 +217,12 @@ def vision_config(config: HfVisionConfig, folder: Path | None) -> Any:
             f"hf-vision: '{family.model_type}' is no plain vision transformer, of one grid of patches: {why}."
             " Choose a family that is, such as siglip2, dinov2 or dinov3_vit, or write a component for it"
         )
-    return family
+    return with_overrides(family, config.config_overrides, "hf-vision: config_overrides")
 
 
-def read_config(folder: Path) -> Any:
-    """Read the transformers config in a folder.
-
-    Raises:
-        CheckpointError: it is no folder, or holds no config that transformers understands.
-    """
-    check_folder(folder)
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder} holds no config of a vision model that transformers {transformers.__version__} reads:"
-            f" {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-        ) from error
+def vision_part(family: Any) -> Any:
+    """Return the vision model's config in that of a model of two towers; a vision model's own as it is."""
+    return getattr(family, "vision_config", family)
 
 
 def check_folder(path: Path) -> None:
@@ -239,35 +257,6 @@ def own_pixels(family: Any, folder: Path | None) -> PixelSpec:
         side = int(family.num_patches**0.5) * pair(family.patch_size)[0]
     height, width = pair(side)
     return PixelSpec(**{"height": height, "width": width, **FAMILIES.get(family.model_type, {}), **spec})
-
-
-def processor_settings(folder: Path | None) -> dict[str, Any]:
-    """Read PixelSpec's fields from transformers' processor files; {} where there are none."""
-    settings: dict[str, Any] = {}
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        if folder is not None and (folder / name).is_file():
-            read = json.loads((folder / name).read_text("utf-8"))
-            settings = read.get("image_processor", read)
-    if "image_mean" not in settings:
-        return {}
-    crop = settings.get("do_center_crop", False)
-    size = settings.get("crop_size" if crop else "size")
-    spec: dict[str, Any] = {
-        "resize": "crop" if crop else "stretch",
-        "normalize": settings.get("do_normalize", True),
-        "mean": tuple(settings["image_mean"]),
-        "std": tuple(settings["image_std"]),
-    }
-    if isinstance(size, dict):
-        size = (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")
-    if size is not None:
-        spec["height"], spec["width"] = pair(size)
-    return spec
-
-
-def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    """Read a size of transformers' as (height, width)."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 @hookimpl

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,34 +21,69 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from janus_modular import (
     CheckpointError,
     ConfigError,
+    DescriptionError,
+    Difference,
     PartConfig,
     PixelSpec,
     Registry,
     UnderstandingEncoder,
     hookimpl,
     lies_in,
+    refuse_quantized,
+    resolve_pretrained,
 )
+from janus_plugins.hf_folders import read_config
+from janus_plugins.hf_pixels import check_pixels, processor_settings
+from janus_plugins.layouts.preparation import read_json
+from janus_plugins.layouts.published_config import read_tower
 from janus_plugins.sizes import check_heads, check_sizes
+
+
+@dataclass(frozen=True)
+class Tower:
+    """What a SigLIP's weights are of. The defaults are the published L/16-384, as Janus runs it."""
+
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    intermediate: int = 4096
+    patch_size: int = 16
+    image_size: int = 384
+    activation: str = "gelu"
+    layer_norm_eps: float = 1e-6
+
+
+NOT_IN_SHAPES = ("heads", "activation")
+"""What weights run with as well where it is wrong, and no file of weights says."""
 
 
 @dataclass
 class SiglipConfig(PartConfig):
-    """The published L/16-384; see this module's docstring for the others' numbers."""
+    """A tower by its numbers. None: as ``pretrained`` describes itself, without it that of L/16-384.
 
-    width: int = 1024  # C
-    layers: int = 24  # transformer blocks
-    heads: int = 16  # of attention
-    intermediate: int = 4096  # width inside each MLP
-    patch_size: int = 16  # pixels
-    image_size: int = 384  # side of the square pictures that the position table is for, in pixels
-    activation: Literal["gelu", "gelu_pytorch_tanh"] = "gelu"  # Janus: gelu; Google's releases: the tanh one
+    A number that is written must be the same in the folder's config.json, but for ``image_size``: positions
+    are interpolated. A file, or a folder without config.json, has ``heads`` and ``activation`` written.
+    """
+
+    width: int | None = None  # C; L/16-384: 1024
+    layers: int | None = None  # transformer blocks; 24
+    heads: int | None = None  # of attention; 16
+    intermediate: int | None = None  # width inside each MLP; 4096
+    patch_size: int | None = None  # pixels; 16
+    image_size: int | None = None  # side of the square images that the position table is for, in pixels; 384
+    # Janus: gelu; Google's releases: gelu_pytorch_tanh
+    activation: Literal["gelu", "gelu_pytorch_tanh"] | None = None
+    layer_norm_eps: float | None = None  # 1e-6
     select_layer: int = -1  # the last block that is run: -1 the last, -2 the one before it, 2 the second
-    pixels: PixelSpec = field(default_factory=PixelSpec)  # of any size: positions are interpolated
+    # of any size: positions are interpolated; None: as preprocessor_config.json says, else of image_size
+    pixels: PixelSpec | None = None
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""
-        check_sizes(self, width=1, layers=1, heads=1, intermediate=1, patch_size=1, image_size=1)
-        check_heads(self.width, self.heads)
+        least = ("width", "layers", "heads", "intermediate", "patch_size", "image_size")
+        check_sizes(self, **{name: 1 for name in least if getattr(self, name) is not None})
+        if self.width and self.heads:
+            check_heads(self.width, self.heads)
 
 
 class SiglipEncoder(nn.Module):
@@ -59,30 +95,36 @@ class SiglipEncoder(nn.Module):
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
-        self.config = config
-        self.width = config.width
-        self.pixels = config.pixels
+        folder = resolve_pretrained(config.pretrained, config.revision) if config.pretrained else None
+        self.tower = tower = chosen_tower(config, folder)
+        check_heads(tower.width, tower.heads)
+        self.width = tower.width
+        spec = processor_settings(folder)
+        size = {"height": tower.image_size, "width": tower.image_size}
+        self.pixels = config.pixels or PixelSpec(**{**size, **spec})
+        check_pixels(self.pixels, spec, folder)
+        self.config = replace(config, pretrained=None, revision=None, pixels=self.pixels, **asdict(tower))
         self.model = SiglipVisionModel(
             SiglipVisionConfig(
-                hidden_size=config.width,
-                intermediate_size=config.intermediate,
-                num_hidden_layers=kept_layers(config),
-                num_attention_heads=config.heads,
-                image_size=config.image_size,
-                patch_size=config.patch_size,
-                hidden_act=config.activation,
-                layer_norm_eps=1e-6,
+                hidden_size=tower.width,
+                intermediate_size=tower.intermediate,
+                num_hidden_layers=kept_layers(tower.layers, config.select_layer),
+                num_attention_heads=tower.heads,
+                image_size=tower.image_size,
+                patch_size=tower.patch_size,
+                hidden_act=tower.activation,
+                layer_norm_eps=tower.layer_norm_eps,
                 vision_use_head=False,
             )
         )
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """One for each whole patch; what is left over at the right and at the bottom is not seen."""
-        return height // self.config.patch_size, width // self.config.patch_size
+        return height // self.tower.patch_size, width // self.tower.patch_size
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode normalised pixels (N, 3, H, W) into features (N, P, C)."""
-        native = (self.config.image_size, self.config.image_size)
+        native = (self.tower.image_size, self.tower.image_size)
         output = self.model(pixels, interpolate_pos_encoding=tuple(pixels.shape[-2:]) != native)
         return output.last_hidden_state
 
@@ -109,21 +151,23 @@ class SiglipEncoder(nn.Module):
             inside = name.removeprefix(prefix)
             if inside.startswith(UNUSED):
                 _ = weights[name]  # read, so that it does not count as left over
+                continue
             own = rename(inside)
-            if lies_in(own[0], self.model) and not self._passed_over(own[0]):
+            # Inside a larger model's tower, everything is the tower's; in a file of its own, text may be too.
+            if (prefix or lies_in(own[0], self.model)) and not self._passed_over(own[0]):
                 for one, tensor in zip(own, weights[name].chunk(len(own)), strict=True):
                     yield f"model.{one}", self._fitted(tensor) if "position_embedding" in one else tensor
 
     def _passed_over(self, name: str) -> bool:
         """Say whether a weight may be left over: of a block that ``select_layer`` cuts off, or ids."""
         block = re.match(r"encoder\.layers\.(\d+)\.", name)
-        cut_off = range(kept_layers(self.config), self.config.layers)
+        cut_off = range(kept_layers(self.tower.layers, self.config.select_layer), self.tower.layers)
         return name == "embeddings.position_ids" or (block is not None and int(block[1]) in cut_off)
 
     def _fitted(self, table: Tensor) -> Tensor:
         """Bring a position table (P, C) to this model's size, as transformers does at run time."""
         table = table.squeeze(0)  # timm's has a dimension for the batch
-        side, wanted = int(len(table) ** 0.5), self.config.image_size // self.config.patch_size
+        side, wanted = int(len(table) ** 0.5), self.tower.image_size // self.tower.patch_size
         if side == wanted or side**2 != len(table):
             return table  # one that is no square is left to the loader's report
         grid = table.T.reshape(1, -1, side, side)
@@ -131,12 +175,90 @@ class SiglipEncoder(nn.Module):
         return grid.flatten(2)[0].T.contiguous()
 
 
-def kept_layers(config: SiglipConfig) -> int:
+def chosen_tower(config: SiglipConfig, path: Path | None) -> Tower:
+    """Return the tower that the weights describe, or the one that is written where there are none.
+
+    Raises:
+        DescriptionError: a number that is written is another than the weights'.
+        ConfigError: the weights do not say what their shapes cannot show, and neither does the config.
+    """
+    written = {key: value for key in asdict(Tower()) if (value := getattr(config, key)) is not None}
+    described = described_tower(path) if path else {}
+    differences = [
+        Difference(key, value, described[key])
+        for key, value in written.items()
+        if key != "image_size" and key in described and described[key] != value
+    ]
+    if differences:
+        raise DescriptionError(str(path), differences)
+    if path and not described and (lacking := [key for key in NOT_IN_SHAPES if key not in written]):
+        raise ConfigError(
+            f"{path} does not say what its weights are of (no config.json that is known here), and shapes do"
+            f" not show {' and '.join(lacking)}: write {', '.join(f'{key}=...' for key in lacking)}; L/16 has"
+            " 16 heads, B/16 12; Janus runs gelu, Google's releases gelu_pytorch_tanh"
+        )
+    return Tower(**{**described, **written})
+
+
+def described_tower(path: Path) -> dict[str, Any]:
+    """Read a folder's config.json as a tower's numbers; {} where it does not describe one.
+
+    Raises:
+        CheckpointError: it describes a tower of another architecture, or quantised weights.
+    """
+    if not (path / "config.json").is_file():
+        return {}
+    refuse_quantized(path)
+    record = read_json(path / "config.json")
+    if record.get("model_type") == "multi_modality":
+        tower = read_tower(record["vision_config"]["cls"], record["vision_config"]["params"])
+        return {key: tower.get(key, value) for key, value in asdict(Tower()).items()}
+    if record.get("model_type") == "janus-modular":
+        encoder = record["model"]["understanding"]["encoder"]
+        return (
+            {key: encoder.get(key, value) for key, value in asdict(Tower()).items()}
+            if encoder["name"] == "siglip"
+            else {}
+        )
+    if "model_type" not in record:  # timm's
+        return {}
+    whole = read_config(path, "a model of images")
+    vision = getattr(whole, "vision_config", whole)
+    kind = vision.model_type
+    odd = [key for key, usual in USUAL.items() if getattr(vision, key, usual) != usual]
+    if kind not in FAMILIES or odd:
+        found = f"a '{kind}'" if kind not in FAMILIES else f"{', '.join(odd)} of its own"
+        raise CheckpointError(
+            f"siglip: {path} describes {found}; expected SigLIP's vision tower. hf-vision reads other"
+            " vision transformers"
+        )
+    ratio = getattr(vision, "mlp_ratio", None)  # transformers' Janus has it in the place of intermediate_size
+    return {
+        "width": vision.hidden_size,
+        "layers": vision.num_hidden_layers,
+        "heads": vision.num_attention_heads,
+        "intermediate": int(vision.hidden_size * ratio) if ratio else vision.intermediate_size,
+        "patch_size": vision.patch_size,
+        "image_size": vision.image_size,
+        "activation": vision.hidden_act,
+        "layer_norm_eps": vision.layer_norm_eps,
+    }
+
+
+FAMILIES = (
+    "siglip_vision_model", "janus_vision_model", "idefics2_vision", "idefics3_vision", "smolvlm_vision",
+)  # fmt: skip
+"""What transformers calls SigLIP's tower, alone and inside larger models."""
+
+USUAL = {"use_qk_norm": False, "attention_bias": True, "num_channels": 3}
+"""What a tower of Janus may have otherwise, and this class has not."""
+
+
+def kept_layers(layers: int, select_layer: int) -> int:
     """Count the blocks up to ``select_layer``: -1 all, -2 all but one, n the first n (the published rule)."""
-    chosen = config.select_layer
-    kept = min(config.layers, chosen if chosen > 0 else config.layers + chosen + 1)
+    kept = min(layers, select_layer if select_layer > 0 else layers + select_layer + 1)
     if kept < 1:
-        raise ConfigError(f"siglip: select_layer {chosen} leaves no block; the least is -{config.layers}")
+        raise ConfigError(f"siglip: select_layer {select_layer} leaves no block; the least is -{layers}")
     return kept
 
 

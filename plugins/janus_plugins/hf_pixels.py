@@ -1,0 +1,69 @@
+"""How a folder's image processor treats pixels, as transformers writes it beside the weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from janus_modular import CheckpointError, DescriptionError, Difference, PixelSpec
+
+
+def check_pixels(pixels: PixelSpec, described: Mapping[str, Any], folder: Path | None) -> None:
+    """Hold how pixels are normalised to what the folder's processor file says; sizes are free.
+
+    Raises:
+        DescriptionError: names the settings that differ.
+    """
+    differences = [
+        Difference(f"pixels.{key}", getattr(pixels, key), described[key])
+        for key in ("normalize", "mean", "std")
+        if key in described and getattr(pixels, key) != described[key]
+    ]
+    if differences:
+        raise DescriptionError(f"{folder}", differences)
+
+
+def processor_settings(folder: Path | None) -> dict[str, Any]:
+    """Read PixelSpec's fields from transformers' processor files; {} where there are none.
+
+    Raises:
+        CheckpointError: a file is damaged, or scales pixels in a way that nothing here does.
+    """
+    settings: dict[str, Any] = {}
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if folder is not None and (folder / name).is_file():
+            try:
+                read = json.loads((folder / name).read_text("utf-8"))
+                settings = read.get("image_processor", read)
+            except (ValueError, AttributeError) as error:
+                raise CheckpointError(
+                    f"{folder / name} is no processor's settings: {error}. Fetch it again."
+                ) from error
+    if "image_mean" not in settings:
+        return {}
+    factor = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
+    if not math.isclose(factor, 1 / 255, rel_tol=1e-3):  # files round it
+        raise CheckpointError(
+            f"{folder}: its processor multiplies pixels by {factor}; expected 1/255 (0..255 to 0..1)"
+        )
+    crop = settings.get("do_center_crop", False)
+    size = settings.get("crop_size" if crop else "size")
+    spec: dict[str, Any] = {
+        "resize": "crop" if crop else "stretch",
+        "normalize": settings.get("do_normalize", True),
+        "mean": tuple(settings["image_mean"]),
+        "std": tuple(settings["image_std"]),
+    }
+    if isinstance(size, dict):
+        size = (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")
+    if size is not None:
+        spec["height"], spec["width"] = pair(size)
+    return spec
+
+
+def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """Read a size of transformers' as (height, width)."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
