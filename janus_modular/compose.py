@@ -105,7 +105,7 @@ def tokenizer_files(config: ModelConfig, *, root: str = "") -> Iterator[str | Pa
             " processor.tokenizer=FOLDER (with a tokenizer.json), a hub id, or bytes"
         )
     else:
-        with _as_tokenizer_json(resolve_pretrained(trained.pretrained, trained.revision)) as source:
+        with _as_tokenizer_json(resolve_pretrained(str(trained.pretrained), trained.revision)) as source:
             yield source
 
 

@@ -103,6 +103,8 @@ def _put(
     device: torch.device | str,
     dtype: torch.dtype | None,
 ) -> Tensor:
+    if str(device) == "meta":
+        return tensor  # names and shapes were what was asked for
     if not target.is_meta:
         with torch.no_grad():
             return target.copy_(tensor)

@@ -106,7 +106,7 @@ def with_overrides(described: PreTrainedConfig, overrides: Mapping[str, Any], wh
     if unknown := [key for key in overrides if not hasattr(described, key)]:
         raise ConfigError(f"{where}: '{described.model_type}' has no keys {', '.join(sorted(unknown))}")
     try:
-        return type(described).from_dict({**described.to_dict(), **overrides})
+        return type(described).from_dict({**_base(described), **overrides})
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise ConfigError(f"transformers refuses {where}: {error}") from error
 
@@ -146,7 +146,7 @@ def refuse_unused(path: Path, names: Sequence[str], what: str) -> None:
 
 def _applied(described: PreTrainedConfig, written: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the described config becomes where the written keys are put in: families derive values."""
-    base = described.to_dict()
+    base = _base(described)
     if ROPE_KEYS & written.keys():
         base.pop("rope_parameters", None)
     keys = {key: value for key, value in written.items() if key != "model_type"}
@@ -155,6 +155,12 @@ def _applied(described: PreTrainedConfig, written: Mapping[str, Any]) -> dict[st
     except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError):
         return dict(keys)  # they cannot be put in: so they differ
     return {key: _plain(getattr(config, key)) for key in {*keys, "rope_parameters"} if hasattr(config, key)}
+
+
+def _base(described: PreTrainedConfig) -> dict[str, Any]:
+    """Return a config's own keys, less those that a vision model works out from its number of layers."""
+    stages = ("stage_names", "out_features", "out_indices")
+    return {key: value for key, value in described.to_dict().items() if key not in stages}
 
 
 def _plain(value: Any) -> Any:
