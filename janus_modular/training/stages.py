@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from janus_modular.building import Builder
-from janus_modular.checkpoints.native import read_record
+from janus_modular.checkpoints.native import check_rebuilds, read_record
 from janus_modular.config import parts_in
 from janus_modular.config.faults import Fault, config_error
 from janus_modular.device import choose_device

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from janus_modular import CheckpointError, ConfigError, DescriptionError, JanusError, Part, Plugins
-from janus_modular.assemble import Builder
+from janus_modular.building import Builder
 from janus_plugins.backbones.hf import HfBackbone, HfConfig
 from janus_plugins.image_tokenizers.hf_vq import HfVqConfig, HfVqTokenizer
 from janus_plugins.understanding_encoders import siglip

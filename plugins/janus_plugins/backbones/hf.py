@@ -68,10 +68,8 @@ class HfConfig(PartConfig):
     that ``config`` writes must be the same there.
     """
 
-    # transformers' own keys, `model_type` among them; None: as `pretrained` describes itself
-    config: dict[str, Any] | None = None
-    # Keys that are to differ from what `pretrained` describes: {attention_dropout: 0.1}
-    config_overrides: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] | None = None  # transformers' own keys; None: as `pretrained` describes itself
+    config_overrides: dict[str, Any] = field(default_factory=dict)  # keys to differ from `pretrained`'s own
     attention: str | None = (
         None  # of training: sdpa, eager, flash_attention_2, flex_attention; None: the family's
     )

@@ -72,8 +72,7 @@ class HfVqConfig(PartConfig):
     be the same there.
     """
 
-    # transformers' own keys, `model_type` among them; None: as `pretrained` describes itself
-    config: dict[str, Any] | None = None
+    config: dict[str, Any] | None = None  # transformers' own keys; None: as `pretrained` describes itself
     reconstruction: Literal["l1", "l2"] = "l2"  # the distance of the loss "pixels"
     commitment: float = 0.25  # weight of the loss that pulls latents to their codes
 

@@ -67,10 +67,8 @@ class HfVisionConfig(PartConfig):
     be the same there; so must the mean and std of ``pixels`` be those of its preprocessor_config.json.
     """
 
-    # transformers' own keys, `model_type` among them; None: as `pretrained` describes itself
-    config: dict[str, Any] | None = None
-    # Keys that are to differ from what `pretrained` describes: {attention_dropout: 0.1}
-    config_overrides: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] | None = None  # transformers' own keys; None: as `pretrained` describes itself
+    config_overrides: dict[str, Any] = field(default_factory=dict)  # keys to differ from `pretrained`'s own
     layer: int = -1  # -1: the model's own output; -2: after the last block but one; 1: after the first
     pixels: PixelSpec | None = None  # None: as preprocessor_config.json says, else as its family does
 

@@ -71,12 +71,10 @@ class SiglipConfig(PartConfig):
     intermediate: int | None = None  # width inside each MLP; 4096
     patch_size: int | None = None  # pixels; 16
     image_size: int | None = None  # side of the square images that the position table is for, in pixels; 384
-    # Janus: gelu; Google's releases: gelu_pytorch_tanh
-    activation: Literal["gelu", "gelu_pytorch_tanh"] | None = None
+    activation: Literal["gelu", "gelu_pytorch_tanh"] | None = None  # gelu; Google's releases: the tanh one
     layer_norm_eps: float | None = None  # 1e-6
     select_layer: int = -1  # the last block that is run: -1 the last, -2 the one before it, 2 the second
-    # of any size: positions are interpolated; None: as preprocessor_config.json says, else of image_size
-    pixels: PixelSpec | None = None
+    pixels: PixelSpec | None = None  # of any size; None: as preprocessor_config.json says, else image_size
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""
