@@ -35,6 +35,7 @@ from janus_modular import (
     quantization_in,
     resolve_pretrained,
 )
+from janus_plugins.backbones.rope import separate_sequences
 from janus_plugins.backbones.slots import SlotCache, attended, slot_attention
 from janus_plugins.family_keys import check_keys
 from janus_plugins.hf_folders import (
@@ -91,6 +92,7 @@ class HfBackbone(nn.Module):
     def _adopt(self, model: Any) -> None:
         """Take over a ForCausalLM, and learn how its family scales what goes in and comes out."""
         self.model = model
+        separate_sequences(model)
         family = model.config
         rules = {k for k, v in family.to_dict().items() if "logit" in k and type(v) in (int, float)}
         strange = rules - LOGIT_RULES - {"attn_logit_softcapping"}
