@@ -55,5 +55,5 @@ def _search_terms(tree: nodes.Template) -> Iterator[nodes.Expr]:
         if used.name in SEARCHING and used.args:
             yield used.args[0]
     for comparison in tree.find_all(nodes.Compare):
-        if any(operand.op in ("in", "notin") for operand in comparison.ops):
+        if any(operand.op.endswith("in") for operand in comparison.ops):
             yield comparison.expr
