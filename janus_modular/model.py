@@ -126,7 +126,8 @@ class JanusModel(nn.Module):
         ``noise`` (R, V) of Exp(1), or ones for the likeliest; ``forbidden`` (F,) ids are never chosen.
         """
         logits = self.backbone.logits(hidden).float() / temperature  # (R, V)
-        logits = logits.index_fill(-1, forbidden, float("-inf"))
+        if forbidden.numel():  # a graph would scatter an empty list, which not every runtime takes
+            logits = logits.index_fill(-1, forbidden, float("-inf"))
         if not (isinstance(top_k, int) and top_k == 0 and isinstance(top_p, float) and top_p == 1):
             logits = truncate(logits, top_k, top_p)
         ids = pick(logits, noise)

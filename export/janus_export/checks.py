@@ -13,39 +13,96 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from janus_export.errors import ExportError
 from janus_modular.errors import MissingExtraError, missing_extra
 from janus_modular.registry import MODEL_SLOTS
 from janus_modular.testing.check import NotApplicable, check_for, ensure
 
 
 @check_for(*MODEL_SLOTS)
-def check_onnx_parity(component: Any, example: Any) -> None:
-    """As standard ONNX, ONNX Runtime computes what torch does."""
+def check_onnx_parity(component: Any, example: Any, *, slot: str) -> None:
+    """As standard ONNX, traced for batches of any size, ONNX Runtime computes what torch does."""
     import torch
 
-    from janus_modular.testing.calls import calls_of, tensors
-    from janus_modular.testing.comparing import ensure_same
+    from janus_modular.testing.calls import calls_of, grown, tensors
 
     component.eval().requires_grad_(False)
-    for call in calls_of(component, example):
+    calls, larger = (calls_of(component, one, slot) for one in (example, grown(example, slot)))
+    for call, other in zip(calls, larger, strict=True):
         with torch.no_grad():
-            wanted = tensors(call(component))
-        found = [torch.from_numpy(x) for x in run_onnx(onnx_of(component, call), tensors(call.inputs))]
-        ensure(
-            len(found) == len(wanted), f"{call.name}: {len(found)} outputs in ONNX, {len(wanted)} in torch"
-        )
-        ensure_same(found, wanted, f"{call.name} in ONNX Runtime")
+            wanted = tensors(other(component))
+        _ensure_computes(onnx_of(component, call, other), tensors(other.inputs), wanted, call.name)
+
+
+@check_for("generation")
+def check_drawing_graphs(path: Any, pixels: Any) -> None:
+    """Its parts become the graphs of a bundle, for any number of images, and compute what torch does."""
+    try:
+        from janus_export.axes import Ranges
+        from janus_export.graphs import drawing_graphs
+        from janus_export.to_onnx import faked, to_onnx
+    except ModuleNotFoundError as error:
+        raise NotApplicable(str(missing_extra(error, "ONNX") or error)) from error
+    import onnx_ir as ir
+    import torch
+
+    from janus_modular.testing.calls import tensors, weighing
+
+    path.eval().requires_grad_(False)
+    pixels = torch.cat([pixels, pixels[:1]])  # another number than the one that a graph is traced with
+    model = torch.nn.Module()
+    model.generation, model.backbone = path, torch.nn.Module()
+    with torch.no_grad():
+        codes = path.parts()["tokenize_image"](pixels) if "tokenize_image" in path.parts() else None
+        width = path.embed(path.targets(pixels)).shape[-1]
+    model.backbone.width = width
+    try:
+        graphs = drawing_graphs(model, Ranges.of(context=1024), torch.float32)  # type: ignore[arg-type]
+    except ExportError as error:
+        raise NotApplicable(str(error)) from error
+    hidden = weighing(torch.empty(2 * len(pixels), width))
+    noise = 1.5 + weighing(torch.empty(len(pixels), path.sizes["codes"]))
+    numbers = torch.tensor(2.0), torch.tensor(0.5)  # guidance, temperature
+    inputs = {
+        "image_next": [hidden, noise, *numbers],
+        "draw": [codes],
+        "tokenize_image": [pixels],
+    }
+    with torch.no_grad():
+        wanted = {name: tensors(path.parts()[name](*given)) for name, given in inputs.items()}
+    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    mode = faked(model)
+    for graph in graphs:
+        onnx = to_onnx(graph, mode)
+        for name, value in onnx.graph.initializers.items():
+            if (key := name.removeprefix("model.")) in weights:
+                value.const_value = ir.tensor(weights[key], name=name)
+        file = ir.to_proto(onnx).SerializeToString()
+        _ensure_computes(file, inputs[graph.name], wanted[graph.name], f"the graph '{graph.name}'")
+
+
+def _ensure_computes(model: bytes, inputs: list[Any], wanted: list[Any], what: str) -> None:
+    """Compare an ONNX file in ONNX Runtime with what torch made of the same inputs."""
+    import torch
+
+    from janus_modular.testing.comparing import ensure_same
+
+    found = [torch.from_numpy(x) for x in run_onnx(model, inputs)]
+    ensure(len(found) == len(wanted), f"{what}: {len(found)} outputs in ONNX, {len(wanted)} in torch")
+    ensure_same(found, wanted, f"{what} in ONNX Runtime")
 
 
 @check_for(*MODEL_SLOTS, slow=True)
-def check_rtx_engine(component: Any, example: Any) -> None:
+def check_rtx_engine(component: Any, example: Any, *, slot: str) -> None:
     """TensorRT-RTX builds an engine of it, for which no GPU is needed."""
     from janus_modular.testing.calls import calls_of
 
     component.eval().requires_grad_(False)
-    for call in calls_of(component, example):
+    for call in calls_of(component, example, slot):
         if call.name != "losses":  # of training alone
-            build_rtx(onnx_of(component, call))
+            build_rtx(
+                onnx_of(component, call, call)
+            )  # an engine's lengths are its profile's, not the graph's
 
 
 def build_rtx(model: bytes) -> None:
@@ -74,12 +131,13 @@ def build_rtx(model: bytes) -> None:
         build_engine(trt, lowered, file, file.with_suffix(".engine"), Order(arch=["8.9"]))
 
 
-def onnx_of(component: Any, call: Any) -> bytes:
-    """Return one call of a component as an ONNX file, weights inside.
+def onnx_of(component: Any, call: Any, larger: Any) -> bytes:
+    """Return one call of a component as an ONNX file, weights inside; lengths vary that differ in ``larger``.
 
     Raises:
         NotApplicable: a package of the extra ``export`` is not installed.
         ExportError: the component does something that no graph can hold.
+        CheckError: it fixes a length that may vary.
     """
     try:
         from janus_export.diagnosis import explained
@@ -89,18 +147,19 @@ def onnx_of(component: Any, call: Any) -> bytes:
         raise NotApplicable(str(missing_extra(error, "ONNX") or error)) from error
     import torch
 
-    from janus_modular.testing.calls import Calling
+    from janus_modular.testing.tracing import traced
 
-    with torch.no_grad(), without_warnings(), explained(call.name, component):
-        program = torch.onnx.export(
-            Calling(component, call).eval(),
-            call.inputs,
-            dynamo=True,
-            opset_version=OPSET,
-            custom_translation_table=all_translations(component),
-            optimize=False,  # as in `to_onnx`
-            verbose=False,
-        )
+    with torch.no_grad():
+        graph = traced(component, call, larger)
+        with without_warnings(), explained(call.name, component):
+            program = torch.onnx.export(
+                graph,
+                dynamo=True,
+                opset_version=OPSET,
+                custom_translation_table=all_translations(component),
+                optimize=False,  # as in `to_onnx`
+                verbose=False,
+            )
     assert program is not None
     return program.model_proto.SerializeToString()
 

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
 
 from janus_export import manifest
 from janus_export.bundle import LOCK, MANIFEST, is_bundle, write_manifest
 from janus_export.errors import BundleError
+from janus_export.graph_files import save_graph
 from janus_export.graphs import Graph, declare
 from janus_export.quantize import Outcome, quantize, stored
 from janus_export.rounding import Rounding
@@ -234,8 +234,7 @@ class _Export:
         uses = {}
         for name, graph in graphs.items():
             uses[name] = [f"{FOLDER}/{weights[kind].name}" for kind in wanted([graph])]
-            ir.save(bind(graph, weights), self.aside / name)
-            onnx.checker.check_model(self.aside / name)
+            save_graph(bind(graph, weights), self.aside / name)
         return uses
 
     def _hashes(self) -> dict[str, tuple[str, int]]:

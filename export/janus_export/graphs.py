@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from janus_export.axes import Axis, Ranges, codes_shape
 from janus_export.cache import GraphCache, cache_shapes
 from janus_export.diagnosis import explained
+from janus_export.errors import ExportError
 from janus_modular import JanusModel
 
 
@@ -106,6 +107,10 @@ class GenerationPart(Part):
         return self.model.generation.parts()[self.part](*inputs)
 
 
+DRAWING = ("image_next", "draw", "tokenize_image")
+"""The parts of a generation path that become graphs."""
+
+
 def declare(model: JanusModel, ranges: Ranges, *, forbidden: Sequence[int] = ()) -> list[Graph]:
     """Declare all graphs of a model. It may hold fake or meta parameters: only shapes are looked at.
 
@@ -172,8 +177,21 @@ def declare(model: JanusModel, ranges: Ranges, *, forbidden: Sequence[int] = ())
 
 
 def drawing_graphs(model: JanusModel, ranges: Ranges, dtype: torch.dtype) -> list[Graph]:
-    """Declare the parts of the generation path. They are the autoregressive path's, so far."""
+    """Declare the parts of a generation path that draws codes; runtimes know no other kind.
+
+    Raises:
+        ExportError: the path draws without codes, or lacks one of the parts.
+    """
     path, width = model.generation, model.backbone.width
+    if lacks := [
+        *(["sizes['codes']"] if "codes" not in path.sizes else []),
+        *(f"the part '{name}'" for name in DRAWING if name not in path.parts()),
+    ]:
+        raise ExportError(
+            f"the generation path {type(path).__name__} cannot be exported: it lacks {', '.join(lacks)}."
+            f" Bundles hold paths that draw codes, with the parts {', '.join(DRAWING)}; this one offers"
+            f" {', '.join(path.parts()) or 'none'}. In torch it draws: janus-modular draw CHECKPOINT"
+        )
     rows, images = ranges.rows, ranges.images
     code = codes_shape(path.sizes)
     codes = Slot("codes", torch.int64, (images, path.num_tokens, *code))

@@ -111,6 +111,22 @@ def share_shapes(model: ir.Model) -> None:
             ir.convenience.replace_all_uses_with(node.outputs[0], first)
 
 
+def cast_explicitly(model: ir.Model) -> None:
+    """Turn ``CastLike(x, y)`` into a Cast to the dtype of y, which is known: fewer tools know the former."""
+    for node in list(model.graph):
+        like = node.inputs[1] if node.op_type == "CastLike" else None
+        if like is None or like.dtype is None:
+            continue
+        value = node.outputs[0]
+        cast = ir.node("Cast", [node.inputs[0]], {"to": like.dtype.value}, name=node.name)
+        cast.outputs[0].dtype, cast.outputs[0].shape = like.dtype, value.shape
+        model.graph.insert_before(node, cast)
+        ir.convenience.replace_all_uses_with(value, cast.outputs[0], replace_graph_outputs=True)
+        name = value.name
+        model.graph.remove(node, safe=True)
+        cast.outputs[0].name = name
+
+
 def divide_by_roots(model: ir.Model) -> None:
     """Turn ``x * (1 / sqrt(v))`` into ``x / sqrt(v)``, the form in which ONNX Runtime finds norms.
 

@@ -20,7 +20,7 @@ from janus_export.axes import Axis
 from janus_export.diagnosis import explained
 from janus_export.errors import ExportError
 from janus_export.graphs import Graph, Slot
-from janus_export.lowering import all_translations, divide_by_roots, share_shapes
+from janus_export.lowering import all_translations, cast_explicitly, divide_by_roots, share_shapes
 
 OPSET = 24
 """The first with TensorScatter."""
@@ -102,6 +102,7 @@ def to_onnx(graph: Graph, mode: FakeTensorMode) -> ir.Model:
     _name_axes(model, graph)
     share_shapes(model)
     divide_by_roots(model)
+    cast_explicitly(model)
     for each in (
         passes.CommonSubexpressionEliminationPass(),
         passes.RemoveUnusedNodesPass(),

@@ -81,7 +81,7 @@ def run(plugins: Plugins, one: Announcement, overrides: list[str], *, slow: bool
             if each.slow and not slow:
                 results.append(Result(each.name, "skipped", 0.0, "it is slow: run it with --slow"))
             else:
-                results.append(run_check(each, make))
+                results.append(run_check(each, make, slot=one.slot))
     finally:
         close_pair()
     return results

@@ -1,17 +1,20 @@
 """What a part of a model does, as calls that every check can make: its methods, with inputs of the example.
 
-Parts are told apart by what they offer, as their protocols in ``janus_modular.interfaces`` have it.
+The slot says which methods those are, as the protocols in ``janus_modular.interfaces`` have them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from janus_modular.testing.drawing import parts_run
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Call:
     name: str
     inputs: tuple[Any, ...]
     run: Callable[..., Any]  # (component, *inputs)
+    by_row: bool = True  # each row of the inputs stands for itself
 
     def __call__(self, component: Any) -> Any:
         """Make the call."""
@@ -28,7 +32,7 @@ class Call:
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Call:
         """Return the same call with every input tensor changed."""
-        return Call(self.name, pytree.tree_map_only(Tensor, change, self.inputs), self.run)
+        return replace(self, inputs=pytree.tree_map_only(Tensor, change, self.inputs))
 
     def row(self, index: int) -> Call:
         """Return the same call with one row of its inputs alone."""
@@ -54,43 +58,89 @@ class Calling(nn.Module):
 
 
 @torch.no_grad()
-def calls_of(component: Any, example: Tensor) -> list[Call]:
-    """Return what a component offers to callers, each with inputs that the example gives rise to."""
-    if hasattr(component, "logits"):  # a backbone; the example is token ids (B, T)
-        positions = torch.arange(example.shape[1]).expand(example.shape)
-        x = component.embed(example)
-        hidden = component(x, positions=positions)
-        return [
-            Call("embed", (example,), lambda c, tokens: c.embed(tokens)),
-            Call("forward", (x, positions), lambda c, x, positions: c(x, positions=positions)),
-            Call("logits", (hidden,), lambda c, hidden: c.logits(hidden)),
-        ]
-    if hasattr(component, "encode"):  # an image tokenizer; the example is pixels
-        height, width = example.shape[-2:]
-        codes = component.encode(example)
-        return [
-            Call("encode", (example,), lambda c, pixels: c.encode(pixels)),
-            Call("decode", (codes,), lambda c, codes: c.decode(codes, height=height, width=width)),
-        ]
-    if hasattr(component, "targets"):  # a generation path; the example is uint8 pictures
-        targets = component.targets(example)
-        hidden = component.embed(targets)
-        return [
-            Call("targets", (example,), lambda c, pixels: c.targets(pixels)),
-            Call("embed", (targets,), lambda c, targets: c.embed(targets)),
-            Call("losses", (hidden, targets), lambda c, hidden, targets: dict(c.losses(hidden, targets))),
-        ]
-    if hasattr(component, "codebooks"):  # a head; the example is hidden states
-        nothing, *known = known_codes(component, example)
-        first = Call("forward, code 1", (example,), lambda c, x: c(x, nothing.new_empty(*x.shape[:-1], 0)))
-        return [first] + [
-            Call(f"forward, code {s}", (example, before), lambda c, x, before: c(x, before))
-            for s, before in enumerate(known, 2)
-        ]
-    if hasattr(component, "num_tokens"):  # an adaptor; the example is features in their grid
-        grid = (example.shape[1], example.shape[2])
-        return [Call("forward", (example.flatten(1, 2),), lambda c, features: c(features, grid))]
-    return [Call("forward", (example,), lambda c, x: c(x))]
+def calls_of(component: Any, example: Tensor, slot: str) -> list[Call]:
+    """Return what a component of ``slot`` offers to callers, each with inputs made from the example."""
+    return CALLS[slot](component, example)
+
+
+def grown(example: Tensor, slot: str) -> Tensor:
+    """Return an example of one row more; of token ids also of one position more, since sequences vary too."""
+    if slot == "backbones":
+        example = torch.cat([example, example[:, :1]], dim=1)
+    return torch.cat([example, example[:1]])
+
+
+def _encoder(component: Any, pixels: Tensor) -> list[Call]:
+    return [Call("forward", (pixels,), lambda c, x: c(x))]
+
+
+def _tokenizer(component: Any, pixels: Tensor) -> list[Call]:
+    height, width = pixels.shape[-2:]
+    codes = component.encode(pixels)
+    return [
+        Call("encode", (pixels,), lambda c, pixels: c.encode(pixels)),
+        Call("decode", (codes,), lambda c, codes: c.decode(codes, height=height, width=width)),
+    ]
+
+
+def _adaptor(component: Any, features: Tensor) -> list[Call]:
+    grid = (features.shape[1], features.shape[2])
+    return [Call("forward", (features.flatten(1, 2),), lambda c, features: c(features, grid))]
+
+
+def _head(component: Any, hidden: Tensor) -> list[Call]:
+    nothing, *known = known_codes(component, hidden)
+    first = Call("forward, code 1", (hidden,), lambda c, x: c(x, nothing.new_empty(*x.shape[:-1], 0)))
+    return [first] + [
+        Call(f"forward, code {s}", (hidden, before), lambda c, x, before: c(x, before))
+        for s, before in enumerate(known, 2)
+    ]
+
+
+def _backbone(component: Any, tokens: Tensor) -> list[Call]:
+    positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
+    x = component.embed(tokens)
+    hidden = component(x, positions=positions)
+    return [
+        Call("embed", (tokens,), lambda c, tokens: c.embed(tokens)),
+        Call("forward", (x, positions), lambda c, x, positions: c(x, positions=positions)),
+        Call("logits", (hidden,), lambda c, hidden: c.logits(hidden)),
+    ]
+
+
+def _generation(component: Any, pixels: Tensor) -> list[Call]:
+    """What training calls, and the parts that the path's own sampling loop runs, with what it passes them."""
+    targets = component.targets(pixels)
+    hidden = component.embed(targets)
+    return [
+        Call("targets", (pixels,), lambda c, pixels: c.targets(pixels)),
+        Call("embed", (targets,), lambda c, targets: c.embed(targets)),
+        Call("losses", (hidden, targets), lambda c, hidden, targets: dict(c.losses(hidden, targets))),
+        *(
+            Call(f"part '{name}'", inputs, partial(_run_part, name=name), _row_by_row(inputs))
+            for name, inputs in parts_run(component, len(pixels), hidden.shape[-1]).items()
+        ),
+    ]
+
+
+def _run_part(path: Any, *inputs: Any, name: str) -> Any:
+    return path.parts()[name](*inputs)
+
+
+def _row_by_row(inputs: tuple[Any, ...]) -> bool:
+    """Return True if all tensors of a call have one row for each row; under guidance an image has two."""
+    return len({len(x) for x in tensors(inputs) if x.ndim}) == 1 and all(x.ndim for x in tensors(inputs))
+
+
+CALLS: Mapping[str, Callable[[Any, Tensor], list[Call]]] = {
+    "understanding_encoders": _encoder,
+    "image_tokenizers": _tokenizer,
+    "adaptors": _adaptor,
+    "heads": _head,
+    "backbones": _backbone,
+    "generation": _generation,
+}
+"""By slot: what a component is decides its registration, not the names of its methods."""
 
 
 def known_codes(head: Any, hidden: Tensor) -> Iterator[Tensor]:
@@ -100,19 +150,19 @@ def known_codes(head: Any, hidden: Tensor) -> Iterator[Tensor]:
         yield torch.stack(codes, dim=-1)[..., :s]
 
 
-def learning_from(component: Any, example: Tensor) -> Tensor:
+def learning_from(component: Any, example: Tensor, slot: str) -> Tensor:
     """Return a scalar that training would follow: every part that learns has to be reached from it."""
-    if hasattr(component, "logits"):
+    if slot == "backbones":
         positions = torch.arange(example.shape[1]).expand(example.shape)
         return component.logits(component(component.embed(example), positions=positions)).square().mean()
-    if hasattr(component, "encode"):
+    if slot == "image_tokenizers":
         return torch.stack(list(component.losses(example).values())).sum()
-    if hasattr(component, "targets"):
+    if slot == "generation":
         targets = component.targets(example)
         losses = component.losses(component.embed(targets), targets)
         return torch.stack([loss.mean() for loss in losses.values()]).sum()
     # a weighing of its own for each output: the sum of a normalised feature is always zero
-    outputs = [call(component) for call in calls_of(component, example)]
+    outputs = [call(component) for call in calls_of(component, example, slot)]
     return torch.stack([(weighing(output) * output).sum() for output in outputs]).sum()
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, TypeVar
 
 from janus_modular.errors import CheckError, PluginError
 
-Function = TypeVar("Function", bound=Callable[[Any, Any], None])
+Function = TypeVar("Function", bound=Callable[..., None])
 
 
 class NotApplicable(Exception):  # noqa: N818 (no fault of anybody's)
@@ -20,9 +21,25 @@ class Check:
     """One promise of a contract. A check may spoil the component that it is given."""
 
     name: str
-    run: Callable[[Any, Any], None]  # (component, example); raises where the promise is broken
+    run: Callable[..., None]  # (component, example), and slot where it has such a parameter
     slots: tuple[str, ...]  # that promise it
     slow: bool = False  # takes more than a few seconds for a small component
+
+    def __call__(self, component: Any, example: Any, slot: str | None = None) -> None:
+        """Run the check on a component of ``slot``; that of a single slot needs not be told.
+
+        Raises:
+            PluginError: the check wants to know the slot, is for several, and none of them is given.
+        """
+        if "slot" not in signature(self.run).parameters:
+            self.run(component, example)
+            return
+        slot = self.slots[0] if slot is None and len(self.slots) == 1 else slot
+        if slot not in self.slots:
+            raise PluginError(
+                f"the check '{self.name}' needs a slot of {', '.join(self.slots)}; found {slot!r}"
+            )
+        self.run(component, example, slot=slot)
 
     @property
     def promise(self) -> str:
@@ -36,6 +53,9 @@ REGISTERED: dict[str, Check] = {}
 
 def check_for(*slots: str, slow: bool = False) -> Callable[[Function], Function]:
     """Mark ``check_xxx(component, example)`` as the check ``xxx`` of these slots.
+
+    Where it is for several and has to know which, it takes ``slot`` as a keyword: what a component is cannot
+    be read off its methods.
 
     The component is one of its own: a check may change it. It passes by returning, fails by raising
     (`ensure`), and says by `NotApplicable` that it cannot tell.

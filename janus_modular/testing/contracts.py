@@ -13,21 +13,21 @@ from janus_modular.testing.check import Check, NotApplicable
 from janus_modular.testing.running import Make, checks_of
 
 
-def _method(check: Check) -> Callable[..., None]:
+def _method(check: Check, slot: str) -> Callable[..., None]:
     def test(self: Contract, request: pytest.FixtureRequest) -> None:
         if (reason := self.expected_failures.get(check.name)) is not None:
             request.node.add_marker(pytest.mark.xfail(reason=reason, strict=True))
-        _runner(check)(self.make)
+        _runner(check, slot)(self.make)
 
     test.__name__ = f"test_{check.name}"
     test.__doc__ = check.promise
     return pytest.mark.slow(test) if check.slow else test
 
 
-def _runner(check: Check) -> Callable[[Make], None]:
+def _runner(check: Check, slot: str) -> Callable[[Make], None]:
     def run(make: Make) -> None:
         try:
-            check.run(*make())
+            check(*make(), slot)
         except NotApplicable as why:
             pytest.skip(str(why))
 
@@ -56,7 +56,7 @@ class Contract:
         if slot:
             cls.slot = slot
             for check in checks_of(slot):
-                setattr(cls, f"test_{check.name}", _method(check))
+                setattr(cls, f"test_{check.name}", _method(check, slot))
         _check_names(cls.expected_failures, cls.slot)
 
     def make(self) -> Any:
@@ -135,5 +135,5 @@ def parametrize_with_checks(
             marks = [pytest.mark.slow] if check.slow else []
             if reason is not None:
                 marks.append(pytest.mark.xfail(reason=reason, strict=True))
-            rows.append(pytest.param(make, _runner(check), marks=marks, id=f"{name}-{check.name}"))
+            rows.append(pytest.param(make, _runner(check, slot), marks=marks, id=f"{name}-{check.name}"))
     return pytest.mark.parametrize(("component", "check"), rows)

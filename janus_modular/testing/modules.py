@@ -15,9 +15,10 @@ from torch import Tensor
 
 from janus_modular.config import resolve, to_yaml
 from janus_modular.registry import MODEL_SLOTS
-from janus_modular.testing.calls import Calling, calls_of, learning_from, tensors
+from janus_modular.testing.calls import calls_of, grown, learning_from, tensors
 from janus_modular.testing.check import NotApplicable, check_for, ensure
 from janus_modular.testing.comparing import ensure_identical, ensure_same
+from janus_modular.testing.tracing import traced
 
 NO_KERNEL = ("not implemented for", "not support")
 """How torch says that this processor has no such operator in half precision."""
@@ -38,11 +39,13 @@ def check_config_round_trip(component: Any, example: Any) -> None:
 
 @check_for(*MODEL_SLOTS)
 @torch.no_grad()
-def check_rows_do_not_mix(component: Any, example: Tensor) -> None:
+def check_rows_do_not_mix(component: Any, example: Tensor, *, slot: str) -> None:
     """A batch is its rows: each comes out as it does alone."""
     component.eval()
     ensure(len(example) > 1, f"the example has {len(example)} rows: give at least 2, that they may mix")
-    for call in calls_of(component, example):
+    for call in calls_of(component, example, slot):
+        if not call.by_row:
+            continue
         together = call(component)
         for row in range(call.rows):
             wanted = [x[row : row + 1] for x in tensors(together)]
@@ -51,10 +54,10 @@ def check_rows_do_not_mix(component: Any, example: Tensor) -> None:
 
 @check_for(*MODEL_SLOTS)
 @torch.no_grad()
-def check_deterministic(component: Any, example: Tensor) -> None:
+def check_deterministic(component: Any, example: Tensor, *, slot: str) -> None:
     """Asked twice it answers the same, and changes neither its inputs nor, in eval mode, itself."""
     component.eval()
-    for call in calls_of(component, example):
+    for call in calls_of(component, example, slot):
         inputs, state = copy.deepcopy(call.inputs), copy.deepcopy(component.state_dict())
         ensure_identical(call(component), call(component), f"{call.name}, twice")
         ensure_identical(call.inputs, inputs, f"{call.name} writes into its arguments: before and after")
@@ -62,7 +65,7 @@ def check_deterministic(component: Any, example: Tensor) -> None:
 
 
 @check_for(*MODEL_SLOTS)
-def check_gradients(component: Any, example: Tensor) -> None:
+def check_gradients(component: Any, example: Tensor, *, slot: str) -> None:
     """The gradient reaches every parameter that should learn, and none that is frozen."""
     apart = tuple(f"{name}." for name in getattr(component, "trained_apart", ()))
     learning = {
@@ -73,7 +76,7 @@ def check_gradients(component: Any, example: Tensor) -> None:
     if not learning:
         raise NotApplicable("it has no parameters that learn")
     component.train()
-    loss = learning_from(component, example)
+    loss = learning_from(component, example, slot)
     ensure(loss.requires_grad, "no gradient comes back: is something computed under no_grad, or detached?")
     loss.backward()
     unreached = [name for name, weight in learning.items() if weight.grad is None]
@@ -86,12 +89,12 @@ def check_gradients(component: Any, example: Tensor) -> None:
 
 
 @check_for(*MODEL_SLOTS)
-def check_frozen(component: Any, example: Tensor) -> None:
+def check_frozen(component: Any, example: Tensor, *, slot: str) -> None:
     """Frozen, it passes the gradient on to what comes before it and keeps none."""
     component.train().requires_grad_(False)
-    if not example.is_floating_point() or hasattr(component, "encode"):
+    if not example.is_floating_point() or slot == "image_tokenizers":
         raise NotApplicable("nothing that learns comes before it")
-    call = calls_of(component, example)[0]
+    call = calls_of(component, example, slot)[0]
     x, *others = call.inputs
     x = x.clone().requires_grad_()
     output = call.run(component, x, *others)
@@ -105,10 +108,10 @@ def check_frozen(component: Any, example: Tensor) -> None:
 
 @check_for(*MODEL_SLOTS)
 @torch.no_grad()
-def check_meta_device(component: Any, example: Tensor) -> None:
+def check_meta_device(component: Any, example: Tensor, *, slot: str) -> None:
     """On the meta device it computes shapes without data: what memory is counted by."""
     component.eval()
-    calls = calls_of(component, example)
+    calls = calls_of(component, example, slot)
     wanted = [[(x.shape, x.dtype) for x in tensors(call(component))] for call in calls]
     component.to("meta")
     for call, shapes in zip(calls, wanted, strict=True):
@@ -120,10 +123,10 @@ def check_meta_device(component: Any, example: Tensor) -> None:
 
 @check_for(*MODEL_SLOTS)
 @torch.no_grad()
-def check_half_precision(component: Any, example: Tensor) -> None:
+def check_half_precision(component: Any, example: Tensor, *, slot: str) -> None:
     """In bfloat16 and float16 it computes in that type, and stays finite."""
     component.eval()
-    calls = calls_of(component, example)
+    calls = calls_of(component, example, slot)
     lacking = []
     for dtype in (torch.bfloat16, torch.float16):
         half = copy.deepcopy(component).to(dtype)
@@ -138,21 +141,21 @@ def check_half_precision(component: Any, example: Tensor) -> None:
             floats = [x for x in tensors(found) if x.is_floating_point()]
             ensure(all(x.isfinite().all() for x in floats), f"{call.name} in {dtype} is not finite")
             kinds = {x.dtype for x in floats} - {dtype}
-            ensure(not kinds or call.name == "losses", f"{call.name} in {dtype} gives {kinds}")
+            ensure(not kinds or call.name in ("targets", "losses"), f"{call.name} in {dtype} gives {kinds}")
     if lacking:
         raise NotApplicable("; ".join(lacking))
 
 
 @check_for(*MODEL_SLOTS)
 @torch.no_grad()
-def check_state_dict(component: Any, example: Tensor) -> None:
+def check_state_dict(component: Any, example: Tensor, *, slot: str) -> None:
     """Its weights, written as safetensors and read into another of its kind, make that one the same."""
     from safetensors.torch import load_model, save_model
 
     if not component.state_dict():
         raise NotApplicable("it has no weights")
     component.eval()
-    calls = calls_of(component, example)
+    calls = calls_of(component, example, slot)
     other = copy.deepcopy(component)
     for weight in other.state_dict().values():
         weight.zero_()
@@ -165,14 +168,15 @@ def check_state_dict(component: Any, example: Tensor) -> None:
 
 
 @check_for(*MODEL_SLOTS)
-def check_exports(component: Any, example: Tensor) -> None:
-    """torch.export takes it, and the exported program computes the same."""
+def check_exports(component: Any, example: Any, *, slot: str) -> None:
+    """torch.export takes it for batches of any size, and the exported program computes the same."""
     component.eval().requires_grad_(False)
-    for call in calls_of(component, example):
-        module = Calling(component, call).eval()
-        with torch.no_grad():
-            program = torch.export.export(module, call.inputs)
-            ensure_same(program.module()(*call.inputs), module(*call.inputs), f"{call.name}, exported")
+    with torch.no_grad():
+        calls, larger = (calls_of(component, one, slot) for one in (example, grown(example, slot)))
+        for call, other in zip(calls, larger, strict=True):
+            wanted = other(component)
+            program = traced(component, call, other)
+            ensure_same(program.module()(*other.inputs), wanted, f"{call.name}, exported, for a larger batch")
 
 
 def in_dtype(x: Tensor, *, dtype: torch.dtype) -> Tensor:

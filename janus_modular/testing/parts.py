@@ -11,6 +11,7 @@ from janus_modular.interfaces import PixelSpec
 from janus_modular.testing.calls import known_codes
 from janus_modular.testing.check import NotApplicable, check_for, ensure
 from janus_modular.testing.comparing import ensure_identical, ensure_same
+from janus_modular.testing.drawing import draw_with
 
 
 @check_for("understanding_encoders")
@@ -210,9 +211,26 @@ def check_generation_promises(path: Any, pixels: Tensor) -> None:
     ensure(not sizes, f"sizes must be numbers, and these are not: {sizes}")
     parts = path.parts()
     ensure("draw" in parts, f"it offers the parts {', '.join(parts) or 'none'}: 'draw' makes the picture")
-    children = {name for name, _ in path.named_children()}
-    strange = set(path.trained_apart) - children
-    ensure(not strange, f"trained_apart names {sorted(strange)}; its parts are {sorted(children)}")
+    ensure(
+        isinstance(path.trained_apart, tuple | list),
+        f"trained_apart is {path.trained_apart!r}: write a tuple of paths, ('tokenizer',)",
+    )
+    inside = {name for name, _ in (*path.named_modules(), *path.named_parameters()) if name}
+    strange = sorted(set(path.trained_apart) - inside)
+    names = sorted(name for name in inside if "." not in name)
+    ensure(not strange, f"trained_apart names {strange}; it holds {names}, and what lies inside them (a.b)")
+
+
+@check_for("generation")
+@torch.no_grad()
+def check_generation_sampler(path: Any, pixels: Tensor) -> None:
+    """Its sampling loop is registered, finds the parts and sizes that it asks for, and draws its images."""
+    path.eval()
+    hidden_size = path.embed(path.targets(pixels)).shape[-1]
+    for images in (1, len(pixels) + 1):
+        drawn = draw_with(path, images, hidden_size)[1]
+        said = (images, 3, path.height, path.width)
+        ensure(drawn.shape == said, f"it draws {drawn.shape} where it says (N, 3, height, width) = {said}")
 
 
 def counting(tokens: Tensor) -> Tensor:

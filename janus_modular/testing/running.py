@@ -42,15 +42,17 @@ def checks_of(slot: str) -> list[Check]:
     return sorted((check for check in every.values() if slot in check.slots), key=lambda check: check.slow)
 
 
-def run_check(check: Check, make: Make, expected_failures: Mapping[str, str] | None = None) -> Result:
-    """Make a component, run one check on it, and say how it went; whatever it raises is the answer.
+def run_check(
+    check: Check, make: Make, expected_failures: Mapping[str, str] | None = None, *, slot: str | None = None
+) -> Result:
+    """Make a component of ``slot``, run one check on it, and say how it went; what it raises is the answer.
 
     A check that is expected to fail (by name, with the reason) and passes has failed: the list is old.
     """
     reason = (expected_failures or {}).get(check.name)
     start = time.perf_counter()
     try:
-        check.run(*make())
+        check(*make(), slot)
     except NotApplicable as why:
         return Result(check.name, "skipped", time.perf_counter() - start, str(why))
     except Exception as error:

@@ -33,7 +33,7 @@ WAIT = 300.0
 
 
 @check_for(*MODEL_SLOTS, slow=True)
-def check_sharding(component: Any, example: Tensor) -> None:
+def check_sharding(component: Any, example: Tensor, *, slot: str) -> None:
     """FSDP2 shards it over two processes, and forward and backward are the same."""
     if not any(weight.requires_grad for weight in component.parameters()):
         raise NotApplicable("it has no parameters")
@@ -42,7 +42,7 @@ def check_sharding(component: Any, example: Tensor) -> None:
     if type(component).__module__ == "__main__":
         raise NotApplicable("its class is in __main__, where other processes do not find it")
     try:
-        message = pickle.dumps((plugin_files(), pickle.dumps((component, example))))
+        message = pickle.dumps((plugin_files(), pickle.dumps((component, example, slot))))
     except Exception as error:
         raise CheckError(f"it cannot be sent to another process: {error}") from error
     fault = _pair().ask(message)
@@ -138,7 +138,7 @@ def _serve(rank: int, store: str, path: list[str], pipe: Connection) -> None:
             pipe.send(f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})")
 
 
-def _try(component: nn.Module, example: Tensor) -> None:
+def _try(component: nn.Module, example: Tensor, slot: str) -> None:
     """Shard a copy, and compare it with the whole, call by call.
 
     Raises:
@@ -148,7 +148,7 @@ def _try(component: nn.Module, example: Tensor) -> None:
     from torch.distributed.tensor import DTensor
 
     component.eval()
-    for call in calls_of(component, example):
+    for call in calls_of(component, example, slot):
         whole, sharded = (Calling(copy.deepcopy(component), call) for _ in range(2))
         fully_shard(sharded)
         outputs = [module(*call.inputs) for module in (whole, sharded)]

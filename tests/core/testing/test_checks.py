@@ -107,6 +107,11 @@ class Float32(Encoder):
         return super().forward(pixels).float()
 
 
+class KnowsItsRows(Encoder):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels).reshape(len(pixels), 4, 4)
+
+
 class Branches(Encoder):
     def forward(self, pixels: Tensor) -> Tensor:
         x = super().forward(pixels)
@@ -121,7 +126,7 @@ def outcomes(encoder: type[Encoder]) -> dict[str, str]:
     checks = [
         one for one in checks_of("understanding_encoders") if not one.slow and one.name != "onnx_parity"
     ]
-    results = [run_check(check, made(encoder)) for check in checks]
+    results = [run_check(check, made(encoder), slot="understanding_encoders") for check in checks]
     return {result.check: result.outcome for result in results}
 
 
@@ -141,6 +146,7 @@ def test_a_good_encoder_passes_them_all() -> None:
         (Idle, {"gradients"}),
         (OnTheCpu, {"meta_device"}),
         (Float32, {"half_precision"}),
+        (KnowsItsRows, {"exports"}),
         (Branches, {"exports", "meta_device"}),
     ],
 )
@@ -151,13 +157,15 @@ def test_a_broken_promise_is_found(encoder: type[Encoder], broken: set[str]) -> 
 
 def test_what_is_frozen_keeps_no_gradient_and_passes_it_on() -> None:
     check = named("frozen")
-    assert run_check(check, made(Encoder)).outcome == "passed"
-    assert run_check(check, made(Detached)).outcome == "skipped"
+    slot = "understanding_encoders"
+    assert run_check(check, made(Encoder), slot=slot).outcome == "passed"
+    assert run_check(check, made(Detached), slot=slot).outcome == "skipped"
 
 
 def test_expected_failures_have_to_fail() -> None:
     check = named("rows_do_not_mix")
-    mixes, good = (run_check(check, made(one), {check.name: "by design"}) for one in (Mixes, Encoder))
+    reasons, slot = {check.name: "by design"}, "understanding_encoders"
+    mixes, good = (run_check(check, made(one), reasons, slot=slot) for one in (Mixes, Encoder))
     assert (mixes.outcome, mixes.note) == ("expected", "by design")
     assert (good.outcome, good.note) == ("failed", "it passes, and was expected to fail: by design")
 
@@ -248,6 +256,12 @@ def test_two_checks_of_one_name_are_an_error() -> None:
 
     with pytest.raises(PluginError, match="two checks are called 'rows_do_not_mix'"):
         check_for("adaptors")(check_rows_do_not_mix)
+
+
+def test_a_check_of_several_slots_has_to_be_told_which() -> None:
+    result = run_check(named("rows_do_not_mix"), made(Encoder))
+    assert result.outcome == "failed"
+    assert "needs a slot of understanding_encoders, image_tokenizers" in result.note
 
 
 def test_a_check_that_cannot_tell_says_why() -> None:

@@ -1,0 +1,204 @@
+"""Generation paths that break one promise each: which check finds it, whatever their methods are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from janus_modular import PartConfig, pick
+from janus_modular.testing import checks_of, run_check
+
+LEVELS, SIDE, WIDTH = 6, 2, 5
+
+
+@dataclass
+class PathConfig(PartConfig):
+    """Nothing to choose."""
+
+
+class Path(nn.Module):
+    """An image of 8 x 8 pixels as the grey of 2 x 2 patches; its subclasses each break one promise."""
+
+    predicts_next, sampling_loop = True, "autoregressive"
+    trained_apart: tuple[str, ...] = ()
+    height = width = 8
+    num_tokens = SIDE**2
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.config = PathConfig()
+        self.sizes: Mapping[str, int] = {"codes": LEVELS}
+        self.embedding = nn.Embedding(LEVELS, WIDTH)
+        self.head = nn.Linear(WIDTH, LEVELS)
+
+    @torch.no_grad()
+    def targets(self, pixels: Tensor) -> Any:
+        grey = F.avg_pool2d(pixels.float().mean(1, keepdim=True), 4).flatten(1)
+        return (grey / 255 * (LEVELS - 1)).round().long()
+
+    def embed(self, targets: Any) -> Tensor:
+        return self.embedding(targets)
+
+    def losses(self, hidden: Tensor, targets: Any) -> Mapping[str, Tensor]:
+        logits = self.head(hidden).float()
+        return {"image": F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")}
+
+    def image_next(self, hidden: Tensor, noise: Tensor, guidance: Tensor, temperature: Tensor) -> Any:
+        logits = self.head(hidden).float().unflatten(0, (-1, noise.shape[0]))
+        codes = pick((logits[-1] + guidance * (logits[0] - logits[-1])) / temperature, noise)
+        return codes, self.embedding(codes).repeat(logits.shape[0], 1)
+
+    def draw(self, codes: Tensor) -> Tensor:
+        grey = (codes.float() / (LEVELS - 1) * 255).unflatten(1, (1, SIDE, SIDE))
+        return grey.repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1).to(torch.uint8)
+
+    def parts(self) -> Mapping[str, Callable[..., Any]]:
+        return {"image_next": self.image_next, "draw": self.draw, "tokenize_image": self.targets}
+
+
+class NamedLikeOthers(Path):
+    """A path whose helpers are called as methods of a tokenizer, a backbone, a head and an adaptor are."""
+
+    codebooks = (LEVELS,)
+
+    def encode(self, words: str) -> str:
+        return words.upper()
+
+    def logits(self, x: Tensor) -> Tensor:
+        return x
+
+
+class DictTargets(Path):
+    """Targets are named tensors."""
+
+    def targets(self, pixels: Tensor) -> dict[str, Tensor]:
+        return {"codes": super().targets(pixels), "mean": pixels.float().mean((1, 2, 3))}
+
+    def embed(self, targets: dict[str, Tensor]) -> Tensor:
+        shade = targets["mean"].to(self.embedding.weight.dtype)[:, None, None] / 255
+        return self.embedding(targets["codes"]) + shade
+
+    def losses(self, hidden: Tensor, targets: dict[str, Tensor]) -> Mapping[str, Tensor]:
+        return super().losses(hidden, targets["codes"])
+
+    def parts(self) -> Mapping[str, Callable[..., Any]]:
+        return {**super().parts(), "tokenize_image": super().targets}
+
+
+class Nested(Path):
+    """What is trained apart lies deeper than one step."""
+
+    trained_apart = ("tokenizer.inner",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = nn.ModuleDict({"inner": nn.Linear(2, 2)})
+
+
+class UnknownApart(Nested):
+    trained_apart = ("tokenizer.inner", "tokenizer.outer")
+
+
+class FixedRows(Path):
+    """len(x) is a number that Python knows."""
+
+    def draw(self, codes: Tensor) -> Tensor:
+        return super().draw(codes.reshape(len(codes), SIDE**2))
+
+
+class FixedImages(Path):
+    def image_next(self, hidden: Tensor, noise: Tensor, guidance: Tensor, temperature: Tensor) -> Any:
+        images = int(noise.shape[0])
+        codes, x = super().image_next(hidden, noise, guidance, temperature)
+        return codes + torch.arange(images) * 0, x
+
+
+class NoLoop(Path):
+    sampling_loop = "autoregresive"
+
+
+class TextLoop(Path):
+    sampling_loop = "text"
+
+
+class LoopOfOtherParts(Path):
+    def parts(self) -> Mapping[str, Callable[..., Any]]:
+        return {"draw": self.draw, "tokenize_image": self.targets}
+
+
+class NoSize(Path):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = {"levels": LEVELS}
+
+
+class Crooked(Path):
+    """Draws other images than it says."""
+
+    def draw(self, codes: Tensor) -> Tensor:
+        return super().draw(codes)[..., :-1]
+
+
+class BranchesInPart(Path):
+    def draw(self, codes: Tensor) -> Tensor:
+        return super().draw(codes) if int(codes.sum()) > 0 else super().draw(codes * 0)
+
+
+def outcome(path: type[Path], name: str) -> tuple[str, str]:
+    """Run one check on a path."""
+    pixels = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    [check] = [check for check in checks_of("generation") if check.name == name]
+    result = run_check(check, lambda: (path(), pixels), slot="generation")
+    return result.outcome, result.note
+
+
+PROMISES = ("generation_sizes", "generation_promises", "generation_sampler", "gradients", "rows_do_not_mix")
+TRACED = ("meta_device", "exports")
+
+
+@pytest.mark.parametrize("path", [NamedLikeOthers, DictTargets, Nested])
+def test_a_sound_path_passes(path: type[Path]) -> None:
+    found = {name: outcome(path, name) for name in PROMISES}
+    if path is Nested:  # what is trained apart gets no gradient, and is not missed
+        assert found["gradients"] == ("passed", "")
+    assert set(found.values()) == {("passed", "")}
+
+
+@pytest.mark.parametrize("name", [*TRACED, "onnx_parity", "drawing_graphs"])
+def test_targets_may_be_named_tensors(name: str) -> None:
+    assert outcome(DictTargets, name) == ("passed", "")
+
+
+@pytest.mark.parametrize(
+    ("path", "broken", "said"),
+    [
+        (UnknownApart, "generation_promises", "trained_apart names ['tokenizer.outer']"),
+        (FixedRows, "exports", "part 'draw' fixes the number of rows"),
+        (FixedRows, "drawing_graphs", "fixes the length of"),
+        (FixedImages, "exports", "part 'image_next' fixes the number of rows"),
+        (BranchesInPart, "exports", "draw"),
+        (NoLoop, "generation_sampler", "Did you mean 'autoregressive'"),
+        (TextLoop, "generation_sampler", "runs the part 'text_next'; it offers image_next"),
+        (LoopOfOtherParts, "generation_sampler", "runs the part 'image_next'; it offers draw"),
+        (NoSize, "generation_sampler", "asks for the size 'codes'"),
+        (Crooked, "generation_sampler", "it draws (1, 3, 8, 7) where it says"),
+    ],
+)
+def test_a_broken_path_is_found(path: type[Path], broken: str, said: str) -> None:
+    found, note = outcome(path, broken)
+    assert found == "failed"
+    assert said in note
+
+
+@pytest.mark.parametrize("path", [NoSize, LoopOfOtherParts])
+def test_a_path_that_export_refuses_is_told_so(path: type[Path]) -> None:
+    found, note = outcome(path, "drawing_graphs")
+    assert found == "skipped"
+    assert "cannot be exported: it lacks" in note
