@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from PIL import Image
 
-from janus_modular import loops
+from janus_modular import arguments, loops
 from janus_modular.answers import Answer, AnswerBatch, AnswerRow, AnswerStream, Drawings, Usage
 from janus_modular.bundles import is_bundle, open_bundle
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.plugins import Plugins, default_plugins
-from janus_modular.processing.pictures import PictureSource, open_picture, to_picture
+from janus_modular.processing.pictures import PictureSource, to_picture
 from janus_modular.processing.processor import Processor
 from janus_modular.roles import Runtime, Sampling
-from janus_modular.sequence import Message, PictureToRead, Text
+from janus_modular.sequence import Message
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,13 @@ class Janus:
         Of a bundle: ``variant`` (fp32, cpu-int4, ...; its first), and ``runtime``, a registered name or
         ``{"name": "onnx", "threads": 2}``. It needs neither torch nor transformers.
         """
+        path = arguments.folder_path(path, "path")
         device = str(device)
+        dtype = arguments.option(
+            dtype, "dtype", str, expected="auto, float32, bfloat16 or float16, as a text"
+        )
+        arguments.option(variant, "variant", str, type(None), expected="a variant's name, as a text")
+        arguments.option(runtime, "runtime", str, Mapping, type(None), expected="a name or {'name': ...}")
         if is_bundle(path):
             if dtype != "auto":
                 raise ConfigError(f"{path} is a bundle, whose variants say the dtype: not dtype, but variant")
@@ -136,7 +142,7 @@ class Janus:
         """Write a checkpoint: weights, config, tokenizer, model card."""
         from janus_modular.checkpoints import save
 
-        save(self.model, self.processor, folder, plugins=self.plugins)
+        save(self.model, self.processor, arguments.folder_path(folder, "folder"), plugins=self.plugins)
 
     @overload
     def chat(
@@ -193,15 +199,14 @@ class Janus:
 
         A row's room, noise and end are its own, whatever is answered beside it.
         """
-        for question in questions:
-            if not (isinstance(question, tuple | list) and len(question) == 2):
-                raise PromptError(f"found the question {question!r}; expected a pair: (question, pictures)")
-        if not questions:
+        pairs = arguments.questions(questions)
+        stop = arguments.stop_strings(stop)
+        if not pairs:
             return AnswerBatch([], iter(()))
         name = self.runtime.text_loop
         loop, chosen = self._loop(name, settings)
         chosen = loops.settings_that_answer(name, chosen)
-        prompts = [self.processor.chat_prompt(_conversation(*question)) for question in questions]
+        prompts = [self.processor.chat_prompt(arguments.conversation(*pair)) for pair in pairs]
         for row, prompt in enumerate(prompts):
             if len(prompt) >= self.runtime.context:
                 which = f" of question {row}" if len(prompts) > 1 else ""
@@ -246,13 +251,12 @@ class Janus:
                 the loop cannot draw several batches.
             CheckError: the loop is none that draws.
         """
-        for name, count in (("n", n), ("batch_size", batch_size)):
-            if count < 1:
-                raise PromptError(f"{name}: found {count}; expected a whole number from 1.")
+        n, batch_size = arguments.count(n, "n"), arguments.count(batch_size, "batch_size")
+        progress = arguments.callback(progress, "progress")
+        texts = arguments.drawing_prompts(prompt)
         name = self.runtime.drawing_loop
         loop, chosen = self._loop(name, settings)
         drawn = self.processor.drawing.num_tokens if self.processor.drawing else 0
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [one for text in texts for one in [self.processor.draw_prompt(text)] * n]
         batches = loops.batches(name, chosen, prompts, batch_size)
         pictures: list[Image.Image] = []
@@ -283,15 +287,3 @@ class Janus:
                 f"{', '.join(unknown)}: no such setting of the loop '{name}'. It takes {', '.join(known)}"
             )
         return entry.factory, entry.config(**settings)
-
-
-def _conversation(question: Question, images: Pictures) -> list[Message]:
-    images = [images] if isinstance(images, PictureSource) else images
-    if not isinstance(question, str):
-        if images:
-            raise PromptError(
-                "pictures of a conversation belong into its messages: PictureToRead(picture) at their places"
-            )
-        return list(question)
-    pictures = [PictureToRead(open_picture(image)) for image in images]
-    return [Message("user", [*pictures, Text(question)])]

@@ -63,7 +63,7 @@ def check_drawing_graphs(path: Any, pixels: Any) -> None:
     hidden = weighing(torch.empty(2 * len(pixels), width))
     noise = 1.5 + weighing(torch.empty(len(pixels), path.sizes["codes"]))
     numbers = torch.tensor(2.0), torch.tensor(0.5)  # guidance, temperature
-    inputs = {
+    inputs: dict[str, list[Any]] = {
         "image_next": [hidden, noise, *numbers],
         "draw": [codes],
         "tokenize_image": [pixels],

@@ -32,7 +32,7 @@ from janus_export.storage import Stored, sha256, write_stream
 from janus_export.to_onnx import faked, to_onnx
 from janus_export.unfinished import Unfinished
 from janus_export.weights import FOLDER, Source, bind, detach, native_names, wanted
-from janus_modular import Plugins
+from janus_modular import Plugins, arguments
 from janus_modular.atomic_writes import folder_lock, restore, swap
 from janus_modular.checkpoints.merging import merged
 from janus_modular.checkpoints.native import plugins_of
@@ -65,7 +65,9 @@ def export(
         BundleError: something else stands there, another export is writing it, or the disk did not take it.
         CheckpointError: the source is no checkpoint, or damaged.
     """
-    config = config or ExportConfig()
+    source, target = arguments.folder_path(source, "source"), arguments.folder_path(target, "target")
+    expected = "an ExportConfig; resolve(load(...), ExportConfig) makes one of a mapping"
+    config = arguments.option(config, "config", ExportConfig, type(None), expected=expected) or ExportConfig()
     folder = Path(target).expanduser().resolve()  # a link stays one, what it leads to is replaced
     aside = folder.with_name(f".{folder.name}.export")
     try:

@@ -25,6 +25,7 @@ from janus_export.errors import BundleError
 from janus_export.on_disk import float32_bytes, free_bytes
 from janus_export.verify_lean import LeanReference
 from janus_export.verify_subject import Check, Reference, Subject
+from janus_modular import arguments
 from janus_modular.checkpoints.merging import merged
 from janus_modular.checkpoints.opening import describe
 from janus_modular.suggest import did_you_mean
@@ -120,12 +121,14 @@ def verify(
         BundleError: the bundle is damaged, so that there is nothing to verify; or a gate is unknown.
         NotRecordedError: all was verified, and the manifest cannot be written; it has the reports.
     """
+    folder, against = (arguments.folder_path(*one) for one in ((folder, "folder"), (against, "against")))
+    variants, gates = (arguments.texts(*one) for one in ((variants, "variants"), (gates, "gates")))
     bundle = load_bundle(folder)
-    wanted = list(variants) or bundle.variants
+    wanted = variants or bundle.variants
     bundle.verify_weights(_weights(bundle, wanted))
     lack = "as asked" if layers else lack_of_memory(against) if layers is None else None
     ladder = LAYER_GATES if lack else GATES
-    chosen = list(gates)
+    chosen = gates
     for name in chosen:
         if name not in ladder:
             raise BundleError(

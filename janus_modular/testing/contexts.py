@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 import torch
+from torch import nn
 
 from janus_modular.building import Builder
 from janus_modular.config import load, override, parts_in, resolve, to_plain
@@ -47,7 +48,10 @@ def context(plugins: Plugins, slot: str, name: str, overrides: Iterable[str] = (
         )
     torch.manual_seed(0)
     component, example = make_example(part, build, plugins)
-    return lambda: (copy.deepcopy(component), copy.deepcopy(example))
+    if isinstance(component, nn.Module):
+        return lambda: (copy.deepcopy(component), copy.deepcopy(example))
+    # a source may hold what cannot be copied (an open file); nothing in training copies it
+    return lambda: make_example(part, build, plugins)
 
 
 def chosen(plugins: Plugins, slot: str, name: str, overrides: Iterable[str]) -> Part:

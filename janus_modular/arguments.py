@@ -1,0 +1,171 @@
+"""What callers of the Python API pass, held to the types that it takes; another is an error.
+
+Python itself fails somewhere inside, or not at all: a string is a sequence of texts, too. No torch in here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from janus_modular.errors import ConfigError, PromptError
+from janus_modular.processing.pictures import PictureSource, open_picture
+from janus_modular.sequence import Message, PictureToDraw, PictureToRead, Text
+
+SEGMENTS = (Text, PictureToRead, PictureToDraw)
+
+
+def folder_path(value: Any, what: str) -> str | Path:
+    """Return a path, or what may be a hub id.
+
+    Raises:
+        ConfigError: it is neither text nor a path.
+    """
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
+        raise ConfigError(f"{what}: found {value!r:.80}; expected a text or a pathlib.Path.")
+    return value if isinstance(value, str) else Path(value)
+
+
+def option(value: Any, name: str, *types: type, expected: str) -> Any:
+    """Return a keyword argument that is of one of the types.
+
+    Raises:
+        ConfigError: it is of another.
+    """
+    if not isinstance(value, types):
+        raise ConfigError(f"{name}: found {value!r:.80}; expected {expected}.")
+    return value
+
+
+def count(value: Any, name: str) -> int:
+    """Return a whole number from 1.
+
+    Raises:
+        PromptError: it is something else.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise PromptError(f"{name}: found {value!r:.80}; expected a whole number from 1.")
+    return int(value)
+
+
+def callback(value: Any, name: str) -> Callable[..., Any] | None:
+    """Return a function, or None.
+
+    Raises:
+        PromptError: it is something else.
+    """
+    if value is not None and not callable(value):
+        raise PromptError(f"{name}: found {value!r:.80}; expected a function, or None.")
+    return value
+
+
+def stop_strings(value: Any) -> list[str]:
+    """Return the strings before which an answer ends.
+
+    Raises:
+        PromptError: it is one string, whose letters would count, or something else than strings.
+    """
+    return texts(value, "stop", "a list of strings, [...]", one=False)
+
+
+def drawing_prompts(value: Any) -> list[str]:
+    """Return what is to be drawn: one text, or several.
+
+    Raises:
+        PromptError: it is something else, a conversation say.
+    """
+    return texts(value, "prompt", "a text or a list of texts", one=True)
+
+
+def texts(value: Any, name: str, expected: str = "a list of texts", *, one: bool = False) -> list[str]:
+    """Return texts as a list; a text alone is one of them where ``one`` says so, and an error elsewhere.
+
+    Raises:
+        PromptError: it is something else.
+    """
+    if isinstance(value, str):
+        if one:
+            return [value]
+        raise PromptError(f"{name}: found {value!r:.80}; expected {expected}.")
+    items = list(value) if isinstance(value, Iterable) and not isinstance(value, bytes | Mapping) else None
+    if items is None:
+        raise PromptError(f"{name}: found {value!r:.80}; expected {expected}.")
+    for item in items:
+        if not isinstance(item, str):
+            hint = " Drawing takes no conversation: say in a text what is to be drawn." * isinstance(
+                item, Message
+            )
+            raise PromptError(f"{name}: found {item!r:.80} among the texts; expected {expected}.{hint}")
+    return items
+
+
+def questions(value: Any) -> list[tuple[Any, Any]]:
+    """Return the pairs (question, images) of a batch.
+
+    Raises:
+        PromptError: it holds something else than pairs, or is no list.
+    """
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise PromptError(f"questions: found {value!r:.80}; expected a list of pairs: (question, pictures)")
+    pairs = list(value)
+    for pair in pairs:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2):
+            raise PromptError(f"found the question {pair!r:.80}; expected a pair: (question, pictures)")
+    return [(question, images) for question, images in pairs]
+
+
+def conversation(question: Any, images: Any) -> list[Message]:
+    """Return a question as a conversation: a text with its images before it, or a conversation as it is.
+
+    Raises:
+        PromptError: it is neither, or images stand beside a conversation.
+    """
+    shown = _images(images)
+    if isinstance(question, str):
+        return [Message("user", [*(PictureToRead(open_picture(image)) for image in shown), Text(question)])]
+    if isinstance(question, bytes | Mapping) or not isinstance(question, Iterable):
+        raise PromptError(f"found the question {question!r:.80}; expected a text, or a list of Message.")
+    messages = list(question)
+    for message in messages:
+        if not isinstance(message, Message):
+            raise PromptError(
+                f"found {message!r:.80} in a conversation; expected Message(role, [Text(...), ...])."
+                + _hint(message)
+            )
+        if isinstance(message.content, str) or not isinstance(message.content, Iterable):
+            raise PromptError(
+                f"found the content {message.content!r:.80} of a Message; expected a list: [Text(...), ...]."
+            )
+        for segment in message.content:
+            if not isinstance(segment, SEGMENTS):
+                raise PromptError(
+                    f"found {segment!r:.80} in a Message; expected Text(...), PictureToRead(...) or"
+                    " PictureToDraw(...)."
+                )
+    if shown:
+        raise PromptError(
+            "pictures of a conversation belong into its messages: PictureToRead(picture) at their places"
+        )
+    return messages
+
+
+def _images(value: Any) -> list[PictureSource]:
+    if value is None:
+        return []
+    if isinstance(value, PictureSource):
+        return [value]
+    if isinstance(value, Mapping) or not isinstance(value, Iterable):
+        raise PromptError(
+            f"images: found {value!r:.80}; expected a path, the bytes of a file or a PIL image, or a list of"
+            " them."
+        )
+    return list(value)
+
+
+def _hint(message: Any) -> str:
+    if isinstance(message, Mapping) and {"role", "content"} <= set(message):
+        return " A mapping of another library becomes Message(role, [Text(content)])."
+    return ""

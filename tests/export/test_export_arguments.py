@@ -1,0 +1,72 @@
+"""What cannot be exported or verified, because of what was passed or how the path draws, is said in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from janus_export.axes import Ranges
+from janus_export.errors import ExportError
+from janus_export.exporting import export
+from janus_export.graphs import drawing_graphs
+from janus_export.verify import verify
+from janus_modular import ConfigError, PromptError
+from janus_modular.compose import compose
+from janus_modular.config import load, resolve
+from janus_modular.schema import ModelConfig
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((3, "bundle"), "source: found 3"),
+        (("model", None), "target: found None"),
+        (("model", "bundle", {"variants": ["fp32"]}), "config: found {'variants'.*an ExportConfig"),
+        (("model", "bundle", "portable"), "config: found 'portable'"),
+    ],
+)
+def test_export_names_an_argument_of_another_type(arguments: tuple[Any, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        export(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"folder": 3}, "folder: found 3"),
+        ({"against": None}, "against: found None"),
+        ({"variants": "fp32"}, "variants: found 'fp32'; expected a list of texts"),
+        ({"gates": "sizes"}, "gates: found 'sizes'"),
+        ({"gates": [1]}, "gates: found 1 among the texts"),
+    ],
+)
+def test_verify_names_an_argument_of_another_type(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, PromptError), match=said):
+        verify(**{"folder": tmp_path, "against": tmp_path, **options})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parts", "said"),
+    [
+        ({}, ("image_next", "draw", "tokenize_image"), r"lacks sizes\['codes'\]\."),
+        (
+            {"steps": 30},
+            ("velocity", "draw"),
+            r"lacks sizes\['codes'\], the part 'image_next'.*velocity",
+        ),
+        ({"codes": 64}, ("image_next", "draw"), "lacks the part 'tokenize_image'"),
+        ({"codes": 64}, (), "offers none"),
+    ],
+)
+def test_a_path_that_bundles_cannot_hold_is_refused(
+    sizes: dict[str, int], parts: tuple[str, ...], said: str
+) -> None:
+    model, _ = compose(resolve(load("tiny"), ModelConfig))
+    path: Any = model.generation
+    path.sizes = sizes
+    path.parts = lambda: dict.fromkeys(parts, path.draw)
+    with pytest.raises(ExportError, match=said):
+        drawing_graphs(model, Ranges.of(context=64), torch.float32)
