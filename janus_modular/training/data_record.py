@@ -32,21 +32,28 @@ class DataRecord:
         that is logged.
 
         Raises:
-            TrainingError: a source is not as it was, and that is not accepted; names what changed.
+            TrainingError: a source is not as it was, and that is not accepted; names what changed. Or the
+                record is damaged.
         """
         then = training.get("data")
         if then is None:
             log.warning("the checkpoint has no record of its data: whether they changed cannot be known.")
             return
-        self.ledger.load_state(then["bad_samples"])
-        self.changes = list(then["changes"])
-        changes = [
-            f"source '{name}': {key} was {before[key]}, is {now[key]}"
-            for name, before in then["sources"].items()
-            if (now := self.sources.get(name)) is not None
-            for key in before
-            if before[key] != now[key]
-        ]
+        try:
+            self.ledger.load_state(then["bad_samples"])
+            self.changes = list(then["changes"])
+            changes = [
+                f"source '{name}': {key} was {before[key]}, is {now[key]}"
+                for name, before in then["sources"].items()
+                if (now := self.sources.get(name)) is not None
+                for key in now
+                if before[key] != now[key]
+            ]
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise TrainingError(
+                f"the checkpoint's record of its data is damaged: {type(error).__name__}: {error}. Go on from"
+                " an earlier checkpoint, or start a new run from its weights by init=CHECKPOINT."
+            ) from error
         if not changes:
             return
         lines = "\n".join(f"  {change}" for change in changes)

@@ -12,12 +12,18 @@ from PIL import Image
 from janus_modular import DataError, TrainingError
 from janus_modular.checkpoints import open_checkpoint
 from janus_modular.checkpoints.native import read_record
-from janus_modular.training.stages import train
+from janus_modular.plugins import default_plugins
+from janus_modular.training.data_record import DataRecord
+from janus_modular.training.stages import open_sources, train
 
 
 def record(config) -> dict:
     newest = max((Path(config.output) / "checkpoints").iterdir())
     return read_record(newest)["training"]["data"]
+
+
+def described(config) -> DataRecord:
+    return DataRecord(open_sources(config, default_plugins()), config.bad_samples)
 
 
 def append(path: Path, line: dict[str, object]) -> None:
@@ -45,27 +51,43 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_changed_data_are_refused_or_accepted_and_reported(
-    make, data: Path, caplog: pytest.LogCaptureFixture, name: str
-) -> None:
+def test_changed_data_are_named(make, data: Path, name: str) -> None:
     change, said = CHANGES[name]
-    train(make(schedule__stop=1), quiet=True)
-    before = record(make())
-    assert before["sources"]["text"]["samples"] == 4
-    assert len(before["sources"]["text"]["fingerprint"]) == 64
+    config = make()
+    then = described(config)
+    assert len(then.sources["text"]["fingerprint"]) == 64
     change(data)
     with pytest.raises(TrainingError, match="not those that the run was started with") as error:
-        train(make(schedule__stop=2), quiet=True, resume=True)
+        described(config).resume({"step": 3, "data": then.to_dict(3)}, accept=False)
     assert said in str(error.value)
     assert "changed_data=accept" in str(error.value)
+
+
+def test_changed_data_are_refused_or_accepted_and_reported(
+    make, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(make(schedule__stop=1), quiet=True)
+    append(data / "text.jsonl", {"text": "more"})
+    with pytest.raises(TrainingError, match="'text': samples was 4, is 5"):
+        train(make(schedule__stop=2), quiet=True, resume=True)
     with caplog.at_level(logging.WARNING):
         train(make(schedule__stop=2, changed_data="accept"), quiet=True, resume=True)
-    assert said in caplog.text
+    assert "'text': samples was 4, is 5" in caplog.text
     after = record(make())
-    assert [one["step"] for one in after["changes"]] == [1]
-    assert said in after["changes"][0]["changes"][0] + after["changes"][0]["changes"][-1]
+    assert [change["step"] for change in after["changes"]] == [1]
+    assert after["changes"][0]["changes"][0] == "source 'text': samples was 4, is 5"
     train(make(schedule__stop=3), quiet=True, resume=True)  # what was accepted is what is compared with
     assert record(make())["changes"] == after["changes"]
+
+
+@pytest.mark.parametrize(
+    "damage", [[], {"sources": []}, {"bad_samples": {"samples": 3}}, {"sources": {"text": {"samples": 4}}}]
+)
+def test_a_damaged_record_is_an_error_of_ours(make, damage) -> None:
+    now = described(make())
+    data = {**now.to_dict(0), **damage} if isinstance(damage, dict) else damage
+    with pytest.raises(TrainingError, match="the checkpoint's record of its data is damaged"):
+        now.resume({"step": 3, "data": data}, accept=True)
 
 
 def test_a_source_that_is_not_in_the_mixture_may_change(make, data: Path) -> None:
@@ -85,16 +107,13 @@ def spoil(data: Path) -> None:
     append(data / "text.jsonl", {"messages": [{"role": "assistant", "content": " "}]})
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_goes_past_bad_samples_and_resumes_exactly(
-    make, figures, data: Path, tmp_path: Path, workers: int
-) -> None:
+def test_a_run_goes_past_bad_samples_and_resumes_exactly(make, figures, data: Path, tmp_path: Path) -> None:
     spoil(data)
     with pytest.raises(DataError, match=r"source '\w+', sample \d: "):
         train(make(output=str(tmp_path / "refused")), quiet=True)
     policy = {"unreadable": "skip", "unsupervised": "skip", "too_long": "cut", "limit": 1}
     mixture = {"read": 2, "draw": 2.5, "text": 0.7}
-    whole = make(bad_samples=policy, mixture=mixture, workers=workers)
+    whole = make(bad_samples=policy, mixture=mixture, workers=2)
     train(whole, quiet=True)
     halves = make(bad_samples=policy, mixture=mixture, output=str(tmp_path / "halves"), schedule__stop=3)
     train(halves, quiet=True)
