@@ -64,11 +64,10 @@ class ConversationReader:
         turns_given = record.take("messages", "conversations")
         flags: list[bool] = []
         turns: list[_Turn] = list_of(turns_given, name, lambda one, where: self._turn(one, where, flags))
-        system = record.text("system") if record.values.get("system") else None
-        if system is not None:
+        if system := record.take("system"):
             if turns[0].role == "system":
                 raise DataError("has `system`, and a first message of the system: expected only one of them.")
-            turns.insert(0, _Turn("system", [Text(system)]))
+            turns.insert(0, _Turn("system", [Text(text_of(system, "system"))]))
         listed = record.take("images", "image") or []
         record.close()
         listed = listed if isinstance(listed, list) else [listed]

@@ -18,6 +18,9 @@ from janus_plugins.records.fields import BRIEF, Fields, text_of
 MAX_DATA_URI = 64 * 2**20
 """Longest data URI, in characters: 48 MiB of image file."""
 
+MAX_NESTING = 2
+"""Objects around a reference: ``{"image_url": {"url": FILE}}``, less the key of the content part."""
+
 REFERENCES = ("image", "image_url", "url", "path")
 """Keys of an object that lead to an image; the value is a path, a URI, or such an object again."""
 
@@ -36,8 +39,9 @@ class ImageFolder:
             DataError: there is no such reference, or it leads out of the folder or to the network.
             PictureError: there is no such image, or it is damaged or too large.
         """
-        if isinstance(reference, dict):
-            return self.open(*_inner(reference, where))
+        for _ in range(MAX_NESTING):
+            if isinstance(reference, dict):
+                reference = _inner(reference, where)
         name = text_of(reference, where)
         scheme = (re.match(r"(data):|([a-z][a-z0-9+.-]+)://", name, re.IGNORECASE) or [""])[0].lower()
         if scheme == "data:":
@@ -67,7 +71,7 @@ class ImageFolder:
         return path
 
 
-def _inner(reference: dict[str, Any], where: str) -> tuple[Any, str]:
+def _inner(reference: dict[str, Any], where: str) -> Any:
     """Return what an object such as ``{"url": ...}`` or ``{"bytes": null, "path": ...}`` holds."""
     fields = Fields(reference, where, ignore=("detail",))
     inner = fields.take(*REFERENCES)
@@ -79,7 +83,7 @@ def _inner(reference: dict[str, Any], where: str) -> tuple[Any, str]:
     fields.close()
     if inner is None:
         raise DataError(f"{where}: found {BRIEF.repr(reference)}; expected one of {', '.join(REFERENCES)}.")
-    return inner, where
+    return inner
 
 
 def _file(uri: str, where: str) -> str:

@@ -7,7 +7,11 @@ import re
 from janus_modular import DataError
 
 MARKER = re.compile(r"<image>|<image_placeholder>")
-OTHERS = re.compile(r"<(?:video|audio)>")
+OTHERS = re.compile(
+    r"<(?:video|audio|Image|IMAGE|ImageHere|image[_ ]\d+)>|<\|(?:image|video|audio)(?:_pad|_\d+)?\|>"
+)
+"""Markers of other tools and models, which are not read."""
+
 LITERAL = "If these letters are meant to be learned, set the source's `markers: text`."
 
 
@@ -15,11 +19,12 @@ def split_at_markers(text: str, where: str) -> list[str]:
     """Return the stretches of text before, between and after the image markers.
 
     Raises:
-        DataError: there is a marker of something that cannot be read.
+        DataError: there is a marker of another tool, or of a video or a sound.
     """
     if other := OTHERS.search(text):
         raise DataError(
-            f"{where}: holds '{other[0]}', and only images can be read. Leave the sample out. {LITERAL}"
+            f"{where}: holds '{other[0]}'; the only marker that is read is <image>, for an image listed in"
+            f" `images`. Rewrite it, or leave the sample out. {LITERAL}"
         )
     return MARKER.split(text)
 
