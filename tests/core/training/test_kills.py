@@ -1,0 +1,91 @@
+"""A run goes on from a sound checkpoint, whenever its process dies, and leaves nothing of it lying about."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from janus_modular.checkpoints import open_checkpoint
+from janus_modular.checkpoints.checksums import verify_checksums
+from janus_modular.checkpoints.native import read_record
+from janus_modular.checkpoints.writing import is_own
+from janus_modular.training.engine import Engine
+from janus_modular.training.resuming import finish, newest, run_folder, save
+from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
+from janus_modular.training.stages import train
+
+from .conftest import Make
+
+EVERY = pytest.param(1, id="every", marks=pytest.mark.proof)
+
+
+def step_of(folder: Path) -> int:
+    """Return the step that a checkpoint is of, once its files are verified."""
+    verify_checksums(folder, own=is_own)
+    return int(read_record(folder)["training"]["step"])
+
+
+def leftovers(output: Path) -> list[Path]:
+    return [path for path in output.rglob(".*") if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("every", [pytest.param(6, id="every sixth"), EVERY])
+def test_saving_and_finishing_survive_a_kill_at_each_file_operation(
+    make: Make, built: Any, tmp_path: Path, killed_at: Any, every: int
+) -> None:
+    """A checkpoint is written, the one before it removed, and the finished model replaced."""
+    model, processor = built
+    config = make(keep=1)
+    output, kept = Path(config.output), tmp_path / "kept"
+    engine = Engine(model, lambda _: [], OptimizerConfig(), ScheduleConfig())
+
+    def write(step: int) -> None:
+        engine.next_step = step
+        with run_folder(output):
+            finish(output, save(output, model, processor, engine, config, {}))
+
+    write(1)
+    shutil.copytree(output, kept)
+    for number in count(0, every):
+        was_killed = killed_at(number, lambda: write(2))
+        with run_folder(output):  # as the next command takes it
+            assert leftovers(output) == [output / ".lock"]
+            found = newest(output)
+            assert found is not None
+            assert found.name == f"step-{step_of(found):07}"
+            assert step_of(output / "model") <= step_of(found) <= 2
+        write(2)
+        assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-0000002"]
+        assert step_of(output / "model") == 2
+        assert leftovers(output) == []
+        shutil.rmtree(output)
+        shutil.copytree(kept, output)
+        if not was_killed:
+            break
+    assert number > 60  # operations that were tried
+
+
+@pytest.mark.proof
+def test_a_run_that_was_killed_at_any_file_operation_is_resumed_to_the_bit(
+    make: Make, tmp_path: Path, killed_at: Any
+) -> None:
+    whole = train(make(output=str(tmp_path / "whole"), schedule={"steps": 3}), quiet=True)
+    expected = dict(open_checkpoint(whole)[0].state_dict())
+    config = make(checkpoint_every=1, keep=1, schedule={"steps": 3})
+    output = Path(config.output)
+    for number in count():
+        was_killed = killed_at(number, lambda: train(config, quiet=True))
+        model = train(config, quiet=True, resume=newest(output) is not None)
+        torch.testing.assert_close(dict(open_checkpoint(model)[0].state_dict()), expected, rtol=0, atol=0)
+        assert leftovers(output) == []
+        assert os.listdir(output / "checkpoints") == ["step-0000003"]
+        shutil.rmtree(output)
+        if not was_killed:
+            break
+    assert number > 100
