@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from janus_modular.config.faults import Fault
+    from janus_modular.model import JanusModel
 
 app = typer.Typer(help="Configs: list, show, check and compare them.", no_args_is_help=True)
 Config = Annotated[str, typer.Argument(help="A YAML file, or a shipped name: tiny, train/janus_pro/stage1.")]
@@ -106,6 +110,7 @@ def _build(checked: Any) -> None:
         from janus_modular.checkpoints.native import blank
         from janus_modular.training.learning import choose
         from janus_modular.training.schema import TrainConfig
+        from janus_modular.training.stages import check_length
         from janus_modular.trial import misread
     except ModuleNotFoundError:  # no torch here: components that load without it were checked all the same
         return
@@ -113,13 +118,31 @@ def _build(checked: Any) -> None:
         built = blank(model)
         if faulty := misread(built):
             raise config_error(faulty)
+        if faulty := _missing_loops(built):
+            raise config_error(faulty)
         if isinstance(checked, TrainConfig):
             choose(built, checked.learn)
+            check_length(checked, built)
     except ConfigError as error:
         faults = [one for one in error.faults if isinstance(one, Fault)]
         if not (inside and faults):
             raise
         raise config_error([replace(one, path=f"model.{one.path}") for one in faults]) from error
+
+
+def _missing_loops(model: JanusModel) -> list[Fault]:
+    """Return a fault for each sampling loop that the model names and nobody offers: it could not be used."""
+    from janus_modular.config.faults import Fault
+    from janus_modular.errors import PluginError
+    from janus_modular.plugins import default_plugins
+
+    faults = []
+    for path, loop in (("text_loop", model.config.text_loop), ("generation", model.generation.sampling_loop)):
+        try:
+            default_plugins().find("sampling_loops", loop)
+        except PluginError as error:
+            faults.append(Fault(path, str(error), ""))
+    return faults
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:

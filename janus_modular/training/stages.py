@@ -166,6 +166,19 @@ def open_sources(config: TrainConfig, plugins: Plugins) -> dict[str, Source]:
     return opened
 
 
+def check_length(config: TrainConfig, model: JanusModel) -> None:
+    """Check that packed rows fit into the backbone's context.
+
+    Raises:
+        ConfigError: they are longer.
+    """
+    if config.length is not None and config.length > model.backbone.context:
+        raise ConfigError(
+            f"length: rows of {config.length} positions; the backbone's context is {model.backbone.context}:"
+            f" set length={model.backbone.context} or less."
+        )
+
+
 def prepare(
     config: TrainConfig, sources: Mapping[str, Source], model: JanusModel, processor: Processor
 ) -> Preparation:
@@ -176,11 +189,7 @@ def prepare(
             else in training than where the model is asked.
     """
     check_prompts(processor)
-    if config.length is not None and config.length > model.backbone.context:
-        raise ConfigError(
-            f"length: rows of {config.length} positions; the backbone's context is {model.backbone.context}:"
-            f" set length={model.backbone.context} or less."
-        )
+    check_length(config, model)
     return Preparation(
         mixture=Mixture(sources, config.phases(), config.batch, config.seed),
         sequence=lambda sample, drop: processor.sequence(

@@ -235,3 +235,29 @@ def test_weights_are_refused_where_nothing_would_load_them(
 ) -> None:
     with pytest.raises(ConfigError, match="has no weights to load"):
         stage(holders, tmp_path, f"{path}=weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tiny", "text_loop=txet"], "text_loop: no sampling loop is called 'txet'"),
+        (["tiny", "text_loop=vit"], "text_loop: no sampling loop is called 'vit'"),
+        (["CONFIG", "length=4096"], "length: rows of 4096 positions; the backbone's context is 512"),
+        (["CONFIG", "model.text_loop=txet"], "model.text_loop: no sampling loop"),
+        (["CONFIG", "sources.codes.revision=main"], "sources.codes.revision: found 'main'"),
+        (["CONFIG"], None),
+        (["tiny", "text_loop=autoregressive", "text_loop=text"], None),
+    ],
+)
+def test_what_validate_accepts_can_be_trained_and_used(
+    holders: Plugins, tmp_path: Path, words: list[str], said: str | None
+) -> None:
+    raw = {
+        "model": "tiny", "learn": ["backbone"], "mixture": {"codes": 1}, "batch": 1, "length": 256,
+        "sources": {"codes": {"name": "tokens", "tokenizer": TOKENIZER}}, "schedule": {"steps": 1},
+    }  # fmt: skip
+    (tmp_path / "stage.yaml").write_text(json.dumps(raw))
+    line = [str(tmp_path / "stage.yaml") if word == "CONFIG" else word for word in words]
+    done = CliRunner().invoke(app, ["config", "validate", *line])
+    assert done.exit_code == (0 if said is None else 2), done.output
+    assert said is None or said in " ".join(done.output.split())
