@@ -29,7 +29,9 @@ SHAPE: dict[str, Any] = {
 EXPORTS = {  # bundle -> what it is exported with
     "bundle": ExportConfig(variants=["cpu-int4", "fp32"]),
     "head": ExportConfig(variants=["cpu-int4"], quantize=QuantizeConfig(["backbone", "image_next"])),
-    "large": ExportConfig(variants=["cpu-int4"], quantize=QuantizeConfig(["backbone", "image_next"], 128)),
+    "large": ExportConfig(
+        variants=["cpu-int4"], quantize=QuantizeConfig(["backbone", "image_next"], block_size=128)
+    ),
 }
 
 

@@ -13,6 +13,7 @@ from janus_export.bundle import Bundle
 from janus_export.external_data import operators, references
 from janus_modular import Runtime
 
+LOOKUPS = {"Gather", "GatherBlockQuantized"}
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -57,7 +58,7 @@ def multiplied(bundle: Bundle, graph: str, variant: str) -> int:
 def read_by(path: Path) -> int:
     """Return the bytes that a graph's nodes read of other files, tables that are looked up left out."""
     taken = operators(path)
-    return sum(one.length or 0 for one in references(path) if taken.get(one.tensor) != {"Gather"})
+    return sum(one.length or 0 for one in references(path) if not taken.get(one.tensor, set()) <= LOOKUPS)
 
 
 def watched(step: Callable[[], Any]) -> int:

@@ -2,7 +2,7 @@
 
 manifest.json      what everything is: graphs, axes, variants, hashes, what was checked (bundle.schema.json)
 GRAPH.VARIANT.onnx the graphs, in the root, since graphs can only point below themselves
-weights/HASH.safetensors   what they point to, by byte range: one file for all that share a precision
+weights/HASH.safetensors   what they point to, by byte range: a file for each set of graphs that share it
 tokenizer files, processor.json   how words and pictures become what the graphs take
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 from janus_export.errors import BundleError
 from janus_export.external_data import references
 from janus_export.manifest_shape import faults_of
+from janus_export.modes import mode_of, modes_of
 from janus_export.storage import sha256
 from janus_modular.atomic_writes import write_text
 from janus_modular.locking import locked
@@ -51,6 +52,11 @@ class Bundle:
         """What each graph takes and gives, by name."""
         return self.manifest["graphs"]
 
+    @property
+    def modes(self) -> list[str]:
+        """What its graphs are enough for: text, understanding, drawing."""
+        return modes_of(self.graphs)
+
     def contract(self, graph: str, variant: str) -> dict[str, Any]:
         """Return what a graph takes and gives, as the manifest says it, in the dtypes of a variant."""
         dtype = self.manifest["variants"][variant]["dtype"]
@@ -72,7 +78,9 @@ class Bundle:
         files = self.manifest["variants"][variant]["files"]
         if graph not in files:
             raise BundleError(
-                f"{self.folder} has no graph '{graph}' in {variant}. It has: {', '.join(files)}"
+                f"{self.folder} has no graph '{graph}' in {variant}: it was made for"
+                f" {', '.join(self.modes) or 'no mode'}, and this graph is for {mode_of(graph)}. With all"
+                f" modes: {REBUILD.format(folder=self.folder)}"
             )
         return self.folder / files[graph]
 

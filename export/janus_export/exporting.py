@@ -11,8 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,19 @@ import torch
 
 from janus_export import manifest
 from janus_export.bundle import LOCK, MANIFEST, is_bundle, write_manifest
-from janus_export.errors import BundleError
+from janus_export.errors import BundleError, ExportError
 from janus_export.graph_files import save_graph
 from janus_export.graphs import Graph, declare
+from janus_export.half_storage import store_as_half
+from janus_export.modes import MODES, graphs_of
 from janus_export.quantize import Outcome, quantize, stored
 from janus_export.rounding import Rounding
 from janus_export.settings import VARIANTS, ExportConfig
-from janus_export.storage import Stored, sha256, write_stream
+from janus_export.sizes import parse_bytes
+from janus_export.storage import Stored, sha256, split, write_stream
 from janus_export.to_onnx import faked, to_onnx
 from janus_export.unfinished import Unfinished
-from janus_export.weights import FOLDER, Source, bind, detach, native_names, wanted
+from janus_export.weights import FOLDER, Pointer, Source, bind, detach, group_by_users, native_names, pointers
 from janus_modular import Plugins, arguments
 from janus_modular.atomic_writes import folder_lock, restore, swap
 from janus_modular.checkpoints.merging import merged
@@ -41,6 +43,9 @@ from janus_modular.locking import locked
 from janus_modular.plugins import default_plugins
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+Files = dict[str, dict[str, str]]
+"""Variant, graph -> the name of its file."""
 
 Tell = Callable[[str, int, int], None]
 """Hears what is being done, how much of it is done, and how much there is."""
@@ -137,17 +142,18 @@ class _Export:
         """Do all that is not done yet."""
         model = manifest.describe_model(self.opened.model, self.opened.processor)
         graphs = self._lower()
-        files, outcomes = self._choose(graphs)
-        weights = self._write_weights(files)
-        uses = self._bind(files, weights)
+        lowered, files, outcomes = self._choose(graphs)
+        weights = self._write_weights(lowered, outcomes)
+        uses = self._bind(lowered, weights)
         self.opened.processor.save(self.aside)
         shutil.rmtree(self.lowered)
         self.unfinished.close()
         variants = {
             name: {
                 "dtype": str(DTYPES[VARIANTS[name].dtype]).removeprefix("torch."),
-                "files": {graph.name: self._file(graph.name, name) for graph in graphs},
-                "weights": sorted({w for graph in graphs for w in uses[self._file(graph.name, name)]}),
+                "files": files[name],
+                "weights": sorted({path for file in files[name].values() for path in uses[file]}),
+                "storage": str(DTYPES[self.config.stored_as(name)]).removeprefix("torch."),
                 "quantisation": manifest.describe_rounding(rounding, outcomes[name])
                 if (rounding := self.roundings.get(name))
                 else None,
@@ -190,52 +196,89 @@ class _Export:
     def _declare(self) -> list[Graph]:
         model = self.opened.model
         ranges = self.config.ranges(model.backbone.context)
-        return declare(model, ranges, forbidden=self.opened.processor.forbidden)
+        graphs = declare(model, ranges, forbidden=self.opened.processor.forbidden)
+        taken = graphs_of(self.config.only or MODES, [graph.name for graph in graphs])
+        return [graph for graph in graphs if graph.name in taken]
 
-    def _file(self, graph: str, variant: str) -> str:
-        """Name a graph's file: variants share what they have in common."""
-        own = variant in self.roundings and graph in self.config.quantize.graphs
-        return f"{graph}.{variant if own else VARIANTS[variant].dtype}.onnx"
+    def _choose(self, graphs: list[Graph]) -> tuple[dict[str, ir.Model], Files, dict[str, Outcome]]:
+        """Open the graphs by the names of their files in the bundle; quantise where a variant does.
 
-    def _choose(self, graphs: list[Graph]) -> tuple[dict[str, ir.Model], dict[str, dict[str, Outcome]]]:
-        """Open the graphs by the names of their files in the bundle, and round where a variant rounds."""
-        files: dict[str, ir.Model] = {}
-        outcomes: dict[str, dict[str, Outcome]] = {}
+        Variants of one dtype share the file of a graph that they leave as it is.
+        """
+        models: dict[str, ir.Model] = {}
+        files: Files = {}
+        outcomes: dict[str, Outcome] = {}
         for variant in self.config.variants:
-            for graph in graphs:
-                name = self._file(graph.name, variant)
-                if name in files:
-                    continue
-                files[name] = ir.load(self.lowered / f"{graph.name}.{VARIANTS[variant].dtype}.onnx")
-                if name.endswith(f".{variant}.onnx") and variant in self.roundings:
-                    outcome = quantize(files[name], self.roundings[variant])
-                    outcomes.setdefault(variant, {})[graph.name] = outcome
-        return files, outcomes
+            dtype, storage = VARIANTS[variant].dtype, self.config.stored_as(variant)
+            opened = {graph.name: ir.load(self.lowered / f"{graph.name}.{dtype}.onnx") for graph in graphs}
+            changed = set[str]()
+            if variant in self.roundings:
+                outcomes[variant] = quantize(opened, self.roundings[variant], self.config.bits(variant))
+                changed = outcomes[variant].changed
+            if storage != dtype:
+                changed = set(opened)
+                for lowered in opened.values():
+                    store_as_half(lowered, {dtype: storage})
+            files[variant] = {name: f"{name}.{variant if name in changed else dtype}.onnx" for name in opened}
+            models |= {files[variant][name]: lowered for name, lowered in opened.items()}
+        self._refuse_idle(outcomes)
+        return models, files, outcomes
 
-    def _write_weights(self, graphs: Mapping[str, ir.Model]) -> dict[str, Path]:
-        """Write what the graphs point to, one file for each kind; return the files."""
-        files = {}
-        for kind, names in wanted(graphs.values()).items():
-            tensors = self._stored(kind, names)
+    def _refuse_idle(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Refuse a graph that is named in the settings, and in which no variant quantises anything."""
+        named = self.config.quantize.graphs or ()
+        idle = [name for name in named if outcomes and all(name in one.without for one in outcomes.values())]
+        if idle:
+            reasons = sorted({why for one in outcomes.values() for name in idle for why in one.without[name]})
+            raise ExportError(
+                f"quantize.graphs names {', '.join(idle)}, in which {', '.join(outcomes)} can quantise"
+                f" nothing: {'; '.join(reasons)}. Leave it out."
+            )
+
+    def _write_weights(
+        self, graphs: Mapping[str, ir.Model], outcomes: Mapping[str, Outcome]
+    ) -> dict[Pointer, Path]:
+        """Write what the graphs point to, a file for each set of graphs that share it; return where it is."""
+        limit = self.config.max_file_size
+        groups = []
+        for (kind, _), names in group_by_users(graphs).items():
+            tensors = self._stored(kind, names, outcomes)
+            try:
+                files = split(tensors, parse_bytes(limit) if limit else None)
+            except ValueError as error:
+                raise ExportError(
+                    f"max_file_size: {limit} is too small: {error}. A tensor lies in one file: allow more."
+                ) from error
+            groups += [(kind, file) for file in files]
+        total, done = sum(one.size for _, tensors in groups for one in tensors), 0
+
+        def on_progress(written: int, _: int) -> None:
+            self.tell("weights", done + written, total)
+
+        where: dict[Pointer, Path] = {}
+        for kind, tensors in groups:
             contents = hashlib.sha256(repr([(one.name, one.shape) for one in tensors]).encode()).hexdigest()
             path = self.aside / FOLDER / self.unfinished.done.get(f"{kind} {contents}", "none")
             if not path.is_file():
-                path = write_stream(tensors, self.aside / FOLDER, tell=partial(self.tell, f"weights {kind}"))
+                path = write_stream(tensors, self.aside / FOLDER, tell=on_progress)
                 self.unfinished.note(f"{kind} {contents}", path.name)
-            files[kind] = path
-        return files
+            done += sum(one.size for one in tensors)
+            where |= {(kind, one.name): path for one in tensors}
+        return where
 
-    def _stored(self, kind: str, names: Iterable[str]) -> list[Stored]:
+    def _stored(self, kind: str, names: Iterable[str], outcomes: Mapping[str, Outcome]) -> list[Stored]:
         if kind in DTYPES:
             return self.tensors.stored(names, DTYPES[kind])
-        scale = np.float16 if VARIANTS[kind].dtype == "fp16" else np.float32
-        return stored(sorted(names), self.tensors, self.roundings[kind], scale)
+        scale = np.float16 if self.config.stored_as(kind) == "fp16" else np.float32
+        rounding = self.roundings[kind]
+        bits = {name: replace(rounding, bits=n) for name, n in outcomes[kind].rounded.items()}
+        return stored(sorted(names), self.tensors, bits, scale)
 
-    def _bind(self, graphs: Mapping[str, ir.Model], weights: Mapping[str, Path]) -> dict[str, list[str]]:
-        """Write the graphs into the root, pointing at their weights; return which each one uses."""
+    def _bind(self, graphs: Mapping[str, ir.Model], weights: Mapping[Pointer, Path]) -> dict[str, set[str]]:
+        """Write the graphs into the root, pointing at their weights; return which files each one uses."""
         uses = {}
         for name, graph in graphs.items():
-            uses[name] = [f"{FOLDER}/{weights[kind].name}" for kind in wanted([graph])]
+            uses[name] = {f"{FOLDER}/{weights[pointer].name}" for _, pointer in pointers(graph)}
             save_graph(bind(graph, weights), self.aside / name)
         return uses
 

@@ -9,6 +9,7 @@ from typing import Any
 from janus_export.axes import Axis
 from janus_export.bundle import SCHEMA
 from janus_export.graphs import Graph, Slot
+from janus_export.modes import modes_of
 from janus_export.quantize import Outcome
 from janus_export.rounding import Rounding
 from janus_modular import JanusModel, Processor, __version__
@@ -77,16 +78,18 @@ def describe_cache(graphs: Iterable[Graph]) -> dict[str, Any]:
     return {"form": "rows, heads, capacity, width", "layers": layers, "written": "in place, at write_index"}
 
 
-def describe_rounding(rounding: Rounding, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """Say how weights were rounded, which, and why others in the same graphs were not."""
+def describe_rounding(rounding: Rounding, outcome: Outcome) -> dict[str, Any]:
+    """Say how weights were quantised, which, and why others in the same graphs were not."""
     return {
         "bits": rounding.bits,
         "block_size": rounding.block_size,
         "form": rounding.form,
         "accuracy_level": rounding.accuracy_level if rounding.form == "nbits" else None,
-        "graphs": list(outcomes),
-        "rounded": sorted({name for one in outcomes.values() for name in one.rounded}),
-        "kept": {name: why for one in outcomes.values() for name, why in sorted(one.kept.items())},
+        "graphs": list(outcome.graphs),
+        "graph_bits": dict(outcome.graphs),
+        "rounded": list(outcome.rounded),
+        "weight_bits": {name: bits for name, bits in outcome.rounded.items() if bits != rounding.bits},
+        "kept": dict(sorted(outcome.kept.items())),
     }
 
 
@@ -109,6 +112,7 @@ def compose_manifest(
         "plugins": [dict(one) for one in plugins],
         "model": dict(model),
         "variants": dict(variants),
+        "modes": modes_of(graph.name for graph in graphs),
         "graphs": describe_graphs(graphs),
         "axes": describe_axes(graphs),
         "cache": describe_cache(graphs),

@@ -12,6 +12,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from janus_export.modes import modes_of
+
 SECTIONS = ("written_by", "source", "plugins", "model", "variants", "graphs", "axes", "cache")
 """What runtimes and commands read without asking; results (parity, built, executed) come and go."""
 
@@ -85,6 +87,8 @@ def _gaps(manifest: Mapping[str, Any]) -> Iterator[str]:
     for name, variant in manifest["variants"].items():
         if unknown := sorted(set(variant["files"]) - set(graphs)):
             yield f"variants.{name} has files of {', '.join(unknown)}, which graphs lacks"
+    if (modes := manifest.get("modes")) is not None and modes != modes_of(graphs):
+        yield f"modes are {_shown(modes)}, its graphs are enough for {_shown(modes_of(graphs))}"
     for name, graph in graphs.items():
         shapes = [slot["shape"] for slot in (*graph["inputs"], *graph["outputs"])]
         if unknown := sorted(

@@ -1,14 +1,15 @@
-"""Linear layers whose weights are rounded: how graphs take them.
+"""Linear layers and word tables whose weights are quantised: how graphs take them.
 
-Two forms: ONNX Runtime's MatMulNBits, which multiplies packed weights as they lie, and the standard
-DequantizeLinear in blocks, which TensorRT fuses. Weights are in a graph's own order, (N, K): that is also
-the order of both forms.
+Linear layers in two forms: ONNX Runtime's MatMulNBits, which multiplies packed weights as they lie, and the
+standard DequantizeLinear in blocks, which TensorRT fuses. Lookups in one: ONNX Runtime's
+GatherBlockQuantized, which reads rows of the same bytes, so that a tied head and its word table are stored
+once. Weights are in a graph's own order, (N, K): that is also the order of all three.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,41 +22,82 @@ from janus_export.storage import Stored
 from janus_export.weights import Source, stored_name, unbound
 
 CODES, SCALES = ".codes", ".scales"
+ROWS = ".rows"  # of the codes as a lookup takes them: the same bytes, (N, K * bits / 8)
 CONTRIB = "com.microsoft"
+TABLES = "embed"  # the graph whose lookups are governed by its own name, in whatever graph they are made
 
 
 @dataclass
 class Outcome:
-    """What became of a graph's weights, so that none stays as it was unnoticed."""
+    """What became of a variant's weights, so that none stays as it was unnoticed."""
 
-    rounded: list[str] = field(default_factory=list)
+    rounded: dict[str, int] = field(default_factory=dict)  # weight -> bits
     kept: dict[str, str] = field(default_factory=dict)  # weight -> why
+    graphs: dict[str, int] = field(default_factory=dict)  # what was asked for and had effect -> fewest bits
+    without: dict[str, list[str]] = field(default_factory=dict)  # what had none -> reasons
+    changed: set[str] = field(default_factory=set)  # graphs that take quantised weights
 
 
-def quantize(graph: ir.Model, rounding: Rounding) -> Outcome:
-    """Let the linear layers of a lowered graph take rounded weights; report on every weight matrix."""
-    outcome = Outcome()
-    for node in list(graph.graph):
-        for place, value in enumerate(node.inputs):
-            name = None if value is None else stored_name(value)
-            if value is None or name is None or len(value.shape or ()) < 2:
-                continue
-            reason = _reason(node, place, value, rounding)
-            if reason:
-                outcome.kept[name] = reason
-            else:
-                FORMS[rounding.form](graph, node, name, rounding)
-                outcome.rounded.append(name)
-    passes.RemoveUnusedNodesPass()(graph)
-    outcome.rounded = sorted(set(outcome.rounded))
+@dataclass(frozen=True)
+class _Use:
+    """A place where a graph takes a weight that can be quantised."""
+
+    graph: ir.Model
+    node: ir.Node
+    weight: str
+
+
+def quantize(graphs: Mapping[str, ir.Model], rounding: Rounding, bits: Mapping[str, int]) -> Outcome:
+    """Let the graphs of a variant take quantised weights; report on every weight matrix of those in ``bits``.
+
+    A weight that several graphs take has the most bits that any of them asks for.
+    """
+    outcome, uses = Outcome(), list[_Use]()
+    tables = {name for _, name in _lookups(graphs[TABLES])} if TABLES in graphs else set[str]()
+    asked: dict[str, list[str]] = {name: [] for name in bits}  # what is asked for -> weights quantised for it
+    reasons: dict[str, list[str]] = {name: [] for name in bits}
+    for graph_name, graph in graphs.items():
+        for node in graph.graph:
+            for place, value in enumerate(node.inputs):
+                name = None if value is None else stored_name(value)
+                if value is None or name is None or len(value.shape or ()) < 2:
+                    continue
+                owner = TABLES if node.op_type == "Gather" and name in tables else graph_name
+                if owner not in bits:
+                    continue
+                if reason := _reason(node, place, value, rounding):
+                    outcome.kept[name] = reason
+                    reasons[owner].append(reason)
+                else:
+                    uses.append(_Use(graph, node, name))
+                    outcome.changed.add(graph_name)
+                    asked[owner].append(name)
+                    outcome.rounded[name] = max(outcome.rounded.get(name, 0), bits[owner])
+    for use in uses:
+        form = LOOKUP if use.node.op_type == "Gather" else FORMS[rounding.form]
+        form(use.graph, use.node, use.weight, replace(rounding, bits=outcome.rounded[use.weight]))
+    for graph in graphs.values():
+        passes.RemoveUnusedNodesPass()(graph)
+    outcome.rounded = dict(sorted(outcome.rounded.items()))
+    for owner, names in asked.items():
+        if names:
+            outcome.graphs[owner] = min(outcome.rounded[name] for name in names)
+        else:
+            outcome.without[owner] = sorted(set(reasons[owner])) or ["it has no weight matrix"]
     return outcome
 
 
-def stored(names: Sequence[str], source: Source, rounding: Rounding, scale: Any) -> list[Stored]:
-    """Say how to write codes and scales (of numpy dtype ``scale``) by their names, piece by piece."""
+def stored(
+    names: Sequence[str], source: Source, roundings: Mapping[str, Rounding], scale: Any
+) -> list[Stored]:
+    """Say how to write codes and scales (of numpy dtype ``scale``) by their names, piece by piece.
+
+    ``roundings`` are those of weights, by name.
+    """
     found = []
     for name in sorted(names):
         weight, _, what = name.rpartition(".")
+        rounding = roundings[weight]
         rows, width = source.shapes[weight]
         blocks = -(-width // rounding.block_size)
         pieces: Callable[[], Iterator[Any]] = partial(_pieces, source, weight, rounding, what, scale)
@@ -76,25 +118,37 @@ def _pieces(source: Source, weight: str, rounding: Rounding, what: str, scale: A
             yield scales
 
 
+def _lookups(graph: ir.Model) -> Iterator[tuple[ir.Node, str]]:
+    for node in graph.graph:
+        if node.op_type == "Gather" and node.inputs[0] is not None and (name := stored_name(node.inputs[0])):
+            yield node, name
+
+
 def _reason(node: ir.Node, place: int, value: ir.Value, rounding: Rounding) -> str:
-    """Say why a weight stays as it is; nothing where it is a linear layer's that can be rounded."""
+    """Return why a weight stays as it is; nothing where a linear layer or a lookup can take it quantised."""
+    width = value.shape[1] if value.shape is not None else 0
+    fits = isinstance(width, int) and width % rounding.block_size == 0
+    blocks = f"its {width} columns are no multiple of the block size, {rounding.block_size}"
+    if node.op_type == "Gather" and place == 0:
+        if node.attributes.get_int("axis", 0) != 0 or len(value.shape or ()) != 2:
+            return "looked up along another axis than its rows"
+        if rounding.form not in LOOKUP_FORMS:
+            return "looked up by rows, which TensorRT does not do in a quantised table"
+        return "" if fits else blocks
     if node.op_type != "Gemm" or place != 1:
         return f"used by {node.op_type}, which is no linear layer"
-    width = value.shape[1] if value.shape is not None else 0
-    if rounding.form == "qdq" and (not isinstance(width, int) or width % rounding.block_size):
-        return f"its {width} columns are no multiple of the block size, {rounding.block_size}"
-    return ""
+    return blocks if rounding.form == "qdq" and not fits else ""
 
 
 def _weight(
-    graph: ir.Model, rounding: Rounding, name: str, dtype: ir.DataType, shape: Sequence[int]
+    graph: ir.Model, rounding: Rounding, name: str, dtype: ir.DataType, shape: Sequence[int], view: str = ""
 ) -> ir.Value:
-    """Return an initialiser that is bound later; one for all that use it."""
-    if name not in graph.graph.initializers:
-        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
-        value.const_value = unbound(rounding.kind, name, dtype, ir.Shape(shape), name)
+    """Return an initialiser that is bound later to ``name``; one for all that use it in this ``view``."""
+    if name + view not in graph.graph.initializers:
+        value = ir.Value(name=name + view, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        value.const_value = unbound(rounding.kind, name, dtype, ir.Shape(shape), value.name)
         graph.graph.register_initializer(value)
-    return graph.graph.initializers[name]
+    return graph.graph.initializers[name + view]
 
 
 def _sizes(weight: ir.Value, rounding: Rounding) -> tuple[int, int, int]:
@@ -162,9 +216,38 @@ def _as_qdq(graph: ir.Model, node: ir.Node, name: str, rounding: Rounding) -> No
     node.replace_input_with(1, restored.outputs[0])
 
 
+def _as_lookup(graph: ir.Model, node: ir.Node, name: str, rounding: Rounding) -> None:
+    """Replace Gather by GatherBlockQuantized, which reads rows of what MatMulNBits multiplies."""
+    table, ids, y = node.inputs[0], node.inputs[1], node.outputs[0]
+    assert table is not None
+    rows, width, blocks = _sizes(table, rounding)
+    packed = (rows, width * rounding.bits // 8)
+    lookup = ir.node(
+        "GatherBlockQuantized",
+        [
+            _weight(graph, rounding, name + CODES, ir.DataType.UINT8, packed, view=ROWS),
+            ids,
+            _weight(graph, rounding, name + SCALES, table.dtype or ir.DataType.FLOAT, (rows, blocks)),
+        ],
+        attributes={
+            "bits": rounding.bits,
+            "block_size": rounding.block_size,
+            "gather_axis": 0,
+            "quantize_axis": 1,
+        },
+        domain=CONTRIB,
+        version=1,
+        outputs=[ir.Value(name=y.name, type=y.type, shape=y.shape)],
+    )
+    graph.graph.opset_imports[CONTRIB] = 1
+    _replace(graph, node, y, lookup)
+    graph.graph.remove(node, safe=True)
+
+
 def _replace(graph: ir.Model, before: ir.Node, old: ir.Value, new: ir.Node) -> None:
     graph.graph.insert_before(before, new)
     ir.convenience.replace_all_uses_with(old, new.outputs[0], replace_graph_outputs=True)
 
 
 FORMS = {"nbits": _as_nbits, "qdq": _as_qdq}
+LOOKUP, LOOKUP_FORMS = _as_lookup, ("nbits",)

@@ -84,6 +84,26 @@ def write_stream(
         unfinished.unlink(missing_ok=True)
 
 
+def split(tensors: Sequence[Stored], most: int | None) -> list[list[Stored]]:
+    """Split tensors into files of at most ``most`` bytes, header and all; None: one file.
+
+    Raises:
+        ValueError: a tensor is larger than that by itself.
+    """
+    files: list[list[Stored]] = [[]]
+    for tensor in tensors:
+        if most is not None and files[-1] and _file_size([*files[-1], tensor]) > most:
+            files.append([])
+        files[-1].append(tensor)
+        if most is not None and len(files[-1]) == 1 and _file_size([tensor]) > most:
+            raise ValueError(f"'{tensor.name}' takes {_file_size([tensor]):,} bytes in a file of its own")
+    return files
+
+
+def _file_size(tensors: Sequence[Stored]) -> int:
+    return len(_header(tensors)) + sum(tensor.size for tensor in tensors)
+
+
 def _header(ordered: Sequence[Stored]) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -36,9 +36,16 @@ LEAST_CLEAR = 10  # choices: of fewer, a single one would be more than a tenth
 
 
 def compare_part(
-    name: str, kind: str | int, got: Sequence[Sequence[Array]], want: Sequence[Sequence[Array]]
+    name: str,
+    kind: str | int,
+    got: Sequence[Sequence[Array]],
+    want: Sequence[Sequence[Array]],
+    embeddings: str | int | None = None,
 ) -> Iterator[Check]:
-    """Compare what calls of a graph gave with torch's: one output each, or choices and their embeddings."""
+    """Compare what calls of a graph gave with torch's: one output each, or choices and their embeddings.
+
+    ``embeddings``: how those were rounded; None: as the graph, ``kind``.
+    """
     if len(want[0]) == 1:
         yield agree(
             name, kind, _joined(one for (one,) in got), _joined(one for (one,) in want), least=SAME_CODES
@@ -50,7 +57,7 @@ def compare_part(
     same = np.concatenate([rows_alike(one[0], other[0], len(other[1])) for one, other in pairs])
     if same.any():
         x, y = (_joined(x for _, x in calls)[same] for calls in (got, want))
-        yield agree(f"{name}: embeddings", kind, x, y)
+        yield agree(f"{name}: embeddings", kind if embeddings is None else embeddings, x, y)
     else:
         yield Check(f"{name}: embeddings", False, "no choice is the same", "some to compare")
 

@@ -12,7 +12,7 @@ from janus_export.cache import cache_shapes
 from janus_export.verify_subject import Check, Subject
 
 STANDARD = ("", "ai.onnx")
-BEYOND = {"nbits": {("com.microsoft", "MatMulNBits")}}
+BEYOND = {"nbits": {("com.microsoft", "MatMulNBits"), ("com.microsoft", "GatherBlockQuantized")}}
 """Operators beyond the standard, by the form of a variant's rounding."""
 
 MASK, PAST_KEY, PRESENT_KEY = 3, 4, 1  # where Attention takes and gives them
@@ -105,9 +105,15 @@ def _matrices(graph: ir.Graph) -> Iterator[str]:
     for node in graph:
         if node.op_type not in ("Gemm", "MatMul"):
             continue
-        for value in node.inputs:
+        for value in map(_widened_from, node.inputs):
             if value is not None and value.is_initializer() and value.name and len(value.shape or ()) == 2:
                 yield value.name.removeprefix("model.")
+
+
+def _widened_from(value: ir.Value | None) -> ir.Value | None:
+    """Return what a Cast widens; the value itself where it is no Cast's."""
+    node = None if value is None else value.producer()
+    return node.inputs[0] if node is not None and node.op_type == "Cast" else value
 
 
 def sizes(subject: Subject) -> Iterator[Check]:
@@ -143,6 +149,8 @@ def sizes(subject: Subject) -> Iterator[Check]:
         for kind, (heads, width) in zip(("key", "value"), pair, strict=True):
             fixed[f"backbone.past_{kind}_{layer}"] = [heads, width]
     for name, want in fixed.items():
+        if name.partition(".")[0] not in subject.bundle.graphs:
+            continue
         got = shapes.get(name)
         yield Check(name, got == want, str(got), str(want))
     layers = subject.bundle.manifest["cache"]["layers"]

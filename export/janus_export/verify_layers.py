@@ -134,13 +134,13 @@ def parts(subject: Subject) -> Iterator[Check]:
         "understand": model.understanding,
         "embed": model.backbone.embed,
     }
-    for name, given in inputs.items():
+    for name, given in ((name, given) for name, given in inputs.items() if name in subject.bundle.graphs):
         with Alone(ir.load(subject.bundle.path(name, subject.variant))) as graph:
             feed = dict(zip(graph.inputs, map(np.asarray, given), strict=True))
             got = list(graph.run(feed).values())
         want = direct[name](torch.from_numpy(given[0])) if name in direct else torchs.run(name, *given)
         wanted = [torchs.to_host(each) for each in (want if isinstance(want, tuple) else (want,))]
-        yield from compare_part(name, subject.kind_of(name), [got], [wanted])
+        yield from compare_part(name, subject.kind_of(name), [got], [wanted], subject.embeddings_of(name))
 
 
 class Alone:

@@ -39,9 +39,10 @@ def graphs(subject: Subject) -> Iterator[Check]:
     for name in ("text_next", "image_next"):
         runs = (reference.greedy[1], reference.sampled[1], drawn)
         asked[name] = [(given, said) for run in runs for part, given, said in run.parts if part == name]
-    for name, calls in asked.items():
+    for name, calls in ((name, calls) for name, calls in asked.items() if name in subject.bundle.graphs):
         got = [_outputs(subject, name, given) for given, _ in calls]
-        yield from compare_part(name, subject.kind_of(name), got, [want for _, want in calls])
+        want = [one for _, one in calls]
+        yield from compare_part(name, subject.kind_of(name), got, want, subject.embeddings_of(name))
 
 
 def _outputs(subject: Subject, name: str, given: tuple[Any, ...]) -> tuple[Array, ...]:

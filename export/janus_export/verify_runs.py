@@ -15,7 +15,7 @@ from janus_modular.janus import Janus
 
 def answer(subject: Subject) -> Iterator[Check]:
     """Answer greedily, three ragged questions side by side, two of them about pictures."""
-    if not subject.is_exact:
+    if not (subject.is_exact and subject.has("text")):
         return
     texts, want = subject.reference.greedy
     reference = subject.reference
@@ -31,7 +31,7 @@ def drawing(subject: Subject) -> Iterator[Check]:
     into a graph) draws once more unheard, which must change nothing; in whatever precision.
     """
     unheard = subject.whole is not subject.runtime
-    if not (subject.is_exact or unheard):
+    if not (subject.is_exact or unheard) or not subject.has("drawing"):
         return
     processor = subject.reference.processor
     pictures, got = listen_to_drawings(subject.whole, processor)

@@ -18,7 +18,7 @@ from janus_export.listening import Run
 from janus_export.runtimes.onnx_runtime import OnnxConfig, OnnxRuntime
 from janus_export.verify_asked import ANSWER_TOKENS, listen_to_answers, listen_to_drawings, questions
 from janus_export.widening import widen
-from janus_modular import Message
+from janus_modular import Message, PictureToRead
 from janus_modular.bundles import open_bundle
 from janus_modular.janus import Janus
 from janus_modular.roles import Runtime
@@ -49,13 +49,18 @@ class Reference:
         """Load it from a checkpoint."""
         return cls(Janus.from_pretrained(path, device="cpu", dtype="float32"))
 
-    def within(self, room: int) -> Reference:
+    def within(self, room: int, *, images: bool = True) -> Reference:
         """Return it with those questions alone whose answers end within ``room`` positions.
 
-        Engines have the capacity that they were built with, which may be less than two pictures take.
+        Engines have the capacity that they were built with, which may be less than two pictures take; and a
+        bundle that reads no images is asked about none (``images``).
         """
         lengths = [len(self.processor.chat_prompt(question)) + ANSWER_TOKENS for question in self.asked]
-        asked = [q for q, length in zip(self.asked, lengths, strict=True) if length <= room]
+        asked = [
+            question
+            for question, length in zip(self.asked, lengths, strict=True)
+            if length <= room and (images or not any(map(_has_image, question)))
+        ]
         if len(asked) == len(self.asked):
             return self
         if not asked:
@@ -77,6 +82,10 @@ class Reference:
     def drawn(self) -> tuple[list[Image.Image], Run]:
         """Drawings; None where the model draws nothing."""
         return listen_to_drawings(self.janus.runtime, self.processor)
+
+
+def _has_image(message: Message) -> bool:
+    return any(isinstance(segment, PictureToRead) for segment in message.content)
 
 
 @dataclass
@@ -108,7 +117,14 @@ class Subject:
             if runtime != "onnx":
                 whole, *_ = open_bundle(bundle.folder, runtime=runtime, variant=variant, device=device)
                 how = f"{runtime} on {getattr(whole, 'evidence', {}).get('gpu', device)}"
-            yield cls(bundle, variant, reference.within(whole.context), opened, whole, how)
+            yield cls(
+                bundle,
+                variant,
+                reference.within(whole.context, images="understand" in bundle.graphs),
+                opened,
+                whole,
+                how,
+            )
 
     @property
     def record(self) -> dict[str, Any]:
@@ -133,12 +149,19 @@ class Subject:
     @property
     def rounded_to(self) -> str | int:
         """What its backbone's weights are rounded to: 4 or 8 bits, "half", or nothing ("exact")."""
-        rounding = self.record["quantisation"]
-        return rounding["bits"] if rounding else "half" if self.is_half else "exact"
+        return self.kind_of("backbone")
 
     def kind_of(self, graph: str) -> str | int:
         """What one graph's weights are rounded to: as `rounded_to`, for those that are not the backbone."""
         rounding = self.record["quantisation"]
         if rounding and graph in rounding["graphs"]:
-            return rounding["bits"]
-        return "half" if self.is_half else "exact"
+            return rounding.get("graph_bits", {}).get(graph, rounding["bits"])
+        return "half" if self.is_half or self.record.get("storage", "float32") != "float32" else "exact"
+
+    def embeddings_of(self, graph: str) -> str | int:
+        """What the embeddings that a graph gives with its choices are rounded to."""
+        return self.kind_of("embed" if graph == "text_next" else graph)
+
+    def has(self, mode: str) -> bool:
+        """Whether the bundle has the graphs of a mode."""
+        return mode in self.bundle.modes

@@ -64,14 +64,28 @@ def unbound(kind: str, stored: str, dtype: Any, shape: Any, name: str | None) ->
     return ir.ExternalTensor(f"{FOLDER}/{kind}/{stored}", None, None, dtype, shape=shape, name=name or stored)
 
 
-def wanted(graphs: Iterable[ir.Model]) -> dict[str, set[str]]:
-    """Say which stored names of which kind the graphs point to."""
-    found: dict[str, set[str]] = {}
-    for graph in graphs:
-        for _, pointer in _pointing(graph):
-            _, kind, stored = str(pointer.location).split("/", 2)
-            found.setdefault(kind, set()).add(stored)
-    return found
+Pointer = tuple[str, str]
+"""A kind of weights (fp32, cpu-int4, ...), and the name that a weight is stored by."""
+
+
+def pointers(graph: ir.Model) -> list[tuple[ir.Value, Pointer]]:
+    """Return the initialisers of a graph that are unbound, and what they point to."""
+    return [(value, _pointer(tensor)) for value, tensor in _pointing(graph)]
+
+
+def group_by_users(graphs: Mapping[str, ir.Model]) -> dict[tuple[str, frozenset[str]], set[str]]:
+    """Group stored names by their kind and the graphs that point to them.
+
+    Each group is a file, so that a graph, a variant and a mode need no byte that only others use.
+    """
+    users: dict[Pointer, set[str]] = {}
+    for name, graph in graphs.items():
+        for _, pointer in pointers(graph):
+            users.setdefault(pointer, set()).add(name)
+    groups: dict[tuple[str, frozenset[str]], set[str]] = {}
+    for (kind, stored), names in users.items():
+        groups.setdefault((kind, frozenset(names)), set()).add(stored)
+    return groups
 
 
 def stored_name(value: ir.Value) -> str | None:
@@ -81,16 +95,23 @@ def stored_name(value: ir.Value) -> str | None:
     return str(value.const_value.location).split("/", 2)[2]
 
 
-def bind(graph: ir.Model, files: Mapping[str, Path]) -> ir.Model:
-    """Point a graph's weights at byte ranges of the files that hold their kinds; return it."""
-    ranges: dict[str, dict[str, Range]] = {kind: byte_ranges(path) for kind, path in files.items()}
+def bind(graph: ir.Model, files: Mapping[Pointer, Path]) -> ir.Model:
+    """Point a graph's weights at byte ranges of the files that hold them; return it."""
+    ranges: dict[Path, dict[str, Range]] = {}
     for value, old in _pointing(graph):
-        _, kind, stored = str(old.location).split("/", 2)
-        offset, length = ranges[kind][stored]
+        path = files[pointer := _pointer(old)]
+        if path not in ranges:
+            ranges[path] = byte_ranges(path)
+        offset, length = ranges[path][pointer[1]]
         value.const_value = ir.ExternalTensor(
-            f"{FOLDER}/{files[kind].name}", offset, length, old.dtype, shape=old.shape, name=old.name
+            f"{FOLDER}/{path.name}", offset, length, old.dtype, shape=old.shape, name=old.name
         )
     return graph
+
+
+def _pointer(tensor: ir.ExternalTensor) -> Pointer:
+    _, kind, stored = str(tensor.location).split("/", 2)
+    return kind, stored
 
 
 def _pointing(graph: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTensor]]:

@@ -3,7 +3,8 @@
     [project.entry-points."janus_modular.commands"]
     export = "janus_export.commands.export_bundle:export"
 
-Each is a function as typer takes it, in a module that is quick to import: ``--help`` loads them all.
+Each is a function as typer takes it, or a group of them (a ``typer.Typer``), in a module that is quick to
+import: ``--help`` loads them all.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ def brought_command(name: str) -> Any:
     point = announced()[name]
     app = typer.Typer(add_completion=False)
     try:
-        app.command(name)(point.load())
+        loaded = point.load()
+        if isinstance(loaded, typer.Typer):
+            return typer.main.get_command(loaded)
+        app.command(name)(loaded)
     except Exception as error:
         app.command(name, help=f"(does not load: {error})")(_broken(point, error))
     return typer.main.get_command(app)

@@ -83,6 +83,17 @@ def tiny_bundle(shared: Path, tiny_checkpoint: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def drawing_bundle(shared: Path, tiny_checkpoint: Path) -> Path:
+    """Of `tiny_checkpoint`, for drawing alone, in 4 bits, in files of 64 KB at most; read only."""
+    folder = shared / "drawing_bundle"
+    with made_once(folder) as missing:
+        if missing:
+            config = ExportConfig(variants=["cpu-int4"], only=["drawing"], max_file_size="64KB")
+            export(tiny_checkpoint, folder, config)
+    return folder
+
+
 SEVERAL = {
     "name": "autoregressive", "height": 32, "width": 16, "embedding_width": 24, "adaptor": "mlp",
     "tokenizer": {

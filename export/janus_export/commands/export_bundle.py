@@ -21,9 +21,18 @@ def export(
         list[str] | None,
         typer.Option(help="fp32, fp16, bf16, cpu-int8, cpu-int4, trt-int4; repeat it for several."),
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="A mode: text, understanding, drawing; repeat it. Left out: all of them."),
+    ] = None,
+    max_file_size: Annotated[
+        str | None, typer.Option(help="Of a weights file, for browsers say: 2GB, 500MiB.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the sizes as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Write a model as a bundle that ONNX Runtime and TensorRT run; interrupted, it goes on next time."""
+    import json
     import sys
 
     from rich.console import Console
@@ -33,12 +42,18 @@ def export(
     from janus_modular.errors import needing
 
     with needing("'export'", "export"):
+        from janus_export.bundle import load_bundle
         from janus_export.exporting import export as export_model
         from janus_export.settings import ExportConfig
+        from janus_export.sizes import checkpoint_bytes, variant_size
 
     changes = list(overrides or ())
     if precision:
         changes.append(f"variants=[{', '.join(precision)}]")
+    if only:
+        changes.append(f"only=[{', '.join(only)}]")
+    if max_file_size is not None:
+        changes.append(f"max_file_size='{max_file_size}'")
     chosen = resolve(load(config, changes), ExportConfig)
     columns = (TextColumn("{task.description:<18}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     console = Console(file=sys.stderr)  # this one: while torch traces, another takes what it says
@@ -51,5 +66,22 @@ def export(
             progress.update(tasks[what], completed=done, total=total)
 
         folder = export_model(model, bundle, chosen, tell=tell)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    typer.echo(f"{bundle}: {', '.join(chosen.variants)}; {size / 1e6:,.1f} MB")
+    opened = load_bundle(folder)
+    sizes, checkpoint = (
+        [variant_size(opened, name) for name in opened.variants],
+        checkpoint_bytes(opened.manifest),
+    )
+    on_disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if as_json:
+        facts = {
+            "checkpoint_bytes": checkpoint,
+            "bytes": on_disk,
+            "variants": [one.to_dict() for one in sizes],
+        }
+        typer.echo(json.dumps({"bundle": str(bundle), **facts}, indent=2))
+        return
+    beside = f", the checkpoint {checkpoint / 1e6:,.1f} MB" if checkpoint else ""
+    typer.echo(f"{bundle}: {', '.join(opened.modes)}; {on_disk / 1e6:,.1f} MB in all{beside}")
+    for one in sizes:
+        graphs = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in one.graphs.items())
+        typer.echo(f"  {one.variant}: {one.total / 1e6:,.1f} MB ({graphs})")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from janus_export.sizes import checkpoint_bytes, variant_size
+
 if TYPE_CHECKING:
     from janus_export.bundle import Bundle
 
@@ -31,12 +33,29 @@ def inspect(
         typer.echo(json.dumps(facts, indent=2))
         return
     typer.echo(f"{bundle}: of {facts['source']}, by {facts['written_by']}")
+    typer.echo("modes: " + (", ".join(facts["modes"]) or "none"))
     typer.echo("plugins: " + ", ".join(facts["plugins"]))
     typer.echo("axes: " + ", ".join(f"{name} {a['min']}..{a['max']}" for name, a in facts["axes"].items()))
     typer.echo()
     for one in facts["graphs"]:
         typer.echo(f"{one['graph']}: {one['takes']}\n    -> {one['gives']}")
-    _table(("variant", "weights", "graphs_MB", "weights_MB", "rounded", "kept"), facts["variants"])
+    _table(
+        ("variant", "weights", "total_MB", "of_checkpoint", "graphs_MB", "weights_MB", "rounded", "kept"),
+        facts["variants"],
+    )
+    typer.echo(
+        f"\nthe checkpoint: {_megabytes(facts['checkpoint_bytes'])}; MB of each graph with its weights:"
+    )
+    _table(
+        ("graph", *opened.variants),
+        [
+            {
+                "graph": name,
+                **{one["variant"]: _million(one["graph_bytes"][name]) for one in facts["variants"]},
+            }
+            for name in opened.graphs
+        ],
+    )
     for section in ("parity", "built", "executed"):
         found = facts[section]
         typer.echo(f"\n{section}: {'' if found else 'nothing yet'}")
@@ -51,11 +70,14 @@ def inspect(
 def gather(bundle: Bundle) -> dict[str, Any]:
     """Return the facts of a bundle, as ``--json`` prints them."""
     manifest = bundle.manifest
-    sizes = manifest["bytes"]
+    sizes = {name: variant_size(bundle, name) for name in bundle.variants}
+    checkpoint = checkpoint_bytes(manifest)
     return {
         "written_by": manifest["written_by"],
         "source": manifest["source"]["path"],
         "plugins": _offers(manifest["plugins"]),
+        "modes": bundle.modes,
+        "checkpoint_bytes": checkpoint,
         "axes": manifest["axes"],
         "graphs": [
             {"graph": name, "takes": _slots(one["inputs"]), "gives": _slots(one["outputs"])}
@@ -65,8 +87,13 @@ def gather(bundle: Bundle) -> dict[str, Any]:
             {
                 "variant": name,
                 "weights": _weights(one),
-                "graphs_MB": round(sum(sizes[file] for file in set(one["files"].values())) / 1e6, 2),
-                "weights_MB": round(sum(sizes[file] for file in one["weights"]) / 1e6, 2),
+                "bytes": sizes[name].total,
+                "graph_bytes": sizes[name].graphs,
+                "total_MB": _million(sizes[name].total),
+                "of_checkpoint": f"{sizes[name].total / checkpoint:.0%}" if checkpoint else "unknown",
+                "graphs_MB": _million(sum(manifest["bytes"][file] for file in set(one["files"].values()))),
+                "weights_MB": _million(sizes[name].weights),
+                "storage": one.get("storage", one["dtype"]),
                 "rounded": len((one["quantisation"] or {}).get("rounded", ())),
                 "kept": len((one["quantisation"] or {}).get("kept", ())),
             }
@@ -118,7 +145,18 @@ def _offers(plugins: Iterable[dict[str, Any]]) -> list[str]:
 def _weights(variant: dict[str, Any]) -> str:
     if not (rounding := variant["quantisation"]):
         return str(variant["dtype"])
-    return f"{variant['dtype']}, {rounding['bits']} bits in blocks of {rounding['block_size']}"
+    stored = variant.get("storage", variant["dtype"])
+    others = sorted({*rounding.get("weight_bits", {}).values()} - {rounding["bits"]})
+    bits = " and ".join(map(str, [rounding["bits"], *others]))
+    return f"{stored} on disk, {bits} bits in blocks of {rounding['block_size']}"
+
+
+def _million(size: int) -> float:
+    return round(size / 1e6, 2)
+
+
+def _megabytes(size: int | None) -> str:
+    return "of unknown size" if size is None else f"{size / 1e6:,.2f} MB"
 
 
 def _slots(slots: Iterable[dict[str, Any]]) -> str:
