@@ -56,9 +56,17 @@ def multiplied(bundle: Bundle, graph: str, variant: str) -> int:
 
 
 def read_by(path: Path) -> int:
-    """Return the bytes that a graph's nodes read of other files, tables that are looked up left out."""
+    """Return the bytes that a graph's nodes read of other files, tables that are looked up left out.
+
+    What is widened when the graph is loaded (float16 to float32, by a Cast) counts as it is multiplied.
+    """
     taken = operators(path)
-    return sum(one.length or 0 for one in references(path) if not taken.get(one.tensor, set()) <= LOOKUPS)
+    read = 0
+    for one in references(path):
+        users = taken.get(one.tensor, set())
+        if not users or not users <= LOOKUPS:
+            read += (one.length or 0) * (2 if users == {"Cast"} else 1)
+    return read
 
 
 def watched(step: Callable[[], Any]) -> int:

@@ -52,7 +52,7 @@ def test_single_gates_record_nothing(workshop: Any):
 
 def test_weights_are_hashed_before_anything_is_compared(workshop: Any):
     """One bit of one weight: too little for any gate that compares numbers."""
-    [name] = load_bundle(workshop.folder).manifest["variants"]["fp32"]["weights"]
+    [name, *_] = load_bundle(workshop.folder).manifest["variants"]["fp32"]["weights"]
     file = workshop.folder / name
     content = bytearray(file.read_bytes())
     content[-4] ^= 1  # the last float32's lowest bit
