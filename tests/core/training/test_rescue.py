@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from janus_modular import DataError, JanusError, TrainingError
 from janus_modular.checkpoints import open_checkpoint
+from janus_modular.cli.app import app
 from janus_modular.locking import locked
 from janus_modular.model import JanusModel
 from janus_modular.training.changes import changes, may_change
@@ -94,6 +96,17 @@ def test_an_error_saves_the_steps_before_it(
         )
         whole["weights"] = weights(train(undisturbed, quiet=True))
     torch.testing.assert_close(resumed, whole["weights"], **BITWISE)
+
+
+def test_the_command_line_prints_what_was_saved_below_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        error = TrainingError("step 3: not finite.")
+        error.add_note("The 3 steps before it are saved.")
+        raise error
+
+    monkeypatch.setattr("janus_modular.cli.info.gather", fail)
+    done = CliRunner().invoke(app, ["info", "tiny"])
+    assert (done.exit_code, done.stderr) == (2, "step 3: not finite.\nThe 3 steps before it are saved.\n")
 
 
 def test_a_sample_that_is_too_long_is_cured_as_its_error_says(make: Make, data: Path) -> None:
