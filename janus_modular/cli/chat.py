@@ -92,7 +92,6 @@ def chat(
             "settings": used,
         }
         typer.echo(json.dumps(record))
-        warn_if_cut(answer)
         return
     say(janus, asked, stop=stop or [], **settings)
 
