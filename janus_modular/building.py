@@ -10,6 +10,7 @@ from janus_modular.errors import ConfigError, DescriptionError, JanusError, repo
 from janus_modular.interfaces import Part
 from janus_modular.plugins import Plugins
 from janus_modular.registry import MODEL_SLOTS, Entry, Hooks
+from janus_modular.size_limits import largest_numbers
 
 if TYPE_CHECKING:
     from janus_modular.checkpoints.pretrained import PretrainedReport
@@ -49,13 +50,16 @@ class Builder:
         try:
             component = entry.make(part.config, *neighbours, build=self)
         except Exception as error:
-            if isinstance(error, OSError | MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            if isinstance(error, OSError) or type(error).__name__ == "OutOfMemoryError":
                 raise  # nothing that other options would cure
             if isinstance(error, DescriptionError):
                 raise self._contradiction(part, error) from error
             if isinstance(error, JanusError) and (not isinstance(error, ConfigError) or error.faults):
                 raise
-            raise self._refusal(part, entry, _told(error, part.slot)) from error
+            reason = _told(error, part.slot)
+            if isinstance(error, MemoryError | OverflowError) or "memory" in reason or "overflow" in reason:
+                reason += f". Its largest numbers: {largest_numbers(part.config)}"
+            raise self._refusal(part, entry, reason) from error
         if part.slot in MODEL_SLOTS:
             self._complete(component, part, entry)
         return component
@@ -95,6 +99,8 @@ def _told(error: Exception, slot: str) -> str:
     """Return what an error has to say: options are refused in words, other errors need their type."""
     if isinstance(error, ValueError | ConfigError):
         return str(error)
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is"
     said = f"{type(error).__name__}: {error}"
     if isinstance(error, TypeError):
         said += f" (for its author: {getattr(Hooks, f'register_{slot}').__doc__})"

@@ -47,6 +47,21 @@ def foreign_errors(what: object, error: type[JanusError], hint: str = "Fetch it 
         raise error(f"{printable(what)} cannot be read: {reason(cause)}. {hint}".rstrip()) from cause
 
 
+@contextmanager
+def naming(what: object) -> Iterator[None]:
+    """Put ``what`` before the text of our errors that do not mention it: readers look for the file.
+
+    Raises:
+        JanusError: the body raised it; its class and attributes stay.
+    """
+    try:
+        yield
+    except JanusError as error:
+        if str(what) not in str(error):
+            error.args = (f"{printable(what)}: {error}", *error.args[1:])
+        raise
+
+
 def reason(error: BaseException) -> str:
     """Return in a line what an exception says; its class too, unless the words are enough."""
     if isinstance(error, RecursionError):
@@ -99,7 +114,7 @@ def read_json(path: Path, error: type[JanusError]) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as cause:  # also whole numbers of thousands of digits
-        raise error(f"{printable(path)} is not JSON: {reason(cause)}. Fetch it again.") from cause
+        raise error(f"{printable(path)} cannot be read as JSON: {reason(cause)}. Fetch it again.") from cause
     if not isinstance(content, dict):
         raise error(f"{printable(path)} holds a {type(content).__name__}; expected a JSON object.")
     if depth_exceeds(content):

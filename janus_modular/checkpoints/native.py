@@ -22,14 +22,23 @@ from janus_modular.checkpoints.writing import DTYPES, MAX_SHARD_SIZE, write_json
 from janus_modular.config import load as load_config
 from janus_modular.config import module_path, parts_in, resolve, to_plain
 from janus_modular.errors import CheckpointError, JanusError, PluginError
+from janus_modular.foreign import foreign_errors, naming, read_json
 from janus_modular.interfaces import Part
 from janus_modular.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.schema import ModelConfig
+from janus_modular.size_limits import MAX_TENSORS
 
 MODEL_TYPE = "janus-modular"
 FORMAT = 1
 """Version of the layout; one that is newer than ours is refused."""
+
+
+COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What a model may compute in, and be written in, by name."""
+
+RECORD = {"format": int, "model": dict, "plugins": list, "pretrained": list}
+"""What a config.json of ours holds at least."""
 
 
 class Saves(Protocol):
@@ -179,19 +188,14 @@ def read_record(folder: Path) -> dict[str, Any]:
         CheckpointError: there is none, it is not JSON, or ``folder`` is a file.
     """
     path = folder / "config.json"
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} is no checkpoint: it has no config.json.") from error
-    except NotADirectoryError as error:
-        raise CheckpointError(
-            f"{folder} is a file; expected a model: the folder of a checkpoint or a bundle, or a hub id."
-        ) from error
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Fetch it again.") from error
-    if not isinstance(record, dict):
-        raise CheckpointError(f"{path} holds a {type(record).__name__}, expected a JSON object.")
-    return record
+    with foreign_errors(path, CheckpointError):
+        if folder.is_file():
+            raise CheckpointError(
+                f"{folder} is a file; expected a model: the folder of a checkpoint or a bundle, or a hub id."
+            )
+        if not path.exists():
+            raise CheckpointError(f"{folder} is no checkpoint: it has no config.json.")
+    return read_json(path, CheckpointError)
 
 
 def load(
@@ -211,29 +215,59 @@ def load(
         PluginError: a plugin that it needs is not here.
     """
     plugins = plugins or default_plugins()
-    model = described(folder, read_record(folder), overrides, plugins)
     weights = open_weights(folder)
+    model = described(folder, read_record(folder), overrides, plugins, tensors=len(weights))
     return filled(model, weights, str(folder), device=device, dtype=working_dtype(dtype, device, weights))
 
 
 def described(
-    folder: Path, record: Mapping[str, Any], overrides: Sequence[str], plugins: Plugins
+    folder: Path, record: Mapping[str, Any], overrides: Sequence[str], plugins: Plugins, *, tensors: int
 ) -> JanusModel:
-    """Build the blank model that a config.json of ours describes."""
-    if record.get("format", 0) > FORMAT:
+    """Build the blank model that a config.json of ours describes; its weights are ``tensors`` in number.
+
+    Raises:
+        JanusError: of any class, its text names the file: the record is damaged, of a newer format, or
+            describes a model that cannot be built here or has more weights than there are.
+    """
+    check_record(folder, record)
+    with naming(folder / "config.json"), foreign_errors(folder / "config.json", CheckpointError):
+        plugins.check_needed(record["plugins"])
+        config = recorded_config(record, overrides, plugins)
+        reports = [PretrainedReport(**report) for report in record["pretrained"]]
+        model = blank(config, plugins, most_tensors=most_weights(tensors))
+    model.pretrained, model.recorded = reports, record["plugins"]
+    return model
+
+
+def most_weights(stored: int) -> int:
+    """Return the most weights of a model whose files hold ``stored``: tied, fused and split ones differ."""
+    return min(MAX_TENSORS, 10 * stored + 10_000)
+
+
+def check_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Check the form of a config.json of ours, whose ``model`` is checked later, key by key.
+
+    Raises:
+        CheckpointError: a key is missing or of another type, or the format is newer than ours.
+    """
+    path = folder / "config.json"
+    for key, expected in RECORD.items():
+        if key not in record:
+            raise CheckpointError(f"{path} lacks {key!r}. Fetch it again.")
+        if type(record[key]) is not expected:
+            raise CheckpointError(
+                f"{path}: {key} is a {type(record[key]).__name__}, expected a {expected.__name__}."
+                " Fetch it again."
+            )
+    if record["format"] > FORMAT:
         raise CheckpointError(
             f"{folder} is of format {record['format']}, written by janus-modular {record.get('written_by')};"
             f" this version reads up to format {FORMAT}: pip install --upgrade janus-modular"
         )
-    try:
-        plugins.check_needed(record["plugins"])
-        config = recorded_config(record, overrides, plugins)
-        reports = [PretrainedReport(**report) for report in record["pretrained"]]
-    except KeyError as error:
-        raise CheckpointError(f"{folder / 'config.json'} lacks {error}. Fetch it again.") from error
-    model = blank(config, plugins)
-    model.pretrained, model.recorded = reports, record["plugins"]
-    return model
+    for need in record["plugins"]:
+        texts = isinstance(need, dict) and all(isinstance(need.get(key), str) for key in ("slot", "name"))
+        if not texts or not all(isinstance(value, str | None) for value in need.values()):
+            raise CheckpointError(f"{path}: plugins has {need!r:.200}, expected slot, name and more as text.")
 
 
 def recorded_config(record: Mapping[str, Any], overrides: Sequence[str], plugins: Plugins) -> ModelConfig:
@@ -245,10 +279,20 @@ def recorded_config(record: Mapping[str, Any], overrides: Sequence[str], plugins
     return config
 
 
-def blank(config: ModelConfig, plugins: Plugins | None = None, *, root: str = "") -> JanusModel:
-    """Build a model whose parameters take no memory; ``root`` as in `assemble`."""
+def blank(
+    config: ModelConfig,
+    plugins: Plugins | None = None,
+    *,
+    root: str = "",
+    most_tensors: int = MAX_TENSORS,
+) -> JanusModel:
+    """Build a model whose parameters take no memory; ``root`` as in `assemble`.
+
+    Raises:
+        ConfigError: a part cannot be built, or there are more than ``most_tensors`` weights.
+    """
     with parameters_on_meta():
-        return assemble(config, plugins, weights=False, root=root)
+        return assemble(config, plugins, weights=False, root=root, most_tensors=most_tensors)
 
 
 def filled(
@@ -276,13 +320,18 @@ def working_dtype(
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype != "auto":
-        chosen = getattr(torch, dtype, None)
-        if not (isinstance(chosen, torch.dtype) and chosen.is_floating_point):
+        if dtype not in COMPUTE_DTYPES:
             raise CheckpointError(
-                f"there is no dtype '{dtype}': expected auto, float32, bfloat16 or float16."
+                f"there is no dtype '{dtype}' that a model computes in: expected auto, {', '.join(COMPUTE_DTYPES)}."
             )
-        return chosen
+        return COMPUTE_DTYPES[dtype]
     if torch.device(device).type == "cpu":
         return torch.float32
     names = sorted(weights, key=lambda name: not name.startswith("backbone."))
-    return next((weights[n].dtype for n in names if weights[n].is_floating_point()), torch.float32)
+    stored = next((weights[n].dtype for n in names if weights[n].is_floating_point()), torch.float32)
+    if stored not in (*COMPUTE_DTYPES.values(), torch.float64):
+        raise CheckpointError(
+            f"the weights are stored as {stored}, in which no model computes: expected a dtype of"
+            f" {', '.join(COMPUTE_DTYPES)} beside them."
+        )
+    return stored

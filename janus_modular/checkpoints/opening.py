@@ -19,6 +19,7 @@ from janus_modular.checkpoints.weights import open_weights
 from janus_modular.compose import check_vocabulary, grow_vocabulary, processor_for, sizes_of
 from janus_modular.config import load, resolve
 from janus_modular.errors import CheckpointError, ConfigError
+from janus_modular.foreign import foreign_errors, naming
 from janus_modular.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
@@ -80,15 +81,18 @@ def describe(path: str | Path, *, overrides: Sequence[str] = (), plugins: Plugin
             raise ConfigError(
                 f"{changes[0]}: a native checkpoint's processor is in {folder / 'processor.json'}."
             )
-        model = native.described(folder, record, overrides, plugins)
+        weights = open_weights(folder)
+        model = native.described(folder, record, overrides, plugins, tensors=len(weights))
         processor = fitted(Processor.load(folder), model, folder, changed=bool(overrides))
-        return Opened(folder, model, processor, open_weights(folder), record.get("training", {}))
-    layout = layout_of(folder, record, plugins)
-    config = resolve(load(layout.read_config(folder), overrides, plugins), ModelConfig, plugins)
-    model = native.blank(config, plugins)
-    processor = processor_for(model, config.processor.tokenizer)
-    model.config.processor = replace(config.processor, never_said=list(processor.never_said))
-    return Opened(folder, model, processor, dict(layout.to_native(open_weights(folder))))
+        return Opened(folder, model, processor, weights, record.get("training", {}))
+    with naming(folder), foreign_errors(folder, CheckpointError):
+        layout = layout_of(folder, record, plugins)
+        config = resolve(load(layout.read_config(folder), overrides, plugins), ModelConfig, plugins)
+        weights = open_weights(folder)
+        model = native.blank(config, plugins, most_tensors=native.most_weights(len(weights)))
+        processor = processor_for(model, config.processor.tokenizer)
+        model.config.processor = replace(config.processor, never_said=list(processor.never_said))
+        return Opened(folder, model, processor, dict(layout.to_native(weights)))
 
 
 def fitted(processor: Processor, model: JanusModel, folder: Path, *, changed: bool) -> Processor:

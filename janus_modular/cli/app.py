@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +13,7 @@ from typer.core import TyperGroup
 from janus_modular.cli import chat, config, convert, data, demo, draw, env, info, plugins, train
 from janus_modular.cli.brought import announced, brought_command
 from janus_modular.errors import JanusError, missing_extra
+from janus_modular.foreign import printable
 
 TRIED_APART = (["plugins", "doctor"], ["plugins", "show"])
 """Commands that load plugin files in a process of their own: to find what breaks or hangs is their work."""
@@ -56,7 +59,8 @@ class JanusGroup(TyperGroup):
             cure = missing_extra(error, "this command") if isinstance(error, ModuleNotFoundError) else error
             if cure is None or ctx.params.get("traceback"):
                 raise
-            typer.echo("\n".join([str(cure), *getattr(cure, "__notes__", ())]), err=True)
+            said = "\n".join([str(cure), *getattr(cure, "__notes__", ())])
+            typer.echo(printable(said, most=20_000), err=True)
             raise typer.Exit(2) from None
 
 
@@ -107,5 +111,8 @@ app.command()(train.train)
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; what its terminal cannot show (half a surrogate, say) is printed escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from janus_modular.cli.config import Config, Overrides
+from janus_modular.cli.options import check_output
 
 app = typer.Typer(help="Training data: look at it before it is learned.", no_args_is_help=True)
 
@@ -33,6 +34,8 @@ def inspect(
 
     if out != "terminal" and Path(out).suffix not in (".html", ".htm"):
         raise ConfigError(f"--out {out}: expected terminal, or the name of an .html file.")
+    if out != "terminal":
+        check_output(Path(out))  # before any data is read
     plugins = default_plugins()
     chosen = resolve(load(config, overrides or ()), TrainConfig, plugins)
     sheet = look(chosen, plugins, n=n, step=step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ from janus_modular.cli.options import (
     Seed,
     Settings,
     Variant,
+    check_output,
     finite,
     settings_of,
 )
@@ -57,9 +59,8 @@ def draw(
 
     from janus_modular.janus import Janus
 
-    if not output.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder '{output.parent}' to write '{output.name}' into")
-    picture_format(output)  # before anything is drawn
+    check_output(output)  # before anything is drawn
+    picture_format(output)
     settings = settings_of({"guidance": guidance, "temperature": temperature, "seed": seed}, others)
     janus = Janus.from_pretrained(model, device=device, dtype=dtype, runtime=runtime, variant=variant)
     with Progress(console=Console(stderr=True)) as bar:
@@ -117,7 +118,12 @@ def picture_format(path: Path) -> str:
     from janus_modular.errors import PictureError
 
     kind = Image.registered_extensions().get(path.suffix.lower(), "")
-    if kind not in Image.SAVE:
+    try:  # some formats have a writer that takes no RGB, or needs another program
+        Image.new("RGB", (8, 8)).save(BytesIO(), kind)
+        writable = True
+    except Exception:
+        writable = False
+    if not writable:
         found = f"ends in '{path.suffix}', which" if path.suffix else "has no ending: that"
         raise PictureError(f"{path} {found} is no picture format that can be written: name a .png or a .jpg")
     return kind
@@ -129,6 +135,7 @@ def save(picture: Image.Image, path: Path, about: dict[str, object]) -> None:
 
     from janus_modular.atomic_writes import atomic_replace
     from janus_modular.errors import PictureError
+    from janus_modular.foreign import reason
 
     kind = picture_format(path)
     notes = PngInfo()
@@ -137,5 +144,7 @@ def save(picture: Image.Image, path: Path, about: dict[str, object]) -> None:
     try:
         with atomic_replace(path, error=PictureError) as aside:
             picture.save(aside, kind, **({"pnginfo": notes} if kind == "PNG" else {}))
-    except OSError as error:
-        raise PictureError(f"{path} could not be written: {error}") from error
+    except PictureError:
+        raise
+    except Exception as error:  # a full disk, or a size that the format does not hold
+        raise PictureError(f"{path} could not be written: {reason(error)}") from error

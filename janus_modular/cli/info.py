@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from janus_modular.checkpoints.weights import Weights
     from janus_modular.model import JanusModel
     from janus_modular.plugins import Plugins
     from janus_modular.schema import ModelConfig
@@ -76,19 +77,24 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
         CheckpointError: the folder is no checkpoint, or of no layout that is known here.
         ConfigError: the config cannot be built.
     """
-    from janus_modular.checkpoints.native import blank, plugins_of
+    from janus_modular.checkpoints.native import blank, most_weights, plugins_of
+    from janus_modular.checkpoints.weights import open_weights
     from janus_modular.config import load, resolve
+    from janus_modular.foreign import naming
     from janus_modular.plugins import default_plugins
     from janus_modular.schema import ModelConfig
+    from janus_modular.size_limits import MAX_TENSORS
 
     plugins = default_plugins()
     if folder := _checkpoint(model, overrides):
         layout, config, pretrained = _described(folder, plugins)
-        dtypes = _dtypes(folder)
+        weights = open_weights(folder)
+        dtypes, most = _dtypes(weights), most_weights(len(weights))
     else:
-        layout, pretrained, dtypes = "a model config, without weights", [], {}
+        layout, pretrained, dtypes, most = "a model config, without weights", [], {}, MAX_TENSORS
         config = resolve(load(model, overrides), ModelConfig, plugins)
-    built = blank(config, plugins)
+    with naming(model):
+        built = blank(config, plugins, most_tensors=most)
     needed = plugins_of(built, plugins)
     return {
         "layout": layout,
@@ -122,24 +128,28 @@ def _checkpoint(model: str, overrides: list[str]) -> Path | None:
 
 def _described(folder: Path, plugins: Plugins) -> tuple[str, ModelConfig, list[str]]:
     """Read a checkpoint's description: its layout, its model config, and what its parts came from."""
-    from janus_modular.checkpoints.native import MODEL_TYPE, read_record, recorded_config
+    from janus_modular.checkpoints.native import MODEL_TYPE, check_record, read_record, recorded_config
     from janus_modular.checkpoints.opening import make_layout, refuse_bundle
     from janus_modular.checkpoints.pretrained import PretrainedReport
     from janus_modular.config import resolve
     from janus_modular.errors import CheckpointError
+    from janus_modular.foreign import foreign_errors, naming
     from janus_modular.schema import ModelConfig
 
     refuse_bundle(folder)
     record = read_record(folder)
     if record.get("model_type") == MODEL_TYPE:
-        plugins.check_needed(record["plugins"])
-        reports = [str(PretrainedReport(**report)) for report in record["pretrained"]]
-        config = recorded_config(record, (), plugins)
+        check_record(folder, record)
+        with naming(folder / "config.json"), foreign_errors(folder / "config.json", CheckpointError):
+            plugins.check_needed(record["plugins"])
+            reports = [str(PretrainedReport(**report)) for report in record["pretrained"]]
+            config = recorded_config(record, (), plugins)
         return f"a checkpoint in the native layout, format {record['format']}", config, reports
     for name in plugins.names("layouts"):
         layout = make_layout(name, plugins)
         if layout.detect(record):
-            config = resolve(layout.read_config(folder), ModelConfig, plugins)
+            with naming(folder), foreign_errors(folder, CheckpointError):
+                config = resolve(layout.read_config(folder), ModelConfig, plugins)
             return f"a checkpoint in the layout '{name}'", config, []
     raise CheckpointError(
         f"{folder} is of no known layout: its config.json says model_type {record.get('model_type')!r}.\n"
@@ -147,11 +157,8 @@ def _described(folder: Path, plugins: Plugins) -> tuple[str, ModelConfig, list[s
     )
 
 
-def _dtypes(folder: Path) -> dict[str, int]:
+def _dtypes(weights: Weights) -> dict[str, int]:
     """Count the stored numbers by dtype; files are mapped, not read."""
-    from janus_modular.checkpoints.weights import open_weights
-
-    weights = open_weights(folder)
     found: dict[str, int] = {}
     for name in weights:
         tensor = weights[name]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from math import isfinite
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +16,30 @@ def finite(value: float | None) -> float | None:
     if value is not None and not isfinite(value):
         raise typer.BadParameter(f"found {value}; expected a finite number")
     return value
+
+
+def check_output(path: Path) -> None:
+    """Refuse the name of a file that cannot be written, before the work that it is for.
+
+    Raises:
+        BadParameter: its folder is missing or closed, it is a folder itself, or no file can be called so.
+    """
+    from janus_modular.foreign import printable, reason
+
+    name = printable(path, most=200)
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # a name too long, a NUL in it, a file among its folders
+        raise typer.BadParameter(f"'{name}' cannot be written: {reason(error)}") from error
+    if path.is_dir():
+        raise typer.BadParameter(f"'{name}' is a folder; expected the name of a file")
+    if not path.parent.is_dir():
+        parent = printable(path.parent, most=200)
+        raise typer.BadParameter(f"there is no folder '{parent}' to write '{printable(path.name)}' into")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise typer.BadParameter(f"the folder of '{name}' may not be written into")
 
 
 ModelArgument = Annotated[
@@ -49,6 +75,8 @@ def settings_of(named: Mapping[str, Any], others: Sequence[str] | None) -> dict[
     """
     import yaml
 
+    from janus_modular.foreign import reason
+
     given = {name: value for name, value in named.items() if value is not None}
     for one in others or ():
         name, equals, value = one.partition("=")
@@ -58,7 +86,6 @@ def settings_of(named: Mapping[str, Any], others: Sequence[str] | None) -> dict[
             raise typer.BadParameter(f"--set {one}: {name} is given already: {given[name]!r}; give it once")
         try:
             given[name] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:  # 2026-13-01 is a date that there is none of
-            said = " ".join(str(error).split())
-            raise typer.BadParameter(f"--set {one}: its value is not YAML: {said}") from error
+        except Exception as error:  # 2026-13-01 is a date that there is none of; brackets may nest too deeply
+            raise typer.BadParameter(f"--set {one}: its value is not YAML: {reason(error)}") from error
     return given

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from janus_modular.config.faults import Fault
+from janus_modular.foreign import reason
 
 
 def interpolate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
@@ -17,8 +18,10 @@ def interpolate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
     """
     try:
         config = OmegaConf.create(tree)
-    except OmegaConfBaseException as error:
-        return tree, [Fault(error.full_key or "", str(error.msg).splitlines()[0], "")]
+    except Exception as error:  # keys and values of any form: OmegaConf's errors are not all of one class
+        if isinstance(error, OmegaConfBaseException) and error.msg:
+            return tree, [Fault(str(error.full_key or ""), str(error.msg).splitlines()[0], "")]
+        return tree, [Fault("", f"it cannot be read: {reason(error)}", "")]
     faults: list[Fault] = []
 
     def walk(node: Any, plain: Any, path: str) -> Any:
@@ -35,8 +38,8 @@ def interpolate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
             return walk(node[key], value, path) if isinstance(value, dict | list) else value
         try:
             found = node[key]
-        except OmegaConfBaseException as error:
-            faults.append(Fault(path, f"'{value}' points nowhere: {str(error).splitlines()[0]}", ""))
+        except Exception as error:  # a resolver may fail in ways of its own
+            faults.append(Fault(path, f"'{value}' points nowhere: {reason(error)}", ""))
             return value
         return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from dataclasses import field, make_dataclass
+from math import isfinite
 from typing import Any, Literal, Union, get_args, get_origin
 
 from omegaconf import MISSING, OmegaConf
@@ -13,13 +14,27 @@ def convert(value: Any, hint: Any) -> Any:
     """Return ``value`` as ``hint`` has it (``3`` where a float is asked for becomes ``3.0``).
 
     Raises:
-        OmegaConfBaseException: it cannot be.
+        Exception: it cannot be; most of OmegaConf's are OmegaConfBaseException, not all.
+        ValueError: a number is not finite, or a whole one beyond 64 bits.
     """
     if hint is Any or (get_origin(hint) is dict and get_args(hint)[1] is Any and isinstance(value, dict)):
         return value  # a transformers config, say: passed on as it is
     holder = OmegaConf.structured(make_dataclass("Holder", [("value", hint, field(default=MISSING))]))
     OmegaConf.update(holder, "value", value)
-    return OmegaConf.to_object(holder).value  # type: ignore[union-attr]
+    converted = OmegaConf.to_object(holder).value  # type: ignore[union-attr]
+    _check_numbers(converted)
+    return converted
+
+
+def _check_numbers(value: Any) -> None:
+    """Refuse numbers that nothing can be computed with; they would fail far from here, or not at all."""
+    if isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_numbers(each)
+    elif isinstance(value, float) and not isfinite(value):
+        raise ValueError(f"{value} is not a finite number")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("the number takes more than 64 bits")
 
 
 def words(hint: Any) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from omegaconf import OmegaConf
-from yaml import YAMLError
 
 from janus_modular.errors import ConfigError
+from janus_modular.foreign import MAX_DEPTH, depth_exceeds, printable, reason
 
 Override = tuple[list[str], Any]
 """Where, as keys, and the new value."""
@@ -24,12 +24,16 @@ def parse(text: str) -> Override:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(
-            f"'{text}' is no override: write PATH=VALUE, for instance backbone.config.hidden_size=64"
+            f"'{printable(text)}' is no override: write PATH=VALUE,"
+            " for instance backbone.config.hidden_size=64"
         )
     try:
-        return keys, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index, call-overload]
-    except (YAMLError, ValueError) as error:
-        raise ConfigError(f"'{text}': its value is not YAML: {' '.join(str(error).split())}") from error
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index, call-overload]
+    except Exception as error:  # of YAML, or of the grammar of interpolations
+        raise ConfigError(f"'{printable(text)}': its value is not YAML: {reason(error)}.") from error
+    if depth_exceeds(parsed):
+        raise ConfigError(f"'{printable(text)}': its value is nested deeper than {MAX_DEPTH} levels.")
+    return keys, parsed
 
 
 def apply(

@@ -7,16 +7,22 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from janus_modular.config.interpolation import interpolate
 from janus_modular.config.overrides import Override, apply, parse
 from janus_modular.config.shipped import find, shipped_folder
 from janus_modular.errors import ConfigError
+from janus_modular.foreign import depth_exceeds, foreign_errors, read_text
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.plugins.catalogue import BUILT_IN
+
+MAX_BYTES = 4 * 2**20
+"""Larger configs are refused unread."""
+
+MAX_NODES = 100_000
+"""Most values of a config, aliases written out."""
 
 
 def load(
@@ -89,12 +95,39 @@ def read(path: Path) -> dict[str, Any]:
     """Return a YAML file's mapping, interpolations left as they are.
 
     Raises:
-        ConfigError: it is not YAML, or not a mapping.
+        ConfigError: it is not YAML, not a mapping, or larger or deeper than any config is.
     """
-    try:
-        tree = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not readable as YAML: {error}") from error
+    text = read_text(path, ConfigError, most=MAX_BYTES)
+    with foreign_errors(path, ConfigError, "Expected a config in YAML: keys and values."):
+        if (count := expanded_nodes(yaml.compose(text, Loader=yaml.SafeLoader))) > MAX_NODES:
+            raise ConfigError(
+                f"{path} has {count:,} values once its aliases (*NAME) are written out; at most {MAX_NODES:,}"
+                " are taken. Use fewer aliases."
+            )
+        tree = OmegaConf.to_container(OmegaConf.create(text))
+    if depth_exceeds(tree):
+        raise ConfigError(f"{path} is nested too deeply for a config.")
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: found a {type(tree).__name__}, expected a mapping (key: value)")
     return {str(key): value for key, value in tree.items()}
+
+
+def expanded_nodes(root: yaml.Node | None) -> int:
+    """Return how many values a YAML document has where every alias is written out; a cycle as too many.
+
+    Each alias is one object to the parser, but a copy to everybody after it: ten lines of aliases of aliases
+    are a billion values.
+    """
+    counts: dict[int, int] = {}
+
+    def count(node: yaml.Node) -> int:
+        if id(node) not in counts:
+            counts[id(node)] = MAX_NODES + 1  # while it is being counted: it holds itself
+            inner = (
+                [each for pair in node.value for each in pair] if isinstance(node, yaml.MappingNode) else []
+            )
+            inner = node.value if isinstance(node, yaml.SequenceNode) else inner
+            counts[id(node)] = 1 + sum(map(count, inner))
+        return counts[id(node)]
+
+    return 0 if root is None else count(root)

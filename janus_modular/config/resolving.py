@@ -8,13 +8,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from omegaconf.errors import OmegaConfBaseException
-
 from janus_modular.config.faults import Fault, config_error
 from janus_modular.config.interpolation import interpolate
 from janus_modular.config.kinds import check_kind
 from janus_modular.config.leaves import convert, words
 from janus_modular.errors import JanusError
+from janus_modular.foreign import printable, reason
 from janus_modular.interfaces import Part
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.registry import MODEL_SLOTS, a_component, slot_label
@@ -55,7 +54,7 @@ class _Walk:
     def dataclass(self, raw: Any, schema: type[Any], path: str, *, what: str) -> Any:
         """Build ``schema`` from a mapping; ``what`` it is the config of."""
         if not isinstance(raw, Mapping):
-            return self.fault(path, f"found {raw!r}", f"a mapping (key: value) for {what}")
+            return self.fault(path, _found(raw), f"a mapping (key: value) for {what}")
         before = len(self.faults)
         known = {field.name: field for field in fields(schema) if field.init}
         for key in raw:
@@ -84,8 +83,9 @@ class _Walk:
             return self.go_on(schema, values, path, sound)
         try:
             return schema(**{name: value for name, value in values.items() if value is not MISSING})
-        except (ValueError, TypeError, JanusError) as error:  # what __post_init__ has to say
-            for line in str(error).splitlines():
+        except Exception as error:  # what __post_init__ has to say, or stumbles over
+            said = str(error) if isinstance(error, ValueError | TypeError | JanusError) else reason(error)
+            for line in said.splitlines():
                 self.refusal(line, known, path)
             return None
 
@@ -153,11 +153,12 @@ class _Walk:
                 return tuple(items) if origin is tuple else items
             if origin is dict and isinstance(raw, Mapping):
                 return {key: self.value(one, args[1], _join(path, key), slot) for key, one in raw.items()}
-            return self.fault(path, f"found {raw!r}", words(hint))
+            return self.fault(path, _found(raw), words(hint))
         try:
             return convert(raw, hint | None if optional else hint)
-        except OmegaConfBaseException:
-            return self.fault(path, f"found {raw!r}", words(hint))
+        except Exception as error:  # values of any form: OmegaConf's errors are not all of one class
+            ours = type(error) is ValueError  # a number that nothing can be computed with
+            return self.fault(path, _found(raw), f"{words(hint)}: {error}" if ours else words(hint))
 
     def part(self, raw: Any, slot: str, path: str) -> Part | None:
         """Build a component's options by the dataclass that it registered."""
@@ -166,7 +167,7 @@ class _Walk:
         if not isinstance(name, str):
             names = ", ".join(self.plugins.names(slot))
             return self.fault(
-                path, f"found {raw!r}", f"{a_component(slot)}, {{name: ...}}", f"Registered: {names}"
+                path, _found(raw), f"{a_component(slot)}, {{name: ...}}", f"Registered: {names}"
             )
         try:
             entry = self.plugins.entry(slot, name)
@@ -185,6 +186,10 @@ class _Walk:
                         f"{a_component(slot).capitalize()} has no weights to load: leave it out.",
                     )
         return Part(slot, name, config) if len(self.faults) == before else None
+
+
+def _found(raw: Any) -> str:
+    return f"found {printable(repr(raw), most=200)}"
 
 
 def _named(line: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from janus_modular.errors import ConfigError
+from janus_modular.foreign import foreign_errors, printable
 from janus_modular.suggest import did_you_mean
 
 
@@ -29,15 +30,18 @@ def find(config: str | Path) -> Path:
     Raises:
         ConfigError: there is no such file.
     """
-    path = Path(config).expanduser()
-    if path.is_file():
-        return path
+    with foreign_errors(f"the config '{config}'", ConfigError, "Check the path."):
+        path = Path(config).expanduser()
+        if path.is_file():
+            return path
+        is_folder = path.is_dir()
     known = shipped()
     name = str(config).removesuffix(".yaml")
     for candidate in (name, name.removeprefix("configs/"), f"model/{name}"):
         if candidate in known:
             return known[candidate]
-    found = f"'{config}' is a folder" if path.is_dir() else f"there is no config '{config}'"
+    named = f"'{printable(config)}'"
+    found = f"{named} is a folder" if is_folder else f"there is no config {named}"
     hint = did_you_mean(name, [*known, *(one.removeprefix("model/") for one in known)])
     raise ConfigError(
         f"{found}: expected a YAML file or a shipped name. {hint}".rstrip()

@@ -16,11 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from janus_modular.errors import PictureError
+from janus_modular.foreign import foreign_errors, printable
 
 PictureSource = str | Path | bytes | Image.Image
 
 MAX_PIXELS = 89_478_485
 """Larger pictures are refused before they are decoded (Pillow's own limit: a quarter GB of RGB)."""
+
+
+MAX_SIDE = 500_000
+"""Larger sides are refused: the filter that scales one to a model's few hundred pixels takes gigabytes."""
 
 
 def open_picture(source: PictureSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -35,12 +40,22 @@ def open_picture(source: PictureSource, *, max_pixels: int = MAX_PIXELS) -> Imag
             " image (of an array: PIL.Image.fromarray)."
         )
     name = _name(source)
+    with foreign_errors(name, PictureError, "Export it again, as PNG say."):
+        return _rgb_of(source, name, max_pixels)
+
+
+def _rgb_of(source: PictureSource, name: str, max_pixels: int) -> Image.Image:
     image = source if isinstance(source, Image.Image) else _opened(source, name)
     width, height = image.size
     if width * height > max_pixels:
         raise PictureError(
             f"{name} has {width} x {height} = {width * height:,} pixels; at most {max_pixels:,} are read. "
             "Scale it down first, or raise max_pixels if you trust where it comes from."
+        )
+    if max(width, height) > MAX_SIDE:
+        raise PictureError(
+            f"{name} has {width} x {height} pixels; at most {MAX_SIDE:,} are read on a side, since scaling it"
+            " takes memory by its longer side. Scale it down first."
         )
     if width == 0 or height == 0:
         raise PictureError(f"{name} is empty: {width} x {height} pixels. Give a picture of at least 1 x 1.")
@@ -78,8 +93,8 @@ def _name(source: PictureSource) -> str:
         return f"the picture ({len(source):,} bytes)"
     if isinstance(source, Image.Image):
         file = getattr(source, "filename", "")  # of pictures that were opened, not made
-        return f"the picture '{file}'" if file else "the picture"
-    return f"the picture '{source}'"
+        return f"the picture '{printable(file)}'" if file else "the picture"
+    return f"the picture '{printable(source)}'"
 
 
 def _opened(source: str | Path | bytes, name: str) -> Image.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,27 +13,21 @@ from PIL import Image
 
 from janus_modular.atomic_writes import write_text
 from janus_modular.errors import ConfigError, DataError, PromptError
+from janus_modular.foreign import foreign_errors, naming, read_json
 from janus_modular.interfaces import PixelSpec
 from janus_modular.processing.parts import Part, PartMaker, Supervise, with_supervision
+from janus_modular.processing.processor_record import Drawing as Drawing
+from janus_modular.processing.processor_record import read_record
 from janus_modular.processing.sequencing import lay_out, with_pixels, without_condition
 from janus_modular.processing.streaming import StopRule, TextStream
 from janus_modular.processing.templates import make_template
 from janus_modular.processing.text_tokenizer import TextTokenizer
 from janus_modular.processing.tokenizer_files import load_tokenizer, save_tokenizer
-from janus_modular.schema import ProcessorConfig, SpecialTokens
+from janus_modular.schema import ProcessorConfig
 from janus_modular.sequence import IGNORED, Message, PictureToDraw, Sample, Text, unconditional
 from janus_modular.sequence import Sequence as TokenSequence
 
 FILE = "processor.json"
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """The pictures that the model draws: their size in pixels, and the positions that one takes."""
-
-    height: int
-    width: int
-    num_tokens: int
 
 
 class Processor:
@@ -272,34 +266,25 @@ class Processor:
         file = folder / FILE
         if not file.is_file():
             raise ConfigError(f"{folder} has no {FILE}. Expected a folder that a processor was saved to.")
-        try:
-            return cls.from_dict(json.loads(file.read_text(encoding="utf-8")), folder)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"{file} is damaged, or no processor's: {type(error).__name__}: {error}. Fetch the model"
-                " again, or write it again from what it was converted or trained from."
-            ) from error
+        description = read_json(file, ConfigError)
+        hint = "Fetch the model again, or write it again from what it was converted or trained from."
+        with naming(file), foreign_errors(file, ConfigError, hint):
+            return cls.from_dict(description, folder)
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any], tokenizer: str | Path) -> Processor:
         """Rebuild a processor from `to_dict` and the folder that its tokenizer was saved to."""
-        pixels: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in description["pixels"].items()
-        }
-        drawing = description["drawing"]
-        for key in ("picture_tokens", "context"):
-            if not isinstance(description[key], int | None):
-                raise TypeError(f"{key} is {description[key]!r}, not a whole number")
+        record = read_record(description)
         return cls(
-            load_tokenizer(tokenizer, SpecialTokens(**description["tokens"])),
-            description["template"],
-            pixels=PixelSpec(**pixels),
-            picture_tokens=description["picture_tokens"],
-            drawing=drawing and Drawing(**drawing),
-            context=description["context"],
-            system=description["system"],
-            never_said=description["never_said"],
-            template_variables=description.get("template_variables"),  # recent processors have them
+            load_tokenizer(tokenizer, record.tokens),
+            record.template,
+            pixels=record.pixels,
+            picture_tokens=record.picture_tokens,
+            drawing=record.drawing,
+            context=record.context,
+            system=record.system,
+            never_said=record.never_said,
+            template_variables=record.template_variables,
         )
 
     def _maker(self, learn_picture_ends: bool = False) -> PartMaker:

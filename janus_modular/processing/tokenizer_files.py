@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from janus_modular.atomic_writes import write_text
 from janus_modular.errors import ConfigError
+from janus_modular.foreign import foreign_errors, naming, read_json, read_text
 from janus_modular.processing.byte_vocabulary import byte_tokenizer
 from janus_modular.processing.text_tokenizer import TextTokenizer
 from janus_modular.schema import SpecialTokens
@@ -24,6 +25,9 @@ PUBLISHED = {
     "pad": "<｜▁pad▁｜>",
 }
 """What Janus' own tokenizer calls them, should its configuration not say so."""
+
+MAX_GAP = 100_000
+"""How far ids may reach beyond twice the number of tokens."""
 
 BYTES_SPECIAL = [
     *PUBLISHED.values(),
@@ -45,8 +49,14 @@ def load_tokenizer(
     must grow to ``vocab_size``), and a missing pad is EOS.
 
     Raises:
-        ConfigError: no tokenizer there, or a special token that it needs and lacks.
+        ConfigError: no tokenizer there, a damaged one, or a special token that it needs and lacks.
     """
+    what = f"the tokenizer {source}"
+    with naming(source), foreign_errors(what, ConfigError):
+        return _load(source, tokens, published=published)
+
+
+def _load(source: str | Path, tokens: SpecialTokens | None, *, published: bool) -> TextTokenizer:
     tokens = tokens or SpecialTokens()
     core, folder, config = _read(source)
     names = {name: getattr(tokens, name) or _configured(config, name) for name in PUBLISHED}
@@ -136,43 +146,72 @@ def _read(source: str | Path) -> tuple[Tokenizer, Path | None, dict[str, Any]]:
             "one, the file itself, or 'bytes'. A tokenizer.model is converted by transformers: "
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
         )
-    try:
-        core = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exceptions
-        raise ConfigError(
-            f"{file} is no tokenizer.json that can be read: {error}. Fetch it again."
-        ) from error
+    text = read_text(file, ConfigError)
+    with foreign_errors(file, ConfigError, "Expected a tokenizer.json; fetch it again."):
+        core = Tokenizer.from_str(text)
+        _check_ids(core, json.loads(text).get("added_tokens") or [], file)
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json") if folder else ():
         if (path / name).is_file():
-            config |= {key: value for key, value in _parsed(path / name).items() if value is not None}
-    for token in config.get("added_tokens_decoder", {}).values():
+            read = read_json(path / name, ConfigError)
+            config |= {key: value for key, value in read.items() if value is not None}
+    for id, token in config.get("added_tokens_decoder", {}).items():
         if core.token_to_id(token["content"]) is None:
             core.add_tokens([AddedToken(**token)])
+            _check_ids(core, [{**token, "id": int(id)}], path / "tokenizer_config.json")
     return core, folder, config
+
+
+def _check_ids(core: Tokenizer, added: list[dict[str, Any]], file: Path) -> None:
+    """Check that a tokenizer's ids are those in its file, each of one token, and of a size to count with.
+
+    The library renumbers added tokens as it likes, and takes any id of 32 bits: what is as large as the
+    largest id (the embedding, the library's own lists) would not fit into memory.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    vocabulary = core.get_vocab(with_added_tokens=True)
+    ids = vocabulary.values()
+    if ids and max(ids) >= 2 * len(ids) + MAX_GAP:
+        raise ConfigError(
+            f"{file} has {len(ids):,} tokens, and ids up to {max(ids):,}: expected ids without large gaps."
+            " Number the tokens through."
+        )
+    if len(set(ids)) < len(ids):
+        owners: dict[int, str] = {}
+        for token, id in vocabulary.items():
+            if owners.setdefault(id, token) != token:
+                raise ConfigError(
+                    f"{file} gives the id {id} to {owners[id]!r} and to {token!r}: expected one token an id."
+                    " Fetch it again."
+                )
+    for entry in added:
+        if core.token_to_id(entry["content"]) != entry["id"]:
+            raise ConfigError(
+                f"{file} gives the added token {entry['content']!r} the id {entry['id']}, which would become"
+                f" {core.token_to_id(entry['content'])}: expected ids that follow those of the vocabulary."
+            )
 
 
 def _configured(config: dict[str, Any], name: str) -> str | None:
     """Read what the configuration calls bos, eos or pad: a string, or an object with its ``content``."""
     token = config.get(f"{name}_token")
-    return token["content"] if isinstance(token, dict) else token
+    string = token["content"] if isinstance(token, dict) else token
+    if not isinstance(string, str | None):
+        raise ConfigError(f"its configuration has {name}_token: {string!r:.60}; expected a string.")
+    return string
 
 
 def _chat_template(folder: Path | None, config: dict[str, Any]) -> str | None:
     if folder and (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return read_text(folder / "chat_template.jinja", ConfigError)
     template = config.get("chat_template")
     if isinstance(template, list):  # several, by name
         template = {each["name"]: each["template"] for each in template}.get("default")
+    if not isinstance(template, str | None):
+        raise ConfigError(f"its chat_template is a {type(template).__name__}; expected a jinja program.")
     return template
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}. Fetch it again.") from error
-    return parsed
 
 
 def _json(x: Any) -> str:

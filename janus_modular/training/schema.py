@@ -12,6 +12,9 @@ from janus_modular.schema import ModelConfig
 from janus_modular.suggest import did_you_mean
 from janus_modular.training.shares import Phase, taken
 
+MAX_SHARE = 1_000_000_000
+"""Largest share of a source in a mixture: sums and products of shares stay exact enough to count with."""
+
 
 @dataclass
 class OptimizerConfig:
@@ -196,9 +199,10 @@ class TrainConfig:
         for i, one in enumerate(phases):
             shares = {name: share for name, share in one.items() if name != "until"}
             for name, share in shares.items():
-                if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < inf:
+                number = isinstance(share, int | float) and not isinstance(share, bool)
+                if not number or not 0 <= share <= MAX_SHARE:  # NaN is on no side
                     faults.append(
-                        f"mixture.{name}: found {share!r}; expected a share, a number of at least 0."
+                        f"mixture.{name}: found {share!r:.60}; expected a share from 0 to {MAX_SHARE:,}."
                     )
                     break
             else:

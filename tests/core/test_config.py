@@ -253,7 +253,7 @@ def test_what_is_no_config_is_an_error(tmp_path: Path):
     with pytest.raises(ConfigError, match="is a folder"):
         load(tmp_path)
     for text, said in (
-        ("a: [1", "not readable as YAML"),
+        ("a: [1", "cannot be read: .* Expected a config in YAML"),
         ("- 1", "expected a mapping"),
         ("a: 1\na: 2", "duplicate"),
     ):

@@ -238,7 +238,7 @@ def test_names_an_index_that_says_otherwise(
 
 def test_refuses_an_index_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text('{"weights": {')
-    with pytest.raises(CheckpointError, match="is not JSON"):
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         open_weights(tmp_path)
 
 

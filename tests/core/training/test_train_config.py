@@ -176,7 +176,7 @@ def test_sources_without_a_share_are_not_used() -> None:
     "wrong", [{"lr": "nan"}, {"lr": "inf"}, {"weight_decay": "nan"}, {"clip": "nan"}, {"clip": 0}]
 )
 def test_what_no_training_survives_is_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="expected lr above 0, weight_decay of at least 0"):
+    with pytest.raises(ConfigError, match=r"not a finite number|expected lr above 0, weight_decay of"):
         resolve(load(raw(optimizer=wrong)), TrainConfig)
 
 
