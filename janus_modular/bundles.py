@@ -31,7 +31,10 @@ class Running:
 
 def is_bundle(path: str | Path) -> bool:
     """Say whether a path is a bundle's folder."""
-    return (Path(path).expanduser() / MANIFEST).is_file()
+    try:
+        return (Path(path).expanduser() / MANIFEST).is_file()
+    except (OSError, RuntimeError):  # no file can be called so: whoever opens it has more to say
+        return False
 
 
 def open_bundle(

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from struct import error as StructError
 from typing import Any
 
 from torch import nn
@@ -15,6 +12,7 @@ from torch import nn
 from janus_modular.checkpoints.filling import Outcome, fill, lies_in
 from janus_modular.checkpoints.weights import open_weights
 from janus_modular.errors import CheckpointError, missing_extra
+from janus_modular.foreign import foreign_errors, printable
 from janus_modular.interfaces import Part
 from janus_modular.registry import slot_label
 
@@ -53,12 +51,15 @@ def resolve_pretrained(pretrained: str, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: it is neither a path nor a hub model that can be reached.
     """
-    path = Path(pretrained).expanduser()
-    if path.exists():
-        return path
+    with foreign_errors(
+        f"'{printable(pretrained)}'", CheckpointError, "Give a path or a hub id (owner/name)."
+    ):
+        path = Path(pretrained).expanduser()
+        if path.exists():
+            return path
     if not is_hub_id(pretrained):
         raise CheckpointError(
-            f"there is no file or folder '{pretrained}'. Give a path or a hub id (owner/name)."
+            f"there is no file or folder '{printable(pretrained)}'. Give a path or a hub id (owner/name)."
         )
     try:
         return _from_hub(pretrained, revision)
@@ -119,7 +120,7 @@ def load_pretrained(module: nn.Module, part: Part) -> PretrainedReport:
     what = f"{config.pretrained}, given to the {slot_label(part.slot)} '{part.name}',"
     component: Any = module
     if hasattr(component, "load_pretrained"):
-        with _readable(what):
+        with foreign_errors(what, CheckpointError, "Fetch it again, or name another."):
             report.loaded, missing, report.left_over = component.load_pretrained(path)
         Outcome(missing=missing).check(what)
         return report
@@ -135,17 +136,3 @@ def load_pretrained(module: nn.Module, part: Part) -> PretrainedReport:
     report.loaded = outcome.loaded
     outcome.check(what)
     return report
-
-
-@contextmanager
-def _readable(what: str) -> Iterator[None]:
-    """Turn what other libraries raise for damaged files into an error that says which part wanted them."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError, EOFError, StructError, SafetensorError) as error:
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
-        raise CheckpointError(
-            f"{what} cannot be read: {type(error).__name__}: {reason}\nFetch it again, or name another."
-        ) from error

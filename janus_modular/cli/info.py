@@ -114,9 +114,12 @@ def _checkpoint(model: str, overrides: list[str]) -> Path | None:
     from janus_modular.checkpoints.pretrained import is_hub_id, resolve_pretrained
     from janus_modular.config import shipped
     from janus_modular.errors import ConfigError
+    from janus_modular.foreign import foreign_errors, printable
 
-    path = Path(model).expanduser()
-    if not path.is_dir():
+    with foreign_errors(f"'{printable(model)}'", ConfigError, "Give a folder, a hub id, or a config."):
+        path = Path(model).expanduser()
+        is_folder = path.is_dir()
+    if not is_folder:
         folders = {name.partition("/")[0] for name in shipped()} | {"configs"}
         named = path.is_file() or path.suffix in (".yaml", ".yml") or path.parts[0] in folders
         if named or not is_hub_id(model):

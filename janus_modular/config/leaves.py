@@ -23,7 +23,18 @@ def convert(value: Any, hint: Any) -> Any:
     OmegaConf.update(holder, "value", value)
     converted = OmegaConf.to_object(holder).value  # type: ignore[union-attr]
     _check_numbers(converted)
+    _check_items(converted, hint)
     return converted
+
+
+def _check_items(values: Any, hint: Any) -> None:
+    """Refuse mappings and lists among the items of a list or tuple of single values; OmegaConf takes them."""
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next((arg for arg in get_args(hint) if get_origin(arg) in (list, tuple)), None)
+    single = get_origin(hint) in (list, tuple) and get_args(hint)[0] in (str, int, float, bool)
+    strange = [value for value in values or () if isinstance(value, dict | list)] if single else []
+    if strange:
+        raise ValueError(f"{str(strange[0])[:60]} is no single value")
 
 
 def _check_numbers(value: Any) -> None:

@@ -71,6 +71,11 @@ class Processor:
                 f"the template '{template}' needs {', '.join(lacks)}, which the tokenizer lacks. "
                 "Choose the template that the tokenizer was made for."
             )
+        if strange := [s for s in self.never_said if tokenizer.core.token_to_id(s) is None]:
+            raise ConfigError(
+                f"never_said has {printable(', '.join(strange))}, which the tokenizer lacks: expected tokens"
+                " of its vocabulary."
+            )
         self._bos = self.template.always_bos or (tokenizer.adds_bos and template != "chat")
 
     @classmethod

@@ -1,0 +1,367 @@
+"""Configs, records, tokenizers, images after any edit: they are read, or refused by name; no traceback."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from janus_modular.checkpoints.native import save
+from janus_modular.checkpoints.opening import describe
+from janus_modular.compose import compose
+from janus_modular.config import load, resolve
+from janus_modular.errors import ConfigError, JanusError, PictureError
+from janus_modular.foreign import MAX_DEPTH, depth_exceeds, foreign_errors, naming, printable, read_json
+from janus_modular.processing.pictures import open_picture
+from janus_modular.processing.processor import Processor
+from janus_modular.processing.tokenizer_files import load_tokenizer
+from janus_modular.schema import ModelConfig
+from janus_modular.training.schema import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of random weights; tests edit copies of its files."""
+    folder = tmp_path_factory.mktemp("hostile") / "model"
+    save(*compose(resolve(load("tiny"), ModelConfig)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def edited(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second folder of the same files, which a test may overwrite."""
+    folder = tmp_path_factory.mktemp("hostile") / "edited"
+    shutil.copytree(checkpoint, folder)
+    return folder
+
+
+def edit(checkpoint: Path, folder: Path, name: str, content: Any) -> None:
+    """Make ``folder`` the checkpoint with another content, JSON or bytes, of one file."""
+    for file in checkpoint.iterdir():
+        if file.suffix == ".json":
+            shutil.copy(file, folder / file.name)
+    raw = content if isinstance(content, bytes) else json.dumps(content).encode("utf-8", "surrogatepass")
+    (folder / name).write_bytes(raw)
+
+
+def set_at(tree: Any, path: str, value: Any) -> Any:
+    """Return ``tree`` with the value at a dotted path replaced, in place."""
+    here = tree
+    *way, last = path.split(".")
+    for key in way:
+        here = here[key]
+    here[last] = value
+    return tree
+
+
+# Records of checkpoints
+
+
+@given(data=st.data())
+def test_an_edited_record_is_read_or_refused_by_name(
+    checkpoint: Path, edited: Path, mutations: ModuleType, data: st.DataObject
+) -> None:
+    whole = json.loads((checkpoint / "config.json").read_text())
+    edit(checkpoint, edited, "config.json", data.draw(mutations.damaged_json(whole)))
+    mutations.read_or_refused(lambda: describe(edited), JanusError, str(edited))
+
+
+@given(data=st.data())
+def test_an_edited_processor_is_read_or_refused_by_name(
+    checkpoint: Path, edited: Path, mutations: ModuleType, data: st.DataObject
+) -> None:
+    whole = json.loads((checkpoint / "processor.json").read_text())
+    edit(checkpoint, edited, "processor.json", data.draw(mutations.damaged_json(whole)))
+    mutations.read_or_refused(lambda: Processor.load(edited), JanusError, "processor.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("model.backbone.config.num_hidden_layers", 10**18, "num_hidden_layers: found a number of 60 bits"),
+        ("model.backbone.config.num_hidden_layers", 9_000, "more than [0-9]+ weights"),
+        ("model.understanding.encoder.layers", 5_000, "more than [0-9]+ weights"),
+        ("model.understanding.encoder.layers", 2**64, r"encoder\.layers: .*more than 64 bits"),
+        ("model.backbone.config.hidden_size", 2**62, "hidden_size: found a number of 63 bits"),
+        ("model.backbone.config.vocab_size", 10**11, "largest numbers: .*vocab_size 100,000,000,000"),
+        ("model.backbone.name", ["hf"], r"backbone: found \{'name': \['hf'\]"),
+        ("model.text_loop", "${", "text_loop"),
+        ("format", "1", "format is a str, expected a int"),
+        ("plugins", [3], "plugins has 3"),
+        ("pretrained", [1], "cannot be read"),
+        ("model", "tiny", "model is a str"),
+    ],
+)
+def test_refuses_records_of_other_types_and_sizes(
+    path: str, value: Any, said: str, checkpoint: Path, edited: Path
+) -> None:
+    whole = json.loads((checkpoint / "config.json").read_text())
+    edit(checkpoint, edited, "config.json", set_at(whole, path, value))
+    with pytest.raises(JanusError, match=rf"(?s){edited}.*{said}"):
+        describe(edited)
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b'{"a":' * 3000 + b"1" + b"}" * 3000, b"\xff\xfe", b"", b"[" * 200_000, b"1" * 10_000]
+)
+@pytest.mark.parametrize("name", ["config.json", "processor.json", "tokenizer.json", "tokenizer_config.json"])
+def test_refuses_files_that_are_no_records(name: str, content: bytes, checkpoint: Path, edited: Path) -> None:
+    edit(checkpoint, edited, name, content)
+    with pytest.raises(JanusError, match=name):
+        describe(edited)
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor.json", "tokenizer.json"])
+def test_refuses_devices_and_pipes_unread(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    (folder / name).unlink()
+    os.symlink("/dev/zero", folder / name)
+    with pytest.raises(JanusError, match=name):
+        describe(folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(JanusError, match=name):
+        describe(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("picture_tokens", 10**18, "picture_tokens: found 1,000,000,000,000,000,000; expected from 1"),
+        ("picture_tokens", -1, "picture_tokens: found -1"),
+        ("context", "many", "context: found 'many'; expected a whole number"),
+        ("pixels.height", 10**9, "pixels: found"),
+        ("pixels.mean", ["a", 1, 1], "mean: found"),
+        ("never_said", 5, "never_said: found 5; expected a list"),
+        ("drawing", [], r"found \[\]; expected the keys height, width, num_tokens"),
+        ("tokens.pad", [1], "pad: found"),
+        ("template", None, "template: found None"),
+    ],
+)
+def test_refuses_processors_of_other_types_and_sizes(
+    path: str, value: Any, said: str, checkpoint: Path, edited: Path
+) -> None:
+    whole = json.loads((checkpoint / "processor.json").read_text())
+    edit(checkpoint, edited, "processor.json", set_at(whole, path, value))
+    with pytest.raises(ConfigError, match=rf"processor\.json: {said}"):
+        Processor.load(edited)
+
+
+# Tokenizers
+
+
+@given(data=st.data())
+def test_an_edited_tokenizer_is_read_or_refused_by_name(
+    checkpoint: Path, edited: Path, mutations: ModuleType, data: st.DataObject
+) -> None:
+    name = data.draw(st.sampled_from(["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]))
+    whole = json.loads((checkpoint / name).read_text())
+    edit(checkpoint, edited, name, data.draw(mutations.damaged_json(whole)))
+    read = mutations.read_or_refused(lambda: load_tokenizer(edited), JanusError, str(edited))
+    if read is not None:
+        assert read.vocab_size < 300_000
+        mutations.read_or_refused(lambda: read.encode(read.cut("hello")), JanusError, "tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "added", "said"),
+    [
+        ({"zz": 2**31}, {}, "ids up to 2,147,483,648"),
+        ({"zz": 2**32 - 1}, {}, "ids up to 4,294,967,295"),
+        ({"zz": 1_000_000}, {}, "ids up to 1,000,000"),
+        ({"zz": 5}, {}, "gives the id 5 to"),
+        ({}, {"id": 2**31}, "the id 2147483648, which would become 263"),
+        ({}, {"id": 7}, "the id 7, which would become 263"),
+        ({}, {"id": 300}, "the id 300, which would become 263"),
+        ({}, {"id": -1}, "cannot be read"),
+        ({}, {"content": 5}, "cannot be read"),
+    ],
+)
+def test_refuses_ids_that_are_not_a_vocabularys(
+    vocabulary: dict[str, int], added: dict[str, Any], said: str, checkpoint: Path, edited: Path
+) -> None:
+    whole = json.loads((checkpoint / "tokenizer.json").read_text())
+    whole["model"]["vocab"] |= vocabulary
+    whole["added_tokens"][-1] |= added
+    edit(checkpoint, edited, "tokenizer.json", whole)
+    with pytest.raises(ConfigError, match=rf"tokenizer\.json .*{said}"):
+        load_tokenizer(edited)
+
+
+# Configs
+
+SMALL = {
+    "model": "tiny",
+    "learn": ["generation.head", "backbone"],
+    "sources": {"text": {"name": "jsonl", "path": "a.jsonl"}, "draw": {"name": "jsonl", "path": "b.jsonl"}},
+    "mixture": [{"until": 5, "text": 1, "draw": 2}, {"text": 1.5}],
+    "optimizer": {"lr": 1e-3, "betas": [0.9, 0.95]},
+    "schedule": {"steps": 20, "name": "cosine"},
+    "batch": 4,
+    "length": 128,
+    "seed": 3,
+}
+
+
+@given(data=st.data())
+def test_an_edited_config_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, mutations: ModuleType, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "stage.yaml"
+    path.write_text(yaml.safe_dump(data.draw(mutations.damaged_json(SMALL))))
+    mutations.read_or_refused(lambda: resolve(load(path), TrainConfig), ConfigError, "")
+
+
+@given(data=st.data())
+def test_any_override_is_taken_or_refused(mutations: ModuleType, data: st.DataObject) -> None:
+    key = data.draw(st.sampled_from(["length", "learn", "mixture.0.text", "sources", "model", "a.b"]))
+    value = data.draw(
+        st.one_of(st.text(max_size=20), st.sampled_from(["[" * 2000, "${", "'", "\0", "&a [*a]"]))
+    )
+    if key == "model" and (Path(value).exists() or value == ""):
+        value = "nowhere"
+    mutations.read_or_refused(lambda: resolve(load(SMALL, [f"{key}={value}"]), TrainConfig), ConfigError, "")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ('length="${"', "not YAML"),
+        ("length=${length}", "length"),
+        ("learn=[{a: 1}]", r"learn: found \[\{'a': 1\}\]"),
+        ("mixture.text=.nan", "found nan; expected a share from 0"),
+        ("mixture.text=.inf", "found inf; expected a share from 0"),
+        ("mixture={text: 1e300, draw: 1}", "expected a share from 0"),
+        (f"seed={10**40}", "seed: found .*: the number takes more than 64 bits"),
+        ("drop_condition=.nan", "nan is not a finite number"),
+        (f"learn={'[' * 3000}", "not YAML"),
+        ("model=/dev/zero", "there is no config '/dev/zero'"),
+        (f"model={'x' * 5000}", "cannot be read"),
+    ],
+)
+def test_refuses_overrides_that_nothing_can_be_trained_with(override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        resolve(load({**SMALL, "mixture": {"text": 1, "draw": 1}}, [override]), TrainConfig)
+
+
+@pytest.mark.parametrize("content", ["[" * 5000, "a: &a [*a]", "\0", "a: !!python/object:os.system x", "- 1"])
+def test_refuses_files_that_are_no_configs(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"odd\.yaml"):
+        load(path)
+
+
+def test_refuses_aliases_that_multiply(tmp_path: Path) -> None:
+    path = tmp_path / "laughs.yaml"
+    rows = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    path.write_text("\n".join(["a0: &a0 [x, x]", *rows]))
+    with pytest.raises(ConfigError, match=r"laughs\.yaml has [0-9,]+ values once its aliases"):
+        load(path)
+
+
+def test_builds_no_model_that_is_larger_than_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("janus_modular.size_limits._physical_memory", lambda: 100_000.0)
+    with pytest.raises(ConfigError, match=r"its weights take more than 0\.0 GB, and this machine has"):
+        compose(resolve(load("tiny"), ModelConfig))
+
+
+# Images
+
+
+def encoded(form: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((24, 16)).convert("RGB").save(buffer, form)
+    return buffer.getvalue()
+
+
+IMAGES = {form: encoded(form) for form in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "TGA")}
+
+
+@pytest.mark.parametrize("form", IMAGES)
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of damage before it raises
+@given(data=st.data())
+def test_an_edited_image_is_read_or_refused_by_name(
+    form: str, tmp_path_factory: pytest.TempPathFactory, mutations: ModuleType, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"edited.{form.lower()}"
+    path.write_bytes(data.draw(mutations.damaged_bytes(IMAGES[form])))
+    image = mutations.read_or_refused(lambda: open_picture(path, max_pixels=10**6), PictureError, path.name)
+    assert image is None or image.mode == "RGB"
+
+
+def test_refuses_sides_that_no_filter_should_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("janus_modular.processing.pictures.MAX_SIDE", 100)
+    assert open_picture(Image.new("RGB", (1, 100))).size == (1, 100)
+    for size in ((1, 101), (101, 1)):
+        with pytest.raises(PictureError, match="at most 100 are read on a side"):
+            open_picture(Image.new("RGB", size))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "x" * 300 + ".png"])
+def test_refuses_names_that_no_image_has(name: str) -> None:
+    with pytest.raises(PictureError):
+        open_picture(name)
+
+
+def test_an_assertion_of_a_decoder_is_a_refusal(tmp_path: Path) -> None:
+    """Of a layered Photoshop file whose resources begin with no signature."""
+    path = tmp_path / "layers.psd"
+    head = b"8BPS\0\1" + b"\0" * 6 + b"\0\3" + b"\0\0\0\12" * 2 + b"\0\10\0\3" + b"\0" * 4
+    path.write_bytes(head + b"\0\0\0\7" + b"8BIX" + b"\0" * 20)
+    with pytest.raises(PictureError, match=r"layers\.psd"):
+        open_picture(path)
+
+
+# The boundary itself
+
+
+def test_errors_of_ours_pass_a_boundary_and_others_become_ours() -> None:
+    with pytest.raises(PictureError, match=r"^mine$"), foreign_errors("file", ConfigError):
+        raise PictureError("mine")
+    for error in (KeyError("a"), RecursionError(), MemoryError(), AssertionError(), OverflowError("x")):
+        said = r"^file cannot be read: .+\. Fetch it again\.$"
+        with pytest.raises(ConfigError, match=said), foreign_errors("file", ConfigError):
+            raise error
+    with pytest.raises(KeyboardInterrupt), foreign_errors("file", ConfigError):
+        raise KeyboardInterrupt
+
+
+def test_a_panic_in_rust_becomes_ours() -> None:
+    panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
+    said = "cannot be read: PanicException: out of range"
+    with pytest.raises(ConfigError, match=said), foreign_errors("file", ConfigError):
+        raise panic("out of range")
+
+
+def test_an_error_gets_the_files_name_once() -> None:
+    with pytest.raises(ConfigError, match=r"^a\.yaml: wrong$") as caught, naming("a.yaml"), naming("a.yaml"):
+        raise ConfigError("wrong", ["fault"])
+    assert caught.value.faults == ["fault"]
+
+
+def test_depth_is_counted_without_recursion(tmp_path: Path) -> None:
+    value: Any = {}
+    for _ in range(MAX_DEPTH):
+        value = {"a": value}
+    assert not depth_exceeds(value)
+    assert depth_exceeds([value, value])
+    (tmp_path / "deep.json").write_text(json.dumps({"a": value}))
+    with pytest.raises(ConfigError, match=r"deep\.json is nested too deeply"):
+        read_json(tmp_path / "deep.json", ConfigError)
+
+
+def test_what_is_printed_fits_any_terminal() -> None:
+    assert printable("a\0b\ud800\x1b[31mé") == "a\\x00b\\ud800\\x1b[31mé"
+    assert len(printable("x" * 10_000)) == 400
