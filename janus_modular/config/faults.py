@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from janus_modular.errors import ConfigError
+from janus_modular.foreign import printable
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,8 @@ class Fault:
 
     def __str__(self) -> str:
         """Write it on a line (or on several, where the cure has more to say)."""
-        text = (
-            f"{self.path or 'the config'}: {self.found}; expected {self.expected}."
-            if self.expected
-            else (f"{self.path or 'the config'}: {self.found}")
-        )
+        path, found = printable(self.path or "the config", most=200), printable(self.found, most=2000)
+        text = f"{path}: {found}; expected {self.expected}." if self.expected else f"{path}: {found}"
         return f"{text} {self.cure}".rstrip().replace("\n", "\n    ")
 
 

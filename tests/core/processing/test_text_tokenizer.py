@@ -154,7 +154,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="found: nothing"):
         load_tokenizer(tmp_path / "nowhere")
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"is no tokenizer\.json"):
+    with pytest.raises(ConfigError, match=r"tokenizer\.json cannot be read"):
         load_tokenizer(tmp_path)
     with pytest.raises(ConfigError, match=r"processor\.tokenizer is not set"):
         Processor.build(ProcessorConfig(), pixels=PixelSpec(), picture_tokens=4, drawing=None)
@@ -162,7 +162,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
 
 def test_a_damaged_configuration(copy: Path) -> None:
     (copy / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"tokenizer_config\.json is not valid JSON"):
+    with pytest.raises(ConfigError, match=r"tokenizer_config\.json cannot be read as JSON"):
         load_tokenizer(copy)
 
 
