@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,13 @@ def open_picture(source: PictureSource, *, max_pixels: int = MAX_PIXELS) -> Imag
             " image (of an array: PIL.Image.fromarray)."
         )
     name = _name(source)
-    with foreign_errors(name, PictureError, "Export it again, as PNG say."):
-        return _rgb_of(source, name, max_pixels)
+    with foreign_errors(name, PictureError, "Export it again, as PNG say."), ExitStack() as files:
+        return _rgb_of(source, name, max_pixels, files)
 
 
-def _rgb_of(source: PictureSource, name: str, max_pixels: int) -> Image.Image:
-    image = source if isinstance(source, Image.Image) else _opened(source, name)
+def _rgb_of(source: PictureSource, name: str, max_pixels: int, files: ExitStack) -> Image.Image:
+    """Decode an image; a file that is read for it is closed by ``files``, whatever its decoder does."""
+    image = source if isinstance(source, Image.Image) else _opened(source, name, files)
     width, height = image.size
     if width * height > max_pixels:
         raise PictureError(
@@ -97,7 +99,7 @@ def _name(source: PictureSource) -> str:
     return f"the picture '{printable(source)}'"
 
 
-def _opened(source: str | Path | bytes, name: str) -> Image.Image:
+def _opened(source: str | Path | bytes, name: str, files: ExitStack) -> Image.Image:
     """Read the file's header; the pixels come later, once the size is known to be harmless."""
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         raise PictureError(f"{name} is an address; pictures are read from files. Download it first.")
@@ -107,7 +109,9 @@ def _opened(source: str | Path | bytes, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():  # of sizes that the caller refuses in words of our own, or allows
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            return Image.open(
+                io.BytesIO(source) if isinstance(source, bytes) else files.enter_context(open(source, "rb"))
+            )
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name} is too large to be read safely: {error} Scale it down first.") from error
     except UnidentifiedImageError as error:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from janus_modular.atomic_writes import write_text
 from janus_modular.errors import ConfigError, DataError, PromptError
-from janus_modular.foreign import foreign_errors, naming, read_json
+from janus_modular.foreign import foreign_errors, naming, printable, read_json
 from janus_modular.interfaces import PixelSpec
 from janus_modular.processing.parts import Part, PartMaker, Supervise, with_supervision
 from janus_modular.processing.processor_record import Drawing as Drawing
