@@ -120,14 +120,14 @@ def check_rebuilds(
     plugins = plugins or default_plugins()
     what = "the checkpoint that would be written cannot be opened again, so nothing is written: it"
     record = record_of(model, None, plugins)
+    written = stored(model) if tensors is None else tensors
     try:
-        again = described(Path(what), json.loads(json.dumps(record)), (), plugins)
+        again = described(Path(what), json.loads(json.dumps(record)), (), plugins, tensors=len(written))
     except (JanusError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{what} has a config that builds no model: {error}\nA component's `config` must hold what the"
             " component was built from, as plain values"
         ) from error
-    written = stored(model) if tensors is None else tensors
     outcome = fill(again, ((name, tensor.to("meta")) for name, tensor in written.items()), device="meta")
     if tensors is None:  # a weight that the rebuilt model ties would be saved, and read, twice
         outcome.unexpected += sorted(written.keys() - stored(again).keys() - {*outcome.unexpected})
@@ -322,7 +322,8 @@ def working_dtype(
     if dtype != "auto":
         if dtype not in COMPUTE_DTYPES:
             raise CheckpointError(
-                f"there is no dtype '{dtype}' that a model computes in: expected auto, {', '.join(COMPUTE_DTYPES)}."
+                f"there is no dtype '{dtype}' that a model computes in: expected auto,"
+                f" {', '.join(COMPUTE_DTYPES)}."
             )
         return COMPUTE_DTYPES[dtype]
     if torch.device(device).type == "cpu":

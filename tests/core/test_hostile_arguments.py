@@ -77,7 +77,7 @@ def test_sizes_that_a_format_does_not_hold_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int8", "complex64", "float64", "Tensor"])
 def test_dtypes_that_no_model_computes_in_are_refused(dtype: str) -> None:
-    with pytest.raises(CheckpointError, match=f"dtype '{dtype}' is none .* float32, bfloat16, float16"):
+    with pytest.raises(CheckpointError, match=f"no dtype '{dtype}' .* float32, bfloat16, float16"):
         working_dtype(dtype, "cpu", {})
 
 

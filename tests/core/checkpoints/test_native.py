@@ -137,7 +137,7 @@ def test_what_is_computed_in(make: Make, tmp_path: Path) -> None:
             rotary, model.backbone.model.model.rotary_emb.inv_freq
         )  # float32, whatever the rest
     assert native.working_dtype("auto", "cuda", stored) == torch.bfloat16
-    with pytest.raises(CheckpointError, match="dtype 'half-ish' is none"):
+    with pytest.raises(CheckpointError, match="no dtype 'half-ish'"):
         open_checkpoint(tmp_path / "model", dtype="half-ish")
 
 
