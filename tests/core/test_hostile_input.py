@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -14,15 +13,12 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from janus_modular.checkpoints.native import save
 from janus_modular.checkpoints.opening import describe
 from janus_modular.compose import compose
 from janus_modular.config import load, resolve
-from janus_modular.errors import ConfigError, JanusError, PictureError
-from janus_modular.foreign import MAX_DEPTH, depth_exceeds, foreign_errors, naming, printable, read_json
-from janus_modular.processing.pictures import open_picture
+from janus_modular.errors import ConfigError, JanusError
 from janus_modular.processing.processor import Processor
 from janus_modular.processing.tokenizer_files import load_tokenizer
 from janus_modular.schema import ModelConfig
@@ -275,93 +271,3 @@ def test_builds_no_model_that_is_larger_than_the_machine(monkeypatch: pytest.Mon
     monkeypatch.setattr("janus_modular.size_limits._physical_memory", lambda: 100_000.0)
     with pytest.raises(ConfigError, match=r"its weights take more than 0\.0 GB, and this machine has"):
         compose(resolve(load("tiny"), ModelConfig))
-
-
-# Images
-
-
-def encoded(form: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.linear_gradient("L").resize((24, 16)).convert("RGB").save(buffer, form)
-    return buffer.getvalue()
-
-
-IMAGES = {form: encoded(form) for form in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "TGA")}
-
-
-@pytest.mark.parametrize("form", IMAGES)
-@pytest.mark.filterwarnings("ignore")  # Pillow warns of damage before it raises
-@given(data=st.data())
-def test_an_edited_image_is_read_or_refused_by_name(
-    form: str, tmp_path_factory: pytest.TempPathFactory, mutations: ModuleType, data: st.DataObject
-) -> None:
-    path = tmp_path_factory.getbasetemp() / f"edited.{form.lower()}"
-    path.write_bytes(data.draw(mutations.damaged_bytes(IMAGES[form])))
-    image = mutations.read_or_refused(lambda: open_picture(path, max_pixels=10**6), PictureError, path.name)
-    assert image is None or image.mode == "RGB"
-
-
-def test_refuses_sides_that_no_filter_should_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("janus_modular.processing.pictures.MAX_SIDE", 100)
-    assert open_picture(Image.new("RGB", (1, 100))).size == (1, 100)
-    for size in ((1, 101), (101, 1)):
-        with pytest.raises(PictureError, match="at most 100 are read on a side"):
-            open_picture(Image.new("RGB", size))
-
-
-@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "x" * 300 + ".png"])
-def test_refuses_names_that_no_image_has(name: str) -> None:
-    with pytest.raises(PictureError):
-        open_picture(name)
-
-
-def test_an_assertion_of_a_decoder_is_a_refusal(tmp_path: Path) -> None:
-    """Of a layered Photoshop file whose resources begin with no signature."""
-    path = tmp_path / "layers.psd"
-    head = b"8BPS\0\1" + b"\0" * 6 + b"\0\3" + b"\0\0\0\12" * 2 + b"\0\10\0\3" + b"\0" * 4
-    path.write_bytes(head + b"\0\0\0\7" + b"8BIX" + b"\0" * 20)
-    with pytest.raises(PictureError, match=r"layers\.psd"):
-        open_picture(path)
-
-
-# The boundary itself
-
-
-def test_errors_of_ours_pass_a_boundary_and_others_become_ours() -> None:
-    with pytest.raises(PictureError, match=r"^mine$"), foreign_errors("file", ConfigError):
-        raise PictureError("mine")
-    for error in (KeyError("a"), RecursionError(), MemoryError(), AssertionError(), OverflowError("x")):
-        said = r"^file cannot be read: .+\. Fetch it again\.$"
-        with pytest.raises(ConfigError, match=said), foreign_errors("file", ConfigError):
-            raise error
-    with pytest.raises(KeyboardInterrupt), foreign_errors("file", ConfigError):
-        raise KeyboardInterrupt
-
-
-def test_a_panic_in_rust_becomes_ours() -> None:
-    panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
-    said = "cannot be read: PanicException: out of range"
-    with pytest.raises(ConfigError, match=said), foreign_errors("file", ConfigError):
-        raise panic("out of range")
-
-
-def test_an_error_gets_the_files_name_once() -> None:
-    with pytest.raises(ConfigError, match=r"^a\.yaml: wrong$") as caught, naming("a.yaml"), naming("a.yaml"):
-        raise ConfigError("wrong", ["fault"])
-    assert caught.value.faults == ["fault"]
-
-
-def test_depth_is_counted_without_recursion(tmp_path: Path) -> None:
-    value: Any = {}
-    for _ in range(MAX_DEPTH):
-        value = {"a": value}
-    assert not depth_exceeds(value)
-    assert depth_exceeds([value, value])
-    (tmp_path / "deep.json").write_text(json.dumps({"a": value}))
-    with pytest.raises(ConfigError, match=r"deep\.json is nested too deeply"):
-        read_json(tmp_path / "deep.json", ConfigError)
-
-
-def test_what_is_printed_fits_any_terminal() -> None:
-    assert printable("a\0b\ud800\x1b[31mé") == "a\\x00b\\ud800\\x1b[31mé"
-    assert len(printable("x" * 10_000)) == 400

@@ -182,7 +182,7 @@ def test_what_no_training_survives_is_refused(wrong: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("limit", [-0.1, 1.5, "nan"])
 def test_a_limit_is_a_share(limit: Any) -> None:
-    with pytest.raises(ConfigError, match=r"bad_samples.limit: .*(not a finite number|expected a share, from 0 to 1)"):
+    with pytest.raises(ConfigError, match=r"bad_samples.limit: .*(not a finite|expected a share)"):
         resolve(load(raw(bad_samples={"limit": limit})), TrainConfig)
 
 
