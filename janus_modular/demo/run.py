@@ -206,7 +206,7 @@ def prepare_folder(output: Path, settings: str, *, result: str) -> bool:
 
 
 def _flat(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping) and tree:
+    if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from _flat(value, f"{path}.{key}")
     else:
