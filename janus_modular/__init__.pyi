@@ -3,6 +3,7 @@ from .checkpoints.pretrained import resolve_pretrained as resolve_pretrained
 from .checkpoints.quantized import quantization_in as quantization_in
 from .checkpoints.quantized import refuse_quantized as refuse_quantized
 from .checkpoints.weights import open_weights as open_weights
+from .errors import BundleError as BundleError
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
@@ -10,10 +11,13 @@ from .errors import DescriptionError as DescriptionError
 from .errors import Difference as Difference
 from .errors import JanusError as JanusError
 from .errors import MissingExtraError as MissingExtraError
+from .errors import NotFiniteError as NotFiniteError
 from .errors import PictureError as PictureError
 from .errors import PluginError as PluginError
 from .errors import PromptError as PromptError
 from .errors import TrainingError as TrainingError
+from .finite import NOT_FINITE as NOT_FINITE
+from .finite import refuse_not_finite as refuse_not_finite
 from .interfaces import Adaptor as Adaptor
 from .interfaces import Backbone as Backbone
 from .interfaces import Cache as Cache
@@ -52,6 +56,7 @@ from .sequence import PictureToRead as PictureToRead
 from .sequence import Sample as Sample
 from .sequence import Segment as Segment
 from .sequence import Sequence as Sequence
+from .sampling import mark_not_finite as mark_not_finite
 from .sampling import pick as pick
 from .sequence import Text as Text
 from .sequence import unconditional as unconditional

@@ -63,6 +63,14 @@ class PromptError(JanusError):
     """A conversation that cannot become tokens or fills the context; a setting that makes no sense."""
 
 
+class BundleError(JanusError):
+    """A bundle that is damaged, of another version, or not what its manifest says."""
+
+
+class NotFiniteError(JanusError):
+    """A model whose logits or pixels are NaN or infinite, so that whatever it would say or draw is noise."""
+
+
 class DataError(JanusError):
     """A training sample that cannot be used as it is."""
 
@@ -109,6 +117,7 @@ def pip_line(extras: Sequence[str]) -> str:
 
 EXTRAS = {
     "torch": ("torch", "transformers", "safetensors", "huggingface_hub", "gguf", "accelerate"),
+    "hub": ("huggingface_hub",),
     "train": ("tensorboard",),
     "demo": ("sklearn", "matplotlib"),
     "lora": ("peft",),

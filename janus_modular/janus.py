@@ -12,7 +12,7 @@ from PIL import Image
 
 from janus_modular import arguments, loops
 from janus_modular.answers import Answer, AnswerBatch, AnswerRow, AnswerStream, Drawings, Usage
-from janus_modular.bundles import is_bundle, open_bundle
+from janus_modular.bundles import find_bundle, open_bundle
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.pictures import PictureSource, to_picture
@@ -50,13 +50,15 @@ class Janus:
         runtime: str | Mapping[str, Any] | None = None,
         variant: str | None = None,
         plugins: Plugins | None = None,
+        allow_failed: bool = False,
     ) -> Janus:
-        """Load a checkpoint of any known layout (a folder, or a hub id), or the folder of a bundle.
+        """Load a checkpoint of any known layout, or a bundle: a folder, or a hub id.
 
         ``device``: auto, cpu, cuda, mps; a bundle's runtime may know others. ``dtype``: auto, float32,
         bfloat16, float16; auto is what the weights are stored in, but float32 on a CPU.
         Of a bundle: ``variant`` (fp32, cpu-int4, ...; its first), and ``runtime``, a registered name or
-        ``{"name": "onnx", "threads": 2}``. It needs neither torch nor transformers.
+        ``{"name": "onnx", "threads": 2}``. It needs neither torch nor transformers. ``allow_failed``: a
+        variant whose verification failed, or whose manifest was edited since.
         """
         path = arguments.folder_path(path, "path")
         device = str(device)
@@ -65,10 +67,18 @@ class Janus:
         )
         arguments.option(variant, "variant", str, type(None), expected="a variant's name, as a text")
         arguments.option(runtime, "runtime", str, Mapping, type(None), expected="a name or {'name': ...}")
-        if is_bundle(path):
+        if folder := find_bundle(path):
             if dtype != "auto":
                 raise ConfigError(f"{path} is a bundle, whose variants say the dtype: not dtype, but variant")
-            return cls(*open_bundle(path, runtime=runtime, variant=variant, device=device, plugins=plugins))
+            opened = open_bundle(
+                folder,
+                runtime=runtime,
+                variant=variant,
+                device=device,
+                plugins=plugins,
+                allow_failed=allow_failed,
+            )
+            return cls(*opened)
         if runtime is not None or variant is not None:
             raise ConfigError(
                 f"{path} is a checkpoint: it runs in torch, and has no variants. runtime and variant are"

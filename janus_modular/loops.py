@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_modular.answers import AnswerRow
-from janus_modular.errors import CheckError, PromptError
+from janus_modular.errors import CheckError, NotFiniteError, PromptError
 from janus_modular.roles import Sampling
 from janus_modular.sequence import Sequence as Prompt
 from janus_modular.sequence import occurrences
@@ -63,10 +63,13 @@ def pictures(loop: str, returned: Any, rows: int) -> NDArray[Any]:
 
     Raises:
         CheckError: it is something else.
+        NotFiniteError: pixels are NaN or infinite.
     """
     fits = isinstance(returned, np.ndarray) and returned.ndim == 4 and returned.shape[:2] == (rows, 3)
     if not fits:
         raise _broken(loop, "draws", f"it returned {_seen(returned)}", f"pixels ({rows}, 3, H, W)")
+    if returned.dtype.kind == "f" and not np.isfinite(returned).all():
+        raise NotFiniteError(f"the sampling loop '{loop}' returned pixels that are NaN or infinite")
     return returned
 
 

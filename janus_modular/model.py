@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from janus_modular.batch import Batch
 from janus_modular.errors import PromptError
 from janus_modular.interfaces import Adaptor, Backbone, GenerationPath, UnderstandingEncoder
-from janus_modular.sampling import pick, truncate
+from janus_modular.sampling import mark_not_finite, pick, truncate
 from janus_modular.schema import ModelConfig
 from janus_modular.sequence import IGNORED
 
@@ -128,10 +128,11 @@ class JanusModel(nn.Module):
         logits = self.backbone.logits(hidden).float() / temperature  # (R, V)
         if forbidden.numel():  # a graph would scatter an empty list, which not every runtime takes
             logits = logits.index_fill(-1, forbidden, float("-inf"))
+        all_logits = logits
         if not (isinstance(top_k, int) and top_k == 0 and isinstance(top_p, float) and top_p == 1):
             logits = truncate(logits, top_k, top_p)
         ids = pick(logits, noise)
-        return ids, self.backbone.embed(ids.unsqueeze(1)).squeeze(1)
+        return mark_not_finite(ids, all_logits), self.backbone.embed(ids.unsqueeze(1)).squeeze(1)
 
     def _text_loss(self, output: Output, batch: Batch) -> None:
         supervised = batch.labels != IGNORED

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from janus_modular.finite import NOT_FINITE
+
 
 def pick(logits: Tensor, noise: Tensor) -> Tensor:
     """Draw one id (R,) from each row of logits (R, V).
@@ -13,6 +15,16 @@ def pick(logits: Tensor, noise: Tensor) -> Tensor:
     waiting times e / p belongs to id i with probability p_i. Noise of ones takes the likeliest.
     """
     return (logits.float().softmax(-1) / noise).argmax(-1)
+
+
+def mark_not_finite(ids: Tensor, logits: Tensor) -> Tensor:
+    """Return ids (R,) with `NOT_FINITE` in place of those from logits (R, V) that are NaN or infinite.
+
+    An argmax over NaN is an id like any other, and a graph cannot raise: so the id says it, to whoever brings
+    it to the host. -inf is allowed, which suppresses an id, but not everywhere in a row. Embed the ids
+    before they are marked.
+    """
+    return torch.where(logits.softmax(-1)[..., 0].isnan(), NOT_FINITE, ids)
 
 
 BITS, REACH = 22, 64.0

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from janus_modular.batch import collate
+from janus_modular.finite import refuse_not_finite
 from janus_modular.interfaces import Cache
 from janus_modular.model import JanusModel
 from janus_modular.sequence import Sequence
@@ -87,12 +88,23 @@ class TorchSession:
         return self.model.text_next(hidden, noise, temperature, top_k, top_p, self.forbidden)
 
     def stack(self, columns: Many[Tensor]) -> Tensor:
-        """Join tensors (rows, ...) of successive steps as (rows, steps, ...)."""
-        return torch.stack(list(columns), dim=1)
+        """Join tensors (rows, ...) of successive steps as (rows, steps, ...).
+
+        Raises:
+            NotFiniteError: ids were sampled from logits that are NaN or infinite.
+        """
+        joined = torch.stack(list(columns), dim=1)
+        if not joined.is_floating_point():
+            self.to_host(joined)
+        return joined
 
     def to_host(self, x: Tensor) -> NDArray[Any]:
-        """Bring a tensor to numpy; bfloat16, which numpy lacks, as the same numbers in float32."""
-        return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
+        """Bring a tensor to numpy; bfloat16, which numpy lacks, as the same numbers in float32.
+
+        Raises:
+            NotFiniteError: ids were sampled from logits that are NaN or infinite.
+        """
+        return refuse_not_finite((x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy())
 
     def _taken_over(self, x: Any) -> Any:
         return (

@@ -20,7 +20,7 @@ from janus_export.bench_memory import cores, read_bandwidth
 from janus_export.bench_modes import Mode, time_decoding
 from janus_export.process_memory import peak_memory
 from janus_modular import Janus, Message, Runtime, Text
-from janus_modular.bundles import RUNTIME, is_bundle
+from janus_modular.bundles import RUNTIME, find_bundle
 
 QUESTION = "What do you see when you look out of the window on a rainy day?"
 PICTURE = "a lighthouse on a cliff above a stormy sea, at night, in the style of an old engraving"
@@ -31,6 +31,7 @@ def bench(
     *,
     runtime: str | None = None,
     variant: str | None = None,
+    allow_failed: bool = False,
     device: str = "auto",
     dtype: str = "auto",
     threads: int = 0,
@@ -43,11 +44,12 @@ def bench(
 
     ``tokens``: steps that are timed in each mode; a picture of more codes is worked out from them.
     ``batch_size``: answers, and pictures, side by side. ``threads``: 0 takes what the runtime takes.
+    ``allow_failed``: a variant whose verification failed.
     """
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     tell("loading")
     start = time.perf_counter()
-    janus = _open(path, runtime, variant, device, dtype, threads)
+    janus = _open(path, runtime, variant, device, dtype, threads, allow_failed)
     modes = _modes(janus, tokens, batch_size)
     counters = {name: mode.warm_up() for name, mode in modes.items()}
     load = time.perf_counter() - start
@@ -85,16 +87,24 @@ def bench(
 
 
 def _open(
-    path: str | Path, runtime: str | None, variant: str | None, device: str, dtype: str, threads: int
+    path: str | Path,
+    runtime: str | None,
+    variant: str | None,
+    device: str,
+    dtype: str,
+    threads: int,
+    allow_failed: bool,
 ) -> Janus:
     chosen: str | dict[str, Any] | None = runtime
-    if threads and is_bundle(path):
+    if threads and find_bundle(path):
         chosen = {"name": runtime or RUNTIME, "threads": threads}
     elif threads:
         import torch
 
         torch.set_num_threads(threads)
-    return Janus.from_pretrained(path, device=device, dtype=dtype, runtime=chosen, variant=variant)
+    return Janus.from_pretrained(
+        path, device=device, dtype=dtype, runtime=chosen, variant=variant, allow_failed=allow_failed
+    )
 
 
 def _modes(janus: Janus, tokens: int, batch_size: int) -> dict[str, Mode]:

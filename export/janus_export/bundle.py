@@ -16,19 +16,41 @@ from typing import Any
 
 from janus_export.errors import BundleError
 from janus_export.external_data import references
+from janus_export.graph_header import GraphHeader, read_header
+from janus_export.manifest_graphs import header_faults, size_faults
 from janus_export.manifest_shape import faults_of
 from janus_export.modes import mode_of, modes_of
 from janus_export.storage import sha256
 from janus_modular.atomic_writes import write_text
+from janus_modular.bundles import MANIFEST, find_bundle, is_bundle
 from janus_modular.locking import locked
 from janus_modular.roles import SESSION_SIZES
+
+__all__ = [
+    "LOCK",
+    "MANIFEST",
+    "ONNX_RUNTIME",
+    "SCHEMA",
+    "Bundle",
+    "graph_faults",
+    "inside",
+    "is_bundle",
+    "load_bundle",
+    "write_manifest",
+]
 
 SCHEMA = 2
 """Version of the manifest; a bundle of another one is refused."""
 
-MANIFEST = "manifest.json"
 LOCK = ".lock"
 """Held, and then removed, by whoever notes a result in a bundle or puts another in its place."""
+
+ONNX_RUNTIME = "1.25"
+"""The oldest ONNX Runtime that runs bundles: the first with TensorScatter, which writes caches in place.
+
+On a CPU, versions from it to 1.32 gave the same answers and drawings in float32. In int4 what is nearly as
+likely may be chosen instead, from 1.31 on; 1.29.0 has other numbers in float16.
+"""
 
 REBUILD = "Build it again with: janus-modular export MODEL {folder}"
 SECTIONS = ("source", "versions", "model", "variants", "graphs", "axes", "cache", "sha256", "bytes")
@@ -127,25 +149,27 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     write_text(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
-def is_bundle(folder: str | Path) -> bool:
-    """Say whether a path looks like a bundle, without checking it."""
-    return (Path(folder).expanduser() / MANIFEST).is_file()
+def load_bundle(folder: str | Path, *, check_graphs: bool = True) -> Bundle:
+    """Open a bundle, or refuse it; with ``check_graphs`` also one whose manifest contradicts its graphs.
 
-
-def load_bundle(folder: str | Path) -> Bundle:
-    """Open a bundle, or refuse it.
-
-    Checked every time: the manifest, by its schema; that no file is missing, cut short, or outside of the
-    folder (symlinks and paths inside graphs included), the hashes of all but the weights. Those are large:
+    Checked every time: the manifest, by its schema and against the graphs; that no file is missing, cut
+    short, or outside of the folder (paths inside graphs and links included; those of a snapshot in a hub
+    cache may lead to its own repository's ``blobs``), the hashes of all but the weights. Those are large:
     `Bundle.verify_weights` and ``inspect --hashes`` read them.
 
     Raises:
         BundleError: any of it does not hold; says which, and the command that builds it again.
     """
-    folder = Path(folder).expanduser()
+    folder = find_bundle(folder) or Path(folder).expanduser()
     manifest = _read_manifest(folder)
     try:
         _check(folder, manifest)
+        if check_graphs and (faults := graph_faults(folder, manifest)):
+            more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+            raise BundleError(
+                f"{folder / MANIFEST} does not describe its graphs: {'; '.join(faults[:SHOWN])}{more}."
+                f" {_cure(folder)}"
+            )
     except (AttributeError, KeyError, TypeError) as error:
         raise BundleError(f"{folder / MANIFEST} is malformed: {error!r}. {_cure(folder)}") from error
     return Bundle(folder, manifest)
@@ -176,6 +200,24 @@ def _check(folder: Path, manifest: dict[str, Any]) -> None:
         _check_references(folder, name, weights)
 
 
+def graph_faults(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Return what a manifest says of graphs and the graphs, of all its variants, do not.
+
+    Raises:
+        BundleError: a file is no graph.
+    """
+    headers, faults = dict[str, GraphHeader](), list[str]()
+    for variant in manifest["variants"].values():
+        for graph, file in variant["files"].items():
+            if file not in headers:
+                try:
+                    headers[file] = read_header(folder / file)
+                except ValueError as error:
+                    raise BundleError(f"{error}. {_cure(folder)}") from error
+            faults += header_faults(manifest["graphs"][graph], variant["dtype"], headers[file], graph)
+    return list(dict.fromkeys([*faults, *size_faults(manifest)]))
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
@@ -204,12 +246,24 @@ def inside(folder: Path, name: str) -> Path:
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
         raise BundleError(f"{folder} points to '{name}', which is not inside it. {_cure(folder)}")
     path = folder / pure
-    if not path.resolve().is_relative_to(folder.resolve()):
+    target, allowed = path.resolve(), [folder.resolve(), *_blobs(folder)]
+    if not any(target.is_relative_to(one) for one in allowed):
         raise BundleError(
-            f"{path} is a link out of the bundle, which runtimes refuse: bring the file itself"
-            f" (cp --recursive --dereference {folder} COPY)."
+            f"{path} is a link out of the bundle, to {target}; expected a file in"
+            f" {' or '.join(map(str, allowed))}. Bring the file itself:"
+            f" cp --recursive --dereference {folder} COPY"
         )
     return path
+
+
+def _blobs(folder: Path) -> list[Path]:
+    """Return where links of a hub cache lead: REPOSITORY/blobs from REPOSITORY/snapshots/COMMIT."""
+    resolved = folder.resolve()
+    return [
+        one.parent.parent / "blobs"
+        for one in (resolved, *resolved.parents)
+        if one.parent.name == "snapshots" and (one.parent.parent / "blobs").is_dir()
+    ][:1]
 
 
 def _check_references(folder: Path, name: str, weights: Iterable[str]) -> None:

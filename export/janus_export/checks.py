@@ -171,7 +171,7 @@ def run_onnx(model: bytes, inputs: list[Any]) -> list[Any]:
         NotApplicable: ONNX Runtime is not installed, or has no such operator on a CPU.
     """
     try:
-        import onnxruntime
+        from janus_export.runtimes.onnx_library import onnxruntime
     except ModuleNotFoundError as error:
         raise NotApplicable(str(missing_extra(error, "ONNX Runtime") or error)) from error
     from janus_export.runtimes.onnx_runtime import quiet_options

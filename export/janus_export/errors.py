@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from janus_modular.errors import JanusError
+from janus_modular.errors import BundleError, JanusError
+
+__all__ = ["BundleError", "DeviceError", "ExportError"]
 
 
 class ExportError(JanusError):
     """A model, or a part of it, that cannot become a graph as it is."""
-
-
-class BundleError(JanusError):
-    """A bundle that is damaged, of another version, or not what its manifest says."""
 
 
 class DeviceError(JanusError):

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from janus_export.protocol_buffers import fields, messages
+
 # message -> its fields that may hold a tensor further down
 LEADS = {
     "model": {7: "graph", 25: "function"},
@@ -21,7 +23,6 @@ LEADS = {
 }
 NAME, EXTERNAL_DATA, KEY, VALUE = 8, 13, 1, 2  # of a tensor, and of an entry of its external data
 GRAPH, NODE, INPUT, OPERATOR = 7, 1, 1, 4  # of a model, of a graph, of a node
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 
 
 @dataclass(frozen=True)
@@ -56,23 +57,19 @@ def operators(path: Path) -> dict[str, set[str]]:
     """
     taken: dict[str, set[str]] = {}
     try:
-        for graph in _all(memoryview(path.read_bytes()), GRAPH):
-            for node in _all(graph, NODE):
-                (operator,) = _all(node, OPERATOR)
-                for name in _all(node, INPUT):
+        for graph in messages(memoryview(path.read_bytes()), GRAPH):
+            for node in messages(graph, NODE):
+                (operator,) = messages(node, OPERATOR)
+                for name in messages(node, INPUT):
                     taken.setdefault(str(name, "utf-8"), set()).add(str(operator, "utf-8"))
     except IndexError as error:
         raise ValueError(f"{path} is no ONNX graph, or is cut short") from error
     return taken
 
 
-def _all(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    return (content for number, content in _fields(message) if number == wanted)
-
-
 def _tensors(message: memoryview, kind: str) -> Iterator[Reference]:
     leads = LEADS[kind]
-    for number, content in _fields(message):
+    for number, content in fields(message):
         inner = leads.get(number)
         if inner == "tensor":
             yield from _reference(content)
@@ -82,11 +79,11 @@ def _tensors(message: memoryview, kind: str) -> Iterator[Reference]:
 
 def _reference(tensor: memoryview) -> Iterator[Reference]:
     name, entries = "", {}
-    for number, content in _fields(tensor):
+    for number, content in fields(tensor):
         if number == NAME:
             name = str(content, "utf-8")
         elif number == EXTERNAL_DATA:
-            entry = {key: str(value, "utf-8") for key, value in _fields(content)}
+            entry = {key: str(value, "utf-8") for key, value in fields(content)}
             entries[entry.get(KEY, "")] = entry.get(VALUE, "")
     if entries:
         offset, length = (_bytes(entries, key, name) for key in ("offset", "length"))
@@ -98,34 +95,3 @@ def _bytes(entries: dict[str, str], key: str, tensor: str) -> int | None:
     if text and not (text.isascii() and text.isdecimal()):
         raise ValueError(f"'{tensor}' has the {key} '{text}', expected a number of bytes")
     return int(text) if text else None
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield the number and content of a message's length-delimited fields."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        number, wire = key >> 3, key & 7
-        if wire == VARINT:
-            _, at = _varint(message, at)
-        elif wire == BYTES:
-            length, at = _varint(message, at)
-            if at + length > len(message):
-                raise IndexError
-            yield number, message[at : at + length]
-            at += length
-        elif wire in (FIXED64, FIXED32):
-            at += 8 if wire == FIXED64 else 4
-        else:
-            raise IndexError
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7

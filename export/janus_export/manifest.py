@@ -7,12 +7,13 @@ from importlib import metadata
 from typing import Any
 
 from janus_export.axes import Axis
-from janus_export.bundle import SCHEMA
+from janus_export.bundle import ONNX_RUNTIME, SCHEMA
 from janus_export.graphs import Graph, Slot
 from janus_export.modes import modes_of
 from janus_export.quantize import Outcome
 from janus_export.rounding import Rounding
 from janus_modular import JanusModel, Processor, __version__
+from janus_modular.bundles import DIGESTS, digest_of
 
 RECORDED = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
@@ -104,11 +105,12 @@ def compose_manifest(
 ) -> dict[str, Any]:
     """Put a manifest together; ``files`` are hashes and sizes."""
     graphs = list(graphs)
-    return {
+    manifest = {
         "schema": SCHEMA,
         "written_by": f"janus-modular {__version__}",
         "source": dict(source),
         "versions": versions(),
+        "requires": {"onnxruntime": ONNX_RUNTIME},
         "plugins": [dict(one) for one in plugins],
         "model": dict(model),
         "variants": dict(variants),
@@ -122,6 +124,7 @@ def compose_manifest(
         "built": {},
         "executed": {},
     }
+    return {**manifest, DIGESTS: {name: digest_of(manifest, name) for name in variants}}
 
 
 def versions() -> dict[str, str]:

@@ -14,8 +14,11 @@ from typing import Any
 
 from janus_export.modes import modes_of
 
-SECTIONS = ("written_by", "source", "plugins", "model", "variants", "graphs", "axes", "cache")
-"""What runtimes and commands read without asking; results (parity, built, executed) come and go."""
+SECTIONS = (
+    "written_by", "source", "requires", "plugins", "model", "variants", "graphs", "axes", "cache", "digests",
+    "parity",
+)  # fmt: skip
+"""What runtimes and commands read without asking; results (built, executed) come and go."""
 
 TYPES: Mapping[str, type | tuple[type, ...]] = {
     "object": dict,

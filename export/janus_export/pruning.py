@@ -20,6 +20,7 @@ from janus_export.external_data import references
 from janus_export.modes import MODES, graphs_of, modes_of
 from janus_export.sizes import common_files
 from janus_modular.atomic_writes import atomic_replace_folder
+from janus_modular.bundles import DIGESTS, digest_of
 from janus_modular.locking import locked
 from janus_modular.suggest import did_you_mean
 
@@ -102,6 +103,9 @@ def pruned_manifest(bundle: Bundle, variants: Sequence[str], only: Sequence[str]
     for section in ("sha256", "bytes"):
         manifest[section] = {name: value for name, value in old[section].items() if name in files}
     _prune_results(manifest, kept, graphs, whole=len(graphs) == len(bundle.graphs))
+    manifest[DIGESTS] = {  # not of a variant whose record was edited
+        name: digest_of(manifest, name) for name in kept if old[DIGESTS].get(name) == digest_of(old, name)
+    }
     return manifest
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from onnx_ir.passes import common as passes
 
 from janus_export.rounding import Rounding, codes_of, pack, scales_of
@@ -111,7 +112,10 @@ def stored(
 
 def _pieces(source: Source, weight: str, rounding: Rounding, what: str, scale: Any) -> Iterator[Any]:
     for rows in source.rows(weight):
-        scales = scales_of(rows, rounding).astype(scale)
+        with np.errstate(over="ignore"):
+            scales = scales_of(rows, rounding).astype(scale)
+        if not np.isfinite(scales).all():
+            raise source.overflow(torch.float16)
         if what == "codes":  # rounded by the scales as they are stored
             yield pack(codes_of(rows, scales.astype(np.float32), rounding), rounding)
         else:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from janus_export import (
@@ -26,6 +27,7 @@ from janus_export.on_disk import float32_bytes, free_bytes
 from janus_export.verify_lean import LeanReference
 from janus_export.verify_subject import Check, Reference, Subject
 from janus_modular import arguments
+from janus_modular.bundles import DIGESTS, digest_of
 from janus_modular.checkpoints.merging import merged
 from janus_modular.checkpoints.opening import describe
 from janus_modular.suggest import did_you_mean
@@ -123,7 +125,7 @@ def verify(
     """
     folder, against = (arguments.folder_path(*one) for one in ((folder, "folder"), (against, "against")))
     variants, gates = (arguments.texts(*one) for one in ((variants, "variants"), (gates, "gates")))
-    bundle = load_bundle(folder)
+    bundle = load_bundle(folder, check_graphs=False)  # gates do, and say more
     wanted = variants or bundle.variants
     bundle.verify_weights(_weights(bundle, wanted))
     lack = "as asked" if layers else lack_of_memory(against) if layers is None else None
@@ -198,6 +200,8 @@ def _record(bundle: Bundle, key: str, report: Report, evidence: Mapping[str, str
     not_run = {"not_run": list(report.not_run)} if report.not_run else {}
     idle = {"nothing_to_check": list(report.idle)} if report.idle else {}
     bundle.record("parity", key, {**told, "gates": gates, **not_run, **idle})
+    if report.passed:
+        bundle.record(DIGESTS, report.variant, digest_of(bundle.manifest, report.variant))
     if evidence:
         engines = evidence["engines"]
         bundle.record("executed", engines, {**told, **evidence})
@@ -218,7 +222,7 @@ def _tried(gate: Gate, subject: Subject) -> tuple[list[Check], Exception | None]
     try:
         checks.extend(gate(subject))
     except Exception as error:  # a graph that does not even run has failed, and the ladder goes on
-        said = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+        said = shorten(f"{type(error).__name__}: {error}".split("\n")[0], 300, placeholder=" ...")
         return [*checks, Check("runs", False, said, "no error")], error
     return checks, None
 

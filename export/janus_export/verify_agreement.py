@@ -116,6 +116,12 @@ def rows_alike(got: Array, want: Array, rows: int) -> Array:
     return np.tile(alike, rows // len(want))
 
 
+def magnitude(value: Array) -> float:
+    """Return the largest absolute value, 0 of none; infinity where any number is NaN."""
+    largest = float(np.abs(value).max(initial=0.0))
+    return largest if np.isfinite(largest) else float("inf")
+
+
 def distance(got: Array, want: Array) -> float:
     """Return the largest difference, as a share of the largest number (of 1 where that is smaller)."""
     if not want.size:

@@ -15,14 +15,14 @@ from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import torch
 from torch import Tensor
 
 from janus_export.listening import Array
 from janus_export.pieces import cut
+from janus_export.runtimes.onnx_library import onnxruntime
 from janus_export.runtimes.onnx_runtime import quiet_options
-from janus_export.verify_agreement import agree, compare_part
+from janus_export.verify_agreement import agree, compare_part, magnitude
 from janus_export.verify_asked import DRAWING, pictures
 from janus_export.verify_lean import LeanReference, Pass
 from janus_export.verify_rounded import HALF_MAX, compare_drawing
@@ -176,7 +176,4 @@ class Alone:
 
 
 def _size(value: Array) -> float:
-    if value.dtype != np.float32:
-        return 0.0
-    largest = float(np.abs(value).max(initial=0.0))
-    return largest if np.isfinite(largest) else float("inf")
+    return magnitude(value) if value.dtype == np.float32 else 0.0

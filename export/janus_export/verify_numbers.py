@@ -104,7 +104,9 @@ def cache(subject: Subject) -> Iterator[Check]:
         touched += int(changed.sum())
     yield Check("slots beside the one that is written", touched == 0, f"{touched} changed", "none changed")
     written = all(
-        (after[r, :, n] != POISON).all() for after in _slots(poisoned).values() for r, n in enumerate(lengths)
+        (after[r, :, n] != POISON).all() and np.isfinite(to_numbers(after[r, :, n], dtype)).all()
+        for after, dtype in _written(poisoned)
+        for r, n in enumerate(lengths)
     )
     yield Check("the slot that is written", written, "new" if written else "left as it was", "new")
 
@@ -121,6 +123,10 @@ def _one_step(session: Any, x: Array) -> Array:
 
 def _slots(session: Any) -> dict[str, Array]:
     return {name: buffer.read().copy() for name, buffer in session.slots.buffers.items()}
+
+
+def _written(session: Any) -> list[tuple[Array, str]]:
+    return [(buffer.read(), buffer.dtype) for buffer in session.slots.buffers.values()]
 
 
 def replay(runtime: Runtime, run: Run) -> list[Array]:

@@ -8,13 +8,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import torch
 
 from janus_export.listening import Array, Run
+from janus_export.runtimes.onnx_library import onnxruntime
 from janus_export.runtimes.onnx_runtime import quiet_options
 from janus_export.runtimes.prompts import embed
-from janus_export.verify_agreement import AGREEING, CLEAR, LEAST_CLEAR, agree, alike
+from janus_export.verify_agreement import AGREEING, CLEAR, LEAST_CLEAR, agree, alike, magnitude
 from janus_export.verify_numbers import replay
 from janus_export.verify_subject import Check, Subject
 from janus_export.widening import widened
@@ -101,9 +101,9 @@ def _largest(subject: Subject) -> tuple[float, str]:
         for run in (subject.reference.greedy[1], subject.reference.drawn[1]):
             feeds = _first_feed(subject, run)
             for name, value in zip(names, session.run(names, feeds), strict=True):
-                found[name] = max(found.get(name, 0.0), float(np.abs(value).max(initial=0.0)))
-    where = max(found, key=lambda name: found[name] if np.isfinite(found[name]) else np.inf)
-    return found[where] if np.isfinite(found[where]) else float("inf"), where
+                found[name] = max(found.get(name, 0.0), magnitude(value))
+    where = max(found, key=found.__getitem__)
+    return found[where], where
 
 
 def _first_feed(subject: Subject, run: Run) -> dict[str, Array]:

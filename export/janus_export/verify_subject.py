@@ -115,7 +115,9 @@ class Subject:
                 how += ", in float32 with the variant's rounded weights"
             whole: Runtime = opened
             if runtime != "onnx":
-                whole, *_ = open_bundle(bundle.folder, runtime=runtime, variant=variant, device=device)
+                whole, *_ = open_bundle(
+                    bundle.folder, runtime=runtime, variant=variant, device=device, allow_failed=True
+                )
                 how = f"{runtime} on {getattr(whole, 'evidence', {}).get('gpu', device)}"
             yield cls(
                 bundle,

@@ -160,6 +160,21 @@ class Source:
         """Yield a weight's rows in small pieces, as float32 arrays."""
         yield from self._pieces(name, torch.float32, most=1 << 24)
 
+    def overflow(self, dtype: torch.dtype) -> ExportError:
+        """Return the error that names every weight which is not finite in ``dtype``; it reads all of them."""
+        faults = []
+        for stored, name in sorted(self.under.items()):
+            if self.dtypes[stored].is_floating_point and (fault := _overflow(self.tensors[name], dtype)):
+                faults.append(f"{name} ({fault})")
+        more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
+        name = str(dtype).removeprefix("torch.")
+        hint = "" if dtype == torch.float32 else f"; numbers beyond {name} fit into the variant fp32"
+        return ExportError(
+            f"weights that are not finite in {name}, whose largest number is {torch.finfo(dtype).max:g}:"
+            f" {', '.join(faults[:5])}{more}. A bundle of them would answer and draw noise. NaN and"
+            f" infinities are the checkpoint's own: go back to an earlier one{hint}."
+        )
+
     def _kind(self, name: str, dtype: torch.dtype) -> torch.dtype:
         own = self.dtypes[name]
         return dtype if own.is_floating_point else own
@@ -171,4 +186,21 @@ class Source:
             tensor = tensor.reshape(1)
         for part in chunks(len(tensor), kind.itemsize * tensor[0].numel(), most):
             piece = tensor[part].to(kind).contiguous()
+            if not is_finite(piece):
+                raise self.overflow(kind)
             yield piece.numpy() if kind != torch.bfloat16 else piece.view(torch.int16).numpy()
+
+
+def is_finite(x: Tensor) -> bool:
+    """Return True if no number of ``x`` is NaN or infinite; one pass, since the extremes propagate NaN."""
+    return not x.is_floating_point() or not x.numel() or bool(torch.stack(torch.aminmax(x)).isfinite().all())
+
+
+def _overflow(tensor: Tensor, dtype: torch.dtype) -> str:
+    """Describe what of a weight is not finite in ``dtype``; empty where all is."""
+    x = tensor.detach().float()
+    if is_finite(x.to(dtype)):
+        return ""
+    if is_finite(x):
+        return f"up to {x.abs().max():g}"
+    return f"{int(x.isnan().sum())} NaN, {int(x.isinf().sum())} infinite, of {x.numel()}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from janus_modular.bundles import is_hub_id
 from janus_modular.checkpoints.filling import Outcome, fill, lies_in
 from janus_modular.checkpoints.weights import open_weights
 from janus_modular.errors import CheckpointError, missing_extra
@@ -72,11 +72,6 @@ def resolve_pretrained(pretrained: str, revision: str | None = None) -> Path:
             f" did not give it:\n  {type(error).__name__}: {reason}\n"
             "Check the name, fetch it to a folder and give its path, or unset HF_HUB_OFFLINE if it is set."
         ) from error
-
-
-def is_hub_id(text: str) -> bool:
-    """Say whether a text reads like a hub model, or a file of one: ``owner/name``, ``owner/name/file``."""
-    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+(/[\w.-]+)*", text))
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from janus_modular.cli.options import (
+    AllowFailed,
     Device,
     Dtype,
     ModelArgument,
@@ -59,6 +60,7 @@ def chat(
     dtype: Dtype = "auto",
     runtime: Runtime = None,
     variant: Variant = None,
+    allow_failed: AllowFailed = False,
 ) -> None:
     """Ask a model about pictures, or about nothing but words."""
     from janus_modular.janus import Janus
@@ -72,7 +74,9 @@ def chat(
         "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
     }  # fmt: skip
     settings = settings_of(named, others)
-    janus = Janus.from_pretrained(model, device=device, dtype=dtype, runtime=runtime, variant=variant)
+    janus = Janus.from_pretrained(
+        model, device=device, dtype=dtype, runtime=runtime, variant=variant, allow_failed=allow_failed
+    )
     janus.settings(janus.runtime.text_loop, settings)
     history = [] if system is None else [Message("system", [Text(system)])]
     if question is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from janus_modular.cli.options import (
+    AllowFailed,
     Device,
     Dtype,
     ModelArgument,
@@ -52,6 +53,7 @@ def draw(
     dtype: Dtype = "auto",
     runtime: Runtime = None,
     variant: Variant = None,
+    allow_failed: AllowFailed = False,
 ) -> None:
     """Draw pictures of a prompt: single files and a grid of them all."""
     from rich.console import Console
@@ -62,7 +64,9 @@ def draw(
     check_output(output)  # before anything is drawn
     picture_format(output)
     settings = settings_of({"guidance": guidance, "temperature": temperature, "seed": seed}, others)
-    janus = Janus.from_pretrained(model, device=device, dtype=dtype, runtime=runtime, variant=variant)
+    janus = Janus.from_pretrained(
+        model, device=device, dtype=dtype, runtime=runtime, variant=variant, allow_failed=allow_failed
+    )
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("drawing", total=None)
         pictures = janus.draw(

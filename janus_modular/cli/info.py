@@ -111,7 +111,8 @@ def _checkpoint(model: str, overrides: list[str]) -> Path | None:
 
     ``model/tiny`` looks like a hub id, too: what lies in a folder of the shipped configs is none.
     """
-    from janus_modular.checkpoints.pretrained import is_hub_id, resolve_pretrained
+    from janus_modular.bundles import is_hub_id
+    from janus_modular.checkpoints.pretrained import resolve_pretrained
     from janus_modular.config import shipped
     from janus_modular.errors import ConfigError
     from janus_modular.foreign import foreign_errors, printable

@@ -55,6 +55,12 @@ Runtime = Annotated[
     str | None, typer.Option(help="What runs a bundle: onnx (left out), tensorrt, tensorrt-rtx.")
 ]
 Variant = Annotated[str | None, typer.Option(help="Of a bundle: fp32, cpu-int4, ...; left out: its first.")]
+AllowFailed = Annotated[
+    bool,
+    typer.Option(
+        "--allow-failed", help="Of a bundle: open a variant that `verify` found wrong, or that was edited."
+    ),
+]
 Seed = Annotated[
     int | None,
     typer.Option(min=0, help="Where chance starts; the same seed gives the same result. Left out: 0."),

@@ -225,7 +225,8 @@ class Workshop:
 
     def graph(self, name: str, change: Change) -> None:
         """Change a graph, and its hash with it, as if it had been exported so."""
-        path = self.folder / load_bundle(self.folder).manifest["variants"][self.variant]["files"][name]
+        bundle = load_bundle(self.folder, check_graphs=False)
+        path = bundle.path(name, self.variant)
         model = ir.load(path)
         change(model)
         ir.save(model, path)

@@ -71,7 +71,7 @@ def test_a_contract_has_the_dtype_of_its_variant(copied: Path):
     manifest = manifest_of(copied)
     manifest["variants"]["fp32"]["dtype"] = "float16"
     (copied / "manifest.json").write_text(json.dumps(manifest))
-    inputs = load_bundle(copied).contract("image_next", "fp32")["inputs"]
+    inputs = load_bundle(copied, check_graphs=False).contract("image_next", "fp32")["inputs"]
     assert {slot["name"]: slot["dtype"] for slot in inputs} == {
         "hidden": "float16", "noise": "float32", "guidance": "float32", "temperature": "float32",
     }  # fmt: skip
@@ -293,8 +293,8 @@ def test_a_bundle_where_a_checkpoint_is_wanted_is_told_apart(tiny_bundle: Path):
 
 
 def test_results_are_noted_on_disk(copied: Path):
-    load_bundle(copied).record("parity", "fp32", {"backbone": 1e-6})
-    assert load_bundle(copied).manifest["parity"] == {"fp32": {"backbone": 1e-6}}
+    load_bundle(copied).record("executed", "fp32", {"backbone": 1e-6})
+    assert load_bundle(copied).manifest["executed"] == {"fp32": {"backbone": 1e-6}}
 
 
 def test_a_bundle_is_read_and_inspected_without_torch_or_onnx(tiny_bundle: Path):
@@ -333,7 +333,7 @@ def test_a_loop_that_is_not_here_is_named_where_it_is_used_and_other_parts_are_n
             one |= {"name": f"acme-{one['name']}", "dist": "acme-parts", "version": "0.2"}
     manifest["model"]["drawing_loop"] = "acme-autoregressive"
     write_manifest(copied, manifest)
-    janus = Janus.from_pretrained(copied)
+    janus = Janus.from_pretrained(copied, allow_failed=True)
     assert janus.chat("what?", max_tokens=2) is not None
     with pytest.raises(PluginError, match=r"called 'acme-autoregressive'\.\n.*pip install acme-parts==0\.2"):
         janus.draw("a cat")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from janus_modular.cli.options import Device, Dtype, ModelArgument, Runtime, Variant
+from janus_modular.cli.options import AllowFailed, Device, Dtype, ModelArgument, Runtime, Variant
 
 
 def bench(
@@ -20,6 +20,7 @@ def bench(
     dtype: Dtype = "auto",
     runtime: Runtime = None,
     variant: Variant = None,
+    allow_failed: AllowFailed = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a model or a bundle: loading, words, pictures, memory, and what bounds a step."""
@@ -32,6 +33,7 @@ def bench(
             model,
             runtime=runtime,
             variant=variant,
+            allow_failed=allow_failed,
             device=device,
             dtype=dtype,
             threads=threads,

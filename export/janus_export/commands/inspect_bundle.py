@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `export` wrote.")],
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="A folder that `export` wrote, or a hub id.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     hashes: Annotated[
         bool, typer.Option("--hashes", help="Hash the weights too, a second a gigabyte.")

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def verify(
     context: typer.Context,
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `export` wrote.")],
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="A folder that `export` wrote, or a hub id.")
+    ],
     against: Annotated[str, typer.Option(help="The checkpoint that it was made from.", metavar="MODEL")],
     variant: Annotated[
         list[str] | None, typer.Option(help="Of the bundle; repeat it. Left out: all.")

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from janus_export.runtimes.contract import Tensor
 from janus_export.runtimes.devices import Device
 from janus_export.runtimes.memory import Buffer, HostBuffer, element_type, is_buffer
+from janus_export.runtimes.onnx_library import onnxruntime
 
 LOUD = onnxruntime.RunOptions()
 LOUD.log_severity_level = 2  # warnings: a cache that is copied rather than written in place, say

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from importlib import metadata
+from io import StringIO
 
-import onnxruntime
-
+from janus_export.runtimes.onnx_library import check_installation, distributions, onnxruntime
 from janus_modular import ConfigError
 
 CPU = "CPUExecutionProvider"
@@ -19,11 +20,19 @@ PROVIDERS = {
 }
 """By the names that people write; the first provider is what they ask for, the others are for leftovers."""
 
+WARNINGS, FATAL = 2, 4
+"""Levels of ONNX Runtime's log; the first is its own default."""
+
 EXACT = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 """Options of providers: float32 means float32, and not 10 bits of it, or a drawing has other codes."""
 
-BUILDS = ("onnxruntime", "onnxruntime-gpu")
-"""Distributions that install the same package, each over the files of the other."""
+PROBE = (
+    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02'
+    b"\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
+"""An ONNX graph, y = x: opened to see whether a provider starts."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,11 +63,11 @@ def choose_device(word: str, options: Mapping[str, str] | None = None) -> Device
         ConfigError: there is none of this name, or the installed ONNX Runtime was built without it; or there
             are options for a CPU, which takes none.
     """
-    refuse_two_builds()
+    check_installation()
     present = onnxruntime.get_available_providers()
     name, _, index = word.partition(":")
     if name == "auto":
-        name = "cuda" if PROVIDERS["cuda"][0] in present else "cpu"
+        name = _best(present)
     if name not in PROVIDERS or not (index or "0").isdigit():
         raise ConfigError(
             f"a bundle runs on no device '{word}'. Expected auto, {', '.join(PROVIDERS)};"
@@ -83,6 +92,35 @@ def choose_device(word: str, options: Mapping[str, str] | None = None) -> Device
         )
     onnxruntime.preload_dlls()  # CUDA's libraries, where pip put them
     return Device(name, int(index or 0), "cuda", options or {})
+
+
+def _best(present: Sequence[str]) -> str:
+    """Return cuda where ONNX Runtime was built with it and it starts, else cpu; log that it does not."""
+    if PROVIDERS["cuda"][0] not in present:
+        return "cpu"
+    if starts("cuda"):
+        return "cuda"
+    log.warning(
+        "%s was built for CUDA, which does not start here (no GPU, or no driver or library of it): running on"
+        " the CPU. To see why: --device cuda",
+        " ".join(distributions()) or "onnxruntime",
+    )
+    return "cpu"
+
+
+def starts(name: str) -> bool:
+    """Return True if a device's provider takes a graph; drop what ONNX Runtime prints where it does not."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = FATAL
+    onnxruntime.set_default_logger_severity(FATAL)
+    try:
+        with redirect_stdout(StringIO()):
+            session = onnxruntime.InferenceSession(PROBE, options, providers=list(PROVIDERS[name]))
+    except Exception:  # its errors share no class of their own
+        return False
+    finally:
+        onnxruntime.set_default_logger_severity(WARNINGS)
+    return session.get_providers()[0] == PROVIDERS[name][0]
 
 
 def check_provider(device: Device, session: onnxruntime.InferenceSession) -> None:
@@ -110,26 +148,3 @@ def check_dtype(device: Device, variant: str, dtype: str) -> None:
             f"variant '{variant}' is bfloat16, which ONNX Runtime does not know in all operators on CUDA:"
             " export fp16 for it, or build engines: janus-modular build BUNDLE --target tensorrt"
         )
-
-
-def refuse_two_builds() -> None:
-    """Refuse to run where two builds of ONNX Runtime lie over each other.
-
-    Raises:
-        ConfigError: both are installed; which of them is imported is chance.
-    """
-    if all(map(_is_installed, BUILDS)):
-        raise ConfigError(
-            "onnxruntime and onnxruntime-gpu are both installed: they are one package in two builds, and"
-            " overwrite each other. Keep one:\n"
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
-            "  (without a GPU: onnxruntime)"
-        )
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        metadata.distribution(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True

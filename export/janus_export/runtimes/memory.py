@@ -89,7 +89,7 @@ class DeviceBuffer:
     """Memory of a GPU (or of ONNX Runtime's own CPU allocator)."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str, memory: str, index: int) -> None:
-        import onnxruntime
+        from janus_export.runtimes.onnx_library import onnxruntime
 
         self.value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
             shape, element_type(dtype), memory, index

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from janus_export.bundle import Bundle, load_bundle, session_sizes
+from janus_export.bundle import ONNX_RUNTIME, Bundle, load_bundle, session_sizes
 from janus_export.errors import BundleError
 from janus_export.runtimes.binding import Binding
 from janus_export.runtimes.contract import GraphContract
 from janus_export.runtimes.devices import check_dtype, check_provider, choose_device
 from janus_export.runtimes.memory import STORED, HostBuffer
+from janus_export.runtimes.onnx_library import check_installation, onnxruntime
 from janus_export.runtimes.onnx_session import OnnxSession
 from janus_modular import Registry, Runtime, hookimpl
 
@@ -72,12 +72,13 @@ class OnnxRuntime:
         """Check the bundle and choose a device; no weights are read yet.
 
         Raises:
-            ConfigError: the device is not here, or cannot run the variant.
+            ConfigError: the device is not here, or cannot run the variant; or ONNX Runtime is too old for it.
             BundleError: the bundle is damaged, or has no such variant.
         """
         self.config = config
         self.device = choose_device(config.device, config.provider_options)
         self.bundle = folder if isinstance(folder, Bundle) else load_bundle(folder)
+        check_installation(self.bundle.manifest.get("requires", {}).get("onnxruntime", ONNX_RUNTIME))
         self.variant = config.variant or self.bundle.variants[0]
         self.bundle.path("backbone", self.variant)
         dtype = self.bundle.manifest["variants"][self.variant]["dtype"]

@@ -14,6 +14,7 @@ from janus_export.runtimes.memory import Buffer, HostBuffer, Log, allocate, host
 from janus_export.runtimes.prompts import embed
 from janus_export.runtimes.slots import Slots
 from janus_modular import Sequence as Prompt
+from janus_modular import refuse_not_finite
 
 if TYPE_CHECKING:
     from janus_export.runtimes.onnx_runtime import OnnxRuntime
@@ -84,12 +85,20 @@ class OnnxSession:
         return tuple(outputs)
 
     def stack(self, columns: Sequence[Buffer]) -> NDArray[Any]:
-        """Join what successive steps chose (rows, ...) as (rows, steps, ...)."""
-        return np.stack([host(column) for column in columns], axis=1)
+        """Join what successive steps chose (rows, ...) as (rows, steps, ...).
+
+        Raises:
+            NotFiniteError: ids were sampled from logits that are NaN or infinite.
+        """
+        return refuse_not_finite(np.stack([host(column) for column in columns], axis=1))
 
     def to_host(self, x: Buffer | NDArray[Any]) -> NDArray[Any]:
-        """Bring a tensor of this session's to numpy."""
-        return to_numbers(host(x).copy(), x.dtype) if is_buffer(x) else host(x).copy()
+        """Bring a tensor of this session's to numpy.
+
+        Raises:
+            NotFiniteError: ids were sampled from logits that are NaN or infinite.
+        """
+        return refuse_not_finite(to_numbers(host(x).copy(), x.dtype) if is_buffer(x) else host(x).copy())
 
     def _slots(self, rows: int) -> Slots:
         device, limit = self.runtime.device, self.capacity

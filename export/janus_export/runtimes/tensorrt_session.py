@@ -15,6 +15,7 @@ from janus_export.runtimes.tensorrt_contexts import Binding
 from janus_export.runtimes.tensorrt_graphs import Repeated
 from janus_export.runtimes.tensorrt_parts import Chooser
 from janus_modular import Sequence as Prompt
+from janus_modular import refuse_not_finite
 
 if TYPE_CHECKING:
     from janus_export.runtimes.tensorrt_runtime import TensorRTRuntime
@@ -40,6 +41,7 @@ class TensorRTSession:
         self.choosers: dict[Any, Chooser] = {}
         self.pending: Chooser | None = None
         self.repeated: dict[tuple[Binding, ...], Repeated] = {}
+        self.unchecked: list[DeviceTensor] = []  # ids that were joined and not yet on the host
 
     def prefill(self, prompts: Sequence[Prompt]) -> DeviceTensor:
         """Read one prompt a row, a chunk of positions at a time; return the last hidden states (rows, D).
@@ -94,12 +96,28 @@ class TensorRTSession:
     def stack(self, columns: Sequence[Column]) -> DeviceTensor:
         """Join what successive steps chose (rows, ...) as (rows, steps, ...), on the GPU."""
         self._flush()
-        return join(columns)
+        joined = join(columns)
+        self.unchecked.append(joined)
+        return joined
 
     def to_host(self, x: DeviceTensor | NDArray[Any]) -> NDArray[Any]:
-        """Wait for a tensor of this session's, and bring it to numpy."""
+        """Wait for a tensor of this session's, and bring it to numpy.
+
+        Raises:
+            NotFiniteError: ids were sampled from logits that are NaN or infinite, these or those that were
+                joined before.
+        """
         self._flush()
-        return x.read() if isinstance(x, DeviceTensor) else np.array(x)
+        if not isinstance(x, DeviceTensor):
+            return refuse_not_finite(np.array(x))
+        joined = [np.empty(ids.shape, np.int64) for ids in self.unchecked]
+        for ids, array in zip(self.unchecked, joined, strict=True):
+            self.gpu.copy_out(array, ids.address)
+        self.unchecked.clear()
+        read = x.read()  # waits, for what was joined too
+        for ids_read in (*joined, read):
+            refuse_not_finite(ids_read)
+        return read
 
     def _flush(self) -> None:
         """Put on the stream what was put off."""

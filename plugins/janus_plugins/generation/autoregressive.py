@@ -21,10 +21,12 @@ from janus_modular import (
     GenerationPath,
     Head,
     ImageTokenizer,
+    NotFiniteError,
     Part,
     PartConfig,
     Registry,
     hookimpl,
+    mark_not_finite,
     part,
     pick,
 )
@@ -153,16 +155,18 @@ class AutoregressiveGeneration(nn.Module):
         of Exp(1); ones and temperature 1 make it greedy. Guidance as in Janus, section 3.4:
         l = u + w (c - u).
         """
-        pictures, codes, of_rows = noise.shape[0], list[Tensor](), list[Tensor]()
+        pictures, codes, marked, of_rows = noise.shape[0], list[Tensor](), list[Tensor](), list[Tensor]()
         for of_code in noise.split(self.codebooks, dim=-1):
             logits = self.head(hidden, known(of_rows, hidden)).float()  # (R, K)
             logits = logits.unflatten(0, (-1, pictures))  # (1 or 2, N, K)
             conditional, unconditional = logits[0], logits[-1]  # of one row, both are the same
             guided = unconditional + guidance * (conditional - unconditional)
-            codes.append(pick(guided / temperature, of_code))  # (N,)
+            guided = guided / temperature
+            codes.append(pick(guided, of_code))  # (N,)
+            marked.append(mark_not_finite(codes[-1], guided))
             of_rows.append(codes[-1].repeat(logits.shape[0]))  # (R,): a picture's rows take its code
         x = self.adaptor(self.vectors(codes).unsqueeze(1), (1, 1)).squeeze(1)  # (N, D)
-        chosen = torch.stack(codes, dim=-1) if len(codes) > 1 else codes[0]
+        chosen = torch.stack(marked, dim=-1) if len(marked) > 1 else marked[0]
         return chosen, x.repeat(logits.shape[0], 1)
 
     def draw(self, codes: Tensor) -> Tensor:
@@ -172,6 +176,11 @@ class AutoregressiveGeneration(nn.Module):
         """
         low, high = self.tokenizer.value_range
         x = self.tokenizer.decode(codes, height=self.height, width=self.width).float()
+        if not torch.compiler.is_exporting() and not x.isfinite().all():
+            raise NotFiniteError(
+                f"the image tokenizer's decoder gives NaN or infinities in {codes.shape[0]} images; expected"
+                f" values from {low} to {high}. Load it in float32 or bfloat16 (--dtype)."
+            )
         return ((x - low) / (high - low) * 255).clamp(0, 255).to(torch.uint8)
 
     def parts(self) -> Mapping[str, Callable[..., Any]]:

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from janus_modular import Registry, Sampling, Session, hookimpl, unconditional
 from janus_modular import Sequence as Prompt
-from janus_plugins.sampling_loops.limits import check_numbers, check_setting
+from janus_plugins.sampling_loops.limits import (
+    MOST_GUIDANCE,
+    check_float,
+    check_integer,
+    check_integers,
+    check_temperature,
+)
+from janus_plugins.sampling_loops.noise import exponential_noise
 
 
 @dataclass
@@ -25,11 +32,14 @@ class DrawSettings:
 
     def __post_init__(self) -> None:
         """Refuse what would draw noise instead of an error."""
-        check_setting("guidance", self.guidance, "a finite number; 1 is none")
-        check_setting("temperature", self.temperature, "a number from 0, which is greedy", low=0)
-        check_setting("seed", self.seed, "a whole number from 0", low=0)
-        check_numbers("numbers", self.numbers)
-        check_setting("first", self.first, "a whole number from 0", low=0)
+        expected = f"a number from {-MOST_GUIDANCE:,.0f} to {MOST_GUIDANCE:,.0f}; 1 is none"
+        self.guidance = check_float(
+            "guidance", self.guidance, expected, low=-MOST_GUIDANCE, high=MOST_GUIDANCE
+        )
+        self.temperature = check_temperature(self.temperature)
+        self.seed = check_integer("seed", self.seed, "a whole number from 0", low=0)
+        self.numbers = check_integers("numbers", self.numbers)
+        self.first = check_integer("first", self.first, "a whole number from 0", low=0)
 
 
 def draw(
@@ -55,7 +65,7 @@ def draw(
     steps = session.sizes["drawing"]
     for step in range(1, steps + 1):
         if not greedy:
-            noise = np.stack([rng.standard_exponential(noise.shape[1], np.float32) for rng in rngs])
+            noise = exponential_noise(rngs, noise.shape[1])
         chosen, x = session.run("image_next", hidden, noise, guidance, temperature)
         codes.append(chosen)
         yield step, steps

@@ -1,4 +1,4 @@
-"""What a setting of a sampling loop may be; no torch in here."""
+"""What a setting of a sampling loop may be, checked as the number that is computed with; no torch in here."""
 
 from __future__ import annotations
 
@@ -7,32 +7,84 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 from janus_modular import PromptError
 
+LEAST_TEMPERATURE = 1e-6
+"""Above 0. Logits are divided by it in float32, and those of up to 1e32 stay finite; in effect greedy."""
 
-def check_setting(
-    name: str, value: Any, expected: str, *, low: float | None = None, high: float | None = None
-) -> None:
-    """Check that a setting is a finite number within its limits; ``expected`` says them in words.
+MOST_GUIDANCE = 1e6
+"""Logits are multiplied by it in float32, and those of up to 1e32 stay finite."""
+
+LEAST_TOP_P = float(np.finfo(np.float32).tiny)
+"""Smaller numbers are 0 on some processors."""
+
+MOST_INTEGER = 2**63 - 1
+"""Graphs take int64."""
+
+
+def check_integer(name: str, value: Any, expected: str, *, low: int, high: int | None = None) -> int:
+    """Return a setting as an int; ``expected`` is how an error describes the range.
 
     Raises:
-        PromptError: it is not. Nothing would stop it later: a NaN draws noise, a negative limit all tokens.
+        PromptError: the value is not a whole number (True and 2.0 are not), or is out of range.
     """
-    kind = Integral if expected.startswith("a whole number") else Real
-    fits = isinstance(value, kind) and isfinite(value)
-    if not fits or (low is not None and value < low) or (high is not None and value > high):
-        raise PromptError(f"{name}: found {value!r}; expected {expected}.")
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_integer or value < low or (high is not None and value > high):
+        raise PromptError(f"{name}: found {_shortened(value)}; expected {expected}.")
+    return int(value)
 
 
-def check_numbers(name: str, values: Any) -> None:
-    """Check that a setting is a sequence of whole numbers from 0, one for each row.
+def check_integers(name: str, values: Any) -> tuple[int, ...]:
+    """Return a setting as a tuple of ints from 0, one for each row.
 
     Raises:
-        PromptError: it is not.
+        PromptError: it is no sequence of whole numbers from 0.
     """
     expected = "a list of whole numbers from 0, one for each row"
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise PromptError(f"{name}: found {values!r}; expected {expected}.")
-    for value in values:
-        if not isinstance(value, Integral) or value < 0:
-            raise PromptError(f"{name}: found {value!r}; expected {expected}.")
+        raise PromptError(f"{name}: found {_shortened(values)}; expected {expected}.")
+    return tuple(check_integer(name, value, expected, low=0) for value in values)
+
+
+def check_float(name: str, value: Any, expected: str, *, low: float, high: float) -> float:
+    """Return a setting as a float; ``expected`` is how an error describes the range.
+
+    Graphs take float32, so that is what must be finite and in range: 1e-50 is 0 there, and 1e39 infinite.
+
+    Raises:
+        PromptError: the value is no number (True is none), not finite, or out of range.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise PromptError(f"{name}: found {_shortened(value)}; expected {expected}.")
+    try:
+        with np.errstate(over="ignore", under="ignore"):
+            used = float(np.float32(float(value)))
+    except OverflowError:  # a whole number or a fraction beyond any float
+        used = float("inf")
+    if not isfinite(used) or not np.float32(low) <= used <= np.float32(high):
+        raise PromptError(f"{name}: found {_shortened(value)}; expected {expected}.")
+    return float(value)
+
+
+def check_temperature(value: Any) -> float:
+    """Return a temperature: 0, which is greedy, or a number that logits can be divided by.
+
+    Raises:
+        PromptError: the value is neither.
+    """
+    expected = f"0, which is greedy, or a number from {LEAST_TEMPERATURE:g} that float32 holds"
+    if isinstance(value, Real) and not isinstance(value, bool) and value == 0:
+        return 0.0
+    return check_float(
+        "temperature", value, expected, low=LEAST_TEMPERATURE, high=float(np.finfo(np.float32).max)
+    )
+
+
+def _shortened(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        text = f"a whole number of {value.bit_length()} bits"
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -10,10 +10,15 @@ from numpy.typing import NDArray
 
 from janus_modular import Registry, Sampling, Session, hookimpl
 from janus_modular import Sequence as Prompt
-from janus_plugins.sampling_loops.limits import check_numbers, check_setting
-
-TINY = 5e-324
-"""The smallest number above 0."""
+from janus_plugins.sampling_loops.limits import (
+    LEAST_TOP_P,
+    MOST_INTEGER,
+    check_float,
+    check_integer,
+    check_integers,
+    check_temperature,
+)
+from janus_plugins.sampling_loops.noise import exponential_noise
 
 
 @dataclass
@@ -29,14 +34,20 @@ class TextSettings:
 
     def __post_init__(self) -> None:
         """Refuse what would answer with nonsense instead of an error."""
-        check_setting("max_tokens", self.max_tokens, "a whole number from 1", low=1)
-        check_setting("temperature", self.temperature, "a number from 0, which is greedy", low=0)
-        check_setting("top_k", self.top_k, "a whole number from 0, which is no limit", low=0)
-        check_setting(
-            "top_p", self.top_p, "a number above 0 and up to 1, which is no limit", low=TINY, high=1
+        self.max_tokens = check_integer("max_tokens", self.max_tokens, "a whole number from 1", low=1)
+        self.temperature = check_temperature(self.temperature)
+        self.top_k = check_integer(
+            "top_k",
+            self.top_k,
+            "a whole number from 0, which is no limit, to 2**63 - 1",
+            low=0,
+            high=MOST_INTEGER,
         )
-        check_setting("seed", self.seed, "a whole number from 0", low=0)
-        check_numbers("numbers", self.numbers)
+        self.top_p = check_float(
+            "top_p", self.top_p, "a number above 0 and up to 1, which is no limit", low=LEAST_TOP_P, high=1
+        )
+        self.seed = check_integer("seed", self.seed, "a whole number from 0", low=0)
+        self.numbers = check_integers("numbers", self.numbers)
 
 
 def sample_text(
@@ -53,7 +64,7 @@ def sample_text(
     hidden = session.prefill(prompts)
     for step in range(settings.max_tokens):
         if not greedy:
-            noise = np.stack([rng.standard_exponential(noise.shape[1], np.float32) for rng in rngs])
+            noise = exponential_noise(rngs, noise.shape[1])
         ids, x = session.run("text_next", hidden, noise, temperature, settings.top_k, settings.top_p)
         active = yield session.to_host(ids)
         if step + 1 < settings.max_tokens:  # nobody asks what follows the last

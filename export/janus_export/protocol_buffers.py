@@ -1,0 +1,62 @@
+"""Reading protocol buffers without their package: numbered fields, nested, as ONNX files are written.
+
+A reader follows the fields that it knows and skips the others. What is no protocol buffer, or is cut short,
+is an IndexError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
+
+
+def fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield the number and content of a message's length-delimited fields."""
+    return ((number, content) for number, content in _parsed(message) if isinstance(content, memoryview))
+
+
+def messages(message: memoryview, wanted: int) -> Iterator[memoryview]:
+    """Yield the contents of the length-delimited fields of one number."""
+    return (content for number, content in fields(message) if number == wanted)
+
+
+def texts(message: memoryview, wanted: int) -> list[str]:
+    """Return the contents of the fields of one number as text."""
+    return [str(content, "utf-8") for content in messages(message, wanted)]
+
+
+def integers(message: memoryview, wanted: int) -> list[int]:
+    """Return the integers of one number."""
+    return [value for number, value in _parsed(message) if number == wanted and isinstance(value, int)]
+
+
+def _parsed(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        number, wire = key >> 3, key & 7
+        if wire == VARINT:
+            value, at = _varint(message, at)
+            yield number, value
+        elif wire == BYTES:
+            length, at = _varint(message, at)
+            if at + length > len(message):
+                raise IndexError
+            yield number, message[at : at + length]
+            at += length
+        elif wire in (FIXED64, FIXED32):
+            at += 8 if wire == FIXED64 else 4
+        else:
+            raise IndexError
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
