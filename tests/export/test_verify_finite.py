@@ -62,9 +62,11 @@ def test_a_gate_fails_on_what_is_not_finite(
 @with_reference
 @pytest.mark.parametrize("value", [NAN, -INF])
 def test_weights_that_are_not_finite_are_named(workshop: Any, value: float) -> None:
-    [name] = load_bundle(workshop.folder).manifest["variants"]["fp32"]["weights"]
+    weight = "backbone.model.model.norm.weight"
+    files = load_bundle(workshop.folder).manifest["variants"]["fp32"]["weights"]
+    [name] = [one for one in files if weight in byte_ranges(workshop.folder / one)]
     file: Path = workshop.folder / name
-    offset, _ = byte_ranges(file)["backbone.model.model.norm.weight"]
+    offset, _ = byte_ranges(file)[weight]
     content = bytearray(file.read_bytes())
     content[offset : offset + 4] = np.float32(value).tobytes()
     file.write_bytes(content)
