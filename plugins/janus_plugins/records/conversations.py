@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from janus_modular import DataError, Message, PictureToDraw, PictureToRead, Sample, Segment, Text
-from janus_plugins.records.fields import BRIEF, Fields, list_of, text_of
+from janus_plugins.records.fields import BRIEF, EMPTY, Fields, list_of, text_of
 from janus_plugins.records.images import ImageFolder
-from janus_plugins.records.markers import LITERAL, split_at_markers
+from janus_plugins.records.markers import LITERAL, split_at_markers, without_markers
 
 ROLES = {
     "system": "system",
@@ -64,13 +64,16 @@ class ConversationReader:
         turns_given = record.take("messages", "conversations")
         flags: list[bool] = []
         turns: list[_Turn] = list_of(turns_given, name, lambda one, where: self._turn(one, where, flags))
-        if system := record.take("system"):
+        system = record.take("system")
+        if system is not None and text_of(system, "system", blank=True).strip():
             if turns[0].role == "system":
                 raise DataError("has `system`, and a first message of the system: expected only one of them.")
-            turns.insert(0, _Turn("system", [Text(text_of(system, "system"))]))
-        listed = record.take("images", "image") or []
+            self._refuse_markers(system, "system")
+            turns.insert(0, _Turn("system", [Text(system)]))
+        listed = record.take("images", "image")
         record.close()
-        listed = listed if isinstance(listed, list) else [listed]
+        if not isinstance(listed, list):
+            listed = [] if listed is None or listed in EMPTY else [listed]
         return Sample(list(self._filled(turns, listed)), exact_supervision=bool(flags))
 
     def _turn(self, value: Any, where: str, flags: list[bool]) -> _Turn:
@@ -83,7 +86,7 @@ class ConversationReader:
             )
         content = fields.take("content", "value")
         flag = _flag(fields)
-        thought = fields.take("reasoning_content", "reasoning") or None
+        thought = fields.take("reasoning_content", "reasoning")
         fields.close()
         if flag is not None:
             flags.append(flag)
@@ -91,12 +94,13 @@ class ConversationReader:
         place = f"{where}: content of {role}"
         parts = [content] if isinstance(content, str) else content
         turn = _Turn(role)
-        if thought is not None:
+        if thought is not None and thought not in EMPTY:
             if role != "assistant":
                 raise DataError(
                     f"{where}: has reasoning_content, and role {role}; expected it of assistants."
                 )
             turn.reasoning = Text(text_of(thought, f"{where}: reasoning_content"), supervised)
+            self._refuse_markers(turn.reasoning.text, f"{where}: reasoning_content")
         list_of(parts, place, lambda one, at: turn.content.extend(self._part(one, at, role, supervised)))
         if role != "system" and not any(isinstance(s, _ImageSlot) or s.text.strip() for s in turn.content):
             raise DataError(f"{place}: is empty; expected text or an image.")
@@ -134,6 +138,11 @@ class ConversationReader:
                 yield _ImageSlot(where, speaks, supervised)
             if stretch or len(stretches) == 1:
                 yield Text(stretch, supervised)
+
+    def _refuse_markers(self, text: str, where: str) -> None:
+        """Refuse a marker in a text beside the content, which holds no images."""
+        if self.markers:
+            without_markers(text, where, "Images stand in the content of messages.")
 
     def _filled(self, turns: list[_Turn], listed: list[Any]) -> Iterator[Message]:
         """Yield the messages with their images opened, those without a reference in the order of the list."""

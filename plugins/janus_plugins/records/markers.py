@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from janus_modular import DataError
 
 MARKER = re.compile(r"<image>|<image_placeholder>")
 OTHERS = re.compile(
-    r"<(?:video|audio|Image|IMAGE|ImageHere|image[_ ]\d+)>|<\|(?:image|video|audio)(?:_pad|_\d+)?\|>"
+    r"(?!<image>)<\s*(?i:images?)[\s_:#-]*\d*\s*>|</image>|<img>[^<]*</img>"
+    r"|<(?:video|audio|ImageHere|IMG_CONTEXT|image_soft_token|im_(?:start|end|patch)"
+    r"|(?:begin|start|end)_of_image)>"
+    r"|<\|(?i:(?:begin_of_|start_of_|end_of_)?(?:image|img|video|audio|vision|media)"
+    r"(?:_(?:pad|begin|start|end|\d+))?)\|>"
 )
 """Markers of other tools and models, which are not read."""
 
 LITERAL = "If these letters are meant to be learned, set the source's `markers: text`."
+
+
+def first_marker(texts: Iterable[str]) -> str | None:
+    """Return the first marker, of any tool, in some texts; None where there is none."""
+    found = (pattern.search(text) for text in texts for pattern in (MARKER, OTHERS))
+    return next((match[0] for match in found if match), None)
 
 
 def split_at_markers(text: str, where: str) -> list[str]:

@@ -41,7 +41,7 @@ from janus_plugins.records.conversations import ConversationReader
 from janus_plugins.records.fields import Fields
 from janus_plugins.records.files import RecordFile
 from janus_plugins.records.images import ImageFolder
-from janus_plugins.records.markers import without_markers
+from janus_plugins.records.markers import LITERAL, first_marker, without_markers
 
 QUESTIONS = ("Describe this picture.",)
 FORMS = ("messages", "conversations", *IMAGES, *WORDS)
@@ -76,6 +76,11 @@ class JsonlConfig(PartConfig):
             )
         if self.kind == "draw" and self.questions != list(QUESTIONS):
             raise ValueError("questions: are asked of images that are read; with kind: draw, leave them out.")
+        if self.markers == "image" and (marker := first_marker([*self.templates, *self.questions])):
+            raise ValueError(
+                f"templates, questions: hold '{marker}'; expected words alone, as the image is put before the"
+                f" question, or drawn, without a marker. Take it out. {LITERAL}"
+            )
 
 
 class Jsonl:
