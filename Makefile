@@ -4,8 +4,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # 1,911 named pictures of 64 pixels (Twemoji: CC BY 4.0; names: MIT), and their variants.
 PICTURES := emoji-datasource-twitter@16.0.0
-# Two workers of one thread each: the tests are many and small. Groups: see pytest_collection_modifyitems in tests/conftest.py.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+# Two workers of one thread each: the tests are many and small.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: help install demo ablation test test-all proof test-gpu weights lint format docs wheel bench bench-export clean
 

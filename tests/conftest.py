@@ -17,6 +17,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from zlib import crc32
 
 import pytest
 from hypothesis import settings
@@ -25,6 +26,7 @@ from janus_modular.plugins import Announcement, Plugins, set_default_plugins
 from janus_modular.plugins.announcements import GROUP
 
 ROOT = Path(__file__).parents[1]
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import onnxruntime themselves
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # `auto` is the processor here; `make test-gpu` shows a GPU
 
 # Property tests: the same few examples in every run, and many new ones in `make proof`.
@@ -33,11 +35,23 @@ settings.register_profile("proof", max_examples=5_000, database=None, deadline=N
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file on one worker, which shares their fixtures, unless they name another group."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).as_posix()))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of a file on one worker, which shares their fixtures; but cut the longest in two.
+
+    The rows of the graph matrix go by their first part, so that rows that share graphs stay together.
+    """
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            scope = super()._split_scope(nodeid)
+            _, matrix, row = nodeid.partition("test_every_two_parts_are_the_same_as_graphs[")
+            return f"{scope}-{crc32(row.partition('+')[0].encode()) % 2}" if matrix else scope
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

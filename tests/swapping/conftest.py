@@ -337,13 +337,7 @@ def row(request: pytest.FixtureRequest) -> Row:
 
 @pytest.fixture(
     params=[
-        pytest.param(
-            row,
-            marks=[
-                pytest.mark.xdist_group(f"graphs-{list(ENCODERS).index(row.encoder) % 2}"),  # one a worker
-                *([] if row in GRAPH_ROWS else [pytest.mark.proof]),
-            ],
-        )
+        pytest.param(row, marks=[] if row in GRAPH_ROWS else [pytest.mark.proof])
         for row in sorted(ROWS, key=lambda row: (row.tokenizer, row.encoder))
     ],
     ids=str,
