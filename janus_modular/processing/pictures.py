@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from janus_modular.errors import PictureError
 from janus_modular.foreign import foreign_errors, printable
@@ -48,6 +48,11 @@ def open_picture(source: PictureSource, *, max_pixels: int = MAX_PIXELS) -> Imag
 def _rgb_of(source: PictureSource, name: str, max_pixels: int, files: ExitStack) -> Image.Image:
     """Decode an image; a file that is read for it is closed by ``files``, whatever its decoder does."""
     image = source if isinstance(source, Image.Image) else _opened(source, name, files)
+    if _is_run_to_be_read(image):
+        raise PictureError(
+            f"{name} is of the format {image.format}, for which Pillow starts another program; expected PNG,"
+            " JPEG, WebP, GIF, TIFF or BMP. Export it as PNG."
+        )
     width, height = image.size
     if width * height > max_pixels:
         raise PictureError(
@@ -75,6 +80,15 @@ def _rgb_of(source: PictureSource, name: str, max_pixels: int, files: ExitStack)
     return _rgb(image, name)
 
 
+def _is_run_to_be_read(image: Image.Image) -> bool:
+    """Return True if Pillow would hand the file to something else: Ghostscript for EPS, a handler for WMF.
+
+    An image that has been decoded already is harmless.
+    """
+    is_undecoded_eps = image.format == "EPS" and bool(getattr(image, "tile", None))
+    return is_undecoded_eps or isinstance(image, ImageFile.StubImageFile)
+
+
 def to_picture(pixels: NDArray[Any], *, value_range: tuple[float, float] = (-1.0, 1.0)) -> Image.Image:
     """Turn pixels (3, H, W) into a picture: uint8 as they are, floats from ``value_range``.
 
@@ -95,8 +109,8 @@ def _name(source: PictureSource) -> str:
         return f"the picture ({len(source):,} bytes)"
     if isinstance(source, Image.Image):
         file = getattr(source, "filename", "")  # of pictures that were opened, not made
-        return f"the picture '{printable(file)}'" if file else "the picture"
-    return f"the picture '{printable(source)}'"
+        return f"the picture '{printable(file, most=200)}'" if file else "the picture"
+    return f"the picture '{printable(source, most=200)}'"
 
 
 def _opened(source: str | Path | bytes, name: str, files: ExitStack) -> Image.Image:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from janus_modular.errors import PictureError
 from janus_modular.processing.pictures import open_picture, to_picture
@@ -186,3 +186,23 @@ def test_a_grey_of_16_bits_that_stands_for_nothing_is_white() -> None:
 def test_what_is_no_picture_is_said_by_its_type(source: object) -> None:
     with pytest.raises(PictureError, match=f"found a {type(source).__name__}; expected a picture"):
         open_picture(source)
+
+
+@pytest.mark.parametrize("name", ["a.eps", "a.png"])
+def test_a_format_that_needs_another_program_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a path, bytes and an image that is not decoded yet, whatever the file is called."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was run"))
+    Image.new("RGB", (8, 8), "red").save(tmp_path / name, "EPS")
+    with Image.open(tmp_path / name) as undecoded:
+        for source in (tmp_path / name, (tmp_path / name).read_bytes(), undecoded):
+            with pytest.raises(PictureError, match=r"format EPS, .*another program.* Export it as PNG"):
+                open_picture(source)
+
+
+def test_a_windows_metafile_is_refused() -> None:
+    box, inch = struct.pack("<4h", 0, 0, 9, 9), struct.pack("<H", 96)
+    metafile = b"\xd7\xcd\xc6\x9a\x00\x00" + box + inch + bytes(6) + b"\x01\x00\t\x00" + bytes(40)
+    with pytest.raises(PictureError, match=r"of the format WMF, .*another program"):
+        open_picture(metafile)
