@@ -15,14 +15,14 @@ def convert(value: Any, hint: Any) -> Any:
 
     Raises:
         Exception: it cannot be; most of OmegaConf's are OmegaConfBaseException, not all.
-        ValueError: a number is not finite, or a whole one beyond 64 bits.
+        ValueError: a number is not finite, or a whole one beyond 64 bits; or a text holds NUL.
     """
     if hint is Any or (get_origin(hint) is dict and get_args(hint)[1] is Any and isinstance(value, dict)):
         return value  # a transformers config, say: passed on as it is
     holder = OmegaConf.structured(make_dataclass("Holder", [("value", hint, field(default=MISSING))]))
     OmegaConf.update(holder, "value", value)
     converted = OmegaConf.to_object(holder).value  # type: ignore[union-attr]
-    _check_numbers(converted)
+    _check_values(converted)
     _check_items(converted, hint)
     return converted
 
@@ -37,15 +37,20 @@ def _check_items(values: Any, hint: Any) -> None:
         raise ValueError(f"{str(strange[0])[:60]} is no single value")
 
 
-def _check_numbers(value: Any) -> None:
-    """Refuse numbers that nothing can be computed with; they would fail far from here, or not at all."""
+def _check_values(value: Any) -> None:
+    """Refuse numbers that nothing can be computed with, and texts that neither paths nor names can be.
+
+    They would fail far from here, or not at all.
+    """
     if isinstance(value, dict | list | tuple):
         for each in value.values() if isinstance(value, dict) else value:
-            _check_numbers(each)
+            _check_values(each)
     elif isinstance(value, float) and not isfinite(value):
         raise ValueError(f"{value} is not a finite number")
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError("the number takes more than 64 bits")
+    elif isinstance(value, str) and "\0" in value:
+        raise ValueError("the text holds the character NUL")
 
 
 def words(hint: Any) -> str:

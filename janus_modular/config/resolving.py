@@ -55,7 +55,7 @@ class _Walk:
         """Build ``schema`` from a mapping; ``what`` it is the config of."""
         if not isinstance(raw, Mapping):
             return self.fault(path, _found(raw), f"a mapping (key: value) for {what}")
-        before = len(self.faults)
+        before, unresolved = len(self.faults), False
         known = {field.name: field for field in fields(schema) if field.init}
         for key in raw:
             if key not in known:
@@ -75,11 +75,13 @@ class _Walk:
         for name, field in known.items():
             count = len(self.faults)
             values[name] = self.field(raw, field, hints[name], _join(path, name))
-            if len(self.faults) > count and values[name] is None:
+            if _join(path, name) in self.unresolved:
+                values[name], unresolved = MISSING, True
+            elif len(self.faults) > count and values[name] is None:
                 values[name] = MISSING
             elif len(self.faults) == count and name in raw:
                 sound.add(name)
-        if len(self.faults) > before:
+        if len(self.faults) > before or unresolved:
             return self.go_on(schema, values, path, sound)
         try:
             return schema(**{name: value for name, value in values.items() if value is not MISSING})

@@ -12,6 +12,9 @@ from janus_modular.schema import ModelConfig
 from janus_modular.suggest import did_you_mean
 from janus_modular.training.shares import Phase, taken
 
+MAX_COUNT = 1_000_000
+"""Largest batch, accumulate and number of workers: lists and threads of that many are made."""
+
 MAX_SHARE = 1_000_000_000
 """Largest share of a source in a mixture: sums and products of shares stay exact enough to count with."""
 
@@ -163,6 +166,13 @@ class TrainConfig:
             for name, low in least.items()
             if getattr(self, name) < low
         ]
+        faults += [
+            f"{name}: {getattr(self, name):,}; expected at most {MAX_COUNT:,}."
+            for name in ("batch", "accumulate", "workers")
+            if getattr(self, name) > MAX_COUNT
+        ]
+        if not self.output.strip():
+            faults.append(f"output: found {self.output!r}; expected the name of a folder.")
         if self.length is not None and self.length < 1:
             faults.append(f"length: {self.length}; expected positions, or null for a row a sample.")
         return faults
@@ -212,7 +222,7 @@ class TrainConfig:
             before = phases[i - 1].get("until") if i else 0
             if last and until is not None:
                 faults.append(f"mixture: its last phase ends at step {until!r}; leave out its `until`.")
-            elif not last and not (isinstance(until, int) and isinstance(before, int) and until > before):
+            elif not last and not (type(until) is int and isinstance(before, int) and until > before):
                 faults.append(
                     f"mixture: phase {i + 1} has until {until!r}; expected a step after {before!r}."
                 )

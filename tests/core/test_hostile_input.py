@@ -242,6 +242,15 @@ def test_any_override_is_taken_or_refused(mutations: ModuleType, data: st.DataOb
         (f"seed={10**40}", "seed: found .*: the number takes more than 64 bits"),
         ("drop_condition=.nan", "nan is not a finite number"),
         (f"learn={'[' * 3000}", "not YAML"),
+        ('output="a\\0b"', "output: found 'a.x00b'; expected text: the text holds the character NUL"),
+        ('sources.text.path="\\0"', "sources.text.path: .*NUL"),
+        ('learn=["backbone\\0"]', "learn: .*NUL"),
+        ('model.text_loop="te\\0xt"', "text_loop: .*NUL"),
+        ("output=''", "output: found ''; expected the name of a folder"),
+        ("batch=100000000000", "batch: 100,000,000,000; expected at most"),
+        ("accumulate=100000000000", "accumulate: .* at most"),
+        ("workers=100000000", "workers: .* at most"),
+        ("mixture=[{until: true, text: 1, draw: 1}, {text: 1, draw: 1}]", "phase 1 has until True"),
         ("model=/dev/zero", "there is no config '/dev/zero'"),
         (f"model={'x' * 5000}", "cannot be read"),
     ],
@@ -249,6 +258,13 @@ def test_any_override_is_taken_or_refused(mutations: ModuleType, data: st.DataOb
 def test_refuses_overrides_that_nothing_can_be_trained_with(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         resolve(load({**SMALL, "mixture": {"text": 1, "draw": 1}}, [override]), TrainConfig)
+
+
+def test_says_nothing_of_values_that_could_not_be_read() -> None:
+    overrides = ["length=${batch}", "batch=${length}"]
+    with pytest.raises(ConfigError) as error:
+        resolve(load(SMALL, overrides), TrainConfig)
+    assert [fault.path for fault in error.value.faults] == ["batch", "length"]
 
 
 @pytest.mark.parametrize("content", ["[" * 5000, "a: &a [*a]", "\0", "a: !!python/object:os.system x", "- 1"])
