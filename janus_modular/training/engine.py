@@ -179,6 +179,15 @@ class Engine(Generic[W]):
         Raises:
             TrainingError: names up to five tensors that hold a number that is not finite.
         """
+        if bad := self.not_finite():
+            raise TrainingError(
+                f"after step {self.next_step - 1}, not finite: {', '.join(bad[:5])}"
+                f"{f' and {len(bad) - 5} more' if len(bad) > 5 else ''}. No checkpoint is made of that. Lower"
+                " optimizer.lr."
+            )
+
+    def not_finite(self) -> list[str]:
+        """Name what of the state holds a number that is not finite: all of it is read once."""
         state = self.optimizer.state
         tensors = {
             **self.learning,
@@ -191,15 +200,10 @@ class Engine(Generic[W]):
         }
         floats = {name: t for name, t in tensors.items() if t.is_floating_point() and t.numel()}
         if not floats:
-            return
+            return []
         ranges = [torch.stack(torch.aminmax(t.detach())).to(self.device).float() for t in floats.values()]
         finite = torch.stack(ranges).isfinite().all(dim=1).tolist()  # the one wait for the device
-        if bad := [name for name, fine in zip(floats, finite, strict=True) if not fine]:
-            raise TrainingError(
-                f"after step {self.next_step - 1}, not finite: {', '.join(bad[:5])}"
-                f"{f' and {len(bad) - 5} more' if len(bad) > 5 else ''}. No checkpoint is made of that. Lower"
-                " optimizer.lr."
-            )
+        return [name for name, fine in zip(floats, finite, strict=True) if not fine]
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs beside the weights and the work."""
@@ -228,16 +232,24 @@ class Engine(Generic[W]):
         if type(step) is not int or step < 0:
             raise ValueError(f"next_step is {step!r}, expected a number of steps")
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        count = sum(len(group["params"]) for group in state["param_groups"])
-        if count != len(parameters):
-            raise ValueError(f"its optimizer is of {count} parameters, expected {len(parameters)}")
+        places = [place for group in state["param_groups"] for place in group["params"]]
+        if sorted(places) != list(range(len(parameters))):
+            raise ValueError(f"its optimizer is of {len(set(places))} parameters, expected {len(parameters)}")
         if step and not state["state"]:
             raise ValueError(f"its optimizer is empty, expected that of {step} steps")
         for place, moments in state["state"].items():
             for name in ("exp_avg", "exp_avg_sq"):
-                found, expected = tuple(moments[name].shape), tuple(parameters[place].shape)
+                moment, parameter = moments[name], parameters[place]
+                found, expected = tuple(moment.shape), tuple(parameter.shape)
                 if found != expected:
                     raise ValueError(f"{name} {place} of its optimizer is {found}, expected {expected}")
+                if (moment.dtype, moment.layout) != (parameter.dtype, parameter.layout):
+                    raise ValueError(
+                        f"{name} {place} of its optimizer is {moment.dtype}, {moment.layout}; expected"
+                        f" {parameter.dtype}, {parameter.layout}"
+                    )
+            if moments["exp_avg_sq"].numel() and moments["exp_avg_sq"].min() < 0:
+                raise ValueError(f"exp_avg_sq {place} of its optimizer has numbers below 0")
             if not 0 < float(moments["step"]) <= step:  # less, where a parameter had no gradient
                 raise ValueError(
                     f"its optimizer is at step {float(moments['step']):g}, expected {step} at most"

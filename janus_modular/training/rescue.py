@@ -41,8 +41,9 @@ def saving_sound_steps(
 def _saved(engine: Engine[Any], newest: Callable[[], Path | None], save: Callable[[], Path]) -> str:
     """Save what is not saved yet; return what stands and what to do."""
     done, last = engine.next_step, newest()
+    steps, are = ("1 step", "is") if done == 1 else (f"{done:,} steps", "are")
     if last is not None and last.name == step_name(done):
-        return f"The {done} steps before it are saved. {_go_on(last)}"
+        return f"The {steps} before it {are} saved. {_go_on(last)}"
     if not done:
         return "No step was done before it, so nothing was lost."
     if not engine.sound:
@@ -50,8 +51,8 @@ def _saved(engine: Engine[Any], newest: Callable[[], Path | None], save: Callabl
     try:
         last = save()
     except (JanusError, OSError) as error:
-        return f"The {done} steps before it could not be saved: {error}\n{_go_on(newest())}"
-    return f"The {done} steps before it are saved. {_go_on(last)}"
+        return f"The {steps} before it could not be saved: {error}\n{_go_on(newest())}"
+    return f"The {steps} before it {are} saved. {_go_on(last)}"
 
 
 def step_name(step: int) -> str:

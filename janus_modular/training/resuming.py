@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 import re
 import shutil
@@ -26,6 +27,7 @@ from janus_modular.checkpoints.native import MODEL_TYPE, Saves, read_record, sto
 from janus_modular.checkpoints.writing import is_own, link, write_weights, written_aside
 from janus_modular.config import to_plain
 from janus_modular.errors import CheckpointError, TrainingError
+from janus_modular.foreign import printable, reason
 from janus_modular.locking import locked
 from janus_modular.model import JanusModel
 from janus_modular.training.changes import Change, changes, may_change, refused
@@ -118,8 +120,11 @@ def check_checkpoint(checkpoint: Path, config: TrainConfig) -> None:
     try:
         if STATE not in verify_checksums(checkpoint, own=is_own):
             raise CheckpointError(f"{checkpoint / STATE} is not in {FILE}.")
-        step = read_record(checkpoint).get("training", {}).get("step")
-        if not isinstance(step, int) or step_name(step) != checkpoint.name:
+        training = read_record(checkpoint).get("training")
+        if not isinstance(training, dict) or not isinstance(training.get("config"), dict):
+            raise CheckpointError(f"{checkpoint / 'config.json'} has no record of a training.")
+        step = training.get("step")
+        if type(step) is not int or step_name(step) != checkpoint.name:
             raise CheckpointError(
                 f"{checkpoint / 'config.json'} is of step {step!r}, expected that of {checkpoint.name}."
             )
@@ -131,7 +136,8 @@ def check_same_run(checkpoint: Path, config: TrainConfig) -> list[Change]:
     """Return the settings that differ from those of a checkpoint, where a run may go on with them.
 
     Raises:
-        TrainingError: some would make another run of it; names them, with both values.
+        TrainingError: some would make another run of it; names them, with both values. Or the run would
+            end before the checkpoint.
     """
     differ = changes(read_record(checkpoint)["training"]["config"], to_plain(config))
     if wrong := [refused(change) for change in differ if not may_change(change)]:
@@ -139,6 +145,11 @@ def check_same_run(checkpoint: Path, config: TrainConfig) -> list[Change]:
         raise TrainingError(
             f"{checkpoint} was made with other settings:\n{lines}\n"
             f"Put them back to resume, or start a new run from its weights: {_anew(checkpoint, config)}"
+        )
+    if checkpoint.name > step_name(config.schedule.last):
+        raise TrainingError(
+            f"{checkpoint} is beyond the last step, {config.schedule.last:,}: raise schedule.steps or"
+            " schedule.stop to go on, or remove the later checkpoints."
         )
     return differ
 
@@ -155,20 +166,20 @@ def load_state(checkpoint: Path, engine: Engine[Any], config: TrainConfig) -> No
         if step_name(state["next_step"]) != checkpoint.name:
             raise ValueError(f"it is of step {state['next_step']}, expected that of {checkpoint.name}")
         engine.load_state_dict(state)
-    except (
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        pickle.UnpicklingError,
-    ) as error:
+    except pickle.UnpicklingError as error:  # torch's words advise to load it all the same
+        reason = "it is no file of torch.save, or holds more than tensors and plain containers"
+        raise TrainingError(_damaged(path, reason, config)) from error
+    except Exception as error:  # whatever torch raises over the bytes and numbers of a file
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise TrainingError(
-            f"{path} is damaged, or of another run: {reason}\n{_way_out(checkpoint, config)}"
-        ) from error
+        raise TrainingError(_damaged(path, reason, config)) from error
+    if names := engine.not_finite():
+        reason = f"it or the weights hold numbers that are not finite, in {names[0]} first"
+        raise TrainingError(_damaged(path, reason, config))
+
+
+def _damaged(state: Path, reason: str, config: TrainConfig) -> str:
+    """Return the message about a state that a run cannot go on from."""
+    return f"{state} is damaged, or of another run: {reason}\n{_way_out(state.parent, config)}"
 
 
 def _way_out(checkpoint: Path, config: TrainConfig) -> str:
@@ -188,6 +199,29 @@ def _anew(checkpoint: Path, config: TrainConfig) -> str:
     return f"model=null init={checkpoint}{wrap} output=FOLDER"
 
 
+def check_output(output: Path) -> None:
+    """Check that the folder of a run could be made and written, without making it.
+
+    Raises:
+        TrainingError: a file is in its way, its name is too long, or the disk is closed to us.
+    """
+    try:
+        existing = next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))
+        is_folder = existing.is_dir()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(output)  # a name may be too long, or hold NUL
+    except (OSError, ValueError) as error:
+        raise TrainingError(_unwritable(output, reason(error))) from error
+    if not is_folder:
+        raise TrainingError(_unwritable(output, f"{printable(existing, most=200)} is no folder"))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise TrainingError(_unwritable(output, f"{printable(existing, most=200)} may not be written into"))
+
+
+def _unwritable(output: Path, why: str) -> str:
+    return f"{printable(output, most=200)} cannot be written: {why}. Choose another output=FOLDER."
+
+
 @contextmanager
 def run_folder(output: Path) -> Iterator[None]:
     """Hold the folder of a run against other processes, and put right what a killed one has left there.
@@ -195,10 +229,11 @@ def run_folder(output: Path) -> Iterator[None]:
     Raises:
         TrainingError: another process trains there, or it cannot be written.
     """
+    check_output(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrainingError(f"{output} cannot be written: {error}. Choose another output=FOLDER.") from error
+        raise TrainingError(_unwritable(output, reason(error))) from error
     try:
         with locked(output / LOCK, output, error=TrainingError):
             for parent in (output, output / "checkpoints"):

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from janus_modular.errors import DataError
+from janus_modular.foreign import printable
 from janus_modular.sequence import IGNORED, Sequence
 from janus_modular.training.schema import BadSamplesConfig
 
@@ -115,7 +116,7 @@ class FaultLedger:
         for name, bad in self.bad.items():
             if bad > TOLERATED + self.policy.limit * self.samples.get(name, 0):
                 examples = "\n".join(
-                    f"  sample {one.index}: {one.reason}" for one in self.examples.get(name, ())
+                    f"  sample {one.index}: {printable(one.reason)}" for one in self.examples.get(name, ())
                 )
                 raise DataError(
                     f"source '{name}': {bad:,} samples were skipped or cut where {self.samples[name]:,} were"
@@ -128,8 +129,16 @@ class FaultLedger:
         return {"samples": dict(self.samples), "bad": dict(self.bad)}
 
     def load_state(self, state: Mapping[str, Mapping[str, int]]) -> None:
-        """Go on from counts that `state` returned."""
-        self.samples, self.bad = dict(state["samples"]), dict(state["bad"])
+        """Go on from counts that `state` returned.
+
+        Raises:
+            ValueError: a count is no whole number from 0: the limit could not be held to it.
+        """
+        samples, bad = dict(state["samples"]), dict(state["bad"])
+        for name, count in [*samples.items(), *bad.items()]:
+            if type(count) is not int or count < 0:
+                raise ValueError(f"{name} has {count!r}, expected a whole number of samples")
+        self.samples, self.bad = samples, bad
 
     def _note(self, fault: Fault) -> None:
         if fault.action != "split":
@@ -139,4 +148,4 @@ class FaultLedger:
             examples.append(fault)
             more = "; further ones of this source are only counted" if len(examples) == LOGGED else ""
             where = f"source '{fault.source}', sample {fault.index}"
-            log.warning("%s %s: %s%s", COUNTED[fault.action], where, fault.reason, more)
+            log.warning("%s %s: %s%s", COUNTED[fault.action], where, printable(fault.reason), more)

@@ -11,6 +11,7 @@ import numpy as np
 
 from janus_modular.batch import Batch, collate, pack
 from janus_modular.errors import DataError, JanusError
+from janus_modular.foreign import printable
 from janus_modular.sequence import IGNORED, Sample, Sequence
 from janus_modular.training.mixture import Draw, Mixture
 from janus_modular.training.sample_faults import COUNTED, Fault, Problem, SampleError, cut, split
@@ -81,7 +82,9 @@ class Preparation:
             except SampleError as error:
                 index = self.mixture.index(tried)
                 if getattr(self.policy, error.problem) != "skip":
-                    raise DataError(f"source '{draw.source}', sample {index}: {error}") from error
+                    raise DataError(
+                        f"source '{draw.source}', sample {index}: {printable(error, most=2000)}"
+                    ) from error
                 faults.append(Fault(draw.source, index, "skip", str(error)))
                 continue
             if action:
@@ -89,7 +92,7 @@ class Preparation:
             return Prepared(tried, sequences, faults)
         raise DataError(
             f"source '{draw.source}': {ATTEMPTS} samples in a row cannot be used, the last being sample"
-            f" {faults[-1].index}: {faults[-1].reason}"
+            f" {faults[-1].index}: {printable(faults[-1].reason)}"
         )
 
     def work(self, prepared: list[Prepared]) -> Work:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from janus_modular import CheckpointError, TrainingError
@@ -122,9 +123,70 @@ def another_step_in_the_record(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps(record))
 
 
+def changed_moments(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def changed(checkpoint: Path) -> None:
+        state = torch.load(checkpoint / STATE, weights_only=True)
+        for moments in state["optimizer"]["state"].values():
+            change(moments)
+        torch.save(state, checkpoint / STATE)
+
+    return changed
+
+
+def cast_moments(dtype: torch.dtype) -> Callable[[Path], None]:
+    return changed_moments(lambda moments: moments.update(exp_avg=moments["exp_avg"].to(dtype)))
+
+
+def repeated_parameters(checkpoint: Path) -> None:
+    state = torch.load(checkpoint / STATE, weights_only=True)
+    group = state["optimizer"]["param_groups"][0]
+    group["params"] = [group["params"][0]] * len(group["params"])
+    torch.save(state, checkpoint / STATE)
+
+
+def weights_not_finite(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    weights = load_file(path)
+    numbers = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
+    save_file({**weights, **{name: tensor * float("nan") for name, tensor in numbers.items()}}, path)
+
+
+def cut_short(checkpoint: Path) -> None:
+    (checkpoint / STATE).write_bytes((checkpoint / STATE).read_bytes()[:5000])
+
+
+def a_pickle_that_runs(checkpoint: Path) -> None:
+    (checkpoint / STATE).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+
+
+def changed_record(*keys: str, value: Any) -> Callable[[Path], None]:
+    def changed(checkpoint: Path) -> None:
+        record = json.loads((checkpoint / "config.json").read_text())
+        inner = record
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+        (checkpoint / "config.json").write_text(json.dumps(record))
+
+    return changed
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (changed_moments(lambda moments: moments["exp_avg"].fill_(float("nan"))), "not finite, in optimizer"),
+        (changed_moments(lambda moments: moments["exp_avg_sq"].sub_(1)), "exp_avg_sq 0 .* below 0"),
+        (cast_moments(torch.int64), "exp_avg 0 of its optimizer is torch.int64, .* expected torch.float32"),
+        (cast_moments(torch.complex64), "exp_avg 0 of its optimizer is torch.complex64"),
+        (cast_moments(torch.float16), "exp_avg 0 of its optimizer is torch.float16"),
+        (repeated_parameters, r"its optimizer is of \d+ parameters, expected"),
+        (weights_not_finite, "the weights hold numbers that are not finite"),
+        (cut_short, "damaged"),
+        (a_pickle_that_runs, "holds more than tensors and plain containers"),
+        (changed_record("training", value=[1]), "no record of a training"),
+        (changed_record("training", value=None), "no record of a training"),
+        (changed_record("training", "config", value=[1]), "no record of a training"),
+        (changed_record("training", "step", value=True), "is of step True"),
         (the_step_before, "it is of step 1, expected that of step-0000002"),
         (changed_state(next_step=10**9), "it is of step 1000000000, expected that of step-0000002"),
         (changed_state(next_step="2"), "of step"),
@@ -146,6 +208,22 @@ def test_state_and_weights_are_held_together_where_the_hashes_were_made_anew(
         train(config, quiet=True, resume=True)
     assert "step-0000002" in str(error.value)
     assert "--resume goes on from step-0000001" in str(error.value)
+
+
+@pytest.mark.parametrize("count", ["2", 1.5, float("nan"), -1, True])
+def test_counts_of_bad_samples_are_whole_numbers(make: Make, run_of_two: Any, count: Any) -> None:
+    checkpoint, config = run_of_two(make)
+    changed_record("training", "data", "bad_samples", "bad", value={"read": count})(checkpoint)
+    write_checksums(checkpoint, {})
+    with pytest.raises(TrainingError, match=r"record of its data is damaged.*whole number"):
+        train(config, quiet=True, resume=True)
+
+
+def test_a_run_that_would_end_before_its_checkpoint_is_refused(make: Make, run_of_two: Any) -> None:
+    run_of_two(make)
+    with pytest.raises(TrainingError, match=r"step-0000002 is beyond the last step, 1: raise schedule"):
+        train(make(schedule__stop=1), quiet=True, resume=True)
+    train(make(schedule__stop=2), quiet=True, resume=True)
 
 
 def test_without_a_checkpoint_before_it_the_way_out_is_a_new_run(make: Make, run_of_two: Any) -> None:

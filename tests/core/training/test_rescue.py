@@ -137,6 +137,13 @@ def test_a_tracker_that_fails_costs_no_step(make: Make, monkeypatch: pytest.Monk
     assert "The 7 steps before it are saved" in error.value.__notes__[0]
 
 
+def test_a_single_step_is_spoken_of_as_such(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JanusModel, "forward", failing_at(1, poison))
+    with pytest.raises(TrainingError) as error:
+        train(make(), quiet=True)
+    assert "The 1 step before it is saved" in error.value.__notes__[0]
+
+
 def test_an_error_in_the_first_step_loses_nothing_and_says_so(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -228,3 +228,23 @@ def test_each_bad_sample_is_logged_once_and_no_flood(caplog: pytest.LogCaptureFi
 
 def test_work_without_faults_adds_no_metrics() -> None:
     assert Work([], 0, {}, {}).fault_counts() == {}
+
+
+@pytest.mark.parametrize("policy", ["error", "skip"])
+def test_what_a_sample_holds_cannot_write_to_the_terminal(
+    policy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Names in data may hold escape sequences, NUL, or thousands of letters."""
+    records = Records(at3=PictureError("\x1b[2J\0" + "a" * 5000))
+    made = preparation(records, unreadable=policy)
+    with caplog.at_level(logging.WARNING):
+        if policy == "error":
+            with pytest.raises(DataError) as error:
+                made.step(0)
+            text_shown = str(error.value)
+        else:
+            FaultLedger(BadSamplesConfig(unreadable="skip")).add({"s": 10}, made.step(0).faults)
+            text_shown = caplog.text
+    assert r"\x1b[2J\x00aaa" in text_shown
+    assert "\x1b" not in text_shown
+    assert len(text_shown) < 3000
