@@ -103,6 +103,7 @@ def _build(checked: Any) -> None:
     from janus_modular.schema import ModelConfig
 
     inside = not isinstance(checked, ModelConfig)
+    _check_output(checked)
     model = getattr(checked, "model", None) if inside else checked
     if model is None or any(part.config.pretrained for _, part in parts_in(model)):
         return
@@ -128,6 +129,20 @@ def _build(checked: Any) -> None:
         if not (inside and faults):
             raise
         raise config_error([replace(one, path=f"model.{one.path}") for one in faults]) from error
+
+
+def _check_output(checked: Any) -> None:
+    """Refuse a training whose folder could not be made: that would be known only when it starts."""
+    from pathlib import Path
+
+    from janus_modular.training.schema import TrainConfig
+
+    try:
+        from janus_modular.training.resuming import check_output
+    except ModuleNotFoundError:  # no torch here
+        return
+    if isinstance(checked, TrainConfig):
+        check_output(Path(checked.output))
 
 
 def _missing_loops(model: JanusModel) -> list[Fault]:

@@ -49,7 +49,6 @@ def inspect(
         return
     path = Path(out)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, as_html(sheet, title=config))
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be written: {error}. Choose another file.") from error

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
 from janus_modular.device import choose_device
+from janus_modular.foreign import printable
 from janus_modular.plugins import Plugins
 from janus_modular.training.building import sketch_model
 from janus_modular.training.epochs import epochs_table
 from janus_modular.training.estimate import Memory, estimate
 from janus_modular.training.learning import choose, table
+from janus_modular.training.processes import refuse_several_processes
+from janus_modular.training.resuming import check_output
 from janus_modular.training.sample_faults import COUNTED
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.stages import choose_autocast, open_sources, prepare
@@ -25,6 +30,8 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console) -> None:
     Raises:
         JanusError: whatever would stop the run.
     """
+    refuse_several_processes()
+    check_output(Path(config.output))
     model, processor = sketch_model(config, plugins)
     choose(model, config.learn)
     console.print(table(model))
@@ -39,7 +46,9 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console) -> None:
     console.print(epochs_table(preparation.mixture, config.schedule.last))
     for fault in work.faults:
         where = f"source '{fault.source}', sample {fault.index}"
-        console.print(f"{COUNTED[fault.action]} {where}: {fault.reason}", markup=False, highlight=False)
+        console.print(
+            f"{COUNTED[fault.action]} {where}: {printable(fault.reason)}", markup=False, highlight=False
+        )
     console.print(_memory(estimate(model, work, half=half)))
 
 

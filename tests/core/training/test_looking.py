@@ -146,7 +146,7 @@ def test_samples_and_epochs_of_each_source_are_shown(file: Path, data: Path) -> 
     )
     words = ["mixture.read=1", "mixture.draw=19", "schedule.steps=10", "bad_samples.unreadable=skip"]
     dry = CliRunner().invoke(app, ["train", str(file), *words, "--dry-run"])
-    page = file.parent / "new" / "sheet.html"  # in a folder that is made
+    page = file.parent / "sheet.html"
     sheet = CliRunner().invoke(app, ["data", "inspect", str(file), *words, "-n", "9", "--out", str(page)])
     terminal = CliRunner().invoke(app, ["data", "inspect", str(file), *words, "-n", "9"])
     assert [result.exit_code for result in (dry, sheet, terminal)] == [0, 0, 0], dry.output + sheet.output
@@ -162,10 +162,8 @@ def test_samples_and_epochs_of_each_source_are_shown(file: Path, data: Path) -> 
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
-        (
-            ["data", "inspect", "FILE", "--out", "/dev/null/sheet.html"],
-            "--out /dev/null/sheet.html cannot be",
-        ),
+        (["data", "inspect", "FILE", "--out", "/dev/null/sheet.html"], "cannot be written: "),
+        (["data", "inspect", "FILE", "--out", "nowhere/sheet.html"], "there is no folder 'nowhere'"),
         (["data", "inspect", "FILE", "sources.read.on_bad=skip"], "sources.read.on_bad: unknown key"),
         (["train", "FILE", "learn=[generation.haed]"], "'generation.haed' matches nothing"),
         (["config", "validate", "FILE", "learn=[backbon]"], "Did you mean 'backbone'?"),
@@ -189,3 +187,22 @@ def test_a_stage_can_be_called_with_sources_of_ones_own(make) -> None:
     config = make(schedule={"steps": 1})
     sources = open_sources(config, default_plugins())
     assert train(config, quiet=True, sources=sources).is_dir()
+
+
+@pytest.mark.parametrize("output", ["{file}", "{file}/run", "{folder}/" + "a" * 300])
+@pytest.mark.parametrize("command", [["config", "validate"], ["train", "--dry-run"], ["train", "--quiet"]])
+def test_a_folder_that_cannot_be_made_is_refused_before_the_run(
+    file: Path, command: list[str], output: str
+) -> None:
+    override = f"output={output.format(file=file, folder=file.parent)}"
+    result = CliRunner().invoke(app, [*command, str(file), override])
+    assert result.exit_code == 2, result.output
+    assert "cannot be written: " in result.stderr
+    assert "Choose another output=FOLDER" in result.stderr
+    assert len(result.stderr) < 1000
+
+
+def test_a_dry_run_refuses_several_processes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(app, ["train", str(file), "--dry-run"])
+    assert (result.exit_code, "WORLD_SIZE=2" in result.stderr) == (2, True)
