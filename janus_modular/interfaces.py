@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class PixelSpec:
         """Refuse a size that no picture has."""
         sides = {"height": self.height, "width": self.width}
         faults = [f"{name}: {side}; expected at least 1." for name, side in sides.items() if side < 1]
+        for name, values in {"mean": self.mean, "std": self.std}.items():
+            least = 0 if name == "std" else -inf
+            if len(values) != 3 or not all(isfinite(value) and value > least for value in values):
+                faults.append(f"{name}: {values}; expected three numbers{', above 0' if not least else ''}.")
         if faults:
             raise ValueError("\n".join(faults))
 

@@ -28,6 +28,9 @@ WITHOUT_EFFECT = {
 }  # fmt: skip
 """Keys that change nothing of what a model computes here."""
 
+ADAPTER = "adapter_config.json"
+"""The file by which transformers knows peft's adapters; it would put them on the weights unasked."""
+
 RECOMPUTED = re.compile(r"(?:^|\.)(?:rotary_emb\.inv_freq|position_ids|masked_bias|attn\.bias)$")
 """Buffers that older files hold, and that every model makes anew."""
 
@@ -37,6 +40,25 @@ def is_described(path: Path) -> bool:
     return path.suffix == ".gguf" or (path / "config.json").is_file()
 
 
+def describing_folder(path: Path) -> Path:
+    """Return the folder whose files describe some weights: for a file, that which holds it."""
+    return path if path.is_dir() else path.parent
+
+
+def refuse_adapters(path: Path) -> None:
+    """Refuse a folder of peft's adapters, or of weights beside them.
+
+    Raises:
+        CheckpointError: there is an adapter, which transformers would add to the weights.
+    """
+    if (path / ADAPTER).is_file():
+        raise CheckpointError(
+            f"{path} holds an adapter of peft's ({ADAPTER}), and whole weights were expected. Put an adapter"
+            " on a decoder with {name: lora, pretrained: ADAPTER, rank: ..., backbone: {name: hf, pretrained:"
+            f" BASE}}}}; for weights without their adapter, take {ADAPTER} out of the folder."
+        )
+
+
 def read_config(path: Path, expected: str) -> PreTrainedConfig:
     """Read the transformers config in a folder or a GGUF file; ``expected`` is what was expected.
 
@@ -44,6 +66,7 @@ def read_config(path: Path, expected: str) -> PreTrainedConfig:
         CheckpointError: there is none, none that transformers understands, or the weights are quantised.
     """
     refuse_quantized(path)
+    refuse_adapters(path)
     gguf = path.name if path.suffix == ".gguf" else None
     try:
         return AutoConfig.from_pretrained(
@@ -52,10 +75,13 @@ def read_config(path: Path, expected: str) -> PreTrainedConfig:
             local_files_only=True,
             trust_remote_code=False,  # None would ask, on a terminal
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (
+        StrictDataclassError, OSError, ValueError, KeyError, TypeError, AttributeError, struct.error
+    ) as error:  # fmt: skip
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise CheckpointError(
             f"{path} holds no config of {expected} that transformers {transformers.__version__} can read:"
-            f" {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+            f" {' '.join(lines[:2]) or type(error).__name__}"
         ) from error
 
 
@@ -128,6 +154,20 @@ def unused_weights(names: Iterable[str], model: nn.Module) -> tuple[list[str], l
     return inside, outside
 
 
+def refuse_misshapen(path: Path, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
+    """Refuse weights of another shape than the built model's, as transformers lists them.
+
+    Raises:
+        CheckpointError: lists them, each with both shapes.
+    """
+    if listed := sorted(f"{n}: found {tuple(has)}, expected {tuple(w)}" for n, has, w in mismatched):
+        raise CheckpointError(
+            f"{path} has {len(listed)} weights of another shape than the model that was built:"
+            f" {'; '.join(listed[:3])}. Leave out config and config_overrides, so that it is built as the"
+            " folder describes it; if it was, its config.json is not the one of these weights."
+        )
+
+
 def refuse_unused(path: Path, names: Sequence[str], what: str) -> None:
     """Refuse weights of a part for which the built model has no place: it is another than the folder's.
 
@@ -139,8 +179,8 @@ def refuse_unused(path: Path, names: Sequence[str], what: str) -> None:
         more = f"\n    ... and {len(names) - 8} more" if len(names) > 8 else ""
         raise CheckpointError(
             f"{path} does not fit: {len(names)} of its weights have no place in {what}:{listed}{more}\n"
-            "Leave config out (config=null), so that the model is built as the folder describes it; if it"
-            " was, its config.json is not the one of these weights."
+            "Leave out config and config_overrides, so that the model is built as the folder describes it; if"
+            " it was, its config.json is not the one of these weights."
         )
 
 

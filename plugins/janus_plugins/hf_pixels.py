@@ -37,12 +37,24 @@ def processor_settings(folder: Path | None) -> dict[str, Any]:
         if folder is not None and (folder / name).is_file():
             try:
                 read = json.loads((folder / name).read_text("utf-8"))
-                settings = read.get("image_processor", read)
+                settings = read.get("image_processor") or read
             except (ValueError, AttributeError) as error:
                 raise CheckpointError(
                     f"{folder / name} is no processor's settings: {error}. Fetch it again."
                 ) from error
-    if "image_mean" not in settings:
+    try:
+        return _pixel_settings(settings, folder)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise CheckpointError(
+            f"{folder}: its processor's file does not say how pixels are treated:"
+            f" {' '.join(str(error).split()).rstrip('.')}. Expected"
+            " image_mean and image_std of three numbers each, and sizes in pixels: fetch it again, or set it"
+            " right."
+        ) from error
+
+
+def _pixel_settings(settings: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+    if settings.get("image_mean") is None and settings.get("image_std") is None:
         return {}
     factor = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
     if not math.isclose(factor, 1 / 255, rel_tol=1e-3):  # files round it
@@ -61,9 +73,10 @@ def processor_settings(folder: Path | None) -> dict[str, Any]:
         size = (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")
     if size is not None:
         spec["height"], spec["width"] = pair(size)
+    PixelSpec(**spec)  # which checks them
     return spec
 
 
 def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """Read a size of transformers' as (height, width)."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

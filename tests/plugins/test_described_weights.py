@@ -247,9 +247,10 @@ def test_a_siglip_that_is_written_otherwise_is_refused(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_describe_themselves_need_what_shapes_do_not_show(tmp_path: Path) -> None:
     saved_siglip(tmp_path)
-    file = str(tmp_path / "model.safetensors")
-    with pytest.raises(ConfigError, match=r"write heads=..., activation=..."):
-        siglip.SiglipEncoder(siglip.SiglipConfig(pretrained=file))
+    (tmp_path / "config.json").unlink()
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(ConfigError, match=r"write heads=..., activation=..."):
+            siglip.SiglipEncoder(siglip.SiglipConfig(pretrained=str(path)))
     (tmp_path / "config.json").write_text('{"architecture": "vit_base_patch16_siglip_224"}')  # timm's
     with pytest.raises(ConfigError, match=r"write activation=..."):
         siglip.SiglipEncoder(siglip.SiglipConfig(pretrained=str(tmp_path), heads=3))

@@ -9,18 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from janus_modular import Adaptor, PartConfig, Registry, hookimpl, lies_in
+from janus_modular import (
+    Adaptor,
+    DescriptionError,
+    Difference,
+    PartConfig,
+    Registry,
+    hookimpl,
+    lies_in,
+    resolve_pretrained,
+)
+from janus_plugins.hf_folders import describing_folder, read_config
+from janus_plugins.layouts.preparation import read_json
 from janus_plugins.sizes import check_sizes
 
 
 @dataclass
 class PerceiverConfig(PartConfig):
-    """Idefics2's, but for ``intermediate``; the widths are the neighbours'."""
+    """Idefics2's, but for ``intermediate``; the widths are the neighbours'.
+
+    With ``pretrained``, they must be those of the config.json beside the weights: shapes do not show heads.
+    """
 
     queries: int = 64  # tokens that any picture becomes
     layers: int = 3  # in each, the queries look at the features once
@@ -44,6 +59,8 @@ class PerceiverAdaptor(nn.Module):
 
     def __init__(self, config: PerceiverConfig, input_width: int, output_width: int) -> None:
         super().__init__()
+        if config.pretrained:
+            check_description(config, resolve_pretrained(config.pretrained, config.revision))
         self.config = config
         inside = config.intermediate or 4 * output_width
         self.modality_projection = GatedMlp(input_width, inside, output_width)
@@ -64,6 +81,35 @@ class PerceiverAdaptor(nn.Module):
             own = own if inside else name
             if inside or lies_in(own, self):
                 yield own, weights[name]
+
+
+DESCRIBED = {
+    "queries": "resampler_n_latents",
+    "layers": "resampler_depth",
+    "heads": "resampler_n_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_width": "resampler_head_dim",
+}
+"""Options, by what transformers calls them in the config of Idefics2."""
+
+
+def check_description(config: PerceiverConfig, path: Path) -> None:
+    """Hold the options to the config.json of an Idefics2, where the weights lie beside one.
+
+    Raises:
+        DescriptionError: lists the options that differ, with both values.
+    """
+    file = describing_folder(path) / "config.json"
+    if not file.is_file() or read_json(file).get("model_type") != "idefics2":
+        return
+    described = read_config(file.parent, "Idefics2").perceiver_config
+    differences = [
+        Difference(key, getattr(config, key), getattr(described, theirs))
+        for key, theirs in DESCRIBED.items()
+        if getattr(config, key) != getattr(described, theirs)
+    ]
+    if differences:
+        raise DescriptionError(str(path), differences)
 
 
 class Resampler(nn.Module):

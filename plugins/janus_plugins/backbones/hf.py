@@ -26,7 +26,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from janus_modular import (
     Backbone,
     Cache,
-    CheckpointError,
     ConfigError,
     PartConfig,
     Registry,
@@ -42,6 +41,8 @@ from janus_plugins.hf_folders import (
     check_described,
     is_described,
     read_config,
+    refuse_adapters,
+    refuse_misshapen,
     refuse_unused,
     unused_weights,
     with_overrides,
@@ -187,14 +188,7 @@ class HfBackbone(nn.Module):
             local_files_only=True,
             trust_remote_code=False,
         )
-        if info["mismatched_keys"]:
-            listed = [
-                f"{n}: found {tuple(has)}, expected {tuple(w)}" for n, has, w in info["mismatched_keys"]
-            ]
-            raise CheckpointError(
-                f"{path} has {len(listed)} weights of another shape than its config says:"
-                f" {'; '.join(sorted(listed)[:3])}. Leave backbone.config out, and it is read there."
-            )
+        refuse_misshapen(path, info["mismatched_keys"])
         inside, left_over = unused_weights(info["unexpected_keys"], model)
         if not alone:
             of_the_decoder = decoder_names(open_weights(path))
@@ -290,6 +284,8 @@ def decoder_config(config: HfConfig) -> PreTrainedConfig:
         CheckpointError: the weights are quantised, or describe themselves in a way that cannot be read.
     """
     path = resolve_pretrained(config.pretrained, config.revision) if config.pretrained else None
+    if path:
+        refuse_adapters(path)
     described = read_config(path, "a decoder") if path and (is_described(path) or not config.config) else None
     if config.config_overrides and described is None:
         raise ConfigError("backbone.config_overrides change what pretrained describes; here, write config")

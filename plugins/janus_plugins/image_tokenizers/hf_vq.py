@@ -10,7 +10,6 @@ to a code: a still picture is a clip in which nothing moves, and the first frame
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -34,8 +33,9 @@ from janus_modular import (
     resolve_pretrained,
 )
 from janus_plugins.family_keys import check_keys
-from janus_plugins.hf_folders import check_described
+from janus_plugins.hf_folders import check_described, describing_folder
 from janus_plugins.image_tokenizers.codebook import Codebook, straight_through
+from janus_plugins.layouts.preparation import read_json
 from janus_plugins.sizes import squares
 
 ELSEWHERE = {
@@ -233,13 +233,18 @@ def vq_config(config: HfVqConfig) -> Any:
 
 
 def read_keys(path: Path) -> dict[str, Any]:
-    """Read transformers' keys from a folder's config.json, of whichever layout; {} where there is none."""
-    file = path / "config.json"
-    if not file.is_file():
+    """Read transformers' keys from the config.json in a folder, or beside a file, of whichever layout.
+
+    {} where there is none, or beside a file that of another model.
+    """
+    folder = describing_folder(path)
+    if not (folder / "config.json").is_file():
         return {}
     refuse_quantized(path)
-    keys: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    keys: dict[str, Any] = read_json(folder / "config.json")
     keys = keys.get("vq_config", keys)
+    if path.is_file() and keys.get("model_type") not in ("Emu3VisionVQ", "emu3_vqgan"):
+        return {}
     if keys.get("model_type") == "Emu3VisionVQ":
         keys = {PUBLISHED_KEYS.get(key, key): value for key, value in keys.items()}
         keys |= {

@@ -33,6 +33,7 @@ from janus_plugins.family_keys import check_keys
 from janus_plugins.hf_folders import (
     check_described,
     read_config,
+    refuse_misshapen,
     refuse_unused,
     unused_weights,
     with_overrides,
@@ -138,11 +139,13 @@ class HfVisionEncoder(nn.Module):
             path,
             config=self.model.config,
             dtype=torch.get_default_dtype(),
+            ignore_mismatched_sizes=True,  # they are an error of ours, below
             output_loading_info=True,
             local_files_only=True,
             key_mapping=OF_TWO_TOWERS.get(self.model.config.model_type),
             **self._options,
         )
+        refuse_misshapen(path, info["mismatched_keys"])
         held = {id(one) for one in self.model.state_dict(keep_vars=True).values()}  # tied ones once
         missing = sorted(info["missing_keys"])
         inside, left_over = unused_weights(info["unexpected_keys"], self.model)

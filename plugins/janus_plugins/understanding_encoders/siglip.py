@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,7 +32,7 @@ from janus_modular import (
     refuse_quantized,
     resolve_pretrained,
 )
-from janus_plugins.hf_folders import read_config
+from janus_plugins.hf_folders import describing_folder, read_config
 from janus_plugins.hf_pixels import check_pixels, processor_settings
 from janus_plugins.layouts.preparation import read_json
 from janus_plugins.layouts.published_config import read_tower
@@ -57,12 +57,17 @@ NOT_IN_SHAPES = ("heads", "activation")
 """What weights run with as well where it is wrong, and no file of weights says."""
 
 
+Activation = Literal["gelu", "gelu_pytorch_tanh"]
+ACTIVATIONS = get_args(Activation)
+
+
 @dataclass
 class SiglipConfig(PartConfig):
     """A tower by its numbers. None: as ``pretrained`` describes itself, without it that of L/16-384.
 
-    A number that is written must be the same in the folder's config.json, but for ``image_size``: positions
-    are interpolated. A file, or a folder without config.json, has ``heads`` and ``activation`` written.
+    A number that is written must be the same in the config.json of the folder, or beside the file, but for
+    ``image_size``: positions are interpolated. Without a config.json, ``heads`` and ``activation`` must be
+    written.
     """
 
     width: int | None = None  # C; L/16-384: 1024
@@ -71,7 +76,7 @@ class SiglipConfig(PartConfig):
     intermediate: int | None = None  # width inside each MLP; 4096
     patch_size: int | None = None  # pixels; 16
     image_size: int | None = None  # side of the square images that the position table is for, in pixels; 384
-    activation: Literal["gelu", "gelu_pytorch_tanh"] | None = None  # gelu; Google's releases: the tanh one
+    activation: Activation | None = None  # gelu; Google's releases: the tanh one
     layer_norm_eps: float | None = None  # 1e-6
     select_layer: int = -1  # the last block that is run: -1 the last, -2 the one before it, 2 the second
     pixels: PixelSpec | None = None  # of any size; None: as preprocessor_config.json says, else image_size
@@ -93,8 +98,9 @@ class SiglipEncoder(nn.Module):
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
-        folder = resolve_pretrained(config.pretrained, config.revision) if config.pretrained else None
-        self.tower = tower = chosen_tower(config, folder)
+        path = resolve_pretrained(config.pretrained, config.revision) if config.pretrained else None
+        folder = describing_folder(path) if path else None
+        self.tower = tower = chosen_tower(config, path)
         check_heads(tower.width, tower.heads)
         self.width = tower.width
         spec = processor_settings(folder)
@@ -199,13 +205,28 @@ def chosen_tower(config: SiglipConfig, path: Path | None) -> Tower:
 
 
 def described_tower(path: Path) -> dict[str, Any]:
+    """Read the config.json in a folder, or beside a file, as a tower's numbers; {} where it describes none.
+
+    Raises:
+        CheckpointError: a folder describes a tower of another architecture, or quantised weights.
+    """
+    folder = describing_folder(path)
+    if not (folder / "config.json").is_file():
+        return {}
+    try:
+        return read_description(folder)
+    except CheckpointError:
+        if path.is_dir():
+            raise
+        return {}  # what lies beside a file may belong to another
+
+
+def read_description(path: Path) -> dict[str, Any]:
     """Read a folder's config.json as a tower's numbers; {} where it does not describe one.
 
     Raises:
         CheckpointError: it describes a tower of another architecture, or quantised weights.
     """
-    if not (path / "config.json").is_file():
-        return {}
     refuse_quantized(path)
     record = read_json(path / "config.json")
     if record.get("model_type") == "multi_modality":
@@ -224,6 +245,7 @@ def described_tower(path: Path) -> dict[str, Any]:
     vision = getattr(whole, "vision_config", whole)
     kind = vision.model_type
     odd = [key for key, usual in USUAL.items() if getattr(vision, key, usual) != usual]
+    odd += ["hidden_act"] if getattr(vision, "hidden_act", "gelu") not in ACTIVATIONS else []
     if kind not in FAMILIES or odd:
         found = f"a '{kind}'" if kind not in FAMILIES else f"{', '.join(odd)} of its own"
         raise CheckpointError(

@@ -1,0 +1,166 @@
+"""Descriptions beside single files, adapters beside weights, and descriptions that are damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Idefics2Config,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from janus_modular import CheckpointError, DescriptionError, Part, PixelSpec, Plugins
+from janus_modular.building import Builder
+from janus_plugins.adaptors.perceiver import PerceiverAdaptor, PerceiverConfig
+from janus_plugins.backbones.hf import HfBackbone, HfConfig
+from janus_plugins.image_tokenizers.hf_vq import HfVqConfig, HfVqTokenizer
+from janus_plugins.understanding_encoders.hf_vision import HfVisionConfig, HfVisionEncoder
+from janus_plugins.understanding_encoders.siglip import SiglipConfig, SiglipEncoder
+
+TOWER = {
+    "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 3,
+    "image_size": 16, "patch_size": 4, "hidden_act": "gelu_pytorch_tanh",
+}  # fmt: skip
+DECODER = {
+    "model_type": "llama", "vocab_size": 19, "hidden_size": 16, "intermediate_size": 24,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32,
+}  # fmt: skip
+
+
+def saved_tower(folder: Path, **keys: Any) -> Path:
+    SiglipVisionModel(SiglipVisionConfig(**{**TOWER, **keys})).save_pretrained(folder)
+    return folder / "model.safetensors"
+
+
+def edit(file: Path, **keys: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+
+
+def test_a_file_of_siglip_is_held_to_the_config_beside_it(tmp_path: Path, plugins: Plugins) -> None:
+    file = saved_tower(tmp_path)
+    wrong = SiglipConfig(pretrained=str(file), heads=4, activation="gelu")
+    with pytest.raises(DescriptionError, match=r"heads: found 4, expected 3; activation: found 'gelu', exp"):
+        SiglipEncoder(wrong)
+    encoder: Any = Builder(plugins)(
+        Part("understanding_encoders", "siglip", SiglipConfig(pretrained=str(file)))
+    )
+    assert (encoder.tower.heads, encoder.tower.activation) == (3, "gelu_pytorch_tanh")
+
+
+@pytest.mark.parametrize(
+    "other", [{"model_type": "llama"}, {"model_type": "nobody"}, {"architecture": "vit"}]
+)
+def test_a_config_of_another_model_beside_a_file_is_not_its_own(tmp_path: Path, other: Any) -> None:
+    file = saved_tower(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(other))
+    sizes: dict[str, Any] = {"width": 24, "layers": 1, "intermediate": 40, "patch_size": 4, "image_size": 16}
+    encoder = SiglipEncoder(SiglipConfig(pretrained=str(file), heads=3, activation="gelu", **sizes))
+    assert encoder.tower.activation == "gelu"
+
+
+def test_a_file_of_hf_vq_is_held_to_the_config_beside_it(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {
+        "model_type": "emu3_vqgan", "base_channels": 32, "channel_multiplier": [1, 2], "hidden_size": 64,
+        "num_res_blocks": 1, "attn_resolutions": [1], "codebook_size": 64, "temporal_downsample_factor": 1,
+    }  # fmt: skip
+    HfVqTokenizer(HfVqConfig(config=keys)).model.save_pretrained(tmp_path)
+    file = str(tmp_path / "model.safetensors")
+    with pytest.raises(DescriptionError, match="temporal_downsample_factor: found 4, expected 1"):
+        HfVqTokenizer(HfVqConfig(pretrained=file, config={**keys, "temporal_downsample_factor": 4}))
+    assert HfVqTokenizer(HfVqConfig(pretrained=file)).frames == 1
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert HfVqTokenizer(HfVqConfig(pretrained=file, config=keys)).frames == 1
+
+
+@pytest.mark.parametrize("path", ["", "model.safetensors"])
+def test_a_perceiver_is_held_to_idefics2s_config(tmp_path: Path, path: str) -> None:
+    """Heads of another width have weights of the same shapes."""
+    Idefics2Config(
+        perceiver_config={
+            "resampler_n_latents": 3, "resampler_depth": 1, "resampler_n_heads": 4, "num_key_value_heads": 2,
+            "resampler_head_dim": 6,
+        }
+    ).save_pretrained(tmp_path)  # fmt: skip
+    (tmp_path / "model.safetensors").touch()
+    right: dict[str, Any] = {"queries": 3, "layers": 1, "heads": 4, "kv_heads": 2, "head_width": 6}
+    where = str(tmp_path / path)
+    PerceiverAdaptor(PerceiverConfig(pretrained=where, **right), 8, 8)
+    wrong = {**right, "heads": 8, "kv_heads": 4, "head_width": 3}
+    with pytest.raises(DescriptionError, match=r"heads: found 8, expected 4; kv_heads: .*head_width: found 3"):
+        PerceiverAdaptor(PerceiverConfig(pretrained=where, **wrong), 8, 8)
+    (tmp_path / "config.json").unlink()
+    PerceiverAdaptor(PerceiverConfig(pretrained=where, **wrong), 8, 8)  # nothing says otherwise
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["beside weights", "alone"])
+def test_adapters_are_not_put_on_weights_unasked(tmp_path: Path, whole: bool) -> None:
+    """Transformers would, and would even look for their base by the path that the adapter names."""
+    if whole:
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**DECODER)).save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    for config in (HfConfig(pretrained=str(tmp_path)), HfConfig(pretrained=str(tmp_path), config=DECODER)):
+        with pytest.raises(CheckpointError, match=r"holds an adapter of peft's .*name: lora"):
+            HfBackbone(config)
+    with pytest.raises(CheckpointError, match="holds an adapter of peft's"):
+        HfVisionEncoder(HfVisionConfig(pretrained=str(tmp_path)))
+
+
+@pytest.mark.parametrize("keys", [{"num_hidden_layers": "2"}, {"layer_types": ["full_attention"] * 3}])
+def test_a_damaged_description_is_named(tmp_path: Path, keys: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**DECODER, "model_type": "qwen2", **keys}))
+    with pytest.raises(
+        CheckpointError, match=rf"{tmp_path} holds no config of a decoder .*{next(iter(keys))}"
+    ):
+        HfBackbone(HfConfig(pretrained=str(tmp_path)))
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "relu", "nope"])
+def test_an_activation_that_no_config_can_write_is_refused(tmp_path: Path, activation: str) -> None:
+    """Its checkpoint could not be opened."""
+    saved_tower(tmp_path)
+    edit(tmp_path / "config.json", hidden_act=activation)
+    with pytest.raises(CheckpointError, match="describes hidden_act of its own"):
+        SiglipEncoder(SiglipConfig(pretrained=str(tmp_path)))
+
+
+def test_weights_of_other_shapes_are_listed(tmp_path: Path, plugins: Plugins) -> None:
+    saved_tower(tmp_path)
+    edit(tmp_path / "config.json", num_channels=1)
+    part = Part("understanding_encoders", "hf-vision", HfVisionConfig(pretrained=str(tmp_path)))
+    with pytest.raises(CheckpointError, match=r"found \(24, 3, 4, 4\), expected \(24, 1, 4, 4\)"):
+        Builder(plugins)(part)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_mean": 0.5, "image_std": 0.5},
+        {"image_mean": [0.5] * 3},
+        {"image_mean": [0.5] * 4, "image_std": [0.5] * 4},
+        {"image_mean": [0.5] * 3, "image_std": [0.5, 0, 0.5]},
+        {"image_mean": [0.5, None, 0.5], "image_std": [0.5] * 3},
+        {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": "x"},
+        {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": "x"},
+    ],
+)
+def test_a_damaged_processors_file_is_named(tmp_path: Path, settings: dict[str, Any]) -> None:
+    saved_tower(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    for build in (
+        lambda: SiglipEncoder(SiglipConfig(pretrained=str(tmp_path))),
+        lambda: HfVisionEncoder(HfVisionConfig(pretrained=str(tmp_path))),
+    ):
+        with pytest.raises(CheckpointError, match=f"{tmp_path}: its processor's file does not say how"):
+            build()
+
+
+@pytest.mark.parametrize("option", [{"std": (0.5, 0.0, 0.5)}, {"mean": (0.5, float("nan"), 0.5)}])
+def test_pixels_are_normalised_by_finite_numbers(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"{next(iter(option))}: .*expected three numbers"):
+        PixelSpec(**option)
