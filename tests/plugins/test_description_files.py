@@ -92,7 +92,9 @@ def test_a_perceiver_is_held_to_idefics2s_config(tmp_path: Path, path: str) -> N
     where = str(tmp_path / path)
     PerceiverAdaptor(PerceiverConfig(pretrained=where, **right), 8, 8)
     wrong = {**right, "heads": 8, "kv_heads": 4, "head_width": 3}
-    with pytest.raises(DescriptionError, match=r"heads: found 8, expected 4; kv_heads: .*head_width: found 3"):
+    with pytest.raises(
+        DescriptionError, match=r"heads: found 8, expected 4; kv_heads: .*head_width: found 3"
+    ):
         PerceiverAdaptor(PerceiverConfig(pretrained=where, **wrong), 8, 8)
     (tmp_path / "config.json").unlink()
     PerceiverAdaptor(PerceiverConfig(pretrained=where, **wrong), 8, 8)  # nothing says otherwise
