@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from PIL import Image
 
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.processing.processor import Processor
 from janus_modular.sequence import Message, PictureToDraw, Text
+
+log = logging.getLogger(__name__)
 
 TURNS = 3
 
@@ -17,6 +21,8 @@ def check_prompts(processor: Processor) -> None:
     Tried are answers and drawings as the last of one to three turns, with and without a system message where
     the template takes one. Answers and drawings before the last turn are checked in every sample, since
     templates that leave earlier reasoning out may be used without them.
+
+    A template that writes nothing behind an answer that would end it is used, with a warning.
 
     Raises:
         ConfigError: a prompt is no beginning; shows both texts where they differ, and what to set.
@@ -36,6 +42,23 @@ def check_prompts(processor: Processor) -> None:
             except PromptError as error:
                 raise ConfigError(f"processor.template: {error}") from error
             conversation.append(Message("assistant", [Text("b")]))
+    if not _ends_answers(processor):
+        log.warning(
+            "processor.template: nothing that ends an answer is learned, as the chat template writes no %s"
+            " behind the last one; answers will go on until their longest length. Choose a template that"
+            " writes it, or add it to this one.",
+            processor.tokenizer.names["eos"] or "end-of-text token",
+        )
+
+
+def _ends_answers(processor: Processor) -> bool:
+    """Return True if an answer is learned together with a token that stops it."""
+    answer = Text("b", supervised=True)
+    parts = processor.trained_parts([Message("user", [Text("a")]), Message("assistant", [answer])])
+    answered = next(i for i, part in enumerate(parts) if part.learned and part.piece.text == answer.text)
+    behind = [part.piece.text for part in parts[answered:] if part.learned and part.piece.special]
+    ids = [processor.tokenizer.core.token_to_id(text) for text in behind]
+    return not processor.stop.ids or any(id in processor.stop.ids for id in ids)
 
 
 def _check_last_turn(processor: Processor, conversation: list[Message]) -> None:

@@ -260,6 +260,25 @@ def test_a_template_that_asks_otherwise_is_refused_at_the_start(
     processor.chat_prompt([user("Hi")])  # who only asks gets the template's own prompt
 
 
+@pytest.mark.parametrize(
+    ("end", "warns"),
+    [
+        ("{{ '<|end|>' }}", False),
+        ("{{ '\\n<|end|>\\n' }}", False),
+        ("{% if not loop.last %}{{ '<|end|>' }}{% endif %}", True),
+        ("{{ '\\n\\n' }}", True),
+        ("{{ '</s>' }}", True),  # letters here, no token
+    ],
+)
+def test_answers_that_are_not_learned_to_end_are_warned_of(
+    processor_of: Callable[..., Processor], caplog: pytest.LogCaptureFixture, end: str, warns: bool
+) -> None:
+    turns = f"{{% for m in messages %}}{{{{ '<|' + m.role + '|>' + m.content }}}}{end}{{% endfor %}}"
+    check_prompts(processor_of(turns))
+    assert ("nothing that ends an answer is learned" in caplog.text) == warns
+    assert ("writes no <|end|> behind the last one" in caplog.text) == warns
+
+
 def test_a_drawing_before_the_last_turn_is_held_against_its_prompt(
     processor_of: Callable[..., Processor],
 ) -> None:
