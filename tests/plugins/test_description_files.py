@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     Idefics2Config,
+    JanusConfig,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -166,3 +168,38 @@ def test_a_damaged_processors_file_is_named(tmp_path: Path, settings: dict[str, 
 def test_pixels_are_normalised_by_finite_numbers(option: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"{next(iter(option))}: .*expected three numbers"):
         PixelSpec(**option)
+
+
+REFERENCE = Path(__file__).parents[1] / "fixtures/reference"
+
+
+def test_images_are_prepared_as_the_janus_that_the_tower_is_taken_from_has_them(tmp_path: Path) -> None:
+    """Janus pads, where a processor of SigLIP's distorts; Janus-1.3B normalises in its tower."""
+    published = tmp_path / "published"
+    published.mkdir()
+    record = json.loads((REFERENCE / "config.json").read_text())
+    record["vision_config"]["params"] |= {"pixel_mean": [0.4] * 3, "pixel_std": [0.2] * 3}
+    (published / "config.json").write_text(json.dumps(record))
+    settings = json.loads((REFERENCE / "preprocessor_config.json").read_text()) | {"do_normalize": False}
+    (published / "preprocessor_config.json").write_text(json.dumps(settings))
+
+    native = tmp_path / "native"
+    native.mkdir()
+    pixels = {"height": 32, "width": 48, "resize": "letterbox", "mean": [0.4] * 3, "std": [0.2] * 3}
+    encoder = {"name": "siglip", "width": 24, "layers": 1, "heads": 3, "intermediate": 40, "pixels": pixels}
+    config = {"model_type": "janus-modular", "model": {"understanding": {"encoder": encoder}}}
+    (native / "config.json").write_text(json.dumps(config))
+
+    transformers = tmp_path / "transformers"
+    JanusConfig(vision_config={**TOWER, "projection_dim": 8}).save_pretrained(transformers)
+    numbers = {"image_mean": [0.4] * 3, "image_std": [0.2] * 3, "size": {"height": 16, "width": 16}}
+    (transformers / "preprocessor_config.json").write_text(json.dumps(numbers))
+
+    for folder in (published, native, transformers):
+        with torch.device("meta"):
+            spec = SiglipEncoder(SiglipConfig(pretrained=str(folder))).pixels
+        assert (spec.resize, spec.normalize, spec.mean, spec.std) == (
+            "letterbox", True, (0.4, 0.4, 0.4), (0.2, 0.2, 0.2),
+        )  # fmt: skip
+        with pytest.raises(DescriptionError, match=r"pixels\.mean"):
+            SiglipEncoder(SiglipConfig(pretrained=str(folder), pixels=PixelSpec(mean=(0.1, 0.1, 0.1))))

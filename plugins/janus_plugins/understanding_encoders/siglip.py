@@ -34,8 +34,9 @@ from janus_modular import (
 )
 from janus_plugins.hf_folders import describing_folder, read_config
 from janus_plugins.hf_pixels import check_pixels, processor_settings
-from janus_plugins.layouts.preparation import read_json
+from janus_plugins.layouts.preparation import read_json, read_pixels
 from janus_plugins.layouts.published_config import read_tower
+from janus_plugins.layouts.transformers_processor import read_preprocessor
 from janus_plugins.sizes import check_heads, check_sizes
 
 
@@ -79,7 +80,7 @@ class SiglipConfig(PartConfig):
     activation: Activation | None = None  # gelu; Google's releases: the tanh one
     layer_norm_eps: float | None = None  # 1e-6
     select_layer: int = -1  # the last block that is run: -1 the last, -2 the one before it, 2 the second
-    pixels: PixelSpec | None = None  # of any size; None: as preprocessor_config.json says, else image_size
+    pixels: PixelSpec | None = None  # of any size; None: as the folder's files say, else of image_size
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""
@@ -103,7 +104,7 @@ class SiglipEncoder(nn.Module):
         self.tower = tower = chosen_tower(config, path)
         check_heads(tower.width, tower.heads)
         self.width = tower.width
-        spec = processor_settings(folder)
+        spec = described_pixels(folder) if folder else {}
         size = {"height": tower.image_size, "width": tower.image_size}
         self.pixels = config.pixels or PixelSpec(**{**size, **spec})
         check_pixels(self.pixels, spec, folder)
@@ -263,6 +264,25 @@ def read_description(path: Path) -> dict[str, Any]:
         "activation": vision.hidden_act,
         "layer_norm_eps": vision.layer_norm_eps,
     }
+
+
+def described_pixels(folder: Path) -> dict[str, Any]:
+    """Read PixelSpec's fields from a folder: a whole Janus' own, in each of its layouts, or a processor's.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    record = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    family = record.get("model_type")
+    if family == "multi_modality" and (folder / "preprocessor_config.json").is_file():
+        spec = read_pixels(read_json(folder / "preprocessor_config.json"), record["vision_config"]["params"])
+    elif family == "janus" and processor_settings(folder):
+        spec = read_pixels(read_preprocessor(folder), {})
+    elif family == "janus-modular":
+        spec = record["model"]["understanding"]["encoder"].get("pixels") or {}
+    else:
+        spec = processor_settings(folder)
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()}
 
 
 FAMILIES = (
