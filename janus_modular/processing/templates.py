@@ -6,12 +6,14 @@ private mark within a content (see ``marking``).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
 from janus_modular.errors import ConfigError, PromptError
+from janus_modular.foreign import reason
 from janus_modular.processing.marking import NONCE, Render, Turn
 
 UNDERSTANDING_SYSTEM = (
@@ -173,8 +175,15 @@ def make_template(
 
     Raises:
         ConfigError: there is none of that name, the tokenizer brings no chat template, or the template never
-            reads one of the variables.
+            reads one of the variables, or JSON cannot hold one of their values.
     """
+    try:
+        json.dumps(variables or {}, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"processor.template_variables: {reason(error)}. Expected texts, finite numbers, true, false,"
+            " null, and lists and mappings of them."
+        ) from error
     template = _template(name, eos=eos, tokens=tokens, chat_template=chat_template, variables=variables or {})
     if variables and (unknown := [key for key in variables if key not in template.reads]):
         raise ConfigError(

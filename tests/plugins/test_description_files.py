@@ -170,6 +170,32 @@ def test_pixels_are_normalised_by_finite_numbers(option: dict[str, Any]) -> None
         PixelSpec(**option)
 
 
+@pytest.mark.parametrize("mean", [(0.5, 0.5, 0.5), (0.485, 0.456, 0.406)])
+def test_a_mean_that_a_family_does_not_have_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mean: tuple[float, float, float]
+) -> None:
+    """Whoever writes a size alone gets PixelSpec's mean."""
+    keys: dict[str, Any] = {"model_type": "dinov2", **TOWER, "mlp_ratio": 2}
+    AutoConfig.for_model(**keys).save_pretrained(tmp_path)
+    pixels = PixelSpec(height=16, width=16, mean=mean, std=(0.229, 0.224, 0.225))
+    HfVisionEncoder(HfVisionConfig(pretrained=str(tmp_path), pixels=pixels))
+    assert ("'dinov2' usually has (0.485" in caplog.text) == (mean[0] == 0.5)
+    processor = {"image_mean": [0.1] * 3, "image_std": [0.229, 0.224, 0.225]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(DescriptionError) as error:
+        HfVisionEncoder(HfVisionConfig(pretrained=str(tmp_path), pixels=pixels))
+    assert error.value.drop == "pixels"
+
+
+@pytest.mark.parametrize(
+    "record", [{"model_type": "multi_modality"}, {"model_type": "janus-modular", "model": []}]
+)
+def test_a_description_without_a_tower_is_named(tmp_path: Path, record: Any) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}/config.json lacks .*Fetch it again"):
+        SiglipEncoder(SiglipConfig(pretrained=str(tmp_path)))
+
+
 REFERENCE = Path(__file__).parents[1] / "fixtures/reference"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,8 @@ from janus_plugins.hf_folders import (
     with_overrides,
 )
 from janus_plugins.hf_pixels import check_pixels, pair, processor_settings
+
+log = logging.getLogger(__name__)
 
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -92,7 +95,10 @@ class HfVisionEncoder(nn.Module):
         self.width: int = family.hidden_size
         self.patch = pair(family.patch_size)
         self.pixels = config.pixels or own_pixels(family, folder)
-        check_pixels(self.pixels, processor_settings(folder), folder)
+        spec = processor_settings(folder)
+        check_pixels(self.pixels, spec, folder)
+        if folder and not spec:
+            warn_of_normalization(self.pixels, family.model_type, folder)
         named = self.model.named_parameters()
         sizes = {name.rsplit(".", 1)[-1]: weight.numel() for name, weight in named if "embeddings." in name}
         self.special_tokens: int = sum(sizes.get(name, 0) for name in SPECIAL_TOKENS) // self.width
@@ -239,6 +245,22 @@ def without_pooling(family: Any) -> dict[str, Any]:
     with torch.device("meta"):
         accepts = inspect.signature(type(AutoModel.from_config(copy.deepcopy(family))).__init__).parameters
     return {"add_pooling_layer": False} if "add_pooling_layer" in accepts else {}
+
+
+def warn_of_normalization(pixels: PixelSpec, family: str, folder: Path) -> None:
+    """Warn of a mean and std that are not the family's usual ones, where no file of the folder says any."""
+    usual = FAMILIES.get(family, {})
+    if any(getattr(pixels, key) != usual[key] for key in ("mean", "std") if key in usual):
+        log.warning(
+            "hf-vision: pixels.mean is %s and pixels.std %s; %s has no preprocessor_config.json that says so,"
+            " and '%s' usually has %s and %s. Write those, or leave pixels out, unless these are meant.",
+            pixels.mean,
+            pixels.std,
+            folder,
+            family,
+            usual["mean"],
+            usual["std"],
+        )
 
 
 def own_pixels(family: Any, folder: Path | None) -> PixelSpec:

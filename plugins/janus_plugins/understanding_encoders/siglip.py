@@ -216,6 +216,8 @@ def described_tower(path: Path) -> dict[str, Any]:
         return {}
     try:
         return read_description(folder)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} lacks {error}. Fetch it again.") from error
     except CheckpointError:
         if path.is_dir():
             raise

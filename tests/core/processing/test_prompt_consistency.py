@@ -336,6 +336,12 @@ def test_a_variable_that_the_template_never_reads_is_refused(
         processor_of(THINK_BLOCK, template_variables={name: True})
 
 
+@pytest.mark.parametrize("value", [{1, 2}, float("nan"), [float("inf")], b"x", object()])
+def test_variables_are_what_json_can_hold(processor_of: Callable[..., Processor], value: object) -> None:
+    with pytest.raises(ConfigError, match=r"template_variables: .*Expected texts, finite numbers"):
+        processor_of(THINK_BLOCK, template_variables={"enable_thinking": value})
+
+
 def test_a_template_of_our_own_reads_no_variables(make: Callable[..., Processor]) -> None:
     for template, source in (("janus-pro", None), ("plain", "bytes")):
         with pytest.raises(
