@@ -170,7 +170,11 @@ def _followed(
     Raises:
         PromptError: the template refuses the conversation, or writes something else for the words.
     """
-    ways = [(), render.searched] if render.searched else [()]
+    ways: list[Sequence[str]] = [(), render.searched] if render.searched else [()]
+    tokens = _tokens_among(render.searched, special)
+    texts = [s.text for m in messages if m.role == "assistant" for s in m.content if isinstance(s, Text)]
+    if any(token in text for token in tokens for text in texts):
+        ways.insert(0, tokens)  # as tokens, which they are where the template itself writes them
     for tags in ways:
         marks = Marks(tags, special)
         turns = [marks.turn(message, i) for i, message in enumerate(messages)]
@@ -189,6 +193,12 @@ def _followed(
         " as they are; take out what the template looks for (reasoning tags, say) or choose another"
         " processor.template."
     )
+
+
+def _tokens_among(strings: Sequence[str], special: re.Pattern[str]) -> list[str]:
+    """Return the special tokens among what a template looks for, and those that open what they close."""
+    opening = [f"<{string[2:]}" for string in strings if string.startswith("</")]
+    return [string for string in dict.fromkeys([*strings, *opening]) if special.fullmatch(string)]
 
 
 def _answer_prompt(render: Render, turns: Sequence[Turn]) -> str | None:
@@ -225,7 +235,7 @@ def _check_prefix(
         f" than where it is asked for:\n"
         f"  trained: {dots}{trained[at : at + 120]!r}\n"
         f"  asked:   {dots}{asked[at : at + 120]!r}\n"
-        f"{_remedy(render)}"
+        f"{_remedy(render, is_last=said.message == marks.said[-1].message)}"
     )
 
 
@@ -251,12 +261,13 @@ def _check_left_out(render: Render, said: Said, turns: Sequence[Turn], mark: str
         )
 
 
-def _remedy(render: Render) -> str:
+def _remedy(render: Render, *, is_last: bool) -> str:
     reads = ", ".join(render.reads)
     variables = f"set processor.template_variables (it reads {reads}), " if reads else ""
+    last = "" if is_last else "make what is learned the last turn of a sample, "
     return (
-        f"Expected the second to be a beginning of the first: {variables}make what is learned the last turn"
-        " of a sample, or choose another processor.template."
+        f"Expected the second to be a beginning of the first: {variables}{last}change the tokenizer's"
+        " chat_template.jinja, or choose another processor.template."
     )
 
 

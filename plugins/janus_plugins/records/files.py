@@ -64,10 +64,10 @@ class RecordFile:
         try:
             record = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_without_repeats)
         except (ValueError, RecursionError) as error:
-            hint = "" if self.is_array or self.path.suffix != ".json" else (
-                " A file that does not begin with [ is read as a JSON object a line."
-            )  # fmt: skip
-            raise DataError(f"not JSON: {str(error) or 'nested too deeply'}.{hint}") from error
+            hint = "Expected objects with commas between them, up to the ] of the array."
+            if not self.is_array:
+                hint = "A file that does not begin with [ is read as a JSON object a line."
+            raise DataError(f"not JSON: {str(error) or 'nested too deeply'}. {hint}") from error
         if not isinstance(record, Mapping):
             raise DataError(f"a {type(record).__name__}; expected a JSON object.")
         return record

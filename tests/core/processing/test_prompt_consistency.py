@@ -235,6 +235,32 @@ def test_words_of_users_are_no_tags(processor_of: Callable[..., Processor]) -> N
     assert not (prompt.tokens == processor.tokenizer.id_of("<think>")).any()
 
 
+CLOSED = """\
+{%- for m in messages %}{% set words = m.content %}
+{%- if m.role == 'assistant' and not loop.last and '</think>' in words %}
+{%- set words = words.split('</think>')[-1] %}{% endif %}
+{{- '<|' + m.role + '|>' + words + '<|end|>' }}{% endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{% endif %}"""
+"""As LFM2's: reasoning is taken out of earlier turns, and stays in the last as it is."""
+
+
+@pytest.mark.parametrize("special", [("<think>", "</think>"), ()], ids=["tokens", "letters"])
+@pytest.mark.parametrize("template", [CLOSED, THINK_BLOCK])
+def test_tags_in_answers_are_the_tokens_that_transformers_makes_of_them(
+    processor_of: Callable[..., Processor], template: str, special: tuple[str, ...]
+) -> None:
+    theirs, processor = tokenizer(template, *special), processor_of(template, *special)
+    messages = [user("2 + 2?"), assistant("<think>\ntwo and two\n</think>\n\nFour, by </b>.")]
+    turns = [{"role": m.role, "content": "".join(s.text for s in m.content)} for m in messages]
+    sequence = processor.sequence(Sample(messages))
+    assert sequence.tokens.tolist() == theirs.apply_chat_template(turns, return_dict=False)
+    asked = [{"role": "user", "content": "Is <think> a tag?"}]
+    prompt = processor.chat_prompt([user("Is <think> a tag?")]).tokens.tolist()
+    assert (prompt == theirs.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)) == (
+        not special  # what users write stays letters
+    )
+
+
 def test_what_opens_reasoning_ends_no_answer(processor_of: Callable[..., Processor]) -> None:
     processor = processor_of(THINK_BLOCK, "<think>", "</think>")
     assert processor.stop.ids == (processor.tokenizer.id_of("<|end|>"),)
@@ -250,6 +276,7 @@ def test_a_template_that_asks_otherwise_is_refused_at_the_start(
     assert "trained: '<|bos|><|user|>a<|assistant|>'" in text
     assert r"asked:   '<|bos|><|user|>a<|assistant|><think>\n'" in text
     assert "set processor.template_variables (it reads thinking)" in text
+    assert "last turn" not in text  # which is already what it was tried on
     config = SimpleNamespace(length=None)
     model = SimpleNamespace(backbone=SimpleNamespace(context=100), generation=None)
     with pytest.raises(ConfigError, match="otherwise in training"):
