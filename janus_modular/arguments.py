@@ -66,9 +66,13 @@ def stop_strings(value: Any) -> list[str]:
     """Return the strings before which an answer ends.
 
     Raises:
-        PromptError: it is one string, whose letters would count, or something else than strings.
+        PromptError: it is one string, whose letters would count, or something else than strings; or one of
+            them is empty, which every text begins with.
     """
-    return texts(value, "stop", "a list of strings, [...]", one=False)
+    strings = texts(value, "stop", "a list of strings, [...]", one=False)
+    if "" in strings:
+        raise PromptError(f"stop: found an empty string among {strings!r:.200}; expected a letter at least.")
+    return strings
 
 
 def drawing_prompts(value: Any) -> list[str]:

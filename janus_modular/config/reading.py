@@ -21,8 +21,8 @@ from janus_modular.plugins.catalogue import BUILT_IN
 MAX_BYTES = 4 * 2**20
 """Larger configs are refused unread."""
 
-MAX_NODES = 100_000
-"""Most values of a config, aliases written out."""
+MAX_NODES = 10_000
+"""Most values of a config, aliases written out: OmegaConf takes up to a millisecond for each."""
 
 
 def load(
@@ -45,7 +45,7 @@ def load(
 def _load(
     config: str | Path | Mapping[str, Any], overrides: list[Override], plugins: Plugins
 ) -> dict[str, Any]:
-    tree = deepcopy(dict(config)) if isinstance(config, Mapping) else _read(find(config), plugins)
+    tree = _copied(config) if isinstance(config, Mapping) else _read(find(config), plugins)
     inside: list[Override] = []
     for keys, value in overrides:
         if keys == ["model"]:
@@ -56,6 +56,21 @@ def _load(
     done = {("model", *keys) for keys, _ in inside} | {("model",)}
     apply(tree, [one for one in overrides if tuple(one[0]) not in done], share_slot=plugins.share_slot)
     return interpolate(tree)[0]
+
+
+def _copied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a config that is no file of YAML: a checkpoint's, or one that was made in Python.
+
+    Raises:
+        ConfigError: it has more values than any config has.
+    """
+    values: list[Any] = [dict(config)]
+    for value in values:  # which grows
+        if isinstance(value, dict | list):
+            values += value.values() if isinstance(value, dict) else value
+        if len(values) > MAX_NODES:
+            raise ConfigError(f"the config has more than {MAX_NODES:,} values. Is it a config at all?")
+    return deepcopy(values[0])
 
 
 def override(tree: Mapping[str, Any], overrides: Iterable[str], plugins: Plugins) -> dict[str, Any]:

@@ -29,6 +29,9 @@ PUBLISHED = {
 MAX_GAP = 100_000
 """How far ids may reach beyond twice the number of tokens."""
 
+MAX_GROWTH = 1_000
+"""How many letters a tokenizer's rules of replacement may make of each in a text."""
+
 BYTES_SPECIAL = [
     *PUBLISHED.values(),
     "<begin_of_image>",
@@ -148,8 +151,10 @@ def _read(source: str | Path) -> tuple[Tokenizer, Path | None, dict[str, Any]]:
         )
     text = read_text(file, ConfigError)
     with foreign_errors(file, ConfigError, "Expected a tokenizer.json; fetch it again."):
+        tree = json.loads(text)
+        _check_growth(tree, file)
         core = Tokenizer.from_str(text)
-        _check_ids(core, json.loads(text).get("added_tokens") or [], file)
+        _check_ids(core, tree.get("added_tokens") or [], file)
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json") if folder else ():
         if (path / name).is_file():
@@ -160,6 +165,26 @@ def _read(source: str | Path) -> tuple[Tokenizer, Path | None, dict[str, Any]]:
             core.add_tokens([AddedToken(**token)])
             _check_ids(core, [{**token, "id": int(id)}], path / "tokenizer_config.json")
     return core, folder, config
+
+
+def _check_growth(tree: dict[str, Any], file: Path) -> None:
+    """Check that no chain of replacements makes gigabytes of a short text: the library ends the process then.
+
+    Raises:
+        ConfigError: letters could become more than `MAX_GROWTH` each.
+    """
+    for part in ("normalizer", "decoder"):
+        growth, steps = 1, [tree.get(part)]
+        for step in steps:  # which grows, by the steps of a sequence
+            if isinstance(step, dict):
+                steps += [each for key in ("normalizers", "decoders") for each in step.get(key) or ()]
+                texts = [step.get(key) for key in ("content", "prepend")]
+                growth *= max([1, *(len(text) for text in texts if isinstance(text, str))])
+        if growth > MAX_GROWTH:
+            raise ConfigError(
+                f"{file}: its {part} may put {growth:,} letters in the place of each; expected at most"
+                f" {MAX_GROWTH:,}. Fetch it again."
+            )
 
 
 def _check_ids(core: Tokenizer, added: list[dict[str, Any]], file: Path) -> None:

@@ -58,7 +58,7 @@ def test_an_argument_of_another_type_is_named(
         getattr(janus, method)(*arguments)
 
 
-@pytest.mark.parametrize("stop", ["end", [3], 3, b"end"])
+@pytest.mark.parametrize("stop", ["end", [3], 3, b"end", [""], ["a", ""]])
 def test_stop_is_a_list_of_strings(janus: Janus, stop: Any) -> None:
     with pytest.raises(PromptError, match="stop: found"):
         janus.chat("what?", stop=stop)

@@ -195,6 +195,39 @@ def test_refuses_ids_that_are_not_a_vocabularys(
         load_tokenizer(edited)
 
 
+LONG = {"type": "Replace", "pattern": {"String": "h"}, "content": "h" * 1000}
+BEGIN = {"type": "Prepend", "prepend": "h" * 900}
+
+
+def in_turn(*rules: Any) -> dict[str, Any]:
+    return {"type": "Sequence", "normalizers": list(rules)}
+
+
+@pytest.mark.parametrize(
+    ("part", "rules"),
+    [
+        ("normalizer", in_turn(LONG, LONG)),
+        (
+            "normalizer",
+            in_turn(in_turn(LONG, LONG), LONG),
+        ),
+        (
+            "normalizer",
+            in_turn(BEGIN, LONG),
+        ),
+        ("normalizer", {**LONG, "content": "h" * 2000}),
+        ("decoder", {"type": "Sequence", "decoders": [LONG] * 3}),
+    ],
+)
+def test_refuses_rules_that_make_gigabytes_of_a_letter(
+    part: str, rules: Any, checkpoint: Path, edited: Path
+) -> None:
+    whole = json.loads((checkpoint / "tokenizer.json").read_text())
+    edit(checkpoint, edited, "tokenizer.json", {**whole, part: rules})
+    with pytest.raises(ConfigError, match=rf"tokenizer\.json: its {part} may put .* expected at most 1,000"):
+        load_tokenizer(edited)
+
+
 # Configs
 
 SMALL = {
@@ -281,6 +314,17 @@ def test_refuses_aliases_that_multiply(tmp_path: Path) -> None:
     path.write_text("\n".join(["a0: &a0 [x, x]", *rows]))
     with pytest.raises(ConfigError, match=r"laughs\.yaml has [0-9,]+ values once its aliases"):
         load(path)
+
+
+@pytest.mark.parametrize("value", [[1.0] * 20_000, {str(i): i for i in range(20_000)}, [[0] * 200] * 200])
+def test_refuses_a_checkpoint_whose_config_takes_minutes_to_read(
+    value: Any, checkpoint: Path, edited: Path
+) -> None:
+    record = json.loads((checkpoint / "config.json").read_text())
+    set_at(record, "model.backbone.config.rope_parameters", value)
+    edit(checkpoint, edited, "config.json", record)
+    with pytest.raises(JanusError, match="more than 10,000 values"):
+        describe(edited)
 
 
 def test_builds_no_model_that_is_larger_than_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
