@@ -17,6 +17,7 @@ from janus_modular.checkpoints.opening import describe, make_layout
 from janus_modular.checkpoints.weights import open_weights
 from janus_modular.checkpoints.writing import MAX_SHARD_SIZE, write_weights, written_aside
 from janus_modular.config import load, module_path, parts_in, resolve, to_plain
+from janus_modular.config.overrides import parse
 from janus_modular.errors import CheckpointError
 from janus_modular.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
@@ -43,6 +44,7 @@ def convert(
     into the weights that they adapt.
 
     Raises:
+        PluginError: an override names a sampling loop that nobody offers.
         CheckpointError: there is no such layout, or it has no place for one of the parts; the source does
             not fit its own config; or the target cannot be written.
     """
@@ -52,6 +54,9 @@ def convert(
             f"no layout is called '{layout}'. {did_you_mean(layout, known)}".rstrip()
             + f"\nKnown: {', '.join(known)}"
         )
+    for keys, value in map(parse, overrides):
+        if keys == ["text_loop"]:  # what nobody could ask of the result is not written into it
+            (plugins or default_plugins()).find("sampling_loops", str(value))
     opened = describe(source, overrides=overrides, plugins=plugins)
     if Path(target).absolute() == opened.folder.absolute():
         raise CheckpointError(f"{target} is what is to be converted. Choose another folder to write to.")

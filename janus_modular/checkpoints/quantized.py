@@ -48,7 +48,7 @@ def quantization_in(config: Any, path: str = "") -> Iterator[tuple[str, Mapping[
         return
     for key, value in config.items():
         where = f"{path}.{key}" if path else str(key)
-        if key in CONFIG_KEYS and value:
+        if key in CONFIG_KEYS and (value or value == {}):  # transformers takes the key for the fact
             yield where, value if isinstance(value, Mapping) else {"quant_method": str(value)}
         else:
             yield from quantization_in(value, where)

@@ -104,6 +104,9 @@ def write_weights(
 
     Floating-point tensors are cast to ``dtype`` (None: as they are) one at a time; a shard is held no
     longer than until it is written, and mapped tensors are not held at all.
+
+    Raises:
+        CheckpointError: a tensor holds a number that ``dtype`` cannot hold.
     """
     shards: list[Path] = []
     hashes: list[str] = []
@@ -167,10 +170,30 @@ def _write_shard(path: Path, tensors: list[tuple[str, Tensor]], dtype: torch.dty
     head += b" " * (-len(head) % 8)
     with HashingFile(path) as file:
         file.write(len(head).to_bytes(8, "little") + head)
-        for _, tensor in tensors:
+        for name, tensor in tensors:
             plain = tensor.detach().to("cpu", _stored(tensor, dtype)).contiguous().view(-1)
+            if plain.dtype != tensor.dtype:
+                _check_cast(name, tensor, plain)
             file.write(plain.view(torch.uint8).numpy().data)
     return end, file.hexdigest()
+
+
+def _check_cast(name: str, tensor: Tensor, cast: Tensor) -> None:
+    """Refuse to store as infinite what was a number: 1e5 is none in float16.
+
+    Raises:
+        CheckpointError: names the weight and its largest number.
+    """
+    if not cast.numel() or torch.stack(torch.aminmax(cast)).isfinite().all():
+        return
+    numbers = tensor.detach().flatten().to("cpu")
+    lost = numbers[numbers.isfinite() & ~cast.isfinite()]
+    if lost.numel():
+        kind = str(cast.dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{name} holds {float(lost.abs().max()):g}, more than {kind} can hold"
+            f" ({torch.finfo(cast.dtype).max:g}). Choose bfloat16, float32 or auto as dtype."
+        )
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:

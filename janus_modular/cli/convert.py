@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+MAX_SIZE = 2**63 - 1
+"""Largest size of a file, in bytes."""
+
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -52,6 +55,9 @@ def size_in_bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?B|)", text.strip().upper().removesuffix("B") + "B")
     if not match:
         raise typer.BadParameter(f"'{text}' is no size: write 5GB, 500MB or a number of bytes")
-    if not float(match[1]):
+    size = float(match[1]) * UNITS[match[2] if match[2] != "B" else ""]
+    if size > MAX_SIZE:
+        raise typer.BadParameter(f"'{text:.80}' is more than any file may have: write 5GB, say")
+    if size < 1:
         raise typer.BadParameter(f"'{text}' holds nothing: write 5GB, 500MB or a number of bytes")
-    return int(float(match[1]) * UNITS[match[2] if match[2] != "B" else ""])
+    return int(size)

@@ -89,7 +89,31 @@ def test_reads_sizes(text: str, size: int) -> None:
     assert size_in_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["GB", "0", "0GB", "0.0MB"])
+@pytest.mark.parametrize("text", ["GB", "0", "0GB", "0.0MB", "0.0000001", "9" * 400 + "GB", "-5GB", "1e5"])
 def test_refuses_what_is_no_size(text: str) -> None:
     with pytest.raises(typer.BadParameter):
         size_in_bytes(text)
+
+
+@pytest.mark.parametrize(("dtype", "number"), [("float16", 1e5), ("float16", -7e4), ("bfloat16", 3.4e38)])
+def test_a_number_that_the_dtype_cannot_hold_is_refused(
+    dtype: str, number: float, source: Path, tmp_path: Path
+) -> None:
+    """And nothing is left of what was written so far."""
+    path = source / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith("q_proj.weight"))
+    weights[name][0, 0] = number
+    save_file(weights, path)
+    code, said = typed(source, tmp_path / "new", "--dtype", dtype)
+    assert code == 2
+    assert "q_proj.weight holds" in said
+    assert f"more than {dtype} can hold" in said
+    assert not (tmp_path / "new").exists()
+    assert typed(source, tmp_path / "new", "--dtype", "auto")[0] == 0
+
+
+def test_a_loop_that_nobody_offers_is_not_written(source: Path, tmp_path: Path) -> None:
+    code, said = typed(source, tmp_path / "new", "text_loop=nope")
+    assert code == 2
+    assert "no sampling loop is called 'nope'" in said

@@ -106,10 +106,15 @@ def test_a_processor_of_another_model_is_refused(make: Callable[..., Made], tmp_
         open_checkpoint(tmp_path)
 
 
-def test_a_quantised_checkpoint_is_refused(make: Callable[..., Made], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("description", "method"), [({"load_in_4bit": True}, "bitsandbytes"), ({}, "a method that is not named")]
+)
+def test_a_quantised_checkpoint_is_refused(
+    description: dict[str, Any], method: str, make: Callable[..., Made], tmp_path: Path
+) -> None:
     save(*make(), tmp_path)
     file = tmp_path / "config.json"
     record = json.loads(file.read_text())
-    file.write_text(json.dumps({**record, "quantization_config": {"load_in_4bit": True}}))
-    with pytest.raises(CheckpointError, match="quantised by bitsandbytes"):
+    file.write_text(json.dumps({**record, "quantization_config": description}))
+    with pytest.raises(CheckpointError, match=f"quantised by {method}"):
         open_checkpoint(tmp_path)
