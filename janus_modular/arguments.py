@@ -40,14 +40,18 @@ def option(value: Any, name: str, *types: type, expected: str) -> Any:
     return value
 
 
+MAX_COUNT = 1_000_000
+"""Most images that are asked for at once, and most that are drawn side by side."""
+
+
 def count(value: Any, name: str) -> int:
-    """Return a whole number from 1.
+    """Return a whole number from 1 to `MAX_COUNT`.
 
     Raises:
         PromptError: it is something else.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise PromptError(f"{name}: found {value!r:.80}; expected a whole number from 1.")
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) <= MAX_COUNT:
+        raise PromptError(f"{name}: found {value!r:.80}; expected a whole number from 1 to {MAX_COUNT:,}.")
     return int(value)
 
 

@@ -61,7 +61,11 @@ def find_bundle(path: str | Path) -> Path | None:
     """
     if is_bundle(path):
         return Path(path).expanduser()
-    if Path(path).expanduser().exists() or not is_hub_id(str(path)) or str(path).count("/") != 1:
+    try:
+        exists = Path(path).expanduser().exists()
+    except (OSError, RuntimeError):  # no file can be called so: whoever opens it has more to say
+        return None
+    if exists or not is_hub_id(str(path)) or str(path).count("/") != 1:
         return None
     try:
         from huggingface_hub import hf_hub_download, snapshot_download

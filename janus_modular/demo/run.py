@@ -31,6 +31,7 @@ from janus_modular.errors import TrainingError
 from janus_modular.interfaces import ImageTokenizer
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins, default_plugins
+from janus_modular.training.resuming import check_output
 
 MARK = "demo.yaml"
 """What a folder of this demo's making holds: its settings."""
@@ -190,8 +191,9 @@ def prepare_folder(output: Path, settings: str, *, result: str) -> bool:
     left is removed.
 
     Raises:
-        TrainingError: ``output`` holds something else.
+        TrainingError: ``output`` holds something else, or cannot be written.
     """
+    check_output(output, "--out FOLDER")
     mark = output / MARK
     if output.exists() and any(output.iterdir()) and not mark.is_file():
         raise TrainingError(f"{output} holds something that is not a demo's: choose another --out FOLDER.")

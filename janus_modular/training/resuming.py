@@ -199,8 +199,8 @@ def _anew(checkpoint: Path, config: TrainConfig) -> str:
     return f"model=null init={checkpoint}{wrap} output=FOLDER"
 
 
-def check_output(output: Path) -> None:
-    """Check that the folder of a run could be made and written, without making it.
+def check_output(output: Path, option: str = "output=FOLDER") -> None:
+    """Check that the folder of a run could be made and written, without making it; ``option`` names it.
 
     Raises:
         TrainingError: a file is in its way, its name is too long, or the disk is closed to us.
@@ -211,15 +211,16 @@ def check_output(output: Path) -> None:
         with suppress(FileNotFoundError, NotADirectoryError):
             os.stat(output)  # a name may be too long, or hold NUL
     except (OSError, ValueError) as error:
-        raise TrainingError(_unwritable(output, reason(error))) from error
+        raise TrainingError(_unwritable(output, reason(error), option)) from error
     if not is_folder:
-        raise TrainingError(_unwritable(output, f"{printable(existing, most=200)} is no folder"))
+        raise TrainingError(_unwritable(output, f"{printable(existing, most=200)} is no folder", option))
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise TrainingError(_unwritable(output, f"{printable(existing, most=200)} may not be written into"))
+        why = f"{printable(existing, most=200)} may not be written into"
+        raise TrainingError(_unwritable(output, why, option))
 
 
-def _unwritable(output: Path, why: str) -> str:
-    return f"{printable(output, most=200)} cannot be written: {why}. Choose another output=FOLDER."
+def _unwritable(output: Path, why: str, option: str = "output=FOLDER") -> str:
+    return f"{printable(output, most=200)} cannot be written: {why}. Choose another {option}."
 
 
 @contextmanager

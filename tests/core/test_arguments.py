@@ -70,6 +70,19 @@ def test_how_it_is_drawn_is_checked_too(janus: Janus, name: str, value: Any) -> 
         janus.draw("red", **{name: value})
 
 
+@pytest.mark.parametrize("n", [0, True, 2.0, 10**7, 10**400])
+def test_how_many_images_is_a_number_that_there_is_memory_for(janus: Janus, n: Any) -> None:
+    with pytest.raises(PromptError, match=r"n: found .* expected a whole number from 1 to 1,000,000"):
+        janus.draw("red", n)
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "owner/" + "x" * 5000, "a\0b", "~nobody-of-that-name/model"])
+def test_a_name_that_no_file_can_have_is_refused(path: str) -> None:
+    with pytest.raises(JanusError) as error:
+        Janus.from_pretrained(path)
+    assert len(str(error.value)) < 2000
+
+
 @pytest.mark.parametrize(
     "options",
     [{"path": 3}, {"path": None}, {"path": b"x"}, {"path": "x", "dtype": 16}, {"path": "x", "variant": 1}],

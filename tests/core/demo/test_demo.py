@@ -141,6 +141,13 @@ def test_an_interrupted_demo_goes_on_to_the_same_result(
         assert trained == ["classifier", "tokenizer", "encoder"]
 
 
+@pytest.mark.parametrize("name", ["file", "file/demo", "a" * 300])
+def test_a_folder_that_cannot_be_made_is_refused(name: str, quick: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"cannot be written: .* Choose another --out FOLDER"):
+        run_demo(demo(quick), tmp_path / name, quiet=True)
+
+
 def test_keeps_away_from_what_it_did_not_make(quick: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(TrainingError, match="choose another --out"):
