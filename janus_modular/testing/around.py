@@ -150,6 +150,7 @@ def check_layout_detects(layout: Layout, example: LayoutExample) -> None:
 def check_layout_round_trip(layout: Layout, example: LayoutExample) -> None:
     """Weights that went to their layout and back are what they were, under the names they had."""
     native = dict(layout.to_native(example.weights))
+    ensure(bool(native), f"of {len(example.weights)} weights none has a native name")
     again = dict(layout.to_native(dict(layout.from_native(native))))
     ensure(set(again) == set(native), f"other names came back: {sorted(set(again) ^ set(native))[:4]}")
     changed = [name for name, tensor in native.items() if not torch.equal(again[name], tensor)]

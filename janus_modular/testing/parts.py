@@ -177,14 +177,21 @@ def check_cache(backbone: Any, tokens: Tensor) -> None:
 @check_for("backbones")
 @torch.no_grad()
 def check_resize_vocab(backbone: Any, tokens: Tensor) -> None:
-    """Grown by some tokens, it says of the old ones what it said before."""
+    """Grown by some tokens, it embeds and predicts them too, and says of the old ones what it said before."""
     backbone.eval()
     old = backbone.vocab_size
     before = backbone.logits(backbone(backbone.embed(tokens), positions=counting(tokens)))
     backbone.resize_vocab(old + 3)
     ensure(backbone.vocab_size == old + 3, f"asked for {old + 3} tokens, it has {backbone.vocab_size}")
     after = backbone.logits(backbone(backbone.embed(tokens), positions=counting(tokens)))
+    ensure(after.shape[-1] == old + 3, f"logits are of {after.shape[-1]} tokens, expected {old + 3}")
     ensure_same(after[..., :old], before, "logits of the old tokens")
+    added = torch.arange(old, old + 3, device=tokens.device)[None]
+    try:
+        embedded = backbone.embed(added)
+    except IndexError as error:
+        ensure(False, f"the new tokens {added.tolist()} have no embeddings: {error}")
+    ensure(bool(embedded.isfinite().all()), "the embeddings of the new tokens are not finite")
 
 
 @check_for("generation")

@@ -1,0 +1,241 @@
+"""Loops, trackers, layouts and runtimes that break one promise each: the check of that promise fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from janus_modular.testing import SamplingExample, checks_of, run_check
+from janus_modular.testing.examples import LayoutExample, NumpySession, prompt
+
+PROMPTS = [prompt(1, 2, 3), prompt(4, 5)]
+
+
+class Answers:
+    """Settings of the loops below."""
+
+    max_tokens = 3
+
+
+def result_of(slot: str, check: str, component: Any, example: Any) -> tuple[str, str]:
+    [chosen] = [one for one in checks_of(slot) if one.name == check]
+    result = run_check(chosen, lambda: (component, example), slot=slot)
+    return result.outcome, result.note
+
+
+def answer(session: Any, prompts: Any, settings: Any, noise: Any = None) -> Any:
+    hidden = session.prefill(prompts)
+    for _ in range(settings.max_tokens):
+        ones = np.ones((len(prompts), session.sizes["vocab"]), np.float32)
+        ids, x = session.run("text_next", hidden, ones if noise is None else noise(ones), np.float32(1))
+        yield ids
+        hidden = session.step(x)
+
+
+def silent(session: Any, prompts: Any, settings: Any) -> Any:
+    session.prefill(prompts)
+    return
+    yield
+
+
+def yields_floats(session: Any, prompts: Any, settings: Any) -> Any:
+    for ids in answer(session, prompts, settings):
+        yield ids.astype(np.float32)
+
+
+def draws_nothing(session: Any, prompts: Any, settings: Any) -> Any:
+    session.prefill(prompts)
+    yield 1, 1
+
+
+def by_chance(session: Any, prompts: Any, settings: Any) -> Any:
+    yield from answer(session, prompts, settings, lambda x: np.random.standard_exponential(x.shape))
+
+
+def by_batch(session: Any, prompts: Any, settings: Any) -> Any:
+    yield from answer(session, prompts, settings, lambda x: x * (1 + len(prompts)) ** np.arange(x.shape[1]))
+
+
+LOOPS: Mapping[str, tuple[str, Any, str]] = {
+    "that yields nothing": ("loop_ends", silent, "it yielded nothing"),
+    "that yields other than ids": ("loop_protocol", yields_floats, ""),
+    "that draws and returns no image": ("loop_protocol", draws_nothing, ""),
+    "whose chance is not of its settings": ("loop_repeats", by_chance, "two runs with the same settings"),
+    "whose rows depend on their number": ("loop_rows", by_batch, "the first row alone"),
+    "that imports torch": ("loop_floor", silent, "imports torch"),
+}
+
+
+@pytest.mark.parametrize(("check", "loop", "note"), LOOPS.values(), ids=LOOPS)
+def test_a_broken_loop_is_found(check: str, loop: Any, note: str) -> None:
+    example = SamplingExample(Answers(), PROMPTS, NumpySession)
+    if check != "loop_floor":  # this file imports torch itself
+        assert result_of("sampling_loops", check, answer, example)[0] == "passed"
+    outcome, said = result_of("sampling_loops", check, loop, example)
+    assert (outcome, note in said) == ("failed", True), said
+
+
+class Keeps:
+    """A good tracker; its subclasses each break one promise."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = folder / "values.txt"
+
+    def log(self, step: int, values: Any) -> None:
+        with self.file.open("a") as file:
+            file.write(f"{step} {dict(values)}\n")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class NeedsANewFolder(Keeps):
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        super().__init__(folder)
+
+
+class TakesValuesOut(Keeps):
+    def log(self, step: int, values: Any) -> None:
+        super().log(step, values)
+        values.pop("lr", None)
+
+
+class ClosesWhatItWrote(Keeps):
+    def close(self) -> None:
+        self.file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("check", "tracker", "note"),
+    [
+        ("tracker_logs", NeedsANewFolder, "File exists"),
+        ("tracker_logs", TakesValuesOut, "it changes the values"),
+        ("tracker_idle", ClosesWhatItWrote, "No such file"),
+    ],
+)
+def test_a_broken_tracker_is_found(check: str, tracker: type[Keeps], note: str) -> None:
+    values = {"loss": 0.5, "lr": 1e-3}
+    assert result_of("trackers", check, Keeps, values)[0] == "passed"
+    outcome, said = result_of("trackers", check, tracker, values)
+    assert (outcome, note in said) == ("failed", True), said
+
+
+class Renames:
+    """A good layout; its subclasses each break one promise."""
+
+    model_type = "theirs"
+
+    def detect(self, config: Any) -> bool:
+        return config.get("model_type") == self.model_type
+
+    def to_native(self, weights: Any) -> Any:
+        return ((f"native.{name}", weights[name]) for name in weights)
+
+    def from_native(self, weights: Any) -> Any:
+        return ((name.removeprefix("native."), weights[name]) for name in weights)
+
+
+class DetectsAll(Renames):
+    def detect(self, config: Any) -> bool:
+        return True
+
+
+class DetectsNone(Renames):
+    def detect(self, config: Any) -> bool:
+        return False
+
+
+class CallsItselfOtherwise(Renames):
+    model_type = "ours"
+
+    def detect(self, config: Any) -> bool:
+        return config.get("model_type") == "theirs"
+
+
+class Halves(Renames):
+    def from_native(self, weights: Any) -> Any:
+        return ((name, tensor / 2) for name, tensor in super().from_native(weights))
+
+
+class LosesSome(Renames):
+    def from_native(self, weights: Any) -> Any:
+        return list(super().from_native(weights))[1:]
+
+
+class ReadsNone(Renames):
+    def to_native(self, weights: Any) -> Any:
+        return ()
+
+
+@pytest.mark.parametrize(
+    ("check", "layout", "note"),
+    [
+        ("layout_detects", DetectsAll, "as its own"),
+        ("layout_detects", DetectsNone, "does not detect the example's config"),
+        ("layout_detects", CallsItselfOtherwise, "it says model_type 'ours'"),
+        ("layout_round_trip", Halves, "came back changed"),
+        ("layout_round_trip", LosesSome, "other names came back"),
+        ("layout_round_trip", ReadsNone, "of 2 weights none has a native name"),
+    ],
+)
+def test_a_broken_layout_is_found(check: str, layout: type[Renames], note: str) -> None:
+    weights: dict[str, Tensor] = {"a": torch.ones(2), "b": torch.ones(3)}
+    example = LayoutExample({"model_type": "theirs"}, weights)
+    assert result_of("layouts", check, Renames(), example)[0] == "passed"
+    outcome, said = result_of("layouts", check, layout(), example)
+    assert (outcome, note in said) == ("failed", True), said
+
+
+class Runs:
+    """A good runtime; its subclasses each break one promise."""
+
+    context, text_loop, drawing_loop = 64, "text", "autoregressive"
+
+    def open(self, capacity: int) -> Any:
+        return NumpySession()
+
+
+class NoContext(Runs):
+    context = 0
+
+
+class NoLoop(Runs):
+    drawing_loop = ""
+
+
+class NoSizes(Runs):
+    def open(self, capacity: int) -> Any:
+        session = super().open(capacity)
+        session.sizes = {"vocab": 11}
+        return session
+
+
+class MixesRows(Runs):
+    def open(self, capacity: int) -> Any:
+        session = super().open(capacity)
+        read = session.prefill
+        session.prefill = lambda prompts: (states := read(prompts)) - states.mean(0)
+        return session
+
+
+@pytest.mark.parametrize(
+    ("check", "runtime", "note"),
+    [
+        ("runtime_says", NoContext, "its context is 0"),
+        ("runtime_says", NoLoop, "a loop is called ''"),
+        ("runtime_says", NoSizes, "lack ['drawing', 'pad']"),
+        ("runtime_rows", MixesRows, "the first row alone is"),
+    ],
+)
+def test_a_broken_runtime_is_found(check: str, runtime: type[Runs], note: str) -> None:
+    assert result_of("runtimes", check, Runs(), PROMPTS)[0] == "passed"
+    outcome, said = result_of("runtimes", check, runtime(), PROMPTS)
+    assert (outcome, note in said) == ("failed", True), said
