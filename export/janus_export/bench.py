@@ -18,6 +18,7 @@ from typing import Any
 
 from janus_export.bench_memory import cores, read_bandwidth
 from janus_export.bench_modes import Mode, time_decoding
+from janus_export.modes import MODES
 from janus_export.process_memory import peak_memory
 from janus_modular import Janus, Message, Runtime, Text
 from janus_modular.bundles import RUNTIME, find_bundle
@@ -81,7 +82,7 @@ def bench(
         "load_s": load,
         "peak_memory_bytes": peak,
         "read_bandwidth_bytes_per_s": bandwidth,
-        "text": results["text"],
+        "text": results.get("text"),
         "drawing": results.get("drawing"),
     }
 
@@ -108,11 +109,15 @@ def _open(
 
 
 def _modes(janus: Janus, tokens: int, batch_size: int) -> dict[str, Mode]:
-    """Prepare words, and pictures where the model draws any."""
+    """Prepare words and pictures: of a bundle, those of the two that it was made for."""
     processor, runtime = janus.processor, janus.runtime
-    prompts = [processor.chat_prompt([Message("user", [Text(QUESTION)])])] * batch_size
-    modes = {"text": Mode(janus, runtime.text_loop, prompts, tokens, max_tokens=tokens + 1)}
-    if processor.drawing:
+    bundle = getattr(runtime, "bundle", None)
+    made_for = bundle.modes if bundle else MODES
+    modes = dict[str, Mode]()
+    if "text" in made_for:
+        prompts = [processor.chat_prompt([Message("user", [Text(QUESTION)])])] * batch_size
+        modes["text"] = Mode(janus, runtime.text_loop, prompts, tokens, max_tokens=tokens + 1)
+    if "drawing" in made_for and processor.drawing:
         prompts = [processor.draw_prompt(PICTURE)] * batch_size
         codes = processor.drawing.num_tokens
         modes["drawing"] = Mode(janus, runtime.drawing_loop, prompts, min(tokens, codes - 1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -180,7 +180,7 @@ class _Export:
         for number, dtype in enumerate(dtypes):
             mode = faked(self.opened.model, DTYPES[dtype])
             with mode:
-                graphs = self._declare()
+                graphs = self._declare(self.config.lowered_beside)
             declared = declared or graphs
             for place, graph in enumerate(graphs, number * len(graphs)):
                 self.tell("graphs", place, len(dtypes) * len(graphs))
@@ -191,14 +191,14 @@ class _Export:
                     ir.save(lowered, path)
                     self.unfinished.note(path.name, sha256(path))
                 self.tell("graphs", place + 1, len(dtypes) * len(graphs))
-        return declared
+        return [graph for graph in declared if graph.name not in self.config.lowered_beside]
 
-    def _declare(self) -> list[Graph]:
+    def _declare(self, beside: Container[str]) -> list[Graph]:
         model = self.opened.model
         ranges = self.config.ranges(model.backbone.context)
         graphs = declare(model, ranges, forbidden=self.opened.processor.forbidden)
         taken = graphs_of(self.config.only or MODES, [graph.name for graph in graphs])
-        return [graph for graph in graphs if graph.name in taken]
+        return [graph for graph in graphs if graph.name in taken or graph.name in beside]
 
     def _choose(self, graphs: list[Graph]) -> tuple[dict[str, ir.Model], Files, dict[str, Outcome]]:
         """Open the graphs by the names of their files in the bundle; quantise where a variant does.
@@ -213,7 +213,12 @@ class _Export:
             opened = {graph.name: ir.load(self.lowered / f"{graph.name}.{dtype}.onnx") for graph in graphs}
             changed = set[str]()
             if variant in self.roundings:
-                outcomes[variant] = quantize(opened, self.roundings[variant], self.config.bits(variant))
+                beside = {
+                    name: ir.load(self.lowered / f"{name}.{dtype}.onnx")
+                    for name in self.config.lowered_beside
+                }
+                bits = self.config.bits(variant)
+                outcomes[variant] = quantize(opened, self.roundings[variant], bits, beside)
                 changed = outcomes[variant].changed
             if storage != dtype:
                 changed = set(opened)

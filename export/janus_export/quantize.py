@@ -48,16 +48,24 @@ class _Use:
     weight: str
 
 
-def quantize(graphs: Mapping[str, ir.Model], rounding: Rounding, bits: Mapping[str, int]) -> Outcome:
+def quantize(
+    graphs: Mapping[str, ir.Model],
+    rounding: Rounding,
+    bits: Mapping[str, int],
+    beside: Mapping[str, ir.Model] | None = None,
+) -> Outcome:
     """Let the graphs of a variant take quantised weights; report on every weight matrix of those in ``bits``.
 
-    A weight that several graphs take has the most bits that any of them asks for.
+    A weight that several graphs take has the most bits that any of them asks for; ``beside`` are graphs that
+    ask too, and stay as they are.
     """
-    outcome, uses = Outcome(), list[_Use]()
+    beside = beside or {}
+    outcome, uses, shared = Outcome(), list[_Use](), dict[str, int]()
     tables = {name for _, name in _lookups(graphs[TABLES])} if TABLES in graphs else set[str]()
-    asked: dict[str, list[str]] = {name: [] for name in bits}  # what is asked for -> weights quantised for it
+    # What is asked for -> weights that are quantised for it, and reasons why others are not
+    asked: dict[str, list[str]] = {name: [] for name in bits if name not in beside}
     reasons: dict[str, list[str]] = {name: [] for name in bits}
-    for graph_name, graph in graphs.items():
+    for graph_name, graph in (*graphs.items(), *beside.items()):
         for node in graph.graph:
             for place, value in enumerate(node.inputs):
                 name = None if value is None else stored_name(value)
@@ -66,7 +74,10 @@ def quantize(graphs: Mapping[str, ir.Model], rounding: Rounding, bits: Mapping[s
                 owner = TABLES if node.op_type == "Gather" and name in tables else graph_name
                 if owner not in bits:
                     continue
-                if reason := _reason(node, place, value, rounding):
+                reason = _reason(node, place, value, rounding)
+                if graph_name in beside:
+                    shared[name] = max(shared.get(name, 0), 0 if reason else bits[owner])
+                elif reason:
                     outcome.kept[name] = reason
                     reasons[owner].append(reason)
                 else:
@@ -74,6 +85,7 @@ def quantize(graphs: Mapping[str, ir.Model], rounding: Rounding, bits: Mapping[s
                     outcome.changed.add(graph_name)
                     asked[owner].append(name)
                     outcome.rounded[name] = max(outcome.rounded.get(name, 0), bits[owner])
+    outcome.rounded = {name: max(n, shared.get(name, 0)) for name, n in outcome.rounded.items()}
     for use in uses:
         form = LOOKUP if use.node.op_type == "Gather" else FORMS[rounding.form]
         form(use.graph, use.node, use.weight, replace(rounding, bits=outcome.rounded[use.weight]))

@@ -34,6 +34,9 @@ VARIANTS = {
 GRAPHS = ("understand", "embed", "backbone", "text_next", "image_next", "draw", "tokenize_image")
 """The graphs that a model becomes, as `janus_export.graphs` declares them; named here without torch."""
 
+HEAD = "text_next"
+"""The graph whose weights a tied word table shares."""
+
 BLOCK_SIZES = (16, 256)
 """Fewest and most weights that share a scale: those that ONNX Runtime's CPU kernels of MatMulNBits know."""
 
@@ -94,14 +97,28 @@ class ExportConfig:
         """The graphs that are exported, in their order."""
         return graphs_of(self.only or MODES, GRAPHS)
 
+    @property
+    def lowered_beside(self) -> tuple[str, ...]:
+        """The graphs that are not exported, but lowered to see which quantised weights are theirs too.
+
+        A tied word table has the bits that the text head asks for, also where no text is generated: a bundle
+        of some modes then draws what a whole bundle draws.
+        """
+        quantises = any(HEAD in self._bits_of_all(name) for name in self._quantising())
+        return (HEAD,) if quantises and HEAD not in self.graphs else ()
+
     def bits(self, variant: str) -> dict[str, int]:
-        """Return the bits of each graph that a variant quantises."""
+        """Return the bits of each graph that a variant quantises; also of those that are `lowered_beside`."""
+        graphs = (*self.graphs, *self.lowered_beside)
+        return {name: n for name, n in self._bits_of_all(variant).items() if name in graphs}
+
+    def _bits_of_all(self, variant: str) -> dict[str, int]:
+        """Return the bits of each graph that a variant quantises where all modes are exported."""
         known = VARIANTS[variant]
         if known.bits is None:
             return {}
         if self.quantize.graphs is None:
-            least = {name: n for name, n in RECOMMENDED[known.form].items() if name in self.graphs}
-            bits = {name: max(known.bits, n) for name, n in least.items()}
+            bits = {name: max(known.bits, n) for name, n in RECOMMENDED[known.form].items()}
         else:
             bits = dict.fromkeys(self.quantize.graphs, known.bits)
         return bits | {name: n for name, n in self.quantize.bits.items() if name in bits}

@@ -24,13 +24,18 @@ DRAWS = 4  # of every choice
 
 
 def forced(subject: Subject) -> Iterator[Check]:
-    """Compare what is said along torch's own answers and drawings (teacher forcing), step by step."""
+    """Compare what is said along torch's own answers and drawings (teacher forcing), step by step.
+
+    Of a bundle that does only one of the two, that alone is compared.
+    """
     if subject.is_exact:
         return
-    for what, run, compare in (
-        ("answers", subject.reference.greedy[1], compare_answers),
-        ("drawings", subject.reference.drawn[1], compare_drawing),
+    for mode, what, run, compare in (
+        ("text", "answers", subject.reference.greedy[1], compare_answers),
+        ("drawing", "drawings", subject.reference.drawn[1], compare_drawing),
     ):
+        if not subject.has(mode):
+            continue
         got, want = (_states(run, states) for states in (replay(subject.whole, run), run.hidden))
         yield from compare(subject, what, got, want)
 

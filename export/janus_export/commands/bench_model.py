@@ -54,8 +54,9 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         (facts["model"], f"{what}, {ran['threads']} threads; medians of {ran['rounds']} rounds"),
         ("machine", f"{machine['processor']}, {machine['cores']} cores{load}"),
         ("load", f"{facts['load_s']:.2f} s, up to the first token and code"),
-        *_mode("text", "token", facts["text"]),
     ]
+    if text := facts["text"]:
+        rows += _mode("text", "token", text)
     if drawing := facts["drawing"]:
         whole = (
             f"{drawing['picture_s']:.2f} s: {drawing['codes']} codes, {drawing['decode_s']:.2f} s to pixels"
