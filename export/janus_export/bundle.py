@@ -246,7 +246,10 @@ def inside(folder: Path, name: str) -> Path:
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
         raise BundleError(f"{folder} points to '{name}', which is not inside it. {_cure(folder)}")
     path = folder / pure
-    target, allowed = path.resolve(), [folder.resolve(), *_blobs(folder)]
+    try:
+        target, allowed = path.resolve(), [folder.resolve(), *_blobs(folder)]
+    except (OSError, RuntimeError) as error:  # Python 3.11 and 3.12 raise the latter for a loop
+        raise BundleError(f"{path} is a link that leads nowhere: {error}. {_cure(folder)}") from error
     if not any(target.is_relative_to(one) for one in allowed):
         raise BundleError(
             f"{path} is a link out of the bundle, to {target}; expected a file in"
@@ -286,6 +289,11 @@ def _check_references(folder: Path, name: str, weights: Iterable[str]) -> None:
 
 
 def _cure(folder: Path) -> str:
+    """Say what to do about a damaged bundle: one of a hub cache is fetched again, others are built again."""
+    for blobs in _blobs(folder):
+        kind, *names = blobs.parent.name.split("--")
+        if kind == "models" and names:
+            return f"Fetch it again with: hf download {'/'.join(names)} --force-download"
     return REBUILD.format(folder=folder)
 
 

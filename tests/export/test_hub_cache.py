@@ -115,6 +115,28 @@ def test_links_are_no_freer_in_a_folder_that_is_called_snapshots(tiny_bundle: Pa
         load_bundle(folder)
 
 
+@pytest.mark.parametrize("leads_to", ["itself", "nothing"])
+def test_a_damaged_snapshot_is_to_be_fetched_again(snapshot: Path, leads_to: str) -> None:
+    weights = next((snapshot / "weights").iterdir())
+    if leads_to == "itself":
+        weights.unlink()
+        weights.symlink_to(weights.name)
+    else:
+        weights.resolve().unlink()
+    with pytest.raises(BundleError, match=r"Fetch it again with: hf download acme/tiny --force-download"):
+        load_bundle(snapshot)
+    done = CliRunner().invoke(app, ["inspect", str(snapshot)])
+    assert isinstance(done.exception, BundleError | SystemExit)
+
+
+def test_a_link_in_a_loop_is_refused_in_any_folder(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to("tokenizer.json")
+    with pytest.raises(BundleError, match=r"tokenizer\.json.*Build it again with: janus-modular export"):
+        load_bundle(folder)
+
+
 @pytest.mark.usefixtures("one_reference")
 def test_a_hard_linked_bundle_passes_every_gate(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "linked"
