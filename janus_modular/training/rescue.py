@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from janus_modular.errors import JanusError, TrainingError
+from janus_modular.foreign import reason
 from janus_modular.training.engine import Engine
 
 
@@ -50,8 +51,8 @@ def _saved(engine: Engine[Any], newest: Callable[[], Path | None], save: Callabl
         return f"The weights were being changed just then, so they are not saved. {_go_on(last)}"
     try:
         last = save()
-    except (JanusError, OSError) as error:
-        return f"The {steps} before it could not be saved: {error}\n{_go_on(newest())}"
+    except Exception as error:  # of a component that is saved, say: the error at hand is not lost over it
+        return f"The {steps} before it could not be saved: {reason(error)}\n{_go_on(newest())}"
     return f"The {steps} before it {are} saved. {_go_on(last)}"
 
 

@@ -144,6 +144,20 @@ def test_a_single_step_is_spoken_of_as_such(make: Make, monkeypatch: pytest.Monk
     assert "The 1 step before it is saved" in error.value.__notes__[0]
 
 
+def test_a_save_that_fails_does_not_hide_the_error(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the plugin's own save")
+
+    monkeypatch.setattr(JanusModel, "forward", failing_at(2, poison))
+    monkeypatch.setattr("janus_modular.training.resuming.write_description", fail)
+    with pytest.raises(TrainingError, match="step 2: not finite") as error:
+        train(make(), quiet=True)
+    assert (
+        "The 2 steps before it could not be saved: RuntimeError: the plugin's own save"
+        in (error.value.__notes__[0])
+    )
+
+
 def test_an_error_in_the_first_step_loses_nothing_and_says_so(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
