@@ -251,14 +251,16 @@ def check_record(folder: Path, record: Mapping[str, Any]) -> None:
         CheckpointError: a key is missing or of another type, or the format is newer than ours.
     """
     path = folder / "config.json"
-    for key, expected in RECORD.items():
-        if key not in record:
+    for key, expected in {**RECORD, "training": dict}.items():
+        if key not in record and key in RECORD:
             raise CheckpointError(f"{path} lacks {key!r}. Fetch it again.")
-        if type(record[key]) is not expected:
+        if key in record and type(record[key]) is not expected:
             raise CheckpointError(
                 f"{path}: {key} is a {type(record[key]).__name__}, expected a {expected.__name__}."
                 " Fetch it again."
             )
+    if record["format"] < 1:
+        raise CheckpointError(f"{path}: format is {record['format']}, expected 1 or more. Fetch it again.")
     if record["format"] > FORMAT:
         raise CheckpointError(
             f"{folder} is of format {record['format']}, written by janus-modular {record.get('written_by')};"
