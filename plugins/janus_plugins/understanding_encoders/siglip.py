@@ -216,12 +216,12 @@ def described_tower(path: Path) -> dict[str, Any]:
         return {}
     try:
         return read_description(folder)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} lacks {error}. Fetch it again.") from error
-    except CheckpointError:
-        if path.is_dir():
+    except (CheckpointError, KeyError, TypeError) as error:
+        if path.is_file():
+            return {}  # what lies beside a file may belong to another
+        if isinstance(error, CheckpointError):
             raise
-        return {}  # what lies beside a file may belong to another
+        raise CheckpointError(f"{folder / 'config.json'} lacks {error}. Fetch it again.") from error
 
 
 def read_description(path: Path) -> dict[str, Any]:
