@@ -14,6 +14,7 @@ from typing import Any
 from janus_modular.building import Builder
 from janus_modular.config import resolve
 from janus_modular.errors import BundleError, MissingExtraError
+from janus_modular.foreign import path_exists
 from janus_modular.interfaces import Part, part
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
@@ -61,11 +62,7 @@ def find_bundle(path: str | Path) -> Path | None:
     """
     if is_bundle(path):
         return Path(path).expanduser()
-    try:
-        exists = Path(path).expanduser().exists()
-    except (OSError, RuntimeError):  # no file can be called so: whoever opens it has more to say
-        return None
-    if exists or not is_hub_id(str(path)) or str(path).count("/") != 1:
+    if path_exists(path) or not is_hub_id(str(path)) or str(path).count("/") != 1:
         return None
     try:
         from huggingface_hub import hf_hub_download, snapshot_download

@@ -83,6 +83,14 @@ def printable(text: object, most: int = 400) -> str:
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
+def path_exists(path: str | Path) -> bool:
+    """Return True if a file or folder is there; no name that none can have (too long, NUL in it) is."""
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
 def read_text(path: Path, error: type[JanusError], *, most: int = MAX_JSON_BYTES) -> str:
     """Return the text of a regular file of at most ``most`` bytes of UTF-8.
 

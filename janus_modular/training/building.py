@@ -12,6 +12,7 @@ from janus_modular.checkpoints.opening import describe, open_checkpoint
 from janus_modular.compose import check_vocabulary, compose, processor_for, tokenizer_files
 from janus_modular.config import parts_in
 from janus_modular.errors import ConfigError
+from janus_modular.foreign import path_exists, printable
 from janus_modular.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.processing.processor import Processor
@@ -61,10 +62,10 @@ def sketch_model(config: TrainConfig, plugins: Plugins) -> tuple[JanusModel, Cal
 
 def _start(config: TrainConfig) -> str | None:
     """Return ``init``, unless it can be neither a folder nor a hub id (which has one slash)."""
-    if config.init and config.init.count("/") != 1 and not Path(config.init).expanduser().exists():
+    if config.init and config.init.count("/") != 1 and not path_exists(config.init):
         raise ConfigError(
-            f"init: there is no checkpoint '{config.init}'. Train the stage before this one first, or give"
-            " init=FOLDER (or a hub id); init=null model=NAME starts from nothing."
+            f"init: there is no checkpoint '{printable(config.init, most=200)}'. Train the stage before"
+            " this one first, or give init=FOLDER (or a hub id); init=null model=NAME starts from nothing."
         )
     return config.init
 

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from janus_modular.errors import ConfigError, PictureError
-from janus_modular.foreign import MAX_DEPTH, depth_exceeds, foreign_errors, naming, printable, read_json
+from janus_modular.foreign import (
+    MAX_DEPTH,
+    depth_exceeds,
+    foreign_errors,
+    naming,
+    path_exists,
+    printable,
+    read_json,
+)
 from janus_modular.processing.pictures import open_picture
 
 # Images
@@ -105,3 +113,9 @@ def test_depth_is_counted_without_recursion(tmp_path: Path) -> None:
 def test_what_is_printed_fits_any_terminal() -> None:
     assert printable("a\0b\ud800\x1b[31mé") == "a\\x00b\\ud800\\x1b[31mé"
     assert len(printable("x" * 10_000)) == 400
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "owner/" + "x" * 300, "a\0b", "~nobody-here/a", "\ud800"])
+def test_a_name_that_no_file_can_have_is_none_that_is_there(name: str, tmp_path: Path) -> None:
+    assert not path_exists(name)
+    assert path_exists(tmp_path)

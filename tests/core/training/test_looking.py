@@ -168,6 +168,7 @@ def test_samples_and_epochs_of_each_source_are_shown(file: Path, data: Path) -> 
         (["train", "FILE", "learn=[generation.haed]"], "'generation.haed' matches nothing"),
         (["config", "validate", "FILE", "learn=[backbon]"], "Did you mean 'backbone'?"),
         (["train", "FILE", "--resume"], "nothing to resume"),
+        (["train", "FILE", "model=null", f"init={'x' * 5000}"], "init: there is no checkpoint 'xxx"),
         (
             ["train", "train/janus_pro/stage1", "--dry-run", "model.processor.tokenizer=bytes"],
             "YOUR/understanding.jsonl",
