@@ -275,13 +275,25 @@ def test_no_question_has_no_answer_and_half_a_question_is_refused(janus: Janus) 
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "{}", "5", '"a"', lambda good: good.replace('"context": 512', '"context": "x"')]
+    ("content", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("{}", "expected the keys template, system"),
+        ("5", "holds a int; expected a JSON object"),
+        ('"a"', "holds a str; expected a JSON object"),
+        (
+            lambda good: good.replace('"context": 512', '"context": "x"'),
+            "context: found 'x'; expected a whole",
+        ),
+    ],
 )
-def test_a_damaged_processor_is_said_with_its_file(janus: Janus, tmp_path: Path, content) -> None:
+def test_a_damaged_processor_is_said_with_its_file(
+    janus: Janus, tmp_path: Path, content, message: str
+) -> None:
     janus.save_pretrained(tmp_path / "model")
     file = tmp_path / "model/processor.json"
     changed = content if isinstance(content, str) else content(file.read_text())
     assert changed != file.read_text()
     file.write_text(changed)
-    with pytest.raises(ConfigError, match=r"processor\.json is damaged, or no processor's"):
+    with pytest.raises(ConfigError, match=rf"processor\.json.*{message}"):
         Janus.from_pretrained(tmp_path / "model", device=torch.device("cpu"))

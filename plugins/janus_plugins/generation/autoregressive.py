@@ -176,7 +176,7 @@ class AutoregressiveGeneration(nn.Module):
         """
         low, high = self.tokenizer.value_range
         x = self.tokenizer.decode(codes, height=self.height, width=self.width).float()
-        if not torch.compiler.is_exporting() and not x.isfinite().all():
+        if not (torch.compiler.is_exporting() or x.is_meta) and not x.isfinite().all():
             raise NotFiniteError(
                 f"the image tokenizer's decoder gives NaN or infinities in {codes.shape[0]} images; expected"
                 f" values from {low} to {high}. Load it in float32 or bfloat16 (--dtype)."
