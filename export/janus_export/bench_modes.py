@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from janus_export.axes import codes_shape
 from janus_export.bench_reads import cache_read, weights_read
-from janus_modular import Janus, Runtime, Sampling, Session
+from janus_modular import ConfigError, Janus, Runtime, Sampling, Session
 from janus_modular import Sequence as Prompt
 
 
@@ -81,7 +81,17 @@ class Mode:
     def __init__(
         self, janus: Janus, loop: str, prompts: Sequence[Prompt], steps: int, **settings: Any
     ) -> None:
-        """Take a registered loop, and how many steps are to be timed after the first."""
+        """Take a registered loop, and how many steps are to be timed after the first.
+
+        Raises:
+            ConfigError: the prompt and so many steps do not fit into the context.
+        """
+        room = janus.runtime.context - max(map(len, prompts)) - 1
+        if steps > room:
+            raise ConfigError(
+                f"tokens: found {steps}; expected {room} at most: the context of {janus.runtime.context}"
+                " positions holds the prompt and the first step too."
+            )
         entry = janus.plugins.entry("sampling_loops", loop)
         self.loop, self.settings = entry.factory, entry.config(**settings)
         self.runtime, self.prompts, self.steps = janus.runtime, prompts, steps

@@ -22,7 +22,7 @@ from janus_export.bench_memory import read_bandwidth
 from janus_export.bench_reads import cache_read, multiplied
 from janus_export.bundle import load_bundle
 from janus_export.process_memory import AnonymousPeak, anonymous_memory, peak_memory
-from janus_modular import Janus, JanusError
+from janus_modular import ConfigError, Janus, JanusError
 from janus_modular.cli.app import app
 
 FEW = ["--tokens", "3", "--rounds", "2", "--threads", "1"]
@@ -85,6 +85,15 @@ def test_a_picture_has_no_more_steps_than_codes(tiny_bundle: Path):
     facts = bench(tiny_bundle, tokens=40, rounds=1, threads=1)
     assert facts["text"]["steps"] == 40
     assert facts["drawing"]["steps"] == 15
+
+
+@pytest.mark.parametrize("tokens", [10**5, 512])
+def test_steps_that_the_context_does_not_hold_are_refused(
+    tiny_bundle: Path, tiny_checkpoint: Path, tokens: int
+):
+    for model in (tiny_bundle, tiny_checkpoint):
+        with pytest.raises(ConfigError, match=f"tokens: found {tokens}; expected 2[0-9]+ at most"):
+            bench(model, tokens=tokens, rounds=1)
 
 
 def test_torch_and_graphs_agree_on_what_a_step_reads(tiny_checkpoint: Path, tiny_bundle: Path):

@@ -225,6 +225,12 @@ def test_a_picture_that_was_drawn_is_no_prompt_for_a_bundle(bundled: Janus):
         ({"runtime": "onx"}, "Did you mean 'onnx'?"),
         ({"runtime": {"name": "onnx", "thread": 2}}, "threads"),
         ({"runtime": {"name": "onnx", "provider_options": {"a": "1"}}}, "expected none on a CPU"),
+        ({"runtime": {"name": "onnx", "chunk": -1}}, "chunk: found -1; expected 1 or more"),
+        ({"runtime": {"name": "onnx", "chunk": 0}}, "chunk: found 0; expected 1 or more"),
+        ({"runtime": {"name": "onnx", "bucket": 0}}, "bucket: found 0; expected 1 or more"),
+        ({"runtime": {"name": "onnx", "pictures": -2}}, "pictures: found -2; expected 1 or more"),
+        ({"runtime": {"name": "onnx", "threads": -1}}, "threads: found -1; expected 0 to 1024"),
+        ({"runtime": {"name": "onnx", "threads": 10**6}}, "threads: found 1000000; expected 0 to 1024"),
     ],
 )
 def test_what_is_not_here_is_said_with_what_is(tiny_bundle: Path, options: dict, said: str):

@@ -19,10 +19,13 @@ from janus_export.runtimes.devices import check_dtype, check_provider, choose_de
 from janus_export.runtimes.memory import STORED, HostBuffer
 from janus_export.runtimes.onnx_library import check_installation, onnxruntime
 from janus_export.runtimes.onnx_session import OnnxSession
-from janus_modular import Registry, Runtime, hookimpl
+from janus_modular import ConfigError, Registry, Runtime, hookimpl
 
 ERRORS = 3
 """A level of ONNX Runtime's log."""
+
+MOST_THREADS = 1024
+"""More would take minutes to start, and memory for each."""
 
 TYPES = {
     "tensor(float)": "float32",
@@ -55,6 +58,19 @@ class OnnxConfig:
     provider_options: dict[str, str] = field(
         default_factory=dict  # of a GPU's provider, by ONNX Runtime's names: {gpu_mem_limit: "8000000000"}
     )
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that read nothing of a prompt, or that no machine has threads for."""
+        for name, least, most in (
+            ("threads", 0, MOST_THREADS),
+            ("bucket", 1, None),
+            ("chunk", 1, None),
+            ("pictures", 1, None),
+        ):
+            value = getattr(self, name)
+            if value < least or (most is not None and value > most):
+                expected = f"{least} or more" if most is None else f"{least} to {most}"
+                raise ConfigError(f"{name}: found {value}; expected {expected}.")
 
 
 @dataclass(frozen=True)
