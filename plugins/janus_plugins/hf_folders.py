@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
@@ -208,7 +209,9 @@ def _plain(value: Any) -> Any:
 
 
 def _same(written: Any, described: Any) -> bool:
-    """Compare values; of mappings, the keys that are written."""
+    """Compare values, numbers in float32, as GGUF files hold them; of mappings, the keys that are written."""
+    if isinstance(written, float) and isinstance(described, float):
+        return bool(np.float32(written) == np.float32(described))
     if isinstance(written, Mapping):
         return isinstance(described, Mapping) and all(
             key in described and _same(value, described[key])

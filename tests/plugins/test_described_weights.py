@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    LlamaConfig,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
@@ -24,6 +25,7 @@ from transformers import (
 from janus_modular import CheckpointError, ConfigError, DescriptionError, JanusError, Part, Plugins
 from janus_modular.building import Builder
 from janus_plugins.backbones.hf import HfBackbone, HfConfig
+from janus_plugins.hf_folders import check_described
 from janus_plugins.image_tokenizers.hf_vq import HfVqConfig, HfVqTokenizer
 from janus_plugins.understanding_encoders import siglip
 from janus_plugins.understanding_encoders.hf_vision import HfVisionConfig, HfVisionEncoder
@@ -136,6 +138,16 @@ def test_every_key_that_differs_is_listed_with_both_values(
         HfBackbone(config)
     assert {one.key for one in error.value.differences} == listed
     assert all(one.written != one.described for one in error.value.differences)
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-6, 3e-6])
+def test_numbers_are_compared_as_gguf_files_hold_them(eps: float, tmp_path: Path) -> None:
+    """In float32, which is what is computed with."""
+    described = LlamaConfig(**TINY, rms_norm_eps=torch.tensor(eps).item())
+    assert described.rms_norm_eps != eps
+    check_described({"rms_norm_eps": eps}, [described], tmp_path)
+    with pytest.raises(DescriptionError):
+        check_described({"rms_norm_eps": eps * 1.001}, [described], tmp_path)
 
 
 def test_overrides_change_what_the_folder_says_on_purpose(tmp_path: Path) -> None:
