@@ -56,7 +56,10 @@ def ask(janus: Janus, held_out: LabelledPictures, seed: int) -> Answers:
 def draw(
     janus: Janus, held_out: LabelledPictures, settings: DrawingConfig, count: int, seed: int
 ) -> Drawings:
-    """Draw ``count`` pictures, the classes in turn, each from a prompt of its own."""
+    """Draw ``count`` pictures, the classes in turn, each from a prompt and noise of its own.
+
+    Different prompts share their noise unless they are numbered, and measures of such drawings vary more.
+    """
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % len(held_out.names)
     prompts = [held_out.prompt(int(label), rng) for label in labels]
@@ -66,5 +69,6 @@ def draw(
         guidance=settings.guidance,
         temperature=settings.temperature,
         seed=seed,
+        numbers=range(count),
     )
     return Drawings(prompts, labels, pictures)
