@@ -9,16 +9,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from janus_modular.answers import AnswerRow
-from janus_modular.errors import CheckError, NotFiniteError, PromptError
+from janus_modular.errors import CheckError, JanusError, NotFiniteError, PromptError
 from janus_modular.roles import Sampling
 from janus_modular.sequence import Sequence as Prompt
 from janus_modular.sequence import occurrences
+
+if TYPE_CHECKING:
+    from janus_modular.model import JanusModel
+    from janus_modular.plugins import Plugins
 
 OVER = object()
 """Stands where a loop that has ended yields nothing more."""
@@ -33,6 +37,23 @@ def settings_that_answer(loop: str, settings: Any) -> Any:
     if not hasattr(settings, "max_tokens"):
         raise _broken(loop, "answers", "its settings have no max_tokens", "a number that limits the answer")
     return settings
+
+
+def refusals(model: JanusModel, plugins: Plugins) -> dict[str, str]:
+    """Return why a model's sampling loops cannot be used, by command: ``chat``, ``draw``; {} where they can.
+
+    Such a model opens all the same: who chats needs no loop that draws.
+    """
+    here = plugins.as_recorded(model.recorded)
+    reasons = {}
+    for command, name in (("chat", model.config.text_loop), ("draw", model.generation.sampling_loop)):
+        try:
+            entry = here.entry("sampling_loops", name)
+            if command == "chat":
+                settings_that_answer(name, entry.config())
+        except JanusError as error:
+            reasons[command] = str(error)
+    return reasons
 
 
 def tokens(loop: str, yielded: Any, rows: int) -> NDArray[np.integer[Any]]:

@@ -13,11 +13,12 @@ from torch import Tensor
 from janus_modular.building import Builder
 from janus_modular.bundles import is_bundle
 from janus_modular.checkpoints import native
+from janus_modular.checkpoints.filling import fill
 from janus_modular.checkpoints.pretrained import resolve_pretrained
 from janus_modular.checkpoints.quantized import refuse_quantized
 from janus_modular.checkpoints.weights import open_weights
 from janus_modular.compose import check_vocabulary, grow_vocabulary, processor_for, sizes_of
-from janus_modular.config import load, resolve
+from janus_modular.config import load, module_path, parts_in, resolve
 from janus_modular.errors import CheckpointError, ConfigError
 from janus_modular.foreign import foreign_errors, naming
 from janus_modular.model import JanusModel
@@ -32,6 +33,7 @@ class Opened:
     """A checkpoint whose weights have not been read yet."""
 
     folder: Path
+    layout: str  # registered name, or ``native, format 1``
     model: JanusModel  # blank
     processor: Processor
     tensors: Mapping[str, Tensor]  # by native names; mapped files
@@ -84,15 +86,31 @@ def describe(path: str | Path, *, overrides: Sequence[str] = (), plugins: Plugin
         weights = open_weights(folder)
         model = native.described(folder, record, overrides, plugins, tensors=len(weights))
         processor = fitted(Processor.load(folder), model, folder, changed=bool(overrides))
-        return Opened(folder, model, processor, weights, record.get("training", {}))
+        layout = f"native, format {record['format']}"
+        return Opened(folder, layout, model, processor, weights, record.get("training", {}))
     with naming(folder), foreign_errors(folder, CheckpointError):
-        layout = layout_of(folder, record, plugins)
-        config = resolve(load(layout.read_config(folder), overrides, plugins), ModelConfig, plugins)
+        name, layout_of_folder = layout_of(folder, record, plugins)
+        config = resolve(load(layout_of_folder.read_config(folder), overrides, plugins), ModelConfig, plugins)
         weights = open_weights(folder)
         model = native.blank(config, plugins, most_tensors=native.most_weights(len(weights)))
         processor = processor_for(model, config.processor.tokenizer)
         model.config.processor = replace(config.processor, never_said=list(processor.never_said))
-        return Opened(folder, model, processor, dict(layout.to_native(weights)))
+        return Opened(folder, name, model, processor, dict(layout_of_folder.to_native(weights)))
+
+
+def check_weights(opened: Opened) -> None:
+    """Hold weights to the model that they are for, without reading them: names, shapes and types of numbers.
+
+    What only numbers tell passes: whether two copies of a tied weight are equal.
+
+    Raises:
+        CheckpointError: `open_checkpoint` would refuse them.
+        ConfigError: the tokenizer has more tokens than the weights have rows.
+    """
+    shapes = ((name, tensor.to("meta")) for name, tensor in opened.tensors.items())
+    outcome = fill(opened.model, shapes, device="meta")
+    outcome.check(str(opened.folder), [module_path(path) for path, _ in parts_in(opened.model.config)])
+    check_vocabulary(opened.model, opened.processor)
 
 
 def fitted(processor: Processor, model: JanusModel, folder: Path, *, changed: bool) -> Processor:
@@ -127,8 +145,8 @@ def refuse_bundle(folder: Path) -> None:
         )
 
 
-def layout_of(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> Layout:
-    """Find the layout that a folder's config.json is of.
+def layout_of(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> tuple[str, Layout]:
+    """Return the layout that a folder's config.json is of, after its registered name.
 
     Raises:
         CheckpointError: none of those that are known here.
@@ -136,7 +154,7 @@ def layout_of(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> Layo
     for name in plugins.names("layouts"):
         layout = make_layout(name, plugins)
         if layout.detect(record):
-            return layout
+            return name, layout
     raise CheckpointError(
         f"{folder} is of no known layout: its config.json says model_type {record.get('model_type')!r}.\n"
         f"Known: native, {', '.join(plugins.names('layouts'))}"

@@ -119,7 +119,7 @@ def _build(checked: Any) -> None:
         built = blank(model)
         if faulty := misread(built):
             raise config_error(faulty)
-        if faulty := _missing_loops(built):
+        if faulty := _unusable_loops(built):
             raise config_error(faulty)
         if isinstance(checked, TrainConfig):
             choose(built, checked.learn)
@@ -145,19 +145,15 @@ def _check_output(checked: Any) -> None:
         check_output(Path(checked.output))
 
 
-def _missing_loops(model: JanusModel) -> list[Fault]:
-    """Return a fault for each sampling loop that the model names and nobody offers: it could not be used."""
+def _unusable_loops(model: JanusModel) -> list[Fault]:
+    """Return a fault for each sampling loop that the model names and that cannot be used here."""
+    from janus_modular import loops
     from janus_modular.config.faults import Fault
-    from janus_modular.errors import PluginError
     from janus_modular.plugins import default_plugins
 
-    faults = []
-    for path, loop in (("text_loop", model.config.text_loop), ("generation", model.generation.sampling_loop)):
-        try:
-            default_plugins().find("sampling_loops", loop)
-        except PluginError as error:
-            faults.append(Fault(path, str(error), ""))
-    return faults
+    paths = {"chat": "text_loop", "draw": "generation"}
+    refused = loops.refusals(model, default_plugins())
+    return [Fault(paths[command], reason, "") for command, reason in refused.items()]
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:

@@ -11,8 +11,6 @@ import typer
 if TYPE_CHECKING:
     from janus_modular.checkpoints.weights import Weights
     from janus_modular.model import JanusModel
-    from janus_modular.plugins import Plugins
-    from janus_modular.schema import ModelConfig
 
 
 def info(
@@ -45,6 +43,8 @@ def info(
         typer.echo(f"needs {need}")
     for loaded in facts["pretrained"]:
         typer.echo(loaded)
+    for command, why in facts["refused"].items():
+        typer.echo(f"{command} is refused: {why}")
     if verify:
         typer.echo(f"verified: {len(facts['verified'])} files are as they were written")
 
@@ -73,28 +73,32 @@ def millions(numbers: int) -> str:
 def gather(model: str, overrides: list[str]) -> dict[str, Any]:
     """Return the facts; only the shapes of a model are built, on the meta device.
 
+    A checkpoint that could not be opened is refused as `open_checkpoint` refuses it.
+
     Raises:
-        CheckpointError: the folder is no checkpoint, or of no layout that is known here.
+        CheckpointError: the folder is no checkpoint, of no layout that is known here, or its files are not of
+            one model.
         ConfigError: the config cannot be built.
     """
-    from janus_modular.checkpoints.native import blank, most_weights, plugins_of
+    from janus_modular import loops
+    from janus_modular.checkpoints.native import blank, plugins_of
+    from janus_modular.checkpoints.opening import check_weights, describe
     from janus_modular.checkpoints.weights import open_weights
     from janus_modular.config import load, resolve
     from janus_modular.foreign import naming
     from janus_modular.plugins import default_plugins
     from janus_modular.schema import ModelConfig
-    from janus_modular.size_limits import MAX_TENSORS
 
     plugins = default_plugins()
     if folder := _checkpoint(model, overrides):
-        layout, config, pretrained = _described(folder, plugins)
-        weights = open_weights(folder)
-        dtypes, most = _dtypes(weights), most_weights(len(weights))
+        opened = describe(folder, plugins=plugins)
+        check_weights(opened)
+        built, layout, dtypes = opened.model, _layout(opened.layout), _dtypes(open_weights(folder))
     else:
-        layout, pretrained, dtypes, most = "a model config, without weights", [], {}, MAX_TENSORS
         config = resolve(load(model, overrides), ModelConfig, plugins)
-    with naming(model):
-        built = blank(config, plugins, most_tensors=most)
+        with naming(model):
+            built = blank(config, plugins)
+        layout, dtypes = "a model config, without weights", {}
     needed = plugins_of(built, plugins)
     return {
         "layout": layout,
@@ -102,8 +106,16 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
         "parameters": sum(one.numel() for one in built.parameters()),
         "dtypes": dtypes,
         "plugins": sorted({one["file"] or f"{one['dist']} {one['version']}" for one in needed}),
-        "pretrained": pretrained,
+        "pretrained": [str(report) for report in built.pretrained],
+        "refused": loops.refusals(built, plugins),
     }
+
+
+def _layout(name: str) -> str:
+    native, comma, version = name.partition(", ")
+    return (
+        f"a checkpoint in the {native} layout, {version}" if comma else f"a checkpoint in the layout '{name}'"
+    )
 
 
 def _checkpoint(model: str, overrides: list[str]) -> Path | None:
@@ -128,37 +140,6 @@ def _checkpoint(model: str, overrides: list[str]) -> Path | None:
     if overrides:
         raise ConfigError(f"{model} is a checkpoint: overrides change configs only.")
     return resolve_pretrained(model)
-
-
-def _described(folder: Path, plugins: Plugins) -> tuple[str, ModelConfig, list[str]]:
-    """Read a checkpoint's description: its layout, its model config, and what its parts came from."""
-    from janus_modular.checkpoints.native import MODEL_TYPE, check_record, read_record, recorded_config
-    from janus_modular.checkpoints.opening import make_layout, refuse_bundle
-    from janus_modular.checkpoints.pretrained import PretrainedReport
-    from janus_modular.config import resolve
-    from janus_modular.errors import CheckpointError
-    from janus_modular.foreign import foreign_errors, naming
-    from janus_modular.schema import ModelConfig
-
-    refuse_bundle(folder)
-    record = read_record(folder)
-    if record.get("model_type") == MODEL_TYPE:
-        check_record(folder, record)
-        with naming(folder / "config.json"), foreign_errors(folder / "config.json", CheckpointError):
-            plugins.check_needed(record["plugins"])
-            reports = [str(PretrainedReport(**report)) for report in record["pretrained"]]
-            config = recorded_config(record, (), plugins)
-        return f"a checkpoint in the native layout, format {record['format']}", config, reports
-    for name in plugins.names("layouts"):
-        layout = make_layout(name, plugins)
-        if layout.detect(record):
-            with naming(folder), foreign_errors(folder, CheckpointError):
-                config = resolve(layout.read_config(folder), ModelConfig, plugins)
-            return f"a checkpoint in the layout '{name}'", config, []
-    raise CheckpointError(
-        f"{folder} is of no known layout: its config.json says model_type {record.get('model_type')!r}.\n"
-        f"Known: native, {', '.join(plugins.names('layouts'))}"
-    )
 
 
 def _dtypes(weights: Weights) -> dict[str, int]:

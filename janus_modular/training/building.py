@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from janus_modular.checkpoints.native import blank
-from janus_modular.checkpoints.opening import describe, open_checkpoint
+from janus_modular.checkpoints.opening import check_weights, describe, open_checkpoint
 from janus_modular.compose import check_vocabulary, compose, processor_for, tokenizer_files
 from janus_modular.config import parts_in
 from janus_modular.errors import ConfigError
@@ -44,6 +44,7 @@ def sketch_model(config: TrainConfig, plugins: Plugins) -> tuple[JanusModel, Cal
     """
     if start := _start(config):
         opened = describe(start, plugins=plugins)
+        check_weights(opened)
         if config.wrap:
             wrap_backbone(opened.model, config.wrap, plugins)
         return opened.model, lambda: opened.processor

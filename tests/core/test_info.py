@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from janus_modular.assemble import assemble
-from janus_modular.checkpoints import native
+from janus_modular.checkpoints import native, open_checkpoint
 from janus_modular.cli.info import gather, millions
+from janus_modular.compose import compose
 from janus_modular.config import load, resolve
-from janus_modular.errors import CheckpointError, ConfigError
+from janus_modular.errors import CheckpointError, ConfigError, JanusError
+from janus_modular.janus import Janus
 from janus_modular.schema import ModelConfig
 
 # In millions, per module: counted on the published models.
@@ -30,20 +37,27 @@ PATHS = (
 )
 
 
-class NoProcessor:
-    def save(self, folder: Path) -> None:
-        """Write nothing."""
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_those_of_the_published_models(name: str):
     counted = {row["path"]: row["parameters"] / 1e6 for row in gather(name, [])["components"]}
     assert counted == pytest.approx(dict(zip(PATHS, PUBLISHED[name], strict=True)), abs=1e-3)  # three digits
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    native.save(*compose(resolve(load("tiny"), ModelConfig)), folder)
+    return folder
+
+
+@pytest.fixture
+def edited(saved: Path, tmp_path: Path) -> Path:
+    """Return a copy of a checkpoint, to be made one that cannot be opened."""
+    return Path(shutil.copytree(saved, tmp_path / "edited"))
+
+
 def test_a_checkpoint_says_its_layout_dtypes_and_plugins(tmp_path: Path):
-    model = assemble(resolve(load("tiny"), ModelConfig))
-    native.save(model, NoProcessor(), tmp_path / "model", dtype=torch.bfloat16)
+    native.save(*compose(resolve(load("tiny"), ModelConfig)), tmp_path / "model", dtype=torch.bfloat16)
     facts = gather(str(tmp_path / "model"), [])
     assert facts["layout"].startswith("a checkpoint in the native layout")
     assert facts["dtypes"]["bfloat16"] >= facts["parameters"] > 0
@@ -68,3 +82,61 @@ def test_a_hub_id_is_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(("numbers", "said"), [(72, "72"), (1500, "0.002 M"), (1442941000, "1,442.941 M")])
 def test_a_few_numbers_are_not_said_in_millions(numbers: int, said: str):
     assert millions(numbers) == said
+
+
+def edit_weights(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, folder / "model.safetensors")
+
+    return edit
+
+
+def edit_json(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        record = json.loads((folder / name).read_text("utf-8"))
+        change(record)
+        (folder / name).write_text(json.dumps(record), "utf-8")
+
+    return edit
+
+
+NORM = "understanding.encoder.stem.0.bias"
+EDITS = {
+    "int8 weights": edit_weights(lambda w: w.update({NORM: w[NORM].to(torch.int8)})),
+    "complex weights": edit_weights(lambda w: w.update({NORM: w[NORM].to(torch.complex64)})),
+    "another shape": edit_weights(lambda w: w.update({NORM: w[NORM][:-1].clone()})),
+    "a weight is missing": edit_weights(lambda w: w.pop(NORM)),
+    "a weight too many": edit_weights(lambda w: w.update({"backbone.model.norm.bias": torch.ones(3)})),
+    "quantised": edit_json("config.json", lambda c: c.update(quantization_config={"quant_method": "gptq"})),
+    "a base that is quantised": edit_json(
+        "config.json",
+        lambda c: c["model"]["backbone"]["config"].update(
+            quantization_config={"load_in_4bit": True, "quant_method": "bitsandbytes"}
+        ),
+    ),
+    "another context": edit_json("processor.json", lambda p: p.update(context=p["context"] + 1)),
+    "another image size": edit_json("processor.json", lambda p: p["drawing"].update(num_tokens=5)),
+    "no processor": lambda folder: (folder / "processor.json").unlink(),
+    "no tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_what_cannot_be_opened_is_refused_in_the_same_words(edit: Callable[[Path], None], edited: Path):
+    gather(str(edited), [])
+    edit(edited)
+    with pytest.raises(JanusError) as opening:
+        open_checkpoint(edited)
+    with pytest.raises(JanusError) as info:
+        gather(str(edited), [])
+    assert str(info.value) == str(opening.value)
+
+
+@pytest.mark.parametrize("loop", ["nope", "autoregressive", "acme:text"])
+def test_a_text_loop_that_cannot_answer_is_said(loop: str, edited: Path):
+    edit_json("config.json", lambda c: c["model"].update(text_loop=loop))(edited)
+    with pytest.raises(JanusError) as chat:
+        Janus.from_pretrained(edited).chat("What?")
+    assert gather(str(edited), [])["refused"] == {"chat": str(chat.value)}
