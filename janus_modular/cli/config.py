@@ -121,6 +121,7 @@ def _build(checked: Any) -> None:
             raise config_error(faulty)
         if faulty := _unusable_loops(built):
             raise config_error(faulty)
+        _check_context(built, root="model" if inside else "")
         if isinstance(checked, TrainConfig):
             choose(built, checked.learn)
             check_length(checked, built)
@@ -129,6 +130,27 @@ def _build(checked: Any) -> None:
         if not (inside and faults):
             raise
         raise config_error([replace(one, path=f"model.{one.path}") for one in faults]) from error
+
+
+def _check_context(model: JanusModel, root: str) -> None:
+    """Hold images, and what frames them in a prompt, to the context.
+
+    A tokenizer that would have to be fetched is not: then at least begin-of-image stands before an image.
+    """
+    from janus_modular.compose import processor_for, sizes_of, tokenizer_files
+    from janus_modular.foreign import path_exists
+    from janus_modular.processing.processor import check_room
+    from janus_modular.processing.prompt_check import check_context
+
+    named = model.config.processor.tokenizer
+    if named is None or named == "bytes" or path_exists(named):
+        with tokenizer_files(model.config, root=root) as source:
+            check_context(processor_for(model, source))
+        return
+    sizes = sizes_of(model)
+    read, drawing = sizes["picture_tokens"], sizes["drawing"].num_tokens
+    for positions, room in ((1, drawing), (read + 2, 0)):
+        check_room(positions, model.backbone.context, room=room, picture_tokens=read)
 
 
 def _check_output(checked: Any) -> None:

@@ -330,14 +330,27 @@ class Processor:
             read=self.picture_tokens,
             draw=drawing.num_tokens if drawing else 0,
         )
-        if check_length and self.context is not None and len(sequence) + room > self.context:
-            picture = f" and {room} for the picture" if room else ""
-            raise PromptError(
-                f"the sequence takes {len(sequence):,} positions{picture}; the context has {self.context:,}"
-                f"{f' (source {source!r})' if source else ''}. Shorten the text, or leave out pictures "
-                f"({self.picture_tokens + 2} positions for each that is read)."
+        if check_length and self.context is not None:
+            check_room(
+                len(sequence), self.context, room=room, picture_tokens=self.picture_tokens, source=source
             )
         sequence = with_pixels(
             sequence, parts, self.pixels, (drawing.height, drawing.width) if drawing else None
         )
         return replace(sequence, source=source)
+
+
+def check_room(positions: int, context: int, *, room: int, picture_tokens: int, source: str = "") -> None:
+    """Hold a sequence of so many positions, and the ``room`` to be kept free behind it, to the context.
+
+    Raises:
+        PromptError: they are longer.
+    """
+    if positions + room > context:
+        image = f" and {room} for the picture" if room else ""
+        of_source = f" (source {printable(source)!r})" if source else ""
+        raise PromptError(
+            f"the sequence takes {positions:,} positions{image}; the context has {context:,}{of_source}."
+            f" Shorten the text, or leave out pictures ({picture_tokens + 2} positions for each that is"
+            " read)."
+        )

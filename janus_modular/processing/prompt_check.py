@@ -1,4 +1,4 @@
-"""What a processor trains, held against what it asks for, before a training begins."""
+"""What a processor trains, held against what it asks for and to the context, before a training begins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from PIL import Image
 
 from janus_modular.errors import ConfigError, PromptError
-from janus_modular.processing.processor import Processor
+from janus_modular.processing.processor import Processor, check_room
 from janus_modular.sequence import Message, PictureToDraw, Text
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,19 @@ def check_prompts(processor: Processor) -> None:
             " writes it, or add it to this one.",
             processor.tokenizer.names["eos"] or "end-of-text token",
         )
+
+
+def check_context(processor: Processor) -> None:
+    """Check that the context holds an image to draw behind a prompt of one letter, and an image to read.
+
+    Raises:
+        PromptError: no prompt could be used; says so as a prompt that is too long is refused.
+    """
+    if processor.drawing is not None:
+        processor.draw_prompt("a")
+    if processor.context is not None:
+        read = processor.picture_tokens
+        check_room(read + 2, processor.context, room=0, picture_tokens=read)  # and what frames it
 
 
 def _ends_answers(processor: Processor) -> bool:

@@ -20,7 +20,7 @@ from janus_modular.errors import ConfigError, JanusError, TrainingError
 from janus_modular.model import JanusModel, Output
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
-from janus_modular.processing.prompt_check import check_prompts
+from janus_modular.processing.prompt_check import check_context, check_prompts
 from janus_modular.roles import Source
 from janus_modular.training import resuming
 from janus_modular.training.building import build_model, sketch_model
@@ -187,8 +187,10 @@ def prepare(
     Raises:
         ConfigError: packed rows are longer than the backbone's context, or the chat template writes something
             else in training than where the model is asked.
+        PromptError: the context holds no image.
     """
     check_prompts(processor)
+    check_context(processor)
     check_length(config, model)
     return Preparation(
         mixture=Mixture(sources, config.phases(), config.batch, config.seed),

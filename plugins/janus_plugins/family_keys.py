@@ -1,9 +1,11 @@
-"""Whether a transformers config written by hand says what it means: its family, and its keys."""
+"""Whether a transformers config says what it means: its family, keys, and values that no model has."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from inspect import signature
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING
+from transformers.activations import ACT2FN
 
 from janus_modular import ConfigError
 
@@ -18,6 +21,78 @@ log = logging.getLogger(__name__)
 
 OLD_KEYS = {"rope_theta", "rope_scaling", "partial_rotary_factor", "torch_dtype", "use_sliding_window"}
 """What transformers takes beside the keys that a family declares, or what published configs hold."""
+
+SIZES = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "patch_size", "image_size",
+)  # fmt: skip
+"""Numbers that are at least 1 in every family; with 0 or less some models are built, and compute nothing."""
+
+ROPE_NUMBERS = ("rope_theta", "factor", "partial_rotary_factor")
+EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
+ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
+
+
+def check_values(values: Mapping[str, Any], where: str) -> None:
+    """Refuse sizes below 1, rotary embeddings without finite frequencies, and negative epsilons.
+
+    transformers builds models of most of these; their states are NaN, or they have no layers.
+
+    Raises:
+        ConfigError: names every such key; ``where`` is what the keys are called in a config file.
+    """
+    rope = values.get("rope_parameters") or {}
+    by_layer = {f"rope_parameters.{name}": one for name, one in rope.items() if isinstance(one, Mapping)}
+    wrong = [
+        *_outside(values, SIZES, "at least 1", lambda number: number >= 1),
+        *_outside(values, EPSILONS, "a finite number, at least 0", lambda number: 0 <= number < math.inf),
+    ]
+    for path, numbers in {"": values, "rope_parameters": rope, **by_layer}.items():
+        found = _outside(
+            numbers, ROPE_NUMBERS, "a finite number above 0", lambda number: 0 < number < math.inf
+        )
+        wrong += [f"{path}.{text}".lstrip(".") for text in found]
+    if wrong:
+        raise ConfigError(f"{where}: {'; '.join(wrong)}")
+
+
+def _outside(
+    values: Mapping[str, Any], keys: Iterable[str], expected: str, allows: Callable[[float], bool]
+) -> list[str]:
+    """Return a text for each of some keys whose numbers, alone or in a list, are not allowed."""
+    wrong = []
+    for key in keys:
+        value = values.get(key)
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if not all(allows(number) for number in numbers if isinstance(number, int | float)):
+            wrong.append(f"{key} is {value}; expected {expected}")
+    return wrong
+
+
+@contextmanager
+def naming_settings(family: Any, where: str) -> Iterator[None]:
+    """Name the key of a config by which transformers cannot build a model: its own errors name none.
+
+    Raises:
+        ConfigError: the body raised a KeyError (an activation is unknown) or a ZeroDivisionError.
+    """
+    try:
+        yield
+    except (KeyError, ZeroDivisionError) as error:
+        values = family.to_dict()
+        names = [key for key in ACTIVATIONS if isinstance(error, KeyError) and values.get(key) in error.args]
+        if names:
+            close = get_close_matches(str(error.args[0]), ACT2FN, n=3)
+            meant = f"Did you mean {' or '.join(close)}?" if close else f"Known are {', '.join(ACT2FN)}."
+            raise ConfigError(
+                f"{where}.{names[0]}: transformers has no activation {error.args[0]!r}. {meant}"
+            ) from error
+        zeros = [key for key, value in values.items() if type(value) in (int, float) and value == 0]
+        reason = f"lacks a key {error}" if isinstance(error, KeyError) else "divides by 0"
+        hint = (
+            f". Keys that are 0: {', '.join(zeros)}" if zeros and isinstance(error, ZeroDivisionError) else ""
+        )
+        raise ConfigError(f"{where}: transformers' '{family.model_type}' {reason}{hint}") from error
 
 
 def check_keys(keys: Mapping[str, Any], where: str, families: Iterable[str]) -> None:
@@ -27,8 +102,9 @@ def check_keys(keys: Mapping[str, Any], where: str, families: Iterable[str]) -> 
     ``where`` is what the keys are called in a config file, ``families`` what may be meant, best known first.
 
     Raises:
-        ConfigError: says which was probably meant.
+        ConfigError: says which was probably meant, or which value no model can have.
     """
+    check_values(keys, where)
     kind = str(keys["model_type"])
     if kind not in CONFIG_MAPPING:
         families = list(families)

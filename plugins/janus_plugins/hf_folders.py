@@ -77,7 +77,8 @@ def read_config(path: Path, expected: str) -> PreTrainedConfig:
             trust_remote_code=False,  # None would ask, on a terminal
         )
     except (
-        StrictDataclassError, OSError, ValueError, KeyError, TypeError, AttributeError, struct.error
+        StrictDataclassError, OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError,
+        struct.error,
     ) as error:  # fmt: skip
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise CheckpointError(

@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 import pytest
 
+from janus_modular.compose import compose
 from janus_modular.config import load, parts_in, resolve, shipped, to_plain, to_yaml
 from janus_modular.config.kinds import schema_of
-from janus_modular.errors import ConfigError
+from janus_modular.errors import ConfigError, PromptError
 from janus_modular.interfaces import Part, part
+from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.schema import ModelConfig
 from janus_modular.training.schema import TrainConfig
@@ -311,6 +313,36 @@ def test_validate_builds_the_model_and_says_which_part_does_not_fit(config: str,
     with pytest.raises(ConfigError, match="32x33 does not divide by its factor 8") as caught:
         validate(config, [wide])
     assert [fault.path for fault in caught.value.faults] == [path]
+
+
+@pytest.mark.parametrize(
+    ("config", "root", "context"),
+    [("tiny", "", 17), ("tiny", "", 20), ("demo/digits", "model.", 16), ("janus_pro_1b", "", 576)],
+)
+def test_validate_refuses_a_context_that_holds_no_image(config: str, root: str, context: int):
+    from janus_modular.cli.config import validate
+
+    with pytest.raises(PromptError, match=rf"and (16|576) for the picture; the context has {context}\."):
+        validate(config, [f"{root}backbone.config.max_position_embeddings={context}"])
+
+
+def test_validate_refuses_a_short_context_in_the_words_of_drawing():
+    from janus_modular.cli.config import validate
+
+    short = "backbone.config.max_position_embeddings=20"
+    with pytest.raises(PromptError) as drawing:
+        Janus.of(*compose(resolve(load("tiny", [short]), ModelConfig))).draw("a")
+    with pytest.raises(PromptError) as validating:
+        validate("tiny", [short])
+    assert str(validating.value) == str(drawing.value)
+
+
+def test_validate_refuses_a_text_loop_that_cannot_answer():
+    from janus_modular.cli.config import validate
+
+    with pytest.raises(ConfigError, match="'autoregressive' is none that answers") as caught:
+        validate("tiny", ["text_loop=autoregressive"])
+    assert [fault.path for fault in caught.value.faults] == ["text_loop"]
 
 
 def test_a_config_of_another_kind_is_one_fault():

@@ -36,7 +36,7 @@ from janus_modular import (
 )
 from janus_plugins.backbones.rope import separate_sequences
 from janus_plugins.backbones.slots import SlotCache, attended, slot_attention
-from janus_plugins.family_keys import check_keys
+from janus_plugins.family_keys import check_keys, check_values, naming_settings
 from janus_plugins.hf_folders import (
     check_described,
     is_described,
@@ -84,6 +84,7 @@ class HfBackbone(nn.Module):
         super().__init__()
         self._packing_checked = self._attention_checked = False
         family = decoder_config(config)
+        check_values(family.to_dict(), "backbone.config")
         # Weights that come from elsewhere are not worth a random start.
         with torch.device("meta") if config.pretrained else nullcontext():
             self._adopt(build_decoder(family, config.attention))
@@ -360,9 +361,10 @@ def build_decoder(family: PreTrainedConfig, attention: str | None) -> Any:
         )
     if attention is None and getattr(family, "attn_logit_softcapping", None):
         attention = "eager"  # SDPA leaves Gemma 2's cap out
-    return AutoModelForCausalLM.from_config(
-        copy.deepcopy(family), attn_implementation=attention, dtype=torch.get_default_dtype()
-    )
+    with naming_settings(family, "backbone.config"):
+        return AutoModelForCausalLM.from_config(
+            copy.deepcopy(family), attn_implementation=attention, dtype=torch.get_default_dtype()
+        )
 
 
 @hookimpl

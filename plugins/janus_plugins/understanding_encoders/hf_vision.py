@@ -30,7 +30,7 @@ from janus_modular import (
     hookimpl,
     resolve_pretrained,
 )
-from janus_plugins.family_keys import check_keys
+from janus_plugins.family_keys import check_keys, check_values, naming_settings
 from janus_plugins.hf_folders import (
     check_described,
     read_config,
@@ -88,10 +88,12 @@ class HfVisionEncoder(nn.Module):
         super().__init__()
         folder = resolve_pretrained(config.pretrained, config.revision) if config.pretrained else None
         family = vision_config(config, folder)
-        self._options = without_pooling(family)
-        self.model = AutoModel.from_config(
-            copy.deepcopy(family), dtype=torch.get_default_dtype(), **self._options
-        )
+        check_values(family.to_dict(), "hf-vision: config")
+        with naming_settings(family, "hf-vision: config"):
+            self._options = without_pooling(family)
+            self.model = AutoModel.from_config(
+                copy.deepcopy(family), dtype=torch.get_default_dtype(), **self._options
+            )
         self.width: int = family.hidden_size
         self.patch = pair(family.patch_size)
         self.pixels = config.pixels or own_pixels(family, folder)
