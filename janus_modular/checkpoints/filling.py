@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from janus_modular.errors import CheckpointError
+from janus_modular.foreign import printable
 
 
 @contextmanager
@@ -51,7 +52,7 @@ class Outcome:
             *_listed("of another shape or kind", self.misshapen, components),
         ]
         if faults:
-            raise CheckpointError(f"{what} does not fit:\n" + "\n".join(faults))
+            raise CheckpointError(f"{printable(what)} does not fit:\n" + "\n".join(faults))
 
 
 def fill(
@@ -154,4 +155,4 @@ def _listed(what: str, names: Sequence[str], components: Sequence[str], most: in
     for part, found in groups.items():
         more = [f"... and {len(found) - most} more"] if len(found) > most else []
         yield f"  {len(found)} {what}{f' in {part}' if part else ''}:"
-        yield from (f"    {name}" for name in [*found[:most], *more])
+        yield from (f"    {printable(name)}" for name in [*found[:most], *more])

@@ -21,7 +21,7 @@ from janus_modular.atomic_writes import write_text
 from janus_modular.config import load, resolve, to_plain
 from janus_modular.demo.asking import ask, draw
 from janus_modular.demo.phases import Demo
-from janus_modular.demo.run import prepare_folder, recognised
+from janus_modular.demo.run import demo_folder, prepare_folder, recognised
 from janus_modular.demo.schema import DemoConfig
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins, default_plugins
@@ -43,9 +43,17 @@ def run_ablation(
     An ablation of the same settings that was interrupted in ``output`` goes on: its finished phases are kept.
 
     Raises:
-        TrainingError: ``output`` holds something that is not a demo's.
+        TrainingError: ``output`` holds something that is not a demo's, another process writes it, or a
+            launcher started several processes.
     """
-    plugins = plugins or default_plugins()
+    with demo_folder(output):
+        return _run(raw, output, seeds, quiet, plugins or default_plugins())
+
+
+def _run(
+    raw: Mapping[str, Any], output: Path, seeds: int, quiet: bool, plugins: Plugins
+) -> list[dict[str, Any]]:
+    """Run an ablation in its folder, which is this process's own."""
     settings = json.dumps({"seeds": seeds, "config": dict(raw)}, indent=2)
     if not prepare_folder(output, settings, result="ablation.json"):
         for old in output.glob("seed*"):

@@ -31,7 +31,8 @@ from janus_modular.errors import TrainingError
 from janus_modular.interfaces import ImageTokenizer
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins, default_plugins
-from janus_modular.training.resuming import check_output
+from janus_modular.training.processes import refuse_several_processes
+from janus_modular.training.resuming import LOCK, check_output, run_folder
 
 MARK = "demo.yaml"
 """What a folder of this demo's making holds: its settings."""
@@ -55,13 +56,20 @@ def run_demo(
     A demo of the same settings that was interrupted in ``output`` goes on: its finished phases are kept.
 
     Raises:
-        TrainingError: ``output`` holds something that is not a demo's.
+        TrainingError: ``output`` holds something that is not a demo's, another process writes it, or a
+            launcher started several processes.
         ConfigError: ``finish`` names a step that nobody announces.
     """
+    with demo_folder(output):
+        return _run(config, output, plugins or default_plugins(), quiet)
+
+
+def _run(config: DemoConfig, output: Path, plugins: Plugins, quiet: bool) -> dict[str, Any]:
+    """Run a demo in its folder, which is this process's own."""
     finish = find_steps(config.finish)
     if prepare_folder(output, to_yaml(config), result="report.json") and not quiet:
         Console(stderr=True).print(f"going on with the demo in {output}; its finished phases are kept")
-    demo = Demo(config, output, plugins or default_plugins(), quiet)
+    demo = Demo(config, output, plugins, quiet)
     steps = Steps(quiet)
     began = time.perf_counter()
     train, held_out = demo.open(config.pictures), demo.open(config.held_out)
@@ -184,25 +192,37 @@ def table(figures: Mapping[str, float]) -> Table:
     return view
 
 
+@contextmanager
+def demo_folder(output: Path) -> Iterator[None]:
+    """Hold the folder of a demo against other processes, from the start to the report.
+
+    Raises:
+        TrainingError: another process writes it, it cannot be written, or a launcher started several
+            processes.
+    """
+    refuse_several_processes()
+    check_output(output, "--out FOLDER")
+    with run_folder(output):
+        yield
+
+
 def prepare_folder(output: Path, settings: str, *, result: str) -> bool:
-    """Prepare ``output`` for a demo; return True if one of the same settings was interrupted there.
+    """Prepare ``output``, which `demo_folder` holds; return True if a demo of these settings was interrupted.
 
     An interrupted demo is the mark of these settings without the file ``result``. What any other demo
     left is removed.
 
     Raises:
-        TrainingError: ``output`` holds something else, or cannot be written.
+        TrainingError: ``output`` holds something else.
     """
-    check_output(output, "--out FOLDER")
     mark = output / MARK
-    if output.exists() and any(output.iterdir()) and not mark.is_file():
+    if any(path.name != LOCK for path in output.iterdir()) and not mark.is_file():
         raise TrainingError(f"{output} holds something that is not a demo's: choose another --out FOLDER.")
     if mark.is_file() and mark.read_text("utf-8") == settings and not (output / result).exists():
         return True
     for old in ("phases", "parts", "model", "bundle"):
         shutil.rmtree(output / old, ignore_errors=True)
     (output / result).unlink(missing_ok=True)
-    output.mkdir(parents=True, exist_ok=True)
     write_text(mark, settings)
     return False
 

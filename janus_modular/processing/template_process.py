@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import IO, Any
 
 from janus_modular.errors import ConfigError, JanusError, PromptError
-from janus_modular.foreign import reason
+from janus_modular.foreign import printable, reason
 
 SECONDS = 10.0
 """Longest time for one render; published templates take about a millisecond."""
@@ -52,7 +52,8 @@ class TemplateProcess:
         if outcome == "refused":
             roles = ", ".join(str(turn.get("role")) for turn in context.get("messages", ())) or "(none)"
             raise PromptError(
-                f"the chat template refuses the conversation: {text}. It was given the roles {roles}."
+                f"the chat template refuses the conversation: {printable(text, most=2000)}. It was given the"
+                f" roles {printable(roles)}."
             )
         return str(text)
 
@@ -78,7 +79,7 @@ class TemplateProcess:
             )
         outcome, text = json.loads(answer)
         if outcome == "invalid":
-            raise ConfigError(text)
+            raise ConfigError(printable(text, most=2000))
         return [outcome, text]
 
     def close(self) -> None:

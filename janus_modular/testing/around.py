@@ -18,7 +18,7 @@ import torch
 from janus_modular import loops
 from janus_modular.roles import Layout, Runtime, Source, Tracker
 from janus_modular.sequence import PictureToDraw, Sample, Sequence, Text
-from janus_modular.testing.check import NotApplicable, check_for, ensure
+from janus_modular.testing.check import check_for, ensure
 from janus_modular.testing.examples import LayoutExample, SamplingExample
 
 STEPS = 100_000
@@ -184,8 +184,11 @@ def check_runtime_rows(runtime: Runtime, prompts: Many[Sequence]) -> None:
 def run_loop(loop: Any, example: SamplingExample, prompts: Many[Sequence]) -> tuple[list[Any], Any]:
     """Run a loop to its end; return what it yielded and what it returned.
 
+    A session that lacks what the loop asks for says so by `NotApplicable`; whatever else is raised in the
+    loop is the loop's own fault.
+
     Raises:
-        NotApplicable: it asks its session for a part that the example's does not have.
+        CheckError: it does not end.
     """
     running = loop(example.open(), prompts, example.settings)
     yielded: list[Any] = []
@@ -194,8 +197,6 @@ def run_loop(loop: Any, example: SamplingExample, prompts: Many[Sequence]) -> tu
             yielded.append(next(running))
     except StopIteration as end:
         return yielded, end.value
-    except KeyError as error:
-        raise NotApplicable(f"the example's session has no {error}: give one that has") from error
     ensure(False, f"it has not ended after {STEPS} steps")
     raise AssertionError
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from janus_modular.roles import Session
 from janus_modular.sequence import IGNORED, Sequence
+from janus_modular.testing.check import NotApplicable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,16 +45,18 @@ def prompt(*tokens: int) -> Sequence:
     return Sequence(ids, np.full_like(ids, IGNORED), nowhere, nowhere.copy())
 
 
+class ExampleSizes(dict[str, int]):
+    """Sizes of the example's session; others may be those of a generation path that has them."""
+
+    def __missing__(self, name: str) -> int:
+        raise NotApplicable(f"the example's session has no size '{name}': give one that has")
+
+
 class NumpySession:
     """A `janus_modular.Session` over a recurrence in numpy: rows are independent, and nothing is random."""
 
     def __init__(self) -> None:
-        self.sizes: Mapping[str, int] = {
-            "vocab": VOCABULARY,
-            "codes": CODES,
-            "drawing": POSITIONS,
-            "pad": 0,
-        }
+        self.sizes: Mapping[str, int] = ExampleSizes(vocab=VOCABULARY, codes=CODES, drawing=POSITIONS, pad=0)
         table = np.random.default_rng(0).standard_normal((VOCABULARY + CODES, WIDTH)).astype(np.float32)
         self.words, self.codes = table[:VOCABULARY], table[VOCABULARY:]
         self.hidden = np.zeros((0, WIDTH), np.float32)
@@ -76,13 +79,15 @@ class NumpySession:
         """Run one of the parts that Janus' own loops ask for.
 
         Raises:
-            KeyError: another part.
+            NotApplicable: another part, which other generation paths have.
         """
         parts: dict[str, Callable[..., Any]] = {
             "text_next": self._text_next,
             "image_next": self._image_next,
             "draw": lambda codes: np.repeat(codes.astype(np.uint8)[:, None, None], 3, axis=1),
         }
+        if part not in parts:
+            raise NotApplicable(f"the example's session has no part '{part}': give one that has")
         return parts[part](*inputs)
 
     def _text_next(self, hidden: Any, noise: Any, temperature: Any, *_: Any) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text
 
+from janus_modular.errors import ConfigError
 from janus_modular.plugins import Plugins
 from janus_modular.processing.pictures import to_picture
 from janus_modular.processing.processor import Processor
@@ -70,8 +71,14 @@ def look(config: TrainConfig, plugins: Plugins, *, n: int, step: int = 0) -> She
     """Take ``n`` samples of a step, of each source in turn; of a source that it leaves out, the next.
 
     Raises:
+        ConfigError: the run ends before that step.
         JanusError: the config or a sample cannot be used.
     """
+    if step >= (last := config.schedule.last):
+        raise ConfigError(
+            f"step {step:,}: the run's last step is {last - 1:,}, counted from 0 (its schedule has {last:,}"
+            " steps). Choose one up to that."
+        )
     model, processor_of = sketch_model(config, plugins)
     processor = processor_of()
     preparation = prepare(config, open_sources(config, plugins), model, processor)

@@ -20,11 +20,13 @@ VIDEO = "video cannot be read by this version"
 AUDIO = "audio cannot be read by this version"
 TOOLS = "calls of tools are not supported"
 PREFERENCE = "preference pairs are not supported: write the answer to learn as `messages`"
+THINKING = "the field for an assistant's reasoning is `reasoning_content`: rename it"
 INSTRUCTION = "write instruction and answer as `messages` of a user and an assistant"
 REASONS = {
     **dict.fromkeys(("video", "videos"), VIDEO),
     **dict.fromkeys(("audio", "audios"), AUDIO),
     **dict.fromkeys(("tools", "tool_calls", "tool_call_id", "function_call", "functions"), TOOLS),
+    **dict.fromkeys(("thinking", "thought", "thoughts", "thinking_content"), THINKING),
     **dict.fromkeys(("chosen", "rejected", "preference"), PREFERENCE),
     **dict.fromkeys(("instruction", "prompt", "question", "query"), INSTRUCTION),
     **dict.fromkeys(("output", "response", "completion", "answer"), INSTRUCTION),

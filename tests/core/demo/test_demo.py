@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
@@ -22,7 +24,9 @@ from janus_modular.demo.run import MARK, run_demo
 from janus_modular.demo.schema import DemoConfig
 from janus_modular.errors import ConfigError, TrainingError
 from janus_modular.janus import Janus
+from janus_modular.locking import locked
 from janus_modular.plugins import Plugins
+from janus_modular.training.resuming import LOCK
 from janus_modular.training.schema import TrainConfig
 
 FIGURES = {
@@ -146,6 +150,32 @@ def test_a_folder_that_cannot_be_made_is_refused(name: str, quick: dict[str, Any
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match=r"cannot be written: .* Choose another --out FOLDER"):
         run_demo(demo(quick), tmp_path / name, quiet=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such lock")
+@pytest.mark.parametrize("run", [run_demo, run_ablation])
+def test_a_folder_that_another_process_writes_is_refused(
+    run: Callable[..., Any], quick: dict[str, Any], tmp_path: Path
+) -> None:
+    config = demo(quick) if run is run_demo else quick
+    with locked(tmp_path / LOCK, tmp_path), pytest.raises(TrainingError, match="another process is writing"):
+        run(config, tmp_path, quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("run", [run_demo, run_ablation])
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_one_of_several_processes_is_refused_before_anything_is_written(
+    variable: str,
+    run: Callable[..., Any],
+    quick: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(variable, "2")
+    with pytest.raises(TrainingError, match=f"{variable}=2"):
+        run(demo(quick) if run is run_demo else quick, tmp_path / "demo", quiet=True)
+    assert not (tmp_path / "demo").exists()
 
 
 def test_keeps_away_from_what_it_did_not_make(quick: dict[str, Any], tmp_path: Path) -> None:

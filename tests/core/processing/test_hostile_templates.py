@@ -63,6 +63,23 @@ def test_a_template_that_fails_is_refused_and_the_next_one_rendered(
     assert process.render(LINES, CONTEXT) == RENDERED
 
 
+@pytest.mark.parametrize("character", ["\x1b[2J", "\x9b2J", "\a", "\u202e"])
+def test_words_of_a_template_are_printed_without_control_characters(
+    character: str, process: TemplateProcess
+) -> None:
+    process.seconds = 20.0
+    context = {"messages": [{"role": f"user{character}", "content": "a"}]}
+    sources = [
+        f"{{{{ raise_exception({character!r}) }}}}",
+        f"{{% {character} %}}",
+        f"{{{{ {{}}[{character!r}].a.b }}}}",
+    ]
+    for source in sources:
+        with pytest.raises(JanusError) as caught:
+            process.render(source, context)
+        assert character[0] not in str(caught.value)
+
+
 @pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS)
 def test_a_template_without_end_is_stopped_and_the_next_one_rendered(
     source: str, process: TemplateProcess

@@ -185,6 +185,18 @@ def asks_for_more(session: Any, prompts: Any, settings: Any) -> Any:
     yield session.run("velocity", session.prefill(prompts))
 
 
+def asks_for_another_size(session: Any, prompts: Any, settings: Any) -> Any:
+    yield session.prefill(prompts)[:, : session.sizes["patches"]]
+
+
+def misspells_a_key(session: Any, prompts: Any, settings: Any) -> Any:
+    yield session.prefill(prompts)[:, {"width": 0}["wdith"]]
+
+
+def counts_too_far(session: Any, prompts: Any, settings: Any) -> Any:
+    yield [session.prefill(prompts)][1]
+
+
 def test_loops_are_held_to_their_promises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("janus_modular.testing.around.STEPS", 5)
     example = SamplingExample(None, [prompt(1, 2), prompt(3)], NumpySession)
@@ -194,7 +206,13 @@ def test_loops_are_held_to_their_promises(monkeypatch: pytest.MonkeyPatch) -> No
         return result.outcome, result.note
 
     assert outcome("loop_ends", endless) == ("failed", "it has not ended after 5 steps")
-    assert outcome("loop_ends", asks_for_more)[0] == "skipped"
+    assert outcome("loop_ends", asks_for_more) == (
+        "skipped",
+        "the example's session has no part 'velocity': give one that has",
+    )
+    assert outcome("loop_ends", asks_for_another_size)[0] == "skipped"
+    assert outcome("loop_ends", misspells_a_key) == ("failed", "KeyError: 'wdith'")
+    assert outcome("loop_ends", counts_too_far)[0] == "failed"
 
 
 class ReadsOneCode(nn.Module):

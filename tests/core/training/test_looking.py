@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from janus_modular.batch import collate
 from janus_modular.cli.app import app
+from janus_modular.errors import ConfigError
 from janus_modular.model import JanusModel
 from janus_modular.plugins import default_plugins
 from janus_modular.processing.processor import Processor
@@ -207,3 +208,14 @@ def test_a_dry_run_refuses_several_processes(file: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = CliRunner().invoke(app, ["train", str(file), "--dry-run"])
     assert (result.exit_code, "WORLD_SIZE=2" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("schedule", "last"), [({"steps": 4}, 3), ({"steps": 9, "stop": 2}, 1)])
+def test_a_step_beyond_the_run_is_refused(make, schedule: dict[str, int], last: int) -> None:
+    config = make(schedule=schedule)
+    assert look(config, default_plugins(), n=1, step=last).samples
+    for step in (last + 1, 10**6):
+        with pytest.raises(
+            ConfigError, match=f"step {step:,}: the run's last step is {last}, counted from 0"
+        ):
+            look(config, default_plugins(), n=1, step=step)

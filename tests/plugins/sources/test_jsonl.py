@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_modular import DataError, PictureToDraw, PictureToRead, Sample, Text
+from janus_modular import DataError
 from janus_modular.testing import SourceContract
 from janus_plugins.sources.jsonl import Jsonl, JsonlConfig
+
+from .conftest import shape
 
 RNG = np.random.default_rng
 
@@ -28,19 +30,6 @@ def source(folder: Path, *lines: Any, **options: Any) -> Jsonl:
     path = folder / "data.jsonl"
     path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), "utf-8")
     return Jsonl(JsonlConfig(path=str(path), **options))
-
-
-def shape(sample: Sample) -> list[tuple[str, list[object]]]:
-    """A sample as its roles, and each segment as its text and whether it is learned, or as picture's grey."""
-
-    def segment(one: object) -> object:
-        if isinstance(one, Text):
-            return one.text, one.supervised
-        assert isinstance(one, PictureToRead | PictureToDraw)
-        grey = one.picture.getpixel((0, 0))[0]
-        return ("read", grey) if isinstance(one, PictureToRead) else ("draw", grey, one.supervised)
-
-    return [(m.role, [segment(s) for s in m.content]) for m in sample.messages]
 
 
 def test_captions_in_both_directions(folder: Path) -> None:

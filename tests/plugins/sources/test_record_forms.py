@@ -392,3 +392,14 @@ def test_null_counts_as_absent() -> None:
     assert "a" not in fields
     assert fields.take("a", "b") == 1
     fields.close()
+
+
+@pytest.mark.parametrize("key", ["thinking", "thought", "thinking_content"])
+def test_other_names_of_reasoning_are_refused_by_naming_the_field(read: Any, key: str) -> None:
+    record = {
+        "messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4", key: "a"}]
+    }
+    with pytest.raises(
+        DataError, match=rf"messages\[1\]: nothing reads '{key}'.*`reasoning_content`: rename"
+    ):
+        read(record).sample(0, RNG(0))
