@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from janus_modular import DataError, Text
+from janus_modular import DataError
 from janus_plugins.records.fields import HARMLESS, Fields
 from janus_plugins.sources.jsonl import Jsonl, JsonlConfig
 
@@ -121,24 +121,6 @@ def test_turns_that_are_not_learned(read: Any, flag: str, no: Any) -> None:
     assert [text for _, [text] in shape(sample)] == [("Q", False), ("A.", True), ("bad", False)]
     assert sample.exact_supervision
     assert not read(chat("Q")).sample(0, RNG(0)).exact_supervision
-
-
-@pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
-def test_reasoning_is_learned_with_its_turn(read: Any, key: str) -> None:
-    record = chat("2 + 2?")
-    record["messages"][1][key] = "two and two"
-    _, answer = read(record).sample(0, RNG(0)).messages
-    assert answer.reasoning_content == Text("two and two", True)
-    record["messages"][1]["weight"] = 0
-    _, answer = read(record).sample(0, RNG(0)).messages
-    assert answer.reasoning_content == Text("two and two", False)
-    record["messages"][0][key] = "hm"
-    with pytest.raises(DataError, match=r"messages\[0\]: has reasoning_content, and role user"):
-        read(record).sample(0, RNG(0))
-    record["messages"][0][key] = ""
-    record["messages"][1][key] = ["two"]
-    with pytest.raises(DataError, match=r"messages\[1\]: reasoning_content: found \['two'\]; expected text"):
-        read(record).sample(0, RNG(0))
 
 
 def test_a_drawn_image_that_is_not_learned(read: Any) -> None:
@@ -392,14 +374,3 @@ def test_null_counts_as_absent() -> None:
     assert "a" not in fields
     assert fields.take("a", "b") == 1
     fields.close()
-
-
-@pytest.mark.parametrize("key", ["thinking", "thought", "thinking_content"])
-def test_other_names_of_reasoning_are_refused_by_naming_the_field(read: Any, key: str) -> None:
-    record = {
-        "messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4", key: "a"}]
-    }
-    with pytest.raises(
-        DataError, match=rf"messages\[1\]: nothing reads '{key}'.*`reasoning_content`: rename"
-    ):
-        read(record).sample(0, RNG(0))
