@@ -219,7 +219,7 @@ def graph_faults(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
+    path = inside(folder, MANIFEST)
     try:
         manifest = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:

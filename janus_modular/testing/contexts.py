@@ -19,6 +19,7 @@ from torch import nn
 from janus_modular.building import Builder
 from janus_modular.config import load, override, parts_in, resolve, to_plain
 from janus_modular.errors import ConfigError, JanusError, PluginError
+from janus_modular.foreign import reason
 from janus_modular.interfaces import Part
 from janus_modular.plugins import Plugins
 from janus_modular.registry import slot_label
@@ -36,7 +37,8 @@ def context(plugins: Plugins, slot: str, name: str, overrides: Iterable[str] = (
 
     Raises:
         ConfigError: its options are not right, or it needs some that nobody gave.
-        PluginError: it does not load, or its slot has no example that fits every component.
+        PluginError: it does not load, lacks what an example is made from (a length, a size), or its slot has
+            no example that fits every component.
     """
     part = chosen(plugins, slot, name, overrides)
     build = Builder(plugins)
@@ -47,7 +49,15 @@ def context(plugins: Plugins, slot: str, name: str, overrides: Iterable[str] = (
             "write a test, see docs/reference/testing.md"
         )
     torch.manual_seed(0)
-    component, example = make_example(part, build, plugins)
+    try:
+        component, example = make_example(part, build, plugins)
+    except JanusError:
+        raise
+    except Exception as error:  # of a plugin: it may raise anything
+        raise PluginError(
+            f"the {slot_label(slot)} '{name}' cannot be tried: {reason(error)}. What its slot asks for:"
+            " docs/reference/hooks.md"
+        ) from error
     if isinstance(component, nn.Module):
         return lambda: (copy.deepcopy(component), copy.deepcopy(example))
     # a source may hold what cannot be copied (an open file); nothing in training copies it

@@ -8,6 +8,7 @@ from typing import Any
 
 from janus_modular.errors import TrainingError
 from janus_modular.roles import Fingerprinted, Source
+from janus_modular.training.mixture import count_samples
 from janus_modular.training.sample_faults import FaultLedger
 from janus_modular.training.schema import BadSamplesConfig
 from janus_modular.training.work import Work
@@ -20,7 +21,7 @@ class DataRecord:
 
     def __init__(self, sources: Mapping[str, Source], policy: BadSamplesConfig) -> None:
         """Take the fingerprint of each source that has one: files are read once for that."""
-        self.sources = {name: _describe(source) for name, source in sources.items()}
+        self.sources = {name: _describe(name, source) for name, source in sources.items()}
         self.changes: list[dict[str, Any]] = []  # {step, changes}, one for each resume that found any
         self.ledger = FaultLedger(policy)
         self._before: tuple[int, dict[str, Any]] = (-1, {})  # a step whose work was passed on; counts before
@@ -84,6 +85,6 @@ class DataRecord:
         return {"sources": self.sources, "changes": self.changes, "bad_samples": bad_samples}
 
 
-def _describe(source: Source) -> dict[str, Any]:
+def _describe(name: str, source: Source) -> dict[str, Any]:
     fingerprint = source.fingerprint() if isinstance(source, Fingerprinted) else None
-    return {"samples": len(source), "fingerprint": fingerprint}
+    return {"samples": count_samples(name, source), "fingerprint": fingerprint}

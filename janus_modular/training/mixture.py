@@ -13,9 +13,10 @@ from zlib import crc32
 
 import numpy as np
 
-from janus_modular.errors import DataError
+from janus_modular.errors import DataError, JanusError
+from janus_modular.foreign import reason
 from janus_modular.roles import Source
-from janus_modular.sequence import Sample
+from janus_modular.sequence import Message, Sample
 from janus_modular.training.shares import Phase, taken
 
 
@@ -58,6 +59,22 @@ def _mix(x: int) -> int:
     return x ^ x >> 31
 
 
+def count_samples(name: str, source: Source) -> int:
+    """Return how many samples an epoch of the source called ``name`` has.
+
+    Raises:
+        DataError: the source cannot say.
+    """
+    try:
+        return len(source)
+    except JanusError:
+        raise
+    except Exception as error:  # of a plugin: it may raise anything
+        raise DataError(
+            f"source '{name}' has no length: {reason(error)}. Expected a whole number from `__len__`."
+        ) from error
+
+
 class Mixture:
     """Sources, mixed at a fixed ratio, of which each step has its part."""
 
@@ -67,7 +84,7 @@ class Mixture:
         self.batch = batch
         self._phases = phases
         for name, source in sources.items():
-            if not len(source):
+            if not count_samples(name, source):
                 raise DataError(f"source '{name}' has no samples: expected at least one.")
 
     def counts(self, step: int) -> dict[str, int]:
@@ -108,9 +125,24 @@ class Mixture:
         """Return a draw's sample, under its source's name.
 
         Raises:
-            JanusError: the sample cannot be read.
+            JanusError: the sample cannot be read, or is no `Sample` of messages.
+            OSError, UnicodeError: of a source that opens files itself.
         """
-        return replace(self.sources[draw.source].sample(self.index(draw), self.rng(draw)), source=draw.source)
+        index = self.index(draw)
+        try:
+            sample = self.sources[draw.source].sample(index, self.rng(draw))
+        except (JanusError, OSError, UnicodeError):
+            raise
+        except Exception as error:  # of a plugin: it may raise anything
+            raise DataError(f"the source fails: {reason(error)}") from error
+        if not isinstance(sample, Sample):
+            raise DataError(f"the source returns {type(sample).__name__}; expected a janus_modular.Sample")
+        if wrong := [message for message in sample.messages if not isinstance(message, Message)]:
+            raise DataError(
+                f"the source returns a Sample of {type(wrong[0]).__name__}; expected messages: each a"
+                " janus_modular.Message"
+            )
+        return replace(sample, source=draw.source)
 
     def _key(self, source: str) -> tuple[int, int]:
         return self.seed, crc32(source.encode())

@@ -94,10 +94,11 @@ def test_what_a_link_leads_to_is_hashed(snapshot: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["elsewhere", "models--acme--other/blobs/x", "models--acme--tiny/refs/x"])
+@pytest.mark.parametrize("name", ["embed.fp32.onnx", "manifest.json"])
 def test_a_link_out_of_the_snapshots_own_repository_is_refused(
-    snapshot: Path, cache: Path, target: str
+    snapshot: Path, cache: Path, target: str, name: str
 ) -> None:
-    link = snapshot / "embed.fp32.onnx"
+    link = snapshot / name
     other = cache / target
     other.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(link.resolve(), other)

@@ -131,6 +131,44 @@ def test_what_cannot_be_checked_says_why(words: list[str], said: str) -> None:
     assert said in done.stderr
 
 
+NO_LENGTH = """
+from dataclasses import dataclass
+
+from janus_modular import PartConfig, hookimpl
+
+
+@dataclass
+class Options(PartConfig):
+    length: float | None = 2.5
+
+
+class Words:
+    def __init__(self, config):
+        if config.length is not None:
+            self.length = config.length
+
+    def __len__(self):
+        return self.length
+
+
+@hookimpl
+def register_sources(registry):
+    registry.add("words", Words, Options)
+"""
+
+
+@pytest.mark.parametrize(
+    ("option", "said"), [("length=2.5", "TypeError: 'float'"), ("length=null", "length")]
+)
+def test_a_part_that_no_example_can_be_made_from_is_named(tmp_path: Path, option: str, said: str) -> None:
+    (tmp_path / "words.py").write_text(NO_LENGTH)
+    line = ["plugins", "check", "words", option, "--plugin", str(tmp_path / "words.py")]
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 2
+    assert "the source 'words' cannot be tried" in done.stderr
+    assert said in done.stderr
+
+
 def test_every_built_in_of_a_slot_with_examples_can_be_built_or_asks_for_options(plugins: Plugins) -> None:
     for one in plugins.announcements:
         if one.slot in EXAMPLES and one.name not in LARGE_OR_ASKING:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,3 +143,25 @@ def test_ranks_share_a_step() -> None:
 def test_an_empty_source_is_named() -> None:
     with pytest.raises(DataError, match="'draw' has no samples"):
         mixture(draw=0)
+
+
+@pytest.mark.parametrize(
+    ("returned", "expected"),
+    [
+        ("a text", "returns str; expected a janus_modular.Sample"),
+        (None, "returns NoneType; expected"),
+        (Sample([Text("bare", True)]), "a Sample of Text; expected messages"),  # type: ignore[list-item]
+    ],
+)
+def test_what_is_no_sample_of_messages_is_refused(
+    returned: object, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Numbers, "sample", lambda *_: returned)
+    with pytest.raises(DataError, match=expected):
+        mixture().sample(Draw("text", 0))
+
+
+@pytest.mark.parametrize("length", [2.5, -1, None])
+def test_a_source_that_cannot_say_its_length_is_named(length: Any) -> None:
+    with pytest.raises(DataError, match=r"source 'text' has no length: .*a whole number"):
+        mixture(text=length)

@@ -84,6 +84,8 @@ def preparation(records: Records, batch: int = 10, **policy: Any) -> Preparation
         (PictureError("a.png is damaged"), "unreadable", "is damaged"),
         (FileNotFoundError(2, "No such file"), "unreadable", "No such file"),
         (UnicodeDecodeError("utf-8", b"a", 0, 1, "invalid byte"), "unreadable", "invalid byte"),
+        (KeyError("label"), "unreadable", "the source fails: it lacks 'label'"),
+        (IndexError("list index out of range"), "unreadable", "the source fails: IndexError: list index"),
         ("surrogate", "unreadable", "no letter"),
         ("silent", "unsupervised", "nothing to learn"),
         (1, "unsupervised", "nothing in it is supervised"),
