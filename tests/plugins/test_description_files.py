@@ -23,7 +23,7 @@ from janus_plugins.adaptors.perceiver import PerceiverAdaptor, PerceiverConfig
 from janus_plugins.backbones.hf import HfBackbone, HfConfig
 from janus_plugins.image_tokenizers.hf_vq import HfVqConfig, HfVqTokenizer
 from janus_plugins.understanding_encoders.hf_vision import HfVisionConfig, HfVisionEncoder
-from janus_plugins.understanding_encoders.siglip import SiglipConfig, SiglipEncoder
+from janus_plugins.understanding_encoders.siglip import SiglipConfig, SiglipEncoder, chosen_tower, kept_layers
 
 TOWER = {
     "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 3,
@@ -197,6 +197,29 @@ def test_a_description_without_a_tower_is_named(tmp_path: Path, record: Any) -> 
 
 
 REFERENCE = Path(__file__).parents[1] / "fixtures/reference"
+
+
+def record_of_a_tower(layout: str, select_layer: int) -> dict[str, Any]:
+    if layout == "published":
+        record: dict[str, Any] = json.loads((REFERENCE / "config.json").read_text())
+        record["vision_config"]["params"]["select_layer"] = select_layer
+        return record
+    encoder = {"name": "siglip", "activation": "gelu", "select_layer": select_layer}
+    return {"model_type": "janus-modular", "model": {"understanding": {"encoder": encoder}}}
+
+
+@pytest.mark.parametrize("layout", ["published", "native"])
+@pytest.mark.parametrize("described", [-23, 2, -1])
+def test_the_layer_of_the_features_is_the_one_that_the_folder_describes(
+    layout: str, described: int, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(record_of_a_tower(layout, described)))
+    kept = 24 if described == -1 else 2
+    for written in (None, kept, kept - 25):  # of 24 blocks, -23 is the second
+        tower = chosen_tower(SiglipConfig(pretrained=str(tmp_path), select_layer=written), tmp_path)
+        assert kept_layers(tower.layers, tower.select_layer) == kept
+    with pytest.raises(DescriptionError, match=f"select_layer: found -5, expected {described}"):
+        chosen_tower(SiglipConfig(pretrained=str(tmp_path), select_layer=-5), tmp_path)
 
 
 def test_images_are_prepared_as_the_janus_that_the_tower_is_taken_from_has_them(tmp_path: Path) -> None:

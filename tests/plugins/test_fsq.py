@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from janus_modular.checkpoints.filling import fill
 from janus_modular.checkpoints.pretrained import load_pretrained
-from janus_modular.errors import CheckpointError
+from janus_modular.errors import CheckpointError, DescriptionError
 from janus_modular.interfaces import Part
 from janus_plugins.image_tokenizers.convolutional import Attention
 from janus_plugins.image_tokenizers.fsq import FsqConfig, FsqTokenizer, Wavelets
@@ -228,8 +229,13 @@ def test_a_few_steps_on_its_loss_paint_a_picture_better(taught: Callable[..., li
 def test_reads_published_weights_and_knows_their_constants(prefix: str, tmp_path: Path) -> None:
     source, target = make(), make()
     nn.init.normal_(source.quant_conv.weight)
-    constants = ("encoder.patcher.wavelets", "decoder.unpatcher._arange", "quantizer.implicit_codebook")
-    offered = source.state_dict() | {name: torch.zeros(2) for name in constants}
+    constants = {
+        "encoder.patcher.wavelets": torch.zeros(2),
+        "decoder.unpatcher._arange": torch.zeros(2),
+        "quantizer._levels": torch.tensor(source.config.levels),
+        "quantizer.implicit_codebook": source.code_vectors().to(torch.bfloat16),
+    }
+    offered = source.state_dict() | constants
     file = {f"{prefix}{name}": x for name, x in offered.items()} | {"stranger": torch.zeros(1)}
     torch.save(file, tmp_path / "model.pt")
     config = replace(target.config, pretrained=str(tmp_path / "model.pt"))
@@ -239,6 +245,19 @@ def test_reads_published_weights_and_knows_their_constants(prefix: str, tmp_path
     torch.testing.assert_close(target.state_dict(), source.state_dict())
     assert report.loaded == len(source.state_dict())
     assert report.left_over == ["stranger"]
+
+
+@pytest.mark.parametrize("levels", [[4, 4], [8, 2], [2, 8], [3, 5]])
+@pytest.mark.parametrize("table", ["quantizer._levels", "quantizer.implicit_codebook"])
+def test_levels_of_another_tokenizer_are_refused(table: str, levels: list[int]) -> None:
+    source, target = make(levels=levels), make(levels=[5, 3])  # of the same shapes
+    tables = {
+        "quantizer._levels": torch.tensor(levels),
+        "quantizer.implicit_codebook": source.code_vectors(),
+    }
+    offered = source.state_dict() | {table: tables[table]}
+    with pytest.raises(DescriptionError, match=re.escape(f"levels: found [5, 3], expected {levels}")):
+        fill(target, target.read_pretrained(offered))
 
 
 def test_a_missing_weight_is_named_and_strange_files_are_refused() -> None:

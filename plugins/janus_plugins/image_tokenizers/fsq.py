@@ -17,7 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from janus_modular import CheckpointError, ImageTokenizer, PartConfig, Registry, hookimpl, lies_in
+from janus_modular import (
+    CheckpointError,
+    DescriptionError,
+    Difference,
+    ImageTokenizer,
+    PartConfig,
+    Registry,
+    hookimpl,
+    lies_in,
+)
 from janus_plugins.image_tokenizers.convolutional import Attention, BlockLevel, Residual, named, norm
 from janus_plugins.sizes import check_sizes, squares
 
@@ -29,7 +38,9 @@ CONSTANTS = ("encoder.patcher.", "decoder.unpatcher.", "quantizer.")
 class FsqConfig(PartConfig):
     """The published DI16x16, 83.724 M parameters; DI8x8 is ``factor: 8``.
 
-    Those of 360p have ``patch_size: 2``, and DI16x16-360p ``norm_groups: 1`` besides.
+    Those of 360p have ``patch_size: 2``, and DI16x16-360p ``norm_groups: 1`` besides. Published folders
+    describe none of this, and weights do not show ``norm_groups``: group normalisation has a scale and a
+    shift for each channel, whatever the groups. ``levels`` are compared with the tables in a file.
     """
 
     channels: int = 128  # before the first resolution
@@ -135,7 +146,12 @@ class FsqTokenizer(nn.Module):
         return {"pixels": F.l1_loss(painted, pixels.to(painted.dtype))}
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Read the published weights, wherever their names begin (``network.``); constants are known."""
+        """Read the published weights, wherever their names begin (``network.``); constants are known.
+
+        Raises:
+            DescriptionError: the file's tables are of other levels.
+            CheckpointError: it is of no such tokenizer.
+        """
         anchor = "encoder.conv_in.weight"
         prefix = next((name.removesuffix(anchor) for name in weights if name.endswith(anchor)), None)
         if prefix is None:
@@ -145,9 +161,20 @@ class FsqTokenizer(nn.Module):
         for name in weights:
             own = name.removeprefix(prefix) if name.startswith(prefix) else ""
             if own.startswith(CONSTANTS):
-                _ = weights[name]  # read, so that it does not count as left over
+                self._check_levels(own, weights[name])
             elif lies_in(own, self):
                 yield own, weights[name]
+
+    def _check_levels(self, name: str, table: Tensor) -> None:
+        """Compare levels with a list of them that a file holds, or with its table of all codes."""
+        found = None
+        if name.endswith("._levels"):
+            found = table.flatten().tolist()
+        elif name.endswith(".implicit_codebook"):
+            columns = table.reshape(-1, table.shape[-1]).float().unbind(-1)  # a number of each code (K,)
+            found = [len(column.unique()) for column in columns]
+        if found not in (None, self.config.levels):
+            raise DescriptionError("the weight file", [Difference("levels", self.config.levels, found)])
 
     def _latents(self, pixels: Tensor) -> Tensor:
         """Encode pixels (N, 3, H, W) into latents (N, P, code_width)."""

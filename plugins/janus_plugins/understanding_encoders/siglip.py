@@ -52,6 +52,7 @@ class Tower:
     image_size: int = 384
     activation: str = "gelu"
     layer_norm_eps: float = 1e-6
+    select_layer: int = -1
 
 
 NOT_IN_SHAPES = ("heads", "activation")
@@ -79,7 +80,9 @@ class SiglipConfig(PartConfig):
     image_size: int | None = None  # side of the square images that the position table is for, in pixels; 384
     activation: Activation | None = None  # gelu; Google's releases: the tanh one
     layer_norm_eps: float | None = None  # 1e-6
-    select_layer: int = -1  # the last block that is run: -1 the last, -2 the one before it, 2 the second
+    select_layer: int | None = (
+        None  # the last block that is run: -1 the last, -2 the one before it, 2 the second
+    )
     pixels: PixelSpec | None = None  # of any size; None: as the folder's files say, else of image_size
 
     def __post_init__(self) -> None:
@@ -113,7 +116,7 @@ class SiglipEncoder(nn.Module):
             SiglipVisionConfig(
                 hidden_size=tower.width,
                 intermediate_size=tower.intermediate,
-                num_hidden_layers=kept_layers(tower.layers, config.select_layer),
+                num_hidden_layers=kept_layers(tower.layers, tower.select_layer),
                 num_attention_heads=tower.heads,
                 image_size=tower.image_size,
                 patch_size=tower.patch_size,
@@ -166,7 +169,7 @@ class SiglipEncoder(nn.Module):
     def _passed_over(self, name: str) -> bool:
         """Say whether a weight may be left over: of a block that ``select_layer`` cuts off, or ids."""
         block = re.match(r"encoder\.layers\.(\d+)\.", name)
-        cut_off = range(kept_layers(self.tower.layers, self.config.select_layer), self.tower.layers)
+        cut_off = range(kept_layers(self.tower.layers, self.tower.select_layer), self.tower.layers)
         return name == "embeddings.position_ids" or (block is not None and int(block[1]) in cut_off)
 
     def _fitted(self, table: Tensor) -> Tensor:
@@ -192,8 +195,12 @@ def chosen_tower(config: SiglipConfig, path: Path | None) -> Tower:
     differences = [
         Difference(key, value, described[key])
         for key, value in written.items()
-        if key != "image_size" and key in described and described[key] != value
+        if key not in ("image_size", "select_layer") and key in described and described[key] != value
     ]
+    if "select_layer" in described and "select_layer" in written and not differences:
+        layers, chosen = described["layers"], (written["select_layer"], described["select_layer"])
+        if kept_layers(layers, chosen[0]) != kept_layers(layers, chosen[1]):  # -1 is the same as `layers`
+            differences.append(Difference("select_layer", *chosen))
     if differences:
         raise DescriptionError(str(path), differences)
     if path and not described and (lacking := [key for key in NOT_IN_SHAPES if key not in written]):
