@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 MAX_TENSORS = 200_000
 """Most weights of a model where no checkpoint says how many; the largest have some tens of thousands."""
 
-MAX_LAYERS = 10_000
+MAX_LAYERS = 1_000
+"""As many as the deepest published transformers have; each takes milliseconds to build without weights."""
+
 MAX_NUMBER = 2**40
 """No size of a model comes near; bases of rotary embeddings of very long contexts reach 5e10."""
 
-LAYERS = re.compile(r"layer|depth|block")
+LAYERS = re.compile(r"(?:layer|depth|block)s?(?:\[\d+\])?$")
+"""Keys that count layers, alone or in a list: ``num_hidden_layers``, ``depths[0]``; not ``block_ff_dim``."""
 
 
 def check_numbers(config: Any, root: str = "") -> None:

@@ -85,8 +85,8 @@ def test_an_edited_processor_is_read_or_refused_by_name(
     ("path", "value", "said"),
     [
         ("model.backbone.config.num_hidden_layers", 10**18, "num_hidden_layers: found a number of 60 bits"),
-        ("model.backbone.config.num_hidden_layers", 9_000, "more than [0-9,]+ weights"),
-        ("model.understanding.encoder.layers", 5_000, "more than [0-9,]+ weights"),
+        ("model.backbone.config.num_hidden_layers", 9_000, "at most 1,000"),
+        ("model.understanding.encoder.layers", 5_000, "at most 1,000"),
         ("model.understanding.encoder.layers", 2**64, r"encoder\.layers: .*more than 64 bits"),
         ("model.backbone.config.hidden_size", 2**62, "hidden_size: found a number of 63 bits"),
         ("model.backbone.config.vocab_size", 10**11, "largest numbers: .*vocab_size 100,000,000,000"),

@@ -190,7 +190,7 @@ def asks_for_another_size(session: Any, prompts: Any, settings: Any) -> Any:
 
 
 def misspells_a_key(session: Any, prompts: Any, settings: Any) -> Any:
-    yield session.prefill(prompts)[:, {"width": 0}["wdith"]]
+    yield session.prefill(prompts)[:, {"width": 0}["widht"]]
 
 
 def counts_too_far(session: Any, prompts: Any, settings: Any) -> Any:
@@ -211,7 +211,7 @@ def test_loops_are_held_to_their_promises(monkeypatch: pytest.MonkeyPatch) -> No
         "the example's session has no part 'velocity': give one that has",
     )
     assert outcome("loop_ends", asks_for_another_size)[0] == "skipped"
-    assert outcome("loop_ends", misspells_a_key) == ("failed", "KeyError: 'wdith'")
+    assert outcome("loop_ends", misspells_a_key) == ("failed", "KeyError: 'widht'")
     assert outcome("loop_ends", counts_too_far)[0] == "failed"
 
 
