@@ -17,6 +17,7 @@ from janus_export.axes import Axis, Ranges, codes_shape
 from janus_export.cache import GraphCache, cache_shapes
 from janus_export.diagnosis import explained
 from janus_export.errors import ExportError
+from janus_export.runtimes.contract import MAGNITUDE
 from janus_modular import JanusModel
 
 
@@ -42,6 +43,12 @@ class Graph:
         tuple[str, str], ...
     ] = ()  # (output, input) that share memory: the cache, written in place
     listed: int | None = None  # inputs from here on are one list for the module's forward
+    measured: bool = False  # the last output is no module's: export adds it (`pixel_magnitude`)
+
+    @property
+    def computed(self) -> tuple[Slot, ...]:
+        """The outputs of the module."""
+        return self.outputs[: -1 if self.measured else None]
 
 
 class Part(nn.Module):
@@ -209,6 +216,13 @@ def drawing_graphs(model: JanusModel, ranges: Ranges, dtype: torch.dtype) -> lis
             (Slot("codes", torch.int64, (images, *code)), Slot("x", dtype, (rows, width), varies=True)),
             listed=0,
         ),
-        Graph("draw", GenerationPart(model, "draw"), (codes,), (pixels,), listed=0),
+        Graph(
+            "draw",
+            GenerationPart(model, "draw"),
+            (codes,),
+            (pixels, Slot(MAGNITUDE, torch.float32, (images,))),
+            listed=0,
+            measured=True,
+        ),
         Graph("tokenize_image", GenerationPart(model, "tokenize_image"), (pixels,), (codes,), listed=0),
     ]

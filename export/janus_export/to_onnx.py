@@ -21,6 +21,7 @@ from janus_export.diagnosis import explained
 from janus_export.errors import ExportError
 from janus_export.graphs import Graph, Slot
 from janus_export.lowering import all_translations, cast_explicitly, divide_by_roots, share_shapes
+from janus_export.pixel_magnitude import add_magnitude
 
 OPSET = 24
 """The first with TensorScatter."""
@@ -92,7 +93,7 @@ def to_onnx(graph: Graph, mode: FakeTensorMode) -> ir.Model:
             opset_version=OPSET,
             dynamic_shapes=dynamic,
             input_names=[slot.name for slot in graph.inputs],
-            output_names=[slot.name for slot in graph.outputs],
+            output_names=[slot.name for slot in graph.computed],
             custom_translation_table=translations,
             optimize=False,  # the optimiser wants the weights' values
             verbose=False,
@@ -103,6 +104,8 @@ def to_onnx(graph: Graph, mode: FakeTensorMode) -> ir.Model:
     share_shapes(model)
     divide_by_roots(model)
     cast_explicitly(model)
+    if graph.measured:
+        add_magnitude(model, graph.outputs[-1].name)
     for each in (
         passes.CommonSubexpressionEliminationPass(),
         passes.RemoveUnusedNodesPass(),
@@ -115,7 +118,7 @@ def to_onnx(graph: Graph, mode: FakeTensorMode) -> ir.Model:
 def _name_axes(model: ir.Model, graph: Graph) -> None:
     """Call the axes of outputs what they were declared as, not what the tracer found them to equal."""
     inputs = zip(model.graph.inputs, graph.inputs, strict=True)
-    outputs = zip(model.graph.outputs, graph.outputs, strict=True)
+    outputs = zip(model.graph.outputs, graph.computed, strict=True)
     for (value, slot), is_output in chain(product(inputs, [False]), product(outputs, [True])):
         declared = [axis.name if isinstance(axis, Axis) else axis for axis in slot.shape]
         found = [size if isinstance(size, int) else str(size.value) for size in value.shape or ()]

@@ -25,6 +25,7 @@ from janus_export.axes import Ranges
 from janus_export.bundle import load_bundle, write_manifest
 from janus_export.exporting import export
 from janus_export.graphs import Graph, declare
+from janus_export.runtimes.contract import MAGNITUDE
 from janus_export.settings import ExportConfig
 from janus_export.to_onnx import faked, to_onnx
 from janus_export.verify import Report, verify
@@ -272,8 +273,8 @@ def scaled(by: float) -> Change:
 
     def change(model: ir.Model) -> None:
         value = model.graph.outputs[-1]
-        if value.dtype == ir.DataType.UINT8:
-            value = value.producer().inputs[0]
+        if value.name == MAGNITUDE:
+            value = model.graph.outputs[0].producer().inputs[0]
         users = [(node, place) for node, place in value.uses()]
         factor = ir.node("Constant", [], {"value": ir.tensor(np.array(by, value.dtype.numpy()))})
         product = ir.node("Mul", [value, factor.outputs[0]])

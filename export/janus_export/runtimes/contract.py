@@ -6,6 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_modular import NotFiniteError
+
+MAGNITUDE = "magnitude"
+"""The output (N,) of a graph that decodes images: how large their values were before they became pixels."""
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -63,3 +71,20 @@ class GraphContract:
             )
 
         return cls(name, tensors("inputs"), tensors("outputs"), dict(record.get("aliases", ())))
+
+
+def check_magnitude(graph: str, magnitude: NDArray[Any]) -> None:
+    """Refuse images (N,) that were made of values which are NaN or infinite.
+
+    Raises:
+        NotFiniteError: a magnitude is, so that pixels are black, white or noise.
+    """
+    overflowed = np.flatnonzero(~np.isfinite(magnitude)).tolist()
+    if overflowed:
+        raise NotFiniteError(
+            f"the graph '{graph}' decoded values that are NaN or infinite in {len(overflowed)} of"
+            f" {len(magnitude)} images; expected finite numbers, before they are clipped to 0..255. Its"
+            " weights, or what it computes from them, do not fit into its dtype: try the variant fp32 or bf16"
+            " (`janus-modular export MODEL BUNDLE --precision fp32`); where that fails too, the checkpoint"
+            " itself is damaged."
+        )

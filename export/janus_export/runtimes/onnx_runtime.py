@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from janus_export.bundle import ONNX_RUNTIME, Bundle, load_bundle, session_sizes
 from janus_export.errors import BundleError
 from janus_export.runtimes.binding import Binding
-from janus_export.runtimes.contract import GraphContract
+from janus_export.runtimes.contract import MAGNITUDE, GraphContract, check_magnitude
 from janus_export.runtimes.devices import check_dtype, check_provider, choose_device
 from janus_export.runtimes.memory import STORED, HostBuffer
 from janus_export.runtimes.onnx_library import check_installation, onnxruntime
@@ -144,17 +144,24 @@ class OnnxRuntime:
         return self.graph("backbone").contract.inputs[0].dtype
 
     def run(self, name: str, *inputs: NDArray[Any]) -> Any:
-        """Run a graph on numpy arrays; return an array, or a tuple of them."""
+        """Run a graph on numpy arrays; return an array, or a tuple of them.
+
+        Raises:
+            NotFiniteError: images were decoded from values that are NaN or infinite.
+        """
         graph = self.graph(name)
         binding, axes = Binding(graph.session, self.device), dict[str, int]()
         for tensor, given in zip(graph.contract.inputs, inputs, strict=True):
             axes |= tensor.measure(binding.take(tensor, given).shape)
-        outputs = []
+        made = dict[str, NDArray[Any]]()
         for tensor in graph.contract.outputs:
             buffer = HostBuffer(np.empty(tensor.sized(axes), STORED[tensor.dtype]), tensor.dtype)
             binding.output(tensor.name, buffer)
-            outputs.append(buffer.array)
+            made[tensor.name] = buffer.array
         binding.run()
+        if MAGNITUDE in made:
+            check_magnitude(name, made.pop(MAGNITUDE))
+        outputs = list(made.values())
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 

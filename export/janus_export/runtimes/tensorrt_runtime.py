@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from janus_export.bundle import Bundle, load_bundle, session_sizes
 from janus_export.engines import BUILD, find_engines, read_engines
 from janus_export.errors import BundleError
-from janus_export.runtimes.contract import GraphContract, Tensor
+from janus_export.runtimes.contract import MAGNITUDE, GraphContract, Tensor, check_magnitude
 from janus_export.runtimes.cuda import Gpu
-from janus_export.runtimes.device_memory import DeviceTensor
-from janus_export.runtimes.tensorrt_contexts import Engine
+from janus_export.runtimes.device_memory import ALIGNMENT, DeviceTensor
+from janus_export.runtimes.tensorrt_contexts import Binding, Engine
 from janus_export.runtimes.tensorrt_library import Library
 from janus_export.runtimes.tensorrt_session import TensorRTSession
 from janus_modular import ConfigError, PromptError, Registry, Runtime, hookimpl
@@ -109,7 +109,8 @@ class TensorRTRuntime:
     def enqueue(self, name: str, inputs: Sequence[Any]) -> tuple[DeviceTensor, ...]:
         """Put a graph on the stream, numpy inputs and the GPU's own alike; return what it will have made.
 
-        More pictures than the engine takes at once go through it in several runs.
+        Where a `MAGNITUDE` is among it, the caller checks it (`check_magnitude`) once it is there. More
+        pictures than the engine takes at once go through it in several runs.
 
         Raises:
             PromptError: the engine was not built for inputs of these lengths.
@@ -125,30 +126,46 @@ class TensorRTRuntime:
         made = tuple(tensors.values())
         for slot, given in zip(contract.inputs, inputs, strict=True):
             tensors[slot.name] = self._on_gpu(given, slot, axes)
-        if pictures is None:
-            runs = [(axes, tensors)]
-        else:
-            most = engine.profiles[profile].axes["images"][2]
-            runs = [
-                ({"images": count}, {name: one.part(start, count) for name, one in tensors.items()})
-                for start in range(0, pictures, most)
-                for count in [min(most, pictures - start)]
-            ]
-        for lengths, part in runs:
-            binding = engine.bind(profile, lengths, part)
-            binding.enqueue()
-            self.gpu.hold(binding)
+        most = engine.profiles[profile].axes["images"][2] if pictures else 0
+        if pictures is None or pictures <= most:
+            self._enqueue(engine.bind(profile, axes, tensors))
+            return made
+        for start in range(0, pictures, most):
+            count = min(most, pictures - start)
+            part = {name: one.part(start, count) for name, one in tensors.items()}
+            aside = {  # engines write to aligned addresses alone
+                slot.name: DeviceTensor.zeros(self.gpu, part[slot.name].shape, slot.dtype)
+                for slot in contract.outputs
+                if part[slot.name].address % ALIGNMENT
+            }
+            self._enqueue(engine.bind(profile, {"images": count}, part | aside))
+            for output, tensor in aside.items():
+                self.gpu.copy_across(part[output].address, tensor.address, width=tensor.nbytes)
         return made
 
     def run(self, name: str, *inputs: NDArray[Any]) -> Any:
-        """Run a graph on numpy arrays; return an array, or a tuple of them."""
+        """Run a graph on numpy arrays; return an array, or a tuple of them.
+
+        Raises:
+            NotFiniteError: images were decoded from values that are NaN or infinite.
+        """
         made = [one.read() for one in self.enqueue(name, inputs)]
+        if self.measures(name):
+            check_magnitude(name, made.pop())
         return made[0] if len(made) == 1 else tuple(made)
+
+    def measures(self, name: str) -> bool:
+        """Return True if the last output of a graph is its `MAGNITUDE`."""
+        return self.engine(name).contract.outputs[-1].name == MAGNITUDE
 
     @property
     def evidence(self) -> dict[str, str]:
         """Say what ran and on what, as a manifest keeps it."""
         return {"engines": self.engines.key, self.target: self.library.version, "gpu": self.gpu.name}
+
+    def _enqueue(self, binding: Binding) -> None:
+        binding.enqueue()
+        self.gpu.hold(binding)
 
     def _on_gpu(self, given: Any, slot: Tensor, axes: Mapping[str, int]) -> DeviceTensor:
         if isinstance(given, DeviceTensor):

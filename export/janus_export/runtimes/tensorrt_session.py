@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from janus_export.runtimes.contract import check_magnitude
 from janus_export.runtimes.device_memory import Column, DeviceTensor, Feed, join
 from janus_export.runtimes.prompts import embed
 from janus_export.runtimes.slots import Slots
@@ -42,6 +43,7 @@ class TensorRTSession:
         self.pending: Chooser | None = None
         self.repeated: dict[tuple[Binding, ...], Repeated] = {}
         self.unchecked: list[DeviceTensor] = []  # ids that were joined and not yet on the host
+        self.magnitudes: list[tuple[str, DeviceTensor]] = []  # by graph; not yet on the host either
 
     def prefill(self, prompts: Sequence[Prompt]) -> DeviceTensor:
         """Read one prompt a row, a chunk of positions at a time; return the last hidden states (rows, D).
@@ -83,7 +85,10 @@ class TensorRTSession:
         self._flush()
         if not part.endswith("_next"):
             made = self.runtime.enqueue(part, inputs)
-            return made[0] if len(made) == 1 else made
+            if self.runtime.measures(part):
+                *made, magnitude = made
+                self.magnitudes.append((part, magnitude))
+            return made[0] if len(made) == 1 else tuple(made)
         engine = self.runtime.engine(part)
         key = (part, *(x.address if isinstance(x, DeviceTensor) else np.shape(x) for x in inputs))
         if key not in self.choosers:
@@ -105,7 +110,7 @@ class TensorRTSession:
 
         Raises:
             NotFiniteError: ids were sampled from logits that are NaN or infinite, these or those that were
-                joined before.
+                joined before; or images were decoded from such values.
         """
         self._flush()
         if not isinstance(x, DeviceTensor):
@@ -117,6 +122,9 @@ class TensorRTSession:
         read = x.read()  # waits, for what was joined too
         for ids_read in (*joined, read):
             refuse_not_finite(ids_read)
+        while self.magnitudes:
+            graph, magnitude = self.magnitudes.pop()
+            check_magnitude(graph, magnitude.read())
         return read
 
     def _flush(self) -> None:

@@ -107,8 +107,8 @@ class VqTokenizer(nn.Module):
         return self._nearest(self.latents(pixels))
 
     def decode(self, codes: Tensor, *, height: int, width: int) -> Tensor:
-        """Decode code ids (N, P) into pixels (N, 3, height, width) in [-1, 1]."""
-        return self._paint(self.codebook[codes], self.grid(height, width)).clamp(-1, 1)
+        """Decode code ids (N, P) into pixels (N, 3, height, width), not clipped to the range."""
+        return self._paint(self.codebook[codes], self.grid(height, width))
 
     def code_vectors(self) -> Tensor:
         """Return the codebook (K, code_width), unit rows."""
