@@ -109,6 +109,22 @@ def restore_all(parent: Path, *, error: type[JanusError]) -> None:
             restore(parent / name)
 
 
+def refuse_interrupted(folder: Path, *, error: type[JanusError]) -> None:
+    """Refuse to read a folder that a writer has put away and not replaced; only the next write restores it.
+
+    A reader holds no lock, and a folder cannot be exchanged for another in a single step everywhere.
+
+    Raises:
+        JanusError: (an ``error``) `swap` was killed between its two renames, or is just between them.
+    """
+    old = temporary_path(folder, "old") if folder.name else folder
+    if os.path.lexists(old) and not os.path.lexists(folder):
+        raise error(
+            f"{folder} is not there: it is being replaced, or that was interrupted. Run the command that"
+            f" writes it again; until then, what was there before is in {old}"
+        )
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that, when this is killed, no half of it is taken for the whole."""
     gone = temporary_path(folder, "gone")

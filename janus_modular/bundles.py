@@ -7,10 +7,12 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from janus_modular.atomic_writes import refuse_interrupted
 from janus_modular.building import Builder
 from janus_modular.config import resolve
 from janus_modular.errors import BundleError, MissingExtraError
@@ -59,9 +61,12 @@ def find_bundle(path: str | Path) -> Path | None:
 
     Raises:
         MissingExtraError: the path is a hub id, and huggingface_hub is not installed.
+        BundleError: what stood there is being replaced, or that was interrupted.
     """
     if is_bundle(path):
         return Path(path).expanduser()
+    with suppress(RuntimeError):  # there is no such user: whoever opens it says so
+        refuse_interrupted(Path(path).expanduser(), error=BundleError)
     if path_exists(path) or not is_hub_id(str(path)) or str(path).count("/") != 1:
         return None
     try:

@@ -23,6 +23,7 @@ from janus_export.modes import mode_of, modes_of
 from janus_export.storage import sha256
 from janus_modular.atomic_writes import write_text
 from janus_modular.bundles import MANIFEST, find_bundle, is_bundle
+from janus_modular.foreign import printable, reason
 from janus_modular.locking import locked
 from janus_modular.roles import SESSION_SIZES
 
@@ -55,6 +56,7 @@ likely may be chosen instead, from 1.31 on; 1.29.0 has other numbers in float16.
 REBUILD = "Build it again with: janus-modular export MODEL {folder}"
 SECTIONS = ("source", "versions", "model", "variants", "graphs", "axes", "cache", "sha256", "bytes")
 SHOWN = 5  # faults of a manifest that one error lists
+SHOWN_LETTERS = 120  # of a name that a graph has
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if version != SCHEMA:
         upgrade = isinstance(version, int) and version > SCHEMA
         cure = "Upgrade with: pip install --upgrade janus-modular" if upgrade else _cure(folder)
-        raise BundleError(f"{path} is of schema {version!r}, this version reads schema {SCHEMA}. {cure}")
+        raise BundleError(
+            f"{path} is of schema {printable(repr(version), 40)}, this version reads schema {SCHEMA}. {cure}"
+        )
     if missing := [name for name in SECTIONS if not isinstance(manifest.get(name), dict)]:
         raise BundleError(f"{path} lacks {', '.join(missing)}. {_cure(folder)}")
     if set(manifest["sha256"]) != set(manifest["bytes"]):
@@ -244,12 +248,16 @@ def inside(folder: Path, name: str) -> Path:
     """Return the path of a bundle's file; refuse one that leads, or is linked, out of it."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
-        raise BundleError(f"{folder} points to '{name}', which is not inside it. {_cure(folder)}")
+        raise BundleError(
+            f"{folder} points to '{printable(name, SHOWN_LETTERS)}', which is not inside it. {_cure(folder)}"
+        )
     path = folder / pure
     try:
         target, allowed = path.resolve(), [folder.resolve(), *_blobs(folder)]
     except (OSError, RuntimeError) as error:  # Python 3.11 and 3.12 raise the latter for a loop
-        raise BundleError(f"{path} is a link that leads nowhere: {error}. {_cure(folder)}") from error
+        raise BundleError(
+            f"{printable(path)} is a link that leads nowhere: {reason(error)}. {_cure(folder)}"
+        ) from error
     if not any(target.is_relative_to(one) for one in allowed):
         raise BundleError(
             f"{path} is a link out of the bundle, to {target}; expected a file in"
@@ -275,17 +283,15 @@ def _check_references(folder: Path, name: str, weights: Iterable[str]) -> None:
     except ValueError as error:
         raise BundleError(f"{error}. {_cure(folder)}") from error
     for one in found:
+        tensor, location = (printable(text, SHOWN_LETTERS) for text in (one.tensor, one.location))
         path = inside(folder, one.location)
         if one.location not in weights:
             raise BundleError(
-                f"{name} keeps '{one.tensor}' in '{one.location}', which the manifest does not list."
-                f" {_cure(folder)}"
+                f"{name} keeps '{tensor}' in '{location}', which the manifest does not list. {_cure(folder)}"
             )
         size = path.stat().st_size
         if one.offset + (one.length or 0) > size:
-            raise BundleError(
-                f"{name} keeps '{one.tensor}' beyond the end of {one.location}. {_cure(folder)}"
-            )
+            raise BundleError(f"{name} keeps '{tensor}' beyond the end of {location}. {_cure(folder)}")
 
 
 def _cure(folder: Path) -> str:

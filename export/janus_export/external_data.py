@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from janus_export.protocol_buffers import fields, messages
+from janus_modular.foreign import printable
 
 # message -> its fields that may hold a tensor further down
 LEADS = {
@@ -22,6 +23,7 @@ LEADS = {
     "sparse": {1: "tensor", 2: "tensor"},
 }
 NAME, EXTERNAL_DATA, KEY, VALUE = 8, 13, 1, 2  # of a tensor, and of an entry of its external data
+MOST_DIGITS = 19  # of an offset or a length
 GRAPH, NODE, INPUT, OPERATOR = 7, 1, 1, 4  # of a model, of a graph, of a node
 
 
@@ -92,6 +94,8 @@ def _reference(tensor: memoryview) -> Iterator[Reference]:
 
 def _bytes(entries: dict[str, str], key: str, tensor: str) -> int | None:
     text = entries.get(key, "")
-    if text and not (text.isascii() and text.isdecimal()):
-        raise ValueError(f"'{tensor}' has the {key} '{text}', expected a number of bytes")
+    if text and not (text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS):
+        raise ValueError(
+            f"'{printable(tensor, 120)}' has the {key} '{printable(text, 40)}', expected a number of bytes"
+        )
     return int(text) if text else None

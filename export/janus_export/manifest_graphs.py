@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from janus_export.graph_header import GraphHeader, TensorHeader
+from janus_export.runtimes.contract import MAGNITUDE
 
 SIZES: Mapping[str, tuple[str, str, str, int]] = {
     "width": ("backbone", "inputs", "x", 2),
@@ -57,6 +58,10 @@ def size_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
     if "draw" in manifest["graphs"] and model["sizes"].get("codes_per_position", 1) != (several or 1):
         found = model["sizes"].get("codes_per_position")
         yield f"model.sizes.codes_per_position is {found}, draw has {several or 1}"
+    if "draw" in manifest["graphs"] and not any(
+        slot["name"] == MAGNITUDE for slot in manifest["graphs"]["draw"]["outputs"]
+    ):
+        yield f"graphs.draw has no output '{MAGNITUDE}', by which images of NaN or infinities are refused"
     layers = len(manifest["graphs"].get("backbone", {}).get("aliases", ())) // 2
     if layers and manifest["cache"]["layers"] != layers:
         yield f"cache.layers is {manifest['cache']['layers']}, backbone has {layers}"

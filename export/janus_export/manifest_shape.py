@@ -7,18 +7,31 @@ patterns and the keys that it does not know are the tests' concern.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from janus_export.modes import modes_of
+from janus_modular.foreign import printable
 
 SECTIONS = (
     "written_by", "source", "requires", "plugins", "model", "variants", "graphs", "axes", "cache", "digests",
     "parity",
 )  # fmt: skip
 """What runtimes and commands read without asking; results (built, executed) come and go."""
+
+MOST_LETTERS = 512
+"""Of a name or a path; error messages repeat them."""
+
+NAMED = ("requires", "model", "variants", "graphs", "axes", "cache", "digests", "sha256", "bytes", "built")
+"""The sections whose texts are names and paths."""
+
+VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){0,3}")
+
+REQUIREMENTS = ("onnxruntime",)
+"""Distributions that a bundle may require; what this version does not know, it cannot hold to."""
 
 TYPES: Mapping[str, type | tuple[type, ...]] = {
     "object": dict,
@@ -34,14 +47,42 @@ TYPES: Mapping[str, type | tuple[type, ...]] = {
 def faults_of(manifest: Mapping[str, Any]) -> Iterator[str]:
     """Say what is not as the schema has it, and what the sections do not say of each other."""
     schema = _schema()["properties"]
-    found = [
+    found = [fault for name in NAMED for fault in _long_names(manifest.get(name), name)] or [
         fault
         for name in SECTIONS
         for fault in (
             [f"{name} is missing"] if name not in manifest else _faults(manifest[name], schema[name], name)
         )
     ]
-    yield from found or _gaps(manifest)
+    yield from found or [*_requirements(manifest["requires"]), *_gaps(manifest)]
+
+
+def _long_names(value: Any, path: str) -> Iterator[str]:
+    """Yield where a key or a text has more than `MOST_LETTERS`."""
+    if isinstance(value, str) and len(value) > MOST_LETTERS:
+        yield f"{path} is {_shown(value)} of {len(value):,} letters, expected {MOST_LETTERS} at most"
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from _long_names(each, f"{path}[{number}]")
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from (
+                [f"{path} has the key {_shown(key)} of {len(key):,} letters, expected {MOST_LETTERS} at most"]
+                if len(key) > MOST_LETTERS
+                else _long_names(each, f"{path}.{key}")
+            )
+
+
+def _requirements(requires: Mapping[str, str]) -> Iterator[str]:
+    """Yield requirements that are unknown, or no version."""
+    for name, version in requires.items():
+        if name not in REQUIREMENTS:
+            yield (
+                f"requires has {_shown(name)}, which this version of janus-modular knows nothing of; expected"
+                f" {', '.join(REQUIREMENTS)}"
+            )
+        elif not VERSION.fullmatch(version):
+            yield f"requires.{name} is {_shown(version)}, expected a version such as 1.25 or 1.25.1"
 
 
 @cache
@@ -105,5 +146,4 @@ def _is(value: Any, kind: str) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else f"{text[:40]}..."
+    return printable(json.dumps(value, ensure_ascii=False), most=43)

@@ -34,7 +34,7 @@ def add_magnitude(model: ir.Model, name: str) -> None:
     pixels = model.graph.outputs[0]
     nodes = list[ir.Node]()
 
-    def add(operator: str, *inputs: ir.Value, **attributes: int | ir.Tensor) -> ir.Value:
+    def add(operator: str, *inputs: ir.Value, **attributes: int | ir.TensorProtocol) -> ir.Value:
         nodes.append(ir.node(operator, list(inputs), attributes))
         nodes[-1].outputs[0].dtype = ir.DataType.INT64 if operator == "Constant" else ir.DataType.FLOAT
         return nodes[-1].outputs[0]

@@ -40,6 +40,9 @@ HEAD = "text_next"
 BLOCK_SIZES = (16, 256)
 """Fewest and most weights that share a scale: those that ONNX Runtime's CPU kernels of MatMulNBits know."""
 
+MOST_SIDE_BY_SIDE = 4096
+"""Sequences or images that one run of a graph may be declared for; the KV cache of more fits no machine."""
+
 TYPICAL_CAPACITY = 1024  # a prompt and a picture of 576 positions, with room for words
 
 
@@ -154,10 +157,12 @@ class ExportConfig:
                 yield f"variants: '{name}' is named {self.variants.count(name)} times; expected once"
 
     def _lengths(self) -> Iterator[str]:
-        for name, least in (("rows", 1), ("capacity", 2), ("images", 1)):
+        for name in ("rows", "images"):
             value = getattr(self, name)
-            if value is not None and value < least:
-                yield f"{name}: {value}; expected {least} at least"
+            if not 1 <= value <= MOST_SIDE_BY_SIDE:
+                yield f"{name}: {value:.6g}; expected 1 to {MOST_SIDE_BY_SIDE}"
+        if self.capacity is not None and self.capacity < 2:
+            yield f"capacity: {self.capacity}; expected 2 at least"
 
     def _modes(self) -> Iterator[str]:
         for name in self.only:

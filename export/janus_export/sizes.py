@@ -9,11 +9,15 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from janus_export.external_data import references
+from janus_modular.foreign import printable
 
 if TYPE_CHECKING:
     from janus_export.bundle import Bundle
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+MOST_BYTES = 2**60
+"""More than any file system holds in a file; a limit beyond is none."""
+
 CHECKPOINT_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 """Suffixes of a checkpoint's weights; of the first that there is, since the others are copies."""
 
@@ -36,12 +40,16 @@ def parse_bytes(text: str) -> int:
     """Return the bytes that a size such as ``2GB`` or ``1.5 GiB`` stands for.
 
     Raises:
-        ValueError: it has no unit, another one, or is no positive number of bytes.
+        ValueError: it has no unit, another one, or is no number of bytes from 1 to `MOST_BYTES`.
     """
     parts = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text.strip(), re.ASCII)
-    if not parts or parts[2] not in UNITS or float(parts[1]) * UNITS[parts[2]] < 1:
-        raise ValueError(f"'{text}'; expected a positive number and a unit of {', '.join(UNITS)}, 2GB say")
-    return int(float(parts[1]) * UNITS[parts[2]])
+    size = float(parts[1]) * UNITS.get(parts[2], 0) if parts else 0.0
+    if not 1 <= size <= MOST_BYTES:
+        raise ValueError(
+            f"'{printable(text, 60)}'; expected a positive number and a unit of {', '.join(UNITS)}, 2GB say,"
+            f" and {MOST_BYTES // 2**30:,} GiB at most"
+        )
+    return int(size)
 
 
 def variant_size(bundle: Bundle, variant: str) -> VariantSize:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from janus_modular.atomic_writes import refuse_interrupted
 from janus_modular.bundles import is_hub_id
 from janus_modular.checkpoints.filling import Outcome, fill, lies_in
 from janus_modular.checkpoints.weights import open_weights
@@ -57,6 +58,7 @@ def resolve_pretrained(pretrained: str, revision: str | None = None) -> Path:
         path = Path(pretrained).expanduser()
         if path.exists():
             return path
+        refuse_interrupted(path, error=CheckpointError)
     if not is_hub_id(pretrained):
         raise CheckpointError(
             f"there is no file or folder '{printable(pretrained)}'. Give a path or a hub id (owner/name)."

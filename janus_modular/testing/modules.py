@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from janus_modular.config import resolve, to_yaml
+from janus_modular.errors import CheckError
 from janus_modular.registry import MODEL_SLOTS
 from janus_modular.testing.calls import calls_of, grown, learning_from, tensors
 from janus_modular.testing.check import NotApplicable, check_for, ensure
@@ -155,6 +157,11 @@ def check_state_dict(component: Any, example: Tensor, *, slot: str) -> None:
     if not component.state_dict():
         raise NotApplicable("it has no weights")
     component.eval()
+    if outside := plain_tensors(component):
+        raise CheckError(
+            f"tensors that are neither parameter nor buffer: {some(outside)}. No checkpoint has them, and"
+            " they stay behind when the module moves to another device: use nn.Parameter or register_buffer"
+        )
     calls = calls_of(component, example, slot)
     other = copy.deepcopy(component)
     for weight in other.state_dict().values():
@@ -177,6 +184,18 @@ def check_exports(component: Any, example: Any, *, slot: str) -> None:
             wanted = other(component)
             program = traced(component, call, other)
             ensure_same(program.module()(*other.inputs), wanted, f"{call.name}, exported, for a larger batch")
+
+
+def plain_tensors(component: nn.Module) -> list[str]:
+    """Return the names of attributes that hold other tensors than parameters and buffers, in lists too."""
+    owned = {id(x) for x in (*component.parameters(), *component.buffers())}
+    return [
+        f"{name}.{attribute}" if name else attribute
+        for name, module in component.named_modules()
+        for attribute, value in vars(module).items()
+        if attribute not in ("_parameters", "_buffers", "_modules")
+        and any(isinstance(leaf, Tensor) and id(leaf) not in owned for leaf in pytree.tree_leaves(value))
+    ]
 
 
 def in_dtype(x: Tensor, *, dtype: torch.dtype) -> Tensor:

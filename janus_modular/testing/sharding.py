@@ -161,5 +161,11 @@ def _try(component: nn.Module, example: Tensor, slot: str) -> None:
             whole.named_parameters(), sharded.named_parameters(), strict=True
         ):
             found = theirs.grad.full_tensor() if isinstance(theirs.grad, DTensor) else theirs.grad
+            ensure(
+                (ours.grad is None) == (found is None),
+                f"{call.name}: {name} has {'a' if found is not None else 'no'} gradient, sharded, and"
+                f" {'a' if ours.grad is not None else 'no'} gradient as a whole: forward has to read it from"
+                " the module that owns it",
+            )
             if ours.grad is not None and found is not None:
                 ensure_same(found, ours.grad, f"{call.name}: the gradient of {name}, sharded")

@@ -16,16 +16,19 @@ import jsonschema
 import onnx
 import pytest
 
-from janus_export.bundle import BundleError, load_bundle, write_manifest
+from janus_export.bundle import ONNX_RUNTIME, BundleError, load_bundle, write_manifest
 from janus_export.external_data import references
+from janus_export.runtimes import onnx_library
 from janus_export.runtimes.onnx_runtime import OnnxConfig, OnnxRuntime
 from janus_export.storage import byte_ranges, sha256
-from janus_modular import Janus, PluginError
+from janus_modular import ConfigError, Janus, JanusError, PluginError
 from janus_modular.checkpoints.opening import describe
+from janus_modular.checkpoints.pretrained import resolve_pretrained
 from janus_modular.cli.info import gather
 from janus_modular.errors import CheckpointError
 
 Break = Callable[[Path, dict[str, Any]], None]
+LONG = "a" * 5000
 
 
 @pytest.fixture
@@ -216,6 +219,13 @@ def repoint(folder: Path, manifest: dict[str, Any], location: str | None, **plac
         (changed("graphs", "draw", value={}), "graphs.draw lacks inputs, outputs, aliases"),
         (changed("axes", value={}), "graphs.understand has lengths called images, which axes lacks"),
         (without("plugins"), "plugins is missing"),
+        (
+            changed("requires", "onnxruntime", value="abc"),
+            'requires.onnxruntime is "abc", expected a version',
+        ),
+        (changed("requires", "onnxruntime", value=">=1.25"), "expected a version such as 1.25"),
+        (changed("requires", "onnxruntime", value="9" * 300), "expected a version such as 1.25"),
+        (changed("requires", "tensorrt", value="11.0"), 'requires has "tensorrt", which this version'),
         (parent_path, "points to '../secret', which is not inside it"),
         (absolute_path, "points to '/etc/passwd', which is not inside it"),
         (other_file, "in 'tokenizer.json', which the manifest does not list"),
@@ -337,3 +347,59 @@ def test_a_loop_that_is_not_here_is_named_where_it_is_used_and_other_parts_are_n
     assert janus.chat("what?", max_tokens=2) is not None
     with pytest.raises(PluginError, match=r"called 'acme-autoregressive'\.\n.*pip install acme-parts==0\.2"):
         janus.draw("a cat")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("variants", LONG), ("variants", "fp32", "files", "draw"), ("graphs", LONG), ("axes", LONG),
+        ("sha256", LONG), ("model", "text_loop"), ("requires", LONG), ("schema",),
+    ],
+    ids=lambda path: ".".join(path)[:40],
+)  # fmt: skip
+def test_a_long_name_is_refused_and_not_repeated_whole(copied: Path, path: tuple[str, ...]):
+    manifest = manifest_of(copied)
+    changed(*path, value=LONG)(copied, manifest)
+    if path[0] == "sha256":
+        manifest["bytes"][LONG] = 1
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError) as caught:
+        load_bundle(copied)
+    assert len(str(caught.value).replace(str(copied), "")) < 1000
+    assert "aaaa" in str(caught.value)
+
+
+def test_long_names_in_a_graph_are_not_repeated_whole(copied: Path):
+    manifest = manifest_of(copied)
+    for location, place, says in (
+        (LONG, {}, "which the manifest does not list"),
+        (f"../{LONG}", {}, "which is not inside it"),
+        (None, {"offset": "9" * 5000}, "expected a number of bytes"),
+    ):
+        repoint(copied, manifest, location, **place)
+        write_manifest(copied, manifest)
+        with pytest.raises(BundleError, match=says) as caught:
+            load_bundle(copied)
+        assert len(str(caught.value).replace(str(copied), "")) < 1000
+
+
+def test_a_requirement_below_the_floor_leaves_the_floor(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(onnx_library.onnxruntime, "__version__", "1.20.0")
+    with pytest.raises(ConfigError, match=f"needs onnxruntime >= {ONNX_RUNTIME}"):
+        onnx_library.check_installation("1.19")
+
+
+@pytest.mark.parametrize("read", [load_bundle, Janus.from_pretrained])
+def test_a_folder_that_was_being_replaced_says_so(tmp_path: Path, read: Callable[[Path], Any]):
+    (tmp_path / ".model.janus-old").mkdir()
+    with pytest.raises(BundleError, match=r"is being replaced, or that was interrupted.*\.model\.janus-old"):
+        read(tmp_path / "model")
+    (tmp_path / "model").mkdir()
+    with pytest.raises(JanusError, match=r"no bundle|checkpoint"):
+        read(tmp_path / "model")
+
+
+def test_so_does_a_checkpoint(tmp_path: Path):
+    (tmp_path / ".model.janus-old").mkdir()
+    with pytest.raises(CheckpointError, match="is being replaced, or that was interrupted"):
+        resolve_pretrained(str(tmp_path / "model"))

@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
 from janus_export import exporting
 from janus_export.bundle import Bundle, load_bundle
@@ -23,6 +24,7 @@ from janus_export.settings import GRAPHS, ExportConfig, QuantizeConfig
 from janus_export.weights import detach, pointers
 from janus_modular import ConfigError
 from janus_modular.checkpoints import open_checkpoint
+from janus_modular.cli.app import app
 from janus_modular.config import load, resolve
 from janus_modular.model import JanusModel
 
@@ -134,7 +136,8 @@ def test_understanding_and_codes_are_torchs(bundle: Bundle, model: JanusModel):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * scale)
     (codes,) = run(bundle, "tokenize_image", pixels=given)
     np.testing.assert_array_equal(codes, model.generation.targets(torch.from_numpy(given)))
-    (drawn,) = run(bundle, "draw", codes=codes)
+    drawn, magnitude = run(bundle, "draw", codes=codes)
+    assert np.isfinite(magnitude).all()
     pictures = model.generation.draw(torch.from_numpy(codes)).numpy()
     assert np.abs(drawn.astype(int) - pictures).max() <= 1  # truncated to bytes: rounding may tip it over
 
@@ -282,10 +285,15 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused_before_any_work(tiny_checkp
     [
         ("variants=[cpu-int3]", "variants: there is no variant 'cpu-int3'. Did you mean 'cpu-int"),
         ("variants=[]", "variants: none is asked for. Known: fp32"),
-        ("rows=0", "rows: 0; expected 1 at least"),
+        ("variants=[]", "variants: none is asked for"),
+        ("rows=0", "rows: 0; expected 1 to 4096"),
+        ("rows=1000000000000", "rows: 1e+12; expected 1 to 4096"),
+        ("images=4097", "images: 4097; expected 1 to 4096"),
         ("capacity=-1", "capacity: -1; expected 2 at least"),
         ("capacity=1", "capacity: 1; expected 2 at least"),
-        ("images=0", "images: 0; expected 1 at least"),
+        ("images=0", "images: 0; expected 1 to 4096"),
+        ("max_file_size=-1GB", "max_file_size: '-1GB'; expected a positive number"),
+        ("max_file_size=99999999999GB", "max_file_size: '99999999999GB'; expected a positive number"),
         (
             "quantize.graphs=[backbon]",
             "quantize.graphs: no graph is called 'backbon'. Did you mean 'backbone'?",
@@ -376,3 +384,25 @@ def test_the_source_is_recorded_without_its_contents(tiny_bundle: Path, tiny_che
     source = json.loads((tiny_bundle / "manifest.json").read_text())["source"]
     assert source["layout"] == "janus-modular"
     assert source["files"]["model.safetensors"][0] == (tiny_checkpoint / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["variants=[]", "--precision", "cpu-int4"],
+        ["variants=[fp16]", "--precision", "fp32"],
+        ["only=[text]", "--only", "drawing"],
+        ["max_file_size=2GB", "--max-file-size", "1GB"],
+    ],
+)
+def test_an_option_and_an_override_of_the_same_setting_are_refused(tmp_path: Path, line: list[str]):
+    done = CliRunner().invoke(app, ["export", "model", str(tmp_path / "bundle"), *line])
+    assert done.exit_code == 2, done.output
+    said = " ".join(done.output.split())
+    assert f"found both {line[1]} and {line[0]}; expected one of them" in said
+
+
+@pytest.mark.parametrize("change", ["context=8", "widths=[2048]", "opset=25"])
+def test_what_follows_from_the_model_is_no_setting(change: str):
+    with pytest.raises(ConfigError, match=f"{change.partition('=')[0]}"):
+        resolve(load("export/portable", [change]), ExportConfig)

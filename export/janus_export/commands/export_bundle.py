@@ -39,7 +39,8 @@ def export(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from janus_modular.config import load, resolve
-    from janus_modular.errors import needing
+    from janus_modular.errors import ConfigError, needing
+    from janus_modular.foreign import printable
 
     with needing("'export'", "export"):
         from janus_export.bundle import load_bundle
@@ -48,12 +49,19 @@ def export(
         from janus_export.sizes import checkpoint_bytes, variant_size
 
     changes = list(overrides or ())
-    if precision:
-        changes.append(f"variants=[{', '.join(precision)}]")
-    if only:
-        changes.append(f"only=[{', '.join(only)}]")
-    if max_file_size is not None:
-        changes.append(f"max_file_size='{max_file_size}'")
+    overridden = {text.partition("=")[0].strip().partition(".")[0]: text for text in changes}
+    for key, option, value in (
+        ("variants", "--precision", f"[{', '.join(precision)}]" if precision else None),
+        ("only", "--only", f"[{', '.join(only)}]" if only else None),
+        ("max_file_size", "--max-file-size", None if max_file_size is None else f"'{max_file_size}'"),
+    ):
+        if value is not None and key in overridden:
+            raise ConfigError(
+                f"found both {option} and {printable(overridden[key], 80)}; expected one of them: both"
+                f" set {key}. Leave one out."
+            )
+        if value is not None:
+            changes.append(f"{key}={value}")
     chosen = resolve(load(config, changes), ExportConfig)
     columns = (TextColumn("{task.description:<18}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     console = Console(file=sys.stderr)  # this one: while torch traces, another takes what it says

@@ -54,6 +54,7 @@ def check_installation(needed: str = ONNX_RUNTIME) -> None:
             f"pip uninstall -y {' '.join(words)} && pip install 'onnxruntime-gpu[cuda,cudnn]>={ONNX_RUNTIME}'"
             f"  (without a GPU: 'onnxruntime>={ONNX_RUNTIME}')"
         )
+    needed = max(needed, ONNX_RUNTIME, key=_numbers)
     if _numbers(onnxruntime.__version__) < _numbers(needed):
         name = names[0].partition(" ")[0] if names else "an unknown distribution"
         raise ConfigError(

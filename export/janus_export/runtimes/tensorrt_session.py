@@ -84,10 +84,9 @@ class TensorRTSession:
         """Run a part by name; what it chooses (``..._next``) stays on the GPU until it is asked for."""
         self._flush()
         if not part.endswith("_next"):
-            made = self.runtime.enqueue(part, inputs)
+            made = list(self.runtime.enqueue(part, inputs))
             if self.runtime.measures(part):
-                *made, magnitude = made
-                self.magnitudes.append((part, magnitude))
+                self.magnitudes.append((part, made.pop()))
             return made[0] if len(made) == 1 else tuple(made)
         engine = self.runtime.engine(part)
         key = (part, *(x.address if isinstance(x, DeviceTensor) else np.shape(x) for x in inputs))
@@ -116,15 +115,18 @@ class TensorRTSession:
         if not isinstance(x, DeviceTensor):
             return refuse_not_finite(np.array(x))
         joined = [np.empty(ids.shape, np.int64) for ids in self.unchecked]
+        measured = [(graph, np.empty(one.shape, np.float32)) for graph, one in self.magnitudes]
         for ids, array in zip(self.unchecked, joined, strict=True):
             self.gpu.copy_out(array, ids.address)
+        for (_, tensor), (_, magnitude) in zip(self.magnitudes, measured, strict=True):
+            self.gpu.copy_out(magnitude, tensor.address)
+        read = x.read()  # waits, for what was put on the stream before too
         self.unchecked.clear()
-        read = x.read()  # waits, for what was joined too
+        self.magnitudes.clear()
         for ids_read in (*joined, read):
             refuse_not_finite(ids_read)
-        while self.magnitudes:
-            graph, magnitude = self.magnitudes.pop()
-            check_magnitude(graph, magnitude.read())
+        for graph, magnitude in measured:
+            check_magnitude(graph, magnitude)
         return read
 
     def _flush(self) -> None:

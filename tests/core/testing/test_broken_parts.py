@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -11,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from janus_modular.plugins import default_plugins
+from janus_modular.plugins.loading import load_file, module_of
 from janus_modular.testing import checks_of, run_check
 from janus_modular.testing.contexts import context
+from janus_modular.testing.sharding import close_pair
 
 Break = Callable[[Any], None]
 
@@ -124,6 +128,25 @@ def counts(tokenizer: Any, old: Any, pixels: Tensor) -> Any:
     return old(pixels)
 
 
+def forgets(head: Any, old: Any, *inputs: Any, **options: Any) -> Any:
+    state = old(*inputs, **options)
+    if not options and not inputs:
+        state.pop(next(iter(state)))
+    return state
+
+
+def rounds(head: Any, old: Any, *inputs: Any, **options: Any) -> Any:
+    return {name: x.half().float() for name, x in old(*inputs, **options).items()}
+
+
+def hides(head: Any) -> None:
+    """Keep a weight in a plain list, of which no state dict knows."""
+    hidden = [torch.ones(())]
+    old = head.forward
+    vars(head)["hidden"] = hidden
+    head.forward = MethodType(lambda self, x, before: old(x, before) * self.hidden[0], head)
+
+
 PARTS: Mapping[str, tuple[str, str, str, Break, str]] = {
     "fewer codes than the grid has": (
         "image_tokenizers",
@@ -209,6 +232,27 @@ PARTS: Mapping[str, tuple[str, str, str, Break, str]] = {
         wrap("forward", lambda self, old, hidden, before: (x := old(hidden, before)) - x.mean(0)),
         "states",
     ),
+    "a state dict that lacks a weight": (
+        "heads",
+        "mlp",
+        "state_dict",
+        wrap("state_dict", forgets),
+        "Missing key",
+    ),
+    "a state dict in half precision": (
+        "heads",
+        "mlp",
+        "state_dict",
+        wrap("state_dict", rounds),
+        "after a round trip of the weights",
+    ),
+    "a weight outside of the state dict": (
+        "heads",
+        "mlp",
+        "state_dict",
+        hides,
+        "parameter nor buffer: hidden",
+    ),
     "a config that is no dataclass": ("heads", "mlp", "config_round_trip", put(config={}), "self.config is"),
 }
 
@@ -218,3 +262,69 @@ def test_a_broken_part_is_found(slot: str, name: str, check: str, broken: Break,
     assert result_of(slot, name, check)[0] == "passed"
     outcome, said = result_of(slot, name, check, broken)
     assert (outcome, note in said) == ("failed", True), said
+
+
+BROKEN_TOGETHER = """
+import torch
+from torch import nn
+
+from dataclasses import dataclass
+
+from janus_modular import PartConfig, hookimpl
+
+
+@dataclass
+class Empty(PartConfig):
+    pass
+
+
+class Scaled(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.ones(shape))
+
+    def forward(self, hidden, before):
+        return self.layer(hidden) * self.scale
+
+
+class Remembering(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.weights = [self.layer.weight]
+
+    def forward(self, hidden, before):
+        return hidden @ self.weights[0].T + self.layer.bias
+
+
+@hookimpl
+def register_heads(registry):
+    registry.add("scaled", Scaled, Empty)
+    registry.add("remembering", Remembering, Empty)
+"""
+
+
+@pytest.mark.slow
+def test_parts_that_cannot_be_sharded_are_found(tmp_path: Path) -> None:
+    file = tmp_path / "broken_together.py"
+    file.write_text(BROKEN_TOGETHER)
+    load_file(file)  # as the other processes do
+    module = sys.modules[module_of(file)]
+    [sharding] = [one for one in checks_of("heads") if one.name == "sharding"]
+    hidden = torch.ones(3, 8)
+    expected = {
+        "passed": (module.Scaled((1,)), ""),
+        "a scalar, which FSDP2 cannot cut": (module.Scaled(()), "scalar"),
+        "a weight that is remembered": (module.Remembering(), "layer.weight has no gradient, sharded"),
+    }
+    try:
+        for what, (head, note) in expected.items():
+            head.codebooks = (8,)
+            result = run_check(sharding, lambda head=head: (head, hidden), slot="heads")
+            assert (result.outcome, note in result.note) == (
+                "passed" if what == "passed" else "failed",
+                True,
+            ), (what, result)
+    finally:
+        close_pair()
