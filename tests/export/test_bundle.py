@@ -16,14 +16,12 @@ import jsonschema
 import onnx
 import pytest
 
-from janus_export.bundle import ONNX_RUNTIME, BundleError, load_bundle, write_manifest
+from janus_export.bundle import BundleError, load_bundle, write_manifest
 from janus_export.external_data import references
-from janus_export.runtimes import onnx_library
 from janus_export.runtimes.onnx_runtime import OnnxConfig, OnnxRuntime
 from janus_export.storage import byte_ranges, sha256
-from janus_modular import ConfigError, Janus, JanusError, PluginError
+from janus_modular import Janus, PluginError
 from janus_modular.checkpoints.opening import describe
-from janus_modular.checkpoints.pretrained import resolve_pretrained
 from janus_modular.cli.info import gather
 from janus_modular.errors import CheckpointError
 
@@ -381,25 +379,3 @@ def test_long_names_in_a_graph_are_not_repeated_whole(copied: Path):
         with pytest.raises(BundleError, match=says) as caught:
             load_bundle(copied)
         assert len(str(caught.value).replace(str(copied), "")) < 1000
-
-
-def test_a_requirement_below_the_floor_leaves_the_floor(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(onnx_library.onnxruntime, "__version__", "1.20.0")
-    with pytest.raises(ConfigError, match=f"needs onnxruntime >= {ONNX_RUNTIME}"):
-        onnx_library.check_installation("1.19")
-
-
-@pytest.mark.parametrize("read", [load_bundle, Janus.from_pretrained])
-def test_a_folder_that_was_being_replaced_says_so(tmp_path: Path, read: Callable[[Path], Any]):
-    (tmp_path / ".model.janus-old").mkdir()
-    with pytest.raises(BundleError, match=r"is being replaced, or that was interrupted.*\.model\.janus-old"):
-        read(tmp_path / "model")
-    (tmp_path / "model").mkdir()
-    with pytest.raises(JanusError, match=r"no bundle|checkpoint"):
-        read(tmp_path / "model")
-
-
-def test_so_does_a_checkpoint(tmp_path: Path):
-    (tmp_path / ".model.janus-old").mkdir()
-    with pytest.raises(CheckpointError, match="is being replaced, or that was interrupted"):
-        resolve_pretrained(str(tmp_path / "model"))

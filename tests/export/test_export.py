@@ -14,7 +14,6 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.numpy import load_file
-from typer.testing import CliRunner
 
 from janus_export import exporting
 from janus_export.bundle import Bundle, load_bundle
@@ -24,7 +23,6 @@ from janus_export.settings import GRAPHS, ExportConfig, QuantizeConfig
 from janus_export.weights import detach, pointers
 from janus_modular import ConfigError
 from janus_modular.checkpoints import open_checkpoint
-from janus_modular.cli.app import app
 from janus_modular.config import load, resolve
 from janus_modular.model import JanusModel
 
@@ -384,25 +382,3 @@ def test_the_source_is_recorded_without_its_contents(tiny_bundle: Path, tiny_che
     source = json.loads((tiny_bundle / "manifest.json").read_text())["source"]
     assert source["layout"] == "janus-modular"
     assert source["files"]["model.safetensors"][0] == (tiny_checkpoint / "model.safetensors").stat().st_size
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        ["variants=[]", "--precision", "cpu-int4"],
-        ["variants=[fp16]", "--precision", "fp32"],
-        ["only=[text]", "--only", "drawing"],
-        ["max_file_size=2GB", "--max-file-size", "1GB"],
-    ],
-)
-def test_an_option_and_an_override_of_the_same_setting_are_refused(tmp_path: Path, line: list[str]):
-    done = CliRunner().invoke(app, ["export", "model", str(tmp_path / "bundle"), *line])
-    assert done.exit_code == 2, done.output
-    said = " ".join(done.output.split())
-    assert f"found both {line[1]} and {line[0]}; expected one of them" in said
-
-
-@pytest.mark.parametrize("change", ["context=8", "widths=[2048]", "opset=25"])
-def test_what_follows_from_the_model_is_no_setting(change: str):
-    with pytest.raises(ConfigError, match=f"{change.partition('=')[0]}"):
-        resolve(load("export/portable", [change]), ExportConfig)

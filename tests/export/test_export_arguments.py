@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from janus_export.axes import Ranges
 from janus_export.errors import ExportError
 from janus_export.exporting import export
 from janus_export.graphs import drawing_graphs
+from janus_export.settings import ExportConfig
 from janus_export.verify import verify
 from janus_modular import ConfigError, PromptError
+from janus_modular.cli.app import app
 from janus_modular.compose import compose
 from janus_modular.config import load, resolve
 from janus_modular.schema import ModelConfig
@@ -70,3 +73,25 @@ def test_a_path_that_bundles_cannot_hold_is_refused(
     path.parts = lambda: dict.fromkeys(parts, path.draw)
     with pytest.raises(ExportError, match=said):
         drawing_graphs(model, Ranges.of(context=64), torch.float32)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["variants=[]", "--precision", "cpu-int4"],
+        ["variants=[fp16]", "--precision", "fp32"],
+        ["only=[text]", "--only", "drawing"],
+        ["max_file_size=2GB", "--max-file-size", "1GB"],
+    ],
+)
+def test_an_option_and_an_override_of_the_same_setting_are_refused(tmp_path: Path, line: list[str]):
+    done = CliRunner().invoke(app, ["export", "model", str(tmp_path / "bundle"), *line])
+    assert done.exit_code == 2, done.output
+    said = " ".join(done.output.split())
+    assert f"found both {line[1]} and {line[0]}; expected one of them" in said
+
+
+@pytest.mark.parametrize("change", ["context=8", "widths=[2048]", "opset=25"])
+def test_what_follows_from_the_model_is_no_setting(change: str):
+    with pytest.raises(ConfigError, match=f"{change.partition('=')[0]}"):
+        resolve(load("export/portable", [change]), ExportConfig)

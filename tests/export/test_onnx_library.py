@@ -158,3 +158,9 @@ def test_auto_is_the_processor_where_cuda_does_not_start(
 
 def test_the_probe_is_a_graph_that_starts() -> None:
     assert devices.starts("cpu")
+
+
+def test_a_requirement_below_the_floor_leaves_the_floor(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(onnx_library.onnxruntime, "__version__", "1.20.0")
+    with pytest.raises(ConfigError, match=f"needs onnxruntime >= {ONNX_RUNTIME}"):
+        onnx_library.check_installation("1.19")

@@ -1,0 +1,30 @@
+"""Who reads a folder while it is being replaced, or after that was interrupted, learns so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from janus_export.bundle import BundleError, load_bundle
+from janus_modular import Janus, JanusError
+from janus_modular.checkpoints.pretrained import resolve_pretrained
+from janus_modular.errors import CheckpointError
+
+
+@pytest.mark.parametrize("read", [load_bundle, Janus.from_pretrained])
+def test_a_folder_that_was_being_replaced_says_so(tmp_path: Path, read: Callable[[Path], Any]):
+    (tmp_path / ".model.janus-old").mkdir()
+    with pytest.raises(BundleError, match=r"is being replaced, or that was interrupted.*\.model\.janus-old"):
+        read(tmp_path / "model")
+    (tmp_path / "model").mkdir()
+    with pytest.raises(JanusError, match=r"no bundle|checkpoint"):
+        read(tmp_path / "model")
+
+
+def test_so_does_a_checkpoint(tmp_path: Path):
+    (tmp_path / ".model.janus-old").mkdir()
+    with pytest.raises(CheckpointError, match="is being replaced, or that was interrupted"):
+        resolve_pretrained(str(tmp_path / "model"))
