@@ -11,7 +11,16 @@ from importlib.util import find_spec
 
 
 class JanusError(Exception):
-    """Anything a user can put right."""
+    """Anything a user can put right; its text holds no control characters, whatever file it quotes."""
+
+    def __str__(self) -> str:
+        """Return the text with control characters and halves of surrogate pairs escaped; lines stay."""
+        return escaped(super().__str__())
+
+
+def escaped(text: str) -> str:
+    """Return a text that cannot steer a terminal: all that is not printable is escaped, line ends apart."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 class ConfigError(JanusError):

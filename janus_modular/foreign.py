@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from janus_modular.errors import JanusError
+from janus_modular.errors import JanusError, escaped
 
 MAX_JSON_BYTES = 256 * 2**20
 """Larger text files are refused unread; the largest tokenizer.json in use has about 35 MB."""
@@ -80,7 +80,7 @@ def printable(text: object, most: int = 400) -> str:
     """Return a text that any terminal takes, shortened: control characters and surrogates are escaped."""
     text = str(text)
     text = text if len(text) <= most else f"{text[: most - 3]}..."
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return escaped(text)
 
 
 def path_exists(path: str | Path) -> bool:

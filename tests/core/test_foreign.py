@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from janus_modular.errors import ConfigError, PictureError
+from janus_modular.config import load, resolve
+from janus_modular.errors import BundleError, CheckpointError, ConfigError, JanusError, PictureError
 from janus_modular.foreign import (
     MAX_DEPTH,
     depth_exceeds,
@@ -24,6 +25,7 @@ from janus_modular.foreign import (
     read_json,
 )
 from janus_modular.processing.pictures import open_picture
+from janus_modular.schema import ModelConfig
 
 # Images
 
@@ -119,3 +121,21 @@ def test_what_is_printed_fits_any_terminal() -> None:
 def test_a_name_that_no_file_can_have_is_none_that_is_there(name: str, tmp_path: Path) -> None:
     assert not path_exists(name)
     assert path_exists(tmp_path)
+
+
+@pytest.mark.parametrize("character", ["\x1b[2J", "\x9b2J", "\0", "\r", "\u202e", "\ud800"])
+@pytest.mark.parametrize("error", [JanusError, ConfigError, CheckpointError, BundleError])
+def test_errors_hold_no_control_characters(error: type[JanusError], character: str) -> None:
+    text = str(error(f"a weight 'x{character}'\nis missing"))
+    assert text.isascii()
+    assert text.splitlines() == [f"a weight 'x{repr(character)[1:-1]}'", "is missing"]
+    assert str(error(text)) == text
+
+
+def test_names_in_files_are_escaped_in_errors(tmp_path: Path) -> None:
+    (tmp_path / "a\x1b[2J.yaml").write_text("nonsense: 1")
+    (tmp_path / "b.yaml").write_text('"under\\estanding": 1')
+    for path in tmp_path.iterdir():
+        with pytest.raises(ConfigError) as caught:
+            resolve(load(path), ModelConfig)
+        assert "\x1b" not in str(caught.value)
