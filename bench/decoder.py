@@ -40,9 +40,9 @@ from decoder_contestants import (
 )
 from decoder_models import SHAPE, build
 
-from janus_export.bench import processor_name
-from janus_export.bench_memory import read_bandwidth
-from janus_export.on_disk import free_bytes
+from janus_export.bench.bandwidth import read_bandwidth
+from janus_export.bench.run import processor_name
+from janus_export.reference.on_disk import free_bytes
 
 MEMORY = 18e9  # bytes that all of them take together at 24 layers
 

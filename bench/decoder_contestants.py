@@ -16,9 +16,9 @@ import torch
 from decoder_models import CODES
 from transformers import DynamicCache, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
-from janus_export.bench_reads import multiplied, read_by
-from janus_export.runtimes.binding import Binding
-from janus_export.runtimes.onnx_runtime import OnnxConfig, OnnxRuntime
+from janus_export.bench.bytes_read import multiplied, read_by
+from janus_export.runtimes.ort.binding import Binding
+from janus_export.runtimes.ort.runtime import OnnxConfig, OnnxRuntime
 from janus_modular.processing.processor import Processor
 from janus_plugins.sampling_loops.autoregressive import DrawSettings, draw
 

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from janus_export.exporting import export
-from janus_export.settings import ExportConfig, QuantizeConfig
+from janus_export.config import ExportConfig, QuantizeConfig
+from janus_export.onnx_export.export import export
 
 CODES = 16_384
 SHAPE: dict[str, Any] = {

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from janus_export.bench import processor_name
-from janus_export.bench_memory import read_bandwidth
-from janus_export.runtimes.onnx_library import onnxruntime
+from janus_export.bench.bandwidth import read_bandwidth
+from janus_export.bench.run import processor_name
+from janus_export.runtimes.ort.library import onnxruntime
 
 LARGE, SMALL, FUSED = (2048, 5632), (2048, 2048), (2048, 11264)  # inputs, outputs
 TOTAL = 400_000_000  # bytes of weights: more than caches hold

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from janus_export.storage import Stored, write_stream
+from janus_export.bundle.files import Stored, write_stream
 from janus_modular.checkpoints import native
-from janus_modular.compose import processor_for
+from janus_modular.checkpoints.from_config import processor_for
 from janus_modular.config import load, resolve
-from janus_modular.schema import ModelConfig
+from janus_modular.config.schema import ModelConfig
 
 KINDS = {"bf16": (torch.bfloat16, "BF16"), "fp16": (torch.float16, "F16")}
 SHARD = 5_000_000_000  # bytes

@@ -25,9 +25,9 @@ from transformers import JanusForConditionalGeneration
 
 from janus_modular import Janus
 from janus_modular.checkpoints import save_as
-from janus_modular.compose import compose
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
-from janus_modular.schema import ModelConfig
+from janus_modular.config.schema import ModelConfig
 from janus_plugins.sampling_loops.autoregressive import DrawSettings, draw
 from janus_plugins.sampling_loops.text import TextSettings, sample_text
 

@@ -16,7 +16,7 @@ from types import ModuleType
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from janus_modular import interfaces, roles
+from janus_modular import interfaces, protocols
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.plugins.options import comments_of, options_of
 from janus_modular.registry import SLOTS, Hooks, slot_label
@@ -56,7 +56,7 @@ def _paragraphs(slot: str, plugins: Plugins) -> Iterator[str]:
     yield f"{inspect.getdoc(hook)} See [its hook](../hooks.md#register_{slot}registry)."
     yield "## Its interface"
     [name] = re.findall(r"Registry\[(\w+)\]", inspect.get_annotations(hook)["registry"])
-    module = interfaces if hasattr(interfaces, name) else roles
+    module = interfaces if hasattr(interfaces, name) else protocols
     yield from _reference("It", module, name)
     if refers := REFERS.get(slot):
         yield "## What it refers to"

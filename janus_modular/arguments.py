@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_modular.errors import ConfigError, PromptError
-from janus_modular.processing.pictures import PictureSource, open_picture
+from janus_modular.processing.image_io import PictureSource, open_picture
 from janus_modular.sequence import Message, PictureToDraw, PictureToRead, Text
 
 SEGMENTS = (Text, PictureToRead, PictureToDraw)

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from janus_modular.atomic_writes import refuse_interrupted
-from janus_modular.building import Builder
+from janus_modular.components import Builder
 from janus_modular.config import resolve
 from janus_modular.errors import BundleError, MissingExtraError
 from janus_modular.foreign import path_exists
 from janus_modular.interfaces import Part, part
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
-from janus_modular.roles import Runtime
+from janus_modular.protocols import Runtime
 
 MANIFEST = "manifest.json"
 """What a bundle's folder has, and a checkpoint's has not."""

@@ -15,15 +15,15 @@ from janus_modular.answers import Answer, AnswerBatch, AnswerRow, AnswerStream, 
 from janus_modular.bundles import find_bundle, open_bundle
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.plugins import Plugins, default_plugins
-from janus_modular.processing.pictures import PictureSource, to_picture
+from janus_modular.processing.image_io import PictureSource, to_picture
 from janus_modular.processing.processor import Processor
-from janus_modular.roles import Runtime, Sampling
+from janus_modular.protocols import Runtime, Sampling
 from janus_modular.sequence import Message
 
 if TYPE_CHECKING:
     import torch
 
-    from janus_modular.model import JanusModel
+    from janus_modular.model.model import JanusModel
 
 Question = str | Many[Message]
 """What is asked: a text, or a whole conversation with pictures wherever they belong."""
@@ -85,7 +85,7 @@ class Janus:
                 " for bundles; make one with: janus-modular export MODEL BUNDLE"
             )
         from janus_modular.checkpoints import open_checkpoint
-        from janus_modular.device import choose_device
+        from janus_modular.model.device import choose_device
 
         model, processor = open_checkpoint(path, device=choose_device(device), dtype=dtype, plugins=plugins)
         return cls.of(model, processor, plugins)
@@ -109,9 +109,9 @@ class Janus:
         Parts are a registered name, or ``{"name": ..., **options}``. ``size``: of the pictures it draws,
         in pixels, (height, width) or both. ``processor``: as in a config (tokenizer, template, ...).
         """
-        from janus_modular.compose import compose
+        from janus_modular.checkpoints.from_config import compose
         from janus_modular.config import load, resolve
-        from janus_modular.schema import ModelConfig
+        from janus_modular.config.schema import ModelConfig
 
         def part(chosen: str | Mapping[str, Any]) -> dict[str, Any]:
             return {"name": chosen} if isinstance(chosen, str) else dict(chosen)
@@ -136,7 +136,7 @@ class Janus:
     @classmethod
     def of(cls, model: JanusModel, processor: Processor, plugins: Plugins | None = None) -> Janus:
         """Wrap a model in torch, a trained one say."""
-        from janus_modular.session import TorchRuntime
+        from janus_modular.model.session import TorchRuntime
 
         runtime = TorchRuntime(model.eval(), pad=processor.pad_id, forbidden=processor.forbidden)
         return cls(runtime, processor, (plugins or default_plugins()).as_recorded(model.recorded))

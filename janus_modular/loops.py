@@ -1,6 +1,6 @@
 """Driving sampling loops: what each row is told, and holding a loop to its protocol.
 
-What is expected of whom stands in `janus_modular.roles.Sampling`. No torch in here.
+What is expected of whom stands in `janus_modular.protocols.Sampling`. No torch in here.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from janus_modular.answers import AnswerRow
 from janus_modular.errors import CheckError, JanusError, NotFiniteError, PromptError
-from janus_modular.roles import Sampling
+from janus_modular.protocols import Sampling
 from janus_modular.sequence import Sequence as Prompt
 from janus_modular.sequence import occurrences
 
 if TYPE_CHECKING:
-    from janus_modular.model import JanusModel
+    from janus_modular.model.model import JanusModel
     from janus_modular.plugins import Plugins
 
 OVER = object()

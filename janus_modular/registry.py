@@ -18,7 +18,7 @@ from janus_modular.interfaces import (
     PartConfig,
     UnderstandingEncoder,
 )
-from janus_modular.roles import Layout, Runtime, Sampling, Source, Tracker
+from janus_modular.protocols import Layout, Runtime, Sampling, Source, Tracker
 
 PROJECT = "janus_modular"
 API_VERSION = 1

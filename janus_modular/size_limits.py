@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from janus_modular.config import to_plain
-from janus_modular.config.faults import Fault, config_error
+from janus_modular.config.errors import Fault, config_error
 from janus_modular.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ import pytest
 from hypothesis import settings
 
 from janus_modular.plugins import Announcement, Plugins, set_default_plugins
-from janus_modular.plugins.announcements import GROUP
+from janus_modular.plugins.entry_points import GROUP
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import onnxruntime themselves

@@ -20,7 +20,7 @@ import pytest
 import typer.main
 
 from janus_modular.cli.app import app
-from janus_modular.config.shipped import shipped
+from janus_modular.config.presets import shipped
 from janus_modular.plugins import Plugins, set_default_plugins
 
 ROOT = Path(__file__).parents[1]
@@ -151,9 +151,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from PIL import Image
 
     from janus_modular.checkpoints import save
-    from janus_modular.compose import compose
+    from janus_modular.checkpoints.from_config import compose
     from janus_modular.config import load, resolve
-    from janus_modular.schema import ModelConfig
+    from janus_modular.config.schema import ModelConfig
 
     folder = tmp_path_factory.mktemp("workshop")
     torch.manual_seed(0)

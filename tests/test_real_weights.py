@@ -19,15 +19,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from janus_modular import Message, Plugins, Sequence, Text, open_picture
-from janus_modular.batch import collate
-from janus_modular.compose import compose
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.janus import Janus
-from janus_modular.processing.pixels import generation_pixels
-from janus_modular.schema import ModelConfig
+from janus_modular.model.batch import collate
+from janus_modular.processing.image_transforms import generation_pixels
 from janus_modular.training.loop import fit
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig, TrainConfig
-from janus_modular.training.stages import open_sources, train
+from janus_modular.training.train import open_sources, train
 
 pytestmark = pytest.mark.slow
 
@@ -118,7 +118,11 @@ def checkpoint(plugins: Plugins, files: None) -> Path:
         model = resolve(load(CONFIG, SMALL), ModelConfig)
         Janus.of(*compose(model), plugins).save_pretrained(folder)
 
-    code = (PLUGIN, ROOT / "plugins/janus_plugins/backbones/hf.py", ROOT / "janus_modular/compose.py")
+    code = (
+        PLUGIN,
+        ROOT / "plugins/janus_plugins/backbones/hf.py",
+        ROOT / "janus_modular/checkpoints/from_config.py",
+    )
     config = json.dumps(load(CONFIG, SMALL)).encode()
     return kept("composed", [config, *(file.read_bytes() for file in (GGUF, *code))], make)
 

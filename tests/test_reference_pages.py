@@ -16,11 +16,11 @@ import pytest
 import typer.main
 
 from janus_modular.cli.app import app
+from janus_modular.config.schema import ProcessorConfig
 from janus_modular.interfaces import GenerationPath, PixelSpec
 from janus_modular.plugins import Plugins
 from janus_modular.plugins.options import options_of
 from janus_modular.registry import SLOTS
-from janus_modular.schema import ProcessorConfig
 
 ROOT = Path(__file__).parents[1]
 

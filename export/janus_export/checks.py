@@ -38,9 +38,9 @@ def check_onnx_parity(component: Any, example: Any, *, slot: str) -> None:
 def check_drawing_graphs(path: Any, pixels: Any) -> None:
     """Its parts become the graphs of a bundle, for any number of images, and compute what torch does."""
     try:
-        from janus_export.axes import Ranges
-        from janus_export.graphs import drawing_graphs
-        from janus_export.to_onnx import faked, to_onnx
+        from janus_export.bundle.axes import Ranges
+        from janus_export.onnx_export.graphs import drawing_graphs
+        from janus_export.onnx_export.trace import faked, to_onnx
     except ModuleNotFoundError as error:
         raise NotApplicable(str(missing_extra(error, "ONNX") or error)) from error
     import onnx_ir as ir
@@ -118,9 +118,9 @@ def build_rtx(model: bytes) -> None:
         ExportError: TensorRT refuses the graph; says which node or input.
     """
     try:
-        from janus_export.targets import find_target, load
-        from janus_export.tensorrt_builder import Order, build_engine
-        from janus_export.tensorrt_lowering import lower
+        from janus_export.tensorrt_build.builder import Order, build_engine
+        from janus_export.tensorrt_build.lowering import lower
+        from janus_export.tensorrt_build.targets import find_target, load
 
         trt = load(find_target("tensorrt-rtx"))
     except MissingExtraError as error:
@@ -145,9 +145,9 @@ def onnx_of(component: Any, call: Any, larger: Any) -> bytes:
         CheckError: it fixes a length that may vary.
     """
     try:
-        from janus_export.diagnosis import explained
-        from janus_export.lowering import all_translations
-        from janus_export.to_onnx import OPSET, without_warnings
+        from janus_export.onnx_export.diagnostics import explained
+        from janus_export.onnx_export.trace import OPSET, without_warnings
+        from janus_export.onnx_export.translations import all_translations
     except ModuleNotFoundError as error:
         raise NotApplicable(str(missing_extra(error, "ONNX") or error)) from error
     import torch
@@ -176,10 +176,10 @@ def run_onnx(model: bytes, inputs: list[Any]) -> list[Any]:
         NotApplicable: ONNX Runtime is not installed, or has no such operator on a CPU.
     """
     try:
-        from janus_export.runtimes.onnx_library import onnxruntime
+        from janus_export.runtimes.ort.library import onnxruntime
     except ModuleNotFoundError as error:
         raise NotApplicable(str(missing_extra(error, "ONNX Runtime") or error)) from error
-    from janus_export.runtimes.onnx_runtime import quiet_options
+    from janus_export.runtimes.ort.runtime import quiet_options
 
     try:
         session = onnxruntime.InferenceSession(model, quiet_options(), providers=["CPUExecutionProvider"])

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from janus_export.building import BuildConfig, build
-from janus_export.bundle import load_bundle
-from janus_export.exporting import export
-from janus_export.listening import ListeningRuntime
-from janus_export.settings import ExportConfig
+from janus_export.bundle.bundle import load_bundle
+from janus_export.config import ExportConfig
+from janus_export.onnx_export.export import export
+from janus_export.reference.recording import ListeningRuntime
+from janus_export.tensorrt_build.build import BuildConfig, build
 from janus_export.verify import Report, verify
 from janus_modular.demo.finishing import Shown, Trained
 from janus_modular.errors import MissingExtraError

@@ -13,19 +13,12 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from janus_export import (
-    verify_engines,
-    verify_files,
-    verify_layers,
-    verify_numbers,
-    verify_rounded,
-    verify_runs,
-)
-from janus_export.bundle import MANIFEST, Bundle, load_bundle
+from janus_export.bundle.bundle import MANIFEST, Bundle, load_bundle
 from janus_export.errors import BundleError
-from janus_export.on_disk import float32_bytes, free_bytes
-from janus_export.verify_lean import LeanReference
-from janus_export.verify_subject import Check, Reference, Subject
+from janus_export.gates import end_to_end, engines, files, graphs, layerwise, quantized
+from janus_export.reference.on_disk import float32_bytes, free_bytes
+from janus_export.reference.streamed import LeanReference
+from janus_export.reference.target import Check, Reference, Subject
 from janus_modular import arguments
 from janus_modular.bundles import DIGESTS, digest_of
 from janus_modular.checkpoints.merging import merged
@@ -35,24 +28,24 @@ from janus_modular.suggest import did_you_mean
 Gate = Callable[[Subject], Iterable[Check]]
 
 GATES: dict[str, Gate] = {
-    "checker": verify_files.checker,
-    "lint": verify_files.lint,
-    "sizes": verify_files.sizes,
-    "graphs": verify_numbers.graphs,
-    "rows": verify_numbers.rows,
-    "cache": verify_numbers.cache,
-    "engines": verify_engines.engines,
-    "range": verify_rounded.activations,
-    "rounding": verify_rounded.forced,
-    "answer": verify_runs.answer,
-    "drawing": verify_runs.drawing,
+    "checker": files.checker,
+    "lint": files.lint,
+    "sizes": files.sizes,
+    "graphs": graphs.graphs,
+    "rows": graphs.rows,
+    "cache": graphs.cache,
+    "engines": engines.engines,
+    "range": quantized.activations,
+    "rounding": quantized.forced,
+    "answer": end_to_end.answer,
+    "drawing": end_to_end.drawing,
 }
 """In the order in which they are tried; each says itself to which variants it applies."""
 
 LAYER_GATES: dict[str, Gate] = {
     **{name: GATES[name] for name in ("checker", "lint", "sizes", "engines")},
-    "parts": verify_layers.parts,
-    "layers": verify_layers.layers,
+    "parts": layerwise.parts,
+    "layers": layerwise.layers,
 }
 """Those of a model that does not fit into memory."""
 

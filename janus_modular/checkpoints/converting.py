@@ -11,20 +11,20 @@ from torch import Tensor
 
 from janus_modular.checkpoints import native
 from janus_modular.checkpoints.checksums import write_checksums
-from janus_modular.checkpoints.filling import fill
 from janus_modular.checkpoints.merging import merged
 from janus_modular.checkpoints.opening import describe, make_layout
-from janus_modular.checkpoints.weights import open_weights
-from janus_modular.checkpoints.writing import MAX_SHARD_SIZE, write_weights, written_aside
 from janus_modular.config import load, module_path, parts_in, resolve, to_plain
 from janus_modular.config.overrides import parse
+from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckpointError
-from janus_modular.model import JanusModel
+from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.processing.tokenizer_files import save_tokenizer
-from janus_modular.schema import ModelConfig
 from janus_modular.suggest import did_you_mean
+from janus_modular.weights.files import open_weights
+from janus_modular.weights.loading import fill
+from janus_modular.weights.writing import MAX_SHARD_SIZE, write_weights, written_aside
 
 
 def convert(

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from janus_modular.checkpoints import native
 from janus_modular.checkpoints.opening import Opened
-from janus_modular.checkpoints.weights import Weights
 from janus_modular.config import module_path, parts_in
 from janus_modular.plugins import Plugins
-from janus_modular.roles import Merges
+from janus_modular.protocols import Merges
+from janus_modular.weights.files import Weights
 
 
 def merged(opened: Opened, plugins: Plugins | None = None) -> Opened:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from janus_modular.config import module_path, parts_in
-from janus_modular.model import JanusModel
+from janus_modular.model.model import JanusModel
 
 
 def model_card(model: JanusModel, name: str, record: Mapping[str, Any]) -> str:

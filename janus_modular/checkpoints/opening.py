@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from janus_modular.building import Builder
 from janus_modular.bundles import is_bundle
 from janus_modular.checkpoints import native
-from janus_modular.checkpoints.filling import fill
-from janus_modular.checkpoints.pretrained import resolve_pretrained
+from janus_modular.checkpoints.from_config import check_vocabulary, grow_vocabulary, processor_for, sizes_of
 from janus_modular.checkpoints.quantized import refuse_quantized
-from janus_modular.checkpoints.weights import open_weights
-from janus_modular.compose import check_vocabulary, grow_vocabulary, processor_for, sizes_of
+from janus_modular.components import Builder
 from janus_modular.config import load, module_path, parts_in, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckpointError, ConfigError
 from janus_modular.foreign import foreign_errors, naming
-from janus_modular.model import JanusModel
+from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
-from janus_modular.roles import Layout
-from janus_modular.schema import ModelConfig
+from janus_modular.protocols import Layout
+from janus_modular.weights.files import open_weights
+from janus_modular.weights.loading import fill
+from janus_modular.weights.pretrained import resolve_pretrained
 
 
 @dataclass

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from janus_modular.cli import chat, config, convert, data, demo, draw, env, info, plugins, train
-from janus_modular.cli.brought import announced, brought_command
+from janus_modular.cli.external_commands import announced, brought_command
 from janus_modular.errors import JanusError, missing_extra
 from janus_modular.foreign import printable
 

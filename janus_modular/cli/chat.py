@@ -64,7 +64,7 @@ def chat(
 ) -> None:
     """Ask a model about pictures, or about nothing but words."""
     from janus_modular.janus import Janus
-    from janus_modular.processing.pictures import open_picture
+    from janus_modular.processing.image_io import open_picture
     from janus_modular.sequence import Message, PictureToRead, Text
 
     if as_json and question is None:
@@ -127,7 +127,7 @@ def warn_if_cut(answer: Answer) -> None:
 
 def converse(janus: Janus, history: list[Message], waiting: list[Segment], **settings: Any) -> None:
     """Talk until the person leaves; ``waiting`` are pictures for the next message."""
-    from janus_modular.processing.pictures import open_picture
+    from janus_modular.processing.image_io import open_picture
     from janus_modular.sequence import Message, PictureToRead, Text
 
     start = list(history)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from janus_modular.config.faults import Fault
-    from janus_modular.model import JanusModel
+    from janus_modular.config.errors import Fault
+    from janus_modular.model.model import JanusModel
 
 app = typer.Typer(help="Configs: list, show, check and compare them.", no_args_is_help=True)
 Config = Annotated[str, typer.Argument(help="A YAML file, or a shipped name: tiny, train/janus_pro/stage1.")]
@@ -20,7 +20,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[A.B=C]...", hel
 @app.command("list")
 def list_configs(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the shipped configs with what each is."""
-    from janus_modular.config.shipped import shipped
+    from janus_modular.config.presets import shipped
 
     first_lines = {}
     for name, path in shipped().items():
@@ -90,7 +90,7 @@ def diff(
 
 def _resolved(raw: dict[str, Any]) -> Any:
     from janus_modular.config import resolve
-    from janus_modular.config.kinds import schema_of
+    from janus_modular.config.config_types import schema_of
 
     return resolve(raw, schema_of(raw))
 
@@ -98,9 +98,9 @@ def _resolved(raw: dict[str, Any]) -> Any:
 def _build(checked: Any) -> None:
     """Build the config's model on the meta device, where nothing has to be fetched for that."""
     from janus_modular.config import parts_in
-    from janus_modular.config.faults import Fault, config_error
+    from janus_modular.config.errors import Fault, config_error
+    from janus_modular.config.schema import ModelConfig
     from janus_modular.errors import ConfigError
-    from janus_modular.schema import ModelConfig
 
     inside = not isinstance(checked, ModelConfig)
     _check_output(checked)
@@ -109,10 +109,10 @@ def _build(checked: Any) -> None:
         return
     try:
         from janus_modular.checkpoints.native import blank
-        from janus_modular.training.learning import choose
+        from janus_modular.model.checks import misread
         from janus_modular.training.schema import TrainConfig
-        from janus_modular.training.stages import check_length
-        from janus_modular.trial import misread
+        from janus_modular.training.train import check_length
+        from janus_modular.training.trainable import choose
     except ModuleNotFoundError:  # no torch here: components that load without it were checked all the same
         return
     try:
@@ -137,7 +137,7 @@ def _check_context(model: JanusModel, root: str) -> None:
 
     A tokenizer that would have to be fetched is not: then at least begin-of-image stands before an image.
     """
-    from janus_modular.compose import processor_for, sizes_of, tokenizer_files
+    from janus_modular.checkpoints.from_config import processor_for, sizes_of, tokenizer_files
     from janus_modular.foreign import path_exists
     from janus_modular.processing.processor import check_room
     from janus_modular.processing.prompt_check import check_context
@@ -160,7 +160,7 @@ def _check_output(checked: Any) -> None:
     from janus_modular.training.schema import TrainConfig
 
     try:
-        from janus_modular.training.resuming import check_output
+        from janus_modular.training.run_checkpoints import check_output
     except ModuleNotFoundError:  # no torch here
         return
     if isinstance(checked, TrainConfig):
@@ -170,7 +170,7 @@ def _check_output(checked: Any) -> None:
 def _unusable_loops(model: JanusModel) -> list[Fault]:
     """Return a fault for each sampling loop that the model names and that cannot be used here."""
     from janus_modular import loops
-    from janus_modular.config.faults import Fault
+    from janus_modular.config.errors import Fault
     from janus_modular.plugins import default_plugins
 
     paths = {"chat": "text_loop", "draw": "generation"}

@@ -29,8 +29,8 @@ def inspect(
     from janus_modular.errors import ConfigError
     from janus_modular.plugins import default_plugins
     from janus_modular.training.epochs import epochs_table
+    from janus_modular.training.sample_preview import as_html, as_text, look
     from janus_modular.training.schema import TrainConfig
-    from janus_modular.training.sheet import as_html, as_text, look
 
     if out != "terminal" and Path(out).suffix not in (".html", ".htm"):
         raise ConfigError(f"--out {out}: expected terminal, or the name of an .html file.")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from janus_modular.checkpoints.weights import Weights
-    from janus_modular.model import JanusModel
+    from janus_modular.model.model import JanusModel
+    from janus_modular.weights.files import Weights
 
 
 def info(
@@ -56,8 +56,8 @@ def verified(model: str, overrides: list[str]) -> list[str]:
         CheckpointError: a file was changed, or there is nothing to compare with.
     """
     from janus_modular.checkpoints.checksums import FILE, verify_checksums
-    from janus_modular.checkpoints.writing import is_own
     from janus_modular.errors import CheckpointError
+    from janus_modular.weights.writing import is_own
 
     folder = _checkpoint(model, overrides)
     if folder is None:
@@ -83,11 +83,11 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
     from janus_modular import loops
     from janus_modular.checkpoints.native import blank, plugins_of
     from janus_modular.checkpoints.opening import check_weights, describe
-    from janus_modular.checkpoints.weights import open_weights
     from janus_modular.config import load, resolve
+    from janus_modular.config.schema import ModelConfig
     from janus_modular.foreign import naming
     from janus_modular.plugins import default_plugins
-    from janus_modular.schema import ModelConfig
+    from janus_modular.weights.files import open_weights
 
     plugins = default_plugins()
     if folder := _checkpoint(model, overrides):
@@ -124,10 +124,10 @@ def _checkpoint(model: str, overrides: list[str]) -> Path | None:
     ``model/tiny`` looks like a hub id, too: what lies in a folder of the shipped configs is none.
     """
     from janus_modular.bundles import is_hub_id
-    from janus_modular.checkpoints.pretrained import resolve_pretrained
     from janus_modular.config import shipped
     from janus_modular.errors import ConfigError
     from janus_modular.foreign import foreign_errors, printable
+    from janus_modular.weights.pretrained import resolve_pretrained
 
     with foreign_errors(f"'{printable(model)}'", ConfigError, "Give a folder, a hub id, or a config."):
         path = Path(model).expanduser()

@@ -69,7 +69,7 @@ def run(plugins: Plugins, one: Announcement, overrides: list[str], *, slow: bool
     from rich.progress import track
 
     from janus_modular.testing import Result, checks_of, run_check
-    from janus_modular.testing.contexts import context
+    from janus_modular.testing.fixtures import context
     from janus_modular.testing.sharding import close_pair
 
     same = [other for other in plugins.usable(one.slot) if other.name == one.name]

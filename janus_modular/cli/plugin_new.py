@@ -14,7 +14,7 @@ def new(
     out: Annotated[Path, typer.Option(help="The folder that the plugin's own is made in.")] = Path("."),
 ) -> None:
     """Write a plugin that works: a distribution of one small component, with its test."""
-    from janus_modular.plugins.authoring import slot_named, write_plugin
+    from janus_modular.plugins.scaffold import slot_named, write_plugin
 
     files = write_plugin(name, slot_named(slot), out)
     folder = out / name

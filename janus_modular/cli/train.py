@@ -36,12 +36,12 @@ def train(
 
         describe(chosen, plugins, Console())
         return
-    from janus_modular.training import stages
+    from janus_modular.training import train as training
 
     try:
-        model = stages.train(chosen, resume=resume, quiet=quiet, title=config, plugins=plugins)
+        model = training.train(chosen, resume=resume, quiet=quiet, title=config, plugins=plugins)
     except KeyboardInterrupt:
-        from janus_modular.training.resuming import newest
+        from janus_modular.training.run_checkpoints import newest
 
         saved = newest(Path(chosen.output))
         cure = f"go on from {saved.name} with: --resume" if saved else "nothing was saved yet"

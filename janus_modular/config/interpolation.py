@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from janus_modular.config.faults import Fault
+from janus_modular.config.errors import Fault
 from janus_modular.foreign import reason
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from janus_modular.config.interpolation import interpolate
 from janus_modular.config.overrides import Override, apply, parse
-from janus_modular.config.shipped import find, shipped_folder
+from janus_modular.config.presets import find, shipped_folder
 from janus_modular.errors import ConfigError
 from janus_modular.foreign import depth_exceeds, foreign_errors, read_text
 from janus_modular.plugins import Plugins, default_plugins

@@ -8,10 +8,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from janus_modular.config.faults import Fault, config_error
+from janus_modular.config.config_types import check_kind
+from janus_modular.config.errors import Fault, config_error
 from janus_modular.config.interpolation import interpolate
-from janus_modular.config.kinds import check_kind
-from janus_modular.config.leaves import convert, words
+from janus_modular.config.scalars import convert, words
 from janus_modular.errors import JanusError
 from janus_modular.foreign import printable, reason
 from janus_modular.interfaces import Part

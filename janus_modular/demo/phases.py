@@ -15,22 +15,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from janus_modular.assemble import assemble
-from janus_modular.building import Builder
-from janus_modular.checkpoints.weights import open_weights
-from janus_modular.checkpoints.writing import write_weights
+from janus_modular.components import Builder
 from janus_modular.config import resolve, to_plain
 from janus_modular.demo.classifier import Classifier
 from janus_modular.demo.contrastive import Contrastive
 from janus_modular.demo.pictures import LabelledPictures, as_pixels, batches
 from janus_modular.demo.schema import DemoConfig, PhaseConfig
 from janus_modular.interfaces import ImageTokenizer, Part
-from janus_modular.model import JanusModel
+from janus_modular.model.build import assemble
+from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.training.loop import fit
-from janus_modular.training.resuming import newest
+from janus_modular.training.run_checkpoints import newest
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.stages import train
+from janus_modular.training.train import train
+from janus_modular.weights.files import open_weights
+from janus_modular.weights.writing import write_weights
 
 TOKENIZER = "generation.tokenizer"
 ENCODER = "understanding.encoder"

@@ -32,7 +32,7 @@ from janus_modular.interfaces import ImageTokenizer
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.training.processes import refuse_several_processes
-from janus_modular.training.resuming import LOCK, check_output, run_folder
+from janus_modular.training.run_checkpoints import LOCK, check_output, run_folder
 
 MARK = "demo.yaml"
 """What a folder of this demo's making holds: its settings."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from janus_modular.config.schema import ModelConfig
 from janus_modular.interfaces import Part, part
-from janus_modular.schema import ModelConfig
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 
 

@@ -21,7 +21,7 @@ component (``twice``, ``adaptors:twice``) or distribution; ``JANUS_PLUGINS_STRIC
 plugin into an error; ``janus-modular plugins doctor`` tries them all.
 """
 
-from janus_modular.plugins.announcements import Announcement, installed
 from janus_modular.plugins.catalogue import Plugins, default_plugins, set_default_plugins
+from janus_modular.plugins.entry_points import Announcement, installed
 
 __all__ = ["Announcement", "Plugins", "default_plugins", "installed", "set_default_plugins"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from janus_modular.errors import JanusError, PluginError
 from janus_modular.interfaces import Part
-from janus_modular.plugins.announcements import Announcement, installed
+from janus_modular.plugins.entry_points import Announcement, installed
 from janus_modular.plugins.loading import load, load_file
 from janus_modular.registry import SLOTS, Entry, slot_label
 from janus_modular.suggest import did_you_mean

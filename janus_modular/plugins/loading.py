@@ -14,7 +14,7 @@ from typing import Any
 import pluggy
 
 from janus_modular.errors import PluginError, missing_extra
-from janus_modular.plugins.announcements import Announcement
+from janus_modular.plugins.entry_points import Announcement
 from janus_modular.registry import PROJECT, SLOTS, Entry, Hooks, Registry
 from janus_modular.suggest import did_you_mean
 

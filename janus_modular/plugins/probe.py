@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_modular.errors import JanusError, MissingExtraError
-from janus_modular.plugins.announcements import Announcement
+from janus_modular.plugins.entry_points import Announcement
 from janus_modular.plugins.loading import load, load_file, module_of
 
 

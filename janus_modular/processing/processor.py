@@ -12,18 +12,18 @@ from typing import Any
 from PIL import Image
 
 from janus_modular.atomic_writes import write_text
+from janus_modular.config.schema import ProcessorConfig
 from janus_modular.errors import ConfigError, DataError, PromptError
 from janus_modular.foreign import foreign_errors, naming, printable, read_json
 from janus_modular.interfaces import PixelSpec
-from janus_modular.processing.parts import Part, PartMaker, Supervise, with_supervision
 from janus_modular.processing.processor_record import Drawing as Drawing
 from janus_modular.processing.processor_record import read_record
-from janus_modular.processing.sequencing import lay_out, with_pixels, without_condition
+from janus_modular.processing.prompt_segments import Part, PartMaker, Supervise, with_supervision
+from janus_modular.processing.sequence_builder import lay_out, with_pixels, without_condition
 from janus_modular.processing.streaming import StopRule, TextStream
 from janus_modular.processing.templates import make_template
 from janus_modular.processing.text_tokenizer import TextTokenizer
 from janus_modular.processing.tokenizer_files import load_tokenizer, save_tokenizer
-from janus_modular.schema import ProcessorConfig
 from janus_modular.sequence import IGNORED, Message, PictureToDraw, Sample, Text, unconditional
 from janus_modular.sequence import Sequence as TokenSequence
 

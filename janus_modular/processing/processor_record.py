@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from janus_modular.config.leaves import convert, words
+from janus_modular.config.scalars import convert, words
+from janus_modular.config.schema import SpecialTokens
 from janus_modular.errors import ConfigError
 from janus_modular.foreign import printable
 from janus_modular.interfaces import PixelSpec
-from janus_modular.schema import SpecialTokens
 
 T = TypeVar("T")
 OPTIONAL = {"template_variables"}  # which processors before it lack

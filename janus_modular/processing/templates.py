@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.foreign import reason
-from janus_modular.processing.marking import NONCE, Render, Turn
+from janus_modular.processing.template_spans import NONCE, Render, Turn
 
 UNDERSTANDING_SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that "

@@ -13,11 +13,11 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from janus_modular.atomic_writes import write_text
+from janus_modular.config.schema import SpecialTokens
 from janus_modular.errors import ConfigError
 from janus_modular.foreign import foreign_errors, naming, read_json, read_text
 from janus_modular.processing.byte_vocabulary import byte_tokenizer
 from janus_modular.processing.text_tokenizer import TextTokenizer
-from janus_modular.schema import SpecialTokens
 
 PUBLISHED = {
     "bos": "<｜begin▁of▁sentence｜>",

@@ -13,7 +13,7 @@ from torch import Tensor
 from janus_modular import loops
 from janus_modular.errors import JanusError
 from janus_modular.plugins import default_plugins
-from janus_modular.roles import SESSION_SIZES
+from janus_modular.protocols import SESSION_SIZES
 from janus_modular.sequence import Sequence
 from janus_modular.testing.check import ensure
 from janus_modular.testing.examples import prompt

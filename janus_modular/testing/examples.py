@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_modular.roles import Session
+from janus_modular.protocols import Session
 from janus_modular.sequence import IGNORED, Sequence
 from janus_modular.testing.check import NotApplicable
 

@@ -32,10 +32,10 @@ class Result:
 
 def checks_of(slot: str) -> list[Check]:
     """Return the checks of a slot: our own, then those that installed packages bring; slow ones last."""
-    import janus_modular.testing.around
-    import janus_modular.testing.modules
-    import janus_modular.testing.parts
-    import janus_modular.testing.sharding  # noqa: F401
+    import janus_modular.testing.common_checks
+    import janus_modular.testing.sharding
+    import janus_modular.testing.slot_checks
+    import janus_modular.testing.system_checks  # noqa: F401
 
     brought = [_brought(point) for point in sorted(entry_points(group=GROUP))]
     every = {check.name: check for check in [*REGISTERED.values(), *brought]}

@@ -7,11 +7,11 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 from janus_modular.errors import TrainingError
-from janus_modular.roles import Fingerprinted, Source
+from janus_modular.protocols import Fingerprinted, Source
 from janus_modular.training.mixture import count_samples
 from janus_modular.training.sample_faults import FaultLedger
 from janus_modular.training.schema import BadSamplesConfig
-from janus_modular.training.work import Work
+from janus_modular.training.step_batches import Work
 
 log = logging.getLogger(__name__)
 

@@ -7,19 +7,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from janus_modular.device import choose_device
 from janus_modular.foreign import printable
+from janus_modular.model.device import choose_device
 from janus_modular.plugins import Plugins
-from janus_modular.training.building import sketch_model
 from janus_modular.training.epochs import epochs_table
 from janus_modular.training.estimate import Memory, estimate
-from janus_modular.training.learning import choose, table
+from janus_modular.training.initial_model import sketch_model
 from janus_modular.training.processes import refuse_several_processes
-from janus_modular.training.resuming import check_output
+from janus_modular.training.run_checkpoints import check_output
 from janus_modular.training.sample_faults import COUNTED
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.stages import choose_autocast, open_sources, prepare
-from janus_modular.training.work import Work
+from janus_modular.training.step_batches import Work
+from janus_modular.training.train import choose_autocast, open_sources, prepare
+from janus_modular.training.trainable import choose, table
 
 
 def dry_run(config: TrainConfig, plugins: Plugins, console: Console) -> None:

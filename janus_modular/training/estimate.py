@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from janus_modular.batch import Batch
-from janus_modular.model import JanusModel
+from janus_modular.model.batch import Batch
+from janus_modular.model.model import JanusModel
 from janus_modular.sequence import IGNORED
-from janus_modular.training.work import Work
+from janus_modular.training.step_batches import Work
 
 FULL = 4  # bytes of a float32
 

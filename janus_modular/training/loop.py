@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from janus_modular.errors import TrainingError
-from janus_modular.roles import Tracker
+from janus_modular.protocols import Tracker
 from janus_modular.training.engine import Engine, Figures, of_scalars
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 
@@ -39,7 +39,7 @@ def fit(
     """Train any module by a function of its batches that returns named scalar losses.
 
     ``work`` yields a batch for each step. Figures of the last logged steps are returned. Janus itself
-    is trained by `janus_modular.training.stages`, on the same engine.
+    is trained by `janus_modular.training.train`, on the same engine.
 
     Raises:
         TrainingError: nothing learns, a loss is not finite, or ``work`` ends too early.

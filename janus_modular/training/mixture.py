@@ -15,7 +15,7 @@ import numpy as np
 
 from janus_modular.errors import DataError, JanusError
 from janus_modular.foreign import reason
-from janus_modular.roles import Source
+from janus_modular.protocols import Source
 from janus_modular.sequence import Message, Sample
 from janus_modular.training.shares import Phase, taken
 

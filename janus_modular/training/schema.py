@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal
 
+from janus_modular.config.schema import ModelConfig
 from janus_modular.interfaces import Part, part
-from janus_modular.schema import ModelConfig
 from janus_modular.suggest import did_you_mean
 from janus_modular.training.shares import Phase, taken
 

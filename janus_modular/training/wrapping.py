@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from janus_modular.building import Builder
+from janus_modular.components import Builder
 from janus_modular.config import resolve, to_plain
-from janus_modular.config.faults import Fault, config_error
+from janus_modular.config.errors import Fault, config_error
 from janus_modular.errors import ConfigError
 from janus_modular.interfaces import Part
-from janus_modular.model import JanusModel
+from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
 
 SLOT = "backbones"

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from janus_modular import Message, PictureToRead, PromptError, Text
 from janus_modular.answers import Answer, Usage
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.cli.app import app
-from janus_modular.compose import compose
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.janus import Janus
-from janus_modular.schema import ModelConfig
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
 CONTEXT = 56

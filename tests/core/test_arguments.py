@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from janus_modular import ConfigError, JanusError, Message, PromptError, Text
-from janus_modular.compose import compose
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.janus import Janus
-from janus_modular.schema import ModelConfig
 
 
 @pytest.fixture(scope="module")

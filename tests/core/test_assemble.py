@@ -8,9 +8,9 @@ import pytest
 
 from janus_modular.checkpoints.native import blank
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError
 from janus_modular.plugins import Plugins
-from janus_modular.schema import ModelConfig
 
 PLUGIN = """
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from janus_modular import IGNORED, PromptError, Sequence
-from janus_modular.batch import collate, pack
+from janus_modular.model.batch import collate, pack
 
 
 def sequence(length: int, *, read: int = 0, drawn: int = 0, source: str = "", first: int = 1) -> Sequence:

@@ -17,7 +17,7 @@ from janus_modular.cli.app import app
 from janus_modular.config import load, resolve
 from janus_modular.plugins import Plugins, set_default_plugins
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.stages import open_sources, train
+from janus_modular.training.train import open_sources, train
 
 HOLDERS = '''
 """A component in every slot around the model that holds others."""
@@ -148,8 +148,8 @@ def test_a_runtime_and_a_layout_that_hold_components(holders: Plugins, tiny_bund
 @pytest.fixture
 def tiny_bundle_folder(tmp_path: Path) -> Path:
     """A folder that a runtime of the plugin takes for a bundle."""
-    from janus_modular.compose import compose
-    from janus_modular.schema import ModelConfig
+    from janus_modular.checkpoints.from_config import compose
+    from janus_modular.config.schema import ModelConfig
 
     folder = tmp_path / "bundle"
     folder.mkdir()

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import pytest
 
-from janus_modular.compose import compose
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, parts_in, resolve, shipped, to_plain, to_yaml
-from janus_modular.config.kinds import schema_of
+from janus_modular.config.config_types import schema_of
+from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.interfaces import Part, part
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins, default_plugins
-from janus_modular.schema import ModelConfig
 from janus_modular.training.schema import TrainConfig
 
 PLUGIN = """

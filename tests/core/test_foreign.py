@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import BundleError, CheckpointError, ConfigError, JanusError, PictureError
 from janus_modular.foreign import (
     MAX_DEPTH,
@@ -24,8 +25,7 @@ from janus_modular.foreign import (
     printable,
     read_json,
 )
-from janus_modular.processing.pictures import open_picture
-from janus_modular.schema import ModelConfig
+from janus_modular.processing.image_io import open_picture
 
 # Images
 
@@ -52,7 +52,7 @@ def test_an_edited_image_is_read_or_refused_by_name(
 
 
 def test_refuses_sides_that_no_filter_should_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("janus_modular.processing.pictures.MAX_SIDE", 100)
+    monkeypatch.setattr("janus_modular.processing.image_io.MAX_SIDE", 100)
     assert open_picture(Image.new("RGB", (1, 100))).size == (1, 100)
     for size in ((1, 101), (101, 1)):
         with pytest.raises(PictureError, match="at most 100 are read on a side"):

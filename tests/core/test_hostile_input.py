@@ -14,14 +14,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.checkpoints.native import save
 from janus_modular.checkpoints.opening import describe
-from janus_modular.compose import compose
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError, JanusError
 from janus_modular.processing.processor import Processor
 from janus_modular.processing.tokenizer_files import load_tokenizer
-from janus_modular.schema import ModelConfig
 from janus_modular.training.schema import TrainConfig
 
 

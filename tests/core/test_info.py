@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from janus_modular.checkpoints import native, open_checkpoint
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.cli.info import gather, millions
-from janus_modular.compose import compose
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckpointError, ConfigError, JanusError
 from janus_modular.janus import Janus
-from janus_modular.schema import ModelConfig
 
 # In millions, per module: counted on the published models.
 PUBLISHED = {

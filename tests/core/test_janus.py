@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from janus_modular import ConfigError, Message, PictureToRead, PromptError, Text, unconditional
-from janus_modular.batch import collate
-from janus_modular.compose import compose
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.janus import Janus
-from janus_modular.schema import ModelConfig
-from janus_modular.session import TorchSession
+from janus_modular.model.batch import collate
+from janus_modular.model.session import TorchSession
 
 PICTURES = [
     Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 30 + i, 3), dtype=np.uint8))

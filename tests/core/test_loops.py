@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from janus_modular import PromptError
-from janus_modular.compose import compose
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckError
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins
-from janus_modular.schema import ModelConfig
 from janus_modular.testing import SamplingExample, checks_of, run_check
 from janus_modular.testing.examples import NumpySession, prompt
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from janus_modular import MissingExtraError, Part, PartConfig
-from janus_modular.building import Builder
+from janus_modular.components import Builder
 from janus_modular.errors import JanusError, MissingPackageError
 from janus_modular.plugins import Plugins
 from janus_modular.registry import Entry

@@ -7,12 +7,12 @@ from PIL import Image
 from torch.nn import functional as F
 
 from janus_modular import IGNORED, Message, PictureToDraw, PictureToRead, PromptError, Sample, Sequence, Text
-from janus_modular.batch import collate, pack
-from janus_modular.compose import compose
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
-from janus_modular.model import JanusModel, place
+from janus_modular.config.schema import ModelConfig
+from janus_modular.model.batch import collate, pack
+from janus_modular.model.model import JanusModel, place
 from janus_modular.processing.processor import Processor
-from janus_modular.schema import ModelConfig
 
 
 @pytest.fixture(scope="module")

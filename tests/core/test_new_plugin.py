@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from janus_modular.cli.app import app
-from janus_modular.plugins.authoring import TEMPLATE, TESTED, slot_named, write_plugin
+from janus_modular.plugins.scaffold import TEMPLATE, TESTED, slot_named, write_plugin
 from janus_modular.registry import SLOTS, slot_label
 
 QUICK = "adaptors"

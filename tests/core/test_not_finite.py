@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from janus_modular import NOT_FINITE, Janus, NotFiniteError, mark_not_finite, refuse_not_finite
-from janus_modular.compose import compose
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.loops import pictures
-from janus_modular.schema import ModelConfig
 
 NAN, INF = float("nan"), float("inf")
 Use = Callable[[Janus], object]

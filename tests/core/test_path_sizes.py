@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from janus_modular import ConfigError
-from janus_modular.assemble import assemble
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
+from janus_modular.model.build import assemble
 from janus_modular.plugins import Plugins
-from janus_modular.schema import ModelConfig
 
 PLUGIN = """
 from janus_modular import hookimpl

@@ -11,20 +11,20 @@ from typer.testing import CliRunner
 
 from janus_modular.cli.app import app
 from janus_modular.config import load, parts_in, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError, MissingExtraError, PluginError
 from janus_modular.interfaces import Part
 from janus_modular.plugins import (
     Announcement,
     Plugins,
-    announcements,
     default_plugins,
+    entry_points,
     installed,
     set_default_plugins,
 )
-from janus_modular.plugins.authoring import write_plugin
+from janus_modular.plugins.scaffold import write_plugin
 from janus_modular.registry import SLOTS
-from janus_modular.schema import ModelConfig
-from janus_modular.testing.contexts import context
+from janus_modular.testing.fixtures import context
 
 GOOD = """
 from dataclasses import dataclass
@@ -313,7 +313,7 @@ def test_an_older_plugin_api_is_read_for_some_time_and_says_so(site: Path, monke
     install(site, "acme-old", "acme_old", GOOD, api=0)
     with pytest.raises(PluginError, match=r"version 0 of the plugin API(.|\n)*--upgrade acme-old"):
         found_in(site).entry("adaptors", "twice")
-    monkeypatch.setitem(announcements.DEPRECATED, 0, "0.4")
+    monkeypatch.setitem(entry_points.DEPRECATED, 0, "0.4")
     plugins = found_in(site)
     assert plugins.entry("adaptors", "twice")
     assert "janus-modular 0.4 stops reading it" in plugins.announcements[0].deprecation()

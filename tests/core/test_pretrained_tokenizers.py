@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, SiglipVisionConfig
 
 from janus_modular import ConfigError, Janus
-from janus_modular.building import Builder
+from janus_modular.checkpoints.from_config import tokenizer_files
 from janus_modular.checkpoints.native import blank
-from janus_modular.compose import tokenizer_files
+from janus_modular.components import Builder
 from janus_modular.config import load, resolve
 from janus_modular.plugins import Plugins
 from janus_modular.training.schema import TrainConfig

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
-from janus_modular.sampling import pick, truncate
+from janus_modular.model.sampling import pick, truncate
 
 
 def test_pick_follows_the_distribution() -> None:

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from janus_modular.session import TorchSession
+from janus_modular.model.session import TorchSession
 from janus_modular.testing.examples import prompt
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_states_of_any_dtype_come_to_numpy_as_they_are(dtype: torch.dtype) -> None:
-    from janus_modular.compose import compose
+    from janus_modular.checkpoints.from_config import compose
     from janus_modular.config import load, resolve
-    from janus_modular.schema import ModelConfig
+    from janus_modular.config.schema import ModelConfig
 
     model, processor = compose(resolve(load("tiny"), ModelConfig))
     session = TorchSession(model.to(dtype).eval(), capacity=8, pad=processor.pad_id)

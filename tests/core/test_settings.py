@@ -8,12 +8,12 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.cli.app import app
 from janus_modular.cli.options import settings_of
-from janus_modular.compose import compose
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.janus import Janus
-from janus_modular.schema import ModelConfig
 
 
 def test_settings_are_values_in_yaml() -> None:

@@ -21,22 +21,22 @@ import pytest
 import torch
 from PIL import Image
 
-from janus_export.axes import Ranges
-from janus_export.bundle import load_bundle, write_manifest
-from janus_export.exporting import export
-from janus_export.graphs import Graph, declare
+from janus_export.bundle.axes import Ranges
+from janus_export.bundle.bundle import load_bundle, write_manifest
+from janus_export.config import ExportConfig
+from janus_export.onnx_export.export import export
+from janus_export.onnx_export.graphs import Graph, declare
+from janus_export.onnx_export.trace import faked, to_onnx
+from janus_export.reference.target import Reference
 from janus_export.runtimes.contract import MAGNITUDE
-from janus_export.settings import ExportConfig
-from janus_export.to_onnx import faked, to_onnx
 from janus_export.verify import Report, verify
-from janus_export.verify_subject import Reference
 from janus_modular.checkpoints import save
-from janus_modular.compose import compose
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.janus import Janus
-from janus_modular.model import JanusModel
+from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
-from janus_modular.schema import ModelConfig
 
 Change = Callable[[ir.Model], None]
 Lower = Callable[[JanusModel, str], tuple[Graph, ir.Model]]

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from janus_export.bundle import load_bundle
-from janus_export.engines import key_of
-from janus_export.storage import sha256
+from janus_export.bundle.bundle import load_bundle
+from janus_export.bundle.engines import key_of
+from janus_export.bundle.files import sha256
 
 
 def build(

@@ -16,11 +16,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from janus_export import bench_memory
-from janus_export.bench import bench
-from janus_export.bench_memory import read_bandwidth
-from janus_export.bench_reads import cache_read, multiplied
-from janus_export.bundle import load_bundle
+from janus_export.bench import bandwidth
+from janus_export.bench.bandwidth import read_bandwidth
+from janus_export.bench.bytes_read import cache_read, multiplied
+from janus_export.bench.run import bench
+from janus_export.bundle.bundle import load_bundle
 from janus_export.process_memory import AnonymousPeak, anonymous_memory, peak_memory
 from janus_modular import ConfigError, Janus, JanusError
 from janus_modular.cli.app import app
@@ -32,7 +32,7 @@ FEW = ["--tokens", "3", "--rounds", "2", "--threads", "1"]
 def _little_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Read little, and leave torch the threads that it had."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr(bench_memory, "SIZE", 1 << 22)
+    monkeypatch.setattr(bandwidth, "SIZE", 1 << 22)
     yield
     torch.set_num_threads(threads)
 

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 import tensorrt_rtx as rtx
 
-from janus_export import building, targets
-from janus_export.building import BuildConfig, build
-from janus_export.bundle import load_bundle
+from janus_export.bundle.bundle import load_bundle
 from janus_export.errors import ExportError
-from janus_export.graphics_card import compute_capability
-from janus_export.runtimes.cuda import Gpu
+from janus_export.runtimes.trt.cuda import Gpu
+from janus_export.runtimes.trt.device import compute_capability
+from janus_export.tensorrt_build import build as building
+from janus_export.tensorrt_build import targets
+from janus_export.tensorrt_build.build import BuildConfig, build
 from janus_modular.errors import MissingExtraError
 
 FOUND = '{"Layers": [{"Name": "gemm"}]}'

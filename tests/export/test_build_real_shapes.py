@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from janus_export.bundle import load_bundle
-from janus_export.exporting import export
-from janus_export.settings import ExportConfig
+from janus_export.bundle.bundle import load_bundle
+from janus_export.config import ExportConfig
+from janus_export.onnx_export.export import export
+from janus_modular.checkpoints.from_config import processor_for
 from janus_modular.checkpoints.native import blank, stored, write_description
-from janus_modular.checkpoints.writing import write_weights
-from janus_modular.compose import processor_for
 from janus_modular.config import load, resolve
-from janus_modular.model import JanusModel
-from janus_modular.schema import ModelConfig
+from janus_modular.config.schema import ModelConfig
+from janus_modular.model.model import JanusModel
+from janus_modular.weights.writing import write_weights
 
 LAYERS = 4
 LAYER_BYTES = 2 * (4 * 2048**2 + 3 * 2048 * 5632)

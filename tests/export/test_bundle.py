@@ -16,10 +16,10 @@ import jsonschema
 import onnx
 import pytest
 
-from janus_export.bundle import BundleError, load_bundle, write_manifest
-from janus_export.external_data import references
-from janus_export.runtimes.onnx_runtime import OnnxConfig, OnnxRuntime
-from janus_export.storage import byte_ranges, sha256
+from janus_export.bundle.bundle import BundleError, load_bundle, write_manifest
+from janus_export.bundle.external_data import references
+from janus_export.bundle.files import byte_ranges, sha256
+from janus_export.runtimes.ort.runtime import OnnxConfig, OnnxRuntime
 from janus_modular import Janus, PluginError
 from janus_modular.checkpoints.opening import describe
 from janus_modular.cli.info import gather

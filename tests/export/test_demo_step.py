@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from janus_export import demo_step
-from janus_export.bundle import load_bundle
+from janus_export.bundle.bundle import load_bundle
 from janus_export.demo_step import bundle
 from janus_modular.demo.finishing import Trained, find_steps
 from janus_modular.errors import MissingExtraError

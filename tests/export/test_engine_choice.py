@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from janus_export.bundle import Bundle, BundleError
-from janus_export.engines import find_engines, key_of
+from janus_export.bundle.bundle import Bundle, BundleError
+from janus_export.bundle.engines import find_engines, key_of
 
 RTX = "tensorrt-rtx"
 

@@ -15,16 +15,16 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from janus_export import exporting
-from janus_export.bundle import Bundle, load_bundle
+from janus_export.bundle.bundle import Bundle, load_bundle
+from janus_export.config import GRAPHS, ExportConfig, QuantizeConfig
 from janus_export.errors import BundleError, ExportError
-from janus_export.exporting import export
-from janus_export.settings import GRAPHS, ExportConfig, QuantizeConfig
-from janus_export.weights import detach, pointers
+from janus_export.onnx_export import export as exporting
+from janus_export.onnx_export.export import export
+from janus_export.onnx_export.weights import detach, pointers
 from janus_modular import ConfigError
 from janus_modular.checkpoints import open_checkpoint
 from janus_modular.config import load, resolve
-from janus_modular.model import JanusModel
+from janus_modular.model.model import JanusModel
 
 RNG = np.random.default_rng(0)
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from janus_export.axes import Ranges
+from janus_export.bundle.axes import Ranges
+from janus_export.config import ExportConfig
 from janus_export.errors import ExportError
-from janus_export.exporting import export
-from janus_export.graphs import drawing_graphs
-from janus_export.settings import ExportConfig
+from janus_export.onnx_export.export import export
+from janus_export.onnx_export.graphs import drawing_graphs
 from janus_export.verify import verify
 from janus_modular import ConfigError, PromptError
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.cli.app import app
-from janus_modular.compose import compose
 from janus_modular.config import load, resolve
-from janus_modular.schema import ModelConfig
+from janus_modular.config.schema import ModelConfig
 
 
 @pytest.mark.parametrize(

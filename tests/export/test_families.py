@@ -14,12 +14,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from janus_export.graphs import Graph
-from janus_export.pieces import cut
-from janus_modular.compose import compose
+from janus_export.onnx_export.graphs import Graph
+from janus_export.reference.subgraphs import cut
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
-from janus_modular.model import JanusModel
-from janus_modular.schema import ModelConfig
+from janus_modular.config.schema import ModelConfig
+from janus_modular.model.model import JanusModel
 
 Lower = Callable[[JanusModel, str], tuple[Graph, ir.Model]]
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from janus_export.bundle.files import write_stream
 from janus_export.errors import ExportError
-from janus_export.quantize import stored
-from janus_export.rounding import Rounding
-from janus_export.storage import write_stream
-from janus_export.weights import Source, is_finite
+from janus_export.onnx_export.quantize import stored
+from janus_export.onnx_export.rounding import Rounding
+from janus_export.onnx_export.weights import Source, is_finite
 from janus_modular.cli.app import app
 
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32

@@ -14,8 +14,8 @@ import pytest
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
-from janus_export.bundle import BundleError, load_bundle
-from janus_export.storage import sha256
+from janus_export.bundle.bundle import BundleError, load_bundle
+from janus_export.bundle.files import sha256
 from janus_modular import Janus
 from janus_modular.bundles import find_bundle
 from janus_modular.cli.app import app

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from janus_export import building, exporting, targets
-from janus_export.building import BuildConfig, build
-from janus_export.bundle import is_bundle, load_bundle
-from janus_export.exporting import export
-from janus_export.settings import ExportConfig
-from janus_export.storage import sha256
-from janus_export.tensorrt_builder import Built
+from janus_export.bundle.bundle import is_bundle, load_bundle
+from janus_export.bundle.files import sha256
+from janus_export.config import ExportConfig
+from janus_export.onnx_export import export as exporting
+from janus_export.onnx_export.export import export
+from janus_export.tensorrt_build import build as building
+from janus_export.tensorrt_build import targets
+from janus_export.tensorrt_build.build import BuildConfig, build
+from janus_export.tensorrt_build.builder import Built
 
 OLD, NEW = "old", "new"
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
-from janus_export.exporting import export
-from janus_export.graphics_card import compute_capability
+from janus_export.config import ExportConfig
+from janus_export.onnx_export.export import export
 from janus_export.runtimes.contract import Tensor
-from janus_export.runtimes.cuda import Gpu
-from janus_export.runtimes.device_memory import Choices, DeviceTensor, Feed, join
-from janus_export.runtimes.onnx_session import OnnxSession
-from janus_export.settings import ExportConfig
+from janus_export.runtimes.ort.session import OnnxSession
+from janus_export.runtimes.trt.cuda import Gpu
+from janus_export.runtimes.trt.device import compute_capability
+from janus_export.runtimes.trt.memory import Choices, DeviceTensor, Feed, join
 from janus_export.verify import verify
 from janus_modular.errors import JanusError
 from janus_modular.janus import Janus
-from janus_modular.session import TorchSession
+from janus_modular.model.session import TorchSession
 
 pytestmark = pytest.mark.skipif(compute_capability() is None, reason="there is no GPU")
 IN_ONNX_RUNTIME = pytest.mark.skipif(

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from janus_export.bundle import ONNX_RUNTIME
-from janus_export.runtimes import devices, onnx_library
+from janus_export.bundle.bundle import ONNX_RUNTIME
+from janus_export.runtimes.ort import library, providers
 from janus_modular import ConfigError
 
-USES = ["janus_export.runtimes.onnx_runtime", "janus_export.verify", "janus_export.runtimes.devices"]
+USES = ["janus_export.runtimes.ort.runtime", "janus_export.verify", "janus_export.runtimes.ort.providers"]
 
 
 def imported(module: str, home: Path, **environment: str) -> str:
@@ -41,7 +41,7 @@ def test_what_the_user_chose_about_telemetry_is_kept(tmp_path: Path) -> None:
 
 
 def test_onnx_runtime_is_imported_in_one_place_alone() -> None:
-    root = Path(onnx_library.__file__).parents[3]
+    root = Path(library.__file__).parents[3]
     files = [
         path for folder in ("janus_modular", "plugins", "export") for path in (root / folder).rglob("*.py")
     ]
@@ -56,8 +56,8 @@ def test_onnx_runtime_is_imported_in_one_place_alone() -> None:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def install(version: str, *names: str) -> None:
-        monkeypatch.setattr(onnx_library.onnxruntime, "__version__", version)
-        monkeypatch.setattr(onnx_library, "distributions", lambda: names)
+        monkeypatch.setattr(library.onnxruntime, "__version__", version)
+        monkeypatch.setattr(library, "distributions", lambda: names)
 
     return install
 
@@ -84,7 +84,7 @@ def test_a_version_that_is_too_old_is_named_with_its_distribution(
 ) -> None:
     installed(version, *names)
     with pytest.raises(ConfigError, match=f"needs onnxruntime >= 1.25, {found}"):
-        onnx_library.check_installation()
+        library.check_installation()
 
 
 @pytest.mark.parametrize(
@@ -92,16 +92,16 @@ def test_a_version_that_is_too_old_is_named_with_its_distribution(
 )
 def test_newer_versions_are_taken(installed: Callable[..., None], version: str) -> None:
     installed(version, f"onnxruntime {version}")
-    onnx_library.check_installation()
+    library.check_installation()
     with pytest.raises(ConfigError, match=r"needs onnxruntime >= 3\.1, found"):
-        onnx_library.check_installation("3.1")
+        library.check_installation("3.1")
 
 
 @pytest.mark.parametrize("other", ["onnxruntime-gpu", "onnxruntime-openvino", "ort-nightly"])
 def test_builds_over_each_other_are_refused(installed: Callable[..., None], other: str) -> None:
     installed("1.31.1", "onnxruntime 1.31.1", f"{other} 1.30.0")
     with pytest.raises(ConfigError, match=f"pip uninstall -y onnxruntime {other} && pip install"):
-        devices.choose_device("auto")
+        providers.choose_device("auto")
 
 
 def test_the_distribution_is_found_by_what_it_installs(
@@ -116,19 +116,17 @@ def test_the_distribution_is_found_by_what_it_installs(
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.1\n")
         (folder / "top_level.txt").write_text(top)
-    monkeypatch.setattr(onnx_library.onnxruntime, "__file__", str(tmp_path / "onnxruntime" / "__init__.py"))
-    onnx_library.distributions.cache_clear()
+    monkeypatch.setattr(library.onnxruntime, "__file__", str(tmp_path / "onnxruntime" / "__init__.py"))
+    library.distributions.cache_clear()
     try:
-        assert onnx_library.distributions() == ("acme_runtime 2.1",)
+        assert library.distributions() == ("acme_runtime 2.1",)
     finally:
-        onnx_library.distributions.cache_clear()
+        library.distributions.cache_clear()
 
 
 def test_this_installation_is_known() -> None:
-    assert [one.partition(" ")[2] for one in onnx_library.distributions()] == [
-        onnx_library.onnxruntime.__version__
-    ]
-    onnx_library.check_installation(ONNX_RUNTIME)
+    assert [one.partition(" ")[2] for one in library.distributions()] == [library.onnxruntime.__version__]
+    library.check_installation(ONNX_RUNTIME)
 
 
 def test_auto_is_the_processor_where_cuda_does_not_start(
@@ -143,24 +141,24 @@ def test_auto_is_the_processor_where_cuda_does_not_start(
             opened.append(providers)
 
         def get_providers(self) -> list[str]:
-            return [devices.CPU]
+            return [providers.CPU]
 
     present = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(devices.onnxruntime, "get_available_providers", lambda: present)
-    monkeypatch.setattr(devices.onnxruntime, "InferenceSession", Session)
-    assert devices.choose_device("auto") == devices.Device("cpu", 0, "cpu")
+    monkeypatch.setattr(providers.onnxruntime, "get_available_providers", lambda: present)
+    monkeypatch.setattr(providers.onnxruntime, "InferenceSession", Session)
+    assert providers.choose_device("auto") == providers.Device("cpu", 0, "cpu")
     assert opened == [present]
     [line] = caplog.messages
     assert "running on the CPU" in line
     with pytest.raises(ConfigError, match="device 'cuda': CUDAExecutionProvider did not start"):
-        devices.check_provider(devices.choose_device("cuda"), Session(b"", None, providers=[]))
+        providers.check_provider(providers.choose_device("cuda"), Session(b"", None, providers=[]))
 
 
 def test_the_probe_is_a_graph_that_starts() -> None:
-    assert devices.starts("cpu")
+    assert providers.starts("cpu")
 
 
 def test_a_requirement_below_the_floor_leaves_the_floor(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(onnx_library.onnxruntime, "__version__", "1.20.0")
+    monkeypatch.setattr(library.onnxruntime, "__version__", "1.20.0")
     with pytest.raises(ConfigError, match=f"needs onnxruntime >= {ONNX_RUNTIME}"):
-        onnx_library.check_installation("1.19")
+        library.check_installation("1.19")

@@ -15,14 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from janus_export.runtimes import devices
 from janus_export.runtimes.memory import Column, DeviceBuffer, HostBuffer
-from janus_export.runtimes.onnx_runtime import OnnxConfig, OnnxRuntime
-from janus_export.runtimes.onnx_session import OnnxSession
+from janus_export.runtimes.ort import providers
+from janus_export.runtimes.ort.runtime import OnnxConfig, OnnxRuntime
+from janus_export.runtimes.ort.session import OnnxSession
 from janus_modular import ConfigError, JanusError, Message, PictureToDraw, PictureToRead, PromptError, Text
 from janus_modular.janus import Janus
+from janus_modular.model.session import TorchSession
 from janus_modular.sequence import Sequence
-from janus_modular.session import TorchSession
 from janus_modular.testing import RuntimeContract
 from janus_modular.testing.examples import prompt
 
@@ -253,22 +253,22 @@ def test_a_gpu_is_chosen_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
     )
-    monkeypatch.setattr(devices, "starts", lambda name: True)
-    chosen = devices.choose_device("auto")
+    monkeypatch.setattr(providers, "starts", lambda name: True)
+    chosen = providers.choose_device("auto")
     assert (chosen.name, chosen.memory, chosen.index) == ("cuda", "cuda", 0)
-    second = devices.choose_device("cuda:1")
+    second = providers.choose_device("cuda:1")
     assert second.providers[0] == ("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "0"})
-    limited = devices.choose_device("cuda", {"gpu_mem_limit": "1000000"})
+    limited = providers.choose_device("cuda", {"gpu_mem_limit": "1000000"})
     assert limited.providers == [
         ("CUDAExecutionProvider", {"device_id": "0", "use_tf32": "0", "gpu_mem_limit": "1000000"}),
         "CPUExecutionProvider",
     ]
     with pytest.raises(ConfigError, match=r"a GPU's number in device: cuda:1"):
-        devices.choose_device("cuda", {"device_id": "1"})
+        providers.choose_device("cuda", {"device_id": "1"})
     with pytest.raises(ConfigError, match=r"'bf16' is bfloat16.*export fp16"):
-        devices.check_dtype(limited, "bf16", "bfloat16")
+        providers.check_dtype(limited, "bf16", "bfloat16")
     with pytest.raises(ConfigError, match="fell back to CPUExecutionProvider"):
-        devices.check_provider(second, SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"]))
+        providers.check_provider(second, SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"]))
 
 
 def test_memory_of_a_device_is_written_and_read_through_onnx_runtime():

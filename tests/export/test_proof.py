@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from janus_export.bundle import BundleError, load_bundle, write_manifest
+from janus_export.bundle.bundle import BundleError, load_bundle, write_manifest
 from janus_modular import Janus
 from janus_modular.bundles import DIGESTS, digest_of
 from janus_modular.cli.app import app

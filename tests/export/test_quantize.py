@@ -12,11 +12,11 @@ import onnxruntime
 import pytest
 from safetensors.numpy import load_file
 
-from janus_export.bundle import Bundle, load_bundle
-from janus_export.half_storage import store_as_half
-from janus_export.quantize import CODES, ROWS, SCALES, Outcome, quantize
-from janus_export.rounding import Rounding, codes_of, pack, scales_of, unpack
-from janus_export.weights import pointers, stored_name, unbound
+from janus_export.bundle.bundle import Bundle, load_bundle
+from janus_export.onnx_export.half_storage import store_as_half
+from janus_export.onnx_export.quantize import CODES, ROWS, SCALES, Outcome, quantize
+from janus_export.onnx_export.rounding import Rounding, codes_of, pack, scales_of, unpack
+from janus_export.onnx_export.weights import pointers, stored_name, unbound
 
 FORMS = [("nbits", 4), ("nbits", 8), ("qdq", 4)]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from janus_export.bundle import BundleError, load_bundle
+from janus_export.bundle.bundle import BundleError, load_bundle
 from janus_modular import Janus, JanusError
-from janus_modular.checkpoints.pretrained import resolve_pretrained
 from janus_modular.errors import CheckpointError
+from janus_modular.weights.pretrained import resolve_pretrained
 
 
 @pytest.mark.parametrize("read", [load_bundle, Janus.from_pretrained])

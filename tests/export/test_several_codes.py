@@ -15,20 +15,22 @@ from PIL import Image
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from janus_export import bench_memory, building, targets
-from janus_export.building import BuildConfig, build
-from janus_export.bundle import load_bundle
-from janus_export.runtimes.cuda import Gpu
-from janus_export.runtimes.device_memory import Choices, DeviceTensor, join
-from janus_export.runtimes.onnx_session import OnnxSession
-from janus_export.runtimes.tensorrt_session import TensorRTSession
+from janus_export.bench import bandwidth
+from janus_export.bundle.bundle import load_bundle
+from janus_export.runtimes.ort.session import OnnxSession
+from janus_export.runtimes.trt.cuda import Gpu
+from janus_export.runtimes.trt.memory import Choices, DeviceTensor, join
+from janus_export.runtimes.trt.session import TensorRTSession
+from janus_export.tensorrt_build import build as building
+from janus_export.tensorrt_build import targets
+from janus_export.tensorrt_build.build import BuildConfig, build
 from janus_export.verify import verify
 from janus_modular import Message, PictureToDraw, Sample, Text
-from janus_modular.batch import collate
 from janus_modular.cli.app import app
 from janus_modular.janus import Janus
-from janus_modular.session import TorchSession
-from janus_modular.training.learning import choose
+from janus_modular.model.batch import collate
+from janus_modular.model.session import TorchSession
+from janus_modular.training.trainable import choose
 
 POSITIONS, CODEBOOKS = 8, (8, 16)
 
@@ -207,7 +209,7 @@ def test_choices_of_successive_steps_are_joined_in_their_order(machine: Any, of_
 def test_its_speed_is_measured_and_its_parts_are_told(
     several_codes_checkpoint: Path, several_codes_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(bench_memory, "SIZE", 1 << 22)
+    monkeypatch.setattr(bandwidth, "SIZE", 1 << 22)
     threads = torch.get_num_threads()
     for model in (several_codes_checkpoint, several_codes_bundle):
         words = ["bench", str(model), "--tokens", "3", "--rounds", "1", "--threads", "1", "--json"]

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from janus_export.bundle import Bundle, load_bundle
+from janus_export.bundle.bundle import Bundle, load_bundle
+from janus_export.bundle.external_data import references
+from janus_export.bundle.modes import MODES, graphs_of, modes_of
+from janus_export.bundle.pruning import prune
+from janus_export.bundle.sizes import checkpoint_bytes, parse_bytes, variant_size
+from janus_export.config import GRAPHS, ExportConfig
 from janus_export.errors import BundleError, ExportError
-from janus_export.exporting import export
-from janus_export.external_data import references
-from janus_export.modes import MODES, graphs_of, modes_of
-from janus_export.pruning import prune
-from janus_export.settings import GRAPHS, ExportConfig
-from janus_export.sizes import checkpoint_bytes, parse_bytes, variant_size
+from janus_export.onnx_export.export import export
 from janus_modular.cli.app import app
 from janus_modular.janus import Janus
 
@@ -109,7 +109,7 @@ def test_weights_files_are_no_larger_than_was_asked(drawing_bundle: Path):
 def test_a_tensor_that_no_file_has_room_for_is_an_error(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: Any
 ):
-    from janus_export import exporting
+    from janus_export.onnx_export import export as exporting
 
     declare = exporting.declare
     monkeypatch.setattr(

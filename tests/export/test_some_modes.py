@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from janus_export.bench import bench
-from janus_export.bundle import load_bundle
-from janus_export.pruning import prune
-from janus_export.settings import ExportConfig
+from janus_export.bench.run import bench
+from janus_export.bundle.bundle import load_bundle
+from janus_export.bundle.pruning import prune
+from janus_export.config import ExportConfig
 from janus_export.verify import verify
 from janus_modular.cli.app import app
 from janus_modular.janus import Janus

@@ -13,9 +13,9 @@ import tensorrt_rtx
 import torch
 from cuda.bindings import runtime
 
-from janus_export.runtimes.cuda import Gpu
 from janus_export.runtimes.memory import HostBuffer, to_numbers, to_stored
-from janus_export.runtimes.tensorrt_library import Library
+from janus_export.runtimes.trt.cuda import Gpu
+from janus_export.runtimes.trt.library import Library
 from janus_modular import ConfigError, JanusError, MissingExtraError
 
 TAKEN = {  # arguments of the real ones, which fail without a GPU and say so
@@ -107,7 +107,7 @@ def test_tensorrts_classes_have_what_is_asked_of_them(machine: Any, kind: str, o
 def test_engines_are_run_without_torch_onnx_and_onnx_runtime():
     above = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt_rtx", "cuda")
     program = (
-        f"import janus_export.runtimes.tensorrt_runtime, sys; print([m for m in {above} if m in sys.modules])"
+        f"import janus_export.runtimes.trt.runtime, sys; print([m for m in {above} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -14,18 +14,18 @@ import pytest
 import tensorrt_rtx as trt
 import torch
 
-from janus_export.axes import Ranges
-from janus_export.bundle import load_bundle
-from janus_export.engines import Profile
+from janus_export.bundle.axes import Ranges
+from janus_export.bundle.bundle import load_bundle
+from janus_export.bundle.engines import Profile
 from janus_export.errors import ExportError
-from janus_export.graphs import declare
-from janus_export.profiles import Lengths, profiles
-from janus_export.tensorrt_builder import Order, build_engine
-from janus_export.tensorrt_lowering import lower, write_out_softcaps
-from janus_export.to_onnx import to_onnx
-from janus_modular.compose import compose
+from janus_export.onnx_export.graphs import declare
+from janus_export.onnx_export.trace import to_onnx
+from janus_export.tensorrt_build.builder import Order, build_engine
+from janus_export.tensorrt_build.lowering import lower, write_out_softcaps
+from janus_export.tensorrt_build.profiles import Lengths, profiles
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
-from janus_modular.schema import ModelConfig
+from janus_modular.config.schema import ModelConfig
 
 CAPACITY, ROWS, TOKENS = 24, 3, 5
 LENGTHS = {"rows": (1, 2, 4), "tokens": (1, 8, CAPACITY), "capacity": (CAPACITY,) * 3, "images": (1, 1, 2)}

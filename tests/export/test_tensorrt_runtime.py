@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from janus_export.runtimes.device_memory import Feed
-from janus_export.runtimes.tensorrt_session import TensorRTSession, chunks
+from janus_export.runtimes.trt.memory import Feed
+from janus_export.runtimes.trt.session import TensorRTSession, chunks
 from janus_modular import Message, PictureToRead, Text
 from janus_modular.cli.app import app
 from janus_modular.janus import Janus
-from janus_modular.session import TorchSession
+from janus_modular.model.session import TorchSession
 
 PICTURES = [
     Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 30 + i, 3), dtype=np.uint8))

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from janus_export.errors import ExportError
-from janus_export.graphs import Graph
-from janus_export.lowering import TRANSLATIONS, all_translations, linear
-from janus_modular.compose import compose
+from janus_export.onnx_export.graphs import Graph
+from janus_export.onnx_export.translations import TRANSLATIONS, all_translations, linear
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
-from janus_modular.model import JanusModel
+from janus_modular.config.schema import ModelConfig
+from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
-from janus_modular.schema import ModelConfig
 
 Lower = Callable[[JanusModel, str], tuple[Graph, ir.Model]]
 

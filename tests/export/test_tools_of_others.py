@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from janus_export.graph_files import constants_as_tensors, save_graph
+from janus_export.onnx_export.graph_files import constants_as_tensors, save_graph
 
 LENGTHS = {"rows": 2, "tokens": 3, "capacity": 8, "images": 1}
 GRAPHS = ("understand", "embed", "backbone", "text_next", "image_next", "draw", "tokenize_image")

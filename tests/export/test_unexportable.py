@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from janus_export.axes import Axis, Ranges
+from janus_export.bundle.axes import Axis, Ranges
 from janus_export.errors import ExportError
-from janus_export.graphs import Graph, Slot, declare
-from janus_export.to_onnx import faked, to_onnx
+from janus_export.onnx_export.graphs import Graph, Slot, declare
+from janus_export.onnx_export.trace import faked, to_onnx
 from janus_modular import ConfigError
 from janus_modular.checkpoints import save
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.cli.app import app
-from janus_modular.compose import compose
 from janus_modular.config import load, resolve
-from janus_modular.schema import ModelConfig
+from janus_modular.config.schema import ModelConfig
 
 SMALL = {
     "vocab_size": 320,

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from typer.testing import CliRunner
 
-from janus_export.bundle import load_bundle
+from janus_export.bundle.bundle import load_bundle
 from janus_export.errors import BundleError
 from janus_export.verify import GATES
 from janus_modular.cli.app import app
@@ -105,7 +105,7 @@ def test_what_was_found_is_printed_where_it_cannot_be_recorded(
     def read_only(*_: Any) -> None:
         raise OSError(30, "Read-only file system")  # root may write anywhere, so no permissions are taken
 
-    monkeypatch.setattr("janus_export.bundle.write_manifest", read_only)
+    monkeypatch.setattr("janus_export.bundle.bundle.write_manifest", read_only)
     run = CliRunner().invoke(app, ["verify", str(workshop.folder), "--against", "the model"])
     assert run.exit_code == 2
     assert "fp32: passed" in run.stdout

@@ -12,10 +12,10 @@ import onnx_ir as ir
 import pytest
 from typer.testing import CliRunner
 
-from janus_export.bundle import load_bundle
-from janus_export.runtimes.device_memory import Feed
+from janus_export.bundle.bundle import load_bundle
+from janus_export.reference.target import Reference
+from janus_export.runtimes.trt.memory import Feed
 from janus_export.verify import GATES, verify
-from janus_export.verify_subject import Reference
 from janus_modular.cli.app import app
 
 pytestmark = pytest.mark.usefixtures("one_reference")

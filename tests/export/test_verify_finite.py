@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from janus_export.bundle import load_bundle
-from janus_export.storage import byte_ranges, sha256
-from janus_export.verify_agreement import agree, alike, distance, magnitude, relative_error
+from janus_export.bundle.bundle import load_bundle
+from janus_export.bundle.files import byte_ranges, sha256
+from janus_export.reference.compare import agree, alike, distance, magnitude, relative_error
 
 NAN, INF = float("nan"), float("inf")
 HALF = {"dtype": "float16"}

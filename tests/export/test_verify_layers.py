@@ -19,21 +19,21 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from janus_export.bundle import load_bundle, write_manifest
+from janus_export.bundle.bundle import load_bundle, write_manifest
+from janus_export.bundle.files import sha256
+from janus_export.config import VARIANTS, ExportConfig
 from janus_export.errors import BundleError, ExportError
-from janus_export.exporting import export
-from janus_export.on_disk import OnDisk, leave_on_disk
-from janus_export.pieces import cut
-from janus_export.settings import VARIANTS, ExportConfig
-from janus_export.storage import sha256
+from janus_export.onnx_export.export import export
+from janus_export.reference.on_disk import OnDisk, leave_on_disk
+from janus_export.reference.subgraphs import cut
 from janus_export.verify import GATES, LAYER_GATES, Report, verify
 from janus_modular.checkpoints import open_checkpoint, save
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.checkpoints.opening import describe
 from janus_modular.cli.app import app
-from janus_modular.compose import compose
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.janus import Janus
-from janus_modular.schema import ModelConfig
 
 LAYERS = "backbone.model.model.layers"
 Change = Callable[[np.ndarray], np.ndarray]

@@ -12,11 +12,11 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from janus_export.bundle import load_bundle
-from janus_export.runtimes.onnx_runtime import OnnxConfig, OnnxRuntime
-from janus_export.verify_agreement import compare_part
-from janus_export.verify_rounded import activations, compare_drawing
-from janus_export.verify_subject import Reference, Subject
+from janus_export.bundle.bundle import load_bundle
+from janus_export.gates.quantized import activations, compare_drawing
+from janus_export.reference.compare import compare_part
+from janus_export.reference.target import Reference, Subject
+from janus_export.runtimes.ort.runtime import OnnxConfig, OnnxRuntime
 
 pytestmark = pytest.mark.usefixtures("one_reference")
 
@@ -44,7 +44,7 @@ def test_rounded_variants_must_say_nearly_the_same(
 
 
 def test_where_no_choice_is_clear_the_cosine_decides(workshop: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("janus_export.verify_rounded.CLEAR", 1e9)  # nats
+    monkeypatch.setattr("janus_export.gates.quantized.CLEAR", 1e9)  # nats
     workshop.claim(quantisation={**INT8, "bits": 4})
     assert workshop.verify("rounding").passed
     workshop.shift("backbone", "o_proj.weight", 1)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from janus_export.bundle import BundleError, is_bundle, load_bundle, write_manifest
-from janus_export.exporting import export
-from janus_export.settings import ExportConfig
+from janus_export.bundle.bundle import BundleError, is_bundle, load_bundle, write_manifest
+from janus_export.config import ExportConfig
+from janus_export.onnx_export.export import export
 from janus_modular.atomic_writes import folder_lock
 
 

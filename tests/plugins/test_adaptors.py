@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from janus_modular import ConfigError
-from janus_modular.assemble import assemble
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
+from janus_modular.model.build import assemble
 from janus_modular.plugins import Plugins
-from janus_modular.schema import ModelConfig
 from janus_plugins.adaptors.hybrid import HybridAdaptor, HybridConfig
 from janus_plugins.adaptors.identity import IdentityAdaptor, IdentityConfig
 from janus_plugins.adaptors.mlp import MlpAdaptor, MlpConfig

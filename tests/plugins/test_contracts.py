@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from janus_modular.building import Builder
+from janus_modular.components import Builder
 from janus_modular.config import resolve
 from janus_modular.interfaces import Part
 from janus_modular.plugins import default_plugins

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from janus_modular import CheckpointError, ConfigError, DescriptionError, JanusError, Part, Plugins
-from janus_modular.building import Builder
+from janus_modular.components import Builder
 from janus_plugins.backbones.hf import HfBackbone, HfConfig
 from janus_plugins.hf_folders import check_described
 from janus_plugins.image_tokenizers.hf_vq import HfVqConfig, HfVqTokenizer

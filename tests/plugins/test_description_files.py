@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from janus_modular import CheckpointError, DescriptionError, Part, PixelSpec, Plugins
-from janus_modular.building import Builder
+from janus_modular.components import Builder
 from janus_plugins.adaptors.perceiver import PerceiverAdaptor, PerceiverConfig
 from janus_plugins.backbones.hf import HfBackbone, HfConfig
 from janus_plugins.image_tokenizers.hf_vq import HfVqConfig, HfVqTokenizer

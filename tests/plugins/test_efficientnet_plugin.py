@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from janus_modular import ConfigError, Part
-from janus_modular.building import Builder
+from janus_modular.components import Builder
 from janus_modular.plugins import Plugins
 
 EXAMPLE = Path(__file__).parents[2] / "plugins" / "examples" / "efficientnet_lite0.py"

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from janus_modular.checkpoints.filling import fill
-from janus_modular.checkpoints.pretrained import load_pretrained
 from janus_modular.errors import CheckpointError, DescriptionError
 from janus_modular.interfaces import Part
+from janus_modular.weights.loading import fill
+from janus_modular.weights.pretrained import load_pretrained
 from janus_plugins.image_tokenizers.convolutional import Attention
 from janus_plugins.image_tokenizers.fsq import FsqConfig, FsqTokenizer, Wavelets
 

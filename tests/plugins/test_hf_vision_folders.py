@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from janus_modular import CheckpointError, Part
-from janus_modular.checkpoints.pretrained import load_pretrained
+from janus_modular.weights.pretrained import load_pretrained
 from janus_plugins.understanding_encoders.hf_vision import HfVisionConfig, HfVisionEncoder
 
 SIZES: dict[str, Any] = {

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, Emu3Config, Emu3ForConditionalGeneration, Emu3VQVAE
 
 from janus_modular import CheckpointError, ConfigError, Part
-from janus_modular.checkpoints.pretrained import load_pretrained
+from janus_modular.weights.pretrained import load_pretrained
 from janus_plugins.image_tokenizers.hf_vq import HfVqConfig, HfVqTokenizer
 
 KEYS: dict[str, Any] = {

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from janus_modular import CheckpointError
-from janus_modular.checkpoints.filling import fill
-from janus_modular.checkpoints.weights import Weights
+from janus_modular.weights.files import Weights
+from janus_modular.weights.loading import fill
 from janus_plugins.image_tokenizers.ibq import IbqCodebook, IbqConfig, IbqTokenizer
 
 Published = Callable[..., dict[str, Tensor]]

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from janus_modular import ConfigError, PixelSpec, Plugins
-from janus_modular.assemble import assemble
-from janus_modular.building import Builder
 from janus_modular.checkpoints import native
 from janus_modular.checkpoints.native import blank
 from janus_modular.cli.info import gather
+from janus_modular.components import Builder
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.interfaces import Part
-from janus_modular.model import JanusModel, Understanding
-from janus_modular.schema import ModelConfig
-from janus_modular.testing.contexts import context
-from janus_modular.training.learning import choose, learning
+from janus_modular.model.build import assemble
+from janus_modular.model.model import JanusModel, Understanding
+from janus_modular.testing.fixtures import context
+from janus_modular.training.trainable import choose, learning
 from janus_plugins.adaptors.identity import IdentityAdaptor, IdentityConfig
 from janus_plugins.understanding_encoders.hf_vision import HfVisionConfig, HfVisionEncoder
 from janus_plugins.understanding_encoders.joined import Joined, JoinedConfig, size_for

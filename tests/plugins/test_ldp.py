@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from janus_modular import CheckpointError
-from janus_modular.checkpoints.pretrained import PretrainedReport, load_pretrained
 from janus_modular.interfaces import Part
+from janus_modular.weights.pretrained import PretrainedReport, load_pretrained
 from janus_plugins.adaptors.ldp import ANCHOR, LdpAdaptor, LdpConfig, gate_width
 
 C, D, GATE = 6, 40, 16  # a quarter of 40 is 10: 8 would be less than nine tenths of it

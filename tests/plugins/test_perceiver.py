@@ -12,8 +12,8 @@ from transformers import Idefics2Config
 from transformers.models.idefics2.modeling_idefics2 import Idefics2Connector
 
 from janus_modular import CheckpointError
-from janus_modular.checkpoints.pretrained import load_pretrained
 from janus_modular.interfaces import Part
+from janus_modular.weights.pretrained import load_pretrained
 from janus_plugins.adaptors.perceiver import PerceiverAdaptor, PerceiverConfig
 
 C, D = 6, 12

@@ -15,8 +15,8 @@ from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 from transformers.models.internvl.modeling_internvl import InternVLModel, InternVLMultiModalProjector
 
 from janus_modular import CheckpointError
-from janus_modular.checkpoints.pretrained import PretrainedReport, load_pretrained
 from janus_modular.interfaces import Part
+from janus_modular.weights.pretrained import PretrainedReport, load_pretrained
 from janus_plugins.adaptors.pixel_unshuffle import PixelUnshuffleAdaptor, PixelUnshuffleConfig
 
 C, D, GRID = 6, 16, (4, 8)  # not square: rows and columns cannot be taken for each other

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from janus_modular import Janus, PromptError
-from janus_modular.compose import compose
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
-from janus_modular.schema import ModelConfig
+from janus_modular.config.schema import ModelConfig
 from janus_plugins.sampling_loops.autoregressive import DrawSettings
 from janus_plugins.sampling_loops.noise import LEAST, exponential_noise
 from janus_plugins.sampling_loops.text import TextSettings

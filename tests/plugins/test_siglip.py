@@ -14,7 +14,7 @@ from transformers import SiglipConfig as TheirConfig
 from transformers import SiglipModel, SiglipVisionConfig, SiglipVisionModel
 
 from janus_modular import CheckpointError, ConfigError
-from janus_modular.checkpoints.filling import fill
+from janus_modular.weights.loading import fill
 from janus_plugins.adaptors.mlp import MlpAdaptor, MlpConfig
 from janus_plugins.understanding_encoders.siglip import SiglipConfig, SiglipEncoder
 

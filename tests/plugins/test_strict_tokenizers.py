@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from janus_modular import CheckpointError
-from janus_modular.checkpoints.filling import fill
-from janus_modular.checkpoints.weights import Weights
+from janus_modular.weights.files import Weights
+from janus_modular.weights.loading import fill
 from janus_plugins.image_tokenizers.fsq import FsqConfig, FsqTokenizer
 from janus_plugins.image_tokenizers.ibq import IbqConfig, IbqTokenizer
 from janus_plugins.image_tokenizers.llamagen import LlamaGenConfig, LlamaGenTokenizer

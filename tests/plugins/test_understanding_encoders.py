@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from janus_modular import UnderstandingEncoder
-from janus_modular.building import Builder
-from janus_modular.checkpoints.filling import fill, parameters_on_meta
+from janus_modular.components import Builder
 from janus_modular.config import resolve
+from janus_modular.config.schema import UnderstandingConfig
 from janus_modular.plugins import Plugins
-from janus_modular.schema import UnderstandingConfig
+from janus_modular.weights.loading import fill, parameters_on_meta
 
 EXAMPLE = Path(__file__).parents[2] / "plugins" / "examples" / "efficientnet_lite0.py"
 HF = {

@@ -20,11 +20,11 @@ from allpairspy import AllPairs
 from torch import nn
 
 from janus_modular import Plugins
-from janus_modular.compose import compose
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
-from janus_modular.model import JanusModel
+from janus_modular.config.schema import ModelConfig
+from janus_modular.model.model import JanusModel
 from janus_modular.processing.processor import Processor
-from janus_modular.schema import ModelConfig
 
 EXAMPLE = Path(__file__).parents[2] / "plugins/examples/efficientnet_lite0.py"
 SIDE = 32  # pixels of pictures that are read; the encoders below make 4 x 4 features of them

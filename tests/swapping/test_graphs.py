@@ -17,14 +17,14 @@ import onnxruntime
 import pytest
 import torch
 
-from janus_export.axes import Ranges
-from janus_export.exporting import export
-from janus_export.graphs import Graph, declare
-from janus_export.to_onnx import faked, to_onnx
+from janus_export.bundle.axes import Ranges
+from janus_export.onnx_export.export import export
+from janus_export.onnx_export.graphs import Graph, declare
+from janus_export.onnx_export.trace import faked, to_onnx
 from janus_export.verify import verify
 from janus_modular import Plugins
 from janus_modular.checkpoints import save
-from janus_modular.model import JanusModel
+from janus_modular.model.model import JanusModel
 
 Arrays = dict[str, np.ndarray]
 

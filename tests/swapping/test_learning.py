@@ -11,12 +11,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from janus_modular import Message, PictureToDraw, PictureToRead, Plugins, Sample, Text
-from janus_modular.batch import Batch, collate
 from janus_modular.cli.app import app
 from janus_modular.config import load
-from janus_modular.model import JanusModel
+from janus_modular.model.batch import Batch, collate
+from janus_modular.model.model import JanusModel
 from janus_modular.processing.processor import Processor
-from janus_modular.training.learning import choose
+from janus_modular.training.trainable import choose
 
 
 def picture(seed: int, brightest: int = 255) -> Image.Image:

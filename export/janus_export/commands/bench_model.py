@@ -26,7 +26,7 @@ def bench(
     """Measure a model or a bundle: loading, words, pictures, memory, and what bounds a step."""
     from rich.console import Console
 
-    from janus_export.bench import bench as bench_model
+    from janus_export.bench.run import bench as bench_model
 
     with Console(stderr=True).status("loading") as status:
         facts = bench_model(

@@ -41,14 +41,14 @@ def build(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from janus_export.bundle import load_bundle
+    from janus_export.bundle.bundle import load_bundle
     from janus_export.commands.inspect_bundle import describe_build
-    from janus_export.targets import find_target
+    from janus_export.tensorrt_build.targets import find_target
     from janus_modular.errors import needing
 
     with needing(f"building for {target}", find_target(target).extra):
-        from janus_export.building import BuildConfig
-        from janus_export.building import build as build_engines
+        from janus_export.tensorrt_build.build import BuildConfig
+        from janus_export.tensorrt_build.build import build as build_engines
 
     config = BuildConfig(
         target,

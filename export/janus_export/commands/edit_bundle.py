@@ -31,9 +31,9 @@ def prune(
     ] = None,
 ) -> None:
     """Take variants or modes out of a bundle, with the files that nothing else needs."""
-    from janus_export.bundle import load_bundle
-    from janus_export.pruning import prune as prune_bundle
-    from janus_export.sizes import variant_size
+    from janus_export.bundle.bundle import load_bundle
+    from janus_export.bundle.pruning import prune as prune_bundle
+    from janus_export.bundle.sizes import variant_size
 
     def names(options: list[str] | None) -> list[str]:
         return [name.strip() for option in options or () for name in option.split(",")]

@@ -43,10 +43,10 @@ def export(
     from janus_modular.foreign import printable
 
     with needing("'export'", "export"):
-        from janus_export.bundle import load_bundle
-        from janus_export.exporting import export as export_model
-        from janus_export.settings import ExportConfig
-        from janus_export.sizes import checkpoint_bytes, variant_size
+        from janus_export.bundle.bundle import load_bundle
+        from janus_export.bundle.sizes import checkpoint_bytes, variant_size
+        from janus_export.config import ExportConfig
+        from janus_export.onnx_export.export import export as export_model
 
     changes = list(overrides or ())
     overridden = {text.partition("=")[0].strip().partition(".")[0]: text for text in changes}

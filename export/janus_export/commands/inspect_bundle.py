@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from janus_export.sizes import checkpoint_bytes, variant_size
+from janus_export.bundle.sizes import checkpoint_bytes, variant_size
 
 if TYPE_CHECKING:
-    from janus_export.bundle import Bundle
+    from janus_export.bundle.bundle import Bundle
 
 
 def inspect(
@@ -25,7 +25,7 @@ def inspect(
     ] = False,
 ) -> None:
     """Check a bundle, and say what is in it: graphs, shapes, sizes, variants, what was proven and built."""
-    from janus_export.bundle import load_bundle
+    from janus_export.bundle.bundle import load_bundle
 
     opened = load_bundle(bundle)
     if hashes:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from janus_export.runtimes.devices import Device
+    from janus_export.runtimes.ort.providers import Device
 
 BFLOAT16 = 16  # what ONNX calls bfloat16, which numpy does not know: its bits travel as uint16
 STORED: dict[str, Any] = {
@@ -89,7 +89,7 @@ class DeviceBuffer:
     """Memory of a GPU (or of ONNX Runtime's own CPU allocator)."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str, memory: str, index: int) -> None:
-        from janus_export.runtimes.onnx_library import onnxruntime
+        from janus_export.runtimes.ort.library import onnxruntime
 
         self.value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
             shape, element_type(dtype), memory, index

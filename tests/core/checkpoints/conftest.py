@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from janus_modular.compose import compose
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import resolve
-from janus_modular.model import JanusModel
+from janus_modular.config.schema import ModelConfig
+from janus_modular.model.model import JanusModel
 from janus_modular.processing.processor import Processor
-from janus_modular.schema import ModelConfig
 
 Made = tuple[JanusModel, Processor]
 

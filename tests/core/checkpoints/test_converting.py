@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from janus_modular.checkpoints import open_checkpoint, save
 from janus_modular.cli.app import app
 from janus_modular.cli.convert import size_in_bytes
-from janus_modular.model import JanusModel
+from janus_modular.model.model import JanusModel
 from janus_modular.processing.processor import Processor
 
 Made = tuple[JanusModel, Processor]

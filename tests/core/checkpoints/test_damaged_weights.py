@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from janus_modular.checkpoints import weights
-from janus_modular.checkpoints.weights import open_weights
 from janus_modular.errors import CheckpointError
+from janus_modular.weights import files
+from janus_modular.weights.files import open_weights
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(5, dtype=torch.bfloat16)}
 
@@ -145,7 +145,7 @@ def test_refuses_mappings_that_hold_themselves(tmp_path: Path) -> None:
 def test_refuses_mappings_that_are_shared_at_every_level(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "MAX_NAMES", 5_000)
+    monkeypatch.setattr(files, "MAX_NAMES", 5_000)
     level: dict[str, Any] = {"w": torch.ones(1)}
     for _ in range(30):  # 2^30 paths in 30 mappings
         level = {"a": level, "b": level}

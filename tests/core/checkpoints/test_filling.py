@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from janus_modular.checkpoints.filling import Outcome, fill, parameters_on_meta, settle
 from janus_modular.errors import CheckpointError
+from janus_modular.weights.loading import Outcome, fill, parameters_on_meta, settle
 
 
 class Module(nn.Module):

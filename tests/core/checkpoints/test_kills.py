@@ -13,7 +13,7 @@ import torch
 
 from janus_modular.checkpoints import convert, open_checkpoint, save
 from janus_modular.checkpoints.checksums import verify_checksums
-from janus_modular.checkpoints.writing import is_own
+from janus_modular.weights.writing import is_own
 
 
 def first_weight(folder: Path) -> float:

@@ -11,7 +11,7 @@ import pytest
 from janus_modular.checkpoints import convert, open_checkpoint, save
 from janus_modular.errors import PluginError
 from janus_modular.janus import Janus
-from janus_modular.model import JanusModel
+from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
 

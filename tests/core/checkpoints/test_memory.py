@@ -73,9 +73,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     from janus_modular.checkpoints import save
-    from janus_modular.compose import compose
+    from janus_modular.checkpoints.from_config import compose
     from janus_modular.config import resolve
-    from janus_modular.schema import ModelConfig
+    from janus_modular.config.schema import ModelConfig
 
     root = tmp_path_factory.mktemp("memory")
     for name, backbone in (("small", {}), ("large", DECODER | {"num_key_value_heads": 8, "head_dim": 64})):
@@ -125,7 +125,7 @@ def test_opening_weights_costs_nothing(tmp_path: Path) -> None:
     torch.save(tensors, tmp_path / "b.bin")
     growth = run(
         """
-from janus_modular.checkpoints.weights import open_weights
+from janus_modular.weights.files import open_weights
 for path in sys.argv[1:]:
     with Peak() as peak:
         weights = open_weights(Path(path))

@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from janus_modular.batch import collate
 from janus_modular.checkpoints import native, open_checkpoint, save
-from janus_modular.checkpoints.writing import written_aside
 from janus_modular.errors import CheckpointError, ConfigError, PluginError
-from janus_modular.model import JanusModel
+from janus_modular.model.batch import collate
+from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Announcement, Plugins, default_plugins
 from janus_modular.processing.processor import Processor
-from janus_modular.training.resuming import write_state
+from janus_modular.training.run_checkpoints import write_state
+from janus_modular.weights.writing import written_aside
 
 Make = Callable[..., tuple[JanusModel, Processor]]
 
@@ -91,9 +91,9 @@ def test_a_vocabulary_that_grew_is_rebuilt(make: Make, tmp_path: Path) -> None:
 def test_a_checkpoint_needs_no_other_file(make: Make, tmp_path: Path) -> None:
     decoder = AutoModelForCausalLM.from_config(make()[0].backbone.model.config)
     decoder.save_pretrained(tmp_path / "llama")
-    from janus_modular.compose import compose
+    from janus_modular.checkpoints.from_config import compose
     from janus_modular.config import resolve
-    from janus_modular.schema import ModelConfig
+    from janus_modular.config.schema import ModelConfig
 
     raw = {
         **native.to_plain(make()[0].config),

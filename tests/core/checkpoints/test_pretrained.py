@@ -12,9 +12,9 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from janus_modular.checkpoints.pretrained import commit_of, load_pretrained, resolve_pretrained
 from janus_modular.errors import CheckpointError
 from janus_modular.interfaces import Part, PartConfig
+from janus_modular.weights.pretrained import commit_of, load_pretrained, resolve_pretrained
 
 
 def part(path: Path) -> Part:

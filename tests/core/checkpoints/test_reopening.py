@@ -16,7 +16,7 @@ from janus_modular.checkpoints import open_checkpoint, save
 from janus_modular.checkpoints.native import check_rebuilds
 from janus_modular.cli.app import app
 from janus_modular.errors import CheckpointError
-from janus_modular.model import JanusModel
+from janus_modular.model.model import JanusModel
 from janus_modular.processing.processor import Processor
 
 Made = tuple[JanusModel, Processor]

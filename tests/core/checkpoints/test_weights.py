@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from janus_modular.checkpoints.weights import open_weights
 from janus_modular.errors import CheckpointError
+from janus_modular.weights.files import open_weights
 
 
 @pytest.fixture

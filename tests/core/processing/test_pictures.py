@@ -11,7 +11,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from janus_modular.errors import PictureError
-from janus_modular.processing.pictures import open_picture, to_picture
+from janus_modular.processing.image_io import open_picture, to_picture
 
 
 def file_of(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from janus_modular.interfaces import PixelSpec
-from janus_modular.processing.pixels import generation_pixels, normalized, understanding_pixels
+from janus_modular.processing.image_transforms import generation_pixels, normalized, understanding_pixels
 
 REFERENCE = Path(__file__).parents[2] / "fixtures" / "reference"
 SPECS = {

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from janus_modular.config.schema import ProcessorConfig, SpecialTokens
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.interfaces import PixelSpec
 from janus_modular.processing.processor import Drawing, Processor
 from janus_modular.processing.text_tokenizer import Piece
 from janus_modular.processing.tokenizer_files import load_tokenizer, save_tokenizer
-from janus_modular.schema import ProcessorConfig, SpecialTokens
 from janus_modular.sequence import Message, Sample, Text
 
 

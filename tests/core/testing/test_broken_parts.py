@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from janus_modular.plugins import default_plugins
 from janus_modular.plugins.loading import load_file, module_of
 from janus_modular.testing import checks_of, run_check
-from janus_modular.testing.contexts import context
+from janus_modular.testing.fixtures import context
 from janus_modular.testing.sharding import close_pair
 
 Break = Callable[[Any], None]

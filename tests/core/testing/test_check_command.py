@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from janus_modular.cli.app import app
 from janus_modular.plugins import Plugins
 from janus_modular.testing import check, running
-from janus_modular.testing.contexts import EXAMPLES, context
+from janus_modular.testing.fixtures import EXAMPLES, context
 
 LARGE_OR_ASKING = ("siglip", "llamagen", "vqgan", "ibq", "hf-vq", "jsonl", "hf-vision")  # by their defaults
 

@@ -198,7 +198,7 @@ def counts_too_far(session: Any, prompts: Any, settings: Any) -> Any:
 
 
 def test_loops_are_held_to_their_promises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("janus_modular.testing.around.STEPS", 5)
+    monkeypatch.setattr("janus_modular.testing.system_checks.STEPS", 5)
     example = SamplingExample(None, [prompt(1, 2), prompt(3)], NumpySession)
 
     def outcome(check: str, loop: Any) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from janus_modular.config import load, resolve
-from janus_modular.model import JanusModel
+from janus_modular.model.model import JanusModel
 from janus_modular.processing.processor import Processor
 from janus_modular.training.schema import TrainConfig
 
@@ -84,7 +84,7 @@ def make(data: Path, tmp_path: Path) -> Make:
 
 @pytest.fixture
 def built(make: Make) -> tuple[JanusModel, Processor]:
-    from janus_modular.compose import compose
+    from janus_modular.checkpoints.from_config import compose
 
     config = make()
     assert config.model is not None

@@ -14,7 +14,7 @@ from janus_modular.checkpoints import open_checkpoint
 from janus_modular.checkpoints.native import read_record
 from janus_modular.plugins import default_plugins
 from janus_modular.training.data_record import DataRecord
-from janus_modular.training.stages import open_sources, train
+from janus_modular.training.train import open_sources, train
 
 
 def record(config) -> dict:
@@ -142,7 +142,7 @@ def test_old_checkpoints_without_a_record_are_gone_on_from(
 ) -> None:
     train(make(schedule__stop=1), quiet=True)
     without = lambda folder: {"training": {**read_record(folder)["training"], "data": None}}  # noqa: E731
-    monkeypatch.setattr("janus_modular.training.stages.read_record", without)
+    monkeypatch.setattr("janus_modular.training.train.read_record", without)
     with caplog.at_level(logging.WARNING):
         train(make(schedule__stop=2), quiet=True, resume=True)
     assert "no record of its data" in caplog.text

@@ -9,9 +9,9 @@ from rich.console import Console
 from janus_modular import ConfigError
 from janus_modular.checkpoints.native import blank
 from janus_modular.config import load, resolve
-from janus_modular.model import JanusModel
-from janus_modular.schema import ModelConfig
-from janus_modular.training.learning import choose, learning, table
+from janus_modular.config.schema import ModelConfig
+from janus_modular.model.model import JanusModel
+from janus_modular.training.trainable import choose, learning, table
 
 STAGE_1 = ["understanding.adaptor", "generation.embedding", "generation.adaptor", "generation.head"]
 STAGES = {1: STAGE_1, 2: [*STAGE_1, "backbone"], 3: ["understanding", *STAGE_1[1:], "backbone"]}

@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from janus_modular.batch import collate
 from janus_modular.cli.app import app
 from janus_modular.errors import ConfigError
-from janus_modular.model import JanusModel
+from janus_modular.model.batch import collate
+from janus_modular.model.model import JanusModel
 from janus_modular.plugins import default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.training.estimate import estimate
-from janus_modular.training.learning import choose
-from janus_modular.training.sheet import as_html, as_text, look, stretches
-from janus_modular.training.stages import open_sources, prepare, train
+from janus_modular.training.sample_preview import as_html, as_text, look, stretches
+from janus_modular.training.train import open_sources, prepare, train
+from janus_modular.training.trainable import choose
 
 
 def test_memory_counts_parameters_and_is_near_for_activations(

@@ -17,11 +17,11 @@ from janus_modular import DataError, JanusError, TrainingError
 from janus_modular.checkpoints import open_checkpoint
 from janus_modular.cli.app import app
 from janus_modular.locking import locked
-from janus_modular.model import JanusModel
+from janus_modular.model.model import JanusModel
 from janus_modular.training.changes import changes, may_change
 from janus_modular.training.engine import Engine, of_scalars
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
-from janus_modular.training.stages import train
+from janus_modular.training.train import train
 
 from .conftest import Make
 
@@ -149,7 +149,7 @@ def test_a_save_that_fails_does_not_hide_the_error(make: Make, monkeypatch: pyte
         raise RuntimeError("the plugin's own save")
 
     monkeypatch.setattr(JanusModel, "forward", failing_at(2, poison))
-    monkeypatch.setattr("janus_modular.training.resuming.write_description", fail)
+    monkeypatch.setattr("janus_modular.training.run_checkpoints.write_description", fail)
     with pytest.raises(TrainingError, match="step 2: not finite") as error:
         train(make(), quiet=True)
     assert (

@@ -16,7 +16,7 @@ from janus_modular.training.mixture import Draw, Mixture
 from janus_modular.training.sample_faults import TOLERATED, Fault, FaultLedger, cut, split
 from janus_modular.training.schema import BadSamplesConfig
 from janus_modular.training.shares import Phase
-from janus_modular.training.work import ATTEMPTS, Preparation, Work
+from janus_modular.training.step_batches import ATTEMPTS, Preparation, Work
 
 
 def text(length: int, learned: bool = True) -> Sequence:

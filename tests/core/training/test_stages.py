@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 
 from janus_modular import CheckpointError, ConfigError, DataError, TrainingError
 from janus_modular.checkpoints import open_checkpoint
-from janus_modular.compose import compose
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.janus import Janus
-from janus_modular.model import JanusModel
+from janus_modular.model.model import JanusModel
 from janus_modular.plugins import default_plugins
-from janus_modular.training import resuming
-from janus_modular.training.stages import janus_losses, open_sources, prepare, train
+from janus_modular.training import run_checkpoints
+from janus_modular.training.train import janus_losses, open_sources, prepare, train
 
 BITWISE = {"rtol": 0, "atol": 0}
 
@@ -179,8 +179,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(make, monkeypatch: pytest.Monkey
             raise OSError(28, "No space left on device")
         return save(state, path)
 
-    save = resuming.write_state
-    monkeypatch.setattr(resuming, "write_state", full)
+    save = run_checkpoints.write_state
+    monkeypatch.setattr(run_checkpoints, "write_state", full)
     with pytest.raises(CheckpointError, match="No space left") as error:
         train(config, quiet=True)
     (note,) = error.value.__notes__
@@ -306,7 +306,7 @@ def test_half_precision_computes_in_half_and_keeps_full_weights(make, figures, t
 
 def test_patterns_are_checked_before_weights_are_read(make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "janus_modular.training.stages.build_model", lambda *args, **more: pytest.fail("too late")
+        "janus_modular.training.train.build_model", lambda *args, **more: pytest.fail("too late")
     )
     with pytest.raises(ConfigError, match=r"'generation\.haed' matches nothing"):
         train(make(learn=["generation.haed"]), quiet=True)

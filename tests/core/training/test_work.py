@@ -9,7 +9,7 @@ import torch
 from janus_modular import IGNORED, DataError, Sample, Sequence
 from janus_modular.training.mixture import Mixture
 from janus_modular.training.shares import Phase
-from janus_modular.training.work import Preparation
+from janus_modular.training.step_batches import Preparation
 
 
 class Numbered:

@@ -12,7 +12,7 @@ from janus_modular import ConfigError, JanusError
 from janus_modular.checkpoints import open_checkpoint
 from janus_modular.cli.app import app
 from janus_modular.janus import Janus
-from janus_modular.training.stages import train
+from janus_modular.training.train import train
 
 LORA = {"name": "lora", "rank": 2, "alpha": 4.0, "target_modules": ["q_proj", "v_proj"]}
 

@@ -15,20 +15,20 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from janus_export.bundle import load_bundle
-from janus_export.exporting import export
-from janus_export.settings import ExportConfig
+from janus_export.bundle.bundle import load_bundle
+from janus_export.config import ExportConfig
+from janus_export.onnx_export.export import export
 from janus_export.verify import verify
 from janus_modular import CheckpointError, ConfigError, Plugins
-from janus_modular.building import Builder
 from janus_modular.checkpoints import native
 from janus_modular.checkpoints.converting import convert
+from janus_modular.checkpoints.from_config import compose
 from janus_modular.cli.app import app
-from janus_modular.compose import compose
+from janus_modular.components import Builder
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.interfaces import Part
-from janus_modular.schema import ModelConfig
-from janus_modular.training.learning import choose, learning
+from janus_modular.training.trainable import choose, learning
 from janus_plugins.backbones.lora import LoraBackbone, LoraConfig
 
 LLAMA: dict[str, Any] = {

@@ -1,0 +1,1 @@
+"""Speed of a model or a bundle, beside what the hardware allows."""

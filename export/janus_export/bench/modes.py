@@ -1,0 +1,155 @@
+"""Words or pictures, as `bench` times them: a sampling loop, stopped after so many steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_export.bench.bytes_read import cache_read, weights_read
+from janus_export.bundle.axes import codes_shape
+from janus_modular import ConfigError, Janus, Runtime, Sampling, Session
+from janus_modular import Sequence as Prompt
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a mode is; seconds (``_s``) are medians of the rounds."""
+
+    rows: int  # sequences side by side; a picture takes two under guidance
+    prompt: int  # positions of the longest prompt
+    steps: int  # that were timed, after the first
+    first_s: float  # from the prompt to the first token, or code
+    step_s: float  # one more for every row
+    per_s: float  # tokens, or codes (positions, where they have several), a second, all rows together
+    read_bytes: int | None  # that a step has to read: weights, keys and values
+    bandwidth_share: float | None  # of the measured read bandwidth; None on a GPU
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        return asdict(self)
+
+
+class Watched:
+    """A session that remembers what it did last, so that a stopwatch can wait until it is really done."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.sizes = session, session.sizes
+        self.rows = self.prompt = 0
+        self.part = ""
+        self.last: Any = None
+
+    def prefill(self, prompts: Sequence[Prompt]) -> Any:
+        """Pass on."""
+        self.rows, self.prompt = len(prompts), max(map(len, prompts))
+        self.last = self.session.prefill(prompts)
+        return self.last
+
+    def step(self, x: Any, active: NDArray[np.bool_] | None = None) -> Any:
+        """Pass on."""
+        self.last = self.session.step(x, active)
+        return self.last
+
+    def run(self, part: str, *inputs: Any) -> Any:
+        """Pass on."""
+        made = self.session.run(part, *inputs)
+        self.part, self.last = part, made[0] if isinstance(made, tuple) else made
+        return made
+
+    def stack(self, columns: Sequence[Any]) -> Any:
+        """Pass on."""
+        return self.session.stack(columns)
+
+    def to_host(self, x: Any) -> NDArray[Any]:
+        """Pass on."""
+        return self.session.to_host(x)
+
+    def wait(self) -> float:
+        """Return the time at which the last work is done; a GPU's goes on after the call returns."""
+        self.session.to_host(self.last)
+        return time.perf_counter()
+
+
+class Mode:
+    """A sampling loop that is started again and again on the same prompts."""
+
+    def __init__(
+        self, janus: Janus, loop: str, prompts: Sequence[Prompt], steps: int, **settings: Any
+    ) -> None:
+        """Take a registered loop, and how many steps are to be timed after the first.
+
+        Raises:
+            ConfigError: the prompt and so many steps do not fit into the context.
+        """
+        room = janus.runtime.context - max(map(len, prompts)) - 1
+        if steps > room:
+            raise ConfigError(
+                f"tokens: found {steps}; expected {room} at most: the context of {janus.runtime.context}"
+                " positions holds the prompt and the first step too."
+            )
+        entry = janus.plugins.entry("sampling_loops", loop)
+        self.loop, self.settings = entry.factory, entry.config(**settings)
+        self.runtime, self.prompts, self.steps = janus.runtime, prompts, steps
+        self.prompt = max(map(len, prompts))
+        self.rows = 0
+        self.times: list[tuple[float, float]] = []  # of each round: the first step, and one of the others
+
+    def warm_up(self) -> Callable[[], int | None]:
+        """Make the first step, which loads what is still missing; return what counts the next one's bytes."""
+        session, steps = self._start()
+        next(steps)
+        session.wait()
+
+        def count() -> int | None:
+            weights = weights_read(self.runtime, session.part, lambda: next(steps))
+            steps.close()
+            return weights
+
+        return count
+
+    def measure(self) -> None:
+        """Time the first step, and the others."""
+        session, steps = self._start()
+        start = time.perf_counter()
+        next(steps)
+        first = session.wait()
+        for _ in range(self.steps):
+            next(steps)
+        end = session.wait()
+        steps.close()
+        self.times.append((first - start, (end - first) / self.steps))
+        self.rows = session.rows
+
+    def speed(self, weights: int | None, bandwidth: float | None) -> Speed:
+        """Work out what the rounds came to."""
+        first, step = (median(times) for times in zip(*self.times, strict=True))
+        cache = cache_read(self.runtime, self.rows * (self.prompt + self.steps / 2))
+        read = None if weights is None or cache is None else weights + cache
+        return Speed(
+            rows=self.rows,
+            prompt=self.prompt,
+            steps=self.steps,
+            first_s=first,
+            step_s=step,
+            per_s=len(self.prompts) / step,
+            read_bytes=read,
+            bandwidth_share=None if read is None or bandwidth is None else read / step / bandwidth,
+        )
+
+    def _start(self) -> tuple[Watched, Sampling]:
+        session = Watched(self.runtime.open(self.prompt + self.steps + 1))
+        return session, self.loop(session, self.prompts, self.settings)
+
+
+def time_decoding(runtime: Runtime, pictures: int) -> float:
+    """Time the way from codes to pixels, in seconds."""
+    session = Watched(runtime.open(1))
+    codes = np.zeros((pictures, session.sizes["drawing"], *codes_shape(session.sizes)), np.int64)
+    start = time.perf_counter()
+    session.run("draw", codes)
+    return session.wait() - start

@@ -1,0 +1,166 @@
+"""How fast a model or a bundle is here: the rounds that are timed, and what is worked out of them.
+
+The registered sampling loops do the work, as they do for users. Imports no torch: a bundle is measured
+where there is none.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from janus_export.bench.bandwidth import cores, read_bandwidth
+from janus_export.bench.modes import Mode, time_decoding
+from janus_export.bundle.modes import MODES
+from janus_export.process_memory import peak_memory
+from janus_modular import Janus, Message, Runtime, Text
+from janus_modular.bundles import RUNTIME, find_bundle
+
+QUESTION = "What do you see when you look out of the window on a rainy day?"
+PICTURE = "a lighthouse on a cliff above a stormy sea, at night, in the style of an old engraving"
+
+
+def bench(
+    path: str | Path,
+    *,
+    runtime: str | None = None,
+    variant: str | None = None,
+    allow_failed: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int = 0,
+    tokens: int = 64,
+    rounds: int = 3,
+    batch_size: int = 1,
+    tell: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure a checkpoint or a bundle; return the numbers, as ``bench --json`` prints them.
+
+    ``tokens``: steps that are timed in each mode; a picture of more codes is worked out from them.
+    ``batch_size``: answers, and pictures, side by side. ``threads``: 0 takes what the runtime takes.
+    ``allow_failed``: a variant whose verification failed.
+    """
+    load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    tell("loading")
+    start = time.perf_counter()
+    janus = _open(path, runtime, variant, device, dtype, threads, allow_failed)
+    modes = _modes(janus, tokens, batch_size)
+    counters = {name: mode.warm_up() for name, mode in modes.items()}
+    load = time.perf_counter() - start
+    weights = {name: count() for name, count in counters.items()}
+    threads = threads or cores()
+    bandwidths, decoding, peak = list[float](), list[float](), None
+    for number in range(1, rounds + 1):
+        tell(f"round {number} of {rounds}")
+        for mode in modes.values():
+            mode.measure()
+        if "drawing" in modes:
+            decoding.append(time_decoding(janus.runtime, batch_size))
+        peak = peak or peak_memory()  # before there is an array that is not the model's
+        if _memory(janus.runtime) == "cpu":
+            bandwidths.append(read_bandwidth(threads))
+    bandwidth = median(bandwidths) if bandwidths else None
+    results = {name: mode.speed(weights[name], bandwidth).to_dict() for name, mode in modes.items()}
+    if "drawing" in modes:
+        results["drawing"] |= _picture(results["drawing"], janus.runtime, median(decoding), batch_size)
+    return {
+        "model": str(path),
+        "machine": {"processor": processor_name(), "cores": cores(), "load_average": load_average},
+        "ran": {
+            **_how(janus.runtime, runtime),
+            "threads": threads,
+            "rounds": rounds,
+            "batch_size": batch_size,
+        },
+        "load_s": load,
+        "peak_memory_bytes": peak,
+        "read_bandwidth_bytes_per_s": bandwidth,
+        "text": results.get("text"),
+        "drawing": results.get("drawing"),
+    }
+
+
+def _open(
+    path: str | Path,
+    runtime: str | None,
+    variant: str | None,
+    device: str,
+    dtype: str,
+    threads: int,
+    allow_failed: bool,
+) -> Janus:
+    chosen: str | dict[str, Any] | None = runtime
+    if threads and find_bundle(path):
+        chosen = {"name": runtime or RUNTIME, "threads": threads}
+    elif threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    return Janus.from_pretrained(
+        path, device=device, dtype=dtype, runtime=chosen, variant=variant, allow_failed=allow_failed
+    )
+
+
+def _modes(janus: Janus, tokens: int, batch_size: int) -> dict[str, Mode]:
+    """Prepare words and pictures: of a bundle, those of the two that it was made for."""
+    processor, runtime = janus.processor, janus.runtime
+    bundle = getattr(runtime, "bundle", None)
+    made_for = bundle.modes if bundle else MODES
+    modes = dict[str, Mode]()
+    if "text" in made_for:
+        prompts = [processor.chat_prompt([Message("user", [Text(QUESTION)])])] * batch_size
+        modes["text"] = Mode(janus, runtime.text_loop, prompts, tokens, max_tokens=tokens + 1)
+    if "drawing" in made_for and processor.drawing:
+        prompts = [processor.draw_prompt(PICTURE)] * batch_size
+        codes = processor.drawing.num_tokens
+        modes["drawing"] = Mode(janus, runtime.drawing_loop, prompts, min(tokens, codes - 1))
+    return modes
+
+
+def _picture(drawing: dict[str, Any], runtime: Runtime, decoding: float, pictures: int) -> dict[str, Any]:
+    """Add what a whole picture takes: its first code, all others at the pace of a step, and its pixels."""
+    codes = runtime.open(1).sizes["drawing"]
+    whole = drawing["first_s"] + (codes - 1) * drawing["step_s"] + decoding
+    return {"codes": codes, "decode_s": decoding, "picture_s": whole / pictures}
+
+
+def _memory(runtime: Runtime) -> str | None:
+    """Say where a runtime's tensors lie: cpu, cuda, ..."""
+    if (model := getattr(runtime, "model", None)) is not None:
+        return next(model.parameters()).device.type
+    return getattr(getattr(runtime, "device", None), "memory", None)
+
+
+def _how(runtime: Runtime, name: str | None) -> dict[str, Any]:
+    """Say what ran, and in which numbers."""
+    if (model := getattr(runtime, "model", None)) is not None:
+        weight = next(model.backbone.parameters())
+        return {
+            "runtime": f"torch {metadata.version('torch')}",
+            "variant": None,
+            "device": str(weight.device),
+            "dtype": str(weight.dtype).removeprefix("torch."),
+        }
+    bundle, variant = getattr(runtime, "bundle", None), getattr(runtime, "variant", None)
+    return {
+        "runtime": name or RUNTIME,
+        "variant": variant,
+        "device": getattr(getattr(runtime, "device", None), "name", None),
+        "dtype": bundle.manifest["variants"][variant]["dtype"] if bundle and variant else None,
+    }
+
+
+def processor_name() -> str:
+    """Name the processor, as the system does."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()

@@ -1,0 +1,156 @@
+"""Engines that `janus-modular build` has left in a bundle: found, and checked, without torch or TensorRT.
+
+A set holds the engines of one variant for one target and one or more architectures of GPUs; the manifest
+keeps it in ``built``, under "fp16.tensorrt-rtx.sm89", say. Engines take and give what their ONNX graphs do,
+under the same names: `Bundle.contract`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from janus_export.bundle.bundle import Bundle, inside
+from janus_export.bundle.files import sha256
+from janus_export.errors import BundleError
+
+BUILD = "Build it with: janus-modular build {folder} --target {target} --precision {variant}"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Lengths that an engine is tuned for; nothing outside of them runs."""
+
+    name: str  # "prefill" and "decode" of the backbone; other graphs have "default" alone
+    axes: Mapping[str, tuple[int, int, int]]  # axis -> at least, usually, at most
+
+    def holds(self, axes: Mapping[str, int]) -> bool:
+        """Say whether lengths are within it."""
+        return all(low <= axes[name] <= high for name, (low, _, high) in self.axes.items() if name in axes)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One graph's engine, as the manifest has it."""
+
+    file: str  # in the bundle
+    sha256: str
+    source: str  # hash of the graph that it was built from
+    profiles: tuple[Profile, ...]  # in the order of TensorRT's own numbers
+
+
+@dataclass(frozen=True)
+class EngineSet:
+    """The engines of a variant; files are checked when they are asked for."""
+
+    folder: Path
+    key: str  # under which the manifest keeps it
+    variant: str
+    target: str
+    arch: list[str]  # compute capabilities: ["8.9"]
+    builder: str  # version of what built them
+    capacity: int  # positions that the backbone's cache has
+    executed: bool  # whether a GPU has run them
+    engines: Mapping[str, Engine]  # by graph
+
+    def path(self, graph: str) -> Path:
+        """Return an engine's file, hashed just now.
+
+        Raises:
+            BundleError: there is none of this graph, it is missing, outside of the bundle, or changed.
+        """
+        cure = BUILD.format(folder=self.folder, target=self.target, variant=self.variant)
+        cure += "".join(f" --sm {one}" for one in self.arch)  # this set, and not that of the GPU that is here
+        if graph not in self.engines:
+            raise BundleError(
+                f"{self.folder} has no engine of '{graph}' in {self.key}. It has:"
+                f" {', '.join(self.engines) or 'none'}.\n{cure}"
+            )
+        engine = self.engines[graph]
+        path = inside(self.folder, engine.file)
+        if not path.is_file():
+            raise BundleError(f"{self.folder} lacks {engine.file}.\n{cure}")
+        if sha256(path) != engine.sha256:
+            raise BundleError(f"{path} has changed: its hash is another.\n{cure}")
+        return path
+
+
+def key_of(variant: str, target: str, arch: Sequence[str]) -> str:
+    """Return what the manifest, and the folder below ``engines/``, call a set of engines."""
+    return f"{variant}.{target}.{'-'.join('sm' + one.replace('.', '') for one in arch)}"
+
+
+def find_engines(bundle: Bundle, variant: str, target: str, arch: str | None = None) -> EngineSet:
+    """Find the engines of a variant for a target, and for a GPU of this compute capability ("8.9").
+
+    Without ``arch`` there has to be one set alone. Of several for a GPU, that of the most graphs is taken,
+    and of those the one for the fewest kinds of GPUs. Files are not looked at yet.
+
+    Raises:
+        BundleError: there is no such set, several, or one that was built from other graphs.
+    """
+    sets = {
+        name: one
+        for name, one in read_engines(bundle).items()
+        if (one.variant, one.target) == (variant, target)
+    }
+    there = ", ".join(sets) or ", ".join(bundle.manifest.get("built", {})) or "none"
+    found = [one for one in sets.values() if arch is None or arch in one.arch]
+    cure = BUILD.format(folder=bundle.folder, target=target, variant=variant)
+    if not found:
+        on = f" for a GPU of compute capability {arch}" if arch else ""
+        raise BundleError(
+            f"{bundle.folder} has no {target} engines of {variant}{on}. Built: {there}.\n{cure}"
+        )
+    if len(found) > 1 and arch is None:
+        raise BundleError(f"{bundle.folder} has several sets of such engines: {there}. Say for which GPU.")
+    files, hashes = bundle.manifest["variants"].get(variant, {}).get("files", {}), bundle.manifest["sha256"]
+    best = max(found, key=lambda one: (len(one.engines), -len(one.arch)))
+    for graph, engine in best.engines.items():
+        if engine.source != hashes.get(files.get(graph)):
+            raise BundleError(f"the engine of '{graph}' in {best.key} is of another graph.\n{cure}")
+    return best
+
+
+def read_engines(bundle: Bundle) -> dict[str, EngineSet]:
+    """Return every set of engines that the manifest tells of, by its key.
+
+    Raises:
+        BundleError: what the manifest tells cannot be read.
+    """
+    try:
+        return {key: _read(bundle.folder, key, one) for key, one in bundle.manifest.get("built", {}).items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"what the manifest of {bundle.folder} says of engines is malformed: {error!r}.\n"
+            + BUILD.format(folder=bundle.folder, target="TARGET", variant="VARIANT")
+        ) from error
+
+
+def _read(folder: Path, key: str, record: Mapping[str, Any]) -> EngineSet:
+    engines = {
+        graph: Engine(
+            one["file"],
+            one["sha256"],
+            one["source"],
+            tuple(Profile(profile["name"], _axes(profile["axes"])) for profile in one["profiles"]),
+        )
+        for graph, one in record["engines"].items()
+    }
+    return EngineSet(
+        folder,
+        key,
+        record["variant"],
+        record["target"],
+        list(record["arch"]),
+        record["builder"],
+        record["capacity"],
+        record["executed"],
+        engines,
+    )
+
+
+def _axes(axes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, int, int]]:
+    return {name: (low, typical, high) for name, (low, typical, high) in axes.items()}

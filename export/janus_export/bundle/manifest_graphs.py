@@ -1,0 +1,85 @@
+"""Is what a manifest says of graphs what the graphs say? Compared whenever a bundle is opened.
+
+Names, dtypes, shapes and in-place outputs stand in the graphs themselves, and most sizes of the model follow
+from shapes. What stands nowhere else (the longest sequence, ids, loops) is under the manifest's digest: see
+`janus_modular.bundles.digest_of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from janus_export.bundle.graph_header import GraphHeader, TensorHeader
+from janus_export.runtimes.contract import MAGNITUDE
+
+SIZES: Mapping[str, tuple[str, str, str, int]] = {
+    "width": ("backbone", "inputs", "x", 2),
+    "vocab": ("text_next", "inputs", "noise", 1),
+    "sizes.codes": ("image_next", "inputs", "noise", 1),
+    "drawing": ("draw", "inputs", "codes", 1),
+    "picture_to_draw.height": ("draw", "outputs", "pixels", 2),
+    "picture_to_draw.width": ("draw", "outputs", "pixels", 3),
+    "picture_to_read.height": ("understand", "inputs", "pixels", 2),
+    "picture_to_read.width": ("understand", "inputs", "pixels", 3),
+    "picture_to_read.positions": ("understand", "outputs", "embeddings", 1),
+}
+"""Sizes of the model that are a dimension of a tensor: its graph, side, name, and place in the shape."""
+
+
+def header_faults(record: Mapping[str, Any], dtype: str, header: GraphHeader, name: str) -> Iterator[str]:
+    """Yield what a manifest's entry of a graph says and the graph itself, in a variant's dtype, does not."""
+    for side in ("inputs", "outputs"):
+        told = [
+            TensorHeader(one["name"], dtype if one.get("varies") else one["dtype"], tuple(one["shape"]))
+            for one in record[side]
+        ]
+        there = list(getattr(header, side))
+        if told != there:
+            of_manifest, of_graph = (
+                ", ".join(str(one) for one in these if one not in others) or f"{len(these)} in another order"
+                for these, others in ((told, there), (there, told))
+            )
+            yield f"graphs.{name}.{side} has {of_manifest:.200}, the graph {of_graph:.200}"
+    if {tuple(pair) for pair in record["aliases"]} != set(header.aliases):
+        yield (
+            f"graphs.{name}.aliases has {len(record['aliases'])} pairs, the graph writes"
+            f" {len(header.aliases)} outputs in place: {dict(header.aliases)!s:.120}"
+        )
+
+
+def size_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Yield sizes of the model that differ from the shapes of its graphs, and empty ranges of axes."""
+    for path, (graph, side, name, place) in SIZES.items():
+        told, there = _told(manifest["model"], path), _dimension(manifest, graph, side, name, place)
+        if told is not None and there is not None and told != there:
+            yield f"model.{path} is {told}, {graph} has {there}"
+    model, several = manifest["model"], _dimension(manifest, "draw", "inputs", "codes", 2)
+    if "draw" in manifest["graphs"] and model["sizes"].get("codes_per_position", 1) != (several or 1):
+        found = model["sizes"].get("codes_per_position")
+        yield f"model.sizes.codes_per_position is {found}, draw has {several or 1}"
+    if "draw" in manifest["graphs"] and not any(
+        slot["name"] == MAGNITUDE for slot in manifest["graphs"]["draw"]["outputs"]
+    ):
+        yield f"graphs.draw has no output '{MAGNITUDE}', by which images of NaN or infinities are refused"
+    layers = len(manifest["graphs"].get("backbone", {}).get("aliases", ())) // 2
+    if layers and manifest["cache"]["layers"] != layers:
+        yield f"cache.layers is {manifest['cache']['layers']}, backbone has {layers}"
+    for name, axis in manifest["axes"].items():
+        if not axis["min"] <= axis["typical"] <= axis["max"]:
+            yield f"axes.{name} is {axis}, expected min <= typical <= max"
+
+
+def _told(model: Mapping[str, Any], path: str) -> Any:
+    for key in path.split("."):
+        if key not in model:
+            return None
+        model = model[key]
+    return model
+
+
+def _dimension(manifest: Mapping[str, Any], graph: str, side: str, name: str, place: int) -> int | None:
+    for one in manifest["graphs"].get(graph, {}).get(side, ()):
+        if one["name"] == name and place < len(one["shape"]) and not isinstance(one["shape"][place], str):
+            return int(one["shape"][place])
+    return None

@@ -1,0 +1,158 @@
+"""A bundle with fewer variants or modes. Neither torch nor ONNX is needed.
+
+Nothing is computed anew: graphs, weights and engines that remain are the same files, since no weights file is
+shared with a graph that uses only part of it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from janus_export.bundle.bundle import LOCK, Bundle, load_bundle, write_manifest
+from janus_export.bundle.external_data import references
+from janus_export.bundle.modes import MODES, graphs_of, modes_of
+from janus_export.bundle.sizes import common_files
+from janus_export.errors import BundleError
+from janus_modular.atomic_writes import atomic_replace_folder
+from janus_modular.bundles import DIGESTS, digest_of
+from janus_modular.locking import locked
+from janus_modular.suggest import did_you_mean
+
+
+def prune(
+    folder: str | Path,
+    *,
+    variants: Sequence[str] = (),
+    only: Sequence[str] = (),
+    target: str | Path | None = None,
+) -> Path:
+    """Keep these variants and modes of a bundle (none named: all), in place or in a new folder; return it.
+
+    Results of `verify` stay with the variants that they are of. Where a mode is taken out they go: they are
+    of a bundle that could do more.
+
+    Raises:
+        BundleError: the bundle is damaged or has no such variant or mode, nothing would be taken out, or the
+            new folder exists or cannot be written. The bundle is as it was then.
+    """
+    bundle = load_bundle(folder)
+    pruned_manifest(bundle, variants, only)  # refuses what cannot be before anything is written
+    source = bundle.folder.resolve()
+    place = Path(target).expanduser().resolve() if target is not None else source
+    if target is not None and place.exists():
+        raise BundleError(
+            f"{place} exists, so the pruned bundle is not written there. Choose another folder."
+        )
+    if place != source and place.is_relative_to(source):
+        raise BundleError(f"{place} is inside of the bundle itself. Choose a folder beside it.")
+    # In place, nobody may note a result meanwhile: it would be lost.
+    lock = locked(source / LOCK, source, wait=True, error=BundleError) if place == source else nullcontext()
+    try:
+        with lock, atomic_replace_folder(place, error=BundleError) as temporary:
+            manifest = pruned_manifest(load_bundle(source), variants, only)
+            for name in _files(manifest):
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                bring = _link if place == source else shutil.copyfile
+                bring(source / name, temporary / name)
+            write_manifest(temporary, manifest)
+    except OSError as error:
+        raise BundleError(f"{place} could not be written: {error}. {source} is as it was.") from error
+    return place
+
+
+def pruned_manifest(bundle: Bundle, variants: Sequence[str], only: Sequence[str]) -> dict[str, Any]:
+    """Return the manifest of a bundle that has these variants and modes alone (none named: all).
+
+    Raises:
+        BundleError: the bundle has no such variant or mode, or would stay as it is.
+    """
+    _known("variant", variants, bundle.variants, bundle.folder)
+    _known("mode", only, MODES, bundle.folder)
+    if lacking := [mode for mode in only if mode not in bundle.modes]:
+        raise BundleError(
+            f"{bundle.folder} cannot keep {', '.join(lacking)}: it has {', '.join(bundle.modes) or 'no mode'}"
+        )
+    old = bundle.manifest
+    manifest = deepcopy(old)
+    kept = [name for name in bundle.variants if not variants or name in variants]
+    graphs = graphs_of(only, list(bundle.graphs)) if only else tuple(bundle.graphs)
+    if kept == bundle.variants and len(graphs) == len(bundle.graphs):
+        raise BundleError(
+            f"{bundle.folder} has nothing to take out: name fewer than its variants ({', '.join(kept)})"
+            f" or modes ({', '.join(bundle.modes)})"
+        )
+    manifest["variants"] = {name: _variant(bundle, name, graphs) for name in kept}
+    manifest["graphs"] = {name: old["graphs"][name] for name in graphs}
+    manifest["modes"] = modes_of(graphs)
+    axes = {
+        size
+        for graph in manifest["graphs"].values()
+        for slot in (*graph["inputs"], *graph["outputs"])
+        for size in slot["shape"]
+    }
+    manifest["axes"] = {name: axis for name, axis in old["axes"].items() if name in axes}
+    records = manifest["variants"].values()
+    files = {name for record in records for name in (*record["files"].values(), *record["weights"])}
+    files |= common_files(old)
+    for section in ("sha256", "bytes"):
+        manifest[section] = {name: value for name, value in old[section].items() if name in files}
+    _prune_results(manifest, kept, graphs, whole=len(graphs) == len(bundle.graphs))
+    manifest[DIGESTS] = {  # not of a variant whose record was edited
+        name: digest_of(manifest, name) for name in kept if old[DIGESTS].get(name) == digest_of(old, name)
+    }
+    return manifest
+
+
+def _variant(bundle: Bundle, name: str, graphs: Iterable[str]) -> dict[str, Any]:
+    record = deepcopy(bundle.manifest["variants"][name])
+    record["files"] = {graph: file for graph, file in record["files"].items() if graph in graphs}
+    found = [one for file in record["files"].values() for one in references(bundle.folder / file)]
+    used = {one.location for one in found}
+    record["weights"] = [file for file in record["weights"] if file in used]
+    return record
+
+
+def _prune_results(
+    manifest: dict[str, Any], variants: Sequence[str], graphs: Sequence[str], *, whole: bool
+) -> None:
+    """Keep the results and engines that are still true of what remains."""
+    built = {key: dict(one) for key, one in manifest.get("built", {}).items() if one["variant"] in variants}
+    for one in built.values():
+        one["engines"] = {name: engine for name, engine in one["engines"].items() if name in graphs}
+    manifest["built"] = {key: one for key, one in built.items() if one["engines"]}
+    parity = manifest.get("parity", {})
+    manifest["parity"] = {key: one for key, one in parity.items() if whole and key.split(" ")[0] in variants}
+    executed = manifest.get("executed", {})
+    manifest["executed"] = {key: one for key, one in executed.items() if whole and key in manifest["built"]}
+
+
+def _files(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Return every file of a bundle but its manifest."""
+    yield from manifest["bytes"]
+    for built in manifest["built"].values():
+        for engine in built["engines"].values():
+            yield engine["file"]
+            if engine["inspector"]:
+                yield engine["inspector"]
+
+
+def _link(source: Path, target: Path) -> None:
+    """Link a file that the folder at the old place is about to let go; copy it where that cannot be done."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _known(what: str, names: Iterable[str], known: Sequence[str], folder: Path) -> None:
+    for name in names:
+        if name not in known:
+            raise BundleError(
+                f"{folder} has no {what} '{name}'. {did_you_mean(name, known)} It has: {', '.join(known)}"
+            )

@@ -1,0 +1,149 @@
+"""Is a manifest of the shape that bundle.schema.json publishes? Read here by a small part of JSON Schema.
+
+What a server needs no package for: types, required keys, least values and lengths, listed words. The schema's
+patterns and the keys that it does not know are the tests' concern.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from janus_export.bundle.modes import modes_of
+from janus_modular.foreign import printable
+
+SECTIONS = (
+    "written_by", "source", "requires", "plugins", "model", "variants", "graphs", "axes", "cache", "digests",
+    "parity",
+)  # fmt: skip
+"""What runtimes and commands read without asking; results (built, executed) come and go."""
+
+MOST_LETTERS = 512
+"""Of a name or a path; error messages repeat them."""
+
+NAMED = ("requires", "model", "variants", "graphs", "axes", "cache", "digests", "sha256", "bytes", "built")
+"""The sections whose texts are names and paths."""
+
+VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){0,3}")
+
+REQUIREMENTS = ("onnxruntime",)
+"""Distributions that a bundle may require; what this version does not know, it cannot hold to."""
+
+TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "null": type(None),
+}
+
+
+def faults_of(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Say what is not as the schema has it, and what the sections do not say of each other."""
+    schema = _schema()["properties"]
+    found = [fault for name in NAMED for fault in _long_names(manifest.get(name), name)] or [
+        fault
+        for name in SECTIONS
+        for fault in (
+            [f"{name} is missing"] if name not in manifest else _faults(manifest[name], schema[name], name)
+        )
+    ]
+    yield from found or [*_requirements(manifest["requires"]), *_gaps(manifest)]
+
+
+def _long_names(value: Any, path: str) -> Iterator[str]:
+    """Yield where a key or a text has more than `MOST_LETTERS`."""
+    if isinstance(value, str) and len(value) > MOST_LETTERS:
+        yield f"{path} is {_shown(value)} of {len(value):,} letters, expected {MOST_LETTERS} at most"
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from _long_names(each, f"{path}[{number}]")
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from (
+                [f"{path} has the key {_shown(key)} of {len(key):,} letters, expected {MOST_LETTERS} at most"]
+                if len(key) > MOST_LETTERS
+                else _long_names(each, f"{path}.{key}")
+            )
+
+
+def _requirements(requires: Mapping[str, str]) -> Iterator[str]:
+    """Yield requirements that are unknown, or no version."""
+    for name, version in requires.items():
+        if name not in REQUIREMENTS:
+            yield (
+                f"requires has {_shown(name)}, which this version of janus-modular knows nothing of; expected"
+                f" {', '.join(REQUIREMENTS)}"
+            )
+        elif not VERSION.fullmatch(version):
+            yield f"requires.{name} is {_shown(version)}, expected a version such as 1.25 or 1.25.1"
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    text = files("janus_export").joinpath("bundle.schema.json").read_text("utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+def _faults(value: Any, schema: Any, path: str) -> Iterator[str]:
+    if not isinstance(schema, dict):  # true: anything
+        return
+    if "$ref" in schema:
+        schema = _schema()["$defs"][schema["$ref"].rpartition("/")[2]]
+    if "oneOf" in schema:
+        tried = [list(_faults(value, one, path)) for one in schema["oneOf"]]
+        yield from min(tried, key=len)
+        return
+    kinds = schema.get("type", [])
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if kinds and not any(_is(value, kind) for kind in kinds):
+        yield f"{path} is {_shown(value)}, expected {' or '.join(kinds)}"
+    elif value not in schema.get("enum", [value]):
+        yield f"{path} is {_shown(value)}, expected one of {', '.join(map(str, schema['enum']))}"
+    elif isinstance(value, dict):
+        if missing := [key for key in schema.get("required", ()) if key not in value]:
+            yield f"{path} lacks {', '.join(missing)}"
+        if len(value) < schema.get("minProperties", 0):
+            yield f"{path} is empty"
+        known = schema.get("properties", {})
+        for key, one in value.items():
+            yield from _faults(one, known.get(key, schema.get("additionalProperties")), f"{path}.{key}")
+    elif isinstance(value, list):
+        least, most = schema.get("minItems", 0), schema.get("maxItems", len(value))
+        if not least <= len(value) <= most:
+            yield f"{path} has {len(value)} entries, expected {least} to {most}"
+        for number, one in enumerate(value):
+            yield from _faults(one, schema.get("items"), f"{path}[{number}]")
+    elif _is(value, "number") and value < schema.get("minimum", value):
+        yield f"{path} is {value}, expected {schema['minimum']} at least"
+
+
+def _gaps(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Say which graphs and axes are named, but described nowhere."""
+    graphs, axes = manifest["graphs"], manifest["axes"]
+    for name, variant in manifest["variants"].items():
+        if unknown := sorted(set(variant["files"]) - set(graphs)):
+            yield f"variants.{name} has files of {', '.join(unknown)}, which graphs lacks"
+    if (modes := manifest.get("modes")) is not None and modes != modes_of(graphs):
+        yield f"modes are {_shown(modes)}, its graphs are enough for {_shown(modes_of(graphs))}"
+    for name, graph in graphs.items():
+        shapes = [slot["shape"] for slot in (*graph["inputs"], *graph["outputs"])]
+        if unknown := sorted(
+            {size for shape in shapes for size in shape if isinstance(size, str)} - set(axes)
+        ):
+            yield f"graphs.{name} has lengths called {', '.join(unknown)}, which axes lacks"
+
+
+def _is(value: Any, kind: str) -> bool:
+    return isinstance(value, TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
+
+
+def _shown(value: Any) -> str:
+    return printable(json.dumps(value, ensure_ascii=False), most=43)

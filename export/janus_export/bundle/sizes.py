@@ -1,0 +1,86 @@
+"""How many bytes a bundle takes: of each variant, of each graph, beside its checkpoint's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from janus_export.bundle.external_data import references
+from janus_modular.foreign import printable
+
+if TYPE_CHECKING:
+    from janus_export.bundle.bundle import Bundle
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+MOST_BYTES = 2**60
+"""More than any file system holds in a file; a limit beyond is none."""
+
+CHECKPOINT_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+"""Suffixes of a checkpoint's weights; of the first that there is, since the others are copies."""
+
+
+@dataclass(frozen=True)
+class VariantSize:
+    """What a variant takes on disk, in bytes; files that graphs share are counted once."""
+
+    variant: str
+    total: int  # graphs, weights, and the files that every variant needs (tokenizer, processor)
+    weights: int
+    graphs: dict[str, int]  # of each graph alone: its file and the weights that it points to
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        return asdict(self)
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes that a size such as ``2GB`` or ``1.5 GiB`` stands for.
+
+    Raises:
+        ValueError: it has no unit, another one, or is no number of bytes from 1 to `MOST_BYTES`.
+    """
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text.strip(), re.ASCII)
+    size = float(parts[1]) * UNITS.get(parts[2], 0) if parts else 0.0
+    if not 1 <= size <= MOST_BYTES:
+        raise ValueError(
+            f"'{printable(text, 60)}'; expected a positive number and a unit of {', '.join(UNITS)}, 2GB say,"
+            f" and {MOST_BYTES // 2**30:,} GiB at most"
+        )
+    return int(size)
+
+
+def variant_size(bundle: Bundle, variant: str) -> VariantSize:
+    """Return what a variant takes; files that only other variants need count for nothing."""
+    files, sizes = bundle.manifest["variants"][variant]["files"], bundle.manifest["bytes"]
+    needed = {file: {one.location for one in references(bundle.folder / file)} for file in files.values()}
+    weights = set[str]().union(*needed.values())
+    return VariantSize(
+        variant,
+        total=_sum(sizes, {*files.values(), *weights, *common_files(bundle.manifest)}),
+        weights=_sum(sizes, weights),
+        graphs={name: _sum(sizes, {file, *needed[file]}) for name, file in files.items()},
+    )
+
+
+def common_files(manifest: Mapping[str, Any]) -> set[str]:
+    """Return the files that every variant needs: those that no variant lists."""
+    records = manifest["variants"].values()
+    listed = {name for record in records for name in (*record["files"].values(), *record["weights"])}
+    return set(manifest["bytes"]) - listed
+
+
+def checkpoint_bytes(manifest: Mapping[str, Any]) -> int | None:
+    """Return the size of the checkpoint's weights; None where its record names none."""
+    files = manifest["source"]["files"]
+    for suffix in CHECKPOINT_WEIGHTS:
+        found = [size for name, (size, _) in files.items() if PurePath(name).suffix == suffix]
+        if found:
+            return sum(found)
+    return None
+
+
+def _sum(sizes: Mapping[str, int], names: Iterable[str]) -> int:
+    return sum(sizes[name] for name in set(names))

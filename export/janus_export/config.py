@@ -1,0 +1,225 @@
+"""What an export may be asked for. A YAML file in configs/export is a picture of `ExportConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+
+from janus_export.bundle.axes import Ranges
+from janus_export.bundle.modes import MODES, graphs_of
+from janus_export.bundle.sizes import parse_bytes
+from janus_export.errors import ExportError
+from janus_modular.suggest import did_you_mean
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One form of the graphs: what its numbers are."""
+
+    dtype: str  # of all that is not quantised: fp32, fp16, bf16
+    bits: int | None = None  # of quantised weights
+    form: str = "plain"  # "nbits": ONNX Runtime's MatMulNBits; "qdq": standard DequantizeLinear, for TensorRT
+
+
+VARIANTS = {
+    "fp32": Variant("fp32"),
+    "fp16": Variant("fp16"),
+    "bf16": Variant("bf16"),
+    "cpu-int8": Variant("fp32", 8, "nbits"),
+    "cpu-int4": Variant("fp32", 4, "nbits"),
+    "trt-int4": Variant("fp16", 4, "qdq"),
+}
+
+
+GRAPHS = ("understand", "embed", "backbone", "text_next", "image_next", "draw", "tokenize_image")
+"""The graphs that a model becomes, as `onnx_export.graphs` declares them; named here without torch."""
+
+HEAD = "text_next"
+"""The graph whose weights a tied word table shares."""
+
+BLOCK_SIZES = (16, 256)
+"""Fewest and most weights that share a scale: those that ONNX Runtime's CPU kernels of MatMulNBits know."""
+
+MOST_SIDE_BY_SIDE = 4096
+"""Sequences or images that one run of a graph may be declared for; the KV cache of more fits no machine."""
+
+TYPICAL_CAPACITY = 1024  # a prompt and a picture of 576 positions, with room for words
+
+
+RECOMMENDED: Mapping[str, Mapping[str, int]] = {
+    "nbits": {"backbone": 4, "embed": 4, "text_next": 8, "understand": 8},
+    "qdq": {"backbone": 4},
+}
+"""Graphs that are quantised where nobody names any, by form, and the fewest bits of each.
+
+The image head and the image tokenizer are small, and lose more than they save. Engines have no lookup in a
+quantised table, and TensorRT fuses the backbone's products alone.
+"""
+
+STORAGE = ("fp16", "fp32")
+
+
+@dataclass
+class QuantizeConfig:
+    """How weights are quantised, where a variant quantises them."""
+
+    # Graphs whose linear layers are quantised; `embed` stands for the word table, in whatever graph it is
+    # looked up. null: backbone, embed, text_next and understand for ONNX Runtime, backbone for TensorRT.
+    graphs: list[str] | None = None
+    # Bits of single graphs, where they are not the variant's: {text_next: 8}. Where graphs is null, text_next
+    # and understand have 8 bits at least.
+    bits: dict[str, int] = field(default_factory=dict)
+    block_size: int = 32  # weights that share a scale; a power of two, 16 to 256
+    # What ONNX Runtime multiplies in: 1 float32, 2 float16, 3 bfloat16, 4 int8 (activations are rounded too);
+    # 0 leaves it to ONNX Runtime.
+    accuracy_level: int = 4
+
+
+@dataclass
+class ExportConfig:
+    """Which variants, which modes, how large the axes may get, and how weights lie on disk."""
+
+    variants: list[str] = field(default_factory=lambda: ["fp32"])  # fp32, fp16, bf16, cpu-int8, cpu-int4, ...
+    only: list[str] = field(default_factory=list)  # modes: text, understanding, drawing; none: all
+    rows: int = 8  # sequences side by side; a drawing with guidance takes two
+    capacity: int | None = None  # positions of a typical session; None: 1024, or the context if it is less
+    images: int = 4  # pictures side by side
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+    # fp16 or fp32: how cpu-int8 and cpu-int4 store what they do not quantise. They compute in float32.
+    storage: str = "fp16"
+    max_file_size: str | None = None  # of a weights file: 2GB, 500MiB; None: no limit
+
+    def __post_init__(self) -> None:
+        """Refuse what no bundle can be made of; every fault has a line that begins with its field."""
+        checks = (self._variants, self._modes, self._lengths, self._rounding, self._unused, self._storage)
+        if faults := [fault for check in checks for fault in check()]:
+            raise ExportError("\n".join(faults))
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """The graphs that are exported, in their order."""
+        return graphs_of(self.only or MODES, GRAPHS)
+
+    @property
+    def lowered_beside(self) -> tuple[str, ...]:
+        """The graphs that are not exported, but lowered to see which quantised weights are theirs too.
+
+        A tied word table has the bits that the text head asks for, also where no text is generated: a bundle
+        of some modes then draws what a whole bundle draws.
+        """
+        quantises = any(HEAD in self._bits_of_all(name) for name in self._quantising())
+        return (HEAD,) if quantises and HEAD not in self.graphs else ()
+
+    def bits(self, variant: str) -> dict[str, int]:
+        """Return the bits of each graph that a variant quantises; also of those that are `lowered_beside`."""
+        graphs = (*self.graphs, *self.lowered_beside)
+        return {name: n for name, n in self._bits_of_all(variant).items() if name in graphs}
+
+    def _bits_of_all(self, variant: str) -> dict[str, int]:
+        """Return the bits of each graph that a variant quantises where all modes are exported."""
+        known = VARIANTS[variant]
+        if known.bits is None:
+            return {}
+        if self.quantize.graphs is None:
+            bits = {name: max(known.bits, n) for name, n in RECOMMENDED[known.form].items()}
+        else:
+            bits = dict.fromkeys(self.quantize.graphs, known.bits)
+        return bits | {name: n for name, n in self.quantize.bits.items() if name in bits}
+
+    def stored_as(self, variant: str) -> str:
+        """Return how a variant stores what it does not quantise: fp32, fp16, bf16."""
+        known = VARIANTS[variant]
+        return self.storage if known.bits and known.dtype == "fp32" else known.dtype
+
+    def ranges(self, context: int) -> Ranges:
+        """Choose how large the axes may get for a model with a context of so many positions.
+
+        Raises:
+            ExportError: the capacity is beyond the context.
+        """
+        if self.capacity is not None and self.capacity > context:
+            raise ExportError(
+                f"capacity: {self.capacity}; expected {context} at most, the model's context. Left out, it is"
+                f" {min(TYPICAL_CAPACITY, context)}."
+            )
+        capacity = self.capacity or TYPICAL_CAPACITY
+        return Ranges.of(context=context, rows=self.rows, capacity=capacity, images=self.images)
+
+    def _variants(self) -> Iterator[str]:
+        if not self.variants:
+            yield f"variants: none is asked for. Known: {', '.join(VARIANTS)}"
+        for name in self.variants:
+            if name not in VARIANTS:
+                hint = did_you_mean(name, VARIANTS)
+                yield f"variants: there is no variant '{name}'. {hint} Known: {', '.join(VARIANTS)}"
+        for name in dict.fromkeys(self.variants):
+            if self.variants.count(name) > 1:
+                yield f"variants: '{name}' is named {self.variants.count(name)} times; expected once"
+
+    def _lengths(self) -> Iterator[str]:
+        for name in ("rows", "images"):
+            value = getattr(self, name)
+            if not 1 <= value <= MOST_SIDE_BY_SIDE:
+                yield f"{name}: {value:.6g}; expected 1 to {MOST_SIDE_BY_SIDE}"
+        if self.capacity is not None and self.capacity < 2:
+            yield f"capacity: {self.capacity}; expected 2 at least"
+
+    def _modes(self) -> Iterator[str]:
+        for name in self.only:
+            if name not in MODES:
+                hint = did_you_mean(name, MODES)
+                yield f"only: no mode is called '{name}'. {hint} Modes: {', '.join(MODES)}"
+
+    def _rounding(self) -> Iterator[str]:
+        quantize, quantising = self.quantize, self._quantising()
+        for key, names in (("graphs", quantize.graphs or ()), ("bits", quantize.bits)):
+            for name in dict.fromkeys(names):
+                if name not in GRAPHS:
+                    hint = did_you_mean(name, GRAPHS)
+                    yield f"quantize.{key}: no graph is called '{name}'. {hint} Graphs: {', '.join(GRAPHS)}"
+                elif not set(self.only) - set(MODES) and name not in self.graphs:
+                    yield f"quantize.{key}: '{name}' is not exported with only={', '.join(self.only)}"
+        if quantize.graphs == [] and quantising:
+            yield "quantize.graphs: none, but a variant that rounds is asked for; expected backbone, say"
+        chosen = {graph for name in quantising for graph in self.bits(name)}
+        for name, bits in quantize.bits.items():
+            if bits not in (4, 8):
+                yield f"quantize.bits: {bits} of '{name}'; expected 4 or 8"
+            if quantising and name in GRAPHS and name not in chosen:
+                yield f"quantize.bits: '{name}' is not quantised; name it in quantize.graphs too"
+        size, (least, most) = quantize.block_size, BLOCK_SIZES
+        if not least <= size <= most or size & (size - 1):
+            yield f"quantize.block_size: {size}; expected a power of two, {least} to {most}"
+        if quantize.accuracy_level not in range(5):
+            yield f"quantize.accuracy_level: {quantize.accuracy_level}; expected 0 to 4"
+
+    def _unused(self) -> Iterator[str]:
+        """Find settings that differ from their default, and change nothing in any of the variants."""
+        if set(self.variants) - set(VARIANTS):
+            return
+        quantising, default = self._quantising(), QuantizeConfig()
+        asked = f"no variant of {', '.join(self.variants)}"
+        changed = [
+            each.name
+            for each in fields(QuantizeConfig)
+            if getattr(self.quantize, each.name) != getattr(default, each.name)
+        ]
+        if not quantising:
+            for name in changed:
+                yield f"quantize.{name}: has no effect: {asked} quantises. Leave it out, or add cpu-int4, say"
+        elif "accuracy_level" in changed and all(VARIANTS[name].form != "nbits" for name in quantising):
+            yield f"quantize.accuracy_level: has no effect: {asked} multiplies by MatMulNBits. Leave it out"
+        if self.storage == "fp32" and all(VARIANTS[name].dtype != "fp32" for name in quantising):
+            yield f"storage: fp32 has no effect: {asked} is cpu-int8 or cpu-int4, the others have one dtype"
+
+    def _storage(self) -> Iterator[str]:
+        if self.storage not in STORAGE:
+            yield f"storage: '{self.storage}'; expected {' or '.join(STORAGE)}"
+        if self.max_file_size is not None:
+            try:
+                parse_bytes(self.max_file_size)
+            except ValueError as error:
+                yield f"max_file_size: {error}"
+
+    def _quantising(self) -> list[str]:
+        return [name for name in self.variants if name in VARIANTS and VARIANTS[name].bits]

@@ -1,0 +1,1 @@
+"""Gates of `verify`: each compares one aspect of a bundle with the reference."""

@@ -1,0 +1,202 @@
+"""Gates that read files alone: valid ONNX, the rules that runtimes rely on, the model's sizes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
+from textwrap import shorten
+
+import onnx
+import onnx_ir as ir
+from safetensors import safe_open
+
+from janus_export.bundle.axes import codes_shape
+from janus_export.bundle.bundle import Bundle, graph_faults
+from janus_export.bundle.external_data import references
+from janus_export.onnx_export.kv_cache import cache_shapes
+from janus_export.onnx_export.weights import is_finite
+from janus_export.reference.target import Check, Subject
+
+STANDARD = ("", "ai.onnx")
+BEYOND = {"nbits": {("com.microsoft", "MatMulNBits"), ("com.microsoft", "GatherBlockQuantized")}}
+"""Operators beyond the standard, by the form of a variant's rounding."""
+
+MASK, PAST_KEY, PRESENT_KEY = 3, 4, 1  # where Attention takes and gives them
+
+
+def checker(subject: Subject) -> Iterator[Check]:
+    """Let ONNX' own checker read every graph, and infer the shapes inside."""
+    for name, file in subject.record["files"].items():
+        try:
+            with _without_links(subject.bundle, file) as path:
+                onnx.checker.check_model(path, full_check=True)
+            found = "valid"
+        except Exception as error:  # the checker raises errors of its own, and of protocol buffers
+            found = shorten(str(error).strip().split("\n")[0], 300, placeholder=" ...")
+        yield Check(name, found == "valid", found, "valid")
+
+
+@contextmanager
+def _without_links(bundle: Bundle, file: str) -> Iterator[Path]:
+    """Copy a graph to where its external data is empty, of the size that it has here.
+
+    ONNX' checker refuses data behind symbolic or hard links, which hub caches and deduplicated disks are full
+    of. It looks at no weights, only at whether the files are there and large enough.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder, Path(file).name)
+        copyfile(bundle.folder / file, path)
+        for location in {one.location for one in references(path)}:
+            target = Path(folder, location)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.touch()
+            os.truncate(target, (bundle.folder / location).stat().st_size)
+        yield path
+
+
+def lint(subject: Subject) -> Iterator[Check]:
+    """Look for what runtimes refuse, or silently do otherwise than was meant."""
+    own = {**subject.bundle.manifest, "variants": {subject.variant: subject.record}}
+    yield _none("the manifest says of graphs what they do not", set(graph_faults(subject.bundle.folder, own)))
+    yield _none("weights that are not finite", set(_not_finite(subject)))
+    rounding = subject.record["quantisation"] or {}
+    allowed = BEYOND.get(rounding.get("form", ""), set())
+    for name, file in subject.record["files"].items():
+        graph = ir.load(subject.bundle.folder / file).graph
+        yield _none(
+            f"{name}: operators beyond the standard",
+            {
+                f"{n.domain}::{n.op_type}"
+                for n in graph
+                if n.domain not in STANDARD and (n.domain, n.op_type) not in allowed
+            },
+        )
+        yield _none(
+            f"{name}: inputs that nothing reads",
+            {str(i.name) for i in graph.inputs if not i.uses() and not i.is_graph_output()},
+        )
+        declared = subject.bundle.graphs[name]
+        for side, values in (("inputs", graph.inputs), ("outputs", graph.outputs)):
+            got = [value.name for value in values]
+            want = [one["name"] for one in declared[side]]
+            yield Check(f"{name}: {side}", got == want, ", ".join(map(str, got)), ", ".join(want))
+        if declared["aliases"]:
+            yield from _caches(graph, declared["aliases"])
+            yield _none(f"{name}: attention without a mask of its own", set(_unmasked(graph)))
+        if name in rounding.get("graphs", ()):
+            kept = set(rounding["kept"])
+            left = {weight for weight in _matrices(graph) if weight not in kept}
+            yield _none(f"{name}: matrices that stayed as they were, unexplained", left)
+
+
+def _not_finite(subject: Subject) -> Iterator[str]:
+    """Name the weights that hold NaN or infinities, of every file that the variant uses."""
+    for file in subject.record["weights"]:
+        with safe_open(subject.bundle.folder / file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  # it is no mapping
+                if not is_finite(weights.get_tensor(name)):
+                    yield name
+
+
+def _caches(graph: ir.Graph, aliases: Iterable[list[str]]) -> Iterator[Check]:
+    """Check that what goes out is what came in, written by TensorScatter, in four dimensions."""
+    faults = set()
+    outputs = {value.name: value for value in graph.outputs}
+    inputs = {value.name: value for value in graph.inputs}
+    for present, past in aliases:
+        new, old = outputs.get(present), inputs.get(past)
+        if new is None or old is None:
+            faults.add(f"{present} or {past} is not there")
+            continue
+        node = new.producer()
+        if node is None or node.op_type != "TensorScatter" or node.inputs[0] is not old:
+            faults.add(f"{present} is not {past} with slots written")
+        elif node.attributes.get_int("axis", -2) != 2:
+            faults.add(f"{present} is written along another axis than its slots")
+        faults |= {
+            f"{one.name} has {len(one.shape or ())} dimensions"
+            for one in (old, new)
+            if len(one.shape or ()) != 4
+        }
+    yield _none("caches", faults)
+
+
+def _unmasked(graph: ir.Graph) -> Iterator[str]:
+    """Name attention nodes that would see more than the mask says, or keep a cache of their own."""
+    for node in graph:
+        if node.op_type != "Attention":
+            continue
+        given = [value is not None for value in node.inputs]
+        if len(given) <= MASK or not given[MASK]:
+            yield f"{node.name} has no mask"
+        if any(given[PAST_KEY:]):
+            yield f"{node.name} takes a past"
+        if any(value.name for value in node.outputs[PRESENT_KEY:]):
+            yield f"{node.name} has {len(node.outputs)} outputs"
+        if node.attributes.get_int("is_causal", 0):
+            yield f"{node.name} is causal by itself"
+
+
+def _matrices(graph: ir.Graph) -> Iterator[str]:
+    """Name the weights of linear layers that are floating point."""
+    for node in graph:
+        if node.op_type not in ("Gemm", "MatMul"):
+            continue
+        for value in map(_widened_from, node.inputs):
+            if value is not None and value.is_initializer() and value.name and len(value.shape or ()) == 2:
+                yield value.name.removeprefix("model.")
+
+
+def _widened_from(value: ir.Value | None) -> ir.Value | None:
+    """Return what a Cast widens; the value itself where it is no Cast's."""
+    node = None if value is None else value.producer()
+    return node.inputs[0] if node is not None and node.op_type == "Cast" else value
+
+
+def sizes(subject: Subject) -> Iterator[Check]:
+    """Compare what the manifest says with the model's own config."""
+    model, processor = subject.reference.model, subject.reference.processor
+    path, spec = model.generation, model.understanding.encoder.pixels
+    wanted = {
+        "context": model.backbone.context,
+        "width": model.backbone.width,
+        "vocab": model.backbone.vocab_size,
+        "drawing": path.num_tokens,
+        "pad": processor.pad_id,
+        "forbidden": list(processor.forbidden),
+        "text_loop": model.config.text_loop,
+        "drawing_loop": path.sampling_loop,
+        "sizes": dict(path.sizes),
+    }
+    for name, size in wanted.items():
+        found = subject.bundle.manifest["model"].get(name)
+        yield Check(name, found == size, str(found), str(size))
+    shapes = {
+        f"{graph}.{slot['name']}": [size for size in slot["shape"] if not isinstance(size, str)]
+        for graph, record in subject.bundle.graphs.items()
+        for slot in (*record["inputs"], *record["outputs"])
+    }
+    fixed = {
+        "understand.pixels": [3, spec.height, spec.width],
+        "understand.embeddings": [model.understanding.num_tokens, model.backbone.width],
+        "draw.codes": [path.num_tokens, *codes_shape(path.sizes)],
+        "draw.pixels": [3, path.height, path.width],
+    }
+    for layer, pair in enumerate(cache_shapes(model.backbone)):
+        for kind, (heads, width) in zip(("key", "value"), pair, strict=True):
+            fixed[f"backbone.past_{kind}_{layer}"] = [heads, width]
+    for name, want in fixed.items():
+        if name.partition(".")[0] not in subject.bundle.graphs:
+            continue
+        got = shapes.get(name)
+        yield Check(name, got == want, str(got), str(want))
+    layers = subject.bundle.manifest["cache"]["layers"]
+    yield Check("layers", layers == layer + 1, str(layers), str(layer + 1))
+
+
+def _none(what: str, faults: set[str]) -> Check:
+    return Check(what, not faults, ", ".join(sorted(faults)[:5]) or "none", "none")

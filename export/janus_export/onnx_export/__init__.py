@@ -1,0 +1,1 @@
+"""ONNX graphs: declared, traced, quantized, bound to weights, written as a bundle."""

@@ -1,0 +1,325 @@
+"""From a checkpoint to a bundle: lower the graphs, write the weights, bind the one to the other.
+
+It all happens in a folder beside the bundle, which takes the bundle's place at the end. What is finished
+there is kept when an export is interrupted, and used by the next one of the same source and settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from janus_export.bundle.bundle import LOCK, MANIFEST, is_bundle, write_manifest
+from janus_export.bundle.files import Stored, sha256, split, write_stream
+from janus_export.bundle.modes import MODES, graphs_of
+from janus_export.bundle.sizes import parse_bytes
+from janus_export.config import VARIANTS, ExportConfig
+from janus_export.errors import BundleError, ExportError
+from janus_export.onnx_export import manifest
+from janus_export.onnx_export.graph_files import save_graph
+from janus_export.onnx_export.graphs import Graph, declare
+from janus_export.onnx_export.half_storage import store_as_half
+from janus_export.onnx_export.quantize import Outcome, quantize, stored
+from janus_export.onnx_export.resume import Unfinished
+from janus_export.onnx_export.rounding import Rounding
+from janus_export.onnx_export.trace import faked, to_onnx
+from janus_export.onnx_export.weights import (
+    FOLDER,
+    Pointer,
+    Source,
+    bind,
+    detach,
+    group_by_users,
+    native_names,
+    pointers,
+)
+from janus_modular import Plugins, arguments
+from janus_modular.atomic_writes import folder_lock, restore, swap
+from janus_modular.checkpoints.merging import merged
+from janus_modular.checkpoints.native import plugins_of
+from janus_modular.checkpoints.opening import Opened, describe
+from janus_modular.locking import locked
+from janus_modular.plugins import default_plugins
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+Files = dict[str, dict[str, str]]
+"""Variant, graph -> the name of its file."""
+
+Tell = Callable[[str, int, int], None]
+"""Hears what is being done, how much of it is done, and how much there is."""
+
+
+def export(
+    source: str | Path,
+    target: str | Path,
+    config: ExportConfig | None = None,
+    *,
+    plugins: Plugins | None = None,
+    tell: Tell = lambda *_: None,
+) -> Path:
+    """Write a checkpoint as a bundle; return its folder. The model is never in memory.
+
+    Adapters are folded into the weights that they adapt: a graph is as fast as one of a plain model.
+
+    A bundle that stands there is replaced when the new one is complete, and not before.
+
+    Raises:
+        ExportError: a part of the model cannot become a graph, or the capacity is beyond its context.
+        BundleError: something else stands there, another export is writing it, or the disk did not take it.
+        CheckpointError: the source is no checkpoint, or damaged.
+    """
+    source, target = arguments.folder_path(source, "source"), arguments.folder_path(target, "target")
+    expected = "an ExportConfig; resolve(load(...), ExportConfig) makes one of a mapping"
+    config = arguments.option(config, "config", ExportConfig, type(None), expected=expected) or ExportConfig()
+    folder = Path(target).expanduser().resolve()  # a link stays one, what it leads to is replaced
+    aside = folder.with_name(f".{folder.name}.export")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder_lock(folder, error=BundleError):
+            restore(folder)
+            _check_replaceable(folder)
+            opened = merged(describe(source, plugins=plugins), plugins)
+            config.ranges(opened.model.backbone.context)  # refuses what does not fit before it is begun
+            aside.mkdir(exist_ok=True)
+            _Export(str(source), opened, aside, config, tell, plugins).run()
+            with _undisturbed(folder):
+                swap(aside, folder)
+    except OSError as error:
+        raise BundleError(
+            f"{folder} could not be written: {error}. What was there before is untouched; the same command"
+            " goes on where this one stopped."
+        ) from error
+    return folder
+
+
+def _undisturbed(folder: Path) -> AbstractContextManager[None]:
+    """Wait until nobody notes a result in the bundle that is about to be replaced."""
+    if not is_bundle(folder):
+        return nullcontext()
+    return locked(folder / LOCK, folder, wait=True, error=BundleError)
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists() and not (is_bundle(folder) or (folder.is_dir() and not any(folder.iterdir()))):
+        raise BundleError(f"{folder} exists and is no bundle, so it is not replaced. Choose another folder.")
+
+
+class _Export:
+    """One export at work in its folder."""
+
+    def __init__(
+        self,
+        named: str,
+        opened: Opened,
+        aside: Path,
+        config: ExportConfig,
+        tell: Tell,
+        plugins: Plugins | None,
+    ) -> None:
+        self.opened, self.config, self.tell = opened, config, tell
+        self.plugins = plugins_of(opened.model, plugins or default_plugins())
+        self.source = describe_source(named, opened)
+        purpose = {"source": self.source, "config": asdict(config), "versions": manifest.versions()}
+        self.unfinished = Unfinished(aside, purpose)
+        self.aside, self.lowered = aside, aside / "lowered"
+        self.names = native_names(opened.model)
+        self.tensors = Source(opened.model, opened.tensors, str(opened.folder))
+        self.roundings = {
+            name: Rounding(
+                name,
+                VARIANTS[name].bits or 0,
+                config.quantize.block_size,
+                VARIANTS[name].form,
+                config.quantize.accuracy_level,
+            )
+            for name in config.variants
+            if VARIANTS[name].bits
+        }
+
+    def run(self) -> None:
+        """Do all that is not done yet."""
+        model = manifest.describe_model(self.opened.model, self.opened.processor)
+        graphs = self._lower()
+        lowered, files, outcomes = self._choose(graphs)
+        weights = self._write_weights(lowered, outcomes)
+        uses = self._bind(lowered, weights)
+        self.opened.processor.save(self.aside)
+        shutil.rmtree(self.lowered)
+        self.unfinished.close()
+        variants = {
+            name: {
+                "dtype": str(DTYPES[VARIANTS[name].dtype]).removeprefix("torch."),
+                "files": files[name],
+                "weights": sorted({path for file in files[name].values() for path in uses[file]}),
+                "storage": str(DTYPES[self.config.stored_as(name)]).removeprefix("torch."),
+                "quantisation": manifest.describe_rounding(rounding, outcomes[name])
+                if (rounding := self.roundings.get(name))
+                else None,
+            }
+            for name in self.config.variants
+        }
+        write_manifest(
+            self.aside,
+            manifest.compose_manifest(
+                source=self.source,
+                plugins=self.plugins,
+                model=model,
+                graphs=graphs,
+                variants=variants,
+                files=self._hashes(),
+            ),
+        )
+
+    def _lower(self) -> list[Graph]:
+        """Write the graphs, without weights, of every dtype that is asked for; return those of the first."""
+        dtypes = list(dict.fromkeys(VARIANTS[name].dtype for name in self.config.variants))
+        self.lowered.mkdir(exist_ok=True)
+        declared: list[Graph] = []
+        for number, dtype in enumerate(dtypes):
+            mode = faked(self.opened.model, DTYPES[dtype])
+            with mode:
+                graphs = self._declare(self.config.lowered_beside)
+            declared = declared or graphs
+            for place, graph in enumerate(graphs, number * len(graphs)):
+                self.tell("graphs", place, len(dtypes) * len(graphs))
+                path = self.lowered / f"{graph.name}.{dtype}.onnx"
+                if not self.unfinished.has(path):
+                    lowered = to_onnx(graph, mode)
+                    detach(lowered, self.names, dtype)
+                    ir.save(lowered, path)
+                    self.unfinished.note(path.name, sha256(path))
+                self.tell("graphs", place + 1, len(dtypes) * len(graphs))
+        return [graph for graph in declared if graph.name not in self.config.lowered_beside]
+
+    def _declare(self, beside: Container[str]) -> list[Graph]:
+        model = self.opened.model
+        ranges = self.config.ranges(model.backbone.context)
+        graphs = declare(model, ranges, forbidden=self.opened.processor.forbidden)
+        taken = graphs_of(self.config.only or MODES, [graph.name for graph in graphs])
+        return [graph for graph in graphs if graph.name in taken or graph.name in beside]
+
+    def _choose(self, graphs: list[Graph]) -> tuple[dict[str, ir.Model], Files, dict[str, Outcome]]:
+        """Open the graphs by the names of their files in the bundle; quantise where a variant does.
+
+        Variants of one dtype share the file of a graph that they leave as it is.
+        """
+        models: dict[str, ir.Model] = {}
+        files: Files = {}
+        outcomes: dict[str, Outcome] = {}
+        for variant in self.config.variants:
+            dtype, storage = VARIANTS[variant].dtype, self.config.stored_as(variant)
+            opened = {graph.name: ir.load(self.lowered / f"{graph.name}.{dtype}.onnx") for graph in graphs}
+            changed = set[str]()
+            if variant in self.roundings:
+                beside = {
+                    name: ir.load(self.lowered / f"{name}.{dtype}.onnx")
+                    for name in self.config.lowered_beside
+                }
+                bits = self.config.bits(variant)
+                outcomes[variant] = quantize(opened, self.roundings[variant], bits, beside)
+                changed = outcomes[variant].changed
+            if storage != dtype:
+                changed = set(opened)
+                for lowered in opened.values():
+                    store_as_half(lowered, {dtype: storage})
+            files[variant] = {name: f"{name}.{variant if name in changed else dtype}.onnx" for name in opened}
+            models |= {files[variant][name]: lowered for name, lowered in opened.items()}
+        self._refuse_idle(outcomes)
+        return models, files, outcomes
+
+    def _refuse_idle(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Refuse a graph that is named in the settings, and in which no variant quantises anything."""
+        named = self.config.quantize.graphs or ()
+        idle = [name for name in named if outcomes and all(name in one.without for one in outcomes.values())]
+        if idle:
+            reasons = sorted({why for one in outcomes.values() for name in idle for why in one.without[name]})
+            raise ExportError(
+                f"quantize.graphs names {', '.join(idle)}, in which {', '.join(outcomes)} can quantise"
+                f" nothing: {'; '.join(reasons)}. Leave it out."
+            )
+
+    def _write_weights(
+        self, graphs: Mapping[str, ir.Model], outcomes: Mapping[str, Outcome]
+    ) -> dict[Pointer, Path]:
+        """Write what the graphs point to, a file for each set of graphs that share it; return where it is."""
+        limit = self.config.max_file_size
+        groups = []
+        for (kind, _), names in group_by_users(graphs).items():
+            tensors = self._stored(kind, names, outcomes)
+            try:
+                files = split(tensors, parse_bytes(limit) if limit else None)
+            except ValueError as error:
+                raise ExportError(
+                    f"max_file_size: {limit} is too small: {error}. A tensor lies in one file: allow more."
+                ) from error
+            groups += [(kind, file) for file in files]
+        total, done = sum(one.size for _, tensors in groups for one in tensors), 0
+
+        def on_progress(written: int, _: int) -> None:
+            self.tell("weights", done + written, total)
+
+        where: dict[Pointer, Path] = {}
+        for kind, tensors in groups:
+            contents = hashlib.sha256(repr([(one.name, one.shape) for one in tensors]).encode()).hexdigest()
+            path = self.aside / FOLDER / self.unfinished.done.get(f"{kind} {contents}", "none")
+            if not path.is_file():
+                path = write_stream(tensors, self.aside / FOLDER, tell=on_progress)
+                self.unfinished.note(f"{kind} {contents}", path.name)
+            done += sum(one.size for one in tensors)
+            where |= {(kind, one.name): path for one in tensors}
+        return where
+
+    def _stored(self, kind: str, names: Iterable[str], outcomes: Mapping[str, Outcome]) -> list[Stored]:
+        if kind in DTYPES:
+            return self.tensors.stored(names, DTYPES[kind])
+        scale = np.float16 if self.config.stored_as(kind) == "fp16" else np.float32
+        rounding = self.roundings[kind]
+        bits = {name: replace(rounding, bits=n) for name, n in outcomes[kind].rounded.items()}
+        return stored(sorted(names), self.tensors, bits, scale)
+
+    def _bind(self, graphs: Mapping[str, ir.Model], weights: Mapping[Pointer, Path]) -> dict[str, set[str]]:
+        """Write the graphs into the root, pointing at their weights; return which files each one uses."""
+        uses = {}
+        for name, graph in graphs.items():
+            uses[name] = {f"{FOLDER}/{weights[pointer].name}" for _, pointer in pointers(graph)}
+            save_graph(bind(graph, weights), self.aside / name)
+        return uses
+
+    def _hashes(self) -> dict[str, tuple[str, int]]:
+        """Return hash and size of every file; those of weights are their names."""
+        paths = [path for path in self.aside.rglob("*") if path.is_file() and path.name != MANIFEST]
+        return {
+            path.relative_to(self.aside).as_posix(): (
+                path.stem if path.parent.name == FOLDER else sha256(path),
+                path.stat().st_size,
+            )
+            for path in paths
+        }
+
+
+def describe_source(named: str, opened: Opened) -> dict[str, Any]:
+    """Say which checkpoint this is; weight files by size and time, since hashing them takes a while."""
+    text = (opened.folder / "config.json").read_bytes()
+    return {
+        "path": named,
+        "layout": json.loads(text).get("model_type"),
+        "config sha256": hashlib.sha256(text).hexdigest(),
+        "files": _stamps(opened.folder),
+    }
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """Return size and time of change (ns) of a folder's files."""
+    found: Iterable[Path] = sorted(path for path in folder.iterdir() if path.is_file())
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in found}

@@ -1,0 +1,50 @@
+"""Weights of float32 graphs that lie on disk in float16.
+
+A weight is widened by a Cast, which ONNX Runtime folds when it loads the graph: the step is that of float32.
+Rows of a table are widened after they were looked up, so that a session never holds the table in float32.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from janus_export.onnx_export.weights import pointers, unbound
+
+WIDE = ".float32"
+
+
+def store_as_half(graph: ir.Model, kinds: dict[str, str]) -> None:
+    """Point a graph's float32 weights to float16 ones of the kinds that ``kinds`` maps theirs to."""
+    for value, (kind, stored) in pointers(graph):
+        to = kinds.get(kind, kind)
+        if value.dtype != ir.DataType.FLOAT:
+            value.const_value = unbound(to, stored, value.dtype, value.shape, value.name)
+            continue
+        value.dtype = ir.DataType.FLOAT16
+        value.const_value = unbound(to, stored, value.dtype, value.shape, value.name)
+        lookups = [use.node for use in value.uses() if use.node.op_type == "Gather" and use.idx == 0]
+        for node in lookups:
+            _widen_rows(graph, node)
+        others = [use for use in value.uses() if use.node not in lookups]
+        if others:
+            wide = _cast(value, f"{value.name}{WIDE}")
+            first = next((node for node in graph.graph if any(node is use.node for use in others)), None)
+            graph.graph.insert_before(first or graph.graph[0], wide)  # of a nested graph: before all
+            for use in others:
+                use.node.replace_input_with(use.idx, wide.outputs[0])
+
+
+def _widen_rows(graph: ir.Model, node: ir.Node) -> None:
+    """Widen what a Gather looks up."""
+    rows = node.outputs[0]
+    wide = _cast(rows, None)
+    graph.graph.insert_after(node, wide)
+    ir.convenience.replace_all_uses_with(rows, wide.outputs[0], replace_graph_outputs=True)
+    wide.replace_input_with(0, rows)
+    wide.outputs[0].name, rows.name = rows.name, f"{rows.name}.float16"
+    rows.dtype = ir.DataType.FLOAT16
+
+
+def _cast(value: ir.Value, name: str | None) -> ir.Node:
+    wide = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=value.shape)
+    return ir.node("Cast", [value], attributes={"to": int(ir.DataType.FLOAT)}, outputs=[wide])

@@ -1,0 +1,269 @@
+"""Linear layers and word tables whose weights are quantised: how graphs take them.
+
+Linear layers in two forms: ONNX Runtime's MatMulNBits, which multiplies packed weights as they lie, and the
+standard DequantizeLinear in blocks, which TensorRT fuses. Lookups in one: ONNX Runtime's
+GatherBlockQuantized, which reads rows of the same bytes, so that a tied head and its word table are stored
+once. Weights are in a graph's own order, (N, K): that is also the order of all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as passes
+
+from janus_export.bundle.files import Stored
+from janus_export.onnx_export.rounding import Rounding, codes_of, pack, scales_of
+from janus_export.onnx_export.weights import Source, stored_name, unbound
+
+CODES, SCALES = ".codes", ".scales"
+ROWS = ".rows"  # of the codes as a lookup takes them: the same bytes, (N, K * bits / 8)
+CONTRIB = "com.microsoft"
+TABLES = "embed"  # the graph whose lookups are governed by its own name, in whatever graph they are made
+
+
+@dataclass
+class Outcome:
+    """What became of a variant's weights, so that none stays as it was unnoticed."""
+
+    rounded: dict[str, int] = field(default_factory=dict)  # weight -> bits
+    kept: dict[str, str] = field(default_factory=dict)  # weight -> why
+    graphs: dict[str, int] = field(default_factory=dict)  # what was asked for and had effect -> fewest bits
+    without: dict[str, list[str]] = field(default_factory=dict)  # what had none -> reasons
+    changed: set[str] = field(default_factory=set)  # graphs that take quantised weights
+
+
+@dataclass(frozen=True)
+class _Use:
+    """A place where a graph takes a weight that can be quantised."""
+
+    graph: ir.Model
+    node: ir.Node
+    weight: str
+
+
+def quantize(
+    graphs: Mapping[str, ir.Model],
+    rounding: Rounding,
+    bits: Mapping[str, int],
+    beside: Mapping[str, ir.Model] | None = None,
+) -> Outcome:
+    """Let the graphs of a variant take quantised weights; report on every weight matrix of those in ``bits``.
+
+    A weight that several graphs take has the most bits that any of them asks for; ``beside`` are graphs that
+    ask too, and stay as they are.
+    """
+    beside = beside or {}
+    outcome, uses, shared = Outcome(), list[_Use](), dict[str, int]()
+    tables = {name for _, name in _lookups(graphs[TABLES])} if TABLES in graphs else set[str]()
+    # What is asked for -> weights that are quantised for it, and reasons why others are not
+    asked: dict[str, list[str]] = {name: [] for name in bits if name not in beside}
+    reasons: dict[str, list[str]] = {name: [] for name in bits}
+    for graph_name, graph in (*graphs.items(), *beside.items()):
+        for node in graph.graph:
+            for place, value in enumerate(node.inputs):
+                name = None if value is None else stored_name(value)
+                if value is None or name is None or len(value.shape or ()) < 2:
+                    continue
+                owner = TABLES if node.op_type == "Gather" and name in tables else graph_name
+                if owner not in bits:
+                    continue
+                reason = _reason(node, place, value, rounding)
+                if graph_name in beside:
+                    shared[name] = max(shared.get(name, 0), 0 if reason else bits[owner])
+                elif reason:
+                    outcome.kept[name] = reason
+                    reasons[owner].append(reason)
+                else:
+                    uses.append(_Use(graph, node, name))
+                    outcome.changed.add(graph_name)
+                    asked[owner].append(name)
+                    outcome.rounded[name] = max(outcome.rounded.get(name, 0), bits[owner])
+    outcome.rounded = {name: max(n, shared.get(name, 0)) for name, n in outcome.rounded.items()}
+    for use in uses:
+        form = LOOKUP if use.node.op_type == "Gather" else FORMS[rounding.form]
+        form(use.graph, use.node, use.weight, replace(rounding, bits=outcome.rounded[use.weight]))
+    for graph in graphs.values():
+        passes.RemoveUnusedNodesPass()(graph)
+    outcome.rounded = dict(sorted(outcome.rounded.items()))
+    for owner, names in asked.items():
+        if names:
+            outcome.graphs[owner] = min(outcome.rounded[name] for name in names)
+        else:
+            outcome.without[owner] = sorted(set(reasons[owner])) or ["it has no weight matrix"]
+    return outcome
+
+
+def stored(
+    names: Sequence[str], source: Source, roundings: Mapping[str, Rounding], scale: Any
+) -> list[Stored]:
+    """Say how to write codes and scales (of numpy dtype ``scale``) by their names, piece by piece.
+
+    ``roundings`` are those of weights, by name.
+    """
+    found = []
+    for name in sorted(names):
+        weight, _, what = name.rpartition(".")
+        rounding = roundings[weight]
+        rows, width = source.shapes[weight]
+        blocks = -(-width // rounding.block_size)
+        pieces: Callable[[], Iterator[Any]] = partial(_pieces, source, weight, rounding, what, scale)
+        if what == "codes":
+            shape = (rows, blocks, rounding.block_size * rounding.bits // 8)
+            found.append(Stored(name, "U8", shape, pieces))
+        else:
+            found.append(Stored(name, "F16" if scale == np.float16 else "F32", (rows, blocks), pieces))
+    return found
+
+
+def _pieces(source: Source, weight: str, rounding: Rounding, what: str, scale: Any) -> Iterator[Any]:
+    for rows in source.rows(weight):
+        with np.errstate(over="ignore"):
+            scales = scales_of(rows, rounding).astype(scale)
+        if not np.isfinite(scales).all():
+            raise source.overflow(torch.float16)
+        if what == "codes":  # rounded by the scales as they are stored
+            yield pack(codes_of(rows, scales.astype(np.float32), rounding), rounding)
+        else:
+            yield scales
+
+
+def _lookups(graph: ir.Model) -> Iterator[tuple[ir.Node, str]]:
+    for node in graph.graph:
+        if node.op_type == "Gather" and node.inputs[0] is not None and (name := stored_name(node.inputs[0])):
+            yield node, name
+
+
+def _reason(node: ir.Node, place: int, value: ir.Value, rounding: Rounding) -> str:
+    """Return why a weight stays as it is; nothing where a linear layer or a lookup can take it quantised."""
+    width = value.shape[1] if value.shape is not None else 0
+    fits = isinstance(width, int) and width % rounding.block_size == 0
+    blocks = f"its {width} columns are no multiple of the block size, {rounding.block_size}"
+    if node.op_type == "Gather" and place == 0:
+        if node.attributes.get_int("axis", 0) != 0 or len(value.shape or ()) != 2:
+            return "looked up along another axis than its rows"
+        if rounding.form not in LOOKUP_FORMS:
+            return "looked up by rows, which TensorRT does not do in a quantised table"
+        return "" if fits else blocks
+    if node.op_type != "Gemm" or place != 1:
+        return f"used by {node.op_type}, which is no linear layer"
+    return blocks if rounding.form == "qdq" and not fits else ""
+
+
+def _weight(
+    graph: ir.Model, rounding: Rounding, name: str, dtype: ir.DataType, shape: Sequence[int], view: str = ""
+) -> ir.Value:
+    """Return an initialiser that is bound later to ``name``; one for all that use it in this ``view``."""
+    if name + view not in graph.graph.initializers:
+        value = ir.Value(name=name + view, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        value.const_value = unbound(rounding.kind, name, dtype, ir.Shape(shape), value.name)
+        graph.graph.register_initializer(value)
+    return graph.graph.initializers[name + view]
+
+
+def _sizes(weight: ir.Value, rounding: Rounding) -> tuple[int, int, int]:
+    assert weight.shape is not None
+    rows, width = weight.shape.numpy()
+    return rows, width, -(-width // rounding.block_size)
+
+
+def _as_nbits(graph: ir.Model, node: ir.Node, name: str, rounding: Rounding) -> None:
+    """Replace Gemm, and the Flatten and Reshape around it, by MatMulNBits, which takes any rank."""
+    rows, width, blocks = _sizes(node.inputs[1], rounding)  # type: ignore[arg-type]  # it has a weight
+    x, y = node.inputs[0], node.outputs[0]
+    assert x is not None
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    dtype = node.inputs[1].dtype or ir.DataType.FLOAT  # type: ignore[union-attr]
+    packed = (rows, blocks, rounding.block_size * rounding.bits // 8)
+    flatten, users = x.producer(), list(y.consumers())
+    if flatten is not None and flatten.op_type == "Flatten" and [u.op_type for u in users] == ["Reshape"]:
+        x, y = flatten.inputs[0], users[0].outputs[0]
+    product = ir.node(
+        "MatMulNBits",
+        [
+            x,
+            _weight(graph, rounding, name + CODES, ir.DataType.UINT8, packed),
+            _weight(graph, rounding, name + SCALES, dtype, (rows, blocks)),
+            *([None, None, bias] if bias is not None else []),
+        ],
+        attributes={
+            "K": width,
+            "N": rows,
+            "bits": rounding.bits,
+            "block_size": rounding.block_size,
+            "accuracy_level": rounding.accuracy_level,
+        },
+        domain=CONTRIB,
+        version=1,
+        outputs=[ir.Value(name=y.name, type=y.type, shape=y.shape)],
+    )
+    graph.graph.opset_imports[CONTRIB] = 1
+    _replace(graph, node, y, product)
+    if users and users[0].outputs[0] is y:
+        graph.graph.remove(users[0], safe=True)
+    graph.graph.remove(node, safe=True)
+    if flatten is not None and not flatten.outputs[0].uses():
+        graph.graph.remove(flatten, safe=True)
+
+
+def _as_qdq(graph: ir.Model, node: ir.Node, name: str, rounding: Rounding) -> None:
+    """Put a DequantizeLinear in blocks between a Gemm and its weight."""
+    weight = node.inputs[1]
+    assert weight is not None
+    rows, width, blocks = _sizes(weight, rounding)
+    dtype = weight.dtype or ir.DataType.FLOAT
+    codes = ir.DataType.INT4 if rounding.bits == 4 else ir.DataType.INT8
+    restored = ir.node(
+        "DequantizeLinear",
+        [
+            _weight(graph, rounding, name + CODES, codes, (rows, width)),
+            _weight(graph, rounding, name + SCALES, dtype, (rows, blocks)),
+        ],
+        attributes={"axis": 1, "block_size": rounding.block_size},
+        outputs=[ir.Value(name=f"{name}.restored", type=weight.type, shape=weight.shape)],
+    )
+    graph.graph.insert_before(node, restored)
+    node.replace_input_with(1, restored.outputs[0])
+
+
+def _as_lookup(graph: ir.Model, node: ir.Node, name: str, rounding: Rounding) -> None:
+    """Replace Gather by GatherBlockQuantized, which reads rows of what MatMulNBits multiplies."""
+    table, ids, y = node.inputs[0], node.inputs[1], node.outputs[0]
+    assert table is not None
+    rows, width, blocks = _sizes(table, rounding)
+    packed = (rows, width * rounding.bits // 8)
+    lookup = ir.node(
+        "GatherBlockQuantized",
+        [
+            _weight(graph, rounding, name + CODES, ir.DataType.UINT8, packed, view=ROWS),
+            ids,
+            _weight(graph, rounding, name + SCALES, table.dtype or ir.DataType.FLOAT, (rows, blocks)),
+        ],
+        attributes={
+            "bits": rounding.bits,
+            "block_size": rounding.block_size,
+            "gather_axis": 0,
+            "quantize_axis": 1,
+        },
+        domain=CONTRIB,
+        version=1,
+        outputs=[ir.Value(name=y.name, type=y.type, shape=y.shape)],
+    )
+    graph.graph.opset_imports[CONTRIB] = 1
+    _replace(graph, node, y, lookup)
+    graph.graph.remove(node, safe=True)
+
+
+def _replace(graph: ir.Model, before: ir.Node, old: ir.Value, new: ir.Node) -> None:
+    graph.graph.insert_before(before, new)
+    ir.convenience.replace_all_uses_with(old, new.outputs[0], replace_graph_outputs=True)
+
+
+FORMS = {"nbits": _as_nbits, "qdq": _as_qdq}
+LOOKUP, LOOKUP_FORMS = _as_lookup, ("nbits",)

@@ -1,0 +1,55 @@
+"""An export that is not complete yet: its folder beside the bundle, and what in it can be relied upon."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from janus_export.bundle.files import sha256
+from janus_modular.atomic_writes import write_text
+
+STATE = "unfinished.json"
+
+
+class Unfinished:
+    """A folder whose finished files are kept for the next export of the same source and settings."""
+
+    def __init__(self, folder: Path, purpose: Mapping[str, Any]) -> None:
+        """Take over what an interrupted export with this purpose has left; else start anew."""
+        self.folder = folder
+        self.done: dict[str, str] = {}  # file -> hash, or what a file was written for -> its name
+        self.purpose = json.loads(json.dumps(purpose))
+        with suppress(OSError, ValueError, KeyError):
+            state = json.loads((folder / STATE).read_text("utf-8"))
+            if state["purpose"] == self.purpose:
+                self.done = state["done"]
+        if not self.done:
+            _clear(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def has(self, path: Path) -> bool:
+        """Say whether a file is finished, and as it was then."""
+        return path.is_file() and self.done.get(path.name) == sha256(path)
+
+    def note(self, name: str, what: str) -> None:
+        """Remember a file's hash, or another fact."""
+        self.done[name] = what
+        state = {"purpose": self.purpose, "done": self.done}
+        write_text(self.folder / STATE, json.dumps(state))
+
+    def close(self) -> None:
+        """Forget the notes: the folder is complete."""
+        (self.folder / STATE).unlink(missing_ok=True)
+
+
+def _clear(folder: Path) -> None:
+    """Empty a folder."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

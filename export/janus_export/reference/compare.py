@@ -1,0 +1,130 @@
+"""How near a graph must come to the model: what is measured, and the limits, by how weights are rounded.
+
+A kind is "exact" (float32), "half" (16 bits), or 8 or 4 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from janus_export.reference.recording import Array
+from janus_export.reference.target import Check
+
+CLOSE = 1e-4  # of the largest number: float32 sums in another order
+SAME_CODES = 0.995  # of a picture's codes, in float32: neighbours in a codebook may be equally near
+
+# The limits below lie between what sound variants give and what broken ones do. Measured on a small model
+# with random weights (std 0.3, which enlarges every error) and on the demo's trained one; the worst of both:
+#                                     bfloat16   8 bits    4 bits   broken: another row's, or black
+# numbers of one graph, off by ...      0.0057    0.018      0.19   1.3
+# pixels, off by ... of the contrast    0.0089   (convolutions are not rounded)   1 or more
+# choices of one graph, the same          94 %     94 %      78 %
+# choices along a drawing, the same       98 %     94 %     96 % *  8 to 19 %
+# cosine along answers and drawings     0.9998    0.998    0.993 *  0.17
+# * Trained. With random weights 4 bits give 49 % and 0.84, and fail.
+MOST_OFF: dict[str | int, float] = {"half": 0.045, 8: 0.14, 4: 0.44}
+"""Largest error, as a share of the right answer: what the cosines below allow of answers of equal length."""
+LEAST_COSINES: dict[str | int, float] = {"half": 0.999, 8: 0.99, 4: 0.9}
+"""Over a whole run, where errors of many layers and steps come together."""
+SAME_CHOICES: dict[str | int, float] = {"half": 0.9, 8: 0.85, 4: 0.6}
+"""Least share; of 32 codes of a picture, the smallest there are here, bfloat16 changes two."""
+AGREEING = 0.9  # of the likeliest words, where the model's is clear; the trained model in 4 bits: 97 %
+CLEAR = 1.0  # nats by which the likeliest leads the second
+LEAST_CLEAR = 10  # choices: of fewer, a single one would be more than a tenth
+
+
+def compare_part(
+    name: str,
+    kind: str | int,
+    got: Sequence[Sequence[Array]],
+    want: Sequence[Sequence[Array]],
+    embeddings: str | int | None = None,
+) -> Iterator[Check]:
+    """Compare what calls of a graph gave with torch's: one output each, or choices and their embeddings.
+
+    ``embeddings``: how those were rounded; None: as the graph, ``kind``.
+    """
+    if len(want[0]) == 1:
+        yield agree(
+            name, kind, _joined(one for (one,) in got), _joined(one for (one,) in want), least=SAME_CODES
+        )
+        return
+    pairs = list(zip(got, want, strict=True))
+    chosen, right = (_joined(choices for choices, _ in calls) for calls in (got, want))
+    yield agree(f"{name}: choices", kind, chosen, right)
+    same = np.concatenate([rows_alike(one[0], other[0], len(other[1])) for one, other in pairs])
+    if same.any():
+        x, y = (_joined(x for _, x in calls)[same] for calls in (got, want))
+        yield agree(f"{name}: embeddings", kind if embeddings is None else embeddings, x, y)
+    else:
+        yield Check(f"{name}: embeddings", False, "no choice is the same", "some to compare")
+
+
+def _joined(arrays: Iterable[Array]) -> Array:
+    return np.concatenate(list(arrays))
+
+
+def agree(what: str, kind: str | int, got: Array, want: Array, *, least: float = 1) -> Check:
+    """Compare choices by how many are the same, pixels and numbers by their distance.
+
+    ``least``: the share of choices that must be the same in float32.
+    """
+    if want.dtype == np.int64:
+        least = SAME_CHOICES.get(kind, least)
+        share = float((got == want).mean())
+        return Check(what, share >= least, f"{share:.2%} of {want.size} the same", f">= {least:.1%}")
+    is_pixels, got, want = want.dtype == np.uint8, got.astype(np.float32), want.astype(np.float32)
+    if kind != "exact":
+        off, of = relative_error(got, want, centre=is_pixels), "contrast" if is_pixels else "length"
+        return Check(what, off <= MOST_OFF[kind], f"off by {off:.4f} of its {of}", f"<= {MOST_OFF[kind]}")
+    if is_pixels:
+        off = float(np.abs(got - want).max())
+        return Check(what, off <= 1, f"pixels {off:.0f} of 255 apart", "at most 1")
+    off = distance(got, want)
+    return Check(what, off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
+
+
+def alike(what: str, kind: str | int, got: Array, want: Array) -> Check:
+    """Compare arrays (M, N) by their cosine over all of them; say the least of single rows."""
+    tiny = np.float32(1e-30)
+    rows = (got * want).sum(-1) / np.maximum(
+        np.linalg.norm(got, axis=-1) * np.linalg.norm(want, axis=-1), tiny
+    )
+    cosine = float((got * want).sum() / max(np.linalg.norm(got) * np.linalg.norm(want), tiny))
+    found = f"{cosine:.5f}; of single steps {rows.min():.5f} or more"
+    return Check(what, cosine >= LEAST_COSINES[kind], found, f">= {LEAST_COSINES[kind]}")
+
+
+def relative_error(got: Array, want: Array, *, centre: bool = False) -> float:
+    """Return the length of the difference as a share of the right answer's, taken from its mean on request.
+
+    Unlike a cosine it also sees an answer that is too large or too small.
+    """
+    length = np.linalg.norm(want - want.mean() if centre else want)
+    off = float(np.linalg.norm(got - want) / max(float(length), 1e-30))
+    return off if np.isfinite(off) else float("inf")
+
+
+def rows_alike(got: Array, want: Array, rows: int) -> Array:
+    """Say of each of ``rows`` whether the same was chosen for it; under guidance two rows take one choice.
+
+    Choices are (N,), or (N, S) of several codes a position.
+    """
+    alike = (got == want).reshape(len(want), -1).all(axis=1)
+    return np.tile(alike, rows // len(want))
+
+
+def magnitude(value: Array) -> float:
+    """Return the largest absolute value, 0 of none; infinity where any number is NaN."""
+    largest = float(np.abs(value).max(initial=0.0))
+    return largest if np.isfinite(largest) else float("inf")
+
+
+def distance(got: Array, want: Array) -> float:
+    """Return the largest difference, as a share of the largest number (of 1 where that is smaller)."""
+    if not want.size:
+        return 0.0
+    off = float(np.abs(got - want).max()) / max(1.0, float(np.abs(want).max()))
+    return off if np.isfinite(off) else float("inf")

@@ -1,0 +1,87 @@
+"""A model in torch that holds no weights: each is read from its file whenever it is used, and not kept.
+
+So a model of any size runs in the memory that its largest weight takes. It reads all of them anew in
+every forward pass, which is slow: for comparisons, not for use.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from janus_export.onnx_export.weights import Source, native_names
+from janus_modular.checkpoints.opening import Opened
+from janus_modular.model.model import JanusModel
+
+
+class OnDisk(torch.Tensor):
+    """A weight that is fetched where it is used; what is computed with it is computed in float32."""
+
+    fetch: Callable[[], Tensor]
+
+    @staticmethod
+    def __new__(cls, shape: tuple[int, ...], dtype: torch.dtype, fetch: Callable[[], Tensor]) -> OnDisk:
+        """Stand for a tensor that ``fetch`` maps or makes, in whatever precision it is stored."""
+        kind = torch.float32 if dtype.is_floating_point else dtype
+        made: OnDisk = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=kind)
+        made.fetch = fetch
+        return made
+
+    def read(self) -> Tensor:
+        """Return the weight itself; a copy where it is stored in another precision."""
+        return self.fetch().detach().to(self.dtype)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # its stub lacks func
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Read what an operator is about to use."""
+        args, kwargs = tree_map_only(OnDisk, OnDisk.read, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def leave_on_disk(opened: Opened) -> JanusModel:
+    """Turn the blank model of a checkpoint into one that reads its weights as it goes.
+
+    Raises:
+        ExportError: the checkpoint lacks a weight, or has it in another shape.
+    """
+    model = opened.model
+    source = Source(model, opened.tensors, str(opened.folder))
+    made = {
+        stored: OnDisk(
+            source.shapes[stored], source.dtypes[stored], partial(opened.tensors.__getitem__, name)
+        )
+        for stored, name in source.under.items()
+    }
+    for name, stored in native_names(model).items():
+        path, _, attribute = name.rpartition(".")
+        owner = model.get_submodule(path)
+        held = owner._parameters if attribute in owner._parameters else owner._buffers
+        held[attribute] = made[stored]  # type: ignore[assignment]  # no Parameter: nothing learns
+    return model.eval()
+
+
+def float32_bytes(opened: Opened) -> int:
+    """Say how much memory the weights of a checkpoint take in float32, tied ones once."""
+    weights = {id(one): one for one in opened.model.state_dict(keep_vars=True).values()}
+    return sum(4 * one.numel() for one in weights.values())
+
+
+def free_bytes() -> int | None:
+    """Say how much memory there is to have; None where the system does not tell."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():  # counts what the file cache would give up, too
+        lines = dict(line.split(":") for line in meminfo.read_text("ascii").splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None

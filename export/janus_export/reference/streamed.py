@@ -1,0 +1,110 @@
+"""What a large model is held against: torch with its weights on disk, heard layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from janus_export.errors import ExportError
+from janus_export.reference.on_disk import leave_on_disk
+from janus_export.reference.prompts import DRAWING, DRAWN
+from janus_export.reference.recording import Array
+from janus_export.reference.target import Reference
+from janus_modular import unconditional
+from janus_modular.checkpoints.opening import Opened
+from janus_modular.janus import Janus
+
+STEPS = 2  # after the prompts
+
+
+@dataclass
+class Pass:
+    """One forward pass of torch's backbone, taken down: R rows, T positions, D wide."""
+
+    x: Array  # (R, T, D)
+    at: Array  # positions (R, T)
+    counts: Array  # (R, T): False where a shorter row is at its end
+    hidden: Array  # (R, T, D)
+    states: list[Array]  # (R, T, D) each: what each layer is given, then what the last one gives
+
+
+class LeanReference(Reference):
+    """The model in torch, its weights on disk, and what its layers say to prompts of drawings."""
+
+    is_lean = True
+
+    @classmethod
+    def opened(cls, opened: Opened) -> LeanReference:
+        """Take a checkpoint that is described, and load nothing of it."""
+        return cls(Janus.of(leave_on_disk(opened), opened.processor))
+
+    @cached_property
+    def stack(self) -> tuple[str, nn.ModuleList]:
+        """The backbone's list of layers, and its path."""
+        lists = [
+            (name, module)
+            for name, module in self.model.named_modules()
+            if name.startswith("backbone.") and isinstance(module, nn.ModuleList)
+        ]
+        if not lists:
+            raise ExportError(
+                f"{type(self.model.backbone).__name__} has no list of layers (nn.ModuleList), so it cannot be"
+                " verified layer by layer. Verify it as a whole, with more memory: --whole"
+            )
+        return lists[0]
+
+    @cached_property
+    def passes(self) -> list[Pass]:
+        """Read ragged prompts for drawings, with their unconditional twins, and go some steps on."""
+        prompts = [self.processor.draw_prompt(text) for text in DRAWN]
+        prompts += [unconditional(prompt, self.processor.pad_id) for prompt in prompts]
+        lengths = np.array([len(prompt) for prompt in prompts])
+        session = self.janus.runtime.open(int(lengths.max()) + STEPS)
+        noise = np.ones((len(DRAWN), session.sizes["codes"]), np.float32)
+        with listening(self.model.backbone, self.stack[1]) as heard:
+            hidden = session.prefill(prompts)
+            for _ in range(STEPS):
+                _, x = session.run(
+                    "image_next", hidden, noise, np.float32(DRAWING["guidance"]), np.float32(1)
+                )
+                hidden = session.step(x)
+        for step, one in enumerate(heard):
+            columns = np.arange(one.x.shape[1])
+            one.at = np.tile(columns, (len(prompts), 1)) if step == 0 else lengths[:, None] + step - 1
+            one.counts = one.at < lengths[:, None] + step
+        return heard
+
+
+@contextmanager
+def listening(backbone: Any, stack: nn.ModuleList) -> Iterator[list[Pass]]:
+    """Take down the forward passes of a backbone; positions are filled in by who knows them."""
+    heard: list[Pass] = []
+    states: list[Array] = []
+
+    def given(_: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        values = (*args, *kwargs.values())
+        states.append(
+            next(v for v in values if isinstance(v, Tensor) and v.is_floating_point()).numpy().copy()
+        )
+
+    def gave(_: nn.Module, args: Any, output: Any) -> None:
+        states.append((output[0] if isinstance(output, tuple) else output).numpy().copy())
+
+    def done(_: nn.Module, args: Any, hidden: Tensor) -> None:
+        nothing = np.zeros(0)
+        heard.append(Pass(args[0].numpy().copy(), nothing, nothing, hidden.numpy().copy(), states.copy()))
+        states.clear()
+
+    hooks = [layer.register_forward_pre_hook(given, with_kwargs=True) for layer in stack]
+    hooks += [stack[-1].register_forward_hook(gave), backbone.register_forward_hook(done)]
+    try:
+        yield heard
+    finally:
+        for hook in hooks:
+            hook.remove()

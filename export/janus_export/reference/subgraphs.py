@@ -1,0 +1,106 @@
+"""A backbone's graph in pieces: what comes before its layers, each layer, what comes after.
+
+Cuts need no knowledge of a family. Between two layers one value alone leads on, the hidden states; whatever
+else both sides need (masks, rotary tables, lengths) does not depend on them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from janus_export.errors import ExportError
+from janus_export.onnx_export.weights import PREFIX
+
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a graph, between two cuts."""
+
+    layer: int | None  # None: before the first layer, or after the last
+    model: ir.Model
+    takes: str  # the hidden states that go in
+    gives: str  # and those that come out
+    carries: frozenset[str]  # what later pieces want of it
+
+
+def cut(model: ir.Model, layers: str, count: int, *, stream: str, inside: bool = False) -> Iterator[Piece]:
+    """Cut a graph into pieces, to be run in order; each takes what earlier ones gave, by name.
+
+    ``layers`` is the path of the list of ``count`` layers, as weights are named; ``stream`` the input that
+    flows through them. ``inside``: pieces also give every number that they compute on the way.
+
+    Raises:
+        ExportError: between two layers more than one value leads on.
+    """
+    passes.ShapeInferencePass()(model)
+    graph, nodes = model.graph, list(model.graph)
+    flow = _flow(nodes, [value for value in graph.inputs if value.name == stream])
+    ends = [0, *_ends(nodes, flow, layers, count), len(nodes)]
+    known, takes = set(graph.inputs), stream
+    for number, (start, end) in enumerate(pairwise(ends)):
+        used = [v for node in nodes[start:end] for v in node.inputs if v is not None and v in known]
+        made = [value for node in nodes[start:end] for value in node.outputs]
+        later = {value for node in nodes[end:] for value in node.inputs}
+        wanted = [value for value in made if value in later or value.is_graph_output()]
+        known |= set(made)
+        if not wanted:
+            continue
+        extra = [value for value in made if inside and value.dtype in FLOATS and value not in wanted]
+        part = ir.convenience.extract(graph, list(dict.fromkeys(used)), [*wanted, *extra])
+        [gives] = [v.name for v in wanted if v in flow and v in later] or [graph.outputs[0].name]
+        layer = number - 1 if 0 < number <= count else None
+        carries = frozenset(str(value.name) for value in wanted if value in later or number > count)
+        yield Piece(layer, ir.Model(part, ir_version=model.ir_version), takes, str(gives), carries)
+        takes = str(gives)
+
+
+def _flow(nodes: Sequence[ir.Node], sources: Sequence[ir.Value]) -> dict[ir.Value, int]:
+    """Return the values that the hidden states flow through, and after how many nodes each is there."""
+    flow = dict.fromkeys(sources, 0)
+    for at, node in enumerate(nodes, 1):
+        if node.op_type not in ("Shape", "Size") and any(value in flow for value in node.inputs):
+            flow |= {v: at for v in node.outputs if v.dtype is None or v.dtype in FLOATS}
+    return flow
+
+
+def _ends(nodes: Sequence[ir.Node], flow: dict[ir.Value, int], layers: str, count: int) -> list[int]:
+    """Return where each layer begins, and where the last one ends: places where one value leads on."""
+    wanted_until = {value: at for at, node in enumerate(nodes) for value in node.inputs if value is not None}
+    change = [0] * (len(nodes) + 1)
+    for value, since in flow.items():
+        if value in wanted_until:
+            change[since] += 1
+            change[wanted_until[value] + 1] -= 1
+    alive = list(accumulate(change))
+    first, last, others = dict[int, int](), {-1: -1}, list[int]()
+    for at, node in enumerate(nodes):
+        for name in (
+            value.name or "" for value in node.inputs if value is not None and value.is_initializer()
+        ):
+            found = re.match(rf"(?:{re.escape(PREFIX)})?{re.escape(layers)}\.(\d+)\.", name)
+            if found:
+                first.setdefault(int(found[1]), at)
+                last[int(found[1])] = at
+            elif name.startswith(PREFIX):
+                others.append(at)
+    first[count] = min((at for at in others if at > last.get(count - 1, at)), default=len(nodes))
+    ends = []
+    for layer in range(count + 1):
+        low, high = last.get(layer - 1), first.get(layer)
+        places = [] if low is None or high is None else range(low + 1, high + 1)
+        single = [at for at in places if alive[at] == 1]
+        if not single:
+            raise ExportError(
+                f"the backbone's graph cannot be cut before layer {layer} of {layers}: there is none,"
+                " or more than one value leads to it. Verify it as a whole: --whole"
+            )
+        ends.append(single[-1] if layer < count else single[0])  # what is closest to the layers
+    return ends

@@ -1,0 +1,169 @@
+"""What is verified, and what it is held against: runs of the model in torch, taken down step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image
+
+from janus_export.bundle.bundle import Bundle
+from janus_export.errors import BundleError
+from janus_export.reference.prompts import ANSWER_TOKENS, listen_to_answers, listen_to_drawings, questions
+from janus_export.reference.recording import Run
+from janus_export.reference.upcast import widen
+from janus_export.runtimes.ort.runtime import OnnxConfig, OnnxRuntime
+from janus_modular import Message, PictureToRead
+from janus_modular.bundles import open_bundle
+from janus_modular.janus import Janus
+from janus_modular.protocols import Runtime
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    what: str
+    passed: bool
+    found: str
+    wanted: str
+
+
+class Reference:
+    """The model in torch and float32, and what it does; each run is made once for all variants."""
+
+    is_lean = False  # its weights are in memory, so that it can be run as a whole
+
+    def __init__(self, janus: Janus, asked: list[list[Message]] | None = None) -> None:
+        self.janus, self.model, self.processor = janus, janus.model, janus.processor
+        self.asked = questions() if asked is None else asked
+        self.fewer: dict[int, Reference] = {}
+
+    @classmethod
+    def of(cls, path: str | Path) -> Reference:
+        """Load it from a checkpoint."""
+        return cls(Janus.from_pretrained(path, device="cpu", dtype="float32"))
+
+    def within(self, room: int, *, images: bool = True) -> Reference:
+        """Return it with those questions alone whose answers end within ``room`` positions.
+
+        Engines have the capacity that they were built with, which may be less than two pictures take; and a
+        bundle that reads no images is asked about none (``images``).
+        """
+        lengths = [len(self.processor.chat_prompt(question)) + ANSWER_TOKENS for question in self.asked]
+        asked = [
+            question
+            for question, length in zip(self.asked, lengths, strict=True)
+            if length <= room and (images or not any(map(_has_image, question)))
+        ]
+        if len(asked) == len(self.asked):
+            return self
+        if not asked:
+            raise BundleError(f"a room of {room} positions is too small for the shortest question")
+        return self.fewer.setdefault(len(asked), Reference(self.janus, asked))
+
+    @cached_property
+    def greedy(self) -> tuple[list[str], Run]:
+        """Greedy answers."""
+        return listen_to_answers(self.janus.runtime, self.processor, self.asked)
+
+    @cached_property
+    def sampled(self) -> tuple[list[str], Run]:
+        """Answers by chance, cut to the likeliest."""
+        settings = {"temperature": 1.2, "top_k": 40, "top_p": 0.9, "seed": 3}
+        return listen_to_answers(self.janus.runtime, self.processor, self.asked, **settings)
+
+    @cached_property
+    def drawn(self) -> tuple[list[Image.Image], Run]:
+        """Drawings; None where the model draws nothing."""
+        return listen_to_drawings(self.janus.runtime, self.processor)
+
+
+def _has_image(message: Message) -> bool:
+    return any(isinstance(segment, PictureToRead) for segment in message.content)
+
+
+@dataclass
+class Subject:
+    """One variant of a bundle, ready to run."""
+
+    bundle: Bundle
+    variant: str
+    reference: Reference
+    runtime: OnnxRuntime  # of the graphs; of a half-precision variant on a CPU: in float32, weights rounded
+    whole: Runtime  # what users run: prompts and steps, whole answers and drawings
+    how: str
+
+    @classmethod
+    @contextmanager
+    def of(
+        cls, bundle: Bundle, variant: str, reference: Reference, *, runtime: str, device: str
+    ) -> Iterator[Subject]:
+        """Open a variant; ONNX Runtime cannot run half precision on a CPU, so its graphs are widened."""
+        with TemporaryDirectory() as aside:
+            on = device if runtime == "onnx" and not reference.is_lean else "cpu"
+            opened = OnnxRuntime(OnnxConfig(variant, on), bundle)
+            how = f"ONNX Runtime on {opened.device.name}"
+            if opened.device.memory == "cpu" and bundle.manifest["variants"][variant]["dtype"] != "float32":
+                if not reference.is_lean:
+                    opened = OnnxRuntime(OnnxConfig(variant, "cpu"), widen(bundle, variant, Path(aside)))
+                how += ", in float32 with the variant's rounded weights"
+            whole: Runtime = opened
+            if runtime != "onnx":
+                whole, *_ = open_bundle(
+                    bundle.folder, runtime=runtime, variant=variant, device=device, allow_failed=True
+                )
+                how = f"{runtime} on {getattr(whole, 'evidence', {}).get('gpu', device)}"
+            yield cls(
+                bundle,
+                variant,
+                reference.within(whole.context, images="understand" in bundle.graphs),
+                opened,
+                whole,
+                how,
+            )
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the manifest says of the variant."""
+        return self.bundle.manifest["variants"][self.variant]
+
+    @property
+    def parts(self) -> Any:
+        """What single parts are run by: what users run, where it takes a part by name."""
+        return self.whole if hasattr(self.whole, "run") else self.runtime
+
+    @property
+    def is_half(self) -> bool:
+        """Whether its numbers have 16 bits."""
+        return self.record["dtype"] != "float32"
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether numbers must be the model's own, but for the order of float32 sums."""
+        return not self.is_half and not self.record["quantisation"]
+
+    @property
+    def rounded_to(self) -> str | int:
+        """What its backbone's weights are rounded to: 4 or 8 bits, "half", or nothing ("exact")."""
+        return self.kind_of("backbone")
+
+    def kind_of(self, graph: str) -> str | int:
+        """What one graph's weights are rounded to: as `rounded_to`, for those that are not the backbone."""
+        rounding = self.record["quantisation"]
+        if rounding and graph in rounding["graphs"]:
+            return rounding.get("graph_bits", {}).get(graph, rounding["bits"])
+        return "half" if self.is_half or self.record.get("storage", "float32") != "float32" else "exact"
+
+    def embeddings_of(self, graph: str) -> str | int:
+        """What the embeddings that a graph gives with its choices are rounded to."""
+        return self.kind_of("embed" if graph == "text_next" else graph)
+
+    def has(self, mode: str) -> bool:
+        """Whether the bundle has the graphs of a mode."""
+        return mode in self.bundle.modes

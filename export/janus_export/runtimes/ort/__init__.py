@@ -1,0 +1,1 @@
+"""Bundles in ONNX Runtime, on a CPU or a GPU."""

@@ -1,0 +1,77 @@
+"""ONNX Runtime as it is installed: imported here alone, so that it is checked, and sends nothing, everywhere.
+
+From 1.29 on it sends telemetry on Linux as soon as it is imported: it asks the name service for a host of its
+vendor's, and writes a persistent device id below HOME. ``ORT_DISABLE_TELEMETRY=1`` switches that off, and is
+set before the import where the environment does not say otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime  # reads the environment while it is imported
+
+from janus_export.bundle.bundle import ONNX_RUNTIME
+from janus_modular import ConfigError
+
+__all__ = ["check_installation", "distributions", "onnxruntime"]
+
+
+@cache
+def distributions() -> tuple[str, ...]:
+    """Return the installed distributions that provide the package ``onnxruntime``, with their versions.
+
+    ``onnxruntime``, ``onnxruntime-gpu``, ``onnxruntime-openvino`` and others install the same files.
+    """
+    site = Path(onnxruntime.__file__).parents[1]
+    there = {
+        f"{one.metadata['Name']} {one.version}"
+        for one in metadata.distributions(path=[str(site)])
+        if "onnxruntime" in (one.read_text("top_level.txt") or one.metadata["Name"] or "").split()
+    }
+    return tuple(sorted(there))
+
+
+def check_installation(needed: str = ONNX_RUNTIME) -> None:
+    """Refuse an ONNX Runtime that is too old for a bundle, or of which several builds lie over each other.
+
+    Raises:
+        ConfigError: either holds; with the distribution that is installed.
+    """
+    names = distributions()
+    if len(names) > 1:
+        words = [one.partition(" ")[0] for one in names]
+        count = "both" if len(words) == 2 else "all"
+        raise ConfigError(
+            f"{' and '.join(words)} are {count} installed: they are one package"
+            f" in {len(words)} builds, and overwrite each other. Keep one:\n"
+            f"pip uninstall -y {' '.join(words)} && pip install 'onnxruntime-gpu[cuda,cudnn]>={ONNX_RUNTIME}'"
+            f"  (without a GPU: 'onnxruntime>={ONNX_RUNTIME}')"
+        )
+    needed = max(needed, ONNX_RUNTIME, key=_numbers)
+    if _numbers(onnxruntime.__version__) < _numbers(needed):
+        name = names[0].partition(" ")[0] if names else "an unknown distribution"
+        raise ConfigError(
+            f"a bundle needs onnxruntime >= {needed}, found {onnxruntime.__version__} of {name}."
+            f" Upgrade with: pip install --upgrade '{name if names else 'onnxruntime'}>={needed}'"
+            + _other_build(name, needed)
+        )
+
+
+def _other_build(name: str, needed: str) -> str:
+    """Say what takes the place of a build that may have no version as new as is needed."""
+    if name.startswith("an ") or name in ("onnxruntime", "onnxruntime-gpu"):
+        return ""
+    return f"; where there is none yet: pip uninstall -y {name} && pip install 'onnxruntime>={needed}'"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version's release, without what follows them: 1.25.0 of 1.25.0.dev20260401."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()

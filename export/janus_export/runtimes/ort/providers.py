@@ -1,0 +1,150 @@
+"""Which of ONNX Runtime's execution providers a device's name means, and whether it is here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
+
+from janus_export.runtimes.ort.library import check_installation, distributions, onnxruntime
+from janus_modular import ConfigError
+
+CPU = "CPUExecutionProvider"
+PROVIDERS = {
+    "cpu": (CPU,),
+    "cuda": ("CUDAExecutionProvider", CPU),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", CPU),
+    "nv-tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", CPU),
+}
+"""By the names that people write; the first provider is what they ask for, the others are for leftovers."""
+
+WARNINGS, FATAL = 2, 4
+"""Levels of ONNX Runtime's log; the first is its own default."""
+
+EXACT = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+"""Options of providers: float32 means float32, and not 10 bits of it, or a drawing has other codes."""
+
+PROBE = (
+    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02'
+    b"\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
+"""An ONNX graph, y = x: opened to see whether a provider starts."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where graphs run."""
+
+    name: str  # as in PROVIDERS
+    index: int  # of several
+    memory: str  # "cpu" or "cuda": where tensors lie
+    options: Mapping[str, str] = field(default_factory=dict)  # of the first provider
+
+    @property
+    def providers(self) -> list[str | tuple[str, dict[str, str]]]:
+        """What an inference session is opened with."""
+        device, asked = {"device_id": str(self.index)}, {PROVIDERS[self.name][0]: self.options}
+        return [
+            name if name == CPU else (name, {**device, **EXACT.get(name, {}), **asked.get(name, {})})
+            for name in PROVIDERS[self.name]
+        ]
+
+
+def choose_device(word: str, options: Mapping[str, str] | None = None) -> Device:
+    """Return the device that a word like ``auto``, ``cpu``, ``cuda:1`` or ``tensorrt`` means.
+
+    ``options`` are those of its provider, by ONNX Runtime's names.
+
+    Raises:
+        ConfigError: there is none of this name, or the installed ONNX Runtime was built without it; or there
+            are options for a CPU, which takes none.
+    """
+    check_installation()
+    present = onnxruntime.get_available_providers()
+    name, _, index = word.partition(":")
+    if name == "auto":
+        name = _best(present)
+    if name not in PROVIDERS or not (index or "0").isdigit():
+        raise ConfigError(
+            f"a bundle runs on no device '{word}'. Expected auto, {', '.join(PROVIDERS)};"
+            " of several GPUs, one by its number: cuda:1"
+        )
+    if PROVIDERS[name][0] not in present:
+        here = [known for known, (first, *_) in PROVIDERS.items() if first in present]
+        raise ConfigError(
+            f"device '{word}': the ONNX Runtime that is installed was built without"
+            f" {PROVIDERS[name][0]}. Here are: {', '.join(here)}.\n"
+            "For a GPU: pip uninstall -y onnxruntime && pip install 'janus-modular[gpu]'"
+        )
+    if name == "cpu":
+        if options:
+            raise ConfigError(
+                f"provider_options: {', '.join(options)}; expected none on a CPU, whose provider takes none"
+            )
+        return Device(name, 0, "cpu")
+    if options and "device_id" in options:
+        raise ConfigError(
+            f"provider_options: device_id; expected a GPU's number in device: {name}:{options['device_id']}"
+        )
+    onnxruntime.preload_dlls()  # CUDA's libraries, where pip put them
+    return Device(name, int(index or 0), "cuda", options or {})
+
+
+def _best(present: Sequence[str]) -> str:
+    """Return cuda where ONNX Runtime was built with it and it starts, else cpu; log that it does not."""
+    if PROVIDERS["cuda"][0] not in present:
+        return "cpu"
+    if starts("cuda"):
+        return "cuda"
+    log.warning(
+        "%s was built for CUDA, which does not start here (no GPU, or no driver or library of it): running on"
+        " the CPU. To see why: --device cuda",
+        " ".join(distributions()) or "onnxruntime",
+    )
+    return "cpu"
+
+
+def starts(name: str) -> bool:
+    """Return True if a device's provider takes a graph; drop what ONNX Runtime prints where it does not."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = FATAL
+    onnxruntime.set_default_logger_severity(FATAL)
+    try:
+        with redirect_stdout(StringIO()):
+            session = onnxruntime.InferenceSession(PROBE, options, providers=list(PROVIDERS[name]))
+    except Exception:  # its errors share no class of their own
+        return False
+    finally:
+        onnxruntime.set_default_logger_severity(WARNINGS)
+    return session.get_providers()[0] == PROVIDERS[name][0]
+
+
+def check_provider(device: Device, session: onnxruntime.InferenceSession) -> None:
+    """Refuse a session that ONNX Runtime opened on something else than was asked for.
+
+    Raises:
+        ConfigError: it fell back to another provider, as it does when a driver or a library lacks.
+    """
+    got = session.get_providers()
+    if got[0] != PROVIDERS[device.name][0]:
+        raise ConfigError(
+            f"device '{device.name}': {PROVIDERS[device.name][0]} did not start, ONNX Runtime fell back to"
+            f" {got[0]}. Its message above says which driver or library lacks; or choose --device cpu"
+        )
+
+
+def check_dtype(device: Device, variant: str, dtype: str) -> None:
+    """Refuse what ONNX Runtime would refuse at the end of a drawing.
+
+    Raises:
+        ConfigError: bfloat16 on CUDA, where ONNX Runtime 1.31 neither resizes nor norms in it.
+    """
+    if device.name == "cuda" and dtype == "bfloat16":
+        raise ConfigError(
+            f"variant '{variant}' is bfloat16, which ONNX Runtime does not know in all operators on CUDA:"
+            " export fp16 for it, or build engines: janus-modular build BUNDLE --target tensorrt"
+        )

@@ -1,0 +1,171 @@
+"""A bundle in ONNX Runtime, on a CPU or a GPU. numpy and onnxruntime only, never torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_export.bundle.bundle import ONNX_RUNTIME, Bundle, load_bundle, session_sizes
+from janus_export.errors import BundleError
+from janus_export.runtimes.contract import MAGNITUDE, GraphContract, check_magnitude
+from janus_export.runtimes.memory import STORED, HostBuffer
+from janus_export.runtimes.ort.binding import Binding
+from janus_export.runtimes.ort.library import check_installation, onnxruntime
+from janus_export.runtimes.ort.providers import check_dtype, check_provider, choose_device
+from janus_export.runtimes.ort.session import OnnxSession
+from janus_modular import ConfigError, Registry, Runtime, hookimpl
+
+ERRORS = 3
+"""A level of ONNX Runtime's log."""
+
+MOST_THREADS = 1024
+"""More would take minutes to start, and memory for each."""
+
+TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
+}
+"""ONNX Runtime's names of dtypes, and ours."""
+
+
+def quiet_options() -> onnxruntime.SessionOptions:
+    """Return options under which ONNX Runtime keeps to itself what it thinks of a graph while it loads."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS
+    return options
+
+
+@dataclass
+class OnnxConfig:
+    """How a bundle is run."""
+
+    variant: str | None = None  # one of the bundle's; None: its first
+    device: str = "auto"  # auto, cpu, cuda, tensorrt, nv-tensorrt-rtx; cuda:1 for the second of several
+    threads: int = 0  # that one graph runs on; 0: one for each core
+    bucket: int = 64  # slots that a cache grows by on a CPU
+    chunk: int = 256  # positions of a prompt that are read at once
+    pictures: int = 4  # to read, encoded at once
+    provider_options: dict[str, str] = field(
+        default_factory=dict  # of a GPU's provider, by ONNX Runtime's names: {gpu_mem_limit: "8000000000"}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that read nothing of a prompt, or that no machine has threads for."""
+        for name, least, most in (
+            ("threads", 0, MOST_THREADS),
+            ("bucket", 1, None),
+            ("chunk", 1, None),
+            ("pictures", 1, None),
+        ):
+            value = getattr(self, name)
+            if value < least or (most is not None and value > most):
+                expected = f"{least} or more" if most is None else f"{least} to {most}"
+                raise ConfigError(f"{name}: found {value}; expected {expected}.")
+
+
+@dataclass(frozen=True)
+class OnnxGraph:
+    """A graph that has been opened."""
+
+    contract: GraphContract
+    session: onnxruntime.InferenceSession
+
+
+class OnnxRuntime:
+    """Opens sessions of a bundle; a `janus_modular.Runtime`. A graph is loaded when it is first needed."""
+
+    def __init__(self, config: OnnxConfig, folder: str | Path | Bundle) -> None:
+        """Check the bundle and choose a device; no weights are read yet.
+
+        Raises:
+            ConfigError: the device is not here, or cannot run the variant; or ONNX Runtime is too old for it.
+            BundleError: the bundle is damaged, or has no such variant.
+        """
+        self.config = config
+        self.device = choose_device(config.device, config.provider_options)
+        self.bundle = folder if isinstance(folder, Bundle) else load_bundle(folder)
+        check_installation(self.bundle.manifest.get("requires", {}).get("onnxruntime", ONNX_RUNTIME))
+        self.variant = config.variant or self.bundle.variants[0]
+        self.bundle.path("backbone", self.variant)
+        dtype = self.bundle.manifest["variants"][self.variant]["dtype"]
+        check_dtype(self.device, self.variant, dtype)
+        model = self.bundle.manifest["model"]
+        self.context: int = model["context"]
+        self.text_loop: str = model["text_loop"]
+        self.drawing_loop: str = model["drawing_loop"]
+        self.width: int = model["width"]
+        self.sizes: Mapping[str, int] = session_sizes(model)
+        self._opened: dict[str, OnnxGraph] = {}
+
+    def open(self, capacity: int) -> OnnxSession:
+        """Open a session whose rows have room for ``capacity`` positions."""
+        return OnnxSession(self, min(capacity, self.context))
+
+    def graph(self, name: str) -> OnnxGraph:
+        """Return a graph of the variant, opened at its first use.
+
+        Raises:
+            BundleError: the bundle has none of this name, or ONNX Runtime does not load it.
+            ConfigError: the device did not start.
+        """
+        if name not in self._opened:
+            file = self.bundle.path(name, self.variant)
+            options = quiet_options()
+            options.intra_op_num_threads = self.config.threads
+            # Graphs take turns: the threads of one must not spin while another runs.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+            try:
+                session = onnxruntime.InferenceSession(str(file), options, providers=self.device.providers)
+            except Exception as error:  # its errors share no class of their own
+                said = " ".join(str(error).rpartition("failed:")[2].split())
+                raise BundleError(
+                    f"ONNX Runtime does not load {file.name}: {said} Whether the bundle is as it was:"
+                    f" janus-modular inspect {self.bundle.folder} --hashes"
+                ) from error
+            check_provider(self.device, session)
+            dtypes = {one.name: TYPES[one.type] for one in (*session.get_inputs(), *session.get_outputs())}
+            contract = GraphContract.read(name, self.bundle.graphs[name], dtypes)
+            self._opened[name] = OnnxGraph(contract, session)
+        return self._opened[name]
+
+    @cached_property
+    def dtype(self) -> str:
+        """What the variant's embeddings and caches are held in."""
+        return self.graph("backbone").contract.inputs[0].dtype
+
+    def run(self, name: str, *inputs: NDArray[Any]) -> Any:
+        """Run a graph on numpy arrays; return an array, or a tuple of them.
+
+        Raises:
+            NotFiniteError: images were decoded from values that are NaN or infinite.
+        """
+        graph = self.graph(name)
+        binding, axes = Binding(graph.session, self.device), dict[str, int]()
+        for tensor, given in zip(graph.contract.inputs, inputs, strict=True):
+            axes |= tensor.measure(binding.take(tensor, given).shape)
+        made = dict[str, NDArray[Any]]()
+        for tensor in graph.contract.outputs:
+            buffer = HostBuffer(np.empty(tensor.sized(axes), STORED[tensor.dtype]), tensor.dtype)
+            binding.output(tensor.name, buffer)
+            made[tensor.name] = buffer.array
+        binding.run()
+        if MAGNITUDE in made:
+            check_magnitude(name, made.pop(MAGNITUDE))
+        outputs = list(made.values())
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+@hookimpl
+def register_runtimes(registry: Registry[Runtime]) -> None:
+    """Offer ONNX Runtime."""
+    registry.add("onnx", OnnxRuntime, OnnxConfig)

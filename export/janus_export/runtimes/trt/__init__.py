@@ -1,0 +1,1 @@
+"""Bundles as engines of TensorRT or TensorRT-RTX, on an NVIDIA GPU."""

@@ -1,0 +1,198 @@
+"""One GPU, as far as runtimes need it: memory, copies, one stream, CUDA graphs.
+
+This is all that is asked of CUDA, through NVIDIA's own binding (``cuda.bindings.runtime``). Work is put on
+the stream and done in order, later; only `Gpu.synchronize` waits for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_export.errors import DeviceError
+from janus_export.runtimes.trt.device import compute_capability
+from janus_modular import ConfigError, MissingExtraError
+
+
+class Gpu:
+    """A GPU and the stream that everything here goes through. For one thread at a time."""
+
+    def __init__(self, index: int, *, extra: str) -> None:
+        """Start the GPU of this number; ``extra`` is what installs the binding.
+
+        Raises:
+            MissingExtraError: the binding is not installed.
+            ConfigError: there is no such GPU.
+        """
+        try:
+            from cuda.bindings import runtime
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("running engines", extra) from error
+        self.api: Any = runtime
+        self.index = index
+        if (arch := compute_capability(index)) is None:
+            raise self._absent()
+        self.arch = arch
+        self.use()
+        self.name = self._ask("cudaGetDeviceProperties", index).name.decode()
+        self._stream = self._ask("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
+        self.stream = int(self._stream)
+        self.epoch = 0  # how often the host has waited
+        self._held: list[object] = []
+        self._capturing = False
+        self._given_back: list[tuple[str, Any]] = []
+
+    def use(self) -> None:
+        """Make it the one that the calling thread works on."""
+        self._do("cudaSetDevice", self.index)
+
+    def synchronize(self) -> None:
+        """Wait until everything is done that was put on the stream."""
+        self._do("cudaStreamSynchronize", self._stream)
+        self.epoch += 1
+        self._held.clear()
+
+    def hold(self, *things: object) -> None:
+        """Keep alive what work under way uses, until it is done."""
+        self._held += things
+
+    def allocate(self, size: int) -> Memory:
+        """Return bytes of the GPU, all zero: what chance left there may be NaN, which no mask hides."""
+        memory = Memory(self, int(self._ask("cudaMalloc", max(size, 1))), "cudaFree")
+        self._put("cudaMemsetAsync", memory.address, 0, max(size, 1))
+        return memory
+
+    def pin(self, size: int) -> PinnedMemory:
+        """Return bytes of the host that the GPU reads by itself while the host goes on."""
+        return PinnedMemory(self, int(self._ask("cudaMallocHost", max(size, 1))), size)
+
+    def copy_in(self, to: int, array: NDArray[Any]) -> None:
+        """Copy an array to an address of the GPU.
+
+        Pinned memory is read later: it must stay as it is until the stream got there. Any other is read
+        before this returns, for which CUDA may wait for the stream.
+        """
+        self._copy_rows(to, array.ctypes.data, array.nbytes, 1, 0, 0, "HostToDevice")
+
+    def copy_out(self, array: NDArray[Any], start: int, *, stride: int = 0) -> None:
+        """Copy from an address of the GPU into an array; it is there after `synchronize`.
+
+        With a ``stride``, the array's rows lie that many bytes apart on the GPU.
+        """
+        rows = len(array) if stride else 1
+        self._copy_rows(array.ctypes.data, start, array.nbytes // rows, rows, 0, stride, "DeviceToHost")
+
+    def copy_across(
+        self, to: int, start: int, *, width: int, rows: int = 1, stride: int = 0, to_stride: int = 0
+    ) -> None:
+        """Copy ``rows`` of ``width`` bytes, that lie ``stride`` bytes apart, from one place to another."""
+        self._copy_rows(to, start, width, rows, to_stride, stride, "DeviceToDevice")
+
+    def capture(self, record: Callable[[], None]) -> CapturedGraph:
+        """Let ``record`` put work on the stream, and keep it as a graph instead of doing it.
+
+        Raises:
+            DeviceError: something in it cannot be captured. The stream can be used as before.
+        """
+        mode = self.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._do("cudaStreamBeginCapture", self._stream, mode)
+        self._capturing = True
+        try:
+            record()
+        except BaseException:
+            self.api.cudaStreamEndCapture(self._stream)  # its own complaint would hide the first one
+            raise
+        else:
+            graph = self._ask("cudaStreamEndCapture", self._stream)
+        finally:
+            self._capturing = False
+            while self._given_back:
+                self.release(*self._given_back.pop())
+        try:
+            return CapturedGraph(self, self._ask("cudaGraphInstantiate", graph, 0))
+        finally:
+            self._do("cudaGraphDestroy", graph)
+
+    def launch(self, graph: CapturedGraph) -> None:
+        """Put the work of a graph on the stream."""
+        self._put("cudaGraphLaunch", graph.handle)
+
+    def release(self, how: str, handle: Any) -> None:
+        """Give something back once work under way is done with it; CUDA itself waits to free memory.
+
+        It is called whenever Python collects garbage, a capture included, which it would spoil.
+        """
+        if self._capturing:
+            self._given_back.append((how, handle))
+            return
+        self._do("cudaStreamSynchronize", self._stream)
+        self._do(how, handle)
+
+    def _copy_rows(
+        self, to: int, start: int, width: int, rows: int, to_stride: int, stride: int, way: str
+    ) -> None:
+        kind = getattr(self.api.cudaMemcpyKind, f"cudaMemcpy{way}")
+        if rows == 1:
+            self._put("cudaMemcpyAsync", to, start, width, kind)
+        else:
+            strides = max(to_stride, width), max(stride, width)
+            self._put("cudaMemcpy2DAsync", to, strides[0], start, strides[1], width, rows, kind)
+
+    def _put(self, name: str, *arguments: Any) -> None:
+        self._do(name, *arguments, self._stream)
+
+    def _absent(self) -> ConfigError:
+        error, count = self.api.cudaGetDeviceCount()
+        found = f"there are {count}" if error == self.api.cudaError_t.cudaSuccess else self._words(error)
+        return ConfigError(
+            f"there is no CUDA GPU {self.index} here ({found}). Engines run on NVIDIA's GPUs alone;"
+            " elsewhere run the bundle's graphs: --runtime onnx"
+        )
+
+    def _do(self, name: str, *arguments: Any) -> None:
+        self._call(name, arguments)
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        [answer] = self._call(name, arguments)
+        return answer
+
+    def _call(self, name: str, arguments: tuple[Any, ...]) -> list[Any]:
+        error, *answers = getattr(self.api, name)(*arguments)
+        if error != self.api.cudaError_t.cudaSuccess:
+            full = error == self.api.cudaError_t.cudaErrorMemoryAllocation
+            cure = ". Ask for fewer rows or pictures at once, or build for less capacity" if full else ""
+            raise DeviceError(f"CUDA, {name} on GPU {self.index}: {self._words(error)}{cure}")
+        return answers
+
+    def _words(self, error: Any) -> str:
+        _, words = self.api.cudaGetErrorString(error)
+        return words.decode() if isinstance(words, bytes) else str(error)
+
+
+class Memory:
+    """Bytes of a GPU; given back when nobody holds this any more."""
+
+    def __init__(self, gpu: Gpu, address: int, free: str) -> None:
+        self.address = address
+        weakref.finalize(self, gpu.release, free, address).atexit = False  # the process takes it along
+
+
+class PinnedMemory(Memory):
+    """Bytes of the host, where they stay."""
+
+    def __init__(self, gpu: Gpu, address: int, size: int) -> None:
+        super().__init__(gpu, address, "cudaFreeHost")
+        self.bytes = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+
+class CapturedGraph:
+    """Work that is put on the stream at one go."""
+
+    def __init__(self, gpu: Gpu, handle: Any) -> None:
+        self.handle = handle
+        weakref.finalize(self, gpu.release, "cudaGraphExecDestroy", handle).atexit = False

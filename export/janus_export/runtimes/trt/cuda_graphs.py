@@ -1,0 +1,62 @@
+"""What steps repeat, as CUDA graphs: hundreds of kernels, put on the stream at one go."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from janus_export.errors import DeviceError
+from janus_export.runtimes.trt.cuda import CapturedGraph, Gpu
+from janus_export.runtimes.trt.engine import Binding
+
+
+class Repeated:
+    """Engines that run one after another, always at the same addresses.
+
+    The first time they are enqueued one by one: after a shape has changed, TensorRT brings itself up to
+    date then, which no graph may hold. The second time they are captured, and from there on launched. A
+    graph is good for as long as none of its contexts has seen other shapes.
+    """
+
+    def __init__(self, gpu: Gpu, bindings: Sequence[Binding], *, capture: bool) -> None:
+        self.gpu, self.bindings, self.capture = gpu, tuple(bindings), capture
+        self.graph: CapturedGraph | None = None
+        self.enqueued_at: list[int] | None = None  # how often shapes had changed by then
+        self.captured_at: list[int] | None = None
+
+    def run(self) -> None:
+        """Put the work on the stream, as a graph if there is one."""
+        if self.graph is not None and self.captured_at == self._changes():
+            self.gpu.launch(self.graph)
+            return
+        for binding in self.bindings:
+            binding.bind()
+        if self.capture and self.enqueued_at == self._changes() and self._captured():
+            self.run()
+            return
+        self.graph = None
+        self._enqueue()
+        self.enqueued_at = self._changes()
+
+    def _captured(self) -> bool:
+        """Capture it, or say why that cannot be, once."""
+        try:
+            for binding in self.bindings:
+                if not binding.context.is_capturable:
+                    raise DeviceError(f"{binding.context.what} says that it cannot be captured")
+            self.graph, self.captured_at = self.gpu.capture(self._enqueue), self._changes()
+        except DeviceError as error:
+            self.capture = False
+            warnings.warn(
+                f"{error}. Steps go on without a CUDA graph, which is slower; to be rid of this message, set"
+                " the runtime's option cuda_graph to false, or build the engines again",
+                stacklevel=2,
+            )
+        return self.capture
+
+    def _enqueue(self) -> None:
+        for binding in self.bindings:
+            binding.enqueue()
+
+    def _changes(self) -> list[int]:
+        return [binding.context.changes for binding in self.bindings]

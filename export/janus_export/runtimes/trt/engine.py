@@ -1,0 +1,220 @@
+"""An engine on a GPU: loaded, checked, bound to addresses, enqueued."""
+
+from __future__ import annotations
+
+import mmap
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from janus_export.bundle.engines import BUILD, EngineSet, Profile
+from janus_export.errors import BundleError
+from janus_export.runtimes.contract import GraphContract
+from janus_export.runtimes.trt.cuda import Gpu
+from janus_export.runtimes.trt.library import Library
+from janus_export.runtimes.trt.memory import DeviceTensor
+from janus_modular import PromptError
+
+DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT64": "int64",
+    "BOOL": "bool",
+    "UINT8": "uint8",
+}
+"""TensorRT's names of dtypes, and ours."""
+
+
+class Engine:
+    """One graph's engine on a GPU. Its contexts, one a profile, share its weights and its scratch memory."""
+
+    def __init__(self, library: Library, gpu: Gpu, engines: EngineSet, contract: GraphContract) -> None:
+        """Load it.
+
+        Raises:
+            BundleError: there is none, it is damaged, or takes and gives something else than its graph.
+            DeviceError: TensorRT cannot load it.
+        """
+        self.library, self.gpu, self.engines, self.contract = library, gpu, engines, contract
+        self.name = contract.name
+        path = engines.path(self.name)
+        self.profiles = {one.name: one for one in engines.engines[self.name].profiles}
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan,
+        ):
+            self.handle = library.runtime.deserialize_cuda_engine(plan)
+        library.check(self.handle is not None, f"loading the engine of '{self.name}'")
+        self._compare()
+        # Contexts take turns on one stream, so they can work in the same memory.
+        self.scratch = gpu.allocate(self.handle.device_memory_size_v2)
+        self._contexts: dict[str, Context] = {}
+
+    def bind(self, profile: str, axes: Mapping[str, int], tensors: Mapping[str, DeviceTensor]) -> Binding:
+        """Tie inputs and outputs to addresses for axes of these lengths; nothing is enqueued.
+
+        Raises:
+            PromptError: the engine was not built for such lengths.
+            ValueError: a tensor is too small or of another dtype, or a cache would not be written in place.
+        """
+        self.require(profile, axes)
+        for slot in (*self.contract.inputs, *self.contract.outputs):
+            one, shape = tensors[slot.name], slot.sized(axes)
+            if one.dtype != slot.dtype or one.nbytes < prod(shape) * one.itemsize:
+                raise ValueError(
+                    f"'{slot.name}' of '{self.name}': expected {slot.dtype} {shape},"
+                    f" got {one.dtype} {one.shape}"
+                )
+        for new, old in self.contract.aliases.items():
+            if tensors[new].address != tensors[old].address:
+                raise ValueError(f"'{new}' of '{self.name}' must be '{old}', written in place")
+        return Binding(
+            self._context(profile),
+            {one.name: one.sized(axes) for one in self.contract.inputs if _varies(one.shape)},
+            {one.name: one.sized(axes) for one in self.contract.outputs},
+            dict(tensors),
+        )
+
+    def require(self, profile: str, axes: Mapping[str, int]) -> None:
+        """Refuse lengths that an engine was not built for.
+
+        Raises:
+            PromptError: they are outside of the profile's ranges.
+        """
+        for axis, (low, _, high) in self.profiles[profile].axes.items():
+            if axis in axes and not low <= axes[axis] <= high:
+                raise PromptError(
+                    f"{axis}: {axes[axis]} at once, but the engine of '{self.name}' was built for"
+                    f" {low} to {high}. Ask for fewer at once (a drawing's batch_size; under guidance a"
+                    f" picture takes two rows), or export and build for more.\n{_cure(self.engines)}"
+                )
+
+    def _context(self, profile: str) -> Context:
+        if profile not in self._contexts:
+            index = list(self.profiles).index(profile)
+            self._contexts[profile] = Context(self, self.profiles[profile], index)
+        return self._contexts[profile]
+
+    def _compare(self) -> None:
+        """Hold the engine to what the manifest says of its graph."""
+        engine, contract = self.handle, self.contract
+        faults = []
+        if engine.num_optimization_profiles != len(self.profiles):
+            faults.append(f"{engine.num_optimization_profiles} profiles, not {len(self.profiles)}")
+        there = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
+        wanted = {one.name: one for one in (*contract.inputs, *contract.outputs)}
+        if there != set(wanted):
+            faults.append(f"other inputs or outputs: {', '.join(sorted(there ^ set(wanted)))}")
+        for name in sorted(there & set(wanted)):
+            dtype = DTYPES.get(engine.get_tensor_dtype(name).name)
+            if dtype != wanted[name].dtype:
+                faults.append(f"'{name}' in {dtype}, not {wanted[name].dtype}")
+            if engine.get_tensor_location(name) != self.library.trt.TensorLocation.DEVICE:
+                faults.append(f"'{name}' on the host")
+        alias = getattr(
+            engine, "get_aliased_input_tensor", None
+        )  # the first releases that write in place may not tell
+        for new, old in contract.aliases.items():
+            if alias and new in there and alias(new) != old:
+                faults.append(f"'{new}' is not '{old}' in place")
+        if faults:
+            raise BundleError(
+                f"the engine of '{self.name}' in {self.engines.key} is not what its graph is: it has"
+                f" {'; '.join(faults[:5])}.\n{_cure(self.engines)}"
+            )
+
+
+class Context:
+    """One profile of an engine, at work. TensorRT remembers what it was told, so it is told what is new."""
+
+    def __init__(self, engine: Engine, profile: Profile, index: int) -> None:
+        self.engine, self.profile, self.gpu = engine, profile, engine.gpu
+        self.what = f"'{engine.name}' ({profile.name})"
+        self.changes = 0  # how often shapes changed: graphs captured before that are void
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._bound: weakref.ref[Binding] | None = None  # weak: a session's memory goes with the session
+        self.handle = self._create()
+        self._check(self.handle is not None, "a context")
+        self.handle.set_device_memory(engine.scratch.address, engine.handle.device_memory_size_v2)
+        if self.handle.active_optimization_profile != index:
+            stream = self.gpu.stream
+            self._check(self.handle.set_optimization_profile_async(index, stream), f"profile {index}")
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether TensorRT-RTX allows a graph of it; TensorRT itself only says when one is captured."""
+        ask = getattr(self.handle, "is_stream_capturable", None)
+        return ask is None or bool(ask(self.gpu.stream))
+
+    def bind(self, binding: Binding) -> None:
+        """Tell TensorRT shapes and addresses, those that are new."""
+        if self._bound is not None and self._bound() is binding:
+            return
+        self._bound = None
+        shapes = {k: shape for k, shape in binding.shapes.items() if self._shapes.get(k) != shape}
+        for name, shape in shapes.items():
+            self._shapes.pop(name, None)
+            self._check(self.handle.set_input_shape(name, shape), f"'{name}' of shape {shape}")
+            self._shapes[name] = shape
+        for name, tensor in binding.tensors.items():
+            if self._addresses.get(name) != tensor.address:
+                self._check(self.handle.set_tensor_address(name, tensor.address), f"the address of '{name}'")
+                self._addresses[name] = tensor.address
+        if shapes:
+            self.changes += 1
+            self._check(not self.handle.infer_shapes(), "shapes that were left open")
+            for name, shape in binding.results.items():
+                found = tuple(self.handle.get_tensor_shape(name))
+                self._check(found == shape, f"'{name}' comes out as {found}, not as {shape}")
+        self._bound = weakref.ref(binding)
+
+    def enqueue(self, binding: Binding) -> None:
+        """Put the engine's work on the stream."""
+        self.bind(binding)
+        self._check(self.handle.execute_async_v3(self.gpu.stream), "enqueuing it")
+
+    def _create(self) -> Any:
+        trt, engine = self.engine.library.trt, self.engine.handle
+        managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self.engine.library.target == "tensorrt":
+            return engine.create_execution_context(managed)
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(managed)
+        # Kernels that were exchanged for better ones later would leave a captured graph behind.
+        config.dynamic_shapes_kernel_specialization_strategy = (
+            trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        return engine.create_execution_context(config)
+
+    def _check(self, happened: object, what: str) -> None:
+        self.engine.library.check(happened, f"{self.what}, {what}")
+
+
+@dataclass(frozen=True, eq=False)
+class Binding:
+    """Where a context reads and writes, and how large all of it is. It never changes; make another."""
+
+    context: Context
+    shapes: Mapping[str, tuple[int, ...]]  # of inputs, those that vary
+    results: Mapping[str, tuple[int, ...]]  # shapes of outputs
+    tensors: Mapping[str, DeviceTensor]
+
+    def bind(self) -> None:
+        """Make it the one that the context has."""
+        self.context.bind(self)
+
+    def enqueue(self) -> None:
+        """Put the work on the stream."""
+        self.context.enqueue(self)
+
+
+def _varies(shape: tuple[int | str, ...]) -> bool:
+    return any(isinstance(size, str) for size in shape)
+
+
+def _cure(engines: EngineSet) -> str:
+    return BUILD.format(folder=engines.folder, target=engines.target, variant=engines.variant)

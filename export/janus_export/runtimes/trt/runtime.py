@@ -1,0 +1,209 @@
+"""A bundle's engines in TensorRT or TensorRT-RTX, on an NVIDIA GPU. numpy and their bindings, never torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_export.bundle.bundle import Bundle, load_bundle, session_sizes
+from janus_export.bundle.engines import BUILD, find_engines, read_engines
+from janus_export.errors import BundleError
+from janus_export.runtimes.contract import MAGNITUDE, GraphContract, Tensor, check_magnitude
+from janus_export.runtimes.trt.cuda import Gpu
+from janus_export.runtimes.trt.engine import Binding, Engine
+from janus_export.runtimes.trt.library import Library
+from janus_export.runtimes.trt.memory import ALIGNMENT, DeviceTensor
+from janus_export.runtimes.trt.session import TensorRTSession
+from janus_modular import ConfigError, PromptError, Registry, Runtime, hookimpl
+
+
+@dataclass
+class TensorRTConfig:
+    """How a bundle's engines are run."""
+
+    variant: str | None = None  # one of the bundle's; None: the first that has engines
+    device: str = "auto"  # auto, cuda; cuda:1 for the second of several GPUs
+    chunk: int = 256  # positions of a prompt that are read at once; the engine may allow fewer
+    pictures: int = 4  # to read, encoded at once; an engine for fewer runs more often
+    sync_every: int = 16  # steps that the host may run ahead of the GPU; more: progress tells less
+    cuda_graph: bool = True  # capture the steps; false: enqueue their kernels one by one
+
+    def __post_init__(self) -> None:
+        """Refuse counts of nothing."""
+        for name in ("chunk", "pictures", "sync_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected 1 or more")
+
+
+class TensorRTRuntime:
+    """Opens sessions of a bundle's engines; a `janus_modular.Runtime`. An engine is loaded at its first use.
+
+    Engines, their contexts and one stream are shared by all sessions; drive them from one thread at a time.
+    """
+
+    target = "tensorrt"
+
+    def __init__(self, config: TensorRTConfig, folder: str | Path | Bundle) -> None:
+        """Find the GPU, and engines that it can run; none is loaded yet.
+
+        Raises:
+            MissingExtraError: TensorRT, or NVIDIA's binding of CUDA, is not installed.
+            ConfigError: there is no such GPU.
+            BundleError: the bundle is damaged, or has no engines for this GPU and this TensorRT.
+        """
+        self.config = config
+        self.bundle = folder if isinstance(folder, Bundle) else load_bundle(folder)
+        self.library = Library(self.target)
+        self.gpu = Gpu(_index(config.device), extra=self.library.extra)
+        self.variant = config.variant or self._first_built()
+        self.engines = find_engines(self.bundle, self.variant, self.target, self.gpu.arch)
+        if self.engines.builder != self.library.version:
+            raise BundleError(
+                f"the engines {self.engines.key} were built by {self.target} {self.engines.builder}, and run"
+                f" on no other; here is {self.library.version}. Install that version (pip install"
+                f" {self.target}=={self.engines.builder}), or build again.\n" + self._build()
+            )
+        model = self.bundle.manifest["model"]
+        self.context: int = min(model["context"], self.engines.capacity)
+        self.text_loop: str = model["text_loop"]
+        self.drawing_loop: str = model["drawing_loop"]
+        self.width: int = model["width"]
+        self.dtype: str = self.bundle.manifest["variants"][self.variant]["dtype"]
+        self.sizes: Mapping[str, int] = session_sizes(model)
+        self._opened: dict[str, Engine] = {}
+
+    def open(self, capacity: int) -> TensorRTSession:
+        """Open a session whose rows have room for ``capacity`` positions.
+
+        Raises:
+            PromptError: the engines were built for fewer.
+        """
+        if capacity > self.engines.capacity:
+            raise PromptError(
+                f"{capacity} positions are asked for, and the engines {self.engines.key} have room for"
+                f" {self.engines.capacity}. Shorten the prompt, or build them with more capacity.\n"
+                + self._build()
+            )
+        self.gpu.use()
+        return TensorRTSession(self, capacity)
+
+    def engine(self, name: str) -> Engine:
+        """Return a graph's engine, loaded at its first use.
+
+        Raises:
+            BundleError: there is none, or it is not what the manifest says.
+            DeviceError: TensorRT cannot load it.
+        """
+        if name not in self._opened:
+            record = self.bundle.contract(name, self.variant)
+            dtypes = {slot["name"]: slot["dtype"] for slot in (*record["inputs"], *record["outputs"])}
+            contract = GraphContract.read(name, record, dtypes)
+            self._opened[name] = Engine(self.library, self.gpu, self.engines, contract)
+        return self._opened[name]
+
+    def enqueue(self, name: str, inputs: Sequence[Any]) -> tuple[DeviceTensor, ...]:
+        """Put a graph on the stream, numpy inputs and the GPU's own alike; return what it will have made.
+
+        Where a `MAGNITUDE` is among it, the caller checks it (`check_magnitude`) once it is there. More
+        pictures than the engine takes at once go through it in several runs.
+
+        Raises:
+            PromptError: the engine was not built for inputs of these lengths.
+        """
+        engine = self.engine(name)
+        contract, [profile] = engine.contract, engine.profiles
+        axes = contract.measure([np.shape(given) for given in inputs])
+        pictures = axes["images"] if set(axes) == {"images"} else None
+        engine.require(profile, {} if pictures else axes)
+        tensors = {
+            slot.name: DeviceTensor.zeros(self.gpu, slot.sized(axes), slot.dtype) for slot in contract.outputs
+        }
+        made = tuple(tensors.values())
+        for slot, given in zip(contract.inputs, inputs, strict=True):
+            tensors[slot.name] = self._on_gpu(given, slot, axes)
+        most = engine.profiles[profile].axes["images"][2] if pictures else 0
+        if pictures is None or pictures <= most:
+            self._enqueue(engine.bind(profile, axes, tensors))
+            return made
+        for start in range(0, pictures, most):
+            count = min(most, pictures - start)
+            part = {name: one.part(start, count) for name, one in tensors.items()}
+            aside = {  # engines write to aligned addresses alone
+                slot.name: DeviceTensor.zeros(self.gpu, part[slot.name].shape, slot.dtype)
+                for slot in contract.outputs
+                if part[slot.name].address % ALIGNMENT
+            }
+            self._enqueue(engine.bind(profile, {"images": count}, part | aside))
+            for output, tensor in aside.items():
+                self.gpu.copy_across(part[output].address, tensor.address, width=tensor.nbytes)
+        return made
+
+    def run(self, name: str, *inputs: NDArray[Any]) -> Any:
+        """Run a graph on numpy arrays; return an array, or a tuple of them.
+
+        Raises:
+            NotFiniteError: images were decoded from values that are NaN or infinite.
+        """
+        made = [one.read() for one in self.enqueue(name, inputs)]
+        if self.measures(name):
+            check_magnitude(name, made.pop())
+        return made[0] if len(made) == 1 else tuple(made)
+
+    def measures(self, name: str) -> bool:
+        """Return True if the last output of a graph is its `MAGNITUDE`."""
+        return self.engine(name).contract.outputs[-1].name == MAGNITUDE
+
+    @property
+    def evidence(self) -> dict[str, str]:
+        """Say what ran and on what, as a manifest keeps it."""
+        return {"engines": self.engines.key, self.target: self.library.version, "gpu": self.gpu.name}
+
+    def _enqueue(self, binding: Binding) -> None:
+        binding.enqueue()
+        self.gpu.hold(binding)
+
+    def _on_gpu(self, given: Any, slot: Tensor, axes: Mapping[str, int]) -> DeviceTensor:
+        if isinstance(given, DeviceTensor):
+            return given
+        there = DeviceTensor.zeros(self.gpu, slot.sized(axes), slot.dtype)
+        there.write(given)
+        return there
+
+    def _first_built(self) -> str:
+        variants = [one.variant for one in read_engines(self.bundle).values() if one.target == self.target]
+        return next((name for name in self.bundle.variants if name in variants), self.bundle.variants[0])
+
+    def _build(self) -> str:
+        return BUILD.format(folder=self.bundle.folder, target=self.target, variant=self.variant)
+
+
+class TensorRTRTXRuntime(TensorRTRuntime):
+    """The same with TensorRT-RTX."""
+
+    target = "tensorrt-rtx"
+
+
+def _index(device: str) -> int:
+    """Return the number of the GPU that a word like ``auto``, ``cuda`` or ``cuda:1`` means.
+
+    Raises:
+        ConfigError: it means none.
+    """
+    name, _, index = device.partition(":")
+    if name not in ("auto", "cuda") or (name == "auto" and index) or not (index or "0").isdigit():
+        raise ConfigError(
+            f"engines run on no device '{device}'. Expected auto, cuda, or cuda:1 for the second"
+        )
+    return int(index or 0)
+
+
+@hookimpl
+def register_runtimes(registry: Registry[Runtime]) -> None:
+    """Offer TensorRT and TensorRT-RTX."""
+    registry.add("tensorrt", TensorRTRuntime, TensorRTConfig)
+    registry.add("tensorrt-rtx", TensorRTRTXRuntime, TensorRTConfig)

@@ -1,0 +1,1 @@
+"""TensorRT engines: graphs of a bundle lowered and built."""

@@ -1,0 +1,238 @@
+"""From a bundle to engines: each graph of a variant is lowered and built, unless that was done before.
+
+Engines lie in ``engines/<variant>.<target>.<arch>/`` of the bundle. They are written aside and renamed, and
+the manifest knows of each as soon as it is there. A new export replaces the bundle and them with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from janus_export.bundle.bundle import Bundle, load_bundle
+from janus_export.bundle.engines import key_of
+from janus_export.bundle.files import sha256
+from janus_export.errors import BundleError, ExportError
+from janus_export.runtimes.trt.device import compute_capability
+from janus_export.tensorrt_build.builder import Order, build_engine, inspect_engine
+from janus_export.tensorrt_build.lowering import lower
+from janus_export.tensorrt_build.profiles import Lengths, profiles
+from janus_export.tensorrt_build.targets import choose_architectures, find_target, load
+from janus_modular import __version__
+from janus_modular.atomic_writes import atomic_replace, folder_lock, write_text
+from janus_modular.suggest import did_you_mean
+
+FOLDER = "engines"
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """What is asked for; what is left out is chosen."""
+
+    target: str
+    variant: str | None = None  # None: the bundle's first
+    sm: Sequence[str] = ()  # compute capabilities; none: the GPU that is here
+    capacity: int | None = None  # positions of the backbone's cache; None: the bundle's typical
+    rows: int | None = None  # at most, side by side; None: what the bundle was exported for
+    graphs: Sequence[str] = ()  # none: all
+    weight_streaming: bool = False
+    timing_cache: Path | None = None
+    force: bool = False  # build again what is there
+
+
+Tell = Callable[[str, int, int], None]
+"""Hears which graph is being built, how many are done, and how many there are to do."""
+
+
+def build(folder: str | Path, config: BuildConfig, *, tell: Tell = lambda *_: None) -> tuple[str, list[str]]:
+    """Build the engines of a variant; return under which key the manifest has them, and what was built now.
+
+    Raises:
+        ExportError: the target, a GPU or a length is none that this bundle and TensorRT know, or a graph
+            does not become an engine.
+        BundleError: the bundle is damaged, or the disk does not take an engine.
+        MissingExtraError: the target's package is not installed.
+    """
+    return _Build(load_bundle(folder), config, tell).run()
+
+
+class _Build:
+    """One variant's engines at work."""
+
+    def __init__(self, bundle: Bundle, config: BuildConfig, tell: Tell) -> None:
+        self.bundle, self.config, self.tell = bundle, config, tell
+        self.target = find_target(config.target)
+        self.variant = choose_variant(bundle, config.variant)
+        self.files: Mapping[str, str] = bundle.manifest["variants"][self.variant]["files"]
+        for name in config.graphs:
+            if name not in self.files:
+                hint = did_you_mean(name, self.files)
+                raise ExportError(f"no graph is called '{name}'. {hint}\nGraphs: {', '.join(self.files)}")
+        self.lengths = Lengths.choose(bundle.manifest["axes"], config.rows, config.capacity)
+        self.trt = load(self.target)
+        self.arch = choose_architectures(self.target, self.trt, config.sm)
+        self.here = compute_capability()
+        if config.timing_cache is not None and self.here is None:
+            raise ExportError(
+                "--timing-cache keeps what was measured on a GPU, and there is none here: leave it out."
+            )
+        self.key = key_of(self.variant, self.target.name, self.arch)
+        self.folder = bundle.folder / FOLDER / self.key
+
+    def run(self) -> tuple[str, list[str]]:
+        """Build what is not there yet, alone in the folder of its engines."""
+        try:
+            self.folder.parent.mkdir(exist_ok=True)
+            with folder_lock(self.folder, error=BundleError):
+                return self._run()
+        except OSError as error:
+            raise BundleError(
+                f"an engine could not be written into {self.folder}: {error}. What was built before stands;"
+                " the same command goes on from there."
+            ) from error
+
+    def _run(self) -> tuple[str, list[str]]:
+        self.bundle = load_bundle(self.bundle.folder)  # as a build that has just ended left it
+        before = self.bundle.manifest.get("built", {}).get(self.key, {})
+        engines = {graph: one for graph, one in before.get("engines", {}).items() if self._stands(graph, one)}
+        asked = [graph for graph in self.files if not self.config.graphs or graph in self.config.graphs]
+        missing = [graph for graph in asked if self.config.force or graph not in engines]
+        if missing:
+            self.bundle.verify_weights(self.bundle.manifest["variants"][self.variant]["weights"])
+        executed = before.get("executed", False) and not missing
+        if engines != before.get("engines", {}):
+            self._record(engines, executed)  # before their files go
+        self._clear(engines)
+        for place, graph in enumerate(missing):
+            self.tell(graph, place, len(missing))
+            engines[graph] = self._build(graph)
+            self._record(engines, executed)
+            self.tell(graph, place + 1, len(missing))
+        inspected = [graph for graph, one in engines.items() if self._inspect(graph, one)]
+        if inspected:
+            self._record(engines, executed)
+        return self.key, missing
+
+    def _build(self, graph: str) -> dict[str, Any]:
+        source = self.bundle.path(graph, self.variant)
+        file = self._file(graph)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._inspection(graph).unlink(missing_ok=True)  # of an older engine
+        with atomic_replace(file, error=BundleError) as aside:
+            built = build_engine(
+                self.trt, lower(source, capacity=self.lengths.capacity), source, aside, self._order(graph)
+            )
+        return {
+            "file": file.relative_to(self.bundle.folder).as_posix(),
+            "sha256": built.sha256,
+            "bytes": built.bytes,
+            "seconds": built.seconds,
+            "peak_bytes": built.peak_bytes,
+            "inspector": None,
+            "profiles": self._profiles(graph),
+            "source": self._source(graph),
+            "recipe": self._recipe(graph),
+        }
+
+    def _order(self, graph: str) -> Order:
+        return Order(
+            () if self.target.needs_gpu else self.arch,
+            profiles(self.bundle.manifest, graph, self.lengths),
+            self.config.weight_streaming,
+            self.config.timing_cache,
+        )
+
+    def _inspect(self, graph: str, engine: dict[str, Any]) -> bool:
+        """Write what an engine is made of beside it, where its GPU is here; say whether that was done."""
+        if engine["inspector"] is not None or self.here not in self.arch:
+            return False
+        path = self._inspection(graph)
+        write_text(path, inspect_engine(self.trt, self._file(graph)))
+        engine["inspector"] = path.relative_to(self.bundle.folder).as_posix()
+        return True
+
+    def _record(self, engines: Mapping[str, Any], executed: bool) -> None:
+        self.bundle.record(
+            "built",
+            self.key,
+            {
+                "variant": self.variant,
+                "target": self.target.name,
+                "arch": self.arch,
+                "builder": self.trt.__version__,
+                "capacity": self.lengths.capacity,
+                "at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+                "options": {"rows": self.lengths.rows, "weight_streaming": self.config.weight_streaming},
+                "executed": executed,
+                "engines": {graph: engines[graph] for graph in self.files if graph in engines},
+            },
+        )
+
+    def _stands(self, graph: str, engine: Mapping[str, Any]) -> bool:
+        """Say whether an engine is what would be built now, and unharmed."""
+        file = self._file(graph)
+        return (
+            graph in self.files
+            and engine.get("recipe") == self._recipe(graph)
+            and file.is_file()
+            and sha256(file) == engine["sha256"]
+        )
+
+    def _clear(self, engines: Mapping[str, Any]) -> None:
+        """Remove engines that no longer fit, and what an interrupted build has left."""
+        kept = {path for graph in engines for path in (self._file(graph), self._inspection(graph))}
+        for path in self.folder.glob("*"):
+            if path not in kept and path.is_file():
+                path.unlink()
+
+    def _recipe(self, graph: str) -> str:
+        """Hash all that an engine follows from; a graph names its weights by their hashes."""
+        order = asdict(self._order(graph)) | {"timing_cache": None}
+        made_by = [self.target.name, self.trt.__version__, __version__]
+        text = json.dumps([self._source(graph), order, self.arch, made_by], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _profiles(self, graph: str) -> list[dict[str, Any]]:
+        return [
+            {"name": one.name, "axes": {name: list(lengths) for name, lengths in one.axes.items()}}
+            for one in profiles(self.bundle.manifest, graph, self.lengths)
+        ]
+
+    def _source(self, graph: str) -> str:
+        return str(self.bundle.manifest["sha256"][self.files[graph]])
+
+    def _file(self, graph: str) -> Path:
+        return self.folder / f"{graph}.engine"
+
+    def _inspection(self, graph: str) -> Path:
+        return self.folder / f"{graph}.json"
+
+
+def choose_variant(bundle: Bundle, asked: str | None) -> str:
+    """Return the variant to build.
+
+    Raises:
+        BundleError: the bundle has no such variant.
+        ExportError: it is one for ONNX Runtime alone.
+    """
+    variant = asked or bundle.variants[0]
+    bundle.path("backbone", variant)
+    rounding = bundle.manifest["variants"][variant]["quantisation"]
+    if rounding and rounding["form"] == "nbits":
+        cure = "trt-int4" if rounding["bits"] == 4 else "fp16"
+        others = [name for name, one in bundle.manifest["variants"].items() if _takes(one)]
+        raise ExportError(
+            f"{variant} is for ONNX Runtime on a CPU: TensorRT does not know its operator, MatMulNBits."
+            f" In this bundle, TensorRT takes: {', '.join(others) or 'none'}.\nFor"
+            f" {rounding['bits']} bits or nearest to it: janus-modular export MODEL BUNDLE --precision {cure}"
+        )
+    return variant
+
+
+def _takes(variant: Mapping[str, Any]) -> bool:
+    return (variant["quantisation"] or {}).get("form") != "nbits"

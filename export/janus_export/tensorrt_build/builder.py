@@ -1,0 +1,225 @@
+"""One lowered graph becomes one engine. `tensorrt` and `tensorrt_rtx` are one API, passed in as ``trt``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import onnx_ir as ir
+
+from janus_export.bundle.engines import Profile
+from janus_export.errors import ExportError
+from janus_export.process_memory import AnonymousPeak
+from janus_modular.atomic_writes import atomic_replace
+
+UNUSED = "Unused Input"
+"""How TensorRT begins a warning that is an error here: an engine must take what its graph takes."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """How an engine is built."""
+
+    arch: Sequence[str] = ()  # compute capabilities; none: the GPU that is here
+    profiles: Sequence[Profile] = ()
+    weight_streaming: bool = False  # a runtime may leave part of the weights in the host's memory
+    timing_cache: Path | None = None  # read, and written again
+
+
+@dataclass(frozen=True)
+class Built:
+    """What came of it."""
+
+    sha256: str
+    bytes: int
+    seconds: float
+    peak_bytes: int | None  # of the process' own memory; None where the system does not say
+
+
+def build_engine(trt: Any, model: ir.Model, source: Path, file: Path, order: Order) -> Built:
+    """Build a lowered graph, whose weights lie beside ``source``, and write the engine into ``file``.
+
+    It is written while it is serialised, so that memory holds the weights once.
+
+    Raises:
+        ExportError: the parser or the builder refuses it; says which node or input, and TensorRT's words.
+        OSError: the disk does not take it.
+    """
+    started = time.perf_counter()
+    said: list[tuple[int, str]] = []
+    with AnonymousPeak() as peak, _no_output(), file.open("wb") as out:
+        logger, writer = _listener(trt, said), _writer(trt, out)
+        builder = trt.Builder(logger)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, logger)
+        _parse(parser, model, source)
+        _check(network, model, source)
+        config = builder.create_builder_config()
+        _configure(trt, builder, config, model, order)
+        _let_attention_decompose(trt, network)
+        done = builder.build_serialized_network_to_stream(network, config, writer)
+        if writer.error is not None:
+            raise writer.error
+        unused = [words for _, words in said if words.startswith(UNUSED)]
+        if faults := unused or ([] if done else _errors(trt, said) or ["TensorRT said nothing."]):
+            raise ExportError(f"{source.name} does not become an engine.\n{_last(faults)}")
+        if order.timing_cache is not None:
+            _keep(config.get_timing_cache().serialize(), order.timing_cache)
+    seconds = time.perf_counter() - started
+    return Built(writer.digest.hexdigest(), writer.written, round(seconds, 2), peak.bytes)
+
+
+def inspect_engine(trt: Any, file: Path) -> str:
+    """Return what an engine is made of, as JSON; this needs the GPU that the engine is for.
+
+    Raises:
+        ExportError: it cannot be loaded there.
+    """
+    said: list[tuple[int, str]] = []
+    engine = trt.Runtime(_listener(trt, said)).deserialize_cuda_engine(file.read_bytes())
+    if engine is None:
+        raise ExportError(f"{file} cannot be loaded by the GPU that is here.\n{_last(_errors(trt, said))}")
+    inspector = engine.create_engine_inspector()
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def _parse(parser: Any, model: ir.Model, source: Path) -> None:
+    proto = ir.to_proto(model)
+    del proto.graph.value_info[:]
+    if parser.parse(proto.SerializeToString(), str(source)):
+        return
+    nodes = {node.name: node for node in model.graph}
+    faults = []
+    for i in range(parser.num_errors):
+        error = parser.get_error(i)
+        node = nodes.get(error.node_name())
+        where = f"node {error.node_name()}"
+        if node is not None:
+            inputs = ", ".join(str(value.name) for value in node.inputs if value is not None)
+            where += f" ({node.op_type} of {inputs})"
+        faults.append(f"{where}: {error.desc()}")
+    raise ExportError(f"TensorRT's parser does not take {source.name}.\n{_last(faults)}")
+
+
+def _check(network: Any, model: ir.Model, source: Path) -> None:
+    """Make sure that the parser has understood a graph's inputs and outputs as the graph means them."""
+    parsed = [network.get_input(i) for i in range(network.num_inputs)]
+    parsed += [network.get_output(i) for i in range(network.num_outputs)]
+    meant = [*model.graph.inputs, *model.graph.outputs]
+    found = [f"{one.name} {[size if size >= 0 else '?' for size in one.shape]}" for one in parsed]
+    wanted = [
+        f"{one.name} {[size if isinstance(size, int) else '?' for size in one.shape or ()]}" for one in meant
+    ]
+    if found != wanted:
+        differ = sorted(set(found) ^ set(wanted))
+        raise ExportError(
+            f"TensorRT's parser takes {source.name} to be another graph: {'; '.join(differ[:4])}."
+            " This is a fault of its lowering (janus_export/tensorrt_build/lowering.py)."
+        )
+
+
+def _configure(trt: Any, builder: Any, config: Any, model: ir.Model, order: Order) -> None:
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that an inspector has something to say
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32: it has to give the model's own tokens
+    if order.weight_streaming:  # a runtime allocates as it streams, so such engines cannot be captured
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    elif hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX: so that steps can be captured
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if order.arch:
+        config.num_compute_capabilities = len(order.arch)
+        for place, one in enumerate(order.arch):
+            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{one.replace('.', '')}"), place)
+    if order.timing_cache is not None:
+        known = order.timing_cache.read_bytes() if order.timing_cache.exists() else b""
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+    for lengths in order.profiles:
+        profile = builder.create_optimization_profile()
+        for value in model.graph.inputs:
+            sizes = [size if isinstance(size, int) else str(size.value) for size in value.shape or ()]
+            shapes = [
+                [size if isinstance(size, int) else lengths.axes[size][place] for size in sizes]
+                for place in range(3)
+            ]
+            profile.set_shape(value.name, *shapes)
+        config.add_optimization_profile(profile)
+
+
+def _let_attention_decompose(trt: Any, network: Any) -> None:
+    """Let attention fall apart where no kernel does all of it: there is none for float32."""
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionInputLayer  # what it is; Python is told of a plain layer
+            layer.attention.decomposable = True
+
+
+def _listener(trt: Any, said: list[tuple[int, str]]) -> Any:
+    """Return a logger that keeps warnings and errors, and prints nothing."""
+    worth_keeping = int(trt.ILogger.Severity.WARNING)
+
+    class Listener(trt.ILogger):  # type: ignore[misc]  # known when it runs
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, words: str) -> None:
+            if int(severity) <= worth_keeping:
+                said.append((int(severity), words))
+
+    return Listener()
+
+
+def _writer(trt: Any, out: BinaryIO) -> Any:
+    """Return a stream that writes and hashes, and keeps what the disk says against it."""
+
+    class Writer(trt.IStreamWriter):  # type: ignore[misc]  # known when it runs
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+            self.digest, self.written = hashlib.sha256(), 0
+            self.error: OSError | None = None
+
+        def write(self, data: bytes) -> int:
+            try:
+                out.write(data)
+            except OSError as error:
+                self.error = error
+                return 0
+            self.digest.update(data)
+            self.written += len(data)
+            return len(data)
+
+    return Writer()
+
+
+@contextmanager
+def _no_output() -> Iterator[None]:
+    """Keep what TensorRT's compiler prints, past the logger, out of a command's output."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _errors(trt: Any, said: Sequence[tuple[int, str]]) -> list[str]:
+    return [words for severity, words in said if severity <= int(trt.ILogger.Severity.ERROR)]
+
+
+def _last(words: Sequence[str]) -> str:
+    """Return the last few of many words, each on a line that can be read."""
+    return "\n".join(one.strip().replace("\n", " ")[:500] for one in words[-3:])
+
+
+def _keep(cache: Any, path: Path) -> None:
+    with atomic_replace(path) as aside:
+        aside.write_bytes(bytes(cache))

@@ -1,0 +1,71 @@
+"""Lengths that engines are tuned for, worked out from the axes that a bundle declares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from janus_export.bundle.engines import Profile
+from janus_export.errors import ExportError
+
+Range = tuple[int, int, int]
+"""At least, usually, at most."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long the axes of a bundle's engines are."""
+
+    rows: int  # at most, side by side
+    capacity: int  # positions that a row has room for
+
+    @classmethod
+    def choose(cls, axes: Mapping[str, Mapping[str, int]], rows: int | None, capacity: int | None) -> Lengths:
+        """Take what was asked for, or what the bundle was exported for.
+
+        Raises:
+            ExportError: more than the bundle was exported for.
+        """
+        return cls(
+            _within("rows", axes["rows"], rows, axes["rows"]["max"], "a bundle for more: export ... rows=N"),
+            _within(
+                "capacity",
+                axes["capacity"],
+                capacity,
+                axes["capacity"]["typical"],
+                "the model's context is the limit",
+            ),
+        )
+
+
+def profiles(manifest: Mapping[str, Any], graph: str, lengths: Lengths) -> tuple[Profile, ...]:
+    """Return the profiles of a graph's engine: the backbone reads prompts in one, and steps in another."""
+    slots = manifest["graphs"][graph]["inputs"]
+    names = list(dict.fromkeys(size for slot in slots for size in slot["shape"] if isinstance(size, str)))
+    axes = {name: _range(name, manifest, lengths) for name in names}
+    if "rows" in axes and "images" in axes:  # without guidance, each row is a picture of its own
+        least, usual, _ = axes["images"]
+        axes["images"] = (least, min(usual, lengths.rows), lengths.rows)
+    if graph != "backbone":
+        return (Profile("default", axes),)
+    return (Profile("prefill", axes), Profile("decode", {**axes, "tokens": (1, 1, 1)}))
+
+
+def _range(name: str, manifest: Mapping[str, Any], lengths: Lengths) -> Range:
+    axis = manifest["axes"][name]
+    if name == "capacity":
+        return (lengths.capacity,) * 3
+    if name == "rows":
+        return (1, min(axis["typical"], lengths.rows), lengths.rows)
+    if name == "tokens":  # a prompt is mostly the picture that is asked about
+        most = min(axis["max"], lengths.capacity)
+        return (1, min(manifest["model"]["picture_to_read"].get("positions", 1), most), most)
+    return (axis["min"], axis["typical"], axis["max"])
+
+
+def _within(name: str, axis: Mapping[str, int], asked: int | None, usual: int, more: str) -> int:
+    chosen = usual if asked is None else asked
+    if not axis["min"] <= chosen <= axis["max"]:
+        raise ExportError(f"--{name} {chosen}: this bundle takes {axis['min']} to {axis['max']} ({more}).")
+    return chosen

@@ -1,0 +1,103 @@
+"""What engines are built for: two packages of one API, and the GPUs that each of them knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from janus_export.errors import ExportError
+from janus_export.runtimes.trt.device import compute_capability
+from janus_modular.errors import MissingExtraError
+from janus_modular.suggest import did_you_mean
+
+CUDA = "cuda.bindings.runtime"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A flavour of TensorRT."""
+
+    name: str
+    module: str  # to import
+    extra: str  # of this distribution, which brings it
+    needs_gpu: bool  # builds only where the GPU is that the engine is for
+
+
+TARGETS = {
+    "tensorrt": Target("tensorrt", "tensorrt", "gpu", needs_gpu=True),
+    "tensorrt-rtx": Target("tensorrt-rtx", "tensorrt_rtx", "rtx", needs_gpu=False),
+}
+
+
+def find_target(name: str) -> Target:
+    """Return a target by its name.
+
+    Raises:
+        ExportError: there is none of this name.
+    """
+    if name not in TARGETS:
+        raise ExportError(
+            f"there is no target '{name}'. {did_you_mean(name, TARGETS)}\nTargets: {', '.join(TARGETS)}"
+        )
+    return TARGETS[name]
+
+
+def load(target: Target) -> Any:
+    """Import a target's package, after the binding of CUDA that finds the GPU.
+
+    Raises:
+        MissingExtraError: one of them is not installed; says the line that does it.
+    """
+    try:
+        import_module(CUDA)
+        return import_module(target.module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"building for {target.name}", target.extra) from error
+
+
+def choose_architectures(target: Target, trt: Any, asked: Sequence[str]) -> list[str]:
+    """Return the compute capabilities to build for: those asked for, or that of the GPU that is here.
+
+    Raises:
+        ExportError: there is no GPU and nothing was asked for, or the target does not build for it.
+    """
+    here = compute_capability()
+    if target.needs_gpu:
+        return [_present(target, here, asked)]
+    known = buildable(trt)
+    if not (chosen := list(asked or ([here] if here else []))):
+        raise ExportError(f"there is no GPU here, so say for which: --sm 8.9, or any of {', '.join(known)}.")
+    for one in chosen:
+        if one not in known:
+            raise ExportError(
+                f"{target.name} {trt.__version__} does not build for compute capability {one}. It builds for:"
+                f" {', '.join(known)}.\nGPUs of data centres (9.0, 10.0) are served by --target tensorrt, on"
+                " a machine that has one."
+            )
+    return sorted(set(chosen), key=_number)
+
+
+def buildable(trt: Any) -> list[str]:
+    """Return the compute capabilities that a package builds for without a GPU of their kind."""
+    names = [name.removeprefix("SM") for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+    return sorted((f"{name[:-1]}.{name[-1]}" for name in names), key=_number)
+
+
+def _present(target: Target, here: str | None, asked: Sequence[str]) -> str:
+    if here is None:
+        raise ExportError(
+            f"{target.name} builds on the GPU that will run the engine, and there is none here. Run this"
+            " where it is; --target tensorrt-rtx builds without one."
+        )
+    if other := [one for one in asked if one != here]:
+        raise ExportError(
+            f"{target.name} builds for the GPU that is here, of compute capability {here}, not for"
+            f" {', '.join(other)}: leave --sm out, or run this on such a GPU."
+        )
+    return here
+
+
+def _number(capability: str) -> tuple[int, ...]:
+    return tuple(map(int, capability.split(".")))

@@ -1,0 +1,107 @@
+"""Builds components one by one, whatever their slot. Imports torch for parts of a model alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from janus_modular.config.errors import Fault, config_error
+from janus_modular.errors import ConfigError, DescriptionError, JanusError, reporting_missing_packages
+from janus_modular.interfaces import Part
+from janus_modular.plugins import Plugins
+from janus_modular.registry import MODEL_SLOTS, Entry, Hooks
+from janus_modular.size_limits import largest_numbers
+
+if TYPE_CHECKING:
+    from janus_modular.weights.pretrained import PretrainedReport
+
+
+class Builder:
+    """Builds components of any slot, and loads the weights that parts of a model ask for.
+
+    Handed to components that are made of others: ``build(config.tokenizer)``.
+    """
+
+    def __init__(
+        self,
+        plugins: Plugins,
+        *,
+        weights: bool = True,
+        paths: Mapping[int, str] | None = None,
+        built: Mapping[int, Any] | None = None,
+    ) -> None:
+        self.plugins = plugins
+        self.weights = weights
+        self.paths = paths or {}  # of parts in the config, by `id`: for errors
+        self.built = built or {}  # modules that are there already, by their parts' `id`
+        self.reports: list[PretrainedReport] = []
+
+    def __call__(self, part: Part, *neighbours: Any) -> Any:
+        """Build one component; ``neighbours`` are what its slot's factory takes beside the config.
+
+        A component whose config holds parts itself gets this builder as its last argument.
+
+        Raises:
+            ConfigError: the component refuses its options or its neighbours, or does not fit its slot.
+        """
+        if id(part) in self.built:
+            return self.built[id(part)]
+        entry = self.plugins.entry(part.slot, part.name)
+        try:
+            component = entry.make(part.config, *neighbours, build=self)
+        except Exception as error:
+            if isinstance(error, OSError) or type(error).__name__ == "OutOfMemoryError":
+                raise  # nothing that other options would cure
+            if isinstance(error, DescriptionError):
+                raise self._contradiction(part, error) from error
+            if isinstance(error, JanusError) and (not isinstance(error, ConfigError) or error.faults):
+                raise
+            reason = _told(error, part.slot)
+            if isinstance(error, MemoryError | OverflowError) or "memory" in reason or "overflow" in reason:
+                reason += f". Its largest numbers: {largest_numbers(part.config)}"
+            raise self._refusal(part, entry, reason) from error
+        if part.slot in MODEL_SLOTS:
+            self._complete(component, part, entry)
+        return component
+
+    def _complete(self, module: Any, part: Part, entry: Entry[Any]) -> None:
+        """Hold a part of the model to its slot's interface, and load the weights that it asks for."""
+        from janus_modular.model.interface_errors import misfit
+        from janus_modular.weights.pretrained import load_pretrained  # torch, for parts of a model alone
+
+        if lacks := misfit(module, part.slot):
+            raise self._refusal(part, entry, lacks)
+        if self.weights and part.config.pretrained is not None:
+            with reporting_missing_packages(str(entry)):
+                self.reports.append(load_pretrained(module, part))
+
+    def _contradiction(self, part: Part, error: DescriptionError) -> ConfigError:
+        """Return the error that says, for each option, what the weights' own description says instead."""
+        path = self.paths.get(id(part), part.slot)
+        cure = f"{path}.{error.drop}=null takes all of it from there." if error.drop else ""
+        faults = [
+            Fault(
+                f"{path}.{one.key}",
+                f"found {one.written!r}",
+                f"{one.described!r}, as {error.source} describes its weights",
+                cure if one is error.differences[-1] else "",
+            )
+            for one in error.differences
+        ]
+        return config_error(faults, of_components=False)
+
+    def _refusal(self, part: Part, entry: Entry[Any], reason: str) -> ConfigError:
+        found = f"{entry} cannot be built: {reason}"
+        return config_error([Fault(self.paths.get(id(part), part.slot), found, "")])
+
+
+def _told(error: Exception, slot: str) -> str:
+    """Return what an error has to say: options are refused in words, other errors need their type."""
+    if isinstance(error, ValueError | ConfigError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is"
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, TypeError):
+        said += f" (for its author: {getattr(Hooks, f'register_{slot}').__doc__})"
+    return said

@@ -1,0 +1,70 @@
+"""Whether what a plugin built has the shape of its slot: the attributes of its interface, and its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from inspect import Parameter, get_annotations, isfunction, signature
+from typing import Any, get_args, get_type_hints
+
+from torch import nn
+
+from janus_modular.protocols import SESSION_SIZES
+from janus_modular.registry import MODEL_SLOTS, Hooks
+from janus_modular.suggest import did_you_mean
+
+
+def misfit(component: Any, slot: str) -> str:
+    """Say what a part of the model lacks of its slot's interface; nothing where it fits."""
+    if slot not in MODEL_SLOTS:
+        return ""
+    if not isinstance(component, nn.Module):
+        return f"it is built as {component!r}; expected a torch.nn.Module."
+    hints = get_type_hints(getattr(Hooks, f"register_{slot}"))
+    interface = get_args(hints["registry"])[0]
+    members = [name for name in (*get_annotations(interface), *vars(interface)) if not name.startswith("_")]
+    has = [name for name in dir(component) if not hasattr(nn.Module, name)]
+    lacks = [name for name in members if not _has(component, name)]
+    hints_at = [hint for name in lacks if (hint := did_you_mean(name, has))]
+    said = f"it lacks {', '.join(lacks)} (see {interface.__name__} in interfaces.py)."
+    if lacks:
+        return " ".join([said, *hints_at])
+    methods = {name: one for name, one in vars(interface).items() if name in members and isfunction(one)}
+    refused = [said for name, one in methods.items() if (said := _refused(component, name, one))]
+    if refused:
+        return f"{' '.join(refused)} (see {interface.__name__} in interfaces.py)."
+    return _wrong_sizes(component.sizes) if slot == "generation" else ""
+
+
+def _wrong_sizes(sizes: Any) -> str:
+    """Return what is wrong with the sizes of a generation path; nothing where a session can offer them."""
+    if not isinstance(sizes, Mapping):
+        return f"its sizes are {sizes!r}; expected a mapping from names to whole numbers."
+    if wrong := {name: size for name, size in sizes.items() if type(size) is not int}:
+        return f"its sizes must be whole numbers, and these are not: {wrong}."
+    if taken := [name for name in SESSION_SIZES if name in sizes]:
+        return f"its sizes say {', '.join(taken)}, which a session says itself: choose other names."
+    return ""
+
+
+def _refused(component: nn.Module, name: str, method: Callable[..., Any]) -> str:
+    """Say that a component's method cannot be called as its interface says; nothing where it can."""
+    told = list(signature(method).parameters.values())[1:]  # without self
+    by_name = {one.name: None for one in told if one.kind is Parameter.KEYWORD_ONLY}
+    expected = f"expected {name}({', '.join(one.name for one in told)})"
+    try:
+        offered = signature(getattr(component, name))
+    except TypeError:
+        return f"its {name} is no method; {expected}"
+    except ValueError:  # written in C, without a signature
+        return ""
+    try:
+        offered.bind(*(one.name for one in told if one.name not in by_name), **by_name)
+    except TypeError:
+        return f"its {name} takes ({', '.join(offered.parameters)}); {expected}"
+    return ""
+
+
+def _has(component: nn.Module, name: str) -> bool:
+    if name == "forward":  # torch's own raises NotImplementedError
+        return type(component).forward is not nn.Module.forward
+    return hasattr(component, name)

@@ -1,0 +1,194 @@
+"""From samples to tensors: what one step works on, prepared ahead by threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from janus_modular.errors import DataError, JanusError
+from janus_modular.foreign import printable
+from janus_modular.model.batch import Batch, collate, pack
+from janus_modular.sequence import IGNORED, Sample, Sequence
+from janus_modular.training.mixture import Draw, Mixture
+from janus_modular.training.sample_faults import COUNTED, Fault, Problem, SampleError, cut, split
+from janus_modular.training.schema import BadSamplesConfig
+
+AHEAD = 2
+"""Steps that are prepared while one is computed."""
+
+ATTEMPTS = 100
+"""Samples of a source that are tried in place of one that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of a draw: sequences, and the samples that could not be used as they are."""
+
+    draw: Draw  # the attempt that was used
+    sequences: list[Sequence]  # one, or several where a text was split
+    faults: list[Fault]
+
+
+@dataclass
+class Work:
+    """One step's samples."""
+
+    batches: list[Batch]  # one, or as many as the step is accumulated from
+    supervised: int  # positions that the step's loss is the mean of
+    samples: dict[str, int]  # by source
+    tokens: dict[str, int]  # positions, by source
+    faults: list[Fault] = field(default_factory=list)
+
+    def fault_counts(self) -> dict[str, float]:
+        """Count the faults as metrics: ``skipped/SOURCE``, ``cut/SOURCE``, ``split/SOURCE``."""
+        counts: dict[str, float] = {}
+        for fault in self.faults:
+            name = f"{COUNTED[fault.action]}/{fault.source}"
+            counts[name] = counts.get(name, 0) + 1
+        return counts
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Makes work of a mixture. Pure: the same step gives the same work, whoever prepares it."""
+
+    mixture: Mixture
+    sequence: Callable[[Sample, bool], Sequence]  # the processor: a sample, and whether to drop the condition
+    picture_tokens: int  # positions of a drawn picture
+    pad: int  # token id
+    length: int | None = None  # of packed rows; None: a row a sample
+    longest: int | None = None  # positions that a row a sample may have; None: any number
+    accumulate: int = 1
+    drop_condition: float = 0.0
+    rank: int = 0  # of several processes, which one this is; each takes its share of every step
+    world: int = 1
+    policy: BadSamplesConfig = field(default_factory=BadSamplesConfig)
+
+    def prepare(self, draw: Draw) -> Prepared:
+        """Return a draw as token ids and pixels; what is skipped is replaced by another of its source.
+
+        Raises:
+            DataError: the sample cannot be used, and the policy is not to skip it; says its source and index.
+        """
+        faults: list[Fault] = []
+        for attempt in range(ATTEMPTS):
+            tried = replace(draw, attempt=attempt)
+            try:
+                sequences, action, reason = self._sequences(tried)
+            except SampleError as error:
+                index = self.mixture.index(tried)
+                if getattr(self.policy, error.problem) != "skip":
+                    raise DataError(
+                        f"source '{draw.source}', sample {index}: {printable(error, most=2000)}"
+                    ) from error
+                faults.append(Fault(draw.source, index, "skip", str(error)))
+                continue
+            if action:
+                faults.append(Fault(draw.source, self.mixture.index(tried), action, reason))
+            return Prepared(tried, sequences, faults)
+        raise DataError(
+            f"source '{draw.source}': {ATTEMPTS} samples in a row cannot be used, the last being sample"
+            f" {faults[-1].index}: {printable(faults[-1].reason)}"
+        )
+
+    def work(self, prepared: list[Prepared]) -> Work:
+        """Lay out a step's sequences as batches."""
+        sequences = [sequence for one in prepared for sequence in one.sequences]
+        rows = [[one] for one in sequences] if self.length is None else pack(sequences, self.length)
+        pieces = [piece for piece in np.array_split(np.arange(len(rows)), self.accumulate) if len(piece)]
+        samples: dict[str, int] = {}
+        tokens: dict[str, int] = {}
+        for made in prepared:
+            samples[made.draw.source] = samples.get(made.draw.source, 0) + 1
+        for one in sequences:
+            tokens[one.source] = tokens.get(one.source, 0) + len(one)
+        return Work(
+            batches=[collate([rows[i] for i in piece], pad=self.pad) for piece in pieces],
+            supervised=sum(map(self._supervised, sequences)),
+            samples=samples,
+            tokens=tokens,
+            faults=[fault for made in prepared for fault in made.faults],
+        )
+
+    def step(self, number: int) -> Work:
+        """Prepare one step, here and now."""
+        return self.work([self.prepare(draw) for draw in self._plan(number)])
+
+    def steps(self, first: int, last: int, *, workers: int = 0) -> Generator[Work, None, None]:
+        """Yield the work of steps ``first`` to before ``last``, samples prepared ahead by threads."""
+        if not workers:
+            yield from map(self.step, range(first, last))
+            return
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="samples")
+        waiting: deque[list[Future[Prepared]]] = deque()
+        try:
+            for number in range(first, last + AHEAD):
+                if number < last:
+                    waiting.append([pool.submit(self.prepare, draw) for draw in self._plan(number)])
+                if number >= first + AHEAD:
+                    yield self.work([future.result() for future in waiting.popleft()])
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _plan(self, number: int) -> list[Draw]:
+        return self.mixture.plan(number, rank=self.rank, world=self.world)
+
+    def _sequences(self, draw: Draw) -> tuple[list[Sequence], str, str]:
+        """Return a draw's sequences, and what was done to make them fit, with the reason.
+
+        Raises:
+            SampleError: the sample cannot be used; says what kind of fault it is.
+        """
+        try:
+            sample = self.mixture.sample(draw)
+        except (JanusError, OSError, UnicodeError) as error:  # of a source that opens files itself
+            raise SampleError("unreadable", str(error)) from error
+        try:
+            sequence = self.sequence(sample, self._drops(draw))
+        except JanusError as error:
+            # Of a processor's errors, DataError is that nothing is learned.
+            problem: Problem = "unsupervised" if isinstance(error, DataError) else "unreadable"
+            raise SampleError(problem, str(error)) from error
+        sequences, action, reason = self._fitted(sample, sequence)
+        if not sum(map(self._supervised, sequences)):
+            after = f" after it was {COUNTED[action]}" if action else ""
+            raise SampleError(
+                "unsupervised",
+                f"nothing in it is supervised{after}, so that nothing could be learned from it. Expected an"
+                " answer, a text to learn or a picture to draw.",
+            )
+        return sequences, action, reason
+
+    def _fitted(self, sample: Sample, sequence: Sequence) -> tuple[list[Sequence], str, str]:
+        longest = self.longest if self.length is None else self.length
+        if longest is None or len(sequence) <= longest:
+            return [sequence], "", ""
+        rows = "the context of" if self.length is None else "rows of"
+        reason = (
+            f"{len(sequence)} positions ({self._supervised(sequence)} supervised) do not fit into {rows}"
+            f" {longest}"
+        )
+        if self.policy.too_long == "cut":
+            return [cut(sequence, longest)], "cut", reason
+        images = sequence.understanding_at.any() or sequence.generation_at.any()
+        if self.policy.too_long == "split" and not sample.template and not images:
+            return split(sequence, longest), "split", reason
+        plain = ", and only plain text can be split" if self.policy.too_long == "split" else ""
+        higher = "" if self.length is None else "raise length, "
+        raise SampleError(
+            "too_long",
+            f"{reason}{plain}: {higher}shorten the sample, or set bad_samples.too_long to skip or cut.",
+        )
+
+    def _drops(self, draw: Draw) -> bool:
+        if not self.drop_condition:
+            return False
+        return bool(self.mixture.rng(draw, purpose=1).random() < self.drop_condition)
+
+    def _supervised(self, sequence: Sequence) -> int:
+        words = int((sequence.labels != IGNORED).sum())
+        return words + sum(sequence.generation_supervised) * self.picture_tokens

@@ -1,0 +1,135 @@
+"""Weights from elsewhere for one component: where they are, whether they fit, and what was left over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from janus_modular.atomic_writes import refuse_interrupted
+from janus_modular.bundles import is_hub_id
+from janus_modular.errors import CheckpointError, missing_extra
+from janus_modular.foreign import foreign_errors, printable
+from janus_modular.interfaces import Part
+from janus_modular.registry import slot_label
+from janus_modular.weights.files import open_weights
+from janus_modular.weights.loading import Outcome, fill, lies_in
+
+DESCRIPTIONS = ["*.json", "*.jinja", "*.txt", "*.model"]
+"""What a hub folder is wanted for beside weights: configs, tokenizers, templates."""
+
+PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt"]
+"""Fetched only where a hub repository has no safetensors; read with ``weights_only=True`` all the same."""
+
+
+@dataclass
+class PretrainedReport:
+    """What was loaded into one component, and from where."""
+
+    slot: str
+    name: str
+    source: str  # as written in the config
+    revision: str | None = None  # of a hub model: the commit that was resolved, or else what was asked for
+    loaded: int = 0  # tensors
+    left_over: list[str] = field(default_factory=list)  # names in the files that no one asked for
+
+    def __str__(self) -> str:
+        where = f"{self.source}@{self.revision[:12]}" if self.revision else self.source
+        text = f"{slot_label(self.slot)} '{self.name}': {self.loaded} tensors from {where}"
+        if not self.left_over:
+            return text
+        shown = ", ".join(self.left_over[:5]) + (", ..." if len(self.left_over) > 5 else "")
+        return f"{text}; {len(self.left_over)} left over: {shown}"
+
+
+def resolve_pretrained(pretrained: str, revision: str | None = None) -> Path:
+    """Find a folder or file: as a path, or on the hub (``owner/name``, ``owner/name/file.gguf``).
+
+    huggingface_hub's cache and its offline mode (HF_HUB_OFFLINE=1) are honoured.
+
+    Raises:
+        CheckpointError: it is neither a path nor a hub model that can be reached.
+    """
+    with foreign_errors(
+        f"'{printable(pretrained)}'", CheckpointError, "Give a path or a hub id (owner/name)."
+    ):
+        path = Path(pretrained).expanduser()
+        if path.exists():
+            return path
+        refuse_interrupted(path, error=CheckpointError)
+    if not is_hub_id(pretrained):
+        raise CheckpointError(
+            f"there is no file or folder '{printable(pretrained)}'. Give a path or a hub id (owner/name)."
+        )
+    try:
+        return _from_hub(pretrained, revision)
+    except ModuleNotFoundError as error:
+        raise missing_extra(error, "fetching from the hub") or error from error
+    except (OSError, ValueError) as error:  # all of huggingface_hub's errors are one of these
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"'{pretrained}'{f' at {revision}' if revision else ''} is no file or folder here, and the hub"
+            f" did not give it:\n  {type(error).__name__}: {reason}\n"
+            "Check the name, fetch it to a folder and give its path, or unset HF_HUB_OFFLINE if it is set."
+        ) from error
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    owner, model, *inside = name.split("/")
+    if inside:
+        return Path(hf_hub_download(f"{owner}/{model}", "/".join(inside), revision=revision))
+
+    def fetch(weights: list[str]) -> Path:
+        # from the repository's root alone: folders hold other formats of the same weights
+        patterns = [*DESCRIPTIONS, *weights]
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns="*/*")
+        )
+
+    folder = fetch(["*.safetensors"])
+    return folder if any(folder.glob("*.safetensors")) else fetch(PICKLES)
+
+
+def commit_of(path: Path) -> str | None:
+    """Read the commit from a path in the hub's cache (``.../snapshots/<commit>/...``)."""
+    parts = path.parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-1] else None
+
+
+def load_pretrained(module: nn.Module, part: Part) -> PretrainedReport:
+    """Load what ``part.config.pretrained`` names into the component that was built from it.
+
+    A component may load itself (``load_pretrained(path)`` returns how many tensors it took, the names that
+    were missing, and those left over), or say how names map (``read_pretrained``); otherwise names in the
+    files must be its own.
+
+    Raises:
+        CheckpointError: weights are missing or of another shape, or there are more of the component's than it
+            takes; names of other parts that are left over are only reported.
+    """
+    config = part.config
+    path = resolve_pretrained(config.pretrained, config.revision)
+    report = PretrainedReport(part.slot, part.name, config.pretrained, commit_of(path) or config.revision)
+    what = f"{config.pretrained}, given to the {slot_label(part.slot)} '{part.name}',"
+    component: Any = module
+    if hasattr(component, "load_pretrained"):
+        with foreign_errors(what, CheckpointError, "Fetch it again, or name another."):
+            report.loaded, missing, report.left_over = component.load_pretrained(path)
+        Outcome(missing=missing).check(what)
+        return report
+    weights = open_weights(path)
+    if hasattr(component, "read_pretrained"):
+        outcome = fill(module, component.read_pretrained(weights))
+        report.left_over = weights.left_over()
+    else:
+        own = module.state_dict().keys()
+        ours = (name for name in weights if name in own or lies_in(name, module))
+        outcome = fill(module, ((name, weights[name]) for name in ours))
+        report.left_over = weights.left_over()
+    report.loaded = outcome.loaded
+    outcome.check(what)
+    return report
