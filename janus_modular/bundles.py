@@ -16,7 +16,7 @@ from janus_modular.atomic_writes import refuse_interrupted
 from janus_modular.components import Builder
 from janus_modular.config import resolve
 from janus_modular.errors import BundleError, MissingExtraError
-from janus_modular.foreign import path_exists
+from janus_modular.foreign import is_hub_id, path_exists
 from janus_modular.interfaces import Part, part
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
@@ -47,11 +47,6 @@ def is_bundle(path: str | Path) -> bool:
         return (Path(path).expanduser() / MANIFEST).is_file()
     except (OSError, RuntimeError):  # no file can be called so: whoever opens it has more to say
         return False
-
-
-def is_hub_id(text: str) -> bool:
-    """Return True if a text reads like ``owner/name`` or ``owner/name/file`` on the hub."""
-    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+(/[\w.-]+)*", text))
 
 
 def find_bundle(path: str | Path) -> Path | None:

@@ -1,40 +1,30 @@
-"""Builds components one by one, whatever their slot. Imports torch for parts of a model alone."""
+"""Builds components one by one, whatever their slot, without torch.
+
+`janus_modular.model.build.ModelBuilder` builds parts of a model, which it checks, and loads their weights.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from janus_modular.config.errors import Fault, config_error
-from janus_modular.errors import ConfigError, DescriptionError, JanusError, reporting_missing_packages
+from janus_modular.config.size_limits import largest_numbers
+from janus_modular.errors import ConfigError, DescriptionError, JanusError
 from janus_modular.interfaces import Part
 from janus_modular.plugins import Plugins
 from janus_modular.registry import MODEL_SLOTS, Entry, Hooks
-from janus_modular.size_limits import largest_numbers
-
-if TYPE_CHECKING:
-    from janus_modular.weights.pretrained import PretrainedReport
 
 
 class Builder:
-    """Builds components of any slot, and loads the weights that parts of a model ask for.
+    """Builds components of the slots that are no parts of a model: sources, trackers, runtimes, layouts.
 
     Handed to components that are made of others: ``build(config.tokenizer)``.
     """
 
-    def __init__(
-        self,
-        plugins: Plugins,
-        *,
-        weights: bool = True,
-        paths: Mapping[int, str] | None = None,
-        built: Mapping[int, Any] | None = None,
-    ) -> None:
+    def __init__(self, plugins: Plugins, *, paths: Mapping[int, str] | None = None) -> None:
         self.plugins = plugins
-        self.weights = weights
         self.paths = paths or {}  # of parts in the config, by `id`: for errors
-        self.built = built or {}  # modules that are there already, by their parts' `id`
-        self.reports: list[PretrainedReport] = []
 
     def __call__(self, part: Part, *neighbours: Any) -> Any:
         """Build one component; ``neighbours`` are what its slot's factory takes beside the config.
@@ -44,8 +34,6 @@ class Builder:
         Raises:
             ConfigError: the component refuses its options or its neighbours, or does not fit its slot.
         """
-        if id(part) in self.built:
-            return self.built[id(part)]
         entry = self.plugins.entry(part.slot, part.name)
         try:
             component = entry.make(part.config, *neighbours, build=self)
@@ -65,15 +53,8 @@ class Builder:
         return component
 
     def _complete(self, module: Any, part: Part, entry: Entry[Any]) -> None:
-        """Hold a part of the model to its slot's interface, and load the weights that it asks for."""
-        from janus_modular.model.interface_errors import misfit
-        from janus_modular.weights.pretrained import load_pretrained  # torch, for parts of a model alone
-
-        if lacks := misfit(module, part.slot):
-            raise self._refusal(part, entry, lacks)
-        if self.weights and part.config.pretrained is not None:
-            with reporting_missing_packages(str(entry)):
-                self.reports.append(load_pretrained(module, part))
+        """Hold a part of the model to its slot's interface, and load its weights: `ModelBuilder` does."""
+        raise self._refusal(part, entry, "parts of a model are not built here.")
 
     def _contradiction(self, part: Part, error: DescriptionError) -> ConfigError:
         """Return the error that says, for each option, what the weights' own description says instead."""

@@ -8,6 +8,7 @@ tracebacks: only the call into the parser, and what interprets its result, stand
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +90,11 @@ def path_exists(path: str | Path) -> bool:
         return Path(path).expanduser().exists()
     except (OSError, RuntimeError, ValueError):
         return False
+
+
+def is_hub_id(text: str) -> bool:
+    """Return True if a text reads like ``owner/name`` or ``owner/name/file`` on the hub."""
+    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+(/[\w.-]+)*", text))
 
 
 def read_text(path: Path, error: type[JanusError], *, most: int = MAX_JSON_BYTES) -> str:

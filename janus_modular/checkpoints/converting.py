@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from janus_modular.checkpoints import native
-from janus_modular.checkpoints.checksums import write_checksums
 from janus_modular.checkpoints.merging import merged
 from janus_modular.checkpoints.opening import describe, make_layout
 from janus_modular.config import load, module_path, parts_in, resolve, to_plain
@@ -22,6 +21,7 @@ from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.processing.tokenizer_files import save_tokenizer
 from janus_modular.suggest import did_you_mean
+from janus_modular.weights.checksums import write_checksums
 from janus_modular.weights.files import open_weights
 from janus_modular.weights.loading import fill
 from janus_modular.weights.writing import MAX_SHARD_SIZE, write_weights, written_aside

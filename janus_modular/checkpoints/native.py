@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from janus_modular.checkpoints.checksums import write_checksums
 from janus_modular.checkpoints.model_card import model_card
 from janus_modular.config import load as load_config
 from janus_modular.config import module_path, parts_in, resolve, to_plain
@@ -20,10 +19,10 @@ from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckpointError, JanusError, PluginError
 from janus_modular.foreign import foreign_errors, naming, read_json
 from janus_modular.interfaces import Part
-from janus_modular.model.build import assemble
+from janus_modular.model.build import MAX_TENSORS, assemble
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
-from janus_modular.size_limits import MAX_TENSORS
+from janus_modular.weights.checksums import write_checksums
 from janus_modular.weights.files import Weights, open_weights
 from janus_modular.weights.loading import fill, parameters_on_meta, settle
 from janus_modular.weights.pretrained import PretrainedReport

@@ -55,8 +55,8 @@ def verified(model: str, overrides: list[str]) -> list[str]:
     Raises:
         CheckpointError: a file was changed, or there is nothing to compare with.
     """
-    from janus_modular.checkpoints.checksums import FILE, verify_checksums
     from janus_modular.errors import CheckpointError
+    from janus_modular.weights.checksums import FILE, verify_checksums
     from janus_modular.weights.writing import is_own
 
     folder = _checkpoint(model, overrides)
@@ -123,10 +123,9 @@ def _checkpoint(model: str, overrides: list[str]) -> Path | None:
 
     ``model/tiny`` looks like a hub id, too: what lies in a folder of the shipped configs is none.
     """
-    from janus_modular.bundles import is_hub_id
     from janus_modular.config import shipped
     from janus_modular.errors import ConfigError
-    from janus_modular.foreign import foreign_errors, printable
+    from janus_modular.foreign import foreign_errors, is_hub_id, printable
     from janus_modular.weights.pretrained import resolve_pretrained
 
     with foreign_errors(f"'{printable(model)}'", ConfigError, "Give a folder, a hub id, or a config."):

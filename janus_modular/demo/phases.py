@@ -15,14 +15,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from janus_modular.components import Builder
 from janus_modular.config import resolve, to_plain
 from janus_modular.demo.classifier import Classifier
 from janus_modular.demo.contrastive import Contrastive
 from janus_modular.demo.pictures import LabelledPictures, as_pixels, batches
 from janus_modular.demo.schema import DemoConfig, PhaseConfig
 from janus_modular.interfaces import ImageTokenizer, Part
-from janus_modular.model.build import assemble
+from janus_modular.model.build import ModelBuilder, assemble
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.training.loop import fit
@@ -48,7 +47,7 @@ class Demo:
 
     def open(self, part: Part) -> LabelledPictures:
         """Open a source of labelled pictures."""
-        return cast(LabelledPictures, Builder(self.plugins)(part))
+        return cast(LabelledPictures, ModelBuilder(self.plugins)(part))
 
     def classifier(self) -> Classifier:
         """Train the judge."""
@@ -148,7 +147,7 @@ class Demo:
         self, module: Any, name: str, phase: PhaseConfig, source: LabelledPictures, losses: Any = None
     ) -> None:
         folder = self.output / "phases" / name
-        trackers = [Builder(self.plugins)(tracker, folder) for tracker in self.config.trackers]
+        trackers = [ModelBuilder(self.plugins)(tracker, folder) for tracker in self.config.trackers]
         try:
             fit(
                 module.to(memory_format=torch.channels_last),

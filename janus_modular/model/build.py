@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
 from janus_modular.components import Builder
 from janus_modular.config import parts_in
 from janus_modular.config.errors import Fault, config_error
 from janus_modular.config.schema import ModelConfig
+from janus_modular.config.size_limits import check_numbers
+from janus_modular.errors import ConfigError, reporting_missing_packages
+from janus_modular.interfaces import Part
+from janus_modular.model.interface_errors import misfit
 from janus_modular.model.model import JanusModel, Understanding
 from janus_modular.plugins import Plugins, default_plugins
-from janus_modular.size_limits import MAX_TENSORS, bounded_weights, check_numbers
+from janus_modular.registry import Entry
+from janus_modular.weights.pretrained import PretrainedReport, load_pretrained
+
+MAX_TENSORS = 200_000
+"""Most weights of a model where no checkpoint says how many; the largest have some tens of thousands."""
+
+
+class ModelBuilder(Builder):
+    """Builds components of any slot; parts of a model are checked, and get the weights that they ask for."""
+
+    def __init__(
+        self,
+        plugins: Plugins,
+        *,
+        weights: bool = True,
+        paths: Mapping[int, str] | None = None,
+        built: Mapping[int, Any] | None = None,
+    ) -> None:
+        super().__init__(plugins, paths=paths)
+        self.weights = weights
+        self.built = built or {}  # modules that are there already, by their parts' `id`
+        self.reports: list[PretrainedReport] = []
+
+    def __call__(self, part: Part, *neighbours: Any) -> Any:
+        return self.built[id(part)] if id(part) in self.built else super().__call__(part, *neighbours)
+
+    def _complete(self, module: Any, part: Part, entry: Entry[Any]) -> None:
+        if lacks := misfit(module, part.slot):
+            raise self._refusal(part, entry, lacks)
+        if self.weights and part.config.pretrained is not None:
+            with reporting_missing_packages(str(entry)):
+                self.reports.append(load_pretrained(module, part))
 
 
 def assemble(
@@ -31,7 +74,7 @@ def assemble(
     """
     check_numbers(config, root)
     paths = {id(part): f"{root}.{path}".lstrip(".") for path, part in parts_in(config)}
-    build = Builder(plugins or default_plugins(), weights=weights, paths=paths)
+    build = ModelBuilder(plugins or default_plugins(), weights=weights, paths=paths)
     with bounded_weights(most_tensors):
         backbone = build(config.backbone)
         encoder = build(config.understanding.encoder)
@@ -42,3 +85,45 @@ def assemble(
     except ValueError as error:
         raise config_error([Fault("understanding", str(error), "")]) from error
     return JanusModel(understanding, generation, backbone, config, build.reports)
+
+
+@contextmanager
+def bounded_weights(most_tensors: int = MAX_TENSORS) -> Iterator[None]:
+    """Stop building modules that have more weights than expected, or than fit into the machine's memory.
+
+    Weights on the meta device take no memory, and are only counted.
+
+    Raises:
+        ConfigError: a module went beyond a limit; says which limit.
+    """
+    memory = _physical_memory()
+    tensors = size = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal tensors, size
+        if parameter is None:
+            return
+        tensors += 1
+        if not parameter.is_meta:
+            size += parameter.numel() * parameter.element_size()
+        if tensors > most_tensors:
+            raise ConfigError(f"it has more than {most_tensors:,} weights, the most that are expected")
+        if size > memory:
+            raise ConfigError(
+                f"its weights take more than {size / 1e9:,.1f} GB, and this machine has"
+                f" {memory / 1e9:,.1f} GB of memory"
+            )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _physical_memory() -> float:
+    """Return the bytes of this machine's memory; infinity where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return float("inf")

@@ -15,14 +15,6 @@ from typing import IO, Any, cast
 import torch
 
 from janus_modular.atomic_writes import remove_folder, restore_all
-from janus_modular.checkpoints.checksums import (
-    FILE,
-    HashingFile,
-    read_checksums,
-    record,
-    verify_checksums,
-    write_checksums,
-)
 from janus_modular.checkpoints.native import MODEL_TYPE, Saves, read_record, stored, write_description
 from janus_modular.config import to_plain
 from janus_modular.errors import CheckpointError, TrainingError
@@ -33,6 +25,14 @@ from janus_modular.training.changes import Change, changes, may_change, refused
 from janus_modular.training.engine import Engine
 from janus_modular.training.rescue import step_name
 from janus_modular.training.schema import TrainConfig
+from janus_modular.weights.checksums import (
+    FILE,
+    HashingFile,
+    read_checksums,
+    record,
+    verify_checksums,
+    write_checksums,
+)
 from janus_modular.weights.writing import is_own, link, write_weights, written_aside
 
 STATE = "training.pt"

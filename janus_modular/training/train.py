@@ -12,10 +12,10 @@ from rich.console import Console
 from torch import Tensor
 
 from janus_modular.checkpoints.native import check_rebuilds, read_record
-from janus_modular.components import Builder
 from janus_modular.config import parts_in
 from janus_modular.config.errors import Fault, config_error
 from janus_modular.errors import ConfigError, JanusError, TrainingError
+from janus_modular.model.build import ModelBuilder
 from janus_modular.model.device import choose_device
 from janus_modular.model.model import JanusModel, Output
 from janus_modular.plugins import Plugins, default_plugins
@@ -113,7 +113,7 @@ def _train(
     )
     work = record.counted(steps, engine.next_step)
     try:
-        build = Builder(plugins, paths={id(part): path for path, part in parts_in(config)})
+        build = ModelBuilder(plugins, paths={id(part): path for path, part in parts_in(config)})
         trackers = [build(tracker, output) for tracker in config.trackers]
     except OSError as error:
         raise TrainingError(
@@ -154,7 +154,7 @@ def open_sources(config: TrainConfig, plugins: Plugins) -> dict[str, Source]:
     Raises:
         ConfigError: lists every source that cannot be opened.
     """
-    build = Builder(plugins, paths={id(part): path for path, part in parts_in(config)})
+    build = ModelBuilder(plugins, paths={id(part): path for path, part in parts_in(config)})
     opened: dict[str, Source] = {}
     faults: list[Fault] = []
     for name in config.used():

@@ -9,9 +9,8 @@ from typing import Any
 from torch import nn
 
 from janus_modular.atomic_writes import refuse_interrupted
-from janus_modular.bundles import is_hub_id
 from janus_modular.errors import CheckpointError, missing_extra
-from janus_modular.foreign import foreign_errors, printable
+from janus_modular.foreign import foreign_errors, is_hub_id, printable
 from janus_modular.interfaces import Part
 from janus_modular.registry import slot_label
 from janus_modular.weights.files import open_weights

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from janus_modular.atomic_writes import atomic_replace_folder
-from janus_modular.checkpoints import checksums
-from janus_modular.checkpoints.checksums import HashingFile
 from janus_modular.errors import CheckpointError
+from janus_modular.weights import checksums
+from janus_modular.weights.checksums import HashingFile
 
 DTYPES = {
     torch.float64: "F64",

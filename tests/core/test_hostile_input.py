@@ -333,6 +333,6 @@ def test_refuses_a_checkpoint_whose_config_takes_minutes_to_read(
 
 
 def test_builds_no_model_that_is_larger_than_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("janus_modular.size_limits._physical_memory", lambda: 100_000.0)
+    monkeypatch.setattr("janus_modular.model.build._physical_memory", lambda: 100_000.0)
     with pytest.raises(ConfigError, match=r"its weights take more than 0\.0 GB, and this machine has"):
         compose(resolve(load("tiny"), ModelConfig))

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from janus_modular import MissingExtraError, Part, PartConfig
-from janus_modular.components import Builder
 from janus_modular.errors import JanusError, MissingPackageError
+from janus_modular.model.build import ModelBuilder
 from janus_modular.plugins import Plugins
 from janus_modular.registry import Entry
 
@@ -57,4 +57,4 @@ def test_an_attention_that_is_not_installed(plugins: Plugins) -> None:
     sizes = {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
     part = Part("backbones", "hf", options(config=sizes, attention="flash_attention_2"))
     with pytest.raises(MissingPackageError, match=r"the backbone 'hf' of janus-modular .* needs a package"):
-        Builder(plugins)(part)
+        ModelBuilder(plugins)(part)

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from janus_modular import ConfigError, Janus
 from janus_modular.checkpoints.from_config import tokenizer_files
 from janus_modular.checkpoints.native import blank
-from janus_modular.components import Builder
 from janus_modular.config import load, resolve
+from janus_modular.model.build import ModelBuilder
 from janus_modular.plugins import Plugins
 from janus_modular.training.schema import TrainConfig
 
@@ -123,7 +123,7 @@ def test_the_first_stage_starts_from_the_folders_own_models(tmp_path: Path, plug
     )
     with tokenizer_files(config) as source:
         assert Path(source) == llm
-    backbone: Any = Builder(plugins)(config.backbone).eval()
+    backbone: Any = ModelBuilder(plugins)(config.backbone).eval()
     ids = torch.arange(5, 14)[None]
     expected = theirs.generate(ids, max_new_tokens=16, do_sample=False, pad_token_id=0)
     for _ in range(16):

@@ -9,8 +9,8 @@ import pytest
 from janus_modular.checkpoints.native import blank
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
+from janus_modular.config.size_limits import check_numbers
 from janus_modular.errors import ConfigError
-from janus_modular.size_limits import check_numbers
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from janus_modular.components import Builder
 from janus_modular.config import resolve
 from janus_modular.interfaces import Part
+from janus_modular.model.build import ModelBuilder
 from janus_modular.plugins import default_plugins
 from janus_modular.testing import (
     BackboneContract,
@@ -108,7 +108,7 @@ def built(slot: str, raw: dict[str, Any], *neighbours: Any) -> Any:
         plugins.add_file(EXAMPLE)
     entry = plugins.entry(slot, raw["name"])
     config = resolve({key: value for key, value in raw.items() if key != "name"}, entry.config)
-    return Builder(plugins)(Part(slot, raw["name"], config), *neighbours)
+    return ModelBuilder(plugins)(Part(slot, raw["name"], config), *neighbours)
 
 
 def pixels(rows: int = 2, size: int = 32) -> Tensor:

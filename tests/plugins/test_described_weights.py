@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from janus_modular import CheckpointError, ConfigError, DescriptionError, JanusError, Part, Plugins
-from janus_modular.components import Builder
+from janus_modular.model.build import ModelBuilder
 from janus_plugins.backbones.hf import HfBackbone, HfConfig
 from janus_plugins.hf_folders import check_described
 from janus_plugins.image_tokenizers.hf_vq import HfVqConfig, HfVqTokenizer
@@ -78,7 +78,7 @@ def saved_decoder(folder: Path, **keys: Any) -> Any:
 
 def built(slot: str, name: str, config: Any, plugins: Plugins) -> Any:
     part = Part(slot, name, config)
-    return Builder(plugins, paths={id(part): f"model.{slot}"})(part)
+    return ModelBuilder(plugins, paths={id(part): f"model.{slot}"})(part)
 
 
 def greedy(backbone: Any, ids: Tensor, steps: int) -> list[int]:
@@ -173,7 +173,7 @@ def test_a_decoders_weights_are_all_used(name: str, tmp_path: Path, plugins: Plu
     file = tmp_path / "model.safetensors"
     others = {"v_head.weight": torch.zeros(2), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}
     save_file({**load_file(file), **others}, file, {"format": "pt"})
-    builder = Builder(plugins)
+    builder = ModelBuilder(plugins)
     builder(Part("backbones", "hf", HfConfig(pretrained=str(tmp_path))))
     assert builder.reports[0].left_over == ["v_head.weight"]
     save_file({**load_file(file), name: torch.zeros(2)}, file, {"format": "pt"})
@@ -330,7 +330,7 @@ def test_quantised_weights_are_refused_by_the_methods_name(
     if wrapped:
         backbone = Part("backbones", "lora", plugins.entry("backbones", "lora").config(backbone=backbone))
     with pytest.raises(JanusError) as error, torch.device("meta"):
-        Builder(plugins, weights=False)(backbone)  # before weights are read
+        ModelBuilder(plugins, weights=False)(backbone)  # before weights are read
     assert f"quantised by {method} (quantization_config in config.json)" in str(error.value)
     assert "dequantise it first" in str(error.value)
 

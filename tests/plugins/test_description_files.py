@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from janus_modular import CheckpointError, DescriptionError, Part, PixelSpec, Plugins
-from janus_modular.components import Builder
+from janus_modular.model.build import ModelBuilder
 from janus_plugins.adaptors.perceiver import PerceiverAdaptor, PerceiverConfig
 from janus_plugins.backbones.hf import HfBackbone, HfConfig
 from janus_plugins.image_tokenizers.hf_vq import HfVqConfig, HfVqTokenizer
@@ -49,7 +49,7 @@ def test_a_file_of_siglip_is_held_to_the_config_beside_it(tmp_path: Path, plugin
     wrong = SiglipConfig(pretrained=str(file), heads=4, activation="gelu")
     with pytest.raises(DescriptionError, match=r"heads: found 4, expected 3; activation: found 'gelu', exp"):
         SiglipEncoder(wrong)
-    encoder: Any = Builder(plugins)(
+    encoder: Any = ModelBuilder(plugins)(
         Part("understanding_encoders", "siglip", SiglipConfig(pretrained=str(file)))
     )
     assert (encoder.tower.heads, encoder.tower.activation) == (3, "gelu_pytorch_tanh")
@@ -138,7 +138,7 @@ def test_weights_of_other_shapes_are_listed(tmp_path: Path, plugins: Plugins) ->
     edit(tmp_path / "config.json", num_channels=1)
     part = Part("understanding_encoders", "hf-vision", HfVisionConfig(pretrained=str(tmp_path)))
     with pytest.raises(CheckpointError, match=r"found \(24, 3, 4, 4\), expected \(24, 1, 4, 4\)"):
-        Builder(plugins)(part)
+        ModelBuilder(plugins)(part)
 
 
 @pytest.mark.parametrize(

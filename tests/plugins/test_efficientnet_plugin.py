@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from janus_modular import ConfigError, Part
-from janus_modular.components import Builder
+from janus_modular.model.build import ModelBuilder
 from janus_modular.plugins import Plugins
 
 EXAMPLE = Path(__file__).parents[2] / "plugins" / "examples" / "efficientnet_lite0.py"
@@ -45,7 +45,7 @@ def test_released_weights_recognise_a_flower(with_example: Plugins) -> None:
 
     entry = with_example.entry("understanding_encoders", "efficientnet-lite0")
     config = entry.config(pretrained="imagenet")
-    build = Builder(with_example)
+    build = ModelBuilder(with_example)
     encoder = build(Part("understanding_encoders", "efficientnet-lite0", config)).eval()
     picture = Image.fromarray(load_sample_image("flower.jpg")).crop((106, 0, 533, 427)).resize((224, 224))
     pixels = (

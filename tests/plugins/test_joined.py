@@ -13,11 +13,10 @@ from janus_modular import ConfigError, PixelSpec, Plugins
 from janus_modular.checkpoints import native
 from janus_modular.checkpoints.native import blank
 from janus_modular.cli.info import gather
-from janus_modular.components import Builder
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.interfaces import Part
-from janus_modular.model.build import assemble
+from janus_modular.model.build import ModelBuilder, assemble
 from janus_modular.model.model import JanusModel, Understanding
 from janus_modular.testing.fixtures import context
 from janus_modular.training.trainable import choose, learning
@@ -41,7 +40,7 @@ def joined(plugins: Plugins, *encoders: dict[str, Any], **options: Any) -> Joine
     torch.manual_seed(0)
     raw = {"encoders": list(encoders), **options}
     config = resolve(raw, JoinedConfig, plugins)
-    return Builder(plugins)(Part("understanding_encoders", "joined", config)).eval()
+    return ModelBuilder(plugins)(Part("understanding_encoders", "joined", config)).eval()
 
 
 def alone(encoder: Any, pixels: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from janus_modular import UnderstandingEncoder
-from janus_modular.components import Builder
 from janus_modular.config import resolve
 from janus_modular.config.schema import UnderstandingConfig
+from janus_modular.model.build import ModelBuilder
 from janus_modular.plugins import Plugins
 from janus_modular.weights.loading import fill, parameters_on_meta
 
@@ -45,12 +45,12 @@ ENCODERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def build(plugins: Plugins) -> Builder:
+def build(plugins: Plugins) -> ModelBuilder:
     plugins.add_file(EXAMPLE)
-    return Builder(plugins)
+    return ModelBuilder(plugins)
 
 
-def encoder_of(build: Builder, name: str) -> UnderstandingEncoder:
+def encoder_of(build: ModelBuilder, name: str) -> UnderstandingEncoder:
     torch.manual_seed(0)
     raw = {"encoder": ENCODERS[name], "adaptor": "identity"}
     config = resolve(raw, UnderstandingConfig, build.plugins)
@@ -61,7 +61,7 @@ def encoder_of(build: Builder, name: str) -> UnderstandingEncoder:
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("size", [(32, 32), (64, 48)])
 def test_features_are_as_many_and_as_wide_as_claimed(
-    build: Builder, name: str, size: tuple[int, int]
+    build: ModelBuilder, name: str, size: tuple[int, int]
 ) -> None:
     encoder = encoder_of(build, name)
 
@@ -74,7 +74,7 @@ def test_features_are_as_many_and_as_wide_as_claimed(
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ENCODERS)
-def test_built_without_memory_and_filled_it_is_the_same(build: Builder, name: str) -> None:
+def test_built_without_memory_and_filled_it_is_the_same(build: ModelBuilder, name: str) -> None:
     encoder = cast(nn.Module, encoder_of(build, name))
     with parameters_on_meta():
         again = cast(nn.Module, encoder_of(build, name))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from janus_modular.checkpoints import convert, open_checkpoint, save
-from janus_modular.checkpoints.checksums import verify_checksums
+from janus_modular.weights.checksums import verify_checksums
 from janus_modular.weights.writing import is_own
 
 

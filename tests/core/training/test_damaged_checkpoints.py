@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from janus_modular import CheckpointError, TrainingError
 from janus_modular.checkpoints import open_checkpoint, save
-from janus_modular.checkpoints.checksums import FILE, verify_checksums, write_checksums
 from janus_modular.cli.app import app
 from janus_modular.training.run_checkpoints import STATE, check_checkpoint
 from janus_modular.training.train import train
+from janus_modular.weights.checksums import FILE, verify_checksums, write_checksums
 from janus_modular.weights.writing import is_own
 
 from .conftest import Make
