@@ -5,5 +5,19 @@ The public API is listed in ``__init__.pyi`` and resolved on first use, so that 
 
 import lazy_loader
 
+from janus_modular.renamed import renamed
+
 __version__ = "0.1.0"
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_attach, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    """Return a public name, loading its module.
+
+    Raises:
+        ImportError: the name is one of the version before; says what it is called now.
+        AttributeError: there is no such name.
+    """
+    if successor := renamed(name, __all__):
+        raise ImportError(f"{__name__}.{name} is called {successor} now", name=__name__)
+    return _attach(name)

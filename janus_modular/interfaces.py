@@ -1,4 +1,6 @@
-"""What a part must offer to fit its slot. Read this first, then ``model.py``, one plugin, ``assemble.py``.
+"""What a part must offer to fit its slot.
+
+Read this first, then ``model/model.py``, one plugin, ``model/build.py``.
 
 Shapes, everywhere in this project: B rows, T positions, N images, P patches or codes of an image,
 C feature width, D backbone width, V vocabulary, K codebook size, H and W pixels.

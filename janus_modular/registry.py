@@ -136,7 +136,7 @@ class Hooks:
 
     @hookspec
     def register_generation(self, registry: Registry[GenerationPath]) -> None:
-        """Offer generation paths, built as ``factory(config, width, build)``; see ``assemble``."""
+        """Offer generation paths, built as ``factory(config, width, build)``; see ``model/build.py``."""
 
     @hookspec
     def register_sampling_loops(self, registry: Registry[Sampling]) -> None:

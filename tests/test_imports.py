@@ -67,7 +67,7 @@ def test_a_component_sees_the_core_as_strangers_do(file: Path):
 
 @pytest.mark.parametrize("name", ["interfaces", "registry", "errors"])
 def test_the_contract_stands_on_nothing_of_ours_but_itself(name: str):
-    contract = {f"janus_modular.{one}" for one in ("interfaces", "registry", "errors", "roles")}
+    contract = {f"janus_modular.{one}" for one in ("interfaces", "registry", "errors", "protocols")}
     ours = {
         one for one in imported(ROOT / "janus_modular" / f"{name}.py", top_level=True) if one.startswith(OURS)
     }

@@ -1,10 +1,11 @@
 """Checkpoints: reading anybody's weights lazily, writing our own so that nothing is ever half-written.
 
-``weights`` shows files as a mapping, ``filling`` puts tensors into modules; ``native`` is our layout,
-``opening`` finds which layout a folder has, ``converting`` turns one into another.
+``native`` is our format, ``opening`` finds which format a folder has, ``converting`` turns one into
+another, ``from_config`` builds a new model and its processor. `janus_modular.weights` reads and writes the
+weight files.
 """
 
 import lazy_loader
 
-# resolved on first use: parts load their own weights through `pretrained`, and `native` builds of parts
+# resolved on first use: importing the package loads no torch
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -46,11 +46,11 @@ def test_onnx_runtime_is_imported_in_one_place_alone() -> None:
         path for folder in ("janus_modular", "plugins", "export") for path in (root / folder).rglob("*.py")
     ]
     importing = [
-        path.name
+        path.relative_to(root).as_posix()
         for path in files
         if any(line.split()[:2] == ["import", "onnxruntime"] for line in path.read_text("utf-8").splitlines())
     ]
-    assert importing == ["onnx_library.py"]
+    assert importing == ["export/janus_export/runtimes/ort/library.py"]
 
 
 @pytest.fixture
