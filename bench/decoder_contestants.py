@@ -101,8 +101,8 @@ def each_timed(step: Callable[[], Any]) -> Callable[[int], list[float]]:
     return steps
 
 
-def ours(folder: Path, pictures: int, threads: int) -> Iterator[Contestant]:
-    """Draw pictures code by code, after prompts of the contexts' lengths."""
+def ours(folder: Path, images: int, threads: int) -> Iterator[Contestant]:
+    """Draw images code by code, after prompts of the contexts' lengths."""
     runtimes: dict[tuple[str, str], OnnxRuntime] = {}
     for who, bundle, variant, room in OURS:
         processor = Processor.load(folder / bundle)
@@ -114,7 +114,7 @@ def ours(folder: Path, pictures: int, threads: int) -> Iterator[Contestant]:
         weights = sum(multiplied(runtime.bundle, graph, variant) for graph in ("backbone", "image_next"))
         for context in CONTEXTS:
             prompt = processor.draw_prompt("x" * (context - empty))
-            drawing = draw(runtime.open(room), [prompt] * pictures, DrawSettings())
+            drawing = draw(runtime.open(room), [prompt] * images, DrawSettings())
             next(drawing)  # reads the prompt
             steps = each_timed(lambda drawing=drawing: next(drawing))
             yield Contestant(who, context, steps, weights, runtime.graph("backbone").session)

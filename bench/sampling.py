@@ -31,7 +31,7 @@ from janus_modular.config.schema import ModelConfig
 from janus_plugins.sampling_loops.autoregressive import DrawSettings, draw
 from janus_plugins.sampling_loops.text import TextSettings, sample_text
 
-WORDS, SIDE = 64, 128  # tokens of an answer; pixels of a picture, 8 x 8 codes
+WORDS, SIDE = 64, 128  # tokens of an answer; pixels of an image, 8 x 8 codes
 SIZES = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 8}
 
 
@@ -59,7 +59,7 @@ def model(size: str, dtype: torch.dtype, folder: Path) -> None:
 
 def contestants(janus: Janus, theirs: Any) -> dict[str, dict[str, Callable[[], Any]]]:
     """Return what is timed, by task and by who does it."""
-    asked = janus.processor.draw_prompt("a picture of something that nobody has ever seen before")
+    asked = janus.processor.draw_prompt("an image of something that nobody has ever seen before")
     ids = torch.from_numpy(np.asarray(asked.tokens))[None].to(theirs.device)
     drawn = janus.model.generation.num_tokens
     common = {

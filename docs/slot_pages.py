@@ -28,7 +28,7 @@ REFERS: dict[str, tuple[str, ...]] = {
     "sampling_loops": ("roles.Session", "sequence.Sequence", "sequence.unconditional"),
     "backbones": ("interfaces.Cache",),
     "sources": (
-        *(f"sequence.{name}" for name in ("Sample", "Message", "Text", "PictureToRead", "PictureToDraw")),
+        *(f"sequence.{name}" for name in ("Sample", "Message", "Text", "ImageInput", "ImageTarget")),
         "roles.Fingerprinted",
     ),
     "layouts": ("roles.ReadsPretrained",),

@@ -12,7 +12,7 @@ from .errors import Difference as Difference
 from .errors import JanusError as JanusError
 from .errors import MissingExtraError as MissingExtraError
 from .errors import NotFiniteError as NotFiniteError
-from .errors import PictureError as PictureError
+from .errors import ImageError as ImageError
 from .errors import PluginError as PluginError
 from .errors import PromptError as PromptError
 from .errors import TrainingError as TrainingError
@@ -44,15 +44,15 @@ from .interfaces import part as part
 from .model.model import JanusModel as JanusModel
 from .plugins import Plugins as Plugins
 from .plugins import default_plugins as default_plugins
-from .processing.image_io import open_picture as open_picture
+from .processing.image_io import open_image as open_image
 from .processing.processor import Drawing as Drawing
 from .processing.processor import Processor as Processor
 from .registry import Registry as Registry
 from .registry import hookimpl as hookimpl
 from .sequence import IGNORED as IGNORED
 from .sequence import Message as Message
-from .sequence import PictureToDraw as PictureToDraw
-from .sequence import PictureToRead as PictureToRead
+from .sequence import ImageTarget as ImageTarget
+from .sequence import ImageInput as ImageInput
 from .sequence import Sample as Sample
 from .sequence import Segment as Segment
 from .sequence import Sequence as Sequence

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from janus_modular.errors import ConfigError, PromptError
-from janus_modular.processing.image_io import PictureSource, open_picture
-from janus_modular.sequence import Message, PictureToDraw, PictureToRead, Text
+from janus_modular.processing.image_io import ImageSource, open_image
+from janus_modular.sequence import ImageInput, ImageTarget, Message, Text
 
-SEGMENTS = (Text, PictureToRead, PictureToDraw)
+SEGMENTS = (Text, ImageInput, ImageTarget)
 
 
 def folder_path(value: Any, what: str) -> str | Path:
@@ -117,11 +117,11 @@ def questions(value: Any) -> list[tuple[Any, Any]]:
         PromptError: it holds something else than pairs, or is no list.
     """
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise PromptError(f"questions: found {value!r:.80}; expected a list of pairs: (question, pictures)")
+        raise PromptError(f"questions: found {value!r:.80}; expected a list of pairs: (question, images)")
     pairs = list(value)
     for pair in pairs:
         if not (isinstance(pair, tuple | list) and len(pair) == 2):
-            raise PromptError(f"found the question {pair!r:.80}; expected a pair: (question, pictures)")
+            raise PromptError(f"found the question {pair!r:.80}; expected a pair: (question, images)")
     return [(question, images) for question, images in pairs]
 
 
@@ -133,7 +133,7 @@ def conversation(question: Any, images: Any) -> list[Message]:
     """
     shown = _images(images)
     if isinstance(question, str):
-        return [Message("user", [*(PictureToRead(open_picture(image)) for image in shown), Text(question)])]
+        return [Message("user", [*(ImageInput(open_image(image)) for image in shown), Text(question)])]
     if isinstance(question, bytes | Mapping) or not isinstance(question, Iterable):
         raise PromptError(f"found the question {question!r:.80}; expected a text, or a list of Message.")
     messages = list(question)
@@ -150,20 +150,20 @@ def conversation(question: Any, images: Any) -> list[Message]:
         for segment in message.content:
             if not isinstance(segment, SEGMENTS):
                 raise PromptError(
-                    f"found {segment!r:.80} in a Message; expected Text(...), PictureToRead(...) or"
-                    " PictureToDraw(...)."
+                    f"found {segment!r:.80} in a Message; expected Text(...), ImageInput(...) or"
+                    " ImageTarget(...)."
                 )
     if shown:
         raise PromptError(
-            "pictures of a conversation belong into its messages: PictureToRead(picture) at their places"
+            "images of a conversation belong into its messages: ImageInput(image) at their places"
         )
     return messages
 
 
-def _images(value: Any) -> list[PictureSource]:
+def _images(value: Any) -> list[ImageSource]:
     if value is None:
         return []
-    if isinstance(value, PictureSource):
+    if isinstance(value, ImageSource):
         return [value]
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
         raise PromptError(

@@ -64,8 +64,8 @@ class CheckpointError(JanusError):
     """Weights that are missing, left over, of another shape, or not readable."""
 
 
-class PictureError(JanusError):
-    """A picture that cannot be read, or that is too large to be read safely."""
+class ImageError(JanusError):
+    """An image that cannot be read, or that is too large to be read safely."""
 
 
 class PromptError(JanusError):

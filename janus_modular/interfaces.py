@@ -47,7 +47,7 @@ def part(slot: str) -> Any:
 
 @dataclass
 class PixelSpec:
-    """How a picture is made ready for an understanding encoder."""
+    """How an image is made ready for an understanding encoder."""
 
     height: int = 384
     width: int = 384
@@ -59,7 +59,7 @@ class PixelSpec:
     min_size: int = 14  # letterbox: no side gets shorter than this, in pixels
 
     def __post_init__(self) -> None:
-        """Refuse a size that no picture has."""
+        """Refuse a size that no image has."""
         sides = {"height": self.height, "width": self.width}
         faults = [f"{name}: {side}; expected at least 1." for name, side in sides.items() if side < 1]
         for name, values in {"mean": self.mean, "std": self.std}.items():
@@ -71,15 +71,15 @@ class PixelSpec:
 
 
 class UnderstandingEncoder(Protocol):
-    """Turns pictures to be read into features."""
+    """Turns images to be read into features."""
 
     width: int  # C
     pixels: PixelSpec
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """How many rows and columns of features a picture of this size becomes; P is their product.
+        """How many rows and columns of features an image of this size becomes; P is their product.
 
-        Features that have no place in the picture are one row: (1, P).
+        Features that have no place in the image are one row: (1, P).
         """
         ...
 
@@ -91,16 +91,16 @@ class UnderstandingEncoder(Protocol):
 
 
 class ImageTokenizer(Protocol):
-    """Turns pictures to be drawn into codes, and codes into pictures."""
+    """Turns images to be drawn into codes, and codes into images."""
 
     codebooks: tuple[int, ...]  # K of the code of a position; of each of its S codes, where they are several
     code_width: int | None  # width of a code's own vector; None where codes have no vectors
     value_range: tuple[float, float]  # of pixels, in and out
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """How many rows and columns of positions a picture takes; ValueError where it does not fit.
+        """How many rows and columns of positions an image takes; ValueError where it does not fit.
 
-        Positions that have no place in the picture are one row: (1, P).
+        Positions that have no place in the image are one row: (1, P).
         """
         ...
 
@@ -225,16 +225,16 @@ class Backbone(Protocol):
 class GenerationPath(Protocol):
     """Everything about drawing. ``autoregressive`` (tokenizer, adaptor, head) is Janus' own."""
 
-    height: int  # of the pictures it draws, in pixels
+    height: int  # of the images it draws, in pixels
     width: int
-    num_tokens: int  # positions one picture takes in a sequence
+    num_tokens: int  # positions one image takes in a sequence
     predicts_next: bool  # losses read the hidden state BEFORE each position (True) or at it (False)
     sampling_loop: str  # the registered loop that draws with it
     trained_apart: tuple[str, ...]  # its parts that no stage may train: frozen, whatever `learn` says
     sizes: Mapping[str, int]  # what that loop asks its session for ("codes": the sum of K of a position, say)
 
     def targets(self, pixels: Tensor) -> Any:
-        """Turn pictures (N, 3, height, width), uint8, into what is to be predicted (codes, say)."""
+        """Turn images (N, 3, height, width), uint8, into what is to be predicted (codes, say)."""
         ...
 
     def embed(self, targets: Any) -> Tensor:

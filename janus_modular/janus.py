@@ -15,7 +15,7 @@ from janus_modular.answers import Answer, AnswerBatch, AnswerRow, AnswerStream, 
 from janus_modular.bundles import find_bundle, open_bundle
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.plugins import Plugins, default_plugins
-from janus_modular.processing.image_io import PictureSource, to_picture
+from janus_modular.processing.image_io import ImageSource, to_image
 from janus_modular.processing.processor import Processor
 from janus_modular.protocols import Runtime, Sampling
 from janus_modular.sequence import Message
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from janus_modular.model.model import JanusModel
 
 Question = str | Many[Message]
-"""What is asked: a text, or a whole conversation with pictures wherever they belong."""
+"""What is asked: a text, or a whole conversation with images wherever they belong."""
 
-Pictures = PictureSource | Many[PictureSource]
-"""What is shown with a question: a picture, or several."""
+Images = ImageSource | Many[ImageSource]
+"""What is shown with a question: an image, or several."""
 
 
 class Janus:
@@ -106,7 +106,7 @@ class Janus:
     ) -> Janus:
         """Put a model together in a notebook; what is not ``pretrained`` is random.
 
-        Parts are a registered name, or ``{"name": ..., **options}``. ``size``: of the pictures it draws,
+        Parts are a registered name, or ``{"name": ..., **options}``. ``size``: of the images it draws,
         in pixels, (height, width) or both. ``processor``: as in a config (tokenizer, template, ...).
         """
         from janus_modular.checkpoints.from_config import compose
@@ -158,22 +158,22 @@ class Janus:
     def chat(
         self,
         question: Question,
-        images: Pictures = ...,
+        images: Images = ...,
         *,
         stream: Literal[False] = ...,
         **settings: Any,
     ) -> Answer: ...
     @overload
     def chat(
-        self, question: Question, images: Pictures = ..., *, stream: Literal[True], **settings: Any
+        self, question: Question, images: Images = ..., *, stream: Literal[True], **settings: Any
     ) -> AnswerStream: ...
     def chat(
-        self, question: Question, images: Pictures = (), *, stream: bool = False, **settings: Any
+        self, question: Question, images: Images = (), *, stream: bool = False, **settings: Any
     ) -> Answer | AnswerStream:
-        """Answer a question about pictures, or about none.
+        """Answer a question about images, or about none.
 
-        ``images`` come before the text of a question, one picture or several; in a conversation they are
-        part of its messages. A picture is a path, the bytes of a file, or a PIL image.
+        ``images`` come before the text of a question, one image or several; in a conversation they are
+        part of its messages. An image is a path, the bytes of a file, or a PIL image.
         ``settings`` are the text loop's: max_tokens, temperature (0: greedy), top_k, top_p, seed.
         ``stop``: strings before which it ends, beside the model's own.
 
@@ -192,7 +192,7 @@ class Janus:
             pass
         return stream_of_text.answer
 
-    def chat_batch(self, questions: Many[tuple[Question, Pictures]], **settings: Any) -> list[Answer]:
+    def chat_batch(self, questions: Many[tuple[Question, Images]], **settings: Any) -> list[Answer]:
         """Answer several questions side by side; each answer is what it would be alone.
 
         A question that is repeated gets noise of its own each time, so that sampled answers to it differ.
@@ -203,7 +203,7 @@ class Janus:
         return batch.answers
 
     def answers(
-        self, questions: Many[tuple[Question, Pictures]], *, stop: Many[str] = (), **settings: Any
+        self, questions: Many[tuple[Question, Images]], *, stop: Many[str] = (), **settings: Any
     ) -> AnswerBatch:
         """Return an iterator over (row, text) as the answers to several questions come, until all are over.
 
@@ -247,10 +247,10 @@ class Janus:
         progress: Callable[[int, int], None] | None = None,
         **settings: Any,
     ) -> Drawings:
-        """Draw ``n`` pictures of each prompt, in order.
+        """Draw ``n`` images of each prompt, in order.
 
-        ``settings`` are the drawing loop's: guidance, temperature, seed. A picture has noise of its own, from
-        the seed and its number among the pictures of its prompt, so ``batch_size`` (pictures drawn at once)
+        ``settings`` are the drawing loop's: guidance, temperature, seed. An image has noise of its own, from
+        the seed and its number among the images of its prompt, so ``batch_size`` (images drawn at once)
         and other prompts change memory and speed alone. ``first`` is the number of the first one; a loop
         without this setting draws one batch alone. ``progress`` is told the steps done and the steps in all.
 
@@ -269,7 +269,7 @@ class Janus:
         drawn = self.processor.drawing.num_tokens if self.processor.drawing else 0
         prompts = [one for text in texts for one in [self.processor.draw_prompt(text)] * n]
         batches = loops.batches(name, chosen, prompts, batch_size)
-        pictures: list[Image.Image] = []
+        images: list[Image.Image] = []
         for number, (batch, these) in enumerate(batches):
             session = self.runtime.open(capacity=max(map(len, batch)) + drawn)
 
@@ -278,8 +278,8 @@ class Janus:
                     progress(number * of + done, len(batches) * of)
 
             pixels = loops.finish(name, loop(session, batch, these), tell)
-            pictures += [to_picture(one) for one in loops.pictures(name, pixels, len(batch))]
-        return Drawings(pictures, [Usage(len(one), image_tokens=drawn) for one in prompts])
+            images += [to_image(one) for one in loops.images(name, pixels, len(batch))]
+        return Drawings(images, [Usage(len(one), image_tokens=drawn) for one in prompts])
 
     def settings(self, loop: str, given: Mapping[str, Any]) -> Any:
         """Return a sampling loop's settings, its dataclass: those that are given, and its own defaults.

@@ -79,8 +79,8 @@ def steps(loop: str, yielded: Any) -> tuple[int, int]:
     raise _broken(loop, "draws", f"it yielded {_seen(yielded)}", "(steps done, steps in all)")
 
 
-def pictures(loop: str, returned: Any, rows: int) -> NDArray[Any]:
-    """Return what a loop that draws returned: one picture a row.
+def images(loop: str, returned: Any, rows: int) -> NDArray[Any]:
+    """Return what a loop that draws returned: one image a row.
 
     Raises:
         CheckError: it is something else.
@@ -126,7 +126,7 @@ def numbered(settings: Any, prompts: Sequence[Prompt]) -> Any:
 def batches(
     loop: str, settings: Any, prompts: Sequence[Prompt], size: int
 ) -> list[tuple[Sequence[Prompt], Any]]:
-    """Return batches of prompts, each with its settings: noise goes by a picture's number.
+    """Return batches of prompts, each with its settings: noise goes by an image's number.
 
     A loop that takes ``numbers`` draws any prompts side by side, one that only takes ``first`` those whose
     numbers follow each other, and any other a single batch.
@@ -153,7 +153,7 @@ def batches(
     if len(prompts) > size:
         raise PromptError(
             f"the loop '{loop}' draws one batch alone: it has no setting 'first', the number of a batch's"
-            f" first picture. Found {len(prompts)} pictures, {size} at once; draw fewer, or give"
+            f" first image. Found {len(prompts)} images, {size} at once; draw fewer, or give"
             f" batch_size={len(prompts)}."
         )
     return [(prompts, settings)]

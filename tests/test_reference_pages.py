@@ -154,7 +154,7 @@ WORDS = {
     "generation": ["interfaces.GenerationPath", "sampling.pick"],
     "sampling_loops": ["roles.Sampling", "roles.Session", "sequence.unconditional"],
     "backbones": ["interfaces.Backbone", "interfaces.Cache"],
-    "sources": ["roles.Source", "sequence.Sample", "sequence.Message", "sequence.PictureToDraw"],
+    "sources": ["roles.Source", "sequence.Sample", "sequence.Message", "sequence.ImageTarget"],
     "layouts": ["roles.Layout", "roles.ReadsPretrained"],
 }
 

@@ -1,4 +1,4 @@
-"""What an export may be asked for. A YAML file in configs/export is a picture of `ExportConfig`."""
+"""What an export may be asked for. A YAML file in configs/export is an instance of `ExportConfig`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BLOCK_SIZES = (16, 256)
 MOST_SIDE_BY_SIDE = 4096
 """Sequences or images that one run of a graph may be declared for; the KV cache of more fits no machine."""
 
-TYPICAL_CAPACITY = 1024  # a prompt and a picture of 576 positions, with room for words
+TYPICAL_CAPACITY = 1024  # a prompt and an image of 576 positions, with room for words
 
 
 RECOMMENDED: Mapping[str, Mapping[str, int]] = {
@@ -83,7 +83,7 @@ class ExportConfig:
     only: list[str] = field(default_factory=list)  # modes: text, understanding, drawing; none: all
     rows: int = 8  # sequences side by side; a drawing with guidance takes two
     capacity: int | None = None  # positions of a typical session; None: 1024, or the context if it is less
-    images: int = 4  # pictures side by side
+    images: int = 4  # images side by side
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     # fp16 or fp32: how cpu-int8 and cpu-int4 store what they do not quantise. They compute in float32.
     storage: str = "fp16"

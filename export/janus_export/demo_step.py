@@ -52,13 +52,13 @@ def bundle(trained: Trained) -> Shown:
 
 
 def drawn(trained: Trained, path: Path) -> tuple[np.ndarray, Sequence[Image.Image]]:
-    """Draw one picture a prompt from a checkpoint or a bundle; return codes (N, P) and pictures."""
+    """Draw one image a prompt from a checkpoint or a bundle; return codes (N, P) and images."""
     janus = Janus.from_pretrained(path, device="cpu")
     listening = ListeningRuntime(janus.runtime)
-    pictures = Janus(listening, janus.processor).draw(
+    images = Janus(listening, janus.processor).draw(
         trained.prompts, guidance=trained.guidance, temperature=trained.temperature, seed=trained.seed
     )
-    return np.stack(listening.runs[-1].chosen, axis=1), pictures
+    return np.stack(listening.runs[-1].chosen, axis=1), images
 
 
 def build_engines(folder: Path) -> list[Row]:

@@ -26,7 +26,7 @@ def compose(
 ) -> tuple[JanusModel, Processor]:
     """Assemble a resolved configuration, and make the processor that goes with it.
 
-    A tokenizer that lacks the tokens of pictures gets them, and the backbone gets rows for them, which
+    A tokenizer that lacks the tokens of images gets them, and the backbone gets rows for them, which
     answers in words never use. ``weights=False`` and ``root`` as in `assemble`.
 
     Raises:
@@ -53,7 +53,7 @@ def sizes_of(model: JanusModel) -> dict[str, Any]:
     path = model.generation
     return {
         "pixels": model.understanding.encoder.pixels,
-        "picture_tokens": model.understanding.num_tokens,
+        "image_tokens": model.understanding.num_tokens,
         "drawing": Drawing(path.height, path.width, path.num_tokens),
         "context": model.backbone.context,
     }

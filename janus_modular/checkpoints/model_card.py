@@ -29,8 +29,8 @@ def model_card(model: JanusModel, name: str, record: Mapping[str, Any]) -> str:
     notes = [f"- {key}: {value}" for key, value in record["training"].items()]
     sections = [
         "---\nlibrary_name: janus-modular\npipeline_tag: any-to-any\n---",
-        f"# {name}\n\nA Janus model: one transformer that reads pictures and draws them.",
-        f"```sh\njanus-modular chat {name} --image picture.png 'What is this?'\n"
+        f"# {name}\n\nA Janus model: one transformer that reads images and draws them.",
+        f"```sh\njanus-modular chat {name} --image image.png 'What is this?'\n"
         f"janus-modular draw {name} 'a cat'\n```",
         "## Parts\n\n| part | component | parameters (M) |\n| --- | --- | ---: |\n"
         + "\n".join([*rows, f"| all | | {millions(model):,.3f} |"]),

@@ -67,7 +67,7 @@ class JanusGroup(TyperGroup):
 app = typer.Typer(
     name="janus-modular",
     cls=JanusGroup,
-    help="Train, swap and ship your own Janus: one transformer that reads pictures and draws them.",
+    help="Train, swap and ship your own Janus: one transformer that reads images and draws them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

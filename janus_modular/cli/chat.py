@@ -1,4 +1,4 @@
-"""``chat``: ask about pictures, once or in a conversation."""
+"""``chat``: ask about images, once or in a conversation."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from janus_modular.janus import Janus
     from janus_modular.sequence import Message, Segment
 
-HELP = "/image FILE adds a picture to your next message, /reset starts anew, /quit (or Ctrl-D) ends."
+HELP = "/image FILE adds an image to your next message, /reset starts anew, /quit (or Ctrl-D) ends."
 
 
 def chat(
     model: ModelArgument,
     question: Annotated[str | None, typer.Argument(help="Left out: a conversation in the terminal.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A picture to ask about; may be repeated.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="An image to ask about; may be repeated.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer; left out: 512.")] = None,
     temperature: Annotated[
         float | None,
@@ -62,14 +62,14 @@ def chat(
     variant: Variant = None,
     allow_failed: AllowFailed = False,
 ) -> None:
-    """Ask a model about pictures, or about nothing but words."""
+    """Ask a model about images, or about nothing but words."""
     from janus_modular.janus import Janus
-    from janus_modular.processing.image_io import open_picture
-    from janus_modular.sequence import Message, PictureToRead, Text
+    from janus_modular.processing.image_io import open_image
+    from janus_modular.sequence import ImageInput, Message, Text
 
     if as_json and question is None:
         raise typer.BadParameter("--json needs a question")
-    pictures = [PictureToRead(open_picture(path)) for path in image or []]
+    images = [ImageInput(open_image(path)) for path in image or []]
     named = {
         "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
     }  # fmt: skip
@@ -80,9 +80,9 @@ def chat(
     janus.settings(janus.runtime.text_loop, settings)
     history = [] if system is None else [Message("system", [Text(system)])]
     if question is None:
-        converse(janus, history, list(pictures), stop=stop or [], **settings)
+        converse(janus, history, list(images), stop=stop or [], **settings)
         return
-    asked = [*history, Message("user", [*pictures, Text(question)])]
+    asked = [*history, Message("user", [*images, Text(question)])]
     if as_json:
         answer = janus.chat(asked, stop=stop or [], **settings)
         names = [str(path) for path in image or []]
@@ -126,9 +126,9 @@ def warn_if_cut(answer: Answer) -> None:
 
 
 def converse(janus: Janus, history: list[Message], waiting: list[Segment], **settings: Any) -> None:
-    """Talk until the person leaves; ``waiting`` are pictures for the next message."""
-    from janus_modular.processing.image_io import open_picture
-    from janus_modular.sequence import Message, PictureToRead, Text
+    """Talk until the person leaves; ``waiting`` are images for the next message."""
+    from janus_modular.processing.image_io import open_image
+    from janus_modular.sequence import ImageInput, Message, Text
 
     start = list(history)
     typer.echo(HELP, err=True)
@@ -145,7 +145,7 @@ def converse(janus: Janus, history: list[Message], waiting: list[Segment], **set
             if command == "/reset":
                 history, waiting = list(start), []
             elif command == "/image":
-                waiting.append(PictureToRead(open_picture(Path(rest.strip()))))
+                waiting.append(ImageInput(open_image(Path(rest.strip()))))
             elif command.startswith("/"):
                 typer.echo(HELP, err=True)
             elif line:

@@ -53,7 +53,7 @@ def show(
 def validate(config: Config, overrides: Overrides = None) -> None:
     """Check a config against what its components take; report every fault at once, with its path.
 
-    A model without pretrained parts is built too, without weights, and reads a picture of which only the
+    A model without pretrained parts is built too, without weights, and reads an image of which only the
     shapes are computed: its parts may not fit each other, or not keep what they promise.
     """
     from janus_modular.config import load, parts_in
@@ -148,9 +148,9 @@ def _check_context(model: JanusModel, root: str) -> None:
             check_context(processor_for(model, source))
         return
     sizes = sizes_of(model)
-    read, drawing = sizes["picture_tokens"], sizes["drawing"].num_tokens
+    read, drawing = sizes["image_tokens"], sizes["drawing"].num_tokens
     for positions, room in ((1, drawing), (read + 2, 0)):
-        check_room(positions, model.backbone.context, room=room, picture_tokens=read)
+        check_room(positions, model.backbone.context, room=room, image_tokens=read)
 
 
 def _check_output(checked: Any) -> None:

@@ -20,7 +20,7 @@ def inspect(
     n: Annotated[int, typer.Option("-n", min=1, help="Samples.")] = 8,
     step: Annotated[int, typer.Option(min=0, help="The step whose samples are shown, from 0.")] = 0,
     out: Annotated[
-        str, typer.Option(help="An .html file to write; terminal: print, without pictures.")
+        str, typer.Option(help="An .html file to write; terminal: print, without images.")
     ] = "terminal",
 ) -> None:
     """Show samples of a training config as the model gets them, what of them is learned, and the epochs."""

@@ -1,4 +1,4 @@
-"""``demo``: train a small Janus on real pictures, ask it, let it draw."""
+"""``demo``: train a small Janus on real images, ask it, let it draw."""
 
 from __future__ import annotations
 

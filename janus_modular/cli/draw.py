@@ -1,4 +1,4 @@
-"""``draw``: pictures from words."""
+"""``draw``: images from words."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def draw(
     model: ModelArgument,
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
-    n: Annotated[int, typer.Option("-n", min=1, help="How many pictures.")] = 4,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 4,
     guidance: Annotated[
         float | None,
         typer.Option(callback=finite, help="How strongly the prompt counts; 1: no further. Left out: 5."),
@@ -45,7 +45,7 @@ def draw(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Of the grid; single files get numbers.")
     ] = Path("out.png"),
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once: memory against speed.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once: memory against speed.")] = 8,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, not the files' names.")
     ] = False,
@@ -55,21 +55,21 @@ def draw(
     variant: Variant = None,
     allow_failed: AllowFailed = False,
 ) -> None:
-    """Draw pictures of a prompt: single files and a grid of them all."""
+    """Draw images of a prompt: single files and a grid of them all."""
     from rich.console import Console
     from rich.progress import Progress
 
     from janus_modular.janus import Janus
 
     check_output(output)  # before anything is drawn
-    picture_format(output)
+    image_format(output)
     settings = settings_of({"guidance": guidance, "temperature": temperature, "seed": seed}, others)
     janus = Janus.from_pretrained(
         model, device=device, dtype=dtype, runtime=runtime, variant=variant, allow_failed=allow_failed
     )
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("drawing", total=None)
-        pictures = janus.draw(
+        images = janus.draw(
             prompt,
             n,
             batch_size=batch_size,
@@ -77,11 +77,11 @@ def draw(
             **settings,
         )
     used = asdict(janus.settings(janus.runtime.drawing_loop, settings))
-    form = getattr(janus.runtime, "variant", variant)  # of a bundle: its numbers differ, and so its pictures
+    form = getattr(janus.runtime, "variant", variant)  # of a bundle: its numbers differ, and so its images
     about = {"prompt": prompt, "model": model, **({"variant": form} if form else {}), **used}
     singles = [output.with_stem(f"{output.stem}-{i}") for i in range(n)] if n > 1 else [output]
-    for path, picture in ({output: grid(pictures)} | dict(zip(singles, pictures, strict=True))).items():
-        save(picture, path, about)
+    for path, image in ({output: grid(images)} | dict(zip(singles, images, strict=True))).items():
+        save(image, path, about)
         if not as_json:
             typer.echo(str(path))
     if as_json:
@@ -89,7 +89,7 @@ def draw(
             "prompt": prompt,
             "images": [
                 {"file": str(path), "usage": asdict(usage)}
-                for path, usage in zip(singles, pictures.usage, strict=True)
+                for path, usage in zip(singles, images.usage, strict=True)
             ],
             "grid": str(output),
             "model": model,
@@ -98,28 +98,28 @@ def draw(
         typer.echo(json.dumps(record))
 
 
-def grid(pictures: list[Image.Image], gap: int = 4) -> Image.Image:
-    """Lay pictures of one size out as near to a square as they go, ``gap`` white pixels between."""
+def grid(images: list[Image.Image], gap: int = 4) -> Image.Image:
+    """Lay images of one size out as near to a square as they go, ``gap`` white pixels between."""
     from PIL import Image
 
-    columns = int(len(pictures) ** 0.5 + 0.999)
-    rows = -(-len(pictures) // columns)
-    width, height = pictures[0].size
+    columns = int(len(images) ** 0.5 + 0.999)
+    rows = -(-len(images) // columns)
+    width, height = images[0].size
     sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % columns * (width + gap), i // columns * (height + gap)))
+    for i, image in enumerate(images):
+        sheet.paste(image, (i % columns * (width + gap), i // columns * (height + gap)))
     return sheet
 
 
-def picture_format(path: Path) -> str:
+def image_format(path: Path) -> str:
     """Return Pillow's name of the format that a file's ending means: ``PNG``.
 
     Raises:
-        PictureError: none that can be written.
+        ImageError: none that can be written.
     """
     from PIL import Image
 
-    from janus_modular.errors import PictureError
+    from janus_modular.errors import ImageError
 
     kind = Image.registered_extensions().get(path.suffix.lower(), "")
     try:  # some formats have a writer that takes no RGB, or needs another program
@@ -129,26 +129,26 @@ def picture_format(path: Path) -> str:
         writable = False
     if not writable:
         found = f"ends in '{path.suffix}', which" if path.suffix else "has no ending: that"
-        raise PictureError(f"{path} {found} is no picture format that can be written: name a .png or a .jpg")
+        raise ImageError(f"{path} {found} is no image format that can be written: name a .png or a .jpg")
     return kind
 
 
-def save(picture: Image.Image, path: Path, about: dict[str, object]) -> None:
-    """Write a picture aside and rename it; a PNG says in its text how it was made."""
+def save(image: Image.Image, path: Path, about: dict[str, object]) -> None:
+    """Write an image aside and rename it; a PNG says in its text how it was made."""
     from PIL.PngImagePlugin import PngInfo
 
     from janus_modular.atomic_writes import atomic_replace
-    from janus_modular.errors import PictureError
+    from janus_modular.errors import ImageError
     from janus_modular.foreign import reason
 
-    kind = picture_format(path)
+    kind = image_format(path)
     notes = PngInfo()
     for key, value in about.items():
         notes.add_itxt(key, str(value))
     try:
-        with atomic_replace(path, error=PictureError) as aside:
-            picture.save(aside, kind, **({"pnginfo": notes} if kind == "PNG" else {}))
-    except PictureError:
+        with atomic_replace(path, error=ImageError) as aside:
+            image.save(aside, kind, **({"pnginfo": notes} if kind == "PNG" else {}))
+    except ImageError:
         raise
     except Exception as error:  # a full disk, or a size that the format does not hold
-        raise PictureError(f"{path} could not be written: {reason(error)}") from error
+        raise ImageError(f"{path} could not be written: {reason(error)}") from error

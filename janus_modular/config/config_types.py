@@ -1,4 +1,4 @@
-"""Which dataclass a config file is a picture of, told by its keys."""
+"""Which dataclass a config file is an instance of, told by its keys."""
 
 from __future__ import annotations
 

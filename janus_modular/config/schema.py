@@ -1,4 +1,4 @@
-"""The configuration of a model: which component sits in which slot. A picture of the module tree."""
+"""The configuration of a model: which component sits in which slot. A mirror of the module tree."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from janus_modular.interfaces import Part, part
 
 @dataclass
 class UnderstandingConfig:
-    """The path of pictures that are read."""
+    """The path of images that are read."""
 
     encoder: Part = part("understanding_encoders")
     adaptor: Part = part("adaptors")
@@ -33,7 +33,7 @@ class SpecialTokens:
 
 @dataclass
 class ProcessorConfig:
-    """How words and pictures become a sequence."""
+    """How words and images become a sequence."""
 
     tokenizer: str | None = (
         None  # folder, tokenizer.json, hub id, or "bytes"; None: beside the backbone's weights
@@ -44,7 +44,7 @@ class ProcessorConfig:
     # Values of variables that the chat template reads, enable_thinking say: in training and inference alike.
     template_variables: dict[str, Any] = field(default_factory=dict)
     tokens: SpecialTokens = field(default_factory=SpecialTokens)
-    # Tokens that an answer in words never holds: those that a foreign tokenizer was given for pictures.
+    # Tokens that an answer in words never holds: those that a foreign tokenizer was given for images.
     never_said: list[str] = field(default_factory=list)
 
 

@@ -1,4 +1,4 @@
-"""The papers' thesis on real pictures: reading and drawing want visual encoders of their own.
+"""The papers' thesis on real images: reading and drawing want visual encoders of their own.
 
 Two models differ in one part. The decoupled one reads through the encoder of the config; the other reads
 through the vectors of its image tokenizer's codes, so that one VQ encoder serves both. For each seed they

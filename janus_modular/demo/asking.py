@@ -1,4 +1,4 @@
-"""Asks a trained model about held-out pictures and lets it draw, through the API that everybody uses."""
+"""Asks a trained model about held-out images and lets it draw, through the API that everybody uses."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from janus_modular.demo.images import LabelledImages
 from janus_modular.demo.measures import named
-from janus_modular.demo.pictures import LabelledPictures
 from janus_modular.demo.schema import DrawingConfig
 from janus_modular.janus import Janus
 from janus_modular.sequence import Text
@@ -19,7 +19,7 @@ AT_ONCE = 100  # rows of a batch
 
 @dataclass
 class Answers:
-    """What was asked about each held-out picture, and what came back."""
+    """What was asked about each held-out image, and what came back."""
 
     questions: list[str]
     answers: list[str]
@@ -34,15 +34,15 @@ class Answers:
 
 @dataclass
 class Drawings:
-    """Pictures drawn from prompts."""
+    """Images drawn from prompts."""
 
     prompts: list[str]
     labels: NDArray[np.int64]  # what was asked for
-    pictures: list[Image.Image]
+    images: list[Image.Image]
 
 
-def ask(janus: Janus, held_out: LabelledPictures, seed: int) -> Answers:
-    """Ask one question about every held-out picture, greedily."""
+def ask(janus: Janus, held_out: LabelledImages, seed: int) -> Answers:
+    """Ask one question about every held-out image, greedily."""
     rng = np.random.default_rng(seed)
     asked = [held_out.sample(i, rng).messages[:1] for i in range(len(held_out))]
     answers: list[str] = []
@@ -53,17 +53,15 @@ def ask(janus: Janus, held_out: LabelledPictures, seed: int) -> Answers:
     return Answers(questions, answers, [named(one, held_out.names) for one in answers], held_out.labels)
 
 
-def draw(
-    janus: Janus, held_out: LabelledPictures, settings: DrawingConfig, count: int, seed: int
-) -> Drawings:
-    """Draw ``count`` pictures, the classes in turn, each from a prompt and noise of its own.
+def draw(janus: Janus, held_out: LabelledImages, settings: DrawingConfig, count: int, seed: int) -> Drawings:
+    """Draw ``count`` images, the classes in turn, each from a prompt and noise of its own.
 
     Different prompts share their noise unless they are numbered, and measures of such drawings vary more.
     """
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % len(held_out.names)
     prompts = [held_out.prompt(int(label), rng) for label in labels]
-    pictures = janus.draw(
+    images = janus.draw(
         prompts,
         batch_size=AT_ONCE,
         guidance=settings.guidance,
@@ -71,4 +69,4 @@ def draw(
         seed=seed,
         numbers=range(count),
     )
-    return Drawings(prompts, labels, pictures)
+    return Drawings(prompts, labels, images)

@@ -1,4 +1,4 @@
-"""The independent judge: a small convolutional classifier of the real pictures, no part of Janus."""
+"""The independent judge: a small convolutional classifier of the real images, no part of Janus."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from janus_modular.demo.pictures import as_pixels
+from janus_modular.demo.images import as_pixels
 
 
 class Classifier(nn.Module):
-    """Three convolutions on the greys, halved in size first: pictures this small hold no more."""
+    """Three convolutions on the greys, halved in size first: images this small hold no more."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -37,6 +37,6 @@ class Classifier(nn.Module):
         return {"class": F.cross_entropy(self(pixels), labels, label_smoothing=0.1)}
 
     @torch.inference_mode()
-    def classify(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Return the class (N,) that each picture looks like."""
-        return self(as_pixels(pictures)).argmax(-1)
+    def classify(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return the class (N,) that each image looks like."""
+        return self(as_pixels(images)).argmax(-1)

@@ -1,7 +1,7 @@
 """Trains an understanding encoder against captions, as SigLIP was: every pair of a batch is a yes or a no.
 
 The text side is a table of word vectors, averaged over a caption and thrown away afterwards: the captions
-here are a handful of prompts with a class name in them. Two pictures of one class share their captions, so
+here are a handful of prompts with a class name in them. Two images of one class share their captions, so
 a pair counts as a yes when the classes agree.
 """
 
@@ -35,7 +35,7 @@ class Contrastive(nn.Module):
         self.bias = nn.Parameter(torch.tensor(-2.0))
 
     def see(self, pixels: Tensor) -> Tensor:
-        """Embed pictures (N, 3, H, W), uint8, as unit vectors (N, width)."""
+        """Embed images (N, 3, H, W), uint8, as unit vectors (N, width)."""
         return F.normalize(self.project(self.encoder(self.normalize(pixels)).mean(1)), dim=-1)
 
     def read(self, captions: Sequence[str]) -> Tensor:

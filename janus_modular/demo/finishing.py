@@ -41,7 +41,7 @@ class Shown:
     text: str
     columns: Sequence[str] = ()  # of a table
     rows: Sequence[Sequence[str]] = ()
-    strips: Mapping[str, Sequence[Image.Image]] = field(default_factory=dict)  # pictures, by caption
+    strips: Mapping[str, Sequence[Image.Image]] = field(default_factory=dict)  # images, by caption
     figures: Mapping[str, float] = field(default_factory=dict)  # for report.json
 
 

@@ -1,4 +1,4 @@
-"""What the demo reports, as functions of pictures. All distances are between pixels in [0, 1]."""
+"""What the demo reports, as functions of images. All distances are between pixels in [0, 1]."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class Bar:
 
 
 BARS = (
-    Bar("reading_accuracy", 0.97, "held-out pictures read correctly"),
+    Bar("reading_accuracy", 0.97, "held-out images read correctly"),
     Bar("drawing_accuracy", 0.97, "drawings recognised as what was asked for"),
     Bar("drawing_accuracy_t1", 0.95, "the same at temperature 1"),
     Bar("drawing_accuracy_t1_g1", 0.0, "the same without guidance"),
-    Bar("classifier_accuracy", 0.98, "the judge of the drawings, on held-out pictures"),
+    Bar("classifier_accuracy", 0.98, "the judge of the drawings, on held-out images"),
     Bar("diversity_ratio", 0.6, "how far drawings of a class are apart, against real ones"),
-    Bar("nearest_ratio", 0.9, "distance to the nearest training picture, against real ones"),
-    Bar("codes_used", 0.9, "share of the codebook in use on held-out pictures"),
-    Bar("psnr_db", 21.0, "of held-out pictures through the image tokenizer"),
+    Bar("nearest_ratio", 0.9, "distance to the nearest training image, against real ones"),
+    Bar("codes_used", 0.9, "share of the codebook in use on held-out images"),
+    Bar("psnr_db", 21.0, "of held-out images through the image tokenizer"),
 )
 
 
-def flat(pictures: Sequence[Image.Image]) -> Array:
-    """Return pictures of one size as greys (N, pixels) in [0, 1]."""
-    return np.stack([np.asarray(one.convert("L"), np.float32).ravel() for one in pictures]) / np.float32(255)
+def flat(images: Sequence[Image.Image]) -> Array:
+    """Return images of one size as greys (N, pixels) in [0, 1]."""
+    return np.stack([np.asarray(one.convert("L"), np.float32).ravel() for one in images]) / np.float32(255)
 
 
 def distances(a: Array, b: Array) -> Array:
@@ -46,24 +46,24 @@ def distances(a: Array, b: Array) -> Array:
     return np.sqrt(np.maximum(square, 0))
 
 
-def spread(pictures: Array, labels: NDArray[np.int64]) -> float:
-    """Return the mean distance of two different pictures of a class, averaged over the classes."""
+def spread(images: Array, labels: NDArray[np.int64]) -> float:
+    """Return the mean distance of two different images of a class, averaged over the classes."""
     means = []
     for label in np.unique(labels):
-        of_class = pictures[labels == label]
+        of_class = images[labels == label]
         n = len(of_class)
         means.append(distances(of_class, of_class).sum() / (n * (n - 1)))
     return float(np.mean(means))
 
 
-def nearest(pictures: Array, known: Array) -> float:
+def nearest(images: Array, known: Array) -> float:
     """Return the mean distance to the nearest of ``known``."""
-    return float(distances(pictures, known).min(1).mean())
+    return float(distances(images, known).min(1).mean())
 
 
-def psnr(pictures: Array, restored: Array) -> float:
-    """Return the peak signal-to-noise ratio in dB, of a peak of 1, averaged over pictures."""
-    return float((-10 * np.log10(((pictures - restored) ** 2).mean(1))).mean())
+def psnr(images: Array, restored: Array) -> float:
+    """Return the peak signal-to-noise ratio in dB, of a peak of 1, averaged over images."""
+    return float((-10 * np.log10(((images - restored) ** 2).mean(1))).mean())
 
 
 def named(answer: str, names: Sequence[str]) -> int | None:

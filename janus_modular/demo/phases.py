@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from janus_modular.config import resolve, to_plain
 from janus_modular.demo.classifier import Classifier
 from janus_modular.demo.contrastive import Contrastive
-from janus_modular.demo.pictures import LabelledPictures, as_pixels, batches
+from janus_modular.demo.images import LabelledImages, as_pixels, batches
 from janus_modular.demo.schema import DemoConfig, PhaseConfig
 from janus_modular.interfaces import ImageTokenizer, Part
 from janus_modular.model.build import ModelBuilder, assemble
@@ -45,16 +45,16 @@ class Demo:
     quiet: bool = False
     trained: dict[str, Path] = field(default_factory=dict)  # parts of the model by path: their weights
 
-    def open(self, part: Part) -> LabelledPictures:
-        """Open a source of labelled pictures."""
-        return cast(LabelledPictures, ModelBuilder(self.plugins)(part))
+    def open(self, part: Part) -> LabelledImages:
+        """Open a source of labelled images."""
+        return cast(LabelledImages, ModelBuilder(self.plugins)(part))
 
     def classifier(self) -> Classifier:
         """Train the judge."""
-        source = self.open(self.config.pictures)
+        source = self.open(self.config.images)
         torch.manual_seed(self.config.seed)
         judge = Classifier(len(source.names))
-        judge(as_pixels(source.pictures[:2]))  # its last layer learns its width
+        judge(as_pixels(source.images[:2]))  # its last layer learns its width
         if not self._restore("classifier", judge):
             self._fit(judge, "classifier", self.config.classifier, source)
             self._keep("classifier", judge)
@@ -70,7 +70,7 @@ class Demo:
 
         module = cast(nn.Module, tokenizer)
         if not self._restore(TOKENIZER, module):
-            self._fit(module, "tokenizer", self.config.tokenizer, self.open(self.config.pictures), losses)
+            self._fit(module, "tokenizer", self.config.tokenizer, self.open(self.config.images), losses)
             self._keep(TOKENIZER, module)
         self.trained[TOKENIZER] = self._folder(TOKENIZER)
         return tokenizer
@@ -82,7 +82,7 @@ class Demo:
         path = self._model().understanding
         both = Contrastive(cast(nn.Module, path.encoder), path.encoder.width, path.normalize)
         if not self._restore(ENCODER, both.encoder):
-            self._fit(both, "encoder", self.config.encoder, self.open(self.config.pictures))
+            self._fit(both, "encoder", self.config.encoder, self.open(self.config.images))
             self._keep(ENCODER, both.encoder)
         self.trained[ENCODER] = self._folder(ENCODER)
 
@@ -144,7 +144,7 @@ class Demo:
         return True
 
     def _fit(
-        self, module: Any, name: str, phase: PhaseConfig, source: LabelledPictures, losses: Any = None
+        self, module: Any, name: str, phase: PhaseConfig, source: LabelledImages, losses: Any = None
     ) -> None:
         folder = self.output / "phases" / name
         trackers = [ModelBuilder(self.plugins)(tracker, folder) for tracker in self.config.trackers]

@@ -1,4 +1,4 @@
-"""Pictures of figures, as data URIs: curves, a confusion matrix, strips of small pictures."""
+"""Images of figures, as data URIs: curves, a confusion matrix, strips of small images."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ INK, ACCENT = "#1f2933", "#2563eb"
 COLOURS = {"loss/text": "#2563eb", "loss/image": "#ea580c"}  # of curves with names that stages share
 
 
-def strip(pictures: Sequence[Image.Image], across: int, gap: int = 3) -> NDArray[np.uint8]:
-    """Lay up to ``across`` pictures of one size side by side on white."""
-    pictures = list(pictures)[:across]
-    width, height = pictures[0].size
+def strip(images: Sequence[Image.Image], across: int, gap: int = 3) -> NDArray[np.uint8]:
+    """Lay up to ``across`` images of one size side by side on white."""
+    images = list(images)[:across]
+    width, height = images[0].size
     sheet = Image.new("L", (across * (width + gap) - gap, height + gap), "white")
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture.convert("L"), (i * (width + gap), 0))
+    for i, image in enumerate(images):
+        sheet.paste(image.convert("L"), (i * (width + gap), 0))
     return np.asarray(sheet)
 
 
-def grow(picture: Image.Image, times: int = 2) -> Image.Image:
-    """Enlarge a sheet of small pictures."""
-    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.BICUBIC)
+def grow(image: Image.Image, times: int = 2) -> Image.Image:
+    """Enlarge a sheet of small images."""
+    return image.resize((image.width * times, image.height * times), Image.Resampling.BICUBIC)
 
 
 def as_uri(greys: NDArray[np.uint8]) -> str:

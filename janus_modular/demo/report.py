@@ -16,8 +16,8 @@ from janus_modular.config import to_plain, to_yaml
 from janus_modular.demo import plots
 from janus_modular.demo.asking import Answers, Drawings
 from janus_modular.demo.finishing import Shown
+from janus_modular.demo.images import LabelledImages
 from janus_modular.demo.measures import BARS, confusion
-from janus_modular.demo.pictures import LabelledPictures
 from janus_modular.demo.schema import DemoConfig
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -33,9 +33,9 @@ class Evidence:
     seconds: Mapping[str, float]  # by step
     answers: Answers
     drawings: Mapping[str, Drawings]  # by the name of their accuracy
-    restored: Sequence[Image.Image]  # held-out pictures through the image tokenizer
-    train: LabelledPictures
-    held_out: LabelledPictures
+    restored: Sequence[Image.Image]  # held-out images through the image tokenizer
+    train: LabelledImages
+    held_out: LabelledImages
     finished: Sequence[Shown] = ()  # what other packages did with the model
 
 
@@ -55,7 +55,7 @@ def write_report(output: Path, evidence: Evidence) -> Path:
 
 
 def content(output: Path, evidence: Evidence) -> dict[str, Any]:
-    """Return what the template shows; pictures as data URIs."""
+    """Return what the template shows; images as data URIs."""
     config, held_out = evidence.config, evidence.held_out
     table = confusion(evidence.answers.truth, evidence.answers.found, len(held_out.names))
     grids = [
@@ -73,7 +73,7 @@ def content(output: Path, evidence: Evidence) -> dict[str, Any]:
         }
         for name, some in evidence.drawings.items()
     ]
-    shown = np.linspace(0, len(held_out.pictures) - 1, ACROSS).astype(int)
+    shown = np.linspace(0, len(held_out.images) - 1, ACROSS).astype(int)
     return {
         "figures": evidence.figures,
         "bars": BARS,
@@ -85,7 +85,7 @@ def content(output: Path, evidence: Evidence) -> dict[str, Any]:
         "wrong": round((1 - evidence.answers.accuracy) * len(held_out)),
         "confusion": plots.confusion_matrix(table, held_out.names),
         "curves": plots.curves(_logs(output, config)),
-        "originals": plots.as_uri(plots.strip([held_out.pictures[i] for i in shown], ACROSS)),
+        "originals": plots.as_uri(plots.strip([held_out.images[i] for i in shown], ACROSS)),
         "restored": plots.as_uri(plots.strip([evidence.restored[i] for i in shown], ACROSS)),
         "finished": [
             {
@@ -94,8 +94,8 @@ def content(output: Path, evidence: Evidence) -> dict[str, Any]:
                 "columns": one.columns,
                 "rows": one.rows,
                 "strips": {
-                    caption: plots.as_uri(plots.strip(pictures, ACROSS))
-                    for caption, pictures in one.strips.items()
+                    caption: plots.as_uri(plots.strip(images, ACROSS))
+                    for caption, images in one.strips.items()
                 },
             }
             for one in evidence.finished
@@ -105,7 +105,7 @@ def content(output: Path, evidence: Evidence) -> dict[str, Any]:
 
 
 def _of(drawings: Drawings, label: int) -> list[Image.Image]:
-    return [one for one, asked in zip(drawings.pictures, drawings.labels, strict=True) if asked == label]
+    return [one for one, asked in zip(drawings.images, drawings.labels, strict=True) if asked == label]
 
 
 def _examples(evidence: Evidence, count: int = 12) -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ def _examples(evidence: Evidence, count: int = 12) -> list[dict[str, Any]]:
     )
     return [
         {
-            "picture": plots.as_uri(plots.strip([held_out.pictures[i]], 1)),
+            "image": plots.as_uri(plots.strip([held_out.images[i]], 1)),
             "question": answers.questions[i],
             "answer": answers.answers[i],
             "right": bool(right[i]),

@@ -22,9 +22,9 @@ from janus_modular.config import to_plain, to_yaml
 from janus_modular.demo.asking import Drawings, ask, draw
 from janus_modular.demo.classifier import Classifier
 from janus_modular.demo.finishing import Trained, find_steps
+from janus_modular.demo.images import LabelledImages, as_pixels
 from janus_modular.demo.measures import BARS, flat, nearest, psnr, spread
 from janus_modular.demo.phases import Demo
-from janus_modular.demo.pictures import LabelledPictures, as_pixels
 from janus_modular.demo.report import Evidence, write_report
 from janus_modular.demo.schema import DemoConfig
 from janus_modular.errors import TrainingError
@@ -38,12 +38,12 @@ MARK = "demo.yaml"
 """What a folder of this demo's making holds: its settings."""
 
 WHY = {
-    "classifier": "an independent judge of drawings, on the real pictures; no part of Janus",
-    "tokenizer": "pictures to codes and back: what the drawing path will predict",
-    "encoder": "features to read pictures by, from captions alone (sigmoid contrastive loss)",
+    "classifier": "an independent judge of drawings, on the real images; no part of Janus",
+    "tokenizer": "images to codes and back: what the drawing path will predict",
+    "encoder": "features to read images by, from captions alone (sigmoid contrastive loss)",
     "stages": "words first (in a random, frozen decoder, adaptors would learn next to nothing), then Janus'"
     " three stages: adaptors and image head; the decoder too; the understanding encoder too",
-    "asking": "about pictures that nothing above has seen",
+    "asking": "about images that nothing above has seen",
     "drawing": "from words, with and without guidance",
 }
 
@@ -72,7 +72,7 @@ def _run(config: DemoConfig, output: Path, plugins: Plugins, quiet: bool) -> dic
     demo = Demo(config, output, plugins, quiet)
     steps = Steps(quiet)
     began = time.perf_counter()
-    train, held_out = demo.open(config.pictures), demo.open(config.held_out)
+    train, held_out = demo.open(config.images), demo.open(config.held_out)
     with steps("classifier"):
         judge = demo.classifier()
     with steps("tokenizer"):
@@ -100,11 +100,11 @@ def _run(config: DemoConfig, output: Path, plugins: Plugins, quiet: bool) -> dic
     figures = {"reading_accuracy": answers.accuracy}
     figures |= {name: recognised(judge, some) for name, some in drawings.items()}
     figures["classifier_accuracy"] = float(
-        np.mean(judge.classify(held_out.pictures).numpy() == held_out.labels)
+        np.mean(judge.classify(held_out.images).numpy() == held_out.labels)
     )
     figures |= variety(next(iter(drawings.values())), train, held_out)
     figures["codes_used"] = used / max(tokenizer.codebooks)
-    figures["psnr_db"] = psnr(flat(held_out.pictures), flat(restored))
+    figures["psnr_db"] = psnr(flat(held_out.images), flat(restored))
     for one in shown:
         figures |= one.figures
     figures["seconds"] = time.perf_counter() - began
@@ -135,7 +135,7 @@ class Steps:
         self.seconds[name] = time.perf_counter() - began
 
 
-def _wishes(held_out: LabelledPictures, config: DemoConfig) -> tuple[list[str], float, float]:
+def _wishes(held_out: LabelledImages, config: DemoConfig) -> tuple[list[str], float, float]:
     """Return a prompt for each class, and how the first drawings were made."""
     rng = np.random.default_rng(config.seed)
     how = next(iter(config.drawings.values()))
@@ -147,26 +147,26 @@ def _wishes(held_out: LabelledPictures, config: DemoConfig) -> tuple[list[str], 
 
 
 @torch.inference_mode()
-def through(tokenizer: ImageTokenizer, held_out: LabelledPictures) -> tuple[list[Image.Image], int]:
-    """Send pictures through the tokenizer and back; return them, and how many codes they used."""
+def through(tokenizer: ImageTokenizer, held_out: LabelledImages) -> tuple[list[Image.Image], int]:
+    """Send images through the tokenizer and back; return them, and how many codes they used."""
     low, high = tokenizer.value_range
-    pixels = as_pixels(held_out.pictures)
+    pixels = as_pixels(held_out.images)
     codes = tokenizer.encode(low + pixels / 255 * (high - low))
     height, width = pixels.shape[-2:]
     painted = tokenizer.decode(codes, height=height, width=width)
     restored = ((painted - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
-    pictures = [Image.fromarray(one) for one in restored.permute(0, 2, 3, 1).numpy()]
-    return pictures, len(codes.unique())
+    images = [Image.fromarray(one) for one in restored.permute(0, 2, 3, 1).numpy()]
+    return images, len(codes.unique())
 
 
 def recognised(judge: Classifier, drawings: Drawings) -> float:
     """Return the share of drawings in which the judge sees what was asked for."""
-    return float(np.mean(judge.classify(drawings.pictures).numpy() == drawings.labels))
+    return float(np.mean(judge.classify(drawings.images).numpy() == drawings.labels))
 
 
-def variety(drawings: Drawings, train: LabelledPictures, held_out: LabelledPictures) -> dict[str, float]:
-    """Compare drawings with real held-out pictures: how far apart they are, how far from what was learned."""
-    drawn, real, known = (flat(one.pictures) for one in (drawings, held_out, train))
+def variety(drawings: Drawings, train: LabelledImages, held_out: LabelledImages) -> dict[str, float]:
+    """Compare drawings with real held-out images: how far apart they are, how far from what was learned."""
+    drawn, real, known = (flat(one.images) for one in (drawings, held_out, train))
     return {
         "diversity_ratio": spread(drawn, drawings.labels) / spread(real, held_out.labels),
         "nearest_ratio": nearest(drawn, known) / nearest(real, known),

@@ -1,4 +1,4 @@
-"""The configuration of a demo: a model, labelled pictures, the phases, and how it is measured."""
+"""The configuration of a demo: a model, labelled images, the phases, and how it is measured."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 class PhaseConfig:
     """How a part is trained on its own."""
 
-    batch: int = 64  # pictures a step
+    batch: int = 64  # images a step
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
 
 @dataclass
 class DrawingConfig:
-    """How pictures are drawn when they are measured."""
+    """How images are drawn when they are measured."""
 
     guidance: float = 2.0  # 1: none
     temperature: float = 1.0
@@ -32,8 +32,8 @@ class DemoConfig:
     """What is trained, on what, and what is asked of it afterwards."""
 
     model: ModelConfig
-    pictures: Part = part("sources")  # labelled pictures with prompts: what the parts are trained on
-    held_out: Part = part("sources")  # labelled pictures with questions, never trained on
+    images: Part = part("sources")  # labelled images with prompts: what the parts are trained on
+    held_out: Part = part("sources")  # labelled images with questions, never trained on
     sources: dict[str, Part] = part("sources")  # what the stages mix, by name
     classifier: PhaseConfig = field(default_factory=PhaseConfig)  # the independent judge of drawings
     tokenizer: PhaseConfig = field(default_factory=PhaseConfig)  # the drawing path's image tokenizer

@@ -22,18 +22,18 @@ class Batch:
     them apart. Padding counts from 0 too, so it is a sequence that nobody sees.
     """
 
-    tokens: Tensor  # (B, T) token ids; the placeholder's where a picture stands
+    tokens: Tensor  # (B, T) token ids; the placeholder's where an image stands
     positions: Tensor  # (B, T) restarting at every sequence
     labels: Tensor  # (B, T) the next text token where it is supervised, else IGNORED
-    understanding_at: Tensor  # (B, T) bool: a feature of a picture that is read goes here
-    generation_at: Tensor  # (B, T) bool: a part of a picture that is drawn goes here
+    understanding_at: Tensor  # (B, T) bool: a feature of an image that is read goes here
+    generation_at: Tensor  # (B, T) bool: a part of an image that is drawn goes here
     understanding_pixels: Tensor | None = None  # (N, 3, H, W) uint8, in order of their places
     generation_pixels: Tensor | None = None  # (M, 3, h, w) uint8, in order of their places
     generation_supervised: Tensor | None = None  # (M,) bool
     lengths: Tensor | None = None  # (B,) positions in use, for rows of one sequence
     sources: list[str] = field(default_factory=list)  # names, indexed by the two below
     label_source: Tensor | None = None  # (B, T) index into sources
-    picture_source: Tensor | None = None  # (M,) index into sources
+    image_source: Tensor | None = None  # (M,) index into sources
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on another device."""
@@ -104,11 +104,9 @@ def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Bat
         lengths=torch.tensor([sum(map(len, row)) for row in packed]),
         sources=sources,
         label_source=torch.from_numpy(label_source),
-        picture_source=torch.tensor(
-            [sources.index(s.source) for s in sequences for _ in s.generation_pixels]
-        ),
+        image_source=torch.tensor([sources.index(s.source) for s in sequences for _ in s.generation_pixels]),
     )
 
 
-def _stack(pictures: list[np.ndarray]) -> Tensor | None:
-    return torch.from_numpy(np.stack(pictures)) if pictures else None
+def _stack(images: list[np.ndarray]) -> Tensor | None:
+    return torch.from_numpy(np.stack(images)) if images else None

@@ -1,4 +1,4 @@
-"""Tries how a model reads a picture, without numbers: on the meta device a tensor is its shape alone."""
+"""Tries how a model reads an image, without numbers: on the meta device a tensor is its shape alone."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from janus_modular.registry import slot_label
 
 
 def misread(model: JanusModel, plugins: Plugins | None = None) -> list[Fault]:
-    """Have a picture of the encoder's own size read; return what its parts make otherwise than they promise.
+    """Have an image of the encoder's own size read; return what its parts make otherwise than they promise.
 
-    The encoder gets the picture, the adaptor features as the encoder promises them: each answers for itself.
+    The encoder gets the image, the adaptor features as the encoder promises them: each answers for itself.
     One that cannot run on the meta device is passed over. The model's parts are on that device afterwards.
     """
     reading, chosen = model.understanding.to("meta").eval(), model.config.understanding

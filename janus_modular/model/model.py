@@ -1,4 +1,4 @@
-"""Janus: one transformer, two ways for pictures. The routing lives here; every part is somebody's plugin.
+"""Janus: one transformer, two ways for images. The routing lives here; every part is somebody's plugin.
 
 pixels ──> understanding (encoder, adaptor) ──┐                         ┌──> text logits
 tokens ──> backbone.embed ────────────────────┼──> place ──> backbone ──┤
@@ -38,7 +38,7 @@ class Output:
 
 
 class Understanding(nn.Module):
-    """The path of pictures that are read: normalise, encode, adapt."""
+    """The path of images that are read: normalise, encode, adapt."""
 
     def __init__(self, encoder: UnderstandingEncoder, adaptor: Adaptor) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Understanding(nn.Module):
         grid = encoder.grid(spec.height, spec.width)
         if min(grid) < 1:
             raise ValueError(
-                f"the encoder has {grid[0]}x{grid[1]} features of a picture of {spec.height}x{spec.width}"
+                f"the encoder has {grid[0]}x{grid[1]} features of an image of {spec.height}x{spec.width}"
                 " pixels; expected at least 1x1: give it larger pixels"
             )
         self.num_tokens = adaptor.num_tokens(grid)
@@ -63,7 +63,7 @@ class Understanding(nn.Module):
         return x.to(next(self.parameters()).dtype)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Read pictures (N, 3, H, W) as embeddings (N, P, D)."""
+        """Read images (N, 3, H, W) as embeddings (N, P, D)."""
         features = self.encoder(self.normalize(pixels))  # (N, P, C)
         return self.adaptor(features, self.encoder.grid(*pixels.shape[-2:]))
 
@@ -101,7 +101,7 @@ class JanusModel(nn.Module):
         return output
 
     def embed(self, batch: Batch, targets: Any = None) -> Tensor:
-        """Splice words, pictures to read and pictures to draw into one sequence (B, T, D)."""
+        """Splice words, images to read and images to draw into one sequence (B, T, D)."""
         x = self.backbone.embed(batch.tokens)
         if batch.understanding_pixels is not None:
             features = self.understanding(batch.understanding_pixels)
@@ -150,8 +150,8 @@ class JanusModel(nn.Module):
         supervised = cast(Tensor, batch.generation_supervised)
         for name, loss in self.generation.losses(hidden, targets).items():  # (N, P)
             output.losses[name] = loss[supervised].flatten()
-            if batch.picture_source is not None:
-                output.sources[name] = batch.picture_source[supervised].repeat_interleave(loss.shape[1])
+            if batch.image_source is not None:
+                output.sources[name] = batch.image_source[supervised].repeat_interleave(loss.shape[1])
 
 
 def checked(at: Tensor, features: Tensor, how: str) -> Tensor:
@@ -159,7 +159,7 @@ def checked(at: Tensor, features: Tensor, how: str) -> Tensor:
     images, tokens, _ = features.shape
     if not torch.compiler.is_exporting() and (places := int(at.sum())) != images * tokens:
         raise PromptError(
-            f"the batch has {places} places for pictures that are {how}, but its {images} pictures have"
+            f"the batch has {places} places for images that are {how}, but its {images} images have"
             f" {images * tokens} features ({tokens} each): was it made by this model's own processor?"
         )
     return at

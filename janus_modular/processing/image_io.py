@@ -1,4 +1,4 @@
-"""Opening any picture as plain RGB, and turning arrays back into pictures.
+"""Opening any image as plain RGB, and turning arrays back into images.
 
 What is decided here: the EXIF orientation is applied; of an animation the first frame counts;
 transparency is composited over white; 16-bit greys are scaled to 8 bits by value, not cut off.
@@ -16,56 +16,56 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from janus_modular.errors import PictureError
+from janus_modular.errors import ImageError
 from janus_modular.foreign import foreign_errors, printable
 
-PictureSource = str | Path | bytes | Image.Image
+ImageSource = str | Path | bytes | Image.Image
 
 MAX_PIXELS = 89_478_485
-"""Larger pictures are refused before they are decoded (Pillow's own limit: a quarter GB of RGB)."""
+"""Larger images are refused before they are decoded (Pillow's own limit: a quarter GB of RGB)."""
 
 
 MAX_SIDE = 500_000
 """Larger sides are refused: the filter that scales one to a model's few hundred pixels takes gigabytes."""
 
 
-def open_picture(source: PictureSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open a path, the bytes of a file, or a PIL image as an upright RGB picture, fully decoded.
+def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open a path, the bytes of a file, or a PIL image as an upright RGB image, fully decoded.
 
     Raises:
-        PictureError: there is no picture, it is damaged, too large, or of a kind with no clear colours.
+        ImageError: there is no image, it is damaged, too large, or of a kind with no clear colours.
     """
-    if not isinstance(source, PictureSource):
-        raise PictureError(
-            f"found a {type(source).__name__}; expected a picture: a path, the bytes of a file, or a PIL"
+    if not isinstance(source, ImageSource):
+        raise ImageError(
+            f"found a {type(source).__name__}; expected an image: a path, the bytes of a file, or a PIL"
             " image (of an array: PIL.Image.fromarray)."
         )
     name = _name(source)
-    with foreign_errors(name, PictureError, "Export it again, as PNG say."), ExitStack() as files:
+    with foreign_errors(name, ImageError, "Export it again, as PNG say."), ExitStack() as files:
         return _rgb_of(source, name, max_pixels, files)
 
 
-def _rgb_of(source: PictureSource, name: str, max_pixels: int, files: ExitStack) -> Image.Image:
+def _rgb_of(source: ImageSource, name: str, max_pixels: int, files: ExitStack) -> Image.Image:
     """Decode an image; a file that is read for it is closed by ``files``, whatever its decoder does."""
     image = source if isinstance(source, Image.Image) else _opened(source, name, files)
     if _is_run_to_be_read(image):
-        raise PictureError(
+        raise ImageError(
             f"{name} is of the format {image.format}, for which Pillow starts another program; expected PNG,"
             " JPEG, WebP, GIF, TIFF or BMP. Export it as PNG."
         )
     width, height = image.size
     if width * height > max_pixels:
-        raise PictureError(
+        raise ImageError(
             f"{name} has {width} x {height} = {width * height:,} pixels; at most {max_pixels:,} are read. "
             "Scale it down first, or raise max_pixels if you trust where it comes from."
         )
     if max(width, height) > MAX_SIDE:
-        raise PictureError(
+        raise ImageError(
             f"{name} has {width} x {height} pixels; at most {MAX_SIDE:,} are read on a side, since scaling it"
             " takes memory by its longer side. Scale it down first."
         )
     if width == 0 or height == 0:
-        raise PictureError(f"{name} is empty: {width} x {height} pixels. Give a picture of at least 1 x 1.")
+        raise ImageError(f"{name} is empty: {width} x {height} pixels. Give an image of at least 1 x 1.")
     try:
         if image is not source and getattr(image, "is_animated", False):
             image.seek(0)
@@ -73,8 +73,8 @@ def _rgb_of(source: PictureSource, name: str, max_pixels: int, files: ExitStack)
         if image.getexif():
             image = ImageOps.exif_transpose(image)
     except Exception as error:  # damaged files make the decoders raise nearly anything
-        raise PictureError(
-            f"{name} is damaged: {error}. Expected a complete {image.format or 'picture'} file; "
+        raise ImageError(
+            f"{name} is damaged: {error}. Expected a complete {image.format or 'image'} file; "
             "fetch or export it again."
         ) from error
     return _rgb(image, name)
@@ -89,8 +89,8 @@ def _is_run_to_be_read(image: Image.Image) -> bool:
     return is_undecoded_eps or isinstance(image, ImageFile.StubImageFile)
 
 
-def to_picture(pixels: NDArray[Any], *, value_range: tuple[float, float] = (-1.0, 1.0)) -> Image.Image:
-    """Turn pixels (3, H, W) into a picture: uint8 as they are, floats from ``value_range``.
+def to_image(pixels: NDArray[Any], *, value_range: tuple[float, float] = (-1.0, 1.0)) -> Image.Image:
+    """Turn pixels (3, H, W) into an image: uint8 as they are, floats from ``value_range``.
 
     Floats are scaled to 0..255, clipped and truncated, as the published code does.
     """
@@ -103,23 +103,23 @@ def to_picture(pixels: NDArray[Any], *, value_range: tuple[float, float] = (-1.0
     return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))  # (H, W, 3)
 
 
-def _name(source: PictureSource) -> str:
-    """What an error calls this picture."""
+def _name(source: ImageSource) -> str:
+    """What an error calls this image."""
     if isinstance(source, bytes):
-        return f"the picture ({len(source):,} bytes)"
+        return f"the image ({len(source):,} bytes)"
     if isinstance(source, Image.Image):
-        file = getattr(source, "filename", "")  # of pictures that were opened, not made
-        return f"the picture '{printable(file, most=200)}'" if file else "the picture"
-    return f"the picture '{printable(source, most=200)}'"
+        file = getattr(source, "filename", "")  # of images that were opened, not made
+        return f"the image '{printable(file, most=200)}'" if file else "the image"
+    return f"the image '{printable(source, most=200)}'"
 
 
 def _opened(source: str | Path | bytes, name: str, files: ExitStack) -> Image.Image:
     """Read the file's header; the pixels come later, once the size is known to be harmless."""
     if isinstance(source, str) and source.startswith(("http://", "https://")):
-        raise PictureError(f"{name} is an address; pictures are read from files. Download it first.")
+        raise ImageError(f"{name} is an address; images are read from files. Download it first.")
     if not isinstance(source, bytes) and not Path(source).is_file():
         what = "a folder" if Path(source).is_dir() else "not there"
-        raise PictureError(f"{name} is {what}; expected a picture file. Check the path.")
+        raise ImageError(f"{name} is {what}; expected an image file. Check the path.")
     try:
         with warnings.catch_warnings():  # of sizes that the caller refuses in words of our own, or allows
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -127,14 +127,14 @@ def _opened(source: str | Path | bytes, name: str, files: ExitStack) -> Image.Im
                 io.BytesIO(source) if isinstance(source, bytes) else files.enter_context(open(source, "rb"))
             )
     except Image.DecompressionBombError as error:
-        raise PictureError(f"{name} is too large to be read safely: {error} Scale it down first.") from error
+        raise ImageError(f"{name} is too large to be read safely: {error} Scale it down first.") from error
     except UnidentifiedImageError as error:
-        raise PictureError(
-            f"{name} is not a picture that can be read; expected PNG, JPEG, WebP, GIF, TIFF or BMP. "
-            "Is it complete, and is it a picture at all?"
+        raise ImageError(
+            f"{name} is not an image that can be read; expected PNG, JPEG, WebP, GIF, TIFF or BMP. "
+            "Is it complete, and is it an image at all?"
         ) from error
     except Exception as error:  # a header that lies
-        raise PictureError(f"{name} cannot be opened: {error}. Export it again, as PNG say.") from error
+        raise ImageError(f"{name} cannot be opened: {error}. Export it again, as PNG say.") from error
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
@@ -143,7 +143,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     if mode.startswith("I"):  # 16-bit greys, by themselves ("I;16") or in 32 bits ("I")
         values = np.asarray(image).astype(np.int64)  # (H, W)
         if values.min() < 0 or values.max() > 65535:
-            raise PictureError(
+            raise ImageError(
                 f"{name} holds whole numbers from {values.min()} to {values.max()}; expected 8 or 16 bits "
                 "a pixel. Scale it to 0..255 first."
             )
@@ -151,7 +151,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         greys[values == image.info.get("transparency", -1)] = 255  # on white, as all that is transparent
         return Image.fromarray(greys).convert("RGB")
     if mode in ("F", "LAB"):
-        raise PictureError(
+        raise ImageError(
             f"{name} is of mode {mode}, whose colours have no fixed meaning here; expected 8 or 16 bits of "
             "grey, RGB or CMYK. Convert it first."
         )

@@ -1,7 +1,7 @@
-"""From a picture to the pixels that the model takes: one transform for reading, another for drawing.
+"""From an image to the pixels that the model takes: one transform for reading, another for drawing.
 
-Both give uint8; normalisation happens inside the model. They differ on purpose: a picture to read is
-shown whole (letterbox), a picture to draw fills its frame, so the model never learns to draw borders.
+Both give uint8; normalisation happens inside the model. They differ on purpose: an image to read is
+shown whole (letterbox), an image to draw fills its frame, so the model never learns to draw borders.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from janus_modular.interfaces import PixelSpec
 BICUBIC = Image.Resampling.BICUBIC  # Pillow's always filters over the whole footprint ("antialias")
 
 
-def understanding_pixels(picture: Image.Image, spec: PixelSpec) -> NDArray[np.uint8]:
-    """Make an RGB picture ready to be read: pixels (3, spec.height, spec.width)."""
+def understanding_pixels(image: Image.Image, spec: PixelSpec) -> NDArray[np.uint8]:
+    """Make an RGB image ready to be read: pixels (3, spec.height, spec.width)."""
     if spec.resize == "letterbox":
-        return _channels_first(_letterbox(picture, spec))
+        return _channels_first(_letterbox(image, spec))
     if spec.resize == "crop":
-        return _channels_first(_cover(picture, spec.height, spec.width))
+        return _channels_first(_cover(image, spec.height, spec.width))
     if spec.resize == "stretch":
-        return _channels_first(picture.resize((spec.width, spec.height), BICUBIC))
+        return _channels_first(image.resize((spec.width, spec.height), BICUBIC))
     raise ValueError(f"resize must be letterbox, crop or stretch, not {spec.resize!r}")
 
 
-def generation_pixels(picture: Image.Image, *, height: int, width: int) -> NDArray[np.uint8]:
-    """Make an RGB picture ready to be drawn: scaled until it covers the frame, the rest cut off evenly."""
-    return _channels_first(_cover(picture, height, width))
+def generation_pixels(image: Image.Image, *, height: int, width: int) -> NDArray[np.uint8]:
+    """Make an RGB image ready to be drawn: scaled until it covers the frame, the rest cut off evenly."""
+    return _channels_first(_cover(image, height, width))
 
 
 def normalized(pixels: NDArray[np.uint8], spec: PixelSpec) -> NDArray[np.float32]:
@@ -40,13 +40,13 @@ def normalized(pixels: NDArray[np.uint8], spec: PixelSpec) -> NDArray[np.float32
     return x
 
 
-def _channels_first(picture: Image.Image) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(np.asarray(picture, np.uint8).transpose(2, 0, 1))  # (3, H, W)
+def _channels_first(image: Image.Image) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))  # (3, H, W)
 
 
-def _letterbox(picture: Image.Image, spec: PixelSpec) -> Image.Image:
-    """Fit the whole picture into the frame, centred; sizes are truncated, as in the published code."""
-    w, h = picture.size
+def _letterbox(image: Image.Image, spec: PixelSpec) -> Image.Image:
+    """Fit the whole image into the frame, centred; sizes are truncated, as in the published code."""
+    w, h = image.size
     side, frame = (w, spec.width) if w * spec.height >= h * spec.width else (h, spec.height)
     size = (
         max(int(w / side * frame), min(spec.min_size, spec.width)),
@@ -54,17 +54,17 @@ def _letterbox(picture: Image.Image, spec: PixelSpec) -> Image.Image:
     )
     fill = spec.fill or tuple(int(255 * m) for m in spec.mean)
     canvas = Image.new("RGB", (spec.width, spec.height), fill)
-    canvas.paste(picture.resize(size, BICUBIC), ((spec.width - size[0]) // 2, (spec.height - size[1]) // 2))
+    canvas.paste(image.resize(size, BICUBIC), ((spec.width - size[0]) // 2, (spec.height - size[1]) // 2))
     return canvas
 
 
-def _cover(picture: Image.Image, height: int, width: int) -> Image.Image:
+def _cover(image: Image.Image, height: int, width: int) -> Image.Image:
     """Fill the frame, centred, and cut off what sticks out.
 
     Resizing only the box that stays gives the pixels of "resize, then crop" without ever holding the
-    long side: a picture of 10 x 20,000 would become one of 384 x 768,000.
+    long side: an image of 10 x 20,000 would become one of 384 x 768,000.
     """
-    w, h = picture.size
+    w, h = image.size
     if w * height >= h * width:  # too wide: the height decides
         across, down = max(int(height * w / h), width), height
     else:
@@ -72,4 +72,4 @@ def _cover(picture: Image.Image, height: int, width: int) -> Image.Image:
     left, top = (across - width) // 2, (down - height) // 2
     sx, sy = w / across, h / down
     box = (left * sx, top * sy, min((left + width) * sx, w), min((top + height) * sy, h))
-    return picture.resize((width, height), BICUBIC, box=box)
+    return image.resize((width, height), BICUBIC, box=box)

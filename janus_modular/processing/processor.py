@@ -24,14 +24,14 @@ from janus_modular.processing.streaming import StopRule, TextStream
 from janus_modular.processing.templates import make_template
 from janus_modular.processing.text_tokenizer import TextTokenizer
 from janus_modular.processing.tokenizer_files import load_tokenizer, save_tokenizer
-from janus_modular.sequence import IGNORED, Message, PictureToDraw, Sample, Text, unconditional
+from janus_modular.sequence import IGNORED, ImageTarget, Message, Sample, Text, unconditional
 from janus_modular.sequence import Sequence as TokenSequence
 
 FILE = "processor.json"
 
 
 class Processor:
-    """Words and pictures in, sequences out. Needs neither the model nor torch."""
+    """Words and images in, sequences out. Needs neither the model nor torch."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Processor:
         template: str,
         *,
         pixels: PixelSpec,
-        picture_tokens: int,
+        image_tokens: int,
         drawing: Drawing | None,
         context: int | None = None,
         system: str | None = None,
@@ -48,10 +48,10 @@ class Processor:
     ) -> None:
         self.tokenizer = tokenizer
         self.pixels = pixels
-        self.picture_tokens = picture_tokens  # positions that a picture to read takes
+        self.image_tokens = image_tokens  # positions that an image to read takes
         self.drawing = drawing  # None: this model does not draw
         self.context = context  # longest sequence, in positions; None: unlimited
-        # Tokens that an answer in words never holds: those that the vocabulary was given for pictures.
+        # Tokens that an answer in words never holds: those that the vocabulary was given for images.
         self.never_said = tuple(dict.fromkeys([*never_said, *tokenizer.added]))
         self.template_name = template
         names = tokenizer.names
@@ -84,7 +84,7 @@ class Processor:
         config: ProcessorConfig,
         *,
         pixels: PixelSpec,
-        picture_tokens: int,
+        image_tokens: int,
         drawing: Drawing | None,
         context: int | None = None,
         tokenizer: str | Path | None = None,
@@ -101,7 +101,7 @@ class Processor:
             loaded,
             config.template,
             pixels=pixels,
-            picture_tokens=picture_tokens,
+            image_tokens=image_tokens,
             drawing=drawing,
             context=context,
             system=config.system,
@@ -115,7 +115,7 @@ class Processor:
         *,
         supervise: Supervise = "answers",
         drop_condition: bool = False,
-        learn_picture_ends: bool = False,
+        learn_image_ends: bool = False,
         check_length: bool = True,
     ) -> TokenSequence:
         """Make a training sequence.
@@ -124,8 +124,8 @@ class Processor:
         with no text marked and nothing drawn, what the assistant says, or the whole of a plain text.
         ``supervise="all"``: every text token of a sample that draws nothing, unless its
         supervision is exact. ``drop_condition``: what
-        comes before the first drawn picture is replaced by pads. ``learn_picture_ends``: begin-of-image
-        and end-of-image of drawn pictures are learned too (the papers do not say; here, not unless asked).
+        comes before the first drawn image is replaced by pads. ``learn_image_ends``: begin-of-image
+        and end-of-image of drawn images are learned too (the papers do not say; here, not unless asked).
         ``check_length=False`` leaves it to the caller to see whether the context holds it.
 
         Raises:
@@ -134,20 +134,20 @@ class Processor:
         """
         sample = with_supervision(sample)
         if sample.template:
-            parts, bos = self.trained_parts(sample.messages, learn_picture_ends), self._bos
+            parts, bos = self.trained_parts(sample.messages, learn_image_ends), self._bos
         else:
-            parts = self._maker(learn_picture_ends).document([s for m in sample.messages for s in m.content])
+            parts = self._maker(learn_image_ends).document([s for m in sample.messages for s in m.content])
             bos = self.template.always_bos or self.tokenizer.adds_bos
-        draws = any(isinstance(part.picture, PictureToDraw) for part in parts)
+        draws = any(isinstance(part.image, ImageTarget) for part in parts)
         if supervise == "all" and not draws and not sample.exact_supervision:
             parts = [replace(part, learned=self._is_text(part)) for part in parts]
         sequence = self._assemble(parts, bos=bos, source=sample.source, check_length=check_length)
         if drop_condition and draws:
-            sequence = without_condition(sequence, pad=self.pad_id, read=self.picture_tokens)
+            sequence = without_condition(sequence, pad=self.pad_id, read=self.image_tokens)
         if not (sequence.labels != IGNORED).any() and not any(sequence.generation_supervised):
             raise DataError(
                 f"a sample of source '{sample.source}' has nothing to learn: no text marked as supervised, "
-                "no answer, no picture to draw. Add an answer, or leave the sample out."
+                "no answer, no image to draw. Add an answer, or leave the sample out."
             )
         return sequence
 
@@ -167,47 +167,47 @@ class Processor:
         return self._assemble(self.answer_parts(messages), bos=self._bos)
 
     def draw_prompt(self, prompt: str | Sequence[Message]) -> TokenSequence:
-        """Make the prompt of a picture, from a text or a conversation: it ends in begin-of-image.
+        """Make the prompt of an image, from a text or a conversation: it ends in begin-of-image.
 
-        It is what a training sequence of the same conversation has before the picture's codes: the picture is
+        It is what a training sequence of the same conversation has before the image's codes: the image is
         the assistant's next message, or goes on with the assistant's last one.
 
         Raises:
-            PromptError: it cannot be rendered, or there is no room for the picture in the context.
+            PromptError: it cannot be rendered, or there is no room for the image in the context.
         """
         if self.drawing is None:
             raise PromptError("this model has no generation path: it cannot draw.")
         messages = [Message("user", [Text(prompt)])] if isinstance(prompt, str) else list(prompt)
         return self._assemble(self.drawing_parts(messages), bos=self._bos, room=self.drawing.num_tokens)
 
-    def trained_parts(self, messages: Sequence[Message], learn_picture_ends: bool = False) -> list[Part]:
+    def trained_parts(self, messages: Sequence[Message], learn_image_ends: bool = False) -> list[Part]:
         """Write a conversation as it is trained.
 
         Raises:
             PromptError: it cannot be rendered, or what precedes something that is learned is written
                 otherwise where it is asked for.
         """
-        return self._maker(learn_picture_ends).conversation(self._with_system(messages))
+        return self._maker(learn_image_ends).conversation(self._with_system(messages))
 
     def answer_parts(self, messages: Sequence[Message]) -> list[Part]:
         """Write a conversation up to where the assistant answers it."""
         return self._maker().conversation(self._with_system(messages), answer=True)
 
     def drawing_parts(self, messages: Sequence[Message]) -> list[Part]:
-        """Write a conversation up to where the assistant's picture begins, as it is trained."""
-        drawn = PictureToDraw(Image.new("RGB", (1, 1)), supervised=False)
+        """Write a conversation up to where the assistant's image begins, as it is trained."""
+        drawn = ImageTarget(Image.new("RGB", (1, 1)), supervised=False)
         *earlier, last = messages or [Message("user", [])]
         if last.role == "assistant":
             conversation = [*earlier, replace(last, content=[*last.content, drawn])]
         else:
             conversation = [*earlier, last, Message("assistant", [drawn])]
         parts = self.trained_parts(conversation)
-        return parts[: next(i for i, part in enumerate(parts) if part.picture is drawn)]
+        return parts[: next(i for i, part in enumerate(parts) if part.image is drawn)]
 
     def unconditional(self, sequence: TokenSequence) -> TokenSequence:
         """Return the row that guidance leans on: pads everywhere but at the first and the last position.
 
-        The pads are attended to, at the same positions. Pictures in the prompt are dropped with the rest.
+        The pads are attended to, at the same positions. Images in the prompt are dropped with the rest.
         """
         return unconditional(sequence, self.pad_id)
 
@@ -250,7 +250,7 @@ class Processor:
             "template_variables": self.template_variables,
             "tokens": self.tokenizer.names,
             "pixels": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.pixels).items()},
-            "picture_tokens": self.picture_tokens,
+            "image_tokens": self.image_tokens,
             "drawing": self.drawing and asdict(self.drawing),
             "context": self.context,
             "never_said": list(self.never_said),
@@ -284,7 +284,7 @@ class Processor:
             load_tokenizer(tokenizer, record.tokens),
             record.template,
             pixels=record.pixels,
-            picture_tokens=record.picture_tokens,
+            image_tokens=record.image_tokens,
             drawing=record.drawing,
             context=record.context,
             system=record.system,
@@ -292,8 +292,8 @@ class Processor:
             template_variables=record.template_variables,
         )
 
-    def _maker(self, learn_picture_ends: bool = False) -> PartMaker:
-        return PartMaker(self.tokenizer, self.template, learn_picture_ends=learn_picture_ends)
+    def _maker(self, learn_image_ends: bool = False) -> PartMaker:
+        return PartMaker(self.tokenizer, self.template, learn_image_ends=learn_image_ends)
 
     def _with_system(self, messages: Sequence[Message]) -> list[Message]:
         """Put the system text first, unless there is one, or the assistant begins with a drawing.
@@ -304,13 +304,13 @@ class Processor:
         system = self.template.system if self.system is None else self.system
         spoken = (s for m in messages if m.role == "assistant" for s in m.content)
         first = next((s for s in spoken if not isinstance(s, Text) or s.text.strip()), None)
-        if not system or isinstance(first, PictureToDraw) or (messages and messages[0].role == "system"):
+        if not system or isinstance(first, ImageTarget) or (messages and messages[0].role == "system"):
             return list(messages)
         return [Message("system", [Text(system)]), *messages]
 
     def _is_text(self, part: Part) -> bool:
         ends = (self.tokenizer.names["begin_image"], self.tokenizer.names["end_image"])
-        return part.picture is None and not (part.piece.special and part.piece.text in ends)
+        return part.image is None and not (part.piece.special and part.piece.text in ends)
 
     def _assemble(
         self,
@@ -327,30 +327,28 @@ class Processor:
             self.tokenizer.encode([part.piece for part in parts]),
             parts,
             bos=self.tokenizer.named("bos") if bos else None,
-            read=self.picture_tokens,
+            read=self.image_tokens,
             draw=drawing.num_tokens if drawing else 0,
         )
         if check_length and self.context is not None:
-            check_room(
-                len(sequence), self.context, room=room, picture_tokens=self.picture_tokens, source=source
-            )
+            check_room(len(sequence), self.context, room=room, image_tokens=self.image_tokens, source=source)
         sequence = with_pixels(
             sequence, parts, self.pixels, (drawing.height, drawing.width) if drawing else None
         )
         return replace(sequence, source=source)
 
 
-def check_room(positions: int, context: int, *, room: int, picture_tokens: int, source: str = "") -> None:
+def check_room(positions: int, context: int, *, room: int, image_tokens: int, source: str = "") -> None:
     """Hold a sequence of so many positions, and the ``room`` to be kept free behind it, to the context.
 
     Raises:
         PromptError: they are longer.
     """
     if positions + room > context:
-        image = f" and {room} for the picture" if room else ""
+        image = f" and {room} for the image" if room else ""
         of_source = f" (source {printable(source)!r})" if source else ""
         raise PromptError(
             f"the sequence takes {positions:,} positions{image}; the context has {context:,}{of_source}."
-            f" Shorten the text, or leave out pictures ({picture_tokens + 2} positions for each that is"
+            f" Shorten the text, or leave out images ({image_tokens + 2} positions for each that is"
             " read)."
         )

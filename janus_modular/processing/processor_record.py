@@ -21,7 +21,7 @@ MAX_SIZE = 2**27
 
 @dataclass(frozen=True)
 class Drawing:
-    """The pictures that the model draws: their size in pixels, and the positions that one takes."""
+    """The images that the model draws: their size in pixels, and the positions that one takes."""
 
     height: int
     width: int
@@ -36,7 +36,7 @@ class ProcessorRecord:
     system: str | None
     tokens: SpecialTokens
     pixels: PixelSpec
-    picture_tokens: int
+    image_tokens: int
     drawing: Drawing | None
     context: int | None
     never_said: list[str]
@@ -52,7 +52,7 @@ def read_record(description: Mapping[str, Any]) -> ProcessorRecord:
     record = _typed(ProcessorRecord, description)
     drawing = record.drawing
     for name, number in {
-        "picture_tokens": record.picture_tokens,
+        "image_tokens": record.image_tokens,
         "context": record.context or 1,
         "pixels": record.pixels.height * record.pixels.width,
         "drawing": max(drawing.height * drawing.width, drawing.num_tokens) if drawing else 1,

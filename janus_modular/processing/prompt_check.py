@@ -8,7 +8,7 @@ from PIL import Image
 
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.processing.processor import Processor, check_room
-from janus_modular.sequence import Message, PictureToDraw, Text
+from janus_modular.sequence import ImageTarget, Message, Text
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ def check_context(processor: Processor) -> None:
     if processor.drawing is not None:
         processor.draw_prompt("a")
     if processor.context is not None:
-        read = processor.picture_tokens
-        check_room(read + 2, processor.context, room=0, picture_tokens=read)  # and what frames it
+        read = processor.image_tokens
+        check_room(read + 2, processor.context, room=0, image_tokens=read)  # and what frames it
 
 
 def _ends_answers(processor: Processor) -> bool:
@@ -78,12 +78,12 @@ def _check_last_turn(processor: Processor, conversation: list[Message]) -> None:
     processor.trained_parts([*conversation, Message("assistant", [Text("b", supervised=True)])])
     if processor.drawing is None:
         return
-    image = PictureToDraw(Image.new("RGB", (1, 1)))
+    image = ImageTarget(Image.new("RGB", (1, 1)))
     trained = processor.trained_parts([*conversation, Message("assistant", [image])])
     asked = processor.drawing_parts(conversation)
     if [part.piece for part in trained[: len(asked)]] != [part.piece for part in asked]:
         texts = ["".join(part.piece.text for part in parts) for parts in (trained[: len(asked)], asked)]
         raise PromptError(
-            "a picture to draw is trained behind another text than it is asked for behind:\n"
+            "an image to draw is trained behind another text than it is asked for behind:\n"
             f"  trained: {texts[0]!r}\n  asked:   {texts[1]!r}\nChoose another processor.template."
         )

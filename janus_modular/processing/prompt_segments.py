@@ -1,4 +1,4 @@
-"""A conversation as the parts of a sequence: text, special tokens and pictures, each learned or not."""
+"""A conversation as the parts of a sequence: text, special tokens and images, each learned or not."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Literal
 
 from janus_modular.processing.template_spans import Render, Said, render_marked
 from janus_modular.processing.text_tokenizer import Piece, TextTokenizer
-from janus_modular.sequence import Message, PictureToDraw, PictureToRead, Sample, Segment, Text
+from janus_modular.sequence import ImageInput, ImageTarget, Message, Sample, Segment, Text
 
 Supervise = Literal["answers", "all"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of the prompt, whether it is to be learned, and the picture that it stands for."""
+    """A piece of the prompt, whether it is to be learned, and the image that it stands for."""
 
     piece: Piece
     learned: bool = False
-    picture: PictureToRead | PictureToDraw | None = None
+    image: ImageInput | ImageTarget | None = None
 
 
 class PartMaker:
     """Turns conversations and bare segments into parts, for one tokenizer and one template."""
 
-    def __init__(self, tokenizer: TextTokenizer, render: Render, *, learn_picture_ends: bool = False) -> None:
+    def __init__(self, tokenizer: TextTokenizer, render: Render, *, learn_image_ends: bool = False) -> None:
         self.tokenizer = tokenizer
         self.render = render
-        self.learn_picture_ends = learn_picture_ends
+        self.learn_image_ends = learn_image_ends
 
     def conversation(self, messages: Sequence[Message], *, answer: bool = False) -> list[Part]:
         """Render messages; with ``answer``, up to where the assistant begins to speak."""
@@ -59,13 +59,13 @@ class PartMaker:
 
     def _learned(self, said: Said) -> bool:
         """Whether the template's text around a segment is learned with it."""
-        if said.role != "assistant" or isinstance(said.segment, PictureToRead):
+        if said.role != "assistant" or isinstance(said.segment, ImageInput):
             return False
-        return said.segment.supervised and (isinstance(said.segment, Text) or self.learn_picture_ends)
+        return said.segment.supervised and (isinstance(said.segment, Text) or self.learn_image_ends)
 
     def _lead(self, text: str, said: Said | None) -> list[Part]:
-        """What leads to a first word. To a picture no space does: its prompt has none either."""
-        if said and isinstance(said.segment, PictureToDraw) and not text.strip():
+        """What leads to a first word. To an image no space does: its prompt has none either."""
+        if said and isinstance(said.segment, ImageTarget) and not text.strip():
             return []
         return self._template(text, learned=said is not None and self._learned(said))
 
@@ -84,8 +84,8 @@ class PartMaker:
         begin, end, placeholder = (
             Piece(names[name] or "", special=True) for name in ("begin_image", "end_image", "placeholder")
         )
-        ends = self.learn_picture_ends and isinstance(segment, PictureToDraw) and segment.supervised
-        return [Part(begin, ends), Part(placeholder, picture=segment), Part(end, ends)]
+        ends = self.learn_image_ends and isinstance(segment, ImageTarget) and segment.supervised
+        return [Part(begin, ends), Part(placeholder, image=segment), Part(end, ends)]
 
 
 def with_supervision(sample: Sample) -> Sample:
@@ -95,7 +95,7 @@ def with_supervision(sample: Sample) -> Sample:
     """
     segments = [segment for message in sample.messages for segment in message.content]
     marked = any(isinstance(s, Text) and s.supervised for s in segments)
-    draws = any(isinstance(s, PictureToDraw) and s.supervised for s in segments)
+    draws = any(isinstance(s, ImageTarget) and s.supervised for s in segments)
     if marked or draws or sample.exact_supervision:
         return sample
     return replace(

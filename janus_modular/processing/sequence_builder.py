@@ -1,4 +1,4 @@
-"""From encoded parts to a sequence: labels, the places of pictures, and the row without its condition."""
+"""From encoded parts to a sequence: labels, the places of images, and the row without its condition."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 
 from janus_modular.errors import PromptError
 from janus_modular.interfaces import PixelSpec
-from janus_modular.processing.image_io import open_picture
+from janus_modular.processing.image_io import open_image
 from janus_modular.processing.image_transforms import generation_pixels, understanding_pixels
 from janus_modular.processing.prompt_segments import Part
 from janus_modular.processing.text_tokenizer import Encoded
-from janus_modular.sequence import IGNORED, PictureToDraw, PictureToRead
+from janus_modular.sequence import IGNORED, ImageInput, ImageTarget
 from janus_modular.sequence import Sequence as TokenSequence
 
 
 def lay_out(
     encoded: Encoded, parts: Sequence[Part], *, bos: int | None, read: int, draw: int
 ) -> TokenSequence:
-    """Give every token its position and every picture its ``read`` or ``draw`` positions; no pixels yet.
+    """Give every token its position and every image its ``read`` or ``draw`` positions; no pixels yet.
 
     A token is learned if any of its letters is. Labels are one ahead: what a position has to say is
     the token that follows it.
     """
-    reads = np.array([isinstance(part.picture, PictureToRead) for part in parts], np.bool_)  # (parts,)
-    draws = np.array([isinstance(part.picture, PictureToDraw) for part in parts], np.bool_)
+    reads = np.array([isinstance(part.image, ImageInput) for part in parts], np.bool_)  # (parts,)
+    draws = np.array([isinstance(part.image, ImageTarget) for part in parts], np.bool_)
     before = np.cumsum([0, *(part.learned for part in parts)])  # how many parts before each are learned
     learned = before[encoded.last + 1] > before[encoded.first]  # (tokens,)
     count = np.where(reads, read, np.where(draws, draw, 1))[encoded.first]
@@ -48,36 +48,32 @@ def with_pixels(
     read: PixelSpec,
     draw: tuple[int, int] | None,
 ) -> TokenSequence:
-    """Add the pixels of all pictures: ``read`` says how they are read, ``draw`` the size of drawn ones.
+    """Add the pixels of all images: ``read`` says how they are read, ``draw`` the size of drawn ones.
 
     Raises:
-        PictureError: a picture is damaged, too large, or none.
+        ImageError: an image is damaged, too large, or none.
         PromptError: there is one to draw, and nothing to draw with.
     """
-    pictures = [part.picture for part in parts]
-    drawn = [picture for picture in pictures if isinstance(picture, PictureToDraw)]
+    images = [part.image for part in parts]
+    drawn = [image for image in images if isinstance(image, ImageTarget)]
     if drawn and draw is None:
-        raise PromptError("there is a picture to draw, and this model has no generation path.")
+        raise PromptError("there is an image to draw, and this model has no generation path.")
     height, width = draw or (0, 0)
     return replace(
         sequence,
         understanding_pixels=[
-            understanding_pixels(open_picture(p.picture), read)
-            for p in pictures
-            if isinstance(p, PictureToRead)
+            understanding_pixels(open_image(p.image), read) for p in images if isinstance(p, ImageInput)
         ],
-        generation_pixels=[
-            generation_pixels(open_picture(p.picture), height=height, width=width) for p in drawn
-        ],
+        generation_pixels=[generation_pixels(open_image(p.image), height=height, width=width) for p in drawn],
         generation_supervised=[p.supervised for p in drawn],
     )
 
 
 def without_condition(sequence: TokenSequence, *, pad: int, read: int) -> TokenSequence:
-    """Replace by pads what comes before the first drawn picture, all but the first and the last position.
+    """Replace by pads what comes before the first drawn image, all but the first and the last position.
 
-    What remains before the picture is what an unconditional prompt is when drawing; nothing in it is
-    learned, and pictures in it are dropped. ``read`` is how many positions a picture to read takes.
+    What remains before the image is what an unconditional prompt is when drawing; nothing in it is
+    learned, and images in it are dropped. ``read`` is how many positions an image to read takes.
     """
     last = int(sequence.generation_at.argmax()) - 1  # begin-of-image
     tokens, labels = sequence.tokens.copy(), sequence.labels.copy()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from janus_modular.errors import PromptError
-from janus_modular.sequence import Message, PictureToDraw, Segment, Text
+from janus_modular.sequence import ImageTarget, Message, Segment, Text
 
 Turn = dict[str, str]
 """What a template is given: ``role``, ``content``, and ``reasoning_content`` where a message has it."""
@@ -77,7 +77,7 @@ class Marks:
         self._tags = {True: _any_of(tags), False: _any_of([t for t in tags if not special.search(t)])}
 
     def turn(self, message: Message, index: int) -> Turn:
-        """Write a message with a mark in place of each text and each picture."""
+        """Write a message with a mark in place of each text and each image."""
         turn = {"role": message.role}
         if message.reasoning_content is not None:
             turn["reasoning_content"] = self._text(message.reasoning_content, index, message.role, True)
@@ -90,7 +90,7 @@ class Marks:
         return turn
 
     def reveal(self, marked: str) -> str:
-        """Put the words back where their marks stand; pictures keep their marks."""
+        """Put the words back where their marks stand; images keep their marks."""
 
         def words(match: re.Match[str]) -> str:
             segment = self.said[int(match[1])].segment
@@ -149,7 +149,7 @@ def render_marked(
     for k, each in enumerate(said):
         if each.role != "assistant":
             continue
-        if isinstance(each.segment, PictureToDraw) and each.segment.supervised:
+        if isinstance(each.segment, ImageTarget) and each.segment.supervised:
             asked = _drawing_prompt(render, turns, each.message, found[k][0])
             _check_prefix(render, marks, each, rendered[: ends[k]], asked)
         if k == 0 or said[k - 1].message != each.message:
@@ -209,7 +209,7 @@ def _answer_prompt(render: Render, turns: Sequence[Turn]) -> str | None:
 
 
 def _drawing_prompt(render: Render, turns: Sequence[Turn], index: int, mark: str) -> str:
-    """Return what precedes a picture in message ``index`` when it is asked for: nothing follows it then."""
+    """Return what precedes an image in message ``index`` when it is asked for: nothing follows it then."""
     content = turns[index]["content"]
     content = content[: content.index(mark) + len(mark)]
     return render([*turns[:index], {**turns[index], "content": content}], False).partition(mark)[0]
@@ -229,7 +229,7 @@ def _check_prefix(
     same = next(i for i in range(len(trained) + 1) if trained[i : i + 1] != asked[i : i + 1])
     at = max(same - 30, 0)
     dots = "..." if at else ""
-    what = "answer" if isinstance(said.segment, Text) else "picture to draw"
+    what = "answer" if isinstance(said.segment, Text) else "image to draw"
     raise PromptError(
         f"the chat template writes what precedes the {what} of message {said.message} otherwise in training"
         f" than where it is asked for:\n"

@@ -1,6 +1,6 @@
 """How a conversation is written as one text: Janus', Janus-Pro's, the tokenizer's own, or none.
 
-A template turns ``{"role", "content"}`` turns into text. It knows no pictures and no ids: a picture is a
+A template turns ``{"role", "content"}`` turns into text. It knows no images and no ids: an image is a
 private mark within a content (see ``marking``).
 """
 
@@ -91,7 +91,7 @@ class ChatTemplate:
 
     The helpers are those that such templates are written against: special tokens by name,
     ``raise_exception``, ``strftime_now``, ``tojson``, ``break`` and ``continue`` in loops. Content is a text,
-    or a list of parts where the template renders nothing else (Idefics3's and LLaVA-NeXT's); pictures have
+    or a list of parts where the template renders nothing else (Idefics3's and LLaVA-NeXT's); images have
     their marks in the text either way.
     """
 

@@ -65,7 +65,7 @@ class Contract:
 
 
 class UnderstandingEncoderContract(Contract, slot="understanding_encoders"):
-    """``make`` returns an encoder and normalised pixels (N, 3, H, W) of at least 2 pictures."""
+    """``make`` returns an encoder and normalised pixels (N, 3, H, W) of at least 2 images."""
 
 
 class ImageTokenizerContract(Contract, slot="image_tokenizers"):
@@ -85,7 +85,7 @@ class BackboneContract(Contract, slot="backbones"):
 
 
 class GenerationPathContract(Contract, slot="generation"):
-    """``make`` returns a path and pictures (N, 3, height, width), uint8."""
+    """``make`` returns a path and images (N, 3, height, width), uint8."""
 
 
 class SamplingLoopContract(Contract, slot="sampling_loops"):

@@ -90,7 +90,7 @@ def draw_with(path: Any, images: int, hidden_size: int) -> tuple[PathSession, ND
         try:
             yielded = next(running)
         except StopIteration as end:
-            return session, loops.pictures(path.sampling_loop, end.value, images)
+            return session, loops.images(path.sampling_loop, end.value, images)
         loops.steps(path.sampling_loop, yielded)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WIDTH, VOCABULARY, CODES, POSITIONS = 6, 11, 7, 4
-"""Sizes of `NumpySession`: of a hidden state, in tokens, in codes, of a picture."""
+"""Sizes of `NumpySession`: of a hidden state, in tokens, in codes, of an image."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class LayoutExample:
 
 
 def prompt(*tokens: int) -> Sequence:
-    """Return a prompt of these token ids, without pictures."""
+    """Return a prompt of these token ids, without images."""
     ids = np.array(tokens, np.int64)
     nowhere = np.zeros(len(ids), np.bool_)
     return Sequence(ids, np.full_like(ids, IGNORED), nowhere, nowhere.copy())

@@ -29,7 +29,7 @@ from janus_modular.testing.running import Make
 
 WIDTH, CODES, TOKENS, GRID = 64, (40, 24, 12), 7, (4, 6)
 SIDES = (16, 32, 64, 128, 256, 384)
-"""Sides of pictures, in pixels: the first that a tokenizer takes is used."""
+"""Sides of images, in pixels: the first that a tokenizer takes is used."""
 
 
 def context(plugins: Plugins, slot: str, name: str, overrides: Iterable[str] = ()) -> Make:
@@ -108,7 +108,7 @@ def _tokenizer(part: Part, build: ModelBuilder, plugins: Plugins) -> Example:
         except (ValueError, JanusError):
             continue
         return tokenizer, torch.rand(2, 3, side, side) * (high - low) + low
-    raise ConfigError(f"'{part.name}' takes no picture of {' or '.join(map(str, SIDES))} pixels a side")
+    raise ConfigError(f"'{part.name}' takes no image of {' or '.join(map(str, SIDES))} pixels a side")
 
 
 def _adaptor(part: Part, build: ModelBuilder, plugins: Plugins) -> Example:

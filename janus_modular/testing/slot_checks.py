@@ -17,20 +17,20 @@ from janus_modular.testing.drawing import draw_with
 @check_for("understanding_encoders")
 @torch.no_grad()
 def check_encoder_sizes(encoder: Any, pixels: Tensor) -> None:
-    """Features are as many and as wide as the encoder says, and it says which pictures it wants."""
+    """Features are as many and as wide as the encoder says, and it says which images it wants."""
     features = encoder.eval()(pixels)
     rows, columns = encoder.grid(*pixels.shape[-2:])
     said = (len(pixels), rows * columns, encoder.width)
     ensure(tuple(features.shape) == said, f"features are {tuple(features.shape)}; it says (N, P, C) = {said}")
     ensure(isinstance(encoder.pixels, PixelSpec), f"encoder.pixels is {encoder.pixels!r}, not a PixelSpec")
     wanted = encoder.grid(encoder.pixels.height, encoder.pixels.width)
-    ensure(min(wanted) > 0, f"a picture of the size that it asks for becomes a grid of {wanted} features")
+    ensure(min(wanted) > 0, f"an image of the size that it asks for becomes a grid of {wanted} features")
 
 
 @check_for("image_tokenizers")
 @torch.no_grad()
 def check_tokenizer_sizes(tokenizer: Any, pixels: Tensor) -> None:
-    """Codes are as many and in the range that the tokenizer says, and paint pictures of the same size."""
+    """Codes are as many and in the range that the tokenizer says, and paint images of the same size."""
     tokenizer.eval()
     height, width = pixels.shape[-2:]
     codes = tokenizer.encode(pixels)
@@ -197,7 +197,7 @@ def check_resize_vocab(backbone: Any, tokens: Tensor) -> None:
 @check_for("generation")
 @torch.no_grad()
 def check_generation_sizes(path: Any, pixels: Tensor) -> None:
-    """A picture takes as many positions as it says, and its losses are one for each."""
+    """An image takes as many positions as it says, and its losses are one for each."""
     path.eval()
     size = (path.height, path.width)
     ensure(tuple(pixels.shape[-2:]) == size, f"the example is {tuple(pixels.shape[-2:])}; it draws {size}")
@@ -217,7 +217,7 @@ def check_generation_promises(path: Any, pixels: Tensor) -> None:
     sizes = {name: size for name, size in path.sizes.items() if not isinstance(size, int)}
     ensure(not sizes, f"sizes must be numbers, and these are not: {sizes}")
     parts = path.parts()
-    ensure("draw" in parts, f"it offers the parts {', '.join(parts) or 'none'}: 'draw' makes the picture")
+    ensure("draw" in parts, f"it offers the parts {', '.join(parts) or 'none'}: 'draw' makes the image")
     ensure(
         isinstance(path.trained_apart, tuple | list),
         f"trained_apart is {path.trained_apart!r}: write a tuple of paths, ('tokenizer',)",

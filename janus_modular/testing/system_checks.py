@@ -17,7 +17,7 @@ import torch
 
 from janus_modular import loops
 from janus_modular.protocols import Layout, Runtime, Source, Tracker
-from janus_modular.sequence import PictureToDraw, Sample, Sequence, Text
+from janus_modular.sequence import ImageTarget, Sample, Sequence, Text
 from janus_modular.testing.check import check_for, ensure
 from janus_modular.testing.examples import LayoutExample, SamplingExample
 
@@ -46,13 +46,13 @@ def check_loop_ends(loop: Any, example: SamplingExample) -> None:
 
 @check_for("sampling_loops")
 def check_loop_protocol(loop: Any, example: SamplingExample) -> None:
-    """It yields what a loop that answers yields, or what one that draws does, and then returns pictures."""
+    """It yields what a loop that answers yields, or what one that draws does, and then returns images."""
     yielded, returned = run_loop(loop, example, example.prompts)
     name, rows = loop.__name__, len(example.prompts)
     if yielded and isinstance(yielded[0], tuple):
         for one in yielded:
             loops.steps(name, one)
-        loops.pictures(name, returned, rows)
+        loops.images(name, returned, rows)
     else:
         loops.settings_that_answer(name, example.settings)
         for one in yielded:
@@ -90,7 +90,7 @@ def check_source_samples(source: Source, indices: Many[int]) -> None:
         sample = source.sample(index, np.random.default_rng(0))
         ensure(isinstance(sample, Sample), f"sample {index} is {type(sample).__name__}, not a Sample")
         segments = [one for message in sample.messages for one in message.content]
-        taught = [one for one in segments if isinstance(one, Text | PictureToDraw) and one.supervised]
+        taught = [one for one in segments if isinstance(one, Text | ImageTarget) and one.supervised]
         ensure(bool(taught), f"nothing in sample {index} is supervised")
 
 

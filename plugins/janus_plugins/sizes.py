@@ -1,4 +1,4 @@
-"""Checks of sizes: those that no component can be built with, and pictures that it does not take."""
+"""Checks of sizes: those that no component can be built with, and images that it does not take."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_heads(width: int, heads: int) -> None:
 
 
 def squares(component: str, height: int, width: int, side: int) -> tuple[int, int]:
-    """Return the rows and columns of squares that a picture is cut into, ``side`` pixels wide.
+    """Return the rows and columns of squares that an image is cut into, ``side`` pixels wide.
 
     Raises:
         ValueError: it is not cut evenly, or has no size.

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from janus_modular import Message, PictureToRead, PromptError, Text
+from janus_modular import ImageInput, Message, PromptError, Text
 from janus_modular.answers import Answer, Usage
 from janus_modular.checkpoints.from_config import compose
 from janus_modular.cli.app import app
@@ -22,12 +22,12 @@ from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.janus import Janus
 
-PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
 CONTEXT = 56
 QUESTIONS = [
     ("It", []),
     ("a longer question?", []),
-    ("what?", [PICTURE]),
+    ("what?", [IMAGE]),
     ("why?", []),
 ]
 BATCHES = [(0, 1), (3, 1, 2, 0), (2, 0, 0)]
@@ -217,11 +217,9 @@ def test_the_command_counts_the_tokens_of_drawings(folder: Path, tmp_path: Path)
     assert record["images"][0]["usage"]["completion_tokens"] == 0
 
 
-def test_questions_with_pictures_keep_their_rows(janus: Janus) -> None:
+def test_questions_with_images_keep_their_rows(janus: Janus) -> None:
     """Images of several rows go through the encoder together, and back to their own rows."""
     other = Image.new("RGB", (20, 20), "red")
-    questions = [
-        [Message("user", [PictureToRead(picture), Text("what?")])] for picture in (PICTURE, other, PICTURE)
-    ]
+    questions = [[Message("user", [ImageInput(image), Text("what?")])] for image in (IMAGE, other, IMAGE)]
     together = janus.chat_batch([(one, ()) for one in questions], max_tokens=8)
     assert together == [janus.chat(one, max_tokens=8) for one in questions]

@@ -9,7 +9,7 @@ from janus_modular.model.batch import collate, pack
 
 
 def sequence(length: int, *, read: int = 0, drawn: int = 0, source: str = "", first: int = 1) -> Sequence:
-    """Words, with pictures of two places each right after the first word."""
+    """Words, with images of two places each right after the first word."""
     understanding_at, generation_at = np.zeros(length, np.bool_), np.zeros(length, np.bool_)
     understanding_at[1 : 1 + 2 * read] = True
     generation_at[1 + 2 * read : 1 + 2 * (read + drawn)] = True
@@ -50,7 +50,7 @@ def test_positions_restart_at_every_sequence_and_at_the_padding() -> None:
     assert batch.lengths.tolist() == [5, 1, 4]
 
 
-def test_pictures_keep_the_order_of_their_places() -> None:
+def test_images_keep_the_order_of_their_places() -> None:
     rows = [
         [sequence(8, read=1, first=10), sequence(9, read=1, drawn=2, first=20)],
         [sequence(5, drawn=1, first=30)],
@@ -67,16 +67,16 @@ def test_pictures_keep_the_order_of_their_places() -> None:
     assert batch.generation_at[0].nonzero().flatten().tolist() == [11, 12, 13, 14]
 
 
-def test_sources_are_kept_for_words_and_pictures() -> None:
+def test_sources_are_kept_for_words_and_images() -> None:
     batch = collate([[sequence(3, source="text"), sequence(5, drawn=1, source="draw")]])
     assert batch.sources == ["draw", "text"]
     assert batch.label_source is not None
-    assert batch.picture_source is not None
+    assert batch.image_source is not None
     assert batch.label_source.tolist() == [[1, 1, 1, 0, 0, 0, 0, 0]]
-    assert batch.picture_source.tolist() == [0]
+    assert batch.image_source.tolist() == [0]
 
 
-def test_a_batch_of_words_has_no_pictures() -> None:
+def test_a_batch_of_words_has_no_images() -> None:
     batch = collate([sequence(3), sequence(2)])
     assert batch.understanding_pixels is None
     assert batch.generation_pixels is None

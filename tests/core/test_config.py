@@ -322,7 +322,7 @@ def test_validate_builds_the_model_and_says_which_part_does_not_fit(config: str,
 def test_validate_refuses_a_context_that_holds_no_image(config: str, root: str, context: int):
     from janus_modular.cli.config import validate
 
-    with pytest.raises(PromptError, match=rf"and (16|576) for the picture; the context has {context}\."):
+    with pytest.raises(PromptError, match=rf"and (16|576) for the image; the context has {context}\."):
         validate(config, [f"{root}backbone.config.max_position_embeddings={context}"])
 
 

@@ -1,4 +1,4 @@
-"""A picture that cannot be written is an error that says so."""
+"""An image that cannot be written is an error that says so."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from janus_modular.cli.draw import save
-from janus_modular.errors import PictureError
+from janus_modular.errors import ImageError
 
 
 def test_a_folder_that_takes_no_files_is_named_in_the_error(tmp_path: Path):
     (tmp_path / "file").touch()  # writing below a file fails for every user, root too, and so does removing
-    with pytest.raises(PictureError, match=r"file/out\.png could not be written"):
+    with pytest.raises(ImageError, match=r"file/out\.png could not be written"):
         save(Image.new("RGB", (2, 2)), tmp_path / "file" / "out.png", {})

@@ -15,7 +15,7 @@ from PIL import Image
 
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
-from janus_modular.errors import BundleError, CheckpointError, ConfigError, JanusError, PictureError
+from janus_modular.errors import BundleError, CheckpointError, ConfigError, ImageError, JanusError
 from janus_modular.foreign import (
     MAX_DEPTH,
     depth_exceeds,
@@ -25,7 +25,7 @@ from janus_modular.foreign import (
     printable,
     read_json,
 )
-from janus_modular.processing.image_io import open_picture
+from janus_modular.processing.image_io import open_image
 
 # Images
 
@@ -47,22 +47,22 @@ def test_an_edited_image_is_read_or_refused_by_name(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / f"edited.{form.lower()}"
     path.write_bytes(data.draw(mutations.damaged_bytes(IMAGES[form])))
-    image = mutations.read_or_refused(lambda: open_picture(path, max_pixels=10**6), PictureError, path.name)
+    image = mutations.read_or_refused(lambda: open_image(path, max_pixels=10**6), ImageError, path.name)
     assert image is None or image.mode == "RGB"
 
 
 def test_refuses_sides_that_no_filter_should_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("janus_modular.processing.image_io.MAX_SIDE", 100)
-    assert open_picture(Image.new("RGB", (1, 100))).size == (1, 100)
+    assert open_image(Image.new("RGB", (1, 100))).size == (1, 100)
     for size in ((1, 101), (101, 1)):
-        with pytest.raises(PictureError, match="at most 100 are read on a side"):
-            open_picture(Image.new("RGB", size))
+        with pytest.raises(ImageError, match="at most 100 are read on a side"):
+            open_image(Image.new("RGB", size))
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "x" * 300 + ".png"])
 def test_refuses_names_that_no_image_has(name: str) -> None:
-    with pytest.raises(PictureError):
-        open_picture(name)
+    with pytest.raises(ImageError):
+        open_image(name)
 
 
 def test_an_assertion_of_a_decoder_is_a_refusal(tmp_path: Path) -> None:
@@ -70,16 +70,16 @@ def test_an_assertion_of_a_decoder_is_a_refusal(tmp_path: Path) -> None:
     path = tmp_path / "layers.psd"
     head = b"8BPS\0\1" + b"\0" * 6 + b"\0\3" + b"\0\0\0\12" * 2 + b"\0\10\0\3" + b"\0" * 4
     path.write_bytes(head + b"\0\0\0\7" + b"8BIX" + b"\0" * 20)
-    with pytest.raises(PictureError, match=r"layers\.psd"):
-        open_picture(path)
+    with pytest.raises(ImageError, match=r"layers\.psd"):
+        open_image(path)
 
 
 # The boundary itself
 
 
 def test_errors_of_ours_pass_a_boundary_and_others_become_ours() -> None:
-    with pytest.raises(PictureError, match=r"^mine$"), foreign_errors("file", ConfigError):
-        raise PictureError("mine")
+    with pytest.raises(ImageError, match=r"^mine$"), foreign_errors("file", ConfigError):
+        raise ImageError("mine")
     for error in (KeyError("a"), RecursionError(), MemoryError(), AssertionError(), OverflowError("x")):
         said = r"^file cannot be read: .+\. Fetch it again\.$"
         with pytest.raises(ConfigError, match=said), foreign_errors("file", ConfigError):

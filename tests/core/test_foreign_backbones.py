@@ -140,7 +140,7 @@ def composed(folder: Path, template: str = "plain", **backbone: Any) -> Janus:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_foreign_language_model_says_what_it_said_before(family: str, tmp_path: Path):
-    """Prompt, logits and greedy words as transformers has them; then pictures, and back from disk."""
+    """Prompt, logits and greedy words as transformers has them; then images, and back from disk."""
     config, names, ends = FAMILIES[family]
     folder = tmp_path / "model"
     tokenizer = save_tokenizer(folder, **names)
@@ -172,11 +172,11 @@ def test_a_foreign_language_model_says_what_it_said_before(family: str, tmp_path
     said = tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True).strip()
     assert janus.chat(conversation, max_tokens=12) == said
 
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
-    about, drawn = janus.chat("what?", [picture], max_tokens=5), janus.draw("a sea", guidance=2.0)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
+    about, drawn = janus.chat("what?", [image], max_tokens=5), janus.draw("a sea", guidance=2.0)
     janus.save_pretrained(tmp_path / "saved")
     again = Janus.from_pretrained(tmp_path / "saved")
-    assert again.chat("what?", [picture], max_tokens=5) == about
+    assert again.chat("what?", [image], max_tokens=5) == about
     np.testing.assert_array_equal(again.draw("a sea", guidance=2.0)[0], drawn[0])
 
 

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from janus_modular.checkpoints.native import working_dtype
 from janus_modular.cli.app import app
-from janus_modular.cli.draw import picture_format, save
-from janus_modular.errors import CheckpointError, PictureError
+from janus_modular.cli.draw import image_format, save
+from janus_modular.errors import CheckpointError, ImageError
 
 
 def run(*words: str) -> tuple[int, str]:
@@ -65,12 +65,12 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(
 
 @pytest.mark.parametrize("name", ["a.blp", "a.xyz", "a", "a.psd", "a.xpm"])
 def test_formats_that_cannot_be_written_are_refused(name: str) -> None:
-    with pytest.raises(PictureError, match="no picture format that can be written"):
-        picture_format(Path(name))
+    with pytest.raises(ImageError, match="no image format that can be written"):
+        image_format(Path(name))
 
 
 def test_sizes_that_a_format_does_not_hold_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match=r"a\.jpg could not be written"):
+    with pytest.raises(ImageError, match=r"a\.jpg could not be written"):
         save(Image.new("RGB", (70_000, 1)), tmp_path / "a.jpg", {})
     assert not list(tmp_path.glob("a*"))
 

@@ -139,8 +139,8 @@ def test_refuses_devices_and_pipes_unread(name: str, checkpoint: Path, tmp_path:
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        ("picture_tokens", 10**18, "picture_tokens: found 1,000,000,000,000,000,000; expected from 1"),
-        ("picture_tokens", -1, "picture_tokens: found -1"),
+        ("image_tokens", 10**18, "image_tokens: found 1,000,000,000,000,000,000; expected from 1"),
+        ("image_tokens", -1, "image_tokens: found -1"),
         ("context", "many", "context: found 'many'; expected a whole number"),
         ("pixels.height", 10**9, "pixels: found"),
         ("pixels.mean", ["a", 1, 1], "mean: found"),

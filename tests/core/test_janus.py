@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from janus_modular import ConfigError, Message, PictureToRead, PromptError, Text, unconditional
+from janus_modular import ConfigError, ImageInput, Message, PromptError, Text, unconditional
 from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
@@ -16,7 +16,7 @@ from janus_modular.janus import Janus
 from janus_modular.model.batch import collate
 from janus_modular.model.session import TorchSession
 
-PICTURES = [
+IMAGES = [
     Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 30 + i, 3), dtype=np.uint8))
     for i in range(2)
 ]
@@ -50,15 +50,15 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TorchSession]]:
     return opened
 
 
-QUESTIONS = [("what?", [PICTURES[0]]), ("a longer question, no picture", []), ("which?", PICTURES)]
+QUESTIONS = [("what?", [IMAGES[0]]), ("a longer question, no image", []), ("which?", IMAGES)]
 
 
 @torch.no_grad()
 def test_rows_go_on_as_if_alone(janus: Janus) -> None:
-    """Prefill and steps of three ragged rows, two pictures in one, against one forward pass a row."""
+    """Prefill and steps of three ragged rows, two images in one, against one forward pass a row."""
     prompts = [
-        janus.processor.chat_prompt([Message("user", [*map(PictureToRead, pictures), Text(text)])])
-        for text, pictures in QUESTIONS
+        janus.processor.chat_prompt([Message("user", [*map(ImageInput, images), Text(text)])])
+        for text, images in QUESTIONS
     ]
     session = janus.runtime.open(capacity=max(map(len, prompts)) + 4)
     hidden = [session.prefill(prompts)]
@@ -95,7 +95,7 @@ def test_an_answer_ends_before_a_stop_string(janus: Janus) -> None:
     assert janus.chat(*QUESTIONS[1], max_tokens=40, stop=[stop]) == answer[: answer.index(stop)].strip()
 
 
-def test_words_never_hold_tokens_that_were_added_for_pictures(janus: Janus) -> None:
+def test_words_never_hold_tokens_that_were_added_for_images(janus: Janus) -> None:
     session = janus.runtime.open(capacity=8)
     hidden = torch.zeros(1, janus.model.backbone.width)
     best, _ = session.run(
@@ -113,7 +113,7 @@ def test_words_alone_run_no_visual_encoder(janus: Janus, monkeypatch: pytest.Mon
     for module in (janus.model.understanding, janus.model.generation.tokenizer):
         monkeypatch.setattr(type(module), "forward", refuse, raising=False)
     monkeypatch.setattr(janus.model.generation, "embed", refuse)
-    janus.chat("no pictures here", max_tokens=3)
+    janus.chat("no images here", max_tokens=3)
 
 
 @torch.no_grad()
@@ -135,11 +135,11 @@ def naive_codes(janus: Janus, text: str, guidance: float) -> list[int]:
 def test_greedy_drawing_is_the_plain_rule(janus: Janus, guidance: float) -> None:
     codes = torch.tensor([naive_codes(janus, "a cat", guidance)])
     expected = janus.model.generation.draw(codes)[0].permute(1, 2, 0).numpy()
-    [picture] = janus.draw("a cat", guidance=guidance, temperature=0)
-    np.testing.assert_array_equal(np.asarray(picture), expected)
+    [image] = janus.draw("a cat", guidance=guidance, temperature=0)
+    np.testing.assert_array_equal(np.asarray(image), expected)
 
 
-def test_without_guidance_a_picture_is_one_row(janus: Janus, sessions: list[TorchSession]) -> None:
+def test_without_guidance_a_image_is_one_row(janus: Janus, sessions: list[TorchSession]) -> None:
     janus.draw(["a", "b"], guidance=1)
     janus.draw(["a", "b"], guidance=2)
     assert [len(session.cache.lengths) for session in sessions] == [2, 4]
@@ -161,7 +161,7 @@ def test_drawings_follow_the_seed_alone(janus: Janus, monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(first, codes_of(janus, monkeypatch, seed=1, guidance=3, batch_size=1))
     np.testing.assert_array_equal(first, codes_of(janus, monkeypatch, seed=1, guidance=3, batch_size=3))
     assert (first != codes_of(janus, monkeypatch, seed=2, guidance=3)).any()
-    assert (first[0] != first[1]).any()  # two pictures of one prompt
+    assert (first[0] != first[1]).any()  # two images of one prompt
 
 
 def test_progress_counts_to_the_end(janus: Janus) -> None:
@@ -170,9 +170,9 @@ def test_progress_counts_to_the_end(janus: Janus) -> None:
     assert told == [(done, 32) for done in range(1, 33)]  # two batches of 16 codes
 
 
-def test_a_picture_of_another_shape() -> None:
+def test_a_image_of_another_shape() -> None:
     janus = tiny("generation.height=16", "generation.width=48")
-    assert [picture.size for picture in janus.draw("a", n=2)] == [(48, 16)] * 2
+    assert [image.size for image in janus.draw("a", n=2)] == [(48, 16)] * 2
 
 
 def test_a_prompt_that_leaves_no_room_is_refused() -> None:
@@ -232,12 +232,12 @@ def test_settings_may_come_from_numpy(janus: Janus) -> None:
     assert len(janus.draw("a", guidance=np.float32(2), seed=np.int64(3))) == 1
 
 
-def test_one_picture_needs_no_list(janus: Janus, tmp_path: Path) -> None:
+def test_one_image_needs_no_list(janus: Janus, tmp_path: Path) -> None:
     file = tmp_path / "digit.png"
-    PICTURES[0].save(file)
-    answer = janus.chat("what?", [PICTURES[0]], max_tokens=6)
-    for picture in (PICTURES[0], file, str(file), file.read_bytes()):
-        assert janus.chat("what?", picture, max_tokens=6) == answer
+    IMAGES[0].save(file)
+    answer = janus.chat("what?", [IMAGES[0]], max_tokens=6)
+    for image in (IMAGES[0], file, str(file), file.read_bytes()):
+        assert janus.chat("what?", image, max_tokens=6) == answer
 
 
 def test_compose_puts_parts_together_by_name() -> None:

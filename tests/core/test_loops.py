@@ -29,7 +29,7 @@ class Plain:
 
 @dataclass
 class Numbered:
-    first: int = 0  # the number of the first picture
+    first: int = 0  # the number of the first image
 
 @dataclass
 class Answers:
@@ -90,13 +90,13 @@ def drawn(janus: Janus, loop: str, **options: object) -> list[int]:
     return [int(np.asarray(one)[0, 0, 0]) for one in janus.draw("a", **options)]
 
 
-def test_a_loop_that_numbers_no_pictures_draws_one_batch(janus: Janus) -> None:
+def test_a_loop_that_numbers_no_images_draws_one_batch(janus: Janus) -> None:
     assert drawn(janus, "plain", n=3, shade=9) == [9, 9, 9]
     with pytest.raises(PromptError, match=r"'plain' draws one batch alone.*'first'.*batch_size=3"):
         drawn(janus, "plain", n=3, batch_size=2)
 
 
-def test_a_loop_that_numbers_pictures_is_told_the_first_of_each_batch(janus: Janus) -> None:
+def test_a_loop_that_numbers_images_is_told_the_first_of_each_batch(janus: Janus) -> None:
     assert drawn(janus, "numbered", n=3, batch_size=2) == [0, 1, 2]
     assert drawn(janus, "numbered", n=3, batch_size=2, first=5) == [5, 6, 7]
 

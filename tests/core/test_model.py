@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from janus_modular import IGNORED, Message, PictureToDraw, PictureToRead, PromptError, Sample, Sequence, Text
+from janus_modular import IGNORED, ImageInput, ImageTarget, Message, PromptError, Sample, Sequence, Text
 from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
@@ -22,16 +22,16 @@ def built() -> tuple[JanusModel, Processor]:
     return model.eval(), processor
 
 
-def picture(seed: int) -> Image.Image:
+def image(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8))
 
 
 @pytest.fixture
 def sequences(built: tuple[JanusModel, Processor]) -> list[Sequence]:
-    """Words alone; a picture read; one drawn; two read, words between, two drawn, one of them learned."""
+    """Words alone; an image read; one drawn; two read, words between, two drawn, one of them learned."""
     read, draw = (
-        (lambda i: PictureToRead(picture(i))),
-        (lambda i, learn=True: PictureToDraw(picture(i), learn)),
+        (lambda i: ImageInput(image(i))),
+        (lambda i, learn=True: ImageTarget(image(i), learn)),
     )
     conversations = [
         [[Text("Hello.")], [Text("Good day to you.", True)]],
@@ -90,7 +90,7 @@ def test_losses_are_cross_entropy_of_what_comes_next(
             for t, label in enumerate(sequence.labels.tolist())
             if label != IGNORED
         ]
-        codes = model.generation.targets(batch.generation_pixels)[0]  # of the picture that is learned
+        codes = model.generation.targets(batch.generation_pixels)[0]  # of the image that is learned
         first = int(sequence.generation_at.argmax())
         drawn = [
             F.cross_entropy(model.generation.head(hidden[first - 1 + i], hidden[0, :0]), code)
@@ -100,7 +100,7 @@ def test_losses_are_cross_entropy_of_what_comes_next(
     torch.testing.assert_close(output.losses["image"], torch.stack(drawn))
 
 
-def test_a_picture_reaches_what_follows_and_nothing_before(
+def test_a_image_reaches_what_follows_and_nothing_before(
     built: tuple[JanusModel, Processor], sequences: list[Sequence]
 ) -> None:
     model, _ = built
@@ -154,6 +154,6 @@ def test_counts_that_differ_are_an_error(
     batch = collate(sequences)
     at = getattr(batch, kind)
     at[tuple(at.nonzero()[0])] = False
-    message = f"47 places for pictures that are {how}, but its 3 pictures have 48 features"
+    message = f"47 places for images that are {how}, but its 3 images have 48 features"
     with pytest.raises(PromptError, match=message):
         built[0](batch)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
-from janus_modular import IGNORED, Message, PictureToRead, Text, unconditional
+from janus_modular import IGNORED, ImageInput, Message, Text, unconditional
 from janus_modular import Sequence as TokenSequence
 from janus_modular.checkpoints import open_checkpoint
 from janus_modular.janus import Janus
@@ -62,13 +62,11 @@ def close(actual: np.ndarray | torch.Tensor, wanted: np.ndarray) -> None:
 
 @pytest.fixture
 def question(astronaut: Image.Image) -> list[Message]:
-    return [Message("user", [PictureToRead(astronaut), Text("\nWhat is in the picture?")])]
+    return [Message("user", [ImageInput(astronaut), Text("\nWhat is in the image?")])]
 
 
 @torch.no_grad()
-def test_a_picture_that_is_read(
-    janus: Janus, question: list[Message], expected: dict[str, np.ndarray]
-) -> None:
+def test_a_image_that_is_read(janus: Janus, question: list[Message], expected: dict[str, np.ndarray]) -> None:
     pixels = torch.from_numpy(janus.processor.chat_prompt(question).understanding_pixels[0])[None]
     embeddings = janus.model.understanding(pixels)[0]  # (576, D)
     close(embeddings[::16], expected["und_embeds_sub"])
@@ -76,11 +74,11 @@ def test_a_picture_that_is_read(
 
 
 def prompt_of(janus: Janus, ids: np.ndarray, question: Sequence[Message] = ()) -> TokenSequence:
-    """Make a prompt of the fixture's ids (they spell no text), the question's pictures at their places."""
+    """Make a prompt of the fixture's ids (they spell no text), the question's images at their places."""
     ids = ids.flatten().astype(np.int64)
-    pictures = janus.processor.chat_prompt(question).understanding_pixels if question else []
+    images = janus.processor.chat_prompt(question).understanding_pixels if question else []
     at = ids == janus.processor.tokenizer.id_of("<image_placeholder>")
-    return TokenSequence(ids, np.full_like(ids, IGNORED), at, np.zeros_like(at), pictures)
+    return TokenSequence(ids, np.full_like(ids, IGNORED), at, np.zeros_like(at), images)
 
 
 @torch.no_grad()
@@ -131,23 +129,23 @@ def test_codes_of_pixels(janus: Janus, question: list[Message], expected: dict[s
     assert (codes == expected["vq_encoded_ids"].flatten()).mean() >= 0.995
 
 
-def conversation(messages: Sequence[dict[str, str]], picture: Image.Image) -> list[Message]:
-    """Read a conversation of the fixture: placeholders become pictures."""
+def conversation(messages: Sequence[dict[str, str]], image: Image.Image) -> list[Message]:
+    """Read a conversation of the fixture: placeholders become images."""
     roles = {"User": "user", "<|User|>": "user", "Assistant": "assistant", "<|Assistant|>": "assistant"}
     out = []
     for message in messages:
         first, *rest = message["content"].split("<image_placeholder>")
         content = [Text(first)] if first else []
         for text in rest:
-            content += [PictureToRead(picture), *([Text(text)] if text else [])]
+            content += [ImageInput(image), *([Text(text)] if text else [])]
         out.append(Message(roles[message["role"]], content))
     return out
 
 
-def test_the_pictures_it_would_see(janus: Janus, astronaut: Image.Image) -> None:
-    """Two pictures in one question: each between its own marks, 576 places each."""
+def test_the_images_it_would_see(janus: Janus, astronaut: Image.Image) -> None:
+    """Two images in one question: each between its own marks, 576 places each."""
     prompts = json.loads((REFERENCE / "prompts.json").read_text())
-    [two] = [p for p in prompts if p["name"] == "janus understanding, two pictures"]
+    [two] = [p for p in prompts if p["name"] == "janus understanding, two images"]
     prompt = janus.processor.chat_prompt(conversation(two["conversation"], astronaut))
     assert prompt.understanding_at.sum() == 2 * 576
     assert len(prompt.understanding_pixels) == 2

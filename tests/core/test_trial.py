@@ -1,4 +1,4 @@
-"""What validating a config finds out by having a picture read: shapes that are not as promised."""
+"""What validating a config finds out by having an image read: shapes that are not as promised."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_part_that_does_not_keep_its_promise_is_named(
     [
         (
             ["pixels={height: 4, width: 4}"],
-            "has 0x0 features of a picture of 4x4 pixels; expected at least 1x1",
+            "has 0x0 features of an image of 4x4 pixels; expected at least 1x1",
         ),
         (["pixels={height: -3, width: 8}"], "understanding.encoder.pixels.height: -3; expected at least 1"),
     ],
@@ -108,7 +108,7 @@ def test_a_part_that_does_not_keep_its_promise_is_named(
         " num_attention_heads: 2, patch_size: 8, image_size: 16}}",
     ],
 )
-def test_pictures_that_are_too_small_to_read_are_refused(encoder: str, words: list[str], said: str) -> None:
+def test_images_that_are_too_small_to_read_are_refused(encoder: str, words: list[str], said: str) -> None:
     line = ["tiny", f"understanding.encoder={encoder}"]
     assert validated(*line)[0] == 0
     code, error = validated(*line, *(f"understanding.encoder.{word}" for word in words))
@@ -117,19 +117,19 @@ def test_pictures_that_are_too_small_to_read_are_refused(encoder: str, words: li
 
 
 @pytest.mark.parametrize("side", [0, -32])
-def test_pictures_that_are_too_small_to_draw_are_refused(side: int) -> None:
+def test_images_that_are_too_small_to_draw_are_refused(side: int) -> None:
     code, error = validated("tiny", f"generation.height={side}")
     assert code == 2
     assert f"generation.height: {side}; expected at least 1." in error
 
 
-def test_a_tokenizer_without_a_position_for_the_picture_is_refused(plugins: Plugins, monkeypatch) -> None:
+def test_a_tokenizer_without_a_position_for_the_image_is_refused(plugins: Plugins, monkeypatch) -> None:
     tokenizer = plugins.entry("image_tokenizers", "vq").factory
     monkeypatch.setattr(tokenizer, "grid", lambda self, height, width: (0, 4))
     set_default_plugins(plugins)
     code, error = validated("tiny")
     assert code == 2
-    assert "has 0x4 positions for a picture of 32x32 pixels; expected at least 1x1" in error
+    assert "has 0x4 positions for an image of 32x32 pixels; expected at least 1x1" in error
 
 
 @pytest.mark.parametrize("name", [name for name in shipped() if name.startswith("model/janus")])

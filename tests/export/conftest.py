@@ -107,7 +107,7 @@ SEVERAL = {
 
 @pytest.fixture
 def several_codes_checkpoint(shared: Path, plugins: Plugins) -> Path:
-    """configs/model/tiny whose pictures have 4 x 2 positions of two codes, of 8 and of 16; read only."""
+    """configs/model/tiny whose images have 4 x 2 positions of two codes, of 8 and of 16; read only."""
     folder = shared / "several_codes_checkpoint"
     with made_once(folder) as missing:
         if missing:
@@ -326,7 +326,7 @@ def codes_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[np.ndarray,
 
         with monkeypatch.context() as patch:
             patch.setattr(session, "stack", noted)
-            pictures = janus.draw(["a", "a longer prompt"], 2, **settings)
-        return np.concatenate([one.to_host(codes) for one, codes in joined]), pictures
+            images = janus.draw(["a", "a longer prompt"], 2, **settings)
+        return np.concatenate([one.to_host(codes) for one, codes in joined]), images
 
     return drawn

@@ -52,7 +52,7 @@ def test_json_says_how_fast_each_mode_is(model: Path):
     facts = json.loads(done.stdout)
     assert facts["ran"] | {"threads": 1, "rounds": 2, "batch_size": 2, "device": "cpu"} == facts["ran"]
     assert facts["machine"]["cores"] >= 1
-    for mode, rows in (("text", 2), ("drawing", 4)):  # a picture takes two under guidance
+    for mode, rows in (("text", 2), ("drawing", 4)):  # an image takes two under guidance
         speed = facts[mode]
         assert speed["rows"] == rows
         assert speed["steps"] == 3
@@ -62,7 +62,7 @@ def test_json_says_how_fast_each_mode_is(model: Path):
     drawing = facts["drawing"]
     whole = drawing["first_s"] + 15 * drawing["step_s"] + drawing["decode_s"]
     assert drawing["codes"] == 16
-    assert drawing["picture_s"] == pytest.approx(whole / 2)
+    assert drawing["image_s"] == pytest.approx(whole / 2)
     assert facts["load_s"] > 0
     assert facts["peak_memory_bytes"] > 1 << 24  # more than Python alone
 
@@ -75,13 +75,13 @@ def test_a_person_reads_the_same(model: Path):
         "machine",
         "load",
         *("text", "first token", "a step"),
-        *("drawing", "first code", "a step", "a picture"),
+        *("drawing", "first code", "a step", "an image"),
         "peak memory",
         "read bandwidth",
     ]
 
 
-def test_a_picture_has_no_more_steps_than_codes(tiny_bundle: Path):
+def test_a_image_has_no_more_steps_than_codes(tiny_bundle: Path):
     facts = bench(tiny_bundle, tokens=40, rounds=1, threads=1)
     assert facts["text"]["steps"] == 40
     assert facts["drawing"]["steps"] == 15

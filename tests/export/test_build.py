@@ -107,7 +107,7 @@ def test_engines_are_found_by_who_runs_them(built: Path):
     assert prefill.holds({"rows": 8, "tokens": 96})
     assert not decode.holds({"rows": 8, "tokens": 2})
     [only] = found.engines["image_next"].profiles
-    assert only.axes == {"rows": (1, 2, 8), "images": (1, 1, 8)}  # without guidance a row is a picture
+    assert only.axes == {"rows": (1, 2, 8), "images": (1, 1, 8)}  # without guidance a row is an image
     assert found.path("draw").is_file()
     with pytest.raises(BundleError, match="no tensorrt engines of fp16"):
         find_engines(bundle, "fp16", "tensorrt")

@@ -27,7 +27,7 @@ def test_the_bundle_draws_what_torch_draws_and_the_table_says_what_was_proven(
     assert shown.figures["bundle_variants_passed"] == 2 / 3
     assert ("fp32", "drawing", "2 of 2 passed") in shown.rows
     assert ("fp16", "range", "1 of 1 passed") in shown.rows
-    assert [len(pictures) for pictures in shown.strips.values()] == [2, 2]
+    assert [len(images) for images in shown.strips.values()] == [2, 2]
     engines = [what for variant, what, _ in shown.rows if variant == "fp16, tensorrt-rtx, 8.9"]
     assert engines == [f"engine of {graph}" for graph in load_bundle(tmp_path / "bundle").graphs]
     assert shown.figures["engines_built"] == len(engines) == 7

@@ -136,8 +136,8 @@ def test_understanding_and_codes_are_torchs(bundle: Bundle, model: JanusModel):
     np.testing.assert_array_equal(codes, model.generation.targets(torch.from_numpy(given)))
     drawn, magnitude = run(bundle, "draw", codes=codes)
     assert np.isfinite(magnitude).all()
-    pictures = model.generation.draw(torch.from_numpy(codes)).numpy()
-    assert np.abs(drawn.astype(int) - pictures).max() <= 1  # truncated to bytes: rounding may tip it over
+    images = model.generation.draw(torch.from_numpy(codes)).numpy()
+    assert np.abs(drawn.astype(int) - images).max() <= 1  # truncated to bytes: rounding may tip it over
 
 
 def test_embeddings_are_torchs(bundle: Bundle, model: JanusModel):

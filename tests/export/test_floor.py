@@ -51,17 +51,17 @@ def command(python: Path | str, folder: Path, *words: object) -> str:
 
 
 def asks_and_draws(python: Path | str, folder: Path, bundle: Path, *options: str) -> tuple[str, bytes]:
-    """Ask about a picture and draw one; return what came of it."""
+    """Ask about an image and draw one; return what came of it."""
     Image.new("RGB", (40, 30), "orange").save(folder / "cat.png")
     answer = command(
         python, folder, *options, "chat", bundle, "which?", "--image", "cat.png", "--max-tokens", 9, "--json"
     )
     command(python, folder, *options, "draw", bundle, "a cat", "-n", 2, "-o", "drawn.png")
-    with Image.open(folder / "drawn.png") as picture:
-        assert picture.size == (68, 32)
-        assert picture.text["prompt"] == "a cat"
-        assert picture.text["variant"] == "fp32"  # that was drawn by, though nobody named it
-        return json.loads(answer)["answer"], picture.tobytes()
+    with Image.open(folder / "drawn.png") as image:
+        assert image.size == (68, 32)
+        assert image.text["prompt"] == "a cat"
+        assert image.text["variant"] == "fp32"  # that was drawn by, though nobody named it
+        return json.loads(answer)["answer"], image.tobytes()
 
 
 def test_chat_and_draw_import_nothing_that_a_server_lacks(tiny_bundle: Path, tmp_path: Path):

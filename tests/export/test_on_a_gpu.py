@@ -29,8 +29,8 @@ IN_ONNX_RUNTIME = pytest.mark.skipif(
     "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
     reason="ONNX Runtime is the build for CPUs",
 )
-PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
-QUESTIONS = [("what?", [PICTURE]), ("a longer question, no picture", []), ("which?", [PICTURE, PICTURE])]
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
+QUESTIONS = [("what?", [IMAGE]), ("a longer question, no image", []), ("which?", [IMAGE, IMAGE])]
 
 
 @pytest.fixture
@@ -96,10 +96,10 @@ def on_cpu(tiny_checkpoint: Path) -> Janus:
 
 @IN_ONNX_RUNTIME
 def test_onnx_runtime_draws_the_codes_of_torch(on_gpu: Janus, on_cpu: Janus, codes_of: Callable[..., Any]):
-    expected, pictures = codes_of(TorchSession, on_cpu, seed=7)
+    expected, images = codes_of(TorchSession, on_cpu, seed=7)
     codes, ours = codes_of(OnnxSession, on_gpu, seed=7)
     np.testing.assert_array_equal(codes, expected)
-    for one, other in zip(ours, pictures, strict=True):
+    for one, other in zip(ours, images, strict=True):
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
 
@@ -128,11 +128,11 @@ def test_a_bundle_is_proven_on_a_gpu(tiny_checkpoint: Path, tmp_path: Path, vari
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_torch_draws_and_answers_on_a_gpu(on_cpu: Janus, tiny_checkpoint: Path, dtype: str):
-    """The noise is numpy's: in float32, the pictures are those of a CPU."""
+    """The noise is numpy's: in float32, the images are those of a CPU."""
     janus = Janus.from_pretrained(tiny_checkpoint, device="cuda", dtype=dtype)
-    pictures, answers = janus.draw(["a", "b"], 2, seed=3), janus.chat_batch(QUESTIONS, max_tokens=8)
+    images, answers = janus.draw(["a", "b"], 2, seed=3), janus.chat_batch(QUESTIONS, max_tokens=8)
     assert next(janus.model.parameters()).dtype == getattr(torch, dtype)
     if dtype == "float32":
         assert answers == on_cpu.chat_batch(QUESTIONS, max_tokens=8)
-        for one, other in zip(pictures, on_cpu.draw(["a", "b"], 2, seed=3), strict=True):
+        for one, other in zip(images, on_cpu.draw(["a", "b"], 2, seed=3), strict=True):
             assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1

@@ -19,18 +19,18 @@ from janus_export.runtimes.memory import Column, DeviceBuffer, HostBuffer
 from janus_export.runtimes.ort import providers
 from janus_export.runtimes.ort.runtime import OnnxConfig, OnnxRuntime
 from janus_export.runtimes.ort.session import OnnxSession
-from janus_modular import ConfigError, JanusError, Message, PictureToDraw, PictureToRead, PromptError, Text
+from janus_modular import ConfigError, ImageInput, ImageTarget, JanusError, Message, PromptError, Text
 from janus_modular.janus import Janus
 from janus_modular.model.session import TorchSession
 from janus_modular.sequence import Sequence
 from janus_modular.testing import RuntimeContract
 from janus_modular.testing.examples import prompt
 
-PICTURES = [
+IMAGES = [
     Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 30 + i, 3), dtype=np.uint8))
     for i in range(2)
 ]
-QUESTIONS = [("what?", [PICTURES[0]]), ("a longer question, no picture", []), ("which?", PICTURES)]
+QUESTIONS = [("what?", [IMAGES[0]]), ("a longer question, no image", []), ("which?", IMAGES)]
 CLOSE = {"rtol": 0, "atol": 1e-4}  # float32 sums in another order; states are of size 1
 
 
@@ -46,8 +46,8 @@ def bundled(tiny_bundle: Path) -> Janus:
 
 def prompts_of(janus: Janus, questions=QUESTIONS):
     return [
-        janus.processor.chat_prompt([Message("user", [*map(PictureToRead, pictures), Text(text)])])
-        for text, pictures in questions
+        janus.processor.chat_prompt([Message("user", [*map(ImageInput, images), Text(text)])])
+        for text, images in questions
     ]
 
 
@@ -78,10 +78,10 @@ def test_a_whole_drawing_has_torchs_codes(
     temperature: float,
 ):
     settings = {"guidance": guidance, "temperature": temperature, "seed": 7}
-    expected, pictures = codes_of(TorchSession, torches, **settings)
+    expected, images = codes_of(TorchSession, torches, **settings)
     codes, ours = codes_of(OnnxSession, bundled, **settings)
     np.testing.assert_array_equal(codes, expected)
-    for one, other in zip(ours, pictures, strict=True):  # truncated to 8 bits: a last digit may fall
+    for one, other in zip(ours, images, strict=True):  # truncated to 8 bits: a last digit may fall
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
 
@@ -96,7 +96,7 @@ def test_seeds_decide_a_drawing_and_company_does_not(bundled: Janus, codes_of: C
 def test_rows_go_on_as_in_torch_whatever_the_buckets_and_chunks(
     torches: Janus, tiny_bundle: Path, bucket: int, chunk: int
 ):
-    """Ragged prompts with pictures, then steps in which rows pause; past several growths of the cache."""
+    """Ragged prompts with images, then steps in which rows pause; past several growths of the cache."""
     prompts = prompts_of(torches)
     room = max(map(len, prompts)) + 12
     theirs = torches.runtime.open(room)
@@ -200,16 +200,16 @@ def test_a_session_that_is_full_says_so_before_it_writes(bundled: Janus):
 
 def test_words_alone_load_no_visual_graph(tiny_bundle: Path):
     janus = Janus.from_pretrained(tiny_bundle)
-    janus.chat("no pictures here", max_tokens=2)
+    janus.chat("no images here", max_tokens=2)
     assert set(janus.runtime._opened) == {"backbone", "embed", "text_next"}
 
 
-def test_a_picture_that_was_drawn_is_no_prompt_for_a_bundle(bundled: Janus):
-    drawn = PictureToDraw(PICTURES[0], supervised=False)
+def test_a_image_that_was_drawn_is_no_prompt_for_a_bundle(bundled: Janus):
+    drawn = ImageTarget(IMAGES[0], supervised=False)
     prompt = bundled.processor.chat_prompt(
         [Message("user", [Text("a")]), Message("assistant", [drawn]), Message("user", [Text("b")])]
     )
-    with pytest.raises(PromptError, match="pictures to read"):
+    with pytest.raises(PromptError, match="images to read"):
         bundled.runtime.open(512).prefill([prompt])
 
 
@@ -228,7 +228,7 @@ def test_a_picture_that_was_drawn_is_no_prompt_for_a_bundle(bundled: Janus):
         ({"runtime": {"name": "onnx", "chunk": -1}}, "chunk: found -1; expected 1 or more"),
         ({"runtime": {"name": "onnx", "chunk": 0}}, "chunk: found 0; expected 1 or more"),
         ({"runtime": {"name": "onnx", "bucket": 0}}, "bucket: found 0; expected 1 or more"),
-        ({"runtime": {"name": "onnx", "pictures": -2}}, "pictures: found -2; expected 1 or more"),
+        ({"runtime": {"name": "onnx", "images": -2}}, "images: found -2; expected 1 or more"),
         ({"runtime": {"name": "onnx", "threads": -1}}, "threads: found -1; expected 0 to 1024"),
         ({"runtime": {"name": "onnx", "threads": 10**6}}, "threads: found 1000000; expected 0 to 1024"),
     ],

@@ -1,4 +1,4 @@
-"""A model whose pictures have two codes a position, the whole way: trained, drawn, exported, proven, run."""
+"""A model whose images have two codes a position, the whole way: trained, drawn, exported, proven, run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from janus_export.tensorrt_build import build as building
 from janus_export.tensorrt_build import targets
 from janus_export.tensorrt_build.build import BuildConfig, build
 from janus_export.verify import verify
-from janus_modular import Message, PictureToDraw, Sample, Text
+from janus_modular import ImageTarget, Message, Sample, Text
 from janus_modular.cli.app import app
 from janus_modular.janus import Janus
 from janus_modular.model.batch import collate
@@ -47,8 +47,8 @@ def nearly_equal(ours: list[Image.Image], theirs: list[Image.Image]) -> bool:
 
 
 def test_its_loss_is_of_both_codes_and_falls(torches: Janus):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 16, 3), np.uint8))
-    told = [Message("user", [Text("Draw noise.")]), Message("assistant", [PictureToDraw(picture, True)])]
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 16, 3), np.uint8))
+    told = [Message("user", [Text("Draw noise.")]), Message("assistant", [ImageTarget(image, True)])]
     batch = collate([torches.processor.sequence(Sample(told, source="noise"))])
     model = torches.model
     choose(model, ["generation.embedding", "generation.adaptor", "generation.head", "backbone"])
@@ -79,7 +79,7 @@ def test_its_loss_is_of_both_codes_and_falls(torches: Janus):
 def test_a_drawing_has_two_codes_a_position_and_company_changes_none(
     torches: Janus, codes_of: Callable[..., Any], guidance: float
 ):
-    together, pictures = codes_of(TorchSession, torches, seed=1, guidance=guidance)
+    together, images = codes_of(TorchSession, torches, seed=1, guidance=guidance)
     assert together.shape == (4, POSITIONS, 2)
     for s, size in enumerate(CODEBOOKS):
         assert together[..., s].min() >= 0
@@ -87,13 +87,13 @@ def test_a_drawing_has_two_codes_a_position_and_company_changes_none(
         assert len(np.unique(together[..., s])) > size // 2
     alone, others = codes_of(TorchSession, torches, seed=1, guidance=guidance, batch_size=1)
     np.testing.assert_array_equal(alone, together)
-    assert nearly_equal(others, pictures)
-    assert pictures[0].size == (16, 32)
+    assert nearly_equal(others, images)
+    assert images[0].size == (16, 32)
 
 
 @torch.no_grad()
 def test_a_code_is_drawn_under_guidance_from_the_code_before_it(torches: Janus):
-    """Greedily, by the formula: both rows of a picture know its first code when the second is chosen."""
+    """Greedily, by the formula: both rows of an image know its first code when the second is chosen."""
     path, hidden = torches.model.generation, torch.randn(6, 64)
     ones = torch.ones(3, sum(CODEBOOKS))
     codes, x = path.image_next(hidden, ones, torch.tensor(3.0), torch.tensor(1.0))
@@ -126,7 +126,7 @@ def test_its_bundle_is_proven_in_every_variant(
     exact, half = reports
     assert (exact.variant, half.variant) == ("fp32", "fp16")
     [drawn] = [check for check in exact.checks["drawing"] if "codes" in check.what]
-    assert drawn.found == f"0 of {2 * POSITIONS * 2} differ"  # two pictures, two codes a position
+    assert drawn.found == f"0 of {2 * POSITIONS * 2} differ"  # two images, two codes a position
 
 
 def test_its_bundle_is_proven_layer_by_layer(
@@ -155,10 +155,10 @@ def test_onnx_runtime_draws_torchs_codes(
 ):
     settings = {"guidance": guidance, "temperature": temperature, "seed": 7}
     bundled = Janus.from_pretrained(several_codes_bundle, runtime={"name": "onnx", "threads": 1})
-    expected, pictures = codes_of(TorchSession, torches, **settings)
+    expected, images = codes_of(TorchSession, torches, **settings)
     codes, ours = codes_of(OnnxSession, bundled, **settings)
     np.testing.assert_array_equal(codes, expected)
-    assert nearly_equal(ours, pictures)
+    assert nearly_equal(ours, images)
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
@@ -177,10 +177,10 @@ def test_engines_on_a_gpu_draw_torchs_codes(
     folder = shutil.copytree(several_codes_bundle, tmp_path / "bundle")
     build_engines(folder, "fp32", target)
     janus = Janus.from_pretrained(folder, runtime={"name": target, "variant": "fp32", "sync_every": ahead})
-    expected, pictures = codes_of(TorchSession, torches, guidance=guidance, seed=7)
+    expected, images = codes_of(TorchSession, torches, guidance=guidance, seed=7)
     codes, ours = codes_of(TensorRTSession, janus, guidance=guidance, seed=7)
     np.testing.assert_array_equal(codes, expected)
-    assert nearly_equal(ours, pictures)
+    assert nearly_equal(ours, images)
     assert machine.counted("capture") > 0  # as one CUDA graph a step
 
 

@@ -42,7 +42,7 @@ def test_what_engines_were_not_built_for_is_refused_before_anything_is_enqueued(
     assert machine.counted("enqueue") == machine.counted("copy") == 0
 
 
-def test_more_pictures_than_can_be_chosen_for_are_refused(
+def test_more_images_than_can_be_chosen_for_are_refused(
     machine: Any, tiny_bundle: Path, tmp_path: Path, build_engines: Any
 ):
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")

@@ -16,18 +16,18 @@ from typer.testing import CliRunner
 
 from janus_export.runtimes.trt.memory import Feed
 from janus_export.runtimes.trt.session import TensorRTSession, chunks
-from janus_modular import Message, PictureToRead, Text
+from janus_modular import ImageInput, Message, Text
 from janus_modular.cli.app import app
 from janus_modular.janus import Janus
 from janus_modular.model.session import TorchSession
 
-PICTURES = [
+IMAGES = [
     Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 30 + i, 3), dtype=np.uint8))
     for i in range(2)
 ]
-QUESTIONS = [("what?", [PICTURES[0]]), ("a longer question, no picture", []), ("which?", PICTURES)]
+QUESTIONS = [("what?", [IMAGES[0]]), ("a longer question, no image", []), ("which?", IMAGES)]
 CLOSE = {"rtol": 0, "atol": 1e-4}  # float32 sums in another order; states are of size 1
-DRAWN = 16  # codes of a picture of configs/model/tiny
+DRAWN = 16  # codes of an image of configs/model/tiny
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def options(**chosen: Any) -> dict[str, Any]:
 
 def prompts_of(janus: Janus, questions=QUESTIONS):
     return [
-        janus.processor.chat_prompt([Message("user", [*map(PictureToRead, pictures), Text(text)])])
-        for text, pictures in questions
+        janus.processor.chat_prompt([Message("user", [*map(ImageInput, images), Text(text)])])
+        for text, images in questions
     ]
 
 
@@ -63,7 +63,7 @@ def test_a_ragged_batch_answers_as_torch_does(
     assert machine.counted("capture") == 2
 
 
-def test_words_and_pictures_go_through_in_as_many_as_the_engines_take(
+def test_words_and_images_go_through_in_as_many_as_the_engines_take(
     torches: Janus, machine: Any, tiny_bundle: Path, tmp_path: Path, build_engines: Any
 ):
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
@@ -77,9 +77,7 @@ def test_words_and_pictures_go_through_in_as_many_as_the_engines_take(
     assert asked.count("backbone") == -(-max(lengths) // 24) + 2  # one step enqueued, one captured
 
 
-def test_more_pictures_than_the_decoder_takes_are_decoded_in_turn(
-    torches: Janus, opened: Janus, machine: Any
-):
+def test_more_images_than_the_decoder_takes_are_decoded_in_turn(torches: Janus, opened: Janus, machine: Any):
     drawn = opened.draw("a", 5, guidance=1.0, seed=4)
     assert [entry[1] for entry in machine.log if entry[0] == "enqueue"].count("draw") == 2
     for one, other in zip(drawn, torches.draw("a", 5, guidance=1.0, seed=4), strict=True):
@@ -99,10 +97,10 @@ def test_a_whole_drawing_has_torchs_codes(
 ):
     settings = {"guidance": guidance, "temperature": temperature, "seed": 7}
     janus = Janus.from_pretrained(built_bundle, runtime=target)
-    expected, pictures = codes_of(TorchSession, torches, **settings)
+    expected, images = codes_of(TorchSession, torches, **settings)
     codes, ours = codes_of(TensorRTSession, janus, **settings)
     np.testing.assert_array_equal(codes, expected)
-    for one, other in zip(ours, pictures, strict=True):  # truncated to 8 bits: a last digit may fall
+    for one, other in zip(ours, images, strict=True):  # truncated to 8 bits: a last digit may fall
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
 
@@ -111,7 +109,7 @@ def test_a_whole_drawing_has_torchs_codes(
 def test_rows_go_on_as_in_torch_whatever_the_chunks(
     torches: Janus, machine: Any, built_bundle: Path, chunk: int
 ):
-    """Ragged prompts with pictures, then steps in which rows pause."""
+    """Ragged prompts with images, then steps in which rows pause."""
     prompts = prompts_of(torches)
     room = max(map(len, prompts)) + 12
     theirs = torches.runtime.open(room)
@@ -189,7 +187,7 @@ def test_a_drawing_waits_every_k_steps_and_at_its_end(
     waited: list[int] = []
     janus.draw("a", progress=lambda done, of: waited.append(janus.runtime.gpu.epoch))
     assert waited[-1] - waited[0] == waits
-    assert janus.runtime.gpu.epoch - waited[0] == waits + 1  # the pictures are waited for
+    assert janus.runtime.gpu.epoch - waited[0] == waits + 1  # the images are waited for
     assert machine.counted("capture") == 1
     assert machine.counted("launch") == DRAWN - 2  # the first step is enqueued, the last has none behind it
 
@@ -246,7 +244,7 @@ def test_a_session_gives_its_memory_back(opened: Janus, machine: Any):
 
 
 def test_words_alone_load_no_visual_engine(opened: Janus, machine: Any):
-    opened.chat("no pictures here", max_tokens=2)
+    opened.chat("no images here", max_tokens=2)
     assert {entry[1] for entry in machine.log if entry[0] == "load"} == {"backbone", "embed", "text_next"}
 
 

@@ -86,7 +86,7 @@ def build(plugins: Plugins, file: Path, *overrides: str) -> JanusModel:
 
 @torch.no_grad()
 def assert_reads_alike(model: JanusModel, lower: Lower) -> None:
-    """Compare the graph `understand` with torch, for as many pictures as it was not traced with."""
+    """Compare the graph `understand` with torch, for as many images as it was not traced with."""
     spec = model.understanding.encoder.pixels
     pixels = np.random.default_rng(0).integers(0, 256, (3, 3, spec.height, spec.width), np.uint8)
     want = model.understanding(torch.from_numpy(pixels)).numpy()
@@ -103,8 +103,8 @@ def test_an_encoder_that_knows_nothing_of_onnx(plugins: Plugins, lower: Lower):
     assert_reads_alike(build(plugins, EXAMPLE, f"{encoder}=efficientnet-lite0", *sizes), lower)
 
 
-def test_siglip2_which_transformers_feeds_pictures_one_by_one(plugins: Plugins, lower: Lower):
-    """Its position tables are resized for each picture; here all have one size, and their number is free."""
+def test_siglip2_which_transformers_feeds_images_one_by_one(plugins: Plugins, lower: Lower):
+    """Its position tables are resized for each image; here all have one size, and their number is free."""
     sizes = "hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 48"
     family = f"{{model_type: siglip2_vision_model, {sizes}, patch_size: 8, num_patches: 16}}"
     words = ("understanding.encoder=hf-vision", f"understanding.encoder.config={family}")

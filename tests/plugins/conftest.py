@@ -1,4 +1,4 @@
-"""The reference fixture, as tests of components need it: its arrays, its weights, its picture."""
+"""The reference fixture, as tests of components need it: its arrays, its weights, its image."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def reference_weights() -> Callable[[str], dict[str, Tensor]]:
 
 @pytest.fixture(scope="session")
 def astronaut() -> Tensor:
-    """The picture of the fixture as 384 x 384 pixels (1, 3, H, W) in [-1, 1] ; it is square."""
-    picture = (
+    """The image of the fixture as 384 x 384 pixels (1, 3, H, W) in [-1, 1] ; it is square."""
+    image = (
         Image.open(REFERENCE / "astronaut.png").convert("RGB").resize((384, 384), Image.Resampling.BICUBIC)
     )
-    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float() / 255 * 2 - 1
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 255 * 2 - 1
 
 
 def taming_names(levels: int, blocks: int, attention: bool) -> set[str]:

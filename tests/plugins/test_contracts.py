@@ -217,8 +217,8 @@ class TestAutoregressiveGeneration(GenerationPathContract):
             "name": "autoregressive", "height": 32, "width": 16,
             "tokenizer": VQ, "adaptor": "mlp", "head": "mlp",
         }  # fmt: skip
-        pictures = (pixels()[..., :16] * 127 + 128).to(torch.uint8)
-        return built("generation", raw, 16), pictures
+        images = (pixels()[..., :16] * 127 + 128).to(torch.uint8)
+        return built("generation", raw, 16), images
 
 
 class TestAutoregressiveGenerationOfSeveralCodes(GenerationPathContract):
@@ -227,8 +227,8 @@ class TestAutoregressiveGenerationOfSeveralCodes(GenerationPathContract):
             "name": "autoregressive", "height": 32, "width": 16, "tokenizer": OPEN_MAGVIT2, "adaptor": "mlp",
             "head": {"name": "factorized", "layers": 1, "heads": 2, "hidden": 12},
         }  # fmt: skip
-        pictures = (pixels()[..., :16] * 127 + 128).to(torch.uint8)
-        return built("generation", raw, 16), pictures
+        images = (pixels()[..., :16] * 127 + 128).to(torch.uint8)
+        return built("generation", raw, 16), images
 
 
 class TestTextLoop(SamplingLoopContract):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from janus_modular import MissingExtraError, PictureToDraw, PictureToRead, Sample, Text
+from janus_modular import ImageInput, ImageTarget, MissingExtraError, Sample, Text
 from janus_plugins.sources.digits import NAMES, Digits, DigitsConfig, _load
 
 SPLITS = ("train", "validation", "test")
@@ -25,15 +25,15 @@ def test_every_scan_is_in_one_split() -> None:
     assert (counts.sum(0) == np.bincount(load_digits().target)).all()
     share = counts / counts.sum(1, keepdims=True)
     assert np.ptp(share, axis=0).max() < 0.005  # stratified: as even as whole numbers allow
-    seen = [{one.tobytes() for one in split.pictures} for split in splits]
+    seen = [{one.tobytes() for one in split.images} for split in splits]
     assert all(len(a & b) <= 1 for i, a in enumerate(seen) for b in seen[:i])  # the data has near-twins
 
 
-def test_pictures_show_their_label() -> None:
+def test_images_show_their_label() -> None:
     """Shrunk to 8 x 8 again, inked: the scan they came from, found by the nearest neighbour."""
     digits = Digits(DigitsConfig(split="test"))
     scans, labels = load_digits(return_X_y=True)
-    small = np.stack([np.asarray(one.crop((2, 2, 30, 30)).resize((8, 8))).ravel() for one in digits.pictures])
+    small = np.stack([np.asarray(one.crop((2, 2, 30, 30)).resize((8, 8))).ravel() for one in digits.images])
     ink = (255 - small.astype(float)) / 255 * 16
     found = labels[((ink[:, None] - scans[None]) ** 2).sum(-1).argmin(1)]
     assert (found == digits.labels).mean() > 0.99
@@ -45,13 +45,13 @@ def test_samples_can_be_had_again(kind: str) -> None:
     one, again, other = (digits.sample(7, np.random.default_rng(seed)) for seed in (3, 3, 4))
     assert words(one) == words(again)
     if kind != "text":
-        pictures = [picture(sample).tobytes() for sample in (one, again, other)]
-        assert pictures[0] == pictures[1] != pictures[2]
+        images = [image(sample).tobytes() for sample in (one, again, other)]
+        assert images[0] == images[1] != images[2]
 
 
-def picture(sample: Sample) -> object:
+def image(sample: Sample) -> object:
     return next(
-        s.picture for m in sample.messages for s in m.content if isinstance(s, PictureToDraw | PictureToRead)
+        s.image for m in sample.messages for s in m.content if isinstance(s, ImageTarget | ImageInput)
     )
 
 
@@ -59,9 +59,9 @@ def test_kinds() -> None:
     rng = np.random.default_rng(0)
     name = NAMES[Digits(DigitsConfig()).labels[0]]
     drawn = Digits(DigitsConfig(kind="draw")).sample(0, rng)
-    assert isinstance(drawn.messages[1].content[0], PictureToDraw)
+    assert isinstance(drawn.messages[1].content[0], ImageTarget)
     read = Digits(DigitsConfig(kind="read")).sample(0, rng)
-    assert isinstance(read.messages[0].content[0], PictureToRead)
+    assert isinstance(read.messages[0].content[0], ImageInput)
     assert read.messages[1].content == [Text(f"It is {name}.", supervised=True)]
     text = Digits(DigitsConfig(kind="text")).sample(0, rng)
     assert not text.template
@@ -77,7 +77,7 @@ def test_prompts_differ_and_name_the_digit() -> None:
 
 def test_unchanged_where_nothing_is_augmented() -> None:
     digits = Digits(DigitsConfig(kind="read", augment=0))
-    assert picture(digits.sample(5, np.random.default_rng(0))) is digits.pictures[5]
+    assert image(digits.sample(5, np.random.default_rng(0))) is digits.images[5]
 
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:

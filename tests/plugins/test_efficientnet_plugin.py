@@ -47,9 +47,9 @@ def test_released_weights_recognise_a_flower(with_example: Plugins) -> None:
     config = entry.config(pretrained="imagenet")
     build = ModelBuilder(with_example)
     encoder = build(Part("understanding_encoders", "efficientnet-lite0", config)).eval()
-    picture = Image.fromarray(load_sample_image("flower.jpg")).crop((106, 0, 533, 427)).resize((224, 224))
+    image = Image.fromarray(load_sample_image("flower.jpg")).crop((106, 0, 533, 427)).resize((224, 224))
     pixels = (
-        torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(224, 224, 3).permute(2, 0, 1)
+        torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(224, 224, 3).permute(2, 0, 1)
     )
     x = (pixels / 255 - encoder.pixels.mean[0]) / encoder.pixels.std[0]
 

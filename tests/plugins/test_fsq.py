@@ -33,7 +33,7 @@ def make(**options: object) -> FsqTokenizer:
     return FsqTokenizer(FsqConfig(**{**small, **options}))
 
 
-def picture(rows: int = 2, height: int = 8, width: int = 12) -> Tensor:
+def image(rows: int = 2, height: int = 8, width: int = 12) -> Tensor:
     return torch.rand(rows, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
@@ -102,7 +102,7 @@ def test_one_group_of_norms_is_the_whole_width() -> None:
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_wavelets_are_haars_and_come_back(size: int) -> None:
     """By convolutions with low and high passes along both sides, on all channels again and again."""
-    x = picture()
+    x = image()
     low, high = torch.tensor([1.0, 1.0]) / math.sqrt(2), torch.tensor([1.0, -1.0]) / math.sqrt(2)
     expected = x
     for _ in range(int(math.log2(size))):
@@ -161,11 +161,11 @@ def test_layers_follow_each_other_as_published() -> None:
         x = tokenizer.get_submodule(f"{half}.mid.attn_1")(x)  # it has a test of its own
         return residual(f"{half}.mid.block_2", x)
 
-    x = residual("encoder.down.0.block.0", conv("encoder.conv_in", Wavelets(2)(picture())))
+    x = residual("encoder.down.0.block.0", conv("encoder.conv_in", Wavelets(2)(image())))
     x = conv("encoder.down.0.downsample.conv", F.pad(x, (0, 1, 0, 1)), 0, stride=2)
     x = middle("encoder", residual("encoder.down.1.block.0", x))
     expected = conv("encoder.conv_out", F.silu(norm("encoder.norm_out", x)))
-    torch.testing.assert_close(tokenizer.encoder(picture()), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(tokenizer.encoder(image()), expected, rtol=1e-4, atol=1e-4)
 
     z = torch.randn(2, 8, 2, 3)
     x = middle("decoder", conv("decoder.conv_in", z))
@@ -200,7 +200,7 @@ def test_codes_count_the_levels_of_the_first_number_first() -> None:
 def test_what_is_decoded_is_the_nearest_vector_of_each_bounded_latent() -> None:
     tokenizer = make(levels=[8, 5])
     tokenizer.quant_conv.weight.data *= 50  # so that all sorts of codes come up
-    pixels = picture(4, 16, 16)
+    pixels = image(4, 16, 16)
     codes = tokenizer.encode(pixels)
     assert len(codes.unique()) > 10
     latents = tokenizer.quant_conv(tokenizer.encoder(pixels)).flatten(2).transpose(1, 2)
@@ -213,14 +213,14 @@ def test_what_is_decoded_is_the_nearest_vector_of_each_bounded_latent() -> None:
 
 def test_the_loss_reaches_encoder_and_decoder_through_the_rounding() -> None:
     tokenizer = make()
-    losses = tokenizer.losses(picture())
+    losses = tokenizer.losses(image())
     assert set(losses) == {"pixels"}
     losses["pixels"].backward()
     for name in ("encoder.conv_in", "quant_conv", "decoder.conv_out"):
         assert tokenizer.get_submodule(name).weight.grad.abs().sum() > 0
 
 
-def test_a_few_steps_on_its_loss_paint_a_picture_better(taught: Callable[..., list[float]]) -> None:
+def test_a_few_steps_on_its_loss_paint_a_image_better(taught: Callable[..., list[float]]) -> None:
     history = taught(make(levels=[8, 8]), steps=20)
     assert history[-1] < 0.5 * history[0]
 

@@ -62,7 +62,7 @@ def inputs(model: Any, pixels: torch.Tensor) -> dict[str, Any]:
 
 
 def show_positions(aimv2: Any, height: int, width: int) -> None:
-    """Give AIMv2, which has no rule for pictures of another size, the positions that SigLIP would see."""
+    """Give AIMv2, which has no rule for images of another size, the positions that SigLIP would see."""
     keys = {"image_size": 32, **SIZES}
     siglip = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**keys))
     table = aimv2.embeddings.position_embedding
@@ -111,7 +111,7 @@ def test_sides_that_patches_do_not_divide_lose_their_rest(family: str) -> None:
     assert encoder.grid(37, 50) == (4, 6)
 
 
-def test_aimv2s_table_learns_from_pictures_of_another_size() -> None:
+def test_aimv2s_table_learns_from_images_of_another_size() -> None:
     encoder = encoder_of("aimv2_vision_model")
     encoder(torch.randn(1, 3, 48, 24)).square().sum().backward()
     gradient = encoder.model.embeddings.position_embedding.weight.grad
@@ -158,7 +158,7 @@ def test_a_two_tower_folder_gives_its_vision_tower(tmp_path: Path, tower: str, f
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("vit", "deit", "dinov2")])
-def test_pictures_that_are_not_square_export(family: str) -> None:
+def test_images_that_are_not_square_export(family: str) -> None:
     check_onnx_parity(encoder_of(family), torch.randn(2, 3, 48, 24), slot="understanding_encoders")
 
 
@@ -181,7 +181,7 @@ def test_pictures_that_are_not_square_export(family: str) -> None:
         ),
     ],
 )
-def test_the_folder_says_how_pictures_are_prepared(tmp_path: Path, processor: Any, spec: PixelSpec) -> None:
+def test_the_folder_says_how_images_are_prepared(tmp_path: Path, processor: Any, spec: PixelSpec) -> None:
     encoder_of("vit").model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
 

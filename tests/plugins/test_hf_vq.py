@@ -44,7 +44,7 @@ def loaded(path: Path, **config: Any) -> tuple[HfVqTokenizer, list[str]]:
 @torch.inference_mode()
 @pytest.mark.parametrize("frames", [1, 4])
 @pytest.mark.parametrize("size", [(8, 8), (12, 20)])
-def test_a_still_picture_is_what_transformers_makes_of_it(frames: int, size: tuple[int, int]) -> None:
+def test_a_still_image_is_what_transformers_makes_of_it(frames: int, size: tuple[int, int]) -> None:
     ours = tokenizer_of(temporal_downsample_factor=frames)
     theirs = Emu3VQVAE(AutoConfig.for_model(**KEYS, temporal_downsample_factor=frames)).eval()
     theirs.load_state_dict(ours.model.state_dict())
@@ -71,7 +71,7 @@ class Painter(nn.Module):
 
 
 @torch.no_grad()
-def test_one_exported_program_paints_any_number_of_pictures() -> None:
+def test_one_exported_program_paints_any_number_of_images() -> None:
     painter, codes = Painter(tokenizer_of()).eval(), torch.randint(64, (5, 24))
     images = torch.export.Dim("images", min=1, max=64)
     program = torch.export.export(painter, (codes[:3],), dynamic_shapes=({0: images},))
@@ -218,7 +218,7 @@ def test_losses_are_those_of_vq_vae() -> None:
     torch.testing.assert_close(losses["commitment"], 0.25 * distance)
 
 
-def test_a_few_steps_on_its_losses_paint_a_picture_better(taught: Callable[..., list[float]]) -> None:
+def test_a_few_steps_on_its_losses_paint_a_image_better(taught: Callable[..., list[float]]) -> None:
     torch.manual_seed(0)
     tokenizer = HfVqTokenizer(HfVqConfig(config=KEYS))
     nn.init.uniform_(tokenizer.model.quantize.embedding.weight, -1, 1)

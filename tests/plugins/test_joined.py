@@ -66,7 +66,7 @@ def test_features_are_those_of_each_with_its_own_normalisation(
 
 
 @torch.inference_mode()
-def test_each_sees_the_picture_in_its_own_size(plugins: Plugins) -> None:
+def test_each_sees_the_image_in_its_own_size(plugins: Plugins) -> None:
     both = joined(plugins, dino(7, 28), SIGLIP)  # 4 x 4 patches each
     seen: list[Tensor] = []
     both.encoders[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -77,12 +77,12 @@ def test_each_sees_the_picture_in_its_own_size(plugins: Plugins) -> None:
     assert (both.pixels.height, both.pixels.width, tuple(features.shape)) == (32, 32, (1, 16, 40))
     spec = both.encoders[0].pixels
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (spec.mean, spec.std))
-    # bilinear: a ramp, read where the centres of the smaller picture's pixels lie
+    # bilinear: a ramp, read where the centres of the smaller image's pixels lie
     wanted = ((torch.arange(28) + 0.5) * 32 / 28 - 0.5) / 31
     torch.testing.assert_close(seen[0] * std + mean, wanted.expand(1, 3, 28, 28), atol=1e-5, rtol=0)
 
 
-def test_pictures_of_another_size_are_shared_out_in_proportion(plugins: Plugins) -> None:
+def test_images_of_another_size_are_shared_out_in_proportion(plugins: Plugins) -> None:
     both = joined(plugins, SIGLIP, dino(4, 16))
     assert both.grid(64, 32) == (8, 4)
     assert both(torch.rand(1, 3, 64, 32)).shape == (1, 32, 40)
@@ -142,8 +142,8 @@ def config_of(*encoders: dict[str, Any]) -> ModelConfig:
 def test_stages_name_one_of_them() -> None:
     model = assemble(config_of(SIGLIP, dino(8, 32)))
     choose(model, ["understanding.encoder.encoders.0", "understanding.adaptor"])
-    pictures = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)
-    model.understanding(pictures).square().sum().backward()
+    images = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)
+    model.understanding(images).square().sum().backward()
 
     first, second = model.understanding.encoder.encoders
     assert all(weight.grad is not None for weight in first.parameters())

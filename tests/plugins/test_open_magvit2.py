@@ -31,7 +31,7 @@ def make(**options: object) -> OpenMagvit2Tokenizer:
     return OpenMagvit2Tokenizer(OpenMagvit2Config(**{**small, **options}))
 
 
-def picture(rows: int = 2, height: int = 8, width: int = 12) -> Tensor:
+def image(rows: int = 2, height: int = 8, width: int = 12) -> Tensor:
     return torch.rand(rows, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
@@ -123,10 +123,10 @@ def test_layers_follow_each_other_as_published() -> None:
         x = F.group_norm(x, 8, w[f"{half}.norm_out.weight"], w[f"{half}.norm_out.bias"], eps=1e-6)
         return conv(f"{half}.conv_out", F.silu(x), padding=0 if half == "encoder" else 1)
 
-    x = conv("encoder.conv_in", picture(), padding=1)
+    x = conv("encoder.conv_in", image(), padding=1)
     x = conv("encoder.down.0.downsample", residual(w, "encoder.down.0.block.0", x), stride=2, padding=1)
     x = residual(w, "encoder.mid_block.0", residual(w, "encoder.down.1.block.0", x))
-    torch.testing.assert_close(tokenizer.encoder(picture()), last("encoder", x))
+    torch.testing.assert_close(tokenizer.encoder(image()), last("encoder", x))
 
     z = torch.randn(2, 5, 4, 6).sign()
     spread, mean = (z.flatten(2).var(-1) + 1e-6).sqrt(), z.flatten(2).mean(-1)
@@ -147,9 +147,9 @@ def test_layers_follow_each_other_as_published() -> None:
 @torch.no_grad()
 def test_codes_are_the_signs_of_latents_lowest_bit_first() -> None:
     tokenizer = make()
-    latents = tokenizer.encoder(picture())  # (2, 5, 4, 6)
+    latents = tokenizer.encoder(image())  # (2, 5, 4, 6)
 
-    codes = tokenizer.encode(picture())
+    codes = tokenizer.encode(image())
 
     expected = [
         [
@@ -166,7 +166,7 @@ def test_codes_are_the_signs_of_latents_lowest_bit_first() -> None:
 def test_one_code_has_the_bits_of_several() -> None:
     whole, parts = make(bits=[5]), make()
     whole.load_state_dict(parts.state_dict())
-    codes, by_code = whole.encode(picture()), parts.encode(picture())
+    codes, by_code = whole.encode(image()), parts.encode(image())
     assert codes.shape == (2, 24)
     assert torch.equal(codes, by_code[..., 0] + 4 * by_code[..., 1])
     size = {"height": 8, "width": 12}
@@ -176,26 +176,26 @@ def test_one_code_has_the_bits_of_several() -> None:
 @torch.no_grad()
 def test_vectors_of_a_positions_codes_add_up_to_what_is_decoded() -> None:
     tokenizer = make()
-    codes = tokenizer.encode(picture())
+    codes = tokenizer.encode(image())
     vectors = tokenizer.code_vectors()
 
     added = vectors[codes[..., 0]] + vectors[4 + codes[..., 1]]  # (2, 24, 5)
 
-    assert torch.equal(added > 0, tokenizer.encoder(picture()).flatten(2).transpose(1, 2) > 0)
+    assert torch.equal(added > 0, tokenizer.encoder(image()).flatten(2).transpose(1, 2) > 0)
     assert set(added.flatten().tolist()) == {-1.0, 1.0}
     painted = tokenizer.decoder(added.transpose(1, 2).unflatten(2, (4, 6)))
     torch.testing.assert_close(tokenizer.decode(codes, height=8, width=12), painted)
 
 
 @torch.no_grad()
-def test_vectors_and_pictures_come_in_the_weights_dtype() -> None:
+def test_vectors_and_images_come_in_the_weights_dtype() -> None:
     """A checkpoint that is opened in half precision leaves constants in float32."""
     tokenizer = make()
     for weight in tokenizer.parameters():
         weight.data = weight.data.bfloat16()
     assert tokenizer.signs.dtype == torch.float32
     assert tokenizer.code_vectors().dtype == torch.bfloat16
-    codes = tokenizer.encode(picture())
+    codes = tokenizer.encode(image())
     assert tokenizer.decode(codes, height=8, width=12).dtype == torch.bfloat16
 
 
@@ -256,14 +256,14 @@ def test_entropies_of_choices_add_up_over_codes() -> None:
 
 def test_losses_reach_encoder_and_decoder_through_the_signs() -> None:
     tokenizer = make()
-    losses = tokenizer.losses(picture())
+    losses = tokenizer.losses(image())
     assert set(losses) == {"pixels", "commitment", "entropy"}
-    assert set(make(entropy=0.0).losses(picture())) == {"pixels", "commitment"}
+    assert set(make(entropy=0.0).losses(image())) == {"pixels", "commitment"}
     losses["pixels"].backward()
     assert tokenizer.encoder.conv_in.weight.grad.abs().sum() > 0
 
 
-def test_a_few_steps_on_its_losses_paint_a_picture_better(taught: Callable[..., list[float]]) -> None:
+def test_a_few_steps_on_its_losses_paint_a_image_better(taught: Callable[..., list[float]]) -> None:
     tokenizer = make()
     history = taught(tokenizer, steps=20)
     assert history[-1] < 0.5 * history[0]

@@ -30,7 +30,7 @@ def test_features_are_the_vectors_of_the_codes() -> None:
     torch.testing.assert_close(features, tokenizer.code_vectors()[tokenizer.encode(pixels)])
 
 
-def test_its_normalisation_carries_pictures_to_the_tokenizers_range() -> None:
+def test_its_normalisation_carries_images_to_the_tokenizers_range() -> None:
     tokenizer = LlamaGenTokenizer(TINY)
     tokenizer.value_range = (-0.5, 2.0)
     spec = encoder_of(tokenizer).pixels

@@ -47,7 +47,7 @@ def test_any_size_that_divides(height: int, width: int, tokens: int) -> None:
     assert vit(torch.rand(3, 3, height, width)).shape == (3, tokens, 16)
 
 
-def test_larger_pictures_keep_where_things_are() -> None:
+def test_larger_images_keep_where_things_are() -> None:
     """Positions are stretched with the grid: doubled constant positions stay what they are."""
     vit = make(layers=1).eval()
     with torch.no_grad():

@@ -21,7 +21,7 @@ def make(**options: object) -> VqTokenizer:
 
 
 def blobs(count: int, height: int = 16, width: int = 16) -> Tensor:
-    """Smooth random pictures in [-1, 1]: something that can be compressed."""
+    """Smooth random images in [-1, 1]: something that can be compressed."""
     coarse = torch.rand(count, 3, height // 4, width // 4, generator=torch.Generator().manual_seed(1))
     return F.interpolate(coarse, (height, width), mode="bilinear") * 2 - 1
 

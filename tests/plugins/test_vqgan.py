@@ -103,7 +103,7 @@ def test_the_published_names_are_all_there_is(attention: bool, taming_weights: P
     torch.testing.assert_close(target.state_dict(), source.state_dict())
 
 
-def test_a_transformers_tokenizer_of_conditions_is_not_taken_for_the_pictures(
+def test_a_transformers_tokenizer_of_conditions_is_not_taken_for_the_images(
     taming_weights: Published,
 ) -> None:
     source = tiny()
@@ -158,7 +158,7 @@ def test_losses_are_the_published_ones() -> None:
     torch.testing.assert_close(losses["codebook"], 0.25 * distance)
 
 
-def test_a_few_steps_on_its_losses_paint_a_picture_better(taught: Callable[..., list[float]]) -> None:
+def test_a_few_steps_on_its_losses_paint_a_image_better(taught: Callable[..., list[float]]) -> None:
     tokenizer = tiny()
     history = taught(tokenizer)
     assert history[-1] < 0.6 * history[0]

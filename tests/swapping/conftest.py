@@ -27,8 +27,8 @@ from janus_modular.model.model import JanusModel
 from janus_modular.processing.processor import Processor
 
 EXAMPLE = Path(__file__).parents[2] / "plugins/examples/efficientnet_lite0.py"
-SIDE = 32  # pixels of pictures that are read; the encoders below make 4 x 4 features of them
-DRAWN = (32, 48)  # height and width of pictures that are drawn
+SIDE = 32  # pixels of images that are read; the encoders below make 4 x 4 features of them
+DRAWN = (32, 48)  # height and width of images that are drawn
 WIDTH = 32  # D, of every backbone below
 
 
@@ -63,7 +63,7 @@ def llamagen(multipliers: str, name: str = "llamagen") -> Option:
 
 
 VQ = "{name: vq, channels: [8, 8, 16, 16], num_codes: 32, code_width: %s}"
-WINDOW = "sliding_window: 32"  # shorter than the sequences here, and two layers of it see the picture
+WINDOW = "sliding_window: 32"  # shorter than the sequences here, and two layers of it see the image
 ENCODERS = {
     "siglip": Option(
         "{name: siglip, width: 32, layers: 1, heads: 2, intermediate: 48, patch_size: 8, image_size: 32, "

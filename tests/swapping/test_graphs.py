@@ -34,7 +34,7 @@ LOWERED: dict[tuple[str, ...], ir.Model] = {}  # by a graph's name and its parts
 
 
 def given(model: JanusModel) -> dict[str, Arrays]:
-    """Inputs of graphs other than the backbone's, of more rows and pictures than they are traced with."""
+    """Inputs of graphs other than the backbone's, of more rows and images than they are traced with."""
     chance, path, spec = np.random.default_rng(0), model.generation, model.understanding.encoder.pixels
     rows, images = 6, 3
     hidden = chance.standard_normal((rows, model.backbone.width), np.float32)

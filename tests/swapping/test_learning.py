@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from janus_modular import Message, PictureToDraw, PictureToRead, Plugins, Sample, Text
+from janus_modular import ImageInput, ImageTarget, Message, Plugins, Sample, Text
 from janus_modular.cli.app import app
 from janus_modular.config import load
 from janus_modular.model.batch import Batch, collate
@@ -19,23 +19,23 @@ from janus_modular.processing.processor import Processor
 from janus_modular.training.trainable import choose
 
 
-def picture(seed: int, brightest: int = 255) -> Image.Image:
+def image(seed: int, brightest: int = 255) -> Image.Image:
     chance = np.random.default_rng(seed)
     return Image.fromarray(chance.integers(0, brightest, (40, 56, 3), np.uint8, endpoint=True))
 
 
 def lesson(processor: Processor) -> Batch:
-    """A picture that is read and one that is drawn, in one sample; a dark one that is read in another."""
+    """An image that is read and one that is drawn, in one sample; a dark one that is read in another."""
     samples = [
         Sample(
             [
-                Message("user", [PictureToRead(picture(0)), Text("Draw it again.")]),
-                Message("assistant", [Text("Here it is.", supervised=True), PictureToDraw(picture(1))]),
+                Message("user", [ImageInput(image(0)), Text("Draw it again.")]),
+                Message("assistant", [Text("Here it is.", supervised=True), ImageTarget(image(1))]),
             ]
         ),
         Sample(
             [
-                Message("user", [PictureToRead(picture(2, brightest=40)), Text("What is it?")]),
+                Message("user", [ImageInput(image(2, brightest=40)), Text("What is it?")]),
                 Message("assistant", [Text("Night.", supervised=True)]),
             ]
         ),

@@ -17,7 +17,7 @@ from janus_modular.cli.app import app
 from janus_modular.janus import Janus
 
 
-def picture() -> Image.Image:
+def image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(2).integers(0, 256, (32, 32, 3), np.uint8))
 
 
@@ -32,12 +32,12 @@ def test_what_was_put_together_answers_draws_and_comes_back_from_disk(
 ):
     """From Python, then the same from the command line on the saved checkpoint."""
     janus = Janus.of(*one_of_six.build(plugins), plugins)
-    answer = janus.chat("What is this?", [picture()], max_tokens=5)
+    answer = janus.chat("What is this?", [image()], max_tokens=5)
     drawn = janus.draw("a square", guidance=2.0, seed=3)
     assert [one.size for one in drawn] == [table.DRAWN[::-1]]
 
     janus.save_pretrained(tmp_path / "model")
-    picture().save(tmp_path / "asked.png")
+    image().save(tmp_path / "asked.png")
     plugin = ("--plugin", str(table.EXAMPLE))
     model = str(tmp_path / "model")
     asked = ("--image", str(tmp_path / "asked.png"), "--max-tokens", "5", "--json")

@@ -1,4 +1,4 @@
-"""Words or pictures, as `bench` times them: a sampling loop, stopped after so many steps."""
+"""Words or images, as `bench` times them: a sampling loop, stopped after so many steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from janus_modular import Sequence as Prompt
 class Speed:
     """How fast a mode is; seconds (``_s``) are medians of the rounds."""
 
-    rows: int  # sequences side by side; a picture takes two under guidance
+    rows: int  # sequences side by side; an image takes two under guidance
     prompt: int  # positions of the longest prompt
     steps: int  # that were timed, after the first
     first_s: float  # from the prompt to the first token, or code
@@ -146,10 +146,10 @@ class Mode:
         return session, self.loop(session, self.prompts, self.settings)
 
 
-def time_decoding(runtime: Runtime, pictures: int) -> float:
+def time_decoding(runtime: Runtime, images: int) -> float:
     """Time the way from codes to pixels, in seconds."""
     session = Watched(runtime.open(1))
-    codes = np.zeros((pictures, session.sizes["drawing"], *codes_shape(session.sizes)), np.int64)
+    codes = np.zeros((images, session.sizes["drawing"], *codes_shape(session.sizes)), np.int64)
     start = time.perf_counter()
     session.run("draw", codes)
     return session.wait() - start

@@ -24,7 +24,7 @@ from janus_modular import Janus, Message, Runtime, Text
 from janus_modular.bundles import RUNTIME, find_bundle
 
 QUESTION = "What do you see when you look out of the window on a rainy day?"
-PICTURE = "a lighthouse on a cliff above a stormy sea, at night, in the style of an old engraving"
+IMAGE = "a lighthouse on a cliff above a stormy sea, at night, in the style of an old engraving"
 
 
 def bench(
@@ -43,8 +43,8 @@ def bench(
 ) -> dict[str, Any]:
     """Measure a checkpoint or a bundle; return the numbers, as ``bench --json`` prints them.
 
-    ``tokens``: steps that are timed in each mode; a picture of more codes is worked out from them.
-    ``batch_size``: answers, and pictures, side by side. ``threads``: 0 takes what the runtime takes.
+    ``tokens``: steps that are timed in each mode; an image of more codes is worked out from them.
+    ``batch_size``: answers, and images, side by side. ``threads``: 0 takes what the runtime takes.
     ``allow_failed``: a variant whose verification failed.
     """
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -69,7 +69,7 @@ def bench(
     bandwidth = median(bandwidths) if bandwidths else None
     results = {name: mode.speed(weights[name], bandwidth).to_dict() for name, mode in modes.items()}
     if "drawing" in modes:
-        results["drawing"] |= _picture(results["drawing"], janus.runtime, median(decoding), batch_size)
+        results["drawing"] |= _image(results["drawing"], janus.runtime, median(decoding), batch_size)
     return {
         "model": str(path),
         "machine": {"processor": processor_name(), "cores": cores(), "load_average": load_average},
@@ -109,7 +109,7 @@ def _open(
 
 
 def _modes(janus: Janus, tokens: int, batch_size: int) -> dict[str, Mode]:
-    """Prepare words and pictures: of a bundle, those of the two that it was made for."""
+    """Prepare words and images: of a bundle, those of the two that it was made for."""
     processor, runtime = janus.processor, janus.runtime
     bundle = getattr(runtime, "bundle", None)
     made_for = bundle.modes if bundle else MODES
@@ -118,17 +118,17 @@ def _modes(janus: Janus, tokens: int, batch_size: int) -> dict[str, Mode]:
         prompts = [processor.chat_prompt([Message("user", [Text(QUESTION)])])] * batch_size
         modes["text"] = Mode(janus, runtime.text_loop, prompts, tokens, max_tokens=tokens + 1)
     if "drawing" in made_for and processor.drawing:
-        prompts = [processor.draw_prompt(PICTURE)] * batch_size
+        prompts = [processor.draw_prompt(IMAGE)] * batch_size
         codes = processor.drawing.num_tokens
         modes["drawing"] = Mode(janus, runtime.drawing_loop, prompts, min(tokens, codes - 1))
     return modes
 
 
-def _picture(drawing: dict[str, Any], runtime: Runtime, decoding: float, pictures: int) -> dict[str, Any]:
-    """Add what a whole picture takes: its first code, all others at the pace of a step, and its pixels."""
+def _image(drawing: dict[str, Any], runtime: Runtime, decoding: float, images: int) -> dict[str, Any]:
+    """Add what a whole image takes: its first code, all others at the pace of a step, and its pixels."""
     codes = runtime.open(1).sizes["drawing"]
     whole = drawing["first_s"] + (codes - 1) * drawing["step_s"] + decoding
-    return {"codes": codes, "decode_s": decoding, "picture_s": whole / pictures}
+    return {"codes": codes, "decode_s": decoding, "image_s": whole / images}
 
 
 def _memory(runtime: Runtime) -> str | None:

@@ -34,10 +34,10 @@ def codes_shape(sizes: Mapping[str, int]) -> tuple[int, ...]:
 class Ranges:
     """How large the axes may get; graphs are built, and engines tuned, for this."""
 
-    rows: Axis  # R: sequences side by side; under guidance a picture takes two
+    rows: Axis  # R: sequences side by side; under guidance an image takes two
     tokens: Axis  # T: positions fed at once: 1 in a step, a whole prompt in a prefill
     capacity: Axis  # S: positions that a row has room for
-    images: Axis  # N: pictures side by side
+    images: Axis  # N: images side by side
 
     @classmethod
     def of(cls, *, context: int, rows: int = 8, capacity: int = 1024, images: int = 4) -> Ranges:

@@ -3,7 +3,7 @@
 manifest.json      what everything is: graphs, axes, variants, hashes, what was checked (bundle.schema.json)
 GRAPH.VARIANT.onnx the graphs, in the root, since graphs can only point below themselves
 weights/HASH.safetensors   what they point to, by byte range: a file for each set of graphs that share it
-tokenizer files, processor.json   how words and pictures become what the graphs take
+tokenizer files, processor.json   how words and images become what the graphs take
 """
 
 from __future__ import annotations

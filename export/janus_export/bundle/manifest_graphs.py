@@ -18,11 +18,11 @@ SIZES: Mapping[str, tuple[str, str, str, int]] = {
     "vocab": ("text_next", "inputs", "noise", 1),
     "sizes.codes": ("image_next", "inputs", "noise", 1),
     "drawing": ("draw", "inputs", "codes", 1),
-    "picture_to_draw.height": ("draw", "outputs", "pixels", 2),
-    "picture_to_draw.width": ("draw", "outputs", "pixels", 3),
-    "picture_to_read.height": ("understand", "inputs", "pixels", 2),
-    "picture_to_read.width": ("understand", "inputs", "pixels", 3),
-    "picture_to_read.positions": ("understand", "outputs", "embeddings", 1),
+    "image_to_draw.height": ("draw", "outputs", "pixels", 2),
+    "image_to_draw.width": ("draw", "outputs", "pixels", 3),
+    "image_to_read.height": ("understand", "inputs", "pixels", 2),
+    "image_to_read.width": ("understand", "inputs", "pixels", 3),
+    "image_to_read.positions": ("understand", "outputs", "embeddings", 1),
 }
 """Sizes of the model that are a dimension of a tensor: its graph, side, name, and place in the shape."""
 

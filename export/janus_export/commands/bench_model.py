@@ -14,7 +14,7 @@ def bench(
     model: ModelArgument,
     tokens: Annotated[int, typer.Option(min=1, help="Steps that are timed, of words and of codes.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Times that all is measured; medians count.")] = 3,
-    batch_size: Annotated[int, typer.Option(min=1, help="Answers, and pictures, at once.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers, and images, at once.")] = 1,
     threads: Annotated[int, typer.Option(min=0, help="Of the processor; 0: one for each core.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -23,7 +23,7 @@ def bench(
     allow_failed: AllowFailed = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a model or a bundle: loading, words, pictures, memory, and what bounds a step."""
+    """Measure a model or a bundle: loading, words, images, memory, and what bounds a step."""
     from rich.console import Console
 
     from janus_export.bench.run import bench as bench_model
@@ -58,10 +58,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     if text := facts["text"]:
         rows += _mode("text", "token", text)
     if drawing := facts["drawing"]:
-        whole = (
-            f"{drawing['picture_s']:.2f} s: {drawing['codes']} codes, {drawing['decode_s']:.2f} s to pixels"
-        )
-        rows += [*_mode("drawing", "code", drawing), ("  a picture", whole)]
+        whole = f"{drawing['image_s']:.2f} s: {drawing['codes']} codes, {drawing['decode_s']:.2f} s to pixels"
+        rows += [*_mode("drawing", "code", drawing), ("  an image", whole)]
     if peak := facts["peak_memory_bytes"]:
         rows.append(("peak memory", f"{peak / 1e6:,.0f} MB, mapped files included"))
     if bandwidth := facts["read_bandwidth_bytes_per_s"]:

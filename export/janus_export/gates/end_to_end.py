@@ -14,7 +14,7 @@ from janus_modular.janus import Janus
 
 
 def answer(subject: Subject) -> Iterator[Check]:
-    """Answer greedily, three ragged questions side by side, two of them about pictures."""
+    """Answer greedily, three ragged questions side by side, two of them about images."""
     if not (subject.is_exact and subject.has("text")):
         return
     texts, want = subject.reference.greedy
@@ -25,7 +25,7 @@ def answer(subject: Subject) -> Iterator[Check]:
 
 
 def drawing(subject: Subject) -> Iterator[Check]:
-    """Draw two pictures under guidance with the same noise.
+    """Draw two images under guidance with the same noise.
 
     Who listens makes a runtime wait after every step. One that would run ahead of the host (and join steps
     into a graph) draws once more unheard, which must change nothing; in whatever precision.
@@ -34,15 +34,15 @@ def drawing(subject: Subject) -> Iterator[Check]:
     if not (subject.is_exact or unheard) or not subject.has("drawing"):
         return
     processor = subject.reference.processor
-    pictures, got = listen_to_drawings(subject.whole, processor)
+    images, got = listen_to_drawings(subject.whole, processor)
     if subject.is_exact:
         expected, want = subject.reference.drawn
         yield _same_choices("a whole drawing: codes", got, want)
-        yield _same_pixels("a whole drawing: pixels", pictures, expected)
+        yield _same_pixels("a whole drawing: pixels", images, expected)
     if unheard:
         settings = taken(subject.whole.drawing_loop, DRAWING)
         again = Janus(subject.whole, processor).draw(DRAWN, **settings)
-        yield _same_pixels("the same drawing, nobody listening: pixels", again, pictures)
+        yield _same_pixels("the same drawing, nobody listening: pixels", again, images)
 
 
 def _same_pixels(what: str, got: list[Image], want: list[Image]) -> Check:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from janus_export.reference.compare import CLOSE, compare_part, distance
-from janus_export.reference.prompts import pictures
+from janus_export.reference.prompts import images
 from janus_export.reference.recording import Array, Run
 from janus_export.reference.target import Check, Subject
 from janus_export.runtimes.contract import MAGNITUDE
 from janus_export.runtimes.memory import to_numbers
-from janus_modular import Message, PictureToRead, Runtime
+from janus_modular import ImageInput, Message, Runtime
 
 SMALL = {"chunk": 5, "bucket": 8}  # positions of a prompt at once, slots that a cache grows by
 POISON = 1e4  # in slots that nobody may see; small enough for half precision
@@ -25,7 +25,7 @@ POISON = 1e4  # in slots that nobody may see; small enough for half precision
 def graphs(subject: Subject) -> Iterator[Check]:
     """Compare every graph beside the backbone, on inputs that a run of the model gave it."""
     model, processor, reference = subject.reference.model, subject.reference.processor, subject.reference
-    prompt = processor.chat_prompt([Message("user", [*map(PictureToRead, pictures(3))])])
+    prompt = processor.chat_prompt([Message("user", [*map(ImageInput, images(3))])])
     pixels = np.stack(prompt.understanding_pixels)
     tokens = np.arange(2 * 7).reshape(2, 7) * 37 % model.backbone.vocab_size
     drawn = reference.drawn[1]

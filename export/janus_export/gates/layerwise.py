@@ -20,7 +20,7 @@ from torch import Tensor
 
 from janus_export.gates.quantized import HALF_MAX, compare_drawing
 from janus_export.reference.compare import agree, compare_part, magnitude
-from janus_export.reference.prompts import DRAWING, pictures
+from janus_export.reference.prompts import DRAWING, images
 from janus_export.reference.recording import Array
 from janus_export.reference.streamed import LeanReference, Pass
 from janus_export.reference.subgraphs import cut
@@ -29,7 +29,7 @@ from janus_export.reference.upcast import widened
 from janus_export.runtimes.contract import MAGNITUDE
 from janus_export.runtimes.ort.library import onnxruntime
 from janus_export.runtimes.ort.runtime import quiet_options
-from janus_modular import Message, PictureToRead
+from janus_modular import ImageInput, Message
 
 Feed = dict[str, Array]
 
@@ -114,7 +114,7 @@ def parts(subject: Subject) -> Iterator[Check]:
     hidden = np.concatenate([one.hidden[one.counts] for one in reference.passes])
     hidden = hidden[: len(hidden) // 2 * 2]  # half of them as if unconditional
     torchs = reference.janus.runtime.open(1)
-    prompt = reference.processor.chat_prompt([Message("user", [*map(PictureToRead, pictures(2))])])
+    prompt = reference.processor.chat_prompt([Message("user", [*map(ImageInput, images(2))])])
     noises = (
         rng.standard_exponential((rows, width), np.float32)
         for rows, width in ((len(hidden), model.backbone.vocab_size), (len(hidden) // 2, path.sizes["codes"]))

@@ -113,7 +113,7 @@ def _largest(subject: Subject) -> tuple[float, str]:
 
 def _first_feed(subject: Subject, run: Run) -> dict[str, Array]:
     """Return what the backbone is fed for prompts: embeddings from the same graphs, an empty cache."""
-    x = embed(run.prompts, subject.runtime.run, pictures_at_once=4).astype(np.float32)
+    x = embed(run.prompts, subject.runtime.run, images_at_once=4).astype(np.float32)
     rows, tokens, _ = x.shape
     at = np.tile(np.arange(tokens), (rows, 1))
     axes = {"rows": rows, "tokens": tokens, "capacity": tokens}

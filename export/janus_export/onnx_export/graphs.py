@@ -1,7 +1,7 @@
 """The graphs that a model becomes, each declared once: what goes in, what comes out, how large it may be.
 
 Shapes as in ``janus_modular.interfaces``; R rows, S positions that a row has room for, G = R / N rows a
-picture (two under guidance). Nothing here speaks of a file format.
+image (two under guidance). Nothing here speaks of a file format.
 """
 
 from __future__ import annotations

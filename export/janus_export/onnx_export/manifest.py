@@ -32,14 +32,14 @@ def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
         "drawing": path.num_tokens,
         "pad": processor.pad_id,
         "sizes": dict(path.sizes),  # the generation path's own, whose names are its author's
-        "picture_to_draw": {"height": path.height, "width": path.width},
-        "picture_to_read": {
+        "image_to_draw": {"height": path.height, "width": path.width},
+        "image_to_read": {
             "height": spec.height,
             "width": spec.width,
             "positions": model.understanding.num_tokens,
         },
         "rows": {
-            "guided": 2,  # rows that a picture takes under guidance
+            "guided": 2,  # rows that an image takes under guidance
             "order": "all conditional rows, then all unconditional",
             "unconditional": "the prompt with pads between its first and last token; they are seen",
         },

@@ -13,7 +13,7 @@ from janus_export.reference.recording import Array
 from janus_export.reference.target import Check
 
 CLOSE = 1e-4  # of the largest number: float32 sums in another order
-SAME_CODES = 0.995  # of a picture's codes, in float32: neighbours in a codebook may be equally near
+SAME_CODES = 0.995  # of an image's codes, in float32: neighbours in a codebook may be equally near
 
 # The limits below lie between what sound variants give and what broken ones do. Measured on a small model
 # with random weights (std 0.3, which enlarges every error) and on the demo's trained one; the worst of both:
@@ -29,7 +29,7 @@ MOST_OFF: dict[str | int, float] = {"half": 0.045, 8: 0.14, 4: 0.44}
 LEAST_COSINES: dict[str | int, float] = {"half": 0.999, 8: 0.99, 4: 0.9}
 """Over a whole run, where errors of many layers and steps come together."""
 SAME_CHOICES: dict[str | int, float] = {"half": 0.9, 8: 0.85, 4: 0.6}
-"""Least share; of 32 codes of a picture, the smallest there are here, bfloat16 changes two."""
+"""Least share; of 32 codes of an image, the smallest there are here, bfloat16 changes two."""
 AGREEING = 0.9  # of the likeliest words, where the model's is clear; the trained model in 4 bits: 97 %
 CLEAR = 1.0  # nats by which the likeliest leads the second
 LEAST_CLEAR = 10  # choices: of fewer, a single one would be more than a tenth

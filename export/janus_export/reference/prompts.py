@@ -9,14 +9,14 @@ import numpy as np
 from PIL import Image
 
 from janus_export.reference.recording import ListeningRuntime, Run
-from janus_modular import Message, PictureToRead, Processor, Text
+from janus_modular import ImageInput, Message, Processor, Text
 from janus_modular.janus import Janus
 from janus_modular.plugins import default_plugins
 from janus_modular.protocols import Runtime
 
 
-def pictures(count: int) -> list[Image.Image]:
-    """Make pictures of noise, each of a size of its own."""
+def images(count: int) -> list[Image.Image]:
+    """Make images of noise, each of a size of its own."""
     return [
         Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 30 + 7 * i, 3), dtype=np.uint8))
         for i in range(count)
@@ -24,12 +24,12 @@ def pictures(count: int) -> list[Image.Image]:
 
 
 def questions() -> list[list[Message]]:
-    """Ask three things of different lengths: one picture, none, two."""
-    first, second = pictures(2)
+    """Ask three things of different lengths: one image, none, two."""
+    first, second = images(2)
     return [
-        [Message("user", [PictureToRead(first), Text("What is this?")])],
+        [Message("user", [ImageInput(first), Text("What is this?")])],
         [Message("user", [Text("Say something longer than the others, about nothing in particular.")])],
-        [Message("user", [PictureToRead(first), Text("or"), PictureToRead(second)])],
+        [Message("user", [ImageInput(first), Text("or"), ImageInput(second)])],
     ]
 
 
@@ -58,7 +58,7 @@ def listen_to_answers(
 
 
 def listen_to_drawings(runtime: Runtime, processor: Processor) -> tuple[list[Image.Image], Run]:
-    """Let a runtime draw under guidance, with noise from a seed; return pictures and what was heard."""
+    """Let a runtime draw under guidance, with noise from a seed; return images and what was heard."""
     listening = ListeningRuntime(runtime)
     drawn = Janus(listening, processor).draw(DRAWN, **taken(runtime.drawing_loop, DRAWING))
     return drawn, listening.runs[-1]

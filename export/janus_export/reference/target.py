@@ -18,7 +18,7 @@ from janus_export.reference.prompts import ANSWER_TOKENS, listen_to_answers, lis
 from janus_export.reference.recording import Run
 from janus_export.reference.upcast import widen
 from janus_export.runtimes.ort.runtime import OnnxConfig, OnnxRuntime
-from janus_modular import Message, PictureToRead
+from janus_modular import ImageInput, Message
 from janus_modular.bundles import open_bundle
 from janus_modular.janus import Janus
 from janus_modular.protocols import Runtime
@@ -52,7 +52,7 @@ class Reference:
     def within(self, room: int, *, images: bool = True) -> Reference:
         """Return it with those questions alone whose answers end within ``room`` positions.
 
-        Engines have the capacity that they were built with, which may be less than two pictures take; and a
+        Engines have the capacity that they were built with, which may be less than two images take; and a
         bundle that reads no images is asked about none (``images``).
         """
         lengths = [len(self.processor.chat_prompt(question)) + ANSWER_TOKENS for question in self.asked]
@@ -85,7 +85,7 @@ class Reference:
 
 
 def _has_image(message: Message) -> bool:
-    return any(isinstance(segment, PictureToRead) for segment in message.content)
+    return any(isinstance(segment, ImageInput) for segment in message.content)
 
 
 @dataclass

@@ -15,18 +15,16 @@ Run = Callable[..., NDArray[Any]]
 """Runs a graph by name on numpy arrays."""
 
 
-def embed(prompts: Sequence[Prompt], run: Run, *, pictures_at_once: int) -> NDArray[Any]:
-    """Splice words and pictures to read into one array (rows, T, D), padded on the right.
+def embed(prompts: Sequence[Prompt], run: Run, *, images_at_once: int) -> NDArray[Any]:
+    """Splice words and images to read into one array (rows, T, D), padded on the right.
 
-    Text alone runs no visual encoder. Pictures go through it a few at a time.
+    Text alone runs no visual encoder. Images go through it a few at a time.
 
     Raises:
-        PromptError: a prompt holds a drawn picture, or places that its pictures do not fill.
+        PromptError: a prompt holds a drawn image, or places that its images do not fill.
     """
     if any(prompt.generation_at.any() for prompt in prompts):
-        raise PromptError(
-            "a bundle reads no pictures that the model drew itself: give them as pictures to read"
-        )
+        raise PromptError("a bundle reads no images that the model drew itself: give them as images to read")
     shape = (len(prompts), max(map(len, prompts)))
     tokens, at = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
     for row, prompt in enumerate(prompts):
@@ -37,15 +35,15 @@ def embed(prompts: Sequence[Prompt], run: Run, *, pictures_at_once: int) -> NDAr
     if not pixels and not at.any():
         return x
     features = [
-        run("understand", np.stack(pixels[start : start + pictures_at_once]))  # (N, P, D)
-        for start in range(0, len(pixels), pictures_at_once)
+        run("understand", np.stack(pixels[start : start + images_at_once]))  # (N, P, D)
+        for start in range(0, len(pixels), images_at_once)
     ]
     flat = [one.reshape(-1, one.shape[-1]) for one in features]
     rows = np.concatenate(flat) if flat else np.empty((0, x.shape[-1]), x.dtype)
     if len(rows) != at.sum():
         raise PromptError(
-            f"the prompts have {at.sum()} places for pictures that are read, but their {len(pixels)}"
-            f" pictures have {len(rows)} features: was the processor made for this bundle?"
+            f"the prompts have {at.sum()} places for images that are read, but their {len(pixels)}"
+            f" images have {len(rows)} features: was the processor made for this bundle?"
         )
     x[at] = rows
     return x

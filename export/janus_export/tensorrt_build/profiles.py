@@ -44,7 +44,7 @@ def profiles(manifest: Mapping[str, Any], graph: str, lengths: Lengths) -> tuple
     slots = manifest["graphs"][graph]["inputs"]
     names = list(dict.fromkeys(size for slot in slots for size in slot["shape"] if isinstance(size, str)))
     axes = {name: _range(name, manifest, lengths) for name in names}
-    if "rows" in axes and "images" in axes:  # without guidance, each row is a picture of its own
+    if "rows" in axes and "images" in axes:  # without guidance, each row is an instance of its own
         least, usual, _ = axes["images"]
         axes["images"] = (least, min(usual, lengths.rows), lengths.rows)
     if graph != "backbone":
@@ -58,9 +58,9 @@ def _range(name: str, manifest: Mapping[str, Any], lengths: Lengths) -> Range:
         return (lengths.capacity,) * 3
     if name == "rows":
         return (1, min(axis["typical"], lengths.rows), lengths.rows)
-    if name == "tokens":  # a prompt is mostly the picture that is asked about
+    if name == "tokens":  # a prompt is mostly the image that is asked about
         most = min(axis["max"], lengths.capacity)
-        return (1, min(manifest["model"]["picture_to_read"].get("positions", 1), most), most)
+        return (1, min(manifest["model"]["image_to_read"].get("positions", 1), most), most)
     return (axis["min"], axis["typical"], axis["max"])
 
 

@@ -37,7 +37,7 @@ class PerceiverConfig(PartConfig):
     With ``pretrained``, they must be those of the config.json beside the weights: shapes do not show heads.
     """
 
-    queries: int = 64  # tokens that any picture becomes
+    queries: int = 64  # tokens that any image becomes
     layers: int = 3  # in each, the queries look at the features once
     heads: int = 16  # of attention
     kv_heads: int = 4  # keys and values of one serve heads / kv_heads of the queries' heads

@@ -34,7 +34,7 @@ class PixelUnshuffleConfig(PartConfig):
 class PixelUnshuffleAdaptor(nn.Module):
     """Carries features (N, P, C) to (N, P / factor², D), the rows of the coarser grid one after another.
 
-    A token's features lie side by side as they lie in the picture: the square's upper row first.
+    A token's features lie side by side as they lie in the image: the square's upper row first.
     """
 
     def __init__(self, config: PixelUnshuffleConfig, input_width: int, output_width: int) -> None:
@@ -72,7 +72,7 @@ class PixelUnshuffleAdaptor(nn.Module):
         if grid[0] % factor or grid[1] % factor:
             raise ValueError(
                 f"pixel-unshuffle: a grid of {grid[0]}x{grid[1]} features does not divide by its factor "
-                f"{factor}: choose another factor, or a picture size that gives an even grid"
+                f"{factor}: choose another factor, or an image size that gives an even grid"
             )
         return grid[0] // factor, grid[1] // factor
 

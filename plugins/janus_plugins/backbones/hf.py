@@ -59,7 +59,7 @@ TEXT_PART = {
     r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?(?!lm_head)": "model.",
     r"^language_model\.lm_head\.": "lm_head.",
 }
-"""Where checkpoints of larger models (of pictures and text) keep their decoder, in new and old layouts."""
+"""Where checkpoints of larger models (of images and text) keep their decoder, in new and old layouts."""
 
 
 @dataclass
@@ -106,12 +106,12 @@ class HfBackbone(nn.Module):
         self.width: int = family.hidden_size
         self.context: int = family.max_position_embeddings
         embedding = model.get_input_embeddings()
-        # Gemma's table scales what it looks up. Pictures skip the table, so the scale moves to forward.
+        # Gemma's table scales what it looks up. Images skip the table, so the scale moves to forward.
         self.input_scale: float = float(getattr(embedding, "scalar_embed_scale", 1.0))
         if type(embedding) is not nn.Embedding and not hasattr(embedding, "scalar_embed_scale"):
             raise ConfigError(
                 f"'{family.model_type}' embeds tokens by {type(embedding).__name__}, which is neither a plain"
-                " table nor a scaled one: pictures could not be given what its text gets"
+                " table nor a scaled one: images could not be given what its text gets"
             )
         # Pads are seen here (the unconditional row of a drawing), so their row learns like any other.
         embedding.padding_idx = None

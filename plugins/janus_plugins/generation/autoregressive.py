@@ -1,6 +1,6 @@
-"""Drawing as Janus does it: a picture is a sequence of codes, predicted one after the other.
+"""Drawing as Janus does it: an image is a sequence of codes, predicted one after the other.
 
-Shapes as in ``janus_modular.interfaces``; a picture's codes are (N, P) in raster order, or (N, P, S) where a
+Shapes as in ``janus_modular.interfaces``; an image's codes are (N, P) in raster order, or (N, P, S) where a
 position has several, which are predicted one after the other too.
 """
 
@@ -35,9 +35,9 @@ from janus_plugins.sizes import check_sizes
 
 @dataclass
 class AutoregressiveConfig(PartConfig):
-    """A tokenizer, an adaptor and a head, and the size of the pictures."""
+    """A tokenizer, an adaptor and a head, and the size of the images."""
 
-    tokenizer: Part = part("image_tokenizers")  # pictures to codes, and back
+    tokenizer: Part = part("image_tokenizers")  # images to codes, and back
     adaptor: Part = part("adaptors")  # vectors of codes to the backbone; each code keeps its position
     head: Part = part("heads")  # hidden states to the next code
     height: int = 384  # pixels
@@ -45,7 +45,7 @@ class AutoregressiveConfig(PartConfig):
     embedding_width: int | None = None  # of the codes' own table; None: the tokenizer's code width
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no picture has."""
+        """Refuse sizes that no image has."""
         check_sizes(self, height=1, width=1)
 
 
@@ -94,7 +94,7 @@ class AutoregressiveGeneration(nn.Module):
         drawn = tokenizer.grid(config.height, config.width)
         if min(drawn) < 1:
             raise ValueError(
-                f"'{config.tokenizer.name}' has {drawn[0]}x{drawn[1]} positions for a picture of"
+                f"'{config.tokenizer.name}' has {drawn[0]}x{drawn[1]} positions for an image of"
                 f" {config.height}x{config.width} pixels; expected at least 1x1: draw larger ones"
             )
         vectors = tokenizer.code_vectors()
@@ -105,7 +105,7 @@ class AutoregressiveGeneration(nn.Module):
         if vectors is not None and vectors.shape == embedding.weight.shape:
             embedding.weight.data.copy_(vectors.detach())
         adaptor = build(config.adaptor, code_width, width)
-        for grid in (drawn, (1, 1)):  # a picture is read, one is drawn
+        for grid in (drawn, (1, 1)):  # an image is read, one is drawn
             if (positions := adaptor.num_tokens(grid)) != grid[0] * grid[1]:
                 raise ValueError(
                     f"'{config.adaptor.name}' makes {positions} positions of {grid[0]}x{grid[1]} codes,"
@@ -116,7 +116,7 @@ class AutoregressiveGeneration(nn.Module):
 
     @torch.no_grad()
     def targets(self, pixels: Tensor) -> Tensor:
-        """Encode pictures (N, 3, height, width), uint8, as codes (N, P) or (N, P, S)."""
+        """Encode images (N, 3, height, width), uint8, as codes (N, P) or (N, P, S)."""
         low, high = self.tokenizer.value_range
         x = pixels.to(self.embedding.weight.dtype) / 255 * (high - low) + low
         return self.tokenizer.encode(x)
@@ -149,28 +149,28 @@ class AutoregressiveGeneration(nn.Module):
     def image_next(
         self, hidden: Tensor, noise: Tensor, guidance: Tensor, temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Choose the next code of each picture; return codes (N,) or (N, S), and the next inputs of all rows.
+        """Choose the next code of each image; return codes (N,) or (N, S), and the next inputs of all rows.
 
         ``hidden`` is (2N, D), conditional rows first, or (N, D) for guidance 1. ``noise`` is (N, sum of K)
         of Exp(1); ones and temperature 1 make it greedy. Guidance as in Janus, section 3.4:
         l = u + w (c - u).
         """
-        pictures, codes, marked, of_rows = noise.shape[0], list[Tensor](), list[Tensor](), list[Tensor]()
+        images, codes, marked, of_rows = noise.shape[0], list[Tensor](), list[Tensor](), list[Tensor]()
         for of_code in noise.split(self.codebooks, dim=-1):
             logits = self.head(hidden, known(of_rows, hidden)).float()  # (R, K)
-            logits = logits.unflatten(0, (-1, pictures))  # (1 or 2, N, K)
+            logits = logits.unflatten(0, (-1, images))  # (1 or 2, N, K)
             conditional, unconditional = logits[0], logits[-1]  # of one row, both are the same
             guided = unconditional + guidance * (conditional - unconditional)
             guided = guided / temperature
             codes.append(pick(guided, of_code))  # (N,)
             marked.append(mark_not_finite(codes[-1], guided))
-            of_rows.append(codes[-1].repeat(logits.shape[0]))  # (R,): a picture's rows take its code
+            of_rows.append(codes[-1].repeat(logits.shape[0]))  # (R,): an image's rows take its code
         x = self.adaptor(self.vectors(codes).unsqueeze(1), (1, 1)).squeeze(1)  # (N, D)
         chosen = torch.stack(marked, dim=-1) if len(marked) > 1 else marked[0]
         return chosen, x.repeat(logits.shape[0], 1)
 
     def draw(self, codes: Tensor) -> Tensor:
-        """Decode codes, as `targets` gives them, into pictures (N, 3, height, width), uint8.
+        """Decode codes, as `targets` gives them, into images (N, 3, height, width), uint8.
 
         Values are truncated, as the authors do.
         """

@@ -1,1 +1,1 @@
-"""Tokenizers of pictures that are drawn."""
+"""Tokenizers of images that are drawn."""

@@ -1,7 +1,7 @@
 """The convolutional tokenizer that began with VQGAN: all of it but how it learns and whose weights it reads.
 
-An encoder of residual blocks halves the picture from level to level, each latent is replaced by a row of a
-codebook, and a mirrored decoder paints the picture anew (Esser et al. 2021, table 7). Fully convolutional:
+An encoder of residual blocks halves the image from level to level, each latent is replaced by a row of a
+codebook, and a mirrored decoder paints the image anew (Esser et al. 2021, table 7). Fully convolutional:
 any height and width that are multiples of ``factor`` work.
 """
 
@@ -48,7 +48,7 @@ class ConvolutionalConfig(PartConfig):
 
 
 class ConvolutionalTokenizer(nn.Module):
-    """Pictures in [-1, 1] to code ids and back; runs in the dtype of its weights.
+    """Images in [-1, 1] to code ids and back; runs in the dtype of its weights.
 
     A tokenizer made of it adds its name, its losses, and ``read_pretrained``.
     """

@@ -84,7 +84,7 @@ class FsqConfig(PartConfig):
 
 
 class FsqTokenizer(nn.Module):
-    """Pictures in [-1, 1] to code ids and back; runs in the dtype of its weights, rounds in float32.
+    """Images in [-1, 1] to code ids and back; runs in the dtype of its weights, rounds in float32.
 
     A code's number counts the levels of its first number first. Its vector has a number for each of
     ``levels``, from -1 to 1.

@@ -4,7 +4,7 @@ tokenizer: {name: hf-vq, pretrained: BAAI/Emu3-VisionTokenizer}                 
 tokenizer: {name: hf-vq, config: {model_type: emu3_vqgan, codebook_size: 4096}}  # or random weights
 
 Emu3's has factor 8 and 32,768 codes of width 4. It is made for clips, ``temporal_downsample_factor`` frames
-to a code: a still picture is a clip in which nothing moves, and the first frame of the clip that is painted.
+to a code: a still image is a clip in which nothing moves, and the first frame of the clip that is painted.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class HfVqConfig(PartConfig):
 
 
 class HfVqTokenizer(nn.Module):
-    """Pictures in [-1, 1] to code ids and back; runs in the dtype of its weights.
+    """Images in [-1, 1] to code ids and back; runs in the dtype of its weights.
 
     Its batch norms keep their statistics, in training too: a batch's own would let rows mix, and move the
     codes that a model around it learns to predict.
@@ -212,7 +212,7 @@ def vq_config(config: HfVqConfig) -> Any:
         )
     kind = keys["model_type"]
     if kind != "emu3_vqgan":
-        why = next((ELSEWHERE[name] for name in ELSEWHERE if kind.startswith(name)), "cannot draw pictures")
+        why = next((ELSEWHERE[name] for name in ELSEWHERE if kind.startswith(name)), "cannot draw images")
         raise ConfigError(f"hf-vq reads emu3_vqgan; '{kind}' {why}.")
     check_keys(keys, "hf-vq: config", [kind])
     family = AutoConfig.for_model(**copy.deepcopy(described or keys))

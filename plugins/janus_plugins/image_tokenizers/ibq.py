@@ -1,4 +1,4 @@
-"""IBQ (Shi et al. 2024): a VQGAN of very many codes, all of which learn from every picture.
+"""IBQ (Shi et al. 2024): a VQGAN of very many codes, all of which learn from every image.
 
 A latent takes the code with which its product is largest. In training, the gradient passes through the
 softmax of those products, and so to the whole codebook: this is what keeps 262,144 codes of width 256 in
@@ -54,7 +54,7 @@ class IbqCodebook(Codebook):
 
 
 class IbqTokenizer(ConvolutionalTokenizer):
-    """Pictures in [-1, 1] to code ids and back; runs in the dtype of its weights."""
+    """Images in [-1, 1] to code ids and back; runs in the dtype of its weights."""
 
     name = "ibq"
     quantize: IbqCodebook

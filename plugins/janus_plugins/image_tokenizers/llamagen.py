@@ -32,7 +32,7 @@ class LlamaGenConfig(ConvolutionalConfig):
 
 
 class LlamaGenTokenizer(ConvolutionalTokenizer):
-    """Pictures in [-1, 1] to code ids and back; runs in the dtype of its weights.
+    """Images in [-1, 1] to code ids and back; runs in the dtype of its weights.
 
     Both codebook rows and latents are normalised in ``encode``, rows alone in ``decode``: the published
     codebook's rows are not of unit length, and comparing them as they are finds other codes.

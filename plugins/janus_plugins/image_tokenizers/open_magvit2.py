@@ -1,7 +1,7 @@
 """Open-MAGVIT2's image tokenizer: a position is 18 bits, the signs of 18 numbers; there is no codebook.
 
-A convolutional encoder shrinks the picture to latents, each of their numbers becomes its sign (lookup-free
-quantisation: Yu et al. 2023, section 3.1), and a decoder paints the picture anew. 2^18 codes are too many to
+A convolutional encoder shrinks the image to latents, each of their numbers becomes its sign (lookup-free
+quantisation: Yu et al. 2023, section 3.1), and a decoder paints the image anew. 2^18 codes are too many to
 predict at once, so the bits of a position are several codes, of 6 and of 12 bits (Luo et al. 2024, section
 3.2); head ``factorized`` predicts them. Layers and names are those of TencentARC's SEED-Voken.
 """
@@ -50,7 +50,7 @@ class OpenMagvit2Config(PartConfig):
 
 
 class OpenMagvit2Tokenizer(nn.Module):
-    """Pictures in [-1, 1] to codes (N, P, S) and back, (N, P) of one code; runs in the dtype of its weights.
+    """Images in [-1, 1] to codes (N, P, S) and back, (N, P) of one code; runs in the dtype of its weights.
 
     A code's first bit is its lowest. Vectors of codes are as wide as all bits: the signs of its own, 0 at the
     others, so that those of a position add up to what the decoder gets.
@@ -169,7 +169,7 @@ class Decoder(nn.Module):
     """Latents (N, bits, h, w) to pixels (N, 3, h * factor, w * factor).
 
     Before each resolution features are normalised, then scaled and shifted by what the spread and the mean of
-    the picture's latents say (section 3.1: adaptive group normalisation).
+    the image's latents say (section 3.1: adaptive group normalisation).
     """
 
     def __init__(self, config: OpenMagvit2Config) -> None:

@@ -18,7 +18,7 @@ STATISTICS = ("quantize.embedding.cluster_size", "quantize.embedding.embed_avg")
 def find_prefix(weights: Mapping[str, Tensor], tokenizer: str) -> str:
     """Return what stands before the names of the tokenizer: they begin where the codebook's does.
 
-    ``first_stage_model.`` comes first, where a transformer was saved with the tokenizers of its picture and
+    ``first_stage_model.`` comes first, where a transformer was saved with the tokenizers of its image and
     of its condition.
 
     Raises:

@@ -1,7 +1,7 @@
 """A compact convolutional image tokenizer with a vector-quantised codebook, made to be trained from scratch.
 
 Pixels go through a small convolutional encoder to one latent a grid cell; each latent is replaced by the
-nearest of ``num_codes`` unit vectors, and a mirrored decoder paints the picture back. What keeps such a small
+nearest of ``num_codes`` unit vectors, and a mirrored decoder paints the image back. What keeps such a small
 codebook alive: cosine distances and a low code width (ViT-VQGAN, section 3.2), a codebook that follows the
 latents by moving averages instead of gradients (VQ-VAE, appendix A.1), some first steps without
 the quantiser so that there is something to cluster, a k-means start, and codes out of use put back to work.
@@ -60,7 +60,7 @@ def _activated(channels: int, out: int) -> tuple[nn.Module, ...]:
 
 
 class VqTokenizer(nn.Module):
-    """Pictures to codes and back; each level after the first halves the grid."""
+    """Images to codes and back; each level after the first halves the grid."""
 
     codebook: Tensor
     counts: Tensor
@@ -98,7 +98,7 @@ class VqTokenizer(nn.Module):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """One code for each square of ``factor`` pixels."""
         if height % self.factor or width % self.factor:
-            raise ValueError(f"vq: a picture of {height}x{width} does not divide by its factor {self.factor}")
+            raise ValueError(f"vq: an image of {height}x{width} does not divide by its factor {self.factor}")
         return height // self.factor, width // self.factor
 
     def encode(self, pixels: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """VQGAN, the tokenizer of taming-transformers, and others that are one: nearest codes by distance.
 
 The published models have factor 16 and codes of width 256, decoded as they are: on ImageNet with 16,384
-codes (the defaults) or 1,024 (``num_codes: 1024``); Chameleon's, for pictures of 512 x 512, is
+codes (the defaults) or 1,024 (``num_codes: 1024``); Chameleon's, for images of 512 x 512, is
 ``{num_codes: 8192, attention: false}``. Latent diffusion's vq-f4 has factor 4 and narrow codes:
 ``{channel_multipliers: [1, 2, 4], latent_channels: 3, code_width: 3, num_codes: 8192, attention: false}``.
 """
@@ -32,7 +32,7 @@ class VqganConfig(ConvolutionalConfig):
 
 
 class VqganTokenizer(ConvolutionalTokenizer):
-    """Pictures in [-1, 1] to code ids and back; runs in the dtype of its weights."""
+    """Images in [-1, 1] to code ids and back; runs in the dtype of its weights."""
 
     name = "vqgan"
 

@@ -73,15 +73,15 @@ def read_pixels(file: Mapping[str, Any], tower: Mapping[str, Any]) -> dict[str, 
 
 
 def write_pixels(pixels: Mapping[str, Any], layout: str) -> dict[str, Any]:
-    """Return what both layouts write of a native pixel spec; the picture's size is their own matter."""
+    """Return what both layouts write of a native pixel spec; the image's size is their own matter."""
     fill = [int(255 * m) for m in pixels["mean"]]
     need(
         pixels["height"] == pixels["width"],
         layout,
-        "square pictures",
+        "square images",
         f"{pixels['height']}x{pixels['width']}",
     )
-    need(pixels["resize"] == "letterbox", layout, "letterboxed pictures", pixels["resize"])
+    need(pixels["resize"] == "letterbox", layout, "letterboxed images", pixels["resize"])
     need(pixels["fill"] in (None, fill), layout, f"borders of int(255 * mean), {fill}", pixels["fill"])
     return {
         "min_size": pixels["min_size"],
@@ -96,7 +96,7 @@ def write_pixels(pixels: Mapping[str, Any], layout: str) -> dict[str, Any]:
 def choose_template(folder: Path, preprocessor: Mapping[str, Any]) -> str:
     """Tell Janus-Pro from Janus-1.3B, whose files name no prompt format.
 
-    Pro's tokenizer has tokens for the roles, and its pictures are normalised; Janus-1.3B's are not.
+    Pro's tokenizer has tokens for the roles, and its images are normalised; Janus-1.3B's are not.
     Where that is wrong, override ``processor.template``.
     """
     tokens = token_ids(folder)

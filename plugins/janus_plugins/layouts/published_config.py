@@ -29,7 +29,7 @@ ADAPTORS = {
     "mlp_gelu": "mlp",
     "low_high_hybrid_split_mlp_gelu": "hybrid",
 }
-SIDE = 384  # of drawn pictures; the published code knows no other
+SIDE = 384  # of drawn images; the published code knows no other
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def _check_parts(config: Mapping[str, Any]) -> None:
         encoder["activation"] == "gelu", what="exact GELU in encoder and adaptor", found=encoder["activation"]
     )
     side, seen = encoder["image_size"], encoder["pixels"]["height"]
-    need(seen == side, what=f"pictures of {side} pixels a side", found=seen)
+    need(seen == side, what=f"images of {side} pixels a side", found=seen)
     need(tokenizer["l2_norm"], what="codes of unit length", found="l2_norm: false")
     width = backbone["config"]["hidden_size"]
     need(
@@ -154,7 +154,7 @@ def _check_vision(vision: Any) -> None:
     need(not vision.use_qk_norm, what="attention without norms that we can read", found="use_qk_norm")
     need(vision.attention_bias, what="attention with biases that we can read", found="attention_bias: false")
     sizes = (vision.image_size, vision.patch_size)
-    need(all(isinstance(size, int) for size in sizes), what="square pictures that we can read", found=sizes)
+    need(all(isinstance(size, int) for size in sizes), what="square images that we can read", found=sizes)
 
 
 def _is_tied(folder: Path, said: bool) -> bool:

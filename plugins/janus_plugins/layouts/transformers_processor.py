@@ -1,4 +1,4 @@
-"""The files of transformers' Janus processor: pictures, special tokens, and how a conversation is written."""
+"""The files of transformers' Janus processor: images, special tokens, and how a conversation is written."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from janus_modular import DataError, Message, PictureToDraw, PictureToRead, Sample, Text
+from janus_modular import DataError, ImageInput, ImageTarget, Message, Sample, Text
 from janus_plugins.records.fields import Fields, list_of, text_of
 from janus_plugins.records.images import ImageFolder
 from janus_plugins.records.markers import without_markers
@@ -32,7 +32,7 @@ class CaptionReader:
 
         Raises:
             DataError: there are no words, words of two sorts, or a key that nothing reads.
-            PictureError: the image cannot be read.
+            ImageError: the image cannot be read.
         """
         reference = record.take(*IMAGES)
         present = [name for name in WORDS if name in record]
@@ -56,10 +56,10 @@ class CaptionReader:
             )
         image = self.images.open(reference, "image")
         if self.kind == "draw":
-            return Sample([Message("user", [Text(words)]), Message("assistant", [PictureToDraw(image)])])
+            return Sample([Message("user", [Text(words)]), Message("assistant", [ImageTarget(image)])])
         question = Text(_choice(self.questions, rng))
         return Sample(
-            [Message("user", [PictureToRead(image), question]), Message("assistant", [Text(words, True)])]
+            [Message("user", [ImageInput(image), question]), Message("assistant", [Text(words, True)])]
         )
 
     def _words(self, value: object, name: str, rng: np.random.Generator) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from janus_modular import DataError, Message, PictureToDraw, PictureToRead, Sample, Segment, Text
+from janus_modular import DataError, ImageInput, ImageTarget, Message, Sample, Segment, Text
 from janus_plugins.records.fields import BRIEF, EMPTY, Fields, list_of, text_of
 from janus_plugins.records.images import ImageFolder
 from janus_plugins.records.markers import LITERAL, split_at_markers, without_markers
@@ -58,7 +58,7 @@ class ConversationReader:
 
         Raises:
             DataError: something in it is not used, or markers and images do not agree.
-            PictureError: an image cannot be read.
+            ImageError: an image cannot be read.
         """
         name = "messages" if "messages" in record else "conversations"
         turns_given = record.take("messages", "conversations")
@@ -165,7 +165,7 @@ class ConversationReader:
                 number, reference = next(following)
                 where = f"images[{number}]"
             image = self.images.open(reference, where)
-            return PictureToDraw(image, part.supervised) if part.draws else PictureToRead(image)
+            return ImageTarget(image, part.supervised) if part.draws else ImageInput(image)
 
         for turn in turns:
             yield Message(turn.role, [opened(part) for part in turn.content], turn.reasoning)

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from janus_modular import DataError, open_picture
+from janus_modular import DataError, open_image
 from janus_plugins.records.fields import BRIEF, Fields, text_of
 
 MAX_DATA_URI = 64 * 2**20
@@ -37,7 +37,7 @@ class ImageFolder:
 
         Raises:
             DataError: there is no such reference, or it leads out of the folder or to the network.
-            PictureError: there is no such image, or it is damaged or too large.
+            ImageError: there is no such image, or it is damaged or too large.
         """
         for _ in range(MAX_NESTING):
             if isinstance(reference, dict):
@@ -45,15 +45,15 @@ class ImageFolder:
         name = text_of(reference, where)
         scheme = (re.match(r"(data):|([a-z][a-z0-9+.-]+)://", name, re.IGNORECASE) or [""])[0].lower()
         if scheme == "data:":
-            return open_picture(_data(name, where))
+            return open_image(_data(name, where))
         if scheme == "file://":
-            return open_picture(self._inside(_file(name, where), where))
+            return open_image(self._inside(_file(name, where), where))
         if scheme:
             raise DataError(
                 f"{where}: '{_short(name)}' is an address; training reads no network, so that it can be"
                 " repeated. Download the images, and write their paths."
             )
-        return open_picture(self._inside(name, where))
+        return open_image(self._inside(name, where))
 
     def _inside(self, name: str, where: str) -> Path:
         """Return the path of a file, which lies in the folder unless ``outside`` allows others."""

@@ -22,12 +22,12 @@ from janus_plugins.sampling_loops.noise import exponential_noise
 
 @dataclass
 class DrawSettings:
-    """How pictures are drawn."""
+    """How images are drawn."""
 
     guidance: float = 5.0  # w in l = u + w (c - u); 1: no second row
     temperature: float = 1.0  # 0: always the likeliest code
-    seed: int = 0  # of picture i: (seed, i)
-    first: int = 0  # the number i of a prompt's first picture
+    seed: int = 0  # of image i: (seed, i)
+    first: int = 0  # the number i of a prompt's first image
     numbers: Sequence[int] = ()  # i of each row; left out: counted from first for every prompt
 
     def __post_init__(self) -> None:
@@ -45,10 +45,10 @@ class DrawSettings:
 def draw(
     session: Session, prompts: Sequence[Prompt], settings: DrawSettings
 ) -> Generator[tuple[int, int], None, NDArray[np.uint8]]:
-    """Yield the codes drawn so far and in all; return the pictures (N, 3, H, W).
+    """Yield the codes drawn so far and in all; return the images (N, 3, H, W).
 
-    Prompts end where the picture begins. Under guidance every picture runs in two rows, all the
-    conditional ones first; both get the code that was chosen. A picture's noise is its own, so
+    Prompts end where the image begins. Under guidance every image runs in two rows, all the
+    conditional ones first; both get the code that was chosen. An image's noise is its own, so
     drawing it alone or in company gives the same.
     """
     numbers = settings.numbers or range(settings.first, settings.first + len(prompts))

@@ -2,7 +2,7 @@
 
 The scans (UCI, "Optical Recognition of Handwritten Digits") are 8x8 with 17 greys; they are enlarged with a
 bicubic filter and shown as dark ink on paper. The split is fixed and has the same share of each digit
-everywhere. Training pictures are turned, moved, scaled and slanted a little, differently each time.
+everywhere. Training images are turned, moved, scaled and slanted a little, differently each time.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 
 from janus_modular import (
+    ImageInput,
+    ImageTarget,
     Message,
     MissingExtraError,
     PartConfig,
-    PictureToDraw,
-    PictureToRead,
     Registry,
     Sample,
     Segment,
@@ -42,7 +42,7 @@ SHARES = {"train": (0, 4), "validation": (4, 5), "test": (5, 6)}  # sixths of ea
 class DigitsConfig(PartConfig):
     """Which digits, and what to do with them."""
 
-    kind: Literal["draw", "read", "text"] = "draw"  # a caption to a picture, a picture to an answer, words
+    kind: Literal["draw", "read", "text"] = "draw"  # a caption to an image, an image to an answer, words
     split: Literal["train", "validation", "test"] = "train"  # which of the scans
     size: int = 32  # pixels a side
     augment: float = 1.0  # strength of the small affine changes; 0 leaves the scans as they are
@@ -57,7 +57,7 @@ class DigitsConfig(PartConfig):
 
 
 class Digits:
-    """The digits of one split as a source; also ``pictures`` and ``labels`` (same order), for measuring."""
+    """The digits of one split as a source; also ``images`` and ``labels`` (same order), for measuring."""
 
     names = NAMES
 
@@ -69,10 +69,10 @@ class Digits:
         of_digit = [np.array_split(order[labels[order] == digit], 6)[first:last] for digit in range(10)]
         at = np.sort(np.concatenate([some for sixths in of_digit for some in sixths]))
         self.labels = labels[at]  # (len,)
-        self.pictures = [_enlarge(scan, config.size) for scan in scans[at]]
+        self.images = [_enlarge(scan, config.size) for scan in scans[at]]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def fingerprint(self) -> str:
         """Return a digest of the scans, which other versions of scikit-learn could bring differently."""
@@ -84,12 +84,12 @@ class Digits:
         label = int(self.labels[index])
         if self.config.kind == "text":
             return Sample([Message("user", [Text(_sentence(label, rng), True)])], False, "digits")
-        picture = _change(self.pictures[index], self.config.augment, rng)
+        image = _change(self.images[index], self.config.augment, rng)
         if self.config.kind == "draw":
             question: list[Segment] = [Text(self.prompt(label, rng))]
-            answer: list[Segment] = [PictureToDraw(picture)]
+            answer: list[Segment] = [ImageTarget(image)]
         else:
-            question = [PictureToRead(picture), Text(_one_of(READ, rng))]
+            question = [ImageInput(image), Text(_one_of(READ, rng))]
             answer = [Text(ANSWER.format(NAMES[label]), True)]
         return Sample([Message("user", question), Message("assistant", answer)], True, "digits")
 
@@ -117,22 +117,22 @@ def _one_of(choices: Sequence[str], rng: np.random.Generator) -> str:
     return choices[int(rng.integers(len(choices)))]
 
 
-def _change(picture: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    """Turn, scale, slant and move a picture a little about its middle."""
+def _change(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    """Turn, scale, slant and move an image a little about its middle."""
     if not strength:
-        return picture
+        return image
     turn, slant, grow, across, down = strength * rng.uniform(-1, 1, 5) * (0.17, 0.15, 0.1, 0.06, 0.06)
     cos, sin, zoom = np.cos(turn), np.sin(turn), np.exp(-grow)
     (a, b), (c, d) = zoom * np.array([[cos, -sin], [sin, cos]]) @ np.array([[1, slant], [0, 1]])
-    middle = picture.width / 2
-    e = middle - a * middle - b * middle + across * picture.width
-    f = middle - c * middle - d * middle + down * picture.width
+    middle = image.width / 2
+    e = middle - a * middle - b * middle + across * image.width
+    f = middle - c * middle - d * middle + down * image.width
     how = Image.Transform.AFFINE, (a, b, e, c, d, f), Image.Resampling.BICUBIC
-    return picture.transform(picture.size, *how, fillcolor=255)
+    return image.transform(image.size, *how, fillcolor=255)
 
 
 def _enlarge(scan: np.ndarray, size: int) -> Image.Image:
-    """Turn a scan (8, 8) of inks 0 to 16 into a grey picture on white paper, with a margin of a sixteenth."""
+    """Turn a scan (8, 8) of inks 0 to 16 into a grey image on white paper, with a margin of a sixteenth."""
     ink = Image.fromarray(np.round(255 - scan * (255 / 16)).astype(np.uint8))
     margin = size // 16
     paper = Image.new("L", (size, size), 255)

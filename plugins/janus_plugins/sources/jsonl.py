@@ -26,10 +26,10 @@ import numpy as np
 
 from janus_modular import (
     DataError,
+    ImageError,
+    ImageTarget,
     Message,
     PartConfig,
-    PictureError,
-    PictureToDraw,
     Registry,
     Sample,
     Source,
@@ -43,7 +43,7 @@ from janus_plugins.records.files import RecordFile
 from janus_plugins.records.images import ImageFolder
 from janus_plugins.records.markers import LITERAL, first_marker, without_markers
 
-QUESTIONS = ("Describe this picture.",)
+QUESTIONS = ("Describe this image.",)
 FORMS = ("messages", "conversations", *IMAGES, *WORDS)
 EXPECTED = "messages, conversations, text, or image and caption, text or class"
 
@@ -53,7 +53,7 @@ class JsonlConfig(PartConfig):
     """Which file, and what captions are for."""
 
     path: str = ""  # the file: a JSON object a line, or a JSON array of objects
-    pictures: str | None = None  # folder of the images; null: the file's own
+    images: str | None = None  # folder of the images; null: the file's own
     kind: Literal["read", "draw"] = "read"  # of captions and classes: describe the image, or draw it
     templates: list[str] = field(
         default_factory=lambda: ["{}"]
@@ -95,9 +95,9 @@ class Jsonl:
         self.config = config
         self.path = Path(config.path).expanduser()
         self.records = RecordFile(self.path)
-        folder = Path(config.pictures).expanduser() if config.pictures else self.path.parent
+        folder = Path(config.images).expanduser() if config.images else self.path.parent
         if not folder.is_dir():
-            raise DataError(f"the folder of images '{folder}' does not exist: set `pictures`.")
+            raise DataError(f"the folder of images '{folder}' does not exist: set `images`.")
         images = ImageFolder(folder, config.outside)
         markers = config.markers == "image"
         self._conversations = ConversationReader(images, markers, tuple(config.ignore))
@@ -118,7 +118,7 @@ class Jsonl:
         """
         try:
             return self._sample(index, rng)
-        except (DataError, PictureError) as error:
+        except (DataError, ImageError) as error:
             line = self.records.line_number(index)
             raise DataError(f"{self.path}, line {line}: {error}") from error
 
@@ -149,7 +149,7 @@ class Jsonl:
 
 
 def _draws(sample: Sample) -> bool:
-    return any(isinstance(segment, PictureToDraw) for m in sample.messages for segment in m.content)
+    return any(isinstance(segment, ImageTarget) for m in sample.messages for segment in m.content)
 
 
 @hookimpl

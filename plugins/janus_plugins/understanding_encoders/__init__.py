@@ -1,1 +1,1 @@
-"""Encoders of pictures that are read."""
+"""Encoders of images that are read."""

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-FAMILIES: dict[str, dict[str, Any]] = {  # how each family's own processor treats pictures, by model_type
+FAMILIES: dict[str, dict[str, Any]] = {  # how each family's own processor treats images, by model_type
     "clip_vision_model": {"resize": "crop", **CLIP},
     "siglip_vision_model": {"resize": "stretch", **HALVES},
     "siglip2_vision_model": {"resize": "stretch", **HALVES},  # NaFlex's keeps their ratio: see the docs
@@ -266,15 +266,15 @@ def warn_of_normalization(pixels: PixelSpec, family: str, folder: Path) -> None:
 
 
 def own_pixels(family: Any, folder: Path | None) -> PixelSpec:
-    """Read how the model wants its pictures: from its processor's file, else as its family has it.
+    """Read how the model wants its images: from its processor's file, else as its family has it.
 
     A "crop" brings the short side to the crop's own size; processors that leave a margin around it
-    (DINOv2: 256, cropped to 224) see a little less of the picture.
+    (DINOv2: 256, cropped to 224) see a little less of the image.
     """
     spec = processor_settings(folder)
     if family.model_type not in FAMILIES and not spec:
         raise ConfigError(
-            f"hf-vision: how '{family.model_type}' wants its pictures is not known and no "
+            f"hf-vision: how '{family.model_type}' wants its images is not known and no "
             "preprocessor_config.json says it: give pixels (height, width, resize, mean, std)"
         )
     side = getattr(family, "image_size", None)

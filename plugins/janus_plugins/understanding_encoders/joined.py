@@ -1,4 +1,4 @@
-"""Several encoders side by side on one picture, their features joined: SigLIP and DINOv2 in Prismatic, say.
+"""Several encoders side by side on one image, their features joined: SigLIP and DINOv2 in Prismatic, say.
 
 encoder:
   name: joined
@@ -41,12 +41,12 @@ class Joined(nn.Module):
 
     Built as ``factory(config, build)``.
 
-    The core prepares a picture once, in the largest size that any of them wants and unnormalised. Here it is
+    The core prepares an image once, in the largest size that any of them wants and unnormalised. Here it is
     brought to each one's size (bilinear without antialiasing, which every runtime computes alike: keep their
     sizes near each other) and normalised by its mean and std.
 
     Raises:
-        ValueError: a picture has another grid in one than in another; says which sizes would agree.
+        ValueError: an image has another grid in one than in another; says which sizes would agree.
     """
 
     encoders: Any  # a ModuleList of understanding encoders
@@ -64,7 +64,7 @@ class Joined(nn.Module):
         if config.resize is None and len(rules) > 1:
             named = ", ".join(f"{self._name(i)}: {spec.resize}" for i, spec in enumerate(specs))
             raise ConfigError(
-                f"joined: its encoders want pictures resized differently ({named}), and they see the same"
+                f"joined: its encoders want images resized differently ({named}), and they see the same"
                 " one: set resize to letterbox, crop or stretch"
             )
         self.pixels = PixelSpec(
@@ -79,7 +79,7 @@ class Joined(nn.Module):
         self.grid(self.pixels.height, self.pixels.width)  # which they must agree about
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """The grid that each of the encoders has of such a picture, brought to its own size."""
+        """The grid that each of the encoders has of such an image, brought to its own size."""
         sizes = [self._size(one, height, width) for one in self.encoders]
         grids = [one.grid(*size) for one, size in zip(self.encoders, sizes, strict=True)]
         for i, other in enumerate(grids):
@@ -102,7 +102,7 @@ class Joined(nn.Module):
         return torch.cat([one(self._prepared(one, pixels)) for one in self.encoders], dim=-1)
 
     def _size(self, encoder: UnderstandingEncoder, height: int, width: int) -> tuple[int, int]:
-        """Scale a picture's size as the largest one is scaled to this encoder's."""
+        """Scale an image's size as the largest one is scaled to this encoder's."""
         own = encoder.pixels
         return round(height * own.height / self.pixels.height), round(width * own.width / self.pixels.width)
 
@@ -126,7 +126,7 @@ def _x(size: tuple[int, int]) -> str:
 
 
 def size_for(encoder: UnderstandingEncoder, grid: tuple[int, int]) -> tuple[int, int] | None:
-    """Find the least (height, width) of pictures that have this grid; None: none up to 2048 pixels has."""
+    """Find the least (height, width) of images that have this grid; None: none up to 2048 pixels has."""
     height = width = None
     for side in range(1, 2049):
         try:

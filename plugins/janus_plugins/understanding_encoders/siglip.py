@@ -1,4 +1,4 @@
-"""SigLIP, the understanding encoder of Janus and Janus-Pro: every patch of the picture becomes a feature.
+"""SigLIP, the understanding encoder of Janus and Janus-Pro: every patch of the image becomes a feature.
 
 The sizes of the known ones (width, layers, heads, intermediate, patch_size, image_size):
     base/16-224     768, 12, 12, 3072, 16, 224
@@ -139,7 +139,7 @@ class SiglipEncoder(nn.Module):
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Read the published tower (timm's names), transformers' SigLIP, or transformers' Janus.
 
-        A position table for pictures of another size is interpolated to this one's.
+        A position table for images of another size is interpolated to this one's.
         """
         for name in weights:
             for anchor, rename in ANCHORS.items():

@@ -30,7 +30,7 @@ from janus_plugins.sizes import check_sizes
 
 @dataclass
 class TokenizerFeaturesConfig(PartConfig):
-    """Which tokenizer, and the pictures it reads."""
+    """Which tokenizer, and the images it reads."""
 
     tokenizer: Part = part("image_tokenizers")  # e.g. the drawing path's, with the same `pretrained`
     height: int = 384  # pixels
@@ -38,12 +38,12 @@ class TokenizerFeaturesConfig(PartConfig):
     resize: Literal["letterbox", "crop", "stretch"] = "letterbox"  # as in PixelSpec
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no picture has."""
+        """Refuse sizes that no image has."""
         check_sizes(self, height=1, width=1)
 
 
 class TokenizerFeatures(nn.Module):
-    """The vectors of a picture's codes as its features (N, P, C); C is the width of a code.
+    """The vectors of an image's codes as its features (N, P, C); C is the width of a code.
 
     Built as ``factory(config, build)``. Choosing a code has no gradient: the tokenizer stays as it is.
     """

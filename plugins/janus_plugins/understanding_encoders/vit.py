@@ -52,7 +52,7 @@ class Block(nn.Module):
 
 
 class Vit(nn.Module):
-    """Pictures to features, one a grid cell; other sizes than the configured one interpolate positions."""
+    """Images to features, one a grid cell; other sizes than the configured one interpolate positions."""
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
@@ -72,9 +72,7 @@ class Vit(nn.Module):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """One feature for each cell that the stem leaves."""
         if height % self.factor or width % self.factor:
-            raise ValueError(
-                f"vit: a picture of {height}x{width} does not divide by its factor {self.factor}"
-            )
+            raise ValueError(f"vit: an image of {height}x{width} does not divide by its factor {self.factor}")
         return height // self.factor, width // self.factor
 
     def forward(self, pixels: Tensor) -> Tensor:

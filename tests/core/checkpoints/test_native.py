@@ -42,7 +42,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def logits(model: JanusModel, processor: Processor) -> Tensor:
-    batch = collate([processor.draw_prompt("a small picture")])
+    batch = collate([processor.draw_prompt("a small image")])
     with torch.no_grad():
         return model.backbone.logits(model(batch).hidden)
 

@@ -80,7 +80,7 @@ def converted(source: Path, target: Path, *words: str) -> tuple[JanusModel, Proc
     ("words", "expected"),
     [
         (["generation.height=64"], {"drawing": {"height": 64, "width": 32, "num_tokens": 32}}),
-        (["understanding.encoder.pixels.height=64"], {"picture_tokens": 32}),
+        (["understanding.encoder.pixels.height=64"], {"image_tokens": 32}),
         (["backbone.config.max_position_embeddings=128"], {"context": 128}),
     ],
 )
@@ -94,15 +94,15 @@ def test_a_converted_processor_follows_the_config(
     assert processor.to_dict() == written
     assert processor.drawing is not None
     assert processor.drawing.num_tokens == model.generation.num_tokens
-    assert processor.picture_tokens == model.understanding.num_tokens
+    assert processor.image_tokens == model.understanding.num_tokens
 
 
 def test_a_processor_of_another_model_is_refused(make: Callable[..., Made], tmp_path: Path) -> None:
     save(*make(), tmp_path)
     file = tmp_path / "processor.json"
     written = json.loads(file.read_text())
-    file.write_text(json.dumps({**written, "picture_tokens": 576}))
-    with pytest.raises(CheckpointError, match=r"processor.json: picture_tokens is 576; expected 16"):
+    file.write_text(json.dumps({**written, "image_tokens": 576}))
+    with pytest.raises(CheckpointError, match=r"processor.json: image_tokens is 576; expected 16"):
         open_checkpoint(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Training an encoder against captions: pictures come to lie by their captions."""
+"""Training an encoder against captions: images come to lie by their captions."""
 
 from __future__ import annotations
 

@@ -50,10 +50,8 @@ def demo(raw: dict[str, Any]) -> DemoConfig:
 def tidy(trained: Trained) -> Shown:
     """Put the model away."""
     assert len(trained.prompts) == 10
-    pictures = Janus.from_pretrained(trained.model).draw(trained.prompts[0], 2, guidance=trained.guidance)
-    return Shown(
-        "Put <away>", "It is safe.", ("what",), [("shelf & box",)], {"two": pictures}, {"shelves": 2}
-    )
+    images = Janus.from_pretrained(trained.model).draw(trained.prompts[0], 2, guidance=trained.guidance)
+    return Shown("Put <away>", "It is safe.", ("what",), [("shelf & box",)], {"two": images}, {"shelves": 2})
 
 
 @pytest.fixture

@@ -23,18 +23,18 @@ def reference() -> Path:
 
 @pytest.fixture
 def make(reference: Path) -> Callable[..., Processor]:
-    """Make a processor of small pictures: 4 positions to read one, 3 to draw one."""
+    """Make a processor of small images: 4 positions to read one, 3 to draw one."""
 
     def make(template: str = "janus-pro", source: Path | str = reference, **options: Any) -> Processor:
         tokenizer = load_tokenizer(source, published=template.startswith("janus"))
-        options = {"picture_tokens": 4, "drawing": Drawing(8, 8, 3), **options}
+        options = {"image_tokens": 4, "drawing": Drawing(8, 8, 3), **options}
         return Processor(tokenizer, template, pixels=PixelSpec(height=16, width=16), **options)
 
     return make
 
 
 @pytest.fixture
-def picture() -> Callable[..., Image.Image]:
+def image() -> Callable[..., Image.Image]:
     return lambda value=0: Image.fromarray(np.full((9, 7, 3), value, np.uint8))
 
 

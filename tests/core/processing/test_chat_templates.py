@@ -21,11 +21,11 @@ from transformers import PreTrainedTokenizerFast
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.processing.processor import Processor
 from janus_modular.processing.text_tokenizer import Piece, TextTokenizer
-from janus_modular.sequence import IGNORED, Message, PictureToDraw, PictureToRead, Sample, Text
+from janus_modular.sequence import IGNORED, ImageInput, ImageTarget, Message, Sample, Text
 
 CORPUS = [
     "You are a helpful assistant. The quick brown fox jumps over the lazy dog, and says hello there.",
-    "What is in the picture? A red panda reading a book; 2 + 2 = 4.\n\nAnother line\tof text.",
+    "What is in the image? A red panda reading a book; 2 + 2 = 4.\n\nAnother line\tof text.",
     "<|im_start|>user\nHello<|im_end|> 你好，世界。一只在雪地里的柴犬 é è ü 🦊 assistant system user model\n",
 ] * 4
 
@@ -138,7 +138,7 @@ FAMILIES: dict[str, tuple[Callable[[], Tokenizer], str, str | None, str]] = {
 CONVERSATIONS = {
     "one turn": ["Hello there", "Hi."],
     "spaces": ["  two spaces \n", "\n\nlines \t"],
-    "two turns": ["What is in the picture?", "A red panda", "And this: 你好 🦊?", "é  è\n\n  ü."],
+    "two turns": ["What is in the image?", "A red panda", "And this: 你好 🦊?", "é  è\n\n  ü."],
     "starts with a line break": ["\nA", "\nB"],
 }
 
@@ -245,8 +245,8 @@ def test_a_vocabulary_that_holds_its_special_strings_as_words() -> None:
     assert len(ids) >= 2 + len("a</s>b<s>")
 
 
-def test_pictures_in_a_foreign_template(
-    make: Callable[..., Processor], picture: Callable[..., object], words: Callable[..., str], tmp_path: Path
+def test_images_in_a_foreign_template(
+    make: Callable[..., Processor], image: Callable[..., object], words: Callable[..., str], tmp_path: Path
 ) -> None:
     transformers_tokenizer("chatml").save_pretrained(tmp_path)
     processor = make("chat", tmp_path)
@@ -254,14 +254,14 @@ def test_pictures_in_a_foreign_template(
     assert tokenizer.added == ("<begin_of_image>", "<end_of_image>", "<image_placeholder>")
     assert processor.never_said == tokenizer.added
     assert sorted(processor.forbidden) == list(range(tokenizer.vocab_size - 3, tokenizer.vocab_size))
-    read = processor.chat_prompt([Message("user", [PictureToRead(picture()), Text("\nWhat?")])])
+    read = processor.chat_prompt([Message("user", [ImageInput(image()), Text("\nWhat?")])])
     assert words(processor, read.tokens).endswith(
         "user\n<begin_of_image>"
         + "<image_placeholder>" * 4
         + "<end_of_image>\nWhat?<|im_end|>\n<|im_start|>assistant\n"
     )
     drawn = processor.sequence(
-        Sample([Message("user", [Text("A fox")]), Message("assistant", [PictureToDraw(picture())])])
+        Sample([Message("user", [Text("A fox")]), Message("assistant", [ImageTarget(image())])])
     )
     prompt = processor.draw_prompt("A fox")
     assert drawn.tokens[: len(prompt)].tolist() == prompt.tokens.tolist()

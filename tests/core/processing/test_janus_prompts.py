@@ -12,20 +12,20 @@ from tokenizers import Tokenizer
 from janus_modular.errors import PromptError
 from janus_modular.processing.processor import Drawing, Processor
 from janus_modular.processing.templates import UNDERSTANDING_SYSTEM
-from janus_modular.sequence import Message, PictureToRead, Sample, Segment, Text
+from janus_modular.sequence import ImageInput, Message, Sample, Segment, Text
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "reference"
 PROMPTS = {prompt["name"]: prompt for prompt in json.loads((FIXTURE / "prompts.json").read_text("utf-8"))}
 BEGIN, END, PLACEHOLDER = 4, 5, 6
 
 
-def messages_of(prompt: dict[str, Any], picture: Any) -> list[Message]:
+def messages_of(prompt: dict[str, Any], image: Any) -> list[Message]:
     """Read a conversation as the published code writes it: placeholders in the text."""
 
     def segments(content: str) -> list[Segment]:
         found: list[Segment] = []
         for i, text in enumerate(content.split("<image_placeholder>")):
-            found += [PictureToRead(picture)] if i else []
+            found += [ImageInput(image)] if i else []
             found += [Text(text)] if text else []
         return found
 
@@ -34,10 +34,10 @@ def messages_of(prompt: dict[str, Any], picture: Any) -> list[Message]:
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_prompts(name: str, make: Callable[..., Processor], picture: Callable[..., Any]) -> None:
+def test_prompts(name: str, make: Callable[..., Processor], image: Callable[..., Any]) -> None:
     prompt = PROMPTS[name]
     processor = make("janus-pro" if "<|" in prompt["text"] else "janus")
-    messages = messages_of(prompt, picture())
+    messages = messages_of(prompt, image())
     if "generation" in name:
         sequence = processor.draw_prompt(messages[:-1])
         ids = sequence.tokens[:-1].tolist()
@@ -48,7 +48,7 @@ def test_prompts(name: str, make: Callable[..., Processor], picture: Callable[..
         ids = processor.sequence(Sample(messages)).tokens.tolist()
     else:
         ids = processor.chat_prompt(messages).tokens.tolist()
-    # what the published code encodes: the whole text, each picture one placeholder
+    # what the published code encodes: the whole text, each image one placeholder
     expected = Tokenizer.from_file(str(FIXTURE / "tokenizer.json")).encode(prompt["text"]).ids
     expanded = [
         id for one in expected for id in ([BEGIN, *[PLACEHOLDER] * 4, END] if one == PLACEHOLDER else [one])
@@ -63,11 +63,11 @@ def test_prompts(name: str, make: Callable[..., Processor], picture: Callable[..
     )
 
 
-def test_the_arrays_of_the_reference(make: Callable[..., Processor], picture: Callable[..., Any]) -> None:
-    """Their words are random ids; what is fixed is where pictures lie, and what guidance leans on."""
+def test_the_arrays_of_the_reference(make: Callable[..., Processor], image: Callable[..., Any]) -> None:
+    """Their words are random ids; what is fixed is where images lie, and what guidance leans on."""
     expected = np.load(FIXTURE / "expected.npz")
-    processor = make(picture_tokens=576, drawing=Drawing(384, 384, 576))
-    reading = processor.chat_prompt([Message("user", [PictureToRead(picture()), Text("\nWhat?")])])
+    processor = make(image_tokens=576, drawing=Drawing(384, 384, 576))
+    reading = processor.chat_prompt([Message("user", [ImageInput(image()), Text("\nWhat?")])])
     theirs = expected["und_input_ids"][0]
     at = int((theirs == BEGIN).argmax())
     here = int((reading.tokens == BEGIN).argmax())

@@ -25,10 +25,10 @@ def noise(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("crop", CROPS)
 @pytest.mark.parametrize("spec", SPECS)
 def test_reference(spec: str, crop: str) -> None:
-    picture = Image.open(REFERENCE / "astronaut.png").convert("RGB")
+    image = Image.open(REFERENCE / "astronaut.png").convert("RGB")
     if CROPS[crop]:
-        picture = picture.crop(CROPS[crop])
-    x = normalized(understanding_pixels(picture, SPECS[spec]), SPECS[spec])
+        image = image.crop(CROPS[crop])
+    x = normalized(understanding_pixels(image, SPECS[spec]), SPECS[spec])
     expected = np.load(REFERENCE / "expected.npz")
     # uint8 steps are 0.008 here: 1e-5 says that every pixel is the same one
     np.testing.assert_allclose(x[:, ::8, ::8], expected[f"pre_{spec}_{crop}_sub"], atol=1e-5)
@@ -60,18 +60,18 @@ def test_letterbox_in_a_frame_that_is_not_square() -> None:
 
 
 @pytest.mark.parametrize("size", [(100, 80), (80, 101), (64, 64), (333, 50)])
-def test_drawn_pictures_are_resized_then_cropped(size: tuple[int, int]) -> None:
-    picture = noise(*size)
+def test_drawn_images_are_resized_then_cropped(size: tuple[int, int]) -> None:
+    image = noise(*size)
     scale = 32 / min(size)
-    large = picture.resize((int(size[0] * scale), int(size[1] * scale)), Image.Resampling.BICUBIC)
+    large = image.resize((int(size[0] * scale), int(size[1] * scale)), Image.Resampling.BICUBIC)
     left, top = (large.width - 32) // 2, (large.height - 32) // 2
     expected = np.asarray(large.crop((left, top, left + 32, top + 32))).transpose(2, 0, 1)
-    got = generation_pixels(picture, height=32, width=32)
+    got = generation_pixels(image, height=32, width=32)
     # the box is given in float32: single pixels may round the other way
     assert np.abs(got.astype(int) - expected).max() <= 1
 
 
-def test_a_drawn_picture_has_no_borders() -> None:
+def test_a_drawn_image_has_no_borders() -> None:
     assert (generation_pixels(Image.new("RGB", (90, 30), "white"), height=32, width=32) == 255).all()
 
 

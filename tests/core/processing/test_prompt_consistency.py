@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.processing.processor import Processor
 from janus_modular.processing.prompt_check import check_prompts
-from janus_modular.sequence import Message, PictureToDraw, PictureToRead, Sample, Text
+from janus_modular.sequence import ImageInput, ImageTarget, Message, Sample, Text
 from janus_modular.training.train import prepare
 
 IMAGE = Image.new("RGB", (9, 7))
@@ -126,7 +126,7 @@ def assistant(text: str, *, reasoning: str | None = None, learned: bool = True) 
 
 
 def drawing() -> Message:
-    return Message("assistant", [PictureToDraw(IMAGE)])
+    return Message("assistant", [ImageTarget(IMAGE)])
 
 
 SYSTEM = Message("system", [Text("Be brief.")])
@@ -310,7 +310,7 @@ def test_a_drawing_before_the_last_turn_is_held_against_its_prompt(
     processor_of: Callable[..., Processor],
 ) -> None:
     messages = [user("a cat"), drawing(), user("And?"), assistant("That was a cat.")]
-    with pytest.raises(PromptError, match=r"precedes the picture to draw of message 1 otherwise(?s:.)*think"):
+    with pytest.raises(PromptError, match=r"precedes the image to draw of message 1 otherwise(?s:.)*think"):
         processor_of(THINK_BLOCK).sequence(Sample(messages))
     assert processor_of(RENAMED).sequence(Sample(messages)).generation_at.sum() == 3
     with pytest.raises(PromptError, match="precedes the answer of message 1 otherwise"):
@@ -325,7 +325,7 @@ def test_the_system_text_depends_on_nothing_that_follows(
 ) -> None:
     """Answers have one, drawings have none, and what goes on from either keeps what it has."""
     processor = make(template)
-    both = [user("Draw"), Message("assistant", [Text("Here:", True), PictureToDraw(IMAGE)])]
+    both = [user("Draw"), Message("assistant", [Text("Here:", True), ImageTarget(IMAGE)])]
     conversations = [
         both,
         [user("a"), assistant("b"), *both],
@@ -337,7 +337,7 @@ def test_the_system_text_depends_on_nothing_that_follows(
         for i, message in enumerate(conversation):
             for k, segment in enumerate(message.content if message.role == "assistant" else ()):
                 before = [*conversation[:i], *([Message("assistant", message.content[:k])] if k else [])]
-                draws = isinstance(segment, PictureToDraw)
+                draws = isinstance(segment, ImageTarget)
                 asked = (processor.draw_prompt if draws else processor.chat_prompt)(before).tokens.tolist()
                 assert trained[: len(asked)] == asked
 
@@ -378,11 +378,11 @@ def test_a_template_of_our_own_reads_no_variables(make: Callable[..., Processor]
 
 
 @pytest.mark.parametrize("family", ["parts-in-order", "parts-of-users"])
-def test_pictures_keep_their_places_in_lists_of_parts(
+def test_images_keep_their_places_in_lists_of_parts(
     processor_of: Callable[..., Processor], words: Callable[..., str], family: str
 ) -> None:
     processor = processor_of(FAMILIES[family])
-    prompt = processor.chat_prompt([Message("user", [Text("Is "), PictureToRead(IMAGE), Text(" red?")])])
+    prompt = processor.chat_prompt([Message("user", [Text("Is "), ImageInput(IMAGE), Text(" red?")])])
     shown = words(processor, prompt.tokens)
     image = f"<begin_of_image>{'<image_placeholder>' * 4}<end_of_image>"
     assert f"<|user|>Is {image} red?<|end|>" in shown

@@ -1,4 +1,4 @@
-"""What is learned, where pictures lie, and what nobody may slip in."""
+"""What is learned, where images lie, and what nobody may slip in."""
 
 import random
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from janus_modular.errors import DataError, PictureError, PromptError
+from janus_modular.errors import DataError, ImageError, PromptError
 from janus_modular.processing.processor import Processor
-from janus_modular.sequence import IGNORED, Message, PictureToDraw, PictureToRead, Sample, Text
+from janus_modular.sequence import IGNORED, ImageInput, ImageTarget, Message, Sample, Text
 
 Make = Callable[..., Processor]
 BEGIN, END, PLACEHOLDER = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
@@ -34,13 +34,13 @@ def test_answers_are_learned_with_their_end(template: str, make: Make, learned: 
 
 
 @pytest.mark.parametrize("template", ["janus", "janus-pro", "plain"])
-def test_learning_starts_where_a_prompt_ends(template: str, make: Make, picture: Callable[..., Any]) -> None:
+def test_learning_starts_where_a_prompt_ends(template: str, make: Make, image: Callable[..., Any]) -> None:
     for source in (None, "bytes"):
         processor = make(template, **({"source": source} if source else {}))
-        for answer in ([Text("yes")], [PictureToDraw(picture())]):
-            sample = talk([PictureToRead(picture()), Text("what?")], answer)
+        for answer in ([Text("yes")], [ImageTarget(image())]):
+            sample = talk([ImageInput(image()), Text("what?")], answer)
             sequence = processor.sequence(sample)
-            drawn = isinstance(answer[0], PictureToDraw)
+            drawn = isinstance(answer[0], ImageTarget)
             prompt = (processor.draw_prompt if drawn else processor.chat_prompt)(sample.messages[:1])
             assert sequence.tokens[: len(prompt)].tolist() == prompt.tokens.tolist()
             first = sequence.generation_at.argmax() if drawn else (sequence.labels != IGNORED).argmax() + 1
@@ -56,15 +56,15 @@ def test_marks_decide(make: Make, learned: Callable[..., str]) -> None:
 
 
 def test_all_text_is_learned_on_request(
-    make: Make, picture: Callable[..., Any], words: Callable[..., str]
+    make: Make, image: Callable[..., Any], words: Callable[..., str]
 ) -> None:
     processor = make(system="S")
-    sequence = processor.sequence(talk([PictureToRead(picture()), Text("a")], "b"), supervise="all")
+    sequence = processor.sequence(talk([ImageInput(image()), Text("a")], "b"), supervise="all")
     missing = [PLACEHOLDER] * 4 + [BEGIN, END]
     unlearned = sequence.tokens[1:][sequence.labels[:-1] == IGNORED]
     assert sorted(words(processor, [id]) for id in unlearned) == sorted(missing)
-    # pictures to draw: "on the image tokens alone"
-    drawing = processor.sequence(talk("a fox", [PictureToDraw(picture())]), supervise="all")
+    # images to draw: "on the image tokens alone"
+    drawing = processor.sequence(talk("a fox", [ImageTarget(image())]), supervise="all")
     assert (drawing.labels == IGNORED).all()
     assert drawing.generation_supervised == [True]
 
@@ -79,19 +79,19 @@ def test_plain_text(make: Make, words: Callable[..., str], learned: Callable[...
         )
 
 
-def test_interleaved_both_ways(make: Make, picture: Callable[..., Any], learned: Callable[..., str]) -> None:
+def test_interleaved_both_ways(make: Make, image: Callable[..., Any], learned: Callable[..., str]) -> None:
     processor = make(system="")
     sample = talk(
         [
             Text("From "),
-            PictureToRead(picture(10)),
+            ImageInput(image(10)),
             Text(" and "),
-            PictureToRead(picture(20)),
+            ImageInput(image(20)),
             Text(" make one."),
         ],
-        [Text("Here:", True), PictureToDraw(picture(30)), Text("Better?", True)],
-        [PictureToDraw(picture(40), supervised=False), PictureToRead(picture(50)), Text("Mine.")],
-        [PictureToDraw(picture(60))],
+        [Text("Here:", True), ImageTarget(image(30)), Text("Better?", True)],
+        [ImageTarget(image(40), supervised=False), ImageInput(image(50)), Text("Mine.")],
+        [ImageTarget(image(60))],
     )
     sequence = processor.sequence(sample)
     assert [int(p.mean()) for p in sequence.understanding_pixels] == [
@@ -110,16 +110,16 @@ def test_interleaved_both_ways(make: Make, picture: Callable[..., Any], learned:
     kinds = [bool(sequence.generation_at[at + 1]) for at in begins]
     assert kinds == [False, False, True, True, False, True]
     assert learned(processor, sequence) == f" Here:Better?{EOS}"
-    ends = processor.sequence(sample, learn_picture_ends=True)
+    ends = processor.sequence(sample, learn_image_ends=True)
     assert learned(processor, ends) == f" Here:{BEGIN}{END}Better?{EOS}{BEGIN}{END}{EOS}"
 
 
-def test_dropped_condition(make: Make, picture: Callable[..., Any]) -> None:
+def test_dropped_condition(make: Make, image: Callable[..., Any]) -> None:
     processor = make()
     sample = talk(
-        [PictureToRead(picture()), Text("like this")],
-        [Text("ok", True), PictureToDraw(picture(1))],
-        [PictureToRead(picture(90))],
+        [ImageInput(image()), Text("like this")],
+        [Text("ok", True), ImageTarget(image(1))],
+        [ImageInput(image(90))],
         [Text("a photo", True)],
     )
     whole = processor.sequence(sample)
@@ -175,40 +175,40 @@ def test_words_never_become_special_tokens(
         assert all(text in shown for text in texts)
 
 
-def test_nothing_to_learn(make: Make, picture: Callable[..., Any]) -> None:
+def test_nothing_to_learn(make: Make, image: Callable[..., Any]) -> None:
     for sample in (
         talk("a", source="captions"),
-        talk([PictureToRead(picture())], [PictureToDraw(picture(), supervised=False)], source="captions"),
+        talk([ImageInput(image())], [ImageTarget(image(), supervised=False)], source="captions"),
         Sample([], source="captions"),
     ):
         with pytest.raises(DataError, match=r"'captions' has nothing to learn"):
             make("plain", "bytes").sequence(sample)
 
 
-def test_longer_than_the_context(make: Make, picture: Callable[..., Any]) -> None:
+def test_longer_than_the_context(make: Make, image: Callable[..., Any]) -> None:
     processor = make("plain", "bytes", context=20)
     with pytest.raises(PromptError, match=r"takes 27 positions; the context has 20 \(source 'books'\)"):
         processor.sequence(talk("a" * 23, "b", source="books"))
     assert len(processor.draw_prompt("a" * 14)) == 17
-    with pytest.raises(PromptError, match=r"takes 18 positions and 3 for the picture; the context has 20"):
+    with pytest.raises(PromptError, match=r"takes 18 positions and 3 for the image; the context has 20"):
         processor.draw_prompt("a" * 15)
     with pytest.raises(PromptError, match="27 positions"):
-        processor.chat_prompt([Message("user", [PictureToRead(picture()), Text("a" * 19)])])
+        processor.chat_prompt([Message("user", [ImageInput(image()), Text("a" * 19)])])
 
 
-def test_a_model_that_does_not_draw(make: Make, picture: Callable[..., Any]) -> None:
+def test_a_model_that_does_not_draw(make: Make, image: Callable[..., Any]) -> None:
     processor = make("plain", "bytes", drawing=None)
     with pytest.raises(PromptError, match="cannot draw"):
         processor.draw_prompt("a fox")
     with pytest.raises(PromptError, match="no generation path"):
-        processor.sequence(talk("a", [PictureToDraw(picture())]))
+        processor.sequence(talk("a", [ImageTarget(image())]))
 
 
-def test_a_damaged_picture_is_an_error(make: Make, tmp_path: Any, picture: Callable[..., Any]) -> None:
+def test_a_damaged_image_is_an_error(make: Make, tmp_path: Any, image: Callable[..., Any]) -> None:
     from PIL import Image
 
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:5000])
-    with Image.open(tmp_path / "b.png") as damaged, pytest.raises(PictureError, match="damaged"):
-        make().chat_prompt([Message("user", [PictureToRead(damaged)])])
+    with Image.open(tmp_path / "b.png") as damaged, pytest.raises(ImageError, match="damaged"):
+        make().chat_prompt([Message("user", [ImageInput(damaged)])])

@@ -82,7 +82,7 @@ def test_a_missing_role_is_named(copy: Path) -> None:
     without(copy, "<|User|>")
     config = ProcessorConfig(tokenizer=str(copy), template="janus-pro")
     with pytest.raises(ConfigError, match=r"'janus-pro' needs <\|User\|>"):
-        Processor.build(config, pixels=PixelSpec(), picture_tokens=4, drawing=None)
+        Processor.build(config, pixels=PixelSpec(), image_tokens=4, drawing=None)
 
 
 def test_a_foreign_tokenizer_gets_what_it_lacks(copy: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_processor_is_rebuilt_from_its_folder(make: Callable[..., Processor], 
 def test_what_was_added_is_remembered(copy: Path, tmp_path: Path) -> None:
     without(copy, "<image_placeholder>")
     config = ProcessorConfig(tokenizer=str(copy), template="janus")
-    first = Processor.build(config, pixels=PixelSpec(), picture_tokens=4, drawing=None)
+    first = Processor.build(config, pixels=PixelSpec(), image_tokens=4, drawing=None)
     first.save(tmp_path / "saved")
     again = Processor.load(tmp_path / "saved")
     assert again.tokenizer.added == ()
@@ -157,7 +157,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"tokenizer\.json cannot be read"):
         load_tokenizer(tmp_path)
     with pytest.raises(ConfigError, match=r"processor\.tokenizer is not set"):
-        Processor.build(ProcessorConfig(), pixels=PixelSpec(), picture_tokens=4, drawing=None)
+        Processor.build(ProcessorConfig(), pixels=PixelSpec(), image_tokens=4, drawing=None)
 
 
 def test_a_damaged_configuration(copy: Path) -> None:

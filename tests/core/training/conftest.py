@@ -1,4 +1,4 @@
-"""A model of a hundred thousand numbers and four coloured pictures: enough to learn, in seconds."""
+"""A model of a hundred thousand numbers and four coloured images: enough to learn, in seconds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _seeded() -> Iterator[None]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder with read.jsonl, draw.jsonl, text.jsonl and their pictures."""
+    """A folder with read.jsonl, draw.jsonl, text.jsonl and their images."""
     folder = tmp_path / "data"
     folder.mkdir()
     pairs = []

@@ -86,9 +86,9 @@ def test_the_page_needs_no_other_file_and_escapes_words(make, data: Path) -> Non
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "<h1>a &amp; b</h1>" in page
-    pictures = re.findall(r"src='data:image/png;base64,([^']+)'", page)
-    assert len(pictures) == 4
-    assert all(Image.open(io.BytesIO(base64.b64decode(one))).size == (32, 32) for one in pictures)
+    images = re.findall(r"src='data:image/png;base64,([^']+)'", page)
+    assert len(images) == 4
+    assert all(Image.open(io.BytesIO(base64.b64decode(one))).size == (32, 32) for one in images)
     assert not re.findall(r"src='(?!data:)|href=", page)
     words = as_text(next(one for one in sheet.samples if one.source == "text"))
     assert "<script>alert([red]);[/]\\</script>" in words.plain  # the terminal's markup is escaped too
@@ -138,7 +138,7 @@ def test_train_and_inspect_from_the_command_line(file: Path) -> None:
     assert result.exit_code == 0, result.output
     assert page.read_text("utf-8").count("<section>") == 2
     result = CliRunner().invoke(app, ["data", "inspect", str(file), "-n", "2"])
-    assert "[picture to draw, 16 positions]" in " ".join(result.output.split())
+    assert "[image to draw, 16 positions]" in " ".join(result.output.split())
 
 
 def test_samples_and_epochs_of_each_source_are_shown(file: Path, data: Path) -> None:

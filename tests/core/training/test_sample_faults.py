@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus_modular import IGNORED, DataError, Message, PictureError, PromptError, Sample, Sequence, Text
+from janus_modular import IGNORED, DataError, ImageError, Message, PromptError, Sample, Sequence, Text
 from janus_modular.training.mixture import Draw, Mixture
 from janus_modular.training.sample_faults import TOLERATED, Fault, FaultLedger, cut, split
 from janus_modular.training.schema import BadSamplesConfig
@@ -81,7 +81,7 @@ def preparation(records: Records, batch: int = 10, **policy: Any) -> Preparation
     ("fault", "problem", "said"),
     [
         (DataError("line 3: not JSON"), "unreadable", "not JSON"),
-        (PictureError("a.png is damaged"), "unreadable", "is damaged"),
+        (ImageError("a.png is damaged"), "unreadable", "is damaged"),
         (FileNotFoundError(2, "No such file"), "unreadable", "No such file"),
         (UnicodeDecodeError("utf-8", b"a", 0, 1, "invalid byte"), "unreadable", "invalid byte"),
         (KeyError("label"), "unreadable", "the source fails: it lacks 'label'"),
@@ -237,7 +237,7 @@ def test_what_a_sample_holds_cannot_write_to_the_terminal(
     policy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Names in data may hold escape sequences, NUL, or thousands of letters."""
-    records = Records(at3=PictureError("\x1b[2J\0" + "a" * 5000))
+    records = Records(at3=ImageError("\x1b[2J\0" + "a" * 5000))
     made = preparation(records, unreadable=policy)
     with caplog.at_level(logging.WARNING):
         if policy == "error":

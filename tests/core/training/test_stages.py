@@ -30,7 +30,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_it_learns_to_read_and_to_draw(make, figures) -> None:
     """Four colours, learned by heart, and used through the public door.
 
-    A reader who ignores the picture cannot beat the ln 4 of which name it is, spread over at most 6 positions
+    A reader who ignores the image cannot beat the ln 4 of which name it is, spread over at most 6 positions
     (five letters and the end), nor a drawer who ignores the prompt ln 4 over 16 codes: 0.23 and 0.087.
     """
     config = make(

@@ -31,7 +31,7 @@ def sequence(sample: Sample, drop: bool) -> Sequence:
 
 def preparation(**changes: object) -> Preparation:
     mixed = Mixture({"a": Numbered(), "b": Numbered()}, [Phase({"a": 3.0, "b": 1.0})], 400, 0)
-    settings = {"picture_tokens": 16, "pad": 0, "length": 10, "drop_condition": 0.1} | changes
+    settings = {"image_tokens": 16, "pad": 0, "length": 10, "drop_condition": 0.1} | changes
     return Preparation(mixed, sequence, **settings)  # type: ignore[arg-type]
 
 
@@ -74,7 +74,7 @@ def test_nothing_supervised_is_named() -> None:
         return made
 
     one = preparation()
-    bad = Preparation(one.mixture, unsupervised, picture_tokens=16, pad=0)
+    bad = Preparation(one.mixture, unsupervised, image_tokens=16, pad=0)
     with pytest.raises(DataError, match=r"source 'a', sample \d: nothing in it is supervised"):
         bad.step(0)
 

@@ -120,11 +120,11 @@ def test_is_rebuilt_from_its_own_config(backbone: HfBackbone, tokens: Tensor) ->
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["gemma3_text", "granite"])
-def test_pictures_get_the_scale_that_text_gets(family: str, tokens: Tensor) -> None:
+def test_images_get_the_scale_that_text_gets(family: str, tokens: Tensor) -> None:
     """Embeddings that did not come from the table are treated like those that did."""
     backbone = make(family)
-    pictures = backbone.model.get_input_embeddings().weight[tokens].clone()
-    hidden = backbone(pictures, positions=torch.arange(20).expand(2, 20))
+    images = backbone.model.get_input_embeddings().weight[tokens].clone()
+    hidden = backbone(images, positions=torch.arange(20).expand(2, 20))
     torch.testing.assert_close(backbone.logits(hidden), reference(backbone, tokens), **TOLERANCE)
 
 

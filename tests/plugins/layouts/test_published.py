@@ -68,7 +68,7 @@ def test_every_tensor_arrives(published: Path, reference: dict[str, Tensor]) -> 
     used = sum(tensor.numel() for name, tensor in reference.items() if not unused(name))
     assert sum(parameter.numel() for parameter in model.parameters()) == used
     assert processor.template_name == "janus-pro"
-    assert processor.picture_tokens == 576
+    assert processor.image_tokens == 576
     assert processor.drawing is not None
     assert processor.drawing.num_tokens == 576
     assert not model.training

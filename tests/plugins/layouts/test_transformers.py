@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusProcessor
 
-from janus_modular import CheckpointError, Message, PictureToRead, Text
+from janus_modular import CheckpointError, ImageInput, Message, Text
 from janus_modular.checkpoints import convert, open_checkpoint
 from janus_modular.checkpoints.opening import describe
 from janus_modular.testing import LayoutContract, LayoutExample
@@ -148,14 +148,14 @@ def test_their_processor_writes_our_prompts(template: str, tmp_path: Path) -> No
     convert(tmp_path / "b", tmp_path / "c", layout="transformers")
     processor = JanusProcessor.from_pretrained(tmp_path / "c")
     ours = describe(tmp_path / "b").processor
-    picture = Image.open(REFERENCE / "astronaut.png").convert("RGB")
-    turns = [("user", "What is in the picture?"), ("assistant", "A woman."), ("user", " And behind her? ")]
+    image = Image.open(REFERENCE / "astronaut.png").convert("RGB")
+    turns = [("user", "What is in the image?"), ("assistant", "A woman."), ("user", " And behind her? ")]
     plain = [{"role": role, "content": [{"type": "text", "text": said}]} for role, said in turns]
     plain[0]["content"].insert(0, {"type": "image"})
     text = processor.apply_chat_template(plain, add_generation_prompt=True)
-    read = processor(text=text, images=picture)
+    read = processor(text=text, images=image)
     messages = [Message(role, [Text(said)]) for role, said in turns]
-    messages[0].content.insert(0, PictureToRead(picture))
+    messages[0].content.insert(0, ImageInput(image))
     prompt = ours.chat_prompt(messages)
     assert list(read["input_ids"][0]) == prompt.tokens.tolist()
     wish = [{"role": "user", "content": "a small dog"}]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from janus_modular import PictureToDraw, PictureToRead, Sample, Text
+from janus_modular import ImageInput, ImageTarget, Sample, Text
 from janus_plugins.sources.jsonl import Jsonl, JsonlConfig
 
 
@@ -40,8 +40,8 @@ def shape(sample: Sample) -> list[tuple[str, list[object]]]:
     def segment(one: object) -> object:
         if isinstance(one, Text):
             return one.text, one.supervised
-        assert isinstance(one, PictureToRead | PictureToDraw)
-        grey = one.picture.getpixel((0, 0))[0]
-        return ("read", grey) if isinstance(one, PictureToRead) else ("draw", grey, one.supervised)
+        assert isinstance(one, ImageInput | ImageTarget)
+        grey = one.image.getpixel((0, 0))[0]
+        return ("read", grey) if isinstance(one, ImageInput) else ("draw", grey, one.supervised)
 
     return [(m.role, [segment(s) for s in m.content]) for m in sample.messages]

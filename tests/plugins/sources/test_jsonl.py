@@ -60,7 +60,7 @@ def test_text(folder: Path) -> None:
     assert shape(sample) == [("assistant", [("Long ago ...", True)])]
 
 
-def test_conversations_with_pictures_anywhere(folder: Path) -> None:
+def test_conversations_with_images_anywhere(folder: Path) -> None:
     messages = [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": ["This", {"image": "cats/a.png"}, {"type": "text", "text": "and"}]},
@@ -118,14 +118,14 @@ def test_errors_name_file_and_line(folder: Path, line: Any, fault: str) -> None:
     assert fault in str(error.value)
 
 
-def test_pictures_outside_the_folder_are_refused(folder: Path) -> None:
+def test_images_outside_the_folder_are_refused(folder: Path) -> None:
     inside = folder / "inside"
     inside.mkdir()
     for name in ("../cats/a.png", str(folder / "cats" / "a.png")):
         with pytest.raises(DataError, match=r"lies outside .*inside: move it there, or set outside: true"):
             source(inside, {"image": name, "caption": "a"}).sample(0, RNG(0))
         source(inside, {"image": name, "caption": "a"}, outside=True).sample(0, RNG(0))
-    source(inside, {"image": "a.png", "caption": "a"}, pictures=str(folder / "cats")).sample(0, RNG(0))
+    source(inside, {"image": "a.png", "caption": "a"}, images=str(folder / "cats")).sample(0, RNG(0))
 
 
 def test_files_that_cannot_be_sources(folder: Path) -> None:
@@ -134,7 +134,7 @@ def test_files_that_cannot_be_sources(folder: Path) -> None:
     with pytest.raises(DataError, match="is empty"):
         source(folder)
     with pytest.raises(DataError, match=r"folder of images .* does not exist"):
-        source(folder, {"text": "a"}, pictures=str(folder / "dogs"))
+        source(folder, {"text": "a"}, images=str(folder / "dogs"))
     with pytest.raises(ValueError, match="path: missing"):
         JsonlConfig()
     with pytest.raises(ValueError, match="in every template"):
@@ -147,5 +147,5 @@ class TestJsonlKeepsTheContract(SourceContract):
         self.folder = folder
 
     def make(self) -> tuple[Jsonl, list[int]]:
-        pictures = [{"image": f"cats/{name}.png", "caption": f"cat {name}"} for name in "ab"]
-        return source(self.folder, *pictures, kind="draw", templates=["{}", "a photo of {}"]), [0, 1]
+        images = [{"image": f"cats/{name}.png", "caption": f"cat {name}"} for name in "ab"]
+        return source(self.folder, *images, kind="draw", templates=["{}", "a photo of {}"]), [0, 1]

@@ -254,7 +254,7 @@ def test_no_path_leaves_the_folder(read: Any, images: Path) -> None:
         chats = chat("<image>", images=[path]), chat([{"type": "image_url", "image_url": {"url": path}}])
         for record in ({"image": path, "caption": "a"}, {"file_name": path, "text": "a"}, *chats):
             with pytest.raises(DataError, match="lies outside"):
-                read(record, pictures=str(images / "in")).sample(0, RNG(0))
+                read(record, images=str(images / "in")).sample(0, RNG(0))
 
 
 def test_data_uris_are_bounded(read: Any, monkeypatch: pytest.MonkeyPatch, images: Path) -> None:

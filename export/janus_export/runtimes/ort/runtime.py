@@ -54,7 +54,7 @@ class OnnxConfig:
     threads: int = 0  # that one graph runs on; 0: one for each core
     bucket: int = 64  # slots that a cache grows by on a CPU
     chunk: int = 256  # positions of a prompt that are read at once
-    pictures: int = 4  # to read, encoded at once
+    images: int = 4  # to read, encoded at once
     provider_options: dict[str, str] = field(
         default_factory=dict  # of a GPU's provider, by ONNX Runtime's names: {gpu_mem_limit: "8000000000"}
     )
@@ -65,7 +65,7 @@ class OnnxConfig:
             ("threads", 0, MOST_THREADS),
             ("bucket", 1, None),
             ("chunk", 1, None),
-            ("pictures", 1, None),
+            ("images", 1, None),
         ):
             value = getattr(self, name)
             if value < least or (most is not None and value > most):

@@ -40,7 +40,7 @@ class OnnxSession:
 
     def prefill(self, prompts: Sequence[Prompt]) -> Buffer:
         """Read one prompt a row, a chunk of positions at a time; return the last hidden states (rows, D)."""
-        x = embed(prompts, self.runtime.run, pictures_at_once=self.runtime.config.pictures)  # (R, T, D)
+        x = embed(prompts, self.runtime.run, images_at_once=self.runtime.config.images)  # (R, T, D)
         last = np.array([len(prompt) for prompt in prompts]) - 1
         self.slots = self._slots(len(prompts))
         self.slots.reach(x.shape[1])

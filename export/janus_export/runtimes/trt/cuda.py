@@ -165,7 +165,7 @@ class Gpu:
         error, *answers = getattr(self.api, name)(*arguments)
         if error != self.api.cudaError_t.cudaSuccess:
             full = error == self.api.cudaError_t.cudaErrorMemoryAllocation
-            cure = ". Ask for fewer rows or pictures at once, or build for less capacity" if full else ""
+            cure = ". Ask for fewer rows or images at once, or build for less capacity" if full else ""
             raise DeviceError(f"CUDA, {name} on GPU {self.index}: {self._words(error)}{cure}")
         return answers
 

@@ -89,7 +89,7 @@ class Engine:
                 raise PromptError(
                     f"{axis}: {axes[axis]} at once, but the engine of '{self.name}' was built for"
                     f" {low} to {high}. Ask for fewer at once (a drawing's batch_size; under guidance a"
-                    f" picture takes two rows), or export and build for more.\n{_cure(self.engines)}"
+                    f" image takes two rows), or export and build for more.\n{_cure(self.engines)}"
                 )
 
     def _context(self, profile: str) -> Context:

@@ -63,8 +63,8 @@ class Feed:
     The host may run ``ahead`` steps ahead: each step's inputs lie in a lane of their own until the GPU has
     fetched them. When all lanes are taken, `send` waits once, and all are free.
 
-    Noise goes this way too, 64 KB for each step of a picture with 16,384 codes. That of a whole drawing
-    would be 38 MB a picture, and the GPU would stand still until all of it was drawn.
+    Noise goes this way too, 64 KB for each step of an image with 16,384 codes. That of a whole drawing
+    would be 38 MB an image, and the GPU would stand still until all of it was drawn.
     """
 
     def __init__(self, gpu: Gpu, tensors: Sequence[Tensor], axes: Mapping[str, int], *, ahead: int) -> None:

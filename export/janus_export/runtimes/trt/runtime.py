@@ -29,13 +29,13 @@ class TensorRTConfig:
     variant: str | None = None  # one of the bundle's; None: the first that has engines
     device: str = "auto"  # auto, cuda; cuda:1 for the second of several GPUs
     chunk: int = 256  # positions of a prompt that are read at once; the engine may allow fewer
-    pictures: int = 4  # to read, encoded at once; an engine for fewer runs more often
+    images: int = 4  # to read, encoded at once; an engine for fewer runs more often
     sync_every: int = 16  # steps that the host may run ahead of the GPU; more: progress tells less
     cuda_graph: bool = True  # capture the steps; false: enqueue their kernels one by one
 
     def __post_init__(self) -> None:
         """Refuse counts of nothing."""
-        for name in ("chunk", "pictures", "sync_every"):
+        for name in ("chunk", "images", "sync_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected 1 or more")
 
@@ -110,7 +110,7 @@ class TensorRTRuntime:
         """Put a graph on the stream, numpy inputs and the GPU's own alike; return what it will have made.
 
         Where a `MAGNITUDE` is among it, the caller checks it (`check_magnitude`) once it is there. More
-        pictures than the engine takes at once go through it in several runs.
+        images than the engine takes at once go through it in several runs.
 
         Raises:
             PromptError: the engine was not built for inputs of these lengths.
@@ -118,20 +118,20 @@ class TensorRTRuntime:
         engine = self.engine(name)
         contract, [profile] = engine.contract, engine.profiles
         axes = contract.measure([np.shape(given) for given in inputs])
-        pictures = axes["images"] if set(axes) == {"images"} else None
-        engine.require(profile, {} if pictures else axes)
+        images = axes["images"] if set(axes) == {"images"} else None
+        engine.require(profile, {} if images else axes)
         tensors = {
             slot.name: DeviceTensor.zeros(self.gpu, slot.sized(axes), slot.dtype) for slot in contract.outputs
         }
         made = tuple(tensors.values())
         for slot, given in zip(contract.inputs, inputs, strict=True):
             tensors[slot.name] = self._on_gpu(given, slot, axes)
-        most = engine.profiles[profile].axes["images"][2] if pictures else 0
-        if pictures is None or pictures <= most:
+        most = engine.profiles[profile].axes["images"][2] if images else 0
+        if images is None or images <= most:
             self._enqueue(engine.bind(profile, axes, tensors))
             return made
-        for start in range(0, pictures, most):
-            count = min(most, pictures - start)
+        for start in range(0, images, most):
+            count = min(most, images - start)
             part = {name: one.part(start, count) for name, one in tensors.items()}
             aside = {  # engines write to aligned addresses alone
                 slot.name: DeviceTensor.zeros(self.gpu, part[slot.name].shape, slot.dtype)

@@ -29,7 +29,7 @@ class Chooser:
         kept, ``ahead`` how many steps the host may run ahead.
 
         Raises:
-            PromptError: the engine was not built for so many rows or pictures.
+            PromptError: the engine was not built for so many rows or images.
         """
         slots = engine.contract.inputs
         axes = engine.contract.measure([np.shape(given) for given in inputs])

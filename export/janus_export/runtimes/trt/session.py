@@ -57,7 +57,7 @@ class TensorRTSession:
             backbone.require(profile, {"rows": rows})
         slots = self._slots(rows)
         slots.require(max(map(len, prompts)))
-        x = embed(prompts, self._part, pictures_at_once=self.runtime.config.pictures)  # (R, T, D)
+        x = embed(prompts, self._part, images_at_once=self.runtime.config.images)  # (R, T, D)
         self.slots, self.repeated = slots, {}
         self.slots.reach(x.shape[1])
         self.x, self.hidden = self._between("x", rows), self._between("hidden", rows)

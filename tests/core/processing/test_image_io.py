@@ -1,4 +1,4 @@
-"""Every kind of picture that people bring: the right colours, or an error that says what to do."""
+"""Every kind of image that people bring: the right colours, or an error that says what to do."""
 
 import io
 import struct
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from janus_modular.errors import PictureError
-from janus_modular.processing.image_io import open_picture, to_picture
+from janus_modular.errors import ImageError
+from janus_modular.processing.image_io import open_image, to_image
 
 
 def file_of(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -21,7 +21,7 @@ def file_of(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A few bytes that claim to be a huge picture."""
+    """A few bytes that claim to be a huge image."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
 
     def chunk(name: bytes, body: bytes) -> bytes:
@@ -45,21 +45,21 @@ def test_path_bytes_and_image_are_the_same(photo: Image.Image, tmp_path: Path) -
     data = file_of(photo, "PNG")
     (tmp_path / "a.png").write_bytes(data)
     for source in (data, tmp_path / "a.png", str(tmp_path / "a.png"), photo):
-        assert open_picture(source).tobytes() == photo.tobytes()
+        assert open_image(source).tobytes() == photo.tobytes()
 
 
 def test_exif_orientation_is_applied(photo: Image.Image) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees to view"
-    picture = open_picture(file_of(photo, "PNG", exif=exif))
-    assert picture.size == (48, 64)
-    assert picture.tobytes() == photo.transpose(Image.Transpose.ROTATE_270).tobytes()
+    image = open_image(file_of(photo, "PNG", exif=exif))
+    assert image.size == (48, 64)
+    assert image.tobytes() == photo.transpose(Image.Transpose.ROTATE_270).tobytes()
 
 
 def test_cmyk() -> None:
     red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
-    assert open_picture(red).getpixel((5, 5)) == (255, 0, 0)
-    r, g, b = open_picture(file_of(red, "JPEG")).getpixel((5, 5))
+    assert open_image(red).getpixel((5, 5)) == (255, 0, 0)
+    r, g, b = open_image(file_of(red, "JPEG")).getpixel((5, 5))
     assert r > 240
     assert max(g, b) < 15  # JPEG is lossy
 
@@ -71,16 +71,16 @@ def test_sixteen_bit_greys_are_scaled_not_clipped() -> None:
         file_of(Image.fromarray(grey), "PNG"),
         file_of(Image.fromarray(grey), "TIFF"),
     ):
-        assert np.asarray(open_picture(source))[0, :, 0].tolist() == [0, 100, 255, 1]
+        assert np.asarray(open_image(source))[0, :, 0].tolist() == [0, 100, 255, 1]
     wide = Image.fromarray(grey.astype(np.int32))
-    assert np.asarray(open_picture(wide))[0, :, 1].tolist() == [0, 100, 255, 1]
+    assert np.asarray(open_image(wide))[0, :, 1].tolist() == [0, 100, 255, 1]
 
 
 def test_numbers_without_a_meaning_are_refused() -> None:
-    with pytest.raises(PictureError, match="from -1 to 70000"):
-        open_picture(Image.fromarray(np.array([[-1, 70000]], np.int32)))
-    with pytest.raises(PictureError, match="mode F"):
-        open_picture(Image.fromarray(np.array([[0.5]], np.float32)))
+    with pytest.raises(ImageError, match="from -1 to 70000"):
+        open_image(Image.fromarray(np.array([[-1, 70000]], np.int32)))
+    with pytest.raises(ImageError, match="mode F"):
+        open_image(Image.fromarray(np.array([[0.5]], np.float32)))
 
 
 def test_transparent_is_white() -> None:
@@ -89,45 +89,45 @@ def test_transparent_is_white() -> None:
     palette = half.convert("P")
     palette.info["transparency"] = palette.getpixel((0, 0))
     for source in (half, file_of(half, "PNG"), file_of(half, "WEBP", lossless=True), file_of(palette, "GIF")):
-        picture = open_picture(source)
-        assert picture.mode == "RGB"
-        assert picture.getpixel((0, 0)) == (255, 255, 255)
-        assert picture.getpixel((1, 0)) == (255, 0, 0)
-    assert open_picture(Image.new("LA", (1, 1), (0, 0))).getpixel((0, 0)) == (255, 255, 255)
+        image = open_image(source)
+        assert image.mode == "RGB"
+        assert image.getpixel((0, 0)) == (255, 255, 255)
+        assert image.getpixel((1, 0)) == (255, 0, 0)
+    assert open_image(Image.new("LA", (1, 1), (0, 0))).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize(
     "mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "HSV", "RGBa", "I", "I;16"]
 )
 def test_every_mode_gives_rgb(mode: str) -> None:
-    assert open_picture(Image.new(mode, (3, 2))).mode == "RGB"
+    assert open_image(Image.new(mode, (3, 2))).mode == "RGB"
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), c) for c in ("red", "lime", "blue")]
     data = file_of(frames[0], kind, save_all=True, append_images=frames[1:], duration=10, lossless=True)
-    r, g, b = open_picture(data).getpixel((4, 4))
+    r, g, b = open_image(data).getpixel((4, 4))
     assert r > 240
     assert max(g, b) < 15
 
 
 def test_one_pixel_and_a_ribbon() -> None:
-    assert open_picture(Image.new("RGB", (1, 1), "red")).size == (1, 1)
-    assert open_picture(file_of(Image.new("RGB", (20_000, 10)), "PNG")).size == (20_000, 10)
+    assert open_image(Image.new("RGB", (1, 1), "red")).size == (1, 1)
+    assert open_image(file_of(Image.new("RGB", (20_000, 10)), "PNG")).size == (20_000, 10)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
 def test_truncated(photo: Image.Image, kind: str) -> None:
     data = file_of(photo, kind)
-    with pytest.raises(PictureError, match=r"damaged|not a picture|cannot be opened"):
-        open_picture(data[: len(data) // 2])
+    with pytest.raises(ImageError, match=r"damaged|not an image|cannot be opened"):
+        open_image(data[: len(data) // 2])
 
 
-def test_a_damaged_picture_that_was_opened_elsewhere(photo: Image.Image, tmp_path: Path) -> None:
+def test_a_damaged_image_that_was_opened_elsewhere(photo: Image.Image, tmp_path: Path) -> None:
     (tmp_path / "half.png").write_bytes(file_of(photo, "PNG")[:100])
-    with Image.open(tmp_path / "half.png") as image, pytest.raises(PictureError, match=r"half\.png.*damaged"):
-        open_picture(image)
+    with Image.open(tmp_path / "half.png") as image, pytest.raises(ImageError, match=r"half\.png.*damaged"):
+        open_image(image)
 
 
 @pytest.mark.parametrize(
@@ -136,56 +136,56 @@ def test_a_damaged_picture_that_was_opened_elsewhere(photo: Image.Image, tmp_pat
 def test_decompression_bomb(size: tuple[int, int], said: str) -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        with pytest.raises(PictureError, match=said):
-            open_picture(png_claiming(*size))
+        with pytest.raises(ImageError, match=said):
+            open_image(png_claiming(*size))
     assert not told  # Pillow's warning says less, and shows a line of ours
 
 
 def test_the_limit_is_the_callers(photo: Image.Image) -> None:
-    with pytest.raises(PictureError, match=r"64 x 48 = 3,072 pixels; at most 100 "):
-        open_picture(photo, max_pixels=100)
+    with pytest.raises(ImageError, match=r"64 x 48 = 3,072 pixels; at most 100 "):
+        open_image(photo, max_pixels=100)
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>"]
 )
-def test_not_a_picture(data: bytes) -> None:
-    with pytest.raises(PictureError):
-        open_picture(data)
+def test_not_a_image(data: bytes) -> None:
+    with pytest.raises(ImageError):
+        open_image(data)
 
 
-def test_paths_that_hold_no_picture(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match=r"nowhere\.png' is not there"):
-        open_picture(tmp_path / "nowhere.png")
-    with pytest.raises(PictureError, match="is a folder"):
-        open_picture(tmp_path)
-    with pytest.raises(PictureError, match="Download it first"):
-        open_picture("https://example.org/a.png")
-    with pytest.raises(PictureError, match="empty"):
-        open_picture(Image.new("RGB", (0, 3)))
+def test_paths_that_hold_no_image(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"nowhere\.png' is not there"):
+        open_image(tmp_path / "nowhere.png")
+    with pytest.raises(ImageError, match="is a folder"):
+        open_image(tmp_path)
+    with pytest.raises(ImageError, match="Download it first"):
+        open_image("https://example.org/a.png")
+    with pytest.raises(ImageError, match="empty"):
+        open_image(Image.new("RGB", (0, 3)))
 
 
-def test_to_picture_clips_and_truncates() -> None:
+def test_to_image_clips_and_truncates() -> None:
     x = np.zeros((3, 1, 4), np.float32)
     x[:, 0] = [-2.0, -1.0, 0.0, 1.5]
-    assert np.asarray(to_picture(x))[0, :, 0].tolist() == [0, 0, 127, 255]  # 127.5 is truncated
-    assert np.asarray(to_picture((x + 1) / 2, value_range=(0, 1)))[0, :, 0].tolist() == [0, 0, 127, 255]
+    assert np.asarray(to_image(x))[0, :, 0].tolist() == [0, 0, 127, 255]  # 127.5 is truncated
+    assert np.asarray(to_image((x + 1) / 2, value_range=(0, 1)))[0, :, 0].tolist() == [0, 0, 127, 255]
     exact = np.arange(12, dtype=np.uint8).reshape(3, 2, 2)
-    assert (np.asarray(to_picture(exact)).transpose(2, 0, 1) == exact).all()
+    assert (np.asarray(to_image(exact)).transpose(2, 0, 1) == exact).all()
     with pytest.raises(ValueError, match=r"\(3, H, W\)"):
-        to_picture(np.zeros((2, 2, 3)))
+        to_image(np.zeros((2, 2, 3)))
 
 
 def test_a_grey_of_16_bits_that_stands_for_nothing_is_white() -> None:
     grey = Image.fromarray(np.array([[40_000, 1_000]], np.uint16))
-    shown = np.asarray(open_picture(file_of(grey, "PNG", transparency=40_000)))
+    shown = np.asarray(open_image(file_of(grey, "PNG", transparency=40_000)))
     assert shown[0, :, 0].tolist() == [255, 4]
 
 
 @pytest.mark.parametrize("source", [None, np.zeros((2, 2, 3), np.uint8), 5])
-def test_what_is_no_picture_is_said_by_its_type(source: object) -> None:
-    with pytest.raises(PictureError, match=f"found a {type(source).__name__}; expected a picture"):
-        open_picture(source)
+def test_what_is_no_image_is_said_by_its_type(source: object) -> None:
+    with pytest.raises(ImageError, match=f"found a {type(source).__name__}; expected an image"):
+        open_image(source)
 
 
 @pytest.mark.parametrize("name", ["a.eps", "a.png"])
@@ -197,12 +197,12 @@ def test_a_format_that_needs_another_program_is_refused(
     Image.new("RGB", (8, 8), "red").save(tmp_path / name, "EPS")
     with Image.open(tmp_path / name) as undecoded:
         for source in (tmp_path / name, (tmp_path / name).read_bytes(), undecoded):
-            with pytest.raises(PictureError, match=r"format EPS, .*another program.* Export it as PNG"):
-                open_picture(source)
+            with pytest.raises(ImageError, match=r"format EPS, .*another program.* Export it as PNG"):
+                open_image(source)
 
 
 def test_a_windows_metafile_is_refused() -> None:
     box, inch = struct.pack("<4h", 0, 0, 9, 9), struct.pack("<H", 96)
     metafile = b"\xd7\xcd\xc6\x9a\x00\x00" + box + inch + bytes(6) + b"\x01\x00\t\x00" + bytes(40)
-    with pytest.raises(PictureError, match=r"of the format WMF, .*another program"):
-        open_picture(metafile)
+    with pytest.raises(ImageError, match=r"of the format WMF, .*another program"):
+        open_image(metafile)
