@@ -111,7 +111,7 @@ def ours(folder: Path, images: int, threads: int) -> Iterator[Contestant]:
             config = OnnxConfig(variant, "cpu", threads=threads)
             runtimes[bundle, variant] = OnnxRuntime(config, folder / bundle)
         runtime = runtimes[bundle, variant]
-        weights = sum(multiplied(runtime.bundle, graph, variant) for graph in ("backbone", "image_next"))
+        weights = sum(multiplied(runtime.bundle, graph, variant) for graph in ("backbone", "sample_image"))
         for context in CONTEXTS:
             prompt = processor.draw_prompt("x" * (context - empty))
             drawing = draw(runtime.open(room), [prompt] * images, DrawSettings())

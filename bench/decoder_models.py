@@ -28,9 +28,9 @@ SHAPE: dict[str, Any] = {
 }
 EXPORTS = {  # bundle -> what it is exported with
     "bundle": ExportConfig(variants=["cpu-int4", "fp32"]),
-    "head": ExportConfig(variants=["cpu-int4"], quantize=QuantizeConfig(["backbone", "image_next"])),
+    "head": ExportConfig(variants=["cpu-int4"], quantize=QuantizeConfig(["backbone", "sample_image"])),
     "large": ExportConfig(
-        variants=["cpu-int4"], quantize=QuantizeConfig(["backbone", "image_next"], block_size=128)
+        variants=["cpu-int4"], quantize=QuantizeConfig(["backbone", "sample_image"], block_size=128)
     ),
 }
 

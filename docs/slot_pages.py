@@ -24,7 +24,7 @@ from janus_modular.registry import SLOTS, Hooks, slot_label
 FOLDER = "reference/slots"
 REFERS: dict[str, tuple[str, ...]] = {
     "understanding_encoders": ("interfaces.PixelSpec", "roles.ReadsPretrained"),
-    "generation": ("sampling.pick",),
+    "generation": ("sampling.sample_with_noise",),
     "sampling_loops": ("roles.Session", "sequence.Sequence", "sequence.unconditional"),
     "backbones": ("interfaces.Cache",),
     "sources": (

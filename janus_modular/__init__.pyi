@@ -1,4 +1,4 @@
-from .weights.loading import lies_in as lies_in
+from .weights.loading import belongs_to as belongs_to
 from .weights.pretrained import resolve_pretrained as resolve_pretrained
 from .checkpoints.quantized import quantization_in as quantization_in
 from .checkpoints.quantized import refuse_quantized as refuse_quantized
@@ -27,10 +27,10 @@ from .interfaces import ImageTokenizer as ImageTokenizer
 from .janus import Janus as Janus
 from .protocols import Fingerprinted as Fingerprinted
 from .protocols import Layout as Layout
-from .protocols import LearnsInPart as LearnsInPart
+from .protocols import PartiallyTrainable as PartiallyTrainable
 from .protocols import Merges as Merges
-from .interfaces import Part as Part
-from .interfaces import PartConfig as PartConfig
+from .interfaces import ComponentSpec as ComponentSpec
+from .interfaces import ComponentConfig as ComponentConfig
 from .interfaces import PixelSpec as PixelSpec
 from .protocols import ReadsPretrained as ReadsPretrained
 from .protocols import Runtime as Runtime
@@ -40,7 +40,7 @@ from .protocols import Source as Source
 from .protocols import Tracker as Tracker
 from .protocols import TranslatesToOnnx as TranslatesToOnnx
 from .interfaces import UnderstandingEncoder as UnderstandingEncoder
-from .interfaces import part as part
+from .interfaces import component as component
 from .model.model import JanusModel as JanusModel
 from .plugins import Plugins as Plugins
 from .plugins import default_plugins as default_plugins
@@ -49,7 +49,7 @@ from .processing.processor import Drawing as Drawing
 from .processing.processor import Processor as Processor
 from .registry import Registry as Registry
 from .registry import hookimpl as hookimpl
-from .sequence import IGNORED as IGNORED
+from .sequence import IGNORE_INDEX as IGNORE_INDEX
 from .sequence import Message as Message
 from .sequence import ImageTarget as ImageTarget
 from .sequence import ImageInput as ImageInput
@@ -57,7 +57,7 @@ from .sequence import Sample as Sample
 from .sequence import Segment as Segment
 from .sequence import Sequence as Sequence
 from .model.sampling import mark_not_finite as mark_not_finite
-from .model.sampling import pick as pick
+from .model.sampling import sample_with_noise as sample_with_noise
 from .sequence import Text as Text
 from .sequence import unconditional as unconditional
 

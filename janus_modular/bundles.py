@@ -17,7 +17,7 @@ from janus_modular.components import Builder
 from janus_modular.config import resolve
 from janus_modular.errors import BundleError, MissingExtraError
 from janus_modular.foreign import is_hub_id, path_exists
-from janus_modular.interfaces import Part, part
+from janus_modular.interfaces import ComponentSpec, component
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.protocols import Runtime
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 class Running:
     """How a bundle is to be run."""
 
-    runtime: Part = part("runtimes")
+    runtime: ComponentSpec = component("runtimes")
 
 
 def is_bundle(path: str | Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from janus_modular.config.errors import Fault, config_error
 from janus_modular.config.size_limits import largest_numbers
 from janus_modular.errors import ConfigError, DescriptionError, JanusError
-from janus_modular.interfaces import Part
+from janus_modular.interfaces import ComponentSpec
 from janus_modular.plugins import Plugins
 from janus_modular.registry import MODEL_SLOTS, Entry, Hooks
 
@@ -26,7 +26,7 @@ class Builder:
         self.plugins = plugins
         self.paths = paths or {}  # of parts in the config, by `id`: for errors
 
-    def __call__(self, part: Part, *neighbours: Any) -> Any:
+    def __call__(self, part: ComponentSpec, *neighbours: Any) -> Any:
         """Build one component; ``neighbours`` are what its slot's factory takes beside the config.
 
         A component whose config holds parts itself gets this builder as its last argument.
@@ -52,11 +52,11 @@ class Builder:
             self._complete(component, part, entry)
         return component
 
-    def _complete(self, module: Any, part: Part, entry: Entry[Any]) -> None:
+    def _complete(self, module: Any, part: ComponentSpec, entry: Entry[Any]) -> None:
         """Hold a part of the model to its slot's interface, and load its weights: `ModelBuilder` does."""
         raise self._refusal(part, entry, "parts of a model are not built here.")
 
-    def _contradiction(self, part: Part, error: DescriptionError) -> ConfigError:
+    def _contradiction(self, part: ComponentSpec, error: DescriptionError) -> ConfigError:
         """Return the error that says, for each option, what the weights' own description says instead."""
         path = self.paths.get(id(part), part.slot)
         cure = f"{path}.{error.drop}=null takes all of it from there." if error.drop else ""
@@ -71,7 +71,7 @@ class Builder:
         ]
         return config_error(faults, of_components=False)
 
-    def _refusal(self, part: Part, entry: Entry[Any], reason: str) -> ConfigError:
+    def _refusal(self, part: ComponentSpec, entry: Entry[Any], reason: str) -> ConfigError:
         found = f"{entry} cannot be built: {reason}"
         return config_error([Fault(self.paths.get(id(part), part.slot), found, "")])
 

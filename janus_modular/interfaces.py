@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class PartConfig:
+class ComponentConfig:
     """What every component's config has: where its weights come from. Inherit from it."""
 
     pretrained: str | None = None  # a folder, a file, or a hub id; None: random weights
@@ -29,7 +29,7 @@ class PartConfig:
 
 
 @dataclass
-class Part:
+class ComponentSpec:
     """A component chosen for a slot: its registered name, and its options as the registered dataclass."""
 
     slot: str
@@ -37,10 +37,10 @@ class Part:
     config: Any
 
 
-def part(slot: str) -> Any:
-    """Declare a dataclass field that holds a component of ``slot`` (or, as ``list[Part]``, several).
+def component(slot: str) -> Any:
+    """Declare a dataclass field that holds a component of ``slot`` (or, as ``list[ComponentSpec]``, several).
 
-    In YAML it reads ``{name: mlp, depth: 2}``; once resolved, the field holds a `Part`.
+    In YAML it reads ``{name: mlp, depth: 2}``; once resolved, the field holds a `ComponentSpec`.
     """
     return field(default=None, metadata={"slot": slot})
 
@@ -94,7 +94,7 @@ class ImageTokenizer(Protocol):
     """Turns images to be drawn into codes, and codes into images."""
 
     codebooks: tuple[int, ...]  # K of the code of a position; of each of its S codes, where they are several
-    code_width: int | None  # width of a code's own vector; None where codes have no vectors
+    code_dim: int | None  # width of a code's own vector; None where codes have no vectors
     value_range: tuple[float, float]  # of pixels, in and out
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -115,8 +115,8 @@ class ImageTokenizer(Protocol):
         """Decode code ids, as `encode` gives them, into pixels (N, 3, height, width) in ``value_range``."""
         ...
 
-    def code_vectors(self) -> Tensor | None:
-        """Return the vectors (sum of K, code_width) that generation starts its embedding from, or None.
+    def codebook_embeddings(self) -> Tensor | None:
+        """Return the vectors (sum of K, code_dim) that generation starts its embedding from, or None.
 
         Of several codes a position, those of the first come first.
         """
@@ -230,7 +230,7 @@ class GenerationPath(Protocol):
     num_tokens: int  # positions one image takes in a sequence
     predicts_next: bool  # losses read the hidden state BEFORE each position (True) or at it (False)
     sampling_loop: str  # the registered loop that draws with it
-    trained_apart: tuple[str, ...]  # its parts that no stage may train: frozen, whatever `learn` says
+    frozen_submodules: tuple[str, ...]  # its parts that no stage may train: frozen, whatever `learn` says
     sizes: Mapping[str, int]  # what that loop asks its session for ("codes": the sum of K of a position, say)
 
     def targets(self, pixels: Tensor) -> Any:
@@ -246,7 +246,7 @@ class GenerationPath(Protocol):
         ...
 
     def parts(self) -> Mapping[str, Callable[..., Any]]:
-        """Name what sampling calls and export compiles (``image_next``, ``draw``, ...).
+        """Name what sampling calls and export compiles (``sample_image``, ``draw``, ...).
 
         Each takes and returns tensors alone; a session runs it by name.
         """

@@ -138,7 +138,7 @@ class Janus:
         """Wrap a model in torch, a trained one say."""
         from janus_modular.model.session import TorchRuntime
 
-        runtime = TorchRuntime(model.eval(), pad=processor.pad_id, forbidden=processor.forbidden)
+        runtime = TorchRuntime(model.eval(), pad=processor.pad_id, suppressed_ids=processor.suppressed_ids)
         return cls(runtime, processor, (plugins or default_plugins()).as_recorded(model.recorded))
 
     @property

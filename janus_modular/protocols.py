@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from janus_modular.interfaces import Part
+    from janus_modular.interfaces import ComponentSpec
     from janus_modular.sequence import Sample
     from janus_modular.sequence import Sequence as TokenSequence
 
@@ -46,7 +46,7 @@ class Session(Protocol):
         ...
 
     def run(self, part: str, *inputs: Any) -> Any:
-        """Run a named part (``text_next``, ``image_next``, ``draw``); numpy inputs are taken over."""
+        """Run a named part (``sample_text``, ``sample_image``, ``draw``); numpy inputs are taken over."""
         ...
 
     def stack(self, columns: Sequence[Any]) -> Any:
@@ -169,16 +169,16 @@ class ReadsPretrained(Protocol):
 
         What is never read counts as left over, and is reported. What is never yielded is missing, and what is
         yielded under a name that the component lacks is one weight too many; both are errors. So yield all
-        of the component's own part of a file (`janus_modular.lies_in`), less what is known to be of no use:
-        the component would compute something else without it.
+        of the component's own part of a file (`janus_modular.belongs_to`), less what is known to be of no
+        use: the component would compute something else without it.
         """
         ...
 
 
-class LearnsInPart(Protocol):
+class PartiallyTrainable(Protocol):
     """What a component adds of which a stage should train a little by default: adapters, say."""
 
-    def what_learns(self) -> Iterable[str]:
+    def trainable_parameters(self) -> Iterable[str]:
         """Name the modules or parameters inside that a stage trains which names the component as a whole.
 
         The rest learns only where a stage names it.
@@ -192,7 +192,9 @@ class Merges(Protocol):
     ``export`` does so, and ``convert --merge``.
     """
 
-    def merged(self, weights: Mapping[str, Tensor]) -> tuple[Part, Mapping[str, Callable[[], Tensor]]]:
+    def merged(
+        self, weights: Mapping[str, Tensor]
+    ) -> tuple[ComponentSpec, Mapping[str, Callable[[], Tensor]]]:
         """Return what takes its place, and how to make each of that one's tensors, by that one's names.
 
         ``weights`` are its own, by its own names; they read lazily. The component may be on the meta device.

@@ -12,10 +12,10 @@ from janus_modular.errors import PluginError, reporting_missing_packages
 from janus_modular.interfaces import (
     Adaptor,
     Backbone,
+    ComponentConfig,
     GenerationPath,
     Head,
     ImageTokenizer,
-    PartConfig,
     UnderstandingEncoder,
 )
 from janus_modular.protocols import Layout, Runtime, Sampling, Source, Tracker
@@ -93,10 +93,10 @@ class Registry(Generic[T]):
                 f"the {slot_label(self.slot)} '{name}': its config has a field 'name', but in a config file"
                 " 'name' chooses the component. Rename the field"
             )
-        if self.slot in MODEL_SLOTS and not issubclass(config, PartConfig):
+        if self.slot in MODEL_SLOTS and not issubclass(config, ComponentConfig):
             raise PluginError(
                 f"the {slot_label(self.slot)} '{name}': its config {config.__name__} lacks 'pretrained' and"
-                " 'revision'. Let it inherit from janus_modular.PartConfig"
+                " 'revision'. Let it inherit from janus_modular.ComponentConfig"
             )
         if self.slot == "sampling_loops" and holds_components(config):
             raise PluginError(
@@ -114,8 +114,8 @@ class Registry(Generic[T]):
 class Hooks:
     """One hook a slot: a plugin implements the one it fills, and calls ``registry.add``.
 
-    A factory whose config holds components (`janus_modular.part`) takes one argument more, the last: what
-    builds them, ``build(part, *neighbours)``.
+    A factory whose config holds components (`janus_modular.component`) takes one argument more, the last:
+    what builds them, ``build(spec, *neighbours)``.
     """
 
     @hookspec

@@ -4,7 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 
-RENAMED: Mapping[str, tuple[str, ...]] = {}
+RENAMED: Mapping[str, tuple[str, ...]] = {
+    "IGNORED": ("IGNORE_INDEX",),
+    "LearnsInPart": ("PartiallyTrainable",),
+    "Part": ("ComponentSpec",),
+    "PartConfig": ("ComponentConfig",),
+    "PictureError": ("ImageError",),
+    "PictureToDraw": ("ImageTarget",),
+    "PictureToRead": ("ImageInput",),
+    "code_vectors": ("codebook_embeddings",),
+    "code_width": ("code_dim",),
+    "drop_condition": ("condition_dropout",),
+    "embedding_width": ("embedding_dim",),
+    "generation_at": ("generation_mask",),
+    "image_next": ("sample_image",),
+    "left_over": ("unexpected_keys",),
+    "lies_in": ("belongs_to",),
+    "never_said": ("suppress_tokens",),
+    "open_picture": ("open_image",),
+    "part": ("component",),
+    "pick": ("sample_with_noise",),
+    "picture_tokens": ("image_tokens",),
+    "pictures": ("images",),
+    "text_next": ("sample_text",),
+    "trained_apart": ("frozen_submodules",),
+    "understanding_at": ("understanding_mask",),
+    "what_learns": ("trainable_parameters",),
+}
 """Old name -> its successors: names of the public API, members of interfaces, config keys, graphs, options.
 
 An old name with several meanings has a successor for each.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """The label of a position that is not supervised (the default of torch's cross entropy)."""
 
 
@@ -79,9 +79,9 @@ class Sequence:
     """
 
     tokens: NDArray[np.int64]  # (T,)
-    labels: NDArray[np.int64]  # (T,) the NEXT text token where it is supervised, else IGNORED
-    understanding_at: NDArray[np.bool_]  # (T,)
-    generation_at: NDArray[np.bool_]  # (T,)
+    labels: NDArray[np.int64]  # (T,) the NEXT text token where it is supervised, else IGNORE_INDEX
+    understanding_mask: NDArray[np.bool_]  # (T,)
+    generation_mask: NDArray[np.bool_]  # (T,)
     understanding_pixels: list[NDArray[np.uint8]] = field(default_factory=list)  # each (3, H, W)
     generation_pixels: list[NDArray[np.uint8]] = field(default_factory=list)  # each (3, h, w)
     generation_supervised: list[bool] = field(default_factory=list)  # one for each drawn image
@@ -119,9 +119,9 @@ def unconditional(sequence: Sequence, pad: int) -> Sequence:
     return replace(
         sequence,
         tokens=tokens,
-        labels=np.full_like(sequence.labels, IGNORED),
-        understanding_at=nowhere,
-        generation_at=nowhere.copy(),
+        labels=np.full_like(sequence.labels, IGNORE_INDEX),
+        understanding_mask=nowhere,
+        generation_mask=nowhere.copy(),
         understanding_pixels=[],
         generation_pixels=[],
         generation_supervised=[],

@@ -165,10 +165,13 @@ def test_a_checkpoint_says_what_its_parts_were_made_of(checkpoint: Path):
     record = json.loads((checkpoint / "config.json").read_text("utf-8"))
     language_model, encoder = record["pretrained"]
     assert (language_model["slot"], language_model["source"]) == ("backbones", str(GGUF.relative_to(ROOT)))
-    assert (language_model["loaded"], language_model["left_over"]) == (272, [])  # all that the file holds
+    assert (language_model["loaded"], language_model["unexpected_keys"]) == (
+        272,
+        [],
+    )  # all that the file holds
     weights = torch.load(CACHE / "packages" / encoder["source"].split("packages/")[1], weights_only=True)
-    assert encoder["left_over"] == ["_fc.bias", "_fc.weight"]  # the classifier
-    assert encoder["loaded"] + len(encoder["left_over"]) == len(weights)
+    assert encoder["unexpected_keys"] == ["_fc.bias", "_fc.weight"]  # the classifier
+    assert encoder["loaded"] + len(encoder["unexpected_keys"]) == len(weights)
     assert any(plugin["file"] == PLUGIN.name for plugin in record["plugins"])
     assert "SmolLM2-135M-Instruct.Q4_1.gguf" in (checkpoint / "README.md").read_text("utf-8")
 
@@ -258,7 +261,7 @@ def test_the_first_stage_learns_from_real_images(janus: Janus, captioned: Captio
         quiet=True,
     )
     with torch.no_grad():
-        draws.embedding.weight.copy_(draws.tokenizer.code_vectors())
+        draws.embedding.weight.copy_(draws.tokenizer.codebook_embeddings())
     janus.save_pretrained(folder / "start")
     before = losses(janus, captioned.held_out)
 

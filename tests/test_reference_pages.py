@@ -151,7 +151,7 @@ def test_every_field_is_documented(section: str):
 
 WORDS = {
     "understanding_encoders": ["interfaces.PixelSpec", "roles.ReadsPretrained"],
-    "generation": ["interfaces.GenerationPath", "sampling.pick"],
+    "generation": ["interfaces.GenerationPath", "sampling.sample_with_noise"],
     "sampling_loops": ["roles.Sampling", "roles.Session", "sequence.unconditional"],
     "backbones": ["interfaces.Backbone", "interfaces.Cache"],
     "sources": ["roles.Source", "sequence.Sample", "sequence.Message", "sequence.ImageTarget"],

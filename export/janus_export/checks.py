@@ -64,7 +64,7 @@ def check_drawing_graphs(path: Any, pixels: Any) -> None:
     noise = 1.5 + weighing(torch.empty(len(pixels), path.sizes["codes"]))
     numbers = torch.tensor(2.0), torch.tensor(0.5)  # guidance, temperature
     inputs: dict[str, list[Any]] = {
-        "image_next": [hidden, noise, *numbers],
+        "sample_image": [hidden, noise, *numbers],
         "draw": [codes],
         "tokenize_image": [pixels],
     }

@@ -31,10 +31,10 @@ VARIANTS = {
 }
 
 
-GRAPHS = ("understand", "embed", "backbone", "text_next", "image_next", "draw", "tokenize_image")
+GRAPHS = ("understand", "embed", "backbone", "sample_text", "sample_image", "draw", "tokenize_image")
 """The graphs that a model becomes, as `onnx_export.graphs` declares them; named here without torch."""
 
-HEAD = "text_next"
+HEAD = "sample_text"
 """The graph whose weights a tied word table shares."""
 
 BLOCK_SIZES = (16, 256)
@@ -47,7 +47,7 @@ TYPICAL_CAPACITY = 1024  # a prompt and an image of 576 positions, with room for
 
 
 RECOMMENDED: Mapping[str, Mapping[str, int]] = {
-    "nbits": {"backbone": 4, "embed": 4, "text_next": 8, "understand": 8},
+    "nbits": {"backbone": 4, "embed": 4, "sample_text": 8, "understand": 8},
     "qdq": {"backbone": 4},
 }
 """Graphs that are quantised where nobody names any, by form, and the fewest bits of each.
@@ -64,10 +64,10 @@ class QuantizeConfig:
     """How weights are quantised, where a variant quantises them."""
 
     # Graphs whose linear layers are quantised; `embed` stands for the word table, in whatever graph it is
-    # looked up. null: backbone, embed, text_next and understand for ONNX Runtime, backbone for TensorRT.
+    # looked up. null: backbone, embed, sample_text and understand for ONNX Runtime, backbone for TensorRT.
     graphs: list[str] | None = None
-    # Bits of single graphs, where they are not the variant's: {text_next: 8}. Where graphs is null, text_next
-    # and understand have 8 bits at least.
+    # Bits of single graphs, where they are not the variant's: {sample_text: 8}. Where graphs is null,
+    # sample_text and understand have 8 bits at least.
     bits: dict[str, int] = field(default_factory=dict)
     block_size: int = 32  # weights that share a scale; a power of two, 16 to 256
     # What ONNX Runtime multiplies in: 1 float32, 2 float16, 3 bfloat16, 4 int8 (activations are rounded too);

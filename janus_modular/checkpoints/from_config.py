@@ -12,7 +12,7 @@ from typing import Any
 from janus_modular.config import parts_in
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError
-from janus_modular.interfaces import PartConfig
+from janus_modular.interfaces import ComponentConfig
 from janus_modular.model.build import assemble
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
@@ -39,7 +39,7 @@ def compose(
     if _trained(config):
         check_vocabulary(model, processor)
     grow_vocabulary(model, processor)
-    model.config.processor = replace(config.processor, never_said=list(processor.never_said))
+    model.config.processor = replace(config.processor, suppress_tokens=list(processor.suppress_tokens))
     return model, processor
 
 
@@ -109,7 +109,7 @@ def tokenizer_files(config: ModelConfig, *, root: str = "") -> Iterator[str | Pa
             yield source
 
 
-def _trained(config: ModelConfig) -> PartConfig | None:
+def _trained(config: ModelConfig) -> ComponentConfig | None:
     """Return the options of the backbone whose weights come from elsewhere.
 
     One backbone may wrap another, and its own weights be adapters: the innermost has the vocabulary.
@@ -118,7 +118,7 @@ def _trained(config: ModelConfig) -> PartConfig | None:
     return next((one.config for one in reversed(backbones) if one.config.pretrained), None)
 
 
-def _check_tokenizer(source: str | Path, named: str, trained: PartConfig, path: str) -> None:
+def _check_tokenizer(source: str | Path, named: str, trained: ComponentConfig, path: str) -> None:
     """Compare a tokenizer that is named with the one beside the backbone's weights, if there is one."""
     own = resolve_pretrained(str(trained.pretrained), trained.revision)
     try:

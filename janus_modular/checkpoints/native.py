@@ -18,7 +18,7 @@ from janus_modular.config import module_path, parts_in, resolve, to_plain
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckpointError, JanusError, PluginError
 from janus_modular.foreign import foreign_errors, naming, read_json
-from janus_modular.interfaces import Part
+from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.build import MAX_TENSORS, assemble
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
@@ -148,7 +148,7 @@ def plugins_of(model: JanusModel, plugins: Plugins) -> list[dict[str, str | None
     found = plugins.needed(part for _, part in parts_in(model.config))
     for name in dict.fromkeys([model.config.text_loop, model.generation.sampling_loop]):
         try:
-            found += plugins.needed([Part("sampling_loops", name, None)])
+            found += plugins.needed([ComponentSpec("sampling_loops", name, None)])
         except PluginError:
             known = ("sampling_loops", name.rpartition(":")[2])
             found += [dict(one) for one in model.recorded if (one["slot"], one["name"]) == known]

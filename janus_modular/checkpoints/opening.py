@@ -94,7 +94,7 @@ def describe(path: str | Path, *, overrides: Sequence[str] = (), plugins: Plugin
         weights = open_weights(folder)
         model = native.blank(config, plugins, most_tensors=native.most_weights(len(weights)))
         processor = processor_for(model, config.processor.tokenizer)
-        model.config.processor = replace(config.processor, never_said=list(processor.never_said))
+        model.config.processor = replace(config.processor, suppress_tokens=list(processor.suppress_tokens))
         return Opened(folder, name, model, processor, dict(layout_of_folder.to_native(weights)))
 
 

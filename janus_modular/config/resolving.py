@@ -14,7 +14,7 @@ from janus_modular.config.interpolation import interpolate
 from janus_modular.config.scalars import convert, words
 from janus_modular.errors import JanusError
 from janus_modular.foreign import printable, reason
-from janus_modular.interfaces import Part
+from janus_modular.interfaces import ComponentSpec
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.registry import MODEL_SLOTS, a_component, slot_label
 from janus_modular.suggest import did_you_mean
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def resolve(raw: Mapping[str, Any], schema: type[T], plugins: Plugins | None = None) -> T:
-    """Return ``raw`` as an instance of the dataclass ``schema``, its components as `Part`s.
+    """Return ``raw`` as an instance of the dataclass ``schema``, its components as `ComponentSpec`s.
 
     Raises:
         ConfigError: lists every fault, each with its path, what was expected, and the cure; or says that
@@ -145,7 +145,7 @@ class _Walk:
         if raw is None and optional:
             return None
         origin, args = get_origin(hint), get_args(hint)
-        if hint is Part and slot:
+        if hint is ComponentSpec and slot:
             return self.part(raw, slot, path)
         if isinstance(hint, type) and is_dataclass(hint):
             return self.dataclass(raw, hint, path, what=path.rpartition(".")[2])
@@ -162,7 +162,7 @@ class _Walk:
             ours = type(error) is ValueError  # a number that nothing can be computed with
             return self.fault(path, _found(raw), f"{words(hint)}: {error}" if ours else words(hint))
 
-    def part(self, raw: Any, slot: str, path: str) -> Part | None:
+    def part(self, raw: Any, slot: str, path: str) -> ComponentSpec | None:
         """Build a component's options by the dataclass that it registered."""
         raw = {"name": raw} if isinstance(raw, str) else raw
         name = raw.get("name") if isinstance(raw, Mapping) else None
@@ -187,7 +187,7 @@ class _Walk:
                         "null",
                         f"{a_component(slot).capitalize()} has no weights to load: leave it out.",
                     )
-        return Part(slot, name, config) if len(self.faults) == before else None
+        return ComponentSpec(slot, name, config) if len(self.faults) == before else None
 
 
 def _found(raw: Any) -> str:

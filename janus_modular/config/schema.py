@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from janus_modular.interfaces import Part, part
+from janus_modular.interfaces import ComponentSpec, component
 
 
 @dataclass
 class UnderstandingConfig:
     """The path of images that are read."""
 
-    encoder: Part = part("understanding_encoders")
-    adaptor: Part = part("adaptors")
+    encoder: ComponentSpec = component("understanding_encoders")
+    adaptor: ComponentSpec = component("adaptors")
 
 
 @dataclass
@@ -45,7 +45,7 @@ class ProcessorConfig:
     template_variables: dict[str, Any] = field(default_factory=dict)
     tokens: SpecialTokens = field(default_factory=SpecialTokens)
     # Tokens that an answer in words never holds: those that a foreign tokenizer was given for images.
-    never_said: list[str] = field(default_factory=list)
+    suppress_tokens: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -53,7 +53,7 @@ class ModelConfig:
     """A whole model."""
 
     understanding: UnderstandingConfig = field(default_factory=UnderstandingConfig)
-    generation: Part = part("generation")
-    backbone: Part = part("backbones")
+    generation: ComponentSpec = component("generation")
+    backbone: ComponentSpec = component("backbones")
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     text_loop: str = "text"  # the registered sampling loop that answers in words

@@ -9,15 +9,15 @@ from typing import Any
 
 import yaml
 
-from janus_modular.interfaces import Part
+from janus_modular.interfaces import ComponentSpec
 
 
 def to_plain(value: Any) -> Any:
-    """Return mappings, lists and single values; a `Part` becomes ``{name: ..., **options}``.
+    """Return mappings, lists and single values; a `ComponentSpec` becomes ``{name: ..., **options}``.
 
     Defaults are written out: a checkpoint must not change when a default does.
     """
-    if isinstance(value, Part):
+    if isinstance(value, ComponentSpec):
         return {"name": value.name, **to_plain(value.config)}
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in fields(value) if field.init}
@@ -35,7 +35,7 @@ def to_yaml(value: Any) -> str:
     )
 
 
-def parts_in(config: Any) -> Iterator[tuple[str, Part]]:
+def parts_in(config: Any) -> Iterator[tuple[str, ComponentSpec]]:
     """Yield every component in a resolved config with its path: outer ones before those inside them."""
     yield from _parts(config, "")
 
@@ -45,8 +45,8 @@ def module_path(path: str) -> str:
     return path.replace("[", ".").replace("]", "")
 
 
-def _parts(value: Any, path: str) -> Iterator[tuple[str, Part]]:
-    if isinstance(value, Part):
+def _parts(value: Any, path: str) -> Iterator[tuple[str, ComponentSpec]]:
+    if isinstance(value, ComponentSpec):
         yield path, value
         yield from _parts(value.config, path)
     elif is_dataclass(value) and not isinstance(value, type):

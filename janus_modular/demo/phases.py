@@ -20,7 +20,7 @@ from janus_modular.demo.classifier import Classifier
 from janus_modular.demo.contrastive import Contrastive
 from janus_modular.demo.images import LabelledImages, as_pixels, batches
 from janus_modular.demo.schema import DemoConfig, PhaseConfig
-from janus_modular.interfaces import ImageTokenizer, Part
+from janus_modular.interfaces import ComponentSpec, ImageTokenizer
 from janus_modular.model.build import ModelBuilder, assemble
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
@@ -45,7 +45,7 @@ class Demo:
     quiet: bool = False
     trained: dict[str, Path] = field(default_factory=dict)  # parts of the model by path: their weights
 
-    def open(self, part: Part) -> LabelledImages:
+    def open(self, part: ComponentSpec) -> LabelledImages:
         """Open a source of labelled images."""
         return cast(LabelledImages, ModelBuilder(self.plugins)(part))
 

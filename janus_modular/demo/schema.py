@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from janus_modular.config.schema import ModelConfig
-from janus_modular.interfaces import Part, part
+from janus_modular.interfaces import ComponentSpec, component
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 
 
@@ -32,9 +32,11 @@ class DemoConfig:
     """What is trained, on what, and what is asked of it afterwards."""
 
     model: ModelConfig
-    images: Part = part("sources")  # labelled images with prompts: what the parts are trained on
-    held_out: Part = part("sources")  # labelled images with questions, never trained on
-    sources: dict[str, Part] = part("sources")  # what the stages mix, by name
+    images: ComponentSpec = component(
+        "sources"
+    )  # labelled images with prompts: what the parts are trained on
+    held_out: ComponentSpec = component("sources")  # labelled images with questions, never trained on
+    sources: dict[str, ComponentSpec] = component("sources")  # what the stages mix, by name
     classifier: PhaseConfig = field(default_factory=PhaseConfig)  # the independent judge of drawings
     tokenizer: PhaseConfig = field(default_factory=PhaseConfig)  # the drawing path's image tokenizer
     encoder: PhaseConfig | None = field(default_factory=PhaseConfig)  # None: the encoder needs no training
@@ -42,7 +44,7 @@ class DemoConfig:
         default_factory=dict
     )  # training configs, in order; each starts from the last
     common: dict[str, Any] = field(default_factory=dict)  # what all stages share
-    trackers: list[Part] = part("trackers")  # who keeps the figures of every phase
+    trackers: list[ComponentSpec] = component("trackers")  # who keeps the figures of every phase
     drawings: dict[str, DrawingConfig] = field(default_factory=dict)  # by the name of its accuracy
     count: int = 200  # drawings for each of these
     finish: list[str] = field(default_factory=list)  # what other packages do with the model at the end

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from janus_modular.errors import PromptError
-from janus_modular.sequence import IGNORED, Sequence
+from janus_modular.sequence import IGNORE_INDEX, Sequence
 
 
 @dataclass
@@ -24,9 +24,9 @@ class Batch:
 
     tokens: Tensor  # (B, T) token ids; the placeholder's where an image stands
     positions: Tensor  # (B, T) restarting at every sequence
-    labels: Tensor  # (B, T) the next text token where it is supervised, else IGNORED
-    understanding_at: Tensor  # (B, T) bool: a feature of an image that is read goes here
-    generation_at: Tensor  # (B, T) bool: a part of an image that is drawn goes here
+    labels: Tensor  # (B, T) the next text token where it is supervised, else IGNORE_INDEX
+    understanding_mask: Tensor  # (B, T) bool: a feature of an image that is read goes here
+    generation_mask: Tensor  # (B, T) bool: a part of an image that is drawn goes here
     understanding_pixels: Tensor | None = None  # (N, 3, H, W) uint8, in order of their places
     generation_pixels: Tensor | None = None  # (M, 3, h, w) uint8, in order of their places
     generation_supervised: Tensor | None = None  # (M,) bool
@@ -76,10 +76,10 @@ def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Bat
     shape = (len(packed), max(sum(map(len, row)) for row in packed))
     tokens = np.full(shape, pad, np.int64)
     positions = np.zeros(shape, np.int64)
-    labels = np.full(shape, IGNORED, np.int64)
+    labels = np.full(shape, IGNORE_INDEX, np.int64)
     label_source = np.zeros(shape, np.int64)
-    understanding_at = np.zeros(shape, np.bool_)
-    generation_at = np.zeros(shape, np.bool_)
+    understanding_mask = np.zeros(shape, np.bool_)
+    generation_mask = np.zeros(shape, np.bool_)
     for i, row in enumerate(packed):
         start = 0
         for sequence in row:
@@ -88,16 +88,16 @@ def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Bat
             positions[here] = np.arange(len(sequence))
             labels[here] = sequence.labels
             label_source[here] = sources.index(sequence.source)
-            understanding_at[here] = sequence.understanding_at
-            generation_at[here] = sequence.generation_at
+            understanding_mask[here] = sequence.understanding_mask
+            generation_mask[here] = sequence.generation_mask
             start += len(sequence)
         positions[i, start:] = np.arange(shape[1] - start)
     return Batch(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
         labels=torch.from_numpy(labels),
-        understanding_at=torch.from_numpy(understanding_at),
-        generation_at=torch.from_numpy(generation_at),
+        understanding_mask=torch.from_numpy(understanding_mask),
+        generation_mask=torch.from_numpy(generation_mask),
         understanding_pixels=_stack([p for s in sequences for p in s.understanding_pixels]),
         generation_pixels=_stack([p for s in sequences for p in s.generation_pixels]),
         generation_supervised=torch.tensor([x for s in sequences for x in s.generation_supervised]),

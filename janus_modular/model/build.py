@@ -16,8 +16,8 @@ from janus_modular.config.errors import Fault, config_error
 from janus_modular.config.schema import ModelConfig
 from janus_modular.config.size_limits import check_numbers
 from janus_modular.errors import ConfigError, reporting_missing_packages
-from janus_modular.interfaces import Part
-from janus_modular.model.interface_errors import misfit
+from janus_modular.interfaces import ComponentSpec
+from janus_modular.model.interface_errors import interface_errors
 from janus_modular.model.model import JanusModel, Understanding
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.registry import Entry
@@ -43,11 +43,11 @@ class ModelBuilder(Builder):
         self.built = built or {}  # modules that are there already, by their parts' `id`
         self.reports: list[PretrainedReport] = []
 
-    def __call__(self, part: Part, *neighbours: Any) -> Any:
+    def __call__(self, part: ComponentSpec, *neighbours: Any) -> Any:
         return self.built[id(part)] if id(part) in self.built else super().__call__(part, *neighbours)
 
-    def _complete(self, module: Any, part: Part, entry: Entry[Any]) -> None:
-        if lacks := misfit(module, part.slot):
+    def _complete(self, module: Any, part: ComponentSpec, entry: Entry[Any]) -> None:
+        if lacks := interface_errors(module, part.slot):
             raise self._refusal(part, entry, lacks)
         if self.weights and part.config.pretrained is not None:
             with reporting_missing_packages(str(entry)):

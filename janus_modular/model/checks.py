@@ -11,7 +11,7 @@ from torch import Tensor
 
 from janus_modular.config.errors import Fault
 from janus_modular.errors import JanusError
-from janus_modular.interfaces import Part
+from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.registry import slot_label
@@ -39,7 +39,7 @@ def misread(model: JanusModel, plugins: Plugins | None = None) -> list[Fault]:
 
 
 def _fault(
-    part: Part, plugins: Plugins, of: str, run: Callable[[], Tensor], expected: tuple[int, ...]
+    part: ComponentSpec, plugins: Plugins, of: str, run: Callable[[], Tensor], expected: tuple[int, ...]
 ) -> Fault | None:
     try:
         with torch.no_grad(), warnings.catch_warnings():

@@ -13,7 +13,7 @@ from janus_modular.registry import MODEL_SLOTS, Hooks
 from janus_modular.suggest import did_you_mean
 
 
-def misfit(component: Any, slot: str) -> str:
+def interface_errors(component: Any, slot: str) -> str:
     """Say what a part of the model lacks of its slot's interface; nothing where it fits."""
     if slot not in MODEL_SLOTS:
         return ""

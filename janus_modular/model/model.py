@@ -1,7 +1,7 @@
 """Janus: one transformer, two ways for images. The routing lives here; every part is somebody's plugin.
 
 pixels ──> understanding (encoder, adaptor) ──┐                         ┌──> text logits
-tokens ──> backbone.embed ────────────────────┼──> place ──> backbone ──┤
+tokens ──> backbone.embed ────────────────────┼──> merge ──> backbone ──┤
 codes  ──> generation (tokenizer, adaptor) ───┘                         └──> generation.head ──> image logits
 """
 
@@ -19,8 +19,8 @@ from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import PromptError
 from janus_modular.interfaces import Adaptor, Backbone, GenerationPath, UnderstandingEncoder
 from janus_modular.model.batch import Batch
-from janus_modular.model.sampling import mark_not_finite, pick, truncate
-from janus_modular.sequence import IGNORED
+from janus_modular.model.sampling import mark_not_finite, sample_with_noise, top_k_top_p_filter
+from janus_modular.sequence import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from janus_modular.weights.pretrained import PretrainedReport
@@ -105,37 +105,39 @@ class JanusModel(nn.Module):
         x = self.backbone.embed(batch.tokens)
         if batch.understanding_pixels is not None:
             features = self.understanding(batch.understanding_pixels)
-            x = place(features, x, at=checked(batch.understanding_at, features, "read"))
+            x = merge_features(
+                features, x, at=check_feature_count(batch.understanding_mask, features, "read")
+            )
         if batch.generation_pixels is not None:
             targets = self.generation.targets(batch.generation_pixels) if targets is None else targets
             features = self.generation.embed(targets)
-            x = place(features, x, at=checked(batch.generation_at, features, "drawn"))
+            x = merge_features(features, x, at=check_feature_count(batch.generation_mask, features, "drawn"))
         return x
 
-    def text_next(
+    def sample_text(
         self,
         hidden: Tensor,
         noise: Tensor,
         temperature: Tensor,
         top_k: Tensor | int,
         top_p: Tensor | float,
-        forbidden: Tensor,
+        suppressed_ids: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Choose the next token of each row (R, D); return ids (R,) and their embeddings (R, D).
 
-        ``noise`` (R, V) of Exp(1), or ones for the likeliest; ``forbidden`` (F,) ids are never chosen.
+        ``noise`` (R, V) of Exp(1), or ones for the likeliest; ``suppressed_ids`` (F,) ids are never chosen.
         """
         logits = self.backbone.logits(hidden).float() / temperature  # (R, V)
-        if forbidden.numel():  # a graph would scatter an empty list, which not every runtime takes
-            logits = logits.index_fill(-1, forbidden, float("-inf"))
+        if suppressed_ids.numel():  # a graph would scatter an empty list, which not every runtime takes
+            logits = logits.index_fill(-1, suppressed_ids, float("-inf"))
         all_logits = logits
         if not (isinstance(top_k, int) and top_k == 0 and isinstance(top_p, float) and top_p == 1):
-            logits = truncate(logits, top_k, top_p)
-        ids = pick(logits, noise)
+            logits = top_k_top_p_filter(logits, top_k, top_p)
+        ids = sample_with_noise(logits, noise)
         return mark_not_finite(ids, all_logits), self.backbone.embed(ids.unsqueeze(1)).squeeze(1)
 
     def _text_loss(self, output: Output, batch: Batch) -> None:
-        supervised = batch.labels != IGNORED
+        supervised = batch.labels != IGNORE_INDEX
         if supervised.any():
             logits = self.backbone.logits(output.hidden[supervised]).float()  # (M, V)
             output.losses["text"] = F.cross_entropy(logits, batch.labels[supervised], reduction="none")
@@ -143,7 +145,7 @@ class JanusModel(nn.Module):
                 output.sources["text"] = batch.label_source[supervised]
 
     def _drawing_losses(self, output: Output, batch: Batch, targets: Any) -> None:
-        at = batch.generation_at
+        at = batch.generation_mask
         if self.generation.predicts_next:
             at = at.roll(-1, dims=1)
         hidden = output.hidden[at].view(-1, self.generation.num_tokens, output.hidden.shape[-1])  # (N, P, D)
@@ -154,7 +156,7 @@ class JanusModel(nn.Module):
                 output.sources[name] = batch.image_source[supervised].repeat_interleave(loss.shape[1])
 
 
-def checked(at: Tensor, features: Tensor, how: str) -> Tensor:
+def check_feature_count(at: Tensor, features: Tensor, how: str) -> Tensor:
     """Return ``at`` (B, T) if it has a place for each of the features (N, P, D), else raise PromptError."""
     images, tokens, _ = features.shape
     if not torch.compiler.is_exporting() and (places := int(at.sum())) != images * tokens:
@@ -165,7 +167,7 @@ def checked(at: Tensor, features: Tensor, how: str) -> Tensor:
     return at
 
 
-def place(features: Tensor, x: Tensor, *, at: Tensor) -> Tensor:
+def merge_features(features: Tensor, x: Tensor, *, at: Tensor) -> Tensor:
     """Put features (N, P, D) into x (B, T, D) where ``at`` (B, T) is True, in order.
 
     A gather and a select rather than ``x[at] = features``: it leaves ``x`` alone and has

@@ -8,7 +8,7 @@ from torch import Tensor
 from janus_modular.finite import NOT_FINITE
 
 
-def pick(logits: Tensor, noise: Tensor) -> Tensor:
+def sample_with_noise(logits: Tensor, noise: Tensor) -> Tensor:
     """Draw one id (R,) from each row of logits (R, V).
 
     With e ~ Exp(1), argmax(p / e) is one draw from the distribution p: the smallest of exponential
@@ -32,7 +32,7 @@ BITS, REACH = 22, 64.0
 What lies 64 below the likeliest has a probability of at most e**-64."""
 
 
-def truncate(logits: Tensor, top_k: Tensor | int = 0, top_p: Tensor | float = 1.0) -> Tensor:
+def top_k_top_p_filter(logits: Tensor, top_k: Tensor | int = 0, top_p: Tensor | float = 1.0) -> Tensor:
     """Return logits (R, V) with all but the likeliest at -inf.
 
     Keeps the ``top_k`` likeliest (0: all), and of those the fewest whose probabilities reach

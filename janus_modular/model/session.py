@@ -21,32 +21,32 @@ from janus_modular.sequence import Sequence
 class TorchRuntime:
     """Opens sessions of a model in torch; a `janus_modular.Runtime`."""
 
-    def __init__(self, model: JanusModel, *, pad: int, forbidden: Many[int] = ()) -> None:
+    def __init__(self, model: JanusModel, *, pad: int, suppressed_ids: Many[int] = ()) -> None:
         """Take a model, the pad id, and the ids that an answer in words never holds."""
         self.model = model
         self.context = model.backbone.context
         self.text_loop = model.config.text_loop
         self.drawing_loop = model.generation.sampling_loop
         self.pad = pad
-        self.forbidden = forbidden
+        self.suppressed_ids = suppressed_ids
 
     def open(self, capacity: int) -> TorchSession:
         """Open a session whose rows have room for ``capacity`` positions."""
-        return TorchSession(self.model, capacity=capacity, pad=self.pad, forbidden=self.forbidden)
+        return TorchSession(self.model, capacity=capacity, pad=self.pad, suppressed_ids=self.suppressed_ids)
 
 
 class TorchSession:
     """A `janus_modular.Session` over a model in torch. Open one for every run: it holds the cache."""
 
-    def __init__(self, model: JanusModel, *, capacity: int, pad: int, forbidden: Many[int] = ()) -> None:
+    def __init__(self, model: JanusModel, *, capacity: int, pad: int, suppressed_ids: Many[int] = ()) -> None:
         """Make rows with room for ``capacity`` positions; how many there are, the prompts say."""
         self.model = model
         self.device = next(model.parameters()).device
         self.capacity = capacity
         self.cache: Cache = model.backbone.new_cache(0, capacity)
-        self.forbidden = torch.tensor(list(forbidden), dtype=torch.int64, device=self.device)
+        self.suppressed_ids = torch.tensor(list(suppressed_ids), dtype=torch.int64, device=self.device)
         self.parts: Mapping[str, Callable[..., Any]] = {
-            "text_next": self.text_next,
+            "sample_text": self.sample_text,
             **model.generation.parts(),
         }
         self.sizes: Mapping[str, int] = {
@@ -81,11 +81,11 @@ class TorchSession:
         """Run a part of the model by name."""
         return self.parts[part](*(self._taken_over(x) for x in inputs))
 
-    def text_next(
+    def sample_text(
         self, hidden: Tensor, noise: Tensor, temperature: Tensor, top_k: int, top_p: float
     ) -> tuple[Tensor, Tensor]:
         """Choose the next token of each row (R, D); return ids (R,) and their embeddings (R, D)."""
-        return self.model.text_next(hidden, noise, temperature, top_k, top_p, self.forbidden)
+        return self.model.sample_text(hidden, noise, temperature, top_k, top_p, self.suppressed_ids)
 
     def stack(self, columns: Many[Tensor]) -> Tensor:
         """Join tensors (rows, ...) of successive steps as (rows, steps, ...).

@@ -2,7 +2,7 @@
 
 A component is one Python file that ends by registering itself::
 
-    from janus_modular import Adaptor, PartConfig, Registry, hookimpl
+    from janus_modular import Adaptor, ComponentConfig, Registry, hookimpl
 
     @hookimpl
     def register_adaptors(registry: Registry[Adaptor]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_modular.errors import JanusError, PluginError
-from janus_modular.interfaces import Part
+from janus_modular.interfaces import ComponentSpec
 from janus_modular.plugins.entry_points import Announcement, installed
 from janus_modular.plugins.loading import load, load_file
 from janus_modular.registry import SLOTS, Entry, slot_label
@@ -150,7 +150,7 @@ class Plugins:
                 "\n".join([*faults, "JANUS_PLUGINS_STRICT is set: any broken plugin is an error."])
             )
 
-    def needed(self, parts: Iterable[Part]) -> list[dict[str, str | None]]:
+    def needed(self, parts: Iterable[ComponentSpec]) -> list[dict[str, str | None]]:
         """Say where each part comes from, as a checkpoint records it: slot, name, dist, version, file."""
         found: dict[Announcement, dict[str, str | None]] = {}
         for part in parts:

@@ -18,13 +18,13 @@ from janus_modular.foreign import foreign_errors, naming, printable, read_json
 from janus_modular.interfaces import PixelSpec
 from janus_modular.processing.processor_record import Drawing as Drawing
 from janus_modular.processing.processor_record import read_record
-from janus_modular.processing.prompt_segments import Part, PartMaker, Supervise, with_supervision
+from janus_modular.processing.prompt_segments import PartMaker, PromptSegment, Supervise, with_supervision
 from janus_modular.processing.sequence_builder import lay_out, with_pixels, without_condition
 from janus_modular.processing.streaming import StopRule, TextStream
 from janus_modular.processing.templates import make_template
 from janus_modular.processing.text_tokenizer import TextTokenizer
 from janus_modular.processing.tokenizer_files import load_tokenizer, save_tokenizer
-from janus_modular.sequence import IGNORED, ImageTarget, Message, Sample, Text, unconditional
+from janus_modular.sequence import IGNORE_INDEX, ImageTarget, Message, Sample, Text, unconditional
 from janus_modular.sequence import Sequence as TokenSequence
 
 FILE = "processor.json"
@@ -43,7 +43,7 @@ class Processor:
         drawing: Drawing | None,
         context: int | None = None,
         system: str | None = None,
-        never_said: Sequence[str] = (),
+        suppress_tokens: Sequence[str] = (),
         template_variables: Mapping[str, Any] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
@@ -52,7 +52,7 @@ class Processor:
         self.drawing = drawing  # None: this model does not draw
         self.context = context  # longest sequence, in positions; None: unlimited
         # Tokens that an answer in words never holds: those that the vocabulary was given for images.
-        self.never_said = tuple(dict.fromkeys([*never_said, *tokenizer.added]))
+        self.suppress_tokens = tuple(dict.fromkeys([*suppress_tokens, *tokenizer.added]))
         self.template_name = template
         names = tokenizer.names
         config = {k: v for k, v in tokenizer.config.items() if k.endswith("_token") and isinstance(v, str)}
@@ -71,10 +71,10 @@ class Processor:
                 f"the template '{template}' needs {', '.join(lacks)}, which the tokenizer lacks. "
                 "Choose the template that the tokenizer was made for."
             )
-        if strange := [s for s in self.never_said if tokenizer.core.token_to_id(s) is None]:
+        if strange := [s for s in self.suppress_tokens if tokenizer.core.token_to_id(s) is None]:
             raise ConfigError(
-                f"never_said has {printable(', '.join(strange))}, which the tokenizer lacks: expected tokens"
-                " of its vocabulary."
+                f"suppress_tokens has {printable(', '.join(strange))}, which the tokenizer lacks: expected"
+                " tokens of its vocabulary."
             )
         self._bos = self.template.always_bos or (tokenizer.adds_bos and template != "chat")
 
@@ -105,7 +105,7 @@ class Processor:
             drawing=drawing,
             context=context,
             system=config.system,
-            never_said=config.never_said,
+            suppress_tokens=config.suppress_tokens,
             template_variables=config.template_variables,
         )
 
@@ -114,7 +114,7 @@ class Processor:
         sample: Sample,
         *,
         supervise: Supervise = "answers",
-        drop_condition: bool = False,
+        condition_dropout: bool = False,
         learn_image_ends: bool = False,
         check_length: bool = True,
     ) -> TokenSequence:
@@ -123,7 +123,7 @@ class Processor:
         Learned are the segments marked as supervised, with the token that ends the assistant's turn;
         with no text marked and nothing drawn, what the assistant says, or the whole of a plain text.
         ``supervise="all"``: every text token of a sample that draws nothing, unless its
-        supervision is exact. ``drop_condition``: what
+        supervision is exact. ``condition_dropout``: what
         comes before the first drawn image is replaced by pads. ``learn_image_ends``: begin-of-image
         and end-of-image of drawn images are learned too (the papers do not say; here, not unless asked).
         ``check_length=False`` leaves it to the caller to see whether the context holds it.
@@ -142,9 +142,9 @@ class Processor:
         if supervise == "all" and not draws and not sample.exact_supervision:
             parts = [replace(part, learned=self._is_text(part)) for part in parts]
         sequence = self._assemble(parts, bos=bos, source=sample.source, check_length=check_length)
-        if drop_condition and draws:
+        if condition_dropout and draws:
             sequence = without_condition(sequence, pad=self.pad_id, read=self.image_tokens)
-        if not (sequence.labels != IGNORED).any() and not any(sequence.generation_supervised):
+        if not (sequence.labels != IGNORE_INDEX).any() and not any(sequence.generation_supervised):
             raise DataError(
                 f"a sample of source '{sample.source}' has nothing to learn: no text marked as supervised, "
                 "no answer, no image to draw. Add an answer, or leave the sample out."
@@ -180,7 +180,9 @@ class Processor:
         messages = [Message("user", [Text(prompt)])] if isinstance(prompt, str) else list(prompt)
         return self._assemble(self.drawing_parts(messages), bos=self._bos, room=self.drawing.num_tokens)
 
-    def trained_parts(self, messages: Sequence[Message], learn_image_ends: bool = False) -> list[Part]:
+    def trained_parts(
+        self, messages: Sequence[Message], learn_image_ends: bool = False
+    ) -> list[PromptSegment]:
         """Write a conversation as it is trained.
 
         Raises:
@@ -189,11 +191,11 @@ class Processor:
         """
         return self._maker(learn_image_ends).conversation(self._with_system(messages))
 
-    def answer_parts(self, messages: Sequence[Message]) -> list[Part]:
+    def answer_parts(self, messages: Sequence[Message]) -> list[PromptSegment]:
         """Write a conversation up to where the assistant answers it."""
         return self._maker().conversation(self._with_system(messages), answer=True)
 
-    def drawing_parts(self, messages: Sequence[Message]) -> list[Part]:
+    def drawing_parts(self, messages: Sequence[Message]) -> list[PromptSegment]:
         """Write a conversation up to where the assistant's image begins, as it is trained."""
         drawn = ImageTarget(Image.new("RGB", (1, 1)), supervised=False)
         *earlier, last = messages or [Message("user", [])]
@@ -212,9 +214,9 @@ class Processor:
         return unconditional(sequence, self.pad_id)
 
     @property
-    def forbidden(self) -> tuple[int, ...]:
-        """The ids of ``never_said``, which sampling words leaves out."""
-        return tuple(self.tokenizer.id_of(string) for string in self.never_said)
+    def suppressed_ids(self) -> tuple[int, ...]:
+        """The ids of ``suppress_tokens``, which sampling words leaves out."""
+        return tuple(self.tokenizer.id_of(string) for string in self.suppress_tokens)
 
     @property
     def pad_id(self) -> int:
@@ -253,7 +255,7 @@ class Processor:
             "image_tokens": self.image_tokens,
             "drawing": self.drawing and asdict(self.drawing),
             "context": self.context,
-            "never_said": list(self.never_said),
+            "suppress_tokens": list(self.suppress_tokens),
         }
 
     def save(self, folder: Path) -> None:
@@ -288,7 +290,7 @@ class Processor:
             drawing=record.drawing,
             context=record.context,
             system=record.system,
-            never_said=record.never_said,
+            suppress_tokens=record.suppress_tokens,
             template_variables=record.template_variables,
         )
 
@@ -308,13 +310,13 @@ class Processor:
             return list(messages)
         return [Message("system", [Text(system)]), *messages]
 
-    def _is_text(self, part: Part) -> bool:
+    def _is_text(self, part: PromptSegment) -> bool:
         ends = (self.tokenizer.names["begin_image"], self.tokenizer.names["end_image"])
         return part.image is None and not (part.piece.special and part.piece.text in ends)
 
     def _assemble(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[PromptSegment],
         *,
         bos: bool,
         room: int = 0,

@@ -39,7 +39,7 @@ class ProcessorRecord:
     image_tokens: int
     drawing: Drawing | None
     context: int | None
-    never_said: list[str]
+    suppress_tokens: list[str]
     template_variables: dict[str, Any] | None = None
 
 

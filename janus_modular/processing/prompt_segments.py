@@ -15,7 +15,7 @@ Supervise = Literal["answers", "all"]
 
 
 @dataclass(frozen=True)
-class Part:
+class PromptSegment:
     """A piece of the prompt, whether it is to be learned, and the image that it stands for."""
 
     piece: Piece
@@ -31,10 +31,10 @@ class PartMaker:
         self.render = render
         self.learn_image_ends = learn_image_ends
 
-    def conversation(self, messages: Sequence[Message], *, answer: bool = False) -> list[Part]:
+    def conversation(self, messages: Sequence[Message], *, answer: bool = False) -> list[PromptSegment]:
         """Render messages; with ``answer``, up to where the assistant begins to speak."""
         rendered = render_marked(self.render, messages, answer=answer, special=self.tokenizer.special_pattern)
-        parts: list[Part] = []
+        parts: list[PromptSegment] = []
         previous: Said | None = None
         for i, text in enumerate(rendered.between):
             said = rendered.said[i] if i < len(rendered.said) else None
@@ -48,14 +48,14 @@ class PartMaker:
             previous = said
         return parts
 
-    def document(self, segments: Sequence[Segment]) -> list[Part]:
+    def document(self, segments: Sequence[Segment]) -> list[PromptSegment]:
         """Write bare segments: what they say, then EOS."""
         parts = [part for segment in segments for part in self._segment(segment)]
         learned = bool(segments) and self._learned(Said(segments[-1], 0, "assistant"))
-        return [*parts, Part(Piece(self.tokenizer.names["eos"] or "", special=True), learned)]
+        return [*parts, PromptSegment(Piece(self.tokenizer.names["eos"] or "", special=True), learned)]
 
-    def _template(self, text: str, *, learned: bool = False) -> list[Part]:
-        return [Part(piece, learned) for piece in self.tokenizer.cut(text)]
+    def _template(self, text: str, *, learned: bool = False) -> list[PromptSegment]:
+        return [PromptSegment(piece, learned) for piece in self.tokenizer.cut(text)]
 
     def _learned(self, said: Said) -> bool:
         """Whether the template's text around a segment is learned with it."""
@@ -63,13 +63,13 @@ class PartMaker:
             return False
         return said.segment.supervised and (isinstance(said.segment, Text) or self.learn_image_ends)
 
-    def _lead(self, text: str, said: Said | None) -> list[Part]:
+    def _lead(self, text: str, said: Said | None) -> list[PromptSegment]:
         """What leads to a first word. To an image no space does: its prompt has none either."""
         if said and isinstance(said.segment, ImageTarget) and not text.strip():
             return []
         return self._template(text, learned=said is not None and self._learned(said))
 
-    def _tail(self, text: str, said: Said | None) -> list[Part]:
+    def _tail(self, text: str, said: Said | None) -> list[PromptSegment]:
         """What follows a message: the token that ends its turn is learned with it, the rest is not."""
         if said is None or not self._learned(said):
             return self._template(text)
@@ -77,15 +77,19 @@ class PartMaker:
         cut = end.end() if end else 0
         return self._template(text[:cut], learned=True) + self._template(text[cut:])
 
-    def _segment(self, segment: Segment) -> list[Part]:
+    def _segment(self, segment: Segment) -> list[PromptSegment]:
         if isinstance(segment, Text):
-            return [Part(Piece(segment.text), segment.supervised)]
+            return [PromptSegment(Piece(segment.text), segment.supervised)]
         names = self.tokenizer.names
         begin, end, placeholder = (
             Piece(names[name] or "", special=True) for name in ("begin_image", "end_image", "placeholder")
         )
         ends = self.learn_image_ends and isinstance(segment, ImageTarget) and segment.supervised
-        return [Part(begin, ends), Part(placeholder, image=segment), Part(end, ends)]
+        return [
+            PromptSegment(begin, ends),
+            PromptSegment(placeholder, image=segment),
+            PromptSegment(end, ends),
+        ]
 
 
 def with_supervision(sample: Sample) -> Sample:

@@ -11,14 +11,14 @@ from janus_modular.errors import PromptError
 from janus_modular.interfaces import PixelSpec
 from janus_modular.processing.image_io import open_image
 from janus_modular.processing.image_transforms import generation_pixels, understanding_pixels
-from janus_modular.processing.prompt_segments import Part
+from janus_modular.processing.prompt_segments import PromptSegment
 from janus_modular.processing.text_tokenizer import Encoded
-from janus_modular.sequence import IGNORED, ImageInput, ImageTarget
+from janus_modular.sequence import IGNORE_INDEX, ImageInput, ImageTarget
 from janus_modular.sequence import Sequence as TokenSequence
 
 
 def lay_out(
-    encoded: Encoded, parts: Sequence[Part], *, bos: int | None, read: int, draw: int
+    encoded: Encoded, parts: Sequence[PromptSegment], *, bos: int | None, read: int, draw: int
 ) -> TokenSequence:
     """Give every token its position and every image its ``read`` or ``draw`` positions; no pixels yet.
 
@@ -35,8 +35,8 @@ def lay_out(
     nobody = np.zeros(len(start), np.bool_)
     tokens = np.concatenate([start, np.repeat(encoded.ids, count)])  # (T,)
     targets = np.concatenate([nobody, np.repeat(learned, count)])[1:]
-    labels = np.full(len(tokens), IGNORED, np.int64)
-    labels[:-1] = np.where(targets, tokens[1:], IGNORED)
+    labels = np.full(len(tokens), IGNORE_INDEX, np.int64)
+    labels[:-1] = np.where(targets, tokens[1:], IGNORE_INDEX)
     return TokenSequence(
         tokens, labels, np.concatenate([nobody, reads[owner]]), np.concatenate([nobody, draws[owner]])
     )
@@ -44,7 +44,7 @@ def lay_out(
 
 def with_pixels(
     sequence: TokenSequence,
-    parts: Sequence[Part],
+    parts: Sequence[PromptSegment],
     read: PixelSpec,
     draw: tuple[int, int] | None,
 ) -> TokenSequence:
@@ -75,17 +75,17 @@ def without_condition(sequence: TokenSequence, *, pad: int, read: int) -> TokenS
     What remains before the image is what an unconditional prompt is when drawing; nothing in it is
     learned, and images in it are dropped. ``read`` is how many positions an image to read takes.
     """
-    last = int(sequence.generation_at.argmax()) - 1  # begin-of-image
+    last = int(sequence.generation_mask.argmax()) - 1  # begin-of-image
     tokens, labels = sequence.tokens.copy(), sequence.labels.copy()
-    reads = sequence.understanding_at.copy()
+    reads = sequence.understanding_mask.copy()
     dropped = int(reads[:last].sum()) // max(read, 1)
     tokens[1:last] = pad
-    labels[:last] = IGNORED
+    labels[:last] = IGNORE_INDEX
     reads[:last] = False
     return replace(
         sequence,
         tokens=tokens,
         labels=labels,
-        understanding_at=reads,
+        understanding_mask=reads,
         understanding_pixels=sequence.understanding_pixels[dropped:],
     )

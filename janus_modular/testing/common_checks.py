@@ -69,7 +69,7 @@ def check_deterministic(component: Any, example: Tensor, *, slot: str) -> None:
 @check_for(*MODEL_SLOTS)
 def check_gradients(component: Any, example: Tensor, *, slot: str) -> None:
     """The gradient reaches every parameter that should learn, and none that is frozen."""
-    apart = tuple(f"{name}." for name in getattr(component, "trained_apart", ()))
+    apart = tuple(f"{name}." for name in getattr(component, "frozen_submodules", ()))
     learning = {
         name: weight
         for name, weight in component.named_parameters()

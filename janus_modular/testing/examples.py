@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_modular.protocols import Session
-from janus_modular.sequence import IGNORED, Sequence
+from janus_modular.sequence import IGNORE_INDEX, Sequence
 from janus_modular.testing.check import NotApplicable
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def prompt(*tokens: int) -> Sequence:
     """Return a prompt of these token ids, without images."""
     ids = np.array(tokens, np.int64)
     nowhere = np.zeros(len(ids), np.bool_)
-    return Sequence(ids, np.full_like(ids, IGNORED), nowhere, nowhere.copy())
+    return Sequence(ids, np.full_like(ids, IGNORE_INDEX), nowhere, nowhere.copy())
 
 
 class ExampleSizes(dict[str, int]):
@@ -82,8 +82,8 @@ class NumpySession:
             NotApplicable: another part, which other generation paths have.
         """
         parts: dict[str, Callable[..., Any]] = {
-            "text_next": self._text_next,
-            "image_next": self._image_next,
+            "sample_text": self._text_next,
+            "sample_image": self._image_next,
             "draw": lambda codes: np.repeat(codes.astype(np.uint8)[:, None, None], 3, axis=1),
         }
         if part not in parts:

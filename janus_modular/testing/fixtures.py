@@ -20,7 +20,7 @@ from janus_modular.config import load, override, parts_in, resolve, to_plain
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError, JanusError, PluginError
 from janus_modular.foreign import reason
-from janus_modular.interfaces import Part
+from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.build import ModelBuilder
 from janus_modular.plugins import Plugins
 from janus_modular.registry import slot_label
@@ -64,7 +64,7 @@ def context(plugins: Plugins, slot: str, name: str, overrides: Iterable[str] = (
     return lambda: make_example(part, build, plugins)
 
 
-def chosen(plugins: Plugins, slot: str, name: str, overrides: Iterable[str]) -> Part:
+def chosen(plugins: Plugins, slot: str, name: str, overrides: Iterable[str]) -> ComponentSpec:
     """Return the component with its options: ``tiny``'s or its defaults, then the overrides."""
     entry = plugins.entry(slot, name)
     small = tiny(plugins)
@@ -79,7 +79,7 @@ def chosen(plugins: Plugins, slot: str, name: str, overrides: Iterable[str]) -> 
                 example = {"name": first[1], **small[first]}
                 several = get_origin(hints[field.name]) is list
                 options[field.name] = [example, example] if several else example
-    return Part(slot, name, resolve(override(options, overrides, plugins), entry.config, plugins))
+    return ComponentSpec(slot, name, resolve(override(options, overrides, plugins), entry.config, plugins))
 
 
 def tiny(plugins: Plugins) -> dict[tuple[str, str], dict[str, Any]]:
@@ -94,12 +94,12 @@ def tiny(plugins: Plugins) -> dict[tuple[str, str], dict[str, Any]]:
 Example = tuple[Any, Any]
 
 
-def _encoder(part: Part, build: ModelBuilder, plugins: Plugins) -> Example:
+def _encoder(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
     encoder = build(part)
     return encoder, torch.rand(2, 3, encoder.pixels.height, encoder.pixels.width) * 2 - 1
 
 
-def _tokenizer(part: Part, build: ModelBuilder, plugins: Plugins) -> Example:
+def _tokenizer(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
     tokenizer = build(part)
     low, high = tokenizer.value_range
     for side in SIDES:
@@ -111,14 +111,14 @@ def _tokenizer(part: Part, build: ModelBuilder, plugins: Plugins) -> Example:
     raise ConfigError(f"'{part.name}' takes no image of {' or '.join(map(str, SIDES))} pixels a side")
 
 
-def _adaptor(part: Part, build: ModelBuilder, plugins: Plugins) -> Example:
+def _adaptor(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
     try:
         return build(part, WIDTH // 2, WIDTH), torch.rand(2, *GRID, WIDTH // 2)
     except JanusError:  # it may ask for equal widths
         return build(part, WIDTH, WIDTH), torch.rand(2, *GRID, WIDTH)
 
 
-def _head(part: Part, build: ModelBuilder, plugins: Plugins) -> Example:
+def _head(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
     hidden = torch.rand(2, 3, WIDTH)
     for several in (CODES, CODES[:2]):  # whatever it takes has to work: a model's tokenizer may have as many
         try:
@@ -128,34 +128,34 @@ def _head(part: Part, build: ModelBuilder, plugins: Plugins) -> Example:
     return build(part, WIDTH, CODES[:1]), hidden
 
 
-def _backbone(part: Part, build: ModelBuilder, plugins: Plugins) -> Example:
+def _backbone(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
     backbone = build(part)
     return backbone, torch.randint(backbone.vocab_size, (2, TOKENS))
 
 
-def _generation(part: Part, build: ModelBuilder, plugins: Plugins) -> Example:
+def _generation(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
     path = build(part, WIDTH)
     return path, torch.randint(256, (2, 3, path.height, path.width), dtype=torch.uint8)
 
 
-def _loop(part: Part, build: ModelBuilder, plugins: Plugins) -> Example:
+def _loop(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
     prompts = [prompt(1, 2, 3), prompt(4, 5)]
     return plugins.entry(part.slot, part.name).factory, SamplingExample(part.config, prompts, NumpySession)
 
 
-def _source(part: Part, build: ModelBuilder, plugins: Plugins) -> Example:
+def _source(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
     source = build(part)
     return source, sorted({0, len(source) // 2})
 
 
-def _tracker(part: Part, build: ModelBuilder, plugins: Plugins) -> Example:
+def _tracker(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
     def opened(folder: Path) -> Any:
         return build(part, folder)
 
     return opened, {"loss": 0.5, "lr": 1e-3}
 
 
-EXAMPLES: Mapping[str, Callable[[Part, ModelBuilder, Plugins], Example]] = {
+EXAMPLES: Mapping[str, Callable[[ComponentSpec, ModelBuilder, Plugins], Example]] = {
     "understanding_encoders": _encoder,
     "image_tokenizers": _tokenizer,
     "adaptors": _adaptor,

@@ -47,10 +47,10 @@ def check_tokenizer_sizes(tokenizer: Any, pixels: Tensor) -> None:
         painted.shape == pixels.shape,
         f"pixels of {tuple(pixels.shape)} are painted as {tuple(painted.shape)}",
     )
-    vectors = tokenizer.code_vectors()
-    said_vectors = None if tokenizer.code_width is None else (sum(tokenizer.codebooks), tokenizer.code_width)
+    vectors = tokenizer.codebook_embeddings()
+    said_vectors = None if tokenizer.code_dim is None else (sum(tokenizer.codebooks), tokenizer.code_dim)
     found = None if vectors is None else tuple(vectors.shape)
-    ensure(found == said_vectors, f"code vectors are {found}; codebooks and code_width say {said_vectors}")
+    ensure(found == said_vectors, f"code vectors are {found}; codebooks and code_dim say {said_vectors}")
 
 
 @check_for("image_tokenizers")
@@ -219,13 +219,15 @@ def check_generation_promises(path: Any, pixels: Tensor) -> None:
     parts = path.parts()
     ensure("draw" in parts, f"it offers the parts {', '.join(parts) or 'none'}: 'draw' makes the image")
     ensure(
-        isinstance(path.trained_apart, tuple | list),
-        f"trained_apart is {path.trained_apart!r}: write a tuple of paths, ('tokenizer',)",
+        isinstance(path.frozen_submodules, tuple | list),
+        f"frozen_submodules is {path.frozen_submodules!r}: write a tuple of paths, ('tokenizer',)",
     )
     inside = {name for name, _ in (*path.named_modules(), *path.named_parameters()) if name}
-    strange = sorted(set(path.trained_apart) - inside)
+    strange = sorted(set(path.frozen_submodules) - inside)
     names = sorted(name for name in inside if "." not in name)
-    ensure(not strange, f"trained_apart names {strange}; it holds {names}, and what lies inside them (a.b)")
+    ensure(
+        not strange, f"frozen_submodules names {strange}; it holds {names}, and what lies inside them (a.b)"
+    )
 
 
 @check_for("generation")

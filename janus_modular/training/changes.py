@@ -25,7 +25,7 @@ REPAIRS = {
     "length",
     "accumulate",
     "supervise",
-    "drop_condition",
+    "condition_dropout",
     "dtype",
 }
 """Steps are computed from these, and a run may need to change them to go on; options of sources, too."""

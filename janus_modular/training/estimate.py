@@ -8,7 +8,7 @@ from torch import nn
 
 from janus_modular.model.batch import Batch
 from janus_modular.model.model import JanusModel
-from janus_modular.sequence import IGNORED
+from janus_modular.sequence import IGNORE_INDEX
 from janus_modular.training.step_batches import Work
 
 FULL = 4  # bytes of a float32
@@ -47,7 +47,7 @@ def _kept(model: JanusModel, batch: Batch, width: int) -> int:
     vocab = model.backbone.vocab_size
     positions = batch.tokens.numel()
     backbone = _per_position(model.backbone, skip=vocab) * positions  # type: ignore[arg-type]
-    logits = 3 * FULL * vocab * int((batch.labels != IGNORED).sum())
+    logits = 3 * FULL * vocab * int((batch.labels != IGNORE_INDEX).sum())
     seen = 0
     if batch.understanding_pixels is not None:
         features = len(batch.understanding_pixels) * model.understanding.num_tokens
@@ -56,7 +56,7 @@ def _kept(model: JanusModel, batch: Batch, width: int) -> int:
     drawn = 0
     if batch.generation_pixels is not None:
         codes = len(batch.generation_pixels) * model.generation.num_tokens
-        apart = tuple(f"{name}." for name in model.generation.trained_apart)
+        apart = tuple(f"{name}." for name in model.generation.frozen_submodules)
         drawn = _per_position(model.generation, apart=apart) * codes  # type: ignore[arg-type]
     return width * (backbone + seen + drawn) + logits
 

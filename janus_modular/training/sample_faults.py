@@ -11,7 +11,7 @@ import numpy as np
 
 from janus_modular.errors import DataError
 from janus_modular.foreign import printable
-from janus_modular.sequence import IGNORED, Sequence
+from janus_modular.sequence import IGNORE_INDEX, Sequence
 from janus_modular.training.schema import BadSamplesConfig
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def cut(sequence: Sequence, length: int) -> Sequence:
 
     What the last position would have to predict lies beyond the cut, and is not learned.
     """
-    images = sequence.understanding_at | sequence.generation_at  # (T,)
+    images = sequence.understanding_mask | sequence.generation_mask  # (T,)
     end = min(length, len(sequence))
     if end < len(sequence) and images[end]:
         while images[end - 1]:
@@ -60,14 +60,14 @@ def cut(sequence: Sequence, length: int) -> Sequence:
         end -= 1  # begin-of-image
     labels = sequence.labels[:end].copy()
     if end < len(sequence):
-        labels[-1:] = IGNORED
-    reads, draws = _runs(sequence.understanding_at[:end]), _runs(sequence.generation_at[:end])
+        labels[-1:] = IGNORE_INDEX
+    reads, draws = _runs(sequence.understanding_mask[:end]), _runs(sequence.generation_mask[:end])
     return replace(
         sequence,
         tokens=sequence.tokens[:end],
         labels=labels,
-        understanding_at=sequence.understanding_at[:end],
-        generation_at=sequence.generation_at[:end],
+        understanding_mask=sequence.understanding_mask[:end],
+        generation_mask=sequence.generation_mask[:end],
         understanding_pixels=sequence.understanding_pixels[:reads],
         generation_pixels=sequence.generation_pixels[:draws],
         generation_supervised=sequence.generation_supervised[:draws],
@@ -81,12 +81,12 @@ def split(sequence: Sequence, length: int) -> list[Sequence]:
     learned is learned once; a last sequence in which nothing is learned is left out.
     """
     starts = range(0, len(sequence), length)
-    arrays = ("tokens", "labels", "understanding_at", "generation_at")
+    arrays = ("tokens", "labels", "understanding_mask", "generation_mask")
     pieces = [
         replace(sequence, **{name: getattr(sequence, name)[start : start + length] for name in arrays})
         for start in starts
     ]
-    return [piece for piece in pieces if (piece.labels != IGNORED).any()]
+    return [piece for piece in pieces if (piece.labels != IGNORE_INDEX).any()]
 
 
 def _runs(mask: np.ndarray) -> int:

@@ -18,7 +18,7 @@ from janus_modular.errors import ConfigError
 from janus_modular.plugins import Plugins
 from janus_modular.processing.image_io import to_image
 from janus_modular.processing.processor import Processor
-from janus_modular.sequence import IGNORED
+from janus_modular.sequence import IGNORE_INDEX
 from janus_modular.sequence import Sequence as TokenSequence
 from janus_modular.training.epochs import HEADS, cells, source_use
 from janus_modular.training.initial_model import sketch_model
@@ -110,17 +110,17 @@ def stretches(sequence: TokenSequence, processor: Processor) -> Iterator[Stretch
 
     A word is learned where the label before it asks for it.
     """
-    learned = np.concatenate([[False], sequence.labels[:-1] != IGNORED])
+    learned = np.concatenate([[False], sequence.labels[:-1] != IGNORE_INDEX])
     read, drawn = iter(sequence.understanding_pixels), iter(sequence.generation_pixels)
     supervised = iter(sequence.generation_supervised)
     at = 0
     while at < len(sequence):
-        if sequence.understanding_at[at]:
+        if sequence.understanding_mask[at]:
             yield Stretch("read", size := processor.image_tokens, False, pixels=next(read))
-        elif sequence.generation_at[at] and processor.drawing:
+        elif sequence.generation_mask[at] and processor.drawing:
             yield Stretch("draw", size := processor.drawing.num_tokens, next(supervised), pixels=next(drawn))
         else:
-            other = sequence.understanding_at | sequence.generation_at | (learned != learned[at])
+            other = sequence.understanding_mask | sequence.generation_mask | (learned != learned[at])
             size = int(np.append(other[at:], True).argmax())
             text = processor.tokenizer.core.decode(
                 sequence.tokens[at : at + size].tolist(), skip_special_tokens=False

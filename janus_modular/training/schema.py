@@ -8,7 +8,7 @@ from math import inf
 from typing import Any, Literal
 
 from janus_modular.config.schema import ModelConfig
-from janus_modular.interfaces import Part, part
+from janus_modular.interfaces import ComponentSpec, component
 from janus_modular.suggest import did_you_mean
 from janus_modular.training.shares import Phase, taken
 
@@ -86,7 +86,7 @@ class TrainConfig:
     """One run of training: a stage."""
 
     learn: list[str]  # module paths, ``*`` for one name in a path; nothing else is trained
-    sources: dict[str, Part] = part("sources")  # by a name of your choice
+    sources: dict[str, ComponentSpec] = component("sources")  # by a name of your choice
     mixture: Any = (
         None  # shares of the sources in the steps' samples, {name: share}; or [{until: step, name: share}]
     )
@@ -103,7 +103,7 @@ class TrainConfig:
     changed_data: Literal["refuse", "accept"] = (
         "refuse"  # when a run is resumed and a source is not as it was
     )
-    drop_condition: float = 0.1  # chance that what an image is drawn from is replaced by pads
+    condition_dropout: float = 0.1  # chance that what an image is drawn from is replaced by pads
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     dtype: Literal["auto", "float32", "bfloat16"] = (
@@ -116,7 +116,7 @@ class TrainConfig:
     keep: int = 2  # newest checkpoints that stay on disk
     log_every: int = 10  # steps; what is logged is the mean over them
     output: str = "runs/train"  # folder of checkpoints, logs and the finished model
-    trackers: list[Part] = part("trackers")  # who keeps the figures
+    trackers: list[ComponentSpec] = component("trackers")  # who keeps the figures
 
     def __post_init__(self) -> None:
         """Check what fields say about each other; all that is wrong is said at once."""
@@ -136,8 +136,8 @@ class TrainConfig:
             faults.append(f"wrap: found {self.wrap!r}; expected a backbone with options: {{name: lora}}.")
         elif self.wrap is not None and self.init is None:
             faults.append("wrap: goes around the backbone of init, and there is none; write it into model.")
-        if not 0 <= self.drop_condition <= 1:
-            faults.append(f"drop_condition: {self.drop_condition}; expected a chance, from 0 to 1.")
+        if not 0 <= self.condition_dropout <= 1:
+            faults.append(f"condition_dropout: {self.condition_dropout}; expected a chance, from 0 to 1.")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             faults.append(f"device: '{self.device}'; expected auto, cpu, mps, cuda, or cuda:1 and so on.")
         if faults:

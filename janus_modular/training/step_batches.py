@@ -12,7 +12,7 @@ import numpy as np
 from janus_modular.errors import DataError, JanusError
 from janus_modular.foreign import printable
 from janus_modular.model.batch import Batch, collate, pack
-from janus_modular.sequence import IGNORED, Sample, Sequence
+from janus_modular.sequence import IGNORE_INDEX, Sample, Sequence
 from janus_modular.training.mixture import Draw, Mixture
 from janus_modular.training.sample_faults import COUNTED, Fault, Problem, SampleError, cut, split
 from janus_modular.training.schema import BadSamplesConfig
@@ -63,7 +63,7 @@ class Preparation:
     length: int | None = None  # of packed rows; None: a row a sample
     longest: int | None = None  # positions that a row a sample may have; None: any number
     accumulate: int = 1
-    drop_condition: float = 0.0
+    condition_dropout: float = 0.0
     rank: int = 0  # of several processes, which one this is; each takes its share of every step
     world: int = 1
     policy: BadSamplesConfig = field(default_factory=BadSamplesConfig)
@@ -174,7 +174,7 @@ class Preparation:
         )
         if self.policy.too_long == "cut":
             return [cut(sequence, longest)], "cut", reason
-        images = sequence.understanding_at.any() or sequence.generation_at.any()
+        images = sequence.understanding_mask.any() or sequence.generation_mask.any()
         if self.policy.too_long == "split" and not sample.template and not images:
             return split(sequence, longest), "split", reason
         plain = ", and only plain text can be split" if self.policy.too_long == "split" else ""
@@ -185,10 +185,10 @@ class Preparation:
         )
 
     def _drops(self, draw: Draw) -> bool:
-        if not self.drop_condition:
+        if not self.condition_dropout:
             return False
-        return bool(self.mixture.rng(draw, purpose=1).random() < self.drop_condition)
+        return bool(self.mixture.rng(draw, purpose=1).random() < self.condition_dropout)
 
     def _supervised(self, sequence: Sequence) -> int:
-        words = int((sequence.labels != IGNORED).sum())
+        words = int((sequence.labels != IGNORE_INDEX).sum())
         return words + sum(sequence.generation_supervised) * self.image_tokens

@@ -197,7 +197,7 @@ def prepare(
     return Preparation(
         mixture=Mixture(sources, config.phases(), config.batch, config.seed),
         sequence=lambda sample, drop: processor.sequence(
-            sample, supervise=config.supervise, drop_condition=drop, check_length=False
+            sample, supervise=config.supervise, condition_dropout=drop, check_length=False
         ),
         image_tokens=model.generation.num_tokens,
         pad=processor.pad_id,
@@ -205,7 +205,7 @@ def prepare(
         longest=model.backbone.context,
         policy=config.bad_samples,
         accumulate=config.accumulate,
-        drop_condition=config.drop_condition,
+        condition_dropout=config.condition_dropout,
     )
 
 

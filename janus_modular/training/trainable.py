@@ -29,13 +29,14 @@ def choose(model: JanusModel, patterns: Sequence[str]) -> None:
     A frozen module gets no gradient and is in eval mode: moving averages and dropout stay still. What a
     generation path trains apart (its image tokenizer) gets no gradient from a stage, so that naming it
     is an error, and naming all that is above it leaves it frozen. Of a component that learns in part
-    (`LearnsInPart`: adapters), the rest is left frozen as well, unless a pattern names something inside it.
+    (`PartiallyTrainable`: adapters), the rest is left frozen as well, unless a pattern names something inside
+    it.
 
     Raises:
         ConfigError: lists every pattern that matches nothing, or that a stage cannot train.
     """
     names = [name for name, _ in (*model.named_modules(), *model.named_parameters()) if name]
-    apart = [f"generation.{name}" for name in model.generation.trained_apart]
+    apart = [f"generation.{name}" for name in model.generation.frozen_submodules]
     chosen: set[str] = set()
     faults = []
     for pattern in patterns:
@@ -54,9 +55,9 @@ def choose(model: JanusModel, patterns: Sequence[str]) -> None:
         raise ConfigError("\n".join(faults))
 
     partly = {
-        name: [f"{name}.{one}" for one in module.what_learns()]
+        name: [f"{name}.{one}" for one in module.trainable_parameters()]
         for name, module in model.named_modules()
-        if hasattr(module, "what_learns")
+        if hasattr(module, "trainable_parameters")
     }
 
     def held(name: str, by: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 from janus_modular.config import resolve, to_plain
 from janus_modular.config.errors import Fault, config_error
 from janus_modular.errors import ConfigError
-from janus_modular.interfaces import Part
+from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.build import ModelBuilder
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
@@ -46,7 +46,7 @@ def wrap_backbone(model: JanusModel, wrap: Mapping[str, Any], plugins: Plugins) 
     except ConfigError as error:
         faults = [replace(one, path=f"wrap.{one.path}") for one in error.faults if isinstance(one, Fault)]
         raise config_error(faults) if faults else error from error
-    part, device = Part(SLOT, name, config), next(model.parameters()).device
+    part, device = ComponentSpec(SLOT, name, config), next(model.parameters()).device
     build = ModelBuilder(
         plugins,
         weights=device.type != "meta",

@@ -59,7 +59,7 @@ class Weights(Mapping[str, Tensor]):
     def __contains__(self, name: object) -> bool:
         return name in self._reads  # asking is not reading
 
-    def left_over(self) -> list[str]:
+    def unexpected_keys(self) -> list[str]:
         """Name what was never read."""
         return sorted(set(self._reads) - self.used)
 

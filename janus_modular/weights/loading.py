@@ -119,7 +119,7 @@ def _put(
     return made
 
 
-def lies_in(name: str, module: nn.Module) -> bool:
+def belongs_to(name: str, module: nn.Module) -> bool:
     """Say whether a weight's name is inside one of a module's parts (``decoder.``), known there or not.
 
     One that is not known there belongs to another function than the module's, and must not be passed over.

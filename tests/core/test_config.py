@@ -14,25 +14,25 @@ from janus_modular.config import load, parts_in, resolve, shipped, to_plain, to_
 from janus_modular.config.config_types import schema_of
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError, PromptError
-from janus_modular.interfaces import Part, part
+from janus_modular.interfaces import ComponentSpec, component
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.training.schema import TrainConfig
 
 PLUGIN = """
 from dataclasses import dataclass
-from janus_modular import Part, PartConfig, hookimpl, part
+from janus_modular import ComponentSpec, ComponentConfig, hookimpl, component
 
 @dataclass
-class SmallConfig(PartConfig):
+class SmallConfig(ComponentConfig):
     '''Options.'''
     width: int = 4  # wide
     depth: int = 1  # deep
 
 @dataclass
-class NestConfig(PartConfig):
+class NestConfig(ComponentConfig):
     '''Options.'''
-    adaptor: Part = part("adaptors")
+    adaptor: ComponentSpec = component("adaptors")
     size: int = 8  # big
 
     def __post_init__(self):
@@ -42,7 +42,7 @@ class NestConfig(PartConfig):
 @hookimpl
 def register_adaptors(registry):
     registry.add("small", object, SmallConfig)
-    registry.add("plain", object, PartConfig)
+    registry.add("plain", object, ComponentConfig)
 
 @hookimpl
 def register_generation(registry):
@@ -66,10 +66,10 @@ class Inner:
 
 @dataclass
 class Schema:
-    generation: Part = part("generation")
-    several: list[Part] = part("adaptors")
-    named: dict[str, Part] = part("adaptors")
-    maybe: Part | None = part("adaptors")
+    generation: ComponentSpec = component("generation")
+    several: list[ComponentSpec] = component("adaptors")
+    named: dict[str, ComponentSpec] = component("adaptors")
+    maybe: ComponentSpec | None = component("adaptors")
     rule: Literal["crop", "fit"] = "crop"
     fill: tuple[int, ...] = (1, 2)
     anything: dict[str, Any] = field(default_factory=dict)
@@ -295,7 +295,7 @@ def test_three_mistakes_in_a_shipped_config_are_three_faults():
         ("understanding.encoder.layers=-1", "understanding.encoder.layers", "at least 1"),
         ("understanding.encoder.heads=3", "understanding.encoder", "width 32 does not divide by 3 heads"),
         ("generation.tokenizer.num_codes=-5", "generation.tokenizer.num_codes", "-5; expected at least 2"),
-        ("generation.tokenizer.code_width=0", "generation.tokenizer.code_width", "at least 1"),
+        ("generation.tokenizer.code_dim=0", "generation.tokenizer.code_dim", "at least 1"),
     ],
 )
 def test_values_that_no_model_can_have_are_faults(override: str, path: str, said: str):

@@ -33,7 +33,7 @@ ENCODER = {
     "stem": [8, 16, 32],
     "pixels": {"height": 32, "width": 32},
 }
-CODES = {"name": "vq", "channels": [8, 8, 16, 16], "num_codes": 32, "code_width": 4}
+CODES = {"name": "vq", "channels": [8, 8, 16, 16], "num_codes": 32, "code_dim": 4}
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -189,7 +189,7 @@ def llama(folder: Path, **config: Any) -> Path:
 def test_rows_that_the_vocabulary_has_to_spare_are_used_first(tmp_path: Path):
     janus = composed(llama(tmp_path / "model", vocab_size=320))
     assert janus.model.backbone.vocab_size == 320
-    assert janus.processor.forbidden == (257, 258, 259)
+    assert janus.processor.suppressed_ids == (257, 258, 259)
 
 
 @pytest.mark.parametrize("family", ["gemma3", "mistral3", "llava", "smolvlm"])
@@ -210,9 +210,9 @@ def test_the_decoder_of_a_larger_model_is_taken_out(family: str, tmp_path: Path)
         hidden = backbone(backbone.embed(ids), positions=torch.arange(20)[None])
         expected = whole(input_ids=ids).logits
     torch.testing.assert_close(backbone.logits(hidden)[..., : len(tokenizer)], expected, rtol=0, atol=1e-5)
-    left_over = janus.model.pretrained[0].left_over
-    assert left_over
-    assert all("vision" in name or "projector" in name or "connector" in name for name in left_over)
+    unexpected_keys = janus.model.pretrained[0].unexpected_keys
+    assert unexpected_keys
+    assert all("vision" in name or "projector" in name or "connector" in name for name in unexpected_keys)
 
 
 def without(name: str) -> Callable[[Path], None]:

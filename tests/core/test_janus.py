@@ -99,11 +99,11 @@ def test_words_never_hold_tokens_that_were_added_for_images(janus: Janus) -> Non
     session = janus.runtime.open(capacity=8)
     hidden = torch.zeros(1, janus.model.backbone.width)
     best, _ = session.run(
-        "text_next", hidden, torch.ones(1, session.sizes["vocab"]), torch.tensor(1.0), 0, 1.0
+        "sample_text", hidden, torch.ones(1, session.sizes["vocab"]), torch.tensor(1.0), 0, 1.0
     )
-    session.forbidden = best
+    session.suppressed_ids = best
     noise = torch.ones(1, session.sizes["vocab"])
-    assert session.run("text_next", hidden, noise, torch.tensor(1.0), 0, 1.0)[0] != best
+    assert session.run("sample_text", hidden, noise, torch.tensor(1.0), 0, 1.0)[0] != best
 
 
 def test_words_alone_run_no_visual_encoder(janus: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_one_image_needs_no_list(janus: Janus, tmp_path: Path) -> None:
 def test_compose_puts_parts_together_by_name() -> None:
     janus = Janus.compose(
         encoder={"name": "vit", "width": 16, "layers": 1, "heads": 2, "pixels": {"height": 32, "width": 32}},
-        tokenizer={"name": "vq", "channels": [8, 8, 16, 16], "num_codes": 16, "code_width": 4},
+        tokenizer={"name": "vq", "channels": [8, 8, 16, 16], "num_codes": 16, "code_dim": 4},
         backbone={
             "name": "hf",
             "config": {

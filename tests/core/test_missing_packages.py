@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from janus_modular import MissingExtraError, Part, PartConfig
+from janus_modular import ComponentConfig, ComponentSpec, MissingExtraError
 from janus_modular.errors import JanusError, MissingPackageError
 from janus_modular.model.build import ModelBuilder
 from janus_modular.plugins import Plugins
@@ -46,15 +46,15 @@ def raising(error: ImportError) -> Callable[[Any], Any]:
     ],
 )
 def test_a_factory_that_lacks_a_package(error: ImportError, kind: type[JanusError], said: str) -> None:
-    entry = Entry("packed", raising(error), PartConfig, "acme 1.0", "backbones")
+    entry = Entry("packed", raising(error), ComponentConfig, "acme 1.0", "backbones")
     with pytest.raises(kind) as caught:
-        entry.make(PartConfig(), build=lambda part: part)
+        entry.make(ComponentConfig(), build=lambda part: part)
     assert str(caught.value).startswith(WHO + said)
 
 
 def test_an_attention_that_is_not_installed(plugins: Plugins) -> None:
     options = plugins.entry("backbones", "hf").config
     sizes = {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
-    part = Part("backbones", "hf", options(config=sizes, attention="flash_attention_2"))
+    part = ComponentSpec("backbones", "hf", options(config=sizes, attention="flash_attention_2"))
     with pytest.raises(MissingPackageError, match=r"the backbone 'hf' of janus-modular .* needs a package"):
         ModelBuilder(plugins)(part)

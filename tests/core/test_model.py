@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from janus_modular import IGNORED, ImageInput, ImageTarget, Message, PromptError, Sample, Sequence, Text
+from janus_modular import IGNORE_INDEX, ImageInput, ImageTarget, Message, PromptError, Sample, Sequence, Text
 from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.model.batch import collate, pack
-from janus_modular.model.model import JanusModel, place
+from janus_modular.model.model import JanusModel, merge_features
 from janus_modular.processing.processor import Processor
 
 
@@ -88,10 +88,10 @@ def test_losses_are_cross_entropy_of_what_comes_next(
         words = [
             F.cross_entropy(model.backbone.logits(hidden[t]), torch.tensor(label))
             for t, label in enumerate(sequence.labels.tolist())
-            if label != IGNORED
+            if label != IGNORE_INDEX
         ]
         codes = model.generation.targets(batch.generation_pixels)[0]  # of the image that is learned
-        first = int(sequence.generation_at.argmax())
+        first = int(sequence.generation_mask.argmax())
         drawn = [
             F.cross_entropy(model.generation.head(hidden[first - 1 + i], hidden[0, :0]), code)
             for i, code in enumerate(codes)
@@ -107,7 +107,7 @@ def test_a_image_reaches_what_follows_and_nothing_before(
     one, other = collate([sequences[1]]), collate([sequences[1]])
     assert other.understanding_pixels is not None
     other.understanding_pixels = 255 - other.understanding_pixels
-    first = int(sequences[1].understanding_at.argmax())
+    first = int(sequences[1].understanding_mask.argmax())
     with torch.no_grad():
         a, b = model(one).hidden[0], model(other).hidden[0]
     torch.testing.assert_close(a[:first], b[:first], rtol=0, atol=0)
@@ -141,13 +141,13 @@ def test_place_puts_features_in_order_and_leaves_its_arguments() -> None:
     x = torch.zeros(2, 4, 3)
     features = torch.arange(1.0, 13.0).view(2, 2, 3)
     at = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 1]], dtype=torch.bool)
-    placed = place(features, x, at=at)
+    placed = merge_features(features, x, at=at)
     assert torch.equal(placed[at], features.view(4, 3))
     assert not placed[~at].any()
     assert not x.any()
 
 
-@pytest.mark.parametrize(("kind", "how"), [("understanding_at", "read"), ("generation_at", "drawn")])
+@pytest.mark.parametrize(("kind", "how"), [("understanding_mask", "read"), ("generation_mask", "drawn")])
 def test_counts_that_differ_are_an_error(
     built: tuple[JanusModel, Processor], sequences: list[Sequence], kind: str, how: str
 ) -> None:

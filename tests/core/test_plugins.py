@@ -13,7 +13,7 @@ from janus_modular.cli.app import app
 from janus_modular.config import load, parts_in, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError, MissingExtraError, PluginError
-from janus_modular.interfaces import Part
+from janus_modular.interfaces import ComponentSpec
 from janus_modular.plugins import (
     Announcement,
     Plugins,
@@ -28,10 +28,10 @@ from janus_modular.testing.fixtures import context
 
 GOOD = """
 from dataclasses import dataclass
-from janus_modular import PartConfig, hookimpl
+from janus_modular import ComponentConfig, hookimpl
 
 @dataclass
-class TwiceConfig(PartConfig):
+class TwiceConfig(ComponentConfig):
     '''Options.'''
     times: int = 2  # how often
 
@@ -175,7 +175,7 @@ def test_one_that_has_a_built_in_name_is_the_one_to_switch_off(site: Path, plugi
 def test_what_was_recorded_is_meant_where_several_share_a_name(site: Path):
     install(site, "acme-one", "acme_one", GOOD)
     then = found_in(site)
-    needed = then.needed([Part("adaptors", "twice", None)])
+    needed = then.needed([ComponentSpec("adaptors", "twice", None)])
     assert then.as_recorded(needed).full_name("adaptors", "twice") == "twice"
     install(site, "acme-two", "acme_two", GOOD)
     now = found_in(site).as_recorded(needed)
@@ -263,7 +263,7 @@ def test_a_local_file_needs_no_packaging(tmp_path: Path):
     assert [(one.slot, one.name) for one in plugins.add_file(file)] == [("adaptors", "twice")]
     assert plugins.add_file(file) == []  # twice is once
     config = plugins.entry("adaptors", "twice").config()
-    assert plugins.needed([Part("adaptors", "twice", config)]) == [
+    assert plugins.needed([ComponentSpec("adaptors", "twice", config)]) == [
         {"slot": "adaptors", "name": "twice", "dist": None, "version": None, "file": "mine.py"}
     ]
 
@@ -297,14 +297,14 @@ def test_the_environment_says_what_is_off_and_which_files_are_loaded(tmp_path: P
 
 
 def test_what_a_checkpoint_needs_is_recorded_and_checked(plugins: Plugins):
-    needed = plugins.needed([Part("adaptors", "mlp", None), Part("adaptors", "mlp", None)])
+    needed = plugins.needed([ComponentSpec("adaptors", "mlp", None), ComponentSpec("adaptors", "mlp", None)])
     assert [(one["slot"], one["name"], one["dist"]) for one in needed] == [
         ("adaptors", "mlp", "janus-modular")
     ]
     plugins.check_needed(needed)
     gone = Announcement("heads", "deep", "acme_deep", "acme-deep", "1.2")
     with pytest.raises(PluginError, match=r"head 'deep' is not here: pip install acme-deep==1\.2"):
-        plugins.check_needed(Plugins([gone]).needed([Part("heads", "deep", None)]))
+        plugins.check_needed(Plugins([gone]).needed([ComponentSpec("heads", "deep", None)]))
     with pytest.raises(PluginError, match=r"head 'deep' is not here: its record does not say by what"):
         plugins.check_needed([{"slot": "heads", "name": "deep"}])
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
-from janus_modular import IGNORED, ImageInput, Message, Text, unconditional
+from janus_modular import IGNORE_INDEX, ImageInput, Message, Text, unconditional
 from janus_modular import Sequence as TokenSequence
 from janus_modular.checkpoints import open_checkpoint
 from janus_modular.janus import Janus
@@ -78,7 +78,7 @@ def prompt_of(janus: Janus, ids: np.ndarray, question: Sequence[Message] = ()) -
     ids = ids.flatten().astype(np.int64)
     images = janus.processor.chat_prompt(question).understanding_pixels if question else []
     at = ids == janus.processor.tokenizer.id_of("<image_placeholder>")
-    return TokenSequence(ids, np.full_like(ids, IGNORED), at, np.zeros_like(at), images)
+    return TokenSequence(ids, np.full_like(ids, IGNORE_INDEX), at, np.zeros_like(at), images)
 
 
 @torch.no_grad()
@@ -147,5 +147,5 @@ def test_the_images_it_would_see(janus: Janus, astronaut: Image.Image) -> None:
     prompts = json.loads((REFERENCE / "prompts.json").read_text())
     [two] = [p for p in prompts if p["name"] == "janus understanding, two images"]
     prompt = janus.processor.chat_prompt(conversation(two["conversation"], astronaut))
-    assert prompt.understanding_at.sum() == 2 * 576
+    assert prompt.understanding_mask.sum() == 2 * 576
     assert len(prompt.understanding_pixels) == 2

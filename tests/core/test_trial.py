@@ -14,10 +14,10 @@ from janus_modular.plugins import Plugins, set_default_plugins
 PLUGIN = """
 from dataclasses import dataclass
 import torch
-from janus_modular import PartConfig, PixelSpec, hookimpl
+from janus_modular import ComponentConfig, PixelSpec, hookimpl
 
 @dataclass
-class OddConfig(PartConfig):
+class OddConfig(ComponentConfig):
     '''Options.'''
 
 class OddEncoder(torch.nn.Module):

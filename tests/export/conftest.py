@@ -96,7 +96,7 @@ def drawing_bundle(shared: Path, tiny_checkpoint: Path) -> Path:
 
 
 SEVERAL = {
-    "name": "autoregressive", "height": 32, "width": 16, "embedding_width": 24, "adaptor": "mlp",
+    "name": "autoregressive", "height": 32, "width": 16, "embedding_dim": 24, "adaptor": "mlp",
     "tokenizer": {
         "name": "open-magvit2", "channels": 8, "channel_multipliers": [1, 1, 2, 2], "residual_blocks": 1,
         "bits": [3, 4],

@@ -75,7 +75,7 @@ def _profiles(manifest: Mapping[str, Any], graph: str, rows: int, capacity: int)
     used = {axis for one in manifest["graphs"][graph]["inputs"] for axis in one["shape"]}
     axes = {name: [one["min"], one["typical"], one["max"]] for name, one in manifest["axes"].items()}
     most = min(axes["tokens"][2], capacity)
-    axes["tokens"] = [1, min(manifest["model"]["image_to_read"]["positions"], most), most]
+    axes["tokens"] = [1, min(manifest["model"]["image_input"]["positions"], most), most]
     axes["rows"] = [1, min(axes["rows"][1], rows), rows]
     axes["capacity"] = [capacity] * 3
     if {"rows", "images"} <= used:

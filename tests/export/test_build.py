@@ -26,7 +26,7 @@ from janus_modular.cli.app import app
 from janus_modular.errors import MissingExtraError
 
 RTX = "tensorrt-rtx"
-GRAPHS = ["understand", "embed", "backbone", "text_next", "image_next", "draw", "tokenize_image"]
+GRAPHS = ["understand", "embed", "backbone", "sample_text", "sample_image", "draw", "tokenize_image"]
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def built(fp16_built: Path, tmp_path: Path) -> Path:
 
 def small(**changes: Any) -> BuildConfig:
     """Ask for engines that build in no time."""
-    return BuildConfig(**{"target": RTX, "sm": ["8.9"], "graphs": ["embed", "image_next"], **changes})
+    return BuildConfig(**{"target": RTX, "sm": ["8.9"], "graphs": ["embed", "sample_image"], **changes})
 
 
 def test_every_graph_becomes_an_engine_that_the_manifest_tells_of(fp16_built: Path):
@@ -106,7 +106,7 @@ def test_engines_are_found_by_who_runs_them(built: Path):
     assert decode.axes == {**prefill.axes, "tokens": (1, 1, 1)}
     assert prefill.holds({"rows": 8, "tokens": 96})
     assert not decode.holds({"rows": 8, "tokens": 2})
-    [only] = found.engines["image_next"].profiles
+    [only] = found.engines["sample_image"].profiles
     assert only.axes == {"rows": (1, 2, 8), "images": (1, 1, 8)}  # without guidance a row is an image
     assert found.path("draw").is_file()
     with pytest.raises(BundleError, match="no tensorrt engines of fp16"):
@@ -148,7 +148,7 @@ def test_only_what_has_changed_is_built_again(built: Path):
     wider = BuildConfig(RTX, "fp16", ["8.9"], capacity=128)
     assert build(built, wider)[1] == ["embed", "backbone"]  # no other has axes that follow the capacity
     assert load_bundle(built).manifest["built"]["fp16.tensorrt-rtx.sm89"]["capacity"] == 128
-    assert build(built, small(force=True, capacity=128))[1] == ["embed", "image_next"]
+    assert build(built, small(force=True, capacity=128))[1] == ["embed", "sample_image"]
 
 
 def test_engines_that_no_longer_fit_are_removed(built: Path):
@@ -169,7 +169,7 @@ def test_an_interrupted_build_leaves_whole_engines_only(bundle: Path, monkeypatc
     real = building.build_engine
 
     def stopped(trt: Any, model: Any, source: Path, file: Path, order: Any) -> Any:
-        if source.name.startswith("image_next"):
+        if source.name.startswith("sample_image"):
             file.write_bytes(b"half of it")
             raise KeyboardInterrupt
         return real(trt, model, source, file, order)
@@ -180,10 +180,10 @@ def test_an_interrupted_build_leaves_whole_engines_only(bundle: Path, monkeypatc
     folder = bundle / "engines" / "fp16.tensorrt-rtx.sm89"
     assert [path.name for path in folder.iterdir()] == ["embed.engine"]
     assert list(load_bundle(bundle).manifest["built"]["fp16.tensorrt-rtx.sm89"]["engines"]) == ["embed"]
-    (folder / "image_next.unfinished").write_bytes(b"left by a machine that lost its power")
+    (folder / "sample_image.unfinished").write_bytes(b"left by a machine that lost its power")
     monkeypatch.setattr(building, "build_engine", real)
-    assert build(bundle, small())[1] == ["image_next"]
-    assert {path.name for path in folder.iterdir()} == {"embed.engine", "image_next.engine"}
+    assert build(bundle, small())[1] == ["sample_image"]
+    assert {path.name for path in folder.iterdir()} == {"embed.engine", "sample_image.engine"}
 
 
 def test_weights_that_have_changed_are_not_built(bundle: Path):

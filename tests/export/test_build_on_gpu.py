@@ -167,7 +167,7 @@ def test_what_was_measured_is_read_and_written_again(
     standin("9.0")
     cache = tmp_path / "timing.cache"
     cache.write_bytes(b"known")
-    build(bundle, BuildConfig("tensorrt", graphs=["embed", "image_next"], timing_cache=cache))
+    build(bundle, BuildConfig("tensorrt", graphs=["embed", "sample_image"], timing_cache=cache))
     assert cache.read_bytes() == b"known" + 2 * MEASURED
     assert [path.name for path in tmp_path.glob("*cache*")] == ["timing.cache"]
 

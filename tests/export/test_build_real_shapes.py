@@ -65,7 +65,7 @@ def test_every_graph_of_the_published_model_becomes_an_engine(
             print(f"\n{graph}: {one['bytes'] / 1e6:,.1f} MB, {one['seconds']:.1f} s, {memory}", end="")
     assert list(engines) == list(opened.graphs)
     assert engines["backbone"]["bytes"] > LAYERS * LAYER_BYTES
-    assert engines["text_next"]["bytes"] > 2 * 2 * 102_400 * 2048  # scores and embeddings of all words
+    assert engines["sample_text"]["bytes"] > 2 * 2 * 102_400 * 2048  # scores and embeddings of all words
     assert dict(opened.graphs["understand"]["inputs"][0])["shape"] == ["images", 3, 384, 384]
     for graph, one in engines.items():
         # TensorRT's own, and the weights once: they are read from mapped files, and written as a stream.

@@ -42,7 +42,7 @@ def test_a_fresh_bundle_loads_and_names_its_graphs(tiny_bundle: Path):
     bundle = load_bundle(tiny_bundle)
     bundle.verify_weights()
     assert list(bundle.graphs) == [
-        "understand", "embed", "backbone", "text_next", "image_next", "draw", "tokenize_image",
+        "understand", "embed", "backbone", "sample_text", "sample_image", "draw", "tokenize_image",
     ]  # fmt: skip
     assert bundle.path("backbone", "cpu-int4").name == "backbone.cpu-int4.onnx"
     assert bundle.path("draw", "cpu-int4").name == "draw.cpu-int4.onnx"  # stored in half precision
@@ -72,7 +72,7 @@ def test_a_contract_has_the_dtype_of_its_variant(copied: Path):
     manifest = manifest_of(copied)
     manifest["variants"]["fp32"]["dtype"] = "float16"
     (copied / "manifest.json").write_text(json.dumps(manifest))
-    inputs = load_bundle(copied, check_graphs=False).contract("image_next", "fp32")["inputs"]
+    inputs = load_bundle(copied, check_graphs=False).contract("sample_image", "fp32")["inputs"]
     assert {slot["name"]: slot["dtype"] for slot in inputs} == {
         "hidden": "float16", "noise": "float32", "guidance": "float32", "temperature": "float32",
     }  # fmt: skip

@@ -154,8 +154,8 @@ def test_the_next_codes_are_torchs_with_and_without_guidance(bundle: Bundle, mod
         "guidance": np.float32(3),
         "temperature": np.float32(0.7),
     }
-    found = run(bundle, "image_next", **inputs)
-    expected = model.generation.image_next(*(torch.as_tensor(one) for one in inputs.values()))
+    found = run(bundle, "sample_image", **inputs)
+    expected = model.generation.sample_image(*(torch.as_tensor(one) for one in inputs.values()))
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-5)
 
@@ -169,9 +169,9 @@ def test_the_next_words_are_torchs(bundle: Bundle, model: JanusModel, top_k: int
         "top_k": np.int64(top_k),
         "top_p": np.float32(top_p),
     }
-    found = run(bundle, "text_next", **inputs)
-    forbidden = torch.tensor(bundle.manifest["model"]["forbidden"], dtype=torch.int64)
-    expected = model.text_next(*(torch.as_tensor(one) for one in inputs.values()), forbidden)
+    found = run(bundle, "sample_text", **inputs)
+    suppressed_ids = torch.tensor(bundle.manifest["model"]["suppressed_ids"], dtype=torch.int64)
+    expected = model.sample_text(*(torch.as_tensor(one) for one in inputs.values()), suppressed_ids)
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-5)
 
@@ -199,7 +199,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return to_onnx(graph, mode)
 
     def two(*args: Any, **kwargs: Any) -> Any:
-        return [one for one in declare(*args, **kwargs) if one.name in ("embed", "image_next")]
+        return [one for one in declare(*args, **kwargs) if one.name in ("embed", "sample_image")]
 
     monkeypatch.setattr(exporting, "declare", two)
     monkeypatch.setattr(exporting, "to_onnx", counted)
@@ -220,7 +220,7 @@ def test_an_interrupted_export_leaves_the_old_bundle_and_goes_on_where_it_stoppe
     load_bundle(target).verify_weights()
     quick.clear()
     export(tiny_checkpoint, target, config)
-    assert quick == ["image_next"]
+    assert quick == ["sample_image"]
     assert load_bundle(target).manifest["axes"]["rows"]["max"] == 4
     assert [one.name for one in tmp_path.iterdir()] == ["bundle"]
 
@@ -238,7 +238,7 @@ def test_what_was_finished_for_other_settings_or_damaged_since_is_not_used(
         with pytest.raises(StoppedError):
             export(tiny_checkpoint, target, ExportConfig(rows=4 if change == "settings" else 8),
                    tell=stopping_after(2))  # fmt: skip
-        assert quick == ["embed", "image_next"]
+        assert quick == ["embed", "sample_image"]
 
 
 def test_a_full_disk_leaves_the_old_bundle_and_says_so(
@@ -332,8 +332,8 @@ def test_settings_that_make_no_sense_say_what_would(change: str, says: str):
             "quantize.accuracy_level: has no effect: no variant of trt-int4 multiplies by MatMulNBits",
         ),
         (
-            ["variants=[cpu-int4]", "only=[drawing]", "quantize.graphs=[backbone, text_next]"],
-            "quantize.graphs: 'text_next' is not exported with only=drawing",
+            ["variants=[cpu-int4]", "only=[drawing]", "quantize.graphs=[backbone, sample_text]"],
+            "quantize.graphs: 'sample_text' is not exported with only=drawing",
         ),
     ],
 )

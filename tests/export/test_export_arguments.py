@@ -54,13 +54,13 @@ def test_verify_names_an_argument_of_another_type(options: dict[str, Any], said:
 @pytest.mark.parametrize(
     ("sizes", "parts", "said"),
     [
-        ({}, ("image_next", "draw", "tokenize_image"), r"lacks sizes\['codes'\]\."),
+        ({}, ("sample_image", "draw", "tokenize_image"), r"lacks sizes\['codes'\]\."),
         (
             {"steps": 30},
             ("velocity", "draw"),
-            r"lacks sizes\['codes'\], the part 'image_next'.*velocity",
+            r"lacks sizes\['codes'\], the part 'sample_image'.*velocity",
         ),
-        ({"codes": 64}, ("image_next", "draw"), "lacks the part 'tokenize_image'"),
+        ({"codes": 64}, ("sample_image", "draw"), "lacks the part 'tokenize_image'"),
         ({"codes": 64}, (), "offers none"),
     ],
 )

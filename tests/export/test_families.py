@@ -261,7 +261,7 @@ def test_words_are_chosen_by_the_familys_own_logits(family: str, lower: Lower):
     )
     assert (right != plain).mean() > 0.1
 
-    session = open_session(lower(model, "text_next")[1])
+    session = open_session(lower(model, "sample_text")[1])
     settings = {"temperature": np.array(1, "f4"), "top_k": np.array(0), "top_p": np.array(1, "f4")}
     ids, x = session.run(None, {"hidden": hidden.numpy(), "noise": noise.numpy()} | settings)
     np.testing.assert_array_equal(ids, right)

@@ -82,7 +82,7 @@ def test_a_build_that_was_killed_anywhere_is_gone_on_with(
 
     monkeypatch.setattr(building, "build_engine", build_engine)
     monkeypatch.setattr(building, "lower", lambda *_, **__: None)
-    config = BuildConfig("tensorrt-rtx", "fp16", ["8.9"], graphs=["embed", "image_next"], force=True)
+    config = BuildConfig("tensorrt-rtx", "fp16", ["8.9"], graphs=["embed", "sample_image"], force=True)
     folder = shutil.copytree(tiny_gpu_bundle, tmp_path / "bundle")
     key, _ = build(folder, config)
     for number in count(0, every):
@@ -94,7 +94,7 @@ def test_a_build_that_was_killed_anywhere_is_gone_on_with(
         }
         assert sorted(path.name for path in (folder / "engines" / key).iterdir()) == [
             "embed.engine",
-            "image_next.engine",
+            "sample_image.engine",
         ]
         assert not list(folder.rglob(".*"))
         if not was_killed:

@@ -166,11 +166,11 @@ def test_steps_bind_nothing_but_where_choices_go(bundled: Janus, monkeypatch: py
     bound = []
     for _ in range(6):
         names.clear()
-        _, x = session.run("image_next", hidden, noise, *settings)
+        _, x = session.run("sample_image", hidden, noise, *settings)
         hidden = session.step(x)
         bound.append(sorted(names))
     assert bound[2:] == [["codes"]] * 4
-    session.run("image_next", hidden, noise + 1, *settings)
+    session.run("sample_image", hidden, noise + 1, *settings)
     assert sorted(names) == ["codes", "codes", "noise"]
 
 
@@ -201,7 +201,7 @@ def test_a_session_that_is_full_says_so_before_it_writes(bundled: Janus):
 def test_words_alone_load_no_visual_graph(tiny_bundle: Path):
     janus = Janus.from_pretrained(tiny_bundle)
     janus.chat("no images here", max_tokens=2)
-    assert set(janus.runtime._opened) == {"backbone", "embed", "text_next"}
+    assert set(janus.runtime._opened) == {"backbone", "embed", "sample_text"}
 
 
 def test_a_image_that_was_drawn_is_no_prompt_for_a_bundle(bundled: Janus):

@@ -168,8 +168,8 @@ def test_rows_of_an_unquantised_table_are_widened_after_they_were_looked_up(tmp_
 
 def test_a_weight_of_two_graphs_has_the_most_bits_that_either_asks_for():
     weight = np.zeros((48, 64), np.float32)
-    graphs = {"embed": table_graph(weight, head=False), "text_next": table_graph(weight, head=True)}
-    outcome = quantize(graphs, rounding("nbits", 4), {"embed": 4, "text_next": 8})
+    graphs = {"embed": table_graph(weight, head=False), "sample_text": table_graph(weight, head=True)}
+    outcome = quantize(graphs, rounding("nbits", 4), {"embed": 4, "sample_text": 8})
     assert outcome.rounded == {"weight": 8}
     for graph in graphs.values():
         assert all(node.attributes.get_int("bits") == 8 for node in graph.graph)
@@ -177,10 +177,10 @@ def test_a_weight_of_two_graphs_has_the_most_bits_that_either_asks_for():
 
 def test_the_word_table_is_quantised_in_every_graph_that_looks_it_up():
     weight = np.zeros((48, 64), np.float32)
-    graphs = {"embed": table_graph(weight, head=False), "text_next": table_graph(weight, head=True)}
+    graphs = {"embed": table_graph(weight, head=False), "sample_text": table_graph(weight, head=True)}
     outcome = quantize(graphs, rounding("nbits", 4), {"embed": 4})
     assert outcome.graphs == {"embed": 4}
-    assert [node.op_type for node in graphs["text_next"].graph] == ["GatherBlockQuantized", "Gemm"]
+    assert [node.op_type for node in graphs["sample_text"].graph] == ["GatherBlockQuantized", "Gemm"]
 
 
 def test_a_table_stays_as_it_was_where_engines_look_it_up():

@@ -96,7 +96,7 @@ def test_a_code_is_drawn_under_guidance_from_the_code_before_it(torches: Janus):
     """Greedily, by the formula: both rows of an image know its first code when the second is chosen."""
     path, hidden = torches.model.generation, torch.randn(6, 64)
     ones = torch.ones(3, sum(CODEBOOKS))
-    codes, x = path.image_next(hidden, ones, torch.tensor(3.0), torch.tensor(1.0))
+    codes, x = path.sample_image(hidden, ones, torch.tensor(3.0), torch.tensor(1.0))
     before = torch.empty(6, 0, dtype=torch.int64)
     for s in range(2):
         c, u = path.head(hidden, before).chunk(2)
@@ -233,6 +233,6 @@ def test_its_drawing_becomes_engines(
     for module in (targets, building):
         monkeypatch.setattr(module, "compute_capability", lambda: None)
     folder = shutil.copytree(several_codes_bundle, tmp_path / "bundle")
-    graphs = ["image_next", "draw", "tokenize_image"]
+    graphs = ["sample_image", "draw", "tokenize_image"]
     _, done = build(folder, BuildConfig("tensorrt-rtx", variant, ["8.9"], capacity=64, graphs=graphs))
     assert done == graphs

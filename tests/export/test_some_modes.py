@@ -34,7 +34,7 @@ def test_export_prints_its_sizes_as_json(text_bundle: Path, tiny_checkpoint: Pat
     printed = json.loads(text_bundle.with_name("printed.json").read_text())
     [variant] = printed["variants"]
     assert variant["variant"] == "fp32"
-    assert set(variant["graphs"]) == {"embed", "backbone", "text_next"}
+    assert set(variant["graphs"]) == {"embed", "backbone", "sample_text"}
     assert printed["bytes"] == sum(path.stat().st_size for path in text_bundle.rglob("*") if path.is_file())
     assert printed["checkpoint_bytes"] == (tiny_checkpoint / "model.safetensors").stat().st_size
 
@@ -49,7 +49,7 @@ def test_a_tied_word_table_is_quantised_as_in_a_whole_bundle(
     ]
     assert [one[TABLE] for one in bits] == [8, 8]
     assert set(load_bundle(drawing_bundle).manifest["variants"]["cpu-int4"]["files"]) == {
-        "embed", "backbone", "image_next", "draw", "tokenize_image",
+        "embed", "backbone", "sample_image", "draw", "tokenize_image",
     }  # fmt: skip
     images = [
         Janus.from_pretrained(folder, variant="cpu-int4").draw("a cat", n=2, seed=3)
@@ -61,7 +61,7 @@ def test_a_tied_word_table_is_quantised_as_in_a_whole_bundle(
 
 @pytest.mark.parametrize(
     ("graphs", "beside"),
-    [(None, ("text_next",)), (["backbone"], ()), (["embed", "backbone"], ())],
+    [(None, ("sample_text",)), (["backbone"], ()), (["embed", "backbone"], ())],
 )
 def test_the_head_is_lowered_beside_where_it_would_be_quantised(
     graphs: list[str] | None, beside: tuple[str, ...]
@@ -106,6 +106,6 @@ def test_an_export_of_some_modes_refuses_to_quantise_what_it_leaves_out(
         "--precision",
         "cpu-int4",
     ]
-    done = CliRunner().invoke(app, [*line, "quantize.graphs=[text_next]"])
+    done = CliRunner().invoke(app, [*line, "quantize.graphs=[sample_text]"])
     assert done.exit_code != 0
-    assert "'text_next' is not exported with only=drawing" in str(done.output) + str(done.exception)
+    assert "'sample_text' is not exported with only=drawing" in str(done.output) + str(done.exception)

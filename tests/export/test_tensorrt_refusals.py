@@ -46,10 +46,10 @@ def test_more_images_than_can_be_chosen_for_are_refused(
     machine: Any, tiny_bundle: Path, tmp_path: Path, build_engines: Any
 ):
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    build_engines(folder, "fp32", "tensorrt", changes={"image_next": {"images": [1, 1, 1]}})
-    with pytest.raises(PromptError, match="images: 2 at once, but the engine of 'image_next'"):
+    build_engines(folder, "fp32", "tensorrt", changes={"sample_image": {"images": [1, 1, 1]}})
+    with pytest.raises(PromptError, match="images: 2 at once, but the engine of 'sample_image'"):
         Janus.from_pretrained(folder, runtime="tensorrt").draw("a", 2)
-    assert "image_next" not in {entry[1] for entry in machine.log if entry[0] == "enqueue"}
+    assert "sample_image" not in {entry[1] for entry in machine.log if entry[0] == "enqueue"}
 
 
 def test_a_session_that_is_full_says_so_before_it_writes(opened: Janus, machine: Any):

@@ -133,7 +133,7 @@ def steps_of(machine: Any, session: TensorRTSession, count: int) -> list[list[tu
     hidden, logs = session.hidden, []
     for _ in range(count):
         machine.log.clear()
-        _, x = session.run("image_next", hidden, noise, np.float32(5), np.float32(1))
+        _, x = session.run("sample_image", hidden, noise, np.float32(5), np.float32(1))
         hidden = session.step(x)
         logs.append(list(machine.log))
     return logs
@@ -145,7 +145,7 @@ def test_a_drawing_step_is_two_copies_in_and_one_launch(opened: Janus, machine: 
     session.prefill([opened.processor.draw_prompt("a")] * 2)
     logs = steps_of(machine, session, 6)
     assert [entry[0] for entry in logs[0] if entry[0] in ("enqueue", "capture", "launch")] == [
-        "enqueue",  # image_next and then the backbone: the run that TensorRT wants before a capture
+        "enqueue",  # sample_image and then the backbone: the run that TensorRT wants before a capture
         "enqueue",
     ]
     doing = [entry[0] for entry in logs[1] if entry[0] != "copy"]
@@ -165,18 +165,18 @@ def test_addresses_stay_and_caches_are_written_in_place(opened: Janus, machine: 
     steps_of(machine, session, 6)
     session.gpu.synchronize()
     ran = [entry for entry in machine.log if entry[0] == "run"]
-    assert [entry[1] for entry in ran] == ["image_next", "backbone"] * 6
+    assert [entry[1] for entry in ran] == ["sample_image", "backbone"] * 6
     backbone = {entry[2] for entry in ran if entry[1] == "backbone"}
     assert len(backbone) == 1
-    assert len({entry[2] for entry in ran if entry[1] == "image_next"}) == 1
+    assert len({entry[2] for entry in ran if entry[1] == "sample_image"}) == 1
     at = dict(next(iter(backbone)))
     aliases = opened.runtime.engine("backbone").contract.aliases
     assert len(aliases) == 4  # keys and values of two layers
     for present, past in aliases.items():
         assert at[present] == at[past] == session.slots.buffers[past].address
-    image_next = dict(next(entry[2] for entry in ran if entry[1] == "image_next"))
-    assert image_next["hidden"] == at["hidden"]  # what steps hand to each other never moves
-    assert image_next["x"] == at["x"]
+    sample_image = dict(next(entry[2] for entry in ran if entry[1] == "sample_image"))
+    assert sample_image["hidden"] == at["hidden"]  # what steps hand to each other never moves
+    assert sample_image["x"] == at["x"]
 
 
 @pytest.mark.parametrize(("ahead", "waits"), [(1, 15), (4, 3), (16, 0), (1000, 0)])
@@ -205,7 +205,7 @@ def test_engines_that_cannot_be_captured_draw_too_and_say_so(
     torches: Janus, machine: Any, tiny_bundle: Path, tmp_path: Path, build_engines: Any, target: str
 ):
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    build_engines(folder, "fp32", target, image_next={"capturable": False})
+    build_engines(folder, "fp32", target, sample_image={"capturable": False})
     janus = Janus.from_pretrained(folder, runtime=target)
     with pytest.warns(UserWarning, match="without a CUDA graph"):
         drawn = janus.draw("a", seed=3)[0]
@@ -245,7 +245,7 @@ def test_a_session_gives_its_memory_back(opened: Janus, machine: Any):
 
 def test_words_alone_load_no_visual_engine(opened: Janus, machine: Any):
     opened.chat("no images here", max_tokens=2)
-    assert {entry[1] for entry in machine.log if entry[0] == "load"} == {"backbone", "embed", "text_next"}
+    assert {entry[1] for entry in machine.log if entry[0] == "load"} == {"backbone", "embed", "sample_text"}
 
 
 def test_the_stand_in_finds_a_host_buffer_that_is_overwritten_too_early(

@@ -29,7 +29,7 @@ STRANGE = '''
 """Encoders that use what ONNX has no operator for."""
 from dataclasses import dataclass
 import torch
-from janus_modular import PartConfig, PixelSpec, Registry, UnderstandingEncoder, hookimpl
+from janus_modular import ComponentConfig, PixelSpec, Registry, UnderstandingEncoder, hookimpl
 
 @torch.library.custom_op("acme::fold", mutates_args=())
 def fold(x: torch.Tensor, width: float) -> torch.Tensor:
@@ -40,7 +40,7 @@ def _(x, width):
     return torch.empty_like(x)
 
 @dataclass
-class FoldConfig(PartConfig):
+class FoldConfig(ComponentConfig):
     """Nothing to choose."""
 
 class Fold(torch.nn.Module):

@@ -79,7 +79,7 @@ def test_half_precision_is_forced_on_the_engines(
     assert [check.what for check in report.checks["drawing"]] == [
         "the same drawing, nobody listening: pixels"
     ]
-    assert {entry[1] for entry in machine.log if entry[0] == "load"} >= {"backbone", "image_next", "draw"}
+    assert {entry[1] for entry in machine.log if entry[0] == "load"} >= {"backbone", "sample_image", "draw"}
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_half_precision_is_forced_on_the_engines(
         ("graphs", "understand", "layers.0.weight", 0.1, "understand"),
         ("graphs", "tokenize_image", "weight", 1, "tokenize_image"),
         ("rows", "backbone", "q_proj.weight", 0.01, "ragged rows: steps"),
-        ("answer", "text_next", "weight", 1, "greedy answers: tokens"),
-        ("drawing", "image_next", "vision_head.weight", 1, "a whole drawing: codes"),
+        ("answer", "sample_text", "weight", 1, "greedy answers: tokens"),
+        ("drawing", "sample_image", "vision_head.weight", 1, "a whole drawing: codes"),
         ("drawing", "draw", "weight", 0.3, "a whole drawing: pixels"),
     ],
 )
@@ -117,7 +117,7 @@ def test_a_gate_looks_at_the_engine(
     [
         ("draw", "weight", 0.3, "draw: off by"),
         ("understand", "layers.0.weight", 0.1, "understand: off by"),
-        ("image_next", "vision_head.weight", 1, "image_next: choices"),
+        ("sample_image", "vision_head.weight", 1, "sample_image: choices"),
     ],
 )
 def test_engines_of_half_precision_are_compared_and_do_not_count_as_executed(

@@ -39,14 +39,14 @@ def put(name: str, value: float) -> Callable[[ir.Model], None]:
     ("gate", "graph", "weight", "claims"),
     [
         ("graphs", "understand", "layers.0.weight", {}),
-        ("graphs", "image_next", "vision_head.weight", {}),
+        ("graphs", "sample_image", "vision_head.weight", {}),
         ("rows", "backbone", "q_proj.weight", {}),
         ("cache", "backbone", "v_proj.weight", {}),
         ("range", "backbone", "up_proj.weight", HALF),
         ("rounding", "backbone", "up_proj.weight", HALF),
         ("rounding", "backbone", "up_proj.weight", {"quantisation": INT8}),
         ("answer", "backbone", "norm.weight", {}),
-        ("drawing", "image_next", "vision_head.weight", {}),
+        ("drawing", "sample_image", "vision_head.weight", {}),
     ],
 )
 def test_a_gate_fails_on_what_is_not_finite(

@@ -132,9 +132,9 @@ def test_codes_in_a_wrong_order_are_found_and_their_layer_named(workshop: Worksh
     [
         ("understand", "layers.0.weight", 0.1, "understand"),
         ("embed", "weight", 0.1, "embed"),
-        ("text_next", "weight", 1, "text_next: choices"),
-        ("image_next", "vision_head.weight", 1, "image_next: choices"),
-        ("image_next", "adaptor.layers.0.weight", 0.1, "image_next: embeddings"),
+        ("sample_text", "weight", 1, "sample_text: choices"),
+        ("sample_image", "vision_head.weight", 1, "sample_image: choices"),
+        ("sample_image", "adaptor.layers.0.weight", 0.1, "sample_image: embeddings"),
         ("draw", "weight", 0.3, "draw"),
         ("tokenize_image", "weight", 1, "tokenize_image"),
     ],

@@ -54,10 +54,10 @@ def test_where_no_choice_is_clear_the_cosine_decides(workshop: Any, monkeypatch:
 def test_drawings_are_compared_by_what_the_path_itself_chooses():
     """Of a path that has no part called a head, and of states that differ only in what it reads."""
 
-    def image_next(hidden: torch.Tensor, noise: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample_image(hidden: torch.Tensor, noise: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return (hidden[:, :1] * torch.arange(8.0) - noise.log()).argmax(-1), hidden
 
-    path = SimpleNamespace(sizes={"codes": 8}, parts=lambda: {"image_next": image_next})
+    path = SimpleNamespace(sizes={"codes": 8}, parts=lambda: {"sample_image": sample_image})
     subject = SimpleNamespace(rounded_to=8, reference=SimpleNamespace(model=SimpleNamespace(generation=path)))
     states = np.random.default_rng(0).normal(size=(64, 512)).astype(np.float32)
     assert all(check.passed for check in compare_drawing(subject, "drawings", states, states))
@@ -75,9 +75,9 @@ def test_drawings_are_compared_by_what_the_path_itself_chooses():
         ("draw", (0,), "draw: off by"),
         ("understand", (0.9,), "understand: off by"),
         ("embed", (0.9,), "embed: off by"),
-        ("text_next", ("weight", 1), "text_next: choices"),
-        ("image_next", ("vision_head.weight", 1), "image_next: choices"),
-        ("image_next", (0.9,), "image_next: embeddings"),
+        ("sample_text", ("weight", 1), "sample_text: choices"),
+        ("sample_image", ("vision_head.weight", 1), "sample_image: choices"),
+        ("sample_image", (0.9,), "sample_image: embeddings"),
         ("tokenize_image", ("weight", 1), "tokenize_image"),
     ],
 )
@@ -112,7 +112,7 @@ def test_every_graph_that_is_rounded_is_compared(workshop: Any, bits: int):
 def test_no_choice_in_common_is_no_agreement():
     none, some = np.zeros(4, np.int64), np.ones(4, np.int64)
     x = np.zeros((4, 2), np.float32)
-    checks = list(compare_part("text_next", "exact", [(none, x)], [(some, x)]))
+    checks = list(compare_part("sample_text", "exact", [(none, x)], [(some, x)]))
     assert [check.passed for check in checks] == [False, False]
 
 

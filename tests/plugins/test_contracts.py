@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from janus_modular.config import resolve
-from janus_modular.interfaces import Part
+from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.build import ModelBuilder
 from janus_modular.plugins import default_plugins
 from janus_modular.testing import (
@@ -39,7 +39,7 @@ HF = {
 }  # fmt: skip
 LLAMAGEN = {
     "name": "llamagen", "channels": 8, "channel_multipliers": [1, 2], "residual_blocks": 1,
-    "latent_channels": 8, "num_codes": 16, "code_width": 4,
+    "latent_channels": 8, "num_codes": 16, "code_dim": 4,
 }  # fmt: skip
 VQGAN = {**LLAMAGEN, "name": "vqgan"}
 IBQ = {**LLAMAGEN, "name": "ibq"}
@@ -50,7 +50,7 @@ EMU3 = {
         "num_res_blocks": 1, "attn_resolutions": [1], "codebook_size": 16,
     },
 }  # fmt: skip
-VQ = {"name": "vq", "channels": [8, 8, 16], "num_codes": 16, "code_width": 4, "continuous_steps": 0}
+VQ = {"name": "vq", "channels": [8, 8, 16], "num_codes": 16, "code_dim": 4, "continuous_steps": 0}
 PERCEIVER = {"name": "perceiver", "queries": 3, "layers": 2, "heads": 4, "kv_heads": 2, "head_width": 4}
 OPEN_MAGVIT2 = {
     "name": "open-magvit2",
@@ -108,7 +108,7 @@ def built(slot: str, raw: dict[str, Any], *neighbours: Any) -> Any:
         plugins.add_file(EXAMPLE)
     entry = plugins.entry(slot, raw["name"])
     config = resolve({key: value for key, value in raw.items() if key != "name"}, entry.config)
-    return ModelBuilder(plugins)(Part(slot, raw["name"], config), *neighbours)
+    return ModelBuilder(plugins)(ComponentSpec(slot, raw["name"], config), *neighbours)
 
 
 def pixels(rows: int = 2, size: int = 32) -> Tensor:

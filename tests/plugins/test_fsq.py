@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from janus_modular.errors import CheckpointError, DescriptionError
-from janus_modular.interfaces import Part
+from janus_modular.interfaces import ComponentSpec
 from janus_modular.weights.loading import fill
 from janus_modular.weights.pretrained import load_pretrained
 from janus_plugins.image_tokenizers.convolutional import Attention
@@ -90,7 +90,7 @@ def test_names_and_shapes_are_the_published_ones(factor: int, patch: int) -> Non
     found = {name: tuple(value.shape) for name, value in tokenizer.state_dict().items()}
     assert found == published_shapes(factor, patch)
     assert tokenizer.codebooks == (64_000,)
-    assert tokenizer.code_width == 6
+    assert tokenizer.code_dim == 6
 
 
 def test_one_group_of_norms_is_the_whole_width() -> None:
@@ -193,7 +193,7 @@ def test_every_level_is_reached_in_order() -> None:
 def test_codes_count_the_levels_of_the_first_number_first() -> None:
     tokenizer = make()
     expected = [((i - 2) / 2, float(j - 1)) for j in range(3) for i in range(4)]  # 4 and 3 levels
-    assert tokenizer.code_vectors().tolist() == [list(one) for one in expected]
+    assert tokenizer.codebook_embeddings().tolist() == [list(one) for one in expected]
 
 
 @torch.no_grad()
@@ -206,7 +206,7 @@ def test_what_is_decoded_is_the_nearest_vector_of_each_bounded_latent() -> None:
     latents = tokenizer.quant_conv(tokenizer.encoder(pixels)).flatten(2).transpose(1, 2)
     bounded = tokenizer._bounded(latents) / torch.tensor([4, 2])
     distances = torch.cdist(
-        bounded * torch.tensor([4.0, 2.0]), tokenizer.code_vectors() * torch.tensor([4.0, 2.0])
+        bounded * torch.tensor([4.0, 2.0]), tokenizer.codebook_embeddings() * torch.tensor([4.0, 2.0])
     )
     assert torch.equal(codes, distances.argmin(-1))
 
@@ -233,18 +233,18 @@ def test_reads_published_weights_and_knows_their_constants(prefix: str, tmp_path
         "encoder.patcher.wavelets": torch.zeros(2),
         "decoder.unpatcher._arange": torch.zeros(2),
         "quantizer._levels": torch.tensor(source.config.levels),
-        "quantizer.implicit_codebook": source.code_vectors().to(torch.bfloat16),
+        "quantizer.implicit_codebook": source.codebook_embeddings().to(torch.bfloat16),
     }
     offered = source.state_dict() | constants
     file = {f"{prefix}{name}": x for name, x in offered.items()} | {"stranger": torch.zeros(1)}
     torch.save(file, tmp_path / "model.pt")
     config = replace(target.config, pretrained=str(tmp_path / "model.pt"))
 
-    report = load_pretrained(target, Part("image_tokenizers", "fsq", config))
+    report = load_pretrained(target, ComponentSpec("image_tokenizers", "fsq", config))
 
     torch.testing.assert_close(target.state_dict(), source.state_dict())
     assert report.loaded == len(source.state_dict())
-    assert report.left_over == ["stranger"]
+    assert report.unexpected_keys == ["stranger"]
 
 
 @pytest.mark.parametrize("levels", [[4, 4], [8, 2], [2, 8], [3, 5]])
@@ -253,7 +253,7 @@ def test_levels_of_another_tokenizer_are_refused(table: str, levels: list[int]) 
     source, target = make(levels=levels), make(levels=[5, 3])  # of the same shapes
     tables = {
         "quantizer._levels": torch.tensor(levels),
-        "quantizer.implicit_codebook": source.code_vectors(),
+        "quantizer.implicit_codebook": source.codebook_embeddings(),
     }
     offered = source.state_dict() | {table: tables[table]}
     with pytest.raises(DescriptionError, match=re.escape(f"levels: found [5, 3], expected {levels}")):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from janus_modular import CheckpointError, Part
+from janus_modular import CheckpointError, ComponentSpec
 from janus_modular.weights.pretrained import load_pretrained
 from janus_plugins.understanding_encoders.hf_vision import HfVisionConfig, HfVisionEncoder
 
@@ -167,7 +167,7 @@ def test_what_a_published_folder_lacks_is_missing_by_name(tmp_path: Path, family
     file = tmp_path / "model.safetensors"
     lost = f"{PUBLISHED[family][0]}.1.{PUBLISHED[family][1][0]}"
     save_file({name: tensor for name, tensor in load_file(file).items() if name != lost}, file)
-    part = Part("understanding_encoders", "hf-vision", HfVisionConfig(pretrained=str(tmp_path)))
+    part = ComponentSpec("understanding_encoders", "hf-vision", HfVisionConfig(pretrained=str(tmp_path)))
 
     with pytest.raises(CheckpointError) as error:
         load_pretrained(HfVisionEncoder(part.config), part)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, Emu3Config, Emu3ForConditionalGeneration, Emu3VQVAE
 
-from janus_modular import CheckpointError, ConfigError, Part
+from janus_modular import CheckpointError, ComponentSpec, ConfigError
 from janus_modular.weights.pretrained import load_pretrained
 from janus_plugins.image_tokenizers.hf_vq import HfVqConfig, HfVqTokenizer
 
@@ -37,8 +37,8 @@ def loaded(path: Path, **config: Any) -> tuple[HfVqTokenizer, list[str]]:
     """Build what ``pretrained`` alone describes, and load it; return it and what was left over."""
     config_of = HfVqConfig(pretrained=str(path), **config)
     tokenizer = HfVqTokenizer(config_of).eval()
-    report = load_pretrained(tokenizer, Part("image_tokenizers", "hf-vq", config_of))
-    return tokenizer, report.left_over
+    report = load_pretrained(tokenizer, ComponentSpec("image_tokenizers", "hf-vq", config_of))
+    return tokenizer, report.unexpected_keys
 
 
 @torch.inference_mode()
@@ -96,7 +96,7 @@ def test_the_defaults_are_the_published_sizes() -> None:
     with torch.device("meta"):
         tokenizer = HfVqTokenizer(HfVqConfig(config={"model_type": "emu3_vqgan"}))
         theirs = Emu3VQVAE(AutoConfig.for_model("emu3_vqgan"))
-    assert (tokenizer.codebooks, tokenizer.code_width, tokenizer.factor) == ((32768,), 4, 8)
+    assert (tokenizer.codebooks, tokenizer.code_dim, tokenizer.factor) == ((32768,), 4, 8)
     assert tokenizer.grid(720, 512) == (90, 64)
     sizes = [sum(weight.numel() for weight in one.parameters()) for one in (tokenizer, theirs)]
     assert sizes[0] == sizes[1]
@@ -106,9 +106,9 @@ def test_a_folder_of_the_tokenizer_alone_is_read(tmp_path: Path) -> None:
     source = tokenizer_of()
     source.model.save_pretrained(tmp_path)
 
-    read, left_over = loaded(tmp_path)
+    read, unexpected_keys = loaded(tmp_path)
 
-    assert left_over == []
+    assert unexpected_keys == []
     torch.testing.assert_close(read.state_dict(), source.state_dict())
     assert read.config == source.config  # which builds it again without the folder
     file, _ = loaded(tmp_path / "model.safetensors", config=KEYS)
@@ -125,11 +125,11 @@ def test_the_tokenizer_inside_a_whole_emu3_is_read(tmp_path: Path) -> None:
     whole.model.vqmodel.load_state_dict(source.model.state_dict())
     whole.save_pretrained(tmp_path)
 
-    read, left_over = loaded(tmp_path)
+    read, unexpected_keys = loaded(tmp_path)
 
     torch.testing.assert_close(read.state_dict(), source.state_dict())
-    assert left_over
-    assert not [name for name in left_over if "vqmodel" in name]
+    assert unexpected_keys
+    assert not [name for name in unexpected_keys if "vqmodel" in name]
 
 
 def test_what_the_authors_published_is_read(tmp_path: Path) -> None:
@@ -155,9 +155,9 @@ def test_what_the_authors_published_is_read(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(theirs))
 
-    read, left_over = loaded(tmp_path)
+    read, unexpected_keys = loaded(tmp_path)
 
-    assert left_over == []
+    assert unexpected_keys == []
     torch.testing.assert_close(read.state_dict(), source.state_dict())
 
 
@@ -209,7 +209,7 @@ def test_losses_are_those_of_vq_vae() -> None:
     pixels = torch.rand(2, 3, 8, 12) * 2 - 1
     codes = tokenizer.encode(pixels)
     painted = tokenizer.decode(codes, height=8, width=12)
-    distance = (tokenizer.code_vectors()[codes] - tokenizer.latents(pixels)).square().mean()
+    distance = (tokenizer.codebook_embeddings()[codes] - tokenizer.latents(pixels)).square().mean()
 
     losses = tokenizer.losses(pixels)
 

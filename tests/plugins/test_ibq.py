@@ -24,7 +24,7 @@ def tiny(**options: object) -> IbqTokenizer:
         "residual_blocks": 1,
         "latent_channels": 12,
         "num_codes": 32,
-        "code_width": 4,
+        "code_dim": 4,
     }
     return IbqTokenizer(IbqConfig(**{**sizes, **options})).eval()  # type: ignore[arg-type]
 
@@ -82,7 +82,7 @@ def test_losses_are_the_papers() -> None:
     tokenizer = tiny()
     pixels = torch.rand(2, 3, 8, 12) * 2 - 1
     latents, codes = tokenizer.latents(pixels), tokenizer.encode(pixels)
-    distance = (tokenizer.code_vectors()[codes] - latents).square().mean()
+    distance = (tokenizer.codebook_embeddings()[codes] - latents).square().mean()
     painted = tokenizer.decode(codes, height=8, width=12)
 
     losses = tokenizer.losses(pixels)
@@ -90,7 +90,7 @@ def test_losses_are_the_papers() -> None:
     torch.testing.assert_close(losses["pixels"], (painted - pixels).abs().mean())
     double = losses["index"] + losses["commitment"] + losses["codebook"]
     torch.testing.assert_close(double, 2.25 * distance)
-    p = ((latents @ tokenizer.code_vectors().T).flatten(0, 1) / 0.01).softmax(-1)
+    p = ((latents @ tokenizer.codebook_embeddings().T).flatten(0, 1) / 0.01).softmax(-1)
     unsure, even = torch.special.entr(p).sum(-1).mean(), torch.special.entr(p.mean(0)).sum()
     # the published logarithm adds 1e-5 to its argument: at most 32 codes times that
     torch.testing.assert_close(losses["entropy"], 0.05 * (unsure - even), atol=0.05 * 32e-5, rtol=0)
@@ -123,7 +123,7 @@ def test_reads_the_published_names_and_averages_first(averaged: bool, taming_wei
     read = load(target, offered)
 
     torch.testing.assert_close(target.state_dict(), source.state_dict())
-    assert read.left_over() == ["callbacks.best_model_score"]
+    assert read.unexpected_keys() == ["callbacks.best_model_score"]
 
 
 def test_averages_and_weights_as_trained_are_not_mixed(taming_weights: Published) -> None:

@@ -15,7 +15,7 @@ from janus_modular.checkpoints.native import blank
 from janus_modular.cli.info import gather
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
-from janus_modular.interfaces import Part
+from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.build import ModelBuilder, assemble
 from janus_modular.model.model import JanusModel, Understanding
 from janus_modular.testing.fixtures import context
@@ -40,7 +40,7 @@ def joined(plugins: Plugins, *encoders: dict[str, Any], **options: Any) -> Joine
     torch.manual_seed(0)
     raw = {"encoders": list(encoders), **options}
     config = resolve(raw, JoinedConfig, plugins)
-    return ModelBuilder(plugins)(Part("understanding_encoders", "joined", config)).eval()
+    return ModelBuilder(plugins)(ComponentSpec("understanding_encoders", "joined", config)).eval()
 
 
 def alone(encoder: Any, pixels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from janus_modular import CheckpointError
-from janus_modular.interfaces import Part
+from janus_modular.interfaces import ComponentSpec
 from janus_modular.weights.pretrained import PretrainedReport, load_pretrained
 from janus_plugins.adaptors.ldp import ANCHOR, LdpAdaptor, LdpConfig, gate_width
 
@@ -40,7 +40,7 @@ def read(weights: dict[str, Tensor], folder: Path) -> tuple[LdpAdaptor, Pretrain
     save_file(weights, folder / "model.safetensors")
     config = LdpConfig(pretrained=str(folder))
     adaptor = LdpAdaptor(config, C, D)
-    return adaptor, load_pretrained(adaptor, Part("adaptors", "ldp", config))
+    return adaptor, load_pretrained(adaptor, ComponentSpec("adaptors", "ldp", config))
 
 
 def written_out(weights: dict[str, Tensor], x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -76,7 +76,7 @@ def test_it_reads_mobilevlm_and_computes_what_is_published(grid: tuple[int, int]
 
     adaptor, report = read({**weights, "model.norm.weight": torch.ones(3)}, tmp_path)
 
-    assert (report.loaded, report.left_over) == (len(weights), ["model.norm.weight"])
+    assert (report.loaded, report.unexpected_keys) == (len(weights), ["model.norm.weight"])
     # sums over 40 channels in another order, at values up to some ten
     torch.testing.assert_close(adaptor(x, grid), written_out(weights, x, grid), rtol=1e-4, atol=1e-4)
 

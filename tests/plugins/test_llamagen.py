@@ -26,7 +26,7 @@ def tiny(**options: object) -> LlamaGenTokenizer:
         "residual_blocks": 1,
         "latent_channels": 12,
         "num_codes": 32,
-        "code_width": 4,
+        "code_dim": 4,
     }
     return LlamaGenTokenizer(LlamaGenConfig(**{**sizes, **options})).eval()  # type: ignore[arg-type]
 
@@ -153,7 +153,7 @@ def test_codes_are_the_nearest_by_angle_whatever_the_length_of_rows() -> None:
     cosine = F.cosine_similarity(latents.unsqueeze(2), rows, dim=-1)  # (1, P, K)
 
     assert torch.equal(tokenizer.encode(pixels), cosine.argmax(-1))
-    torch.testing.assert_close(tokenizer.code_vectors().norm(dim=-1), torch.ones(32))
+    torch.testing.assert_close(tokenizer.codebook_embeddings().norm(dim=-1), torch.ones(32))
 
 
 def test_without_l2_norm_codes_are_the_nearest_by_distance() -> None:
@@ -161,7 +161,7 @@ def test_without_l2_norm_codes_are_the_nearest_by_distance() -> None:
     tokenizer.quantize.embedding.weight.data.normal_()
     latents = torch.randn(2, 5, 4)
 
-    distances = torch.cdist(latents, tokenizer.code_vectors().expand(2, -1, -1))
+    distances = torch.cdist(latents, tokenizer.codebook_embeddings().expand(2, -1, -1))
 
     assert torch.equal(tokenizer.quantize.nearest(latents), distances.argmin(-1))
 

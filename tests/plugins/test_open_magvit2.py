@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from janus_modular.errors import CheckpointError
-from janus_modular.interfaces import Part
+from janus_modular.interfaces import ComponentSpec
 from janus_modular.weights.loading import fill
 from janus_modular.weights.pretrained import load_pretrained
 from janus_plugins.image_tokenizers.open_magvit2 import (
@@ -177,7 +177,7 @@ def test_one_code_has_the_bits_of_several() -> None:
 def test_vectors_of_a_positions_codes_add_up_to_what_is_decoded() -> None:
     tokenizer = make()
     codes = tokenizer.encode(image())
-    vectors = tokenizer.code_vectors()
+    vectors = tokenizer.codebook_embeddings()
 
     added = vectors[codes[..., 0]] + vectors[4 + codes[..., 1]]  # (2, 24, 5)
 
@@ -194,7 +194,7 @@ def test_vectors_and_images_come_in_the_weights_dtype() -> None:
     for weight in tokenizer.parameters():
         weight.data = weight.data.bfloat16()
     assert tokenizer.signs.dtype == torch.float32
-    assert tokenizer.code_vectors().dtype == torch.bfloat16
+    assert tokenizer.codebook_embeddings().dtype == torch.bfloat16
     codes = tokenizer.encode(image())
     assert tokenizer.decode(codes, height=8, width=12).dtype == torch.bfloat16
 
@@ -291,11 +291,11 @@ def test_reads_the_published_files_averages_first(averaged: bool, tmp_path: Path
     torch.save(file, tmp_path / "imagenet_256_L.ckpt")
     config = replace(target.config, pretrained=str(tmp_path))
 
-    report = load_pretrained(target, Part("image_tokenizers", "open-magvit2", config))
+    report = load_pretrained(target, ComponentSpec("image_tokenizers", "open-magvit2", config))
 
     torch.testing.assert_close(target.state_dict(), source.state_dict())
     assert report.loaded == len(source.state_dict())
-    assert report.left_over == ["stranger"]
+    assert report.unexpected_keys == ["stranger"]
 
 
 def test_a_missing_weight_is_named_and_strange_files_are_refused() -> None:

@@ -12,7 +12,7 @@ from transformers import Idefics2Config
 from transformers.models.idefics2.modeling_idefics2 import Idefics2Connector
 
 from janus_modular import CheckpointError
-from janus_modular.interfaces import Part
+from janus_modular.interfaces import ComponentSpec
 from janus_modular.weights.pretrained import load_pretrained
 from janus_plugins.adaptors.perceiver import PerceiverAdaptor, PerceiverConfig
 
@@ -42,7 +42,7 @@ def read(weights: dict[str, torch.Tensor], folder: Path) -> tuple[PerceiverAdapt
     save_file(weights, folder / "model.safetensors")
     config = PerceiverConfig(**SMALL, intermediate=20, pretrained=str(folder))
     adaptor = PerceiverAdaptor(config, C, D)
-    return adaptor, load_pretrained(adaptor, Part("adaptors", "perceiver", config))
+    return adaptor, load_pretrained(adaptor, ComponentSpec("adaptors", "perceiver", config))
 
 
 @torch.no_grad()
@@ -58,7 +58,7 @@ def test_it_reads_idefics2_and_computes_what_transformers_does(tmp_path: Path):
     adaptor, report = read(weights, tmp_path)
 
     assert report.loaded == len(adaptor.state_dict()) == len(theirs.state_dict())
-    assert report.left_over == ["model.text_model.norm.weight"]
+    assert report.unexpected_keys == ["model.text_model.norm.weight"]
     wanted = theirs(features, attention_mask=torch.ones(2, 7, dtype=torch.long))
     torch.testing.assert_close(adaptor(features, (1, 7)), wanted)
 

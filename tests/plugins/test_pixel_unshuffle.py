@@ -15,7 +15,7 @@ from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 from transformers.models.internvl.modeling_internvl import InternVLModel, InternVLMultiModalProjector
 
 from janus_modular import CheckpointError
-from janus_modular.interfaces import Part
+from janus_modular.interfaces import ComponentSpec
 from janus_modular.weights.pretrained import PretrainedReport, load_pretrained
 from janus_plugins.adaptors.pixel_unshuffle import PixelUnshuffleAdaptor, PixelUnshuffleConfig
 
@@ -32,7 +32,7 @@ def read(
     save_file(weights, folder / "model.safetensors")
     config.pretrained = str(folder)
     adaptor = PixelUnshuffleAdaptor(config, C, D)
-    return adaptor, load_pretrained(adaptor, Part("adaptors", "pixel-unshuffle", config))
+    return adaptor, load_pretrained(adaptor, ComponentSpec("adaptors", "pixel-unshuffle", config))
 
 
 def internvl() -> tuple[InternVLMultiModalProjector, Tensor]:
@@ -68,7 +68,7 @@ def test_it_reads_internvl_and_computes_what_transformers_does(names: tuple[str,
 
     adaptor, report = read(PixelUnshuffleConfig(), weights, tmp_path)
 
-    assert (report.loaded, report.left_over) == (6, ["language_model.norm.weight"])
+    assert (report.loaded, report.unexpected_keys) == (6, ["language_model.norm.weight"])
     torch.testing.assert_close(adaptor(features(), GRID), wanted)
 
 

@@ -90,7 +90,7 @@ def test_allowed_settings_sample_what_has_a_chance(
     )
     noise = torch.from_numpy(exponential_noise([np.random.default_rng(i) for i in range(2)], 99))
     divisor = np.float32(settings.temperature or 1)
-    ids, _ = type(janus.model).text_next(
+    ids, _ = type(janus.model).sample_text(
         model,
         torch.zeros(2, 1),
         noise,
@@ -110,7 +110,7 @@ def test_allowed_settings_draw_codes(janus: Janus, guidance: float, temperature:
     hidden = torch.randn(2, janus.model.backbone.width, generator=torch.Generator().manual_seed(0))
     guided = (torch.tensor(np.float32(one)) for one in (settings.guidance, settings.temperature))
     with torch.no_grad():
-        codes, x = path.image_next(1e3 * hidden, noise, *guided)
+        codes, x = path.sample_image(1e3 * hidden, noise, *guided)
     assert ((codes >= 0) & (codes < path.sizes["codes"])).all()
     assert x.isfinite().all()
 

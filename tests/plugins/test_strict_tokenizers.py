@@ -19,7 +19,7 @@ from janus_plugins.image_tokenizers.open_magvit2 import OpenMagvit2Config, OpenM
 from janus_plugins.image_tokenizers.vqgan import VqganConfig, VqganTokenizer
 
 SMALL: dict[str, Any] = {"channels": 8, "channel_multipliers": [1, 2], "residual_blocks": 1}
-CODES: dict[str, Any] = {"latent_channels": 8, "num_codes": 16, "code_width": 4}
+CODES: dict[str, Any] = {"latent_channels": 8, "num_codes": 16, "code_dim": 4}
 MAKE: dict[str, Callable[[], Any]] = {
     "vqgan": lambda: VqganTokenizer(VqganConfig(**SMALL, **CODES)),
     "ibq": lambda: IbqTokenizer(IbqConfig(**SMALL, **CODES)),
@@ -54,7 +54,7 @@ def test_other_parts_of_a_file_are_left_over(name: str, taming_weights: Any) -> 
     held = file_of(name, tokenizer, "", taming_weights) | {"text.decoder.extra.weight": torch.zeros(1)}
     weights = Weights(None, {one: lambda x=x: x for one, x in held.items()})  # type: ignore[arg-type,misc]
     fill(tokenizer, tokenizer.read_pretrained(weights)).check("the file")
-    assert weights.left_over() == ["text.decoder.extra.weight"]
+    assert weights.unexpected_keys() == ["text.decoder.extra.weight"]
 
 
 def test_the_counts_of_a_codebook_of_averages_are_of_no_use(taming_weights: Any) -> None:

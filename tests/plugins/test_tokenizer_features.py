@@ -5,17 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from janus_modular import ConfigError, Part
+from janus_modular import ComponentSpec, ConfigError
 from janus_plugins.image_tokenizers.llamagen import LlamaGenConfig, LlamaGenTokenizer
 from janus_plugins.understanding_encoders.tokenizer_features import TokenizerFeatures, TokenizerFeaturesConfig
 
 TINY = LlamaGenConfig(
-    channels=8, channel_multipliers=[1, 2], residual_blocks=1, latent_channels=8, num_codes=16, code_width=4
+    channels=8, channel_multipliers=[1, 2], residual_blocks=1, latent_channels=8, num_codes=16, code_dim=4
 )
 
 
 def encoder_of(tokenizer: LlamaGenTokenizer) -> TokenizerFeatures:
-    config = TokenizerFeaturesConfig(tokenizer=Part("image_tokenizers", "llamagen", TINY), height=8, width=12)
+    config = TokenizerFeaturesConfig(
+        tokenizer=ComponentSpec("image_tokenizers", "llamagen", TINY), height=8, width=12
+    )
     return TokenizerFeatures(config, lambda part: tokenizer)
 
 
@@ -27,7 +29,7 @@ def test_features_are_the_vectors_of_the_codes() -> None:
     features = encoder(pixels)
 
     assert (encoder.width, encoder.grid(8, 12)) == (4, (4, 6))
-    torch.testing.assert_close(features, tokenizer.code_vectors()[tokenizer.encode(pixels)])
+    torch.testing.assert_close(features, tokenizer.codebook_embeddings()[tokenizer.encode(pixels)])
 
 
 def test_its_normalisation_carries_images_to_the_tokenizers_range() -> None:
@@ -41,6 +43,6 @@ def test_its_normalisation_carries_images_to_the_tokenizers_range() -> None:
 
 def test_codes_without_vectors_are_refused() -> None:
     tokenizer = LlamaGenTokenizer(TINY)
-    tokenizer.code_width = None
+    tokenizer.code_dim = None
     with pytest.raises(ConfigError, match="needs codes with vectors"):
         encoder_of(tokenizer)

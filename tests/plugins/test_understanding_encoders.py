@@ -37,7 +37,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "name": "tokenizer-features", "height": 32, "width": 32,
         "tokenizer": {
             "name": "llamagen", "channels": 8, "channel_multipliers": [1, 2], "residual_blocks": 1,
-            "latent_channels": 8, "num_codes": 16, "code_width": 4,
+            "latent_channels": 8, "num_codes": 16, "code_dim": 4,
         },
     },
     "efficientnet": {"name": "efficientnet-lite0", "height": 32, "width": 32},

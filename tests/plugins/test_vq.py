@@ -12,7 +12,7 @@ from torch import Tensor
 
 from janus_plugins.image_tokenizers.vq import VqConfig, VqTokenizer
 
-SMALL = {"channels": [8, 16], "num_codes": 16, "code_width": 4, "continuous_steps": 3}
+SMALL = {"channels": [8, 16], "num_codes": 16, "code_dim": 4, "continuous_steps": 3}
 
 
 def make(**options: object) -> VqTokenizer:

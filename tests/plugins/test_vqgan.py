@@ -25,7 +25,7 @@ def tiny(**options: object) -> VqganTokenizer:
         "residual_blocks": 1,
         "latent_channels": 12,
         "num_codes": 32,
-        "code_width": 4,
+        "code_dim": 4,
     }
     tokenizer = VqganTokenizer(VqganConfig(**{**sizes, **options})).eval()  # type: ignore[arg-type]
     tokenizer.quantize.embedding.weight.data.normal_(std=0.3)  # of the latents' size: many codes are in use
@@ -63,7 +63,7 @@ def test_encodes_as_chameleon_in_transformers(prefix: str, taming_weights: Publi
     codes = ours.encode(pixels)
     assert torch.equal(codes.flatten(), encoded.image_tokens)
     assert len(codes.unique()) > 4  # not one code for all
-    assert torch.equal(ours.code_vectors(), theirs.quantize.embedding.weight)
+    assert torch.equal(ours.codebook_embeddings(), theirs.quantize.embedding.weight)
 
 
 def test_chameleons_sizes_are_those_of_transformers() -> None:
@@ -72,11 +72,11 @@ def test_chameleons_sizes_are_those_of_transformers() -> None:
         theirs = ChameleonVQVAE(ChameleonVQVAEConfig())
     count = sum(weight.numel() for name, weight in ours.named_parameters() if not name.startswith("decoder."))
     assert count == sum(weight.numel() for weight in theirs.parameters())
-    assert (ours.grid(512, 512), ours.code_width) == ((32, 32), 256)
+    assert (ours.grid(512, 512), ours.code_dim) == ((32, 32), 256)
 
 
 def test_latent_diffusions_vq_f4_has_the_published_numbers_of_parameters() -> None:
-    sizes = {"channel_multipliers": [1, 2, 4], "latent_channels": 3, "code_width": 3, "num_codes": 8192}
+    sizes = {"channel_multipliers": [1, 2, 4], "latent_channels": 3, "code_dim": 3, "num_codes": 8192}
     with torch.device("meta"):
         tokenizer = VqganTokenizer(VqganConfig(attention=False, **sizes))  # type: ignore[arg-type]
     counts = {name: sum(w.numel() for w in part.parameters()) for name, part in tokenizer.named_children()}
@@ -140,7 +140,7 @@ def test_any_multiple_of_the_factor_goes_round(size: tuple[int, int]) -> None:
 
     assert codes.shape == (2, math.prod(tokenizer.grid(*size)))
     assert tokenizer.decode(codes, height=size[0], width=size[1]).shape == pixels.shape
-    distances = torch.cdist(tokenizer.latents(pixels), tokenizer.code_vectors().expand(2, -1, -1))
+    distances = torch.cdist(tokenizer.latents(pixels), tokenizer.codebook_embeddings().expand(2, -1, -1))
     assert torch.equal(codes, distances.argmin(-1))  # nearest as they are, not at unit length
 
 
@@ -152,7 +152,7 @@ def test_losses_are_the_published_ones() -> None:
 
     losses = tokenizer.losses(pixels)
 
-    distance = (tokenizer.code_vectors()[codes] - tokenizer.latents(pixels)).square().mean()
+    distance = (tokenizer.codebook_embeddings()[codes] - tokenizer.latents(pixels)).square().mean()
     torch.testing.assert_close(losses["pixels"], (painted - pixels).abs().mean())
     torch.testing.assert_close(losses["codebook"] + losses["commitment"], 1.25 * distance)
     torch.testing.assert_close(losses["codebook"], 0.25 * distance)

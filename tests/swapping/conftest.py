@@ -58,11 +58,11 @@ def hf(family: str, more: str = "") -> Option:
 
 
 def llamagen(multipliers: str, name: str = "llamagen") -> Option:
-    sizes = "channels: 8, residual_blocks: 1, latent_channels: 16, num_codes: 32, code_width: 8"
+    sizes = "channels: 8, residual_blocks: 1, latent_channels: 16, num_codes: 32, code_dim: 8"
     return Option(f"{{name: {name}, {sizes}, channel_multipliers: {multipliers}}}", width=8)
 
 
-VQ = "{name: vq, channels: [8, 8, 16, 16], num_codes: 32, code_width: %s}"
+VQ = "{name: vq, channels: [8, 8, 16, 16], num_codes: 32, code_dim: %s}"
 WINDOW = "sliding_window: 32"  # shorter than the sequences here, and two layers of it see the image
 ENCODERS = {
     "siglip": Option(
@@ -105,7 +105,7 @@ ADAPTORS = {
 PATHS = {"autoregressive": Option("autoregressive")}
 TOKENIZERS = {
     "vq": Option(VQ % 5, width=5),
-    "vq-wide": Option(VQ % 4, beside=(f"generation.embedding_width={WIDTH}",)),
+    "vq-wide": Option(VQ % 4, beside=(f"generation.embedding_dim={WIDTH}",)),
     "vq16": llamagen("[1, 1, 2, 2, 4]"),
     "vq8": llamagen("[1, 2, 2, 4]"),
     "vqgan": llamagen("[1, 2, 2, 4]", name="vqgan"),
@@ -171,8 +171,8 @@ MADE_OF = {  # by graph: the dimensions of a row that it holds
     "understand": ("encoder", "adaptor"),
     "embed": ("backbone",),
     "backbone": ("backbone",),
-    "text_next": ("backbone",),
-    "image_next": ("path", "tokenizer", "drawing_adaptor", "head"),
+    "sample_text": ("backbone",),
+    "sample_image": ("path", "tokenizer", "drawing_adaptor", "head"),
     "draw": ("path", "tokenizer"),
     "tokenize_image": ("path", "tokenizer"),
 }

@@ -43,14 +43,14 @@ def given(model: JanusModel) -> dict[str, Arrays]:
     return {
         "understand": {"pixels": chance.integers(0, 256, (images, 3, spec.height, spec.width), np.uint8)},
         "embed": {"tokens": chance.integers(0, model.backbone.vocab_size, (rows, 5))},
-        "text_next": {
+        "sample_text": {
             "hidden": hidden,
             "noise": chance.exponential(size=(rows, model.backbone.vocab_size)).astype(np.float32),
             **one,
             "top_k": np.array(40),
             "top_p": np.array(0.9, np.float32),
         },
-        "image_next": {
+        "sample_image": {
             "hidden": hidden,
             "noise": chance.exponential(size=(images, path.sizes["codes"])).astype(np.float32),
             "guidance": np.array(2, np.float32),
@@ -131,7 +131,7 @@ def assert_graphs_are_the_model(row: Any, plugins: Plugins, made_of: Mapping[str
 
 def test_a_few_are_the_same_as_graphs(one_of_a_few: Any, table: ModuleType, plugins: Plugins):
     """In the graphs that two parts or more share; every family's backbone has tests of its own."""
-    shared = {name: table.MADE_OF[name] for name in ("understand", "image_next")}
+    shared = {name: table.MADE_OF[name] for name in ("understand", "sample_image")}
     assert_graphs_are_the_model(one_of_a_few, plugins, shared)
 
 

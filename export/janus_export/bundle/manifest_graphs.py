@@ -15,14 +15,14 @@ from janus_export.runtimes.contract import MAGNITUDE
 
 SIZES: Mapping[str, tuple[str, str, str, int]] = {
     "width": ("backbone", "inputs", "x", 2),
-    "vocab": ("text_next", "inputs", "noise", 1),
-    "sizes.codes": ("image_next", "inputs", "noise", 1),
+    "vocab": ("sample_text", "inputs", "noise", 1),
+    "sizes.codes": ("sample_image", "inputs", "noise", 1),
     "drawing": ("draw", "inputs", "codes", 1),
-    "image_to_draw.height": ("draw", "outputs", "pixels", 2),
-    "image_to_draw.width": ("draw", "outputs", "pixels", 3),
-    "image_to_read.height": ("understand", "inputs", "pixels", 2),
-    "image_to_read.width": ("understand", "inputs", "pixels", 3),
-    "image_to_read.positions": ("understand", "outputs", "embeddings", 1),
+    "image_target.height": ("draw", "outputs", "pixels", 2),
+    "image_target.width": ("draw", "outputs", "pixels", 3),
+    "image_input.height": ("understand", "inputs", "pixels", 2),
+    "image_input.width": ("understand", "inputs", "pixels", 3),
+    "image_input.positions": ("understand", "outputs", "embeddings", 1),
 }
 """Sizes of the model that are a dimension of a tensor: its graph, side, name, and place in the shape."""
 

@@ -6,11 +6,11 @@ from collections.abc import Container, Iterable, Sequence
 
 MODES = ("text", "understanding", "drawing")
 
-WORDS = ("embed", "backbone", "text_next")
+WORDS = ("embed", "backbone", "sample_text")
 """What answers in words take; `understand` comes to it for images."""
 
 READS = "understand"
-DRAWS = ("embed", "backbone", "image_next", "draw")
+DRAWS = ("embed", "backbone", "sample_image", "draw")
 """What a drawing takes at least; a generation path may bring more graphs, which belong to this mode too."""
 
 

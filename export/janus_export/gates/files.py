@@ -167,7 +167,7 @@ def sizes(subject: Subject) -> Iterator[Check]:
         "vocab": model.backbone.vocab_size,
         "drawing": path.num_tokens,
         "pad": processor.pad_id,
-        "forbidden": list(processor.forbidden),
+        "suppressed_ids": list(processor.suppressed_ids),
         "text_loop": model.config.text_loop,
         "drawing_loop": path.sampling_loop,
         "sizes": dict(path.sizes),

@@ -37,7 +37,7 @@ def graphs(subject: Subject) -> Iterator[Check]:
             "draw": [((codes,), (painted,))],
             "tokenize_image": [((painted,), (model.generation.targets(torch.from_numpy(painted)).numpy(),))],
         }
-    for name in ("text_next", "image_next"):
+    for name in ("sample_text", "sample_image"):
         runs = (reference.greedy[1], reference.sampled[1], drawn)
         asked[name] = [(given, said) for run in runs for part, given, said in run.parts if part == name]
     for name, calls in ((name, calls) for name, calls in asked.items() if name in subject.bundle.graphs):

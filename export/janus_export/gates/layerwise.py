@@ -126,8 +126,8 @@ def parts(subject: Subject) -> Iterator[Check]:
     inputs: dict[str, tuple[Any, ...]] = {
         "understand": (np.stack(prompt.understanding_pixels),),
         "embed": (np.arange(2 * 7).reshape(2, 7) * 37 % model.backbone.vocab_size,),
-        "text_next": (hidden, next(noises), warm, np.int64(40), np.float32(0.9)),
-        "image_next": (hidden, next(noises), np.float32(DRAWING["guidance"]), one),
+        "sample_text": (hidden, next(noises), warm, np.int64(40), np.float32(0.9)),
+        "sample_image": (hidden, next(noises), np.float32(DRAWING["guidance"]), one),
         "draw": (codes,),
         "tokenize_image": (drawn,),
     }

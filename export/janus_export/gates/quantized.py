@@ -63,14 +63,14 @@ def compare_answers(subject: Subject, what: str, got: Array, want: Array) -> Ite
 
 @torch.no_grad()
 def compare_drawing(subject: Subject, what: str, got: Array, want: Array) -> Iterator[Check]:
-    """Compare a graph's states (M, D) with torch's, and what torch's own ``image_next`` chooses after each.
+    """Compare a graph's states (M, D) with torch's, and what torch's own ``sample_image`` chooses after each.
 
     Choices are by chance, both with the same noise. How many differ says how far the two distributions are
     apart, whatever kind of head makes them, and also where none of the choices is clear.
     """
     kind, path = subject.rounded_to, subject.reference.model.generation
     yield alike(f"{what}: cosine of states", kind, got, want)
-    choose, one, rng = path.parts()["image_next"], torch.tensor(1.0), np.random.default_rng(0)
+    choose, one, rng = path.parts()["sample_image"], torch.tensor(1.0), np.random.default_rng(0)
     chosen: list[list[Array]] = [[], []]
     for _ in range(DRAWS):
         noise = torch.from_numpy(rng.standard_exponential((len(want), path.sizes["codes"]), np.float32))

@@ -205,7 +205,7 @@ class _Export:
     def _declare(self, beside: Container[str]) -> list[Graph]:
         model = self.opened.model
         ranges = self.config.ranges(model.backbone.context)
-        graphs = declare(model, ranges, forbidden=self.opened.processor.forbidden)
+        graphs = declare(model, ranges, suppressed_ids=self.opened.processor.suppressed_ids)
         taken = graphs_of(self.config.only or MODES, [graph.name for graph in graphs])
         return [graph for graph in graphs if graph.name in taken or graph.name in beside]
 

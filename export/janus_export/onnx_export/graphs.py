@@ -51,7 +51,7 @@ class Graph:
         return self.outputs[: -1 if self.measured else None]
 
 
-class Part(nn.Module):
+class GraphModule(nn.Module):
     """A view of the model whose forward is one graph."""
 
     def __init__(self, model: JanusModel) -> None:
@@ -59,7 +59,7 @@ class Part(nn.Module):
         self.model = model
 
 
-class Understand(Part):
+class Understand(GraphModule):
     """Pixels (N, 3, H, W) uint8 to embeddings (N, P, D)."""
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class Understand(Part):
         return self.model.understanding(pixels)
 
 
-class Embed(Part):
+class Embed(GraphModule):
     """Token ids (R, T) to embeddings (R, T, D)."""
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Embed(Part):
         return self.model.backbone.embed(tokens)
 
 
-class Backbone(Part):
+class Backbone(GraphModule):
     """Embeddings to hidden states, keys and values written into the cache that comes in."""
 
     def forward(
@@ -86,23 +86,25 @@ class Backbone(Part):
         return self.model.backbone(x, positions=positions, cache=cache), cache.present()
 
 
-class TextNext(Part):
+class TextNext(GraphModule):
     """Hidden states (R, D) to the next token ids (R,) and their embeddings (R, D)."""
 
-    def __init__(self, model: JanusModel, forbidden: Sequence[int]) -> None:
+    def __init__(self, model: JanusModel, suppressed_ids: Sequence[int]) -> None:
         super().__init__(model)
         with unset_fake_temporarily():  # a constant of the graph, unlike the model's weights
-            ids = torch.tensor(list(forbidden), dtype=torch.int64)
-        self.register_buffer("forbidden", ids, persistent=False)
+            ids = torch.tensor(list(suppressed_ids), dtype=torch.int64)
+        self.register_buffer("suppressed_ids", ids, persistent=False)
 
     def forward(
         self, hidden: Tensor, noise: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Choose words."""
-        return self.model.text_next(hidden, noise, temperature, top_k, top_p, self.get_buffer("forbidden"))
+        return self.model.sample_text(
+            hidden, noise, temperature, top_k, top_p, self.get_buffer("suppressed_ids")
+        )
 
 
-class GenerationPart(Part):
+class GenerationPart(GraphModule):
     """One of the generation path's own parts, by name."""
 
     def __init__(self, model: JanusModel, part: str) -> None:
@@ -114,11 +116,11 @@ class GenerationPart(Part):
         return self.model.generation.parts()[self.part](*inputs)
 
 
-DRAWING = ("image_next", "draw", "tokenize_image")
+DRAWING = ("sample_image", "draw", "tokenize_image")
 """The parts of a generation path that become graphs."""
 
 
-def declare(model: JanusModel, ranges: Ranges, *, forbidden: Sequence[int] = ()) -> list[Graph]:
+def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] = ()) -> list[Graph]:
     """Declare all graphs of a model. It may hold fake or meta parameters: only shapes are looked at.
 
     Raises:
@@ -168,8 +170,8 @@ def declare(model: JanusModel, ranges: Ranges, *, forbidden: Sequence[int] = ())
             listed=4,
         ),
         Graph(
-            "text_next",
-            TextNext(model, forbidden),
+            "sample_text",
+            TextNext(model, suppressed_ids),
             (
                 hidden,
                 Slot("noise", torch.float32, (rows, vocab)),
@@ -205,8 +207,8 @@ def drawing_graphs(model: JanusModel, ranges: Ranges, dtype: torch.dtype) -> lis
     pixels = Slot("pixels", torch.uint8, (images, 3, path.height, path.width))
     return [
         Graph(
-            "image_next",
-            GenerationPart(model, "image_next"),
+            "sample_image",
+            GenerationPart(model, "sample_image"),
             (
                 Slot("hidden", dtype, (rows, width), varies=True),
                 Slot("noise", torch.float32, (images, path.sizes["codes"])),

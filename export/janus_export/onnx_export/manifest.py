@@ -26,14 +26,14 @@ def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
         "width": model.backbone.width,
         "text_loop": model.config.text_loop,
         "drawing_loop": path.sampling_loop,
-        "forbidden": list(processor.forbidden),
+        "suppressed_ids": list(processor.suppressed_ids),
         # What sampling loops ask a session for; drawing: the positions of an image
         "vocab": model.backbone.vocab_size,
         "drawing": path.num_tokens,
         "pad": processor.pad_id,
         "sizes": dict(path.sizes),  # the generation path's own, whose names are its author's
-        "image_to_draw": {"height": path.height, "width": path.width},
-        "image_to_read": {
+        "image_target": {"height": path.height, "width": path.width},
+        "image_input": {
             "height": spec.height,
             "width": spec.width,
             "positions": model.understanding.num_tokens,

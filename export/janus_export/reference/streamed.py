@@ -71,7 +71,7 @@ class LeanReference(Reference):
             hidden = session.prefill(prompts)
             for _ in range(STEPS):
                 _, x = session.run(
-                    "image_next", hidden, noise, np.float32(DRAWING["guidance"]), np.float32(1)
+                    "sample_image", hidden, noise, np.float32(DRAWING["guidance"]), np.float32(1)
                 )
                 hidden = session.step(x)
         for step, one in enumerate(heard):

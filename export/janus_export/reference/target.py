@@ -162,7 +162,7 @@ class Subject:
 
     def embeddings_of(self, graph: str) -> str | int:
         """What the embeddings that a graph gives with its choices are rounded to."""
-        return self.kind_of("embed" if graph == "text_next" else graph)
+        return self.kind_of("embed" if graph == "sample_text" else graph)
 
     def has(self, mode: str) -> bool:
         """Whether the bundle has the graphs of a mode."""

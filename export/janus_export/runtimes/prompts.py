@@ -23,13 +23,13 @@ def embed(prompts: Sequence[Prompt], run: Run, *, images_at_once: int) -> NDArra
     Raises:
         PromptError: a prompt holds a drawn image, or places that its images do not fill.
     """
-    if any(prompt.generation_at.any() for prompt in prompts):
+    if any(prompt.generation_mask.any() for prompt in prompts):
         raise PromptError("a bundle reads no images that the model drew itself: give them as images to read")
     shape = (len(prompts), max(map(len, prompts)))
     tokens, at = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt.tokens
-        at[row, : len(prompt)] = prompt.understanding_at
+        at[row, : len(prompt)] = prompt.understanding_mask
     x = run("embed", tokens)  # (R, T, D)
     pixels = [one for prompt in prompts for one in prompt.understanding_pixels]
     if not pixels and not at.any():

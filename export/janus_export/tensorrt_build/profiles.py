@@ -60,7 +60,7 @@ def _range(name: str, manifest: Mapping[str, Any], lengths: Lengths) -> Range:
         return (1, min(axis["typical"], lengths.rows), lengths.rows)
     if name == "tokens":  # a prompt is mostly the image that is asked about
         most = min(axis["max"], lengths.capacity)
-        return (1, min(manifest["model"]["image_to_read"].get("positions", 1), most), most)
+        return (1, min(manifest["model"]["image_input"].get("positions", 1), most), most)
     return (axis["min"], axis["typical"], axis["max"])
 
 

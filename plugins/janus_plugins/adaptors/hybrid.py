@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from janus_modular import Adaptor, ConfigError, PartConfig, Registry, hookimpl
+from janus_modular import Adaptor, ComponentConfig, ConfigError, Registry, hookimpl
 
 
 @dataclass
-class HybridConfig(PartConfig):
+class HybridConfig(ComponentConfig):
     """How deep; the widths are the neighbours'."""
 
     depth: int = 2  # linear layers, the two input projections counting as one

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from janus_modular import Adaptor, ConfigError, PartConfig, Registry, hookimpl
+from janus_modular import Adaptor, ComponentConfig, ConfigError, Registry, hookimpl
 
 
 @dataclass
-class IdentityConfig(PartConfig):
+class IdentityConfig(ComponentConfig):
     """The identity has no options."""
 
 

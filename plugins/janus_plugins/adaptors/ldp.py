@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from janus_modular import Adaptor, CheckpointError, PartConfig, Registry, hookimpl
+from janus_modular import Adaptor, CheckpointError, ComponentConfig, Registry, hookimpl
 
 
 @dataclass
-class LdpConfig(PartConfig):
+class LdpConfig(ComponentConfig):
     """The published one has no options; its widths are its neighbours'."""
 
 

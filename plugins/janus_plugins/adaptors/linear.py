@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from janus_modular import Adaptor, PartConfig, Registry, hookimpl
+from janus_modular import Adaptor, ComponentConfig, Registry, hookimpl
 
 
 @dataclass
-class LinearConfig(PartConfig):
+class LinearConfig(ComponentConfig):
     """One layer; its widths are its neighbours'."""
 
     bias: bool = True  # the published one has a bias

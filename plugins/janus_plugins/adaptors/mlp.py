@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from janus_modular import Adaptor, ConfigError, PartConfig, Registry, hookimpl
+from janus_modular import Adaptor, ComponentConfig, ConfigError, Registry, hookimpl
 
 
 @dataclass
-class MlpConfig(PartConfig):
+class MlpConfig(ComponentConfig):
     """How deep; the widths are the neighbours'."""
 
     depth: int = 2  # linear layers: C -> D, then D -> D; Janus and Janus-Pro have 2

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from janus_modular import (
     Adaptor,
+    ComponentConfig,
     DescriptionError,
     Difference,
-    PartConfig,
     Registry,
+    belongs_to,
     hookimpl,
-    lies_in,
     resolve_pretrained,
 )
 from janus_plugins.hf_folders import describing_folder, read_config
@@ -31,7 +31,7 @@ from janus_plugins.sizes import check_sizes
 
 
 @dataclass
-class PerceiverConfig(PartConfig):
+class PerceiverConfig(ComponentConfig):
     """Idefics2's, but for ``intermediate``; the widths are the neighbours'.
 
     With ``pretrained``, they must be those of the config.json beside the weights: shapes do not show heads.
@@ -79,7 +79,7 @@ class PerceiverAdaptor(nn.Module):
         for name in weights:
             _, inside, own = f".{name}".rpartition(".connector.")
             own = own if inside else name
-            if inside or lies_in(own, self):
+            if inside or belongs_to(own, self):
                 yield own, weights[name]
 
 

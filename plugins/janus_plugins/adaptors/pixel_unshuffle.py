@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from janus_modular import Adaptor, PartConfig, Registry, hookimpl
+from janus_modular import Adaptor, ComponentConfig, Registry, hookimpl
 from janus_plugins.sizes import check_sizes
 
 
 @dataclass
-class PixelUnshuffleConfig(PartConfig):
+class PixelUnshuffleConfig(ComponentConfig):
     """InternVL's; the widths are the neighbours'."""
 
     factor: int = 2  # side of the squares, in features: factor² of them become one token

@@ -26,8 +26,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from janus_modular import (
     Backbone,
     Cache,
+    ComponentConfig,
     ConfigError,
-    PartConfig,
     Registry,
     hookimpl,
     open_weights,
@@ -63,7 +63,7 @@ TEXT_PART = {
 
 
 @dataclass
-class HfConfig(PartConfig):
+class HfConfig(ComponentConfig):
     """A decoder by its transformers config, or by the description beside its weights.
 
     With ``pretrained``, the folder's config.json (a GGUF file's metadata) is what is built, and every key
@@ -190,12 +190,12 @@ class HfBackbone(nn.Module):
             trust_remote_code=False,
         )
         refuse_misshapen(path, info["mismatched_keys"])
-        inside, left_over = unused_weights(info["unexpected_keys"], model)
+        inside, unexpected_keys = unused_weights(info["unexpected_keys"], model)
         if not alone:
             of_the_decoder = decoder_names(open_weights(path))
             body = dict(model.base_model.named_children())
             ours = [n for n in inside if n in of_the_decoder or n.split(".")[1] in body or "lm_head" in n]
-            inside, left_over = ours, sorted({*inside, *left_over} - {*ours})
+            inside, unexpected_keys = ours, sorted({*inside, *unexpected_keys} - {*ours})
         refuse_unused(path, inside, f"the backbone 'hf' ({model.config.model_type})")
         self._adopt(model)
         tables = model.get_input_embeddings().weight, model.get_output_embeddings().weight
@@ -204,7 +204,7 @@ class HfBackbone(nn.Module):
             self._keys["tie_word_embeddings"] = tables[0] is tables[1]
         held = {id(one) for one in self.model.state_dict(keep_vars=True).values()}  # tied ones once
         missing = sorted(info["missing_keys"])
-        return len(held) - len(missing), missing, left_over
+        return len(held) - len(missing), missing, unexpected_keys
 
     def _body(self, x: Tensor, positions: Tensor) -> Tensor:
         mask = None  # transformers finds out from positions which sequences share a row

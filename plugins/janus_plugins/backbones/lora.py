@@ -27,13 +27,13 @@ from janus_modular import (
     Backbone,
     Cache,
     CheckpointError,
+    ComponentConfig,
+    ComponentSpec,
     ConfigError,
-    Part,
-    PartConfig,
     Registry,
+    component,
     hookimpl,
     open_weights,
-    part,
 )
 from janus_plugins.sizes import check_sizes
 
@@ -59,10 +59,10 @@ UNKNOWN = (
 
 
 @dataclass
-class LoraConfig(PartConfig):
+class LoraConfig(ComponentConfig):
     """What is adapted, and how. ``pretrained`` is an adapter as peft saves it: a folder or a hub id."""
 
-    backbone: Part = part("backbones")  # with its own `pretrained`
+    backbone: ComponentSpec = component("backbones")  # with its own `pretrained`
     rank: int = 16  # inner width of an adapter: a layer of (n, m) gets rank * (n + m) parameters
     alpha: float = 32.0  # what an adapter adds is multiplied by alpha / rank
     dropout: float = 0.0  # of what goes into an adapter, while it learns
@@ -84,7 +84,7 @@ class LoraBackbone(nn.Module):
 
     backbone: Any
 
-    def __init__(self, config: LoraConfig, build: Callable[[Part], Any]) -> None:
+    def __init__(self, config: LoraConfig, build: Callable[[ComponentSpec], Any]) -> None:
         super().__init__()
         self.config = config
         self.backbone = build(config.backbone)
@@ -123,12 +123,14 @@ class LoraBackbone(nn.Module):
         """Grow the vocabulary of the backbone inside; new rows learn where a stage names the table."""
         self.backbone.resize_vocab(vocab_size)
 
-    def what_learns(self) -> Iterable[str]:
+    def trainable_parameters(self) -> Iterable[str]:
         """Name the adapters."""
         for path, layer in self._adapted():
             yield from (f"{path}.{name}" for name, _ in layer.named_children() if name.startswith("lora_"))
 
-    def merged(self, weights: Mapping[str, Tensor]) -> tuple[Part, Mapping[str, Callable[[], Tensor]]]:
+    def merged(
+        self, weights: Mapping[str, Tensor]
+    ) -> tuple[ComponentSpec, Mapping[str, Callable[[], Tensor]]]:
         """Return the backbone inside, and each of its weights with what the adapters add."""
         folded = {f"{path}.base_layer.weight" for path, _ in self._adapted()}
         made: dict[str, Callable[[], Tensor]] = {}

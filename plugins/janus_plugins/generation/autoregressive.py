@@ -18,31 +18,33 @@ from torch.nn import functional as F
 
 from janus_modular import (
     Adaptor,
+    ComponentConfig,
+    ComponentSpec,
     GenerationPath,
     Head,
     ImageTokenizer,
     NotFiniteError,
-    Part,
-    PartConfig,
     Registry,
+    component,
     hookimpl,
     mark_not_finite,
-    part,
-    pick,
+    sample_with_noise,
 )
 from janus_plugins.sizes import check_sizes
 
 
 @dataclass
-class AutoregressiveConfig(PartConfig):
+class AutoregressiveConfig(ComponentConfig):
     """A tokenizer, an adaptor and a head, and the size of the images."""
 
-    tokenizer: Part = part("image_tokenizers")  # images to codes, and back
-    adaptor: Part = part("adaptors")  # vectors of codes to the backbone; each code keeps its position
-    head: Part = part("heads")  # hidden states to the next code
+    tokenizer: ComponentSpec = component("image_tokenizers")  # images to codes, and back
+    adaptor: ComponentSpec = component(
+        "adaptors"
+    )  # vectors of codes to the backbone; each code keeps its position
+    head: ComponentSpec = component("heads")  # hidden states to the next code
     height: int = 384  # pixels
     width: int = 384  # pixels
-    embedding_width: int | None = None  # of the codes' own table; None: the tokenizer's code width
+    embedding_dim: int | None = None  # of the codes' own table; None: the tokenizer's code width
 
     def __post_init__(self) -> None:
         """Refuse sizes that no image has."""
@@ -60,7 +62,7 @@ class AutoregressiveGeneration(nn.Module):
 
     predicts_next = True
     sampling_loop = "autoregressive"
-    trained_apart: tuple[str, ...] = ("tokenizer",)  # its codes are targets: no stage's loss reaches it
+    frozen_submodules: tuple[str, ...] = ("tokenizer",)  # its codes are targets: no stage's loss reaches it
 
     def __init__(
         self,
@@ -97,14 +99,14 @@ class AutoregressiveGeneration(nn.Module):
                 f"'{config.tokenizer.name}' has {drawn[0]}x{drawn[1]} positions for an image of"
                 f" {config.height}x{config.width} pixels; expected at least 1x1: draw larger ones"
             )
-        vectors = tokenizer.code_vectors()
-        code_width = config.embedding_width or tokenizer.code_width
-        if code_width is None:
-            raise ValueError(f"the codes of '{config.tokenizer.name}' have no vectors: give embedding_width")
-        embedding = nn.Embedding(sum(tokenizer.codebooks), code_width)
+        vectors = tokenizer.codebook_embeddings()
+        code_dim = config.embedding_dim or tokenizer.code_dim
+        if code_dim is None:
+            raise ValueError(f"the codes of '{config.tokenizer.name}' have no vectors: give embedding_dim")
+        embedding = nn.Embedding(sum(tokenizer.codebooks), code_dim)
         if vectors is not None and vectors.shape == embedding.weight.shape:
             embedding.weight.data.copy_(vectors.detach())
-        adaptor = build(config.adaptor, code_width, width)
+        adaptor = build(config.adaptor, code_dim, width)
         for grid in (drawn, (1, 1)):  # an image is read, one is drawn
             if (positions := adaptor.num_tokens(grid)) != grid[0] * grid[1]:
                 raise ValueError(
@@ -146,7 +148,7 @@ class AutoregressiveGeneration(nn.Module):
         rows = [code + start if start else code for code, start in zip(codes, starts, strict=True)]
         return reduce(torch.add, map(self.embedding, rows))
 
-    def image_next(
+    def sample_image(
         self, hidden: Tensor, noise: Tensor, guidance: Tensor, temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Choose the next code of each image; return codes (N,) or (N, S), and the next inputs of all rows.
@@ -162,7 +164,7 @@ class AutoregressiveGeneration(nn.Module):
             conditional, unconditional = logits[0], logits[-1]  # of one row, both are the same
             guided = unconditional + guidance * (conditional - unconditional)
             guided = guided / temperature
-            codes.append(pick(guided, of_code))  # (N,)
+            codes.append(sample_with_noise(guided, of_code))  # (N,)
             marked.append(mark_not_finite(codes[-1], guided))
             of_rows.append(codes[-1].repeat(logits.shape[0]))  # (R,): an image's rows take its code
         x = self.adaptor(self.vectors(codes).unsqueeze(1), (1, 1)).squeeze(1)  # (N, D)
@@ -185,7 +187,7 @@ class AutoregressiveGeneration(nn.Module):
 
     def parts(self) -> Mapping[str, Callable[..., Any]]:
         """What sampling calls and export compiles."""
-        return {"image_next": self.image_next, "draw": self.draw, "tokenize_image": self.targets}
+        return {"sample_image": self.sample_image, "draw": self.draw, "tokenize_image": self.targets}
 
 
 def known(codes: Sequence[Tensor], hidden: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from janus_modular import Head, PartConfig, Registry, hookimpl
+from janus_modular import ComponentConfig, Head, Registry, hookimpl
 from janus_plugins.sizes import check_heads, check_sizes
 
 
 @dataclass
-class FactorizedHeadConfig(PartConfig):
+class FactorizedHeadConfig(ComponentConfig):
     """How deep it is; its width is the backbone's. The defaults are those of the published L model."""
 
     layers: int = 3  # transformer blocks over the codes of a position

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from janus_modular import ConfigError, Head, PartConfig, Registry, hookimpl
+from janus_modular import ComponentConfig, ConfigError, Head, Registry, hookimpl
 
 
 @dataclass
-class MlpHeadConfig(PartConfig):
+class MlpHeadConfig(ComponentConfig):
     """How wide it is inside; the other widths are its neighbours'."""
 
     hidden: int | None = None  # None: as wide as the backbone, which is what Janus and Janus-Pro have

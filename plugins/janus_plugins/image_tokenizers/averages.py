@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor, nn
 
-from janus_modular import lies_in
+from janus_modular import belongs_to
 
 
 def averages_first(
@@ -25,7 +25,7 @@ def averages_first(
         own = own_name(theirs)
         if theirs.startswith(("loss.", "model_ema.")):
             _ = weights[name]  # read, so that it does not count as left over
-        elif lies_in(own, tokenizer):
+        elif belongs_to(own, tokenizer):
             trained = weights[name]
             if not averaged or own not in known:
                 yield own, trained

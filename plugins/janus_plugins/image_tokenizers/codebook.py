@@ -12,27 +12,27 @@ class Codebook(nn.Module):
     With ``unit``, vectors are compared and looked up at unit length, so that the angle alone decides.
     """
 
-    def __init__(self, num_codes: int, code_width: int, *, unit: bool = False) -> None:
+    def __init__(self, num_codes: int, code_dim: int, *, unit: bool = False) -> None:
         super().__init__()
         self.unit = unit
-        self.embedding = nn.Embedding(num_codes, code_width)
+        self.embedding = nn.Embedding(num_codes, code_dim)
         nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
         self.embedding.weight.data = self.normalize(self.embedding.weight.data)
 
     def normalize(self, vectors: Tensor) -> Tensor:
-        """Bring vectors (..., code_width) to unit length, where it is told to."""
+        """Bring vectors (..., code_dim) to unit length, where it is told to."""
         return F.normalize(vectors, dim=-1) if self.unit else vectors
 
     def vectors(self) -> Tensor:
-        """Return all vectors (K, code_width)."""
+        """Return all vectors (K, code_dim)."""
         return self.normalize(self.embedding.weight)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Look up code ids (...) as vectors (..., code_width)."""
+        """Look up code ids (...) as vectors (..., code_dim)."""
         return self.normalize(self.embedding(codes))
 
     def scores(self, latents: Tensor) -> Tensor:
-        """Score all codes (..., K) for latents z (..., code_width): |z|² minus the squared distance.
+        """Score all codes (..., K) for latents z (..., code_dim): |z|² minus the squared distance.
 
         In float32 whatever the weights are: 16,384 codes lie closer together than bf16 can tell apart.
         """
@@ -40,7 +40,7 @@ class Codebook(nn.Module):
         return 2 * latents.float() @ vectors.T - vectors.square().sum(-1)
 
     def nearest(self, latents: Tensor) -> Tensor:
-        """Return the ids (...) of the codes nearest to latents (..., code_width)."""
+        """Return the ids (...) of the codes nearest to latents (..., code_dim)."""
         return self.scores(latents).argmax(-1)
 
 

@@ -16,13 +16,13 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from janus_modular import PartConfig
+from janus_modular import ComponentConfig
 from janus_plugins.image_tokenizers.codebook import Codebook
 from janus_plugins.sizes import check_sizes, squares
 
 
 @dataclass
-class ConvolutionalConfig(PartConfig):
+class ConvolutionalConfig(ComponentConfig):
     """Sizes of a `ConvolutionalTokenizer`."""
 
     channels: int = 128  # of the highest resolution
@@ -30,7 +30,7 @@ class ConvolutionalConfig(PartConfig):
     residual_blocks: int = 2  # per resolution; the decoder has one more
     latent_channels: int = 256  # between the convolutions and the projection to a code
     num_codes: int = 16384  # K
-    code_width: int = 256  # of a code's own vector
+    code_dim: int = 256  # of a code's own vector
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""
@@ -43,7 +43,7 @@ class ConvolutionalConfig(PartConfig):
             residual_blocks=1,
             latent_channels=1,
             num_codes=1,
-            code_width=1,
+            code_dim=1,
         )
 
 
@@ -59,13 +59,13 @@ class ConvolutionalTokenizer(nn.Module):
     def __init__(self, config: ConvolutionalConfig, quantize: Codebook, *, attention: bool = True) -> None:
         super().__init__()
         self.codebooks: tuple[int, ...] = (config.num_codes,)
-        self.code_width: int | None = config.code_width
+        self.code_dim: int | None = config.code_dim
         self.factor = 2 ** (len(config.channel_multipliers) - 1)
         self.encoder = make_encoder(config, attention)
         self.decoder = make_decoder(config, attention)
         self.quantize = quantize
-        self.quant_conv = nn.Conv2d(config.latent_channels, config.code_width, 1)
-        self.post_quant_conv = nn.Conv2d(config.code_width, config.latent_channels, 1)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.code_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.code_dim, config.latent_channels, 1)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """One code for each square of ``factor`` pixels."""
@@ -84,19 +84,19 @@ class ConvolutionalTokenizer(nn.Module):
             )
         return self.paint(self.quantize(codes), grid)
 
-    def code_vectors(self) -> Tensor:
-        """Return the codebook (K, code_width) as it is compared."""
+    def codebook_embeddings(self) -> Tensor:
+        """Return the codebook (K, code_dim) as it is compared."""
         return self.quantize.vectors()
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """Encode pixels (N, 3, H, W) into latents (N, P, code_width), as the codebook compares them."""
+        """Encode pixels (N, 3, H, W) into latents (N, P, code_dim), as the codebook compares them."""
         self.grid(*pixels.shape[-2:])
         encoded = self.quant_conv(self.encoder(pixels.to(self.quant_conv.weight.dtype)))  # (N, c, h, w)
         return self.quantize.normalize(encoded.flatten(2).transpose(1, 2))
 
     def paint(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Paint code vectors (N, P, code_width) as pixels."""
-        latents = vectors.transpose(1, 2).unflatten(2, grid)  # (N, code_width, h, w)
+        """Paint code vectors (N, P, code_dim) as pixels."""
+        latents = vectors.transpose(1, 2).unflatten(2, grid)  # (N, code_dim, h, w)
         return self.decoder(self.post_quant_conv(latents))
 
 

@@ -19,13 +19,13 @@ from torch.nn import functional as F
 
 from janus_modular import (
     CheckpointError,
+    ComponentConfig,
     DescriptionError,
     Difference,
     ImageTokenizer,
-    PartConfig,
     Registry,
+    belongs_to,
     hookimpl,
-    lies_in,
 )
 from janus_plugins.image_tokenizers.convolutional import Attention, BlockLevel, Residual, named, norm
 from janus_plugins.sizes import check_sizes, squares
@@ -35,7 +35,7 @@ CONSTANTS = ("encoder.patcher.", "decoder.unpatcher.", "quantizer.")
 
 
 @dataclass
-class FsqConfig(PartConfig):
+class FsqConfig(ComponentConfig):
     """The published DI16x16, 83.724 M parameters; DI8x8 is ``factor: 8``.
 
     Those of 360p have ``patch_size: 2``, and DI16x16-360p ``norm_groups: 1`` besides. Published folders
@@ -98,14 +98,14 @@ class FsqTokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.codebooks: tuple[int, ...] = (prod(config.levels),)
-        self.code_width: int | None = len(config.levels)
+        self.code_dim: int | None = len(config.levels)
         self.factor = config.factor
         self.encoder = make_encoder(config)
         self.decoder = make_decoder(config)
-        self.quant_conv = nn.Conv2d(config.latent_channels, self.code_width, 1)
-        self.post_quant_conv = nn.Conv2d(self.code_width, config.latent_channels, 1)
+        self.quant_conv = nn.Conv2d(config.latent_channels, self.code_dim, 1)
+        self.post_quant_conv = nn.Conv2d(self.code_dim, config.latent_channels, 1)
         steps = [prod(config.levels[:i]) for i in range(len(config.levels))]
-        self.register_buffer("levels", torch.tensor(config.levels), persistent=False)  # (code_width,)
+        self.register_buffer("levels", torch.tensor(config.levels), persistent=False)  # (code_dim,)
         self.register_buffer("steps", torch.tensor(steps), persistent=False)  # from a level to the next
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -125,13 +125,13 @@ class FsqTokenizer(nn.Module):
         return self._paint(self.vectors(codes), grid)
 
     def vectors(self, codes: Tensor) -> Tensor:
-        """Return the vectors (..., code_width) of code ids (...), in float32."""
+        """Return the vectors (..., code_dim) of code ids (...), in float32."""
         middle = self.levels // 2
         numbers = codes.unsqueeze(-1) // self.steps % self.levels
         return (numbers - middle).float() / middle
 
-    def code_vectors(self) -> Tensor:
-        """Return the vectors (K, code_width) of all codes, in the dtype of the weights."""
+    def codebook_embeddings(self) -> Tensor:
+        """Return the vectors (K, code_dim) of all codes, in the dtype of the weights."""
         codes = torch.arange(self.codebooks[0], device=self.levels.device)
         return self.vectors(codes).to(self.quant_conv.weight.dtype)
 
@@ -162,7 +162,7 @@ class FsqTokenizer(nn.Module):
             own = name.removeprefix(prefix) if name.startswith(prefix) else ""
             if own.startswith(CONSTANTS):
                 self._check_levels(own, weights[name])
-            elif lies_in(own, self):
+            elif belongs_to(own, self):
                 yield own, weights[name]
 
     def _check_levels(self, name: str, table: Tensor) -> None:
@@ -177,7 +177,7 @@ class FsqTokenizer(nn.Module):
             raise DescriptionError("the weight file", [Difference("levels", self.config.levels, found)])
 
     def _latents(self, pixels: Tensor) -> Tensor:
-        """Encode pixels (N, 3, H, W) into latents (N, P, code_width)."""
+        """Encode pixels (N, 3, H, W) into latents (N, P, code_dim)."""
         self.grid(*pixels.shape[-2:])
         encoded = self.quant_conv(self.encoder(pixels.to(self.quant_conv.weight.dtype)))
         return encoded.flatten(2).transpose(1, 2)
@@ -189,7 +189,7 @@ class FsqTokenizer(nn.Module):
         return (latents.float() + (offset / half).atanh()).tanh() * half - offset
 
     def _paint(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Paint code vectors (N, P, code_width) as pixels."""
+        """Paint code vectors (N, P, code_dim) as pixels."""
         latents = vectors.to(self.quant_conv.weight.dtype).transpose(1, 2).unflatten(2, grid)
         return self.decoder(self.post_quant_conv(latents))
 

@@ -23,12 +23,12 @@ from transformers import AutoConfig, Emu3VQVAE
 
 from janus_modular import (
     CheckpointError,
+    ComponentConfig,
     ConfigError,
     ImageTokenizer,
-    PartConfig,
     Registry,
+    belongs_to,
     hookimpl,
-    lies_in,
     refuse_quantized,
     resolve_pretrained,
 )
@@ -65,7 +65,7 @@ PUBLISHED_NAMES = (
 
 
 @dataclass
-class HfVqConfig(PartConfig):
+class HfVqConfig(ComponentConfig):
     """A tokenizer by its transformers config, or by the description beside its weights.
 
     With ``pretrained``, the folder's config.json is what is built, and every key that ``config`` writes must
@@ -94,7 +94,7 @@ class HfVqTokenizer(nn.Module):
         quantize.embedding = self.model.quantize.embedding
         self.model.quantize = quantize
         self.codebooks: tuple[int, ...] = (family.codebook_size,)
-        self.code_width: int | None = family.embed_dim
+        self.code_dim: int | None = family.embed_dim
         self.frames: int = family.temporal_downsample_factor
         self.factor: int = self.model.spatial_scale_factor
         keys = {**family.to_diff_dict(), "model_type": family.model_type}
@@ -123,8 +123,8 @@ class HfVqTokenizer(nn.Module):
             raise ValueError(f"hf-vq: {codes.shape[-1]} codes do not fill a grid of {grid[0]}x{grid[1]}")
         return self.paint(self.model.quantize(codes), grid)
 
-    def code_vectors(self) -> Tensor:
-        """Return the codebook (K, code_width)."""
+    def codebook_embeddings(self) -> Tensor:
+        """Return the codebook (K, code_dim)."""
         return self.model.quantize.vectors()
 
     def losses(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -132,7 +132,7 @@ class HfVqTokenizer(nn.Module):
 
         Emu3's tokenizer was trained with a perceptual and an adversarial loss besides.
         """
-        latents = self.latents(pixels)  # (N, P, code_width)
+        latents = self.latents(pixels)  # (N, P, code_dim)
         vectors = self.model.quantize(self.model.quantize.nearest(latents))
         painted = self.paint(straight_through(latents, vectors), self.grid(*pixels.shape[-2:]))
         distance = F.l1_loss if self.config.reconstruction == "l1" else F.mse_loss
@@ -143,7 +143,7 @@ class HfVqTokenizer(nn.Module):
         }
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """Encode pixels (N, 3, H, W), as a clip that stands still, into latents (N, P, code_width).
+        """Encode pixels (N, 3, H, W), as a clip that stands still, into latents (N, P, code_dim).
 
         Up to the layers that join frames, one frame stands for all.
         """
@@ -159,8 +159,8 @@ class HfVqTokenizer(nn.Module):
         return self.model.quant_conv(x).flatten(2).transpose(1, 2)  # of the one frame that is left
 
     def paint(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Paint code vectors (N, P, code_width) as pixels: a clip's first frame, the only one painted."""
-        codes = vectors.transpose(1, 2).unflatten(2, (1, *grid))  # (N, code_width, 1, h, w)
+        """Paint code vectors (N, P, code_dim) as pixels: a clip's first frame, the only one painted."""
+        codes = vectors.transpose(1, 2).unflatten(2, (1, *grid))  # (N, code_dim, 1, h, w)
         decoder, latents = self.model.decoder, self.model.post_quant_conv(codes)
         x, condition = self._first_frame(latents), self._first_frame(codes)
         x = decoder.middle_block(decoder.conv_in(x), condition)
@@ -187,7 +187,7 @@ class HfVqTokenizer(nn.Module):
         known = self.model.state_dict()
         for name in weights:
             own = transformers_name(name.removeprefix(prefix)) if name.startswith(prefix) else ""
-            if lies_in(own, self.model):
+            if belongs_to(own, self.model):
                 weight = weights[name]
                 flat = own in known and known[own].ndim == 2
                 yield f"model.{own}", weight.flatten(1) if flat else weight

@@ -34,16 +34,16 @@ class IbqConfig(ConvolutionalConfig):
 class IbqCodebook(Codebook):
     """K vectors, the chosen one having the largest product with the latent."""
 
-    def __init__(self, num_codes: int, code_width: int) -> None:
-        super().__init__(num_codes, code_width)
+    def __init__(self, num_codes: int, code_dim: int) -> None:
+        super().__init__(num_codes, code_dim)
         nn.init.normal_(self.embedding.weight)
 
     def scores(self, latents: Tensor) -> Tensor:
-        """Multiply latents (..., code_width) with all codes: (..., K), in float32 whatever weights are."""
+        """Multiply latents (..., code_dim) with all codes: (..., K), in float32 whatever weights are."""
         return latents.float() @ self.vectors().float().T
 
     def chosen(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Look up the codes of the largest scores (..., K), twice: (..., code_width) each, equal in value.
+        """Look up the codes of the largest scores (..., K), twice: (..., code_dim) each, equal in value.
 
         The gradient of the first reaches all codes, and what the scores came from, by their softmax; that
         of the second the chosen codes alone.
@@ -60,7 +60,7 @@ class IbqTokenizer(ConvolutionalTokenizer):
     quantize: IbqCodebook
 
     def __init__(self, config: IbqConfig) -> None:
-        super().__init__(config, IbqCodebook(config.num_codes, config.code_width))
+        super().__init__(config, IbqCodebook(config.num_codes, config.code_dim))
         self.config = config
 
     def losses(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -71,7 +71,7 @@ class IbqTokenizer(ConvolutionalTokenizer):
         choices and an even use. The published tokenizers were trained with a perceptual and an adversarial
         loss besides.
         """
-        latents = self.latents(pixels)  # (N, P, code_width)
+        latents = self.latents(pixels)  # (N, P, code_dim)
         scores = self.quantize.scores(latents)  # (N, P, K)
         passed, vectors = self.quantize.chosen(scores)
         painted = self.paint(passed, self.grid(*pixels.shape[-2:]))

@@ -14,7 +14,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from janus_modular import CheckpointError, ImageTokenizer, Registry, hookimpl, lies_in
+from janus_modular import CheckpointError, ImageTokenizer, Registry, belongs_to, hookimpl
 from janus_plugins.image_tokenizers.codebook import Codebook, entropy_loss, straight_through
 from janus_plugins.image_tokenizers.convolutional import ConvolutionalConfig, ConvolutionalTokenizer
 
@@ -23,7 +23,7 @@ from janus_plugins.image_tokenizers.convolutional import ConvolutionalConfig, Co
 class LlamaGenConfig(ConvolutionalConfig):
     """The published VQ-16: factor 16, 71.883 M parameters."""
 
-    code_width: int = 8  # of a code's own vector
+    code_dim: int = 8  # of a code's own vector
     l2_norm: bool = True  # codes and latents are compared, and decoded, at unit length
     reconstruction: Literal["l1", "l2"] = "l2"  # the distance of the loss "pixels"
     commitment: float = 0.25  # weight of the loss that pulls latents to their codes
@@ -41,7 +41,7 @@ class LlamaGenTokenizer(ConvolutionalTokenizer):
     name = "llamagen"
 
     def __init__(self, config: LlamaGenConfig) -> None:
-        super().__init__(config, Codebook(config.num_codes, config.code_width, unit=config.l2_norm))
+        super().__init__(config, Codebook(config.num_codes, config.code_dim, unit=config.l2_norm))
         self.config = config
 
     def losses(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ class LlamaGenTokenizer(ConvolutionalTokenizer):
         Gradients pass the nearest-row choice straight through. The published tokenizers were trained with
         a perceptual and an adversarial loss besides.
         """
-        latents = self.latents(pixels)  # (N, P, code_width)
+        latents = self.latents(pixels)  # (N, P, code_dim)
         vectors = self.quantize(self.quantize.nearest(latents))
         painted = self.paint(straight_through(latents, vectors), self.grid(*pixels.shape[-2:]))
         distance = F.l1_loss if self.config.reconstruction == "l1" else F.mse_loss
@@ -81,7 +81,7 @@ class LlamaGenTokenizer(ConvolutionalTokenizer):
             own = published_name(name.removeprefix(prefix)) if name.startswith(prefix) else ""
             if own == "quantize.codebook_used":
                 _ = weights[name]  # statistics of its training: read, so that it does not count as left over
-            elif lies_in(own, self):
+            elif belongs_to(own, self):
                 yield own, weights[name]
 
 

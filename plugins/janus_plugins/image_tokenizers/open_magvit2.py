@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from janus_modular import CheckpointError, ImageTokenizer, PartConfig, Registry, hookimpl
+from janus_modular import CheckpointError, ComponentConfig, ImageTokenizer, Registry, hookimpl
 from janus_plugins.image_tokenizers.averages import averages_first
 from janus_plugins.image_tokenizers.codebook import entropy_loss
 from janus_plugins.image_tokenizers.convolutional import BlockLevel, named, norm, residuals
@@ -25,7 +25,7 @@ from janus_plugins.sizes import check_sizes, squares
 
 
 @dataclass
-class OpenMagvit2Config(PartConfig):
+class OpenMagvit2Config(ComponentConfig):
     """The published tokenizers of factor 16: 2^18 codes, 115.128 M parameters.
 
     Factor 8 is ``channel_multipliers: [1, 2, 2, 4]``, 2^14 codes are ``bits: [14]``.
@@ -64,7 +64,7 @@ class OpenMagvit2Tokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.codebooks = tuple(2**bits for bits in config.bits)
-        self.code_width: int | None = sum(config.bits)
+        self.code_dim: int | None = sum(config.bits)
         self.factor = 2 ** (len(config.channel_multipliers) - 1)
         self.encoder = make_encoder(config)
         self.decoder = Decoder(config)
@@ -95,7 +95,7 @@ class OpenMagvit2Tokenizer(nn.Module):
         signs = [self.signs[code][..., :bits] for code, bits in zip(by_code, self.config.bits, strict=True)]
         return self._paint(torch.cat(signs, dim=-1), (rows, columns))
 
-    def code_vectors(self) -> Tensor:
+    def codebook_embeddings(self) -> Tensor:
         """Return the signs of each code (sum of K, all bits), 0 at the bits of the other codes."""
         signs = (self.signs[: 2**bits, :bits] for bits in self.config.bits)
         return torch.block_diag(*signs).to(self.decoder.conv_in.weight.dtype)

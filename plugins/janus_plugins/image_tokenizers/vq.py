@@ -18,18 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from janus_modular import ImageTokenizer, PartConfig, Registry, hookimpl
+from janus_modular import ComponentConfig, ImageTokenizer, Registry, hookimpl
 from janus_plugins.sizes import check_sizes
 
 
 @dataclass
-class VqConfig(PartConfig):
+class VqConfig(ComponentConfig):
     """Sizes of a `VqTokenizer`, and how its codebook learns."""
 
     channels: list[int] = field(default_factory=lambda: [8, 16, 32, 64])  # of each level, finest first
     blocks: int = 1  # residual blocks a level, in the encoder and in the decoder
     num_codes: int = 64  # K
-    code_width: int = 8  # width of a code's vector
+    code_dim: int = 8  # width of a code's vector
     commitment: float = 0.25  # weight of the loss that keeps latents near their codes
     decay: float = 0.95  # of the moving averages that the codebook follows
     continuous_steps: int = 60  # training steps without the quantiser; then k-means starts the codebook
@@ -39,7 +39,7 @@ class VqConfig(PartConfig):
         """Refuse sizes that cannot be built."""
         if not self.channels:
             raise ValueError("channels: []; expected at least one level.")
-        check_sizes(self, channels=1, blocks=0, num_codes=2, code_width=1)
+        check_sizes(self, channels=1, blocks=0, num_codes=2, code_dim=1)
 
 
 class ResidualBlock(nn.Module):
@@ -71,13 +71,13 @@ class VqTokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.codebooks: tuple[int, ...] = (config.num_codes,)
-        self.code_width: int | None = config.code_width
+        self.code_dim: int | None = config.code_dim
         self.value_range = (-1.0, 1.0)
         self.factor = 2 ** (len(config.channels) - 1)
         first, last = config.channels[0], config.channels[-1]
 
         encoder: list[nn.Module] = [nn.Conv2d(3, first, 3, padding=1)]
-        decoder: list[nn.Module] = [nn.Conv2d(config.code_width, last, 3, padding=1)]
+        decoder: list[nn.Module] = [nn.Conv2d(config.code_dim, last, 3, padding=1)]
         for finer, coarser in pairwise(config.channels):
             encoder += [ResidualBlock(finer) for _ in range(config.blocks)]
             encoder += [nn.Conv2d(finer, coarser, 4, stride=2, padding=1)]
@@ -86,11 +86,11 @@ class VqTokenizer(nn.Module):
             decoder += [ResidualBlock(coarser) for _ in range(config.blocks)]
             decoder += [nn.Upsample(scale_factor=2), nn.Conv2d(coarser, finer, 3, padding=1)]
         decoder += [ResidualBlock(first) for _ in range(config.blocks)]
-        self.encoder = nn.Sequential(*encoder, *_activated(last, config.code_width))
+        self.encoder = nn.Sequential(*encoder, *_activated(last, config.code_dim))
         self.decoder = nn.Sequential(*decoder, *_activated(first, 3))
 
-        vectors = F.normalize(torch.randn(config.num_codes, config.code_width), dim=-1)
-        self.register_buffer("codebook", vectors)  # (K, code_width), unit rows
+        vectors = F.normalize(torch.randn(config.num_codes, config.code_dim), dim=-1)
+        self.register_buffer("codebook", vectors)  # (K, code_dim), unit rows
         self.register_buffer("counts", torch.ones(config.num_codes))  # moving average of uses a step
         self.register_buffer("sums", vectors.clone())  # moving average of the latents at each code
         self.register_buffer("steps", torch.tensor(0))  # training steps taken
@@ -110,18 +110,18 @@ class VqTokenizer(nn.Module):
         """Decode code ids (N, P) into pixels (N, 3, height, width), not clipped to the range."""
         return self._paint(self.codebook[codes], self.grid(height, width))
 
-    def code_vectors(self) -> Tensor:
-        """Return the codebook (K, code_width), unit rows."""
+    def codebook_embeddings(self) -> Tensor:
+        """Return the codebook (K, code_dim), unit rows."""
         return self.codebook
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """Return the unit latents (N, P, code_width) of pixels, before the quantiser, in raster order."""
-        x = self.encoder(pixels).flatten(2).transpose(1, 2)  # (N, P, code_width)
+        """Return the unit latents (N, P, code_dim) of pixels, before the quantiser, in raster order."""
+        x = self.encoder(pixels).flatten(2).transpose(1, 2)  # (N, P, code_dim)
         return F.normalize(x.float(), dim=-1).to(x.dtype)
 
     def losses(self, pixels: Tensor) -> dict[str, Tensor]:
         """Return the losses ``pixels`` (squared error) and ``commitment``; training moves the codebook."""
-        latents = self.latents(pixels)  # (N, P, code_width)
+        latents = self.latents(pixels)  # (N, P, code_dim)
         if self.training and self.steps == self.config.continuous_steps:
             self._start(latents.detach().flatten(0, 1))
         quantised = latents
@@ -147,7 +147,7 @@ class VqTokenizer(nn.Module):
 
     @torch.no_grad()
     def _start(self, latents: Tensor, rounds: int = 10) -> None:
-        """Set the codebook to k-means centres of latents (M, code_width) on the sphere."""
+        """Set the codebook to k-means centres of latents (M, code_dim) on the sphere."""
         chosen = torch.randint(len(latents), (self.config.num_codes,), device=latents.device)
         self.codebook.copy_(latents[chosen])
         for _ in range(rounds):
@@ -159,7 +159,7 @@ class VqTokenizer(nn.Module):
 
     @torch.no_grad()
     def _follow(self, latents: Tensor, codes: Tensor) -> None:
-        """Move each code towards the mean of its latents (M, code_width); restart those out of use."""
+        """Move each code towards the mean of its latents (M, code_dim); restart those out of use."""
         sums, counts = self._gather(latents, codes)
         self.sums.lerp_(sums, 1 - self.config.decay)
         self.counts.lerp_(counts, 1 - self.config.decay)
@@ -172,7 +172,7 @@ class VqTokenizer(nn.Module):
         self.counts.masked_fill_(idle, even)
 
     def _gather(self, latents: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum the latents of each code (K, code_width), and count them (K,)."""
+        """Sum the latents of each code (K, code_dim), and count them (K,)."""
         sums = torch.zeros_like(self.sums).index_add_(0, codes, latents.to(self.sums))
         return sums, torch.bincount(codes, minlength=self.config.num_codes).to(self.counts)
 

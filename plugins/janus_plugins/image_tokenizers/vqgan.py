@@ -3,7 +3,7 @@
 The published models have factor 16 and codes of width 256, decoded as they are: on ImageNet with 16,384
 codes (the defaults) or 1,024 (``num_codes: 1024``); Chameleon's, for images of 512 x 512, is
 ``{num_codes: 8192, attention: false}``. Latent diffusion's vq-f4 has factor 4 and narrow codes:
-``{channel_multipliers: [1, 2, 4], latent_channels: 3, code_width: 3, num_codes: 8192, attention: false}``.
+``{channel_multipliers: [1, 2, 4], latent_channels: 3, code_dim: 3, num_codes: 8192, attention: false}``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from janus_modular import ImageTokenizer, Registry, hookimpl, lies_in
+from janus_modular import ImageTokenizer, Registry, belongs_to, hookimpl
 from janus_plugins.image_tokenizers.codebook import Codebook, straight_through
 from janus_plugins.image_tokenizers.convolutional import ConvolutionalConfig, ConvolutionalTokenizer
 from janus_plugins.image_tokenizers.taming_names import STATISTICS, find_prefix, own_name
@@ -37,7 +37,7 @@ class VqganTokenizer(ConvolutionalTokenizer):
     name = "vqgan"
 
     def __init__(self, config: VqganConfig) -> None:
-        super().__init__(config, Codebook(config.num_codes, config.code_width), attention=config.attention)
+        super().__init__(config, Codebook(config.num_codes, config.code_dim), attention=config.attention)
         self.config = config
 
     def losses(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -47,7 +47,7 @@ class VqganTokenizer(ConvolutionalTokenizer):
         the defaults are those. The published models were trained with a perceptual and an adversarial loss
         besides.
         """
-        latents = self.latents(pixels)  # (N, P, code_width)
+        latents = self.latents(pixels)  # (N, P, code_dim)
         vectors = self.quantize(self.quantize.nearest(latents))
         painted = self.paint(straight_through(latents, vectors), self.grid(*pixels.shape[-2:]))
         distance = F.l1_loss if self.config.reconstruction == "l1" else F.mse_loss
@@ -69,7 +69,7 @@ class VqganTokenizer(ConvolutionalTokenizer):
             own = own_name(theirs, len(self.config.channel_multipliers))
             if theirs.startswith("loss.") or theirs in STATISTICS:
                 _ = weights[name]  # read, so that it does not count as left over
-            elif lies_in(own, self):
+            elif belongs_to(own, self):
                 yield own, weights[name]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from janus_modular import CheckpointError, Layout, PartConfig, Registry, hookimpl
+from janus_modular import CheckpointError, ComponentConfig, Layout, Registry, hookimpl
 from janus_plugins.layouts.published_config import read_config, write_config
 from janus_plugins.layouts.renaming import Renaming
 
@@ -44,7 +44,7 @@ NAMES = Renaming(
 
 
 @dataclass
-class PublishedConfig(PartConfig):
+class PublishedConfig(ComponentConfig):
     """Nothing to choose: the layout is fixed."""
 
 

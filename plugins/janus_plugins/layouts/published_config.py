@@ -61,7 +61,7 @@ def read_config(folder: Path) -> dict[str, Any]:
                 "tokenizer": {
                     "name": "llamagen",
                     "num_codes": codes["image_token_size"],
-                    "code_width": codes["n_embed"],
+                    "code_dim": codes["n_embed"],
                 },
                 "adaptor": _read_adaptor(config["gen_aligner_config"]),
                 "head": {"name": "mlp", "hidden": head["image_token_embed"]},
@@ -94,7 +94,7 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
     pixels = write_pixels(encoder["pixels"], "published")
     size = encoder["pixels"]["height"]
     need(size == encoder["image_size"], "published", f"{encoder['image_size']} pixels a side", size)
-    codes = {"image_token_size": tokenizer["num_codes"], "n_embed": tokenizer["code_width"]}
+    codes = {"image_token_size": tokenizer["num_codes"], "n_embed": tokenizer["code_dim"]}
     predicts = {"image_token_size": codes["image_token_size"], "n_embed": width}
     predicts["image_token_embed"] = head["hidden"] or width
     write_json(
@@ -201,8 +201,8 @@ def _check_drawing(generation: Mapping[str, Any]) -> None:
     tokenizer = generation["tokenizer"]
     found = {key: tokenizer[key] for key in built_in}
     need(found == built_in, "published", f"VQ-16 alone, {built_in}", found)
-    width = generation.get("embedding_width") or tokenizer["code_width"]
-    need(width == tokenizer["code_width"], "published", "an embedding as wide as its codes", width)
+    width = generation.get("embedding_dim") or tokenizer["code_dim"]
+    need(width == tokenizer["code_dim"], "published", "an embedding as wide as its codes", width)
 
 
 def _write_language(config: Mapping[str, Any]) -> dict[str, Any]:

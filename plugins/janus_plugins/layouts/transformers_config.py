@@ -64,7 +64,7 @@ def read_config(folder: Path) -> dict[str, Any]:
                 "residual_blocks": codes.num_res_blocks,
                 "latent_channels": codes.latent_channels,
                 "num_codes": codes.num_embeddings,
-                "code_width": codes.embed_dim,
+                "code_dim": codes.embed_dim,
             },
             "adaptor": {"name": "mlp", "depth": codes.num_hidden_layers},
             "head": {"name": "mlp", "hidden": codes.projection_dim},
@@ -100,7 +100,7 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
             "num_image_tokens": patches**2,
         },
         vq_config={
-            "embed_dim": tokenizer["code_width"],
+            "embed_dim": tokenizer["code_dim"],
             "num_embeddings": tokenizer["num_codes"],
             "latent_channels": tokenizer["latent_channels"],
             "base_channels": tokenizer["channels"],
@@ -138,8 +138,8 @@ def _check_parts(config: Mapping[str, Any]) -> None:
     need(
         head["hidden"] in (None, width), what=f"a head as wide as the backbone, {width}", found=head["hidden"]
     )
-    code_width = generation.get("embedding_width") or tokenizer["code_width"]
-    need(code_width == tokenizer["code_width"], what="an embedding as wide as its codes", found=code_width)
+    code_dim = generation.get("embedding_dim") or tokenizer["code_dim"]
+    need(code_dim == tokenizer["code_dim"], what="an embedding as wide as its codes", found=code_dim)
     patches = encoder["image_size"] // encoder["patch_size"]
     factor = 2 ** (len(tokenizer["channel_multipliers"]) - 1)
     size = (generation["height"], generation["width"])

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from janus_modular import CheckpointError, Layout, PartConfig, Registry, hookimpl
+from janus_modular import CheckpointError, ComponentConfig, Layout, Registry, hookimpl
 from janus_plugins.layouts.renaming import Renaming
 from janus_plugins.layouts.transformers_config import read_config, write_config
 
@@ -57,7 +57,7 @@ NAMES = Renaming(
 
 
 @dataclass
-class TransformersConfig(PartConfig):
+class TransformersConfig(ComponentConfig):
     """Nothing to choose: the layout is fixed."""
 
 

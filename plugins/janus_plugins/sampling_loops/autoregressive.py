@@ -66,7 +66,7 @@ def draw(
     for step in range(1, steps + 1):
         if not greedy:
             noise = exponential_noise(rngs, noise.shape[1])
-        chosen, x = session.run("image_next", hidden, noise, guidance, temperature)
+        chosen, x = session.run("sample_image", hidden, noise, guidance, temperature)
         codes.append(chosen)
         yield step, steps
         if step < steps:

@@ -65,7 +65,7 @@ def sample_text(
     for step in range(settings.max_tokens):
         if not greedy:
             noise = exponential_noise(rngs, noise.shape[1])
-        ids, x = session.run("text_next", hidden, noise, temperature, settings.top_k, settings.top_p)
+        ids, x = session.run("sample_text", hidden, noise, temperature, settings.top_k, settings.top_p)
         active = yield session.to_host(ids)
         if step + 1 < settings.max_tokens:  # nobody asks what follows the last
             hidden = session.step(x, active)

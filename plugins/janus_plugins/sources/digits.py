@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 
 from janus_modular import (
+    ComponentConfig,
     ImageInput,
     ImageTarget,
     Message,
     MissingExtraError,
-    PartConfig,
     Registry,
     Sample,
     Segment,
@@ -39,7 +39,7 @@ SHARES = {"train": (0, 4), "validation": (4, 5), "test": (5, 6)}  # sixths of ea
 
 
 @dataclass
-class DigitsConfig(PartConfig):
+class DigitsConfig(ComponentConfig):
     """Which digits, and what to do with them."""
 
     kind: Literal["draw", "read", "text"] = "draw"  # a caption to an image, an image to an answer, words

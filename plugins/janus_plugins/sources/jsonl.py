@@ -25,11 +25,11 @@ from typing import Literal
 import numpy as np
 
 from janus_modular import (
+    ComponentConfig,
     DataError,
     ImageError,
     ImageTarget,
     Message,
-    PartConfig,
     Registry,
     Sample,
     Source,
@@ -49,7 +49,7 @@ EXPECTED = "messages, conversations, text, or image and caption, text or class"
 
 
 @dataclass
-class JsonlConfig(PartConfig):
+class JsonlConfig(ComponentConfig):
     """Which file, and what captions are for."""
 
     path: str = ""  # the file: a JSON object a line, or a JSON array of objects

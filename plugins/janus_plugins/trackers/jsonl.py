@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from janus_modular import PartConfig, Registry, Tracker, hookimpl
+from janus_modular import ComponentConfig, Registry, Tracker, hookimpl
 
 
 @dataclass
-class JsonlConfig(PartConfig):
+class JsonlConfig(ComponentConfig):
     """Where the lines go."""
 
     file: str = "figures.jsonl"  # in the run's folder

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from janus_modular import PartConfig, Registry, Tracker, hookimpl
+from janus_modular import ComponentConfig, Registry, Tracker, hookimpl
 
 
 @dataclass
-class TensorboardConfig(PartConfig):
+class TensorboardConfig(ComponentConfig):
     """Where the curves go."""
 
     folder: str = "tensorboard"  # in the run's folder

@@ -22,8 +22,8 @@ from transformers import AutoConfig, AutoModel
 
 from janus_modular import (
     CheckpointError,
+    ComponentConfig,
     ConfigError,
-    PartConfig,
     PixelSpec,
     Registry,
     UnderstandingEncoder,
@@ -64,7 +64,7 @@ SPECIAL_TOKENS = ("cls_token", "class_embedding", "distillation_token", "registe
 
 
 @dataclass
-class HfVisionConfig(PartConfig):
+class HfVisionConfig(ComponentConfig):
     """A vision transformer by its transformers config, or by the description beside its weights.
 
     With ``pretrained``, the folder's config.json is what is built, and every key that ``config`` writes must
@@ -156,9 +156,9 @@ class HfVisionEncoder(nn.Module):
         refuse_misshapen(path, info["mismatched_keys"])
         held = {id(one) for one in self.model.state_dict(keep_vars=True).values()}  # tied ones once
         missing = sorted(info["missing_keys"])
-        inside, left_over = unused_weights(info["unexpected_keys"], self.model)
+        inside, unexpected_keys = unused_weights(info["unexpected_keys"], self.model)
         refuse_unused(path, inside, f"the understanding encoder 'hf-vision' ({self.model.config.model_type})")
-        return len(held) - len(missing), missing, left_over
+        return len(held) - len(missing), missing, unexpected_keys
 
     def _inputs(self, pixels: Tensor) -> dict[str, Any]:
         """Name the model's inputs; SigLIP2's NaFlex form takes patches, channels last, and their grid."""

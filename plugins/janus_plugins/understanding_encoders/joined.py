@@ -17,22 +17,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from janus_modular import (
+    ComponentConfig,
+    ComponentSpec,
     ConfigError,
-    Part,
-    PartConfig,
     PixelSpec,
     Registry,
     UnderstandingEncoder,
+    component,
     hookimpl,
-    part,
 )
 
 
 @dataclass
-class JoinedConfig(PartConfig):
+class JoinedConfig(ComponentConfig):
     """Which encoders. Each has its own ``pretrained``, and its own ``pixels``: size, mean, std."""
 
-    encoders: list[Part] = part("understanding_encoders")  # two or more; their grids must be equal
+    encoders: list[ComponentSpec] = component(
+        "understanding_encoders"
+    )  # two or more; their grids must be equal
     resize: Literal["letterbox", "crop", "stretch"] | None = None  # of all; None: theirs, where they agree
 
 
@@ -51,7 +53,7 @@ class Joined(nn.Module):
 
     encoders: Any  # a ModuleList of understanding encoders
 
-    def __init__(self, config: JoinedConfig, build: Callable[[Part], Any]) -> None:
+    def __init__(self, config: JoinedConfig, build: Callable[[ComponentSpec], Any]) -> None:
         super().__init__()
         if len(config.encoders) < 2:
             raise ConfigError(f"joined: found {len(config.encoders)} encoders; expected two or more")

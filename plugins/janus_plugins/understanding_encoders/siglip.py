@@ -20,15 +20,15 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from janus_modular import (
     CheckpointError,
+    ComponentConfig,
     ConfigError,
     DescriptionError,
     Difference,
-    PartConfig,
     PixelSpec,
     Registry,
     UnderstandingEncoder,
+    belongs_to,
     hookimpl,
-    lies_in,
     refuse_quantized,
     resolve_pretrained,
 )
@@ -64,7 +64,7 @@ ACTIVATIONS = get_args(Activation)
 
 
 @dataclass
-class SiglipConfig(PartConfig):
+class SiglipConfig(ComponentConfig):
     """A tower by its numbers. None: as ``pretrained`` describes itself, without it that of L/16-384.
 
     A number that is written must be the same in the config.json of the folder, or beside the file, but for
@@ -162,7 +162,7 @@ class SiglipEncoder(nn.Module):
                 continue
             own = rename(inside)
             # Inside a larger model's tower, everything is the tower's; in a file of its own, text may be too.
-            if (prefix or lies_in(own[0], self.model)) and not self._passed_over(own[0]):
+            if (prefix or belongs_to(own[0], self.model)) and not self._passed_over(own[0]):
                 for one, tensor in zip(own, weights[name].chunk(len(own)), strict=True):
                     yield f"model.{one}", self._fitted(tensor) if "position_embedding" in one else tensor
 

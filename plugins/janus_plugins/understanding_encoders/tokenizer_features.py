@@ -15,24 +15,26 @@ import torch
 from torch import Tensor, nn
 
 from janus_modular import (
+    ComponentConfig,
+    ComponentSpec,
     ConfigError,
     ImageTokenizer,
-    Part,
-    PartConfig,
     PixelSpec,
     Registry,
     UnderstandingEncoder,
+    component,
     hookimpl,
-    part,
 )
 from janus_plugins.sizes import check_sizes
 
 
 @dataclass
-class TokenizerFeaturesConfig(PartConfig):
+class TokenizerFeaturesConfig(ComponentConfig):
     """Which tokenizer, and the images it reads."""
 
-    tokenizer: Part = part("image_tokenizers")  # e.g. the drawing path's, with the same `pretrained`
+    tokenizer: ComponentSpec = component(
+        "image_tokenizers"
+    )  # e.g. the drawing path's, with the same `pretrained`
     height: int = 384  # pixels
     width: int = 384  # pixels
     resize: Literal["letterbox", "crop", "stretch"] = "letterbox"  # as in PixelSpec
@@ -48,16 +50,16 @@ class TokenizerFeatures(nn.Module):
     Built as ``factory(config, build)``. Choosing a code has no gradient: the tokenizer stays as it is.
     """
 
-    def __init__(self, config: TokenizerFeaturesConfig, build: Callable[[Part], Any]) -> None:
+    def __init__(self, config: TokenizerFeaturesConfig, build: Callable[[ComponentSpec], Any]) -> None:
         super().__init__()
         self.config = config
         self.tokenizer: ImageTokenizer = build(config.tokenizer)
-        if self.tokenizer.code_width is None:
+        if self.tokenizer.code_dim is None:
             raise ConfigError(
                 f"tokenizer-features needs codes with vectors, and those of '{config.tokenizer.name}' have "
                 "none: choose a tokenizer with a codebook, such as vq or llamagen"
             )
-        self.width = self.tokenizer.code_width * len(self.tokenizer.codebooks)
+        self.width = self.tokenizer.code_dim * len(self.tokenizer.codebooks)
         low, high = self.tokenizer.value_range
         mean, std = -low / (high - low), 1 / (high - low)  # (x - mean) / std carries [0, 1] to the range
         self.pixels = PixelSpec(
@@ -75,7 +77,7 @@ class TokenizerFeatures(nn.Module):
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode pixels (N, 3, H, W) in the tokenizer's range into the vectors of their codes (N, P, C)."""
-        vectors = self.tokenizer.code_vectors()
+        vectors = self.tokenizer.codebook_embeddings()
         assert vectors is not None  # its codes have a width
         codes = self.tokenizer.encode(pixels)  # (N, P), or (N, P, S)
         if len(self.tokenizer.codebooks) > 1:  # each counts from 0; vectors lie one codebook after another

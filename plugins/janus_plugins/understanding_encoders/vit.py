@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from janus_modular import PartConfig, PixelSpec, Registry, UnderstandingEncoder, hookimpl
+from janus_modular import ComponentConfig, PixelSpec, Registry, UnderstandingEncoder, hookimpl
 from janus_plugins.sizes import check_heads, check_sizes
 
 
 @dataclass
-class VitConfig(PartConfig):
+class VitConfig(ComponentConfig):
     """Sizes of a `Vit`."""
 
     width: int = 96  # C

@@ -107,7 +107,7 @@ def test_a_checkpoint_needs_no_other_file(make: Make, tmp_path: Path) -> None:
     loaded, _ = open_checkpoint(tmp_path / "model")
     assert equal(model, loaded)
     report = loaded.pretrained[0]
-    assert (report.slot, report.source, report.left_over) == ("backbones", str(tmp_path / "llama"), [])
+    assert (report.slot, report.source, report.unexpected_keys) == ("backbones", str(tmp_path / "llama"), [])
     assert str(tmp_path / "llama") in (tmp_path / "model/README.md").read_text()
 
 

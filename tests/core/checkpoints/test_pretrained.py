@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from janus_modular.errors import CheckpointError
-from janus_modular.interfaces import Part, PartConfig
+from janus_modular.interfaces import ComponentConfig, ComponentSpec
 from janus_modular.weights.pretrained import commit_of, load_pretrained, resolve_pretrained
 
 
-def part(path: Path) -> Part:
-    return Part("adaptors", "linear", PartConfig(pretrained=str(path)))
+def part(path: Path) -> ComponentSpec:
+    return ComponentSpec("adaptors", "linear", ComponentConfig(pretrained=str(path)))
 
 
 class Renamed(nn.Linear):
@@ -39,7 +39,7 @@ def test_names_are_the_parts_own(tmp_path: Path) -> None:
     module = nn.Linear(3, 2)
     report = load_pretrained(module, part(tmp_path))
     assert torch.equal(module.weight, weight)
-    assert (report.loaded, report.left_over) == (2, ["scale"])
+    assert (report.loaded, report.unexpected_keys) == (2, ["scale"])
     assert str(report) == f"adaptor 'linear': 2 tensors from {tmp_path}; 1 left over: scale"
 
 
@@ -59,13 +59,13 @@ def test_a_part_may_map_names(tmp_path: Path) -> None:
     module = Renamed(3, 2)
     report = load_pretrained(module, part(tmp_path / "x.safetensors"))
     assert torch.equal(module.weight, kernel.T)
-    assert report.left_over == ["other"]
+    assert report.unexpected_keys == ["other"]
 
 
 def test_a_part_may_load_itself(tmp_path: Path) -> None:
     module = ByItself(3, 2)
     report = load_pretrained(module, part(tmp_path))
-    assert (report.loaded, report.left_over) == (1, ["pooler.weight"])
+    assert (report.loaded, report.unexpected_keys) == (1, ["pooler.weight"])
     assert torch.all(module.weight == len(tmp_path.name))
 
 
@@ -110,7 +110,9 @@ def test_reads_the_hubs_cache_and_says_the_commit(offline: Path, monkeypatch: py
     assert found == folder
     assert commit_of(found) == commit
     assert resolve_pretrained("acme/adaptor/decoder.Q4_K_M.gguf").name == "decoder.Q4_K_M.gguf"
-    report = load_pretrained(nn.Linear(3, 2), Part("adaptors", "linear", PartConfig("acme/adaptor")))
+    report = load_pretrained(
+        nn.Linear(3, 2), ComponentSpec("adaptors", "linear", ComponentConfig("acme/adaptor"))
+    )
     assert report.revision == commit
     assert "acme/adaptor@0123456789ab" in str(report)
 

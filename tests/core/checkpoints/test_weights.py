@@ -98,7 +98,7 @@ def test_knows_what_was_never_read(tensors: dict[str, Tensor], tmp_path: Path) -
     weights = open_weights(tmp_path)
     assert "a.weight" in weights  # asking is not reading
     _ = weights["b.weight"]
-    assert weights.left_over() == ["a.weight", "c.steps"]
+    assert weights.unexpected_keys() == ["a.weight", "c.steps"]
 
 
 def test_writing_into_what_was_read_leaves_the_file_alone(tensors: dict[str, Tensor], tmp_path: Path) -> None:

@@ -190,9 +190,11 @@ def test_ablation(quick: dict[str, Any], tmp_path: Path) -> None:
     one, other = (
         Janus.from_pretrained(tmp_path / f"ablation/seed0/{arm}/model") for arm in ("decoupled", "shared")
     )
-    codes = [janus.model.get_submodule("generation.tokenizer").code_vectors() for janus in (one, other)]
+    codes = [
+        janus.model.get_submodule("generation.tokenizer").codebook_embeddings() for janus in (one, other)
+    ]
     assert codes[0].equal(codes[1])  # one tokenizer, trained once
-    assert other.model.get_submodule("understanding.encoder.tokenizer").code_vectors().equal(codes[0])
+    assert other.model.get_submodule("understanding.encoder.tokenizer").codebook_embeddings().equal(codes[0])
 
 
 def test_arms_differ_in_the_encoder_alone(plugins: Plugins) -> None:

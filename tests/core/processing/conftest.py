@@ -13,7 +13,7 @@ from PIL import Image
 from janus_modular.interfaces import PixelSpec
 from janus_modular.processing.processor import Drawing, Processor
 from janus_modular.processing.tokenizer_files import load_tokenizer
-from janus_modular.sequence import IGNORED, Sequence
+from janus_modular.sequence import IGNORE_INDEX, Sequence
 
 
 @pytest.fixture
@@ -49,4 +49,4 @@ def words() -> Callable[..., str]:
 @pytest.fixture
 def learned(words: Callable[..., str]) -> Callable[[Processor, Sequence], str]:
     """Say what the labels say."""
-    return lambda processor, sequence: words(processor, sequence.labels[sequence.labels != IGNORED])
+    return lambda processor, sequence: words(processor, sequence.labels[sequence.labels != IGNORE_INDEX])

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.processing.processor import Processor
 from janus_modular.processing.text_tokenizer import Piece, TextTokenizer
-from janus_modular.sequence import IGNORED, ImageInput, ImageTarget, Message, Sample, Text
+from janus_modular.sequence import IGNORE_INDEX, ImageInput, ImageTarget, Message, Sample, Text
 
 CORPUS = [
     "You are a helpful assistant. The quick brown fox jumps over the lazy dog, and says hello there.",
@@ -184,7 +184,7 @@ def test_ids_are_those_of_transformers(
     )
     assert prompt.tokens.tolist() == asked
     # What is learned first continues the prompt: what the model would be asked to say.
-    first = int((sequence.labels != IGNORED).argmax())
+    first = int((sequence.labels != IGNORE_INDEX).argmax())
     # A letter may join the line break before it: as in transformers, which encodes the whole too.
     if conversation != "starts with a line break" and name != "chatml-first":
         assert sequence.tokens[: first + 1].tolist() == asked
@@ -204,7 +204,7 @@ def test_chatml_labels_are_the_words_and_the_end(make: Callable[..., Processor],
     theirs.save_pretrained(tmp_path)
     sequence = make("chat", tmp_path).sequence(Sample(turns(["Hello there", "A red panda"])))
     answer = [*theirs("A red panda", add_special_tokens=False).input_ids, theirs.eos_token_id]
-    assert sequence.labels[sequence.labels != IGNORED].tolist() == answer
+    assert sequence.labels[sequence.labels != IGNORE_INDEX].tolist() == answer
     line_break = theirs("\n", add_special_tokens=False).input_ids
     assert sequence.tokens[-len(answer) - 1 :].tolist() == [*answer, *line_break]
 
@@ -252,8 +252,8 @@ def test_images_in_a_foreign_template(
     processor = make("chat", tmp_path)
     tokenizer = processor.tokenizer
     assert tokenizer.added == ("<begin_of_image>", "<end_of_image>", "<image_placeholder>")
-    assert processor.never_said == tokenizer.added
-    assert sorted(processor.forbidden) == list(range(tokenizer.vocab_size - 3, tokenizer.vocab_size))
+    assert processor.suppress_tokens == tokenizer.added
+    assert sorted(processor.suppressed_ids) == list(range(tokenizer.vocab_size - 3, tokenizer.vocab_size))
     read = processor.chat_prompt([Message("user", [ImageInput(image()), Text("\nWhat?")])])
     assert words(processor, read.tokens).endswith(
         "user\n<begin_of_image>"
@@ -265,7 +265,7 @@ def test_images_in_a_foreign_template(
     )
     prompt = processor.draw_prompt("A fox")
     assert drawn.tokens[: len(prompt)].tolist() == prompt.tokens.tolist()
-    assert drawn.generation_at.nonzero()[0].tolist() == [len(prompt), len(prompt) + 1, len(prompt) + 2]
+    assert drawn.generation_mask.nonzero()[0].tolist() == [len(prompt), len(prompt) + 1, len(prompt) + 2]
 
 
 def test_stop_ids(make: Callable[..., Processor], tmp_path: Path) -> None:

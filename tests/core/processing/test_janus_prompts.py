@@ -72,7 +72,7 @@ def test_the_arrays_of_the_reference(make: Callable[..., Processor], image: Call
     at = int((theirs == BEGIN).argmax())
     here = int((reading.tokens == BEGIN).argmax())
     assert reading.tokens[here : here + 578].tolist() == theirs[at : at + 578].tolist()
-    assert (reading.understanding_at == (reading.tokens == PLACEHOLDER)).all()
+    assert (reading.understanding_mask == (reading.tokens == PLACEHOLDER)).all()
     drawing = processor.draw_prompt("A red panda")
     assert drawing.tokens[[0, -1]].tolist() == expected["gen_prompt_ids"][[0, -1]].tolist()
     blank = processor.unconditional(drawing).tokens

@@ -312,7 +312,7 @@ def test_a_drawing_before_the_last_turn_is_held_against_its_prompt(
     messages = [user("a cat"), drawing(), user("And?"), assistant("That was a cat.")]
     with pytest.raises(PromptError, match=r"precedes the image to draw of message 1 otherwise(?s:.)*think"):
         processor_of(THINK_BLOCK).sequence(Sample(messages))
-    assert processor_of(RENAMED).sequence(Sample(messages)).generation_at.sum() == 3
+    assert processor_of(RENAMED).sequence(Sample(messages)).generation_mask.sum() == 3
     with pytest.raises(PromptError, match="precedes the answer of message 1 otherwise"):
         processor_of(THINK_BLOCK, template_variables={"enable_thinking": False}).sequence(
             Sample([user("Hi"), assistant("Yes?"), user("Why?"), assistant("So.")])

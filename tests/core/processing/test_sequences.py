@@ -9,7 +9,7 @@ import pytest
 
 from janus_modular.errors import DataError, ImageError, PromptError
 from janus_modular.processing.processor import Processor
-from janus_modular.sequence import IGNORED, ImageInput, ImageTarget, Message, Sample, Text
+from janus_modular.sequence import IGNORE_INDEX, ImageInput, ImageTarget, Message, Sample, Text
 
 Make = Callable[..., Processor]
 BEGIN, END, PLACEHOLDER = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
@@ -29,7 +29,7 @@ def test_answers_are_learned_with_their_end(template: str, make: Make, learned: 
     space = "" if template == "plain" else " "
     assert learned(processor, sequence) == f"{space}4{EOS}{space}5{EOS}"
     # labels are one ahead
-    at = (sequence.labels != IGNORED).nonzero()[0]
+    at = (sequence.labels != IGNORE_INDEX).nonzero()[0]
     assert (sequence.labels[at] == sequence.tokens[at + 1]).all()
 
 
@@ -43,7 +43,9 @@ def test_learning_starts_where_a_prompt_ends(template: str, make: Make, image: C
             drawn = isinstance(answer[0], ImageTarget)
             prompt = (processor.draw_prompt if drawn else processor.chat_prompt)(sample.messages[:1])
             assert sequence.tokens[: len(prompt)].tolist() == prompt.tokens.tolist()
-            first = sequence.generation_at.argmax() if drawn else (sequence.labels != IGNORED).argmax() + 1
+            first = (
+                sequence.generation_mask.argmax() if drawn else (sequence.labels != IGNORE_INDEX).argmax() + 1
+            )
             assert first == len(prompt)
 
 
@@ -61,11 +63,11 @@ def test_all_text_is_learned_on_request(
     processor = make(system="S")
     sequence = processor.sequence(talk([ImageInput(image()), Text("a")], "b"), supervise="all")
     missing = [PLACEHOLDER] * 4 + [BEGIN, END]
-    unlearned = sequence.tokens[1:][sequence.labels[:-1] == IGNORED]
+    unlearned = sequence.tokens[1:][sequence.labels[:-1] == IGNORE_INDEX]
     assert sorted(words(processor, [id]) for id in unlearned) == sorted(missing)
     # images to draw: "on the image tokens alone"
     drawing = processor.sequence(talk("a fox", [ImageTarget(image())]), supervise="all")
-    assert (drawing.labels == IGNORED).all()
+    assert (drawing.labels == IGNORE_INDEX).all()
     assert drawing.generation_supervised == [True]
 
 
@@ -101,13 +103,15 @@ def test_interleaved_both_ways(make: Make, image: Callable[..., Any], learned: C
     assert [p.shape for p in sequence.generation_pixels] == [(3, 8, 8)] * 3
     assert [p.shape for p in sequence.understanding_pixels] == [(3, 16, 16)] * 3
     assert sequence.generation_supervised == [True, False, True]
-    assert sequence.understanding_at.sum() == 3 * 4
-    assert sequence.generation_at.sum() == 3 * 3
-    assert not (sequence.understanding_at & sequence.generation_at).any()
+    assert sequence.understanding_mask.sum() == 3 * 4
+    assert sequence.generation_mask.sum() == 3 * 3
+    assert not (sequence.understanding_mask & sequence.generation_mask).any()
     placeholder = processor.tokenizer.named("placeholder")
-    assert ((sequence.tokens == placeholder) == (sequence.understanding_at | sequence.generation_at)).all()
+    assert (
+        (sequence.tokens == placeholder) == (sequence.understanding_mask | sequence.generation_mask)
+    ).all()
     begins = (sequence.tokens == processor.tokenizer.named("begin_image")).nonzero()[0]
-    kinds = [bool(sequence.generation_at[at + 1]) for at in begins]
+    kinds = [bool(sequence.generation_mask[at + 1]) for at in begins]
     assert kinds == [False, False, True, True, False, True]
     assert learned(processor, sequence) == f" Here:Better?{EOS}"
     ends = processor.sequence(sample, learn_image_ends=True)
@@ -123,21 +127,21 @@ def test_dropped_condition(make: Make, image: Callable[..., Any]) -> None:
         [Text("a photo", True)],
     )
     whole = processor.sequence(sample)
-    dropped = processor.sequence(sample, drop_condition=True)
-    first = int(whole.generation_at.argmax())
+    dropped = processor.sequence(sample, condition_dropout=True)
+    first = int(whole.generation_mask.argmax())
     blank = processor.unconditional(processor.draw_prompt([Message("user", [Text("x")])])).tokens
     assert dropped.tokens[:first].tolist() == [blank[0], *[processor.pad_id] * (first - 2), blank[-1]]
-    assert (dropped.labels[:first] == IGNORED).all()
-    for field in ("tokens", "labels", "understanding_at", "generation_at"):
+    assert (dropped.labels[:first] == IGNORE_INDEX).all()
+    for field in ("tokens", "labels", "understanding_mask", "generation_mask"):
         assert (getattr(dropped, field)[first:] == getattr(whole, field)[first:]).all()
     assert len(dropped.understanding_pixels) == 1
     assert (dropped.understanding_pixels[0] == whole.understanding_pixels[1]).all()
-    assert dropped.understanding_at.sum() == 4
+    assert dropped.understanding_mask.sum() == 4
     assert len(dropped.generation_pixels) == 1
     # where nothing is drawn there is no condition
     text = talk("a", "b")
     assert (
-        processor.sequence(text, drop_condition=True).tokens.tolist()
+        processor.sequence(text, condition_dropout=True).tokens.tolist()
         == processor.sequence(text).tokens.tolist()
     )
 

@@ -144,8 +144,8 @@ def test_what_was_added_is_remembered(copy: Path, tmp_path: Path) -> None:
     first.save(tmp_path / "saved")
     again = Processor.load(tmp_path / "saved")
     assert again.tokenizer.added == ()
-    assert again.never_said == first.never_said == ("<image_placeholder>",)
-    assert again.forbidden == (1024,)
+    assert again.suppress_tokens == first.suppress_tokens == ("<image_placeholder>",)
+    assert again.suppressed_ids == (1024,)
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ PARTS: Mapping[str, tuple[str, str, str, Break, str]] = {
         "image_tokenizers",
         "vq",
         "tokenizer_sizes",
-        wrap("code_vectors", lambda self, old: old()[:-1]),
+        wrap("codebook_embeddings", lambda self, old: old()[:-1]),
         "code vectors are",
     ),
     "no losses": (
@@ -270,11 +270,11 @@ from torch import nn
 
 from dataclasses import dataclass
 
-from janus_modular import PartConfig, hookimpl
+from janus_modular import ComponentConfig, hookimpl
 
 
 @dataclass
-class Empty(PartConfig):
+class Empty(ComponentConfig):
     pass
 
 

@@ -33,7 +33,7 @@ def answer(session: Any, prompts: Any, settings: Any, noise: Any = None) -> Any:
     hidden = session.prefill(prompts)
     for _ in range(settings.max_tokens):
         ones = np.ones((len(prompts), session.sizes["vocab"]), np.float32)
-        ids, x = session.run("text_next", hidden, ones if noise is None else noise(ones), np.float32(1))
+        ids, x = session.run("sample_text", hidden, ones if noise is None else noise(ones), np.float32(1))
         yield ids
         hidden = session.step(x)
 

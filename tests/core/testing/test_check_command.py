@@ -18,10 +18,10 @@ LARGE_OR_ASKING = ("siglip", "llamagen", "vqgan", "ibq", "hf-vq", "jsonl", "hf-v
 MIXES = """
 from dataclasses import dataclass
 from torch import nn
-from janus_modular import Adaptor, PartConfig, Registry, hookimpl
+from janus_modular import Adaptor, ComponentConfig, Registry, hookimpl
 
 @dataclass
-class MixesConfig(PartConfig):
+class MixesConfig(ComponentConfig):
     strength: float = 1.0  # of the mixing
 
 class Mixes(nn.Module):
@@ -42,10 +42,10 @@ def register_adaptors(registry: Registry[Adaptor]) -> None:
 ONE_CODE_ONLY = """
 from dataclasses import dataclass
 from torch import nn
-from janus_modular import Head, PartConfig, Registry, hookimpl
+from janus_modular import Head, ComponentConfig, Registry, hookimpl
 
 @dataclass
-class SameConfig(PartConfig):
+class SameConfig(ComponentConfig):
     refuses: bool = False  # what it is not made for
 
 class Same(nn.Module):
@@ -134,11 +134,11 @@ def test_what_cannot_be_checked_says_why(words: list[str], said: str) -> None:
 NO_LENGTH = """
 from dataclasses import dataclass
 
-from janus_modular import PartConfig, hookimpl
+from janus_modular import ComponentConfig, hookimpl
 
 
 @dataclass
-class Options(PartConfig):
+class Options(ComponentConfig):
     length: float | None = 2.5
 
 

@@ -93,7 +93,7 @@ class Detached(Encoder):
 class Idle(Encoder):
     def __init__(self) -> None:
         super().__init__()
-        self.left_over = nn.Linear(2, 2)
+        self.unexpected_keys = nn.Linear(2, 2)
 
 
 class OnTheCpu(Encoder):

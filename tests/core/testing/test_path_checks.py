@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from janus_modular import PartConfig, pick
+from janus_modular import ComponentConfig, sample_with_noise
 from janus_modular.testing import checks_of, run_check
 
 LEVELS, SIDE, WIDTH = 6, 2, 5
 
 
 @dataclass
-class PathConfig(PartConfig):
+class PathConfig(ComponentConfig):
     """Nothing to choose."""
 
 
@@ -26,7 +26,7 @@ class Path(nn.Module):
     """An image of 8 x 8 pixels as the grey of 2 x 2 patches; its subclasses each break one promise."""
 
     predicts_next, sampling_loop = True, "autoregressive"
-    trained_apart: tuple[str, ...] = ()
+    frozen_submodules: tuple[str, ...] = ()
     height = width = 8
     num_tokens = SIDE**2
 
@@ -50,9 +50,9 @@ class Path(nn.Module):
         logits = self.head(hidden).float()
         return {"image": F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")}
 
-    def image_next(self, hidden: Tensor, noise: Tensor, guidance: Tensor, temperature: Tensor) -> Any:
+    def sample_image(self, hidden: Tensor, noise: Tensor, guidance: Tensor, temperature: Tensor) -> Any:
         logits = self.head(hidden).float().unflatten(0, (-1, noise.shape[0]))
-        codes = pick((logits[-1] + guidance * (logits[0] - logits[-1])) / temperature, noise)
+        codes = sample_with_noise((logits[-1] + guidance * (logits[0] - logits[-1])) / temperature, noise)
         return codes, self.embedding(codes).repeat(logits.shape[0], 1)
 
     def draw(self, codes: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class Path(nn.Module):
         return grey.repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1).to(torch.uint8)
 
     def parts(self) -> Mapping[str, Callable[..., Any]]:
-        return {"image_next": self.image_next, "draw": self.draw, "tokenize_image": self.targets}
+        return {"sample_image": self.sample_image, "draw": self.draw, "tokenize_image": self.targets}
 
 
 class NamedLikeOthers(Path):
@@ -95,7 +95,7 @@ class DictTargets(Path):
 class Nested(Path):
     """What is trained apart lies deeper than one step."""
 
-    trained_apart = ("tokenizer.inner",)
+    frozen_submodules = ("tokenizer.inner",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Nested(Path):
 
 
 class UnknownApart(Nested):
-    trained_apart = ("tokenizer.inner", "tokenizer.outer")
+    frozen_submodules = ("tokenizer.inner", "tokenizer.outer")
 
 
 class FixedRows(Path):
@@ -114,9 +114,9 @@ class FixedRows(Path):
 
 
 class FixedImages(Path):
-    def image_next(self, hidden: Tensor, noise: Tensor, guidance: Tensor, temperature: Tensor) -> Any:
+    def sample_image(self, hidden: Tensor, noise: Tensor, guidance: Tensor, temperature: Tensor) -> Any:
         images = int(noise.shape[0])
-        codes, x = super().image_next(hidden, noise, guidance, temperature)
+        codes, x = super().sample_image(hidden, noise, guidance, temperature)
         return codes + torch.arange(images) * 0, x
 
 
@@ -179,14 +179,14 @@ def test_targets_may_be_named_tensors(name: str) -> None:
 @pytest.mark.parametrize(
     ("path", "broken", "said"),
     [
-        (UnknownApart, "generation_promises", "trained_apart names ['tokenizer.outer']"),
+        (UnknownApart, "generation_promises", "frozen_submodules names ['tokenizer.outer']"),
         (FixedRows, "exports", "part 'draw' fixes the number of rows"),
         (FixedRows, "drawing_graphs", "fixes the length of"),
-        (FixedImages, "exports", "part 'image_next' fixes the number of rows"),
+        (FixedImages, "exports", "part 'sample_image' fixes the number of rows"),
         (BranchesInPart, "exports", "draw"),
         (NoLoop, "generation_sampler", "Did you mean 'autoregressive'"),
-        (TextLoop, "generation_sampler", "runs the part 'text_next'; it offers image_next"),
-        (LoopOfOtherParts, "generation_sampler", "runs the part 'image_next'; it offers draw"),
+        (TextLoop, "generation_sampler", "runs the part 'sample_text'; it offers sample_image"),
+        (LoopOfOtherParts, "generation_sampler", "runs the part 'sample_image'; it offers draw"),
         (NoSize, "generation_sampler", "asks for the size 'codes'"),
         (Crooked, "generation_sampler", "it draws (1, 3, 8, 7) where it says"),
     ],

@@ -113,7 +113,7 @@ def test_of_a_part_that_learns_in_part_the_rest_has_to_be_named(
     model: JanusModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = ["model.model.layers.1.mlp", "model.model.norm.weight"]
-    monkeypatch.setattr(type(model.backbone), "what_learns", lambda self: own, raising=False)
+    monkeypatch.setattr(type(model.backbone), "trainable_parameters", lambda self: own, raising=False)
 
     def learned(*patterns: str) -> set[str]:
         choose(model, patterns)

@@ -258,7 +258,7 @@ REPAIRS = {
     "schedule__warmup": 4,
     "length": 300,
     "accumulate": 2,
-    "drop_condition": 0.5,
+    "condition_dropout": 0.5,
     "supervise": "all",
     "sources__read__questions": ["Which colour?"],
 }

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus_modular import IGNORED, DataError, ImageError, Message, PromptError, Sample, Sequence, Text
+from janus_modular import IGNORE_INDEX, DataError, ImageError, Message, PromptError, Sample, Sequence, Text
 from janus_modular.training.mixture import Draw, Mixture
 from janus_modular.training.sample_faults import TOLERATED, Fault, FaultLedger, cut, split
 from janus_modular.training.schema import BadSamplesConfig
@@ -22,7 +22,7 @@ from janus_modular.training.step_batches import ATTEMPTS, Preparation, Work
 def text(length: int, learned: bool = True) -> Sequence:
     """A sequence of ids 0 to ``length - 1``, each the label before it."""
     tokens, nowhere = np.arange(length), np.zeros(length, np.bool_)
-    labels = np.append(tokens[1:], IGNORED) if learned else np.full(length, IGNORED)
+    labels = np.append(tokens[1:], IGNORE_INDEX) if learned else np.full(length, IGNORE_INDEX)
     return Sequence(tokens, labels, nowhere, nowhere.copy())
 
 
@@ -38,8 +38,8 @@ def with_images(*runs: tuple[str, int]) -> Sequence:
     kinds = [kind for kind, _ in runs if kind != "text"]
     return replace(
         made,
-        understanding_at=np.array(reads),
-        generation_at=np.array(draws),
+        understanding_mask=np.array(reads),
+        generation_mask=np.array(draws),
         understanding_pixels=[p for [p], kind in zip(pixels, kinds, strict=True) if kind == "read"],
         generation_pixels=[p for [p], kind in zip(pixels, kinds, strict=True) if kind == "draw"],
         generation_supervised=[True for kind in kinds if kind == "draw"],
@@ -147,7 +147,7 @@ def test_conversations_are_not_split() -> None:
 @given(length=st.integers(1, 50), room=st.integers(2, 20))
 def test_a_split_text_learns_every_token_once(length: int, room: int) -> None:
     pieces = split(text(length), room)
-    labels = [label for piece in pieces for label in piece.labels if label != IGNORED]
+    labels = [label for piece in pieces for label in piece.labels if label != IGNORE_INDEX]
     assert labels == list(range(1, length))
     assert all(len(piece) <= room for piece in pieces)
 
@@ -174,7 +174,7 @@ def test_a_cut_keeps_whole_images(length: int, kept: int, images: int) -> None:
     pixels = [*short.understanding_pixels, *short.generation_pixels]
     assert [int(p[0, 0, 0]) for p in pixels] == [1, 2][:images]
     assert len(short.generation_pixels) == len(short.generation_supervised)
-    assert short.labels[-1] == IGNORED
+    assert short.labels[-1] == IGNORE_INDEX
     assert short.labels[: kept - 1].tolist() == sequence.labels[: kept - 1].tolist()
 
 
@@ -183,7 +183,7 @@ def test_what_is_cut_may_leave_nothing_to_learn() -> None:
 
     def late(sample: Sample, drop: bool) -> Sequence:
         sequence = text(20)
-        sequence.labels[:15] = IGNORED
+        sequence.labels[:15] = IGNORE_INDEX
         return sequence
 
     with pytest.raises(DataError, match="nothing in it is supervised after it was cut"):

@@ -36,7 +36,7 @@ def test_it_learns_to_read_and_to_draw(make, figures) -> None:
     config = make(
         mixture={"read": 4, "draw": 4, "text": 0},
         batch=8,
-        drop_condition=0,
+        condition_dropout=0,
         schedule={"steps": 100, "warmup": 5},
         log_every=20,
         length="null",

@@ -38,7 +38,7 @@ def test_shipped_stages_are_the_papers(name: str) -> None:
         steps,
         stop,
     )
-    assert (config.batch, config.length, config.drop_condition) == (batch, 4096, 0.1)
+    assert (config.batch, config.length, config.condition_dropout) == (batch, 4096, 0.1)
     assert config.supervise == ("answers" if name.endswith("3") else "all")
     for phase in config.phases():
         drawn = sum(
@@ -103,7 +103,9 @@ def test_all_faults_are_reported_at_once() -> None:
 def test_fields_that_contradict_each_other_are_all_reported() -> None:
     with pytest.raises(ConfigError) as error:
         resolve(
-            load(raw(init="somewhere", batch=0, learn=[], drop_condition=2, mixture={"text": -1, "dra": 1})),
+            load(
+                raw(init="somewhere", batch=0, learn=[], condition_dropout=2, mixture={"text": -1, "dra": 1})
+            ),
             TrainConfig,
         )
     said = str(error.value)
@@ -111,7 +113,7 @@ def test_fields_that_contradict_each_other_are_all_reported() -> None:
         "found both of model and init",
         "batch: 0; expected at least 1",
         "learn: nothing",
-        "drop_condition: 2.0",
+        "condition_dropout: 2.0",
         "mixture.text: found -1",
         "mixture.dra: no such source; sources: text, draw. Did you mean 'draw'?",
         "source 'draw' has no share",
@@ -122,7 +124,7 @@ def test_fields_that_contradict_each_other_are_all_reported() -> None:
 def test_faults_inside_do_not_hide_faults_at_the_top() -> None:
     changes = dict.fromkeys(("batch", "length", "accumulate", "log_every", "keep"), 0)
     changes |= {
-        "drop_condition": 2,
+        "condition_dropout": 2,
         "schedule": {"steps": -1},
         "seed": -1,
         "device": "foo",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from janus_modular import IGNORED, DataError, Sample, Sequence
+from janus_modular import IGNORE_INDEX, DataError, Sample, Sequence
 from janus_modular.training.mixture import Mixture
 from janus_modular.training.shares import Phase
 from janus_modular.training.step_batches import Preparation
@@ -25,13 +25,13 @@ class Numbered:
 def sequence(sample: Sample, drop: bool) -> Sequence:
     nowhere = np.zeros(4, np.bool_)
     return Sequence(
-        np.full(4, drop), np.array([IGNORED, 5, 6, IGNORED]), nowhere, nowhere, source=sample.source
+        np.full(4, drop), np.array([IGNORE_INDEX, 5, 6, IGNORE_INDEX]), nowhere, nowhere, source=sample.source
     )
 
 
 def preparation(**changes: object) -> Preparation:
     mixed = Mixture({"a": Numbered(), "b": Numbered()}, [Phase({"a": 3.0, "b": 1.0})], 400, 0)
-    settings = {"image_tokens": 16, "pad": 0, "length": 10, "drop_condition": 0.1} | changes
+    settings = {"image_tokens": 16, "pad": 0, "length": 10, "condition_dropout": 0.1} | changes
     return Preparation(mixed, sequence, **settings)  # type: ignore[arg-type]
 
 
@@ -70,7 +70,7 @@ def test_accumulation_cuts_rows_not_counts() -> None:
 def test_nothing_supervised_is_named() -> None:
     def unsupervised(sample: Sample, drop: bool) -> Sequence:
         made = sequence(sample, drop)
-        made.labels[:] = IGNORED
+        made.labels[:] = IGNORE_INDEX
         return made
 
     one = preparation()

@@ -26,7 +26,7 @@ from janus_modular.checkpoints.from_config import compose
 from janus_modular.cli.app import app
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
-from janus_modular.interfaces import Part
+from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.build import ModelBuilder
 from janus_modular.training.trainable import choose, learning
 from janus_plugins.backbones.lora import LoraBackbone, LoraConfig
@@ -47,7 +47,7 @@ def lora(
     torch.manual_seed(0)
     raw = {"rank": 4, "alpha": 6.0, "backbone": inner or {"name": "hf", "config": LLAMA}, **options}
     config = resolve(raw, LoraConfig, plugins)
-    backbone = ModelBuilder(plugins)(Part("backbones", "lora", config)).eval()
+    backbone = ModelBuilder(plugins)(ComponentSpec("backbones", "lora", config)).eval()
     if learned:
         disturb(backbone)
     return backbone

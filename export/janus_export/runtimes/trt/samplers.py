@@ -12,7 +12,7 @@ from janus_export.runtimes.trt.memory import Choices, Column, DeviceTensor, Feed
 
 
 class Chooser:
-    """``text_next`` or ``image_next`` for inputs of one shape: hidden states in, ids and what to feed out."""
+    """``sample_text`` or ``sample_image`` for inputs of one shape: states in; ids and embeddings out."""
 
     def __init__(
         self,
