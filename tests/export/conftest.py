@@ -23,12 +23,12 @@ from PIL import Image
 
 from janus_export.bundle.axes import Ranges
 from janus_export.bundle.bundle import load_bundle, write_manifest
+from janus_export.bundle.contract import MAGNITUDE
 from janus_export.config import ExportConfig
 from janus_export.onnx_export.export import export
 from janus_export.onnx_export.graphs import Graph, declare
 from janus_export.onnx_export.trace import faked, to_onnx
 from janus_export.reference.target import Reference
-from janus_export.runtimes.contract import MAGNITUDE
 from janus_export.verify import Report, verify
 from janus_modular.checkpoints import save
 from janus_modular.checkpoints.from_config import compose

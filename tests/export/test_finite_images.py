@@ -12,8 +12,8 @@ import onnxruntime
 import pytest
 from typer.testing import CliRunner
 
+from janus_export.bundle.contract import MAGNITUDE, check_magnitude
 from janus_export.onnx_export.pixel_magnitude import add_magnitude
-from janus_export.runtimes.contract import MAGNITUDE, check_magnitude
 from janus_modular import NotFiniteError
 from janus_modular.cli.app import app
 from janus_modular.janus import Janus

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from janus_export.bundle.contract import Tensor
 from janus_export.config import ExportConfig
 from janus_export.onnx_export.export import export
-from janus_export.runtimes.contract import Tensor
 from janus_export.runtimes.ort.session import OnnxSession
 from janus_export.runtimes.trt.cuda import Gpu
 from janus_export.runtimes.trt.device import compute_capability

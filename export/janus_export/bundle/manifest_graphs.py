@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from janus_export.bundle.contract import MAGNITUDE
 from janus_export.bundle.graph_header import GraphHeader, TensorHeader
-from janus_export.runtimes.contract import MAGNITUDE
 
 SIZES: Mapping[str, tuple[str, str, str, int]] = {
     "width": ("backbone", "inputs", "x", 2),

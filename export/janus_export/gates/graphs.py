@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from janus_export.bundle.contract import MAGNITUDE
 from janus_export.reference.compare import CLOSE, compare_part, distance
 from janus_export.reference.prompts import images
 from janus_export.reference.recording import Array, Run
 from janus_export.reference.target import Check, Subject
-from janus_export.runtimes.contract import MAGNITUDE
 from janus_export.runtimes.memory import to_numbers
 from janus_modular import ImageInput, Message, Runtime
 

@@ -18,6 +18,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from janus_export.bundle.contract import MAGNITUDE
 from janus_export.gates.quantized import HALF_MAX, compare_drawing
 from janus_export.reference.compare import agree, compare_part, magnitude
 from janus_export.reference.prompts import DRAWING, images
@@ -26,7 +27,6 @@ from janus_export.reference.streamed import LeanReference, Pass
 from janus_export.reference.subgraphs import cut
 from janus_export.reference.target import Check, Subject
 from janus_export.reference.upcast import widened
-from janus_export.runtimes.contract import MAGNITUDE
 from janus_export.runtimes.ort.library import onnxruntime
 from janus_export.runtimes.ort.runtime import quiet_options
 from janus_modular import ImageInput, Message

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from janus_export.bundle.axes import Axis, Ranges, codes_shape
+from janus_export.bundle.contract import MAGNITUDE
 from janus_export.errors import ExportError
 from janus_export.onnx_export.diagnostics import explained
 from janus_export.onnx_export.kv_cache import GraphCache, cache_shapes
-from janus_export.runtimes.contract import MAGNITUDE
 from janus_modular import JanusModel
 
 

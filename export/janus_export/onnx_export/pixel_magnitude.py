@@ -2,7 +2,7 @@
 
 NaN and infinity become pixels like any other when they are clipped and cast, and a graph cannot raise. So it
 also gives the mean magnitude of each image's values, which is not finite where a value is not, and which
-runtimes check: `janus_export.runtimes.contract.check_magnitude`.
+runtimes check: `janus_export.bundle.contract.check_magnitude`.
 """
 
 from __future__ import annotations

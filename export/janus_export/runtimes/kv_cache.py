@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_export.runtimes.contract import GraphContract
+from janus_export.bundle.contract import GraphContract
 from janus_export.runtimes.memory import Buffer, HostBuffer
 from janus_modular import PromptError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from janus_export.runtimes.contract import Tensor
+from janus_export.bundle.contract import Tensor
 from janus_export.runtimes.memory import Buffer, HostBuffer, element_type, is_buffer
 from janus_export.runtimes.ort.library import onnxruntime
 from janus_export.runtimes.ort.providers import Device

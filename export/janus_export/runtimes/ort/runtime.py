@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_export.bundle.bundle import ONNX_RUNTIME, Bundle, load_bundle, session_sizes
+from janus_export.bundle.contract import MAGNITUDE, GraphContract, check_magnitude
 from janus_export.errors import BundleError
-from janus_export.runtimes.contract import MAGNITUDE, GraphContract, check_magnitude
 from janus_export.runtimes.memory import STORED, HostBuffer
 from janus_export.runtimes.ort.binding import Binding
 from janus_export.runtimes.ort.library import check_installation, onnxruntime

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_export.runtimes.contract import Tensor
+from janus_export.bundle.contract import Tensor
 from janus_export.runtimes.kv_cache import Slots
 from janus_export.runtimes.memory import Buffer, HostBuffer, Log, allocate, host, is_buffer, to_numbers
 from janus_export.runtimes.ort.binding import Binding

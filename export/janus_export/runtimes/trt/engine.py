@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from janus_export.bundle.contract import GraphContract
 from janus_export.bundle.engines import BUILD, EngineSet, Profile
 from janus_export.errors import BundleError
-from janus_export.runtimes.contract import GraphContract
 from janus_export.runtimes.trt.cuda import Gpu
 from janus_export.runtimes.trt.library import Library
 from janus_export.runtimes.trt.memory import DeviceTensor

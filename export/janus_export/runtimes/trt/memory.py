@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_export.runtimes.contract import Tensor
+from janus_export.bundle.contract import Tensor
 from janus_export.runtimes.memory import STORED, to_numbers, to_stored
 from janus_export.runtimes.trt.cuda import Gpu, Memory
 

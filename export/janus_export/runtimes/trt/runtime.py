@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_export.bundle.bundle import Bundle, load_bundle, session_sizes
+from janus_export.bundle.contract import MAGNITUDE, GraphContract, Tensor, check_magnitude
 from janus_export.bundle.engines import BUILD, find_engines, read_engines
 from janus_export.errors import BundleError
-from janus_export.runtimes.contract import MAGNITUDE, GraphContract, Tensor, check_magnitude
 from janus_export.runtimes.trt.cuda import Gpu
 from janus_export.runtimes.trt.engine import Binding, Engine
 from janus_export.runtimes.trt.library import Library

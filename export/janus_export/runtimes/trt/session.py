@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_export.runtimes.contract import check_magnitude
+from janus_export.bundle.contract import check_magnitude
 from janus_export.runtimes.kv_cache import Slots
 from janus_export.runtimes.prompts import embed
 from janus_export.runtimes.trt.cuda_graphs import Repeated
