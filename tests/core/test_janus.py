@@ -139,7 +139,7 @@ def test_greedy_drawing_is_the_plain_rule(janus: Janus, guidance: float) -> None
     np.testing.assert_array_equal(np.asarray(image), expected)
 
 
-def test_without_guidance_a_image_is_one_row(janus: Janus, sessions: list[TorchSession]) -> None:
+def test_without_guidance_an_image_is_one_row(janus: Janus, sessions: list[TorchSession]) -> None:
     janus.draw(["a", "b"], guidance=1)
     janus.draw(["a", "b"], guidance=2)
     assert [len(session.cache.lengths) for session in sessions] == [2, 4]
@@ -170,7 +170,7 @@ def test_progress_counts_to_the_end(janus: Janus) -> None:
     assert told == [(done, 32) for done in range(1, 33)]  # two batches of 16 codes
 
 
-def test_a_image_of_another_shape() -> None:
+def test_an_image_of_another_shape() -> None:
     janus = tiny("generation.height=16", "generation.width=48")
     assert [image.size for image in janus.draw("a", n=2)] == [(48, 16)] * 2
 

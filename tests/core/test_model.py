@@ -100,7 +100,7 @@ def test_losses_are_cross_entropy_of_what_comes_next(
     torch.testing.assert_close(output.losses["image"], torch.stack(drawn))
 
 
-def test_a_image_reaches_what_follows_and_nothing_before(
+def test_an_image_reaches_what_follows_and_nothing_before(
     built: tuple[JanusModel, Processor], sequences: list[Sequence]
 ) -> None:
     model, _ = built

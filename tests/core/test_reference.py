@@ -66,7 +66,7 @@ def question(astronaut: Image.Image) -> list[Message]:
 
 
 @torch.no_grad()
-def test_a_image_that_is_read(janus: Janus, question: list[Message], expected: dict[str, np.ndarray]) -> None:
+def test_reads_an_image(janus: Janus, question: list[Message], expected: dict[str, np.ndarray]) -> None:
     pixels = torch.from_numpy(janus.processor.chat_prompt(question).understanding_pixels[0])[None]
     embeddings = janus.model.understanding(pixels)[0]  # (576, D)
     close(embeddings[::16], expected["und_embeds_sub"])
@@ -145,7 +145,7 @@ def conversation(messages: Sequence[dict[str, str]], image: Image.Image) -> list
 def test_the_images_it_would_see(janus: Janus, astronaut: Image.Image) -> None:
     """Two images in one question: each between its own marks, 576 places each."""
     prompts = json.loads((REFERENCE / "prompts.json").read_text())
-    [two] = [p for p in prompts if p["name"] == "janus understanding, two images"]
+    [two] = [p for p in prompts if p["name"] == "janus understanding, two pictures"]
     prompt = janus.processor.chat_prompt(conversation(two["conversation"], astronaut))
     assert prompt.understanding_mask.sum() == 2 * 576
     assert len(prompt.understanding_pixels) == 2

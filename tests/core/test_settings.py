@@ -50,7 +50,7 @@ def test_commands_look_at_the_settings_before_the_model(words: list[str]) -> Non
     assert "max_tokens is given already" in " ".join(done.output.replace("│", " ").split())
 
 
-def test_drawing_goes_on_from_a_image_by_its_number() -> None:
+def test_drawing_goes_on_from_an_image_by_its_number() -> None:
     torch.manual_seed(0)
     janus = Janus.of(*compose(resolve(load("model/tiny"), ModelConfig)))
     four = [np.asarray(one) for one in janus.draw("a", 4)]

@@ -81,7 +81,7 @@ def test_a_person_reads_the_same(model: Path):
     ]
 
 
-def test_a_image_has_no_more_steps_than_codes(tiny_bundle: Path):
+def test_an_image_has_no_more_steps_than_codes(tiny_bundle: Path):
     facts = bench(tiny_bundle, tokens=40, rounds=1, threads=1)
     assert facts["text"]["steps"] == 40
     assert facts["drawing"]["steps"] == 15

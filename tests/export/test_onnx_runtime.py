@@ -204,7 +204,7 @@ def test_words_alone_load_no_visual_graph(tiny_bundle: Path):
     assert set(janus.runtime._opened) == {"backbone", "embed", "sample_text"}
 
 
-def test_a_image_that_was_drawn_is_no_prompt_for_a_bundle(bundled: Janus):
+def test_an_image_that_was_drawn_is_no_prompt_for_a_bundle(bundled: Janus):
     drawn = ImageTarget(IMAGES[0], supervised=False)
     prompt = bundled.processor.chat_prompt(
         [Message("user", [Text("a")]), Message("assistant", [drawn]), Message("user", [Text("b")])]

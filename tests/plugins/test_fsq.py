@@ -220,7 +220,7 @@ def test_the_loss_reaches_encoder_and_decoder_through_the_rounding() -> None:
         assert tokenizer.get_submodule(name).weight.grad.abs().sum() > 0
 
 
-def test_a_few_steps_on_its_loss_paint_a_image_better(taught: Callable[..., list[float]]) -> None:
+def test_a_few_steps_on_its_loss_paint_an_image_better(taught: Callable[..., list[float]]) -> None:
     history = taught(make(levels=[8, 8]), steps=20)
     assert history[-1] < 0.5 * history[0]
 

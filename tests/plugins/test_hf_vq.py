@@ -218,7 +218,7 @@ def test_losses_are_those_of_vq_vae() -> None:
     torch.testing.assert_close(losses["commitment"], 0.25 * distance)
 
 
-def test_a_few_steps_on_its_losses_paint_a_image_better(taught: Callable[..., list[float]]) -> None:
+def test_a_few_steps_on_its_losses_paint_an_image_better(taught: Callable[..., list[float]]) -> None:
     torch.manual_seed(0)
     tokenizer = HfVqTokenizer(HfVqConfig(config=KEYS))
     nn.init.uniform_(tokenizer.model.quantize.embedding.weight, -1, 1)

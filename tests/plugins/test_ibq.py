@@ -97,7 +97,7 @@ def test_losses_are_the_papers() -> None:
     assert "entropy" not in tiny(entropy=0.0).losses(pixels)
 
 
-def test_a_few_steps_on_its_losses_paint_a_image_better(taught: Callable[..., list[float]]) -> None:
+def test_a_few_steps_on_its_losses_paint_an_image_better(taught: Callable[..., list[float]]) -> None:
     tokenizer = tiny()
     history = taught(tokenizer)
     assert history[-1] < 0.6 * history[0]

@@ -179,7 +179,7 @@ def test_losses_reach_encoder_codebook_and_decoder() -> None:
         assert gradient.abs().sum() > 0
 
 
-def test_a_few_steps_on_its_losses_paint_a_image_better(taught: Callable[..., list[float]]) -> None:
+def test_a_few_steps_on_its_losses_paint_an_image_better(taught: Callable[..., list[float]]) -> None:
     tokenizer = tiny()
     history = taught(tokenizer, steps=8)
     assert history[-1] < 0.5 * history[0]

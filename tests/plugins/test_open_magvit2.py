@@ -263,7 +263,7 @@ def test_losses_reach_encoder_and_decoder_through_the_signs() -> None:
     assert tokenizer.encoder.conv_in.weight.grad.abs().sum() > 0
 
 
-def test_a_few_steps_on_its_losses_paint_a_image_better(taught: Callable[..., list[float]]) -> None:
+def test_a_few_steps_on_its_losses_paint_an_image_better(taught: Callable[..., list[float]]) -> None:
     tokenizer = make()
     history = taught(tokenizer, steps=20)
     assert history[-1] < 0.5 * history[0]

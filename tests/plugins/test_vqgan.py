@@ -158,7 +158,7 @@ def test_losses_are_the_published_ones() -> None:
     torch.testing.assert_close(losses["codebook"], 0.25 * distance)
 
 
-def test_a_few_steps_on_its_losses_paint_a_image_better(taught: Callable[..., list[float]]) -> None:
+def test_a_few_steps_on_its_losses_paint_an_image_better(taught: Callable[..., list[float]]) -> None:
     tokenizer = tiny()
     history = taught(tokenizer)
     assert history[-1] < 0.6 * history[0]

@@ -149,7 +149,7 @@ def test_the_limit_is_the_callers(photo: Image.Image) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>"]
 )
-def test_not_a_image(data: bytes) -> None:
+def test_not_an_image(data: bytes) -> None:
     with pytest.raises(ImageError):
         open_image(data)
 
