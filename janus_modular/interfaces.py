@@ -229,7 +229,7 @@ class GenerationPath(Protocol):
     width: int
     num_tokens: int  # positions one image takes in a sequence
     predicts_next: bool  # losses read the hidden state BEFORE each position (True) or at it (False)
-    sampling_loop: str  # the registered loop that draws with it
+    image_sampler: str  # the registered loop that draws with it
     frozen_submodules: tuple[str, ...]  # its parts that no stage may train: frozen, whatever `learn` says
     sizes: Mapping[str, int]  # what that loop asks its session for ("codes": the sum of K of a position, say)
 

@@ -213,7 +213,7 @@ class Janus:
         stop = arguments.stop_strings(stop)
         if not pairs:
             return AnswerBatch([], iter(()))
-        name = self.runtime.text_loop
+        name = self.runtime.text_sampler
         loop, chosen = self._loop(name, settings)
         chosen = loops.settings_that_answer(name, chosen)
         prompts = [self.processor.chat_prompt(arguments.conversation(*pair)) for pair in pairs]
@@ -264,7 +264,7 @@ class Janus:
         n, batch_size = arguments.count(n, "n"), arguments.count(batch_size, "batch_size")
         progress = arguments.callback(progress, "progress")
         texts = arguments.drawing_prompts(prompt)
-        name = self.runtime.drawing_loop
+        name = self.runtime.image_sampler
         loop, chosen = self._loop(name, settings)
         drawn = self.processor.drawing.num_tokens if self.processor.drawing else 0
         prompts = [one for text in texts for one in [self.processor.draw_prompt(text)] * n]

@@ -46,7 +46,7 @@ def refusals(model: JanusModel, plugins: Plugins) -> dict[str, str]:
     """
     here = plugins.as_recorded(model.recorded)
     reasons = {}
-    for command, name in (("chat", model.config.text_loop), ("draw", model.generation.sampling_loop)):
+    for command, name in (("chat", model.config.text_sampler), ("draw", model.generation.image_sampler)):
         try:
             entry = here.entry("sampling_loops", name)
             if command == "chat":

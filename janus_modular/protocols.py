@@ -66,8 +66,8 @@ class Runtime(Protocol):
     """
 
     context: int  # longest sequence, in positions
-    text_loop: str  # registered sampling loops, by name
-    drawing_loop: str
+    text_sampler: str  # registered sampling loops, by name
+    image_sampler: str
 
     def open(self, capacity: int) -> Session:
         """Open a session whose rows have room for ``capacity`` positions."""

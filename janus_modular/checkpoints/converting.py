@@ -55,7 +55,7 @@ def convert(
             + f"\nKnown: {', '.join(known)}"
         )
     for keys, value in map(parse, overrides):
-        if keys == ["text_loop"]:  # what nobody could ask of the result is not written into it
+        if keys == ["text_sampler"]:  # what nobody could ask of the result is not written into it
             (plugins or default_plugins()).find("sampling_loops", str(value))
     opened = describe(source, overrides=overrides, plugins=plugins)
     if Path(target).absolute() == opened.folder.absolute():

@@ -146,7 +146,7 @@ def plugins_of(model: JanusModel, plugins: Plugins) -> list[dict[str, str | None
     """
     plugins = plugins.as_recorded(model.recorded)
     found = plugins.needed(part for _, part in parts_in(model.config))
-    for name in dict.fromkeys([model.config.text_loop, model.generation.sampling_loop]):
+    for name in dict.fromkeys([model.config.text_sampler, model.generation.image_sampler]):
         try:
             found += plugins.needed([ComponentSpec("sampling_loops", name, None)])
         except PluginError:

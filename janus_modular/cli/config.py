@@ -173,7 +173,7 @@ def _unusable_loops(model: JanusModel) -> list[Fault]:
     from janus_modular.config.errors import Fault
     from janus_modular.plugins import default_plugins
 
-    paths = {"chat": "text_loop", "draw": "generation"}
+    paths = {"chat": "text_sampler", "draw": "generation"}
     refused = loops.refusals(model, default_plugins())
     return [Fault(paths[command], reason, "") for command, reason in refused.items()]
 

@@ -56,4 +56,4 @@ class ModelConfig:
     generation: ComponentSpec = component("generation")
     backbone: ComponentSpec = component("backbones")
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
-    text_loop: str = "text"  # the registered sampling loop that answers in words
+    text_sampler: str = "text"  # the registered sampling loop that answers in words

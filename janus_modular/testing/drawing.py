@@ -83,15 +83,15 @@ def draw_with(path: Any, images: int, hidden_size: int) -> tuple[PathSession, ND
         PluginError: no sampling loop is registered under the name that the path gives.
         CheckError: the loop does not draw, or asks for a part or a size that the path lacks.
     """
-    entry = default_plugins().entry("sampling_loops", path.sampling_loop)
+    entry = default_plugins().entry("sampling_loops", path.image_sampler)
     session = PathSession(path, hidden_size)
     running = entry.factory(session, [prompt(1, 2, 3 + image) for image in range(images)], entry.config())
     while True:
         try:
             yielded = next(running)
         except StopIteration as end:
-            return session, loops.images(path.sampling_loop, end.value, images)
-        loops.steps(path.sampling_loop, yielded)
+            return session, loops.images(path.image_sampler, end.value, images)
+        loops.steps(path.image_sampler, yielded)
 
 
 def parts_run(path: Any, images: int, hidden_size: int) -> dict[str, tuple[Any, ...]]:

@@ -212,7 +212,7 @@ def check_generation_sizes(path: Any, pixels: Tensor) -> None:
 @check_for("generation")
 def check_generation_promises(path: Any, pixels: Tensor) -> None:
     """It names its loop, what that loop asks for, its parts, and which of them no stage trains."""
-    ensure(isinstance(path.sampling_loop, str), f"sampling_loop is {path.sampling_loop!r}: write its name")
+    ensure(isinstance(path.image_sampler, str), f"image_sampler is {path.image_sampler!r}: write its name")
     ensure(isinstance(path.predicts_next, bool), f"predicts_next is {path.predicts_next!r}")
     sizes = {name: size for name, size in path.sizes.items() if not isinstance(size, int)}
     ensure(not sizes, f"sizes must be numbers, and these are not: {sizes}")

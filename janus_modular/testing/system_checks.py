@@ -161,7 +161,7 @@ def check_layout_round_trip(layout: Layout, example: LayoutExample) -> None:
 def check_runtime_says(runtime: Runtime, prompts: Many[Sequence]) -> None:
     """It names its loops and its context, and its sessions say their sizes."""
     ensure(runtime.context > 0, f"its context is {runtime.context}")
-    for name in (runtime.text_loop, runtime.drawing_loop):
+    for name in (runtime.text_sampler, runtime.image_sampler):
         ensure(isinstance(name, str) and bool(name), f"a loop is called {name!r}")
     sizes = runtime.open(64).sizes
     lacking = {"vocab", "drawing", "pad"} - set(sizes)

@@ -68,7 +68,7 @@ class DraftConfig(ComponentConfig):
     draft: ComponentSpec | None = component("runtimes")
 
 class Draft:
-    text_loop, drawing_loop, context = "text", "autoregressive", 8
+    text_sampler, image_sampler, context = "text", "autoregressive", 8
     def __init__(self, config, folder, build):
         self.draft = config.draft and build(config.draft, folder)
 
@@ -191,10 +191,10 @@ def test_options_whose_texts_name_components_are_overridden(
 
 @pytest.mark.parametrize(("before", "after"), [("text", "autoregressive"), ("autoregressive", "text")])
 def test_a_loop_is_overridden_by_its_name(plugins: Plugins, before: str, after: str) -> None:
-    raw = load({**load("tiny"), "text_loop": before}, [f"text_loop={after}"], plugins)
-    assert raw["text_loop"] == after
-    raw = load({"model": "tiny"}, [f"model.text_loop={before}", f"model.text_loop={after}"], plugins)
-    assert raw["model"]["text_loop"] == after
+    raw = load({**load("tiny"), "text_sampler": before}, [f"text_sampler={after}"], plugins)
+    assert raw["text_sampler"] == after
+    raw = load({"model": "tiny"}, [f"model.text_sampler={before}", f"model.text_sampler={after}"], plugins)
+    assert raw["model"]["text_sampler"] == after
 
 
 def test_overrides_of_a_part_and_of_the_whole_both_count_in_any_order(plugins: Plugins) -> None:
@@ -240,13 +240,13 @@ def test_weights_are_refused_where_nothing_would_load_them(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["tiny", "text_loop=txet"], "text_loop: no sampling loop is called 'txet'"),
-        (["tiny", "text_loop=vit"], "text_loop: no sampling loop is called 'vit'"),
+        (["tiny", "text_sampler=txet"], "text_sampler: no sampling loop is called 'txet'"),
+        (["tiny", "text_sampler=vit"], "text_sampler: no sampling loop is called 'vit'"),
         (["CONFIG", "length=4096"], "length: rows of 4096 positions; the backbone's context is 512"),
-        (["CONFIG", "model.text_loop=txet"], "model.text_loop: no sampling loop"),
+        (["CONFIG", "model.text_sampler=txet"], "model.text_sampler: no sampling loop"),
         (["CONFIG", "sources.codes.revision=main"], "sources.codes.revision: found 'main'"),
         (["CONFIG"], None),
-        (["tiny", "text_loop=autoregressive", "text_loop=text"], None),
+        (["tiny", "text_sampler=autoregressive", "text_sampler=text"], None),
     ],
 )
 def test_what_validate_accepts_can_be_trained_and_used(

@@ -241,12 +241,12 @@ def test_the_model_that_a_config_names_is_put_in_place(tmp_path: Path):
     assert raw["width"] == 96
     assert raw["model"]["generation"]["tokenizer"]["num_codes"] == 32
     assert raw["model"]["understanding"] == load("tiny")["understanding"]
-    swapped = load(file, ["model.understanding.encoder=siglip", "model=janus_pro_1b", "model.text_loop=x"])
+    swapped = load(file, ["model.understanding.encoder=siglip", "model=janus_pro_1b", "model.text_sampler=x"])
     assert (
         swapped["model"]["understanding"]["encoder"]
         == {"name": "siglip"} | load("janus_pro_1b")["understanding"]["encoder"]
     )
-    assert swapped["model"]["text_loop"] == "x"
+    assert swapped["model"]["text_sampler"] == "x"
 
 
 def test_what_is_no_config_is_an_error(tmp_path: Path):
@@ -341,8 +341,8 @@ def test_validate_refuses_a_text_loop_that_cannot_answer():
     from janus_modular.cli.config import validate
 
     with pytest.raises(ConfigError, match="'autoregressive' is none that answers") as caught:
-        validate("tiny", ["text_loop=autoregressive"])
-    assert [fault.path for fault in caught.value.faults] == ["text_loop"]
+        validate("tiny", ["text_sampler=autoregressive"])
+    assert [fault.path for fault in caught.value.faults] == ["text_sampler"]
 
 
 def test_a_config_of_another_kind_is_one_fault():

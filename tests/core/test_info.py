@@ -136,7 +136,7 @@ def test_what_cannot_be_opened_is_refused_in_the_same_words(edit: Callable[[Path
 
 @pytest.mark.parametrize("loop", ["nope", "autoregressive", "acme:text"])
 def test_a_text_loop_that_cannot_answer_is_said(loop: str, edited: Path):
-    edit_json("config.json", lambda c: c["model"].update(text_loop=loop))(edited)
+    edit_json("config.json", lambda c: c["model"].update(text_sampler=loop))(edited)
     with pytest.raises(JanusError) as chat:
         Janus.from_pretrained(edited).chat("What?")
     assert gather(str(edited), [])["refused"] == {"chat": str(chat.value)}

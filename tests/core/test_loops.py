@@ -86,7 +86,7 @@ def janus(model: Janus, strange: Plugins) -> Janus:
 
 
 def drawn(janus: Janus, loop: str, **options: object) -> list[int]:
-    janus.runtime.drawing_loop = loop
+    janus.runtime.image_sampler = loop
     return [int(np.asarray(one)[0, 0, 0]) for one in janus.draw("a", **options)]
 
 
@@ -123,7 +123,7 @@ def test_a_loop_that_does_not_draw_is_named(janus: Janus, loop: str, found: str)
     ],
 )
 def test_a_loop_that_does_not_answer_is_named(janus: Janus, loop: str, found: str) -> None:
-    janus.runtime.text_loop = loop
+    janus.runtime.text_sampler = loop
     with pytest.raises(CheckError, match=f"'{loop}' is none that answers: {found}"):
         janus.chat_batch([("a", ()), ("b", ())])
 

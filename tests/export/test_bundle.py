@@ -339,7 +339,7 @@ def test_a_loop_that_is_not_here_is_named_where_it_is_used_and_other_parts_are_n
     for one in manifest["plugins"]:
         if one["name"] in ("vit", "autoregressive"):
             one |= {"name": f"acme-{one['name']}", "dist": "acme-parts", "version": "0.2"}
-    manifest["model"]["drawing_loop"] = "acme-autoregressive"
+    manifest["model"]["image_sampler"] = "acme-autoregressive"
     write_manifest(copied, manifest)
     janus = Janus.from_pretrained(copied, allow_failed=True)
     assert janus.chat("what?", max_tokens=2) is not None
@@ -351,7 +351,7 @@ def test_a_loop_that_is_not_here_is_named_where_it_is_used_and_other_parts_are_n
     "path",
     [
         ("variants", LONG), ("variants", "fp32", "files", "draw"), ("graphs", LONG), ("axes", LONG),
-        ("sha256", LONG), ("model", "text_loop"), ("requires", LONG), ("schema",),
+        ("sha256", LONG), ("model", "text_sampler"), ("requires", LONG), ("schema",),
     ],
     ids=lambda path: ".".join(path)[:40],
 )  # fmt: skip

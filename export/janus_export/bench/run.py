@@ -116,11 +116,11 @@ def _modes(janus: Janus, tokens: int, batch_size: int) -> dict[str, Mode]:
     modes = dict[str, Mode]()
     if "text" in made_for:
         prompts = [processor.chat_prompt([Message("user", [Text(QUESTION)])])] * batch_size
-        modes["text"] = Mode(janus, runtime.text_loop, prompts, tokens, max_tokens=tokens + 1)
+        modes["text"] = Mode(janus, runtime.text_sampler, prompts, tokens, max_tokens=tokens + 1)
     if "drawing" in made_for and processor.drawing:
         prompts = [processor.draw_prompt(IMAGE)] * batch_size
         codes = processor.drawing.num_tokens
-        modes["drawing"] = Mode(janus, runtime.drawing_loop, prompts, min(tokens, codes - 1))
+        modes["drawing"] = Mode(janus, runtime.image_sampler, prompts, min(tokens, codes - 1))
     return modes
 
 

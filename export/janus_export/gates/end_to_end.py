@@ -40,7 +40,7 @@ def drawing(subject: Subject) -> Iterator[Check]:
         yield _same_choices("a whole drawing: codes", got, want)
         yield _same_pixels("a whole drawing: pixels", images, expected)
     if unheard:
-        settings = taken(subject.whole.drawing_loop, DRAWING)
+        settings = taken(subject.whole.image_sampler, DRAWING)
         again = Janus(subject.whole, processor).draw(DRAWN, **settings)
         yield _same_pixels("the same drawing, nobody listening: pixels", again, images)
 

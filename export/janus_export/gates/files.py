@@ -168,8 +168,8 @@ def sizes(subject: Subject) -> Iterator[Check]:
         "drawing": path.num_tokens,
         "pad": processor.pad_id,
         "suppressed_ids": list(processor.suppressed_ids),
-        "text_loop": model.config.text_loop,
-        "drawing_loop": path.sampling_loop,
+        "text_sampler": model.config.text_sampler,
+        "image_sampler": path.image_sampler,
         "sizes": dict(path.sizes),
     }
     for name, size in wanted.items():

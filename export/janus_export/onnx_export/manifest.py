@@ -24,8 +24,8 @@ def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
     return {
         "context": model.backbone.context,
         "width": model.backbone.width,
-        "text_loop": model.config.text_loop,
-        "drawing_loop": path.sampling_loop,
+        "text_sampler": model.config.text_sampler,
+        "image_sampler": path.image_sampler,
         "suppressed_ids": list(processor.suppressed_ids),
         # What sampling loops ask a session for; drawing: the positions of an image
         "vocab": model.backbone.vocab_size,

@@ -52,7 +52,7 @@ def listen_to_answers(
     answers = Janus(listening, processor).chat_batch(
         [(question, ()) for question in asked],
         max_tokens=ANSWER_TOKENS,
-        **taken(runtime.text_loop, settings),
+        **taken(runtime.text_sampler, settings),
     )
     return list(answers), listening.runs[-1]
 
@@ -60,5 +60,5 @@ def listen_to_answers(
 def listen_to_drawings(runtime: Runtime, processor: Processor) -> tuple[list[Image.Image], Run]:
     """Let a runtime draw under guidance, with noise from a seed; return images and what was heard."""
     listening = ListeningRuntime(runtime)
-    drawn = Janus(listening, processor).draw(DRAWN, **taken(runtime.drawing_loop, DRAWING))
+    drawn = Janus(listening, processor).draw(DRAWN, **taken(runtime.image_sampler, DRAWING))
     return drawn, listening.runs[-1]

@@ -82,8 +82,8 @@ class ListeningRuntime:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime, self.runs = runtime, list[Run]()
-        self.context, self.text_loop = runtime.context, runtime.text_loop
-        self.drawing_loop = runtime.drawing_loop
+        self.context, self.text_sampler = runtime.context, runtime.text_sampler
+        self.image_sampler = runtime.image_sampler
 
     def open(self, capacity: int) -> Listening:
         """Open a session, and take down what it does."""

@@ -61,7 +61,7 @@ class AutoregressiveGeneration(nn.Module):
     """
 
     predicts_next = True
-    sampling_loop = "autoregressive"
+    image_sampler = "autoregressive"
     frozen_submodules: tuple[str, ...] = ("tokenizer",)  # its codes are targets: no stage's loss reaches it
 
     def __init__(

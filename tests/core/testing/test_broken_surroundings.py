@@ -197,7 +197,7 @@ def test_a_broken_layout_is_found(check: str, layout: type[Renames], note: str) 
 class Runs:
     """A good runtime; its subclasses each break one promise."""
 
-    context, text_loop, drawing_loop = 64, "text", "autoregressive"
+    context, text_sampler, image_sampler = 64, "text", "autoregressive"
 
     def open(self, capacity: int) -> Any:
         return NumpySession()
@@ -208,7 +208,7 @@ class NoContext(Runs):
 
 
 class NoLoop(Runs):
-    drawing_loop = ""
+    image_sampler = ""
 
 
 class NoSizes(Runs):

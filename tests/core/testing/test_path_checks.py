@@ -25,7 +25,7 @@ class PathConfig(ComponentConfig):
 class Path(nn.Module):
     """An image of 8 x 8 pixels as the grey of 2 x 2 patches; its subclasses each break one promise."""
 
-    predicts_next, sampling_loop = True, "autoregressive"
+    predicts_next, image_sampler = True, "autoregressive"
     frozen_submodules: tuple[str, ...] = ()
     height = width = 8
     num_tokens = SIDE**2
@@ -121,11 +121,11 @@ class FixedImages(Path):
 
 
 class NoLoop(Path):
-    sampling_loop = "autoregresive"
+    image_sampler = "autoregresive"
 
 
 class TextLoop(Path):
-    sampling_loop = "text"
+    image_sampler = "text"
 
 
 class LoopOfOtherParts(Path):

@@ -101,8 +101,8 @@ class OnnxRuntime:
         check_dtype(self.device, self.variant, dtype)
         model = self.bundle.manifest["model"]
         self.context: int = model["context"]
-        self.text_loop: str = model["text_loop"]
-        self.drawing_loop: str = model["drawing_loop"]
+        self.text_sampler: str = model["text_sampler"]
+        self.image_sampler: str = model["image_sampler"]
         self.width: int = model["width"]
         self.sizes: Mapping[str, int] = session_sizes(model)
         self._opened: dict[str, OnnxGraph] = {}

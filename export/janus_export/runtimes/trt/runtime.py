@@ -70,8 +70,8 @@ class TensorRTRuntime:
             )
         model = self.bundle.manifest["model"]
         self.context: int = min(model["context"], self.engines.capacity)
-        self.text_loop: str = model["text_loop"]
-        self.drawing_loop: str = model["drawing_loop"]
+        self.text_sampler: str = model["text_sampler"]
+        self.image_sampler: str = model["image_sampler"]
         self.width: int = model["width"]
         self.dtype: str = self.bundle.manifest["variants"][self.variant]["dtype"]
         self.sizes: Mapping[str, int] = session_sizes(model)
