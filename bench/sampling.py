@@ -2,7 +2,7 @@
 
     python bench/sampling.py [--rounds 5] [--size small|1b] [--device cpu|cuda] [--dtype float32]
 
-A Janus with random weights is written in transformers' layout and loaded by both. Each answers a prompt
+A Janus with random weights is written in transformers' format and loaded by both. Each answers a prompt
 greedily, and each draws under guidance. Times are the best of several rounds; the ratio is the median of
 the rounds' own, since a machine that is shared slows both down alike. At ``--size 1b`` it is Janus-Pro-1B's
 shape, and takes 8 GB on disk in float32.

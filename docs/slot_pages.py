@@ -31,7 +31,7 @@ REFERS: dict[str, tuple[str, ...]] = {
         *(f"sequence.{name}" for name in ("Sample", "Message", "Text", "ImageInput", "ImageTarget")),
         "roles.Fingerprinted",
     ),
-    "layouts": ("roles.ReadsPretrained",),
+    "formats": ("roles.ReadsPretrained",),
 }
 """By slot: what its interface speaks of, in the modules of janus_modular."""
 

@@ -26,7 +26,7 @@ from .interfaces import Head as Head
 from .interfaces import ImageTokenizer as ImageTokenizer
 from .janus import Janus as Janus
 from .protocols import Fingerprinted as Fingerprinted
-from .protocols import Layout as Layout
+from .protocols import CheckpointFormat as CheckpointFormat
 from .protocols import PartiallyTrainable as PartiallyTrainable
 from .protocols import Merges as Merges
 from .interfaces import ComponentSpec as ComponentSpec

@@ -17,7 +17,7 @@ from janus_modular.registry import MODEL_SLOTS, Entry, Hooks
 
 
 class Builder:
-    """Builds components of the slots that are no parts of a model: sources, trackers, runtimes, layouts.
+    """Builds components of the slots that are no parts of a model: sources, trackers, runtimes, formats.
 
     Handed to components that are made of others: ``build(config.tokenizer)``.
     """

@@ -52,7 +52,7 @@ class Janus:
         plugins: Plugins | None = None,
         allow_failed: bool = False,
     ) -> Janus:
-        """Load a checkpoint of any known layout, or a bundle: a folder, or a hub id.
+        """Load a checkpoint of any known format, or a bundle: a folder, or a hub id.
 
         ``device``: auto, cpu, cuda, mps; a bundle's runtime may know others. ``dtype``: auto, float32,
         bfloat16, float16; auto is what the weights are stored in, but float32 on a CPU.

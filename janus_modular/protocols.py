@@ -1,4 +1,4 @@
-"""What works around the model must offer: sessions and the loops that drive them, data, trackers, layouts.
+"""What works around the model must offer: sessions and the loops that drive them, data, trackers, formats.
 
 Shapes as in ``janus_modular.interfaces``. Nothing has to be inherited.
 """
@@ -128,13 +128,13 @@ class Tracker(Protocol):
         ...
 
 
-class Layout(Protocol):
+class CheckpointFormat(Protocol):
     """Somebody else's checkpoint format. Weights stream through it, a tensor at a time."""
 
     model_type: str  # what its config.json calls itself
 
     def detect(self, config: Mapping[str, Any]) -> bool:
-        """Say whether a folder's parsed config.json is of this layout."""
+        """Say whether a folder's parsed config.json is of this format."""
         ...
 
     def read_config(self, folder: Path) -> dict[str, Any]:
@@ -142,24 +142,24 @@ class Layout(Protocol):
         ...
 
     def to_native(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Yield native names and tensors from this layout's; ``weights`` reads lazily."""
+        """Yield native names and tensors from this format's; ``weights`` reads lazily."""
         ...
 
     def write_config(self, config: Mapping[str, Any], folder: Path) -> None:
-        """Write the layout's config files for a native model config; the tokenizer's are there already.
+        """Write the format's config files for a native model config; the tokenizer's are there already.
 
         Raises:
-            CheckpointError: the layout has no place for one of its parts.
+            CheckpointError: the format has no place for one of its parts.
         """
         ...
 
     def from_native(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Yield this layout's names and tensors from native ones."""
+        """Yield this format's names and tensors from native ones."""
         ...
 
 
 class ReadsPretrained(Protocol):
-    """What a component adds when the weights it is offered may be of several layouts.
+    """What a component adds when the weights it is offered may be of several formats.
 
     Without it, ``pretrained:`` takes files whose names are the component's own.
     """

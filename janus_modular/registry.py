@@ -18,7 +18,7 @@ from janus_modular.interfaces import (
     ImageTokenizer,
     UnderstandingEncoder,
 )
-from janus_modular.protocols import Layout, Runtime, Sampling, Source, Tracker
+from janus_modular.protocols import CheckpointFormat, Runtime, Sampling, Source, Tracker
 
 PROJECT = "janus_modular"
 API_VERSION = 1
@@ -155,8 +155,8 @@ class Hooks:
         """Offer trackers, built as ``factory(config, folder)``."""
 
     @hookspec
-    def register_layouts(self, registry: Registry[Layout]) -> None:
-        """Offer checkpoint layouts, built as ``factory(config)``."""
+    def register_formats(self, registry: Registry[CheckpointFormat]) -> None:
+        """Offer checkpoint formats, built as ``factory(config)``."""
 
     @hookspec
     def register_runtimes(self, registry: Registry[Runtime]) -> None:
@@ -169,7 +169,8 @@ SLOTS = tuple(name.removeprefix("register_") for name in vars(Hooks) if name.sta
 
 def slot_label(slot: str) -> str:
     """Name one component of a slot in words: ``image tokenizer``."""
-    return "generation path" if slot == "generation" else slot.removesuffix("s").replace("_", " ")
+    labels = {"generation": "generation path", "formats": "checkpoint format"}
+    return labels.get(slot) or slot.removesuffix("s").replace("_", " ")
 
 
 def a_component(slot: str) -> str:

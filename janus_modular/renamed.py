@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 
 RENAMED: Mapping[str, tuple[str, ...]] = {
+    "--layout": ("--format",),
     "IGNORED": ("IGNORE_INDEX",),
+    "Layout": ("CheckpointFormat",),
+    "LayoutContract": ("CheckpointFormatContract",),
+    "LayoutExample": ("CheckpointFormatExample",),
     "LearnsInPart": ("PartiallyTrainable",),
     "Part": ("ComponentSpec",),
     "PartConfig": ("ComponentConfig",),
@@ -19,6 +23,10 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "embedding_width": ("embedding_dim",),
     "generation_at": ("generation_mask",),
     "image_next": ("sample_image",),
+    "layout": ("checkpoint-format", "format_name"),
+    "layout_detects": ("format_detects",),
+    "layout_round_trip": ("format_round_trip",),
+    "layouts": ("formats",),
     "left_over": ("unexpected_keys",),
     "lies_in": ("belongs_to",),
     "never_said": ("suppress_tokens",),
@@ -27,6 +35,7 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "pick": ("sample_with_noise",),
     "picture_tokens": ("image_tokens",),
     "pictures": ("images",),
+    "register_layouts": ("register_formats",),
     "sampling_loop": ("image_sampler",),
     "text_loop": ("text_sampler",),
     "text_next": ("sample_text",),

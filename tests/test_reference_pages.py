@@ -155,7 +155,7 @@ WORDS = {
     "sampling_loops": ["roles.Sampling", "roles.Session", "sequence.unconditional"],
     "backbones": ["interfaces.Backbone", "interfaces.Cache"],
     "sources": ["roles.Source", "sequence.Sample", "sequence.Message", "sequence.ImageTarget"],
-    "layouts": ["roles.Layout", "roles.ReadsPretrained"],
+    "formats": ["roles.CheckpointFormat", "roles.ReadsPretrained"],
 }
 
 

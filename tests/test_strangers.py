@@ -77,7 +77,7 @@ def test_a_plugin_for_every_slot_is_installed_beside_the_wheel_and_used(
         drawn, exported = (Image.open(tmp_path / output / f"{name}.png") for name in ("model", "bundle"))
         assert np.abs(np.asarray(drawn, int) - np.asarray(exported, int)).max() <= 1  # of 255
 
-    run("janus-modular", "convert", "parts/model", "theirs", "--layout", names["layouts"])
+    run("janus-modular", "convert", "parts/model", "theirs", "--format", names["formats"])
     run("janus-modular", "draw", "theirs", "Draw red.", "--seed", "1", "-o", "theirs.png")
     assert Image.open(tmp_path / "theirs.png").tobytes() == Image.open(tmp_path / "parts/model.png").tobytes()
     asked = (

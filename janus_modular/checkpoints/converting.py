@@ -1,4 +1,4 @@
-"""From one checkpoint layout to another, a tensor at a time: no model is ever in memory."""
+"""From one checkpoint format to another, a tensor at a time: no model is ever in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from janus_modular.checkpoints import native
 from janus_modular.checkpoints.merging import merged
-from janus_modular.checkpoints.opening import describe, make_layout
+from janus_modular.checkpoints.opening import describe, make_format
 from janus_modular.config import load, module_path, parts_in, resolve, to_plain
 from janus_modular.config.overrides import parse
 from janus_modular.config.schema import ModelConfig
@@ -31,27 +31,27 @@ def convert(
     source: str | Path,
     target: str | Path,
     *,
-    layout: str = "native",
+    format_name: str = "native",
     dtype: torch.dtype | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
     merge: bool = False,
     overrides: Sequence[str] = (),
     plugins: Plugins | None = None,
 ) -> None:
-    """Write the checkpoint ``source`` (a folder, or a hub id) at ``target`` in another layout.
+    """Write the checkpoint ``source`` (a folder, or a hub id) at ``target`` in another format.
 
     ``dtype`` casts floating-point weights; None keeps them as they are, bit for bit. ``merge`` folds adapters
     into the weights that they adapt.
 
     Raises:
         PluginError: an override names a sampling loop that nobody offers.
-        CheckpointError: there is no such layout, or it has no place for one of the parts; the source does
+        CheckpointError: there is no such format, or it has no place for one of the parts; the source does
             not fit its own config; or the target cannot be written.
     """
-    known = ("native", *(plugins or default_plugins()).names("layouts"))
-    if layout not in known:
+    known = ("native", *(plugins or default_plugins()).names("formats"))
+    if format_name not in known:
         raise CheckpointError(
-            f"no layout is called '{layout}'. {did_you_mean(layout, known)}".rstrip()
+            f"no format is called '{format_name}'. {did_you_mean(format_name, known)}".rstrip()
             + f"\nKnown: {', '.join(known)}"
         )
     for keys, value in map(parse, overrides):
@@ -64,7 +64,7 @@ def convert(
     outcome.check(str(opened.folder), [module_path(path) for path, _ in parts_in(opened.model.config)])
     opened = merged(opened, plugins) if merge else opened
     save_as(
-        layout,
+        format_name,
         opened.model,
         opened.processor,
         target,
@@ -77,7 +77,7 @@ def convert(
 
 
 def save_as(
-    layout: str,
+    format_name: str,
     model: JanusModel,
     processor: Processor,
     folder: str | Path,
@@ -88,14 +88,14 @@ def save_as(
     max_shard_size: int = MAX_SHARD_SIZE,
     plugins: Plugins | None = None,
 ) -> None:
-    """Write a model in a layout by its name.
+    """Write a model in a format by its name.
 
-    ``tensors`` (by native names) stand in for a blank model's; ``training`` is recorded where the layout
+    ``tensors`` (by native names) stand in for a blank model's; ``training`` is recorded where the format
     has a place for it, which is the native one.
     """
     folder = Path(folder)
     tensors = native.stored(model) if tensors is None else tensors
-    if layout == "native":
+    if format_name == "native":
         native.check_rebuilds(model, plugins, tensors=tensors)
         with written_aside(folder, replaces=native.MODEL_TYPE) as aside:
             native.write_description(
@@ -105,7 +105,7 @@ def save_as(
             write_checksums(aside, hashes)
         return
     plugins = plugins or default_plugins()
-    writer = make_layout(layout, plugins)
+    writer = make_format(format_name, plugins)
     config = to_plain(native.rebuildable(model))
     config["processor"]["tokens"] = processor.tokenizer.names
     with written_aside(folder, replaces=writer.model_type) as aside:
@@ -116,4 +116,4 @@ def save_as(
             resolve(load(writer.read_config(aside), (), plugins), ModelConfig, plugins), plugins
         )
         outcome = fill(written, writer.to_native(open_weights(aside)), device="meta")
-        outcome.check(f"what would be written at {folder}, opened as the layout '{layout}' is read,")
+        outcome.check(f"what would be written at {folder}, opened as the format '{format_name}' is read,")

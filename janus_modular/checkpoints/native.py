@@ -30,7 +30,7 @@ from janus_modular.weights.writing import DTYPES, MAX_SHARD_SIZE, write_json, wr
 
 MODEL_TYPE = "janus-modular"
 FORMAT = 1
-"""Version of the layout; one that is newer than ours is refused."""
+"""Version of the format; one that is newer than ours is refused."""
 
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -1,4 +1,4 @@
-"""Opening a checkpoint of any layout: the model, and the processor that speaks its language."""
+"""Opening a checkpoint of any format: the model, and the processor that speaks its language."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from janus_modular.foreign import foreign_errors, naming
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
-from janus_modular.protocols import Layout
+from janus_modular.protocols import CheckpointFormat
 from janus_modular.weights.files import open_weights
 from janus_modular.weights.loading import fill
 from janus_modular.weights.pretrained import resolve_pretrained
@@ -33,7 +33,7 @@ class Opened:
     """A checkpoint whose weights have not been read yet."""
 
     folder: Path
-    layout: str  # registered name, or ``native, format 1``
+    format_name: str  # registered name, or ``native, format 1``
     model: JanusModel  # blank
     processor: Processor
     tensors: Mapping[str, Tensor]  # by native names; mapped files
@@ -48,13 +48,13 @@ def open_checkpoint(
     overrides: Sequence[str] = (),
     plugins: Plugins | None = None,
 ) -> tuple[JanusModel, Processor]:
-    """Load a checkpoint of any known layout: a folder, or a hub id. Needs the model's memory and no more.
+    """Load a checkpoint of any known format: a folder, or a hub id. Needs the model's memory and no more.
 
     ``overrides`` (``a.b=c``) change the model config that was read, the prompt format for instance:
     ``processor.template=janus``.
 
     Raises:
-        CheckpointError: it is of no known layout, damaged, or does not fit its own config.
+        CheckpointError: it is of no known format, damaged, or does not fit its own config.
         PluginError: a plugin that it needs is not here.
     """
     opened = describe(path, overrides=overrides, plugins=plugins)
@@ -86,16 +86,18 @@ def describe(path: str | Path, *, overrides: Sequence[str] = (), plugins: Plugin
         weights = open_weights(folder)
         model = native.described(folder, record, overrides, plugins, tensors=len(weights))
         processor = fitted(Processor.load(folder), model, folder, changed=bool(overrides))
-        layout = f"native, format {record['format']}"
-        return Opened(folder, layout, model, processor, weights, record.get("training", {}))
+        format_name = f"native, format {record['format']}"
+        return Opened(folder, format_name, model, processor, weights, record.get("training", {}))
     with naming(folder), foreign_errors(folder, CheckpointError):
-        name, layout_of_folder = layout_of(folder, record, plugins)
-        config = resolve(load(layout_of_folder.read_config(folder), overrides, plugins), ModelConfig, plugins)
+        name, checkpoint_format = format_of(folder, record, plugins)
+        config = resolve(
+            load(checkpoint_format.read_config(folder), overrides, plugins), ModelConfig, plugins
+        )
         weights = open_weights(folder)
         model = native.blank(config, plugins, most_tensors=native.most_weights(len(weights)))
         processor = processor_for(model, config.processor.tokenizer)
         model.config.processor = replace(config.processor, suppress_tokens=list(processor.suppress_tokens))
-        return Opened(folder, name, model, processor, dict(layout_of_folder.to_native(weights)))
+        return Opened(folder, name, model, processor, dict(checkpoint_format.to_native(weights)))
 
 
 def check_weights(opened: Opened) -> None:
@@ -145,23 +147,23 @@ def refuse_bundle(folder: Path) -> None:
         )
 
 
-def layout_of(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> tuple[str, Layout]:
-    """Return the layout that a folder's config.json is of, after its registered name.
+def format_of(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> tuple[str, CheckpointFormat]:
+    """Return the format that a folder's config.json is of, after its registered name.
 
     Raises:
         CheckpointError: none of those that are known here.
     """
-    for name in plugins.names("layouts"):
-        layout = make_layout(name, plugins)
-        if layout.detect(record):
-            return name, layout
+    for name in plugins.names("formats"):
+        checkpoint_format = make_format(name, plugins)
+        if checkpoint_format.detect(record):
+            return name, checkpoint_format
     raise CheckpointError(
-        f"{folder} is of no known layout: its config.json says model_type {record.get('model_type')!r}.\n"
-        f"Known: native, {', '.join(plugins.names('layouts'))}"
+        f"{folder} is of no known format: its config.json says model_type {record.get('model_type')!r}.\n"
+        f"Known: native, {', '.join(plugins.names('formats'))}"
     )
 
 
-def make_layout(name: str, plugins: Plugins) -> Layout:
-    """Build a registered layout."""
-    entry = plugins.entry("layouts", name)
+def make_format(name: str, plugins: Plugins) -> CheckpointFormat:
+    """Build a registered format."""
+    entry = plugins.entry("formats", name)
     return entry.make(entry.config(), build=Builder(plugins))

@@ -1,4 +1,4 @@
-"""``convert``: a checkpoint in another layout, or another dtype."""
+"""``convert``: a checkpoint in another format, or another dtype."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ def convert(
             metavar="[A.B=C]...", help="Changes to the model config, processor.template=janus say."
         ),
     ] = None,
-    layout: Annotated[
-        str, typer.Option(help="native, published (the authors' code), transformers, or a plugin's.")
+    format_name: Annotated[
+        str,
+        typer.Option("--format", help="native, published (the authors'), transformers, or a plugin's."),
     ] = "native",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto: as stored.")] = "auto",
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file, 500MB say.")] = "5GB",
@@ -32,7 +33,7 @@ def convert(
         bool, typer.Option("--merge", help="Fold adapters (LoRA) into the weights that they adapt.")
     ] = False,
 ) -> None:
-    """Write a checkpoint in another layout, a tensor at a time: it needs little memory."""
+    """Write a checkpoint in another format, a tensor at a time: it needs little memory."""
     import torch
 
     from janus_modular.checkpoints import convert as convert_checkpoint
@@ -41,13 +42,13 @@ def convert(
     convert_checkpoint(
         source,
         target,
-        layout=layout,
+        format_name=format_name,
         dtype=None if dtype == "auto" else working_dtype(dtype, torch.device("cpu"), {}),
         max_shard_size=size_in_bytes(max_shard_size),
         merge=merge,
         overrides=overrides or (),
     )
-    typer.echo(f"{target}: written in the {layout} layout")
+    typer.echo(f"{target}: written in the {format_name} format")
 
 
 def size_in_bytes(text: str) -> int:

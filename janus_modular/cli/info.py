@@ -25,7 +25,7 @@ def info(
         bool, typer.Option("--verify", help="Hash a checkpoint's files and compare with its SHA256SUMS.")
     ] = False,
 ) -> None:
-    """Say a model's layout, components, dtypes, parameters and plugins; its weights are not loaded."""
+    """Say a model's format, components, dtypes, parameters and plugins; its weights are not loaded."""
     facts = gather(model, overrides or [])
     if verify:
         facts["verified"] = verified(model, overrides or [])
@@ -33,7 +33,7 @@ def info(
         typer.echo(json.dumps(facts, indent=2))
         return
     width = max(len(row["path"]) for row in facts["components"])
-    typer.echo(f"{model}: {facts['layout']}")
+    typer.echo(f"{model}: {facts['format']}")
     for row in facts["components"]:
         typer.echo(f"  {row['path']:<{width}}  {row['name']:<15} {row['parameters'] / 1e6:>11,.3f} M")
     typer.echo(f"  {'in all':<{width}}  {'':<15} {facts['parameters'] / 1e6:>11,.3f} M")
@@ -76,7 +76,7 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
     A checkpoint that could not be opened is refused as `open_checkpoint` refuses it.
 
     Raises:
-        CheckpointError: the folder is no checkpoint, of no layout that is known here, or its files are not of
+        CheckpointError: the folder is no checkpoint, of no format that is known here, or its files are not of
             one model.
         ConfigError: the config cannot be built.
     """
@@ -93,15 +93,15 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
     if folder := _checkpoint(model, overrides):
         opened = describe(folder, plugins=plugins)
         check_weights(opened)
-        built, layout, dtypes = opened.model, _layout(opened.layout), _dtypes(open_weights(folder))
+        built, format_name, dtypes = opened.model, _format(opened.format_name), _dtypes(open_weights(folder))
     else:
         config = resolve(load(model, overrides), ModelConfig, plugins)
         with naming(model):
             built = blank(config, plugins)
-        layout, dtypes = "a model config, without weights", {}
+        format_name, dtypes = "a model config, without weights", {}
     needed = plugins_of(built, plugins)
     return {
-        "layout": layout,
+        "format": format_name,
         "components": _components(built),
         "parameters": sum(one.numel() for one in built.parameters()),
         "dtypes": dtypes,
@@ -111,10 +111,10 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
     }
 
 
-def _layout(name: str) -> str:
+def _format(name: str) -> str:
     native, comma, version = name.partition(", ")
     return (
-        f"a checkpoint in the {native} layout, {version}" if comma else f"a checkpoint in the layout '{name}'"
+        f"a checkpoint in the {native} format, {version}" if comma else f"a checkpoint in the format '{name}'"
     )
 
 

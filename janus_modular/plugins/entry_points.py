@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from janus_modular.registry import API_VERSION, SLOTS
+from janus_modular.suggest import did_you_mean
 
 DEPRECATED: dict[int, str] = {}
 """Older versions of the plugin API that are still read, each with the release that will stop reading it."""
@@ -47,7 +48,8 @@ class Announcement:
             )
             return f"it speaks version {self.api} of the plugin API, this is version {API_VERSION}; {cure}"
         if self.slot not in SLOTS:
-            return f"there is no slot '{self.slot}'; slots are: {', '.join(SLOTS)}"
+            hint = did_you_mean(self.slot, SLOTS)
+            return f"there is no slot '{self.slot}'. {hint} Slots: {', '.join(SLOTS)}".replace("  ", " ")
         return None
 
     def deprecation(self) -> str | None:

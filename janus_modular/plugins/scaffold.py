@@ -52,12 +52,12 @@ TESTED = {
     ),
     "sources": Tested("SourceContract", "{cls}({cls}Config()), [0, 1]"),
     "trackers": Tested("TrackerContract", 'lambda folder: {cls}({cls}Config(), folder), {{"loss": 0.5}}'),
-    "layouts": Tested(
-        "LayoutContract",
-        "{cls}({cls}Config()), LayoutExample(\n"
+    "formats": Tested(
+        "CheckpointFormatContract",
+        "{cls}({cls}Config()), CheckpointFormatExample(\n"
         '            {{"model_type": "{package}"}}, {{"{package}.backbone.weight": torch.rand(2, 3)}}\n'
         "        )",
-        testing="LayoutExample",
+        testing="CheckpointFormatExample",
     ),
     "runtimes": Tested(
         "RuntimeContract",
@@ -152,7 +152,7 @@ def _names(name: str, slot: str, package: str) -> dict[str, object]:
         "api": API_VERSION,
         "version": __version__,
         "extra": "" if slot in ("sampling_loops", "runtimes") else "[torch]",
-        "checkable": slot not in ("layouts", "runtimes"),
+        "checkable": slot not in ("formats", "runtimes"),
         "contract": tested.contract,
         "example": example,
         "test_imports": _imports(tested, example, f"from {package}.{module} import {tested.imports}", inside),

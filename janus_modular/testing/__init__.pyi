@@ -8,14 +8,14 @@ from .contracts import Contract as Contract
 from .contracts import GenerationPathContract as GenerationPathContract
 from .contracts import HeadContract as HeadContract
 from .contracts import ImageTokenizerContract as ImageTokenizerContract
-from .contracts import LayoutContract as LayoutContract
+from .contracts import CheckpointFormatContract as CheckpointFormatContract
 from .contracts import RuntimeContract as RuntimeContract
 from .contracts import SamplingLoopContract as SamplingLoopContract
 from .contracts import SourceContract as SourceContract
 from .contracts import TrackerContract as TrackerContract
 from .contracts import UnderstandingEncoderContract as UnderstandingEncoderContract
 from .contracts import parametrize_with_checks as parametrize_with_checks
-from .examples import LayoutExample as LayoutExample
+from .examples import CheckpointFormatExample as CheckpointFormatExample
 from .examples import SamplingExample as SamplingExample
 from .running import Result as Result
 from .running import checks_of as checks_of

@@ -100,8 +100,8 @@ class TrackerContract(Contract, slot="trackers"):
     """``make`` returns a function that opens the tracker in a folder, and named values to log."""
 
 
-class LayoutContract(Contract, slot="layouts"):
-    """``make`` returns a layout and a `LayoutExample`."""
+class CheckpointFormatContract(Contract, slot="formats"):
+    """``make`` returns a format and a `CheckpointFormatExample`."""
 
 
 class RuntimeContract(Contract, slot="runtimes"):

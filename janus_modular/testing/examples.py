@@ -31,8 +31,8 @@ class SamplingExample:
 
 
 @dataclass
-class LayoutExample:
-    """A checkpoint of a layout: its config.json, and its tensors by the layout's names."""
+class CheckpointFormatExample:
+    """A checkpoint of a format: its config.json, and its tensors by the format's names."""
 
     config: Mapping[str, Any]
     weights: Mapping[str, Tensor]

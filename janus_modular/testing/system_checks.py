@@ -1,4 +1,4 @@
-"""What promises are made around the model: by sampling loops, sources, trackers, layouts and runtimes."""
+"""What promises are made around the model: by sampling loops, sources, trackers, formats and runtimes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from janus_modular import loops
-from janus_modular.protocols import Layout, Runtime, Source, Tracker
+from janus_modular.protocols import CheckpointFormat, Runtime, Source, Tracker
 from janus_modular.sequence import ImageTarget, Sample, Sequence, Text
 from janus_modular.testing.check import check_for, ensure
-from janus_modular.testing.examples import LayoutExample, SamplingExample
+from janus_modular.testing.examples import CheckpointFormatExample, SamplingExample
 
 STEPS = 100_000
 """A loop that has not ended by then never will."""
@@ -136,22 +136,25 @@ def check_tracker_idle(opened: Callable[[Path], Tracker], values: Mapping[str, f
         opened(Path(folder, "run")).close()
 
 
-@check_for("layouts")
-def check_layout_detects(layout: Layout, example: LayoutExample) -> None:
+@check_for("formats")
+def check_format_detects(checkpoint_format: CheckpointFormat, example: CheckpointFormatExample) -> None:
     """It knows its own config.json, and nobody else's."""
-    ensure(layout.detect(example.config), "it does not detect the example's config")
+    ensure(checkpoint_format.detect(example.config), "it does not detect the example's config")
     said = example.config.get("model_type")
-    ensure(layout.model_type == said, f"it says model_type '{layout.model_type}'; the example has '{said}'")
+    ensure(
+        checkpoint_format.model_type == said,
+        f"it says model_type '{checkpoint_format.model_type}'; the example has '{said}'",
+    )
     for strange in ({}, {"model_type": "of-somebody-else"}):
-        ensure(not layout.detect(strange), f"it detects {strange} as its own")
+        ensure(not checkpoint_format.detect(strange), f"it detects {strange} as its own")
 
 
-@check_for("layouts")
-def check_layout_round_trip(layout: Layout, example: LayoutExample) -> None:
-    """Weights that went to their layout and back are what they were, under the names they had."""
-    native = dict(layout.to_native(example.weights))
+@check_for("formats")
+def check_format_round_trip(checkpoint_format: CheckpointFormat, example: CheckpointFormatExample) -> None:
+    """Weights that went to their format and back are what they were, under the names they had."""
+    native = dict(checkpoint_format.to_native(example.weights))
     ensure(bool(native), f"of {len(example.weights)} weights none has a native name")
-    again = dict(layout.to_native(dict(layout.from_native(native))))
+    again = dict(checkpoint_format.to_native(dict(checkpoint_format.from_native(native))))
     ensure(set(again) == set(native), f"other names came back: {sorted(set(again) ^ set(native))[:4]}")
     changed = [name for name, tensor in native.items() if not torch.equal(again[name], tensor)]
     ensure(not changed, f"these came back changed: {changed[:4]}")

@@ -56,7 +56,7 @@ OWN = (
     "merges.txt",
     "chat_template*",
 )
-"""What a checkpoint is made of, in any layout: a new one brings its own, so that no old shard survives."""
+"""What a checkpoint is made of, in any format: a new one brings its own, so that no old shard survives."""
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from janus_modular import ConfigError, PluginError
 from janus_modular.bundles import open_bundle
-from janus_modular.checkpoints.opening import make_layout
+from janus_modular.checkpoints.opening import make_format
 from janus_modular.cli.app import app
 from janus_modular.config import load, resolve
 from janus_modular.plugins import Plugins, set_default_plugins
@@ -74,8 +74,8 @@ class Draft:
 
 @dataclass
 class WrapConfig(ComponentConfig):
-    """A layout around others."""
-    inner: list[ComponentSpec] = component("layouts")
+    """A format around others."""
+    inner: list[ComponentSpec] = component("formats")
 
 class Wrap:
     model_type = "wrap"
@@ -95,7 +95,7 @@ def register_runtimes(registry):
     registry.add("draft", Draft, DraftConfig)
 
 @hookimpl
-def register_layouts(registry):
+def register_formats(registry):
     registry.add("wrap", Wrap, WrapConfig)
 '''
 TOKENIZER = {"name": "vq", "channels": [4, 4], "blocks": 1, "num_codes": 8, "code_dim": 4}
@@ -137,12 +137,12 @@ def test_train_builds_sources_and_trackers_that_hold_components(holders: Plugins
         assert json.loads(line)["step"] == 1
 
 
-def test_a_runtime_and_a_layout_that_hold_components(holders: Plugins, tiny_bundle_folder: Path) -> None:
+def test_a_runtime_and_a_format_that_hold_components(holders: Plugins, tiny_bundle_folder: Path) -> None:
     chosen: dict[str, Any] = {"name": "draft", "draft": {"name": "draft"}}
     runtime, _, _ = open_bundle(tiny_bundle_folder, runtime=chosen, plugins=holders)
     assert type(runtime.draft).__name__ == "Draft"
     assert runtime.draft.draft is None
-    assert callable(make_layout("wrap", holders).build)
+    assert callable(make_format("wrap", holders).build)
 
 
 @pytest.fixture

@@ -56,17 +56,17 @@ def edited(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "edited"))
 
 
-def test_a_checkpoint_says_its_layout_dtypes_and_plugins(tmp_path: Path):
+def test_a_checkpoint_says_its_format_dtypes_and_plugins(tmp_path: Path):
     native.save(*compose(resolve(load("tiny"), ModelConfig)), tmp_path / "model", dtype=torch.bfloat16)
     facts = gather(str(tmp_path / "model"), [])
-    assert facts["layout"].startswith("a checkpoint in the native layout")
+    assert facts["format"].startswith("a checkpoint in the native format")
     assert facts["dtypes"]["bfloat16"] >= facts["parameters"] > 0
     assert facts["plugins"] == ["janus-modular 0.1.0"]
     with pytest.raises(ConfigError, match="overrides change configs only"):
         gather(str(tmp_path / "model"), ["a=1"])
 
 
-def test_a_folder_of_no_known_layout_is_an_error(tmp_path: Path):
+def test_a_folder_of_no_known_format_is_an_error(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         gather(str(tmp_path), [])
 

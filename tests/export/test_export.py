@@ -380,5 +380,5 @@ def test_a_capacity_that_is_left_out_is_the_context_where_that_is_short():
 
 def test_the_source_is_recorded_without_its_contents(tiny_bundle: Path, tiny_checkpoint: Path):
     source = json.loads((tiny_bundle / "manifest.json").read_text())["source"]
-    assert source["layout"] == "janus-modular"
+    assert source["format"] == "janus-modular"
     assert source["files"]["model.safetensors"][0] == (tiny_checkpoint / "model.safetensors").stat().st_size

@@ -199,8 +199,8 @@ def test_a_description_without_a_tower_is_named(tmp_path: Path, record: Any) -> 
 REFERENCE = Path(__file__).parents[1] / "fixtures/reference"
 
 
-def record_of_a_tower(layout: str, select_layer: int) -> dict[str, Any]:
-    if layout == "published":
+def record_of_a_tower(format_name: str, select_layer: int) -> dict[str, Any]:
+    if format_name == "published":
         record: dict[str, Any] = json.loads((REFERENCE / "config.json").read_text())
         record["vision_config"]["params"]["select_layer"] = select_layer
         return record
@@ -208,12 +208,12 @@ def record_of_a_tower(layout: str, select_layer: int) -> dict[str, Any]:
     return {"model_type": "janus-modular", "model": {"understanding": {"encoder": encoder}}}
 
 
-@pytest.mark.parametrize("layout", ["published", "native"])
+@pytest.mark.parametrize("format_name", ["published", "native"])
 @pytest.mark.parametrize("described", [-23, 2, -1])
 def test_the_layer_of_the_features_is_the_one_that_the_folder_describes(
-    layout: str, described: int, tmp_path: Path
+    format_name: str, described: int, tmp_path: Path
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(record_of_a_tower(layout, described)))
+    (tmp_path / "config.json").write_text(json.dumps(record_of_a_tower(format_name, described)))
     kept = 24 if described == -1 else 2
     for written in (None, kept, kept - 25):  # of 24 blocks, -23 is the second
         tower = chosen_tower(SiglipConfig(pretrained=str(tmp_path), select_layer=written), tmp_path)

@@ -1,4 +1,4 @@
-"""Emu3's tokenizer against transformers' own class, and the three layouts that its weights come in."""
+"""Emu3's tokenizer against transformers' own class, and the three formats that its weights come in."""
 
 from __future__ import annotations
 

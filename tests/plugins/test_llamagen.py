@@ -76,7 +76,7 @@ def test_vq16_and_vq8_have_the_published_numbers_of_parameters(multipliers: list
 
 
 @torch.inference_mode()
-def test_equals_transformers_on_random_weights_read_from_its_layout() -> None:
+def test_equals_transformers_on_random_weights_read_from_its_format() -> None:
     torch.manual_seed(0)
     config = JanusVQVAEConfig(
         base_channels=32, channel_multiplier=[1, 2], num_res_blocks=1, latent_channels=32, num_embeddings=64,

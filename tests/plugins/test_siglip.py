@@ -1,4 +1,4 @@
-"""SigLIP against the published numbers and transformers' own class, from each layout it reads."""
+"""SigLIP against the published numbers and transformers' own class, from each format it reads."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def theirs() -> SiglipVisionModel:
 
 
 def timm_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Write transformers' weights in the published layout, by the table of its conversion."""
+    """Write transformers' weights in the published format, by the table of its conversion."""
     named: dict[str, Tensor] = {
         "pos_embed": state["embeddings.position_embedding.weight"].unsqueeze(0),
         "patch_embed.proj.weight": state["embeddings.patch_embedding.weight"],
@@ -67,7 +67,7 @@ def timm_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def test_reads_the_published_layout_and_gives_the_published_features(
+def test_reads_the_published_format_and_gives_the_published_features(
     reference_weights: Callable[[str], dict[str, Tensor]], expected: dict[str, np.ndarray], astronaut: Tensor
 ) -> None:
     encoder = SiglipEncoder(SiglipConfig(select_layer=-23)).eval()  # the first two of 24 blocks
@@ -94,8 +94,8 @@ def test_the_published_size_has_the_published_number_of_parameters() -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("layout", ["own", "siglip", "two towers", "janus", "timm", "published"])
-def test_reads_each_layout_and_equals_transformers(theirs: SiglipVisionModel, layout: str) -> None:
+@pytest.mark.parametrize("format_name", ["own", "siglip", "two towers", "janus", "timm", "published"])
+def test_reads_each_format_and_equals_transformers(theirs: SiglipVisionModel, format_name: str) -> None:
     state = theirs.state_dict()
     encoder = SiglipEncoder(SiglipConfig(**TINY)).eval()
     offered = {
@@ -113,7 +113,7 @@ def test_reads_each_layout_and_equals_transformers(theirs: SiglipVisionModel, la
         "published": {
             f"vision_model.vision_tower.{name}": weight for name, weight in timm_names(state).items()
         },
-    }[layout]
+    }[format_name]
 
     load(encoder, offered)
 

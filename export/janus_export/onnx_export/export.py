@@ -313,7 +313,7 @@ def describe_source(named: str, opened: Opened) -> dict[str, Any]:
     text = (opened.folder / "config.json").read_bytes()
     return {
         "path": named,
-        "layout": json.loads(text).get("model_type"),
+        "format": json.loads(text).get("model_type"),
         "config sha256": hashlib.sha256(text).hexdigest(),
         "files": _stamps(opened.folder),
     }

@@ -25,8 +25,8 @@ from janus_modular import (
     hookimpl,
     resolve_pretrained,
 )
+from janus_plugins.formats.preparation import read_json
 from janus_plugins.hf_folders import describing_folder, read_config
-from janus_plugins.layouts.preparation import read_json
 from janus_plugins.sizes import check_sizes
 
 

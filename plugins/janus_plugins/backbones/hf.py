@@ -59,7 +59,7 @@ TEXT_PART = {
     r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?(?!lm_head)": "model.",
     r"^language_model\.lm_head\.": "lm_head.",
 }
-"""Where checkpoints of larger models (of images and text) keep their decoder, in new and old layouts."""
+"""Where checkpoints of larger models (of images and text) keep their decoder, in new and old formats."""
 
 
 @dataclass

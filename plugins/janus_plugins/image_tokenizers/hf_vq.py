@@ -33,9 +33,9 @@ from janus_modular import (
     resolve_pretrained,
 )
 from janus_plugins.family_keys import check_keys
+from janus_plugins.formats.preparation import read_json
 from janus_plugins.hf_folders import check_described, describing_folder
 from janus_plugins.image_tokenizers.codebook import Codebook, straight_through
-from janus_plugins.layouts.preparation import read_json
 from janus_plugins.sizes import squares
 
 ELSEWHERE = {
@@ -233,7 +233,7 @@ def vq_config(config: HfVqConfig) -> Any:
 
 
 def read_keys(path: Path) -> dict[str, Any]:
-    """Read transformers' keys from the config.json in a folder, or beside a file, of whichever layout.
+    """Read transformers' keys from the config.json in a folder, or beside a file, of whichever format.
 
     {} where there is none, or beside a file that of another model.
     """

@@ -32,11 +32,11 @@ from janus_modular import (
     refuse_quantized,
     resolve_pretrained,
 )
+from janus_plugins.formats.preparation import read_json, read_pixels
+from janus_plugins.formats.published_config import read_tower
+from janus_plugins.formats.transformers_processor import read_preprocessor
 from janus_plugins.hf_folders import describing_folder, read_config
 from janus_plugins.hf_pixels import check_pixels, processor_settings
-from janus_plugins.layouts.preparation import read_json, read_pixels
-from janus_plugins.layouts.published_config import read_tower
-from janus_plugins.layouts.transformers_processor import read_preprocessor
 from janus_plugins.sizes import check_heads, check_sizes
 
 
@@ -276,7 +276,7 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def described_pixels(folder: Path) -> dict[str, Any]:
-    """Read PixelSpec's fields from a folder: a whole Janus' own, in each of its layouts, or a processor's.
+    """Read PixelSpec's fields from a folder: a whole Janus' own, in each of its formats, or a processor's.
 
     Raises:
         CheckpointError: a file is damaged.

@@ -52,10 +52,10 @@ def test_keeps_what_is_recorded(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--layout", "nativ"), "Did you mean 'native'"),
+        (("--format", "nativ"), "Did you mean 'native'"),
         (("--dtype", "int8"), "there is no dtype 'int8'"),
         (("--max-shard-size", "big"), "is no size"),
-        (("--layout", "published"), "the published layout has"),
+        (("--format", "published"), "the published format has"),
         (("backbone.layers=1",), "backbone.layers"),
     ],
 )
@@ -68,10 +68,10 @@ def test_says_what_is_wrong_and_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_layout_that_is_none(source: Path, tmp_path: Path) -> None:
-    code, said = typed(source, tmp_path / "new", "--layout", "foo")
+def test_a_format_that_is_none(source: Path, tmp_path: Path) -> None:
+    code, said = typed(source, tmp_path / "new", "--format", "foo")
     assert code != 0
-    assert "no layout is called 'foo'.\nKnown: native, published, transformers" in said
+    assert "no format is called 'foo'.\nKnown: native, published, transformers" in said
 
 
 def test_a_weight_that_is_missing_stops_it(source: Path, tmp_path: Path) -> None:

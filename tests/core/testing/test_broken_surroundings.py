@@ -1,4 +1,4 @@
-"""Loops, trackers, layouts and runtimes that break one promise each: the check of that promise fails."""
+"""Loops, trackers, formats and runtimes that break one promise each: the check of that promise fails."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from janus_modular.testing import SamplingExample, checks_of, run_check
-from janus_modular.testing.examples import LayoutExample, NumpySession, prompt
+from janus_modular.testing.examples import CheckpointFormatExample, NumpySession, prompt
 
 PROMPTS = [prompt(1, 2, 3), prompt(4, 5)]
 
@@ -129,7 +129,7 @@ def test_a_broken_tracker_is_found(check: str, tracker: type[Keeps], note: str) 
 
 
 class Renames:
-    """A good layout; its subclasses each break one promise."""
+    """A good format; its subclasses each break one promise."""
 
     model_type = "theirs"
 
@@ -176,21 +176,21 @@ class ReadsNone(Renames):
 
 
 @pytest.mark.parametrize(
-    ("check", "layout", "note"),
+    ("check", "broken", "note"),
     [
-        ("layout_detects", DetectsAll, "as its own"),
-        ("layout_detects", DetectsNone, "does not detect the example's config"),
-        ("layout_detects", CallsItselfOtherwise, "it says model_type 'ours'"),
-        ("layout_round_trip", Halves, "came back changed"),
-        ("layout_round_trip", LosesSome, "other names came back"),
-        ("layout_round_trip", ReadsNone, "of 2 weights none has a native name"),
+        ("format_detects", DetectsAll, "as its own"),
+        ("format_detects", DetectsNone, "does not detect the example's config"),
+        ("format_detects", CallsItselfOtherwise, "it says model_type 'ours'"),
+        ("format_round_trip", Halves, "came back changed"),
+        ("format_round_trip", LosesSome, "other names came back"),
+        ("format_round_trip", ReadsNone, "of 2 weights none has a native name"),
     ],
 )
-def test_a_broken_layout_is_found(check: str, layout: type[Renames], note: str) -> None:
+def test_a_broken_format_is_found(check: str, broken: type[Renames], note: str) -> None:
     weights: dict[str, Tensor] = {"a": torch.ones(2), "b": torch.ones(3)}
-    example = LayoutExample({"model_type": "theirs"}, weights)
-    assert result_of("layouts", check, Renames(), example)[0] == "passed"
-    outcome, said = result_of("layouts", check, layout(), example)
+    example = CheckpointFormatExample({"model_type": "theirs"}, weights)
+    assert result_of("formats", check, Renames(), example)[0] == "passed"
+    outcome, said = result_of("formats", check, broken(), example)
     assert (outcome, note in said) == ("failed", True), said
 
 

@@ -122,7 +122,7 @@ def test_a_head_is_checked_for_several_codes_unless_it_refuses_them(tmp_path: Pa
         (["vitt"], "Did you mean 'vit'?"),
         (["vit", "widht=3"], "Did you mean 'width'?"),
         (["hf-vision"], "give config"),
-        (["layouts:published"], "write a test"),
+        (["formats:published"], "write a test"),
     ],
 )
 def test_what_cannot_be_checked_says_why(words: list[str], said: str) -> None:

@@ -1,4 +1,4 @@
-"""What the published layout and transformers' share: the preprocessor's file, and the choice of template."""
+"""What the published format and transformers' share: the preprocessor's file, and the choice of template."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def need(condition: bool, layout: str, what: str, found: object) -> None:
-    """Raise CheckpointError unless a layout can hold (or we can read) what was found."""
+def need(condition: bool, format_name: str, what: str, found: object) -> None:
+    """Raise CheckpointError unless a format can hold (or we can read) what was found."""
     if not condition:
-        raise CheckpointError(f"the {layout} layout has {what}; found {found!r}.")
+        raise CheckpointError(f"the {format_name} format has {what}; found {found!r}.")
 
 
 def read_pixels(file: Mapping[str, Any], tower: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,17 +72,17 @@ def read_pixels(file: Mapping[str, Any], tower: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def write_pixels(pixels: Mapping[str, Any], layout: str) -> dict[str, Any]:
-    """Return what both layouts write of a native pixel spec; the image's size is their own matter."""
+def write_pixels(pixels: Mapping[str, Any], format_name: str) -> dict[str, Any]:
+    """Return what both formats write of a native pixel spec; the image's size is their own matter."""
     fill = [int(255 * m) for m in pixels["mean"]]
     need(
         pixels["height"] == pixels["width"],
-        layout,
+        format_name,
         "square images",
         f"{pixels['height']}x{pixels['width']}",
     )
-    need(pixels["resize"] == "letterbox", layout, "letterboxed images", pixels["resize"])
-    need(pixels["fill"] in (None, fill), layout, f"borders of int(255 * mean), {fill}", pixels["fill"])
+    need(pixels["resize"] == "letterbox", format_name, "letterboxed images", pixels["resize"])
+    need(pixels["fill"] in (None, fill), format_name, f"borders of int(255 * mean), {fill}", pixels["fill"])
     return {
         "min_size": pixels["min_size"],
         "image_mean": pixels["mean"],

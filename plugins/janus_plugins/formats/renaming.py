@@ -1,4 +1,4 @@
-"""Names of one checkpoint layout as names of another, by a table that is read in both directions."""
+"""Names of one checkpoint format as names of another, by a table that is read in both directions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layout that the authors of Janus published: ``model_type: multi_modality``.
+"""The format that the authors of Janus published: ``model_type: multi_modality``.
 
 It stores two things that nothing uses: the tower's attention pool, and which codes were used lately.
 They are left out on reading, and written as zeros, so that the published code loads it strictly.
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from janus_modular import CheckpointError, ComponentConfig, Layout, Registry, hookimpl
-from janus_plugins.layouts.published_config import read_config, write_config
-from janus_plugins.layouts.renaming import Renaming
+from janus_modular import CheckpointError, CheckpointFormat, ComponentConfig, Registry, hookimpl
+from janus_plugins.formats.published_config import read_config, write_config
+from janus_plugins.formats.renaming import Renaming
 
 CODEBOOK_USED = 65536  # entries of the published statistics
 
@@ -45,10 +45,10 @@ NAMES = Renaming(
 
 @dataclass
 class PublishedConfig(ComponentConfig):
-    """Nothing to choose: the layout is fixed."""
+    """Nothing to choose: the format is fixed."""
 
 
-class PublishedLayout:
+class PublishedFormat:
     """Reads and writes ``multi_modality`` checkpoints."""
 
     model_type = "multi_modality"
@@ -81,7 +81,7 @@ class PublishedLayout:
                 continue  # fused with the queries
             theirs = NAMES.from_native(name)
             if theirs is None:
-                raise CheckpointError(f"the published layout has no place for {name}.")
+                raise CheckpointError(f"the published format has no place for {name}.")
             if ".attn.qkv." in theirs:
                 yield theirs, torch.cat([weights[name.replace(QKV[0], one)] for one in QKV])
             elif theirs == f"{TOWER}pos_embed":
@@ -127,6 +127,6 @@ def _unused(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 @hookimpl
-def register_layouts(registry: Registry[Layout]) -> None:
-    """Offer this layout."""
-    registry.add("published", PublishedLayout, PublishedConfig)
+def register_formats(registry: Registry[CheckpointFormat]) -> None:
+    """Offer this format."""
+    registry.add("published", PublishedFormat, PublishedConfig)

@@ -1,4 +1,4 @@
-"""transformers' layout, against transformers' own JanusForConditionalGeneration on random weights."""
+"""transformers' format, against transformers' own JanusForConditionalGeneration on random weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from transformers import JanusConfig, JanusForConditionalGeneration, JanusProces
 from janus_modular import CheckpointError, ImageInput, Message, Text
 from janus_modular.checkpoints import convert, open_checkpoint
 from janus_modular.checkpoints.opening import describe
-from janus_modular.testing import LayoutContract, LayoutExample
-from janus_plugins.layouts.transformers_config import _ratio, write_config
-from janus_plugins.layouts.transformers_janus import TransformersConfig, TransformersLayout
+from janus_modular.testing import CheckpointFormatContract, CheckpointFormatExample
+from janus_plugins.formats.transformers_config import _ratio, write_config
+from janus_plugins.formats.transformers_janus import TransformersConfig, TransformersFormat
 
 REFERENCE = Path(__file__).parents[2] / "fixtures" / "reference"
 
@@ -125,7 +125,7 @@ def test_transformers_loads_what_we_write(
     theirs: JanusForConditionalGeneration, folder: Path, tmp_path: Path
 ) -> None:
     convert(folder, tmp_path / "native")
-    convert(tmp_path / "native", tmp_path / "back", layout="transformers")
+    convert(tmp_path / "native", tmp_path / "back", format_name="transformers")
     again, info = JanusForConditionalGeneration.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     old, new = theirs.state_dict(), again.state_dict()
@@ -145,7 +145,7 @@ def test_their_processor_writes_our_prompts(template: str, tmp_path: Path) -> No
     theirs_of(CASES["tied, deep adaptors"]).save_pretrained(tmp_path / "a")
     add_processor(tmp_path / "a")
     convert(tmp_path / "a", tmp_path / "b", overrides=[f"processor.template={template}"])
-    convert(tmp_path / "b", tmp_path / "c", layout="transformers")
+    convert(tmp_path / "b", tmp_path / "c", format_name="transformers")
     processor = JanusProcessor.from_pretrained(tmp_path / "c")
     ours = describe(tmp_path / "b").processor
     image = Image.open(REFERENCE / "astronaut.png").convert("RGB")
@@ -212,7 +212,7 @@ def test_says_what_it_cannot_hold(path: str, value: object, tmp_path: Path) -> N
     for key in keys:
         at = at[key]
     at[last] = value
-    with pytest.raises(CheckpointError, match="the transformers layout has "):
+    with pytest.raises(CheckpointError, match="the transformers format has "):
         write_config(config, tmp_path)
 
 
@@ -223,12 +223,12 @@ def test_the_ratio_gives_the_width_back(width: int, intermediate: int) -> None:
     assert int(width * _ratio(width, intermediate)) == intermediate
 
 
-class TestTransformersLayoutKeepsTheContract(LayoutContract):
+class TestTransformersFormatKeepsTheContract(CheckpointFormatContract):
     @pytest.fixture(autouse=True)
     def _of_a_folder(self, folder: Path) -> None:
         self.folder = folder
 
-    def make(self) -> tuple[TransformersLayout, LayoutExample]:
+    def make(self) -> tuple[TransformersFormat, CheckpointFormatExample]:
         config = json.loads((self.folder / "config.json").read_text())
         weights = load_file(self.folder / "model.safetensors")
-        return TransformersLayout(TransformersConfig()), LayoutExample(config, weights)
+        return TransformersFormat(TransformersConfig()), CheckpointFormatExample(config, weights)

@@ -1,4 +1,4 @@
-"""The published layout's config files, read as a native model config and written from one."""
+"""The published format's config files, read as a native model config and written from one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_modular import CheckpointError
-from janus_plugins.layouts.preparation import (
+from janus_plugins.formats.preparation import (
     choose_template,
     need,
     read_json,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from janus_plugins.layouts.preparation import read_json, token_ids, write_json, write_pixels
+from janus_plugins.formats.preparation import read_json, token_ids, write_json, write_pixels
 
 ROLES = {"janus": ("User", "Assistant"), "janus-pro": ("<|User|>", "<|Assistant|>")}
 

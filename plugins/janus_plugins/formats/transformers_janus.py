@@ -1,4 +1,4 @@
-"""transformers' layout of Janus: ``JanusForConditionalGeneration``, ``model_type: janus``.
+"""transformers' format of Janus: ``JanusForConditionalGeneration``, ``model_type: janus``.
 
 transformers' own code draws on a square grid of as many codes as the understanding encoder has patches,
 and compares codes without normalising them; the weights are the same.
@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from janus_modular import CheckpointError, ComponentConfig, Layout, Registry, hookimpl
-from janus_plugins.layouts.renaming import Renaming
-from janus_plugins.layouts.transformers_config import read_config, write_config
+from janus_modular import CheckpointError, CheckpointFormat, ComponentConfig, Registry, hookimpl
+from janus_plugins.formats.renaming import Renaming
+from janus_plugins.formats.transformers_config import read_config, write_config
 
 ENCODER, CODES = "understanding.encoder.model.", "generation.tokenizer."
 LAYER = "encoder.layers.{n}.self_attn."
@@ -58,10 +58,10 @@ NAMES = Renaming(
 
 @dataclass
 class TransformersConfig(ComponentConfig):
-    """Nothing to choose: the layout is fixed."""
+    """Nothing to choose: the format is fixed."""
 
 
-class TransformersLayout:
+class TransformersFormat:
     """Reads and writes ``janus`` checkpoints."""
 
     model_type = "janus"
@@ -83,7 +83,7 @@ class TransformersLayout:
         for name in weights:
             theirs = NAMES.from_native(name)
             if theirs is None:
-                raise CheckpointError(f"the transformers layout has no place for {name}.")
+                raise CheckpointError(f"the transformers format has no place for {name}.")
             yield theirs, weights[name]
 
     def read_config(self, folder: Path) -> dict[str, Any]:
@@ -96,6 +96,6 @@ class TransformersLayout:
 
 
 @hookimpl
-def register_layouts(registry: Registry[Layout]) -> None:
-    """Offer this layout."""
-    registry.add("transformers", TransformersLayout, TransformersConfig)
+def register_formats(registry: Registry[CheckpointFormat]) -> None:
+    """Offer this format."""
+    registry.add("transformers", TransformersFormat, TransformersConfig)

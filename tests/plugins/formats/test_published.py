@@ -1,4 +1,4 @@
-"""The authors' layout: every tensor at its place, and back again bit for bit."""
+"""The authors' format: every tensor at its place, and back again bit for bit."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch import Tensor
 from janus_modular import CheckpointError
 from janus_modular.checkpoints import convert, open_checkpoint
 from janus_modular.checkpoints.opening import describe
-from janus_modular.testing import LayoutContract, LayoutExample
-from janus_plugins.layouts.published import NAMES, PublishedConfig, PublishedLayout
-from janus_plugins.layouts.published_config import read_config, write_config
+from janus_modular.testing import CheckpointFormatContract, CheckpointFormatExample
+from janus_plugins.formats.published import NAMES, PublishedConfig, PublishedFormat
+from janus_plugins.formats.published_config import read_config, write_config
 
 REFERENCE = Path(__file__).parents[2] / "fixtures" / "reference"
 UNUSED = ("vision_model.vision_tower.attn_pool.", "gen_vision_model.quantize.codebook_used")
@@ -75,7 +75,7 @@ def test_every_tensor_arrives(published: Path, reference: dict[str, Tensor]) -> 
 
 
 def test_native_and_back_is_bit_exact(native: Path, reference: dict[str, Tensor], tmp_path: Path) -> None:
-    convert(native, tmp_path / "back", layout="published")
+    convert(native, tmp_path / "back", format_name="published")
     back = load_file(tmp_path / "back" / "model.safetensors")
     assert {name: tensor.shape for name, tensor in back.items()} == {
         name: tensor.shape for name, tensor in reference.items()
@@ -91,7 +91,7 @@ def test_native_and_back_is_bit_exact(native: Path, reference: dict[str, Tensor]
 
 
 def test_transformers_and_back_is_bit_exact(native: Path, tmp_path: Path) -> None:
-    convert(native, tmp_path / "theirs", layout="transformers")
+    convert(native, tmp_path / "theirs", format_name="transformers")
     convert(tmp_path / "theirs", tmp_path / "back")
     old, new = load_file(native / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
     assert old.keys() == new.keys()
@@ -183,7 +183,7 @@ def test_a_tower_that_normalises_once_more(description: Path) -> None:
 
 def test_the_published_hybrid_adaptor() -> None:
     section = {"projector_type": "low_high_hybrid_split_mlp_gelu", "depth": 3}
-    from janus_plugins.layouts.published_config import _read_adaptor, _write_adaptor
+    from janus_plugins.formats.published_config import _read_adaptor, _write_adaptor
 
     assert _read_adaptor({"params": section}) == {"name": "hybrid", "depth": 3}
     written = _write_adaptor("aligner", {"name": "hybrid", "depth": 3}, 1024, 2048)
@@ -210,7 +210,7 @@ def test_names_what_it_has_no_part_for(
             config = config[key]
         config[keys[-1]] = value
 
-    with pytest.raises(CheckpointError, match=f"the published layout has .*{message}"):
+    with pytest.raises(CheckpointError, match=f"the published format has .*{message}"):
         read_config(changed(description, "config.json", change))
 
 
@@ -235,7 +235,7 @@ def test_says_what_it_cannot_hold(path: str, value: object, native: Path, tmp_pa
     for key in keys:
         at = at[key]
     at[last] = value
-    with pytest.raises(CheckpointError, match="the published layout has "):
+    with pytest.raises(CheckpointError, match="the published format has "):
         write_config(config, tmp_path)
 
 
@@ -260,7 +260,7 @@ def test_a_tied_head_is_written_for_a_strict_load() -> None:
         "understanding.encoder.model.embeddings.patch_embedding.weight": torch.zeros(8, 3, 2, 2),
         "understanding.encoder.model.encoder.layers.0.mlp.fc1.weight": torch.zeros(16, 8),
     }
-    theirs = dict(PublishedLayout(PublishedConfig()).from_native(ours))
+    theirs = dict(PublishedFormat(PublishedConfig()).from_native(ours))
     assert torch.equal(theirs["language_model.lm_head.weight"], embed)
     assert theirs["vision_model.vision_tower.attn_pool.mlp.fc1.weight"].shape == (16, 8)
 
@@ -273,17 +273,17 @@ def test_a_folder_that_lacks_files_says_which(description: Path) -> None:
 
 def test_converting_onto_itself_or_onto_something_else_is_refused(published: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is what is to be converted"):
-        convert(published, published, layout="published")
+        convert(published, published, format_name="published")
     shutil.copytree(published, tmp_path / "other", ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(CheckpointError, match="no janus-modular checkpoint"):
         convert(published, tmp_path / "other")
 
 
-class TestPublishedLayoutKeepsTheContract(LayoutContract):
+class TestPublishedFormatKeepsTheContract(CheckpointFormatContract):
     @pytest.fixture(autouse=True)
     def _of_the_reference(self, reference: dict[str, Tensor]) -> None:
         self.weights = reference
 
-    def make(self) -> tuple[PublishedLayout, LayoutExample]:
+    def make(self) -> tuple[PublishedFormat, CheckpointFormatExample]:
         config = json.loads((REFERENCE / "config.json").read_text())
-        return PublishedLayout(PublishedConfig()), LayoutExample(config, self.weights)
+        return PublishedFormat(PublishedConfig()), CheckpointFormatExample(config, self.weights)

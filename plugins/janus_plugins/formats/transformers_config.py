@@ -10,11 +10,11 @@ from typing import Any
 from transformers import JanusConfig
 
 from janus_modular import CheckpointError, open_weights
-from janus_plugins.layouts import preparation
-from janus_plugins.layouts.preparation import choose_template, read_pixels, token_ids, write_json
-from janus_plugins.layouts.transformers_processor import read_preprocessor, write_processor
+from janus_plugins.formats import preparation
+from janus_plugins.formats.preparation import choose_template, read_pixels, token_ids, write_json
+from janus_plugins.formats.transformers_processor import read_preprocessor, write_processor
 
-need = partial(preparation.need, layout="transformers")
+need = partial(preparation.need, format_name="transformers")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def write_config(config: Mapping[str, Any], folder: Path) -> None:
-    """Write all of the layout's config files; the tokenizer's are there already.
+    """Write all of the format's config files; the tokenizer's are there already.
 
     Raises:
         CheckpointError: transformers has no place for one of the parts.
