@@ -64,9 +64,14 @@ def save(
         hashes = write_weights(aside, stored(model).items())
         hashes[STATE] = write_state(engine.state_dict(), aside / STATE)
         write_checksums(aside, hashes)
-    for old in _all(output)[: -config.keep]:
-        remove_folder(old)
+    drop_old(output, config.keep)
     return folder
+
+
+def drop_old(output: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints of a run, whoever left them there."""
+    for old in _all(output)[:-keep]:
+        remove_folder(old)
 
 
 def write_state(state: Mapping[str, Any], path: Path) -> str:

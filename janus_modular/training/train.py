@@ -145,6 +145,7 @@ def _train(
             after_step=after_step,
         )
     assert saved is not None  # the last step saves
+    run_checkpoints.drop_old(output, config.keep)  # a run killed after its last save has left one
     return run_checkpoints.finish(output, saved)
 
 

@@ -71,6 +71,16 @@ def test_saving_and_finishing_survive_a_kill_at_each_file_operation(
     assert number > 60  # operations that were tried
 
 
+def test_resuming_a_run_without_steps_left_drops_old_checkpoints(make: Make) -> None:
+    """A run that is killed between its last save and the removal of the checkpoint before leaves both."""
+    config = make(checkpoint_every=1, keep=2, schedule={"steps": 2})
+    train(config, quiet=True)
+    train(
+        make(output=config.output, checkpoint_every=1, keep=1, schedule={"steps": 2}), quiet=True, resume=True
+    )
+    assert os.listdir(Path(config.output) / "checkpoints") == ["step-0000002"]
+
+
 @pytest.mark.proof
 def test_a_run_that_was_killed_at_any_file_operation_is_resumed_to_the_bit(
     make: Make, tmp_path: Path, killed_at: Any
