@@ -246,7 +246,7 @@ class GenerationPath(Protocol):
         ...
 
     def parts(self) -> Mapping[str, Callable[..., Any]]:
-        """Name what sampling calls and export compiles (``sample_image``, ``draw``, ...).
+        """Name what sampling calls and export compiles (``sample_image``, ``decode_image``, ...).
 
         Each takes and returns tensors alone; a session runs it by name.
         """

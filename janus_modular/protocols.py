@@ -46,7 +46,7 @@ class Session(Protocol):
         ...
 
     def run(self, part: str, *inputs: Any) -> Any:
-        """Run a named part (``sample_text``, ``sample_image``, ``draw``); numpy inputs are taken over."""
+        """Run a graph by name (``sample_text``, ``sample_image``, ...); numpy inputs are taken over."""
         ...
 
     def stack(self, columns: Sequence[Any]) -> Any:

@@ -18,6 +18,7 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "PictureToRead": ("ImageInput",),
     "code_vectors": ("codebook_embeddings",),
     "code_width": ("code_dim",),
+    "draw": ("decode_image",),
     "drawing_loop": ("image_sampler",),
     "drop_condition": ("condition_dropout",),
     "embedding_width": ("embedding_dim",),

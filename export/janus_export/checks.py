@@ -65,7 +65,7 @@ def check_drawing_graphs(path: Any, pixels: Any) -> None:
     numbers = torch.tensor(2.0), torch.tensor(0.5)  # guidance, temperature
     inputs: dict[str, list[Any]] = {
         "sample_image": [hidden, noise, *numbers],
-        "draw": [codes],
+        "decode_image": [codes],
         "tokenize_image": [pixels],
     }
     with torch.no_grad():

@@ -31,7 +31,7 @@ VARIANTS = {
 }
 
 
-GRAPHS = ("understand", "embed", "backbone", "sample_text", "sample_image", "draw", "tokenize_image")
+GRAPHS = ("understand", "embed", "backbone", "sample_text", "sample_image", "decode_image", "tokenize_image")
 """The graphs that a model becomes, as `onnx_export.graphs` declares them; named here without torch."""
 
 HEAD = "sample_text"

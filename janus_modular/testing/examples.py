@@ -82,19 +82,19 @@ class NumpySession:
             NotApplicable: another part, which other generation paths have.
         """
         parts: dict[str, Callable[..., Any]] = {
-            "sample_text": self._text_next,
-            "sample_image": self._image_next,
-            "draw": lambda codes: np.repeat(codes.astype(np.uint8)[:, None, None], 3, axis=1),
+            "sample_text": self._sample_text,
+            "sample_image": self._sample_image,
+            "decode_image": lambda codes: np.repeat(codes.astype(np.uint8)[:, None, None], 3, axis=1),
         }
         if part not in parts:
             raise NotApplicable(f"the example's session has no part '{part}': give one that has")
         return parts[part](*inputs)
 
-    def _text_next(self, hidden: Any, noise: Any, temperature: Any, *_: Any) -> tuple[Any, Any]:
+    def _sample_text(self, hidden: Any, noise: Any, temperature: Any, *_: Any) -> tuple[Any, Any]:
         chosen = (_softmax(hidden @ self.words.T / temperature) / noise).argmax(-1)
         return chosen, self.words[chosen]
 
-    def _image_next(self, hidden: Any, noise: Any, guidance: Any, temperature: Any) -> tuple[Any, Any]:
+    def _sample_image(self, hidden: Any, noise: Any, guidance: Any, temperature: Any) -> tuple[Any, Any]:
         logits = (hidden @ self.codes.T).reshape(-1, len(noise), CODES)
         guided = logits[-1] + guidance * (logits[0] - logits[-1])
         chosen = (_softmax(guided / temperature) / noise).argmax(-1)

@@ -217,7 +217,10 @@ def check_generation_promises(path: Any, pixels: Tensor) -> None:
     sizes = {name: size for name, size in path.sizes.items() if not isinstance(size, int)}
     ensure(not sizes, f"sizes must be numbers, and these are not: {sizes}")
     parts = path.parts()
-    ensure("draw" in parts, f"it offers the parts {', '.join(parts) or 'none'}: 'draw' makes the image")
+    ensure(
+        "decode_image" in parts,
+        f"it offers the parts {', '.join(parts) or 'none'}: 'decode_image' makes the image",
+    )
     ensure(
         isinstance(path.frozen_submodules, tuple | list),
         f"frozen_submodules is {path.frozen_submodules!r}: write a tuple of paths, ('tokenizer',)",

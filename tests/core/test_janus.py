@@ -134,7 +134,7 @@ def naive_codes(janus: Janus, text: str, guidance: float) -> list[int]:
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
 def test_greedy_drawing_is_the_plain_rule(janus: Janus, guidance: float) -> None:
     codes = torch.tensor([naive_codes(janus, "a cat", guidance)])
-    expected = janus.model.generation.draw(codes)[0].permute(1, 2, 0).numpy()
+    expected = janus.model.generation.decode_image(codes)[0].permute(1, 2, 0).numpy()
     [image] = janus.draw("a cat", guidance=guidance, temperature=0)
     np.testing.assert_array_equal(np.asarray(image), expected)
 

@@ -104,7 +104,7 @@ def test_a_drawing(janus: Janus, expected: dict[str, np.ndarray]) -> None:
     close(free, expected["gen_first_logits_uncond"].flatten())
 
     session.sizes = {**session.sizes, "drawing": len(wanted)}  # the fixture holds the first 64 of 576
-    session.parts = {**session.parts, "draw": lambda codes: codes}
+    session.parts = {**session.parts, "decode_image": lambda codes: codes}
     loop = janus.plugins.entry("sampling_loops", "autoregressive")
     steps = loop.factory(session, [prompt], loop.config(guidance=5, temperature=0))
     for _ in wanted:

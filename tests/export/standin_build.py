@@ -28,7 +28,7 @@ def build(
     """Put stand-in engines of a variant into a bundle, as `janus-modular build` would; return their key.
 
     ``changes`` are of a profile's ranges (``{"embed": {"tokens": [1, 1, 9]}}``, the backbone's being called
-    ``prefill`` and ``decode``), ``plan`` of a graph's engine: ``draw={"host": ["codes"]}``.
+    ``prefill`` and ``decode``), ``plan`` of a graph's engine: ``decode_image={"host": ["codes"]}``.
     """
     bundle = load_bundle(folder)
     key = key_of(variant, target, [arch])

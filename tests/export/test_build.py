@@ -26,7 +26,7 @@ from janus_modular.cli.app import app
 from janus_modular.errors import MissingExtraError
 
 RTX = "tensorrt-rtx"
-GRAPHS = ["understand", "embed", "backbone", "sample_text", "sample_image", "draw", "tokenize_image"]
+GRAPHS = ["understand", "embed", "backbone", "sample_text", "sample_image", "decode_image", "tokenize_image"]
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def test_engines_are_found_by_who_runs_them(built: Path):
     assert not decode.holds({"rows": 8, "tokens": 2})
     [only] = found.engines["sample_image"].profiles
     assert only.axes == {"rows": (1, 2, 8), "images": (1, 1, 8)}  # without guidance a row is an image
-    assert found.path("draw").is_file()
+    assert found.path("decode_image").is_file()
     with pytest.raises(BundleError, match="no tensorrt engines of fp16"):
         find_engines(bundle, "fp16", "tensorrt")
     with pytest.raises(BundleError, match=r"compute capability 12.0.*Built: fp16.tensorrt-rtx.sm89"):
@@ -120,19 +120,19 @@ def test_an_engine_that_is_not_what_was_built_is_refused(built: Path):
     found.path("embed").write_bytes(b"something else")
     with pytest.raises(BundleError, match=rf"has changed.*\n.*build {built} --target {RTX} --precision fp16"):
         found.path("embed")
-    (found.folder / found.engines["draw"].file).unlink()
-    with pytest.raises(BundleError, match=r"lacks engines/.*draw.engine"):
-        found.path("draw")
+    (found.folder / found.engines["decode_image"].file).unlink()
+    with pytest.raises(BundleError, match=r"lacks engines/.*decode_image.engine"):
+        found.path("decode_image")
     with pytest.raises(BundleError, match="no engine of 'dream'"):
         found.path("dream")
 
 
 def test_an_engine_outside_of_the_bundle_is_refused(built: Path):
     manifest = load_bundle(built).manifest
-    manifest["built"]["fp16.tensorrt-rtx.sm89"]["engines"]["draw"]["file"] = "../draw.engine"
+    manifest["built"]["fp16.tensorrt-rtx.sm89"]["engines"]["decode_image"]["file"] = "../decode_image.engine"
     write_manifest(built, manifest)
     with pytest.raises(BundleError, match="not inside"):
-        find_engines(load_bundle(built), "fp16", RTX).path("draw")
+        find_engines(load_bundle(built), "fp16", RTX).path("decode_image")
 
 
 def test_only_what_has_changed_is_built_again(built: Path):
@@ -271,11 +271,11 @@ def test_the_gate_passes_what_was_built_and_says_nothing_where_nothing_was(built
 
 
 def lost(record: dict[str, Any]) -> None:
-    del record["engines"]["draw"]
+    del record["engines"]["decode_image"]
 
 
 def of_another_graph(record: dict[str, Any]) -> None:
-    record["engines"]["draw"]["source"] = "0" * 64
+    record["engines"]["decode_image"]["source"] = "0" * 64
 
 
 def too_narrow(record: dict[str, Any]) -> None:
@@ -293,8 +293,8 @@ def changed(record: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (lost, "graphs without an engine: draw"),
-        (of_another_graph, "draw: it was built of another graph"),
+        (lost, "graphs without an engine: decode_image"),
+        (of_another_graph, "decode_image: it was built of another graph"),
         (too_narrow, "backbone: its profiles do not cover the axes"),
         (without_decode, "backbone: its profiles do not cover the axes"),
         (changed, "embed.engine has changed"),

@@ -42,10 +42,10 @@ def test_a_fresh_bundle_loads_and_names_its_graphs(tiny_bundle: Path):
     bundle = load_bundle(tiny_bundle)
     bundle.verify_weights()
     assert list(bundle.graphs) == [
-        "understand", "embed", "backbone", "sample_text", "sample_image", "draw", "tokenize_image",
+        "understand", "embed", "backbone", "sample_text", "sample_image", "decode_image", "tokenize_image",
     ]  # fmt: skip
     assert bundle.path("backbone", "cpu-int4").name == "backbone.cpu-int4.onnx"
-    assert bundle.path("draw", "cpu-int4").name == "draw.cpu-int4.onnx"  # stored in half precision
+    assert bundle.path("decode_image", "cpu-int4").name == "decode_image.cpu-int4.onnx"  # in fp16
 
 
 def test_the_manifest_is_as_the_published_schema_says(tiny_bundle: Path):
@@ -101,7 +101,7 @@ def test_weights_are_named_by_their_hash_and_lie_aligned(tiny_bundle: Path):
 
 
 def missing_graph(folder: Path, manifest: dict[str, Any]) -> None:
-    (folder / "draw.fp32.onnx").unlink()
+    (folder / "decode_image.fp32.onnx").unlink()
 
 
 def missing_weights(folder: Path, manifest: dict[str, Any]) -> None:
@@ -130,7 +130,7 @@ def no_schema(folder: Path, manifest: dict[str, Any]) -> None:
 
 def unlisted_file(folder: Path, manifest: dict[str, Any]) -> None:
     for section in ("sha256", "bytes"):
-        del manifest[section]["draw.fp32.onnx"]
+        del manifest[section]["decode_image.fp32.onnx"]
 
 
 def changed(*keys: str, value: Any) -> Break:
@@ -193,16 +193,16 @@ def repoint(folder: Path, manifest: dict[str, Any], location: str | None, **plac
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (missing_graph, "lacks draw.fp32.onnx"),
+        (missing_graph, "lacks decode_image.fp32.onnx"),
         (missing_weights, "lacks weights/"),
         (short_weights, "bytes, the manifest says"),
         (changed_graph, "embed.fp32.onnx has changed"),
         (newer_schema, "is of schema 3, this version reads schema 2. Upgrade"),
         (no_schema, "is of schema None"),
-        (unlisted_file, "has no hash for draw.fp32.onnx"),
+        (unlisted_file, "has no hash for decode_image.fp32.onnx"),
         (
-            changed("variants", "fp32", value=["draw.fp32.onnx"]),
-            'variants.fp32 is ["draw.fp32.onnx"], expected object',
+            changed("variants", "fp32", value=["decode_image.fp32.onnx"]),
+            'variants.fp32 is ["decode_image.fp32.onnx"], expected object',
         ),
         (changed("model", value={}), "is malformed: model lacks context, width, vocab"),
         (changed("model", "context", value="many"), 'model.context is "many", expected integer'),
@@ -213,8 +213,8 @@ def repoint(folder: Path, manifest: dict[str, Any], location: str | None, **plac
             changed("variants", "fp32", "dtype", value="int3"),
             'variants.fp32.dtype is "int3", expected one of float32',
         ),
-        (changed("graphs", value={}), "variants.fp32 has files of backbone, draw, embed"),
-        (changed("graphs", "draw", value={}), "graphs.draw lacks inputs, outputs, aliases"),
+        (changed("graphs", value={}), "variants.fp32 has files of backbone, decode_image, embed"),
+        (changed("graphs", "decode_image", value={}), "graphs.decode_image lacks inputs, outputs, aliases"),
         (changed("axes", value={}), "graphs.understand has lengths called images, which axes lacks"),
         (without("plugins"), "plugins is missing"),
         (
@@ -350,7 +350,7 @@ def test_a_loop_that_is_not_here_is_named_where_it_is_used_and_other_parts_are_n
 @pytest.mark.parametrize(
     "path",
     [
-        ("variants", LONG), ("variants", "fp32", "files", "draw"), ("graphs", LONG), ("axes", LONG),
+        ("variants", LONG), ("variants", "fp32", "files", "decode_image"), ("graphs", LONG), ("axes", LONG),
         ("sha256", LONG), ("model", "text_sampler"), ("requires", LONG), ("schema",),
     ],
     ids=lambda path: ".".join(path)[:40],

@@ -64,7 +64,7 @@ def test_only_rounded_graphs_hold_an_operator_that_is_not_standard(bundle: Bundl
     strange = {(node.domain, node.op_type) for node in model.graph.node if node.domain}
     assert strange == {("com.microsoft", "MatMulNBits")}
     assert not any(node.op_type == "Gemm" for node in model.graph.node)
-    model = onnx.load(bundle.path("draw", "cpu-int4"), load_external_data=False)
+    model = onnx.load(bundle.path("decode_image", "cpu-int4"), load_external_data=False)
     assert not any(node.domain for node in model.graph.node)
 
 
@@ -134,9 +134,9 @@ def test_understanding_and_codes_are_torchs(bundle: Bundle, model: JanusModel):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * scale)
     (codes,) = run(bundle, "tokenize_image", pixels=given)
     np.testing.assert_array_equal(codes, model.generation.targets(torch.from_numpy(given)))
-    drawn, magnitude = run(bundle, "draw", codes=codes)
+    drawn, magnitude = run(bundle, "decode_image", codes=codes)
     assert np.isfinite(magnitude).all()
-    images = model.generation.draw(torch.from_numpy(codes)).numpy()
+    images = model.generation.decode_image(torch.from_numpy(codes)).numpy()
     assert np.abs(drawn.astype(int) - images).max() <= 1  # truncated to bytes: rounding may tip it over
 
 
@@ -301,9 +301,13 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused_before_any_work(tiny_checkp
         ("quantize.block_size=1048576", "quantize.block_size: 1048576; expected a power of two, 16 to 256"),
         ("quantize.accuracy_level=9", "quantize.accuracy_level: 9; expected 0 to 4"),
         ("variants=[cpu-int4, cpu-int4]", "variants: 'cpu-int4' is named 2 times; expected once"),
-        ("quantize.bits={text_nex: 8}", "quantize.bits: no graph is called 'text_nex'. Did you mean 'text_n"),
+        ("quantize.bits={sample_tex: 8}", "no graph is called 'sample_tex'. Did you mean 'sample_text'"),
         ("quantize.bits={backbone: 5}", "quantize.bits: 5 of 'backbone'; expected 4 or 8"),
-        ("quantize.bits={draw: 8}", "quantize.bits: 'draw' is not quantised; name it in quantize.graphs too"),
+        (
+            "quantize.bits={decode_image: 8}",
+            "quantize.bits: 'decode_image' is not quantised; name it in quantize.graphs too",
+        ),
+        ("quantize.bits={draw: 8}", "no graph is called 'draw'. It is called 'decode_image' now."),
         ("storage=bf16", "storage: 'bf16'; expected fp16 or fp32"),
         ("only=[draw]", "only: no mode is called 'draw'. Did you mean 'drawing'? Modes: text, understanding"),
         (
@@ -347,7 +351,7 @@ def test_a_graph_in_which_nothing_can_be_quantised_is_refused(
     tiny_checkpoint: Path, tmp_path: Path, quick: list[str]
 ):
     """Its one table has 8 columns: fewer than a block."""
-    config = ExportConfig(variants=["cpu-int4"], quantize=QuantizeConfig(graphs=["embed", "draw"]))
+    config = ExportConfig(variants=["cpu-int4"], quantize=QuantizeConfig(graphs=["embed", "decode_image"]))
     with pytest.raises(ExportError, match=r"names draw, in which cpu-int4 can quantise nothing: it has no"):
         export(tiny_checkpoint, tmp_path / "bundle", config)
 

@@ -54,13 +54,13 @@ def test_verify_names_an_argument_of_another_type(options: dict[str, Any], said:
 @pytest.mark.parametrize(
     ("sizes", "parts", "said"),
     [
-        ({}, ("sample_image", "draw", "tokenize_image"), r"lacks sizes\['codes'\]\."),
+        ({}, ("sample_image", "decode_image", "tokenize_image"), r"lacks sizes\['codes'\]\."),
         (
             {"steps": 30},
-            ("velocity", "draw"),
+            ("velocity", "decode_image"),
             r"lacks sizes\['codes'\], the part 'sample_image'.*velocity",
         ),
-        ({"codes": 64}, ("sample_image", "draw"), "lacks the part 'tokenize_image'"),
+        ({"codes": 64}, ("sample_image", "decode_image"), "lacks the part 'tokenize_image'"),
         ({"codes": 64}, (), "offers none"),
     ],
 )
@@ -70,7 +70,7 @@ def test_a_path_that_bundles_cannot_hold_is_refused(
     model, _ = compose(resolve(load("tiny"), ModelConfig))
     path: Any = model.generation
     path.sizes = sizes
-    path.parts = lambda: dict.fromkeys(parts, path.draw)
+    path.parts = lambda: dict.fromkeys(parts, path.decode_image)
     with pytest.raises(ExportError, match=said):
         drawing_graphs(model, Ranges.of(context=64), torch.float32)
 

@@ -37,7 +37,7 @@ def overflow(model: ir.Model) -> None:
 def overflowing(workshop_of: Any, tiny_gpu_bundle: Path, build_engines: Any) -> Path:
     """A bundle in fp16 whose image decoder overflows, with stand-in engines."""
     copy = workshop_of(tiny_gpu_bundle, "fp16")
-    copy.graph("draw", overflow)
+    copy.graph("decode_image", overflow)
     build_engines(copy.folder, "fp16", "tensorrt")
     return copy.folder
 
@@ -49,7 +49,9 @@ def test_a_decoder_that_overflows_is_refused(overflowing: Path, runtime: str):
     janus = Janus.from_pretrained(
         overflowing, runtime=runtime, variant="fp16", device=device, allow_failed=True
     )
-    with pytest.raises(NotFiniteError, match="'draw' decoded values that are NaN or infinite in 2 of 2"):
+    with pytest.raises(
+        NotFiniteError, match="'decode_image' decoded values that are NaN or infinite in 2 of 2"
+    ):
         janus.draw("a", 2, guidance=1.0, seed=1)
 
 
@@ -70,9 +72,9 @@ def test_engines_that_decode_several_times_check_every_image(overflowing: Path):
     ).runtime
     codes = np.arange(5 * 16).reshape(5, 16) % 64  # the engine takes four images at once
     with pytest.raises(NotFiniteError, match="in 5 of 5 images"):
-        runtime.run("draw", codes)
+        runtime.run("decode_image", codes)
     session = runtime.open(32)
-    pixels = session.run("draw", codes)
+    pixels = session.run("decode_image", codes)
     with pytest.raises(NotFiniteError, match="in 5 of 5 images"):
         session.to_host(pixels)
 
@@ -140,7 +142,7 @@ def test_the_magnitude_is_not_finite_where_any_value_is_not_before_it_is_cut(end
 
 def test_a_magnitude_that_is_not_finite_is_refused_with_how_many_images_it_is_of():
     with pytest.raises(NotFiniteError, match="in 2 of 3 images"):
-        check_magnitude("draw", np.array([np.nan, 1, np.inf], np.float32))
+        check_magnitude("decode_image", np.array([np.nan, 1, np.inf], np.float32))
 
 
 def test_pixels_that_are_looked_up_are_finite():

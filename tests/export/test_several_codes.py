@@ -113,7 +113,7 @@ def test_its_bundle_is_proven_in_every_variant(
     folder = shutil.copytree(several_codes_bundle, tmp_path / "bundle")
     manifest = load_bundle(folder).manifest
     assert manifest["model"]["sizes"]["codes_per_position"] == 2
-    assert manifest["graphs"]["draw"]["inputs"][0]["shape"] == ["images", POSITIONS, 2]
+    assert manifest["graphs"]["decode_image"]["inputs"][0]["shape"] == ["images", POSITIONS, 2]
     reports = verify(folder, several_codes_checkpoint)
     failed = [
         f"{c.what}: {c.found}"
@@ -233,6 +233,6 @@ def test_its_drawing_becomes_engines(
     for module in (targets, building):
         monkeypatch.setattr(module, "compute_capability", lambda: None)
     folder = shutil.copytree(several_codes_bundle, tmp_path / "bundle")
-    graphs = ["sample_image", "draw", "tokenize_image"]
+    graphs = ["sample_image", "decode_image", "tokenize_image"]
     _, done = build(folder, BuildConfig("tensorrt-rtx", variant, ["8.9"], capacity=64, graphs=graphs))
     assert done == graphs

@@ -92,8 +92,8 @@ def test_engines_that_cannot_run_here_are_refused_with_the_cure(
     ("graph", "plan", "said"),
     [
         ("backbone", {"aliases": []}, "'present_key_0' is not 'past_key_0' in place"),
-        ("draw", {"host": ["codes"]}, "'codes' on the host"),
-        ("draw", {"dtypes": {"codes": "INT32"}}, "'codes' in None, not int64"),
+        ("decode_image", {"host": ["codes"]}, "'codes' on the host"),
+        ("decode_image", {"dtypes": {"codes": "INT32"}}, "'codes' in None, not int64"),
         ("embed", {"profiles": []}, "0 profiles, not 1"),
     ],
 )

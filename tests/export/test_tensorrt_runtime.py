@@ -79,7 +79,7 @@ def test_words_and_images_go_through_in_as_many_as_the_engines_take(
 
 def test_more_images_than_the_decoder_takes_are_decoded_in_turn(torches: Janus, opened: Janus, machine: Any):
     drawn = opened.draw("a", 5, guidance=1.0, seed=4)
-    assert [entry[1] for entry in machine.log if entry[0] == "enqueue"].count("draw") == 2
+    assert [entry[1] for entry in machine.log if entry[0] == "enqueue"].count("decode_image") == 2
     for one, other in zip(drawn, torches.draw("a", 5, guidance=1.0, seed=4), strict=True):
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
@@ -298,7 +298,7 @@ def test_chat_and_draw_take_engines_on_the_command_line(machine: Any, built_bund
     assert json.loads(asked.stdout)["answer"]
     to = str(tmp_path / "a.png")
     line = [
-        "draw",
+        "decode_image",
         str(built_bundle),
         "a",
         "-n",

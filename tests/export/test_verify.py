@@ -183,7 +183,7 @@ def all_seen(model: ir.Model) -> None:
     [
         ("checker", "sample_image", misspelt, "Gemmm"),
         ("lint", "sample_image", contrib, "operators beyond the standard: com.microsoft::Gelu"),
-        ("lint", "draw", unread, "inputs that nothing reads: extra"),
+        ("lint", "decode_image", unread, "inputs that nothing reads: extra"),
         ("lint", "backbone", unmasked, "attention without a mask of its own"),
         ("lint", "backbone", causal, "is causal by itself"),
         ("lint", "backbone", many_outputs, "has 3 outputs"),
@@ -194,9 +194,9 @@ def all_seen(model: ir.Model) -> None:
         ("graphs", "sample_text", ("weight", 1), "sample_text: choices"),
         ("graphs", "sample_image", ("vision_head.weight", 1), "sample_image: choices"),
         ("graphs", "sample_image", ("adaptor.layers.0.weight", 0.1), "sample_image: embeddings"),
-        ("graphs", "draw", ("weight", 0.3), "draw: pixels"),
+        ("graphs", "decode_image", ("weight", 0.3), "decode_image: pixels"),
         ("graphs", "tokenize_image", ("weight", 1), "tokenize_image"),
-        ("graphs", "draw", misspelt, "Gemmm"),
+        ("graphs", "decode_image", misspelt, "Gemmm"),
         ("rows", "backbone", ("q_proj.weight", 0.01), "ragged rows: steps"),
         ("rows", "backbone", all_seen, "ragged rows, in chunks"),
         ("cache", "backbone", all_seen, "unseen slots: they change"),
@@ -205,13 +205,13 @@ def all_seen(model: ir.Model) -> None:
         ("answer", "sample_text", ("weight", 1), "greedy answers: tokens"),
         ("answer", "backbone", ("q_proj.weight", 1), "greedy answers: tokens"),
         ("drawing", "sample_image", ("vision_head.weight", 1), "a whole drawing: codes"),
-        ("drawing", "draw", ("weight", 0.3), "a whole drawing: pixels"),
+        ("drawing", "decode_image", ("weight", 0.3), "a whole drawing: pixels"),
     ],
 )
 def test_a_gate_finds_what_it_is_there_to_find(
     workshop: Any, gate: str, graph: str, change: Change | tuple[str, float], said: str
 ):
-    if change is misspelt and graph == "draw":
+    if change is misspelt and graph == "decode_image":
         change = lambda model: setattr(first(model, "Conv"), "op_type", "Gemmm")  # noqa: E731
     if isinstance(change, tuple):  # noise, on a weight
         workshop.shift(graph, *change)
@@ -246,7 +246,7 @@ def test_the_command_prints_and_records(workshop: Any):
     [report] = json.loads(run.stdout)
     assert report["passed"]
     assert set(report["gates"]["cache"][0]) == {"what", "passed", "found", "wanted"}
-    workshop.shift("draw", "weight", 0.3)
+    workshop.shift("decode_image", "weight", 0.3)
     run = CliRunner().invoke(app, ["verify", str(workshop.folder), "--against", "x", "--gate", "drawing"])
     assert run.exit_code == 1
     assert "FAILED" in run.stdout

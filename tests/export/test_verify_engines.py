@@ -79,7 +79,11 @@ def test_half_precision_is_forced_on_the_engines(
     assert [check.what for check in report.checks["drawing"]] == [
         "the same drawing, nobody listening: pixels"
     ]
-    assert {entry[1] for entry in machine.log if entry[0] == "load"} >= {"backbone", "sample_image", "draw"}
+    assert {entry[1] for entry in machine.log if entry[0] == "load"} >= {
+        "backbone",
+        "sample_image",
+        "decode_image",
+    }
 
 
 @pytest.mark.parametrize(
@@ -90,7 +94,7 @@ def test_half_precision_is_forced_on_the_engines(
         ("rows", "backbone", "q_proj.weight", 0.01, "ragged rows: steps"),
         ("answer", "sample_text", "weight", 1, "greedy answers: tokens"),
         ("drawing", "sample_image", "vision_head.weight", 1, "a whole drawing: codes"),
-        ("drawing", "draw", "weight", 0.3, "a whole drawing: pixels"),
+        ("drawing", "decode_image", "weight", 0.3, "a whole drawing: pixels"),
     ],
 )
 def test_a_gate_looks_at_the_engine(
@@ -115,7 +119,7 @@ def test_a_gate_looks_at_the_engine(
 @pytest.mark.parametrize(
     ("graph", "name", "noise", "said"),
     [
-        ("draw", "weight", 0.3, "draw: off by"),
+        ("decode_image", "weight", 0.3, "decode_image: off by"),
         ("understand", "layers.0.weight", 0.1, "understand: off by"),
         ("sample_image", "vision_head.weight", 1, "sample_image: choices"),
     ],
@@ -142,7 +146,9 @@ def test_a_failure_is_recorded_and_is_no_execution(
     machine: Any, tiny_bundle: Path, tmp_path: Path, build_engines: Any
 ):
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    key = build_engines(folder, "fp32", "tensorrt", **changed(folder, "draw", "weight", 0.3, tmp_path))
+    key = build_engines(
+        folder, "fp32", "tensorrt", **changed(folder, "decode_image", "weight", 0.3, tmp_path)
+    )
     verify(folder, "the model", variants=["fp32"], runtime="tensorrt")
     manifest = load_bundle(folder).manifest
     assert not manifest["executed"][key]["passed"]

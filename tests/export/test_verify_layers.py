@@ -135,7 +135,7 @@ def test_codes_in_a_wrong_order_are_found_and_their_layer_named(workshop: Worksh
         ("sample_text", "weight", 1, "sample_text: choices"),
         ("sample_image", "vision_head.weight", 1, "sample_image: choices"),
         ("sample_image", "adaptor.layers.0.weight", 0.1, "sample_image: embeddings"),
-        ("draw", "weight", 0.3, "draw"),
+        ("decode_image", "weight", 0.3, "decode_image"),
         ("tokenize_image", "weight", 1, "tokenize_image"),
     ],
 )

@@ -72,7 +72,7 @@ def test_drawings_are_compared_by_what_the_path_itself_chooses():
 @pytest.mark.parametrize(
     ("graph", "change", "said"),
     [
-        ("draw", (0,), "draw: off by"),
+        ("decode_image", (0,), "decode_image: off by"),
         ("understand", (0.9,), "understand: off by"),
         ("embed", (0.9,), "embed: off by"),
         ("sample_text", ("weight", 1), "sample_text: choices"),
@@ -99,13 +99,13 @@ def test_every_graph_of_half_precision_is_compared(
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_every_graph_that_is_rounded_is_compared(workshop: Any, bits: int):
-    workshop.claim(quantisation={**INT8, "bits": bits, "graphs": ["backbone", "understand", "draw"]})
+    workshop.claim(quantisation={**INT8, "bits": bits, "graphs": ["backbone", "understand", "decode_image"]})
     assert workshop.verify("graphs").passed
-    workshop.scale("draw", 0.3)
+    workshop.scale("decode_image", 0.3)
     workshop.scale("understand", 0.3)
     assert [line.split(":")[0] for line in workshop.verify("graphs").failures.splitlines()] == [
         "understand",
-        "draw",
+        "decode_image",
     ]
 
 

@@ -173,7 +173,7 @@ MADE_OF = {  # by graph: the dimensions of a row that it holds
     "backbone": ("backbone",),
     "sample_text": ("backbone",),
     "sample_image": ("path", "tokenizer", "drawing_adaptor", "head"),
-    "draw": ("path", "tokenizer"),
+    "decode_image": ("path", "tokenizer"),
     "tokenize_image": ("path", "tokenizer"),
 }
 

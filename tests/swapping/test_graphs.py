@@ -56,7 +56,7 @@ def given(model: JanusModel) -> dict[str, Arrays]:
             "guidance": np.array(2, np.float32),
             **one,
         },
-        "draw": {"codes": path.targets(torch.from_numpy(drawn)).numpy()},
+        "decode_image": {"codes": path.targets(torch.from_numpy(drawn)).numpy()},
         "tokenize_image": {"pixels": drawn},
     }
 

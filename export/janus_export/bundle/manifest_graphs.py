@@ -17,9 +17,9 @@ SIZES: Mapping[str, tuple[str, str, str, int]] = {
     "width": ("backbone", "inputs", "x", 2),
     "vocab": ("sample_text", "inputs", "noise", 1),
     "sizes.codes": ("sample_image", "inputs", "noise", 1),
-    "drawing": ("draw", "inputs", "codes", 1),
-    "image_target.height": ("draw", "outputs", "pixels", 2),
-    "image_target.width": ("draw", "outputs", "pixels", 3),
+    "drawing": ("decode_image", "inputs", "codes", 1),
+    "image_target.height": ("decode_image", "outputs", "pixels", 2),
+    "image_target.width": ("decode_image", "outputs", "pixels", 3),
     "image_input.height": ("understand", "inputs", "pixels", 2),
     "image_input.width": ("understand", "inputs", "pixels", 3),
     "image_input.positions": ("understand", "outputs", "embeddings", 1),
@@ -54,14 +54,14 @@ def size_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
         told, there = _told(manifest["model"], path), _dimension(manifest, graph, side, name, place)
         if told is not None and there is not None and told != there:
             yield f"model.{path} is {told}, {graph} has {there}"
-    model, several = manifest["model"], _dimension(manifest, "draw", "inputs", "codes", 2)
-    if "draw" in manifest["graphs"] and model["sizes"].get("codes_per_position", 1) != (several or 1):
+    model, several = manifest["model"], _dimension(manifest, "decode_image", "inputs", "codes", 2)
+    if "decode_image" in manifest["graphs"] and model["sizes"].get("codes_per_position", 1) != (several or 1):
         found = model["sizes"].get("codes_per_position")
-        yield f"model.sizes.codes_per_position is {found}, draw has {several or 1}"
-    if "draw" in manifest["graphs"] and not any(
-        slot["name"] == MAGNITUDE for slot in manifest["graphs"]["draw"]["outputs"]
+        yield f"model.sizes.codes_per_position is {found}, decode_image has {several or 1}"
+    if "decode_image" in manifest["graphs"] and not any(
+        slot["name"] == MAGNITUDE for slot in manifest["graphs"]["decode_image"]["outputs"]
     ):
-        yield f"graphs.draw has no output '{MAGNITUDE}', by which images of NaN or infinities are refused"
+        yield (f"graphs.decode_image has no output '{MAGNITUDE}', which tells images of NaN or infinities")
     layers = len(manifest["graphs"].get("backbone", {}).get("aliases", ())) // 2
     if layers and manifest["cache"]["layers"] != layers:
         yield f"cache.layers is {manifest['cache']['layers']}, backbone has {layers}"

@@ -10,7 +10,7 @@ WORDS = ("embed", "backbone", "sample_text")
 """What answers in words take; `understand` comes to it for images."""
 
 READS = "understand"
-DRAWS = ("embed", "backbone", "sample_image", "draw")
+DRAWS = ("embed", "backbone", "sample_image", "decode_image")
 """What a drawing takes at least; a generation path may bring more graphs, which belong to this mode too."""
 
 

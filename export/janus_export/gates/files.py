@@ -183,8 +183,8 @@ def sizes(subject: Subject) -> Iterator[Check]:
     fixed = {
         "understand.pixels": [3, spec.height, spec.width],
         "understand.embeddings": [model.understanding.num_tokens, model.backbone.width],
-        "draw.codes": [path.num_tokens, *codes_shape(path.sizes)],
-        "draw.pixels": [3, path.height, path.width],
+        "decode_image.codes": [path.num_tokens, *codes_shape(path.sizes)],
+        "decode_image.pixels": [3, path.height, path.width],
     }
     for layer, pair in enumerate(cache_shapes(model.backbone)):
         for kind, (heads, width) in zip(("key", "value"), pair, strict=True):

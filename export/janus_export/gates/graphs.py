@@ -29,12 +29,12 @@ def graphs(subject: Subject) -> Iterator[Check]:
     pixels = np.stack(prompt.understanding_pixels)
     tokens = np.arange(2 * 7).reshape(2, 7) * 37 % model.backbone.vocab_size
     drawn = reference.drawn[1]
-    [(_, (codes,), (painted,))] = [one for one in drawn.parts if one[0] == "draw"]
+    [(_, (codes,), (painted,))] = [one for one in drawn.parts if one[0] == "decode_image"]
     with torch.no_grad():
         asked: dict[str, list[tuple[tuple[Any, ...], tuple[Array, ...]]]] = {  # inputs, and torch's outputs
             "understand": [((pixels,), (model.understanding(torch.from_numpy(pixels)).numpy(),))],
             "embed": [((tokens,), (model.backbone.embed(torch.from_numpy(tokens)).numpy(),))],
-            "draw": [((codes,), (painted,))],
+            "decode_image": [((codes,), (painted,))],
             "tokenize_image": [((painted,), (model.generation.targets(torch.from_numpy(painted)).numpy(),))],
         }
     for name in ("sample_text", "sample_image"):

@@ -122,13 +122,13 @@ def parts(subject: Subject) -> Iterator[Check]:
     one, warm = np.float32(1), np.float32(1.2)  # temperatures
     noise = rng.integers(0, 256, (2, 3, path.height, path.width), np.uint8)
     codes = torchs.to_host(torchs.run("tokenize_image", noise))
-    drawn = torchs.to_host(torchs.run("draw", codes))
+    drawn = torchs.to_host(torchs.run("decode_image", codes))
     inputs: dict[str, tuple[Any, ...]] = {
         "understand": (np.stack(prompt.understanding_pixels),),
         "embed": (np.arange(2 * 7).reshape(2, 7) * 37 % model.backbone.vocab_size,),
         "sample_text": (hidden, next(noises), warm, np.int64(40), np.float32(0.9)),
         "sample_image": (hidden, next(noises), np.float32(DRAWING["guidance"]), one),
-        "draw": (codes,),
+        "decode_image": (codes,),
         "tokenize_image": (drawn,),
     }
     direct: dict[str, Callable[[Tensor], Tensor]] = {

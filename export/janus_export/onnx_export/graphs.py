@@ -116,7 +116,7 @@ class GenerationPart(GraphModule):
         return self.model.generation.parts()[self.part](*inputs)
 
 
-DRAWING = ("sample_image", "draw", "tokenize_image")
+DRAWING = ("sample_image", "decode_image", "tokenize_image")
 """The parts of a generation path that become graphs."""
 
 
@@ -219,8 +219,8 @@ def drawing_graphs(model: JanusModel, ranges: Ranges, dtype: torch.dtype) -> lis
             listed=0,
         ),
         Graph(
-            "draw",
-            GenerationPart(model, "draw"),
+            "decode_image",
+            GenerationPart(model, "decode_image"),
             (codes,),
             (pixels, Slot(MAGNITUDE, torch.float32, (images,))),
             listed=0,

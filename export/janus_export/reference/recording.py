@@ -57,7 +57,7 @@ class Listening:
         made = self.session.run(part, *inputs)
         outputs = made if isinstance(made, tuple) else (made,)
         self.run_.parts.append((part, tuple(map(np.copy, given)), tuple(map(self._copied, outputs))))
-        if part.endswith("_next"):
+        if part in ("sample_text", "sample_image"):
             self.run_.chosen.append(self._copied(outputs[0]))
         return made
 

@@ -171,7 +171,7 @@ class AutoregressiveGeneration(nn.Module):
         chosen = torch.stack(marked, dim=-1) if len(marked) > 1 else marked[0]
         return chosen, x.repeat(logits.shape[0], 1)
 
-    def draw(self, codes: Tensor) -> Tensor:
+    def decode_image(self, codes: Tensor) -> Tensor:
         """Decode codes, as `targets` gives them, into images (N, 3, height, width), uint8.
 
         Values are truncated, as the authors do.
@@ -187,7 +187,11 @@ class AutoregressiveGeneration(nn.Module):
 
     def parts(self) -> Mapping[str, Callable[..., Any]]:
         """What sampling calls and export compiles."""
-        return {"sample_image": self.sample_image, "draw": self.draw, "tokenize_image": self.targets}
+        return {
+            "sample_image": self.sample_image,
+            "decode_image": self.decode_image,
+            "tokenize_image": self.targets,
+        }
 
 
 def known(codes: Sequence[Tensor], hidden: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def draw(
         yield step, steps
         if step < steps:
             hidden = session.step(x)
-    return session.to_host(session.run("draw", session.stack(codes)))
+    return session.to_host(session.run("decode_image", session.stack(codes)))
 
 
 @hookimpl

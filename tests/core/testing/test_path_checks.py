@@ -55,12 +55,16 @@ class Path(nn.Module):
         codes = sample_with_noise((logits[-1] + guidance * (logits[0] - logits[-1])) / temperature, noise)
         return codes, self.embedding(codes).repeat(logits.shape[0], 1)
 
-    def draw(self, codes: Tensor) -> Tensor:
+    def decode_image(self, codes: Tensor) -> Tensor:
         grey = (codes.float() / (LEVELS - 1) * 255).unflatten(1, (1, SIDE, SIDE))
         return grey.repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1).to(torch.uint8)
 
     def parts(self) -> Mapping[str, Callable[..., Any]]:
-        return {"sample_image": self.sample_image, "draw": self.draw, "tokenize_image": self.targets}
+        return {
+            "sample_image": self.sample_image,
+            "decode_image": self.decode_image,
+            "tokenize_image": self.targets,
+        }
 
 
 class NamedLikeOthers(Path):
@@ -109,8 +113,8 @@ class UnknownApart(Nested):
 class FixedRows(Path):
     """len(x) is a number that Python knows."""
 
-    def draw(self, codes: Tensor) -> Tensor:
-        return super().draw(codes.reshape(len(codes), SIDE**2))
+    def decode_image(self, codes: Tensor) -> Tensor:
+        return super().decode_image(codes.reshape(len(codes), SIDE**2))
 
 
 class FixedImages(Path):
@@ -130,7 +134,7 @@ class TextLoop(Path):
 
 class LoopOfOtherParts(Path):
     def parts(self) -> Mapping[str, Callable[..., Any]]:
-        return {"draw": self.draw, "tokenize_image": self.targets}
+        return {"decode_image": self.decode_image, "tokenize_image": self.targets}
 
 
 class NoSize(Path):
@@ -142,13 +146,13 @@ class NoSize(Path):
 class Crooked(Path):
     """Draws other images than it says."""
 
-    def draw(self, codes: Tensor) -> Tensor:
-        return super().draw(codes)[..., :-1]
+    def decode_image(self, codes: Tensor) -> Tensor:
+        return super().decode_image(codes)[..., :-1]
 
 
 class BranchesInPart(Path):
-    def draw(self, codes: Tensor) -> Tensor:
-        return super().draw(codes) if int(codes.sum()) > 0 else super().draw(codes * 0)
+    def decode_image(self, codes: Tensor) -> Tensor:
+        return super().decode_image(codes) if int(codes.sum()) > 0 else super().decode_image(codes * 0)
 
 
 def outcome(path: type[Path], name: str) -> tuple[str, str]:
@@ -180,13 +184,13 @@ def test_targets_may_be_named_tensors(name: str) -> None:
     ("path", "broken", "said"),
     [
         (UnknownApart, "generation_promises", "frozen_submodules names ['tokenizer.outer']"),
-        (FixedRows, "exports", "part 'draw' fixes the number of rows"),
+        (FixedRows, "exports", "part 'decode_image' fixes the number of rows"),
         (FixedRows, "drawing_graphs", "fixes the length of"),
         (FixedImages, "exports", "part 'sample_image' fixes the number of rows"),
-        (BranchesInPart, "exports", "draw"),
+        (BranchesInPart, "exports", "decode_image"),
         (NoLoop, "generation_sampler", "Did you mean 'autoregressive'"),
         (TextLoop, "generation_sampler", "runs the part 'sample_text'; it offers sample_image"),
-        (LoopOfOtherParts, "generation_sampler", "runs the part 'sample_image'; it offers draw"),
+        (LoopOfOtherParts, "generation_sampler", "runs the part 'sample_image'; it offers decode_image"),
         (NoSize, "generation_sampler", "asks for the size 'codes'"),
         (Crooked, "generation_sampler", "it draws (1, 3, 8, 7) where it says"),
     ],
