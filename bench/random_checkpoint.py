@@ -17,7 +17,7 @@ import torch
 
 from janus_export.bundle.files import Stored, write_stream
 from janus_modular.checkpoints import native
-from janus_modular.checkpoints.from_config import processor_for
+from janus_modular.checkpoints.from_config import build_processor
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 
@@ -31,10 +31,10 @@ def write_janus(config: str, changes: Sequence[str], precision: str, folder: Pat
     # No tokenizer comes with random weights: one of bytes, whose ids any vocabulary has room for.
     changes = [*changes, "processor.tokenizer=bytes", "processor.template=janus"]
     model = native.blank(resolve(load(config, changes), ModelConfig))
-    processor = processor_for(model, model.config.processor.tokenizer)
+    processor = build_processor(model, model.config.processor.tokenizer)
     folder.mkdir(parents=True)
     native.write_description(model, processor, folder, name=folder.name)
-    return write_weights(native.stored(model), precision, folder)
+    return write_weights(native.stored_tensors(model), precision, folder)
 
 
 def write_weights(tensors: Mapping[str, torch.Tensor], precision: str, folder: Path) -> int:

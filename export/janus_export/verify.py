@@ -21,8 +21,8 @@ from janus_export.reference.streamed import LeanReference
 from janus_export.reference.target import Check, Reference, Subject
 from janus_modular import arguments
 from janus_modular.bundles import DIGESTS, digest_of
-from janus_modular.checkpoints.merging import merged
-from janus_modular.checkpoints.opening import describe
+from janus_modular.checkpoints.merging import merge_adapters
+from janus_modular.checkpoints.opening import open_lazily
 from janus_modular.suggest import did_you_mean
 
 Gate = Callable[[Subject], Iterable[Check]]
@@ -135,7 +135,7 @@ def verify(
             f"layer by layer ({lack}) it is verified by ONNX Runtime on the CPU: leave --runtime and --device"
             " out, or say --whole"
         )
-    reference = LeanReference.opened(merged(describe(against))) if lack else Reference.of(against)
+    reference = LeanReference.opened(merge_adapters(open_lazily(against))) if lack else Reference.of(against)
     reports = []
     unwritten: Exception | None = None
     for variant in wanted:
@@ -203,7 +203,7 @@ def _record(bundle: Bundle, key: str, report: Report, evidence: Mapping[str, str
 
 def lack_of_memory(against: str | Path) -> str | None:
     """Say what is missing to verify a model as a whole: once in torch and once in a runtime, in float32."""
-    wanted, free = 2 * float32_bytes(describe(against)), free_bytes()
+    wanted, free = 2 * float32_bytes(open_lazily(against)), free_bytes()
     if free is None or wanted <= free:
         return None
     return f"as a whole it takes {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from janus_modular.checkpoints import native
-from janus_modular.checkpoints.merging import merged
-from janus_modular.checkpoints.opening import describe, make_format
+from janus_modular.checkpoints.merging import merge_adapters
+from janus_modular.checkpoints.opening import build_format, open_lazily
 from janus_modular.config import load, module_path, parts_in, resolve, to_plain
 from janus_modular.config.overrides import parse
 from janus_modular.config.schema import ModelConfig
@@ -23,8 +23,8 @@ from janus_modular.processing.tokenizer_files import save_tokenizer
 from janus_modular.suggest import did_you_mean
 from janus_modular.weights.checksums import write_checksums
 from janus_modular.weights.files import open_weights
-from janus_modular.weights.loading import fill
-from janus_modular.weights.writing import MAX_SHARD_SIZE, write_weights, written_aside
+from janus_modular.weights.loading import load_weights
+from janus_modular.weights.writing import MAX_SHARD_SIZE, replace_checkpoint, write_weights
 
 
 def convert(
@@ -57,12 +57,12 @@ def convert(
     for keys, value in map(parse, overrides):
         if keys == ["text_sampler"]:  # what nobody could ask of the result is not written into it
             (plugins or default_plugins()).find("sampling_loops", str(value))
-    opened = describe(source, overrides=overrides, plugins=plugins)
+    opened = open_lazily(source, overrides=overrides, plugins=plugins)
     if Path(target).absolute() == opened.folder.absolute():
         raise CheckpointError(f"{target} is what is to be converted. Choose another folder to write to.")
-    outcome = fill(opened.model, opened.tensors.items(), device="meta")  # looks at names and shapes alone
+    outcome = load_weights(opened.model, opened.tensors.items(), device="meta")  # names and shapes alone
     outcome.check(str(opened.folder), [module_path(path) for path, _ in parts_in(opened.model.config)])
-    opened = merged(opened, plugins) if merge else opened
+    opened = merge_adapters(opened, plugins) if merge else opened
     save_as(
         format_name,
         opened.model,
@@ -94,10 +94,10 @@ def save_as(
     has a place for it, which is the native one.
     """
     folder = Path(folder)
-    tensors = native.stored(model) if tensors is None else tensors
+    tensors = native.stored_tensors(model) if tensors is None else tensors
     if format_name == "native":
         native.check_rebuilds(model, plugins, tensors=tensors)
-        with written_aside(folder, replaces=native.MODEL_TYPE) as aside:
+        with replace_checkpoint(folder, replaces=native.MODEL_TYPE) as aside:
             native.write_description(
                 model, processor, aside, name=folder.name, training=training, plugins=plugins
             )
@@ -105,15 +105,15 @@ def save_as(
             write_checksums(aside, hashes)
         return
     plugins = plugins or default_plugins()
-    writer = make_format(format_name, plugins)
+    writer = build_format(format_name, plugins)
     config = to_plain(native.rebuildable(model))
     config["processor"]["tokens"] = processor.tokenizer.names
-    with written_aside(folder, replaces=writer.model_type) as aside:
+    with replace_checkpoint(folder, replaces=writer.model_type) as aside:
         save_tokenizer(processor.tokenizer, aside)
         writer.write_config(config, aside)
         write_weights(aside, writer.from_native(tensors), dtype=dtype, max_shard_size=max_shard_size)
         written = native.blank(
             resolve(load(writer.read_config(aside), (), plugins), ModelConfig, plugins), plugins
         )
-        outcome = fill(written, writer.to_native(open_weights(aside)), device="meta")
+        outcome = load_weights(written, writer.to_native(open_weights(aside)), device="meta")
         outcome.check(f"what would be written at {folder}, opened as the format '{format_name}' is read,")

@@ -13,7 +13,7 @@ from janus_modular.config import parts_in
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError
 from janus_modular.interfaces import ComponentConfig
-from janus_modular.model.build import assemble
+from janus_modular.model.build import build_model
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.processing.processor import Drawing, Processor
@@ -27,15 +27,15 @@ def compose(
     """Assemble a resolved configuration, and make the processor that goes with it.
 
     A tokenizer that lacks the tokens of images gets them, and the backbone gets rows for them, which
-    answers in words never use. ``weights=False`` and ``root`` as in `assemble`.
+    answers in words never use. ``weights=False`` and ``root`` as in `build_model`.
 
     Raises:
         ConfigError: there is no tokenizer, or a part cannot be built.
         CheckpointError: weights do not fit.
     """
-    model = assemble(config, plugins, weights=weights, root=root)
+    model = build_model(config, plugins, weights=weights, root=root)
     with tokenizer_files(config, root=root) as source:
-        processor = processor_for(model, source)
+        processor = build_processor(model, source)
     if _trained(config):
         check_vocabulary(model, processor)
     grow_vocabulary(model, processor)
@@ -43,12 +43,12 @@ def compose(
     return model, processor
 
 
-def processor_for(model: JanusModel, tokenizer: str | Path | None) -> Processor:
+def build_processor(model: JanusModel, tokenizer: str | Path | None) -> Processor:
     """Make a model's processor from its config and the files of a tokenizer."""
-    return Processor.build(model.config.processor, tokenizer=tokenizer, **sizes_of(model))
+    return Processor.build(model.config.processor, tokenizer=tokenizer, **processor_sizes(model))
 
 
-def sizes_of(model: JanusModel) -> dict[str, Any]:
+def processor_sizes(model: JanusModel) -> dict[str, Any]:
     """Return what a processor knows of its model: sizes of images, positions that they take, the context."""
     path = model.generation
     return {
@@ -85,7 +85,7 @@ def check_vocabulary(model: JanusModel, processor: Processor) -> None:
 def tokenizer_files(config: ModelConfig, *, root: str = "") -> Iterator[str | Path]:
     """Find the tokenizer of a configuration: named in it, or beside (or inside) the backbone's weights.
 
-    One that is named is held to the one beside the weights, where there is one. ``root`` as in `assemble`.
+    One that is named is held to the one beside the weights, where there is one. ``root`` as in `build_model`.
 
     Raises:
         ConfigError: there is none, or it numbers tokens otherwise than the weights were trained with.

@@ -11,14 +11,14 @@ from typing import cast
 from torch import Tensor
 
 from janus_modular.checkpoints import native
-from janus_modular.checkpoints.opening import Opened
+from janus_modular.checkpoints.opening import LazyCheckpoint
 from janus_modular.config import module_path, parts_in
 from janus_modular.plugins import Plugins
 from janus_modular.protocols import Merges
 from janus_modular.weights.files import Weights
 
 
-def merged(opened: Opened, plugins: Plugins | None = None) -> Opened:
+def merge_adapters(opened: LazyCheckpoint, plugins: Plugins | None = None) -> LazyCheckpoint:
     """Put what a component becomes in the place of each that says so; one without any stays as it is.
 
     Nothing is read yet: a tensor is merged when it is asked for, and not kept.
@@ -42,4 +42,4 @@ def merged(opened: Opened, plugins: Plugins | None = None) -> Opened:
     place.name, place.config = instead.name, deepcopy(instead.config)
     model = native.blank(config, plugins)
     model.pretrained, model.recorded = opened.model.pretrained, opened.model.recorded
-    return merged(replace(opened, model=model, tensors=Weights(opened.folder, tensors)), plugins)
+    return merge_adapters(replace(opened, model=model, tensors=Weights(opened.folder, tensors)), plugins)

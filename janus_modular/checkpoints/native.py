@@ -19,14 +19,20 @@ from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckpointError, JanusError, PluginError
 from janus_modular.foreign import foreign_errors, naming, read_json
 from janus_modular.interfaces import ComponentSpec
-from janus_modular.model.build import MAX_TENSORS, assemble
+from janus_modular.model.build import MAX_TENSORS, build_model
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.weights.checksums import write_checksums
 from janus_modular.weights.files import Weights, open_weights
-from janus_modular.weights.loading import fill, parameters_on_meta, settle
+from janus_modular.weights.loading import load_weights, move_buffers, parameters_on_meta
 from janus_modular.weights.pretrained import PretrainedReport
-from janus_modular.weights.writing import DTYPES, MAX_SHARD_SIZE, write_json, write_weights, written_aside
+from janus_modular.weights.writing import (
+    DTYPES,
+    MAX_SHARD_SIZE,
+    replace_checkpoint,
+    write_json,
+    write_weights,
+)
 
 MODEL_TYPE = "janus-modular"
 FORMAT = 1
@@ -68,9 +74,11 @@ def save(
     """
     folder = Path(folder)
     check_rebuilds(model, plugins)
-    with written_aside(folder, replaces=MODEL_TYPE) as aside:
+    with replace_checkpoint(folder, replaces=MODEL_TYPE) as aside:
         write_description(model, processor, aside, name=folder.name, training=training, plugins=plugins)
-        hashes = write_weights(aside, stored(model).items(), dtype=dtype, max_shard_size=max_shard_size)
+        hashes = write_weights(
+            aside, stored_tensors(model).items(), dtype=dtype, max_shard_size=max_shard_size
+        )
         write_checksums(aside, hashes)
 
 
@@ -119,7 +127,7 @@ def check_rebuilds(
     plugins = plugins or default_plugins()
     what = "the checkpoint that would be written cannot be opened again, so nothing is written: it"
     record = record_of(model, None, plugins)
-    written = stored(model) if tensors is None else tensors
+    written = stored_tensors(model) if tensors is None else tensors
     try:
         again = described(Path(what), json.loads(json.dumps(record)), (), plugins, tensors=len(written))
     except (JanusError, TypeError, ValueError) as error:
@@ -127,10 +135,12 @@ def check_rebuilds(
             f"{what} has a config that builds no model: {error}\nA component's `config` must hold what the"
             " component was built from, as plain values"
         ) from error
-    outcome = fill(again, ((name, tensor.to("meta")) for name, tensor in written.items()), device="meta")
+    outcome = load_weights(
+        again, ((name, tensor.to("meta")) for name, tensor in written.items()), device="meta"
+    )
     if tensors is None:  # a weight that the rebuilt model ties would be saved, and read, twice
-        outcome.unexpected += sorted(written.keys() - stored(again).keys() - {*outcome.unexpected})
-    outcome.misshapen += [
+        outcome.unexpected += sorted(written.keys() - stored_tensors(again).keys() - {*outcome.unexpected})
+    outcome.mismatched += [
         f"{name}: {tensor.dtype} cannot be stored"
         for name, tensor in written.items()
         if tensor.dtype not in DTYPES
@@ -155,7 +165,7 @@ def plugins_of(model: JanusModel, plugins: Plugins) -> list[dict[str, str | None
     return found
 
 
-def stored(model: JanusModel) -> dict[str, Tensor]:
+def stored_tensors(model: JanusModel) -> dict[str, Tensor]:
     """Name the tensors that a checkpoint holds: of tied weights, one."""
     seen: dict[int, str] = {}
     return {
@@ -287,13 +297,13 @@ def blank(
     root: str = "",
     most_tensors: int = MAX_TENSORS,
 ) -> JanusModel:
-    """Build a model whose parameters take no memory; ``root`` as in `assemble`.
+    """Build a model whose parameters take no memory; ``root`` as in `build_model`.
 
     Raises:
         ConfigError: a part cannot be built, or there are more than ``most_tensors`` weights.
     """
     with parameters_on_meta():
-        return assemble(config, plugins, weights=False, root=root, most_tensors=most_tensors)
+        return build_model(config, plugins, weights=False, root=root, most_tensors=most_tensors)
 
 
 def filled(
@@ -305,9 +315,9 @@ def filled(
     dtype: torch.dtype | None,
 ) -> JanusModel:
     """Fill a blank model with native names and tensors; return it, ready for use."""
-    outcome = fill(model, tensors.items(), device=device, dtype=dtype)
+    outcome = load_weights(model, tensors.items(), device=device, dtype=dtype)
     outcome.check(what, [module_path(path) for path, _ in parts_in(model.config)])
-    settle(model, device=device, dtype=dtype)
+    move_buffers(model, device=device, dtype=dtype)
     return model.eval()
 
 

@@ -12,7 +12,12 @@ from torch import Tensor
 
 from janus_modular.bundles import is_bundle
 from janus_modular.checkpoints import native
-from janus_modular.checkpoints.from_config import check_vocabulary, grow_vocabulary, processor_for, sizes_of
+from janus_modular.checkpoints.from_config import (
+    build_processor,
+    check_vocabulary,
+    grow_vocabulary,
+    processor_sizes,
+)
 from janus_modular.checkpoints.quantized import refuse_quantized
 from janus_modular.components import Builder
 from janus_modular.config import load, module_path, parts_in, resolve
@@ -24,12 +29,12 @@ from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.protocols import CheckpointFormat
 from janus_modular.weights.files import open_weights
-from janus_modular.weights.loading import fill
+from janus_modular.weights.loading import load_weights
 from janus_modular.weights.pretrained import resolve_pretrained
 
 
 @dataclass
-class Opened:
+class LazyCheckpoint:
     """A checkpoint whose weights have not been read yet."""
 
     folder: Path
@@ -57,7 +62,7 @@ def open_checkpoint(
         CheckpointError: it is of no known format, damaged, or does not fit its own config.
         PluginError: a plugin that it needs is not here.
     """
-    opened = describe(path, overrides=overrides, plugins=plugins)
+    opened = open_lazily(path, overrides=overrides, plugins=plugins)
     model = native.filled(
         opened.model,
         opened.tensors,
@@ -71,7 +76,9 @@ def open_checkpoint(
     return model, processor
 
 
-def describe(path: str | Path, *, overrides: Sequence[str] = (), plugins: Plugins | None = None) -> Opened:
+def open_lazily(
+    path: str | Path, *, overrides: Sequence[str] = (), plugins: Plugins | None = None
+) -> LazyCheckpoint:
     """Open a checkpoint without reading its weights: config, processor, a blank model, lazy tensors."""
     plugins = plugins or default_plugins()
     folder = resolve_pretrained(str(path))
@@ -87,20 +94,20 @@ def describe(path: str | Path, *, overrides: Sequence[str] = (), plugins: Plugin
         model = native.described(folder, record, overrides, plugins, tensors=len(weights))
         processor = fitted(Processor.load(folder), model, folder, changed=bool(overrides))
         format_name = f"native, format {record['format']}"
-        return Opened(folder, format_name, model, processor, weights, record.get("training", {}))
+        return LazyCheckpoint(folder, format_name, model, processor, weights, record.get("training", {}))
     with naming(folder), foreign_errors(folder, CheckpointError):
-        name, checkpoint_format = format_of(folder, record, plugins)
+        name, checkpoint_format = detect_format(folder, record, plugins)
         config = resolve(
             load(checkpoint_format.read_config(folder), overrides, plugins), ModelConfig, plugins
         )
         weights = open_weights(folder)
         model = native.blank(config, plugins, most_tensors=native.most_weights(len(weights)))
-        processor = processor_for(model, config.processor.tokenizer)
+        processor = build_processor(model, config.processor.tokenizer)
         model.config.processor = replace(config.processor, suppress_tokens=list(processor.suppress_tokens))
-        return Opened(folder, name, model, processor, dict(checkpoint_format.to_native(weights)))
+        return LazyCheckpoint(folder, name, model, processor, dict(checkpoint_format.to_native(weights)))
 
 
-def check_weights(opened: Opened) -> None:
+def check_weights(opened: LazyCheckpoint) -> None:
     """Hold weights to the model that they are for, without reading them: names, shapes and types of numbers.
 
     What only numbers tell passes: whether two copies of a tied weight are equal.
@@ -110,7 +117,7 @@ def check_weights(opened: Opened) -> None:
         ConfigError: the tokenizer has more tokens than the weights have rows.
     """
     shapes = ((name, tensor.to("meta")) for name, tensor in opened.tensors.items())
-    outcome = fill(opened.model, shapes, device="meta")
+    outcome = load_weights(opened.model, shapes, device="meta")
     outcome.check(str(opened.folder), [module_path(path) for path, _ in parts_in(opened.model.config)])
     check_vocabulary(opened.model, opened.processor)
 
@@ -123,7 +130,7 @@ def fitted(processor: Processor, model: JanusModel, folder: Path, *, changed: bo
     Raises:
         CheckpointError: processor.json has other sizes than config.json makes.
     """
-    for name, value in sizes_of(model).items():
+    for name, value in processor_sizes(model).items():
         saved = getattr(processor, name)
         if saved != value and not changed:
             raise CheckpointError(
@@ -147,14 +154,14 @@ def refuse_bundle(folder: Path) -> None:
         )
 
 
-def format_of(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> tuple[str, CheckpointFormat]:
+def detect_format(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> tuple[str, CheckpointFormat]:
     """Return the format that a folder's config.json is of, after its registered name.
 
     Raises:
         CheckpointError: none of those that are known here.
     """
     for name in plugins.names("formats"):
-        checkpoint_format = make_format(name, plugins)
+        checkpoint_format = build_format(name, plugins)
         if checkpoint_format.detect(record):
             return name, checkpoint_format
     raise CheckpointError(
@@ -163,7 +170,7 @@ def format_of(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> tupl
     )
 
 
-def make_format(name: str, plugins: Plugins) -> CheckpointFormat:
+def build_format(name: str, plugins: Plugins) -> CheckpointFormat:
     """Build a registered format."""
     entry = plugins.entry("formats", name)
     return entry.make(entry.config(), build=Builder(plugins))

@@ -109,7 +109,7 @@ def _build(checked: Any) -> None:
         return
     try:
         from janus_modular.checkpoints.native import blank
-        from janus_modular.model.checks import misread
+        from janus_modular.model.checks import shape_errors
         from janus_modular.training.schema import TrainConfig
         from janus_modular.training.train import check_length
         from janus_modular.training.trainable import choose
@@ -117,7 +117,7 @@ def _build(checked: Any) -> None:
         return
     try:
         built = blank(model)
-        if faulty := misread(built):
+        if faulty := shape_errors(built):
             raise config_error(faulty)
         if faulty := _unusable_loops(built):
             raise config_error(faulty)
@@ -137,7 +137,7 @@ def _check_context(model: JanusModel, root: str) -> None:
 
     A tokenizer that would have to be fetched is not: then at least begin-of-image stands before an image.
     """
-    from janus_modular.checkpoints.from_config import processor_for, sizes_of, tokenizer_files
+    from janus_modular.checkpoints.from_config import build_processor, processor_sizes, tokenizer_files
     from janus_modular.foreign import path_exists
     from janus_modular.processing.processor import check_room
     from janus_modular.processing.prompt_check import check_context
@@ -145,9 +145,9 @@ def _check_context(model: JanusModel, root: str) -> None:
     named = model.config.processor.tokenizer
     if named is None or named == "bytes" or path_exists(named):
         with tokenizer_files(model.config, root=root) as source:
-            check_context(processor_for(model, source))
+            check_context(build_processor(model, source))
         return
-    sizes = sizes_of(model)
+    sizes = processor_sizes(model)
     read, drawing = sizes["image_tokens"], sizes["drawing"].num_tokens
     for positions, room in ((1, drawing), (read + 2, 0)):
         check_room(positions, model.backbone.context, room=room, image_tokens=read)

@@ -57,12 +57,12 @@ def verified(model: str, overrides: list[str]) -> list[str]:
     """
     from janus_modular.errors import CheckpointError
     from janus_modular.weights.checksums import FILE, verify_checksums
-    from janus_modular.weights.writing import is_own
+    from janus_modular.weights.writing import is_checkpoint_file
 
     folder = _checkpoint(model, overrides)
     if folder is None:
         raise CheckpointError(f"--verify: {model} is a config, expected a checkpoint: it has no {FILE}.")
-    return verify_checksums(folder, own=is_own)
+    return verify_checksums(folder, own=is_checkpoint_file)
 
 
 def millions(numbers: int) -> str:
@@ -82,7 +82,7 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
     """
     from janus_modular import loops
     from janus_modular.checkpoints.native import blank, plugins_of
-    from janus_modular.checkpoints.opening import check_weights, describe
+    from janus_modular.checkpoints.opening import check_weights, open_lazily
     from janus_modular.config import load, resolve
     from janus_modular.config.schema import ModelConfig
     from janus_modular.foreign import naming
@@ -91,7 +91,7 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
 
     plugins = default_plugins()
     if folder := _checkpoint(model, overrides):
-        opened = describe(folder, plugins=plugins)
+        opened = open_lazily(folder, plugins=plugins)
         check_weights(opened)
         built, format_name, dtypes = opened.model, _format(opened.format_name), _dtypes(open_weights(folder))
     else:

@@ -21,7 +21,7 @@ from janus_modular.demo.contrastive import Contrastive
 from janus_modular.demo.images import LabelledImages, as_pixels, batches
 from janus_modular.demo.schema import DemoConfig, PhaseConfig
 from janus_modular.interfaces import ComponentSpec, ImageTokenizer
-from janus_modular.model.build import ModelBuilder, assemble
+from janus_modular.model.build import ModelBuilder, build_model
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.training.loop import fit
@@ -117,7 +117,7 @@ class Demo:
 
     def _model(self) -> JanusModel:
         torch.manual_seed(self.config.seed)
-        return assemble(self.config.model, self.plugins)
+        return build_model(self.config.model, self.plugins)
 
     def _stage(self, config: TrainConfig) -> Path:
         output = Path(config.output)

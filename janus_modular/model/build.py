@@ -54,7 +54,7 @@ class ModelBuilder(Builder):
                 self.reports.append(load_pretrained(module, part))
 
 
-def assemble(
+def build_model(
     config: ModelConfig,
     plugins: Plugins | None = None,
     *,

@@ -17,7 +17,7 @@ from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.registry import slot_label
 
 
-def misread(model: JanusModel, plugins: Plugins | None = None) -> list[Fault]:
+def shape_errors(model: JanusModel, plugins: Plugins | None = None) -> list[Fault]:
     """Have an image of the encoder's own size read; return what its parts make otherwise than they promise.
 
     The encoder gets the image, the adaptor features as the encoder promises them: each answers for itself.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from janus_modular.checkpoints.from_config import check_vocabulary, compose, processor_for, tokenizer_files
+from janus_modular.checkpoints.from_config import build_processor, check_vocabulary, compose, tokenizer_files
 from janus_modular.checkpoints.native import blank
-from janus_modular.checkpoints.opening import check_weights, describe, open_checkpoint
+from janus_modular.checkpoints.opening import check_weights, open_checkpoint, open_lazily
 from janus_modular.config import parts_in
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError
@@ -21,7 +21,7 @@ from janus_modular.training.schema import TrainConfig
 from janus_modular.training.wrapping import wrap_backbone
 
 
-def build_model(
+def initial_model(
     config: TrainConfig, plugins: Plugins, device: torch.device, *, checkpoint: Path | None = None
 ) -> tuple[JanusModel, Processor]:
     """Return the model in float32 on its device, and its processor.
@@ -43,7 +43,7 @@ def sketch_model(config: TrainConfig, plugins: Plugins) -> tuple[JanusModel, Cal
     Apart, because a tokenizer may have to be fetched, and much can be said without it.
     """
     if start := _start(config):
-        opened = describe(start, plugins=plugins)
+        opened = open_lazily(start, plugins=plugins)
         check_weights(opened)
         if config.wrap:
             wrap_backbone(opened.model, config.wrap, plugins)
@@ -53,7 +53,7 @@ def sketch_model(config: TrainConfig, plugins: Plugins) -> tuple[JanusModel, Cal
 
     def processor() -> Processor:
         with tokenizer_files(fresh, root="model") as source:
-            made = processor_for(model, source)
+            made = build_processor(model, source)
         if any(part.config.pretrained for _, part in parts_in(fresh.backbone)):
             check_vocabulary(model, made)
         return made

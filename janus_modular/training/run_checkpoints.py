@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 import torch
 
 from janus_modular.atomic_writes import remove_folder, restore_all
-from janus_modular.checkpoints.native import MODEL_TYPE, Saves, read_record, stored, write_description
+from janus_modular.checkpoints.native import MODEL_TYPE, Saves, read_record, stored_tensors, write_description
 from janus_modular.config import to_plain
 from janus_modular.errors import CheckpointError, TrainingError
 from janus_modular.foreign import printable, reason
@@ -33,7 +33,7 @@ from janus_modular.weights.checksums import (
     verify_checksums,
     write_checksums,
 )
-from janus_modular.weights.writing import is_own, link, write_weights, written_aside
+from janus_modular.weights.writing import is_checkpoint_file, link, replace_checkpoint, write_weights
 
 STATE = "training.pt"
 LOCK = ".lock"
@@ -59,9 +59,9 @@ def save(
     engine.check_finite()
     folder = output / "checkpoints" / step_name(engine.next_step)
     record = {"step": engine.next_step, "config": to_plain(config), "data": data}
-    with written_aside(folder, replaces=MODEL_TYPE) as aside:
+    with replace_checkpoint(folder, replaces=MODEL_TYPE) as aside:
         write_description(model, processor, aside, name=output.name, training=record)
-        hashes = write_weights(aside, stored(model).items())
+        hashes = write_weights(aside, stored_tensors(model).items())
         hashes[STATE] = write_state(engine.state_dict(), aside / STATE)
         write_checksums(aside, hashes)
     drop_old(output, config.keep)
@@ -97,7 +97,7 @@ def write_state(state: Mapping[str, Any], path: Path) -> str:
 def finish(output: Path, checkpoint: Path) -> Path:
     """Put the model of a checkpoint at ``output/model``: as links, so that it takes no room of its own."""
     model = output / "model"
-    with written_aside(model, replaces=MODEL_TYPE) as aside:
+    with replace_checkpoint(model, replaces=MODEL_TYPE) as aside:
         shutil.copytree(
             checkpoint, aside, copy_function=link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(STATE)
         )
@@ -123,7 +123,7 @@ def check_checkpoint(checkpoint: Path, config: TrainConfig) -> None:
         TrainingError: names the file that was changed, or what does not fit, and the way out.
     """
     try:
-        if STATE not in verify_checksums(checkpoint, own=is_own):
+        if STATE not in verify_checksums(checkpoint, own=is_checkpoint_file):
             raise CheckpointError(f"{checkpoint / STATE} is not in {FILE}.")
         training = read_record(checkpoint).get("training")
         if not isinstance(training, dict) or not isinstance(training.get("config"), dict):

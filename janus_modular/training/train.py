@@ -26,7 +26,7 @@ from janus_modular.training import run_checkpoints
 from janus_modular.training.changes import Change
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.engine import Engine, Loss
-from janus_modular.training.initial_model import build_model, sketch_model
+from janus_modular.training.initial_model import initial_model, sketch_model
 from janus_modular.training.loop import run
 from janus_modular.training.mixture import Mixture
 from janus_modular.training.processes import refuse_several_processes
@@ -84,7 +84,7 @@ def _train(
     device = choose_device(config.device)
     choose(sketch_model(config, plugins)[0], config.learn)  # mistakes are said before weights are read
     torch.manual_seed(config.seed)
-    model, processor = build_model(config, plugins, device, checkpoint=checkpoint)
+    model, processor = initial_model(config, plugins, device, checkpoint=checkpoint)
     choose(model, config.learn)
     check_rebuilds(model, plugins)  # before anything is trained, not at the first save
     console = Console(stderr=True)

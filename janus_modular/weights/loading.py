@@ -36,39 +36,39 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 @dataclass
-class Outcome:
+class LoadResult:
     """What became of the names that were offered to a module."""
 
     loaded: int = 0
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
-    misshapen: list[str] = field(default_factory=list)  # "name: found (2, 3), expected (3, 3)"
+    mismatched: list[str] = field(default_factory=list)  # "name: found (2, 3), expected (3, 3)"
 
     def check(self, what: str, components: Sequence[str] = ()) -> None:
         """Raise CheckpointError if anything is wrong; names are listed by component."""
         faults = [
             *_listed("missing", self.missing, components),
             *_listed("unexpected", self.unexpected, components),
-            *_listed("of another shape or kind", self.misshapen, components),
+            *_listed("of another shape or kind", self.mismatched, components),
         ]
         if faults:
             raise CheckpointError(f"{printable(what)} does not fit:\n" + "\n".join(faults))
 
 
-def fill(
+def load_weights(
     module: nn.Module,
     tensors: Iterable[tuple[str, Tensor]],
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-) -> Outcome:
+) -> LoadResult:
     """Put named tensors into a module's parameters and persistent buffers, copying each once.
 
     Parameters on the meta device are made on ``device``, in ``dtype`` (None: as they come); real ones
     keep their own. A tied weight may come under any of its names. ``device="meta"`` compares names and
     shapes alone.
     """
-    outcome = Outcome()
+    outcome = LoadResult()
     state: dict[str, Tensor] = {
         name: value for name, value in module.state_dict(keep_vars=True).items() if isinstance(value, Tensor)
     }
@@ -79,16 +79,16 @@ def fill(
         if target is None:
             outcome.unexpected.append(name)
         elif target.is_floating_point() != tensor.is_floating_point():
-            outcome.misshapen.append(f"{name}: found {tensor.dtype}, expected {target.dtype}")
+            outcome.mismatched.append(f"{name}: found {tensor.dtype}, expected {target.dtype}")
             filled[id(target)] = tensor
         elif target.shape != tensor.shape:
-            outcome.misshapen.append(f"{name}: found {tuple(tensor.shape)}, expected {tuple(target.shape)}")
+            outcome.mismatched.append(f"{name}: found {tuple(tensor.shape)}, expected {tuple(target.shape)}")
             filled[id(target)] = tensor
         elif id(target) in filled:
             outcome.loaded += 1
             twin = filled[id(target)]
             if not (twin.is_meta or torch.equal(twin.to(tensor), tensor)):
-                outcome.misshapen.append(f"{name}: differs from the weight that the config ties it to")
+                outcome.mismatched.append(f"{name}: differs from the weight that the config ties it to")
         else:
             outcome.loaded += 1
             filled[id(target)] = _put(target, tensor, homes[id(target)], device, dtype)
@@ -128,7 +128,7 @@ def belongs_to(name: str, module: nn.Module) -> bool:
     return bool(dot) and first in dict(module.named_children())
 
 
-def settle(module: nn.Module, *, device: torch.device | str, dtype: torch.dtype | None) -> None:
+def move_buffers(module: nn.Module, *, device: torch.device | str, dtype: torch.dtype | None) -> None:
     """Bring the buffers of a filled module to its device; persistent ones to its dtype too."""
     kept = {id(value) for value in module.state_dict(keep_vars=True).values()}
     for part in module.modules():

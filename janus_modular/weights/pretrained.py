@@ -14,7 +14,7 @@ from janus_modular.foreign import foreign_errors, is_hub_id, printable
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.registry import slot_label
 from janus_modular.weights.files import open_weights
-from janus_modular.weights.loading import Outcome, belongs_to, fill
+from janus_modular.weights.loading import LoadResult, belongs_to, load_weights
 
 DESCRIPTIONS = ["*.json", "*.jinja", "*.txt", "*.model"]
 """What a hub folder is wanted for beside weights: configs, tokenizers, templates."""
@@ -118,16 +118,16 @@ def load_pretrained(module: nn.Module, part: ComponentSpec) -> PretrainedReport:
     if hasattr(component, "load_pretrained"):
         with foreign_errors(what, CheckpointError, "Fetch it again, or name another."):
             report.loaded, missing, report.unexpected_keys = component.load_pretrained(path)
-        Outcome(missing=missing).check(what)
+        LoadResult(missing=missing).check(what)
         return report
     weights = open_weights(path)
     if hasattr(component, "read_pretrained"):
-        outcome = fill(module, component.read_pretrained(weights))
+        outcome = load_weights(module, component.read_pretrained(weights))
         report.unexpected_keys = weights.unexpected_keys()
     else:
         own = module.state_dict().keys()
         ours = (name for name in weights if name in own or belongs_to(name, module))
-        outcome = fill(module, ((name, weights[name]) for name in ours))
+        outcome = load_weights(module, ((name, weights[name]) for name in ours))
         report.unexpected_keys = weights.unexpected_keys()
     report.loaded = outcome.loaded
     outcome.check(what)

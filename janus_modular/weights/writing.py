@@ -60,7 +60,7 @@ OWN = (
 
 
 @contextmanager
-def written_aside(folder: Path, *, replaces: str) -> Iterator[Path]:
+def replace_checkpoint(folder: Path, *, replaces: str) -> Iterator[Path]:
     """Yield a temporary sibling of ``folder``; when the block ends well, it takes the folder's place.
 
     What stands there may be replaced if it is empty, or a checkpoint of model type ``replaces``. Files that
@@ -200,7 +200,7 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
 
 
-def is_own(name: str) -> bool:
+def is_checkpoint_file(name: str) -> bool:
     """Return whether a file of this name is a checkpoint's; others are whoever's put them there."""
     return any(fnmatch(name, own) for own in OWN)
 
@@ -221,7 +221,7 @@ def _keep_foreign(folder: Path, aside: Path) -> None:
     """Give ``aside`` what a user laid into the checkpoint ``folder``; ``folder`` still has it too."""
     for path in folder.iterdir():
         target = aside / path.name
-        if target.exists() or is_own(path.name):
+        if target.exists() or is_checkpoint_file(path.name):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.copytree(path, target, symlinks=True, copy_function=link)

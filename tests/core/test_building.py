@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from janus_modular import ConfigError, PluginError
 from janus_modular.bundles import open_bundle
-from janus_modular.checkpoints.opening import make_format
+from janus_modular.checkpoints.opening import build_format
 from janus_modular.cli.app import app
 from janus_modular.config import load, resolve
 from janus_modular.plugins import Plugins, set_default_plugins
@@ -142,7 +142,7 @@ def test_a_runtime_and_a_format_that_hold_components(holders: Plugins, tiny_bund
     runtime, _, _ = open_bundle(tiny_bundle_folder, runtime=chosen, plugins=holders)
     assert type(runtime.draft).__name__ == "Draft"
     assert runtime.draft.draft is None
-    assert callable(make_format("wrap", holders).build)
+    assert callable(build_format("wrap", holders).build)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from janus_modular.checkpoints.from_config import compose
 from janus_modular.checkpoints.native import save
-from janus_modular.checkpoints.opening import describe
+from janus_modular.checkpoints.opening import open_lazily
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError, JanusError
@@ -69,7 +69,7 @@ def test_an_edited_record_is_read_or_refused_by_name(
 ) -> None:
     whole = json.loads((checkpoint / "config.json").read_text())
     edit(checkpoint, edited, "config.json", data.draw(mutations.damaged_json(whole)))
-    mutations.read_or_refused(lambda: describe(edited), JanusError, str(edited))
+    mutations.read_or_refused(lambda: open_lazily(edited), JanusError, str(edited))
 
 
 @given(data=st.data())
@@ -109,7 +109,7 @@ def test_refuses_records_of_other_types_and_sizes(
     whole = json.loads((checkpoint / "config.json").read_text())
     edit(checkpoint, edited, "config.json", set_at(whole, path, value))
     with pytest.raises(JanusError, match=rf"(?s){edited}.*{said}"):
-        describe(edited)
+        open_lazily(edited)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_refuses_records_of_other_types_and_sizes(
 def test_refuses_files_that_are_no_records(name: str, content: bytes, checkpoint: Path, edited: Path) -> None:
     edit(checkpoint, edited, name, content)
     with pytest.raises(JanusError, match=name):
-        describe(edited)
+        open_lazily(edited)
 
 
 @pytest.mark.parametrize("name", ["config.json", "processor.json", "tokenizer.json"])
@@ -129,11 +129,11 @@ def test_refuses_devices_and_pipes_unread(name: str, checkpoint: Path, tmp_path:
     (folder / name).unlink()
     os.symlink("/dev/zero", folder / name)
     with pytest.raises(JanusError, match=name):
-        describe(folder)
+        open_lazily(folder)
     (folder / name).unlink()
     os.mkfifo(folder / name)
     with pytest.raises(JanusError, match=name):
-        describe(folder)
+        open_lazily(folder)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_refuses_a_checkpoint_whose_config_takes_minutes_to_read(
     set_at(record, "model.backbone.config.rope_parameters", value)
     edit(checkpoint, edited, "config.json", record)
     with pytest.raises(JanusError, match="more than 10,000 values"):
-        describe(edited)
+        open_lazily(edited)
 
 
 def test_builds_no_model_that_is_larger_than_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:

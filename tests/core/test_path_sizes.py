@@ -10,7 +10,7 @@ import pytest
 from janus_modular import ConfigError
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
-from janus_modular.model.build import assemble
+from janus_modular.model.build import build_model
 from janus_modular.plugins import Plugins
 
 PLUGIN = """
@@ -48,7 +48,7 @@ def test_sizes_that_a_session_says_itself_are_refused(
     raw["generation"]["name"] = "sized"
     config = resolve(raw, ModelConfig, plugins)
     if said is None:
-        assert assemble(config, plugins).generation.sizes == sizes
+        assert build_model(config, plugins).generation.sizes == sizes
         return
     with pytest.raises(ConfigError, match=said):
-        assemble(config, plugins)
+        build_model(config, plugins)

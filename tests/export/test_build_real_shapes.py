@@ -15,8 +15,8 @@ from torch import Tensor
 from janus_export.bundle.bundle import load_bundle
 from janus_export.config import ExportConfig
 from janus_export.onnx_export.export import export
-from janus_modular.checkpoints.from_config import processor_for
-from janus_modular.checkpoints.native import blank, stored, write_description
+from janus_modular.checkpoints.from_config import build_processor
+from janus_modular.checkpoints.native import blank, stored_tensors, write_description
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.model.model import JanusModel
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def chance(model: JanusModel) -> Iterator[tuple[str, Tensor]]:
     """Make float16 weights of chance, one at a time, no two the same: equal ones an engine holds once."""
     block = (0.02 * torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))).half()
-    for number, (name, tensor) in enumerate(stored(model).items()):
+    for number, (name, tensor) in enumerate(stored_tensors(model).items()):
         assert tensor.is_floating_point()
         size = tensor.numel()
         yield name, block.roll(number).repeat(-(-size // len(block)))[:size].clone().view(tensor.shape)
@@ -51,7 +51,7 @@ def test_every_graph_of_the_published_model_becomes_an_engine(
     model = blank(resolve(config, ModelConfig))
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir()
-    write_description(model, processor_for(model, "bytes"), checkpoint, name="chance")
+    write_description(model, build_processor(model, "bytes"), checkpoint, name="chance")
     write_weights(checkpoint, chance(model), max_shard_size=1 << 28)
     bundle = export(checkpoint, folder / "bundle", ExportConfig(variants=["fp16"]))
     shutil.rmtree(checkpoint)

@@ -21,7 +21,7 @@ from janus_export.bundle.external_data import references
 from janus_export.bundle.files import byte_ranges, sha256
 from janus_export.runtimes.ort.runtime import OnnxConfig, OnnxRuntime
 from janus_modular import Janus, PluginError
-from janus_modular.checkpoints.opening import describe
+from janus_modular.checkpoints.opening import open_lazily
 from janus_modular.cli.info import gather
 from janus_modular.errors import CheckpointError
 
@@ -295,7 +295,7 @@ def test_what_is_no_bundle_is_told_what_it_is_and_what_export_would_take(
 def test_a_bundle_where_a_checkpoint_is_wanted_is_told_apart(tiny_bundle: Path):
     says = f"{tiny_bundle} is a bundle, expected the checkpoint that it was exported from"
     with pytest.raises(CheckpointError, match=says):
-        describe(tiny_bundle)
+        open_lazily(tiny_bundle)
     with pytest.raises(CheckpointError, match=says):
         gather(str(tiny_bundle), [])
 

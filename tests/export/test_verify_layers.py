@@ -29,7 +29,7 @@ from janus_export.reference.subgraphs import cut
 from janus_export.verify import GATES, LAYER_GATES, Report, verify
 from janus_modular.checkpoints import open_checkpoint, save
 from janus_modular.checkpoints.from_config import compose
-from janus_modular.checkpoints.opening import describe
+from janus_modular.checkpoints.opening import open_lazily
 from janus_modular.cli.app import app
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
@@ -183,7 +183,7 @@ def test_the_command_says_what_was_not_run(workshop: Workshop):
 
 def test_weights_on_disk_say_what_loaded_ones_say(tiny_checkpoint: Path):
     model, processor = open_checkpoint(tiny_checkpoint)
-    opened = describe(tiny_checkpoint)
+    opened = open_lazily(tiny_checkpoint)
     lean = Janus.of(leave_on_disk(opened), opened.processor)
     assert lean.chat("What is this?", max_tokens=8) == Janus.of(model, processor).chat(
         "What is this?", max_tokens=8

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from janus_modular import ConfigError
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
-from janus_modular.model.build import assemble
+from janus_modular.model.build import build_model
 from janus_modular.plugins import Plugins
 from janus_plugins.adaptors.hybrid import HybridAdaptor, HybridConfig
 from janus_plugins.adaptors.identity import IdentityAdaptor, IdentityConfig
@@ -108,4 +108,4 @@ def test_a_head_for_one_code_refuses_several() -> None:
 def test_drawing_refuses_an_adaptor_that_does_not_leave_each_code_its_position(adaptor: str, found: str):
     config = resolve(load("tiny", [f"generation.adaptor={adaptor}"]), ModelConfig)
     with pytest.raises(ConfigError, match=rf"{found}, and each code has to keep its own"):
-        assemble(config)
+        build_model(config)

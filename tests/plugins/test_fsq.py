@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from janus_modular.errors import CheckpointError, DescriptionError
 from janus_modular.interfaces import ComponentSpec
-from janus_modular.weights.loading import fill
+from janus_modular.weights.loading import load_weights
 from janus_modular.weights.pretrained import load_pretrained
 from janus_plugins.image_tokenizers.convolutional import Attention
 from janus_plugins.image_tokenizers.fsq import FsqConfig, FsqTokenizer, Wavelets
@@ -257,7 +257,7 @@ def test_levels_of_another_tokenizer_are_refused(table: str, levels: list[int]) 
     }
     offered = source.state_dict() | {table: tables[table]}
     with pytest.raises(DescriptionError, match=re.escape(f"levels: found [5, 3], expected {levels}")):
-        fill(target, target.read_pretrained(offered))
+        load_weights(target, target.read_pretrained(offered))
 
 
 def test_a_missing_weight_is_named_and_strange_files_are_refused() -> None:
@@ -265,9 +265,9 @@ def test_a_missing_weight_is_named_and_strange_files_are_refused() -> None:
     offered = dict(make().state_dict())
     del offered["decoder.mid.attn_1.q.bias"]
     with pytest.raises(CheckpointError, match=r"1 missing:\n.*decoder.mid.attn_1.q.bias"):
-        fill(target, target.read_pretrained(offered)).check("the file")
+        load_weights(target, target.read_pretrained(offered)).check("the file")
     with pytest.raises(CheckpointError, match="no encoder: no name ends in"):
-        fill(target, target.read_pretrained({"decoder.conv_in.weight": torch.zeros(1)}))
+        load_weights(target, target.read_pretrained({"decoder.conv_in.weight": torch.zeros(1)}))
 
 
 def test_sizes_that_do_not_fit() -> None:

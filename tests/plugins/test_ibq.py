@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from janus_modular import CheckpointError
 from janus_modular.weights.files import Weights
-from janus_modular.weights.loading import fill
+from janus_modular.weights.loading import load_weights
 from janus_plugins.image_tokenizers.ibq import IbqCodebook, IbqConfig, IbqTokenizer
 
 Published = Callable[..., dict[str, Tensor]]
@@ -132,4 +132,4 @@ def test_averages_and_weights_as_trained_are_not_mixed(taming_weights: Published
     del averages["model_ema.quant_convweight"]
     target = tiny()
     with pytest.raises(CheckpointError, match=r"1 missing:\n +quant_conv\.weight"):
-        fill(target, target.read_pretrained(weights | averages)).check("the file")
+        load_weights(target, target.read_pretrained(weights | averages)).check("the file")

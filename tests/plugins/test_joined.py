@@ -16,7 +16,7 @@ from janus_modular.cli.info import gather
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.interfaces import ComponentSpec
-from janus_modular.model.build import ModelBuilder, assemble
+from janus_modular.model.build import ModelBuilder, build_model
 from janus_modular.model.model import JanusModel, Understanding
 from janus_modular.testing.fixtures import context
 from janus_modular.training.trainable import choose, learning
@@ -140,7 +140,7 @@ def config_of(*encoders: dict[str, Any]) -> ModelConfig:
 
 
 def test_stages_name_one_of_them() -> None:
-    model = assemble(config_of(SIGLIP, dino(8, 32)))
+    model = build_model(config_of(SIGLIP, dino(8, 32)))
     choose(model, ["understanding.encoder.encoders.0", "understanding.adaptor"])
     images = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)
     model.understanding(images).square().sum().backward()
@@ -162,7 +162,7 @@ def test_each_has_its_own_pretrained_and_a_checkpoint_needs_neither(tmp_path: Pa
         source = HfVisionEncoder(HfVisionConfig(config=dino(side // 4, side)["config"]))
         source.model.save_pretrained(tmp_path / name)
         folders.append({"name": "hf-vision", "pretrained": str(tmp_path / name)})
-    model = assemble(config_of(*folders)).eval()
+    model = build_model(config_of(*folders)).eval()
 
     assert [report.source for report in model.pretrained] == [
         str(tmp_path / one) for one in ("first", "second")

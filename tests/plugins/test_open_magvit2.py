@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from janus_modular.errors import CheckpointError
 from janus_modular.interfaces import ComponentSpec
-from janus_modular.weights.loading import fill
+from janus_modular.weights.loading import load_weights
 from janus_modular.weights.pretrained import load_pretrained
 from janus_plugins.image_tokenizers.open_magvit2 import (
     AdaptiveGroupNorm,
@@ -303,9 +303,9 @@ def test_a_missing_weight_is_named_and_strange_files_are_refused() -> None:
     offered = published_file(make(), averaged=True)
     del offered["model_ema.decoderadaptive1gammaweight"]
     with pytest.raises(CheckpointError, match=r"1 missing:\n.*decoder.adaptive.1.gamma.weight"):
-        fill(target, target.read_pretrained(offered)).check("the file")
+        load_weights(target, target.read_pretrained(offered)).check("the file")
     with pytest.raises(CheckpointError, match="no encoder: no name ends in"):
-        fill(target, target.read_pretrained({"decoder.conv_in.weight": torch.zeros(1)}))
+        load_weights(target, target.read_pretrained({"decoder.conv_in.weight": torch.zeros(1)}))
 
 
 def test_sizes_that_do_not_fit() -> None:

@@ -14,7 +14,7 @@ from transformers import SiglipConfig as TheirConfig
 from transformers import SiglipModel, SiglipVisionConfig, SiglipVisionModel
 
 from janus_modular import CheckpointError, ConfigError
-from janus_modular.weights.loading import fill
+from janus_modular.weights.loading import load_weights
 from janus_plugins.adaptors.mlp import MlpAdaptor, MlpConfig
 from janus_plugins.understanding_encoders.siglip import SiglipConfig, SiglipEncoder
 
@@ -171,7 +171,7 @@ def test_select_layer_keeps_the_first_blocks_and_the_final_norm(
 
 def test_a_tower_of_more_blocks_is_refused(theirs: SiglipVisionModel) -> None:
     encoder = SiglipEncoder(SiglipConfig(**{**TINY, "layers": 2}))
-    outcome = fill(encoder, encoder.read_pretrained(theirs.state_dict()))
+    outcome = load_weights(encoder, encoder.read_pretrained(theirs.state_dict()))
     assert outcome.unexpected
     assert all(name.startswith("model.encoder.layers.2.") for name in outcome.unexpected)
 

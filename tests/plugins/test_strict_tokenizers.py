@@ -11,7 +11,7 @@ from torch import Tensor
 
 from janus_modular import CheckpointError
 from janus_modular.weights.files import Weights
-from janus_modular.weights.loading import fill
+from janus_modular.weights.loading import load_weights
 from janus_plugins.image_tokenizers.fsq import FsqConfig, FsqTokenizer
 from janus_plugins.image_tokenizers.ibq import IbqConfig, IbqTokenizer
 from janus_plugins.image_tokenizers.llamagen import LlamaGenConfig, LlamaGenTokenizer
@@ -41,11 +41,11 @@ def file_of(
 def test_a_layer_too_many_is_refused(name: str, prefix: str, taming_weights: Any) -> None:
     tokenizer = MAKE[name]()
     weights = file_of(name, tokenizer, prefix, taming_weights)
-    fill(tokenizer, tokenizer.read_pretrained(weights)).check("the file")
+    load_weights(tokenizer, tokenizer.read_pretrained(weights)).check("the file")
     for stranger in ("decoder.extra.weight", "encoder.conv_in.scale"):
         offered = {**weights, f"{prefix}{stranger}": torch.zeros(1)}
         with pytest.raises(CheckpointError, match=rf"1 unexpected:\n +{stranger}"):
-            fill(tokenizer, tokenizer.read_pretrained(offered)).check("the file")
+            load_weights(tokenizer, tokenizer.read_pretrained(offered)).check("the file")
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -53,7 +53,7 @@ def test_other_parts_of_a_file_are_left_over(name: str, taming_weights: Any) -> 
     tokenizer = MAKE[name]()
     held = file_of(name, tokenizer, "", taming_weights) | {"text.decoder.extra.weight": torch.zeros(1)}
     weights = Weights(None, {one: lambda x=x: x for one, x in held.items()})  # type: ignore[arg-type,misc]
-    fill(tokenizer, tokenizer.read_pretrained(weights)).check("the file")
+    load_weights(tokenizer, tokenizer.read_pretrained(weights)).check("the file")
     assert weights.unexpected_keys() == ["text.decoder.extra.weight"]
 
 
@@ -61,4 +61,4 @@ def test_the_counts_of_a_codebook_of_averages_are_of_no_use(taming_weights: Any)
     tokenizer = MAKE["vqgan"]()
     counts = {f"quantize.embedding.{one}": torch.zeros(16) for one in ("cluster_size", "embed_avg")}
     weights = file_of("vqgan", tokenizer, "", taming_weights) | counts
-    fill(tokenizer, tokenizer.read_pretrained(weights)).check("the file")
+    load_weights(tokenizer, tokenizer.read_pretrained(weights)).check("the file")

@@ -15,7 +15,7 @@ from janus_modular.config import resolve
 from janus_modular.config.schema import UnderstandingConfig
 from janus_modular.model.build import ModelBuilder
 from janus_modular.plugins import Plugins
-from janus_modular.weights.loading import fill, parameters_on_meta
+from janus_modular.weights.loading import load_weights, parameters_on_meta
 
 EXAMPLE = Path(__file__).parents[2] / "plugins" / "examples" / "efficientnet_lite0.py"
 HF = {
@@ -79,7 +79,7 @@ def test_built_without_memory_and_filled_it_is_the_same(build: ModelBuilder, nam
     with parameters_on_meta():
         again = cast(nn.Module, encoder_of(build, name))
 
-    fill(again, encoder.state_dict().items()).check(name)
+    load_weights(again, encoder.state_dict().items()).check(name)
 
     pixels = torch.randn(1, 3, 32, 32)
     assert torch.equal(again(pixels), encoder(pixels))

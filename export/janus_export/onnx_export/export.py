@@ -45,9 +45,9 @@ from janus_export.onnx_export.weights import (
 )
 from janus_modular import Plugins, arguments
 from janus_modular.atomic_writes import folder_lock, restore, swap
-from janus_modular.checkpoints.merging import merged
+from janus_modular.checkpoints.merging import merge_adapters
 from janus_modular.checkpoints.native import plugins_of
-from janus_modular.checkpoints.opening import Opened, describe
+from janus_modular.checkpoints.opening import LazyCheckpoint, open_lazily
 from janus_modular.locking import locked
 from janus_modular.plugins import default_plugins
 
@@ -89,7 +89,7 @@ def export(
         with folder_lock(folder, error=BundleError):
             restore(folder)
             _check_replaceable(folder)
-            opened = merged(describe(source, plugins=plugins), plugins)
+            opened = merge_adapters(open_lazily(source, plugins=plugins), plugins)
             config.ranges(opened.model.backbone.context)  # refuses what does not fit before it is begun
             aside.mkdir(exist_ok=True)
             _Export(str(source), opened, aside, config, tell, plugins).run()
@@ -121,7 +121,7 @@ class _Export:
     def __init__(
         self,
         named: str,
-        opened: Opened,
+        opened: LazyCheckpoint,
         aside: Path,
         config: ExportConfig,
         tell: Tell,
@@ -308,7 +308,7 @@ class _Export:
         }
 
 
-def describe_source(named: str, opened: Opened) -> dict[str, Any]:
+def describe_source(named: str, opened: LazyCheckpoint) -> dict[str, Any]:
     """Say which checkpoint this is; weight files by size and time, since hashing them takes a while."""
     text = (opened.folder / "config.json").read_bytes()
     return {

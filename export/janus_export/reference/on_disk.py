@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from janus_export.onnx_export.weights import Source, native_names
-from janus_modular.checkpoints.opening import Opened
+from janus_modular.checkpoints.opening import LazyCheckpoint
 from janus_modular.model.model import JanusModel
 
 
@@ -47,7 +47,7 @@ class OnDisk(torch.Tensor):
         return func(*args, **kwargs)
 
 
-def leave_on_disk(opened: Opened) -> JanusModel:
+def leave_on_disk(opened: LazyCheckpoint) -> JanusModel:
     """Turn the blank model of a checkpoint into one that reads its weights as it goes.
 
     Raises:
@@ -69,7 +69,7 @@ def leave_on_disk(opened: Opened) -> JanusModel:
     return model.eval()
 
 
-def float32_bytes(opened: Opened) -> int:
+def float32_bytes(opened: LazyCheckpoint) -> int:
     """Say how much memory the weights of a checkpoint take in float32, tied ones once."""
     weights = {id(one): one for one in opened.model.state_dict(keep_vars=True).values()}
     return sum(4 * one.numel() for one in weights.values())

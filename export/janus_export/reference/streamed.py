@@ -17,7 +17,7 @@ from janus_export.reference.prompts import DRAWING, DRAWN
 from janus_export.reference.recording import Array
 from janus_export.reference.target import Reference
 from janus_modular import unconditional
-from janus_modular.checkpoints.opening import Opened
+from janus_modular.checkpoints.opening import LazyCheckpoint
 from janus_modular.janus import Janus
 
 STEPS = 2  # after the prompts
@@ -40,7 +40,7 @@ class LeanReference(Reference):
     is_lean = True
 
     @classmethod
-    def opened(cls, opened: Opened) -> LeanReference:
+    def opened(cls, opened: LazyCheckpoint) -> LeanReference:
         """Take a checkpoint that is described, and load nothing of it."""
         return cls(Janus.of(leave_on_disk(opened), opened.processor))
 

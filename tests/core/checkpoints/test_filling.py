@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from janus_modular.errors import CheckpointError
-from janus_modular.weights.loading import Outcome, fill, parameters_on_meta, settle
+from janus_modular.weights.loading import LoadResult, load_weights, move_buffers, parameters_on_meta
 
 
 class Module(nn.Module):
@@ -41,7 +41,7 @@ def test_a_tied_weight_may_come_under_any_of_its_names(left_out: str) -> None:
     torch.manual_seed(0)
     source, module = Module(), blank()
     tensors = {name: tensor for name, tensor in source.state_dict().items() if name != left_out}
-    outcome = fill(module, tensors.items())
+    outcome = load_weights(module, tensors.items())
     outcome.check("it")
     assert outcome.loaded == len(tensors)
     assert module.head.weight is module.embed.weight
@@ -54,8 +54,8 @@ def test_a_tied_weight_may_come_under_any_of_its_names(left_out: str) -> None:
 
 def test_casts_what_is_stored_and_leaves_what_is_computed() -> None:
     module = blank()
-    fill(module, Module().state_dict().items(), dtype=torch.bfloat16)
-    settle(module, device="cpu", dtype=torch.bfloat16)
+    load_weights(module, Module().state_dict().items(), dtype=torch.bfloat16)
+    move_buffers(module, device="cpu", dtype=torch.bfloat16)
     assert module.embed.weight.dtype == module.norm.running_mean.dtype == torch.bfloat16
     assert module.table.dtype == torch.float32
     assert module.norm.num_batches_tracked.dtype == torch.int64
@@ -64,7 +64,7 @@ def test_casts_what_is_stored_and_leaves_what_is_computed() -> None:
 def test_real_modules_keep_their_tensors() -> None:
     module = Module()
     before = module.embed.weight
-    fill(module, {"embed.weight": torch.full((5, 3), 2.0, dtype=torch.float16)}.items())
+    load_weights(module, {"embed.weight": torch.full((5, 3), 2.0, dtype=torch.float16)}.items())
     assert module.embed.weight is before
     assert before.dtype == torch.float32
     assert torch.all(before == 2)
@@ -72,15 +72,15 @@ def test_real_modules_keep_their_tensors() -> None:
 
 def test_on_meta_names_and_shapes_are_checked_without_memory() -> None:
     module = blank()
-    outcome = fill(module, Module().state_dict().items(), device="meta")
-    assert outcome == Outcome(loaded=len(module.state_dict()))
+    outcome = load_weights(module, Module().state_dict().items(), device="meta")
+    assert outcome == LoadResult(loaded=len(module.state_dict()))
     assert module.embed.weight.is_meta
 
 
 def test_lists_faults_by_the_innermost_component_and_not_without_end() -> None:
     tensors: dict[str, Tensor] = {f"head.extra{i}": torch.zeros(1) for i in range(30)}
     tensors["frozen"] = torch.zeros(3)
-    outcome = fill(blank(), tensors.items())
+    outcome = load_weights(blank(), tensors.items())
     assert outcome.missing == ["embed.weight", *(f"norm.{n}" for n in sorted(nn.BatchNorm1d(1).state_dict()))]
     with pytest.raises(CheckpointError) as error:
         outcome.check("the file", ["head", "norm"])
@@ -95,4 +95,4 @@ def test_lists_faults_by_the_innermost_component_and_not_without_end() -> None:
 def test_whole_numbers_are_no_weights() -> None:
     tensors = {name: tensor.to(torch.int64) for name, tensor in Module().state_dict().items()}
     with pytest.raises(CheckpointError, match=r"norm.weight: found torch.int64, expected torch.float32"):
-        fill(blank(), tensors.items()).check("it")
+        load_weights(blank(), tensors.items()).check("it")

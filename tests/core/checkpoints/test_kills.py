@@ -13,12 +13,12 @@ import torch
 
 from janus_modular.checkpoints import convert, open_checkpoint, save
 from janus_modular.weights.checksums import verify_checksums
-from janus_modular.weights.writing import is_own
+from janus_modular.weights.writing import is_checkpoint_file
 
 
 def first_weight(folder: Path) -> float:
     """Return the number that tells the old checkpoint from the new one; the folder is verified."""
-    verify_checksums(folder, own=is_own)
+    verify_checksums(folder, own=is_checkpoint_file)
     model, _ = open_checkpoint(folder)
     return next(iter(model.parameters())).flatten()[0].item()
 

@@ -23,7 +23,7 @@ from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Announcement, Plugins, default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.training.run_checkpoints import write_state
-from janus_modular.weights.writing import written_aside
+from janus_modular.weights.writing import replace_checkpoint
 
 Make = Callable[..., tuple[JanusModel, Processor]]
 
@@ -211,7 +211,7 @@ def test_a_disk_that_fills_under_torch_save_says_so_too(tmp_path: Path) -> None:
     with (
         pytest.raises(CheckpointError, match="could not be written"),
         largest_file(10_000),
-        written_aside(tmp_path / "model", replaces=native.MODEL_TYPE) as aside,
+        replace_checkpoint(tmp_path / "model", replaces=native.MODEL_TYPE) as aside,
     ):
         torch.save(torch.zeros(10_000), aside / "training.pt")
     assert not any(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from janus_modular.training.run_checkpoints import finish, newest, run_folder, s
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 from janus_modular.training.train import train
 from janus_modular.weights.checksums import verify_checksums
-from janus_modular.weights.writing import is_own
+from janus_modular.weights.writing import is_checkpoint_file
 
 from .conftest import Make
 
@@ -27,7 +27,7 @@ EVERY = pytest.param(1, id="every", marks=pytest.mark.proof)
 
 def step_of(folder: Path) -> int:
     """Return the step that a checkpoint is of, once its files are verified."""
-    verify_checksums(folder, own=is_own)
+    verify_checksums(folder, own=is_checkpoint_file)
     return int(read_record(folder)["training"]["step"])
 
 

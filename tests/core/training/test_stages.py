@@ -306,7 +306,7 @@ def test_half_precision_computes_in_half_and_keeps_full_weights(make, figures, t
 
 def test_patterns_are_checked_before_weights_are_read(make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "janus_modular.training.train.build_model", lambda *args, **more: pytest.fail("too late")
+        "janus_modular.training.train.initial_model", lambda *args, **more: pytest.fail("too late")
     )
     with pytest.raises(ConfigError, match=r"'generation\.haed' matches nothing"):
         train(make(learn=["generation.haed"]), quiet=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from janus_modular import CheckpointError
 from janus_modular.checkpoints import convert, open_checkpoint
-from janus_modular.checkpoints.opening import describe
+from janus_modular.checkpoints.opening import open_lazily
 from janus_modular.testing import CheckpointFormatContract, CheckpointFormatExample
 from janus_plugins.formats.published import NAMES, PublishedConfig, PublishedFormat
 from janus_plugins.formats.published_config import read_config, write_config
@@ -84,7 +84,7 @@ def test_native_and_back_is_bit_exact(native: Path, reference: dict[str, Tensor]
         assert torch.equal(tensor, torch.zeros(()).expand_as(tensor) if unused(name) else reference[name]), (
             name
         )
-    again, first = describe(tmp_path / "back"), describe(native)
+    again, first = open_lazily(tmp_path / "back"), open_lazily(native)
     assert again.processor.to_dict() == first.processor.to_dict()
     strings = again.processor.tokenizer.special
     assert strings == first.processor.tokenizer.special
@@ -96,7 +96,7 @@ def test_transformers_and_back_is_bit_exact(native: Path, tmp_path: Path) -> Non
     old, new = load_file(native / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
     assert old.keys() == new.keys()
     assert all(torch.equal(old[name], new[name]) for name in old)
-    assert describe(tmp_path / "back").processor.to_dict() == describe(native).processor.to_dict()
+    assert open_lazily(tmp_path / "back").processor.to_dict() == open_lazily(native).processor.to_dict()
 
 
 def test_sharded_pickles_in_half_precision(
@@ -159,7 +159,7 @@ def test_janus_1b3_is_told_by_its_preprocessor(description: Path) -> None:
 
 def describe_without_weights(folder: Path, override: str) -> str:
     save_file({}, folder / "model.safetensors")
-    return describe(folder, overrides=[override]).processor.template_name
+    return open_lazily(folder, overrides=[override]).processor.template_name
 
 
 def test_a_tokenizer_without_roles_is_janus(description: Path) -> None:
@@ -268,7 +268,7 @@ def test_a_tied_head_is_written_for_a_strict_load() -> None:
 def test_a_folder_that_lacks_files_says_which(description: Path) -> None:
     (description / "preprocessor_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"lacks preprocessor_config\.json"):
-        describe(description)
+        open_lazily(description)
 
 
 def test_converting_onto_itself_or_onto_something_else_is_refused(published: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from transformers import JanusConfig, JanusForConditionalGeneration, JanusProces
 
 from janus_modular import CheckpointError, ImageInput, Message, Text
 from janus_modular.checkpoints import convert, open_checkpoint
-from janus_modular.checkpoints.opening import describe
+from janus_modular.checkpoints.opening import open_lazily
 from janus_modular.testing import CheckpointFormatContract, CheckpointFormatExample
 from janus_plugins.formats.transformers_config import _ratio, write_config
 from janus_plugins.formats.transformers_janus import TransformersConfig, TransformersFormat
@@ -135,8 +135,8 @@ def test_transformers_loads_what_we_write(
     assert (again.lm_head.weight is again.model.language_model.embed_tokens.weight) == tied
     assert again.config.image_token_id == 6
     assert again.generation_config.generation_kwargs == {"boi_token_id": 4}
-    first = describe(folder).processor.to_dict()
-    assert describe(tmp_path / "back").processor.to_dict() == first
+    first = open_lazily(folder).processor.to_dict()
+    assert open_lazily(tmp_path / "back").processor.to_dict() == first
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -147,7 +147,7 @@ def test_their_processor_writes_our_prompts(template: str, tmp_path: Path) -> No
     convert(tmp_path / "a", tmp_path / "b", overrides=[f"processor.template={template}"])
     convert(tmp_path / "b", tmp_path / "c", format_name="transformers")
     processor = JanusProcessor.from_pretrained(tmp_path / "c")
-    ours = describe(tmp_path / "b").processor
+    ours = open_lazily(tmp_path / "b").processor
     image = Image.open(REFERENCE / "astronaut.png").convert("RGB")
     turns = [("user", "What is in the image?"), ("assistant", "A woman."), ("user", " And behind her? ")]
     plain = [{"role": role, "content": [{"type": "text", "text": said}]} for role, said in turns]
@@ -184,7 +184,7 @@ def test_settings_may_lie_within_the_processors_file(folder: Path) -> None:
     settings["image_mean"] = [0.25, 0.5, 0.75]
     settings["background_color"] = None
     (folder / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
-    pixels = describe(folder).processor.pixels
+    pixels = open_lazily(folder).processor.pixels
     assert pixels.mean == (0.25, 0.5, 0.75)
     assert pixels.fill == (63, 127, 191)
     assert pixels.height == 32
