@@ -44,7 +44,7 @@ def model(size: str, dtype: torch.dtype, folder: Path) -> None:
         made, processor = compose(resolve(raw, ModelConfig))
     else:
         pixels = {"height": SIDE, "width": SIDE}
-        siglip = {"width": 64, "layers": 1, "heads": 4, "intermediate": 128, "image_size": SIDE}
+        siglip = {"feature_dim": 64, "layers": 1, "heads": 4, "intermediate": 128, "image_size": SIDE}
         llama = {"model_type": "llama", "vocab_size": 8_000, "max_position_embeddings": 1024}
         janus = Janus.compose(
             encoder={"name": "siglip", **siglip, "pixels": pixels},

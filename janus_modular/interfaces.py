@@ -73,7 +73,7 @@ class PixelSpec:
 class UnderstandingEncoder(Protocol):
     """Turns images to be read into features."""
 
-    width: int  # C
+    feature_dim: int  # C
     pixels: PixelSpec
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -186,7 +186,7 @@ class Cache(Protocol):
 class Backbone(Protocol):
     """The language model, opened up: embeddings in, hidden states out."""
 
-    width: int  # D
+    hidden_size: int  # D
     context: int  # longest sequence, in positions
 
     @property

@@ -128,15 +128,15 @@ class Hooks:
 
     @hookspec
     def register_adaptors(self, registry: Registry[Adaptor]) -> None:
-        """Offer adaptors, built as ``factory(config, input_width, output_width)``."""
+        """Offer adaptors, built as ``factory(config, input_dim, output_dim)``."""
 
     @hookspec
     def register_heads(self, registry: Registry[Head]) -> None:
-        """Offer image heads, built as ``factory(config, width, codebooks)``."""
+        """Offer image heads, built as ``factory(config, hidden_size, codebooks)``."""
 
     @hookspec
     def register_generation(self, registry: Registry[GenerationPath]) -> None:
-        """Offer generation paths, built as ``factory(config, width, build)``; see ``model/build.py``."""
+        """Offer generation paths, built as ``factory(config, hidden_size, build)``."""
 
     @hookspec
     def register_sampling_loops(self, registry: Registry[Sampling]) -> None:

@@ -23,6 +23,7 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "drop_condition": ("condition_dropout",),
     "embedding_width": ("embedding_dim",),
     "generation_at": ("generation_mask",),
+    "head_width": ("head_dim",),
     "image_next": ("sample_image",),
     "layout": ("checkpoint-format", "format_name"),
     "layout_detects": ("format_detects",),
@@ -43,6 +44,7 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "trained_apart": ("frozen_submodules",),
     "understanding_at": ("understanding_mask",),
     "what_learns": ("trainable_parameters",),
+    "width": ("feature_dim", "hidden_size"),
 }
 """Old name -> its successors: names of the public API, members of interfaces, config keys, graphs, options.
 

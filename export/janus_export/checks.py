@@ -55,7 +55,7 @@ def check_drawing_graphs(path: Any, pixels: Any) -> None:
     with torch.no_grad():
         codes = path.parts()["tokenize_image"](pixels) if "tokenize_image" in path.parts() else None
         width = path.embed(path.targets(pixels)).shape[-1]
-    model.backbone.width = width
+    model.backbone.hidden_size = width
     try:
         graphs = drawing_graphs(model, Ranges.of(context=1024), torch.float32)  # type: ignore[arg-type]
     except ExportError as error:

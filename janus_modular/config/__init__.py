@@ -1,6 +1,6 @@
 """From YAML to dataclasses: ``load`` reads a file and applies overrides, ``resolve`` checks and builds.
 
-Two passes. A file says which component sits in which slot (``encoder: {name: siglip, width: 1024}``);
+Two passes. A file says which component sits in which slot (``encoder: {name: siglip, feature_dim: 1024}``);
 then each slot's options are checked against the dataclass that its component registered. Nothing in a
 file can name code: a component is a registered name, never an import path.
 """

@@ -13,7 +13,7 @@ from janus_modular.foreign import printable
 class Fault:
     """One thing that cannot stay as it is."""
 
-    path: str  # of the key: understanding.encoder.width; "" is the whole config
+    path: str  # of the key: understanding.encoder.layers; "" is the whole config
     found: str
     expected: str
     cure: str = ""

@@ -80,7 +80,7 @@ class Demo:
         if self.config.encoder is None:
             return
         path = self._model().understanding
-        both = Contrastive(cast(nn.Module, path.encoder), path.encoder.width, path.normalize)
+        both = Contrastive(cast(nn.Module, path.encoder), path.encoder.feature_dim, path.normalize)
         if not self._restore(ENCODER, both.encoder):
             self._fit(both, "encoder", self.config.encoder, self.open(self.config.images))
             self._keep(ENCODER, both.encoder)

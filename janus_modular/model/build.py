@@ -78,8 +78,8 @@ def build_model(
     with bounded_weights(most_tensors):
         backbone = build(config.backbone)
         encoder = build(config.understanding.encoder)
-        adaptor = build(config.understanding.adaptor, encoder.width, backbone.width)
-        generation = build(config.generation, backbone.width)
+        adaptor = build(config.understanding.adaptor, encoder.feature_dim, backbone.hidden_size)
+        generation = build(config.generation, backbone.hidden_size)
     try:
         understanding = Understanding(encoder, adaptor)
     except ValueError as error:

@@ -27,8 +27,8 @@ def shape_errors(model: JanusModel, plugins: Plugins | None = None) -> list[Faul
     encoder, adaptor, spec = reading.encoder, reading.adaptor, reading.encoder.pixels
     grid = encoder.grid(spec.height, spec.width)
     pixels = reading.normalize(torch.empty(1, 3, spec.height, spec.width, device="meta"))
-    features = pixels.new_empty(1, prod(grid), encoder.width)
-    places = (1, reading.num_tokens, model.backbone.width)
+    features = pixels.new_empty(1, prod(grid), encoder.feature_dim)
+    places = (1, reading.num_tokens, model.backbone.hidden_size)
     said = f"{spec.height}x{spec.width} pixels, {grid[0]}x{grid[1]} features"
     plugins = plugins or default_plugins()
     faults = (

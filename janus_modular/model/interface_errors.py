@@ -10,6 +10,7 @@ from torch import nn
 
 from janus_modular.protocols import SESSION_SIZES
 from janus_modular.registry import MODEL_SLOTS, Hooks
+from janus_modular.renamed import RENAMED
 from janus_modular.suggest import did_you_mean
 
 
@@ -19,20 +20,25 @@ def interface_errors(component: Any, slot: str) -> str:
         return ""
     if not isinstance(component, nn.Module):
         return f"it is built as {component!r}; expected a torch.nn.Module."
-    hints = get_type_hints(getattr(Hooks, f"register_{slot}"))
-    interface = get_args(hints["registry"])[0]
+    interface = get_args(get_type_hints(getattr(Hooks, f"register_{slot}"))["registry"])[0]
     members = [name for name in (*get_annotations(interface), *vars(interface)) if not name.startswith("_")]
     has = [name for name in dir(component) if not hasattr(nn.Module, name)]
     lacks = [name for name in members if not _has(component, name)]
-    hints_at = [hint for name in lacks if (hint := did_you_mean(name, has))]
+    hints = [hint for name in lacks if (hint := _renaming(name, has) or did_you_mean(name, has))]
     said = f"it lacks {', '.join(lacks)} (see {interface.__name__} in interfaces.py)."
     if lacks:
-        return " ".join([said, *hints_at])
+        return " ".join([said, *hints])
     methods = {name: one for name, one in vars(interface).items() if name in members and isfunction(one)}
     refused = [said for name, one in methods.items() if (said := _refused(component, name, one))]
     if refused:
         return f"{' '.join(refused)} (see {interface.__name__} in interfaces.py)."
     return _wrong_sizes(component.sizes) if slot == "generation" else ""
+
+
+def _renaming(lacking: str, members: list[str]) -> str:
+    """Return what to do where a component has a member under its name of the version before."""
+    old = next((name for name in members if lacking in RENAMED.get(name, ())), None)
+    return f"Its '{old}' is called '{lacking}' now." if old else ""
 
 
 def _wrong_sizes(sizes: Any) -> str:

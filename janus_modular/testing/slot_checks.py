@@ -20,7 +20,7 @@ def check_encoder_sizes(encoder: Any, pixels: Tensor) -> None:
     """Features are as many and as wide as the encoder says, and it says which images it wants."""
     features = encoder.eval()(pixels)
     rows, columns = encoder.grid(*pixels.shape[-2:])
-    said = (len(pixels), rows * columns, encoder.width)
+    said = (len(pixels), rows * columns, encoder.feature_dim)
     ensure(tuple(features.shape) == said, f"features are {tuple(features.shape)}; it says (N, P, C) = {said}")
     ensure(isinstance(encoder.pixels, PixelSpec), f"encoder.pixels is {encoder.pixels!r}, not a PixelSpec")
     wanted = encoder.grid(encoder.pixels.height, encoder.pixels.width)
@@ -119,7 +119,7 @@ def check_backbone_sizes(backbone: Any, tokens: Tensor) -> None:
     """Embeddings, hidden states and logits are as wide as it says."""
     backbone.eval()
     x = backbone.embed(tokens)
-    wide = (*tokens.shape, backbone.width)
+    wide = (*tokens.shape, backbone.hidden_size)
     ensure(tuple(x.shape) == wide, f"embeddings are {tuple(x.shape)}; it says (B, T, D) = {wide}")
     hidden = backbone(x, positions=counting(tokens))
     ensure(tuple(hidden.shape) == wide, f"hidden states are {tuple(hidden.shape)}; it says {wide}")

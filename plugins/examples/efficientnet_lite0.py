@@ -54,7 +54,7 @@ class EfficientNetLite0(nn.Module):
     def __init__(self, config: EfficientNetConfig) -> None:
         super().__init__()
         self.config = replace(config, pretrained=None, revision=None)  # enough to build it again
-        self.width = HEAD
+        self.feature_dim = HEAD
         self.pixels = PixelSpec(  # how the core prepares images for it
             height=config.height,
             width=config.width,

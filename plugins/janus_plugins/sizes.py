@@ -21,14 +21,14 @@ def check_sizes(config: Any, **least: int) -> None:
         raise ValueError("\n".join(faults))
 
 
-def check_heads(width: int, heads: int) -> None:
-    """Refuse heads that do not share ``width`` evenly.
+def check_heads(dim: int, heads: int) -> None:
+    """Check that ``dim`` features divide evenly among attention heads.
 
     Raises:
-        ValueError: says both.
+        ValueError: they do not.
     """
-    if width % heads:
-        raise ValueError(f"width {width} does not divide by {heads} heads.")
+    if dim % heads:
+        raise ValueError(f"{dim} features do not divide by {heads} heads.")
 
 
 def squares(component: str, height: int, width: int, side: int) -> tuple[int, int]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from janus_modular.checkpoints.native import blank
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError
+from janus_modular.model.interface_errors import interface_errors
 from janus_modular.plugins import Plugins
 
 PLUGIN = """
@@ -24,9 +26,9 @@ class OddConfig(ComponentConfig):
 class Odd(torch.nn.Module):
     '''An adaptor.'''
 
-    def __init__(self, config, input_width, output_width):
+    def __init__(self, config, input_dim, output_dim):
         super().__init__()
-        self.layer = torch.nn.Linear(input_width, output_width)
+        self.layer = torch.nn.Linear(input_dim, output_dim)
 
     def num_tokens(self, grid):
         return grid[0] * grid[1]
@@ -47,6 +49,18 @@ def build(folder: Path, source: str, plugins: Plugins) -> None:
     blank(resolve(load("tiny", ["understanding.adaptor=odd"], plugins), ModelConfig, plugins), plugins)
 
 
+def test_a_member_with_its_old_name_is_named_with_the_new_one() -> None:
+    class Encoder(torch.nn.Module):
+        width, pixels, grid = 4, None, None
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return pixels
+
+    errors = interface_errors(Encoder(), "understanding_encoders")
+    assert "it lacks feature_dim" in errors
+    assert "Its 'width' is called 'feature_dim' now." in errors
+
+
 def test_one_that_fits_is_built(tmp_path: Path, plugins: Plugins) -> None:
     build(tmp_path, PLUGIN, plugins)
 
@@ -54,7 +68,7 @@ def test_one_that_fits_is_built(tmp_path: Path, plugins: Plugins) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("self, config, input_width, output_width", "self", r"TypeError: .*factory\(config, input_width"),
+        ("self, config, input_dim, output_dim", "self", r"TypeError: .*factory\(config, input_dim"),
         ("def num_tokens", "def num_token", "it lacks num_tokens .*Did you mean 'num_token'"),
         ("def forward", "def backward", r"it lacks forward \(see Adaptor in interfaces.py"),
         ('"odd", Odd,', '"odd", lambda *_: None,', "it is built as None; expected a torch.nn.Module"),

@@ -198,10 +198,10 @@ def test_a_loop_is_overridden_by_its_name(plugins: Plugins, before: str, after: 
 
 
 def test_overrides_of_a_part_and_of_the_whole_both_count_in_any_order(plugins: Plugins) -> None:
-    changes = ["understanding.encoder.width=24", "understanding.encoder={name: vit, layers: 1}"]
+    changes = ["understanding.encoder.feature_dim=24", "understanding.encoder={name: vit, layers: 1}"]
     for words in (changes, changes[::-1]):
         assert load("tiny", words, plugins)["understanding"]["encoder"] == {
-            "name": "vit", "layers": 1, "width": 24,
+            "name": "vit", "layers": 1, "feature_dim": 24,
         }  # fmt: skip
 
 

@@ -110,12 +110,12 @@ def test_a_missing_extra_prints_the_pip_line():
 
 def test_validate_lists_every_fault_and_diff_shows_what_changes():
     done = janus(
-        "config", "validate", "tiny", "understanding.encoder.widht=3", "generation.tokenizer=x", "a=1"
+        "config", "validate", "tiny", "understanding.encoder.layesr=3", "generation.tokenizer=x", "a=1"
     )
     assert done.returncode == 2
     assert "3 faults" in done.stderr
     for said in (
-        "Did you mean 'width'?",
+        "Did you mean 'layers'?",
         "generation.tokenizer.name: no image tokenizer is called 'x'",
         "a: unknown key",
     ):

@@ -278,11 +278,11 @@ def test_every_shipped_config_is_valid_and_says_what_it_is(name: str):
 
 
 def test_three_mistakes_in_a_shipped_config_are_three_faults():
-    overrides = ["understanding.encoder.widht=3", "generation.tokenizer=llamagn", "backbone.attention=[1]"]
+    overrides = ["understanding.encoder.layesr=3", "generation.tokenizer=llamagn", "backbone.attention=[1]"]
     with pytest.raises(ConfigError) as caught:
         resolve(load("tiny", overrides), ModelConfig)
     assert {fault.path for fault in caught.value.faults} == {
-        "understanding.encoder.widht",
+        "understanding.encoder.layesr",
         "generation.tokenizer.name",
         "backbone.attention",
     }
@@ -293,7 +293,7 @@ def test_three_mistakes_in_a_shipped_config_are_three_faults():
     [
         ("processor.template=foo", "processor.template", "expected one of 'janus'"),
         ("understanding.encoder.layers=-1", "understanding.encoder.layers", "at least 1"),
-        ("understanding.encoder.heads=3", "understanding.encoder", "width 32 does not divide by 3 heads"),
+        ("understanding.encoder.heads=3", "understanding.encoder", "32 features do not divide by 3 heads"),
         ("generation.tokenizer.num_codes=-5", "generation.tokenizer.num_codes", "-5; expected at least 2"),
         ("generation.tokenizer.code_dim=0", "generation.tokenizer.code_dim", "at least 1"),
     ],

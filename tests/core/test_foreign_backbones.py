@@ -27,7 +27,7 @@ from janus_modular.janus import Janus
 
 ENCODER = {
     "name": "vit",
-    "width": 32,
+    "feature_dim": 32,
     "layers": 1,
     "heads": 2,
     "stem": [8, 16, 32],

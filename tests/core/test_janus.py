@@ -97,7 +97,7 @@ def test_an_answer_ends_before_a_stop_string(janus: Janus) -> None:
 
 def test_words_never_hold_tokens_that_were_added_for_images(janus: Janus) -> None:
     session = janus.runtime.open(capacity=8)
-    hidden = torch.zeros(1, janus.model.backbone.width)
+    hidden = torch.zeros(1, janus.model.backbone.hidden_size)
     best, _ = session.run(
         "sample_text", hidden, torch.ones(1, session.sizes["vocab"]), torch.tensor(1.0), 0, 1.0
     )
@@ -242,7 +242,13 @@ def test_one_image_needs_no_list(janus: Janus, tmp_path: Path) -> None:
 
 def test_compose_puts_parts_together_by_name() -> None:
     janus = Janus.compose(
-        encoder={"name": "vit", "width": 16, "layers": 1, "heads": 2, "pixels": {"height": 32, "width": 32}},
+        encoder={
+            "name": "vit",
+            "feature_dim": 16,
+            "layers": 1,
+            "heads": 2,
+            "pixels": {"height": 32, "width": 32},
+        },
         tokenizer={"name": "vq", "channels": [8, 8, 16, 16], "num_codes": 16, "code_dim": 4},
         backbone={
             "name": "hf",

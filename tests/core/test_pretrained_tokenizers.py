@@ -53,7 +53,7 @@ def save_decoder(folder: Path, vocab_size: int) -> Any:
 
 def composed(folder: Path, tokenizer: str | None) -> Janus:
     return Janus.compose(
-        encoder={"name": "vit", "width": 16, "layers": 1, "heads": 2, "stem": [8, 16, 16]},
+        encoder={"name": "vit", "feature_dim": 16, "layers": 1, "heads": 2, "stem": [8, 16, 16]},
         backbone={"name": "hf", "pretrained": str(folder)},
         tokenizer={"name": "vq", "channels": [8, 8, 16, 16], "num_codes": 16},
         size=16,

@@ -21,7 +21,7 @@ class OddConfig(ComponentConfig):
     '''Options.'''
 
 class OddEncoder(torch.nn.Module):
-    width = 12
+    feature_dim = 12
     pixels = PixelSpec(height=16, width=24)
 
     def __init__(self, config):
@@ -35,9 +35,9 @@ class OddEncoder(torch.nn.Module):
         return self.layer(pixels).flatten(2).transpose(1, 2)
 
 class OddAdaptor(torch.nn.Module):
-    def __init__(self, config, input_width, output_width):
+    def __init__(self, config, input_dim, output_dim):
         super().__init__()
-        self.layer = torch.nn.Linear(input_width, output_width)
+        self.layer = torch.nn.Linear(input_dim, output_dim)
 
     def num_tokens(self, grid):
         return grid[0] * grid[1]
@@ -65,7 +65,7 @@ def validated(*words: str) -> tuple[int, str]:
     [
         ("Odd", "Odd", ""),
         ("height // 8, width // 8", "height // 8, width // 4", "encoder 'odd' of odd.py makes (1, 6, 12) of"),
-        ("width = 12", "width = 10", "encoder 'odd' of odd.py makes (1, 6, 12) of"),
+        ("feature_dim = 12", "feature_dim = 10", "encoder 'odd' of odd.py makes (1, 6, 12) of"),
         (
             "self.layer(features)",
             "self.layer(features)[:, 1:]",
@@ -103,7 +103,8 @@ def test_a_part_that_does_not_keep_its_promise_is_named(
 @pytest.mark.parametrize(
     "encoder",
     [
-        "{name: siglip, width: 32, layers: 1, heads: 2, intermediate: 32, patch_size: 8, image_size: 16}",
+        "{name: siglip, feature_dim: 32, layers: 1, heads: 2, intermediate: 32, patch_size: 8,"
+        " image_size: 16}",
         "{name: hf-vision, config: {model_type: dinov2, hidden_size: 32, num_hidden_layers: 1,"
         " num_attention_heads: 2, patch_size: 8, image_size: 16}}",
     ],

@@ -207,7 +207,7 @@ def repoint(folder: Path, manifest: dict[str, Any], location: str | None, **plac
         (changed("model", value={}), "is malformed: model lacks context, width, vocab"),
         (changed("model", "context", value="many"), 'model.context is "many", expected integer'),
         (changed("model", "context", value=True), "model.context is true, expected integer"),
-        (changed("model", "width", value=0), "model.width is 0, expected 1 at least"),
+        (changed("model", "hidden_size", value=0), "model.hidden_size is 0, expected 1 at least"),
         (changed("variants", value={}), "variants is empty"),
         (
             changed("variants", "fp32", "dtype", value="int3"),

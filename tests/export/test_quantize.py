@@ -289,7 +289,7 @@ def test_the_rounded_backbone_points_where_the_plain_one_does(bundle: Bundle, va
     rows, tokens, capacity = 2, 5, 8
     positions = np.tile(np.arange(tokens), (rows, 1))
     feed: dict[str, np.ndarray] = {
-        "x": rng.standard_normal((rows, tokens, bundle.manifest["model"]["width"])).astype(np.float32),
+        "x": rng.standard_normal((rows, tokens, bundle.manifest["model"]["hidden_size"])).astype(np.float32),
         "positions": positions,
         "mask": np.arange(capacity) <= positions[:, None, :, None],
         "write_index": np.zeros(rows, np.int64),

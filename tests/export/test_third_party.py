@@ -46,8 +46,8 @@ class FoldConfig(ComponentConfig):
 class Fold(torch.nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.config, self.width, self.pixels = config, 16, PixelSpec(height=32, width=32)
-        self.rows = torch.nn.Linear(3 * 8 * 8, self.width)
+        self.config, self.feature_dim, self.pixels = config, 16, PixelSpec(height=32, width=32)
+        self.rows = torch.nn.Linear(3 * 8 * 8, self.feature_dim)
     def grid(self, height, width):
         return height // 8, width // 8
     def forward(self, pixels):

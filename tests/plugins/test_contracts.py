@@ -51,7 +51,7 @@ EMU3 = {
     },
 }  # fmt: skip
 VQ = {"name": "vq", "channels": [8, 8, 16], "num_codes": 16, "code_dim": 4, "continuous_steps": 0}
-PERCEIVER = {"name": "perceiver", "queries": 3, "layers": 2, "heads": 4, "kv_heads": 2, "head_width": 4}
+PERCEIVER = {"name": "perceiver", "queries": 3, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 4}
 OPEN_MAGVIT2 = {
     "name": "open-magvit2",
     "channels": 8,
@@ -65,10 +65,10 @@ FSQ = {
 }  # fmt: skip
 ENCODERS: dict[str, dict[str, Any]] = {
     "siglip": {
-        "name": "siglip", "width": 16, "layers": 2, "heads": 2, "intermediate": 20, "patch_size": 8,
+        "name": "siglip", "feature_dim": 16, "layers": 2, "heads": 2, "intermediate": 20, "patch_size": 8,
         "image_size": 32, "pixels": {"height": 32, "width": 32},
     },
-    "vit": {"name": "vit", "width": 16, "layers": 1, "heads": 2, "stem": [8, 8, 16]},
+    "vit": {"name": "vit", "feature_dim": 16, "layers": 1, "heads": 2, "stem": [8, 8, 16]},
     "siglip2": {
         "name": "hf-vision", "config": {"model_type": "siglip2_vision_model", "num_patches": 16, **HF},
     },
@@ -88,7 +88,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "name": "joined",
         "resize": "crop",
         "encoders": [
-            {"name": "vit", "width": 16, "layers": 1, "heads": 2, "stem": [8, 8, 16]},
+            {"name": "vit", "feature_dim": 16, "layers": 1, "heads": 2, "stem": [8, 8, 16]},
             {
                 "name": "hf-vision",  # in another size of its own
                 "config": {"model_type": "clip_vision_model", "image_size": 28, **HF, "patch_size": 7},

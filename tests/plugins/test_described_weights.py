@@ -247,7 +247,14 @@ def test_siglip_is_read_out_of_a_folder_of_two_towers(tmp_path: Path, plugins: P
 
 def test_a_siglip_that_is_written_otherwise_is_refused(tmp_path: Path) -> None:
     saved_siglip(tmp_path)
-    shipped = {"width": 24, "layers": 3, "heads": 4, "intermediate": 40, "patch_size": 4, "image_size": 32}
+    shipped = {
+        "feature_dim": 24,
+        "layers": 3,
+        "heads": 4,
+        "intermediate": 40,
+        "patch_size": 4,
+        "image_size": 32,
+    }
     with pytest.raises(DescriptionError) as error:
         siglip.SiglipEncoder(siglip.SiglipConfig(pretrained=str(tmp_path), activation="gelu", **shipped))
     found = {one.key: (one.written, one.described) for one in error.value.differences}

@@ -61,7 +61,13 @@ def test_a_file_of_siglip_is_held_to_the_config_beside_it(tmp_path: Path, plugin
 def test_a_config_of_another_model_beside_a_file_is_not_its_own(tmp_path: Path, other: Any) -> None:
     file = saved_tower(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(other))
-    sizes: dict[str, Any] = {"width": 24, "layers": 1, "intermediate": 40, "patch_size": 4, "image_size": 16}
+    sizes: dict[str, Any] = {
+        "feature_dim": 24,
+        "layers": 1,
+        "intermediate": 40,
+        "patch_size": 4,
+        "image_size": 16,
+    }
     encoder = SiglipEncoder(SiglipConfig(pretrained=str(file), heads=3, activation="gelu", **sizes))
     assert encoder.tower.activation == "gelu"
 
@@ -90,13 +96,11 @@ def test_a_perceiver_is_held_to_idefics2s_config(tmp_path: Path, path: str) -> N
         }
     ).save_pretrained(tmp_path)  # fmt: skip
     (tmp_path / "model.safetensors").touch()
-    right: dict[str, Any] = {"queries": 3, "layers": 1, "heads": 4, "kv_heads": 2, "head_width": 6}
+    right: dict[str, Any] = {"queries": 3, "layers": 1, "heads": 4, "kv_heads": 2, "head_dim": 6}
     where = str(tmp_path / path)
     PerceiverAdaptor(PerceiverConfig(pretrained=where, **right), 8, 8)
-    wrong = {**right, "heads": 8, "kv_heads": 4, "head_width": 3}
-    with pytest.raises(
-        DescriptionError, match=r"heads: found 8, expected 4; kv_heads: .*head_width: found 3"
-    ):
+    wrong = {**right, "heads": 8, "kv_heads": 4, "head_dim": 3}
+    with pytest.raises(DescriptionError, match=r"heads: found 8, expected 4; kv_heads: .*head_dim: found 3"):
         PerceiverAdaptor(PerceiverConfig(pretrained=where, **wrong), 8, 8)
     (tmp_path / "config.json").unlink()
     PerceiverAdaptor(PerceiverConfig(pretrained=where, **wrong), 8, 8)  # nothing says otherwise
@@ -235,7 +239,14 @@ def test_images_are_prepared_as_the_janus_that_the_tower_is_taken_from_has_them(
     native = tmp_path / "native"
     native.mkdir()
     pixels = {"height": 32, "width": 48, "resize": "letterbox", "mean": [0.4] * 3, "std": [0.2] * 3}
-    encoder = {"name": "siglip", "width": 24, "layers": 1, "heads": 3, "intermediate": 40, "pixels": pixels}
+    encoder = {
+        "name": "siglip",
+        "feature_dim": 24,
+        "layers": 1,
+        "heads": 3,
+        "intermediate": 40,
+        "pixels": pixels,
+    }
     config = {"model_type": "janus-modular", "model": {"understanding": {"encoder": encoder}}}
     (native / "config.json").write_text(json.dumps(config))
 

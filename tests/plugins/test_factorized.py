@@ -87,7 +87,7 @@ def test_an_earlier_code_matters_to_all_that_follow() -> None:
 
 
 def test_heads_that_do_not_share_the_width_are_refused() -> None:
-    with pytest.raises(ValueError, match="width 16 does not divide by 3 heads"):
+    with pytest.raises(ValueError, match="16 features do not divide by 3 heads"):
         make(heads=3)
     with pytest.raises(ValueError, match="layers: 0; expected at least 1"):
         make(layers=0)

@@ -86,7 +86,7 @@ def test_features_are_the_patch_tokens_of_the_model_itself(family: str, size: tu
     features = encoder(pixels)
 
     wanted = theirs(**inputs(theirs, pixels)).last_hidden_state[:, FAMILIES[family][1] :]
-    assert features.shape == (2, math.prod(encoder.grid(*size)), encoder.width)
+    assert features.shape == (2, math.prod(encoder.grid(*size)), encoder.feature_dim)
     torch.testing.assert_close(features, wanted, atol=1e-5, rtol=1e-4)
 
 

@@ -25,7 +25,7 @@ from janus_plugins.understanding_encoders.hf_vision import HfVisionConfig, HfVis
 from janus_plugins.understanding_encoders.joined import Joined, JoinedConfig, size_for
 
 SIGLIP: dict[str, Any] = {
-    "name": "siglip", "width": 16, "layers": 1, "heads": 2, "intermediate": 20, "patch_size": 8,
+    "name": "siglip", "feature_dim": 16, "layers": 1, "heads": 2, "intermediate": 20, "patch_size": 8,
     "image_size": 32, "pixels": {"height": 32, "width": 32, "resize": "crop"},
 }  # fmt: skip
 HF = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
@@ -45,7 +45,7 @@ def joined(plugins: Plugins, *encoders: dict[str, Any], **options: Any) -> Joine
 
 def alone(encoder: Any, pixels: Tensor) -> Tensor:
     """Run an encoder as the core does where it is the only one."""
-    width = encoder.width
+    width = encoder.feature_dim
     return Understanding(encoder, IdentityAdaptor(IdentityConfig(), width, width))(pixels)
 
 
@@ -61,7 +61,7 @@ def test_features_are_those_of_each_with_its_own_normalisation(
 
     assert both.pixels == PixelSpec(32, 32, "crop", normalize=False)
     assert both.encoders[0].pixels.mean != both.encoders[1].pixels.mean
-    assert (both.width, both.grid(*size)) == (40, (size[0] // 8, size[1] // 8))
+    assert (both.feature_dim, both.grid(*size)) == (40, (size[0] // 8, size[1] // 8))
     torch.testing.assert_close(features, torch.cat([alone(one, pixels) for one in both.encoders], dim=-1))
 
 
@@ -124,7 +124,11 @@ def test_how_all_are_resized_can_be_said(plugins: Plugins) -> None:
 def test_the_shipped_pair_has_one_grid_and_the_published_sizes() -> None:
     model = blank(resolve(load("janus_pro_1b_dinov2"), ModelConfig))
     encoder: Any = model.understanding.encoder
-    assert (encoder.width, encoder.grid(384, 384), model.understanding.num_tokens) == (2048, (24, 24), 576)
+    assert (encoder.feature_dim, encoder.grid(384, 384), model.understanding.num_tokens) == (
+        2048,
+        (24, 24),
+        576,
+    )
     assert size_for(encoder.encoders[1], (24, 24)) == (336, 336)
     counts = {row["path"]: row["parameters"] / 1e6 for row in gather("janus_pro_1b_dinov2", [])["components"]}
     inside = "understanding.encoder.encoders"
@@ -188,4 +192,4 @@ def read_again(model: JanusModel, folder: Path) -> JanusModel:
 def test_it_can_be_checked_by_its_name(plugins: Plugins) -> None:
     component, pixels = context(plugins, "understanding_encoders", "joined")()
     assert len(component.encoders) == 2
-    assert component(pixels).shape[-1] == component.width
+    assert component(pixels).shape[-1] == component.feature_dim

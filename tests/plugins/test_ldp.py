@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from janus_modular import CheckpointError
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.weights.pretrained import PretrainedReport, load_pretrained
-from janus_plugins.adaptors.ldp import ANCHOR, LdpAdaptor, LdpConfig, gate_width
+from janus_plugins.adaptors.ldp import ANCHOR, LdpAdaptor, LdpConfig, gate_dim
 
 C, D, GATE = 6, 40, 16  # a quarter of 40 is 10: 8 would be less than nine tenths of it
 
@@ -92,7 +92,7 @@ def test_the_published_sizes_have_the_published_shapes():
 
 @pytest.mark.parametrize(("width", "inside"), [(2048, 512), (2560, 640), (40, 16), (72, 24), (16, 8)])
 def test_the_gate_is_as_wide_as_mobilenets(width: int, inside: int):
-    assert gate_width(width) == inside
+    assert gate_dim(width) == inside
 
 
 @pytest.mark.parametrize(("grid", "tokens"), [((4, 4), 4), ((3, 5), 6), ((1, 1), 1), ((24, 24), 144)])

@@ -17,7 +17,7 @@ from janus_modular.weights.pretrained import load_pretrained
 from janus_plugins.adaptors.perceiver import PerceiverAdaptor, PerceiverConfig
 
 C, D = 6, 12
-SMALL = {"queries": 3, "layers": 2, "heads": 4, "kv_heads": 2, "head_width": 5}
+SMALL = {"queries": 3, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 5}
 
 
 def connector(c: int, d: int, intermediate: int, **sizes: int) -> Any:
@@ -32,7 +32,7 @@ def connector(c: int, d: int, intermediate: int, **sizes: int) -> Any:
                 "resampler_depth": sizes["layers"],
                 "resampler_n_heads": sizes["heads"],
                 "num_key_value_heads": sizes["kv_heads"],
-                "resampler_head_dim": sizes["head_width"],
+                "resampler_head_dim": sizes["head_dim"],
             },
         )
     )
@@ -73,7 +73,7 @@ def test_a_weight_that_is_missing_is_named(tmp_path: Path):
 def test_the_published_sizes_are_those_of_transformers():
     with torch.device("meta"):
         ours = PerceiverAdaptor(PerceiverConfig(intermediate=14336), 1152, 4096)
-        theirs = connector(1152, 4096, 14336, queries=64, layers=3, heads=16, kv_heads=4, head_width=96)
+        theirs = connector(1152, 4096, 14336, queries=64, layers=3, heads=16, kv_heads=4, head_dim=96)
     shapes = {name: tuple(x.shape) for name, x in theirs.state_dict().items()}
     assert {name: tuple(x.shape) for name, x in ours.state_dict().items()} == shapes
 

@@ -107,7 +107,7 @@ def test_allowed_settings_draw_codes(janus: Janus, guidance: float, temperature:
     settings = DrawSettings(guidance=guidance, temperature=temperature)
     path = janus.model.generation
     noise = torch.from_numpy(exponential_noise([np.random.default_rng(0)], path.sizes["codes"]))
-    hidden = torch.randn(2, janus.model.backbone.width, generator=torch.Generator().manual_seed(0))
+    hidden = torch.randn(2, janus.model.backbone.hidden_size, generator=torch.Generator().manual_seed(0))
     guided = (torch.tensor(np.float32(one)) for one in (settings.guidance, settings.temperature))
     with torch.no_grad():
         codes, x = path.sample_image(1e3 * hidden, noise, *guided)

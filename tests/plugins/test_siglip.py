@@ -19,7 +19,7 @@ from janus_plugins.adaptors.mlp import MlpAdaptor, MlpConfig
 from janus_plugins.understanding_encoders.siglip import SiglipConfig, SiglipEncoder
 
 TINY: dict[str, Any] = {
-    "width": 16,
+    "feature_dim": 16,
     "layers": 3,
     "heads": 2,
     "intermediate": 20,
@@ -186,7 +186,7 @@ def test_the_ids_in_old_files_are_passed_over(theirs: SiglipVisionModel) -> None
 def test_what_cannot_be_is_an_error() -> None:
     with pytest.raises(ConfigError, match="select_layer -4 leaves no block; the least is -3"):
         SiglipEncoder(SiglipConfig(**TINY, select_layer=-4))
-    with pytest.raises(ValueError, match="width 16 does not divide by 3 heads"):
+    with pytest.raises(ValueError, match="16 features do not divide by 3 heads"):
         SiglipEncoder(SiglipConfig(**{**TINY, "heads": 3}))
     with pytest.raises(CheckpointError, match="no vision tower"):
         load(SiglipEncoder(SiglipConfig(**TINY)), {"lm_head.weight": torch.zeros(1)})

@@ -28,7 +28,7 @@ def test_features_are_the_vectors_of_the_codes() -> None:
 
     features = encoder(pixels)
 
-    assert (encoder.width, encoder.grid(8, 12)) == (4, (4, 6))
+    assert (encoder.feature_dim, encoder.grid(8, 12)) == (4, (4, 6))
     torch.testing.assert_close(features, tokenizer.codebook_embeddings()[tokenizer.encode(pixels)])
 
 

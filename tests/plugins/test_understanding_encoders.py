@@ -25,7 +25,7 @@ HF = {
 PIXELS = {"height": 32, "width": 32}
 ENCODERS: dict[str, dict[str, Any]] = {
     "siglip": {
-        "name": "siglip", "width": 16, "layers": 2, "heads": 2, "intermediate": 20, "patch_size": 8,
+        "name": "siglip", "feature_dim": 16, "layers": 2, "heads": 2, "intermediate": 20, "patch_size": 8,
         "image_size": 32, "pixels": PIXELS,
     },
     "siglip2": {
@@ -67,7 +67,7 @@ def test_features_are_as_many_and_as_wide_as_claimed(
 
     features = encoder(torch.randn(2, 3, *size))
 
-    assert features.shape == (2, math.prod(encoder.grid(*size)), encoder.width)
+    assert features.shape == (2, math.prod(encoder.grid(*size)), encoder.feature_dim)
     assert features.isfinite().all()
     assert (encoder.pixels.height, encoder.pixels.width) == (32, 32)
 

@@ -14,7 +14,13 @@ from janus_plugins.understanding_encoders.vit import Block, Vit, VitConfig
 
 def make(**options: object) -> Vit:
     torch.manual_seed(0)
-    small = {"width": 16, "layers": 2, "heads": 2, "stem": [8, 8], "pixels": PixelSpec(height=16, width=16)}
+    small = {
+        "feature_dim": 16,
+        "layers": 2,
+        "heads": 2,
+        "stem": [8, 8],
+        "pixels": PixelSpec(height=16, width=16),
+    }
     return Vit(VitConfig(**{**small, **options}))
 
 
@@ -69,5 +75,5 @@ def test_half_precision() -> None:
 def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="18x16 does not divide by its factor 4"):
         make().grid(18, 16)
-    with pytest.raises(ValueError, match="width 16 does not divide by 3 heads"):
+    with pytest.raises(ValueError, match="16 features do not divide by 3 heads"):
         make(heads=3)

@@ -66,10 +66,10 @@ VQ = "{name: vq, channels: [8, 8, 16, 16], num_codes: 32, code_dim: %s}"
 WINDOW = "sliding_window: 32"  # shorter than the sequences here, and two layers of it see the image
 ENCODERS = {
     "siglip": Option(
-        "{name: siglip, width: 32, layers: 1, heads: 2, intermediate: 48, patch_size: 8, image_size: 32, "
-        "pixels: {height: 32, width: 32}}"
+        "{name: siglip, feature_dim: 32, layers: 1, heads: 2, intermediate: 48, patch_size: 8, "
+        "image_size: 32, pixels: {height: 32, width: 32}}"
     ),
-    "vit": Option("{name: vit, width: 32, layers: 1, heads: 2, stem: [8, 16, 32]}"),
+    "vit": Option("{name: vit, feature_dim: 32, layers: 1, heads: 2, stem: [8, 16, 32]}"),
     "siglip2": hf_vision("siglip2_vision_model", "num_patches: 16"),
     "clip": hf_vision("clip_vision_model", f"image_size: {SIDE}"),
     "dinov2": hf_vision("dinov2", f"image_size: {SIDE}"),
@@ -85,8 +85,8 @@ ENCODERS = {
         f"{{name: tokenizer-features, height: 32, width: 32, tokenizer: {VQ % 5}}}", width=5
     ),
     "joined": Option(
-        "{name: joined, encoders: [{name: vit, width: 16, layers: 1, heads: 2, stem: [8, 16, 32]}, "
-        "{name: vit, width: 8, layers: 1, heads: 2, stem: [8, 8, 8]}]}",
+        "{name: joined, encoders: [{name: vit, feature_dim: 16, layers: 1, heads: 2, stem: [8, 16, 32]}, "
+        "{name: vit, feature_dim: 8, layers: 1, heads: 2, stem: [8, 8, 8]}]}",
         width=24,
     ),
     "efficientnet-lite0": Option("{name: efficientnet-lite0, height: 64, width: 128}", width=1280),
@@ -98,7 +98,7 @@ ADAPTORS = {
     "hybrid": Option("hybrid"),
     "pixel-unshuffle": Option("pixel-unshuffle", keeps=False),
     "perceiver": Option(
-        "{name: perceiver, queries: 3, layers: 1, heads: 4, kv_heads: 2, head_width: 8}", keeps=False
+        "{name: perceiver, queries: 3, layers: 1, heads: 4, kv_heads: 2, head_dim: 8}", keeps=False
     ),
     "ldp": Option("ldp", keeps=False),
 }

@@ -37,7 +37,7 @@ def given(model: JanusModel) -> dict[str, Arrays]:
     """Inputs of graphs other than the backbone's, of more rows and images than they are traced with."""
     chance, path, spec = np.random.default_rng(0), model.generation, model.understanding.encoder.pixels
     rows, images = 6, 3
-    hidden = chance.standard_normal((rows, model.backbone.width), np.float32)
+    hidden = chance.standard_normal((rows, model.backbone.hidden_size), np.float32)
     drawn = chance.integers(0, 256, (images, 3, path.height, path.width), np.uint8)
     one = {"temperature": np.array(0.7, np.float32)}
     return {
@@ -104,7 +104,7 @@ def assert_graphs_are_the_model(row: Any, plugins: Plugins, made_of: Mapping[str
     inputs = given(model)
     graphs = {graph.name: graph for graph in declare(model, ranges)}
     wanted = {name: in_torch(graphs[name], arrays) for name, arrays in inputs.items()}
-    x = torch.randn(2, TOKENS, model.backbone.width, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, TOKENS, model.backbone.hidden_size, generator=torch.Generator().manual_seed(1))
     states = model.backbone(x, positions=torch.arange(TOKENS).expand(2, -1)).numpy()
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
 

@@ -47,8 +47,8 @@ def assert_it_is_what_the_table_says(model: JanusModel, row: Any, table: ModuleT
     """What rules are about, and what each word stands for."""
     tokenizer, encoder = (table.TABLES[name][getattr(row, name)] for name in ("tokenizer", "encoder"))
     generation: Any = model.generation
-    assert model.understanding.encoder.width == encoder.width
-    assert model.backbone.width == table.WIDTH
+    assert model.understanding.encoder.feature_dim == encoder.width
+    assert model.backbone.hidden_size == table.WIDTH
     assert generation.embedding.embedding_dim == tokenizer.width
     assert len(generation.codebooks) == tokenizer.codes
     assert (generation.height, generation.width) == table.DRAWN

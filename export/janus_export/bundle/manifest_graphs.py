@@ -14,7 +14,7 @@ from janus_export.bundle.contract import MAGNITUDE
 from janus_export.bundle.graph_header import GraphHeader, TensorHeader
 
 SIZES: Mapping[str, tuple[str, str, str, int]] = {
-    "width": ("backbone", "inputs", "x", 2),
+    "hidden_size": ("backbone", "inputs", "x", 2),
     "vocab": ("sample_text", "inputs", "noise", 1),
     "sizes.codes": ("sample_image", "inputs", "noise", 1),
     "drawing": ("decode_image", "inputs", "codes", 1),

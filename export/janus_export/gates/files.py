@@ -163,7 +163,7 @@ def sizes(subject: Subject) -> Iterator[Check]:
     path, spec = model.generation, model.understanding.encoder.pixels
     wanted = {
         "context": model.backbone.context,
-        "width": model.backbone.width,
+        "hidden_size": model.backbone.hidden_size,
         "vocab": model.backbone.vocab_size,
         "drawing": path.num_tokens,
         "pad": processor.pad_id,
@@ -182,7 +182,7 @@ def sizes(subject: Subject) -> Iterator[Check]:
     }
     fixed = {
         "understand.pixels": [3, spec.height, spec.width],
-        "understand.embeddings": [model.understanding.num_tokens, model.backbone.width],
+        "understand.embeddings": [model.understanding.num_tokens, model.backbone.hidden_size],
         "decode_image.codes": [path.num_tokens, *codes_shape(path.sizes)],
         "decode_image.pixels": [3, path.height, path.width],
     }

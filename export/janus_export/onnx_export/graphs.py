@@ -128,7 +128,7 @@ def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] 
     """
     dtype = next(model.backbone.parameters()).dtype  # type: ignore[attr-defined]  # parts are modules
     backbone, spec = model.backbone, model.understanding.encoder.pixels
-    width, vocab = backbone.width, backbone.vocab_size
+    width, vocab = backbone.hidden_size, backbone.vocab_size
     rows, tokens, capacity, images = ranges.rows, ranges.tokens, ranges.capacity, ranges.images
     scalar = ()
     with explained("backbone", model):
@@ -191,7 +191,7 @@ def drawing_graphs(model: JanusModel, ranges: Ranges, dtype: torch.dtype) -> lis
     Raises:
         ExportError: the path draws without codes, or lacks one of the parts.
     """
-    path, width = model.generation, model.backbone.width
+    path, width = model.generation, model.backbone.hidden_size
     if lacks := [
         *(["sizes['codes']"] if "codes" not in path.sizes else []),
         *(f"the part '{name}'" for name in DRAWING if name not in path.parts()),

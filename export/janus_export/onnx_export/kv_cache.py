@@ -97,7 +97,7 @@ def cache_shapes(backbone: Backbone) -> list[tuple[tuple[int, int], tuple[int, i
     """
     weight = next(backbone.parameters())  # type: ignore[attr-defined]  # parts are modules
     cache = Shapes(weight.device)
-    x = torch.zeros(1, 1, backbone.width, dtype=weight.dtype, device=weight.device)
+    x = torch.zeros(1, 1, backbone.hidden_size, dtype=weight.dtype, device=weight.device)
     with torch.no_grad():
         backbone(x, positions=torch.zeros(1, 1, dtype=torch.int64, device=weight.device), cache=cache)
     if not cache.seen:

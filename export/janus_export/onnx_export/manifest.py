@@ -23,7 +23,7 @@ def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
     path, spec = model.generation, model.understanding.encoder.pixels
     return {
         "context": model.backbone.context,
-        "width": model.backbone.width,
+        "hidden_size": model.backbone.hidden_size,
         "text_sampler": model.config.text_sampler,
         "image_sampler": path.image_sampler,
         "suppressed_ids": list(processor.suppressed_ids),

@@ -27,21 +27,21 @@ class HybridAdaptor(nn.Module):
     published ones: ``high_up_proj``, ``low_up_proj``, ``layers.1``, ``layers.3``, ...
     """
 
-    def __init__(self, config: HybridConfig, input_width: int, output_width: int) -> None:
+    def __init__(self, config: HybridConfig, input_dim: int, output_dim: int) -> None:
         super().__init__()
-        if input_width % 2 or output_width % 2:
+        if input_dim % 2 or output_dim % 2:
             raise ConfigError(
                 f"adaptor 'hybrid' splits its input in two and gives each half of the backbone's width: "
-                f"both must be even, not {input_width} and {output_width}"
+                f"both must be even, not {input_dim} and {output_dim}"
             )
         if config.depth < 1:
             raise ConfigError(f"adaptor 'hybrid': depth must be at least 1, not {config.depth}")
         self.config = config
-        self.high_up_proj = nn.Linear(input_width // 2, output_width // 2)
-        self.low_up_proj = nn.Linear(input_width // 2, output_width // 2)
+        self.high_up_proj = nn.Linear(input_dim // 2, output_dim // 2)
+        self.low_up_proj = nn.Linear(input_dim // 2, output_dim // 2)
         layers: list[nn.Module] = []
         for _ in range(config.depth - 1):
-            layers += [nn.GELU(), nn.Linear(output_width, output_width)]
+            layers += [nn.GELU(), nn.Linear(output_dim, output_dim)]
         self.layers = nn.Sequential(*layers)
 
     def num_tokens(self, grid: tuple[int, int]) -> int:

@@ -21,12 +21,12 @@ class IdentityAdaptor(nn.Module):
         ConfigError: the widths differ.
     """
 
-    def __init__(self, config: IdentityConfig, input_width: int, output_width: int) -> None:
+    def __init__(self, config: IdentityConfig, input_dim: int, output_dim: int) -> None:
         super().__init__()
-        if input_width != output_width:
+        if input_dim != output_dim:
             raise ConfigError(
-                f"adaptor 'identity' cannot join features of width {input_width} to a backbone of width "
-                f"{output_width}: choose 'linear' or 'mlp', or equal widths"
+                f"adaptor 'identity' cannot join features of width {input_dim} to a backbone of width "
+                f"{output_dim}: choose 'linear' or 'mlp', or equal widths"
             )
         self.config = config
 

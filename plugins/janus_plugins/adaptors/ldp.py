@@ -23,14 +23,14 @@ class LdpConfig(ComponentConfig):
 class LdpAdaptor(nn.Module):
     """Carries features (N, P, C) of a grid h x w to (N, ceil(h / 2) * ceil(w / 2), D), rows first."""
 
-    def __init__(self, config: LdpConfig, input_width: int, output_width: int) -> None:
+    def __init__(self, config: LdpConfig, input_dim: int, output_dim: int) -> None:
         super().__init__()
         self.config = config
         self.mlp = nn.Sequential(
-            nn.Linear(input_width, output_width), nn.GELU(), nn.Linear(output_width, output_width)
+            nn.Linear(input_dim, output_dim), nn.GELU(), nn.Linear(output_dim, output_dim)
         )
-        self.refine = MobileBlock(output_width, stride=1)
-        self.halve = MobileBlock(output_width, stride=2)
+        self.refine = MobileBlock(output_dim, stride=1)
+        self.halve = MobileBlock(output_dim, stride=2)
 
     def num_tokens(self, grid: tuple[int, int]) -> int:
         """One for every other row and column, the first among them."""
@@ -66,8 +66,8 @@ class MobileBlock(nn.Module):
         super().__init__()
         self.depthwise = nn.Conv2d(width, width, 3, stride, padding=1, groups=width, bias=False)
         self.depthwise_norm = ChannelNorm(width)
-        self.squeeze = nn.Conv2d(width, gate_width(width), 1)
-        self.excite = nn.Conv2d(gate_width(width), width, 1)
+        self.squeeze = nn.Conv2d(width, gate_dim(width), 1)
+        self.excite = nn.Conv2d(gate_dim(width), width, 1)
         self.pointwise = nn.Conv2d(width, width, 1, bias=False)
         self.pointwise_norm = ChannelNorm(width)
 
@@ -84,7 +84,7 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-def gate_width(width: int) -> int:
+def gate_dim(width: int) -> int:
     """Return MobileNetV3's width inside the gate: the multiple of 8 next to a quarter, not far below it."""
     quarter = width // 4
     rounded = max(8, (quarter + 4) // 8 * 8)

@@ -19,10 +19,10 @@ class LinearConfig(ComponentConfig):
 class LinearAdaptor(nn.Module):
     """Carries features (N, P, C) to (N, P, D). JanusFlow's understanding path uses it."""
 
-    def __init__(self, config: LinearConfig, input_width: int, output_width: int) -> None:
+    def __init__(self, config: LinearConfig, input_dim: int, output_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.layers = nn.Linear(input_width, output_width, bias=config.bias)
+        self.layers = nn.Linear(input_dim, output_dim, bias=config.bias)
 
     def num_tokens(self, grid: tuple[int, int]) -> int:
         """As many as come in."""

@@ -22,14 +22,14 @@ class MlpAdaptor(nn.Module):
     The keys are the published ones: ``layers.0``, ``layers.2``, ...
     """
 
-    def __init__(self, config: MlpConfig, input_width: int, output_width: int) -> None:
+    def __init__(self, config: MlpConfig, input_dim: int, output_dim: int) -> None:
         super().__init__()
         if config.depth < 1:
             raise ConfigError(f"adaptor 'mlp': depth must be at least 1, not {config.depth}")
         self.config = config
-        layers: list[nn.Module] = [nn.Linear(input_width, output_width)]
+        layers: list[nn.Module] = [nn.Linear(input_dim, output_dim)]
         for _ in range(config.depth - 1):
-            layers += [nn.GELU(), nn.Linear(output_width, output_width)]
+            layers += [nn.GELU(), nn.Linear(output_dim, output_dim)]
         self.layers = nn.Sequential(*layers)
 
     def num_tokens(self, grid: tuple[int, int]) -> int:

@@ -41,12 +41,12 @@ class PerceiverConfig(ComponentConfig):
     layers: int = 3  # in each, the queries look at the features once
     heads: int = 16  # of attention
     kv_heads: int = 4  # keys and values of one serve heads / kv_heads of the queries' heads
-    head_width: int = 96  # of each head
+    head_dim: int = 96  # of each head
     intermediate: int | None = None  # inside the first MLP, C -> D; None: 4 D; Idefics2: 14336, D being 4096
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""
-        check_sizes(self, queries=1, layers=1, heads=1, kv_heads=1, head_width=1)
+        check_sizes(self, queries=1, layers=1, heads=1, kv_heads=1, head_dim=1)
         if self.heads % self.kv_heads:
             raise ValueError(f"heads: {self.heads} do not share {self.kv_heads} kv_heads evenly.")
 
@@ -57,14 +57,14 @@ class PerceiverAdaptor(nn.Module):
     Where a feature lies, it says itself: vision transformers add positions before their first block.
     """
 
-    def __init__(self, config: PerceiverConfig, input_width: int, output_width: int) -> None:
+    def __init__(self, config: PerceiverConfig, input_dim: int, output_dim: int) -> None:
         super().__init__()
         if config.pretrained:
             check_description(config, resolve_pretrained(config.pretrained, config.revision))
         self.config = config
-        inside = config.intermediate or 4 * output_width
-        self.modality_projection = GatedMlp(input_width, inside, output_width)
-        self.perceiver_resampler = Resampler(config, output_width)
+        inside = config.intermediate or 4 * output_dim
+        self.modality_projection = GatedMlp(input_dim, inside, output_dim)
+        self.perceiver_resampler = Resampler(config, output_dim)
 
     def num_tokens(self, grid: tuple[int, int]) -> int:
         """As many as there are queries, whatever the grid."""
@@ -88,7 +88,7 @@ DESCRIBED = {
     "layers": "resampler_depth",
     "heads": "resampler_n_heads",
     "kv_heads": "num_key_value_heads",
-    "head_width": "resampler_head_dim",
+    "head_dim": "resampler_head_dim",
 }
 """Options, by what transformers calls them in the config of Idefics2."""
 
@@ -150,8 +150,8 @@ class ResamplerAttention(nn.Module):
 
     def __init__(self, config: PerceiverConfig, width: int) -> None:
         super().__init__()
-        self.head_width, self.shared_by = config.head_width, config.heads // config.kv_heads
-        inside, shared = config.heads * config.head_width, config.kv_heads * config.head_width
+        self.head_dim, self.shared_by = config.head_dim, config.heads // config.kv_heads
+        inside, shared = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self.q_proj = nn.Linear(width, inside, bias=False)
         self.k_proj = nn.Linear(width, shared, bias=False)
         self.v_proj = nn.Linear(width, shared, bias=False)
@@ -160,7 +160,7 @@ class ResamplerAttention(nn.Module):
     def forward(self, latents: Tensor, context: Tensor) -> Tensor:
         seen = torch.cat([context, latents], dim=1)  # (N, P + queries, D)
         q, k, v = (
-            x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)  # (N, heads, positions, head_width)
+            x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (N, heads, positions, head_dim)
             for x in (self.q_proj(latents), self.k_proj(seen), self.v_proj(seen))
         )
         k, v = (x.repeat_interleave(self.shared_by, dim=1) for x in (k, v))
@@ -170,11 +170,11 @@ class ResamplerAttention(nn.Module):
 class GatedMlp(nn.Module):
     """down(silu(gate(x)) * up(x)), without biases."""
 
-    def __init__(self, width: int, inside: int, output_width: int) -> None:
+    def __init__(self, width: int, inside: int, output_dim: int) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(width, inside, bias=False)
         self.up_proj = nn.Linear(width, inside, bias=False)
-        self.down_proj = nn.Linear(inside, output_width, bias=False)
+        self.down_proj = nn.Linear(inside, output_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

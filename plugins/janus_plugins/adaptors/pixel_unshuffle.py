@@ -37,14 +37,14 @@ class PixelUnshuffleAdaptor(nn.Module):
     A token's features lie side by side as they lie in the image: the square's upper row first.
     """
 
-    def __init__(self, config: PixelUnshuffleConfig, input_width: int, output_width: int) -> None:
+    def __init__(self, config: PixelUnshuffleConfig, input_dim: int, output_dim: int) -> None:
         super().__init__()
         self.config = config
-        joined = config.factor**2 * input_width
+        joined = config.factor**2 * input_dim
         self.norm = nn.LayerNorm(joined) if config.norm else nn.Identity()
-        layers: list[nn.Module] = [nn.Linear(joined, output_width, bias=config.bias)]
+        layers: list[nn.Module] = [nn.Linear(joined, output_dim, bias=config.bias)]
         for _ in range(config.depth - 1):
-            layers += [nn.GELU(), nn.Linear(output_width, output_width, bias=config.bias)]
+            layers += [nn.GELU(), nn.Linear(output_dim, output_dim, bias=config.bias)]
         self.layers = nn.Sequential(*layers)
 
     def num_tokens(self, grid: tuple[int, int]) -> int:

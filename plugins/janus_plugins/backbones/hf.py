@@ -103,7 +103,7 @@ class HfBackbone(nn.Module):
                 f"'{family.model_type}' changes its logits by {sorted(strange)}, which is not known here:"
                 " add the rule to HfBackbone.logits and its family to the parity test"
             )
-        self.width: int = family.hidden_size
+        self.hidden_size: int = family.hidden_size
         self.context: int = family.max_position_embeddings
         embedding = model.get_input_embeddings()
         # Gemma's table scales what it looks up. Images skip the table, so the scale moves to forward.

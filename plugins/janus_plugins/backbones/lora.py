@@ -88,7 +88,7 @@ class LoraBackbone(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = build(config.backbone)
-        self.width: int = self.backbone.width
+        self.hidden_size: int = self.backbone.hidden_size
         self.context: int = self.backbone.context
         adapters = PeftConfig(
             r=config.rank,
@@ -198,7 +198,7 @@ def adaptable(backbone: Any) -> list[str]:
     hooks = [one.register_forward_pre_hook(lambda module, _: called.append(module)) for one in linear]
     weight = next(backbone.parameters())
     with torch.no_grad():
-        backbone.logits(torch.zeros(1, backbone.width, device=weight.device, dtype=weight.dtype))
+        backbone.logits(torch.zeros(1, backbone.hidden_size, device=weight.device, dtype=weight.dtype))
     for hook in hooks:
         hook.remove()
     return [f"backbone.{name}" for module, name in linear.items() if module not in called]

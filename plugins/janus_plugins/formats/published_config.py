@@ -16,8 +16,8 @@ from janus_plugins.formats.preparation import (
     write_pixels,
 )
 
-LARGE = {"width": 1024, "layers": 24, "heads": 16, "intermediate": 4096, "patch_size": 16}
-SO400M = {"width": 1152, "layers": 27, "heads": 16, "intermediate": 4304, "patch_size": 14}
+LARGE = {"feature_dim": 1024, "layers": 24, "heads": 16, "intermediate": 4096, "patch_size": 16}
+SO400M = {"feature_dim": 1152, "layers": 27, "heads": 16, "intermediate": 4304, "patch_size": 14}
 TOWERS = {
     "siglip_large_patch16_384": LARGE,
     "siglip_so400m_patch14_384": SO400M,
@@ -104,7 +104,7 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
             "model_type": "multi_modality",
             "vision_config": _section("CLIPVisionTower", "vision", _write_tower(encoder)),
             "aligner_config": _write_adaptor(
-                "aligner", config["understanding"]["adaptor"], encoder["width"], width
+                "aligner", config["understanding"]["adaptor"], encoder["feature_dim"], width
             ),
             "gen_vision_config": _section("VQ-16", "gen_vision", codes),
             "gen_aligner_config": _write_adaptor(
@@ -155,7 +155,7 @@ def read_tower(cls: str, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_tower(encoder: Mapping[str, Any]) -> dict[str, Any]:
-    sizes = {key: encoder[key] for key in ("width", "layers", "heads", "intermediate", "patch_size")}
+    sizes = {key: encoder[key] for key in ("feature_dim", "layers", "heads", "intermediate", "patch_size")}
     names = [name for name, known in TOWERS.items() if known == sizes]
     need(bool(names), "published", f"towers of the sizes {TOWERS}", sizes)
     need(encoder["activation"] == "gelu", "published", "exact GELU", encoder["activation"])
@@ -178,13 +178,13 @@ def _read_adaptor(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_adaptor(
-    model_type: str, adaptor: Mapping[str, Any], input_width: int, output_width: int
+    model_type: str, adaptor: Mapping[str, Any], input_dim: int, output_dim: int
 ) -> dict[str, Any]:
     kinds = {ours: theirs for theirs, ours in ADAPTORS.items()}
     need(adaptor["name"] in kinds, "published", f"adaptors {', '.join(kinds)}", adaptor["name"])
     need(adaptor.get("bias", True), "published", "biases in its linear adaptor", "none")
     params = {"projector_type": kinds[adaptor["name"]], "depth": adaptor.get("depth", 1)}
-    return _section("MlpProjector", model_type, {**params, "input_dim": input_width, "n_embed": output_width})
+    return _section("MlpProjector", model_type, {**params, "input_dim": input_dim, "n_embed": output_dim})
 
 
 def _check_drawing(generation: Mapping[str, Any]) -> None:

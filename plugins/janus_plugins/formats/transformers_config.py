@@ -41,7 +41,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         "understanding": {
             "encoder": {
                 "name": "siglip",
-                "width": vision.hidden_size,
+                "feature_dim": vision.hidden_size,
                 "layers": vision.num_hidden_layers,
                 "heads": vision.num_attention_heads,
                 "intermediate": int(vision.hidden_size * vision.mlp_ratio),
@@ -87,14 +87,14 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
     patches = encoder["image_size"] // encoder["patch_size"]
     written = JanusConfig(
         vision_config={
-            "hidden_size": encoder["width"],
+            "hidden_size": encoder["feature_dim"],
             "num_hidden_layers": _kept_layers(encoder),
             "num_attention_heads": encoder["heads"],
             "image_size": encoder["image_size"],
             "patch_size": encoder["patch_size"],
             "hidden_act": encoder["activation"],
             "layer_norm_eps": encoder["layer_norm_eps"],
-            "mlp_ratio": _ratio(encoder["width"], encoder["intermediate"]),
+            "mlp_ratio": _ratio(encoder["feature_dim"], encoder["intermediate"]),
             "projection_dim": width,
             "depth": understanding["adaptor"]["depth"],
             "num_image_tokens": patches**2,

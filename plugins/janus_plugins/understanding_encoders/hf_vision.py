@@ -94,7 +94,7 @@ class HfVisionEncoder(nn.Module):
             self.model = AutoModel.from_config(
                 copy.deepcopy(family), dtype=torch.get_default_dtype(), **self._options
             )
-        self.width: int = family.hidden_size
+        self.feature_dim: int = family.hidden_size
         self.patch = pair(family.patch_size)
         self.pixels = config.pixels or own_pixels(family, folder)
         spec = processor_settings(folder)
@@ -103,7 +103,7 @@ class HfVisionEncoder(nn.Module):
             warn_of_normalization(self.pixels, family.model_type, folder)
         named = self.model.named_parameters()
         sizes = {name.rsplit(".", 1)[-1]: weight.numel() for name, weight in named if "embeddings." in name}
-        self.special_tokens: int = sum(sizes.get(name, 0) for name in SPECIAL_TOKENS) // self.width
+        self.special_tokens: int = sum(sizes.get(name, 0) for name in SPECIAL_TOKENS) // self.feature_dim
         self.resizes = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
         if not -family.num_hidden_layers <= config.layer <= family.num_hidden_layers:
             raise ConfigError(

@@ -60,7 +60,7 @@ class Joined(nn.Module):
         self.config = config
         encoders = [build(one) for one in config.encoders]
         self.encoders = nn.ModuleList(encoders)
-        self.width: int = sum(one.width for one in encoders)
+        self.feature_dim: int = sum(one.feature_dim for one in encoders)
         specs: list[PixelSpec] = [one.pixels for one in encoders]
         rules = list(dict.fromkeys(spec.resize for spec in specs))
         if config.resize is None and len(rules) > 1:

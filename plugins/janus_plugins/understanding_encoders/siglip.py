@@ -44,7 +44,7 @@ from janus_plugins.sizes import check_heads, check_sizes
 class Tower:
     """What a SigLIP's weights are of. The defaults are the published L/16-384, as Janus runs it."""
 
-    width: int = 1024
+    feature_dim: int = 1024
     layers: int = 24
     heads: int = 16
     intermediate: int = 4096
@@ -72,7 +72,7 @@ class SiglipConfig(ComponentConfig):
     written.
     """
 
-    width: int | None = None  # C; L/16-384: 1024
+    feature_dim: int | None = None  # C; L/16-384: 1024
     layers: int | None = None  # transformer blocks; 24
     heads: int | None = None  # of attention; 16
     intermediate: int | None = None  # width inside each MLP; 4096
@@ -87,10 +87,10 @@ class SiglipConfig(ComponentConfig):
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""
-        least = ("width", "layers", "heads", "intermediate", "patch_size", "image_size")
+        least = ("feature_dim", "layers", "heads", "intermediate", "patch_size", "image_size")
         check_sizes(self, **{name: 1 for name in least if getattr(self, name) is not None})
-        if self.width and self.heads:
-            check_heads(self.width, self.heads)
+        if self.feature_dim and self.heads:
+            check_heads(self.feature_dim, self.heads)
 
 
 class SiglipEncoder(nn.Module):
@@ -105,8 +105,8 @@ class SiglipEncoder(nn.Module):
         path = resolve_pretrained(config.pretrained, config.revision) if config.pretrained else None
         folder = describing_folder(path) if path else None
         self.tower = tower = chosen_tower(config, path)
-        check_heads(tower.width, tower.heads)
-        self.width = tower.width
+        check_heads(tower.feature_dim, tower.heads)
+        self.feature_dim = tower.feature_dim
         spec = described_pixels(folder) if folder else {}
         size = {"height": tower.image_size, "width": tower.image_size}
         self.pixels = config.pixels or PixelSpec(**{**size, **spec})
@@ -114,7 +114,7 @@ class SiglipEncoder(nn.Module):
         self.config = replace(config, pretrained=None, revision=None, pixels=self.pixels, **asdict(tower))
         self.model = SiglipVisionModel(
             SiglipVisionConfig(
-                hidden_size=tower.width,
+                hidden_size=tower.feature_dim,
                 intermediate_size=tower.intermediate,
                 num_hidden_layers=kept_layers(tower.layers, tower.select_layer),
                 num_attention_heads=tower.heads,
@@ -264,7 +264,7 @@ def read_description(path: Path) -> dict[str, Any]:
         )
     ratio = getattr(vision, "mlp_ratio", None)  # transformers' Janus has it in the place of intermediate_size
     return {
-        "width": vision.hidden_size,
+        "feature_dim": vision.hidden_size,
         "layers": vision.num_hidden_layers,
         "heads": vision.num_attention_heads,
         "intermediate": int(vision.hidden_size * ratio) if ratio else vision.intermediate_size,

@@ -59,7 +59,7 @@ class TokenizerFeatures(nn.Module):
                 f"tokenizer-features needs codes with vectors, and those of '{config.tokenizer.name}' have "
                 "none: choose a tokenizer with a codebook, such as vq or llamagen"
             )
-        self.width = self.tokenizer.code_dim * len(self.tokenizer.codebooks)
+        self.feature_dim = self.tokenizer.code_dim * len(self.tokenizer.codebooks)
         low, high = self.tokenizer.value_range
         mean, std = -low / (high - low), 1 / (high - low)  # (x - mean) / std carries [0, 1] to the range
         self.pixels = PixelSpec(

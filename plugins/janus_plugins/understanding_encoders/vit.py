@@ -20,7 +20,7 @@ from janus_plugins.sizes import check_heads, check_sizes
 class VitConfig(ComponentConfig):
     """Sizes of a `Vit`."""
 
-    width: int = 96  # C
+    feature_dim: int = 96  # C
     layers: int = 3  # transformer blocks
     heads: int = 4  # attention heads a block
     stem: list[int] = field(default_factory=lambda: [24, 48, 96])  # channels; each halves the grid
@@ -28,8 +28,8 @@ class VitConfig(ComponentConfig):
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""
-        check_sizes(self, width=1, layers=1, heads=1, stem=1)
-        check_heads(self.width, self.heads)
+        check_sizes(self, feature_dim=1, layers=1, heads=1, stem=1)
+        check_heads(self.feature_dim, self.heads)
 
 
 class Block(nn.Module):
@@ -57,17 +57,17 @@ class Vit(nn.Module):
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
         self.config = config
-        self.width, self.pixels = config.width, config.pixels
+        self.feature_dim, self.pixels = config.feature_dim, config.pixels
         self.factor = 2 ** len(config.stem)
         self.native = self.grid(config.pixels.height, config.pixels.width)
 
         stem: list[nn.Module] = []
         for channels, out in zip([3, *config.stem], config.stem, strict=False):
             stem += [nn.Conv2d(channels, out, 3, stride=2, padding=1), nn.GroupNorm(1, out), nn.GELU()]
-        self.stem = nn.Sequential(*stem, nn.Conv2d([3, *config.stem][-1], config.width, 1))
-        self.positions = nn.Parameter(0.02 * torch.randn(1, config.width, *self.native))
-        self.blocks = nn.Sequential(*(Block(config.width, config.heads) for _ in range(config.layers)))
-        self.norm = nn.LayerNorm(config.width)
+        self.stem = nn.Sequential(*stem, nn.Conv2d([3, *config.stem][-1], config.feature_dim, 1))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, config.feature_dim, *self.native))
+        self.blocks = nn.Sequential(*(Block(config.feature_dim, config.heads) for _ in range(config.layers)))
+        self.norm = nn.LayerNorm(config.feature_dim)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """One feature for each cell that the stem leaves."""

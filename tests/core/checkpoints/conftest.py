@@ -36,7 +36,7 @@ def tiny(**backbone: Any) -> dict[str, Any]:
         "understanding": {
             "encoder": {
                 "name": "siglip",
-                "width": 32,
+                "feature_dim": 32,
                 "layers": 2,
                 "heads": 2,
                 "intermediate": 64,

@@ -25,10 +25,10 @@ class MixesConfig(ComponentConfig):
     strength: float = 1.0  # of the mixing
 
 class Mixes(nn.Module):
-    def __init__(self, config, input_width, output_width):
+    def __init__(self, config, input_dim, output_dim):
         super().__init__()
         self.config = config
-        self.layer = nn.Linear(input_width, output_width)
+        self.layer = nn.Linear(input_dim, output_dim)
     def num_tokens(self, grid):
         return grid[0] * grid[1]
     def forward(self, features, grid):
@@ -120,7 +120,7 @@ def test_a_head_is_checked_for_several_codes_unless_it_refuses_them(tmp_path: Pa
     [
         (["mlp"], "'mlp' means 2 components: write adaptors:mlp or heads:mlp"),
         (["vitt"], "Did you mean 'vit'?"),
-        (["vit", "widht=3"], "Did you mean 'width'?"),
+        (["vit", "feature_dmi=3"], "Did you mean 'feature_dim'?"),
         (["hf-vision"], "give config"),
         (["formats:published"], "write a test"),
     ],

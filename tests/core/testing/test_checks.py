@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.config = Config()
-        self.width, self.pixels = 4, PixelSpec(height=8, width=8)
+        self.feature_dim, self.pixels = 4, PixelSpec(height=8, width=8)
         self.cut = nn.Conv2d(3, 4, 4, stride=4)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:

@@ -217,7 +217,7 @@ def test_names_what_it_has_no_part_for(
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("understanding.encoder.width", 768),
+        ("understanding.encoder.feature_dim", 768),
         ("understanding.encoder.activation", "gelu_pytorch_tanh"),
         ("understanding.encoder.pixels.resize", "crop"),
         ("understanding.encoder.pixels.fill", [0, 0, 0]),

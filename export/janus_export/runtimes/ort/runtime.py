@@ -103,7 +103,7 @@ class OnnxRuntime:
         self.context: int = model["context"]
         self.text_sampler: str = model["text_sampler"]
         self.image_sampler: str = model["image_sampler"]
-        self.width: int = model["width"]
+        self.hidden_size: int = model["hidden_size"]
         self.sizes: Mapping[str, int] = session_sizes(model)
         self._opened: dict[str, OnnxGraph] = {}
 

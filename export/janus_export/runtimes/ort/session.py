@@ -137,7 +137,7 @@ class OnnxSession:
         self.write_index = allocate((rows,), "int64", device)
         self.mask = allocate((rows, 1, 1, self.slots.capacity), "bool", device)
         self.stepping = self._backbone(positions=self.positions, mask=self.mask, write_index=self.write_index)
-        wide = (rows, 1, self.runtime.width)
+        wide = (rows, 1, self.runtime.hidden_size)
         self.stepping.input("x", self.x, wide)
         self.stepping.output("hidden", self.hidden, wide)
 
@@ -161,6 +161,6 @@ class OnnxSession:
 
     def _between(self, name: str, rows: int) -> Buffer:
         if (name, rows) not in self.between:
-            shape = (rows, self.runtime.width)
+            shape = (rows, self.runtime.hidden_size)
             self.between[name, rows] = allocate(shape, self.runtime.dtype, self.runtime.device)
         return self.between[name, rows]

@@ -72,7 +72,7 @@ class TensorRTRuntime:
         self.context: int = min(model["context"], self.engines.capacity)
         self.text_sampler: str = model["text_sampler"]
         self.image_sampler: str = model["image_sampler"]
-        self.width: int = model["width"]
+        self.hidden_size: int = model["hidden_size"]
         self.dtype: str = self.bundle.manifest["variants"][self.variant]["dtype"]
         self.sizes: Mapping[str, int] = session_sizes(model)
         self._opened: dict[str, Engine] = {}

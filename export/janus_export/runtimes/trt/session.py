@@ -206,7 +206,7 @@ class TensorRTSession:
 
     def _between(self, name: str, rows: int) -> DeviceTensor:
         if (name, rows) not in self.between:
-            shape = (rows, self.runtime.width)
+            shape = (rows, self.runtime.hidden_size)
             self.between[name, rows] = DeviceTensor.zeros(self.gpu, shape, self.runtime.dtype)
         return self.between[name, rows]
 
