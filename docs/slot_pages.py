@@ -23,15 +23,15 @@ from janus_modular.registry import SLOTS, Hooks, slot_label
 
 FOLDER = "reference/slots"
 REFERS: dict[str, tuple[str, ...]] = {
-    "understanding_encoders": ("interfaces.PixelSpec", "roles.ReadsPretrained"),
+    "understanding_encoders": ("interfaces.PixelSpec", "protocols.ReadsPretrained"),
     "generation": ("sampling.sample_with_noise",),
-    "sampling_loops": ("roles.Session", "sequence.Sequence", "sequence.unconditional"),
+    "sampling_loops": ("protocols.Session", "sequence.Sequence", "sequence.unconditional"),
     "backbones": ("interfaces.Cache",),
     "sources": (
         *(f"sequence.{name}" for name in ("Sample", "Message", "Text", "ImageInput", "ImageTarget")),
-        "roles.Fingerprinted",
+        "protocols.Fingerprinted",
     ),
-    "formats": ("roles.ReadsPretrained",),
+    "formats": ("protocols.ReadsPretrained",),
 }
 """By slot: what its interface speaks of, in the modules of janus_modular."""
 

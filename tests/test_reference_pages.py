@@ -150,12 +150,12 @@ def test_every_field_is_documented(section: str):
 
 
 WORDS = {
-    "understanding_encoders": ["interfaces.PixelSpec", "roles.ReadsPretrained"],
+    "understanding_encoders": ["interfaces.PixelSpec", "protocols.ReadsPretrained"],
     "generation": ["interfaces.GenerationPath", "sampling.sample_with_noise"],
-    "sampling_loops": ["roles.Sampling", "roles.Session", "sequence.unconditional"],
+    "sampling_loops": ["protocols.Sampling", "protocols.Session", "sequence.unconditional"],
     "backbones": ["interfaces.Backbone", "interfaces.Cache"],
-    "sources": ["roles.Source", "sequence.Sample", "sequence.Message", "sequence.ImageTarget"],
-    "formats": ["roles.CheckpointFormat", "roles.ReadsPretrained"],
+    "sources": ["protocols.Source", "sequence.Sample", "sequence.Message", "sequence.ImageTarget"],
+    "formats": ["protocols.CheckpointFormat", "protocols.ReadsPretrained"],
 }
 
 
