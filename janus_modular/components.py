@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from janus_modular.config.errors import Fault, config_error
+from janus_modular.config.errors import FieldError, config_error
 from janus_modular.config.size_limits import largest_numbers
 from janus_modular.errors import ConfigError, DescriptionError, JanusError
 from janus_modular.interfaces import ComponentSpec
@@ -42,7 +42,7 @@ class Builder:
                 raise  # nothing that other options would cure
             if isinstance(error, DescriptionError):
                 raise self._contradiction(part, error) from error
-            if isinstance(error, JanusError) and (not isinstance(error, ConfigError) or error.faults):
+            if isinstance(error, JanusError) and (not isinstance(error, ConfigError) or error.errors):
                 raise
             reason = _told(error, part.slot)
             if isinstance(error, MemoryError | OverflowError) or "memory" in reason or "overflow" in reason:
@@ -59,21 +59,21 @@ class Builder:
     def _contradiction(self, part: ComponentSpec, error: DescriptionError) -> ConfigError:
         """Return the error that says, for each option, what the weights' own description says instead."""
         path = self.paths.get(id(part), part.slot)
-        cure = f"{path}.{error.drop}=null takes all of it from there." if error.drop else ""
-        faults = [
-            Fault(
+        hint = f"{path}.{error.drop}=null takes all of it from there." if error.drop else ""
+        errors = [
+            FieldError(
                 f"{path}.{one.key}",
                 f"found {one.written!r}",
                 f"{one.described!r}, as {error.source} describes its weights",
-                cure if one is error.differences[-1] else "",
+                hint if one is error.differences[-1] else "",
             )
             for one in error.differences
         ]
-        return config_error(faults, of_components=False)
+        return config_error(errors, of_components=False)
 
     def _refusal(self, part: ComponentSpec, entry: Entry[Any], reason: str) -> ConfigError:
         found = f"{entry} cannot be built: {reason}"
-        return config_error([Fault(self.paths.get(id(part), part.slot), found, "")])
+        return config_error([FieldError(self.paths.get(id(part), part.slot), found, "")])
 
 
 def _told(error: Exception, slot: str) -> str:

@@ -26,9 +26,9 @@ def escaped(text: str) -> str:
 class ConfigError(JanusError):
     """A configuration that cannot be built; lists every fault with its path."""
 
-    def __init__(self, message: str, faults: Sequence[object] = ()) -> None:
+    def __init__(self, message: str, errors: Sequence[object] = ()) -> None:
         super().__init__(message)
-        self.faults = list(faults)  # `janus_modular.config.Fault`s, for programs
+        self.errors = list(errors)  # `janus_modular.config.FieldError`s, for programs
 
 
 @dataclass(frozen=True)

@@ -61,13 +61,13 @@ class PixelSpec:
     def __post_init__(self) -> None:
         """Refuse a size that no image has."""
         sides = {"height": self.height, "width": self.width}
-        faults = [f"{name}: {side}; expected at least 1." for name, side in sides.items() if side < 1]
+        errors = [f"{name}: {side}; expected at least 1." for name, side in sides.items() if side < 1]
         for name, values in {"mean": self.mean, "std": self.std}.items():
             least = 0 if name == "std" else -inf
             if len(values) != 3 or not all(isfinite(value) and value > least for value in values):
-                faults.append(f"{name}: {values}; expected three numbers{', above 0' if not least else ''}.")
-        if faults:
-            raise ValueError("\n".join(faults))
+                errors.append(f"{name}: {values}; expected three numbers{', above 0' if not least else ''}.")
+        if errors:
+            raise ValueError("\n".join(errors))
 
 
 class UnderstandingEncoder(Protocol):

@@ -22,7 +22,7 @@ from zlib import crc32
 import pytest
 from hypothesis import settings
 
-from janus_modular.plugins import Announcement, Plugins, set_default_plugins
+from janus_modular.plugins import EntryPointInfo, Plugins, set_default_plugins
 from janus_modular.plugins.entry_points import GROUP
 
 ROOT = Path(__file__).parents[1]
@@ -65,10 +65,10 @@ def mutations() -> ModuleType:
     return module
 
 
-def announced() -> list[Announcement]:
+def announced() -> list[EntryPointInfo]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     return [
-        Announcement(match["slot"], name, module, project["name"], project["version"])
+        EntryPointInfo(match["slot"], name, module, project["name"], project["version"])
         for group, points in project["entry-points"].items()
         if (match := GROUP.fullmatch(group))
         for name, module in points.items()

@@ -188,11 +188,11 @@ def test_the_examples_of_a_page_run(
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(block.body, "utf-8")
         elif block.mark and block.language == "python":
-            set_default_plugins(Plugins(plugins.announcements))
+            set_default_plugins(Plugins(plugins.entry_points))
             exec(compile(block.body, where, "exec"), names)
         elif block.mark:
             for words in commands(block.body):
-                set_default_plugins(Plugins(plugins.announcements))
+                set_default_plugins(Plugins(plugins.entry_points))
                 assert ran(words) == 0, f"{where}: {shlex.join(words)}"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from janus_modular.checkpoints import native
 from janus_modular.checkpoints.merging import merge_adapters
 from janus_modular.checkpoints.opening import build_format, open_lazily
-from janus_modular.config import load, module_path, parts_in, resolve, to_plain
+from janus_modular.config import component_specs, load, module_path, resolve, to_plain
 from janus_modular.config.overrides import parse
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckpointError
@@ -61,7 +61,7 @@ def convert(
     if Path(target).absolute() == opened.folder.absolute():
         raise CheckpointError(f"{target} is what is to be converted. Choose another folder to write to.")
     outcome = load_weights(opened.model, opened.tensors.items(), device="meta")  # names and shapes alone
-    outcome.check(str(opened.folder), [module_path(path) for path, _ in parts_in(opened.model.config)])
+    outcome.check(str(opened.folder), [module_path(path) for path, _ in component_specs(opened.model.config)])
     opened = merge_adapters(opened, plugins) if merge else opened
     save_as(
         format_name,

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from janus_modular.config import parts_in
+from janus_modular.config import component_specs
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError
 from janus_modular.interfaces import ComponentConfig
@@ -114,7 +114,7 @@ def _trained(config: ModelConfig) -> ComponentConfig | None:
 
     One backbone may wrap another, and its own weights be adapters: the innermost has the vocabulary.
     """
-    backbones = [one for _, one in parts_in(config.backbone) if one.slot == config.backbone.slot]
+    backbones = [one for _, one in component_specs(config.backbone) if one.slot == config.backbone.slot]
     return next((one.config for one in reversed(backbones) if one.config.pretrained), None)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from janus_modular.checkpoints import native
 from janus_modular.checkpoints.opening import LazyCheckpoint
-from janus_modular.config import module_path, parts_in
+from janus_modular.config import component_specs, module_path
 from janus_modular.plugins import Plugins
 from janus_modular.protocols import Merges
 from janus_modular.weights.files import Weights
@@ -24,7 +24,8 @@ def merge_adapters(opened: LazyCheckpoint, plugins: Plugins | None = None) -> La
     Nothing is read yet: a tensor is merged when it is asked for, and not kept.
     """
     modules = {
-        path: opened.model.get_submodule(module_path(path)) for path, _ in parts_in(opened.model.config)
+        path: opened.model.get_submodule(module_path(path))
+        for path, _ in component_specs(opened.model.config)
     }
     path = next((path for path, module in modules.items() if hasattr(module, "merged")), None)
     if path is None:
@@ -38,7 +39,7 @@ def merge_adapters(opened: LazyCheckpoint, plugins: Plugins | None = None) -> La
         **{prefix + name: read for name, read in made.items()},
     }
     config = deepcopy(opened.model.config)
-    place = dict(parts_in(config))[path]
+    place = dict(component_specs(config))[path]
     place.name, place.config = instead.name, deepcopy(instead.config)
     model = native.blank(config, plugins)
     model.pretrained, model.recorded = opened.model.pretrained, opened.model.recorded

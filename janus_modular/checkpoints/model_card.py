@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from janus_modular.config import module_path, parts_in
+from janus_modular.config import component_specs, module_path
 from janus_modular.model.model import JanusModel
 
 
@@ -15,7 +15,7 @@ def model_card(model: JanusModel, name: str, record: Mapping[str, Any]) -> str:
     """Describe a model that is saved as ``name``; ``record`` is its config.json."""
     rows = [
         f"| {path} | {part.name} | {millions(model.get_submodule(module_path(path))):,.3f} |"
-        for path, part in parts_in(model.config)
+        for path, part in component_specs(model.config)
     ]
     sources = [
         f"- {one['slot']} `{one['name']}`: `{one['source']}`"

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from janus_modular.checkpoints.model_card import model_card
+from janus_modular.config import component_specs, module_path, resolve, to_plain
 from janus_modular.config import load as load_config
-from janus_modular.config import module_path, parts_in, resolve, to_plain
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckpointError, JanusError, PluginError
 from janus_modular.foreign import foreign_errors, naming, read_json
@@ -145,7 +145,7 @@ def check_rebuilds(
         for name, tensor in written.items()
         if tensor.dtype not in DTYPES
     ]
-    outcome.check(what, [module_path(path) for path, _ in parts_in(model.config)])
+    outcome.check(what, [module_path(path) for path, _ in component_specs(model.config)])
 
 
 def plugins_of(model: JanusModel, plugins: Plugins) -> list[dict[str, str | None]]:
@@ -155,10 +155,10 @@ def plugins_of(model: JanusModel, plugins: Plugins) -> list[dict[str, str | None
     nobody knows is left out, and is an error to whoever asks for it.
     """
     plugins = plugins.as_recorded(model.recorded)
-    found = plugins.needed(part for _, part in parts_in(model.config))
+    found = plugins.required(part for _, part in component_specs(model.config))
     for name in dict.fromkeys([model.config.text_sampler, model.generation.image_sampler]):
         try:
-            found += plugins.needed([ComponentSpec("sampling_loops", name, None)])
+            found += plugins.required([ComponentSpec("sampling_loops", name, None)])
         except PluginError:
             known = ("sampling_loops", name.rpartition(":")[2])
             found += [dict(one) for one in model.recorded if (one["slot"], one["name"]) == known]
@@ -181,7 +181,7 @@ def rebuildable(model: JanusModel) -> ModelConfig:
     A part's module is found under the part's path in the config, and says what it is in ``config``.
     """
     config = deepcopy(model.config)
-    for path, part in parts_in(config):
+    for path, part in component_specs(config):
         module = model.get_submodule(module_path(path))
         if isinstance(getattr(module, "config", None), type(part.config)):
             part.config = deepcopy(module.config)
@@ -240,7 +240,7 @@ def described(
     """
     check_record(folder, record)
     with naming(folder / "config.json"), foreign_errors(folder / "config.json", CheckpointError):
-        plugins.check_needed(record["plugins"])
+        plugins.check_required(record["plugins"])
         config = recorded_config(record, overrides, plugins)
         reports = [PretrainedReport(**report) for report in record["pretrained"]]
         model = blank(config, plugins, most_tensors=most_weights(tensors))
@@ -285,7 +285,7 @@ def recorded_config(record: Mapping[str, Any], overrides: Sequence[str], plugins
     """Resolve a record's model config; a name that several plugins share here means the recorded one."""
     then = plugins.as_recorded(record["plugins"])
     config = resolve(load_config(record["model"], overrides, then), ModelConfig, then)
-    for _, part in parts_in(config):
+    for _, part in component_specs(config):
         part.name = then.full_name(part.slot, part.name)
     return config
 
@@ -316,7 +316,7 @@ def filled(
 ) -> JanusModel:
     """Fill a blank model with native names and tensors; return it, ready for use."""
     outcome = load_weights(model, tensors.items(), device=device, dtype=dtype)
-    outcome.check(what, [module_path(path) for path, _ in parts_in(model.config)])
+    outcome.check(what, [module_path(path) for path, _ in component_specs(model.config)])
     move_buffers(model, device=device, dtype=dtype)
     return model.eval()
 

@@ -20,7 +20,7 @@ from janus_modular.checkpoints.from_config import (
 )
 from janus_modular.checkpoints.quantized import refuse_quantized
 from janus_modular.components import Builder
-from janus_modular.config import load, module_path, parts_in, resolve
+from janus_modular.config import component_specs, load, module_path, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckpointError, ConfigError
 from janus_modular.foreign import foreign_errors, naming
@@ -118,7 +118,7 @@ def check_weights(opened: LazyCheckpoint) -> None:
     """
     shapes = ((name, tensor.to("meta")) for name, tensor in opened.tensors.items())
     outcome = load_weights(opened.model, shapes, device="meta")
-    outcome.check(str(opened.folder), [module_path(path) for path, _ in parts_in(opened.model.config)])
+    outcome.check(str(opened.folder), [module_path(path) for path, _ in component_specs(opened.model.config)])
     check_vocabulary(opened.model, opened.processor)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from janus_modular.config.errors import Fault
+    from janus_modular.config.errors import FieldError
     from janus_modular.model.model import JanusModel
 
 app = typer.Typer(help="Configs: list, show, check and compare them.", no_args_is_help=True)
@@ -56,12 +56,12 @@ def validate(config: Config, overrides: Overrides = None) -> None:
     A model without pretrained parts is built too, without weights, and reads an image of which only the
     shapes are computed: its parts may not fit each other, or not keep what they promise.
     """
-    from janus_modular.config import load, parts_in
+    from janus_modular.config import component_specs, load
 
     checked = _resolved(load(config, overrides or ()))
     _build(checked)
     typer.echo(f"{config} is valid.")
-    for path, part in parts_in(checked):
+    for path, part in component_specs(checked):
         typer.echo(f"  {path}: {part.name}")
 
 
@@ -97,15 +97,15 @@ def _resolved(raw: dict[str, Any]) -> Any:
 
 def _build(checked: Any) -> None:
     """Build the config's model on the meta device, where nothing has to be fetched for that."""
-    from janus_modular.config import parts_in
-    from janus_modular.config.errors import Fault, config_error
+    from janus_modular.config import component_specs
+    from janus_modular.config.errors import FieldError, config_error
     from janus_modular.config.schema import ModelConfig
     from janus_modular.errors import ConfigError
 
     inside = not isinstance(checked, ModelConfig)
     _check_output(checked)
     model = getattr(checked, "model", None) if inside else checked
-    if model is None or any(part.config.pretrained for _, part in parts_in(model)):
+    if model is None or any(part.config.pretrained for _, part in component_specs(model)):
         return
     try:
         from janus_modular.checkpoints.native import blank
@@ -126,10 +126,10 @@ def _build(checked: Any) -> None:
             choose(built, checked.learn)
             check_length(checked, built)
     except ConfigError as error:
-        faults = [one for one in error.faults if isinstance(one, Fault)]
-        if not (inside and faults):
+        errors = [one for one in error.errors if isinstance(one, FieldError)]
+        if not (inside and errors):
             raise
-        raise config_error([replace(one, path=f"model.{one.path}") for one in faults]) from error
+        raise config_error([replace(one, path=f"model.{one.path}") for one in errors]) from error
 
 
 def _check_context(model: JanusModel, root: str) -> None:
@@ -167,15 +167,15 @@ def _check_output(checked: Any) -> None:
         check_output(Path(checked.output))
 
 
-def _unusable_loops(model: JanusModel) -> list[Fault]:
+def _unusable_loops(model: JanusModel) -> list[FieldError]:
     """Return a fault for each sampling loop that the model names and that cannot be used here."""
     from janus_modular import loops
-    from janus_modular.config.errors import Fault
+    from janus_modular.config.errors import FieldError
     from janus_modular.plugins import default_plugins
 
     paths = {"chat": "text_sampler", "draw": "generation"}
     refused = loops.refusals(model, default_plugins())
-    return [Fault(paths[command], reason, "") for command, reason in refused.items()]
+    return [FieldError(paths[command], reason, "") for command, reason in refused.items()]
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:

@@ -33,7 +33,7 @@ def gather() -> dict[str, dict[str, Any]]:
     from janus_modular.registry import SLOTS
 
     plugins = default_plugins()
-    others = sorted({one.origin for one in plugins.announcements if one.dist != "janus-modular"})
+    others = sorted({one.origin for one in plugins.entry_points if one.dist != "janus-modular"})
     return {
         "versions": {
             "janus-modular": __version__,

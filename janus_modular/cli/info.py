@@ -153,9 +153,9 @@ def _dtypes(weights: Weights) -> dict[str, int]:
 
 def _components(model: JanusModel) -> list[dict[str, Any]]:
     """Count each component's parameters, less those of the components inside it."""
-    from janus_modular.config import module_path, parts_in
+    from janus_modular.config import component_specs, module_path
 
-    parts = dict(parts_in(model.config))
+    parts = dict(component_specs(model.config))
     modules = {path: model.get_submodule(module_path(path)) for path in parts}
     counts = {path: sum(one.numel() for one in module.parameters()) for path, module in modules.items()}
     return [

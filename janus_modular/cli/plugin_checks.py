@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from janus_modular.plugins import Announcement, Plugins
+    from janus_modular.plugins import EntryPointInfo, Plugins
     from janus_modular.testing import Result
 
 
@@ -39,7 +39,7 @@ def check(
         raise typer.Exit(1)
 
 
-def the_component(plugins: Plugins, name: str) -> Announcement:
+def the_component(plugins: Plugins, name: str) -> EntryPointInfo:
     """Return the one component that a name means.
 
     Raises:
@@ -48,7 +48,7 @@ def the_component(plugins: Plugins, name: str) -> Announcement:
     from janus_modular.errors import PluginError
     from janus_modular.suggest import did_you_mean
 
-    found = [one for one in plugins.announcements if one.is_called(name) and plugins.is_on(one)]
+    found = [one for one in plugins.entry_points if one.matches(name) and plugins.is_enabled(one)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -56,14 +56,14 @@ def the_component(plugins: Plugins, name: str) -> Announcement:
         if len(set(names)) < len(names):
             names = [f"{one.dist}:{one.name}" for one in found]
         raise PluginError(f"'{name}' means {len(found)} components: write {' or '.join(names)}")
-    known = [word for one in plugins.announcements for word in (one.name, f"{one.slot}:{one.name}")]
+    known = [word for one in plugins.entry_points for word in (one.name, f"{one.slot}:{one.name}")]
     raise PluginError(
         f"no component is called '{name}'. {did_you_mean(name, known)}".rstrip()
         + "\nSee them all with: janus-modular plugins list"
     )
 
 
-def run(plugins: Plugins, one: Announcement, overrides: list[str], *, slow: bool) -> list[Result]:
+def run(plugins: Plugins, one: EntryPointInfo, overrides: list[str], *, slow: bool) -> list[Result]:
     """Build a component in small surroundings, and run the checks of its slot on copies of it."""
     from rich.console import Console
     from rich.progress import track
@@ -87,7 +87,7 @@ def run(plugins: Plugins, one: Announcement, overrides: list[str], *, slow: bool
     return results
 
 
-def print_results(one: Announcement, results: list[Result]) -> None:
+def print_results(one: EntryPointInfo, results: list[Result]) -> None:
     """Print a line a check, what is wrong beside it, and the sum."""
     from janus_modular.registry import slot_label
 

@@ -12,7 +12,7 @@ import typer
 from janus_modular.cli import plugin_checks, plugin_new
 
 if TYPE_CHECKING:
-    from janus_modular.plugins import Announcement, Plugins
+    from janus_modular.plugins import EntryPointInfo, Plugins
     from janus_modular.plugins.probe import Report
 
 app = typer.Typer(help="Components: list them, look at one, check them all.", no_args_is_help=True)
@@ -43,14 +43,14 @@ def list_plugins(
             "where": str(one.file or one.module),
             "state": _state(plugins, one),
         }
-        for one in plugins.announcements
+        for one in plugins.entry_points
     ]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
         columns = ("slot", "name", "plugin", "state")
         _print_rows(columns, [tuple(row[column] for column in columns) for row in rows])
-        for note in _shared([one for one in plugins.announcements if plugins.is_on(one)]):
+        for note in _shared([one for one in plugins.entry_points if plugins.is_enabled(one)]):
             typer.echo(f"\n{note}")
 
 
@@ -71,10 +71,10 @@ def show(
         offers, tried = probe_file(path)
         if tried.message:
             raise PluginError(tried.message)
-        plugins.announcements += offers
-    found = [one for one in plugins.announcements if one.is_called(name) and one.dist != name]
+        plugins.entry_points += offers
+    found = [one for one in plugins.entry_points if one.matches(name) and one.dist != name]
     if not found:
-        known = [word for one in plugins.announcements for word in (one.name, f"{one.slot}:{one.name}")]
+        known = [word for one in plugins.entry_points for word in (one.name, f"{one.slot}:{one.name}")]
         raise PluginError(
             f"no component is called '{name}'. {did_you_mean(name, known)}".rstrip()
             + "\nSee them all with: janus-modular plugins list"
@@ -99,19 +99,19 @@ def doctor(
     from rich.console import Console
     from rich.progress import track
 
-    from janus_modular.plugins import Announcement
+    from janus_modular.plugins import EntryPointInfo
     from janus_modular.plugins.catalogue import without_files
     from janus_modular.plugins.probe import probe_all, probe_file
 
     plugins = without_files()
-    broken: list[tuple[Announcement, Report]] = []  # files of which nobody can say what they offer
+    broken: list[tuple[EntryPointInfo, Report]] = []  # files of which nobody can say what they offer
     for path in _files(ctx):
         offers, tried = probe_file(path, timeout=timeout)
-        plugins.announcements += offers
+        plugins.entry_points += offers
         if tried.message:
-            broken.append((Announcement("-", "-", "", path.name, file=path), tried))
-    checked = [one for one in plugins.announcements if plugins.is_on(one)]
-    probing = zip(checked, probe_all(checked, known=plugins.announcements, timeout=timeout), strict=True)
+            broken.append((EntryPointInfo("-", "-", "", path.name, file=path), tried))
+    checked = [one for one in plugins.entry_points if plugins.is_enabled(one)]
+    probing = zip(checked, probe_all(checked, known=plugins.entry_points, timeout=timeout), strict=True)
     quietly = Console(stderr=True)
     reports = list(track(probing, "Loading plugins", len(checked), console=quietly, transient=True))
     reports += broken
@@ -131,7 +131,7 @@ def doctor(
         for note in [*_shared(checked), *_old(checked)]:
             typer.echo(f"\n{note}")
     for word in plugins.disabled:
-        if not any(one.is_called(word) for one in plugins.announcements):
+        if not any(one.matches(word) for one in plugins.entry_points):
             typer.echo(f"JANUS_DISABLE_PLUGINS names '{word}', but nothing here is called so.", err=True)
     if any(report.is_broken for _, report in reports):
         raise typer.Exit(1)
@@ -145,11 +145,11 @@ def _files(ctx: typer.Context) -> list[Path]:
     return list(dict.fromkeys(path.expanduser().resolve() for path in (*files_of_environment(), *typed)))
 
 
-def _state(plugins: Plugins, one: Announcement) -> str:
-    return one.refusal() or ((one.deprecation() or "on") if plugins.is_on(one) else "off")
+def _state(plugins: Plugins, one: EntryPointInfo) -> str:
+    return one.refusal() or ((one.deprecation() or "on") if plugins.is_enabled(one) else "off")
 
 
-def _shared(checked: Sequence[Announcement]) -> Iterator[str]:
+def _shared(checked: Sequence[EntryPointInfo]) -> Iterator[str]:
     """Say which names several distributions share, and what to write instead: no fault of one plugin."""
     for slot, name in sorted({(one.slot, one.name) for one in checked}):
         sharing = [one for one in checked if (one.slot, one.name) == (slot, name) and not one.refusal()]
@@ -159,7 +159,7 @@ def _shared(checked: Sequence[Announcement]) -> Iterator[str]:
             yield f"'{name}' in {slot} is offered by {origins}: write {words}."
 
 
-def _old(checked: Sequence[Announcement]) -> Iterator[str]:
+def _old(checked: Sequence[EntryPointInfo]) -> Iterator[str]:
     """Say which plugins speak a version of the plugin API that will not be read long."""
     for one in checked:
         if said := one.deprecation():
@@ -173,7 +173,7 @@ def _hooks() -> list[tuple[str, str]]:
     return [(f"register_{slot}(registry)", " ".join(doc.split())) for slot, doc in docs.items()]
 
 
-def _as_dict(one: Announcement, report: Report) -> dict[str, object]:
+def _as_dict(one: EntryPointInfo, report: Report) -> dict[str, object]:
     return {"slot": one.slot, "name": one.name, "plugin": one.origin, **vars(report)}
 
 
@@ -188,7 +188,7 @@ def _print_rows(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], as_js
         typer.echo(line)
 
 
-def _print_report(one: Announcement, report: Report) -> None:
+def _print_report(one: EntryPointInfo, report: Report) -> None:
     from janus_modular.registry import slot_label
 
     where = report.where or one.file or one.module

@@ -5,18 +5,18 @@ then each slot's options are checked against the dataclass that its component re
 file can name code: a component is a registered name, never an import path.
 """
 
-from janus_modular.config.errors import Fault
+from janus_modular.config.errors import FieldError
 from janus_modular.config.presets import shipped, shipped_folder
 from janus_modular.config.reading import load, override
 from janus_modular.config.resolving import resolve
-from janus_modular.config.writing import module_path, parts_in, to_plain, to_yaml
+from janus_modular.config.writing import component_specs, module_path, to_plain, to_yaml
 
 __all__ = [
-    "Fault",
+    "FieldError",
+    "component_specs",
     "load",
     "module_path",
     "override",
-    "parts_in",
     "resolve",
     "shipped",
     "shipped_folder",

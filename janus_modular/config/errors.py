@@ -10,24 +10,24 @@ from janus_modular.foreign import printable
 
 
 @dataclass(frozen=True)
-class Fault:
+class FieldError:
     """One thing that cannot stay as it is."""
 
     path: str  # of the key: understanding.encoder.layers; "" is the whole config
     found: str
     expected: str
-    cure: str = ""
+    hint: str = ""
 
     def __str__(self) -> str:
         """Write it on a line (or on several, where the cure has more to say)."""
         path, found = printable(self.path or "the config", most=200), printable(self.found, most=2000)
         text = f"{path}: {found}; expected {self.expected}." if self.expected else f"{path}: {found}"
-        return f"{text} {self.cure}".rstrip().replace("\n", "\n    ")
+        return f"{text} {self.hint}".rstrip().replace("\n", "\n    ")
 
 
-def config_error(faults: Sequence[Fault], *, of_components: bool = True) -> ConfigError:
+def config_error(errors: Sequence[FieldError], *, of_components: bool = True) -> ConfigError:
     """Return one error that lists them all; of a config of components, also where their options are told."""
-    count = "a fault" if len(faults) == 1 else f"{len(faults)} faults"
-    lines = "\n".join(f"  {fault}" for fault in faults)
+    count = "an error" if len(errors) == 1 else f"{len(errors)} errors"
+    lines = "\n".join(f"  {error}" for error in errors)
     more = "\nWhat a component takes: janus-modular plugins show NAME" if of_components else ""
-    return ConfigError(f"the config has {count}:\n{lines}{more}", faults)
+    return ConfigError(f"the config has {count}:\n{lines}{more}", errors)

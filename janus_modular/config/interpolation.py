@@ -7,11 +7,11 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from janus_modular.config.errors import Fault
+from janus_modular.config.errors import FieldError
 from janus_modular.foreign import reason
 
 
-def interpolate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
+def interpolate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[FieldError]]:
     """Return ``tree`` with its interpolations replaced, and a fault for each that points nowhere.
 
     Those stay as they are: a model's own config may be completed by the one that it is put into.
@@ -20,9 +20,9 @@ def interpolate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
         config = OmegaConf.create(tree)
     except Exception as error:  # keys and values of any form: OmegaConf's errors are not all of one class
         if isinstance(error, OmegaConfBaseException) and error.msg:
-            return tree, [Fault(str(error.full_key or ""), str(error.msg).splitlines()[0], "")]
-        return tree, [Fault("", f"it cannot be read: {reason(error)}", "")]
-    faults: list[Fault] = []
+            return tree, [FieldError(str(error.full_key or ""), str(error.msg).splitlines()[0], "")]
+        return tree, [FieldError("", f"it cannot be read: {reason(error)}", "")]
+    errors: list[FieldError] = []
 
     def walk(node: Any, plain: Any, path: str) -> Any:
         if isinstance(plain, dict):
@@ -39,8 +39,8 @@ def interpolate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
         try:
             found = node[key]
         except Exception as error:  # a resolver may fail in ways of its own
-            faults.append(Fault(path, f"'{value}' points nowhere: {reason(error)}", ""))
+            errors.append(FieldError(path, f"'{value}' points nowhere: {reason(error)}", ""))
             return value
         return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
 
-    return walk(config, tree, ""), faults
+    return walk(config, tree, ""), errors

@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from janus_modular.config.config_types import check_kind
-from janus_modular.config.errors import Fault, config_error
+from janus_modular.config.errors import FieldError, config_error
 from janus_modular.config.interpolation import interpolate
 from janus_modular.config.scalars import convert, words
 from janus_modular.errors import JanusError
@@ -30,36 +30,36 @@ def resolve(raw: Mapping[str, Any], schema: type[T], plugins: Plugins | None = N
             this is another kind of config.
     """
     check_kind(raw, schema)
-    tree, faults = interpolate(dict(raw))
-    walk = _Walk(plugins or default_plugins(), faults)
+    tree, errors = interpolate(dict(raw))
+    walk = _Walk(plugins or default_plugins(), errors)
     instance = walk.dataclass(tree, schema, "", what=schema.__name__)
-    if walk.faults:
-        raise config_error(walk.faults, of_components=walk.met_components)
+    if walk.errors:
+        raise config_error(walk.errors, of_components=walk.met_components)
     return cast(T, instance)
 
 
 class _Walk:
     """Goes through a config; where something is wrong it notes a fault, returns None and goes on."""
 
-    def __init__(self, plugins: Plugins, faults: list[Fault]) -> None:
+    def __init__(self, plugins: Plugins, errors: list[FieldError]) -> None:
         self.plugins = plugins
-        self.faults = faults
-        self.unresolved = {fault.path for fault in faults}
+        self.errors = errors
+        self.unresolved = {error.path for error in errors}
         self.met_components = False  # whether any field that was looked at is a component's
 
-    def fault(self, path: str, found: str, expected: str, cure: str = "") -> Any:
+    def error(self, path: str, found: str, expected: str, hint: str = "") -> Any:
         """Note a fault; None stands for the value that could not be built."""
-        self.faults.append(Fault(path, found, expected, cure))
+        self.errors.append(FieldError(path, found, expected, hint))
 
     def dataclass(self, raw: Any, schema: type[Any], path: str, *, what: str) -> Any:
         """Build ``schema`` from a mapping; ``what`` it is the config of."""
         if not isinstance(raw, Mapping):
-            return self.fault(path, _found(raw), f"a mapping (key: value) for {what}")
-        before, unresolved = len(self.faults), False
+            return self.error(path, _found(raw), f"a mapping (key: value) for {what}")
+        before, unresolved = len(self.errors), False
         known = {field.name: field for field in fields(schema) if field.init}
         for key in raw:
             if key not in known:
-                self.fault(
+                self.error(
                     _join(path, key),
                     "unknown key",
                     f"one of {', '.join(known)}",
@@ -68,20 +68,20 @@ class _Walk:
         try:
             hints = get_type_hints(schema)
         except Exception as error:
-            return self.fault(
+            return self.error(
                 path, f"{what} has annotations that cannot be read: {error}", "", "Tell its author."
             )
         values, sound = {}, set[str]()
         for name, field in known.items():
-            count = len(self.faults)
+            count = len(self.errors)
             values[name] = self.field(raw, field, hints[name], _join(path, name))
             if _join(path, name) in self.unresolved:
                 values[name], unresolved = MISSING, True
-            elif len(self.faults) > count and values[name] is None:
+            elif len(self.errors) > count and values[name] is None:
                 values[name] = MISSING
-            elif len(self.faults) == count and name in raw:
+            elif len(self.errors) == count and name in raw:
                 sound.add(name)
-        if len(self.faults) > before or unresolved:
+        if len(self.errors) > before or unresolved:
             return self.go_on(schema, values, path, sound)
         try:
             return schema(**{name: value for name, value in values.items() if value is not MISSING})
@@ -116,7 +116,7 @@ class _Walk:
         if _named(line) in known:
             key, _, line = line.partition(": ")
             path = _join(path, key)
-        self.fault(path, line, "")
+        self.error(path, line, "")
 
     def field(self, raw: Mapping[str, Any], field: Field[Any], hint: Any, path: str) -> Any:
         """Build one field's value; MISSING where the dataclass has a default for it."""
@@ -129,9 +129,9 @@ class _Walk:
             return get_origin(inner)()
         if slot and not optional:
             names = ", ".join(self.plugins.names(slot))
-            return self.fault(path, "missing", f"{a_component(slot)}, {{name: ...}}", f"Registered: {names}")
+            return self.error(path, "missing", f"{a_component(slot)}, {{name: ...}}", f"Registered: {names}")
         if field.default is MISSING and field.default_factory is MISSING:
-            return self.fault(path, "missing", words(hint))
+            return self.error(path, "missing", words(hint))
         default: Any = field.default_factory
         if is_dataclass(inner) and default is inner:  # its own fields may lack something too
             return self.dataclass({}, cast(type[Any], inner), path, what=field.name)
@@ -155,12 +155,12 @@ class _Walk:
                 return tuple(items) if origin is tuple else items
             if origin is dict and isinstance(raw, Mapping):
                 return {key: self.value(one, args[1], _join(path, key), slot) for key, one in raw.items()}
-            return self.fault(path, _found(raw), words(hint))
+            return self.error(path, _found(raw), words(hint))
         try:
             return convert(raw, hint | None if optional else hint)
         except Exception as error:  # values of any form: OmegaConf's errors are not all of one class
             ours = type(error) is ValueError  # a number that nothing can be computed with
-            return self.fault(path, _found(raw), f"{words(hint)}: {error}" if ours else words(hint))
+            return self.error(path, _found(raw), f"{words(hint)}: {error}" if ours else words(hint))
 
     def part(self, raw: Any, slot: str, path: str) -> ComponentSpec | None:
         """Build a component's options by the dataclass that it registered."""
@@ -168,26 +168,26 @@ class _Walk:
         name = raw.get("name") if isinstance(raw, Mapping) else None
         if not isinstance(name, str):
             names = ", ".join(self.plugins.names(slot))
-            return self.fault(
+            return self.error(
                 path, _found(raw), f"{a_component(slot)}, {{name: ...}}", f"Registered: {names}"
             )
         try:
             entry = self.plugins.entry(slot, name)
         except JanusError as error:
-            return self.fault(_join(path, "name"), str(error), "")
+            return self.error(_join(path, "name"), str(error), "")
         options = {key: value for key, value in raw.items() if key != "name"}
-        before = len(self.faults)
+        before = len(self.errors)
         config = self.dataclass(options, entry.config, path, what=f"the {slot_label(slot)} '{name}'")
         if slot not in MODEL_SLOTS:
             for key in ("pretrained", "revision"):
                 if getattr(config, key, None) is not None and options.get(key) is not None:
-                    self.fault(
+                    self.error(
                         _join(path, key),
                         f"found {options[key]!r}",
                         "null",
                         f"{a_component(slot).capitalize()} has no weights to load: leave it out.",
                     )
-        return ComponentSpec(slot, name, config) if len(self.faults) == before else None
+        return ComponentSpec(slot, name, config) if len(self.errors) == before else None
 
 
 def _found(raw: Any) -> str:

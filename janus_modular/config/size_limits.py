@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from janus_modular.config import to_plain
-from janus_modular.config.errors import Fault, config_error
+from janus_modular.config.errors import FieldError, config_error
 
 MAX_LAYERS = 1_000
 """As many as the deepest published transformers have; each takes milliseconds to build without weights."""
@@ -29,14 +29,14 @@ def check_numbers(config: Any, root: str = "") -> None:
     Raises:
         ConfigError: a fault for each such key.
     """
-    faults = []
+    errors = []
     for path, number in numbers_in(to_plain(config), root):
         key = path.rpartition(".")[2]
         most = MAX_LAYERS if LAYERS.search(key) and "size" not in key else MAX_NUMBER
         if abs(number) > most:
-            faults.append(Fault(path, f"found {_short(number)}", f"at most {most:,}"))
-    if faults:
-        raise config_error(faults)
+            errors.append(FieldError(path, f"found {_short(number)}", f"at most {most:,}"))
+    if errors:
+        raise config_error(errors)
 
 
 def numbers_in(tree: Any, path: str = "") -> Iterator[tuple[str, int]]:

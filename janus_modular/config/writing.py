@@ -35,7 +35,7 @@ def to_yaml(value: Any) -> str:
     )
 
 
-def parts_in(config: Any) -> Iterator[tuple[str, ComponentSpec]]:
+def component_specs(config: Any) -> Iterator[tuple[str, ComponentSpec]]:
     """Yield every component in a resolved config with its path: outer ones before those inside them."""
     yield from _parts(config, "")
 

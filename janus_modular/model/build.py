@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from janus_modular.components import Builder
-from janus_modular.config import parts_in
-from janus_modular.config.errors import Fault, config_error
+from janus_modular.config import component_specs
+from janus_modular.config.errors import FieldError, config_error
 from janus_modular.config.schema import ModelConfig
 from janus_modular.config.size_limits import check_numbers
 from janus_modular.errors import ConfigError, reporting_missing_packages
@@ -73,7 +73,7 @@ def build_model(
         ConfigError: a part cannot be built, or is larger than any model, this machine or ``most_tensors``.
     """
     check_numbers(config, root)
-    paths = {id(part): f"{root}.{path}".lstrip(".") for path, part in parts_in(config)}
+    paths = {id(part): f"{root}.{path}".lstrip(".") for path, part in component_specs(config)}
     build = ModelBuilder(plugins or default_plugins(), weights=weights, paths=paths)
     with bounded_weights(most_tensors):
         backbone = build(config.backbone)
@@ -83,7 +83,7 @@ def build_model(
     try:
         understanding = Understanding(encoder, adaptor)
     except ValueError as error:
-        raise config_error([Fault("understanding", str(error), "")]) from error
+        raise config_error([FieldError("understanding", str(error), "")]) from error
     return JanusModel(understanding, generation, backbone, config, build.reports)
 
 

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from janus_modular.config.errors import Fault
+from janus_modular.config.errors import FieldError
 from janus_modular.errors import JanusError
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.model import JanusModel
@@ -17,7 +17,7 @@ from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.registry import slot_label
 
 
-def shape_errors(model: JanusModel, plugins: Plugins | None = None) -> list[Fault]:
+def shape_errors(model: JanusModel, plugins: Plugins | None = None) -> list[FieldError]:
     """Have an image of the encoder's own size read; return what its parts make otherwise than they promise.
 
     The encoder gets the image, the adaptor features as the encoder promises them: each answers for itself.
@@ -31,16 +31,16 @@ def shape_errors(model: JanusModel, plugins: Plugins | None = None) -> list[Faul
     places = (1, reading.num_tokens, model.backbone.hidden_size)
     said = f"{spec.height}x{spec.width} pixels, {grid[0]}x{grid[1]} features"
     plugins = plugins or default_plugins()
-    faults = (
+    errors = (
         _fault(chosen.encoder, plugins, said, lambda: encoder(pixels), tuple(features.shape)),
         _fault(chosen.adaptor, plugins, said, lambda: adaptor(features, grid), places),
     )
-    return [one for one in faults if one]
+    return [one for one in errors if one]
 
 
 def _fault(
     part: ComponentSpec, plugins: Plugins, of: str, run: Callable[[], Tensor], expected: tuple[int, ...]
-) -> Fault | None:
+) -> FieldError | None:
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -59,4 +59,4 @@ def _fault(
         "adaptors": ("adaptor", "Adaptor: (N, P', D), P' as num_tokens says, D the backbone's width"),
     }[part.slot]
     who = f"the {slot_label(part.slot)} '{part.name}' of {plugins.find(part.slot, part.name).origin}"
-    return Fault(f"understanding.{path}", f"{who} {made} (see {promise})", "")
+    return FieldError(f"understanding.{path}", f"{who} {made} (see {promise})", "")

@@ -22,6 +22,6 @@ plugin into an error; ``janus-modular plugins doctor`` tries them all.
 """
 
 from janus_modular.plugins.catalogue import Plugins, default_plugins, set_default_plugins
-from janus_modular.plugins.entry_points import Announcement, installed
+from janus_modular.plugins.entry_points import EntryPointInfo, installed
 
-__all__ = ["Announcement", "Plugins", "default_plugins", "installed", "set_default_plugins"]
+__all__ = ["EntryPointInfo", "Plugins", "default_plugins", "installed", "set_default_plugins"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from janus_modular.errors import JanusError, PluginError
 from janus_modular.interfaces import ComponentSpec
-from janus_modular.plugins.entry_points import Announcement, installed
+from janus_modular.plugins.entry_points import EntryPointInfo, installed
 from janus_modular.plugins.loading import load, load_file
 from janus_modular.registry import SLOTS, Entry, slot_label
 from janus_modular.suggest import did_you_mean
@@ -24,39 +24,41 @@ class Plugins:
 
     def __init__(
         self,
-        announcements: Iterable[Announcement] = (),
+        entry_points: Iterable[EntryPointInfo] = (),
         *,
         disabled: Iterable[str] = (),
         strict: bool = False,
     ) -> None:
         """Start from announcements; ``disabled`` words switch off, ``strict`` makes any fault an error."""
-        self.announcements = list(announcements)
+        self.entry_points = list(entry_points)
         self.disabled = tuple(disabled)
         self.strict = strict
-        self._loaded: dict[Announcement, dict[str, Entry[Any]]] = {}
-        self._failed: dict[Announcement, JanusError] = {}
+        self._loaded: dict[EntryPointInfo, dict[str, Entry[Any]]] = {}
+        self._failed: dict[EntryPointInfo, JanusError] = {}
         self._recorded: dict[tuple[str, str], Mapping[str, str | None]] = {}  # by slot and name
 
-    def add_file(self, path: str | Path) -> list[Announcement]:
+    def add_file(self, path: str | Path) -> list[EntryPointInfo]:
         """Load a local plugin file; return what it offers.
 
         Raises:
             PluginError: it does not load. The user named it, so this is never put off.
         """
-        if any(one.file == Path(path).expanduser().resolve() for one in self.announcements):
+        if any(one.file == Path(path).expanduser().resolve() for one in self.entry_points):
             return []
         found = load_file(Path(path))
-        self.announcements += found
+        self.entry_points += found
         return found
 
-    def is_on(self, announcement: Announcement) -> bool:
+    def is_enabled(self, entry_point: EntryPointInfo) -> bool:
         """Say whether nobody switched it off."""
-        return not any(announcement.is_called(word) for word in self.disabled)
+        return not any(entry_point.matches(word) for word in self.disabled)
 
-    def usable(self, slot: str) -> list[Announcement]:
+    def usable(self, slot: str) -> list[EntryPointInfo]:
         """Return what can be asked for in a slot."""
         return [
-            one for one in self.announcements if one.slot == slot and self.is_on(one) and not one.refusal()
+            one
+            for one in self.entry_points
+            if one.slot == slot and self.is_enabled(one) and not one.refusal()
         ]
 
     def names(self, slot: str) -> list[str]:
@@ -74,12 +76,12 @@ class Plugins:
     def share_slot(self, name: str, other: str) -> bool:
         """Return True if two names are those of components of the same slot, by metadata alone."""
         slots, others = (
-            {one.slot for one in self.announcements if word in (one.name, f"{one.dist}:{one.name}")}
+            {one.slot for one in self.entry_points if word in (one.name, f"{one.dist}:{one.name}")}
             for word in (name, other)
         )
         return bool(slots & others)
 
-    def find(self, slot: str, name: str) -> Announcement:
+    def find(self, slot: str, name: str) -> EntryPointInfo:
         """Return what ``name`` (or ``dist:name``) means in a slot, without importing it.
 
         Raises:
@@ -92,10 +94,10 @@ class Plugins:
         dist, _, bare = name.rpartition(":")
         called = [
             one
-            for one in self.announcements
+            for one in self.entry_points
             if one.slot == slot and one.name == bare and (not dist or one.dist == dist)
         ]
-        on = [one for one in called if self.is_on(one)]
+        on = [one for one in called if self.is_enabled(one)]
         if fits := [one for one in on if not one.refusal()]:
             if len(fits) == 1:
                 return fits[0]
@@ -139,20 +141,20 @@ class Plugins:
         Raises:
             PluginError: lists every plugin that is broken.
         """
-        faults = []
-        for one in filter(self.is_on, self.announcements):
+        errors = []
+        for one in filter(self.is_enabled, self.entry_points):
             try:
                 self._load(one)
             except JanusError as error:
-                faults.append(str(error))
-        if faults:
+                errors.append(str(error))
+        if errors:
             raise PluginError(
-                "\n".join([*faults, "JANUS_PLUGINS_STRICT is set: any broken plugin is an error."])
+                "\n".join([*errors, "JANUS_PLUGINS_STRICT is set: any broken plugin is an error."])
             )
 
-    def needed(self, parts: Iterable[ComponentSpec]) -> list[dict[str, str | None]]:
+    def required(self, parts: Iterable[ComponentSpec]) -> list[dict[str, str | None]]:
         """Say where each part comes from, as a checkpoint records it: slot, name, dist, version, file."""
-        found: dict[Announcement, dict[str, str | None]] = {}
+        found: dict[EntryPointInfo, dict[str, str | None]] = {}
         for part in parts:
             one = self.find(part.slot, part.name)
             file = one.file.name if one.file else None
@@ -166,7 +168,7 @@ class Plugins:
         return list(found.values())
 
     def as_recorded(self, needed: Iterable[Mapping[str, str | None]]) -> Plugins:
-        """Return these plugins, but a name that several share here means what `needed` recorded.
+        """Return these plugins, but a name that several share here means what `required` recorded.
 
         One that is not here is an error that says who offered it then.
         """
@@ -179,23 +181,23 @@ class Plugins:
         one = self.find(slot, name)
         return one.name if one.name in self.names(slot) else f"{one.dist}:{one.name}"
 
-    def check_needed(self, needed: Iterable[Mapping[str, str | None]]) -> None:
-        """Check that the parts that `needed` recorded can be had here.
+    def check_required(self, needed: Iterable[Mapping[str, str | None]]) -> None:
+        """Check that the parts that `required` recorded can be had here.
 
         Sampling loops are not looked for: who chats needs none that draws. `entry` names one that is missing.
 
         Raises:
             PluginError: lists every component that cannot, with the plugin that offers it.
         """
-        faults = []
+        errors = []
         for one in needed:
             slot, name = one["slot"] or "", one["name"] or ""
             if slot != "sampling_loops" and not any(here.name == name for here in self.usable(slot)):
-                faults.append(f"the {slot_label(slot)} '{name}' is not here: {_cure(one)}")
-        if faults:
-            raise PluginError("a plugin is missing.\n" + "\n".join(faults))
+                errors.append(f"the {slot_label(slot)} '{name}' is not here: {_cure(one)}")
+        if errors:
+            raise PluginError("a plugin is missing.\n" + "\n".join(errors))
 
-    def _load(self, one: Announcement) -> dict[str, Entry[Any]]:
+    def _load(self, one: EntryPointInfo) -> dict[str, Entry[Any]]:
         if one not in self._loaded:
             try:
                 self._loaded[one] = load(one)
@@ -220,7 +222,7 @@ class Plugins:
 
 
 def _cure(recorded: Mapping[str, str | None]) -> str:
-    """Write what brings a component here that `Plugins.needed` recorded."""
+    """Write what brings a component here that `Plugins.required` recorded."""
     if recorded.get("file"):
         return f"--plugin {recorded['file']}"
     if not recorded.get("dist"):

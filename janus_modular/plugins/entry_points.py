@@ -18,7 +18,7 @@ GROUP = re.compile(r"janus_modular\.v(?P<api>\d+)\.(?P<slot>\w+)")
 
 
 @dataclass(frozen=True)
-class Announcement:
+class EntryPointInfo:
     """One line of metadata: a component, its slot, and where it lives."""
 
     slot: str
@@ -34,19 +34,19 @@ class Announcement:
         """Who offers it, as people write it: ``acme-dino 0.2``."""
         return f"{self.dist} {self.version}".strip()
 
-    def is_called(self, word: str) -> bool:
+    def matches(self, word: str) -> bool:
         """Say whether ``word`` means it: its name, ``slot:name``, its distribution or ``dist:name``."""
         return word in (self.name, f"{self.slot}:{self.name}", self.dist, f"{self.dist}:{self.name}")
 
     def refusal(self) -> str | None:
         """Say why it must not be loaded, with the cure; None where it may."""
         if self.api != API_VERSION and self.api not in DEPRECATED:
-            cure = (
+            hint = (
                 "upgrade with: pip install --upgrade janus-modular"
                 if self.api > API_VERSION
                 else f"upgrade it with: pip install --upgrade {self.dist}"
             )
-            return f"it speaks version {self.api} of the plugin API, this is version {API_VERSION}; {cure}"
+            return f"it speaks version {self.api} of the plugin API, this is version {API_VERSION}; {hint}"
         if self.slot not in SLOTS:
             hint = did_you_mean(self.slot, SLOTS)
             return f"there is no slot '{self.slot}'. {hint} Slots: {', '.join(SLOTS)}".replace("  ", " ")
@@ -63,13 +63,13 @@ class Announcement:
         )
 
 
-def installed(distributions: Iterable[metadata.Distribution] | None = None) -> list[Announcement]:
+def installed(distributions: Iterable[metadata.Distribution] | None = None) -> list[EntryPointInfo]:
     """Return what distributions announce (default: all that are installed), sorted by slot and name.
 
     Where one speaks several versions of the plugin API, the version that we speak is taken, else the
     newest that we still read.
     """
-    found: dict[tuple[str, str, str], Announcement] = {}
+    found: dict[tuple[str, str, str], EntryPointInfo] = {}
     seen: set[str] = set()
     for dist in metadata.distributions() if distributions is None else distributions:
         if "janus_modular.v" not in (dist.read_text("entry_points.txt") or ""):
@@ -85,7 +85,7 @@ def installed(distributions: Iterable[metadata.Distribution] | None = None) -> l
             slot, api = group["slot"], int(group["api"])
             key = (slot, point.name, name)
             if key not in found or _preference(api) > _preference(found[key].api):
-                found[key] = Announcement(slot, point.name, point.module, name, dist.version, api)
+                found[key] = EntryPointInfo(slot, point.name, point.module, name, dist.version, api)
     return sorted(found.values(), key=lambda one: (one.slot, one.name, one.dist))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pluggy
 
 from janus_modular.errors import PluginError, missing_extra
-from janus_modular.plugins.entry_points import Announcement
+from janus_modular.plugins.entry_points import EntryPointInfo
 from janus_modular.registry import PROJECT, SLOTS, Entry, Hooks, Registry
 from janus_modular.suggest import did_you_mean
 
@@ -22,29 +22,29 @@ FILE_MODULE = "janus_plugin_file_"
 """How the modules of local plugin files are called in this process."""
 
 
-def load(announcement: Announcement) -> dict[str, Entry[Any]]:
+def load(entry_point: EntryPointInfo) -> dict[str, Entry[Any]]:
     """Import an announced plugin and return what it registers in the announced slot, by name.
 
     Raises:
         PluginError: it does not import, its hook is wrong, or it does not register what it announces.
         MissingExtraError: it needs a package that one of our extras installs.
     """
-    who = f"Plugin '{announcement.name}' ({announcement.origin})"
-    if refusal := announcement.refusal():
+    who = f"Plugin '{entry_point.name}' ({entry_point.origin})"
+    if refusal := entry_point.refusal():
         raise PluginError(f"{who} is not loaded: {refusal}.")
     try:
         # a local plugin was loaded when its file was named
-        module = sys.modules[announcement.module] if announcement.file else import_module(announcement.module)
-        entries = registered(module, announcement.slot, announcement.origin)
+        module = sys.modules[entry_point.module] if entry_point.file else import_module(entry_point.module)
+        entries = registered(module, entry_point.slot, entry_point.origin)
     except (Exception, SystemExit) as error:
-        if isinstance(error, ModuleNotFoundError) and (cure := missing_extra(error, who)):
-            raise cure from error
+        if isinstance(error, ModuleNotFoundError) and (hint := missing_extra(error, who)):
+            raise hint from error
         raise PluginError(f"{who} failed to load: {describe(error)}") from error
-    if announcement.name not in entries:
+    if entry_point.name not in entries:
         names = ", ".join(sorted(entries)) or "nothing"
         raise PluginError(
-            f"{who} announces '{announcement.name}' in {announcement.slot}, but registers {names}: make the "
-            f"entry point in its pyproject.toml and registry.add(...) in {announcement.module} agree."
+            f"{who} announces '{entry_point.name}' in {entry_point.slot}, but registers {names}: make the "
+            f"entry point in its pyproject.toml and registry.add(...) in {entry_point.module} agree."
         )
     return entries
 
@@ -70,7 +70,7 @@ def registered(module: ModuleType, slot: str, plugin: str) -> dict[str, Entry[An
     return registry.entries
 
 
-def load_file(path: Path) -> list[Announcement]:
+def load_file(path: Path) -> list[EntryPointInfo]:
     """Run a plugin file that the user named; return what its hooks register, as announcements.
 
     Raises:
@@ -88,14 +88,14 @@ def load_file(path: Path) -> list[Announcement]:
     try:
         spec.loader.exec_module(module)
         found = [
-            Announcement(slot, entry, name, dist=path.name, file=path)
+            EntryPointInfo(slot, entry, name, dist=path.name, file=path)
             for slot in SLOTS
             for entry in registered(module, slot, path.name)
         ]
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        if isinstance(error, ModuleNotFoundError) and (cure := missing_extra(error, f"Plugin file {path}")):
-            raise cure from error
+        if isinstance(error, ModuleNotFoundError) and (hint := missing_extra(error, f"Plugin file {path}")):
+            raise hint from error
         raise PluginError(
             f"Plugin file {path}{_line(path, error)} failed to load: {describe(error)}"
         ) from error

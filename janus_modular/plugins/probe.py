@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_modular.errors import JanusError, MissingExtraError
-from janus_modular.plugins.entry_points import Announcement
+from janus_modular.plugins.entry_points import EntryPointInfo
 from janus_modular.plugins.loading import load, load_file, module_of
 
 
@@ -44,7 +44,7 @@ class Report:
         return "broken" if self.is_broken else "lacks an extra" if self.lacks_extra else "ok"
 
 
-def probe(one: Announcement, *, timeout: float = 300.0) -> Report:
+def probe(one: EntryPointInfo, *, timeout: float = 300.0) -> Report:
     """Load one plugin in a child process and report; never raises for what is wrong with it."""
     who = f"Plugin '{one.name}' ({one.origin})"
     if refusal := one.refusal():
@@ -52,12 +52,14 @@ def probe(one: Announcement, *, timeout: float = 300.0) -> Report:
     return _in_child(asdict(one), who, timeout)
 
 
-def probe_file(path: Path, *, timeout: float = 300.0) -> tuple[list[Announcement], Report]:
+def probe_file(path: Path, *, timeout: float = 300.0) -> tuple[list[EntryPointInfo], Report]:
     """Load a plugin file in a child process; return what it offers, and a report that names ``slot:name``."""
     path = path.expanduser().resolve()
     report = _in_child({"file": path}, f"Plugin file {path}", timeout)
     offers = (one.split(":", 1) for one in report.registers)
-    return [Announcement(slot, name, module_of(path), path.name, file=path) for slot, name in offers], report
+    return [
+        EntryPointInfo(slot, name, module_of(path), path.name, file=path) for slot, name in offers
+    ], report
 
 
 def _in_child(told: dict[str, Any], who: str, timeout: float) -> Report:
@@ -87,7 +89,7 @@ def _in_child(told: dict[str, Any], who: str, timeout: float) -> Report:
 
 
 def probe_all(
-    announcements: Sequence[Announcement], *, known: Sequence[Announcement], timeout: float = 300.0
+    entry_points: Sequence[EntryPointInfo], *, known: Sequence[EntryPointInfo], timeout: float = 300.0
 ) -> Iterator[Report]:
     """Probe several, a few at a time; yield the reports in the order of the announcements.
 
@@ -95,8 +97,8 @@ def probe_all(
     """
     announced = {(one.module, one.slot, one.name) for one in known}
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        reports = pool.map(lambda one: probe(one, timeout=timeout), announcements)
-        for one, report in zip(announcements, reports, strict=True):
+        reports = pool.map(lambda one: probe(one, timeout=timeout), entry_points)
+        for one, report in zip(entry_points, reports, strict=True):
             for name in report.registers:
                 if (one.module, one.slot, name) not in announced:
                     report.message = (
@@ -106,7 +108,7 @@ def probe_all(
             yield report
 
 
-def look_at(one: Announcement) -> Report:
+def look_at(one: EntryPointInfo) -> Report:
     """Load a plugin in this process and say what it registers and which options it takes."""
     from janus_modular.plugins.options import options_of
 
@@ -148,7 +150,7 @@ def main() -> None:
     """Answer in a file: standard output belongs to whatever the plugin prints."""
     told = json.loads(sys.argv[1])
     told["file"] = Path(told["file"]) if told["file"] else None
-    report = look_at(Announcement(**told)) if "slot" in told else look_at_file(told["file"])
+    report = look_at(EntryPointInfo(**told)) if "slot" in told else look_at_file(told["file"])
     Path(sys.argv[2]).write_text(json.dumps(asdict(report)), "utf-8")
 
 

@@ -92,7 +92,7 @@ def write_plugin(name: str, slot: str, parent: Path) -> list[Path]:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     package = _package(name)
-    if taken := [one for one in default_plugins().announcements if (one.slot, one.name) == (slot, name)]:
+    if taken := [one for one in default_plugins().entry_points if (one.slot, one.name) == (slot, name)]:
         raise PluginError(
             f"{taken[0].origin} offers {a_component(slot)} called '{name}' already: choose another name"
         )

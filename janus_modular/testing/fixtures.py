@@ -16,7 +16,7 @@ from typing import Any, get_origin, get_type_hints
 import torch
 from torch import nn
 
-from janus_modular.config import load, override, parts_in, resolve, to_plain
+from janus_modular.config import component_specs, load, override, resolve, to_plain
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError, JanusError, PluginError
 from janus_modular.foreign import reason
@@ -87,7 +87,7 @@ def tiny(plugins: Plugins) -> dict[tuple[str, str], dict[str, Any]]:
     config = resolve(load("tiny", plugins=plugins), ModelConfig, plugins)
     return {
         (part.slot, plugins.full_name(part.slot, part.name)): to_plain(part.config)
-        for _, part in parts_in(config)
+        for _, part in component_specs(config)
     }
 
 

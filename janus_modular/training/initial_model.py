@@ -10,7 +10,7 @@ import torch
 from janus_modular.checkpoints.from_config import build_processor, check_vocabulary, compose, tokenizer_files
 from janus_modular.checkpoints.native import blank
 from janus_modular.checkpoints.opening import check_weights, open_checkpoint, open_lazily
-from janus_modular.config import parts_in
+from janus_modular.config import component_specs
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError
 from janus_modular.foreign import path_exists, printable
@@ -54,7 +54,7 @@ def sketch_model(config: TrainConfig, plugins: Plugins) -> tuple[JanusModel, Cal
     def processor() -> Processor:
         with tokenizer_files(fresh, root="model") as source:
             made = build_processor(model, source)
-        if any(part.config.pretrained for _, part in parts_in(fresh.backbone)):
+        if any(part.config.pretrained for _, part in component_specs(fresh.backbone)):
             check_vocabulary(model, made)
         return made
 

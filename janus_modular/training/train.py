@@ -12,8 +12,8 @@ from rich.console import Console
 from torch import Tensor
 
 from janus_modular.checkpoints.native import check_rebuilds, read_record
-from janus_modular.config import parts_in
-from janus_modular.config.errors import Fault, config_error
+from janus_modular.config import component_specs
+from janus_modular.config.errors import FieldError, config_error
 from janus_modular.errors import ConfigError, JanusError, TrainingError
 from janus_modular.model.build import ModelBuilder
 from janus_modular.model.device import choose_device
@@ -113,7 +113,7 @@ def _train(
     )
     work = record.counted(steps, engine.next_step)
     try:
-        build = ModelBuilder(plugins, paths={id(part): path for path, part in parts_in(config)})
+        build = ModelBuilder(plugins, paths={id(part): path for path, part in component_specs(config)})
         trackers = [build(tracker, output) for tracker in config.trackers]
     except OSError as error:
         raise TrainingError(
@@ -155,17 +155,17 @@ def open_sources(config: TrainConfig, plugins: Plugins) -> dict[str, Source]:
     Raises:
         ConfigError: lists every source that cannot be opened.
     """
-    build = ModelBuilder(plugins, paths={id(part): path for path, part in parts_in(config)})
+    build = ModelBuilder(plugins, paths={id(part): path for path, part in component_specs(config)})
     opened: dict[str, Source] = {}
-    faults: list[Fault] = []
+    errors: list[FieldError] = []
     for name in config.used():
         try:
             opened[name] = build(config.sources[name])
         except (JanusError, OSError) as error:
-            told = [fault for fault in getattr(error, "faults", ()) if isinstance(fault, Fault)]
-            faults += told or [Fault(f"sources.{name}", str(error), "")]
-    if faults:
-        raise config_error(faults)
+            told = [fault for fault in getattr(error, "errors", ()) if isinstance(fault, FieldError)]
+            errors += told or [FieldError(f"sources.{name}", str(error), "")]
+    if errors:
+        raise config_error(errors)
     return opened
 
 

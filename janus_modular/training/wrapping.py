@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from janus_modular.config import resolve, to_plain
-from janus_modular.config.errors import Fault, config_error
+from janus_modular.config.errors import FieldError, config_error
 from janus_modular.errors import ConfigError
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.build import ModelBuilder
@@ -44,8 +44,10 @@ def wrap_backbone(model: JanusModel, wrap: Mapping[str, Any], plugins: Plugins) 
     try:
         config = resolve({**options, inside[0]: to_plain(old)}, schema, plugins)
     except ConfigError as error:
-        faults = [replace(one, path=f"wrap.{one.path}") for one in error.faults if isinstance(one, Fault)]
-        raise config_error(faults) if faults else error from error
+        errors = [
+            replace(one, path=f"wrap.{one.path}") for one in error.errors if isinstance(one, FieldError)
+        ]
+        raise config_error(errors) if errors else error from error
     part, device = ComponentSpec(SLOT, name, config), next(model.parameters()).device
     build = ModelBuilder(
         plugins,

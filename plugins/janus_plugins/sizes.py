@@ -11,14 +11,14 @@ def check_sizes(config: Any, **least: int) -> None:
     Raises:
         ValueError: a line for each field.
     """
-    faults = []
+    errors = []
     for name, low in least.items():
         value = getattr(config, name)
         if any(one < low for one in (value if isinstance(value, list) else [value])):
             each = "each " if isinstance(value, list) else ""
-            faults.append(f"{name}: {value}; expected {each}at least {low}.")
-    if faults:
-        raise ValueError("\n".join(faults))
+            errors.append(f"{name}: {value}; expected {each}at least {low}.")
+    if errors:
+        raise ValueError("\n".join(errors))
 
 
 def check_heads(dim: int, heads: int) -> None:

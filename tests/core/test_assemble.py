@@ -92,6 +92,6 @@ def test_one_that_does_not_fit_is_named(
     assert old in PLUGIN
     with pytest.raises(ConfigError, match=said) as caught:
         build(tmp_path, PLUGIN.replace(old, new), plugins)
-    assert [fault.path for fault in caught.value.faults] == ["understanding.adaptor"]
+    assert [fault.path for fault in caught.value.errors] == ["understanding.adaptor"]
     assert "the adaptor 'odd' of" in str(caught.value)
     assert "odd_plugin.py" in str(caught.value)

@@ -113,7 +113,7 @@ def test_validate_lists_every_fault_and_diff_shows_what_changes():
         "config", "validate", "tiny", "understanding.encoder.layesr=3", "generation.tokenizer=x", "a=1"
     )
     assert done.returncode == 2
-    assert "3 faults" in done.stderr
+    assert "3 errors" in done.stderr
     for said in (
         "Did you mean 'layers'?",
         "generation.tokenizer.name: no image tokenizer is called 'x'",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from janus_modular.checkpoints.from_config import compose
-from janus_modular.config import load, parts_in, resolve, shipped, to_plain, to_yaml
+from janus_modular.config import component_specs, load, resolve, shipped, to_plain, to_yaml
 from janus_modular.config.config_types import schema_of
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError, PromptError
@@ -91,7 +91,7 @@ def test_components_become_parts_at_any_depth(made_up: Plugins):
     assert [one.name for one in config.several] == ["plain", "small"]
     assert config.named["a"].config.depth == 7
     assert config.maybe is None
-    assert [path for path, _ in parts_in(config)] == [
+    assert [path for path, _ in component_specs(config)] == [
         "generation",
         "generation.adaptor",
         "several[0]",
@@ -149,8 +149,8 @@ def test_every_fault_is_reported_at_once_with_its_path(made_up: Plugins):
     }
     with pytest.raises(ConfigError) as caught:
         resolve(raw, Schema, made_up)
-    faults = {fault.path: str(fault) for fault in caught.value.faults}
-    assert set(faults) == {
+    errors = {fault.path: str(fault) for fault in caught.value.errors}
+    assert set(errors) == {
         "generation.adaptor.name",
         "generation.size",
         "several[0].widht",
@@ -161,12 +161,12 @@ def test_every_fault_is_reported_at_once_with_its_path(made_up: Plugins):
         "text",
         "rul",
     }
-    assert "Did you mean 'small'?" in faults["generation.adaptor.name"]
-    assert "Did you mean 'width'?" in faults["several[0].widht"]
-    assert "expected one of 'crop', 'fit'" in faults["rule"]
-    assert "3 values, each a whole number" in faults["inner.sizes"]
-    assert "Did you mean 'rule'?" in faults["rul"]
-    assert all(fault in str(caught.value) for fault in ("9 faults", *faults))
+    assert "Did you mean 'small'?" in errors["generation.adaptor.name"]
+    assert "Did you mean 'width'?" in errors["several[0].widht"]
+    assert "expected one of 'crop', 'fit'" in errors["rule"]
+    assert "3 values, each a whole number" in errors["inner.sizes"]
+    assert "Did you mean 'rule'?" in errors["rul"]
+    assert all(fault in str(caught.value) for fault in ("9 errors", *errors))
 
 
 def test_a_slot_that_is_empty_and_a_mapping_that_is_none_are_faults(made_up: Plugins):
@@ -281,7 +281,7 @@ def test_three_mistakes_in_a_shipped_config_are_three_faults():
     overrides = ["understanding.encoder.layesr=3", "generation.tokenizer=llamagn", "backbone.attention=[1]"]
     with pytest.raises(ConfigError) as caught:
         resolve(load("tiny", overrides), ModelConfig)
-    assert {fault.path for fault in caught.value.faults} == {
+    assert {fault.path for fault in caught.value.errors} == {
         "understanding.encoder.layesr",
         "generation.tokenizer.name",
         "backbone.attention",
@@ -301,7 +301,7 @@ def test_three_mistakes_in_a_shipped_config_are_three_faults():
 def test_values_that_no_model_can_have_are_faults(override: str, path: str, said: str):
     with pytest.raises(ConfigError) as caught:
         resolve(load("tiny", [override]), ModelConfig)
-    assert [fault.path for fault in caught.value.faults] == [path]
+    assert [fault.path for fault in caught.value.errors] == [path]
     assert said in str(caught.value)
 
 
@@ -312,7 +312,7 @@ def test_validate_builds_the_model_and_says_which_part_does_not_fit(config: str,
     wide = f"{path}.width=33"
     with pytest.raises(ConfigError, match="32x33 does not divide by its factor 8") as caught:
         validate(config, [wide])
-    assert [fault.path for fault in caught.value.faults] == [path]
+    assert [fault.path for fault in caught.value.errors] == [path]
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_validate_refuses_a_text_loop_that_cannot_answer():
 
     with pytest.raises(ConfigError, match="'autoregressive' is none that answers") as caught:
         validate("tiny", ["text_sampler=autoregressive"])
-    assert [fault.path for fault in caught.value.faults] == ["text_sampler"]
+    assert [fault.path for fault in caught.value.errors] == ["text_sampler"]
 
 
 def test_a_config_of_another_kind_is_one_fault():

@@ -98,7 +98,7 @@ def test_a_panic_in_rust_becomes_ours() -> None:
 def test_an_error_gets_the_files_name_once() -> None:
     with pytest.raises(ConfigError, match=r"^a\.yaml: wrong$") as caught, naming("a.yaml"), naming("a.yaml"):
         raise ConfigError("wrong", ["fault"])
-    assert caught.value.faults == ["fault"]
+    assert caught.value.errors == ["fault"]
 
 
 def test_depth_is_counted_without_recursion(tmp_path: Path) -> None:

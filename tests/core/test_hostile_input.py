@@ -302,7 +302,7 @@ def test_says_nothing_of_values_that_could_not_be_read() -> None:
     overrides = ["length=${batch}", "batch=${length}"]
     with pytest.raises(ConfigError) as error:
         resolve(load(SMALL, overrides), TrainConfig)
-    assert [fault.path for fault in error.value.faults] == ["batch", "length"]
+    assert [fault.path for fault in error.value.errors] == ["batch", "length"]
 
 
 @pytest.mark.parametrize("content", ["[" * 5000, "a: &a [*a]", "\0", "a: !!python/object:os.system x", "- 1"])

@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from janus_modular.cli.app import app
-from janus_modular.config import load, parts_in, resolve
+from janus_modular.config import component_specs, load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError, MissingExtraError, PluginError
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.plugins import (
-    Announcement,
+    EntryPointInfo,
     Plugins,
     default_plugins,
     entry_points,
@@ -71,12 +71,12 @@ def found_in(site: Path, **options) -> Plugins:
 def test_our_own_components_are_listed_without_importing_them(plugins: Plugins):
     assert "hf" in plugins.names("backbones")
     assert plugins.names("trackers") == ["jsonl", "tensorboard"]
-    assert {one.slot for one in plugins.announcements} <= set(SLOTS)
+    assert {one.slot for one in plugins.entry_points} <= set(SLOTS)
 
 
 def test_the_installed_metadata_agrees_with_our_pyproject(plugins: Plugins):
     ours = {(one.slot, one.name, one.module) for one in installed() if one.dist == "janus-modular"}
-    assert ours == {(one.slot, one.name, one.module) for one in plugins.announcements}
+    assert ours == {(one.slot, one.name, one.module) for one in plugins.entry_points}
 
 
 def test_every_file_that_registers_something_is_announced_and_every_announced_one_is_there(plugins: Plugins):
@@ -87,7 +87,7 @@ def test_every_file_that_registers_something_is_announced_and_every_announced_on
         for path in (root / folder / package).rglob("*.py")
         if "\n@hookimpl" in path.read_text("utf-8")
     }
-    assert registering == {one.module for one in plugins.announcements}
+    assert registering == {one.module for one in plugins.entry_points}
 
 
 def test_only_the_module_that_is_asked_for_is_imported(site: Path):
@@ -162,20 +162,20 @@ def test_two_distributions_with_one_name_are_told_apart(site: Path):
 def test_one_that_has_a_built_in_name_is_the_one_to_switch_off(site: Path, plugins: Plugins):
     install(site, "acme-one", "acme_one", GOOD, name="mlp")
     install(site, "zzz-two", "zzz_two", GOOD, name="linear")
-    plugins = Plugins([*plugins.announcements, *found_in(site).announcements])
+    plugins = Plugins([*plugins.entry_points, *found_in(site).entry_points])
     for name, dist in (("mlp", "acme-one"), ("linear", "zzz-two")):
         with pytest.raises(PluginError) as caught:
             plugins.find("adaptors", name)
         assert f"JANUS_DISABLE_PLUGINS={dist}:{name}" in str(caught.value)
         assert f"'janus-modular:{name}'" in str(caught.value)
-        off = Plugins(plugins.announcements, disabled=[f"{dist}:{name}"])
+        off = Plugins(plugins.entry_points, disabled=[f"{dist}:{name}"])
         assert off.find("adaptors", name).dist == "janus-modular"
 
 
 def test_what_was_recorded_is_meant_where_several_share_a_name(site: Path):
     install(site, "acme-one", "acme_one", GOOD)
     then = found_in(site)
-    needed = then.needed([ComponentSpec("adaptors", "twice", None)])
+    needed = then.required([ComponentSpec("adaptors", "twice", None)])
     assert then.as_recorded(needed).full_name("adaptors", "twice") == "twice"
     install(site, "acme-two", "acme_two", GOOD)
     now = found_in(site).as_recorded(needed)
@@ -185,12 +185,12 @@ def test_what_was_recorded_is_meant_where_several_share_a_name(site: Path):
 
 
 def test_a_shipped_config_means_the_built_in_components_and_what_is_typed_is_asked_about(plugins: Plugins):
-    others = [Announcement(slot, name, "acme", "acme-vit", "0.2") for slot, name in BORROWED]
-    plugins = Plugins([*plugins.announcements, *others])
+    others = [EntryPointInfo(slot, name, "acme", "acme-vit", "0.2") for slot, name in BORROWED]
+    plugins = Plugins([*plugins.entry_points, *others])
     config = resolve(load("tiny", plugins=plugins), ModelConfig, plugins)
-    assert {one.dist for one in (plugins.find(part.slot, part.name) for _, part in parts_in(config))} == {
-        "janus-modular"
-    }
+    assert {
+        one.dist for one in (plugins.find(part.slot, part.name) for _, part in component_specs(config))
+    } == {"janus-modular"}
     with pytest.raises(
         ConfigError, match=r"2 plugins offer the understanding encoder 'vit'(.|\n)*'acme-vit:vit'"
     ):
@@ -200,8 +200,8 @@ def test_a_shipped_config_means_the_built_in_components_and_what_is_typed_is_ask
 
 
 def test_a_component_is_checked_whoever_borrows_the_names_of_what_is_around_it(plugins: Plugins):
-    others = [Announcement(slot, name, "acme", "acme-vit", "0.2") for slot, name in BORROWED]
-    plugins = Plugins([*plugins.announcements, *others])
+    others = [EntryPointInfo(slot, name, "acme", "acme-vit", "0.2") for slot, name in BORROWED]
+    plugins = Plugins([*plugins.entry_points, *others])
     for slot, name in (
         ("adaptors", "linear"),
         ("adaptors", "janus-modular:mlp"),
@@ -220,7 +220,7 @@ def test_the_list_and_a_new_plugin_know_which_names_are_shared(plugins: Plugins,
     set_default_plugins(plugins)
     assert "is offered by" not in CliRunner().invoke(app, ["plugins", "list"]).stdout
     set_default_plugins(
-        Plugins([*plugins.announcements, Announcement("adaptors", "mlp", "acme", "acme", "0.2")])
+        Plugins([*plugins.entry_points, EntryPointInfo("adaptors", "mlp", "acme", "acme", "0.2")])
     )
     listed = CliRunner().invoke(app, ["plugins", "list"]).stdout
     assert "write 'janus-modular:mlp' or 'acme:mlp'" in listed.splitlines()[-1]
@@ -263,7 +263,7 @@ def test_a_local_file_needs_no_packaging(tmp_path: Path):
     assert [(one.slot, one.name) for one in plugins.add_file(file)] == [("adaptors", "twice")]
     assert plugins.add_file(file) == []  # twice is once
     config = plugins.entry("adaptors", "twice").config()
-    assert plugins.needed([ComponentSpec("adaptors", "twice", config)]) == [
+    assert plugins.required([ComponentSpec("adaptors", "twice", config)]) == [
         {"slot": "adaptors", "name": "twice", "dist": None, "version": None, "file": "mine.py"}
     ]
 
@@ -297,16 +297,18 @@ def test_the_environment_says_what_is_off_and_which_files_are_loaded(tmp_path: P
 
 
 def test_what_a_checkpoint_needs_is_recorded_and_checked(plugins: Plugins):
-    needed = plugins.needed([ComponentSpec("adaptors", "mlp", None), ComponentSpec("adaptors", "mlp", None)])
+    needed = plugins.required(
+        [ComponentSpec("adaptors", "mlp", None), ComponentSpec("adaptors", "mlp", None)]
+    )
     assert [(one["slot"], one["name"], one["dist"]) for one in needed] == [
         ("adaptors", "mlp", "janus-modular")
     ]
-    plugins.check_needed(needed)
-    gone = Announcement("heads", "deep", "acme_deep", "acme-deep", "1.2")
+    plugins.check_required(needed)
+    gone = EntryPointInfo("heads", "deep", "acme_deep", "acme-deep", "1.2")
     with pytest.raises(PluginError, match=r"head 'deep' is not here: pip install acme-deep==1\.2"):
-        plugins.check_needed(Plugins([gone]).needed([ComponentSpec("heads", "deep", None)]))
+        plugins.check_required(Plugins([gone]).required([ComponentSpec("heads", "deep", None)]))
     with pytest.raises(PluginError, match=r"head 'deep' is not here: its record does not say by what"):
-        plugins.check_needed([{"slot": "heads", "name": "deep"}])
+        plugins.check_required([{"slot": "heads", "name": "deep"}])
 
 
 def test_an_older_plugin_api_is_read_for_some_time_and_says_so(site: Path, monkeypatch):
@@ -316,8 +318,8 @@ def test_an_older_plugin_api_is_read_for_some_time_and_says_so(site: Path, monke
     monkeypatch.setitem(entry_points.DEPRECATED, 0, "0.4")
     plugins = found_in(site)
     assert plugins.entry("adaptors", "twice")
-    assert "janus-modular 0.4 stops reading it" in plugins.announcements[0].deprecation()
+    assert "janus-modular 0.4 stops reading it" in plugins.entry_points[0].deprecation()
     points = site / "acme_old-0.2.dist-info" / "entry_points.txt"
     points.write_text(points.read_text() + "[janus_modular.v1.adaptors]\ntwice = acme_old\n")
-    (ours,) = found_in(site).announcements
+    (ours,) = found_in(site).entry_points
     assert ours.deprecation() is None

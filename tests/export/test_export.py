@@ -319,7 +319,7 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused_before_any_work(tiny_checkp
     ],
 )
 def test_settings_that_make_no_sense_say_what_would(change: str, says: str):
-    with pytest.raises(ConfigError, match=r"^the config has a fault:") as caught:
+    with pytest.raises(ConfigError, match=r"^the config has an error:") as caught:
         resolve(load("export/cpu", [change]), ExportConfig)
     assert says in str(caught.value)
 
@@ -342,7 +342,7 @@ def test_settings_that_make_no_sense_say_what_would(change: str, says: str):
     ],
 )
 def test_settings_that_change_nothing_are_refused(changes: list[str], says: str):
-    with pytest.raises(ConfigError, match=r"^the config has a fault:") as caught:
+    with pytest.raises(ConfigError, match=r"^the config has an error:") as caught:
         resolve(load("export/portable", changes), ExportConfig)
     assert says in str(caught.value)
 
@@ -357,9 +357,9 @@ def test_a_graph_in_which_nothing_can_be_quantised_is_refused(
 
 
 def test_settings_that_make_no_sense_are_told_all_at_once():
-    with pytest.raises(ConfigError, match="has 3 faults") as caught:
+    with pytest.raises(ConfigError, match="has 3 errors") as caught:
         resolve(load("export/cpu", ["rows=0", "images=0", "quantize.accuracy_level=5"]), ExportConfig)
-    assert [one.path for one in caught.value.faults] == ["rows", "images", "quantize.accuracy_level"]
+    assert [one.path for one in caught.value.errors] == ["rows", "images", "quantize.accuracy_level"]
 
 
 def test_every_graph_can_be_named_in_the_settings(bundle: Bundle):

@@ -52,7 +52,7 @@ def test_a_checkpoint_names_the_plugin_file_that_it_needs(
     table: ModuleType, plugins: Plugins, tmp_path: Path
 ):
     """Also where only this model was given the plugin, in a notebook say."""
-    own = Plugins(plugins.announcements)
+    own = Plugins(plugins.entry_points)
     janus = Janus.of(*table.Row("efficientnet-lite0").build(own), own)
     janus.save_pretrained(tmp_path / "model")
     assert Janus.from_pretrained(tmp_path / "model", plugins=own).model

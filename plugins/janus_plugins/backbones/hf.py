@@ -34,9 +34,9 @@ from janus_modular import (
     quantization_in,
     resolve_pretrained,
 )
+from janus_plugins.backbones.kv_cache import KVCache, attention_modules, cached_attention
 from janus_plugins.backbones.rope import separate_sequences
-from janus_plugins.backbones.slots import SlotCache, attended, slot_attention
-from janus_plugins.family_keys import check_keys, check_values, naming_settings
+from janus_plugins.hf_config_keys import check_keys, check_values, naming_settings
 from janus_plugins.hf_folders import (
     check_described,
     is_described,
@@ -48,8 +48,8 @@ from janus_plugins.hf_folders import (
     with_overrides,
 )
 
-SLOTS = "janus_slots"
-AttentionInterface.register(SLOTS, slot_attention)
+CACHED_ATTENTION = "janus_slots"
+AttentionInterface.register(CACHED_ATTENTION, cached_attention)
 
 LOGIT_RULES = {"logit_scale", "logits_scaling", "final_logit_softcapping"}
 """What families do to their logits: Cohere multiplies, Granite divides, Gemma caps."""
@@ -133,7 +133,7 @@ class HfBackbone(nn.Module):
             if not self._packing_checked and not x.is_meta:
                 self._check_packing(x[:1, :1])
             return self._body(x, positions)
-        with self._attention(SLOTS) as attending:
+        with self._attention(CACHED_ATTENTION) as attending:
             hidden = self.model.base_model(
                 inputs_embeds=x,
                 position_ids=positions,
@@ -154,9 +154,9 @@ class HfBackbone(nn.Module):
         cap = getattr(family, "final_logit_softcapping", None)
         return x if cap is None else cap * torch.tanh(x / cap)
 
-    def new_cache(self, rows: int, capacity: int) -> SlotCache:
+    def new_cache(self, rows: int, capacity: int) -> KVCache:
         """Return an empty cache of ``capacity`` positions a row."""
-        return SlotCache(rows, capacity, self.model.device)
+        return KVCache(rows, capacity, self.model.device)
 
     def resize_vocab(self, vocab_size: int) -> None:
         """Grow to ``vocab_size`` tokens; new rows start as the mean of the old, so they stand out nowhere."""
@@ -264,16 +264,16 @@ class HfBackbone(nn.Module):
 
     @contextmanager
     def _attention(self, name: str) -> Iterator[set[nn.Module]]:
-        """Let layers attend by the function registered as ``name``; yield whom `slot_attention` served."""
+        """Let layers attend by the function registered as ``name``; yield whom `cached_attention` served."""
         family = self.model.config
         usual = family._attn_implementation
         family._attn_implementation = name
         seen = set[nn.Module]()
-        before = attended.set(seen)
+        before = attention_modules.set(seen)
         try:
             yield seen
         finally:
-            attended.reset(before)
+            attention_modules.reset(before)
             family._attn_implementation = usual
 
 

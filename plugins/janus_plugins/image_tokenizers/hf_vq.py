@@ -32,8 +32,8 @@ from janus_modular import (
     refuse_quantized,
     resolve_pretrained,
 )
-from janus_plugins.family_keys import check_keys
 from janus_plugins.formats.preparation import read_json
+from janus_plugins.hf_config_keys import check_keys
 from janus_plugins.hf_folders import check_described, describing_folder
 from janus_plugins.image_tokenizers.codebook import Codebook, straight_through
 from janus_plugins.sizes import squares

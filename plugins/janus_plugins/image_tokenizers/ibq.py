@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from janus_modular import ImageTokenizer, Registry, hookimpl
-from janus_plugins.image_tokenizers.averages import averages_first
 from janus_plugins.image_tokenizers.codebook import Codebook, entropy_loss
 from janus_plugins.image_tokenizers.convolutional import ConvolutionalConfig, ConvolutionalTokenizer
+from janus_plugins.image_tokenizers.ema import ema_weights_first
 from janus_plugins.image_tokenizers.taming_names import find_prefix, own_name
 
 
@@ -90,7 +90,7 @@ class IbqTokenizer(ConvolutionalTokenizer):
         """Read the published files; where they hold weights averaged over training, those."""
         levels = len(self.config.channel_multipliers)
         prefix = find_prefix(weights, self.name)
-        return averages_first(weights, prefix, self, lambda name: own_name(name, levels))
+        return ema_weights_first(weights, prefix, self, lambda name: own_name(name, levels))
 
 
 @hookimpl

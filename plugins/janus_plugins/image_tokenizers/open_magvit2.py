@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from janus_modular import CheckpointError, ComponentConfig, ImageTokenizer, Registry, hookimpl
-from janus_plugins.image_tokenizers.averages import averages_first
 from janus_plugins.image_tokenizers.codebook import entropy_loss
 from janus_plugins.image_tokenizers.convolutional import BlockLevel, named, norm, residuals
+from janus_plugins.image_tokenizers.ema import ema_weights_first
 from janus_plugins.sizes import check_sizes, squares
 
 
@@ -136,7 +136,7 @@ class OpenMagvit2Tokenizer(nn.Module):
             raise CheckpointError(
                 f"open-magvit2 found no encoder: no name ends in '{anchor}'; offer SEED-Voken's"
             )
-        return averages_first(weights, prefix, self)
+        return ema_weights_first(weights, prefix, self)
 
     def _latents(self, pixels: Tensor) -> Tensor:
         """Encode pixels (N, 3, H, W) into latents (N, P, bits)."""

@@ -30,7 +30,7 @@ from janus_modular import (
     hookimpl,
     resolve_pretrained,
 )
-from janus_plugins.family_keys import check_keys, check_values, naming_settings
+from janus_plugins.hf_config_keys import check_keys, check_values, naming_settings
 from janus_plugins.hf_folders import (
     check_described,
     read_config,

@@ -86,7 +86,7 @@ class Joined(nn.Module):
         grids = [one.grid(*size) for one, size in zip(self.encoders, sizes, strict=True)]
         for i, other in enumerate(grids):
             if other != grids[0]:
-                cures = [
+                hints = [
                     f"{self._name(j)} has {_x(grid)} of {_x(size)} pixels"
                     for j, grid in ((i, grids[0]), (0, other))
                     if (size := size_for(self.encoders[j], grid))
@@ -94,7 +94,7 @@ class Joined(nn.Module):
                 raise ValueError(
                     f"joined: {self._name(0)} has {_x(grids[0])} features of {_x(sizes[0])} pixels, and"
                     f" {self._name(i)} {_x(other)} of {_x(sizes[i])}; they must have equal grids. Set pixels"
-                    f" of one of them: {', or '.join(cures) or 'none that was tried would do'}"
+                    f" of one of them: {', or '.join(hints) or 'none that was tried would do'}"
                 )
         return grids[0]
 

@@ -19,7 +19,7 @@ Make = Callable[..., tuple[JanusModel, Processor]]
 
 
 def without_the_drawing_loop() -> Plugins:
-    here = default_plugins().announcements
+    here = default_plugins().entry_points
     return Plugins(one for one in here if (one.slot, one.name) != ("sampling_loops", "autoregressive"))
 
 

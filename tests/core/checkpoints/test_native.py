@@ -20,7 +20,7 @@ from janus_modular.checkpoints import native, open_checkpoint, save
 from janus_modular.errors import CheckpointError, ConfigError, PluginError
 from janus_modular.model.batch import collate
 from janus_modular.model.model import JanusModel
-from janus_modular.plugins import Announcement, Plugins, default_plugins
+from janus_modular.plugins import EntryPointInfo, Plugins, default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.training.run_checkpoints import write_state
 from janus_modular.weights.writing import replace_checkpoint
@@ -282,8 +282,8 @@ def test_a_name_that_a_stranger_took_since_means_the_recorded_component(make: Ma
     model, processor = make()
     save(model, processor, tmp_path / "model")
     name = model.config.backbone.name
-    stranger = Announcement("backbones", name, "acme_module", "acme")
-    plugins = Plugins([*default_plugins().announcements, stranger])
+    stranger = EntryPointInfo("backbones", name, "acme_module", "acme")
+    plugins = Plugins([*default_plugins().entry_points, stranger])
     opened, _ = open_checkpoint(tmp_path / "model", plugins=plugins)
     assert equal(opened, model)
     assert opened.config.backbone.name == f"janus-modular:{name}"  # so it can be saved again

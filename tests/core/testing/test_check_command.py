@@ -170,7 +170,7 @@ def test_a_part_that_no_example_can_be_made_from_is_named(tmp_path: Path, option
 
 
 def test_every_built_in_of_a_slot_with_examples_can_be_built_or_asks_for_options(plugins: Plugins) -> None:
-    for one in plugins.announcements:
+    for one in plugins.entry_points:
         if one.slot in EXAMPLES and one.name not in LARGE_OR_ASKING:
             component, example = context(plugins, one.slot, one.name)()
             assert component is not None

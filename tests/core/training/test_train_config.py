@@ -97,7 +97,7 @@ def test_all_faults_are_reported_at_once() -> None:
         "draw.name",
     ):
         assert part in said
-    assert len(error.value.faults) == 5
+    assert len(error.value.errors) == 5
 
 
 def test_fields_that_contradict_each_other_are_all_reported() -> None:
@@ -132,7 +132,7 @@ def test_faults_inside_do_not_hide_faults_at_the_top() -> None:
     }
     with pytest.raises(ConfigError) as error:
         resolve(load(raw(**changes)), TrainConfig)
-    assert sorted(fault.path for fault in error.value.faults) == sorted(changes | {"schedule": 0})
+    assert sorted(fault.path for fault in error.value.errors) == sorted(changes | {"schedule": 0})
     assert "\n  length: 0; expected positions" in str(error.value)
 
 

@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING
 
 from janus_modular import ConfigError, PromptError
 from janus_plugins.backbones.hf import HfBackbone, HfConfig, decoder_config
-from janus_plugins.family_keys import check_keys
+from janus_plugins.hf_config_keys import check_keys
 
 SMALL = {
     "vocab_size": 99,

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from janus_modular import ConfigError, PromptError
 
-attended: ContextVar[set[nn.Module] | None] = ContextVar("attended", default=None)
-"""Where it holds a set, modules whose attention comes through `slot_attention` are put into it."""
+attention_modules: ContextVar[set[nn.Module] | None] = ContextVar("attended", default=None)
+"""Where it holds a set, modules whose attention comes through `cached_attention` are put into it."""
 
 
-class SlotCache:
+class KVCache:
     """A cache that a transformers decoder fills through ``update``; see ``janus_modular.Cache``."""
 
     def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
@@ -68,7 +68,7 @@ class SlotCache:
         return int(self.lengths.max())
 
 
-def slot_attention(
+def cached_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -85,7 +85,7 @@ def slot_attention(
     A prepared mask makes transformers skip its own, sliding windows included, so the window is
     applied here: every query sees itself and the ``sliding_window - 1`` slots before it.
     """
-    if (seen := attended.get()) is not None:
+    if (seen := attention_modules.get()) is not None:
         seen.add(module)
     for name in ("s_aux", "position_bias"):
         if unused.get(name) is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from janus_modular import belongs_to
 
 
-def averages_first(
+def ema_weights_first(
     weights: Mapping[str, Tensor], prefix: str, tokenizer: nn.Module, own_name: Callable[[str], str] = str
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield a tokenizer's names and tensors from below ``prefix``: averages, where the file has any.
