@@ -153,7 +153,12 @@ def test_every_file_with_a_hook_is_announced_under_the_names_that_it_registers()
 
 @pytest.mark.parametrize(
     "group",
-    ["janus_modular.checks", "janus_modular.commands", "janus_modular.configs", "janus_modular.demo_steps"],
+    [
+        "janus_modular.checks",
+        "janus_modular.commands",
+        "janus_modular.configs",
+        "janus_plugins.post_training_steps",
+    ],
 )
 def test_what_else_is_announced_is_there(group: str):
     for target in project()["entry-points"].get(group, {}).values():

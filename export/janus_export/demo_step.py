@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from janus_export.onnx_export.export import export
 from janus_export.reference.recording import ListeningRuntime
 from janus_export.tensorrt_build.build import BuildConfig, build
 from janus_export.verify import Report, verify
-from janus_modular.demo.finishing import Shown, Trained
 from janus_modular.errors import MissingExtraError
 from janus_modular.janus import Janus
 
@@ -25,38 +25,72 @@ TARGET, PRECISION, ARCHITECTURE = "tensorrt-rtx", "fp16", "8.9"
 Row = tuple[str, str, str]
 
 
-def bundle(trained: Trained) -> Shown:
-    """Export to a bundle that runs without torch, hold it against the model, build engines."""
-    folder = export(trained.model, trained.output / "bundle", ExportConfig(variants=VARIANTS))
-    reports = verify(folder, trained.model)
-    torch_codes, in_torch = drawn(trained, trained.model)
-    bundle_codes, in_bundle = drawn(trained, folder)
-    same = float((torch_codes == bundle_codes).mean())
+@dataclass(frozen=True)
+class ReportSection:
+    """What this step adds to the demo's report: a text, a table, strips of images by caption, metrics."""
+
+    title: str
+    text: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    strips: Mapping[str, Sequence[Image.Image]]
+    metrics: Mapping[str, float]
+
+
+def bundle(
+    checkpoint: Path,
+    output: Path,
+    *,
+    prompts: Sequence[str],
+    guidance: float,
+    temperature: float,
+    seed: int,
+) -> ReportSection:
+    """Export to a bundle that runs without torch, compare its results with the model's, build engines."""
+    folder = export(checkpoint, output / "bundle", ExportConfig(variants=VARIANTS))
+    reports = verify(folder, checkpoint)
+    settings = DrawingSettings(prompts, guidance, temperature, seed)
+    torch_codes, torch_images = draw_with_codes(checkpoint, settings)
+    bundle_codes, bundle_images = draw_with_codes(folder, settings)
+    equal = float((torch_codes == bundle_codes).mean())
     engines = build_engines(folder)
     passed = sum(report.passed for report in reports)
-    return Shown(
+    return ReportSection(
         title="To production",
         text=(
             f"The same model for ONNX Runtime and TensorRT: {passed} of {len(reports)} variants of its bundle"
-            f" pass all gates. Drawn from the same noise, {same:.1%} of the codes are torch's."
+            f" pass all gates. Drawn from the same noise, {equal:.1%} of the codes are torch's."
         ),
         columns=("variant", "what", "result"),
         rows=[*(row for report in reports for row in table(report)), *engines],
-        strips={"in torch": in_torch, "from the bundle": in_bundle},
-        figures={
+        strips={"in torch": torch_images, "from the bundle": bundle_images},
+        metrics={
             "bundle_variants_passed": passed / len(reports),
-            "bundle_codes_equal": same,
+            "bundle_codes_equal": equal,
             "engines_built": sum(what.startswith("engine of") for _, what, _ in engines),
         },
     )
 
 
-def drawn(trained: Trained, path: Path) -> tuple[np.ndarray, Sequence[Image.Image]]:
+@dataclass(frozen=True)
+class DrawingSettings:
+    """What is drawn from a checkpoint and from its bundle, to compare the codes."""
+
+    prompts: Sequence[str]
+    guidance: float
+    temperature: float
+    seed: int
+
+
+def draw_with_codes(path: Path, settings: DrawingSettings) -> tuple[np.ndarray, Sequence[Image.Image]]:
     """Draw one image a prompt from a checkpoint or a bundle; return codes (N, P) and images."""
     janus = Janus.from_pretrained(path, device="cpu")
     listening = ListeningRuntime(janus.runtime)
     images = Janus(listening, janus.processor).draw(
-        trained.prompts, guidance=trained.guidance, temperature=trained.temperature, seed=trained.seed
+        settings.prompts,
+        guidance=settings.guidance,
+        temperature=settings.temperature,
+        seed=settings.seed,
     )
     return np.stack(listening.runs[-1].chosen, axis=1), images
 

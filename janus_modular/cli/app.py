@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from janus_modular.cli import chat, config, convert, data, demo, draw, env, info, plugins, train
+from janus_modular.cli import chat, config, convert, data, draw, env, info, plugins, train
 from janus_modular.cli.external_commands import announced, brought_command
 from janus_modular.errors import JanusError, missing_extra
 from janus_modular.foreign import printable
@@ -99,7 +99,6 @@ def start(
 
 # One line a command, or a group of them.
 app.add_typer(config.app, name="config")
-app.add_typer(demo.app, name="demo")
 app.add_typer(data.app, name="data")
 app.add_typer(plugins.app, name="plugins")
 app.command()(chat.chat)

@@ -33,7 +33,9 @@ def brought_command(name: str) -> Any:
     try:
         loaded = point.load()
         if isinstance(loaded, typer.Typer):
-            return typer.main.get_command(loaded)
+            group = typer.main.get_command(loaded)
+            group.name = name
+            return group
         app.command(name)(loaded)
     except Exception as error:
         app.command(name, help=f"(does not load: {error})")(_broken(point, error))

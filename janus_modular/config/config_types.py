@@ -1,62 +1,60 @@
-"""Which dataclass a config file is an instance of, told by its keys."""
+"""Which dataclass a config file is an instance of: each type of config has a key that no other type has."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from janus_modular.errors import ConfigError
 
-KINDS = {
-    "model": ("backbone", "janus_modular.config.schema", "ModelConfig"),
-    "train": ("learn", "janus_modular.training.schema", "TrainConfig"),
-    "demo": ("stages", "janus_modular.demo.schema", "DemoConfig"),
-}
-"""Kind of config -> a key that only this kind has, and where its dataclass is."""
-
-WORDS = {"model": "model", "train": "training", "demo": "demo"}
-"""How people call each kind."""
-
 GROUP = "janus_modular.configs"
-"""The entry points of kinds that other packages bring: ``key = "module:Dataclass"``."""
+"""The entry points of config types that other packages bring: ``key = "module:NameConfig"``."""
+
+CORE_TYPES = [
+    EntryPoint("backbone", "janus_modular.config.schema:ModelConfig", GROUP),
+    EntryPoint("learn", "janus_modular.training.schema:TrainConfig", GROUP),
+]
+"""The core's own config types, as entry points too: nothing is imported before a file is recognised."""
 
 
 def schema_of(raw: Mapping[str, Any]) -> type[Any]:
     """Return the dataclass that ``raw`` should be an instance of.
 
     Raises:
-        ConfigError: it has the keys of no kind of config.
+        ConfigError: ``raw`` has the key of no config type.
     """
-    for key, module, name in KINDS.values():
-        if key in raw:
-            return getattr(import_module(module), name)
-    others = {point.name: point for point in entry_points(group=GROUP)}
-    for key, point in others.items():
-        if key in raw:
-            return point.load()
-    telling = ", ".join(
-        [f"'{key}' ({kind})" for kind, (key, _, _) in KINDS.items()] + [f"'{key}'" for key in others]
-    )
+    config_types = _config_types()
+    for config_type in config_types:
+        if config_type.name in raw:
+            return config_type.load()
     keys = ", ".join(map(str, raw)) or "(none)"
-    raise ConfigError(f"found the keys {keys}; expected one that tells the kind of config: {telling}")
+    expected = ", ".join(f"'{config_type.name}' ({_word(config_type)})" for config_type in config_types)
+    raise ConfigError(
+        f"found the keys {keys}; expected a key by which the type of config is recognised: {expected}"
+    )
 
 
-def check_kind(raw: Mapping[str, Any], schema: type[Any]) -> None:
-    """Refuse a config of another kind than ``schema``: its keys would all be unknown.
+def check_config_type(raw: Mapping[str, Any], schema: type[Any]) -> None:
+    """Raise an error if ``raw`` is a config of another type than ``schema``: all its keys would be unknown.
 
     Raises:
-        ConfigError: says which kind it is, and which was expected.
+        ConfigError: names the type that was found and the one that was expected.
     """
-    kinds = {kind: (key, (module, name)) for kind, (key, module, name) in KINDS.items()}
-    wanted = next((kind for kind, (_, home) in kinds.items() if home == _home(schema)), None)
-    if wanted is None or kinds[wanted][0] in raw:
+    config_types = _config_types()
+    expected = next((t for t in config_types if t.value == f"{schema.__module__}:{schema.__name__}"), None)
+    if expected is None or expected.name in raw:
         return
-    found = next((kind for kind, (key, _) in kinds.items() if key in raw), None)
+    found = next((config_type for config_type in config_types if config_type.name in raw), None)
     if found is not None:
-        raise ConfigError(f"this is a {WORDS[found]} config; expected a {WORDS[wanted]} config")
+        raise ConfigError(f"this is a {_word(found)} config; expected a {_word(expected)} config")
 
 
-def _home(schema: type[Any]) -> tuple[str, str]:
-    return schema.__module__, schema.__name__
+def _config_types() -> list[EntryPoint]:
+    return [*CORE_TYPES, *entry_points(group=GROUP)]
+
+
+def _word(config_type: EntryPoint) -> str:
+    """Return how people call a config type: ``DemoConfig`` is a demo config."""
+    word = config_type.attr.removesuffix("Config").lower()
+    return "training" if word == "train" else word

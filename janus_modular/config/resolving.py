@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from janus_modular.config.config_types import check_kind
+from janus_modular.config.config_types import check_config_type
 from janus_modular.config.errors import FieldError, config_error
 from janus_modular.config.interpolation import interpolate
 from janus_modular.config.scalars import convert, words
@@ -29,7 +29,7 @@ def resolve(raw: Mapping[str, Any], schema: type[T], plugins: Plugins | None = N
         ConfigError: lists every fault, each with its path, what was expected, and the cure; or says that
             this is another kind of config.
     """
-    check_kind(raw, schema)
+    check_config_type(raw, schema)
     tree, errors = interpolate(dict(raw))
     walk = _Walk(plugins or default_plugins(), errors)
     instance = walk.dataclass(tree, schema, "", what=schema.__name__)

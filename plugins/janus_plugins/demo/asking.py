@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from janus_modular.demo.images import LabelledImages
-from janus_modular.demo.measures import named
-from janus_modular.demo.schema import DrawingConfig
 from janus_modular.janus import Janus
 from janus_modular.sequence import Text
+from janus_plugins.demo.images import LabelledImages
+from janus_plugins.demo.measures import named
+from janus_plugins.demo.schema import DrawingConfig
 
 AT_ONCE = 100  # rows of a batch
 

@@ -22,7 +22,7 @@ def quick() -> dict[str, Any]:
         "model.generation.tokenizer.continuous_steps=1",
         "held_out.split=validation",
         "count=20",
-        "finish=[]",
+        "post_training_steps=[]",
     ]
     raw = load("demo/digits", overrides)
     raw["stages"] = {name: raw["stages"][name] for name in ("stage1", "stage2")}

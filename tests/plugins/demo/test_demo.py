@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from janus_modular.config import load, resolve, to_plain
-from janus_modular.demo import finishing, phases
-from janus_modular.demo.ablation import run_ablation, shared_config
-from janus_modular.demo.finishing import Shown, Trained
-from janus_modular.demo.run import MARK, run_demo
-from janus_modular.demo.schema import DemoConfig
 from janus_modular.errors import ConfigError, TrainingError
 from janus_modular.janus import Janus
 from janus_modular.locking import locked
 from janus_modular.plugins import Plugins
 from janus_modular.training.run_checkpoints import LOCK
 from janus_modular.training.schema import TrainConfig
+from janus_plugins.demo import phases, post_training
+from janus_plugins.demo.ablation import run_ablation, shared_config
+from janus_plugins.demo.run import MARK, run_demo
+from janus_plugins.demo.schema import DemoConfig
 
 FIGURES = {
     "reading_accuracy",
@@ -47,11 +46,24 @@ def demo(raw: dict[str, Any]) -> DemoConfig:
     return resolve(raw, DemoConfig)
 
 
-def tidy(trained: Trained) -> Shown:
+@dataclass
+class Section:
+    title: str
+    text: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    strips: dict[str, list[Image.Image]]
+    metrics: dict[str, float]
+
+
+def tidy(checkpoint: Path, output: Path, *, prompts: list[str], guidance: float, **settings: Any) -> Section:
     """Put the model away."""
-    assert len(trained.prompts) == 10
-    images = Janus.from_pretrained(trained.model).draw(trained.prompts[0], 2, guidance=trained.guidance)
-    return Shown("Put <away>", "It is safe.", ("what",), [("shelf & box",)], {"two": images}, {"shelves": 2})
+    assert len(prompts) == 10
+    assert set(settings) == {"temperature", "seed"}
+    images = Janus.from_pretrained(checkpoint).draw(prompts[0], 2, guidance=guidance)
+    return Section(
+        "Put <away>", "It is safe.", ("what",), [("shelf & box",)], {"two": images}, {"shelves": 2}
+    )
 
 
 @pytest.fixture
@@ -91,14 +103,14 @@ def test_report(ran: tuple[Path, dict[str, Any]]) -> None:
 def test_other_packages_finish_the_demo(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    points = EntryPoints([EntryPoint("tidy", f"{__name__}:tidy", finishing.GROUP)])
+    points = EntryPoints([EntryPoint("tidy", f"{__name__}:tidy", post_training.GROUP)])
     monkeypatch.setattr(EntryPoint, "load", lambda point: tidy)
-    monkeypatch.setattr(finishing, "entry_points", lambda group: points.select(group=group))
+    monkeypatch.setattr(post_training, "entry_points", lambda group: points.select(group=group))
     quick["stages"].pop("stage2")
     with pytest.raises(ConfigError, match=r"no step is called 'tidi'. Did you mean 'tidy'\?"):
-        run_demo(demo(quick | {"finish": ["tidi"]}), tmp_path / "demo", quiet=True)
+        run_demo(demo(quick | {"post_training_steps": ["tidi"]}), tmp_path / "demo", quiet=True)
     assert not (tmp_path / "demo").exists()
-    report = run_demo(demo(quick | {"finish": ["tidy"]}), tmp_path / "demo")
+    report = run_demo(demo(quick | {"post_training_steps": ["tidy"]}), tmp_path / "demo")
     assert report["shelves"] == 2
     page = (tmp_path / "demo/report.html").read_text("utf-8")
     assert "Put &lt;away&gt;" in page
@@ -210,9 +222,9 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from janus_modular.cli.app import app
 
     seen: dict[str, Any] = {}
-    monkeypatch.setattr("janus_modular.demo.run.run_demo", lambda *args, **more: seen.update(run=args))
+    monkeypatch.setattr("janus_plugins.demo.run.run_demo", lambda *args, **more: seen.update(run=args))
     monkeypatch.setattr(
-        "janus_modular.demo.ablation.run_ablation", lambda *args, **more: seen.update(ablation=more)
+        "janus_plugins.demo.ablation.run_ablation", lambda *args, **more: seen.update(ablation=more)
     )
     told = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--seed", "3", "count=20"])
     assert told.exit_code == 0, told.output

@@ -47,7 +47,7 @@ class DemoConfig:
     trackers: list[ComponentSpec] = component("trackers")  # who keeps the figures of every phase
     drawings: dict[str, DrawingConfig] = field(default_factory=dict)  # by the name of its accuracy
     count: int = 200  # drawings for each of these
-    finish: list[str] = field(default_factory=list)  # what other packages do with the model at the end
+    post_training_steps: list[str] = field(default_factory=list)  # other packages' steps, by name, in order
     seed: int = 0  # of all chance
 
     def __post_init__(self) -> None:

@@ -13,12 +13,12 @@ from PIL import Image
 
 from janus_modular.atomic_writes import write_text
 from janus_modular.config import to_plain, to_yaml
-from janus_modular.demo import plots
-from janus_modular.demo.asking import Answers, Drawings
-from janus_modular.demo.finishing import Shown
-from janus_modular.demo.images import LabelledImages
-from janus_modular.demo.measures import BARS, confusion
-from janus_modular.demo.schema import DemoConfig
+from janus_plugins.demo import plots
+from janus_plugins.demo.asking import Answers, Drawings
+from janus_plugins.demo.images import LabelledImages
+from janus_plugins.demo.measures import BARS, confusion
+from janus_plugins.demo.post_training import ReportSection
+from janus_plugins.demo.schema import DemoConfig
 
 TEMPLATE = Path(__file__).with_name("report.html")
 ACROSS = 12  # drawings of a class that are shown
@@ -36,7 +36,7 @@ class Evidence:
     restored: Sequence[Image.Image]  # held-out images through the image tokenizer
     train: LabelledImages
     held_out: LabelledImages
-    finished: Sequence[Shown] = ()  # what other packages did with the model
+    sections: Sequence[ReportSection] = ()  # of the post-training steps
 
 
 def write_report(output: Path, evidence: Evidence) -> Path:
@@ -87,18 +87,18 @@ def content(output: Path, evidence: Evidence) -> dict[str, Any]:
         "curves": plots.curves(_logs(output, config)),
         "originals": plots.as_uri(plots.strip([held_out.images[i] for i in shown], ACROSS)),
         "restored": plots.as_uri(plots.strip([evidence.restored[i] for i in shown], ACROSS)),
-        "finished": [
+        "sections": [
             {
-                "title": one.title,
-                "text": one.text,
-                "columns": one.columns,
-                "rows": one.rows,
+                "title": section.title,
+                "text": section.text,
+                "columns": section.columns,
+                "rows": section.rows,
                 "strips": {
                     caption: plots.as_uri(plots.strip(images, ACROSS))
-                    for caption, images in one.strips.items()
+                    for caption, images in section.strips.items()
                 },
             }
-            for one in evidence.finished
+            for section in evidence.sections
         ],
         "settings": to_yaml(to_plain(config)),
     }

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from janus_modular.demo.images import as_pixels
+from janus_plugins.demo.images import as_pixels
 
 
 class Classifier(nn.Module):

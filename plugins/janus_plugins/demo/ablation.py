@@ -19,12 +19,12 @@ from rich.table import Table
 
 from janus_modular.atomic_writes import write_text
 from janus_modular.config import load, resolve, to_plain
-from janus_modular.demo.asking import ask, draw
-from janus_modular.demo.phases import Demo
-from janus_modular.demo.run import demo_folder, prepare_folder, recognised
-from janus_modular.demo.schema import DemoConfig
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins, default_plugins
+from janus_plugins.demo.asking import ask, draw
+from janus_plugins.demo.phases import Demo
+from janus_plugins.demo.run import demo_folder, prepare_folder, recognised
+from janus_plugins.demo.schema import DemoConfig
 
 SHARED = "tokenizer-features"
 """The understanding encoder that is an image tokenizer (its codes' vectors are the features)."""

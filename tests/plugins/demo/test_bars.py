@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from janus_modular.config import load, resolve
-from janus_modular.demo.measures import BARS
-from janus_modular.demo.run import run_demo
-from janus_modular.demo.schema import DemoConfig
+from janus_plugins.demo.measures import BARS
+from janus_plugins.demo.run import run_demo
+from janus_plugins.demo.schema import DemoConfig
 
 
 @pytest.mark.slow

@@ -16,10 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from janus_modular.config import resolve, to_plain
-from janus_modular.demo.classifier import Classifier
-from janus_modular.demo.contrastive import Contrastive
-from janus_modular.demo.images import LabelledImages, as_pixels, batches
-from janus_modular.demo.schema import DemoConfig, PhaseConfig
 from janus_modular.interfaces import ComponentSpec, ImageTokenizer
 from janus_modular.model.build import ModelBuilder, build_model
 from janus_modular.model.model import JanusModel
@@ -30,6 +26,10 @@ from janus_modular.training.schema import TrainConfig
 from janus_modular.training.train import train
 from janus_modular.weights.files import open_weights
 from janus_modular.weights.writing import write_weights
+from janus_plugins.demo.classifier import Classifier
+from janus_plugins.demo.contrastive import Contrastive
+from janus_plugins.demo.images import LabelledImages, as_pixels, batches
+from janus_plugins.demo.schema import DemoConfig, PhaseConfig
 
 TOKENIZER = "generation.tokenizer"
 ENCODER = "understanding.encoder"

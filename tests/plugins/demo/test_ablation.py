@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from janus_modular.config import load
-from janus_modular.demo.ablation import run_ablation
+from janus_plugins.demo.ablation import run_ablation
 
 
 @pytest.mark.proof

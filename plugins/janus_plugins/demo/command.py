@@ -19,7 +19,11 @@ class DemoGroup(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(cls=DemoGroup, help="Train a small Janus on real handwritten digits, ask it, let it draw.")
+app = typer.Typer(
+    cls=DemoGroup,
+    help="Train a small Janus on real handwritten digits, ask it, let it draw.",
+    add_completion=False,
+)
 Config = Annotated[str, typer.Option(help="A YAML file, or a shipped name.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Changes.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
@@ -38,8 +42,8 @@ def run(
     A demo that was interrupted goes on where it stopped, if its settings are the same.
     """
     from janus_modular.config import load, resolve
-    from janus_modular.demo.run import run_demo
-    from janus_modular.demo.schema import DemoConfig
+    from janus_plugins.demo.run import run_demo
+    from janus_plugins.demo.schema import DemoConfig
 
     chosen = resolve(load(config, [f"seed={seed}", *(overrides or [])]), DemoConfig)
     run_demo(chosen, out, quiet=quiet)
@@ -55,6 +59,6 @@ def ablation(
 ) -> None:
     """Compare two encoders, one for reading and one for drawing, with one shared VQ encoder."""
     from janus_modular.config import load
-    from janus_modular.demo.ablation import run_ablation
+    from janus_plugins.demo.ablation import run_ablation
 
     run_ablation(load(config, overrides or []), out, seeds=seeds, quiet=quiet)

@@ -19,20 +19,20 @@ from rich.table import Table
 
 from janus_modular.atomic_writes import write_text
 from janus_modular.config import to_plain, to_yaml
-from janus_modular.demo.asking import Drawings, ask, draw
-from janus_modular.demo.classifier import Classifier
-from janus_modular.demo.finishing import Trained, find_steps
-from janus_modular.demo.images import LabelledImages, as_pixels
-from janus_modular.demo.measures import BARS, flat, nearest, psnr, spread
-from janus_modular.demo.phases import Demo
-from janus_modular.demo.report import Evidence, write_report
-from janus_modular.demo.schema import DemoConfig
 from janus_modular.errors import TrainingError
 from janus_modular.interfaces import ImageTokenizer
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.training.processes import refuse_several_processes
 from janus_modular.training.run_checkpoints import LOCK, check_output, run_folder
+from janus_plugins.demo.asking import Drawings, ask, draw
+from janus_plugins.demo.classifier import Classifier
+from janus_plugins.demo.images import LabelledImages, as_pixels
+from janus_plugins.demo.measures import BARS, flat, nearest, psnr, spread
+from janus_plugins.demo.phases import Demo
+from janus_plugins.demo.post_training import find_steps
+from janus_plugins.demo.report import Evidence, write_report
+from janus_plugins.demo.schema import DemoConfig
 
 MARK = "demo.yaml"
 """What a folder of this demo's making holds: its settings."""
@@ -58,7 +58,7 @@ def run_demo(
     Raises:
         TrainingError: ``output`` holds something that is not a demo's, another process writes it, or a
             launcher started several processes.
-        ConfigError: ``finish`` names a step that nobody announces.
+        ConfigError: ``post_training_steps`` names a step that no installed package provides.
     """
     with demo_folder(output):
         return _run(config, output, plugins or default_plugins(), quiet)
@@ -66,7 +66,7 @@ def run_demo(
 
 def _run(config: DemoConfig, output: Path, plugins: Plugins, quiet: bool) -> dict[str, Any]:
     """Run a demo in its folder, which is this process's own."""
-    finish = find_steps(config.finish)
+    post_training = find_steps(config.post_training_steps)
     if prepare_folder(output, to_yaml(config), result="report.json") and not quiet:
         Console(stderr=True).print(f"going on with the demo in {output}; its finished phases are kept")
     demo = Demo(config, output, plugins, quiet)
@@ -90,11 +90,10 @@ def _run(config: DemoConfig, output: Path, plugins: Plugins, quiet: bool) -> dic
             for name, how in config.drawings.items()
         }
 
-    trained = Trained(folder, output, *_wishes(held_out, config), config.seed)
-    shown = []
-    for name, step in finish.items():
+    sections = []
+    for name, step in post_training.items():
         with steps(name, getdoc(step)):
-            shown.append(step(trained))
+            sections.append(step(folder, output, **_drawing_arguments(held_out, config)))
 
     restored, used = through(tokenizer, held_out)
     figures = {"reading_accuracy": answers.accuracy}
@@ -105,13 +104,14 @@ def _run(config: DemoConfig, output: Path, plugins: Plugins, quiet: bool) -> dic
     figures |= variety(next(iter(drawings.values())), train, held_out)
     figures["codes_used"] = used / max(tokenizer.codebooks)
     figures["psnr_db"] = psnr(flat(held_out.images), flat(restored))
-    for one in shown:
-        figures |= one.figures
+    for section in sections:
+        figures |= section.metrics
     figures["seconds"] = time.perf_counter() - began
     report = {name: round(value, 4) for name, value in figures.items()} | settings_of(config)
     write_text(output / "report.json", json.dumps(report, indent=2) + "\n")
     write_report(
-        output, Evidence(config, figures, steps.seconds, answers, drawings, restored, train, held_out, shown)
+        output,
+        Evidence(config, figures, steps.seconds, answers, drawings, restored, train, held_out, sections),
     )
     if not quiet:
         Console().print(table(figures))
@@ -135,15 +135,16 @@ class Steps:
         self.seconds[name] = time.perf_counter() - began
 
 
-def _wishes(held_out: LabelledImages, config: DemoConfig) -> tuple[list[str], float, float]:
-    """Return a prompt for each class, and how the first drawings were made."""
+def _drawing_arguments(held_out: LabelledImages, config: DemoConfig) -> dict[str, Any]:
+    """Return a prompt for each class, and the settings of the first drawings, as a step takes them."""
     rng = np.random.default_rng(config.seed)
-    how = next(iter(config.drawings.values()))
-    return (
-        [held_out.prompt(label, rng) for label in range(len(held_out.names))],
-        how.guidance,
-        how.temperature,
-    )
+    drawing = next(iter(config.drawings.values()))
+    return {
+        "prompts": [held_out.prompt(label, rng) for label in range(len(held_out.names))],
+        "guidance": drawing.guidance,
+        "temperature": drawing.temperature,
+        "seed": config.seed,
+    }
 
 
 @torch.inference_mode()
