@@ -69,8 +69,8 @@ class OnnxSession:
         return self.hidden
 
     def run(self, part: str, *inputs: Any) -> Any:
-        """Run a part by name; what it chooses (``..._next``) stays on the device until it is asked for."""
-        if not part.endswith("_next"):
+        """Run a part by name; what it chooses (``sample_...``) stays on the device until it is asked for."""
+        if not part.startswith("sample_"):
             return self.runtime.run(part, *map(host, inputs))
         graph = self.runtime.graph(part)
         if part not in self.choosing:

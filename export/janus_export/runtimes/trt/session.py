@@ -81,9 +81,9 @@ class TensorRTSession:
         return self.hidden
 
     def run(self, part: str, *inputs: Any) -> Any:
-        """Run a part by name; what it chooses (``..._next``) stays on the GPU until it is asked for."""
+        """Run a part by name; what it chooses (``sample_...``) stays on the GPU until it is asked for."""
         self._flush()
-        if not part.endswith("_next"):
+        if not part.startswith("sample_"):
             made = list(self.runtime.enqueue(part, inputs))
             if self.runtime.measures(part):
                 self.magnitudes.append((part, made.pop()))
