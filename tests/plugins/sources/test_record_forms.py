@@ -359,8 +359,8 @@ def test_every_sample_of_the_page_is_read(images: Path, name: str, body: str) ->
             assert len(str(sample.messages)) > 20
 
 
-def test_the_page_lists_the_keys_without_effect() -> None:
-    section = PAGE.read_text("utf-8").partition("## Keys without effect\n")[2].partition("say where")[0]
+def test_the_page_lists_the_ignored_keys() -> None:
+    section = PAGE.read_text("utf-8").partition("## Ignored keys\n")[2].partition("describe where")[0]
     assert tuple(re.findall(r"`(\w+)`", section)) == HARMLESS
 
 
