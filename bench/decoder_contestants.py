@@ -20,7 +20,7 @@ from janus_export.bench.bytes_read import multiplied, read_by
 from janus_export.runtimes.ort.binding import Binding
 from janus_export.runtimes.ort.runtime import OnnxConfig, OnnxRuntime
 from janus_modular.processing.processor import Processor
-from janus_plugins.sampling_loops.autoregressive import DrawSettings, draw
+from janus_plugins.samplers.autoregressive import DrawSettings, draw
 
 CONTEXTS = (64, 600)
 ROOMS = (704, 4096)  # positions that a session of ours is opened for

@@ -28,8 +28,8 @@ from janus_modular.checkpoints import save_as
 from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
-from janus_plugins.sampling_loops.autoregressive import DrawSettings, draw
-from janus_plugins.sampling_loops.text import TextSettings, sample_text
+from janus_plugins.samplers.autoregressive import DrawSettings, draw
+from janus_plugins.samplers.text import TextSettings, sample_text
 
 WORDS, SIDE = 64, 128  # tokens of an answer; pixels of an image, 8 x 8 codes
 SIZES = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 8}

@@ -24,8 +24,12 @@ from janus_modular.registry import SLOTS, Hooks, slot_label
 FOLDER = "reference/slots"
 REFERS: dict[str, tuple[str, ...]] = {
     "understanding_encoders": ("interfaces.PixelSpec", "protocols.ReadsPretrained"),
-    "generation": ("sampling.sample_with_noise",),
-    "sampling_loops": ("protocols.Session", "sequence.Sequence", "sequence.unconditional"),
+    "generation": ("model.sampling.sample_with_noise",),
+    "text_samplers": ("protocols.TextSamplerSettings", "protocols.Session", "sequence.Sequence"),
+    "image_samplers": (
+        *("protocols.ImageSamplerSettings", "protocols.Session", "sequence.Sequence"),
+        "sequence.unconditional",
+    ),
     "backbones": ("interfaces.Cache",),
     "sources": (
         *(f"sequence.{name}" for name in ("Sample", "Message", "Text", "ImageInput", "ImageTarget")),
@@ -55,7 +59,7 @@ def _paragraphs(slot: str, plugins: Plugins) -> Iterator[str]:
     yield f"# {label[0].upper()}{label[1:]}"
     yield f"{inspect.getdoc(hook)} See [its hook](../hooks.md#register_{slot}registry)."
     yield "## Its interface"
-    [name] = re.findall(r"Registry\[(\w+)\]", inspect.get_annotations(hook)["registry"])
+    [name] = re.findall(r"Registry\[(\w+)", inspect.get_annotations(hook)["registry"])
     module = interfaces if hasattr(interfaces, name) else protocols
     yield from _reference("It", module, name)
     if refers := REFERS.get(slot):

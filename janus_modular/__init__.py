@@ -19,5 +19,5 @@ def __getattr__(name: str) -> object:
         AttributeError: there is no such name.
     """
     if successor := renamed(name, __all__):
-        raise ImportError(f"{__name__}.{name} is called {successor} now", name=__name__)
+        raise ImportError(f"{__name__}: {name!r} is called {successor} now", name=__name__)
     return _attach(name)

@@ -34,7 +34,10 @@ from .interfaces import ComponentConfig as ComponentConfig
 from .interfaces import PixelSpec as PixelSpec
 from .protocols import ReadsPretrained as ReadsPretrained
 from .protocols import Runtime as Runtime
-from .protocols import Sampling as Sampling
+from .protocols import ImageSampler as ImageSampler
+from .protocols import ImageSamplerSettings as ImageSamplerSettings
+from .protocols import TextSampler as TextSampler
+from .protocols import TextSamplerSettings as TextSamplerSettings
 from .protocols import Session as Session
 from .protocols import Source as Source
 from .protocols import Tracker as Tracker

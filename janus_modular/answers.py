@@ -10,9 +10,9 @@ from PIL import Image
 
 from janus_modular.processing.streaming import TextStream
 
-FinishReason = Literal["stop", "length", "context", "loop"]
+FinishReason = Literal["stop", "length", "context", "sampler"]
 """Why an answer ended: the model or a stop string ended it (stop), max_tokens (length) or the model's context
-(context) cut it, or the sampling loop gave no more tokens before any of these (loop)."""
+(context) cut it, or the sampler yielded no more tokens before any of these (sampler)."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class AnswerRow:
         return text
 
     def end(self) -> str:
-        """Note that the sampling loop gives no more tokens; return the text that was held back."""
-        self.finish_reason = "loop"
+        """Note that the sampler yields no more tokens; return the text that was held back."""
+        self.finish_reason = "sampler"
         self.texts.append(self.stream.finish())
         return self.texts[-1]
 

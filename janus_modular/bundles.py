@@ -88,7 +88,7 @@ def open_bundle(
     """Open a bundle in a runtime: a registered name, or ``{"name": ..., **options}``.
 
     The plugins are those given (or all), with names that several share meaning what the bundle recorded.
-    Of what it recorded only the sampling loop that is used is needed: everything else is in its graphs.
+    Of what it recorded only the sampler that is used is needed: everything else is in its graphs.
 
     Raises:
         BundleError: the variant's verification failed, or its manifest was edited since (see

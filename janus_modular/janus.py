@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from PIL import Image
 
-from janus_modular import arguments, loops
+from janus_modular import arguments, samplers
 from janus_modular.answers import Answer, AnswerBatch, AnswerRow, AnswerStream, Drawings, Usage
 from janus_modular.bundles import find_bundle, open_bundle
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.image_io import ImageSource, to_image
 from janus_modular.processing.processor import Processor
-from janus_modular.protocols import Runtime, Sampling
+from janus_modular.protocols import (
+    ImageSampler,
+    ImageSamplerSettings,
+    Runtime,
+    TextSampler,
+    TextSamplerSettings,
+)
+from janus_modular.registry import slot_label
 from janus_modular.sequence import Message
 
 if TYPE_CHECKING:
@@ -174,7 +181,7 @@ class Janus:
 
         ``images`` come before the text of a question, one image or several; in a conversation they are
         part of its messages. An image is a path, the bytes of a file, or a PIL image.
-        ``settings`` are the text loop's: max_tokens, temperature (0: greedy), top_k, top_p, seed.
+        ``settings`` are the text sampler's: max_tokens, temperature (0: greedy), top_k, top_p, seed.
         ``stop``: strings before which it ends, beside the model's own.
 
         Return an `Answer`: a ``str`` with a ``finish_reason`` (stop; length and context: it was cut) and
@@ -183,7 +190,7 @@ class Janus:
 
         Raises:
             PromptError: a setting is unknown or out of its range, or the prompt fills the context.
-            CheckError: the loop is none that answers.
+            CheckError: the text sampler breaks its protocol.
         """
         stream_of_text = AnswerStream(self.answers([(question, images)], **settings))
         if stream:
@@ -213,9 +220,7 @@ class Janus:
         stop = arguments.stop_strings(stop)
         if not pairs:
             return AnswerBatch([], iter(()))
-        name = self.runtime.text_sampler
-        loop, chosen = self._loop(name, settings)
-        chosen = loops.settings_that_answer(name, chosen)
+        sampler, sampler_settings = self._text_sampler(settings)
         prompts = [self.processor.chat_prompt(arguments.conversation(*pair)) for pair in pairs]
         for row, prompt in enumerate(prompts):
             if len(prompt) >= self.runtime.context:
@@ -228,15 +233,16 @@ class Janus:
             AnswerRow(
                 self.processor.stream(stop),
                 prompt_tokens=len(prompt),
-                max_tokens=chosen.max_tokens,
+                max_tokens=sampler_settings.max_tokens,
                 context=self.runtime.context,
             )
             for prompt in prompts
         ]
-        chosen = loops.numbered(replace(chosen, max_tokens=max(row.max_tokens for row in rows)), prompts)
+        sampler_settings = replace(sampler_settings, max_tokens=max(row.max_tokens for row in rows))
+        sampler_settings = samplers.with_numbers(sampler_settings, prompts)
         capacity = max(row.prompt_tokens + row.max_tokens for row in rows)
-        steps = loop(self.runtime.open(capacity=capacity), prompts, chosen)
-        return AnswerBatch(rows, loops.texts(name, steps, rows))
+        steps = sampler(self.runtime.open(capacity=capacity), prompts, sampler_settings)
+        return AnswerBatch(rows, samplers.stream_texts(self.runtime.text_sampler, steps, rows))
 
     def draw(
         self,
@@ -249,51 +255,65 @@ class Janus:
     ) -> Drawings:
         """Draw ``n`` images of each prompt, in order.
 
-        ``settings`` are the drawing loop's: guidance, temperature, seed. An image has noise of its own, from
+        ``settings`` are the image sampler's: guidance, temperature, seed. An image has noise of its own, from
         the seed and its number among the images of its prompt, so ``batch_size`` (images drawn at once)
-        and other prompts change memory and speed alone. ``first`` is the number of the first one; a loop
-        without this setting draws one batch alone. ``progress`` is told the steps done and the steps in all.
+        and other prompts change memory and speed alone. ``first`` is the number of the first image.
+        ``progress`` is called with the steps done and the steps in all.
 
         Return a list of images, `Drawings`, whose ``usage`` counts the tokens of each.
 
         Raises:
-            PromptError: ``n`` or ``batch_size`` is less than 1, a setting is unknown or out of its range, or
-                the loop cannot draw several batches.
-            CheckError: the loop is none that draws.
+            PromptError: ``n`` or ``batch_size`` is less than 1, or a setting is unknown or out of its range.
+            CheckError: the image sampler breaks its protocol.
         """
         n, batch_size = arguments.count(n, "n"), arguments.count(batch_size, "batch_size")
         progress = arguments.callback(progress, "progress")
         texts = arguments.drawing_prompts(prompt)
-        name = self.runtime.image_sampler
-        loop, chosen = self._loop(name, settings)
-        drawn = self.processor.drawing.num_tokens if self.processor.drawing else 0
-        prompts = [one for text in texts for one in [self.processor.draw_prompt(text)] * n]
-        batches = loops.batches(name, chosen, prompts, batch_size)
+        sampler, sampler_settings = self._image_sampler(settings)
+        num_tokens = self.processor.drawing.num_tokens if self.processor.drawing else 0
+        prompts = [prompt for text in texts for prompt in [self.processor.draw_prompt(text)] * n]
+        batches = samplers.batches(sampler_settings, prompts, batch_size)
         images: list[Image.Image] = []
-        for number, (batch, these) in enumerate(batches):
-            session = self.runtime.open(capacity=max(map(len, batch)) + drawn)
+        for index, (batch, batch_settings) in enumerate(batches):
+            session = self.runtime.open(capacity=max(map(len, batch)) + num_tokens)
 
-            def tell(done: int, of: int, number: int = number) -> None:
+            def on_progress(done: int, total: int, index: int = index) -> None:
                 if progress:
-                    progress(number * of + done, len(batches) * of)
+                    progress(index * total + done, len(batches) * total)
 
-            pixels = loops.finish(name, loop(session, batch, these), tell)
-            images += [to_image(one) for one in loops.images(name, pixels, len(batch))]
-        return Drawings(images, [Usage(len(one), image_tokens=drawn) for one in prompts])
+            steps = sampler(session, batch, batch_settings)
+            pixels = samplers.draw_images(self.runtime.image_sampler, steps, len(batch), on_progress)
+            images += map(to_image, pixels)
+        return Drawings(images, [Usage(len(prompt), image_tokens=num_tokens) for prompt in prompts])
 
-    def settings(self, loop: str, given: Mapping[str, Any]) -> Any:
-        """Return a sampling loop's settings, its dataclass: those that are given, and its own defaults.
+    def text_settings(self, settings: Mapping[str, Any]) -> TextSamplerSettings:
+        """Return the settings with which `chat` answers: the given ones, and the sampler's defaults.
 
         Raises:
-            PromptError: it has no setting of a name, or refuses a value.
+            PromptError: the text sampler has no setting of a name, or refuses a value.
         """
-        return self._loop(loop, given)[1]
+        return self._text_sampler(settings)[1]
 
-    def _loop(self, name: str, settings: Mapping[str, Any]) -> tuple[Callable[..., Sampling], Any]:
-        entry = self.plugins.entry("sampling_loops", name)
+    def image_settings(self, settings: Mapping[str, Any]) -> ImageSamplerSettings:
+        """Return the settings with which `draw` draws: the given ones, and the sampler's defaults.
+
+        Raises:
+            PromptError: the image sampler has no setting of a name, or refuses a value.
+        """
+        return self._image_sampler(settings)[1]
+
+    def _text_sampler(self, settings: Mapping[str, Any]) -> tuple[TextSampler[Any], TextSamplerSettings]:
+        return self._sampler("text_samplers", self.runtime.text_sampler, settings)
+
+    def _image_sampler(self, settings: Mapping[str, Any]) -> tuple[ImageSampler[Any], ImageSamplerSettings]:
+        return self._sampler("image_samplers", self.runtime.image_sampler, settings)
+
+    def _sampler(self, slot: str, name: str, settings: Mapping[str, Any]) -> tuple[Any, Any]:
+        entry = self.plugins.entry(slot, name)
         known = [field.name for field in fields(entry.config)]
         if unknown := sorted(set(settings) - set(known)):
             raise PromptError(
-                f"{', '.join(unknown)}: no such setting of the loop '{name}'. It takes {', '.join(known)}"
+                f"{', '.join(unknown)}: no such setting of the {slot_label(slot)} '{name}'."
+                f" It takes {', '.join(known)}"
             )
         return entry.factory, entry.config(**settings)

@@ -1,12 +1,13 @@
-"""What works around the model must offer: sessions and the loops that drive them, data, trackers, formats.
+"""Protocols around the model: sessions, samplers, sources, trackers, checkpoint formats, capabilities.
 
-Shapes as in ``janus_modular.interfaces``. Nothing has to be inherited.
+Shapes as in ``janus_modular.interfaces``. Nothing has to be inherited but the settings of samplers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +26,7 @@ SESSION_SIZES = ("vocab", "drawing", "pad")
 
 
 class Session(Protocol):
-    """A running model, in any runtime. Sampling loops pass its tensors on without looking inside.
+    """A running model, in any runtime. Samplers pass its tensors on without looking inside.
 
     Its ``sizes`` are ``vocab`` V, ``pad``, the id of the token that fills, ``drawing``, the positions of a
     drawn image, and what the generation path adds: of Janus' own ``codes``, the sum of K over the codes of
@@ -59,40 +60,75 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """A loaded model, in whatever runtime: opens sessions, and says which loops drive them.
+    """A loaded model, in whatever runtime: opens sessions, and names the samplers that drive them.
 
     Those of exported bundles are plugins, built as ``Runtime(config, folder)``; their configs have
     ``variant`` and ``device``.
     """
 
     context: int  # longest sequence, in positions
-    text_sampler: str  # registered sampling loops, by name
-    image_sampler: str
+    text_sampler: str  # the registered text sampler
+    image_sampler: str  # the registered image sampler
 
     def open(self, capacity: int) -> Session:
         """Open a session whose rows have room for ``capacity`` positions."""
         ...
 
 
-Sampling = Generator[Any, Any, Any]
-"""A sampling loop at work: called as ``loop(session, prompts, settings)``, torch-free.
+@dataclass
+class TextSamplerSettings:
+    """Settings that every text sampler has. The settings of a sampler inherit from this class."""
 
-``prompts`` are one a row; ``settings`` are the dataclass that was registered with it. Two kinds are known:
+    max_tokens: int = 512  # of an answer
+    numbers: Sequence[int] = ()  # of each row, for its noise; left out: how often its prompt came before
 
-A loop that answers yields the token ids (rows,), integers in numpy, that the rows say next. It is sent
-which rows go on, a mask (rows,), or None where all do; the ids of others are not looked at, and it is closed
-when none goes on. Its settings have ``max_tokens``, after which it ends. What it returns is not looked at.
 
-A loop that draws yields (steps done, steps in all) after every step, and returns the images in numpy
-(rows, 3, H, W), uint8, or floats from -1 to 1.
+@dataclass
+class ImageSamplerSettings:
+    """Settings that every image sampler has. The settings of a sampler inherit from this class."""
 
-The noise of a row should follow from the seed and the row's number: how often the same prompt came
-before. Where the settings of a loop have ``numbers``, those are the numbers of all rows; where those of a
-loop that draws only have ``first``, it is the first row's, and the others follow it. Only a loop with
-either is asked for more images than are drawn at once.
+    first: int = 0  # the number of a prompt's first image
+    numbers: Sequence[int] = ()  # of each image, for its noise; left out: counted from first for every prompt
 
-`janus_modular.errors.CheckError` names a loop that does something else.
-"""
+
+TextSettings = TypeVar("TextSettings", bound=TextSamplerSettings, contravariant=True)
+ImageSettings = TypeVar("ImageSettings", bound=ImageSamplerSettings, contravariant=True)
+
+TokenSteps: TypeAlias = "Generator[NDArray[np.integer[Any]], NDArray[np.bool_] | None, None]"
+"""Yields the next token ids (rows,); is sent which rows go on, a mask (rows,), or None for all."""
+
+DrawingSteps: TypeAlias = "Generator[tuple[int, int], None, NDArray[Any]]"
+"""Yields (steps done, steps in all); returns images (rows, 3, H, W), uint8, or floats from -1 to 1."""
+
+
+class TextSampler(Protocol[TextSettings]):
+    """A generator function that answers prompts in text. Imports no torch.
+
+    The noise of a row follows from the seed and the row's number, so that the row does not depend on others.
+    """
+
+    def __call__(
+        self, session: Session, prompts: Sequence[TokenSequence], settings: TextSettings, /
+    ) -> TokenSteps:
+        """Answer one prompt a row, in up to ``settings.max_tokens`` tokens.
+
+        The ids of rows that do not go on are not read. The generator is closed once no row goes on.
+        """
+        ...
+
+
+class ImageSampler(Protocol[ImageSettings]):
+    """A generator function that draws images. Imports no torch.
+
+    The noise of an image follows from the seed and the image's number, so that the image does not depend on
+    others.
+    """
+
+    def __call__(
+        self, session: Session, prompts: Sequence[TokenSequence], settings: ImageSettings, /
+    ) -> DrawingSteps:
+        """Draw one image for each prompt; a prompt ends where the image begins."""
+        ...
 
 
 class Source(Protocol):

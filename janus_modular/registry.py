@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 import pluggy
 
@@ -18,7 +18,18 @@ from janus_modular.interfaces import (
     ImageTokenizer,
     UnderstandingEncoder,
 )
-from janus_modular.protocols import CheckpointFormat, Runtime, Sampling, Source, Tracker
+from janus_modular.protocols import (
+    CheckpointFormat,
+    ImageSampler,
+    ImageSamplerSettings,
+    ImageSettings,
+    Runtime,
+    Source,
+    TextSampler,
+    TextSamplerSettings,
+    TextSettings,
+    Tracker,
+)
 
 PROJECT = "janus_modular"
 API_VERSION = 1
@@ -32,6 +43,12 @@ MODEL_SLOTS = (
     "generation",
 )
 """The slots that are filled by modules of torch: the parts of a model."""
+
+SAMPLER_SETTINGS: dict[str, type[Any]] = {
+    "text_samplers": TextSamplerSettings,
+    "image_samplers": ImageSamplerSettings,
+}
+"""The slots that are filled by samplers, each with what the settings of its samplers inherit from."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -78,11 +95,30 @@ class Registry(Generic[T]):
     plugin: str = ""  # who is registering now; set by the loader
     entries: dict[str, Entry[T]] = field(default_factory=dict)
 
-    def add(self, name: str, factory: Callable[..., T], config: type[Any]) -> None:
+    @overload
+    def add(
+        self: Registry[TextSampler[Any]],
+        name: str,
+        factory: TextSampler[TextSettings],
+        config: type[TextSettings],
+    ) -> None: ...
+    @overload
+    def add(
+        self: Registry[ImageSampler[Any]],
+        name: str,
+        factory: ImageSampler[ImageSettings],
+        config: type[ImageSettings],
+    ) -> None: ...
+    @overload
+    def add(self, name: str, factory: Callable[..., T], config: type[Any]) -> None: ...
+    def add(self, name: str, factory: Callable[..., Any], config: type[Any]) -> None:
         """Offer ``factory`` under ``name``; ``config`` is the dataclass of its options.
 
+        A sampler is registered itself, in the place of a factory, with the dataclass of its settings.
+
         Raises:
-            PluginError: the name is taken, or ``config`` is no dataclass, or has a field that cannot be set.
+            PluginError: the name is taken, or ``config`` is no dataclass, has a field that cannot be set, or
+                lacks what its slot wants of it.
         """
         if not (isinstance(config, type) and is_dataclass(config)):
             raise PluginError(
@@ -98,10 +134,17 @@ class Registry(Generic[T]):
                 f"the {slot_label(self.slot)} '{name}': its config {config.__name__} lacks 'pretrained' and"
                 " 'revision'. Let it inherit from janus_modular.ComponentConfig"
             )
-        if self.slot == "sampling_loops" and holds_components(config):
+        base = SAMPLER_SETTINGS.get(self.slot)
+        if base is not None and not issubclass(config, base):
             raise PluginError(
-                f"the sampling loop '{name}': its settings hold a component, but they are typed at each call"
-                " (temperature=0.5). Give them plain values"
+                f"the {slot_label(self.slot)} '{name}': its settings {config.__name__} lack"
+                f" {' and '.join(option.name for option in fields(base))}. Let them inherit from"
+                f" janus_modular.{base.__name__}"
+            )
+        if base is not None and holds_components(config):
+            raise PluginError(
+                f"the {slot_label(self.slot)} '{name}': its settings hold a component, but settings are given"
+                " at each call (temperature=0.5). Give them plain values"
             )
         if name in self.entries:
             first = self.entries[name].plugin
@@ -139,8 +182,12 @@ class Hooks:
         """Offer generation paths, built as ``factory(config, hidden_size, build)``."""
 
     @hookspec
-    def register_sampling_loops(self, registry: Registry[Sampling]) -> None:
-        """Offer sampling loops: the factory is the loop itself, the config its settings."""
+    def register_text_samplers(self, registry: Registry[TextSampler[Any]]) -> None:
+        """Offer text samplers: generator functions, each with the dataclass of its settings."""
+
+    @hookspec
+    def register_image_samplers(self, registry: Registry[ImageSampler[Any]]) -> None:
+        """Offer image samplers: generator functions, each with the dataclass of its settings."""
 
     @hookspec
     def register_backbones(self, registry: Registry[Backbone]) -> None:

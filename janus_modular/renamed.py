@@ -16,6 +16,8 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "PictureError": ("ImageError",),
     "PictureToDraw": ("ImageTarget",),
     "PictureToRead": ("ImageInput",),
+    "Sampling": ("TextSampler", "ImageSampler"),
+    "SamplingLoopContract": ("TextSamplerContract", "ImageSamplerContract"),
     "code_vectors": ("codebook_embeddings",),
     "code_width": ("code_dim",),
     "draw": ("decode_image",),
@@ -38,7 +40,10 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "picture_tokens": ("image_tokens",),
     "pictures": ("images",),
     "register_layouts": ("register_formats",),
+    "register_sampling_loops": ("register_text_samplers", "register_image_samplers"),
+    "sampling-loop": ("text-sampler", "image-sampler"),
     "sampling_loop": ("image_sampler",),
+    "sampling_loops": ("text_samplers", "image_samplers"),
     "text_loop": ("text_sampler",),
     "text_next": ("sample_text",),
     "trained_apart": ("frozen_submodules",),
@@ -52,6 +57,6 @@ An old name with several meanings has a successor for each.
 """
 
 
-def renamed(word: str, known: Container[str]) -> str | None:
-    """Return what an old name is called now, if its successor is among the ``known``; otherwise None."""
-    return next((name for name in RENAMED.get(word, ()) if name in known), None)
+def renamed(word: str, known: Container[str]) -> str:
+    """Return what an old name is called now: its successors among the ``known``, quoted; "" without any."""
+    return " or ".join(f"'{name}'" for name in RENAMED.get(word, ()) if name in known)

@@ -10,6 +10,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``"Did you mean 'width'?"`` or what a renamed word is called now; "" where no word is close."""
     words = list(known)
     if successor := renamed(word, words):
-        return f"It is called '{successor}' now."
+        return f"It is called {successor} now."
     close = get_close_matches(word, words, n=1)
     return f"Did you mean '{close[0]}'?" if close else ""

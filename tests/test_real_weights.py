@@ -134,7 +134,7 @@ def janus(checkpoint: Path) -> Janus:
 
 def greedy(janus: Janus, prompts: list[Sequence]) -> list[list[int]]:
     """Answer prompts side by side; return the token ids of each answer, its end included."""
-    entry = janus.plugins.entry("sampling_loops", janus.runtime.text_sampler)
+    entry = janus.plugins.entry("text_samplers", janus.runtime.text_sampler)
     session = janus.runtime.open(max(map(len, prompts)) + LONGEST)
     steps = entry.factory(session, prompts, entry.config(max_tokens=LONGEST))
     rows = np.stack(list(steps), axis=1).tolist()  # (rows, steps)

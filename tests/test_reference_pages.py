@@ -151,8 +151,9 @@ def test_every_field_is_documented(section: str):
 
 WORDS = {
     "understanding_encoders": ["interfaces.PixelSpec", "protocols.ReadsPretrained"],
-    "generation": ["interfaces.GenerationPath", "sampling.sample_with_noise"],
-    "sampling_loops": ["protocols.Sampling", "protocols.Session", "sequence.unconditional"],
+    "generation": ["interfaces.GenerationPath", "model.sampling.sample_with_noise"],
+    "text_samplers": ["protocols.TextSampler", "protocols.TextSamplerSettings", "protocols.Session"],
+    "image_samplers": ["protocols.ImageSampler", "protocols.Session", "sequence.unconditional"],
     "backbones": ["interfaces.Backbone", "interfaces.Cache"],
     "sources": ["protocols.Source", "sequence.Sample", "sequence.Message", "sequence.ImageTarget"],
     "formats": ["protocols.CheckpointFormat", "protocols.ReadsPretrained"],
@@ -185,4 +186,4 @@ def test_every_slot_has_a_page_with_its_interface_and_all_that_is_built_in(plugi
     assert "| `depth` | `2` | linear layers: C -> D, then D -> D; Janus and Janus-Pro have 2 |" in pages.page(
         "adaptors", plugins
     )
-    assert "| `width` | `int` | C |" in pages.page("understanding_encoders", plugins)
+    assert "| `feature_dim` | `int` | C |" in pages.page("understanding_encoders", plugins)

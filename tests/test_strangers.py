@@ -61,7 +61,8 @@ def test_a_plugin_for_every_slot_is_installed_beside_the_wheel_and_used(
         "generation.adaptor": "adaptors",
         "generation.head": "heads",
         "backbone": "backbones",
-        "text_sampler": "sampling_loops",
+        "text_sampler": "text_samplers",
+        "image_sampler": "image_samplers",
     }
     swapped = [f"model.{part}={names[slot]}" for part, slot in parts.items()]
     for output, changes in (("parts", swapped), ("path", [f"model.generation={names['generation']}"])):

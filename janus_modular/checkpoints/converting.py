@@ -44,7 +44,7 @@ def convert(
     into the weights that they adapt.
 
     Raises:
-        PluginError: an override names a sampling loop that nobody offers.
+        PluginError: an override names a sampler that no plugin registers.
         CheckpointError: there is no such format, or it has no place for one of the parts; the source does
             not fit its own config; or the target cannot be written.
     """
@@ -55,8 +55,8 @@ def convert(
             + f"\nKnown: {', '.join(known)}"
         )
     for keys, value in map(parse, overrides):
-        if keys == ["text_sampler"]:  # what nobody could ask of the result is not written into it
-            (plugins or default_plugins()).find("sampling_loops", str(value))
+        if keys in (["text_sampler"], ["image_sampler"]):  # a sampler that nobody has is not written
+            (plugins or default_plugins()).find(f"{keys[0]}s", str(value))
     opened = open_lazily(source, overrides=overrides, plugins=plugins)
     if Path(target).absolute() == opened.folder.absolute():
         raise CheckpointError(f"{target} is what is to be converted. Choose another folder to write to.")

@@ -149,18 +149,18 @@ def check_rebuilds(
 
 
 def plugins_of(model: JanusModel, plugins: Plugins) -> list[dict[str, str | None]]:
-    """Say which plugins a model's parts and its sampling loops are of, as checkpoints and bundles record it.
+    """Return the plugins of a model's components and samplers, as checkpoints and bundles record them.
 
-    Saving needs no loop. One that is not here stays recorded as the model's own checkpoint has it; one that
-    nobody knows is left out, and is an error to whoever asks for it.
+    Saving needs no sampler. A sampler that is not installed stays recorded as in the model's own checkpoint;
+    an unknown sampler is left out, and is an error once it is used.
     """
     plugins = plugins.as_recorded(model.recorded)
     found = plugins.required(part for _, part in component_specs(model.config))
-    for name in dict.fromkeys([model.config.text_sampler, model.generation.image_sampler]):
+    for slot, name in (("text_samplers", model.text_sampler), ("image_samplers", model.image_sampler)):
         try:
-            found += plugins.required([ComponentSpec("sampling_loops", name, None)])
+            found += plugins.required([ComponentSpec(slot, name, None)])
         except PluginError:
-            known = ("sampling_loops", name.rpartition(":")[2])
+            known = (slot, name.rpartition(":")[2])
             found += [dict(one) for one in model.recorded if (one["slot"], one["name"]) == known]
     return found
 

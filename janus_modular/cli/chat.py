@@ -77,7 +77,7 @@ def chat(
     janus = Janus.from_pretrained(
         model, device=device, dtype=dtype, runtime=runtime, variant=variant, allow_failed=allow_failed
     )
-    janus.settings(janus.runtime.text_sampler, settings)
+    janus.text_settings(settings)
     history = [] if system is None else [Message("system", [Text(system)])]
     if question is None:
         converse(janus, history, list(images), stop=stop or [], **settings)
@@ -86,7 +86,7 @@ def chat(
     if as_json:
         answer = janus.chat(asked, stop=stop or [], **settings)
         names = [str(path) for path in image or []]
-        used = asdict(janus.settings(janus.runtime.text_sampler, settings))
+        used = asdict(janus.text_settings(settings))
         record = {
             "answer": answer,
             "finish_reason": answer.finish_reason,

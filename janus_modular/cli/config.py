@@ -119,7 +119,7 @@ def _build(checked: Any) -> None:
         built = blank(model)
         if faulty := shape_errors(built):
             raise config_error(faulty)
-        if faulty := _unusable_loops(built):
+        if faulty := _unusable_samplers(built):
             raise config_error(faulty)
         _check_context(built, root="model" if inside else "")
         if isinstance(checked, TrainConfig):
@@ -167,14 +167,15 @@ def _check_output(checked: Any) -> None:
         check_output(Path(checked.output))
 
 
-def _unusable_loops(model: JanusModel) -> list[FieldError]:
-    """Return a fault for each sampling loop that the model names and that cannot be used here."""
-    from janus_modular import loops
+def _unusable_samplers(model: JanusModel) -> list[FieldError]:
+    """Return an error for each sampler of the model that cannot be used here."""
+    from janus_modular import samplers
     from janus_modular.config.errors import FieldError
     from janus_modular.plugins import default_plugins
 
-    paths = {"chat": "text_sampler", "draw": "generation"}
-    refused = loops.refusals(model, default_plugins())
+    draws = "image_sampler" if model.config.image_sampler else "generation"
+    paths = {"chat": "text_sampler", "draw": draws}
+    refused = samplers.unusable_samplers(model, default_plugins())
     return [FieldError(paths[command], reason, "") for command, reason in refused.items()]
 
 

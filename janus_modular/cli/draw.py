@@ -76,7 +76,7 @@ def draw(
             progress=lambda done, of: bar.update(task, completed=done, total=of),
             **settings,
         )
-    used = asdict(janus.settings(janus.runtime.image_sampler, settings))
+    used = asdict(janus.image_settings(settings))
     form = getattr(janus.runtime, "variant", variant)  # of a bundle: its numbers differ, and so its images
     about = {"prompt": prompt, "model": model, **({"variant": form} if form else {}), **used}
     singles = [output.with_stem(f"{output.stem}-{i}") for i in range(n)] if n > 1 else [output]

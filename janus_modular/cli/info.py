@@ -80,7 +80,7 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
             one model.
         ConfigError: the config cannot be built.
     """
-    from janus_modular import loops
+    from janus_modular import samplers
     from janus_modular.checkpoints.native import blank, plugins_of
     from janus_modular.checkpoints.opening import check_weights, open_lazily
     from janus_modular.config import load, resolve
@@ -107,7 +107,7 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
         "dtypes": dtypes,
         "plugins": sorted({one["file"] or f"{one['dist']} {one['version']}" for one in needed}),
         "pretrained": [str(report) for report in built.pretrained],
-        "refused": loops.refusals(built, plugins),
+        "refused": samplers.unusable_samplers(built, plugins),
     }
 
 

@@ -68,13 +68,13 @@ Seed = Annotated[
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="Any other setting of the model's sampling loop; may be repeated."
+        "--set", metavar="NAME=VALUE", help="Any other setting of the model's sampler; may be repeated."
     ),
 ]
 
 
 def settings_of(named: Mapping[str, Any], others: Sequence[str] | None) -> dict[str, Any]:
-    """Collect the settings that were given; what is left out is the sampling loop's own to choose.
+    """Collect the settings that were given; the sampler has defaults for all others.
 
     Raises:
         BadParameter: one is not NAME=VALUE in YAML, or is given twice.

@@ -56,4 +56,5 @@ class ModelConfig:
     generation: ComponentSpec = component("generation")
     backbone: ComponentSpec = component("backbones")
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
-    text_sampler: str = "text"  # the registered sampling loop that answers in words
+    text_sampler: str = "text"  # the registered sampler that answers in text
+    image_sampler: str | None = None  # the registered sampler that draws; None: the generation path's own

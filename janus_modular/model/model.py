@@ -87,6 +87,16 @@ class JanusModel(nn.Module):
         self.pretrained = list(pretrained)  # what was loaded for which part, and from where
         self.recorded: list[Mapping[str, str | None]] = []  # the plugins that its own checkpoint names
 
+    @property
+    def text_sampler(self) -> str:
+        """The registered text sampler that answers."""
+        return self.config.text_sampler
+
+    @property
+    def image_sampler(self) -> str:
+        """The registered image sampler that draws: the config's, or else the generation path's."""
+        return self.config.image_sampler or self.generation.image_sampler
+
     def forward(self, batch: Batch) -> Output:
         """Run a batch and take the losses of all that is supervised in it."""
         with torch.autocast(batch.tokens.device.type, enabled=False):  # half precision would change codes

@@ -25,8 +25,8 @@ class TorchRuntime:
         """Take a model, the pad id, and the ids that an answer in words never holds."""
         self.model = model
         self.context = model.backbone.context
-        self.text_sampler = model.config.text_sampler
-        self.image_sampler = model.generation.image_sampler
+        self.text_sampler = model.text_sampler
+        self.image_sampler = model.image_sampler
         self.pad = pad
         self.suppressed_ids = suppressed_ids
 

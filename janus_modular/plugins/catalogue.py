@@ -12,7 +12,7 @@ from janus_modular.errors import JanusError, PluginError
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.plugins.entry_points import EntryPointInfo, installed
 from janus_modular.plugins.loading import load, load_file
-from janus_modular.registry import SLOTS, Entry, slot_label
+from janus_modular.registry import SAMPLER_SETTINGS, SLOTS, Entry, a_component, slot_label
 from janus_modular.suggest import did_you_mean
 
 BUILT_IN = "janus-modular"
@@ -184,7 +184,7 @@ class Plugins:
     def check_required(self, needed: Iterable[Mapping[str, str | None]]) -> None:
         """Check that the parts that `required` recorded can be had here.
 
-        Sampling loops are not looked for: who chats needs none that draws. `entry` names one that is missing.
+        Samplers are not looked for: ``chat`` needs no image sampler. `entry` says which sampler is missing.
 
         Raises:
             PluginError: lists every component that cannot, with the plugin that offers it.
@@ -192,7 +192,11 @@ class Plugins:
         errors = []
         for one in needed:
             slot, name = one["slot"] or "", one["name"] or ""
-            if slot != "sampling_loops" and not any(here.name == name for here in self.usable(slot)):
+            if slot not in SLOTS:
+                errors.append(
+                    f"'{name}' is recorded in '{slot}', which is no slot. {did_you_mean(slot, SLOTS)}"
+                )
+            elif slot not in SAMPLER_SETTINGS and not any(here.name == name for here in self.usable(slot)):
                 errors.append(f"the {slot_label(slot)} '{name}' is not here: {_cure(one)}")
         if errors:
             raise PluginError("a plugin is missing.\n" + "\n".join(errors))
@@ -216,6 +220,11 @@ class Plugins:
             did_you_mean(name, names),
             f"Registered: {', '.join(names) or 'none'}",
             *(str(error) for one, error in self._failed.items() if one.slot == slot),
+            *(
+                f"{one.origin} announces '{one.name}' as {a_component(one.slot)}: {one.refusal()}"
+                for one in self.entry_points
+                if one.name == name.rpartition(":")[2] and one.slot not in SLOTS
+            ),
             "See them all with: janus-modular plugins list",
         ]
         return "\n".join(filter(None, lines))

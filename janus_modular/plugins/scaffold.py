@@ -15,7 +15,7 @@ from pathlib import Path
 
 from janus_modular.errors import PluginError
 from janus_modular.plugins.catalogue import default_plugins
-from janus_modular.registry import API_VERSION, SLOTS, a_component, slot_label
+from janus_modular.registry import API_VERSION, SAMPLER_SETTINGS, SLOTS, a_component, slot_label
 from janus_modular.suggest import did_you_mean
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -43,8 +43,15 @@ TESTED = {
         "GenerationPathContract",
         "{cls}({cls}Config(), 16), torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)",
     ),
-    "sampling_loops": Tested(
-        "SamplingLoopContract",
+    "text_samplers": Tested(
+        "TextSamplerContract",
+        "{package}, SamplingExample({cls}Settings(), [prompt(1, 2, 3), prompt(4)], NumpySession)",
+        imports="{cls}Settings, {package}",
+        testing="SamplingExample",
+        examples="NumpySession, prompt",
+    ),
+    "image_samplers": Tested(
+        "ImageSamplerContract",
         "{package}, SamplingExample({cls}Settings(), [prompt(1, 2, 3), prompt(4)], NumpySession)",
         imports="{cls}Settings, {package}",
         testing="SamplingExample",
@@ -151,7 +158,7 @@ def _names(name: str, slot: str, package: str) -> dict[str, object]:
         "article": "An" if label[0] in "aeiou" else "A",
         "api": API_VERSION,
         "version": __version__,
-        "extra": "" if slot in ("sampling_loops", "runtimes") else "[torch]",
+        "extra": "" if slot in (*SAMPLER_SETTINGS, "runtimes") else "[torch]",
         "checkable": slot not in ("formats", "runtimes"),
         "contract": tested.contract,
         "example": example,

@@ -10,8 +10,9 @@ from .contracts import HeadContract as HeadContract
 from .contracts import ImageTokenizerContract as ImageTokenizerContract
 from .contracts import CheckpointFormatContract as CheckpointFormatContract
 from .contracts import RuntimeContract as RuntimeContract
-from .contracts import SamplingLoopContract as SamplingLoopContract
+from .contracts import ImageSamplerContract as ImageSamplerContract
 from .contracts import SourceContract as SourceContract
+from .contracts import TextSamplerContract as TextSamplerContract
 from .contracts import TrackerContract as TrackerContract
 from .contracts import UnderstandingEncoderContract as UnderstandingEncoderContract
 from .contracts import parametrize_with_checks as parametrize_with_checks

@@ -109,7 +109,7 @@ def _backbone(component: Any, tokens: Tensor) -> list[Call]:
 
 
 def _generation(component: Any, pixels: Tensor) -> list[Call]:
-    """What training calls, and the parts that the path's own sampling loop runs, with what it passes them."""
+    """What training calls, and the parts that the path's image sampler runs, with what it passes them."""
     targets = component.targets(pixels)
     hidden = component.embed(targets)
     return [

@@ -88,8 +88,12 @@ class GenerationPathContract(Contract, slot="generation"):
     """``make`` returns a path and images (N, 3, height, width), uint8."""
 
 
-class SamplingLoopContract(Contract, slot="sampling_loops"):
-    """``make`` returns a loop and a `SamplingExample`."""
+class TextSamplerContract(Contract, slot="text_samplers"):
+    """``make`` returns a sampler and a `SamplingExample`."""
+
+
+class ImageSamplerContract(Contract, slot="image_samplers"):
+    """``make`` returns a sampler and a `SamplingExample`."""
 
 
 class SourceContract(Contract, slot="sources"):

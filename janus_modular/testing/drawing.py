@@ -1,4 +1,4 @@
-"""Drawing with a generation path alone: its own sampling loop, over a stand-in for the backbone."""
+"""Drawing with a generation path alone: its image sampler, over a stand-in for the backbone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from janus_modular import loops
+from janus_modular import samplers
 from janus_modular.errors import JanusError
 from janus_modular.plugins import default_plugins
 from janus_modular.protocols import SESSION_SIZES
@@ -22,10 +22,10 @@ VOCABULARY = 8
 
 
 class Sizes(dict[str, int]):
-    """Sizes of a session; a size that the loop asks for and nobody says fails the check."""
+    """Sizes of a session; a size that the sampler reads and that is missing fails the check."""
 
     def __missing__(self, name: str) -> int:
-        ensure(False, f"its sampling loop asks for the size '{name}', which `sizes` lacks: {dict(self)}")
+        ensure(False, f"its image sampler reads the size '{name}', which `sizes` lacks: {dict(self)}")
         raise AssertionError
 
 
@@ -60,7 +60,7 @@ class PathSession:
         parts = self.path.parts()
         ensure(
             part in parts,
-            f"its sampling loop runs the part '{part}'; it offers {', '.join(parts) or 'none'}",
+            f"its image sampler runs the part '{part}'; the path offers {', '.join(parts) or 'none'}",
         )
         taken = tuple(torch.as_tensor(x) if isinstance(x, np.ndarray | np.generic) else x for x in inputs)
         self.ran.setdefault(part, taken)
@@ -77,27 +77,22 @@ class PathSession:
 
 @torch.no_grad()
 def draw_with(path: Any, images: int, hidden_size: int) -> tuple[PathSession, NDArray[Any]]:
-    """Draw some images with a path's registered sampling loop; return the session and the pixels.
+    """Draw some images with a path's image sampler; return the session and the pixels.
 
     Raises:
-        PluginError: no sampling loop is registered under the name that the path gives.
-        CheckError: the loop does not draw, or asks for a part or a size that the path lacks.
+        PluginError: no image sampler is registered under the name that the path gives.
+        CheckError: the sampler breaks its protocol, or uses a part or a size that the path lacks.
     """
-    entry = default_plugins().entry("sampling_loops", path.image_sampler)
+    entry = default_plugins().entry("image_samplers", path.image_sampler)
     session = PathSession(path, hidden_size)
-    running = entry.factory(session, [prompt(1, 2, 3 + image) for image in range(images)], entry.config())
-    while True:
-        try:
-            yielded = next(running)
-        except StopIteration as end:
-            return session, loops.images(path.image_sampler, end.value, images)
-        loops.steps(path.image_sampler, yielded)
+    steps = entry.factory(session, [prompt(1, 2, 3 + image) for image in range(images)], entry.config())
+    return session, samplers.draw_images(path.image_sampler, steps, images, lambda done, total: None)
 
 
 def parts_run(path: Any, images: int, hidden_size: int) -> dict[str, tuple[Any, ...]]:
-    """Return the parts that the path's loop runs, with what it passes them; none where it cannot draw.
+    """Return the parts that the path's image sampler runs, with their inputs; {} if drawing fails.
 
-    Whether it can is a check of its own, so that all others still say what they find.
+    Whether drawing works is a check of its own, so that the other checks still report what they find.
     """
     try:
         return draw_with(path, images, hidden_size)[0].ran

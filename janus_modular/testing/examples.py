@@ -23,7 +23,7 @@ WIDTH, VOCABULARY, CODES, POSITIONS = 6, 11, 7, 4
 
 @dataclass
 class SamplingExample:
-    """What a sampling loop is run on."""
+    """What a sampler is run on."""
 
     settings: Any  # the dataclass that is registered with it
     prompts: Many[Sequence]
@@ -76,7 +76,7 @@ class NumpySession:
         return self.hidden
 
     def run(self, part: str, *inputs: Any) -> Any:
-        """Run one of the parts that Janus' own loops ask for.
+        """Run one of the parts that the built-in samplers call.
 
         Raises:
             NotApplicable: another part, which other generation paths have.

@@ -138,7 +138,7 @@ def _generation(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> E
     return path, torch.randint(256, (2, 3, path.height, path.width), dtype=torch.uint8)
 
 
-def _loop(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
+def _sampler(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
     prompts = [prompt(1, 2, 3), prompt(4, 5)]
     return plugins.entry(part.slot, part.name).factory, SamplingExample(part.config, prompts, NumpySession)
 
@@ -162,7 +162,8 @@ EXAMPLES: Mapping[str, Callable[[ComponentSpec, ModelBuilder, Plugins], Example]
     "heads": _head,
     "backbones": _backbone,
     "generation": _generation,
-    "sampling_loops": _loop,
+    "text_samplers": _sampler,
+    "image_samplers": _sampler,
     "sources": _source,
     "trackers": _tracker,
 }

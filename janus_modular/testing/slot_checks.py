@@ -211,7 +211,7 @@ def check_generation_sizes(path: Any, pixels: Tensor) -> None:
 
 @check_for("generation")
 def check_generation_promises(path: Any, pixels: Tensor) -> None:
-    """It names its loop, what that loop asks for, its parts, and which of them no stage trains."""
+    """It names its image sampler, the sizes that are read, its parts, and which of them no stage trains."""
     ensure(isinstance(path.image_sampler, str), f"image_sampler is {path.image_sampler!r}: write its name")
     ensure(isinstance(path.predicts_next, bool), f"predicts_next is {path.predicts_next!r}")
     sizes = {name: size for name, size in path.sizes.items() if not isinstance(size, int)}
@@ -236,7 +236,7 @@ def check_generation_promises(path: Any, pixels: Tensor) -> None:
 @check_for("generation")
 @torch.no_grad()
 def check_generation_sampler(path: Any, pixels: Tensor) -> None:
-    """Its sampling loop is registered, finds the parts and sizes that it asks for, and draws its images."""
+    """Its image sampler is registered, finds the parts and sizes that it uses, and draws its images."""
     path.eval()
     hidden_size = path.embed(path.targets(pixels)).shape[-1]
     for images in (1, len(pixels) + 1):

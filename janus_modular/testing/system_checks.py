@@ -1,4 +1,4 @@
-"""What promises are made around the model: by sampling loops, sources, trackers, formats and runtimes."""
+"""What promises are made around the model: by samplers, sources, trackers, formats and runtimes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from janus_modular import loops
+from janus_modular import samplers
 from janus_modular.protocols import CheckpointFormat, Runtime, Source, Tracker
 from janus_modular.sequence import ImageTarget, Sample, Sequence, Text
 from janus_modular.testing.check import check_for, ensure
 from janus_modular.testing.examples import CheckpointFormatExample, SamplingExample
 
 STEPS = 100_000
-"""A loop that has not ended by then never will."""
+"""A sampler that has not ended by then never will."""
 
 IMPORTS_TORCH = """
 import importlib, importlib.util, sys
@@ -37,48 +37,47 @@ sys.exit("torch" in sys.modules)
 """
 
 
-@check_for("sampling_loops")
-def check_loop_ends(loop: Any, example: SamplingExample) -> None:
+@check_for("text_samplers", "image_samplers")
+def check_sampler_ends(sampler: Any, example: SamplingExample) -> None:
     """It yields after its steps, and ends."""
-    yielded, _ = run_loop(loop, example, example.prompts)
+    yielded, _ = run_sampler(sampler, example, example.prompts)
     ensure(bool(yielded), "it yielded nothing: whoever waits for it cannot show progress or stop it")
 
 
-@check_for("sampling_loops")
-def check_loop_protocol(loop: Any, example: SamplingExample) -> None:
-    """It yields what a loop that answers yields, or what one that draws does, and then returns images."""
-    yielded, returned = run_loop(loop, example, example.prompts)
-    name, rows = loop.__name__, len(example.prompts)
-    if yielded and isinstance(yielded[0], tuple):
-        for one in yielded:
-            loops.steps(name, one)
-        loops.images(name, returned, rows)
-    else:
-        loops.settings_that_answer(name, example.settings)
-        for one in yielded:
-            loops.tokens(name, one, rows)
+@check_for("text_samplers")
+def check_yields_token_ids(sampler: Any, example: SamplingExample) -> None:
+    """After each step it yields the next token id of every row."""
+    for yielded in run_sampler(sampler, example, example.prompts)[0]:
+        samplers.check_token_ids(sampler.__name__, yielded, len(example.prompts))
 
 
-@check_for("sampling_loops")
-def check_loop_repeats(loop: Any, example: SamplingExample) -> None:
+@check_for("image_samplers")
+def check_returns_images(sampler: Any, example: SamplingExample) -> None:
+    """After each step it yields its progress, and in the end it returns one image a row."""
+    steps = sampler(example.open(), example.prompts, example.settings)
+    samplers.draw_images(sampler.__name__, steps, len(example.prompts), lambda done, total: None)
+
+
+@check_for("text_samplers", "image_samplers")
+def check_sampler_repeats(sampler: Any, example: SamplingExample) -> None:
     """All its chance comes from its settings: with the same ones it does the same."""
-    first, again = (run_loop(loop, example, example.prompts) for _ in range(2))
+    first, again = (run_sampler(sampler, example, example.prompts) for _ in range(2))
     ensure(same(first, again), "two runs with the same settings differ")
 
 
-@check_for("sampling_loops")
-def check_loop_rows(loop: Any, example: SamplingExample) -> None:
+@check_for("text_samplers", "image_samplers")
+def check_sampler_rows(sampler: Any, example: SamplingExample) -> None:
     """What a row gets does not depend on its company."""
     rows = len(example.prompts)
     ensure(rows > 1, f"the example has {rows} prompts: give at least 2")
-    company, alone = (run_loop(loop, example, some) for some in (example.prompts, example.prompts[:1]))
+    company, alone = (run_sampler(sampler, example, some) for some in (example.prompts, example.prompts[:1]))
     ensure(same(first_row(company, rows), first_row(alone, 1)), "the first row alone gets something else")
 
 
-@check_for("sampling_loops")
-def check_loop_floor(loop: Any, example: SamplingExample) -> None:
+@check_for("text_samplers", "image_samplers")
+def check_sampler_imports(sampler: Any, example: SamplingExample) -> None:
     """It imports no torch: a server that runs a bundle has none."""
-    module = sys.modules[loop.__module__]
+    module = sys.modules[sampler.__module__]
     imports_torch(module.__name__, str(module.__file__))
 
 
@@ -162,10 +161,10 @@ def check_format_round_trip(checkpoint_format: CheckpointFormat, example: Checkp
 
 @check_for("runtimes")
 def check_runtime_says(runtime: Runtime, prompts: Many[Sequence]) -> None:
-    """It names its loops and its context, and its sessions say their sizes."""
+    """It names its samplers and its context, and its sessions say their sizes."""
     ensure(runtime.context > 0, f"its context is {runtime.context}")
     for name in (runtime.text_sampler, runtime.image_sampler):
-        ensure(isinstance(name, str) and bool(name), f"a loop is called {name!r}")
+        ensure(isinstance(name, str) and bool(name), f"a sampler is called {name!r}")
     sizes = runtime.open(64).sizes
     lacking = {"vocab", "drawing", "pad"} - set(sizes)
     ensure(not lacking, f"the sizes of its sessions lack {sorted(lacking)}")
@@ -184,16 +183,15 @@ def check_runtime_rows(runtime: Runtime, prompts: Many[Sequence]) -> None:
     ensure(apart <= 1e-2 * size, f"the first row alone is {apart:.2e} away, at values up to {size:.2e}")
 
 
-def run_loop(loop: Any, example: SamplingExample, prompts: Many[Sequence]) -> tuple[list[Any], Any]:
-    """Run a loop to its end; return what it yielded and what it returned.
+def run_sampler(sampler: Any, example: SamplingExample, prompts: Many[Sequence]) -> tuple[list[Any], Any]:
+    """Run a sampler to its end; return what it yielded and what it returned.
 
-    A session that lacks what the loop asks for says so by `NotApplicable`; whatever else is raised in the
-    loop is the loop's own fault.
+    A session that lacks what the sampler uses raises `NotApplicable`; any other error is the sampler's own.
 
     Raises:
-        CheckError: it does not end.
+        CheckError: the sampler does not end.
     """
-    running = loop(example.open(), prompts, example.settings)
+    running = sampler(example.open(), prompts, example.settings)
     yielded: list[Any] = []
     try:
         while len(yielded) < STEPS:

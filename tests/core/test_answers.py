@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from janus_modular import ImageInput, Message, PromptError, Text
+from janus_modular import ImageInput, Message, PromptError, Text, TextSamplerSettings
 from janus_modular.answers import Answer, Usage
 from janus_modular.checkpoints.from_config import compose
 from janus_modular.cli.app import app
@@ -130,15 +129,11 @@ def test_an_answer_that_the_model_ends_has_stopped(janus: Janus, monkeypatch: py
     """EOS as the third token of one row; the other goes on."""
     end = janus.processor.tokenizer.named("eos")
 
-    @dataclass
-    class Settings:
-        max_tokens: int
-
-    def loop(session, prompts, settings):
+    def sampler(session, prompts, settings):
         for step in range(settings.max_tokens):
             yield np.array([end if step == 2 and row == 0 else 65 for row in range(len(prompts))])
 
-    monkeypatch.setattr(janus, "_loop", lambda _, settings: (loop, Settings(**settings)))
+    monkeypatch.setattr(janus, "_text_sampler", lambda settings: (sampler, TextSamplerSettings(**settings)))
     first, second = janus.chat_batch([("It", []), ("Is", [])], max_tokens=6)
     assert (first, first.finish_reason, first.usage.completion_tokens) == ("AA", "stop", 3)
     assert (second, second.finish_reason, second.usage.completion_tokens) == ("AAAAAA", "length", 6)
@@ -146,9 +141,9 @@ def test_an_answer_that_the_model_ends_has_stopped(janus: Janus, monkeypatch: py
     def short(session, prompts, settings):
         yield np.array([65])
 
-    monkeypatch.setattr(janus, "_loop", lambda _, settings: (short, Settings(**settings)))
+    monkeypatch.setattr(janus, "_text_sampler", lambda settings: (short, TextSamplerSettings(**settings)))
     early = janus.chat("It", max_tokens=6)
-    assert (early, early.finish_reason, early.was_cut) == ("A", "loop", False)
+    assert (early, early.finish_reason, early.was_cut) == ("A", "sampler", False)
 
 
 def test_a_stream_says_at_its_end_what_an_answer_says(janus: Janus) -> None:

@@ -209,9 +209,16 @@ def test_overrides_of_a_part_and_of_the_whole_both_count_in_any_order(plugins: P
     ("slot", "base", "field", "said"),
     [
         ("sources", "ComponentConfig", "name: str = ''", "has a field 'name', but in a config file"),
-        ("sampling_loops", "", "name: str = ''", "has a field 'name'"),
+        ("text_samplers", "", "name: str = ''", "has a field 'name'"),
         ("adaptors", "", "size: int = 1", "lacks 'pretrained' and 'revision'"),
-        ("sampling_loops", "", "guide: ComponentSpec = component('backbones')", "settings hold a component"),
+        ("text_samplers", "", "size: int = 1", "lack max_tokens and numbers"),
+        ("image_samplers", "", "size: int = 1", "inherit from janus_modular.ImageSamplerSettings"),
+        (
+            "text_samplers",
+            "TextSamplerSettings",
+            "guide: ComponentSpec = component('backbones')",
+            "settings hold a component",
+        ),
     ],
 )
 def test_options_that_nobody_could_set_are_refused_at_registration(
@@ -219,7 +226,7 @@ def test_options_that_nobody_could_set_are_refused_at_registration(
 ) -> None:
     (tmp_path / "odd.py").write_text(
         "from dataclasses import dataclass\n"
-        "from janus_modular import ComponentSpec, ComponentConfig, hookimpl, component\n"
+        "from janus_modular import ComponentConfig, ComponentSpec, TextSamplerSettings, component, hookimpl\n"
         f"@dataclass\nclass OddConfig({base}):\n    {field}\n"
         f"@hookimpl\ndef register_{slot}(registry):\n    registry.add('odd', object, OddConfig)\n"
     )
@@ -240,10 +247,10 @@ def test_weights_are_refused_where_nothing_would_load_them(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["tiny", "text_sampler=txet"], "text_sampler: no sampling loop is called 'txet'"),
-        (["tiny", "text_sampler=vit"], "text_sampler: no sampling loop is called 'vit'"),
+        (["tiny", "text_sampler=txet"], "text_sampler: no text sampler is called 'txet'"),
+        (["tiny", "text_sampler=vit"], "text_sampler: no text sampler is called 'vit'"),
         (["CONFIG", "length=4096"], "length: rows of 4096 positions; the backbone's context is 512"),
-        (["CONFIG", "model.text_sampler=txet"], "model.text_sampler: no sampling loop"),
+        (["CONFIG", "model.text_sampler=txet"], "model.text_sampler: no text sampler"),
         (["CONFIG", "sources.codes.revision=main"], "sources.codes.revision: found 'main'"),
         (["CONFIG"], None),
         (["tiny", "text_sampler=autoregressive", "text_sampler=text"], None),

@@ -337,12 +337,13 @@ def test_validate_refuses_a_short_context_in_the_words_of_drawing():
     assert str(validating.value) == str(drawing.value)
 
 
-def test_validate_refuses_a_text_loop_that_cannot_answer():
+def test_validate_refuses_an_unknown_sampler():
     from janus_modular.cli.config import validate
 
-    with pytest.raises(ConfigError, match="'autoregressive' is none that answers") as caught:
-        validate("tiny", ["text_sampler=autoregressive"])
-    assert [fault.path for fault in caught.value.errors] == ["text_sampler"]
+    for key, name in (("text_sampler", "autoregressive"), ("image_sampler", "text")):
+        with pytest.raises(ConfigError, match=f"no {key.replace('_', ' ')} is called '{name}'") as caught:
+            validate("tiny", [f"{key}={name}"])
+        assert [error.path for error in caught.value.errors] == [key]
 
 
 def test_a_config_of_another_kind_is_one_fault():

@@ -134,9 +134,9 @@ def test_what_cannot_be_opened_is_refused_in_the_same_words(edit: Callable[[Path
     assert str(info.value) == str(opening.value)
 
 
-@pytest.mark.parametrize("loop", ["nope", "autoregressive", "acme:text"])
-def test_a_text_loop_that_cannot_answer_is_said(loop: str, edited: Path):
-    edit_json("config.json", lambda c: c["model"].update(text_sampler=loop))(edited)
+@pytest.mark.parametrize("sampler", ["nope", "autoregressive", "acme:text"])
+def test_an_unusable_text_sampler_is_reported(sampler: str, edited: Path):
+    edit_json("config.json", lambda c: c["model"].update(text_sampler=sampler))(edited)
     with pytest.raises(JanusError) as chat:
         Janus.from_pretrained(edited).chat("What?")
     assert gather(str(edited), [])["refused"] == {"chat": str(chat.value)}

@@ -13,7 +13,7 @@ from janus_modular import NOT_FINITE, Janus, NotFiniteError, mark_not_finite, re
 from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
-from janus_modular.loops import images
+from janus_modular.samplers import check_images
 
 NAN, INF = float("nan"), float("inf")
 Use = Callable[[Janus], object]
@@ -102,4 +102,4 @@ def test_pixels_that_a_loop_returns_are_finite(value: float) -> None:
     pixels = np.zeros((2, 3, 4, 4), np.float32)
     pixels[1, 2, 3, 3] = value
     with pytest.raises(NotFiniteError, match="'flow' returned pixels"):
-        images("flow", pixels, 2)
+        check_images("flow", pixels, 2)

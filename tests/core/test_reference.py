@@ -88,7 +88,7 @@ def test_an_answer(janus: Janus, question: list[Message], expected: dict[str, np
     session = janus.runtime.open(capacity=len(prompt) + len(wanted))
     hidden = session.prefill([prompt])
     close(janus.model.backbone.logits(hidden)[0], expected["und_last_logits"].flatten())
-    answer = janus.plugins.entry("sampling_loops", "text")
+    answer = janus.plugins.entry("text_samplers", "text")
     steps = answer.factory(session, [prompt], answer.config(max_tokens=len(wanted)))
     assert [int(ids[0]) for ids in steps] == wanted
 
@@ -105,8 +105,8 @@ def test_a_drawing(janus: Janus, expected: dict[str, np.ndarray]) -> None:
 
     session.sizes = {**session.sizes, "drawing": len(wanted)}  # the fixture holds the first 64 of 576
     session.parts = {**session.parts, "decode_image": lambda codes: codes}
-    loop = janus.plugins.entry("sampling_loops", "autoregressive")
-    steps = loop.factory(session, [prompt], loop.config(guidance=5, temperature=0))
+    sampler = janus.plugins.entry("image_samplers", "autoregressive")
+    steps = sampler.factory(session, [prompt], sampler.config(guidance=5, temperature=0))
     for _ in wanted:
         next(steps)
     with pytest.raises(StopIteration) as drawn:

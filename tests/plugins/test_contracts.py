@@ -18,16 +18,17 @@ from janus_modular.testing import (
     BackboneContract,
     GenerationPathContract,
     HeadContract,
+    ImageSamplerContract,
     SamplingExample,
-    SamplingLoopContract,
     SourceContract,
+    TextSamplerContract,
     parametrize_with_checks,
 )
 from janus_modular.testing.examples import NumpySession, prompt
 from janus_plugins.heads.factorized import FactorizedHead, FactorizedHeadConfig
 from janus_plugins.heads.mlp import MlpHead, MlpHeadConfig
-from janus_plugins.sampling_loops.autoregressive import DrawSettings, draw
-from janus_plugins.sampling_loops.text import TextSettings, sample_text
+from janus_plugins.samplers.autoregressive import DrawSettings, draw
+from janus_plugins.samplers.text import TextSettings, sample_text
 from janus_plugins.sources.digits import Digits, DigitsConfig
 from janus_plugins.trackers.jsonl import JsonlConfig, JsonlTracker
 from janus_plugins.trackers.tensorboard import TensorboardConfig, TensorboardTracker
@@ -231,18 +232,18 @@ class TestAutoregressiveGenerationOfSeveralCodes(GenerationPathContract):
         return built("generation", raw, 16), images
 
 
-class TestTextLoop(SamplingLoopContract):
+class TestTextSampler(TextSamplerContract):
     settings = TextSettings(max_tokens=5)
 
     def make(self) -> tuple[Any, SamplingExample]:
         return sample_text, SamplingExample(self.settings, [prompt(1, 2, 3), prompt(4)], NumpySession)
 
 
-class TestTextLoopWithChance(TestTextLoop):
+class TestTextSamplerWithNoise(TestTextSampler):
     settings = TextSettings(max_tokens=5, temperature=1.0)
 
 
-class TestDrawingLoop(SamplingLoopContract):
+class TestImageSampler(ImageSamplerContract):
     def make(self) -> tuple[Any, SamplingExample]:
         return draw, SamplingExample(DrawSettings(), [prompt(1, 2, 3), prompt(4, 5)], NumpySession)
 

@@ -16,9 +16,9 @@ from janus_modular import Janus, PromptError
 from janus_modular.checkpoints.from_config import compose
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
-from janus_plugins.sampling_loops.autoregressive import DrawSettings
-from janus_plugins.sampling_loops.noise import LEAST, exponential_noise
-from janus_plugins.sampling_loops.text import TextSettings
+from janus_plugins.samplers.autoregressive import DrawSettings
+from janus_plugins.samplers.noise import LEAST, exponential_noise
+from janus_plugins.samplers.text import TextSettings
 
 NAN, INF = float("nan"), float("inf")
 NO_NUMBERS: list[Any] = [NAN, INF, -INF, True, False, "1", None, [1], 1j, np.array([1.0]), 10**400]

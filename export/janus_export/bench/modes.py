@@ -1,9 +1,9 @@
-"""Words or images, as `bench` times them: a sampling loop, stopped after so many steps."""
+"""Words or images, as `bench` times them: a sampler, stopped after so many steps."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from janus_export.bench.bytes_read import cache_read, weights_read
 from janus_export.bundle.axes import codes_shape
-from janus_modular import ConfigError, Janus, Runtime, Sampling, Session
+from janus_modular import ConfigError, Janus, Runtime, Session
 from janus_modular import Sequence as Prompt
 
 
@@ -76,12 +76,12 @@ class Watched:
 
 
 class Mode:
-    """A sampling loop that is started again and again on the same prompts."""
+    """A sampler that is started again and again on the same prompts."""
 
     def __init__(
-        self, janus: Janus, loop: str, prompts: Sequence[Prompt], steps: int, **settings: Any
+        self, janus: Janus, slot: str, name: str, prompts: Sequence[Prompt], steps: int, **settings: Any
     ) -> None:
-        """Take a registered loop, and how many steps are to be timed after the first.
+        """Take a registered sampler, and how many steps are to be timed after the first.
 
         Raises:
             ConfigError: the prompt and so many steps do not fit into the context.
@@ -92,8 +92,8 @@ class Mode:
                 f"tokens: found {steps}; expected {room} at most: the context of {janus.runtime.context}"
                 " positions holds the prompt and the first step too."
             )
-        entry = janus.plugins.entry("sampling_loops", loop)
-        self.loop, self.settings = entry.factory, entry.config(**settings)
+        entry = janus.plugins.entry(slot, name)
+        self.sampler, self.settings = entry.factory, entry.config(**settings)
         self.runtime, self.prompts, self.steps = janus.runtime, prompts, steps
         self.prompt = max(map(len, prompts))
         self.rows = 0
@@ -141,9 +141,9 @@ class Mode:
             bandwidth_share=None if read is None or bandwidth is None else read / step / bandwidth,
         )
 
-    def _start(self) -> tuple[Watched, Sampling]:
+    def _start(self) -> tuple[Watched, Generator[Any, Any, Any]]:
         session = Watched(self.runtime.open(self.prompt + self.steps + 1))
-        return session, self.loop(session, self.prompts, self.settings)
+        return session, self.sampler(session, self.prompts, self.settings)
 
 
 def time_decoding(runtime: Runtime, images: int) -> float:

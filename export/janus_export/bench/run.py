@@ -1,6 +1,6 @@
 """How fast a model or a bundle is here: the rounds that are timed, and what is worked out of them.
 
-The registered sampling loops do the work, as they do for users. Imports no torch: a bundle is measured
+The registered samplers do the work, as they do for users. Imports no torch: a bundle is measured
 where there is none.
 """
 
@@ -116,11 +116,15 @@ def _modes(janus: Janus, tokens: int, batch_size: int) -> dict[str, Mode]:
     modes = dict[str, Mode]()
     if "text" in made_for:
         prompts = [processor.chat_prompt([Message("user", [Text(QUESTION)])])] * batch_size
-        modes["text"] = Mode(janus, runtime.text_sampler, prompts, tokens, max_tokens=tokens + 1)
+        modes["text"] = Mode(
+            janus, "text_samplers", runtime.text_sampler, prompts, tokens, max_tokens=tokens + 1
+        )
     if "drawing" in made_for and processor.drawing:
         prompts = [processor.draw_prompt(IMAGE)] * batch_size
         codes = processor.drawing.num_tokens
-        modes["drawing"] = Mode(janus, runtime.image_sampler, prompts, min(tokens, codes - 1))
+        modes["drawing"] = Mode(
+            janus, "image_samplers", runtime.image_sampler, prompts, min(tokens, codes - 1)
+        )
     return modes
 
 

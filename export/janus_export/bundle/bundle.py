@@ -142,7 +142,7 @@ class Bundle:
 
 
 def session_sizes(model: Mapping[str, Any]) -> dict[str, int]:
-    """Return the sizes that sampling loops ask a session for, from the section ``model`` of a manifest."""
+    """Return the sizes that samplers read of a session, from the section ``model`` of a manifest."""
     return {**model["sizes"], **{name: model[name] for name in SESSION_SIZES}}
 
 

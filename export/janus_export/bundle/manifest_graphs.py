@@ -1,8 +1,8 @@
 """Is what a manifest says of graphs what the graphs say? Compared whenever a bundle is opened.
 
 Names, dtypes, shapes and in-place outputs stand in the graphs themselves, and most sizes of the model follow
-from shapes. What stands nowhere else (the longest sequence, ids, loops) is under the manifest's digest: see
-`janus_modular.bundles.digest_of`.
+from shapes. What stands nowhere else (the longest sequence, ids, samplers) is under the manifest's digest:
+see `janus_modular.bundles.digest_of`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gates that run everything: whole answers and whole drawings, through the loops that users run."""
+"""Gates that run everything: whole answers and whole drawings, through the samplers that users run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 from PIL.Image import Image
 
-from janus_export.reference.prompts import DRAWING, DRAWN, listen_to_answers, listen_to_drawings, taken
+from janus_export.reference.prompts import (
+    DRAWING,
+    DRAWN,
+    known_settings,
+    listen_to_answers,
+    listen_to_drawings,
+)
 from janus_export.reference.recording import Run
 from janus_export.reference.target import Check, Subject
 from janus_modular.janus import Janus
@@ -40,7 +46,7 @@ def drawing(subject: Subject) -> Iterator[Check]:
         yield _same_choices("a whole drawing: codes", got, want)
         yield _same_pixels("a whole drawing: pixels", images, expected)
     if unheard:
-        settings = taken(subject.whole.image_sampler, DRAWING)
+        settings = known_settings("image_samplers", subject.whole.image_sampler, DRAWING)
         again = Janus(subject.whole, processor).draw(DRAWN, **settings)
         yield _same_pixels("the same drawing, nobody listening: pixels", again, images)
 

@@ -168,8 +168,8 @@ def sizes(subject: Subject) -> Iterator[Check]:
         "drawing": path.num_tokens,
         "pad": processor.pad_id,
         "suppressed_ids": list(processor.suppressed_ids),
-        "text_sampler": model.config.text_sampler,
-        "image_sampler": path.image_sampler,
+        "text_sampler": model.text_sampler,
+        "image_sampler": model.image_sampler,
         "sizes": dict(path.sizes),
     }
     for name, size in wanted.items():

@@ -24,10 +24,10 @@ def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
     return {
         "context": model.backbone.context,
         "hidden_size": model.backbone.hidden_size,
-        "text_sampler": model.config.text_sampler,
-        "image_sampler": path.image_sampler,
+        "text_sampler": model.text_sampler,
+        "image_sampler": model.image_sampler,
         "suppressed_ids": list(processor.suppressed_ids),
-        # What sampling loops ask a session for; drawing: the positions of an image
+        # What samplers read of a session; drawing: the positions of an image
         "vocab": model.backbone.vocab_size,
         "drawing": path.num_tokens,
         "pad": processor.pad_id,

@@ -38,9 +38,9 @@ DRAWING: dict[str, Any] = {"guidance": 5.0, "temperature": 1.0, "seed": 11}
 ANSWER_TOKENS = 24
 
 
-def taken(loop: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return those settings that a sampling loop has; somebody else's may have none of Janus' own."""
-    known = {field.name for field in fields(default_plugins().entry("sampling_loops", loop).config)}
+def known_settings(slot: str, sampler: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return those settings that a sampler has; a sampler of a plugin may have none of the built-in ones."""
+    known = {field.name for field in fields(default_plugins().entry(slot, sampler).config)}
     return {name: value for name, value in settings.items() if name in known}
 
 
@@ -52,7 +52,7 @@ def listen_to_answers(
     answers = Janus(listening, processor).chat_batch(
         [(question, ()) for question in asked],
         max_tokens=ANSWER_TOKENS,
-        **taken(runtime.text_sampler, settings),
+        **known_settings("text_samplers", runtime.text_sampler, settings),
     )
     return list(answers), listening.runs[-1]
 
@@ -60,5 +60,7 @@ def listen_to_answers(
 def listen_to_drawings(runtime: Runtime, processor: Processor) -> tuple[list[Image.Image], Run]:
     """Let a runtime draw under guidance, with noise from a seed; return images and what was heard."""
     listening = ListeningRuntime(runtime)
-    drawn = Janus(listening, processor).draw(DRAWN, **taken(runtime.image_sampler, DRAWING))
+    drawn = Janus(listening, processor).draw(
+        DRAWN, **known_settings("image_samplers", runtime.image_sampler, DRAWING)
+    )
     return drawn, listening.runs[-1]

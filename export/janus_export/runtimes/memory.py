@@ -43,7 +43,7 @@ def to_numbers(stored: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 class Buffer(Protocol):
-    """A tensor that stays where it is. Sampling loops hold these, and look at none."""
+    """A tensor that stays where it is. Samplers hold these tensors, and read none."""
 
     shape: tuple[int, ...]
     dtype: str

@@ -116,4 +116,4 @@ def test_a_number_that_the_dtype_cannot_hold_is_refused(
 def test_a_loop_that_nobody_offers_is_not_written(source: Path, tmp_path: Path) -> None:
     code, said = typed(source, tmp_path / "new", "text_sampler=nope")
     assert code == 2
-    assert "no sampling loop is called 'nope'" in said
+    assert "no text sampler is called 'nope'" in said

@@ -1,8 +1,9 @@
-"""Loops, trackers, formats and runtimes that break one promise each: the check of that promise fails."""
+"""Samplers, trackers, formats and runtimes that break one promise each: the check of that promise fails."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from janus_modular import ImageSamplerSettings, TextSamplerSettings
 from janus_modular.testing import SamplingExample, checks_of, run_check
 from janus_modular.testing.examples import CheckpointFormatExample, NumpySession, prompt
 
 PROMPTS = [prompt(1, 2, 3), prompt(4, 5)]
 
 
-class Answers:
-    """Settings of the loops below."""
+@dataclass
+class Answers(TextSamplerSettings):
+    """Settings of the text samplers below."""
 
-    max_tokens = 3
+    max_tokens: int = 3
 
 
 def result_of(slot: str, check: str, component: Any, example: Any) -> tuple[str, str]:
@@ -62,23 +65,28 @@ def by_batch(session: Any, prompts: Any, settings: Any) -> Any:
     yield from answer(session, prompts, settings, lambda x: x * (1 + len(prompts)) ** np.arange(x.shape[1]))
 
 
-LOOPS: Mapping[str, tuple[str, Any, str]] = {
-    "that yields nothing": ("loop_ends", silent, "it yielded nothing"),
-    "that yields other than ids": ("loop_protocol", yields_floats, ""),
-    "that draws and returns no image": ("loop_protocol", draws_nothing, ""),
-    "whose chance is not of its settings": ("loop_repeats", by_chance, "two runs with the same settings"),
-    "whose rows depend on their number": ("loop_rows", by_batch, "the first row alone"),
-    "that imports torch": ("loop_floor", silent, "imports torch"),
+TEXT_SAMPLERS: Mapping[str, tuple[str, Any, str]] = {
+    "that yields nothing": ("sampler_ends", silent, "it yielded nothing"),
+    "that yields other than ids": ("yields_token_ids", yields_floats, "an array (2,) of float32"),
+    "whose chance is not of its settings": ("sampler_repeats", by_chance, "two runs with the same settings"),
+    "whose rows depend on their number": ("sampler_rows", by_batch, "the first row alone"),
+    "that imports torch": ("sampler_imports", silent, "imports torch"),
 }
 
 
-@pytest.mark.parametrize(("check", "loop", "note"), LOOPS.values(), ids=LOOPS)
-def test_a_broken_loop_is_found(check: str, loop: Any, note: str) -> None:
+@pytest.mark.parametrize(("check", "sampler", "note"), TEXT_SAMPLERS.values(), ids=TEXT_SAMPLERS)
+def test_checks_find_a_broken_text_sampler(check: str, sampler: Any, note: str) -> None:
     example = SamplingExample(Answers(), PROMPTS, NumpySession)
-    if check != "loop_floor":  # this file imports torch itself
-        assert result_of("sampling_loops", check, answer, example)[0] == "passed"
-    outcome, said = result_of("sampling_loops", check, loop, example)
+    if check != "sampler_imports":  # this file imports torch itself
+        assert result_of("text_samplers", check, answer, example)[0] == "passed"
+    outcome, said = result_of("text_samplers", check, sampler, example)
     assert (outcome, note in said) == ("failed", True), said
+
+
+def test_checks_find_an_image_sampler_that_returns_no_images() -> None:
+    example = SamplingExample(ImageSamplerSettings(), PROMPTS, NumpySession)
+    outcome, note = result_of("image_samplers", "returns_images", draws_nothing, example)
+    assert (outcome, "returned None" in note) == ("failed", True), note
 
 
 class Keeps:
@@ -207,7 +215,7 @@ class NoContext(Runs):
     context = 0
 
 
-class NoLoop(Runs):
+class NoSampler(Runs):
     image_sampler = ""
 
 
@@ -230,7 +238,7 @@ class MixesRows(Runs):
     ("check", "runtime", "note"),
     [
         ("runtime_says", NoContext, "its context is 0"),
-        ("runtime_says", NoLoop, "a loop is called ''"),
+        ("runtime_says", NoSampler, "a sampler is called ''"),
         ("runtime_says", NoSizes, "lack ['drawing', 'pad']"),
         ("runtime_rows", MixesRows, "the first row alone is"),
     ],

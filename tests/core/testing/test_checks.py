@@ -197,22 +197,22 @@ def counts_too_far(session: Any, prompts: Any, settings: Any) -> Any:
     yield [session.prefill(prompts)][1]
 
 
-def test_loops_are_held_to_their_promises(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_find_broken_samplers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("janus_modular.testing.system_checks.STEPS", 5)
     example = SamplingExample(None, [prompt(1, 2), prompt(3)], NumpySession)
 
-    def outcome(check: str, loop: Any) -> tuple[str, str]:
-        result = run_check(named(check, "sampling_loops"), lambda: (loop, example))
+    def outcome(check: str, sampler: Any) -> tuple[str, str]:
+        result = run_check(named(check, "text_samplers"), lambda: (sampler, example))
         return result.outcome, result.note
 
-    assert outcome("loop_ends", endless) == ("failed", "it has not ended after 5 steps")
-    assert outcome("loop_ends", asks_for_more) == (
+    assert outcome("sampler_ends", endless) == ("failed", "it has not ended after 5 steps")
+    assert outcome("sampler_ends", asks_for_more) == (
         "skipped",
         "the example's session has no part 'velocity': give one that has",
     )
-    assert outcome("loop_ends", asks_for_another_size)[0] == "skipped"
-    assert outcome("loop_ends", misspells_a_key) == ("failed", "KeyError: 'widht'")
-    assert outcome("loop_ends", counts_too_far)[0] == "failed"
+    assert outcome("sampler_ends", asks_for_another_size)[0] == "skipped"
+    assert outcome("sampler_ends", misspells_a_key) == ("failed", "KeyError: 'widht'")
+    assert outcome("sampler_ends", counts_too_far)[0] == "failed"
 
 
 class ReadsOneCode(nn.Module):

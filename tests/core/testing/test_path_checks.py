@@ -124,15 +124,15 @@ class FixedImages(Path):
         return codes + torch.arange(images) * 0, x
 
 
-class NoLoop(Path):
+class NoSampler(Path):
     image_sampler = "autoregresive"
 
 
-class TextLoop(Path):
+class TextSampler(Path):
     image_sampler = "text"
 
 
-class LoopOfOtherParts(Path):
+class OtherParts(Path):
     def parts(self) -> Mapping[str, Callable[..., Any]]:
         return {"decode_image": self.decode_image, "tokenize_image": self.targets}
 
@@ -188,10 +188,10 @@ def test_targets_may_be_named_tensors(name: str) -> None:
         (FixedRows, "drawing_graphs", "fixes the length of"),
         (FixedImages, "exports", "part 'sample_image' fixes the number of rows"),
         (BranchesInPart, "exports", "decode_image"),
-        (NoLoop, "generation_sampler", "Did you mean 'autoregressive'"),
-        (TextLoop, "generation_sampler", "runs the part 'sample_text'; it offers sample_image"),
-        (LoopOfOtherParts, "generation_sampler", "runs the part 'sample_image'; it offers decode_image"),
-        (NoSize, "generation_sampler", "asks for the size 'codes'"),
+        (NoSampler, "generation_sampler", "Did you mean 'autoregressive'"),
+        (TextSampler, "generation_sampler", "no image sampler is called 'text'"),
+        (OtherParts, "generation_sampler", "runs the part 'sample_image'; the path offers decode_image"),
+        (NoSize, "generation_sampler", "reads the size 'codes'"),
         (Crooked, "generation_sampler", "it draws (1, 3, 8, 7) where it says"),
     ],
 )
@@ -201,7 +201,7 @@ def test_a_broken_path_is_found(path: type[Path], broken: str, said: str) -> Non
     assert said in note
 
 
-@pytest.mark.parametrize("path", [NoSize, LoopOfOtherParts])
+@pytest.mark.parametrize("path", [NoSize, OtherParts])
 def test_a_path_that_export_refuses_is_told_so(path: type[Path]) -> None:
     found, note = outcome(path, "drawing_graphs")
     assert found == "skipped"

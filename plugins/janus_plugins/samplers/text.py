@@ -1,16 +1,17 @@
-"""Answering in words: one token a step for every row that is not done."""
+"""Answering in text: one token a step for every row that goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_modular import Registry, Sampling, Session, hookimpl
+from janus_modular import Registry, Session, TextSampler, TextSamplerSettings, hookimpl
 from janus_modular import Sequence as Prompt
-from janus_plugins.sampling_loops.limits import (
+from janus_plugins.samplers.limits import (
     LEAST_TOP_P,
     MOST_INTEGER,
     check_float,
@@ -18,22 +19,24 @@ from janus_plugins.sampling_loops.limits import (
     check_integers,
     check_temperature,
 )
-from janus_plugins.sampling_loops.noise import exponential_noise
+from janus_plugins.samplers.noise import exponential_noise
 
 
 @dataclass
-class TextSettings:
-    """How words are chosen."""
+class TextSettings(TextSamplerSettings):
+    """How the tokens of an answer are sampled."""
 
-    max_tokens: int = 512  # of an answer
     temperature: float = 0.0  # 0: always the likeliest token
     top_k: int = 0  # 0: no limit
     top_p: float = 1.0  # 1: no limit
     seed: int = 0  # a row's noise follows from the seed and the row's number
-    numbers: Sequence[int] = ()  # one a row; left out: 0, or how often the same prompt came before
 
     def __post_init__(self) -> None:
-        """Refuse what would answer with nonsense instead of an error."""
+        """Check the settings: a wrong one would answer with nonsense.
+
+        Raises:
+            PromptError: a setting is of another type, or out of its range.
+        """
         self.max_tokens = check_integer("max_tokens", self.max_tokens, "a whole number from 1", low=1)
         self.temperature = check_temperature(self.temperature)
         self.top_k = check_integer(
@@ -67,11 +70,11 @@ def sample_text(
             noise = exponential_noise(rngs, noise.shape[1])
         ids, x = session.run("sample_text", hidden, noise, temperature, settings.top_k, settings.top_p)
         active = yield session.to_host(ids)
-        if step + 1 < settings.max_tokens:  # nobody asks what follows the last
+        if step + 1 < settings.max_tokens:  # the state after the last token is not read
             hidden = session.step(x, active)
 
 
 @hookimpl
-def register_sampling_loops(registry: Registry[Sampling]) -> None:
-    """Offer the loop that answers in words."""
+def register_text_samplers(registry: Registry[TextSampler[Any]]) -> None:
+    """Offer ``text``."""
     registry.add("text", sample_text, TextSettings)

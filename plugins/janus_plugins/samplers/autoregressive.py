@@ -4,34 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_modular import Registry, Sampling, Session, hookimpl, unconditional
+from janus_modular import ImageSampler, ImageSamplerSettings, Registry, Session, hookimpl, unconditional
 from janus_modular import Sequence as Prompt
-from janus_plugins.sampling_loops.limits import (
+from janus_plugins.samplers.limits import (
     MOST_GUIDANCE,
     check_float,
     check_integer,
     check_integers,
     check_temperature,
 )
-from janus_plugins.sampling_loops.noise import exponential_noise
+from janus_plugins.samplers.noise import exponential_noise
 
 
 @dataclass
-class DrawSettings:
+class DrawSettings(ImageSamplerSettings):
     """How images are drawn."""
 
     guidance: float = 5.0  # w in l = u + w (c - u); 1: no second row
     temperature: float = 1.0  # 0: always the likeliest code
-    seed: int = 0  # of image i: (seed, i)
-    first: int = 0  # the number i of a prompt's first image
-    numbers: Sequence[int] = ()  # i of each row; left out: counted from first for every prompt
+    seed: int = 0  # of the noise of image i: (seed, i)
 
     def __post_init__(self) -> None:
-        """Refuse what would draw noise instead of an error."""
+        """Check the settings: a wrong one would draw noise.
+
+        Raises:
+            PromptError: a setting is of another type, or out of its range.
+        """
         expected = f"a number from {-MOST_GUIDANCE:,.0f} to {MOST_GUIDANCE:,.0f}; 1 is none"
         self.guidance = check_float(
             "guidance", self.guidance, expected, low=-MOST_GUIDANCE, high=MOST_GUIDANCE
@@ -48,8 +51,8 @@ def draw(
     """Yield the codes drawn so far and in all; return the images (N, 3, H, W).
 
     Prompts end where the image begins. Under guidance every image runs in two rows, all the
-    conditional ones first; both get the code that was chosen. An image's noise is its own, so
-    drawing it alone or in company gives the same.
+    conditional ones first; both get the code that was sampled. An image has noise of its own, so that
+    it does not depend on the images beside it.
     """
     numbers = settings.numbers or range(settings.first, settings.first + len(prompts))
     rngs = [np.random.default_rng((settings.seed, number)) for number in numbers]
@@ -75,6 +78,6 @@ def draw(
 
 
 @hookimpl
-def register_sampling_loops(registry: Registry[Sampling]) -> None:
-    """Offer Janus' own drawing loop."""
+def register_image_samplers(registry: Registry[ImageSampler[Any]]) -> None:
+    """Offer ``autoregressive``."""
     registry.add("autoregressive", draw, DrawSettings)

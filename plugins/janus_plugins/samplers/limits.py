@@ -1,4 +1,4 @@
-"""What a setting of a sampling loop may be, checked as the number that is computed with; no torch in here."""
+"""Ranges of samplers' settings, checked as the numbers that are computed with. No torch in here."""
 
 from __future__ import annotations
 

@@ -1,0 +1,163 @@
+"""Running samplers: their rows and batches, and checks of what they yield. No torch in here.
+
+The protocols are `janus_modular.protocols.TextSampler` and `janus_modular.protocols.ImageSampler`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_modular.answers import AnswerRow
+from janus_modular.errors import CheckError, JanusError, NotFiniteError, PromptError
+from janus_modular.protocols import DrawingSteps, ImageSamplerSettings, TextSamplerSettings, TokenSteps
+from janus_modular.sequence import Sequence as Prompt
+from janus_modular.sequence import occurrences
+
+if TYPE_CHECKING:
+    from janus_modular.model.model import JanusModel
+    from janus_modular.plugins import Plugins
+
+Settings = TypeVar("Settings", TextSamplerSettings, ImageSamplerSettings)
+
+
+def unusable_samplers(model: JanusModel, plugins: Plugins) -> dict[str, str]:
+    """Return why a model's samplers cannot be used, by command (``chat``, ``draw``); {} where they can.
+
+    Such a model opens all the same: ``chat`` needs no image sampler, and ``draw`` no text sampler.
+    """
+    plugins = plugins.as_recorded(model.recorded)
+    reasons = {}
+    for command, slot, name in (
+        ("chat", "text_samplers", model.text_sampler),
+        ("draw", "image_samplers", model.image_sampler),
+    ):
+        try:
+            plugins.entry(slot, name)
+        except JanusError as error:
+            reasons[command] = str(error)
+    return reasons
+
+
+def check_token_ids(sampler: str, yielded: Any, rows: int) -> NDArray[np.integer[Any]]:
+    """Return what a text sampler yielded: the next token id of each row.
+
+    Raises:
+        CheckError: the sampler yielded something else.
+    """
+    fits = isinstance(yielded, np.ndarray) and yielded.shape == (rows,) and yielded.dtype.kind in "iu"
+    if not fits:
+        raise _protocol_error("text", sampler, f"yielded {_described(yielded)}", f"integer ids ({rows},)")
+    return yielded
+
+
+def check_progress(sampler: str, yielded: Any) -> tuple[int, int]:
+    """Return what an image sampler yielded: the steps done, and the steps in all.
+
+    Raises:
+        CheckError: the sampler yielded something else.
+    """
+    if isinstance(yielded, tuple) and [isinstance(number, Integral) for number in yielded] == [True, True]:
+        return yielded
+    raise _protocol_error("image", sampler, f"yielded {_described(yielded)}", "(steps done, steps in all)")
+
+
+def check_images(sampler: str, returned: Any, rows: int) -> NDArray[Any]:
+    """Return what an image sampler returned: one image a row.
+
+    Raises:
+        CheckError: the sampler returned something else.
+        NotFiniteError: pixels are NaN or infinite.
+    """
+    fits = isinstance(returned, np.ndarray) and returned.ndim == 4 and returned.shape[:2] == (rows, 3)
+    if not fits:
+        raise _protocol_error(
+            "image", sampler, f"returned {_described(returned)}", f"pixels ({rows}, 3, H, W)"
+        )
+    if returned.dtype.kind == "f" and not np.isfinite(returned).all():
+        raise NotFiniteError(f"the image sampler '{sampler}' returned pixels that are NaN or infinite")
+    return returned
+
+
+def stream_texts(sampler: str, steps: TokenSteps, rows: Sequence[AnswerRow]) -> Iterator[tuple[int, str]]:
+    """Pass the tokens of a text sampler to their rows; yield (row, text), until all rows have ended.
+
+    Raises:
+        CheckError: the sampler yielded something else than token ids.
+    """
+    active: NDArray[np.bool_] | None = None  # before the first step nothing can be sent
+    while True:
+        try:
+            yielded = steps.send(active) if active is not None else next(steps)
+        except StopIteration:
+            break
+        ids = check_token_ids(sampler, yielded, len(rows))
+        for index, row in enumerate(rows):
+            if row.is_active and (text := row.push(int(ids[index]))):
+                yield index, text
+        active = np.array([row.is_active for row in rows])
+        if not active.any():
+            steps.close()
+            return
+    for index, row in enumerate(rows):
+        if row.is_active and (text := row.end()):
+            yield index, text
+
+
+def draw_images(
+    sampler: str, steps: DrawingSteps, rows: int, on_progress: Callable[[int, int], None]
+) -> NDArray[Any]:
+    """Run an image sampler to its end, reporting each step; return the images (rows, 3, H, W).
+
+    Raises:
+        CheckError: the sampler yielded something else than its progress, or returned no images.
+        NotFiniteError: pixels are NaN or infinite.
+    """
+    while True:
+        try:
+            yielded = next(steps)
+        except StopIteration as stop:
+            return check_images(sampler, stop.value, rows)
+        on_progress(*check_progress(sampler, yielded))
+
+
+def with_numbers(settings: Settings, prompts: Sequence[Prompt]) -> Settings:
+    """Return settings that have the number of each row: how often the same prompt came before.
+
+    Raises:
+        PromptError: the settings have numbers, and not one for each prompt.
+    """
+    if len(settings.numbers) not in (0, len(prompts)):
+        raise PromptError(
+            f"numbers: found {len(settings.numbers)}; expected one for each of {len(prompts)} prompts."
+        )
+    first = settings.first if isinstance(settings, ImageSamplerSettings) else 0
+    numbers = settings.numbers or [first + number for number in occurrences(prompts)]
+    return replace(settings, numbers=tuple(numbers))
+
+
+def batches(
+    settings: ImageSamplerSettings, prompts: Sequence[Prompt], size: int
+) -> list[tuple[Sequence[Prompt], ImageSamplerSettings]]:
+    """Return batches of up to ``size`` prompts, each with its settings, which number its images."""
+    settings = with_numbers(settings, prompts)
+    return [
+        (prompts[start : start + size], replace(settings, numbers=settings.numbers[start : start + size]))
+        for start in range(0, len(prompts), size)
+    ]
+
+
+def _protocol_error(output: str, sampler: str, found: str, expected: str) -> CheckError:
+    return CheckError(
+        f"the {output} sampler '{sampler}' {found}; expected {expected}.\n"
+        f"Choose another one, or fix it: docs/reference/hooks.md has the protocol of {output} samplers."
+    )
+
+
+def _described(value: Any) -> str:
+    return f"an array {value.shape} of {value.dtype}" if isinstance(value, np.ndarray) else f"{value!r:.60}"

@@ -1,0 +1,1 @@
+"""Samplers: they drive a session, in any runtime. No torch in here."""

@@ -1,1 +1,0 @@
-"""Loops that drive a session; no torch in here."""
