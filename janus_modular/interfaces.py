@@ -231,7 +231,7 @@ class GenerationPath(Protocol):
     predicts_next: bool  # losses read the hidden state BEFORE each position (True) or at it (False)
     image_sampler: str  # the registered image sampler that draws with it, unless the config has another
     frozen_submodules: tuple[str, ...]  # its parts that no stage may train: frozen, whatever `learn` says
-    sizes: Mapping[str, int]  # what image samplers read of a session ("codes": the sum of K of a position)
+    sizes: Mapping[str, Any]  # what image samplers read from `session.sizes`: numbers, strings, lists
 
     def targets(self, pixels: Tensor) -> Any:
         """Turn images (N, 3, height, width), uint8, into what is to be predicted (codes, say)."""

@@ -21,19 +21,17 @@ if TYPE_CHECKING:
     from janus_modular.sequence import Sequence as TokenSequence
 
 
-SESSION_SIZES = ("vocab", "drawing", "pad")
-"""The sizes that every session has; a generation path adds others under names of its own."""
-
-
 class Session(Protocol):
     """A running model, in any runtime. Samplers pass its tensors on without looking inside.
 
-    Its ``sizes`` are ``vocab`` V, ``pad``, the id of the token that fills, ``drawing``, the positions of a
-    drawn image, and what the generation path adds: of Janus' own ``codes``, the sum of K over the codes of
-    a position, and ``codes_per_position`` S.
+    ``sizes`` are the generation path's own (`GenerationPath.sizes`), under the names that its sampler knows:
+    of Janus' path ``codes``, the sum of K over the codes of a position, and ``codes_per_position`` S.
     """
 
-    sizes: Mapping[str, int]  # "vocab", "pad", "drawing", and those of the generation path
+    vocab_size: int  # V
+    pad_id: int  # the token id that stands for a dropped condition
+    image_positions: int  # positions that a drawn image takes
+    sizes: Mapping[str, Any]
 
     def prefill(self, prompts: Sequence[TokenSequence]) -> Any:
         """Read one prompt a row, of any lengths; return the last hidden state of each (rows, D)."""

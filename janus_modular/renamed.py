@@ -35,6 +35,7 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "lies_in": ("belongs_to",),
     "never_said": ("suppress_tokens",),
     "open_picture": ("open_image",),
+    "pad": ("pad_id",),
     "part": ("component",),
     "pick": ("sample_with_noise",),
     "picture_tokens": ("image_tokens",),
@@ -48,6 +49,7 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "text_next": ("sample_text",),
     "trained_apart": ("frozen_submodules",),
     "understanding_at": ("understanding_mask",),
+    "vocab": ("vocab_size",),
     "what_learns": ("trainable_parameters",),
     "width": ("feature_dim", "hidden_size"),
 }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from inspect import Parameter, get_annotations, isfunction, signature
 from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
-from janus_modular.protocols import SESSION_SIZES
 from janus_modular.registry import MODEL_SLOTS, Hooks
 from janus_modular.renamed import RENAMED
 from janus_modular.suggest import did_you_mean
@@ -42,14 +42,23 @@ def _renaming(lacking: str, members: list[str]) -> str:
 
 
 def _wrong_sizes(sizes: Any) -> str:
-    """Return what is wrong with the sizes of a generation path; nothing where a session can offer them."""
-    if not isinstance(sizes, Mapping):
-        return f"its sizes are {sizes!r}; expected a mapping from names to whole numbers."
-    if wrong := {name: size for name, size in sizes.items() if type(size) is not int}:
-        return f"its sizes must be whole numbers, and these are not: {wrong}."
-    if taken := [name for name in SESSION_SIZES if name in sizes]:
-        return f"its sizes say {', '.join(taken)}, which a session says itself: choose other names."
-    return ""
+    """Return what is wrong with the sizes of a generation path; "" where a manifest can hold them."""
+    if not isinstance(sizes, Mapping) or not all(isinstance(name, str) for name in sizes):
+        return f"its sizes are {sizes!r}; expected a mapping from names to values."
+    wrong = {name: size for name, size in sizes.items() if not _is_json(size)}
+    return (
+        f"its sizes hold {wrong}; expected what JSON can hold: finite numbers, strings, and lists of them."
+        if wrong
+        else ""
+    )
+
+
+def _is_json(value: Any) -> bool:
+    """Return True if a value is read from JSON as it was written; a tuple comes back as a list."""
+    try:
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
+    except (TypeError, ValueError):
+        return False
 
 
 def _refused(component: nn.Module, name: str, method: Callable[..., Any]) -> str:

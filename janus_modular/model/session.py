@@ -49,12 +49,10 @@ class TorchSession:
             "sample_text": self.sample_text,
             **model.generation.parts(),
         }
-        self.sizes: Mapping[str, int] = {
-            "vocab": model.backbone.vocab_size,
-            "drawing": model.generation.num_tokens,
-            "pad": pad,
-            **model.generation.sizes,
-        }
+        self.vocab_size = model.backbone.vocab_size
+        self.pad_id = pad
+        self.image_positions = model.generation.num_tokens
+        self.sizes: Mapping[str, Any] = model.generation.sizes
 
     @torch.no_grad()
     def prefill(self, prompts: Many[Sequence]) -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor
 from janus_modular import samplers
 from janus_modular.errors import JanusError
 from janus_modular.plugins import default_plugins
-from janus_modular.protocols import SESSION_SIZES
 from janus_modular.sequence import Sequence
 from janus_modular.testing.check import ensure
 from janus_modular.testing.examples import prompt
@@ -21,10 +20,10 @@ from janus_modular.testing.examples import prompt
 VOCABULARY = 8
 
 
-class Sizes(dict[str, int]):
+class Sizes(dict[str, Any]):
     """Sizes of a session; a size that the sampler reads and that is missing fails the check."""
 
-    def __missing__(self, name: str) -> int:
+    def __missing__(self, name: str) -> Any:
         ensure(False, f"its image sampler reads the size '{name}', which `sizes` lacks: {dict(self)}")
         raise AssertionError
 
@@ -34,10 +33,8 @@ class PathSession:
 
     def __init__(self, path: Any, hidden_size: int) -> None:
         self.path, self.hidden_size = path, hidden_size
-        self.sizes = Sizes(path.sizes) | dict(
-            zip(SESSION_SIZES, (VOCABULARY, path.num_tokens, 0), strict=True)
-        )
-        self.sizes = Sizes(self.sizes)
+        self.vocab_size, self.pad_id, self.image_positions = VOCABULARY, 0, path.num_tokens
+        self.sizes = Sizes(path.sizes)
         self.hidden = torch.zeros(0, hidden_size)
         self.ran: dict[str, tuple[Any, ...]] = {}  # parts by name, with the inputs of their first call
 

@@ -45,10 +45,10 @@ def prompt(*tokens: int) -> Sequence:
     return Sequence(ids, np.full_like(ids, IGNORE_INDEX), nowhere, nowhere.copy())
 
 
-class ExampleSizes(dict[str, int]):
+class ExampleSizes(dict[str, Any]):
     """Sizes of the example's session; others may be those of a generation path that has them."""
 
-    def __missing__(self, name: str) -> int:
+    def __missing__(self, name: str) -> Any:
         raise NotApplicable(f"the example's session has no size '{name}': give one that has")
 
 
@@ -56,7 +56,8 @@ class NumpySession:
     """A `janus_modular.Session` over a recurrence in numpy: rows are independent, and nothing is random."""
 
     def __init__(self) -> None:
-        self.sizes: Mapping[str, int] = ExampleSizes(vocab=VOCABULARY, codes=CODES, drawing=POSITIONS, pad=0)
+        self.vocab_size, self.pad_id, self.image_positions = VOCABULARY, 0, POSITIONS
+        self.sizes: Mapping[str, Any] = ExampleSizes(codes=CODES)
         table = np.random.default_rng(0).standard_normal((VOCABULARY + CODES, WIDTH)).astype(np.float32)
         self.words, self.codes = table[:VOCABULARY], table[VOCABULARY:]
         self.hidden = np.zeros((0, WIDTH), np.float32)

@@ -165,9 +165,12 @@ def check_runtime_says(runtime: Runtime, prompts: Many[Sequence]) -> None:
     ensure(runtime.context > 0, f"its context is {runtime.context}")
     for name in (runtime.text_sampler, runtime.image_sampler):
         ensure(isinstance(name, str) and bool(name), f"a sampler is called {name!r}")
-    sizes = runtime.open(64).sizes
-    lacking = {"vocab", "drawing", "pad"} - set(sizes)
-    ensure(not lacking, f"the sizes of its sessions lack {sorted(lacking)}")
+    session = runtime.open(64)
+    for name in ("vocab_size", "pad_id", "image_positions"):
+        number = getattr(session, name, None)
+        ensure(isinstance(number, int), f"its sessions have the {name} {number!r}; expected a whole number")
+    sizes = getattr(session, "sizes", None)
+    ensure(isinstance(sizes, Mapping), f"its sessions have the sizes {sizes!r}; expected a mapping")
 
 
 @check_for("runtimes")

@@ -98,11 +98,9 @@ def test_an_answer_ends_before_a_stop_string(janus: Janus) -> None:
 def test_words_never_hold_tokens_that_were_added_for_images(janus: Janus) -> None:
     session = janus.runtime.open(capacity=8)
     hidden = torch.zeros(1, janus.model.backbone.hidden_size)
-    best, _ = session.run(
-        "sample_text", hidden, torch.ones(1, session.sizes["vocab"]), torch.tensor(1.0), 0, 1.0
-    )
+    best, _ = session.run("sample_text", hidden, torch.ones(1, session.vocab_size), torch.tensor(1.0), 0, 1.0)
     session.suppressed_ids = best
-    noise = torch.ones(1, session.sizes["vocab"])
+    noise = torch.ones(1, session.vocab_size)
     assert session.run("sample_text", hidden, noise, torch.tensor(1.0), 0, 1.0)[0] != best
 
 

@@ -1,4 +1,4 @@
-"""The sizes of a generation path have names of their own: none hides what a session or a manifest says."""
+"""The sizes of a generation path: of any kind that JSON holds, under a key that nothing else is in."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ def register_generation(registry):
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [
-        ({"codes": 64, "drawing": 9}, "sizes say drawing, which a session says itself"),
-        ({"codes": 64, "pad": 1, "vocab": 2}, "sizes say vocab, pad"),
-        ({"codes": 64.0}, r"must be whole numbers, and these are not: {'codes': 64.0}"),
-        ({"codes": True}, "must be whole numbers"),
+        ({"grids": (1, 2)}, r"its sizes hold {'grids': \(1, 2\)}; expected what JSON can hold"),
+        ({"sigma": float("nan"), "codes": 64}, "its sizes hold {'sigma': nan}"),
+        ({"codes": {1, 2}}, "its sizes hold {'codes': {1, 2}}"),
         (["codes"], "expected a mapping"),
-        ({"codes": 64, "width": 3, "context": 7}, None),
+        ({3: 4}, "expected a mapping from names to values"),
+        ({"vocab_size": 64, "hidden_size": 3, "context": 7, "pad_id": 1}, None),
+        ({"grids": [1, 2, 4], "sigma": 0.5, "solver": "euler"}, None),
     ],
 )
-def test_sizes_that_a_session_says_itself_are_refused(
+def test_sizes_of_a_path_are_what_json_can_hold(
     tmp_path: Path, plugins: Plugins, sizes: Any, said: str | None
 ) -> None:
-    (tmp_path / "sized.py").write_text(PLUGIN.replace("SIZES", repr(sizes)))
+    (tmp_path / "sized.py").write_text(PLUGIN.replace("SIZES", repr(sizes).replace("nan", "float('nan')")))
     plugins.add_file(tmp_path / "sized.py")
     raw = load("tiny", plugins=plugins)
     raw["generation"]["name"] = "sized"

@@ -89,7 +89,7 @@ def test_commands_refuse_it_and_take_it_with_an_option(
 
 EDITS: dict[str, Callable[[Manifest], Any]] = {
     "context": lambda m: m["model"].update(context=m["model"]["context"] - 1),
-    "pad": lambda m: m["model"].update(pad=m["model"]["pad"] + 1),
+    "pad_id": lambda m: m["model"].update(pad_id=m["model"]["pad_id"] + 1),
     "suppressed_ids": lambda m: m["model"].update(suppressed_ids=[*m["model"]["suppressed_ids"], 1]),
     "text_sampler": lambda m: m["model"].update(text_sampler="autoregressive"),
     "guided": lambda m: m["model"]["rows"].update(guided=3),
@@ -169,9 +169,9 @@ BACKBONE = ("graphs", "backbone")
         (wrong("graphs", "sample_text", "outputs", value=[]), r"sample_text\.outputs has 0 in another order"),
         (wrong("graphs", "sample_image", "inputs", 2, "name", value="temperature"), "the graph guidance"),
         (wrong("model", "hidden_size", value=32), r"model\.hidden_size is 32, backbone has 64"),
-        (wrong("model", "vocab", value=3), r"model\.vocab is 3, sample_text has"),
+        (wrong("model", "vocab_size", value=3), r"model\.vocab_size is 3, sample_text has"),
         (wrong("model", "sizes", "codes", value=10**6), r"model\.sizes\.codes is 1000000, sample_image has"),
-        (wrong("model", "drawing", value=2), r"model\.drawing is 2, decode_image has"),
+        (wrong("model", "image_target", "positions", value=2), r"positions is 2, decode_image has"),
         (
             wrong("model", "sizes", "codes_per_position", value=2),
             r"codes_per_position is 2, decode_image has 1",

@@ -224,7 +224,7 @@ def test_a_gate_finds_what_it_is_there_to_find(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("vocab", 321), ("sizes", {"codes": 63}), ("context", 4096), ("pad", 0), ("hidden_size", 65)],
+    [("vocab_size", 321), ("sizes", {"codes": 63}), ("context", 4096), ("pad_id", 0), ("hidden_size", 65)],
 )
 def test_sizes_are_the_models(workshop: Any, name: str, value: Any):
     workshop.note(lambda manifest: manifest["model"].update({name: value}))

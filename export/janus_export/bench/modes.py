@@ -40,6 +40,8 @@ class Watched:
 
     def __init__(self, session: Session) -> None:
         self.session, self.sizes = session, session.sizes
+        self.vocab_size, self.pad_id = session.vocab_size, session.pad_id
+        self.image_positions = session.image_positions
         self.rows = self.prompt = 0
         self.part = ""
         self.last: Any = None
@@ -149,7 +151,7 @@ class Mode:
 def time_decoding(runtime: Runtime, images: int) -> float:
     """Time the way from codes to pixels, in seconds."""
     session = Watched(runtime.open(1))
-    codes = np.zeros((images, session.sizes["drawing"], *codes_shape(session.sizes)), np.int64)
+    codes = np.zeros((images, session.image_positions, *codes_shape(session.sizes)), np.int64)
     start = time.perf_counter()
     session.run("decode_image", codes)
     return session.wait() - start

@@ -130,7 +130,7 @@ def _modes(janus: Janus, tokens: int, batch_size: int) -> dict[str, Mode]:
 
 def _image(drawing: dict[str, Any], runtime: Runtime, decoding: float, images: int) -> dict[str, Any]:
     """Add what a whole image takes: its first code, all others at the pace of a step, and its pixels."""
-    codes = runtime.open(1).sizes["drawing"]
+    codes = runtime.open(1).image_positions
     whole = drawing["first_s"] + (codes - 1) * drawing["step_s"] + decoding
     return {"codes": codes, "decode_s": decoding, "image_s": whole / images}
 

@@ -25,7 +25,6 @@ from janus_modular.atomic_writes import write_text
 from janus_modular.bundles import MANIFEST, find_bundle, is_bundle
 from janus_modular.foreign import printable, reason
 from janus_modular.locking import locked
-from janus_modular.protocols import SESSION_SIZES
 
 __all__ = [
     "LOCK",
@@ -40,7 +39,7 @@ __all__ = [
     "write_manifest",
 ]
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the manifest; a bundle of another one is refused."""
 
 LOCK = ".lock"
@@ -139,11 +138,6 @@ class Bundle:
             now.setdefault(section, {})[key] = value
             write_manifest(self.folder, now)
         self.manifest.update(now)
-
-
-def session_sizes(model: Mapping[str, Any]) -> dict[str, int]:
-    """Return the sizes that samplers read of a session, from the section ``model`` of a manifest."""
-    return {**model["sizes"], **{name: model[name] for name in SESSION_SIZES}}
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

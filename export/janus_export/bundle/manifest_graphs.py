@@ -15,9 +15,9 @@ from janus_export.bundle.graph_header import GraphHeader, TensorHeader
 
 SIZES: Mapping[str, tuple[str, str, str, int]] = {
     "hidden_size": ("backbone", "inputs", "x", 2),
-    "vocab": ("sample_text", "inputs", "noise", 1),
+    "vocab_size": ("sample_text", "inputs", "noise", 1),
     "sizes.codes": ("sample_image", "inputs", "noise", 1),
-    "drawing": ("decode_image", "inputs", "codes", 1),
+    "image_target.positions": ("decode_image", "inputs", "codes", 1),
     "image_target.height": ("decode_image", "outputs", "pixels", 2),
     "image_target.width": ("decode_image", "outputs", "pixels", 3),
     "image_input.height": ("understand", "inputs", "pixels", 2),

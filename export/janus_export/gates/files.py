@@ -164,9 +164,9 @@ def sizes(subject: Subject) -> Iterator[Check]:
     wanted = {
         "context": model.backbone.context,
         "hidden_size": model.backbone.hidden_size,
-        "vocab": model.backbone.vocab_size,
-        "drawing": path.num_tokens,
-        "pad": processor.pad_id,
+        "vocab_size": model.backbone.vocab_size,
+        "image_target": {"height": path.height, "width": path.width, "positions": path.num_tokens},
+        "pad_id": processor.pad_id,
         "suppressed_ids": list(processor.suppressed_ids),
         "text_sampler": model.text_sampler,
         "image_sampler": model.image_sampler,

@@ -27,12 +27,10 @@ def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
         "text_sampler": model.text_sampler,
         "image_sampler": model.image_sampler,
         "suppressed_ids": list(processor.suppressed_ids),
-        # What samplers read of a session; drawing: the positions of an image
-        "vocab": model.backbone.vocab_size,
-        "drawing": path.num_tokens,
-        "pad": processor.pad_id,
+        "vocab_size": model.backbone.vocab_size,
+        "pad_id": processor.pad_id,
         "sizes": dict(path.sizes),  # the generation path's own, whose names are its author's
-        "image_target": {"height": path.height, "width": path.width},
+        "image_target": {"height": path.height, "width": path.width, "positions": path.num_tokens},
         "image_input": {
             "height": spec.height,
             "width": spec.width,

@@ -37,6 +37,8 @@ class Listening:
 
     def __init__(self, session: Session, run: Run) -> None:
         self.session, self.run_, self.sizes = session, run, session.sizes
+        self.vocab_size, self.pad_id = session.vocab_size, session.pad_id
+        self.image_positions = session.image_positions
 
     def prefill(self, prompts: Sequence[Prompt]) -> Any:
         """Pass on."""

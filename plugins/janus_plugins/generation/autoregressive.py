@@ -78,7 +78,7 @@ class AutoregressiveGeneration(nn.Module):
         self.grid = tokenizer.grid(config.height, config.width)
         self.num_tokens = self.grid[0] * self.grid[1]
         self.codebooks = tokenizer.codebooks
-        self.sizes: Mapping[str, int] = {
+        self.sizes: Mapping[str, Any] = {
             "codes": sum(self.codebooks),
             "codes_per_position": len(self.codebooks),
         }

@@ -61,11 +61,11 @@ def draw(
     guidance, temperature = np.float32(settings.guidance), np.float32(1 if greedy else settings.temperature)
     rows = list(prompts)
     if settings.guidance != 1:
-        rows += [unconditional(prompt, session.sizes["pad"]) for prompt in prompts]
+        rows += [unconditional(prompt, session.pad_id) for prompt in prompts]
 
     hidden = session.prefill(rows)
     codes = []
-    steps = session.sizes["drawing"]
+    steps = session.image_positions
     for step in range(1, steps + 1):
         if not greedy:
             noise = exponential_noise(rngs, noise.shape[1])

@@ -62,7 +62,7 @@ def sample_text(
     """
     rngs = [np.random.default_rng((settings.seed, i)) for i in settings.numbers or range(len(prompts))]
     greedy = settings.temperature == 0
-    noise = np.ones((len(prompts), session.sizes["vocab"]), np.float32)
+    noise = np.ones((len(prompts), session.vocab_size), np.float32)
     temperature = np.float32(1 if greedy else settings.temperature)
     hidden = session.prefill(prompts)
     for step in range(settings.max_tokens):

@@ -35,7 +35,7 @@ def result_of(slot: str, check: str, component: Any, example: Any) -> tuple[str,
 def answer(session: Any, prompts: Any, settings: Any, noise: Any = None) -> Any:
     hidden = session.prefill(prompts)
     for _ in range(settings.max_tokens):
-        ones = np.ones((len(prompts), session.sizes["vocab"]), np.float32)
+        ones = np.ones((len(prompts), session.vocab_size), np.float32)
         ids, x = session.run("sample_text", hidden, ones if noise is None else noise(ones), np.float32(1))
         yield ids
         hidden = session.step(x)
@@ -222,7 +222,7 @@ class NoSampler(Runs):
 class NoSizes(Runs):
     def open(self, capacity: int) -> Any:
         session = super().open(capacity)
-        session.sizes = {"vocab": 11}
+        del session.pad_id
         return session
 
 
@@ -239,7 +239,7 @@ class MixesRows(Runs):
     [
         ("runtime_says", NoContext, "its context is 0"),
         ("runtime_says", NoSampler, "a sampler is called ''"),
-        ("runtime_says", NoSizes, "lack ['drawing', 'pad']"),
+        ("runtime_says", NoSizes, "have the pad_id None; expected a whole number"),
         ("runtime_rows", MixesRows, "the first row alone is"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_export.bundle.bundle import ONNX_RUNTIME, Bundle, load_bundle, session_sizes
+from janus_export.bundle.bundle import ONNX_RUNTIME, Bundle, load_bundle
 from janus_export.bundle.contract import MAGNITUDE, GraphContract, check_magnitude
 from janus_export.errors import BundleError
 from janus_export.runtimes.memory import STORED, HostBuffer
@@ -104,7 +103,6 @@ class OnnxRuntime:
         self.text_sampler: str = model["text_sampler"]
         self.image_sampler: str = model["image_sampler"]
         self.hidden_size: int = model["hidden_size"]
-        self.sizes: Mapping[str, int] = session_sizes(model)
         self._opened: dict[str, OnnxGraph] = {}
 
     def open(self, capacity: int) -> OnnxSession:

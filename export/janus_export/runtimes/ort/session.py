@@ -32,7 +32,11 @@ class OnnxSession:
         """Prepare rows with room for ``capacity`` positions; how many there are, the prompts say."""
         self.runtime = runtime
         self.capacity = capacity
-        self.sizes: Mapping[str, int] = runtime.sizes
+        model = runtime.bundle.manifest["model"]
+        self.vocab_size: int = model["vocab_size"]
+        self.pad_id: int = model["pad_id"]
+        self.image_positions: int = model["image_target"]["positions"]
+        self.sizes: Mapping[str, Any] = model["sizes"]
         self.slots = self._slots(0)
         self.between: dict[tuple[str, int], Buffer] = {}  # x and hidden, by rows
         self.choosing: dict[str, Binding] = {}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_export.bundle.bundle import Bundle, load_bundle, session_sizes
+from janus_export.bundle.bundle import Bundle, load_bundle
 from janus_export.bundle.contract import MAGNITUDE, GraphContract, Tensor, check_magnitude
 from janus_export.bundle.engines import BUILD, find_engines, read_engines
 from janus_export.errors import BundleError
@@ -74,7 +74,6 @@ class TensorRTRuntime:
         self.image_sampler: str = model["image_sampler"]
         self.hidden_size: int = model["hidden_size"]
         self.dtype: str = self.bundle.manifest["variants"][self.variant]["dtype"]
-        self.sizes: Mapping[str, int] = session_sizes(model)
         self._opened: dict[str, Engine] = {}
 
     def open(self, capacity: int) -> TensorRTSession:

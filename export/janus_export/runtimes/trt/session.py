@@ -36,7 +36,11 @@ class TensorRTSession:
     def __init__(self, runtime: TensorRTRuntime, capacity: int) -> None:
         """Prepare rows with room for ``capacity`` positions; how many there are, the prompts say."""
         self.runtime, self.gpu, self.capacity = runtime, runtime.gpu, capacity
-        self.sizes: Mapping[str, int] = runtime.sizes
+        model = runtime.bundle.manifest["model"]
+        self.vocab_size: int = model["vocab_size"]
+        self.pad_id: int = model["pad_id"]
+        self.image_positions: int = model["image_target"]["positions"]
+        self.sizes: Mapping[str, Any] = model["sizes"]
         self.slots = self._slots(0)
         self.between: dict[tuple[str, int], DeviceTensor] = {}  # x and hidden, by rows
         self.choosers: dict[Any, Chooser] = {}
