@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,14 +13,49 @@ import typer
 from typer.core import TyperGroup
 
 from janus_modular.cli import chat, config, convert, data, draw, env, info, plugins, train
-from janus_modular.cli.external_commands import announced, brought_command
-from janus_modular.errors import JanusError, missing_extra
+from janus_modular.errors import JanusError, PluginError, missing_extra
 from janus_modular.foreign import printable
 
 TRIED_APART = (["plugins", "doctor"], ["plugins", "show"])
 """Commands that load plugin files in a process of their own: to find what breaks or hangs is their work."""
 
 GLOBAL_FLAGS, GLOBAL_OPTIONS = ("--traceback",), ("--plugin",)
+
+
+GROUP = "janus_modular.commands"
+
+
+@cache
+def announced() -> dict[str, EntryPoint]:
+    """Return the commands that installed packages announce, by name; nothing is imported."""
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def brought_command(name: str) -> Any:
+    """Return a brought command as the parser takes it; one that does not load says so when it is run."""
+    point = announced()[name]
+    app = typer.Typer(add_completion=False)
+    try:
+        loaded = point.load()
+        if isinstance(loaded, typer.Typer):
+            group = typer.main.get_command(loaded)
+            group.name = name
+            return group
+        app.command(name)(loaded)
+    except Exception as error:
+        app.command(name, help=f"(does not load: {error})")(_broken(point, error))
+    return typer.main.get_command(app)
+
+
+def _broken(point: EntryPoint, error: Exception) -> Any:
+    def run() -> None:
+        cure = missing_extra(error, f"'{point.name}'") if isinstance(error, ModuleNotFoundError) else None
+        raise cure or PluginError(
+            f"the command '{point.name}' of {point.dist and point.dist.name} ({point.value}) does not load:"
+            f" {type(error).__name__}: {error}"
+        ) from error
+
+    return run
 
 
 class JanusGroup(TyperGroup):

@@ -160,7 +160,7 @@ def _check_output(checked: Any) -> None:
     from janus_modular.training.schema import TrainConfig
 
     try:
-        from janus_modular.training.run_checkpoints import check_output
+        from janus_modular.training.run_folder import check_output
     except ModuleNotFoundError:  # no torch here
         return
     if isinstance(checked, TrainConfig):

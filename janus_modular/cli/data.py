@@ -28,7 +28,7 @@ def inspect(
     from janus_modular.config import load, resolve
     from janus_modular.errors import ConfigError
     from janus_modular.plugins import default_plugins
-    from janus_modular.training.epochs import epochs_table
+    from janus_modular.training.dry_run import epochs_table
     from janus_modular.training.sample_preview import as_html, as_text, look
     from janus_modular.training.schema import TrainConfig
 

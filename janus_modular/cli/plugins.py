@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from janus_modular.cli import plugin_checks, plugin_new
+from janus_modular.cli import plugin_checks
 
 if TYPE_CHECKING:
     from janus_modular.plugins import EntryPointInfo, Plugins
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Components: list them, look at one, check them all.", no_args_is_help=True)
 app.command("check")(plugin_checks.check)
-app.command("new")(plugin_new.new)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -135,6 +134,23 @@ def doctor(
             typer.echo(f"JANUS_DISABLE_PLUGINS names '{word}', but nothing here is called so.", err=True)
     if any(report.is_broken for _, report in reports):
         raise typer.Exit(1)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Of the distribution and of its component: acme-dino.")],
+    slot: Annotated[str, typer.Option(help="What it is: understanding-encoder, adaptor, source, ...")],
+    out: Annotated[Path, typer.Option(help="The folder that the plugin's own is made in.")] = Path("."),
+) -> None:
+    """Write a plugin that works: a distribution of one small component, with its test."""
+    from janus_modular.plugins.scaffold import slot_named, write_plugin
+
+    files = write_plugin(name, slot_named(slot), out)
+    folder = out / name
+    typer.echo(f"{folder}:")
+    for file in files:
+        typer.echo(f"  {file}")
+    typer.echo(f"\nNext:\n  cd {folder}\n  pip install --editable '.[test]'\n  pytest")
 
 
 def _files(ctx: typer.Context) -> list[Path]:

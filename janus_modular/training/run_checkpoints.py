@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import errno
-import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 
-from janus_modular.atomic_writes import remove_folder, restore_all
+from janus_modular.atomic_writes import remove_folder
 from janus_modular.checkpoints.native import MODEL_TYPE, Saves, read_record, stored_tensors, write_description
 from janus_modular.config import to_plain
-from janus_modular.errors import CheckpointError, TrainingError
-from janus_modular.foreign import printable, reason
-from janus_modular.locking import locked
+from janus_modular.errors import CheckpointError, JanusError, TrainingError
+from janus_modular.foreign import reason
 from janus_modular.model.model import JanusModel
-from janus_modular.training.changes import Change, changes, may_change, refused
 from janus_modular.training.engine import Engine
-from janus_modular.training.rescue import step_name
 from janus_modular.training.schema import TrainConfig
 from janus_modular.weights.checksums import (
     FILE,
@@ -36,7 +33,6 @@ from janus_modular.weights.checksums import (
 from janus_modular.weights.writing import is_checkpoint_file, link, replace_checkpoint, write_weights
 
 STATE = "training.pt"
-LOCK = ".lock"
 
 ALMOST_NOTHING = 64 * 2**20
 """So few free bytes mean that the disk was full: what did not fit was given back, or never written."""
@@ -204,52 +200,6 @@ def _anew(checkpoint: Path, config: TrainConfig) -> str:
     return f"model=null init={checkpoint}{wrap} output=FOLDER"
 
 
-def check_output(output: Path, option: str = "output=FOLDER") -> None:
-    """Check that the folder of a run could be made and written, without making it; ``option`` names it.
-
-    Raises:
-        TrainingError: a file is in its way, its name is too long, or the disk is closed to us.
-    """
-    try:
-        existing = next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))
-        is_folder = existing.is_dir()
-        with suppress(FileNotFoundError, NotADirectoryError):
-            os.stat(output)  # a name may be too long, or hold NUL
-    except (OSError, ValueError) as error:
-        raise TrainingError(_unwritable(output, reason(error), option)) from error
-    if not is_folder:
-        raise TrainingError(_unwritable(output, f"{printable(existing, most=200)} is no folder", option))
-    if not os.access(existing, os.W_OK | os.X_OK):
-        why = f"{printable(existing, most=200)} may not be written into"
-        raise TrainingError(_unwritable(output, why, option))
-
-
-def _unwritable(output: Path, why: str, option: str = "output=FOLDER") -> str:
-    return f"{printable(output, most=200)} cannot be written: {why}. Choose another {option}."
-
-
-@contextmanager
-def run_folder(output: Path) -> Iterator[None]:
-    """Hold the folder of a run against other processes, and put right what a killed one has left there.
-
-    Raises:
-        TrainingError: another process trains there, or it cannot be written.
-    """
-    check_output(output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(_unwritable(output, reason(error))) from error
-    try:
-        with locked(output / LOCK, output, error=TrainingError):
-            for parent in (output, output / "checkpoints"):
-                restore_all(parent, error=TrainingError)
-            yield
-    finally:
-        with suppress(OSError):  # where nothing was begun, nothing is left
-            output.rmdir()
-
-
 def _all(output: Path) -> list[Path]:
     return [one for one in _folders(output) if (one / STATE).is_file()]
 
@@ -257,3 +207,150 @@ def _all(output: Path) -> list[Path]:
 def _folders(output: Path) -> list[Path]:
     found = (output / "checkpoints").glob("step-*")
     return sorted(one for one in found if re.fullmatch(r"step-\d+", one.name))
+
+
+IRRELEVANT = {
+    "changed_data",
+    "workers",
+    "device",
+    "checkpoint_every",
+    "keep",
+    "log_every",
+    "output",
+    "trackers",
+}
+"""No step is computed from these."""
+
+REPAIRS = {
+    "bad_samples",
+    "optimizer",
+    "schedule",
+    "length",
+    "accumulate",
+    "supervise",
+    "condition_dropout",
+    "dtype",
+}
+"""Steps are computed from these, and a run may need to change them to go on; options of sources, too."""
+
+REASONS = {
+    "init": "a run begins once",
+    "batch": "the order of samples follows from it; to need less memory, raise accumulate",
+    "mixture": "the order of samples follows from it",
+    "seed": "the order of samples follows from it",
+    "sources": "the order of samples follows from their names",
+    "learn": "the optimizer's state belongs to what learned",
+    "model": "the checkpoint holds the model",
+    "wrap": "the checkpoint holds the model",
+}
+"""Why the others may not."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that differs."""
+
+    key: str
+    then: Any  # in the checkpoint
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.then!r} then, {self.now!r} now"
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """Return what differs between two plain configs, by dotted keys; not what no step is computed from."""
+    before, after = _flat(then), _flat(now)
+    return [
+        Change(key, before.get(key), after.get(key))
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key) and key.partition(".")[0] not in IRRELEVANT
+    ]
+
+
+def may_change(change: Change) -> bool:
+    """Return whether a run may go on with a change."""
+    first, *rest = change.key.split(".")
+    is_option = first == "sources" and len(rest) > 1 and rest[1] != "name"
+    return first in REPAIRS or is_option
+
+
+def refused(change: Change) -> str:
+    """Return a line about a change that a run may not go on with."""
+    reason = REASONS.get(change.key.partition(".")[0])
+    return f"  {change} ({reason})" if reason else f"  {change}"
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(tree, Mapping) and tree:
+        return {
+            key: value
+            for name, branch in tree.items()
+            for key, value in _flat(branch, f"{path}.{name}".lstrip(".")).items()
+        }
+    return {path: tree}
+
+
+@contextmanager
+def saving_sound_steps(
+    engine: Engine[Any], newest: Callable[[], Path | None], save: Callable[[], Path]
+) -> Iterator[None]:
+    """Save the state before a step in which an error occurs, and add to the error how to go on.
+
+    Args:
+        engine: takes the steps.
+        newest: returns the checkpoint that was written last, or that the run began with.
+        save: writes a checkpoint of the engine's state, and returns it.
+
+    Raises:
+        JanusError: what occurred; an exception of another class becomes a `TrainingError`.
+    """
+    try:
+        yield
+    except JanusError as error:
+        error.add_note(_saved(engine, newest, save))
+        raise
+    except Exception as error:  # of a plugin, say; MemoryError too
+        failure = TrainingError(f"step {engine.next_step}: {_described(error)}")
+        failure.add_note(_saved(engine, newest, save))
+        raise failure from error
+
+
+def _saved(engine: Engine[Any], newest: Callable[[], Path | None], save: Callable[[], Path]) -> str:
+    """Save what is not saved yet; return what stands and what to do."""
+    done, last = engine.next_step, newest()
+    steps, are = ("1 step", "is") if done == 1 else (f"{done:,} steps", "are")
+    if last is not None and last.name == step_name(done):
+        return f"The {steps} before it {are} saved. {_go_on(last)}"
+    if not done:
+        return "No step was done before it, so nothing was lost."
+    if not engine.sound:
+        return f"The weights were being changed just then, so they are not saved. {_go_on(last)}"
+    try:
+        last = save()
+    except Exception as error:  # of a component that is saved, say: the error at hand is not lost over it
+        return f"The {steps} before it could not be saved: {reason(error)}\n{_go_on(newest())}"
+    return f"The {steps} before it {are} saved. {_go_on(last)}"
+
+
+def step_name(step: int) -> str:
+    """Return the name of the checkpoint after so many steps."""
+    return f"step-{step:07}"
+
+
+def _go_on(checkpoint: Path | None) -> str:
+    if checkpoint is None:
+        return "There is no checkpoint to go on from."
+    return (
+        f"Put the cause right, then go on from {checkpoint} with --resume; settings that help may be changed."
+    )
+
+
+def _described(error: Exception) -> str:
+    words = str(error).partition("\n")[0]
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in words:
+        return (
+            f"out of memory ({words or type(error).__name__}). Raise accumulate, which computes the same in"
+            " smaller pieces, or lower length."
+        )
+    return f"{type(error).__name__}: {words or 'no message'}. Where it comes from: --traceback"

@@ -20,7 +20,7 @@ from janus_modular.processing.image_io import to_image
 from janus_modular.processing.processor import Processor
 from janus_modular.sequence import IGNORE_INDEX
 from janus_modular.sequence import Sequence as TokenSequence
-from janus_modular.training.epochs import HEADS, cells, source_use
+from janus_modular.training.dry_run import HEADS, cells, source_use
 from janus_modular.training.initial_model import sketch_model
 from janus_modular.training.mixture import Draw, Mixture
 from janus_modular.training.sample_faults import COUNTED

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from janus_modular.config.schema import ModelConfig
 from janus_modular.interfaces import ComponentSpec, component
 from janus_modular.suggest import did_you_mean
-from janus_modular.training.shares import Phase, taken
+from janus_modular.training.mixture import Phase, taken
 
 MAX_COUNT = 1_000_000
 """Largest batch, accumulate and number of workers: lists and threads of that many are made."""

@@ -23,14 +23,13 @@ from janus_modular.processing.processor import Processor
 from janus_modular.processing.prompt_check import check_context, check_prompts
 from janus_modular.protocols import Source
 from janus_modular.training import run_checkpoints
-from janus_modular.training.changes import Change
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.engine import Engine, Loss
 from janus_modular.training.initial_model import initial_model, sketch_model
 from janus_modular.training.loop import run
 from janus_modular.training.mixture import Mixture
-from janus_modular.training.processes import refuse_several_processes
-from janus_modular.training.rescue import saving_sound_steps
+from janus_modular.training.run_checkpoints import Change, saving_sound_steps
+from janus_modular.training.run_folder import refuse_several_processes, run_folder
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import Preparation, Work
 from janus_modular.training.trainable import choose, table
@@ -60,7 +59,7 @@ def train(
     refuse_several_processes()
     plugins = plugins or default_plugins()
     output = Path(config.output)
-    with run_checkpoints.run_folder(output):
+    with run_folder(output):
         checkpoint, changed = _checkpoint(output, config, resume)
         return _train(config, output, checkpoint, changed, sources, plugins, quiet=quiet, title=title)
 

@@ -21,7 +21,7 @@ from janus_modular.atomic_writes import write_text
 from janus_modular.config import load, resolve, to_plain
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins, default_plugins
-from janus_plugins.demo.asking import ask, draw
+from janus_plugins.demo.evaluation import ask, draw
 from janus_plugins.demo.phases import Demo
 from janus_plugins.demo.run import demo_folder, prepare_folder, recognised
 from janus_plugins.demo.schema import DemoConfig

@@ -26,9 +26,8 @@ from janus_modular.training.schema import TrainConfig
 from janus_modular.training.train import train
 from janus_modular.weights.files import open_weights
 from janus_modular.weights.writing import write_weights
-from janus_plugins.demo.classifier import Classifier
-from janus_plugins.demo.contrastive import Contrastive
-from janus_plugins.demo.images import LabelledImages, as_pixels, batches
+from janus_plugins.demo.labelled_images import LabelledImages, as_pixels, batches
+from janus_plugins.demo.networks import Classifier, Contrastive
 from janus_plugins.demo.schema import DemoConfig, PhaseConfig
 
 TOKENIZER = "generation.tokenizer"

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 
 from janus_modular.atomic_writes import write_text
 from janus_modular.config import to_plain, to_yaml
-from janus_plugins.demo import plots
-from janus_plugins.demo.asking import Answers, Drawings
-from janus_plugins.demo.images import LabelledImages
-from janus_plugins.demo.measures import BARS, confusion
+from janus_plugins.demo.evaluation import BARS, Answers, Drawings, confusion
+from janus_plugins.demo.labelled_images import LabelledImages
 from janus_plugins.demo.post_training import ReportSection
 from janus_plugins.demo.schema import DemoConfig
 
@@ -49,8 +51,8 @@ def write_report(output: Path, evidence: Evidence) -> Path:
     write_text(path, page)
     first = next(iter(evidence.drawings.values()))
     names = evidence.held_out.names
-    sheet = np.concatenate([plots.strip(_of(first, i), ACROSS) for i in range(len(names))])
-    plots.grow(Image.fromarray(sheet)).save(output / "drawings.png")
+    sheet = np.concatenate([strip(_of(first, i), ACROSS) for i in range(len(names))])
+    grow(Image.fromarray(sheet)).save(output / "drawings.png")
     return path
 
 
@@ -66,7 +68,7 @@ def content(output: Path, evidence: Evidence) -> dict[str, Any]:
                 {
                     "name": called,
                     "prompt": next(p for p, k in zip(some.prompts, some.labels, strict=True) if k == label),
-                    "strip": plots.as_uri(plots.strip(_of(some, label), ACROSS)),
+                    "strip": as_uri(strip(_of(some, label), ACROSS)),
                 }
                 for label, called in enumerate(held_out.names)
             ],
@@ -83,10 +85,10 @@ def content(output: Path, evidence: Evidence) -> dict[str, Any]:
         "grids": grids,
         "examples": _examples(evidence),
         "wrong": round((1 - evidence.answers.accuracy) * len(held_out)),
-        "confusion": plots.confusion_matrix(table, held_out.names),
-        "curves": plots.curves(_logs(output, config)),
-        "originals": plots.as_uri(plots.strip([held_out.images[i] for i in shown], ACROSS)),
-        "restored": plots.as_uri(plots.strip([evidence.restored[i] for i in shown], ACROSS)),
+        "confusion": confusion_matrix(table, held_out.names),
+        "curves": curves(_logs(output, config)),
+        "originals": as_uri(strip([held_out.images[i] for i in shown], ACROSS)),
+        "restored": as_uri(strip([evidence.restored[i] for i in shown], ACROSS)),
         "sections": [
             {
                 "title": section.title,
@@ -94,8 +96,7 @@ def content(output: Path, evidence: Evidence) -> dict[str, Any]:
                 "columns": section.columns,
                 "rows": section.rows,
                 "strips": {
-                    caption: plots.as_uri(plots.strip(images, ACROSS))
-                    for caption, images in section.strips.items()
+                    caption: as_uri(strip(images, ACROSS)) for caption, images in section.strips.items()
                 },
             }
             for section in evidence.sections
@@ -121,7 +122,7 @@ def _examples(evidence: Evidence, count: int = 12) -> list[dict[str, Any]]:
     )
     return [
         {
-            "image": plots.as_uri(plots.strip([held_out.images[i]], 1)),
+            "image": as_uri(strip([held_out.images[i]], 1)),
             "question": answers.questions[i],
             "answer": answers.answers[i],
             "right": bool(right[i]),
@@ -139,3 +140,84 @@ def _logs(output: Path, config: DemoConfig) -> dict[str, list[dict[str, float]]]
         if file.is_file():
             logs[name] = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     return logs
+
+
+INK, ACCENT = "#1f2933", "#2563eb"
+COLOURS = {"loss/text": "#2563eb", "loss/image": "#ea580c"}  # of curves with names that stages share
+
+
+def strip(images: Sequence[Image.Image], across: int, gap: int = 3) -> NDArray[np.uint8]:
+    """Lay up to ``across`` images of one size side by side on white."""
+    images = list(images)[:across]
+    width, height = images[0].size
+    sheet = Image.new("L", (across * (width + gap) - gap, height + gap), "white")
+    for i, image in enumerate(images):
+        sheet.paste(image.convert("L"), (i * (width + gap), 0))
+    return np.asarray(sheet)
+
+
+def grow(image: Image.Image, times: int = 2) -> Image.Image:
+    """Enlarge a sheet of small images."""
+    return image.resize((image.width * times, image.height * times), Image.Resampling.BICUBIC)
+
+
+def as_uri(greys: NDArray[np.uint8]) -> str:
+    """Return greys (H, W) as a PNG in a data URI, enlarged for screens that show more than a pixel each."""
+    file = BytesIO()
+    grow(Image.fromarray(greys)).save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
+
+
+def curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Draw the losses of each phase over its steps, a small panel each."""
+    columns = 2
+    rows = max(1, -(-len(logs) // columns))
+    figure = Figure(figsize=(7.2, 2.1 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, (phase, lines) in zip(panels, logs.items(), strict=False):
+        for name in sorted({name for line in lines for name in line if name.startswith("loss/")}):
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            panel.plot(
+                *zip(*points, strict=True), label=name.removeprefix("loss/"), color=COLOURS.get(name), lw=1.4
+            )
+        panel.set_title(phase, loc="left", fontsize=10, color=INK)
+        panel.set_ylim(bottom=0)
+        panel.legend(frameon=False, fontsize=8)
+        _plain(panel)
+    for panel in panels[len(logs) :]:
+        panel.set_axis_off()
+    return _svg(figure)
+
+
+def confusion_matrix(table: NDArray[np.int64], names: Sequence[str]) -> str:
+    """Draw counts (classes, classes + 1): rows are what was shown, columns what was answered."""
+    if not table[:, -1].any():
+        table = table[:, :-1]
+    labels = [*names, "none"][: table.shape[1]]
+    figure = Figure(figsize=(5.4, 4.8), layout="constrained")
+    panel = figure.subplots()
+    share = table / table.sum(1, keepdims=True).clip(1)
+    panel.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(table):
+        if count:
+            colour = "white" if share[row, column] > 0.5 else INK
+            panel.text(column, row, str(count), ha="center", va="center", fontsize=9, color=colour)
+    panel.set_xticks(range(len(labels)), labels, rotation=45, ha="right", fontsize=9)
+    panel.set_yticks(range(len(names)), list(names), fontsize=9)
+    panel.set_xlabel("answered", color=INK)
+    panel.set_ylabel("shown", color=INK)
+    _plain(panel)
+    return _svg(figure)
+
+
+def _plain(panel: Any) -> None:
+    panel.tick_params(colors="#52606d", labelsize=8, length=2)
+    for side, line in panel.spines.items():
+        line.set_visible(side in ("left", "bottom"))
+        line.set_color("#cbd2d9")
+
+
+def _svg(figure: Figure) -> str:
+    file = BytesIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{b64encode(file.getvalue()).decode()}"

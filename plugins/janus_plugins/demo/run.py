@@ -23,12 +23,10 @@ from janus_modular.errors import TrainingError
 from janus_modular.interfaces import ImageTokenizer
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins, default_plugins
-from janus_modular.training.processes import refuse_several_processes
-from janus_modular.training.run_checkpoints import LOCK, check_output, run_folder
-from janus_plugins.demo.asking import Drawings, ask, draw
-from janus_plugins.demo.classifier import Classifier
-from janus_plugins.demo.images import LabelledImages, as_pixels
-from janus_plugins.demo.measures import BARS, flat, nearest, psnr, spread
+from janus_modular.training.run_folder import LOCK, check_output, refuse_several_processes, run_folder
+from janus_plugins.demo.evaluation import BARS, Drawings, ask, draw, flat, nearest, psnr, spread
+from janus_plugins.demo.labelled_images import LabelledImages, as_pixels
+from janus_plugins.demo.networks import Classifier
 from janus_plugins.demo.phases import Demo
 from janus_plugins.demo.post_training import find_steps
 from janus_plugins.demo.report import Evidence, write_report

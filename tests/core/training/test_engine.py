@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from janus_modular import TrainingError
-from janus_modular.training.engine import Engine, Loss, of_scalars
+from janus_modular.training.engine import Engine, Loss, build_optimizer, of_scalars, rate
 from janus_modular.training.loop import fit, run
-from janus_modular.training.optimizer import build_optimizer, rate
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 
 

@@ -19,7 +19,7 @@ from janus_modular.model.batch import collate
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import default_plugins
 from janus_modular.processing.processor import Processor
-from janus_modular.training.estimate import estimate
+from janus_modular.training.dry_run import estimate
 from janus_modular.training.sample_preview import as_html, as_text, look, stretches
 from janus_modular.training.train import open_sources, prepare, train
 from janus_modular.training.trainable import choose

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from janus_modular import DataError, Message, Sample, Text
-from janus_modular.training.mixture import Draw, Mixture, shuffled
-from janus_modular.training.shares import Phase, apportion
+from janus_modular.training.mixture import Draw, Mixture, Phase, apportion, shuffled
 
 
 class Numbers:

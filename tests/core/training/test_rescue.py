@@ -18,8 +18,8 @@ from janus_modular.checkpoints import open_checkpoint
 from janus_modular.cli.app import app
 from janus_modular.locking import locked
 from janus_modular.model.model import JanusModel
-from janus_modular.training.changes import changes, may_change
 from janus_modular.training.engine import Engine, of_scalars
+from janus_modular.training.run_checkpoints import changes, may_change
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 from janus_modular.training.train import train
 

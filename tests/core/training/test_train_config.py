@@ -7,8 +7,8 @@ import pytest
 
 from janus_modular import ConfigError
 from janus_modular.config import load, resolve, shipped
+from janus_modular.training.mixture import apportion, taken
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.shares import apportion, taken
 
 # Janus, table 1; Janus-Pro, table 2: lr, schedule, weight decay, warm-up, steps, stopped at, batch, mixture.
 PAPERS: dict[str, tuple[Any, ...]] = {

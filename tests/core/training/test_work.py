@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from janus_modular import IGNORE_INDEX, DataError, Sample, Sequence
-from janus_modular.training.mixture import Mixture
-from janus_modular.training.shares import Phase
+from janus_modular.training.mixture import Mixture, Phase
 from janus_modular.training.step_batches import Preparation
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from janus_modular.config import load, resolve
-from janus_plugins.demo.measures import BARS
+from janus_plugins.demo.evaluation import BARS
 from janus_plugins.demo.run import run_demo
 from janus_plugins.demo.schema import DemoConfig
 

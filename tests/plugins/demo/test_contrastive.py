@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from janus_plugins.demo.contrastive import Contrastive
+from janus_plugins.demo.networks import Contrastive
 
 
 class Greys(nn.Module):

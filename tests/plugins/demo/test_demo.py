@@ -21,7 +21,7 @@ from janus_modular.errors import ConfigError, TrainingError
 from janus_modular.janus import Janus
 from janus_modular.locking import locked
 from janus_modular.plugins import Plugins
-from janus_modular.training.run_checkpoints import LOCK
+from janus_modular.training.run_folder import LOCK
 from janus_modular.training.schema import TrainConfig
 from janus_plugins.demo import phases, post_training
 from janus_plugins.demo.ablation import run_ablation, shared_config

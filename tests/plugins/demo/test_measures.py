@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix, pairwise_distances
 
-from janus_plugins.demo.measures import confusion, distances, flat, named, nearest, psnr, spread
+from janus_plugins.demo.evaluation import confusion, distances, flat, named, nearest, psnr, spread
 
 RNG = np.random.default_rng(0)
 SOME, OTHERS = RNG.random((9, 12), np.float32), RNG.random((7, 12), np.float32)
