@@ -139,7 +139,7 @@ def _check_context(model: JanusModel, root: str) -> None:
     """
     from janus_modular.checkpoints.from_config import build_processor, processor_sizes, tokenizer_files
     from janus_modular.foreign import path_exists
-    from janus_modular.processing.processor import check_room
+    from janus_modular.processing.processor import check_context_length
     from janus_modular.processing.prompt_check import check_context
 
     named = model.config.processor.tokenizer
@@ -149,8 +149,8 @@ def _check_context(model: JanusModel, root: str) -> None:
         return
     sizes = processor_sizes(model)
     read, drawing = sizes["image_tokens"], sizes["drawing"].num_tokens
-    for positions, room in ((1, drawing), (read + 2, 0)):
-        check_room(positions, model.backbone.context, room=room, image_tokens=read)
+    for positions, reserved in ((1, drawing), (read + 2, 0)):
+        check_context_length(positions, model.backbone.context, reserved=reserved, image_tokens=read)
 
 
 def _check_output(checked: Any) -> None:

@@ -1,6 +1,6 @@
 """Opening any image as plain RGB, and turning arrays back into images.
 
-What is decided here: the EXIF orientation is applied; of an animation the first frame counts;
+The EXIF orientation is applied; of an animation the first frame counts;
 transparency is composited over white; 16-bit greys are scaled to 8 bits by value, not cut off.
 """
 
@@ -24,16 +24,15 @@ ImageSource = str | Path | bytes | Image.Image
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded (Pillow's own limit: a quarter GB of RGB)."""
 
-
 MAX_SIDE = 500_000
-"""Larger sides are refused: the filter that scales one to a model's few hundred pixels takes gigabytes."""
+"""Longer sides are refused: scaling them to a few hundred pixels takes gigabytes."""
 
 
 def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open a path, the bytes of a file, or a PIL image as an upright RGB image, fully decoded.
 
     Raises:
-        ImageError: there is no image, it is damaged, too large, or of a kind with no clear colours.
+        ImageError: there is no image, or it is damaged, too large, or of a mode without defined colours.
     """
     if not isinstance(source, ImageSource):
         raise ImageError(
@@ -41,14 +40,14 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
             " image (of an array: PIL.Image.fromarray)."
         )
     name = _name(source)
-    with foreign_errors(name, ImageError, "Export it again, as PNG say."), ExitStack() as files:
+    with foreign_errors(name, ImageError, "Export it again, for example as PNG."), ExitStack() as files:
         return _rgb_of(source, name, max_pixels, files)
 
 
 def _rgb_of(source: ImageSource, name: str, max_pixels: int, files: ExitStack) -> Image.Image:
     """Decode an image; a file that is read for it is closed by ``files``, whatever its decoder does."""
-    image = source if isinstance(source, Image.Image) else _opened(source, name, files)
-    if _is_run_to_be_read(image):
+    image = source if isinstance(source, Image.Image) else _open_header(source, name, files)
+    if _needs_other_program(image):
         raise ImageError(
             f"{name} is of the format {image.format}, for which Pillow starts another program; expected PNG,"
             " JPEG, WebP, GIF, TIFF or BMP. Export it as PNG."
@@ -80,10 +79,10 @@ def _rgb_of(source: ImageSource, name: str, max_pixels: int, files: ExitStack) -
     return _rgb(image, name)
 
 
-def _is_run_to_be_read(image: Image.Image) -> bool:
-    """Return True if Pillow would hand the file to something else: Ghostscript for EPS, a handler for WMF.
+def _needs_other_program(image: Image.Image) -> bool:
+    """Return True if Pillow would decode the file by another program: Ghostscript for EPS, a handler for WMF.
 
-    An image that has been decoded already is harmless.
+    An image that is decoded already needs none.
     """
     is_undecoded_eps = image.format == "EPS" and bool(getattr(image, "tile", None))
     return is_undecoded_eps or isinstance(image, ImageFile.StubImageFile)
@@ -104,24 +103,24 @@ def to_image(pixels: NDArray[Any], *, value_range: tuple[float, float] = (-1.0, 
 
 
 def _name(source: ImageSource) -> str:
-    """What an error calls this image."""
+    """Return the name of an image in errors."""
     if isinstance(source, bytes):
         return f"the image ({len(source):,} bytes)"
     if isinstance(source, Image.Image):
-        file = getattr(source, "filename", "")  # of images that were opened, not made
+        file = getattr(source, "filename", "")  # of images that were opened from files
         return f"the image '{printable(file, most=200)}'" if file else "the image"
     return f"the image '{printable(source, most=200)}'"
 
 
-def _opened(source: str | Path | bytes, name: str, files: ExitStack) -> Image.Image:
-    """Read the file's header; the pixels come later, once the size is known to be harmless."""
+def _open_header(source: str | Path | bytes, name: str, files: ExitStack) -> Image.Image:
+    """Read the file's header; pixels are decoded once the size has been checked."""
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         raise ImageError(f"{name} is an address; images are read from files. Download it first.")
     if not isinstance(source, bytes) and not Path(source).is_file():
-        what = "a folder" if Path(source).is_dir() else "not there"
-        raise ImageError(f"{name} is {what}; expected an image file. Check the path.")
+        found = "a folder" if Path(source).is_dir() else "not there"
+        raise ImageError(f"{name} is {found}; expected an image file. Check the path.")
     try:
-        with warnings.catch_warnings():  # of sizes that the caller refuses in words of our own, or allows
+        with warnings.catch_warnings():  # the caller checks the size
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(
                 io.BytesIO(source) if isinstance(source, bytes) else files.enter_context(open(source, "rb"))
@@ -133,12 +132,12 @@ def _opened(source: str | Path | bytes, name: str, files: ExitStack) -> Image.Im
             f"{name} is not an image that can be read; expected PNG, JPEG, WebP, GIF, TIFF or BMP. "
             "Is it complete, and is it an image at all?"
         ) from error
-    except Exception as error:  # a header that lies
-        raise ImageError(f"{name} cannot be opened: {error}. Export it again, as PNG say.") from error
+    except Exception as error:  # a header that is wrong
+        raise ImageError(f"{name} cannot be opened: {error}. Export it again, for example as PNG.") from error
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
-    """Bring any mode to RGB."""
+    """Return an image of any mode as RGB."""
     mode = image.mode
     if mode.startswith("I"):  # 16-bit greys, by themselves ("I;16") or in 32 bits ("I")
         values = np.asarray(image).astype(np.int64)  # (H, W)
@@ -148,7 +147,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
                 "a pixel. Scale it to 0..255 first."
             )
         greys = ((values + 128) // 257).astype(np.uint8)
-        greys[values == image.info.get("transparency", -1)] = 255  # on white, as all that is transparent
+        greys[values == image.info.get("transparency", -1)] = 255  # transparent pixels are white
         return Image.fromarray(greys).convert("RGB")
     if mode in ("F", "LAB"):
         raise ImageError(

@@ -1,7 +1,7 @@
-"""From an image to the pixels that the model takes: one transform for reading, another for drawing.
+"""From images to the model's pixels: one transform for image inputs, another for image targets.
 
-Both give uint8; normalisation happens inside the model. They differ on purpose: an image to read is
-shown whole (letterbox), an image to draw fills its frame, so the model never learns to draw borders.
+Both return uint8; normalisation happens inside the model. They differ on purpose: an image input is whole
+(letterbox), and an image target fills its frame, so that the model never learns to draw borders.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BICUBIC = Image.Resampling.BICUBIC  # Pillow's always filters over the whole foo
 
 
 def understanding_pixels(image: Image.Image, spec: PixelSpec) -> NDArray[np.uint8]:
-    """Make an RGB image ready to be read: pixels (3, spec.height, spec.width)."""
+    """Return the pixels (3, spec.height, spec.width) of an image input in RGB."""
     if spec.resize == "letterbox":
         return _channels_first(_letterbox(image, spec))
     if spec.resize == "crop":
@@ -27,12 +27,12 @@ def understanding_pixels(image: Image.Image, spec: PixelSpec) -> NDArray[np.uint
 
 
 def generation_pixels(image: Image.Image, *, height: int, width: int) -> NDArray[np.uint8]:
-    """Make an RGB image ready to be drawn: scaled until it covers the frame, the rest cut off evenly."""
+    """Return the pixels (3, height, width) of an image target in RGB: scaled to cover, then cropped."""
     return _channels_first(_cover(image, height, width))
 
 
 def normalized(pixels: NDArray[np.uint8], spec: PixelSpec) -> NDArray[np.float32]:
-    """Return pixels (3, H, W) as the encoder sees them; the model does the same on its device."""
+    """Return pixels (3, H, W), normalised for the encoder; the model does the same on its device."""
     x = pixels.astype(np.float32) / np.float32(255)
     if spec.normalize:
         mean, std = (np.array(v, np.float32)[:, None, None] for v in (spec.mean, spec.std))
@@ -45,7 +45,7 @@ def _channels_first(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _letterbox(image: Image.Image, spec: PixelSpec) -> Image.Image:
-    """Fit the whole image into the frame, centred; sizes are truncated, as in the published code."""
+    """Return the whole image in the frame, centred; sizes are truncated, as in the published code."""
     w, h = image.size
     side, frame = (w, spec.width) if w * spec.height >= h * spec.width else (h, spec.height)
     size = (
@@ -59,9 +59,9 @@ def _letterbox(image: Image.Image, spec: PixelSpec) -> Image.Image:
 
 
 def _cover(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Fill the frame, centred, and cut off what sticks out.
+    """Return the image scaled to cover the frame, and cropped at the centre.
 
-    Resizing only the box that stays gives the pixels of "resize, then crop" without ever holding the
+    Resizing only the box that remains gives the pixels of "resize, then crop" without the memory of the
     long side: an image of 10 x 20,000 would become one of 384 x 768,000.
     """
     w, h = image.size

@@ -1,4 +1,4 @@
-"""Makes sequences of conversations, prompts and samples: the one door between people and the model."""
+"""The processor: token sequences from conversations, prompts and samples."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ from janus_modular.foreign import foreign_errors, naming, printable, read_json
 from janus_modular.interfaces import PixelSpec
 from janus_modular.processing.processor_record import Drawing as Drawing
 from janus_modular.processing.processor_record import read_record
-from janus_modular.processing.prompt_segments import PartMaker, PromptSegment, Supervise, with_supervision
-from janus_modular.processing.sequence_builder import lay_out, with_pixels, without_condition
+from janus_modular.processing.prompt_segments import (
+    PromptSegment,
+    SegmentBuilder,
+    Supervise,
+    with_supervision,
+)
+from janus_modular.processing.sequence_builder import build_sequence, with_pixels, without_condition
 from janus_modular.processing.streaming import StopRule, TextStream
 from janus_modular.processing.templates import make_template
 from janus_modular.processing.text_tokenizer import TextTokenizer
@@ -31,7 +36,7 @@ FILE = "processor.json"
 
 
 class Processor:
-    """Words and images in, sequences out. Needs neither the model nor torch."""
+    """Turns text and images into token sequences. Needs neither the model nor torch."""
 
     def __init__(
         self,
@@ -48,10 +53,10 @@ class Processor:
     ) -> None:
         self.tokenizer = tokenizer
         self.pixels = pixels
-        self.image_tokens = image_tokens  # positions that an image to read takes
-        self.drawing = drawing  # None: this model does not draw
+        self.image_tokens = image_tokens  # positions that an image input takes
+        self.drawing = drawing  # None: the model has no generation path
         self.context = context  # longest sequence, in positions; None: unlimited
-        # Tokens that an answer in words never holds: those that the vocabulary was given for images.
+        # Tokens that no answer contains: those that were added to the vocabulary for images.
         self.suppress_tokens = tuple(dict.fromkeys([*suppress_tokens, *tokenizer.added]))
         self.template_name = template
         names = tokenizer.names
@@ -66,14 +71,14 @@ class Processor:
             variables=self.template_variables,
         )
         self.system = system  # None: the template's
-        if lacks := [s for s in self.template.needs if tokenizer.core.token_to_id(s) is None]:
+        if missing := [s for s in self.template.required_tokens if tokenizer.core.token_to_id(s) is None]:
             raise ConfigError(
-                f"the template '{template}' needs {', '.join(lacks)}, which the tokenizer lacks. "
+                f"the template '{template}' needs {', '.join(missing)}, which the tokenizer lacks. "
                 "Choose the template that the tokenizer was made for."
             )
-        if strange := [s for s in self.suppress_tokens if tokenizer.core.token_to_id(s) is None]:
+        if unknown := [s for s in self.suppress_tokens if tokenizer.core.token_to_id(s) is None]:
             raise ConfigError(
-                f"suppress_tokens has {printable(', '.join(strange))}, which the tokenizer lacks: expected"
+                f"suppress_tokens has {printable(', '.join(unknown))}, which the tokenizer lacks: expected"
                 " tokens of its vocabulary."
             )
         self._bos = self.template.always_bos or (tokenizer.adds_bos and template != "chat")
@@ -89,11 +94,11 @@ class Processor:
         context: int | None = None,
         tokenizer: str | Path | None = None,
     ) -> Processor:
-        """Build from a config; ``tokenizer`` is a local folder or file that stands in for the config's."""
+        """Build from a config; ``tokenizer``, a local folder or file, replaces the config's tokenizer."""
         source = tokenizer or config.tokenizer
         if source is None:
             raise ConfigError(
-                "processor.tokenizer is not set, and the backbone brings no tokenizer. "
+                "processor.tokenizer is not set, and there is no tokenizer beside the backbone's weights. "
                 "Give a folder, a tokenizer.json, or 'bytes'."
             )
         loaded = load_tokenizer(source, config.tokens, published=config.template.startswith("janus"))
@@ -118,118 +123,129 @@ class Processor:
         learn_image_ends: bool = False,
         check_length: bool = True,
     ) -> TokenSequence:
-        """Make a training sequence.
+        """Return the training sequence of a sample.
 
-        Learned are the segments marked as supervised, with the token that ends the assistant's turn;
-        with no text marked and nothing drawn, what the assistant says, or the whole of a plain text.
-        ``supervise="all"``: every text token of a sample that draws nothing, unless its
-        supervision is exact. ``condition_dropout``: what
-        comes before the first drawn image is replaced by pads. ``learn_image_ends``: begin-of-image
-        and end-of-image of drawn images are learned too (the papers do not say; here, not unless asked).
-        ``check_length=False`` leaves it to the caller to see whether the context holds it.
+        Supervised are the segments that say so, each with the token that ends the assistant's turn. In a
+        sample where nothing is supervised, the assistant's texts are, or the whole of a plain text.
+
+        Args:
+            sample: a conversation or a plain text, with images.
+            supervise: ``all`` supervises every text token of a sample without image targets, unless the
+                sample's supervision is exact.
+            condition_dropout: replace what precedes the first image target by pads.
+            learn_image_ends: supervise begin-of-image and end-of-image of image targets too (the papers do
+                not say whether they are).
+            check_length: raise an error if the sequence is longer than the context.
 
         Raises:
-            DataError: nothing in it is learned.
-            PromptError: it cannot be rendered, or is longer than the context.
+            DataError: nothing in the sample is supervised.
+            PromptError: the sample cannot be rendered, or its sequence is longer than the context.
         """
         sample = with_supervision(sample)
         if sample.template:
-            parts, bos = self.trained_parts(sample.messages, learn_image_ends), self._bos
+            segments, bos = self.trained_segments(sample.messages, learn_image_ends), self._bos
         else:
-            parts = self._maker(learn_image_ends).document([s for m in sample.messages for s in m.content])
+            segments = self._segment_builder(learn_image_ends).document(
+                [segment for message in sample.messages for segment in message.content]
+            )
             bos = self.template.always_bos or self.tokenizer.adds_bos
-        draws = any(isinstance(part.image, ImageTarget) for part in parts)
+        draws = any(isinstance(segment.image, ImageTarget) for segment in segments)
         if supervise == "all" and not draws and not sample.exact_supervision:
-            parts = [replace(part, learned=self._is_text(part)) for part in parts]
-        sequence = self._assemble(parts, bos=bos, source=sample.source, check_length=check_length)
+            segments = [replace(segment, supervised=self._is_text(segment)) for segment in segments]
+        sequence = self._assemble(segments, bos=bos, source=sample.source, check_length=check_length)
         if condition_dropout and draws:
-            sequence = without_condition(sequence, pad=self.pad_id, read=self.image_tokens)
+            sequence = without_condition(sequence, pad=self.pad_id, image_tokens=self.image_tokens)
         if not (sequence.labels != IGNORE_INDEX).any() and not any(sequence.generation_supervised):
             raise DataError(
-                f"a sample of source '{sample.source}' has nothing to learn: no text marked as supervised, "
-                "no answer, no image to draw. Add an answer, or leave the sample out."
+                f"a sample of source '{sample.source}' has nothing to learn: no supervised text, no answer, "
+                "no image to draw. Add an answer, or leave the sample out."
             )
         return sequence
 
     def chat_prompt(self, messages: Sequence[Message]) -> TokenSequence:
-        """Make the prompt that the assistant's next message answers.
+        """Return the prompt for the assistant's next message.
 
         Raises:
-            PromptError: the assistant spoke last, or the conversation cannot be rendered or is too long.
+            PromptError: the last message is the assistant's, or the conversation is too long or cannot be
+                rendered.
         """
         messages = list(messages)
         if messages and messages[-1].role == "assistant":
             if messages[-1].content:
-                raise PromptError("the assistant spoke last: there is nothing to answer. Add a user message.")
+                raise PromptError(
+                    "the last message is the assistant's: there is nothing to answer. Add a user message."
+                )
             messages.pop()
         if not messages:
             raise PromptError("the conversation is empty. Give at least one user message.")
-        return self._assemble(self.answer_parts(messages), bos=self._bos)
+        return self._assemble(self.answer_segments(messages), bos=self._bos)
 
     def draw_prompt(self, prompt: str | Sequence[Message]) -> TokenSequence:
-        """Make the prompt of an image, from a text or a conversation: it ends in begin-of-image.
+        """Return the prompt of an image, from a text or a conversation; the prompt ends in begin-of-image.
 
-        It is what a training sequence of the same conversation has before the image's codes: the image is
-        the assistant's next message, or goes on with the assistant's last one.
+        A training sequence of the same conversation has the same tokens before the image: the image is the
+        assistant's next message, or continues the assistant's last message.
 
         Raises:
-            PromptError: it cannot be rendered, or there is no room for the image in the context.
+            PromptError: the prompt cannot be rendered, or the context does not hold the prompt and the image.
         """
         if self.drawing is None:
             raise PromptError("this model has no generation path: it cannot draw.")
         messages = [Message("user", [Text(prompt)])] if isinstance(prompt, str) else list(prompt)
-        return self._assemble(self.drawing_parts(messages), bos=self._bos, room=self.drawing.num_tokens)
+        return self._assemble(
+            self.drawing_segments(messages), bos=self._bos, reserved=self.drawing.num_tokens
+        )
 
-    def trained_parts(
+    def trained_segments(
         self, messages: Sequence[Message], learn_image_ends: bool = False
     ) -> list[PromptSegment]:
-        """Write a conversation as it is trained.
+        """Return the segments of a conversation in training.
 
         Raises:
-            PromptError: it cannot be rendered, or what precedes something that is learned is written
-                otherwise where it is asked for.
+            PromptError: the conversation cannot be rendered, or the prompt for something supervised is no
+                prefix of the conversation.
         """
-        return self._maker(learn_image_ends).conversation(self._with_system(messages))
+        return self._segment_builder(learn_image_ends).conversation(self._with_system(messages))
 
-    def answer_parts(self, messages: Sequence[Message]) -> list[PromptSegment]:
-        """Write a conversation up to where the assistant answers it."""
-        return self._maker().conversation(self._with_system(messages), answer=True)
+    def answer_segments(self, messages: Sequence[Message]) -> list[PromptSegment]:
+        """Return the segments of a conversation up to where the assistant's answer begins."""
+        return self._segment_builder().conversation(self._with_system(messages), answer=True)
 
-    def drawing_parts(self, messages: Sequence[Message]) -> list[PromptSegment]:
-        """Write a conversation up to where the assistant's image begins, as it is trained."""
-        drawn = ImageTarget(Image.new("RGB", (1, 1)), supervised=False)
+    def drawing_segments(self, messages: Sequence[Message]) -> list[PromptSegment]:
+        """Return the segments of a conversation in training, up to where the assistant's image begins."""
+        target = ImageTarget(Image.new("RGB", (1, 1)), supervised=False)
         *earlier, last = messages or [Message("user", [])]
         if last.role == "assistant":
-            conversation = [*earlier, replace(last, content=[*last.content, drawn])]
+            conversation = [*earlier, replace(last, content=[*last.content, target])]
         else:
-            conversation = [*earlier, last, Message("assistant", [drawn])]
-        parts = self.trained_parts(conversation)
-        return parts[: next(i for i, part in enumerate(parts) if part.image is drawn)]
+            conversation = [*earlier, last, Message("assistant", [target])]
+        segments = self.trained_segments(conversation)
+        return segments[: next(i for i, segment in enumerate(segments) if segment.image is target)]
 
     def unconditional(self, sequence: TokenSequence) -> TokenSequence:
-        """Return the row that guidance leans on: pads everywhere but at the first and the last position.
+        """Return the unconditional row of guidance: pads everywhere but at the first and the last position.
 
-        The pads are attended to, at the same positions. Images in the prompt are dropped with the rest.
+        The pads are attended to, at the same positions. Images in the prompt are dropped.
         """
         return unconditional(sequence, self.pad_id)
 
     @property
     def suppressed_ids(self) -> tuple[int, ...]:
-        """The ids of ``suppress_tokens``, which sampling words leaves out."""
+        """The ids of ``suppress_tokens``, which are never sampled in answers."""
         return tuple(self.tokenizer.id_of(string) for string in self.suppress_tokens)
 
     @property
     def pad_id(self) -> int:
-        """The id that stands for a dropped condition; batches are padded with it too."""
+        """The id in place of a dropped condition; batches are padded with it too."""
         return self.tokenizer.id_of(self.tokenizer.names["pad"] or "")
 
     @cached_property
     def stop(self) -> StopRule:
-        """When an answer in words is over: EOS, what ends a turn in the template, or the user's role."""
-        speech = [Message("user", [Text("a")]), Message("assistant", [Text("b")])]
-        pieces = [part.piece for part in self._maker().conversation(speech)]
-        answered = max(i for i, piece in enumerate(pieces) if piece.text == "b")
-        after = next((piece for piece in pieces[answered + 1 :] if piece.text.strip()), None)
+        """When an answer ends: at EOS, at the template's end of a turn, or at the user's role."""
+        messages = [Message("user", [Text("a")]), Message("assistant", [Text("b")])]
+        spans = [segment.span for segment in self._segment_builder().conversation(messages)]
+        answer = max(i for i, span in enumerate(spans) if span.text == "b")
+        after = next((span for span in spans[answer + 1 :] if span.text.strip()), None)
         ends = [after.text] if after and after.special else []
         strings = [self.tokenizer.names["eos"], *ends, *self.template.stop_strings]
         ids = {s: self.tokenizer.core.token_to_id(s) for s in strings if s}
@@ -239,13 +255,13 @@ class Processor:
         )
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
-        """Open a stream that turns the tokens of one answer into text; ``stop`` strings end it too."""
+        """Return a stream that turns the tokens of one answer into text; ``stop`` strings end it too."""
         return TextStream(
             self.tokenizer, replace(self.stop, strings=(*self.stop.strings, *filter(None, stop)))
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Describe this processor, less its tokenizer, as JSON can hold it."""
+        """Return the content of processor.json: everything but the tokenizer."""
         return {
             "template": self.template_name,
             "system": self.system,
@@ -259,16 +275,16 @@ class Processor:
         }
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer's files and, as processor.json, everything else."""
+        """Write the tokenizer's files, and processor.json."""
         save_tokenizer(self.tokenizer, folder)
         write_text(folder / FILE, json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Processor:
-        """Read what `save` wrote. Needs neither the model nor torch.
+        """Read the files of `save`. Needs neither the model nor torch.
 
         Raises:
-            ConfigError: there is no such file, or it is damaged.
+            ConfigError: a file is missing or damaged.
         """
         file = folder / FILE
         if not file.is_file():
@@ -280,7 +296,7 @@ class Processor:
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any], tokenizer: str | Path) -> Processor:
-        """Rebuild a processor from `to_dict` and the folder that its tokenizer was saved to."""
+        """Rebuild a processor from `to_dict` and the folder of its tokenizer."""
         record = read_record(description)
         return cls(
             load_tokenizer(tokenizer, record.tokens),
@@ -294,60 +310,67 @@ class Processor:
             template_variables=record.template_variables,
         )
 
-    def _maker(self, learn_image_ends: bool = False) -> PartMaker:
-        return PartMaker(self.tokenizer, self.template, learn_image_ends=learn_image_ends)
+    def _segment_builder(self, learn_image_ends: bool = False) -> SegmentBuilder:
+        return SegmentBuilder(self.tokenizer, self.template, learn_image_ends=learn_image_ends)
 
     def _with_system(self, messages: Sequence[Message]) -> list[Message]:
-        """Put the system text first, unless there is one, or the assistant begins with a drawing.
+        """Put the system text first, unless there is a system message or the assistant begins with an image.
 
-        How the assistant goes on decides nothing: what precedes an answer or a drawing is the same when it is
-        asked for as when it is trained.
+        Only the assistant's first segment decides, so that prompts are prefixes of training sequences.
         """
         system = self.template.system if self.system is None else self.system
-        spoken = (s for m in messages if m.role == "assistant" for s in m.content)
-        first = next((s for s in spoken if not isinstance(s, Text) or s.text.strip()), None)
+        content = (
+            segment for message in messages if message.role == "assistant" for segment in message.content
+        )
+        first = next(
+            (segment for segment in content if not isinstance(segment, Text) or segment.text.strip()), None
+        )
         if not system or isinstance(first, ImageTarget) or (messages and messages[0].role == "system"):
             return list(messages)
         return [Message("system", [Text(system)]), *messages]
 
-    def _is_text(self, part: PromptSegment) -> bool:
+    def _is_text(self, segment: PromptSegment) -> bool:
         ends = (self.tokenizer.names["begin_image"], self.tokenizer.names["end_image"])
-        return part.image is None and not (part.piece.special and part.piece.text in ends)
+        return segment.image is None and not (segment.span.special and segment.span.text in ends)
 
     def _assemble(
         self,
-        parts: Sequence[PromptSegment],
+        segments: Sequence[PromptSegment],
         *,
         bos: bool,
-        room: int = 0,
+        reserved: int = 0,
         source: str = "",
         check_length: bool = True,
     ) -> TokenSequence:
-        """Encode the parts and add the pixels; ``room`` positions are kept free behind them."""
+        """Return the sequence of segments, with pixels; ``reserved`` positions stay free behind it."""
         drawing = self.drawing
-        sequence = lay_out(
-            self.tokenizer.encode([part.piece for part in parts]),
-            parts,
+        sequence = build_sequence(
+            self.tokenizer.encode([segment.span for segment in segments]),
+            segments,
             bos=self.tokenizer.named("bos") if bos else None,
-            read=self.image_tokens,
-            draw=drawing.num_tokens if drawing else 0,
+            image_tokens=self.image_tokens,
+            drawing_tokens=drawing.num_tokens if drawing else 0,
         )
         if check_length and self.context is not None:
-            check_room(len(sequence), self.context, room=room, image_tokens=self.image_tokens, source=source)
+            check_context_length(
+                len(sequence), self.context, reserved=reserved, image_tokens=self.image_tokens, source=source
+            )
         sequence = with_pixels(
-            sequence, parts, self.pixels, (drawing.height, drawing.width) if drawing else None
+            sequence, segments, self.pixels, (drawing.height, drawing.width) if drawing else None
         )
         return replace(sequence, source=source)
 
 
-def check_room(positions: int, context: int, *, room: int, image_tokens: int, source: str = "") -> None:
-    """Hold a sequence of so many positions, and the ``room`` to be kept free behind it, to the context.
+def check_context_length(
+    positions: int, context: int, *, reserved: int, image_tokens: int, source: str = ""
+) -> None:
+    """Check that the context holds a sequence of so many positions, and the ``reserved`` ones behind it.
 
     Raises:
-        PromptError: they are longer.
+        PromptError: the context is shorter.
     """
-    if positions + room > context:
-        image = f" and {room} for the image" if room else ""
+    if positions + reserved > context:
+        image = f" and {reserved} for the image" if reserved else ""
         of_source = f" (source {printable(source)!r})" if source else ""
         raise PromptError(
             f"the sequence takes {positions:,} positions{image}; the context has {context:,}{of_source}."

@@ -1,4 +1,4 @@
-"""What processor.json holds: read with every value checked, since each decides how much a prompt fills."""
+"""The content of processor.json, with every value checked: the values decide how large prompts are."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from janus_modular.config.schema import SpecialTokens
 from janus_modular.errors import ConfigError
 from janus_modular.foreign import printable
 from janus_modular.interfaces import PixelSpec
+from janus_modular.suggest import did_you_mean
 
 T = TypeVar("T")
-OPTIONAL = {"template_variables"}  # which processors before it lack
+OPTIONAL = {"template_variables"}  # older files lack the key
 
 MAX_SIZE = 2**27
-"""Most positions, and pixels of an image, that a processor is made for: each prompt fills as much memory."""
+"""Most positions, and pixels of an image, of a processor: each prompt takes as much memory."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Drawing:
 
 @dataclass
 class ProcessorRecord:
-    """What processor.json holds."""
+    """The content of processor.json."""
 
     template: str
     system: str | None
@@ -62,20 +63,26 @@ def read_record(description: Mapping[str, Any]) -> ProcessorRecord:
     return record
 
 
-def _typed(form: type[T], values: Any) -> T:
+def _typed(record_type: type[T], values: Any) -> T:
     """Return a JSON object as an instance of a dataclass, each value of the type that its field has.
 
     Raises:
         ConfigError: a key is missing, unknown, or of another type.
     """
-    hints = get_type_hints(form)
-    if not isinstance(values, Mapping) or not set(hints) - OPTIONAL <= set(values) <= set(hints):
+    hints = get_type_hints(record_type)
+    if not isinstance(values, Mapping):
         raise ConfigError(f"found {printable(repr(values), most=100)}; expected the keys {', '.join(hints)}.")
+    if unknown := sorted(map(str, set(values) - set(hints))):
+        guesses = [f"{printable(key)}: {guess}" for key in unknown if (guess := did_you_mean(key, hints))]
+        found = f"found the keys {printable(', '.join(unknown))}; expected the keys {', '.join(hints)}."
+        raise ConfigError(" ".join([found, *guesses]))
+    if missing := [key for key in hints if key not in values and key not in OPTIONAL]:
+        raise ConfigError(f"found no {', '.join(missing)}; expected the keys {', '.join(hints)}.")
     typed: dict[str, Any] = {}
     for name, hint in hints.items():
         if name not in values:
             continue
-        inner = next((each for each in (hint, *get_args(hint)) if is_dataclass(each)), None)
+        inner = next((option for option in (hint, *get_args(hint)) if is_dataclass(option)), None)
         if isinstance(inner, type) and (values[name] is not None or inner is hint):
             typed[name] = _typed(inner, values[name])
             continue
@@ -85,4 +92,4 @@ def _typed(form: type[T], values: Any) -> T:
             raise ConfigError(
                 f"{name}: found {printable(repr(values[name]), most=100)}; expected {words(hint)}."
             ) from error
-    return form(**typed)
+    return record_type(**typed)

@@ -1,4 +1,4 @@
-"""What a processor trains, held against what it asks for and to the context, before a training begins."""
+"""Checks before training: prompts are prefixes of training sequences, and the context is long enough."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from PIL import Image
 
 from janus_modular.errors import ConfigError, PromptError
-from janus_modular.processing.processor import Processor, check_room
+from janus_modular.processing.processor import Processor, check_context_length
 from janus_modular.sequence import ImageTarget, Message, Text
 
 log = logging.getLogger(__name__)
@@ -16,25 +16,25 @@ TURNS = 3
 
 
 def check_prompts(processor: Processor) -> None:
-    """Check that prompts are beginnings of what is trained, whatever the chat template does.
+    """Check that prompts are prefixes of training sequences, with the processor's chat template.
 
-    Tried are answers and drawings as the last of one to three turns, with and without a system message where
-    the template takes one. Answers and drawings before the last turn are checked in every sample, since
-    templates that leave earlier reasoning out may be used without them.
+    Tried are answers and images as the last of one to three turns, with and without a system message where
+    the template takes one. Earlier answers and images are checked in every sample, since a template that
+    leaves earlier reasoning out can be used for samples without reasoning.
 
-    A template that writes nothing behind an answer that would end it is used, with a warning.
+    A template that writes no token behind an answer to end it is used, with a warning.
 
     Raises:
-        ConfigError: a prompt is no beginning; shows both texts where they differ, and what to set.
+        ConfigError: a prompt is no prefix; shows both texts where they differ, and what to set.
     """
     for system in ([], [Message("system", [Text("c")])]):
         conversation = list(system)
         for _ in range(TURNS):
             conversation.append(Message("user", [Text("a")]))
             try:
-                processor.answer_parts(conversation)
+                processor.answer_segments(conversation)
             except PromptError:
-                if system:  # the template takes none
+                if system:  # the template takes no system message
                     break
                 raise
             try:
@@ -44,46 +44,52 @@ def check_prompts(processor: Processor) -> None:
             conversation.append(Message("assistant", [Text("b")]))
     if not _ends_answers(processor):
         log.warning(
-            "processor.template: nothing that ends an answer is learned, as the chat template writes no %s"
-            " behind the last one; answers will go on until their longest length. Choose a template that"
-            " writes it, or add it to this one.",
+            "processor.template: no token that ends an answer is learned, as the chat template writes no %s"
+            " behind the last answer; answers will go on until max_tokens. Choose a template that writes the"
+            " token, or add the token to this template.",
             processor.tokenizer.names["eos"] or "end-of-text token",
         )
 
 
 def check_context(processor: Processor) -> None:
-    """Check that the context holds an image to draw behind a prompt of one letter, and an image to read.
+    """Check that the context holds an image target behind a prompt of one letter, and an image input.
 
     Raises:
-        PromptError: no prompt could be used; says so as a prompt that is too long is refused.
+        PromptError: the context is shorter, so that no prompt can be used.
     """
     if processor.drawing is not None:
         processor.draw_prompt("a")
     if processor.context is not None:
-        read = processor.image_tokens
-        check_room(read + 2, processor.context, room=0, image_tokens=read)  # and what frames it
+        image_tokens = processor.image_tokens
+        framed = image_tokens + 2  # begin-of-image, end-of-image
+        check_context_length(framed, processor.context, reserved=0, image_tokens=image_tokens)
 
 
 def _ends_answers(processor: Processor) -> bool:
-    """Return True if an answer is learned together with a token that stops it."""
+    """Return True if a token that stops an answer is supervised behind the answer."""
     answer = Text("b", supervised=True)
-    parts = processor.trained_parts([Message("user", [Text("a")]), Message("assistant", [answer])])
-    answered = next(i for i, part in enumerate(parts) if part.learned and part.piece.text == answer.text)
-    behind = [part.piece.text for part in parts[answered:] if part.learned and part.piece.special]
+    segments = processor.trained_segments([Message("user", [Text("a")]), Message("assistant", [answer])])
+    start = next(
+        i for i, segment in enumerate(segments) if segment.supervised and segment.span.text == answer.text
+    )
+    behind = [
+        segment.span.text for segment in segments[start:] if segment.supervised and segment.span.special
+    ]
     ids = [processor.tokenizer.core.token_to_id(text) for text in behind]
     return not processor.stop.ids or any(id in processor.stop.ids for id in ids)
 
 
 def _check_last_turn(processor: Processor, conversation: list[Message]) -> None:
-    processor.trained_parts([*conversation, Message("assistant", [Text("b", supervised=True)])])
+    processor.trained_segments([*conversation, Message("assistant", [Text("b", supervised=True)])])
     if processor.drawing is None:
         return
     image = ImageTarget(Image.new("RGB", (1, 1)))
-    trained = processor.trained_parts([*conversation, Message("assistant", [image])])
-    asked = processor.drawing_parts(conversation)
-    if [part.piece for part in trained[: len(asked)]] != [part.piece for part in asked]:
-        texts = ["".join(part.piece.text for part in parts) for parts in (trained[: len(asked)], asked)]
+    trained = processor.trained_segments([*conversation, Message("assistant", [image])])
+    prompt = processor.drawing_segments(conversation)
+    trained = trained[: len(prompt)]
+    if [segment.span for segment in trained] != [segment.span for segment in prompt]:
+        texts = ["".join(segment.span.text for segment in segments) for segments in (trained, prompt)]
         raise PromptError(
-            "an image to draw is trained behind another text than it is asked for behind:\n"
-            f"  trained: {texts[0]!r}\n  asked:   {texts[1]!r}\nChoose another processor.template."
+            "the text before an image to draw differs between training and the prompt:\n"
+            f"  trained: {texts[0]!r}\n  prompt:  {texts[1]!r}\nChoose another processor.template."
         )

@@ -1,4 +1,4 @@
-"""A conversation as the parts of a sequence: text, special tokens and images, each learned or not."""
+"""Conversations as prompt segments: text, special tokens and images, each supervised or not."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from janus_modular.processing.template_spans import Render, Said, render_marked
-from janus_modular.processing.text_tokenizer import Piece, TextTokenizer
+from janus_modular.processing.template_spans import MessageSegment, Render, render_conversation
+from janus_modular.processing.text_tokenizer import TextSpan, TextTokenizer
 from janus_modular.sequence import ImageInput, ImageTarget, Message, Sample, Segment, Text
 
 Supervise = Literal["answers", "all"]
@@ -16,15 +16,15 @@ Supervise = Literal["answers", "all"]
 
 @dataclass(frozen=True)
 class PromptSegment:
-    """A piece of the prompt, whether it is to be learned, and the image that it stands for."""
+    """A span of the prompt's text, whether it is supervised, and the image whose placeholder it is."""
 
-    piece: Piece
-    learned: bool = False
+    span: TextSpan
+    supervised: bool = False
     image: ImageInput | ImageTarget | None = None
 
 
-class PartMaker:
-    """Turns conversations and bare segments into parts, for one tokenizer and one template."""
+class SegmentBuilder:
+    """Builds prompt segments from conversations and documents, for one tokenizer and one template."""
 
     def __init__(self, tokenizer: TextTokenizer, render: Render, *, learn_image_ends: bool = False) -> None:
         self.tokenizer = tokenizer
@@ -32,57 +32,64 @@ class PartMaker:
         self.learn_image_ends = learn_image_ends
 
     def conversation(self, messages: Sequence[Message], *, answer: bool = False) -> list[PromptSegment]:
-        """Render messages; with ``answer``, up to where the assistant begins to speak."""
-        rendered = render_marked(self.render, messages, answer=answer, special=self.tokenizer.special_pattern)
-        parts: list[PromptSegment] = []
-        previous: Said | None = None
-        for i, text in enumerate(rendered.between):
-            said = rendered.said[i] if i < len(rendered.said) else None
-            if said and previous and said.message == previous.message:  # whitespace within a message
-                parts += self._template(text, learned=self._learned(previous))
+        """Render messages; with ``answer``, up to where the assistant's next answer begins."""
+        rendered = render_conversation(
+            self.render, messages, answer=answer, special=self.tokenizer.special_pattern
+        )
+        segments: list[PromptSegment] = []
+        previous: MessageSegment | None = None
+        for i, text in enumerate(rendered.template_texts):
+            current = rendered.segments[i] if i < len(rendered.segments) else None
+            if current and previous and current.message == previous.message:  # whitespace within a message
+                segments += self._template_text(text, supervised=self._is_supervised(previous))
             else:
-                lead = rendered.speech.get(said.message, len(text)) if said else len(text)
-                parts += self._tail(text[:lead], previous)
-                parts += self._lead(text[lead:], said)
-            parts += self._segment(said.segment) if said else []
-            previous = said
-        return parts
+                start = rendered.answer_starts.get(current.message, len(text)) if current else len(text)
+                segments += self._after_message(text[:start], previous)
+                segments += self._before_message(text[start:], current)
+            segments += self._content(current.segment) if current else []
+            previous = current
+        return segments
 
-    def document(self, segments: Sequence[Segment]) -> list[PromptSegment]:
-        """Write bare segments: what they say, then EOS."""
-        parts = [part for segment in segments for part in self._segment(segment)]
-        learned = bool(segments) and self._learned(Said(segments[-1], 0, "assistant"))
-        return [*parts, PromptSegment(Piece(self.tokenizer.names["eos"] or "", special=True), learned)]
+    def document(self, content: Sequence[Segment]) -> list[PromptSegment]:
+        """Return the segments of plain text and images, which no template frames, and of EOS behind them."""
+        segments = [segment for part in content for segment in self._content(part)]
+        supervised = bool(content) and self._is_supervised(MessageSegment(content[-1], 0, "assistant"))
+        eos = TextSpan(self.tokenizer.names["eos"] or "", special=True)
+        return [*segments, PromptSegment(eos, supervised)]
 
-    def _template(self, text: str, *, learned: bool = False) -> list[PromptSegment]:
-        return [PromptSegment(piece, learned) for piece in self.tokenizer.cut(text)]
+    def _template_text(self, text: str, *, supervised: bool = False) -> list[PromptSegment]:
+        spans = self.tokenizer.split_at_special_tokens(text)
+        return [PromptSegment(span, supervised) for span in spans]
 
-    def _learned(self, said: Said) -> bool:
-        """Whether the template's text around a segment is learned with it."""
-        if said.role != "assistant" or isinstance(said.segment, ImageInput):
+    def _is_supervised(self, item: MessageSegment) -> bool:
+        """Return True if the template's text around a segment is supervised with the segment."""
+        if item.role != "assistant" or isinstance(item.segment, ImageInput):
             return False
-        return said.segment.supervised and (isinstance(said.segment, Text) or self.learn_image_ends)
+        return item.segment.supervised and (isinstance(item.segment, Text) or self.learn_image_ends)
 
-    def _lead(self, text: str, said: Said | None) -> list[PromptSegment]:
-        """What leads to a first word. To an image no space does: its prompt has none either."""
-        if said and isinstance(said.segment, ImageTarget) and not text.strip():
+    def _before_message(self, text: str, first: MessageSegment | None) -> list[PromptSegment]:
+        """Return the template's text before a message's first segment.
+
+        Whitespace before an image target is left out, as the prompt of the image has none either.
+        """
+        if first and isinstance(first.segment, ImageTarget) and not text.strip():
             return []
-        return self._template(text, learned=said is not None and self._learned(said))
+        return self._template_text(text, supervised=first is not None and self._is_supervised(first))
 
-    def _tail(self, text: str, said: Said | None) -> list[PromptSegment]:
-        """What follows a message: the token that ends its turn is learned with it, the rest is not."""
-        if said is None or not self._learned(said):
-            return self._template(text)
-        end = re.match(rf"\s*(?:{self.tokenizer.special_pattern.pattern})", text)
-        cut = end.end() if end else 0
-        return self._template(text[:cut], learned=True) + self._template(text[cut:])
+    def _after_message(self, text: str, last: MessageSegment | None) -> list[PromptSegment]:
+        """Return the template's text after a message, of which the token that ends the turn is supervised."""
+        if last is None or not self._is_supervised(last):
+            return self._template_text(text)
+        match = re.match(rf"\s*(?:{self.tokenizer.special_pattern.pattern})", text)
+        end = match.end() if match else 0
+        return self._template_text(text[:end], supervised=True) + self._template_text(text[end:])
 
-    def _segment(self, segment: Segment) -> list[PromptSegment]:
+    def _content(self, segment: Segment) -> list[PromptSegment]:
         if isinstance(segment, Text):
-            return [PromptSegment(Piece(segment.text), segment.supervised)]
+            return [PromptSegment(TextSpan(segment.text), segment.supervised)]
         names = self.tokenizer.names
         begin, end, placeholder = (
-            Piece(names[name] or "", special=True) for name in ("begin_image", "end_image", "placeholder")
+            TextSpan(names[name] or "", special=True) for name in ("begin_image", "end_image", "placeholder")
         )
         ends = self.learn_image_ends and isinstance(segment, ImageTarget) and segment.supervised
         return [
@@ -93,29 +100,30 @@ class PartMaker:
 
 
 def with_supervision(sample: Sample) -> Sample:
-    """Mark what is learned where the sample's source left it open: no text marked, and nothing to draw.
+    """Return the sample with the assistant's texts supervised, if nothing in it is supervised yet.
 
-    Then it is what the assistant says, or the whole of a plain text.
+    Of a plain text (``template=False``) all messages are. Exact supervision stays as it is.
     """
     segments = [segment for message in sample.messages for segment in message.content]
-    marked = any(isinstance(s, Text) and s.supervised for s in segments)
-    draws = any(isinstance(s, ImageTarget) and s.supervised for s in segments)
-    if marked or draws or sample.exact_supervision:
+    has_text = any(isinstance(segment, Text) and segment.supervised for segment in segments)
+    has_target = any(isinstance(segment, ImageTarget) and segment.supervised for segment in segments)
+    if has_text or has_target or sample.exact_supervision:
         return sample
     return replace(
         sample,
         messages=[
             replace(
-                m,
-                content=[_marked(s) for s in m.content],
-                reasoning_content=m.reasoning_content and replace(m.reasoning_content, supervised=True),
+                message,
+                content=[_supervised(segment) for segment in message.content],
+                reasoning_content=message.reasoning_content
+                and replace(message.reasoning_content, supervised=True),
             )
-            if m.role == "assistant" or not sample.template
-            else m
-            for m in sample.messages
+            if message.role == "assistant" or not sample.template
+            else message
+            for message in sample.messages
         ],
     )
 
 
-def _marked(segment: Segment) -> Segment:
+def _supervised(segment: Segment) -> Segment:
     return replace(segment, supervised=True) if isinstance(segment, Text) else segment

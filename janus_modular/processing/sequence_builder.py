@@ -1,4 +1,4 @@
-"""From encoded parts to a sequence: labels, the places of images, and the row without its condition."""
+"""From encoded segments to a token sequence: labels, image positions, pixels, and the unconditional row."""
 
 from __future__ import annotations
 
@@ -17,75 +17,91 @@ from janus_modular.sequence import IGNORE_INDEX, ImageInput, ImageTarget
 from janus_modular.sequence import Sequence as TokenSequence
 
 
-def lay_out(
-    encoded: Encoded, parts: Sequence[PromptSegment], *, bos: int | None, read: int, draw: int
+def build_sequence(
+    encoded: Encoded,
+    segments: Sequence[PromptSegment],
+    *,
+    bos: int | None,
+    image_tokens: int,
+    drawing_tokens: int,
 ) -> TokenSequence:
-    """Give every token its position and every image its ``read`` or ``draw`` positions; no pixels yet.
+    """Return the sequence of encoded segments, without pixels.
 
-    A token is learned if any of its letters is. Labels are one ahead: what a position has to say is
-    the token that follows it.
+    An image input takes ``image_tokens`` positions, an image target ``drawing_tokens``. A token is supervised
+    if any of its characters is. The label of a position is the token that follows it.
     """
-    reads = np.array([isinstance(part.image, ImageInput) for part in parts], np.bool_)  # (parts,)
-    draws = np.array([isinstance(part.image, ImageTarget) for part in parts], np.bool_)
-    before = np.cumsum([0, *(part.learned for part in parts)])  # how many parts before each are learned
-    learned = before[encoded.last + 1] > before[encoded.first]  # (tokens,)
-    count = np.where(reads, read, np.where(draws, draw, 1))[encoded.first]
-    owner = np.repeat(encoded.first, count)  # (T,), BOS apart
-    start = np.array([] if bos is None else [bos], np.int64)
-    nobody = np.zeros(len(start), np.bool_)
-    tokens = np.concatenate([start, np.repeat(encoded.ids, count)])  # (T,)
-    targets = np.concatenate([nobody, np.repeat(learned, count)])[1:]
+    is_input = np.array([isinstance(segment.image, ImageInput) for segment in segments], np.bool_)
+    is_target = np.array([isinstance(segment.image, ImageTarget) for segment in segments], np.bool_)
+    # How many segments before each one are supervised; a token may span several segments.
+    supervised_before = np.cumsum([0, *(segment.supervised for segment in segments)])
+    supervised = supervised_before[encoded.last + 1] > supervised_before[encoded.first]  # (tokens,)
+    counts = np.where(is_input, image_tokens, np.where(is_target, drawing_tokens, 1))[encoded.first]
+    segment_of = np.repeat(encoded.first, counts)  # (T,), without BOS
+    first_ids = np.array([] if bos is None else [bos], np.int64)
+    not_bos = np.zeros(len(first_ids), np.bool_)
+    tokens = np.concatenate([first_ids, np.repeat(encoded.ids, counts)])  # (T,)
+    next_is_supervised = np.concatenate([not_bos, np.repeat(supervised, counts)])[1:]
     labels = np.full(len(tokens), IGNORE_INDEX, np.int64)
-    labels[:-1] = np.where(targets, tokens[1:], IGNORE_INDEX)
+    labels[:-1] = np.where(next_is_supervised, tokens[1:], IGNORE_INDEX)
     return TokenSequence(
-        tokens, labels, np.concatenate([nobody, reads[owner]]), np.concatenate([nobody, draws[owner]])
+        tokens,
+        labels,
+        understanding_mask=np.concatenate([not_bos, is_input[segment_of]]),
+        generation_mask=np.concatenate([not_bos, is_target[segment_of]]),
     )
 
 
 def with_pixels(
     sequence: TokenSequence,
-    parts: Sequence[PromptSegment],
-    read: PixelSpec,
-    draw: tuple[int, int] | None,
+    segments: Sequence[PromptSegment],
+    spec: PixelSpec,
+    drawing_size: tuple[int, int] | None,
 ) -> TokenSequence:
-    """Add the pixels of all images: ``read`` says how they are read, ``draw`` the size of drawn ones.
+    """Return the sequence with the pixels of its images.
+
+    Args:
+        sequence: from `build_sequence`.
+        segments: from which the sequence was built.
+        spec: of image inputs.
+        drawing_size: height and width of image targets; None where the model has no generation path.
 
     Raises:
-        ImageError: an image is damaged, too large, or none.
-        PromptError: there is one to draw, and nothing to draw with.
+        ImageError: an image is damaged, or too large.
+        PromptError: there is an image target, and the model has no generation path.
     """
-    images = [part.image for part in parts]
-    drawn = [image for image in images if isinstance(image, ImageTarget)]
-    if drawn and draw is None:
+    images = [segment.image for segment in segments]
+    inputs = [image for image in images if isinstance(image, ImageInput)]
+    targets = [image for image in images if isinstance(image, ImageTarget)]
+    if targets and drawing_size is None:
         raise PromptError("there is an image to draw, and this model has no generation path.")
-    height, width = draw or (0, 0)
+    height, width = drawing_size or (0, 0)
     return replace(
         sequence,
-        understanding_pixels=[
-            understanding_pixels(open_image(p.image), read) for p in images if isinstance(p, ImageInput)
+        understanding_pixels=[understanding_pixels(open_image(image.image), spec) for image in inputs],
+        generation_pixels=[
+            generation_pixels(open_image(image.image), height=height, width=width) for image in targets
         ],
-        generation_pixels=[generation_pixels(open_image(p.image), height=height, width=width) for p in drawn],
-        generation_supervised=[p.supervised for p in drawn],
+        generation_supervised=[image.supervised for image in targets],
     )
 
 
-def without_condition(sequence: TokenSequence, *, pad: int, read: int) -> TokenSequence:
-    """Replace by pads what comes before the first drawn image, all but the first and the last position.
+def without_condition(sequence: TokenSequence, *, pad: int, image_tokens: int) -> TokenSequence:
+    """Return the sequence with pads before its first image target, but for the first and the last position.
 
-    What remains before the image is what an unconditional prompt is when drawing; nothing in it is
-    learned, and images in it are dropped. ``read`` is how many positions an image to read takes.
+    What precedes the image is then what precedes it in the unconditional row of sampling. Nothing there is
+    supervised, and image inputs there, of ``image_tokens`` positions each, are dropped.
     """
-    last = int(sequence.generation_mask.argmax()) - 1  # begin-of-image
+    last = int(sequence.generation_mask.argmax()) - 1  # the position of begin-of-image
     tokens, labels = sequence.tokens.copy(), sequence.labels.copy()
-    reads = sequence.understanding_mask.copy()
-    dropped = int(reads[:last].sum()) // max(read, 1)
+    understanding_mask = sequence.understanding_mask.copy()
+    dropped_images = int(understanding_mask[:last].sum()) // max(image_tokens, 1)
     tokens[1:last] = pad
     labels[:last] = IGNORE_INDEX
-    reads[:last] = False
+    understanding_mask[:last] = False
     return replace(
         sequence,
         tokens=tokens,
         labels=labels,
-        understanding_mask=reads,
-        understanding_pixels=sequence.understanding_pixels[dropped:],
+        understanding_mask=understanding_mask,
+        understanding_pixels=sequence.understanding_pixels[dropped_images:],
     )

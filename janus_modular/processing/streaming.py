@@ -1,4 +1,4 @@
-"""Text as it is being said: token by token, never half a letter, and no further than a stop."""
+"""Text of an answer as its tokens come: whole characters only, and nothing from a stop string on."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from janus_modular.processing.text_tokenizer import TextTokenizer
 
-HALF = "\ufffd"  # what a decoder writes for bytes that are no letter (yet)
+REPLACEMENT = "\ufffd"  # what a decoder writes for an incomplete or invalid character
 
 
 @dataclass(frozen=True)
 class StopRule:
-    """When an answer is over: at one of these ids, or before one of these strings."""
+    """When an answer ends: at one of these ids, or before one of these strings."""
 
     ids: tuple[int, ...]
     strings: tuple[str, ...] = ()
@@ -20,8 +20,8 @@ class StopRule:
 class TextStream:
     """Turns the tokens of one answer into text as they come.
 
-    Held back is what may still change: bytes of an unfinished letter, and text that may be the
-    beginning of a stop string.
+    Held back is what may still change: bytes of an incomplete character, and text that may be the beginning
+    of a stop string.
     """
 
     def __init__(self, tokenizer: TextTokenizer, stop: StopRule | None = None) -> None:
@@ -29,12 +29,12 @@ class TextStream:
         self._tokenizer = tokenizer
         self._stop = stop or StopRule(())
         self._ids: list[int] = []
-        self._from = 0  # decoding starts here, a finished stretch earlier: spaces depend on what precedes
-        self._done = 0  # ids before this one are in the text
-        self._text = ""  # decoded, and not yet given out
+        self._start = 0  # decoding starts here, before the ids that are new: spaces depend on earlier ids
+        self._decoded = 0  # the ids before this index are in the text
+        self._text = ""  # decoded, and not yet returned
 
     def push(self, id: int) -> str:
-        """Take the next token and return what can be shown now."""
+        """Take the next token; return the text that will not change."""
         if self.stopped:
             return ""
         if id in self._stop.ids:
@@ -45,7 +45,7 @@ class TextStream:
         return self._release(hold=True)
 
     def finish(self) -> str:
-        """Return what was held back; the answer ends here."""
+        """Return the text that was held back; the answer ends here."""
         if self.stopped:
             return ""
         self.stopped = True
@@ -56,24 +56,24 @@ class TextStream:
         return self._release(hold=False)
 
     def _decode(self, *, final: bool) -> None:
-        before = self._tokenizer.decode(self._ids[self._from : self._done])
-        text = self._tokenizer.decode(self._ids[self._from :])
-        waiting = len(self._ids) - self._done
-        if final or not text.endswith(HALF) or waiting > 8:  # no letter has more than four bytes
+        before = self._tokenizer.decode(self._ids[self._start : self._decoded])
+        text = self._tokenizer.decode(self._ids[self._start :])
+        waiting = len(self._ids) - self._decoded
+        if final or not text.endswith(REPLACEMENT) or waiting > 8:  # no character has more than four bytes
             self._text += text[len(before) :]
-            self._from, self._done = self._done, len(self._ids)
+            self._start, self._decoded = self._decoded, len(self._ids)
 
     def _release(self, *, hold: bool) -> str:
-        """Give out text up to a stop string, or (``hold``) up to what may become one."""
-        ends = [at for s in self._stop.strings if (at := self._text.find(s)) >= 0]
+        """Return text up to a stop string, or with ``hold`` up to what may become a stop string."""
+        ends = [index for s in self._stop.strings if (index := self._text.find(s)) >= 0]
         if ends:
             self.stopped = True
-            shown, self._text = self._text[: min(ends)], ""
-            return shown
+            text, self._text = self._text[: min(ends)], ""
+            return text
         keep = 0
         if hold:
             starts = {s[:n] for s in self._stop.strings for n in range(1, len(s))}
             keep = max((len(s) for s in starts if self._text.endswith(s)), default=0)
-        cut = len(self._text) - keep
-        shown, self._text = self._text[:cut], self._text[cut:]
-        return shown
+        end = len(self._text) - keep
+        text, self._text = self._text[:end], self._text[end:]
+        return text

@@ -1,10 +1,10 @@
-"""Rendering chat templates in a process of their own, with limits on time, memory and output.
+"""Rendering chat templates in a child process, with limits on time, memory and output.
 
 A chat template is a program that came with a tokenizer. jinja's sandbox keeps it from files and from Python's
 internals, but not from looping, recursing or growing for ever, and no list of dangerous operators is complete
 (``x * n``, ``x ~ x``, a list that holds itself twice, ``|center``, ...). So the operating system sets the
-limits: one child process, started at the first template, renders them all until the program ends. A
-template that exceeds a limit loses the child, and the next render starts a new one.
+limits. One child process, started at the first template, renders all templates until the program ends. A
+template that exceeds a limit ends the child, and the next render starts a new one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_OUTPUT = 16 * 2**20
 
 
 class TemplateProcess:
-    """A child process that renders chat templates, one at a time; it is started when it is first needed."""
+    """A child process that renders chat templates, one at a time; started at the first render."""
 
     def __init__(self, *, seconds: float = SECONDS) -> None:
         self.seconds = seconds
@@ -42,7 +42,7 @@ class TemplateProcess:
         self._owner = 0  # the process that started the child: after a fork its pipes belong to another
 
     def render(self, source: str, context: Mapping[str, Any]) -> str:
-        """Return what the template ``source`` makes of ``context``, which must be JSON.
+        """Return the text of the template ``source``, rendered with ``context``, which must be JSON.
 
         Raises:
             ConfigError: the source is no valid template.
@@ -52,17 +52,17 @@ class TemplateProcess:
         if outcome == "refused":
             roles = ", ".join(str(turn.get("role")) for turn in context.get("messages", ())) or "(none)"
             raise PromptError(
-                f"the chat template refuses the conversation: {printable(text, most=2000)}. It was given the"
-                f" roles {printable(roles)}."
+                f"the chat template refuses the conversation: {printable(text, most=2000)}. The roles were"
+                f" {printable(roles)}."
             )
         return str(text)
 
     def analyse(self, source: str) -> dict[str, list[str]]:
-        """Return the ``variables`` that a template reads, and the strings ``searched`` for in texts.
+        """Return the ``variables`` of a template, and the ``search_strings`` that it looks for in texts.
 
         Raises:
             ConfigError: the source is no valid template.
-            PromptError: reading it exceeds a limit.
+            PromptError: reading the source exceeds a limit.
         """
         _, text = self._ask(source, None)
         facts: dict[str, list[str]] = json.loads(text)
@@ -83,7 +83,7 @@ class TemplateProcess:
         return [outcome, text]
 
     def close(self) -> None:
-        """End the child, if there is one; the next render starts another."""
+        """End the child, if there is one; the next render starts a new child."""
         child, self._child = self._child, None
         if child is None or self._owner != os.getpid():
             return
@@ -94,7 +94,7 @@ class TemplateProcess:
         child.wait()
 
     def _exchange(self, request: str) -> str:
-        """Send a line and return the child's answer; an empty one if the child ended instead."""
+        """Send a line and return the child's answer; "" if the child ended instead."""
         if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
             self.close()
             self._child, self._owner = self._start(), os.getpid()
@@ -109,7 +109,9 @@ class TemplateProcess:
         except (BrokenPipeError, ConnectionError):
             pass
         finally:
-            if not answer.endswith("\n"):  # also after an interrupt: the next answer must not be this one
+            if not answer.endswith(
+                "\n"
+            ):  # also after an interrupt: a late answer must not be read as the next one
                 self.close()
                 answer = ""
         return answer
@@ -133,23 +135,23 @@ class TemplateProcess:
 
 
 TEMPLATES = TemplateProcess()
-"""The process that renders all templates of this program."""
+"""The child process that renders all templates of this program."""
 
 atexit.register(TEMPLATES.close)
 
 
 def serve() -> None:
-    """Render what comes in on standard input, a request a line, until it ends: the child's program."""
+    """Render the requests on standard input, one a line, until the input ends: the child's program."""
     import faulthandler
     import signal
 
-    answers, sys.stdout = sys.stdout, sys.stderr  # nothing but answers goes to the pipe
+    answers, sys.stdout = sys.stdout, sys.stderr  # only answers go to the pipe
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _limit_memory()
     with open(os.devnull, "w") as nowhere:
         for line in sys.stdin:
             source, context, seconds = json.loads(line)
-            # A watchdog in C, that ends this process whatever it is doing, inside a library too.
+            # A watchdog in C, which ends this process even inside a library.
             faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
             answer = _answer(source, context)
             faulthandler.cancel_dump_traceback_later()
@@ -157,7 +159,7 @@ def serve() -> None:
 
 
 def _answer(source: str, context: dict[str, Any] | None) -> list[str]:
-    """Return ``[outcome, text]`` of a render, or without a context of an analysis.
+    """Return ``[outcome, text]`` of a render, or of an analysis if there is no context.
 
     The outcome is rendered, refused or invalid.
     """
@@ -167,12 +169,12 @@ def _answer(source: str, context: dict[str, Any] | None) -> list[str]:
         template = _compiled(source)
     except JanusError as error:
         return ["invalid", str(error)]
-    except Exception as error:  # nested too deeply for a compiler, say
+    except Exception as error:  # nested too deeply for a compiler, for example
         return ["invalid", f"the tokenizer's chat template cannot be compiled: {reason(error)}."]
     if context is None:
-        from janus_modular.processing.template_analysis import facts_of
+        from janus_modular.processing.jinja_templates import analyse_template
 
-        return ["rendered", json.dumps(facts_of(template.environment, source))]
+        return ["rendered", json.dumps(analyse_template(template.environment, source))]
     try:
         text = template.render(context)
     except jinja2.TemplateError as error:  # in the template's own words, mostly
@@ -180,13 +182,13 @@ def _answer(source: str, context: dict[str, Any] | None) -> list[str]:
     except Exception as error:  # a template may fail in any way that Python can
         return ["refused", reason(error)]
     if len(text) > MAX_OUTPUT:
-        return ["refused", f"it wrote {len(text):,} characters; at most {MAX_OUTPUT:,} are taken"]
+        return ["refused", f"it wrote {len(text):,} characters; at most {MAX_OUTPUT:,} are allowed"]
     return ["rendered", text]
 
 
 @lru_cache(maxsize=16)
 def _compiled(source: str) -> Any:
-    from janus_modular.processing.chat_programs import compile_template
+    from janus_modular.processing.jinja_templates import compile_template
 
     return compile_template(source)
 
@@ -205,5 +207,5 @@ def _limit_memory() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
-    except (ImportError, ValueError, OSError):  # no such limit on this system: that on time remains
+    except (ImportError, ValueError, OSError):  # no such limit on this system; the limit on time remains
         pass

@@ -1,12 +1,12 @@
-"""Which characters of a rendered conversation are whose: the template's, or somebody's words.
+"""Rendering a conversation so that the template's text and the messages' content can be told apart.
 
-A chat template may be any program, so its output is not searched for what people said. Instead every
-word of theirs is replaced by a private mark before rendering: what comes out between the marks was
-written by the template, and only there can a special token stand. Whitespace around the words stays
-as it is, outside the mark, so that a template that strips its messages strips it.
+A chat template may be any program, so its output is not searched for the content of messages. Instead, each
+text and each image is replaced by a private sentinel before rendering. Text between sentinels was written by
+the template, and only there can special tokens stand. Whitespace around a text stays outside its sentinel, so
+that a template that strips its messages strips the whitespace.
 
-Here too what is trained is held against what is asked for: a model that learns an answer behind one text, and
-is asked for it behind another, was trained for nothing.
+Prompts are also compared with training here: a model that learns an answer after one text, and is prompted
+with another, was trained for nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from janus_modular.errors import PromptError
 from janus_modular.sequence import ImageTarget, Message, Segment, Text
 
 Turn = dict[str, str]
-"""What a template is given: ``role``, ``content``, and ``reasoning_content`` where a message has it."""
+"""A message as a template gets it: ``role``, ``content``, and ``reasoning_content`` where there is any."""
 
-NONCE = secrets.token_hex(8)  # new in every process, so that nobody can have written it into a message
-MARK = re.compile(rf"x{NONCE}n(\d+)x")
+NONCE = secrets.token_hex(8)  # new in every process, so that no message can contain it
+SENTINEL = re.compile(rf"x{NONCE}n(\d+)x")
 NOTHING = re.compile(r"(?!)")
 
 
@@ -32,241 +32,258 @@ class Render(Protocol):
     """A template: writes turns as text."""
 
     @property
-    def searched(self) -> Sequence[str]:
-        """Strings that the template looks for in what was said: reasoning tags, say."""
+    def search_strings(self) -> Sequence[str]:
+        """Strings for which the template searches the content of messages: reasoning tags, for example."""
         ...
 
     @property
-    def reads(self) -> Sequence[str]:
-        """Names of the variables that can be set for it."""
+    def variable_names(self) -> Sequence[str]:
+        """Names of the variables that can be set for the template."""
         ...
 
     def __call__(self, turns: Sequence[Turn], answer: bool) -> str:
-        """Write the turns; with ``answer``, up to where the assistant begins to speak."""
+        """Write the turns; with ``answer``, up to where the assistant's next answer begins."""
         ...
 
 
 @dataclass(frozen=True)
-class Said:
-    """A segment, and the message that it stands in."""
+class MessageSegment:
+    """A segment, with the index and the role of its message."""
 
     segment: Segment
     message: int
     role: str
-    is_reasoning: bool = False  # a template may leave it out of earlier turns
+    is_reasoning: bool = False  # a template may leave reasoning out of earlier turns
 
 
 @dataclass(frozen=True)
 class Rendered:
     """A conversation as the template writes it."""
 
-    said: list[Said]  # n segments, in order
-    between: list[str]  # n + 1 stretches of the template's text: before, between and after them
-    speech: dict[int, int]  # an assistant's message -> where it begins in the stretch before its first word
+    segments: list[MessageSegment]  # n, in order
+    template_texts: list[str]  # n + 1: the template's text before, between and after the segments
+    # Index of an assistant's message -> where the answer begins in the template's text before the message.
+    answer_starts: dict[int, int]
 
 
-class Marks:
-    """The private marks of one prompt, and what each stands for."""
+class Sentinels:
+    """The sentinels of one conversation, and the segments that they stand for."""
 
     def __init__(self, tags: Sequence[str] = (), special: re.Pattern[str] = NOTHING) -> None:
-        """Begin without marks; ``tags`` are kept as they are, between marks, for the template to find.
+        """Begin without sentinels; ``tags`` in texts are kept, between sentinels, for the template to find.
 
-        Of those that hold a ``special`` token only what the assistant says is searched.
+        Tags that hold a ``special`` token are kept in the assistant's messages alone.
         """
-        self.said: list[Said] = []
-        self._tags = {True: _any_of(tags), False: _any_of([t for t in tags if not special.search(t)])}
+        self.segments: list[MessageSegment] = []
+        self._tags = {True: _any_of(tags), False: _any_of([tag for tag in tags if not special.search(tag)])}
 
     def turn(self, message: Message, index: int) -> Turn:
-        """Write a message with a mark in place of each text and each image."""
+        """Return a message with a sentinel in place of each text and each image."""
         turn = {"role": message.role}
         if message.reasoning_content is not None:
             turn["reasoning_content"] = self._text(message.reasoning_content, index, message.role, True)
         turn["content"] = "".join(
-            self._words(segment, index, message.role)
+            self._text_with_tags(segment, index, message.role)
             if isinstance(segment, Text)
-            else self._mark(segment, index, message.role)
+            else self._sentinel(segment, index, message.role)
             for segment in message.content
         )
         return turn
 
-    def reveal(self, marked: str) -> str:
-        """Put the words back where their marks stand; images keep their marks."""
+    def restore(self, rendered: str) -> str:
+        """Return a rendered text with each text in place of its sentinel; images keep their sentinels."""
 
-        def words(match: re.Match[str]) -> str:
-            segment = self.said[int(match[1])].segment
+        def text_of(match: re.Match[str]) -> str:
+            segment = self.segments[int(match[1])].segment
             return segment.text if isinstance(segment, Text) else match[0]
 
-        return MARK.sub(words, marked)
+        return SENTINEL.sub(text_of, rendered)
 
-    def _words(self, text: Text, index: int, role: str) -> str:
-        """Mark a text around the tags that it holds; what they enclose may be reasoning."""
-        pieces = self._tags[role == "assistant"].split(text.text)
+    def _text_with_tags(self, text: Text, index: int, role: str) -> str:
+        """Replace a text around the tags that it holds; what tags enclose may be reasoning."""
+        parts = self._tags[role == "assistant"].split(text.text)  # every second part is a tag
         return "".join(
-            piece if i % 2 else self._text(replace(text, text=piece), index, role, len(pieces) > 1)
-            for i, piece in enumerate(pieces)
+            part if i % 2 else self._text(replace(text, text=part), index, role, len(parts) > 1)
+            for i, part in enumerate(parts)
         )
 
     def _text(self, text: Text, index: int, role: str, is_reasoning: bool = False) -> str:
         core = text.text.strip()
-        if not core:  # whitespace alone needs no mark
+        if not core:  # whitespace alone needs no sentinel
             return text.text
         before, after = text.text.split(core, 1)
-        return before + self._mark(replace(text, text=core), index, role, is_reasoning) + after
+        return before + self._sentinel(replace(text, text=core), index, role, is_reasoning) + after
 
-    def _mark(self, segment: Segment, index: int, role: str, is_reasoning: bool = False) -> str:
-        self.said.append(Said(segment, index, role, is_reasoning))
-        return f"x{NONCE}n{len(self.said) - 1}x"
+    def _sentinel(self, segment: Segment, index: int, role: str, is_reasoning: bool = False) -> str:
+        self.segments.append(MessageSegment(segment, index, role, is_reasoning))
+        return f"x{NONCE}n{len(self.segments) - 1}x"
 
 
-def render_marked(
+def render_conversation(
     render: Render, messages: Sequence[Message], *, answer: bool, special: re.Pattern[str] = NOTHING
 ) -> Rendered:
-    """Render a conversation and tell the template's text from what was said.
+    """Render a conversation; return its segments and the template's text around them.
 
-    What the assistant has to say begins where a prompt for it would end: the space that a template
-    puts before the first word is its own to say. ``special`` matches the tokenizer's special tokens.
+    An assistant's answer begins where a prompt for the answer would end: a space that the template writes
+    before the first word belongs to the answer. ``special`` matches the tokenizer's special tokens.
 
     Raises:
-        PromptError: the template refuses the conversation, loses track of what was said, or writes what
-            precedes something that is learned otherwise than where it is asked for.
+        PromptError: the template refuses the conversation, drops or reorders content, or precedes something
+            supervised by another text than in the prompt for it.
     """
-    marks, turns, rendered = _followed(render, messages, answer, special)
-    found = list(MARK.finditer(rendered))
-    order = [int(match[1]) for match in found]
-    missing = [i for i in range(len(marks.said)) if i not in order]
-    if order != sorted(set(order)) or not all(marks.said[i].is_reasoning for i in missing):
+    sentinels, turns, rendered = _render_with_sentinels(render, messages, answer, special)
+    matches = list(SENTINEL.finditer(rendered))
+    order = [int(match[1]) for match in matches]
+    missing = [i for i in range(len(sentinels.segments)) if i not in order]
+    if order != sorted(set(order)) or not all(sentinels.segments[i].is_reasoning for i in missing):
         raise PromptError(
-            f"the chat template was given {len(marks.said)} pieces of content and rendered"
-            f" {', '.join(map(str, order)) or 'none'}: it drops, repeats or reorders what was said. Expected"
-            " each once, in order; choose another processor.template."
+            f"the chat template was given {len(sentinels.segments)} segments of content and rendered"
+            f" {', '.join(map(str, order)) or 'none'}: it drops, repeats or reorders content. Expected each"
+            " segment once, in order; choose another processor.template."
         )
     for i in missing:
-        _check_left_out(render, marks.said[i], turns, f"x{NONCE}n{i}x")
-    said = [marks.said[i] for i in order]
-    starts = [0, *(match.end() for match in found)]
-    ends = [*(match.start() for match in found), len(rendered)]
-    speech = {}
-    for k, each in enumerate(said):
-        if each.role != "assistant":
+        _check_omitted_reasoning(render, sentinels.segments[i], turns, f"x{NONCE}n{i}x")
+    segments = [sentinels.segments[i] for i in order]
+    starts = [0, *(match.end() for match in matches)]
+    ends = [*(match.start() for match in matches), len(rendered)]
+    answer_starts = {}
+    for k, item in enumerate(segments):
+        if item.role != "assistant":
             continue
-        if isinstance(each.segment, ImageTarget) and each.segment.supervised:
-            asked = _drawing_prompt(render, turns, each.message, found[k][0])
-            _check_prefix(render, marks, each, rendered[: ends[k]], asked)
-        if k == 0 or said[k - 1].message != each.message:
-            prompt = _answer_prompt(render, turns[: each.message])
-            if prompt is not None and isinstance(each.segment, Text) and each.segment.supervised:
-                _check_prefix(render, marks, each, rendered[: ends[k]], prompt, whole=False)
-            begins = prompt is not None and rendered[: ends[k]].startswith(prompt)
-            start = len(prompt) if prompt and begins else ends[k]
-            speech[each.message] = max(start - starts[k], 0)
-    return Rendered(said, [rendered[start:end] for start, end in zip(starts, ends, strict=True)], speech)
+        if isinstance(item.segment, ImageTarget) and item.segment.supervised:
+            prompt = _drawing_prompt(render, turns, item.message, matches[k][0])
+            _check_prefix(render, sentinels, item, rendered[: ends[k]], prompt)
+        if k == 0 or segments[k - 1].message != item.message:
+            answer_prompt = _answer_prompt(render, turns[: item.message])
+            if answer_prompt is not None and isinstance(item.segment, Text) and item.segment.supervised:
+                _check_prefix(render, sentinels, item, rendered[: ends[k]], answer_prompt, exact=False)
+            is_prefix = answer_prompt is not None and rendered[: ends[k]].startswith(answer_prompt)
+            start = len(answer_prompt) if answer_prompt and is_prefix else ends[k]
+            answer_starts[item.message] = max(start - starts[k], 0)
+    template_texts = [rendered[start:end] for start, end in zip(starts, ends, strict=True)]
+    return Rendered(segments, template_texts, answer_starts)
 
 
-def _followed(
+def _render_with_sentinels(
     render: Render, messages: Sequence[Message], answer: bool, special: re.Pattern[str]
-) -> tuple[Marks, list[Turn], str]:
-    """Render marks that come out as the words would, around tags where the template looks for those.
+) -> tuple[Sentinels, list[Turn], str]:
+    """Render sentinels, so that they come out as the texts would.
+
+    Tried are sentinels for whole texts, and then sentinels around the tags that the template searches for.
 
     Raises:
-        PromptError: the template refuses the conversation, or writes something else for the words.
+        PromptError: the template refuses the conversation, or changes texts.
     """
-    ways: list[Sequence[str]] = [(), render.searched] if render.searched else [()]
-    tokens = _tokens_among(render.searched, special)
-    texts = [s.text for m in messages if m.role == "assistant" for s in m.content if isinstance(s, Text)]
+    attempts: list[Sequence[str]] = [(), render.search_strings] if render.search_strings else [()]
+    tokens = _special_tokens_in(render.search_strings, special)
+    texts = [
+        segment.text
+        for message in messages
+        if message.role == "assistant"
+        for segment in message.content
+        if isinstance(segment, Text)
+    ]
     if any(token in text for token in tokens for text in texts):
-        ways.insert(0, tokens)  # as tokens, which they are where the template itself writes them
-    for tags in ways:
-        marks = Marks(tags, special)
-        turns = [marks.turn(message, i) for i, message in enumerate(messages)]
-        real = [{key: marks.reveal(value) for key, value in turn.items()} for turn in turns]
-        expected = render(real, answer)
+        attempts.insert(0, tokens)  # as tokens, which they are where the template itself writes them
+    for tags in attempts:
+        sentinels = Sentinels(tags, special)
+        turns = [sentinels.turn(message, i) for i, message in enumerate(messages)]
+        original = [{key: sentinels.restore(value) for key, value in turn.items()} for turn in turns]
+        expected = render(original, answer)
         try:
             rendered = render(turns, answer)
-        except PromptError:  # it misses something in the words
-            if tags == ways[-1]:
+        except PromptError:  # the template searches the texts for something
+            if tags == attempts[-1]:
                 raise
             continue
-        if marks.reveal(rendered) == expected:
-            return marks, turns, rendered
+        if sentinels.restore(rendered) == expected:
+            return sentinels, turns, rendered
     raise PromptError(
-        "the chat template rewrites what was said, and cannot be followed. Expected messages to be rendered"
-        " as they are; take out what the template looks for (reasoning tags, say) or choose another"
-        " processor.template."
+        "the chat template changes the content of messages. Expected content to be rendered as it is; remove"
+        " what the template searches for (such as reasoning tags), or choose another processor.template."
     )
 
 
-def _tokens_among(strings: Sequence[str], special: re.Pattern[str]) -> list[str]:
-    """Return the special tokens among what a template looks for, and those that open what they close."""
+def _special_tokens_in(strings: Sequence[str], special: re.Pattern[str]) -> list[str]:
+    """Return the special tokens among a template's search strings, and the opening tags of closing ones."""
     opening = [f"<{string[2:]}" for string in strings if string.startswith("</")]
     return [string for string in dict.fromkeys([*strings, *opening]) if special.fullmatch(string)]
 
 
 def _answer_prompt(render: Render, turns: Sequence[Turn]) -> str | None:
-    """Return the prompt for the next answer; None where nothing was asked before it."""
+    """Return the prompt for the next answer; None where no user's message precedes it."""
     if not any(turn["role"] == "user" for turn in turns):
         return None
     return render(turns, True)
 
 
-def _drawing_prompt(render: Render, turns: Sequence[Turn], index: int, mark: str) -> str:
-    """Return what precedes an image in message ``index`` when it is asked for: nothing follows it then."""
+def _drawing_prompt(render: Render, turns: Sequence[Turn], index: int, sentinel: str) -> str:
+    """Return the prompt for an image in message ``index``: the text before it where nothing follows it."""
     content = turns[index]["content"]
-    content = content[: content.index(mark) + len(mark)]
-    return render([*turns[:index], {**turns[index], "content": content}], False).partition(mark)[0]
+    content = content[: content.index(sentinel) + len(sentinel)]
+    return render([*turns[:index], {**turns[index], "content": content}], False).partition(sentinel)[0]
 
 
 def _check_prefix(
-    render: Render, marks: Marks, said: Said, trained: str, asked: str, *, whole: bool = True
+    render: Render,
+    sentinels: Sentinels,
+    item: MessageSegment,
+    trained: str,
+    prompt: str,
+    *,
+    exact: bool = True,
 ) -> None:
-    """Hold what precedes a learned segment in training against what precedes it when it is asked for.
+    """Check the text before a supervised segment in training against the prompt for the segment.
 
     Raises:
-        PromptError: they differ (``whole``), or the second is no beginning of the first.
+        PromptError: they differ (``exact``), or the prompt is no prefix of the text in training.
     """
-    if trained == asked or (not whole and trained.startswith(asked)):
+    if trained == prompt or (not exact and trained.startswith(prompt)):
         return
-    trained, asked = marks.reveal(trained), marks.reveal(asked)
-    same = next(i for i in range(len(trained) + 1) if trained[i : i + 1] != asked[i : i + 1])
-    at = max(same - 30, 0)
-    dots = "..." if at else ""
-    what = "answer" if isinstance(said.segment, Text) else "image to draw"
+    trained, prompt = sentinels.restore(trained), sentinels.restore(prompt)
+    difference = next(i for i in range(len(trained) + 1) if trained[i : i + 1] != prompt[i : i + 1])
+    start = max(difference - 30, 0)
+    dots = "..." if start else ""
+    name = "answer" if isinstance(item.segment, Text) else "image to draw"
     raise PromptError(
-        f"the chat template writes what precedes the {what} of message {said.message} otherwise in training"
-        f" than where it is asked for:\n"
-        f"  trained: {dots}{trained[at : at + 120]!r}\n"
-        f"  asked:   {dots}{asked[at : at + 120]!r}\n"
-        f"{_remedy(render, is_last=said.message == marks.said[-1].message)}"
+        f"the chat template writes other text before the {name} of message {item.message} in training than in"
+        " the prompt for it:\n"
+        f"  trained: {dots}{trained[start : start + 120]!r}\n"
+        f"  prompt:  {dots}{prompt[start : start + 120]!r}\n"
+        f"{_hint(render, is_last=item.message == sentinels.segments[-1].message)}"
     )
 
 
-def _check_left_out(render: Render, said: Said, turns: Sequence[Turn], mark: str) -> None:
-    """Allow a template to leave out earlier reasoning that is only read.
+def _check_omitted_reasoning(
+    render: Render, item: MessageSegment, turns: Sequence[Turn], sentinel: str
+) -> None:
+    """Check that reasoning which a template leaves out is earlier reasoning, and not supervised.
 
     Raises:
-        PromptError: it would be learned, or the template never writes ``reasoning_content``.
+        PromptError: the reasoning is supervised, or the template never writes ``reasoning_content``.
     """
-    assert isinstance(said.segment, Text)
-    if said.segment.supervised:
+    assert isinstance(item.segment, Text)
+    if item.segment.supervised:
         raise PromptError(
-            f"the chat template leaves out reasoning of message {said.message}, which cannot be learned so:"
-            f" {said.segment.text[:60]!r}. Expected it to be rendered; make the turn the last of a sample,"
+            f"the chat template leaves out supervised reasoning of message {item.message}:"
+            f" {item.segment.text[:60]!r}. Expected it to be rendered; make the turn the last of a sample,"
             " leave the reasoning out, or choose another processor.template."
         )
-    if mark in turns[said.message].get("reasoning_content", "") and mark not in render(
-        turns[: said.message + 1], False
+    if sentinel in turns[item.message].get("reasoning_content", "") and sentinel not in render(
+        turns[: item.message + 1], False
     ):
         raise PromptError(
-            f"the chat template never writes reasoning_content, which message {said.message} has. Leave it"
+            f"the chat template never writes reasoning_content, which message {item.message} has. Leave it"
             " out, or choose another processor.template."
         )
 
 
-def _remedy(render: Render, *, is_last: bool) -> str:
-    reads = ", ".join(render.reads)
-    variables = f"set processor.template_variables (it reads {reads}), " if reads else ""
+def _hint(render: Render, *, is_last: bool) -> str:
+    names = ", ".join(render.variable_names)
+    variables = f"set processor.template_variables (it reads {names}), " if names else ""
     last = "" if is_last else "make what is learned the last turn of a sample, "
     return (
-        f"Expected the second to be a beginning of the first: {variables}{last}change the tokenizer's"
+        f"Expected the prompt to be a prefix of the text in training: {variables}{last}change the tokenizer's"
         " chat_template.jinja, or choose another processor.template."
     )
 

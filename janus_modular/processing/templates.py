@@ -1,7 +1,7 @@
-"""How a conversation is written as one text: Janus', Janus-Pro's, the tokenizer's own, or none.
+"""Templates, which write a conversation as text: Janus', Janus-Pro's, the tokenizer's own, or plain.
 
-A template turns ``{"role", "content"}`` turns into text. It knows no images and no ids: an image is a
-private mark within a content (see ``marking``).
+A template gets turns of ``{"role", "content"}``. It knows neither images nor ids: an image is a private
+sentinel in the content (see ``template_spans``).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ UNDERSTANDING_SYSTEM = (
 
 
 class Template(Render, Protocol):
-    """What the processor asks of a template."""
+    """The interface of templates to the processor."""
 
-    system: str  # the system text where the user gives none
-    needs: tuple[str, ...]  # special tokens that the vocabulary must hold
-    always_bos: bool  # put BOS first, whatever the tokenizer's own habit
-    stop_strings: tuple[str, ...]  # an answer that comes to one of these is over
+    system: str  # the system text of conversations without one
+    required_tokens: tuple[str, ...]  # special tokens that the vocabulary must hold
+    always_bos: bool  # begin with BOS, even if the tokenizer does not add it
+    stop_strings: tuple[str, ...]  # an answer ends before any of these
 
 
 @dataclass
@@ -39,12 +39,12 @@ class JanusTemplate:
     user: str
     assistant: str
     eos: str
-    needs: tuple[str, ...] = ()
+    required_tokens: tuple[str, ...] = ()
     stop_strings: tuple[str, ...] = ()
     system: str = UNDERSTANDING_SYSTEM
     always_bos: bool = True
-    searched: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
+    search_strings: tuple[str, ...] = ()
+    variable_names: tuple[str, ...] = ()
 
     def __call__(self, turns: Sequence[Turn], answer: bool) -> str:
         """Write the turns; a message without content is ``role:``, which is how a prompt ends."""
@@ -68,15 +68,15 @@ class JanusTemplate:
 
 @dataclass
 class PlainTemplate:
-    """No roles: what is asked on a line of its own, then the answer and EOS."""
+    """No roles: the user's content on a line of its own, then the answer and EOS."""
 
     eos: str
     system: str = ""
-    needs: tuple[str, ...] = ()
+    required_tokens: tuple[str, ...] = ()
     always_bos: bool = False
     stop_strings: tuple[str, ...] = ()
-    searched: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
+    search_strings: tuple[str, ...] = ()
+    variable_names: tuple[str, ...] = ()
 
     def __call__(self, turns: Sequence[Turn], answer: bool) -> str:
         """Write each turn as it is, ended by EOS if it is the assistant's and by a line break if not."""
@@ -89,17 +89,17 @@ class PlainTemplate:
 class ChatTemplate:
     """The tokenizer's own chat template: a jinja program, run in a sandbox and with limits.
 
-    The helpers are those that such templates are written against: special tokens by name,
+    It gets the usual helpers of chat templates: special tokens by name,
     ``raise_exception``, ``strftime_now``, ``tojson``, ``break`` and ``continue`` in loops. Content is a text,
-    or a list of parts where the template renders nothing else (Idefics3's and LLaVA-NeXT's); images have
-    their marks in the text either way.
+    or a list of parts where the template renders only lists (Idefics3's and LLaVA-NeXT's); images have
+    their sentinels in the text either way.
     """
 
     source: str
     tokens: dict[str, str]  # bos_token, eos_token, ... as the tokenizer names them
     variables: Mapping[str, Any] = field(default_factory=dict)  # enable_thinking, ... as the config sets them
     system: str = ""
-    needs: tuple[str, ...] = ()
+    required_tokens: tuple[str, ...] = ()
     always_bos: bool = False
     stop_strings: tuple[str, ...] = ()
 
@@ -107,20 +107,20 @@ class ChatTemplate:
         """Run the program.
 
         Raises:
-            PromptError: it refuses the conversation, fails, or exceeds a limit.
+            PromptError: the template refuses the conversation, fails, or exceeds a limit.
         """
         return self._run(turns, answer, self._roles_with_parts)
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """Names of the variables that can be set for it."""
+    def variable_names(self) -> tuple[str, ...]:
+        """Names of the variables that can be set for the template."""
         own = {"messages", "add_generation_prompt", *self.tokens, "bos_token", "eos_token", "pad_token"}
         return tuple(name for name in self._facts["variables"] if name not in own)
 
     @property
-    def searched(self) -> tuple[str, ...]:
-        """Strings that it looks for in what was said: reasoning tags, say."""
-        return tuple(self._facts["searched"])
+    def search_strings(self) -> tuple[str, ...]:
+        """Strings for which the template searches the content of messages."""
+        return tuple(self._facts["search_strings"])
 
     def _run(self, turns: Sequence[Turn], answer: bool, with_parts: frozenset[str]) -> str:
         from janus_modular.processing.template_process import TEMPLATES
@@ -144,14 +144,14 @@ class ChatTemplate:
 
     @cached_property
     def _roles_with_parts(self) -> frozenset[str]:
-        """The roles whose content is rendered as a list of parts alone; a text is lost, or refused."""
+        """The roles whose content is rendered only as a list of parts: a text is lost, or refused."""
         probe = f"p{NONCE}p"
-        found: frozenset[str] = frozenset()
+        roles: frozenset[str] = frozenset()
         user, assistant, system = ({"role": r, "content": probe} for r in ("user", "assistant", "system"))
         for role, turns in {"user": [user], "assistant": [user, assistant], "system": [system, user]}.items():
-            if not self._keeps(probe, turns, found) and self._keeps(probe, turns, found | {role}):
-                found |= {role}
-        return found
+            if not self._keeps(probe, turns, roles) and self._keeps(probe, turns, roles | {role}):
+                roles |= {role}
+        return roles
 
     def _keeps(self, probe: str, turns: Sequence[Turn], with_parts: frozenset[str]) -> bool:
         try:
@@ -171,11 +171,11 @@ def make_template(
     chat_template: str | None,
     variables: Mapping[str, Any] | None = None,
 ) -> Template:
-    """Return the template called ``name``, with values for the variables that it reads.
+    """Return the template called ``name``, with values for its variables.
 
     Raises:
-        ConfigError: there is none of that name, the tokenizer brings no chat template, or the template never
-            reads one of the variables, or JSON cannot hold one of their values.
+        ConfigError: there is no such template, the tokenizer has no chat template, the template never reads
+            a variable, or JSON cannot hold a variable's value.
     """
     try:
         json.dumps(variables or {}, allow_nan=False)
@@ -185,10 +185,10 @@ def make_template(
             " null, and lists and mappings of them."
         ) from error
     template = _template(name, eos=eos, tokens=tokens, chat_template=chat_template, variables=variables or {})
-    if variables and (unknown := [key for key in variables if key not in template.reads]):
+    if variables and (unknown := [key for key in variables if key not in template.variable_names]):
         raise ConfigError(
             f"processor.template_variables: the template '{name}' never reads {', '.join(unknown)}. It reads"
-            f" {', '.join(template.reads) or 'no variables'}."
+            f" {', '.join(template.variable_names) or 'no variables'}."
         )
     return template
 
@@ -205,7 +205,7 @@ def _template(
         return JanusTemplate("User", "Assistant", eos, stop_strings=("User:",))
     if name == "janus-pro":
         user, assistant = "<|User|>", "<|Assistant|>"
-        return JanusTemplate(user, assistant, eos, needs=(user, assistant), stop_strings=(user,))
+        return JanusTemplate(user, assistant, eos, required_tokens=(user, assistant), stop_strings=(user,))
     if name == "plain":
         return PlainTemplate(eos)
     if name != "chat":

@@ -1,9 +1,9 @@
-"""Words to ids and back, on a ``tokenizer.json``, in which nobody's words can become a special token.
+"""Text to ids and back, on a ``tokenizer.json``. The text of messages cannot become a special token.
 
-Special tokens are found by their strings; ids differ between releases. A prompt is encoded in one call,
-so that what belongs together is cut as the vocabulary wants it. For that, a second tokenizer is kept,
-in which every special token is plain text, and in its place stands a private stand-in with the same
-habits (which spaces it swallows), that no text can contain.
+Special tokens are found by their strings, since ids differ between releases. A prompt is encoded in one call,
+so that the vocabulary decides where text is split. A second tokenizer is kept for that: special tokens are
+plain text to it, and private stand-ins, which no text can contain, have their place and their flags (such as
+which spaces they absorb).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from janus_modular.errors import ConfigError, PromptError
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A stretch of a prompt: text, or one special token by its string."""
+class TextSpan:
+    """A span of a prompt: text, or the string of one special token."""
 
     text: str
     special: bool = False
@@ -33,15 +33,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Ids, and the pieces that the characters of each come from: ``first`` to ``last``, both included."""
+    """Ids, and the first and the last span from which the characters of each id come."""
 
     ids: NDArray[np.int64]  # (T,)
-    first: NDArray[np.int64]  # (T,) index of a piece
+    first: NDArray[np.int64]  # (T,) index of a span
     last: NDArray[np.int64]  # (T,)
 
 
 class TextTokenizer:
-    """A tokenizer with its special tokens by name. Made by ``tokenizer_files.load_tokenizer``."""
+    """A tokenizer with its special tokens by name; see `tokenizer_files.load_tokenizer`."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class TextTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Rows that the backbone's embedding must have."""
+        """The rows that the backbone's embedding must have."""
         return max(self.core.get_vocab(with_added_tokens=True).values()) + 1
 
     def id_of(self, string: str) -> int:
@@ -81,62 +81,62 @@ class TextTokenizer:
 
     @cached_property
     def special(self) -> dict[str, int]:
-        """Special tokens, string to id: those the tokenizer marks as special, and the named ones."""
+        """Ids by string: of the tokens that the tokenizer marks as special, and of the named ones."""
         added = self.core.get_added_tokens_decoder()
         strings = [token.content for token in added.values() if token.special]
         return {s: self.id_of(s) for s in dict.fromkeys([*strings, *filter(None, self.names.values())])}
 
     @cached_property
     def special_pattern(self) -> re.Pattern[str]:
-        """Matches any special token, the longest first."""
+        """A pattern that matches any special token, the longest first."""
         return re.compile("|".join(map(re.escape, sorted(self.special, key=len, reverse=True))) or r"(?!)")
 
-    def cut(self, text: str) -> list[Piece]:
-        """Cut a TEMPLATE's text at its special tokens. Never call it on anybody's words."""
-        pieces, at = [], 0
+    def split_at_special_tokens(self, text: str) -> list[TextSpan]:
+        """Split a template's text at its special tokens; never to be called with the text of messages."""
+        spans, start = [], 0
         for match in self.special_pattern.finditer(text):
-            pieces += [Piece(text[at : match.start()]), Piece(match[0], special=True)]
-            at = match.end()
-        return [piece for piece in [*pieces, Piece(text[at:])] if piece.text]
+            spans += [TextSpan(text[start : match.start()]), TextSpan(match[0], special=True)]
+            start = match.end()
+        return [span for span in [*spans, TextSpan(text[start:])] if span.text]
 
-    def encode(self, pieces: Sequence[Piece]) -> Encoded:
-        """Encode a prompt: text as text, whatever it says; special tokens where the pieces say so.
+    def encode(self, spans: Sequence[TextSpan]) -> Encoded:
+        """Encode a prompt; only spans that are special become special tokens.
 
         Raises:
-            PromptError: a special token did not survive, or a text cannot be kept from becoming one.
+            PromptError: a special token is lost, or a text can be encoded only as a special token.
         """
-        strings = [self._stand_ins[piece.text] if piece.special else piece.text for piece in pieces]
+        strings = [self._stand_ins[span.text] if span.special else span.text for span in spans]
         text = "".join(strings)
         try:
             encoding = self._plain.encode(text, add_special_tokens=False)
         except TypeError as error:
-            half = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
-            if half is None:  # not from bytes that are no UTF-8
+            surrogate = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
+            if surrogate is None:
                 raise
             raise PromptError(
-                f"the text holds {half!r}, which is no letter: expected Unicode. Was it read as UTF-8?"
+                f"the text holds {surrogate!r}, which is no character; expected Unicode. Read it as UTF-8."
             ) from error
-        ids, spans = encoding.ids, encoding.offsets
-        if not self._forbidden.isdisjoint(ids):
-            ids, spans = self._spell_out(ids, spans, text)
-        own = np.array(ids, np.int64)
-        start, end = np.array(spans, np.int64).reshape(-1, 2).T
-        owner = np.repeat(np.arange(len(strings)), [len(string) for string in strings])  # (letters,)
-        owner = np.append(owner, len(strings) - 1)
-        first, last = owner[start], owner[np.maximum(start, end - 1)]
-        at = own >= self._first_stand_in
-        specials = [i for i, piece in enumerate(pieces) if piece.special]
-        if at.sum() != len(specials):
+        ids, offsets = encoding.ids, encoding.offsets
+        if not self._special_only_ids.isdisjoint(ids):
+            ids, offsets = self._spell_out(ids, offsets, text)
+        token_ids = np.array(ids, np.int64)
+        start, end = np.array(offsets, np.int64).reshape(-1, 2).T
+        span_of = np.repeat(np.arange(len(strings)), [len(string) for string in strings])  # (characters,)
+        span_of = np.append(span_of, len(strings) - 1)
+        first, last = span_of[start], span_of[np.maximum(start, end - 1)]
+        is_stand_in = token_ids >= self._first_stand_in
+        specials = [i for i, span in enumerate(spans) if span.special]
+        if is_stand_in.sum() != len(specials):
             raise PromptError(
-                f"{len(specials)} special tokens were put in, and {at.sum()} came out: the tokenizer wants "
-                "one of them as a word of its own. Put spaces around it in the template."
+                f"the template has {len(specials)} special tokens, and {is_stand_in.sum()} were encoded: the"
+                " tokenizer takes one of them only as a separate word. Put spaces around it in the template."
             )
-        own[at] = self._special_ids[own[at] - self._first_stand_in]
-        first[at] = last[at] = specials
-        return Encoded(own, first, last)
+        token_ids[is_stand_in] = self._special_ids[token_ids[is_stand_in] - self._first_stand_in]
+        first[is_stand_in] = last[is_stand_in] = specials
+        return Encoded(token_ids, first, last)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Turn ids into text, special tokens left out."""
+        """Return the text of ids, without special tokens."""
         hidden = set(self.special.values())
         return self.core.decode([int(id) for id in ids if id not in hidden], skip_special_tokens=False)
 
@@ -157,15 +157,15 @@ class TextTokenizer:
         """The tokenizer for which special tokens are text, and the stand-ins are tokens."""
         parsed = json.loads(self.core.to_str())
         parsed["post_processor"] = None  # it adds tokens, and trims spaces off the offsets
-        habits = {token["content"]: token for token in parsed["added_tokens"]}
+        added_tokens = {token["content"]: token for token in parsed["added_tokens"]}
         for string in self.special:
-            habits[string]["special"] = True
+            added_tokens[string]["special"] = True
         plain = Tokenizer.from_str(json.dumps(parsed))
         plain.encode_special_tokens = True
         flags = ("lstrip", "rstrip", "single_word", "normalized")
         plain.add_tokens(
             [
-                AddedToken(stand_in, special=False, **{flag: habits[string][flag] for flag in flags})
+                AddedToken(stand_in, special=False, **{flag: added_tokens[string][flag] for flag in flags})
                 for string, stand_in in self._stand_ins.items()
             ]
         )
@@ -182,10 +182,10 @@ class TextTokenizer:
         return self.vocab_size
 
     @cached_property
-    def _forbidden(self) -> set[int]:
-        """Ids that text must not become, though the vocabulary would let it (a Unigram one may).
+    def _special_only_ids(self) -> set[int]:
+        """Ids that text must not become, though a vocabulary (Unigram, for example) may allow it.
 
-        Unknown letters and single bytes are text, even where a tokenizer marks their tokens as special.
+        The tokens of unknown characters and of bytes are text, even where a tokenizer marks them as special.
         """
         unknown = (self.config.get("unk_token"), "<unk>", "[UNK]")
         return {
@@ -195,21 +195,21 @@ class TextTokenizer:
         }
 
     def _spell_out(
-        self, ids: Sequence[int], spans: Sequence[tuple[int, int]], text: str
+        self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], text: str
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Encode letter by letter what would have become a special token."""
+        """Encode text that would become a special token character by character."""
         new_ids: list[int] = []
-        new_spans: list[tuple[int, int]] = []
-        for id, (start, end) in zip(ids, spans, strict=True):
+        new_offsets: list[tuple[int, int]] = []
+        for id, (start, end) in zip(ids, offsets, strict=True):
             spelt = [id]
-            if id in self._forbidden:
-                letters = [self._plain.encode(c, add_special_tokens=False).ids for c in text[start:end]]
-                spelt = [each for letter in letters for each in letter]
-                if not spelt or not self._forbidden.isdisjoint(spelt):
+            if id in self._special_only_ids:
+                characters = [self._plain.encode(c, add_special_tokens=False).ids for c in text[start:end]]
+                spelt = [inner for character in characters for inner in character]
+                if not spelt or not self._special_only_ids.isdisjoint(spelt):
                     raise PromptError(
                         f"the tokenizer has no other spelling of {text[start:end]!r} than a special token. "
                         "Take it out of the text."
                     )
             new_ids += spelt
-            new_spans += [(start, end)] * len(spelt)
-        return new_ids, new_spans
+            new_offsets += [(start, end)] * len(spelt)
+        return new_ids, new_offsets

@@ -10,13 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from janus_modular.atomic_writes import write_text
 from janus_modular.config.schema import SpecialTokens
 from janus_modular.errors import ConfigError
 from janus_modular.foreign import foreign_errors, naming, read_json, read_text
-from janus_modular.processing.byte_vocabulary import byte_tokenizer
 from janus_modular.processing.text_tokenizer import TextTokenizer
 
 PUBLISHED = {
@@ -24,13 +23,13 @@ PUBLISHED = {
     "eos": "<｜end▁of▁sentence｜>",
     "pad": "<｜▁pad▁｜>",
 }
-"""What Janus' own tokenizer calls them, should its configuration not say so."""
+"""Special tokens of Janus' own tokenizer, where its configuration does not name them."""
 
 MAX_GAP = 100_000
-"""How far ids may reach beyond twice the number of tokens."""
+"""Ids must be below twice the number of tokens plus this number."""
 
 MAX_GROWTH = 1_000
-"""How many letters a tokenizer's rules of replacement may make of each in a text."""
+"""Most characters that a tokenizer's normalizer or decoder may put in place of a single character."""
 
 BYTES_SPECIAL = [
     *PUBLISHED.values(),
@@ -45,17 +44,16 @@ BYTES_SPECIAL = [
 def load_tokenizer(
     source: str | Path, tokens: SpecialTokens | None = None, *, published: bool = False
 ) -> TextTokenizer:
-    """Read a tokenizer and find its special tokens by their strings.
+    """Return the tokenizer of a folder, of a ``tokenizer.json``, or of "bytes".
 
-    With ``published`` (the janus templates) all but the placeholder must be there already. Otherwise
-    the image tokens that lack are added (``TextTokenizer.added`` says which; the backbone's embedding
-    must grow to ``vocab_size``), and a missing pad is EOS.
+    With ``published`` (the janus templates) the vocabulary must hold all special tokens but the placeholder.
+    Otherwise missing image tokens are added (`TextTokenizer.added`; the backbone's embedding must grow to
+    ``vocab_size``), and a missing pad is EOS.
 
     Raises:
-        ConfigError: no tokenizer there, a damaged one, or a special token that it needs and lacks.
+        ConfigError: the tokenizer is missing or damaged, or lacks a special token.
     """
-    what = f"the tokenizer {source}"
-    with naming(source), foreign_errors(what, ConfigError):
+    with naming(source), foreign_errors(f"the tokenizer {source}", ConfigError):
         return _load(source, tokens, published=published)
 
 
@@ -76,9 +74,9 @@ def _load(source: str | Path, tokens: SpecialTokens | None, *, published: bool) 
         raise ConfigError(
             f"the tokenizer {source} does not say which token ends a text. Name it: processor.tokens.eos=..."
         )
-    if lacks := {name: s for name, s in missing.items() if name not in may_add}:
+    if absent := {name: s for name, s in missing.items() if name not in may_add}:
         raise ConfigError(
-            f"the tokenizer {source} lacks {', '.join(f'{s!r} ({name})' for name, s in lacks.items())}. "
+            f"the tokenizer {source} lacks {', '.join(f'{s!r} ({name})' for name, s in absent.items())}. "
             "Its own tokens are named by processor.tokens.NAME=...; "
             "for a tokenizer that is not Janus', set processor.template to chat or plain."
         )
@@ -106,9 +104,9 @@ def _load(source: str | Path, tokens: SpecialTokens | None, *, published: bool) 
 
 
 def compare_vocabularies(source: str | Path, reference: str | Path) -> list[str]:
-    """List the tokens of ``reference`` that another tokenizer numbers otherwise, or lacks.
+    """Return the tokens of ``reference`` that have another id in a tokenizer, or are missing there.
 
-    A special token of the reference may be missing: reserved ones are given other names.
+    A special token of the reference may be missing, since reserved tokens are renamed.
     """
     core, expected = _read(source)[0], _read(reference)[0]
     ids = core.get_vocab(with_added_tokens=True)
@@ -122,7 +120,7 @@ def compare_vocabularies(source: str | Path, reference: str | Path) -> list[str]
 
 
 def save_tokenizer(tokenizer: TextTokenizer, folder: Path) -> None:
-    """Write the files from which it, and transformers' tokenizers too, can be read again."""
+    """Write the files of a tokenizer, which transformers reads too."""
     named = {f"{name}_token": tokenizer.names[name] for name in PUBLISHED if tokenizer.names[name]}
     stale = ("chat_template", "added_tokens_decoder")  # the first has a file, the second is in tokenizer.json
     config = {key: value for key, value in tokenizer.config.items() if key not in stale}
@@ -136,8 +134,18 @@ def save_tokenizer(tokenizer: TextTokenizer, folder: Path) -> None:
         write_text(folder / "chat_template.jinja", tokenizer.chat_template)
 
 
+def byte_tokenizer(special: list[str]) -> Tokenizer:
+    """Return a tokenizer without training: ids 0 to 255 are bytes, the ``special`` tokens follow in order."""
+    vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in special])
+    return tokenizer
+
+
 def _read(source: str | Path) -> tuple[Tokenizer, Path | None, dict[str, Any]]:
-    """Return the tokenizer, the folder it came with, and what its configuration says."""
+    """Return the tokenizer, its folder, and its configuration."""
     if source == "bytes":
         return byte_tokenizer(BYTES_SPECIAL), None, {}
     path = Path(source)
@@ -167,34 +175,44 @@ def _read(source: str | Path) -> tuple[Tokenizer, Path | None, dict[str, Any]]:
     return core, folder, config
 
 
+def _byte_characters() -> list[str]:
+    """Return the character of each byte in byte-level vocabularies (as in GPT-2's).
+
+    Bytes that print in Latin-1 are themselves; all others take the characters from U+0100 on.
+    """
+    printed = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    spare = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printed else next(spare)) for byte in range(256)]
+
+
 def _check_growth(tree: dict[str, Any], file: Path) -> None:
-    """Check that no chain of replacements makes gigabytes of a short text: the library ends the process then.
+    """Check that no chain of replacements makes gigabytes of a short text, which would end the process.
 
     Raises:
-        ConfigError: letters could become more than `MAX_GROWTH` each.
+        ConfigError: a character could become more than `MAX_GROWTH` characters.
     """
-    for part in ("normalizer", "decoder"):
-        growth, steps = 1, [tree.get(part)]
-        for step in steps:  # which grows, by the steps of a sequence
+    for component in ("normalizer", "decoder"):
+        growth, steps = 1, [tree.get(component)]
+        for step in steps:  # a sequence adds its own steps to the list
             if isinstance(step, dict):
-                steps += [each for key in ("normalizers", "decoders") for each in step.get(key) or ()]
+                steps += [inner for key in ("normalizers", "decoders") for inner in step.get(key) or ()]
                 texts = [step.get(key) for key in ("content", "prepend")]
                 growth *= max([1, *(len(text) for text in texts if isinstance(text, str))])
         if growth > MAX_GROWTH:
             raise ConfigError(
-                f"{file}: its {part} may put {growth:,} letters in the place of each; expected at most"
+                f"{file}: its {component} may replace a character by {growth:,} characters; expected at most"
                 f" {MAX_GROWTH:,}. Fetch it again."
             )
 
 
 def _check_ids(core: Tokenizer, added: list[dict[str, Any]], file: Path) -> None:
-    """Check that a tokenizer's ids are those in its file, each of one token, and of a size to count with.
+    """Check that a tokenizer's ids are those in its file, that each has one token, and that none is huge.
 
-    The library renumbers added tokens as it likes, and takes any id of 32 bits: what is as large as the
-    largest id (the embedding, the library's own lists) would not fit into memory.
+    The library renumbers added tokens, and accepts any id of 32 bits, though the embedding and the library's
+    own lists, which have as many rows, would not fit into memory.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: an id is another one than in the file, has two tokens, or is huge.
     """
     vocabulary = core.get_vocab(with_added_tokens=True)
     ids = vocabulary.values()
@@ -220,7 +238,7 @@ def _check_ids(core: Tokenizer, added: list[dict[str, Any]], file: Path) -> None
 
 
 def _configured(config: dict[str, Any], name: str) -> str | None:
-    """Read what the configuration calls bos, eos or pad: a string, or an object with its ``content``."""
+    """Return the configuration's bos, eos or pad token: a string, or the ``content`` of an object."""
     token = config.get(f"{name}_token")
     string = token["content"] if isinstance(token, dict) else token
     if not isinstance(string, str | None):
@@ -233,7 +251,7 @@ def _chat_template(folder: Path | None, config: dict[str, Any]) -> str | None:
         return read_text(folder / "chat_template.jinja", ConfigError)
     template = config.get("chat_template")
     if isinstance(template, list):  # several, by name
-        template = {each["name"]: each["template"] for each in template}.get("default")
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
     if not isinstance(template, str | None):
         raise ConfigError(f"its chat_template is a {type(template).__name__}; expected a jinja program.")
     return template

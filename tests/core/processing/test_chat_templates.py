@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.processing.processor import Processor
-from janus_modular.processing.text_tokenizer import Piece, TextTokenizer
+from janus_modular.processing.text_tokenizer import TextSpan, TextTokenizer
 from janus_modular.sequence import IGNORE_INDEX, ImageInput, ImageTarget, Message, Sample, Text
 
 CORPUS = [
@@ -76,8 +76,8 @@ def sentencepiece(kind: str, special: list[AddedToken | str]) -> Tokenizer:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind, split=False)
-    pieces = ["<unk>", "<s>", "</s>", *trained]
-    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=pieces, show_progress=False)
+    spans = ["<unk>", "<s>", "</s>", *trained]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=spans, show_progress=False)
     tokenizer.train_from_iterator(CORPUS, trainer)
     parsed = json.loads(tokenizer.to_str()) | {"added_tokens": []}  # bytes are no special tokens
     tokenizer = Tokenizer.from_str(json.dumps(parsed))
@@ -234,13 +234,13 @@ def test_special_strings_in_words_are_words(
 
 
 def test_a_vocabulary_that_holds_its_special_strings_as_words() -> None:
-    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((c, -3.0) for c in "▁<>/sab")]
-    core = Tokenizer(models.Unigram(pieces, unk_id=0))
+    spans = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((c, -3.0) for c in "▁<>/sab")]
+    core = Tokenizer(models.Unigram(spans, unk_id=0))
     core.pre_tokenizer = pre_tokenizers.Metaspace()
     core.add_special_tokens(["<unk>", "<s>", "</s>"])
     tokenizer = TextTokenizer(core, {"bos": "<s>", "eos": "</s>"})
-    pieces = [Piece("<s>", True), Piece("a</s>b<s>"), Piece("</s>", True)]
-    ids = tokenizer.encode(pieces).ids.tolist()
+    spans = [TextSpan("<s>", True), TextSpan("a</s>b<s>"), TextSpan("</s>", True)]
+    ids = tokenizer.encode(spans).ids.tolist()
     assert [i for i, id in enumerate(ids) if id in (1, 2)] == [0, len(ids) - 1]
     assert len(ids) >= 2 + len("a</s>b<s>")
 
@@ -295,7 +295,7 @@ def test_reasoning_that_a_template_removes(
     prompt = processor.chat_prompt(messages)
     assert "Hello<|im_end|>\n<|im_start|>assistant\nHi<|im_end|>" in words(processor, prompt.tokens)
     assert (prompt.tokens == processor.tokenizer.id_of("<|im_start|>")).sum() == 5
-    with pytest.raises(PromptError, match="rewrites"):
+    with pytest.raises(PromptError, match="changes the content of messages"):
         with_template(
             CHATML.replace("message['content']", "message['content'].replace('H', 'hH')"), make, tmp_path
         ).chat_prompt(turns(["Hello"]))
@@ -308,7 +308,7 @@ def test_templates_that_lose_what_was_said(make: Callable[..., Processor], tmp_p
 
 def test_templates_that_refuse(make: Callable[..., Processor], tmp_path: Path) -> None:
     transformers_tokenizer("headers").save_pretrained(tmp_path / "headers")
-    with pytest.raises(PromptError, match=r"unknown role tool.*roles user, tool"):
+    with pytest.raises(PromptError, match=r"unknown role tool.*roles were user, tool"):
         make("chat", tmp_path / "headers").sequence(
             Sample([Message("user", [Text("a")]), Message("tool", [Text("b", True)])])
         )

@@ -105,7 +105,7 @@ def test_empty_messages_are_bare_roles(make: Callable[..., Processor], words: Ca
 
 def test_conversations_that_are_no_prompts(make: Callable[..., Processor]) -> None:
     user, assistant = Message("user", [Text("a")]), Message("assistant", [Text("b")])
-    with pytest.raises(PromptError, match="spoke last"):
+    with pytest.raises(PromptError, match="the last message is the assistant's"):
         make().chat_prompt([user, assistant])
     with pytest.raises(PromptError, match="empty"):
         make().chat_prompt([])

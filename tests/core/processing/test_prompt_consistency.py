@@ -213,9 +213,9 @@ def test_reasoning_is_rendered_and_learned_as_transformers_renders_it(
 def test_reasoning_that_is_not_rendered_is_named(processor_of: Callable[..., Processor]) -> None:
     processor = processor_of(THINK_BLOCK)
     later = [user("And?"), assistant("Five.")]
-    with pytest.raises(PromptError, match="leaves out reasoning of message 1, which cannot be learned"):
+    with pytest.raises(PromptError, match="leaves out supervised reasoning of message 1"):
         processor.sequence(Sample([user("2 + 2?"), REASONED["reasoning_content"], *later]))
-    with pytest.raises(PromptError, match="leaves out reasoning of message 1"):
+    with pytest.raises(PromptError, match="leaves out supervised reasoning of message 1"):
         processor.sequence(Sample([user("2 + 2?"), REASONED["tags"], *later]))
     read = [user("2 + 2?"), assistant("Four.", reasoning="two", learned=False), user("And?")]
     with pytest.raises(PromptError, match="never writes reasoning_content, which message 1 has"):
@@ -274,14 +274,14 @@ def test_a_template_that_asks_otherwise_is_refused_at_the_start(
         check_prompts(processor)
     text = str(refusal.value)
     assert "trained: '<|bos|><|user|>a<|assistant|>'" in text
-    assert r"asked:   '<|bos|><|user|>a<|assistant|><think>\n'" in text
+    assert r"prompt:  '<|bos|><|user|>a<|assistant|><think>\n'" in text
     assert "set processor.template_variables (it reads thinking)" in text
     assert "last turn" not in text  # which is already what it was tried on
     config = SimpleNamespace(length=None)
     model = SimpleNamespace(backbone=SimpleNamespace(context=100), generation=None)
-    with pytest.raises(ConfigError, match="otherwise in training"):
+    with pytest.raises(ConfigError, match="in training than in the prompt"):
         prepare(config, {}, model, processor)
-    with pytest.raises(PromptError, match="otherwise in training"):
+    with pytest.raises(PromptError, match="in training than in the prompt"):
         processor.sequence(Sample([user("Hi"), assistant("Yes.")]))
     check_prompts(processor_of(PREFILLED, template_variables={"thinking": False}))
     processor.chat_prompt([user("Hi")])  # who only asks gets the template's own prompt
@@ -302,15 +302,15 @@ def test_answers_that_are_not_learned_to_end_are_warned_of(
 ) -> None:
     turns = f"{{% for m in messages %}}{{{{ '<|' + m.role + '|>' + m.content }}}}{end}{{% endfor %}}"
     check_prompts(processor_of(turns))
-    assert ("nothing that ends an answer is learned" in caplog.text) == warns
-    assert ("writes no <|end|> behind the last one" in caplog.text) == warns
+    assert ("no token that ends an answer is learned" in caplog.text) == warns
+    assert ("writes no <|end|> behind the last answer" in caplog.text) == warns
 
 
 def test_a_drawing_before_the_last_turn_is_held_against_its_prompt(
     processor_of: Callable[..., Processor],
 ) -> None:
     messages = [user("a cat"), drawing(), user("And?"), assistant("That was a cat.")]
-    with pytest.raises(PromptError, match=r"precedes the image to draw of message 1 otherwise(?s:.)*think"):
+    with pytest.raises(PromptError, match=r"before the image to draw of message 1 in training(?s:.)*think"):
         processor_of(THINK_BLOCK).sequence(Sample(messages))
     assert processor_of(RENAMED).sequence(Sample(messages)).generation_mask.sum() == 3
     with pytest.raises(PromptError, match="precedes the answer of message 1 otherwise"):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from janus_modular.processing.streaming import StopRule, TextStream
-from janus_modular.processing.text_tokenizer import Piece, TextTokenizer
+from janus_modular.processing.text_tokenizer import TextSpan, TextTokenizer
 from janus_modular.processing.tokenizer_files import load_tokenizer
 
 TEXTS = ["Hello there, panda.", " 你好，世界 🦊🦊 é!", "\n\n a\tb  ", "👩‍👩‍👧 fin"]
@@ -17,7 +17,7 @@ def tokenizer(request: pytest.FixtureRequest, reference: Path) -> TextTokenizer:
 
 
 def ids(tokenizer: TextTokenizer, text: str) -> list[int]:
-    return tokenizer.encode([Piece(text)]).ids.tolist()
+    return tokenizer.encode([TextSpan(text)]).ids.tolist()
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -25,7 +25,7 @@ def test_pieces_join_to_the_text(tokenizer: TextTokenizer, text: str) -> None:
     stream = TextStream(tokenizer)
     shown = [stream.push(id) for id in ids(tokenizer, text)]
     assert "".join(shown) == text  # every letter is out once it is whole
-    assert not any("\ufffd" in piece for piece in shown)
+    assert not any("\ufffd" in span for span in shown)
     assert stream.finish() == ""
 
 

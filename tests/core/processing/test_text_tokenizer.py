@@ -12,7 +12,7 @@ from janus_modular.config.schema import ProcessorConfig, SpecialTokens
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.interfaces import PixelSpec
 from janus_modular.processing.processor import Drawing, Processor
-from janus_modular.processing.text_tokenizer import Piece
+from janus_modular.processing.text_tokenizer import TextSpan
 from janus_modular.processing.tokenizer_files import load_tokenizer, save_tokenizer
 from janus_modular.sequence import Message, Sample, Text
 
@@ -114,10 +114,10 @@ def test_saved_and_read_again(source: str, reference: Path, tmp_path: Path) -> N
         first.chat_template,
         first.vocab_size,
     )
-    pieces = [Piece("<begin_of_image>", True), Piece("Héllo <eos> 你\n")]
-    assert again.encode(pieces).ids.tolist() == first.encode(pieces).ids.tolist()
+    spans = [TextSpan("<begin_of_image>", True), TextSpan("Héllo <eos> 你\n")]
+    assert again.encode(spans).ids.tolist() == first.encode(spans).ids.tolist()
     theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    assert theirs("Hello 你").input_ids[-3:] == first.encode([Piece("Hello 你")]).ids[-3:].tolist()
+    assert theirs("Hello 你").input_ids[-3:] == first.encode([TextSpan("Hello 你")]).ids[-3:].tolist()
     assert (theirs.bos_token, theirs.eos_token, theirs.pad_token) == tuple(
         first.names[n] for n in ("bos", "eos", "pad")
     )
@@ -169,7 +169,7 @@ def test_a_damaged_configuration(copy: Path) -> None:
 def test_bytes_are_their_own_ids() -> None:
     tokenizer = load_tokenizer("bytes")
     text = bytes(range(128)).decode() + "é你🦊<eos>"
-    ids = tokenizer.encode([Piece(text)]).ids.tolist()
+    ids = tokenizer.encode([TextSpan(text)]).ids.tolist()
     assert bytes(ids) == text.encode()
     assert tokenizer.decode(ids) == text
     assert tokenizer.vocab_size == 256 + 8
@@ -178,5 +178,5 @@ def test_bytes_are_their_own_ids() -> None:
 
 def test_bytes_that_are_no_text_are_refused() -> None:
     tokenizer = load_tokenizer("bytes")
-    with pytest.raises(PromptError, match=r"'\\udcff', which is no letter"):
-        tokenizer.encode([Piece("a" + b"\xff".decode(errors="surrogateescape"))])
+    with pytest.raises(PromptError, match=r"'\\udcff', which is no character"):
+        tokenizer.encode([TextSpan("a" + b"\xff".decode(errors="surrogateescape"))])
