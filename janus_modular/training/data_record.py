@@ -9,7 +9,7 @@ from typing import Any
 from janus_modular.errors import TrainingError
 from janus_modular.protocols import Fingerprinted, Source
 from janus_modular.training.mixture import count_samples
-from janus_modular.training.sample_faults import FaultLedger
+from janus_modular.training.bad_samples import FaultLedger
 from janus_modular.training.schema import BadSamplesConfig
 from janus_modular.training.step_batches import Work
 

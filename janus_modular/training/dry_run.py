@@ -18,7 +18,7 @@ from janus_modular.sequence import IGNORE_INDEX
 from janus_modular.training.initial_model import sketch_model
 from janus_modular.training.mixture import Mixture
 from janus_modular.training.run_folder import check_output, refuse_several_processes
-from janus_modular.training.sample_faults import COUNTED
+from janus_modular.training.bad_samples import COUNTED
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import Work
 from janus_modular.training.train import choose_autocast, open_sources, prepare

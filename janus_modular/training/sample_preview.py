@@ -23,7 +23,7 @@ from janus_modular.sequence import Sequence as TokenSequence
 from janus_modular.training.dry_run import HEADS, cells, source_use
 from janus_modular.training.initial_model import sketch_model
 from janus_modular.training.mixture import Draw, Mixture
-from janus_modular.training.sample_faults import COUNTED
+from janus_modular.training.bad_samples import COUNTED
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import Prepared
 from janus_modular.training.train import open_sources, prepare

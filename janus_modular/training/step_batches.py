@@ -14,7 +14,7 @@ from janus_modular.foreign import printable
 from janus_modular.model.batch import Batch, collate, pack
 from janus_modular.sequence import IGNORE_INDEX, Sample, Sequence
 from janus_modular.training.mixture import Draw, Mixture
-from janus_modular.training.sample_faults import COUNTED, Fault, Problem, SampleError, cut, split
+from janus_modular.training.bad_samples import COUNTED, Fault, Problem, SampleError, cut, split
 from janus_modular.training.schema import BadSamplesConfig
 
 AHEAD = 2

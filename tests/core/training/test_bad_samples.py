@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from janus_modular import IGNORE_INDEX, DataError, ImageError, Message, PromptError, Sample, Sequence, Text
 from janus_modular.training.mixture import Draw, Mixture, Phase
-from janus_modular.training.sample_faults import TOLERATED, Fault, FaultLedger, cut, split
+from janus_modular.training.bad_samples import TOLERATED, Fault, FaultLedger, cut, split
 from janus_modular.training.schema import BadSamplesConfig
 from janus_modular.training.step_batches import ATTEMPTS, Preparation, Work
 
