@@ -38,18 +38,18 @@ def inspect(
         check_output(Path(out))  # before any data is read
     plugins = default_plugins()
     chosen = resolve(load(config, overrides or ()), TrainConfig, plugins)
-    sheet = look(chosen, plugins, n=n, step=step)
+    preview = look(chosen, plugins, n=n, step=step)
     if out == "terminal":
         from rich.console import Console
 
         console = Console()
-        for sample in sheet.samples:
+        for sample in preview.samples:
             console.print(as_text(sample))
-        console.print(epochs_table(sheet.mixture, sheet.steps))
+        console.print(epochs_table(preview.mixture, preview.steps))
         return
     path = Path(out)
     try:
-        write_text(path, as_html(sheet, title=config))
+        write_text(path, as_html(preview, title=config))
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be written: {error}. Choose another file.") from error
     typer.echo(path)

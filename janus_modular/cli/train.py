@@ -41,9 +41,9 @@ def train(
     try:
         model = training.train(chosen, resume=resume, quiet=quiet, title=config, plugins=plugins)
     except KeyboardInterrupt:
-        from janus_modular.training.run_checkpoints import newest
+        from janus_modular.training.run_checkpoints import newest_checkpoint
 
-        saved = newest(Path(chosen.output))
+        saved = newest_checkpoint(Path(chosen.output))
         cure = f"go on from {saved.name} with: --resume" if saved else "nothing was saved yet"
         typer.echo(f"stopped: {cure}", err=True)
         raise typer.Exit(130) from None

@@ -38,7 +38,7 @@ class SampleError(DataError):
 
 
 @dataclass(frozen=True)
-class Fault:
+class BadSample:
     """A sample that was not used as it is."""
 
     source: str
@@ -95,15 +95,15 @@ def _runs(mask: np.ndarray) -> int:
 
 
 @dataclass
-class FaultLedger:
+class BadSampleCounter:
     """Counts the samples of a run and those among them that were skipped or cut, against the limit."""
 
     policy: BadSamplesConfig
     samples: dict[str, int] = field(default_factory=dict)  # by source
     bad: dict[str, int] = field(default_factory=dict)  # by source, skipped or cut
-    examples: dict[str, list[Fault]] = field(default_factory=dict)  # by source, the first of this process
+    examples: dict[str, list[BadSample]] = field(default_factory=dict)  # by source, the first of this process
 
-    def add(self, samples: Mapping[str, int], faults: list[Fault]) -> None:
+    def add(self, samples: Mapping[str, int], bad_samples: list[BadSample]) -> None:
         """Count a step's samples and faults.
 
         Raises:
@@ -111,8 +111,8 @@ class FaultLedger:
         """
         for name, count in samples.items():
             self.samples[name] = self.samples.get(name, 0) + count
-        for fault in faults:
-            self._note(fault)
+        for bad_sample in bad_samples:
+            self._note(bad_sample)
         for name, bad in self.bad.items():
             if bad > TOLERATED + self.policy.limit * self.samples.get(name, 0):
                 examples = "\n".join(
@@ -140,12 +140,12 @@ class FaultLedger:
                 raise ValueError(f"{name} has {count!r}, expected a whole number of samples")
         self.samples, self.bad = samples, bad
 
-    def _note(self, fault: Fault) -> None:
-        if fault.action != "split":
-            self.bad[fault.source] = self.bad.get(fault.source, 0) + 1
-        examples = self.examples.setdefault(fault.source, [])
-        if len(examples) < LOGGED and fault not in examples:
-            examples.append(fault)
+    def _note(self, bad_sample: BadSample) -> None:
+        if bad_sample.action != "split":
+            self.bad[bad_sample.source] = self.bad.get(bad_sample.source, 0) + 1
+        examples = self.examples.setdefault(bad_sample.source, [])
+        if len(examples) < LOGGED and bad_sample not in examples:
+            examples.append(bad_sample)
             more = "; further ones of this source are only counted" if len(examples) == LOGGED else ""
-            where = f"source '{fault.source}', sample {fault.index}"
-            log.warning("%s %s: %s%s", COUNTED[fault.action], where, printable(fault.reason), more)
+            where = f"source '{bad_sample.source}', sample {bad_sample.index}"
+            log.warning("%s %s: %s%s", COUNTED[bad_sample.action], where, printable(bad_sample.reason), more)

@@ -8,10 +8,10 @@ from typing import Any
 
 from janus_modular.errors import TrainingError
 from janus_modular.protocols import Fingerprinted, Source
+from janus_modular.training.bad_samples import BadSampleCounter
 from janus_modular.training.mixture import count_samples
-from janus_modular.training.bad_samples import FaultLedger
 from janus_modular.training.schema import BadSamplesConfig
-from janus_modular.training.step_batches import Work
+from janus_modular.training.step_batches import StepBatch
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class DataRecord:
         """Take the fingerprint of each source that has one: files are read once for that."""
         self.sources = {name: _describe(name, source) for name, source in sources.items()}
         self.changes: list[dict[str, Any]] = []  # {step, changes}, one for each resume that found any
-        self.ledger = FaultLedger(policy)
+        self.ledger = BadSampleCounter(policy)
         self._before: tuple[int, dict[str, Any]] = (-1, {})  # a step whose work was passed on; counts before
 
     def resume(self, training: Mapping[str, Any], *, accept: bool) -> None:
@@ -67,7 +67,7 @@ class DataRecord:
         self.changes.append({"step": training["step"], "changes": changes})
         log.warning("going on with other data, as changed_data=accept asks; %s:\n%s", effect, lines)
 
-    def counted(self, steps: Iterable[Work], first: int) -> Generator[Work, None, None]:
+    def counted(self, steps: Iterable[StepBatch], first: int) -> Generator[StepBatch, None, None]:
         """Pass on the work of each step from ``first`` on, its samples and faults counted.
 
         Raises:
@@ -75,7 +75,7 @@ class DataRecord:
         """
         for step, work in enumerate(steps, first):
             self._before = step, self.ledger.state()
-            self.ledger.add(work.samples, work.faults)
+            self.ledger.add(work.samples, work.bad_samples)
             yield work
 
     def to_dict(self, done: int) -> dict[str, Any]:

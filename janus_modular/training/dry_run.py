@@ -15,13 +15,13 @@ from janus_modular.model.device import choose_device
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.sequence import IGNORE_INDEX
-from janus_modular.training.initial_model import sketch_model
-from janus_modular.training.mixture import Mixture
-from janus_modular.training.run_folder import check_output, refuse_several_processes
 from janus_modular.training.bad_samples import COUNTED
+from janus_modular.training.initial_model import build_meta_model
+from janus_modular.training.mixture import Mixture
+from janus_modular.training.run_folder import check_output, check_single_process
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.step_batches import Work
-from janus_modular.training.train import choose_autocast, open_sources, prepare
+from janus_modular.training.step_batches import StepBatch
+from janus_modular.training.train import autocast_dtype, open_sources, prepare
 from janus_modular.training.trainable import choose, table
 
 
@@ -33,12 +33,12 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console) -> None:
     Raises:
         JanusError: whatever would stop the run.
     """
-    refuse_several_processes()
+    check_single_process()
     check_output(Path(config.output))
-    model, processor = sketch_model(config, plugins)
+    model, processor = build_meta_model(config, plugins)
     choose(model, config.learn)
     console.print(table(model))
-    half = choose_autocast(config.dtype, choose_device(config.device)) is not None
+    half = autocast_dtype(config.dtype, choose_device(config.device)) is not None
     memory = estimate(model, half=half)
     console.print(
         f"weights {_gb(memory.parameters)}, gradients {_gb(memory.gradients)}, AdamW {_gb(memory.optimizer)}"
@@ -47,15 +47,17 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console) -> None:
     work = preparation.step(0)
     console.print(_step(config, work))
     console.print(epochs_table(preparation.mixture, config.schedule.last))
-    for fault in work.faults:
-        where = f"source '{fault.source}', sample {fault.index}"
+    for bad_sample in work.bad_samples:
+        where = f"source '{bad_sample.source}', sample {bad_sample.index}"
         console.print(
-            f"{COUNTED[fault.action]} {where}: {printable(fault.reason)}", markup=False, highlight=False
+            f"{COUNTED[bad_sample.action]} {where}: {printable(bad_sample.reason)}",
+            markup=False,
+            highlight=False,
         )
     console.print(_memory(estimate(model, work, half=half)))
 
 
-def _step(config: TrainConfig, work: Work) -> Table:
+def _step(config: TrainConfig, work: StepBatch) -> Table:
     view = Table("source", "samples", "tokens", title="A step (the first)")
     for column in view.columns[1:]:
         column.justify = "right"
@@ -142,7 +144,7 @@ class Memory:
         return self.parameters + self.gradients + self.optimizer + self.activations
 
 
-def estimate(model: JanusModel, work: Work | None = None, *, half: bool = False) -> Memory:
+def estimate(model: JanusModel, work: StepBatch | None = None, *, half: bool = False) -> Memory:
     """Count what parameters, gradients and AdamW take; estimate activations of the largest batch in ``work``.
 
     The estimate: every linear layer keeps what goes in and what comes out, once a

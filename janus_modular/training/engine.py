@@ -33,14 +33,14 @@ Objective = Callable[[W], Iterable[Loss]]
 
 
 @dataclass
-class Figures:
+class Metrics:
     """What steps measured: means by name as (sum, weight), and totals. Add them to go over several steps."""
 
     steps: int = 0
     means: dict[str, tuple[float, float]] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
 
-    def add(self, other: Figures) -> None:
+    def add(self, other: Metrics) -> None:
         """Take in what other steps measured."""
         self.steps += other.steps
         for name, (total, weight) in other.means.items():
@@ -55,7 +55,7 @@ class Figures:
         return means | {name: count / self.steps for name, count in self.counts.items()}
 
 
-def of_scalars(losses: Callable[[W], Mapping[str, Tensor]]) -> Objective[W]:
+def scalar_objective(losses: Callable[[W], Mapping[str, Tensor]]) -> Objective[W]:
     """Make an objective of a function that returns named scalar losses; their sum is followed."""
 
     def objective(work: W) -> Iterator[Loss]:
@@ -102,21 +102,21 @@ class Engine(Generic[W]):
         self.next_step = 0
         self.sound = True  # False while weights are being changed: neither of this step nor of the next
 
-    def step(self, work: W) -> Figures:
+    def step(self, work: W) -> Metrics:
         """Update the weights once, and return what was measured.
 
         Raises:
             TrainingError: the loss or the gradient is not finite; the state is as it was.
         """
         with self._unchanged_on_error():
-            figures = self._measure(work)
+            metrics = self._measure(work)
         self.sound = False
         self.optimizer.step()
         self.next_step += 1
         self.sound = True
-        return figures
+        return metrics
 
-    def _measure(self, work: W) -> Figures:
+    def _measure(self, work: W) -> Metrics:
         """Compute gradients, and what is measured on the way; nothing that is not finite gets past here."""
         lr = self.config.lr * rate(self.schedule, self.next_step)
         for group in self.optimizer.param_groups:
@@ -139,7 +139,7 @@ class Engine(Generic[W]):
         host = flat.double().tolist()  # the one wait for the device in a step
         means = {name: (host[2 * i], host[2 * i + 1]) for i, name in enumerate(sums)}
         self._check(means)
-        return Figures(1, means | {"lr": (lr, 1.0)}, counts)
+        return Metrics(1, means | {"lr": (lr, 1.0)}, counts)
 
     @contextmanager
     def _unchanged_on_error(self) -> Iterator[None]:

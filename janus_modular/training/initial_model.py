@@ -41,7 +41,7 @@ def initial_model(
     return model.to(device), processor
 
 
-def sketch_model(config: TrainConfig, plugins: Plugins) -> tuple[JanusModel, Callable[[], Processor]]:
+def build_meta_model(config: TrainConfig, plugins: Plugins) -> tuple[JanusModel, Callable[[], Processor]]:
     """Return the model without memory for its parameters, and how to get its processor.
 
     Apart, because a tokenizer may have to be fetched, and much can be said without it.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from janus_modular.errors import TrainingError
 from janus_modular.protocols import Tracker
-from janus_modular.training.engine import Engine, Figures, of_scalars
+from janus_modular.training.engine import Engine, Metrics, scalar_objective
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 
 W = TypeVar("W")
@@ -45,10 +45,10 @@ def fit(
         TrainingError: nothing learns, a loss is not finite, or ``work`` ends too early.
     """
     module.train()
-    engine = Engine(module, of_scalars(losses), optimizer, schedule, autocast=autocast)
-    figures = run(engine, work, title=title, trackers=trackers, log_every=log_every, quiet=quiet)
+    engine = Engine(module, scalar_objective(losses), optimizer, schedule, autocast=autocast)
+    metrics = run(engine, work, title=title, trackers=trackers, log_every=log_every, quiet=quiet)
     module.eval()
-    return figures
+    return metrics
 
 
 def run(
@@ -71,7 +71,7 @@ def run(
         TrainingError: ``work`` ends too early, or a loss is not finite.
     """
     source = iter(work)
-    last, recent = engine.schedule.last, Figures()
+    last, recent = engine.schedule.last, Metrics()
     logged: dict[str, float] = {}
     since = time.perf_counter()
     with _interrupts() as interrupted, _progress(title, engine.next_step, last, quiet) as advance:
@@ -90,7 +90,7 @@ def run(
                     logged["tokens_per_second"] = recent.counts["tokens"] / (now - since)
                 for tracker in trackers:
                     _log(tracker, done, logged)
-                recent, since = Figures(), now
+                recent, since = Metrics(), now
             advance(done, logged)
             if after_step:
                 after_step(done, stopping)
@@ -146,8 +146,8 @@ def _progress(
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         task = progress.add_task(title, total=last, completed=done, said="")
 
-        def advance(done: int, figures: Mapping[str, float]) -> None:
-            said = f"loss {figures['loss']:.4f}" if "loss" in figures else ""
+        def advance(done: int, metrics: Mapping[str, float]) -> None:
+            said = f"loss {metrics['loss']:.4f}" if "loss" in metrics else ""
             progress.update(task, completed=done, said=said)
 
         yield advance

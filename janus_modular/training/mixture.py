@@ -21,7 +21,7 @@ from janus_modular.sequence import Message, Sample
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampleRef:
     """The ``number``-th sample that training takes from a source, or what replaces it."""
 
     source: str
@@ -78,7 +78,9 @@ def count_samples(name: str, source: Source) -> int:
 class Mixture:
     """Sources, mixed at a fixed ratio, of which each step has its part."""
 
-    def __init__(self, sources: Mapping[str, Source], phases: Sequence[Phase], batch: int, seed: int) -> None:
+    def __init__(
+        self, sources: Mapping[str, Source], phases: Sequence[MixturePhase], batch: int, seed: int
+    ) -> None:
         self.sources = sources
         self.seed = seed
         self.batch = batch
@@ -100,13 +102,15 @@ class Mixture:
         total = taken(self._phases, self.batch, step)
         return {name: total.get(name, 0) for name in self.sources}
 
-    def plan(self, step: int, *, rank: int = 0, world: int = 1) -> list[Draw]:
+    def plan(self, step: int, *, rank: int = 0, world: int = 1) -> list[SampleRef]:
         """Return the samples of a step; of several processes, each takes every ``world``-th."""
         taken, counts = self.taken(step), self.counts(step)
-        draws = [Draw(name, taken[name] + i) for name in self.sources for i in range(counts.get(name, 0))]
+        draws = [
+            SampleRef(name, taken[name] + i) for name in self.sources for i in range(counts.get(name, 0))
+        ]
         return draws[rank::world]
 
-    def index(self, draw: Draw) -> int:
+    def index(self, draw: SampleRef) -> int:
         """Return which sample of its source a draw is: every epoch has an order of its own.
 
         What replaces a sample that cannot be used is any sample of the source.
@@ -117,11 +121,11 @@ class Mixture:
         epoch, place = divmod(draw.number, length)
         return shuffled(place, length, (*self._key(draw.source), epoch))
 
-    def rng(self, draw: Draw, purpose: int = 0) -> np.random.Generator:
+    def rng(self, draw: SampleRef, purpose: int = 0) -> np.random.Generator:
         """Return the chance that belongs to a draw."""
         return np.random.default_rng((*self._key(draw.source), draw.number, purpose))
 
-    def sample(self, draw: Draw) -> Sample:
+    def sample(self, draw: SampleRef) -> Sample:
         """Return a draw's sample, under its source's name.
 
         Raises:
@@ -152,7 +156,7 @@ HALF = Fraction(1, 2)
 
 
 @dataclass(frozen=True)
-class Phase:
+class MixturePhase:
     """A mixture that holds up to a step."""
 
     shares: dict[str, float]  # by source name
@@ -178,7 +182,7 @@ def apportion(shares: Mapping[str, float], total: int) -> dict[str, int]:
     return {name: counts.get(name, 0) for name in shares}
 
 
-def taken(phases: Sequence[Phase], batch: int, step: int) -> dict[str, int]:
+def taken(phases: Sequence[MixturePhase], batch: int, step: int) -> dict[str, int]:
     """Return how many samples of each source the steps before ``step`` take, ``batch`` a step."""
     total: dict[str, int] = {}
     start = 0

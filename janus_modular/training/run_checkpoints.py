@@ -102,12 +102,12 @@ def finish(output: Path, checkpoint: Path) -> Path:
     return model
 
 
-def newest(output: Path) -> Path | None:
+def newest_checkpoint(output: Path) -> Path | None:
     """Return the checkpoint that a run would go on from: the newest that has a state."""
     return max(_all(output), default=None)
 
 
-def passed_over(output: Path, chosen: Path) -> list[str]:
+def newer_without_state(output: Path, chosen: Path) -> list[str]:
     """Name the checkpoints that are newer than the one chosen, and without the state that training needs."""
     return [one.name for one in _folders(output) if one.name > chosen.name]
 
@@ -141,7 +141,7 @@ def check_same_run(checkpoint: Path, config: TrainConfig) -> list[Change]:
             end before the checkpoint.
     """
     differ = changes(read_record(checkpoint)["training"]["config"], to_plain(config))
-    if wrong := [refused(change) for change in differ if not may_change(change)]:
+    if wrong := [refused(change) for change in differ if not may_change_on_resume(change)]:
         lines = "\n".join(wrong)
         raise TrainingError(
             f"{checkpoint} was made with other settings:\n{lines}\n"
@@ -268,7 +268,7 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     ]
 
 
-def may_change(change: Change) -> bool:
+def may_change_on_resume(change: Change) -> bool:
     """Return whether a run may go on with a change."""
     first, *rest = change.key.split(".")
     is_option = first == "sources" and len(rest) > 1 and rest[1] != "name"
@@ -292,8 +292,8 @@ def _flat(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def saving_sound_steps(
-    engine: Engine[Any], newest: Callable[[], Path | None], save: Callable[[], Path]
+def save_on_error(
+    engine: Engine[Any], newest_checkpoint: Callable[[], Path | None], save: Callable[[], Path]
 ) -> Iterator[None]:
     """Save the state before a step in which an error occurs, and add to the error how to go on.
 
@@ -308,17 +308,19 @@ def saving_sound_steps(
     try:
         yield
     except JanusError as error:
-        error.add_note(_saved(engine, newest, save))
+        error.add_note(_saved(engine, newest_checkpoint, save))
         raise
     except Exception as error:  # of a plugin, say; MemoryError too
         failure = TrainingError(f"step {engine.next_step}: {_described(error)}")
-        failure.add_note(_saved(engine, newest, save))
+        failure.add_note(_saved(engine, newest_checkpoint, save))
         raise failure from error
 
 
-def _saved(engine: Engine[Any], newest: Callable[[], Path | None], save: Callable[[], Path]) -> str:
+def _saved(
+    engine: Engine[Any], newest_checkpoint: Callable[[], Path | None], save: Callable[[], Path]
+) -> str:
     """Save what is not saved yet; return what stands and what to do."""
-    done, last = engine.next_step, newest()
+    done, last = engine.next_step, newest_checkpoint()
     steps, are = ("1 step", "is") if done == 1 else (f"{done:,} steps", "are")
     if last is not None and last.name == step_name(done):
         return f"The {steps} before it {are} saved. {_go_on(last)}"
@@ -329,7 +331,7 @@ def _saved(engine: Engine[Any], newest: Callable[[], Path | None], save: Callabl
     try:
         last = save()
     except Exception as error:  # of a component that is saved, say: the error at hand is not lost over it
-        return f"The {steps} before it could not be saved: {reason(error)}\n{_go_on(newest())}"
+        return f"The {steps} before it could not be saved: {reason(error)}\n{_go_on(newest_checkpoint())}"
     return f"The {steps} before it {are} saved. {_go_on(last)}"
 
 

@@ -18,7 +18,7 @@ COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASK
 """In which variables launchers (torchrun, accelerate, mpirun, srun) say how many processes they started."""
 
 
-def refuse_several_processes() -> None:
+def check_single_process() -> None:
     """Refuse to train as one of several processes: each would train the same model on the same samples.
 
     Raises:

@@ -20,17 +20,17 @@ from janus_modular.processing.image_io import to_image
 from janus_modular.processing.processor import Processor
 from janus_modular.sequence import IGNORE_INDEX
 from janus_modular.sequence import Sequence as TokenSequence
-from janus_modular.training.dry_run import HEADS, cells, source_use
-from janus_modular.training.initial_model import sketch_model
-from janus_modular.training.mixture import Draw, Mixture
 from janus_modular.training.bad_samples import COUNTED
+from janus_modular.training.dry_run import HEADS, cells, source_use
+from janus_modular.training.initial_model import build_meta_model
+from janus_modular.training.mixture import Mixture, SampleRef
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.step_batches import Prepared
+from janus_modular.training.step_batches import PreparedSample
 from janus_modular.training.train import open_sources, prepare
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Span:
     """Neighbouring positions of one kind, all learned or all read."""
 
     kind: Literal["text", "read", "draw"]
@@ -41,33 +41,33 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Shown:
+class SamplePreview:
     """One sample of the sheet."""
 
     source: str
     index: int
-    stretches: list[Stretch]
+    spans: list[Span]
     note: str = ""  # what was done because a sample could not be used as it is
 
     @property
     def heading(self) -> str:
         """Whose it is, and how long."""
-        positions = sum(one.positions for one in self.stretches)
-        learned = sum(one.positions for one in self.stretches if one.learned)
+        positions = sum(one.positions for one in self.spans)
+        learned = sum(one.positions for one in self.spans if one.learned)
         note = f" ({self.note})" if self.note else ""
         return f"{self.source}, sample {self.index}: {positions} positions, {learned} learned{note}"
 
 
 @dataclass(frozen=True)
-class Sheet:
+class StepPreview:
     """Samples of a step, and how often the run goes through each source."""
 
-    samples: list[Shown]
+    samples: list[SamplePreview]
     mixture: Mixture
     steps: int  # of the run
 
 
-def look(config: TrainConfig, plugins: Plugins, *, n: int, step: int = 0) -> Sheet:
+def look(config: TrainConfig, plugins: Plugins, *, n: int, step: int = 0) -> StepPreview:
     """Take ``n`` samples of a step, of each source in turn; of a source that it leaves out, the next.
 
     Raises:
@@ -79,33 +79,33 @@ def look(config: TrainConfig, plugins: Plugins, *, n: int, step: int = 0) -> She
             f"step {step:,}: the run's last step is {last - 1:,}, counted from 0 (its schedule has {last:,}"
             " steps). Choose one up to that."
         )
-    model, processor_of = sketch_model(config, plugins)
+    model, processor_of = build_meta_model(config, plugins)
     processor = processor_of()
     preparation = prepare(config, open_sources(config, plugins), model, processor)
     mixture = preparation.mixture
-    planned: dict[str, list[Draw]] = {name: [] for name in mixture.sources}
+    planned: dict[str, list[SampleRef]] = {name: [] for name in mixture.sources}
     for draw in mixture.plan(step):
         planned[draw.source].append(draw)
     taken = mixture.taken(step)
-    turns = zip_longest(*(draws or [Draw(name, taken[name])] for name, draws in planned.items()))
+    turns = zip_longest(*(draws or [SampleRef(name, taken[name])] for name, draws in planned.items()))
     draws = [draw for turn in turns for draw in turn if draw is not None][:n]
     samples = [each for draw in draws for each in _shown(preparation.prepare(draw), mixture, processor)]
-    return Sheet(samples, mixture, config.schedule.last)
+    return StepPreview(samples, mixture, config.schedule.last)
 
 
-def _shown(prepared: Prepared, mixture: Mixture, processor: Processor) -> Iterator[Shown]:
+def _shown(prepared: PreparedSample, mixture: Mixture, processor: Processor) -> Iterator[SamplePreview]:
     draw = prepared.draw
     index = mixture.index(draw)
     notes = [
-        f"{'' if fault.index == index else f'in place of sample {fault.index}, '}"
-        f"{COUNTED[fault.action]}: {fault.reason}"
-        for fault in prepared.faults
+        f"{'' if bad_sample.index == index else f'in place of sample {bad_sample.index}, '}"
+        f"{COUNTED[bad_sample.action]}: {bad_sample.reason}"
+        for bad_sample in prepared.bad_samples
     ]
     for sequence in prepared.sequences:
-        yield Shown(draw.source, index, [*stretches(sequence, processor)], "; ".join(notes))
+        yield SamplePreview(draw.source, index, [*spans(sequence, processor)], "; ".join(notes))
 
 
-def stretches(sequence: TokenSequence, processor: Processor) -> Iterator[Stretch]:
+def spans(sequence: TokenSequence, processor: Processor) -> Iterator[Span]:
     """Cut a sequence where the kind of its positions changes, or whether they are learned.
 
     A word is learned where the label before it asks for it.
@@ -116,23 +116,23 @@ def stretches(sequence: TokenSequence, processor: Processor) -> Iterator[Stretch
     at = 0
     while at < len(sequence):
         if sequence.understanding_mask[at]:
-            yield Stretch("read", size := processor.image_tokens, False, pixels=next(read))
+            yield Span("read", size := processor.image_tokens, False, pixels=next(read))
         elif sequence.generation_mask[at] and processor.drawing:
-            yield Stretch("draw", size := processor.drawing.num_tokens, next(supervised), pixels=next(drawn))
+            yield Span("draw", size := processor.drawing.num_tokens, next(supervised), pixels=next(drawn))
         else:
             other = sequence.understanding_mask | sequence.generation_mask | (learned != learned[at])
             size = int(np.append(other[at:], True).argmax())
             text = processor.tokenizer.core.decode(
                 sequence.tokens[at : at + size].tolist(), skip_special_tokens=False
             )
-            yield Stretch("text", size, bool(learned[at]), text)
+            yield Span("text", size, bool(learned[at]), text)
         at += size
 
 
-def as_text(sample: Shown) -> Text:
+def as_text(sample: SamplePreview) -> Text:
     """Write a sample for the terminal: learned words in bold green, images as their size."""
     view = Text(sample.heading + "\n", style="bold")
-    for one in sample.stretches:
+    for one in sample.spans:
         words = one.text if one.kind == "text" else f"[image to {one.kind}, {one.positions} positions]"
         view.append(
             words, "bold green" if one.learned else "not bold dim" if one.kind == "text" else "not bold cyan"
@@ -148,22 +148,22 @@ img { max-width: 12rem; min-width: 4rem; border: 2px solid #ccc; image-rendering
 figure.learned img { border-color: #2a9d5c } td { padding: 0 1rem 0 0; text-align: right }"""
 
 
-def as_html(sheet: Sheet, *, title: str) -> str:
+def as_html(preview: StepPreview, *, title: str) -> str:
     """Write samples as one page that needs no other file."""
     name = escape(title)
     page = (
         f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{STYLE}</style>\n<h1>{name}</h1>\n"
         "<p>Green is learned; grey is only read. Images are what the model gets.</p>\n"
     )
-    for sample in sheet.samples:
-        words = "".join(map(_html, sample.stretches))
+    for sample in preview.samples:
+        words = "".join(map(_html, sample.spans))
         page += f"<section><h2>{escape(sample.heading)}</h2><div class=words>{words}</div></section>\n"
-    rows = [HEADS, *map(cells, source_use(sheet.mixture, sheet.steps))]
+    rows = [HEADS, *map(cells, source_use(preview.mixture, preview.steps))]
     table = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return page + f"<h2>The run: {sheet.steps:,} steps</h2>\n<table>{table}</table>\n"
+    return page + f"<h2>The run: {preview.steps:,} steps</h2>\n<table>{table}</table>\n"
 
 
-def _html(one: Stretch) -> str:
+def _html(one: Span) -> str:
     mark = " class=learned" if one.learned else ""
     if one.pixels is None:
         return f"<span{mark}>{escape(one.text)}</span>"

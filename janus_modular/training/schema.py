@@ -10,7 +10,7 @@ from typing import Any, Literal
 from janus_modular.config.schema import ModelConfig
 from janus_modular.interfaces import ComponentSpec, component
 from janus_modular.suggest import did_you_mean
-from janus_modular.training.mixture import Phase, taken
+from janus_modular.training.mixture import MixturePhase, taken
 
 MAX_COUNT = 1_000_000
 """Largest batch, accumulate and number of workers: lists and threads of that many are made."""
@@ -120,37 +120,37 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check what fields say about each other; all that is wrong is said at once."""
-        faults = [*self._counts(), *self._mixture()]
-        faults = faults or self._never_drawn()
+        errors = [*self._counts(), *self._mixture()]
+        errors = errors or self._never_drawn()
         if not self.learn:
-            faults.append(
+            errors.append(
                 "learn: nothing; expected module paths, for instance [generation.adaptor, generation.head]."
             )
         if (self.model is None) == (self.init is None):
             found = "neither" if self.model is None else "both"
-            faults.append(
+            errors.append(
                 f"found {found} of model and init; expected one: model=janus_pro_1b, or init=CHECKPOINT."
             )
         named = isinstance(self.wrap, dict) and isinstance(self.wrap.get("name"), str)
         if self.wrap is not None and not named:
-            faults.append(f"wrap: found {self.wrap!r}; expected a backbone with options: {{name: lora}}.")
+            errors.append(f"wrap: found {self.wrap!r}; expected a backbone with options: {{name: lora}}.")
         elif self.wrap is not None and self.init is None:
-            faults.append("wrap: goes around the backbone of init, and there is none; write it into model.")
+            errors.append("wrap: goes around the backbone of init, and there is none; write it into model.")
         if not 0 <= self.condition_dropout <= 1:
-            faults.append(f"condition_dropout: {self.condition_dropout}; expected a chance, from 0 to 1.")
+            errors.append(f"condition_dropout: {self.condition_dropout}; expected a chance, from 0 to 1.")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            faults.append(f"device: '{self.device}'; expected auto, cpu, mps, cuda, or cuda:1 and so on.")
-        if faults:
-            raise ValueError("\n".join(faults))
+            errors.append(f"device: '{self.device}'; expected auto, cpu, mps, cuda, or cuda:1 and so on.")
+        if errors:
+            raise ValueError("\n".join(errors))
 
-    def phases(self) -> list[Phase]:
+    def phases(self) -> list[MixturePhase]:
         """Return the mixture as phases, in order."""
         if isinstance(self.mixture, list):
             return [
-                Phase({k: float(v) for k, v in one.items() if k != "until"}, one.get("until"))
+                MixturePhase({k: float(v) for k, v in one.items() if k != "until"}, one.get("until"))
                 for one in self.mixture
             ]
-        return [Phase({name: float(share) for name, share in self.mixture.items()})]
+        return [MixturePhase({name: float(share) for name, share in self.mixture.items()})]
 
     def used(self) -> list[str]:
         """Return the names of the sources that have a share at some step, in order."""
@@ -161,36 +161,36 @@ class TrainConfig:
     def _counts(self) -> list[str]:
         least = {"batch": 1, "accumulate": 1, "checkpoint_every": 1, "keep": 1, "log_every": 1, "workers": 0}
         least["seed"] = 0
-        faults = [
+        errors = [
             f"{name}: {getattr(self, name)}; expected at least {low}."
             for name, low in least.items()
             if getattr(self, name) < low
         ]
-        faults += [
+        errors += [
             f"{name}: {getattr(self, name):,}; expected at most {MAX_COUNT:,}."
             for name in ("batch", "accumulate", "workers")
             if getattr(self, name) > MAX_COUNT
         ]
         if not self.output.strip():
-            faults.append(f"output: found {self.output!r}; expected the name of a folder.")
+            errors.append(f"output: found {self.output!r}; expected the name of a folder.")
         if self.length is not None and self.length < 1:
-            faults.append(f"length: {self.length}; expected positions, or null for a row a sample.")
-        return faults
+            errors.append(f"length: {self.length}; expected positions, or null for a row a sample.")
+        return errors
 
     def _never_drawn(self) -> list[str]:
         """Name the shares that are too small for a single sample."""
-        faults, start = [], 0
+        errors, start = [], 0
         for phase in self.phases():
             end = min(phase.until or self.schedule.steps, self.schedule.steps)
-            samples = taken([Phase(phase.shares)], self.batch, max(0, end - start))
-            faults += [
+            samples = taken([MixturePhase(phase.shares)], self.batch, max(0, end - start))
+            errors += [
                 f"mixture.{name}: a share of {phase.shares[name]:g} in {sum(phase.shares.values()):g} gives"
                 f" no sample in {end - start:,} steps of {self.batch:,}; raise it or batch, or set it to 0."
                 for name, count in samples.items()
                 if phase.shares[name] and not count and end > start
             ]
             start = end
-        return faults
+        return errors
 
     def _mixture(self) -> list[str]:
         phases = self.mixture if isinstance(self.mixture, list) else [self.mixture]
@@ -198,32 +198,32 @@ class TrainConfig:
             return [
                 f"mixture: found {self.mixture!r}; expected {{source: share}}, say {{pairs: 3, text: 1}}."
             ]
-        faults = []
+        errors = []
         named = {name for one in phases for name in one if name != "until"}
         for name in sorted(named - set(self.sources)):
             known = ", ".join(self.sources) or "none"
             hint = did_you_mean(name, self.sources)
-            faults.append(f"mixture.{name}: no such source; sources: {known}. {hint}".rstrip())
+            errors.append(f"mixture.{name}: no such source; sources: {known}. {hint}".rstrip())
         for name in sorted(set(self.sources) - named):
-            faults.append(f"mixture: source '{name}' has no share; give it one, 0 to leave it out.")
+            errors.append(f"mixture: source '{name}' has no share; give it one, 0 to leave it out.")
         for i, one in enumerate(phases):
             shares = {name: share for name, share in one.items() if name != "until"}
             for name, share in shares.items():
                 number = isinstance(share, int | float) and not isinstance(share, bool)
                 if not number or not 0 <= share <= MAX_SHARE:  # NaN is on no side
-                    faults.append(
+                    errors.append(
                         f"mixture.{name}: found {share!r:.60}; expected a share from 0 to {MAX_SHARE:,}."
                     )
                     break
             else:
                 if not any(shares.values()):
-                    faults.append("mixture: all shares are 0; expected one above 0.")
+                    errors.append("mixture: all shares are 0; expected one above 0.")
             until, last = one.get("until"), i == len(phases) - 1
             before = phases[i - 1].get("until") if i else 0
             if last and until is not None:
-                faults.append(f"mixture: its last phase ends at step {until!r}; leave out its `until`.")
+                errors.append(f"mixture: its last phase ends at step {until!r}; leave out its `until`.")
             elif not last and not (type(until) is int and isinstance(before, int) and until > before):
-                faults.append(
+                errors.append(
                     f"mixture: phase {i + 1} has until {until!r}; expected a step after {before!r}."
                 )
-        return faults
+        return errors

@@ -13,8 +13,8 @@ from janus_modular.errors import DataError, JanusError
 from janus_modular.foreign import printable
 from janus_modular.model.batch import Batch, collate, pack
 from janus_modular.sequence import IGNORE_INDEX, Sample, Sequence
-from janus_modular.training.mixture import Draw, Mixture
-from janus_modular.training.bad_samples import COUNTED, Fault, Problem, SampleError, cut, split
+from janus_modular.training.bad_samples import COUNTED, BadSample, Problem, SampleError, cut, split
+from janus_modular.training.mixture import Mixture, SampleRef
 from janus_modular.training.schema import BadSamplesConfig
 
 AHEAD = 2
@@ -25,35 +25,35 @@ ATTEMPTS = 100
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedSample:
     """What became of a draw: sequences, and the samples that could not be used as they are."""
 
-    draw: Draw  # the attempt that was used
+    draw: SampleRef  # the attempt that was used
     sequences: list[Sequence]  # one, or several where a text was split
-    faults: list[Fault]
+    bad_samples: list[BadSample]
 
 
 @dataclass
-class Work:
+class StepBatch:
     """One step's samples."""
 
     batches: list[Batch]  # one, or as many as the step is accumulated from
     supervised: int  # positions that the step's loss is the mean of
     samples: dict[str, int]  # by source
     tokens: dict[str, int]  # positions, by source
-    faults: list[Fault] = field(default_factory=list)
+    bad_samples: list[BadSample] = field(default_factory=list)
 
-    def fault_counts(self) -> dict[str, float]:
+    def bad_sample_counts(self) -> dict[str, float]:
         """Count the faults as metrics: ``skipped/SOURCE``, ``cut/SOURCE``, ``split/SOURCE``."""
         counts: dict[str, float] = {}
-        for fault in self.faults:
-            name = f"{COUNTED[fault.action]}/{fault.source}"
+        for bad_sample in self.bad_samples:
+            name = f"{COUNTED[bad_sample.action]}/{bad_sample.source}"
             counts[name] = counts.get(name, 0) + 1
         return counts
 
 
 @dataclass(frozen=True)
-class Preparation:
+class BatchBuilder:
     """Makes work of a mixture. Pure: the same step gives the same work, whoever prepares it."""
 
     mixture: Mixture
@@ -68,13 +68,13 @@ class Preparation:
     world: int = 1
     policy: BadSamplesConfig = field(default_factory=BadSamplesConfig)
 
-    def prepare(self, draw: Draw) -> Prepared:
+    def prepare(self, draw: SampleRef) -> PreparedSample:
         """Return a draw as token ids and pixels; what is skipped is replaced by another of its source.
 
         Raises:
             DataError: the sample cannot be used, and the policy is not to skip it; says its source and index.
         """
-        faults: list[Fault] = []
+        bad_samples: list[BadSample] = []
         for attempt in range(ATTEMPTS):
             tried = replace(draw, attempt=attempt)
             try:
@@ -85,17 +85,17 @@ class Preparation:
                     raise DataError(
                         f"source '{draw.source}', sample {index}: {printable(error, most=2000)}"
                     ) from error
-                faults.append(Fault(draw.source, index, "skip", str(error)))
+                bad_samples.append(BadSample(draw.source, index, "skip", str(error)))
                 continue
             if action:
-                faults.append(Fault(draw.source, self.mixture.index(tried), action, reason))
-            return Prepared(tried, sequences, faults)
+                bad_samples.append(BadSample(draw.source, self.mixture.index(tried), action, reason))
+            return PreparedSample(tried, sequences, bad_samples)
         raise DataError(
             f"source '{draw.source}': {ATTEMPTS} samples in a row cannot be used, the last being sample"
-            f" {faults[-1].index}: {printable(faults[-1].reason)}"
+            f" {bad_samples[-1].index}: {printable(bad_samples[-1].reason)}"
         )
 
-    def work(self, prepared: list[Prepared]) -> Work:
+    def work(self, prepared: list[PreparedSample]) -> StepBatch:
         """Lay out a step's sequences as batches."""
         sequences = [sequence for one in prepared for sequence in one.sequences]
         rows = [[one] for one in sequences] if self.length is None else pack(sequences, self.length)
@@ -106,25 +106,25 @@ class Preparation:
             samples[made.draw.source] = samples.get(made.draw.source, 0) + 1
         for one in sequences:
             tokens[one.source] = tokens.get(one.source, 0) + len(one)
-        return Work(
+        return StepBatch(
             batches=[collate([rows[i] for i in piece], pad=self.pad) for piece in pieces],
             supervised=sum(map(self._supervised, sequences)),
             samples=samples,
             tokens=tokens,
-            faults=[fault for made in prepared for fault in made.faults],
+            bad_samples=[bad_sample for made in prepared for bad_sample in made.bad_samples],
         )
 
-    def step(self, number: int) -> Work:
+    def step(self, number: int) -> StepBatch:
         """Prepare one step, here and now."""
         return self.work([self.prepare(draw) for draw in self._plan(number)])
 
-    def steps(self, first: int, last: int, *, workers: int = 0) -> Generator[Work, None, None]:
+    def steps(self, first: int, last: int, *, workers: int = 0) -> Generator[StepBatch, None, None]:
         """Yield the work of steps ``first`` to before ``last``, samples prepared ahead by threads."""
         if not workers:
             yield from map(self.step, range(first, last))
             return
         pool = ThreadPoolExecutor(workers, thread_name_prefix="samples")
-        waiting: deque[list[Future[Prepared]]] = deque()
+        waiting: deque[list[Future[PreparedSample]]] = deque()
         try:
             for number in range(first, last + AHEAD):
                 if number < last:
@@ -134,10 +134,10 @@ class Preparation:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _plan(self, number: int) -> list[Draw]:
+    def _plan(self, number: int) -> list[SampleRef]:
         return self.mixture.plan(number, rank=self.rank, world=self.world)
 
-    def _sequences(self, draw: Draw) -> tuple[list[Sequence], str, str]:
+    def _sequences(self, draw: SampleRef) -> tuple[list[Sequence], str, str]:
         """Return a draw's sequences, and what was done to make them fit, with the reason.
 
         Raises:
@@ -184,7 +184,7 @@ class Preparation:
             f"{reason}{plain}: {higher}shorten the sample, or set bad_samples.too_long to skip or cut.",
         )
 
-    def _drops(self, draw: Draw) -> bool:
+    def _drops(self, draw: SampleRef) -> bool:
         if not self.condition_dropout:
             return False
         return bool(self.mixture.rng(draw, purpose=1).random() < self.condition_dropout)

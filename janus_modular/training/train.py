@@ -25,13 +25,13 @@ from janus_modular.protocols import Source
 from janus_modular.training import run_checkpoints
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.engine import Engine, Loss
-from janus_modular.training.initial_model import initial_model, sketch_model
+from janus_modular.training.initial_model import build_meta_model, initial_model
 from janus_modular.training.loop import run
 from janus_modular.training.mixture import Mixture
-from janus_modular.training.run_checkpoints import Change, saving_sound_steps
-from janus_modular.training.run_folder import refuse_several_processes, run_folder
+from janus_modular.training.run_checkpoints import Change, save_on_error
+from janus_modular.training.run_folder import check_single_process, run_folder
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.step_batches import Preparation, Work
+from janus_modular.training.step_batches import BatchBuilder, StepBatch
 from janus_modular.training.trainable import choose, table
 
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
@@ -56,7 +56,7 @@ def train(
         JanusError: the config, the data or a checkpoint cannot be used, or a loss is not finite.
         KeyboardInterrupt: it was interrupted; the step was finished and a checkpoint written.
     """
-    refuse_several_processes()
+    check_single_process()
     plugins = plugins or default_plugins()
     output = Path(config.output)
     with run_folder(output):
@@ -81,7 +81,7 @@ def _train(
     if checkpoint is not None:
         record.resume(read_record(checkpoint)["training"], accept=config.changed_data == "accept")
     device = choose_device(config.device)
-    choose(sketch_model(config, plugins)[0], config.learn)  # mistakes are said before weights are read
+    choose(build_meta_model(config, plugins)[0], config.learn)  # mistakes are said before weights are read
     torch.manual_seed(config.seed)
     model, processor = initial_model(config, plugins, device, checkpoint=checkpoint)
     choose(model, config.learn)
@@ -92,18 +92,18 @@ def _train(
         console.print(f"settings that differ from those of {checkpoint}:\n{lines}", **PLAIN)
     if not quiet:
         if checkpoint is not None:
-            lacking = ", ".join(run_checkpoints.passed_over(output, checkpoint))
+            lacking = ", ".join(run_checkpoints.newer_without_state(output, checkpoint))
             over = f"; {lacking} cannot be gone on from: no {run_checkpoints.STATE}" if lacking else ""
             console.print(f"going on from {checkpoint}{over}", **PLAIN)
         for report in model.pretrained:
             console.print(str(report), **PLAIN)
         console.print(table(model))
-    engine: Engine[Work] = Engine(
+    engine: Engine[StepBatch] = Engine(
         model,
         lambda work: janus_losses(model, work, device),
         config.optimizer,
         config.schedule,
-        autocast=choose_autocast(config.dtype, device),
+        autocast=autocast_dtype(config.dtype, device),
     )
     if checkpoint is not None:
         run_checkpoints.load_state(checkpoint, engine, config)
@@ -131,7 +131,7 @@ def _train(
         if stopping or done % config.checkpoint_every == 0 or done == config.schedule.last:
             save()
 
-    with saving_sound_steps(engine, lambda: saved, save), ExitStack() as open_ones:
+    with save_on_error(engine, lambda: saved, save), ExitStack() as open_ones:
         for thing in (*trackers, steps, work):
             open_ones.callback(thing.close)
         run(
@@ -161,7 +161,7 @@ def open_sources(config: TrainConfig, plugins: Plugins) -> dict[str, Source]:
         try:
             opened[name] = build(config.sources[name])
         except (JanusError, OSError) as error:
-            told = [fault for fault in getattr(error, "errors", ()) if isinstance(fault, FieldError)]
+            told = [error for error in getattr(error, "errors", ()) if isinstance(error, FieldError)]
             errors += told or [FieldError(f"sources.{name}", str(error), "")]
     if errors:
         raise config_error(errors)
@@ -183,7 +183,7 @@ def check_length(config: TrainConfig, model: JanusModel) -> None:
 
 def prepare(
     config: TrainConfig, sources: Mapping[str, Source], model: JanusModel, processor: Processor
-) -> Preparation:
+) -> BatchBuilder:
     """Say how a step's samples become tensors for this model.
 
     Raises:
@@ -194,7 +194,7 @@ def prepare(
     check_prompts(processor)
     check_context(processor)
     check_length(config, model)
-    return Preparation(
+    return BatchBuilder(
         mixture=Mixture(sources, config.phases(), config.batch, config.seed),
         sequence=lambda sample, drop: processor.sequence(
             sample, supervise=config.supervise, condition_dropout=drop, check_length=False
@@ -209,7 +209,7 @@ def prepare(
     )
 
 
-def janus_losses(model: JanusModel, work: Work, device: torch.device | str) -> Iterator[Loss]:
+def janus_losses(model: JanusModel, work: StepBatch, device: torch.device | str) -> Iterator[Loss]:
     """Yield the loss of each batch of a step: its share of the mean over all supervised positions.
 
     Words and codes weigh the same (the papers weigh no task). A path with several named losses adds
@@ -217,7 +217,7 @@ def janus_losses(model: JanusModel, work: Work, device: torch.device | str) -> I
     """
     counts: dict[str, float] = {"tokens": sum(work.tokens.values()), "supervised": work.supervised}
     counts |= {f"tokens/{name}": count for name, count in work.tokens.items()}
-    counts |= work.fault_counts()
+    counts |= work.bad_sample_counts()
     for batch in work.batches:
         output = model(batch.to(device))
         total = torch.stack([loss.sum() for loss in output.losses.values()]).sum()
@@ -236,7 +236,7 @@ def _by_source(output: Output, names: list[str]) -> dict[str, tuple[Tensor, Tens
     return {f"source/{name}": (sums[i], weights[i]) for i, name in enumerate(names)}
 
 
-def choose_autocast(dtype: str, device: torch.device) -> torch.dtype | None:
+def autocast_dtype(dtype: str, device: torch.device) -> torch.dtype | None:
     """Return what to compute in where that is not float32. Weights are float32 throughout."""
     half = dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
     return torch.bfloat16 if half else None
@@ -244,7 +244,7 @@ def choose_autocast(dtype: str, device: torch.device) -> torch.dtype | None:
 
 def _checkpoint(output: Path, config: TrainConfig, resume: bool) -> tuple[Path | None, list[Change]]:
     """Return the checkpoint to go on from, verified, and the settings that have changed since."""
-    found = run_checkpoints.newest(output)
+    found = run_checkpoints.newest_checkpoint(output)
     if resume and found is None:
         raise TrainingError(
             f"there is nothing to resume: {output}/checkpoints holds none. Leave --resume out."

@@ -15,7 +15,7 @@ from janus_modular.suggest import did_you_mean
 
 
 @dataclass(frozen=True)
-class Tally:
+class ParameterCount:
     """A part of the model, as the table shows it."""
 
     path: str
@@ -38,21 +38,21 @@ def choose(model: JanusModel, patterns: Sequence[str]) -> None:
     names = [name for name, _ in (*model.named_modules(), *model.named_parameters()) if name]
     apart = [f"generation.{name}" for name in model.generation.frozen_submodules]
     chosen: set[str] = set()
-    faults = []
+    errors = []
     for pattern in patterns:
         matches = [name for name in names if _matches(name, pattern)]
         if not matches:
-            faults.append(f"learn: '{pattern}' matches nothing. {_cure(pattern, names)}")
+            errors.append(f"learn: '{pattern}' matches nothing. {_cure(pattern, names)}")
         for name in matches:
             if any(_within(name, one) for one in apart):
-                faults.append(
+                errors.append(
                     f"learn: '{pattern}' names {name}, which is trained on its own, before the stages: its"
                     " codes are targets here, and no gradient reaches it. Leave it out."
                 )
                 break
         chosen.update(matches)
-    if faults:
-        raise ConfigError("\n".join(faults))
+    if errors:
+        raise ConfigError("\n".join(errors))
 
     partly = {
         name: [f"{name}.{one}" for one in module.trainable_parameters()]
@@ -79,9 +79,9 @@ def choose(model: JanusModel, patterns: Sequence[str]) -> None:
         module.training = learns(name)
 
 
-def learning(model: JanusModel) -> list[Tally]:
+def learning(model: JanusModel) -> list[ParameterCount]:
     """Return the parts of the figure (``understanding.encoder``, ``backbone`` ...) with their sizes."""
-    return [Tally(path, *_sizes(module)) for path, module in _parts(model)]
+    return [ParameterCount(path, *_sizes(module)) for path, module in _parts(model)]
 
 
 def table(model: JanusModel) -> Table:

@@ -71,7 +71,7 @@ def _one_seed(raw: dict[str, Any], output: Path, quiet: bool, plugins: Plugins) 
     """Return the figures of both models."""
     config = resolve(raw, DemoConfig, plugins)
     decoupled = Demo(config, output / "decoupled", plugins, quiet)
-    judge = decoupled.classifier()
+    classifier = decoupled.classifier()
     decoupled.tokenizer()
     shared = Demo(shared_config(raw, plugins), output / "shared", plugins, quiet, dict(decoupled.trained))
     shared.trained["understanding.encoder.tokenizer"] = decoupled.trained["generation.tokenizer"]
@@ -83,7 +83,7 @@ def _one_seed(raw: dict[str, Any], output: Path, quiet: bool, plugins: Plugins) 
         janus = Janus.from_pretrained(demo.stages(), device="cpu", plugins=plugins)
         row[f"{arm}_reading_accuracy"] = round(ask(janus, held_out, config.seed).accuracy, 4)
         drawings = draw(janus, held_out, how, config.count, config.seed)
-        row[f"{arm}_{name}"] = round(recognised(judge, drawings), 4)
+        row[f"{arm}_{name}"] = round(recognised(classifier, drawings), 4)
     row["reading_gain"] = round(row["decoupled_reading_accuracy"] - row["shared_reading_accuracy"], 4)
     return row
 

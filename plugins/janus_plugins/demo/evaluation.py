@@ -77,7 +77,7 @@ Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Bar:
+class Threshold:
     """How good a figure has to be."""
 
     name: str
@@ -85,16 +85,16 @@ class Bar:
     what: str  # in words
 
 
-BARS = (
-    Bar("reading_accuracy", 0.97, "held-out images read correctly"),
-    Bar("drawing_accuracy", 0.97, "drawings recognised as what was asked for"),
-    Bar("drawing_accuracy_t1", 0.95, "the same at temperature 1"),
-    Bar("drawing_accuracy_t1_g1", 0.0, "the same without guidance"),
-    Bar("classifier_accuracy", 0.98, "the judge of the drawings, on held-out images"),
-    Bar("diversity_ratio", 0.6, "how far drawings of a class are apart, against real ones"),
-    Bar("nearest_ratio", 0.9, "distance to the nearest training image, against real ones"),
-    Bar("codes_used", 0.9, "share of the codebook in use on held-out images"),
-    Bar("psnr_db", 21.0, "of held-out images through the image tokenizer"),
+THRESHOLDS = (
+    Threshold("reading_accuracy", 0.97, "held-out images read correctly"),
+    Threshold("drawing_accuracy", 0.97, "drawings recognised as what was asked for"),
+    Threshold("drawing_accuracy_t1", 0.95, "the same at temperature 1"),
+    Threshold("drawing_accuracy_t1_g1", 0.0, "the same without guidance"),
+    Threshold("classifier_accuracy", 0.98, "the judge of the drawings, on held-out images"),
+    Threshold("diversity_ratio", 0.6, "how far drawings of a class are apart, against real ones"),
+    Threshold("nearest_ratio", 0.9, "distance to the nearest training image, against real ones"),
+    Threshold("codes_used", 0.9, "share of the codebook in use on held-out images"),
+    Threshold("psnr_db", 21.0, "of held-out images through the image tokenizer"),
 )
 
 

@@ -21,7 +21,7 @@ from janus_modular.model.build import ModelBuilder, build_model
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.training.loop import fit
-from janus_modular.training.run_checkpoints import newest
+from janus_modular.training.run_checkpoints import newest_checkpoint
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.train import train
 from janus_modular.weights.files import open_weights
@@ -52,12 +52,12 @@ class Demo:
         """Train the judge."""
         source = self.open(self.config.images)
         torch.manual_seed(self.config.seed)
-        judge = Classifier(len(source.names))
-        judge(as_pixels(source.images[:2]))  # its last layer learns its width
-        if not self._restore("classifier", judge):
-            self._fit(judge, "classifier", self.config.classifier, source)
-            self._keep("classifier", judge)
-        return judge
+        classifier = Classifier(len(source.names))
+        classifier(as_pixels(source.images[:2]))  # its last layer learns its width
+        if not self._restore("classifier", classifier):
+            self._fit(classifier, "classifier", self.config.classifier, source)
+            self._keep("classifier", classifier)
+        return classifier
 
     def tokenizer(self) -> ImageTokenizer:
         """Train the image tokenizer of the drawing path."""
@@ -122,7 +122,7 @@ class Demo:
         output = Path(config.output)
         if (output / "model").is_dir():
             return output / "model"
-        resume = newest(output) is not None
+        resume = newest_checkpoint(output) is not None
         if not resume:  # killed before its first checkpoint
             shutil.rmtree(output, ignore_errors=True)
         return train(config, resume=resume, quiet=self.quiet, title=output.name, plugins=self.plugins)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from janus_modular.atomic_writes import write_text
 from janus_modular.config import to_plain, to_yaml
-from janus_plugins.demo.evaluation import BARS, Answers, Drawings, confusion
+from janus_plugins.demo.evaluation import THRESHOLDS, Answers, Drawings, confusion
 from janus_plugins.demo.labelled_images import LabelledImages
 from janus_plugins.demo.post_training import ReportSection
 from janus_plugins.demo.schema import DemoConfig
@@ -31,7 +31,7 @@ class Evidence:
     """All that a report shows."""
 
     config: DemoConfig
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     seconds: Mapping[str, float]  # by step
     answers: Answers
     drawings: Mapping[str, Drawings]  # by the name of their accuracy
@@ -62,7 +62,7 @@ def content(output: Path, evidence: Evidence) -> dict[str, Any]:
     table = confusion(evidence.answers.truth, evidence.answers.found, len(held_out.names))
     grids = [
         {
-            "accuracy": evidence.figures[name],
+            "accuracy": evidence.metrics[name],
             "settings": config.drawings[name],
             "rows": [
                 {
@@ -77,8 +77,8 @@ def content(output: Path, evidence: Evidence) -> dict[str, Any]:
     ]
     shown = np.linspace(0, len(held_out.images) - 1, ACROSS).astype(int)
     return {
-        "figures": evidence.figures,
-        "bars": BARS,
+        "figures": evidence.metrics,
+        "bars": THRESHOLDS,
         "seconds": evidence.seconds,
         "seed": config.seed,
         "sizes": {"learned from": len(evidence.train), "held out": len(held_out)},

@@ -23,8 +23,8 @@ from janus_modular.errors import TrainingError
 from janus_modular.interfaces import ImageTokenizer
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins, default_plugins
-from janus_modular.training.run_folder import LOCK, check_output, refuse_several_processes, run_folder
-from janus_plugins.demo.evaluation import BARS, Drawings, ask, draw, flat, nearest, psnr, spread
+from janus_modular.training.run_folder import LOCK, check_output, check_single_process, run_folder
+from janus_plugins.demo.evaluation import THRESHOLDS, Drawings, ask, draw, flat, nearest, psnr, spread
 from janus_plugins.demo.labelled_images import LabelledImages, as_pixels
 from janus_plugins.demo.networks import Classifier
 from janus_plugins.demo.phases import Demo
@@ -72,7 +72,7 @@ def _run(config: DemoConfig, output: Path, plugins: Plugins, quiet: bool) -> dic
     began = time.perf_counter()
     train, held_out = demo.open(config.images), demo.open(config.held_out)
     with steps("classifier"):
-        judge = demo.classifier()
+        classifier = demo.classifier()
     with steps("tokenizer"):
         tokenizer = demo.tokenizer()
     with steps("encoder"):
@@ -94,25 +94,25 @@ def _run(config: DemoConfig, output: Path, plugins: Plugins, quiet: bool) -> dic
             sections.append(step(folder, output, **_drawing_arguments(held_out, config)))
 
     restored, used = through(tokenizer, held_out)
-    figures = {"reading_accuracy": answers.accuracy}
-    figures |= {name: recognised(judge, some) for name, some in drawings.items()}
-    figures["classifier_accuracy"] = float(
-        np.mean(judge.classify(held_out.images).numpy() == held_out.labels)
+    metrics = {"reading_accuracy": answers.accuracy}
+    metrics |= {name: recognised(classifier, some) for name, some in drawings.items()}
+    metrics["classifier_accuracy"] = float(
+        np.mean(classifier.classify(held_out.images).numpy() == held_out.labels)
     )
-    figures |= variety(next(iter(drawings.values())), train, held_out)
-    figures["codes_used"] = used / max(tokenizer.codebooks)
-    figures["psnr_db"] = psnr(flat(held_out.images), flat(restored))
+    metrics |= variety(next(iter(drawings.values())), train, held_out)
+    metrics["codes_used"] = used / max(tokenizer.codebooks)
+    metrics["psnr_db"] = psnr(flat(held_out.images), flat(restored))
     for section in sections:
-        figures |= section.metrics
-    figures["seconds"] = time.perf_counter() - began
-    report = {name: round(value, 4) for name, value in figures.items()} | settings_of(config)
+        metrics |= section.metrics
+    metrics["seconds"] = time.perf_counter() - began
+    report = {name: round(value, 4) for name, value in metrics.items()} | settings_of(config)
     write_text(output / "report.json", json.dumps(report, indent=2) + "\n")
     write_report(
         output,
-        Evidence(config, figures, steps.seconds, answers, drawings, restored, train, held_out, sections),
+        Evidence(config, metrics, steps.seconds, answers, drawings, restored, train, held_out, sections),
     )
     if not quiet:
-        Console().print(table(figures))
+        Console().print(table(metrics))
         Console().print(f"report: {output / 'report.html'}\nmodel:  {folder}")
     return report
 
@@ -158,9 +158,9 @@ def through(tokenizer: ImageTokenizer, held_out: LabelledImages) -> tuple[list[I
     return images, len(codes.unique())
 
 
-def recognised(judge: Classifier, drawings: Drawings) -> float:
+def recognised(classifier: Classifier, drawings: Drawings) -> float:
     """Return the share of drawings in which the judge sees what was asked for."""
-    return float(np.mean(judge.classify(drawings.images).numpy() == drawings.labels))
+    return float(np.mean(classifier.classify(drawings.images).numpy() == drawings.labels))
 
 
 def variety(drawings: Drawings, train: LabelledImages, held_out: LabelledImages) -> dict[str, float]:
@@ -177,17 +177,17 @@ def settings_of(config: DemoConfig) -> dict[str, Any]:
     return dict(_flat(to_plain(config), "settings"))
 
 
-def table(figures: Mapping[str, float]) -> Table:
+def table(metrics: Mapping[str, float]) -> Table:
     """Return the figures with what they should be, for printing."""
     view = Table("figure", "value", "at least", "", title="What it learned")
-    for bar in BARS:
-        value = figures[bar.name]
+    for bar in THRESHOLDS:
+        value = metrics[bar.name]
         met = "[green]yes[/]" if value >= bar.least else "[red]no[/]"
         view.add_row(
             bar.name, f"{value:.3f}", f"{bar.least:g}" if bar.least else "", met if bar.least else ""
         )
-    for name in sorted(set(figures) - {bar.name for bar in BARS}):
-        view.add_row(name, f"{figures[name]:.3g}", "", "")
+    for name in sorted(set(metrics) - {bar.name for bar in THRESHOLDS}):
+        view.add_row(name, f"{metrics[name]:.3g}", "", "")
     return view
 
 
@@ -199,7 +199,7 @@ def demo_folder(output: Path) -> Iterator[None]:
         TrainingError: another process writes it, it cannot be written, or a launcher started several
             processes.
     """
-    refuse_several_processes()
+    check_single_process()
     check_output(output, "--out FOLDER")
     with run_folder(output):
         yield

@@ -92,7 +92,7 @@ def built(make: Make) -> tuple[JanusModel, Processor]:
 
 
 @pytest.fixture
-def figures() -> Callable[[TrainConfig], list[dict[str, float]]]:
+def metrics() -> Callable[[TrainConfig], list[dict[str, float]]]:
     """Read what the jsonl tracker of a run wrote."""
 
     def read(config: TrainConfig) -> list[dict[str, float]]:

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from janus_modular import IGNORE_INDEX, DataError, ImageError, Message, PromptError, Sample, Sequence, Text
-from janus_modular.training.mixture import Draw, Mixture, Phase
-from janus_modular.training.bad_samples import TOLERATED, Fault, FaultLedger, cut, split
+from janus_modular.training.bad_samples import TOLERATED, BadSample, BadSampleCounter, cut, split
+from janus_modular.training.mixture import Mixture, MixturePhase, SampleRef
 from janus_modular.training.schema import BadSamplesConfig
-from janus_modular.training.step_batches import ATTEMPTS, Preparation, Work
+from janus_modular.training.step_batches import ATTEMPTS, BatchBuilder, StepBatch
 
 
 def text(length: int, learned: bool = True) -> Sequence:
@@ -48,20 +48,24 @@ def with_images(*runs: tuple[str, int]) -> Sequence:
 class Records:
     """Ten samples; what is wrong with each is in ``faults``, by index."""
 
-    def __init__(self, **faults: Any) -> None:
-        self.faults = {int(key.removeprefix("at")): fault for key, fault in faults.items()}
+    def __init__(self, **bad_samples: Any) -> None:
+        self.bad_samples = {
+            int(key.removeprefix("at")): bad_sample for key, bad_sample in bad_samples.items()
+        }
 
     def __len__(self) -> int:
         return 10
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        fault = self.faults.get(index)
-        if isinstance(fault, Exception):
-            raise fault
-        return Sample([Message("user", [Text(str(fault if fault else 4))])], template=fault == "chat")
+        bad_sample = self.bad_samples.get(index)
+        if isinstance(bad_sample, Exception):
+            raise bad_sample
+        return Sample(
+            [Message("user", [Text(str(bad_sample if bad_sample else 4))])], template=bad_sample == "chat"
+        )
 
 
-def preparation(records: Records, batch: int = 10, **policy: Any) -> Preparation:
+def preparation(records: Records, batch: int = 10, **policy: Any) -> BatchBuilder:
     """Ten samples a step, a whole epoch: text of as many positions as the sample says."""
 
     def sequence(sample: Sample, drop: bool) -> Sequence:
@@ -72,8 +76,8 @@ def preparation(records: Records, batch: int = 10, **policy: Any) -> Preparation
             raise DataError("nothing to learn")
         return replace(text(25 if said == "chat" else int(said)), source=sample.source)
 
-    mixed = Mixture({"a": records}, [Phase({"a": 1.0})], batch, 0)
-    return Preparation(mixed, sequence, 16, 0, length=10, policy=BadSamplesConfig(**policy))
+    mixed = Mixture({"a": records}, [MixturePhase({"a": 1.0})], batch, 0)
+    return BatchBuilder(mixed, sequence, 16, 0, length=10, policy=BadSamplesConfig(**policy))
 
 
 @pytest.mark.parametrize(
@@ -93,19 +97,19 @@ def preparation(records: Records, batch: int = 10, **policy: Any) -> Preparation
     ],
 )
 def test_every_fault_is_an_error_by_name_or_skipped_by_its_own_key(
-    fault: Any, problem: str, said: str
+    bad_sample: Any, problem: str, said: str
 ) -> None:
     with pytest.raises(DataError, match="source 'a', sample 3: ") as error:
-        preparation(Records(at3=fault)).step(0)
+        preparation(Records(at3=bad_sample)).step(0)
     assert said in str(error.value)
     others = {"unreadable", "unsupervised", "too_long"} - {problem}
     with pytest.raises(DataError, match="source 'a', sample 3: "):
-        preparation(Records(at3=fault), **dict.fromkeys(others, "skip")).step(0)
-    work = preparation(Records(at3=fault), **{problem: "skip"}).step(0)
+        preparation(Records(at3=bad_sample), **dict.fromkeys(others, "skip")).step(0)
+    work = preparation(Records(at3=bad_sample), **{problem: "skip"}).step(0)
     assert work.samples == {"a": 10}
-    assert {(f.source, f.index, f.action) for f in work.faults} == {("a", 3, "skip")}
-    assert said in work.faults[0].reason
-    assert work.fault_counts() == {"skipped/a": len(work.faults)}
+    assert {(f.source, f.index, f.action) for f in work.bad_samples} == {("a", 3, "skip")}
+    assert said in work.bad_samples[0].reason
+    assert work.bad_sample_counts() == {"skipped/a": len(work.bad_samples)}
 
 
 def test_threads_skip_the_same_samples() -> None:
@@ -113,9 +117,9 @@ def test_threads_skip_the_same_samples() -> None:
     policy = {"unreadable": "skip", "too_long": "split", "unsupervised": "skip"}
     alone, helped = (list(preparation(records, 7, **policy).steps(2, 9, workers=w)) for w in (0, 3))
     for a, b in zip(alone, helped, strict=True):
-        assert a.faults == b.faults
+        assert a.bad_samples == b.bad_samples
         assert a.batches[0].tokens.tolist() == b.batches[0].tokens.tolist()
-    assert sum(len(work.faults) for work in alone) > 10
+    assert sum(len(work.bad_samples) for work in alone) > 10
 
 
 def test_a_source_without_a_usable_sample_ends_the_run() -> None:
@@ -130,12 +134,12 @@ def test_long_texts_are_cut_or_go_on_in_further_rows() -> None:
     shortened = preparation(Records(at3=25), too_long="cut").step(0)
     assert shortened.tokens == {"a": 9 * 4 + 10}
     assert shortened.supervised == 9 * 3 + 9
-    assert shortened.fault_counts() == {"cut/a": 1}
+    assert shortened.bad_sample_counts() == {"cut/a": 1}
     whole = preparation(Records(at3=25), too_long="split").step(0)
     assert whole.tokens == {"a": 9 * 4 + 25}
     assert whole.supervised == 9 * 3 + 24
     assert whole.samples == {"a": 10}
-    assert whole.fault_counts() == {"split/a": 1}
+    assert whole.bad_sample_counts() == {"split/a": 1}
 
 
 def test_conversations_are_not_split() -> None:
@@ -186,41 +190,41 @@ def test_what_is_cut_may_leave_nothing_to_learn() -> None:
         return sequence
 
     with pytest.raises(DataError, match="nothing in it is supervised after it was cut"):
-        replace(made, sequence=late).prepare(Draw("a", 0))
+        replace(made, sequence=late).prepare(SampleRef("a", 0))
 
 
-def fault(index: int, action: str = "skip") -> Fault:
-    return Fault("a", index, action, f"reason {index}")
+def bad_sample(index: int, action: str = "skip") -> BadSample:
+    return BadSample("a", index, action, f"reason {index}")
 
 
 def test_the_limit_stops_a_run_and_names_samples() -> None:
-    ledger = FaultLedger(BadSamplesConfig(limit=0.1))
-    ledger.add({"a": 100, "b": 100}, [fault(i) for i in range(TOLERATED + 10)])
+    ledger = BadSampleCounter(BadSamplesConfig(limit=0.1))
+    ledger.add({"a": 100, "b": 100}, [bad_sample(i) for i in range(TOLERATED + 10)])
     with pytest.raises(DataError, match="source 'a': 21 samples were skipped or cut where 100") as error:
-        ledger.add({}, [fault(77, "cut")])
+        ledger.add({}, [bad_sample(77, "cut")])
     assert "  sample 0: reason 0\n" in str(error.value)
     assert "bad_samples.limit, 0.1" in str(error.value)
 
 
 def test_split_texts_lose_nothing_and_do_not_count_against_the_limit() -> None:
-    ledger = FaultLedger(BadSamplesConfig(limit=0))
-    ledger.add({"a": 100}, [fault(i, "split") for i in range(50)])
+    ledger = BadSampleCounter(BadSamplesConfig(limit=0))
+    ledger.add({"a": 100}, [bad_sample(i, "split") for i in range(50)])
     assert ledger.bad == {}
 
 
 def test_counts_go_on_in_a_resumed_run() -> None:
-    first, second = (FaultLedger(BadSamplesConfig(limit=0)) for _ in range(2))
-    first.add({"a": 5}, [fault(i) for i in range(TOLERATED)])
+    first, second = (BadSampleCounter(BadSamplesConfig(limit=0)) for _ in range(2))
+    first.add({"a": 5}, [bad_sample(i) for i in range(TOLERATED)])
     second.load_state(first.state())
     with pytest.raises(DataError, match="11 samples were skipped or cut where 6"):
-        second.add({"a": 1}, [fault(0)])
+        second.add({"a": 1}, [bad_sample(0)])
 
 
 def test_each_bad_sample_is_logged_once_and_no_flood(caplog: pytest.LogCaptureFixture) -> None:
-    ledger = FaultLedger(BadSamplesConfig(limit=1))
+    ledger = BadSampleCounter(BadSamplesConfig(limit=1))
     with caplog.at_level(logging.WARNING):
         for index in (1, 1, 2, *range(100)):
-            ledger.add({"a": 1}, [fault(index)])
+            ledger.add({"a": 1}, [bad_sample(index)])
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         f"skipped source 'a', sample {i}" for i in (1, 2, 0, 3, 4, 5, 6, 7, 8, 9)
     ]
@@ -228,7 +232,7 @@ def test_each_bad_sample_is_logged_once_and_no_flood(caplog: pytest.LogCaptureFi
 
 
 def test_work_without_faults_adds_no_metrics() -> None:
-    assert Work([], 0, {}, {}).fault_counts() == {}
+    assert StepBatch([], 0, {}, {}).bad_sample_counts() == {}
 
 
 @pytest.mark.parametrize("policy", ["error", "skip"])
@@ -244,7 +248,7 @@ def test_what_a_sample_holds_cannot_write_to_the_terminal(
                 made.step(0)
             text_shown = str(error.value)
         else:
-            FaultLedger(BadSamplesConfig(unreadable="skip")).add({"s": 10}, made.step(0).faults)
+            BadSampleCounter(BadSamplesConfig(unreadable="skip")).add({"s": 10}, made.step(0).bad_samples)
             text_shown = caplog.text
     assert r"\x1b[2J\x00aaa" in text_shown
     assert "\x1b" not in text_shown

@@ -18,8 +18,8 @@ from janus_modular.training.train import open_sources, train
 
 
 def record(config) -> dict:
-    newest = max((Path(config.output) / "checkpoints").iterdir())
-    return read_record(newest)["training"]["data"]
+    newest_checkpoint = max((Path(config.output) / "checkpoints").iterdir())
+    return read_record(newest_checkpoint)["training"]["data"]
 
 
 def described(config) -> DataRecord:
@@ -107,7 +107,7 @@ def spoil(data: Path) -> None:
     append(data / "text.jsonl", {"messages": [{"role": "assistant", "content": " "}]})
 
 
-def test_a_run_goes_past_bad_samples_and_resumes_exactly(make, figures, data: Path, tmp_path: Path) -> None:
+def test_a_run_goes_past_bad_samples_and_resumes_exactly(make, metrics, data: Path, tmp_path: Path) -> None:
     spoil(data)
     with pytest.raises(DataError, match=r"source '\w+', sample \d: "):
         train(make(output=str(tmp_path / "refused")), quiet=True)
@@ -120,7 +120,7 @@ def test_a_run_goes_past_bad_samples_and_resumes_exactly(make, figures, data: Pa
     train(make(bad_samples=policy, mixture=mixture, output=str(tmp_path / "halves")), quiet=True, resume=True)
     timings = {"steps_per_second", "tokens_per_second"}
     lines = [
-        [{k: v for k, v in line.items() if k not in timings} for line in figures(config)]
+        [{k: v for k, v in line.items() if k not in timings} for line in metrics(config)]
         for config in (whole, halves)
     ]
     assert lines[0] == lines[1]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from janus_modular import TrainingError
-from janus_modular.training.engine import Engine, Loss, build_optimizer, of_scalars, rate
+from janus_modular.training.engine import Engine, Loss, build_optimizer, rate, scalar_objective
 from janus_modular.training.loop import fit, run
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 
@@ -36,7 +36,7 @@ def test_any_module_can_be_fitted() -> None:
     truth, learner = nn.Linear(4, 1), nn.Linear(4, 1)
     target = truth(x).detach()
     kept = Kept()
-    figures = fit(
+    metrics = fit(
         learner,
         lambda x: {"square": (learner(x) - target).square().mean(), "nothing": x.new_zeros(())},
         repeated(x),
@@ -47,9 +47,9 @@ def test_any_module_can_be_fitted() -> None:
         quiet=True,
     )
     # A linear problem without noise has an exact solution; 1e-4 is 1 % of a standard deviation.
-    assert figures["loss"] == figures["loss/square"] < 1e-4
+    assert metrics["loss"] == metrics["loss/square"] < 1e-4
     assert [step for step, _ in kept.lines] == [100, 200, 300]
-    assert kept.lines[-1][1] == figures
+    assert kept.lines[-1][1] == metrics
     assert not learner.training
 
 
@@ -62,7 +62,7 @@ def test_steps_match_torch_by_hand() -> None:
     x = torch.randn(8, 3)
     engine = Engine(
         ours,
-        of_scalars(lambda x: {"square": ours(x).square().mean()}),
+        scalar_objective(lambda x: {"square": ours(x).square().mean()}),
         OptimizerConfig(lr=0.1, weight_decay=0.1, clip=0.05),
         ScheduleConfig(steps=4, warmup=2),
     )
@@ -71,15 +71,15 @@ def test_steps_match_torch_by_hand() -> None:
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     for lr in (0.05, 0.1, 0.1, 0.1):
-        figures = engine.step(x).values()
+        metrics = engine.step(x).values()
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad()
         theirs(x).square().mean().backward()
         norm = nn.utils.clip_grad_norm_(theirs.parameters(), 0.05)
         optimizer.step()
-        assert figures["lr"] == pytest.approx(lr)
-        assert figures["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)  # fp32 rounding of a sum
+        assert metrics["lr"] == pytest.approx(lr)
+        assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)  # fp32 rounding of a sum
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # the fused kernel rounds in another order
 
@@ -97,13 +97,13 @@ def test_pieces_add_up_to_the_whole() -> None:
                 each.sum() / 6, {"loss/square": (each.detach().sum(), len(piece))}, {"rows": len(piece)}
             )
 
-    figures = []
+    metrics = []
     for model, pieces in zip(models, ([x], [x[:1], x[1:]]), strict=True):
         engine = Engine(model, lambda w, m=model: losses(m, w), OptimizerConfig(), ScheduleConfig(steps=1))
-        figures.append(engine.step(pieces).values())
-    assert figures[0] == pytest.approx(figures[1], rel=1e-5)
-    assert figures[0]["loss"] == pytest.approx(figures[0]["loss/square"])
-    assert figures[0]["rows"] == 6
+        metrics.append(engine.step(pieces).values())
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-5)
+    assert metrics[0]["loss"] == pytest.approx(metrics[0]["loss/square"])
+    assert metrics[0]["rows"] == 6
     torch.testing.assert_close(models[0].weight, models[1].weight)
 
 
@@ -155,7 +155,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
 def test_nothing_to_learn_is_an_error() -> None:
     model = nn.Linear(2, 1).requires_grad_(False)
     with pytest.raises(TrainingError, match="every parameter is frozen"):
-        Engine(model, of_scalars(lambda x: {}), OptimizerConfig(), ScheduleConfig())
+        Engine(model, scalar_objective(lambda x: {}), OptimizerConfig(), ScheduleConfig())
 
 
 def test_work_that_ends_early_is_an_error() -> None:
@@ -180,7 +180,7 @@ def test_an_interrupt_finishes_the_step(which: signal.Signals) -> None:
             os.kill(os.getpid(), which)
         return {"mean": model(x).mean()}
 
-    engine = Engine(model, of_scalars(losses), OptimizerConfig(), ScheduleConfig(steps=9))
+    engine = Engine(model, scalar_objective(losses), OptimizerConfig(), ScheduleConfig(steps=9))
     calls: list[tuple[int, bool]] = []
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):

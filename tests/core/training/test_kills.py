@@ -14,7 +14,7 @@ import torch
 from janus_modular.checkpoints import open_checkpoint
 from janus_modular.checkpoints.native import read_record
 from janus_modular.training.engine import Engine
-from janus_modular.training.run_checkpoints import finish, newest, save
+from janus_modular.training.run_checkpoints import finish, newest_checkpoint, save
 from janus_modular.training.run_folder import run_folder
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 from janus_modular.training.train import train
@@ -57,7 +57,7 @@ def test_saving_and_finishing_survive_a_kill_at_each_file_operation(
         was_killed = killed_at(number, lambda: write(2))
         with run_folder(output):  # as the next command takes it
             assert leftovers(output) == [output / ".lock"]
-            found = newest(output)
+            found = newest_checkpoint(output)
             assert found is not None
             assert found.name == f"step-{step_of(found):07}"
             assert step_of(output / "model") <= step_of(found) <= 2
@@ -92,7 +92,7 @@ def test_a_run_that_was_killed_at_any_file_operation_is_resumed_to_the_bit(
     output = Path(config.output)
     for number in count():
         was_killed = killed_at(number, lambda: train(config, quiet=True))
-        model = train(config, quiet=True, resume=newest(output) is not None)
+        model = train(config, quiet=True, resume=newest_checkpoint(output) is not None)
         torch.testing.assert_close(dict(open_checkpoint(model)[0].state_dict()), expected, rtol=0, atol=0)
         assert leftovers(output) == []
         assert os.listdir(output / "checkpoints") == ["step-0000003"]

@@ -20,7 +20,7 @@ from janus_modular.model.model import JanusModel
 from janus_modular.plugins import default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.training.dry_run import estimate
-from janus_modular.training.sample_preview import as_html, as_text, look, stretches
+from janus_modular.training.sample_preview import as_html, as_text, look, spans
 from janus_modular.training.train import open_sources, prepare, train
 from janus_modular.training.trainable import choose
 
@@ -58,11 +58,11 @@ def test_memory_counts_parameters_and_is_near_for_activations(
 def test_the_sheet_says_what_is_learned(make, built: tuple[JanusModel, Processor]) -> None:
     samples = look(make(), default_plugins(), n=3).samples
     assert [sample.source for sample in samples] == ["read", "draw", "text"]
-    read, draw, text = ([(s.kind, s.learned) for s in sample.stretches] for sample in samples)
+    read, draw, text = ([(s.kind, s.learned) for s in sample.spans] for sample in samples)
     assert read == [("text", False), ("read", False), ("text", False), ("text", True)]
     assert draw == [("text", False), ("draw", True), ("text", False)]
     assert text == [("text", False), ("text", True)]
-    assert re.fullmatch(r"\s?(red|green|blue|white)<｜end▁of▁sentence｜>", samples[0].stretches[-1].text)
+    assert re.fullmatch(r"\s?(red|green|blue|white)<｜end▁of▁sentence｜>", samples[0].spans[-1].text)
     assert re.fullmatch(r"draw, sample \d: \d+ positions, 16 learned", samples[1].heading)
 
 
@@ -72,7 +72,7 @@ def test_stretches_cover_every_position(make, built: tuple[JanusModel, Processor
     for draw in preparation.mixture.plan(0):
         prepared = preparation.prepare(draw)
         [sequence] = prepared.sequences
-        cut = list(stretches(sequence, processor))
+        cut = list(spans(sequence, processor))
         assert sum(one.positions for one in cut) == len(sequence)
         learned = sum(one.positions for one in cut if one.learned)
         assert learned == preparation.work([prepared]).supervised
@@ -81,8 +81,8 @@ def test_stretches_cover_every_position(make, built: tuple[JanusModel, Processor
 
 def test_the_page_needs_no_other_file_and_escapes_words(make, data: Path) -> None:
     (data / "text.jsonl").write_text(json.dumps({"text": "<script>alert([red]);[/]\\</script>"}))
-    sheet = look(make(), default_plugins(), n=5)
-    page = as_html(sheet, title="a & b")
+    preview = look(make(), default_plugins(), n=5)
+    page = as_html(preview, title="a & b")
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "<h1>a &amp; b</h1>" in page
@@ -90,7 +90,7 @@ def test_the_page_needs_no_other_file_and_escapes_words(make, data: Path) -> Non
     assert len(images) == 4
     assert all(Image.open(io.BytesIO(base64.b64decode(one))).size == (32, 32) for one in images)
     assert not re.findall(r"src='(?!data:)|href=", page)
-    words = as_text(next(one for one in sheet.samples if one.source == "text"))
+    words = as_text(next(one for one in preview.samples if one.source == "text"))
     assert "<script>alert([red]);[/]\\</script>" in words.plain  # the terminal's markup is escaped too
 
 
@@ -148,9 +148,9 @@ def test_samples_and_epochs_of_each_source_are_shown(file: Path, data: Path) -> 
     words = ["mixture.read=1", "mixture.draw=19", "schedule.steps=10", "bad_samples.unreadable=skip"]
     dry = CliRunner().invoke(app, ["train", str(file), *words, "--dry-run"])
     page = file.parent / "sheet.html"
-    sheet = CliRunner().invoke(app, ["data", "inspect", str(file), *words, "-n", "9", "--out", str(page)])
+    preview = CliRunner().invoke(app, ["data", "inspect", str(file), *words, "-n", "9", "--out", str(page)])
     terminal = CliRunner().invoke(app, ["data", "inspect", str(file), *words, "-n", "9"])
-    assert [result.exit_code for result in (dry, sheet, terminal)] == [0, 0, 0], dry.output + sheet.output
+    assert [result.exit_code for result in (dry, preview, terminal)] == [0, 0, 0], dry.output + preview.output
     for output in (dry.output, terminal.output):
         assert re.search(r"read +│ +4 │ +2 │ +0.5 │", output)
         assert re.search(r"draw +│ +5 │ +38 │ +7.6 │", output)
@@ -178,10 +178,10 @@ def test_samples_and_epochs_of_each_source_are_shown(file: Path, data: Path) -> 
         (["data", "inspect", "FILE", "--out", "sheet.pdf"], "name of an .html file"),
     ],
 )
-def test_mistakes_are_said_without_a_traceback(file: Path, words: list[str], fault: str) -> None:
+def test_mistakes_are_said_without_a_traceback(file: Path, words: list[str], bad_sample: str) -> None:
     result = CliRunner().invoke(app, [str(file) if word == "FILE" else word for word in words])
     assert result.exit_code == 2
-    assert fault in " ".join(result.output.split())
+    assert bad_sample in " ".join(result.output.split())
     assert not (file.parent / "out" / "checkpoints").exists()
 
 

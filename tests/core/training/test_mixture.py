@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from janus_modular import DataError, Message, Sample, Text
-from janus_modular.training.mixture import Draw, Mixture, Phase, apportion, shuffled
+from janus_modular.training.mixture import Mixture, MixturePhase, SampleRef, apportion, shuffled
 
 
 class Numbers:
@@ -26,7 +26,7 @@ class Numbers:
 def mixture(seed: int = 0, **lengths: int) -> Mixture:
     shares = {"pairs": 2.0, "text": 3.0, "draw": 5.0}
     sources = {name: Numbers(lengths.get(name, 7)) for name in shares}
-    return Mixture(sources, [Phase(shares)], batch=512, seed=seed)
+    return Mixture(sources, [MixturePhase(shares)], batch=512, seed=seed)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 16, 17, 1000])
@@ -72,7 +72,7 @@ def test_what_a_step_rounds_a_later_step_makes_up_for() -> None:
     ],
 )
 def test_small_shares_have_their_turn(shares: dict[str, float], batch: int, steps: int) -> None:
-    mixed = Mixture({name: Numbers(5) for name in shares}, [Phase(shares)], batch, 0)
+    mixed = Mixture({name: Numbers(5) for name in shares}, [MixturePhase(shares)], batch, 0)
     drawn = Counter(draw for step in range(steps) for draw in mixed.plan(step))
     assert set(drawn.values()) == {1}  # no number twice
     totals = Counter(draw.source for draw in drawn)
@@ -108,10 +108,12 @@ def test_an_epoch_takes_every_sample_once_and_the_next_has_another_order() -> No
 
 def test_what_replaces_a_sample_is_any_of_its_source_and_always_the_same() -> None:
     mixed = mixture(text=20)
-    drawn = [mixed.index(Draw("text", number, attempt)) for number in range(40) for attempt in range(1, 4)]
+    drawn = [
+        mixed.index(SampleRef("text", number, attempt)) for number in range(40) for attempt in range(1, 4)
+    ]
     assert set(drawn) == set(range(20))  # 120 draws of 20: each is missed with a chance of 0.2 %
     assert drawn == [
-        mixture(text=20).index(Draw("text", n, attempt)) for n in range(40) for attempt in range(1, 4)
+        mixture(text=20).index(SampleRef("text", n, attempt)) for n in range(40) for attempt in range(1, 4)
     ]
 
 
@@ -126,7 +128,10 @@ def test_a_sample_is_a_function_of_the_seed() -> None:
 def test_phases_follow_each_other_and_count_on() -> None:
     sources = {"classes": Numbers(5), "pairs": Numbers(5)}
     mixed = Mixture(
-        sources, [Phase({"classes": 1.0, "pairs": 0.0}, 2), Phase({"pairs": 3.0, "classes": 1.0})], 4, 0
+        sources,
+        [MixturePhase({"classes": 1.0, "pairs": 0.0}, 2), MixturePhase({"pairs": 3.0, "classes": 1.0})],
+        4,
+        0,
     )
     assert [mixed.counts(step).get("pairs", 0) for step in range(4)] == [0, 0, 3, 3]
     assert mixed.taken(5) == {"classes": 4 + 4 + 3, "pairs": 9}
@@ -157,7 +162,7 @@ def test_what_is_no_sample_of_messages_is_refused(
 ) -> None:
     monkeypatch.setattr(Numbers, "sample", lambda *_: returned)
     with pytest.raises(DataError, match=expected):
-        mixture().sample(Draw("text", 0))
+        mixture().sample(SampleRef("text", 0))
 
 
 @pytest.mark.parametrize("length", [2.5, -1, None])

@@ -18,8 +18,8 @@ from janus_modular.checkpoints import open_checkpoint
 from janus_modular.cli.app import app
 from janus_modular.locking import locked
 from janus_modular.model.model import JanusModel
-from janus_modular.training.engine import Engine, of_scalars
-from janus_modular.training.run_checkpoints import changes, may_change
+from janus_modular.training.engine import Engine, scalar_objective
+from janus_modular.training.run_checkpoints import changes, may_change_on_resume
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 from janus_modular.training.train import train
 
@@ -236,7 +236,9 @@ class Noisy(torch.nn.Module):
 def test_a_failed_step_leaves_no_trace(spoil: Any, words: str) -> None:
     """Neither in statistics nor in random states, weights or moments."""
     module = Noisy()
-    engine = Engine(module, of_scalars(module.losses), OptimizerConfig(clip=None), ScheduleConfig(steps=9))
+    engine = Engine(
+        module, scalar_objective(module.losses), OptimizerConfig(clip=None), ScheduleConfig(steps=9)
+    )
     engine.step(torch.randn(8, 4))
     batch = torch.randn(8, 4)
     before = {**{k: v.clone() for k, v in module.state_dict().items()}, "random": torch.get_rng_state()}
@@ -284,9 +286,9 @@ def test_a_setting_of_the_optimizer_that_was_changed_takes_effect(key: str, valu
     for later in ({}, {key: value}):
         torch.manual_seed(0)
         module = Noisy()
-        first = Engine(module, of_scalars(module.losses), OptimizerConfig(), ScheduleConfig())
+        first = Engine(module, scalar_objective(module.losses), OptimizerConfig(), ScheduleConfig())
         first.step(torch.randn(8, 4))
-        second = Engine(module, of_scalars(module.losses), OptimizerConfig(**later), ScheduleConfig())
+        second = Engine(module, scalar_objective(module.losses), OptimizerConfig(**later), ScheduleConfig())
         second.load_state_dict(first.state_dict())
         second.step(torch.randn(8, 4))
         results.append(module.linear.weight.detach().clone())
@@ -332,7 +334,9 @@ def test_options_of_a_source_may_change_and_its_name_may_not() -> None:
     source = {"name": "jsonl", "path": "x"}
 
     def accepted(**now: Any) -> list[bool]:
-        return [may_change(change) for change in changes({"sources": {"a": source}}, {"sources": now})]
+        return [
+            may_change_on_resume(change) for change in changes({"sources": {"a": source}}, {"sources": now})
+        ]
 
     assert accepted(a={**source, "path": "y"}) == [True]
     assert accepted(a={**source, "name": "folder"}) == [False]

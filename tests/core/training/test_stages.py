@@ -27,7 +27,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(open_checkpoint(folder)[0].state_dict())
 
 
-def test_it_learns_to_read_and_to_draw(make, figures) -> None:
+def test_it_learns_to_read_and_to_draw(make, metrics) -> None:
     """Four colours, learned by heart, and used through the public door.
 
     A reader who ignores the image cannot beat the ln 4 of which name it is, spread over at most 6 positions
@@ -42,7 +42,7 @@ def test_it_learns_to_read_and_to_draw(make, figures) -> None:
         length="null",
     )
     folder = train(config, quiet=True)
-    last = figures(config)[-1]
+    last = metrics(config)[-1]
     assert last["loss/text"] < math.log(4) / 6 / 2
     assert last["loss/image"] < math.log(4) / 16 / 2
     janus = Janus.from_pretrained(folder, device="cpu")
@@ -53,7 +53,7 @@ def test_it_learns_to_read_and_to_draw(make, figures) -> None:
     assert not np.array_equal(red, blue)
 
 
-def test_resuming_is_exact(make, figures, tmp_path: Path) -> None:
+def test_resuming_is_exact(make, metrics, tmp_path: Path) -> None:
     """Six steps at once equal three, and three more: losses and weights, to the bit."""
     whole = make(checkpoint_every=3)
     train(whole, quiet=True)
@@ -63,7 +63,7 @@ def test_resuming_is_exact(make, figures, tmp_path: Path) -> None:
     train(halves, quiet=True, resume=True)
     timings = {"steps_per_second", "tokens_per_second"}
     one, two = (
-        [{k: v for k, v in line.items() if k not in timings} for line in figures(config)]
+        [{k: v for k, v in line.items() if k not in timings} for line in metrics(config)]
         for config in (whole, halves)
     )
     assert one == two
@@ -72,11 +72,11 @@ def test_resuming_is_exact(make, figures, tmp_path: Path) -> None:
     torch.testing.assert_close(a, b, **BITWISE)
 
 
-def test_the_same_seed_gives_the_same_losses(make, figures, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_losses(make, metrics, tmp_path: Path) -> None:
     runs = [make(seed=seed, output=str(tmp_path / f"run{i}")) for i, seed in enumerate((1, 1, 2))]
     for config in runs:
         train(config, quiet=True)
-    one, same, other = ([line["loss"] for line in figures(config)] for config in runs)
+    one, same, other = ([line["loss"] for line in metrics(config)] for config in runs)
     assert one == same
     assert one != other
 
@@ -105,7 +105,7 @@ def test_it_says_in_a_sentence_what_was_loaded(make, capsys, tmp_path: Path) -> 
     assert "PretrainedReport" not in said
 
 
-def test_losses_by_source_add_up(make, figures) -> None:
+def test_losses_by_source_add_up(make, metrics) -> None:
     config = make(accumulate=2)
     train(config, quiet=True)
     plugins = default_plugins()
@@ -126,18 +126,18 @@ def test_losses_by_source_add_up(make, figures) -> None:
         # float32 sums of a few hundred numbers
         assert sum(sums[name] for name in names) == pytest.approx(whole, rel=1e-5)
         assert sum(over[name] for name in names) == work.supervised
-    line = figures(config)[-1]
+    line = metrics(config)[-1]
     assert line["tokens"] == line["tokens/read"] + line["tokens/draw"] + line["tokens/text"]
 
 
 @pytest.mark.parametrize("change", [{"length": "null"}, {"accumulate": 3}, {"length": 128}])
-def test_layout_does_not_change_the_loss(make, figures, tmp_path: Path, change: dict[str, object]) -> None:
+def test_layout_does_not_change_the_loss(make, metrics, tmp_path: Path, change: dict[str, object]) -> None:
     """Packed, padded or in pieces: the same step. 1e-5: float32 sums in another order, over three updates."""
     one = make(schedule={"steps": 3})
     two = make(schedule={"steps": 3}, output=str(tmp_path / "two"), **change)
     train(one, quiet=True)
     train(two, quiet=True)
-    for a, b in zip(figures(one), figures(two), strict=True):
+    for a, b in zip(metrics(one), metrics(two), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
         assert a["supervised"] == b["supervised"]
 
@@ -293,12 +293,12 @@ def test_a_loss_that_is_not_finite_names_its_source(make, monkeypatch: pytest.Mo
         train(make(), quiet=True)
 
 
-def test_half_precision_computes_in_half_and_keeps_full_weights(make, figures, tmp_path: Path) -> None:
+def test_half_precision_computes_in_half_and_keeps_full_weights(make, metrics, tmp_path: Path) -> None:
     """2 %: bfloat16 keeps 8 bits, 0.4 %, of each number, and errors add up over the layers."""
     full = make(schedule={"steps": 2})
     half = make(schedule={"steps": 2}, output=str(tmp_path / "half"), dtype="bfloat16")
     folder = train(full, quiet=True), train(half, quiet=True)
-    for a, b in zip(figures(full), figures(half), strict=True):
+    for a, b in zip(metrics(full), metrics(half), strict=True):
         assert a["loss"] != b["loss"]
         assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
     assert {t.dtype for t in weights(folder[1]).values() if t.is_floating_point()} == {torch.float32}

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from janus_modular import IGNORE_INDEX, DataError, Sample, Sequence
-from janus_modular.training.mixture import Mixture, Phase
-from janus_modular.training.step_batches import Preparation
+from janus_modular.training.mixture import Mixture, MixturePhase
+from janus_modular.training.step_batches import BatchBuilder
 
 
 class Numbered:
@@ -28,10 +28,10 @@ def sequence(sample: Sample, drop: bool) -> Sequence:
     )
 
 
-def preparation(**changes: object) -> Preparation:
-    mixed = Mixture({"a": Numbered(), "b": Numbered()}, [Phase({"a": 3.0, "b": 1.0})], 400, 0)
+def preparation(**changes: object) -> BatchBuilder:
+    mixed = Mixture({"a": Numbered(), "b": Numbered()}, [MixturePhase({"a": 3.0, "b": 1.0})], 400, 0)
     settings = {"image_tokens": 16, "pad": 0, "length": 10, "condition_dropout": 0.1} | changes
-    return Preparation(mixed, sequence, **settings)  # type: ignore[arg-type]
+    return BatchBuilder(mixed, sequence, **settings)  # type: ignore[arg-type]
 
 
 def test_threads_change_nothing() -> None:
@@ -73,7 +73,7 @@ def test_nothing_supervised_is_named() -> None:
         return made
 
     one = preparation()
-    bad = Preparation(one.mixture, unsupervised, image_tokens=16, pad=0)
+    bad = BatchBuilder(one.mixture, unsupervised, image_tokens=16, pad=0)
     with pytest.raises(DataError, match=r"source 'a', sample \d: nothing in it is supervised"):
         bad.step(0)
 
