@@ -132,7 +132,7 @@ def stage(plugins: Plugins, output: Path, *changes: str) -> TrainConfig:
 
 def test_train_builds_sources_and_trackers_that_hold_components(holders: Plugins, tmp_path: Path) -> None:
     folder = train(stage(holders, tmp_path / "run"), quiet=True, plugins=holders)
-    for file in ("figures.jsonl", "b.jsonl"):
+    for file in ("metrics.jsonl", "b.jsonl"):
         [line] = (folder.parent / file).read_text().splitlines()
         assert json.loads(line)["step"] == 1
 

@@ -136,7 +136,7 @@ def _logs(output: Path, config: DemoConfig) -> dict[str, list[dict[str, float]]]
     """Read what the phases logged, in the order that they ran."""
     logs = {}
     for name in ("classifier", "tokenizer", "encoder", *config.stages):
-        file = output / "phases" / name / "figures.jsonl"
+        file = output / "phases" / name / "metrics.jsonl"
         if file.is_file():
             logs[name] = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     return logs

@@ -14,7 +14,7 @@ from janus_modular import ComponentConfig, Registry, Tracker, hookimpl
 class JsonlConfig(ComponentConfig):
     """Where the lines go."""
 
-    file: str = "figures.jsonl"  # in the run's folder
+    file: str = "metrics.jsonl"  # in the run's folder
 
 
 class JsonlTracker:

@@ -96,7 +96,7 @@ def metrics() -> Callable[[TrainConfig], list[dict[str, float]]]:
     """Read what the jsonl tracker of a run wrote."""
 
     def read(config: TrainConfig) -> list[dict[str, float]]:
-        lines = (Path(config.output) / "figures.jsonl").read_text().splitlines()
+        lines = (Path(config.output) / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
     return read

@@ -91,7 +91,7 @@ def test_report(ran: tuple[Path, dict[str, Any]]) -> None:
     with Image.open(folder / "drawings.png") as grid:
         assert grid.width > 300
     assert not (folder / "model" / "old.txt").exists()
-    metrics = [json.loads(line) for line in (folder / "phases/stage2/figures.jsonl").read_text().splitlines()]
+    metrics = [json.loads(line) for line in (folder / "phases/stage2/metrics.jsonl").read_text().splitlines()]
     assert {"loss/text", "loss/image", "source/read", "source/draw", "source/text"} <= set(metrics[-1])
 
     # What stays is an ordinary checkpoint, with the parts in it that were trained on their own.

@@ -14,7 +14,7 @@ def test_jsonl_holds_a_line_a_step_after_a_resumed_run(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         first.log(step, {"loss": 1 / step})
     first.close()
-    path = tmp_path / "run" / "figures.jsonl"
+    path = tmp_path / "run" / "metrics.jsonl"
     with path.open("a") as file:
         file.write('{"step": 40, "lo')  # a crash
     second = JsonlTracker(JsonlConfig(), tmp_path / "run")
