@@ -127,7 +127,7 @@ def doctor(
                 typer.echo("\n" + (report.message or f"Plugin '{one.name}' ({one.origin}) works."))
             if report.output:
                 typer.echo(f"  it printed: {report.output}")
-        for note in [*_shared(checked), *_old(checked)]:
+        for note in _shared(checked):
             typer.echo(f"\n{note}")
     for word in plugins.disabled:
         if not any(one.matches(word) for one in plugins.entry_points):
@@ -162,24 +162,19 @@ def _files(ctx: typer.Context) -> list[Path]:
 
 
 def _state(plugins: Plugins, one: EntryPointInfo) -> str:
-    return one.refusal() or ((one.deprecation() or "on") if plugins.is_enabled(one) else "off")
+    return one.incompatibility() or ("on" if plugins.is_enabled(one) else "off")
 
 
 def _shared(checked: Sequence[EntryPointInfo]) -> Iterator[str]:
     """Say which names several distributions share, and what to write instead: no fault of one plugin."""
     for slot, name in sorted({(one.slot, one.name) for one in checked}):
-        sharing = [one for one in checked if (one.slot, one.name) == (slot, name) and not one.refusal()]
+        sharing = [
+            one for one in checked if (one.slot, one.name) == (slot, name) and not one.incompatibility()
+        ]
         if len(sharing) > 1:
             words = " or ".join(f"'{one.dist}:{name}'" for one in sharing)
             origins = " and ".join(one.origin for one in sharing)
             yield f"'{name}' in {slot} is offered by {origins}: write {words}."
-
-
-def _old(checked: Sequence[EntryPointInfo]) -> Iterator[str]:
-    """Say which plugins speak a version of the plugin API that will not be read long."""
-    for one in checked:
-        if said := one.deprecation():
-            yield f"Plugin '{one.name}' ({one.origin}) will not be loaded for ever: {said}."
 
 
 def _hooks() -> list[tuple[str, str]]:

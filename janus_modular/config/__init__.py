@@ -1,8 +1,8 @@
-"""From YAML to dataclasses: ``load`` reads a file and applies overrides, ``resolve`` checks and builds.
+"""Configs: `load` reads YAML and applies overrides, `resolve` checks the result and builds dataclasses.
 
-Two passes. A file says which component sits in which slot (``encoder: {name: siglip, feature_dim: 1024}``);
-then each slot's options are checked against the dataclass that its component registered. Nothing in a
-file can name code: a component is a registered name, never an import path.
+`load` reads which component fills which slot (``encoder: {name: siglip, feature_dim: 1024}``); `resolve`
+checks each component's options against the dataclass that it registered. A config cannot name code: a
+component is a registered name, never an import path.
 """
 
 from janus_modular.config.errors import FieldError

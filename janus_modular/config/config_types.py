@@ -9,7 +9,7 @@ from typing import Any
 from janus_modular.errors import ConfigError
 
 GROUP = "janus_modular.configs"
-"""The entry points of config types that other packages bring: ``key = "module:NameConfig"``."""
+"""The entry points of config types of other packages: ``key = "module:NameConfig"``."""
 
 CORE_TYPES = [
     EntryPoint("backbone", "janus_modular.config.schema:ModelConfig", GROUP),
@@ -45,9 +45,9 @@ def check_config_type(raw: Mapping[str, Any], schema: type[Any]) -> None:
     expected = next((t for t in config_types if t.value == f"{schema.__module__}:{schema.__name__}"), None)
     if expected is None or expected.name in raw:
         return
-    found = next((config_type for config_type in config_types if config_type.name in raw), None)
-    if found is not None:
-        raise ConfigError(f"this is a {_word(found)} config; expected a {_word(expected)} config")
+    actual = next((config_type for config_type in config_types if config_type.name in raw), None)
+    if actual is not None:
+        raise ConfigError(f"this is a {_word(actual)} config; expected a {_word(expected)} config")
 
 
 def _config_types() -> list[EntryPoint]:

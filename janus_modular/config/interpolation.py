@@ -12,9 +12,10 @@ from janus_modular.foreign import reason
 
 
 def interpolate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[FieldError]]:
-    """Return ``tree`` with its interpolations replaced, and a fault for each that points nowhere.
+    """Return ``tree`` with its interpolations replaced, and an error for each that points nowhere.
 
-    Those stay as they are: a model's own config may be completed by the one that it is put into.
+    An interpolation that points nowhere stays as it is: a config into which this one is inserted may hold
+    its value.
     """
     try:
         config = OmegaConf.create(tree)
@@ -37,10 +38,10 @@ def interpolate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[FieldError]]
         if not (isinstance(value, str) and "${" in value):
             return walk(node[key], value, path) if isinstance(value, dict | list) else value
         try:
-            found = node[key]
+            value = node[key]
         except Exception as error:  # a resolver may fail in ways of its own
             errors.append(FieldError(path, f"'{value}' points nowhere: {reason(error)}", ""))
             return value
-        return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
     return walk(config, tree, ""), errors

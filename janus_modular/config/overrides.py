@@ -1,4 +1,4 @@
-"""Changes from the command line: ``a.b=c``, in a tree of mappings and lists."""
+"""Parses overrides (``a.b=c``) and applies them to a tree of mappings and lists."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from janus_modular.errors import ConfigError
 from janus_modular.foreign import MAX_DEPTH, depth_exceeds, printable, reason
 
 Override = tuple[list[str], Any]
-"""Where, as keys, and the new value."""
+"""The path of the changed value, as keys, and its new value."""
 
 
 def parse(text: str) -> Override:
-    """Read ``a.b=c``; the value is YAML, so that ``[1, 2]``, ``null`` and ``1e-3`` mean what they say.
+    """Parse ``a.b=c``; the value is YAML, so that ``[1, 2]``, ``null`` and ``1e-3`` have their YAML types.
 
     Raises:
-        ConfigError: it is not written so.
+        ConfigError: the text has another form, or its value is not YAML.
     """
     path, equals, value = text.partition("=")
     keys = path.strip().split(".")
@@ -29,7 +29,7 @@ def parse(text: str) -> Override:
         )
     try:
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index, call-overload]
-    except Exception as error:  # of YAML, or of the grammar of interpolations
+    except Exception as error:  # errors of YAML and of OmegaConf's interpolation grammar
         raise ConfigError(f"'{printable(text)}': its value is not YAML: {reason(error)}.") from error
     if depth_exceeds(parsed):
         raise ConfigError(f"'{printable(text)}': its value is nested deeper than {MAX_DEPTH} levels.")
@@ -41,33 +41,33 @@ def apply(
 ) -> None:
     """Apply overrides to ``tree``, in place.
 
-    A change of a component's name drops the old component's options: they mean nothing to the new one.
-    ``encoder=siglip`` is short for ``encoder.name=siglip``. What replaces a whole mapping goes before what
-    changes a part of it, so overrides may come in any order and none undoes another; of two for the same
-    path, the last counts.
+    A change of a component's name drops the old component's options, which the new component does not
+    have. ``encoder=siglip`` is short for ``encoder.name=siglip``. Overrides of whole mappings are applied
+    before overrides of values inside them, so the order of overrides does not matter; of two overrides of
+    the same path, the last counts.
 
     Args:
-        share_slot: whether two names are those of components that could stand in the same place.
+        share_slot: returns True if components of two names fill the same slot.
     """
-    changes: list[tuple[Override, bool]] = []  # and whether the value is the name of another component
+    changes: list[tuple[Override, bool]] = []  # True where the value is the name of another component
     for keys, value in overrides:
-        place = keys[:-1] if keys[-1] == "name" else keys
-        names = isinstance(value, str) and _holds_component(_get(tree, place), value, share_slot)
-        changes.append(((place if names else keys, value), names))
-    for (keys, value), names in sorted(changes, key=lambda change: len(change[0][0])):
-        if not names:
+        parent = keys[:-1] if keys[-1] == "name" else keys
+        is_name = isinstance(value, str) and _holds_component(_get(tree, parent), value, share_slot)
+        changes.append(((parent if is_name else keys, value), is_name))
+    for (keys, value), is_name in sorted(changes, key=lambda change: len(change[0][0])):
+        if not is_name:
             _set(tree, keys, value)
             continue
-        here = _get(tree, keys)
-        if not isinstance(here, dict):
-            _set(tree, keys, value)  # a name alone, which may also be a text: the same is written either way
-        elif here.get("name") != value:
+        old = _get(tree, keys)
+        if not isinstance(old, dict):
+            _set(tree, keys, value)  # a component's name or any other text: both are stored as text
+        elif old.get("name") != value:
             _set(tree, keys, {"name": value})
 
 
-def _holds_component(here: Any, name: str, share_slot: Callable[[str, str], bool]) -> bool:
-    """Return True if ``here`` holds a component that ``name`` could replace, by its name or as a mapping."""
-    old = here.get("name") if isinstance(here, dict) else here
+def _holds_component(node: Any, name: str, share_slot: Callable[[str, str], bool]) -> bool:
+    """Return True if ``node`` (a name or a mapping) is a component that ``name`` could replace."""
+    old = node.get("name") if isinstance(node, dict) else node
     return isinstance(old, str) and share_slot(old, name)
 
 
@@ -83,23 +83,23 @@ def _get(tree: Any, keys: list[str]) -> Any:
 
 
 def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
-    here: Any = tree
+    node: Any = tree
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
-        if isinstance(here, list):
-            if not (key.isdecimal() and int(key) < len(here)):
+        if isinstance(node, list):
+            if not (key.isdecimal() and int(key) < len(node)):
                 raise ConfigError(
-                    f"{'.'.join(keys)}: '{'.'.join(keys[:depth])}' is a list of {len(here)}, so that '{key}' "
-                    f"must be a number below {len(here)}"
+                    f"{'.'.join(keys)}: '{'.'.join(keys[:depth])}' is a list of {len(node)}, so that '{key}' "
+                    f"must be a number below {len(node)}"
                 )
             index: Any = int(key)
-            child = here[index]
+            child = node[index]
         else:
-            index, child = key, here.get(key)
+            index, child = key, node.get(key)
         if last:
-            here[index] = value
+            node[index] = value
             return
         if isinstance(child, str):  # `encoder: siglip` is short for `encoder: {name: siglip}`
             child = {"name": child}
-        here[index] = child if isinstance(child, dict | list) else {}
-        here = here[index]
+        node[index] = child if isinstance(child, dict | list) else {}
+        node = node[index]

@@ -1,4 +1,4 @@
-"""The configs that come with the project, and how a name becomes a file."""
+"""Finds configs: those that the package ships, by name, and users' files, by path."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def shipped() -> dict[str, Path]:
 
 
 def find(config: str | Path) -> Path:
-    """Return the file that ``config`` means: a path, a shipped name, or a model's bare name.
+    """Return the file that ``config`` names: a path, a shipped name, or a model's bare name.
 
     Raises:
         ConfigError: there is no such file.
@@ -40,10 +40,10 @@ def find(config: str | Path) -> Path:
     for candidate in (name, name.removeprefix("configs/"), f"model/{name}"):
         if candidate in known:
             return known[candidate]
-    named = f"'{printable(config)}'"
-    found = f"{named} is a folder" if is_folder else f"there is no config {named}"
-    hint = did_you_mean(name, [*known, *(one.removeprefix("model/") for one in known)])
+    quoted = f"'{printable(config)}'"
+    problem = f"{quoted} is a folder" if is_folder else f"there is no config {quoted}"
+    hint = did_you_mean(name, [*known, *(preset.removeprefix("model/") for preset in known)])
     raise ConfigError(
-        f"{found}: expected a YAML file or a shipped name. {hint}".rstrip()
+        f"{problem}: expected a YAML file or a shipped name. {hint}".rstrip()
         + "\nSee the shipped ones with: janus-modular config list"
     )

@@ -1,4 +1,4 @@
-"""Reads a config file, puts the model that it names in place, and applies overrides."""
+"""Loads a config: reads its YAML, inserts the model that it names, and applies overrides."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.plugins.catalogue import BUILT_IN
 
 MAX_BYTES = 4 * 2**20
-"""Larger configs are refused unread."""
+"""Largest size of a config file; a larger file is an error before it is read."""
 
 MAX_NODES = 10_000
-"""Most values of a config, aliases written out: OmegaConf takes up to a millisecond for each."""
+"""Most values of a config with its aliases expanded: OmegaConf takes up to a millisecond for each."""
 
 
 def load(
@@ -32,7 +32,7 @@ def load(
 
     Args:
         config: a path, a shipped name (``train/janus_pro/stage1``, ``tiny``) or a mapping. Names in a shipped
-            file mean built-in components, whoever else offers some of the same name.
+            file mean built-in components, also where a plugin provides components of the same names.
         overrides: ``a.b=c``; they reach inside the model that a top-level ``model: NAME`` names.
         plugins: the known components: a change of a component's name drops its old options.
 
@@ -54,18 +54,20 @@ def _load(
         inside = [(keys[1:], value) for keys, value in overrides if keys[0] == "model" and len(keys) > 1]
         tree["model"] = _load(tree["model"], inside, plugins)
     done = {("model", *keys) for keys, _ in inside} | {("model",)}
-    apply(tree, [one for one in overrides if tuple(one[0]) not in done], share_slot=plugins.share_slot)
+    apply(
+        tree, [change for change in overrides if tuple(change[0]) not in done], share_slot=plugins.share_slot
+    )
     return interpolate(tree)[0]
 
 
 def _copied(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a config that is no file of YAML: a checkpoint's, or one that was made in Python.
+    """Return a copy of a config that was not read from YAML: a checkpoint's, or a mapping made in Python.
 
     Raises:
-        ConfigError: it has more values than any config has.
+        ConfigError: it has more than `MAX_NODES` values.
     """
     values: list[Any] = [dict(config)]
-    for value in values:  # which grows
+    for value in values:  # the list grows while it is iterated
         if isinstance(value, dict | list):
             values += value.values() if isinstance(value, dict) else value
         if len(values) > MAX_NODES:
@@ -74,7 +76,7 @@ def _copied(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def override(tree: Mapping[str, Any], overrides: Iterable[str], plugins: Plugins) -> dict[str, Any]:
-    """Return a component's options with ``a.b=c`` applied; no key of it names another config.
+    """Return a component's options with overrides applied; unlike `load`, no key names another config.
 
     Raises:
         ConfigError: an override is not written ``a.b=c``.
@@ -87,22 +89,22 @@ def override(tree: Mapping[str, Any], overrides: Iterable[str], plugins: Plugins
 def _read(path: Path, plugins: Plugins) -> dict[str, Any]:
     tree = read(path)
     if path.resolve().is_relative_to(shipped_folder().resolve()) and (shared := plugins.shared_built_ins()):
-        tree = _in_full(tree, shared)
+        tree = _qualify_built_ins(tree, shared)
     return tree
 
 
-def _in_full(tree: Any, shared: Collection[str]) -> Any:
-    """Write ``janus-modular:NAME`` where others share a built-in's name: a shipped file means the built-in.
+def _qualify_built_ins(tree: Any, shared: Collection[str]) -> Any:
+    """Write the names ``shared`` with plugins as ``janus-modular:NAME``: a shipped file means the built-in.
 
-    What a user adds to it stays as it is, and is asked about where it may mean several.
+    Users' overrides are not qualified: an ambiguous name there is an error that lists the candidates.
     """
     if isinstance(tree, list):
-        return [_in_full(one, shared) for one in tree]
+        return [_qualify_built_ins(item, shared) for item in tree]
     if not isinstance(tree, dict):
         return tree
     return {
-        key: f"{BUILT_IN}:{one}" if key == "name" and one in shared else _in_full(one, shared)
-        for key, one in tree.items()
+        key: f"{BUILT_IN}:{value}" if key == "name" and value in shared else _qualify_built_ins(value, shared)
+        for key, value in tree.items()
     }
 
 
@@ -110,7 +112,7 @@ def read(path: Path) -> dict[str, Any]:
     """Return a YAML file's mapping, interpolations left as they are.
 
     Raises:
-        ConfigError: it is not YAML, not a mapping, or larger or deeper than any config is.
+        ConfigError: the file is not YAML, not a mapping, too large or too deeply nested.
     """
     text = read_text(path, ConfigError, most=MAX_BYTES)
     with foreign_errors(path, ConfigError, "Expected a config in YAML: keys and values."):
@@ -128,18 +130,18 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def expanded_nodes(root: yaml.Node | None) -> int:
-    """Return how many values a YAML document has where every alias is written out; a cycle as too many.
+    """Return how many values a YAML document has with every alias expanded; more than the limit for a cycle.
 
-    Each alias is one object to the parser, but a copy to everybody after it: ten lines of aliases of aliases
-    are a billion values.
+    The parser shares the object of an alias, but every later step copies it: ten lines of nested aliases
+    expand to a billion values.
     """
     counts: dict[int, int] = {}
 
     def count(node: yaml.Node) -> int:
         if id(node) not in counts:
-            counts[id(node)] = MAX_NODES + 1  # while it is being counted: it holds itself
+            counts[id(node)] = MAX_NODES + 1  # until it is counted: a node that contains itself is a cycle
             inner = (
-                [each for pair in node.value for each in pair] if isinstance(node, yaml.MappingNode) else []
+                [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else []
             )
             inner = node.value if isinstance(node, yaml.SequenceNode) else inner
             counts[id(node)] = 1 + sum(map(count, inner))

@@ -1,4 +1,4 @@
-"""Checks a config against dataclasses, key by key, and builds them: every fault is collected first."""
+"""Checks a config against dataclasses, key by key, and builds them; all errors are collected first."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ def resolve(raw: Mapping[str, Any], schema: type[T], plugins: Plugins | None = N
     """Return ``raw`` as an instance of the dataclass ``schema``, its components as `ComponentSpec`s.
 
     Raises:
-        ConfigError: lists every fault, each with its path, what was expected, and the cure; or says that
-            this is another kind of config.
+        ConfigError: lists every error with its path, what was expected and a hint; or ``raw`` is a config
+            of another type.
     """
     check_config_type(raw, schema)
     tree, errors = interpolate(dict(raw))
     walk = _Walk(plugins or default_plugins(), errors)
-    instance = walk.dataclass(tree, schema, "", what=schema.__name__)
+    instance = walk.dataclass(tree, schema, "", label=schema.__name__)
     if walk.errors:
         raise config_error(walk.errors, of_components=walk.met_components)
     return cast(T, instance)
 
 
 class _Walk:
-    """Goes through a config; where something is wrong it notes a fault, returns None and goes on."""
+    """Walks through a config and builds its values; an invalid value is recorded as an error and is None."""
 
     def __init__(self, plugins: Plugins, errors: list[FieldError]) -> None:
         self.plugins = plugins
         self.errors = errors
         self.unresolved = {error.path for error in errors}
-        self.met_components = False  # whether any field that was looked at is a component's
+        self.met_components = False  # True once a field that holds a component was seen
 
-    def error(self, path: str, found: str, expected: str, hint: str = "") -> Any:
-        """Note a fault; None stands for the value that could not be built."""
-        self.errors.append(FieldError(path, found, expected, hint))
+    def error(self, path: str, problem: str, expected: str, hint: str = "") -> Any:
+        """Record an error; return None in the place of the value that could not be built."""
+        self.errors.append(FieldError(path, problem, expected, hint))
 
-    def dataclass(self, raw: Any, schema: type[Any], path: str, *, what: str) -> Any:
-        """Build ``schema`` from a mapping; ``what`` it is the config of."""
+    def dataclass(self, raw: Any, schema: type[Any], path: str, *, label: str) -> Any:
+        """Build ``schema`` from a mapping; ``label`` names its owner in errors."""
         if not isinstance(raw, Mapping):
-            return self.error(path, _found(raw), f"a mapping (key: value) for {what}")
+            return self.error(path, _describe(raw), f"a mapping (key: value) for {label}")
         before, unresolved = len(self.errors), False
         known = {field.name: field for field in fields(schema) if field.init}
         for key in raw:
@@ -66,37 +66,40 @@ class _Walk:
                     did_you_mean(str(key), known),
                 )
         try:
-            hints = get_type_hints(schema)
+            type_hints = get_type_hints(schema)
         except Exception as error:
             return self.error(
-                path, f"{what} has annotations that cannot be read: {error}", "", "Tell its author."
+                path, f"{label} has annotations that cannot be read: {error}", "", "Tell its author."
             )
-        values, sound = {}, set[str]()
+        values, valid = {}, set[str]()
         for name, field in known.items():
             count = len(self.errors)
-            values[name] = self.field(raw, field, hints[name], _join(path, name))
+            values[name] = self.field(raw, field, type_hints[name], _join(path, name))
             if _join(path, name) in self.unresolved:
                 values[name], unresolved = MISSING, True
             elif len(self.errors) > count and values[name] is None:
                 values[name] = MISSING
             elif len(self.errors) == count and name in raw:
-                sound.add(name)
+                valid.add(name)
         if len(self.errors) > before or unresolved:
-            return self.go_on(schema, values, path, sound)
+            return self.check_valid_fields(schema, values, path, valid)
         try:
             return schema(**{name: value for name, value in values.items() if value is not MISSING})
-        except Exception as error:  # what __post_init__ has to say, or stumbles over
-            said = str(error) if isinstance(error, ValueError | TypeError | JanusError) else reason(error)
-            for line in said.splitlines():
-                self.refusal(line, known, path)
+        except Exception as error:  # raised by __post_init__
+            message = str(error) if isinstance(error, ValueError | TypeError | JanusError) else reason(error)
+            for line in message.splitlines():
+                self.schema_error(line, known, path)
             return None
 
-    def go_on(self, schema: type[Any], values: dict[str, Any], path: str, sound: set[str]) -> None:
-        """Hear what ``__post_init__`` has to say about the ``sound`` fields, beside others with faults.
+    def check_valid_fields(
+        self, schema: type[Any], values: dict[str, Any], path: str, valid: set[str]
+    ) -> None:
+        """Record the errors that ``__post_init__`` raises about the ``valid`` fields of a faulty config.
 
-        Those hold their defaults, or None, so it may stumble: only what it says of sound ones by name counts.
+        The other fields hold their defaults or None, which may be the reason of an error: only lines that
+        begin with the name of a valid field count.
         """
-        half = object.__new__(schema)
+        partial = object.__new__(schema)
         try:
             for field in fields(schema):
                 value, make = values.get(field.name, MISSING), field.default_factory
@@ -104,72 +107,74 @@ class _Walk:
                     value = make()
                 elif value is MISSING:
                     value = None if field.default is MISSING else field.default
-                object.__setattr__(half, field.name, value)
-            getattr(half, "__post_init__", lambda: None)()
+                object.__setattr__(partial, field.name, value)
+            getattr(partial, "__post_init__", lambda: None)()
         except Exception as error:
             for line in str(error).splitlines():
-                if _named(line) in sound:
-                    self.refusal(line, sound, path)
+                if _field_of(line) in valid:
+                    self.schema_error(line, valid, path)
 
-    def refusal(self, line: str, known: Collection[str], path: str) -> None:
-        """Note a line that a dataclass refused its values with; ``length: 0; ...`` is about that field."""
-        if _named(line) in known:
+    def schema_error(self, line: str, known: Collection[str], path: str) -> None:
+        """Record a line of a dataclass's own error; ``length: 0; ...`` is about the field ``length``."""
+        if _field_of(line) in known:
             key, _, line = line.partition(": ")
             path = _join(path, key)
         self.error(path, line, "")
 
-    def field(self, raw: Mapping[str, Any], field: Field[Any], hint: Any, path: str) -> Any:
+    def field(self, raw: Mapping[str, Any], field: Field[Any], type_hint: Any, path: str) -> Any:
         """Build one field's value; MISSING where the dataclass has a default for it."""
         slot = field.metadata.get("slot")
         self.met_components |= bool(slot)
         if field.name in raw and not (slot and raw[field.name] is None):
-            return self.value(raw[field.name], hint, path, slot)
-        inner, optional = _unwrap(hint)
+            return self.value(raw[field.name], type_hint, path, slot)
+        inner, optional = _unwrap(type_hint)
         if slot and get_origin(inner) in (list, dict):
             return get_origin(inner)()
         if slot and not optional:
             names = ", ".join(self.plugins.names(slot))
             return self.error(path, "missing", f"{a_component(slot)}, {{name: ...}}", f"Registered: {names}")
         if field.default is MISSING and field.default_factory is MISSING:
-            return self.error(path, "missing", words(hint))
+            return self.error(path, "missing", words(type_hint))
         default: Any = field.default_factory
-        if is_dataclass(inner) and default is inner:  # its own fields may lack something too
-            return self.dataclass({}, cast(type[Any], inner), path, what=field.name)
+        if is_dataclass(inner) and default is inner:  # its fields may be required
+            return self.dataclass({}, cast(type[Any], inner), path, label=field.name)
         return MISSING
 
-    def value(self, raw: Any, hint: Any, path: str, slot: str | None) -> Any:
+    def value(self, raw: Any, type_hint: Any, path: str, slot: str | None) -> Any:
         """Build a value of a type: a component, a dataclass, a container of these, or a single value."""
         if path in self.unresolved:
             return None
-        hint, optional = _unwrap(hint)
+        type_hint, optional = _unwrap(type_hint)
         if raw is None and optional:
             return None
-        origin, args = get_origin(hint), get_args(hint)
-        if hint is ComponentSpec and slot:
-            return self.part(raw, slot, path)
-        if isinstance(hint, type) and is_dataclass(hint):
-            return self.dataclass(raw, hint, path, what=path.rpartition(".")[2])
+        origin, args = get_origin(type_hint), get_args(type_hint)
+        if type_hint is ComponentSpec and slot:
+            return self.component(raw, slot, path)
+        if isinstance(type_hint, type) and is_dataclass(type_hint):
+            return self.dataclass(raw, type_hint, path, label=path.rpartition(".")[2])
         if args and _holds_dataclass(args[-1] if origin is dict else args[0]):
             if origin in (list, tuple) and isinstance(raw, list):
-                items = [self.value(one, args[0], f"{path}[{i}]", slot) for i, one in enumerate(raw)]
+                items = [self.value(item, args[0], f"{path}[{i}]", slot) for i, item in enumerate(raw)]
                 return tuple(items) if origin is tuple else items
             if origin is dict and isinstance(raw, Mapping):
-                return {key: self.value(one, args[1], _join(path, key), slot) for key, one in raw.items()}
-            return self.error(path, _found(raw), words(hint))
+                return {key: self.value(item, args[1], _join(path, key), slot) for key, item in raw.items()}
+            return self.error(path, _describe(raw), words(type_hint))
         try:
-            return convert(raw, hint | None if optional else hint)
+            return convert(raw, type_hint | None if optional else type_hint)
         except Exception as error:  # values of any form: OmegaConf's errors are not all of one class
-            ours = type(error) is ValueError  # a number that nothing can be computed with
-            return self.error(path, _found(raw), f"{words(hint)}: {error}" if ours else words(hint))
+            own = type(error) is ValueError  # raised by `convert` itself: its text says what is wrong
+            return self.error(
+                path, _describe(raw), f"{words(type_hint)}: {error}" if own else words(type_hint)
+            )
 
-    def part(self, raw: Any, slot: str, path: str) -> ComponentSpec | None:
-        """Build a component's options by the dataclass that it registered."""
+    def component(self, raw: Any, slot: str, path: str) -> ComponentSpec | None:
+        """Build a component's options with the dataclass that it registered."""
         raw = {"name": raw} if isinstance(raw, str) else raw
         name = raw.get("name") if isinstance(raw, Mapping) else None
         if not isinstance(name, str):
             names = ", ".join(self.plugins.names(slot))
             return self.error(
-                path, _found(raw), f"{a_component(slot)}, {{name: ...}}", f"Registered: {names}"
+                path, _describe(raw), f"{a_component(slot)}, {{name: ...}}", f"Registered: {names}"
             )
         try:
             entry = self.plugins.entry(slot, name)
@@ -177,7 +182,7 @@ class _Walk:
             return self.error(_join(path, "name"), str(error), "")
         options = {key: value for key, value in raw.items() if key != "name"}
         before = len(self.errors)
-        config = self.dataclass(options, entry.config, path, what=f"the {slot_label(slot)} '{name}'")
+        config = self.dataclass(options, entry.config, path, label=f"the {slot_label(slot)} '{name}'")
         if slot not in MODEL_SLOTS:
             for key in ("pretrained", "revision"):
                 if getattr(config, key, None) is not None and options.get(key) is not None:
@@ -190,29 +195,29 @@ class _Walk:
         return ComponentSpec(slot, name, config) if len(self.errors) == before else None
 
 
-def _found(raw: Any) -> str:
+def _describe(raw: Any) -> str:
     return f"found {printable(repr(raw), most=200)}"
 
 
-def _named(line: str) -> str | None:
+def _field_of(line: str) -> str | None:
     """Return the field that a line begins with: ``mixture`` of ``mixture.text: found -1``."""
-    found = re.match(r"(\w+)[^\s:]*: ", line)
-    return found and found[1]
+    match = re.match(r"(\w+)[^\s:]*: ", line)
+    return match and match[1]
 
 
 def _join(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def _unwrap(hint: Any) -> tuple[Any, bool]:
-    """Take ``X | None`` apart: X, and whether None is allowed."""
-    args = get_args(hint)
-    if get_origin(hint) in (Union, types.UnionType) and type(None) in args:
+def _unwrap(type_hint: Any) -> tuple[Any, bool]:
+    """Return X and True for ``X | None``, any other type and False."""
+    args = get_args(type_hint)
+    if get_origin(type_hint) in (Union, types.UnionType) and type(None) in args:
         rest = tuple(arg for arg in args if arg is not type(None))
         return (rest[0] if len(rest) == 1 else Union[rest]), True  # noqa: UP007 (built at run time)
-    return hint, False
+    return type_hint, False
 
 
-def _holds_dataclass(hint: Any) -> bool:
-    inner = _unwrap(hint)[0]
+def _holds_dataclass(type_hint: Any) -> bool:
+    inner = _unwrap(type_hint)[0]
     return (isinstance(inner, type) and is_dataclass(inner)) or any(map(_holds_dataclass, get_args(inner)))

@@ -1,4 +1,4 @@
-"""Single values: numbers, words, lists of them, as OmegaConf converts them."""
+"""Converts single values (numbers, texts, booleans, and lists of these) as OmegaConf does."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from omegaconf import MISSING, OmegaConf
 
 
 def convert(value: Any, hint: Any) -> Any:
-    """Return ``value`` as ``hint`` has it (``3`` where a float is asked for becomes ``3.0``).
+    """Return ``value`` converted to the type ``hint`` (``3`` becomes ``3.0`` for a float).
 
     Raises:
-        Exception: it cannot be; most of OmegaConf's are OmegaConfBaseException, not all.
-        ValueError: a number is not finite, or a whole one beyond 64 bits; or a text holds NUL.
+        Exception: it cannot be converted; OmegaConf's errors have no common class.
+        ValueError: a number is not finite, an integer needs more than 64 bits, or a text holds NUL.
     """
     if hint is Any or (get_origin(hint) is dict and get_args(hint)[1] is Any and isinstance(value, dict)):
-        return value  # a transformers config, say: passed on as it is
+        return value  # a transformers config, say: passed on unchanged
     holder = OmegaConf.structured(make_dataclass("Holder", [("value", hint, field(default=MISSING))]))
     OmegaConf.update(holder, "value", value)
     converted = OmegaConf.to_object(holder).value  # type: ignore[union-attr]
@@ -28,23 +28,23 @@ def convert(value: Any, hint: Any) -> Any:
 
 
 def _check_items(values: Any, hint: Any) -> None:
-    """Refuse mappings and lists among the items of a list or tuple of single values; OmegaConf takes them."""
+    """Raise ValueError for a mapping or list inside a list of single values, which OmegaConf would accept."""
     if get_origin(hint) in (Union, types.UnionType):
         hint = next((arg for arg in get_args(hint) if get_origin(arg) in (list, tuple)), None)
     single = get_origin(hint) in (list, tuple) and get_args(hint)[0] in (str, int, float, bool)
-    strange = [value for value in values or () if isinstance(value, dict | list)] if single else []
-    if strange:
-        raise ValueError(f"{str(strange[0])[:60]} is no single value")
+    nested = [value for value in values or () if isinstance(value, dict | list)] if single else []
+    if nested:
+        raise ValueError(f"{str(nested[0])[:60]} is no single value")
 
 
 def _check_values(value: Any) -> None:
-    """Refuse numbers that nothing can be computed with, and texts that neither paths nor names can be.
+    """Raise ValueError for numbers that are not finite or need over 64 bits, and for texts that hold NUL.
 
-    They would fail far from here, or not at all.
+    Without this check they would fail later, far from the config, or go unnoticed.
     """
     if isinstance(value, dict | list | tuple):
-        for each in value.values() if isinstance(value, dict) else value:
-            _check_values(each)
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_values(item)
     elif isinstance(value, float) and not isfinite(value):
         raise ValueError(f"{value} is not a finite number")
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -54,7 +54,7 @@ def _check_values(value: Any) -> None:
 
 
 def words(hint: Any) -> str:
-    """Say a type as people do: ``a number``, ``one of 'letterbox', 'crop'``, ``3 values, each a number``."""
+    """Return a type in plain words: ``a number``, ``one of 'fit', 'crop'``, ``3 values, each a number``."""
     plain = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Any: "anything"}
     if hint in plain:
         return plain[hint]

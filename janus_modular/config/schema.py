@@ -1,4 +1,4 @@
-"""The configuration of a model: which component sits in which slot. A mirror of the module tree."""
+"""The schema of a model's config: which component fills which slot. It mirrors the module tree."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from janus_modular.interfaces import ComponentSpec, component
 
 @dataclass
 class UnderstandingConfig:
-    """The path of images that are read."""
+    """The understanding path: image encoder and adaptor."""
 
     encoder: ComponentSpec = component("understanding_encoders")
     adaptor: ComponentSpec = component("adaptors")
@@ -18,9 +18,9 @@ class UnderstandingConfig:
 
 @dataclass
 class SpecialTokens:
-    """The strings of the special tokens; ids are looked up by them, never assumed.
+    """The strings of the special tokens; their ids are looked up in the tokenizer.
 
-    None takes what the tokenizer's own configuration names. The defaults are Janus' (published tokenizer).
+    None: as the tokenizer's own configuration has it. The other defaults are those of Janus' tokenizer.
     """
 
     bos: str | None = None
@@ -33,7 +33,7 @@ class SpecialTokens:
 
 @dataclass
 class ProcessorConfig:
-    """How words and images become a sequence."""
+    """How text and images become a sequence."""
 
     tokenizer: str | None = (
         None  # folder, tokenizer.json, hub id, or "bytes"; None: beside the backbone's weights
@@ -41,20 +41,20 @@ class ProcessorConfig:
     revision: str | None = None
     template: Literal["janus", "janus-pro", "chat", "plain"] = "chat"  # chat: the tokenizer's own
     system: str | None = None  # understanding's system text; None: the template's default
-    # Values of variables that the chat template reads, enable_thinking say: in training and inference alike.
+    # Values of the chat template's variables (enable_thinking, say), in training and inference alike.
     template_variables: dict[str, Any] = field(default_factory=dict)
     tokens: SpecialTokens = field(default_factory=SpecialTokens)
-    # Tokens that an answer in words never holds: those that a foreign tokenizer was given for images.
+    # Tokens that a text answer never contains: those added to a tokenizer for images.
     suppress_tokens: list[str] = field(default_factory=list)
 
 
 @dataclass
 class ModelConfig:
-    """A whole model."""
+    """A model: its components and its processor."""
 
     understanding: UnderstandingConfig = field(default_factory=UnderstandingConfig)
     generation: ComponentSpec = component("generation")
     backbone: ComponentSpec = component("backbones")
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
-    text_sampler: str = "text"  # the registered sampler that answers in text
-    image_sampler: str | None = None  # the registered sampler that draws; None: the generation path's own
+    text_sampler: str = "text"  # the sampler of text answers
+    image_sampler: str | None = None  # the sampler of images; None: as the generation path names it

@@ -1,7 +1,8 @@
-"""Bounds on what a config may ask for, before anything of its size is built.
+"""Limits of the whole numbers in a model's config, checked before anything is built.
 
-A config decides how many modules are made and how large they are, and it may come from anybody. Numbers that
-no model has are refused by their key; `janus_modular.model.build` counts weights while a model is built.
+A config decides how many modules are built and how large they are, and it may come from an untrusted source.
+Numbers that no model has are errors that name their key; `janus_modular.model.build` also counts weights
+while a model is built.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ from janus_modular.config import to_plain
 from janus_modular.config.errors import FieldError, config_error
 
 MAX_LAYERS = 1_000
-"""As many as the deepest published transformers have; each takes milliseconds to build without weights."""
+"""The depth of the deepest published transformers; a layer takes milliseconds to build, without weights."""
 
 MAX_NUMBER = 2**40
-"""No size of a model comes near; bases of rotary embeddings of very long contexts reach 5e10."""
+"""Above every size of a model; RoPE bases for very long contexts reach 5e10."""
 
 LAYERS = re.compile(r"(?:layer|depth|block)s?(?:\[\d+\])?$")
 """Keys that count layers, alone or in a list: ``num_hidden_layers``, ``depths[0]``; not ``block_ff_dim``."""
 
 
 def check_numbers(config: Any, root: str = "") -> None:
-    """Refuse a config with a whole number that no model has; ``root`` is where it stands in the user's.
+    """Check that no whole number of a config exceeds its limit; ``root`` is its path in the user's config.
 
     Raises:
-        ConfigError: a fault for each such key.
+        ConfigError: lists every key with a number that no model has.
     """
     errors = []
     for path, number in numbers_in(to_plain(config), root):
@@ -52,7 +53,7 @@ def numbers_in(tree: Any, path: str = "") -> Iterator[tuple[str, int]]:
 
 
 def largest_numbers(config: Any, most: int = 3) -> str:
-    """Return the largest whole numbers of a config, by key: what to look at where something is too large."""
+    """Return the largest whole numbers of a config with their keys, for errors about size."""
     ranked = sorted(numbers_in(to_plain(config)), key=lambda pair: -abs(pair[1]))[:most]
     return ", ".join(f"{path} {_short(number)}" for path, number in ranked)
 

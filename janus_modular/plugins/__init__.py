@@ -1,4 +1,4 @@
-"""Finds components: which are announced, what offers them, and how one is loaded.
+"""Finds components by their entry points, and loads them.
 
 A component is one Python file that ends by registering itself::
 
@@ -9,16 +9,16 @@ A component is one Python file that ends by registering itself::
         registry.add("twice", TwiceAdaptor, TwiceConfig)
 
 Try it without packaging: ``janus-modular --plugin twice.py plugins list`` (or name the file in
-``JANUS_PLUGIN_FILES``). To install it, announce it in the distribution's ``pyproject.toml``, under the
-slot and the version of the plugin API::
+``JANUS_PLUGIN_FILES``). To install it, declare it in the distribution's ``pyproject.toml``, under the
+version of the plugin API and the slot::
 
     [project.entry-points."janus_modular.v1.adaptors"]
     twice = "acme_twice"
 
-Listing reads these lines only. A module is imported when one of its components is asked for, so one
-that is slow or broken costs nobody who does not use it. ``JANUS_DISABLE_PLUGINS=a,b`` switches off by
-component (``twice``, ``adaptors:twice``) or distribution; ``JANUS_PLUGINS_STRICT=1`` turns every broken
-plugin into an error; ``janus-modular plugins doctor`` tries them all.
+Listing components reads this metadata only. A module is imported when one of its components is used, so a
+slow or broken plugin affects only its users. ``JANUS_DISABLE_PLUGINS=a,b`` disables components (``twice``,
+``adaptors:twice``) or distributions; ``JANUS_PLUGINS_STRICT=1`` makes every broken plugin an error;
+``janus-modular plugins doctor`` loads them all.
 """
 
 from janus_modular.plugins.catalogue import Plugins, default_plugins, set_default_plugins

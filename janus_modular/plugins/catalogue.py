@@ -1,8 +1,9 @@
-"""Every component that can be had, by slot and name."""
+"""The catalogue of available components, by slot and name."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from copy import copy
 from pathlib import Path
@@ -16,11 +17,11 @@ from janus_modular.registry import SAMPLER_SETTINGS, SLOTS, Entry, a_component, 
 from janus_modular.suggest import did_you_mean
 
 BUILT_IN = "janus-modular"
-"""The distribution of the components that come with the framework."""
+"""The distribution of the built-in components."""
 
 
 class Plugins:
-    """Knows what is announced, and loads what is asked for."""
+    """The declared components: lists and finds them by metadata, and loads a component when it is used."""
 
     def __init__(
         self,
@@ -29,7 +30,7 @@ class Plugins:
         disabled: Iterable[str] = (),
         strict: bool = False,
     ) -> None:
-        """Start from announcements; ``disabled`` words switch off, ``strict`` makes any fault an error."""
+        """Start from entry points, some ``disabled`` by name; ``strict`` makes a broken plugin an error."""
         self.entry_points = list(entry_points)
         self.disabled = tuple(disabled)
         self.strict = strict
@@ -38,113 +39,123 @@ class Plugins:
         self._recorded: dict[tuple[str, str], Mapping[str, str | None]] = {}  # by slot and name
 
     def add_file(self, path: str | Path) -> list[EntryPointInfo]:
-        """Load a local plugin file; return what it offers.
+        """Load a local plugin file at once; return the components that it provides.
 
         Raises:
-            PluginError: it does not load. The user named it, so this is never put off.
+            PluginError: it does not load.
         """
-        if any(one.file == Path(path).expanduser().resolve() for one in self.entry_points):
+        if any(info.file == Path(path).expanduser().resolve() for info in self.entry_points):
             return []
-        found = load_file(Path(path))
-        self.entry_points += found
-        return found
+        provided = load_file(Path(path))
+        self.entry_points += provided
+        return provided
 
     def is_enabled(self, entry_point: EntryPointInfo) -> bool:
-        """Say whether nobody switched it off."""
+        """Return True unless JANUS_DISABLE_PLUGINS names it."""
         return not any(entry_point.matches(word) for word in self.disabled)
 
     def usable(self, slot: str) -> list[EntryPointInfo]:
-        """Return what can be asked for in a slot."""
+        """Return the components of a slot that are enabled and compatible."""
         return [
-            one
-            for one in self.entry_points
-            if one.slot == slot and self.is_enabled(one) and not one.refusal()
+            info
+            for info in self.entry_points
+            if info.slot == slot and self.is_enabled(info) and not info.incompatibility()
         ]
 
     def names(self, slot: str) -> list[str]:
         """Return the names in a slot, sorted; ``dist:name`` where several distributions share one."""
-        offers = self.usable(slot)
-        plain = [one.name for one in offers]
-        return sorted(one.name if plain.count(one.name) == 1 else f"{one.dist}:{one.name}" for one in offers)
+        usable = self.usable(slot)
+        count = Counter(info.name for info in usable)
+        return sorted(info.name if count[info.name] == 1 else f"{info.dist}:{info.name}" for info in usable)
 
     def shared_built_ins(self) -> set[str]:
-        """Return the names of built-in components that another distribution offers in the same slot."""
-        ours = f"{BUILT_IN}:"
+        """Return the names of built-in components that another distribution provides in the same slot."""
+        prefix = f"{BUILT_IN}:"
         names = [name for slot in SLOTS for name in self.names(slot)]
-        return {name.removeprefix(ours) for name in names if name.startswith(ours)}
+        return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
 
-    def share_slot(self, name: str, other: str) -> bool:
-        """Return True if two names are those of components of the same slot, by metadata alone."""
-        slots, others = (
-            {one.slot for one in self.entry_points if word in (one.name, f"{one.dist}:{one.name}")}
-            for word in (name, other)
+    def share_slot(self, first: str, second: str) -> bool:
+        """Return True if components of both names fill the same slot, by metadata alone."""
+        slots, second_slots = (
+            {info.slot for info in self.entry_points if name in (info.name, f"{info.dist}:{info.name}")}
+            for name in (first, second)
         )
-        return bool(slots & others)
+        return bool(slots & second_slots)
 
     def find(self, slot: str, name: str) -> EntryPointInfo:
-        """Return what ``name`` (or ``dist:name``) means in a slot, without importing it.
+        """Return the component ``name`` (or ``dist:name``) of a slot, without importing it.
 
         Raises:
-            PluginError: nothing is called so, or several are.
+            PluginError: the name is unknown, ambiguous, disabled or incompatible.
         """
         if slot not in SLOTS:
             raise PluginError(
                 f"there is no slot '{slot}'. {did_you_mean(slot, SLOTS)}\nSlots: {', '.join(SLOTS)}"
             )
         dist, _, bare = name.rpartition(":")
-        called = [
-            one
-            for one in self.entry_points
-            if one.slot == slot and one.name == bare and (not dist or one.dist == dist)
+        candidates = [
+            info
+            for info in self.entry_points
+            if info.slot == slot and info.name == bare and (not dist or info.dist == dist)
         ]
-        on = [one for one in called if self.is_enabled(one)]
-        if fits := [one for one in on if not one.refusal()]:
-            if len(fits) == 1:
-                return fits[0]
-            then = self._recorded.get((slot, bare), {})
-            origin = then.get("dist") or then.get("file")
-            if meant := [one for one in fits if not dist and one.dist == origin]:
-                return meant[0]
-            stranger = next((one for one in reversed(fits) if one.dist != BUILT_IN), fits[-1])
+        enabled = [info for info in candidates if self.is_enabled(info)]
+        if usable := [info for info in enabled if not info.incompatibility()]:
+            return usable[0] if len(usable) == 1 else self._choose(usable, slot, bare, qualified=bool(dist))
+        if enabled:
             raise PluginError(
-                f"{len(fits)} plugins offer the {slot_label(slot)} '{bare}': "
-                f"{' and '.join(one.origin for one in fits)}.\n"
-                f"Write {' or '.join(repr(f'{one.dist}:{bare}') for one in fits)}, or switch one off: "
-                f"JANUS_DISABLE_PLUGINS={stranger.dist}:{bare}"
+                f"the {slot_label(slot)} '{name}' of {enabled[0].origin} cannot be loaded:"
+                f" {enabled[0].incompatibility()}."
             )
-        if on:
+        if candidates:
             raise PluginError(
-                f"the {slot_label(slot)} '{name}' of {on[0].origin} is refused: {on[0].refusal()}."
-            )
-        if called:
-            raise PluginError(
-                f"the {slot_label(slot)} '{name}' of {called[0].origin} is switched off by "
+                f"the {slot_label(slot)} '{name}' of {candidates[0].origin} is disabled by "
                 f"JANUS_DISABLE_PLUGINS={','.join(self.disabled)}."
             )
         raise PluginError(self._unknown(slot, name))
 
-    def entry(self, slot: str, name: str) -> Entry[Any]:
-        """Load what ``name`` means in a slot: only its module, only its hook.
+    def _choose(
+        self, usable: list[EntryPointInfo], slot: str, name: str, *, qualified: bool
+    ) -> EntryPointInfo:
+        """Return the component that the checkpoint recorded, of several with the same name.
 
         Raises:
-            PluginError: it is unknown, ambiguous, switched off or broken.
+            PluginError: none was recorded; lists the qualified names.
+        """
+        record = self._recorded.get((slot, name), {})
+        origin = record.get("dist") or record.get("file")
+        recorded = next((info for info in usable if not qualified and info.dist == origin), None)
+        if recorded:
+            return recorded
+        third_party = next((info for info in reversed(usable) if info.dist != BUILT_IN), usable[-1])
+        raise PluginError(
+            f"{len(usable)} plugins provide the {slot_label(slot)} '{name}': "
+            f"{' and '.join(info.origin for info in usable)}.\n"
+            f"Write {' or '.join(repr(f'{info.dist}:{name}') for info in usable)}, or disable one: "
+            f"JANUS_DISABLE_PLUGINS={third_party.dist}:{name}"
+        )
+
+    def entry(self, slot: str, name: str) -> Entry[Any]:
+        """Load the component ``name`` of a slot: only its module is imported, only its hook called.
+
+        Raises:
+            PluginError: the name is unknown, ambiguous, disabled or incompatible, or its plugin is broken.
             MissingExtraError: it needs a package that one of our extras installs.
         """
         if self.strict:
             self.check_all()
-        wanted = self.find(slot, name)
-        return self._load(wanted)[wanted.name]
+        info = self.find(slot, name)
+        return self._load(info)[info.name]
 
     def check_all(self) -> None:
-        """Load everything that is not switched off.
+        """Load every component that is enabled.
 
         Raises:
-            PluginError: lists every plugin that is broken.
+            PluginError: lists every broken plugin.
         """
         errors = []
-        for one in filter(self.is_enabled, self.entry_points):
+        for info in filter(self.is_enabled, self.entry_points):
             try:
-                self._load(one)
+                self._load(info)
             except JanusError as error:
                 errors.append(str(error))
         if errors:
@@ -152,99 +163,100 @@ class Plugins:
                 "\n".join([*errors, "JANUS_PLUGINS_STRICT is set: any broken plugin is an error."])
             )
 
-    def required(self, parts: Iterable[ComponentSpec]) -> list[dict[str, str | None]]:
-        """Say where each part comes from, as a checkpoint records it: slot, name, dist, version, file."""
-        found: dict[EntryPointInfo, dict[str, str | None]] = {}
-        for part in parts:
-            one = self.find(part.slot, part.name)
-            file = one.file.name if one.file else None
-            found[one] = {
-                "slot": one.slot,
-                "name": one.name,
-                "dist": None if file else one.dist,
-                "version": one.version or None,
+    def required(self, specs: Iterable[ComponentSpec]) -> list[dict[str, str | None]]:
+        """Return the origin of each component, as checkpoints record it: slot, name, dist, version, file."""
+        records: dict[EntryPointInfo, dict[str, str | None]] = {}
+        for spec in specs:
+            info = self.find(spec.slot, spec.name)
+            file = info.file.name if info.file else None
+            records[info] = {
+                "slot": info.slot,
+                "name": info.name,
+                "dist": None if file else info.dist,
+                "version": info.version or None,
                 "file": file,
             }
-        return list(found.values())
+        return list(records.values())
 
-    def as_recorded(self, needed: Iterable[Mapping[str, str | None]]) -> Plugins:
-        """Return these plugins, but a name that several share here means what `required` recorded.
+    def as_recorded(self, records: Iterable[Mapping[str, str | None]]) -> Plugins:
+        """Return these plugins, with ambiguous names resolved as a checkpoint recorded them (`required`).
 
-        One that is not here is an error that says who offered it then.
+        Errors about unknown names then say how to install the recorded plugin.
         """
-        view = copy(self)  # of the same announcements, and of what is loaded already
-        view._recorded = self._recorded | {(one["slot"] or "", one["name"] or ""): one for one in needed}
+        view = copy(self)  # shares the entry points, and the plugins that are loaded
+        view._recorded = self._recorded | {
+            (record["slot"] or "", record["name"] or ""): record for record in records
+        }
         return view
 
     def full_name(self, slot: str, name: str) -> str:
-        """Return a name that means the same component to everybody: ``dist:name`` where several share it."""
-        one = self.find(slot, name)
-        return one.name if one.name in self.names(slot) else f"{one.dist}:{one.name}"
+        """Return an unambiguous name of a component: ``dist:name`` where several share the name."""
+        info = self.find(slot, name)
+        return info.name if info.name in self.names(slot) else f"{info.dist}:{info.name}"
 
-    def check_required(self, needed: Iterable[Mapping[str, str | None]]) -> None:
-        """Check that the parts that `required` recorded can be had here.
+    def check_required(self, records: Iterable[Mapping[str, str | None]]) -> None:
+        """Check that the components that a checkpoint recorded (`required`) are available.
 
-        Samplers are not looked for: ``chat`` needs no image sampler. `entry` says which sampler is missing.
+        Samplers are not checked: ``chat`` needs no image sampler. `entry` raises where one is missing.
 
         Raises:
-            PluginError: lists every component that cannot, with the plugin that offers it.
+            PluginError: lists every missing component with the plugin that provides it.
         """
         errors = []
-        for one in needed:
-            slot, name = one["slot"] or "", one["name"] or ""
+        for record in records:
+            slot, name = record["slot"] or "", record["name"] or ""
             if slot not in SLOTS:
-                errors.append(
-                    f"'{name}' is recorded in '{slot}', which is no slot. {did_you_mean(slot, SLOTS)}"
-                )
-            elif slot not in SAMPLER_SETTINGS and not any(here.name == name for here in self.usable(slot)):
-                errors.append(f"the {slot_label(slot)} '{name}' is not here: {_cure(one)}")
+                hint = did_you_mean(slot, SLOTS)
+                errors.append(f"'{name}' is recorded in '{slot}', which is no slot. {hint}")
+            elif slot not in SAMPLER_SETTINGS and not any(info.name == name for info in self.usable(slot)):
+                errors.append(f"the {slot_label(slot)} '{name}' is not installed: {_install_hint(record)}")
         if errors:
             raise PluginError("a plugin is missing.\n" + "\n".join(errors))
 
-    def _load(self, one: EntryPointInfo) -> dict[str, Entry[Any]]:
-        if one not in self._loaded:
+    def _load(self, info: EntryPointInfo) -> dict[str, Entry[Any]]:
+        if info not in self._loaded:
             try:
-                self._loaded[one] = load(one)
+                self._loaded[info] = load(info)
             except JanusError as error:
-                self._failed[one] = error
+                self._failed[info] = error
                 raise
-        return self._loaded[one]
+        return self._loaded[info]
 
     def _unknown(self, slot: str, name: str) -> str:
-        """Answer four questions: which slot, what was written, what could have been, what next."""
+        """Return the message of an unknown name: similar and registered names, and what failed to load."""
         names = self.names(slot)
-        then = self._recorded.get((slot, name.rpartition(":")[2]))
+        record = self._recorded.get((slot, name.rpartition(":")[2]))
         lines = [
             f"no {slot_label(slot)} is called '{name}'.",
-            f"The model was saved where it was installed: {_cure(then)}" if then else "",
+            f"The model was saved where it was installed: {_install_hint(record)}" if record else "",
             did_you_mean(name, names),
             f"Registered: {', '.join(names) or 'none'}",
-            *(str(error) for one, error in self._failed.items() if one.slot == slot),
+            *(str(error) for info, error in self._failed.items() if info.slot == slot),
             *(
-                f"{one.origin} announces '{one.name}' as {a_component(one.slot)}: {one.refusal()}"
-                for one in self.entry_points
-                if one.name == name.rpartition(":")[2] and one.slot not in SLOTS
+                f"{info.origin} declares '{info.name}' as {a_component(info.slot)}: {info.incompatibility()}"
+                for info in self.entry_points
+                if info.name == name.rpartition(":")[2] and info.slot not in SLOTS
             ),
             "See them all with: janus-modular plugins list",
         ]
         return "\n".join(filter(None, lines))
 
 
-def _cure(recorded: Mapping[str, str | None]) -> str:
-    """Write what brings a component here that `Plugins.required` recorded."""
-    if recorded.get("file"):
-        return f"--plugin {recorded['file']}"
-    if not recorded.get("dist"):
-        return "its record does not say by what"
-    version = recorded.get("version")
-    return f"pip install {recorded['dist']}" + (f"=={version}" if version else "")
+def _install_hint(record: Mapping[str, str | None]) -> str:
+    """Return the command that installs a recorded component."""
+    if record.get("file"):
+        return f"--plugin {record['file']}"
+    if not record.get("dist"):
+        return "its record does not name the plugin"
+    version = record.get("version")
+    return f"pip install {record['dist']}" + (f"=={version}" if version else "")
 
 
 _default: Plugins | None = None
 
 
 def default_plugins() -> Plugins:
-    """Return what is installed here, as the environment variables have it; read once."""
+    """Return the installed plugins as the environment variables configure them; read once."""
     global _default
     if _default is None:
         _default = without_files()
@@ -254,7 +266,7 @@ def default_plugins() -> Plugins:
 
 
 def without_files() -> Plugins:
-    """Return what is installed here, as the environment variables have it, but load no plugin file."""
+    """Return the installed plugins as the environment variables configure them, without plugin files."""
     words = os.environ.get("JANUS_DISABLE_PLUGINS", "").split(",")
     return Plugins(
         installed(),
@@ -269,6 +281,6 @@ def files_of_environment() -> list[Path]:
 
 
 def set_default_plugins(plugins: Plugins | None) -> None:
-    """Use these plugins from now on (tests do); None reads the environment again."""
+    """Set the default plugins (for tests); None: read the environment again."""
     global _default
     _default = plugins

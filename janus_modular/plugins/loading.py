@@ -1,4 +1,4 @@
-"""Imports one plugin and asks it what it registers. A fault in it becomes an error that names it."""
+"""Imports a plugin and collects what it registers; any failure becomes an error that names the plugin."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ from janus_modular.registry import PROJECT, SLOTS, Entry, Hooks, Registry
 from janus_modular.suggest import did_you_mean
 
 FILE_MODULE = "janus_plugin_file_"
-"""How the modules of local plugin files are called in this process."""
+"""Prefix of the module names of local plugin files."""
 
 
 def load(entry_point: EntryPointInfo) -> dict[str, Entry[Any]]:
-    """Import an announced plugin and return what it registers in the announced slot, by name.
+    """Import a declared plugin and return what it registers in its slot, by name.
 
     Raises:
-        PluginError: it does not import, its hook is wrong, or it does not register what it announces.
+        PluginError: it cannot be imported, its hook is invalid, or it does not register the declared name.
         MissingExtraError: it needs a package that one of our extras installs.
     """
-    who = f"Plugin '{entry_point.name}' ({entry_point.origin})"
-    if refusal := entry_point.refusal():
-        raise PluginError(f"{who} is not loaded: {refusal}.")
+    label = f"Plugin '{entry_point.name}' ({entry_point.origin})"
+    if incompatibility := entry_point.incompatibility():
+        raise PluginError(f"{label} is not loaded: {incompatibility}.")
     try:
-        # a local plugin was loaded when its file was named
+        # the file of a local plugin was loaded by `load_file`
         module = sys.modules[entry_point.module] if entry_point.file else import_module(entry_point.module)
         entries = registered(module, entry_point.slot, entry_point.origin)
     except (Exception, SystemExit) as error:
-        if isinstance(error, ModuleNotFoundError) and (hint := missing_extra(error, who)):
-            raise hint from error
-        raise PluginError(f"{who} failed to load: {describe(error)}") from error
+        if isinstance(error, ModuleNotFoundError) and (missing := missing_extra(error, label)):
+            raise missing from error
+        raise PluginError(f"{label} failed to load: {describe(error)}") from error
     if entry_point.name not in entries:
         names = ", ".join(sorted(entries)) or "nothing"
         raise PluginError(
-            f"{who} announces '{entry_point.name}' in {entry_point.slot}, but registers {names}: make the "
+            f"{label} declares '{entry_point.name}' in {entry_point.slot}, but registers {names}: make the "
             f"entry point in its pyproject.toml and registry.add(...) in {entry_point.module} agree."
         )
     return entries
 
 
 def registered(module: ModuleType, slot: str, plugin: str) -> dict[str, Entry[Any]]:
-    """Call a module's hook for ``slot``, and no other, and return what it registers.
+    """Call a module's hook of ``slot``, and no other, and return what it registers.
 
     Raises:
-        PluginError: it implements a hook that does not exist, or with arguments that no hook passes.
+        PluginError: it implements a hook that does not exist, or a hook with other arguments.
     """
-    manager = pluggy.PluginManager(PROJECT)  # one for each plugin: its faults are nobody else's
+    manager = pluggy.PluginManager(PROJECT)  # one for each plugin, so that its errors do not affect others
     manager.add_hookspecs(Hooks)
     try:
         manager.register(module, name=plugin)
@@ -71,10 +71,10 @@ def registered(module: ModuleType, slot: str, plugin: str) -> dict[str, Entry[An
 
 
 def load_file(path: Path) -> list[EntryPointInfo]:
-    """Run a plugin file that the user named; return what its hooks register, as announcements.
+    """Import a plugin file that the user named; return the components that its hooks register.
 
     Raises:
-        PluginError: there is no such file, it does not run, or it registers nothing.
+        PluginError: there is no such file, it cannot be imported, or it registers nothing.
     """
     path = path.expanduser().resolve()
     if not path.is_file():
@@ -87,37 +87,39 @@ def load_file(path: Path) -> list[EntryPointInfo]:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-        found = [
+        provided = [
             EntryPointInfo(slot, entry, name, dist=path.name, file=path)
             for slot in SLOTS
             for entry in registered(module, slot, path.name)
         ]
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        if isinstance(error, ModuleNotFoundError) and (hint := missing_extra(error, f"Plugin file {path}")):
-            raise hint from error
+        if isinstance(error, ModuleNotFoundError) and (
+            missing := missing_extra(error, f"Plugin file {path}")
+        ):
+            raise missing from error
         raise PluginError(
             f"Plugin file {path}{_line(path, error)} failed to load: {describe(error)}"
         ) from error
-    if not found:
+    if not provided:
         raise PluginError(
             f"Plugin file {path} registers nothing: end it with a function marked @hookimpl that calls "
             f"registry.add(name, class, config), one of {', '.join(f'register_{slot}' for slot in SLOTS)}."
         )
-    return found
+    return provided
 
 
 def module_of(path: Path) -> str:
-    """Name a plugin file's module like no other: dataclasses look themselves up in sys.modules."""
+    """Return a unique module name for a plugin file: dataclasses look up their module in sys.modules."""
     return f"{FILE_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
 def _line(path: Path, error: BaseException) -> str:
-    """Say at which line of a file an error arose: `` (line 3)``; nothing where it arose elsewhere."""
+    """Return the line of a file at which an error arose, `` (line 3)``; "" if it arose elsewhere."""
     lines = [line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == str(path)]
     return f" (line {lines[-1]})" if lines else ""
 
 
 def describe(error: BaseException) -> str:
-    """Say what went wrong: our own errors speak for themselves, others with their type."""
+    """Return the text of an error, with its type unless it is a PluginError."""
     return str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""What a component's config dataclass says for people: each option with the comment beside it."""
+"""Lists the options of a component's config dataclass, each with the comment beside its field."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ from typing import Any
 
 
 def options_of(config: type[Any]) -> list[dict[str, str]]:
-    """Return name, type, default and comment of every option, its own before the inherited ones."""
+    """Return name, type, default and comment of every option, own options before inherited ones."""
     comments: dict[str, str] = {}
     for cls in config.__mro__[:-1]:
         comments = {**comments_of(cls), **comments}
     own = set(inspect.get_annotations(config))
     return [
         {
-            "name": one.name,
-            "type": one.type if isinstance(one.type, str) else getattr(one.type, "__name__", str(one.type)),
-            "default": _default(one),
-            "comment": comments.get(one.name, ""),
+            "name": field.name,
+            "type": field.type
+            if isinstance(field.type, str)
+            else getattr(field.type, "__name__", str(field.type)),
+            "default": _default(field),
+            "comment": comments.get(field.name, ""),
         }
-        for one in sorted(fields(config), key=lambda one: one.name not in own)
-        if one.init
+        for field in sorted(fields(config), key=lambda field: field.name not in own)
+        if field.init
     ]
 
 
-def _default(one: Field[Any]) -> str:
-    if slot := one.metadata.get("slot"):
+def _default(field: Field[Any]) -> str:
+    if slot := field.metadata.get("slot"):
         return f"a component of {slot}"
-    if one.default is not MISSING:
-        return repr(one.default)
-    return "must be given" if one.default_factory is MISSING else repr(one.default_factory())
+    if field.default is not MISSING:
+        return repr(field.default)
+    return "required" if field.default_factory is MISSING else repr(field.default_factory())
 
 
 def comments_of(cls: type[Any]) -> dict[str, str]:
-    """Read the comments on a class' fields from its source; none where there is no source."""
+    """Return the comments on a class' fields, read from its source; {} if there is no source."""
     try:
         source = textwrap.dedent(inspect.getsource(cls))
     except (OSError, TypeError):
@@ -49,9 +51,9 @@ def comments_of(cls: type[Any]) -> dict[str, str]:
         if token.type == tokenize.COMMENT
     }
     body = ast.parse(source).body[0]
-    found = {}
+    comments = {}
     for node in getattr(body, "body", []):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             last = node.end_lineno or node.lineno
-            found[node.target.id] = " ".join(lines[n] for n in range(node.lineno, last + 1) if n in lines)
-    return found
+            comments[node.target.id] = " ".join(lines[n] for n in range(node.lineno, last + 1) if n in lines)
+    return comments

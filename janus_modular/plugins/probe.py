@@ -1,4 +1,4 @@
-"""Tries a plugin in a child process: what it prints, how it crashes and how long it takes stay there."""
+"""Loads a plugin in a child process, so that its output, crashes and hangs do not affect this process."""
 
 from __future__ import annotations
 
@@ -22,51 +22,52 @@ from janus_modular.plugins.loading import load, load_file, module_of
 
 @dataclass
 class Report:
-    """What a plugin turned out to be."""
+    """The result of loading a plugin."""
 
-    message: str = ""  # what is wrong with it; empty where nothing is
+    message: str = ""  # the error; "" if it loads
     registers: list[str] = field(default_factory=list)
     doc: str = ""
-    where: str = ""  # file and line of what it registered
+    where: str = ""  # file and line of the registered component
     options: list[dict[str, str]] = field(default_factory=list)  # name, type, default, comment
-    output: str = ""  # what it printed while it was loaded
+    output: str = ""  # printed while it was loaded
     seconds: float = 0.0
-    lacks_extra: bool = False  # nothing is wrong with it, but an extra that it needs is not installed
+    lacks_extra: bool = False  # the error is that an extra is not installed
 
     @property
     def is_broken(self) -> bool:
-        """Whether it is the plugin that has to be mended."""
+        """True if the plugin itself has to be fixed."""
         return bool(self.message) and not self.lacks_extra
 
     @property
     def state(self) -> str:
-        """Say in a word or three how it came out."""
+        """The result in a few words."""
         return "broken" if self.is_broken else "lacks an extra" if self.lacks_extra else "ok"
 
 
-def probe(one: EntryPointInfo, *, timeout: float = 300.0) -> Report:
-    """Load one plugin in a child process and report; never raises for what is wrong with it."""
-    who = f"Plugin '{one.name}' ({one.origin})"
-    if refusal := one.refusal():
-        return Report(f"{who} is not loaded: {refusal}.")
-    return _in_child(asdict(one), who, timeout)
+def probe(info: EntryPointInfo, *, timeout: float = 300.0) -> Report:
+    """Load a plugin in a child process; its errors are in the report and are not raised."""
+    label = f"Plugin '{info.name}' ({info.origin})"
+    if incompatibility := info.incompatibility():
+        return Report(f"{label} is not loaded: {incompatibility}.")
+    return _run_child(asdict(info), label, timeout)
 
 
 def probe_file(path: Path, *, timeout: float = 300.0) -> tuple[list[EntryPointInfo], Report]:
-    """Load a plugin file in a child process; return what it offers, and a report that names ``slot:name``."""
+    """Load a plugin file in a child process; return its components, and a report that names ``slot:name``."""
     path = path.expanduser().resolve()
-    report = _in_child({"file": path}, f"Plugin file {path}", timeout)
-    offers = (one.split(":", 1) for one in report.registers)
+    report = _run_child({"file": path}, f"Plugin file {path}", timeout)
+    registered = (component.split(":", 1) for component in report.registers)
     return [
-        EntryPointInfo(slot, name, module_of(path), path.name, file=path) for slot, name in offers
+        EntryPointInfo(slot, name, module_of(path), path.name, file=path) for slot, name in registered
     ], report
 
 
-def _in_child(told: dict[str, Any], who: str, timeout: float) -> Report:
+def _run_child(request: dict[str, Any], label: str, timeout: float) -> Report:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder, "report.json")
-        question = json.dumps({**told, "file": str(told["file"]) if told["file"] else None})
+        file = request["file"]
+        question = json.dumps({**request, "file": str(file) if file else None})
         command = [sys.executable, "-m", "janus_modular.plugins.probe", question, str(answer)]
         try:
             child = subprocess.run(
@@ -78,12 +79,12 @@ def _in_child(told: dict[str, Any], who: str, timeout: float) -> Report:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return Report(f"{who} failed to load: it took longer than {timeout:g} s.", seconds=timeout)
+            return Report(f"{label} failed to load: it took longer than {timeout:g} s.", seconds=timeout)
         output = child.stdout.decode("utf-8", "replace").strip()
         if answer.is_file():
             report = Report(**json.loads(answer.read_text("utf-8")))
         else:
-            report = Report(f"{who} failed to load: its process ended with code {child.returncode}.")
+            report = Report(f"{label} failed to load: its process ended with code {child.returncode}.")
     report.output, report.seconds = output, time.monotonic() - start
     return report
 
@@ -91,54 +92,54 @@ def _in_child(told: dict[str, Any], who: str, timeout: float) -> Report:
 def probe_all(
     entry_points: Sequence[EntryPointInfo], *, known: Sequence[EntryPointInfo], timeout: float = 300.0
 ) -> Iterator[Report]:
-    """Probe several, a few at a time; yield the reports in the order of the announcements.
+    """Probe plugins, up to four at a time; yield their reports in the order of ``entry_points``.
 
-    What a plugin registers and none of ``known`` announces is a fault too: nobody could ask for it.
+    A plugin that registers a component which none of ``known`` declares is broken: no config could use it.
     """
-    announced = {(one.module, one.slot, one.name) for one in known}
+    declared = {(info.module, info.slot, info.name) for info in known}
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        reports = pool.map(lambda one: probe(one, timeout=timeout), entry_points)
-        for one, report in zip(entry_points, reports, strict=True):
+        reports = pool.map(lambda info: probe(info, timeout=timeout), entry_points)
+        for info, report in zip(entry_points, reports, strict=True):
             for name in report.registers:
-                if (one.module, one.slot, name) not in announced:
+                if (info.module, info.slot, name) not in declared:
                     report.message = (
-                        f"Plugin '{one.name}' ({one.origin}) registers '{name}' too, unannounced: "
-                        f'add {name} = "{one.module}" to its pyproject, under {one.slot}.'
+                        f"Plugin '{info.name}' ({info.origin}) registers '{name}' too, undeclared: "
+                        f'add {name} = "{info.module}" to its pyproject, under {info.slot}.'
                     )
             yield report
 
 
-def look_at(one: EntryPointInfo) -> Report:
-    """Load a plugin in this process and say what it registers and which options it takes."""
+def inspect_plugin(info: EntryPointInfo) -> Report:
+    """Load a plugin in this process; report what it registers and the options of its component."""
     from janus_modular.plugins.options import options_of
 
     try:
-        if one.file:
-            load_file(one.file)
-        entries = load(one)
+        if info.file:
+            load_file(info.file)
+        entries = load(info)
     except MissingExtraError as error:
         return Report(str(error), lacks_extra=True)
     except JanusError as error:
         return Report(str(error))
-    entry = entries[one.name]
+    entry = entries[info.name]
     return Report(
         registers=sorted(entries),
-        doc=(sys.modules[one.module].__doc__ or "").strip(),
-        where=where_is(entry.factory),
+        doc=(sys.modules[info.module].__doc__ or "").strip(),
+        where=source_location(entry.factory),
         options=options_of(entry.config),
     )
 
 
-def look_at_file(path: Path) -> Report:
-    """Load a plugin file in this process and say what it registers, and where."""
+def inspect_file(path: Path) -> Report:
+    """Load a plugin file in this process; report what it registers."""
     try:
-        return Report(registers=[f"{one.slot}:{one.name}" for one in load_file(path)])
+        return Report(registers=[f"{info.slot}:{info.name}" for info in load_file(path)])
     except JanusError as error:
         return Report(str(error))
 
 
-def where_is(factory: Callable[..., Any]) -> str:
-    """Return file and line of a factory's source; nothing where there is no source."""
+def source_location(factory: Callable[..., Any]) -> str:
+    """Return file and line of a factory's source; "" if there is no source."""
     try:
         file, (_, line) = inspect.getsourcefile(factory), inspect.getsourcelines(factory)
     except (OSError, TypeError):
@@ -147,10 +148,10 @@ def where_is(factory: Callable[..., Any]) -> str:
 
 
 def main() -> None:
-    """Answer in a file: standard output belongs to whatever the plugin prints."""
-    told = json.loads(sys.argv[1])
-    told["file"] = Path(told["file"]) if told["file"] else None
-    report = look_at(EntryPointInfo(**told)) if "slot" in told else look_at_file(told["file"])
+    """Write the report to a file: standard output belongs to the plugin."""
+    request = json.loads(sys.argv[1])
+    request["file"] = Path(request["file"]) if request["file"] else None
+    report = inspect_plugin(EntryPointInfo(**request)) if "slot" in request else inspect_file(request["file"])
     Path(sys.argv[2]).write_text(json.dumps(asdict(report)), "utf-8")
 
 

@@ -1,7 +1,7 @@
-"""Writes a new plugin: a whole distribution of one component, from the templates in this package.
+"""Writes a new plugin, a distribution with one component, from the templates in this package.
 
-Plain jinja2, which is installed anyway: a template tool such as copier wants git and a dozen packages, to ask
-questions and to update what it wrote; here is nothing to ask, and what is written is the author's.
+It uses jinja2, which is installed anyway. A template tool such as copier would need git and a dozen packages,
+for questions and updates that a plugin does not need.
 """
 
 from __future__ import annotations
@@ -22,51 +22,53 @@ TEMPLATE = Path(__file__).parent / "template"
 
 
 @dataclass(frozen=True)
-class Tested:
-    """How a template's component is tested."""
+class ContractTest:
+    """The contract and the example that test a template's component."""
 
     contract: str
-    example: str  # what make() returns; {cls} is the component's class
+    example: str  # returned by make(); {cls} is the component's class
     imports: str = "{cls}, {cls}Config"
-    testing: str = ""  # what is imported from janus_modular.testing, beside the contract
-    examples: str = ""  # what is imported from janus_modular.testing.examples
+    testing: str = ""  # further imports from janus_modular.testing
+    examples: str = ""  # imports from janus_modular.testing.examples
 
 
 PIXELS = "torch.rand(2, 3, 32, 32) * 2 - 1"
-TESTED = {
-    "understanding_encoders": Tested("UnderstandingEncoderContract", "{cls}({cls}Config()), " + PIXELS),
-    "image_tokenizers": Tested("ImageTokenizerContract", "{cls}({cls}Config()), " + PIXELS),
-    "adaptors": Tested("AdaptorContract", "{cls}({cls}Config(), 8, 12), torch.rand(2, 2, 3, 8)"),
-    "heads": Tested("HeadContract", "{cls}({cls}Config(), 8, (12,)), torch.rand(2, 3, 8)"),
-    "backbones": Tested("BackboneContract", "{cls}({cls}Config()), torch.randint(320, (2, 7))"),
-    "generation": Tested(
+CONTRACT_TESTS = {
+    "understanding_encoders": ContractTest("UnderstandingEncoderContract", "{cls}({cls}Config()), " + PIXELS),
+    "image_tokenizers": ContractTest("ImageTokenizerContract", "{cls}({cls}Config()), " + PIXELS),
+    "adaptors": ContractTest("AdaptorContract", "{cls}({cls}Config(), 8, 12), torch.rand(2, 2, 3, 8)"),
+    "heads": ContractTest("HeadContract", "{cls}({cls}Config(), 8, (12,)), torch.rand(2, 3, 8)"),
+    "backbones": ContractTest("BackboneContract", "{cls}({cls}Config()), torch.randint(320, (2, 7))"),
+    "generation": ContractTest(
         "GenerationPathContract",
         "{cls}({cls}Config(), 16), torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)",
     ),
-    "text_samplers": Tested(
+    "text_samplers": ContractTest(
         "TextSamplerContract",
         "{package}, SamplingExample({cls}Settings(), [prompt(1, 2, 3), prompt(4)], NumpySession)",
         imports="{cls}Settings, {package}",
         testing="SamplingExample",
         examples="NumpySession, prompt",
     ),
-    "image_samplers": Tested(
+    "image_samplers": ContractTest(
         "ImageSamplerContract",
         "{package}, SamplingExample({cls}Settings(), [prompt(1, 2, 3), prompt(4)], NumpySession)",
         imports="{cls}Settings, {package}",
         testing="SamplingExample",
         examples="NumpySession, prompt",
     ),
-    "sources": Tested("SourceContract", "{cls}({cls}Config()), [0, 1]"),
-    "trackers": Tested("TrackerContract", 'lambda folder: {cls}({cls}Config(), folder), {{"loss": 0.5}}'),
-    "formats": Tested(
+    "sources": ContractTest("SourceContract", "{cls}({cls}Config()), [0, 1]"),
+    "trackers": ContractTest(
+        "TrackerContract", 'lambda folder: {cls}({cls}Config(), folder), {{"loss": 0.5}}'
+    ),
+    "formats": ContractTest(
         "CheckpointFormatContract",
         "{cls}({cls}Config()), CheckpointFormatExample(\n"
         '            {{"model_type": "{package}"}}, {{"{package}.backbone.weight": torch.rand(2, 3)}}\n'
         "        )",
         testing="CheckpointFormatExample",
     ),
-    "runtimes": Tested(
+    "runtimes": ContractTest(
         "RuntimeContract",
         '{cls}({cls}Config(), Path("bundle")), [prompt(1, 2, 3), prompt(4)]',
         examples="prompt",
@@ -76,36 +78,36 @@ TESTED = {
 
 
 def slot_named(word: str) -> str:
-    """Return the slot that ``understanding-encoder``, ``understanding_encoders`` and the like mean.
+    """Return the slot that ``understanding-encoder`` or ``understanding_encoders`` names.
 
     Raises:
-        PluginError: no slot is called so.
+        PluginError: there is no such slot.
     """
     words = {slot_label(slot).replace(" ", "-"): slot for slot in SLOTS}
-    found = words.get(word) or (word.replace("-", "_") if word.replace("-", "_") in SLOTS else None)
-    if found is None:
+    slot = words.get(word) or word.replace("-", "_")
+    if slot not in SLOTS:
         raise PluginError(
             f"there is no slot '{word}'. {did_you_mean(word, words)}\nSlots: {', '.join(words)}"
         )
-    return found
+    return slot
 
 
 def write_plugin(name: str, slot: str, parent: Path) -> list[Path]:
-    """Write the distribution ``name`` into ``parent/name``; return its files, relative to that.
+    """Write the distribution ``name`` into ``parent/name``; return its files, relative to that folder.
 
     Raises:
-        PluginError: the name is no good, the slot has it, or the folder is there already.
+        PluginError: the name is invalid or taken, or the folder exists.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     package = _package(name)
-    if taken := [one for one in default_plugins().entry_points if (one.slot, one.name) == (slot, name)]:
+    if info := next((i for i in default_plugins().entry_points if (i.slot, i.name) == (slot, name)), None):
         raise PluginError(
-            f"{taken[0].origin} offers {a_component(slot)} called '{name}' already: choose another name"
+            f"{info.origin} provides {a_component(slot)} called '{name}' already: choose another name"
         )
     folder = parent / name
     if folder.exists():
-        raise PluginError(f"{folder} is there already: choose another name, or another --out")
+        raise PluginError(f"{folder} exists already: choose another name, or another --out")
     names = _names(name, slot, package)
     module = names["module"]
     targets = {
@@ -123,7 +125,7 @@ def write_plugin(name: str, slot: str, parent: Path) -> list[Path]:
         autoescape=False,  # Python and TOML, not HTML; the name was checked
     )
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}-") as aside:
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}-") as temporary:
         written = {
             target: environment.get_template(source).render(names) for source, target in targets.items()
         }
@@ -131,23 +133,23 @@ def write_plugin(name: str, slot: str, parent: Path) -> list[Path]:
             f'"""{names["article"]} {names["label"]} for janus-modular."""\n'
         )
         for target, text in written.items():
-            file = Path(aside, "new", target)
+            file = Path(temporary, "new", target)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, "utf-8")
-        Path(aside, "new").rename(folder)
+        Path(temporary, "new").rename(folder)
     return [Path(target) for target in sorted(written)]
 
 
 def _names(name: str, slot: str, package: str) -> dict[str, object]:
-    """Return what templates write of a name."""
+    """Return the variables of the templates."""
     from janus_modular import __version__
 
     label = slot_label(slot)
     module = label.replace(" ", "_")
     cls = "".join(word.capitalize() for word in package.split("_"))
-    tested = TESTED[slot]
-    inside = {"cls": cls, "package": package}
-    example = tested.example.format(**inside)
+    test = CONTRACT_TESTS[slot]
+    variables = {"cls": cls, "package": package}
+    example = test.example.format(**variables)
     return {
         "name": name,
         "package": package,
@@ -160,35 +162,35 @@ def _names(name: str, slot: str, package: str) -> dict[str, object]:
         "version": __version__,
         "extra": "" if slot in (*SAMPLER_SETTINGS, "runtimes") else "[torch]",
         "checkable": slot not in ("formats", "runtimes"),
-        "contract": tested.contract,
+        "contract": test.contract,
         "example": example,
-        "test_imports": _imports(tested, example, f"from {package}.{module} import {tested.imports}", inside),
+        "test_imports": _imports(test, example, f"from {package}.{module} import {test.imports}", variables),
     }
 
 
-def _imports(tested: Tested, example: str, own: str, inside: dict[str, str]) -> str:
-    """Return the imports of a test: the standard library's, other people's, the plugin's own."""
-    contracts = ", ".join(sorted(filter(None, [tested.contract, tested.testing])))
-    others = [
+def _imports(test: ContractTest, example: str, own: str, variables: dict[str, str]) -> str:
+    """Return the imports of a test: the standard library, third parties, the plugin itself."""
+    contracts = ", ".join(sorted(filter(None, [test.contract, test.testing])))
+    third_party = [
         "import torch" if "torch." in example else "",
         f"from janus_modular.testing import {contracts}",
-        f"from janus_modular.testing.examples import {tested.examples}" if tested.examples else "",
+        f"from janus_modular.testing.examples import {test.examples}" if test.examples else "",
     ]
     sections = ["from pathlib import Path"] if "Path(" in example else []
-    return "\n\n".join([*sections, "\n".join(filter(None, others)), own.format(**inside)])
+    return "\n\n".join([*sections, "\n".join(filter(None, third_party)), own.format(**variables)])
 
 
 def _package(name: str) -> str:
-    """Return the import name of a distribution's name, which nobody else has here.
+    """Return the import name of a distribution.
 
     Raises:
-        PluginError: it is no name of a distribution, or its import name is taken.
+        PluginError: the name is not valid, or a module with the import name is installed.
     """
     package = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or keyword.iskeyword(package):
         raise PluginError(
-            f"'{name}' is no name of a plugin: small letters and digits, in words joined by hyphens, "
-            "such as acme-dino"
+            f"'{name}' is not a valid plugin name: expected words of lower-case letters and digits,"
+            " joined by hyphens, such as acme-dino"
         )
     if find_spec(package) is not None:
         raise PluginError(f"a module called '{package}' is installed already: choose another name")

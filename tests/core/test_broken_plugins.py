@@ -35,11 +35,11 @@ BROKEN = {  # by name: source, and what doctor says of it
         GOOD.replace("registry.add(", "raise OSError('no disk') or registry.add("),
         "OSError: no disk",
     ),
-    "misnamed": (GOOD.replace('"NAME"', '"other"'), "announces 'misnamed' in adaptors, but registers other"),
+    "misnamed": (GOOD.replace('"NAME"', '"other"'), "declares 'misnamed' in adaptors, but registers other"),
     "leaving": ("import os; os._exit(7)", "its process ended with code 7"),
     "slow": ("import threading; threading.Event().wait()", "it took longer than 2 s"),
 }
-NEWER = "it speaks version 2 of the plugin API, this is version 1; upgrade with"
+NEWER = "it is written for version 2 of the plugin API, this is version 1; upgrade with"
 
 
 def install(site: Path, dist: str, name: str, source: str, api: int = 1) -> None:

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from janus_modular.cli.app import app
-from janus_modular.plugins.scaffold import TEMPLATE, TESTED, slot_named, write_plugin
+from janus_modular.plugins.scaffold import CONTRACT_TESTS, TEMPLATE, slot_named, write_plugin
 from janus_modular.registry import SLOTS, slot_label
 
 QUICK = "adaptors"
@@ -67,16 +67,16 @@ def test_the_command_says_what_is_next(tmp_path: Path) -> None:
     assert "pytest" in done.stdout
     again = CliRunner().invoke(app, line)
     assert again.exit_code == 2
-    assert "is there already" in again.stderr
+    assert "exists already" in again.stderr
     assert sorted(one.name for one in tmp_path.iterdir()) == ["acme-dino"]  # nothing half-written
 
 
 @pytest.mark.parametrize(
     ("name", "slot", "said"),
     [
-        ("Acme Dino", "adaptor", "is no name of a plugin"),
-        ("../acme", "adaptor", "is no name of a plugin"),
-        ("class", "adaptor", "is no name of a plugin"),
+        ("Acme Dino", "adaptor", "is not a valid plugin name"),
+        ("../acme", "adaptor", "is not a valid plugin name"),
+        ("class", "adaptor", "is not a valid plugin name"),
         ("torch", "adaptor", "a module called 'torch' is installed already"),
         ("acme-dino", "adapter", "Did you mean 'adaptor'?"),
     ],
@@ -89,7 +89,7 @@ def test_what_cannot_be_written_says_why(tmp_path: Path, name: str, slot: str, s
 
 
 def test_every_slot_has_a_template_and_a_word() -> None:
-    assert set(TESTED) == set(SLOTS)
+    assert set(CONTRACT_TESTS) == set(SLOTS)
     assert {file.name for file in (TEMPLATE / "components").iterdir()} == {
         f"{slot}.py.jinja" for slot in SLOTS
     }

@@ -274,7 +274,7 @@ def test_names_the_plugin_that_is_not_here(make: Make, tmp_path: Path) -> None:
         {"slot": "adaptors", "name": "acme-resampler", "dist": "acme-janus", "version": "0.2", "file": None}
     )
     path.write_text(json.dumps(record))
-    with pytest.raises(PluginError, match=r"'acme-resampler' is not here: pip install acme-janus==0\.2"):
+    with pytest.raises(PluginError, match=r"'acme-resampler' is not installed: pip install acme-janus==0\.2"):
         open_checkpoint(tmp_path / "model")
 
 
