@@ -313,7 +313,7 @@ def test_a_drawing_before_the_last_turn_is_held_against_its_prompt(
     with pytest.raises(PromptError, match=r"before the image to draw of message 1 in training(?s:.)*think"):
         processor_of(THINK_BLOCK).sequence(Sample(messages))
     assert processor_of(RENAMED).sequence(Sample(messages)).generation_mask.sum() == 3
-    with pytest.raises(PromptError, match="precedes the answer of message 1 otherwise"):
+    with pytest.raises(PromptError, match="before the answer of message 1 in training"):
         processor_of(THINK_BLOCK, template_variables={"enable_thinking": False}).sequence(
             Sample([user("Hi"), assistant("Yes?"), user("Why?"), assistant("So.")])
         )
