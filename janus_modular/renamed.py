@@ -27,6 +27,7 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "generation_at": ("generation_mask",),
     "head_width": ("head_dim",),
     "image_next": ("sample_image",),
+    "kind": ("task",),
     "layout": ("checkpoint-format", "format_name"),
     "layout_detects": ("format_detects",),
     "layout_round_trip": ("format_round_trip",),

@@ -215,8 +215,8 @@ def stage(captions: Path, **more: Any) -> TrainConfig:
     raw = {
         "learn": learn,
         "sources": {
-            "read": {**source, "kind": "read", "questions": ["What is this?"]},
-            "draw": {**source, "kind": "draw"},
+            "read": {**source, "task": "read", "questions": ["What is this?"]},
+            "draw": {**source, "task": "draw"},
         },
         "mixture": {"read": 1, "draw": 2},
         "supervise": "answers",

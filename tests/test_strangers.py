@@ -20,7 +20,7 @@ model: tiny
 learn: [understanding.adaptor, generation, backbone]
 sources:
   draw: {name: acme-source}
-  read: {name: jsonl, path: read.jsonl, kind: read}
+  read: {name: jsonl, path: read.jsonl, task: read}
 mixture: {draw: 1, read: 1}
 batch: 4
 length: 512

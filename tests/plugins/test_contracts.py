@@ -255,7 +255,7 @@ class TestDigits(SourceContract):
         self.kind = kind
 
     def make(self) -> tuple[Digits, list[int]]:
-        return Digits(DigitsConfig(kind=self.kind, split="test")), [0, 5, 17]
+        return Digits(DigitsConfig(task=self.kind, split="test")), [0, 5, 17]
 
 
 @parametrize_with_checks(

@@ -41,7 +41,7 @@ def test_images_show_their_label() -> None:
 
 @pytest.mark.parametrize("kind", ["draw", "read", "text"])
 def test_samples_can_be_had_again(kind: str) -> None:
-    digits = Digits(DigitsConfig(kind=kind))
+    digits = Digits(DigitsConfig(task=kind))
     one, again, other = (digits.sample(7, np.random.default_rng(seed)) for seed in (3, 3, 4))
     assert words(one) == words(again)
     if kind != "text":
@@ -58,12 +58,12 @@ def image(sample: Sample) -> object:
 def test_kinds() -> None:
     rng = np.random.default_rng(0)
     name = NAMES[Digits(DigitsConfig()).labels[0]]
-    drawn = Digits(DigitsConfig(kind="draw")).sample(0, rng)
+    drawn = Digits(DigitsConfig(task="draw")).sample(0, rng)
     assert isinstance(drawn.messages[1].content[0], ImageTarget)
-    read = Digits(DigitsConfig(kind="read")).sample(0, rng)
+    read = Digits(DigitsConfig(task="read")).sample(0, rng)
     assert isinstance(read.messages[0].content[0], ImageInput)
     assert read.messages[1].content == [Text(f"It is {name}.", supervised=True)]
-    text = Digits(DigitsConfig(kind="text")).sample(0, rng)
+    text = Digits(DigitsConfig(task="text")).sample(0, rng)
     assert not text.template
     assert text.messages[0].content[0].supervised
 
@@ -76,7 +76,7 @@ def test_prompts_differ_and_name_the_digit() -> None:
 
 
 def test_unchanged_where_nothing_is_augmented() -> None:
-    digits = Digits(DigitsConfig(kind="read", augment=0))
+    digits = Digits(DigitsConfig(task="read", augment=0))
     assert image(digits.sample(5, np.random.default_rng(0))) is digits.images[5]
 
 

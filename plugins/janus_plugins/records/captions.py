@@ -22,7 +22,7 @@ class CaptionReader:
     """Reads an image with a caption as a description of the image, or as a request to draw it."""
 
     images: ImageFolder
-    kind: Literal["read", "draw"]
+    task: Literal["read", "draw"]
     templates: Sequence[str]
     questions: Sequence[str]
     markers: bool = True
@@ -55,7 +55,7 @@ class CaptionReader:
                 " `messages`."
             )
         image = self.images.open(reference, "image")
-        if self.kind == "draw":
+        if self.task == "draw":
             return Sample([Message("user", [Text(words)]), Message("assistant", [ImageTarget(image)])])
         question = Text(_choice(self.questions, rng))
         return Sample(

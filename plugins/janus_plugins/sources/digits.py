@@ -42,7 +42,7 @@ SHARES = {"train": (0, 4), "validation": (4, 5), "test": (5, 6)}  # sixths of ea
 class DigitsConfig(ComponentConfig):
     """Which digits, and what to do with them."""
 
-    kind: Literal["draw", "read", "text"] = "draw"  # a caption to an image, an image to an answer, words
+    task: Literal["draw", "read", "text"] = "draw"  # a caption to an image, an image to an answer, words
     split: Literal["train", "validation", "test"] = "train"  # which of the scans
     size: int = 32  # pixels a side
     augment: float = 1.0  # strength of the small affine changes; 0 leaves the scans as they are
@@ -82,10 +82,10 @@ class Digits:
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         """Return sample ``index`` in words and with changes drawn from ``rng``."""
         label = int(self.labels[index])
-        if self.config.kind == "text":
+        if self.config.task == "text":
             return Sample([Message("user", [Text(_sentence(label, rng), True)])], False, "digits")
         image = _change(self.images[index], self.config.augment, rng)
-        if self.config.kind == "draw":
+        if self.config.task == "draw":
             question: list[Segment] = [Text(self.prompt(label, rng))]
             answer: list[Segment] = [ImageTarget(image)]
         else:

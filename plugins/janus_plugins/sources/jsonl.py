@@ -3,7 +3,7 @@
 The file holds an object a line, or is an array of objects. A record takes one of these forms::
 
     {"text": "Plain text to learn."}
-    {"image": "cats/1.png", "caption": "A cat on a mat."}         # kind: read describes it, draw paints it
+    {"image": "cats/1.png", "caption": "A cat on a mat."}         # task: read describes it, draw paints it
     {"image": "cats/2.png", "class": "tabby cat"}                 # a caption by `templates`
     {"messages": [{"role": "user", "content": ["What is this?", {"image": "cats/1.png"}]},
                   {"role": "assistant", "content": "A cat. I can draw one too:"}]}
@@ -54,11 +54,11 @@ class JsonlConfig(ComponentConfig):
 
     path: str = ""  # the file: a JSON object a line, or a JSON array of objects
     images: str | None = None  # folder of the images; null: the file's own
-    kind: Literal["read", "draw"] = "read"  # of captions and classes: describe the image, or draw it
+    task: Literal["read", "draw"] = "read"  # of captions and classes: describe the image, or draw it
     templates: list[str] = field(
         default_factory=lambda: ["{}"]
     )  # what a caption or class is put into; one is drawn
-    questions: list[str] = field(default_factory=lambda: list(QUESTIONS))  # kind read; one is drawn
+    questions: list[str] = field(default_factory=lambda: list(QUESTIONS))  # task read; one is drawn
     outside: bool = False  # allow images outside the folder (absolute paths, ..)
     markers: Literal["image", "text"] = "image"  # `<image>` in a text: a place for an image, or plain text
     ignore: list[str] = field(
@@ -74,8 +74,8 @@ class JsonlConfig(ComponentConfig):
                 f"templates {self.templates}, questions {self.questions}: expected at least one of each, and"
                 " {} in every template, where the caption goes."
             )
-        if self.kind == "draw" and self.questions != list(QUESTIONS):
-            raise ValueError("questions: are asked of images that are read; with kind: draw, leave them out.")
+        if self.task == "draw" and self.questions != list(QUESTIONS):
+            raise ValueError("questions: are asked of images that are read; with task: draw, leave them out.")
         if self.markers == "image" and (marker := first_marker([*self.templates, *self.questions])):
             raise ValueError(
                 f"templates, questions: hold '{marker}'; expected words alone, as the image is put before the"
@@ -101,7 +101,7 @@ class Jsonl:
         images = ImageFolder(folder, config.outside)
         markers = config.markers == "image"
         self._conversations = ConversationReader(images, markers, tuple(config.ignore))
-        self._captions = CaptionReader(images, config.kind, config.templates, config.questions, markers)
+        self._captions = CaptionReader(images, config.task, config.templates, config.questions, markers)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -130,10 +130,10 @@ class Jsonl:
             sample = self._captions.sample(record, rng)
         else:
             sample = self._text(record)
-        if self.config.kind == "draw" and not _draws(sample):
+        if self.config.task == "draw" and not _draws(sample):
             raise DataError(
-                "nothing in it is drawn, and the source has kind: draw; expected an image with a caption, or"
-                " an image in an answer. Leave out `kind` for text and conversations."
+                "nothing in it is drawn, and the source has task: draw; expected an image with a caption, or"
+                " an image in an answer. Leave out `task` for text and conversations."
             )
         return sample
 

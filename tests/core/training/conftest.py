@@ -57,7 +57,7 @@ def make(data: Path, tmp_path: Path) -> Make:
             "learn": ["understanding", "generation", "backbone"],
             "sources": {
                 "read": {"name": "jsonl", "path": str(data / "read.jsonl"), "questions": ["Colour?"]},
-                "draw": {"name": "jsonl", "path": str(data / "draw.jsonl"), "kind": "draw"},
+                "draw": {"name": "jsonl", "path": str(data / "draw.jsonl"), "task": "draw"},
                 "text": {"name": "jsonl", "path": str(data / "text.jsonl")},
             },
             "mixture": {"read": 2, "draw": 2, "text": 1},

@@ -100,7 +100,7 @@ def file(make, data: Path, tmp_path: Path) -> Path:
     import yaml
 
     sources = {name: {"name": "jsonl", "path": str(data / f"{name}.jsonl")} for name in ("read", "draw")}
-    sources["draw"]["kind"] = "draw"
+    sources["draw"]["task"] = "draw"
     raw = {
         "model": "tiny",
         "learn": ["generation", "backbone"],

@@ -81,7 +81,7 @@ def test_all_faults_are_reported_at_once() -> None:
                     supervise="some",
                     optimizer={"lr": -1},
                     sources={
-                        "text": {"name": "jsonl", "path": "a", "kind": "paint"},
+                        "text": {"name": "jsonl", "path": "a", "task": "paint"},
                         "draw": {"name": "jsonI"},
                     },
                 )
@@ -93,7 +93,7 @@ def test_all_faults_are_reported_at_once() -> None:
         "batchsize: unknown key",
         "supervise: found 'some'",
         "optimizer: lr -1",
-        "text.kind",
+        "text.task",
         "draw.name",
     ):
         assert part in said

@@ -39,7 +39,7 @@ def test_captions_in_both_directions(folder: Path) -> None:
         ("user", [("read", 10), ("What is it?", False)]),
         ("assistant", [("A cat.", True)]),
     ]
-    draws = source(folder, line, kind="draw").sample(0, RNG(0))
+    draws = source(folder, line, task="draw").sample(0, RNG(0))
     assert shape(draws) == [("user", [("A cat.", False)]), ("assistant", [("draw", 10, True)])]
     assert reads.template
     assert draws.template
@@ -47,7 +47,7 @@ def test_captions_in_both_directions(folder: Path) -> None:
 
 def test_classes_go_through_templates(folder: Path) -> None:
     data = source(
-        folder, {"image": "cats/b.png", "class": "{tabby}"}, kind="draw", templates=["{}", "one {}!"]
+        folder, {"image": "cats/b.png", "class": "{tabby}"}, task="draw", templates=["{}", "one {}!"]
     )
     said = {shape(data.sample(0, RNG(i)))[0][1][0] for i in range(20)}
     assert said == {("{tabby}", False), ("one {tabby}!", False)}
@@ -148,4 +148,4 @@ class TestJsonlKeepsTheContract(SourceContract):
 
     def make(self) -> tuple[Jsonl, list[int]]:
         images = [{"image": f"cats/{name}.png", "caption": f"cat {name}"} for name in "ab"]
-        return source(self.folder, *images, kind="draw", templates=["{}", "a photo of {}"]), [0, 1]
+        return source(self.folder, *images, task="draw", templates=["{}", "a photo of {}"]), [0, 1]

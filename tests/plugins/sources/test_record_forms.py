@@ -102,13 +102,13 @@ def test_words_beside_an_image(read: Any, form: str, image: str) -> None:
     record = {image: "b.png", form: "a cat", "width": 4, "height": 3}
     reads = read(record, questions=["?"]).sample(0, RNG(0))
     assert shape(reads) == [("user", [("read", 200), ("?", False)]), ("assistant", [("a cat", True)])]
-    draws = read(record, kind="draw").sample(0, RNG(0))
+    draws = read(record, task="draw").sample(0, RNG(0))
     assert shape(draws) == [("user", [("a cat", False)]), ("assistant", [("draw", 200, True)])]
 
 
 @pytest.mark.parametrize("key", ["caption", "captions", "text"])
 def test_each_of_several_captions_has_its_turn(read: Any, key: str) -> None:
-    data = read({"image": "a.png", key: ["one", "two", "three"]}, kind="draw")
+    data = read({"image": "a.png", key: ["one", "two", "three"]}, task="draw")
     assert {shape(data.sample(0, RNG(i)))[0][1][0][0] for i in range(30)} == {"one", "two", "three"}
 
 
@@ -126,7 +126,7 @@ def test_turns_that_are_not_learned(read: Any, flag: str, no: Any) -> None:
 def test_a_drawn_image_that_is_not_learned(read: Any) -> None:
     record = chat("Q")
     record["messages"][1] = {"role": "assistant", "content": [{"image": "a.png"}], "train": False}
-    assert shape(read(record, kind="draw").sample(0, RNG(0)))[1] == ("assistant", [("draw", 10, False)])
+    assert shape(read(record, task="draw").sample(0, RNG(0)))[1] == ("assistant", [("draw", 10, False)])
 
 
 def turn(**more: Any) -> dict[str, Any]:
@@ -213,8 +213,8 @@ def test_nothing_is_thrown_away_or_guessed(read: Any, images: Path, record: Any,
     "record", [{"text": "T"}, chat("Q"), chat([{"image": "a.png"}]), chat("<image>", images=["a.png"])]
 )
 def test_a_source_that_draws_refuses_what_draws_nothing(read: Any, record: Any) -> None:
-    with pytest.raises(DataError, match="nothing in it is drawn, and the source has kind: draw"):
-        read(record, kind="draw").sample(0, RNG(0))
+    with pytest.raises(DataError, match="nothing in it is drawn, and the source has task: draw"):
+        read(record, task="draw").sample(0, RNG(0))
     read(record).sample(0, RNG(0))
 
 
@@ -229,7 +229,7 @@ def test_keys_without_effect_are_those_of_the_list_and_of_the_source(read: Any) 
 
 def test_what_is_ignored_resolves_what_is_ambiguous(read: Any) -> None:
     record = {"image": "a.png", "caption": "a", "class": "b"}
-    assert shape(read(record, ignore=["class"], kind="draw").sample(0, RNG(0)))[0] == ("user", [("a", False)])
+    assert shape(read(record, ignore=["class"], task="draw").sample(0, RNG(0)))[0] == ("user", [("a", False)])
     assert read(turn(weight=0.5), ignore=["weight"]).sample(0, RNG(0)).exact_supervision is False
     assert shape(read(chat("Q", image="")).sample(0, RNG(0)))[0] == ("user", [("Q", False)])
 
@@ -351,7 +351,7 @@ def test_every_sample_of_the_page_is_read(images: Path, name: str, body: str) ->
     (images / name).write_text(body, "utf-8")
     kinds = ("read", "draw") if name in ("captions.jsonl", "metadata.jsonl") else ("read",)
     for kind in kinds:
-        data = Jsonl(JsonlConfig(path=str(images / name), kind=kind))
+        data = Jsonl(JsonlConfig(path=str(images / name), task=kind))
         assert len(data) == body.count("\n{") + 1 if name.endswith("l") else 2
         for index in range(len(data)):
             sample = data.sample(index, RNG(0))
