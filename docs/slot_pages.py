@@ -23,19 +23,26 @@ from janus_modular.registry import SLOTS, Hooks, slot_label
 
 FOLDER = "reference/slots"
 REFERS: dict[str, tuple[str, ...]] = {
-    "understanding_encoders": ("interfaces.PixelSpec", "protocols.ReadsPretrained"),
+    "understanding_encoders": (
+        "interfaces.PixelSpec",
+        "protocols.ReadsPretrained",
+        "protocols.LoadsPretrained",
+    ),
     "generation": ("model.sampling.sample_with_noise",),
     "text_samplers": ("protocols.TextSamplerSettings", "protocols.Session", "sequence.Sequence"),
     "image_samplers": (
         *("protocols.ImageSamplerSettings", "protocols.Session", "sequence.Sequence"),
         "sequence.unconditional",
     ),
-    "backbones": ("interfaces.Cache",),
+    "backbones": ("interfaces.Cache", "protocols.LoadsPretrained"),
     "sources": (
         *(f"sequence.{name}" for name in ("Sample", "Message", "Text", "ImageInput", "ImageTarget")),
         "protocols.Fingerprinted",
     ),
-    "formats": ("protocols.ReadsPretrained",),
+    "formats": (
+        "protocols.ReadsPretrained",
+        "protocols.LoadsPretrained",
+    ),
 }
 """By slot: what its interface speaks of, in the modules of janus_modular."""
 

@@ -28,6 +28,8 @@ from .janus import Janus as Janus
 from .protocols import Fingerprinted as Fingerprinted
 from .protocols import CheckpointFormat as CheckpointFormat
 from .protocols import PartiallyTrainable as PartiallyTrainable
+from .protocols import LoadedWeights as LoadedWeights
+from .protocols import LoadsPretrained as LoadsPretrained
 from .protocols import Merges as Merges
 from .interfaces import ComponentSpec as ComponentSpec
 from .interfaces import ComponentConfig as ComponentConfig

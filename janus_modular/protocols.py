@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -192,60 +192,89 @@ class CheckpointFormat(Protocol):
         ...
 
 
+@runtime_checkable
 class ReadsPretrained(Protocol):
-    """What a component adds when the weights it is offered may be of several formats.
+    """A component that maps names of pretrained weights to its own.
 
-    Without it, ``pretrained:`` takes files whose names are the component's own.
+    Without this method, the names in the files of ``pretrained:`` must be the component's own.
     """
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Yield the component's own names and tensors; ``weights`` reads lazily, by the file's names.
 
-        What is never read counts as left over, and is reported. What is never yielded is missing, and what is
-        yielded under a name that the component lacks is one weight too many; both are errors. So yield all
-        of the component's own part of a file (`janus_modular.belongs_to`), less what is known to be of no
-        use: the component would compute something else without it.
+        Names that are never read are reported as unexpected. A weight of the component that is not yielded
+        is missing, and a name that the component does not have is unexpected; both are errors. Yield
+        everything in the component's part of a file (`janus_modular.belongs_to`), except for weights that
+        are known to be unused: without this rule, a component of another architecture would go unnoticed.
         """
         ...
 
 
+class LoadedWeights(NamedTuple):
+    """The result of `LoadsPretrained.load_pretrained`."""
+
+    loaded: int  # number of tensors
+    missing: list[str]  # weights of the component that the files lack
+    unexpected_keys: list[str]  # names in the files that belong to other components
+
+
+@runtime_checkable
+class LoadsPretrained(Protocol):
+    """A component that loads its pretrained weights itself: by a library's own rules, say.
+
+    It takes precedence over `ReadsPretrained`.
+    """
+
+    def load_pretrained(self, path: Path) -> LoadedWeights:
+        """Load the folder or file that ``pretrained:`` names.
+
+        Raises:
+            CheckpointError: the weights do not fit; missing weights may also be returned.
+        """
+        ...
+
+
+@runtime_checkable
 class PartiallyTrainable(Protocol):
-    """What a component adds of which a stage should train a little by default: adapters, say."""
+    """A component of which a stage trains only a part by default: adapters of a frozen backbone, say."""
 
     def trainable_parameters(self) -> Iterable[str]:
-        """Name the modules or parameters inside that a stage trains which names the component as a whole.
+        """Return the names of the submodules and parameters that train where a stage names the component.
 
-        The rest learns only where a stage names it.
+        Other parameters train only where a stage names them directly.
         """
         ...
 
 
+@runtime_checkable
 class Merges(Protocol):
-    """What a component adds that wraps another while that is trained, and can be folded into its weights.
+    """A component that wraps another during training and can be merged into that component's weights.
 
-    ``export`` does so, and ``convert --merge``.
+    ``export`` and ``convert --merge`` merge it.
     """
 
     def merged(
         self, weights: Mapping[str, Tensor]
     ) -> tuple[ComponentSpec, Mapping[str, Callable[[], Tensor]]]:
-        """Return what takes its place, and how to make each of that one's tensors, by that one's names.
+        """Return the wrapped component's spec, and a function that makes each of its tensors, by name.
 
-        ``weights`` are its own, by its own names; they read lazily. The component may be on the meta device.
+        ``weights`` are this component's own, by its own names; they are read lazily. The component may be on
+        the meta device.
         """
         ...
 
 
+@runtime_checkable
 class TranslatesToOnnx(Protocol):
-    """What a component adds when it uses an operator of torch that has no translation to ONNX.
+    """A component that uses an operator which has no translation from torch to ONNX.
 
-    Most need nothing: whatever ``torch.export`` traces, in torch's own operators, is translated for them.
+    Components that `torch.export` traces into torch's own operators do not need it.
     """
 
     def onnx_translations(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
-        """Map operators (``torch.ops.acme.swish.default``) to functions that write them in ONNX.
+        """Return, for operators (``torch.ops.acme.swish.default``), functions that write them in ONNX.
 
-        A function takes the operator's arguments, tensors as values of a graph under construction, and
-        returns what onnxscript's operators make of them. Only standard ONNX runs everywhere.
+        A function takes the operator's arguments, with tensors as values of a graph under construction, and
+        returns the result of onnxscript operators. Only standard ONNX operators run everywhere.
         """
         ...

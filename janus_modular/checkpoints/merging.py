@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from typing import cast
 
 from torch import Tensor
 
@@ -27,13 +26,15 @@ def merge_adapters(opened: LazyCheckpoint, plugins: Plugins | None = None) -> La
         path: opened.model.get_submodule(module_path(path))
         for path, _ in component_specs(opened.model.config)
     }
-    path = next((path for path, module in modules.items() if hasattr(module, "merged")), None)
-    if path is None:
+    path, merges = next(
+        ((path, module) for path, module in modules.items() if isinstance(module, Merges)), ("", None)
+    )
+    if merges is None:
         return opened
     prefix = f"{module_path(path)}."
     reads = {name: partial(opened.tensors.__getitem__, name) for name in opened.tensors}
     own = {name.removeprefix(prefix): reads.pop(name) for name in list(reads) if name.startswith(prefix)}
-    instead, made = cast(Merges, modules[path]).merged(Weights(opened.folder, own))
+    instead, made = merges.merged(Weights(opened.folder, own))
     tensors: Mapping[str, Callable[[], Tensor]] = {
         **reads,
         **{prefix + name: read for name, read in made.items()},

@@ -69,7 +69,8 @@ def check_deterministic(component: Any, example: Tensor, *, slot: str) -> None:
 @check_for(*MODEL_SLOTS)
 def check_gradients(component: Any, example: Tensor, *, slot: str) -> None:
     """The gradient reaches every parameter that should learn, and none that is frozen."""
-    apart = tuple(f"{name}." for name in getattr(component, "frozen_submodules", ()))
+    frozen = component.frozen_submodules if slot == "generation" else ()
+    apart = tuple(f"{name}." for name in frozen)
     learning = {
         name: weight
         for name, weight in component.named_parameters()

@@ -11,6 +11,7 @@ from torch import nn
 
 from janus_modular.errors import ConfigError
 from janus_modular.model.model import JanusModel
+from janus_modular.protocols import PartiallyTrainable
 from janus_modular.suggest import did_you_mean
 
 
@@ -57,7 +58,7 @@ def choose(model: JanusModel, patterns: Sequence[str]) -> None:
     partly = {
         name: [f"{name}.{one}" for one in module.trainable_parameters()]
         for name, module in model.named_modules()
-        if hasattr(module, "trainable_parameters")
+        if isinstance(module, PartiallyTrainable)
     }
 
     def held(name: str, by: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -12,6 +11,7 @@ from janus_modular.atomic_writes import refuse_interrupted
 from janus_modular.errors import CheckpointError, missing_extra
 from janus_modular.foreign import foreign_errors, is_hub_id, printable
 from janus_modular.interfaces import ComponentSpec
+from janus_modular.protocols import LoadsPretrained, ReadsPretrained
 from janus_modular.registry import slot_label
 from janus_modular.weights.files import open_weights
 from janus_modular.weights.loading import LoadResult, belongs_to, load_weights
@@ -102,9 +102,8 @@ def commit_of(path: Path) -> str | None:
 def load_pretrained(module: nn.Module, part: ComponentSpec) -> PretrainedReport:
     """Load what ``part.config.pretrained`` names into the component that was built from it.
 
-    A component may load itself (``load_pretrained(path)`` returns how many tensors it took, the names that
-    were missing, and those left over), or say how names map (``read_pretrained``); otherwise names in the
-    files must be its own.
+    A component may load its weights itself (`janus_modular.LoadsPretrained`) or map names
+    (`janus_modular.ReadsPretrained`); otherwise the names in the files must be its own.
 
     Raises:
         CheckpointError: weights are missing or of another shape, or there are more of the component's than it
@@ -114,15 +113,14 @@ def load_pretrained(module: nn.Module, part: ComponentSpec) -> PretrainedReport:
     path = resolve_pretrained(config.pretrained, config.revision)
     report = PretrainedReport(part.slot, part.name, config.pretrained, commit_of(path) or config.revision)
     what = f"{config.pretrained}, given to the {slot_label(part.slot)} '{part.name}',"
-    component: Any = module
-    if hasattr(component, "load_pretrained"):
+    if isinstance(module, LoadsPretrained):
         with foreign_errors(what, CheckpointError, "Fetch it again, or name another."):
-            report.loaded, missing, report.unexpected_keys = component.load_pretrained(path)
+            report.loaded, missing, report.unexpected_keys = module.load_pretrained(path)
         LoadResult(missing=missing).check(what)
         return report
     weights = open_weights(path)
-    if hasattr(component, "read_pretrained"):
-        outcome = load_weights(module, component.read_pretrained(weights))
+    if isinstance(module, ReadsPretrained):
+        outcome = load_weights(module, module.read_pretrained(weights))
         report.unexpected_keys = weights.unexpected_keys()
     else:
         own = module.state_dict().keys()

@@ -12,6 +12,7 @@ from onnxscript.onnx_opset import opset23
 from torch import nn
 
 from janus_export.errors import ExportError
+from janus_modular import TranslatesToOnnx
 
 op: Any = opset23  # its stubs know no values of a graph under construction
 
@@ -76,7 +77,7 @@ def all_translations(module: nn.Module) -> dict[Callable[..., Any], Translation]
     """
     table, owners = dict(TRANSLATIONS), dict.fromkeys(TRANSLATIONS, "the export itself")
     for path, component in module.named_modules():
-        if not hasattr(component, "onnx_translations"):
+        if not isinstance(component, TranslatesToOnnx):
             continue
         owner = f"{path.removeprefix('model.')} ({type(component).__name__})"
         for operator, translation in component.onnx_translations().items():

@@ -28,6 +28,7 @@ from janus_modular import (
     Cache,
     ComponentConfig,
     ConfigError,
+    LoadedWeights,
     Registry,
     hookimpl,
     open_weights,
@@ -173,8 +174,8 @@ class HfBackbone(nn.Module):
                 weight[old:] = weight[:old].mean(0)
         self._keys["vocab_size"] = vocab_size
 
-    def load_pretrained(self, path: Path) -> tuple[int, list[str], list[str]]:
-        """Read weights by transformers' own rules; return how many, names missing, names left over."""
+    def load_pretrained(self, path: Path) -> LoadedWeights:
+        """Load weights by transformers' own rules."""
         gguf = path.name if path.suffix == ".gguf" else None
         alone = gguf or not is_described(path) or not is_part(read_config(path, "a decoder"))
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -204,7 +205,7 @@ class HfBackbone(nn.Module):
             self._keys["tie_word_embeddings"] = tables[0] is tables[1]
         held = {id(one) for one in self.model.state_dict(keep_vars=True).values()}  # tied ones once
         missing = sorted(info["missing_keys"])
-        return len(held) - len(missing), missing, unexpected_keys
+        return LoadedWeights(len(held) - len(missing), missing, unexpected_keys)
 
     def _body(self, x: Tensor, positions: Tensor) -> Tensor:
         mask = None  # transformers finds out from positions which sequences share a row

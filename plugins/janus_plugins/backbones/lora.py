@@ -30,6 +30,7 @@ from janus_modular import (
     ComponentConfig,
     ComponentSpec,
     ConfigError,
+    LoadedWeights,
     Registry,
     component,
     hookimpl,
@@ -142,7 +143,7 @@ class LoraBackbone(nn.Module):
                 made[inside] = partial(weights.__getitem__, name)
         return deepcopy(self.config.backbone), made
 
-    def load_pretrained(self, path: Path) -> tuple[int, list[str], list[str]]:
+    def load_pretrained(self, path: Path) -> LoadedWeights:
         """Read all of an adapter that peft saved; return how many tensors, names missing, left over (none).
 
         Raises:
@@ -178,7 +179,7 @@ class LoraBackbone(nn.Module):
                 f"{path} adapts what the backbone 'lora' does not: {', '.join(sorted(strange)[:3])}{more}."
                 " Name these layers in target_modules; what is no linear layer cannot be adapted here."
             )
-        return len(found), sorted(own - found), []
+        return LoadedWeights(len(found), sorted(own - found), [])
 
     def _adapted(self) -> Iterator[tuple[str, LoraLayer]]:
         for path, module in self.named_modules():

@@ -24,6 +24,7 @@ from janus_modular import (
     CheckpointError,
     ComponentConfig,
     ConfigError,
+    LoadedWeights,
     PixelSpec,
     Registry,
     UnderstandingEncoder,
@@ -140,8 +141,8 @@ class HfVisionEncoder(nn.Module):
             )
         return tokens[:, self.special_tokens :]
 
-    def load_pretrained(self, path: Path) -> tuple[int, list[str], list[str]]:
-        """Read a folder by transformers' own rules; return how many weights, names missing, left over."""
+    def load_pretrained(self, path: Path) -> LoadedWeights:
+        """Load a folder of weights by transformers' own rules."""
         check_folder(path)
         self.model, info = type(self.model).from_pretrained(
             path,
@@ -158,7 +159,7 @@ class HfVisionEncoder(nn.Module):
         missing = sorted(info["missing_keys"])
         inside, unexpected_keys = unused_weights(info["unexpected_keys"], self.model)
         refuse_unused(path, inside, f"the understanding encoder 'hf-vision' ({self.model.config.model_type})")
-        return len(held) - len(missing), missing, unexpected_keys
+        return LoadedWeights(len(held) - len(missing), missing, unexpected_keys)
 
     def _inputs(self, pixels: Tensor) -> dict[str, Any]:
         """Name the model's inputs; SigLIP2's NaFlex form takes patches, channels last, and their grid."""

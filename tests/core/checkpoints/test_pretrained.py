@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from janus_modular.errors import CheckpointError
 from janus_modular.interfaces import ComponentConfig, ComponentSpec
+from janus_modular.protocols import LoadedWeights
 from janus_modular.weights.pretrained import commit_of, load_pretrained, resolve_pretrained
 
 
@@ -28,9 +29,9 @@ class Renamed(nn.Linear):
 
 
 class ByItself(nn.Linear):
-    def load_pretrained(self, path: Path) -> tuple[int, list[str], list[str]]:
+    def load_pretrained(self, path: Path) -> LoadedWeights:
         self.weight.data.fill_(len(path.name))
-        return 1, [], ["pooler.weight"]
+        return LoadedWeights(1, [], ["pooler.weight"])
 
 
 def test_names_are_the_parts_own(tmp_path: Path) -> None:
