@@ -11,12 +11,13 @@ torch is imported for types only, so reading this module costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
@@ -233,8 +234,12 @@ class GenerationPath(Protocol):
     frozen_submodules: tuple[str, ...]  # its parts that no stage may train: frozen, whatever `learn` says
     sizes: Mapping[str, Any]  # what image samplers read from `session.sizes`: numbers, strings, lists
 
-    def targets(self, pixels: Tensor) -> Any:
-        """Turn images (N, 3, height, width), uint8, into what is to be predicted (codes, say)."""
+    def targets(self, pixels: Tensor, rngs: Sequence[np.random.Generator]) -> Any:
+        """Return what is to be predicted of images (N, 3, height, width), uint8: codes, for example.
+
+        ``rngs`` are the images' own generators, one each: randomness from them (the noise of rectified flow,
+        for example) depends neither on other images nor on how a step is divided into micro-batches.
+        """
         ...
 
     def embed(self, targets: Any) -> Tensor:

@@ -86,6 +86,7 @@ class Sequence:
     generation_pixels: list[NDArray[np.uint8]] = field(default_factory=list)  # each (3, h, w)
     generation_supervised: list[bool] = field(default_factory=list)  # one for each drawn image
     source: str = ""
+    seed: int = 0  # of the randomness in the targets of its images
 
     def __len__(self) -> int:
         return len(self.tokens)

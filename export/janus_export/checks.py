@@ -29,6 +29,8 @@ def check_onnx_parity(component: Any, example: Any, *, slot: str) -> None:
     component.eval().requires_grad_(False)
     calls, larger = (calls_of(component, one, slot) for one in (example, grown(example, slot)))
     for call, other in zip(calls, larger, strict=True):
+        if not call.is_exported:
+            continue
         with torch.no_grad():
             wanted = tensors(other(component))
         _ensure_computes(onnx_of(component, call, other), tensors(other.inputs), wanted, call.name)
@@ -46,7 +48,7 @@ def check_drawing_graphs(path: Any, pixels: Any) -> None:
     import onnx_ir as ir
     import torch
 
-    from janus_modular.testing.calls import tensors, weighing
+    from janus_modular.testing.calls import targets_of, tensors, weighing
 
     path.eval().requires_grad_(False)
     pixels = torch.cat([pixels, pixels[:1]])  # another number than the one that a graph is traced with
@@ -54,7 +56,7 @@ def check_drawing_graphs(path: Any, pixels: Any) -> None:
     model.generation, model.backbone = path, torch.nn.Module()
     with torch.no_grad():
         codes = path.parts()["tokenize_image"](pixels) if "tokenize_image" in path.parts() else None
-        width = path.embed(path.targets(pixels)).shape[-1]
+        width = path.embed(targets_of(path, pixels)).shape[-1]
     model.backbone.hidden_size = width
     try:
         graphs = drawing_graphs(model, Ranges.of(context=1024), torch.float32)  # type: ignore[arg-type]
@@ -104,7 +106,7 @@ def check_rtx_engine(component: Any, example: Any, *, slot: str) -> None:
 
     component.eval().requires_grad_(False)
     for call in calls_of(component, example, slot):
-        if call.name != "losses":  # of training alone
+        if call.is_exported and call.name != "losses":  # of training alone
             build_rtx(
                 onnx_of(component, call, call)
             )  # an engine's lengths are its profile's, not the graph's

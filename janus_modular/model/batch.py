@@ -34,6 +34,11 @@ class Batch:
     sources: list[str] = field(default_factory=list)  # names, indexed by the two below
     label_source: Tensor | None = None  # (B, T) index into sources
     image_source: Tensor | None = None  # (M,) index into sources
+    image_seeds: list[tuple[int, int]] = field(default_factory=list)  # M: a sequence's seed, and which image
+
+    def image_rngs(self) -> list[np.random.Generator]:
+        """Return a new generator for each image in ``generation_pixels``."""
+        return [np.random.default_rng(seed) for seed in self.image_seeds]
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on another device."""
@@ -104,6 +109,7 @@ def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Bat
         lengths=torch.tensor([sum(map(len, row)) for row in packed]),
         sources=sources,
         label_source=torch.from_numpy(label_source),
+        image_seeds=[(s.seed, i) for s in sequences for i in range(len(s.generation_pixels))],
         image_source=torch.tensor([sources.index(s.source) for s in sequences for _ in s.generation_pixels]),
     )
 

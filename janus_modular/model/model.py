@@ -101,7 +101,7 @@ class JanusModel(nn.Module):
         """Run a batch and take the losses of all that is supervised in it."""
         with torch.autocast(batch.tokens.device.type, enabled=False):  # half precision would change codes
             pixels = batch.generation_pixels
-            targets = None if pixels is None else self.generation.targets(pixels)
+            targets = None if pixels is None else self.generation.targets(pixels, batch.image_rngs())
         x = self.embed(batch, targets)  # (B, T, D)
         x = self.backbone(x, positions=batch.positions)  # (B, T, D)
         output = Output(hidden=x)
@@ -119,7 +119,8 @@ class JanusModel(nn.Module):
                 features, x, at=check_feature_count(batch.understanding_mask, features, "read")
             )
         if batch.generation_pixels is not None:
-            targets = self.generation.targets(batch.generation_pixels) if targets is None else targets
+            if targets is None:
+                targets = self.generation.targets(batch.generation_pixels, batch.image_rngs())
             features = self.generation.embed(targets)
             x = merge_features(features, x, at=check_feature_count(batch.generation_mask, features, "drawn"))
         return x

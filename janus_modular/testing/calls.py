@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -25,6 +26,7 @@ class Call:
     inputs: tuple[Any, ...]
     run: Callable[..., Any]  # (component, *inputs)
     by_row: bool = True  # each row of the inputs stands for itself
+    is_exported: bool = True  # whether export compiles it; targets are made in training alone
 
     def __call__(self, component: Any) -> Any:
         """Make the call."""
@@ -110,10 +112,10 @@ def _backbone(component: Any, tokens: Tensor) -> list[Call]:
 
 def _generation(component: Any, pixels: Tensor) -> list[Call]:
     """What training calls, and the parts that the path's image sampler runs, with what it passes them."""
-    targets = component.targets(pixels)
+    targets = targets_of(component, pixels)
     hidden = component.embed(targets)
     return [
-        Call("targets", (pixels,), lambda c, pixels: c.targets(pixels)),
+        Call("targets", (pixels,), targets_of, is_exported=False),
         Call("embed", (targets,), lambda c, targets: c.embed(targets)),
         Call("losses", (hidden, targets), lambda c, hidden, targets: dict(c.losses(hidden, targets))),
         *(
@@ -121,6 +123,11 @@ def _generation(component: Any, pixels: Tensor) -> list[Call]:
             for name, inputs in parts_run(component, len(pixels), hidden.shape[-1]).items()
         ),
     ]
+
+
+def targets_of(path: Any, pixels: Tensor) -> Any:
+    """Return a generation path's targets of images, the randomness of each from its index."""
+    return path.targets(pixels, [np.random.default_rng(index) for index in range(len(pixels))])
 
 
 def _run_part(path: Any, *inputs: Any, name: str) -> Any:
@@ -158,7 +165,7 @@ def learning_from(component: Any, example: Tensor, slot: str) -> Tensor:
     if slot == "image_tokenizers":
         return torch.stack(list(component.losses(example).values())).sum()
     if slot == "generation":
-        targets = component.targets(example)
+        targets = targets_of(component, example)
         losses = component.losses(component.embed(targets), targets)
         return torch.stack([loss.mean() for loss in losses.values()]).sum()
     # a weighing of its own for each output: the sum of a normalised feature is always zero

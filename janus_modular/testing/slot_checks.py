@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from janus_modular.interfaces import PixelSpec
-from janus_modular.testing.calls import known_codes
+from janus_modular.testing.calls import known_codes, targets_of
 from janus_modular.testing.check import NotApplicable, check_for, ensure
 from janus_modular.testing.comparing import ensure_identical, ensure_same
 from janus_modular.testing.drawing import draw_with
@@ -201,7 +201,7 @@ def check_generation_sizes(path: Any, pixels: Tensor) -> None:
     path.eval()
     size = (path.height, path.width)
     ensure(tuple(pixels.shape[-2:]) == size, f"the example is {tuple(pixels.shape[-2:])}; it draws {size}")
-    targets = path.targets(pixels)
+    targets = targets_of(path, pixels)
     x = path.embed(targets)
     said = (len(pixels), path.num_tokens)
     ensure(tuple(x.shape[:2]) == said, f"embeddings are {tuple(x.shape)}; it says {said}")
@@ -236,7 +236,7 @@ def check_generation_promises(path: Any, pixels: Tensor) -> None:
 def check_generation_sampler(path: Any, pixels: Tensor) -> None:
     """Its image sampler is registered, finds the parts and sizes that it uses, and draws its images."""
     path.eval()
-    hidden_size = path.embed(path.targets(pixels)).shape[-1]
+    hidden_size = path.embed(targets_of(path, pixels)).shape[-1]
     for images in (1, len(pixels) + 1):
         drawn = draw_with(path, images, hidden_size)[1]
         said = (images, 3, path.height, path.width)

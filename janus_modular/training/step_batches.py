@@ -89,6 +89,8 @@ class BatchBuilder:
                 continue
             if action:
                 bad_samples.append(BadSample(draw.source, self.mixture.index(tried), action, reason))
+            seed = int(self.mixture.rng(tried, purpose=2).integers(2**63))
+            sequences = [replace(sequence, seed=seed) for sequence in sequences]
             return PreparedSample(tried, sequences, bad_samples)
         raise DataError(
             f"source '{draw.source}': {ATTEMPTS} samples in a row cannot be used, the last being sample"

@@ -35,7 +35,9 @@ def graphs(subject: Subject) -> Iterator[Check]:
             "understand": [((pixels,), (model.understanding(torch.from_numpy(pixels)).numpy(),))],
             "embed": [((tokens,), (model.backbone.embed(torch.from_numpy(tokens)).numpy(),))],
             "decode_image": [((codes,), (painted,))],
-            "tokenize_image": [((painted,), (model.generation.targets(torch.from_numpy(painted)).numpy(),))],
+            "tokenize_image": [
+                ((painted,), (model.generation.targets(torch.from_numpy(painted), ()).numpy(),))
+            ],
         }
     for name in ("sample_text", "sample_image"):
         runs = (reference.greedy[1], reference.sampled[1], drawn)

@@ -12,6 +12,7 @@ from functools import reduce
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -117,8 +118,8 @@ class AutoregressiveGeneration(nn.Module):
         return cls(config, tokenizer, embedding, adaptor, head)
 
     @torch.no_grad()
-    def targets(self, pixels: Tensor) -> Tensor:
-        """Encode images (N, 3, height, width), uint8, as codes (N, P) or (N, P, S)."""
+    def targets(self, pixels: Tensor, rngs: Sequence[np.random.Generator] = ()) -> Tensor:
+        """Encode images (N, 3, height, width), uint8, as codes (N, P) or (N, P, S); nothing is random."""
         low, high = self.tokenizer.value_range
         x = pixels.to(self.embedding.weight.dtype) / 255 * (high - low) + low
         return self.tokenizer.encode(x)

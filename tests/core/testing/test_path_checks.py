@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class Path(nn.Module):
         self.head = nn.Linear(WIDTH, LEVELS)
 
     @torch.no_grad()
-    def targets(self, pixels: Tensor) -> Any:
+    def targets(self, pixels: Tensor, rngs: Sequence[np.random.Generator] = ()) -> Any:
         grey = F.avg_pool2d(pixels.float().mean(1, keepdim=True), 4).flatten(1)
         return (grey / 255 * (LEVELS - 1)).round().long()
 
@@ -82,7 +83,7 @@ class NamedLikeOthers(Path):
 class DictTargets(Path):
     """Targets are named tensors."""
 
-    def targets(self, pixels: Tensor) -> dict[str, Tensor]:
+    def targets(self, pixels: Tensor, rngs: Sequence[np.random.Generator] = ()) -> dict[str, Tensor]:
         return {"codes": super().targets(pixels), "mean": pixels.float().mean((1, 2, 3))}
 
     def embed(self, targets: dict[str, Tensor]) -> Tensor:
