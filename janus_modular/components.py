@@ -1,6 +1,7 @@
-"""Builds components one by one, whatever their slot, without torch.
+"""Builds components of any slot from their specs, without torch.
 
-`janus_modular.model.build.ModelBuilder` builds parts of a model, which it checks, and loads their weights.
+`janus_modular.model.build.ModelBuilder` builds the components of a model: it also checks them and loads
+their weights.
 """
 
 from __future__ import annotations
@@ -17,72 +18,72 @@ from janus_modular.registry import MODEL_SLOTS, Entry, Hooks
 
 
 class Builder:
-    """Builds components of the slots that are no parts of a model: sources, trackers, runtimes, formats.
+    """Builds components outside the model: sources, trackers, runtimes, formats.
 
-    Handed to components that are made of others: ``build(config.tokenizer)``.
+    Components that contain other components receive it as ``build``: ``build(config.tokenizer)``.
     """
 
     def __init__(self, plugins: Plugins, *, paths: Mapping[int, str] | None = None) -> None:
         self.plugins = plugins
-        self.paths = paths or {}  # of parts in the config, by `id`: for errors
+        self.paths = paths or {}  # config path of each spec, by `id`: for errors
 
-    def __call__(self, part: ComponentSpec, *neighbours: Any) -> Any:
-        """Build one component; ``neighbours`` are what its slot's factory takes beside the config.
+    def __call__(self, spec: ComponentSpec, *neighbours: Any) -> Any:
+        """Build a component; ``neighbours`` are the further arguments of its slot's factory.
 
-        A component whose config holds parts itself gets this builder as its last argument.
+        A factory whose config contains components gets this builder as its last argument.
 
         Raises:
-            ConfigError: the component refuses its options or its neighbours, or does not fit its slot.
+            ConfigError: the component rejects its options or arguments, or does not implement its interface.
         """
-        entry = self.plugins.entry(part.slot, part.name)
+        entry = self.plugins.entry(spec.slot, spec.name)
         try:
-            component = entry.make(part.config, *neighbours, build=self)
+            component = entry.make(spec.config, *neighbours, build=self)
         except Exception as error:
             if isinstance(error, OSError) or type(error).__name__ == "OutOfMemoryError":
-                raise  # nothing that other options would cure
+                raise  # other options would not help
             if isinstance(error, DescriptionError):
-                raise self._contradiction(part, error) from error
+                raise self._description_error(spec, error) from error
             if isinstance(error, JanusError) and (not isinstance(error, ConfigError) or error.errors):
                 raise
-            reason = _told(error, part.slot)
+            reason = _reason_of(error, spec.slot)
             if isinstance(error, MemoryError | OverflowError) or "memory" in reason or "overflow" in reason:
-                reason += f". Its largest numbers: {largest_numbers(part.config)}"
-            raise self._refusal(part, entry, reason) from error
-        if part.slot in MODEL_SLOTS:
-            self._complete(component, part, entry)
+                reason += f". Its largest numbers: {largest_numbers(spec.config)}"
+            raise self._build_error(spec, entry, reason) from error
+        if spec.slot in MODEL_SLOTS:
+            self._complete(component, spec, entry)
         return component
 
-    def _complete(self, module: Any, part: ComponentSpec, entry: Entry[Any]) -> None:
-        """Hold a part of the model to its slot's interface, and load its weights: `ModelBuilder` does."""
-        raise self._refusal(part, entry, "parts of a model are not built here.")
+    def _complete(self, module: Any, spec: ComponentSpec, entry: Entry[Any]) -> None:
+        """Check a model component against its interface and load its weights; see `ModelBuilder`."""
+        raise self._build_error(spec, entry, "components of a model are built by ModelBuilder.")
 
-    def _contradiction(self, part: ComponentSpec, error: DescriptionError) -> ConfigError:
-        """Return the error that says, for each option, what the weights' own description says instead."""
-        path = self.paths.get(id(part), part.slot)
-        hint = f"{path}.{error.drop}=null takes all of it from there." if error.drop else ""
+    def _description_error(self, spec: ComponentSpec, error: DescriptionError) -> ConfigError:
+        """Return the error that lists the options which differ from the weights' own description."""
+        path = self.paths.get(id(spec), spec.slot)
+        hint = f"{path}.{error.drop}=null takes all values from there." if error.drop else ""
         errors = [
             FieldError(
-                f"{path}.{one.key}",
-                f"found {one.written!r}",
-                f"{one.described!r}, as {error.source} describes its weights",
-                hint if one is error.differences[-1] else "",
+                f"{path}.{difference.key}",
+                f"found {difference.written!r}",
+                f"{difference.described!r}, as {error.source} describes its weights",
+                hint if difference is error.differences[-1] else "",
             )
-            for one in error.differences
+            for difference in error.differences
         ]
         return config_error(errors, of_components=False)
 
-    def _refusal(self, part: ComponentSpec, entry: Entry[Any], reason: str) -> ConfigError:
-        found = f"{entry} cannot be built: {reason}"
-        return config_error([FieldError(self.paths.get(id(part), part.slot), found, "")])
+    def _build_error(self, spec: ComponentSpec, entry: Entry[Any], reason: str) -> ConfigError:
+        problem = f"{entry} cannot be built: {reason}"
+        return config_error([FieldError(self.paths.get(id(spec), spec.slot), problem, "")])
 
 
-def _told(error: Exception, slot: str) -> str:
-    """Return what an error has to say: options are refused in words, other errors need their type."""
+def _reason_of(error: Exception, slot: str) -> str:
+    """Return the text of a component's error, with its type unless the component rejects its options."""
     if isinstance(error, ValueError | ConfigError):
         return str(error)
     if isinstance(error, MemoryError):
-        return "it asks for more memory than there is"
-    said = f"{type(error).__name__}: {error}"
+        return "it needs more memory than there is"
+    reason = f"{type(error).__name__}: {error}"
     if isinstance(error, TypeError):
-        said += f" (for its author: {getattr(Hooks, f'register_{slot}').__doc__})"
-    return said
+        reason += f" (for its author: {getattr(Hooks, f'register_{slot}').__doc__})"
+    return reason

@@ -1,4 +1,4 @@
-"""Typed registries, one for each slot, and the hooks through which plugins fill them."""
+"""The slots: a typed registry for each, and the hooks by which plugins register components."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ MODEL_SLOTS = (
     "backbones",
     "generation",
 )
-"""The slots that are filled by modules of torch: the parts of a model."""
+"""The slots of a model: their components are torch modules."""
 
 SAMPLER_SETTINGS: dict[str, type[Any]] = {
     "text_samplers": TextSamplerSettings,
     "image_samplers": ImageSamplerSettings,
 }
-"""The slots that are filled by samplers, each with what the settings of its samplers inherit from."""
+"""The slots of samplers, each with the base class of its samplers' settings."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -58,22 +58,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """One registered component: how it is built, and the dataclass that holds its options."""
+    """A registered component: its factory, and the dataclass of its options."""
 
     name: str
     factory: Callable[..., T]
     config: type[Any]
-    plugin: str  # the module or distribution that offered it
+    plugin: str  # the distribution or file that registered it
     slot: str
 
     def __str__(self) -> str:
-        """Name the component in words, with its slot and its plugin."""
+        """Return the component's slot, name and plugin in words."""
         return f"the {slot_label(self.slot)} '{self.name}' of {self.plugin}"
 
     def make(self, config: Any, *neighbours: Any, build: Callable[..., Any]) -> T:
-        """Call the factory with ``config`` and ``neighbours``, what its slot passes beside it.
+        """Call the factory with ``config`` and ``neighbours``, the further arguments of its slot.
 
-        One whose config holds components gets ``build`` as the last argument: ``build(part, *neighbours)``.
+        A factory whose config contains components gets ``build(spec, *neighbours)`` as its last argument.
 
         Raises:
             MissingExtraError, MissingPackageError: the component needs a package that is not installed.
@@ -83,7 +83,7 @@ class Entry(Generic[T]):
 
 
 def holds_components(config: type[Any]) -> bool:
-    """Return True if a config's dataclass has fields that are declared by ``part(slot)``."""
+    """Return True if a config's dataclass has fields that are declared by ``component(slot)``."""
     return any("slot" in field.metadata for field in fields(config))
 
 
@@ -92,7 +92,7 @@ class Registry(Generic[T]):
     """The components of one slot, by name."""
 
     slot: str
-    plugin: str = ""  # who is registering now; set by the loader
+    plugin: str = ""  # the plugin that is registering; set by the loader
     entries: dict[str, Entry[T]] = field(default_factory=dict)
 
     @overload
@@ -112,13 +112,13 @@ class Registry(Generic[T]):
     @overload
     def add(self, name: str, factory: Callable[..., T], config: type[Any]) -> None: ...
     def add(self, name: str, factory: Callable[..., Any], config: type[Any]) -> None:
-        """Offer ``factory`` under ``name``; ``config`` is the dataclass of its options.
+        """Register ``factory`` under ``name``; ``config`` is the dataclass of its options.
 
-        A sampler is registered itself, in the place of a factory, with the dataclass of its settings.
+        A sampler is registered itself, without a factory, with the dataclass of its settings.
 
         Raises:
-            PluginError: the name is taken, or ``config`` is no dataclass, has a field that cannot be set, or
-                lacks what its slot wants of it.
+            PluginError: the name is taken, or ``config`` is not a dataclass, lacks fields that its slot
+                requires, or has fields that it must not have.
         """
         if not (isinstance(config, type) and is_dataclass(config)):
             raise PluginError(
@@ -132,13 +132,13 @@ class Registry(Generic[T]):
         if self.slot in MODEL_SLOTS and not issubclass(config, ComponentConfig):
             raise PluginError(
                 f"the {slot_label(self.slot)} '{name}': its config {config.__name__} lacks 'pretrained' and"
-                " 'revision'. Let it inherit from janus_modular.ComponentConfig"
+                " 'revision'. Derive it from janus_modular.ComponentConfig"
             )
         base = SAMPLER_SETTINGS.get(self.slot)
         if base is not None and not issubclass(config, base):
             raise PluginError(
                 f"the {slot_label(self.slot)} '{name}': its settings {config.__name__} lack"
-                f" {' and '.join(option.name for option in fields(base))}. Let them inherit from"
+                f" {' and '.join(option.name for option in fields(base))}. Derive them from"
                 f" janus_modular.{base.__name__}"
             )
         if base is not None and holds_components(config):
@@ -149,78 +149,78 @@ class Registry(Generic[T]):
         if name in self.entries:
             first = self.entries[name].plugin
             raise PluginError(
-                f"the {slot_label(self.slot)} '{name}' is offered by both {first} and {self.plugin}"
+                f"the {slot_label(self.slot)} '{name}' is registered by both {first} and {self.plugin}"
             )
         self.entries[name] = Entry(name, factory, config, self.plugin, self.slot)
 
 
 class Hooks:
-    """One hook a slot: a plugin implements the one it fills, and calls ``registry.add``.
+    """The hooks, one for each slot: a plugin implements its slot's hook and calls ``registry.add`` there.
 
-    A factory whose config holds components (`janus_modular.component`) takes one argument more, the last:
-    what builds them, ``build(spec, *neighbours)``.
+    A factory whose config contains components (`janus_modular.component`) takes one more, last argument,
+    ``build``, which builds them: ``build(spec, *neighbours)``.
     """
 
     @hookspec
     def register_understanding_encoders(self, registry: Registry[UnderstandingEncoder]) -> None:
-        """Offer understanding encoders, built as ``factory(config)``."""
+        """Register understanding encoders, built as ``factory(config)``."""
 
     @hookspec
     def register_image_tokenizers(self, registry: Registry[ImageTokenizer]) -> None:
-        """Offer image tokenizers, built as ``factory(config)``."""
+        """Register image tokenizers, built as ``factory(config)``."""
 
     @hookspec
     def register_adaptors(self, registry: Registry[Adaptor]) -> None:
-        """Offer adaptors, built as ``factory(config, input_dim, output_dim)``."""
+        """Register adaptors, built as ``factory(config, input_dim, output_dim)``."""
 
     @hookspec
     def register_heads(self, registry: Registry[Head]) -> None:
-        """Offer image heads, built as ``factory(config, hidden_size, codebooks)``."""
+        """Register image heads, built as ``factory(config, hidden_size, codebooks)``."""
 
     @hookspec
     def register_generation(self, registry: Registry[GenerationPath]) -> None:
-        """Offer generation paths, built as ``factory(config, hidden_size, build)``."""
+        """Register generation paths, built as ``factory(config, hidden_size, build)``."""
 
     @hookspec
     def register_text_samplers(self, registry: Registry[TextSampler[Any]]) -> None:
-        """Offer text samplers: generator functions, each with the dataclass of its settings."""
+        """Register text samplers: generator functions, each with the dataclass of its settings."""
 
     @hookspec
     def register_image_samplers(self, registry: Registry[ImageSampler[Any]]) -> None:
-        """Offer image samplers: generator functions, each with the dataclass of its settings."""
+        """Register image samplers: generator functions, each with the dataclass of its settings."""
 
     @hookspec
     def register_backbones(self, registry: Registry[Backbone]) -> None:
-        """Offer backbones, built as ``factory(config)``."""
+        """Register backbones, built as ``factory(config)``."""
 
     @hookspec
     def register_sources(self, registry: Registry[Source]) -> None:
-        """Offer sources of training samples, built as ``factory(config)``."""
+        """Register sources of training samples, built as ``factory(config)``."""
 
     @hookspec
     def register_trackers(self, registry: Registry[Tracker]) -> None:
-        """Offer trackers, built as ``factory(config, folder)``."""
+        """Register trackers, built as ``factory(config, folder)``."""
 
     @hookspec
     def register_formats(self, registry: Registry[CheckpointFormat]) -> None:
-        """Offer checkpoint formats, built as ``factory(config)``."""
+        """Register checkpoint formats, built as ``factory(config)``."""
 
     @hookspec
     def register_runtimes(self, registry: Registry[Runtime]) -> None:
-        """Offer runtimes of exported bundles, built as ``factory(config, folder)``."""
+        """Register runtimes of exported bundles, built as ``factory(config, folder)``."""
 
 
 SLOTS = tuple(name.removeprefix("register_") for name in vars(Hooks) if name.startswith("register_"))
-"""The names of the slots: one hook each."""
+"""The names of the slots."""
 
 
 def slot_label(slot: str) -> str:
-    """Name one component of a slot in words: ``image tokenizer``."""
+    """Return a slot's name in the singular: ``image tokenizer``."""
     labels = {"generation": "generation path", "formats": "checkpoint format"}
     return labels.get(slot) or slot.removesuffix("s").replace("_", " ")
 
 
 def a_component(slot: str) -> str:
-    """Name one component of a slot with its article: ``an image tokenizer``."""
+    """Return a slot's name in the singular, with its article: ``an image tokenizer``."""
     label = slot_label(slot)
     return f"{'an' if label[0] in 'aeiou' else 'a'} {label}"

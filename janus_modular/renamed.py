@@ -1,4 +1,4 @@
-"""Names of the version before, and their successors: whoever uses an old name is told the new one."""
+"""The renamed names of the previous version; errors about an old name contain the new name."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "what_learns": ("trainable_parameters",),
     "width": ("feature_dim", "hidden_size"),
 }
-"""Old name -> its successors: names of the public API, members of interfaces, config keys, graphs, options.
+"""Old name -> new names: of the public API, interface members, config keys, graphs and options.
 
-An old name with several meanings has a successor for each.
+An old name with several meanings has a new name for each.
 """
 
 
 def renamed(word: str, known: Container[str]) -> str:
-    """Return what an old name is called now: its successors among the ``known``, quoted; "" without any."""
+    """Return the new names of an old name that are among ``known``, quoted; "" if there are none."""
     return " or ".join(f"'{name}'" for name in RENAMED.get(word, ()) if name in known)

@@ -1,4 +1,4 @@
-"""Guess what an unknown word was meant to be: its new name, or the word that was mistyped."""
+"""Suggests corrections of unknown words: the new name of a renamed word, or a similar known word."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -7,7 +7,7 @@ from janus_modular.renamed import renamed
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``"Did you mean 'width'?"`` or what a renamed word is called now; "" where no word is close."""
+    """Return ``"Did you mean 'heads'?"`` or a renamed word's new name; "" if no known word is similar."""
     words = list(known)
     if successor := renamed(word, words):
         return f"It is called {successor} now."

@@ -48,7 +48,7 @@ class ModelBuilder(Builder):
 
     def _complete(self, module: Any, part: ComponentSpec, entry: Entry[Any]) -> None:
         if lacks := interface_errors(module, part.slot):
-            raise self._refusal(part, entry, lacks)
+            raise self._build_error(part, entry, lacks)
         if self.weights and part.config.pretrained is not None:
             with reporting_missing_packages(str(entry)):
                 self.reports.append(load_pretrained(module, part))

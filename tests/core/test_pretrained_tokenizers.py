@@ -134,7 +134,7 @@ def test_the_first_stage_starts_from_the_folders_own_models(tmp_path: Path, plug
     beside = [word for word in overrides if word != "model.backbone.config=null"]
     config = resolve(load("train/janus_pro/stage1", beside, plugins), TrainConfig, plugins).model
     assert config is not None
-    with pytest.raises(ConfigError, match=r"model.backbone.config=null takes all of it from there") as error:
+    with pytest.raises(ConfigError, match=r"model.backbone.config=null takes all values from there") as error:
         blank(config, plugins, root="model")
     assert "model.backbone.config.rope_parameters.rope_theta: found 10000.0; expected 500.0" in str(
         error.value
