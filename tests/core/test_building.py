@@ -212,7 +212,7 @@ def test_overrides_of_a_part_and_of_the_whole_both_count_in_any_order(plugins: P
         ("text_samplers", "", "name: str = ''", "has a field 'name'"),
         ("adaptors", "", "size: int = 1", "lacks 'pretrained' and 'revision'"),
         ("text_samplers", "", "size: int = 1", "lack max_tokens and numbers"),
-        ("image_samplers", "", "size: int = 1", "inherit from janus_modular.ImageSamplerSettings"),
+        ("image_samplers", "", "size: int = 1", "Derive them from janus_modular.ImageSamplerSettings"),
         (
             "text_samplers",
             "TextSamplerSettings",
