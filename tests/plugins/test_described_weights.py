@@ -104,7 +104,7 @@ def test_a_decoder_says_what_its_folders_own_model_says(
     }
     again = built("backbones", "hf", HfConfig(pretrained=str(tmp_path), config=same), plugins)
     assert again.config.config == backbone.config.config  # what is not written is the folder's
-    with pytest.raises(ConfigError, match="backbones.config=null takes all values from there") as error:
+    with pytest.raises(ConfigError, match=r"backbones.config=null takes all values from there") as error:
         built("backbones", "hf", HfConfig(pretrained=str(tmp_path), config=dict(SHIPPED)), plugins)
     assert "found" in str(error.value)
 
