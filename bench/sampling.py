@@ -69,12 +69,12 @@ def contestants(janus: Janus, theirs: Any) -> dict[str, dict[str, Callable[[], A
     }
 
     def answer() -> None:
-        session = janus.runtime.open(capacity=len(asked) + WORDS)
+        session = janus.runtime.open(max_seq_len=len(asked) + WORDS)
         for _ in sample_text(session, [asked], TextSettings(max_tokens=WORDS)):
             pass
 
     def paint() -> None:
-        session = janus.runtime.open(capacity=len(asked) + drawn)
+        session = janus.runtime.open(max_seq_len=len(asked) + drawn)
         for _ in draw(session, [asked], DrawSettings(guidance=5.0)):
             pass
 

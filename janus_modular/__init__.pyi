@@ -24,6 +24,7 @@ from .interfaces import Cache as Cache
 from .interfaces import GenerationPath as GenerationPath
 from .interfaces import Head as Head
 from .interfaces import ImageTokenizer as ImageTokenizer
+from .interfaces import RowCache as RowCache
 from .janus import Janus as Janus
 from .protocols import Fingerprinted as Fingerprinted
 from .protocols import CheckpointFormat as CheckpointFormat
@@ -54,6 +55,7 @@ from .processing.processor import Drawing as Drawing
 from .processing.processor import Processor as Processor
 from .registry import Registry as Registry
 from .registry import hookimpl as hookimpl
+from .sessions import BaseSession as BaseSession
 from .sequence import IGNORE_INDEX as IGNORE_INDEX
 from .sequence import Message as Message
 from .sequence import ImageTarget as ImageTarget

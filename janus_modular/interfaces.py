@@ -163,24 +163,47 @@ class Head(Protocol):
 
 
 class Cache(Protocol):
-    """Keys and values of what each row has seen. Rows have lengths of their own.
+    """Keys and values of what each row has seen, as `Backbone.forward` writes and reads them.
 
     A row's next position is its length: it is written there, and sees what lies before it.
     """
 
-    lengths: Tensor  # (B,) int64
-    capacity: int  # positions a row has room for
-
     def begin(self, tokens: int) -> Tensor:
-        """Make room for ``tokens`` more positions of every row; return who sees which slot (B, 1, T, S)."""
+        """Prepare ``tokens`` more positions of every row; return who sees which slot (B, 1, T, S)."""
         ...
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Write a layer's keys and values (B, heads, T, width); return all S slots of them."""
+        """Write a layer's keys and values (B, heads, T, head dim); return all S slots of them."""
         ...
 
+
+class RowCache(Cache, Protocol):
+    """A cache whose rows have lengths of their own, and come and go: what sessions in torch need.
+
+    All rows are fed alike, and each keeps as many positions as `advance` says. What a row does not keep is
+    padding: it may lie beyond ``max_seq_len``, and is never written over what the row holds.
+    """
+
+    lengths: Tensor  # (B,) int64, on the host
+    max_seq_len: int  # positions a row has room for
+
     def advance(self, counts: Tensor) -> None:
-        """Keep the first ``counts`` (B,) of the positions written last; the rest will be overwritten."""
+        """Keep the first ``counts`` (B,) of the positions written last; the rest will be overwritten.
+
+        Raises:
+            PromptError: a row would hold more than ``max_seq_len``.
+        """
+        ...
+
+    def truncate(self, lengths: Tensor) -> None:
+        """Cut rows back to ``lengths`` (B,), each at most what it is; 0 empties a row."""
+        ...
+
+    def select(self, rows: slice) -> RowCache:
+        """Return a cache of consecutive rows alone, over the same memory: what it keeps, this cache has too.
+
+        Sessions read prompts into free rows through it, while the other rows stay as they are.
+        """
         ...
 
 
@@ -214,7 +237,7 @@ class Backbone(Protocol):
         """Turn hidden states (..., D) into text logits (..., V), the family's scale and cap included."""
         ...
 
-    def new_cache(self, rows: int, capacity: int) -> Cache:
+    def new_cache(self, rows: int, max_seq_len: int) -> RowCache:
         """Return an empty cache on the backbone's device, in its dtype."""
         ...
 

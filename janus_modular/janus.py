@@ -240,8 +240,8 @@ class Janus:
         ]
         sampler_settings = replace(sampler_settings, max_tokens=max(row.max_tokens for row in rows))
         sampler_settings = samplers.with_numbers(sampler_settings, prompts)
-        capacity = max(row.prompt_tokens + row.max_tokens for row in rows)
-        steps = sampler(self.runtime.open(capacity=capacity), prompts, sampler_settings)
+        max_seq_len = max(row.prompt_tokens + row.max_tokens for row in rows)
+        steps = sampler(self.runtime.open(max_seq_len), prompts, sampler_settings)
         return AnswerBatch(rows, samplers.stream_texts(self.runtime.text_sampler, steps, rows))
 
     def draw(
@@ -275,7 +275,7 @@ class Janus:
         batches = samplers.batches(sampler_settings, prompts, batch_size)
         images: list[Image.Image] = []
         for index, (batch, batch_settings) in enumerate(batches):
-            session = self.runtime.open(capacity=max(map(len, batch)) + num_tokens)
+            session = self.runtime.open(max_seq_len=max(map(len, batch)) + num_tokens)
 
             def on_progress(done: int, total: int, index: int = index) -> None:
                 if progress:

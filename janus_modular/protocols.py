@@ -24,36 +24,91 @@ if TYPE_CHECKING:
 class Session(Protocol):
     """A running model, in any runtime. Samplers pass its tensors on without looking inside.
 
+    Rows are sequences side by side. Each has a length of its own, is independent of the others, and comes and
+    goes: prompts are admitted into free rows while the others stay as they are, rows are fed one or several
+    positions at once, cut back and freed. `janus_modular.BaseSession` has all of it but the arithmetic.
+
+    A tensor that `admit`, `extend` and `step` return, or `run` as the next inputs of rows, is valid until
+    the next such call: a runtime may write its results to the same memory each time. What is needed longer
+    is copied, by `take` (embeddings and hidden states), `stack` (sampled ids) or `to_host`. Tensors that are
+    passed in may be numpy's, too.
+
+    A row's result does not depend on what the other rows hold, up to the rounding of its dtype: kernels
+    add in another order where other shapes lie beside it.
+
     ``sizes`` are the generation path's own (`GenerationPath.sizes`), under the names that its sampler knows:
     of Janus' path ``codes``, the sum of K over the codes of a position, and ``codes_per_position`` S.
+
+    `janus_modular.PromptError` says what does not fit, before anything is written: a row that is not free or
+    is free, positions beyond ``max_seq_len``, other shapes.
     """
 
     vocab_size: int  # V
     pad_id: int  # the token id that stands for a dropped condition
     image_positions: int  # positions that a drawn image takes
     sizes: Mapping[str, Any]
+    max_seq_len: int  # positions that a row has room for
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """The positions that each row holds (rows,), on the host, read only; 0: the row is free."""
+        ...
+
+    def admit(self, prompts: Sequence[TokenSequence], rows: Iterable[int]) -> Any:
+        """Read one prompt into each of the free ``rows``; return the last hidden states (len(rows), D).
+
+        A session that was opened without a number of rows gets as many as its first prompts need.
+        """
+        ...
+
+    def extend(self, x: Any, counts: Any = None) -> Any:
+        """Feed up to W positions a row, x (rows, W, D); return all hidden states (rows, W, D).
+
+        ``counts`` (rows,), 0 to W, says how many of a row's positions are kept; None: all. The states beyond
+        are void, and what x holds there is of no effect; it must be finite.
+        """
+        ...
+
+    def truncate(self, lengths: Any) -> None:
+        """Cut each row back to its length (rows,), at most what it holds; 0 frees it."""
+        ...
+
+    def free(self, rows: Iterable[int]) -> None:
+        """Empty rows, so that other prompts can be admitted into them."""
+        ...
 
     def prefill(self, prompts: Sequence[TokenSequence]) -> Any:
-        """Read one prompt a row, of any lengths; return the last hidden state of each (rows, D)."""
+        """Start again with one prompt a row, rows 0 to n - 1; return the last hidden states (n, D)."""
         ...
 
     def step(self, x: Any, active: NDArray[np.bool_] | None = None) -> Any:
         """Feed one embedding a row (rows, D); return the hidden states that follow (rows, D).
 
-        Rows that are not ``active`` (rows,) stay where they are; what comes back for them is void.
+        Rows that are not ``active`` (rows,) stay as they are; their states are void.
         """
         ...
 
-    def run(self, part: str, *inputs: Any) -> Any:
-        """Run a graph by name (``sample_text``, ``sample_image``, ...); numpy inputs are taken over."""
+    def run(self, name: str, *inputs: Any) -> Any:
+        """Run a graph: ``sample_text``, ``embed`` (tokens (B, T) to (B, T, D)), or one of the generation path.
+
+        Inputs may be numbers and numpy arrays.
+        """
+        ...
+
+    def take(self, tensors: Any, indices: Any) -> Any:
+        """Return vectors of one tensor (..., D), or of several, copied into a new tensor (*indices.shape, D).
+
+        ``indices``, whole numbers in numpy, count the vectors through all leading axes, and through one
+        tensor after the other: of hidden states (rows, W, D), row r and position w are r * W + w.
+        """
         ...
 
     def stack(self, columns: Sequence[Any]) -> Any:
-        """Join tensors (rows, ...) of successive steps as (rows, steps, ...)."""
+        """Join the ids that `run` sampled in successive steps (rows, ...) as (rows, steps, ...)."""
         ...
 
     def to_host(self, x: Any) -> NDArray[Any]:
-        """Bring a tensor of this session's to numpy."""
+        """Copy a tensor of this session's to numpy."""
         ...
 
 
@@ -68,8 +123,11 @@ class Runtime(Protocol):
     text_sampler: str  # the registered text sampler
     image_sampler: str  # the registered image sampler
 
-    def open(self, capacity: int) -> Session:
-        """Open a session whose rows have room for ``capacity`` positions."""
+    def open(self, max_seq_len: int, rows: int | None = None) -> Session:
+        """Open a session whose rows have room for ``max_seq_len`` positions.
+
+        ``rows``: how many there are; None: as many as the first prompts need.
+        """
         ...
 
 

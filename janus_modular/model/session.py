@@ -1,4 +1,4 @@
-"""A running model in torch: rows of any length that go on step by step."""
+"""A running model in torch: rows of any length that come, go on and go."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from janus_modular.finite import refuse_not_finite
-from janus_modular.interfaces import Cache
+from janus_modular.interfaces import RowCache
 from janus_modular.model.batch import collate
 from janus_modular.model.model import JanusModel
 from janus_modular.sequence import Sequence
+from janus_modular.sessions import BaseSession
 
 
 class TorchRuntime:
     """Opens sessions of a model in torch; a `janus_modular.Runtime`."""
 
     def __init__(self, model: JanusModel, *, pad: int, suppressed_ids: Many[int] = ()) -> None:
-        """Take a model, the pad id, and the ids that an answer in words never holds."""
+        """Take a model, the pad id, and the ids that are never sampled for text."""
         self.model = model
         self.context = model.backbone.context
         self.text_sampler = model.text_sampler
@@ -30,22 +31,39 @@ class TorchRuntime:
         self.pad = pad
         self.suppressed_ids = suppressed_ids
 
-    def open(self, capacity: int) -> TorchSession:
-        """Open a session whose rows have room for ``capacity`` positions."""
-        return TorchSession(self.model, capacity=capacity, pad=self.pad, suppressed_ids=self.suppressed_ids)
+    def open(self, max_seq_len: int, rows: int | None = None) -> TorchSession:
+        """Open a session whose rows have room for ``max_seq_len`` positions."""
+        return TorchSession(
+            self.model,
+            max_seq_len=max_seq_len,
+            rows=rows,
+            pad=self.pad,
+            suppressed_ids=self.suppressed_ids,
+        )
 
 
-class TorchSession:
+class TorchSession(BaseSession):
     """A `janus_modular.Session` over a model in torch. Open one for every run: it holds the cache."""
 
-    def __init__(self, model: JanusModel, *, capacity: int, pad: int, suppressed_ids: Many[int] = ()) -> None:
-        """Make rows with room for ``capacity`` positions; how many there are, the prompts say."""
+    def __init__(
+        self,
+        model: JanusModel,
+        *,
+        max_seq_len: int,
+        pad: int,
+        rows: int | None = None,
+        suppressed_ids: Many[int] = (),
+    ) -> None:
+        """Prepare rows with room for ``max_seq_len`` positions; no memory is allocated yet."""
+        super().__init__(max_seq_len, rows)
+        weight = next(model.backbone.parameters())  # type: ignore[attr-defined]  # components are modules
         self.model = model
-        self.device = next(model.parameters()).device
-        self.capacity = capacity
-        self.cache: Cache = model.backbone.new_cache(0, capacity)
+        self.device, self.dtype = weight.device, weight.dtype
+        self.hidden_size = model.backbone.hidden_size
+        self.cache: RowCache = model.backbone.new_cache(0, max_seq_len)
         self.suppressed_ids = torch.tensor(list(suppressed_ids), dtype=torch.int64, device=self.device)
-        self.parts: Mapping[str, Callable[..., Any]] = {
+        self.functions: Mapping[str, Callable[..., Any]] = {
+            "embed": model.backbone.embed,
             "sample_text": self.sample_text,
             **model.generation.parts(),
         }
@@ -54,30 +72,58 @@ class TorchSession:
         self.image_positions = model.generation.num_tokens
         self.sizes: Mapping[str, Any] = model.generation.sizes
 
+    def allocate_rows(self, count: int) -> None:
+        """Make ``count`` empty rows."""
+        self.cache = self.model.backbone.new_cache(count, self.max_seq_len)
+
     @torch.no_grad()
-    def prefill(self, prompts: Many[Sequence]) -> Tensor:
-        """Read one prompt a row; return the last hidden state of each (rows, D)."""
-        batch = collate(prompts).to(self.device)
+    def read_prompts(self, prompts: Many[Sequence], first_row: int) -> Tensor:
+        """Read prompts into the rows from ``first_row`` on; return the last hidden states (n, D)."""
+        count = len(prompts)
         lengths = torch.tensor([len(prompt) for prompt in prompts])
-        self.cache = self.model.backbone.new_cache(len(prompts), self.capacity)
-        x = self.model.embed(batch)  # (R, T, D)
-        hidden = self.model.backbone(x, positions=batch.positions, cache=self.cache)  # (R, T, D)
-        self.cache.advance(lengths)
-        return hidden[torch.arange(len(prompts)), lengths - 1]
+        batch = collate(prompts).to(self.device)
+        x = self.model.embed(batch)  # (n, T, D)
+        cache = self.cache
+        if count < len(self.lengths):
+            cache = cache.select(slice(first_row, first_row + count))
+        cache.truncate(torch.zeros_like(lengths))
+        hidden = self.model.backbone(x, positions=batch.positions, cache=cache)  # (n, T, D)
+        cache.advance(lengths)
+        return hidden[torch.arange(count), lengths - 1]
 
     @torch.no_grad()
-    def step(self, x: Tensor, active: NDArray[np.bool_] | None = None) -> Tensor:
-        """Feed one embedding a row (rows, D); rows that are not active stay where they are."""
-        positions = self.cache.lengths.to(self.device)[:, None]  # (R, 1)
-        hidden = self.model.backbone(x.unsqueeze(1), positions=positions, cache=self.cache)  # (R, 1, D)
-        counts = torch.ones(len(x)) if active is None else torch.from_numpy(active)
-        self.cache.advance(counts.to(torch.int64))
-        return hidden.squeeze(1)
+    def feed(self, x: Tensor | NDArray[Any], counts: NDArray[np.int64]) -> Tensor:
+        """Feed x (rows, W, D); return the hidden states (rows, W, D)."""
+        positions = torch.tensor(self.lengths)[:, None] + torch.arange(x.shape[1])
+        # Padding of a full row lies beyond what a table of positions may have.
+        positions = positions.clamp(max=self.max_seq_len - 1).to(self.device)
+        hidden = self.model.backbone(self._embeddings(x), positions=positions, cache=self.cache)
+        self.cache.advance(torch.tensor(counts))
+        return hidden
+
+    def cut_rows(self) -> None:
+        """Cut the cache back to `lengths`."""
+        self.cache.truncate(torch.tensor(self.lengths))
+
+    def expand(self, x: Tensor | NDArray[Any]) -> Tensor | NDArray[Any]:
+        """Return (n, D) as (n, 1, D)."""
+        return x[:, None]
+
+    def squeeze(self, x: Tensor) -> Tensor:
+        """Return (n, 1, D) as (n, D)."""
+        return x[:, 0]
+
+    def take(self, tensors: Any, indices: Any) -> Tensor:
+        """Copy vectors of one or several tensors (..., D) into a new one (*indices.shape, D)."""
+        several = tensors if isinstance(tensors, list | tuple) else [tensors]
+        flat = [self._embeddings(x).reshape(-1, x.shape[-1]) for x in several]
+        vectors = flat[0] if len(flat) == 1 else torch.cat(flat)
+        return vectors[torch.tensor(np.asarray(indices, np.int64), device=self.device)]
 
     @torch.no_grad()
-    def run(self, part: str, *inputs: Any) -> Any:
-        """Run a part of the model by name."""
-        return self.parts[part](*(self._taken_over(x) for x in inputs))
+    def run(self, name: str, *inputs: Any) -> Any:
+        """Run a function of the model by name; numpy inputs are copied to its device."""
+        return self.functions[name](*(self._on_device(x) for x in inputs))
 
     def sample_text(
         self, hidden: Tensor, noise: Tensor, temperature: Tensor, top_k: int, top_p: float
@@ -104,7 +150,11 @@ class TorchSession:
         """
         return refuse_not_finite((x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy())
 
-    def _taken_over(self, x: Any) -> Any:
-        return (
-            torch.from_numpy(np.asarray(x)).to(self.device) if isinstance(x, np.ndarray | np.generic) else x
-        )
+    def _on_device(self, x: Any) -> Any:
+        if isinstance(x, np.ndarray | np.generic):
+            return torch.from_numpy(np.asarray(x)).to(self.device)
+        return x
+
+    def _embeddings(self, x: Tensor | NDArray[Any]) -> Tensor:
+        """Return embeddings that may be numpy's as a tensor of the model's dtype."""
+        return torch.from_numpy(x).to(self.device, self.dtype) if isinstance(x, np.ndarray) else x

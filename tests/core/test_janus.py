@@ -60,7 +60,7 @@ def test_rows_go_on_as_if_alone(janus: Janus) -> None:
         janus.processor.chat_prompt([Message("user", [*map(ImageInput, images), Text(text)])])
         for text, images in QUESTIONS
     ]
-    session = janus.runtime.open(capacity=max(map(len, prompts)) + 4)
+    session = janus.runtime.open(max_seq_len=max(map(len, prompts)) + 4)
     hidden = [session.prefill(prompts)]
     following = torch.randint(0, 250, (3, 4), generator=torch.Generator().manual_seed(0))
     for column in following.T:
@@ -96,7 +96,7 @@ def test_an_answer_ends_before_a_stop_string(janus: Janus) -> None:
 
 
 def test_words_never_hold_tokens_that_were_added_for_images(janus: Janus) -> None:
-    session = janus.runtime.open(capacity=8)
+    session = janus.runtime.open(max_seq_len=8)
     hidden = torch.zeros(1, janus.model.backbone.hidden_size)
     best, _ = session.run("sample_text", hidden, torch.ones(1, session.vocab_size), torch.tensor(1.0), 0, 1.0)
     session.suppressed_ids = best

@@ -85,7 +85,7 @@ def prompt_of(janus: Janus, ids: np.ndarray, question: Sequence[Message] = ()) -
 def test_an_answer(janus: Janus, question: list[Message], expected: dict[str, np.ndarray]) -> None:
     prompt = prompt_of(janus, expected["und_input_ids"], question)
     wanted = expected["und_greedy"].flatten().tolist()
-    session = janus.runtime.open(capacity=len(prompt) + len(wanted))
+    session = janus.runtime.open(max_seq_len=len(prompt) + len(wanted))
     hidden = session.prefill([prompt])
     close(janus.model.backbone.logits(hidden)[0], expected["und_last_logits"].flatten())
     answer = janus.plugins.entry("text_samplers", "text")
@@ -97,7 +97,7 @@ def test_an_answer(janus: Janus, question: list[Message], expected: dict[str, np
 def test_a_drawing(janus: Janus, expected: dict[str, np.ndarray]) -> None:
     prompt = prompt_of(janus, expected["gen_prompt_ids"])
     wanted = expected["gen_greedy_cfg5"].flatten().tolist()
-    session = janus.runtime.open(capacity=len(prompt) + len(wanted))
+    session = janus.runtime.open(max_seq_len=len(prompt) + len(wanted))
     hidden = session.prefill([prompt, unconditional(prompt, janus.processor.pad_id)])
     conditional, free = janus.model.generation.head(hidden, hidden[:, :0])
     close(conditional, expected["gen_first_logits_cond"].flatten())

@@ -17,7 +17,7 @@ def test_states_of_any_dtype_come_to_numpy_as_they_are(dtype: torch.dtype) -> No
     from janus_modular.config.schema import ModelConfig
 
     model, processor = compose(resolve(load("tiny"), ModelConfig))
-    session = TorchSession(model.to(dtype).eval(), capacity=8, pad=processor.pad_id)
+    session = TorchSession(model.to(dtype).eval(), max_seq_len=8, pad=processor.pad_id)
     hidden = session.prefill([prompt(1, 2, 3)])
     assert hidden.dtype == dtype
     on_host = session.to_host(hidden)

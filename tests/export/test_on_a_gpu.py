@@ -115,7 +115,7 @@ def test_a_cache_stays_where_it_is(on_gpu: Janus):
     session.prefill([on_gpu.processor.draw_prompt("a")] * 2)
     for present, past in session.runtime.graph("backbone").contract.aliases.items():
         assert session.stepping.bound[present] == session.stepping.bound[past]
-        assert session.slots.buffers[past].memory == "cuda"
+        assert session.kv_cache.buffers[past].memory == "cuda"
 
 
 @IN_ONNX_RUNTIME

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from janus_export.runtimes.memory import Column, DeviceBuffer, HostBuffer
+from janus_export.runtimes.memory import DeviceBuffer, HostBuffer, view
 from janus_export.runtimes.ort import providers
 from janus_export.runtimes.ort.runtime import OnnxConfig, OnnxRuntime
 from janus_export.runtimes.ort.session import OnnxSession
@@ -108,7 +108,7 @@ def test_rows_go_on_as_in_torch_whatever_the_buckets_and_chunks(
         active = rng.random(3) < 0.7 if step else np.ones(3, np.bool_)
         expected = theirs.step(torch.from_numpy(x), active)
         np.testing.assert_allclose(ours.to_host(ours.step(x, active))[active], expected[active], **CLOSE)
-    np.testing.assert_array_equal(ours.slots.lengths, theirs.cache.lengths)
+    np.testing.assert_array_equal(ours.lengths, theirs.cache.lengths)
 
 
 def logged(run: Callable[[], None]) -> str:
@@ -138,12 +138,12 @@ def test_the_cache_is_written_in_place(bundled: Janus):
     aliases = session.runtime.graph("backbone").contract.aliases
     assert len(aliases) == 4  # keys and values of two layers
     for present, past in aliases.items():
-        assert session.stepping.bound[present] == session.stepping.bound[past]
-        assert session.stepping.bound[past][0] == session.slots.buffers[past].address
+        assert session.bound_steps[1].binding.bound[present] == session.bound_steps[1].binding.bound[past]
+        assert session.bound_steps[1].binding.bound[past][0] == session.kv_cache.buffers[past].address
 
     def elsewhere() -> None:  # the log does say it where a cache is copied
         present, past = next(iter(aliases.items()))
-        session.stepping.output(present, HostBuffer(session.slots.buffers[past].read().copy(), "float32"))
+        session.bound_steps[1].binding.output(present, HostBuffer(session.kv_cache.buffers[past].read().copy(), "float32"))
         session.step(np.ones((3, 64), np.float32))
 
     assert "copying past_cache" in logged(elsewhere)
@@ -178,11 +178,11 @@ def test_a_cache_grows_with_its_context_and_not_with_what_it_could_hold(tiny_bun
     runtime = open_runtime(tiny_bundle, bucket=16)
     session = runtime.open(512)
     session.prefill(prompts_of(Janus.from_pretrained(tiny_bundle), [("a", [])]))
-    length = int(session.slots.lengths[0])
-    capacities = [session.slots.capacity]
+    length = int(session.lengths[0])
+    capacities = [session.kv_cache.slots]
     for _ in range(40):
         session.step(np.ones((1, 64), np.float32))
-        capacities.append(session.slots.capacity)
+        capacities.append(session.kv_cache.slots)
     assert all(capacity - (length + step) <= 16 for step, capacity in enumerate(capacities))
     assert len(set(capacities)) <= 4  # one copy in 16 steps
 
@@ -192,7 +192,7 @@ def test_a_session_that_is_full_says_so_before_it_writes(bundled: Janus):
     session = bundled.runtime.open(len(prompts[0]) + 1)
     session.prefill(prompts)
     session.step(np.ones((1, 64), np.float32))
-    with pytest.raises(PromptError, match="more capacity"):
+    with pytest.raises(PromptError, match="larger max_seq_len"):
         session.step(np.ones((1, 64), np.float32))
     with pytest.raises(PromptError, match="do not fit"):
         bundled.runtime.open(4).prefill(prompts)
@@ -275,7 +275,7 @@ def test_memory_of_a_device_is_written_and_read_through_onnx_runtime():
     """On a CPU: the calls are a GPU's, where columns of a log are addresses into it too."""
     buffer = DeviceBuffer((4, 2), "int64", "cpu", 0)
     buffer.write(np.arange(8).reshape(4, 2))
-    column = Column(buffer, 3)
+    column = view(buffer, (2,), 6)
     assert column.address == buffer.address + 3 * 2 * 8
     np.testing.assert_array_equal(column.read(), [6, 7])
     buffer.write(1)

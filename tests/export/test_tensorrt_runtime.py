@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from janus_export.runtimes.trt.memory import Feed
+from janus_export.runtimes.trt.memory import HostInputs
 from janus_export.runtimes.trt.session import TensorRTSession, chunks
 from janus_modular import ImageInput, Message, Text
 from janus_modular.cli.app import app
@@ -122,15 +122,15 @@ def test_rows_go_on_as_in_torch_whatever_the_chunks(
         active = rng.random(3) < 0.7 if step else np.ones(3, np.bool_)
         expected = theirs.step(torch.from_numpy(x), active)
         np.testing.assert_allclose(ours.to_host(ours.step(x, active))[active], expected[active], **CLOSE)
-    np.testing.assert_array_equal(ours.slots.lengths, theirs.cache.lengths)
+    np.testing.assert_array_equal(ours.lengths, theirs.cache.lengths)
     profiles = {(entry[1], entry[2]) for entry in machine.log if entry[0] == "enqueue"}
     assert {("backbone", 0), ("backbone", 1)} <= profiles
 
 
-def steps_of(machine: Any, session: TensorRTSession, count: int) -> list[list[tuple[Any, ...]]]:
+def steps_of(machine: Any, session: TensorRTSession, hidden: Any, count: int) -> list[list[tuple[Any, ...]]]:
     """Draw ``count`` steps as the loop does; return what was asked of the machine in each."""
     noise = np.ones((1, session.sizes["codes"]), np.float32)
-    hidden, logs = session.hidden, []
+    logs = []
     for _ in range(count):
         machine.log.clear()
         _, x = session.run("sample_image", hidden, noise, np.float32(5), np.float32(1))
@@ -142,8 +142,8 @@ def steps_of(machine: Any, session: TensorRTSession, count: int) -> list[list[tu
 def test_a_drawing_step_is_two_copies_in_and_one_launch(opened: Janus, machine: Any):
     """No allocation, no binding, no waiting; the host only sends noise, positions and who sees what."""
     session = opened.runtime.open(64)
-    session.prefill([opened.processor.draw_prompt("a")] * 2)
-    logs = steps_of(machine, session, 6)
+    hidden = session.prefill([opened.processor.draw_prompt("a")] * 2)
+    logs = steps_of(machine, session, hidden, 6)
     assert [entry[0] for entry in logs[0] if entry[0] in ("enqueue", "capture", "launch")] == [
         "enqueue",  # sample_image and then the backbone: the run that TensorRT wants before a capture
         "enqueue",
@@ -160,9 +160,9 @@ def test_a_drawing_step_is_two_copies_in_and_one_launch(opened: Janus, machine: 
 
 def test_addresses_stay_and_caches_are_written_in_place(opened: Janus, machine: Any):
     session = opened.runtime.open(64)
-    session.prefill([opened.processor.draw_prompt("a")] * 2)
+    hidden = session.prefill([opened.processor.draw_prompt("a")] * 2)
     session.gpu.synchronize()
-    steps_of(machine, session, 6)
+    steps_of(machine, session, hidden, 6)
     session.gpu.synchronize()
     ran = [entry for entry in machine.log if entry[0] == "run"]
     assert [entry[1] for entry in ran] == ["sample_image", "backbone"] * 6
@@ -173,7 +173,7 @@ def test_addresses_stay_and_caches_are_written_in_place(opened: Janus, machine: 
     aliases = opened.runtime.engine("backbone").contract.aliases
     assert len(aliases) == 4  # keys and values of two layers
     for present, past in aliases.items():
-        assert at[present] == at[past] == session.slots.buffers[past].address
+        assert at[present] == at[past] == session.kv_cache.buffers[past].address
     sample_image = dict(next(entry[2] for entry in ran if entry[1] == "sample_image"))
     assert sample_image["hidden"] == at["hidden"]  # what steps hand to each other never moves
     assert sample_image["x"] == at["x"]
@@ -253,13 +253,13 @@ def test_the_stand_in_finds_a_host_buffer_that_is_overwritten_too_early(
 ):
     """One lane for all steps, and nobody waits: what the tests above would look like then."""
     right = opened.draw("a", seed=3)[0]
-    lane = Feed._lane
+    lane = HostInputs._next_buffer
 
-    def only_one(self: Feed) -> Any:
-        self.taken, self.epoch = 0, self.gpu.epoch
+    def only_one(self: HostInputs) -> Any:
+        self.used, self.epoch = 0, self.gpu.epoch
         return lane(self)
 
-    monkeypatch.setattr(Feed, "_lane", only_one)
+    monkeypatch.setattr(HostInputs, "_next_buffer", only_one)
     assert (np.asarray(opened.draw("a", seed=3)[0]) != np.asarray(right)).any()
 
 

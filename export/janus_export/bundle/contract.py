@@ -61,6 +61,11 @@ class GraphContract:
             axes |= tensor.measure(shape)
         return axes
 
+    @property
+    def returns_x(self) -> bool:
+        """Whether it samples: it returns, beside ids, the next input ``x`` (rows, D) of each row."""
+        return any(tensor.name == "x" and len(tensor.shape) == 2 for tensor in self.outputs)
+
     @classmethod
     def read(cls, name: str, record: Mapping[str, Any], dtypes: Mapping[str, str]) -> GraphContract:
         """Read it from a manifest's entry; ``dtypes`` are those of a variant, by the tensors' names."""

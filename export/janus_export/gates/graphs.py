@@ -91,9 +91,9 @@ def cache(subject: Subject) -> Iterator[Check]:
     clean, poisoned = _with_slots(subject, run), _with_slots(subject, run)
     for session in (clean, poisoned):
         session.prefill(run.prompts)
-        session.slots.reach(int(session.slots.lengths.max()) + 1)
-    lengths = poisoned.slots.lengths.copy()
-    for buffer in poisoned.slots.buffers.values():
+        session.kv_cache.reach(int(session.lengths.max()) + 1)
+    lengths = poisoned.lengths.copy()
+    for buffer in poisoned.kv_cache.buffers.values():
         values = buffer.read().copy()
         for row, length in enumerate(lengths):
             values[row, :, length:] = POISON
@@ -118,7 +118,7 @@ def cache(subject: Subject) -> Iterator[Check]:
 def _with_slots(subject: Subject, run: Run) -> Any:
     """Open a session whose cache can be looked at: of what users run, if it lets one."""
     session = subject.whole.open(_room(run))
-    return session if hasattr(session, "slots") else subject.runtime.open(_room(run))
+    return session if hasattr(session, "kv_cache") else subject.runtime.open(_room(run))
 
 
 def _one_step(session: Any, x: Array) -> Array:
@@ -126,11 +126,11 @@ def _one_step(session: Any, x: Array) -> Array:
 
 
 def _slots(session: Any) -> dict[str, Array]:
-    return {name: buffer.read().copy() for name, buffer in session.slots.buffers.items()}
+    return {name: buffer.read().copy() for name, buffer in session.kv_cache.buffers.items()}
 
 
 def _written(session: Any) -> list[tuple[Array, str]]:
-    return [(buffer.read(), buffer.dtype) for buffer in session.slots.buffers.values()]
+    return [(buffer.read(), buffer.dtype) for buffer in session.kv_cache.buffers.values()]
 
 
 def replay(runtime: Runtime, run: Run) -> list[Array]:

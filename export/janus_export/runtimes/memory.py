@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from janus_export.runtimes.ort.providers import Device
 
-BFLOAT16 = 16  # what ONNX calls bfloat16, which numpy does not know: its bits travel as uint16
+BFLOAT16 = 16  # ONNX's number of bfloat16, which numpy does not know: its bits are held as uint16
 STORED: dict[str, Any] = {
     "float32": np.float32,
     "float16": np.float16,
@@ -23,7 +24,7 @@ STORED: dict[str, Any] = {
 
 
 def element_type(dtype: str) -> Any:
-    """Return what ONNX Runtime wants to hear for a manifest's dtype."""
+    """Return ONNX Runtime's name of a manifest's dtype."""
     return BFLOAT16 if dtype == "bfloat16" else STORED[dtype]
 
 
@@ -43,7 +44,7 @@ def to_numbers(stored: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 class Buffer(Protocol):
-    """A tensor that stays where it is. Samplers hold these tensors, and read none."""
+    """A tensor at a fixed address. Samplers pass buffers on without looking inside."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -56,7 +57,7 @@ class Buffer(Protocol):
         ...
 
     def read(self) -> NDArray[Any]:
-        """Bring it to numpy; on a CPU, what it holds is shared."""
+        """Return it as numpy; on a CPU the memory is shared."""
         ...
 
 
@@ -73,7 +74,7 @@ class HostBuffer:
 
     @classmethod
     def of(cls, value: Any, dtype: str) -> HostBuffer:
-        """Take over what numpy can hold, where it lies if it fits."""
+        """Return numbers as a buffer, in the memory of a numpy array where its dtype and layout fit."""
         return cls(np.asarray(to_stored(value, dtype), order="C"), dtype)
 
     def write(self, value: Any) -> None:
@@ -108,7 +109,7 @@ class DeviceBuffer:
 
 
 def allocate(shape: tuple[int, ...], dtype: str, device: Device) -> Buffer:
-    """Return zeroed memory of a device: what chance left there may be NaN, which no mask hides."""
+    """Return zeroed memory of a device: fresh memory may hold NaN, which no mask hides."""
     if device.memory == "cpu":
         return HostBuffer(np.zeros(shape, STORED[dtype]), dtype)
     buffer = DeviceBuffer(shape, dtype, device.memory, device.index)
@@ -116,48 +117,66 @@ def allocate(shape: tuple[int, ...], dtype: str, device: Device) -> Buffer:
     return buffer
 
 
-class Column:
-    """One row of a log that lies on the device: what a single step chose."""
+class BufferView:
+    """A part of memory that is not numpy's, or all of it in another shape."""
 
-    dtype = "int64"
-
-    def __init__(self, log: Buffer, at: int) -> None:
-        self.log, self.at = log, at
-        self.shape, self.memory, self.index = log.shape[1:], log.memory, log.index
-        self.address = log.address + at * 8 * int(np.prod(self.shape))
+    def __init__(self, buffer: Buffer, shape: tuple[int, ...], start: int) -> None:
+        self.buffer, self.shape, self.start = buffer, shape, start
+        self.dtype, self.memory, self.index = buffer.dtype, buffer.memory, buffer.index
+        self.address = buffer.address + start * np.dtype(STORED[buffer.dtype]).itemsize
 
     def write(self, value: Any) -> None:
-        """Nobody changes what was chosen."""
-        raise TypeError("a choice is written by graphs alone")
+        """Overwrite it, where it is all of its buffer.
+
+        Raises:
+            TypeError: it is a part, which graphs alone write.
+        """
+        if prod(self.shape) != prod(self.buffer.shape):
+            raise TypeError(f"a part of a buffer ({self.shape} of {self.buffer.shape}) is written by graphs")
+        self.buffer.write(np.broadcast_to(to_stored(value, self.dtype), self.shape).reshape(self.buffer.shape))
 
     def read(self) -> NDArray[Any]:
-        """Bring it to the host."""
-        return self.log.read()[self.at]
+        """Copy it to the host."""
+        return self.buffer.read().reshape(-1)[self.start : self.start + prod(self.shape)].reshape(self.shape)
+
+
+def view(buffer: Buffer, shape: tuple[int, ...], start: int = 0) -> Buffer:
+    """Return the elements of a buffer from ``start`` on, in this shape and in the same memory."""
+    if isinstance(buffer, HostBuffer):
+        flat = buffer.array.reshape(-1)
+        return HostBuffer(flat[start : start + prod(shape)].reshape(shape), buffer.dtype)
+    return BufferView(buffer, shape, start)
+
+
+def view_rows(buffer: Buffer, first: int, count: int) -> Buffer:
+    """Return ``count`` rows of a buffer, along its first axis, in the same memory."""
+    shape = buffer.shape[1:]
+    return view(buffer, (count, *shape), first * prod(shape))
 
 
 def is_buffer(x: Any) -> TypeGuard[Buffer]:
-    """Say whether a tensor is bound memory rather than numpy."""
-    return isinstance(x, HostBuffer | DeviceBuffer | Column)
+    """Return True if a tensor is bound memory rather than numpy."""
+    return isinstance(x, HostBuffer | DeviceBuffer | BufferView)
 
 
 def host(x: Any) -> NDArray[Any]:
-    """Return what a tensor holds; it may be shared."""
+    """Return a tensor as numpy; the memory may be shared."""
     return x.read() if is_buffer(x) else np.asarray(x)
 
 
-class Log:
-    """What steps choose, one row a step, kept on the device until somebody asks."""
+class TokenLog:
+    """The ids that steps sample, one row a step, kept on the device until they are asked for."""
 
     BLOCK = 256  # steps that are allocated at once
 
     def __init__(self, shape: tuple[int, ...], device: Device) -> None:
-        """Keep what is chosen at a step: ids (rows,), or (rows, S) of several codes a position."""
+        """Keep the ids of a step: (rows,), or (rows, S) of several codes a position."""
         self.shape, self.device = shape, device
         self.used = self.BLOCK
 
-    def next(self) -> Column:
-        """Return the place of the next step's choices."""
+    def next(self) -> Buffer:
+        """Return the memory of the next step's ids."""
         if self.used == self.BLOCK:
             self.block, self.used = allocate((self.BLOCK, *self.shape), "int64", self.device), 0
         self.used += 1
-        return Column(self.block, self.used - 1)
+        return view(self.block, self.shape, (self.used - 1) * prod(self.shape))

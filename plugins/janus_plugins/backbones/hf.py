@@ -155,9 +155,9 @@ class HfBackbone(nn.Module):
         cap = getattr(family, "final_logit_softcapping", None)
         return x if cap is None else cap * torch.tanh(x / cap)
 
-    def new_cache(self, rows: int, capacity: int) -> KVCache:
-        """Return an empty cache of ``capacity`` positions a row."""
-        return KVCache(rows, capacity, self.model.device)
+    def new_cache(self, rows: int, max_seq_len: int) -> KVCache:
+        """Return an empty cache of ``max_seq_len`` positions a row."""
+        return KVCache(rows, max_seq_len, self.model.device)
 
     def resize_vocab(self, vocab_size: int) -> None:
         """Grow to ``vocab_size`` tokens; new rows start as the mean of the old, so they stand out nowhere."""

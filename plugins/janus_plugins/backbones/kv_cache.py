@@ -8,6 +8,7 @@ its own. What a shorter row writes beyond its end is never seen, and overwritten
 from __future__ import annotations
 
 from contextvars import ContextVar
+from copy import copy
 from typing import Any
 
 import torch
@@ -21,47 +22,65 @@ attention_modules: ContextVar[set[nn.Module] | None] = ContextVar("attended", de
 
 
 class KVCache:
-    """A cache that a transformers decoder fills through ``update``; see ``janus_modular.Cache``."""
+    """A cache that a transformers decoder fills through ``update``; a `janus_modular.RowCache`.
 
-    def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
+    Behind the last position lies one more slot, which no position sees: padding that would lie beyond
+    ``max_seq_len`` is written there.
+    """
+
+    def __init__(self, rows: int, max_seq_len: int, device: torch.device) -> None:
         self.lengths = torch.zeros(rows, dtype=torch.int64)
-        self.capacity = capacity
+        self.max_seq_len = max_seq_len
         self.device = device
-        self.keys: dict[int, Tensor] = {}  # by layer: (B, kv heads, capacity, head width)
+        self.total_rows, self.rows = rows, slice(None)
+        self.keys: dict[int, Tensor] = {}  # by layer: (all rows, kv heads, max_seq_len + 1, head dim)
         self.values: dict[int, Tensor] = {}
         self.end = 0  # slots that any row has reached with the positions of this forward pass
         self.index = torch.empty(0)
 
     def begin(self, tokens: int) -> Tensor:
-        """Make room for ``tokens`` more positions; return the mask (B, 1, T, S) of who sees whom.
-
-        Raises:
-            PromptError: a row would outgrow the capacity.
-        """
-        self.end = int(self.lengths.max()) + tokens
-        if self.end > self.capacity:
-            raise PromptError(
-                f"{self.end} positions do not fit into a session of {self.capacity}: shorten the prompt,"
-                " ask for fewer tokens, or open the session with more capacity"
-            )
-        self.index = (self.lengths[:, None] + torch.arange(tokens)).to(self.device)  # (B, T)
+        """Choose where ``tokens`` more positions are written; return the mask (B, 1, T, S) of who sees whom."""
+        index = (self.lengths[:, None] + torch.arange(tokens)).clamp(max=self.max_seq_len)  # (B, T)
+        self.end = int(index.max()) + 1
+        self.index = index.to(self.device)
         slots = torch.arange(self.end, device=self.device)
         return (slots <= self.index[:, :, None]).unsqueeze(1)  # (B, 1, T, S)
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write keys and values (B, heads, T, width) of a layer; return all up to the end."""
+        """Write keys and values (B, heads, T, head dim) of a layer; return all up to the end."""
         return self._write(self.keys, keys, layer), self._write(self.values, values, layer)
 
     def _write(self, store: dict[int, Tensor], new: Tensor, layer: int) -> Tensor:
         if layer not in store:
-            rows, heads, _, width = new.shape
-            store[layer] = new.new_zeros(rows, heads, self.capacity, width)
-        store[layer].scatter_(2, self.index[:, None, :, None].expand_as(new), new)
-        return store[layer][:, :, : self.end]
+            _, heads, _, head_dim = new.shape
+            store[layer] = new.new_zeros(self.total_rows, heads, self.max_seq_len + 1, head_dim)
+        slots = store[layer][self.rows]
+        slots.scatter_(2, self.index[:, None, :, None].expand_as(new), new)
+        return slots[:, :, : self.end]
 
     def advance(self, counts: Tensor) -> None:
-        """Keep the first ``counts`` (B,) of the positions written last."""
-        self.lengths = self.lengths + counts.cpu()
+        """Keep the first ``counts`` (B,) of the positions written last.
+
+        Raises:
+            PromptError: a row would hold more than ``max_seq_len``.
+        """
+        lengths = self.lengths + counts.cpu()
+        if (end := int(lengths.max())) > self.max_seq_len:
+            raise PromptError(
+                f"{end} positions do not fit into a session of {self.max_seq_len}: shorten the prompt, ask for"
+                " fewer tokens, or open the session with a larger max_seq_len"
+            )
+        self.lengths.copy_(lengths)
+
+    def truncate(self, lengths: Tensor) -> None:
+        """Cut rows back to ``lengths`` (B,); what lay behind them is overwritten."""
+        self.lengths.copy_(lengths)
+
+    def select(self, rows: slice) -> KVCache:
+        """Return a cache of consecutive rows alone, over the same memory."""
+        selected = copy(self)  # shallow: both have the same tensors, those that are allocated later too
+        selected.rows, selected.lengths = rows, self.lengths[rows]
+        return selected
 
     def get_seq_length(self, layer: int = 0) -> int:
         """What transformers asks for; positions are always given, so it decides nothing."""

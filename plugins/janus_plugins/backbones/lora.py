@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from janus_modular import (
     Backbone,
     Cache,
+    RowCache,
     CheckpointError,
     ComponentConfig,
     ComponentSpec,
@@ -116,9 +117,9 @@ class LoraBackbone(nn.Module):
         """Turn hidden states (..., D) into text logits (..., V); nothing is adapted here."""
         return self.backbone.logits(hidden)
 
-    def new_cache(self, rows: int, capacity: int) -> Cache:
+    def new_cache(self, rows: int, max_seq_len: int) -> RowCache:
         """Return an empty cache of the backbone inside."""
-        return self.backbone.new_cache(rows, capacity)
+        return self.backbone.new_cache(rows, max_seq_len)
 
     def resize_vocab(self, vocab_size: int) -> None:
         """Grow the vocabulary of the backbone inside; new rows learn where a stage names the table."""

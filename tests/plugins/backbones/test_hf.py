@@ -151,8 +151,10 @@ def test_a_pad_row_learns() -> None:
 def test_a_full_session_says_so() -> None:
     backbone = make("llama")
     cache = backbone.new_cache(1, 4)
+    backbone(torch.zeros(1, 5, 32), positions=torch.arange(5)[None], cache=cache)
     with pytest.raises(PromptError, match="5 positions do not fit into a session of 4"):
-        backbone(torch.zeros(1, 5, 32), positions=torch.arange(5)[None], cache=cache)
+        cache.advance(torch.tensor([5]))
+    cache.advance(torch.tensor([4]))  # the fifth is padding
 
 
 def test_a_family_that_ignores_packing_is_refused() -> None:

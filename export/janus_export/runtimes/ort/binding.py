@@ -12,49 +12,49 @@ from janus_export.runtimes.memory import Buffer, HostBuffer, element_type, is_bu
 from janus_export.runtimes.ort.library import onnxruntime
 from janus_export.runtimes.ort.providers import Device
 
-LOUD = onnxruntime.RunOptions()
-LOUD.log_severity_level = 2  # warnings: a cache that is copied rather than written in place, say
+WITH_WARNINGS = onnxruntime.RunOptions()
+WITH_WARNINGS.log_severity_level = 2  # a cache that is copied rather than written in place is a warning
 
 
 class Binding:
-    """Names bound to addresses; what is bound already is left alone, so that a step binds nothing."""
+    """The inputs and outputs of a graph, bound to addresses; binding the same one again costs nothing."""
 
     def __init__(self, session: onnxruntime.InferenceSession, device: Device) -> None:
         self.session, self.device = session, device
         self.io = session.io_binding()
         self.bound: dict[str, tuple[int, tuple[int, ...]]] = {}
-        self.given: dict[str, Any] = {}
-        self.kept: dict[str, Buffer] = {}  # a graph holds addresses only: the memory must live
+        self.values: dict[str, Any] = {}  # what `take` bound last
+        self.buffers: dict[str, Buffer] = {}  # a graph holds addresses only: the memory must live
 
     def input(self, name: str, buffer: Buffer, shape: Sequence[int] | None = None) -> None:
-        """Let the graph read ``name`` from a buffer, as if it had this shape."""
+        """Bind an input to a buffer, as if the buffer had this shape."""
         if self._is_new(name, buffer, shape) or buffer.memory != self.device.memory:  # else copied when bound
             self.io.bind_input(name, *self._where(name, buffer))
 
-    def take(self, tensor: Tensor, given: Any) -> Buffer:
-        """Let the graph read what it is given, numpy where it lies; return it as a buffer."""
-        if given is not None and given is self.given.get(tensor.name):
-            buffer = self.kept[tensor.name]
+    def take(self, tensor: Tensor, value: Any) -> Buffer:
+        """Bind an input to a buffer or to numbers, a numpy array in its own memory; return the buffer."""
+        if value is not None and value is self.values.get(tensor.name):
+            buffer = self.buffers[tensor.name]
         else:
-            buffer = given if is_buffer(given) else HostBuffer.of(given, tensor.dtype)
-            copied = isinstance(given, np.ndarray) and not np.shares_memory(buffer.read(), given)
-            self.given[tensor.name] = None if copied else given  # a copy would miss what changes in it
+            buffer = value if is_buffer(value) else HostBuffer.of(value, tensor.dtype)
+            copied = isinstance(value, np.ndarray) and not np.shares_memory(buffer.read(), value)
+            self.values[tensor.name] = None if copied else value  # a copy would miss later changes
         self.input(tensor.name, buffer)
         return buffer
 
     def output(self, name: str, buffer: Buffer, shape: Sequence[int] | None = None) -> None:
-        """Let the graph write ``name`` into a buffer, as if it had this shape."""
+        """Bind an output to a buffer, as if the buffer had this shape."""
         if self._is_new(name, buffer, shape):
             self.io.bind_output(name, *self._where(name, buffer))
 
     def run(self) -> None:
         """Run the graph; on return the outputs are written."""
-        self.session.run_with_iobinding(self.io, LOUD)
+        self.session.run_with_iobinding(self.io, WITH_WARNINGS)
 
     def _is_new(self, name: str, buffer: Buffer, shape: Sequence[int] | None) -> bool:
         place = buffer.address, tuple(buffer.shape if shape is None else shape)
         changed = self.bound.get(name) != place
-        self.bound[name], self.kept[name] = place, buffer
+        self.bound[name], self.buffers[name] = place, buffer
         return changed
 
     def _where(self, name: str, buffer: Buffer) -> tuple[str, int, object, tuple[int, ...], int]:

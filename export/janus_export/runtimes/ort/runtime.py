@@ -105,9 +105,9 @@ class OnnxRuntime:
         self.hidden_size: int = model["hidden_size"]
         self._opened: dict[str, OnnxGraph] = {}
 
-    def open(self, capacity: int) -> OnnxSession:
-        """Open a session whose rows have room for ``capacity`` positions."""
-        return OnnxSession(self, min(capacity, self.context))
+    def open(self, max_seq_len: int, rows: int | None = None) -> OnnxSession:
+        """Open a session whose rows have room for ``max_seq_len`` positions."""
+        return OnnxSession(self, min(max_seq_len, self.context), rows)
 
     def graph(self, name: str) -> OnnxGraph:
         """Return a graph of the variant, opened at its first use.

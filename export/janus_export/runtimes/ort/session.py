@@ -1,95 +1,181 @@
-"""One run of a bundle in ONNX Runtime: rows of any length that go on step by step, in place."""
+"""One run of a bundle in ONNX Runtime: rows of any length that come, go on in place, and go."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from janus_export.bundle.contract import Tensor
-from janus_export.runtimes.kv_cache import Slots
-from janus_export.runtimes.memory import Buffer, HostBuffer, Log, allocate, host, is_buffer, to_numbers
+from janus_export.runtimes.kv_cache import KVCache
+from janus_export.runtimes.memory import (
+    Buffer,
+    HostBuffer,
+    TokenLog,
+    allocate,
+    host,
+    is_buffer,
+    to_numbers,
+    to_stored,
+    view,
+    view_rows,
+)
 from janus_export.runtimes.ort.binding import Binding
 from janus_export.runtimes.prompts import embed
+from janus_modular import BaseSession, refuse_not_finite
 from janus_modular import Sequence as Prompt
-from janus_modular import refuse_not_finite
 
 if TYPE_CHECKING:
     from janus_export.runtimes.ort.runtime import OnnxRuntime
 
+SPARE_SLOTS = 16
+"""Behind the last position of a GPU's cache, for the padding of full rows; more positions at once move it."""
 
-class OnnxSession:
+
+@dataclass(frozen=True)
+class BoundStep:
+    """The backbone with all inputs and outputs bound, for W positions a row."""
+
+    binding: Binding
+    x: Buffer  # (rows, W, D)
+    positions: Buffer  # (rows, W)
+    write_index: Buffer  # (rows,)
+    mask: Buffer  # (rows, 1, W, slots)
+    hidden: Buffer  # (rows, W, D)
+
+
+class OnnxSession(BaseSession):
     """A `janus_modular.Session`. Open one for every run: it holds the cache.
 
-    What steps hand to each other stays where it is: the backbone writes ``hidden``, the parts that choose
-    read it and write ``x``, which the backbone reads. Addresses are bound once, and again when rows
+    Steps exchange their tensors in place: the backbone writes ``hidden``, graphs that sample read it and write
+    ``x``, which the backbone reads. Addresses are bound once for each number of positions, and again when rows
     outgrow their slots.
     """
 
-    def __init__(self, runtime: OnnxRuntime, capacity: int) -> None:
-        """Prepare rows with room for ``capacity`` positions; how many there are, the prompts say."""
+    def __init__(self, runtime: OnnxRuntime, max_seq_len: int, rows: int | None = None) -> None:
+        """Prepare rows with room for ``max_seq_len`` positions; no memory is allocated yet."""
+        super().__init__(max_seq_len, rows)
         self.runtime = runtime
-        self.capacity = capacity
+        self.hidden_size = runtime.hidden_size
         model = runtime.bundle.manifest["model"]
         self.vocab_size: int = model["vocab_size"]
         self.pad_id: int = model["pad_id"]
         self.image_positions: int = model["image_target"]["positions"]
         self.sizes: Mapping[str, Any] = model["sizes"]
-        self.slots = self._slots(0)
-        self.between: dict[tuple[str, int], Buffer] = {}  # x and hidden, by rows
-        self.choosing: dict[str, Binding] = {}
-        self.logs: dict[tuple[str, tuple[int, ...]], Log] = {}
+        self.step_buffers: dict[tuple[str, int], Buffer] = {}  # x and hidden (n, D), by name and n
+        self.sampler_calls: dict[str, Binding] = {}
+        self.token_logs: dict[tuple[str, tuple[int, ...]], TokenLog] = {}
+        self.allocate_rows(0)
 
-    def prefill(self, prompts: Sequence[Prompt]) -> Buffer:
-        """Read one prompt a row, a chunk of positions at a time; return the last hidden states (rows, D)."""
-        x = embed(prompts, self.runtime.run, images_at_once=self.runtime.config.images)  # (R, T, D)
+    def allocate_rows(self, count: int) -> None:
+        """Make ``count`` empty rows; their memory is allocated when they are written."""
+        device, limit = self.runtime.device, self.max_seq_len
+        bucket = self.runtime.config.bucket
+
+        def slots_for(end: int) -> int:
+            if device.memory == "cpu":
+                return max(end, min(-(-end // bucket) * bucket, limit))
+            return max(end, limit + SPARE_SLOTS)
+
+        self.kv_cache = KVCache(
+            self.runtime.graph("backbone").contract,
+            lambda shape, dtype: allocate(shape, dtype, device),
+            rows=count,
+            slots_for=slots_for,
+        )
+        self.bound_steps: dict[int, BoundStep] = {}  # by W
+        self.bound_slots = 0  # slots of the cache that they are bound to
+
+    def read_prompts(self, prompts: Sequence[Prompt], first_row: int) -> Buffer:
+        """Read prompts, a chunk of positions at a time, into their rows' part of the cache.
+
+        Return the last hidden states (n, D). A shorter row's padding is written too, and seen by no position
+        until it is overwritten.
+        """
+        x = embed(prompts, self.runtime.run, images_at_once=self.runtime.config.images)  # (n, T, D)
+        count, total, hidden_size = x.shape
         last = np.array([len(prompt) for prompt in prompts]) - 1
-        self.slots = self._slots(len(prompts))
-        self.slots.reach(x.shape[1])
-        hidden = np.empty((len(prompts), x.shape[2]), x.dtype)
-        for start in range(0, x.shape[1], self.runtime.config.chunk):
-            chunk = self._read(x[:, start : start + self.runtime.config.chunk], start)  # (R, t, D)
-            here = np.flatnonzero((start <= last) & (last < start + chunk.shape[1]))
-            hidden[here] = chunk[here, last[here] - start]
-        self.slots.lengths[:] = last + 1
-        self._bind_step()
-        return HostBuffer(hidden, self.runtime.dtype)
+        self.kv_cache.reach(total)
+        caches = {
+            name: view_rows(buffer, first_row, count) for name, buffer in self.kv_cache.buffers.items()
+        }
+        states = np.empty((count, hidden_size), x.dtype)
+        for start in range(0, total, self.runtime.config.chunk):
+            chunk = np.ascontiguousarray(x[:, start : start + self.runtime.config.chunk])  # (n, t, D)
+            positions = np.tile(np.arange(start, start + chunk.shape[1]), (count, 1))  # (n, t)
+            hidden = HostBuffer(np.empty(chunk.shape, x.dtype), self.runtime.dtype)
+            self._bind_backbone(
+                caches,
+                hidden,
+                x=HostBuffer(chunk, self.runtime.dtype),
+                positions=HostBuffer(positions, "int64"),
+                mask=HostBuffer(self.kv_cache.visible(positions), "bool"),
+                write_index=HostBuffer(positions[:, 0].copy(), "int64"),
+            ).run()
+            ended = np.flatnonzero((start <= last) & (last < start + chunk.shape[1]))
+            states[ended] = hidden.array[ended, last[ended] - start]
+        return HostBuffer(states, self.runtime.dtype)
 
-    def step(self, x: Buffer | NDArray[Any], active: NDArray[np.bool_] | None = None) -> Buffer:
-        """Feed one embedding a row (rows, D); rows that are not active stay where they are."""
-        slots = self.slots
-        if slots.reach(int(slots.lengths.max()) + 1):
-            self._bind_step()
-        if x is not self.x:
-            self.x.write(host(x))
-        at = slots.lengths[:, None]  # (R, 1)
-        self.positions.write(at)
-        self.write_index.write(slots.lengths)
-        self.mask.write(slots.visible(at))
-        self.stepping.run()
-        slots.lengths += 1 if active is None else active
-        return self.hidden
+    def feed(self, x: Buffer | NDArray[Any], counts: NDArray[np.int64]) -> Buffer:
+        """Feed x (rows, W, D); return the hidden states (rows, W, D), the same memory for each W.
 
-    def run(self, part: str, *inputs: Any) -> Any:
-        """Run a part by name; what it chooses (``sample_...``) stays on the device until it is asked for."""
-        if not part.startswith("sample_"):
-            return self.runtime.run(part, *map(host, inputs))
-        graph = self.runtime.graph(part)
-        if part not in self.choosing:
-            self.choosing[part] = Binding(graph.session, self.runtime.device)
-        binding, axes = self.choosing[part], dict[str, int]()
-        for tensor, given in zip(graph.contract.inputs, inputs, strict=True):
-            axes |= tensor.measure(binding.take(tensor, given).shape)
-        outputs = [self._place(part, tensor, tensor.sized(axes)) for tensor in graph.contract.outputs]
+        Each row has W slots behind its length, a full one too: the cache grows for padding as well.
+        """
+        positions = x.shape[1]
+        self.kv_cache.reach(int(self.lengths.max()) + positions)
+        if self.bound_slots != self.kv_cache.slots:  # it moved
+            self.bound_steps.clear()
+            self.bound_slots = self.kv_cache.slots
+        if positions not in self.bound_steps:
+            self.bound_steps[positions] = self._bind_step(positions)
+        step = self.bound_steps[positions]
+        if not (is_buffer(x) and x.address == step.x.address):
+            step.x.write(host(x))
+        index = self.lengths[:, None] + np.arange(positions)  # (rows, W)
+        # Padding of a full row lies beyond what a table of positions may have.
+        step.positions.write(np.minimum(index, self.max_seq_len - 1))
+        step.write_index.write(self.lengths)
+        step.mask.write(self.kv_cache.visible(index))
+        step.binding.run()
+        return step.hidden
+
+    def expand(self, x: Buffer | NDArray[Any]) -> Buffer | NDArray[Any]:
+        """Return (n, D) as (n, 1, D), in the same memory."""
+        return view(x, (x.shape[0], 1, x.shape[1])) if is_buffer(x) else x[:, None]
+
+    def squeeze(self, x: Buffer) -> Buffer:
+        """Return (n, 1, D) as (n, D), in the same memory."""
+        return view(x, (x.shape[0], x.shape[2]))
+
+    def run(self, name: str, *inputs: Any) -> Any:
+        """Run a graph by name; what a graph that samples returns stays on the device until it is asked for."""
+        graph = self.runtime.graph(name)
+        if not graph.contract.returns_x:
+            return self.runtime.run(name, *map(host, inputs))
+        if name not in self.sampler_calls:
+            self.sampler_calls[name] = Binding(graph.session, self.runtime.device)
+        binding, axes = self.sampler_calls[name], dict[str, int]()
+        for tensor, value in zip(graph.contract.inputs, inputs, strict=True):
+            axes |= tensor.measure(binding.take(tensor, value).shape)
+        outputs = [self._output(name, tensor, tensor.sized(axes)) for tensor in graph.contract.outputs]
         for tensor, buffer in zip(graph.contract.outputs, outputs, strict=True):
             binding.output(tensor.name, buffer)
         binding.run()
         return tuple(outputs)
 
+    def take(self, tensors: Any, indices: Any) -> Buffer:
+        """Copy vectors of one or several tensors (..., D) into a new one (*indices.shape, D), on the host."""
+        dtype = self.runtime.dtype
+        several = tensors if isinstance(tensors, list | tuple) else [tensors]
+        flat = [to_stored(host(x), dtype).reshape(-1, x.shape[-1]) for x in several]
+        vectors = flat[0] if len(flat) == 1 else np.concatenate(flat)
+        return HostBuffer(vectors[np.asarray(indices, np.int64)], dtype)
+
     def stack(self, columns: Sequence[Buffer]) -> NDArray[Any]:
-        """Join what successive steps chose (rows, ...) as (rows, steps, ...).
+        """Join the ids that successive steps sampled (rows, ...) as (rows, steps, ...).
 
         Raises:
             NotFiniteError: ids were sampled from logits that are NaN or infinite.
@@ -97,74 +183,51 @@ class OnnxSession:
         return refuse_not_finite(np.stack([host(column) for column in columns], axis=1))
 
     def to_host(self, x: Buffer | NDArray[Any]) -> NDArray[Any]:
-        """Bring a tensor of this session's to numpy.
+        """Copy a tensor of this session's to numpy.
 
         Raises:
             NotFiniteError: ids were sampled from logits that are NaN or infinite.
         """
         return refuse_not_finite(to_numbers(host(x).copy(), x.dtype) if is_buffer(x) else host(x).copy())
 
-    def _slots(self, rows: int) -> Slots:
-        device, limit = self.runtime.device, self.capacity
-        bucket = self.runtime.config.bucket if device.memory == "cpu" else limit
-        return Slots(
-            self.runtime.graph("backbone").contract,
-            lambda shape, dtype: allocate(shape, dtype, device),
-            rows=rows,
-            limit=limit,
-            room=lambda end: min(-(-end // bucket) * bucket, limit),
+    def _bind_step(self, positions: int) -> BoundStep:
+        """Allocate and bind all that steps of so many positions a row read and write."""
+        rows, device, slots = len(self.lengths), self.runtime.device, self.kv_cache.slots
+        shape = (rows, positions, self.hidden_size)
+        if positions == 1:  # graphs that sample read and write the same memory
+            x, hidden = (view(self._step_buffer(name, rows), shape) for name in ("x", "hidden"))
+        else:
+            x, hidden = (allocate(shape, self.runtime.dtype, device) for _ in range(2))
+        index = allocate((rows, positions), "int64", device)
+        write_index = allocate((rows,), "int64", device)
+        mask = allocate((rows, 1, positions, slots), "bool", device)
+        binding = self._bind_backbone(
+            self.kv_cache.buffers, hidden, x=x, positions=index, mask=mask, write_index=write_index
         )
+        return BoundStep(binding, x, index, write_index, mask, hidden)
 
-    def _read(self, x: NDArray[Any], start: int) -> NDArray[Any]:
-        """Run the backbone over positions ``start`` on of every row (R, t, D); return its states, same shape.
-
-        A shorter row's padding is written too, where nobody sees it until it is overwritten.
-        """
-        rows, count, _ = x.shape
-        at = np.tile(np.arange(start, start + count), (rows, 1))  # (R, t)
-        hidden = HostBuffer(np.empty(x.shape, x.dtype), self.runtime.dtype)
-        binding = self._backbone(
-            x=HostBuffer(np.ascontiguousarray(x), self.runtime.dtype),
-            positions=HostBuffer(at, "int64"),
-            mask=HostBuffer(self.slots.visible(at), "bool"),
-            write_index=HostBuffer(at[:, 0].copy(), "int64"),
-        )
-        binding.output("hidden", hidden)
-        binding.run()
-        return hidden.array
-
-    def _bind_step(self) -> None:
-        """Bind what steps read and write; the slots have moved, or there are new rows."""
-        rows, device = len(self.slots.lengths), self.runtime.device
-        self.x, self.hidden = self._between("x", rows), self._between("hidden", rows)
-        self.positions = allocate((rows, 1), "int64", device)
-        self.write_index = allocate((rows,), "int64", device)
-        self.mask = allocate((rows, 1, 1, self.slots.capacity), "bool", device)
-        self.stepping = self._backbone(positions=self.positions, mask=self.mask, write_index=self.write_index)
-        wide = (rows, 1, self.runtime.hidden_size)
-        self.stepping.input("x", self.x, wide)
-        self.stepping.output("hidden", self.hidden, wide)
-
-    def _backbone(self, **inputs: Buffer) -> Binding:
-        """Bind the backbone's inputs, and every cache as what it reads and what it writes."""
+    def _bind_backbone(self, caches: Mapping[str, Buffer], hidden: Buffer, **inputs: Buffer) -> Binding:
+        """Bind the backbone, and every cache as both what it reads and what it writes."""
         graph = self.runtime.graph("backbone")
         binding = Binding(graph.session, self.runtime.device)
-        for name, buffer in (inputs | self.slots.buffers).items():
+        for name, buffer in {**inputs, **caches}.items():
             binding.input(name, buffer)
         for present, past in graph.contract.aliases.items():
-            binding.output(present, self.slots.buffers[past])
+            binding.output(present, caches[past])
+        binding.output("hidden", hidden)
         return binding
 
-    def _place(self, part: str, tensor: Tensor, shape: tuple[int, ...]) -> Buffer:
-        """Return where an output goes: the backbone's input, a log of choices, or memory of its own."""
+    def _output(self, graph: str, tensor: Tensor, shape: tuple[int, ...]) -> Buffer:
+        """Return the memory of an output: the backbone's input, a log of ids, or memory of its own."""
         if tensor.name == "x":
-            return self._between("x", shape[0])
+            return self._step_buffer("x", shape[0])
         if tensor.dtype == "int64":
-            return self.logs.setdefault((part, shape), Log(shape, self.runtime.device)).next()
+            log = self.token_logs.setdefault((graph, shape), TokenLog(shape, self.runtime.device))
+            return log.next()
         return allocate(shape, tensor.dtype, self.runtime.device)
 
-    def _between(self, name: str, rows: int) -> Buffer:
-        if (name, rows) not in self.between:
-            shape = (rows, self.runtime.hidden_size)
-            self.between[name, rows] = allocate(shape, self.runtime.dtype, self.runtime.device)
-        return self.between[name, rows]
+    def _step_buffer(self, name: str, rows: int) -> Buffer:
+        if (name, rows) not in self.step_buffers:
+            shape = (rows, self.hidden_size)
+            self.step_buffers[name, rows] = allocate(shape, self.runtime.dtype, self.runtime.device)
+        return self.step_buffers[name, rows]

@@ -1,4 +1,4 @@
-"""What steps repeat, as CUDA graphs: hundreds of kernels, put on the stream at one go."""
+"""Steps as CUDA graphs: hundreds of kernels, put on the stream in one call."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from janus_export.runtimes.trt.cuda import CapturedGraph, Gpu
 from janus_export.runtimes.trt.engine import Binding
 
 
-class Repeated:
+class CapturedStep:
     """Engines that run one after another, always at the same addresses.
 
-    The first time they are enqueued one by one: after a shape has changed, TensorRT brings itself up to
-    date then, which no graph may hold. The second time they are captured, and from there on launched. A
-    graph is good for as long as none of its contexts has seen other shapes.
+    The first time they are enqueued without a graph: after a shape has changed, TensorRT updates its state
+    then, which cannot be captured. The second time they are captured, and from then on launched. A graph
+    is valid for as long as none of its contexts has seen other shapes.
     """
 
     def __init__(self, gpu: Gpu, bindings: Sequence[Binding], *, capture: bool) -> None:
@@ -31,24 +31,24 @@ class Repeated:
             return
         for binding in self.bindings:
             binding.bind()
-        if self.capture and self.enqueued_at == self._changes() and self._captured():
+        if self.capture and self.enqueued_at == self._changes() and self._capture():
             self.run()
             return
         self.graph = None
         self._enqueue()
         self.enqueued_at = self._changes()
 
-    def _captured(self) -> bool:
-        """Capture it, or say why that cannot be, once."""
+    def _capture(self) -> bool:
+        """Capture the work and return True; where that cannot be, warn once and return False."""
         try:
             for binding in self.bindings:
                 if not binding.context.is_capturable:
-                    raise DeviceError(f"{binding.context.what} says that it cannot be captured")
+                    raise DeviceError(f"{binding.context.label} cannot be captured")
             self.graph, self.captured_at = self.gpu.capture(self._enqueue), self._changes()
         except DeviceError as error:
             self.capture = False
             warnings.warn(
-                f"{error}. Steps go on without a CUDA graph, which is slower; to be rid of this message, set"
+                f"{error}. Steps go on without a CUDA graph, which is slower; to silence this warning, set"
                 " the runtime's option cuda_graph to false, or build the engines again",
                 stacklevel=2,
             )

@@ -132,7 +132,7 @@ class Context:
 
     def __init__(self, engine: Engine, profile: Profile, index: int) -> None:
         self.engine, self.profile, self.gpu = engine, profile, engine.gpu
-        self.what = f"'{engine.name}' ({profile.name})"
+        self.label = f"'{engine.name}' ({profile.name})"
         self.changes = 0  # how often shapes changed: graphs captured before that are void
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
@@ -191,7 +191,7 @@ class Context:
         return engine.create_execution_context(config)
 
     def _check(self, happened: object, what: str) -> None:
-        self.engine.library.check(happened, f"{self.what}, {what}")
+        self.engine.library.check(happened, f"{self.label}, {what}")
 
 
 @dataclass(frozen=True, eq=False)

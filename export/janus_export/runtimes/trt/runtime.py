@@ -69,27 +69,28 @@ class TensorRTRuntime:
                 f" {self.target}=={self.engines.builder}), or build again.\n" + self._build()
             )
         model = self.bundle.manifest["model"]
-        self.context: int = min(model["context"], self.engines.capacity)
+        self.context: int = min(model["context"], self.engines.capacity - 1)  # the last slot is for padding
         self.text_sampler: str = model["text_sampler"]
         self.image_sampler: str = model["image_sampler"]
         self.hidden_size: int = model["hidden_size"]
         self.dtype: str = self.bundle.manifest["variants"][self.variant]["dtype"]
         self._opened: dict[str, Engine] = {}
 
-    def open(self, capacity: int) -> TensorRTSession:
-        """Open a session whose rows have room for ``capacity`` positions.
+    def open(self, max_seq_len: int, rows: int | None = None) -> TensorRTSession:
+        """Open a session whose rows have room for ``max_seq_len`` positions.
 
         Raises:
             PromptError: the engines were built for fewer.
         """
-        if capacity > self.engines.capacity:
+        limit = self.engines.capacity - 1
+        if max_seq_len > limit:
             raise PromptError(
-                f"{capacity} positions are asked for, and the engines {self.engines.key} have room for"
-                f" {self.engines.capacity}. Shorten the prompt, or build them with more capacity.\n"
-                + self._build()
+                f"max_seq_len: found {max_seq_len}; expected {limit} at most: the engines {self.engines.key} have"
+                f" {self.engines.capacity} slots a row, the last of which is for padding. Shorten the prompt,"
+                " or build them with more capacity.\n" + self._build()
             )
         self.gpu.use()
-        return TensorRTSession(self, capacity)
+        return TensorRTSession(self, max_seq_len, rows)
 
     def engine(self, name: str) -> Engine:
         """Return a graph's engine, loaded at its first use.
@@ -131,7 +132,7 @@ class TensorRTRuntime:
             return made
         for start in range(0, images, most):
             count = min(most, images - start)
-            part = {name: one.part(start, count) for name, one in tensors.items()}
+            part = {name: one.rows(start, count) for name, one in tensors.items()}
             aside = {  # engines write to aligned addresses alone
                 slot.name: DeviceTensor.zeros(self.gpu, part[slot.name].shape, slot.dtype)
                 for slot in contract.outputs

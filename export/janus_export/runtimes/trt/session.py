@@ -1,115 +1,208 @@
-"""One run of a bundle's engines: everything stays on the GPU, and the host only tells it what comes next."""
+"""One run of a bundle's engines: tensors stay on the GPU, and the host sends it only what each step needs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from janus_export.bundle.contract import check_magnitude
-from janus_export.runtimes.kv_cache import Slots
+from janus_export.runtimes.kv_cache import KVCache
 from janus_export.runtimes.prompts import embed
-from janus_export.runtimes.trt.cuda_graphs import Repeated
+from janus_export.runtimes.trt.cuda_graphs import CapturedStep
 from janus_export.runtimes.trt.engine import Binding
-from janus_export.runtimes.trt.memory import Column, DeviceTensor, Feed, join
-from janus_export.runtimes.trt.samplers import Chooser
+from janus_export.runtimes.trt.memory import ALIGNMENT, Column, DeviceTensor, HostInputs, join
+from janus_export.runtimes.trt.sampler_calls import SamplerCall
+from janus_modular import BaseSession, refuse_not_finite
 from janus_modular import Sequence as Prompt
-from janus_modular import refuse_not_finite
 
 if TYPE_CHECKING:
     from janus_export.runtimes.trt.runtime import TensorRTRuntime
 
-TOLD = ("positions", "mask", "write_index")
-"""What the host works out for the backbone; all else is on the GPU already."""
+HOST_INPUTS = ("positions", "mask", "write_index")
+"""Inputs of the backbone that the host works out; all others are on the GPU already."""
 
 
-class TensorRTSession:
+@dataclass(frozen=True)
+class BoundStep:
+    """The backbone bound for W positions a row."""
+
+    binding: Binding
+    host_inputs: HostInputs
+
+
+class TensorRTSession(BaseSession):
     """A `janus_modular.Session`. Open one for every run: it holds the cache.
 
     Nothing waits but `to_host` (and, every ``sync_every`` steps, the host for the GPU, so that progress is
-    true). A part that chooses is put off until it is known what follows: with a step behind it, both
-    become one CUDA graph.
+    true). A graph that samples is put off until the next call: with a step behind it, both become one CUDA
+    graph.
     """
 
-    def __init__(self, runtime: TensorRTRuntime, capacity: int) -> None:
-        """Prepare rows with room for ``capacity`` positions; how many there are, the prompts say."""
-        self.runtime, self.gpu, self.capacity = runtime, runtime.gpu, capacity
+    def __init__(self, runtime: TensorRTRuntime, max_seq_len: int, rows: int | None = None) -> None:
+        """Prepare rows with room for ``max_seq_len`` positions; no memory is allocated yet."""
+        super().__init__(max_seq_len, rows)
+        self.runtime, self.gpu = runtime, runtime.gpu
+        self.hidden_size = runtime.hidden_size
         model = runtime.bundle.manifest["model"]
         self.vocab_size: int = model["vocab_size"]
         self.pad_id: int = model["pad_id"]
         self.image_positions: int = model["image_target"]["positions"]
         self.sizes: Mapping[str, Any] = model["sizes"]
-        self.slots = self._slots(0)
-        self.between: dict[tuple[str, int], DeviceTensor] = {}  # x and hidden, by rows
-        self.choosers: dict[Any, Chooser] = {}
-        self.pending: Chooser | None = None
-        self.repeated: dict[tuple[Binding, ...], Repeated] = {}
+        self.step_buffers: dict[tuple[str, tuple[int, ...]], DeviceTensor] = {}  # x and hidden, by shape
+        self.sampler_calls: dict[Any, SamplerCall] = {}
+        self.pending: SamplerCall | None = None
         self.unchecked: list[DeviceTensor] = []  # ids that were joined and not yet on the host
         self.magnitudes: list[tuple[str, DeviceTensor]] = []  # by graph; not yet on the host either
+        self.allocate_rows(0)
 
-    def prefill(self, prompts: Sequence[Prompt]) -> DeviceTensor:
-        """Read one prompt a row, a chunk of positions at a time; return the last hidden states (rows, D).
+    def allocate_rows(self, count: int) -> None:
+        """Make ``count`` empty rows; their memory is allocated when they are written.
 
         Raises:
-            PromptError: a prompt is longer than the session, or the engines were built for fewer rows.
+            PromptError: the engines were built for fewer.
+        """
+        gpu, slots = self.gpu, self.runtime.engines.capacity
+        backbone = self.runtime.engine("backbone")
+        for profile in ("prefill", "decode") if count else ():
+            backbone.require(profile, {"rows": count})
+        self.max_feed = backbone.profiles["prefill"].axes["tokens"][2]
+        self.kv_cache = KVCache(
+            backbone.contract,
+            lambda shape, dtype: DeviceTensor.zeros(gpu, shape, dtype),
+            rows=count,
+            slots_for=lambda end: slots,  # their number is part of the engine
+        )
+        self.bound_steps: dict[int, BoundStep] = {}  # by W
+        self.captured: dict[tuple[Binding, ...], CapturedStep] = {}
+
+    def read_prompts(self, prompts: Sequence[Prompt], first_row: int) -> DeviceTensor:
+        """Read prompts, a chunk of positions at a time, into their rows' part of the cache.
+
+        Return the last hidden states (n, D). A shorter row's padding is written too, and seen by no position
+        until it is overwritten.
         """
         self._flush()
-        backbone, rows = self.runtime.engine("backbone"), len(prompts)
-        for profile in ("prefill", "decode"):
-            backbone.require(profile, {"rows": rows})
-        slots = self._slots(rows)
-        slots.require(max(map(len, prompts)))
-        x = embed(prompts, self._part, images_at_once=self.runtime.config.images)  # (R, T, D)
-        self.slots, self.repeated = slots, {}
-        self.slots.reach(x.shape[1])
-        self.x, self.hidden = self._between("x", rows), self._between("hidden", rows)
+        x = embed(prompts, self._run_in_chunks, images_at_once=self.runtime.config.images)  # (n, T, D)
+        self.kv_cache.reach(x.shape[1])
+        rows, total, hidden_size = x.shape
         last = np.array([len(prompt) for prompt in prompts]) - 1
-        self._read(x, last)
-        self.slots.lengths[:] = last + 1
-        self._bind_step()
-        return self.hidden
-
-    def step(self, x: DeviceTensor | NDArray[Any], active: NDArray[np.bool_] | None = None) -> DeviceTensor:
-        """Feed one embedding a row (rows, D); rows that are not active stay where they are."""
-        slots = self.slots
-        slots.reach(int(slots.lengths.max()) + 1)
-        if x is not self.x:
-            self._flush()  # it may still write what is overwritten here
-            self.x.write(x.read() if isinstance(x, DeviceTensor) else x)
-        at = slots.lengths[:, None]  # (R, 1)
-        self.told.send({"positions": at, "mask": slots.visible(at), "write_index": slots.lengths})
-        self._run(self.stepping)
-        slots.lengths += 1 if active is None else active
-        return self.hidden
-
-    def run(self, part: str, *inputs: Any) -> Any:
-        """Run a part by name; what it chooses (``sample_...``) stays on the GPU until it is asked for."""
-        self._flush()
-        if not part.startswith("sample_"):
-            made = list(self.runtime.enqueue(part, inputs))
-            if self.runtime.measures(part):
-                self.magnitudes.append((part, made.pop()))
-            return made[0] if len(made) == 1 else tuple(made)
-        engine = self.runtime.engine(part)
-        key = (part, *(x.address if isinstance(x, DeviceTensor) else np.shape(x) for x in inputs))
-        if key not in self.choosers:
-            self.choosers[key] = Chooser(
-                engine, inputs, self._between, steps=self.slots.capacity, ahead=self.runtime.config.sync_every
+        caches, copies = self._caches_of(first_row, rows)
+        engine, states = self.runtime.engine("backbone"), self._step_buffer("hidden", (rows, hidden_size))
+        low, _, high = engine.profiles["prefill"].axes["tokens"]
+        size = states.itemsize * hidden_size
+        pieces = chunks(total, low, min(high, max(low, self.runtime.config.chunk)))
+        count = pieces[0][1]
+        axes = {"rows": rows, "tokens": count, "capacity": self.kv_cache.slots}
+        sent = [tensor for tensor in engine.contract.inputs if tensor.name in (*HOST_INPUTS, "x")]
+        host_inputs = HostInputs(self.gpu, sent, axes, ahead=1)
+        hidden = DeviceTensor.zeros(self.gpu, (rows, count, hidden_size), states.dtype)
+        binding = self._bind_backbone("prefill", axes, caches, host_inputs, hidden=hidden)
+        for start, _ in pieces:
+            positions = np.tile(np.arange(start, start + count), (rows, 1))  # (n, t)
+            padded = np.zeros((rows, count, hidden_size), x.dtype)
+            padded[:, : total - start] = x[:, start : start + count]
+            mask = self.kv_cache.visible(positions)
+            host_inputs.send(
+                {"x": padded, "positions": positions, "mask": mask, "write_index": positions[:, 0]}
             )
-        self.pending = self.choosers[key]
+            binding.enqueue()
+            for row in np.flatnonzero((start <= last) & (last < start + count)).tolist():
+                state = hidden.address + (row * count + int(last[row]) - start) * size
+                self.gpu.copy_across(states.address + row * size, state, width=size)
+        for place, copied in copies:
+            place.copy_from(copied)
+        self.gpu.hold(host_inputs, binding)
+        return states
+
+    def feed(self, x: DeviceTensor | NDArray[Any], counts: NDArray[np.int64]) -> DeviceTensor:
+        """Feed x (rows, W, D); return the hidden states (rows, W, D), the same memory for each W.
+
+        One run of the engine takes all positions where each row has so many slots behind its length, and as
+        many as fit where one is nearly full. One slot there always is: a session's rows end before the
+        engine's last, which takes the padding of full rows.
+        """
+        total = x.shape[1]
+        source, hidden = self._exchange("x", total), self._exchange("hidden", total)
+        if not (isinstance(x, DeviceTensor) and x.address == source.address):
+            self._flush()  # it may still write what is overwritten here
+            source.copy_from(x) if isinstance(x, DeviceTensor) else source.write(x)
+        start = 0
+        while start < total:
+            lengths = self.lengths + np.minimum(counts, start)
+            size = self._positions_at_once(total - start, lengths)
+            if size == total:
+                self._run_step(size, lengths)
+            else:
+                count = min(size, total - start)
+                part, states = self._exchange("x", size), self._exchange("hidden", size)
+                self._copy_positions(part, 0, source, start, count)
+                self._run_step(size, lengths)
+                self._copy_positions(hidden, start, states, 0, count)
+            start += size
+        return hidden
+
+    def expand(self, x: DeviceTensor | NDArray[Any]) -> DeviceTensor | NDArray[Any]:
+        """Return (n, D) as (n, 1, D), in the same memory."""
+        return x.view((x.shape[0], 1, x.shape[1])) if isinstance(x, DeviceTensor) else x[:, None]
+
+    def squeeze(self, x: DeviceTensor) -> DeviceTensor:
+        """Return (n, 1, D) as (n, D), in the same memory."""
+        return x.view((x.shape[0], x.shape[2]))
+
+    def run(self, name: str, *inputs: Any) -> Any:
+        """Run a graph by name; what it returns stays on the GPU until it is asked for."""
+        self._flush()
+        engine = self.runtime.engine(name)
+        if not engine.contract.returns_x:
+            outputs = list(self.runtime.enqueue(name, inputs))
+            if self.runtime.measures(name):
+                self.magnitudes.append((name, outputs.pop()))
+            return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        key = (name, *(x.address if isinstance(x, DeviceTensor) else np.shape(x) for x in inputs))
+        if key not in self.sampler_calls:
+            self.sampler_calls[key] = SamplerCall(
+                engine,
+                inputs,
+                lambda name, rows: self._step_buffer(name, (rows, self.hidden_size)),
+                steps=self.runtime.engines.capacity,
+                ahead=self.runtime.config.sync_every,
+            )
+        self.pending = self.sampler_calls[key]
         return self.pending.begin(inputs)
 
+    def take(self, tensors: Any, indices: Any) -> DeviceTensor:
+        """Copy vectors of one or several tensors (..., D) into a new one (*indices.shape, D), on the GPU."""
+        self._flush()
+        several = tensors if isinstance(tensors, list | tuple) else [tensors]
+        sources = [self._on_gpu(x) for x in several]
+        order = np.asarray(indices, np.int64)
+        hidden_size = sources[0].shape[-1]
+        taken = DeviceTensor.zeros(self.gpu, (*order.shape, hidden_size), sources[0].dtype)
+        size = hidden_size * taken.itemsize  # bytes of a vector
+        addresses = np.concatenate(
+            [source.address + np.arange(prod(source.shape[:-1])) * size for source in sources]
+        )[order.reshape(-1)]
+        starts = np.flatnonzero(np.diff(addresses, prepend=-1) != size)  # of vectors that lie together
+        for start, end in zip(starts, [*starts[1:], len(addresses)], strict=True):
+            width = int(end - start) * size
+            self.gpu.copy_across(taken.address + int(start) * size, int(addresses[start]), width=width)
+        self.gpu.hold(*sources)
+        return taken
+
     def stack(self, columns: Sequence[Column]) -> DeviceTensor:
-        """Join what successive steps chose (rows, ...) as (rows, steps, ...), on the GPU."""
+        """Join the ids that successive steps sampled (rows, ...) as (rows, steps, ...), on the GPU."""
         self._flush()
         joined = join(columns)
         self.unchecked.append(joined)
         return joined
 
     def to_host(self, x: DeviceTensor | NDArray[Any]) -> NDArray[Any]:
-        """Wait for a tensor of this session's, and bring it to numpy.
+        """Wait for a tensor of this session's, and copy it to numpy.
 
         Raises:
             NotFiniteError: ids were sampled from logits that are NaN or infinite, these or those that were
@@ -119,7 +212,7 @@ class TensorRTSession:
         if not isinstance(x, DeviceTensor):
             return refuse_not_finite(np.array(x))
         joined = [np.empty(ids.shape, np.int64) for ids in self.unchecked]
-        measured = [(graph, np.empty(one.shape, np.float32)) for graph, one in self.magnitudes]
+        measured = [(graph, np.empty(tensor.shape, np.float32)) for graph, tensor in self.magnitudes]
         for ids, array in zip(self.unchecked, joined, strict=True):
             self.gpu.copy_out(array, ids.address)
         for (_, tensor), (_, magnitude) in zip(self.magnitudes, measured, strict=True):
@@ -134,85 +227,126 @@ class TensorRTSession:
         return read
 
     def _flush(self) -> None:
-        """Put on the stream what was put off."""
+        """Put a graph that was put off on the stream."""
         if self.pending:
-            self._run()
+            self._enqueue()
 
-    def _run(self, *then: Binding) -> None:
-        """Put on the stream what was put off, and what follows it, together."""
+    def _enqueue(self, *bindings: Binding) -> None:
+        """Put a graph that was put off on the stream, together with what follows it."""
         pending, self.pending = self.pending, None
-        bindings = (pending.binding, *then) if pending else then
-        if bindings not in self.repeated:
+        together = (pending.binding, *bindings) if pending else bindings
+        if together not in self.captured:
             capture = self.runtime.config.cuda_graph
-            self.repeated[bindings] = Repeated(self.gpu, bindings, capture=capture)
-        self.repeated[bindings].run()
+            self.captured[together] = CapturedStep(self.gpu, together, capture=capture)
+        self.captured[together].run()
         if pending:
-            pending.keep()
+            pending.log_ids()
 
-    def _part(self, name: str, given: NDArray[Any]) -> NDArray[Any]:
-        """Run a part of the prompt; more words than an engine takes at once in several pieces."""
-        [profile] = self.runtime.engine(name).profiles.values()
-        most = profile.axes["tokens"][2] if "tokens" in profile.axes else given.shape[1]
-        pieces = [given[:, start : start + most] for start in range(0, given.shape[1], most)]
-        return np.concatenate([self.runtime.run(name, piece) for piece in pieces], axis=1)
+    def _positions_at_once(self, remaining: int, lengths: NDArray[np.int64]) -> int:
+        """Return how many positions a row one run of the backbone takes, padding included."""
+        low, _, high = self.runtime.engine("backbone").profiles["prefill"].axes["tokens"]
+        room = self.kv_cache.slots - int(lengths.max())
+        size = max(min(remaining, room, high), low)
+        return size if 1 < remaining and size <= room else 1
 
-    def _read(self, x: NDArray[Any], last: NDArray[np.int64]) -> None:
-        """Run the backbone over prompts (R, T, D); keep the states of each row's last position.
+    def _run_step(self, positions: int, lengths: NDArray[np.int64]) -> None:
+        """Run the backbone on ``positions`` positions a row, behind these lengths."""
+        if positions not in self.bound_steps:
+            self.bound_steps[positions] = self._bind_step(positions)
+        step = self.bound_steps[positions]
+        index = lengths[:, None] + np.arange(positions)  # (rows, W)
+        # Padding of a full row lies beyond what a table of positions may have.
+        allowed = np.minimum(index, self.max_seq_len - 1)
+        mask = self.kv_cache.visible(index)
+        step.host_inputs.send({"positions": allowed, "mask": mask, "write_index": lengths})
+        self._enqueue(step.binding)
 
-        A shorter row's padding is written too, where nobody sees it until it is overwritten.
+    def _bind_step(self, positions: int) -> BoundStep:
+        """Bind what steps of so many positions a row read and write."""
+        engine = self.runtime.engine("backbone")
+        axes = {"rows": len(self.lengths), "tokens": positions, "capacity": self.kv_cache.slots}
+        sent = [tensor for tensor in engine.contract.inputs if tensor.name in HOST_INPUTS]
+        host_inputs = HostInputs(self.gpu, sent, axes, ahead=self.runtime.config.sync_every)
+        binding = self._bind_backbone(
+            "decode" if positions == 1 else "prefill",
+            axes,
+            self.kv_cache.buffers,
+            host_inputs,
+            x=self._exchange("x", positions),
+            hidden=self._exchange("hidden", positions),
+        )
+        return BoundStep(binding, host_inputs)
+
+    def _bind_backbone(
+        self,
+        profile: str,
+        axes: Mapping[str, int],
+        caches: Mapping[str, Any],
+        host_inputs: HostInputs,
+        **tensors: DeviceTensor,
+    ) -> Binding:
+        """Bind the backbone, and every cache as both what it reads and what it writes."""
+        engine = self.runtime.engine("backbone")
+        written = {present: caches[past] for present, past in engine.contract.aliases.items()}
+        return engine.bind(profile, axes, {**host_inputs.tensors, **caches, **written, **tensors})
+
+    def _caches_of(
+        self, first_row: int, rows: int
+    ) -> tuple[dict[str, DeviceTensor], list[tuple[DeviceTensor, DeviceTensor]]]:
+        """Return some rows of each cache; and (place, copy) where a copy of theirs is to be used.
+
+        Engines read and write at aligned addresses alone.
         """
-        rows, total, width = x.shape
-        engine = self.runtime.engine("backbone")
-        low, _, high = engine.profiles["prefill"].axes["tokens"]
-        size = self.hidden.itemsize * width
-        cut = chunks(total, low, min(high, max(low, self.runtime.config.chunk)))
-        count = cut[0][1]
-        axes = {"rows": rows, "tokens": count, "capacity": self.slots.capacity}
-        told = [one for one in engine.contract.inputs if one.name in (*TOLD, "x")]
-        feed = Feed(self.gpu, told, axes, ahead=1)
-        hidden = DeviceTensor.zeros(self.gpu, (rows, count, width), self.hidden.dtype)
-        binding = self._bind("prefill", axes, feed, hidden=hidden)
-        for start, _ in cut:
-            at = np.tile(np.arange(start, start + count), (rows, 1))  # (R, t)
-            words = np.zeros((rows, count, width), x.dtype)
-            words[:, : total - start] = x[:, start : start + count]
-            feed.send({"x": words, "positions": at, "mask": self.slots.visible(at), "write_index": at[:, 0]})
-            binding.enqueue()
-            for row in np.flatnonzero((start <= last) & (last < start + count)).tolist():
-                here = hidden.address + (row * count + int(last[row]) - start) * size
-                self.gpu.copy_across(self.hidden.address + row * size, here, width=size)
-        self.gpu.hold(feed, binding)
+        caches, copies = dict[str, DeviceTensor](), []
+        for name, buffer in self.kv_cache.buffers.items():
+            assert isinstance(buffer, DeviceTensor)
+            caches[name] = place = buffer.rows(first_row, rows)
+            if place.address % ALIGNMENT:
+                caches[name] = DeviceTensor.zeros(self.gpu, place.shape, place.dtype)
+                copies.append((place, caches[name]))
+        return caches, copies
 
-    def _bind_step(self) -> None:
-        """Bind what steps read and write."""
-        engine = self.runtime.engine("backbone")
-        axes = {"rows": len(self.slots.lengths), "tokens": 1, "capacity": self.slots.capacity}
-        told = [one for one in engine.contract.inputs if one.name in TOLD]
-        self.told = Feed(self.gpu, told, axes, ahead=self.runtime.config.sync_every)
-        self.stepping = self._bind("decode", axes, self.told, x=self.x, hidden=self.hidden)
-
-    def _bind(self, profile: str, axes: Mapping[str, int], feed: Feed, **more: DeviceTensor) -> Binding:
-        """Bind the backbone: every cache is what it reads and what it writes."""
-        engine = self.runtime.engine("backbone")
-        caches: dict[str, Any] = dict(self.slots.buffers)
-        caches |= {new: caches[old] for new, old in engine.contract.aliases.items()}
-        return engine.bind(profile, axes, {**feed.tensors, **caches, **more})
-
-    def _slots(self, rows: int) -> Slots:
-        gpu, capacity = self.gpu, self.runtime.engines.capacity
-        return Slots(
-            self.runtime.engine("backbone").contract,
-            lambda shape, dtype: DeviceTensor.zeros(gpu, shape, dtype),
-            rows=rows,
-            limit=self.capacity,
-            room=lambda end: capacity,  # it is part of the engine
+    def _copy_positions(
+        self, to: DeviceTensor, to_start: int, source: DeviceTensor, start: int, count: int
+    ) -> None:
+        """Copy ``count`` positions of each row of one tensor (rows, W, D) to another."""
+        self._flush()
+        size = self.hidden_size * to.itemsize
+        self.gpu.copy_across(
+            to.address + to_start * size,
+            source.address + start * size,
+            width=count * size,
+            rows=to.shape[0],
+            stride=source.shape[1] * size,
+            to_stride=to.shape[1] * size,
         )
 
-    def _between(self, name: str, rows: int) -> DeviceTensor:
-        if (name, rows) not in self.between:
-            shape = (rows, self.runtime.hidden_size)
-            self.between[name, rows] = DeviceTensor.zeros(self.gpu, shape, self.runtime.dtype)
-        return self.between[name, rows]
+    def _run_in_chunks(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
+        """Run a graph of the prompt; more tokens than an engine takes at once in several runs."""
+        [profile] = self.runtime.engine(name).profiles.values()
+        limit = profile.axes["tokens"][2] if "tokens" in profile.axes else value.shape[1]
+        pieces = [value[:, start : start + limit] for start in range(0, value.shape[1], limit)]
+        return np.concatenate([self.runtime.run(name, piece) for piece in pieces], axis=1)
+
+    def _exchange(self, name: str, positions: int) -> DeviceTensor:
+        """Return the memory (rows, W, D) by which steps exchange x or hidden; for W 1, samplers use it too."""
+        rows, hidden_size = len(self.lengths), self.hidden_size
+        if positions == 1:
+            return self._step_buffer(name, (rows, hidden_size)).view((rows, 1, hidden_size))
+        return self._step_buffer(name, (rows, positions, hidden_size))
+
+    def _step_buffer(self, name: str, shape: tuple[int, ...]) -> DeviceTensor:
+        if (name, shape) not in self.step_buffers:
+            self.step_buffers[name, shape] = DeviceTensor.zeros(self.gpu, shape, self.runtime.dtype)
+        return self.step_buffers[name, shape]
+
+    def _on_gpu(self, x: DeviceTensor | NDArray[Any]) -> DeviceTensor:
+        """Return a tensor of the GPU; numpy's is copied there."""
+        if isinstance(x, DeviceTensor):
+            return x
+        copied = DeviceTensor.zeros(self.gpu, x.shape, self.runtime.dtype)
+        copied.write(x)
+        return copied
 
 
 def chunks(total: int, low: int, high: int) -> list[tuple[int, int]]:

@@ -1,0 +1,258 @@
+"""What sessions of every runtime have in common: rows that come and go, and the checks of each request.
+
+No torch in here: the runtimes of a server derive from it too.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_modular.errors import PromptError
+from janus_modular.sequence import Sequence as Prompt
+
+Integers = NDArray[np.int64]
+
+
+class BaseSession(ABC):
+    """A `janus_modular.Session` but for its arithmetic: a runtime derives from it and adds that.
+
+    Every request is checked here, before a method of the runtime is called: `allocate_rows`, `read_prompts`
+    and `feed` only see requests that fit. ``lengths`` changes after they return, so that a request that fails
+    changes nothing.
+    """
+
+    sizes: Mapping[str, int]
+    hidden_size: int  # D
+    max_feed: int | None = None  # positions a row that `feed` takes at once; None: any number
+
+    def __init__(self, max_seq_len: int, rows: int | None = None) -> None:
+        """Open a session of ``rows`` rows; None: as many as the first prompts need."""
+        for name, value in (("max_seq_len", max_seq_len), ("rows", rows)):
+            if value is not None and value < 1:
+                raise PromptError(f"{name}: found {value}; expected 1 or more.")
+        self.max_seq_len = max_seq_len
+        self._fixed_rows = rows
+        self._is_allocated = False
+        self._lengths = _frozen(np.zeros(rows or 0, np.int64))
+
+    @property
+    def lengths(self) -> Integers:
+        """The positions that each row holds (rows,); 0: it is free. The array never changes."""
+        return self._lengths
+
+    @abstractmethod
+    def allocate_rows(self, count: int) -> None:
+        """Make ``count`` empty rows, in place of any that there were.
+
+        Raises:
+            PromptError: that is more than the runtime takes.
+        """
+
+    @abstractmethod
+    def read_prompts(self, prompts: Sequence[Prompt], first_row: int) -> Any:
+        """Read prompts into the free rows from ``first_row`` on; return the last hidden states (n, D)."""
+
+    @abstractmethod
+    def feed(self, x: Any, counts: Integers) -> Any:
+        """Feed x (rows, W, D) behind each row's length; return the hidden states (rows, W, D).
+
+        The first ``counts`` (rows,) positions of a row are kept, the others are padding. A row may be full:
+        its padding must neither overwrite what it holds nor leave the cache.
+        """
+
+    @abstractmethod
+    def expand(self, x: Any) -> Any:
+        """Return (n, D) as (n, 1, D), in the same memory."""
+
+    @abstractmethod
+    def squeeze(self, x: Any) -> Any:
+        """Return (n, 1, D) as (n, D), in the same memory."""
+
+    @abstractmethod
+    def take(self, tensors: Any, indices: Any) -> Any:
+        """See `janus_modular.Session.take`."""
+
+    def cut_rows(self) -> None:
+        """Follow `lengths`, which have become less; a runtime that only reads `lengths` has nothing to do."""
+
+    def admit(self, prompts: Sequence[Prompt], rows: Iterable[int]) -> Any:
+        """Read one prompt into each of the free rows; return their last hidden states (len(rows), D).
+
+        Raises:
+            PromptError: a row is not free, or there is none of this number; a prompt is empty or too long.
+        """
+        indices = self._row_indices(rows)
+        lengths = self._prompt_lengths(prompts)
+        if len(lengths) != len(indices):
+            raise PromptError(
+                f"admit: found {len(lengths)} prompts for {len(indices)} rows; expected one for each row."
+            )
+        if taken := [row for row in indices.tolist() if row < len(self._lengths) and self._lengths[row]]:
+            raise PromptError(
+                f"admit: found {self._lengths[taken[0]]} positions in row {taken[0]}; expected a free row:"
+                f" free([{taken[0]}]) first, or choose another."
+            )
+        if not self._is_allocated:
+            self._allocate(self._fixed_rows or int(indices.max()) + 1)
+        order = np.argsort(indices)
+        runs = np.split(order, np.flatnonzero(np.diff(indices[order]) != 1) + 1)  # of consecutive rows
+        states = []
+        for run in runs:
+            hidden = self.read_prompts([prompts[i] for i in run], int(indices[run[0]]))
+            states.append(hidden if len(runs) == 1 else self.take(hidden, np.arange(len(run))))
+        after = self._lengths.copy()
+        after[indices] = lengths
+        self._lengths = _frozen(after)
+        in_order = bool((order == np.arange(len(order))).all())
+        return states[0] if len(runs) == 1 and in_order else self.take(states, np.argsort(order))
+
+    def extend(self, x: Any, counts: Any = None) -> Any:
+        """Feed up to W positions a row, x (rows, W, D); return all hidden states (rows, W, D).
+
+        Raises:
+            PromptError: the shape is another, a row that is free or has no more room is to be fed, or W is
+                more than the runtime takes at once.
+        """
+        shape, rows = tuple(x.shape), len(self._lengths)
+        if len(shape) != 3 or shape[::2] != (rows, self.hidden_size) or not shape[1]:
+            raise PromptError(
+                f"extend: found x of shape {shape}; expected (rows, positions, hidden size), which is"
+                f" ({rows}, 1 or more, {self.hidden_size})."
+            )
+        if self.max_feed is not None and shape[1] > self.max_feed:
+            raise PromptError(
+                f"extend: found {shape[1]} positions a row; expected {self.max_feed} at most, for which this"
+                " runtime was built. Feed fewer at once."
+            )
+        checked = self._checked_counts("extend", counts, shape[1])
+        hidden = self.feed(x, checked)
+        self._lengths = _frozen(self._lengths + checked)
+        return hidden
+
+    def prefill(self, prompts: Sequence[Prompt]) -> Any:
+        """Start again with one prompt a row; return the last hidden state of each (len(prompts), D).
+
+        Raises:
+            PromptError: a prompt is empty or too long, or there are more than the session has rows.
+        """
+        self._prompt_lengths(prompts)
+        if self._fixed_rows is None:
+            self._lengths, self._is_allocated = _frozen(np.zeros(0, np.int64)), False
+        elif self._is_allocated:
+            self.free(range(len(self._lengths)))
+        return self.admit(prompts, range(len(prompts)))
+
+    def step(self, x: Any, active: NDArray[np.bool_] | None = None) -> Any:
+        """Feed one embedding a row (rows, D); return the hidden states that follow (rows, D).
+
+        Raises:
+            PromptError: the shape is another, or an active row is free or has no more room.
+        """
+        expected = len(self._lengths), self.hidden_size
+        if tuple(x.shape) != expected:
+            raise PromptError(
+                f"step: found x of shape {tuple(x.shape)}; expected {expected}, one embedding a row."
+            )
+        checked = self._checked_counts("step", active, 1)
+        hidden = self.squeeze(self.feed(self.expand(x), checked))
+        self._lengths = _frozen(self._lengths + checked)
+        return hidden
+
+    def truncate(self, lengths: Any) -> None:
+        """Cut each row back to its length (rows,); 0 frees it.
+
+        Raises:
+            PromptError: a length is negative, or more than the row holds.
+        """
+        shorter = self._integers("truncate", "lengths", lengths)
+        if wrong := np.flatnonzero((shorter < 0) | (shorter > self._lengths)).tolist():
+            row = wrong[0]
+            raise PromptError(
+                f"truncate: found length {shorter[row]} for row {row}; expected 0 to {self._lengths[row]},"
+                " the positions that it holds."
+            )
+        self._lengths = _frozen(shorter)
+        if self._is_allocated:
+            self.cut_rows()
+
+    def free(self, rows: Iterable[int]) -> None:
+        """Empty rows, so that other prompts can be admitted into them.
+
+        Raises:
+            PromptError: there is no row of this number.
+        """
+        lengths = self._lengths.copy()
+        lengths[self._row_indices(rows)] = 0
+        self.truncate(lengths)
+
+    def _allocate(self, rows: int) -> None:
+        self.allocate_rows(rows)
+        self._lengths, self._is_allocated = _frozen(np.zeros(rows, np.int64)), True
+
+    def _row_indices(self, rows: Iterable[int]) -> Integers:
+        indices = np.array(list(rows), np.int64)
+        limit = len(self._lengths) if self._is_allocated or self._fixed_rows else None
+        if not len(indices):
+            raise PromptError("rows: found none; expected the number of at least one row.")
+        if len(np.unique(indices)) < len(indices):
+            raise PromptError(f"rows: found {indices.tolist()}; expected each row once.")
+        if indices.min() < 0 or (limit is not None and indices.max() >= limit):
+            expected = "numbers from 0" if limit is None else f"0 to {limit - 1}: the session has {limit}"
+            raise PromptError(
+                f"rows: found {indices.tolist()}; expected {expected}. For more, open it with rows=N."
+            )
+        return indices
+
+    def _prompt_lengths(self, prompts: Sequence[Prompt]) -> Integers:
+        lengths = np.array([len(prompt) for prompt in prompts], np.int64)
+        if not len(lengths) or not lengths.min():
+            found = "an empty prompt" if len(lengths) else "no prompts"
+            raise PromptError(f"prompts: found {found}; expected at least one position in each.")
+        self._check_room(int(lengths.max()))
+        return lengths
+
+    def _checked_counts(self, method: str, counts: Any, positions: int) -> Integers:
+        """Return how many positions each row is to keep, if they fit."""
+        if not len(self._lengths):
+            raise PromptError(f"{method}: found no rows; expected prompts in them: admit some first.")
+        if counts is None:
+            checked = np.full(len(self._lengths), positions, np.int64)
+        else:
+            checked = self._integers(method, "counts", counts)
+        if checked.min() < 0 or checked.max() > positions:
+            raise PromptError(
+                f"{method}: found counts {checked.tolist()}; expected 0 to {positions}, the positions in x."
+            )
+        if empty := np.flatnonzero((checked > 0) & (self._lengths == 0)).tolist():
+            raise PromptError(
+                f"{method}: found {checked[empty[0]]} positions for row {empty[0]}, which is free; expected 0:"
+                " admit a prompt first."
+            )
+        self._check_room(int((self._lengths + checked).max()))
+        return checked
+
+    def _check_room(self, end: int) -> None:
+        if end > self.max_seq_len:
+            raise PromptError(
+                f"{end} positions do not fit into a session of {self.max_seq_len}: shorten the prompt, ask for"
+                " fewer tokens, or open the session with a larger max_seq_len"
+            )
+
+    def _integers(self, method: str, name: str, values: Any) -> Integers:
+        array = np.asarray(values)
+        if array.shape != self._lengths.shape or array.dtype.kind not in "biu":
+            raise PromptError(
+                f"{method}: found {name} of shape {array.shape} and dtype {array.dtype}; expected whole"
+                f" numbers ({len(self._lengths)},), one a row."
+            )
+        return array.astype(np.int64)
+
+
+def _frozen(array: Integers) -> Integers:
+    array.flags.writeable = False
+    return array
