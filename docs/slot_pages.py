@@ -34,7 +34,7 @@ REFERS: dict[str, tuple[str, ...]] = {
         *("protocols.ImageSamplerSettings", "protocols.Session", "sequence.Sequence"),
         "sequence.unconditional",
     ),
-    "backbones": ("interfaces.Cache", "protocols.LoadsPretrained"),
+    "backbones": ("interfaces.Cache", "interfaces.RowCache", "protocols.LoadsPretrained"),
     "sources": (
         *(f"sequence.{name}" for name in ("Sample", "Message", "Text", "ImageInput", "ImageTarget")),
         "protocols.Fingerprinted",

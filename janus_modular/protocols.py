@@ -89,7 +89,7 @@ class Session(Protocol):
         ...
 
     def run(self, name: str, *inputs: Any) -> Any:
-        """Run a graph: ``sample_text``, ``embed`` (tokens (B, T) to (B, T, D)), or one of the generation path.
+        """Run a graph: ``sample_text``, ``embed`` (tokens (B, T) to (B, T, D)), those of the generation path.
 
         Inputs may be numbers and numpy arrays.
         """

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_modular.errors import PromptError
+from janus_modular.protocols import Session
 from janus_modular.sequence import Sequence as Prompt
 
 Integers = NDArray[np.int64]
@@ -26,7 +27,10 @@ class BaseSession(ABC):
     changes nothing.
     """
 
-    sizes: Mapping[str, int]
+    vocab_size: int  # V
+    pad_id: int
+    image_positions: int
+    sizes: Mapping[str, Any]
     hidden_size: int  # D
     max_feed: int | None = None  # positions a row that `feed` takes at once; None: any number
 
@@ -77,8 +81,8 @@ class BaseSession(ABC):
     def take(self, tensors: Any, indices: Any) -> Any:
         """See `janus_modular.Session.take`."""
 
-    def cut_rows(self) -> None:
-        """Follow `lengths`, which have become less; a runtime that only reads `lengths` has nothing to do."""
+    def cut_rows(self) -> None:  # noqa: B027 - a runtime that only reads `lengths` has nothing to do
+        """Follow `lengths`, which have become less."""
 
     def admit(self, prompts: Sequence[Prompt], rows: Iterable[int]) -> Any:
         """Read one prompt into each of the free rows; return their last hidden states (len(rows), D).
@@ -230,8 +234,8 @@ class BaseSession(ABC):
             )
         if empty := np.flatnonzero((checked > 0) & (self._lengths == 0)).tolist():
             raise PromptError(
-                f"{method}: found {checked[empty[0]]} positions for row {empty[0]}, which is free; expected 0:"
-                " admit a prompt first."
+                f"{method}: found {checked[empty[0]]} positions for row {empty[0]}, which is free; expected"
+                " 0: admit a prompt first."
             )
         self._check_room(int((self._lengths + checked).max()))
         return checked
@@ -239,8 +243,8 @@ class BaseSession(ABC):
     def _check_room(self, end: int) -> None:
         if end > self.max_seq_len:
             raise PromptError(
-                f"{end} positions do not fit into a session of {self.max_seq_len}: shorten the prompt, ask for"
-                " fewer tokens, or open the session with a larger max_seq_len"
+                f"{end} positions do not fit into a session of {self.max_seq_len}: shorten the prompt, ask"
+                " for fewer tokens, or open the session with a larger max_seq_len"
             )
 
     def _integers(self, method: str, name: str, values: Any) -> Integers:
@@ -251,6 +255,61 @@ class BaseSession(ABC):
                 f" numbers ({len(self._lengths)},), one a row."
             )
         return array.astype(np.int64)
+
+
+class SessionWrapper:
+    """A `janus_modular.Session` that forwards every call to another one; derive from it to observe some."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.vocab_size, self.pad_id = session.vocab_size, session.pad_id
+        self.image_positions, self.sizes = session.image_positions, session.sizes
+        self.max_seq_len = session.max_seq_len
+
+    @property
+    def lengths(self) -> Integers:
+        """The positions that each row holds (rows,)."""
+        return self.session.lengths
+
+    def admit(self, prompts: Sequence[Prompt], rows: Iterable[int]) -> Any:
+        """Forward the call."""
+        return self.session.admit(prompts, rows)
+
+    def extend(self, x: Any, counts: Any = None) -> Any:
+        """Forward the call."""
+        return self.session.extend(x, counts)
+
+    def truncate(self, lengths: Any) -> None:
+        """Forward the call."""
+        self.session.truncate(lengths)
+
+    def free(self, rows: Iterable[int]) -> None:
+        """Forward the call."""
+        self.session.free(rows)
+
+    def prefill(self, prompts: Sequence[Prompt]) -> Any:
+        """Forward the call."""
+        return self.session.prefill(prompts)
+
+    def step(self, x: Any, active: NDArray[np.bool_] | None = None) -> Any:
+        """Forward the call."""
+        return self.session.step(x, active)
+
+    def run(self, name: str, *inputs: Any) -> Any:
+        """Forward the call."""
+        return self.session.run(name, *inputs)
+
+    def take(self, tensors: Any, indices: Any) -> Any:
+        """Forward the call."""
+        return self.session.take(tensors, indices)
+
+    def stack(self, columns: Sequence[Any]) -> Any:
+        """Forward the call."""
+        return self.session.stack(columns)
+
+    def to_host(self, x: Any) -> NDArray[Any]:
+        """Forward the call."""
+        return self.session.to_host(x)
 
 
 def _frozen(array: Integers) -> Integers:

@@ -15,7 +15,7 @@ from janus_modular.errors import JanusError
 from janus_modular.plugins import default_plugins
 from janus_modular.sequence import Sequence
 from janus_modular.testing.check import ensure
-from janus_modular.testing.examples import prompt
+from janus_modular.testing.examples import RecurrentSession, prompt
 
 VOCABULARY = 8
 
@@ -28,40 +28,39 @@ class Sizes(dict[str, Any]):
         raise AssertionError
 
 
-class PathSession:
-    """A `janus_modular.Session` of a path; hidden states follow a fixed recurrence of D numbers a row."""
+class PathSession(RecurrentSession):
+    """A `janus_modular.Session` of a path in torch; hidden states follow a recurrence of D numbers a row."""
 
     def __init__(self, path: Any, hidden_size: int) -> None:
-        self.path, self.hidden_size = path, hidden_size
+        tokens, steps = np.arange(1, 65, dtype=np.float32), np.arange(1, hidden_size + 1, dtype=np.float32)
+        super().__init__(np.sin(tokens[:, None] * steps))
+        self.path = path
         self.vocab_size, self.pad_id, self.image_positions = VOCABULARY, 0, path.num_tokens
         self.sizes = Sizes(path.sizes)
-        self.hidden = torch.zeros(0, hidden_size)
         self.ran: dict[str, tuple[Any, ...]] = {}  # parts by name, with the inputs of their first call
 
-    def prefill(self, prompts: Many[Sequence]) -> Tensor:
-        """Read one prompt a row."""
-        steps = torch.arange(1, self.hidden_size + 1, dtype=torch.float32)
-        self.hidden = torch.stack([torch.sin(steps * float(1 + one.tokens.sum())) for one in prompts])
-        return self.hidden
+    def read_prompts(self, prompts: Many[Sequence], first_row: int) -> Tensor:
+        """Read prompts into the rows from ``first_row`` on; return the last hidden states (n, D)."""
+        return torch.from_numpy(super().read_prompts(prompts, first_row))
 
-    def step(self, x: Any, active: NDArray[np.bool_] | None = None) -> Tensor:
-        """Feed one embedding a row."""
-        moved = torch.tanh(0.5 * self.hidden + x)
-        self.hidden = (
-            moved if active is None else torch.where(torch.tensor(active)[:, None], moved, self.hidden)
-        )
-        return self.hidden
+    def feed(self, x: Any, counts: NDArray[np.int64]) -> Tensor:
+        """Feed x (rows, W, D); return the hidden states (rows, W, D)."""
+        return torch.from_numpy(super().feed(torch.as_tensor(x).float().numpy(), counts))
 
-    def run(self, part: str, *inputs: Any) -> Any:
+    def take(self, tensors: Any, indices: Any) -> Tensor:
+        """Copy vectors of one or several tensors (..., D) into a new one (*indices.shape, D)."""
+        return torch.from_numpy(super().take(tensors, indices))
+
+    def run(self, name: str, *inputs: Any) -> Any:
         """Run one of the path's parts."""
         parts = self.path.parts()
         ensure(
-            part in parts,
-            f"its image sampler runs the part '{part}'; the path offers {', '.join(parts) or 'none'}",
+            name in parts,
+            f"its image sampler runs the part '{name}'; the path offers {', '.join(parts) or 'none'}",
         )
         taken = tuple(torch.as_tensor(x) if isinstance(x, np.ndarray | np.generic) else x for x in inputs)
-        self.ran.setdefault(part, taken)
-        return parts[part](*taken)
+        self.ran.setdefault(name, taken)
+        return parts[name](*taken)
 
     def stack(self, columns: Many[Tensor]) -> Tensor:
         """Join tensors (rows, ...) of successive steps as (rows, steps, ...)."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from janus_modular.protocols import Session
 from janus_modular.sequence import IGNORE_INDEX, Sequence
+from janus_modular.sessions import BaseSession
 from janus_modular.testing.check import NotApplicable
 
 if TYPE_CHECKING:
@@ -52,44 +53,80 @@ class ExampleSizes(dict[str, Any]):
         raise NotApplicable(f"the example's session has no size '{name}': give one that has")
 
 
-class NumpySession:
-    """A `janus_modular.Session` over a recurrence in numpy: rows are independent, and nothing is random."""
+class RecurrentSession(BaseSession):
+    """A session over a recurrence in numpy: an input x makes tanh(h / 2 + x) of a row's hidden state h."""
 
-    def __init__(self) -> None:
+    def __init__(self, table: NDArray[np.float32], max_seq_len: int = 4096, rows: int | None = None) -> None:
+        """Take the embeddings (V, D) of tokens."""
+        super().__init__(max_seq_len, rows)
+        self.table, self.hidden_size = table, table.shape[1]
+        self.states: list[list[NDArray[np.float32]]] = []  # of each row, after each of its positions
+
+    def allocate_rows(self, count: int) -> None:
+        """Make ``count`` empty rows."""
+        self.states = [[] for _ in range(count)]
+
+    def read_prompts(self, prompts: Many[Sequence], first_row: int) -> Any:
+        """Read prompts into the rows from ``first_row`` on; return the last hidden states (n, D)."""
+        for row, one in enumerate(prompts, first_row):
+            self.states[row] = []
+            self._feed_row(row, self.table[one.tokens])
+        return np.stack([self.states[first_row + i][-1] for i in range(len(prompts))])
+
+    def feed(self, x: Any, counts: NDArray[np.int64]) -> Any:
+        """Feed x (rows, W, D); return the hidden states (rows, W, D)."""
+        hidden = np.zeros(x.shape, np.float32)
+        for row, count in enumerate(counts.tolist()):
+            del self.states[row][self.lengths[row] :]
+            self._feed_row(row, np.asarray(x[row, :count]))
+            if count:
+                hidden[row, :count] = self.states[row][-count:]
+        return hidden
+
+    def _feed_row(self, row: int, x: NDArray[np.float32]) -> None:
+        for embedding in x:
+            before = self.states[row][-1] if self.states[row] else np.zeros(self.hidden_size, np.float32)
+            self.states[row].append(np.tanh(0.5 * before + embedding))
+
+    def expand(self, x: Any) -> Any:
+        """Return (n, D) as (n, 1, D)."""
+        return x[:, None]
+
+    def squeeze(self, x: Any) -> Any:
+        """Return (n, 1, D) as (n, D)."""
+        return x[:, 0]
+
+    def take(self, tensors: Any, indices: Any) -> Any:
+        """Copy vectors of one or several tensors (..., D) into a new one (*indices.shape, D)."""
+        several = tensors if isinstance(tensors, list | tuple) else [tensors]
+        return np.concatenate([np.asarray(x).reshape(-1, x.shape[-1]) for x in several])[np.asarray(indices)]
+
+
+class NumpySession(RecurrentSession):
+    """A `janus_modular.Session` in numpy: rows are independent, and nothing is random."""
+
+    def __init__(self, max_seq_len: int = 4096, rows: int | None = None) -> None:
         self.vocab_size, self.pad_id, self.image_positions = VOCABULARY, 0, POSITIONS
         self.sizes: Mapping[str, Any] = ExampleSizes(codes=CODES)
         table = np.random.default_rng(0).standard_normal((VOCABULARY + CODES, WIDTH)).astype(np.float32)
         self.words, self.codes = table[:VOCABULARY], table[VOCABULARY:]
-        self.hidden = np.zeros((0, WIDTH), np.float32)
+        super().__init__(self.words, max_seq_len, rows)
 
-    def prefill(self, prompts: Many[Sequence]) -> NDArray[np.float32]:
-        """Read one prompt a row."""
-        weights = 0.5 ** np.arange(64)
-        self.hidden = np.stack(
-            [weights[: len(one)][::-1] @ self.words[one.tokens] for one in prompts]
-        ).astype(np.float32)
-        return self.hidden
-
-    def step(self, x: Any, active: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
-        """Feed one embedding a row."""
-        moved = np.tanh(0.5 * self.hidden + x)
-        self.hidden = moved if active is None else np.where(active[:, None], moved, self.hidden)
-        return self.hidden
-
-    def run(self, part: str, *inputs: Any) -> Any:
+    def run(self, name: str, *inputs: Any) -> Any:
         """Run one of the parts that the built-in samplers call.
 
         Raises:
             NotApplicable: another part, which other generation paths have.
         """
         parts: dict[str, Callable[..., Any]] = {
+            "embed": lambda tokens: self.words[tokens],
             "sample_text": self._sample_text,
             "sample_image": self._sample_image,
             "decode_image": lambda codes: np.repeat(codes.astype(np.uint8)[:, None, None], 3, axis=1),
         }
-        if part not in parts:
-            raise NotApplicable(f"the example's session has no part '{part}': give one that has")
-        return parts[part](*inputs)
+        if name not in parts:
+            raise NotApplicable(f"the example's session has no part '{name}': give one that has")
+        return parts[name](*inputs)
 
     def _sample_text(self, hidden: Any, noise: Any, temperature: Any, *_: Any) -> tuple[Any, Any]:
         chosen = (_softmax(hidden @ self.words.T / temperature) / noise).argmax(-1)
@@ -106,8 +143,8 @@ class NumpySession:
         return np.stack(columns, axis=1)
 
     def to_host(self, x: Any) -> NDArray[Any]:
-        """Everything is on the host."""
-        return np.asarray(x)
+        """Copy an array."""
+        return np.array(x)
 
 
 def _softmax(x: Any) -> Any:

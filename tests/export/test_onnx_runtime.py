@@ -143,7 +143,9 @@ def test_the_cache_is_written_in_place(bundled: Janus):
 
     def elsewhere() -> None:  # the log does say it where a cache is copied
         present, past = next(iter(aliases.items()))
-        session.bound_steps[1].binding.output(present, HostBuffer(session.kv_cache.buffers[past].read().copy(), "float32"))
+        session.bound_steps[1].binding.output(
+            present, HostBuffer(session.kv_cache.buffers[past].read().copy(), "float32")
+        )
         session.step(np.ones((3, 64), np.float32))
 
     assert "copying past_cache" in logged(elsewhere)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from janus_export.bench.bytes_read import cache_read, weights_read
 from janus_export.bundle.axes import codes_shape
-from janus_modular import ConfigError, Janus, Runtime, Session
+from janus_modular import ConfigError, Janus, Runtime, Session, SessionWrapper
 from janus_modular import Sequence as Prompt
 
 
@@ -35,41 +35,34 @@ class Speed:
         return asdict(self)
 
 
-class Watched:
-    """A session that remembers what it did last, so that a stopwatch can wait until it is really done."""
+class TimedSession(SessionWrapper):
+    """A session that remembers its last result, so that a stopwatch can wait for it.
+
+    What samplers call but prefill, step and run is forwarded and not timed by itself.
+    """
 
     def __init__(self, session: Session) -> None:
-        self.session, self.sizes = session, session.sizes
-        self.vocab_size, self.pad_id = session.vocab_size, session.pad_id
-        self.image_positions = session.image_positions
+        super().__init__(session)
         self.rows = self.prompt = 0
         self.part = ""
         self.last: Any = None
 
     def prefill(self, prompts: Sequence[Prompt]) -> Any:
-        """Pass on."""
+        """Forward the call, and count rows and positions."""
         self.rows, self.prompt = len(prompts), max(map(len, prompts))
-        self.last = self.session.prefill(prompts)
+        self.last = super().prefill(prompts)
         return self.last
 
     def step(self, x: Any, active: NDArray[np.bool_] | None = None) -> Any:
-        """Pass on."""
-        self.last = self.session.step(x, active)
+        """Forward the call."""
+        self.last = super().step(x, active)
         return self.last
 
-    def run(self, part: str, *inputs: Any) -> Any:
-        """Pass on."""
-        made = self.session.run(part, *inputs)
-        self.part, self.last = part, made[0] if isinstance(made, tuple) else made
-        return made
-
-    def stack(self, columns: Sequence[Any]) -> Any:
-        """Pass on."""
-        return self.session.stack(columns)
-
-    def to_host(self, x: Any) -> NDArray[Any]:
-        """Pass on."""
-        return self.session.to_host(x)
+    def run(self, name: str, *inputs: Any) -> Any:
+        """Forward the call."""
+        outputs = super().run(name, *inputs)
+        self.part, self.last = name, outputs[0] if isinstance(outputs, tuple) else outputs
+        return outputs
 
     def wait(self) -> float:
         """Return the time at which the last work is done; a GPU's goes on after the call returns."""
@@ -143,14 +136,14 @@ class Mode:
             bandwidth_share=None if read is None or bandwidth is None else read / step / bandwidth,
         )
 
-    def _start(self) -> tuple[Watched, Generator[Any, Any, Any]]:
-        session = Watched(self.runtime.open(self.prompt + self.steps + 1))
+    def _start(self) -> tuple[TimedSession, Generator[Any, Any, Any]]:
+        session = TimedSession(self.runtime.open(self.prompt + self.steps + 1))
         return session, self.sampler(session, self.prompts, self.settings)
 
 
 def time_decoding(runtime: Runtime, images: int) -> float:
     """Time the way from codes to pixels, in seconds."""
-    session = Watched(runtime.open(1))
+    session = TimedSession(runtime.open(1))
     codes = np.zeros((images, session.image_positions, *codes_shape(session.sizes)), np.int64)
     start = time.perf_counter()
     session.run("decode_image", codes)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_modular import Sequence as Prompt
+from janus_modular import SessionWrapper
 from janus_modular.protocols import Runtime, Session
 
 Array = NDArray[Any]
@@ -32,13 +33,12 @@ class Run:
         return rows if given is None else given
 
 
-class Listening:
+class Listening(SessionWrapper):
     """A session that takes down what goes through it."""
 
     def __init__(self, session: Session, run: Run) -> None:
-        self.session, self.run_, self.sizes = session, run, session.sizes
-        self.vocab_size, self.pad_id = session.vocab_size, session.pad_id
-        self.image_positions = session.image_positions
+        super().__init__(session)
+        self.run_ = run
 
     def prefill(self, prompts: Sequence[Prompt]) -> Any:
         """Pass on."""
@@ -50,26 +50,18 @@ class Listening:
         self.run_.fed.append((self.session.to_host(x).copy(), None if active is None else active.copy()))
         return self._heard(self.session.step(x, active))
 
-    def run(self, part: str, *inputs: Any) -> Any:
+    def run(self, name: str, *inputs: Any) -> Any:
         """Pass on."""
         given = tuple(
             np.asarray(x) if isinstance(x, int | float | np.generic | np.ndarray) else self.session.to_host(x)
             for x in inputs
         )
-        made = self.session.run(part, *inputs)
+        made = self.session.run(name, *inputs)
         outputs = made if isinstance(made, tuple) else (made,)
-        self.run_.parts.append((part, tuple(map(np.copy, given)), tuple(map(self._copied, outputs))))
-        if part in ("sample_text", "sample_image"):
+        self.run_.parts.append((name, tuple(map(np.copy, given)), tuple(map(self._copied, outputs))))
+        if name in ("sample_text", "sample_image"):
             self.run_.chosen.append(self._copied(outputs[0]))
         return made
-
-    def stack(self, columns: Sequence[Any]) -> Any:
-        """Pass on."""
-        return self.session.stack(columns)
-
-    def to_host(self, x: Any) -> Array:
-        """Pass on."""
-        return self.session.to_host(x)
 
     def _heard(self, hidden: Any) -> Any:
         self.run_.hidden.append(self._copied(hidden))
@@ -87,7 +79,7 @@ class ListeningRuntime:
         self.context, self.text_sampler = runtime.context, runtime.text_sampler
         self.image_sampler = runtime.image_sampler
 
-    def open(self, capacity: int) -> Listening:
+    def open(self, max_seq_len: int, rows: int | None = None) -> Listening:
         """Open a session, and take down what it does."""
         self.runs.append(Run())
-        return Listening(self.runtime.open(capacity), self.runs[-1])
+        return Listening(self.runtime.open(max_seq_len, rows), self.runs[-1])

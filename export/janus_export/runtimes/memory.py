@@ -133,7 +133,8 @@ class BufferView:
         """
         if prod(self.shape) != prod(self.buffer.shape):
             raise TypeError(f"a part of a buffer ({self.shape} of {self.buffer.shape}) is written by graphs")
-        self.buffer.write(np.broadcast_to(to_stored(value, self.dtype), self.shape).reshape(self.buffer.shape))
+        stored = np.broadcast_to(to_stored(value, self.dtype), self.shape)
+        self.buffer.write(stored.reshape(self.buffer.shape))
 
     def read(self) -> NDArray[Any]:
         """Copy it to the host."""

@@ -33,13 +33,14 @@ class KVCache:
         self.max_seq_len = max_seq_len
         self.device = device
         self.total_rows, self.rows = rows, slice(None)
+        self.parent: KVCache | None = None  # of a selection
         self.keys: dict[int, Tensor] = {}  # by layer: (all rows, kv heads, max_seq_len + 1, head dim)
         self.values: dict[int, Tensor] = {}
         self.end = 0  # slots that any row has reached with the positions of this forward pass
         self.index = torch.empty(0)
 
     def begin(self, tokens: int) -> Tensor:
-        """Choose where ``tokens`` more positions are written; return the mask (B, 1, T, S) of who sees whom."""
+        """Choose the slots of ``tokens`` more positions; return the mask (B, 1, T, S) of who sees whom."""
         index = (self.lengths[:, None] + torch.arange(tokens)).clamp(max=self.max_seq_len)  # (B, T)
         self.end = int(index.max()) + 1
         self.index = index.to(self.device)
@@ -67,19 +68,23 @@ class KVCache:
         lengths = self.lengths + counts.cpu()
         if (end := int(lengths.max())) > self.max_seq_len:
             raise PromptError(
-                f"{end} positions do not fit into a session of {self.max_seq_len}: shorten the prompt, ask for"
-                " fewer tokens, or open the session with a larger max_seq_len"
+                f"{end} positions do not fit into a session of {self.max_seq_len}: shorten the prompt, ask"
+                " for fewer tokens, or open the session with a larger max_seq_len"
             )
-        self.lengths.copy_(lengths)
+        self.truncate(lengths)
 
     def truncate(self, lengths: Tensor) -> None:
         """Cut rows back to ``lengths`` (B,); what lay behind them is overwritten."""
-        self.lengths.copy_(lengths)
+        self.lengths = lengths.cpu()
+        if self.parent is not None:
+            lengths_of_all = self.parent.lengths.clone()
+            lengths_of_all[self.rows] = self.lengths
+            self.parent.lengths = lengths_of_all
 
     def select(self, rows: slice) -> KVCache:
         """Return a cache of consecutive rows alone, over the same memory."""
         selected = copy(self)  # shallow: both have the same tensors, those that are allocated later too
-        selected.rows, selected.lengths = rows, self.lengths[rows]
+        selected.rows, selected.lengths, selected.parent = rows, self.lengths[rows], self
         return selected
 
     def get_seq_length(self, layer: int = 0) -> int:

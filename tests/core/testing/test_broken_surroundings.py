@@ -207,8 +207,8 @@ class Runs:
 
     context, text_sampler, image_sampler = 64, "text", "autoregressive"
 
-    def open(self, capacity: int) -> Any:
-        return NumpySession()
+    def open(self, max_seq_len: int, rows: int | None = None) -> Any:
+        return NumpySession(max_seq_len, rows)
 
 
 class NoContext(Runs):
@@ -220,15 +220,15 @@ class NoSampler(Runs):
 
 
 class NoSizes(Runs):
-    def open(self, capacity: int) -> Any:
-        session = super().open(capacity)
+    def open(self, max_seq_len: int, rows: int | None = None) -> Any:
+        session = super().open(max_seq_len, rows)
         del session.pad_id
         return session
 
 
 class MixesRows(Runs):
-    def open(self, capacity: int) -> Any:
-        session = super().open(capacity)
+    def open(self, max_seq_len: int, rows: int | None = None) -> Any:
+        session = super().open(max_seq_len, rows)
         read = session.prefill
         session.prefill = lambda prompts: (states := read(prompts)) - states.mean(0)
         return session

@@ -50,9 +50,9 @@ class BoundStep:
 class OnnxSession(BaseSession):
     """A `janus_modular.Session`. Open one for every run: it holds the cache.
 
-    Steps exchange their tensors in place: the backbone writes ``hidden``, graphs that sample read it and write
-    ``x``, which the backbone reads. Addresses are bound once for each number of positions, and again when rows
-    outgrow their slots.
+    Steps exchange tensors in place: the backbone writes ``hidden``, graphs that sample read it and write
+    ``x``, which the backbone reads. Addresses are bound once for each number of positions a row, and again
+    when rows outgrow their slots.
     """
 
     def __init__(self, runtime: OnnxRuntime, max_seq_len: int, rows: int | None = None) -> None:
@@ -99,9 +99,7 @@ class OnnxSession(BaseSession):
         count, total, hidden_size = x.shape
         last = np.array([len(prompt) for prompt in prompts]) - 1
         self.kv_cache.reach(total)
-        caches = {
-            name: view_rows(buffer, first_row, count) for name, buffer in self.kv_cache.buffers.items()
-        }
+        caches = {name: view_rows(buffer, first_row, count) for name, buffer in self.kv_cache.buffers.items()}
         states = np.empty((count, hidden_size), x.dtype)
         for start in range(0, total, self.runtime.config.chunk):
             chunk = np.ascontiguousarray(x[:, start : start + self.runtime.config.chunk])  # (n, t, D)
@@ -144,14 +142,14 @@ class OnnxSession(BaseSession):
 
     def expand(self, x: Buffer | NDArray[Any]) -> Buffer | NDArray[Any]:
         """Return (n, D) as (n, 1, D), in the same memory."""
-        return view(x, (x.shape[0], 1, x.shape[1])) if is_buffer(x) else x[:, None]
+        return x[:, None] if isinstance(x, np.ndarray) else view(x, (x.shape[0], 1, x.shape[1]))
 
     def squeeze(self, x: Buffer) -> Buffer:
         """Return (n, 1, D) as (n, D), in the same memory."""
         return view(x, (x.shape[0], x.shape[2]))
 
     def run(self, name: str, *inputs: Any) -> Any:
-        """Run a graph by name; what a graph that samples returns stays on the device until it is asked for."""
+        """Run a graph by name; ids and embeddings of a graph that samples stay on the device."""
         graph = self.runtime.graph(name)
         if not graph.contract.returns_x:
             return self.runtime.run(name, *map(host, inputs))

@@ -85,9 +85,9 @@ class TensorRTRuntime:
         limit = self.engines.capacity - 1
         if max_seq_len > limit:
             raise PromptError(
-                f"max_seq_len: found {max_seq_len}; expected {limit} at most: the engines {self.engines.key} have"
-                f" {self.engines.capacity} slots a row, the last of which is for padding. Shorten the prompt,"
-                " or build them with more capacity.\n" + self._build()
+                f"max_seq_len: found {max_seq_len}; expected {limit} at most: the engines {self.engines.key}"
+                f" have {self.engines.capacity} slots a row, the last of which is for padding."
+                " Shorten the prompt, or build them with more capacity.\n" + self._build()
             )
         self.gpu.use()
         return TensorRTSession(self, max_seq_len, rows)

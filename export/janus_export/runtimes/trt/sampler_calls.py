@@ -12,7 +12,7 @@ from janus_export.runtimes.trt.memory import Column, DeviceTensor, HostInputs, T
 
 
 class SamplerCall:
-    """``sample_text`` or ``sample_image`` for inputs of one shape: hidden states in; ids and embeddings out."""
+    """A graph that samples, for inputs of one shape: hidden states in; ids and embeddings out."""
 
     def __init__(
         self,

@@ -247,7 +247,7 @@ class TensorRTSession(BaseSession):
         low, _, high = self.runtime.engine("backbone").profiles["prefill"].axes["tokens"]
         room = self.kv_cache.slots - int(lengths.max())
         size = max(min(remaining, room, high), low)
-        return size if 1 < remaining and size <= room else 1
+        return size if remaining > 1 and size <= room else 1
 
     def _run_step(self, positions: int, lengths: NDArray[np.int64]) -> None:
         """Run the backbone on ``positions`` positions a row, behind these lengths."""
@@ -329,7 +329,7 @@ class TensorRTSession(BaseSession):
         return np.concatenate([self.runtime.run(name, piece) for piece in pieces], axis=1)
 
     def _exchange(self, name: str, positions: int) -> DeviceTensor:
-        """Return the memory (rows, W, D) by which steps exchange x or hidden; for W 1, samplers use it too."""
+        """Return the memory (rows, W, D) of steps' x or hidden; for W 1, graphs that sample use it too."""
         rows, hidden_size = len(self.lengths), self.hidden_size
         if positions == 1:
             return self._step_buffer(name, (rows, hidden_size)).view((rows, 1, hidden_size))
