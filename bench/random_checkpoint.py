@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from janus_export.bundle.files import Stored, write_stream
-from janus_modular.checkpoints import native
-from janus_modular.checkpoints.from_config import build_processor
+from janus_modular.checkpoints import ModelAssembly, native
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 
@@ -30,11 +29,10 @@ def write_janus(config: str, changes: Sequence[str], precision: str, folder: Pat
     """Write a shipped model config with random weights; return the bytes of the weights."""
     # No tokenizer comes with random weights: one of bytes, whose ids any vocabulary has room for.
     changes = [*changes, "processor.tokenizer=bytes", "processor.template=janus"]
-    model = native.blank(resolve(load(config, changes), ModelConfig))
-    processor = build_processor(model, model.config.processor.tokenizer)
+    assembly = ModelAssembly.from_config(resolve(load(config, changes), ModelConfig), device="meta")
     folder.mkdir(parents=True)
-    native.write_description(model, processor, folder, name=folder.name)
-    return write_weights(native.stored_tensors(model), precision, folder)
+    native.write_description(assembly, folder, name=folder.name)
+    return write_weights(native.stored_tensors(assembly.model), precision, folder)
 
 
 def write_weights(tensors: Mapping[str, torch.Tensor], precision: str, folder: Path) -> int:

@@ -24,8 +24,7 @@ import transformers
 from transformers import JanusForConditionalGeneration
 
 from janus_modular import Janus
-from janus_modular.checkpoints import save_as
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly, save_as
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_plugins.samplers.autoregressive import DrawSettings, draw
@@ -41,20 +40,21 @@ def model(size: str, dtype: torch.dtype, folder: Path) -> None:
     speech = {"tokenizer": "bytes", "template": "janus"}
     if size == "1b":
         raw = {**load("model/janus_pro_1b"), "processor": speech}
-        made, processor = compose(resolve(raw, ModelConfig))
+        assembly = ModelAssembly.from_config(resolve(raw, ModelConfig))
     else:
         pixels = {"height": SIDE, "width": SIDE}
         siglip = {"feature_dim": 64, "layers": 1, "heads": 4, "intermediate": 128, "image_size": SIDE}
         llama = {"model_type": "llama", "vocab_size": 8_000, "max_position_embeddings": 1024}
-        janus = Janus.compose(
+        janus = Janus.from_components(
             encoder={"name": "siglip", **siglip, "pixels": pixels},
             tokenizer={"name": "llamagen", "channels": 32, "num_codes": 4096},
             backbone={"name": "hf", "config": {**llama, **SIZES, "tie_word_embeddings": False}},
             size=SIDE,
             processor=speech,
         )
-        made, processor = janus.model, janus.processor
-    save_as("transformers", made.to(dtype), processor, folder)
+        assembly = janus.assembly
+    assembly.model.to(dtype)
+    save_as("transformers", assembly, folder)
 
 
 def contestants(janus: Janus, theirs: Any) -> dict[str, dict[str, Callable[[], Any]]]:

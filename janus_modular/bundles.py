@@ -102,7 +102,7 @@ def open_bundle(
     if variant is not None:
         chosen["variant"] = variant
     one = resolve({"runtime": chosen}, Running, plugins).runtime
-    opened: Runtime = Builder(plugins, paths={id(one): "runtime"})(one, folder)
+    opened: Runtime = Builder(plugins)(one, folder)
     manifest = json.loads((folder / MANIFEST).read_text("utf-8"))  # the runtime checked it
     if not allow_failed:
         check_proof(folder, manifest, getattr(opened, "variant", None), one.name)

@@ -1,12 +1,10 @@
 """Builds components of any slot from their specs, without torch.
 
-`janus_modular.model.build.ModelBuilder` builds the components of a model: it also checks them and loads
-their weights.
+`janus_modular.model.build.ModelBuilder` builds the components of a model, and loads their weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from janus_modular.config.errors import FieldError, config_error
@@ -18,22 +16,19 @@ from janus_modular.registry import MODEL_SLOTS, Entry, Hooks
 
 
 class Builder:
-    """Builds components outside the model: sources, trackers, runtimes, formats.
+    """Builds components that are not torch modules: sources, trackers, runtimes, checkpoint formats.
 
-    Components that contain other components receive it as ``build``: ``build(config.tokenizer)``.
+    A component whose config holds other components gets a builder too: ``build(config.tokenizer)``.
     """
 
-    def __init__(self, plugins: Plugins, *, paths: Mapping[int, str] | None = None) -> None:
+    def __init__(self, plugins: Plugins) -> None:
         self.plugins = plugins
-        self.paths = paths or {}  # config path of each spec, by `id`: for errors
 
     def __call__(self, spec: ComponentSpec, *neighbours: Any) -> Any:
-        """Build a component; ``neighbours`` are the further arguments of its slot's factory.
-
-        A factory whose config contains components gets this builder as its last argument.
+        """Build a component; ``neighbours`` are the arguments that its slot's factory takes after the config.
 
         Raises:
-            ConfigError: the component rejects its options or arguments, or does not implement its interface.
+            ConfigError: the component rejects its options or its neighbours, or does not fit its slot.
         """
         entry = self.plugins.entry(spec.slot, spec.name)
         try:
@@ -42,43 +37,45 @@ class Builder:
             if isinstance(error, OSError) or type(error).__name__ == "OutOfMemoryError":
                 raise  # other options would not help
             if isinstance(error, DescriptionError):
-                raise self._description_error(spec, error) from error
+                raise _description_error(spec, error) from error
             if isinstance(error, JanusError) and (not isinstance(error, ConfigError) or error.errors):
                 raise
             reason = _reason_of(error, spec.slot)
             if isinstance(error, MemoryError | OverflowError) or "memory" in reason or "overflow" in reason:
                 reason += f". Its largest numbers: {largest_numbers(spec.config)}"
-            raise self._build_error(spec, entry, reason) from error
+            raise build_error(spec, entry, reason) from error
         if spec.slot in MODEL_SLOTS:
             self._complete(component, spec, entry)
         return component
 
     def _complete(self, module: Any, spec: ComponentSpec, entry: Entry[Any]) -> None:
-        """Check a model component against its interface and load its weights; see `ModelBuilder`."""
-        raise self._build_error(spec, entry, "components of a model are built by ModelBuilder.")
+        """Check a model's component against its slot's interface and load its weights (`ModelBuilder`)."""
+        raise build_error(spec, entry, "components of a model are built by ModelBuilder.")
 
-    def _description_error(self, spec: ComponentSpec, error: DescriptionError) -> ConfigError:
-        """Return the error that lists the options which differ from the weights' own description."""
-        path = self.paths.get(id(spec), spec.slot)
-        hint = f"{path}.{error.drop}=null takes all values from there." if error.drop else ""
-        errors = [
-            FieldError(
-                f"{path}.{difference.key}",
-                f"found {difference.written!r}",
-                f"{difference.described!r}, as {error.source} describes its weights",
-                hint if difference is error.differences[-1] else "",
-            )
-            for difference in error.differences
-        ]
-        return config_error(errors, of_components=False)
 
-    def _build_error(self, spec: ComponentSpec, entry: Entry[Any], reason: str) -> ConfigError:
-        problem = f"{entry} cannot be built: {reason}"
-        return config_error([FieldError(self.paths.get(id(spec), spec.slot), problem, "")])
+def build_error(spec: ComponentSpec, entry: Entry[Any], reason: str) -> ConfigError:
+    """Return the error for a component that cannot be built."""
+    return config_error([FieldError(spec.path or spec.slot, f"{entry} cannot be built: {reason}", "")])
+
+
+def _description_error(spec: ComponentSpec, error: DescriptionError) -> ConfigError:
+    """Return the error that lists the options which differ from the weights' own description."""
+    path = spec.path or spec.slot
+    hint = f"{path}.{error.drop}=null takes all values from there." if error.drop else ""
+    errors = [
+        FieldError(
+            f"{path}.{difference.key}",
+            f"found {difference.written!r}",
+            f"{difference.described!r}, as {error.source} describes its weights",
+            hint if difference is error.differences[-1] else "",
+        )
+        for difference in error.differences
+    ]
+    return config_error(errors, of_components=False)
 
 
 def _reason_of(error: Exception, slot: str) -> str:
-    """Return the text of a component's error, with its type unless the component rejects its options."""
+    """Return the text of an error: a ValueError's is written for users, that of others needs their type."""
     if isinstance(error, ValueError | ConfigError):
         return str(error)
     if isinstance(error, MemoryError):

@@ -36,6 +36,7 @@ class ComponentSpec:
     slot: str
     name: str
     config: Any
+    path: str = field(default="", compare=False)  # in the user's config, for errors: model.backbone
 
 
 def component(slot: str) -> Any:

@@ -30,6 +30,7 @@ from janus_modular.sequence import Message
 if TYPE_CHECKING:
     import torch
 
+    from janus_modular.checkpoints import ModelAssembly
     from janus_modular.model.model import JanusModel
 
 Question = str | Many[Message]
@@ -40,12 +41,21 @@ Images = ImageSource | Many[ImageSource]
 
 
 class Janus:
-    """A model and its processor. Make one with `from_pretrained` or `compose`."""
+    """A model that chats and draws. Make one with `from_pretrained` or `from_components`."""
 
-    def __init__(self, runtime: Runtime, processor: Processor, plugins: Plugins | None = None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        processor: Processor,
+        plugins: Plugins | None = None,
+        *,
+        assembly: ModelAssembly | None = None,
+    ) -> None:
+        """Use a runtime; ``assembly``: the model in torch that it runs, if it runs one."""
         self.runtime = runtime
         self.processor = processor
         self.plugins = plugins or default_plugins()
+        self._assembly = assembly
 
     @classmethod
     def from_pretrained(
@@ -91,14 +101,14 @@ class Janus:
                 f"{path} is a checkpoint: it runs in torch, and has no variants. runtime and variant are"
                 " for bundles; make one with: janus-modular export MODEL BUNDLE"
             )
-        from janus_modular.checkpoints import open_checkpoint
+        from janus_modular.checkpoints import ModelAssembly
         from janus_modular.model.device import choose_device
 
-        model, processor = open_checkpoint(path, device=choose_device(device), dtype=dtype, plugins=plugins)
-        return cls.of(model, processor, plugins)
+        on = choose_device(device)
+        return cls.of(ModelAssembly.from_checkpoint(path, device=on, dtype=dtype, plugins=plugins), plugins)
 
     @classmethod
-    def compose(
+    def from_components(
         cls,
         *,
         encoder: str | Mapping[str, Any],
@@ -111,55 +121,71 @@ class Janus:
         processor: Mapping[str, Any] | None = None,
         plugins: Plugins | None = None,
     ) -> Janus:
-        """Put a model together in a notebook; what is not ``pretrained`` is random.
+        """Build a model of components, in a notebook for instance; weights without ``pretrained`` are random.
 
-        Parts are a registered name, or ``{"name": ..., **options}``. ``size``: of the images it draws,
-        in pixels, (height, width) or both. ``processor``: as in a config (tokenizer, template, ...).
+        A component is a registered name, or ``{"name": ..., **options}``. ``size``: of the images that it
+        draws, in pixels: (height, width), or one number for both. ``processor``: as in a config (tokenizer,
+        template, ...).
         """
-        from janus_modular.checkpoints.from_config import compose
+        from janus_modular.checkpoints import ModelAssembly
         from janus_modular.config import load, resolve
         from janus_modular.config.schema import ModelConfig
 
-        def part(chosen: str | Mapping[str, Any]) -> dict[str, Any]:
-            return {"name": chosen} if isinstance(chosen, str) else dict(chosen)
+        def spec(component: str | Mapping[str, Any]) -> dict[str, Any]:
+            return {"name": component} if isinstance(component, str) else dict(component)
 
         height, width = (size, size) if isinstance(size, int) else size
         raw = {
-            "understanding": {"encoder": part(encoder), "adaptor": part(encoder_adaptor)},
+            "understanding": {"encoder": spec(encoder), "adaptor": spec(encoder_adaptor)},
             "generation": {
                 "name": "autoregressive",
                 "height": height,
                 "width": width,
-                "tokenizer": part(tokenizer),
-                "adaptor": part(code_adaptor),
-                "head": part(head),
+                "tokenizer": spec(tokenizer),
+                "adaptor": spec(code_adaptor),
+                "head": spec(head),
             },
-            "backbone": part(backbone),
+            "backbone": spec(backbone),
             "processor": dict(processor or {}),
         }
         plugins = plugins or default_plugins()
-        return cls.of(*compose(resolve(load(raw), ModelConfig, plugins), plugins), plugins)
+        config = resolve(load(raw), ModelConfig, plugins)
+        return cls.of(ModelAssembly.from_config(config, plugins), plugins)
 
     @classmethod
-    def of(cls, model: JanusModel, processor: Processor, plugins: Plugins | None = None) -> Janus:
-        """Wrap a model in torch, a trained one say."""
+    def compose(cls, **_: Any) -> Janus:
+        """Raise ConfigError: the name of the version before."""
+        raise ConfigError("Janus.compose is called from_components now, with the same arguments.")
+
+    @classmethod
+    def of(cls, assembly: ModelAssembly, plugins: Plugins | None = None) -> Janus:
+        """Run a model in torch, for instance after its training."""
         from janus_modular.model.session import TorchRuntime
 
-        runtime = TorchRuntime(model.eval(), pad=processor.pad_id, suppressed_ids=processor.suppressed_ids)
-        return cls(runtime, processor, (plugins or default_plugins()).as_recorded(model.recorded))
+        processor = assembly.processor
+        runtime = TorchRuntime(
+            assembly.model.eval(), pad=processor.pad_id, suppressed_ids=processor.suppressed_ids
+        )
+        plugins = (plugins or default_plugins()).as_recorded(assembly.provenance.plugins)
+        return cls(runtime, processor, plugins, assembly=assembly)
+
+    @property
+    def assembly(self) -> ModelAssembly:
+        """The model in torch with its processor and provenance; ConfigError for a bundle."""
+        if self._assembly is None:
+            raise ConfigError("this is a bundle: it has graphs, and no model in torch. Load the checkpoint")
+        return self._assembly
 
     @property
     def model(self) -> JanusModel:
-        """The model in torch; ConfigError where it runs in another runtime."""
-        if not hasattr(self.runtime, "model"):
-            raise ConfigError("this is a bundle: it has graphs, and no model in torch. Load the checkpoint")
-        return self.runtime.model
+        """The model in torch; ConfigError for a bundle."""
+        return self.assembly.model
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a checkpoint: weights, config, tokenizer, model card."""
         from janus_modular.checkpoints import save
 
-        save(self.model, self.processor, arguments.folder_path(folder, "folder"), plugins=self.plugins)
+        save(self.assembly, arguments.folder_path(folder, "folder"), plugins=self.plugins)
 
     @overload
     def chat(

@@ -31,7 +31,6 @@ def unusable_samplers(model: JanusModel, plugins: Plugins) -> dict[str, str]:
 
     Such a model opens all the same: ``chat`` needs no image sampler, and ``draw`` no text sampler.
     """
-    plugins = plugins.as_recorded(model.recorded)
     reasons = {}
     for command, slot, name in (
         ("chat", "text_samplers", model.text_sampler),

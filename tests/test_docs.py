@@ -150,15 +150,14 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from PIL import Image
 
-    from janus_modular.checkpoints import save
-    from janus_modular.checkpoints.from_config import compose
+    from janus_modular.checkpoints import ModelAssembly, save
     from janus_modular.config import load, resolve
     from janus_modular.config.schema import ModelConfig
 
     folder = tmp_path_factory.mktemp("workshop")
     torch.manual_seed(0)
     (folder / "runs/demo").mkdir(parents=True)
-    save(*compose(resolve(load("tiny"), ModelConfig)), folder / "runs/demo/model")
+    save(ModelAssembly.from_config(resolve(load("tiny"), ModelConfig)), folder / "runs/demo/model")
     for name, color in {"digit.png": "white", "cat.png": "orange", "dog.png": "brown"}.items():
         Image.new("RGB", (40, 30), color).save(folder / name)
     (folder / "data").mkdir()

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from janus_modular import Message, Plugins, Sequence, Text, open_image
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.janus import Janus
@@ -116,7 +116,7 @@ def checkpoint(plugins: Plugins, files: None) -> Path:
     def make(folder: Path) -> None:
         torch.manual_seed(0)
         model = resolve(load(CONFIG, SMALL), ModelConfig)
-        Janus.of(*compose(model), plugins).save_pretrained(folder)
+        Janus.of(ModelAssembly.from_config(model), plugins).save_pretrained(folder)
 
     code = (
         PLUGIN,

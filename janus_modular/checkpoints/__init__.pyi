@@ -1,4 +1,7 @@
+from .assembly import ModelAssembly as ModelAssembly
+from .assembly import Provenance as Provenance
 from .converting import convert as convert
 from .converting import save_as as save_as
 from .native import save as save
-from .opening import open_checkpoint as open_checkpoint
+from .opening import LazyCheckpoint as LazyCheckpoint
+from .opening import open_lazily as open_lazily

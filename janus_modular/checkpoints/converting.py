@@ -1,4 +1,4 @@
-"""From one checkpoint format to another, a tensor at a time: no model is ever in memory."""
+"""Converts a checkpoint to another format a tensor at a time, without a model in memory."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import torch
 from torch import Tensor
 
 from janus_modular.checkpoints import native
+from janus_modular.checkpoints.assembly import ModelAssembly
 from janus_modular.checkpoints.merging import merge_adapters
 from janus_modular.checkpoints.opening import build_format, open_lazily
-from janus_modular.config import component_specs, load, module_path, resolve, to_plain
+from janus_modular.config import load, resolve, to_plain
 from janus_modular.config.overrides import parse
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckpointError
-from janus_modular.model.model import JanusModel
+from janus_modular.model.build import build_model
 from janus_modular.plugins import Plugins, default_plugins
-from janus_modular.processing.processor import Processor
 from janus_modular.processing.tokenizer_files import save_tokenizer
 from janus_modular.suggest import did_you_mean
-from janus_modular.weights.checksums import write_checksums
 from janus_modular.weights.files import open_weights
 from janus_modular.weights.loading import load_weights
 from janus_modular.weights.writing import MAX_SHARD_SIZE, replace_checkpoint, write_weights
@@ -45,8 +44,8 @@ def convert(
 
     Raises:
         PluginError: an override names a sampler that no plugin registers.
-        CheckpointError: there is no such format, or it has no place for one of the parts; the source does
-            not fit its own config; or the target cannot be written.
+        CheckpointError: the format is unknown, or cannot hold one of the components; the source does not fit
+            its own config; or the target cannot be written.
     """
     known = ("native", *(plugins or default_plugins()).names("formats"))
     if format_name not in known:
@@ -55,21 +54,20 @@ def convert(
             + f"\nKnown: {', '.join(known)}"
         )
     for keys, value in map(parse, overrides):
-        if keys in (["text_sampler"], ["image_sampler"]):  # a sampler that nobody has is not written
+        if keys in (["text_sampler"], ["image_sampler"]):  # an unknown sampler must not be written
             (plugins or default_plugins()).find(f"{keys[0]}s", str(value))
-    opened = open_lazily(source, overrides=overrides, plugins=plugins)
-    if Path(target).absolute() == opened.folder.absolute():
+    checkpoint = open_lazily(source, overrides=overrides, plugins=plugins)
+    if Path(target).absolute() == checkpoint.folder.absolute():
         raise CheckpointError(f"{target} is what is to be converted. Choose another folder to write to.")
-    outcome = load_weights(opened.model, opened.tensors.items(), device="meta")  # names and shapes alone
-    outcome.check(str(opened.folder), [module_path(path) for path, _ in component_specs(opened.model.config)])
-    opened = merge_adapters(opened, plugins) if merge else opened
+    result = load_weights(checkpoint.model, checkpoint.tensors.items(), device="meta")  # names and shapes
+    result.check(str(checkpoint.folder), list(checkpoint.model.components()))
+    checkpoint = merge_adapters(checkpoint, plugins) if merge else checkpoint
     save_as(
         format_name,
-        opened.model,
-        opened.processor,
+        checkpoint,
         target,
-        tensors=opened.tensors,
-        training=opened.training,
+        tensors=checkpoint.tensors,
+        training=checkpoint.training,
         dtype=dtype,
         max_shard_size=max_shard_size,
         plugins=plugins,
@@ -78,8 +76,7 @@ def convert(
 
 def save_as(
     format_name: str,
-    model: JanusModel,
-    processor: Processor,
+    assembly: ModelAssembly,
     folder: str | Path,
     *,
     tensors: Mapping[str, Tensor] | None = None,
@@ -88,32 +85,31 @@ def save_as(
     max_shard_size: int = MAX_SHARD_SIZE,
     plugins: Plugins | None = None,
 ) -> None:
-    """Write a model in a format by its name.
+    """Write a model in a format by its name; arguments as in `native.save`.
 
-    ``tensors`` (by native names) stand in for a blank model's; ``training`` is recorded where the format
-    has a place for it, which is the native one.
+    ``training`` is recorded in the native format alone.
     """
-    folder = Path(folder)
-    tensors = native.stored_tensors(model) if tensors is None else tensors
     if format_name == "native":
-        native.check_rebuilds(model, plugins, tensors=tensors)
-        with replace_checkpoint(folder, replaces=native.MODEL_TYPE) as aside:
-            native.write_description(
-                model, processor, aside, name=folder.name, training=training, plugins=plugins
-            )
-            hashes = write_weights(aside, tensors.items(), dtype=dtype, max_shard_size=max_shard_size)
-            write_checksums(aside, hashes)
-        return
-    plugins = plugins or default_plugins()
-    writer = build_format(format_name, plugins)
-    config = to_plain(native.rebuildable(model))
-    config["processor"]["tokens"] = processor.tokenizer.names
-    with replace_checkpoint(folder, replaces=writer.model_type) as aside:
-        save_tokenizer(processor.tokenizer, aside)
-        writer.write_config(config, aside)
-        write_weights(aside, writer.from_native(tensors), dtype=dtype, max_shard_size=max_shard_size)
-        written = native.blank(
-            resolve(load(writer.read_config(aside), (), plugins), ModelConfig, plugins), plugins
+        native.save(
+            assembly,
+            folder,
+            tensors=tensors,
+            training=training,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            plugins=plugins,
         )
-        outcome = load_weights(written, writer.to_native(open_weights(aside)), device="meta")
-        outcome.check(f"what would be written at {folder}, opened as the format '{format_name}' is read,")
+        return
+    folder, plugins = Path(folder), plugins or default_plugins()
+    tensors = native.stored_tensors(assembly.model) if tensors is None else tensors
+    writer = build_format(format_name, plugins)
+    config = to_plain(native.rebuildable_config(assembly.model))
+    config["processor"]["tokens"] = assembly.processor.tokenizer.names
+    with replace_checkpoint(folder, replaces=writer.model_type) as temporary:
+        save_tokenizer(assembly.processor.tokenizer, temporary)
+        writer.write_config(config, temporary)
+        write_weights(temporary, writer.from_native(tensors), dtype=dtype, max_shard_size=max_shard_size)
+        written = resolve(load(writer.read_config(temporary), (), plugins), ModelConfig, plugins)
+        model = build_model(written, plugins, on_meta=True)
+        result = load_weights(model, writer.to_native(open_weights(temporary)), device="meta")
+        result.check(f"what would be written at {folder}, opened as the format '{format_name}' is read,")

@@ -1,4 +1,4 @@
-"""Our own checkpoints: config.json, safetensors, tokenizer, processor settings and a model card."""
+"""The native checkpoint format: config.json, safetensors, tokenizer, processor settings and a model card."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from janus_modular.checkpoints.assembly import ModelAssembly, Provenance
 from janus_modular.checkpoints.model_card import model_card
 from janus_modular.config import component_specs, module_path, resolve, to_plain
 from janus_modular.config import load as load_config
@@ -23,8 +24,7 @@ from janus_modular.model.build import MAX_TENSORS, build_model
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.weights.checksums import write_checksums
-from janus_modular.weights.files import Weights, open_weights
-from janus_modular.weights.loading import load_weights, move_buffers, parameters_on_meta
+from janus_modular.weights.loading import load_weights
 from janus_modular.weights.pretrained import PretrainedReport
 from janus_modular.weights.writing import (
     DTYPES,
@@ -36,156 +36,162 @@ from janus_modular.weights.writing import (
 
 MODEL_TYPE = "janus-modular"
 FORMAT = 1
-"""Version of the format; one that is newer than ours is refused."""
-
+"""Version of the format; a newer one is an error."""
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""What a model may compute in, and be written in, by name."""
+"""The dtypes in which a model may compute and be written, by name."""
 
 RECORD = {"format": int, "model": dict, "plugins": list, "pretrained": list}
-"""What a config.json of ours holds at least."""
-
-
-class Saves(Protocol):
-    """What can write itself beside the weights: the processor."""
-
-    def save(self, folder: Path) -> None:
-        """Write its files into a folder."""
-        ...
+"""The required keys of a native config.json."""
 
 
 def save(
-    model: JanusModel,
-    processor: Saves,
+    assembly: ModelAssembly,
     folder: str | Path,
     *,
+    tensors: Mapping[str, Tensor] | None = None,
     training: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
     plugins: Plugins | None = None,
 ) -> None:
-    """Write a checkpoint that needs nothing else, beside the plugins that it names.
+    """Write a checkpoint that needs nothing but itself and the plugins that it names.
 
-    It is written aside and renamed: a full disk leaves what was there before, and nothing half-written.
-    ``training`` goes into config.json and the model card; ``dtype`` casts what is written.
+    Written under a temporary path and renamed: on a full disk what was there before stays, and nothing is
+    half-written.
+
+    Args:
+        assembly: the model; it may be on the meta device where ``tensors`` are given.
+        folder: to write, or to replace.
+        tensors: the weights by their native names; the model's own if None.
+        training: a record of the training for config.json and the model card.
+        dtype: floating-point weights are cast to it; None keeps theirs.
+        max_shard_size: the largest weight file, in bytes.
+        plugins: those that the components are of; all that are installed if None.
 
     Raises:
-        CheckpointError: ``folder`` holds something that is no checkpoint of ours, or cannot be written.
+        CheckpointError: ``folder`` holds something else than a native checkpoint, or cannot be written.
     """
     folder = Path(folder)
-    check_rebuilds(model, plugins)
-    with replace_checkpoint(folder, replaces=MODEL_TYPE) as aside:
-        write_description(model, processor, aside, name=folder.name, training=training, plugins=plugins)
-        hashes = write_weights(
-            aside, stored_tensors(model).items(), dtype=dtype, max_shard_size=max_shard_size
-        )
-        write_checksums(aside, hashes)
+    check_rebuilds(assembly, plugins, tensors=tensors)
+    tensors = stored_tensors(assembly.model) if tensors is None else tensors
+    with replace_checkpoint(folder, replaces=MODEL_TYPE) as temporary:
+        write_description(assembly, temporary, name=folder.name, training=training, plugins=plugins)
+        hashes = write_weights(temporary, tensors.items(), dtype=dtype, max_shard_size=max_shard_size)
+        write_checksums(temporary, hashes)
 
 
 def write_description(
-    model: JanusModel,
-    processor: Saves,
+    assembly: ModelAssembly,
     folder: Path,
     *,
     name: str,
     training: Mapping[str, Any] | None = None,
     plugins: Plugins | None = None,
 ) -> None:
-    """Write all of a checkpoint but its weights; a model on the meta device will do."""
-    record = record_of(model, training, plugins or default_plugins())
-    processor.save(folder)
+    """Write all of a checkpoint but its weights; the model may be on the meta device."""
+    record = make_record(assembly, training, plugins or default_plugins())
+    assembly.processor.save(folder)
     write_json(folder / "config.json", record)
-    (folder / "README.md").write_text(model_card(model, name, record), "utf-8")
+    (folder / "README.md").write_text(model_card(assembly.model, name, record), "utf-8")
 
 
-def record_of(model: JanusModel, training: Mapping[str, Any] | None, plugins: Plugins) -> dict[str, Any]:
-    """Return what config.json says of a model."""
+def make_record(
+    assembly: ModelAssembly, training: Mapping[str, Any] | None, plugins: Plugins
+) -> dict[str, Any]:
+    """Return the content of config.json."""
     from janus_modular import __version__
 
     return {
         "model_type": MODEL_TYPE,
         "format": FORMAT,
         "written_by": __version__,
-        "model": to_plain(rebuildable(model)),
-        "plugins": plugins_of(model, plugins),
-        "pretrained": [asdict(report) for report in model.pretrained],
+        "model": to_plain(rebuildable_config(assembly.model)),
+        "plugins": plugins_of(assembly, plugins),
+        "pretrained": [asdict(report) for report in assembly.provenance.pretrained],
         "training": dict(training or {}),
     }
 
 
 def check_rebuilds(
-    model: JanusModel, plugins: Plugins | None = None, *, tensors: Mapping[str, Tensor] | None = None
+    assembly: ModelAssembly,
+    plugins: Plugins | None = None,
+    *,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Prove that the config which is saved with a model builds one that takes the tensors saved with it.
+    """Check that the config which is saved with a model builds a model that takes the saved tensors.
 
     The config goes through JSON and back, and becomes a model on the meta device; names, shapes and kinds of
-    numbers are compared. ``tensors`` stand in for the model's own, where it has none.
+    dtype are compared. ``tensors`` as in `save`.
 
     Raises:
         CheckpointError: the checkpoint could not be opened; says which names, dtypes or shapes would not fit.
     """
     plugins = plugins or default_plugins()
     what = "the checkpoint that would be written cannot be opened again, so nothing is written: it"
-    record = record_of(model, None, plugins)
-    written = stored_tensors(model) if tensors is None else tensors
+    record = make_record(assembly, None, plugins)
+    written = stored_tensors(assembly.model) if tensors is None else tensors
     try:
-        again = described(Path(what), json.loads(json.dumps(record)), (), plugins, tensors=len(written))
+        plain = json.loads(json.dumps(record))
+        rebuilt, _ = build_recorded(Path(what), plain, (), plugins, tensors=len(written))
     except (JanusError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{what} has a config that builds no model: {error}\nA component's `config` must hold what the"
             " component was built from, as plain values"
         ) from error
-    outcome = load_weights(
-        again, ((name, tensor.to("meta")) for name, tensor in written.items()), device="meta"
+    result = load_weights(
+        rebuilt, ((name, tensor.to("meta")) for name, tensor in written.items()), device="meta"
     )
     if tensors is None:  # a weight that the rebuilt model ties would be saved, and read, twice
-        outcome.unexpected += sorted(written.keys() - stored_tensors(again).keys() - {*outcome.unexpected})
-    outcome.mismatched += [
+        result.unexpected += sorted(written.keys() - stored_tensors(rebuilt).keys() - {*result.unexpected})
+    result.mismatched += [
         f"{name}: {tensor.dtype} cannot be stored"
         for name, tensor in written.items()
         if tensor.dtype not in DTYPES
     ]
-    outcome.check(what, [module_path(path) for path, _ in component_specs(model.config)])
+    result.check(what, list(assembly.model.components()))
 
 
-def plugins_of(model: JanusModel, plugins: Plugins) -> list[dict[str, str | None]]:
+def plugins_of(assembly: ModelAssembly, plugins: Plugins) -> list[dict[str, str | None]]:
     """Return the plugins of a model's components and samplers, as checkpoints and bundles record them.
 
-    Saving needs no sampler. A sampler that is not installed stays recorded as in the model's own checkpoint;
-    an unknown sampler is left out, and is an error once it is used.
+    Saving needs no sampler: a sampler that is not installed stays recorded as the model's own checkpoint
+    has it, and an unknown one is left out; whoever samples with it gets an error.
     """
-    plugins = plugins.as_recorded(model.recorded)
-    found = plugins.required(part for _, part in component_specs(model.config))
+    model, recorded = assembly.model, assembly.provenance.plugins
+    plugins = plugins.as_recorded(recorded)
+    needed = plugins.required(spec for _, spec in component_specs(model.config))
     for slot, name in (("text_samplers", model.text_sampler), ("image_samplers", model.image_sampler)):
         try:
-            found += plugins.required([ComponentSpec(slot, name, None)])
+            needed += plugins.required([ComponentSpec(slot, name, None)])
         except PluginError:
-            known = (slot, name.rpartition(":")[2])
-            found += [dict(one) for one in model.recorded if (one["slot"], one["name"]) == known]
-    return found
+            key = (slot, name.rpartition(":")[2])
+            needed += [dict(plugin) for plugin in recorded if (plugin["slot"], plugin["name"]) == key]
+    return needed
 
 
 def stored_tensors(model: JanusModel) -> dict[str, Tensor]:
-    """Name the tensors that a checkpoint holds: of tied weights, one."""
-    seen: dict[int, str] = {}
+    """Return the tensors that a checkpoint holds, by name; tied weights once."""
+    first_names: dict[int, str] = {}
     return {
         name: tensor
         for name, tensor in model.state_dict(keep_vars=True).items()
-        if seen.setdefault(id(tensor), name) == name
+        if first_names.setdefault(id(tensor), name) == name
     }
 
 
-def rebuildable(model: JanusModel) -> ModelConfig:
-    """Return the model's config with every part as it was built, so that no other file is needed.
+def rebuildable_config(model: JanusModel) -> ModelConfig:
+    """Return the model's config with every component as it was built, so that no other file is needed.
 
-    A part's module is found under the part's path in the config, and says what it is in ``config``.
+    A component's module may say in its ``config`` what it was built from.
     """
     config = deepcopy(model.config)
-    for path, part in component_specs(config):
-        module = model.get_submodule(module_path(path))
-        if isinstance(getattr(module, "config", None), type(part.config)):
-            part.config = deepcopy(module.config)
-        part.config = replace(part.config, pretrained=None, revision=None)
+    modules: Mapping[str, Any] = model.components()
+    for path, spec in component_specs(config):
+        module = modules[module_path(path)]
+        if isinstance(getattr(module, "config", None), type(spec.config)):
+            spec.config = deepcopy(module.config)
+        spec.config = replace(spec.config, pretrained=None, revision=None)
     config.processor = replace(config.processor, tokenizer=None, revision=None)
     return config
 
@@ -207,57 +213,34 @@ def read_record(folder: Path) -> dict[str, Any]:
     return read_json(path, CheckpointError)
 
 
-def load(
-    folder: Path,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | str = "auto",
-    overrides: Sequence[str] = (),
-    plugins: Plugins | None = None,
-) -> JanusModel:
-    """Load the model of a checkpoint of ours, one tensor at a time.
-
-    ``overrides``: ``a.b=c``, as on the command line, applied to the model config that is stored.
-
-    Raises:
-        CheckpointError: it is damaged, of a newer format, or its weights do not fit its config.
-        PluginError: a plugin that it needs is not here.
-    """
-    plugins = plugins or default_plugins()
-    weights = open_weights(folder)
-    model = described(folder, read_record(folder), overrides, plugins, tensors=len(weights))
-    return filled(model, weights, str(folder), device=device, dtype=working_dtype(dtype, device, weights))
-
-
-def described(
+def build_recorded(
     folder: Path, record: Mapping[str, Any], overrides: Sequence[str], plugins: Plugins, *, tensors: int
-) -> JanusModel:
-    """Build the blank model that a config.json of ours describes; its weights are ``tensors`` in number.
+) -> tuple[JanusModel, Provenance]:
+    """Build the model of a native config.json on the meta device; ``tensors`` counts the stored weights.
 
     Raises:
-        JanusError: of any class, its text names the file: the record is damaged, of a newer format, or
-            describes a model that cannot be built here or has more weights than there are.
+        JanusError: of any class, naming the file: the record is damaged, of a newer format, or describes a
+            model that cannot be built here or has more weights than there are.
     """
     check_record(folder, record)
     with naming(folder / "config.json"), foreign_errors(folder / "config.json", CheckpointError):
         plugins.check_required(record["plugins"])
         config = recorded_config(record, overrides, plugins)
         reports = [PretrainedReport(**report) for report in record["pretrained"]]
-        model = blank(config, plugins, most_tensors=most_weights(tensors))
-    model.pretrained, model.recorded = reports, record["plugins"]
-    return model
+        model = build_model(config, plugins, on_meta=True, max_tensors=max_tensors(tensors))
+    return model, Provenance(reports, record["plugins"])
 
 
-def most_weights(stored: int) -> int:
+def max_tensors(stored: int) -> int:
     """Return the most weights of a model whose files hold ``stored``: tied, fused and split ones differ."""
     return min(MAX_TENSORS, 10 * stored + 10_000)
 
 
 def check_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Check the form of a config.json of ours, whose ``model`` is checked later, key by key.
+    """Check the form of a native config.json; its ``model`` is checked later, key by key.
 
     Raises:
-        CheckpointError: a key is missing or of another type, or the format is newer than ours.
+        CheckpointError: a key is missing or of another type, or the format is newer than this version reads.
     """
     path = folder / "config.json"
     for key, expected in {**RECORD, "training": dict}.items():
@@ -275,56 +258,25 @@ def check_record(folder: Path, record: Mapping[str, Any]) -> None:
             f"{folder} is of format {record['format']}, written by janus-modular {record.get('written_by')};"
             f" this version reads up to format {FORMAT}: pip install --upgrade janus-modular"
         )
-    for need in record["plugins"]:
-        texts = isinstance(need, dict) and all(isinstance(need.get(key), str) for key in ("slot", "name"))
-        if not texts or not all(isinstance(value, str | None) for value in need.values()):
-            raise CheckpointError(f"{path}: plugins has {need!r:.200}, expected slot, name and more as text.")
+    for item in record["plugins"]:
+        texts = isinstance(item, dict) and all(isinstance(item.get(key), str) for key in ("slot", "name"))
+        if not texts or not all(isinstance(value, str | None) for value in item.values()):
+            raise CheckpointError(f"{path}: plugins has {item!r:.200}, expected slot, name and more as text.")
 
 
 def recorded_config(record: Mapping[str, Any], overrides: Sequence[str], plugins: Plugins) -> ModelConfig:
     """Resolve a record's model config; a name that several plugins share here means the recorded one."""
-    then = plugins.as_recorded(record["plugins"])
-    config = resolve(load_config(record["model"], overrides, then), ModelConfig, then)
-    for _, part in component_specs(config):
-        part.name = then.full_name(part.slot, part.name)
+    recorded = plugins.as_recorded(record["plugins"])
+    config = resolve(load_config(record["model"], overrides, recorded), ModelConfig, recorded)
+    for _, spec in component_specs(config):
+        spec.name = recorded.full_name(spec.slot, spec.name)
     return config
 
 
-def blank(
-    config: ModelConfig,
-    plugins: Plugins | None = None,
-    *,
-    root: str = "",
-    most_tensors: int = MAX_TENSORS,
-) -> JanusModel:
-    """Build a model whose parameters take no memory; ``root`` as in `build_model`.
-
-    Raises:
-        ConfigError: a part cannot be built, or there are more than ``most_tensors`` weights.
-    """
-    with parameters_on_meta():
-        return build_model(config, plugins, weights=False, root=root, most_tensors=most_tensors)
-
-
-def filled(
-    model: JanusModel,
-    tensors: Mapping[str, Tensor],
-    what: str,
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype | None,
-) -> JanusModel:
-    """Fill a blank model with native names and tensors; return it, ready for use."""
-    outcome = load_weights(model, tensors.items(), device=device, dtype=dtype)
-    outcome.check(what, [module_path(path) for path, _ in component_specs(model.config)])
-    move_buffers(model, device=device, dtype=dtype)
-    return model.eval()
-
-
 def working_dtype(
-    dtype: torch.dtype | str, device: torch.device | str, weights: Weights | Mapping[str, Tensor]
+    dtype: torch.dtype | str, device: torch.device | str, weights: Mapping[str, Tensor]
 ) -> torch.dtype:
-    """Choose what to compute in. ``auto``: on a CPU float32, elsewhere what the weights are stored in.
+    """Return the dtype to compute in. ``auto``: float32 on a CPU, elsewhere that of the stored weights.
 
     Half precision is hundreds of times slower in a CPU's convolutions, and nothing is lost in float32.
     """

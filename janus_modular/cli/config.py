@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -98,53 +97,43 @@ def _resolved(raw: dict[str, Any]) -> Any:
 def _build(checked: Any) -> None:
     """Build the config's model on the meta device, where nothing has to be fetched for that."""
     from janus_modular.config import component_specs
-    from janus_modular.config.errors import FieldError, config_error
+    from janus_modular.config.errors import config_error
     from janus_modular.config.schema import ModelConfig
-    from janus_modular.errors import ConfigError
 
-    inside = not isinstance(checked, ModelConfig)
     _check_output(checked)
-    model = getattr(checked, "model", None) if inside else checked
+    model = checked if isinstance(checked, ModelConfig) else getattr(checked, "model", None)
     if model is None or any(part.config.pretrained for _, part in component_specs(model)):
         return
     try:
-        from janus_modular.checkpoints.native import blank
+        from janus_modular.model.build import build_model
         from janus_modular.model.checks import shape_errors
         from janus_modular.training.schema import TrainConfig
         from janus_modular.training.train import check_length
         from janus_modular.training.trainable import choose
     except ModuleNotFoundError:  # no torch here: components that load without it were checked all the same
         return
-    try:
-        built = blank(model)
-        if faulty := shape_errors(built):
-            raise config_error(faulty)
-        if faulty := _unusable_samplers(built):
-            raise config_error(faulty)
-        _check_context(built, root="model" if inside else "")
-        if isinstance(checked, TrainConfig):
-            choose(built, checked.learn)
-            check_length(checked, built)
-    except ConfigError as error:
-        errors = [one for one in error.errors if isinstance(one, FieldError)]
-        if not (inside and errors):
-            raise
-        raise config_error([replace(one, path=f"model.{one.path}") for one in errors]) from error
+    built = build_model(model, on_meta=True)
+    if errors := shape_errors(built) or _unusable_samplers(built):
+        raise config_error(errors)
+    _check_context(built)
+    if isinstance(checked, TrainConfig):
+        choose(built, checked.learn)
+        check_length(checked, built)
 
 
-def _check_context(model: JanusModel, root: str) -> None:
+def _check_context(model: JanusModel) -> None:
     """Hold images, and what frames them in a prompt, to the context.
 
     A tokenizer that would have to be fetched is not: then at least begin-of-image stands before an image.
     """
-    from janus_modular.checkpoints.from_config import build_processor, processor_sizes, tokenizer_files
+    from janus_modular.checkpoints.assembly import build_processor, processor_sizes, tokenizer_files
     from janus_modular.foreign import path_exists
     from janus_modular.processing.processor import check_context_length
     from janus_modular.processing.prompt_check import check_context
 
     named = model.config.processor.tokenizer
     if named is None or named == "bytes" or path_exists(named):
-        with tokenizer_files(model.config, root=root) as source:
+        with tokenizer_files(model.config) as source:
             check_context(build_processor(model, source))
         return
     sizes = processor_sizes(model)
@@ -171,10 +160,11 @@ def _unusable_samplers(model: JanusModel) -> list[FieldError]:
     """Return an error for each sampler of the model that cannot be used here."""
     from janus_modular import samplers
     from janus_modular.config.errors import FieldError
+    from janus_modular.model.build import config_path
     from janus_modular.plugins import default_plugins
 
-    draws = "image_sampler" if model.config.image_sampler else "generation"
-    paths = {"chat": "text_sampler", "draw": draws}
+    drawing = "image_sampler" if model.config.image_sampler else "generation"
+    paths = {"chat": config_path(model.config, "text_sampler"), "draw": config_path(model.config, drawing)}
     refused = samplers.unusable_samplers(model, default_plugins())
     return [FieldError(paths[command], reason, "") for command, reason in refused.items()]
 

@@ -73,7 +73,7 @@ def millions(numbers: int) -> str:
 def gather(model: str, overrides: list[str]) -> dict[str, Any]:
     """Return the facts; only the shapes of a model are built, on the meta device.
 
-    A checkpoint that could not be opened is refused as `open_checkpoint` refuses it.
+    The errors of a checkpoint that cannot be opened are those of `ModelAssembly.from_checkpoint`.
 
     Raises:
         CheckpointError: the folder is no checkpoint, of no format that is known here, or its files are not of
@@ -81,8 +81,8 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
         ConfigError: the config cannot be built.
     """
     from janus_modular import samplers
-    from janus_modular.checkpoints.native import blank, plugins_of
-    from janus_modular.checkpoints.opening import check_weights, open_lazily
+    from janus_modular.checkpoints import ModelAssembly, open_lazily
+    from janus_modular.checkpoints.native import plugins_of
     from janus_modular.config import load, resolve
     from janus_modular.config.schema import ModelConfig
     from janus_modular.foreign import naming
@@ -91,23 +91,23 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
 
     plugins = default_plugins()
     if folder := _checkpoint(model, overrides):
-        opened = open_lazily(folder, plugins=plugins)
-        check_weights(opened)
-        built, format_name, dtypes = opened.model, _format(opened.format_name), _dtypes(open_weights(folder))
+        assembly: ModelAssembly = (checkpoint := open_lazily(folder, plugins=plugins))
+        checkpoint.check_weights()
+        format_name, dtypes = _format(checkpoint.format_name), _dtypes(open_weights(folder))
     else:
         config = resolve(load(model, overrides), ModelConfig, plugins)
         with naming(model):
-            built = blank(config, plugins)
+            assembly = ModelAssembly.from_config(config, plugins, device="meta")
         format_name, dtypes = "a model config, without weights", {}
-    needed = plugins_of(built, plugins)
+    model_plugins, provenance = plugins_of(assembly, plugins), assembly.provenance
     return {
         "format": format_name,
-        "components": _components(built),
-        "parameters": sum(one.numel() for one in built.parameters()),
+        "components": _components(assembly.model),
+        "parameters": sum(parameter.numel() for parameter in assembly.model.parameters()),
         "dtypes": dtypes,
-        "plugins": sorted({one["file"] or f"{one['dist']} {one['version']}" for one in needed}),
-        "pretrained": [str(report) for report in built.pretrained],
-        "refused": samplers.unusable_samplers(built, plugins),
+        "plugins": sorted({item["file"] or f"{item['dist']} {item['version']}" for item in model_plugins}),
+        "pretrained": [str(report) for report in provenance.pretrained],
+        "refused": samplers.unusable_samplers(assembly.model, plugins.as_recorded(provenance.plugins)),
     }
 
 

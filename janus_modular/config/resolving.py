@@ -192,7 +192,7 @@ class _Walk:
                         "null",
                         f"{a_component(slot).capitalize()} has no weights to load: leave it out.",
                     )
-        return ComponentSpec(slot, name, config) if len(self.errors) == before else None
+        return ComponentSpec(slot, name, config, path) if len(self.errors) == before else None
 
 
 def _describe(raw: Any) -> str:

@@ -1,17 +1,16 @@
-"""From a configuration to a model: build the parts, and let neighbours decide each other's widths."""
+"""Builds a model from its configuration: each component after those whose sizes it depends on."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from janus_modular.components import Builder
-from janus_modular.config import component_specs
+from janus_modular.components import Builder, build_error
 from janus_modular.config.errors import FieldError, config_error
 from janus_modular.config.schema import ModelConfig
 from janus_modular.config.size_limits import check_numbers
@@ -21,6 +20,7 @@ from janus_modular.model.interface_errors import interface_errors
 from janus_modular.model.model import JanusModel, Understanding
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.registry import Entry
+from janus_modular.weights.loading import parameters_on_meta
 from janus_modular.weights.pretrained import PretrainedReport, load_pretrained
 
 MAX_TENSORS = 200_000
@@ -28,67 +28,61 @@ MAX_TENSORS = 200_000
 
 
 class ModelBuilder(Builder):
-    """Builds components of any slot; parts of a model are checked, and get the weights that they ask for."""
+    """Builds components of any slot; those of a model are checked, and load their ``pretrained`` weights."""
 
-    def __init__(
-        self,
-        plugins: Plugins,
-        *,
-        weights: bool = True,
-        paths: Mapping[int, str] | None = None,
-        built: Mapping[int, Any] | None = None,
-    ) -> None:
-        super().__init__(plugins, paths=paths)
-        self.weights = weights
-        self.built = built or {}  # modules that are there already, by their parts' `id`
-        self.reports: list[PretrainedReport] = []
+    def __init__(self, plugins: Plugins, *, on_meta: bool = False) -> None:
+        """Build on the current default device; ``on_meta``: on the meta device, where no weights are read."""
+        super().__init__(plugins)
+        self.on_meta = on_meta
+        self.reports: list[PretrainedReport] = []  # one for each component that loaded weights
 
-    def __call__(self, part: ComponentSpec, *neighbours: Any) -> Any:
-        return self.built[id(part)] if id(part) in self.built else super().__call__(part, *neighbours)
+    def model(self, config: ModelConfig, *, max_tensors: int = MAX_TENSORS) -> JanusModel:
+        """Build the model of a resolved configuration, in float32.
 
-    def _complete(self, module: Any, part: ComponentSpec, entry: Entry[Any]) -> None:
-        if lacks := interface_errors(module, part.slot):
-            raise self._build_error(part, entry, lacks)
-        if self.weights and part.config.pretrained is not None:
+        On the meta device buffers are real, so that those which no checkpoint holds are right.
+
+        Raises:
+            ConfigError: a component cannot be built, or has more weights than ``max_tensors`` or memory.
+        """
+        check_numbers(config, config_path(config))
+        with parameters_on_meta() if self.on_meta else nullcontext(), bounded_weights(max_tensors):
+            backbone = self(config.backbone)
+            encoder = self(config.understanding.encoder)
+            adaptor = self(config.understanding.adaptor, encoder.feature_dim, backbone.hidden_size)
+            generation = self(config.generation, backbone.hidden_size)
+        try:
+            understanding = Understanding(encoder, adaptor)
+        except ValueError as error:
+            raise config_error([FieldError(config_path(config, "understanding"), str(error), "")]) from error
+        return JanusModel(understanding, generation, backbone, config)
+
+    def _complete(self, module: Any, spec: ComponentSpec, entry: Entry[Any]) -> None:
+        if reason := interface_errors(module, spec.slot):
+            raise build_error(spec, entry, reason)
+        if spec.config.pretrained is not None and not self.on_meta:
             with reporting_missing_packages(str(entry)):
-                self.reports.append(load_pretrained(module, part))
+                self.reports.append(load_pretrained(module, spec))
 
 
 def build_model(
     config: ModelConfig,
     plugins: Plugins | None = None,
     *,
-    weights: bool = True,
-    root: str = "",
-    most_tensors: int = MAX_TENSORS,
+    on_meta: bool = False,
+    max_tensors: int = MAX_TENSORS,
 ) -> JanusModel:
-    """Build the model of a resolved configuration, in float32 on the current default device.
+    """Build a model as `ModelBuilder.model` does, without a record of where its weights come from."""
+    builder = ModelBuilder(plugins or default_plugins(), on_meta=on_meta)
+    return builder.model(config, max_tensors=max_tensors)
 
-    ``weights=False`` leaves every ``pretrained`` unread (its architecture is taken all the same), for
-    a checkpoint that is loaded next, or for counting parameters under ``torch.device("meta")``.
-    ``root`` is where the model stands in the user's config (``model`` in that of a training), for errors.
-    What was loaded from where is in ``model.pretrained``. Building stops at ``most_tensors`` weights.
 
-    Raises:
-        ConfigError: a part cannot be built, or is larger than any model, this machine or ``most_tensors``.
-    """
-    check_numbers(config, root)
-    paths = {id(part): f"{root}.{path}".lstrip(".") for path, part in component_specs(config)}
-    build = ModelBuilder(plugins or default_plugins(), weights=weights, paths=paths)
-    with bounded_weights(most_tensors):
-        backbone = build(config.backbone)
-        encoder = build(config.understanding.encoder)
-        adaptor = build(config.understanding.adaptor, encoder.feature_dim, backbone.hidden_size)
-        generation = build(config.generation, backbone.hidden_size)
-    try:
-        understanding = Understanding(encoder, adaptor)
-    except ValueError as error:
-        raise config_error([FieldError("understanding", str(error), "")]) from error
-    return JanusModel(understanding, generation, backbone, config, build.reports)
+def config_path(config: ModelConfig, key: str = "") -> str:
+    """Return the path of a key in the user's config, where the model may stand under ``model``."""
+    return f"{config.backbone.path.removesuffix('backbone')}{key}".rstrip(".")
 
 
 @contextmanager
-def bounded_weights(most_tensors: int = MAX_TENSORS) -> Iterator[None]:
+def bounded_weights(max_tensors: int = MAX_TENSORS) -> Iterator[None]:
     """Stop building modules that have more weights than expected, or than fit into the machine's memory.
 
     Weights on the meta device take no memory, and are only counted.
@@ -106,8 +100,8 @@ def bounded_weights(most_tensors: int = MAX_TENSORS) -> Iterator[None]:
         tensors += 1
         if not parameter.is_meta:
             size += parameter.numel() * parameter.element_size()
-        if tensors > most_tensors:
-            raise ConfigError(f"it has more than {most_tensors:,} weights, the most that are expected")
+        if tensors > max_tensors:
+            raise ConfigError(f"it has more than {max_tensors:,} weights, the most that are expected")
         if size > memory:
             raise ConfigError(
                 f"its weights take more than {size / 1e9:,.1f} GB, and this machine has"

@@ -1,4 +1,4 @@
-"""Tries how a model reads an image, without numbers: on the meta device a tensor is its shape alone."""
+"""Checks the shapes that a model's encoder and adaptor return, on the meta device."""
 
 from __future__ import annotations
 
@@ -16,47 +16,54 @@ from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.registry import slot_label
 
+PROMISES = {
+    "understanding_encoders": "UnderstandingEncoder: (N, P, C), P as grid says, C its feature_dim",
+    "adaptors": "Adaptor: (N, P', D), P' as num_tokens says, D the backbone's hidden_size",
+}
+"""By slot: the shape of the features that its interface asks for."""
+
 
 def shape_errors(model: JanusModel, plugins: Plugins | None = None) -> list[FieldError]:
-    """Have an image of the encoder's own size read; return what its parts make otherwise than they promise.
+    """Read an image of the encoder's own size; return a fault for each component with another output shape.
 
-    The encoder gets the image, the adaptor features as the encoder promises them: each answers for itself.
-    One that cannot run on the meta device is passed over. The model's parts are on that device afterwards.
+    The encoder gets the image, the adaptor features of the shape that the encoder promises: neither answers
+    for the other. A component that cannot run on the meta device is skipped. The understanding path is on
+    the meta device afterwards.
     """
-    reading, chosen = model.understanding.to("meta").eval(), model.config.understanding
-    encoder, adaptor, spec = reading.encoder, reading.adaptor, reading.encoder.pixels
+    path, config = model.understanding.to("meta").eval(), model.config.understanding
+    encoder, adaptor, spec = path.encoder, path.adaptor, path.encoder.pixels
     grid = encoder.grid(spec.height, spec.width)
-    pixels = reading.normalize(torch.empty(1, 3, spec.height, spec.width, device="meta"))
+    pixels = path.normalize(torch.empty(1, 3, spec.height, spec.width, device="meta"))
     features = pixels.new_empty(1, prod(grid), encoder.feature_dim)
-    places = (1, reading.num_tokens, model.backbone.hidden_size)
-    said = f"{spec.height}x{spec.width} pixels, {grid[0]}x{grid[1]} features"
+    embeddings = (1, path.num_tokens, model.backbone.hidden_size)
+    image = f"{spec.height}x{spec.width} pixels, {grid[0]}x{grid[1]} features"
     plugins = plugins or default_plugins()
     errors = (
-        _fault(chosen.encoder, plugins, said, lambda: encoder(pixels), tuple(features.shape)),
-        _fault(chosen.adaptor, plugins, said, lambda: adaptor(features, grid), places),
+        _shape_error(config.encoder, plugins, image, lambda: encoder(pixels), tuple(features.shape)),
+        _shape_error(config.adaptor, plugins, image, lambda: adaptor(features, grid), embeddings),
     )
-    return [one for one in errors if one]
+    return [error for error in errors if error]
 
 
-def _fault(
-    part: ComponentSpec, plugins: Plugins, of: str, run: Callable[[], Tensor], expected: tuple[int, ...]
+def _shape_error(
+    spec: ComponentSpec,
+    plugins: Plugins,
+    image: str,
+    forward: Callable[[], Tensor],
+    expected: tuple[int, ...],
 ) -> FieldError | None:
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = run()
+            output = forward()
     except (ValueError, JanusError) as error:
-        made = f"refuses what it is to read ({of}): {error}"
-    except Exception:  # it computes something that the meta device cannot: no fault of its own
+        reason = f"rejects the image that it is to read ({image}): {error}"
+    except Exception:  # an operation that the meta device lacks is no error of the component
         return None
     else:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         if shape == expected:
             return None
-        made = f"makes {shape} of {of}, and promises {expected}"
-    path, promise = {
-        "understanding_encoders": ("encoder", "UnderstandingEncoder: (N, P, C), P as grid says, C its width"),
-        "adaptors": ("adaptor", "Adaptor: (N, P', D), P' as num_tokens says, D the backbone's width"),
-    }[part.slot]
-    who = f"the {slot_label(part.slot)} '{part.name}' of {plugins.find(part.slot, part.name).origin}"
-    return FieldError(f"understanding.{path}", f"{who} {made} (see {promise})", "")
+        reason = f"returns {shape} for {image}, and promises {expected}"
+    component = f"the {slot_label(spec.slot)} '{spec.name}' of {plugins.find(spec.slot, spec.name).origin}"
+    return FieldError(spec.path or spec.slot, f"{component} {reason} (see {PROMISES[spec.slot]})", "")

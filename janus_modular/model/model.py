@@ -7,23 +7,20 @@ codes  ──> generation (tokenizer, adaptor) ───┘                     
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from janus_modular.config import component_specs, module_path
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import PromptError
 from janus_modular.interfaces import Adaptor, Backbone, GenerationPath, UnderstandingEncoder
 from janus_modular.model.batch import Batch
 from janus_modular.model.sampling import mark_not_finite, sample_with_noise, top_k_top_p_filter
 from janus_modular.sequence import IGNORE_INDEX
-
-if TYPE_CHECKING:
-    from janus_modular.weights.pretrained import PretrainedReport
 
 
 @dataclass
@@ -77,15 +74,17 @@ class JanusModel(nn.Module):
         generation: GenerationPath,
         backbone: Backbone,
         config: ModelConfig,
-        pretrained: Sequence[PretrainedReport] = (),
     ) -> None:
         super().__init__()
         self.understanding = understanding
         self.generation = generation
         self.backbone = backbone
         self.config = config
-        self.pretrained = list(pretrained)  # what was loaded for which part, and from where
-        self.recorded: list[Mapping[str, str | None]] = []  # the plugins that its own checkpoint names
+
+    def components(self) -> dict[str, nn.Module]:
+        """Return the module of each component in the config, by its name in the model: ``backbone``."""
+        names = [module_path(path) for path, _ in component_specs(self.config)]
+        return {name: self.get_submodule(name) for name in names}
 
     @property
     def text_sampler(self) -> str:

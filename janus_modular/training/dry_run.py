@@ -16,7 +16,7 @@ from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.sequence import IGNORE_INDEX
 from janus_modular.training.bad_samples import COUNTED
-from janus_modular.training.initial_model import build_meta_model
+from janus_modular.training.initial_model import initial_model
 from janus_modular.training.mixture import Mixture
 from janus_modular.training.run_folder import check_output, check_single_process
 from janus_modular.training.schema import TrainConfig
@@ -35,7 +35,8 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console) -> None:
     """
     check_single_process()
     check_output(Path(config.output))
-    model, processor = build_meta_model(config, plugins)
+    assembly = initial_model(config, plugins, "meta")
+    model = assembly.model
     choose(model, config.learn)
     console.print(table(model))
     half = autocast_dtype(config.dtype, choose_device(config.device)) is not None
@@ -43,7 +44,7 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console) -> None:
     console.print(
         f"weights {_gb(memory.parameters)}, gradients {_gb(memory.gradients)}, AdamW {_gb(memory.optimizer)}"
     )
-    preparation = prepare(config, open_sources(config, plugins), model, processor())
+    preparation = prepare(config, open_sources(config, plugins), model, assembly.processor)
     work = preparation.step(0)
     console.print(_step(config, work))
     console.print(epochs_table(preparation.mixture, config.schedule.last))

@@ -1,68 +1,42 @@
-"""The model and processor that a run starts from: fresh parts, a checkpoint, or where it was interrupted."""
+"""The model that a run starts from: new components, a checkpoint, or where the run was interrupted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from janus_modular.checkpoints.from_config import build_processor, check_vocabulary, compose, tokenizer_files
-from janus_modular.checkpoints.native import blank
-from janus_modular.checkpoints.opening import check_weights, open_checkpoint, open_lazily
-from janus_modular.config import component_specs, resolve, to_plain
+from janus_modular.checkpoints.assembly import ModelAssembly
+from janus_modular.config import resolve, to_plain
 from janus_modular.config.errors import FieldError, config_error
-from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError
 from janus_modular.foreign import path_exists, printable
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.build import ModelBuilder
-from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
-from janus_modular.processing.processor import Processor
 from janus_modular.training.schema import TrainConfig
+
+SLOT = "backbones"
 
 
 def initial_model(
-    config: TrainConfig, plugins: Plugins, device: torch.device, *, checkpoint: Path | None = None
-) -> tuple[JanusModel, Processor]:
-    """Return the model in float32 on its device, and its processor.
+    config: TrainConfig, plugins: Plugins, device: torch.device | str, *, checkpoint: Path | None = None
+) -> ModelAssembly:
+    """Return the model of a run in float32; on the device ``meta`` its weights are checked, and not read.
 
     ``checkpoint`` comes before ``init``, and that before ``model``.
     """
     if start := checkpoint or _start(config):
-        model, processor = open_checkpoint(start, device=device, dtype=torch.float32, plugins=plugins)
-        if config.wrap and not checkpoint:  # which has been put around it already
-            wrap_backbone(model, config.wrap, plugins)
-        return model, processor
-    model, processor = compose(_fresh(config), plugins, root="model")
-    return model.to(device), processor
-
-
-def build_meta_model(config: TrainConfig, plugins: Plugins) -> tuple[JanusModel, Callable[[], Processor]]:
-    """Return the model without memory for its parameters, and how to get its processor.
-
-    Apart, because a tokenizer may have to be fetched, and much can be said without it.
-    """
-    if start := _start(config):
-        opened = open_lazily(start, plugins=plugins)
-        check_weights(opened)
-        if config.wrap:
-            wrap_backbone(opened.model, config.wrap, plugins)
-        return opened.model, lambda: opened.processor
-    fresh = _fresh(config)
-    model = blank(fresh, plugins, root="model")
-
-    def processor() -> Processor:
-        with tokenizer_files(fresh, root="model") as source:
-            made = build_processor(model, source)
-        if any(part.config.pretrained for _, part in component_specs(fresh.backbone)):
-            check_vocabulary(model, made)
-        return made
-
-    return model, processor
+        assembly = ModelAssembly.from_checkpoint(start, device=device, dtype=torch.float32, plugins=plugins)
+        if config.wrap and not checkpoint:  # whose backbone is wrapped already
+            wrap_backbone(assembly, config.wrap, plugins)
+        return assembly
+    if config.model is None:
+        raise ConfigError("found neither model nor init; expected one.")
+    return ModelAssembly.from_config(config.model, plugins, device=device)
 
 
 def _start(config: TrainConfig) -> str | None:
@@ -75,16 +49,18 @@ def _start(config: TrainConfig) -> str | None:
     return config.init
 
 
-def _fresh(config: TrainConfig) -> ModelConfig:
-    if config.model is None:
-        raise ConfigError("found neither model nor init; expected one.")
-    return config.model
+class _WrappingBuilder(ModelBuilder):
+    """Builds a backbone around a module that exists already, which stands for the spec ``inner``."""
+
+    def __init__(self, plugins: Plugins, inner: ComponentSpec, module: Any, *, on_meta: bool) -> None:
+        super().__init__(plugins, on_meta=on_meta)
+        self.inner, self.module = inner, module
+
+    def __call__(self, spec: ComponentSpec, *neighbours: Any) -> Any:
+        return self.module if spec is self.inner else super().__call__(spec, *neighbours)
 
 
-SLOT = "backbones"
-
-
-def wrap_backbone(model: JanusModel, wrap: Mapping[str, Any], plugins: Plugins) -> None:
+def wrap_backbone(assembly: ModelAssembly, wrap: Mapping[str, Any], plugins: Plugins) -> None:
     """Put the backbone that ``wrap`` describes (``{name: lora, rank: 16}``) around the model's own, in place.
 
     The weights inside stay where they are; its config is written as if it had been built so at once. On the
@@ -94,6 +70,7 @@ def wrap_backbone(model: JanusModel, wrap: Mapping[str, Any], plugins: Plugins) 
         ConfigError: it holds no other, is around the model's backbone already, or refuses its options.
         CheckpointError: weights that it asks for (``pretrained``) do not fit.
     """
+    model = assembly.model
     name, old = wrap["name"], model.config.backbone
     schema = plugins.entry(SLOT, name).config
     inside = [field.name for field in fields(schema) if field.metadata.get("slot") == SLOT]
@@ -113,14 +90,11 @@ def wrap_backbone(model: JanusModel, wrap: Mapping[str, Any], plugins: Plugins) 
             replace(one, path=f"wrap.{one.path}") for one in error.errors if isinstance(one, FieldError)
         ]
         raise config_error(errors) if errors else error from error
-    part, device = ComponentSpec(SLOT, name, config), next(model.parameters()).device
-    build = ModelBuilder(
-        plugins,
-        weights=device.type != "meta",
-        paths={id(part): "wrap"},
-        built={id(getattr(config, inside[0])): model.backbone},
+    spec, device = ComponentSpec(SLOT, name, config, path="wrap"), next(model.parameters()).device
+    build = _WrappingBuilder(
+        plugins, getattr(config, inside[0]), model.backbone, on_meta=device.type == "meta"
     )
     with torch.device(device):
-        model.backbone = build(part)
-    model.config.backbone = part
-    model.pretrained += build.reports
+        model.backbone = build(spec)
+    model.config.backbone = replace(spec, path=old.path)
+    assembly.provenance.pretrained += build.reports

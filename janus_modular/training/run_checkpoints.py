@@ -15,11 +15,11 @@ from typing import IO, Any, cast
 import torch
 
 from janus_modular.atomic_writes import remove_folder
-from janus_modular.checkpoints.native import MODEL_TYPE, Saves, read_record, stored_tensors, write_description
+from janus_modular.checkpoints.assembly import ModelAssembly
+from janus_modular.checkpoints.native import MODEL_TYPE, read_record, stored_tensors, write_description
 from janus_modular.config import to_plain
 from janus_modular.errors import CheckpointError, JanusError, TrainingError
 from janus_modular.foreign import reason
-from janus_modular.model.model import JanusModel
 from janus_modular.training.engine import Engine
 from janus_modular.training.schema import TrainConfig
 from janus_modular.weights.checksums import (
@@ -40,8 +40,7 @@ ALMOST_NOTHING = 64 * 2**20
 
 def save(
     output: Path,
-    model: JanusModel,
-    processor: Saves,
+    assembly: ModelAssembly,
     engine: Engine[Any],
     config: TrainConfig,
     data: Mapping[str, Any],
@@ -56,8 +55,8 @@ def save(
     folder = output / "checkpoints" / step_name(engine.next_step)
     record = {"step": engine.next_step, "config": to_plain(config), "data": data}
     with replace_checkpoint(folder, replaces=MODEL_TYPE) as aside:
-        write_description(model, processor, aside, name=output.name, training=record)
-        hashes = write_weights(aside, stored_tensors(model).items())
+        write_description(assembly, aside, name=output.name, training=record)
+        hashes = write_weights(aside, stored_tensors(assembly.model).items())
         hashes[STATE] = write_state(engine.state_dict(), aside / STATE)
         write_checksums(aside, hashes)
     drop_old(output, config.keep)

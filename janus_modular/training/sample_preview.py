@@ -22,7 +22,7 @@ from janus_modular.sequence import IGNORE_INDEX
 from janus_modular.sequence import Sequence as TokenSequence
 from janus_modular.training.bad_samples import COUNTED
 from janus_modular.training.dry_run import HEADS, cells, source_use
-from janus_modular.training.initial_model import build_meta_model
+from janus_modular.training.initial_model import initial_model
 from janus_modular.training.mixture import Mixture, SampleRef
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import PreparedSample
@@ -79,9 +79,9 @@ def look(config: TrainConfig, plugins: Plugins, *, n: int, step: int = 0) -> Ste
             f"step {step:,}: the run's last step is {last - 1:,}, counted from 0 (its schedule has {last:,}"
             " steps). Choose one up to that."
         )
-    model, processor_of = build_meta_model(config, plugins)
-    processor = processor_of()
-    preparation = prepare(config, open_sources(config, plugins), model, processor)
+    assembly = initial_model(config, plugins, "meta")
+    processor = assembly.processor
+    preparation = prepare(config, open_sources(config, plugins), assembly.model, processor)
     mixture = preparation.mixture
     planned: dict[str, list[SampleRef]] = {name: [] for name in mixture.sources}
     for draw in mixture.plan(step):

@@ -12,7 +12,6 @@ from rich.console import Console
 from torch import Tensor
 
 from janus_modular.checkpoints.native import check_rebuilds, read_record
-from janus_modular.config import component_specs
 from janus_modular.config.errors import FieldError, config_error
 from janus_modular.errors import ConfigError, JanusError, TrainingError
 from janus_modular.model.build import ModelBuilder
@@ -25,7 +24,7 @@ from janus_modular.protocols import Source
 from janus_modular.training import run_checkpoints
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.engine import Engine, Loss
-from janus_modular.training.initial_model import build_meta_model, initial_model
+from janus_modular.training.initial_model import initial_model
 from janus_modular.training.loop import run
 from janus_modular.training.mixture import Mixture
 from janus_modular.training.run_checkpoints import Change, save_on_error
@@ -81,11 +80,12 @@ def _train(
     if checkpoint is not None:
         record.resume(read_record(checkpoint)["training"], accept=config.changed_data == "accept")
     device = choose_device(config.device)
-    choose(build_meta_model(config, plugins)[0], config.learn)  # mistakes are said before weights are read
+    choose(initial_model(config, plugins, "meta").model, config.learn)  # errors before weights are read
     torch.manual_seed(config.seed)
-    model, processor = initial_model(config, plugins, device, checkpoint=checkpoint)
+    assembly = initial_model(config, plugins, device, checkpoint=checkpoint)
+    model = assembly.model
     choose(model, config.learn)
-    check_rebuilds(model, plugins)  # before anything is trained, not at the first save
+    check_rebuilds(assembly, plugins)  # before anything is trained, not at the first save
     console = Console(stderr=True)
     if changed:
         lines = "\n".join(f"  {change}" for change in changed)
@@ -95,7 +95,7 @@ def _train(
             lacking = ", ".join(run_checkpoints.newer_without_state(output, checkpoint))
             over = f"; {lacking} cannot be gone on from: no {run_checkpoints.STATE}" if lacking else ""
             console.print(f"going on from {checkpoint}{over}", **PLAIN)
-        for report in model.pretrained:
+        for report in assembly.provenance.pretrained:
             console.print(str(report), **PLAIN)
         console.print(table(model))
     engine: Engine[StepBatch] = Engine(
@@ -107,12 +107,12 @@ def _train(
     )
     if checkpoint is not None:
         run_checkpoints.load_state(checkpoint, engine, config)
-    steps = prepare(config, data, model, processor).steps(
+    steps = prepare(config, data, model, assembly.processor).steps(
         engine.next_step, config.schedule.last, workers=config.workers
     )
     work = record.counted(steps, engine.next_step)
     try:
-        build = ModelBuilder(plugins, paths={id(part): path for path, part in component_specs(config)})
+        build = ModelBuilder(plugins)
         trackers = [build(tracker, output) for tracker in config.trackers]
     except OSError as error:
         raise TrainingError(
@@ -122,9 +122,8 @@ def _train(
 
     def save() -> Path:
         nonlocal saved
-        saved = run_checkpoints.save(
-            output, model, processor, engine, config, record.to_dict(engine.next_step)
-        )
+        data = record.to_dict(engine.next_step)
+        saved = run_checkpoints.save(output, assembly, engine, config, data)
         return saved
 
     def after_step(done: int, stopping: bool) -> None:
@@ -154,7 +153,7 @@ def open_sources(config: TrainConfig, plugins: Plugins) -> dict[str, Source]:
     Raises:
         ConfigError: lists every source that cannot be opened.
     """
-    build = ModelBuilder(plugins, paths={id(part): path for path, part in component_specs(config)})
+    build = ModelBuilder(plugins)
     opened: dict[str, Source] = {}
     errors: list[FieldError] = []
     for name in config.used():

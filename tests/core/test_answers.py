@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from janus_modular import ImageInput, Message, PromptError, Text, TextSamplerSettings
 from janus_modular.answers import Answer, Usage
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.cli.app import app
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
@@ -36,11 +36,12 @@ SAMPLED = {"temperature": 1.4, "top_k": 20, "top_p": 0.9, "seed": 4}
 
 def tiny(*overrides: str) -> Janus:
     torch.manual_seed(0)
-    model, processor = compose(resolve(load("model/tiny", overrides), ModelConfig))
+    assembly = ModelAssembly.from_config(resolve(load("model/tiny", overrides), ModelConfig))
+    model = assembly.model
     for weight in model.parameters():
         if weight.dim() > 1:  # larger than at the start of a training, so that choices are clear
             torch.nn.init.normal_(weight, std=0.3)
-    return Janus.of(model, processor)
+    return Janus.of(assembly)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from janus_modular import ConfigError, JanusError, Message, PromptError, Text
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.janus import Janus
@@ -16,7 +16,7 @@ from janus_modular.janus import Janus
 
 @pytest.fixture(scope="module")
 def janus() -> Janus:
-    return Janus.of(*compose(resolve(load("model/tiny"), ModelConfig)))
+    return Janus.of(ModelAssembly.from_config(resolve(load("model/tiny"), ModelConfig)))
 
 
 CONVERSATION = [Message("user", [Text("a red square")])]

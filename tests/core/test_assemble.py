@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from janus_modular.checkpoints.native import blank
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError
+from janus_modular.model.build import build_model
 from janus_modular.model.interface_errors import interface_errors
 from janus_modular.plugins import Plugins
 
@@ -46,7 +46,11 @@ def build(folder: Path, source: str, plugins: Plugins) -> None:
     file = folder / "odd_plugin.py"
     file.write_text(source)
     plugins.add_file(file)
-    blank(resolve(load("tiny", ["understanding.adaptor=odd"], plugins), ModelConfig, plugins), plugins)
+    build_model(
+        resolve(load("tiny", ["understanding.adaptor=odd"], plugins), ModelConfig, plugins),
+        plugins,
+        on_meta=True,
+    )
 
 
 def test_a_member_with_its_old_name_is_named_with_the_new_one() -> None:

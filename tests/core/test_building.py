@@ -148,12 +148,12 @@ def test_a_runtime_and_a_format_that_hold_components(holders: Plugins, tiny_bund
 @pytest.fixture
 def tiny_bundle_folder(tmp_path: Path) -> Path:
     """A folder that a runtime of the plugin takes for a bundle."""
-    from janus_modular.checkpoints.from_config import compose
+    from janus_modular.checkpoints import ModelAssembly
     from janus_modular.config.schema import ModelConfig
 
     folder = tmp_path / "bundle"
     folder.mkdir()
-    compose(resolve(load("tiny"), ModelConfig))[1].save(folder)
+    ModelAssembly.from_config(resolve(load("tiny"), ModelConfig)).processor.save(folder)
     (folder / "manifest.json").write_text("{}")
     return folder
 

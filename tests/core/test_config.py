@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.config import component_specs, load, resolve, shipped, to_plain, to_yaml
 from janus_modular.config.config_types import schema_of
 from janus_modular.config.schema import ModelConfig
@@ -331,7 +331,7 @@ def test_validate_refuses_a_short_context_in_the_words_of_drawing():
 
     short = "backbone.config.max_position_embeddings=20"
     with pytest.raises(PromptError) as drawing:
-        Janus.of(*compose(resolve(load("tiny", [short]), ModelConfig))).draw("a")
+        Janus.of(ModelAssembly.from_config(resolve(load("tiny", [short]), ModelConfig))).draw("a")
     with pytest.raises(PromptError) as validating:
         validate("tiny", [short])
     assert str(validating.value) == str(drawing.value)

@@ -129,7 +129,7 @@ def save_model(folder: Path, vocab_size: int, **config: Any) -> torch.nn.Module:
 
 
 def composed(folder: Path, template: str = "plain", **backbone: Any) -> Janus:
-    return Janus.compose(
+    return Janus.from_components(
         encoder=ENCODER,
         backbone={"name": "hf", "pretrained": str(folder), **backbone},
         tokenizer=CODES,
@@ -210,7 +210,7 @@ def test_the_decoder_of_a_larger_model_is_taken_out(family: str, tmp_path: Path)
         hidden = backbone(backbone.embed(ids), positions=torch.arange(20)[None])
         expected = whole(input_ids=ids).logits
     torch.testing.assert_close(backbone.logits(hidden)[..., : len(tokenizer)], expected, rtol=0, atol=1e-5)
-    unexpected_keys = janus.model.pretrained[0].unexpected_keys
+    unexpected_keys = janus.assembly.provenance.pretrained[0].unexpected_keys
     assert unexpected_keys
     assert all("vision" in name or "projector" in name or "connector" in name for name in unexpected_keys)
 

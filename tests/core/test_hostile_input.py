@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.checkpoints.native import save
 from janus_modular.checkpoints.opening import open_lazily
 from janus_modular.config import load, resolve
@@ -29,7 +29,7 @@ from janus_modular.training.schema import TrainConfig
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of random weights; tests edit copies of its files."""
     folder = tmp_path_factory.mktemp("hostile") / "model"
-    save(*compose(resolve(load("tiny"), ModelConfig)), folder)
+    save(ModelAssembly.from_config(resolve(load("tiny"), ModelConfig)), folder)
     return folder
 
 
@@ -335,4 +335,4 @@ def test_refuses_a_checkpoint_whose_config_takes_minutes_to_read(
 def test_builds_no_model_that_is_larger_than_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("janus_modular.model.build._physical_memory", lambda: 100_000.0)
     with pytest.raises(ConfigError, match=r"its weights take more than 0\.0 GB, and this machine has"):
-        compose(resolve(load("tiny"), ModelConfig))
+        ModelAssembly.from_config(resolve(load("tiny"), ModelConfig))

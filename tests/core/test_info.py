@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from janus_modular.checkpoints import native, open_checkpoint
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly, native
 from janus_modular.cli.info import gather, millions
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
@@ -46,7 +45,7 @@ def test_parameters_are_those_of_the_published_models(name: str):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "model"
-    native.save(*compose(resolve(load("tiny"), ModelConfig)), folder)
+    native.save(ModelAssembly.from_config(resolve(load("tiny"), ModelConfig)), folder)
     return folder
 
 
@@ -57,7 +56,11 @@ def edited(saved: Path, tmp_path: Path) -> Path:
 
 
 def test_a_checkpoint_says_its_format_dtypes_and_plugins(tmp_path: Path):
-    native.save(*compose(resolve(load("tiny"), ModelConfig)), tmp_path / "model", dtype=torch.bfloat16)
+    native.save(
+        ModelAssembly.from_config(resolve(load("tiny"), ModelConfig)),
+        tmp_path / "model",
+        dtype=torch.bfloat16,
+    )
     facts = gather(str(tmp_path / "model"), [])
     assert facts["format"].startswith("a checkpoint in the native format")
     assert facts["dtypes"]["bfloat16"] >= facts["parameters"] > 0
@@ -128,7 +131,7 @@ def test_what_cannot_be_opened_is_refused_in_the_same_words(edit: Callable[[Path
     gather(str(edited), [])
     edit(edited)
     with pytest.raises(JanusError) as opening:
-        open_checkpoint(edited)
+        ModelAssembly.from_checkpoint(edited)
     with pytest.raises(JanusError) as info:
         gather(str(edited), [])
     assert str(info.value) == str(opening.value)

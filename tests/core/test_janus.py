@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from janus_modular import ConfigError, ImageInput, Message, PromptError, Text, unconditional
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.janus import Janus
@@ -24,11 +24,12 @@ IMAGES = [
 
 def tiny(*overrides: str) -> Janus:
     torch.manual_seed(0)
-    model, processor = compose(resolve(load("model/tiny", overrides), ModelConfig))
+    assembly = ModelAssembly.from_config(resolve(load("model/tiny", overrides), ModelConfig))
+    model = assembly.model
     for weight in model.parameters():
         if weight.dim() > 1:  # larger than at the start of a training, so that choices are clear
             torch.nn.init.normal_(weight, std=0.3)
-    return Janus.of(model, processor)
+    return Janus.of(assembly)
 
 
 @pytest.fixture
@@ -239,7 +240,7 @@ def test_one_image_needs_no_list(janus: Janus, tmp_path: Path) -> None:
 
 
 def test_compose_puts_parts_together_by_name() -> None:
-    janus = Janus.compose(
+    janus = Janus.from_components(
         encoder={
             "name": "vit",
             "feature_dim": 16,
@@ -269,7 +270,7 @@ def test_compose_puts_parts_together_by_name() -> None:
 
 def test_compose_names_what_is_wrong() -> None:
     with pytest.raises(ConfigError, match="sigclip"):
-        Janus.compose(encoder="sigclip", backbone={"name": "hf", "config": {"model_type": "llama"}})
+        Janus.from_components(encoder="sigclip", backbone={"name": "hf", "config": {"model_type": "llama"}})
 
 
 def test_no_question_has_no_answer_and_half_a_question_is_refused(janus: Janus) -> None:

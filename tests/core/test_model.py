@@ -7,7 +7,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from janus_modular import IGNORE_INDEX, ImageInput, ImageTarget, Message, PromptError, Sample, Sequence, Text
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.model.batch import collate, pack
@@ -18,7 +18,8 @@ from janus_modular.processing.processor import Processor
 @pytest.fixture(scope="module")
 def built() -> tuple[JanusModel, Processor]:
     torch.manual_seed(0)
-    model, processor = compose(resolve(load("tiny"), ModelConfig))
+    assembly = ModelAssembly.from_config(resolve(load("tiny"), ModelConfig))
+    model, processor = assembly.model, assembly.processor
     return model.eval(), processor
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from janus_modular import NOT_FINITE, Janus, NotFiniteError, mark_not_finite, refuse_not_finite
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.samplers import check_images
@@ -22,13 +22,13 @@ Use = Callable[[Janus], object]
 @pytest.fixture(scope="module")
 def sound() -> Janus:
     torch.manual_seed(0)
-    return Janus.of(*compose(resolve(load("model/tiny"), ModelConfig)))
+    return Janus.of(ModelAssembly.from_config(resolve(load("model/tiny"), ModelConfig)))
 
 
 @pytest.fixture
 def janus(sound: Janus) -> Janus:
     """A model to be damaged."""
-    return Janus.of(deepcopy(sound.model), sound.processor)
+    return Janus.of(ModelAssembly(deepcopy(sound.model), sound.processor))
 
 
 def greedy(janus: Janus) -> str:

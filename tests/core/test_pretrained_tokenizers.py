@@ -13,10 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, SiglipVisionConfig
 
 from janus_modular import ConfigError, Janus
-from janus_modular.checkpoints.from_config import tokenizer_files
-from janus_modular.checkpoints.native import blank
+from janus_modular.checkpoints.assembly import tokenizer_files
 from janus_modular.config import load, resolve
-from janus_modular.model.build import ModelBuilder
+from janus_modular.model.build import ModelBuilder, build_model
 from janus_modular.plugins import Plugins
 from janus_modular.training.schema import TrainConfig
 
@@ -52,7 +51,7 @@ def save_decoder(folder: Path, vocab_size: int) -> Any:
 
 
 def composed(folder: Path, tokenizer: str | None) -> Janus:
-    return Janus.compose(
+    return Janus.from_components(
         encoder={"name": "vit", "feature_dim": 16, "layers": 1, "heads": 2, "stem": [8, 16, 16]},
         backbone={"name": "hf", "pretrained": str(folder)},
         tokenizer={"name": "vq", "channels": [8, 8, 16, 16], "num_codes": 16},
@@ -116,7 +115,7 @@ def test_the_first_stage_starts_from_the_folders_own_models(tmp_path: Path, plug
     config = resolve(load("train/janus_pro/stage1", overrides, plugins), TrainConfig, plugins).model
     assert config is not None
     config.generation.config.tokenizer.config.channels = 32  # its weights are not looked at here
-    model: Any = blank(config, plugins, root="model")
+    model: Any = build_model(config, plugins, on_meta=True)
     assert (model.understanding.encoder.tower.heads, model.understanding.encoder.pixels.resize) == (
         3,
         "letterbox",
@@ -135,7 +134,7 @@ def test_the_first_stage_starts_from_the_folders_own_models(tmp_path: Path, plug
     config = resolve(load("train/janus_pro/stage1", beside, plugins), TrainConfig, plugins).model
     assert config is not None
     with pytest.raises(ConfigError, match=r"model.backbone.config=null takes all values from there") as error:
-        blank(config, plugins, root="model")
+        build_model(config, plugins, on_meta=True)
     assert "model.backbone.config.rope_parameters.rope_theta: found 10000.0; expected 500.0" in str(
         error.value
     )

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from janus_modular import IGNORE_INDEX, ImageInput, Message, Text, unconditional
 from janus_modular import Sequence as TokenSequence
-from janus_modular.checkpoints import open_checkpoint
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.janus import Janus
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "reference"
@@ -47,7 +47,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def janus(checkpoint: Path) -> Janus:
-    return Janus.of(*open_checkpoint(checkpoint))
+    return Janus.of(ModelAssembly.from_checkpoint(checkpoint))
 
 
 @pytest.fixture

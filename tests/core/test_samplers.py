@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from janus_modular import PluginError, Plugins
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckError
@@ -58,7 +58,7 @@ def register_text_samplers(registry):
 @pytest.fixture(scope="module")
 def model() -> Janus:
     torch.manual_seed(0)
-    return Janus.of(*compose(resolve(load("model/tiny"), ModelConfig)))
+    return Janus.of(ModelAssembly.from_config(resolve(load("model/tiny"), ModelConfig)))
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def third_party(plugins: Plugins, tmp_path: Path) -> Plugins:
 
 @pytest.fixture
 def janus(model: Janus, third_party: Plugins) -> Janus:
-    return Janus.of(model.model, model.processor, third_party)  # in a runtime of its own
+    return Janus.of(model.assembly, third_party)  # in a runtime of its own
 
 
 def drawn_shades(janus: Janus, sampler: str, **options: object) -> list[int]:
@@ -86,9 +86,12 @@ def test_each_batch_of_images_gets_its_numbers(janus: Janus) -> None:
 
 def test_the_config_chooses_the_image_sampler(third_party: Plugins, tmp_path: Path) -> None:
     """The checkpoint keeps the choice; without one, the generation path names its sampler."""
-    assert Janus.of(*compose(resolve(load("tiny"), ModelConfig))).runtime.image_sampler == "autoregressive"
+    assert (
+        Janus.of(ModelAssembly.from_config(resolve(load("tiny"), ModelConfig))).runtime.image_sampler
+        == "autoregressive"
+    )
     config = resolve(load("tiny", ["image_sampler=numbered"], third_party), ModelConfig, third_party)
-    janus = Janus.of(*compose(config, third_party), third_party)
+    janus = Janus.of(ModelAssembly.from_config(config, third_party), third_party)
     assert int(np.asarray(janus.draw("a", first=4)[0])[0, 0, 0]) == 4
     janus.save_pretrained(tmp_path / "model")
     again = Janus.from_pretrained(tmp_path / "model", plugins=third_party)

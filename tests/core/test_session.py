@@ -12,11 +12,12 @@ from janus_modular.testing.examples import prompt
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_states_of_any_dtype_come_to_numpy_as_they_are(dtype: torch.dtype) -> None:
-    from janus_modular.checkpoints.from_config import compose
+    from janus_modular.checkpoints import ModelAssembly
     from janus_modular.config import load, resolve
     from janus_modular.config.schema import ModelConfig
 
-    model, processor = compose(resolve(load("tiny"), ModelConfig))
+    assembly = ModelAssembly.from_config(resolve(load("tiny"), ModelConfig))
+    model, processor = assembly.model, assembly.processor
     session = TorchSession(model.to(dtype).eval(), max_seq_len=8, pad=processor.pad_id)
     hidden = session.prefill([prompt(1, 2, 3)])
     assert hidden.dtype == dtype

@@ -8,7 +8,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.cli.app import app
 from janus_modular.cli.options import settings_of
 from janus_modular.config import load, resolve
@@ -52,7 +52,7 @@ def test_commands_look_at_the_settings_before_the_model(words: list[str]) -> Non
 
 def test_drawing_goes_on_from_an_image_by_its_number() -> None:
     torch.manual_seed(0)
-    janus = Janus.of(*compose(resolve(load("model/tiny"), ModelConfig)))
+    janus = Janus.of(ModelAssembly.from_config(resolve(load("model/tiny"), ModelConfig)))
     four = [np.asarray(one) for one in janus.draw("a", 4)]
     last = [np.asarray(one) for one in janus.draw("a", 2, batch_size=1, **settings_of({}, ["first=2"]))]
     np.testing.assert_array_equal(last, four[2:])

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from janus_modular.checkpoints.native import blank
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.config.size_limits import check_numbers
 from janus_modular.errors import ConfigError
+from janus_modular.model.build import build_model
 
 
 @pytest.mark.parametrize(
@@ -35,4 +35,4 @@ def test_keys_that_mention_layers_and_count_something_else_are_free():
 def test_building_stops_at_the_number_of_weights():
     config = resolve(load("tiny", ["backbone.config.num_hidden_layers=5"]), ModelConfig)
     with pytest.raises(ConfigError, match="it has more than 30 weights, the most that are expected"):
-        blank(config, most_tensors=30)
+        build_model(config, max_tensors=30, on_meta=True)

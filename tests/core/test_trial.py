@@ -64,15 +64,19 @@ def validated(*words: str) -> tuple[int, str]:
     ("old", "new", "said"),
     [
         ("Odd", "Odd", ""),
-        ("height // 8, width // 8", "height // 8, width // 4", "encoder 'odd' of odd.py makes (1, 6, 12) of"),
-        ("feature_dim = 12", "feature_dim = 10", "encoder 'odd' of odd.py makes (1, 6, 12) of"),
+        (
+            "height // 8, width // 8",
+            "height // 8, width // 4",
+            "encoder 'odd' of odd.py returns (1, 6, 12) for",
+        ),
+        ("feature_dim = 12", "feature_dim = 10", "encoder 'odd' of odd.py returns (1, 6, 12) for"),
         (
             "self.layer(features)",
             "self.layer(features)[:, 1:]",
-            "adaptor 'odd' of odd.py makes (1, 5, 64) of",
+            "adaptor 'odd' of odd.py returns (1, 5, 64) for",
         ),
-        ("self.layer(features)", "(self.layer(features),)", "adaptor 'odd' of odd.py makes tuple of"),
-        ("grid[0] * grid[1]", "grid[0]", "adaptor 'odd' of odd.py makes (1, 6, 64) of"),
+        ("self.layer(features)", "(self.layer(features),)", "adaptor 'odd' of odd.py returns tuple for"),
+        ("grid[0] * grid[1]", "grid[0]", "adaptor 'odd' of odd.py returns (1, 6, 64) for"),
         ("def forward(self, features, grid)", "def forward(self, features)", "its forward takes (features)"),
         ("self.layer(features)", "self.layer(features) * features.sum().item()", ""),  # no number on meta
     ],

@@ -30,8 +30,7 @@ from janus_export.onnx_export.graphs import Graph, declare
 from janus_export.onnx_export.trace import faked, to_onnx
 from janus_export.reference.target import Reference
 from janus_export.verify import Report, verify
-from janus_modular.checkpoints import save
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly, save
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.janus import Janus
@@ -66,11 +65,12 @@ def tiny_checkpoint(shared: Path) -> Path:
     with made_once(folder) as missing:
         if missing:
             torch.manual_seed(0)
-            model, processor = compose(resolve(load("model/tiny"), ModelConfig))
+            assembly = ModelAssembly.from_config(resolve(load("model/tiny"), ModelConfig))
+            model = assembly.model
             for weight in model.parameters():
                 if weight.dim() > 1:  # larger than at the start of a training, so that choices are clear
                     torch.nn.init.normal_(weight, std=0.3)
-            save(model, processor, folder)
+            save(assembly, folder)
     return folder
 
 
@@ -113,11 +113,12 @@ def several_codes_checkpoint(shared: Path, plugins: Plugins) -> Path:
         if missing:
             torch.manual_seed(0)
             raw = {**load("model/tiny"), "generation": SEVERAL}
-            model, processor = compose(resolve(raw, ModelConfig, plugins=plugins))
+            assembly = ModelAssembly.from_config(resolve(raw, ModelConfig, plugins=plugins))
+            model = assembly.model
             for weight in model.parameters():
                 if weight.dim() > 1:
                     torch.nn.init.normal_(weight, std=0.3)
-            save(model, processor, folder)
+            save(assembly, folder)
     return folder
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from janus_export.bundle.bundle import load_bundle
 from janus_export.config import ExportConfig
 from janus_export.onnx_export.export import export
-from janus_modular.checkpoints.from_config import build_processor
-from janus_modular.checkpoints.native import blank, stored_tensors, write_description
+from janus_modular.checkpoints import ModelAssembly
+from janus_modular.checkpoints.native import stored_tensors, write_description
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.model.model import JanusModel
@@ -47,12 +47,14 @@ def chance(model: JanusModel) -> Iterator[tuple[str, Tensor]]:
 def test_every_graph_of_the_published_model_becomes_an_engine(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ):
-    config = load("model/janus_pro_1b", [f"backbone.config.num_hidden_layers={LAYERS}"])
-    model = blank(resolve(config, ModelConfig))
+    config = load(
+        "model/janus_pro_1b", [f"backbone.config.num_hidden_layers={LAYERS}", "processor.tokenizer=bytes"]
+    )
+    assembly = ModelAssembly.from_config(resolve(config, ModelConfig), device="meta")
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir()
-    write_description(model, build_processor(model, "bytes"), checkpoint, name="chance")
-    write_weights(checkpoint, chance(model), max_shard_size=1 << 28)
+    write_description(assembly, checkpoint, name="chance")
+    write_weights(checkpoint, chance(assembly.model), max_shard_size=1 << 28)
     bundle = export(checkpoint, folder / "bundle", ExportConfig(variants=["fp16"]))
     shutil.rmtree(checkpoint)
     command = ["-m", "janus_modular", "build", str(bundle), "--target", "tensorrt-rtx", "--sm", "8.9"]

@@ -22,7 +22,7 @@ from janus_export.onnx_export import export as exporting
 from janus_export.onnx_export.export import export
 from janus_export.onnx_export.weights import detach, pointers
 from janus_modular import ConfigError
-from janus_modular.checkpoints import open_checkpoint
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.config import load, resolve
 from janus_modular.model.model import JanusModel
 
@@ -37,7 +37,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint: Path) -> Iterator[JanusModel]:
     with torch.no_grad():
-        yield open_checkpoint(tiny_checkpoint)[0]
+        yield ModelAssembly.from_checkpoint(tiny_checkpoint).model
 
 
 def run(bundle: Bundle, graph: str, **inputs: Any) -> list[np.ndarray]:

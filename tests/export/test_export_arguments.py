@@ -16,7 +16,7 @@ from janus_export.onnx_export.export import export
 from janus_export.onnx_export.graphs import drawing_graphs
 from janus_export.verify import verify
 from janus_modular import ConfigError, PromptError
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.cli.app import app
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
@@ -67,7 +67,7 @@ def test_verify_names_an_argument_of_another_type(options: dict[str, Any], said:
 def test_a_path_that_bundles_cannot_hold_is_refused(
     sizes: dict[str, int], parts: tuple[str, ...], said: str
 ) -> None:
-    model, _ = compose(resolve(load("tiny"), ModelConfig))
+    model = ModelAssembly.from_config(resolve(load("tiny"), ModelConfig)).model
     path: Any = model.generation
     path.sizes = sizes
     path.parts = lambda: dict.fromkeys(parts, path.decode_image)

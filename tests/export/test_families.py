@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from janus_export.onnx_export.graphs import Graph
 from janus_export.reference.subgraphs import cut
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.model.model import JanusModel
@@ -92,7 +92,9 @@ def config_of(family: str, **more: Any) -> dict[str, Any]:
 
 def make(config: dict[str, Any]) -> JanusModel:
     torch.manual_seed(0)
-    model, _ = compose(resolve(load("model/tiny", [f"backbone.config={json.dumps(config)}"]), ModelConfig))
+    model = ModelAssembly.from_config(
+        resolve(load("model/tiny", [f"backbone.config={json.dumps(config)}"]), ModelConfig)
+    ).model
     for weight in model.backbone.parameters():
         if weight.dim() > 1:  # transformers' own start is so small that attention hardly matters
             torch.nn.init.normal_(weight, std=0.3)

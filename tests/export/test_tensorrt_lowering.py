@@ -23,7 +23,7 @@ from janus_export.onnx_export.trace import to_onnx
 from janus_export.tensorrt_build.builder import Order, build_engine
 from janus_export.tensorrt_build.lowering import lower, write_out_softcaps
 from janus_export.tensorrt_build.profiles import Lengths, profiles
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 
@@ -60,7 +60,7 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     config = resolve(load("model/tiny"), ModelConfig)
     config.backbone.config.config = {**SIZES, **FAMILIES[request.param]}
     torch.manual_seed(0)
-    model, _ = compose(config)
+    model = ModelAssembly.from_config(config).model
     model.eval()
     ranges = Ranges.of(context=64, rows=4, capacity=CAPACITY)
     graph = next(one for one in declare(model, ranges) if one.name == "backbone")

@@ -15,7 +15,7 @@ import torch
 from janus_export.errors import ExportError
 from janus_export.onnx_export.graphs import Graph
 from janus_export.onnx_export.translations import TRANSLATIONS, all_translations, linear
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.model.model import JanusModel
@@ -80,7 +80,9 @@ def strange(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(plugins: Plugins, file: Path, *overrides: str) -> JanusModel:
     plugins.add_file(file)
     torch.manual_seed(0)
-    model, _ = compose(resolve(load("tiny", list(overrides), plugins), ModelConfig, plugins), plugins)
+    model = ModelAssembly.from_config(
+        resolve(load("tiny", list(overrides), plugins), ModelConfig, plugins), plugins
+    ).model
     return model.eval()
 
 

@@ -17,8 +17,7 @@ from janus_export.errors import ExportError
 from janus_export.onnx_export.graphs import Graph, Slot, declare
 from janus_export.onnx_export.trace import faked, to_onnx
 from janus_modular import ConfigError
-from janus_modular.checkpoints import save
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly, save
 from janus_modular.cli.app import app
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
@@ -38,7 +37,7 @@ GPTJ = {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128, "rotary_dim
 
 def composed(family: str, **config: Any) -> Any:
     keys = json.dumps({**SMALL, **config, "model_type": family})
-    return compose(resolve(load("model/tiny", [f"backbone.config={keys}"]), ModelConfig))
+    return ModelAssembly.from_config(resolve(load("model/tiny", [f"backbone.config={keys}"]), ModelConfig))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +70,7 @@ def composed(family: str, **config: Any) -> Any:
 def test_a_backbone_says_which_of_its_layers_and_why(
     family: str, config: dict[str, Any], said: str, capfd: pytest.CaptureFixture[str]
 ):
-    model, _ = composed(family, **config)
+    model = composed(family, **config).model
     capfd.readouterr()
     with faked(model), pytest.raises(ExportError, match=f"the graph 'backbone' cannot be exported: {said}"):
         declare(model, Ranges.of(context=model.backbone.context))
@@ -79,7 +78,7 @@ def test_a_backbone_says_which_of_its_layers_and_why(
 
 
 def test_attention_that_ignores_slots_is_refused_by_sessions_too():
-    model, _ = composed("gptj", **GPTJ)
+    model = composed("gptj", **GPTJ).model
     backbone = model.backbone
     for _ in range(2):  # not only the first time
         with pytest.raises(ConfigError, match=r"transformer\.h\.1 \(GPTJBlock\)"):
@@ -90,7 +89,7 @@ def test_attention_that_ignores_slots_is_refused_by_sessions_too():
 
 def test_the_command_says_so_and_leaves_nothing_behind(tmp_path: Path):
     save(
-        *composed("qwen3_next", **EXPERTS, layer_types=["linear_attention", "full_attention"]), tmp_path / "m"
+        composed("qwen3_next", **EXPERTS, layer_types=["linear_attention", "full_attention"]), tmp_path / "m"
     )
     run = CliRunner().invoke(app, ["export", str(tmp_path / "m"), str(tmp_path / "bundle"), "--quiet"])
     assert run.exit_code == 2
@@ -180,7 +179,7 @@ def test_a_backbone_that_remembers_nothing_is_refused():
         def forward(self, x: Tensor, *, positions: Tensor, cache: Any = None) -> Tensor:
             return x
 
-    model = composed("llama")[0]
+    model = composed("llama").model
     model.backbone = Forgetful()
     with faked(model), pytest.raises(ExportError, match="Forgetful wrote no keys and values into its cache"):
         declare(model, Ranges.of(context=16))

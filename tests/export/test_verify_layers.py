@@ -27,8 +27,7 @@ from janus_export.onnx_export.export import export
 from janus_export.reference.on_disk import OnDisk, leave_on_disk
 from janus_export.reference.subgraphs import cut
 from janus_export.verify import GATES, LAYER_GATES, Report, verify
-from janus_modular.checkpoints import open_checkpoint, save
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly, save
 from janus_modular.checkpoints.opening import open_lazily
 from janus_modular.cli.app import app
 from janus_modular.config import load, resolve
@@ -182,12 +181,10 @@ def test_the_command_says_what_was_not_run(workshop: Workshop):
 
 
 def test_weights_on_disk_say_what_loaded_ones_say(tiny_checkpoint: Path):
-    model, processor = open_checkpoint(tiny_checkpoint)
+    assembly = ModelAssembly.from_checkpoint(tiny_checkpoint)
     opened = open_lazily(tiny_checkpoint)
-    lean = Janus.of(leave_on_disk(opened), opened.processor)
-    assert lean.chat("What is this?", max_tokens=8) == Janus.of(model, processor).chat(
-        "What is this?", max_tokens=8
-    )
+    lean = Janus.of(ModelAssembly(leave_on_disk(opened), opened.processor))
+    assert lean.chat("What is this?", max_tokens=8) == Janus.of(assembly).chat("What is this?", max_tokens=8)
     assert {type(weight) for weight in lean.model.parameters()} == {OnDisk}
 
 
@@ -227,11 +224,12 @@ def make(folder: Path, variants: list[str], std: float, **backbone: Any) -> Path
     """Save a model and its bundle; layers have weights as small as trained ones, heads choose clearly."""
     torch.manual_seed(0)
     changes = [f"backbone.config.{key}={value}" for key, value in backbone.items()]
-    model, processor = compose(resolve(load("model/tiny", changes), ModelConfig))
+    assembly = ModelAssembly.from_config(resolve(load("model/tiny", changes), ModelConfig))
+    model = assembly.model
     for name, weight in model.named_parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=std if name.startswith(LAYERS) else 0.3)
-    save(model, processor, folder / "model", dtype=torch.bfloat16)
+    save(assembly, folder / "model", dtype=torch.bfloat16)
     export(folder / "model", folder / "bundle", ExportConfig(variants=variants))
     return folder
 

@@ -77,8 +77,8 @@ def saved_decoder(folder: Path, **keys: Any) -> Any:
 
 
 def built(slot: str, name: str, config: Any, plugins: Plugins) -> Any:
-    part = ComponentSpec(slot, name, config)
-    return ModelBuilder(plugins, paths={id(part): f"model.{slot}"})(part)
+    part = ComponentSpec(slot, name, config, f"model.{slot}")
+    return ModelBuilder(plugins)(part)
 
 
 def greedy(backbone: Any, ids: Tensor, steps: int) -> list[int]:
@@ -339,7 +339,7 @@ def test_quantised_weights_are_refused_by_the_methods_name(
             "backbones", "lora", plugins.entry("backbones", "lora").config(backbone=backbone)
         )
     with pytest.raises(JanusError) as error, torch.device("meta"):
-        ModelBuilder(plugins, weights=False)(backbone)  # before weights are read
+        ModelBuilder(plugins, on_meta=True)(backbone)  # before weights are read
     assert f"quantised by {method} (quantization_config in config.json)" in str(error.value)
     assert "dequantise it first" in str(error.value)
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from janus_modular import ConfigError, PixelSpec, Plugins
-from janus_modular.checkpoints import native
-from janus_modular.checkpoints.native import blank
+from janus_modular.checkpoints import ModelAssembly, save
+from janus_modular.checkpoints.assembly import build_processor
 from janus_modular.cli.info import gather
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
@@ -122,7 +122,7 @@ def test_how_all_are_resized_can_be_said(plugins: Plugins) -> None:
 
 
 def test_the_shipped_pair_has_one_grid_and_the_published_sizes() -> None:
-    model = blank(resolve(load("janus_pro_1b_dinov2"), ModelConfig))
+    model = build_model(resolve(load("janus_pro_1b_dinov2"), ModelConfig), on_meta=True)
     encoder: Any = model.understanding.encoder
     assert (encoder.feature_dim, encoder.grid(384, 384), model.understanding.num_tokens) == (
         2048,
@@ -166,9 +166,10 @@ def test_each_has_its_own_pretrained_and_a_checkpoint_needs_neither(tmp_path: Pa
         source = HfVisionEncoder(HfVisionConfig(config=dino(side // 4, side)["config"]))
         source.model.save_pretrained(tmp_path / name)
         folders.append({"name": "hf-vision", "pretrained": str(tmp_path / name)})
-    model = build_model(config_of(*folders)).eval()
+    assembly = ModelAssembly.from_config(config_of(*folders))
+    model = assembly.model.eval()
 
-    assert [report.source for report in model.pretrained] == [
+    assert [report.source for report in assembly.provenance.pretrained] == [
         str(tmp_path / one) for one in ("first", "second")
     ]
     saved = read_again(model, tmp_path / "checkpoint")
@@ -181,12 +182,8 @@ def test_each_has_its_own_pretrained_and_a_checkpoint_needs_neither(tmp_path: Pa
 
 
 def read_again(model: JanusModel, folder: Path) -> JanusModel:
-    class NoProcessor:
-        def save(self, folder: Path) -> None:
-            """Nothing to write."""
-
-    native.save(model, NoProcessor(), folder)
-    return native.load(folder)
+    save(ModelAssembly(model, build_processor(model, "bytes")), folder)
+    return ModelAssembly.from_checkpoint(folder).model
 
 
 def test_it_can_be_checked_by_its_name(plugins: Plugins) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from janus_modular import Janus, PromptError
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_plugins.samplers.autoregressive import DrawSettings
@@ -27,7 +27,7 @@ NO_NUMBERS: list[Any] = [NAN, INF, -INF, True, False, "1", None, [1], 1j, np.arr
 @pytest.fixture(scope="module")
 def janus() -> Janus:
     torch.manual_seed(0)
-    return Janus.of(*compose(resolve(load("model/tiny"), ModelConfig)))
+    return Janus.of(ModelAssembly.from_config(resolve(load("model/tiny"), ModelConfig)))
 
 
 @pytest.mark.parametrize("value", [*NO_NUMBERS, 1e-40, 1e-7, 5e-324, 1e39, -1, -1e-50, Fraction(1, 10**60)])

@@ -20,7 +20,7 @@ from allpairspy import AllPairs
 from torch import nn
 
 from janus_modular import Plugins
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.model.model import JanusModel
@@ -260,7 +260,8 @@ class Row:
             plugins.add_file(EXAMPLE)
         torch.manual_seed(0)
         raw = load("tiny", self.words, plugins)
-        model, processor = compose(resolve(raw, ModelConfig, plugins), plugins)
+        assembly = ModelAssembly.from_config(resolve(raw, ModelConfig, plugins), plugins)
+        model, processor = assembly.model, assembly.processor
         for weight in model.parameters():
             if weight.dim() > 1 and weight.numel():
                 nn.init.normal_(weight, std=weight[0].numel() ** -0.5)

@@ -23,7 +23,7 @@ from janus_export.onnx_export.graphs import Graph, declare
 from janus_export.onnx_export.trace import faked, to_onnx
 from janus_export.verify import verify
 from janus_modular import Plugins
-from janus_modular.checkpoints import save
+from janus_modular.checkpoints import ModelAssembly, save
 from janus_modular.model.model import JanusModel
 
 Arrays = dict[str, np.ndarray]
@@ -144,7 +144,7 @@ def test_every_two_parts_are_the_same_as_graphs(graph_row: Any, table: ModuleTyp
 def test_a_few_models_become_bundles_that_verify(one_of_a_few: Any, plugins: Plugins, tmp_path: Path):
     """By the real export, and every gate of its proof: answers and drawings too."""
     model, processor = one_of_a_few.build(plugins)
-    save(model, processor, tmp_path / "model")
+    save(ModelAssembly(model, processor), tmp_path / "model")
     export(tmp_path / "model", tmp_path / "bundle", plugins=plugins)
     [report] = verify(tmp_path / "bundle", tmp_path / "model", layers=False)
     failed = [check for checks in report.checks.values() for check in checks if not check.passed]

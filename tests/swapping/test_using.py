@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from janus_modular import PluginError, Plugins
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.cli.app import app
 from janus_modular.janus import Janus
 
@@ -31,7 +32,7 @@ def test_what_was_put_together_answers_draws_and_comes_back_from_disk(
     one_of_six: Any, table: ModuleType, plugins: Plugins, tmp_path: Path
 ):
     """From Python, then the same from the command line on the saved checkpoint."""
-    janus = Janus.of(*one_of_six.build(plugins), plugins)
+    janus = Janus.of(ModelAssembly(*one_of_six.build(plugins)), plugins)
     answer = janus.chat("What is this?", [image()], max_tokens=5)
     drawn = janus.draw("a square", guidance=2.0, seed=3)
     assert [one.size for one in drawn] == [table.DRAWN[::-1]]
@@ -53,7 +54,7 @@ def test_a_checkpoint_names_the_plugin_file_that_it_needs(
 ):
     """Also where only this model was given the plugin, in a notebook say."""
     own = Plugins(plugins.entry_points)
-    janus = Janus.of(*table.Row("efficientnet-lite0").build(own), own)
+    janus = Janus.of(ModelAssembly(*table.Row("efficientnet-lite0").build(own)), own)
     janus.save_pretrained(tmp_path / "model")
     assert Janus.from_pretrained(tmp_path / "model", plugins=own).model
     with pytest.raises(PluginError, match=r"--plugin efficientnet_lite0.py"):

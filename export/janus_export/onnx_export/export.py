@@ -128,7 +128,7 @@ class _Export:
         plugins: Plugins | None,
     ) -> None:
         self.opened, self.config, self.tell = opened, config, tell
-        self.plugins = plugins_of(opened.model, plugins or default_plugins())
+        self.plugins = plugins_of(opened, plugins or default_plugins())
         self.source = describe_source(named, opened)
         purpose = {"source": self.source, "config": asdict(config), "versions": manifest.versions()}
         self.unfinished = Unfinished(aside, purpose)

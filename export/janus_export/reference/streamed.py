@@ -17,6 +17,7 @@ from janus_export.reference.prompts import DRAWING, DRAWN
 from janus_export.reference.recording import Array
 from janus_export.reference.target import Reference
 from janus_modular import unconditional
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.checkpoints.opening import LazyCheckpoint
 from janus_modular.janus import Janus
 
@@ -42,7 +43,7 @@ class LeanReference(Reference):
     @classmethod
     def opened(cls, opened: LazyCheckpoint) -> LeanReference:
         """Take a checkpoint that is described, and load nothing of it."""
-        return cls(Janus.of(leave_on_disk(opened), opened.processor))
+        return cls(Janus.of(ModelAssembly(leave_on_disk(opened), opened.processor)))
 
     @cached_property
     def stack(self) -> tuple[str, nn.ModuleList]:

@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.config import resolve
 from janus_modular.config.schema import ModelConfig
-from janus_modular.model.model import JanusModel
-from janus_modular.processing.processor import Processor
 
-Made = tuple[JanusModel, Processor]
+Made = ModelAssembly
 
 
 def tiny(**backbone: Any) -> dict[str, Any]:
@@ -72,7 +70,8 @@ def make() -> Callable[..., Made]:
 
     def made(**backbone: Any) -> Made:
         torch.manual_seed(0)
-        model, processor = compose(resolve(tiny(**backbone), ModelConfig))
-        return model.eval(), processor
+        assembly = ModelAssembly.from_config(resolve(tiny(**backbone), ModelConfig))
+        assembly.model.eval()
+        return assembly
 
     return made

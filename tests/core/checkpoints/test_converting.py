@@ -11,13 +11,11 @@ import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from janus_modular.checkpoints import open_checkpoint, save
+from janus_modular.checkpoints import ModelAssembly, save
 from janus_modular.cli.app import app
 from janus_modular.cli.convert import size_in_bytes
-from janus_modular.model.model import JanusModel
-from janus_modular.processing.processor import Processor
 
-Made = tuple[JanusModel, Processor]
+Made = ModelAssembly
 
 
 def typed(*words: object) -> tuple[int, str]:
@@ -27,7 +25,7 @@ def typed(*words: object) -> tuple[int, str]:
 
 @pytest.fixture
 def source(make: Callable[..., Made], tmp_path: Path) -> Path:
-    save(*make(tie_word_embeddings=True), tmp_path / "model", training={"steps": 3})
+    save(make(tie_word_embeddings=True), tmp_path / "model", training={"steps": 3})
     return tmp_path / "model"
 
 
@@ -35,7 +33,10 @@ def test_halves_a_checkpoint(source: Path, tmp_path: Path) -> None:
     code, said = typed(source, tmp_path / "half", "--dtype", "bfloat16", "--max-shard-size", "200KB")
     assert code == 0, said
     assert len(list(tmp_path.glob("half/model-*.safetensors"))) > 1
-    whole, half = open_checkpoint(source)[0], open_checkpoint(tmp_path / "half")[0]
+    whole, half = (
+        ModelAssembly.from_checkpoint(source).model,
+        ModelAssembly.from_checkpoint(tmp_path / "half").model,
+    )
     for name, tensor in whole.state_dict().items():
         assert torch.equal(half.state_dict()[name], tensor.bfloat16().float()), name
 

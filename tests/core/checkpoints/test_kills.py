@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from janus_modular.checkpoints import convert, open_checkpoint, save
+from janus_modular.checkpoints import ModelAssembly, convert, save
 from janus_modular.weights.checksums import verify_checksums
 from janus_modular.weights.writing import is_checkpoint_file
 
@@ -19,7 +19,7 @@ from janus_modular.weights.writing import is_checkpoint_file
 def first_weight(folder: Path) -> float:
     """Return the number that tells the old checkpoint from the new one; the folder is verified."""
     verify_checksums(folder, own=is_checkpoint_file)
-    model, _ = open_checkpoint(folder)
+    model = ModelAssembly.from_checkpoint(folder).model
     return next(iter(model.parameters())).flatten()[0].item()
 
 
@@ -44,12 +44,13 @@ def try_kills(target: Path, write: Callable[[], object], killed_at: Any, numbers
 @pytest.fixture
 def folders(make: Any, tmp_path: Path) -> tuple[Path, Path, Any]:
     """A checkpoint of ones, where one of twos is to be written; and that, as a model and as a folder."""
-    model, processor = make()
+    assembly = make()
+    model = assembly.model
     for value, name in ((1.0, "target"), (2.0, "source")):
         with torch.no_grad():
             next(iter(model.parameters())).view(-1)[0] = value
-        save(model, processor, tmp_path / name)
-    return tmp_path / "source", tmp_path / "target", (model, processor)
+        save(assembly, tmp_path / name)
+    return tmp_path / "source", tmp_path / "target", assembly
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_a_checkpoint_survives_a_kill_at_each_file_operation(
 ) -> None:
     source, target, made = folders
     writes = {
-        "save": lambda: save(*made, target),
+        "save": lambda: save(made, target),
         "convert": lambda: convert(source, target),
     }
     last = try_kills(target, writes[command], killed_at, count(0, step))

@@ -72,25 +72,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
-    from janus_modular.checkpoints import save
-    from janus_modular.checkpoints.from_config import compose
+    from janus_modular.checkpoints import ModelAssembly, save
     from janus_modular.config import resolve
     from janus_modular.config.schema import ModelConfig
 
     root = tmp_path_factory.mktemp("memory")
     for name, backbone in (("small", {}), ("large", DECODER | {"num_key_value_heads": 8, "head_dim": 64})):
-        save(*compose(resolve(made.tiny(**backbone), ModelConfig)), root / name)
+        save(ModelAssembly.from_config(resolve(made.tiny(**backbone), ModelConfig)), root / name)
     return root
 
 
 def test_loading_costs_the_model_and_no_more(folder: Path) -> None:
     size, growth = run(
         """
-from janus_modular.checkpoints import open_checkpoint
+from janus_modular.checkpoints import ModelAssembly
 root = Path(sys.argv[1])
-open_checkpoint(root / "small")
+ModelAssembly.from_checkpoint(root / "small")
 with Peak() as peak:
-    model, _ = open_checkpoint(root / "large")
+    model = ModelAssembly.from_checkpoint(root / "large").model
 print(sum(p.numel() * p.element_size() for p in model.parameters()), peak.growth)
 """,
         folder,
@@ -102,15 +101,15 @@ print(sum(p.numel() * p.element_size() for p in model.parameters()), peak.growth
 def test_converting_costs_a_shard_and_saving_a_tensor(folder: Path) -> None:
     converted, saved = run(
         """
-from janus_modular.checkpoints import convert, open_checkpoint, save
+from janus_modular.checkpoints import convert, ModelAssembly, save
 root = Path(sys.argv[1])
 convert(root / "small", root / "small-half", dtype=torch.bfloat16)
 with Peak() as peak:
     convert(root / "large", root / "half", dtype=torch.bfloat16, max_shard_size=50_000_000)
 print(peak.growth)
-opened = open_checkpoint(root / "half")
+opened = ModelAssembly.from_checkpoint(root / "half")
 with Peak() as peak:
-    save(*opened, root / "again")
+    save(opened, root / "again")
 print(peak.growth)
 """,
         folder,

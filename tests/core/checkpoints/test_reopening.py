@@ -12,14 +12,12 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from janus_modular.checkpoints import open_checkpoint, save
+from janus_modular.checkpoints import ModelAssembly, save
 from janus_modular.checkpoints.native import check_rebuilds
 from janus_modular.cli.app import app
 from janus_modular.errors import CheckpointError
-from janus_modular.model.model import JanusModel
-from janus_modular.processing.processor import Processor
 
-Made = tuple[JanusModel, Processor]
+Made = ModelAssembly
 
 
 def four_bits(model: Any) -> str:
@@ -54,26 +52,26 @@ def complex_numbers(model: Any) -> str:
 def test_a_model_whose_config_builds_another_is_not_saved(
     spoil: Callable[[Any], str], make: Callable[..., Made], tmp_path: Path
 ) -> None:
-    model, processor = make()
-    check_rebuilds(model)
-    expected = spoil(model)
+    assembly = make()
+    check_rebuilds(assembly)
+    expected = spoil(assembly.model)
     with pytest.raises(CheckpointError, match="cannot be opened again, so nothing is written") as error:
-        save(model, processor, tmp_path / "model")
+        save(assembly, tmp_path / "model")
     assert expected in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_config_that_no_file_can_hold_is_refused(make: Callable[..., Made]) -> None:
-    model: Any = make()[0]
-    model.backbone.config.config["dtype"] = torch.float32
+    assembly: Any = make()
+    assembly.model.backbone.config.config["dtype"] = torch.float32
     with pytest.raises(CheckpointError, match="a config that builds no model: Object of type dtype"):
-        check_rebuilds(model)
+        check_rebuilds(assembly)
 
 
-def converted(source: Path, target: Path, *words: str) -> tuple[JanusModel, Processor]:
+def converted(source: Path, target: Path, *words: str) -> ModelAssembly:
     result = CliRunner().invoke(app, ["convert", str(source), str(target), *words])
     assert result.exit_code == 0, result.output
-    return open_checkpoint(target)
+    return ModelAssembly.from_checkpoint(target)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +85,9 @@ def converted(source: Path, target: Path, *words: str) -> tuple[JanusModel, Proc
 def test_a_converted_processor_follows_the_config(
     words: list[str], expected: dict[str, Any], make: Callable[..., Made], tmp_path: Path
 ) -> None:
-    save(*make(), tmp_path / "model")
-    model, processor = converted(tmp_path / "model", tmp_path / "new", *words)
+    save(make(), tmp_path / "model")
+    assembly = converted(tmp_path / "model", tmp_path / "new", *words)
+    model, processor = assembly.model, assembly.processor
     written = json.loads((tmp_path / "new" / "processor.json").read_text())
     assert {key: written[key] for key in expected} == expected
     assert processor.to_dict() == written
@@ -98,12 +97,12 @@ def test_a_converted_processor_follows_the_config(
 
 
 def test_a_processor_of_another_model_is_refused(make: Callable[..., Made], tmp_path: Path) -> None:
-    save(*make(), tmp_path)
+    save(make(), tmp_path)
     file = tmp_path / "processor.json"
     written = json.loads(file.read_text())
     file.write_text(json.dumps({**written, "image_tokens": 576}))
     with pytest.raises(CheckpointError, match=r"processor.json: image_tokens is 576; expected 16"):
-        open_checkpoint(tmp_path)
+        ModelAssembly.from_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -112,9 +111,9 @@ def test_a_processor_of_another_model_is_refused(make: Callable[..., Made], tmp_
 def test_a_quantised_checkpoint_is_refused(
     description: dict[str, Any], method: str, make: Callable[..., Made], tmp_path: Path
 ) -> None:
-    save(*make(), tmp_path)
+    save(make(), tmp_path)
     file = tmp_path / "config.json"
     record = json.loads(file.read_text())
     file.write_text(json.dumps({**record, "quantization_config": description}))
     with pytest.raises(CheckpointError, match=f"quantised by {method}"):
-        open_checkpoint(tmp_path)
+        ModelAssembly.from_checkpoint(tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_modular.checkpoints import convert, open_checkpoint, save
+from janus_modular.checkpoints import ModelAssembly, convert, save
 from janus_modular.errors import PluginError
 from janus_modular.janus import Janus
 from janus_modular.model.model import JanusModel
@@ -40,7 +40,7 @@ def recorded_samplers(folder: Path) -> dict[str, str]:
 
 
 def test_a_missing_sampler_is_an_error_with_a_hint_where_it_is_used(make: Make, tmp_path: Path) -> None:
-    save(*make(), tmp_path / "model")
+    save(make(), tmp_path / "model")
     assert recorded_samplers(tmp_path / "model") == {
         "text": "janus-modular",
         "autoregressive": "janus-modular",
@@ -53,10 +53,14 @@ def test_a_missing_sampler_is_an_error_with_a_hint_where_it_is_used(make: Make, 
 
 
 def test_a_missing_sampler_stays_recorded(make: Make, tmp_path: Path) -> None:
-    save(*make(), tmp_path / "model")
+    save(make(), tmp_path / "model")
     of_acme(tmp_path / "model")
     plugins = without_the_image_sampler()
-    save(*open_checkpoint(tmp_path / "model", plugins=plugins), tmp_path / "again", plugins=plugins)
+    save(
+        ModelAssembly.from_checkpoint(tmp_path / "model", plugins=plugins),
+        tmp_path / "again",
+        plugins=plugins,
+    )
     convert(tmp_path / "model", tmp_path / "converted", plugins=plugins)
     for name in ("again", "converted"):
         assert recorded_samplers(tmp_path / name) == {
@@ -66,7 +70,7 @@ def test_a_missing_sampler_stays_recorded(make: Make, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_records_no_samplers_opens(make: Make, tmp_path: Path) -> None:
-    save(*make(), tmp_path / "model")
+    save(make(), tmp_path / "model")
     path = tmp_path / "model/config.json"
     record = json.loads(path.read_text())
     record["plugins"] = [entry for entry in record["plugins"] if not entry["slot"].endswith("_samplers")]

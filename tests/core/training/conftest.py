@@ -84,11 +84,12 @@ def make(data: Path, tmp_path: Path) -> Make:
 
 @pytest.fixture
 def built(make: Make) -> tuple[JanusModel, Processor]:
-    from janus_modular.checkpoints.from_config import compose
+    from janus_modular.checkpoints import ModelAssembly
 
     config = make()
     assert config.model is not None
-    return compose(config.model)
+    assembly = ModelAssembly.from_config(config.model)
+    return assembly.model, assembly.processor
 
 
 @pytest.fixture

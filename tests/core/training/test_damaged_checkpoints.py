@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from janus_modular import CheckpointError, TrainingError
-from janus_modular.checkpoints import open_checkpoint, save
+from janus_modular.checkpoints import ModelAssembly, save
 from janus_modular.cli.app import app
 from janus_modular.training.run_checkpoints import STATE, check_checkpoint
 from janus_modular.training.train import train
@@ -259,11 +259,11 @@ def test_info_verifies_on_request(make: Make, run_of_two: Any, tmp_path: Path) -
 
 
 def test_shards_are_recorded_and_one_that_is_added_is_noticed(make: Make, built: Any, tmp_path: Path) -> None:
-    save(*built, tmp_path / "model", max_shard_size=100_000)
+    save(ModelAssembly(*built), tmp_path / "model", max_shard_size=100_000)
     names = verify_checksums(tmp_path / "model", own=is_checkpoint_file)
     assert len([name for name in names if name.startswith("model-")]) > 2
     assert "model.safetensors.index.json" in names
     (tmp_path / "model/model-extra.safetensors").touch()
     with pytest.raises(CheckpointError, match=r"model-extra.safetensors is not in SHA256SUMS"):
         verify_checksums(tmp_path / "model", own=is_checkpoint_file)
-    open_checkpoint(tmp_path / "model")
+    ModelAssembly.from_checkpoint(tmp_path / "model")

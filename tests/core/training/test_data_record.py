@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from janus_modular import DataError, TrainingError
-from janus_modular.checkpoints import open_checkpoint
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.checkpoints.native import read_record
 from janus_modular.plugins import default_plugins
 from janus_modular.training.data_record import DataRecord
@@ -129,7 +129,7 @@ def test_a_run_goes_past_bad_samples_and_resumes_exactly(make, metrics, data: Pa
     assert skipped == sum(kept["bad"].values()) > 0
     assert sum(kept["samples"].values()) == 6 * 5
     assert kept == record(halves)["bad_samples"]
-    open_checkpoint(Path(whole.output) / "model")
+    ModelAssembly.from_checkpoint(Path(whole.output) / "model")
 
 
 def test_a_policy_may_be_eased_at_a_resume(make, data: Path) -> None:

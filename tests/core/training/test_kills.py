@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from janus_modular.checkpoints import open_checkpoint
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.checkpoints.native import read_record
 from janus_modular.training.engine import Engine
 from janus_modular.training.run_checkpoints import finish, newest_checkpoint, save
@@ -49,7 +49,7 @@ def test_saving_and_finishing_survive_a_kill_at_each_file_operation(
     def write(step: int) -> None:
         engine.next_step = step
         with run_folder(output):
-            finish(output, save(output, model, processor, engine, config, {}))
+            finish(output, save(output, ModelAssembly(model, processor), engine, config, {}))
 
     write(1)
     shutil.copytree(output, kept)
@@ -87,13 +87,15 @@ def test_a_run_that_was_killed_at_any_file_operation_is_resumed_to_the_bit(
     make: Make, tmp_path: Path, killed_at: Any
 ) -> None:
     whole = train(make(output=str(tmp_path / "whole"), schedule={"steps": 3}), quiet=True)
-    expected = dict(open_checkpoint(whole)[0].state_dict())
+    expected = dict(ModelAssembly.from_checkpoint(whole).model.state_dict())
     config = make(checkpoint_every=1, keep=1, schedule={"steps": 3})
     output = Path(config.output)
     for number in count():
         was_killed = killed_at(number, lambda: train(config, quiet=True))
         model = train(config, quiet=True, resume=newest_checkpoint(output) is not None)
-        torch.testing.assert_close(dict(open_checkpoint(model)[0].state_dict()), expected, rtol=0, atol=0)
+        torch.testing.assert_close(
+            dict(ModelAssembly.from_checkpoint(model).model.state_dict()), expected, rtol=0, atol=0
+        )
         assert leftovers(output) == []
         assert os.listdir(output / "checkpoints") == ["step-0000003"]
         shutil.rmtree(output)

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from janus_modular import ConfigError
-from janus_modular.checkpoints.native import blank
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
+from janus_modular.model.build import build_model
 from janus_modular.model.model import JanusModel
 from janus_modular.training.trainable import choose, learning, table
 
@@ -28,14 +28,14 @@ def learns(model: JanusModel) -> dict[str, int]:
 
 @pytest.fixture
 def model() -> JanusModel:
-    return blank(resolve(load("tiny"), ModelConfig))
+    return build_model(resolve(load("tiny"), ModelConfig), on_meta=True)
 
 
 @pytest.mark.parametrize(
     ("name", "width", "millions"), [("janus_pro_1b", 2048, 48.28), ("janus_pro_7b", 4096, 121.70)]
 )
 def test_stage_1_trains_what_the_papers_count(name: str, width: int, millions: float) -> None:
-    model = blank(resolve(load(name), ModelConfig))
+    model = build_model(resolve(load(name), ModelConfig), on_meta=True)
     choose(model, STAGE_1)
     counts = learns(model)
     assert counts["understanding.adaptor"] == linear(1024, width, width)
@@ -48,7 +48,7 @@ def test_stage_1_trains_what_the_papers_count(name: str, width: int, millions: f
 
 
 def test_later_stages_add_the_language_model_and_the_encoder() -> None:
-    model = blank(resolve(load("janus_pro_1b"), ModelConfig))
+    model = build_model(resolve(load("janus_pro_1b"), ModelConfig), on_meta=True)
     choose(model, STAGES[2])
     counts = learns(model)
     assert counts["understanding.encoder"] == counts["generation.tokenizer"] == 0

@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from janus_modular import DataError, JanusError, TrainingError
-from janus_modular.checkpoints import open_checkpoint
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.cli.app import app
 from janus_modular.locking import locked
 from janus_modular.model.model import JanusModel
@@ -29,7 +29,7 @@ BITWISE = {"rtol": 0, "atol": 0}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(open_checkpoint(folder)[0].state_dict())
+    return dict(ModelAssembly.from_checkpoint(folder).model.state_dict())
 
 
 def checkpoints(config: Any) -> list[str]:

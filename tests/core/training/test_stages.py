@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,19 +13,19 @@ import torch
 from safetensors.torch import save_file
 
 from janus_modular import CheckpointError, ConfigError, DataError, TrainingError
-from janus_modular.checkpoints import open_checkpoint
-from janus_modular.checkpoints.from_config import compose
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.janus import Janus
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import default_plugins
 from janus_modular.training import run_checkpoints
+from janus_modular.training.initial_model import initial_model
 from janus_modular.training.train import janus_losses, open_sources, prepare, train
 
 BITWISE = {"rtol": 0, "atol": 0}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(open_checkpoint(folder)[0].state_dict())
+    return dict(ModelAssembly.from_checkpoint(folder).model.state_dict())
 
 
 def test_it_learns_to_read_and_to_draw(make, metrics) -> None:
@@ -86,7 +87,10 @@ def test_frozen_parts_stay_and_the_others_move(make) -> None:
     learn = ["understanding.adaptor", "generation.embedding", "generation.adaptor", "generation.head"]
     config = make(learn=learn)
     torch.manual_seed(config.seed)
-    before = {name: tensor.clone() for name, tensor in compose(config.model)[0].state_dict().items()}
+    before = {
+        name: tensor.clone()
+        for name, tensor in ModelAssembly.from_config(config.model).model.state_dict().items()
+    }
     after = weights(train(config, quiet=True))
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -96,7 +100,7 @@ def test_frozen_parts_stay_and_the_others_move(make) -> None:
 
 def test_it_says_in_a_sentence_what_was_loaded(make, capsys, tmp_path: Path) -> None:
     config = make(schedule__stop=1)
-    adaptor = compose(config.model)[0].understanding.adaptor
+    adaptor = ModelAssembly.from_config(config.model).model.understanding.adaptor
     file = tmp_path / "[bold]adaptor.safetensors"  # a name that is printed as it is
     save_file(adaptor.state_dict(), file)
     train(make(schedule__stop=1, model__understanding__adaptor__pretrained=json.dumps(str(file))))
@@ -109,7 +113,8 @@ def test_losses_by_source_add_up(make, metrics) -> None:
     config = make(accumulate=2)
     train(config, quiet=True)
     plugins = default_plugins()
-    model, processor = open_checkpoint(Path(config.output) / "model")
+    assembly = ModelAssembly.from_checkpoint(Path(config.output) / "model")
+    model, processor = assembly.model, assembly.processor
     preparation = prepare(config, open_sources(config, plugins), model, processor)
     work = preparation.step(3)
     losses = list(janus_losses(model, work, "cpu"))
@@ -305,8 +310,9 @@ def test_half_precision_computes_in_half_and_keeps_full_weights(make, metrics, t
 
 
 def test_patterns_are_checked_before_weights_are_read(make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "janus_modular.training.train.initial_model", lambda *args, **more: pytest.fail("too late")
-    )
+    def on_meta_only(config: Any, plugins: Any, device: Any, **options: Any) -> Any:
+        return initial_model(config, plugins, device) if device == "meta" else pytest.fail("too late")
+
+    monkeypatch.setattr("janus_modular.training.train.initial_model", on_meta_only)
     with pytest.raises(ConfigError, match=r"'generation\.haed' matches nothing"):
         train(make(learn=["generation.haed"]), quiet=True)

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from janus_modular import ConfigError, JanusError
-from janus_modular.checkpoints import open_checkpoint
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.cli.app import app
 from janus_modular.janus import Janus
 from janus_modular.training.train import train
@@ -33,7 +33,7 @@ def second(make, first: Path, tmp_path: Path):
 
 def test_adapters_alone_learn_and_are_folded(second, first: Path, tmp_path: Path) -> None:
     folder = train(second(), quiet=True)
-    before, after = (dict(open_checkpoint(path)[0].state_dict()) for path in (first, folder))
+    before, after = (dict(ModelAssembly.from_checkpoint(path).model.state_dict()) for path in (first, folder))
     adapters = {name for name in after if ".lora_" in name}
     assert len(adapters) == 2 * 2 * 2  # A and B of two projections in two layers
     assert all(after[name].abs().max() > 0 for name in adapters)
@@ -56,7 +56,7 @@ def test_a_run_goes_on_with_what_it_wrapped(second, tmp_path: Path) -> None:
     halves = {"output": str(tmp_path / "halves"), "checkpoint_every": 2}
     train(second(**halves, schedule={"steps": 4, "stop": 2}), quiet=True)
     resumed = train(second(**halves), quiet=True, resume=True)
-    one, two = (dict(open_checkpoint(path)[0].state_dict()) for path in (whole, resumed))
+    one, two = (dict(ModelAssembly.from_checkpoint(path).model.state_dict()) for path in (whole, resumed))
     torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 

@@ -20,9 +20,8 @@ from janus_export.config import ExportConfig
 from janus_export.onnx_export.export import export
 from janus_export.verify import verify
 from janus_modular import CheckpointError, ConfigError, Plugins
-from janus_modular.checkpoints import native
+from janus_modular.checkpoints import ModelAssembly, native
 from janus_modular.checkpoints.converting import convert
-from janus_modular.checkpoints.from_config import compose
 from janus_modular.cli.app import app
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
@@ -143,14 +142,15 @@ def model_config(**options: Any) -> ModelConfig:
 def checkpoint(tmp_path: Path) -> Path:
     """A tiny model whose adapters have learned something."""
     torch.manual_seed(0)
-    model, processor = compose(model_config())
+    assembly = ModelAssembly.from_config(model_config())
+    model = assembly.model
     disturb(model.backbone)
-    native.save(model, processor, tmp_path / "model")
+    native.save(assembly, tmp_path / "model")
     return tmp_path / "model"
 
 
 def test_a_stage_that_names_the_backbone_trains_the_adapters() -> None:
-    model, _ = compose(model_config(dropout=0.1))
+    model = ModelAssembly.from_config(model_config(dropout=0.1)).model
     choose(model, ["backbone", "generation.head"])
     learn = {name for name, weight in model.backbone.named_parameters() if weight.requires_grad}
     assert learn
@@ -168,7 +168,7 @@ def test_a_stage_that_names_the_backbone_trains_the_adapters() -> None:
 
 
 def test_a_stage_may_name_what_is_below() -> None:
-    model, _ = compose(model_config())
+    model = ModelAssembly.from_config(model_config()).model
     choose(model, ["backbone", "backbone.backbone.model.model.embed_tokens"])
     learn = {name for name, weight in model.backbone.named_parameters() if weight.requires_grad}
     assert {name for name in learn if ".lora_" not in name} == {"backbone.model.model.embed_tokens.weight"}
@@ -177,7 +177,7 @@ def test_a_stage_may_name_what_is_below() -> None:
 
 
 def test_a_step_changes_the_adapters_alone() -> None:
-    model, _ = compose(model_config())
+    model = ModelAssembly.from_config(model_config()).model
     choose(model, ["backbone"])
     before = {name: weight.clone() for name, weight in model.backbone.named_parameters()}
     learned = [weight for weight in model.parameters() if weight.requires_grad]
@@ -200,10 +200,10 @@ def test_a_step_changes_the_adapters_alone() -> None:
 
 
 def test_a_checkpoint_holds_base_and_adapters(checkpoint: Path) -> None:
-    model = native.load(checkpoint)
+    model = ModelAssembly.from_checkpoint(checkpoint).model
     assert isinstance(model.backbone, LoraBackbone)
     assert any(".lora_B." in name for name in load_file(checkpoint / "model.safetensors"))
-    again = native.load(checkpoint)
+    again = ModelAssembly.from_checkpoint(checkpoint).model
     tokens = torch.arange(12).view(2, 6)
     torch.testing.assert_close(said(model.backbone, tokens), said(again.backbone, tokens), rtol=0, atol=0)
 
@@ -212,7 +212,10 @@ def test_merging_makes_a_plain_checkpoint_that_says_the_same(checkpoint: Path, t
     done = CliRunner().invoke(app, ["convert", str(checkpoint), str(tmp_path / "plain"), "--merge"])
     assert done.exit_code == 0, done.output
 
-    plain, adapted = native.load(tmp_path / "plain"), native.load(checkpoint)
+    plain, adapted = (
+        ModelAssembly.from_checkpoint(tmp_path / "plain").model,
+        ModelAssembly.from_checkpoint(checkpoint).model,
+    )
 
     assert plain.config.backbone.name == "hf"
     assert not any("lora" in name for name in load_file(tmp_path / "plain/model.safetensors"))

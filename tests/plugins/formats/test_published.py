@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from janus_modular import CheckpointError
-from janus_modular.checkpoints import convert, open_checkpoint
+from janus_modular.checkpoints import ModelAssembly, convert
 from janus_modular.checkpoints.opening import open_lazily
 from janus_modular.testing import CheckpointFormatContract, CheckpointFormatExample
 from janus_plugins.formats.published import NAMES, PublishedConfig, PublishedFormat
@@ -43,7 +43,8 @@ def native(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_tensor_arrives(published: Path, reference: dict[str, Tensor]) -> None:
-    model, processor = open_checkpoint(published)
+    assembly = ModelAssembly.from_checkpoint(published)
+    model, processor = assembly.model, assembly.processor
     state = model.state_dict()
     tower, layer = "vision_model.vision_tower", "understanding.encoder.model.encoder.layers.1.self_attn"
     for theirs, ours in (
@@ -110,7 +111,7 @@ def test_sharded_pickles_in_half_precision(
         where |= dict.fromkeys(names[i::2], file)
     index = {"metadata": {}, "weight_map": where}
     (description / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    model, _ = open_checkpoint(description, dtype=torch.bfloat16)
+    model = ModelAssembly.from_checkpoint(description, dtype=torch.bfloat16).model
     stored = load_file(native / "model.safetensors")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, stored[name].bfloat16()), name
@@ -121,7 +122,7 @@ def test_anything_else_left_over_is_an_error(reference: dict[str, Tensor], descr
     del tensors["gen_aligner.layers.2.bias"]
     save_file(tensors, description / "model.safetensors")
     with pytest.raises(CheckpointError) as error:
-        open_checkpoint(description)
+        ModelAssembly.from_checkpoint(description)
     text = str(error.value)
     assert "1 unexpected in backbone:\n    backbone.model.model.layers.0.adapter" in text
     assert "1 unexpected:\n    ema" in text

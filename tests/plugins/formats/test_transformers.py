@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusProcessor
 
 from janus_modular import CheckpointError, ImageInput, Message, Text
-from janus_modular.checkpoints import convert, open_checkpoint
+from janus_modular.checkpoints import ModelAssembly, convert
 from janus_modular.checkpoints.opening import open_lazily
 from janus_modular.testing import CheckpointFormatContract, CheckpointFormatExample
 from janus_plugins.formats.transformers_config import _ratio, write_config
@@ -100,7 +100,8 @@ def folder(theirs: JanusForConditionalGeneration, tmp_path: Path) -> Path:
 
 @torch.no_grad()
 def test_computes_what_transformers_computes(theirs: JanusForConditionalGeneration, folder: Path) -> None:
-    ours, processor = open_checkpoint(folder)
+    reopened = ModelAssembly.from_checkpoint(folder)
+    ours, processor = reopened.model, reopened.processor
     assert processor.template_name == "janus-pro"
     tokens = torch.randint(0, 1024, (2, 17))
     positions = torch.arange(17).expand(2, -1)
@@ -171,7 +172,7 @@ def test_a_head_of_its_own_beats_a_config_that_ties(tmp_path: Path) -> None:
     del config["tie_word_embeddings"]  # the class' default is True
     (tmp_path / "config.json").write_text(json.dumps(config))
     add_processor(tmp_path)
-    model, _ = open_checkpoint(tmp_path)
+    model = ModelAssembly.from_checkpoint(tmp_path).model
     assert torch.equal(model.backbone.model.lm_head.weight, theirs.lm_head.weight)
     assert not torch.equal(
         model.backbone.model.lm_head.weight, model.backbone.model.model.embed_tokens.weight
