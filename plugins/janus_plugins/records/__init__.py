@@ -1,1 +1,1 @@
-"""Reading training records as people have them: files of JSON, conversations, image-text pairs."""
+"""Readers of training records: files of JSON, conversations, image-text pairs."""

@@ -1,4 +1,4 @@
-"""An image and the words that belong to it: captions, class names, imagefolder's metadata."""
+"""Images with text: captions, class names, metadata of an image folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from janus_plugins.records.images import ImageFolder
 from janus_plugins.records.markers import without_markers
 
 IMAGES = ("image", "file_name")
-WORDS = ("caption", "captions", "text", "class")
+TEXTS = ("caption", "captions", "text", "class")
 
 
 @dataclass(frozen=True)
@@ -28,25 +28,24 @@ class CaptionReader:
     markers: bool = True
 
     def sample(self, record: Fields, rng: np.random.Generator) -> Sample:
-        """Return a record's pair; ``rng`` chooses among several captions, templates and questions.
+        """Return the sample of a record; ``rng`` chooses among several captions, templates and questions.
 
         Raises:
-            DataError: there are no words, words of two sorts, or a key that nothing reads.
+            DataError: there is no text, there are several texts, or a key that is not used.
             ImageError: the image cannot be read.
         """
         reference = record.take(*IMAGES)
-        present = [name for name in WORDS if name in record]
+        present = [name for name in TEXTS if name in record]
         if len(present) != 1:
             raise DataError(
                 f"an image with {' and '.join(present) or 'no text'}; expected exactly one of"
-                f" {', '.join(WORDS)}: {'keep the one to learn' if present else 'add a caption'}, or write"
-                f" the sample as `messages`.{record.hint(WORDS)}"
+                f" {', '.join(TEXTS)}: {'keep the text to learn' if present else 'add a caption'}, or write"
+                f" the sample as `messages`.{record.hint(TEXTS)}"
             )
         [name] = present
-        value = record.take(*WORDS)
+        value = record.take(*TEXTS)
         record.close()
-        words = self._words(value, name, rng)
-        words = _choice(self.templates, rng).replace("{}", words)
+        text = _choice(self.templates, rng).replace("{}", self._text(value, name, rng))
         if isinstance(reference, list) and len(reference) == 1:
             [reference] = reference
         if isinstance(reference, list):
@@ -56,19 +55,21 @@ class CaptionReader:
             )
         image = self.images.open(reference, "image")
         if self.task == "draw":
-            return Sample([Message("user", [Text(words)]), Message("assistant", [ImageTarget(image)])])
+            return Sample([Message("user", [Text(text)]), Message("assistant", [ImageTarget(image)])])
         question = Text(_choice(self.questions, rng))
         return Sample(
-            [Message("user", [ImageInput(image), question]), Message("assistant", [Text(words, True)])]
+            [Message("user", [ImageInput(image), question]), Message("assistant", [Text(text, True)])]
         )
 
-    def _words(self, value: object, name: str, rng: np.random.Generator) -> str:
+    def _text(self, value: object, name: str, rng: np.random.Generator) -> str:
         if isinstance(value, list):
             value = _choice(list_of(value, name, lambda item, where: text_of(item, where)), rng)
-        words = text_of(value, name).strip()
+        text = text_of(value, name).strip()
         if self.markers:
-            without_markers(words, name, "Words beside an image are its caption; write places as `messages`.")
-        return words
+            without_markers(
+                text, name, "The text beside an image is its caption; write positions as `messages`."
+            )
+        return text
 
 
 def _choice(choices: Sequence[str], rng: np.random.Generator) -> str:

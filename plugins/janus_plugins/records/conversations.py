@@ -1,7 +1,7 @@
 """Conversations: ``messages`` of OpenAI's and LLaMA-Factory's form, ``conversations`` of LLaVA and ShareGPT.
 
-They differ in the names of their keys and in where images are written: inside the content, or in a list
-beside it with a marker in the text for each. All of them become `Message`s here.
+The forms differ in the names of their keys and in where images are written: inside the content, or in a list
+beside the content, with a marker in the text for each image. All become `Message`s here.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
 }
-"""What people call the three roles."""
+"""The roles of a `Message`, by the names that records have for them."""
 
 IMAGE_KEYS = ("read", "draw", "image", "image_url", "url", "path")
-"""Keys of a content part that hold an image; ``read`` and ``draw`` say what for."""
+"""Keys of a content part that hold an image; ``read`` and ``draw`` also choose the path."""
 
 PART_TYPES = ("text", "image", "image_url")
 
 
 @dataclass(frozen=True)
-class _ImageSlot:
-    """Where an image belongs; without a reference, it is the next of the record's list."""
+class _ImagePosition:
+    """The position of an image in a content; without a reference, the image is the next one listed."""
 
     where: str
-    draws: bool
+    is_target: bool
     supervised: bool
     reference: Any = None
 
@@ -41,7 +41,7 @@ class _ImageSlot:
 @dataclass
 class _Turn:
     role: str
-    content: list[Text | _ImageSlot] = field(default_factory=list)
+    content: list[Text | _ImagePosition] = field(default_factory=list)
     reasoning: Text | None = None
 
 
@@ -51,7 +51,7 @@ class ConversationReader:
 
     images: ImageFolder
     markers: bool = True  # `<image>` in a text stands for an image
-    ignore: tuple[str, ...] = ()  # keys without effect
+    ignore: tuple[str, ...] = ()  # keys that are not used
 
     def sample(self, record: Fields) -> Sample:
         """Return the conversation of a record that has ``messages`` or ``conversations``.
@@ -61,32 +61,34 @@ class ConversationReader:
             ImageError: an image cannot be read.
         """
         name = "messages" if "messages" in record else "conversations"
-        turns_given = record.take("messages", "conversations")
+        messages = record.take("messages", "conversations")
         flags: list[bool] = []
-        turns: list[_Turn] = list_of(turns_given, name, lambda one, where: self._turn(one, where, flags))
+        turns: list[_Turn] = list_of(messages, name, lambda item, where: self._turn(item, where, flags))
         system = record.take("system")
         if system is not None and text_of(system, "system", blank=True).strip():
             if turns[0].role == "system":
-                raise DataError("has `system`, and a first message of the system: expected only one of them.")
-            self._refuse_markers(system, "system")
+                raise DataError(
+                    "has `system`, and a first message with the role system; expected only one of them."
+                )
+            self._check_no_markers(system, "system")
             turns.insert(0, _Turn("system", [Text(system)]))
         listed = record.take("images", "image")
         record.close()
         if not isinstance(listed, list):
             listed = [] if listed is None or listed in EMPTY else [listed]
-        return Sample(list(self._filled(turns, listed)), exact_supervision=bool(flags))
+        return Sample(list(self._messages(turns, listed)), exact_supervision=bool(flags))
 
     def _turn(self, value: Any, where: str, flags: list[bool]) -> _Turn:
         fields = Fields(value, where, ignore=self.ignore)
-        called = fields.take("role", "from")
-        role = ROLES.get(called) if isinstance(called, str) else None
+        role_name = fields.take("role", "from")
+        role = ROLES.get(role_name) if isinstance(role_name, str) else None
         if role is None:
             raise DataError(
-                f"{where}: a message with role {BRIEF.repr(called)}; expected {', '.join(ROLES)}."
+                f"{where}: a message with role {BRIEF.repr(role_name)}; expected {', '.join(ROLES)}."
             )
         content = fields.take("content", "value")
         flag = _flag(fields)
-        thought = fields.take("reasoning_content", "reasoning")
+        reasoning = fields.take("reasoning_content", "reasoning")
         fields.close()
         if flag is not None:
             flags.append(flag)
@@ -94,91 +96,97 @@ class ConversationReader:
         place = f"{where}: content of {role}"
         parts = [content] if isinstance(content, str) else content
         turn = _Turn(role)
-        if thought is not None and thought not in EMPTY:
+        if reasoning is not None and reasoning not in EMPTY:
             if role != "assistant":
                 raise DataError(
-                    f"{where}: has reasoning_content, and role {role}; expected it of assistants."
+                    f"{where}: has reasoning_content, and the role {role}; expected the role assistant."
                 )
-            turn.reasoning = Text(text_of(thought, f"{where}: reasoning_content"), supervised)
-            self._refuse_markers(turn.reasoning.text, f"{where}: reasoning_content")
-        list_of(parts, place, lambda one, at: turn.content.extend(self._part(one, at, role, supervised)))
-        if role != "system" and not any(isinstance(s, _ImageSlot) or s.text.strip() for s in turn.content):
+            turn.reasoning = Text(text_of(reasoning, f"{where}: reasoning_content"), supervised)
+            self._check_no_markers(turn.reasoning.text, f"{where}: reasoning_content")
+        list_of(
+            parts, place, lambda part, path: turn.content.extend(self._part(part, path, role, supervised))
+        )
+        if role != "system" and not any(
+            isinstance(item, _ImagePosition) or item.text.strip() for item in turn.content
+        ):
             raise DataError(f"{place}: is empty; expected text or an image.")
         return turn
 
-    def _part(self, part: Any, where: str, role: str, supervised: bool) -> Iterator[Text | _ImageSlot]:
-        speaks = role == "assistant"
+    def _part(self, part: Any, where: str, role: str, supervised: bool) -> Iterator[Text | _ImagePosition]:
+        is_assistant = role == "assistant"
         if isinstance(part, str):
-            yield from self._text(part, where, speaks, supervised)
+            yield from self._text(part, where, is_assistant, supervised)
             return
         fields = Fields(part, where, ignore=self.ignore)
-        kind = fields.take("type")
-        if kind is not None and (not isinstance(kind, str) or kind not in PART_TYPES):
-            raise DataError(f"{where}: has type {BRIEF.repr(kind)}; expected {', '.join(PART_TYPES)}.")
-        if kind == "text" or (kind is None and "text" in fields):
+        part_type = fields.take("type")
+        if part_type is not None and (not isinstance(part_type, str) or part_type not in PART_TYPES):
+            raise DataError(f"{where}: has type {BRIEF.repr(part_type)}; expected {', '.join(PART_TYPES)}.")
+        if part_type == "text" or (part_type is None and "text" in fields):
             text = fields.take("text")
             fields.close()
-            yield from self._text(text, where, speaks, supervised)
+            yield from self._text(text, where, is_assistant, supervised)
             return
-        used = next((key for key in IMAGE_KEYS if key in fields), "image")
+        key = next((key for key in IMAGE_KEYS if key in fields), "image")
         reference = fields.take(*IMAGE_KEYS)
         fields.close()
-        if reference is None and kind is None:
+        if reference is None and part_type is None:
             raise DataError(
                 f"{where}: found {BRIEF.repr(part)}; expected a text, {{image: FILE}} or {{text: ...}}."
             )
-        draws = used == "draw" or (used != "read" and speaks)
-        yield _ImageSlot(where, draws, supervised, reference)
+        is_target = key == "draw" or (key != "read" and is_assistant)
+        yield _ImagePosition(where, is_target, supervised, reference)
 
-    def _text(self, value: Any, where: str, speaks: bool, supervised: bool) -> Iterator[Text | _ImageSlot]:
+    def _text(
+        self, value: Any, where: str, is_assistant: bool, supervised: bool
+    ) -> Iterator[Text | _ImagePosition]:
         text = text_of(value, where, blank=True)
-        stretches = split_at_markers(text, where) if self.markers else [text]
-        for i, stretch in enumerate(stretches):
+        texts = split_at_markers(text, where) if self.markers else [text]
+        for i, part in enumerate(texts):
             if i:
-                yield _ImageSlot(where, speaks, supervised)
-            if stretch or len(stretches) == 1:
-                yield Text(stretch, supervised)
+                yield _ImagePosition(where, is_assistant, supervised)
+            if part or len(texts) == 1:
+                yield Text(part, supervised)
 
-    def _refuse_markers(self, text: str, where: str) -> None:
-        """Refuse a marker in a text beside the content, which holds no images."""
+    def _check_no_markers(self, text: str, where: str) -> None:
+        """Raise DataError for a marker in a text beside the content, which has no images."""
         if self.markers:
             without_markers(text, where, "Images stand in the content of messages.")
 
-    def _filled(self, turns: list[_Turn], listed: list[Any]) -> Iterator[Message]:
-        """Yield the messages with their images opened, those without a reference in the order of the list."""
-        slots = [part for turn in turns for part in turn.content if isinstance(part, _ImageSlot)]
-        waiting = [slot for slot in slots if slot.reference is None]
-        if len(waiting) != len(listed):
-            first = f" (the first in {waiting[0].where})" if waiting else ""
+    def _messages(self, turns: list[_Turn], listed: list[Any]) -> Iterator[Message]:
+        """Yield the messages with opened images; ``listed`` has those without a reference, in order."""
+        positions = [part for turn in turns for part in turn.content if isinstance(part, _ImagePosition)]
+        unlisted = [position for position in positions if position.reference is None]
+        if len(unlisted) != len(listed):
+            first = f" (the first in {unlisted[0].where})" if unlisted else ""
             raise DataError(
-                f"images that the text has places for: {len(waiting)}{first}; images listed beside it:"
+                f"positions for images: {len(unlisted)}{first}; images listed beside the content:"
                 f" {len(listed)}. Expected an `<image>` for each of `images`, or images in the content."
-                f"{f' {LITERAL}' if waiting else ''}"
+                f"{f' {LITERAL}' if unlisted else ''}"
             )
-        following = enumerate(listed)
+        remaining = enumerate(listed)
 
-        def opened(part: Text | _ImageSlot) -> Segment:
+        def open_image(part: Text | _ImagePosition) -> Segment:
             if isinstance(part, Text):
                 return part
             where, reference = part.where, part.reference
             if reference is None:
-                number, reference = next(following)
+                number, reference = next(remaining)
                 where = f"images[{number}]"
             image = self.images.open(reference, where)
-            return ImageTarget(image, part.supervised) if part.draws else ImageInput(image)
+            return ImageTarget(image, part.supervised) if part.is_target else ImageInput(image)
 
         for turn in turns:
-            yield Message(turn.role, [opened(part) for part in turn.content], turn.reasoning)
+            yield Message(turn.role, [open_image(part) for part in turn.content], turn.reasoning)
 
 
 def _flag(fields: Fields) -> bool | None:
-    """Return whether a turn says itself that it is learned: by ``train``, ``loss`` or ``weight``."""
+    """Return whether a turn is supervised by its ``train``, ``loss`` or ``weight``; None without any."""
     value = fields.take("train", "loss", "weight")
     if value is None:
         return None
     if value not in (0, 1):  # True and False are equal to them
         raise DataError(
             f"{fields.where}found {BRIEF.repr(value)} as train, loss or weight; expected true or false,"
-            " 1 or 0: a turn is learned or not, and never in part."
+            " 1 or 0: a turn is supervised as a whole, or not at all."
         )
     return bool(value)

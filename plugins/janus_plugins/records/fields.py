@@ -1,4 +1,4 @@
-"""Reading JSON objects strictly: every key is used, known to have no effect, or an error."""
+"""Strict reading of JSON objects: a key is used, known to have no effect, or an error."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ HARMLESS = (
     *("source", "dataset", "subset", "split", "metadata", "meta", "tags", "license", "language"),
     *("width", "height", "created_at", "timestamp"),
 )
-"""Keys that say where a record comes from, and nothing to learn. docs/how-to/data-formats.md lists them."""
+"""Keys about a record's origin, which are not learned from. docs/how-to/data-formats.md lists them."""
 
 VIDEO = "video cannot be read by this version"
 AUDIO = "audio cannot be read by this version"
 TOOLS = "calls of tools are not supported"
 PREFERENCE = "preference pairs are not supported: write the answer to learn as `messages`"
-THINKING = "the field for an assistant's reasoning is `reasoning_content`: rename it"
+REASONING = "the field for an assistant's reasoning is `reasoning_content`: rename it"
 INSTRUCTION = "write instruction and answer as `messages` of a user and an assistant"
 REASONS = {
     **dict.fromkeys(("video", "videos"), VIDEO),
     **dict.fromkeys(("audio", "audios"), AUDIO),
     **dict.fromkeys(("tools", "tool_calls", "tool_call_id", "function_call", "functions"), TOOLS),
-    **dict.fromkeys(("thinking", "thought", "thoughts", "thinking_content"), THINKING),
+    **dict.fromkeys(("thinking", "thought", "thoughts", "thinking_content"), REASONING),
     **dict.fromkeys(("chosen", "rejected", "preference"), PREFERENCE),
     **dict.fromkeys(("instruction", "prompt", "question", "query"), INSTRUCTION),
     **dict.fromkeys(("output", "response", "completion", "answer"), INSTRUCTION),
 }
-"""Keys that people's files have and that cannot be used, with the reason."""
+"""Keys of other tools that cannot be used, with the reason."""
 
 EMPTY: tuple[Any, ...] = ("", [], {})
 
 BRIEF = Repr()
 BRIEF.maxstring, BRIEF.maxlevel = 80, 3
-"""How a value is quoted in an error, however large or deep it is."""
+"""Quotes a value in an error, shortened."""
 
 
 class Fields:
-    """The keys of a JSON object, which must all have been read by the time of `close`.
+    """The keys of a JSON object; `close` raises an error for keys that were not read.
 
     A key whose value is null counts as absent: exports of tables fill what a row lacks with null.
     """
 
     def __init__(self, value: Any, where: str = "", *, ignore: Iterable[str] = ()) -> None:
-        """Take an object; ``where`` is its place in the record, keys in ``ignore`` count as absent.
+        """Take an object; ``where`` is its path in the record, keys in ``ignore`` count as absent.
 
         Raises:
-            DataError: it is not an object.
+            DataError: the value is not an object.
         """
         self.where = f"{where}: " if where else ""
         if not isinstance(value, Mapping):
@@ -58,7 +58,7 @@ class Fields:
         ignored = set(ignore)
         self.values = {k: item for k, item in value.items() if item is not None and k not in ignored}
         self.unread = dict.fromkeys(self.values)
-        self.names: list[str] = []  # that were looked for
+        self.names: list[str] = []  # of keys that were read, or would have been
 
     def __contains__(self, name: str) -> bool:
         return name in self.values
@@ -67,7 +67,7 @@ class Fields:
         """Return the value under one of several spellings of a key; None where there is none.
 
         Raises:
-            DataError: several of the spellings are there.
+            DataError: the object has several of the spellings.
         """
         self.names += names
         present = [name for name in names if name in self.values]
@@ -82,28 +82,28 @@ class Fields:
         """Return a text that is not blank; None where there is none.
 
         Raises:
-            DataError: it is of another type, blank, or not Unicode.
+            DataError: the value is of another type, blank, or not Unicode.
         """
         value = self.take(*names)
         return None if value is None else text_of(value, f"{self.where}{self._present(names)}")
 
     def close(self) -> None:
-        """Check that nothing is left of which the sample would not know.
+        """Check that all keys were read.
 
         Raises:
-            DataError: names the keys that were not read, and what could have been meant.
+            DataError: keys were not read; names them, and similar keys.
         """
         unread = [k for k in self.unread if k not in HARMLESS and self.values[k] not in EMPTY]
         if not unread:
             return
         known = ", ".join(dict.fromkeys(self.names))
         raise DataError(
-            f"{self.where}nothing reads {', '.join(map(repr, unread))}; expected {known}.{self.hint()} Keys"
-            " that are to have no effect go into the source's `ignore`."
+            f"{self.where}found the unknown keys {', '.join(map(repr, unread))}; expected {known}."
+            f"{self.hint()} Add keys without effect to the source's `ignore`."
         )
 
     def hint(self, names: Iterable[str] = ()) -> str:
-        """Return why an unread key cannot be used, or which of ``names`` it could be; or nothing."""
+        """Return why an unread key cannot be used, or which of ``names`` is similar; "" without either."""
         unread = [key for key in self.unread if key not in HARMLESS]
         if reason := next((f" '{key}': {REASONS[key]}." for key in unread if key in REASONS), ""):
             return reason
@@ -116,10 +116,10 @@ class Fields:
 
 
 def text_of(value: Any, where: str, *, blank: bool = False) -> str:
-    """Return ``value`` as the text it must be.
+    """Return ``value`` if it is text.
 
     Raises:
-        DataError: it is of another type, blank where that is not allowed, or holds half a surrogate pair.
+        DataError: the value is of another type, blank and must not be, or has half a surrogate pair.
     """
     if not isinstance(value, str) or not (blank or value.strip()):
         raise DataError(f"{where}: found {BRIEF.repr(value)}; expected text.")
@@ -127,20 +127,20 @@ def text_of(value: Any, where: str, *, blank: bool = False) -> str:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            half = value[error.start]
+            surrogate = value[error.start]
             raise DataError(
-                f"{where}: holds {half!r}, half of a surrogate pair; expected Unicode. Was the text cut in"
+                f"{where}: has {surrogate!r}, half of a surrogate pair; expected Unicode. Was the text cut in"
                 " the middle of a character, or not read as UTF-8?"
             ) from error
     return value
 
 
-def list_of(value: Any, where: str, each: Callable[[Any, str], Any]) -> list[Any]:
-    """Return ``each(item, place)`` of a list that must not be empty.
+def list_of(value: Any, where: str, convert: Callable[[Any, str], Any]) -> list[Any]:
+    """Return ``convert(item, path)`` of the items of a list that must not be empty.
 
     Raises:
-        DataError: it is of another type, or empty.
+        DataError: the value is of another type, or empty.
     """
     if not isinstance(value, list) or not value:
         raise DataError(f"{where}: found {BRIEF.repr(value)}; expected a list that is not empty.")
-    return [each(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    return [convert(item, f"{where}[{i}]") for i, item in enumerate(value)]

@@ -1,4 +1,4 @@
-"""Files of JSON records, opened without being read: a JSON object a line, or a JSON array of objects."""
+"""Files of JSON records, indexed without parsing: a JSON object a line, or a JSON array of objects."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 from janus_modular import DataError
 
 TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
-"""A whole string of JSON, or a bracket: what it takes to follow how deep a position lies."""
+"""A whole string of JSON, or a bracket: enough to follow the depth of nesting."""
 
 
 class RecordFile:
-    """The records of a file. Only where each begins is held in memory: 8 bytes a record.
+    """The records of a file. Memory holds the start of each record: 8 bytes a record.
 
-    Whether it is lines or an array is decided by its first character, not by its name.
+    The first character of a file, not its name, decides between lines and an array.
     """
 
     def __init__(self, path: Path) -> None:
-        """Find where the records begin.
+        """Find the start of each record.
 
         Raises:
-            DataError: the file is missing or empty, or an array that does not hold objects alone.
+            DataError: the file is missing or empty, or an array with other items than objects.
         """
         self.path = path
         if not path.is_file():
@@ -55,10 +55,10 @@ class RecordFile:
         return RecordFile, (self.path,)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        """Return a record, parsed.
+        """Return a parsed record.
 
         Raises:
-            DataError: it is not a JSON object, or names a key twice.
+            DataError: the record is not a JSON object, or has a key twice.
         """
         raw = self._array_item(index) if self.is_array else self._line(index)
         try:
@@ -73,7 +73,7 @@ class RecordFile:
         return record
 
     def line_number(self, index: int) -> int:
-        """Count to the line that a record begins in, from 1; only errors need it."""
+        """Return the number of the line, from 1, in which a record begins; for errors."""
         return self._bytes[: int(self.starts[index])].count(b"\n") + 1
 
     @cached_property
@@ -90,9 +90,9 @@ class RecordFile:
         last = index % len(self) == len(self) - 1
         end = len(self._bytes) if last else int(self.starts[index + 1])
         raw = self._bytes[int(self.starts[index]) : end].rstrip()
-        mark = b"]" if last else b","
-        if not raw.endswith(mark):
-            raise DataError(f"not JSON: expected {mark.decode()} after an element of the array.")
+        separator = b"]" if last else b","
+        if not raw.endswith(separator):
+            raise DataError(f"not JSON: expected {separator.decode()} after an element of the array.")
         return raw[:-1]
 
     def _array_starts(self, start: int) -> NDArray[np.int64]:
@@ -113,7 +113,9 @@ class RecordFile:
                 if depth == 0:
                     end = token.end()
         if end < 0:
-            raise DataError(f"'{self.path}' begins as a JSON array and never ends it: was it cut short?")
+            raise DataError(
+                f"'{self.path}' begins as a JSON array without an end; expected ]. Was the file cut short?"
+            )
         if self._bytes[end:].strip():
             line = self._bytes[:end].count(b"\n") + 1
             raise DataError(
@@ -126,20 +128,20 @@ class RecordFile:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object, of which JSON parsers keep only the last value of a repeated key."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    """Build an object; JSON parsers keep the last value of a repeated key without an error."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
         names = [key for key, _ in pairs]
-        twice = next(key for key in names if names.count(key) > 1)
-        raise DataError(f"the key '{twice}' is there twice; expected each once.")
-    return made
+        repeated = next(key for key in names if names.count(key) > 1)
+        raise DataError(f"the key '{repeated}' is there twice; expected each once.")
+    return content
 
 
 def _line_starts(content: mmap.mmap, chunk: int = 1 << 26) -> NDArray[np.int64]:
     """Return where each line that is not blank begins."""
     breaks = [
-        np.flatnonzero(np.frombuffer(content[at : at + chunk], np.uint8) == ord("\n")) + at
-        for at in range(0, len(content), chunk)
+        np.flatnonzero(np.frombuffer(content[start : start + chunk], np.uint8) == ord("\n")) + start
+        for start in range(0, len(content), chunk)
     ]
     ends = np.concatenate([*breaks, [len(content)]]).astype(np.int64)
     starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)

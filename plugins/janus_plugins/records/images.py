@@ -1,4 +1,4 @@
-"""Images that records refer to: files inside one folder, or data inside the record."""
+"""Images of records: files inside a folder, or data inside the record."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ MAX_DATA_URI = 64 * 2**20
 """Longest data URI, in characters: 48 MiB of image file."""
 
 MAX_NESTING = 2
-"""Objects around a reference: ``{"image_url": {"url": FILE}}``, less the key of the content part."""
+"""Objects around a reference, as in ``{"image_url": {"url": FILE}}``, without the key of the content part."""
 
 REFERENCES = ("image", "image_url", "url", "path")
-"""Keys of an object that lead to an image; the value is a path, a URI, or such an object again."""
+"""Keys of an object whose value is an image: a path, a URI, or such an object again."""
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Opens images by the references that records hold."""
+    """Opens the images to which records refer."""
 
     folder: Path
     outside: bool = False  # allow files outside the folder
 
     def open(self, reference: Any, where: str) -> Image.Image:
-        """Return the image that a path, a ``file:`` or ``data:`` URI, or an object with one leads to.
+        """Return the image of a path, of a ``file:`` or ``data:`` URI, or of an object that holds either.
 
         Raises:
-            DataError: there is no such reference, or it leads out of the folder or to the network.
-            ImageError: there is no such image, or it is damaged or too large.
+            DataError: the reference is of another form, or leads out of the folder or to the network.
+            ImageError: the image is missing, damaged or too large.
         """
         for _ in range(MAX_NESTING):
             if isinstance(reference, dict):
-                reference = _inner(reference, where)
+                reference = _reference_in(reference, where)
         name = text_of(reference, where)
         scheme = (re.match(r"(data):|([a-z][a-z0-9+.-]+)://", name, re.IGNORECASE) or [""])[0].lower()
         if scheme == "data:":
@@ -56,7 +56,7 @@ class ImageFolder:
         return open_image(self._inside(name, where))
 
     def _inside(self, name: str, where: str) -> Path:
-        """Return the path of a file, which lies in the folder unless ``outside`` allows others."""
+        """Return the path of a file, which is in the folder unless ``outside`` allows others."""
         path = self.folder / name
         try:
             inside = path.resolve().is_relative_to(self.folder.resolve())
@@ -71,13 +71,13 @@ class ImageFolder:
         return path
 
 
-def _inner(reference: dict[str, Any], where: str) -> Any:
-    """Return what an object such as ``{"url": ...}`` or ``{"bytes": null, "path": ...}`` holds."""
+def _reference_in(reference: dict[str, Any], where: str) -> Any:
+    """Return the reference in an object such as ``{"url": ...}`` or ``{"bytes": null, "path": ...}``."""
     fields = Fields(reference, where, ignore=("detail",))
     inner = fields.take(*REFERENCES)
     if fields.take("bytes") is not None:
         raise DataError(
-            f"{where}: holds the image's bytes, whose encoding JSON does not say. Write them as a data URI,"
+            f"{where}: has the image's bytes, whose encoding is unknown. Write them as a data URI,"
             " data:image/png;base64,..., or save the image as a file."
         )
     fields.close()

@@ -1,4 +1,4 @@
-"""Markers such as ``<image>``, that stand in a text where an image belongs."""
+"""Markers such as ``<image>``, which stand in a text at the position of an image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from janus_modular import DataError
 
 MARKER = re.compile(r"<image>|<image_placeholder>")
-OTHERS = re.compile(
+UNSUPPORTED = re.compile(
     r"(?!<image>)<\s*(?i:images?)[\s_:#-]*\d*\s*>|</image>|<img>[^<]*</img>"
     r"|<(?:video|audio|ImageHere|IMG_CONTEXT|image_soft_token|im_(?:start|end|patch)"
     r"|(?:begin|start|end)_of_image)>"
@@ -17,38 +17,38 @@ OTHERS = re.compile(
 )
 """Markers of other tools and models, which are not read."""
 
-LITERAL = "If these letters are meant to be learned, set the source's `markers: text`."
+LITERAL = "If the marker is text to learn, set the source's `markers: text`."
 
 
 def first_marker(texts: Iterable[str]) -> str | None:
-    """Return the first marker, of any tool, in some texts; None where there is none."""
-    found = (pattern.search(text) for text in texts for pattern in (MARKER, OTHERS))
-    return next((match[0] for match in found if match), None)
+    """Return the first marker, of any tool, in texts; None without any."""
+    matches = (pattern.search(text) for text in texts for pattern in (MARKER, UNSUPPORTED))
+    return next((match[0] for match in matches if match), None)
 
 
 def split_at_markers(text: str, where: str) -> list[str]:
-    """Return the stretches of text before, between and after the image markers.
+    """Return the text before, between and after the image markers.
 
     Raises:
-        DataError: there is a marker of another tool, or of a video or a sound.
+        DataError: the text has a marker of another tool, of a video or of audio.
     """
-    if other := OTHERS.search(text):
+    if match := UNSUPPORTED.search(text):
         raise DataError(
-            f"{where}: holds '{other[0]}'; the only marker that is read is <image>, for an image listed in"
-            f" `images`. Rewrite it, or leave the sample out. {LITERAL}"
+            f"{where}: holds '{match[0]}'; the only marker that is read is <image>, for an image listed in"
+            f" `images`. Replace the marker, or leave the sample out. {LITERAL}"
         )
     return MARKER.split(text)
 
 
-def without_markers(text: str, where: str, advice: str) -> str:
-    """Return a text that may hold no marker, because no image could stand for it.
+def without_markers(text: str, where: str, hint: str) -> str:
+    """Return a text that has no marker, where no image can belong to a marker.
 
     Raises:
-        DataError: there is a marker; ``advice`` says what to write instead.
+        DataError: the text has a marker; ``hint`` says what to write instead.
     """
     if len(split_at_markers(text, where)) > 1:
         marker = MARKER.search(text)
         raise DataError(
-            f"{where}: holds '{marker[0] if marker else ''}', for which there is no image. {advice} {LITERAL}"
+            f"{where}: holds '{marker[0] if marker else ''}', for which there is no image. {hint} {LITERAL}"
         )
     return text

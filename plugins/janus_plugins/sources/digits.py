@@ -1,8 +1,8 @@
-"""Real handwritten digits, to draw, to read and to talk about: scikit-learn's 1,797, at 32x32.
+"""Real handwritten digits, to read, to draw and to write about: scikit-learn's 1,797, at 32x32.
 
 The scans (UCI, "Optical Recognition of Handwritten Digits") are 8x8 with 17 greys; they are enlarged with a
 bicubic filter and shown as dark ink on paper. The split is fixed and has the same share of each digit
-everywhere. Training images are turned, moved, scaled and slanted a little, differently each time.
+everywhere. Training images are rotated, moved, scaled and sheared a little, differently each time.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ SHARES = {"train": (0, 4), "validation": (4, 5), "test": (5, 6)}  # sixths of ea
 
 @dataclass
 class DigitsConfig(ComponentConfig):
-    """Which digits, and what to do with them."""
+    """The digits, and the task."""
 
-    task: Literal["draw", "read", "text"] = "draw"  # a caption to an image, an image to an answer, words
+    task: Literal["draw", "read", "text"] = "draw"  # image from caption, answer from image, text
     split: Literal["train", "validation", "test"] = "train"  # which of the scans
     size: int = 32  # pixels a side
     augment: float = 1.0  # strength of the small affine changes; 0 leaves the scans as they are
 
     def __post_init__(self) -> None:
-        """Refuse what makes no image."""
+        """Check that the options make an image."""
         if self.size < 1 or not 0 <= self.augment < inf:
             raise ValueError(
                 f"size {self.size}, augment {self.augment}: expected pixels, at least 1, and a number of at"
@@ -57,7 +57,7 @@ class DigitsConfig(ComponentConfig):
 
 
 class Digits:
-    """The digits of one split as a source; also ``images`` and ``labels`` (same order), for measuring."""
+    """The digits of a split as a source; ``images`` and ``labels``, in the same order, are for evaluation."""
 
     names = NAMES
 
@@ -66,21 +66,23 @@ class Digits:
         scans, labels = _load()
         first, last = SHARES[config.split]
         order = np.random.default_rng(0).permutation(len(labels))
-        of_digit = [np.array_split(order[labels[order] == digit], 6)[first:last] for digit in range(10)]
-        at = np.sort(np.concatenate([some for sixths in of_digit for some in sixths]))
-        self.labels = labels[at]  # (len,)
-        self.images = [_enlarge(scan, config.size) for scan in scans[at]]
+        sixths_by_digit = [
+            np.array_split(order[labels[order] == digit], 6)[first:last] for digit in range(10)
+        ]
+        chosen = np.sort(np.concatenate([sixth for sixths in sixths_by_digit for sixth in sixths]))
+        self.labels = labels[chosen]  # (len,)
+        self.images = [_enlarge(scan, config.size) for scan in scans[chosen]]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def fingerprint(self) -> str:
-        """Return a digest of the scans, which other versions of scikit-learn could bring differently."""
+        """Return a digest of the scans, which may differ between versions of scikit-learn."""
         scans, labels = _load()
         return sha256(scans.tobytes() + labels.tobytes()).hexdigest()
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """Return sample ``index`` in words and with changes drawn from ``rng``."""
+        """Return sample ``index``; ``rng`` chooses its wording and its augmentation."""
         label = int(self.labels[index])
         if self.config.task == "text":
             return Sample([Message("user", [Text(_sentence(label, rng), True)])], False, "digits")
@@ -89,50 +91,50 @@ class Digits:
             question: list[Segment] = [Text(self.prompt(label, rng))]
             answer: list[Segment] = [ImageTarget(image)]
         else:
-            question = [ImageInput(image), Text(_one_of(READ, rng))]
+            question = [ImageInput(image), Text(_choice(READ, rng))]
             answer = [Text(ANSWER.format(NAMES[label]), True)]
         return Sample([Message("user", question), Message("assistant", answer)], True, "digits")
 
     def prompt(self, label: int, rng: np.random.Generator) -> str:
-        """Ask for a drawing of ``label``, in one of several ways."""
+        """Return a prompt for a drawing of ``label``, in random wording."""
         name = NAMES[label] if rng.random() < 0.75 else str(label)
-        return _one_of(DRAW, rng).format(name)
+        return _choice(DRAW, rng).format(name)
 
 
 def _sentence(label: int, rng: np.random.Generator) -> str:
-    """Say something true about a digit, in the words that prompts and answers use."""
-    name, other = NAMES[label], int(rng.integers(10))
-    sayings = [
+    """Return a true sentence about a digit, in the words of prompts and answers."""
+    name, second = NAMES[label], int(rng.integers(10))
+    sentences = [
         f"After {name} comes {NAMES[(label + 1) % 10]}.",
         f"The digit {label} is called {name}.",
         ANSWER.format(name),
-        _one_of(DRAW, rng).format(name),
-        f"{_one_of(READ, rng)} {ANSWER.format(name)}",
-        f"{name} and {NAMES[other]} make {label + other}.",
+        _choice(DRAW, rng).format(name),
+        f"{_choice(READ, rng)} {ANSWER.format(name)}",
+        f"{name} and {NAMES[second]} make {label + second}.",
     ]
-    return _one_of(sayings, rng)
+    return _choice(sentences, rng)
 
 
-def _one_of(choices: Sequence[str], rng: np.random.Generator) -> str:
+def _choice(choices: Sequence[str], rng: np.random.Generator) -> str:
     return choices[int(rng.integers(len(choices)))]
 
 
 def _change(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    """Turn, scale, slant and move an image a little about its middle."""
+    """Return an image rotated, scaled, sheared and moved a little about its centre."""
     if not strength:
         return image
-    turn, slant, grow, across, down = strength * rng.uniform(-1, 1, 5) * (0.17, 0.15, 0.1, 0.06, 0.06)
-    cos, sin, zoom = np.cos(turn), np.sin(turn), np.exp(-grow)
-    (a, b), (c, d) = zoom * np.array([[cos, -sin], [sin, cos]]) @ np.array([[1, slant], [0, 1]])
+    angle, shear, growth, across, down = strength * rng.uniform(-1, 1, 5) * (0.17, 0.15, 0.1, 0.06, 0.06)
+    cos, sin, zoom = np.cos(angle), np.sin(angle), np.exp(-growth)
+    (a, b), (c, d) = zoom * np.array([[cos, -sin], [sin, cos]]) @ np.array([[1, shear], [0, 1]])
     middle = image.width / 2
     e = middle - a * middle - b * middle + across * image.width
     f = middle - c * middle - d * middle + down * image.width
-    how = Image.Transform.AFFINE, (a, b, e, c, d, f), Image.Resampling.BICUBIC
-    return image.transform(image.size, *how, fillcolor=255)
+    transform = Image.Transform.AFFINE, (a, b, e, c, d, f), Image.Resampling.BICUBIC
+    return image.transform(image.size, *transform, fillcolor=255)
 
 
 def _enlarge(scan: np.ndarray, size: int) -> Image.Image:
-    """Turn a scan (8, 8) of inks 0 to 16 into a grey image on white paper, with a margin of a sixteenth."""
+    """Return a scan (8, 8), values 0 to 16, as a grey image with dark ink and a margin of a sixteenth."""
     ink = Image.fromarray(np.round(255 - scan * (255 / 16)).astype(np.uint8))
     margin = size // 16
     paper = Image.new("L", (size, size), 255)

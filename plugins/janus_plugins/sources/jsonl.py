@@ -1,19 +1,18 @@
-"""Your own data: a file of JSON objects, images as files beside it.
+"""Your own data: a file of JSON objects, with images as files beside it.
 
-The file holds an object a line, or is an array of objects. A record takes one of these forms::
+The file has an object a line, or is an array of objects. A record has one of these forms::
 
     {"text": "Plain text to learn."}
-    {"image": "cats/1.png", "caption": "A cat on a mat."}         # task: read describes it, draw paints it
+    {"image": "cats/1.png", "caption": "A cat on a mat."}         # by task: describe it, or draw it
     {"image": "cats/2.png", "class": "tabby cat"}                 # a caption by `templates`
     {"messages": [{"role": "user", "content": ["What is this?", {"image": "cats/1.png"}]},
                   {"role": "assistant", "content": "A cat. I can draw one too:"}]}
 
-The forms of other projects are read as they are: LLaMA-Factory's, OpenAI's, LLaVA's, ShareGPT's,
-imagefolder's; docs/how-to/data-formats.md has a sample of each. An image is read where the user shows it and
-drawn where the assistant does; ``{"read": FILE}`` and ``{"draw": FILE}`` say it themselves. What the
-assistant says is supervised.
+The forms of LLaMA-Factory, OpenAI, LLaVA, ShareGPT and image folders are read too; each has an example in
+docs/how-to/data-formats.md. An image is an input in a user's message and a target in an assistant's message,
+unless written as ``{"read": FILE}`` or ``{"draw": FILE}``. The assistant's texts are supervised.
 
-Every key of a record is used, is in a list of keys without effect, or is an error with its line.
+A key of a record is used, is known to have no effect, or is an error with the number of its line.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from janus_modular import (
     Text,
     hookimpl,
 )
-from janus_plugins.records.captions import IMAGES, WORDS, CaptionReader
+from janus_plugins.records.captions import IMAGES, TEXTS, CaptionReader
 from janus_plugins.records.conversations import ConversationReader
 from janus_plugins.records.fields import Fields
 from janus_plugins.records.files import RecordFile
@@ -44,53 +43,59 @@ from janus_plugins.records.images import ImageFolder
 from janus_plugins.records.markers import LITERAL, first_marker, without_markers
 
 QUESTIONS = ("Describe this image.",)
-FORMS = ("messages", "conversations", *IMAGES, *WORDS)
+FORMS = ("messages", "conversations", *IMAGES, *TEXTS)
 EXPECTED = "messages, conversations, text, or image and caption, text or class"
 
 
 @dataclass
 class JsonlConfig(ComponentConfig):
-    """Which file, and what captions are for."""
+    """The file, and the task of its captions."""
 
     path: str = ""  # the file: a JSON object a line, or a JSON array of objects
     images: str | None = None  # folder of the images; null: the file's own
     task: Literal["read", "draw"] = "read"  # of captions and classes: describe the image, or draw it
     templates: list[str] = field(
         default_factory=lambda: ["{}"]
-    )  # what a caption or class is put into; one is drawn
-    questions: list[str] = field(default_factory=lambda: list(QUESTIONS))  # task read; one is drawn
+    )  # texts for captions and classes; one is chosen at random
+    questions: list[str] = field(
+        default_factory=lambda: list(QUESTIONS)
+    )  # task read; one is chosen at random
     outside: bool = False  # allow images outside the folder (absolute paths, ..)
-    markers: Literal["image", "text"] = "image"  # `<image>` in a text: a place for an image, or plain text
-    ignore: list[str] = field(
-        default_factory=list
-    )  # keys that are to have no effect, in records and what they hold
+    markers: Literal["image", "text"] = (
+        "image"  # `<image>` in a text: the position of an image, or plain text
+    )
+    ignore: list[str] = field(default_factory=list)  # keys without effect, in records and inside them
 
     def __post_init__(self) -> None:
-        """Check what needs no file."""
+        """Check the options, without the file."""
         if not self.path:
             raise ValueError("path: missing; expected a .jsonl or .json file.")
-        if not self.templates or not self.questions or not all("{}" in one for one in self.templates):
+        if (
+            not self.templates
+            or not self.questions
+            or not all("{}" in template for template in self.templates)
+        ):
             raise ValueError(
                 f"templates {self.templates}, questions {self.questions}: expected at least one of each, and"
                 " {} in every template, where the caption goes."
             )
         if self.task == "draw" and self.questions != list(QUESTIONS):
-            raise ValueError("questions: are asked of images that are read; with task: draw, leave them out.")
+            raise ValueError("questions: belong to task: read; with task: draw, leave them out.")
         if self.markers == "image" and (marker := first_marker([*self.templates, *self.questions])):
             raise ValueError(
-                f"templates, questions: hold '{marker}'; expected words alone, as the image is put before the"
-                f" question, or drawn, without a marker. Take it out. {LITERAL}"
+                f"templates, questions: hold '{marker}'; expected text without a marker, as the image is put"
+                f" before the question, or drawn. Remove the marker. {LITERAL}"
             )
 
 
 class Jsonl:
-    """The records of a file as samples. Only where each begins is held in memory: 8 bytes a record."""
+    """The records of a file as samples."""
 
     def __init__(self, config: JsonlConfig) -> None:
         """Find the records.
 
         Raises:
-            DataError: there is no such file, it has no records, or no folder of images.
+            DataError: there is no such file, no record in it, or no folder of images.
         """
         self.config = config
         self.path = Path(config.path).expanduser()
@@ -114,7 +119,7 @@ class Jsonl:
         """Return the sample of record ``index``; ``rng`` chooses among captions, templates and questions.
 
         Raises:
-            DataError: says the file, the line, and what is wrong with it.
+            DataError: the record cannot be used; says the file, the line and the reason.
         """
         try:
             return self._sample(index, rng)
@@ -132,7 +137,7 @@ class Jsonl:
             sample = self._text(record)
         if self.config.task == "draw" and not _draws(sample):
             raise DataError(
-                "nothing in it is drawn, and the source has task: draw; expected an image with a caption, or"
+                "has no image target, and the source has task: draw; expected an image with a caption, or"
                 " an image in an answer. Leave out `task` for text and conversations."
             )
         return sample

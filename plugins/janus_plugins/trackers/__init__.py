@@ -1,1 +1,1 @@
-"""Keepers of what training measures."""
+"""Trackers, which record the metrics of training."""

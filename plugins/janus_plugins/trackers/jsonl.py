@@ -1,4 +1,4 @@
-"""Figures as JSON, a line for each time they are logged: what every other program can read."""
+"""Metrics as lines of JSON, one for each logged step."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from janus_modular import ComponentConfig, Registry, Tracker, hookimpl
 
 @dataclass
 class JsonlConfig(ComponentConfig):
-    """Where the lines go."""
+    """The file of the lines."""
 
     file: str = "metrics.jsonl"  # in the run's folder
 
 
 class JsonlTracker:
-    """Appends ``{"step": 10, "loss": 2.3, ...}``.
+    """Appends lines such as ``{"step": 10, "loss": 2.3, ...}``.
 
-    A run that was resumed repeats steps: what the file says of them, and after them, is dropped, so that
-    it holds one line a step.
+    A resumed run repeats steps: their earlier lines are dropped, so that the file has one line a step.
     """
 
     def __init__(self, config: JsonlConfig, folder: Path) -> None:
@@ -30,7 +29,7 @@ class JsonlTracker:
         self._last: int | None = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one line, at once: whoever watches the file sees it."""
+        """Write one line at once, so that the file can be followed during training."""
         if self._last is None and self.path.exists():
             self._keep_before(step)
         self._last = step
@@ -38,7 +37,7 @@ class JsonlTracker:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
     def close(self) -> None:
-        """Nothing is left to write."""
+        """Do nothing: every line is written already."""
 
     def _keep_before(self, step: int) -> None:
         kept = []
@@ -46,11 +45,11 @@ class JsonlTracker:
             try:
                 if json.loads(line)["step"] < step:
                     kept.append(line + "\n")
-            except ValueError:  # the line that a crash cut short
+            except ValueError:  # a line that a crash cut short
                 continue
-        aside = self.path.with_name(f".{self.path.name}.new")
-        aside.write_text("".join(kept), "utf-8")
-        aside.replace(self.path)
+        temporary = self.path.with_name(f".{self.path.name}.new")
+        temporary.write_text("".join(kept), "utf-8")
+        temporary.replace(self.path)
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Figures as curves: ``tensorboard --logdir RUN`` shows them while training goes on."""
+"""Metrics as curves: ``tensorboard --logdir RUN`` shows them during training."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from janus_modular import ComponentConfig, Registry, Tracker, hookimpl
 
 @dataclass
 class TensorboardConfig(ComponentConfig):
-    """Where the curves go."""
+    """The folder of the curves."""
 
     folder: str = "tensorboard"  # in the run's folder
 
 
 class TensorboardTracker:
-    """Writes event files. A run that was resumed hides what the first one wrote of the same steps."""
+    """Writes event files. A resumed run hides earlier values of the same steps."""
 
     def __init__(self, config: TensorboardConfig, folder: Path) -> None:
         self._folder = folder / config.folder
@@ -33,7 +33,7 @@ class TensorboardTracker:
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Write what is still buffered."""
         if self._writer is not None:
             self._writer.close()
 

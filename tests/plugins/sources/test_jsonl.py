@@ -107,7 +107,7 @@ def test_many_lines_cost_their_offsets_alone(folder: Path) -> None:
             "role 'robot'; expected system, user",
         ),
         ({"messages": [{"role": "user"}]}, "content of user: found None"),
-        ({"messages": [{"role": "user", "content": [{"video": "x"}]}]}, "nothing reads 'video'"),
+        ({"messages": [{"role": "user", "content": [{"video": "x"}]}]}, "found the unknown keys 'video'"),
     ],
 )
 def test_errors_name_file_and_line(folder: Path, line: Any, fault: str) -> None:

@@ -37,7 +37,7 @@ def test_markers_without_an_image_are_refused_in_every_text(read: Any, marker: s
     ]
     source = read(*records)
     for i in range(len(records)):
-        with pytest.raises(DataError, match=rf"line {i + 1}: .*(?:holds '|images that the text has places)"):
+        with pytest.raises(DataError, match=rf"line {i + 1}: .*(?:holds '|positions for images)"):
             source.sample(i, RNG(0))
     source = read(*records[:6], *records[7:], markers="text")
     assert all(source.sample(i, RNG(0)).messages for i in range(len(source)))

@@ -24,7 +24,7 @@ def test_reasoning_is_learned_with_its_turn(read: Any, key: str) -> None:
     _, answer = read(record).sample(0, RNG(0)).messages
     assert answer.reasoning_content == Text("two and two", False)
     record["messages"][0][key] = "hm"
-    with pytest.raises(DataError, match=r"messages\[0\]: has reasoning_content, and role user"):
+    with pytest.raises(DataError, match=r"messages\[0\]: has reasoning_content, and the role user"):
         read(record).sample(0, RNG(0))
     record["messages"][0][key] = ""
     record["messages"][1][key] = ["two"]
@@ -38,6 +38,6 @@ def test_other_names_of_reasoning_are_refused_by_naming_the_field(read: Any, key
         "messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4", key: "a"}]
     }
     with pytest.raises(
-        DataError, match=rf"messages\[1\]: nothing reads '{key}'.*`reasoning_content`: rename"
+        DataError, match=rf"messages\[1\]: found the unknown keys '{key}'.*`reasoning_content`: rename"
     ):
         read(record).sample(0, RNG(0))

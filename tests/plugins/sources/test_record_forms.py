@@ -138,13 +138,13 @@ def turn(**more: Any) -> dict[str, Any]:
     [
         (
             chat("<image>What?"),
-            "images that the text has places for: 1 (the first in messages[0]: content of user[0])",
+            "positions for images: 1 (the first in messages[0]: content of user[0])",
         ),
-        (chat("<image>What?", images=[]), "images listed beside it: 0"),
-        (chat("<image> <image>", images=["a.png"]), "places for: 2 (the first"),
-        (chat("What?", images=["a.png"]), "places for: 0; images listed beside it: 1"),
-        (chat([{"image": "a.png"}, "<image>"]), "places for: 1 "),
-        (chat([{"type": "image"}]), "places for: 1 "),
+        (chat("<image>What?", images=[]), "images listed beside the content: 0"),
+        (chat("<image> <image>", images=["a.png"]), "positions for images: 2 (the first"),
+        (chat("What?", images=["a.png"]), "positions for images: 0; images listed beside the content: 1"),
+        (chat([{"image": "a.png"}, "<image>"]), "positions for images: 1 "),
+        (chat([{"type": "image"}]), "positions for images: 1 "),
         (chat("Q", image="a.png", images=["a.png"]), "has images and image; expected only one"),
         (chat("<video>Q"), "holds '<video>'; the only marker that is read is <image>"),
         (chat("<|image_pad|>Q", images=["a.png"]), "holds '<|image_pad|>'"),
@@ -154,10 +154,13 @@ def turn(**more: Any) -> dict[str, Any]:
         (chat("Q", system=3), "system: found 3"),
         (chat("Q", videos=["a.mp4"]), "'videos': video cannot be read"),
         (chat("Q", tools="[{}]"), "calls of tools"),
-        (chat("Q", text="T"), "nothing reads 'text'"),
+        (chat("Q", text="T"), "found the unknown keys 'text'"),
         (chat("Q", chosen=["x"]), "preference"),
         (chat([{"type": "video", "video": "x"}]), "has type 'video'; expected text, image, image_url"),
-        (chat([{"type": "text", "text": "Q", "image": "a.png"}]), "messages[0]: content of user[0]: nothing"),
+        (
+            chat([{"type": "text", "text": "Q", "image": "a.png"}]),
+            "messages[0]: content of user[0]: found the unknown keys",
+        ),
         (chat([{"image": "a.png", "draw": "b.png"}]), "has draw and image; expected only one"),
         (chat([{}]), "found {}"),
         (chat(""), "content of user: is empty"),
@@ -167,14 +170,17 @@ def turn(**more: Any) -> dict[str, Any]:
         (turn(weight=0.5), "found 0.5 as train, loss or weight"),
         (turn(train="no"), "found 'no' as train"),
         (turn(loss=True, weight=0), "has loss and weight"),
-        (turn(weihgt=0), "messages[1]: nothing reads 'weihgt'; expected role, from, content, value, train"),
+        (
+            turn(weihgt=0),
+            "messages[1]: found the unknown keys 'weihgt'; expected role, from, content, value, train",
+        ),
         (turn(weihgt=0), "Did you mean 'weight'?"),
         (turn(tool_calls=[{"id": 1}]), "calls of tools"),
-        (turn(name="Bob"), "nothing reads 'name'"),
+        (turn(name="Bob"), "found the unknown keys 'name'"),
         ({"text": "a <image> b"}, "holds '<image>', for which there is no image"),
         ({"text": "<image_placeholder>"}, "holds '<image_placeholder>'"),
-        ({"text": "a", "images": ["a.png"]}, "nothing reads 'images'"),
-        ({"text": "a", "caption": "b"}, "nothing reads 'caption'"),
+        ({"text": "a", "images": ["a.png"]}, "found the unknown keys 'images'"),
+        ({"text": "a", "caption": "b"}, "found the unknown keys 'caption'"),
         ({"image": "a.png"}, "an image with no text"),
         ({"image": "a.png", "captoin": "a"}, "Did you mean 'caption'?"),
         ({"image": "a.png", "caption": "a", "class": "b"}, "an image with caption and class"),
@@ -186,8 +192,8 @@ def turn(**more: Any) -> dict[str, Any]:
         ({"image": ["a.png", "b.png"], "caption": "a"}, "2 images for one caption"),
         ({"image": "https://x.org/a.png", "caption": "a"}, "an address; training reads no network"),
         ({"image": {"url": "s3://b/a.png"}, "caption": "a"}, "an address"),
-        ({"image": {"bytes": "AAAA"}, "caption": "a"}, "holds the image's bytes"),
-        ({"image": {"pth": "a.png"}, "caption": "a"}, "image: nothing reads 'pth'"),
+        ({"image": {"bytes": "AAAA"}, "caption": "a"}, "has the image's bytes"),
+        ({"image": {"pth": "a.png"}, "caption": "a"}, "image: found the unknown keys 'pth'"),
         ({"image": "data:image/png;base64,@@@", "caption": "a"}, "not base64"),
         ({"image": "data:text/plain,hello", "caption": "a"}, "expected data:image/TYPE;base64,DATA"),
         ({"image": "file://server/a.png", "caption": "a"}, "names no file of this machine"),
@@ -197,9 +203,9 @@ def turn(**more: Any) -> dict[str, Any]:
         ({"prompt": "Q", "completion": "A"}, "as `messages`"),
         ({"messages": None}, "has nothing; expected messages"),
         ({"conversations": [{"from": "tool", "value": "a"}]}, "role 'tool'"),
-        ({"text": "half \ud83d"}, r"holds '\ud83d', half of a surrogate pair"),
-        (chat("half \udc00"), r"holds '\udc00', half"),
-        ({"image": "a.png", "caption": ["a", "\ud800"]}, r"holds '\ud800', half"),
+        ({"text": "half \ud83d"}, r"has '\ud83d', half of a surrogate pair"),
+        (chat("half \udc00"), r"has '\udc00', half"),
+        ({"image": "a.png", "caption": ["a", "\ud800"]}, r"has '\ud800', half"),
     ],
 )
 def test_nothing_is_thrown_away_or_guessed(read: Any, images: Path, record: Any, fault: str) -> None:
@@ -213,7 +219,7 @@ def test_nothing_is_thrown_away_or_guessed(read: Any, images: Path, record: Any,
     "record", [{"text": "T"}, chat("Q"), chat([{"image": "a.png"}]), chat("<image>", images=["a.png"])]
 )
 def test_a_source_that_draws_refuses_what_draws_nothing(read: Any, record: Any) -> None:
-    with pytest.raises(DataError, match="nothing in it is drawn, and the source has task: draw"):
+    with pytest.raises(DataError, match="has no image target, and the source has task: draw"):
         read(record, task="draw").sample(0, RNG(0))
     read(record).sample(0, RNG(0))
 
@@ -222,7 +228,7 @@ def test_keys_without_effect_are_those_of_the_list_and_of_the_source(read: Any) 
     more = dict.fromkeys(HARMLESS, "x")
     assert shape(read({"text": "T", **more}).sample(0, RNG(0))) == [("assistant", [("T", True)])]
     for record in ({"text": "T", "score": 3}, chat("Q", score=3), turn(score=3)):
-        with pytest.raises(DataError, match=r"nothing reads 'score'.* the source's `ignore`"):
+        with pytest.raises(DataError, match=r"found the unknown keys 'score'.* the source's `ignore`"):
             read(record).sample(0, RNG(0))
         read(record, ignore=["score"]).sample(0, RNG(0))
 
@@ -287,8 +293,8 @@ def test_arrays_are_read_whatever_the_file_is_called(read: Any, name: str, inden
         ('[{"text": "a"}, 7]', "line 1: not JSON"),
         ('[{"text": "a"} {"text": "b"}]', "not JSON: expected , after"),
         ('[{"text": "a"},]', "line 1: not JSON"),
-        ('[{"text": "a"}', "never ends it: was it cut short"),
-        ('[{"text": "a', "never ends it"),
+        ('[{"text": "a"}', "without an end; expected ]. Was"),
+        ('[{"text": "a', "without an end"),
         ('[{"text": "a"}]\n[{"text": "b"}]', "goes on after its JSON array ends in line 1"),
         ('{\n"text": "a"\n}', "A file that does not begin with [ is read as a JSON object a line"),
         ('{"text": "a", "text": "b"}', "the key 'text' is there twice"),
