@@ -169,7 +169,7 @@ def reporting_missing_packages(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def needing(what: str, *extras: str) -> Iterator[None]:
+def require_extras(what: str, *extras: str) -> Iterator[None]:
     """Import inside what ``extras`` bring: where that is missing, all of them are named that are incomplete.
 
     `missing_extra` knows the module alone; who knows the command can say the whole line at once.
@@ -180,16 +180,16 @@ def needing(what: str, *extras: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        incomplete = [extra for extra in extras if lacking(extra)]
-        known = {_package(name) for extra in incomplete for name in lacking(extra)}
+        incomplete = [extra for extra in extras if missing_extras(extra)]
+        known = {_package(name) for extra in incomplete for name in missing_extras(extra)}
         if _package(error.name or "") not in known:
             raise
         raise MissingExtraError(what, *incomplete) from error
 
 
-def lacking(extra: str) -> list[str]:
+def missing_extras(extra: str) -> list[str]:
     """Name the modules of an extra, and of those that it includes, that are not installed."""
-    included = [name for inner in INCLUDES.get(extra, ()) for name in lacking(inner)]
+    included = [name for inner in INCLUDES.get(extra, ()) for name in missing_extras(inner)]
     own = [name for name in EXTRAS[extra] if not _is_installed(name)]
     return list(dict.fromkeys([*included, *own]))
 

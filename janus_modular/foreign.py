@@ -49,7 +49,7 @@ def foreign_errors(what: object, error: type[JanusError], hint: str = "Fetch it 
 
 
 @contextmanager
-def naming(what: object) -> Iterator[None]:
+def name_in_errors(what: object) -> Iterator[None]:
     """Put ``what`` before the text of our errors that do not mention it: readers look for the file.
 
     Raises:

@@ -18,7 +18,7 @@ from janus_modular.config import component_specs, module_path, resolve, to_plain
 from janus_modular.config import load as load_config
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckpointError, JanusError, PluginError
-from janus_modular.foreign import foreign_errors, naming, read_json
+from janus_modular.foreign import foreign_errors, name_in_errors, read_json
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.build import MAX_TENSORS, build_model
 from janus_modular.model.model import JanusModel
@@ -223,7 +223,7 @@ def build_recorded(
             model that cannot be built here or has more weights than there are.
     """
     check_record(folder, record)
-    with naming(folder / "config.json"), foreign_errors(folder / "config.json", CheckpointError):
+    with name_in_errors(folder / "config.json"), foreign_errors(folder / "config.json", CheckpointError):
         plugins.check_required(record["plugins"])
         config = recorded_config(record, overrides, plugins)
         reports = [PretrainedReport(**report) for report in record["pretrained"]]

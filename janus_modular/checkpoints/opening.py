@@ -25,7 +25,7 @@ from janus_modular.components import Builder
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckpointError, ConfigError
-from janus_modular.foreign import foreign_errors, naming
+from janus_modular.foreign import foreign_errors, name_in_errors
 from janus_modular.model.build import build_model
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
@@ -117,7 +117,7 @@ def open_lazily(
     refuse_quantized(folder)
     if record.get("model_type") == native.MODEL_TYPE:
         return _open_native(folder, record, overrides, plugins)
-    with naming(folder), foreign_errors(folder, CheckpointError):
+    with name_in_errors(folder), foreign_errors(folder, CheckpointError):
         name, checkpoint_format = detect_format(folder, record, plugins)
         raw = checkpoint_format.read_config(folder)
         config = resolve(load(raw, overrides, plugins), ModelConfig, plugins)

@@ -58,11 +58,11 @@ def _version(name: str) -> str:
 
 def _extras() -> dict[str, str]:
     """Say of each extra whether it is complete here, with those that it includes."""
-    from janus_modular.errors import EXTRAS, lacking, pip_line
+    from janus_modular.errors import EXTRAS, missing_extras, pip_line
 
     found = {}
     for extra in EXTRAS:
-        missing = lacking(extra)
+        missing = missing_extras(extra)
         cure = f"lacks {', '.join(missing)}: {pip_line([extra])}"
         found[extra] = cure if missing else "complete"
     return found

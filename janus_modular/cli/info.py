@@ -85,7 +85,7 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
     from janus_modular.checkpoints.native import plugins_of
     from janus_modular.config import load, resolve
     from janus_modular.config.schema import ModelConfig
-    from janus_modular.foreign import naming
+    from janus_modular.foreign import name_in_errors
     from janus_modular.plugins import default_plugins
     from janus_modular.weights.files import open_weights
 
@@ -96,7 +96,7 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
         format_name, dtypes = _format(checkpoint.format_name), _dtypes(open_weights(folder))
     else:
         config = resolve(load(model, overrides), ModelConfig, plugins)
-        with naming(model):
+        with name_in_errors(model):
             assembly = ModelAssembly.from_config(config, plugins, device="meta")
         format_name, dtypes = "a model config, without weights", {}
     model_plugins, provenance = plugins_of(assembly, plugins), assembly.provenance

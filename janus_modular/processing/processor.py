@@ -14,7 +14,7 @@ from PIL import Image
 from janus_modular.atomic_writes import write_text
 from janus_modular.config.schema import ProcessorConfig
 from janus_modular.errors import ConfigError, DataError, PromptError
-from janus_modular.foreign import foreign_errors, naming, printable, read_json
+from janus_modular.foreign import foreign_errors, name_in_errors, printable, read_json
 from janus_modular.interfaces import PixelSpec
 from janus_modular.processing.processor_record import Drawing as Drawing
 from janus_modular.processing.processor_record import read_record
@@ -291,7 +291,7 @@ class Processor:
             raise ConfigError(f"{folder} has no {FILE}. Expected a folder that a processor was saved to.")
         description = read_json(file, ConfigError)
         hint = "Fetch the model again, or write it again from what it was converted or trained from."
-        with naming(file), foreign_errors(file, ConfigError, hint):
+        with name_in_errors(file), foreign_errors(file, ConfigError, hint):
             return cls.from_dict(description, folder)
 
     @classmethod

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from janus_modular.atomic_writes import write_text
 from janus_modular.config.schema import SpecialTokens
 from janus_modular.errors import ConfigError
-from janus_modular.foreign import foreign_errors, naming, read_json, read_text
+from janus_modular.foreign import foreign_errors, name_in_errors, read_json, read_text
 from janus_modular.processing.text_tokenizer import TextTokenizer
 
 PUBLISHED = {
@@ -53,7 +53,7 @@ def load_tokenizer(
     Raises:
         ConfigError: the tokenizer is missing or damaged, or lacks a special token.
     """
-    with naming(source), foreign_errors(f"the tokenizer {source}", ConfigError):
+    with name_in_errors(source), foreign_errors(f"the tokenizer {source}", ConfigError):
         return _load(source, tokens, published=published)
 
 

@@ -20,7 +20,7 @@ from janus_modular.foreign import (
     MAX_DEPTH,
     depth_exceeds,
     foreign_errors,
-    naming,
+    name_in_errors,
     path_exists,
     printable,
     read_json,
@@ -96,7 +96,11 @@ def test_a_panic_in_rust_becomes_ours() -> None:
 
 
 def test_an_error_gets_the_files_name_once() -> None:
-    with pytest.raises(ConfigError, match=r"^a\.yaml: wrong$") as caught, naming("a.yaml"), naming("a.yaml"):
+    with (
+        pytest.raises(ConfigError, match=r"^a\.yaml: wrong$") as caught,
+        name_in_errors("a.yaml"),
+        name_in_errors("a.yaml"),
+    ):
         raise ConfigError("wrong", ["fault"])
     assert caught.value.errors == ["fault"]
 

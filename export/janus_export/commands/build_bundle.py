@@ -44,9 +44,9 @@ def build(
     from janus_export.bundle.bundle import load_bundle
     from janus_export.commands.inspect_bundle import describe_build
     from janus_export.tensorrt_build.targets import find_target
-    from janus_modular.errors import needing
+    from janus_modular.errors import require_extras
 
-    with needing(f"building for {target}", find_target(target).extra):
+    with require_extras(f"building for {target}", find_target(target).extra):
         from janus_export.tensorrt_build.build import BuildConfig
         from janus_export.tensorrt_build.build import build as build_engines
 

@@ -39,10 +39,10 @@ def export(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from janus_modular.config import load, resolve
-    from janus_modular.errors import ConfigError, needing
+    from janus_modular.errors import ConfigError, require_extras
     from janus_modular.foreign import printable
 
-    with needing("'export'", "export"):
+    with require_extras("'export'", "export"):
         from janus_export.bundle.bundle import load_bundle
         from janus_export.bundle.sizes import checkpoint_bytes, variant_size
         from janus_export.config import ExportConfig

@@ -36,9 +36,9 @@ def verify(
     """Hold a bundle against its model, from files to whole drawings; results go into its manifest."""
     from rich.console import Console
 
-    from janus_modular.errors import needing
+    from janus_modular.errors import require_extras
 
-    with needing("'verify'", "export", "runtime"):
+    with require_extras("'verify'", "export", "runtime"):
         from janus_export.verify import NotRecordedError
         from janus_export.verify import verify as verify_bundle
 
