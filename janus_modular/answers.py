@@ -1,4 +1,4 @@
-"""What generating returns: answers that say why they ended, drawings, and how many tokens each took."""
+"""Results of generation: answers with their finish reason, drawings, and token counts."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from PIL import Image
 from janus_modular.processing.streaming import TextStream
 
 FinishReason = Literal["stop", "length", "context", "sampler"]
-"""Why an answer ended: the model or a stop string ended it (stop), max_tokens (length) or the model's context
-(context) cut it, or the sampler yielded no more tokens before any of these (sampler)."""
+"""Why an answer ended: at EOS or a stop string (stop), at max_tokens (length), at the end of the model's
+context (context), or because the sampler yielded no more tokens (sampler)."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """How many positions of the context a request took."""
+    """Positions of the context that a request took."""
 
-    prompt_tokens: int  # positions of the prompt, those of its images included
-    completion_tokens: int = 0  # tokens of the answer, the token that ends it included
+    prompt_tokens: int  # positions of the prompt, with its images
+    completion_tokens: int = 0  # tokens of the answer, with the token that ends it
     image_tokens: int = 0  # positions of the drawn image
 
     @property
     def total_tokens(self) -> int:
-        """All of them."""
+        """The sum of all positions."""
         return self.prompt_tokens + self.completion_tokens + self.image_tokens
 
 
 class Answer(str):
-    """The text of an answer, a ``str``, which also says why it ended and how many tokens it took."""
+    """The text of an answer, a ``str`` with a finish reason and token counts."""
 
     __slots__ = ("finish_reason", "usage")
 
-    finish_reason: FinishReason | None  # None: a stream that goes on
+    finish_reason: FinishReason | None  # None: the stream has not ended
     usage: Usage
 
     def __new__(cls, text: str, finish_reason: FinishReason | None, usage: Usage) -> Answer:
-        """Make an answer of its text."""
+        """Return an answer with this text."""
         answer = super().__new__(cls, text)
         answer.finish_reason, answer.usage = finish_reason, usage
         return answer
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        """Return what copying and pickling build an answer from."""
+        """Return the arguments of `__new__` for copying and pickling."""
         return str(self), self.finish_reason, self.usage
 
     @property
@@ -54,15 +54,15 @@ class Answer(str):
 
 
 class AnswerRow:
-    """One row of a batch of answers: its own text, its own room, and why it ended."""
+    """A row of a batch of answers: its text, its limit, and its finish reason."""
 
     def __init__(self, stream: TextStream, *, prompt_tokens: int, max_tokens: int, context: int) -> None:
-        """Begin an answer of up to ``max_tokens``, or of what the context leaves behind its prompt."""
-        room = context - prompt_tokens
+        """Begin an answer of up to ``max_tokens``, or of the tokens that remain of the context."""
+        remaining = context - prompt_tokens
         self.stream = stream
         self.prompt_tokens = prompt_tokens
-        self.max_tokens = min(max_tokens, room)
-        self.cut_reason: FinishReason = "length" if max_tokens <= room else "context"
+        self.max_tokens = min(max_tokens, remaining)
+        self.cut_reason: FinishReason = "length" if max_tokens <= remaining else "context"
         self.finish_reason: FinishReason | None = None
         self.texts: list[str] = []
         self.tokens = 0
@@ -73,7 +73,7 @@ class AnswerRow:
         return self.finish_reason is None
 
     def push(self, id: int) -> str:
-        """Take the next token; return the text that can be shown now."""
+        """Take the next token; return the text that will not change."""
         self.tokens += 1
         text = self.stream.push(id)
         if self.stream.stopped:
@@ -98,7 +98,7 @@ class AnswerRow:
 
 
 class AnswerBatch(Iterator[tuple[int, str]]):
-    """Answers that are being generated side by side: yields (row, text) as text comes."""
+    """A batch of answers during generation: yields (row, text) as text comes."""
 
     def __init__(self, rows: Sequence[AnswerRow], texts: Iterator[tuple[int, str]]) -> None:
         self._rows = rows
@@ -109,12 +109,12 @@ class AnswerBatch(Iterator[tuple[int, str]]):
 
     @property
     def answers(self) -> list[Answer]:
-        """The answers so far, one a row; whole ones once the iteration has ended."""
+        """The answers so far, one for each row; complete once the iteration has ended."""
         return [row.answer for row in self._rows]
 
 
 class AnswerStream(Iterator[str]):
-    """One answer that is being generated: yields its text as it comes."""
+    """An answer during generation: yields its text as it comes."""
 
     def __init__(self, batch: AnswerBatch) -> None:
         self._batch = batch
@@ -124,13 +124,13 @@ class AnswerStream(Iterator[str]):
 
     @property
     def answer(self) -> Answer:
-        """The answer so far; the whole of it, with its finish reason, once the iteration has ended."""
+        """The answer so far; complete, with its finish reason, once the iteration has ended."""
         [answer] = self._batch.answers
         return answer
 
 
 class Drawings(list[Image.Image]):
-    """Drawn images, a list, which also says how many tokens each took."""
+    """A list of drawn images, with their token counts."""
 
     def __init__(self, images: Iterable[Image.Image], usage: Sequence[Usage]) -> None:
         super().__init__(images)

@@ -147,8 +147,8 @@ class ImageSamplerSettings:
     numbers: Sequence[int] = ()  # of each image, for its noise; left out: counted from first for every prompt
 
 
-TextSettings = TypeVar("TextSettings", bound=TextSamplerSettings, contravariant=True)
-ImageSettings = TypeVar("ImageSettings", bound=ImageSamplerSettings, contravariant=True)
+TextSettingsT = TypeVar("TextSettings", bound=TextSamplerSettings, contravariant=True)
+ImageSettingsT = TypeVar("ImageSettings", bound=ImageSamplerSettings, contravariant=True)
 
 TokenSteps: TypeAlias = "Generator[NDArray[np.integer[Any]], NDArray[np.bool_] | None, None]"
 """Yields the next token ids (rows,); is sent which rows go on, a mask (rows,), or None for all."""
@@ -157,23 +157,23 @@ DrawingSteps: TypeAlias = "Generator[tuple[int, int], None, NDArray[Any]]"
 """Yields (steps done, steps in all); returns images (rows, 3, H, W), uint8, or floats from -1 to 1."""
 
 
-class TextSampler(Protocol[TextSettings]):
+class TextSampler(Protocol[TextSettingsT]):
     """A generator function that answers prompts in text. Imports no torch.
 
     The noise of a row follows from the seed and the row's number, so that the row does not depend on others.
     """
 
     def __call__(
-        self, session: Session, prompts: Sequence[TokenSequence], settings: TextSettings, /
+        self, session: Session, prompts: Sequence[TokenSequence], settings: TextSettingsT, /
     ) -> TokenSteps:
         """Answer one prompt a row, in up to ``settings.max_tokens`` tokens.
 
-        The ids of rows that do not go on are not read. The generator is closed once no row goes on.
+        The ids of rows that do not go on are ignored. The generator is closed once no row goes on.
         """
         ...
 
 
-class ImageSampler(Protocol[ImageSettings]):
+class ImageSampler(Protocol[ImageSettingsT]):
     """A generator function that draws images. Imports no torch.
 
     The noise of an image follows from the seed and the image's number, so that the image does not depend on
@@ -181,7 +181,7 @@ class ImageSampler(Protocol[ImageSettings]):
     """
 
     def __call__(
-        self, session: Session, prompts: Sequence[TokenSequence], settings: ImageSettings, /
+        self, session: Session, prompts: Sequence[TokenSequence], settings: ImageSettingsT, /
     ) -> DrawingSteps:
         """Draw one image for each prompt; a prompt ends where the image begins."""
         ...
@@ -191,17 +191,17 @@ class Source(Protocol):
     """A stream of training samples. Built as ``Source(config)``."""
 
     def __len__(self) -> int:
-        """How many samples an epoch has."""
+        """Return the number of samples in an epoch."""
         ...
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """Return sample ``index``; all chance comes from ``rng``, so that it can be had again."""
+        """Return sample ``index``; all randomness comes from ``rng``, so that the sample is reproducible."""
         ...
 
 
 @runtime_checkable
 class Fingerprinted(Protocol):
-    """What a source adds whose data may change between two runs: it is compared when a run is resumed."""
+    """A source whose data may change between two runs: its fingerprint is compared when a run is resumed."""
 
     def fingerprint(self) -> str:
         """Return a digest of the data; equal only where every sample is the same."""
@@ -209,14 +209,14 @@ class Fingerprinted(Protocol):
 
 
 class Tracker(Protocol):
-    """Keeps what training measures. Built as ``Tracker(config, folder)``."""
+    """Records the metrics of training. Built as ``Tracker(config, folder)``."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Keep the named values of one step."""
+        """Record the named values of one step."""
         ...
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Write what is still buffered."""
         ...
 
 

@@ -22,12 +22,12 @@ from janus_modular.protocols import (
     CheckpointFormat,
     ImageSampler,
     ImageSamplerSettings,
-    ImageSettings,
+    ImageSettingsT,
     Runtime,
     Source,
     TextSampler,
     TextSamplerSettings,
-    TextSettings,
+    TextSettingsT,
     Tracker,
 )
 
@@ -99,15 +99,15 @@ class Registry(Generic[T]):
     def add(
         self: Registry[TextSampler[Any]],
         name: str,
-        factory: TextSampler[TextSettings],
-        config: type[TextSettings],
+        factory: TextSampler[TextSettingsT],
+        config: type[TextSettingsT],
     ) -> None: ...
     @overload
     def add(
         self: Registry[ImageSampler[Any]],
         name: str,
-        factory: ImageSampler[ImageSettings],
-        config: type[ImageSettings],
+        factory: ImageSampler[ImageSettingsT],
+        config: type[ImageSettingsT],
     ) -> None: ...
     @overload
     def add(self, name: str, factory: Callable[..., T], config: type[Any]) -> None: ...

@@ -45,7 +45,7 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
 
 
 def _rgb_of(source: ImageSource, name: str, max_pixels: int, files: ExitStack) -> Image.Image:
-    """Decode an image; a file that is read for it is closed by ``files``, whatever its decoder does."""
+    """Return an image in RGB; ``files`` closes the file even if the decoder fails."""
     image = source if isinstance(source, Image.Image) else _open_header(source, name, files)
     if _needs_other_program(image):
         raise ImageError(

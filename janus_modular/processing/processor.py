@@ -149,11 +149,11 @@ class Processor:
                 [segment for message in sample.messages for segment in message.content]
             )
             bos = self.template.always_bos or self.tokenizer.adds_bos
-        draws = any(isinstance(segment.image, ImageTarget) for segment in segments)
-        if supervise == "all" and not draws and not sample.exact_supervision:
+        has_target = any(isinstance(segment.image, ImageTarget) for segment in segments)
+        if supervise == "all" and not has_target and not sample.exact_supervision:
             segments = [replace(segment, supervised=self._is_text(segment)) for segment in segments]
         sequence = self._assemble(segments, bos=bos, source=sample.source, check_length=check_length)
-        if condition_dropout and draws:
+        if condition_dropout and has_target:
             sequence = without_condition(sequence, pad=self.pad_id, image_tokens=self.image_tokens)
         if not (sequence.labels != IGNORE_INDEX).any() and not any(sequence.generation_supervised):
             raise DataError(
@@ -236,7 +236,7 @@ class Processor:
 
     @property
     def pad_id(self) -> int:
-        """The id in place of a dropped condition; batches are padded with it too."""
+        """The id of padding, in batches and in place of a dropped condition."""
         return self.tokenizer.id_of(self.tokenizer.names["pad"] or "")
 
     @cached_property

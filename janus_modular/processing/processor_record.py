@@ -22,7 +22,7 @@ MAX_SIZE = 2**27
 
 @dataclass(frozen=True)
 class Drawing:
-    """The images that the model draws: their size in pixels, and the positions that one takes."""
+    """Image targets: their size in pixels, and the positions of an image."""
 
     height: int
     width: int

@@ -148,11 +148,11 @@ def serve() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # only answers go to the pipe
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _limit_memory()
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w") as null:
         for line in sys.stdin:
             source, context, seconds = json.loads(line)
             # A watchdog in C, which ends this process even inside a library.
-            faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+            faulthandler.dump_traceback_later(seconds, exit=True, file=null)
             answer = _answer(source, context)
             faulthandler.cancel_dump_traceback_later()
             _send(answers, answer)

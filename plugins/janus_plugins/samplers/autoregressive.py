@@ -1,4 +1,4 @@
-"""Drawing code by code, under guidance: Janus' own way (spec of the papers, section 3.4)."""
+"""Drawing code by code with classifier-free guidance, as Janus does (paper, section 3.4)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from janus_plugins.samplers.noise import exponential_noise
 
 @dataclass
 class DrawSettings(ImageSamplerSettings):
-    """How images are drawn."""
+    """How codes are sampled."""
 
-    guidance: float = 5.0  # w in l = u + w (c - u); 1: no second row
+    guidance: float = 5.0  # w in l = u + w (c - u); 1: no unconditional row
     temperature: float = 1.0  # 0: always the likeliest code
     seed: int = 0  # of the noise of image i: (seed, i)
 
@@ -48,11 +48,10 @@ class DrawSettings(ImageSamplerSettings):
 def draw(
     session: Session, prompts: Sequence[Prompt], settings: DrawSettings
 ) -> Generator[tuple[int, int], None, NDArray[np.uint8]]:
-    """Yield the codes drawn so far and in all; return the images (N, 3, H, W).
+    """Yield the number of codes drawn so far, and of all; return the images (N, 3, H, W).
 
-    Prompts end where the image begins. Under guidance every image runs in two rows, all the
-    conditional ones first; both get the code that was sampled. An image has noise of its own, so that
-    it does not depend on the images beside it.
+    Prompts end where the image begins. With guidance every image has two rows, which get the same code; all
+    conditional rows come first. An image has noise of its own, so that it does not depend on other images.
     """
     numbers = settings.numbers or range(settings.first, settings.first + len(prompts))
     rngs = [np.random.default_rng((settings.seed, number)) for number in numbers]

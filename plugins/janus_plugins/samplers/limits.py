@@ -12,10 +12,10 @@ import numpy as np
 from janus_modular import PromptError
 
 LEAST_TEMPERATURE = 1e-6
-"""Above 0. Logits are divided by it in float32, and those of up to 1e32 stay finite; in effect greedy."""
+"""Least temperature above 0, in effect greedy: logits of up to 1e32 divided by it are finite in float32."""
 
 MOST_GUIDANCE = 1e6
-"""Logits are multiplied by it in float32, and those of up to 1e32 stay finite."""
+"""Logits of up to 1e32 multiplied by it are finite in float32."""
 
 LEAST_TOP_P = float(np.finfo(np.float32).tiny)
 """Smaller numbers are 0 on some processors."""
@@ -40,7 +40,7 @@ def check_integers(name: str, values: Any) -> tuple[int, ...]:
     """Return a setting as a tuple of ints from 0, one for each row.
 
     Raises:
-        PromptError: it is no sequence of whole numbers from 0.
+        PromptError: the values are no sequence of whole numbers from 0.
     """
     expected = "a list of whole numbers from 0, one for each row"
     if isinstance(values, str) or not isinstance(values, Sequence):
@@ -51,25 +51,25 @@ def check_integers(name: str, values: Any) -> tuple[int, ...]:
 def check_float(name: str, value: Any, expected: str, *, low: float, high: float) -> float:
     """Return a setting as a float; ``expected`` is how an error describes the range.
 
-    Graphs take float32, so that is what must be finite and in range: 1e-50 is 0 there, and 1e39 infinite.
+    Checked is the value in float32, the input type of graphs: 1e-50 is 0 there, and 1e39 infinite.
 
     Raises:
-        PromptError: the value is no number (True is none), not finite, or out of range.
+        PromptError: the value is no number (nor is True), not finite, or out of range.
     """
     if not isinstance(value, Real) or isinstance(value, bool):
         raise PromptError(f"{name}: found {_shortened(value)}; expected {expected}.")
     try:
         with np.errstate(over="ignore", under="ignore"):
-            used = float(np.float32(float(value)))
+            number = float(np.float32(float(value)))
     except OverflowError:  # a whole number or a fraction beyond any float
-        used = float("inf")
-    if not isfinite(used) or not np.float32(low) <= used <= np.float32(high):
+        number = float("inf")
+    if not isfinite(number) or not np.float32(low) <= number <= np.float32(high):
         raise PromptError(f"{name}: found {_shortened(value)}; expected {expected}.")
     return float(value)
 
 
 def check_temperature(value: Any) -> float:
-    """Return a temperature: 0, which is greedy, or a number that logits can be divided by.
+    """Return a temperature: 0, which is greedy, or a number by which logits can be divided.
 
     Raises:
         PromptError: the value is neither.

@@ -1,4 +1,4 @@
-"""The noise by which ids are sampled: Exp(1), from one random generator a row; no torch in here."""
+"""Noise for sampling: Exp(1), from a random generator for each row. No torch in here."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEAST = np.float32(2.0**-25)
-"""In place of 0, about half of numpy's smallest steps: in float32 it returns 0 once in 8 million numbers."""
+"""Replaces 0, which numpy returns once in 8 million float32 numbers; about half of its smallest step."""
 
 
-def exponential_noise(rngs: Sequence[np.random.Generator], width: int) -> NDArray[np.float32]:
-    """Return noise (rows, width), above 0 everywhere.
+def exponential_noise(rngs: Sequence[np.random.Generator], size: int) -> NDArray[np.float32]:
+    """Return noise (rows, size), above 0 everywhere.
 
-    Sampling takes argmax(p / noise). A 0 would take its id however unlikely that is, one with p = 0 included:
-    with a vocabulary of 100,000 at one token in 80.
+    Sampling takes argmax(p / noise). A 0 would select its id whatever the probability, 0 included: with a
+    vocabulary of 100,000 that is one token in 80.
     """
-    noise = np.stack([rng.standard_exponential(width, np.float32) for rng in rngs])
+    noise = np.stack([rng.standard_exponential(size, np.float32) for rng in rngs])
     return np.maximum(noise, LEAST, out=noise)
