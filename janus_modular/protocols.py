@@ -147,8 +147,8 @@ class ImageSamplerSettings:
     numbers: Sequence[int] = ()  # of each image, for its noise; left out: counted from first for every prompt
 
 
-TextSettingsT = TypeVar("TextSettings", bound=TextSamplerSettings, contravariant=True)
-ImageSettingsT = TypeVar("ImageSettings", bound=ImageSamplerSettings, contravariant=True)
+TextSettingsT = TypeVar("TextSettingsT", bound=TextSamplerSettings, contravariant=True)
+ImageSettingsT = TypeVar("ImageSettingsT", bound=ImageSamplerSettings, contravariant=True)
 
 TokenSteps: TypeAlias = "Generator[NDArray[np.integer[Any]], NDArray[np.bool_] | None, None]"
 """Yields the next token ids (rows,); is sent which rows go on, a mask (rows,), or None for all."""
