@@ -1,7 +1,6 @@
-"""Writes a reference page for each slot while the site is built: its interface, and every built-in component.
+"""Generates a reference page for each slot when the site is built: interface and built-in components.
 
-All of it is in the code already: docstrings, the options' comments, what pyproject announces. mkdocs loads
-this file as hooks (mkdocs.yml).
+The text comes from docstrings, comments of options, and entry points. mkdocs loads this file as hooks.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from janus_modular.plugins.options import comments_of, options_of
 from janus_modular.registry import SLOTS, Hooks, slot_label
 
 FOLDER = "reference/slots"
-REFERS: dict[str, tuple[str, ...]] = {
+RELATED: dict[str, tuple[str, ...]] = {
     "understanding_encoders": (
         "interfaces.PixelSpec",
         "protocols.ReadsPretrained",
@@ -44,11 +43,11 @@ REFERS: dict[str, tuple[str, ...]] = {
         "protocols.LoadsPretrained",
     ),
 }
-"""By slot: what its interface speaks of, in the modules of janus_modular."""
+"""By slot: further classes and functions that its page documents, by module of janus_modular."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages to those that were found in the folder."""
+    """Add the generated pages to the files of the documentation folder."""
     plugins = default_plugins()
     for slot in SLOTS:
         files.append(File.generated(config, f"{FOLDER}/{slot}.md", content=page(slot, plugins)))
@@ -56,7 +55,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def page(slot: str, plugins: Plugins) -> str:
-    """Write a slot's page."""
+    """Return the page of a slot in Markdown."""
     return "\n\n".join(_paragraphs(slot, plugins)) + "\n"
 
 
@@ -65,37 +64,38 @@ def _paragraphs(slot: str, plugins: Plugins) -> Iterator[str]:
     label = slot_label(slot)
     yield f"# {label[0].upper()}{label[1:]}"
     yield f"{inspect.getdoc(hook)} See [its hook](../hooks.md#register_{slot}registry)."
-    yield "## Its interface"
+    yield "## Interface"
     [name] = re.findall(r"Registry\[(\w+)", inspect.get_annotations(hook)["registry"])
     module = interfaces if hasattr(interfaces, name) else protocols
-    yield from _reference("It", module, name)
-    if refers := REFERS.get(slot):
-        yield "## What it refers to"
-        for where in refers:
-            module_name, _, name = where.rpartition(".")
-            yield from _reference(f"`{name}`", import_module(f"janus_modular.{module_name}"), name)
-    yield "## Built in"
+    yield from _reference(module, name)
+    if related := RELATED.get(slot):
+        yield "## Related classes and functions"
+        for path in related:
+            module_name, _, name = path.rpartition(".")
+            yield from _reference(import_module(f"janus_modular.{module_name}"), name)
+    yield "## Built-in components"
     for name in plugins.names(slot):
         entry = plugins.entry(slot, name)
         yield f"### `{name}`"
         yield _prose(inspect.getdoc(sys.modules[entry.config.__module__]) or "")
         yield _prose(inspect.getdoc(entry.factory if inspect.isclass(entry.factory) else entry.config) or "")
-        options = [(one["name"], one["default"], one["comment"]) for one in options_of(entry.config)]
+        options = [(row["name"], row["default"], row["comment"]) for row in options_of(entry.config)]
         yield _table(("option", "default", ""), options)
 
 
-def _reference(called: str, module: ModuleType, name: str) -> Iterator[str]:
-    """Have mkdocstrings write of a class or a function; of a class' fields, a table of their comments."""
-    one = getattr(module, name)
-    if says := inspect.get_annotations(one) if inspect.isclass(one) else {}:
-        comments = comments_of(one)
-        yield f"{called} says:"
-        yield _table(("", "type", ""), [(key, kind, comments.get(key, "")) for key, kind in says.items()])
+def _reference(module: ModuleType, name: str) -> Iterator[str]:
+    """Yield the mkdocstrings directive of a class or function, after a table of a class' attributes."""
+    item = getattr(module, name)
+    if annotations := inspect.get_annotations(item) if inspect.isclass(item) else {}:
+        comments = comments_of(item)
+        yield f"Attributes of `{name}`:"
+        rows = [(key, annotation, comments.get(key, "")) for key, annotation in annotations.items()]
+        yield _table(("attribute", "type", ""), rows)
     yield f"::: {module.__name__}.{name}"
 
 
 def _prose(docstring: str) -> str:
-    """Turn a docstring into Markdown: lines of YAML or of a table into code, sections into bold words."""
+    """Return a docstring as Markdown: YAML and tables as code blocks, section titles in bold."""
     text = re.sub(r"^(\w+):\n((?: {4}.*\n?)+)", r"**\1**\n\n\2", docstring, flags=re.MULTILINE)
     return re.sub(r"^(\w[\w-]*: \{.*)$", r"    \1", text, flags=re.MULTILINE)
 
