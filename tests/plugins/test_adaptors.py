@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -109,3 +111,41 @@ def test_drawing_refuses_an_adaptor_that_does_not_leave_each_code_its_position(a
     config = resolve(load("tiny", [f"generation.adaptor={adaptor}"]), ModelConfig)
     with pytest.raises(ConfigError, match=rf"{found}, and each code has to keep its own"):
         build_model(config)
+
+
+POSITIONS = """
+from dataclasses import dataclass
+import torch
+from torch import nn
+from janus_modular import ComponentConfig, hookimpl
+
+@dataclass
+class PositionsConfig(ComponentConfig):
+    pass
+
+class Positions(nn.Module):
+    def __init__(self, config, feature_dim, hidden_size):
+        super().__init__()
+        self.config = config
+        self.linear = nn.Linear(feature_dim, hidden_size)
+        self.positions = nn.Parameter(0.02 * torch.randn(16, hidden_size))
+
+    def num_tokens(self, grid):
+        return grid[0] * grid[1]
+
+    def forward(self, features, grid):
+        return self.linear(features) + self.positions[: grid[0] * grid[1]]
+
+@hookimpl
+def register_adaptors(registry):
+    registry.add("positions", Positions, PositionsConfig)
+"""
+
+
+def test_drawing_refuses_an_adaptor_that_uses_positions_of_codes(plugins: Plugins, tmp_path: Path) -> None:
+    """It would add every position's embedding in training, and that of the first position in sampling."""
+    (tmp_path / "positions.py").write_text(POSITIONS)
+    plugins.add_file(tmp_path / "positions.py")
+    config = resolve(load("tiny", ["generation.adaptor=positions"], plugins), ModelConfig, plugins)
+    with pytest.raises(ConfigError, match="'positions' embeds a code among 4x4 codes otherwise than alone"):
+        build_model(config, plugins)

@@ -7,6 +7,7 @@ position has several, which are predicted one after the other too.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate
@@ -108,12 +109,13 @@ class AutoregressiveGeneration(nn.Module):
         if vectors is not None and vectors.shape == embedding.weight.shape:
             embedding.weight.data.copy_(vectors.detach())
         adaptor = build(config.adaptor, code_dim, width)
-        for grid in (drawn, (1, 1)):  # an image is read, one is drawn
+        for grid in (drawn, (1, 1)):  # all codes in training, one after the other in sampling
             if (positions := adaptor.num_tokens(grid)) != grid[0] * grid[1]:
                 raise ValueError(
                     f"'{config.adaptor.name}' makes {positions} positions of {grid[0]}x{grid[1]} codes,"
                     " and each code has to keep its own: choose another adaptor"
                 )
+        _check_pointwise(adaptor, config.adaptor.name, code_dim, drawn)
         head = build(config.head, width, tokenizer.codebooks)
         return cls(config, tokenizer, embedding, adaptor, head)
 
@@ -193,6 +195,29 @@ class AutoregressiveGeneration(nn.Module):
             "decode_image": self.decode_image,
             "tokenize_image": self.targets,
         }
+
+
+@torch.no_grad()
+def _check_pointwise(adaptor: Adaptor, name: str, code_dim: int, grid: tuple[int, int]) -> None:
+    """Check that an adaptor embeds a code alone as among all codes: sampling embeds one after the other.
+
+    Raises:
+        ValueError: the adaptor uses the position in the grid, or other codes.
+    """
+    module = deepcopy(adaptor)
+    assert isinstance(module, nn.Module)
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+        return
+    module.float().cpu().eval()
+    vectors = torch.randn(grid[0] * grid[1], code_dim, generator=torch.Generator().manual_seed(0))
+    together, alone = module(vectors[None], grid)[0], module(vectors[:, None], (1, 1))[:, 0]  # (P, D)
+    difference = float((together - alone).abs().max())
+    if difference > 1e-4 * float(together.abs().max()):  # float32 sums in another order: about 1e-6
+        raise ValueError(
+            f"'{name}' embeds a code among {grid[0]}x{grid[1]} codes otherwise than alone ({difference:.2g}"
+            " apart), and sampling embeds one code after the other: choose an adaptor that uses neither"
+            " positions nor neighbours"
+        )
 
 
 def known(codes: Sequence[Tensor], hidden: Tensor) -> Tensor:
