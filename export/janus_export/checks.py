@@ -24,10 +24,10 @@ def check_onnx_parity(component: Any, example: Any, *, slot: str) -> None:
     """As standard ONNX, traced for batches of any size, ONNX Runtime computes what torch does."""
     import torch
 
-    from janus_modular.testing.calls import calls_of, grown, tensors
+    from janus_modular.testing.calls import calls_of, enlarged, tensors
 
     component.eval().requires_grad_(False)
-    calls, larger = (calls_of(component, one, slot) for one in (example, grown(example, slot)))
+    calls, larger = (calls_of(component, one, slot) for one in (example, enlarged(example, slot)))
     for call, other in zip(calls, larger, strict=True):
         if not call.is_exported:
             continue
@@ -48,7 +48,7 @@ def check_drawing_graphs(path: Any, pixels: Any) -> None:
     import onnx_ir as ir
     import torch
 
-    from janus_modular.testing.calls import targets_of, tensors, weighing
+    from janus_modular.testing.calls import fixed_weights, targets_of, tensors
 
     path.eval().requires_grad_(False)
     pixels = torch.cat([pixels, pixels[:1]])  # another number than the one that a graph is traced with
@@ -62,8 +62,8 @@ def check_drawing_graphs(path: Any, pixels: Any) -> None:
         graphs = drawing_graphs(model, Ranges.of(context=1024), torch.float32)  # type: ignore[arg-type]
     except ExportError as error:
         raise NotApplicable(str(error)) from error
-    hidden = weighing(torch.empty(2 * len(pixels), width))
-    noise = 1.5 + weighing(torch.empty(len(pixels), path.sizes["codes"]))
+    hidden = fixed_weights(torch.empty(2 * len(pixels), width))
+    noise = 1.5 + fixed_weights(torch.empty(len(pixels), path.sizes["codes"]))
     numbers = torch.tensor(2.0), torch.tensor(0.5)  # guidance, temperature
     inputs: dict[str, list[Any]] = {
         "sample_image": [hidden, noise, *numbers],
@@ -91,12 +91,12 @@ def _ensure_computes(model: bytes, inputs: list[Any], wanted: list[Any], what: s
     """
     import torch
 
-    from janus_modular.testing.comparing import ensure_same
+    from janus_modular.testing.comparing import ensure_close
 
     made = run_onnx(model, inputs)
     found = [torch.from_numpy(x) for x in made[: len(made) - added]]
     ensure(len(found) == len(wanted), f"{what}: {len(found)} outputs in ONNX, {len(wanted)} in torch")
-    ensure_same(found, wanted, f"{what} in ONNX Runtime")
+    ensure_close(found, wanted, f"{what} in ONNX Runtime")
 
 
 @check_for(*MODEL_SLOTS, slow=True)
@@ -154,10 +154,10 @@ def onnx_of(component: Any, call: Any, larger: Any) -> bytes:
         raise NotApplicable(str(missing_extra(error, "ONNX") or error)) from error
     import torch
 
-    from janus_modular.testing.tracing import traced
+    from janus_modular.testing.calls import trace_call
 
     with torch.no_grad():
-        graph = traced(component, call, larger)
+        graph = trace_call(component, call, larger)
         with without_warnings(), explained(call.name, component):
             program = torch.onnx.export(
                 graph,

@@ -1,6 +1,6 @@
-"""Holds a component to its slot's contract: the checks that our own are tested by, for everybody's.
+"""Checks components against the contracts of their slots; the built-in components pass the same checks.
 
-A test of yours is a subclass, run by pytest::
+A test is a subclass of a contract, run by pytest::
 
     from janus_modular.testing import UnderstandingEncoderContract
 
@@ -8,8 +8,8 @@ A test of yours is a subclass, run by pytest::
         def make(self):
             return DinoEncoder(DinoConfig(depth=1)), torch.rand(2, 3, 28, 28)
 
-A check is a plain function of a component and an example input. ``janus-modular plugins check NAME`` runs
-the same ones, without pytest. Names are listed in ``__init__.pyi`` and resolved on first use.
+A check is a function of a component and an example input. ``janus-modular plugins check NAME`` runs the same
+checks without pytest. Names are listed in ``__init__.pyi`` and resolved on first use.
 """
 
 import lazy_loader

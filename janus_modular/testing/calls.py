@@ -1,6 +1,6 @@
-"""What a part of a model does, as calls that every check can make: its methods, with inputs of the example.
+"""The calls of a model component: its methods with inputs made from an example, which the checks run.
 
-The slot says which methods those are, as the protocols in ``janus_modular.interfaces`` have them.
+The slot determines the methods, by its protocol in ``janus_modular.interfaces``.
 """
 
 from __future__ import annotations
@@ -13,41 +13,44 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as tracing
 from torch.utils import _pytree as pytree
 
+from janus_modular.errors import CheckError
 from janus_modular.testing.drawing import parts_run
 
 
 @dataclass(frozen=True)
 class Call:
-    """One method of a component with inputs; tensors of rows first, as any leaves of a tree."""
+    """A method of a component with its inputs: trees whose tensors have the batch as their first axis."""
 
     name: str
     inputs: tuple[Any, ...]
     run: Callable[..., Any]  # (component, *inputs)
-    by_row: bool = True  # each row of the inputs stands for itself
-    is_exported: bool = True  # whether export compiles it; targets are made in training alone
+    by_row: bool = True  # rows of the inputs are independent
+    is_exported: bool = True  # False: used in training only
 
     def __call__(self, component: Any) -> Any:
-        """Make the call."""
+        """Run the method on a component."""
         return self.run(component, *self.inputs)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Call:
-        """Return the same call with every input tensor changed."""
+        """Return the same call with ``change`` applied to every input tensor."""
         return replace(self, inputs=pytree.tree_map_only(Tensor, change, self.inputs))
 
     def row(self, index: int) -> Call:
-        """Return the same call with one row of its inputs alone."""
+        """Return the same call with a single row of its inputs."""
         return self.mapped(lambda x: x[index : index + 1])
 
     @property
     def rows(self) -> int:
-        """How many rows its inputs have."""
+        """The number of rows of its inputs."""
         return len(tensors(self.inputs)[0])
 
 
-class Calling(nn.Module):
-    """A component's call as a module whose forward it is: what exporters and FSDP2 take."""
+class CallModule(nn.Module):
+    """A module whose forward is a component's call, for exporters and FSDP2."""
 
     def __init__(self, component: nn.Module, call: Call) -> None:
         super().__init__()
@@ -55,18 +58,18 @@ class Calling(nn.Module):
         self.run = call.run
 
     def forward(self, *inputs: Any) -> Any:
-        """Make the call with these inputs."""
+        """Run the call with these inputs."""
         return self.run(self.component, *inputs)
 
 
 @torch.no_grad()
 def calls_of(component: Any, example: Tensor, slot: str) -> list[Call]:
-    """Return what a component of ``slot`` offers to callers, each with inputs made from the example."""
+    """Return the calls of a component of ``slot``, with inputs made from the example."""
     return CALLS[slot](component, example)
 
 
-def grown(example: Tensor, slot: str) -> Tensor:
-    """Return an example of one row more; of token ids also of one position more, since sequences vary too."""
+def enlarged(example: Tensor, slot: str) -> Tensor:
+    """Return an example with one more row; token ids also with one more position."""
     if slot == "backbones":
         example = torch.cat([example, example[:, :1]], dim=1)
     return torch.cat([example, example[:1]])
@@ -135,7 +138,7 @@ def _run_part(path: Any, *inputs: Any, name: str) -> Any:
 
 
 def _row_by_row(inputs: tuple[Any, ...]) -> bool:
-    """Return True if all tensors of a call have one row for each row; under guidance an image has two."""
+    """Return True if all tensors of a call have as many rows; under guidance an image has two rows."""
     return len({len(x) for x in tensors(inputs) if x.ndim}) == 1 and all(x.ndim for x in tensors(inputs))
 
 
@@ -147,18 +150,18 @@ CALLS: Mapping[str, Callable[[Any, Tensor], list[Call]]] = {
     "backbones": _backbone,
     "generation": _generation,
 }
-"""By slot: what a component is decides its registration, not the names of its methods."""
+"""By slot."""
 
 
 def known_codes(head: Any, hidden: Tensor) -> Iterator[Tensor]:
-    """Yield what is known before each code of a position: some codes (..., s), of s = 0 on."""
+    """Yield example codes (..., s) that precede code s of a position, for s = 0, 1, ..."""
     codes = [torch.arange(hidden[..., 0].numel()).view(hidden.shape[:-1]) % size for size in head.codebooks]
     for s in range(len(codes)):
         yield torch.stack(codes, dim=-1)[..., :s]
 
 
-def learning_from(component: Any, example: Tensor, slot: str) -> Tensor:
-    """Return a scalar that training would follow: every part that learns has to be reached from it."""
+def training_loss(component: Any, example: Tensor, slot: str) -> Tensor:
+    """Return a scalar loss that depends on every trainable parameter of a component."""
     if slot == "backbones":
         positions = torch.arange(example.shape[1]).expand(example.shape)
         return component.logits(component(component.embed(example), positions=positions)).square().mean()
@@ -168,16 +171,55 @@ def learning_from(component: Any, example: Tensor, slot: str) -> Tensor:
         targets = targets_of(component, example)
         losses = component.losses(component.embed(targets), targets)
         return torch.stack([loss.mean() for loss in losses.values()]).sum()
-    # a weighing of its own for each output: the sum of a normalised feature is always zero
+    # a weighted sum: the plain sum of a normalised feature is always zero
     outputs = [call(component) for call in calls_of(component, example, slot)]
-    return torch.stack([(weighing(output) * output).sum() for output in outputs]).sum()
+    return torch.stack([(fixed_weights(output) * output).sum() for output in outputs]).sum()
 
 
-def weighing(x: Tensor) -> Tensor:
-    """Return fixed weights of x's shape that no symmetry of a layer undoes."""
+def fixed_weights(x: Tensor) -> Tensor:
+    """Return fixed weights of x's shape for a weighted sum; all differ, so that no outputs cancel."""
     return torch.linspace(-1, 2, x.numel(), dtype=x.dtype, device=x.device).sin().view_as(x)
 
 
 def tensors(tree: Any) -> list[Tensor]:
     """Return the tensors in nested lists, tuples and mappings."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+MAX_LENGTH = 64
+"""Upper bound of dynamic lengths; small, so that no position table is too short."""
+
+
+def trace_call(component: Any, call: Call, larger: Call) -> ExportedProgram:
+    """Trace a call with torch.export; axes whose lengths differ in ``larger`` are dynamic.
+
+    Raises:
+        CheckError: the component fixes a length, by ``len(x)`` or ``int(x.shape[0])`` say.
+    """
+    lengths: dict[tuple[int, int], Any] = {}
+
+    def varying(x: Any, larger_x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return None
+        return {
+            axis: lengths.setdefault(
+                pair, Dim(f"length_{pair[0]}_{pair[1]}", min=1, max=MAX_LENGTH * max(pair))
+            )
+            for axis, pair in enumerate(zip(x.shape, larger_x.shape, strict=True))
+            if pair[0] != pair[1]
+        }
+
+    shapes = pytree.tree_map(varying, call.inputs, larger.inputs)
+    try:
+        with tracing.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # lengths may be 1
+            return torch.export.export(
+                CallModule(component, call).eval(),
+                call.inputs,
+                dynamic_shapes=(shapes,),
+                prefer_deferred_runtime_asserts_over_guards=True,  # rows may be a multiple of the images
+            )
+    except torch._dynamo.exc.UserError as error:
+        raise CheckError(
+            f"{call.name} fixes the number of rows: it uses a length as a Python number"
+            f" (len(x), int(x.shape[0])). Use x.shape[0] itself. torch says: {str(error).splitlines()[0]}"
+        ) from error

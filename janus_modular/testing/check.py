@@ -1,4 +1,4 @@
-"""What a check is: a plain function that takes a component and an example, and raises where they disagree."""
+"""Checks: functions of a component and an example that raise an error where a contract is broken."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from janus_modular.errors import CheckError, PluginError
 Function = TypeVar("Function", bound=Callable[..., None])
 
 
-class NotApplicable(Exception):  # noqa: N818 (no fault of anybody's)
-    """Raised by a check that has nothing to say about a component here; its message says why."""
+class NotApplicable(Exception):  # noqa: N818 (not an error)
+    """Raised by a check that does not apply to a component; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One promise of a contract. A check may spoil the component that it is given."""
+    """A check of a contract. It may change the component that it runs on."""
 
     name: str
-    run: Callable[..., None]  # (component, example), and slot where it has such a parameter
-    slots: tuple[str, ...]  # that promise it
+    run: Callable[..., None]  # (component, example), and optionally the keyword slot
+    slots: tuple[str, ...]  # whose contracts contain it
     slow: bool = False  # takes more than a few seconds for a small component
 
     def __call__(self, component: Any, example: Any, slot: str | None = None) -> None:
-        """Run the check on a component of ``slot``; that of a single slot needs not be told.
+        """Run the check on a component of ``slot``; None: of the check's only slot.
 
         Raises:
-            PluginError: the check wants to know the slot, is for several, and none of them is given.
+            PluginError: the check needs the slot, and ``slot`` is not one of its slots.
         """
         if "slot" not in signature(self.run).parameters:
             self.run(component, example)
@@ -43,22 +43,21 @@ class Check:
 
     @property
     def promise(self) -> str:
-        """What is promised, in a sentence."""
+        """What the contract promises, in a sentence."""
         return (self.run.__doc__ or self.name.replace("_", " ")).strip().splitlines()[0]
 
 
 REGISTERED: dict[str, Check] = {}
-"""Every check of the modules that were imported so far, by name, in order of definition."""
+"""The checks of all modules that were imported so far, by name, in order of definition."""
 
 
 def check_for(*slots: str, slow: bool = False) -> Callable[[Function], Function]:
-    """Mark ``check_xxx(component, example)`` as the check ``xxx`` of these slots.
+    """Register ``check_xxx(component, example)`` as the check ``xxx`` of these slots.
 
-    Where it is for several and has to know which, it takes ``slot`` as a keyword: what a component is cannot
-    be read off its methods.
+    A check of several slots may take the component's slot as the keyword ``slot``.
 
-    The component is one of its own: a check may change it. It passes by returning, fails by raising
-    (`ensure`), and says by `NotApplicable` that it cannot tell.
+    The check runs on a component of its own, which it may change. It passes if it returns, fails if it raises
+    (`ensure`), and is skipped if it raises `NotApplicable`.
 
     Raises:
         PluginError: another check has this name.
@@ -77,10 +76,10 @@ def check_for(*slots: str, slow: bool = False) -> Callable[[Function], Function]
 
 
 def ensure(holds: bool, message: str) -> None:
-    """Fail a check where something does not hold.
+    """Raise an error unless ``holds``.
 
     Raises:
-        CheckError: with ``message``, which says what was found and what the contract wants.
+        CheckError: with ``message``: what was found, and what the contract expects.
     """
     if not holds:
         raise CheckError(message)

@@ -1,4 +1,4 @@
-"""What every part of a model promises, whatever its slot."""
+"""The checks of every component of a model, whatever its slot."""
 
 from __future__ import annotations
 
@@ -17,180 +17,183 @@ from torch.utils import _pytree as pytree
 from janus_modular.config import resolve, to_yaml
 from janus_modular.errors import CheckError
 from janus_modular.registry import MODEL_SLOTS
-from janus_modular.testing.calls import calls_of, grown, learning_from, tensors
+from janus_modular.testing.calls import calls_of, enlarged, tensors, trace_call, training_loss
 from janus_modular.testing.check import NotApplicable, check_for, ensure
-from janus_modular.testing.comparing import ensure_identical, ensure_same
-from janus_modular.testing.tracing import traced
+from janus_modular.testing.comparing import ensure_close, ensure_equal
 
 NO_KERNEL = ("not implemented for", "not support")
-"""How torch says that this processor has no such operator in half precision."""
+"""Texts of torch's errors about operators that the CPU lacks in half precision."""
 
 
 @check_for(*MODEL_SLOTS)
 def check_config_round_trip(component: Any, example: Any) -> None:
-    """Its config is a dataclass that comes back from YAML as it was."""
+    """The config is a dataclass that is the same after a round trip through YAML."""
     config = getattr(component, "config", None)
     ensure(
         is_dataclass(config) and not isinstance(config, type),
-        f"self.config is {config!r}: keep the dataclass that it was built from, for checkpoints to write",
+        f"self.config is {config!r}; expected the config dataclass, which checkpoints store",
     )
-    written = to_yaml(config)
-    again = resolve(yaml.safe_load(written) or {}, type(config))
-    ensure(again == config, f"{config} came back from YAML as {again}")
+    restored = resolve(yaml.safe_load(to_yaml(config)) or {}, type(config))
+    ensure(restored == config, f"{config} is {restored} after a round trip through YAML")
 
 
 @check_for(*MODEL_SLOTS)
 @torch.no_grad()
-def check_rows_do_not_mix(component: Any, example: Tensor, *, slot: str) -> None:
-    """A batch is its rows: each comes out as it does alone."""
+def check_batch_invariance(component: Any, example: Tensor, *, slot: str) -> None:
+    """The result of a row does not depend on the other rows of its batch."""
     component.eval()
-    ensure(len(example) > 1, f"the example has {len(example)} rows: give at least 2, that they may mix")
+    ensure(len(example) > 1, f"the example has {len(example)} rows; expected at least 2")
     for call in calls_of(component, example, slot):
         if not call.by_row:
             continue
-        together = call(component)
+        batched = call(component)
         for row in range(call.rows):
-            wanted = [x[row : row + 1] for x in tensors(together)]
-            ensure_same(call.row(row)(component), wanted, f"{call.name}, row {row} alone and in company")
+            expected = [x[row : row + 1] for x in tensors(batched)]
+            ensure_close(call.row(row)(component), expected, f"{call.name}, row {row} alone and in a batch")
 
 
 @check_for(*MODEL_SLOTS)
 @torch.no_grad()
 def check_deterministic(component: Any, example: Tensor, *, slot: str) -> None:
-    """Asked twice it answers the same, and changes neither its inputs nor, in eval mode, itself."""
+    """Two calls give the same result; in eval mode, neither inputs nor state change."""
     component.eval()
     for call in calls_of(component, example, slot):
         inputs, state = copy.deepcopy(call.inputs), copy.deepcopy(component.state_dict())
-        ensure_identical(call(component), call(component), f"{call.name}, twice")
-        ensure_identical(call.inputs, inputs, f"{call.name} writes into its arguments: before and after")
-        ensure_identical(component.state_dict(), state, f"{call.name} in eval mode changes its state")
+        ensure_equal(call(component), call(component), f"{call.name}, called twice")
+        ensure_equal(call.inputs, inputs, f"{call.name} changes its inputs")
+        ensure_equal(component.state_dict(), state, f"{call.name} changes the state in eval mode")
 
 
 @check_for(*MODEL_SLOTS)
 def check_gradients(component: Any, example: Tensor, *, slot: str) -> None:
-    """The gradient reaches every parameter that should learn, and none that is frozen."""
+    """Every trainable parameter gets a gradient, and no frozen parameter does."""
     frozen = component.frozen_submodules if slot == "generation" else ()
-    apart = tuple(f"{name}." for name in frozen)
-    learning = {
+    frozen_prefixes = tuple(f"{name}." for name in frozen)
+    trainable = {
         name: weight
         for name, weight in component.named_parameters()
-        if weight.requires_grad and not name.startswith(apart or ("\0",))
+        if weight.requires_grad and not name.startswith(frozen_prefixes or ("\0",))
     }
-    if not learning:
-        raise NotApplicable("it has no parameters that learn")
+    if not trainable:
+        raise NotApplicable("it has no trainable parameters")
     component.train()
-    loss = learning_from(component, example, slot)
-    ensure(loss.requires_grad, "no gradient comes back: is something computed under no_grad, or detached?")
+    loss = training_loss(component, example, slot)
+    ensure(loss.requires_grad, "its loss has no gradient: is something computed under no_grad, or detached?")
     loss.backward()
-    unreached = [name for name, weight in learning.items() if weight.grad is None]
-    ensure(not unreached, f"no gradient reaches {some(unreached)} of {len(learning)} parameters")
-    infinite = [name for name, weight in learning.items() if not weight.grad.isfinite().all()]
-    ensure(not infinite, f"the gradient of {some(infinite)} is not finite")
+    unreached = [name for name, weight in trainable.items() if weight.grad is None]
+    ensure(not unreached, f"no gradient reaches {shortened(unreached)} of {len(trainable)} parameters")
+    infinite = [name for name, weight in trainable.items() if not weight.grad.isfinite().all()]
+    ensure(not infinite, f"the gradient of {shortened(infinite)} is not finite")
     reached = [name for name, weight in component.named_parameters() if weight.grad is not None]
-    astray = sorted(set(reached) - set(learning))
-    ensure(not astray, f"a gradient reaches {some(astray)}, which is frozen or trained apart")
+    unexpected = sorted(set(reached) - set(trainable))
+    ensure(not unexpected, f"a gradient reaches {shortened(unexpected)}, which must stay frozen")
 
 
 @check_for(*MODEL_SLOTS)
 def check_frozen(component: Any, example: Tensor, *, slot: str) -> None:
-    """Frozen, it passes the gradient on to what comes before it and keeps none."""
+    """With frozen parameters, it still passes the gradient on to its input."""
     component.train().requires_grad_(False)
     if not example.is_floating_point() or slot == "image_tokenizers":
-        raise NotApplicable("nothing that learns comes before it")
+        raise NotApplicable("its input needs no gradient")
     call = calls_of(component, example, slot)[0]
-    x, *others = call.inputs
+    x, *rest = call.inputs
     x = x.clone().requires_grad_()
-    output = call.run(component, x, *others)
+    output = call.run(component, x, *rest)
     if not output.requires_grad:
-        raise NotApplicable("its output does not depend on its input smoothly")
+        raise NotApplicable("its output is not a differentiable function of its input")
     output.sum().backward()
-    ensure(x.grad is not None, "no gradient reaches its input, so nothing before it would learn")
-    kept = [name for name, weight in component.named_parameters() if weight.grad is not None]
-    ensure(not kept, f"a gradient stays in {some(kept)}, which is frozen")
+    ensure(x.grad is not None, "no gradient reaches its input, so that nothing before it would train")
+    leaked = [name for name, weight in component.named_parameters() if weight.grad is not None]
+    ensure(not leaked, f"{shortened(leaked)} has a gradient, though it is frozen")
 
 
 @check_for(*MODEL_SLOTS)
 @torch.no_grad()
 def check_meta_device(component: Any, example: Tensor, *, slot: str) -> None:
-    """On the meta device it computes shapes without data: what memory is counted by."""
+    """On the meta device it computes the same shapes, from which memory is estimated."""
     component.eval()
     calls = calls_of(component, example, slot)
-    wanted = [[(x.shape, x.dtype) for x in tensors(call(component))] for call in calls]
+    expected = [[(x.shape, x.dtype) for x in tensors(call(component))] for call in calls]
     component.to("meta")
-    for call, shapes in zip(calls, wanted, strict=True):
-        found = tensors(call.mapped(lambda x: x.to("meta"))(component))
-        elsewhere = {x.device.type for x in found} - {"meta"}
-        ensure(not elsewhere, f"{call.name} of a component on the meta device answers on {elsewhere}")
-        ensure([(x.shape, x.dtype) for x in found] == shapes, f"{call.name}: other shapes than on the CPU")
+    for call, shapes in zip(calls, expected, strict=True):
+        outputs = tensors(call.mapped(lambda x: x.to("meta"))(component))
+        devices = {x.device.type for x in outputs} - {"meta"}
+        ensure(not devices, f"{call.name} of a component on the meta device returns tensors on {devices}")
+        ensure(
+            [(x.shape, x.dtype) for x in outputs] == shapes,
+            f"{call.name}: other shapes on the meta device than on the CPU",
+        )
 
 
 @check_for(*MODEL_SLOTS)
 @torch.no_grad()
 def check_half_precision(component: Any, example: Tensor, *, slot: str) -> None:
-    """In bfloat16 and float16 it computes in that type, and stays finite."""
+    """In bfloat16 and float16 its outputs have the same type and are finite."""
     component.eval()
     calls = calls_of(component, example, slot)
-    lacking = []
+    unsupported = []
     for dtype in (torch.bfloat16, torch.float16):
         half = copy.deepcopy(component).to(dtype)
         for call in calls:
             try:
-                found = call.mapped(partial(in_dtype, dtype=dtype))(half)
+                outputs = call.mapped(partial(in_dtype, dtype=dtype))(half)
             except RuntimeError as error:
-                if not any(words in str(error) for words in NO_KERNEL):
+                if not any(text in str(error) for text in NO_KERNEL):
                     raise
-                lacking.append(f"{call.name} in {dtype}: {str(error).splitlines()[0]}")
+                unsupported.append(f"{call.name} in {dtype}: {str(error).splitlines()[0]}")
                 continue
-            floats = [x for x in tensors(found) if x.is_floating_point()]
+            floats = [x for x in tensors(outputs) if x.is_floating_point()]
             ensure(all(x.isfinite().all() for x in floats), f"{call.name} in {dtype} is not finite")
-            kinds = {x.dtype for x in floats} - {dtype}
-            ensure(not kinds or call.name in ("targets", "losses"), f"{call.name} in {dtype} gives {kinds}")
-    if lacking:
-        raise NotApplicable("; ".join(lacking))
+            dtypes = {x.dtype for x in floats} - {dtype}
+            ensure(
+                not dtypes or call.name in ("targets", "losses"), f"{call.name} in {dtype} returns {dtypes}"
+            )
+    if unsupported:
+        raise NotApplicable("; ".join(unsupported))
 
 
 @check_for(*MODEL_SLOTS)
 @torch.no_grad()
 def check_state_dict(component: Any, example: Tensor, *, slot: str) -> None:
-    """Its weights, written as safetensors and read into another of its kind, make that one the same."""
+    """A copy that loads its weights from safetensors computes the same."""
     from safetensors.torch import load_model, save_model
 
     if not component.state_dict():
         raise NotApplicable("it has no weights")
     component.eval()
-    if outside := plain_tensors(component):
+    if names := unregistered_tensors(component):
         raise CheckError(
-            f"tensors that are neither parameter nor buffer: {some(outside)}. No checkpoint has them, and"
-            " they stay behind when the module moves to another device: use nn.Parameter or register_buffer"
+            f"tensors that are neither parameter nor buffer: {shortened(names)}. They are not in checkpoints"
+            " and do not move with the module to another device: use nn.Parameter or register_buffer"
         )
     calls = calls_of(component, example, slot)
-    other = copy.deepcopy(component)
-    for weight in other.state_dict().values():
+    restored = copy.deepcopy(component)
+    for weight in restored.state_dict().values():
         weight.zero_()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.safetensors")
         save_model(component, str(file))
-        load_model(other, file)
+        load_model(restored, file)
     for call in calls:
-        ensure_identical(call(other), call(component), f"{call.name} after a round trip of the weights")
+        ensure_equal(call(restored), call(component), f"{call.name} after a round trip of the weights")
 
 
 @check_for(*MODEL_SLOTS)
 def check_exports(component: Any, example: Any, *, slot: str) -> None:
-    """torch.export takes it for batches of any size, and the exported program computes the same."""
+    """torch.export traces it for any batch size, and the exported program computes the same."""
     component.eval().requires_grad_(False)
     with torch.no_grad():
-        calls, larger = (calls_of(component, one, slot) for one in (example, grown(example, slot)))
-        for call, other in zip(calls, larger, strict=True):
+        examples = (example, enlarged(example, slot))
+        for call, larger in zip(*(calls_of(component, x, slot) for x in examples), strict=True):
             if not call.is_exported:
                 continue
-            wanted = other(component)
-            program = traced(component, call, other)
-            ensure_same(program.module()(*other.inputs), wanted, f"{call.name}, exported, for a larger batch")
+            expected = larger(component)
+            program = trace_call(component, call, larger)
+            ensure_close(program.module()(*larger.inputs), expected, f"{call.name}, exported, larger batch")
 
 
-def plain_tensors(component: nn.Module) -> list[str]:
-    """Return the names of attributes that hold other tensors than parameters and buffers, in lists too."""
+def unregistered_tensors(component: nn.Module) -> list[str]:
+    """Return the names of attributes that hold tensors, alone or in lists, which are not registered."""
     owned = {id(x) for x in (*component.parameters(), *component.buffers())}
     return [
         f"{name}.{attribute}" if name else attribute
@@ -202,11 +205,11 @@ def plain_tensors(component: nn.Module) -> list[str]:
 
 
 def in_dtype(x: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """Return floating-point numbers in another type, ids as they are."""
+    """Return a floating-point tensor in another type, other tensors unchanged."""
     return x.to(dtype) if x.is_floating_point() else x
 
 
-def some(names: list[str], count: int = 3) -> str:
-    """Name the first few of many."""
+def shortened(names: list[str], count: int = 3) -> str:
+    """Return the first names of a list, and how many follow."""
     rest = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + rest

@@ -1,4 +1,4 @@
-"""Whether two results are the same, up to the rounding of another order of sums."""
+"""Compares results exactly, or up to the rounding of sums in another order."""
 
 from __future__ import annotations
 
@@ -9,37 +9,39 @@ import torch
 from janus_modular.testing.calls import tensors
 from janus_modular.testing.check import ensure
 
-SLACK = 1e-4
-"""Of the largest value: float32 sums of some thousand terms, through some dozen layers, in another order."""
+TOLERANCE = 1e-4
+"""Tolerance, relative to the largest value: float32 sums of thousands of terms through dozens of layers."""
 
 FLIPPED = 0.01
-"""Share of ids that may differ: where two codes are equally near, rounding decides between them."""
+"""Fraction of ids that may differ: rounding decides between two codes that are equally near."""
 
 
-def ensure_same(found: Any, wanted: Any, what: str, *, slack: float = SLACK) -> None:
-    """Compare two results, tensor by tensor: numbers within ``slack`` of the largest, ids but for a few.
+def ensure_close(actual: Any, expected: Any, label: str, *, tolerance: float = TOLERANCE) -> None:
+    """Check that tensors are equal up to ``tolerance`` times the largest value; of ids, a few may differ.
 
     Raises:
-        CheckError: says how far apart they are.
+        CheckError: shapes or values differ; contains the difference.
     """
-    pairs = list(zip(tensors(found), tensors(wanted), strict=True))
-    for one, other in pairs:
-        ensure(one.shape == other.shape, f"{what}: shapes {tuple(one.shape)} and {tuple(other.shape)}")
-        if not other.numel():
+    for x, y in zip(tensors(actual), tensors(expected), strict=True):
+        ensure(x.shape == y.shape, f"{label}: shapes {tuple(x.shape)} and {tuple(y.shape)}")
+        if not y.numel():
             continue
-        if other.is_floating_point():
-            apart, size = float((one - other).abs().max()), float(other.abs().max())
-            ensure(apart <= slack * max(size, 1e-3), f"{what}: {apart:.2e} apart, at values up to {size:.2e}")
+        if y.is_floating_point():
+            difference, scale = float((x - y).abs().max()), float(y.abs().max())
+            ensure(
+                difference <= tolerance * max(scale, 1e-3),
+                f"{label}: a difference of {difference:.2e}, at values up to {scale:.2e}",
+            )
         else:
-            differ = float((one != other).float().mean())
-            ensure(differ <= FLIPPED, f"{what}: {differ:.1%} of the ids differ")
+            fraction = float((x != y).float().mean())
+            ensure(fraction <= FLIPPED, f"{label}: {fraction:.1%} of the ids differ")
 
 
-def ensure_identical(found: Any, wanted: Any, what: str) -> None:
-    """Compare two results to the bit.
+def ensure_equal(actual: Any, expected: Any, label: str) -> None:
+    """Check that tensors are equal to the bit.
 
     Raises:
         CheckError: they differ.
     """
-    for one, other in zip(tensors(found), tensors(wanted), strict=True):
-        ensure(torch.equal(one, other), f"{what}: the results differ")
+    for x, y in zip(tensors(actual), tensors(expected), strict=True):
+        ensure(torch.equal(x, y), f"{label}: the results differ")

@@ -1,4 +1,4 @@
-"""Contracts as pytest classes: subclass one, say how your component is made, and its checks are tests."""
+"""Contracts as pytest classes: a subclass makes a component, and the checks of its slot are test methods."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def _runner(check: Check, slot: str) -> Callable[[Make], None]:
     def run(make: Make) -> None:
         try:
             check(*make(), slot)
-        except NotApplicable as why:
-            pytest.skip(str(why))
+        except NotApplicable as reason:
+            pytest.skip(str(reason))
 
     return run
 
@@ -45,11 +45,11 @@ def _check_names(failures: Mapping[str, str], slot: str) -> None:
 
 
 class Contract:
-    """What a slot asks of its components; each check of the slot is a test method, ``test_<check>``."""
+    """The contract of a slot; each check of the slot is a test method, ``test_<check>``."""
 
     slot: ClassVar[str] = ""
     expected_failures: ClassVar[Mapping[str, str]] = {}
-    """Checks, by name, that this component is known to fail, each with the reason; passing is a failure."""
+    """Names of checks that this component is known to fail, with reasons; such a check fails if it passes."""
 
     def __init_subclass__(cls, slot: str = "", **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -60,7 +60,7 @@ class Contract:
         _check_names(cls.expected_failures, cls.slot)
 
     def make(self) -> Any:
-        """Return a component and an example input; called for each check, which may spoil them."""
+        """Return a component and an example input; called for each check, which may change them."""
         raise NotImplementedError(f"{type(self).__name__} needs make(self) -> (component, example)")
 
 
@@ -97,7 +97,7 @@ class ImageSamplerContract(Contract, slot="image_samplers"):
 
 
 class SourceContract(Contract, slot="sources"):
-    """``make`` returns a source and a few indices of samples to look at."""
+    """``make`` returns a source and a few indices of samples."""
 
 
 class TrackerContract(Contract, slot="trackers"):
@@ -118,7 +118,7 @@ def parametrize_with_checks(
     *,
     expected_failures: Mapping[str, Mapping[str, str]] | None = None,
 ) -> pytest.MarkDecorator:
-    """Parametrise a test ``(component, check)`` over components and the checks of their slot.
+    """Parametrize a test ``(component, check)`` over components and the checks of their slot.
 
     ``components`` maps a name to a function that returns a component and an example;
     ``expected_failures`` maps a name to checks that are known to fail there, each with the reason::
@@ -128,8 +128,8 @@ def parametrize_with_checks(
             check(component)
     """
     known = dict(expected_failures or {})
-    if strange := sorted(set(known) - set(components)):
-        raise CheckError(f"expected_failures names {strange}; the components are {sorted(components)}")
+    if unknown := sorted(set(known) - set(components)):
+        raise CheckError(f"expected_failures names {unknown}; the components are {sorted(components)}")
     for failures in known.values():
         _check_names(failures, slot)
     rows = []

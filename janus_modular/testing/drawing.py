@@ -1,4 +1,4 @@
-"""Drawing with a generation path alone: its image sampler, over a stand-in for the backbone."""
+"""Draws with a generation path alone: its image sampler runs on a stand-in for the backbone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOCABULARY = 8
 
 
 class Sizes(dict[str, Any]):
-    """Sizes of a session; a size that the sampler reads and that is missing fails the check."""
+    """The sizes of a session; reading a size that is missing fails the check."""
 
     def __missing__(self, name: str) -> Any:
         ensure(False, f"its image sampler reads the size '{name}', which `sizes` lacks: {dict(self)}")
@@ -37,7 +37,7 @@ class PathSession(RecurrentSession):
         self.path = path
         self.vocab_size, self.pad_id, self.image_positions = VOCABULARY, 0, path.num_tokens
         self.sizes = Sizes(path.sizes)
-        self.ran: dict[str, tuple[Any, ...]] = {}  # parts by name, with the inputs of their first call
+        self.inputs: dict[str, tuple[Any, ...]] = {}  # of the first call of each part, by name
 
     def read_prompts(self, prompts: Many[Sequence], first_row: int) -> Tensor:
         """Read prompts into the rows from ``first_row`` on; return the last hidden states (n, D)."""
@@ -56,11 +56,11 @@ class PathSession(RecurrentSession):
         parts = self.path.parts()
         ensure(
             name in parts,
-            f"its image sampler runs the part '{name}'; the path offers {', '.join(parts) or 'none'}",
+            f"its image sampler runs the part '{name}'; the path has {', '.join(parts) or 'none'}",
         )
-        taken = tuple(torch.as_tensor(x) if isinstance(x, np.ndarray | np.generic) else x for x in inputs)
-        self.ran.setdefault(name, taken)
-        return parts[name](*taken)
+        arguments = tuple(torch.as_tensor(x) if isinstance(x, np.ndarray | np.generic) else x for x in inputs)
+        self.inputs.setdefault(name, arguments)
+        return parts[name](*arguments)
 
     def stack(self, columns: Many[Tensor]) -> Tensor:
         """Join tensors (rows, ...) of successive steps as (rows, steps, ...)."""
@@ -73,10 +73,10 @@ class PathSession(RecurrentSession):
 
 @torch.no_grad()
 def draw_with(path: Any, images: int, hidden_size: int) -> tuple[PathSession, NDArray[Any]]:
-    """Draw some images with a path's image sampler; return the session and the pixels.
+    """Draw images with a path's image sampler; return the session and the pixels.
 
     Raises:
-        PluginError: no image sampler is registered under the name that the path gives.
+        PluginError: the path's image sampler is not registered.
         CheckError: the sampler breaks its protocol, or uses a part or a size that the path lacks.
     """
     entry = default_plugins().entry("image_samplers", path.image_sampler)
@@ -88,9 +88,9 @@ def draw_with(path: Any, images: int, hidden_size: int) -> tuple[PathSession, ND
 def parts_run(path: Any, images: int, hidden_size: int) -> dict[str, tuple[Any, ...]]:
     """Return the parts that the path's image sampler runs, with their inputs; {} if drawing fails.
 
-    Whether drawing works is a check of its own, so that the other checks still report what they find.
+    Another check reports whether drawing works; the checks that use these inputs still run.
     """
     try:
-        return draw_with(path, images, hidden_size)[0].ran
+        return draw_with(path, images, hidden_size)[0].inputs
     except JanusError:
         return {}

@@ -1,4 +1,4 @@
-"""What checks need beside a component where one tensor does not do; and a session that costs nothing."""
+"""Examples for checks whose input is not a single tensor, and a session in numpy."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from janus_modular.testing.check import NotApplicable
 if TYPE_CHECKING:
     from torch import Tensor
 
-WIDTH, VOCABULARY, CODES, POSITIONS = 6, 11, 7, 4
-"""Sizes of `NumpySession`: of a hidden state, in tokens, in codes, of an image."""
+HIDDEN_SIZE, VOCAB_SIZE, CODES, POSITIONS = 6, 11, 7, 4
+"""Sizes of `NumpySession`: hidden size, number of tokens, number of codes, positions of an image."""
 
 
 @dataclass
 class SamplingExample:
-    """What a sampler is run on."""
+    """The inputs of a sampler."""
 
-    settings: Any  # the dataclass that is registered with it
+    settings: Any  # an instance of the dataclass that is registered with it
     prompts: Many[Sequence]
     open: Callable[[], Session]
 
@@ -42,15 +42,15 @@ class CheckpointFormatExample:
 def prompt(*tokens: int) -> Sequence:
     """Return a prompt of these token ids, without images."""
     ids = np.array(tokens, np.int64)
-    nowhere = np.zeros(len(ids), np.bool_)
-    return Sequence(ids, np.full_like(ids, IGNORE_INDEX), nowhere, nowhere.copy())
+    no_images = np.zeros(len(ids), np.bool_)
+    return Sequence(ids, np.full_like(ids, IGNORE_INDEX), no_images, no_images.copy())
 
 
 class ExampleSizes(dict[str, Any]):
-    """Sizes of the example's session; others may be those of a generation path that has them."""
+    """The sizes of the example's session; reading another size skips the check."""
 
     def __missing__(self, name: str) -> Any:
-        raise NotApplicable(f"the example's session has no size '{name}': give one that has")
+        raise NotApplicable(f"the example's session has no size '{name}': pass a session that has")
 
 
 class RecurrentSession(BaseSession):
@@ -68,9 +68,9 @@ class RecurrentSession(BaseSession):
 
     def read_prompts(self, prompts: Many[Sequence], first_row: int) -> Any:
         """Read prompts into the rows from ``first_row`` on; return the last hidden states (n, D)."""
-        for row, one in enumerate(prompts, first_row):
+        for row, prompt in enumerate(prompts, first_row):
             self.states[row] = []
-            self._feed_row(row, self.table[one.tokens])
+            self._feed_row(row, self.table[prompt.tokens])
         return np.stack([self.states[first_row + i][-1] for i in range(len(prompts))])
 
     def feed(self, x: Any, counts: NDArray[np.int64]) -> Any:
@@ -103,20 +103,20 @@ class RecurrentSession(BaseSession):
 
 
 class NumpySession(RecurrentSession):
-    """A `janus_modular.Session` in numpy: rows are independent, and nothing is random."""
+    """A `janus_modular.Session` in numpy: deterministic, with independent rows."""
 
     def __init__(self, max_seq_len: int = 4096, rows: int | None = None) -> None:
-        self.vocab_size, self.pad_id, self.image_positions = VOCABULARY, 0, POSITIONS
+        self.vocab_size, self.pad_id, self.image_positions = VOCAB_SIZE, 0, POSITIONS
         self.sizes: Mapping[str, Any] = ExampleSizes(codes=CODES)
-        table = np.random.default_rng(0).standard_normal((VOCABULARY + CODES, WIDTH)).astype(np.float32)
-        self.words, self.codes = table[:VOCABULARY], table[VOCABULARY:]
+        table = np.random.default_rng(0).standard_normal((VOCAB_SIZE + CODES, HIDDEN_SIZE)).astype(np.float32)
+        self.words, self.codes = table[:VOCAB_SIZE], table[VOCAB_SIZE:]
         super().__init__(self.words, max_seq_len, rows)
 
     def run(self, name: str, *inputs: Any) -> Any:
         """Run one of the parts that the built-in samplers call.
 
         Raises:
-            NotApplicable: another part, which other generation paths have.
+            NotApplicable: the part is another generation path's.
         """
         parts: dict[str, Callable[..., Any]] = {
             "embed": lambda tokens: self.words[tokens],
@@ -125,7 +125,7 @@ class NumpySession(RecurrentSession):
             "decode_image": lambda codes: np.repeat(codes.astype(np.uint8)[:, None, None], 3, axis=1),
         }
         if name not in parts:
-            raise NotApplicable(f"the example's session has no part '{name}': give one that has")
+            raise NotApplicable(f"the example's session has no part '{name}': pass a session that has")
         return parts[name](*inputs)
 
     def _sample_text(self, hidden: Any, noise: Any, temperature: Any, *_: Any) -> tuple[Any, Any]:

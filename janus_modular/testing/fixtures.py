@@ -1,8 +1,7 @@
-"""Small surroundings for a registered component, so that it can be checked by its name alone.
+"""Builds a registered component with an example input, so that it can be checked by its name alone.
 
-A component gets the options that the shipped model ``tiny`` gives it, or else its defaults; components inside
-it that nobody chose are ``tiny``'s too, two where there may be several. Neighbours are numbers: widths, a few
-codes, a few tokens.
+A component gets its options in the shipped model ``tiny``, or else its defaults; components inside it are
+``tiny``'s too, two of them in a list. Arguments of its neighbours are small numbers: dimensions, codebooks.
 """
 
 from __future__ import annotations
@@ -27,80 +26,80 @@ from janus_modular.registry import slot_label
 from janus_modular.testing.examples import NumpySession, SamplingExample, prompt
 from janus_modular.testing.running import Make
 
-WIDTH, CODES, TOKENS, GRID = 64, (40, 24, 12), 7, (4, 6)
+DIM, CODEBOOKS, TOKENS, GRID = 64, (40, 24, 12), 7, (4, 6)
 SIDES = (16, 32, 64, 128, 256, 384)
-"""Sides of images, in pixels: the first that a tokenizer takes is used."""
+"""Sides of example images in pixels; the first that a tokenizer accepts is used."""
 
 
 def context(plugins: Plugins, slot: str, name: str, overrides: Iterable[str] = ()) -> Make:
-    """Build a registered component with an example; return what makes a fresh copy of both.
+    """Build a registered component with an example; return a function that makes new copies of both.
 
     Raises:
-        ConfigError: its options are not right, or it needs some that nobody gave.
-        PluginError: it does not load, lacks what an example is made from (a length, a size), or its slot has
-            no example that fits every component.
+        ConfigError: its options are invalid or incomplete.
+        PluginError: it does not load, lacks attributes that its example needs, or its slot has no example
+            for every component.
     """
-    part = chosen(plugins, slot, name, overrides)
+    spec = component_spec(plugins, slot, name, overrides)
     build = ModelBuilder(plugins)
     make_example = EXAMPLES.get(slot)
     if make_example is None:
         raise PluginError(
-            f"a {slot_label(slot)} is checked on files of its own, which nobody but its author has: "
-            "write a test, see docs/reference/testing.md"
+            f"no example fits every {slot_label(slot)}: write a test with files of its own,"
+            " see docs/reference/testing.md"
         )
     torch.manual_seed(0)
     try:
-        component, example = make_example(part, build, plugins)
+        component, example = make_example(spec, build, plugins)
     except JanusError:
         raise
-    except Exception as error:  # of a plugin: it may raise anything
+    except Exception as error:  # a plugin may raise anything
         raise PluginError(
-            f"the {slot_label(slot)} '{name}' cannot be tried: {reason(error)}. What its slot asks for:"
-            " docs/reference/hooks.md"
+            f"the {slot_label(slot)} '{name}' cannot be checked: {reason(error)}."
+            " See the interface of its slot: docs/reference/hooks.md"
         ) from error
     if isinstance(component, nn.Module):
         return lambda: (copy.deepcopy(component), copy.deepcopy(example))
-    # a source may hold what cannot be copied (an open file); nothing in training copies it
-    return lambda: make_example(part, build, plugins)
+    # a source may hold an open file, which cannot be copied
+    return lambda: make_example(spec, build, plugins)
 
 
-def chosen(plugins: Plugins, slot: str, name: str, overrides: Iterable[str]) -> ComponentSpec:
-    """Return the component with its options: ``tiny``'s or its defaults, then the overrides."""
+def component_spec(plugins: Plugins, slot: str, name: str, overrides: Iterable[str]) -> ComponentSpec:
+    """Return a component's spec: its options in ``tiny`` or its defaults, with the overrides applied."""
     entry = plugins.entry(slot, name)
-    small = tiny(plugins)
+    defaults = tiny_options(plugins)
     name = plugins.full_name(slot, name)
-    options: dict[str, Any] = small.get((slot, name), {})
+    options: dict[str, Any] = defaults.get((slot, name), {})
     hints = get_type_hints(entry.config)
     for field in fields(entry.config):
-        inside = field.metadata.get("slot")
-        if inside and field.name not in options:
-            first = next((one for one in small if one[0] == inside), None)
-            if first:
-                example = {"name": first[1], **small[first]}
-                several = get_origin(hints[field.name]) is list
-                options[field.name] = [example, example] if several else example
+        inner_slot = field.metadata.get("slot")
+        if inner_slot and field.name not in options:
+            key = next((key for key in defaults if key[0] == inner_slot), None)
+            if key:
+                example = {"name": key[1], **defaults[key]}
+                is_list = get_origin(hints[field.name]) is list
+                options[field.name] = [example, example] if is_list else example
     return ComponentSpec(slot, name, resolve(override(options, overrides, plugins), entry.config, plugins))
 
 
-def tiny(plugins: Plugins) -> dict[tuple[str, str], dict[str, Any]]:
+def tiny_options(plugins: Plugins) -> dict[tuple[str, str], dict[str, Any]]:
     """Return the options of every component of the shipped model ``tiny``, by slot and name."""
     config = resolve(load("tiny", plugins=plugins), ModelConfig, plugins)
     return {
-        (part.slot, plugins.full_name(part.slot, part.name)): to_plain(part.config)
-        for _, part in component_specs(config)
+        (spec.slot, plugins.full_name(spec.slot, spec.name)): to_plain(spec.config)
+        for _, spec in component_specs(config)
     }
 
 
 Example = tuple[Any, Any]
 
 
-def _encoder(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
-    encoder = build(part)
+def _encoder(spec: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
+    encoder = build(spec)
     return encoder, torch.rand(2, 3, encoder.pixels.height, encoder.pixels.width) * 2 - 1
 
 
-def _tokenizer(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
-    tokenizer = build(part)
+def _tokenizer(spec: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
+    tokenizer = build(spec)
     low, high = tokenizer.value_range
     for side in SIDES:
         try:
@@ -108,51 +107,53 @@ def _tokenizer(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Ex
         except (ValueError, JanusError):
             continue
         return tokenizer, torch.rand(2, 3, side, side) * (high - low) + low
-    raise ConfigError(f"'{part.name}' takes no image of {' or '.join(map(str, SIDES))} pixels a side")
+    raise ConfigError(
+        f"'{spec.name}' accepts no square image with a side of {' or '.join(map(str, SIDES))} pixels"
+    )
 
 
-def _adaptor(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
+def _adaptor(spec: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
     try:
-        return build(part, WIDTH // 2, WIDTH), torch.rand(2, *GRID, WIDTH // 2)
-    except JanusError:  # it may ask for equal widths
-        return build(part, WIDTH, WIDTH), torch.rand(2, *GRID, WIDTH)
+        return build(spec, DIM // 2, DIM), torch.rand(2, *GRID, DIM // 2)
+    except JanusError:  # it may require equal dimensions
+        return build(spec, DIM, DIM), torch.rand(2, *GRID, DIM)
 
 
-def _head(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
-    hidden = torch.rand(2, 3, WIDTH)
-    for several in (CODES, CODES[:2]):  # whatever it takes has to work: a model's tokenizer may have as many
+def _head(spec: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
+    hidden = torch.rand(2, 3, DIM)
+    for codebooks in (CODEBOOKS, CODEBOOKS[:2]):  # the most codes a position that the head accepts
         try:
-            return build(part, WIDTH, several), hidden
+            return build(spec, DIM, codebooks), hidden
         except (ValueError, JanusError):
             continue
-    return build(part, WIDTH, CODES[:1]), hidden
+    return build(spec, DIM, CODEBOOKS[:1]), hidden
 
 
-def _backbone(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
-    backbone = build(part)
+def _backbone(spec: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
+    backbone = build(spec)
     return backbone, torch.randint(backbone.vocab_size, (2, TOKENS))
 
 
-def _generation(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
-    path = build(part, WIDTH)
+def _generation(spec: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
+    path = build(spec, DIM)
     return path, torch.randint(256, (2, 3, path.height, path.width), dtype=torch.uint8)
 
 
-def _sampler(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
+def _sampler(spec: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
     prompts = [prompt(1, 2, 3), prompt(4, 5)]
-    return plugins.entry(part.slot, part.name).factory, SamplingExample(part.config, prompts, NumpySession)
+    return plugins.entry(spec.slot, spec.name).factory, SamplingExample(spec.config, prompts, NumpySession)
 
 
-def _source(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
-    source = build(part)
+def _source(spec: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
+    source = build(spec)
     return source, sorted({0, len(source) // 2})
 
 
-def _tracker(part: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
-    def opened(folder: Path) -> Any:
-        return build(part, folder)
+def _tracker(spec: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
+    def open_tracker(folder: Path) -> Any:
+        return build(spec, folder)
 
-    return opened, {"loss": 0.5, "lr": 1e-3}
+    return open_tracker, {"loss": 0.5, "lr": 1e-3}
 
 
 EXAMPLES: Mapping[str, Callable[[ComponentSpec, ModelBuilder, Plugins], Example]] = {

@@ -1,6 +1,6 @@
-"""What pytest is told where janus-modular is installed: one marker, and when the two processes end.
+"""The pytest plugin of janus-modular: it registers a marker and ends the processes of the sharding check.
 
-It is imported by every run of pytest, whoever's: it imports pytest and nothing else.
+Every run of pytest in the environment imports it, so it imports nothing but pytest.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker of checks that take long: engines, two processes."""
-    config.addinivalue_line("markers", "slow: takes long; leave out with -m 'not slow'")
+    """Register the marker of slow checks: engines, two processes."""
+    config.addinivalue_line("markers", "slow: takes long; deselect with -m 'not slow'")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End the two processes that checked sharding, if they were started."""
+    """End the processes of the sharding check, if they were started."""
     sharding = sys.modules.get("janus_modular.testing.sharding")
     if sharding is not None:
         sharding.close_pair()

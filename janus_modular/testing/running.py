@@ -1,4 +1,4 @@
-"""Runs checks, with or without pytest, and says how each went."""
+"""Collects the checks of a slot and runs them, with or without pytest."""
 
 from __future__ import annotations
 
@@ -14,67 +14,67 @@ from janus_modular.registry import MODEL_SLOTS
 from janus_modular.testing.check import REGISTERED, Check, NotApplicable
 
 GROUP = "janus_modular.checks"
-"""Checks that other packages bring: an entry point a check, ``name = "module:check_name"``."""
+"""The entry points of other packages' checks: ``name = "module:check_name"``."""
 
 Make = Callable[[], tuple[Any, Any]]
-"""Returns a component, one that may be spoilt, and an example input."""
+"""Returns a component, which a check may change, and an example input."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a check went."""
+    """The result of a check."""
 
     check: str
     outcome: Literal["passed", "failed", "skipped", "expected"]
     seconds: float = 0.0
-    note: str = ""  # what is wrong, why it was skipped, or the reason why it may fail
+    note: str = ""  # the error, or the reason why it was skipped or is expected to fail
 
 
 def checks_of(slot: str) -> list[Check]:
-    """Return the checks of a slot: our own, then those that installed packages bring; slow ones last."""
+    """Return the checks of a slot: our own, then those of installed packages; slow checks last."""
     import janus_modular.testing.common_checks
     import janus_modular.testing.sharding
     import janus_modular.testing.slot_checks
     import janus_modular.testing.system_checks  # noqa: F401
 
-    brought = [_brought(point) for point in sorted(entry_points(group=GROUP))]
-    every = {check.name: check for check in [*REGISTERED.values(), *brought]}
-    return sorted((check for check in every.values() if slot in check.slots), key=lambda check: check.slow)
+    external = [_load(point) for point in sorted(entry_points(group=GROUP))]
+    checks = {check.name: check for check in [*REGISTERED.values(), *external]}
+    return sorted((check for check in checks.values() if slot in check.slots), key=lambda check: check.slow)
 
 
 def run_check(
     check: Check, make: Make, expected_failures: Mapping[str, str] | None = None, *, slot: str | None = None
 ) -> Result:
-    """Make a component of ``slot``, run one check on it, and say how it went; what it raises is the answer.
+    """Run a check on a new component of ``slot``; an error of the check is in the result and is not raised.
 
-    A check that is expected to fail (by name, with the reason) and passes has failed: the list is old.
+    ``expected_failures`` maps names of checks to reasons; such a check fails if it passes.
     """
     reason = (expected_failures or {}).get(check.name)
     start = time.perf_counter()
     try:
         check(*make(), slot)
-    except NotApplicable as why:
-        return Result(check.name, "skipped", time.perf_counter() - start, str(why))
+    except NotApplicable as reason_to_skip:
+        return Result(check.name, "skipped", time.perf_counter() - start, str(reason_to_skip))
     except Exception as error:
-        said = (
+        message = (
             str(error) if type(error).__module__.startswith("janus_") else f"{type(error).__name__}: {error}"
         )
         outcome: Literal["expected", "failed"] = "failed" if reason is None else "expected"
-        return Result(check.name, outcome, time.perf_counter() - start, said if reason is None else reason)
-    took = time.perf_counter() - start
+        return Result(check.name, outcome, time.perf_counter() - start, message if reason is None else reason)
+    seconds = time.perf_counter() - start
     if reason is not None:
-        return Result(check.name, "failed", took, f"it passes, and was expected to fail: {reason}")
-    return Result(check.name, "passed", took)
+        return Result(check.name, "failed", seconds, f"it passes, and was expected to fail: {reason}")
+    return Result(check.name, "passed", seconds)
 
 
 @cache
-def _brought(point: EntryPoint) -> Check:
-    """Load a brought check; one whose package is not complete says so when it is run."""
+def _load(point: EntryPoint) -> Check:
+    """Load a check of another package; an import error is raised when the check is run."""
     try:
         function = point.load()
     except Exception as error:
-        cure = missing_extra(error, f"'{point.name}'") if isinstance(error, ModuleNotFoundError) else None
-        failure = NotApplicable(str(cure)) if cure else error
+        missing = missing_extra(error, f"'{point.name}'") if isinstance(error, ModuleNotFoundError) else None
+        failure = NotApplicable(str(missing)) if missing else error
 
         def run(component: Any, example: Any) -> None:
             raise failure

@@ -1,7 +1,7 @@
-"""Whether a part can be sharded: the same numbers from two processes that each hold half of its weights.
+"""The sharding check: two processes, each with half of a component's weights, compute the same as one.
 
-The two are started once, on gloo, and serve every component. A component goes to them as multiprocessing
-sends things, so its class has to be importable; nothing of it touches a file.
+The processes are started once, with gloo, and serve every component. Components are sent to them by
+multiprocessing, so their classes have to be importable; nothing is written to a file.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from torch import Tensor, nn
 from janus_modular.errors import CheckError
 from janus_modular.plugins.loading import FILE_MODULE, load_file
 from janus_modular.registry import MODEL_SLOTS
-from janus_modular.testing.calls import Calling, calls_of, tensors, weighing
+from janus_modular.testing.calls import CallModule, calls_of, fixed_weights, tensors
 from janus_modular.testing.check import NotApplicable, check_for, ensure
-from janus_modular.testing.comparing import ensure_same
+from janus_modular.testing.comparing import ensure_close
 
-WAIT = 300.0
-"""Seconds until an answer that does not come is a failure: a collective that one rank never reaches hangs."""
+TIMEOUT = 300.0
+"""Seconds until a missing answer is a failure: a collective that one rank does not reach hangs."""
 
 
 @check_for(*MODEL_SLOTS, slow=True)
 def check_sharding(component: Any, example: Tensor, *, slot: str) -> None:
-    """FSDP2 shards it over two processes, and forward and backward are the same."""
+    """Sharded over two processes by FSDP2, forward and backward give the same results."""
     if not any(weight.requires_grad for weight in component.parameters()):
         raise NotApplicable("it has no parameters")
     if not torch.distributed.is_available():
         raise NotApplicable("this torch has no torch.distributed")
     if type(component).__module__ == "__main__":
-        raise NotApplicable("its class is in __main__, where other processes do not find it")
+        raise NotApplicable("its class is in __main__, which other processes cannot import")
     try:
         message = pickle.dumps((plugin_files(), pickle.dumps((component, example, slot))))
     except Exception as error:
         raise CheckError(f"it cannot be sent to another process: {error}") from error
-    fault = _pair().ask(message)
-    ensure(not fault, fault)
+    error_text = _pair().check(message)
+    ensure(not error_text, error_text)
 
 
 def plugin_files() -> list[Path]:
-    """Return the local plugin files that this process has loaded: others have to load them, too."""
+    """Return the local plugin files that this process has loaded, for the other processes to load."""
     loaded = {name: module for name, module in sys.modules.items() if name.startswith(FILE_MODULE)}
     return [Path(str(module.__file__)) for module in loaded.values()]
 
 
 class GlooPair:
-    """Two processes in one gloo group, that try what they are sent."""
+    """Two processes of a gloo group, which check the components that they are sent."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
@@ -64,29 +64,31 @@ class GlooPair:
         store = str(Path(self._folder.name, "store"))
         self._pipes, self._processes = [], []
         for rank in range(2):
-            here, there = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(rank, store, list(sys.path), there), daemon=True)
+            pipe, child_pipe = spawn.Pipe()
+            process = spawn.Process(
+                target=_serve, args=(rank, store, list(sys.path), child_pipe), daemon=True
+            )
             process.start()
-            there.close()
-            self._pipes.append(here)
+            child_pipe.close()
+            self._pipes.append(pipe)
             self._processes.append(process)
 
-    def ask(self, message: bytes) -> str:
-        """Try a component on both; return what is wrong, or nothing."""
+    def check(self, message: bytes) -> str:
+        """Check a component in both processes; return the error, or ""."""
         for pipe in self._pipes:
             pipe.send_bytes(message)
         answers = []
         for rank, pipe in enumerate(self._pipes):
             try:
-                answers.append(pipe.recv() if pipe.poll(WAIT) else f"process {rank} did not answer")
+                answers.append(pipe.recv() if pipe.poll(TIMEOUT) else f"process {rank} did not answer")
             except EOFError:
                 answers.append(f"process {rank} ended with code {self._processes[rank].exitcode}")
         if any("process " in answer for answer in answers):
-            close_pair()  # they may be out of step: the next component gets new ones
+            close_pair()  # the processes may be out of step: the next component gets new ones
         return next(filter(None, answers), "")
 
     def close(self) -> None:
-        """End both."""
+        """End both processes."""
         for pipe, process in zip(self._pipes, self._processes, strict=True):
             pipe.close()
             process.terminate()
@@ -94,31 +96,31 @@ class GlooPair:
         self._folder.cleanup()
 
 
-_the_pair: GlooPair | None = None
+_shared_pair: GlooPair | None = None
 
 
 def _pair() -> GlooPair:
-    global _the_pair
-    if _the_pair is None:
-        _the_pair = GlooPair()
-    return _the_pair
+    global _shared_pair
+    if _shared_pair is None:
+        _shared_pair = GlooPair()
+    return _shared_pair
 
 
 def close_pair() -> None:
-    """End the two processes, if they run; the next question starts new ones."""
-    global _the_pair
-    if _the_pair is not None:
-        _the_pair.close()
-        _the_pair = None
+    """End the two processes if they run; the next check starts new ones."""
+    global _shared_pair
+    if _shared_pair is not None:
+        _shared_pair.close()
+        _shared_pair = None
 
 
 def _serve(rank: int, store: str, path: list[str], pipe: Connection) -> None:
-    """Answer until the pipe closes."""
+    """Check components until the pipe closes."""
     sys.path[:] = path
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=WAIT)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=TIMEOUT)
     )
     while True:
         try:
@@ -126,46 +128,46 @@ def _serve(rank: int, store: str, path: list[str], pipe: Connection) -> None:
         except EOFError:
             return
         try:
-            files, parcel = pickle.loads(message)
+            files, arguments = pickle.loads(message)
             for file in files:
                 load_file(file)
-            _try(*pickle.loads(parcel))
+            _check(*pickle.loads(arguments))
             pipe.send("")
         except CheckError as error:
             pipe.send(str(error))
         except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            pipe.send(f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})")
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            pipe.send(f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})")
 
 
-def _try(component: nn.Module, example: Tensor, slot: str) -> None:
-    """Shard a copy, and compare it with the whole, call by call.
+def _check(component: nn.Module, example: Tensor, slot: str) -> None:
+    """Compare a sharded copy of a component with an unsharded one, call by call.
 
     Raises:
-        CheckError: they differ.
+        CheckError: results or gradients differ.
     """
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
 
     component.eval()
     for call in calls_of(component, example, slot):
-        whole, sharded = (Calling(copy.deepcopy(component), call) for _ in range(2))
+        whole, sharded = (CallModule(copy.deepcopy(component), call) for _ in range(2))
         fully_shard(sharded)
         outputs = [module(*call.inputs) for module in (whole, sharded)]
-        ensure_same(outputs[1], outputs[0], f"{call.name}, sharded")
+        ensure_close(outputs[1], outputs[0], f"{call.name}, sharded")
         for output in outputs:
             floats = [x for x in tensors(output) if x.requires_grad]
             if floats:
-                torch.stack([(weighing(x) * x).sum() for x in floats]).sum().backward()
-        for (name, ours), (_, theirs) in zip(
+                torch.stack([(fixed_weights(x) * x).sum() for x in floats]).sum().backward()
+        for (name, weight), (_, shard) in zip(
             whole.named_parameters(), sharded.named_parameters(), strict=True
         ):
-            found = theirs.grad.full_tensor() if isinstance(theirs.grad, DTensor) else theirs.grad
+            gradient = shard.grad.full_tensor() if isinstance(shard.grad, DTensor) else shard.grad
             ensure(
-                (ours.grad is None) == (found is None),
-                f"{call.name}: {name} has {'a' if found is not None else 'no'} gradient, sharded, and"
-                f" {'a' if ours.grad is not None else 'no'} gradient as a whole: forward has to read it from"
+                (weight.grad is None) == (gradient is None),
+                f"{call.name}: {name} has {'a' if gradient is not None else 'no'} gradient when sharded, and"
+                f" {'a' if weight.grad is not None else 'no'} gradient otherwise: forward has to read it from"
                 " the module that owns it",
             )
-            if ours.grad is not None and found is not None:
-                ensure_same(found, ours.grad, f"{call.name}: the gradient of {name}, sharded")
+            if weight.grad is not None and gradient is not None:
+                ensure_close(gradient, weight.grad, f"{call.name}: the gradient of {name}, sharded")

@@ -1,4 +1,4 @@
-"""What the parts of a model promise, slot by slot: that they are as large as they say, and what else."""
+"""The checks of model components, slot by slot: declared sizes, causality, caches."""
 
 from __future__ import annotations
 
@@ -10,239 +10,273 @@ from torch import Tensor
 from janus_modular.interfaces import PixelSpec
 from janus_modular.testing.calls import known_codes, targets_of
 from janus_modular.testing.check import NotApplicable, check_for, ensure
-from janus_modular.testing.comparing import ensure_identical, ensure_same
+from janus_modular.testing.comparing import ensure_close, ensure_equal
 from janus_modular.testing.drawing import draw_with
 
 
 @check_for("understanding_encoders")
 @torch.no_grad()
 def check_encoder_sizes(encoder: Any, pixels: Tensor) -> None:
-    """Features are as many and as wide as the encoder says, and it says which images it wants."""
+    """Features have the declared number and dimension; the encoder declares its image size."""
     features = encoder.eval()(pixels)
     rows, columns = encoder.grid(*pixels.shape[-2:])
-    said = (len(pixels), rows * columns, encoder.feature_dim)
-    ensure(tuple(features.shape) == said, f"features are {tuple(features.shape)}; it says (N, P, C) = {said}")
-    ensure(isinstance(encoder.pixels, PixelSpec), f"encoder.pixels is {encoder.pixels!r}, not a PixelSpec")
-    wanted = encoder.grid(encoder.pixels.height, encoder.pixels.width)
-    ensure(min(wanted) > 0, f"an image of the size that it asks for becomes a grid of {wanted} features")
+    declared = (len(pixels), rows * columns, encoder.feature_dim)
+    ensure(
+        tuple(features.shape) == declared,
+        f"features are {tuple(features.shape)}; grid and feature_dim declare (N, P, C) = {declared}",
+    )
+    ensure(
+        isinstance(encoder.pixels, PixelSpec), f"encoder.pixels is {encoder.pixels!r}; expected a PixelSpec"
+    )
+    grid = encoder.grid(encoder.pixels.height, encoder.pixels.width)
+    ensure(min(grid) > 0, f"an image of the size in encoder.pixels has a grid of {grid} features")
 
 
 @check_for("image_tokenizers")
 @torch.no_grad()
 def check_tokenizer_sizes(tokenizer: Any, pixels: Tensor) -> None:
-    """Codes are as many and in the range that the tokenizer says, and paint images of the same size."""
+    """Codes have the declared number and range, and are decoded into images of the same size."""
     tokenizer.eval()
     height, width = pixels.shape[-2:]
     codes = tokenizer.encode(pixels)
     rows, columns = tokenizer.grid(height, width)
-    several = len(tokenizer.codebooks)
-    said = (len(pixels), rows * columns, *([several] if several > 1 else []))
-    ensure(tuple(codes.shape) == said, f"codes are {tuple(codes.shape)}; it says {said}")
-    ensure(codes.dtype == torch.int64, f"codes are {codes.dtype}, not int64")
-    for s, one in enumerate(codes.view(*codes.shape[:2], -1).unbind(-1)):
-        low, high, size = int(one.min()), int(one.max()), tokenizer.codebooks[s]
+    per_position = len(tokenizer.codebooks)
+    declared = (len(pixels), rows * columns, *([per_position] if per_position > 1 else []))
+    ensure(tuple(codes.shape) == declared, f"codes are {tuple(codes.shape)}; grid declares {declared}")
+    ensure(codes.dtype == torch.int64, f"codes are {codes.dtype}; expected int64")
+    for size, column in zip(tokenizer.codebooks, codes.view(*codes.shape[:2], -1).unbind(-1), strict=True):
+        low, high = int(column.min()), int(column.max())
         ensure(0 <= low <= high < size, f"codes from {low} to {high}, of a codebook of {size}")
-    painted = tokenizer.decode(codes, height=height, width=width)
+    decoded = tokenizer.decode(codes, height=height, width=width)
     ensure(
-        painted.shape == pixels.shape,
-        f"pixels of {tuple(pixels.shape)} are painted as {tuple(painted.shape)}",
+        decoded.shape == pixels.shape,
+        f"pixels of {tuple(pixels.shape)} are decoded as {tuple(decoded.shape)}",
     )
-    vectors = tokenizer.codebook_embeddings()
-    said_vectors = None if tokenizer.code_dim is None else (sum(tokenizer.codebooks), tokenizer.code_dim)
-    found = None if vectors is None else tuple(vectors.shape)
-    ensure(found == said_vectors, f"code vectors are {found}; codebooks and code_dim say {said_vectors}")
+    embeddings = tokenizer.codebook_embeddings()
+    declared_shape = None if tokenizer.code_dim is None else (sum(tokenizer.codebooks), tokenizer.code_dim)
+    shape = None if embeddings is None else tuple(embeddings.shape)
+    ensure(
+        shape == declared_shape,
+        f"codebook_embeddings are {shape}; codebooks and code_dim declare {declared_shape}",
+    )
 
 
 @check_for("image_tokenizers")
 def check_tokenizer_losses(tokenizer: Any, pixels: Tensor) -> None:
-    """Its losses are named finite scalars, and measuring them in eval mode changes nothing."""
+    """Its losses are named finite scalars, and computing them in eval mode does not change its state."""
     tokenizer.eval()
     before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
     losses = tokenizer.losses(pixels)
     ensure(bool(losses), "it has no losses, so it cannot be trained")
     for name, value in losses.items():
         ensure(
-            value.ndim == 0 and bool(value.isfinite()), f"the loss '{name}' is {value}, not a finite scalar"
+            value.ndim == 0 and bool(value.isfinite()),
+            f"the loss '{name}' is {value}; expected a finite scalar",
         )
-    ensure_identical(tokenizer.state_dict(), before, "its state before and after measuring")
+    ensure_equal(tokenizer.state_dict(), before, "its state before and after computing losses")
 
 
 @check_for("adaptors")
 @torch.no_grad()
 def check_adaptor_sizes(adaptor: Any, features: Tensor) -> None:
-    """Features become as many positions as it says, all of one width, whatever their number."""
+    """Features become the declared number of positions, of the same dimension for every grid."""
     adaptor.eval()
-    widths = set()
+    dims = set()
     for x in (features, features.repeat(1, 2, 3, 1)):
         grid = (x.shape[1], x.shape[2])
-        carried = adaptor(x.flatten(1, 2), grid)
-        said = (len(x), adaptor.num_tokens(grid))
-        ensure(tuple(carried.shape[:2]) == said, f"{tuple(carried.shape)}; it says (N, P') = {said}")
-        widths.add(carried.shape[-1])
-    ensure(len(widths) == 1, f"its width depends on the number of features: {sorted(widths)}")
+        output = adaptor(x.flatten(1, 2), grid)
+        declared = (len(x), adaptor.num_tokens(grid))
+        ensure(
+            tuple(output.shape[:2]) == declared,
+            f"its output is {tuple(output.shape)}; num_tokens declares (N, P') = {declared}",
+        )
+        dims.add(output.shape[-1])
+    ensure(len(dims) == 1, f"the dimension of its output depends on the number of features: {sorted(dims)}")
 
 
 @check_for("heads")
 @torch.no_grad()
 def check_head_shapes(head: Any, hidden: Tensor) -> None:
-    """It takes any leading dimensions, and gives each hidden state the logits that it has alone."""
+    """It takes any leading dimensions; the logits of a hidden state do not depend on other states."""
     head.eval()
     for before, size in zip(known_codes(head, hidden), head.codebooks, strict=True):
         logits = head(hidden, before)
-        said = (*hidden.shape[:-1], size)
-        ensure(tuple(logits.shape) == said, f"logits are {tuple(logits.shape)}; it says (..., K) = {said}")
+        declared = (*hidden.shape[:-1], size)
+        ensure(
+            tuple(logits.shape) == declared,
+            f"logits are {tuple(logits.shape)}; codebooks declare (..., K) = {declared}",
+        )
         rows, codes = hidden.flatten(0, -2), before.flatten(0, -2)
         flat = head(rows, codes)
-        ensure_same(flat.view_as(logits), logits, "states in one row and in several")
-        ensure_same(head(rows[0], codes[0]), flat[0], "one state alone")
+        ensure_close(flat.view_as(logits), logits, "states in one dimension and in several")
+        ensure_close(head(rows[0], codes[0]), flat[0], "a single state")
 
 
 @check_for("heads")
 @torch.no_grad()
 def check_head_order(head: Any, hidden: Tensor) -> None:
-    """Each code of a position is predicted from those before it, the first from the hidden state alone."""
+    """The logits of each code of a position depend on the codes before it."""
     head.eval()
     if len(head.codebooks) == 1:
         raise NotApplicable("it predicts one code a position")
     for known, before in enumerate(known_codes(head, hidden)):
         logits = head(hidden, before)
         for s in range(known):
-            other = before.clone()
-            other[..., s] = (other[..., s] + 1) % head.codebooks[s]
-            same = torch.equal(head(hidden, other), logits)
-            ensure(not same, f"code {known + 1} does not depend on code {s + 1}, which is known by then")
+            changed = before.clone()
+            changed[..., s] = (changed[..., s] + 1) % head.codebooks[s]
+            same = torch.equal(head(hidden, changed), logits)
+            ensure(not same, f"code {known + 1} does not depend on code {s + 1}, which comes before it")
 
 
 @check_for("backbones")
 @torch.no_grad()
 def check_backbone_sizes(backbone: Any, tokens: Tensor) -> None:
-    """Embeddings, hidden states and logits are as wide as it says."""
+    """Embeddings, hidden states and logits have the declared dimensions."""
     backbone.eval()
     x = backbone.embed(tokens)
-    wide = (*tokens.shape, backbone.hidden_size)
-    ensure(tuple(x.shape) == wide, f"embeddings are {tuple(x.shape)}; it says (B, T, D) = {wide}")
-    hidden = backbone(x, positions=counting(tokens))
-    ensure(tuple(hidden.shape) == wide, f"hidden states are {tuple(hidden.shape)}; it says {wide}")
+    declared = (*tokens.shape, backbone.hidden_size)
+    ensure(
+        tuple(x.shape) == declared,
+        f"embeddings are {tuple(x.shape)}; hidden_size declares (B, T, D) = {declared}",
+    )
+    hidden = backbone(x, positions=positions_of(tokens))
+    ensure(tuple(hidden.shape) == declared, f"hidden states are {tuple(hidden.shape)}; expected {declared}")
     logits = tuple(backbone.logits(hidden).shape)
-    said = (*tokens.shape, backbone.vocab_size)
-    ensure(logits == said, f"logits are {logits}; it says (B, T, V) = {said}")
-    ensure(backbone.context >= tokens.shape[1], f"its context of {backbone.context} is below the example's")
+    declared = (*tokens.shape, backbone.vocab_size)
+    ensure(logits == declared, f"logits are {logits}; vocab_size declares (B, T, V) = {declared}")
+    ensure(
+        backbone.context >= tokens.shape[1],
+        f"its context is {backbone.context}; the example has {tokens.shape[1]} positions",
+    )
 
 
 @check_for("backbones")
 @torch.no_grad()
 def check_causal(backbone: Any, tokens: Tensor) -> None:
-    """No position sees what comes after it."""
+    """The hidden state of a position does not depend on later positions."""
     backbone.eval()
     x = backbone.embed(tokens)
-    later = x.clone()
-    later[:, -1] = -later[:, -1] + 1
-    hidden, other = (backbone(one, positions=counting(tokens)) for one in (x, later))
-    ensure_same(other[:, :-1], hidden[:, :-1], "earlier positions, with another last one")
+    changed = x.clone()
+    changed[:, -1] = -changed[:, -1] + 1
+    hidden, hidden_changed = (backbone(y, positions=positions_of(tokens)) for y in (x, changed))
+    ensure_close(hidden_changed[:, :-1], hidden[:, :-1], "earlier positions, with the last one changed")
 
 
 @check_for("backbones")
 @torch.no_grad()
 def check_packing(backbone: Any, tokens: Tensor) -> None:
-    """Sequences that share a row, each counting from 0, do not see each other."""
+    """Sequences packed into a row, each with positions from 0, do not attend to each other."""
     backbone.eval()
     x = backbone.embed(tokens)
-    alone = backbone(x, positions=counting(tokens))
-    together = backbone(x.flatten(0, 1)[None], positions=counting(tokens).reshape(1, -1))
-    ensure_same(together.view_as(alone), alone, "packed into one row, and apart")
+    alone = backbone(x, positions=positions_of(tokens))
+    packed = backbone(x.flatten(0, 1)[None], positions=positions_of(tokens).reshape(1, -1))
+    ensure_close(packed.view_as(alone), alone, "sequences packed into a row and alone")
 
 
 @check_for("backbones")
 @torch.no_grad()
 def check_cache(backbone: Any, tokens: Tensor) -> None:
-    """Read in pieces through a cache, rows of their own lengths, it says what it says of the whole."""
+    """Through a cache, chunk by chunk and with rows of several lengths, it computes the same."""
     backbone.eval()
     x = backbone.embed(tokens)
-    whole = backbone(x, positions=counting(tokens))
+    whole = backbone(x, positions=positions_of(tokens))
     rows, length = tokens.shape
     lengths = length - 2 - torch.arange(rows) % 2  # every other row is one shorter
     cache = backbone.new_cache(rows, length)
-    first = int(lengths.max())
-    read = backbone(x[:, :first], positions=counting(tokens)[:, :first], cache=cache)
+    longest = int(lengths.max())
+    chunk = backbone(x[:, :longest], positions=positions_of(tokens)[:, :longest], cache=cache)
     cache.advance(lengths)
     row = torch.arange(rows)
-    ensure_same(read[row, lengths - 1], whole[row, lengths - 1], "the first piece through a cache, and whole")
+    first = "the first chunk, with and without a cache"
+    ensure_close(chunk[row, lengths - 1], whole[row, lengths - 1], first)
     for _ in range(2):
         step = backbone(x[row, lengths][:, None], positions=lengths[:, None], cache=cache)
         cache.advance(torch.ones(rows, dtype=torch.int64))
-        ensure_same(step[:, 0], whole[row, lengths], "a step through a cache, and whole")
+        ensure_close(step[:, 0], whole[row, lengths], "a step, with and without a cache")
         lengths = lengths + 1
 
 
 @check_for("backbones")
 @torch.no_grad()
 def check_resize_vocab(backbone: Any, tokens: Tensor) -> None:
-    """Grown by some tokens, it embeds and predicts them too, and says of the old ones what it said before."""
+    """A larger vocabulary has embeddings and logits for the new tokens; the old logits stay the same."""
     backbone.eval()
     old = backbone.vocab_size
-    before = backbone.logits(backbone(backbone.embed(tokens), positions=counting(tokens)))
+    before = backbone.logits(backbone(backbone.embed(tokens), positions=positions_of(tokens)))
     backbone.resize_vocab(old + 3)
-    ensure(backbone.vocab_size == old + 3, f"asked for {old + 3} tokens, it has {backbone.vocab_size}")
-    after = backbone.logits(backbone(backbone.embed(tokens), positions=counting(tokens)))
-    ensure(after.shape[-1] == old + 3, f"logits are of {after.shape[-1]} tokens, expected {old + 3}")
-    ensure_same(after[..., :old], before, "logits of the old tokens")
-    added = torch.arange(old, old + 3, device=tokens.device)[None]
+    ensure(
+        backbone.vocab_size == old + 3, f"vocab_size is {backbone.vocab_size} after resize_vocab({old + 3})"
+    )
+    after = backbone.logits(backbone(backbone.embed(tokens), positions=positions_of(tokens)))
+    ensure(after.shape[-1] == old + 3, f"logits are of {after.shape[-1]} tokens; expected {old + 3}")
+    ensure_close(after[..., :old], before, "logits of the old tokens")
+    new_tokens = torch.arange(old, old + 3, device=tokens.device)[None]
     try:
-        embedded = backbone.embed(added)
+        embedded = backbone.embed(new_tokens)
     except IndexError as error:
-        ensure(False, f"the new tokens {added.tolist()} have no embeddings: {error}")
+        ensure(False, f"the new tokens {new_tokens.tolist()} have no embeddings: {error}")
     ensure(bool(embedded.isfinite().all()), "the embeddings of the new tokens are not finite")
 
 
 @check_for("generation")
 @torch.no_grad()
 def check_generation_sizes(path: Any, pixels: Tensor) -> None:
-    """An image takes as many positions as it says, and its losses are one for each."""
+    """An image takes the declared number of positions, and each loss has one value for each position."""
     path.eval()
     size = (path.height, path.width)
-    ensure(tuple(pixels.shape[-2:]) == size, f"the example is {tuple(pixels.shape[-2:])}; it draws {size}")
+    ensure(tuple(pixels.shape[-2:]) == size, f"the example is {tuple(pixels.shape[-2:])}; expected {size}")
     targets = targets_of(path, pixels)
     x = path.embed(targets)
-    said = (len(pixels), path.num_tokens)
-    ensure(tuple(x.shape[:2]) == said, f"embeddings are {tuple(x.shape)}; it says {said}")
+    declared = (len(pixels), path.num_tokens)
+    ensure(
+        tuple(x.shape[:2]) == declared,
+        f"embeddings are {tuple(x.shape)}; num_tokens declares (N, P) = {declared}",
+    )
     for name, loss in path.losses(x, targets).items():
-        ensure(tuple(loss.shape) == said, f"the loss '{name}' is {tuple(loss.shape)}, not unreduced {said}")
+        ensure(
+            tuple(loss.shape) == declared,
+            f"the loss '{name}' is {tuple(loss.shape)}; expected {declared}, unreduced",
+        )
 
 
 @check_for("generation")
-def check_generation_promises(path: Any, pixels: Tensor) -> None:
-    """It names its image sampler, the sizes that are read, its parts, and which of them no stage trains."""
-    ensure(isinstance(path.image_sampler, str), f"image_sampler is {path.image_sampler!r}: write its name")
-    ensure(isinstance(path.predicts_next, bool), f"predicts_next is {path.predicts_next!r}")
+def check_generation_attributes(path: Any, pixels: Tensor) -> None:
+    """It declares its image sampler, its graphs and its frozen submodules."""
+    ensure(isinstance(path.image_sampler, str), f"image_sampler is {path.image_sampler!r}; expected a name")
+    ensure(
+        isinstance(path.predicts_next, bool),
+        f"predicts_next is {path.predicts_next!r}; expected True or False",
+    )
     parts = path.parts()
     ensure(
         "decode_image" in parts,
-        f"it offers the parts {', '.join(parts) or 'none'}: 'decode_image' makes the image",
+        f"it has the parts {', '.join(parts) or 'none'}; expected 'decode_image' among them",
     )
     ensure(
         isinstance(path.frozen_submodules, tuple | list),
-        f"frozen_submodules is {path.frozen_submodules!r}: write a tuple of paths, ('tokenizer',)",
+        f"frozen_submodules is {path.frozen_submodules!r}; expected a tuple of paths, ('tokenizer',)",
     )
-    inside = {name for name, _ in (*path.named_modules(), *path.named_parameters()) if name}
-    strange = sorted(set(path.frozen_submodules) - inside)
-    names = sorted(name for name in inside if "." not in name)
-    ensure(
-        not strange, f"frozen_submodules names {strange}; it holds {names}, and what lies inside them (a.b)"
-    )
+    known = {name for name, _ in (*path.named_modules(), *path.named_parameters()) if name}
+    unknown = sorted(set(path.frozen_submodules) - known)
+    names = sorted(name for name in known if "." not in name)
+    ensure(not unknown, f"frozen_submodules names {unknown}; it has {names}, and submodules of these (a.b)")
 
 
 @check_for("generation")
 @torch.no_grad()
 def check_generation_sampler(path: Any, pixels: Tensor) -> None:
-    """Its image sampler is registered, finds the parts and sizes that it uses, and draws its images."""
+    """Its image sampler is registered, finds all graphs and sizes that it uses, and draws images."""
     path.eval()
     hidden_size = path.embed(targets_of(path, pixels)).shape[-1]
     for images in (1, len(pixels) + 1):
-        drawn = draw_with(path, images, hidden_size)[1]
-        said = (images, 3, path.height, path.width)
-        ensure(drawn.shape == said, f"it draws {drawn.shape} where it says (N, 3, height, width) = {said}")
+        images_drawn = draw_with(path, images, hidden_size)[1]
+        declared = (images, 3, path.height, path.width)
+        ensure(
+            images_drawn.shape == declared,
+            f"it draws {images_drawn.shape}; height and width declare (N, 3, height, width) = {declared}",
+        )
 
 
-def counting(tokens: Tensor) -> Tensor:
-    """Return the positions (B, T) of sequences that begin at 0."""
+def positions_of(tokens: Tensor) -> Tensor:
+    """Return positions (B, T) that count from 0 in each row."""
     return torch.arange(tokens.shape[1]).expand(tokens.shape)

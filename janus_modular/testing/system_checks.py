@@ -1,4 +1,4 @@
-"""What promises are made around the model: by samplers, sources, trackers, formats and runtimes."""
+"""The checks of components outside the model: samplers, sources, trackers, formats and runtimes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from janus_modular.testing.check import check_for, ensure
 from janus_modular.testing.examples import CheckpointFormatExample, SamplingExample
 
 STEPS = 100_000
-"""A sampler that has not ended by then never will."""
+"""Most steps of a sampler on an example; a sampler that takes more is taken to run forever."""
 
-IMPORTS_TORCH = """
+PROBE = """
 import importlib, importlib.util, sys
 name, file = sys.argv[1:]
 if importlib.util.find_spec(name):
@@ -41,7 +41,9 @@ sys.exit("torch" in sys.modules)
 def check_sampler_ends(sampler: Any, example: SamplingExample) -> None:
     """It yields after its steps, and ends."""
     yielded, _ = run_sampler(sampler, example, example.prompts)
-    ensure(bool(yielded), "it yielded nothing: whoever waits for it cannot show progress or stop it")
+    ensure(
+        bool(yielded), "it yielded nothing; expected a yield after each step, for progress and cancellation"
+    )
 
 
 @check_for("text_samplers")
@@ -53,58 +55,63 @@ def check_yields_token_ids(sampler: Any, example: SamplingExample) -> None:
 
 @check_for("image_samplers")
 def check_returns_images(sampler: Any, example: SamplingExample) -> None:
-    """After each step it yields its progress, and in the end it returns one image a row."""
+    """After each step it yields its progress, and at the end it returns an image for each row."""
     steps = sampler(example.open(), example.prompts, example.settings)
     samplers.draw_images(sampler.__name__, steps, len(example.prompts), lambda done, total: None)
 
 
 @check_for("text_samplers", "image_samplers")
 def check_sampler_repeats(sampler: Any, example: SamplingExample) -> None:
-    """All its chance comes from its settings: with the same ones it does the same."""
-    first, again = (run_sampler(sampler, example, example.prompts) for _ in range(2))
-    ensure(same(first, again), "two runs with the same settings differ")
+    """Its randomness comes from its settings alone: the same settings give the same result."""
+    first, second = (run_sampler(sampler, example, example.prompts) for _ in range(2))
+    ensure(same(first, second), "two runs with the same settings differ")
 
 
 @check_for("text_samplers", "image_samplers")
 def check_sampler_rows(sampler: Any, example: SamplingExample) -> None:
-    """What a row gets does not depend on its company."""
+    """The result of a row does not depend on the other rows."""
     rows = len(example.prompts)
-    ensure(rows > 1, f"the example has {rows} prompts: give at least 2")
-    company, alone = (run_sampler(sampler, example, some) for some in (example.prompts, example.prompts[:1]))
-    ensure(same(first_row(company, rows), first_row(alone, 1)), "the first row alone gets something else")
+    ensure(rows > 1, f"the example has {rows} prompts; expected at least 2")
+    batch, alone = (run_sampler(sampler, example, x) for x in (example.prompts, example.prompts[:1]))
+    ensure(
+        same(outputs_of_first_row(batch, rows), outputs_of_first_row(alone, 1)),
+        "the first row has another result alone than in a batch",
+    )
 
 
 @check_for("text_samplers", "image_samplers")
 def check_sampler_imports(sampler: Any, example: SamplingExample) -> None:
-    """It imports no torch: a server that runs a bundle has none."""
+    """Its module does not import torch, which a server that runs a bundle lacks."""
     module = sys.modules[sampler.__module__]
-    imports_torch(module.__name__, str(module.__file__))
+    check_imports_no_torch(module.__name__, str(module.__file__))
 
 
 @check_for("sources")
 def check_source_samples(source: Source, indices: Many[int]) -> None:
-    """It is as long as it says, and each sample teaches something."""
+    """It has as many samples as it declares, each with supervised content."""
     ensure(len(source) > 0, "it has no samples")
     for index in [*indices, len(source) - 1]:
         sample = source.sample(index, np.random.default_rng(0))
-        ensure(isinstance(sample, Sample), f"sample {index} is {type(sample).__name__}, not a Sample")
-        segments = [one for message in sample.messages for one in message.content]
-        taught = [one for one in segments if isinstance(one, Text | ImageTarget) and one.supervised]
-        ensure(bool(taught), f"nothing in sample {index} is supervised")
+        ensure(isinstance(sample, Sample), f"sample {index} is a {type(sample).__name__}; expected a Sample")
+        segments = [segment for message in sample.messages for segment in message.content]
+        ensure(
+            any(isinstance(x, Text | ImageTarget) and x.supervised for x in segments),
+            f"nothing in sample {index} is supervised",
+        )
 
 
 @check_for("sources")
 def check_source_repeats(source: Source, indices: Many[int]) -> None:
-    """A sample can be had again, in any order: all chance comes from its generator."""
+    """A sample is the same each time, in any order: its randomness comes from the generator passed to it."""
     first = [source.sample(index, np.random.default_rng((7, index))) for index in indices]
-    for index, before in reversed(list(zip(indices, first, strict=True))):
-        again = source.sample(index, np.random.default_rng((7, index)))
-        ensure(again == before, f"sample {index} is another one when it is asked for again")
+    for index, expected in reversed(list(zip(indices, first, strict=True))):
+        sample = source.sample(index, np.random.default_rng((7, index)))
+        ensure(sample == expected, f"sample {index} differs between two calls with equal generators")
 
 
 @check_for("sources")
-def check_source_own_chance(source: Source, indices: Many[int]) -> None:
-    """It leaves everybody else's chance alone: Python's, numpy's and torch's."""
+def check_source_randomness(source: Source, indices: Many[int]) -> None:
+    """It does not use the global random generators of Python, numpy and torch."""
 
     def states() -> list[Any]:
         return [random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()]
@@ -112,84 +119,90 @@ def check_source_own_chance(source: Source, indices: Many[int]) -> None:
     before = states()
     for index in indices:
         source.sample(index, np.random.default_rng(0))
-    ensure(states() == before, "it draws from a global generator: use the one that is passed")
+    ensure(
+        states() == before, "it uses a global random generator; expected the generator that is passed to it"
+    )
 
 
 @check_for("trackers")
 def check_tracker_logs(opened: Callable[[Path], Tracker], values: Mapping[str, float]) -> None:
-    """It keeps values step by step, goes on in the folder of a run that was cut short, and closes."""
-    given = dict(values)
+    """It logs values step by step, also into the folder of an interrupted run, and closes."""
+    original = dict(values)
     with tempfile.TemporaryDirectory() as folder:
-        for steps in ((1, 2, 3), (2, 3, 4)):  # the second repeats what was logged after its checkpoint
+        for steps in ((1, 2, 3), (2, 3, 4)):  # a resumed run logs the steps after its checkpoint again
             tracker = opened(Path(folder, "run"))
             for step in steps:
                 tracker.log(step, values)
             tracker.close()
-    ensure(dict(values) == given, "it changes the values that it is given")
+    ensure(dict(values) == original, "it changes the values that are passed to it")
 
 
 @check_for("trackers")
 def check_tracker_idle(opened: Callable[[Path], Tracker], values: Mapping[str, float]) -> None:
-    """A run that ends before its first step can be closed."""
+    """It can be closed before its first step."""
     with tempfile.TemporaryDirectory() as folder:
         opened(Path(folder, "run")).close()
 
 
 @check_for("formats")
 def check_format_detects(checkpoint_format: CheckpointFormat, example: CheckpointFormatExample) -> None:
-    """It knows its own config.json, and nobody else's."""
+    """It detects its own config.json, and no other."""
     ensure(checkpoint_format.detect(example.config), "it does not detect the example's config")
-    said = example.config.get("model_type")
+    model_type = example.config.get("model_type")
     ensure(
-        checkpoint_format.model_type == said,
-        f"it says model_type '{checkpoint_format.model_type}'; the example has '{said}'",
+        checkpoint_format.model_type == model_type,
+        f"its model_type is '{checkpoint_format.model_type}'; the example has '{model_type}'",
     )
-    for strange in ({}, {"model_type": "of-somebody-else"}):
-        ensure(not checkpoint_format.detect(strange), f"it detects {strange} as its own")
+    for config in ({}, {"model_type": "of-another-format"}):
+        ensure(not checkpoint_format.detect(config), f"it detects {config} as its own")
 
 
 @check_for("formats")
 def check_format_round_trip(checkpoint_format: CheckpointFormat, example: CheckpointFormatExample) -> None:
-    """Weights that went to their format and back are what they were, under the names they had."""
+    """Weights have the same names and values after a round trip through the format."""
     native = dict(checkpoint_format.to_native(example.weights))
-    ensure(bool(native), f"of {len(example.weights)} weights none has a native name")
-    again = dict(checkpoint_format.to_native(dict(checkpoint_format.from_native(native))))
-    ensure(set(again) == set(native), f"other names came back: {sorted(set(again) ^ set(native))[:4]}")
-    changed = [name for name, tensor in native.items() if not torch.equal(again[name], tensor)]
-    ensure(not changed, f"these came back changed: {changed[:4]}")
+    ensure(bool(native), f"none of {len(example.weights)} weights has a native name")
+    restored = dict(checkpoint_format.to_native(dict(checkpoint_format.from_native(native))))
+    names = sorted(set(restored) ^ set(native))
+    ensure(not names, f"names differ after a round trip: {names[:4]}")
+    changed = [name for name, tensor in native.items() if not torch.equal(restored[name], tensor)]
+    ensure(not changed, f"values differ after a round trip: {changed[:4]}")
 
 
 @check_for("runtimes")
-def check_runtime_says(runtime: Runtime, prompts: Many[Sequence]) -> None:
-    """It names its samplers and its context, and its sessions say their sizes."""
+def check_runtime_attributes(runtime: Runtime, prompts: Many[Sequence]) -> None:
+    """It declares its samplers and its context, and its sessions declare their sizes."""
     ensure(runtime.context > 0, f"its context is {runtime.context}")
     for name in (runtime.text_sampler, runtime.image_sampler):
-        ensure(isinstance(name, str) and bool(name), f"a sampler is called {name!r}")
+        ensure(isinstance(name, str) and bool(name), f"the name of a sampler is {name!r}")
     session = runtime.open(64)
     for name in ("vocab_size", "pad_id", "image_positions"):
         number = getattr(session, name, None)
-        ensure(isinstance(number, int), f"its sessions have the {name} {number!r}; expected a whole number")
+        ensure(isinstance(number, int), f"the {name} of its sessions is {number!r}; expected a whole number")
     sizes = getattr(session, "sizes", None)
-    ensure(isinstance(sizes, Mapping), f"its sessions have the sizes {sizes!r}; expected a mapping")
+    ensure(isinstance(sizes, Mapping), f"the sizes of its sessions are {sizes!r}; expected a mapping")
 
 
 @check_for("runtimes")
 def check_runtime_rows(runtime: Runtime, prompts: Many[Sequence]) -> None:
-    """A row is read alike alone and in company."""
+    """The hidden state of a row does not depend on the other rows."""
     states = []
-    for some in (prompts, prompts[:1]):
+    for batch in (prompts, prompts[:1]):
         session = runtime.open(max(map(len, prompts)) + 1)
-        states.append(session.to_host(session.prefill(some)))
-    apart = float(np.abs(states[0][:1] - states[1]).max())
-    size = float(np.abs(states[1]).max())
+        states.append(session.to_host(session.prefill(batch)))
+    difference = float(np.abs(states[0][:1] - states[1]).max())
+    scale = float(np.abs(states[1]).max())
     # float32 sums in another order; half precision keeps 3 digits
-    ensure(apart <= 1e-2 * size, f"the first row alone is {apart:.2e} away, at values up to {size:.2e}")
+    ensure(
+        difference <= 1e-2 * scale,
+        f"the first row differs by {difference:.2e} alone and in a batch, at values up to {scale:.2e}",
+    )
 
 
 def run_sampler(sampler: Any, example: SamplingExample, prompts: Many[Sequence]) -> tuple[list[Any], Any]:
-    """Run a sampler to its end; return what it yielded and what it returned.
+    """Run a sampler to its end; return the values that it yields, and its return value.
 
-    A session that lacks what the sampler uses raises `NotApplicable`; any other error is the sampler's own.
+    The example's session raises `NotApplicable` for graphs and sizes that it lacks.
 
     Raises:
         CheckError: the sampler does not end.
@@ -205,32 +218,32 @@ def run_sampler(sampler: Any, example: SamplingExample, prompts: Many[Sequence])
     raise AssertionError
 
 
-def first_row(run: tuple[list[Any], Any], rows: int) -> list[Any]:
-    """Return what of a run belongs to its first row."""
+def outputs_of_first_row(run: tuple[list[Any], Any], rows: int) -> list[Any]:
+    """Return the part of a run's outputs that belongs to its first row."""
 
-    def of(x: Any) -> Any:
+    def first(x: Any) -> Any:
         return x[:1] if isinstance(x, np.ndarray) and len(x) == rows else x
 
-    return [*map(of, run[0]), of(run[1])]
+    return [*map(first, run[0]), first(run[1])]
 
 
-def same(one: Any, other: Any) -> bool:
-    """Say whether nested results are the same, arrays to the bit."""
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(np.array_equal(one, other))
+def same(x: Any, y: Any) -> bool:
+    """Return True if nested results are equal, arrays to the bit."""
+    if isinstance(x, list | tuple):
+        return len(x) == len(y) and all(map(same, x, y))
+    return bool(np.array_equal(x, y))
 
 
-def imports_torch(module: str, file: str) -> None:
-    """Import a module in a process of its own, and see whether torch came along.
+def check_imports_no_torch(module: str, file: str) -> None:
+    """Import a module in a new process, and check that torch is not imported.
 
     Raises:
-        CheckError: it did, or the module does not import.
+        CheckError: torch is imported, or the module cannot be imported.
     """
-    line = [sys.executable, "-c", IMPORTS_TORCH, module, file]
+    line = [sys.executable, "-c", PROBE, module, file]
     path = os.pathsep.join(filter(None, sys.path))
-    done = subprocess.run(
+    process = subprocess.run(
         line, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
     )
-    ensure(not done.stderr, f"{module} does not import by itself: {done.stderr.strip()[-200:]}")
-    ensure(done.returncode == 0, f"importing {module} imports torch")
+    ensure(not process.stderr, f"{module} cannot be imported by itself: {process.stderr.strip()[-200:]}")
+    ensure(process.returncode == 0, f"importing {module} imports torch")

@@ -59,18 +59,18 @@ def test_choosing_equals_the_papers_one_hot_in_value_and_gradient() -> None:
     torch.manual_seed(0)
     codebook = IbqCodebook(16, 4)
     latents = torch.randn(2, 5, 4, requires_grad=True)
-    weighing = torch.randn(2, 5, 4)
+    fixed_weights = torch.randn(2, 5, 4)
 
     scores = codebook.scores(latents)
     passed, chosen = codebook.chosen(scores)
-    found = torch.autograd.grad((passed * weighing).sum(), [latents, codebook.embedding.weight])
+    found = torch.autograd.grad((passed * fixed_weights).sum(), [latents, codebook.embedding.weight])
 
     # a one-hot whose gradient is the softmax's, times the codebook
     rows = codebook.embedding.weight
     choice = (latents @ rows.T).softmax(-1)
     hard = nn.functional.one_hot(choice.argmax(-1), 16).float()
     literal = (hard - choice.detach() + choice) @ rows
-    wanted = torch.autograd.grad((literal * weighing).sum(), [latents, rows])
+    wanted = torch.autograd.grad((literal * fixed_weights).sum(), [latents, rows])
 
     torch.testing.assert_close(passed, literal)
     torch.testing.assert_close(chosen, hard @ rows)

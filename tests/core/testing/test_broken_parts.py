@@ -91,13 +91,13 @@ BACKBONES: Mapping[str, tuple[str, Break, str]] = {
         wrap("logits", lambda self, old, hidden: old(hidden)[..., :-1]),
         "logits are",
     ),
-    "a position that sees what follows": ("causal", wrap("forward", sees_all), "with another last one"),
+    "a position that sees what follows": ("causal", wrap("forward", sees_all), "with the last one changed"),
     "packed sequences that see each other": (
         "packing",
         wrap("forward", never_restarts),
-        "packed into one row",
+        "packed into a row",
     ),
-    "a cache that is not read": ("cache", wrap("forward", without_cache), "a step through a cache"),
+    "a cache that is not read": ("cache", wrap("forward", without_cache), "a step, with and without a cache"),
     "new tokens that change old ones": ("resize_vocab", wrap("resize_vocab", redrawn), "of the old tokens"),
     "new tokens that only logits have": (
         "resize_vocab",
@@ -107,7 +107,7 @@ BACKBONES: Mapping[str, tuple[str, Break, str]] = {
     "tokens that are not added": (
         "resize_vocab",
         wrap("resize_vocab", lambda self, old, vocab_size: None),
-        "it has",
+        "vocab_size is 320 after resize_vocab(323)",
     ),
 }
 
@@ -162,26 +162,26 @@ PARTS: Mapping[str, tuple[str, str, str, Break, str]] = {
         wrap("encode", lambda self, old, pixels: old(pixels) + self.codebooks[0]),
         "of a codebook of",
     ),
-    "codes that are not int64": (
+    "codes that are expected int64": (
         "image_tokenizers",
         "vq",
         "tokenizer_sizes",
         wrap("encode", lambda self, old, pixels: old(pixels).int()),
-        "not int64",
+        "expected int64",
     ),
     "images of another size": (
         "image_tokenizers",
         "vq",
         "tokenizer_sizes",
         wrap("decode", lambda self, old, codes, **size: old(codes, **size)[..., 1:]),
-        "are painted as",
+        "are decoded as",
     ),
     "code vectors of another size": (
         "image_tokenizers",
         "vq",
         "tokenizer_sizes",
         wrap("codebook_embeddings", lambda self, old: old()[:-1]),
-        "code vectors are",
+        "codebook_embeddings are",
     ),
     "no losses": (
         "image_tokenizers",
@@ -195,14 +195,14 @@ PARTS: Mapping[str, tuple[str, str, str, Break, str]] = {
         "vq",
         "tokenizer_losses",
         wrap("losses", summed_per_image),
-        "not a finite scalar",
+        "expected a finite scalar",
     ),
     "losses that are NaN": (
         "image_tokenizers",
         "vq",
         "tokenizer_losses",
         wrap("losses", lambda self, old, pixels: {"l2": torch.tensor(float("nan"))}),
-        "not a finite scalar",
+        "expected a finite scalar",
     ),
     "losses that change weights": (
         "image_tokenizers",
@@ -216,7 +216,7 @@ PARTS: Mapping[str, tuple[str, str, str, Break, str]] = {
         "mlp",
         "adaptor_sizes",
         wrap("forward", lambda self, old, x, grid: old(x, grid)[:, 1:]),
-        "it says (N, P')",
+        "num_tokens declares (N, P')",
     ),
     "logits of another codebook": (
         "heads",

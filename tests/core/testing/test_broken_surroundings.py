@@ -69,7 +69,7 @@ TEXT_SAMPLERS: Mapping[str, tuple[str, Any, str]] = {
     "that yields nothing": ("sampler_ends", silent, "it yielded nothing"),
     "that yields other than ids": ("yields_token_ids", yields_floats, "an array (2,) of float32"),
     "whose chance is not of its settings": ("sampler_repeats", by_chance, "two runs with the same settings"),
-    "whose rows depend on their number": ("sampler_rows", by_batch, "the first row alone"),
+    "whose rows depend on their number": ("sampler_rows", by_batch, "the first row has another result alone"),
     "that imports torch": ("sampler_imports", silent, "imports torch"),
 }
 
@@ -188,10 +188,10 @@ class ReadsNone(Renames):
     [
         ("format_detects", DetectsAll, "as its own"),
         ("format_detects", DetectsNone, "does not detect the example's config"),
-        ("format_detects", CallsItselfOtherwise, "it says model_type 'ours'"),
-        ("format_round_trip", Halves, "came back changed"),
-        ("format_round_trip", LosesSome, "other names came back"),
-        ("format_round_trip", ReadsNone, "of 2 weights none has a native name"),
+        ("format_detects", CallsItselfOtherwise, "its model_type is 'ours'"),
+        ("format_round_trip", Halves, "values differ after a round trip"),
+        ("format_round_trip", LosesSome, "names differ after a round trip"),
+        ("format_round_trip", ReadsNone, "none of 2 weights has a native name"),
     ],
 )
 def test_a_broken_format_is_found(check: str, broken: type[Renames], note: str) -> None:
@@ -237,10 +237,10 @@ class MixesRows(Runs):
 @pytest.mark.parametrize(
     ("check", "runtime", "note"),
     [
-        ("runtime_says", NoContext, "its context is 0"),
-        ("runtime_says", NoSampler, "a sampler is called ''"),
-        ("runtime_says", NoSizes, "have the pad_id None; expected a whole number"),
-        ("runtime_rows", MixesRows, "the first row alone is"),
+        ("runtime_attributes", NoContext, "its context is 0"),
+        ("runtime_attributes", NoSampler, "the name of a sampler is ''"),
+        ("runtime_attributes", NoSizes, "the pad_id of its sessions is None; expected a whole number"),
+        ("runtime_rows", MixesRows, "the first row differs by"),
     ],
 )
 def test_a_broken_runtime_is_found(check: str, runtime: type[Runs], note: str) -> None:

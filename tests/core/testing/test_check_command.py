@@ -83,7 +83,7 @@ def told(*words: str) -> tuple[int, dict[str, dict]]:
 def test_a_component_is_checked_by_its_name() -> None:
     code, checks = told("vit")
     assert code == 0
-    assert checks["rows_do_not_mix"]["outcome"] == "passed"
+    assert checks["batch_invariance"]["outcome"] == "passed"
     assert checks["sharding"]["note"] == "it is slow: run it with --slow"
 
 
@@ -92,8 +92,8 @@ def test_a_broken_promise_ends_with_code_1_and_is_said(tmp_path: Path) -> None:
     file = ("--plugin", str(tmp_path / "mixes.py"))
     code, checks = told("mixes", *file)
     assert code == 1
-    assert [name for name, one in checks.items() if one["outcome"] == "failed"] == ["rows_do_not_mix"]
-    assert "row 0 alone and in company" in checks["rows_do_not_mix"]["note"]
+    assert [name for name, one in checks.items() if one["outcome"] == "failed"] == ["batch_invariance"]
+    assert "row 0 alone and in a batch" in checks["batch_invariance"]["note"]
     code, _ = told("mixes", "strength=0", *file)  # an option is the component's
     assert code == 0
     table = CliRunner().invoke(app, ["plugins", "check", "mixes", *file])
@@ -165,7 +165,7 @@ def test_a_part_that_no_example_can_be_made_from_is_named(tmp_path: Path, option
     line = ["plugins", "check", "words", option, "--plugin", str(tmp_path / "words.py")]
     done = CliRunner().invoke(app, line)
     assert done.exit_code == 2
-    assert "the source 'words' cannot be tried" in done.stderr
+    assert "the source 'words' cannot be checked" in done.stderr
     assert said in done.stderr
 
 

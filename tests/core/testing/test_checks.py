@@ -138,8 +138,8 @@ def test_a_good_encoder_passes_them_all() -> None:
     ("encoder", "broken"),
     [
         (TooMany, {"encoder_sizes"}),
-        (Mixes, {"rows_do_not_mix"}),
-        (Random, {"deterministic", "rows_do_not_mix", "exports"}),
+        (Mixes, {"batch_invariance"}),
+        (Random, {"deterministic", "batch_invariance", "exports"}),
         (Writes, {"deterministic"}),
         (Counts, {"deterministic"}),
         (Detached, {"gradients"}),
@@ -163,7 +163,7 @@ def test_what_is_frozen_keeps_no_gradient_and_passes_it_on() -> None:
 
 
 def test_expected_failures_have_to_fail() -> None:
-    check = named("rows_do_not_mix")
+    check = named("batch_invariance")
     reasons, slot = {check.name: "by design"}, "understanding_encoders"
     mixes, good = (run_check(check, made(one), reasons, slot=slot) for one in (Mixes, Encoder))
     assert (mixes.outcome, mixes.note) == ("expected", "by design")
@@ -208,7 +208,7 @@ def test_checks_find_broken_samplers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcome("sampler_ends", endless) == ("failed", "it has not ended after 5 steps")
     assert outcome("sampler_ends", asks_for_more) == (
         "skipped",
-        "the example's session has no part 'velocity': give one that has",
+        "the example's session has no part 'velocity': pass a session that has",
     )
     assert outcome("sampler_ends", asks_for_another_size)[0] == "skipped"
     assert outcome("sampler_ends", misspells_a_key) == ("failed", "KeyError: 'widht'")
@@ -247,10 +247,10 @@ class Careless:
         return float(np.random.rand())
 
 
-def test_sources_are_held_to_their_promises() -> None:
+def test_a_careless_source_fails_every_check() -> None:
     results = [run_check(check, lambda: (Careless(), [0, 1])) for check in checks_of("sources")]
     assert {result.outcome for result in results} == {"failed"}
-    assert any("global generator" in result.note for result in results)
+    assert any("global random generator" in result.note for result in results)
 
 
 def test_every_slot_has_a_contract_and_every_check_says_what_it_promises() -> None:
@@ -269,15 +269,15 @@ def test_every_slot_has_a_contract_and_every_check_says_what_it_promises() -> No
 def test_two_checks_of_one_name_are_an_error() -> None:
     from janus_modular import PluginError
 
-    def check_rows_do_not_mix(component: Any, example: Any) -> None:
+    def check_batch_invariance(component: Any, example: Any) -> None:
         """Another one."""
 
-    with pytest.raises(PluginError, match="two checks are called 'rows_do_not_mix'"):
-        check_for("adaptors")(check_rows_do_not_mix)
+    with pytest.raises(PluginError, match="two checks are called 'batch_invariance'"):
+        check_for("adaptors")(check_batch_invariance)
 
 
 def test_a_check_of_several_slots_has_to_be_told_which() -> None:
-    result = run_check(named("rows_do_not_mix"), made(Encoder))
+    result = run_check(named("batch_invariance"), made(Encoder))
     assert result.outcome == "failed"
     assert "needs a slot of understanding_encoders, image_tokenizers" in result.note
 
@@ -346,10 +346,10 @@ def test_the_pytest_plugin_imports_pytest_alone() -> None:
 def test_a_misspelt_expected_failure_is_an_error() -> None:
     from janus_modular.errors import CheckError
 
-    with pytest.raises(CheckError, match=r"no check 'row_do_not_mix'\. Did you mean 'rows_do_not_mix'"):
+    with pytest.raises(CheckError, match=r"no check 'batch_invarianse'\. Did you mean 'batch_invariance'"):
 
         class TestMine(contracts.AdaptorContract):
-            expected_failures = {"row_do_not_mix": "why"}  # noqa: RUF012
+            expected_failures = {"batch_invarianse": "why"}  # noqa: RUF012
 
     with pytest.raises(CheckError, match=r"names \['b'\]"):
         contracts.parametrize_with_checks(

@@ -164,7 +164,13 @@ def outcome(path: type[Path], name: str) -> tuple[str, str]:
     return result.outcome, result.note
 
 
-PROMISES = ("generation_sizes", "generation_promises", "generation_sampler", "gradients", "rows_do_not_mix")
+PROMISES = (
+    "generation_sizes",
+    "generation_attributes",
+    "generation_sampler",
+    "gradients",
+    "batch_invariance",
+)
 TRACED = ("meta_device", "exports")
 
 
@@ -184,16 +190,16 @@ def test_targets_may_be_named_tensors(name: str) -> None:
 @pytest.mark.parametrize(
     ("path", "broken", "said"),
     [
-        (UnknownApart, "generation_promises", "frozen_submodules names ['tokenizer.outer']"),
+        (UnknownApart, "generation_attributes", "frozen_submodules names ['tokenizer.outer']"),
         (FixedRows, "exports", "part 'decode_image' fixes the number of rows"),
         (FixedRows, "drawing_graphs", "fixes the length of"),
         (FixedImages, "exports", "part 'sample_image' fixes the number of rows"),
         (BranchesInPart, "exports", "decode_image"),
         (NoSampler, "generation_sampler", "Did you mean 'autoregressive'"),
         (TextSampler, "generation_sampler", "no image sampler is called 'text'"),
-        (OtherParts, "generation_sampler", "runs the part 'sample_image'; the path offers decode_image"),
+        (OtherParts, "generation_sampler", "runs the part 'sample_image'; the path has decode_image"),
         (NoSize, "generation_sampler", "reads the size 'codes'"),
-        (Crooked, "generation_sampler", "it draws (1, 3, 8, 7) where it says"),
+        (Crooked, "generation_sampler", "it draws (1, 3, 8, 7); height and width declare"),
     ],
 )
 def test_a_broken_path_is_found(path: type[Path], broken: str, said: str) -> None:
