@@ -17,7 +17,7 @@ from janus_modular.sequence import Sequence
 from janus_modular.testing.check import ensure
 from janus_modular.testing.examples import RecurrentSession, prompt
 
-VOCABULARY = 8
+VOCAB_SIZE = 8
 
 
 class Sizes(dict[str, Any]):
@@ -35,7 +35,7 @@ class PathSession(RecurrentSession):
         tokens, steps = np.arange(1, 65, dtype=np.float32), np.arange(1, hidden_size + 1, dtype=np.float32)
         super().__init__(np.sin(tokens[:, None] * steps))
         self.path = path
-        self.vocab_size, self.pad_id, self.image_positions = VOCABULARY, 0, path.num_tokens
+        self.vocab_size, self.pad_id, self.image_positions = VOCAB_SIZE, 0, path.num_tokens
         self.sizes = Sizes(path.sizes)
         self.inputs: dict[str, tuple[Any, ...]] = {}  # of the first call of each part, by name
 
