@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import pickle
 import re
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from janus_modular.errors import CheckpointError
 from janus_modular.foreign import MAX_DEPTH, foreign_errors, printable, read_json, reason
+from janus_modular.safetensors_headers import FileSizeError, byte_ranges
 
 log = logging.getLogger(__name__)
 
@@ -173,24 +173,14 @@ def _open_safetensors(path: Path) -> dict[str, Read]:
     try:
         file: Any = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {_damage(path) or error}. Fetch it again.") from error
-    return {name: partial(file.get_tensor, name) for name in list(file.keys())}
-
-
-def _damage(path: Path) -> str | None:
-    """Return what is wrong with a safetensors file's size (header length, header, data); None if nothing."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 + length:
-            return f"it has {size} bytes, too few for the header that it announces"
         try:
-            header = json.loads(file.read(length))
-            entries = [value for key, value in header.items() if key != "__metadata__"]
-            expected = 8 + length + max(value["data_offsets"][1] for value in entries)
-        except Exception:  # a header of any form: the parser's own words are all there is to say
-            return None
-    return f"it has {size} bytes, its header promises {expected}" if size != expected else None
+            byte_ranges(path)
+        except FileSizeError as size_error:
+            raise CheckpointError(f"{size_error}. Fetch it again.") from error
+        except Exception:  # a malformed header: the parser's own message says more
+            pass
+        raise CheckpointError(f"{path} cannot be read: {error}. Fetch it again.") from error
+    return {name: partial(file.get_tensor, name) for name in list(file.keys())}
 
 
 def _is_program(path: Path) -> bool:

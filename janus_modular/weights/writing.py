@@ -16,6 +16,7 @@ from torch import Tensor
 
 from janus_modular.atomic_writes import atomic_replace_folder
 from janus_modular.errors import CheckpointError
+from janus_modular.safetensors_headers import encode_header
 from janus_modular.weights import checksums
 from janus_modular.weights.checksums import HashingFile
 
@@ -154,28 +155,21 @@ def _shards(
 
 
 def _write_shard(path: Path, tensors: list[tuple[str, Tensor]], dtype: torch.dtype | None) -> tuple[int, str]:
-    """Write one safetensors file; return the bytes of its data, and the hash of the file.
+    """Write a safetensors file; return the bytes of its data, and the hash of the file.
 
-    The format: the header's length (8 bytes, little-endian), the header (JSON), the data without gaps.
-    Wide types come first, so that every tensor is aligned to its own size.
+    Wide dtypes come first, so that every tensor is aligned to its own size.
     """
     tensors.sort(key=lambda pair: -_stored(pair[1], dtype).itemsize)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors:
-        kind = _stored(tensor, dtype)
-        start, end = end, end + tensor.numel() * kind.itemsize
-        header[name] = {"dtype": DTYPES[kind], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    head = json.dumps(header, ensure_ascii=False).encode()
-    head += b" " * (-len(head) % 8)
+    header = encode_header((name, DTYPES[_stored(tensor, dtype)], tensor.shape) for name, tensor in tensors)
+    size = sum(tensor.numel() * _stored(tensor, dtype).itemsize for _, tensor in tensors)
     with HashingFile(path) as file:
-        file.write(len(head).to_bytes(8, "little") + head)
+        file.write(header)
         for name, tensor in tensors:
             plain = tensor.detach().to("cpu", _stored(tensor, dtype)).contiguous().view(-1)
             if plain.dtype != tensor.dtype:
                 _check_cast(name, tensor, plain)
             file.write(plain.view(torch.uint8).numpy().data)
-    return end, file.hexdigest()
+    return size, file.hexdigest()
 
 
 def _check_cast(name: str, tensor: Tensor, cast: Tensor) -> None:

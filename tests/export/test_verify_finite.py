@@ -11,8 +11,9 @@ import onnx_ir as ir
 import pytest
 
 from janus_export.bundle.bundle import load_bundle
-from janus_export.bundle.files import byte_ranges, sha256
+from janus_export.bundle.files import sha256
 from janus_export.reference.compare import agree, alike, distance, magnitude, relative_error
+from janus_modular.safetensors_headers import byte_ranges
 
 NAN, INF = float("nan"), float("inf")
 HALF = {"dtype": "float16"}

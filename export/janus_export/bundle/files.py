@@ -1,14 +1,11 @@
 """Weight files by content: written as a stream, named by their hash, read by byte range. numpy only.
 
-The format (safetensors): the header's length (8 bytes, little-endian), the header (JSON), the data
-without gaps. ONNX calls a tensor in it "external data": a file, an offset, a length.
+The files are safetensors; ONNX calls a tensor in such a file "external data": a file, an offset, a length.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,21 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from janus_modular.safetensors_headers import ITEM_BITS, encode_header, tensor_bytes
+
 ALIGNMENT = 64
 """Bytes. Tensors whose size is a multiple of it come first, so that every large one is aligned."""
-
-ITEM_BITS = {
-    "F64": 64,
-    "F32": 32,
-    "F16": 16,
-    "BF16": 16,
-    "I64": 64,
-    "I32": 32,
-    "I16": 16,
-    "I8": 8,
-    "U8": 8,
-    "BOOL": 8,
-}
 
 
 @dataclass(frozen=True)
@@ -46,11 +32,7 @@ class Stored:
     @property
     def size(self) -> int:
         """Bytes."""
-        return math.prod(self.shape) * ITEM_BITS[self.kind] // 8
-
-
-Range = tuple[int, int]
-"""Offset from the start of the file, and length, in bytes."""
+        return tensor_bytes(self.kind, self.shape)
 
 
 def write_stream(
@@ -105,32 +87,8 @@ def _file_size(tensors: Sequence[Stored]) -> int:
 
 
 def _header(ordered: Sequence[Stored]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for one in ordered:
-        start, end = end, end + one.size
-        header[one.name] = {"dtype": one.kind, "shape": list(one.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, ensure_ascii=False).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
-
-
-def byte_ranges(path: Path) -> dict[str, Range]:
-    """Say where in a file each tensor lies.
-
-    Raises:
-        ValueError: it is no safetensors file, or shorter than it says.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 + length:
-            raise ValueError(f"{path} has {size} bytes, too few for the header that it announces")
-        header = json.loads(file.read(length))
-    offsets = {name: one["data_offsets"] for name, one in header.items() if name != "__metadata__"}
-    if size != 8 + length + max((end for _, end in offsets.values()), default=0):
-        raise ValueError(f"{path} has {size} bytes, its header promises another number")
-    return {name: (8 + length + start, end - start) for name, (start, end) in offsets.items()}
+    tensors = ((tensor.name, tensor.kind, tensor.shape) for tensor in ordered)
+    return encode_header(tensors, alignment=ALIGNMENT)
 
 
 def sha256(path: Path) -> str:

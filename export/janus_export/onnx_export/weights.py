@@ -16,20 +16,13 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from janus_export.bundle.files import Range, Stored, byte_ranges, chunks
+from janus_export.bundle.files import Stored, chunks
 from janus_export.errors import ExportError
+from janus_modular.safetensors_headers import byte_ranges
+from janus_modular.weights.writing import DTYPES
 
 FOLDER = "weights"
 PREFIX = "model."  # graphs hold the model under this name
-KINDS = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 def native_names(model: nn.Module) -> dict[str, str]:
@@ -97,7 +90,7 @@ def stored_name(value: ir.Value) -> str | None:
 
 def bind(graph: ir.Model, files: Mapping[Pointer, Path]) -> ir.Model:
     """Point a graph's weights at byte ranges of the files that hold them; return it."""
-    ranges: dict[Path, dict[str, Range]] = {}
+    ranges: dict[Path, dict[str, tuple[int, int]]] = {}
     for value, old in _pointing(graph):
         path = files[pointer := _pointer(old)]
         if path not in ranges:
@@ -151,7 +144,7 @@ class Source:
         """Say how to write these weights in ``dtype``; integers keep their own."""
         return [
             Stored(
-                name, KINDS[self._kind(name, dtype)], self.shapes[name], partial(self._pieces, name, dtype)
+                name, DTYPES[self._kind(name, dtype)], self.shapes[name], partial(self._pieces, name, dtype)
             )
             for name in sorted(names)
         ]

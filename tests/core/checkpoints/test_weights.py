@@ -139,7 +139,7 @@ def test_says_how_long_a_safetensors_file_should_be(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(100)}, path)
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(CheckpointError, match=f"it has {size - 4} bytes, its header promises {size}"):
+    with pytest.raises(CheckpointError, match=f"has {size - 4} bytes, its header promises {size}"):
         open_weights(path)
 
 
