@@ -72,11 +72,11 @@ def diff(
     ] = None,
 ) -> None:
     """Show what overrides change in a config, or how another config differs from it."""
-    from janus_modular.config import load
+    from janus_modular.config import flatten, load
 
     other = next((word for word in changes or () if "=" not in word), config)
-    before = _flat(load(config))
-    after = _flat(load(other, [word for word in changes or () if "=" in word]))
+    before = flatten(load(config))
+    after = flatten(load(other, [word for word in changes or () if "=" in word]))
     for path in dict.fromkeys([*before, *after]):
         if path not in after:
             typer.echo(f"- {path}: {json.dumps(before[path], ensure_ascii=False)}")
@@ -167,12 +167,3 @@ def _unusable_samplers(model: JanusModel) -> list[FieldError]:
     paths = {"chat": config_path(model.config, "text_sampler"), "draw": config_path(model.config, drawing)}
     refused = samplers.unusable_samplers(model, default_plugins())
     return [FieldError(paths[command], reason, "") for command, reason in refused.items()]
-
-
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict) and tree:
-        found: dict[str, Any] = {}
-        for key, value in tree.items():
-            found |= _flat(value, f"{path}.{key}" if path else str(key))
-        return found
-    return {path: tree}

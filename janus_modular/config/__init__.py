@@ -9,11 +9,12 @@ from janus_modular.config.errors import FieldError
 from janus_modular.config.presets import shipped, shipped_folder
 from janus_modular.config.reading import load, override
 from janus_modular.config.resolving import resolve
-from janus_modular.config.writing import component_specs, module_path, to_plain, to_yaml
+from janus_modular.config.writing import component_specs, flatten, module_path, to_plain, to_yaml
 
 __all__ = [
     "FieldError",
     "component_specs",
+    "flatten",
     "load",
     "module_path",
     "override",

@@ -35,6 +35,17 @@ def to_yaml(value: Any) -> str:
     )
 
 
+def flatten(tree: Any, path: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted keys; an empty mapping is a value."""
+    if isinstance(tree, Mapping) and tree:
+        return {
+            key: value
+            for name, branch in tree.items()
+            for key, value in flatten(branch, f"{path}.{name}".lstrip(".")).items()
+        }
+    return {path: tree}
+
+
 def component_specs(config: Any) -> Iterator[tuple[str, ComponentSpec]]:
     """Yield the path and spec of every component in a resolved config, outer before inner components."""
     yield from _specs(config, "")

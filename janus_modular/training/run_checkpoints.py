@@ -17,7 +17,7 @@ import torch
 from janus_modular.atomic_writes import remove_folder
 from janus_modular.checkpoints.assembly import ModelAssembly
 from janus_modular.checkpoints.native import MODEL_TYPE, read_record, stored_tensors, write_description
-from janus_modular.config import to_plain
+from janus_modular.config import flatten, to_plain
 from janus_modular.errors import CheckpointError, JanusError, TrainingError
 from janus_modular.foreign import reason
 from janus_modular.training.engine import Engine
@@ -259,7 +259,7 @@ class Change:
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """Return what differs between two plain configs, by dotted keys; not what no step is computed from."""
-    before, after = _flat(then), _flat(now)
+    before, after = flatten(then), flatten(now)
     return [
         Change(key, before.get(key), after.get(key))
         for key in sorted({*before, *after})
@@ -278,16 +278,6 @@ def refused(change: Change) -> str:
     """Return a line about a change that a run may not go on with."""
     reason = REASONS.get(change.key.partition(".")[0])
     return f"  {change} ({reason})" if reason else f"  {change}"
-
-
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(tree, Mapping) and tree:
-        return {
-            key: value
-            for name, branch in tree.items()
-            for key, value in _flat(branch, f"{path}.{name}".lstrip(".")).items()
-        }
-    return {path: tree}
 
 
 @contextmanager

@@ -228,7 +228,7 @@ def _open_torch(path: Path) -> dict[str, Read]:
         stand_ins = [(StandIn, name) for name in _named(path) if name.startswith(TRAINERS)] if mapped else []
         with torch.serialization.safe_globals([argparse.Namespace, *stand_ins]):
             content = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
-        return _flat(content)
+        return _flatten(content)
     except pickle.UnpicklingError as error:
         if "unsupported" in str(error).lower():
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -262,7 +262,7 @@ def _named(path: Path) -> list[str]:
     return torch.serialization.get_unsafe_globals_in_checkpoint(path)
 
 
-def _flat(content: object) -> dict[str, Read]:
+def _flatten(content: object) -> dict[str, Read]:
     """Return the tensors in nested mappings, by the dotted path of their keys.
 
     Raises:
