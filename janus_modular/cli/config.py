@@ -108,8 +108,8 @@ def _build(checked: Any) -> None:
         from janus_modular.model.build import build_model
         from janus_modular.model.checks import shape_errors
         from janus_modular.training.schema import TrainConfig
-        from janus_modular.training.train import check_length
-        from janus_modular.training.trainable import choose
+        from janus_modular.training.train import check_row_length
+        from janus_modular.training.trainable import set_trainable
     except ModuleNotFoundError:  # no torch here: components that load without it were checked all the same
         return
     built = build_model(model, on_meta=True)
@@ -117,8 +117,8 @@ def _build(checked: Any) -> None:
         raise config_error(errors)
     _check_context(built)
     if isinstance(checked, TrainConfig):
-        choose(built, checked.learn)
-        check_length(checked, built)
+        set_trainable(built, checked.learn)
+        check_row_length(checked, built)
 
 
 def _check_context(model: JanusModel) -> None:

@@ -29,7 +29,7 @@ def inspect(
     from janus_modular.errors import ConfigError
     from janus_modular.plugins import default_plugins
     from janus_modular.training.dry_run import epochs_table
-    from janus_modular.training.sample_preview import as_html, as_text, look
+    from janus_modular.training.sample_preview import as_html, as_text, preview_step
     from janus_modular.training.schema import TrainConfig
 
     if out != "terminal" and Path(out).suffix not in (".html", ".htm"):
@@ -38,7 +38,7 @@ def inspect(
         check_output(Path(out))  # before any data is read
     plugins = default_plugins()
     chosen = resolve(load(config, overrides or ()), TrainConfig, plugins)
-    preview = look(chosen, plugins, n=n, step=step)
+    preview = preview_step(chosen, plugins, n=n, step=step)
     if out == "terminal":
         from rich.console import Console
 

@@ -1,6 +1,5 @@
-"""Training: `engine` takes steps, `loop` runs them, and `train` runs the stages of a Janus.
+"""Training: `engine` performs steps, `loop` runs them for any module, and `train` trains a stage of Janus.
 
-`engine` and `loop` train any module (``fit`` is all that an image tokenizer needs). A stage is data, a
-`TrainConfig`: what learns, from which mixture of sources, for how long. `schema` and `mixture` import
-no torch.
+A stage is data, a `TrainConfig`: trainable modules, a mixture of sources, a schedule. `fit` (in `loop`) is
+all that an image tokenizer needs. `schema` and `mixture` import no torch.
 """

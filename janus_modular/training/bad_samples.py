@@ -1,4 +1,4 @@
-"""Samples that cannot be used as they are: what is done about them, and how many a run puts up with."""
+"""Samples that cannot be used unchanged: cutting and splitting, and counting them against the limit."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ from janus_modular.training.schema import BadSamplesConfig
 log = logging.getLogger(__name__)
 
 Problem = Literal["unreadable", "unsupervised", "too_long"]
-"""What may be wrong with a sample; a key of `BadSamplesConfig` each."""
+"""What can be wrong with a sample; each is a key of `BadSamplesConfig`."""
 
-COUNTED = {"skip": "skipped", "cut": "cut", "split": "split"}
-"""What is done about a sample, and under which name it is counted in the metrics."""
+Action = Literal["skip", "cut", "split"]
+"""What is done about a bad sample."""
 
-TOLERATED = 10
-"""So many samples of a source may be skipped or cut whatever the limit: shares of few samples say little."""
+METRIC_NAMES: dict[Action, str] = {"skip": "skipped", "cut": "cut", "split": "split"}
+"""Under which name each action is counted in the metrics and shown."""
 
-LOGGED = 10
+MIN_TOLERATED = 10
+"""Samples of a source that may be skipped or cut whatever the limit: a share of few samples means little."""
+
+MAX_LOGGED = 10
 """Bad samples of each source that are logged; all are counted."""
 
 
 class SampleError(DataError):
-    """A sample that cannot be used, and why."""
+    """A sample that cannot be used, with the reason."""
 
     def __init__(self, problem: Problem, message: str) -> None:
         super().__init__(message)
@@ -39,18 +42,25 @@ class SampleError(DataError):
 
 @dataclass(frozen=True)
 class BadSample:
-    """A sample that was not used as it is."""
+    """A sample that was not used unchanged."""
 
     source: str
     index: int
-    action: str  # skip, cut or split
+    action: Action
     reason: str
+
+    def __str__(self) -> str:
+        """Return a line for logs and previews."""
+        return (
+            f"{METRIC_NAMES[self.action]} source '{self.source}', sample {self.index}:"
+            f" {printable(self.reason)}"
+        )
 
 
 def cut(sequence: Sequence, length: int) -> Sequence:
-    """Return the first ``length`` positions of a sequence, less an image that would be cut through.
+    """Return the first ``length`` positions of a sequence, without an image that the cut would divide.
 
-    What the last position would have to predict lies beyond the cut, and is not learned.
+    The token that the last position would predict lies beyond the cut and is not supervised.
     """
     images = sequence.understanding_mask | sequence.generation_mask  # (T,)
     end = min(length, len(sequence))
@@ -61,50 +71,51 @@ def cut(sequence: Sequence, length: int) -> Sequence:
     labels = sequence.labels[:end].copy()
     if end < len(sequence):
         labels[-1:] = IGNORE_INDEX
-    reads, draws = _runs(sequence.understanding_mask[:end]), _runs(sequence.generation_mask[:end])
+    inputs = _count_runs(sequence.understanding_mask[:end])
+    targets = _count_runs(sequence.generation_mask[:end])
     return replace(
         sequence,
         tokens=sequence.tokens[:end],
         labels=labels,
         understanding_mask=sequence.understanding_mask[:end],
         generation_mask=sequence.generation_mask[:end],
-        understanding_pixels=sequence.understanding_pixels[:reads],
-        generation_pixels=sequence.generation_pixels[:draws],
-        generation_supervised=sequence.generation_supervised[:draws],
+        understanding_pixels=sequence.understanding_pixels[:inputs],
+        generation_pixels=sequence.generation_pixels[:targets],
+        generation_supervised=sequence.generation_supervised[:targets],
     )
 
 
 def split(sequence: Sequence, length: int) -> list[Sequence]:
     """Return a text as sequences of ``length`` positions and a shorter last one.
 
-    Each last position still predicts the token that the next sequence begins with, so every token that was
-    learned is learned once; a last sequence in which nothing is learned is left out.
+    The last position of each still predicts the first token of the next sequence, so every supervised token
+    stays supervised once; a last sequence without supervised tokens is left out.
     """
     starts = range(0, len(sequence), length)
     arrays = ("tokens", "labels", "understanding_mask", "generation_mask")
-    pieces = [
+    sections = [
         replace(sequence, **{name: getattr(sequence, name)[start : start + length] for name in arrays})
         for start in starts
     ]
-    return [piece for piece in pieces if (piece.labels != IGNORE_INDEX).any()]
+    return [section for section in sections if (section.labels != IGNORE_INDEX).any()]
 
 
-def _runs(mask: np.ndarray) -> int:
-    """Count the stretches of True: images, which their begin and end tokens keep apart."""
+def _count_runs(mask: np.ndarray) -> int:
+    """Return the number of runs of True: images, which their begin and end tokens separate."""
     return int(np.count_nonzero(np.diff(mask.astype(np.int8), prepend=0) == 1))
 
 
 @dataclass
 class BadSampleCounter:
-    """Counts the samples of a run and those among them that were skipped or cut, against the limit."""
+    """Counts the samples of a run, and the samples that were skipped or cut, against the limit."""
 
     policy: BadSamplesConfig
     samples: dict[str, int] = field(default_factory=dict)  # by source
-    bad: dict[str, int] = field(default_factory=dict)  # by source, skipped or cut
-    examples: dict[str, list[BadSample]] = field(default_factory=dict)  # by source, the first of this process
+    bad: dict[str, int] = field(default_factory=dict)  # skipped or cut, by source
+    examples: dict[str, list[BadSample]] = field(default_factory=dict)  # first of this process, by source
 
     def add(self, samples: Mapping[str, int], bad_samples: list[BadSample]) -> None:
-        """Count a step's samples and faults.
+        """Count the samples and bad samples of a step.
 
         Raises:
             DataError: more samples of a source were skipped or cut than the limit allows; names some.
@@ -112,27 +123,28 @@ class BadSampleCounter:
         for name, count in samples.items():
             self.samples[name] = self.samples.get(name, 0) + count
         for bad_sample in bad_samples:
-            self._note(bad_sample)
+            self._add_bad(bad_sample)
         for name, bad in self.bad.items():
-            if bad > TOLERATED + self.policy.limit * self.samples.get(name, 0):
+            if bad > MIN_TOLERATED + self.policy.limit * self.samples.get(name, 0):
                 examples = "\n".join(
-                    f"  sample {one.index}: {printable(one.reason)}" for one in self.examples.get(name, ())
+                    f"  sample {example.index}: {printable(example.reason)}"
+                    for example in self.examples.get(name, ())
                 )
                 raise DataError(
                     f"source '{name}': {bad:,} samples were skipped or cut where {self.samples[name]:,} were"
                     f" taken, more than bad_samples.limit, {self.policy.limit:g}. Among them:\n{examples}\n"
-                    "Mend the data, or raise the limit if so many are expected."
+                    "Fix the data, or raise the limit if so many are expected."
                 )
 
     def state(self) -> dict[str, dict[str, int]]:
-        """Return the counts, to go on from in a resumed run."""
+        """Return the counts, for a checkpoint."""
         return {"samples": dict(self.samples), "bad": dict(self.bad)}
 
     def load_state(self, state: Mapping[str, Mapping[str, int]]) -> None:
-        """Go on from counts that `state` returned.
+        """Continue from counts that `state` returned.
 
         Raises:
-            ValueError: a count is no whole number from 0: the limit could not be held to it.
+            ValueError: a count is not a whole number from 0: the limit could not be checked.
         """
         samples, bad = dict(state["samples"]), dict(state["bad"])
         for name, count in [*samples.items(), *bad.items()]:
@@ -140,12 +152,11 @@ class BadSampleCounter:
                 raise ValueError(f"{name} has {count!r}, expected a whole number of samples")
         self.samples, self.bad = samples, bad
 
-    def _note(self, bad_sample: BadSample) -> None:
+    def _add_bad(self, bad_sample: BadSample) -> None:
         if bad_sample.action != "split":
             self.bad[bad_sample.source] = self.bad.get(bad_sample.source, 0) + 1
         examples = self.examples.setdefault(bad_sample.source, [])
-        if len(examples) < LOGGED and bad_sample not in examples:
+        if len(examples) < MAX_LOGGED and bad_sample not in examples:
             examples.append(bad_sample)
-            more = "; further ones of this source are only counted" if len(examples) == LOGGED else ""
-            where = f"source '{bad_sample.source}', sample {bad_sample.index}"
-            log.warning("%s %s: %s%s", COUNTED[bad_sample.action], where, printable(bad_sample.reason), more)
+            last = "; further bad samples of this source are only counted"
+            log.warning("%s%s", bad_sample, last if len(examples) == MAX_LOGGED else "")

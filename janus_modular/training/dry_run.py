@@ -1,4 +1,4 @@
-"""What a run would do, said before it does it: what learns, the memory, samples and tokens, epochs."""
+"""``train --dry-run``: what a run trains, its memory, the samples and tokens of a step, and its epochs."""
 
 from __future__ import annotations
 
@@ -9,181 +9,183 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from janus_modular.foreign import printable
 from janus_modular.model.batch import Batch
 from janus_modular.model.device import choose_device
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.sequence import IGNORE_INDEX
-from janus_modular.training.bad_samples import COUNTED
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.mixture import Mixture
 from janus_modular.training.run_folder import check_output, check_single_process
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import StepBatch
-from janus_modular.training.train import autocast_dtype, open_sources, prepare
-from janus_modular.training.trainable import choose, table
+from janus_modular.training.train import autocast_dtype, batch_builder, open_sources
+from janus_modular.training.trainable import set_trainable, trainable_table
+
+FLOAT32_BYTES = 4
 
 
 def dry_run(config: TrainConfig, plugins: Plugins, console: Console) -> None:
-    """Print all that can be known without training. Weights are not read; the data of one step are.
+    """Print what can be known without training. Weights are not read; the data of one step are.
 
-    What needs no data is printed first, so that it is there even where the data are not.
+    What needs no data is printed first, so that it is seen even where reading the data fails.
 
     Raises:
-        JanusError: whatever would stop the run.
+        JanusError: an error that would stop the run.
     """
     check_single_process()
     check_output(Path(config.output))
     assembly = initial_model(config, plugins, "meta")
     model = assembly.model
-    choose(model, config.learn)
-    console.print(table(model))
+    set_trainable(model, config.learn)
+    console.print(trainable_table(model))
     half = autocast_dtype(config.dtype, choose_device(config.device)) is not None
-    memory = estimate(model, half=half)
+    memory = estimate_memory(model, half=half)
     console.print(
-        f"weights {_gb(memory.parameters)}, gradients {_gb(memory.gradients)}, AdamW {_gb(memory.optimizer)}"
+        f"weights {_size(memory.parameters)}, gradients {_size(memory.gradients)},"
+        f" AdamW {_size(memory.optimizer)}"
     )
-    preparation = prepare(config, open_sources(config, plugins), model, assembly.processor)
-    work = preparation.step(0)
-    console.print(_step(config, work))
-    console.print(epochs_table(preparation.mixture, config.schedule.last))
-    for bad_sample in work.bad_samples:
-        where = f"source '{bad_sample.source}', sample {bad_sample.index}"
-        console.print(
-            f"{COUNTED[bad_sample.action]} {where}: {printable(bad_sample.reason)}",
-            markup=False,
-            highlight=False,
-        )
-    console.print(_memory(estimate(model, work, half=half)))
+    builder = batch_builder(config, open_sources(config, plugins), model, assembly.processor)
+    step_batch = builder.build(0)
+    console.print(_step_table(config, step_batch))
+    console.print(epochs_table(builder.mixture, config.schedule.num_steps))
+    for bad_sample in step_batch.bad_samples:
+        console.print(str(bad_sample), markup=False, highlight=False)
+    console.print(_memory_line(estimate_memory(model, step_batch, half=half)))
 
 
-def _step(config: TrainConfig, work: StepBatch) -> Table:
+def _step_table(config: TrainConfig, step_batch: StepBatch) -> Table:
     view = Table("source", "samples", "tokens", title="A step (the first)")
     for column in view.columns[1:]:
         column.justify = "right"
-    for name, samples in work.samples.items():
-        view.add_row(name, f"{samples:,}", f"{work.tokens[name]:,}")
+    for name, samples in step_batch.samples.items():
+        view.add_row(name, f"{samples:,}", f"{step_batch.tokens[name]:,}")
     view.add_section()
-    view.add_row("all", f"{sum(work.samples.values()):,}", f"{sum(work.tokens.values()):,}")
-    rows = sum(len(batch.tokens) for batch in work.batches)
-    room = sum(batch.tokens.numel() for batch in work.batches)
-    filled = sum(work.tokens.values()) / room
-    pieces = f" in {len(work.batches)} pieces" if len(work.batches) > 1 else ""
+    tokens = sum(step_batch.tokens.values())
+    view.add_row("all", f"{sum(step_batch.samples.values()):,}", f"{tokens:,}")
+    rows = sum(len(batch.tokens) for batch in step_batch.batches)
+    filled = tokens / sum(batch.tokens.numel() for batch in step_batch.batches)
+    count = len(step_batch.batches)
+    micro_batches = f" in {count} micro-batches" if count > 1 else ""
     view.caption = (
-        f"{rows} row{'s' if rows > 1 else ''}{pieces}, {filled:.0%} filled; {work.supervised:,} positions"
-        f" supervised; {config.schedule.last:,} steps"
+        f"{rows} row{'s' if rows > 1 else ''}{micro_batches}, {filled:.0%} filled;"
+        f" {step_batch.supervised:,} positions supervised; {config.schedule.num_steps:,} steps"
     )
     return view
-
-
-def _memory(memory: Memory) -> str:
-    return (
-        f"activations about {_gb(memory.activations)} (each linear layer's input and output, text logits"
-        f" three times; attention scores and the allocator's waste not counted);"
-        f" in all about {_gb(memory.total)}"
-    )
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
 
 
 @dataclass(frozen=True)
 class SourceUse:
-    """What a run takes from a source."""
+    """How many samples a run takes from a source."""
 
     source: str
-    samples: int  # that the source has
+    samples: int  # in the source
     taken: int  # by the whole run
 
     @property
     def epochs(self) -> float:
-        """How often each sample is taken, on average."""
+        """Return how often each sample is taken, on average."""
         return self.taken / self.samples
 
 
-def source_use(mixture: Mixture, steps: int) -> list[SourceUse]:
-    """Return what ``steps`` steps take from each source."""
-    taken = mixture.taken(steps)
-    return [SourceUse(name, len(source), taken[name]) for name, source in mixture.sources.items()]
+USE_COLUMNS = ("source", "samples", "taken", "epochs")
 
 
-HEADS = ("source", "samples", "taken", "epochs")
-
-
-def cells(use: SourceUse) -> tuple[str, str, str, str]:
-    """Return a row below ``HEADS``."""
-    return use.source, f"{use.samples:,}", f"{use.taken:,}", f"{use.epochs:,.3g}"
+def use_rows(mixture: Mixture, steps: int) -> list[tuple[str, str, str, str]]:
+    """Return the cells below ``USE_COLUMNS``: what ``steps`` steps take from each source."""
+    taken = mixture.samples_before(steps)
+    uses = [SourceUse(name, len(source), taken[name]) for name, source in mixture.sources.items()]
+    return [(use.source, f"{use.samples:,}", f"{use.taken:,}", f"{use.epochs:,.3g}") for use in uses]
 
 
 def epochs_table(mixture: Mixture, steps: int) -> Table:
-    """Return the table for the terminal."""
-    view = Table(*HEADS, title=f"The run: {steps:,} steps of {mixture.batch:,} samples")
+    """Return the use of each source as a table for the terminal."""
+    view = Table(*USE_COLUMNS, title=f"The run: {steps:,} steps of {mixture.batch:,} samples")
     for column in view.columns[1:]:
         column.justify = "right"
-    for use in source_use(mixture, steps):
-        view.add_row(*cells(use))
+    for cells in use_rows(mixture, steps):
+        view.add_row(*cells)
     return view
 
 
-FULL = 4  # bytes of a float32
-
-
 @dataclass(frozen=True)
-class Memory:
-    """Bytes that a run needs."""
+class MemoryEstimate:
+    """Bytes that a run needs: parameters are counted, activations are estimated."""
 
-    parameters: int  # all of them, in float32
-    gradients: int  # of what learns
-    optimizer: int  # AdamW's two averages for what learns
-    activations: int  # kept for the backward pass; an estimate
+    parameters: int  # all, in float32
+    gradients: int  # of trainable parameters
+    optimizer: int  # the two moments of AdamW, of trainable parameters
+    activations: int  # kept for the backward pass
 
     @property
     def total(self) -> int:
-        """All together."""
+        """Return the sum."""
         return self.parameters + self.gradients + self.optimizer + self.activations
 
 
-def estimate(model: JanusModel, work: StepBatch | None = None, *, half: bool = False) -> Memory:
-    """Count what parameters, gradients and AdamW take; estimate activations of the largest batch in ``work``.
+def estimate_memory(
+    model: JanusModel, step_batch: StepBatch | None = None, *, half: bool = False
+) -> MemoryEstimate:
+    """Return the memory of parameters, gradients, AdamW and the activations of the largest micro-batch.
 
-    The estimate: every linear layer keeps what goes in and what comes out, once a
-    position, in bfloat16 if ``half`` (a decoder layer of width D and intermediate I so keeps 11 D + 3 I
-    numbers, near the count of Korthikanti et al. 2022, table 2, for attention that keeps no scores).
-    Text logits are kept three times, in float32. What is frozen below all that learns keeps nothing.
+    The estimate of activations: every linear layer keeps its input and output at each position, in bfloat16
+    if ``half`` (so a decoder layer of hidden size D and intermediate size I keeps 11 D + 3 I numbers, near
+    the count of Korthikanti et al. 2022, table 2, for attention that keeps no scores). Text logits are kept
+    three times, in float32. Modules below all trainable modules keep nothing.
     """
-    everything = sum(p.numel() for p in model.parameters())
-    learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    kept = 0 if work is None else max(_kept(model, batch, 2 if half else FULL) for batch in work.batches)
-    return Memory(FULL * everything, FULL * learns, 2 * FULL * learns, kept)
+    parameters = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    bytes_per_value = 2 if half else FLOAT32_BYTES
+    batches = [] if step_batch is None else step_batch.batches
+    activations = max((_activation_bytes(model, batch, bytes_per_value) for batch in batches), default=0)
+    return MemoryEstimate(
+        FLOAT32_BYTES * parameters, FLOAT32_BYTES * trainable, 2 * FLOAT32_BYTES * trainable, activations
+    )
 
 
-def _kept(model: JanusModel, batch: Batch, width: int) -> int:
-    vocab = model.backbone.vocab_size
-    positions = batch.tokens.numel()
-    backbone = _per_position(model.backbone, skip=vocab) * positions  # type: ignore[arg-type]
-    logits = 3 * FULL * vocab * int((batch.labels != IGNORE_INDEX).sum())
-    seen = 0
+def _activation_bytes(model: JanusModel, batch: Batch, bytes_per_value: int) -> int:
+    vocabulary = model.backbone.vocab_size
+    backbone = _values_per_position(model.backbone, logits=vocabulary) * batch.tokens.numel()  # type: ignore[arg-type]
+    logits = 3 * FLOAT32_BYTES * vocabulary * int((batch.labels != IGNORE_INDEX).sum())
+    understanding = 0
     if batch.understanding_pixels is not None:
         features = len(batch.understanding_pixels) * model.understanding.num_tokens
-        for part in (model.understanding.encoder, model.understanding.adaptor):
-            seen += _per_position(part) * features  # type: ignore[arg-type]
-    drawn = 0
+        for component in (model.understanding.encoder, model.understanding.adaptor):
+            understanding += _values_per_position(component) * features  # type: ignore[arg-type]
+    generation = 0
     if batch.generation_pixels is not None:
         codes = len(batch.generation_pixels) * model.generation.num_tokens
-        apart = tuple(f"{name}." for name in model.generation.frozen_submodules)
-        drawn = _per_position(model.generation, apart=apart) * codes  # type: ignore[arg-type]
-    return width * (backbone + seen + drawn) + logits
+        frozen = tuple(f"{name}." for name in model.generation.frozen_submodules)
+        generation = _values_per_position(model.generation, frozen=frozen) * codes  # type: ignore[arg-type]
+    return bytes_per_value * (backbone + understanding + generation) + logits
 
 
-def _per_position(module: nn.Module, *, skip: int | None = None, apart: tuple[str, ...] = ()) -> int:
-    """Add up the widths going in and out of linear layers; 0 where a gradient never comes.
+def _values_per_position(
+    module: nn.Module, *, logits: int | None = None, frozen: tuple[str, ...] = ()
+) -> int:
+    """Return the summed input and output features of the linear layers; 0 where no gradient arrives.
 
-    It comes to what learns, and to the backbone (``skip`` is its vocabulary) whether that learns or not:
-    the adaptors are below it. What is trained ``apart``, generation's tokenizer, gets none.
+    A gradient arrives at trainable modules, and at the backbone in any case, because the adaptors are below
+    it: for the backbone, ``logits`` is the number of output features that are not counted here. Submodules
+    under the prefixes ``frozen`` (the image tokenizer) get no gradient.
     """
-    named = module.named_modules()
-    layers = [one for name, one in named if isinstance(one, nn.Linear) and not name.startswith(apart)]
-    carries = any(p.requires_grad for p in module.parameters()) or skip is not None
-    return sum(one.in_features + one.out_features for one in layers if one.out_features != skip) * carries
+    layers = [
+        layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and not name.startswith(frozen)
+    ]
+    has_gradient = any(p.requires_grad for p in module.parameters()) or logits is not None
+    features = [layer.in_features + layer.out_features for layer in layers if layer.out_features != logits]
+    return sum(features) * has_gradient
+
+
+def _memory_line(memory: MemoryEstimate) -> str:
+    return (
+        f"activations about {_size(memory.activations)} (each linear layer's input and output, text logits"
+        f" three times; attention scores and the allocator's waste not counted);"
+        f" in all about {_size(memory.total)}"
+    )
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"

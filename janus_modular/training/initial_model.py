@@ -27,9 +27,9 @@ def initial_model(
 ) -> ModelAssembly:
     """Return the model of a run in float32; on the device ``meta`` its weights are checked, and not read.
 
-    ``checkpoint`` comes before ``init``, and that before ``model``.
+    ``checkpoint`` has priority over ``init``, and ``init`` over ``model``.
     """
-    if start := checkpoint or _start(config):
+    if start := checkpoint or _start_checkpoint(config):
         assembly = ModelAssembly.from_checkpoint(start, device=device, dtype=torch.float32, plugins=plugins)
         if config.wrap and not checkpoint:  # whose backbone is wrapped already
             wrap_backbone(assembly, config.wrap, plugins)
@@ -39,12 +39,12 @@ def initial_model(
     return ModelAssembly.from_config(config.model, plugins, device=device)
 
 
-def _start(config: TrainConfig) -> str | None:
-    """Return ``init``, unless it can be neither a folder nor a hub id (which has one slash)."""
+def _start_checkpoint(config: TrainConfig) -> str | None:
+    """Return ``init``; raise an error where it can be neither a folder nor a hub id (which has one slash)."""
     if config.init and config.init.count("/") != 1 and not path_exists(config.init):
         raise ConfigError(
-            f"init: there is no checkpoint '{printable(config.init, most=200)}'. Train the stage before"
-            " this one first, or give init=FOLDER (or a hub id); init=null model=NAME starts from nothing."
+            f"init: there is no checkpoint '{printable(config.init, most=200)}'. Train the previous stage"
+            " first, or set init=FOLDER (or a hub id); init=null model=NAME starts from a model config."
         )
     return config.init
 
@@ -61,40 +61,43 @@ class _WrappingBuilder(ModelBuilder):
 
 
 def wrap_backbone(assembly: ModelAssembly, wrap: Mapping[str, Any], plugins: Plugins) -> None:
-    """Put the backbone that ``wrap`` describes (``{name: lora, rank: 16}``) around the model's own, in place.
+    """Wrap the model's backbone in the backbone that ``wrap`` names (``{name: lora, rank: 16}``), in place.
 
-    The weights inside stay where they are; its config is written as if it had been built so at once. On the
-    meta device no weights are read.
+    The weights of the wrapped backbone are kept, and the model's config is the same as if the model had been
+    built with the wrapper. On the meta device no weights are read.
 
     Raises:
-        ConfigError: it holds no other, is around the model's backbone already, or refuses its options.
-        CheckpointError: weights that it asks for (``pretrained``) do not fit.
+        ConfigError: the named backbone holds no other backbone, is in the model already, or rejects its
+            options.
+        CheckpointError: its own ``pretrained`` weights do not fit.
     """
     model = assembly.model
-    name, old = wrap["name"], model.config.backbone
+    name, wrapped = wrap["name"], model.config.backbone
     schema = plugins.entry(SLOT, name).config
-    inside = [field.name for field in fields(schema) if field.metadata.get("slot") == SLOT]
-    if len(inside) != 1 or inside[0] in wrap:
-        found = f"gives '{inside[0]}' itself" if len(inside) == 1 else "holds no other backbone"
+    inner = [field.name for field in fields(schema) if field.metadata.get("slot") == SLOT]
+    if len(inner) != 1 or inner[0] in wrap:
+        problem = f"sets '{inner[0]}' itself" if len(inner) == 1 else "holds no other backbone"
         raise ConfigError(
-            f"wrap: '{name}' {found}; expected one that holds another, and init's is put there:"
+            f"wrap: '{name}' {problem}; expected a backbone that holds another, which init provides:"
             " wrap={name: lora, rank: 16}"
         )
-    if old.name == name:
+    if wrapped.name == name:
         raise ConfigError(f"wrap: the backbone of init is '{name}' already. Leave wrap out to train on")
     options = {key: value for key, value in wrap.items() if key != "name"}
     try:
-        config = resolve({**options, inside[0]: to_plain(old)}, schema, plugins)
+        config = resolve({**options, inner[0]: to_plain(wrapped)}, schema, plugins)
     except ConfigError as error:
         errors = [
-            replace(one, path=f"wrap.{one.path}") for one in error.errors if isinstance(one, FieldError)
+            replace(field_error, path=f"wrap.{field_error.path}")
+            for field_error in error.errors
+            if isinstance(field_error, FieldError)
         ]
         raise config_error(errors) if errors else error from error
     spec, device = ComponentSpec(SLOT, name, config, path="wrap"), next(model.parameters()).device
     build = _WrappingBuilder(
-        plugins, getattr(config, inside[0]), model.backbone, on_meta=device.type == "meta"
+        plugins, getattr(config, inner[0]), model.backbone, on_meta=device.type == "meta"
     )
     with torch.device(device):
         model.backbone = build(spec)
-    model.config.backbone = replace(spec, path=old.path)
+    model.config.backbone = replace(spec, path=wrapped.path)
     assembly.provenance.pretrained += build.reports

@@ -1,4 +1,4 @@
-"""Runs an engine to its end: progress, figures, checkpoints, and a clean stop when it is interrupted."""
+"""The training loop: progress, metrics, checkpoints, and a clean stop when the process is interrupted."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from janus_modular.protocols import Tracker
 from janus_modular.training.engine import Engine, Metrics, scalar_objective
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 
-W = TypeVar("W")
+BatchT = TypeVar("BatchT")
 
 
 def fit(
     module: nn.Module,
-    losses: Callable[[W], Mapping[str, Tensor]],
-    work: Iterable[W],
+    losses: Callable[[BatchT], Mapping[str, Tensor]],
+    batches: Iterable[BatchT],
     *,
     optimizer: OptimizerConfig,
     schedule: ScheduleConfig,
@@ -36,24 +36,24 @@ def fit(
     quiet: bool = False,
     autocast: torch.dtype | None = None,
 ) -> dict[str, float]:
-    """Train any module by a function of its batches that returns named scalar losses.
+    """Train any module with a function that returns the named scalar losses of a batch.
 
-    ``work`` yields a batch for each step. Figures of the last logged steps are returned. Janus itself
-    is trained by `janus_modular.training.train`, on the same engine.
+    ``batches`` yields a batch for each step. Return the metrics that were logged last. Janus itself is
+    trained by `janus_modular.training.train`, with the same engine.
 
     Raises:
-        TrainingError: nothing learns, a loss is not finite, or ``work`` ends too early.
+        TrainingError: no parameter is trainable, a loss is not finite, or ``batches`` ends too early.
     """
     module.train()
     engine = Engine(module, scalar_objective(losses), optimizer, schedule, autocast=autocast)
-    metrics = run(engine, work, title=title, trackers=trackers, log_every=log_every, quiet=quiet)
+    metrics = run(engine, batches, title=title, trackers=trackers, log_every=log_every, quiet=quiet)
     module.eval()
     return metrics
 
 
 def run(
-    engine: Engine[W],
-    work: Iterable[W],
+    engine: Engine[BatchT],
+    batches: Iterable[BatchT],
     *,
     title: str,
     trackers: Sequence[Tracker] = (),
@@ -61,26 +61,26 @@ def run(
     quiet: bool = False,
     after_step: Callable[[int, bool], None] | None = None,
 ) -> dict[str, float]:
-    """Take all steps that are left, and return the last figures that were logged.
+    """Run the remaining steps of ``engine``; return the metrics that were logged last.
 
-    ``after_step(done, stopping)`` is called with the number of steps done; when SIGINT or SIGTERM comes,
-    the step at hand is finished and ``stopping`` is True. Losses are logged under the steps done.
+    ``after_step(done, stopping)`` is called with the number of finished steps; after SIGINT or SIGTERM, the
+    current step is finished and ``stopping`` is True. Metrics are logged with the number of finished steps.
 
     Raises:
-        KeyboardInterrupt: it was interrupted, after the step and ``after_step``.
-        TrainingError: ``work`` ends too early, or a loss is not finite.
+        KeyboardInterrupt: a signal came; raised after the step and ``after_step``.
+        TrainingError: ``batches`` ends too early, or a loss is not finite.
     """
-    source = iter(work)
-    last, recent = engine.schedule.last, Metrics()
+    remaining = iter(batches)
+    last, recent = engine.schedule.num_steps, Metrics()
     logged: dict[str, float] = {}
     since = time.perf_counter()
     with _interrupts() as interrupted, _progress(title, engine.next_step, last, quiet) as advance:
         while engine.next_step < last:
             try:
-                piece = next(source)
+                batch = next(remaining)
             except StopIteration:
-                raise TrainingError(f"the work ended at step {engine.next_step} of {last}.") from None
-            recent.add(engine.step(piece))
+                raise TrainingError(f"the batches ended at step {engine.next_step} of {last}.") from None
+            recent.add(engine.step(batch))
             done = engine.next_step
             stopping = bool(interrupted)
             if done % log_every == 0 or done == last or stopping:
@@ -102,34 +102,37 @@ def run(
 def _log(tracker: Tracker, done: int, values: Mapping[str, float]) -> None:
     try:
         tracker.log(done, values)
-    except Exception as error:  # trackers are anybody's
+    except Exception as error:  # a third-party tracker may raise anything
         raise TrainingError(
-            f"{type(tracker).__name__}: the figures of step {done} cannot be written:"
-            f" {error or type(error).__name__}. Mend that, or choose other trackers."
+            f"{type(tracker).__name__}: the metrics of step {done} cannot be written:"
+            f" {error or type(error).__name__}. Fix that, or choose other trackers."
         ) from error
 
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list (main thread only: no other gets them); a second stops at once."""
-    seen: list[int] = []
+    """Collect SIGINT and SIGTERM in a list; a second signal raises KeyboardInterrupt at once.
+
+    Only the main thread can handle signals; in other threads the list stays empty.
+    """
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield seen
+        yield received
         return
-    before = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
+    previous_handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def note(which: int, frame: FrameType | None) -> None:
-        if seen:
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received:
             raise KeyboardInterrupt
-        seen.append(which)
+        received.append(number)
 
-    for which in before:
-        signal.signal(which, note)
+    for number in previous_handlers:
+        signal.signal(number, handle)
     try:
-        yield seen
+        yield received
     finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
+        for number, handler in previous_handlers.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -141,13 +144,13 @@ def _progress(
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[status]}"),
     )
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-        task = progress.add_task(title, total=last, completed=done, said="")
+        task = progress.add_task(title, total=last, completed=done, status="")
 
         def advance(done: int, metrics: Mapping[str, float]) -> None:
-            said = f"loss {metrics['loss']:.4f}" if "loss" in metrics else ""
-            progress.update(task, completed=done, said=said)
+            status = f"loss {metrics['loss']:.4f}" if "loss" in metrics else ""
+            progress.update(task, completed=done, status=status)
 
         yield advance

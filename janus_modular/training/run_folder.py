@@ -14,17 +14,17 @@ from janus_modular.locking import locked
 
 LOCK = ".lock"
 
-COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-"""In which variables launchers (torchrun, accelerate, mpirun, srun) say how many processes they started."""
+WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+"""Variables in which launchers (torchrun, accelerate, mpirun, srun) pass the number of processes."""
 
 
 def check_single_process() -> None:
-    """Refuse to train as one of several processes: each would train the same model on the same samples.
+    """Check that this is the only process: each of several would train the same model on the same samples.
 
     Raises:
         TrainingError: a launcher has started more than one process.
     """
-    for name in COUNTS:
+    for name in WORLD_SIZE_VARIABLES:
         if (count := os.environ.get(name, "")).strip() not in ("", "1"):
             raise TrainingError(
                 f"{name}={count}: a launcher started several processes, and training on several is not"
@@ -37,7 +37,7 @@ def check_output(output: Path, option: str = "output=FOLDER") -> None:
     """Check that the folder of a run could be made and written, without making it; ``option`` names it.
 
     Raises:
-        TrainingError: a file is in its way, its name is too long, or the disk is closed to us.
+        TrainingError: a file is in the way, the name is too long, or writing is not permitted.
     """
     try:
         existing = next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))
@@ -46,23 +46,23 @@ def check_output(output: Path, option: str = "output=FOLDER") -> None:
             os.stat(output)  # a name may be too long, or hold NUL
     except (OSError, ValueError) as error:
         raise TrainingError(_unwritable(output, reason(error), option)) from error
+    name = printable(existing, most=200)
     if not is_folder:
-        raise TrainingError(_unwritable(output, f"{printable(existing, most=200)} is no folder", option))
+        raise TrainingError(_unwritable(output, f"{name} is no folder", option))
     if not os.access(existing, os.W_OK | os.X_OK):
-        why = f"{printable(existing, most=200)} may not be written into"
-        raise TrainingError(_unwritable(output, why, option))
+        raise TrainingError(_unwritable(output, f"{name} may not be written into", option))
 
 
-def _unwritable(output: Path, why: str, option: str = "output=FOLDER") -> str:
-    return f"{printable(output, most=200)} cannot be written: {why}. Choose another {option}."
+def _unwritable(output: Path, problem: str, option: str = "output=FOLDER") -> str:
+    return f"{printable(output, most=200)} cannot be written: {problem}. Choose another {option}."
 
 
 @contextmanager
 def run_folder(output: Path) -> Iterator[None]:
-    """Hold the folder of a run against other processes, and put right what a killed one has left there.
+    """Lock the folder of a run against other processes, and clean up after a process that was killed.
 
     Raises:
-        TrainingError: another process trains there, or it cannot be written.
+        TrainingError: another process trains there, or the folder cannot be written.
     """
     check_output(output)
     try:
@@ -75,5 +75,5 @@ def run_folder(output: Path) -> Iterator[None]:
                 restore_all(parent, error=TrainingError)
             yield
     finally:
-        with suppress(OSError):  # where nothing was begun, nothing is left
+        with suppress(OSError):  # removes the folder only if it is empty
             output.rmdir()

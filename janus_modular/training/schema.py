@@ -1,4 +1,4 @@
-"""The configuration of training: what learns, from what, how fast and for how long. A stage is one."""
+"""The configuration of a training run: trainable modules, data, optimizer and schedule. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any, Literal
 from janus_modular.config.schema import ModelConfig
 from janus_modular.interfaces import ComponentSpec, component
 from janus_modular.suggest import did_you_mean
-from janus_modular.training.mixture import MixturePhase, taken
+from janus_modular.training.mixture import MixturePhase, samples_before
 
 MAX_COUNT = 1_000_000
-"""Largest batch, accumulate and number of workers: lists and threads of that many are made."""
+"""Largest batch, accumulate and number of workers: each is the length of a list or a number of threads."""
 
 MAX_SHARE = 1_000_000_000
-"""Largest share of a source in a mixture: sums and products of shares stay exact enough to count with."""
+"""Largest share of a source in a mixture, so that sums and products of shares stay exact."""
 
 
 @dataclass
 class OptimizerConfig:
-    """AdamW (decoupled weight decay), and how long a gradient may be."""
+    """AdamW (decoupled weight decay) and gradient clipping."""
 
     lr: float = 1e-3  # highest learning rate; the schedule scales it
     betas: tuple[float, float] = (0.9, 0.95)  # of the moving averages of gradient and square
     weight_decay: float = 0.0  # on matrices alone: not on biases, norms or embeddings
-    clip: float | None = 1.0  # longest gradient, all parameters together; null: no limit
+    clip: float | None = 1.0  # largest norm of the gradient over all parameters; null: no limit
 
     def __post_init__(self) -> None:
-        """Refuse values that no training survives."""
-        sound = 0 < self.lr < inf and 0 <= self.weight_decay < inf and all(0 <= b < 1 for b in self.betas)
-        if not sound or not (self.clip is None or self.clip > 0):
+        """Raise an error for values with which no training converges."""
+        valid = 0 < self.lr < inf and 0 <= self.weight_decay < inf and all(0 <= b < 1 for b in self.betas)
+        if not valid or not (self.clip is None or self.clip > 0):
             raise ValueError(
                 f"lr {self.lr}, weight_decay {self.weight_decay}, betas {self.betas}, clip {self.clip}:"
                 " expected lr above 0, weight_decay of at least 0, betas from 0 to below 1, and clip above 0"
@@ -41,51 +41,51 @@ class OptimizerConfig:
 
 @dataclass
 class ScheduleConfig:
-    """How the learning rate goes, and how many steps there are."""
+    """The learning rate over the steps, and the number of steps."""
 
     steps: int = 1000  # updates; a cosine ends here
     name: Literal["constant", "cosine"] = "constant"
-    warmup: int = 0  # first steps, over which the rate rises in a straight line
+    warmup: int = 0  # first steps, in which the learning rate rises linearly
     final: float = 0.0  # where a cosine ends, as a share of lr
-    stop: int | None = None  # end after this many steps, before the schedule does
+    stop: int | None = None  # end after this many steps, before the end of the schedule
 
     def __post_init__(self) -> None:
-        """Refuse a run without steps."""
+        """Raise an error for a run without steps."""
         if self.steps < 1 or self.warmup < 0 or (self.stop is not None and self.stop < 1):
             raise ValueError(
                 f"steps {self.steps}, warmup {self.warmup}, stop {self.stop}: expected at least 1, 0 and 1."
             )
 
     @property
-    def last(self) -> int:
-        """How many steps are taken in all."""
+    def num_steps(self) -> int:
+        """Return the number of steps of the run."""
         return self.steps if self.stop is None else min(self.steps, self.stop)
 
 
 @dataclass
 class BadSamplesConfig:
-    """What happens to samples that cannot be used as they are; all but errors are counted in the metrics."""
+    """What is done about samples that cannot be used unchanged; all but errors are counted in the metrics."""
 
     unreadable: Literal["error", "skip"] = (
         "error"  # lines and images that cannot be read; text not in Unicode
     )
-    unsupervised: Literal["error", "skip"] = "error"  # nothing in them is learned: empty answers, say
+    unsupervised: Literal["error", "skip"] = "error"  # no position is supervised: an empty answer, say
     too_long: Literal["error", "skip", "cut", "split"] = (
-        "error"  # for a row; cut: the end is left out, split: plain text goes on in further rows
+        "error"  # for a row; cut: the end is left out, split: plain text continues in further rows
     )
     limit: float = 0.1  # share of a source's samples that may be skipped or cut before the run stops
 
     def __post_init__(self) -> None:
-        """Refuse a limit that is no share."""
+        """Raise an error if the limit is not a share."""
         if not 0 <= self.limit <= 1:
             raise ValueError(f"limit: {self.limit}; expected a share, from 0 to 1.")
 
 
 @dataclass
 class TrainConfig:
-    """One run of training: a stage."""
+    """One training run: a stage."""
 
-    learn: list[str]  # module paths, ``*`` for one name in a path; nothing else is trained
+    learn: list[str]  # module paths, ``*`` for one name in a path; everything else is frozen
     sources: dict[str, ComponentSpec] = component("sources")  # by a name of your choice
     mixture: Any = (
         None  # shares of the sources in the steps' samples, {name: share}; or [{until: step, name: share}]
@@ -97,31 +97,29 @@ class TrainConfig:
     wrap: Any = None  # a backbone that holds another, put around that of `init`: {name: lora, rank: 16}
     batch: int = 256  # samples a step, before packing
     length: int | None = 4096  # positions of a packed row; null: a row for each sample
-    accumulate: int = 1  # pieces that a step's rows are cut into, to need less memory; the result is the same
-    supervise: Literal["all", "answers"] = "all"  # which words are learned; images to draw always are
+    accumulate: int = 1  # micro-batches of a step: more need less memory; the result is the same
+    supervise: Literal["all", "answers"] = "all"  # which text is supervised; image targets always are
     bad_samples: BadSamplesConfig = field(default_factory=BadSamplesConfig)
-    changed_data: Literal["refuse", "accept"] = (
-        "refuse"  # when a run is resumed and a source is not as it was
-    )
-    condition_dropout: float = 0.1  # chance that what an image is drawn from is replaced by pads
+    changed_data: Literal["refuse", "accept"] = "refuse"  # when a source has changed at a resume
+    condition_dropout: float = 0.1  # probability that the prompt of an image target is replaced by pads
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     dtype: Literal["auto", "float32", "bfloat16"] = (
         "auto"  # to compute in; weights stay float32. auto: bfloat16 on CUDA
     )
     device: str = "auto"  # auto: cuda, else mps, else cpu
-    seed: int = 0  # of all chance: the order of samples, and what is done to them
+    seed: int = 0  # of the order of samples, their augmentation, and dropout
     workers: int = 2  # threads that prepare samples ahead; 0: none
     checkpoint_every: int = 1000  # steps
     keep: int = 2  # newest checkpoints that stay on disk
-    log_every: int = 10  # steps; what is logged is the mean over them
-    output: str = "runs/train"  # folder of checkpoints, logs and the finished model
-    trackers: list[ComponentSpec] = component("trackers")  # who keeps the figures
+    log_every: int = 10  # steps; the mean over them is logged
+    output: str = "runs/train"  # folder of checkpoints, logs and the trained model
+    trackers: list[ComponentSpec] = component("trackers")  # where metrics are logged
 
     def __post_init__(self) -> None:
-        """Check what fields say about each other; all that is wrong is said at once."""
-        errors = [*self._counts(), *self._mixture()]
-        errors = errors or self._never_drawn()
+        """Check each field and the fields against each other; all errors are reported at once."""
+        errors = [*self._number_errors(), *self._mixture_errors()]
+        errors = errors or self._share_errors()
         if not self.learn:
             errors.append(
                 "learn: nothing; expected module paths, for instance [generation.adaptor, generation.head]."
@@ -131,39 +129,38 @@ class TrainConfig:
             errors.append(
                 f"found {found} of model and init; expected one: model=janus_pro_1b, or init=CHECKPOINT."
             )
-        named = isinstance(self.wrap, dict) and isinstance(self.wrap.get("name"), str)
-        if self.wrap is not None and not named:
+        has_name = isinstance(self.wrap, dict) and isinstance(self.wrap.get("name"), str)
+        if self.wrap is not None and not has_name:
             errors.append(f"wrap: found {self.wrap!r}; expected a backbone with options: {{name: lora}}.")
         elif self.wrap is not None and self.init is None:
-            errors.append("wrap: goes around the backbone of init, and there is none; write it into model.")
+            errors.append("wrap: wraps the backbone of init, which is not set; write it into model.")
         if not 0 <= self.condition_dropout <= 1:
-            errors.append(f"condition_dropout: {self.condition_dropout}; expected a chance, from 0 to 1.")
+            errors.append(f"condition_dropout: {self.condition_dropout}; expected a probability, 0 to 1.")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             errors.append(f"device: '{self.device}'; expected auto, cpu, mps, cuda, or cuda:1 and so on.")
         if errors:
             raise ValueError("\n".join(errors))
 
-    def phases(self) -> list[MixturePhase]:
+    def mixture_phases(self) -> list[MixturePhase]:
         """Return the mixture as phases, in order."""
         if isinstance(self.mixture, list):
             return [
-                MixturePhase({k: float(v) for k, v in one.items() if k != "until"}, one.get("until"))
-                for one in self.mixture
+                MixturePhase({k: float(v) for k, v in phase.items() if k != "until"}, phase.get("until"))
+                for phase in self.mixture
             ]
         return [MixturePhase({name: float(share) for name, share in self.mixture.items()})]
 
-    def used(self) -> list[str]:
+    def used_sources(self) -> list[str]:
         """Return the names of the sources that have a share at some step, in order."""
-        return [
-            name for name in self.sources if any(phase.shares.get(name, 0) > 0 for phase in self.phases())
-        ]
+        phases = self.mixture_phases()
+        return [name for name in self.sources if any(phase.shares.get(name, 0) > 0 for phase in phases)]
 
-    def _counts(self) -> list[str]:
-        least = {"batch": 1, "accumulate": 1, "checkpoint_every": 1, "keep": 1, "log_every": 1, "workers": 0}
-        least["seed"] = 0
+    def _number_errors(self) -> list[str]:
+        minimum = {"batch": 1, "accumulate": 1, "checkpoint_every": 1, "keep": 1, "log_every": 1}
+        minimum |= {"workers": 0, "seed": 0}
         errors = [
             f"{name}: {getattr(self, name)}; expected at least {low}."
-            for name, low in least.items()
+            for name, low in minimum.items()
             if getattr(self, name) < low
         ]
         errors += [
@@ -177,12 +174,12 @@ class TrainConfig:
             errors.append(f"length: {self.length}; expected positions, or null for a row a sample.")
         return errors
 
-    def _never_drawn(self) -> list[str]:
-        """Name the shares that are too small for a single sample."""
+    def _share_errors(self) -> list[str]:
+        """Return an error for each share that is too small for a single sample."""
         errors, start = [], 0
-        for phase in self.phases():
+        for phase in self.mixture_phases():
             end = min(phase.until or self.schedule.steps, self.schedule.steps)
-            samples = taken([MixturePhase(phase.shares)], self.batch, max(0, end - start))
+            samples = samples_before([MixturePhase(phase.shares)], self.batch, max(0, end - start))
             errors += [
                 f"mixture.{name}: a share of {phase.shares[name]:g} in {sum(phase.shares.values()):g} gives"
                 f" no sample in {end - start:,} steps of {self.batch:,}; raise it or batch, or set it to 0."
@@ -192,25 +189,25 @@ class TrainConfig:
             start = end
         return errors
 
-    def _mixture(self) -> list[str]:
+    def _mixture_errors(self) -> list[str]:
         phases = self.mixture if isinstance(self.mixture, list) else [self.mixture]
-        if not phases or not all(isinstance(one, dict) for one in phases):
+        if not phases or not all(isinstance(phase, dict) for phase in phases):
             return [
                 f"mixture: found {self.mixture!r}; expected {{source: share}}, say {{pairs: 3, text: 1}}."
             ]
         errors = []
-        named = {name for one in phases for name in one if name != "until"}
-        for name in sorted(named - set(self.sources)):
+        mentioned = {name for phase in phases for name in phase if name != "until"}
+        for name in sorted(mentioned - set(self.sources)):
             known = ", ".join(self.sources) or "none"
             hint = did_you_mean(name, self.sources)
             errors.append(f"mixture.{name}: no such source; sources: {known}. {hint}".rstrip())
-        for name in sorted(set(self.sources) - named):
+        for name in sorted(set(self.sources) - mentioned):
             errors.append(f"mixture: source '{name}' has no share; give it one, 0 to leave it out.")
-        for i, one in enumerate(phases):
-            shares = {name: share for name, share in one.items() if name != "until"}
+        for i, phase in enumerate(phases):
+            shares = {name: share for name, share in phase.items() if name != "until"}
             for name, share in shares.items():
-                number = isinstance(share, int | float) and not isinstance(share, bool)
-                if not number or not 0 <= share <= MAX_SHARE:  # NaN is on no side
+                is_number = isinstance(share, int | float) and not isinstance(share, bool)
+                if not is_number or not 0 <= share <= MAX_SHARE:  # False for NaN, too
                     errors.append(
                         f"mixture.{name}: found {share!r:.60}; expected a share from 0 to {MAX_SHARE:,}."
                     )
@@ -218,12 +215,10 @@ class TrainConfig:
             else:
                 if not any(shares.values()):
                     errors.append("mixture: all shares are 0; expected one above 0.")
-            until, last = one.get("until"), i == len(phases) - 1
-            before = phases[i - 1].get("until") if i else 0
-            if last and until is not None:
+            until, is_last = phase.get("until"), i == len(phases) - 1
+            start = phases[i - 1].get("until") if i else 0
+            if is_last and until is not None:
                 errors.append(f"mixture: its last phase ends at step {until!r}; leave out its `until`.")
-            elif not last and not (type(until) is int and isinstance(before, int) and until > before):
-                errors.append(
-                    f"mixture: phase {i + 1} has until {until!r}; expected a step after {before!r}."
-                )
+            elif not is_last and not (type(until) is int and isinstance(start, int) and until > start):
+                errors.append(f"mixture: phase {i + 1} has until {until!r}; expected a step after {start!r}.")
         return errors

@@ -1,4 +1,4 @@
-"""Training Janus: a `TrainConfig` becomes a run of the engine. A stage differs from another by data alone."""
+"""Training Janus: a run of the engine from a `TrainConfig`. Stages differ by their configs alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from janus_modular.checkpoints.assembly import ModelAssembly
 from janus_modular.checkpoints.native import check_rebuilds, read_record
 from janus_modular.config.errors import FieldError, config_error
 from janus_modular.errors import ConfigError, JanusError, TrainingError
@@ -21,20 +22,28 @@ from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.processing.prompt_check import check_context, check_prompts
 from janus_modular.protocols import Source
-from janus_modular.training import run_checkpoints
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.engine import Engine, Loss
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.loop import run
 from janus_modular.training.mixture import Mixture
-from janus_modular.training.run_checkpoints import Change, save_on_error
+from janus_modular.training.resume import Change, check_checkpoint, check_same_run, load_state
+from janus_modular.training.run_checkpoints import (
+    STATE,
+    drop_old,
+    link_final_model,
+    newer_without_state,
+    newest_checkpoint,
+    save,
+    save_on_error,
+)
 from janus_modular.training.run_folder import check_single_process, run_folder
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder, StepBatch
-from janus_modular.training.trainable import choose, table
+from janus_modular.training.trainable import set_trainable, trainable_table
 
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
-"""How lines are printed that hold paths and values."""
+"""How lines with paths and values are printed."""
 
 
 def train(
@@ -46,71 +55,61 @@ def train(
     plugins: Plugins | None = None,
     sources: Mapping[str, Source] | None = None,
 ) -> Path:
-    """Run a stage to its end; return the folder of the finished model (``output/model``).
+    """Train one stage; return the folder of the trained model (``output/model``).
 
-    With ``resume`` it goes on from the newest checkpoint in ``output``, bit for bit as if it had never
-    stopped. ``sources`` replace those of the config by name: for notebooks, and data made on the fly.
+    With ``resume``, training continues from the newest checkpoint in ``output``, with the same result to the
+    bit as without the interruption. ``sources`` replace the config's sources by name: for notebooks, and for
+    data that a program generates.
 
     Raises:
         JanusError: the config, the data or a checkpoint cannot be used, or a loss is not finite.
-        KeyboardInterrupt: it was interrupted; the step was finished and a checkpoint written.
+        KeyboardInterrupt: a signal came; the current step was finished and a checkpoint written.
     """
     check_single_process()
     plugins = plugins or default_plugins()
     output = Path(config.output)
     with run_folder(output):
-        checkpoint, changed = _checkpoint(output, config, resume)
-        return _train(config, output, checkpoint, changed, sources, plugins, quiet=quiet, title=title)
+        checkpoint, changes = _find_checkpoint(output, config, resume)
+        return _train(config, output, checkpoint, changes, sources, plugins, quiet=quiet, title=title)
 
 
 def _train(
     config: TrainConfig,
     output: Path,
     checkpoint: Path | None,
-    changed: Sequence[Change],
+    changes: Sequence[Change],
     sources: Mapping[str, Source] | None,
     plugins: Plugins,
     *,
     quiet: bool,
     title: str,
 ) -> Path:
-    """Run a stage in its folder, which is this process's own."""
+    """Train one stage in its folder, which this process has locked."""
     data = open_sources(config, plugins) if sources is None else sources
     record = DataRecord(data, config.bad_samples)
     if checkpoint is not None:
         record.resume(read_record(checkpoint)["training"], accept=config.changed_data == "accept")
     device = choose_device(config.device)
-    choose(initial_model(config, plugins, "meta").model, config.learn)  # errors before weights are read
+    set_trainable(initial_model(config, plugins, "meta").model, config.learn)  # before weights are read
     torch.manual_seed(config.seed)
     assembly = initial_model(config, plugins, device, checkpoint=checkpoint)
     model = assembly.model
-    choose(model, config.learn)
-    check_rebuilds(assembly, plugins)  # before anything is trained, not at the first save
-    console = Console(stderr=True)
-    if changed:
-        lines = "\n".join(f"  {change}" for change in changed)
-        console.print(f"settings that differ from those of {checkpoint}:\n{lines}", **PLAIN)
-    if not quiet:
-        if checkpoint is not None:
-            lacking = ", ".join(run_checkpoints.newer_without_state(output, checkpoint))
-            over = f"; {lacking} cannot be gone on from: no {run_checkpoints.STATE}" if lacking else ""
-            console.print(f"going on from {checkpoint}{over}", **PLAIN)
-        for report in assembly.provenance.pretrained:
-            console.print(str(report), **PLAIN)
-        console.print(table(model))
+    set_trainable(model, config.learn)
+    check_rebuilds(assembly, plugins)  # before training, not at the first checkpoint
+    _print_start(assembly, output, checkpoint, changes, quiet=quiet)
     engine: Engine[StepBatch] = Engine(
         model,
-        lambda work: janus_losses(model, work, device),
+        lambda batch: janus_losses(model, batch, device),
         config.optimizer,
         config.schedule,
         autocast=autocast_dtype(config.dtype, device),
     )
     if checkpoint is not None:
-        run_checkpoints.load_state(checkpoint, engine, config)
-    steps = prepare(config, data, model, assembly.processor).steps(
-        engine.next_step, config.schedule.last, workers=config.workers
+        load_state(checkpoint, engine, config)
+    batches = batch_builder(config, data, model, assembly.processor).build_all(
+        engine.next_step, config.schedule.num_steps, workers=config.workers
     )
-    work = record.counted(steps, engine.next_step)
+    counted_batches = record.counting(batches, engine.next_step)
     try:
         build = ModelBuilder(plugins)
         trackers = [build(tracker, output) for tracker in config.trackers]
@@ -120,35 +119,53 @@ def _train(
         ) from error
     saved = checkpoint
 
-    def save() -> Path:
+    def save_checkpoint() -> Path:
         nonlocal saved
-        data = record.to_dict(engine.next_step)
-        saved = run_checkpoints.save(output, assembly, engine, config, data)
+        saved = save(output, assembly, engine, config, record.to_dict(engine.next_step))
         return saved
 
     def after_step(done: int, stopping: bool) -> None:
-        if stopping or done % config.checkpoint_every == 0 or done == config.schedule.last:
-            save()
+        if stopping or done % config.checkpoint_every == 0 or done == config.schedule.num_steps:
+            save_checkpoint()
 
-    with save_on_error(engine, lambda: saved, save), ExitStack() as open_ones:
-        for thing in (*trackers, steps, work):
-            open_ones.callback(thing.close)
+    with save_on_error(engine, lambda: saved, save_checkpoint), ExitStack() as stack:
+        for closable in (*trackers, batches, counted_batches):
+            stack.callback(closable.close)
         run(
             engine,
-            work,
+            counted_batches,
             title=title,
             trackers=trackers,
             log_every=config.log_every,
             quiet=quiet,
             after_step=after_step,
         )
-    assert saved is not None  # the last step saves
-    run_checkpoints.drop_old(output, config.keep)  # a run killed after its last save has left one
-    return run_checkpoints.finish(output, saved)
+    assert saved is not None  # saved after the last step
+    drop_old(output, config.keep)  # a run that was killed after its last checkpoint may have left older ones
+    return link_final_model(output, saved)
+
+
+def _print_start(
+    assembly: ModelAssembly, output: Path, checkpoint: Path | None, changes: Sequence[Change], *, quiet: bool
+) -> None:
+    """Print what the run starts from and what it trains; changed settings are printed even if ``quiet``."""
+    console = Console(stderr=True)
+    if changes:
+        lines = "\n".join(f"  {change}" for change in changes)
+        console.print(f"settings that differ from those of {checkpoint}:\n{lines}", **PLAIN)
+    if quiet:
+        return
+    if checkpoint is not None:
+        newer = ", ".join(newer_without_state(output, checkpoint))
+        note = f"; {newer} cannot be resumed from: no {STATE}" if newer else ""
+        console.print(f"resuming from {checkpoint}{note}", **PLAIN)
+    for report in assembly.provenance.pretrained:
+        console.print(str(report), **PLAIN)
+    console.print(trainable_table(assembly.model))
 
 
 def open_sources(config: TrainConfig, plugins: Plugins) -> dict[str, Source]:
-    """Open the sources that the mixture uses; one with no share at any step is not touched.
+    """Open the sources that the mixture uses; a source with no share at any step is not opened.
 
     Raises:
         ConfigError: lists every source that cannot be opened.
@@ -156,22 +173,23 @@ def open_sources(config: TrainConfig, plugins: Plugins) -> dict[str, Source]:
     build = ModelBuilder(plugins)
     opened: dict[str, Source] = {}
     errors: list[FieldError] = []
-    for name in config.used():
+    for name in config.used_sources():
         try:
             opened[name] = build(config.sources[name])
         except (JanusError, OSError) as error:
-            told = [error for error in getattr(error, "errors", ()) if isinstance(error, FieldError)]
-            errors += told or [FieldError(f"sources.{name}", str(error), "")]
+            details = getattr(error, "errors", ())
+            field_errors = [detail for detail in details if isinstance(detail, FieldError)]
+            errors += field_errors or [FieldError(f"sources.{name}", str(error), "")]
     if errors:
         raise config_error(errors)
     return opened
 
 
-def check_length(config: TrainConfig, model: JanusModel) -> None:
+def check_row_length(config: TrainConfig, model: JanusModel) -> None:
     """Check that packed rows fit into the backbone's context.
 
     Raises:
-        ConfigError: they are longer.
+        ConfigError: the rows are longer.
     """
     if config.length is not None and config.length > model.backbone.context:
         raise ConfigError(
@@ -180,23 +198,23 @@ def check_length(config: TrainConfig, model: JanusModel) -> None:
         )
 
 
-def prepare(
+def batch_builder(
     config: TrainConfig, sources: Mapping[str, Source], model: JanusModel, processor: Processor
 ) -> BatchBuilder:
-    """Say how a step's samples become tensors for this model.
+    """Return the builder of this model's batches.
 
     Raises:
-        ConfigError: packed rows are longer than the backbone's context, or the chat template writes something
-            else in training than where the model is asked.
+        ConfigError: packed rows are longer than the backbone's context, or the chat template renders training
+            samples differently from prompts.
         PromptError: the context holds no image.
     """
     check_prompts(processor)
     check_context(processor)
-    check_length(config, model)
+    check_row_length(config, model)
     return BatchBuilder(
-        mixture=Mixture(sources, config.phases(), config.batch, config.seed),
-        sequence=lambda sample, drop: processor.sequence(
-            sample, supervise=config.supervise, condition_dropout=drop, check_length=False
+        mixture=Mixture(sources, config.mixture_phases(), config.batch, config.seed),
+        sequence=lambda sample, drop_condition: processor.sequence(
+            sample, supervise=config.supervise, condition_dropout=drop_condition, check_length=False
         ),
         image_tokens=model.generation.num_tokens,
         pad=processor.pad_id,
@@ -208,25 +226,28 @@ def prepare(
     )
 
 
-def janus_losses(model: JanusModel, work: StepBatch, device: torch.device | str) -> Iterator[Loss]:
-    """Yield the loss of each batch of a step: its share of the mean over all supervised positions.
+def janus_losses(model: JanusModel, step_batch: StepBatch, device: torch.device | str) -> Iterator[Loss]:
+    """Yield the loss of each micro-batch: its share of the mean over all supervised positions of the step.
 
-    Words and codes weigh the same (the papers weigh no task). A path with several named losses adds
-    them at each position.
+    Text tokens and image codes have the same weight (the papers weight no task). The named losses of a
+    generation path are added at each position.
     """
-    counts: dict[str, float] = {"tokens": sum(work.tokens.values()), "supervised": work.supervised}
-    counts |= {f"tokens/{name}": count for name, count in work.tokens.items()}
-    counts |= work.bad_sample_counts()
-    for batch in work.batches:
+    counts: dict[str, float] = {
+        "tokens": sum(step_batch.tokens.values()),
+        "supervised": step_batch.supervised,
+    }
+    counts |= {f"tokens/{name}": count for name, count in step_batch.tokens.items()}
+    counts |= step_batch.bad_sample_counts()
+    for batch in step_batch.batches:
         output = model(batch.to(device))
         total = torch.stack([loss.sum() for loss in output.losses.values()]).sum()
         means = {f"loss/{name}": (loss.detach().sum(), loss.numel()) for name, loss in output.losses.items()}
-        yield Loss(total / work.supervised, {**means, **_by_source(output, batch.sources)}, counts)
-        counts = {}  # they are the whole step's
+        yield Loss(total / step_batch.supervised, {**means, **_by_source(output, batch.sources)}, counts)
+        counts = {}  # reported once for the step
 
 
 def _by_source(output: Output, names: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Sum the losses of each source, and count the positions they were taken at."""
+    """Return for each source the sum of its losses and the number of its positions."""
     first = next(iter(output.losses.values()))
     sums, weights = (torch.zeros(len(names), device=first.device) for _ in range(2))
     for name, loss in output.losses.items():
@@ -236,24 +257,24 @@ def _by_source(output: Output, names: list[str]) -> dict[str, tuple[Tensor, Tens
 
 
 def autocast_dtype(dtype: str, device: torch.device) -> torch.dtype | None:
-    """Return what to compute in where that is not float32. Weights are float32 throughout."""
-    half = dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
-    return torch.bfloat16 if half else None
+    """Return the dtype to compute in, or None for float32. Weights are always float32."""
+    use_bfloat16 = dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
+    return torch.bfloat16 if use_bfloat16 else None
 
 
-def _checkpoint(output: Path, config: TrainConfig, resume: bool) -> tuple[Path | None, list[Change]]:
-    """Return the checkpoint to go on from, verified, and the settings that have changed since."""
-    found = run_checkpoints.newest_checkpoint(output)
-    if resume and found is None:
+def _find_checkpoint(output: Path, config: TrainConfig, resume: bool) -> tuple[Path | None, list[Change]]:
+    """Return the verified checkpoint to resume from, and the settings that have changed since."""
+    checkpoint = newest_checkpoint(output)
+    if resume and checkpoint is None:
         raise TrainingError(
-            f"there is nothing to resume: {output}/checkpoints holds none. Leave --resume out."
+            f"there is nothing to resume: {output}/checkpoints holds no checkpoint. Leave --resume out."
         )
-    if found is not None and not resume:
+    if checkpoint is not None and not resume:
         raise TrainingError(
-            f"{output} holds a run already ({found.name}): go on with --resume, or choose another"
+            f"{output} holds a run already ({checkpoint.name}): continue it with --resume, or choose another"
             " output=FOLDER."
         )
-    if found is None:
+    if checkpoint is None:
         return None, []
-    run_checkpoints.check_checkpoint(found, config)
-    return found, run_checkpoints.check_same_run(found, config)
+    check_checkpoint(checkpoint, config)
+    return checkpoint, check_same_run(checkpoint, config)

@@ -1,4 +1,4 @@
-"""What learns and what is frozen: module paths in a config, decided before anything else is done."""
+"""Which parameters of a model are trained: the module paths of a config's ``learn``."""
 
 from __future__ import annotations
 
@@ -17,96 +17,98 @@ from janus_modular.suggest import did_you_mean
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """A part of the model, as the table shows it."""
+    """Numbers of parameters of a component."""
 
     path: str
-    learns: int  # parameters
-    frozen: int  # parameters
+    trainable: int
+    frozen: int
 
 
-def choose(model: JanusModel, patterns: Sequence[str]) -> None:
-    """Let the modules (or parameters) that ``patterns`` name learn, and freeze all others.
+def set_trainable(model: JanusModel, patterns: Sequence[str]) -> None:
+    """Make the modules (or parameters) that ``patterns`` match trainable, and freeze all others.
 
-    A frozen module gets no gradient and is in eval mode: moving averages and dropout stay still. What a
-    generation path trains apart (its image tokenizer) gets no gradient from a stage, so that naming it
-    is an error, and naming all that is above it leaves it frozen. Of a component that learns in part
-    (`PartiallyTrainable`: adapters), the rest is left frozen as well, unless a pattern names something inside
-    it.
+    A frozen module gets no gradient and is in eval mode: running statistics and dropout stay still. Two kinds
+    of submodules stay frozen within a matched module: the frozen submodules of the generation path (its image
+    tokenizer), which may not be matched themselves; and whatever a `PartiallyTrainable` component (adapters)
+    does not train, unless a pattern matches inside that component.
 
     Raises:
-        ConfigError: lists every pattern that matches nothing, or that a stage cannot train.
+        ConfigError: lists every pattern that matches nothing, or that no stage can train.
     """
     names = [name for name, _ in (*model.named_modules(), *model.named_parameters()) if name]
-    apart = [f"generation.{name}" for name in model.generation.frozen_submodules]
-    chosen: set[str] = set()
+    always_frozen = [f"generation.{name}" for name in model.generation.frozen_submodules]
+    matched: set[str] = set()
     errors = []
     for pattern in patterns:
         matches = [name for name in names if _matches(name, pattern)]
         if not matches:
-            errors.append(f"learn: '{pattern}' matches nothing. {_cure(pattern, names)}")
+            errors.append(f"learn: '{pattern}' matches nothing. {_hint(pattern, names)}")
         for name in matches:
-            if any(_within(name, one) for one in apart):
+            if any(_within(name, path) for path in always_frozen):
                 errors.append(
                     f"learn: '{pattern}' names {name}, which is trained on its own, before the stages: its"
                     " codes are targets here, and no gradient reaches it. Leave it out."
                 )
                 break
-        chosen.update(matches)
+        matched.update(matches)
     if errors:
         raise ConfigError("\n".join(errors))
 
-    partly = {
-        name: [f"{name}.{one}" for one in module.trainable_parameters()]
-        for name, module in model.named_modules()
+    partially_trainable = {
+        path: [f"{path}.{name}" for name in module.trainable_parameters()]
+        for path, module in model.named_modules()
         if isinstance(module, PartiallyTrainable)
     }
 
-    def held(name: str, by: str) -> bool:
-        """Say whether a component leaves ``name`` frozen where ``by`` names it or what is above."""
+    def is_excluded(name: str, match: str) -> bool:
+        """Return True if a component within ``match`` does not train ``name``, which is inside it."""
         return any(
-            _within(part, by) and _within(name, part) and not any(_within(name, one) for one in own)
-            for part, own in partly.items()
+            _within(component, match)
+            and _within(name, component)
+            and not any(_within(name, path) for path in trainable)
+            for component, trainable in partially_trainable.items()
         )
 
-    def learns(name: str) -> bool:
-        named = any(_within(name, one) and not held(name, by=one) for one in chosen)
-        return named and not any(_within(name, one) for one in apart)
+    def is_trainable(name: str) -> bool:
+        is_matched = any(_within(name, match) and not is_excluded(name, match) for match in matched)
+        return is_matched and not any(_within(name, path) for path in always_frozen)
 
     model.requires_grad_(False)
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if learns(name):
+        if is_trainable(name):
             parameter.requires_grad_(True)
     for name, module in model.named_modules():
-        module.training = learns(name)
+        module.training = is_trainable(name)
 
 
-def learning(model: JanusModel) -> list[ParameterCount]:
-    """Return the parts of the figure (``understanding.encoder``, ``backbone`` ...) with their sizes."""
-    return [ParameterCount(path, *_sizes(module)) for path, module in _parts(model)]
+def parameter_counts(model: JanusModel) -> list[ParameterCount]:
+    """Return the parameter counts of each component (``understanding.encoder``, ``backbone`` ...)."""
+    return [ParameterCount(path, *_count(module)) for path, module in _components(model)]
 
 
-def table(model: JanusModel) -> Table:
-    """Return what learns and what is frozen, for printing."""
-    view = Table("module", "learns", "frozen", title="What learns")
+def trainable_table(model: JanusModel) -> Table:
+    """Return the parameter counts as a table for the terminal."""
+    view = Table("module", "trainable", "frozen", title="Parameters")
     for column in view.columns[1:]:
         column.justify = "right"
-    for one in learning(model):
-        view.add_row(one.path, _millions(one.learns), _millions(one.frozen))
+    for count in parameter_counts(model):
+        view.add_row(count.path, _millions(count.trainable), _millions(count.frozen))
     view.add_section()
-    view.add_row("all", *(_millions(n) for n in _sizes(model)))
+    view.add_row("all", *(_millions(number) for number in _count(model)))
     return view
 
 
-def _parts(model: JanusModel) -> Iterator[tuple[str, nn.Module]]:
+def _components(model: JanusModel) -> Iterator[tuple[str, nn.Module]]:
     for path in ("understanding", "generation"):
         for name, module in getattr(model, path).named_children():
             yield f"{path}.{name}", module
-    yield "backbone", model.backbone  # type: ignore[misc]  # parts are modules that match a protocol
+    yield "backbone", model.backbone  # type: ignore[misc]  # components are modules that match a protocol
 
 
-def _sizes(module: nn.Module) -> tuple[int, int]:
-    learns = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return learns, sum(p.numel() for p in module.parameters()) - learns
+def _count(module: nn.Module) -> tuple[int, int]:
+    """Return the numbers of trainable and of frozen parameters."""
+    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return trainable, sum(p.numel() for p in module.parameters()) - trainable
 
 
 def _millions(count: int) -> str:
@@ -122,19 +124,19 @@ def _matches(name: str, pattern: str) -> bool:
     return len(names) == len(patterns) and all(map(fnmatchcase, names, patterns))
 
 
-def _cure(pattern: str, names: Sequence[str]) -> str:
-    """Say where a pattern leaves the model, and what stands there."""
-    steps = pattern.split(".")
-    for depth in range(len(steps)):
-        here = ".".join(steps[: depth + 1])
-        if not any(_matches(name, here) for name in names):
-            above = ".".join(steps[:depth])
-            there = [n for n in names if n.count(".") == depth and (not depth or _matches(_up(n), above))]
-            words = dict.fromkeys(name.rpartition(".")[2] for name in there)
-            rest = ", ".join([*words][:12]) or "nothing"
-            return f"{above or 'The model'} holds: {rest}. {did_you_mean(steps[depth], words)}".rstrip()
+def _hint(pattern: str, names: Sequence[str]) -> str:
+    """Return the names at the first level of ``pattern`` that matches nothing."""
+    levels = pattern.split(".")
+    for depth in range(len(levels)):
+        prefix = ".".join(levels[: depth + 1])
+        if not any(_matches(name, prefix) for name in names):
+            parent = ".".join(levels[:depth])
+            children = [
+                name
+                for name in names
+                if name.count(".") == depth and (not depth or _matches(name.rpartition(".")[0], parent))
+            ]
+            words = dict.fromkeys(name.rpartition(".")[2] for name in children)
+            known = ", ".join([*words][:12]) or "nothing"
+            return f"{parent or 'The model'} holds: {known}. {did_you_mean(levels[depth], words)}".rstrip()
     return ""
-
-
-def _up(name: str) -> str:
-    return name.rpartition(".")[0]

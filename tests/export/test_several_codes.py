@@ -30,7 +30,7 @@ from janus_modular.cli.app import app
 from janus_modular.janus import Janus
 from janus_modular.model.batch import collate
 from janus_modular.model.session import TorchSession
-from janus_modular.training.trainable import choose
+from janus_modular.training.trainable import set_trainable
 
 POSITIONS, CODEBOOKS = 8, (8, 16)
 
@@ -51,7 +51,7 @@ def test_its_loss_is_of_both_codes_and_falls(torches: Janus):
     told = [Message("user", [Text("Draw noise.")]), Message("assistant", [ImageTarget(image, True)])]
     batch = collate([torches.processor.sequence(Sample(told, source="noise"))])
     model = torches.model
-    choose(model, ["generation.embedding", "generation.adaptor", "generation.head", "backbone"])
+    set_trainable(model, ["generation.embedding", "generation.adaptor", "generation.head", "backbone"])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
     history = []
     for _ in range(12):

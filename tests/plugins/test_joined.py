@@ -19,7 +19,7 @@ from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.build import ModelBuilder, build_model
 from janus_modular.model.model import JanusModel, Understanding
 from janus_modular.testing.fixtures import context
-from janus_modular.training.trainable import choose, learning
+from janus_modular.training.trainable import parameter_counts, set_trainable
 from janus_plugins.adaptors.identity import IdentityAdaptor, IdentityConfig
 from janus_plugins.understanding_encoders.hf_vision import HfVisionConfig, HfVisionEncoder
 from janus_plugins.understanding_encoders.joined import Joined, JoinedConfig, size_for
@@ -145,7 +145,7 @@ def config_of(*encoders: dict[str, Any]) -> ModelConfig:
 
 def test_stages_name_one_of_them() -> None:
     model = build_model(config_of(SIGLIP, dino(8, 32)))
-    choose(model, ["understanding.encoder.encoders.0", "understanding.adaptor"])
+    set_trainable(model, ["understanding.encoder.encoders.0", "understanding.adaptor"])
     images = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)
     model.understanding(images).square().sum().backward()
 
@@ -153,7 +153,7 @@ def test_stages_name_one_of_them() -> None:
     assert all(weight.grad is not None for weight in first.parameters())
     assert all(weight.grad is None for weight in second.parameters())
     assert (first.training, second.training) == (True, False)
-    sizes = {one.path: (one.learns, one.frozen) for one in learning(model)}
+    sizes = {one.path: (one.trainable, one.frozen) for one in parameter_counts(model)}
     assert sizes["understanding.encoder"] == tuple(
         sum(weight.numel() for weight in one.parameters()) for one in (first, second)
     )

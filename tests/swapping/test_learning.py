@@ -16,7 +16,7 @@ from janus_modular.config import load
 from janus_modular.model.batch import Batch, collate
 from janus_modular.model.model import JanusModel
 from janus_modular.processing.processor import Processor
-from janus_modular.training.trainable import choose
+from janus_modular.training.trainable import set_trainable
 
 
 def image(seed: int, brightest: int = 255) -> Image.Image:
@@ -58,7 +58,7 @@ def test_every_two_parts_learn_together(row: Any, table: ModuleType, plugins: Pl
     """In stage 2, all that learns gets a gradient that is finite and not zero, and nothing else gets one."""
     model, processor = row.build(plugins)
     assert_it_is_what_the_table_says(model, row, table)
-    choose(model, load("train/janus_pro/stage2")["learn"])
+    set_trainable(model, load("train/janus_pro/stage2")["learn"])
     losses = model(lesson(processor)).losses
 
     assert losses.keys() == {"text", "image"}

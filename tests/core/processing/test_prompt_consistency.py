@@ -19,7 +19,7 @@ from janus_modular.errors import ConfigError, PromptError
 from janus_modular.processing.processor import Processor
 from janus_modular.processing.prompt_check import check_prompts
 from janus_modular.sequence import ImageInput, ImageTarget, Message, Sample, Text
-from janus_modular.training.train import prepare
+from janus_modular.training.train import batch_builder
 
 IMAGE = Image.new("RGB", (9, 7))
 SPECIAL = ["<|end|>", "<|bos|>", "<|user|>", "<|assistant|>", "<|system|>"]
@@ -280,7 +280,7 @@ def test_a_template_that_asks_otherwise_is_refused_at_the_start(
     config = SimpleNamespace(length=None)
     model = SimpleNamespace(backbone=SimpleNamespace(context=100), generation=None)
     with pytest.raises(ConfigError, match="in training than in the prompt"):
-        prepare(config, {}, model, processor)
+        batch_builder(config, {}, model, processor)
     with pytest.raises(PromptError, match="in training than in the prompt"):
         processor.sequence(Sample([user("Hi"), assistant("Yes.")]))
     check_prompts(processor_of(PREFILLED, template_variables={"thinking": False}))

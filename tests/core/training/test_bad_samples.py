@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from janus_modular import IGNORE_INDEX, DataError, ImageError, Message, PromptError, Sample, Sequence, Text
-from janus_modular.training.bad_samples import TOLERATED, BadSample, BadSampleCounter, cut, split
+from janus_modular.training.bad_samples import MIN_TOLERATED, BadSample, BadSampleCounter, cut, split
 from janus_modular.training.mixture import Mixture, MixturePhase, SampleRef
 from janus_modular.training.schema import BadSamplesConfig
-from janus_modular.training.step_batches import ATTEMPTS, BatchBuilder, StepBatch
+from janus_modular.training.step_batches import MAX_ATTEMPTS, BatchBuilder, StepBatch
 
 
 def text(length: int, learned: bool = True) -> Sequence:
@@ -65,7 +65,7 @@ class Records:
         )
 
 
-def preparation(records: Records, batch: int = 10, **policy: Any) -> BatchBuilder:
+def builder(records: Records, batch: int = 10, **policy: Any) -> BatchBuilder:
     """Ten samples a step, a whole epoch: text of as many positions as the sample says."""
 
     def sequence(sample: Sample, drop: bool) -> Sequence:
@@ -81,7 +81,7 @@ def preparation(records: Records, batch: int = 10, **policy: Any) -> BatchBuilde
 
 
 @pytest.mark.parametrize(
-    ("fault", "problem", "said"),
+    ("bad_sample", "problem", "said"),
     [
         (DataError("line 3: not JSON"), "unreadable", "not JSON"),
         (ImageError("a.png is damaged"), "unreadable", "is damaged"),
@@ -100,12 +100,12 @@ def test_every_fault_is_an_error_by_name_or_skipped_by_its_own_key(
     bad_sample: Any, problem: str, said: str
 ) -> None:
     with pytest.raises(DataError, match="source 'a', sample 3: ") as error:
-        preparation(Records(at3=bad_sample)).step(0)
+        builder(Records(at3=bad_sample)).build(0)
     assert said in str(error.value)
     others = {"unreadable", "unsupervised", "too_long"} - {problem}
     with pytest.raises(DataError, match="source 'a', sample 3: "):
-        preparation(Records(at3=bad_sample), **dict.fromkeys(others, "skip")).step(0)
-    work = preparation(Records(at3=bad_sample), **{problem: "skip"}).step(0)
+        builder(Records(at3=bad_sample), **dict.fromkeys(others, "skip")).build(0)
+    work = builder(Records(at3=bad_sample), **{problem: "skip"}).build(0)
     assert work.samples == {"a": 10}
     assert {(f.source, f.index, f.action) for f in work.bad_samples} == {("a", 3, "skip")}
     assert said in work.bad_samples[0].reason
@@ -115,7 +115,7 @@ def test_every_fault_is_an_error_by_name_or_skipped_by_its_own_key(
 def test_threads_skip_the_same_samples() -> None:
     records = Records(at1=DataError("x"), at2=25, at7="silent")
     policy = {"unreadable": "skip", "too_long": "split", "unsupervised": "skip"}
-    alone, helped = (list(preparation(records, 7, **policy).steps(2, 9, workers=w)) for w in (0, 3))
+    alone, helped = (list(builder(records, 7, **policy).build_all(2, 9, workers=w)) for w in (0, 3))
     for a, b in zip(alone, helped, strict=True):
         assert a.bad_samples == b.bad_samples
         assert a.batches[0].tokens.tolist() == b.batches[0].tokens.tolist()
@@ -125,17 +125,17 @@ def test_threads_skip_the_same_samples() -> None:
 def test_a_source_without_a_usable_sample_ends_the_run() -> None:
     records = Records(**{f"at{i}": DataError(f"bad {i}") for i in range(10)})
     with pytest.raises(
-        DataError, match=rf"source 'a': {ATTEMPTS} samples in a row cannot be used, .*: bad \d"
+        DataError, match=rf"source 'a': {MAX_ATTEMPTS} samples in a row cannot be used, .*: bad \d"
     ):
-        preparation(records, unreadable="skip").step(0)
+        builder(records, unreadable="skip").build(0)
 
 
 def test_long_texts_are_cut_or_go_on_in_further_rows() -> None:
-    shortened = preparation(Records(at3=25), too_long="cut").step(0)
+    shortened = builder(Records(at3=25), too_long="cut").build(0)
     assert shortened.tokens == {"a": 9 * 4 + 10}
     assert shortened.supervised == 9 * 3 + 9
     assert shortened.bad_sample_counts() == {"cut/a": 1}
-    whole = preparation(Records(at3=25), too_long="split").step(0)
+    whole = builder(Records(at3=25), too_long="split").build(0)
     assert whole.tokens == {"a": 9 * 4 + 25}
     assert whole.supervised == 9 * 3 + 24
     assert whole.samples == {"a": 10}
@@ -144,7 +144,7 @@ def test_long_texts_are_cut_or_go_on_in_further_rows() -> None:
 
 def test_conversations_are_not_split() -> None:
     with pytest.raises(DataError, match=r"sample 3: .*only plain text can be split: raise length, shorten"):
-        preparation(Records(at3="chat"), too_long="split").step(0)
+        builder(Records(at3="chat"), too_long="split").build(0)
 
 
 @given(length=st.integers(1, 50), room=st.integers(2, 20))
@@ -182,7 +182,7 @@ def test_a_cut_keeps_whole_images(length: int, kept: int, images: int) -> None:
 
 
 def test_what_is_cut_may_leave_nothing_to_learn() -> None:
-    made = preparation(Records(), too_long="cut")
+    made = builder(Records(), too_long="cut")
 
     def late(sample: Sample, drop: bool) -> Sequence:
         sequence = text(20)
@@ -198,33 +198,33 @@ def bad_sample(index: int, action: str = "skip") -> BadSample:
 
 
 def test_the_limit_stops_a_run_and_names_samples() -> None:
-    ledger = BadSampleCounter(BadSamplesConfig(limit=0.1))
-    ledger.add({"a": 100, "b": 100}, [bad_sample(i) for i in range(TOLERATED + 10)])
+    counter = BadSampleCounter(BadSamplesConfig(limit=0.1))
+    counter.add({"a": 100, "b": 100}, [bad_sample(i) for i in range(MIN_TOLERATED + 10)])
     with pytest.raises(DataError, match="source 'a': 21 samples were skipped or cut where 100") as error:
-        ledger.add({}, [bad_sample(77, "cut")])
+        counter.add({}, [bad_sample(77, "cut")])
     assert "  sample 0: reason 0\n" in str(error.value)
     assert "bad_samples.limit, 0.1" in str(error.value)
 
 
 def test_split_texts_lose_nothing_and_do_not_count_against_the_limit() -> None:
-    ledger = BadSampleCounter(BadSamplesConfig(limit=0))
-    ledger.add({"a": 100}, [bad_sample(i, "split") for i in range(50)])
-    assert ledger.bad == {}
+    counter = BadSampleCounter(BadSamplesConfig(limit=0))
+    counter.add({"a": 100}, [bad_sample(i, "split") for i in range(50)])
+    assert counter.bad == {}
 
 
 def test_counts_go_on_in_a_resumed_run() -> None:
     first, second = (BadSampleCounter(BadSamplesConfig(limit=0)) for _ in range(2))
-    first.add({"a": 5}, [bad_sample(i) for i in range(TOLERATED)])
+    first.add({"a": 5}, [bad_sample(i) for i in range(MIN_TOLERATED)])
     second.load_state(first.state())
     with pytest.raises(DataError, match="11 samples were skipped or cut where 6"):
         second.add({"a": 1}, [bad_sample(0)])
 
 
 def test_each_bad_sample_is_logged_once_and_no_flood(caplog: pytest.LogCaptureFixture) -> None:
-    ledger = BadSampleCounter(BadSamplesConfig(limit=1))
+    counter = BadSampleCounter(BadSamplesConfig(limit=1))
     with caplog.at_level(logging.WARNING):
         for index in (1, 1, 2, *range(100)):
-            ledger.add({"a": 1}, [bad_sample(index)])
+            counter.add({"a": 1}, [bad_sample(index)])
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         f"skipped source 'a', sample {i}" for i in (1, 2, 0, 3, 4, 5, 6, 7, 8, 9)
     ]
@@ -241,14 +241,14 @@ def test_what_a_sample_holds_cannot_write_to_the_terminal(
 ) -> None:
     """Names in data may hold escape sequences, NUL, or thousands of letters."""
     records = Records(at3=ImageError("\x1b[2J\0" + "a" * 5000))
-    made = preparation(records, unreadable=policy)
+    made = builder(records, unreadable=policy)
     with caplog.at_level(logging.WARNING):
         if policy == "error":
             with pytest.raises(DataError) as error:
-                made.step(0)
+                made.build(0)
             text_shown = str(error.value)
         else:
-            BadSampleCounter(BadSamplesConfig(unreadable="skip")).add({"s": 10}, made.step(0).bad_samples)
+            BadSampleCounter(BadSamplesConfig(unreadable="skip")).add({"s": 10}, made.build(0).bad_samples)
             text_shown = caplog.text
     assert r"\x1b[2J\x00aaa" in text_shown
     assert "\x1b" not in text_shown

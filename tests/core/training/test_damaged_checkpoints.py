@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from janus_modular import CheckpointError, TrainingError
 from janus_modular.checkpoints import ModelAssembly, save
 from janus_modular.cli.app import app
-from janus_modular.training.run_checkpoints import STATE, check_checkpoint
+from janus_modular.training.resume import check_checkpoint
+from janus_modular.training.run_checkpoints import STATE
 from janus_modular.training.train import train
 from janus_modular.weights.checksums import FILE, verify_checksums, write_checksums
 from janus_modular.weights.writing import is_checkpoint_file
@@ -62,7 +63,7 @@ def test_no_flipped_bit_goes_on_to_another_result(make: Make, run_of_two: Any, c
         if path.name == "README.md":
             check_checkpoint(checkpoint, config)
         else:
-            with pytest.raises(TrainingError, match="--resume goes on from step-0000001"):
+            with pytest.raises(TrainingError, match="--resume continues from step-0000001"):
                 check_checkpoint(checkpoint, config)
         path.write_bytes(content)
     check_checkpoint(checkpoint, config)
@@ -174,12 +175,18 @@ def changed_record(*keys: str, value: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (changed_moments(lambda moments: moments["exp_avg"].fill_(float("nan"))), "not finite, in optimizer"),
+        (
+            changed_moments(lambda moments: moments["exp_avg"].fill_(float("nan"))),
+            "not finite, first in optimizer",
+        ),
         (changed_moments(lambda moments: moments["exp_avg_sq"].sub_(1)), "exp_avg_sq 0 .* below 0"),
-        (cast_moments(torch.int64), "exp_avg 0 of its optimizer is torch.int64, .* expected torch.float32"),
-        (cast_moments(torch.complex64), "exp_avg 0 of its optimizer is torch.complex64"),
-        (cast_moments(torch.float16), "exp_avg 0 of its optimizer is torch.float16"),
-        (repeated_parameters, r"its optimizer is of \d+ parameters, expected"),
+        (
+            cast_moments(torch.int64),
+            "exp_avg 0 of the optimizer state is torch.int64, .* expected torch.float32",
+        ),
+        (cast_moments(torch.complex64), "exp_avg 0 of the optimizer state is torch.complex64"),
+        (cast_moments(torch.float16), "exp_avg 0 of the optimizer state is torch.float16"),
+        (repeated_parameters, r"the optimizer state has \d+ parameters, expected"),
         (weights_not_finite, "the weights hold numbers that are not finite"),
         (cut_short, "damaged"),
         (a_pickle_that_runs, "holds more than tensors and plain containers"),
@@ -192,9 +199,9 @@ def changed_record(*keys: str, value: Any) -> Callable[[Path], None]:
         (changed_state(next_step="2"), "of step"),
         (changed_state(rng=torch.zeros(3)), "damaged"),
         (changed_state(optimizer=None), "damaged"),
-        (without_moments, "its optimizer is empty, expected that of 2 steps"),
-        (moments_of_later, "its optimizer is at step 9, expected 2 at most"),
-        (moments_of_others, r"exp_avg \d+ of its optimizer is \(.*\), expected \("),
+        (without_moments, "the optimizer state is empty, expected that of step 2"),
+        (moments_of_later, "the optimizer state is at step 9, expected 2 at most"),
+        (moments_of_others, r"exp_avg \d+ of the optimizer state is \(.*\), expected \("),
         (another_step_in_the_record, "config.json is of step 1, expected that of step-0000002"),
     ],
 )
@@ -207,7 +214,7 @@ def test_state_and_weights_are_held_together_where_the_hashes_were_made_anew(
     with pytest.raises(TrainingError, match=words) as error:
         train(config, quiet=True, resume=True)
     assert "step-0000002" in str(error.value)
-    assert "--resume goes on from step-0000001" in str(error.value)
+    assert "--resume continues from step-0000001" in str(error.value)
 
 
 @pytest.mark.parametrize("count", ["2", 1.5, float("nan"), -1, True])
@@ -230,9 +237,7 @@ def test_without_a_checkpoint_before_it_the_way_out_is_a_new_run(make: Make, run
     checkpoint, config = run_of_two(make)
     shutil.rmtree(checkpoint.with_name("step-0000001"))
     (checkpoint / FILE).unlink()
-    with pytest.raises(
-        TrainingError, match=rf"no {FILE}.*\nThere is no checkpoint before it.*init="
-    ) as error:
+    with pytest.raises(TrainingError, match=rf"no {FILE}.*\nThere is no earlier checkpoint.*init=") as error:
         train(config, quiet=True, resume=True)
     words = str(error.value).rpartition("from them: ")[2].split()
     changes = dict(word.split("=") for word in words) | {"output": str(checkpoint.parents[2] / "anew")}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from janus_modular import TrainingError
-from janus_modular.training.engine import Engine, Loss, build_optimizer, rate, scalar_objective
+from janus_modular.training.engine import Engine, Loss, build_optimizer, lr_factor, scalar_objective
 from janus_modular.training.loop import fit, run
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 
@@ -116,7 +116,7 @@ def test_pieces_add_up_to_the_whole() -> None:
     ],
 )
 def test_the_rate_follows_its_schedule(schedule: ScheduleConfig, shares: list[float]) -> None:
-    assert [rate(schedule, step) for step in range(schedule.steps)] == pytest.approx(shares)
+    assert [lr_factor(schedule, step) for step in range(schedule.steps)] == pytest.approx(shares)
 
 
 def test_embeddings_norms_and_biases_do_not_decay() -> None:

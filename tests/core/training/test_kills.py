@@ -14,7 +14,7 @@ import torch
 from janus_modular.checkpoints import ModelAssembly
 from janus_modular.checkpoints.native import read_record
 from janus_modular.training.engine import Engine
-from janus_modular.training.run_checkpoints import finish, newest_checkpoint, save
+from janus_modular.training.run_checkpoints import link_final_model, newest_checkpoint, save
 from janus_modular.training.run_folder import run_folder
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 from janus_modular.training.train import train
@@ -49,7 +49,7 @@ def test_saving_and_finishing_survive_a_kill_at_each_file_operation(
     def write(step: int) -> None:
         engine.next_step = step
         with run_folder(output):
-            finish(output, save(output, ModelAssembly(model, processor), engine, config, {}))
+            link_final_model(output, save(output, ModelAssembly(model, processor), engine, config, {}))
 
     write(1)
     shutil.copytree(output, kept)

@@ -55,11 +55,15 @@ def test_what_a_step_rounds_a_later_step_makes_up_for() -> None:
     mixed = mixture()
     exact = {"pairs": 102.4, "text": 153.6, "draw": 256}
     for step in range(5):
-        counts = Counter(draw.source for draw in mixed.plan(step))
+        counts = Counter(draw.source for draw in mixed.sample_refs(step))
         assert counts == mixed.counts(step)
         assert all(abs(counts[name] - value) < 1 for name, value in exact.items())
-    assert mixed.taken(5) == {"pairs": 512, "text": 768, "draw": 1280}
-    assert mixed.taken(5_000_000) == {"pairs": 512_000_000, "text": 768_000_000, "draw": 1_280_000_000}
+    assert mixed.samples_before(5) == {"pairs": 512, "text": 768, "draw": 1280}
+    assert mixed.samples_before(5_000_000) == {
+        "pairs": 512_000_000,
+        "text": 768_000_000,
+        "draw": 1_280_000_000,
+    }
 
 
 @pytest.mark.parametrize(
@@ -73,12 +77,12 @@ def test_what_a_step_rounds_a_later_step_makes_up_for() -> None:
 )
 def test_small_shares_have_their_turn(shares: dict[str, float], batch: int, steps: int) -> None:
     mixed = Mixture({name: Numbers(5) for name in shares}, [MixturePhase(shares)], batch, 0)
-    drawn = Counter(draw for step in range(steps) for draw in mixed.plan(step))
+    drawn = Counter(draw for step in range(steps) for draw in mixed.sample_refs(step))
     assert set(drawn.values()) == {1}  # no number twice
     totals = Counter(draw.source for draw in drawn)
     unit = batch * steps / sum(shares.values())
     assert totals == {name: pytest.approx(share * unit) for name, share in shares.items()}
-    assert mixed.taken(steps) == totals
+    assert mixed.samples_before(steps) == totals
 
 
 SHARES = st.lists(st.integers(0, 1000) | st.floats(0.001, 1000), min_size=1, max_size=6).filter(any)
@@ -100,7 +104,9 @@ def test_apportioning_is_monotone_whole_and_near(shares: list[float], total: int
 
 def test_an_epoch_takes_every_sample_once_and_the_next_has_another_order() -> None:
     mixed = mixture(text=384)
-    taken = [mixed.index(draw) for step in range(5) for draw in mixed.plan(step) if draw.source == "text"]
+    taken = [
+        mixed.index(draw) for step in range(5) for draw in mixed.sample_refs(step) if draw.source == "text"
+    ]
     first, second = taken[:384], taken[384:]
     assert sorted(first) == sorted(second) == list(range(384))
     assert first != second
@@ -119,7 +125,7 @@ def test_what_replaces_a_sample_is_any_of_its_source_and_always_the_same() -> No
 
 def test_a_sample_is_a_function_of_the_seed() -> None:
     one, same, other = mixture(3), mixture(3), mixture(4)
-    plan = one.plan(9)[::37]
+    plan = one.sample_refs(9)[::37]
     assert [one.sample(draw) for draw in plan] == [same.sample(draw) for draw in reversed(plan)][::-1]
     assert [one.sample(draw) for draw in plan] != [other.sample(draw) for draw in plan]
     assert one.sample(plan[0]).source == plan[0].source
@@ -134,14 +140,14 @@ def test_phases_follow_each_other_and_count_on() -> None:
         0,
     )
     assert [mixed.counts(step).get("pairs", 0) for step in range(4)] == [0, 0, 3, 3]
-    assert mixed.taken(5) == {"classes": 4 + 4 + 3, "pairs": 9}
-    assert [draw.number for draw in mixed.plan(4)] == [10, 6, 7, 8]
+    assert mixed.samples_before(5) == {"classes": 4 + 4 + 3, "pairs": 9}
+    assert [draw.number for draw in mixed.sample_refs(4)] == [10, 6, 7, 8]
 
 
 def test_ranks_share_a_step() -> None:
     mixed = mixture()
-    shares = [mixed.plan(2, rank=rank, world=3) for rank in range(3)]
-    assert Counter(draw for share in shares for draw in share) == Counter(mixed.plan(2))
+    shares = [mixed.sample_refs(2, rank=rank, world=3) for rank in range(3)]
+    assert Counter(draw for share in shares for draw in share) == Counter(mixed.sample_refs(2))
 
 
 def test_an_empty_source_is_named() -> None:

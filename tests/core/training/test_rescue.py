@@ -19,7 +19,7 @@ from janus_modular.cli.app import app
 from janus_modular.locking import locked
 from janus_modular.model.model import JanusModel
 from janus_modular.training.engine import Engine, scalar_objective
-from janus_modular.training.run_checkpoints import changes, may_change_on_resume
+from janus_modular.training.resume import changed_settings
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 from janus_modular.training.train import train
 
@@ -126,7 +126,7 @@ def test_a_sample_that_is_too_long_is_cured_as_its_error_says(make: Make, data: 
 def test_a_tracker_that_fails_costs_no_step(make: Make, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("janus_plugins.trackers.jsonl.JsonlTracker.log", lambda *_: {}["licence"])
-        with pytest.raises(TrainingError, match=r"JsonlTracker: the figures of step 2 .*licence") as error:
+        with pytest.raises(TrainingError, match=r"JsonlTracker: the metrics of step 2 .*licence") as error:
             train(make(log_every=2), quiet=True)
     assert "The 2 steps before it are saved" in error.value.__notes__[0]
     train(make(trackers=[]), quiet=True, resume=True)
@@ -182,7 +182,7 @@ def test_weights_that_an_update_was_changing_are_not_saved(
     config = make(checkpoint_every=2)
     with pytest.raises(TrainingError, match="out of memory") as error:
         train(config, quiet=True)
-    assert "being changed" in error.value.__notes__[0]
+    assert "during an update" in error.value.__notes__[0]
     assert "step-0000002 with --resume" in error.value.__notes__[0]
     assert checkpoints(config) == ["step-0000002"]
 
@@ -247,7 +247,7 @@ def test_a_failed_step_leaves_no_trace(spoil: Any, words: str) -> None:
         engine.step(batch)
     after = {**module.state_dict(), "random": torch.get_rng_state()}
     torch.testing.assert_close(after, before, **BITWISE)
-    assert (engine.next_step, engine.sound) == (1, True)
+    assert (engine.next_step, engine.consistent) == (1, True)
 
 
 # What may differ when a run goes on, and what may not.
@@ -335,7 +335,7 @@ def test_options_of_a_source_may_change_and_its_name_may_not() -> None:
 
     def accepted(**now: Any) -> list[bool]:
         return [
-            may_change_on_resume(change) for change in changes({"sources": {"a": source}}, {"sources": now})
+            change.is_allowed for change in changed_settings({"sources": {"a": source}}, {"sources": now})
         ]
 
     assert accepted(a={**source, "path": "y"}) == [True]

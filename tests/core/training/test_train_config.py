@@ -7,7 +7,7 @@ import pytest
 
 from janus_modular import ConfigError
 from janus_modular.config import load, resolve, shipped
-from janus_modular.training.mixture import apportion, taken
+from janus_modular.training.mixture import apportion, samples_before
 from janus_modular.training.schema import TrainConfig
 
 # Janus, table 1; Janus-Pro, table 2: lr, schedule, weight decay, warm-up, steps, stopped at, batch, mixture.
@@ -40,7 +40,7 @@ def test_shipped_stages_are_the_papers(name: str) -> None:
     )
     assert (config.batch, config.length, config.condition_dropout) == (batch, 4096, 0.1)
     assert config.supervise == ("answers" if name.endswith("3") else "all")
-    for phase in config.phases():
+    for phase in config.mixture_phases():
         drawn = sum(
             share for source, share in phase.shares.items() if source not in ("understanding", "text")
         )
@@ -49,7 +49,7 @@ def test_shipped_stages_are_the_papers(name: str) -> None:
 
 
 def test_janus_draws_classes_first() -> None:
-    first, second = resolve(load("train/janus/stage2"), TrainConfig).phases()
+    first, second = resolve(load("train/janus/stage2"), TrainConfig).mixture_phases()
     assert (first.until, second.until) == (120_000, None)
     assert (first.shares["classes"], first.shares["pairs"]) == (5, 0)
     assert (second.shares["classes"], second.shares["pairs"]) == (0, 5)
@@ -170,8 +170,11 @@ def test_mixtures_that_cannot_be(mixture: Any, fault: str) -> None:
 
 
 def test_sources_without_a_share_are_not_used() -> None:
-    assert resolve(load(raw(mixture={"text": 1, "draw": 0})), TrainConfig).used() == ["text"]
-    assert resolve(load("train/janus_pro/stage1"), TrainConfig).used() == ["understanding", "generation"]
+    assert resolve(load(raw(mixture={"text": 1, "draw": 0})), TrainConfig).used_sources() == ["text"]
+    assert resolve(load("train/janus_pro/stage1"), TrainConfig).used_sources() == [
+        "understanding",
+        "generation",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -190,5 +193,5 @@ def test_a_limit_is_a_share(limit: Any) -> None:
 
 def test_a_shares_first_sample_may_come_late() -> None:
     config = resolve(load(raw(mixture={"text": 99, "draw": 1}, batch=10)), TrainConfig)
-    [phase] = config.phases()
-    assert [taken([phase], 10, step)["draw"] for step in (4, 5, 6, 15, 1000)] == [0, 0, 1, 1, 100]
+    [phase] = config.mixture_phases()
+    assert [samples_before([phase], 10, step)["draw"] for step in (4, 5, 6, 15, 1000)] == [0, 0, 1, 1, 100]

@@ -64,8 +64,8 @@ def test_a_run_goes_on_with_what_it_wrapped(second, tmp_path: Path) -> None:
     ("wrap", "said"),
     [
         ("lora", "found 'lora'; expected a backbone with options"),
-        ({"name": "hf"}, "'hf' holds no other backbone; expected one that holds another"),
-        ({"name": "lora", "backbone": {"name": "hf"}}, "'lora' gives 'backbone' itself"),
+        ({"name": "hf"}, "'hf' holds no other backbone; expected a backbone that holds another"),
+        ({"name": "lora", "backbone": {"name": "hf"}}, "'lora' sets 'backbone' itself"),
         ({"name": "lora", "rnk": 2}, r"wrap\.rnk: unknown key"),
         ({"name": "lora", "rank": 0}, "wrap.*rank: 0; expected at least 1"),
         ({"name": "lroa"}, "no backbone is called 'lroa'"),

@@ -27,7 +27,7 @@ from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.build import ModelBuilder
-from janus_modular.training.trainable import choose, learning
+from janus_modular.training.trainable import parameter_counts, set_trainable
 from janus_plugins.backbones.lora import LoraBackbone, LoraConfig
 
 LLAMA: dict[str, Any] = {
@@ -151,7 +151,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def test_a_stage_that_names_the_backbone_trains_the_adapters() -> None:
     model = ModelAssembly.from_config(model_config(dropout=0.1)).model
-    choose(model, ["backbone", "generation.head"])
+    set_trainable(model, ["backbone", "generation.head"])
     learn = {name for name, weight in model.backbone.named_parameters() if weight.requires_grad}
     assert learn
     assert all(".lora_" in name for name in learn)
@@ -160,7 +160,7 @@ def test_a_stage_that_names_the_backbone_trains_the_adapters() -> None:
     assert in_training
     assert all(".lora_" in name for name in in_training)
     assert "backbone.model.model.layers.0.mlp.up_proj.lora_dropout.default" in in_training
-    counts = {one.path: (one.learns, one.frozen) for one in learning(model)}
+    counts = {one.path: (one.trainable, one.frozen) for one in parameter_counts(model)}
     assert counts["backbone"][0] == sum(
         weight.numel() for weight in model.backbone.parameters() if weight.requires_grad
     )
@@ -169,16 +169,16 @@ def test_a_stage_that_names_the_backbone_trains_the_adapters() -> None:
 
 def test_a_stage_may_name_what_is_below() -> None:
     model = ModelAssembly.from_config(model_config()).model
-    choose(model, ["backbone", "backbone.backbone.model.model.embed_tokens"])
+    set_trainable(model, ["backbone", "backbone.backbone.model.model.embed_tokens"])
     learn = {name for name, weight in model.backbone.named_parameters() if weight.requires_grad}
     assert {name for name in learn if ".lora_" not in name} == {"backbone.model.model.embed_tokens.weight"}
-    choose(model, ["backbone.backbone"])  # all that is inside, by name
+    set_trainable(model, ["backbone.backbone"])  # all that is inside, by name
     assert all(weight.requires_grad for weight in model.backbone.parameters())
 
 
 def test_a_step_changes_the_adapters_alone() -> None:
     model = ModelAssembly.from_config(model_config()).model
-    choose(model, ["backbone"])
+    set_trainable(model, ["backbone"])
     before = {name: weight.clone() for name, weight in model.backbone.named_parameters()}
     learned = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=0.1)

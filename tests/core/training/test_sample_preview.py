@@ -1,4 +1,4 @@
-"""The dry run and the sheet of samples: what is said before anything is trained."""
+"""The dry run and the preview of samples: what is printed before anything is trained."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from janus_modular.model.batch import collate
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import default_plugins
 from janus_modular.processing.processor import Processor
-from janus_modular.training.dry_run import estimate
-from janus_modular.training.sample_preview import as_html, as_text, look, spans
-from janus_modular.training.train import open_sources, prepare, train
-from janus_modular.training.trainable import choose
+from janus_modular.training.dry_run import estimate_memory
+from janus_modular.training.sample_preview import as_html, as_text, preview_step, spans
+from janus_modular.training.train import batch_builder, open_sources, train
+from janus_modular.training.trainable import set_trainable
 
 
 def test_memory_counts_parameters_and_is_near_for_activations(
@@ -31,14 +31,14 @@ def test_memory_counts_parameters_and_is_near_for_activations(
     """Against what autograd really saves. Within a factor of 2: norms, attention and losses are guessed."""
     model, processor = built
     config = make()
-    choose(model, config.learn)
-    preparation = prepare(config, open_sources(config, default_plugins()), model, processor)
-    work = preparation.step(0)
+    set_trainable(model, config.learn)
+    builder = batch_builder(config, open_sources(config, default_plugins()), model, processor)
+    step_batch = builder.build(0)
     parameters = {id(p): p.numel() for p in model.parameters()}
-    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    memory = estimate(model, work)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    memory = estimate_memory(model, step_batch)
     assert memory.parameters == 4 * sum(parameters.values())
-    assert (memory.gradients, memory.optimizer) == (4 * learned, 8 * learned)
+    assert (memory.gradients, memory.optimizer) == (4 * trainable, 8 * trainable)
     kept: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
@@ -49,39 +49,39 @@ def test_memory_counts_parameters_and_is_near_for_activations(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model(work.batches[0])
+        output = model(step_batch.batches[0])
         assert output.losses
     assert 0.5 < memory.activations / sum(kept.values()) < 2
-    assert estimate(model, work, half=True).activations < memory.activations
+    assert estimate_memory(model, step_batch, half=True).activations < memory.activations
 
 
-def test_the_sheet_says_what_is_learned(make, built: tuple[JanusModel, Processor]) -> None:
-    samples = look(make(), default_plugins(), n=3).samples
+def test_previews_show_what_is_supervised(make, built: tuple[JanusModel, Processor]) -> None:
+    samples = preview_step(make(), default_plugins(), n=3).samples
     assert [sample.source for sample in samples] == ["read", "draw", "text"]
-    read, draw, text = ([(s.kind, s.learned) for s in sample.spans] for sample in samples)
-    assert read == [("text", False), ("read", False), ("text", False), ("text", True)]
-    assert draw == [("text", False), ("draw", True), ("text", False)]
+    read, draw, text = ([(span.modality, span.supervised) for span in sample.spans] for sample in samples)
+    assert read == [("text", False), ("image_input", False), ("text", False), ("text", True)]
+    assert draw == [("text", False), ("image_target", True), ("text", False)]
     assert text == [("text", False), ("text", True)]
     assert re.fullmatch(r"\s?(red|green|blue|white)<｜end▁of▁sentence｜>", samples[0].spans[-1].text)
-    assert re.fullmatch(r"draw, sample \d: \d+ positions, 16 learned", samples[1].heading)
+    assert re.fullmatch(r"draw, sample \d: \d+ positions, 16 supervised", samples[1].heading)
 
 
-def test_stretches_cover_every_position(make, built: tuple[JanusModel, Processor]) -> None:
+def test_spans_cover_every_position(make, built: tuple[JanusModel, Processor]) -> None:
     config, (model, processor) = make(), built
-    preparation = prepare(config, open_sources(config, default_plugins()), model, processor)
-    for draw in preparation.mixture.plan(0):
-        prepared = preparation.prepare(draw)
+    builder = batch_builder(config, open_sources(config, default_plugins()), model, processor)
+    for ref in builder.mixture.sample_refs(0):
+        prepared = builder.prepare(ref)
         [sequence] = prepared.sequences
-        cut = list(spans(sequence, processor))
-        assert sum(one.positions for one in cut) == len(sequence)
-        learned = sum(one.positions for one in cut if one.learned)
-        assert learned == preparation.work([prepared]).supervised
+        divided = list(spans(sequence, processor))
+        assert sum(span.positions for span in divided) == len(sequence)
+        supervised = sum(span.positions for span in divided if span.supervised)
+        assert supervised == builder.collate([prepared]).supervised
         collate([sequence])
 
 
 def test_the_page_needs_no_other_file_and_escapes_words(make, data: Path) -> None:
     (data / "text.jsonl").write_text(json.dumps({"text": "<script>alert([red]);[/]\\</script>"}))
-    preview = look(make(), default_plugins(), n=5)
+    preview = preview_step(make(), default_plugins(), n=5)
     page = as_html(preview, title="a & b")
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
@@ -120,12 +120,12 @@ def file(make, data: Path, tmp_path: Path) -> Path:
 def test_a_dry_run_says_it_all_and_trains_nothing(file: Path) -> None:
     result = CliRunner().invoke(app, ["train", str(file), "--dry-run"])
     assert result.exit_code == 0, result.output
-    said = " ".join(result.output.split())
+    output = " ".join(result.output.split())
     for part in ("understanding.encoder", "AdamW", "activations about", "2 steps"):
-        assert part in said
-    assert "1 pieces" not in said
-    assert re.search(r"draw │\s+3 │", said)
-    assert re.search(r"read │\s+1 │", said)
+        assert part in output
+    assert "1 micro-batches" not in output
+    assert re.search(r"draw │\s+3 │", output)
+    assert re.search(r"read │\s+1 │", output)
     assert not (file.parent / "out").exists()
 
 
@@ -161,7 +161,7 @@ def test_samples_and_epochs_of_each_source_are_shown(file: Path, data: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("words", "fault"),
+    ("words", "bad_sample"),
     [
         (["data", "inspect", "FILE", "--out", "/dev/null/sheet.html"], "cannot be written: "),
         (["data", "inspect", "FILE", "--out", "nowhere/sheet.html"], "there is no folder 'nowhere'"),
@@ -174,7 +174,7 @@ def test_samples_and_epochs_of_each_source_are_shown(file: Path, data: Path) -> 
             ["train", "train/janus_pro/stage1", "--dry-run", "model.processor.tokenizer=bytes"],
             "YOUR/understanding.jsonl",
         ),
-        (["train", "train/janus_pro/stage2", "--dry-run"], "Train the stage before this one first"),
+        (["train", "train/janus_pro/stage2", "--dry-run"], "Train the previous stage first"),
         (["data", "inspect", "FILE", "--out", "sheet.pdf"], "name of an .html file"),
     ],
 )
@@ -213,9 +213,9 @@ def test_a_dry_run_refuses_several_processes(file: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(("schedule", "last"), [({"steps": 4}, 3), ({"steps": 9, "stop": 2}, 1)])
 def test_a_step_beyond_the_run_is_refused(make, schedule: dict[str, int], last: int) -> None:
     config = make(schedule=schedule)
-    assert look(config, default_plugins(), n=1, step=last).samples
+    assert preview_step(config, default_plugins(), n=1, step=last).samples
     for step in (last + 1, 10**6):
         with pytest.raises(
             ConfigError, match=f"step {step:,}: the run's last step is {last}, counted from 0"
         ):
-            look(config, default_plugins(), n=1, step=step)
+            preview_step(config, default_plugins(), n=1, step=step)

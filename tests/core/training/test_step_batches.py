@@ -28,14 +28,14 @@ def sequence(sample: Sample, drop: bool) -> Sequence:
     )
 
 
-def preparation(**changes: object) -> BatchBuilder:
+def builder(**changes: object) -> BatchBuilder:
     mixed = Mixture({"a": Numbered(), "b": Numbered()}, [MixturePhase({"a": 3.0, "b": 1.0})], 400, 0)
     settings = {"image_tokens": 16, "pad": 0, "length": 10, "condition_dropout": 0.1} | changes
     return BatchBuilder(mixed, sequence, **settings)  # type: ignore[arg-type]
 
 
 def test_threads_change_nothing() -> None:
-    alone, helped = (list(preparation().steps(3, 8, workers=workers)) for workers in (0, 3))
+    alone, helped = (list(builder().build_all(3, 8, workers=workers)) for workers in (0, 3))
     assert len(alone) == len(helped) == 5
     for a, b in zip(alone, helped, strict=True):
         assert a.samples == b.samples == {"a": 300, "b": 100}
@@ -43,22 +43,22 @@ def test_threads_change_nothing() -> None:
 
 
 def test_steps_are_prepared_ahead_and_no_further_than_asked() -> None:
-    work = preparation().steps(0, 10**9, workers=2)
+    work = builder().build_all(0, 10**9, workers=2)
     assert len(list(itertools.islice(work, 2))) == 2
     work.close()
 
 
 def test_a_tenth_of_the_conditions_is_dropped() -> None:
     dropped = [
-        preparation().prepare(draw).sequences[0].tokens[0]
+        builder().prepare(draw).sequences[0].tokens[0]
         for step in range(5)
-        for draw in preparation().mixture.plan(step)
+        for draw in builder().mixture.sample_refs(step)
     ]
     assert np.mean(dropped) == pytest.approx(0.1, abs=0.03)  # 2000 draws: five standard deviations
 
 
 def test_accumulation_cuts_rows_not_counts() -> None:
-    whole, cut = preparation().step(0), preparation(accumulate=7).step(0)
+    whole, cut = builder().build(0), builder(accumulate=7).build(0)
     assert len(cut.batches) == 7
     assert (
         sum(len(batch.tokens) for batch in cut.batches) == len(whole.batches[0].tokens) == 200
@@ -72,12 +72,12 @@ def test_nothing_supervised_is_named() -> None:
         made.labels[:] = IGNORE_INDEX
         return made
 
-    one = preparation()
+    one = builder()
     bad = BatchBuilder(one.mixture, unsupervised, image_tokens=16, pad=0)
     with pytest.raises(DataError, match=r"source 'a', sample \d: nothing in it is supervised"):
-        bad.step(0)
+        bad.build(0)
 
 
 def test_errors_in_threads_arrive_as_they_are() -> None:
     with pytest.raises(DataError, match=r"4 positions.*rows of 3: raise length"):
-        next(preparation(length=3).steps(0, 5, workers=2))
+        next(builder(length=3).build_all(0, 5, workers=2))

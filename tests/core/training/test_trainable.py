@@ -11,7 +11,7 @@ from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.model.build import build_model
 from janus_modular.model.model import JanusModel
-from janus_modular.training.trainable import choose, learning, table
+from janus_modular.training.trainable import parameter_counts, set_trainable, trainable_table
 
 STAGE_1 = ["understanding.adaptor", "generation.embedding", "generation.adaptor", "generation.head"]
 STAGES = {1: STAGE_1, 2: [*STAGE_1, "backbone"], 3: ["understanding", *STAGE_1[1:], "backbone"]}
@@ -22,8 +22,8 @@ def linear(*widths: int) -> int:
     return sum(a * b + b for a, b in pairwise(widths))
 
 
-def learns(model: JanusModel) -> dict[str, int]:
-    return {one.path: one.learns for one in learning(model)}
+def trainable(model: JanusModel) -> dict[str, int]:
+    return {one.path: one.trainable for one in parameter_counts(model)}
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def model() -> JanusModel:
 )
 def test_stage_1_trains_what_the_papers_count(name: str, width: int, millions: float) -> None:
     model = build_model(resolve(load(name), ModelConfig), on_meta=True)
-    choose(model, STAGE_1)
-    counts = learns(model)
+    set_trainable(model, STAGE_1)
+    counts = trainable(model)
     assert counts["understanding.adaptor"] == linear(1024, width, width)
     assert counts["generation.adaptor"] == linear(8, width, width)
     assert counts["generation.head"] == linear(width, width, 16384)
@@ -49,26 +49,26 @@ def test_stage_1_trains_what_the_papers_count(name: str, width: int, millions: f
 
 def test_later_stages_add_the_language_model_and_the_encoder() -> None:
     model = build_model(resolve(load("janus_pro_1b"), ModelConfig), on_meta=True)
-    choose(model, STAGES[2])
-    counts = learns(model)
+    set_trainable(model, STAGES[2])
+    counts = trainable(model)
     assert counts["understanding.encoder"] == counts["generation.tokenizer"] == 0
     assert counts["backbone"] == pytest.approx(1652.656e6, abs=0.001e6)
-    choose(model, STAGES[3])
-    counts = learns(model)
+    set_trainable(model, STAGES[3])
+    counts = trainable(model)
     assert counts["understanding.encoder"] == pytest.approx(303.689e6, abs=0.001e6)
     assert counts["generation.tokenizer"] == 0
 
 
 def test_frozen_modules_are_in_eval_mode(model: JanusModel) -> None:
     model.train()
-    choose(model, ["generation.head", "backbone.model.model.layers.1"])
+    set_trainable(model, ["generation.head", "backbone.model.model.layers.1"])
     training = {name for name, module in model.named_modules() if module.training}
     assert training
     assert all(name.startswith(("generation.head", "backbone.model.model.layers.1")) for name in training)
 
 
 def test_a_star_stands_for_one_name(model: JanusModel) -> None:
-    choose(model, ["backbone.model.model.layers.*.mlp", "*.adaptor"])
+    set_trainable(model, ["backbone.model.model.layers.*.mlp", "*.adaptor"])
     learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     prefixes = {
         name.rpartition(".layers.")[0] if "adaptor" in name else name.rpartition(".mlp")[0]
@@ -79,20 +79,22 @@ def test_a_star_stands_for_one_name(model: JanusModel) -> None:
 
 
 def test_the_tokenizer_is_left_out_of_its_path(model: JanusModel) -> None:
-    choose(model, ["generation"])
+    set_trainable(model, ["generation"])
     assert not any(p.requires_grad for p in model.generation.tokenizer.parameters())
     assert not model.generation.tokenizer.training
     assert all(p.requires_grad for p in model.generation.head.parameters())
 
 
 def test_tied_weights_learn_together(model: JanusModel) -> None:
-    choose(model, ["backbone.model.lm_head"])
+    set_trainable(model, ["backbone.model.lm_head"])
     assert model.backbone.model.model.embed_tokens.weight.requires_grad
 
 
 def test_every_pattern_that_cannot_be_is_reported(model: JanusModel) -> None:
     with pytest.raises(ConfigError) as error:
-        choose(model, ["generation.adapter", "understanden", "backbone", "generation.tokenizer.encoder"])
+        set_trainable(
+            model, ["generation.adapter", "understanden", "backbone", "generation.tokenizer.encoder"]
+        )
     said = str(error.value)
     assert "'generation.adapter' matches nothing. generation holds:" in said
     assert "Did you mean 'adaptor'?" in said
@@ -101,9 +103,9 @@ def test_every_pattern_that_cannot_be_is_reported(model: JanusModel) -> None:
 
 
 def test_the_table_shows_both(model: JanusModel) -> None:
-    choose(model, STAGE_1)
+    set_trainable(model, STAGE_1)
     console = Console(width=80, file=StringIO())
-    console.print(table(model))
+    console.print(trainable_table(model))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert any("generation.tokenizer" in line and "│       - │" in line for line in lines)
     assert any("all" in line and "M" in line for line in lines)
@@ -116,7 +118,7 @@ def test_of_a_part_that_learns_in_part_the_rest_has_to_be_named(
     monkeypatch.setattr(type(model.backbone), "trainable_parameters", lambda self: own, raising=False)
 
     def learned(*patterns: str) -> set[str]:
-        choose(model, patterns)
+        set_trainable(model, patterns)
         return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     mlp = {f"backbone.{own[0]}.{one}_proj.weight" for one in ("gate", "up", "down")}

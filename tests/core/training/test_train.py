@@ -19,7 +19,7 @@ from janus_modular.model.model import JanusModel
 from janus_modular.plugins import default_plugins
 from janus_modular.training import run_checkpoints
 from janus_modular.training.initial_model import initial_model
-from janus_modular.training.train import janus_losses, open_sources, prepare, train
+from janus_modular.training.train import batch_builder, janus_losses, open_sources, train
 
 BITWISE = {"rtol": 0, "atol": 0}
 
@@ -115,8 +115,8 @@ def test_losses_by_source_add_up(make, metrics) -> None:
     plugins = default_plugins()
     assembly = ModelAssembly.from_checkpoint(Path(config.output) / "model")
     model, processor = assembly.model, assembly.processor
-    preparation = prepare(config, open_sources(config, plugins), model, processor)
-    work = preparation.step(3)
+    builder = batch_builder(config, open_sources(config, plugins), model, processor)
+    work = builder.build(3)
     losses = list(janus_losses(model, work, "cpu"))
     sums: dict[str, float] = {}
     over: dict[str, float] = {}
@@ -190,7 +190,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(make, monkeypatch: pytest.Monkey
         train(config, quiet=True)
     (note,) = error.value.__notes__
     assert "4 steps before it could not be saved" in note
-    assert "go on from" in note
+    assert "resume from" in note
     assert "step-0000002" in note
     assert [one.name for one in (Path(config.output) / "checkpoints").iterdir()] == ["step-0000002"]
     assert not (Path(config.output) / "model").exists()
@@ -215,7 +215,7 @@ def test_a_damaged_state_is_said_and_the_one_before_can_be_gone_on_from(make, da
         train(config, quiet=True, resume=True)
     (last / "training.pt").unlink()
     train(config, resume=True)
-    assert "step-0000002; step-0000004 cannot be gone on from: no training.pt" in capsys.readouterr().err
+    assert "step-0000002; step-0000004 cannot be resumed from: no training.pt" in capsys.readouterr().err
 
 
 def test_figures_that_cannot_be_written_end_a_run_in_a_sentence(
@@ -237,7 +237,7 @@ def test_figures_that_cannot_be_written_end_a_run_in_a_sentence(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("janus_plugins.trackers.jsonl.JsonlTracker.log", full)
-    with pytest.raises(TrainingError, match=r"figures of step 1 cannot be written: .*No space left"):
+    with pytest.raises(TrainingError, match=r"metrics of step 1 cannot be written: .*No space left"):
         train(make(), quiet=True)
 
 

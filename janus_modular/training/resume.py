@@ -1,0 +1,179 @@
+"""Resuming a run: checks of the checkpoint, settings that may change, and loading the training state."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from janus_modular.checkpoints.native import read_record
+from janus_modular.config import flatten, to_plain
+from janus_modular.errors import CheckpointError, TrainingError
+from janus_modular.training.engine import Engine
+from janus_modular.training.run_checkpoints import STATE, resumable_checkpoints, step_name
+from janus_modular.training.schema import TrainConfig
+from janus_modular.weights.checksums import FILE, verify_checksums
+from janus_modular.weights.writing import is_checkpoint_file
+
+IRRELEVANT = {
+    "changed_data",
+    "workers",
+    "device",
+    "checkpoint_every",
+    "keep",
+    "log_every",
+    "output",
+    "trackers",
+}
+"""Settings that no step depends on: they may change without a word."""
+
+CHANGEABLE = {
+    "bad_samples",
+    "optimizer",
+    "schedule",
+    "length",
+    "accumulate",
+    "supervise",
+    "condition_dropout",
+    "dtype",
+}
+"""Settings that steps depend on, and that may change so that a run can go on; so may options of sources."""
+
+FIXED = {
+    "init": "a run begins once",
+    "batch": "the order of samples follows from it; to need less memory, raise accumulate",
+    "mixture": "the order of samples follows from it",
+    "seed": "the order of samples follows from it",
+    "sources": "the order of samples follows from their names",
+    "learn": "the optimizer's state belongs to the trainable parameters",
+    "model": "the checkpoint holds the model",
+    "wrap": "the checkpoint holds the model",
+}
+"""Settings that may not change, with the reason."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting whose value differs from the value in a checkpoint."""
+
+    key: str
+    saved: Any
+    current: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.saved!r} then, {self.current!r} now"
+
+    @property
+    def is_allowed(self) -> bool:
+        """Return whether a run may be resumed with this change."""
+        section, *path = self.key.split(".")
+        is_source_option = section == "sources" and len(path) > 1 and path[1] != "name"
+        return section in CHANGEABLE or is_source_option
+
+
+def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[Change]:
+    """Return the differences between two plain configs, by dotted keys, without irrelevant settings."""
+    before, after = flatten(saved), flatten(current)
+    return [
+        Change(key, before.get(key), after.get(key))
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key) and key.partition(".")[0] not in IRRELEVANT
+    ]
+
+
+def check_checkpoint(checkpoint: Path, config: TrainConfig) -> None:
+    """Verify the files of a checkpoint before a run is resumed from it, and that all are of one step.
+
+    Raises:
+        TrainingError: names the file that was changed or does not fit, and how to continue without it.
+    """
+    try:
+        if STATE not in verify_checksums(checkpoint, own=is_checkpoint_file):
+            raise CheckpointError(f"{checkpoint / STATE} is not in {FILE}.")
+        training = read_record(checkpoint).get("training")
+        if not isinstance(training, dict) or not isinstance(training.get("config"), dict):
+            raise CheckpointError(f"{checkpoint / 'config.json'} has no record of a training.")
+        step = training.get("step")
+        if type(step) is not int or step_name(step) != checkpoint.name:
+            raise CheckpointError(
+                f"{checkpoint / 'config.json'} is of step {step!r}, expected that of {checkpoint.name}."
+            )
+    except (CheckpointError, OSError) as error:
+        raise TrainingError(f"{error}\n{_recovery_hint(checkpoint, config)}") from error
+
+
+def check_same_run(checkpoint: Path, config: TrainConfig) -> list[Change]:
+    """Return the settings that differ from those of a checkpoint, where a run may be resumed with them.
+
+    Raises:
+        TrainingError: a setting differs that may not change; names each, with both values. Or the run would
+            end before the checkpoint.
+    """
+    changes = changed_settings(read_record(checkpoint)["training"]["config"], to_plain(config))
+    if refused := [change for change in changes if not change.is_allowed]:
+        lines = []
+        for change in refused:
+            reason = FIXED.get(change.key.partition(".")[0])
+            lines.append(f"  {change} ({reason})" if reason else f"  {change}")
+        listed = "\n".join(lines)
+        raise TrainingError(
+            f"{checkpoint} was made with other settings:\n{listed}\n"
+            f"Restore them to resume, or start a new run from its weights: {_new_run(checkpoint, config)}"
+        )
+    if checkpoint.name > step_name(config.schedule.num_steps):
+        raise TrainingError(
+            f"{checkpoint} is beyond the last step, {config.schedule.num_steps:,}: raise schedule.steps or"
+            " schedule.stop to continue, or remove the later checkpoints."
+        )
+    return changes
+
+
+def load_state(checkpoint: Path, engine: Engine[Any], config: TrainConfig) -> None:
+    """Restore the state that ``checkpoint`` holds in ``engine``.
+
+    Raises:
+        TrainingError: the state is damaged, of another run, or of another step than the weights.
+    """
+    path = checkpoint / STATE
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if step_name(state["next_step"]) != checkpoint.name:
+            raise ValueError(f"it is of step {state['next_step']}, expected that of {checkpoint.name}")
+        engine.load_state_dict(state)
+    except pickle.UnpicklingError as error:  # torch's own message advises to load the file all the same
+        problem = "the file was not written by torch.save, or holds more than tensors and plain containers"
+        raise TrainingError(_damaged(path, problem, config)) from error
+    except Exception as error:  # torch raises many classes over the content of a file
+        problem = str(error).partition("\n")[0] or type(error).__name__
+        raise TrainingError(_damaged(path, problem, config)) from error
+    if names := engine.non_finite_tensors():
+        problem = f"the state or the weights hold numbers that are not finite, first in {names[0]}"
+        raise TrainingError(_damaged(path, problem, config))
+
+
+def _damaged(state: Path, problem: str, config: TrainConfig) -> str:
+    """Return the message about a state that a run cannot be resumed from."""
+    return f"{state} is damaged, or of another run: {problem}\n{_recovery_hint(state.parent, config)}"
+
+
+def _recovery_hint(checkpoint: Path, config: TrainConfig) -> str:
+    """Return how to continue without a damaged checkpoint."""
+    earlier = [
+        folder for folder in resumable_checkpoints(checkpoint.parents[1]) if folder.name < checkpoint.name
+    ]
+    if earlier:
+        return f"Remove {checkpoint}, and --resume continues from {earlier[-1].name}."
+    return (
+        "There is no earlier checkpoint. If its weights can be trusted, start a new run from them:"
+        f" {_new_run(checkpoint, config)}"
+    )
+
+
+def _new_run(checkpoint: Path, config: TrainConfig) -> str:
+    """Return the overrides of a new run that starts from the weights of a checkpoint."""
+    wrap = " wrap=null" if config.wrap is not None else ""
+    return f"model=null init={checkpoint}{wrap} output=FOLDER"
