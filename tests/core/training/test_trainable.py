@@ -107,7 +107,7 @@ def test_the_table_shows_both(model: JanusModel) -> None:
     console = Console(width=80, file=StringIO())
     console.print(trainable_table(model))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert any("generation.tokenizer" in line and "│       - │" in line for line in lines)
+    assert any("generation.tokenizer" in line and "│         - │" in line for line in lines)
     assert any("all" in line and "M" in line for line in lines)
 
 

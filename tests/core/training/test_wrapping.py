@@ -87,5 +87,5 @@ def test_one_is_enough(second, make, tmp_path: Path) -> None:
     train(third, quiet=True)
     with pytest.raises(ConfigError, match=r"'lora' already\. Leave wrap out"):
         train(second(init=str(folder), output=str(tmp_path / "fourth")), quiet=True)
-    with pytest.raises(ConfigError, match="wrap: goes around the backbone of init"):
+    with pytest.raises(ConfigError, match="wrap: wraps the backbone of init"):
         make(wrap=LORA)
