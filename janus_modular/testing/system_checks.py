@@ -175,7 +175,7 @@ def check_runtime_attributes(runtime: Runtime, prompts: Many[Sequence]) -> None:
     ensure(runtime.context > 0, f"its context is {runtime.context}")
     for name in (runtime.text_sampler, runtime.image_sampler):
         ensure(isinstance(name, str) and bool(name), f"the name of a sampler is {name!r}")
-    session = runtime.open(64)
+    session = runtime.open(min(64, runtime.context))
     for name in ("vocab_size", "pad_id", "image_positions"):
         number = getattr(session, name, None)
         ensure(isinstance(number, int), f"the {name} of its sessions is {number!r}; expected a whole number")

@@ -1,4 +1,4 @@
-"""What a session in torch hands to the host."""
+"""Sessions in torch: what they hand to the host, and that they keep the contract of sessions."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from janus_modular.model.session import TorchSession
+from janus_modular.checkpoints import ModelAssembly
+from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
+from janus_modular.janus import Janus
+from janus_modular.model.session import TorchRuntime, TorchSession
+from janus_modular.sequence import Sequence
+from janus_modular.testing import RuntimeContract
 from janus_modular.testing.examples import prompt
+
+
+@pytest.fixture(scope="module")
+def runtime() -> TorchRuntime:
+    torch.manual_seed(0)
+    return Janus.of(ModelAssembly.from_config(resolve(load("tiny"), ModelConfig))).runtime
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_states_of_any_dtype_come_to_numpy_as_they_are(dtype: torch.dtype) -> None:
-    from janus_modular.checkpoints import ModelAssembly
-    from janus_modular.config import load, resolve
-    from janus_modular.config.schema import ModelConfig
-
     assembly = ModelAssembly.from_config(resolve(load("tiny"), ModelConfig))
     model, processor = assembly.model, assembly.processor
     session = TorchSession(model.to(dtype).eval(), max_seq_len=8, pad=processor.pad_id)
@@ -26,3 +34,39 @@ def test_states_of_any_dtype_come_to_numpy_as_they_are(dtype: torch.dtype) -> No
     assert torch.equal(
         torch.from_numpy(on_host).to(dtype), hidden
     )  # to the bit: float32 holds every bfloat16
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("width", [1, 2, 7, 16, 32])
+def test_positions_fed_in_pieces_are_one_forward_pass(runtime: TorchRuntime, width: int) -> None:
+    tokens = torch.randint(3, 300, (2, 35), generator=torch.Generator().manual_seed(width))
+    x = runtime.model.backbone.embed(tokens)
+    whole = runtime.model.backbone(x, positions=torch.arange(35).expand(2, 35))
+    session = runtime.open(35)
+    last = session.prefill([prompt(*row[:3].tolist()) for row in tokens])
+    torch.testing.assert_close(last, whole[:, 2], rtol=0, atol=1e-5)  # float32 sums in another order
+    pieces = [session.extend(piece) for piece in x[:, 3:].split(width, dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole[:, 3:], rtol=0, atol=1e-5)
+
+
+def test_rows_that_stay_are_not_computed_when_others_are_admitted(
+    runtime: TorchRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = runtime.open(40, rows=4)
+    session.admit([prompt(1, 2, 3), prompt(4, 5)], [0, 1])
+    fed: list[int] = []
+    forward = runtime.model.backbone.forward
+    monkeypatch.setattr(
+        runtime.model.backbone, "forward", lambda x, **others: fed.append(len(x)) or forward(x, **others)
+    )
+    session.admit([prompt(6)], [3])
+    assert fed == [1]
+
+
+class TestTorchKeepsTheContract(RuntimeContract):
+    @pytest.fixture(autouse=True)
+    def _of_a_model(self, runtime: TorchRuntime) -> None:
+        self.runtime = runtime
+
+    def make(self) -> tuple[TorchRuntime, list[Sequence]]:
+        return self.runtime, [prompt(1, 2, 3), prompt(4)]

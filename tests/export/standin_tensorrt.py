@@ -164,6 +164,7 @@ class IExecutionContext:
 
     def set_tensor_address(self, name, memory):
         assert isinstance(memory, int)
+        assert memory % 256 == 0, f"{name} at an address that is not aligned"
         self.addresses[name] = memory
         return True
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from janus_export.runtimes.memory import DeviceBuffer, HostBuffer, view
 from janus_export.runtimes.ort import providers
+from janus_export.runtimes.ort import session as session_module
 from janus_export.runtimes.ort.runtime import OnnxConfig, OnnxRuntime
 from janus_export.runtimes.ort.session import OnnxSession
 from janus_modular import ConfigError, ImageInput, ImageTarget, JanusError, Message, PromptError, Text
@@ -174,6 +175,34 @@ def test_steps_bind_nothing_but_where_choices_go(bundled: Janus, monkeypatch: py
     assert bound[2:] == [["codes"]] * 4
     session.run("sample_image", hidden, noise + 1, *settings)
     assert sorted(names) == ["codes", "codes", "noise"]
+
+
+def test_steps_of_several_positions_bind_and_allocate_nothing(
+    bundled: Janus, monkeypatch: pytest.MonkeyPatch
+):
+    session = bundled.runtime.open(512)
+    session.prefill(prompts_of(bundled, QUESTIONS[1:2]) * 2)
+    x = np.ones((2, 5, 64), np.float32)
+    hidden = session.extend(x)
+    calls: list[str] = []
+    for name in ("bind_input", "bind_output"):
+        monkeypatch.setattr(onnxruntime.IOBinding, name, lambda *_, name=name: calls.append(name))
+    monkeypatch.setattr(session_module, "allocate", lambda *_: calls.append("allocate"))
+    assert session.extend(x).address == hidden.address
+    assert not calls
+
+
+def test_a_prompt_is_admitted_into_the_memory_of_its_rows(bundled: Janus):
+    [first] = prompts_of(bundled, QUESTIONS[1:2])
+    session = bundled.runtime.open(512, rows=3)
+    session.admit([first], [1])
+    before = {name: buffer.read().copy() for name, buffer in session.kv_cache.buffers.items()}
+    addresses = {name: buffer.address for name, buffer in session.kv_cache.buffers.items()}
+    session.admit([prompt(1, 2, 3)], [2])
+    for name, buffer in session.kv_cache.buffers.items():
+        assert buffer.address == addresses[name]
+        changed = (buffer.read() != before[name]).any(axis=(1, 3))  # (rows, slots)
+        assert np.argwhere(changed).tolist() == [[2, 0], [2, 1], [2, 2]]
 
 
 def test_a_cache_grows_with_its_context_and_not_with_what_it_could_hold(tiny_bundle: Path):

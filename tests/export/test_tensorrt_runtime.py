@@ -16,10 +16,13 @@ from typer.testing import CliRunner
 
 from janus_export.runtimes.trt.memory import HostInputs
 from janus_export.runtimes.trt.session import TensorRTSession, chunks
-from janus_modular import ImageInput, Message, Text
+from janus_modular import ImageInput, Message, PromptError, Text
 from janus_modular.cli.app import app
 from janus_modular.janus import Janus
 from janus_modular.model.session import TorchSession
+from janus_modular.sequence import Sequence
+from janus_modular.testing import RuntimeContract
+from janus_modular.testing.examples import prompt
 
 IMAGES = [
     Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 30 + i, 3), dtype=np.uint8))
@@ -313,3 +316,58 @@ def test_chat_and_draw_take_engines_on_the_command_line(machine: Any, built_bund
     drawn = CliRunner().invoke(app, line)
     assert drawn.exit_code == 0, drawn.output
     assert Path(to).exists()
+
+
+@pytest.fixture
+def small_runtime(machine: Any, tiny_bundle: Path, tmp_path: Path, build_engines: Any) -> Any:
+    """Engines that read 4 to 16 positions of three rows, into caches whose rows are not aligned."""
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    changes = {"prefill": {"tokens": [4, 4, 16]}}
+    build_engines(folder, "fp32", "tensorrt", rows=3, capacity=41, changes=changes)
+    return Janus.from_pretrained(folder, runtime="tensorrt").runtime
+
+
+@pytest.mark.parametrize("length", [40, 38, 36, 30])
+def test_rows_go_on_beside_one_whose_slots_are_used_up(torches: Janus, small_runtime: Any, length: int):
+    prompts = [prompt(*range(3, 3 + length)), prompt(5, 6)]
+    x = np.random.default_rng(2).standard_normal((2, 14, 64), np.float32)
+    pair = small_runtime.open(40), torches.runtime.open(40)
+    for session in pair:
+        session.prefill(prompts)
+    for start in (0, 7):
+        ours, theirs = (s.to_host(s.extend(x[:, start : start + 7], [0, 7])) for s in pair)
+        np.testing.assert_allclose(ours[1], theirs[1], **CLOSE)
+    for session in pair:
+        session.truncate([length - 1, 0])
+    ours, theirs = (s.to_host(s.extend(x[:, :2], [1, 0])) for s in pair)
+    np.testing.assert_allclose(ours[0, 0], theirs[0, 0], **CLOSE)
+
+
+def test_more_positions_than_the_engine_takes_are_an_error_before_anything_is_enqueued(
+    small_runtime: Any, machine: Any
+):
+    session = small_runtime.open(40)
+    session.prefill([prompt(1, 2)])
+    machine.log.clear()
+    with pytest.raises(PromptError, match="found 17 positions a row; expected 16 at most"):
+        session.extend(np.zeros((1, 17, 64), np.float32))
+    assert machine.log == []
+
+
+def test_steps_of_several_positions_are_captured_and_allocate_nothing(small_runtime: Any, machine: Any):
+    session = small_runtime.open(40)
+    session.prefill([prompt(1, 2), prompt(3)])
+    x = session.take(np.ones((10, 64), np.float32), np.arange(10).reshape(2, 5))  # on the GPU
+    for _ in range(5):
+        machine.log.clear()
+        session.extend(x)
+    assert {entry[0] for entry in machine.log} == {"copy", "launch"}
+
+
+class TestTensorRTRuntimeKeepsTheContract(RuntimeContract):
+    @pytest.fixture(autouse=True)
+    def _of_engines(self, small_runtime: Any) -> None:
+        self.runtime = small_runtime
+
+    def make(self) -> tuple[Any, list[Sequence]]:
+        return self.runtime, [prompt(1, 2, 3), prompt(4)]

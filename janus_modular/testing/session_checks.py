@@ -1,0 +1,234 @@
+"""Checks of sessions: each row is admitted, extended, truncated and freed on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_modular.errors import PromptError
+from janus_modular.protocols import Runtime, Session
+from janus_modular.sequence import Sequence
+from janus_modular.testing.check import check_for, ensure
+from janus_modular.testing.examples import prompt
+
+POSITIONS = 16
+"""Positions that rows are fed after their prompts."""
+
+TOLERANCE = 1e-2
+"""Of the largest number. Kernels add in another order for other shapes; half precision keeps 3 digits."""
+
+
+@check_for("runtimes")
+def check_session_admit(runtime: Runtime, prompts: Many[Sequence]) -> None:
+    """Prompts are admitted into free rows, in any order, while the other rows stay as they are."""
+    x = embeddings(runtime, prompts, 3)
+    session = runtime.open(room_for(prompts), rows=3)
+    _compare(session, session.admit(prompts[:1], [1]), [_alone(runtime, prompts[0])[0]], "admitted to row 1")
+    session.extend(x[:, :4], [0, 4, 0])
+    states = session.admit([prompts[1], prompts[0]], [2, 0])
+    _compare(session, states, [_alone(runtime, one)[0] for one in (prompts[1], prompts[0])], "admitted later")
+    expected = [len(prompts[0]), len(prompts[0]) + 4, len(prompts[1])]
+    ensure(session.lengths.tolist() == expected, f"lengths are {session.lengths}; expected {expected}")
+    rest = session.to_host(session.extend(x[:, 4:10]))
+    for row, one, start in ((0, prompts[0], 4), (1, prompts[0], 0), (2, prompts[1], 4)):
+        wanted = _alone(runtime, one, x[row, start:10])[1][4 - start :]
+        _same(rest[row], wanted, f"row {row} beside rows that came earlier or later")
+
+
+@check_for("runtimes")
+def check_session_extend(runtime: Runtime, prompts: Many[Sequence]) -> None:
+    """Positions that are fed 1, 2, 7 or 16 at once give what they give in one pass."""
+    x = embeddings(runtime, prompts, 2)
+    expected = [_alone(runtime, prompts[row], x[row])[1] for row in range(2)]
+    for width in (1, 2, 7, POSITIONS):
+        session = runtime.open(room_for(prompts))
+        session.prefill(prompts[:2])
+        states = [
+            session.to_host(session.extend(x[:, start : start + width]))
+            for start in range(0, POSITIONS, width)
+        ]
+        for row, wanted in enumerate(expected):
+            _same(np.concatenate([state[row] for state in states]), wanted, f"{width} positions at once")
+    session = runtime.open(room_for(prompts))
+    session.prefill(prompts[:2])
+    for position in range(3):
+        states = session.to_host(session.step(x[:, position]))
+        _same(states, np.stack([wanted[position] for wanted in expected]), f"step {position + 1}")
+
+
+@check_for("runtimes")
+def check_session_counts(runtime: Runtime, prompts: Many[Sequence]) -> None:
+    """A row keeps as many positions as its count says, and goes on from there."""
+    x = embeddings(runtime, prompts, 2)
+    expected = [_alone(runtime, prompts[row], x[row])[1] for row in range(2)]
+    session = runtime.open(room_for(prompts))
+    session.prefill(prompts[:2])
+    done = np.zeros(2, np.int64)
+    for counts in ((3, 0), (1, 7), (0, 2), (7, 5)):
+        fed = np.zeros((2, 7, x.shape[2]), np.float32)
+        for row, count in enumerate(counts):
+            fed[row, :count] = x[row, done[row] : done[row] + count]
+        states = session.to_host(session.extend(fed, np.array(counts)))
+        for row, count in enumerate(counts):
+            wanted = expected[row][done[row] : done[row] + count]
+            _same(states[row, :count], wanted, f"row {row} with counts {counts}")
+        done += counts
+    wanted_lengths = (done + [len(one) for one in prompts[:2]]).tolist()
+    ensure(session.lengths.tolist() == wanted_lengths, f"lengths {session.lengths}, not {wanted_lengths}")
+
+
+@check_for("runtimes")
+def check_session_full_rows(runtime: Runtime, prompts: Many[Sequence]) -> None:
+    """A row without room stays as it is while others go on."""
+    x = embeddings(runtime, prompts, 2)
+    longest = int(np.argmax([len(one) for one in prompts[:2]]))
+    one, other = prompts[longest], prompts[1 - longest]
+    session = runtime.open(len(one) + 4, rows=2)
+    session.admit([one, other], [0, 1])
+    session.extend(x[:, :4], [4, 0])
+    states = [session.to_host(session.extend(x[:, :3], [0, 3]))[1]]
+    states.append(session.to_host(session.step(x[:, 3], np.array([False, True])))[1:])
+    _same(np.concatenate(states), _alone(runtime, other, x[1, :4])[1], "a row beside a full one")
+    session.truncate([len(one) + 3, 0])
+    again = session.to_host(session.extend(x[:, 3:4], [1, 0]))[0]
+    _same(again, _alone(runtime, one, x[0, :4])[1][3:], "the full row, cut back by one")
+
+
+@check_for("runtimes")
+def check_session_truncate(runtime: Runtime, prompts: Many[Sequence]) -> None:
+    """A row that is cut back goes on as if it had never been longer."""
+    x, fresh = embeddings(runtime, prompts, 2), embeddings(runtime, prompts, 2, seed=1)
+    session = runtime.open(room_for(prompts))
+    session.prefill(prompts[:2])
+    shorter = session.lengths + np.array([5, 0])
+    session.extend(x[:, :9])
+    session.truncate(shorter)
+    ensure(session.lengths.tolist() == shorter.tolist(), f"lengths are {session.lengths}, not {shorter}")
+    states = session.to_host(session.extend(fresh[:, :6]))
+    for row, kept in enumerate((5, 0)):
+        wanted = _alone(runtime, prompts[row], np.concatenate([x[row, :kept], fresh[row, :6]]))[1][kept:]
+        _same(states[row], wanted, f"row {row} cut back to {kept} of 9 positions")
+
+
+@check_for("runtimes")
+def check_session_free(runtime: Runtime, prompts: Many[Sequence]) -> None:
+    """A row that was freed takes another prompt, and nothing of the first is left."""
+    x = embeddings(runtime, prompts, 2)
+    session = runtime.open(room_for(prompts))
+    session.prefill(prompts[:2])
+    session.extend(x[:, :6])
+    session.free([0])
+    ensure(session.lengths[0] == 0, f"the freed row has {session.lengths[0]} positions")
+    _compare(session, session.admit([prompts[1]], [0]), [_alone(runtime, prompts[1])[0]], "a row used again")
+    states = session.to_host(session.extend(x[:, 6:10]))
+    _same(states[0], _alone(runtime, prompts[1], x[0, 6:10])[1], "the row that was used again")
+    _same(states[1], _alone(runtime, prompts[1], x[1, :10])[1][6:], "the row beside it")
+
+
+@check_for("runtimes")
+def check_session_limits(runtime: Runtime, prompts: Many[Sequence]) -> None:
+    """What does not fit is a PromptError, and changes nothing."""
+    x = embeddings(runtime, prompts, 3)
+    limit = max(map(len, prompts[:2])) + 4
+    session = runtime.open(limit, rows=3)
+    session.admit(prompts[:2], [0, 1])
+    before, hidden_size = session.lengths.tolist(), x.shape[2]
+    long = prompt(*np.resize(prompts[0].tokens, limit + 1).tolist())
+    requests: dict[str, Callable[[], Any]] = {
+        "admits into a row that is not free": lambda: session.admit(prompts[:1], [1]),
+        "admits into a row that there is not": lambda: session.admit(prompts[:1], [3]),
+        "admits two prompts into one row": lambda: session.admit(prompts[:2], [2, 2]),
+        "admits fewer prompts than rows": lambda: session.admit([], [2]),
+        "admits a prompt that is too long": lambda: session.admit([long], [2]),
+        "extends a free row": lambda: session.extend(x[:, :1], [0, 0, 1]),
+        "extends a row beyond its room": lambda: session.extend(x, [POSITIONS, 0, 0]),
+        "extends by more than x holds": lambda: session.extend(x[:, :2], [3, 0, 0]),
+        "extends by less than nothing": lambda: session.extend(x[:, :2], [-1, 0, 0]),
+        "extends by x of two axes": lambda: session.extend(x[:, 0], [1, 0, 0]),
+        "extends by x of another width": lambda: session.extend(x[:, :1, : hidden_size - 1], [1, 0, 0]),
+        "steps a free row": lambda: session.step(x[:, 0]),
+        "truncates to more than there is": lambda: session.truncate([before[0] + 1, 0, 0]),
+        "truncates to less than nothing": lambda: session.truncate([-1, 0, 0]),
+        "truncates two rows of three": lambda: session.truncate([0, 0]),
+        "frees a row that there is not": lambda: session.free([3]),
+    }
+    for what, request in requests.items():
+        try:
+            request()
+        except PromptError:
+            ensure(session.lengths.tolist() == before, f"who {what} gets an error, and other lengths")
+        else:
+            ensure(False, f"who {what} gets no error; expected a PromptError")
+    states = session.to_host(session.extend(x[:, :4], [4, 4, 0]))
+    for row in range(2):
+        _same(states[row], _alone(runtime, prompts[row], x[row, :4])[1], "a row after requests that failed")
+
+
+@check_for("runtimes")
+def check_session_copies(runtime: Runtime, prompts: Many[Sequence]) -> None:
+    """What is copied by take or to_host stays as it is when the session goes on, and can be fed."""
+    x = embeddings(runtime, prompts, 2)
+    session = runtime.open(room_for(prompts))
+    last = session.prefill(prompts[:2])
+    first = session.take(last, np.array([1, 0]))
+    on_host = [session.to_host(last)[::-1]]
+    hidden = session.extend(x[:, :3])
+    chosen = session.take([hidden, x[:, :1]], np.array([[1, 5], [6, 7]]))
+    states = session.to_host(hidden)
+    on_host.append(np.array([[states[0, 1], states[1, 2]], [x[0, 0], x[1, 0]]]))
+    kept = states.copy()
+    session.extend(x[:, 3:6])
+    session.step(x[:, 6])
+    for copied, wanted in zip((first, chosen), on_host, strict=True):
+        shape = session.to_host(copied).shape
+        ensure(shape == wanted.shape, f"take returned the shape {shape}; expected {wanted.shape}")
+        _same(session.to_host(copied), wanted, "a copy by take")
+    ensure(bool((states == kept).all()), "what to_host returned changes when the session goes on")
+    again = runtime.open(room_for(prompts))
+    again.prefill(prompts[:2])
+    fed = session.to_host(chosen)
+    got = again.to_host(again.extend(again.take([fed], np.arange(4).reshape(2, 2))))
+    for row in range(2):
+        _same(got[row], _alone(runtime, prompts[row], fed[row])[1], "feeding what take returned")
+
+
+def room_for(prompts: Many[Sequence]) -> int:
+    """Return a length that has room for each of the prompts and what the checks feed after it."""
+    return max(map(len, prompts)) + POSITIONS
+
+
+def embeddings(runtime: Runtime, prompts: Many[Sequence], rows: int, seed: int = 0) -> NDArray[np.float32]:
+    """Return random inputs (rows, `POSITIONS`, D) of a runtime's sessions."""
+    session = runtime.open(room_for(prompts))
+    hidden_size = session.to_host(session.prefill(prompts[:1])).shape[-1]
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((rows, POSITIONS, hidden_size), np.float32)
+
+
+def _alone(
+    runtime: Runtime, sequence: Sequence, x: NDArray[np.float32] | None = None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the last state (D,) of a prompt, and those of x (T, D) after it, in a session of one row."""
+    session = runtime.open(len(sequence) + POSITIONS, rows=1)
+    last = session.to_host(session.admit([sequence], [0]))[0]
+    return last, last[:0] if x is None else session.to_host(session.extend(x[None]))[0]
+
+
+def _compare(session: Session, states: Any, expected: Many[NDArray[Any]], what: str) -> None:
+    _same(session.to_host(states), np.stack(expected), f"the last states of prompts {what}")
+
+
+def _same(found: NDArray[Any], expected: NDArray[Any], what: str) -> None:
+    ensure(found.shape == expected.shape, f"{what}: found the shape {found.shape}; expected {expected.shape}")
+    if not expected.size:
+        return
+    apart, size = float(np.abs(found - expected).max()), float(np.abs(expected).max())
+    ensure(
+        apart <= TOLERANCE * size,
+        f"{what}: found states that are {apart:.2e} apart, at values up to {size:.2e}; expected the same as"
+        " of a row alone",
+    )
