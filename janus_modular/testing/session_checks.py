@@ -56,8 +56,8 @@ def check_session_extend(runtime: Runtime, prompts: Many[Sequence]) -> None:
     session = runtime.open(room_for(prompts))
     session.prefill(prompts[:2])
     for position in range(3):
-        states = session.to_host(session.step(x[:, position]))
-        _same(states, np.stack([wanted[position] for wanted in expected]), f"step {position + 1}")
+        stepped = session.to_host(session.step(x[:, position]))
+        _same(stepped, np.stack([wanted[position] for wanted in expected]), f"step {position + 1}")
 
 
 @check_for("runtimes")

@@ -234,6 +234,90 @@ class MixesRows(Runs):
         return session
 
 
+class DisturbsRows(Runs):
+    def open(self, max_seq_len: int, rows: int | None = None) -> Any:
+        class Session(NumpySession):
+            def read_prompts(self, prompts: Any, first_row: int) -> Any:
+                for states in self.states:
+                    states[-1:] = [2 * state for state in states[-1:]]
+                return super().read_prompts(prompts, first_row)
+
+        return Session(max_seq_len, rows)
+
+
+class FeedsTheFirst(Runs):
+    def open(self, max_seq_len: int, rows: int | None = None) -> Any:
+        class Session(NumpySession):
+            def feed(self, x: Any, counts: Any) -> Any:
+                return super().feed(np.broadcast_to(x[:, :1], x.shape), counts)
+
+        return Session(max_seq_len, rows)
+
+
+class IgnoresCounts(Runs):
+    def open(self, max_seq_len: int, rows: int | None = None) -> Any:
+        class Session(NumpySession):
+            def feed(self, x: Any, counts: Any) -> Any:
+                fed = np.zeros(x.shape, np.float32)
+                for row, states in enumerate(self.states):
+                    self._feed_row(row, x[row])
+                    fed[row] = states[-x.shape[1] :]
+                return fed
+
+        return Session(max_seq_len, rows)
+
+
+class ForgetsToCut(Runs):
+    def open(self, max_seq_len: int, rows: int | None = None) -> Any:
+        class Session(NumpySession):
+            def feed(self, x: Any, counts: Any) -> Any:
+                lengths, self._lengths = self._lengths, np.array([len(states) for states in self.states])
+                fed, self._lengths = super().feed(x, counts), lengths
+                return fed
+
+        return Session(max_seq_len, rows)
+
+
+class KeepsWhatWasFreed(Runs):
+    def open(self, max_seq_len: int, rows: int | None = None) -> Any:
+        class Session(NumpySession):
+            def read_prompts(self, prompts: Any, first_row: int) -> Any:
+                for row, read in enumerate(prompts, first_row):
+                    self._feed_row(row, self.table[read.tokens])
+                return np.stack([self.states[first_row + i][-1] for i in range(len(prompts))])
+
+        return Session(max_seq_len, rows)
+
+
+class AdmitsAnywhere(Runs):
+    def open(self, max_seq_len: int, rows: int | None = None) -> Any:
+        class Session(NumpySession):
+            def admit(self, prompts: Any, rows: Any) -> Any:
+                if self.lengths.any():
+                    self.free(rows)
+                return super().admit(prompts, rows)
+
+        return Session(max_seq_len, rows)
+
+
+class ReturnsItsMemory(Runs):
+    def open(self, max_seq_len: int, rows: int | None = None) -> Any:
+        class Session(NumpySession):
+            memory = np.zeros((2, 3, 6), np.float32)
+
+            def feed(self, x: Any, counts: Any) -> Any:
+                fed = super().feed(x, counts)
+                if fed.shape == self.memory.shape:
+                    self.memory[:] = fed
+                    return self.memory
+                return fed
+
+            def to_host(self, x: Any) -> Any:
+                return x
+
+        return Session(max_seq_len, rows)
+
+
 @pytest.mark.parametrize(
     ("check", "runtime", "note"),
     [
@@ -241,6 +325,14 @@ class MixesRows(Runs):
         ("runtime_attributes", NoSampler, "the name of a sampler is ''"),
         ("runtime_attributes", NoSizes, "the pad_id of its sessions is None; expected a whole number"),
         ("runtime_rows", MixesRows, "the first row differs by"),
+        ("session_admit", DisturbsRows, "beside rows that came earlier or later"),
+        ("session_extend", FeedsTheFirst, "1 positions at once"),
+        ("session_counts", IgnoresCounts, "row 0 with counts (1, 7)"),
+        ("session_full_rows", IgnoresCounts, "a row beside a full one"),
+        ("session_truncate", ForgetsToCut, "row 0 cut back to 5 of 9 positions"),
+        ("session_free", KeepsWhatWasFreed, "the last states of prompts a row used again"),
+        ("session_limits", AdmitsAnywhere, "into a row that is not free gets no error"),
+        ("session_copies", ReturnsItsMemory, "changes when the session goes on"),
     ],
 )
 def test_a_broken_runtime_is_found(check: str, runtime: type[Runs], note: str) -> None:
