@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from janus_modular.checkpoints import ModelAssembly, convert, save
-from janus_modular.errors import PluginError
+from janus_modular.errors import JanusError, PluginError
 from janus_modular.janus import Janus
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
@@ -81,3 +82,40 @@ def test_a_checkpoint_that_records_no_samplers_opens(make: Make, tmp_path: Path)
         janus.draw("a cat")
     janus.save_pretrained(tmp_path / "again")  # nobody knows whose it is
     assert recorded_samplers(tmp_path / "again") == {"text": "janus-modular"}
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "expected"),
+    [
+        (
+            "config.json",
+            lambda record: [entry.update(slot="sampling_loops") for entry in record["plugins"]],
+            "'text_samplers' or 'image_samplers' now",
+        ),
+        (
+            "config.json",
+            lambda record: record["model"].update(text_loop=record["model"].pop("text_sampler")),
+            "text_loop.*It is called 'text_sampler' now",
+        ),
+        (
+            "processor.json",
+            lambda record: record.update(picture_tokens=record.pop("image_tokens")),
+            "picture_tokens: It is called 'image_tokens' now",
+        ),
+        (
+            "processor.json",
+            lambda record: record.update(never_said=record.pop("suppress_tokens")),
+            "never_said: It is called 'suppress_tokens' now",
+        ),
+    ],
+)
+def test_names_of_the_version_before_are_errors_with_the_new_ones(
+    make: Make, tmp_path: Path, file: str, edit: Callable[[dict[str, Any]], object], expected: str
+) -> None:
+    save(make(), tmp_path / "model")
+    path = tmp_path / "model" / file
+    record = json.loads(path.read_text())
+    edit(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(JanusError, match=expected):
+        Janus.from_pretrained(tmp_path / "model")
