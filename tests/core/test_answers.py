@@ -61,7 +61,7 @@ def facts(answer: Answer) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_an_answer_in_a_batch_is_the_answer_alone(janus: Janus, settings: dict[str, float]) -> None:
+def test_answers_do_not_depend_on_their_batch(janus: Janus, settings: dict[str, float]) -> None:
     """Room, noise and end are a row's own, with the room of max_tokens' default too."""
     alone = [facts(janus.chat(*question, **settings)) for question in QUESTIONS]
     assert len({text for text, *_ in alone}) == len(QUESTIONS)
@@ -70,11 +70,11 @@ def test_an_answer_in_a_batch_is_the_answer_alone(janus: Janus, settings: dict[s
         first = [batch.index(i) == row for row, i in enumerate(batch)]
         expected = [alone[i] for i in batch]
         assert [facts(a) for a, new in zip(together, first, strict=True) if new] == [
-            one for one, new in zip(expected, first, strict=True) if new
+            item for item, new in zip(expected, first, strict=True) if new
         ]
 
 
-def test_a_question_that_is_repeated_is_sampled_anew(janus: Janus) -> None:
+def test_repeated_questions_have_other_noise(janus: Janus) -> None:
     settings = {"temperature": 1.0, "seed": 3, "max_tokens": 12}
     pair = janus.chat_batch([QUESTIONS[0]] * 2, **settings)
     assert pair[0] != pair[1]
@@ -95,10 +95,10 @@ def test_a_question_that_is_repeated_is_sampled_anew(janus: Janus) -> None:
     ],
     ids=["unguided", "guided"],
 )
-def test_a_drawing_in_a_batch_is_the_drawing_alone(janus: Janus, settings: dict[str, float]) -> None:
+def test_drawings_do_not_depend_on_their_batch(janus: Janus, settings: dict[str, float]) -> None:
     prompts = ["a", "two dogs", "b"]
     alone = {
-        prompt: [np.asarray(one, int) for one in janus.draw(prompt, 2, **settings)] for prompt in prompts
+        prompt: [np.asarray(item, int) for item in janus.draw(prompt, 2, **settings)] for prompt in prompts
     }
     for order, size in (([2, 0, 1], 4), ([1, 1, 0], 2)):
         texts = [prompts[i] for i in order]
@@ -111,7 +111,7 @@ def test_a_drawing_in_a_batch_is_the_drawing_alone(janus: Janus, settings: dict[
             )  # truncated to 8 bits: a last digit may fall
 
 
-def test_an_answer_says_why_it_ended(janus: Janus) -> None:
+def test_finish_reasons(janus: Janus) -> None:
     prompt = len(janus.processor.chat_prompt([Message("user", [Text("It")])]))
     cut = janus.chat("It", max_tokens=4)
     assert (cut.finish_reason, cut.was_cut, cut.usage) == ("length", True, Usage(prompt, 4))
@@ -126,7 +126,7 @@ def test_an_answer_says_why_it_ended(janus: Janus) -> None:
     assert 0 < stopped.usage.completion_tokens < filled.usage.completion_tokens
 
 
-def test_an_answer_that_the_model_ends_has_stopped(janus: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finish_reasons_of_a_sampler(janus: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
     """EOS as the third token of one row; the other goes on."""
     end = janus.processor.tokenizer.named("eos")
 
@@ -147,7 +147,7 @@ def test_an_answer_that_the_model_ends_has_stopped(janus: Janus, monkeypatch: py
     assert (early, early.finish_reason, early.was_cut) == ("A", "sampler", False)
 
 
-def test_a_stream_says_at_its_end_what_an_answer_says(janus: Janus) -> None:
+def test_stream_ends_with_the_same_answer(janus: Janus) -> None:
     stream = janus.chat("It", max_tokens=7, stream=True)
     texts = [next(stream)]
     assert stream.answer.finish_reason is None
@@ -158,10 +158,10 @@ def test_a_stream_says_at_its_end_what_an_answer_says(janus: Janus) -> None:
     batch = janus.answers([("It", ()), ("why?", ())], max_tokens=7)
     for _ in batch:
         pass
-    assert [one.finish_reason for one in batch.answers] == ["length", "length"]
+    assert [item.finish_reason for item in batch.answers] == ["length", "length"]
 
 
-def test_an_answer_is_a_text(janus: Janus) -> None:
+def test_answer_is_a_str(janus: Janus) -> None:
     answer = Answer("four", "length", Usage(3, 1))
     assert (answer, f"{answer}!", json.dumps(answer)) == ("four", "four!", '"four"')
     for other in (copy.deepcopy(answer), pickle.loads(pickle.dumps(answer))):
@@ -175,12 +175,12 @@ def test_drawings_count_their_tokens(janus: Janus) -> None:
     assert drawn.usage == [Usage(prompt, image_tokens=tokens) for prompt in prompts]
 
 
-def test_the_prompt_without_room_is_named(janus: Janus) -> None:
+def test_prompt_that_fills_the_context_is_an_error(janus: Janus) -> None:
     with pytest.raises(PromptError, match=r"question 1 has \d+ positions, the context 56|context has 56"):
         janus.chat_batch([("It", []), ("word " * 40, [])])
 
 
-def test_the_command_says_that_an_answer_was_cut(folder: Path, tmp_path: Path) -> None:
+def test_chat_command_reports_a_cut_answer(folder: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     plain = runner.invoke(app, ["chat", str(folder), "It", "--max-tokens", "3", "--device", "cpu"])
     assert (
@@ -203,13 +203,13 @@ def test_the_command_says_that_an_answer_was_cut(folder: Path, tmp_path: Path) -
     assert (json.loads(whole.stdout)["finish_reason"], whole.stderr) == ("stop", "")
 
 
-def test_the_command_counts_the_tokens_of_drawings(folder: Path, tmp_path: Path) -> None:
+def test_draw_command_reports_token_counts(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "a.png"
     line = ["draw", str(folder), "a", "-n", "2", "-o", str(output), "--json", "--device", "cpu"]
     record = json.loads(CliRunner().invoke(app, line).stdout)
     assert record["grid"] == str(output)
-    assert [Path(one["file"]).is_file() for one in record["images"]] == [True, True]
-    assert {one["usage"]["image_tokens"] for one in record["images"]} == {16}
+    assert [Path(item["file"]).is_file() for item in record["images"]] == [True, True]
+    assert {item["usage"]["image_tokens"] for item in record["images"]} == {16}
     assert record["images"][0]["usage"]["completion_tokens"] == 0
 
 
@@ -217,5 +217,5 @@ def test_questions_with_images_keep_their_rows(janus: Janus) -> None:
     """Images of several rows go through the encoder together, and back to their own rows."""
     other = Image.new("RGB", (20, 20), "red")
     questions = [[Message("user", [ImageInput(image), Text("what?")])] for image in (IMAGE, other, IMAGE)]
-    together = janus.chat_batch([(one, ()) for one in questions], max_tokens=8)
-    assert together == [janus.chat(one, max_tokens=8) for one in questions]
+    together = janus.chat_batch([(item, ()) for item in questions], max_tokens=8)
+    assert together == [janus.chat(item, max_tokens=8) for item in questions]

@@ -1,4 +1,4 @@
-"""``--set``: settings of sampling loops on the command line, each given once."""
+"""``--set``: settings of samplers on the command line, each given once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of the built-in sampling loops are checked as the numbers that are computed with."""
+"""Settings of the built-in samplers are checked as the numbers that are computed with."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def janus() -> Janus:
 
 @pytest.mark.parametrize("value", [*NO_NUMBERS, 1e-40, 1e-7, 5e-324, 1e39, -1, -1e-50, Fraction(1, 10**60)])
 @pytest.mark.parametrize("settings", [TextSettings, DrawSettings])
-def test_a_temperature_that_logits_cannot_be_divided_by_is_refused(settings: type, value: Any) -> None:
+def test_invalid_temperature_is_an_error(settings: type, value: Any) -> None:
     with pytest.raises(PromptError, match=r"temperature: found .*; expected 0, which is greedy"):
         settings(temperature=value)
 
 
 @pytest.mark.parametrize("value", [*NO_NUMBERS, 1e39, -1e39, 1e7, -2e6])
-def test_a_guidance_that_overflows_is_refused(value: Any) -> None:
+def test_guidance_that_overflows_is_an_error(value: Any) -> None:
     with pytest.raises(PromptError, match=r"guidance: found .*; expected a number from"):
         DrawSettings(guidance=value)
 
 
 @pytest.mark.parametrize("value", [*NO_NUMBERS, 0, 0.0, 1e-50, 1e-40, 1.1, -0.5, 2])
-def test_a_top_p_that_is_no_share_is_refused(value: Any) -> None:
+def test_invalid_top_p_is_an_error(value: Any) -> None:
     with pytest.raises(PromptError, match=r"top_p: found .*; expected a number above 0"):
         TextSettings(top_p=value)
 
@@ -54,22 +54,22 @@ def test_a_top_p_that_is_no_share_is_refused(value: Any) -> None:
     [
         *((TextSettings, "top_k", value) for value in (2**63, 2**64, -1, 2.0, True, "5", NAN, None)),
         *((TextSettings, "max_tokens", value) for value in (0, -3, 2.5, True, INF, "9", None)),
-        *((one, "seed", value) for one in (TextSettings, DrawSettings) for value in (-1, 0.5, True, NAN)),
+        *((item, "seed", value) for item in (TextSettings, DrawSettings) for value in (-1, 0.5, True, NAN)),
         *((DrawSettings, "first", value) for value in (-1, 1.0, False, np.float32(1))),
     ],
 )
-def test_what_is_no_whole_number_in_range_is_refused(settings: type, name: str, value: Any) -> None:
+def test_invalid_integers_are_errors(settings: type, name: str, value: Any) -> None:
     with pytest.raises(PromptError, match=rf"{name}: found .*; expected a whole number from"):
         settings(**{name: value})
 
 
-def test_numbers_of_other_types_become_pythons_own() -> None:
+def test_numbers_of_other_types_become_python_numbers() -> None:
     settings = DrawSettings(guidance=np.float16(2), temperature=Fraction(1, 2), seed=np.uint8(250))
     assert (settings.guidance, settings.temperature, settings.seed + 10) == (2.0, 0.5, 260)
     assert [type(x) for x in (settings.guidance, settings.temperature, settings.seed)] == [float, float, int]
 
 
-def test_bounds_themselves_are_allowed() -> None:
+def test_bounds_are_allowed() -> None:
     TextSettings(temperature=1e-6, top_k=2**63 - 1, top_p=1, max_tokens=10**40, seed=10**40)
     DrawSettings(guidance=-1e6, temperature=3e38)
 
@@ -80,7 +80,7 @@ def test_bounds_themselves_are_allowed() -> None:
     top_k=st.integers(0, 2**63 - 1),
     scale=st.sampled_from([1e-30, 1.0, 1e4, 1e30]),
 )
-def test_allowed_settings_sample_what_has_a_chance(
+def test_allowed_settings_sample_likely_tokens(
     janus: Janus, temperature: float, top_p: float, top_k: int, scale: float
 ) -> None:
     settings = TextSettings(temperature=temperature, top_p=top_p, top_k=top_k)
@@ -108,7 +108,7 @@ def test_allowed_settings_draw_codes(janus: Janus, guidance: float, temperature:
     path = janus.model.generation
     noise = torch.from_numpy(exponential_noise([np.random.default_rng(0)], path.sizes["codes"]))
     hidden = torch.randn(2, janus.model.backbone.hidden_size, generator=torch.Generator().manual_seed(0))
-    guided = (torch.tensor(np.float32(one)) for one in (settings.guidance, settings.temperature))
+    guided = (torch.tensor(np.float32(item)) for item in (settings.guidance, settings.temperature))
     with torch.no_grad():
         codes, x = path.sample_image(1e3 * hidden, noise, *guided)
     assert ((codes >= 0) & (codes < path.sizes["codes"])).all()
@@ -130,7 +130,7 @@ def test_noise_is_never_zero() -> None:
     assert drawn[drawn > 0].min() * 4 > LEAST
 
 
-def test_numpys_other_noise_is_left_alone() -> None:
+def test_noise_above_the_minimum_is_unchanged() -> None:
     expected = np.stack(
         [np.random.default_rng((3, row)).standard_exponential(99, np.float32) for row in (0, 1)]
     )
@@ -141,11 +141,11 @@ def test_numpys_other_noise_is_left_alone() -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, True, NAN, "2", None])
 @pytest.mark.parametrize("name", ["n", "batch_size"])
-def test_counts_of_images_are_whole_numbers(janus: Janus, name: str, value: Any) -> None:
+def test_counts_of_images_must_be_integers(janus: Janus, name: str, value: Any) -> None:
     with pytest.raises(PromptError, match=rf"{name}: found .*; expected a whole number from 1"):
         janus.draw("a", **{name: value})
 
 
-def test_an_integer_too_long_to_write_is_refused_in_words() -> None:
+def test_huge_integer_is_an_error() -> None:
     with pytest.raises(PromptError, match=r"top_k: found a whole number of \d+ bits; expected"):
         TextSettings(top_k=10**5000)

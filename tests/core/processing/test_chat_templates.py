@@ -68,14 +68,14 @@ def byte_level(special: list[AddedToken | str]) -> Tokenizer:
     return tokenizer
 
 
-def sentencepiece(kind: str, special: list[AddedToken | str]) -> Tokenizer:
+def sentencepiece(scheme: str, special: list[AddedToken | str]) -> Tokenizer:
     """As Llama 2, Mistral and T5 have it: spaces are letters, and one may be put before the text."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     trained = [*(f"<0x{byte:02X}>" for byte in range(256))]
-    if kind == "prepend":
+    if scheme == "prepend":
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind, split=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
     spans = ["<unk>", "<s>", "</s>", *trained]
     trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=spans, show_progress=False)
     tokenizer.train_from_iterator(CORPUS, trainer)
@@ -179,27 +179,29 @@ def test_ids_are_those_of_transformers(
     expected = theirs.apply_chat_template(as_dicts(messages), tokenize=True, return_dict=False)
     assert sequence.tokens.tolist() == expected
     prompt = processor.chat_prompt(messages[:1])
-    asked = theirs.apply_chat_template(
+    expected_prompt = theirs.apply_chat_template(
         as_dicts(messages[:1]), tokenize=True, return_dict=False, add_generation_prompt=True
     )
-    assert prompt.tokens.tolist() == asked
+    assert prompt.tokens.tolist() == expected_prompt
     # What is learned first continues the prompt: what the model would be asked to say.
     first = int((sequence.labels != IGNORE_INDEX).argmax())
     # A letter may join the line break before it: as in transformers, which encodes the whole too.
     if conversation != "starts with a line break" and name != "chatml-first":
-        assert sequence.tokens[: first + 1].tolist() == asked
-    said = learned(processor, sequence)
+        assert sequence.tokens[: first + 1].tolist() == expected_prompt
+    learned_text = learned(processor, sequence)
     end = FAMILIES[name][3] if name != "lines-rstrip" else "<|end|>"
-    assert said.count(end) == len(messages) // 2
+    assert learned_text.count(end) == len(messages) // 2
     for text in CONVERSATIONS[conversation][1::2]:
-        assert text.strip() in said
+        assert text.strip() in learned_text
     for text in CONVERSATIONS[conversation][::2]:
-        assert text.strip() not in said
-    assert "assistant" not in said
-    assert "INST" not in said
+        assert text.strip() not in learned_text
+    assert "assistant" not in learned_text
+    assert "INST" not in learned_text
 
 
-def test_chatml_labels_are_the_words_and_the_end(make: Callable[..., Processor], tmp_path: Path) -> None:
+def test_chatml_supervises_answers_and_their_end_token(
+    make: Callable[..., Processor], tmp_path: Path
+) -> None:
     theirs = transformers_tokenizer("chatml")
     theirs.save_pretrained(tmp_path)
     sequence = make("chat", tmp_path).sequence(Sample(turns(["Hello there", "A red panda"])))
@@ -210,7 +212,7 @@ def test_chatml_labels_are_the_words_and_the_end(make: Callable[..., Processor],
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_special_strings_in_words_are_words(
+def test_special_token_strings_in_text_stay_text(
     name: str, make: Callable[..., Processor], tmp_path: Path
 ) -> None:
     theirs = transformers_tokenizer(name)
@@ -233,7 +235,7 @@ def test_special_strings_in_words_are_words(
         assert f"{string}{string}" in text  # nothing was lost
 
 
-def test_a_vocabulary_that_holds_its_special_strings_as_words() -> None:
+def test_encodes_special_token_strings_that_are_in_the_vocabulary() -> None:
     spans = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((c, -3.0) for c in "▁<>/sab")]
     core = Tokenizer(models.Unigram(spans, unk_id=0))
     core.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -286,7 +288,7 @@ def with_template(template: str, make: Callable[..., Processor], folder: Path) -
     return make("chat", folder)
 
 
-def test_reasoning_that_a_template_removes(
+def test_template_that_removes_reasoning(
     make: Callable[..., Processor], words: Callable[..., str], tmp_path: Path
 ) -> None:
     template = CHATML.replace("message['content']", "message['content'].split('</think>')[-1].lstrip()")
@@ -301,7 +303,7 @@ def test_reasoning_that_a_template_removes(
         ).chat_prompt(turns(["Hello"]))
 
 
-def test_templates_that_lose_what_was_said(make: Callable[..., Processor], tmp_path: Path) -> None:
+def test_templates_that_drop_content(make: Callable[..., Processor], tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="drops, repeats or reorders"):
         with_template("{{ messages[0]['content'] }}", make, tmp_path).chat_prompt(turns(["a", "b", "c"]))
 
@@ -318,7 +320,7 @@ def test_templates_that_refuse(make: Callable[..., Processor], tmp_path: Path) -
         with_template("{{ messages.__class__.__mro__ }}", make, tmp_path / "escape").chat_prompt(turns(["a"]))
 
 
-def test_what_templates_expect_to_find(make: Callable[..., Processor], tmp_path: Path) -> None:
+def test_templates_get_the_usual_helpers(make: Callable[..., Processor], tmp_path: Path) -> None:
     template = (
         "{%- for m in messages %}{% if loop.index > 9 %}{% break %}{% endif %}{% generation %}"
         "{{ m['content'] }}{% endgeneration %}{{ {'é': '<'} | tojson }}{{ strftime_now('%Y')[:1] }}"
@@ -332,7 +334,7 @@ def test_what_templates_expect_to_find(make: Callable[..., Processor], tmp_path:
     assert make("chat", tmp_path).sequence(Sample(messages)).tokens.tolist() == expected
 
 
-def test_no_chat_template(make: Callable[..., Processor], reference: Path) -> None:
+def test_missing_chat_template_is_an_error(make: Callable[..., Processor], reference: Path) -> None:
     with pytest.raises(ConfigError, match="has none"):
         make("chat", reference)
     with pytest.raises(ConfigError, match=r"no template 'janus_pro'.*janus-pro"):

@@ -48,15 +48,13 @@ ENDLESS = {
 
 @pytest.fixture(scope="module")
 def process() -> Iterator[TemplateProcess]:
-    made = TemplateProcess(seconds=0.3)
-    yield made
-    made.close()
+    template_process = TemplateProcess(seconds=0.3)
+    yield template_process
+    template_process.close()
 
 
 @pytest.mark.parametrize("source", FAILING.values(), ids=FAILING)
-def test_a_template_that_fails_is_refused_and_the_next_one_rendered(
-    source: str, process: TemplateProcess
-) -> None:
+def test_failing_template_is_an_error_and_the_next_one_renders(source: str, process: TemplateProcess) -> None:
     process.seconds = 20.0
     with pytest.raises(PromptError, match=r"the chat template refuses the conversation: .*roles were user"):
         process.render(source, CONTEXT)
@@ -64,7 +62,7 @@ def test_a_template_that_fails_is_refused_and_the_next_one_rendered(
 
 
 @pytest.mark.parametrize("character", ["\x1b[2J", "\x9b2J", "\a", "\u202e"])
-def test_words_of_a_template_are_printed_without_control_characters(
+def test_error_texts_of_templates_have_no_control_characters(
     character: str, process: TemplateProcess
 ) -> None:
     process.seconds = 20.0
@@ -81,9 +79,7 @@ def test_words_of_a_template_are_printed_without_control_characters(
 
 
 @pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS)
-def test_a_template_without_end_is_stopped_and_the_next_one_rendered(
-    source: str, process: TemplateProcess
-) -> None:
+def test_endless_template_is_stopped_and_the_next_one_renders(source: str, process: TemplateProcess) -> None:
     process.seconds = 0.3
     with pytest.raises(PromptError, match=r"the chat template was stopped: it took more than 0\.3 s"):
         process.render(source, CONTEXT)
@@ -92,19 +88,19 @@ def test_a_template_without_end_is_stopped_and_the_next_one_rendered(
 
 
 @pytest.mark.parametrize("source", ["{% if x", "{{ " + "(" * 400 + ")" * 400 + " }}", "{% nothing %}"])
-def test_a_template_that_is_none_is_refused(source: str, process: TemplateProcess) -> None:
+def test_invalid_template_is_an_error(source: str, process: TemplateProcess) -> None:
     process.seconds = 20.0
     with pytest.raises(ConfigError, match="the tokenizer's chat template"):
         process.render(source, CONTEXT)
 
 
-def test_a_template_says_in_its_own_words_why_it_refuses() -> None:
+def test_error_has_the_reason_that_the_template_raises() -> None:
     template = ChatTemplate("{{ raise_exception('roles must alternate') }}", {})
     with pytest.raises(PromptError, match=r"conversation: roles must alternate\. The roles were user"):
         template([{"role": "user", "content": "hello"}], True)
 
 
-def test_threads_get_their_own_answers(process: TemplateProcess) -> None:
+def test_threads_get_their_own_renders(process: TemplateProcess) -> None:
     process.seconds = 20.0
     answers: dict[int, set[str]] = {i: set() for i in range(4)}
 
@@ -120,7 +116,7 @@ def test_threads_get_their_own_answers(process: TemplateProcess) -> None:
     assert answers == {i: {str(i)} for i in answers}
 
 
-def test_an_interrupted_render_is_never_another_ones_answer(
+def test_interrupted_render_is_not_returned_to_the_next_caller(
     process: TemplateProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process.seconds = 20.0
@@ -143,7 +139,7 @@ def test_an_interrupted_render_is_never_another_ones_answer(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_forked_process_has_a_child_of_its_own() -> None:
+def test_forked_process_starts_its_own_child() -> None:
     program = (
         "import os\n"
         "from janus_modular.processing.template_process import TEMPLATES as t\n"
@@ -170,7 +166,7 @@ def test_rendering_imports_no_torch() -> None:
 
 
 @given(data=st.data())
-def test_an_edited_template_renders_or_is_refused(
+def test_random_edits_of_a_template_render_or_are_errors(
     mutations: ModuleType, process: TemplateProcess, data: st.DataObject
 ) -> None:
     process.seconds = 20.0

@@ -14,9 +14,9 @@ from janus_modular.errors import ImageError
 from janus_modular.processing.image_io import open_image, to_image
 
 
-def file_of(image: Image.Image, kind: str, **options: object) -> bytes:
+def file_of(image: Image.Image, format_name: str, **options: object) -> bytes:
     out = io.BytesIO()
-    image.save(out, kind, **options)
+    image.save(out, format_name, **options)
     return out.getvalue()
 
 
@@ -64,7 +64,7 @@ def test_cmyk() -> None:
     assert max(g, b) < 15  # JPEG is lossy
 
 
-def test_sixteen_bit_greys_are_scaled_not_clipped() -> None:
+def test_16_bit_grey_is_scaled_not_clipped() -> None:
     grey = np.array([[0, 257 * 100, 65535, 300]], np.uint16)
     for source in (
         Image.fromarray(grey),
@@ -76,7 +76,7 @@ def test_sixteen_bit_greys_are_scaled_not_clipped() -> None:
     assert np.asarray(open_image(wide))[0, :, 1].tolist() == [0, 100, 255, 1]
 
 
-def test_numbers_without_a_meaning_are_refused() -> None:
+def test_modes_without_defined_colours_are_errors() -> None:
     with pytest.raises(ImageError, match="from -1 to 70000"):
         open_image(Image.fromarray(np.array([[-1, 70000]], np.int32)))
     with pytest.raises(ImageError, match="mode F"):
@@ -103,45 +103,47 @@ def test_every_mode_gives_rgb(mode: str) -> None:
     assert open_image(Image.new(mode, (3, 2))).mode == "RGB"
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
+@pytest.mark.parametrize("format_name", ["GIF", "WEBP", "PNG"])
+def test_first_frame_of_an_animation(format_name: str) -> None:
     frames = [Image.new("RGB", (8, 8), c) for c in ("red", "lime", "blue")]
-    data = file_of(frames[0], kind, save_all=True, append_images=frames[1:], duration=10, lossless=True)
+    data = file_of(
+        frames[0], format_name, save_all=True, append_images=frames[1:], duration=10, lossless=True
+    )
     r, g, b = open_image(data).getpixel((4, 4))
     assert r > 240
     assert max(g, b) < 15
 
 
-def test_one_pixel_and_a_ribbon() -> None:
+def test_extreme_aspect_ratios() -> None:
     assert open_image(Image.new("RGB", (1, 1), "red")).size == (1, 1)
     assert open_image(file_of(Image.new("RGB", (20_000, 10)), "PNG")).size == (20_000, 10)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
-def test_truncated(photo: Image.Image, kind: str) -> None:
-    data = file_of(photo, kind)
+@pytest.mark.parametrize("format_name", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_truncated(photo: Image.Image, format_name: str) -> None:
+    data = file_of(photo, format_name)
     with pytest.raises(ImageError, match=r"damaged|not an image|cannot be opened"):
         open_image(data[: len(data) // 2])
 
 
-def test_a_damaged_image_that_was_opened_elsewhere(photo: Image.Image, tmp_path: Path) -> None:
+def test_damaged_pil_image(photo: Image.Image, tmp_path: Path) -> None:
     (tmp_path / "half.png").write_bytes(file_of(photo, "PNG")[:100])
     with Image.open(tmp_path / "half.png") as image, pytest.raises(ImageError, match=r"half\.png.*damaged"):
         open_image(image)
 
 
 @pytest.mark.parametrize(
-    ("size", "said"), [((12_000, 12_000), "144,000,000 pixels; at most"), ((60_000, 60_000), "too large")]
+    ("size", "message"), [((12_000, 12_000), "144,000,000 pixels; at most"), ((60_000, 60_000), "too large")]
 )
-def test_decompression_bomb(size: tuple[int, int], said: str) -> None:
-    with warnings.catch_warnings(record=True) as told:
+def test_decompression_bomb(size: tuple[int, int], message: str) -> None:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with pytest.raises(ImageError, match=said):
+        with pytest.raises(ImageError, match=message):
             open_image(png_claiming(*size))
-    assert not told  # Pillow's warning says less, and shows a line of ours
+    assert not caught  # Pillow's warning says less, and shows a line of ours
 
 
-def test_the_limit_is_the_callers(photo: Image.Image) -> None:
+def test_max_pixels_argument(photo: Image.Image) -> None:
     with pytest.raises(ImageError, match=r"64 x 48 = 3,072 pixels; at most 100 "):
         open_image(photo, max_pixels=100)
 
@@ -154,7 +156,7 @@ def test_not_an_image(data: bytes) -> None:
         open_image(data)
 
 
-def test_paths_that_hold_no_image(tmp_path: Path) -> None:
+def test_paths_without_an_image(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"nowhere\.png' is not there"):
         open_image(tmp_path / "nowhere.png")
     with pytest.raises(ImageError, match="is a folder"):
@@ -176,20 +178,20 @@ def test_to_image_clips_and_truncates() -> None:
         to_image(np.zeros((2, 2, 3)))
 
 
-def test_a_grey_of_16_bits_that_stands_for_nothing_is_white() -> None:
+def test_transparent_16_bit_grey_is_white() -> None:
     grey = Image.fromarray(np.array([[40_000, 1_000]], np.uint16))
     shown = np.asarray(open_image(file_of(grey, "PNG", transparency=40_000)))
     assert shown[0, :, 0].tolist() == [255, 4]
 
 
 @pytest.mark.parametrize("source", [None, np.zeros((2, 2, 3), np.uint8), 5])
-def test_what_is_no_image_is_said_by_its_type(source: object) -> None:
+def test_error_names_the_type_of_other_objects(source: object) -> None:
     with pytest.raises(ImageError, match=f"found a {type(source).__name__}; expected an image"):
         open_image(source)
 
 
 @pytest.mark.parametrize("name", ["a.eps", "a.png"])
-def test_a_format_that_needs_another_program_is_refused(
+def test_formats_that_need_another_program_are_errors(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a path, bytes and an image that is not decoded yet, whatever the file is called."""
@@ -201,7 +203,7 @@ def test_a_format_that_needs_another_program_is_refused(
                 open_image(source)
 
 
-def test_a_windows_metafile_is_refused() -> None:
+def test_windows_metafile_is_an_error() -> None:
     box, inch = struct.pack("<4h", 0, 0, 9, 9), struct.pack("<H", 96)
     metafile = b"\xd7\xcd\xc6\x9a\x00\x00" + box + inch + bytes(6) + b"\x01\x00\t\x00" + bytes(40)
     with pytest.raises(ImageError, match=r"of the format WMF, .*another program"):

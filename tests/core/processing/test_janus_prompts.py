@@ -23,11 +23,11 @@ def messages_of(prompt: dict[str, Any], image: Any) -> list[Message]:
     """Read a conversation as the published code writes it: placeholders in the text."""
 
     def segments(content: str) -> list[Segment]:
-        found: list[Segment] = []
+        parsed: list[Segment] = []
         for i, text in enumerate(content.split("<image_placeholder>")):
-            found += [ImageInput(image)] if i else []
-            found += [Text(text)] if text else []
-        return found
+            parsed += [ImageInput(image)] if i else []
+            parsed += [Text(text)] if text else []
+        return parsed
 
     roles = {"User": "user", "<|User|>": "user", "Assistant": "assistant", "<|Assistant|>": "assistant"}
     return [Message(roles[turn["role"]], segments(turn["content"])) for turn in prompt["conversation"]]
@@ -51,7 +51,9 @@ def test_prompts(name: str, make: Callable[..., Processor], image: Callable[...,
     # what the published code encodes: the whole text, each image one placeholder
     expected = Tokenizer.from_file(str(FIXTURE / "tokenizer.json")).encode(prompt["text"]).ids
     expanded = [
-        id for one in expected for id in ([BEGIN, *[PLACEHOLDER] * 4, END] if one == PLACEHOLDER else [one])
+        id
+        for token in expected
+        for id in ([BEGIN, *[PLACEHOLDER] * 4, END] if token == PLACEHOLDER else [token])
     ]
     assert ids == expanded
     shown = processor.tokenizer.core.decode(
@@ -63,15 +65,15 @@ def test_prompts(name: str, make: Callable[..., Processor], image: Callable[...,
     )
 
 
-def test_the_arrays_of_the_reference(make: Callable[..., Processor], image: Callable[..., Any]) -> None:
+def test_arrays_equal_the_reference(make: Callable[..., Processor], image: Callable[..., Any]) -> None:
     """Their words are random ids; what is fixed is where images lie, and what guidance leans on."""
     expected = np.load(FIXTURE / "expected.npz")
     processor = make(image_tokens=576, drawing=Drawing(384, 384, 576))
     reading = processor.chat_prompt([Message("user", [ImageInput(image()), Text("\nWhat?")])])
     theirs = expected["und_input_ids"][0]
     at = int((theirs == BEGIN).argmax())
-    here = int((reading.tokens == BEGIN).argmax())
-    assert reading.tokens[here : here + 578].tolist() == theirs[at : at + 578].tolist()
+    start = int((reading.tokens == BEGIN).argmax())
+    assert reading.tokens[start : start + 578].tolist() == theirs[at : at + 578].tolist()
     assert (reading.understanding_mask == (reading.tokens == PLACEHOLDER)).all()
     drawing = processor.draw_prompt("A red panda")
     assert drawing.tokens[[0, -1]].tolist() == expected["gen_prompt_ids"][[0, -1]].tolist()
@@ -94,7 +96,7 @@ def test_the_system_text(make: Callable[..., Processor], words: Callable[..., st
     assert prompt(make(), own) == f"{bos}Be kind.\n\n{end}"
 
 
-def test_empty_messages_are_bare_roles(make: Callable[..., Processor], words: Callable[..., str]) -> None:
+def test_empty_messages_render_their_role(make: Callable[..., Processor], words: Callable[..., str]) -> None:
     processor = make(system="")
     prompt = processor.chat_prompt(
         [Message("user", []), Message("assistant", [Text(" ")]), Message("user", [Text("b")])]
@@ -103,7 +105,7 @@ def test_empty_messages_are_bare_roles(make: Callable[..., Processor], words: Ca
     assert words(processor, prompt.tokens) == "<｜begin▁of▁sentence｜>" + text
 
 
-def test_conversations_that_are_no_prompts(make: Callable[..., Processor]) -> None:
+def test_conversations_without_a_question_are_errors(make: Callable[..., Processor]) -> None:
     user, assistant = Message("user", [Text("a")]), Message("assistant", [Text("b")])
     with pytest.raises(PromptError, match="the last message is the assistant's"):
         make().chat_prompt([user, assistant])
@@ -115,7 +117,7 @@ def test_conversations_that_are_no_prompts(make: Callable[..., Processor]) -> No
         make().chat_prompt([user, Message("system", [Text("c")]), user])
 
 
-def test_when_an_answer_is_over(make: Callable[..., Processor]) -> None:
+def test_stop_rule_of_answers(make: Callable[..., Processor]) -> None:
     assert set(make("janus-pro").stop.ids) == {2, 7}  # EOS, the user
     assert make("janus-pro").stop.strings == ()
     assert make("janus").stop.ids == (2,)

@@ -45,7 +45,7 @@ def test_sides_are_truncated_and_never_shorter_than_min_size() -> None:
 
 @pytest.mark.parametrize("resize", ["letterbox", "crop", "stretch"])
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 10), (10, 20_000), (31, 33)])
-def test_any_size_in_any_frame(resize: str, size: tuple[int, int]) -> None:
+def test_resizes_any_size_to_any_frame(resize: str, size: tuple[int, int]) -> None:
     spec = PixelSpec(height=24, width=40, resize=resize)
     assert understanding_pixels(noise(*size), spec).shape == (3, 24, 40)
     assert generation_pixels(noise(*size), height=24, width=40).shape == (3, 24, 40)
@@ -60,7 +60,7 @@ def test_letterbox_in_a_frame_that_is_not_square() -> None:
 
 
 @pytest.mark.parametrize("size", [(100, 80), (80, 101), (64, 64), (333, 50)])
-def test_drawn_images_are_resized_then_cropped(size: tuple[int, int]) -> None:
+def test_image_targets_are_resized_then_cropped(size: tuple[int, int]) -> None:
     image = noise(*size)
     scale = 32 / min(size)
     large = image.resize((int(size[0] * scale), int(size[1] * scale)), Image.Resampling.BICUBIC)
@@ -71,7 +71,7 @@ def test_drawn_images_are_resized_then_cropped(size: tuple[int, int]) -> None:
     assert np.abs(got.astype(int) - expected).max() <= 1
 
 
-def test_a_drawn_image_has_no_borders() -> None:
+def test_image_targets_have_no_borders() -> None:
     assert (generation_pixels(Image.new("RGB", (90, 30), "white"), height=32, width=32) == 255).all()
 
 

@@ -140,7 +140,7 @@ HISTORIES = {
 @pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES)
 @pytest.mark.parametrize("system", [False, True], ids=["no system", "system"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_prompts_begin_what_is_trained(
+def test_prompts_are_prefixes_of_training_sequences(
     processor_of: Callable[..., Processor], family: str, system: bool, history: list[Message]
 ) -> None:
     processor = processor_of(FAMILIES[family])
@@ -150,17 +150,17 @@ def test_prompts_begin_what_is_trained(
             processor.draw_prompt(conversation)
         return
     drawn = processor.sequence(Sample([*conversation, drawing()])).tokens.tolist()
-    asked = processor.draw_prompt(conversation).tokens.tolist()
-    assert drawn[: len(asked)] == asked
-    assert drawn[len(asked)] == processor.tokenizer.named("placeholder")
+    expected_prompt = processor.draw_prompt(conversation).tokens.tolist()
+    assert drawn[: len(expected_prompt)] == expected_prompt
+    assert drawn[len(expected_prompt)] == processor.tokenizer.named("placeholder")
     answered = processor.sequence(Sample([*conversation, assistant("Fine.")])).tokens.tolist()
-    asked = processor.chat_prompt(conversation).tokens.tolist()
-    assert answered[: len(asked)] == asked
+    expected_prompt = processor.chat_prompt(conversation).tokens.tolist()
+    assert answered[: len(expected_prompt)] == expected_prompt
     check_prompts(processor)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_prompts_are_those_of_transformers(processor_of: Callable[..., Processor], family: str) -> None:
+def test_prompts_equal_transformers(processor_of: Callable[..., Processor], family: str) -> None:
     theirs, processor = tokenizer(FAMILIES[family]), processor_of(FAMILIES[family])
     messages = [*HISTORIES["two turns"], assistant("Fine.")]
 
@@ -175,7 +175,7 @@ def test_prompts_are_those_of_transformers(processor_of: Callable[..., Processor
     assert processor.chat_prompt(messages[:-1]).tokens.tolist() == expected
 
 
-def test_a_drawing_stands_behind_the_block_that_it_is_trained_behind(
+def test_drawing_prompt_has_the_reasoning_block_of_training(
     processor_of: Callable[..., Processor], words: Callable[..., str]
 ) -> None:
     processor = processor_of(THINK_BLOCK)
@@ -192,7 +192,7 @@ REASONED = {
 
 
 @pytest.mark.parametrize("answer", REASONED.values(), ids=REASONED)
-def test_reasoning_is_rendered_and_learned_as_transformers_renders_it(
+def test_supervised_reasoning_equals_transformers(
     processor_of: Callable[..., Processor], learned: Callable[..., str], answer: Message
 ) -> None:
     theirs, processor = tokenizer(THINK_BLOCK), processor_of(THINK_BLOCK)
@@ -210,7 +210,7 @@ def test_reasoning_is_rendered_and_learned_as_transformers_renders_it(
     assert processor.chat_prompt(read).tokens.tolist() == expected
 
 
-def test_reasoning_that_is_not_rendered_is_named(processor_of: Callable[..., Processor]) -> None:
+def test_omitted_reasoning_is_an_error(processor_of: Callable[..., Processor]) -> None:
     processor = processor_of(THINK_BLOCK)
     later = [user("And?"), assistant("Five.")]
     with pytest.raises(PromptError, match="leaves out supervised reasoning of message 1"):
@@ -222,15 +222,15 @@ def test_reasoning_that_is_not_rendered_is_named(processor_of: Callable[..., Pro
         processor_of(RENAMED).chat_prompt(read)
 
 
-def test_words_of_users_are_no_tags(processor_of: Callable[..., Processor]) -> None:
+def test_tags_in_user_messages_stay_text(processor_of: Callable[..., Processor]) -> None:
     """Tags are looked for in what the assistant says; special tokens in words stay words for all."""
     processor = processor_of(THINK_BLOCK, "<think>", "</think>")
     end = processor.tokenizer.named("eos")
-    asked = [
+    turns = [
         user("<think>x</think> <|end|>"),
         assistant("<think>\nhm <|end|>\n</think>\n\nHi", learned=False),
     ]
-    prompt = processor.chat_prompt([*asked, user("And?")])
+    prompt = processor.chat_prompt([*turns, user("And?")])
     assert (prompt.tokens == end).sum() == 3  # one a turn
     assert not (prompt.tokens == processor.tokenizer.id_of("<think>")).any()
 
@@ -246,7 +246,7 @@ CLOSED = """\
 
 @pytest.mark.parametrize("special", [("<think>", "</think>"), ()], ids=["tokens", "letters"])
 @pytest.mark.parametrize("template", [CLOSED, THINK_BLOCK])
-def test_tags_in_answers_are_the_tokens_that_transformers_makes_of_them(
+def test_tags_in_answers_equal_transformers(
     processor_of: Callable[..., Processor], template: str, special: tuple[str, ...]
 ) -> None:
     theirs, processor = tokenizer(template, *special), processor_of(template, *special)
@@ -254,19 +254,19 @@ def test_tags_in_answers_are_the_tokens_that_transformers_makes_of_them(
     turns = [{"role": m.role, "content": "".join(s.text for s in m.content)} for m in messages]
     sequence = processor.sequence(Sample(messages))
     assert sequence.tokens.tolist() == theirs.apply_chat_template(turns, return_dict=False)
-    asked = [{"role": "user", "content": "Is <think> a tag?"}]
+    turns = [{"role": "user", "content": "Is <think> a tag?"}]
     prompt = processor.chat_prompt([user("Is <think> a tag?")]).tokens.tolist()
-    assert (prompt == theirs.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)) == (
+    assert (prompt == theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)) == (
         not special  # what users write stays letters
     )
 
 
-def test_what_opens_reasoning_ends_no_answer(processor_of: Callable[..., Processor]) -> None:
+def test_reasoning_tags_do_not_stop_answers(processor_of: Callable[..., Processor]) -> None:
     processor = processor_of(THINK_BLOCK, "<think>", "</think>")
     assert processor.stop.ids == (processor.tokenizer.id_of("<|end|>"),)
 
 
-def test_a_template_that_asks_otherwise_is_refused_at_the_start(
+def test_template_whose_prompts_are_no_prefixes_is_an_error_at_the_start(
     processor_of: Callable[..., Processor],
 ) -> None:
     processor = processor_of(PREFILLED)
@@ -297,7 +297,7 @@ def test_a_template_that_asks_otherwise_is_refused_at_the_start(
         ("{{ '</s>' }}", True),  # letters here, no token
     ],
 )
-def test_answers_that_are_not_learned_to_end_are_warned_of(
+def test_warns_if_no_end_of_answers_is_learned(
     processor_of: Callable[..., Processor], caplog: pytest.LogCaptureFixture, end: str, warns: bool
 ) -> None:
     turns = f"{{% for m in messages %}}{{{{ '<|' + m.role + '|>' + m.content }}}}{end}{{% endfor %}}"
@@ -306,7 +306,7 @@ def test_answers_that_are_not_learned_to_end_are_warned_of(
     assert ("writes no <|end|> behind the last answer" in caplog.text) == warns
 
 
-def test_a_drawing_before_the_last_turn_is_held_against_its_prompt(
+def test_checks_the_prompt_of_an_image_before_the_last_turn(
     processor_of: Callable[..., Processor],
 ) -> None:
     messages = [user("a cat"), drawing(), user("And?"), assistant("That was a cat.")]
@@ -320,7 +320,7 @@ def test_a_drawing_before_the_last_turn_is_held_against_its_prompt(
 
 
 @pytest.mark.parametrize("template", ["janus", "janus-pro"])
-def test_the_system_text_depends_on_nothing_that_follows(
+def test_system_text_depends_on_the_first_answer_alone(
     make: Callable[..., Processor], words: Callable[..., str], template: str
 ) -> None:
     """Answers have one, drawings have none, and what goes on from either keeps what it has."""
@@ -338,11 +338,13 @@ def test_the_system_text_depends_on_nothing_that_follows(
             for k, segment in enumerate(message.content if message.role == "assistant" else ()):
                 before = [*conversation[:i], *([Message("assistant", message.content[:k])] if k else [])]
                 draws = isinstance(segment, ImageTarget)
-                asked = (processor.draw_prompt if draws else processor.chat_prompt)(before).tokens.tolist()
-                assert trained[: len(asked)] == asked
+                expected_prompt = (processor.draw_prompt if draws else processor.chat_prompt)(
+                    before
+                ).tokens.tolist()
+                assert trained[: len(expected_prompt)] == expected_prompt
 
 
-def test_variables_reach_training_and_prompts_and_are_recorded(
+def test_template_variables_reach_training_prompts_and_checkpoints(
     processor_of: Callable[..., Processor], words: Callable[..., str], tmp_path: Path
 ) -> None:
     processor = processor_of(THINK_BLOCK, template_variables={"enable_thinking": False})
@@ -356,20 +358,18 @@ def test_variables_reach_training_and_prompts_and_are_recorded(
 @pytest.mark.parametrize(
     "name", ["enable_thinkin", "messages", "add_generation_prompt", "bos_token", "thought"]
 )
-def test_a_variable_that_the_template_never_reads_is_refused(
-    processor_of: Callable[..., Processor], name: str
-) -> None:
+def test_unused_template_variable_is_an_error(processor_of: Callable[..., Processor], name: str) -> None:
     with pytest.raises(ConfigError, match=rf"never reads {name}\. It reads enable_thinking"):
         processor_of(THINK_BLOCK, template_variables={name: True})
 
 
 @pytest.mark.parametrize("value", [{1, 2}, float("nan"), [float("inf")], b"x", object()])
-def test_variables_are_what_json_can_hold(processor_of: Callable[..., Processor], value: object) -> None:
+def test_template_variables_must_be_json(processor_of: Callable[..., Processor], value: object) -> None:
     with pytest.raises(ConfigError, match=r"template_variables: .*Expected texts, finite numbers"):
         processor_of(THINK_BLOCK, template_variables={"enable_thinking": value})
 
 
-def test_a_template_of_our_own_reads_no_variables(make: Callable[..., Processor]) -> None:
+def test_built_in_templates_have_no_variables(make: Callable[..., Processor]) -> None:
     for template, source in (("janus-pro", None), ("plain", "bytes")):
         with pytest.raises(
             ConfigError, match=f"'{template}' never reads enable_thinking. It reads no variables"
@@ -378,7 +378,7 @@ def test_a_template_of_our_own_reads_no_variables(make: Callable[..., Processor]
 
 
 @pytest.mark.parametrize("family", ["parts-in-order", "parts-of-users"])
-def test_images_keep_their_places_in_lists_of_parts(
+def test_images_keep_their_positions_in_lists_of_parts(
     processor_of: Callable[..., Processor], words: Callable[..., str], family: str
 ) -> None:
     processor = processor_of(FAMILIES[family])

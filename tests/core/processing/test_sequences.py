@@ -23,7 +23,9 @@ def talk(*turns: Any, **options: Any) -> Sample:
 
 
 @pytest.mark.parametrize("template", ["janus", "janus-pro", "plain"])
-def test_answers_are_learned_with_their_end(template: str, make: Make, learned: Callable[..., str]) -> None:
+def test_answers_are_supervised_with_their_end_token(
+    template: str, make: Make, learned: Callable[..., str]
+) -> None:
     processor = make(template)
     sequence = processor.sequence(talk("2 + 2?", " 4 ", "And 3?", "5"))
     space = "" if template == "plain" else " "
@@ -34,7 +36,7 @@ def test_answers_are_learned_with_their_end(template: str, make: Make, learned: 
 
 
 @pytest.mark.parametrize("template", ["janus", "janus-pro", "plain"])
-def test_learning_starts_where_a_prompt_ends(template: str, make: Make, image: Callable[..., Any]) -> None:
+def test_supervision_starts_where_a_prompt_ends(template: str, make: Make, image: Callable[..., Any]) -> None:
     for source in (None, "bytes"):
         processor = make(template, **({"source": source} if source else {}))
         for answer in ([Text("yes")], [ImageTarget(image())]):
@@ -49,7 +51,7 @@ def test_learning_starts_where_a_prompt_ends(template: str, make: Make, image: C
             assert first == len(prompt)
 
 
-def test_marks_decide(make: Make, learned: Callable[..., str]) -> None:
+def test_supervised_segments_decide(make: Make, learned: Callable[..., str]) -> None:
     processor = make()
     sample = talk(
         [Text("Repeat: "), Text("cat", True)], [Text("no", False)], "again", [Text("cat "), Text("dog", True)]
@@ -57,9 +59,7 @@ def test_marks_decide(make: Make, learned: Callable[..., str]) -> None:
     assert learned(processor, processor.sequence(sample)) == f" cat dog{EOS}"
 
 
-def test_all_text_is_learned_on_request(
-    make: Make, image: Callable[..., Any], words: Callable[..., str]
-) -> None:
+def test_supervise_all_text(make: Make, image: Callable[..., Any], words: Callable[..., str]) -> None:
     processor = make(system="S")
     sequence = processor.sequence(talk([ImageInput(image()), Text("a")], "b"), supervise="all")
     missing = [PLACEHOLDER] * 4 + [BEGIN, END]
@@ -81,7 +81,9 @@ def test_plain_text(make: Make, words: Callable[..., str], learned: Callable[...
         )
 
 
-def test_interleaved_both_ways(make: Make, image: Callable[..., Any], learned: Callable[..., str]) -> None:
+def test_interleaved_image_inputs_and_targets(
+    make: Make, image: Callable[..., Any], learned: Callable[..., str]
+) -> None:
     processor = make(system="")
     sample = talk(
         [
@@ -118,7 +120,7 @@ def test_interleaved_both_ways(make: Make, image: Callable[..., Any], learned: C
     assert learned(processor, ends) == f" Here:{BEGIN}{END}Better?{EOS}{BEGIN}{END}{EOS}"
 
 
-def test_dropped_condition(make: Make, image: Callable[..., Any]) -> None:
+def test_condition_dropout(make: Make, image: Callable[..., Any]) -> None:
     processor = make()
     sample = talk(
         [ImageInput(image()), Text("like this")],
@@ -148,7 +150,7 @@ def test_dropped_condition(make: Make, image: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("template", ["janus", "janus-pro", "plain"])
 @pytest.mark.parametrize("source", [None, "bytes"])
-def test_words_never_become_special_tokens(
+def test_text_never_becomes_special_tokens(
     template: str, source: str | None, make: Make, words: Callable[..., str]
 ) -> None:
     processor = make(template, **({"source": source} if source else {}))
@@ -179,7 +181,7 @@ def test_words_never_become_special_tokens(
         assert all(text in shown for text in texts)
 
 
-def test_nothing_to_learn(make: Make, image: Callable[..., Any]) -> None:
+def test_sample_without_supervision_is_an_error(make: Make, image: Callable[..., Any]) -> None:
     for sample in (
         talk("a", source="captions"),
         talk([ImageInput(image())], [ImageTarget(image(), supervised=False)], source="captions"),
@@ -189,7 +191,7 @@ def test_nothing_to_learn(make: Make, image: Callable[..., Any]) -> None:
             make("plain", "bytes").sequence(sample)
 
 
-def test_longer_than_the_context(make: Make, image: Callable[..., Any]) -> None:
+def test_sequence_longer_than_the_context_is_an_error(make: Make, image: Callable[..., Any]) -> None:
     processor = make("plain", "bytes", context=20)
     with pytest.raises(PromptError, match=r"takes 27 positions; the context has 20 \(source 'books'\)"):
         processor.sequence(talk("a" * 23, "b", source="books"))
@@ -200,7 +202,7 @@ def test_longer_than_the_context(make: Make, image: Callable[..., Any]) -> None:
         processor.chat_prompt([Message("user", [ImageInput(image()), Text("a" * 19)])])
 
 
-def test_a_model_that_does_not_draw(make: Make, image: Callable[..., Any]) -> None:
+def test_model_without_a_generation_path(make: Make, image: Callable[..., Any]) -> None:
     processor = make("plain", "bytes", drawing=None)
     with pytest.raises(PromptError, match="cannot draw"):
         processor.draw_prompt("a fox")
@@ -208,7 +210,7 @@ def test_a_model_that_does_not_draw(make: Make, image: Callable[..., Any]) -> No
         processor.sequence(talk("a", [ImageTarget(image())]))
 
 
-def test_a_damaged_image_is_an_error(make: Make, tmp_path: Any, image: Callable[..., Any]) -> None:
+def test_damaged_image_is_an_error(make: Make, tmp_path: Any, image: Callable[..., Any]) -> None:
     from PIL import Image
 
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)

@@ -21,7 +21,7 @@ def ids(tokenizer: TextTokenizer, text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_pieces_join_to_the_text(tokenizer: TextTokenizer, text: str) -> None:
+def test_streamed_texts_join_to_the_whole(tokenizer: TextTokenizer, text: str) -> None:
     stream = TextStream(tokenizer)
     shown = [stream.push(id) for id in ids(tokenizer, text)]
     assert "".join(shown) == text  # every letter is out once it is whole
@@ -35,7 +35,7 @@ def test_special_tokens_are_not_shown(tokenizer: TextTokenizer) -> None:
     assert "".join(map(stream.push, sequence)) == "ab"
 
 
-def test_an_unfinished_letter_comes_at_the_end(tokenizer: TextTokenizer) -> None:
+def test_incomplete_character_comes_at_the_end(tokenizer: TextTokenizer) -> None:
     stream = TextStream(tokenizer)
     fox = ids(tokenizer, "🦊")
     assert [stream.push(id) for id in fox[:-1]] == [""] * (len(fox) - 1)
@@ -43,7 +43,7 @@ def test_an_unfinished_letter_comes_at_the_end(tokenizer: TextTokenizer) -> None
     assert stream.finish() == ""
 
 
-def test_bytes_that_are_no_text_do_not_stall(tokenizer: TextTokenizer) -> None:
+def test_invalid_bytes_do_not_stall(tokenizer: TextTokenizer) -> None:
     stream = TextStream(tokenizer)
     lone = ids(tokenizer, "é")[0]
     shown = "".join(stream.push(lone) for _ in range(20)) + "".join(map(stream.push, ids(tokenizer, "ok")))
@@ -68,7 +68,7 @@ def test_stops_before_strings(tokenizer: TextTokenizer, text: str) -> None:
     assert stream.stopped
 
 
-def test_no_stop_loses_nothing(tokenizer: TextTokenizer) -> None:
+def test_without_stop_rule_all_text_is_returned(tokenizer: TextTokenizer) -> None:
     stream = TextStream(tokenizer, StopRule((), ("User:", "Use!")))
     text = "UUser Users User;Use"
     shown = [stream.push(id) for id in ids(tokenizer, text)]

@@ -72,20 +72,20 @@ def test_a_missing_placeholder_is_added(copy: Path) -> None:
 @pytest.mark.parametrize(
     "string", ["<begin_of_image>", "<end_of_image>", "<｜▁pad▁｜>", "<｜end▁of▁sentence｜>"]
 )
-def test_other_missing_ones_are_named(copy: Path, string: str) -> None:
+def test_missing_special_tokens_are_errors(copy: Path, string: str) -> None:
     without(copy, string)
     with pytest.raises(ConfigError, match=rf"lacks '{string}'"):
         load_tokenizer(copy, published=True)
 
 
-def test_a_missing_role_is_named(copy: Path) -> None:
+def test_missing_role_token_is_an_error(copy: Path) -> None:
     without(copy, "<|User|>")
     config = ProcessorConfig(tokenizer=str(copy), template="janus-pro")
     with pytest.raises(ConfigError, match=r"'janus-pro' needs <\|User\|>"):
         Processor.build(config, pixels=PixelSpec(), image_tokens=4, drawing=None)
 
 
-def test_a_foreign_tokenizer_gets_what_it_lacks(copy: Path) -> None:
+def test_missing_image_tokens_are_added(copy: Path) -> None:
     for string in ("<begin_of_image>", "<end_of_image>", "<image_placeholder>", "<｜▁pad▁｜>"):
         without(copy, string)
     change(copy / "special_tokens_map.json", pad_token=None, bos_token=None)
@@ -102,7 +102,7 @@ def test_a_foreign_tokenizer_gets_what_it_lacks(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["reference", "bytes"])
-def test_saved_and_read_again(source: str, reference: Path, tmp_path: Path) -> None:
+def test_saved_tokenizer_loads(source: str, reference: Path, tmp_path: Path) -> None:
     first = load_tokenizer(reference if source == "reference" else source, published=True)
     first.chat_template = "{{ messages }}"
     save_tokenizer(first, tmp_path)
@@ -137,7 +137,7 @@ def test_a_processor_is_rebuilt_from_its_folder(make: Callable[..., Processor], 
         Processor.load(tmp_path)
 
 
-def test_what_was_added_is_remembered(copy: Path, tmp_path: Path) -> None:
+def test_added_tokens_are_saved(copy: Path, tmp_path: Path) -> None:
     without(copy, "<image_placeholder>")
     config = ProcessorConfig(tokenizer=str(copy), template="janus")
     first = Processor.build(config, pixels=PixelSpec(), image_tokens=4, drawing=None)
@@ -148,7 +148,7 @@ def test_what_was_added_is_remembered(copy: Path, tmp_path: Path) -> None:
     assert again.suppressed_ids == (1024,)
 
 
-def test_no_tokenizer(tmp_path: Path) -> None:
+def test_missing_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"found: an empty folder"):
         load_tokenizer(tmp_path)
     with pytest.raises(ConfigError, match="found: nothing"):
@@ -160,13 +160,13 @@ def test_no_tokenizer(tmp_path: Path) -> None:
         Processor.build(ProcessorConfig(), pixels=PixelSpec(), image_tokens=4, drawing=None)
 
 
-def test_a_damaged_configuration(copy: Path) -> None:
+def test_damaged_configuration_is_an_error(copy: Path) -> None:
     (copy / "tokenizer_config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"tokenizer_config\.json cannot be read as JSON"):
         load_tokenizer(copy)
 
 
-def test_bytes_are_their_own_ids() -> None:
+def test_byte_tokenizer_ids_are_bytes() -> None:
     tokenizer = load_tokenizer("bytes")
     text = bytes(range(128)).decode() + "é你🦊<eos>"
     ids = tokenizer.encode([TextSpan(text)]).ids.tolist()
@@ -176,7 +176,7 @@ def test_bytes_are_their_own_ids() -> None:
     assert tokenizer.added == ()
 
 
-def test_bytes_that_are_no_text_are_refused() -> None:
+def test_text_with_surrogates_is_an_error() -> None:
     tokenizer = load_tokenizer("bytes")
     with pytest.raises(PromptError, match=r"'\\udcff', which is no character"):
         tokenizer.encode([TextSpan("a" + b"\xff".decode(errors="surrogateescape"))])

@@ -37,11 +37,11 @@ def read(images: Path) -> Callable[..., Jsonl]:
 def shape(sample: Sample) -> list[tuple[str, list[object]]]:
     """Return a sample as roles and segments: texts with whether they are learned, images by their grey."""
 
-    def segment(one: object) -> object:
-        if isinstance(one, Text):
-            return one.text, one.supervised
-        assert isinstance(one, ImageInput | ImageTarget)
-        grey = one.image.getpixel((0, 0))[0]
-        return ("read", grey) if isinstance(one, ImageInput) else ("draw", grey, one.supervised)
+    def shape_of(segment: object) -> object:
+        if isinstance(segment, Text):
+            return segment.text, segment.supervised
+        assert isinstance(segment, ImageInput | ImageTarget)
+        grey = segment.image.getpixel((0, 0))[0]
+        return ("read", grey) if isinstance(segment, ImageInput) else ("draw", grey, segment.supervised)
 
-    return [(m.role, [segment(s) for s in m.content]) for m in sample.messages]
+    return [(m.role, [shape_of(s) for s in m.content]) for m in sample.messages]

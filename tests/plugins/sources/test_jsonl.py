@@ -49,8 +49,8 @@ def test_classes_go_through_templates(folder: Path) -> None:
     data = source(
         folder, {"image": "cats/b.png", "class": "{tabby}"}, task="draw", templates=["{}", "one {}!"]
     )
-    said = {shape(data.sample(0, RNG(i)))[0][1][0] for i in range(20)}
-    assert said == {("{tabby}", False), ("one {tabby}!", False)}
+    shapes = {shape(data.sample(0, RNG(i)))[0][1][0] for i in range(20)}
+    assert shapes == {("{tabby}", False), ("one {tabby}!", False)}
     assert shape(data.sample(0, RNG(3))) == shape(data.sample(0, RNG(3)))
 
 
@@ -75,14 +75,14 @@ def test_conversations_with_images_anywhere(folder: Path) -> None:
     ]
 
 
-def test_blank_lines_and_any_ending_are_fine(folder: Path) -> None:
+def test_blank_lines_and_line_endings(folder: Path) -> None:
     for ending in ("", "\n", "\n \n\r\n"):
         data = source(folder, '{"text":"ü"}', "", "   ", '{"text":"2"}\r', "", '{"text":"three"}' + ending)
         assert len(data) == 3
         assert [shape(data.sample(i, RNG(0)))[0][1][0][0] for i in range(3)] == ["ü", "2", "three"]
 
 
-def test_many_lines_cost_their_offsets_alone(folder: Path) -> None:
+def test_memory_of_many_lines_is_their_offsets(folder: Path) -> None:
     data = source(folder, *(f'{{"text": "{i}"}}' for i in range(200_000)))
     assert len(data) == 200_000
     assert data.records.starts.nbytes == 8 * 200_000
@@ -90,7 +90,7 @@ def test_many_lines_cost_their_offsets_alone(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "fault"),
+    ("line", "message"),
     [
         ('{"text": ', "not JSON"),
         ("[1]", "a list; expected a JSON object"),
@@ -110,12 +110,12 @@ def test_many_lines_cost_their_offsets_alone(folder: Path) -> None:
         ({"messages": [{"role": "user", "content": [{"video": "x"}]}]}, "found the unknown keys 'video'"),
     ],
 )
-def test_errors_name_file_and_line(folder: Path, line: Any, fault: str) -> None:
+def test_errors_name_file_and_line(folder: Path, line: Any, message: str) -> None:
     data = source(folder, {"text": "fine"}, "", line)
     with pytest.raises(DataError) as error:
         data.sample(1, RNG(0))
     assert str(error.value).startswith(f"{folder / 'data.jsonl'}, line 3: ")
-    assert fault in str(error.value)
+    assert message in str(error.value)
 
 
 def test_images_outside_the_folder_are_refused(folder: Path) -> None:
@@ -128,7 +128,7 @@ def test_images_outside_the_folder_are_refused(folder: Path) -> None:
     source(inside, {"image": "a.png", "caption": "a"}, images=str(folder / "cats")).sample(0, RNG(0))
 
 
-def test_files_that_cannot_be_sources(folder: Path) -> None:
+def test_unusable_files_are_errors(folder: Path) -> None:
     with pytest.raises(DataError, match=r"'YOUR/text.jsonl' is no file: set `path`"):
         Jsonl(JsonlConfig(path="YOUR/text.jsonl"))
     with pytest.raises(DataError, match="is empty"):

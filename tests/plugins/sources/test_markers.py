@@ -23,7 +23,7 @@ MARKERS = (
 
 
 @pytest.mark.parametrize("marker", MARKERS)
-def test_markers_without_an_image_are_refused_in_every_text(read: Any, marker: str) -> None:
+def test_markers_without_an_image_are_errors_in_every_text(read: Any, marker: str) -> None:
     text = f"See {marker} here"
     records = [
         {"text": text},
@@ -44,7 +44,7 @@ def test_markers_without_an_image_are_refused_in_every_text(read: Any, marker: s
 
 
 @pytest.mark.parametrize("option", ["questions", "templates"])
-def test_markers_in_what_is_put_around_captions_are_refused(read: Any, option: str) -> None:
+def test_markers_in_templates_and_questions_are_errors(read: Any, option: str) -> None:
     options: dict[str, Any] = {option: ["{} What?", "<image>\\nWhat is {}?"]}
     with pytest.raises(ValueError, match=r"templates, questions: hold '<image>'.*markers: text"):
         read({"image": "a.png", "caption": "red"}, **options)
@@ -54,13 +54,13 @@ def test_markers_in_what_is_put_around_captions_are_refused(read: Any, option: s
 @pytest.mark.parametrize(
     "text", ["<imagine>", "an image", "<|user|>", "<img src='a.png'>", "a < image", "<i>"]
 )
-def test_other_letters_are_no_markers(text: str) -> None:
+def test_similar_text_is_no_marker(text: str) -> None:
     assert first_marker([text]) is None
 
 
 @pytest.mark.parametrize("nothing", [0, False, {"a": 1}])
 @pytest.mark.parametrize("key", ["system", "images", "reasoning_content"])
-def test_values_of_another_type_are_not_passed_over(read: Any, key: str, nothing: Any) -> None:
+def test_values_of_another_type_are_errors(read: Any, key: str, nothing: Any) -> None:
     record: dict[str, Any] = {"messages": [USER, dict(ANSWER)]}
     (record["messages"][1] if key == "reasoning_content" else record)[key] = nothing
     with pytest.raises(DataError, match="line 1: "):

@@ -15,7 +15,7 @@ RNG = np.random.default_rng
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
-def test_reasoning_is_learned_with_its_turn(read: Any, key: str) -> None:
+def test_reasoning_is_supervised_with_its_turn(read: Any, key: str) -> None:
     record = chat("2 + 2?")
     record["messages"][1][key] = "two and two"
     _, answer = read(record).sample(0, RNG(0)).messages
@@ -33,7 +33,7 @@ def test_reasoning_is_learned_with_its_turn(read: Any, key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["thinking", "thought", "thinking_content"])
-def test_other_names_of_reasoning_are_refused_by_naming_the_field(read: Any, key: str) -> None:
+def test_other_names_of_reasoning_are_errors_with_the_field(read: Any, key: str) -> None:
     record = {
         "messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4", key: "a"}]
     }

@@ -98,7 +98,7 @@ def test_markers_take_the_images_in_order_in_any_turn(read: Any) -> None:
 
 @pytest.mark.parametrize("form", ["caption", "text", "class"])
 @pytest.mark.parametrize("image", ["image", "file_name"])
-def test_words_beside_an_image(read: Any, form: str, image: str) -> None:
+def test_text_beside_an_image(read: Any, form: str, image: str) -> None:
     record = {image: "b.png", form: "a cat", "width": 4, "height": 3}
     reads = read(record, questions=["?"]).sample(0, RNG(0))
     assert shape(reads) == [("user", [("read", 200), ("?", False)]), ("assistant", [("a cat", True)])]
@@ -107,14 +107,14 @@ def test_words_beside_an_image(read: Any, form: str, image: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["caption", "captions", "text"])
-def test_each_of_several_captions_has_its_turn(read: Any, key: str) -> None:
+def test_each_of_several_captions_is_chosen(read: Any, key: str) -> None:
     data = read({"image": "a.png", key: ["one", "two", "three"]}, task="draw")
     assert {shape(data.sample(0, RNG(i)))[0][1][0][0] for i in range(30)} == {"one", "two", "three"}
 
 
 @pytest.mark.parametrize("flag", ["train", "loss", "weight"])
 @pytest.mark.parametrize("no", [False, 0, 0.0])
-def test_turns_that_are_not_learned(read: Any, flag: str, no: Any) -> None:
+def test_unsupervised_turns(read: Any, flag: str, no: Any) -> None:
     record = chat("Q")
     record["messages"] += [{"role": "assistant", "content": "bad", flag: no}]
     sample = read(record).sample(0, RNG(0))
@@ -123,7 +123,7 @@ def test_turns_that_are_not_learned(read: Any, flag: str, no: Any) -> None:
     assert not read(chat("Q")).sample(0, RNG(0)).exact_supervision
 
 
-def test_a_drawn_image_that_is_not_learned(read: Any) -> None:
+def test_unsupervised_image_target(read: Any) -> None:
     record = chat("Q")
     record["messages"][1] = {"role": "assistant", "content": [{"image": "a.png"}], "train": False}
     assert shape(read(record, task="draw").sample(0, RNG(0)))[1] == ("assistant", [("draw", 10, False)])
@@ -134,7 +134,7 @@ def turn(**more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("record", "fault"),
+    ("record", "message"),
     [
         (
             chat("<image>What?"),
@@ -208,23 +208,23 @@ def turn(**more: Any) -> dict[str, Any]:
         ({"image": "a.png", "caption": ["a", "\ud800"]}, r"has '\ud800', half"),
     ],
 )
-def test_nothing_is_thrown_away_or_guessed(read: Any, images: Path, record: Any, fault: str) -> None:
+def test_unusable_records_are_errors(read: Any, images: Path, record: Any, message: str) -> None:
     with pytest.raises(DataError) as error:
         read({"text": "fine"}, record).sample(1, RNG(0))
     assert str(error.value).startswith(f"{images / 'data.jsonl'}, line 2: ")
-    assert fault in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
     "record", [{"text": "T"}, chat("Q"), chat([{"image": "a.png"}]), chat("<image>", images=["a.png"])]
 )
-def test_a_source_that_draws_refuses_what_draws_nothing(read: Any, record: Any) -> None:
+def test_records_without_image_target_are_errors_for_task_draw(read: Any, record: Any) -> None:
     with pytest.raises(DataError, match="has no image target, and the source has task: draw"):
         read(record, task="draw").sample(0, RNG(0))
     read(record).sample(0, RNG(0))
 
 
-def test_keys_without_effect_are_those_of_the_list_and_of_the_source(read: Any) -> None:
+def test_keys_without_effect(read: Any) -> None:
     more = dict.fromkeys(HARMLESS, "x")
     assert shape(read({"text": "T", **more}).sample(0, RNG(0))) == [("assistant", [("T", True)])]
     for record in ({"text": "T", "score": 3}, chat("Q", score=3), turn(score=3)):
@@ -233,14 +233,14 @@ def test_keys_without_effect_are_those_of_the_list_and_of_the_source(read: Any) 
         read(record, ignore=["score"]).sample(0, RNG(0))
 
 
-def test_what_is_ignored_resolves_what_is_ambiguous(read: Any) -> None:
+def test_ignored_keys_resolve_ambiguity(read: Any) -> None:
     record = {"image": "a.png", "caption": "a", "class": "b"}
     assert shape(read(record, ignore=["class"], task="draw").sample(0, RNG(0)))[0] == ("user", [("a", False)])
     assert read(turn(weight=0.5), ignore=["weight"]).sample(0, RNG(0)).exact_supervision is False
     assert shape(read(chat("Q", image="")).sample(0, RNG(0)))[0] == ("user", [("Q", False)])
 
 
-def test_letters_that_look_like_markers(read: Any) -> None:
+def test_markers_as_plain_text(read: Any) -> None:
     data = read({"text": "an <image> tag"}, chat("<image>"), markers="text")
     assert shape(data.sample(0, RNG(0))) == [("assistant", [("an <image> tag", True)])]
     assert shape(data.sample(1, RNG(0)))[0] == ("user", [("<image>", False)])
@@ -275,7 +275,7 @@ RECORDS = [{"text": "a [1, {2"}, {"text": 'quote " and \\'}, {"text": "ü", "met
 @pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("before", ["", "\ufeff", "\n  "])
-def test_arrays_are_read_whatever_the_file_is_called(read: Any, name: str, indent: Any, before: str) -> None:
+def test_arrays_are_read_from_files_of_any_name(read: Any, name: str, indent: Any, before: str) -> None:
     data = read(raw=before + json.dumps(RECORDS, indent=indent, ensure_ascii=False) + "\n", name=name)
     assert [shape(data.sample(i, RNG(0)))[0][1] for i in range(len(data))] == [
         [(record["text"], True)] for record in RECORDS
@@ -285,7 +285,7 @@ def test_arrays_are_read_whatever_the_file_is_called(read: Any, name: str, inden
 
 
 @pytest.mark.parametrize(
-    ("raw", "fault"),
+    ("raw", "message"),
     [
         ("[]", "array without objects"),
         ("[1, 2]", "array without objects"),
@@ -302,10 +302,10 @@ def test_arrays_are_read_whatever_the_file_is_called(read: Any, name: str, inden
         ('{"text": "\\ud83d"}', "half of a surrogate pair"),
     ],
 )
-def test_files_that_are_no_records(read: Any, raw: str, fault: str) -> None:
+def test_damaged_files_are_errors(read: Any, raw: str, message: str) -> None:
     with pytest.raises(DataError) as error:
         read(raw=raw, name="data.json").sample(0, RNG(0))
-    assert fault in str(error.value)
+    assert message in str(error.value)
 
 
 PLAIN = st.recursive(
@@ -324,7 +324,7 @@ ODD = st.recursive(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(record=st.dictionaries(KEYS | st.text(), ODD, max_size=4))
-def test_any_record_is_a_sample_or_our_error(read: Any, record: Any) -> None:
+def test_any_json_is_a_sample_or_a_data_error(read: Any, record: Any) -> None:
     data = read(record)
     try:
         data.sample(0, RNG(0))
@@ -338,7 +338,7 @@ def test_any_record_is_a_sample_or_our_error(read: Any, record: Any) -> None:
     records=st.lists(st.dictionaries(st.text(), PLAIN, max_size=3), min_size=1, max_size=5),
     spaces=st.integers(0, 3),
 )
-def test_arrays_are_cut_where_json_cuts_them(read: Any, records: Any, spaces: int) -> None:
+def test_array_items_equal_json(read: Any, records: Any, spaces: int) -> None:
     data = read(raw=json.dumps(records, indent=spaces or None))
     assert [data.records[i] for i in range(len(data))] == records
 
@@ -352,12 +352,12 @@ def samples_of_the_page() -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "body"), samples_of_the_page())
-def test_every_sample_of_the_page_is_read(images: Path, name: str, body: str) -> None:
+def test_reads_every_sample_of_the_documentation(images: Path, name: str, body: str) -> None:
     Image.new("RGB", (4, 3), "orange").save(images / "cat.png")
     (images / name).write_text(body, "utf-8")
-    kinds = ("read", "draw") if name in ("captions.jsonl", "metadata.jsonl") else ("read",)
-    for kind in kinds:
-        data = Jsonl(JsonlConfig(path=str(images / name), task=kind))
+    tasks = ("read", "draw") if name in ("captions.jsonl", "metadata.jsonl") else ("read",)
+    for task in tasks:
+        data = Jsonl(JsonlConfig(path=str(images / name), task=task))
         assert len(data) == body.count("\n{") + 1 if name.endswith("l") else 2
         for index in range(len(data)):
             sample = data.sample(index, RNG(0))
@@ -370,9 +370,11 @@ def test_the_page_lists_the_ignored_keys() -> None:
     assert tuple(re.findall(r"`(\w+)`", section)) == HARMLESS
 
 
-def test_the_files_digest_follows_its_bytes(read: Any) -> None:
-    one, same, other = (read({"text": t}, name=f"{i}.jsonl").fingerprint() for i, t in enumerate("aab"))
-    assert one == same != other
+def test_fingerprint_follows_the_bytes_of_the_file(read: Any) -> None:
+    first, same, different = (
+        read({"text": letter}, name=f"{i}.jsonl").fingerprint() for i, letter in enumerate("aab")
+    )
+    assert first == same != different
 
 
 def test_null_counts_as_absent() -> None:

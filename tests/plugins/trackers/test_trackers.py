@@ -9,7 +9,7 @@ from janus_plugins.trackers.jsonl import JsonlConfig, JsonlTracker
 from janus_plugins.trackers.tensorboard import TensorboardConfig, TensorboardTracker
 
 
-def test_jsonl_holds_a_line_a_step_after_a_resumed_run(tmp_path: Path) -> None:
+def test_jsonl_has_one_line_for_each_step_after_resuming(tmp_path: Path) -> None:
     first = JsonlTracker(JsonlConfig(), tmp_path / "run")
     for step in (10, 20, 30):
         first.log(step, {"loss": 1 / step})
@@ -35,7 +35,7 @@ def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in events] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)]
 
 
-def test_a_tracker_that_logged_nothing_closes(tmp_path: Path) -> None:
+def test_tracker_without_values_closes(tmp_path: Path) -> None:
     TensorboardTracker(TensorboardConfig(), tmp_path).close()
     JsonlTracker(JsonlConfig(), tmp_path).close()
     assert not (tmp_path / "tensorboard").exists()
