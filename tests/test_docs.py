@@ -1,8 +1,8 @@
-"""What we tell people to type works: commands parse, examples run, links and files are there.
+"""Documented commands parse, examples run, links and files exist.
 
-In a page, ``<!-- run -->`` above a block of Python or of ``janus-modular`` commands has it run here, in a
-folder with a tiny checkpoint at runs/demo/model, images and a data set; ``<!-- file: NAME -->`` puts a
-block into that folder as a file.
+``<!-- run -->`` above a block of Python or of ``janus-modular`` commands in a page makes this module run the
+block in a folder with a tiny checkpoint at runs/demo/model, images and a data set; ``<!-- file: NAME -->``
+writes a block into that folder as a file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 SHELL = ("bash", "sh", "console")
-OF_PAGES = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
 @dataclass
@@ -48,12 +48,12 @@ def blocks(page: Path) -> list[Block]:
     text = page.read_text("utf-8")
     return [
         Block(
-            found["language"],
-            found["body"],
-            found["mark"] or "",
-            text.count("\n", 0, found.start("body")) + 1,
+            match["language"],
+            match["body"],
+            match["mark"] or "",
+            text.count("\n", 0, match.start("body")) + 1,
         )
-        for found in BLOCK.finditer(text)
+        for match in BLOCK.finditer(text)
     ]
 
 
@@ -63,36 +63,36 @@ def prose(page: Path) -> str:
 
 
 def commands(shell: str) -> Iterator[list[str]]:
-    """Yield the arguments of each ``janus-modular`` in lines of shell."""
+    """Yield the arguments of each ``janus-modular`` command in lines of shell."""
     for line in shell.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars=";&|>")
         lexer.whitespace_split = True
-        words: list[str] = []
-        for word in [*lexer, ";"]:
-            if set(word) <= set(";&|>"):
-                while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):  # settings of the environment
-                    words.pop(0)
-                if words and Path(words[0]).name == "janus-modular":
-                    yield words[1:]
-                words = []
+        arguments: list[str] = []
+        for argument in [*lexer, ";"]:
+            if set(argument) <= set(";&|>"):
+                while arguments and re.fullmatch(r"[A-Z_]+=.*", arguments[0]):  # environment variables
+                    arguments.pop(0)
+                if arguments and Path(arguments[0]).name == "janus-modular":
+                    yield arguments[1:]
+                arguments = []
             else:
-                words.append(word)
+                arguments.append(argument)
 
 
-def told() -> Iterator[Any]:
-    """Yield every command that pages and shipped configs tell people to type."""
+def documented_commands() -> Iterator[Any]:
+    """Yield the arguments of every command in pages and in opening comments of shipped configs."""
     for page in PAGES:
         name = page.relative_to(ROOT).as_posix()
         for block in blocks(page):
             if block.language in SHELL:
-                for words in commands(block.body):
-                    yield pytest.param(words, id=f"{name}: {shlex.join(words)}")
+                for arguments in commands(block.body):
+                    yield pytest.param(arguments, id=f"{name}: {shlex.join(arguments)}")
         for inline in re.findall(r"`(janus-modular [^`]+)`", prose(page)):
             yield pytest.param(shlex.split(inline)[1:], id=f"{name}: {inline}")
     for config in sorted((ROOT / "configs").rglob("*.yaml")):
         for comment in re.findall(r"^# +((?:[A-Z_]+=\S+ )?janus-modular .*)$", opening(config), re.MULTILINE):
-            for words in commands(comment.replace("...", "x")):
-                yield pytest.param(words, id=f"{config.relative_to(ROOT).as_posix()}: {comment}")
+            for arguments in commands(comment.replace("...", "x")):
+                yield pytest.param(arguments, id=f"{config.relative_to(ROOT).as_posix()}: {comment}")
 
 
 def opening(config: Path) -> str:
@@ -105,25 +105,25 @@ def opening(config: Path) -> str:
 
 @pytest.fixture
 def parse() -> Callable[[list[str]], None]:
-    """Parse arguments with the real command line, whose commands do nothing."""
+    """Return a function that parses arguments with the real command line without running the command."""
     group: Any = typer.main.get_command(app)
     find = group.get_command
 
-    def silent(command: Any) -> Any:
+    def disabled(command: Any) -> Any:
         if command is not None:
             command.callback = lambda **_: None
             for inner in getattr(command, "commands", {}).values():
-                silent(inner)
+                disabled(inner)
         return command
 
-    silent(group)
-    group.get_command = lambda context, name: silent(find(context, name))  # those that packages bring, too
-    return lambda words: group.main(words, prog_name="janus-modular", standalone_mode=False)
+    disabled(group)
+    group.get_command = lambda context, name: disabled(find(context, name))  # also external commands
+    return lambda arguments: group.main(arguments, prog_name="janus-modular", standalone_mode=False)
 
 
-@pytest.mark.parametrize("words", list(told()))
-def test_every_command_that_we_tell_people_parses(words: list[str], parse: Callable[[list[str]], None]):
-    parse(words)
+@pytest.mark.parametrize("arguments", list(documented_commands()))
+def test_documented_commands_parse(arguments: list[str], parse: Callable[[list[str]], None]):
+    parse(arguments)
 
 
 @pytest.mark.parametrize(
@@ -131,14 +131,14 @@ def test_every_command_that_we_tell_people_parses(words: list[str], parse: Calla
     sorted((ROOT / "configs").rglob("*.yaml")),
     ids=lambda config: config.relative_to(ROOT).as_posix(),
 )
-def test_a_shipped_config_opens_with_what_it_is_and_the_command_that_runs_it(config: Path):
+def test_shipped_configs_begin_with_a_description_and_a_command(config: Path):
     first, *others = opening(config).splitlines()
     assert len(first) > 20
     assert any("janus-modular " in line for line in others)
 
 
-@OF_PAGES
-def test_python_in_a_page_compiles(page: Path):
+@EACH_PAGE
+def test_python_blocks_compile(page: Path):
     for block in blocks(page):
         if block.language == "python":
             compile(block.body, f"{page.name}:{block.line}", "exec")
@@ -146,7 +146,7 @@ def test_python_in_a_page_compiles(page: Path):
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make the folder that examples run in: a tiny checkpoint, images, a data set."""
+    """Return the folder that examples run in, with a tiny checkpoint, images and a data set."""
     import torch
     from PIL import Image
 
@@ -173,7 +173,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [page for page in PAGES if any(block.mark for block in blocks(page))],
     ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
-def test_the_examples_of_a_page_run(
+def test_marked_blocks_run(
     page: Path, workshop: Path, plugins: Plugins, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     folder = tmp_path / "workshop"
@@ -190,21 +190,23 @@ def test_the_examples_of_a_page_run(
             set_default_plugins(Plugins(plugins.entry_points))
             exec(compile(block.body, where, "exec"), names)
         elif block.mark:
-            for words in commands(block.body):
+            for arguments in commands(block.body):
                 set_default_plugins(Plugins(plugins.entry_points))
-                assert ran(words) == 0, f"{where}: {shlex.join(words)}"
+                assert exit_code(arguments) == 0, f"{where}: {shlex.join(arguments)}"
 
 
-def ran(words: list[str]) -> int:
-    """Run a command in this process; return its exit code."""
+def exit_code(arguments: list[str]) -> int:
+    """Run a command in this process and return its exit code."""
     try:
-        return typer.main.get_command(app).main(words, prog_name="janus-modular", standalone_mode=False) or 0
+        return (
+            typer.main.get_command(app).main(arguments, prog_name="janus-modular", standalone_mode=False) or 0
+        )
     except typer.Exit as stop:
         return stop.exit_code
 
 
-@OF_PAGES
-def test_links_lead_somewhere(page: Path):
+@EACH_PAGE
+def test_link_targets_exist(page: Path):
     text = prose(page)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         path, _, anchor = target.partition("#")
@@ -222,8 +224,8 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head).strip().lower().replace(" ", "-") for head in heads}
 
 
-@OF_PAGES
-def test_files_that_a_page_names_are_there(page: Path):
+@EACH_PAGE
+def test_named_files_exist(page: Path):
     tops = "janus_modular|plugins|export|configs|tests|docs|bench"
     for name in re.findall(rf"`((?:{tops})/[\w./-]+)`", prose(page)):
         assert (ROOT / name).exists() or name in shipped(), name

@@ -1,4 +1,4 @@
-"""What docs/reference says is what there is: hooks, components, checks, errors, commands, fields."""
+"""docs/reference agrees with the code: hooks, components, checks, errors, commands, fields."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def slot_pages() -> Any:
-    """Import the file that writes the slots' pages."""
+    """Import the file that generates the pages of slots."""
     spec = spec_from_file_location("slot_pages", ROOT / "docs/slot_pages.py")
     assert spec is not None
     assert spec.loader is not None
@@ -52,7 +52,7 @@ def test_every_component_is_in_the_table_of_its_slot(plugins: Plugins):
 
 
 @pytest.mark.parametrize("slot", SLOTS)
-def test_every_option_of_every_component_says_what_it_is(slot: str, plugins: Plugins):
+def test_every_option_of_every_component_has_a_comment(slot: str, plugins: Plugins):
     bare = [
         f"{name}.{option['name']}"
         for name in plugins.names(slot)
@@ -70,14 +70,16 @@ def test_every_check_is_documented_with_its_slot():
     sections = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     row = re.compile(r"^\| `(\w+)` \| (.*) \|(?: (slow) \|| \|)$", re.MULTILINE)
     tables = {head: row.findall(section) for head, section in sections.items()}
-    told = {
-        slot: {*(tables["Every part of a model"] if slot in MODEL_SLOTS else ()), *tables[head]}
+    documented = {
+        slot: {*(tables["All model components"] if slot in MODEL_SLOTS else ()), *tables[head]}
         for slot in SLOTS
         for head in tables
         if head.endswith(f"`{slot}`")
     }
-    assert told == {
-        slot: {(one.name, one.promise.rstrip("."), "slow" if one.slow else "") for one in checks_of(slot)}
+    assert documented == {
+        slot: {
+            (check.name, check.promise.rstrip("."), "slow" if check.slow else "") for check in checks_of(slot)
+        }
         for slot in SLOTS
     }
 
@@ -88,13 +90,13 @@ def test_every_error_is_documented():
     text = (ROOT / "docs/reference/errors.md").read_text("utf-8")
     known = {
         name
-        for name, one in vars(errors).items()
-        if isinstance(one, type) and issubclass(one, errors.JanusError)
+        for name, item in vars(errors).items()
+        if isinstance(item, type) and issubclass(item, errors.JanusError)
     }
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == known
 
 
-def test_every_key_of_a_bundles_manifest_is_explained_and_its_schema_is_shown():
+def test_every_manifest_key_and_the_schema_are_documented():
     page = ROOT / "docs/reference/bundle.md"
     schema = json.loads((ROOT / "export/janus_export/bundle.schema.json").read_text("utf-8"))
     text = page.read_text("utf-8")
@@ -149,7 +151,7 @@ def test_every_field_is_documented(section: str):
     }
 
 
-WORDS = {
+RELATED = {
     "understanding_encoders": [
         "interfaces.PixelSpec",
         "protocols.ReadsPretrained",
@@ -164,28 +166,28 @@ WORDS = {
 }
 
 
-@pytest.mark.parametrize("slot", WORDS)
-def test_a_slots_page_explains_what_its_interface_speaks_of(slot: str, plugins: Plugins):
+@pytest.mark.parametrize("slot", RELATED)
+def test_slot_pages_document_related_classes(slot: str, plugins: Plugins):
     written = re.findall(r"^::: janus_modular\.([\w.]+)$", slot_pages().page(slot, plugins), re.MULTILINE)
-    assert set(WORDS[slot]) <= set(written)
+    assert set(RELATED[slot]) <= set(written)
 
 
-def test_the_hook_of_generation_paths_names_all_that_a_path_says():
+def test_the_hook_of_generation_paths_names_every_member():
     text = (ROOT / "docs/reference/hooks.md").read_text("utf-8")
     paragraph = text.partition("### `register_generation(registry)`")[2].partition("###")[0]
     members = [name for name in (*get_annotations(GenerationPath), *vars(GenerationPath)) if name[0] != "_"]
     assert [name for name in members if f"`{name}`" not in paragraph] == []
 
 
-def test_every_slot_has_a_page_with_its_interface_and_all_that_is_built_in(plugins: Plugins):
+def test_every_slot_has_a_page_with_its_interface_and_components(plugins: Plugins):
     pages = slot_pages()
     nav = re.findall(r"reference/slots/(\w+)\.md", (ROOT / "mkdocs.yml").read_text("utf-8"))
     assert sorted(nav) == sorted(SLOTS)
     for slot in SLOTS:
         text = pages.page(slot, plugins)
         assert re.findall(r"^### `([\w-]+)`$", text, re.MULTILINE) == plugins.names(slot)
-        for one in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE):
-            module, _, name = one.rpartition(".")
+        for path in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE):
+            module, _, name = path.rpartition(".")
             assert hasattr(import_module(module), name)
     assert "| `depth` | `2` | linear layers: C -> D, then D -> D; Janus and Janus-Pro have 2 |" in pages.page(
         "adaptors", plugins
