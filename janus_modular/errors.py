@@ -61,7 +61,7 @@ class PluginError(JanusError):
 
 
 class CheckpointError(JanusError):
-    """Weights that are missing, left over, of another shape, or not readable."""
+    """Weights that are missing, unexpected, of another shape, or not readable."""
 
 
 class ImageError(JanusError):

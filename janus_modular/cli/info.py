@@ -62,7 +62,7 @@ def verified(model: str, overrides: list[str]) -> list[str]:
     folder = _checkpoint(model, overrides)
     if folder is None:
         raise CheckpointError(f"--verify: {model} is a config, expected a checkpoint: it has no {FILE}.")
-    return verify_checksums(folder, own=is_checkpoint_file)
+    return verify_checksums(folder, is_checkpoint_file=is_checkpoint_file)
 
 
 def millions(numbers: int) -> str:

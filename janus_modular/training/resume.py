@@ -92,7 +92,7 @@ def check_checkpoint(checkpoint: Path, config: TrainConfig) -> None:
         TrainingError: names the file that was changed or does not fit, and how to continue without it.
     """
     try:
-        if STATE not in verify_checksums(checkpoint, own=is_checkpoint_file):
+        if STATE not in verify_checksums(checkpoint, is_checkpoint_file=is_checkpoint_file):
             raise CheckpointError(f"{checkpoint / STATE} is not in {FILE}.")
         training = read_record(checkpoint).get("training")
         if not isinstance(training, dict) or not isinstance(training.get("config"), dict):

@@ -1,6 +1,6 @@
-"""A checkpoint's record of its own files: ``SHA256SUMS``, in the form that ``sha256sum --check`` reads.
+"""Writes and verifies ``SHA256SUMS``, a checkpoint's hashes of its files, as ``sha256sum --check`` reads it.
 
-It names every file that anything is computed from; the model card is left to whoever edits it.
+The model card is not hashed, so that it may be edited.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class HashingFile:
         self._digest = hashlib.sha256()
 
     def write(self, data: bytes | memoryview) -> int:
-        """Write bytes after those that were written before."""
+        """Append bytes, and hash them."""
         self._digest.update(data)
         return self._file.write(data)
 
     def flush(self) -> None:
-        """Hand what was written to the system."""
+        """Flush the file."""
         self._file.flush()
 
     def __enter__(self) -> HashingFile:
@@ -38,16 +38,16 @@ class HashingFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
+        """Close the file."""
         self._file.close()
 
     def hexdigest(self) -> str:
-        """Return the hash of all that was written."""
+        """Return the hash of all bytes written."""
         return self._digest.hexdigest()
 
 
 def write_checksums(folder: Path, known: Mapping[str, str]) -> None:
-    """Write the hashes of a checkpoint's files; those that are ``known`` by name are not read again."""
+    """Write the hashes of a checkpoint's files; files whose hash is ``known`` are not read again."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name not in UNCHECKED)
     record(folder, {name: known.get(name) or sha256(folder / name) for name in names})
 
@@ -82,20 +82,25 @@ def read_checksums(folder: Path) -> dict[str, str]:
 
 
 def verify_checksums(
-    folder: Path, *, on_progress: Callable[[str], None] = lambda _: None, own: Callable[[str], bool]
+    folder: Path,
+    *,
+    is_checkpoint_file: Callable[[str], bool],
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
     """Hash the files of a checkpoint; return the names of those that were verified.
 
     Args:
         folder: the checkpoint's.
+        is_checkpoint_file: returns True for the name of a checkpoint's file; other files are the user's.
         on_progress: is called with the name of each file before it is read.
-        own: returns whether a name is that of a checkpoint's file; what else lies there is the user's.
 
     Raises:
         CheckpointError: a file is missing, was changed, or is not in the record; or there is no record.
     """
     recorded = read_checksums(folder)
-    present = {path.name for path in folder.iterdir() if path.is_file() and own(path.name)} - UNCHECKED
+    present = {
+        path.name for path in folder.iterdir() if path.is_file() and is_checkpoint_file(path.name)
+    } - UNCHECKED
     if unknown := sorted(present - set(recorded)):
         raise CheckpointError(f"{folder / unknown[0]} is not in {FILE}: it was added or renamed.")
     for name, digest in recorded.items():

@@ -1,4 +1,4 @@
-"""Weight files as one lazy mapping of names to tensors: safetensors or PyTorch's, single or sharded."""
+"""Opens weight files (safetensors or PyTorch's, single or sharded) as a lazy mapping of names to tensors."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 MAX_NAMES = 500_000
 """Mappings and tensors in one PyTorch file; the largest models have some tens of thousands."""
 TRAINERS = ("pytorch_lightning.", "lightning.")
-"""Whose classes lie beside the weights, in what these packages save; an empty one stands for each of them."""
+"""Packages whose checkpoints hold objects of their own beside the weights, read as `StandIn`s."""
 
 
 class Weights(Mapping[str, Tensor]):
-    """The tensors of one checkpoint, by name.
+    """The tensors of a checkpoint, by name.
 
-    Reading a name maps the file, privately: its pages count as file cache, not as memory of ours, until
-    somebody writes into them. ``used`` remembers what was read, so that left-overs can be told.
+    Reading a name maps the file privately: its pages count as file cache, not as the process's memory, until
+    they are written to. ``used`` holds the names that were read, from which `unexpected_keys` follow.
     """
 
     def __init__(self, path: Path, reads: Mapping[str, Read]) -> None:
@@ -57,31 +57,31 @@ class Weights(Mapping[str, Tensor]):
         return len(self._reads)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._reads  # asking is not reading
+        return name in self._reads  # without reading the tensor
 
     def unexpected_keys(self) -> list[str]:
-        """Name what was never read."""
+        """Return the names of the tensors that were never read."""
         return sorted(set(self._reads) - self.used)
 
 
 def open_weights(path: Path) -> Weights:
-    """Open a weight file, or the one checkpoint in a folder.
+    """Open a weight file, or the checkpoint in a folder.
 
     Containers in PyTorch files are flattened, so that a LlamaGen file's names begin with ``ema.`` or
-    ``model.``; what is not a tensor in them is left out.
+    ``model.``; values that are no tensors are ignored.
 
     Raises:
-        CheckpointError: nothing to read, or a file that is damaged, missing, or not as its index says.
+        CheckpointError: there are no weights, or a file is damaged, missing, or not as its index says.
     """
-    with foreign_errors(path, CheckpointError):  # names that no file system takes, a folder that is closed
-        found = _choose(path) if path.is_dir() else path
-    if found.name.endswith(".index.json") and path.is_dir():
-        return Weights(path, _open_shards(found))
-    return Weights(path, _open_file(found))
+    with foreign_errors(path, CheckpointError):  # invalid file names, unreadable folders
+        file = _weight_file(path) if path.is_dir() else path
+    if file.name.endswith(".index.json") and path.is_dir():
+        return Weights(path, _open_shards(file))
+    return Weights(path, _open_file(file))
 
 
-def _choose(folder: Path) -> Path:
-    """Pick the weights of a folder: safetensors before PyTorch's, an index before a single file."""
+def _weight_file(folder: Path) -> Path:
+    """Return the weights in a folder: safetensors before PyTorch's, an index before a single file."""
     for name in PREFERRED:
         for candidate in (folder / f"{name}.index.json", folder / name):
             if candidate.exists():
@@ -110,43 +110,45 @@ def _choose(folder: Path) -> Path:
 
 
 def _open_shards(index: Path) -> dict[str, Read]:
-    """Join the shards that an index names, and hold them to what it says of them."""
-    where = read_json(index, CheckpointError).get("weight_map")
-    if not (where and isinstance(where, dict)) or not all(isinstance(name, str) for name in where.values()):
+    """Join the shards that an index names, and check that each holds the weights that the index lists."""
+    weight_map = read_json(index, CheckpointError).get("weight_map")
+    weight_map = weight_map if isinstance(weight_map, dict) else {}
+    files = weight_map.values()
+    if not files or not all(isinstance(name, str) for name in files):
         raise CheckpointError(
             f"{index} is not an index of shards: expected weight_map, from a weight's name to its file's."
             " Fetch it again."
         )
-    shards = sorted(set(where.values()))
+    shards = sorted(set(files))
     if outside := [name for name in shards if Path(name).is_absolute() or ".." in Path(name).parts]:
         raise CheckpointError(
             f"{index} is not an index of shards: it names files outside of its folder:"
             f" {printable(', '.join(outside))}. Fetch it again."
         )
     with foreign_errors(index, CheckpointError):
-        gone = [name for name in shards if not (index.parent / name).is_file()]
-    if gone:
+        missing = [name for name in shards if not (index.parent / name).is_file()]
+    if missing:
         raise CheckpointError(
-            f"{index.parent} lacks {len(gone)} of {len(shards)} shards named in {index.name}:"
-            f" {printable(', '.join(gone))}. Fetch them again."
+            f"{index.parent} lacks {len(missing)} of {len(shards)} shards named in {index.name}:"
+            f" {printable(', '.join(missing))}. Fetch them again."
         )
     reads: dict[str, Read] = {}
     for shard in shards:
-        held = _open_file(index.parent / shard)
-        told = {name for name, home in where.items() if home == shard}
-        if held.keys() != told:
+        shard_reads = _open_file(index.parent / shard)
+        found, expected = shard_reads.keys(), {name for name, file in weight_map.items() if file == shard}
+        if found != expected:
             raise CheckpointError(
                 f"{index.parent / shard} is not as {index.name} says:"
-                f"{_some(' it lacks', told - held.keys())}{_some(' it also holds', held.keys() - told)}"
+                f"{_first(' it lacks', expected - found)}{_first(' it also holds', found - expected)}"
                 " Shards and index are of different checkpoints."
             )
-        reads |= held
+        reads |= shard_reads
     return reads
 
 
-def _some(what: str, names: set[str]) -> str:
+def _first(verb: str, names: set[str]) -> str:
     return (
-        f"{what} {printable(', '.join(sorted(names)[:5]))}{', ...' if len(names) > 5 else ''}."
+        f"{verb} {printable(', '.join(sorted(names)[:5]))}{', ...' if len(names) > 5 else ''}."
         if names
         else ""
     )
@@ -209,7 +211,7 @@ def _is_program(path: Path) -> bool:
 
 
 def _open_torch(path: Path) -> dict[str, Read]:
-    """Unpickle a PyTorch file, tensors and plain containers only; the old format cannot be mapped."""
+    """Unpickle tensors and plain containers of a PyTorch file; the old format cannot be memory-mapped."""
     with path.open("rb") as file:
         mapped = file.read(2) == b"PK"  # a zip archive, whole or not
     if mapped and not zipfile.is_zipfile(path):
@@ -224,16 +226,18 @@ def _open_torch(path: Path) -> dict[str, Read]:
             path.stat().st_size / 1e9,
         )
     try:
-        # LlamaGen's files carry their training arguments, Lightning's the classes of its callbacks.
-        stand_ins = [(StandIn, name) for name in _named(path) if name.startswith(TRAINERS)] if mapped else []
+        # LlamaGen's files hold their training arguments, Lightning's the classes of its callbacks.
+        stand_ins = (
+            [(StandIn, name) for name in _unsafe_globals(path) if name.startswith(TRAINERS)] if mapped else []
+        )
         with torch.serialization.safe_globals([argparse.Namespace, *stand_ins]):
             content = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
         return _flatten(content)
     except pickle.UnpicklingError as error:
         if "unsupported" in str(error).lower():
-            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            match = re.search(r"GLOBAL ([\w.]+)", str(error))
             raise CheckpointError(
-                f"{path} holds more than tensors{f' ({found[1]})' if found else ''}: code and objects are"
+                f"{path} holds more than tensors{f' ({match[1]})' if match else ''}: code and objects are"
                 " never loaded, since that could run anything. Get the weights as .safetensors, or from"
                 " somebody who saves tensors alone."
             ) from error
@@ -241,24 +245,24 @@ def _open_torch(path: Path) -> dict[str, Read]:
             f"{path} ({path.stat().st_size} bytes) is no PyTorch file of tensors, or it is damaged."
             " Fetch it again."
         ) from error
-    except Exception as error:  # the unpickler runs what the bytes say, and fails in any way
+    except Exception as error:  # damaged bytes make the unpickler raise any exception
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) is damaged or cut short: {reason(error)}. Fetch it again."
         ) from error
 
 
 class StandIn:
-    """What a class that nobody needs is read as: nothing, whatever it is made of."""
+    """Replaces objects of other packages' classes in a checkpoint, and holds nothing."""
 
     def __init__(self, *args: object) -> None:
-        """Take anything, keep nothing."""
+        """Ignore all arguments."""
 
     def __setstate__(self, state: object) -> None:
-        """Keep nothing of the state either."""
+        """Ignore the state."""
 
 
-def _named(path: Path) -> list[str]:
-    """List what a PyTorch file names besides tensors; nothing of it is imported or called."""
+def _unsafe_globals(path: Path) -> list[str]:
+    """Return the classes and functions that a PyTorch file names; nothing is imported or called."""
     return torch.serialization.get_unsafe_globals_in_checkpoint(path)
 
 
@@ -270,10 +274,10 @@ def _flatten(content: object) -> dict[str, Read]:
             `MAX_NAMES` paths (mappings that are shared at every level double them).
     """
     reads: dict[str, Read] = {}
-    waiting: list[tuple[str, object, int]] = [("", content, 0)]
+    stack: list[tuple[str, object, int]] = [("", content, 0)]
     visited = 0
-    while waiting:
-        prefix, value, depth = waiting.pop()
+    while stack:
+        prefix, value, depth = stack.pop()
         visited += 1
         if depth > MAX_DEPTH or visited > MAX_NAMES:
             raise ValueError(
@@ -281,9 +285,9 @@ def _flatten(content: object) -> dict[str, Read]:
             )
         if isinstance(value, Mapping):
             inner = [
-                (f"{prefix}.{key}" if prefix else str(key), each, depth + 1) for key, each in value.items()
+                (f"{prefix}.{key}" if prefix else str(key), child, depth + 1) for key, child in value.items()
             ]
-            waiting += reversed(inner)
+            stack += reversed(inner)
         elif isinstance(value, Tensor):
             reads[prefix] = partial(_identity, value)
     return reads

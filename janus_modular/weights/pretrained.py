@@ -1,4 +1,4 @@
-"""Weights from elsewhere for one component: where they are, whether they fit, and what was left over."""
+"""Finds the ``pretrained`` weights of a component, on disk or on the hub, and loads them into it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from janus_modular.weights.files import open_weights
 from janus_modular.weights.loading import LoadResult, belongs_to, load_weights
 
 DESCRIPTIONS = ["*.json", "*.jinja", "*.txt", "*.model"]
-"""What a hub folder is wanted for beside weights: configs, tokenizers, templates."""
+"""What is fetched from a hub repository beside weights: configs, tokenizers, templates."""
 
 PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt"]
 """Fetched only where a hub repository has no safetensors; read with ``weights_only=True`` all the same."""
@@ -25,26 +25,28 @@ PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt"]
 
 @dataclass
 class PretrainedReport:
-    """What was loaded into one component, and from where."""
+    """What was loaded into a component, and from where."""
 
     slot: str
     name: str
     source: str  # as written in the config
-    revision: str | None = None  # of a hub model: the commit that was resolved, or else what was asked for
+    revision: str | None = None  # of a hub model: the commit, or the revision in the config if unknown
     loaded: int = 0  # tensors
-    unexpected_keys: list[str] = field(default_factory=list)  # names in the files that no one asked for
+    unexpected_keys: list[str] = field(
+        default_factory=list
+    )  # names in the files that the component does not have
 
     def __str__(self) -> str:
-        where = f"{self.source}@{self.revision[:12]}" if self.revision else self.source
-        text = f"{slot_label(self.slot)} '{self.name}': {self.loaded} tensors from {where}"
+        source = f"{self.source}@{self.revision[:12]}" if self.revision else self.source
+        text = f"{slot_label(self.slot)} '{self.name}': {self.loaded} tensors from {source}"
         if not self.unexpected_keys:
             return text
-        shown = ", ".join(self.unexpected_keys[:5]) + (", ..." if len(self.unexpected_keys) > 5 else "")
-        return f"{text}; {len(self.unexpected_keys)} left over: {shown}"
+        keys = ", ".join(self.unexpected_keys[:5]) + (", ..." if len(self.unexpected_keys) > 5 else "")
+        return f"{text}; {len(self.unexpected_keys)} unexpected keys: {keys}"
 
 
 def resolve_pretrained(pretrained: str, revision: str | None = None) -> Path:
-    """Find a folder or file: as a path, or on the hub (``owner/name``, ``owner/name/file.gguf``).
+    """Return the path of a folder or file, fetched if it is a hub id (``owner/name``, ``owner/name/x.gguf``).
 
     huggingface_hub's cache and its offline mode (HF_HUB_OFFLINE=1) are honoured.
 
@@ -83,7 +85,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         return Path(hf_hub_download(f"{owner}/{model}", "/".join(inside), revision=revision))
 
     def fetch(weights: list[str]) -> Path:
-        # from the repository's root alone: folders hold other formats of the same weights
+        # only from the root of the repository: its folders hold other formats of the same weights
         patterns = [*DESCRIPTIONS, *weights]
         return Path(
             snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns="*/*")
@@ -95,38 +97,37 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 def commit_of(path: Path) -> str | None:
     """Read the commit from a path in the hub's cache (``.../snapshots/<commit>/...``)."""
-    parts = path.parts
-    return parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-1] else None
+    names = path.parts
+    return names[names.index("snapshots") + 1] if "snapshots" in names[:-1] else None
 
 
-def load_pretrained(module: nn.Module, part: ComponentSpec) -> PretrainedReport:
-    """Load what ``part.config.pretrained`` names into the component that was built from it.
+def load_pretrained(module: nn.Module, spec: ComponentSpec) -> PretrainedReport:
+    """Load the weights that ``spec.config.pretrained`` names into the component that was built from it.
 
     A component may load its weights itself (`janus_modular.LoadsPretrained`) or map names
     (`janus_modular.ReadsPretrained`); otherwise the names in the files must be its own.
 
     Raises:
-        CheckpointError: weights are missing or of another shape, or there are more of the component's than it
-            takes; names of other parts that are left over are only reported.
+        CheckpointError: weights are missing or of another shape, or the files hold weights of the component's
+            that it does not have; unexpected keys of other modules are reported alone.
     """
-    config = part.config
+    config = spec.config
     path = resolve_pretrained(config.pretrained, config.revision)
-    report = PretrainedReport(part.slot, part.name, config.pretrained, commit_of(path) or config.revision)
-    what = f"{config.pretrained}, given to the {slot_label(part.slot)} '{part.name}',"
+    report = PretrainedReport(spec.slot, spec.name, config.pretrained, commit_of(path) or config.revision)
+    subject = f"{config.pretrained}, given to the {slot_label(spec.slot)} '{spec.name}',"
     if isinstance(module, LoadsPretrained):
-        with foreign_errors(what, CheckpointError, "Fetch it again, or name another."):
+        with foreign_errors(subject, CheckpointError, "Fetch it again, or name another."):
             report.loaded, missing, report.unexpected_keys = module.load_pretrained(path)
-        LoadResult(missing=missing).check(what)
+        LoadResult(missing=missing).check(subject)
         return report
     weights = open_weights(path)
     if isinstance(module, ReadsPretrained):
-        outcome = load_weights(module, module.read_pretrained(weights))
-        report.unexpected_keys = weights.unexpected_keys()
+        tensors = module.read_pretrained(weights)
     else:
-        own = module.state_dict().keys()
-        ours = (name for name in weights if name in own or belongs_to(name, module))
-        outcome = load_weights(module, ((name, weights[name]) for name in ours))
-        report.unexpected_keys = weights.unexpected_keys()
-    report.loaded = outcome.loaded
-    outcome.check(what)
+        known = module.state_dict().keys()
+        names = [name for name in weights if name in known or belongs_to(name, module)]
+        tensors = ((name, weights[name]) for name in names)
+    result = load_weights(module, tensors)
+    report.loaded, report.unexpected_keys = result.loaded, weights.unexpected_keys()
+    result.check(subject)
     return report

@@ -1,4 +1,4 @@
-"""Writing checkpoints: aside and renamed, so that none is ever half-written; tensors one at a time."""
+"""Writes checkpoints under a temporary path that is then renamed, tensors one at a time."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""The names that safetensors headers use."""
+"""The names of dtypes in safetensors headers."""
 
 MAX_SHARD_SIZE = 5_000_000_000  # bytes
 
-OWN = (
+CHECKPOINT_FILES = (
     "config.json",
     "generation_config.json",
     "*processor_config.json",
@@ -57,35 +57,34 @@ OWN = (
     "merges.txt",
     "chat_template*",
 )
-"""What a checkpoint is made of, in any format: a new one brings its own, so that no old shard survives."""
+"""Files of a checkpoint in any format; a new checkpoint replaces all of them, so that no old shard stays."""
 
 
 @contextmanager
 def replace_checkpoint(folder: Path, *, replaces: str) -> Iterator[Path]:
     """Yield a temporary sibling of ``folder``; when the block ends well, it takes the folder's place.
 
-    What stands there may be replaced if it is empty, or a checkpoint of model type ``replaces``. Files that
-    are no part of a checkpoint (notes, images) stay in the folder. On any error it stays as it was, and
-    nothing else is left behind.
+    An empty folder may be replaced, and a checkpoint of model type ``replaces``. Files that are no part of a
+    checkpoint (notes, images) stay in the folder. On an error the folder stays as it was, and no temporary
+    file remains.
 
     Raises:
-        CheckpointError: something else stands there, another process is writing it, or the disk did not
-            take it.
+        CheckpointError: the folder is something else, another process is writing to it, or the disk is full.
     """
-    folder = folder.resolve()  # a link stays one, what it leads to is replaced
+    folder = folder.resolve()  # of a link, the target is replaced
     try:
-        with atomic_replace_folder(folder, error=CheckpointError) as aside:
+        with atomic_replace_folder(folder, error=CheckpointError) as temporary:
             if folder.exists() and not _replaceable(folder, replaces):
                 raise CheckpointError(
                     f"{folder} exists and is no {replaces} checkpoint, so it is not replaced. Choose another"
                     " folder."
                 )
-            yield aside
+            yield temporary
             if folder.exists():
-                _keep_foreign(folder, aside)
+                _keep_user_files(folder, temporary)
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-            raise  # torch.save reports a full disk so
+            raise  # inline_container: how torch.save reports a full disk
         raise CheckpointError(
             f"{folder} could not be written: {error}. What was there before is untouched;"
             f" {shutil.disk_usage(_existing(folder)).free / 1e9:.2f} GB are free on that disk."
@@ -101,21 +100,21 @@ def write_weights(
 ) -> dict[str, str]:
     """Write ``model.safetensors``, or shards of at most ``max_shard_size`` bytes and their index.
 
-    Return the SHA-256 of each file by its name, taken while it was written.
+    Return the SHA-256 of each file by its name, computed while writing.
 
-    Floating-point tensors are cast to ``dtype`` (None: as they are) one at a time; a shard is held no
-    longer than until it is written, and mapped tensors are not held at all.
+    Floating-point tensors are cast to ``dtype`` (None: as they are) one at a time. A shard is in memory until
+    it is written, and mapped tensors never are.
 
     Raises:
         CheckpointError: a tensor holds a number that ``dtype`` cannot hold.
     """
     shards: list[Path] = []
     hashes: list[str] = []
-    homes: dict[str, int] = {}
+    shard_of: dict[str, int] = {}
     total = 0
     for names, shard in _shards(tensors, dtype, max_shard_size):
         shards.append(folder / f"shard-{len(shards)}.safetensors")
-        homes |= dict.fromkeys(names, len(shards) - 1)
+        shard_of |= dict.fromkeys(names, len(shards) - 1)
         size, digest = _write_shard(shards[-1], shard, dtype)
         total += size
         hashes.append(digest)
@@ -127,15 +126,14 @@ def write_weights(
     written = dict(zip(finals, hashes, strict=True))
     if len(shards) == 1:
         return written
-    where = {name: finals[home] for name, home in homes.items()}
-    write_json(
-        folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where}
-    )
+    weight_map = {name: finals[number] for name, number in shard_of.items()}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(folder / "model.safetensors.index.json", index)
     return written
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a mapping as JSON that people can read."""
+    """Write a mapping as indented JSON."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -145,12 +143,12 @@ def _shards(
     shard: list[tuple[str, Tensor]] = []
     size = 0
     for name, tensor in tensors:
-        more = tensor.numel() * _stored(tensor, dtype).itemsize
-        if shard and size + more > most:
+        added = tensor.numel() * _stored(tensor, dtype).itemsize
+        if shard and size + added > most:
             yield [name for name, _ in shard], shard
             shard, size = [], 0
         shard.append((name, tensor))
-        size += more
+        size += added
     yield [name for name, _ in shard], shard
 
 
@@ -165,27 +163,27 @@ def _write_shard(path: Path, tensors: list[tuple[str, Tensor]], dtype: torch.dty
     with HashingFile(path) as file:
         file.write(header)
         for name, tensor in tensors:
-            plain = tensor.detach().to("cpu", _stored(tensor, dtype)).contiguous().view(-1)
-            if plain.dtype != tensor.dtype:
-                _check_cast(name, tensor, plain)
-            file.write(plain.view(torch.uint8).numpy().data)
+            data = tensor.detach().to("cpu", _stored(tensor, dtype)).contiguous().view(-1)
+            if data.dtype != tensor.dtype:
+                _check_cast(name, tensor, data)
+            file.write(data.view(torch.uint8).numpy().data)
     return size, file.hexdigest()
 
 
 def _check_cast(name: str, tensor: Tensor, cast: Tensor) -> None:
-    """Refuse to store as infinite what was a number: 1e5 is none in float16.
+    """Check that no finite number became infinite in a cast, as 1e5 does in float16.
 
     Raises:
-        CheckpointError: names the weight and its largest number.
+        CheckpointError: a number did; names the weight and its largest number.
     """
     if not cast.numel() or torch.stack(torch.aminmax(cast)).isfinite().all():
         return
     numbers = tensor.detach().flatten().to("cpu")
     lost = numbers[numbers.isfinite() & ~cast.isfinite()]
     if lost.numel():
-        kind = str(cast.dtype).removeprefix("torch.")
+        dtype = str(cast.dtype).removeprefix("torch.")
         raise CheckpointError(
-            f"{name} holds {float(lost.abs().max()):g}, more than {kind} can hold"
+            f"{name} holds {float(lost.abs().max()):g}, more than {dtype} can hold"
             f" ({torch.finfo(cast.dtype).max:g}). Choose bfloat16, float32 or auto as dtype."
         )
 
@@ -195,8 +193,8 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 
 
 def is_checkpoint_file(name: str) -> bool:
-    """Return whether a file of this name is a checkpoint's; others are whoever's put them there."""
-    return any(fnmatch(name, own) for own in OWN)
+    """Return True if a file of this name is part of a checkpoint; other files are the user's."""
+    return any(fnmatch(name, pattern) for pattern in CHECKPOINT_FILES)
 
 
 def _replaceable(folder: Path, model_type: str) -> bool:
@@ -211,10 +209,10 @@ def _replaceable(folder: Path, model_type: str) -> bool:
     return isinstance(config, dict) and config.get("model_type") == model_type
 
 
-def _keep_foreign(folder: Path, aside: Path) -> None:
-    """Give ``aside`` what a user laid into the checkpoint ``folder``; ``folder`` still has it too."""
+def _keep_user_files(folder: Path, temporary: Path) -> None:
+    """Link or copy files that a user put into the checkpoint ``folder`` into its replacement."""
     for path in folder.iterdir():
-        target = aside / path.name
+        target = temporary / path.name
         if target.exists() or is_checkpoint_file(path.name):
             continue
         if path.is_dir() and not path.is_symlink():
@@ -224,7 +222,7 @@ def _keep_foreign(folder: Path, aside: Path) -> None:
 
 
 def link(source: str | Path, target: str | Path) -> None:
-    """Give a file a second name, which takes no room; copy it where the file system has no links."""
+    """Hard-link a file; copy it where the file system has no links."""
     try:
         os.link(source, target, follow_symlinks=False)
     except (OSError, NotImplementedError):  # another disk, say

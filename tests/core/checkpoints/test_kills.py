@@ -18,7 +18,7 @@ from janus_modular.weights.writing import is_checkpoint_file
 
 def first_weight(folder: Path) -> float:
     """Return the number that tells the old checkpoint from the new one; the folder is verified."""
-    verify_checksums(folder, own=is_checkpoint_file)
+    verify_checksums(folder, is_checkpoint_file=is_checkpoint_file)
     model = ModelAssembly.from_checkpoint(folder).model
     return next(iter(model.parameters())).flatten()[0].item()
 

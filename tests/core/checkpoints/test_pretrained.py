@@ -41,7 +41,7 @@ def test_names_are_the_parts_own(tmp_path: Path) -> None:
     report = load_pretrained(module, part(tmp_path))
     assert torch.equal(module.weight, weight)
     assert (report.loaded, report.unexpected_keys) == (2, ["scale"])
-    assert str(report) == f"adaptor 'linear': 2 tensors from {tmp_path}; 1 left over: scale"
+    assert str(report) == f"adaptor 'linear': 2 tensors from {tmp_path}; 1 unexpected keys: scale"
 
 
 def test_a_weight_too_many_inside_the_part_is_an_error(tmp_path: Path) -> None:

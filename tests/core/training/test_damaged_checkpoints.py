@@ -253,7 +253,7 @@ def test_info_verifies_on_request(make: Make, run_of_two: Any, tmp_path: Path) -
     for folder in (checkpoint, model):
         done = CliRunner().invoke(app, ["info", str(folder), "--verify"])
         assert (done.exit_code, "files are as they were written" in done.stdout) == (0, True), done.output
-    assert STATE not in verify_checksums(model, own=is_checkpoint_file)
+    assert STATE not in verify_checksums(model, is_checkpoint_file=is_checkpoint_file)
     shutil.copytree(checkpoint, tmp_path / "copy")
     flipped(tmp_path / "copy/model.safetensors", -1, 7)
     done = CliRunner().invoke(app, ["info", str(tmp_path / "copy"), "--verify"])
@@ -265,10 +265,10 @@ def test_info_verifies_on_request(make: Make, run_of_two: Any, tmp_path: Path) -
 
 def test_shards_are_recorded_and_one_that_is_added_is_noticed(make: Make, built: Any, tmp_path: Path) -> None:
     save(ModelAssembly(*built), tmp_path / "model", max_shard_size=100_000)
-    names = verify_checksums(tmp_path / "model", own=is_checkpoint_file)
+    names = verify_checksums(tmp_path / "model", is_checkpoint_file=is_checkpoint_file)
     assert len([name for name in names if name.startswith("model-")]) > 2
     assert "model.safetensors.index.json" in names
     (tmp_path / "model/model-extra.safetensors").touch()
     with pytest.raises(CheckpointError, match=r"model-extra.safetensors is not in SHA256SUMS"):
-        verify_checksums(tmp_path / "model", own=is_checkpoint_file)
+        verify_checksums(tmp_path / "model", is_checkpoint_file=is_checkpoint_file)
     ModelAssembly.from_checkpoint(tmp_path / "model")

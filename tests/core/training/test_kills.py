@@ -28,7 +28,7 @@ EVERY = pytest.param(1, id="every", marks=pytest.mark.proof)
 
 def step_of(folder: Path) -> int:
     """Return the step that a checkpoint is of, once its files are verified."""
-    verify_checksums(folder, own=is_checkpoint_file)
+    verify_checksums(folder, is_checkpoint_file=is_checkpoint_file)
     return int(read_record(folder)["training"]["step"])
 
 
