@@ -1,7 +1,7 @@
-"""Folders that transformers wrote: what they say of their weights, and whether a config says the same.
+"""Reads the configs of transformers' folders, and checks a component's config against them.
 
-A component with ``pretrained`` is built by the folder's own description. What its ``config`` writes besides
-is held to that: a key that differs is an error, and a key that is not written is the folder's.
+A component with ``pretrained`` is built by the folder's config.json. Keys that the component's ``config``
+writes must have the same values there; keys that it does not write come from there.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from transformers import AutoConfig, PreTrainedConfig
 from janus_modular import CheckpointError, ConfigError, DescriptionError, Difference, refuse_quantized
 
 ROPE_KEYS = {"rope_theta", "rope_scaling", "partial_rotary_factor", "rope_local_base_freq"}
-"""How configs were written before ``rope_parameters``, into which transformers turns them."""
+"""Older keys that transformers converts into ``rope_parameters``."""
 
 WITHOUT_EFFECT = {
     "architectures", "attn_implementation", "auto_map", "dtype", "torch_dtype", "transformers_version",
     "use_cache",
 }  # fmt: skip
-"""Keys that change nothing of what a model computes here."""
+"""Keys that do not change what a model computes."""
 
 ADAPTER = "adapter_config.json"
-"""The file by which transformers knows peft's adapters; it would put them on the weights unasked."""
+"""The file of peft's adapters; transformers would apply such an adapter without being asked."""
 
 RECOMPUTED = re.compile(r"(?:^|\.)(?:rotary_emb\.inv_freq|position_ids|masked_bias|attn\.bias)$")
-"""Buffers that older files hold, and that every model makes anew."""
+"""Buffers in older files, which every model computes itself."""
 
 
 def is_described(path: Path) -> bool:
-    """Return True if a folder or file says which model its weights are of."""
+    """Return True if a folder or file contains a config of its model."""
     return path.suffix == ".gguf" or (path / "config.json").is_file()
 
 
 def describing_folder(path: Path) -> Path:
-    """Return the folder whose files describe some weights: for a file, that which holds it."""
+    """Return the folder with the config of some weights: a file's parent, or the folder itself."""
     return path if path.is_dir() else path.parent
 
 
 def refuse_adapters(path: Path) -> None:
-    """Refuse a folder of peft's adapters, or of weights beside them.
+    """Check that a folder has no peft adapter.
 
     Raises:
         CheckpointError: there is an adapter, which transformers would add to the weights.
@@ -61,10 +61,10 @@ def refuse_adapters(path: Path) -> None:
 
 
 def read_config(path: Path, expected: str) -> PreTrainedConfig:
-    """Read the transformers config in a folder or a GGUF file; ``expected`` is what was expected.
+    """Read the transformers config of a folder or a GGUF file; ``expected`` names its model in errors.
 
     Raises:
-        CheckpointError: there is none, none that transformers understands, or the weights are quantised.
+        CheckpointError: there is none, transformers cannot read it, or the weights are quantised.
     """
     refuse_quantized(path)
     refuse_adapters(path)
@@ -74,7 +74,7 @@ def read_config(path: Path, expected: str) -> PreTrainedConfig:
             path.parent if gguf else path,
             gguf_file=gguf,
             local_files_only=True,
-            trust_remote_code=False,  # None would ask, on a terminal
+            trust_remote_code=False,  # None would ask on a terminal
         )
     except (
         StrictDataclassError, OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError,
@@ -90,19 +90,19 @@ def read_config(path: Path, expected: str) -> PreTrainedConfig:
 def check_described(
     written: Mapping[str, Any], candidates: Sequence[PreTrainedConfig], path: Path, *, option: str = "config"
 ) -> None:
-    """Hold the keys that a config writes to the description that lies beside the weights.
+    """Check the keys of a config against the config beside the weights.
 
     Args:
         written: transformers' keys, as in the config.
-        candidates: the described config, and the part of it that is taken: keys may be written for either.
-        path: the folder or file that describes itself.
-        option: the component's option that the keys stand under.
+        candidates: the described config, and the part of it that is used; keys may belong to either.
+        path: the folder or file with the described config.
+        option: the component's option that contains the keys.
 
     Raises:
         DescriptionError: lists every key that differs, with both values.
     """
     family = written.get("model_type")
-    described = next((one for one in candidates if one.model_type == family), candidates[-1])
+    described = next((c for c in candidates if c.model_type == family), candidates[-1])
     differences: list[Difference] = []
     if family is not None and described.model_type != family:
         differences.append(Difference(f"{option}.model_type", family, described.model_type))
@@ -115,19 +115,19 @@ def check_described(
         if key == "model_type" or key in ROPE_KEYS | WITHOUT_EFFECT or key.startswith("_"):
             continue
         if not hasattr(described, key):
-            continue  # no key of the family: `check_keys` has reported it
-        found = _plain(getattr(described, key))
-        if not _same(value, found) and not _same(applied.get(key, value), found):
-            differences += _leaves(f"{option}.{key}", value, found)
+            continue  # an unknown key, which `check_keys` reports
+        described_value = _plain(getattr(described, key))
+        if not _same(value, described_value) and not _same(applied.get(key, value), described_value):
+            differences += _leaves(f"{option}.{key}", value, described_value)
     if differences:
         raise DescriptionError(str(path), differences, drop=option)
 
 
 def with_overrides(described: PreTrainedConfig, overrides: Mapping[str, Any], where: str) -> PreTrainedConfig:
-    """Return a described config in which some keys are changed on purpose.
+    """Return a described config with ``overrides`` applied.
 
     Raises:
-        ConfigError: a key is none of the family's, or transformers refuses its value.
+        ConfigError: the family has no such key, or transformers rejects its value.
     """
     if not overrides:
         return described
@@ -140,9 +140,9 @@ def with_overrides(described: PreTrainedConfig, overrides: Mapping[str, Any], wh
 
 
 def unused_weights(names: Iterable[str], model: nn.Module) -> tuple[list[str], list[str]]:
-    """Part the names that a model did not take into those inside its own modules, and those of other parts.
+    """Split unused names into those of the model's own modules and those of other modules.
 
-    Buffers that are computed anew belong to neither.
+    Buffers that the model computes itself are in neither list.
     """
     buffers = {name for name, _ in model.named_buffers()}
     children = dict(model.named_children())
@@ -157,7 +157,7 @@ def unused_weights(names: Iterable[str], model: nn.Module) -> tuple[list[str], l
 
 
 def refuse_misshapen(path: Path, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
-    """Refuse weights of another shape than the built model's, as transformers lists them.
+    """Check that transformers reported no weights of other shapes than the model's.
 
     Raises:
         CheckpointError: lists them, each with both shapes.
@@ -170,24 +170,24 @@ def refuse_misshapen(path: Path, mismatched: Iterable[tuple[str, Any, Any]]) -> 
         )
 
 
-def refuse_unused(path: Path, names: Sequence[str], what: str) -> None:
-    """Refuse weights of a part for which the built model has no place: it is another than the folder's.
+def refuse_unused(path: Path, names: Sequence[str], component: str) -> None:
+    """Check that no weights inside the model's modules are unused: it would differ from the folder's model.
 
     Raises:
-        CheckpointError: lists them.
+        CheckpointError: lists the unused weights.
     """
     if names:
         listed = "".join(f"\n    {name}" for name in names[:8])
         more = f"\n    ... and {len(names) - 8} more" if len(names) > 8 else ""
         raise CheckpointError(
-            f"{path} does not fit: {len(names)} of its weights have no place in {what}:{listed}{more}\n"
+            f"{path} does not fit: {len(names)} of its weights have no place in {component}:{listed}{more}\n"
             "Leave out config and config_overrides, so that the model is built as the folder describes it; if"
             " it was, its config.json is not the one of these weights."
         )
 
 
 def _applied(described: PreTrainedConfig, written: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the described config becomes where the written keys are put in: families derive values."""
+    """Return the described config's values with the written keys applied; families derive some values."""
     base = _base(described)
     if ROPE_KEYS & written.keys():
         base.pop("rope_parameters", None)
@@ -195,12 +195,12 @@ def _applied(described: PreTrainedConfig, written: Mapping[str, Any]) -> dict[st
     try:
         config = type(described).from_dict({**base, **keys})
     except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError):
-        return dict(keys)  # they cannot be put in: so they differ
+        return dict(keys)  # they cannot be applied, so they differ
     return {key: _plain(getattr(config, key)) for key in {*keys, "rope_parameters"} if hasattr(config, key)}
 
 
 def _base(described: PreTrainedConfig) -> dict[str, Any]:
-    """Return a config's own keys, less those that a vision model works out from its number of layers."""
+    """Return a config's keys, except those that a vision model derives from its number of layers."""
     stages = ("stage_names", "out_features", "out_indices")
     return {key: value for key, value in described.to_dict().items() if key not in stages}
 
@@ -210,7 +210,7 @@ def _plain(value: Any) -> Any:
 
 
 def _same(written: Any, described: Any) -> bool:
-    """Compare values, numbers in float32, as GGUF files hold them; of mappings, the keys that are written."""
+    """Compare values: numbers in float32, as GGUF files store them; mappings by the written keys."""
     if isinstance(written, float) and isinstance(described, float):
         return bool(np.float32(written) == np.float32(described))
     if isinstance(written, Mapping):
@@ -225,7 +225,7 @@ def _same(written: Any, described: Any) -> bool:
 
 
 def _leaves(key: str, written: Any, described: Any) -> list[Difference]:
-    """List what differs inside mappings, one by one."""
+    """Return the differences of two values, inside mappings by key."""
     if isinstance(written, Mapping) and isinstance(described, Mapping):
         return [
             leaf

@@ -1,4 +1,4 @@
-"""How a folder's image processor treats pixels, as transformers writes it beside the weights."""
+"""Reads how images are preprocessed from transformers' processor files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from janus_modular import CheckpointError, DescriptionError, Difference, PixelSp
 
 
 def check_pixels(pixels: PixelSpec, described: Mapping[str, Any], folder: Path | None) -> None:
-    """Hold how pixels are normalised to what the folder's processor file says; sizes are free.
+    """Check the normalisation in ``pixels`` against the folder's processor file; sizes may differ.
 
-    A mean or std that is not written is PixelSpec's own, and differs as a written one does.
+    Defaults of PixelSpec are checked like written values.
 
     Raises:
         DescriptionError: names the settings that differ.
@@ -29,17 +29,17 @@ def check_pixels(pixels: PixelSpec, described: Mapping[str, Any], folder: Path |
 
 
 def processor_settings(folder: Path | None) -> dict[str, Any]:
-    """Read PixelSpec's fields from transformers' processor files; {} where there are none.
+    """Return PixelSpec's fields from transformers' processor files; {} if there are none.
 
     Raises:
-        CheckpointError: a file is damaged, or scales pixels in a way that nothing here does.
+        CheckpointError: a file is damaged, or has a rescale_factor that is not supported.
     """
     settings: dict[str, Any] = {}
     for name in ("processor_config.json", "preprocessor_config.json"):
         if folder is not None and (folder / name).is_file():
             try:
-                read = json.loads((folder / name).read_text("utf-8"))
-                settings = read.get("image_processor") or read
+                content = json.loads((folder / name).read_text("utf-8"))
+                settings = content.get("image_processor") or content
             except (ValueError, AttributeError) as error:
                 raise CheckpointError(
                     f"{folder / name} is no processor's settings: {error}. Fetch it again."
@@ -75,10 +75,10 @@ def _pixel_settings(settings: Mapping[str, Any], folder: Path | None) -> dict[st
         size = (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")
     if size is not None:
         spec["height"], spec["width"] = pair(size)
-    PixelSpec(**spec)  # which checks them
+    PixelSpec(**spec)  # checks the values
     return spec
 
 
 def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    """Read a size of transformers' as (height, width)."""
+    """Return a size in transformers' notation as (height, width)."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

@@ -1,4 +1,4 @@
-"""Checks of sizes: those that no component can be built with, and images that it does not take."""
+"""Checks of sizes in configs, and of image sizes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any
 
 
 def check_sizes(config: Any, **least: int) -> None:
-    """Refuse sizes below ``least`` (by field name); of a list, each entry counts.
+    """Check that fields are at least the values of ``least``, by field name; in a list, each entry.
 
     Raises:
-        ValueError: a line for each field.
+        ValueError: lists the fields that are less, one a line.
     """
     errors = []
     for name, low in least.items():
         value = getattr(config, name)
-        if any(one < low for one in (value if isinstance(value, list) else [value])):
+        if any(number < low for number in (value if isinstance(value, list) else [value])):
             each = "each " if isinstance(value, list) else ""
             errors.append(f"{name}: {value}; expected {each}at least {low}.")
     if errors:
@@ -32,10 +32,10 @@ def check_heads(dim: int, heads: int) -> None:
 
 
 def squares(component: str, height: int, width: int, side: int) -> tuple[int, int]:
-    """Return the rows and columns of squares that an image is cut into, ``side`` pixels wide.
+    """Return the rows and columns of an image's square patches, each with a side of ``side`` pixels.
 
     Raises:
-        ValueError: it is not cut evenly, or has no size.
+        ValueError: the patches do not cover the image exactly.
     """
     if height % side or width % side or not height or not width:
         raise ValueError(f"{component}: {height}x{width} is no multiple of {side} on both sides")

@@ -1,4 +1,4 @@
-"""Any causal decoder of transformers as a backbone: from a config, a folder, a hub id or a GGUF file."""
+"""The backbone `hf`: any causal decoder of transformers, by a config, a folder, a hub id or a GGUF file."""
 
 from __future__ import annotations
 
@@ -49,77 +49,77 @@ from janus_plugins.hf_folders import (
     with_overrides,
 )
 
-CACHED_ATTENTION = "janus_slots"
+CACHED_ATTENTION = "janus_kv_cache"
 AttentionInterface.register(CACHED_ATTENTION, cached_attention)
 
 LOGIT_RULES = {"logit_scale", "logits_scaling", "final_logit_softcapping"}
-"""What families do to their logits: Cohere multiplies, Granite divides, Gemma caps."""
+"""Config keys by which families change logits: Cohere multiplies, Granite divides, Gemma caps."""
 
 
-TEXT_PART = {
+DECODER_PREFIXES = {
     r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?(?!lm_head)": "model.",
     r"^language_model\.lm_head\.": "lm_head.",
 }
-"""Where checkpoints of larger models (of images and text) keep their decoder, in new and old formats."""
+"""The names of a multimodal checkpoint's decoder, in new and old formats, and the decoder's own names."""
 
 
 @dataclass
 class HfConfig(ComponentConfig):
-    """A decoder by its transformers config, or by the description beside its weights.
+    """A decoder, described by a transformers config or by the config beside its weights.
 
-    With ``pretrained``, the folder's config.json (a GGUF file's metadata) is what is built, and every key
-    that ``config`` writes must be the same there.
+    With ``pretrained``, the model is built by the folder's config.json (or a GGUF file's metadata); every
+    key of ``config`` must have the same value there.
     """
 
-    config: dict[str, Any] | None = None  # transformers' own keys; None: as `pretrained` describes itself
-    config_overrides: dict[str, Any] = field(default_factory=dict)  # keys to differ from `pretrained`'s own
+    config: dict[str, Any] | None = None  # transformers' keys; None: those beside `pretrained`
+    config_overrides: dict[str, Any] = field(default_factory=dict)  # keys that replace `pretrained`'s
     attention: str | None = (
         None  # of training: sdpa, eager, flash_attention_2, flex_attention; None: the family's
     )
 
 
 class HfBackbone(nn.Module):
-    """A transformers ``...ForCausalLM``, opened up into embedding, body and logits."""
+    """A transformers ``...ForCausalLM``, split into embedding, body and logits."""
 
     def __init__(self, config: HfConfig) -> None:
         super().__init__()
         self._packing_checked = self._attention_checked = False
         family = decoder_config(config)
         check_values(family.to_dict(), "backbone.config")
-        # Weights that come from elsewhere are not worth a random start.
+        # Pretrained weights replace the initial ones, so these take no memory.
         with torch.device("meta") if config.pretrained else nullcontext():
             self._adopt(build_decoder(family, config.attention))
         self._keys: dict[str, Any] = family.to_diff_dict()
         self.config = replace(config, pretrained=None, revision=None, config=self._keys, config_overrides={})
 
     def _adopt(self, model: Any) -> None:
-        """Take over a ForCausalLM, and learn how its family scales what goes in and comes out."""
+        """Use a ForCausalLM, and read from its config how its family scales inputs and logits."""
         self.model = model
         separate_sequences(model)
         family = model.config
         rules = {k for k, v in family.to_dict().items() if "logit" in k and type(v) in (int, float)}
-        strange = rules - LOGIT_RULES - {"attn_logit_softcapping"}
-        if strange:
+        unknown = rules - LOGIT_RULES - {"attn_logit_softcapping"}
+        if unknown:
             raise ConfigError(
-                f"'{family.model_type}' changes its logits by {sorted(strange)}, which is not known here:"
+                f"'{family.model_type}' changes its logits by {sorted(unknown)}, which is not supported:"
                 " add the rule to HfBackbone.logits and its family to the parity test"
             )
         self.hidden_size: int = family.hidden_size
         self.context: int = family.max_position_embeddings
         embedding = model.get_input_embeddings()
-        # Gemma's table scales what it looks up. Images skip the table, so the scale moves to forward.
+        # Gemma's table scales its embeddings. Image embeddings skip the table, so forward applies the scale.
         self.input_scale: float = float(getattr(embedding, "scalar_embed_scale", 1.0))
         if type(embedding) is not nn.Embedding and not hasattr(embedding, "scalar_embed_scale"):
             raise ConfigError(
                 f"'{family.model_type}' embeds tokens by {type(embedding).__name__}, which is neither a plain"
-                " table nor a scaled one: images could not be given what its text gets"
+                " table nor a scaled one: image embeddings could not be scaled like text"
             )
-        # Pads are seen here (the unconditional row of a drawing), so their row learns like any other.
+        # Pads are inputs here (in unconditional rows), so their embedding is trained like any other.
         embedding.padding_idx = None
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the token embedding."""
+        """The number of tokens in the embedding table."""
         return self.model.get_input_embeddings().weight.shape[0]
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class HfBackbone(nn.Module):
         return KVCache(rows, max_seq_len, self.model.device)
 
     def resize_vocab(self, vocab_size: int) -> None:
-        """Grow to ``vocab_size`` tokens; new rows start as the mean of the old, so they stand out nowhere."""
+        """Grow to ``vocab_size`` tokens; new embeddings start as the mean of the old ones."""
         old = self.vocab_size
         if vocab_size <= old:
             return
@@ -182,10 +182,10 @@ class HfBackbone(nn.Module):
             path.parent if gguf else path,
             config=self.model.config,
             gguf_file=gguf,
-            key_mapping=None if alone else TEXT_PART,
+            key_mapping=None if alone else DECODER_PREFIXES,
             dtype=torch.get_default_dtype(),
             attn_implementation=self.model.config._attn_implementation,
-            ignore_mismatched_sizes=True,  # they are an error of ours, below
+            ignore_mismatched_sizes=True,  # reported below
             output_loading_info=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -193,52 +193,52 @@ class HfBackbone(nn.Module):
         refuse_misshapen(path, info["mismatched_keys"])
         inside, unexpected_keys = unused_weights(info["unexpected_keys"], model)
         if not alone:
-            of_the_decoder = decoder_names(open_weights(path))
+            decoder_keys = decoder_names(open_weights(path))
             body = dict(model.base_model.named_children())
-            ours = [n for n in inside if n in of_the_decoder or n.split(".")[1] in body or "lm_head" in n]
-            inside, unexpected_keys = ours, sorted({*inside, *unexpected_keys} - {*ours})
+            own = [n for n in inside if n in decoder_keys or n.split(".")[1] in body or "lm_head" in n]
+            inside, unexpected_keys = own, sorted({*inside, *unexpected_keys} - {*own})
         refuse_unused(path, inside, f"the backbone 'hf' ({model.config.model_type})")
         self._adopt(model)
         tables = model.get_input_embeddings().weight, model.get_output_embeddings().weight
         # transformers does not tie two tables that differ in the files, whatever the config says.
         if self._keys.get("tie_word_embeddings", True) != (tables[0] is tables[1]):
             self._keys["tie_word_embeddings"] = tables[0] is tables[1]
-        held = {id(one) for one in self.model.state_dict(keep_vars=True).values()}  # tied ones once
+        tensors = {id(tensor) for tensor in self.model.state_dict(keep_vars=True).values()}  # tied ones once
         missing = sorted(info["missing_keys"])
-        return LoadedWeights(len(held) - len(missing), missing, unexpected_keys)
+        return LoadedWeights(len(tensors) - len(missing), missing, unexpected_keys)
 
     def _body(self, x: Tensor, positions: Tensor) -> Tensor:
-        mask = None  # transformers finds out from positions which sequences share a row
-        if x.is_meta:  # where it cannot look into them, and shapes are all that is asked for
+        mask = None  # transformers infers from positions which sequences share a row
+        if x.is_meta:  # positions have no values there; any mask gives the shapes
             mask = x.new_ones(x.shape[0], 1, x.shape[1], x.shape[1], dtype=torch.bool)
         body = self.model.base_model
         return body(inputs_embeds=x, position_ids=positions, attention_mask=mask, use_cache=False)[0]
 
     @torch.no_grad()
     def _check_packing(self, x: Tensor) -> None:
-        """Make sure, once, that positions counting from 0 again keep sequences apart in this family.
+        """Check, once, that this family separates sequences of a row by positions that restart at 0.
 
-        Most decoders read it off the positions; one that does not would silently see its neighbours.
+        Most decoders do; in the others, a sequence would silently attend to its neighbours.
         """
         self._packing_checked = True
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         x = torch.cat([-x, 2 * x, x, -x], dim=1)  # (1, 4, D)
         positions = torch.tensor([[0, 1, 0, 1]], device=x.device)
-        together, alone = self._body(x, positions)[:, 2:], self._body(x[:, 2:], positions[:, 2:])
+        packed, alone = self._body(x, positions)[:, 2:], self._body(x[:, 2:], positions[:, 2:])
         for module, mode in modes.items():
             module.training = mode
-        slack = 1e-4 if x.dtype == torch.float32 else 2e-2  # rounding: bf16 keeps 8 bits
-        if not torch.allclose(together, alone, rtol=0, atol=slack * float(alone.abs().max())):
+        tolerance = 1e-4 if x.dtype == torch.float32 else 2e-2  # rounding: bf16 keeps 8 bits
+        if not torch.allclose(packed, alone, rtol=0, atol=tolerance * float(alone.abs().max())):
             raise ConfigError(
                 f"'{self.model.config.model_type}' does not keep sequences apart that share a row:"
                 " transformers does not read packing off its positions; choose another backbone"
             )
 
     def _check_attention(self, attending: set[nn.Module]) -> None:
-        """Make sure, once, that every layer attends through the function that knows slots.
+        """Check, once, that every layer attends through `cached_attention`.
 
-        One with attention of its own would read the mask otherwise, another kind forget what came before.
+        A layer with another attention would read the mask differently or ignore the cache.
         """
         family = self.model.config
         stack = next(
@@ -249,15 +249,15 @@ class HfBackbone(nn.Module):
             ),
             [self.model.base_model],
         )
-        strange = [
+        unsupported = [
             f"{name} ({type(module).__name__})"
             for name, module in self.model.named_modules()
             if any(module is layer for layer in stack) and attending.isdisjoint(module.modules())
         ]
-        if strange:
+        if unsupported:
             raise ConfigError(
-                f"'{family.model_type}' cannot go on step by step: {', '.join(strange[:3])}"
-                f"{f' and {len(strange) - 3} more' if len(strange) > 3 else ''} do not attend through"
+                f"'{family.model_type}' cannot go on step by step: {', '.join(unsupported[:3])}"
+                f"{f' and {len(unsupported) - 3} more' if len(unsupported) > 3 else ''} do not attend through"
                 " transformers' AttentionInterface, so neither masks nor windows of sessions and graphs would"
                 " reach them. Choose a family all of whose layers do, such as llama or qwen3."
             )
@@ -265,25 +265,25 @@ class HfBackbone(nn.Module):
 
     @contextmanager
     def _attention(self, name: str) -> Iterator[set[nn.Module]]:
-        """Let layers attend by the function registered as ``name``; yield whom `cached_attention` served."""
+        """Use the attention registered as ``name``; yield the set of modules that call `cached_attention`."""
         family = self.model.config
-        usual = family._attn_implementation
+        previous = family._attn_implementation
         family._attn_implementation = name
-        seen = set[nn.Module]()
-        before = attention_modules.set(seen)
+        modules = set[nn.Module]()
+        token = attention_modules.set(modules)
         try:
-            yield seen
+            yield modules
         finally:
-            attention_modules.reset(before)
-            family._attn_implementation = usual
+            attention_modules.reset(token)
+            family._attn_implementation = previous
 
 
 def decoder_config(config: HfConfig) -> PreTrainedConfig:
-    """Find the decoder's transformers config: beside the weights, written, or a larger model's text part.
+    """Return the decoder's transformers config: the one beside the weights, or that of ``config``.
 
     Raises:
-        ConfigError: there is none, transformers refuses it, or it contradicts the weights' own description.
-        CheckpointError: the weights are quantised, or describe themselves in a way that cannot be read.
+        ConfigError: there is none, transformers rejects it, or it differs from the one beside the weights.
+        CheckpointError: the weights are quantised, or the config beside them cannot be read.
     """
     path = resolve_pretrained(config.pretrained, config.revision) if config.pretrained else None
     if path:
@@ -307,7 +307,7 @@ def decoder_config(config: HfConfig) -> PreTrainedConfig:
 
 
 def written_config(keys: dict[str, Any], described: PreTrainedConfig | None) -> PreTrainedConfig | None:
-    """Build the config that a user wrote; None where another is built, and its keys are compared alone."""
+    """Check the keys that a user wrote; return their config, or None if the described config is built."""
     keys = copy.deepcopy(dict(keys))
     if "model_type" not in keys and described is None:
         raise ConfigError(
@@ -318,50 +318,50 @@ def written_config(keys: dict[str, Any], described: PreTrainedConfig | None) -> 
             f"backbone.config.{where}: quantised layers can be neither trained nor saved here; leave it out,"
             " and name unquantised weights"
         )
-    # Ids are found by the processor, by string: a family's defaults may not even be in the vocabulary.
-    nobody = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    # The processor looks up these ids by string; a family's defaults may not be in the vocabulary.
+    no_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     keys.setdefault("model_type", described and described.model_type)
     check_keys(keys, "backbone.config", ["llama", "qwen3", "gemma3_text", *DECODERS])
     if described is not None:
         return None
     try:
-        return AutoConfig.for_model(**{**nobody, **keys})
+        return AutoConfig.for_model(**{**no_ids, **keys})
     except StrictDataclassError as error:
         raise ConfigError(f"transformers refuses backbone.config: {error}") from error
 
 
 def text_part(family: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the config of the decoder in a larger model's; a decoder's own as it is."""
+    """Return the decoder's config in a larger model's config; the same config if it is a decoder's."""
     text = family.get_text_config(decoder=True)
-    if text is not family:  # it is the whole that says whether the tables are tied
+    if text is not family:  # the larger model's config has the key
         text.tie_word_embeddings = family.tie_word_embeddings
     return text
 
 
 def is_part(family: PreTrainedConfig) -> bool:
-    """Return True if the decoder is part of a larger model, of images and text."""
+    """Return True if the decoder is part of a larger, multimodal model."""
     return family.get_text_config(decoder=True) is not family
 
 
 def decoder_names(names: Iterable[str]) -> set[str]:
-    """Return the decoder's own names for the weights that a larger model's files hold of it."""
-    found = set()
+    """Return the decoder's own names of its weights in a larger model's files."""
+    own = set()
     for name in names:
-        for theirs, ours in TEXT_PART.items():
+        for theirs, ours in DECODER_PREFIXES.items():
             if re.match(theirs, name):
-                found.add(re.sub(theirs, ours, name))
+                own.add(re.sub(theirs, ours, name))
                 break
-    return found
+    return own
 
 
 def build_decoder(family: PreTrainedConfig, attention: str | None) -> Any:
-    """Build a ForCausalLM of random weights, with a config of its own (transformers shares them)."""
+    """Build a ForCausalLM with random weights and a copy of the config."""
     if type(family) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ConfigError(
             f"transformers has no causal decoder '{family.model_type}': choose a family with a ...ForCausalLM"
         )
     if attention is None and getattr(family, "attn_logit_softcapping", None):
-        attention = "eager"  # SDPA leaves Gemma 2's cap out
+        attention = "eager"  # SDPA ignores Gemma 2's softcapping
     with naming_settings(family, "backbone.config"):
         return AutoModelForCausalLM.from_config(
             copy.deepcopy(family), attn_implementation=attention, dtype=torch.get_default_dtype()
@@ -370,5 +370,5 @@ def build_decoder(family: PreTrainedConfig, attention: str | None) -> Any:
 
 @hookimpl
 def register_backbones(registry: Registry[Backbone]) -> None:
-    """Offer transformers' decoders."""
+    """Register transformers' decoders."""
     registry.add("hf", HfBackbone, HfConfig)

@@ -1,8 +1,8 @@
-"""Keys and values in slots: each row of a batch writes and reads at a position of its own.
+"""A KV cache whose rows have different lengths, and the attention that reads it.
 
-transformers' caches know one length for all rows. Here rows are of any length and go on without
-padding between them: row r writes its next positions at ``lengths[r]`` and sees the slots up to
-its own. What a shorter row writes beyond its end is never seen, and overwritten later.
+transformers' caches have one length for all rows. Here, row r writes its next positions at ``lengths[r]``,
+without padding, and attends to the entries up to its own position. Entries beyond a row's length are masked,
+and overwritten later.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from torch.nn import functional as F
 
 from janus_modular import ConfigError, PromptError
 
-attention_modules: ContextVar[set[nn.Module] | None] = ContextVar("attended", default=None)
-"""Where it holds a set, modules whose attention comes through `cached_attention` are put into it."""
+attention_modules: ContextVar[set[nn.Module] | None] = ContextVar("attention_modules", default=None)
+"""While it holds a set, modules that call `cached_attention` are added to it."""
 
 
 class KVCache:
     """A cache that a transformers decoder fills through ``update``; a `janus_modular.RowCache`.
 
-    Behind the last position lies one more slot, which no position sees: padding that would lie beyond
-    ``max_seq_len`` is written there.
+    One entry behind the last position is never attended to: padding beyond ``max_seq_len`` is written there.
     """
 
     def __init__(self, rows: int, max_seq_len: int, device: torch.device) -> None:
@@ -34,30 +33,30 @@ class KVCache:
         self.device = device
         self.total_rows, self.rows = rows, slice(None)
         self.parent: KVCache | None = None  # of a selection
-        self.keys: dict[int, Tensor] = {}  # by layer: (all rows, kv heads, max_seq_len + 1, head dim)
+        self.keys: dict[int, Tensor] = {}  # by layer: (all rows, kv heads, max_seq_len + 1, head_dim)
         self.values: dict[int, Tensor] = {}
-        self.end = 0  # slots that any row has reached with the positions of this forward pass
+        self.end = 0  # longest row, with the positions of this forward pass
         self.index = torch.empty(0)
 
     def begin(self, tokens: int) -> Tensor:
-        """Choose the slots of ``tokens`` more positions; return the mask (B, 1, T, S) of who sees whom."""
+        """Choose the entries of ``tokens`` more positions; return their attention mask (B, 1, T, S)."""
         index = (self.lengths[:, None] + torch.arange(tokens)).clamp(max=self.max_seq_len)  # (B, T)
         self.end = int(index.max()) + 1
         self.index = index.to(self.device)
-        slots = torch.arange(self.end, device=self.device)
-        return (slots <= self.index[:, :, None]).unsqueeze(1)  # (B, 1, T, S)
+        entries = torch.arange(self.end, device=self.device)
+        return (entries <= self.index[:, :, None]).unsqueeze(1)  # (B, 1, T, S)
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write keys and values (B, heads, T, head dim) of a layer; return all up to the end."""
+        """Write a layer's keys and values (B, heads, T, head_dim); return those of all positions so far."""
         return self._write(self.keys, keys, layer), self._write(self.values, values, layer)
 
     def _write(self, store: dict[int, Tensor], new: Tensor, layer: int) -> Tensor:
         if layer not in store:
             _, heads, _, head_dim = new.shape
             store[layer] = new.new_zeros(self.total_rows, heads, self.max_seq_len + 1, head_dim)
-        slots = store[layer][self.rows]
-        slots.scatter_(2, self.index[:, None, :, None].expand_as(new), new)
-        return slots[:, :, : self.end]
+        entries = store[layer][self.rows]
+        entries.scatter_(2, self.index[:, None, :, None].expand_as(new), new)
+        return entries[:, :, : self.end]
 
     def advance(self, counts: Tensor) -> None:
         """Keep the first ``counts`` (B,) of the positions written last.
@@ -88,7 +87,7 @@ class KVCache:
         return selected
 
     def get_seq_length(self, layer: int = 0) -> int:
-        """What transformers asks for; positions are always given, so it decides nothing."""
+        """Return the longest length; transformers calls it, but given positions take precedence."""
         return int(self.lengths.max())
 
 
@@ -104,22 +103,22 @@ def cached_attention(
     softcap: float | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """Attend from query (B, H, T, w) to slots (B, kv heads, S, w) under a mask (B, 1, T, S).
+    """Attend from query (B, H, T, w) to entries (B, kv heads, S, w) under a mask (B, 1, T, S).
 
-    A prepared mask makes transformers skip its own, sliding windows included, so the window is
-    applied here: every query sees itself and the ``sliding_window - 1`` slots before it.
+    With a prepared mask, transformers does not make its own, so the sliding window is applied here: a query
+    attends to itself and the ``sliding_window - 1`` entries before it.
     """
-    if (seen := attention_modules.get()) is not None:
-        seen.add(module)
+    if (modules := attention_modules.get()) is not None:
+        modules.add(module)
     for name in ("s_aux", "position_bias"):
         if unused.get(name) is not None:
             raise ConfigError(
-                f"{type(module).__name__} passes '{name}' to its attention, which sessions do not know yet"
+                f"{type(module).__name__} passes '{name}' to its attention, which sessions do not support"
             )
     if sliding_window:
-        query_slot = attention_mask.sum(-1, keepdim=True) - 1  # a query sees all slots up to its own
-        slots = torch.arange(key.shape[2], device=key.device)
-        attention_mask = attention_mask & (slots > query_slot - sliding_window)
+        query_index = attention_mask.sum(-1, keepdim=True) - 1  # a query's mask ends at its own entry
+        entries = torch.arange(key.shape[2], device=key.device)
+        attention_mask = attention_mask & (entries > query_index - sliding_window)
     groups = query.shape[1] // key.shape[1]
     if softcap is None:
         x = F.scaled_dot_product_attention(

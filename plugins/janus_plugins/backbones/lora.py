@@ -1,9 +1,9 @@
-"""Low-rank adapters (LoRA) on any backbone: some million parameters learn in the place of all.
+"""The backbone `lora`: low-rank adapters (LoRA) on any backbone.
 
 backbone: {name: lora, rank: 16, alpha: 32, backbone: {name: hf, pretrained: FOLDER}}
 
-``learn: [backbone]`` trains the adapters alone; a path inside (``backbone.backbone.model.lm_head``) trains
-what it names. ``export`` and ``convert --merge`` fold them into the weights, and nothing of them is run.
+``learn: [backbone]`` trains the adapters alone; the path of a submodule (``backbone.backbone.model.lm_head``)
+trains that submodule. ``export`` and ``convert --merge`` merge the adapters into the weights.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from janus_plugins.sizes import check_sizes
 
 ALL_LINEAR = "all-linear"
 PUBLISHED = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.(?P<which>lora_[AB])(?:\.default)?\.weight")
-"""The names of adapters in files that peft writes."""
+"""The names of adapter weights in peft's files."""
 
-PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
-"""How adapters may have begun to learn: ways that leave the base alone, as PiSSA and LoftQ do not."""
+SUPPORTED_INITS = (True, False, "gaussian", "orthogonal", "eva")
+"""Initialisations of adapters that do not change the base's weights, as PiSSA and LoftQ do."""
 
-UNKNOWN = (
+UNSUPPORTED = (
     "use_dora",
     "use_rslora",
     "rank_pattern",
@@ -57,31 +57,31 @@ UNKNOWN = (
     "layer_replication",
     "alora_invocation_tokens",
 )
-"""Options of peft's by which an adapted layer, or the base, would be another than ours."""
+"""Options of peft that change an adapted layer or the base in ways that are not implemented here."""
 
 
 @dataclass
 class LoraConfig(ComponentConfig):
-    """What is adapted, and how. ``pretrained`` is an adapter as peft saves it: a folder or a hub id."""
+    """Options of LoRA. ``pretrained`` is an adapter that peft saved: a folder or a hub id."""
 
     backbone: ComponentSpec = component("backbones")  # with its own `pretrained`
-    rank: int = 16  # inner width of an adapter: a layer of (n, m) gets rank * (n + m) parameters
-    alpha: float = 32.0  # what an adapter adds is multiplied by alpha / rank
-    dropout: float = 0.0  # of what goes into an adapter, while it learns
+    rank: int = 16  # r; a layer of (n, m) gets rank * (n + m) parameters
+    alpha: float = 32.0  # an adapter's output is multiplied by alpha / rank
+    dropout: float = 0.0  # of an adapter's input, in training
     target_modules: list[str] = field(default_factory=lambda: [ALL_LINEAR])  # or names: q_proj, v_proj ...
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built."""
+        """Check the rank and the dropout."""
         check_sizes(self, rank=1)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: {self.dropout}; expected at least 0 and less than 1.")
 
 
 class LoraBackbone(nn.Module):
-    """A backbone with adapters in its linear layers, those of the logits apart.
+    """A backbone with adapters in its linear layers, except those that compute logits.
 
-    Built as ``factory(config, build)``. y = W x + alpha / rank * B A x, with B zero at first, so that nothing
-    changes until something is learned ("LoRA: low-rank adaptation of large language models", section 4.1).
+    Built as ``factory(config, build)``. y = W x + alpha / rank * B A x, with B zero at first, so that an
+    untrained adapter changes nothing ("LoRA: low-rank adaptation of large language models", section 4.1).
     """
 
     backbone: Any
@@ -96,13 +96,13 @@ class LoraBackbone(nn.Module):
             r=config.rank,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
-            target_modules=chosen(config.target_modules, adaptable(self.backbone)),
+            target_modules=target_layers(config.target_modules, adaptable(self.backbone)),
         )
         inject_adapter_in_model(adapters, nn.ModuleDict({"backbone": self.backbone}))
 
     @property
     def vocab_size(self) -> int:
-        """Tokens of the backbone inside."""
+        """The wrapped backbone's vocabulary size."""
         return self.backbone.vocab_size
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -114,42 +114,42 @@ class LoraBackbone(nn.Module):
         return self.backbone(x, positions=positions, cache=cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Turn hidden states (..., D) into text logits (..., V); nothing is adapted here."""
+        """Turn hidden states (..., D) into text logits (..., V); these layers have no adapters."""
         return self.backbone.logits(hidden)
 
     def new_cache(self, rows: int, max_seq_len: int) -> RowCache:
-        """Return an empty cache of the backbone inside."""
+        """Return an empty cache of the wrapped backbone."""
         return self.backbone.new_cache(rows, max_seq_len)
 
     def resize_vocab(self, vocab_size: int) -> None:
-        """Grow the vocabulary of the backbone inside; new rows learn where a stage names the table."""
+        """Grow the wrapped backbone's vocabulary; new embeddings train only if a stage names the table."""
         self.backbone.resize_vocab(vocab_size)
 
     def trainable_parameters(self) -> Iterable[str]:
-        """Name the adapters."""
+        """Yield the names of the adapters."""
         for path, layer in self._adapted():
             yield from (f"{path}.{name}" for name, _ in layer.named_children() if name.startswith("lora_"))
 
     def merged(
         self, weights: Mapping[str, Tensor]
     ) -> tuple[ComponentSpec, Mapping[str, Callable[[], Tensor]]]:
-        """Return the backbone inside, and each of its weights with what the adapters add."""
-        folded = {f"{path}.base_layer.weight" for path, _ in self._adapted()}
-        made: dict[str, Callable[[], Tensor]] = {}
+        """Return the wrapped backbone's spec, and its weights with the adapters added."""
+        adapted = {f"{path}.base_layer.weight" for path, _ in self._adapted()}
+        tensors: dict[str, Callable[[], Tensor]] = {}
         for name in weights:
             inside = name.removeprefix("backbone.").replace(".base_layer.", ".")
-            if name in folded:
-                made[inside] = partial(self._fold, weights, name.removesuffix(".base_layer.weight"))
+            if name in adapted:
+                tensors[inside] = partial(self._merge, weights, name.removesuffix(".base_layer.weight"))
             elif ".lora_" not in name:
-                made[inside] = partial(weights.__getitem__, name)
-        return deepcopy(self.config.backbone), made
+                tensors[inside] = partial(weights.__getitem__, name)
+        return deepcopy(self.config.backbone), tensors
 
     def load_pretrained(self, path: Path) -> LoadedWeights:
-        """Read all of an adapter that peft saved; return how many tensors, names missing, left over (none).
+        """Load an adapter that peft saved.
 
         Raises:
-            CheckpointError: the folder is none of peft's, its adapter is not as the config says, or it holds
-                more than that: what was learned together says something else in part.
+            CheckpointError: the folder is not peft's, the adapter differs from the config, or it has weights
+                for layers that are not adapted here: an adapter is only valid as a whole.
         """
         check_adapter(path, self.config)
         weights = open_weights(path)
@@ -158,46 +158,46 @@ class LoraBackbone(nn.Module):
             for layer, _ in self._adapted()
             for which in ("lora_A", "lora_B")
         }
-        found, strange = set[str](), []
+        loaded, unknown = set[str](), []
         for name in weights:
             match = PUBLISHED.fullmatch(name)
             ends = f".{match['layer']}.{match['which']}.default.weight" if match else "\0"
-            target = next((one for one in own if one.endswith(ends)), None)
+            target = next((name for name in own if name.endswith(ends)), None)
             if target is None:
-                strange.append(name)
+                unknown.append(name)
                 continue
-            held = self.get_parameter(target)
-            if held.shape != weights[name].shape:
+            parameter = self.get_parameter(target)
+            if parameter.shape != weights[name].shape:
                 raise CheckpointError(
-                    f"{path}: {name} is {tuple(weights[name].shape)}; expected {tuple(held.shape)}"
+                    f"{path}: {name} is {tuple(weights[name].shape)}; expected {tuple(parameter.shape)}"
                 )
             with torch.no_grad():
-                held.copy_(weights[name])
-            found.add(target)
-        if strange:
-            more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+                parameter.copy_(weights[name])
+            loaded.add(target)
+        if unknown:
+            more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
             raise CheckpointError(
-                f"{path} adapts what the backbone 'lora' does not: {', '.join(sorted(strange)[:3])}{more}."
+                f"{path} adapts what the backbone 'lora' does not: {', '.join(sorted(unknown)[:3])}{more}."
                 " Name these layers in target_modules; what is no linear layer cannot be adapted here."
             )
-        return LoadedWeights(len(found), sorted(own - found), [])
+        return LoadedWeights(len(loaded), sorted(own - loaded), [])
 
     def _adapted(self) -> Iterator[tuple[str, LoraLayer]]:
         for path, module in self.named_modules():
             if isinstance(module, LoraLayer):
                 yield path, module
 
-    def _fold(self, weights: Mapping[str, Tensor], path: str) -> Tensor:
+    def _merge(self, weights: Mapping[str, Tensor], path: str) -> Tensor:
         weight = weights[f"{path}.base_layer.weight"]
         a, b = (weights[f"{path}.{which}.default.weight"].float() for which in ("lora_A", "lora_B"))
         return (weight.float() + self.config.alpha / self.config.rank * (b @ a)).to(weight.dtype)
 
 
 def adaptable(backbone: Any) -> list[str]:
-    """Name the linear layers of a backbone, less those that make logits: they grow with the vocabulary."""
+    """Return the names of a backbone's linear layers, except those that compute logits."""
     linear = {module: name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
     called: list[nn.Module] = []
-    hooks = [one.register_forward_pre_hook(lambda module, _: called.append(module)) for one in linear]
+    hooks = [layer.register_forward_pre_hook(lambda module, _: called.append(module)) for layer in linear]
     weight = next(backbone.parameters())
     with torch.no_grad():
         backbone.logits(torch.zeros(1, backbone.hidden_size, device=weight.device, dtype=weight.dtype))
@@ -206,31 +206,33 @@ def adaptable(backbone: Any) -> list[str]:
     return [f"backbone.{name}" for module, name in linear.items() if module not in called]
 
 
-def chosen(wanted: list[str], there: list[str]) -> list[str]:
-    """Find the layers that ``target_modules`` means: each entry a layer's name, or the end of its path.
+def target_layers(targets: list[str], layers: list[str]) -> list[str]:
+    """Return the ``layers`` that ``target_modules`` selects by their names or the ends of their paths.
 
     Raises:
-        ConfigError: an entry names no layer that can be adapted.
+        ConfigError: an entry selects no layer.
     """
-    if wanted == [ALL_LINEAR]:
-        found = {ALL_LINEAR: there}
+    if targets == [ALL_LINEAR]:
+        selected = {ALL_LINEAR: layers}
     else:
-        found = {one: [name for name in there if f".{name}".endswith(f".{one}")] for one in wanted}
-    nothing = [one for one, names in found.items() if not names]
-    if nothing or not found:
-        kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in there)) or "none"
+        selected = {
+            target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in targets
+        }
+    unmatched = [target for target, names in selected.items() if not names]
+    if unmatched or not selected:
+        available = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in layers)) or "none"
         raise ConfigError(
-            f"target_modules: {', '.join(nothing) or 'an empty list'} adapts nothing; the linear layers,"
-            f" those of the logits apart, are {kinds}"
+            f"target_modules: {', '.join(unmatched) or 'an empty list'} adapts nothing; the linear layers,"
+            f" those of the logits apart, are {available}"
         )
-    return sorted({name for names in found.values() for name in names})
+    return sorted({name for names in selected.values() for name in names})
 
 
 def check_adapter(path: Path, config: LoraConfig) -> None:
-    """Refuse an adapter whose arithmetic is not that of ``config``.
+    """Check that a saved adapter computes the same as ``config`` describes.
 
     Raises:
-        CheckpointError: says what differs, or that there is no adapter_config.json.
+        CheckpointError: lists the differences, or there is no adapter_config.json.
     """
     try:
         saved = json.loads((path / "adapter_config.json").read_text("utf-8"))
@@ -238,27 +240,29 @@ def check_adapter(path: Path, config: LoraConfig) -> None:
         raise CheckpointError(
             f"{path} is no adapter of peft's, a folder with adapter_config.json and weights: {error}"
         ) from error
-    wanted = {"peft_type": "LORA", "r": config.rank, "lora_alpha": config.alpha}
-    differs = [
+    expected = {"peft_type": "LORA", "r": config.rank, "lora_alpha": config.alpha}
+    differences = [
         f"{key} is {saved.get(key)!r}, not {value!r}"
-        for key, value in wanted.items()
+        for key, value in expected.items()
         if saved.get(key) != value
     ]
-    differs += [f"{key} is {saved[key]!r}, which is not known here" for key in UNKNOWN if saved.get(key)]
+    differences += [
+        f"{key} is {saved[key]!r}, which is not supported" for key in UNSUPPORTED if saved.get(key)
+    ]
     if saved.get("bias", "none") != "none":
-        differs.append(
-            f"bias is {saved['bias']!r}: the base's biases were trained too, which is not known here"
+        differences.append(
+            f"bias is {saved['bias']!r}: the base's biases were trained too, which is not supported"
         )
-    if (start := saved.get("init_lora_weights", True)) not in PLAIN_STARTS:
-        differs.append(
+    if (start := saved.get("init_lora_weights", True)) not in SUPPORTED_INITS:
+        differences.append(
             f"init_lora_weights is {start!r}, which may have changed the base's weights as well: let peft "
             "save the adapter for the base as it was (path_initial_model_for_weight_conversion)"
         )
-    if differs:
-        raise CheckpointError(f"{path} does not fit the backbone 'lora': {'; '.join(differs)}")
+    if differences:
+        raise CheckpointError(f"{path} does not fit the backbone 'lora': {'; '.join(differences)}")
 
 
 @hookimpl
 def register_backbones(registry: Registry[Backbone]) -> None:
-    """Offer adapters on another backbone."""
+    """Register adapters on any backbone."""
     registry.add("lora", LoraBackbone, LoraConfig)

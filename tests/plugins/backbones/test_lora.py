@@ -318,7 +318,7 @@ def test_adapters_that_are_not_as_the_config_says_are_refused(plugins: Plugins, 
         of_folder(plugins, folder, pretrained=str(folder / "base"))
     described = json.loads((folder / "adapter/adapter_config.json").read_text())
     (folder / "adapter/adapter_config.json").write_text(json.dumps({**described, "use_rslora": True}))
-    with pytest.raises(CheckpointError, match="use_rslora is True, which is not known here"):
+    with pytest.raises(CheckpointError, match="use_rslora is True, which is not supported"):
         of_folder(plugins, folder)
 
 
