@@ -22,6 +22,7 @@ from .interfaces import Adaptor as Adaptor
 from .interfaces import Backbone as Backbone
 from .interfaces import Cache as Cache
 from .interfaces import GenerationPath as GenerationPath
+from .interfaces import GraphSpec as GraphSpec
 from .interfaces import Head as Head
 from .interfaces import ImageTokenizer as ImageTokenizer
 from .interfaces import RowCache as RowCache
@@ -35,6 +36,7 @@ from .protocols import Merges as Merges
 from .interfaces import ComponentSpec as ComponentSpec
 from .interfaces import ComponentConfig as ComponentConfig
 from .interfaces import PixelSpec as PixelSpec
+from .interfaces import TensorSpec as TensorSpec
 from .protocols import ReadsPretrained as ReadsPretrained
 from .protocols import Runtime as Runtime
 from .protocols import ImageSampler as ImageSampler

@@ -39,6 +39,7 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "open_picture": ("open_image",),
     "pad": ("pad_id",),
     "part": ("component",),
+    "parts": ("graphs",),
     "pick": ("sample_with_noise",),
     "picture_tokens": ("image_tokens",),
     "pictures": ("images",),

@@ -13,7 +13,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from janus_export.errors import ExportError
 from janus_modular.errors import MissingExtraError, missing_extra
 from janus_modular.registry import MODEL_SLOTS
 from janus_modular.testing.check import NotApplicable, check_for, ensure
@@ -38,7 +37,7 @@ def check_onnx_parity(component: Any, example: Any, *, slot: str) -> None:
 
 @check_for("generation")
 def check_drawing_graphs(path: Any, pixels: Any) -> None:
-    """Its parts become the graphs of a bundle, for any number of images, and compute what torch does."""
+    """Its graphs are compiled for any number of images, and compute what torch does."""
     try:
         from janus_export.bundle.axes import Ranges
         from janus_export.onnx_export.graphs import drawing_graphs
@@ -48,40 +47,31 @@ def check_drawing_graphs(path: Any, pixels: Any) -> None:
     import onnx_ir as ir
     import torch
 
-    from janus_modular.testing.calls import fixed_weights, targets_of, tensors
+    from janus_modular.testing.calls import targets_of, tensors
+    from janus_modular.testing.drawing import graph_inputs
 
     path.eval().requires_grad_(False)
     pixels = torch.cat([pixels, pixels[:1]])  # another number than the one that a graph is traced with
     model = torch.nn.Module()
-    model.generation, model.backbone = path, torch.nn.Module()
+    model.generation = path
+    functions = {graph.name: graph.function for graph in path.graphs()}
     with torch.no_grad():
-        codes = path.parts()["tokenize_image"](pixels) if "tokenize_image" in path.parts() else None
-        width = path.embed(targets_of(path, pixels)).shape[-1]
-    model.backbone.hidden_size = width
-    try:
-        graphs = drawing_graphs(model, Ranges.of(context=1024), torch.float32)  # type: ignore[arg-type]
-    except ExportError as error:
-        raise NotApplicable(str(error)) from error
-    hidden = fixed_weights(torch.empty(2 * len(pixels), width))
-    noise = 1.5 + fixed_weights(torch.empty(len(pixels), path.sizes["codes"]))
-    numbers = torch.tensor(2.0), torch.tensor(0.5)  # guidance, temperature
-    inputs: dict[str, list[Any]] = {
-        "sample_image": [hidden, noise, *numbers],
-        "decode_image": [codes],
-        "tokenize_image": [pixels],
-    }
-    with torch.no_grad():
-        wanted = {name: tensors(path.parts()[name](*given)) for name, given in inputs.items()}
+        inputs = graph_inputs(path, pixels, path.embed(targets_of(path, pixels)).shape[-1])
+        wanted = {name: tensors(functions[name](*given)) for name, given in inputs.items()}
+    if not inputs:
+        raise NotApplicable("its image sampler fails: see generation_sampler")
+    graphs = drawing_graphs(model, Ranges.of(context=1024), torch.float32)  # type: ignore[arg-type]
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     mode = faked(model)
-    for graph in graphs:
+    for graph in (graph for graph in graphs if graph.name in inputs):
         onnx = to_onnx(graph, mode)
         for name, value in onnx.graph.initializers.items():
             if (key := name.removeprefix("model.")) in weights:
                 value.const_value = ir.tensor(weights[key], name=name)
         file = ir.to_proto(onnx).SerializeToString()
         added = len(graph.outputs) - len(graph.computed)
-        _ensure_computes(file, inputs[graph.name], wanted[graph.name], f"the graph '{graph.name}'", added)
+        given = [torch.as_tensor(x) for x in inputs[graph.name]]
+        _ensure_computes(file, given, wanted[graph.name], f"the graph '{graph.name}'", added)
 
 
 def _ensure_computes(model: bytes, inputs: list[Any], wanted: list[Any], what: str, added: int = 0) -> None:

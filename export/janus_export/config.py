@@ -31,9 +31,6 @@ VARIANTS = {
 }
 
 
-GRAPHS = ("understand", "embed", "backbone", "sample_text", "sample_image", "decode_image", "tokenize_image")
-"""The graphs that a model becomes, as `onnx_export.graphs` declares them; named here without torch."""
-
 HEAD = "sample_text"
 """The graph whose weights a tied word table shares."""
 
@@ -95,10 +92,9 @@ class ExportConfig:
         if faults := [fault for check in checks for fault in check()]:
             raise ExportError("\n".join(faults))
 
-    @property
-    def graphs(self) -> tuple[str, ...]:
-        """The graphs that are exported, in their order."""
-        return graphs_of(self.only or MODES, GRAPHS)
+    def exports(self, graph: str) -> bool:
+        """Return True if a graph is exported; whatever is none of the core's is the generation path's."""
+        return bool(graphs_of(self.only or MODES, [graph]))
 
     @property
     def lowered_beside(self) -> tuple[str, ...]:
@@ -108,12 +104,12 @@ class ExportConfig:
         of some modes then draws what a whole bundle draws.
         """
         quantises = any(HEAD in self._bits_of_all(name) for name in self._quantising())
-        return (HEAD,) if quantises and HEAD not in self.graphs else ()
+        return (HEAD,) if quantises and not self.exports(HEAD) else ()
 
     def bits(self, variant: str) -> dict[str, int]:
         """Return the bits of each graph that a variant quantises; also of those that are `lowered_beside`."""
-        graphs = (*self.graphs, *self.lowered_beside)
-        return {name: n for name, n in self._bits_of_all(variant).items() if name in graphs}
+        bits = self._bits_of_all(variant).items()
+        return {name: n for name, n in bits if self.exports(name) or name in self.lowered_beside}
 
     def _bits_of_all(self, variant: str) -> dict[str, int]:
         """Return the bits of each graph that a variant quantises where all modes are exported."""
@@ -174,10 +170,7 @@ class ExportConfig:
         quantize, quantising = self.quantize, self._quantising()
         for key, names in (("graphs", quantize.graphs or ()), ("bits", quantize.bits)):
             for name in dict.fromkeys(names):
-                if name not in GRAPHS:
-                    hint = did_you_mean(name, GRAPHS)
-                    yield f"quantize.{key}: no graph is called '{name}'. {hint} Graphs: {', '.join(GRAPHS)}"
-                elif not set(self.only) - set(MODES) and name not in self.graphs:
+                if not set(self.only) - set(MODES) and not self.exports(name):
                     yield f"quantize.{key}: '{name}' is not exported with only={', '.join(self.only)}"
         if quantize.graphs == [] and quantising:
             yield "quantize.graphs: none, but a variant that rounds is asked for; expected backbone, say"
@@ -185,7 +178,7 @@ class ExportConfig:
         for name, bits in quantize.bits.items():
             if bits not in (4, 8):
                 yield f"quantize.bits: {bits} of '{name}'; expected 4 or 8"
-            if quantising and name in GRAPHS and name not in chosen:
+            if quantising and name not in chosen:
                 yield f"quantize.bits: '{name}' is not quantised; name it in quantize.graphs too"
         size, (least, most) = quantize.block_size, BLOCK_SIZES
         if not least <= size <= most or size & (size - 1):

@@ -12,7 +12,7 @@ from PIL import Image
 from janus_export.bundle.bundle import load_bundle
 from janus_export.config import ExportConfig
 from janus_export.onnx_export.export import export
-from janus_export.reference.recording import ListeningRuntime
+from janus_export.reference.recording import RecordingRuntime
 from janus_export.tensorrt_build.build import BuildConfig, build
 from janus_export.verify import Report, verify
 from janus_modular.errors import MissingExtraError
@@ -85,14 +85,14 @@ class DrawingSettings:
 def draw_with_codes(path: Path, settings: DrawingSettings) -> tuple[np.ndarray, Sequence[Image.Image]]:
     """Draw one image a prompt from a checkpoint or a bundle; return codes (N, P) and images."""
     janus = Janus.from_pretrained(path, device="cpu")
-    listening = ListeningRuntime(janus.runtime)
-    images = Janus(listening, janus.processor).draw(
+    recording = RecordingRuntime(janus.runtime)
+    images = Janus(recording, janus.processor).draw(
         settings.prompts,
         guidance=settings.guidance,
         temperature=settings.temperature,
         seed=settings.seed,
     )
-    return np.stack(listening.runs[-1].chosen, axis=1), images
+    return np.stack([call.outputs[0] for call in recording.runs[-1].calls_of("sample_image")], axis=1), images
 
 
 def build_engines(folder: Path) -> list[Row]:

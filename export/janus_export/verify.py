@@ -1,7 +1,7 @@
-"""Prove that a bundle does what its model does: a ladder of gates, from the files up to whole drawings.
+"""Verification of a bundle against its model: a ladder of gates, from the files up to whole drawings.
 
-A gate takes a `Subject` and yields `Check`s: what was looked at, what was found, what was wanted. Gates are
-independent, so that one that fails does not hide the next. Results go into the bundle's manifest.
+A gate takes a `VerificationTarget` and yields `Check`s: what was compared, what was found, what was expected.
+Gates are independent: a gate that fails does not hide the next. Results go into the bundle's manifest.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from janus_export.bundle.bundle import MANIFEST, Bundle, load_bundle
 from janus_export.errors import BundleError
 from janus_export.gates import end_to_end, engines, files, graphs, layerwise, quantized
 from janus_export.reference.on_disk import float32_bytes, free_bytes
-from janus_export.reference.streamed import LeanReference
-from janus_export.reference.target import Check, Reference, Subject
+from janus_export.reference.streamed import StreamedReference
+from janus_export.reference.target import Check, Reference, VerificationTarget
 from janus_modular import arguments
 from janus_modular.bundles import DIGESTS, digest_of
 from janus_modular.checkpoints.merging import merge_adapters
 from janus_modular.checkpoints.opening import open_lazily
 from janus_modular.suggest import did_you_mean
 
-Gate = Callable[[Subject], Iterable[Check]]
+Gate = Callable[[VerificationTarget], Iterable[Check]]
 
 GATES: dict[str, Gate] = {
     "checker": files.checker,
@@ -135,23 +135,25 @@ def verify(
             f"layer by layer ({lack}) it is verified by ONNX Runtime on the CPU: leave --runtime and --device"
             " out, or say --whole"
         )
-    reference = LeanReference.opened(merge_adapters(open_lazily(against))) if lack else Reference.of(against)
+    reference = (
+        StreamedReference.opened(merge_adapters(open_lazily(against))) if lack else Reference.of(against)
+    )
     reports = []
     unwritten: Exception | None = None
     for variant in wanted:
-        with Subject.of(bundle, variant, reference, runtime=runtime, device=device) as subject:
+        with VerificationTarget.of(bundle, variant, reference, runtime=runtime, device=device) as target:
             checks, errors = {}, dict[str, Exception]()
             for gate in chosen or ladder:
                 tell(variant, gate)
-                checks[gate], error = _tried(ladder[gate], subject)
+                checks[gate], error = _tried(ladder[gate], target)
                 if error:
                     errors[gate] = error
                 if chosen and not checks[gate]:
                     checks[gate] = [
                         Check(variant, False, "nothing to check", "something, where it is asked for")
                     ]
-            how = f"layer by layer ({lack}), {subject.how}" if lack else subject.how
-            evidence = getattr(subject.whole, "evidence", None)
+            how = f"layer by layer ({lack}), {target.how}" if lack else target.how
+            evidence = getattr(target.whole, "evidence", None)
         report = Report(
             variant,
             how,
@@ -209,11 +211,11 @@ def lack_of_memory(against: str | Path) -> str | None:
     return f"as a whole it takes {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
 
 
-def _tried(gate: Gate, subject: Subject) -> tuple[list[Check], Exception | None]:
+def _tried(gate: Gate, target: VerificationTarget) -> tuple[list[Check], Exception | None]:
     """Return what a gate found, and what ended it before its end, if anything did."""
     checks: list[Check] = []
     try:
-        checks.extend(gate(subject))
+        checks.extend(gate(target))
     except Exception as error:  # a graph that does not even run has failed, and the ladder goes on
         said = shorten(f"{type(error).__name__}: {error}".split("\n")[0], 300, placeholder=" ...")
         return [*checks, Check("runs", False, said, "no error")], error

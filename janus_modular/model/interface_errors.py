@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from inspect import Parameter, get_annotations, isfunction, signature
 from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
+from janus_modular.interfaces import AXES, CORE_GRAPHS, DTYPES, GraphRole, GraphSpec, factor_and_axis
 from janus_modular.registry import MODEL_SLOTS, Hooks
 from janus_modular.renamed import RENAMED
 from janus_modular.suggest import did_you_mean
@@ -32,13 +35,18 @@ def interface_errors(component: Any, slot: str) -> str:
     refused = [said for name, one in methods.items() if (said := _refused(component, name, one))]
     if refused:
         return f"{' '.join(refused)} (see {interface.__name__} in interfaces.py)."
-    return _wrong_sizes(component.sizes) if slot == "generation" else ""
+    return _path_errors(component) if slot == "generation" else ""
 
 
 def _renaming(lacking: str, members: list[str]) -> str:
     """Return what to do where a component has a member under its name of the version before."""
     old = next((name for name in members if lacking in RENAMED.get(name, ())), None)
     return f"Its '{old}' is called '{lacking}' now." if old else ""
+
+
+def _path_errors(path: Any) -> str:
+    """Return what is wrong with what a generation path declares for samplers and export."""
+    return _wrong_sizes(path.sizes) or _wrong_graphs(path.graphs())
 
 
 def _wrong_sizes(sizes: Any) -> str:
@@ -51,6 +59,44 @@ def _wrong_sizes(sizes: Any) -> str:
         if wrong
         else ""
     )
+
+
+def _wrong_graphs(graphs: Any) -> str:
+    """Return what is wrong with the graphs of a generation path; "" where export can compile them."""
+    if not isinstance(graphs, list | tuple) or not all(isinstance(graph, GraphSpec) for graph in graphs):
+        return f"its graphs() returns {graphs!r}; expected a list of janus_modular.GraphSpec."
+    for name, count in Counter(graph.name for graph in graphs).items():
+        if count > 1:
+            return f"its graphs() has {count} graphs called '{name}'; expected different names."
+        if name in CORE_GRAPHS or not re.fullmatch("[a-z][a-z0-9_]*", name):
+            return (
+                f"its graphs() has a graph called '{name}'; expected lower-case letters, digits and"
+                f" underscores, and none of {', '.join(CORE_GRAPHS)}."
+            )
+    for graph in graphs:
+        if graph.role not in get_args(GraphRole):
+            roles = ", ".join(get_args(GraphRole))
+            return f"its graph '{graph.name}' has the role {graph.role!r}; expected one of {roles}."
+        for spec in (*graph.inputs, *graph.outputs):
+            place = f"'{spec.name}' of its graph '{graph.name}'"
+            if spec.dtype not in DTYPES:
+                return f"{place} has the dtype {spec.dtype!r}; expected one of {', '.join(DTYPES)}."
+            if not all(_is_dimension(size) for size in spec.shape):
+                return (
+                    f"{place} has the shape {spec.shape}; expected sizes from 1, axes ({', '.join(AXES)}), or"
+                    " multiples of axes ('2*rows')."
+                )
+    return ""
+
+
+def _is_dimension(size: int | str) -> bool:
+    if isinstance(size, int):
+        return size >= 1
+    try:
+        factor, axis = factor_and_axis(size)
+    except ValueError:
+        return False
+    return factor >= 1 and axis in AXES
 
 
 def _is_json(value: Any) -> bool:

@@ -65,7 +65,7 @@ class TorchSession(BaseSession):
         self.functions: Mapping[str, Callable[..., Any]] = {
             "embed": model.backbone.embed,
             "sample_text": self.sample_text,
-            **model.generation.parts(),
+            **{graph.name: graph.function for graph in model.generation.graphs()},
         }
         self.vocab_size = model.backbone.vocab_size
         self.pad_id = pad

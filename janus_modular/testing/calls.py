@@ -18,7 +18,7 @@ from torch.fx.experimental import _config as tracing
 from torch.utils import _pytree as pytree
 
 from janus_modular.errors import CheckError
-from janus_modular.testing.drawing import parts_run
+from janus_modular.testing.drawing import graph_inputs
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _backbone(component: Any, tokens: Tensor) -> list[Call]:
 
 
 def _generation(component: Any, pixels: Tensor) -> list[Call]:
-    """What training calls, and the parts that the path's image sampler runs, with what it passes them."""
+    """What training calls, and the graphs of the path, on what its image sampler gives them."""
     targets = targets_of(component, pixels)
     hidden = component.embed(targets)
     return [
@@ -122,8 +122,8 @@ def _generation(component: Any, pixels: Tensor) -> list[Call]:
         Call("embed", (targets,), lambda c, targets: c.embed(targets)),
         Call("losses", (hidden, targets), lambda c, hidden, targets: dict(c.losses(hidden, targets))),
         *(
-            Call(f"part '{name}'", inputs, partial(_run_part, name=name), _row_by_row(inputs))
-            for name, inputs in parts_run(component, len(pixels), hidden.shape[-1]).items()
+            Call(f"graph '{name}'", inputs, partial(_run_graph, name=name), _row_by_row(inputs))
+            for name, inputs in graph_inputs(component, pixels, hidden.shape[-1]).items()
         ),
     ]
 
@@ -133,8 +133,8 @@ def targets_of(path: Any, pixels: Tensor) -> Any:
     return path.targets(pixels, [np.random.default_rng(index) for index in range(len(pixels))])
 
 
-def _run_part(path: Any, *inputs: Any, name: str) -> Any:
-    return path.parts()[name](*inputs)
+def _run_graph(path: Any, *inputs: Any, name: str) -> Any:
+    return next(graph.function for graph in path.graphs() if graph.name == name)(*inputs)
 
 
 def _row_by_row(inputs: tuple[Any, ...]) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from janus_modular import samplers
 from janus_modular.errors import JanusError
+from janus_modular.interfaces import GraphSpec
 from janus_modular.plugins import default_plugins
 from janus_modular.sequence import Sequence
 from janus_modular.testing.check import ensure
@@ -37,7 +38,9 @@ class PathSession(RecurrentSession):
         self.path = path
         self.vocab_size, self.pad_id, self.image_positions = VOCAB_SIZE, 0, path.num_tokens
         self.sizes = Sizes(path.sizes)
-        self.inputs: dict[str, tuple[Any, ...]] = {}  # of the first call of each part, by name
+        self.images = 0  # drawn together
+        self.graphs: dict[str, GraphSpec] = {graph.name: graph for graph in path.graphs()}
+        self.inputs: dict[str, tuple[Any, ...]] = {}  # of the first call of each graph, by its name
 
     def read_prompts(self, prompts: Many[Sequence], first_row: int) -> Tensor:
         """Read prompts into the rows from ``first_row`` on; return the last hidden states (n, D)."""
@@ -52,15 +55,19 @@ class PathSession(RecurrentSession):
         return torch.from_numpy(super().take(tensors, indices))
 
     def run(self, name: str, *inputs: Any) -> Any:
-        """Run one of the path's parts."""
-        parts = self.path.parts()
+        """Run one of the path's graphs, and compare what goes in and comes out with its declaration."""
         ensure(
-            name in parts,
-            f"its image sampler runs the part '{name}'; the path has {', '.join(parts) or 'none'}",
+            name in self.graphs,
+            f"its image sampler runs the graph '{name}'; declared are {', '.join(self.graphs) or 'none'}",
         )
-        arguments = tuple(torch.as_tensor(x) if isinstance(x, np.ndarray | np.generic) else x for x in inputs)
-        self.inputs.setdefault(name, arguments)
-        return parts[name](*arguments)
+        spec = self.graphs[name]
+        tensors = tuple(
+            torch.as_tensor(x) if isinstance(x, np.ndarray | np.generic | int | float) else x for x in inputs
+        )
+        self.inputs.setdefault(name, tensors)
+        made = spec.function(*tensors)
+        ensure_declared(spec, tensors, made if isinstance(made, tuple) else (made,), self.images)
+        return made
 
     def stack(self, columns: Many[Tensor]) -> Tensor:
         """Join tensors (rows, ...) of successive steps as (rows, steps, ...)."""
@@ -76,21 +83,50 @@ def draw_with(path: Any, images: int, hidden_size: int) -> tuple[PathSession, ND
     """Draw images with a path's image sampler; return the session and the pixels.
 
     Raises:
-        PluginError: the path's image sampler is not registered.
-        CheckError: the sampler breaks its protocol, or uses a part or a size that the path lacks.
+        PluginError: no image sampler is registered under the name that the path gives.
+        CheckError: the sampler breaks its protocol, uses a graph or a size that the path lacks, or a graph
+            is not as it is declared.
     """
     entry = default_plugins().entry("image_samplers", path.image_sampler)
     session = PathSession(path, hidden_size)
+    session.images = images
     steps = entry.factory(session, [prompt(1, 2, 3 + image) for image in range(images)], entry.config())
     return session, samplers.draw_images(path.image_sampler, steps, images, lambda done, total: None)
 
 
-def parts_run(path: Any, images: int, hidden_size: int) -> dict[str, tuple[Any, ...]]:
-    """Return the parts that the path's image sampler runs, with their inputs; {} if drawing fails.
+def graph_inputs(path: Any, pixels: Tensor, hidden_size: int) -> dict[str, tuple[Any, ...]]:
+    """Return inputs of a path's graphs for as many images as there are pixels; {} if drawing fails.
 
-    Another check reports whether drawing works; the checks that use these inputs still run.
+    A sampler's graphs get what the sampler gives them, and an encoder the pixels. Whether drawing works is a
+    check of its own, so that the other checks still report what they find.
     """
     try:
-        return draw_with(path, images, hidden_size)[0].inputs
+        inputs = draw_with(path, len(pixels), hidden_size)[0].inputs
     except JanusError:
         return {}
+    return inputs | {graph.name: (pixels,) for graph in path.graphs() if graph.role == "encode"}
+
+
+def ensure_declared(graph: GraphSpec, inputs: Many[Any], outputs: Many[Any], images: int) -> None:
+    """Compare a call of a graph with its declaration: how many tensors, their dtypes, shapes and axes."""
+    axes = {"images": images}
+    for side, specs, tensors in (("input", graph.inputs, inputs), ("output", graph.outputs, outputs)):
+        ensure(
+            len(specs) == len(tensors),
+            f"the graph '{graph.name}' declares {len(specs)} {side}s, and has {len(tensors)}",
+        )
+        for spec, tensor in zip(specs, tensors, strict=True):
+            label = f"the {side} '{spec.name}' of the graph '{graph.name}'"
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            matches = tensor.is_floating_point() if spec.dtype == "model" else dtype == spec.dtype
+            ensure(matches, f"{label} is declared as {spec.dtype}, and is {dtype}")
+            try:
+                measured = spec.measure(tensor.shape)
+            except ValueError:
+                declared, shape = list(spec.shape), list(tensor.shape)
+                ensure(False, f"{label} is declared as {declared}, and is {shape} for {images} images")
+            for axis, length in measured.items():
+                known = axes.setdefault(axis, length)
+                ensure(known == length, f"{label} has {length} {axis}, where {known} were expected")
+    rows = axes.get("rows", 0)
+    ensure(rows % images == 0, f"the graph '{graph.name}' has {rows} rows for {images} images: no multiple")

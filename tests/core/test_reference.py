@@ -104,7 +104,7 @@ def test_a_drawing(janus: Janus, expected: dict[str, np.ndarray]) -> None:
     close(free, expected["gen_first_logits_uncond"].flatten())
 
     session.image_positions = len(wanted)  # the fixture holds the first 64 of 576
-    session.parts = {**session.parts, "decode_image": lambda codes: codes}
+    session.functions = {**session.functions, "decode_image": lambda codes: codes}
     sampler = janus.plugins.entry("image_samplers", "autoregressive")
     steps = sampler.factory(session, [prompt], sampler.config(guidance=5, temperature=0))
     for _ in wanted:

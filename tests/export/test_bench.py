@@ -98,13 +98,13 @@ def test_steps_that_the_context_does_not_hold_are_refused(
 
 def test_torch_and_graphs_agree_on_what_a_step_reads(tiny_checkpoint: Path, tiny_bundle: Path):
     torches, bundled = (bench(path, tokens=2, rounds=1, threads=1) for path in (tiny_checkpoint, tiny_bundle))
-    rounded = bench(tiny_bundle, variant="cpu-int4", tokens=2, rounds=1, threads=1)
+    quantized = bench(tiny_bundle, variant="cpu-int4", tokens=2, rounds=1, threads=1)
     for mode in ("text", "drawing"):
         whole = torches[mode]["read_bytes"]
         # Graphs hold a few constants where torch computes: sizes, and the ids that are never said.
         assert bundled[mode]["read_bytes"] == pytest.approx(whole, rel=0.01)
-        assert rounded[mode]["read_bytes"] < 0.8 * whole
-    assert rounded["ran"]["variant"] == "cpu-int4"
+        assert quantized[mode]["read_bytes"] < 0.8 * whole
+    assert quantized["ran"]["variant"] == "cpu-int4"
 
 
 def test_tables_that_are_looked_up_are_not_read_whole(tiny_bundle: Path):

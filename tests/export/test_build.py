@@ -254,20 +254,20 @@ def verified(folder: Path, variant: str = "fp16") -> list[str]:
     """Return what the gate has against the engines of a bundle."""
     bundle = load_bundle(folder)
     record = bundle.manifest["variants"][variant]
-    subject: Any = SimpleNamespace(bundle=bundle, variant=variant, record=record)
-    checks = list(gate(subject))
+    target: Any = SimpleNamespace(bundle=bundle, variant=variant, record=record)
+    checks = list(gate(target))
     return [f"{check.what}: {check.found}" for check in checks if not check.passed]
 
 
 def test_the_gate_passes_what_was_built_and_says_nothing_where_nothing_was(built: Path):
     assert verified(built) == []
     bundle = load_bundle(built)
-    subject: Any = SimpleNamespace(bundle=bundle, variant="fp16", record=bundle.manifest["variants"]["fp16"])
-    checks = list(gate(subject))
+    target: Any = SimpleNamespace(bundle=bundle, variant="fp16", record=bundle.manifest["variants"]["fp16"])
+    checks = list(gate(target))
     assert len(checks) == 1 + len(GRAPHS)
     assert all("never executed" in check.found for check in checks[1:])
-    subject.variant = "trt-int4"
-    assert list(gate(subject)) == []
+    target.variant = "trt-int4"
+    assert list(gate(target)) == []
 
 
 def lost(record: dict[str, Any]) -> None:

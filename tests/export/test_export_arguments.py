@@ -6,20 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
-from janus_export.bundle.axes import Ranges
 from janus_export.config import ExportConfig
-from janus_export.errors import ExportError
 from janus_export.onnx_export.export import export
-from janus_export.onnx_export.graphs import drawing_graphs
 from janus_export.verify import verify
 from janus_modular import ConfigError, PromptError
-from janus_modular.checkpoints import ModelAssembly
 from janus_modular.cli.app import app
 from janus_modular.config import load, resolve
-from janus_modular.config.schema import ModelConfig
 
 
 @pytest.mark.parametrize(
@@ -49,30 +43,6 @@ def test_export_names_an_argument_of_another_type(arguments: tuple[Any, ...], sa
 def test_verify_names_an_argument_of_another_type(options: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises((ConfigError, PromptError), match=said):
         verify(**{"folder": tmp_path, "against": tmp_path, **options})
-
-
-@pytest.mark.parametrize(
-    ("sizes", "parts", "said"),
-    [
-        ({}, ("sample_image", "decode_image", "tokenize_image"), r"lacks sizes\['codes'\]\."),
-        (
-            {"steps": 30},
-            ("velocity", "decode_image"),
-            r"lacks sizes\['codes'\], the part 'sample_image'.*velocity",
-        ),
-        ({"codes": 64}, ("sample_image", "decode_image"), "lacks the part 'tokenize_image'"),
-        ({"codes": 64}, (), "offers none"),
-    ],
-)
-def test_a_path_that_bundles_cannot_hold_is_refused(
-    sizes: dict[str, int], parts: tuple[str, ...], said: str
-) -> None:
-    model = ModelAssembly.from_config(resolve(load("tiny"), ModelConfig)).model
-    path: Any = model.generation
-    path.sizes = sizes
-    path.parts = lambda: dict.fromkeys(parts, path.decode_image)
-    with pytest.raises(ExportError, match=said):
-        drawing_graphs(model, Ranges.of(context=64), torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from janus_export.bundle.files import write_stream
 from janus_export.errors import ExportError
+from janus_export.onnx_export.quantization import QuantizationSpec
 from janus_export.onnx_export.quantize import stored
-from janus_export.onnx_export.rounding import Rounding
 from janus_export.onnx_export.weights import Source, is_finite
 from janus_modular.cli.app import app
 
@@ -82,10 +82,12 @@ def test_a_quantized_weight_is_held_to_it_too(tmp_path: Path, value: float, scal
     if value == 6e5 and bits == 8:
         value = 1e7  # its scale is 1/128 of it
     tensors = source(put("first.weight", value))
-    rounding = Rounding("cpu", bits, 32, "nbits")
+    quantization = QuantizationSpec("cpu", bits, 32, "nbits")
     with pytest.raises(ExportError, match=r"first\.weight \("):
         write_stream(
-            stored(["first.weight.codes", "first.weight.scales"], tensors, {"first.weight": rounding}, scale),
+            stored(
+                ["first.weight.codes", "first.weight.scales"], tensors, {"first.weight": quantization}, scale
+            ),
             tmp_path,
         )
 

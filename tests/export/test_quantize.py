@@ -14,21 +14,21 @@ from safetensors.numpy import load_file
 
 from janus_export.bundle.bundle import Bundle, load_bundle
 from janus_export.onnx_export.half_storage import store_as_half
+from janus_export.onnx_export.quantization import QuantizationSpec, codes_of, pack, scales_of, unpack
 from janus_export.onnx_export.quantize import CODES, ROWS, SCALES, Outcome, quantize
-from janus_export.onnx_export.rounding import Rounding, codes_of, pack, scales_of, unpack
 from janus_export.onnx_export.weights import pointers, stored_name, unbound
 
 FORMS = [("nbits", 4), ("nbits", 8), ("qdq", 4)]
 
 
-def rounding(form: str, bits: int, block_size: int = 32, **options: Any) -> Rounding:
-    return Rounding("trial", bits, block_size, form, **options)
+def quantization(form: str, bits: int, block_size: int = 32, **options: Any) -> QuantizationSpec:
+    return QuantizationSpec("trial", bits, block_size, form, **options)
 
 
 @pytest.mark.parametrize(("form", "bits"), FORMS)
 def test_no_weight_moves_by_more_than_half_a_step_but_where_the_range_ends(form: str, bits: int):
     weight = np.random.default_rng(0).standard_normal((24, 160)).astype(np.float32)
-    how = rounding(form, bits)
+    how = quantization(form, bits)
     scales = scales_of(weight, how)
     packed = pack(codes_of(weight, scales, how), how)
     assert packed.nbytes == weight.size * bits // 8
@@ -48,7 +48,7 @@ def test_no_weight_moves_by_more_than_half_a_step_but_where_the_range_ends(form:
 def test_blocks_of_zeros_stay_zeros_and_short_rows_are_filled_up():
     weight = np.zeros((3, 40), np.float32)
     weight[1, 39] = -2.0
-    how = rounding("nbits", 4)
+    how = quantization("nbits", 4)
     scales = scales_of(weight, how)
     restored = unpack(pack(codes_of(weight, scales, how), how), scales, how)
     assert scales.shape == (3, 2)
@@ -92,7 +92,7 @@ def linear_graph(weight: np.ndarray, bias: bool, rank: int) -> ir.Model:
     return model
 
 
-def quantized(model: ir.Model, how: Rounding) -> Outcome:
+def quantized(model: ir.Model, how: QuantizationSpec) -> Outcome:
     return quantize({"backbone": model}, how, {"backbone": how.bits})
 
 
@@ -133,7 +133,7 @@ def table_graph(weight: np.ndarray, head: bool) -> ir.Model:
 def test_a_lookup_and_a_tied_head_read_the_same_bytes(bits: int, halves: bool, tmp_path: Path):
     """One copy of codes and scales on disk: rows of it are looked up, and all of it is multiplied."""
     weight = np.random.default_rng(0).standard_normal((48, 64)).astype(np.float32)
-    how = rounding("nbits", bits, accuracy_level=1)  # float32: what is compared is the weights
+    how = quantization("nbits", bits, accuracy_level=1)  # float32: what is compared is the weights
     model = table_graph(weight, head=True)
     outcome = quantize({"embed": model}, how, {"embed": bits})
     assert outcome.graphs == {"embed": bits}
@@ -169,8 +169,8 @@ def test_rows_of_an_unquantised_table_are_widened_after_they_were_looked_up(tmp_
 def test_a_weight_of_two_graphs_has_the_most_bits_that_either_asks_for():
     weight = np.zeros((48, 64), np.float32)
     graphs = {"embed": table_graph(weight, head=False), "sample_text": table_graph(weight, head=True)}
-    outcome = quantize(graphs, rounding("nbits", 4), {"embed": 4, "sample_text": 8})
-    assert outcome.rounded == {"weight": 8}
+    outcome = quantize(graphs, quantization("nbits", 4), {"embed": 4, "sample_text": 8})
+    assert outcome.quantized == {"weight": 8}
     for graph in graphs.values():
         assert all(node.attributes.get_int("bits") == 8 for node in graph.graph)
 
@@ -178,14 +178,14 @@ def test_a_weight_of_two_graphs_has_the_most_bits_that_either_asks_for():
 def test_the_word_table_is_quantised_in_every_graph_that_looks_it_up():
     weight = np.zeros((48, 64), np.float32)
     graphs = {"embed": table_graph(weight, head=False), "sample_text": table_graph(weight, head=True)}
-    outcome = quantize(graphs, rounding("nbits", 4), {"embed": 4})
+    outcome = quantize(graphs, quantization("nbits", 4), {"embed": 4})
     assert outcome.graphs == {"embed": 4}
     assert [node.op_type for node in graphs["sample_text"].graph] == ["GatherBlockQuantized", "Gemm"]
 
 
 def test_a_table_stays_as_it_was_where_engines_look_it_up():
     model = table_graph(np.zeros((48, 64), np.float32), head=False)
-    outcome = quantize({"embed": model}, rounding("qdq", 4), {"embed": 4})
+    outcome = quantize({"embed": model}, quantization("qdq", 4), {"embed": 4})
     assert outcome.kept == {"weight": "looked up by rows, which TensorRT does not do in a quantised table"}
     assert list(outcome.without) == ["embed"]
 
@@ -199,9 +199,9 @@ def test_onnx_runtime_multiplies_the_weights_that_unpacking_gives(
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((24, 160)).astype(np.float32)
     x = rng.standard_normal((2, 3, 160)[3 - rank :]).astype(np.float32)
-    how = rounding(form, bits, accuracy_level=1)  # float32: what is compared is the weights
+    how = quantization(form, bits, accuracy_level=1)  # float32: what is compared is the weights
     model = linear_graph(weight, bias, rank)
-    assert quantized(model, how).rounded == {"weight": bits}
+    assert quantized(model, how).quantized == {"weight": bits}
     scales = scales_of(weight, how)
     packed = pack(codes_of(weight, scales, how), how)
     values = model.graph.initializers
@@ -227,16 +227,16 @@ def test_what_is_no_linear_layer_is_kept_and_named():
     product = ir.node("MatMul", [gemm.inputs[0], gemm.inputs[1]], outputs=[ir.Value(name="z")])
     model.graph.append(product)
     model.graph.outputs.append(product.outputs[0])
-    outcome = quantized(model, rounding("nbits", 4))
-    assert outcome.rounded == {"weight": 4}
+    outcome = quantized(model, quantization("nbits", 4))
+    assert outcome.quantized == {"weight": 4}
     assert outcome.kept == {"weight": "used by MatMul, which is no linear layer"}
     assert "weight" in model.graph.initializers
 
 
 def test_blocks_that_do_not_fit_are_kept_and_named_where_the_form_cannot_fill_up():
     model = linear_graph(np.zeros((24, 40), np.float32), bias=False, rank=2)
-    outcome = quantized(model, rounding("qdq", 4))
-    assert outcome.rounded == {}
+    outcome = quantized(model, quantization("qdq", 4))
+    assert outcome.quantized == {}
     assert outcome.without == {"backbone": ["its 40 columns are no multiple of the block size, 32"]}
     assert outcome.kept == {"weight": "its 40 columns are no multiple of the block size, 32"}
 
@@ -268,12 +268,12 @@ def test_the_bundle_holds_the_weights_of_the_checkpoint_rounded(
 ):
     checkpoint = load_file(tiny_checkpoint / "model.safetensors")
     record = bundle.manifest["variants"][variant]
-    rounded = {
+    quantized = {
         name: array for file in record["weights"] for name, array in load_file(bundle.folder / file).items()
     }
     for name in record["quantisation"]["rounded"]:
-        how = rounding("nbits", record["quantisation"]["weight_bits"].get(name, bits))
-        restored = unpack(rounded[name + CODES], rounded[name + SCALES], how)
+        how = quantization("nbits", record["quantisation"]["weight_bits"].get(name, bits))
+        restored = unpack(quantized[name + CODES], quantized[name + SCALES], how)
         error = np.abs(restored - checkpoint[name]).max() / np.abs(checkpoint[name]).max()
         # At most one step, of which 2^(bits-1) make the largest; scales are off by up to 2^-11 themselves.
         assert error <= (1 + 2**-10) / 2 ** (how.bits - 1) + 2**-11
@@ -282,7 +282,7 @@ def test_the_bundle_holds_the_weights_of_the_checkpoint_rounded(
 @pytest.mark.parametrize(("variant", "least"), [("cpu-int8", 0.997), ("cpu-int4", 0.85)])
 def test_the_rounded_backbone_points_where_the_plain_one_does(bundle: Bundle, variant: str, least: float):
     """Random weights this large multiply errors; a cosine near 1 says that no layer is mixed up."""
-    plain, rounded = (
+    plain, quantized = (
         onnxruntime.InferenceSession(str(bundle.path("backbone", one))) for one in ("fp32", variant)
     )
     rng = np.random.default_rng(0)
@@ -297,5 +297,5 @@ def test_the_rounded_backbone_points_where_the_plain_one_does(bundle: Bundle, va
     for one in plain.get_inputs():
         if one.name.startswith("past"):
             feed[one.name] = np.zeros((rows, one.shape[1], capacity, one.shape[3]), np.float32)
-    a, b = (session.run(["hidden"], feed)[0].ravel() for session in (plain, rounded))
+    a, b = (session.run(["hidden"], feed)[0].ravel() for session in (plain, quantized))
     assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) >= least

@@ -15,7 +15,7 @@ from janus_export.bundle.external_data import references
 from janus_export.bundle.modes import MODES, graphs_of, modes_of
 from janus_export.bundle.pruning import prune
 from janus_export.bundle.sizes import checkpoint_bytes, parse_bytes, variant_size
-from janus_export.config import GRAPHS, ExportConfig
+from janus_export.config import ExportConfig
 from janus_export.errors import BundleError, ExportError
 from janus_export.onnx_export.export import export
 from janus_modular.cli.app import app
@@ -83,10 +83,13 @@ def test_other_sizes_are_refused(text: str):
 
 
 def test_modes_take_the_graphs_that_they_need_and_no_others():
-    assert graphs_of(MODES, GRAPHS) == GRAPHS
-    assert graphs_of(["text"], GRAPHS) == ("embed", "backbone", "sample_text")
+    roles = {"velocity": "other", "decode_latents": "decode"}  # of any generation path
+    names = ("understand", "embed", "backbone", "sample_text", *roles)
+    assert graphs_of(MODES, names) == names
+    assert graphs_of(["text"], names) == ("embed", "backbone", "sample_text")
+    records = {name: {"role": roles[name]} if name in roles else {} for name in names}
     for modes in (["text"], ["text", "understanding"], ["drawing"], ["text", "drawing"], list(MODES)):
-        assert modes_of(graphs_of(modes, GRAPHS)) == modes
+        assert modes_of({name: records[name] for name in graphs_of(modes, names)}) == modes
 
 
 def test_a_bundle_for_drawing_draws_and_says_that_it_does_not_answer(drawing_bundle: Path):

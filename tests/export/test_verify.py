@@ -81,8 +81,8 @@ def test_gates_that_had_nothing_to_check_are_listed(workshop: Any, monkeypatch: 
 def test_what_ends_a_gate_is_a_failure_with_a_traceback_to_ask_for(
     workshop: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    def typo(subject: Any) -> list[Any]:
-        return subject.no_such_thing
+    def typo(target: Any) -> list[Any]:
+        return target.no_such_thing
 
     monkeypatch.setitem(GATES, "sizes", typo)
     command = ["verify", str(workshop.folder), "--against", "the model", "--gate", "sizes"]
@@ -191,9 +191,9 @@ def all_seen(model: ir.Model) -> None:
         ("lint", "backbone", flat_cache, "past_key_0 has 3 dimensions"),
         ("graphs", "understand", ("layers.0.weight", 0.1), "understand"),
         ("graphs", "embed", ("weight", 0.1), "embed"),
-        ("graphs", "sample_text", ("weight", 1), "sample_text: choices"),
-        ("graphs", "sample_image", ("vision_head.weight", 1), "sample_image: choices"),
-        ("graphs", "sample_image", ("adaptor.layers.0.weight", 0.1), "sample_image: embeddings"),
+        ("graphs", "sample_text", ("weight", 1), "sample_text: ids"),
+        ("graphs", "sample_image", ("vision_head.weight", 1), "sample_image: codes"),
+        ("graphs", "sample_image", ("adaptor.layers.0.weight", 0.1), "sample_image: x"),
         ("graphs", "decode_image", ("weight", 0.3), "decode_image: pixels"),
         ("graphs", "tokenize_image", ("weight", 1), "tokenize_image"),
         ("graphs", "decode_image", misspelt, "Gemmm"),
@@ -204,7 +204,7 @@ def all_seen(model: ir.Model) -> None:
         ("cache", "backbone", copied_cache, "the slot that is written: left as it was"),
         ("answer", "sample_text", ("weight", 1), "greedy answers: tokens"),
         ("answer", "backbone", ("q_proj.weight", 1), "greedy answers: tokens"),
-        ("drawing", "sample_image", ("vision_head.weight", 1), "a whole drawing: codes"),
+        ("drawing", "sample_image", ("vision_head.weight", 1), "a whole drawing: ids"),
         ("drawing", "decode_image", ("weight", 0.3), "a whole drawing: pixels"),
     ],
 )

@@ -93,7 +93,7 @@ def test_half_precision_is_forced_on_the_engines(
         ("graphs", "tokenize_image", "weight", 1, "tokenize_image"),
         ("rows", "backbone", "q_proj.weight", 0.01, "ragged rows: steps"),
         ("answer", "sample_text", "weight", 1, "greedy answers: tokens"),
-        ("drawing", "sample_image", "vision_head.weight", 1, "a whole drawing: codes"),
+        ("drawing", "sample_image", "vision_head.weight", 1, "a whole drawing: ids"),
         ("drawing", "decode_image", "weight", 0.3, "a whole drawing: pixels"),
     ],
 )
@@ -121,7 +121,7 @@ def test_a_gate_looks_at_the_engine(
     [
         ("decode_image", "weight", 0.3, "decode_image: off by"),
         ("understand", "layers.0.weight", 0.1, "understand: off by"),
-        ("sample_image", "vision_head.weight", 1, "sample_image: choices"),
+        ("sample_image", "vision_head.weight", 1, "sample_image: codes"),
     ],
 )
 def test_engines_of_half_precision_are_compared_and_do_not_count_as_executed(

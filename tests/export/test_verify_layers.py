@@ -131,9 +131,9 @@ def test_codes_in_a_wrong_order_are_found_and_their_layer_named(workshop: Worksh
     [
         ("understand", "layers.0.weight", 0.1, "understand"),
         ("embed", "weight", 0.1, "embed"),
-        ("sample_text", "weight", 1, "sample_text: choices"),
-        ("sample_image", "vision_head.weight", 1, "sample_image: choices"),
-        ("sample_image", "adaptor.layers.0.weight", 0.1, "sample_image: embeddings"),
+        ("sample_text", "weight", 1, "sample_text: ids"),
+        ("sample_image", "vision_head.weight", 1, "sample_image: codes"),
+        ("sample_image", "adaptor.layers.0.weight", 0.1, "sample_image: x"),
         ("decode_image", "weight", 0.3, "decode_image"),
         ("tokenize_image", "weight", 1, "tokenize_image"),
     ],

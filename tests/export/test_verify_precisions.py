@@ -14,9 +14,11 @@ import torch
 
 from janus_export.bundle.bundle import load_bundle
 from janus_export.gates.quantized import activations, compare_drawing
-from janus_export.reference.compare import compare_part
-from janus_export.reference.target import Reference, Subject
+from janus_export.reference.compare import compare_outputs
+from janus_export.reference.recording import GraphCall, Run
+from janus_export.reference.target import Reference, VerificationTarget
 from janus_export.runtimes.ort.runtime import OnnxConfig, OnnxRuntime
+from janus_modular import GraphSpec
 
 pytestmark = pytest.mark.usefixtures("one_reference")
 
@@ -52,18 +54,23 @@ def test_where_no_choice_is_clear_the_cosine_decides(workshop: Any, monkeypatch:
 
 
 def test_drawings_are_compared_by_what_the_path_itself_chooses():
-    """Of a path that has no part called a head, and of states that differ only in what it reads."""
+    """Of states that differ only in what the path reads, and that it takes three rows of at once."""
 
-    def sample_image(hidden: torch.Tensor, noise: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def choose(noise: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return (hidden[:, :1] * torch.arange(8.0) - noise.log()).argmax(-1), hidden
 
-    path = SimpleNamespace(sizes={"codes": 8}, parts=lambda: {"sample_image": sample_image})
-    subject = SimpleNamespace(rounded_to=8, reference=SimpleNamespace(model=SimpleNamespace(generation=path)))
-    states = np.random.default_rng(0).normal(size=(64, 512)).astype(np.float32)
-    assert all(check.passed for check in compare_drawing(subject, "drawings", states, states))
+    states, rng = np.random.default_rng(0).normal(size=(64, 512)).astype(np.float32), np.random.default_rng(1)
+    run = Run(hidden=[states[:3]])
+    run.calls = [
+        GraphCall("choose", (rng.standard_exponential((3, 8), np.float32), states[:3]), (), 0)
+        for _ in range(9)
+    ]
+    graphs = {"choose": GraphSpec("choose", choose, (), (), "sample")}
+    target: Any = SimpleNamespace(backbone_precision=8, reference=SimpleNamespace(graphs=graphs))
+    assert all(check.passed for check in compare_drawing(target, "drawings", states, states, run))
     other = states.copy()
     other[:, 0] *= -1  # 2 of 512 parts of the squared length: a cosine of 0.996
-    cosine, choices = compare_drawing(subject, "drawings", other, states)
+    cosine, choices = compare_drawing(target, "drawings", other, states, run)
     assert cosine.passed
     assert not choices.passed
 
@@ -75,9 +82,9 @@ def test_drawings_are_compared_by_what_the_path_itself_chooses():
         ("decode_image", (0,), "decode_image: off by"),
         ("understand", (0.9,), "understand: off by"),
         ("embed", (0.9,), "embed: off by"),
-        ("sample_text", ("weight", 1), "sample_text: choices"),
-        ("sample_image", ("vision_head.weight", 1), "sample_image: choices"),
-        ("sample_image", (0.9,), "sample_image: embeddings"),
+        ("sample_text", ("weight", 1), "sample_text: ids"),
+        ("sample_image", ("vision_head.weight", 1), "sample_image: codes"),
+        ("sample_image", (0.9,), "sample_image: x"),
         ("tokenize_image", ("weight", 1), "tokenize_image"),
     ],
 )
@@ -112,7 +119,7 @@ def test_every_graph_that_is_rounded_is_compared(workshop: Any, bits: int):
 def test_no_choice_in_common_is_no_agreement():
     none, some = np.zeros(4, np.int64), np.ones(4, np.int64)
     x = np.zeros((4, 2), np.float32)
-    checks = list(compare_part("sample_text", "exact", [(none, x)], [(some, x)]))
+    checks = list(compare_outputs("choose", "sample", ["ids", "x"], "exact", [(none, x)], [(some, x)]))
     assert [check.passed for check in checks] == [False, False]
 
 
@@ -131,15 +138,17 @@ def test_what_half_precision_cannot_hold_is_found(workshop: Any):
 def test_the_range_is_that_of_float32_also_where_a_gpu_runs_the_halves(
     tiny_gpu_bundle: Path, reference: Reference
 ):
-    with Subject.of(load_bundle(tiny_gpu_bundle), "fp16", reference, runtime="onnx", device="cpu") as subject:
-        [on_cpu] = activations(subject)
-        run = subject.runtime.run
-        subject.runtime = SimpleNamespace(  # as a GPU's: the graphs of the bundle themselves
+    with VerificationTarget.of(
+        load_bundle(tiny_gpu_bundle), "fp16", reference, runtime="onnx", device="cpu"
+    ) as target:
+        [on_cpu] = activations(target)
+        run = target.runtime.run
+        target.runtime = SimpleNamespace(  # as a GPU's: the graphs of the bundle themselves
             run=lambda name, *given: run(name, *given).astype(np.float16),
             graph=OnnxRuntime(OnnxConfig("fp16"), tiny_gpu_bundle).graph,
-            bundle=subject.bundle,
+            bundle=target.bundle,
         )
-        [on_gpu] = activations(subject)
+        [on_gpu] = activations(target)
     assert on_gpu.passed
     assert float(on_gpu.found.split()[0]) == pytest.approx(float(on_cpu.found.split()[0]), rel=1e-2)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_export.bench.bytes_read import cache_read, weights_read
-from janus_export.bundle.axes import codes_shape
-from janus_modular import ConfigError, Janus, Runtime, Session, SessionWrapper
+from janus_modular import ConfigError, Janus, Runtime, Session, SessionWrapper, TensorSpec
 from janus_modular import Sequence as Prompt
 
 
@@ -142,9 +141,32 @@ class Mode:
 
 
 def time_decoding(runtime: Runtime, images: int) -> float:
-    """Time the way from codes to pixels, in seconds."""
+    """Time the graphs that make pixels, on zeros, in seconds."""
     session = TimedSession(runtime.open(1))
-    codes = np.zeros((images, session.image_positions, *codes_shape(session.sizes)), np.int64)
+    inputs = {
+        name: [np.zeros(spec.sized({"images": images, "rows": images}), spec.dtype) for spec in specs]
+        for name, specs in decoders(runtime).items()
+    }
     start = time.perf_counter()
-    session.run("decode_image", codes)
-    return session.wait() - start
+    for name, zeros in inputs.items():
+        session.run(name, *zeros)
+    return session.wait() - start if inputs else 0.0
+
+
+def decoders(runtime: Any) -> dict[str, list[TensorSpec]]:
+    """Return the inputs of the graphs that decode pixels, by name; "model" and half precision in float32."""
+    if (bundle := getattr(runtime, "bundle", None)) is None:
+        graphs = {
+            graph.name: graph.inputs for graph in runtime.model.generation.graphs() if graph.role == "decode"
+        }
+    else:
+        graphs = {
+            name: [TensorSpec(one["name"], one["dtype"], tuple(one["shape"])) for one in record["inputs"]]
+            for name, record in bundle.graphs.items()
+            if record.get("role") == "decode"
+        }
+    floats = ("model", "float16", "bfloat16")
+    return {
+        name: [replace(spec, dtype="float32" if spec.dtype in floats else spec.dtype) for spec in specs]
+        for name, specs in graphs.items()
+    }

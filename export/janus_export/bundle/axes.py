@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -24,12 +23,6 @@ class Axis:
             )
 
 
-def codes_shape(sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """Return the shape of a position's codes, from a path's or a session's sizes: (), or (S,) of several."""
-    several = sizes.get("codes_per_position", 1)
-    return (several,) if several > 1 else ()
-
-
 @dataclass(frozen=True)
 class Ranges:
     """How large the axes may get; graphs are built, and engines tuned, for this."""
@@ -38,6 +31,11 @@ class Ranges:
     tokens: Axis  # T: positions fed at once: 1 in a step, a whole prompt in a prefill
     capacity: Axis  # S: positions that a row has room for
     images: Axis  # N: images side by side
+
+    def axis(self, name: str) -> Axis:
+        """Return an axis by its name."""
+        axis: Axis = getattr(self, name)
+        return axis
 
     @classmethod
     def of(cls, *, context: int, rows: int = 8, capacity: int = 1024, images: int = 4) -> Ranges:

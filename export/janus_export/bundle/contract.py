@@ -10,35 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_modular import NotFiniteError
+from janus_modular.interfaces import TensorSpec
 
 MAGNITUDE = "magnitude"
 """The output (N,) of a graph that decodes images: how large their values were before they became pixels."""
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor that a graph takes or gives."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]  # sizes, and the names of axes
-
-    def sized(self, axes: Mapping[str, int]) -> tuple[int, ...]:
-        """Return the shape with every axis at its length."""
-        return tuple(axes[size] if isinstance(size, str) else size for size in self.shape)
-
-    def measure(self, shape: Sequence[int]) -> dict[str, int]:
-        """Return how long the axes are in a tensor of this shape.
-
-        Raises:
-            ValueError: it does not fit what the graph takes.
-        """
-        fits = len(shape) == len(self.shape) and all(
-            isinstance(want, str) or want == got for want, got in zip(self.shape, shape, strict=True)
-        )
-        if not fits:
-            raise ValueError(f"'{self.name}': expected the shape {self.shape}, got {tuple(shape)}")
-        return {axis: size for axis, size in zip(self.shape, shape, strict=True) if isinstance(axis, str)}
 
 
 @dataclass(frozen=True)
@@ -46,8 +21,8 @@ class GraphContract:
     """Inputs and outputs of a graph, in order, and which outputs are inputs written in place."""
 
     name: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     aliases: Mapping[str, str]  # output -> input
 
     def measure(self, shapes: Iterable[Sequence[int]]) -> dict[str, int]:
@@ -57,8 +32,8 @@ class GraphContract:
             ValueError: one does not fit what the graph takes.
         """
         axes = dict[str, int]()
-        for tensor, shape in zip(self.inputs, shapes, strict=True):
-            axes |= tensor.measure(shape)
+        for spec, shape in zip(self.inputs, shapes, strict=True):
+            axes |= spec.measure(shape)
         return axes
 
     @property
@@ -70,9 +45,9 @@ class GraphContract:
     def read(cls, name: str, record: Mapping[str, Any], dtypes: Mapping[str, str]) -> GraphContract:
         """Read it from a manifest's entry; ``dtypes`` are those of a variant, by the tensors' names."""
 
-        def tensors(side: str) -> tuple[Tensor, ...]:
+        def tensors(side: str) -> tuple[TensorSpec, ...]:
             return tuple(
-                Tensor(one["name"], dtypes[one["name"]], tuple(one["shape"])) for one in record[side]
+                TensorSpec(one["name"], dtypes[one["name"]], tuple(one["shape"])) for one in record[side]
             )
 
         return cls(name, tensors("inputs"), tensors("outputs"), dict(record.get("aliases", ())))

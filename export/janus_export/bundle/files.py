@@ -45,9 +45,9 @@ def write_stream(
     folder.mkdir(parents=True, exist_ok=True)
     ordered = sorted(tensors, key=lambda one: (one.size % ALIGNMENT != 0, -ITEM_BITS[one.kind], one.name))
     header, total, done = _header(ordered), sum(one.size for one in tensors), 0
-    unfinished, digest = folder / "unfinished", hashlib.sha256(header)
+    state, digest = folder / "unfinished", hashlib.sha256(header)
     try:
-        with unfinished.open("wb") as file:
+        with state.open("wb") as file:
             file.write(header)
             for one in ordered:
                 end = done + one.size
@@ -61,9 +61,9 @@ def write_stream(
                     raise ValueError(f"{one.name}: {done - end:+} bytes came beside the {one.size} expected")
             file.flush()
             os.fsync(file.fileno())
-        return unfinished.rename(folder / f"{digest.hexdigest()}.safetensors")
+        return state.rename(folder / f"{digest.hexdigest()}.safetensors")
     finally:
-        unfinished.unlink(missing_ok=True)
+        state.unlink(missing_ok=True)
 
 
 def split(tensors: Sequence[Stored], most: int | None) -> list[list[Stored]]:

@@ -7,7 +7,7 @@ see `janus_modular.bundles.digest_of`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from janus_export.bundle.contract import MAGNITUDE
@@ -16,15 +16,18 @@ from janus_export.bundle.graph_header import GraphHeader, TensorHeader
 SIZES: Mapping[str, tuple[str, str, str, int]] = {
     "hidden_size": ("backbone", "inputs", "x", 2),
     "vocab_size": ("sample_text", "inputs", "noise", 1),
-    "sizes.codes": ("sample_image", "inputs", "noise", 1),
-    "image_target.positions": ("decode_image", "inputs", "codes", 1),
-    "image_target.height": ("decode_image", "outputs", "pixels", 2),
-    "image_target.width": ("decode_image", "outputs", "pixels", 3),
     "image_input.height": ("understand", "inputs", "pixels", 2),
     "image_input.width": ("understand", "inputs", "pixels", 3),
     "image_input.positions": ("understand", "outputs", "embeddings", 1),
 }
 """Sizes of the model that are a dimension of a tensor: its graph, side, name, and place in the shape."""
+
+
+def axes_of(graphs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the names of the axes in the shapes of these graphs; of 3*images that is images."""
+    for graph in graphs:
+        for tensor in (*graph["inputs"], *graph["outputs"]):
+            yield from (size.rpartition("*")[2] for size in tensor["shape"] if isinstance(size, str))
 
 
 def header_faults(record: Mapping[str, Any], dtype: str, header: GraphHeader, name: str) -> Iterator[str]:
@@ -54,14 +57,15 @@ def size_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
         told, there = _told(manifest["model"], path), _dimension(manifest, graph, side, name, place)
         if told is not None and there is not None and told != there:
             yield f"model.{path} is {told}, {graph} has {there}"
-    model, several = manifest["model"], _dimension(manifest, "decode_image", "inputs", "codes", 2)
-    if "decode_image" in manifest["graphs"] and model["sizes"].get("codes_per_position", 1) != (several or 1):
-        found = model["sizes"].get("codes_per_position")
-        yield f"model.sizes.codes_per_position is {found}, decode_image has {several or 1}"
-    if "decode_image" in manifest["graphs"] and not any(
-        slot["name"] == MAGNITUDE for slot in manifest["graphs"]["decode_image"]["outputs"]
-    ):
-        yield (f"graphs.decode_image has no output '{MAGNITUDE}', which tells images of NaN or infinities")
+    for name, graph in manifest["graphs"].items():
+        if graph.get("role") != "decode" or graph["outputs"][0]["dtype"] != "uint8":
+            continue
+        image, shape = manifest["model"]["image_target"], graph["outputs"][0]["shape"]
+        if shape[1:] != [3, image["height"], image["width"]]:
+            size = f"{image['height']} and {image['width']}"
+            yield f"model.image_target.height and width are {size}, {name} has {shape}"
+        if graph["outputs"][-1]["name"] != MAGNITUDE:
+            yield f"graphs.{name} has no output '{MAGNITUDE}', which tells images of NaN or infinities"
     layers = len(manifest["graphs"].get("backbone", {}).get("aliases", ())) // 2
     if layers and manifest["cache"]["layers"] != layers:
         yield f"cache.layers is {manifest['cache']['layers']}, backbone has {layers}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 MODES = ("text", "understanding", "drawing")
 
@@ -10,8 +11,8 @@ WORDS = ("embed", "backbone", "sample_text")
 """What answers in words take; `understand` comes to it for images."""
 
 READS = "understand"
-DRAWS = ("embed", "backbone", "sample_image", "decode_image")
-"""What a drawing takes at least; a generation path may bring more graphs, which belong to this mode too."""
+SHARED = ("embed", "backbone")
+"""What every mode takes. Drawing takes the generation path's graphs too: those that have a role."""
 
 
 def graphs_of(modes: Container[str], graphs: Sequence[str]) -> tuple[str, ...]:
@@ -19,7 +20,7 @@ def graphs_of(modes: Container[str], graphs: Sequence[str]) -> tuple[str, ...]:
     words = "text" in modes or "understanding" in modes
 
     def is_taken(name: str) -> bool:
-        if name in ("embed", "backbone"):
+        if name in SHARED:
             return True
         if name in WORDS:
             return words
@@ -28,13 +29,13 @@ def graphs_of(modes: Container[str], graphs: Sequence[str]) -> tuple[str, ...]:
     return tuple(filter(is_taken, graphs))
 
 
-def modes_of(graphs: Iterable[str]) -> list[str]:
-    """Return the modes that these graphs are enough for."""
+def modes_of(graphs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the modes that these graphs of a manifest are enough for."""
     names = set(graphs)
     has = {
         "text": names.issuperset(WORDS),
         "understanding": names.issuperset((*WORDS, READS)),
-        "drawing": names.issuperset(DRAWS),
+        "drawing": names.issuperset(SHARED) and any("role" in record for record in graphs.values()),
     }
     return [mode for mode in MODES if has[mode]]
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from janus_export.bundle.bundle import LOCK, Bundle, load_bundle, write_manifest
 from janus_export.bundle.external_data import references
+from janus_export.bundle.manifest_graphs import axes_of
 from janus_export.bundle.modes import MODES, graphs_of, modes_of
 from janus_export.bundle.sizes import common_files
 from janus_export.errors import BundleError
@@ -89,13 +90,8 @@ def pruned_manifest(bundle: Bundle, variants: Sequence[str], only: Sequence[str]
         )
     manifest["variants"] = {name: _variant(bundle, name, graphs) for name in kept}
     manifest["graphs"] = {name: old["graphs"][name] for name in graphs}
-    manifest["modes"] = modes_of(graphs)
-    axes = {
-        size
-        for graph in manifest["graphs"].values()
-        for slot in (*graph["inputs"], *graph["outputs"])
-        for size in slot["shape"]
-    }
+    manifest["modes"] = modes_of(manifest["graphs"])
+    axes = set(axes_of(manifest["graphs"].values()))
     manifest["axes"] = {name: axis for name, axis in old["axes"].items() if name in axes}
     records = manifest["variants"].values()
     files = {name for record in records for name in (*record["files"].values(), *record["weights"])}

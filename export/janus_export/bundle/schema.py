@@ -13,6 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from janus_export.bundle.manifest_graphs import axes_of
 from janus_export.bundle.modes import modes_of
 from janus_modular.foreign import printable
 
@@ -134,10 +135,7 @@ def _gaps(manifest: Mapping[str, Any]) -> Iterator[str]:
     if (modes := manifest.get("modes")) is not None and modes != modes_of(graphs):
         yield f"modes are {_shown(modes)}, its graphs are enough for {_shown(modes_of(graphs))}"
     for name, graph in graphs.items():
-        shapes = [slot["shape"] for slot in (*graph["inputs"], *graph["outputs"])]
-        if unknown := sorted(
-            {size for shape in shapes for size in shape if isinstance(size, str)} - set(axes)
-        ):
+        if unknown := sorted(set(axes_of([graph])) - set(axes)):
             yield f"graphs.{name} has lengths called {', '.join(unknown)}, which axes lacks"
 
 

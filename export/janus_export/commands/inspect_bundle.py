@@ -145,12 +145,12 @@ def _offers(plugins: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _weights(variant: dict[str, Any]) -> str:
-    if not (rounding := variant["quantisation"]):
+    if not (quantization := variant["quantisation"]):
         return str(variant["dtype"])
     stored = variant.get("storage", variant["dtype"])
-    others = sorted({*rounding.get("weight_bits", {}).values()} - {rounding["bits"]})
-    bits = " and ".join(map(str, [rounding["bits"], *others]))
-    return f"{stored} on disk, {bits} bits in blocks of {rounding['block_size']}"
+    others = sorted({*quantization.get("weight_bits", {}).values()} - {quantization["bits"]})
+    bits = " and ".join(map(str, [quantization["bits"], *others]))
+    return f"{stored} on disk, {bits} bits in blocks of {quantization['block_size']}"
 
 
 def _million(size: int) -> float:

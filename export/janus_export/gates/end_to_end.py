@@ -11,43 +11,44 @@ from janus_export.reference.prompts import (
     DRAWING,
     DRAWN,
     known_settings,
-    listen_to_answers,
-    listen_to_drawings,
+    record_answers,
+    record_drawings,
 )
 from janus_export.reference.recording import Run
-from janus_export.reference.target import Check, Subject
+from janus_export.reference.target import Check, VerificationTarget
 from janus_modular.janus import Janus
 
 
-def answer(subject: Subject) -> Iterator[Check]:
+def answer(target: VerificationTarget) -> Iterator[Check]:
     """Answer greedily, three ragged questions side by side, two of them about images."""
-    if not (subject.is_exact and subject.has("text")):
+    if not (target.is_exact and target.has("text")):
         return
-    texts, want = subject.reference.greedy
-    reference = subject.reference
-    said, got = listen_to_answers(subject.whole, reference.processor, reference.asked)
-    yield _same_choices("greedy answers: tokens", got, want)
+    texts, want = target.reference.greedy
+    reference = target.reference
+    said, got = record_answers(target.whole, reference.processor, reference.prompts)
+    yield _same_ids("greedy answers: tokens", got, want, ["sample_text"])
     yield Check("greedy answers: texts", said == texts, repr(said)[:80], repr(texts)[:80])
 
 
-def drawing(subject: Subject) -> Iterator[Check]:
+def drawing(target: VerificationTarget) -> Iterator[Check]:
     """Draw two images under guidance with the same noise.
 
     Who listens makes a runtime wait after every step. One that would run ahead of the host (and join steps
     into a graph) draws once more unheard, which must change nothing; in whatever precision.
     """
-    unheard = subject.whole is not subject.runtime
-    if not (subject.is_exact or unheard) or not subject.has("drawing"):
+    unheard = target.whole is not target.runtime
+    if not (target.is_exact or unheard) or not target.has("drawing"):
         return
-    processor = subject.reference.processor
-    images, got = listen_to_drawings(subject.whole, processor)
-    if subject.is_exact:
-        expected, want = subject.reference.drawn
-        yield _same_choices("a whole drawing: codes", got, want)
+    processor = target.reference.processor
+    images, got = record_drawings(target.whole, processor)
+    if target.is_exact:
+        expected, want = target.reference.drawn
+        if choices := [name for name in target.reference.sampling_graphs if want.calls_of(name)]:
+            yield _same_ids("a whole drawing: ids", got, want, choices)
         yield _same_pixels("a whole drawing: pixels", images, expected)
     if unheard:
-        settings = known_settings("image_samplers", subject.whole.image_sampler, DRAWING)
-        again = Janus(subject.whole, processor).draw(DRAWN, **settings)
+        settings = known_settings("image_samplers", target.whole.image_sampler, DRAWING)
+        again = Janus(target.whole, processor).draw(DRAWN, **settings)
         yield _same_pixels("the same drawing, nobody listening: pixels", again, images)
 
 
@@ -59,13 +60,16 @@ def _same_pixels(what: str, got: list[Image], want: list[Image]) -> Check:
     return Check(what, off <= 1, f"{off} of 255 apart", "at most 1")
 
 
-def _same_choices(what: str, got: Run, want: Run) -> Check:
-    """Compare what steps chose, for rows that go on."""
-    if len(got.chosen) != len(want.chosen):
-        return Check(what, False, f"{len(got.chosen)} steps", f"{len(want.chosen)} steps")
-    off = 0
-    for step, (one, other) in enumerate(zip(got.chosen, want.chosen, strict=True)):
-        active = want.active(step)[: len(other)]
-        off += int((one != other)[active].sum())
-    total = sum(one.size for one in want.chosen)
-    return Check(what, off == 0, f"{off} of {total} differ", "none")
+def _same_ids(what: str, got: Run, want: Run, graphs: list[str]) -> Check:
+    """Compare the ids that these graphs chose, for rows that go on."""
+    calls, expected = got.calls_of(*graphs), want.calls_of(*graphs)
+    if len(calls) != len(expected):
+        return Check(what, False, f"{len(calls)} choices", f"{len(expected)} choices")
+    differ = total = 0
+    for call, other in zip(calls, expected, strict=True):
+        for ids, right in zip(call.outputs, other.outputs, strict=True):
+            if right.dtype == np.int64:
+                active = want.active(other.step)[: len(right)]
+                differ += int((ids != right)[active].sum())
+                total += right.size
+    return Check(what, differ == 0, f"{differ} of {total} differ", "none")

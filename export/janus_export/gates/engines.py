@@ -6,31 +6,31 @@ from collections.abc import Iterator
 
 from janus_export.bundle.engines import EngineSet, read_engines
 from janus_export.errors import BundleError
-from janus_export.reference.target import Check, Subject
+from janus_export.reference.target import Check, VerificationTarget
 from janus_export.tensorrt_build.profiles import Lengths, profiles
 
 
-def engines(subject: Subject) -> Iterator[Check]:
+def engines(target: VerificationTarget) -> Iterator[Check]:
     """Check every set of engines that was built of the variant; where none was, there is nothing to check."""
-    built = subject.bundle.manifest.get("built", {})
-    for key, found in read_engines(subject.bundle).items():
-        if found.variant != subject.variant:
+    built = target.bundle.manifest.get("built", {})
+    for key, found in read_engines(target.bundle).items():
+        if found.variant != target.variant:
             continue
-        missing = [graph for graph in subject.bundle.graphs if graph not in found.engines]
+        missing = [graph for graph in target.bundle.graphs if graph not in found.engines]
         yield Check(f"{key}: graphs without an engine", not missing, ", ".join(missing) or "none", "none")
         lengths = Lengths(built[key]["options"]["rows"], found.capacity)
         for graph in found.engines:
-            fault = _fault(subject, found, graph, lengths)
+            fault = _fault(target, found, graph, lengths)
             how = f"built by {found.builder}, {'executed' if found.executed else 'never executed'}"
             yield Check(f"{key}: {graph}", not fault, fault or how, "built of this graph, as recorded")
 
 
-def _fault(subject: Subject, found: EngineSet, graph: str, lengths: Lengths) -> str:
+def _fault(target: VerificationTarget, found: EngineSet, graph: str, lengths: Lengths) -> str:
     """Say what is wrong with an engine; nothing where nothing is."""
-    engine, bundle = found.engines[graph], subject.bundle
+    engine, bundle = found.engines[graph], target.bundle
     if graph not in bundle.graphs:
         return "there is no such graph"
-    if engine.source != bundle.manifest["sha256"][subject.record["files"][graph]]:
+    if engine.source != bundle.manifest["sha256"][target.record["files"][graph]]:
         return "it was built of another graph"
     if engine.profiles != profiles(bundle.manifest, graph, lengths):
         return "its profiles do not cover the axes of its graph"

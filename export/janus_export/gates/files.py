@@ -14,12 +14,11 @@ import onnx
 import onnx_ir as ir
 from safetensors import safe_open
 
-from janus_export.bundle.axes import codes_shape
 from janus_export.bundle.bundle import Bundle, graph_faults
 from janus_export.bundle.external_data import references
 from janus_export.onnx_export.kv_cache import cache_shapes
 from janus_export.onnx_export.weights import is_finite
-from janus_export.reference.target import Check, Subject
+from janus_export.reference.target import Check, VerificationTarget
 
 STANDARD = ("", "ai.onnx")
 BEYOND = {"nbits": {("com.microsoft", "MatMulNBits"), ("com.microsoft", "GatherBlockQuantized")}}
@@ -28,11 +27,11 @@ BEYOND = {"nbits": {("com.microsoft", "MatMulNBits"), ("com.microsoft", "GatherB
 MASK, PAST_KEY, PRESENT_KEY = 3, 4, 1  # where Attention takes and gives them
 
 
-def checker(subject: Subject) -> Iterator[Check]:
+def checker(target: VerificationTarget) -> Iterator[Check]:
     """Let ONNX' own checker read every graph, and infer the shapes inside."""
-    for name, file in subject.record["files"].items():
+    for name, file in target.record["files"].items():
         try:
-            with _without_links(subject.bundle, file) as path:
+            with _without_links(target.bundle, file) as path:
                 onnx.checker.check_model(path, full_check=True)
             found = "valid"
         except Exception as error:  # the checker raises errors of its own, and of protocol buffers
@@ -58,15 +57,15 @@ def _without_links(bundle: Bundle, file: str) -> Iterator[Path]:
         yield path
 
 
-def lint(subject: Subject) -> Iterator[Check]:
+def lint(target: VerificationTarget) -> Iterator[Check]:
     """Look for what runtimes refuse, or silently do otherwise than was meant."""
-    own = {**subject.bundle.manifest, "variants": {subject.variant: subject.record}}
-    yield _none("the manifest says of graphs what they do not", set(graph_faults(subject.bundle.folder, own)))
-    yield _none("weights that are not finite", set(_not_finite(subject)))
-    rounding = subject.record["quantisation"] or {}
-    allowed = BEYOND.get(rounding.get("form", ""), set())
-    for name, file in subject.record["files"].items():
-        graph = ir.load(subject.bundle.folder / file).graph
+    own = {**target.bundle.manifest, "variants": {target.variant: target.record}}
+    yield _none("the manifest says of graphs what they do not", set(graph_faults(target.bundle.folder, own)))
+    yield _none("weights that are not finite", set(_not_finite(target)))
+    quantization = target.record["quantisation"] or {}
+    allowed = BEYOND.get(quantization.get("form", ""), set())
+    for name, file in target.record["files"].items():
+        graph = ir.load(target.bundle.folder / file).graph
         yield _none(
             f"{name}: operators beyond the standard",
             {
@@ -79,7 +78,7 @@ def lint(subject: Subject) -> Iterator[Check]:
             f"{name}: inputs that nothing reads",
             {str(i.name) for i in graph.inputs if not i.uses() and not i.is_graph_output()},
         )
-        declared = subject.bundle.graphs[name]
+        declared = target.bundle.graphs[name]
         for side, values in (("inputs", graph.inputs), ("outputs", graph.outputs)):
             got = [value.name for value in values]
             want = [one["name"] for one in declared[side]]
@@ -87,16 +86,16 @@ def lint(subject: Subject) -> Iterator[Check]:
         if declared["aliases"]:
             yield from _caches(graph, declared["aliases"])
             yield _none(f"{name}: attention without a mask of its own", set(_unmasked(graph)))
-        if name in rounding.get("graphs", ()):
-            kept = set(rounding["kept"])
+        if name in quantization.get("graphs", ()):
+            kept = set(quantization["kept"])
             left = {weight for weight in _matrices(graph) if weight not in kept}
             yield _none(f"{name}: matrices that stayed as they were, unexplained", left)
 
 
-def _not_finite(subject: Subject) -> Iterator[str]:
+def _not_finite(target: VerificationTarget) -> Iterator[str]:
     """Name the weights that hold NaN or infinities, of every file that the variant uses."""
-    for file in subject.record["weights"]:
-        with safe_open(subject.bundle.folder / file, "pt") as weights:
+    for file in target.record["weights"]:
+        with safe_open(target.bundle.folder / file, "pt") as weights:
             for name in weights.keys():  # noqa: SIM118  # it is no mapping
                 if not is_finite(weights.get_tensor(name)):
                     yield name
@@ -157,9 +156,9 @@ def _widened_from(value: ir.Value | None) -> ir.Value | None:
     return node.inputs[0] if node is not None and node.op_type == "Cast" else value
 
 
-def sizes(subject: Subject) -> Iterator[Check]:
+def sizes(target: VerificationTarget) -> Iterator[Check]:
     """Compare what the manifest says with the model's own config."""
-    model, processor = subject.reference.model, subject.reference.processor
+    model, processor = target.reference.model, target.reference.processor
     path, spec = model.generation, model.understanding.encoder.pixels
     wanted = {
         "context": model.backbone.context,
@@ -173,28 +172,30 @@ def sizes(subject: Subject) -> Iterator[Check]:
         "sizes": dict(path.sizes),
     }
     for name, size in wanted.items():
-        found = subject.bundle.manifest["model"].get(name)
+        found = target.bundle.manifest["model"].get(name)
         yield Check(name, found == size, str(found), str(size))
     shapes = {
         f"{graph}.{slot['name']}": [size for size in slot["shape"] if not isinstance(size, str)]
-        for graph, record in subject.bundle.graphs.items()
+        for graph, record in target.bundle.graphs.items()
         for slot in (*record["inputs"], *record["outputs"])
     }
     fixed = {
         "understand.pixels": [3, spec.height, spec.width],
         "understand.embeddings": [model.understanding.num_tokens, model.backbone.hidden_size],
-        "decode_image.codes": [path.num_tokens, *codes_shape(path.sizes)],
-        "decode_image.pixels": [3, path.height, path.width],
     }
+    for graph in path.graphs():
+        for tensor in (*graph.inputs, *graph.outputs):
+            sizes = [size for size in tensor.shape if not isinstance(size, str)]
+            fixed[f"{graph.name}.{tensor.name}"] = sizes
     for layer, pair in enumerate(cache_shapes(model.backbone)):
         for kind, (heads, width) in zip(("key", "value"), pair, strict=True):
             fixed[f"backbone.past_{kind}_{layer}"] = [heads, width]
     for name, want in fixed.items():
-        if name.partition(".")[0] not in subject.bundle.graphs:
+        if name.partition(".")[0] not in target.bundle.graphs:
             continue
         got = shapes.get(name)
         yield Check(name, got == want, str(got), str(want))
-    layers = subject.bundle.manifest["cache"]["layers"]
+    layers = target.bundle.manifest["cache"]["layers"]
     yield Check("layers", layers == layer + 1, str(layers), str(layer + 1))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -11,69 +11,123 @@ import numpy as np
 import torch
 
 from janus_export.bundle.contract import MAGNITUDE
-from janus_export.reference.compare import CLOSE, compare_part, distance
+from janus_export.errors import ExportError
+from janus_export.reference.compare import CLOSE, compare_outputs, distance
 from janus_export.reference.prompts import images
-from janus_export.reference.recording import Array, Run
-from janus_export.reference.target import Check, Subject
+from janus_export.reference.recording import Array, GraphCall, Run
+from janus_export.reference.target import Check, Reference, VerificationTarget
 from janus_export.runtimes.memory import to_numbers
-from janus_modular import ImageInput, Message, Runtime
+from janus_modular import GraphSpec, ImageInput, Message, Runtime, TensorSpec
+from janus_modular.interfaces import GraphRole
 
 SMALL = {"chunk": 5, "bucket": 8}  # positions of a prompt at once, slots that a cache grows by
 POISON = 1e4  # in slots that nobody may see; small enough for half precision
 
 
-def graphs(subject: Subject) -> Iterator[Check]:
+def graphs(target: VerificationTarget) -> Iterator[Check]:
     """Compare every graph beside the backbone, on inputs that a run of the model gave it."""
-    model, processor, reference = subject.reference.model, subject.reference.processor, subject.reference
+    reference = target.reference
+    runs = [reference.greedy[1], reference.sampled[1]] if target.has("text") else []
+    runs += [reference.drawn[1]] if target.has("drawing") else []
+    calls = readers(reference)
+    for name in ("sample_text", *reference.graphs):
+        calls[name] = [call for run in runs for call in run.calls_of(name)]
+    for name, graph in reference.graphs.items():
+        if name in target.bundle.graphs and graph.role == "encode":
+            calls[name] = [encoded(reference, graph, runs[-1].calls)]
+    for name in target.bundle.graphs:
+        if name != "backbone":
+            yield from compare_calls(target, name, calls.get(name, []), target.parts.run)
+
+
+def readers(reference: Reference) -> dict[str, list[GraphCall]]:
+    """Return calls of the graphs that read images and text, with torch's outputs."""
+    model, processor = reference.model, reference.processor
     prompt = processor.chat_prompt([Message("user", [*map(ImageInput, images(3))])])
     pixels = np.stack(prompt.understanding_pixels)
     tokens = np.arange(2 * 7).reshape(2, 7) * 37 % model.backbone.vocab_size
-    drawn = reference.drawn[1]
-    [(_, (codes,), (painted,))] = [one for one in drawn.parts if one[0] == "decode_image"]
     with torch.no_grad():
-        asked: dict[str, list[tuple[tuple[Any, ...], tuple[Array, ...]]]] = {  # inputs, and torch's outputs
-            "understand": [((pixels,), (model.understanding(torch.from_numpy(pixels)).numpy(),))],
-            "embed": [((tokens,), (model.backbone.embed(torch.from_numpy(tokens)).numpy(),))],
-            "decode_image": [((codes,), (painted,))],
-            "tokenize_image": [
-                ((painted,), (model.generation.targets(torch.from_numpy(painted), ()).numpy(),))
-            ],
-        }
-    for name in ("sample_text", "sample_image"):
-        runs = (reference.greedy[1], reference.sampled[1], drawn)
-        asked[name] = [(given, said) for run in runs for part, given, said in run.parts if part == name]
-    for name, calls in ((name, calls) for name, calls in asked.items() if name in subject.bundle.graphs):
-        got = [_outputs(subject, name, given) for given, _ in calls]
-        want = [one for _, one in calls]
-        yield from compare_part(name, subject.kind_of(name), got, want, subject.embeddings_of(name))
+        features = model.understanding(torch.from_numpy(pixels)).numpy()
+        embeddings = model.backbone.embed(torch.from_numpy(tokens)).numpy()
+    return {
+        "understand": [GraphCall("understand", (pixels,), (features,), 0)],
+        "embed": [GraphCall("embed", (tokens,), (embeddings,), 0)],
+    }
 
 
-def _outputs(subject: Subject, name: str, given: tuple[Any, ...]) -> tuple[Array, ...]:
-    """Run a graph; return its outputs as numbers, bfloat16 too."""
-    made = subject.parts.run(name, *given)
-    outputs = subject.bundle.contract(name, subject.variant)["outputs"]
-    slots = [slot for slot in outputs if slot["name"] != MAGNITUDE]  # which the runtime has checked
-    return tuple(
-        to_numbers(one, slot["dtype"]) if one.dtype == np.uint16 else one
-        for one, slot in zip(made if isinstance(made, tuple) else (made,), slots, strict=True)
-    )
+def encoded(reference: Reference, graph: GraphSpec, calls: Sequence[GraphCall]) -> GraphCall:
+    """Return a call of a graph that encodes pixels, on the pixels that one of these calls has decoded.
+
+    Raises:
+        ExportError: none of them has decoded pixels of the shape that the graph takes.
+    """
+    decoders = [name for name, other in reference.graphs.items() if other.role == "decode"]
+    pixels = [x for call in calls if call.graph in decoders for x in call.outputs if fits(graph.inputs[0], x)]
+    if len(graph.inputs) != 1 or not pixels:
+        raise ExportError(
+            f"the graph '{graph.name}' has the role 'encode', and no graph decodes the pixels that it takes:"
+            f" {', '.join(f'{spec.name} {list(spec.shape)}' for spec in graph.inputs)}"
+        )
+    with torch.no_grad():
+        made = graph.function(torch.from_numpy(pixels[-1]))
+    outputs = made if isinstance(made, tuple) else (made,)
+    return GraphCall(graph.name, (pixels[-1],), tuple(x.numpy() for x in outputs), 0)
 
 
-def rows(subject: Subject) -> Iterator[Check]:
-    """Feed the backbone what torch's was fed: whole and in chunks, ragged and alone, with rows that pause."""
-    if not subject.is_exact:
+def fits(spec: TensorSpec, array: Array) -> bool:
+    """Return True if an array has the dtype and shape of a spec."""
+    try:
+        spec.measure(array.shape)
+    except ValueError:
+        return False
+    return str(array.dtype) == spec.dtype
+
+
+def compare_calls(
+    target: VerificationTarget, name: str, calls: Sequence[GraphCall], run: Callable[..., Any]
+) -> Iterator[Check]:
+    """Run a graph on the inputs of torch's calls by ``run(name, *inputs)``, and compare the outputs."""
+    if not calls:
+        yield Check(name, False, "the sampler never runs it", "a call to compare")
         return
-    answers, drawing = subject.reference.greedy[1], subject.reference.drawn[1]
-    runtimes = {"": subject.whole}
-    if hasattr(getattr(subject.whole, "config", None), "chunk"):
-        runtimes[", in chunks, with a cache that grows"] = in_chunks(subject.whole)
+    specs = [
+        spec
+        for spec in target.bundle.contract(name, target.variant)["outputs"]
+        if spec["name"] != MAGNITUDE  # which the runtime has checked
+    ]
+    got = []
+    for call in calls:
+        made = run(name, *call.inputs)
+        outputs = made if isinstance(made, tuple) else (made,)
+        got.append([_as_numbers(x, spec["dtype"]) for x, spec in zip(outputs, specs, strict=True)])
+    graph = target.reference.graphs.get(name)
+    role: GraphRole | None = "sample" if name == "sample_text" else graph.role if graph else None
+    names = [spec["name"] for spec in specs]
+    want = [call.outputs for call in calls]
+    precision, floats = target.precision_of(name), target.embeddings_of(name)
+    yield from compare_outputs(name, role, names, precision, got, want, floats)
+
+
+def _as_numbers(x: Array, dtype: str) -> Array:
+    """Return an output as numbers; bfloat16 comes as uint16."""
+    return to_numbers(x, dtype) if x.dtype == np.uint16 else x
+
+
+def rows(target: VerificationTarget) -> Iterator[Check]:
+    """Feed the backbone what torch's was fed: whole and in chunks, ragged and alone, with rows that pause."""
+    if not target.is_exact:
+        return
+    answers, drawing = target.reference.greedy[1], target.reference.drawn[1]
+    runtimes = {"": target.whole}
+    if hasattr(getattr(target.whole, "config", None), "chunk"):
+        runtimes[", in chunks, with a cache that grows"] = in_chunks(target.whole)
     for what, run in (("ragged rows", answers), ("a drawing's rows", drawing)):
         for how, runtime in runtimes.items():
             states = replay(runtime, run)
             yield _states(f"{what}{how}: prompts", states[:1], run)
             yield _states(f"{what}{how}: steps", states[1:], run, start=1)
     alone = alone_in(answers, len(answers.prompts) - 1)
-    yield _states("a row alone", replay(subject.whole, alone), alone)
+    yield _states("a row alone", replay(target.whole, alone), alone)
 
 
 def in_chunks(runtime: Any) -> Runtime:
@@ -84,11 +138,11 @@ def in_chunks(runtime: Any) -> Runtime:
     return other
 
 
-def cache(subject: Subject) -> Iterator[Check]:
+def cache(target: VerificationTarget) -> Iterator[Check]:
     """Check that slots which no row has reached change nothing, and that a step writes its own slot alone."""
-    run = subject.reference.greedy[1]
+    run = target.reference.greedy[1]
     x = run.fed[0][0]
-    clean, poisoned = _with_slots(subject, run), _with_slots(subject, run)
+    clean, poisoned = _with_slots(target, run), _with_slots(target, run)
     for session in (clean, poisoned):
         session.prefill(run.prompts)
         session.kv_cache.reach(int(session.lengths.max()) + 1)
@@ -115,10 +169,10 @@ def cache(subject: Subject) -> Iterator[Check]:
     yield Check("the slot that is written", written, "new" if written else "left as it was", "new")
 
 
-def _with_slots(subject: Subject, run: Run) -> Any:
+def _with_slots(target: VerificationTarget, run: Run) -> Any:
     """Open a session whose cache can be looked at: of what users run, if it lets one."""
-    session = subject.whole.open(_room(run))
-    return session if hasattr(session, "kv_cache") else subject.runtime.open(_room(run))
+    session = target.whole.open(_room(run))
+    return session if hasattr(session, "kv_cache") else target.runtime.open(_room(run))
 
 
 def _one_step(session: Any, x: Array) -> Array:

@@ -8,7 +8,7 @@ memory than one layer, or one of the other parts.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -19,45 +19,46 @@ import torch
 from torch import Tensor
 
 from janus_export.bundle.contract import MAGNITUDE
+from janus_export.errors import ExportError
+from janus_export.gates.graphs import compare_calls, encoded, readers
 from janus_export.gates.quantized import HALF_MAX, compare_drawing
-from janus_export.reference.compare import agree, compare_part, magnitude
-from janus_export.reference.prompts import DRAWING, images
-from janus_export.reference.recording import Array
-from janus_export.reference.streamed import LeanReference, Pass
+from janus_export.reference.compare import compare, magnitude
+from janus_export.reference.recording import Array, GraphCall, RecordingRuntime
+from janus_export.reference.streamed import ForwardPass, StreamedReference
 from janus_export.reference.subgraphs import cut
-from janus_export.reference.target import Check, Subject
-from janus_export.reference.upcast import widened
+from janus_export.reference.target import Check, VerificationTarget
+from janus_export.reference.upcast import upcast
 from janus_export.runtimes.ort.library import onnxruntime
 from janus_export.runtimes.ort.runtime import quiet_options
-from janus_modular import ImageInput, Message
+from janus_modular import GraphSpec
 
 Feed = dict[str, Array]
 
 
-def layers(subject: Subject) -> Iterator[Check]:
+def layers(target: VerificationTarget) -> Iterator[Check]:
     """Run every layer of the backbone on what torch's was given, then all of them in turn."""
-    reference = cast(LeanReference, subject.reference)
+    reference = cast(StreamedReference, target.reference)
     path, stack = reference.stack
-    passes, kind = reference.passes, subject.rounded_to
+    passes, kind = reference.passes, target.backbone_precision
     capacity = int(passes[-1].at.max()) + 1
-    model = ir.load(subject.bundle.path("backbone", subject.variant))
-    is_float16 = subject.record["dtype"] == "float16"
+    model = ir.load(target.bundle.path("backbone", target.variant))
+    is_float16 = target.record["dtype"] == "float16"
     known = [_feed(one, capacity) for one in passes]  # of each pass: what pieces may want
     largest, compared = (0.0, ""), 0
     for piece in cut(model, path, len(stack), stream="x", inside=is_float16):
-        with Alone(piece.model) as graph:
+        with IsolatedGraph(piece.model) as graph:
             if piece.layer is not None:
                 compared += 1
                 fed = [
                     {**feed, piece.takes: one.states[piece.layer]}
                     for feed, one in zip(known, passes, strict=True)
                 ]
-                alone = [outputs[piece.gives] for outputs in _run(subject, graph, fed)]
+                alone = [outputs[piece.gives] for outputs in _run(target, graph, fed)]
                 yield _compare_layer(piece.layer, kind, alone, passes)
-            for feed, outputs in zip(known, _run(subject, graph, known), strict=True):
+            for feed, outputs in zip(known, _run(target, graph, known), strict=True):
                 largest = max(largest, *((_size(value), name) for name, value in outputs.items()))
                 feed.update({name: outputs[name] for name in piece.carries})
-    there = subject.bundle.manifest["cache"]["layers"]
+    there = target.bundle.manifest["cache"]["layers"]
     yield Check("layers compared", compared == there, str(compared), str(there))
     if is_float16:
         found = f"{largest[0]:.4g} at {largest[1]}"
@@ -67,20 +68,20 @@ def layers(subject: Subject) -> Iterator[Check]:
         for of in ([feed["hidden"] for feed in known], [one.hidden for one in passes])
     )
     if kind == "exact":
-        yield agree("all layers in turn", kind, got, want)
+        yield compare("all layers in turn", kind, got, want)
     else:
-        yield from compare_drawing(subject, "all layers in turn", got, want)
+        yield from compare_drawing(target, "all layers in turn", got, want, reference.recorded[0])
 
 
-def _feed(one: Pass, capacity: int) -> Feed:
+def _feed(one: ForwardPass, capacity: int) -> Feed:
     mask = (np.arange(capacity) <= one.at[:, :, None])[:, None]  # (R, 1, T, S)
     return {"x": one.x, "positions": one.at, "mask": mask, "write_index": one.at[:, 0].copy()}
 
 
-def _run(subject: Subject, graph: Alone, feeds: Sequence[Feed]) -> list[Feed]:
+def _run(target: VerificationTarget, graph: IsolatedGraph, feeds: Sequence[Feed]) -> list[Feed]:
     """Run a piece over successive passes; its caches go from one to the next."""
     rows, _, _, capacity = feeds[0]["mask"].shape
-    record = subject.bundle.graphs["backbone"]
+    record = target.bundle.graphs["backbone"]
     pasts = {past for _, past in record["aliases"]}
     caches = {
         slot["name"]: np.zeros((rows, slot["shape"][1], capacity, slot["shape"][3]), np.float32)
@@ -95,66 +96,86 @@ def _run(subject: Subject, graph: Alone, feeds: Sequence[Feed]) -> list[Feed]:
     return found
 
 
-def _compare_layer(layer: int, kind: str | int, got: Sequence[Array], passes: Sequence[Pass]) -> Check:
+def _compare_layer(layer: int, kind: str | int, got: Sequence[Array], passes: Sequence[ForwardPass]) -> Check:
     """Compare a layer's states; of rounded ones what it adds to its input, which is far larger."""
     given, want = (
         np.concatenate([one.states[at][one.counts] for one in passes]) for at in (layer, layer + 1)
     )
     states = np.concatenate([state[one.counts] for state, one in zip(got, passes, strict=True)])
     if kind == "exact":
-        return agree(f"layer {layer}", kind, states, want)
-    return agree(f"layer {layer}: what it adds", kind, states - given, want - given)
+        return compare(f"layer {layer}", kind, states, want)
+    return compare(f"layer {layer}: what it adds", kind, states - given, want - given)
 
 
 @torch.no_grad()
-def parts(subject: Subject) -> Iterator[Check]:
+def parts(target: VerificationTarget) -> Iterator[Check]:
     """Run every graph beside the backbone alone, on states of torch's own."""
-    reference = cast(LeanReference, subject.reference)
-    model, path, rng = reference.model, reference.model.generation, np.random.default_rng(0)
+    reference = cast(StreamedReference, target.reference)
+    model, rng, run = reference.model, np.random.default_rng(0), reference.recorded[0]
+    session = RecordingRuntime(reference.janus.runtime)
+    torchs = session.open(1)
     hidden = np.concatenate([one.hidden[one.counts] for one in reference.passes])
-    hidden = hidden[: len(hidden) // 2 * 2]  # half of them as if unconditional
-    torchs = reference.janus.runtime.open(1)
-    prompt = reference.processor.chat_prompt([Message("user", [*map(ImageInput, images(2))])])
-    noises = (
-        rng.standard_exponential((rows, width), np.float32)
-        for rows, width in ((len(hidden), model.backbone.vocab_size), (len(hidden) // 2, path.sizes["codes"]))
-    )
-    one, warm = np.float32(1), np.float32(1.2)  # temperatures
-    noise = rng.integers(0, 256, (2, 3, path.height, path.width), np.uint8)
-    codes = torchs.to_host(torchs.run("tokenize_image", noise))
-    drawn = torchs.to_host(torchs.run("decode_image", codes))
-    inputs: dict[str, tuple[Any, ...]] = {
-        "understand": (np.stack(prompt.understanding_pixels),),
-        "embed": (np.arange(2 * 7).reshape(2, 7) * 37 % model.backbone.vocab_size,),
-        "sample_text": (hidden, next(noises), warm, np.int64(40), np.float32(0.9)),
-        "sample_image": (hidden, next(noises), np.float32(DRAWING["guidance"]), one),
-        "decode_image": (codes,),
-        "tokenize_image": (drawn,),
-    }
-    direct: dict[str, Callable[[Tensor], Tensor]] = {
-        "understand": model.understanding,
-        "embed": model.backbone.embed,
-    }
-    for name, given in ((name, given) for name, given in inputs.items() if name in subject.bundle.graphs):
-        with Alone(ir.load(subject.bundle.path(name, subject.variant))) as graph:
-            feed = dict(zip(graph.inputs, map(np.asarray, given), strict=True))
-            got = [value for output, value in graph.run(feed).items() if output != MAGNITUDE]
-        want = direct[name](torch.from_numpy(given[0])) if name in direct else torchs.run(name, *given)
-        wanted = [torchs.to_host(each) for each in (want if isinstance(want, tuple) else (want,))]
-        yield from compare_part(name, subject.kind_of(name), [got], [wanted], subject.embeddings_of(name))
+    noise = rng.standard_exponential((len(hidden), model.backbone.vocab_size), np.float32)
+    torchs.run("sample_text", hidden, noise, np.float32(1.2), np.int64(40), np.float32(0.9))
+    calls = {**readers(reference), "sample_text": session.runs[-1].calls}
+    graphs = reference.graphs.values()
+    for graph in graphs:
+        calls[graph.name] = run.calls_of(graph.name)
+    # What the first steps of a drawing do not run: from pixels of noise to what is decoded, and back.
+    encoders = [graph for graph in graphs if graph.role == "encode"]
+    for graph in graphs:
+        if graph.role == "decode" and not calls[graph.name]:
+            calls[graph.name] = [_decoding(graph, encoders, rng)]
+    decoded = [call for graph in graphs if graph.role == "decode" for call in calls[graph.name]]
+    for graph in encoders:
+        calls[graph.name] = [encoded(reference, graph, decoded)]
+    for name in target.bundle.graphs:
+        if name == "backbone":
+            continue
+        with IsolatedGraph(ir.load(target.bundle.path(name, target.variant))) as isolated:
+            yield from compare_calls(target, name, calls.get(name, []), isolated.outputs_of)
 
 
-class Alone:
+def _decoding(graph: GraphSpec, encoders: Sequence[GraphSpec], rng: np.random.Generator) -> GraphCall:
+    """Return a call of a graph that decodes: of what an encoder makes of noise; of numbers, of noise itself.
+
+    Raises:
+        ExportError: it decodes ids, and no encoder makes them.
+    """
+    axes = {"images": 2, "rows": 2}
+    inputs: list[Tensor] = []
+    for encoder in encoders:
+        if [(spec.dtype, spec.shape) for spec in encoder.outputs] == [
+            (spec.dtype, spec.shape) for spec in graph.inputs
+        ]:
+            noise = rng.integers(0, 256, encoder.inputs[0].sized(axes), np.uint8)
+            made = encoder.function(torch.from_numpy(noise))
+            inputs = list(made) if isinstance(made, tuple) else [made]
+    if not inputs:
+        if any(spec.dtype not in ("model", "float32") for spec in graph.inputs):
+            raise ExportError(
+                f"the graph '{graph.name}' decodes ids, and no graph of the role 'encode' makes them, so it"
+                " cannot be verified alone. Verify the model as a whole, with more memory: --whole"
+            )
+        inputs = [
+            torch.from_numpy(rng.standard_normal(spec.sized(axes), np.float32)) for spec in graph.inputs
+        ]
+    made = graph.function(*inputs)
+    outputs = made if isinstance(made, tuple) else (made,)
+    return GraphCall(graph.name, tuple(x.numpy() for x in inputs), tuple(x.numpy() for x in outputs), 0)
+
+
+class IsolatedGraph:
     """A graph on the CPU, in float32, its weights in a file of its own; for the length of a ``with``."""
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
 
-    def __enter__(self) -> Alone:
+    def __enter__(self) -> IsolatedGraph:
         """Write and open it."""
         self.folder = TemporaryDirectory()
         path = Path(self.folder.name) / "graph.onnx"
-        ir.save(widened(self.model), path, external_data="graph.data")
+        ir.save(upcast(self.model), path, external_data="graph.data")
         self.session = onnxruntime.InferenceSession(
             str(path), quiet_options(), providers=["CPUExecutionProvider"]
         )
@@ -162,6 +183,11 @@ class Alone:
             [slot.name for slot in slots] for slots in (self.session.get_inputs(), self.session.get_outputs())
         )
         return self
+
+    def outputs_of(self, _: str, *inputs: Any) -> tuple[Array, ...]:
+        """Run it on inputs in their order; return the outputs but the magnitude of pixels."""
+        made = self.run(dict(zip(self.inputs, map(np.asarray, inputs), strict=True)))
+        return tuple(value for name, value in made.items() if name != MAGNITUDE)
 
     def run(self, feed: Feed) -> Feed:
         """Run it on what it wants of ``feed``."""

@@ -11,47 +11,57 @@ import onnx_ir as ir
 import torch
 
 from janus_export.gates.graphs import replay
-from janus_export.reference.compare import AGREEING, CLEAR, LEAST_CLEAR, agree, alike, magnitude
+from janus_export.reference.compare import (
+    AGREEING,
+    CLEAR,
+    LEAST_CLEAR,
+    compare,
+    compare_directions,
+    magnitude,
+)
 from janus_export.reference.recording import Array, Run
-from janus_export.reference.target import Check, Subject
-from janus_export.reference.upcast import widened
+from janus_export.reference.target import Check, VerificationTarget
+from janus_export.reference.upcast import upcast
 from janus_export.runtimes.ort.library import onnxruntime
 from janus_export.runtimes.ort.runtime import quiet_options
 from janus_export.runtimes.prompts import embed
 
 HALF_MAX = 65504.0  # what float16 can hold; bfloat16 holds what float32 does
-DRAWS = 4  # of every choice
+ENOUGH_CHOICES = 1000  # to tell a share of them
 
 
-def forced(subject: Subject) -> Iterator[Check]:
+def forced(target: VerificationTarget) -> Iterator[Check]:
     """Compare what is said along torch's own answers and drawings (teacher forcing), step by step.
 
     Of a bundle that does only one of the two, that alone is compared.
     """
-    if subject.is_exact:
+    if target.is_exact:
         return
-    for mode, what, run, compare in (
-        ("text", "answers", subject.reference.greedy[1], compare_answers),
-        ("drawing", "drawings", subject.reference.drawn[1], compare_drawing),
-    ):
-        if not subject.has(mode):
-            continue
-        got, want = (_states(run, states) for states in (replay(subject.whole, run), run.hidden))
-        yield from compare(subject, what, got, want)
+    reference = target.reference
+    if target.has("text"):
+        run = reference.greedy[1]
+        yield from compare_answers(target, "answers", *_states(target, run))
+    if target.has("drawing"):
+        run = reference.unguided
+        yield from compare_drawing(target, "drawings", *_states(target, run), run)
 
 
-def _states(run: Run, states: list[Array]) -> Array:
-    """Return the states (M, D) of rows that count."""
-    return np.concatenate([state[run.active(step)] for step, state in enumerate(states)])
+def _states(target: VerificationTarget, run: Run) -> tuple[Array, Array]:
+    """Return the states (M, D) of active rows along a run: of the variant, and of torch."""
+    got, want = (
+        np.concatenate([state[run.active(step)] for step, state in enumerate(states)])
+        for states in (replay(target.whole, run), run.hidden)
+    )
+    return got, want
 
 
 @torch.no_grad()
-def compare_answers(subject: Subject, what: str, got: Array, want: Array) -> Iterator[Check]:
+def compare_answers(target: VerificationTarget, what: str, got: Array, want: Array) -> Iterator[Check]:
     """Compare the logits that torch makes of a graph's states (M, D), and of torch's."""
-    kind, heads = subject.rounded_to, subject.reference.model.backbone
+    kind, heads = target.backbone_precision, target.reference.model.backbone
     one, other = (heads.logits(torch.from_numpy(states).float()).numpy() for states in (got, want))
     one, other = (logits - logits.mean(-1, keepdims=True) for logits in (one, other))
-    yield alike(f"{what}: cosine of logits", kind, one, other)
+    yield compare_directions(f"{what}: cosine of logits", kind, one, other)
     second, first = np.sort(other, axis=-1)[:, -2:].T
     clear = first - second >= CLEAR
     if clear.sum() < LEAST_CLEAR:
@@ -62,37 +72,49 @@ def compare_answers(subject: Subject, what: str, got: Array, want: Array) -> Ite
 
 
 @torch.no_grad()
-def compare_drawing(subject: Subject, what: str, got: Array, want: Array) -> Iterator[Check]:
-    """Compare a graph's states (M, D) with torch's, and what torch's own ``sample_image`` chooses after each.
+def compare_drawing(
+    target: VerificationTarget, what: str, got: Array, want: Array, run: Run
+) -> Iterator[Check]:
+    """Compare a graph's states (M, D) with torch's, and the ids that torch's own graphs choose after each.
 
-    Choices are by chance, both with the same noise. How many differ says how far the two distributions are
-    apart, whatever kind of head makes them, and also where none of the choices is clear.
+    Choices are random, both with the same noise: the inputs of ``run``. How many differ says how far the two
+    distributions are apart, whatever kind of head makes them, and also where none of the choices is clear.
     """
-    kind, path = subject.rounded_to, subject.reference.model.generation
-    yield alike(f"{what}: cosine of states", kind, got, want)
-    choose, one, rng = path.parts()["sample_image"], torch.tensor(1.0), np.random.default_rng(0)
-    chosen: list[list[Array]] = [[], []]
-    for _ in range(DRAWS):
-        noise = torch.from_numpy(rng.standard_exponential((len(want), path.sizes["codes"]), np.float32))
-        for codes, states in zip(chosen, (got, want), strict=True):
-            codes.append(choose(torch.from_numpy(states).float(), noise, one, one)[0].numpy())
-    yield agree(f"{what}: choices with the same noise", kind, *map(np.concatenate, chosen))
+    precision, graphs = target.backbone_precision, target.reference.graphs
+    yield compare_directions(f"{what}: cosine of states", precision, got, want)
+    ids: list[list[Array]] = [[], []]
+    for call in run.calls_of(*(name for name, graph in graphs.items() if graph.role == "sample")):
+        place = next((i for i, x in enumerate(call.inputs) if np.array_equal(x, run.hidden[call.step])), None)
+        if place is None:
+            continue  # it takes no states of the backbone
+        rows = len(call.inputs[place])
+        for chosen, states in zip(ids, (got, want), strict=True):
+            for start in range(0, len(states) - rows + 1, rows):
+                inputs = list(map(torch.from_numpy, call.inputs))
+                inputs[place] = torch.from_numpy(states[start : start + rows]).float()
+                made = graphs[call.graph].function(*inputs)
+                outputs = made if isinstance(made, tuple) else (made,)
+                chosen += [x.numpy().ravel() for x in outputs if x.dtype == torch.int64]
+        if sum(map(len, ids[0])) >= ENOUGH_CHOICES:
+            break
+    if ids[0]:
+        yield compare(f"{what}: choices with the same noise", precision, *map(np.concatenate, ids))
 
 
-def activations(subject: Subject) -> Iterator[Check]:
+def activations(target: VerificationTarget) -> Iterator[Check]:
     """Look at every number inside a float16 backbone: none may come near what float16 cannot hold."""
-    if subject.record["dtype"] != "float16":
+    if target.record["dtype"] != "float16":
         return
-    largest, where = _largest(subject)
+    largest, where = _largest(target)
     found = f"{largest:.4g} at {where}"
     yield Check("largest number inside the backbone", largest < HALF_MAX, found, f"< {HALF_MAX:.0f}")
 
 
-def _largest(subject: Subject) -> tuple[float, str]:
+def _largest(target: VerificationTarget) -> tuple[float, str]:
     """Run a drawing's prompts and answers' through a backbone that gives everything away, in float32."""
     names: list[str] = []
     with TemporaryDirectory() as aside:
-        model = widened(ir.load(subject.runtime.bundle.path("backbone", subject.variant)))
+        model = upcast(ir.load(target.runtime.bundle.path("backbone", target.variant)))
         known = {value.name for value in model.graph.outputs}
         for node in model.graph:
             for value in node.outputs:
@@ -103,17 +125,20 @@ def _largest(subject: Subject) -> tuple[float, str]:
         ir.save(model, path, external_data="open.data")
         session = onnxruntime.InferenceSession(str(path), quiet_options(), providers=["CPUExecutionProvider"])
         found: dict[str, float] = {}
-        for run in (subject.reference.greedy[1], subject.reference.drawn[1]):
-            feeds = _first_feed(subject, run)
+        reference = target.reference
+        runs = [reference.greedy[1]] if target.has("text") else []
+        runs += [reference.drawn[1]] if target.has("drawing") else []
+        for run in runs:
+            feeds = _first_feed(target, run)
             for name, value in zip(names, session.run(names, feeds), strict=True):
                 found[name] = max(found.get(name, 0.0), magnitude(value))
     where = max(found, key=found.__getitem__)
     return found[where], where
 
 
-def _first_feed(subject: Subject, run: Run) -> dict[str, Array]:
+def _first_feed(target: VerificationTarget, run: Run) -> dict[str, Array]:
     """Return what the backbone is fed for prompts: embeddings from the same graphs, an empty cache."""
-    x = embed(run.prompts, subject.runtime.run, images_at_once=4).astype(np.float32)
+    x = embed(run.prompts, target.runtime.run, images_at_once=4).astype(np.float32)
     rows, tokens, _ = x.shape
     at = np.tile(np.arange(tokens), (rows, 1))
     axes = {"rows": rows, "tokens": tokens, "capacity": tokens}
@@ -123,7 +148,7 @@ def _first_feed(subject: Subject, run: Run) -> dict[str, Array]:
         "mask": (np.arange(tokens) <= at[:, :, None])[:, None],
         "write_index": np.zeros(rows, np.int64),
     }
-    for tensor in subject.runtime.graph("backbone").contract.inputs:
+    for tensor in target.runtime.graph("backbone").contract.inputs:
         if tensor.name not in feeds:
             feeds[tensor.name] = np.zeros(tensor.sized(axes), np.float32)
     return feeds

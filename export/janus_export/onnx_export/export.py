@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +21,6 @@ import torch
 
 from janus_export.bundle.bundle import LOCK, MANIFEST, is_bundle, write_manifest
 from janus_export.bundle.files import Stored, sha256, split, write_stream
-from janus_export.bundle.modes import MODES, graphs_of
 from janus_export.bundle.sizes import parse_bytes
 from janus_export.config import VARIANTS, ExportConfig
 from janus_export.errors import BundleError, ExportError
@@ -29,9 +28,9 @@ from janus_export.onnx_export import manifest
 from janus_export.onnx_export.graph_files import save_graph
 from janus_export.onnx_export.graphs import Graph, declare
 from janus_export.onnx_export.half_storage import store_as_half
+from janus_export.onnx_export.quantization import QuantizationSpec
 from janus_export.onnx_export.quantize import Outcome, quantize, stored
-from janus_export.onnx_export.resume import Unfinished
-from janus_export.onnx_export.rounding import Rounding
+from janus_export.onnx_export.resume import ExportState
 from janus_export.onnx_export.trace import faked, to_onnx
 from janus_export.onnx_export.weights import (
     FOLDER,
@@ -50,6 +49,7 @@ from janus_modular.checkpoints.native import plugins_of
 from janus_modular.checkpoints.opening import LazyCheckpoint, open_lazily
 from janus_modular.locking import locked
 from janus_modular.plugins import default_plugins
+from janus_modular.suggest import did_you_mean
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -131,12 +131,12 @@ class _Export:
         self.plugins = plugins_of(opened, plugins or default_plugins())
         self.source = describe_source(named, opened)
         purpose = {"source": self.source, "config": asdict(config), "versions": manifest.versions()}
-        self.unfinished = Unfinished(aside, purpose)
+        self.state = ExportState(aside, purpose)
         self.aside, self.lowered = aside, aside / "lowered"
         self.names = native_names(opened.model)
         self.tensors = Source(opened.model, opened.tensors, str(opened.folder))
-        self.roundings = {
-            name: Rounding(
+        self.quantizations = {
+            name: QuantizationSpec(
                 name,
                 VARIANTS[name].bits or 0,
                 config.quantize.block_size,
@@ -156,15 +156,15 @@ class _Export:
         uses = self._bind(lowered, weights)
         self.opened.processor.save(self.aside)
         shutil.rmtree(self.lowered)
-        self.unfinished.close()
+        self.state.close()
         variants = {
             name: {
                 "dtype": str(DTYPES[VARIANTS[name].dtype]).removeprefix("torch."),
                 "files": files[name],
                 "weights": sorted({path for file in files[name].values() for path in uses[file]}),
                 "storage": str(DTYPES[self.config.stored_as(name)]).removeprefix("torch."),
-                "quantisation": manifest.describe_rounding(rounding, outcomes[name])
-                if (rounding := self.roundings.get(name))
+                "quantisation": manifest.describe_rounding(quantization, outcomes[name])
+                if (quantization := self.quantizations.get(name))
                 else None,
             }
             for name in self.config.variants
@@ -194,11 +194,11 @@ class _Export:
             for place, graph in enumerate(graphs, number * len(graphs)):
                 self.tell("graphs", place, len(dtypes) * len(graphs))
                 path = self.lowered / f"{graph.name}.{dtype}.onnx"
-                if not self.unfinished.has(path):
+                if not self.state.has(path):
                     lowered = to_onnx(graph, mode)
                     detach(lowered, self.names, dtype)
                     ir.save(lowered, path)
-                    self.unfinished.note(path.name, sha256(path))
+                    self.state.note(path.name, sha256(path))
                 self.tell("graphs", place + 1, len(dtypes) * len(graphs))
         return [graph for graph in declared if graph.name not in self.config.lowered_beside]
 
@@ -206,8 +206,19 @@ class _Export:
         model = self.opened.model
         ranges = self.config.ranges(model.backbone.context)
         graphs = declare(model, ranges, suppressed_ids=self.opened.processor.suppressed_ids)
-        taken = graphs_of(self.config.only or MODES, [graph.name for graph in graphs])
-        return [graph for graph in graphs if graph.name in taken or graph.name in beside]
+        self._check_names([graph.name for graph in graphs])
+        return [graph for graph in graphs if self.config.exports(graph.name) or graph.name in beside]
+
+    def _check_names(self, known: Sequence[str]) -> None:
+        """Raise ExportError if the settings name a graph that the model does not become."""
+        quantize = self.config.quantize
+        for key, names in (("graphs", quantize.graphs or ()), ("bits", quantize.bits)):
+            for name in names:
+                if name not in known:
+                    hint = did_you_mean(name, known)
+                    raise ExportError(
+                        f"quantize.{key}: no graph is called '{name}'. {hint} Graphs: {', '.join(known)}"
+                    )
 
     def _choose(self, graphs: list[Graph]) -> tuple[dict[str, ir.Model], Files, dict[str, Outcome]]:
         """Open the graphs by the names of their files in the bundle; quantise where a variant does.
@@ -221,13 +232,13 @@ class _Export:
             dtype, storage = VARIANTS[variant].dtype, self.config.stored_as(variant)
             opened = {graph.name: ir.load(self.lowered / f"{graph.name}.{dtype}.onnx") for graph in graphs}
             changed = set[str]()
-            if variant in self.roundings:
+            if variant in self.quantizations:
                 beside = {
                     name: ir.load(self.lowered / f"{name}.{dtype}.onnx")
                     for name in self.config.lowered_beside
                 }
                 bits = self.config.bits(variant)
-                outcomes[variant] = quantize(opened, self.roundings[variant], bits, beside)
+                outcomes[variant] = quantize(opened, self.quantizations[variant], bits, beside)
                 changed = outcomes[variant].changed
             if storage != dtype:
                 changed = set(opened)
@@ -272,10 +283,10 @@ class _Export:
         where: dict[Pointer, Path] = {}
         for kind, tensors in groups:
             contents = hashlib.sha256(repr([(one.name, one.shape) for one in tensors]).encode()).hexdigest()
-            path = self.aside / FOLDER / self.unfinished.done.get(f"{kind} {contents}", "none")
+            path = self.aside / FOLDER / self.state.done.get(f"{kind} {contents}", "none")
             if not path.is_file():
                 path = write_stream(tensors, self.aside / FOLDER, tell=on_progress)
-                self.unfinished.note(f"{kind} {contents}", path.name)
+                self.state.note(f"{kind} {contents}", path.name)
             done += sum(one.size for one in tensors)
             where |= {(kind, one.name): path for one in tensors}
         return where
@@ -284,8 +295,8 @@ class _Export:
         if kind in DTYPES:
             return self.tensors.stored(names, DTYPES[kind])
         scale = np.float16 if self.config.stored_as(kind) == "fp16" else np.float32
-        rounding = self.roundings[kind]
-        bits = {name: replace(rounding, bits=n) for name, n in outcomes[kind].rounded.items()}
+        quantization = self.quantizations[kind]
+        bits = {name: replace(quantization, bits=n) for name, n in outcomes[kind].quantized.items()}
         return stored(sorted(names), self.tensors, bits, scale)
 
     def _bind(self, graphs: Mapping[str, ir.Model], weights: Mapping[Pointer, Path]) -> dict[str, set[str]]:

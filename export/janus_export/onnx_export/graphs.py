@@ -8,47 +8,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from janus_export.bundle.axes import Axis, Ranges, codes_shape
+from janus_export.bundle.axes import Ranges
 from janus_export.bundle.contract import MAGNITUDE
-from janus_export.errors import ExportError
 from janus_export.onnx_export.diagnostics import explained
 from janus_export.onnx_export.kv_cache import GraphCache, cache_shapes
-from janus_modular import JanusModel
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One tensor that a graph takes or gives."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int | Axis, ...]
-    varies: bool = False  # its dtype is the model's, so another variant has another
+from janus_modular import GraphSpec, JanusModel, TensorSpec
+from janus_modular.interfaces import GraphRole
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A part of the model, with what it takes and what it gives."""
+    """A function of the model, with its inputs and outputs."""
 
     name: str
     module: nn.Module  # holds the model as ``model``, so that its tensors keep their native names
-    inputs: tuple[Slot, ...]
-    outputs: tuple[Slot, ...]
-    aliases: tuple[
-        tuple[str, str], ...
-    ] = ()  # (output, input) that share memory: the cache, written in place
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    dtype: torch.dtype  # of tensors whose dtype is "model"
+    ranges: Ranges  # of the axes in the shapes
+    aliases: tuple[tuple[str, str], ...] = ()  # (output, input) that share memory: the cache, in place
     listed: int | None = None  # inputs from here on are one list for the module's forward
-    measured: bool = False  # the last output is no module's: export adds it (`pixel_magnitude`)
+    role: GraphRole | None = None  # of a graph of the generation path
 
     @property
-    def computed(self) -> tuple[Slot, ...]:
+    def is_measured(self) -> bool:
+        """Whether the last output is the magnitude of decoded pixels, which export adds."""
+        return self.outputs[-1].name == MAGNITUDE
+
+    @property
+    def computed(self) -> tuple[TensorSpec, ...]:
         """The outputs of the module."""
-        return self.outputs[: -1 if self.measured else None]
+        return self.outputs[: -1 if self.is_measured else None]
+
+    def torch_dtype(self, spec: TensorSpec) -> torch.dtype:
+        """Return the dtype of an input or output."""
+        dtype: torch.dtype = self.dtype if spec.dtype == "model" else getattr(torch, spec.dtype)
+        return dtype
 
 
 class GraphModule(nn.Module):
@@ -104,20 +105,19 @@ class TextNext(GraphModule):
         )
 
 
-class GenerationPart(GraphModule):
-    """One of the generation path's own parts, by name."""
+class GenerationGraph(GraphModule):
+    """A graph that the generation path declares, by name."""
 
-    def __init__(self, model: JanusModel, part: str) -> None:
+    def __init__(self, model: JanusModel, name: str) -> None:
         super().__init__(model)
-        self.part = part
+        self.name = name
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
-        """Run the part."""
-        return self.model.generation.parts()[self.part](*inputs)
-
-
-DRAWING = ("sample_image", "decode_image", "tokenize_image")
-"""The parts of a generation path that become graphs."""
+        """Call the declared function."""
+        graphs = self.model.generation.graphs()
+        function = next(graph.function for graph in graphs if graph.name == self.name)
+        result: Tensor | tuple[Tensor, ...] = function(*inputs)
+        return result
 
 
 def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] = ()) -> list[Graph]:
@@ -129,8 +129,6 @@ def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] 
     dtype = next(model.backbone.parameters()).dtype  # type: ignore[attr-defined]  # parts are modules
     backbone, spec = model.backbone, model.understanding.encoder.pixels
     width, vocab = backbone.hidden_size, backbone.vocab_size
-    rows, tokens, capacity, images = ranges.rows, ranges.tokens, ranges.capacity, ranges.images
-    scalar = ()
     with explained("backbone", model):
         pairs = cache_shapes(backbone)
     caches = [
@@ -139,92 +137,74 @@ def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] 
         for kind, (heads, size) in zip(("key", "value"), pair, strict=True)
     ]
 
-    def past(name: str) -> tuple[Slot, ...]:
+    def past(name: str) -> tuple[TensorSpec, ...]:
         return tuple(
-            Slot(f"{name}_{kind}_{layer}", dtype, (rows, heads, capacity, size), varies=True)
+            TensorSpec(f"{name}_{kind}_{layer}", "model", ("rows", heads, "capacity", size))
             for layer, kind, heads, size in caches
         )
 
-    hidden = Slot("hidden", dtype, (rows, width), varies=True)
-    x = Slot("x", dtype, (rows, tokens, width), varies=True)
+    graph = partial(Graph, dtype=dtype, ranges=ranges)
+    hidden = TensorSpec("hidden", "model", ("rows", width))
+    x = TensorSpec("x", "model", ("rows", "tokens", width))
     graphs = [
-        Graph(
+        graph(
             "understand",
             Understand(model),
-            (Slot("pixels", torch.uint8, (images, 3, spec.height, spec.width)),),
-            (Slot("embeddings", dtype, (images, model.understanding.num_tokens, width), varies=True),),
+            (TensorSpec("pixels", "uint8", ("images", 3, spec.height, spec.width)),),
+            (TensorSpec("embeddings", "model", ("images", model.understanding.num_tokens, width)),),
         ),
-        Graph("embed", Embed(model), (Slot("tokens", torch.int64, (rows, tokens)),), (x,)),
-        Graph(
+        graph("embed", Embed(model), (TensorSpec("tokens", "int64", ("rows", "tokens")),), (x,)),
+        graph(
             "backbone",
             Backbone(model),
             (
                 x,
-                Slot("positions", torch.int64, (rows, tokens)),
-                Slot("mask", torch.bool, (rows, 1, tokens, capacity)),
-                Slot("write_index", torch.int64, (rows,)),
+                TensorSpec("positions", "int64", ("rows", "tokens")),
+                TensorSpec("mask", "bool", ("rows", 1, "tokens", "capacity")),
+                TensorSpec("write_index", "int64", ("rows",)),
                 *past("past"),
             ),
-            (Slot("hidden", dtype, (rows, tokens, width), varies=True), *past("present")),
-            tuple((new.name, old.name) for new, old in zip(past("present"), past("past"), strict=True)),
+            (TensorSpec("hidden", "model", ("rows", "tokens", width)), *past("present")),
+            aliases=tuple(
+                (new.name, old.name) for new, old in zip(past("present"), past("past"), strict=True)
+            ),
             listed=4,
         ),
-        Graph(
+        graph(
             "sample_text",
             TextNext(model, suppressed_ids),
             (
                 hidden,
-                Slot("noise", torch.float32, (rows, vocab)),
-                Slot("temperature", torch.float32, scalar),
-                Slot("top_k", torch.int64, scalar),
-                Slot("top_p", torch.float32, scalar),
+                TensorSpec("noise", "float32", ("rows", vocab)),
+                TensorSpec("temperature", "float32", ()),
+                TensorSpec("top_k", "int64", ()),
+                TensorSpec("top_p", "float32", ()),
             ),
-            (Slot("ids", torch.int64, (rows,)), Slot("x", dtype, (rows, width), varies=True)),
+            (TensorSpec("ids", "int64", ("rows",)), TensorSpec("x", "model", ("rows", width))),
         ),
     ]
     return graphs + drawing_graphs(model, ranges, dtype)
 
 
 def drawing_graphs(model: JanusModel, ranges: Ranges, dtype: torch.dtype) -> list[Graph]:
-    """Declare the parts of a generation path that draws codes; runtimes know no other kind.
-
-    Raises:
-        ExportError: the path draws without codes, or lacks one of the parts.
-    """
-    path, width = model.generation, model.backbone.hidden_size
-    if lacks := [
-        *(["sizes['codes']"] if "codes" not in path.sizes else []),
-        *(f"the part '{name}'" for name in DRAWING if name not in path.parts()),
-    ]:
-        raise ExportError(
-            f"the generation path {type(path).__name__} cannot be exported: it lacks {', '.join(lacks)}."
-            f" Bundles hold paths that draw codes, with the parts {', '.join(DRAWING)}; this one offers"
-            f" {', '.join(path.parts()) or 'none'}. In torch it draws: janus-modular draw CHECKPOINT"
-        )
-    rows, images = ranges.rows, ranges.images
-    code = codes_shape(path.sizes)
-    codes = Slot("codes", torch.int64, (images, path.num_tokens, *code))
-    pixels = Slot("pixels", torch.uint8, (images, 3, path.height, path.width))
+    """Return the graphs that the generation path declares."""
     return [
         Graph(
-            "sample_image",
-            GenerationPart(model, "sample_image"),
-            (
-                Slot("hidden", dtype, (rows, width), varies=True),
-                Slot("noise", torch.float32, (images, path.sizes["codes"])),
-                Slot("guidance", torch.float32, ()),
-                Slot("temperature", torch.float32, ()),
-            ),
-            (Slot("codes", torch.int64, (images, *code)), Slot("x", dtype, (rows, width), varies=True)),
+            spec.name,
+            GenerationGraph(model, spec.name),
+            tuple(spec.inputs),
+            (*spec.outputs, *magnitude(spec)),
+            dtype,
+            ranges,
             listed=0,
-        ),
-        Graph(
-            "decode_image",
-            GenerationPart(model, "decode_image"),
-            (codes,),
-            (pixels, Slot(MAGNITUDE, torch.float32, (images,))),
-            listed=0,
-            measured=True,
-        ),
-        Graph("tokenize_image", GenerationPart(model, "tokenize_image"), (pixels,), (codes,), listed=0),
+            role=spec.role,
+        )
+        for spec in model.generation.graphs()
     ]
+
+
+def magnitude(spec: GraphSpec) -> list[TensorSpec]:
+    """Return the output that export adds to a graph that decodes pixels: it tells NaN from numbers."""
+    if spec.role != "decode" or spec.outputs[0].dtype != "uint8":
+        return []
+    return [TensorSpec(MAGNITUDE, "float32", spec.outputs[0].shape[:1])]

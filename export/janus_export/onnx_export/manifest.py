@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any
 
-from janus_export.bundle.axes import Axis
 from janus_export.bundle.bundle import ONNX_RUNTIME, SCHEMA
 from janus_export.bundle.modes import modes_of
-from janus_export.onnx_export.graphs import Graph, Slot
+from janus_export.onnx_export.graphs import Graph
+from janus_export.onnx_export.quantization import QuantizationSpec
 from janus_export.onnx_export.quantize import Outcome
-from janus_export.onnx_export.rounding import Rounding
-from janus_modular import JanusModel, Processor, __version__
+from janus_modular import JanusModel, Processor, TensorSpec, __version__
 from janus_modular.bundles import DIGESTS, digest_of
 
 RECORDED = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
@@ -45,28 +44,28 @@ def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
 
 
 def describe_graphs(graphs: Iterable[Graph]) -> dict[str, Any]:
-    """Say what each graph takes and gives; axes that are known only at run time by name.
+    """Return each graph's inputs, outputs and role; lengths that are known only at run time by name.
 
-    A slot that ``varies`` has the dtype of the variant; what is written is that of the first.
+    The dtype of a tensor that ``varies`` is the variant's; recorded is that of the first variant.
     """
     return {
         graph.name: {
-            "inputs": [_slot(slot) for slot in graph.inputs],
-            "outputs": [_slot(slot) for slot in graph.outputs],
+            "inputs": [_describe_tensor(graph, spec) for spec in graph.inputs],
+            "outputs": [_describe_tensor(graph, spec) for spec in graph.outputs],
             "aliases": [list(pair) for pair in graph.aliases],
+            **({"role": graph.role} if graph.role else {}),
         }
         for graph in graphs
     }
 
 
 def describe_axes(graphs: Iterable[Graph]) -> dict[str, Any]:
-    """Say how large each axis may get."""
+    """Return the range of each axis in the shapes of these graphs."""
     axes = {
-        axis.name: axis
+        name: graph.ranges.axis(name)
         for graph in graphs
-        for slot in (*graph.inputs, *graph.outputs)
-        for axis in slot.shape
-        if isinstance(axis, Axis)
+        for spec in (*graph.inputs, *graph.outputs)
+        for name in spec.axes
     }
     return {name: {"min": a.min, "typical": a.typical, "max": a.max} for name, a in axes.items()}
 
@@ -77,17 +76,17 @@ def describe_cache(graphs: Iterable[Graph]) -> dict[str, Any]:
     return {"form": "rows, heads, capacity, width", "layers": layers, "written": "in place, at write_index"}
 
 
-def describe_rounding(rounding: Rounding, outcome: Outcome) -> dict[str, Any]:
+def describe_rounding(quantization: QuantizationSpec, outcome: Outcome) -> dict[str, Any]:
     """Say how weights were quantised, which, and why others in the same graphs were not."""
     return {
-        "bits": rounding.bits,
-        "block_size": rounding.block_size,
-        "form": rounding.form,
-        "accuracy_level": rounding.accuracy_level if rounding.form == "nbits" else None,
+        "bits": quantization.bits,
+        "block_size": quantization.block_size,
+        "form": quantization.form,
+        "accuracy_level": quantization.accuracy_level if quantization.form == "nbits" else None,
         "graphs": list(outcome.graphs),
         "graph_bits": dict(outcome.graphs),
-        "rounded": list(outcome.rounded),
-        "weight_bits": {name: bits for name, bits in outcome.rounded.items() if bits != rounding.bits},
+        "rounded": list(outcome.quantized),
+        "weight_bits": {name: bits for name, bits in outcome.quantized.items() if bits != quantization.bits},
         "kept": dict(sorted(outcome.kept.items())),
     }
 
@@ -103,6 +102,7 @@ def compose_manifest(
 ) -> dict[str, Any]:
     """Put a manifest together; ``files`` are hashes and sizes."""
     graphs = list(graphs)
+    records = describe_graphs(graphs)
     manifest = {
         "schema": SCHEMA,
         "written_by": f"janus-modular {__version__}",
@@ -112,8 +112,8 @@ def compose_manifest(
         "plugins": [dict(one) for one in plugins],
         "model": dict(model),
         "variants": dict(variants),
-        "modes": modes_of(graph.name for graph in graphs),
-        "graphs": describe_graphs(graphs),
+        "modes": modes_of(records),
+        "graphs": records,
         "axes": describe_axes(graphs),
         "cache": describe_cache(graphs),
         "sha256": {name: digest for name, (digest, _) in sorted(files.items())},
@@ -130,10 +130,10 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in RECORDED}
 
 
-def _slot(slot: Slot) -> dict[str, Any]:
+def _describe_tensor(graph: Graph, spec: TensorSpec) -> dict[str, Any]:
     return {
-        "name": slot.name,
-        "dtype": str(slot.dtype).removeprefix("torch."),
-        "shape": [axis.name if isinstance(axis, Axis) else axis for axis in slot.shape],
-        **({"varies": True} if slot.varies else {}),
+        "name": spec.name,
+        "dtype": str(graph.torch_dtype(spec)).removeprefix("torch."),
+        "shape": list(spec.shape),
+        **({"varies": True} if spec.dtype == "model" else {}),
     }

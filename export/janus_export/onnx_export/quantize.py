@@ -19,7 +19,7 @@ import torch
 from onnx_ir.passes import common as passes
 
 from janus_export.bundle.files import Stored
-from janus_export.onnx_export.rounding import Rounding, codes_of, pack, scales_of
+from janus_export.onnx_export.quantization import QuantizationSpec, codes_of, pack, scales_of
 from janus_export.onnx_export.weights import Source, stored_name, unbound
 
 CODES, SCALES = ".codes", ".scales"
@@ -32,7 +32,7 @@ TABLES = "embed"  # the graph whose lookups are governed by its own name, in wha
 class Outcome:
     """What became of a variant's weights, so that none stays as it was unnoticed."""
 
-    rounded: dict[str, int] = field(default_factory=dict)  # weight -> bits
+    quantized: dict[str, int] = field(default_factory=dict)  # weight -> bits
     kept: dict[str, str] = field(default_factory=dict)  # weight -> why
     graphs: dict[str, int] = field(default_factory=dict)  # what was asked for and had effect -> fewest bits
     without: dict[str, list[str]] = field(default_factory=dict)  # what had none -> reasons
@@ -50,7 +50,7 @@ class _Use:
 
 def quantize(
     graphs: Mapping[str, ir.Model],
-    rounding: Rounding,
+    quantization: QuantizationSpec,
     bits: Mapping[str, int],
     beside: Mapping[str, ir.Model] | None = None,
 ) -> Outcome:
@@ -74,7 +74,7 @@ def quantize(
                 owner = TABLES if node.op_type == "Gather" and name in tables else graph_name
                 if owner not in bits:
                     continue
-                reason = _reason(node, place, value, rounding)
+                reason = _reason(node, place, value, quantization)
                 if graph_name in beside:
                     shared[name] = max(shared.get(name, 0), 0 if reason else bits[owner])
                 elif reason:
@@ -84,24 +84,24 @@ def quantize(
                     uses.append(_Use(graph, node, name))
                     outcome.changed.add(graph_name)
                     asked[owner].append(name)
-                    outcome.rounded[name] = max(outcome.rounded.get(name, 0), bits[owner])
-    outcome.rounded = {name: max(n, shared.get(name, 0)) for name, n in outcome.rounded.items()}
+                    outcome.quantized[name] = max(outcome.quantized.get(name, 0), bits[owner])
+    outcome.quantized = {name: max(n, shared.get(name, 0)) for name, n in outcome.quantized.items()}
     for use in uses:
-        form = LOOKUP if use.node.op_type == "Gather" else FORMS[rounding.form]
-        form(use.graph, use.node, use.weight, replace(rounding, bits=outcome.rounded[use.weight]))
+        form = LOOKUP if use.node.op_type == "Gather" else FORMS[quantization.form]
+        form(use.graph, use.node, use.weight, replace(quantization, bits=outcome.quantized[use.weight]))
     for graph in graphs.values():
         passes.RemoveUnusedNodesPass()(graph)
-    outcome.rounded = dict(sorted(outcome.rounded.items()))
+    outcome.quantized = dict(sorted(outcome.quantized.items()))
     for owner, names in asked.items():
         if names:
-            outcome.graphs[owner] = min(outcome.rounded[name] for name in names)
+            outcome.graphs[owner] = min(outcome.quantized[name] for name in names)
         else:
             outcome.without[owner] = sorted(set(reasons[owner])) or ["it has no weight matrix"]
     return outcome
 
 
 def stored(
-    names: Sequence[str], source: Source, roundings: Mapping[str, Rounding], scale: Any
+    names: Sequence[str], source: Source, quantizations: Mapping[str, QuantizationSpec], scale: Any
 ) -> list[Stored]:
     """Say how to write codes and scales (of numpy dtype ``scale``) by their names, piece by piece.
 
@@ -110,26 +110,28 @@ def stored(
     found = []
     for name in sorted(names):
         weight, _, what = name.rpartition(".")
-        rounding = roundings[weight]
+        quantization = quantizations[weight]
         rows, width = source.shapes[weight]
-        blocks = -(-width // rounding.block_size)
-        pieces: Callable[[], Iterator[Any]] = partial(_pieces, source, weight, rounding, what, scale)
+        blocks = -(-width // quantization.block_size)
+        pieces: Callable[[], Iterator[Any]] = partial(_pieces, source, weight, quantization, what, scale)
         if what == "codes":
-            shape = (rows, blocks, rounding.block_size * rounding.bits // 8)
+            shape = (rows, blocks, quantization.block_size * quantization.bits // 8)
             found.append(Stored(name, "U8", shape, pieces))
         else:
             found.append(Stored(name, "F16" if scale == np.float16 else "F32", (rows, blocks), pieces))
     return found
 
 
-def _pieces(source: Source, weight: str, rounding: Rounding, what: str, scale: Any) -> Iterator[Any]:
+def _pieces(
+    source: Source, weight: str, quantization: QuantizationSpec, what: str, scale: Any
+) -> Iterator[Any]:
     for rows in source.rows(weight):
         with np.errstate(over="ignore"):
-            scales = scales_of(rows, rounding).astype(scale)
+            scales = scales_of(rows, quantization).astype(scale)
         if not np.isfinite(scales).all():
             raise source.overflow(torch.float16)
         if what == "codes":  # rounded by the scales as they are stored
-            yield pack(codes_of(rows, scales.astype(np.float32), rounding), rounding)
+            yield pack(codes_of(rows, scales.astype(np.float32), quantization), quantization)
         else:
             yield scales
 
@@ -140,47 +142,52 @@ def _lookups(graph: ir.Model) -> Iterator[tuple[ir.Node, str]]:
             yield node, name
 
 
-def _reason(node: ir.Node, place: int, value: ir.Value, rounding: Rounding) -> str:
+def _reason(node: ir.Node, place: int, value: ir.Value, quantization: QuantizationSpec) -> str:
     """Return why a weight stays as it is; nothing where a linear layer or a lookup can take it quantised."""
     width = value.shape[1] if value.shape is not None else 0
-    fits = isinstance(width, int) and width % rounding.block_size == 0
-    blocks = f"its {width} columns are no multiple of the block size, {rounding.block_size}"
+    fits = isinstance(width, int) and width % quantization.block_size == 0
+    blocks = f"its {width} columns are no multiple of the block size, {quantization.block_size}"
     if node.op_type == "Gather" and place == 0:
         if node.attributes.get_int("axis", 0) != 0 or len(value.shape or ()) != 2:
             return "looked up along another axis than its rows"
-        if rounding.form not in LOOKUP_FORMS:
+        if quantization.form not in LOOKUP_FORMS:
             return "looked up by rows, which TensorRT does not do in a quantised table"
         return "" if fits else blocks
     if node.op_type != "Gemm" or place != 1:
         return f"used by {node.op_type}, which is no linear layer"
-    return blocks if rounding.form == "qdq" and not fits else ""
+    return blocks if quantization.form == "qdq" and not fits else ""
 
 
 def _weight(
-    graph: ir.Model, rounding: Rounding, name: str, dtype: ir.DataType, shape: Sequence[int], view: str = ""
+    graph: ir.Model,
+    quantization: QuantizationSpec,
+    name: str,
+    dtype: ir.DataType,
+    shape: Sequence[int],
+    view: str = "",
 ) -> ir.Value:
     """Return an initialiser that is bound later to ``name``; one for all that use it in this ``view``."""
     if name + view not in graph.graph.initializers:
         value = ir.Value(name=name + view, type=ir.TensorType(dtype), shape=ir.Shape(shape))
-        value.const_value = unbound(rounding.kind, name, dtype, ir.Shape(shape), value.name)
+        value.const_value = unbound(quantization.kind, name, dtype, ir.Shape(shape), value.name)
         graph.graph.register_initializer(value)
     return graph.graph.initializers[name + view]
 
 
-def _sizes(weight: ir.Value, rounding: Rounding) -> tuple[int, int, int]:
+def _sizes(weight: ir.Value, quantization: QuantizationSpec) -> tuple[int, int, int]:
     assert weight.shape is not None
     rows, width = weight.shape.numpy()
-    return rows, width, -(-width // rounding.block_size)
+    return rows, width, -(-width // quantization.block_size)
 
 
-def _as_nbits(graph: ir.Model, node: ir.Node, name: str, rounding: Rounding) -> None:
+def _as_nbits(graph: ir.Model, node: ir.Node, name: str, quantization: QuantizationSpec) -> None:
     """Replace Gemm, and the Flatten and Reshape around it, by MatMulNBits, which takes any rank."""
-    rows, width, blocks = _sizes(node.inputs[1], rounding)  # type: ignore[arg-type]  # it has a weight
+    rows, width, blocks = _sizes(node.inputs[1], quantization)  # type: ignore[arg-type]  # it has a weight
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     dtype = node.inputs[1].dtype or ir.DataType.FLOAT  # type: ignore[union-attr]
-    packed = (rows, blocks, rounding.block_size * rounding.bits // 8)
+    packed = (rows, blocks, quantization.block_size * quantization.bits // 8)
     flatten, users = x.producer(), list(y.consumers())
     if flatten is not None and flatten.op_type == "Flatten" and [u.op_type for u in users] == ["Reshape"]:
         x, y = flatten.inputs[0], users[0].outputs[0]
@@ -188,16 +195,16 @@ def _as_nbits(graph: ir.Model, node: ir.Node, name: str, rounding: Rounding) -> 
         "MatMulNBits",
         [
             x,
-            _weight(graph, rounding, name + CODES, ir.DataType.UINT8, packed),
-            _weight(graph, rounding, name + SCALES, dtype, (rows, blocks)),
+            _weight(graph, quantization, name + CODES, ir.DataType.UINT8, packed),
+            _weight(graph, quantization, name + SCALES, dtype, (rows, blocks)),
             *([None, None, bias] if bias is not None else []),
         ],
         attributes={
             "K": width,
             "N": rows,
-            "bits": rounding.bits,
-            "block_size": rounding.block_size,
-            "accuracy_level": rounding.accuracy_level,
+            "bits": quantization.bits,
+            "block_size": quantization.block_size,
+            "accuracy_level": quantization.accuracy_level,
         },
         domain=CONTRIB,
         version=1,
@@ -212,42 +219,42 @@ def _as_nbits(graph: ir.Model, node: ir.Node, name: str, rounding: Rounding) -> 
         graph.graph.remove(flatten, safe=True)
 
 
-def _as_qdq(graph: ir.Model, node: ir.Node, name: str, rounding: Rounding) -> None:
+def _as_qdq(graph: ir.Model, node: ir.Node, name: str, quantization: QuantizationSpec) -> None:
     """Put a DequantizeLinear in blocks between a Gemm and its weight."""
     weight = node.inputs[1]
     assert weight is not None
-    rows, width, blocks = _sizes(weight, rounding)
+    rows, width, blocks = _sizes(weight, quantization)
     dtype = weight.dtype or ir.DataType.FLOAT
-    codes = ir.DataType.INT4 if rounding.bits == 4 else ir.DataType.INT8
+    codes = ir.DataType.INT4 if quantization.bits == 4 else ir.DataType.INT8
     restored = ir.node(
         "DequantizeLinear",
         [
-            _weight(graph, rounding, name + CODES, codes, (rows, width)),
-            _weight(graph, rounding, name + SCALES, dtype, (rows, blocks)),
+            _weight(graph, quantization, name + CODES, codes, (rows, width)),
+            _weight(graph, quantization, name + SCALES, dtype, (rows, blocks)),
         ],
-        attributes={"axis": 1, "block_size": rounding.block_size},
+        attributes={"axis": 1, "block_size": quantization.block_size},
         outputs=[ir.Value(name=f"{name}.restored", type=weight.type, shape=weight.shape)],
     )
     graph.graph.insert_before(node, restored)
     node.replace_input_with(1, restored.outputs[0])
 
 
-def _as_lookup(graph: ir.Model, node: ir.Node, name: str, rounding: Rounding) -> None:
+def _as_lookup(graph: ir.Model, node: ir.Node, name: str, quantization: QuantizationSpec) -> None:
     """Replace Gather by GatherBlockQuantized, which reads rows of what MatMulNBits multiplies."""
     table, ids, y = node.inputs[0], node.inputs[1], node.outputs[0]
     assert table is not None
-    rows, width, blocks = _sizes(table, rounding)
-    packed = (rows, width * rounding.bits // 8)
+    rows, width, blocks = _sizes(table, quantization)
+    packed = (rows, width * quantization.bits // 8)
     lookup = ir.node(
         "GatherBlockQuantized",
         [
-            _weight(graph, rounding, name + CODES, ir.DataType.UINT8, packed, view=ROWS),
+            _weight(graph, quantization, name + CODES, ir.DataType.UINT8, packed, view=ROWS),
             ids,
-            _weight(graph, rounding, name + SCALES, table.dtype or ir.DataType.FLOAT, (rows, blocks)),
+            _weight(graph, quantization, name + SCALES, table.dtype or ir.DataType.FLOAT, (rows, blocks)),
         ],
         attributes={
-            "bits": rounding.bits,
-            "block_size": rounding.block_size,
+            "bits": quantization.bits,
+            "block_size": quantization.block_size,
             "gather_axis": 0,
             "quantize_axis": 1,
         },

@@ -15,7 +15,7 @@ from janus_modular.atomic_writes import write_text
 STATE = "unfinished.json"
 
 
-class Unfinished:
+class ExportState:
     """A folder whose finished files are kept for the next export of the same source and settings."""
 
     def __init__(self, folder: Path, purpose: Mapping[str, Any]) -> None:

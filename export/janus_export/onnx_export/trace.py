@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, product
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -16,10 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 from torch.fx.experimental import _config as tracing
 
-from janus_export.bundle.axes import Axis
 from janus_export.errors import ExportError
 from janus_export.onnx_export.diagnostics import explained
-from janus_export.onnx_export.graphs import Graph, Slot
+from janus_export.onnx_export.graphs import Graph
 from janus_export.onnx_export.pixel_magnitude import add_magnitude
 from janus_export.onnx_export.translations import (
     all_translations,
@@ -27,9 +27,13 @@ from janus_export.onnx_export.translations import (
     divide_by_roots,
     share_shapes,
 )
+from janus_modular.interfaces import factor_and_axis
 
 OPSET = 24
 """The first with TensorScatter."""
+
+UNBACKED = re.compile(r"\bu\d+\b")
+"""Torch's name of a length that depends on values."""
 
 
 def faked(module: nn.Module, dtype: torch.dtype | None = None) -> FakeTensorMode:
@@ -69,16 +73,16 @@ def to_onnx(graph: Graph, mode: FakeTensorMode) -> ir.Model:
     Raises:
         ExportError: the module does something that no graph can hold; says in which of its modules.
     """
-    slots = graph.inputs
+    specs, axes = graph.inputs, graph.ranges.axis
     translations = all_translations(graph.module)
     with mode, torch.no_grad(), without_warnings(), explained(graph.name, graph.module):
-        example = [_example(slot) for slot in slots]
-        dims = {
-            axis.name: Dim(axis.name, min=axis.min, max=axis.max) for slot in slots for axis in _axes(slot)
-        }
+        # An axis that may be 1 is traced with 2 at least: 1 would be taken as fixed.
+        lengths = {name: max(2, axes(name).typical) for spec in specs for name in spec.axes}
+        example = [torch.zeros(spec.sized(lengths), dtype=graph.torch_dtype(spec)) for spec in specs]
+        dims = {name: Dim(name, min=axes(name).min, max=axes(name).max) for name in lengths}
         shapes = [
-            {i: dims[axis.name] for i, axis in enumerate(slot.shape) if isinstance(axis, Axis)}
-            for slot in slots
+            {place: _dim(size, dims) for place, size in enumerate(spec.shape) if isinstance(size, str)}
+            for spec in specs
         ]
         single = slice(None) if graph.listed is None else slice(graph.listed)
         rest = [] if graph.listed is None else [slice(graph.listed, None)]
@@ -97,8 +101,8 @@ def to_onnx(graph: Graph, mode: FakeTensorMode) -> ir.Model:
             dynamo=True,
             opset_version=OPSET,
             dynamic_shapes=dynamic,
-            input_names=[slot.name for slot in graph.inputs],
-            output_names=[slot.name for slot in graph.computed],
+            input_names=[spec.name for spec in graph.inputs],
+            output_names=[spec.name for spec in graph.computed],
             custom_translation_table=translations,
             optimize=False,  # the optimiser wants the weights' values
             verbose=False,
@@ -109,7 +113,7 @@ def to_onnx(graph: Graph, mode: FakeTensorMode) -> ir.Model:
     share_shapes(model)
     divide_by_roots(model)
     cast_explicitly(model)
-    if graph.measured:
+    if graph.is_measured:
         add_magnitude(model, graph.outputs[-1].name)
     for each in (
         passes.CommonSubexpressionEliminationPass(),
@@ -124,34 +128,30 @@ def _name_axes(model: ir.Model, graph: Graph) -> None:
     """Call the axes of outputs what they were declared as, not what the tracer found them to equal."""
     inputs = zip(model.graph.inputs, graph.inputs, strict=True)
     outputs = zip(model.graph.outputs, graph.computed, strict=True)
-    for (value, slot), is_output in chain(product(inputs, [False]), product(outputs, [True])):
-        declared = [axis.name if isinstance(axis, Axis) else axis for axis in slot.shape]
-        found = [size if isinstance(size, int) else str(size.value) for size in value.shape or ()]
-        if found != declared and not (is_output and _may_equal(found, declared)):
+    for (value, spec), is_output in chain(product(inputs, [False]), product(outputs, [True])):
+        declared = list(spec.shape)
+        traced = [size if isinstance(size, int) else str(size.value) for size in value.shape or ()]
+        if traced != declared and not (is_output and _may_equal(traced, declared)):
             raise ExportError(
-                f"the graph '{graph.name}' cannot be exported: its '{slot.name}' is traced as"
-                f" ({', '.join(map(str, found))}), where ({', '.join(map(str, declared))}) was declared."
+                f"the graph '{graph.name}' cannot be exported: its '{spec.name}' is traced as"
+                f" ({', '.join(map(str, traced))}), where ({', '.join(map(str, declared))}) was declared."
                 " Lengths may depend on those of inputs, neither on values (u0, ...) nor on the example's."
             )
         value.shape = ir.Shape(declared)
 
 
-def _may_equal(found: Sequence[int | str], declared: Sequence[int | str]) -> bool:
-    """Say whether traced lengths may be the declared ones under other names (images * (rows // images))."""
-    return len(found) == len(declared) and all(
-        one == other if isinstance(one, int) or isinstance(other, int) else not re.search(r"\bu\d+\b", one)
-        for one, other in zip(found, declared, strict=True)
+def _may_equal(traced: Sequence[int | str], declared: Sequence[int | str]) -> bool:
+    """Return True if traced lengths may be the declared ones in other words (images * (rows // images))."""
+    return len(traced) == len(declared) and all(
+        length == name if isinstance(length, int) or isinstance(name, int) else not UNBACKED.search(length)
+        for length, name in zip(traced, declared, strict=True)
     )
 
 
-def _example(slot: Slot) -> torch.Tensor:
-    """Make an input of typical size; of axes that may be 1, at least 2, since 1 would be taken as fixed."""
-    size = [max(2, axis.typical) if isinstance(axis, Axis) else axis for axis in slot.shape]
-    return torch.zeros(size, dtype=slot.dtype)
-
-
-def _axes(slot: Slot) -> list[Axis]:
-    return [axis for axis in slot.shape if isinstance(axis, Axis)]
+def _dim(size: str, dims: Mapping[str, Any]) -> Any:
+    """Return torch's dimension for an axis, or for a multiple of an axis."""
+    factor, name = factor_and_axis(size)
+    return dims[name] if factor == 1 else factor * dims[name]
 
 
 @contextmanager

@@ -5,12 +5,13 @@ A kind is "exact" (float32), "half" (16 bits), or 8 or 4 bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from janus_export.reference.recording import Array
 from janus_export.reference.target import Check
+from janus_modular.interfaces import GraphRole
 
 CLOSE = 1e-4  # of the largest number: float32 sums in another order
 SAME_CODES = 0.995  # of an image's codes, in float32: neighbours in a codebook may be equally near
@@ -35,38 +36,49 @@ CLEAR = 1.0  # nats by which the likeliest leads the second
 LEAST_CLEAR = 10  # choices: of fewer, a single one would be more than a tenth
 
 
-def compare_part(
-    name: str,
-    kind: str | int,
+def compare_outputs(
+    graph: str,
+    role: GraphRole | None,
+    names: Sequence[str],
+    precision: str | int,
     got: Sequence[Sequence[Array]],
     want: Sequence[Sequence[Array]],
-    embeddings: str | int | None = None,
+    floats: str | int | None = None,
 ) -> Iterator[Check]:
-    """Compare what calls of a graph gave with torch's: one output each, or choices and their embeddings.
+    """Compare the outputs (in the order of ``names``) that calls of a graph gave with those of torch.
 
-    ``embeddings``: how those were rounded; None: as the graph, ``kind``.
+    Ids that a graph with the role "sample" chooses have to be the same; its other outputs are compared for
+    rows whose ids are. ``floats`` is the precision of floating-point outputs, where it is not ``precision``.
     """
-    if len(want[0]) == 1:
-        yield agree(
-            name, kind, _joined(one for (one,) in got), _joined(one for (one,) in want), least=SAME_CODES
+    samples = role == "sample"
+    for place, name in sorted(enumerate(names), key=lambda item: want[0][item[0]].dtype != np.int64):
+        label = graph if len(names) == 1 else f"{graph}: {name}"
+        pairs = [(one[place], other[place]) for one, other in zip(got, want, strict=True)]
+        if samples and want[0][place].dtype != np.int64:
+            kept = [_same_ids(*calls, len(calls[1][place])) for calls in zip(got, want, strict=True)]
+            pairs = [(x[rows], y[rows]) for (x, y), rows in zip(pairs, kept, strict=True)]
+            if not any(len(y) for _, y in pairs):
+                yield Check(label, False, "no id is the same", "some to compare")
+                continue
+        is_float = np.issubdtype(want[0][place].dtype, np.floating)
+        yield compare(
+            label,
+            precision if floats is None or not is_float else floats,
+            *(np.concatenate([np.atleast_1d(pair[side]) for pair in pairs]) for side in (0, 1)),
+            least=1 if samples else SAME_CODES,
         )
-        return
-    pairs = list(zip(got, want, strict=True))
-    chosen, right = (_joined(choices for choices, _ in calls) for calls in (got, want))
-    yield agree(f"{name}: choices", kind, chosen, right)
-    same = np.concatenate([rows_alike(one[0], other[0], len(other[1])) for one, other in pairs])
-    if same.any():
-        x, y = (_joined(x for _, x in calls)[same] for calls in (got, want))
-        yield agree(f"{name}: embeddings", kind if embeddings is None else embeddings, x, y)
-    else:
-        yield Check(f"{name}: embeddings", False, "no choice is the same", "some to compare")
 
 
-def _joined(arrays: Iterable[Array]) -> Array:
-    return np.concatenate(list(arrays))
+def _same_ids(got: Sequence[Array], want: Sequence[Array], rows: int) -> Array:
+    """Return for which of ``rows`` all ids are the same; rows may be a multiple of the ids (N, ...)."""
+    same = np.ones(rows, np.bool_)
+    for one, other in zip(got, want, strict=True):
+        if other.dtype == np.int64 and len(other) and rows % len(other) == 0:
+            same &= rows_alike(one, other, rows)
+    return same
 
 
-def agree(what: str, kind: str | int, got: Array, want: Array, *, least: float = 1) -> Check:
+def compare(what: str, kind: str | int, got: Array, want: Array, *, least: float = 1) -> Check:
     """Compare choices by how many are the same, pixels and numbers by their distance.
 
     ``least``: the share of choices that must be the same in float32.
@@ -86,7 +98,7 @@ def agree(what: str, kind: str | int, got: Array, want: Array, *, least: float =
     return Check(what, off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
 
 
-def alike(what: str, kind: str | int, got: Array, want: Array) -> Check:
+def compare_directions(what: str, kind: str | int, got: Array, want: Array) -> Check:
     """Compare arrays (M, N) by their cosine over all of them; say the least of single rows."""
     tiny = np.float32(1e-30)
     rows = (got * want).sum(-1) / np.maximum(
@@ -112,8 +124,8 @@ def rows_alike(got: Array, want: Array, rows: int) -> Array:
 
     Choices are (N,), or (N, S) of several codes a position.
     """
-    alike = (got == want).reshape(len(want), -1).all(axis=1)
-    return np.tile(alike, rows // len(want))
+    compare_directions = (got == want).reshape(len(want), -1).all(axis=1)
+    return np.tile(compare_directions, rows // len(want))
 
 
 def magnitude(value: Array) -> float:

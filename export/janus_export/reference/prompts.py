@@ -1,4 +1,4 @@
-"""What is asked of a model and of its bundle, so that what they say can be compared."""
+"""Prompts that a model and its bundle are run on, to compare what they answer and draw."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from janus_export.reference.recording import ListeningRuntime, Run
+from janus_export.reference.recording import RecordingRuntime, Run
 from janus_modular import ImageInput, Message, Processor, Text
 from janus_modular.janus import Janus
 from janus_modular.plugins import default_plugins
@@ -16,7 +16,7 @@ from janus_modular.protocols import Runtime
 
 
 def images(count: int) -> list[Image.Image]:
-    """Make images of noise, each of a size of its own."""
+    """Return images of noise, each of a size of its own."""
     return [
         Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 30 + 7 * i, 3), dtype=np.uint8))
         for i in range(count)
@@ -24,7 +24,7 @@ def images(count: int) -> list[Image.Image]:
 
 
 def questions() -> list[list[Message]]:
-    """Ask three things of different lengths: one image, none, two."""
+    """Return three prompts of different lengths: with one image, none, two."""
     first, second = images(2)
     return [
         [Message("user", [ImageInput(first), Text("What is this?")])],
@@ -44,23 +44,25 @@ def known_settings(slot: str, sampler: str, settings: dict[str, Any]) -> dict[st
     return {name: value for name, value in settings.items() if name in known}
 
 
-def listen_to_answers(
-    runtime: Runtime, processor: Processor, asked: list[list[Message]], **settings: Any
+def record_answers(
+    runtime: Runtime, processor: Processor, prompts: list[list[Message]], **settings: Any
 ) -> tuple[list[str], Run]:
-    """Let a runtime answer questions side by side; return the answers and what was heard."""
-    listening = ListeningRuntime(runtime)
-    answers = Janus(listening, processor).chat_batch(
-        [(question, ()) for question in asked],
+    """Answer questions side by side; return the answers and the recording."""
+    recording = RecordingRuntime(runtime)
+    answers = Janus(recording, processor).chat_batch(
+        [(prompt, ()) for prompt in prompts],
         max_tokens=ANSWER_TOKENS,
         **known_settings("text_samplers", runtime.text_sampler, settings),
     )
-    return list(answers), listening.runs[-1]
+    return list(answers), recording.runs[-1]
 
 
-def listen_to_drawings(runtime: Runtime, processor: Processor) -> tuple[list[Image.Image], Run]:
-    """Let a runtime draw under guidance, with noise from a seed; return images and what was heard."""
-    listening = ListeningRuntime(runtime)
-    drawn = Janus(listening, processor).draw(
-        DRAWN, **known_settings("image_samplers", runtime.image_sampler, DRAWING)
+def record_drawings(
+    runtime: Runtime, processor: Processor, *, count: int = 1, **settings: Any
+) -> tuple[list[Image.Image], Run]:
+    """Draw ``count`` images of each prompt, under guidance by default; return images and recording."""
+    recording = RecordingRuntime(runtime)
+    drawn = Janus(recording, processor).draw(
+        DRAWN, count, **known_settings("image_samplers", runtime.image_sampler, DRAWING | settings)
     )
-    return drawn, listening.runs[-1]
+    return drawn, recording.runs[-1]

@@ -1,4 +1,4 @@
-"""Sessions that are overheard: what a model or a bundle was asked, and what it said, step by step."""
+"""Sessions that record what goes through them, step by step: prompts, states, and calls of graphs."""
 
 from __future__ import annotations
 
@@ -17,53 +17,63 @@ Array = NDArray[Any]
 
 
 @dataclass
+class GraphCall:
+    """A call of a graph: its inputs, its outputs, and how many steps of the backbone came before it."""
+
+    graph: str
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...]
+    step: int
+
+
+@dataclass
 class Run:
-    """What a session was asked and what it said."""
+    """Everything that went through a session."""
 
     prompts: list[Prompt] = field(default_factory=list)
-    fed: list[tuple[Array, Array | None]] = field(default_factory=list)  # x (R, D), and who was active
+    fed: list[tuple[Array, Array | None]] = field(default_factory=list)  # x (R, D), and the active rows (R,)
     hidden: list[Array] = field(default_factory=list)  # (R, D), after the prompts and after each step
-    parts: list[tuple[str, tuple[Any, ...], tuple[Array, ...]]] = field(default_factory=list)
-    chosen: list[Array] = field(default_factory=list)  # ids or codes (rows,), codes (rows, S)
+    calls: list[GraphCall] = field(default_factory=list)
+
+    def calls_of(self, *graphs: str) -> list[GraphCall]:
+        """Return the calls of these graphs, in their order."""
+        return [call for call in self.calls if call.graph in graphs]
 
     def active(self, step: int) -> Array:
-        """Say which rows count after step ``step``; 0 are the prompts."""
-        rows = np.ones(len(self.prompts), np.bool_)
-        given = self.fed[step - 1][1] if step else None
-        return rows if given is None else given
+        """Return which rows (R,) count after step ``step``; step 0 are the prompts."""
+        active = self.fed[step - 1][1] if step else None
+        return np.ones(len(self.prompts), np.bool_) if active is None else active
 
 
-class Listening(SessionWrapper):
-    """A session that takes down what goes through it."""
+class RecordingSession(SessionWrapper):
+    """A session that records what goes through it."""
 
     def __init__(self, session: Session, run: Run) -> None:
         super().__init__(session)
         self.run_ = run
 
     def prefill(self, prompts: Sequence[Prompt]) -> Any:
-        """Pass on."""
+        """Record the prompts and the states after them."""
         self.run_.prompts = list(prompts)
-        return self._heard(self.session.prefill(prompts))
+        return self._recorded(self.session.prefill(prompts))
 
     def step(self, x: Any, active: NDArray[np.bool_] | None = None) -> Any:
-        """Pass on."""
-        self.run_.fed.append((self.session.to_host(x).copy(), None if active is None else active.copy()))
-        return self._heard(self.session.step(x, active))
+        """Record a step and the states after it."""
+        self.run_.fed.append((self._copied(x), None if active is None else active.copy()))
+        return self._recorded(self.session.step(x, active))
 
     def run(self, name: str, *inputs: Any) -> Any:
-        """Pass on."""
-        given = tuple(
-            np.asarray(x) if isinstance(x, int | float | np.generic | np.ndarray) else self.session.to_host(x)
+        """Record a call of a graph."""
+        copies = tuple(
+            np.array(x) if isinstance(x, int | float | np.generic | np.ndarray) else self._copied(x)
             for x in inputs
         )
         made = self.session.run(name, *inputs)
         outputs = made if isinstance(made, tuple) else (made,)
-        self.run_.parts.append((name, tuple(map(np.copy, given)), tuple(map(self._copied, outputs))))
-        if name in ("sample_text", "sample_image"):
-            self.run_.chosen.append(self._copied(outputs[0]))
+        self.run_.calls.append(GraphCall(name, copies, tuple(map(self._copied, outputs)), len(self.run_.fed)))
         return made
 
-    def _heard(self, hidden: Any) -> Any:
+    def _recorded(self, hidden: Any) -> Any:
         self.run_.hidden.append(self._copied(hidden))
         return hidden
 
@@ -71,15 +81,15 @@ class Listening(SessionWrapper):
         return self.session.to_host(x).copy()
 
 
-class ListeningRuntime:
-    """A runtime whose sessions are listened to."""
+class RecordingRuntime:
+    """A runtime whose sessions are recorded."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime, self.runs = runtime, list[Run]()
         self.context, self.text_sampler = runtime.context, runtime.text_sampler
         self.image_sampler = runtime.image_sampler
 
-    def open(self, max_seq_len: int, rows: int | None = None) -> Listening:
-        """Open a session, and take down what it does."""
+    def open(self, max_seq_len: int, rows: int | None = None) -> RecordingSession:
+        """Open a session, and record what it does."""
         self.runs.append(Run())
-        return Listening(self.runtime.open(max_seq_len, rows), self.runs[-1])
+        return RecordingSession(self.runtime.open(max_seq_len, rows), self.runs[-1])

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from janus_export.errors import ExportError
 from janus_export.reference.on_disk import leave_on_disk
-from janus_export.reference.prompts import DRAWING, DRAWN
-from janus_export.reference.recording import Array
+from janus_export.reference.prompts import DRAWING, DRAWN, known_settings
+from janus_export.reference.recording import Array, RecordingRuntime, Run
 from janus_export.reference.target import Reference
-from janus_modular import unconditional
 from janus_modular.checkpoints import ModelAssembly
 from janus_modular.checkpoints.opening import LazyCheckpoint
 from janus_modular.janus import Janus
@@ -25,7 +24,7 @@ STEPS = 2  # after the prompts
 
 
 @dataclass
-class Pass:
+class ForwardPass:
     """One forward pass of torch's backbone, taken down: R rows, T positions, D wide."""
 
     x: Array  # (R, T, D)
@@ -35,13 +34,13 @@ class Pass:
     states: list[Array]  # (R, T, D) each: what each layer is given, then what the last one gives
 
 
-class LeanReference(Reference):
+class StreamedReference(Reference):
     """The model in torch, its weights on disk, and what its layers say to prompts of drawings."""
 
-    is_lean = True
+    is_streamed = True
 
     @classmethod
-    def opened(cls, opened: LazyCheckpoint) -> LeanReference:
+    def opened(cls, opened: LazyCheckpoint) -> StreamedReference:
         """Take a checkpoint that is described, and load nothing of it."""
         return cls(Janus.of(ModelAssembly(leave_on_disk(opened), opened.processor)))
 
@@ -60,32 +59,38 @@ class LeanReference(Reference):
             )
         return lists[0]
 
+    @property
+    def passes(self) -> list[ForwardPass]:
+        """The forward passes of `recorded`."""
+        return self.recorded[1]
+
     @cached_property
-    def passes(self) -> list[Pass]:
-        """Read ragged prompts for drawings, with their unconditional twins, and go some steps on."""
+    def recorded(self) -> tuple[Run, list[ForwardPass]]:
+        """Draw until the backbone has made `STEPS` steps after prompts of different lengths."""
         prompts = [self.processor.draw_prompt(text) for text in DRAWN]
-        prompts += [unconditional(prompt, self.processor.pad_id) for prompt in prompts]
-        lengths = np.array([len(prompt) for prompt in prompts])
-        session = self.janus.runtime.open(int(lengths.max()) + STEPS)
-        noise = np.ones((len(DRAWN), session.sizes["codes"]), np.float32)
-        with listening(self.model.backbone, self.stack[1]) as heard:
-            hidden = session.prefill(prompts)
-            for _ in range(STEPS):
-                _, x = session.run(
-                    "sample_image", hidden, noise, np.float32(DRAWING["guidance"]), np.float32(1)
-                )
-                hidden = session.step(x)
-        for step, one in enumerate(heard):
-            columns = np.arange(one.x.shape[1])
-            one.at = np.tile(columns, (len(prompts), 1)) if step == 0 else lengths[:, None] + step - 1
-            one.counts = one.at < lengths[:, None] + step
-        return heard
+        name = self.janus.runtime.image_sampler
+        sampler = self.janus.plugins.entry("image_samplers", name)
+        settings = sampler.config(**known_settings("image_samplers", name, DRAWING))
+        recording = RecordingRuntime(self.janus.runtime)
+        session = recording.open(max(map(len, prompts)) + STEPS)
+        run = recording.runs[-1]
+        with listening(self.model.backbone, self.stack[1]) as passes:
+            steps = sampler.factory(session, prompts, settings)
+            while len(run.fed) < STEPS and next(steps, None) is not None:
+                pass
+            steps.close()
+        lengths = np.array([len(prompt) for prompt in run.prompts])
+        for step, forward in enumerate(passes):
+            columns = np.arange(forward.x.shape[1])
+            forward.at = np.tile(columns, (len(lengths), 1)) if step == 0 else lengths[:, None] + step - 1
+            forward.counts = forward.at < lengths[:, None] + step
+        return run, passes
 
 
 @contextmanager
-def listening(backbone: Any, stack: nn.ModuleList) -> Iterator[list[Pass]]:
+def listening(backbone: Any, stack: nn.ModuleList) -> Iterator[list[ForwardPass]]:
     """Take down the forward passes of a backbone; positions are filled in by who knows them."""
-    heard: list[Pass] = []
+    heard: list[ForwardPass] = []
     states: list[Array] = []
 
     def given(_: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
@@ -99,7 +104,9 @@ def listening(backbone: Any, stack: nn.ModuleList) -> Iterator[list[Pass]]:
 
     def done(_: nn.Module, args: Any, hidden: Tensor) -> None:
         nothing = np.zeros(0)
-        heard.append(Pass(args[0].numpy().copy(), nothing, nothing, hidden.numpy().copy(), states.copy()))
+        heard.append(
+            ForwardPass(args[0].numpy().copy(), nothing, nothing, hidden.numpy().copy(), states.copy())
+        )
         states.clear()
 
     hooks = [layer.register_forward_pre_hook(given, with_kwargs=True) for layer in stack]

@@ -21,7 +21,7 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)
-class Piece:
+class Subgraph:
     """A part of a graph, between two cuts."""
 
     layer: int | None  # None: before the first layer, or after the last
@@ -31,7 +31,7 @@ class Piece:
     carries: frozenset[str]  # what later pieces want of it
 
 
-def cut(model: ir.Model, layers: str, count: int, *, stream: str, inside: bool = False) -> Iterator[Piece]:
+def cut(model: ir.Model, layers: str, count: int, *, stream: str, inside: bool = False) -> Iterator[Subgraph]:
     """Cut a graph into pieces, to be run in order; each takes what earlier ones gave, by name.
 
     ``layers`` is the path of the list of ``count`` layers, as weights are named; ``stream`` the input that
@@ -58,7 +58,7 @@ def cut(model: ir.Model, layers: str, count: int, *, stream: str, inside: bool =
         [gives] = [v.name for v in wanted if v in flow and v in later] or [graph.outputs[0].name]
         layer = number - 1 if 0 < number <= count else None
         carries = frozenset(str(value.name) for value in wanted if value in later or number > count)
-        yield Piece(layer, ir.Model(part, ir_version=model.ir_version), takes, str(gives), carries)
+        yield Subgraph(layer, ir.Model(part, ir_version=model.ir_version), takes, str(gives), carries)
         takes = str(gives)
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from janus_export.bundle.bundle import Bundle
 from janus_export.errors import BundleError
-from janus_export.reference.prompts import ANSWER_TOKENS, listen_to_answers, listen_to_drawings, questions
+from janus_export.reference.prompts import ANSWER_TOKENS, questions, record_answers, record_drawings
 from janus_export.reference.recording import Run
-from janus_export.reference.upcast import widen
+from janus_export.reference.upcast import upcast_bundle
 from janus_export.runtimes.ort.runtime import OnnxConfig, OnnxRuntime
 from janus_modular import ImageInput, Message
 from janus_modular.bundles import open_bundle
@@ -37,11 +37,12 @@ class Check:
 class Reference:
     """The model in torch and float32, and what it does; each run is made once for all variants."""
 
-    is_lean = False  # its weights are in memory, so that it can be run as a whole
+    is_streamed = False  # its weights are in memory, so that it can be run as a whole
 
-    def __init__(self, janus: Janus, asked: list[list[Message]] | None = None) -> None:
+    def __init__(self, janus: Janus, prompts: list[list[Message]] | None = None) -> None:
         self.janus, self.model, self.processor = janus, janus.model, janus.processor
-        self.asked = questions() if asked is None else asked
+        self.prompts = questions() if prompts is None else prompts
+        self.graphs = {graph.name: graph for graph in self.model.generation.graphs()}
         self.fewer: dict[int, Reference] = {}
 
     @classmethod
@@ -55,13 +56,13 @@ class Reference:
         Engines have the capacity that they were built with, which may be less than two images take; and a
         bundle that reads no images is asked about none (``images``).
         """
-        lengths = [len(self.processor.chat_prompt(question)) + ANSWER_TOKENS for question in self.asked]
+        lengths = [len(self.processor.chat_prompt(question)) + ANSWER_TOKENS for question in self.prompts]
         asked = [
             question
-            for question, length in zip(self.asked, lengths, strict=True)
+            for question, length in zip(self.prompts, lengths, strict=True)
             if length <= room and (images or not any(map(_has_image, question)))
         ]
-        if len(asked) == len(self.asked):
+        if len(asked) == len(self.prompts):
             return self
         if not asked:
             raise BundleError(f"a room of {room} positions is too small for the shortest question")
@@ -70,18 +71,28 @@ class Reference:
     @cached_property
     def greedy(self) -> tuple[list[str], Run]:
         """Greedy answers."""
-        return listen_to_answers(self.janus.runtime, self.processor, self.asked)
+        return record_answers(self.janus.runtime, self.processor, self.prompts)
 
     @cached_property
     def sampled(self) -> tuple[list[str], Run]:
         """Answers by chance, cut to the likeliest."""
         settings = {"temperature": 1.2, "top_k": 40, "top_p": 0.9, "seed": 3}
-        return listen_to_answers(self.janus.runtime, self.processor, self.asked, **settings)
+        return record_answers(self.janus.runtime, self.processor, self.prompts, **settings)
 
     @cached_property
     def drawn(self) -> tuple[list[Image.Image], Run]:
-        """Drawings; None where the model draws nothing."""
-        return listen_to_drawings(self.janus.runtime, self.processor)
+        """Drawings under guidance."""
+        return record_drawings(self.janus.runtime, self.processor)
+
+    @cached_property
+    def unguided(self) -> Run:
+        """Drawings without guidance, which would enlarge errors of the states."""
+        return record_drawings(self.janus.runtime, self.processor, count=2, guidance=1.0)[1]
+
+    @property
+    def sampling_graphs(self) -> list[str]:
+        """The graphs that choose ids."""
+        return ["sample_text", *(name for name, graph in self.graphs.items() if graph.role == "sample")]
 
 
 def _has_image(message: Message) -> bool:
@@ -89,7 +100,7 @@ def _has_image(message: Message) -> bool:
 
 
 @dataclass
-class Subject:
+class VerificationTarget:
     """One variant of a bundle, ready to run."""
 
     bundle: Bundle
@@ -103,15 +114,17 @@ class Subject:
     @contextmanager
     def of(
         cls, bundle: Bundle, variant: str, reference: Reference, *, runtime: str, device: str
-    ) -> Iterator[Subject]:
+    ) -> Iterator[VerificationTarget]:
         """Open a variant; ONNX Runtime cannot run half precision on a CPU, so its graphs are widened."""
         with TemporaryDirectory() as aside:
-            on = device if runtime == "onnx" and not reference.is_lean else "cpu"
+            on = device if runtime == "onnx" and not reference.is_streamed else "cpu"
             opened = OnnxRuntime(OnnxConfig(variant, on), bundle)
             how = f"ONNX Runtime on {opened.device.name}"
             if opened.device.memory == "cpu" and bundle.manifest["variants"][variant]["dtype"] != "float32":
-                if not reference.is_lean:
-                    opened = OnnxRuntime(OnnxConfig(variant, "cpu"), widen(bundle, variant, Path(aside)))
+                if not reference.is_streamed:
+                    opened = OnnxRuntime(
+                        OnnxConfig(variant, "cpu"), upcast_bundle(bundle, variant, Path(aside))
+                    )
                 how += ", in float32 with the variant's rounded weights"
             whole: Runtime = opened
             if runtime != "onnx":
@@ -149,20 +162,20 @@ class Subject:
         return not self.is_half and not self.record["quantisation"]
 
     @property
-    def rounded_to(self) -> str | int:
-        """What its backbone's weights are rounded to: 4 or 8 bits, "half", or nothing ("exact")."""
-        return self.kind_of("backbone")
+    def backbone_precision(self) -> str | int:
+        """The precision of the backbone's weights: 4 or 8 bits, "half", or "exact"."""
+        return self.precision_of("backbone")
 
-    def kind_of(self, graph: str) -> str | int:
-        """What one graph's weights are rounded to: as `rounded_to`, for those that are not the backbone."""
-        rounding = self.record["quantisation"]
-        if rounding and graph in rounding["graphs"]:
-            return rounding.get("graph_bits", {}).get(graph, rounding["bits"])
+    def precision_of(self, graph: str) -> str | int:
+        """Return the precision of a graph's weights, as `backbone_precision` says that of the backbone's."""
+        quantization = self.record["quantisation"]
+        if quantization and graph in quantization["graphs"]:
+            return quantization.get("graph_bits", {}).get(graph, quantization["bits"])
         return "half" if self.is_half or self.record.get("storage", "float32") != "float32" else "exact"
 
     def embeddings_of(self, graph: str) -> str | int:
-        """What the embeddings that a graph gives with its choices are rounded to."""
-        return self.kind_of("embed" if graph == "sample_text" else graph)
+        """Return the precision of the embeddings that a graph gives with its choices."""
+        return self.precision_of("embed" if graph == "sample_text" else graph)
 
     def has(self, mode: str) -> bool:
         """Whether the bundle has the graphs of a mode."""

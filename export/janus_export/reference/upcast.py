@@ -12,18 +12,18 @@ from janus_export.bundle.bundle import Bundle
 HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
-def widen(bundle: Bundle, variant: str, folder: Path) -> Bundle:
+def upcast_bundle(bundle: Bundle, variant: str, folder: Path) -> Bundle:
     """Write a variant's graphs into ``folder`` with every half-precision tensor as float32."""
     manifest = deepcopy(bundle.manifest)
     files = manifest["variants"][variant]["files"]
     for graph, file in files.items():
-        model = widened(ir.load(bundle.folder / file))
+        model = upcast(ir.load(bundle.folder / file))
         files[graph] = f"{graph}.onnx"
         ir.save(model, folder / files[graph], external_data=f"{graph}.data")
     return Bundle(folder, manifest)
 
 
-def widened(model: ir.Model) -> ir.Model:
+def upcast(model: ir.Model) -> ir.Model:
     """Turn a graph's halves into float32, in place; return it."""
     for graph in model.graphs():
         for value in graph.initializers.values():

@@ -34,8 +34,8 @@ def to_stored(value: Any, dtype: str) -> NDArray[Any]:
     if dtype != "bfloat16" or array.dtype == STORED[dtype]:
         return np.asarray(array, STORED[dtype])
     bits = np.asarray(array, np.float32).view(np.uint32)
-    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-    return np.where(np.isnan(array), 0x7FC0, rounded).astype(np.uint16)
+    quantized = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    return np.where(np.isnan(array), 0x7FC0, quantized).astype(np.uint16)
 
 
 def to_numbers(stored: NDArray[Any], dtype: str) -> NDArray[Any]:

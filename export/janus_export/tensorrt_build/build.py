@@ -222,14 +222,15 @@ def choose_variant(bundle: Bundle, asked: str | None) -> str:
     """
     variant = asked or bundle.variants[0]
     bundle.path("backbone", variant)
-    rounding = bundle.manifest["variants"][variant]["quantisation"]
-    if rounding and rounding["form"] == "nbits":
-        cure = "trt-int4" if rounding["bits"] == 4 else "fp16"
+    quantization = bundle.manifest["variants"][variant]["quantisation"]
+    if quantization and quantization["form"] == "nbits":
+        cure = "trt-int4" if quantization["bits"] == 4 else "fp16"
         others = [name for name, one in bundle.manifest["variants"].items() if _takes(one)]
         raise ExportError(
             f"{variant} is for ONNX Runtime on a CPU: TensorRT does not know its operator, MatMulNBits."
             f" In this bundle, TensorRT takes: {', '.join(others) or 'none'}.\nFor"
-            f" {rounding['bits']} bits or nearest to it: janus-modular export MODEL BUNDLE --precision {cure}"
+            f" {quantization['bits']} bits or nearest to it: janus-modular export MODEL BUNDLE"
+            f" --precision {cure}"
         )
     return variant
 

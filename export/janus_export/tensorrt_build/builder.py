@@ -18,6 +18,7 @@ from janus_export.bundle.engines import Profile
 from janus_export.errors import ExportError
 from janus_export.process_memory import AnonymousPeak
 from janus_modular.atomic_writes import atomic_replace
+from janus_modular.interfaces import TensorSpec
 
 UNUSED = "Unused Input"
 """How TensorRT begins a warning that is an error here: an engine must take what its graph takes."""
@@ -142,12 +143,10 @@ def _configure(trt: Any, builder: Any, config: Any, model: ir.Model, order: Orde
     for lengths in order.profiles:
         profile = builder.create_optimization_profile()
         for value in model.graph.inputs:
-            sizes = [size if isinstance(size, int) else str(size.value) for size in value.shape or ()]
-            shapes = [
-                [size if isinstance(size, int) else lengths.axes[size][place] for size in sizes]
-                for place in range(3)
-            ]
-            profile.set_shape(value.name, *shapes)
+            shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape or ())
+            spec = TensorSpec(str(value.name), "", shape)
+            axes = ({name: sizes[place] for name, sizes in lengths.axes.items()} for place in range(3))
+            profile.set_shape(value.name, *map(spec.sized, axes))
         config.add_optimization_profile(profile)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from janus_export.bundle.engines import Profile
+from janus_export.bundle.manifest_graphs import axes_of
 from janus_export.errors import ExportError
 
 Range = tuple[int, int, int]
@@ -41,8 +42,8 @@ class Lengths:
 
 def profiles(manifest: Mapping[str, Any], graph: str, lengths: Lengths) -> tuple[Profile, ...]:
     """Return the profiles of a graph's engine: the backbone reads prompts in one, and steps in another."""
-    slots = manifest["graphs"][graph]["inputs"]
-    names = list(dict.fromkeys(size for slot in slots for size in slot["shape"] if isinstance(size, str)))
+    record = manifest["graphs"][graph]
+    names = dict.fromkeys(axes_of([{"inputs": record["inputs"], "outputs": []}]))
     axes = {name: _range(name, manifest, lengths) for name in names}
     if "rows" in axes and "images" in axes:  # without guidance, each row is an instance of its own
         least, usual, _ = axes["images"]

@@ -23,10 +23,12 @@ from janus_modular import (
     ComponentConfig,
     ComponentSpec,
     GenerationPath,
+    GraphSpec,
     Head,
     ImageTokenizer,
     NotFiniteError,
     Registry,
+    TensorSpec,
     component,
     hookimpl,
     mark_not_finite,
@@ -73,9 +75,11 @@ class AutoregressiveGeneration(nn.Module):
         embedding: nn.Embedding,
         adaptor: Adaptor,
         head: Head,
+        hidden_size: int,
     ) -> None:
         super().__init__()
         self.config = config
+        self.hidden_size = hidden_size
         self.height, self.width = config.height, config.width
         self.grid = tokenizer.grid(config.height, config.width)
         self.num_tokens = self.grid[0] * self.grid[1]
@@ -91,9 +95,9 @@ class AutoregressiveGeneration(nn.Module):
 
     @classmethod
     def build(
-        cls, config: AutoregressiveConfig, width: int, build: Callable[..., Any]
+        cls, config: AutoregressiveConfig, hidden_size: int, build: Callable[..., Any]
     ) -> AutoregressiveGeneration:
-        """Build the path for a backbone of ``width``; ``build`` makes its parts."""
+        """Build the path for a backbone of ``hidden_size``; ``build`` makes its components."""
         tokenizer = build(config.tokenizer)
         drawn = tokenizer.grid(config.height, config.width)
         if min(drawn) < 1:
@@ -108,7 +112,7 @@ class AutoregressiveGeneration(nn.Module):
         embedding = nn.Embedding(sum(tokenizer.codebooks), code_dim)
         if vectors is not None and vectors.shape == embedding.weight.shape:
             embedding.weight.data.copy_(vectors.detach())
-        adaptor = build(config.adaptor, code_dim, width)
+        adaptor = build(config.adaptor, code_dim, hidden_size)
         for grid in (drawn, (1, 1)):  # all codes in training, one after the other in sampling
             if (positions := adaptor.num_tokens(grid)) != grid[0] * grid[1]:
                 raise ValueError(
@@ -116,8 +120,8 @@ class AutoregressiveGeneration(nn.Module):
                     " and each code has to keep its own: choose another adaptor"
                 )
         _check_pointwise(adaptor, config.adaptor.name, code_dim, drawn)
-        head = build(config.head, width, tokenizer.codebooks)
-        return cls(config, tokenizer, embedding, adaptor, head)
+        head = build(config.head, hidden_size, tokenizer.codebooks)
+        return cls(config, tokenizer, embedding, adaptor, head, hidden_size)
 
     @torch.no_grad()
     def targets(self, pixels: Tensor, rngs: Sequence[np.random.Generator] = ()) -> Tensor:
@@ -188,13 +192,30 @@ class AutoregressiveGeneration(nn.Module):
             )
         return ((x - low) / (high - low) * 255).clamp(0, 255).to(torch.uint8)
 
-    def parts(self) -> Mapping[str, Callable[..., Any]]:
-        """What sampling calls and export compiles."""
-        return {
-            "sample_image": self.sample_image,
-            "decode_image": self.decode_image,
-            "tokenize_image": self.targets,
-        }
+    def graphs(self) -> Sequence[GraphSpec]:
+        """Declare the choice of the next codes, and the image tokenizer in both directions."""
+        several = (len(self.codebooks),) if len(self.codebooks) > 1 else ()
+        pixels = TensorSpec("pixels", "uint8", ("images", 3, self.height, self.width))
+        codes = TensorSpec("codes", "int64", ("images", self.num_tokens, *several))
+        return [
+            GraphSpec(
+                "sample_image",
+                self.sample_image,
+                inputs=(
+                    TensorSpec("hidden", "model", ("rows", self.hidden_size)),
+                    TensorSpec("noise", "float32", ("images", sum(self.codebooks))),
+                    TensorSpec("guidance", "float32", ()),
+                    TensorSpec("temperature", "float32", ()),
+                ),
+                outputs=(
+                    TensorSpec("codes", "int64", ("images", *several)),
+                    TensorSpec("x", "model", ("rows", self.hidden_size)),
+                ),
+                role="sample",
+            ),
+            GraphSpec("decode_image", self.decode_image, (codes,), (pixels,), role="decode"),
+            GraphSpec("tokenize_image", self.targets, (pixels,), (codes,), role="encode"),
+        ]
 
 
 @torch.no_grad()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from janus_modular import ComponentConfig, sample_with_noise
+from janus_modular import ComponentConfig, GraphSpec, TensorSpec, sample_with_noise
 from janus_modular.testing import checks_of, run_check
 
 LEVELS, SIDE, WIDTH = 6, 2, 5
@@ -60,12 +60,24 @@ class Path(nn.Module):
         grey = (codes.float() / (LEVELS - 1) * 255).unflatten(1, (1, SIDE, SIDE))
         return grey.repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1).to(torch.uint8)
 
-    def parts(self) -> Mapping[str, Callable[..., Any]]:
-        return {
-            "sample_image": self.sample_image,
-            "decode_image": self.decode_image,
-            "tokenize_image": self.targets,
-        }
+    def tokenize_image(self, pixels: Tensor) -> Tensor:
+        return Path.targets(self, pixels)
+
+    def graphs(self) -> list[GraphSpec]:
+        pixels = TensorSpec("pixels", "uint8", ("images", 3, 8, 8))
+        codes = TensorSpec("codes", "int64", ("images", SIDE**2))
+        choice = (
+            TensorSpec("hidden", "model", ("rows", WIDTH)),
+            TensorSpec("noise", "float32", ("images", LEVELS)),
+            TensorSpec("guidance", "float32", ()),
+            TensorSpec("temperature", "float32", ()),
+        )
+        chosen = TensorSpec("codes", "int64", ("images",)), TensorSpec("x", "model", ("rows", WIDTH))
+        return [
+            GraphSpec("sample_image", self.sample_image, choice, chosen, "sample"),
+            GraphSpec("decode_image", self.decode_image, (codes,), (pixels,), "decode"),
+            GraphSpec("tokenize_image", self.tokenize_image, (pixels,), (codes,), "encode"),
+        ]
 
 
 class NamedLikeOthers(Path):
@@ -92,9 +104,6 @@ class DictTargets(Path):
 
     def losses(self, hidden: Tensor, targets: dict[str, Tensor]) -> Mapping[str, Tensor]:
         return super().losses(hidden, targets["codes"])
-
-    def parts(self) -> Mapping[str, Callable[..., Any]]:
-        return {**super().parts(), "tokenize_image": super().targets}
 
 
 class Nested(Path):
@@ -133,9 +142,35 @@ class TextSampler(Path):
     image_sampler = "text"
 
 
-class OtherParts(Path):
-    def parts(self) -> Mapping[str, Callable[..., Any]]:
-        return {"decode_image": self.decode_image, "tokenize_image": self.targets}
+class NoChoice(Path):
+    def graphs(self) -> list[GraphSpec]:
+        return super().graphs()[1:]
+
+
+class NeverRun(Path):
+    def graphs(self) -> list[GraphSpec]:
+        return [*super().graphs(), replace(super().graphs()[1], name="upscale")]
+
+
+class OtherDtype(Path):
+    def graphs(self) -> list[GraphSpec]:
+        choose, decode, encode = super().graphs()
+        return [choose, replace(decode, outputs=(replace(decode.outputs[0], dtype="float32"),)), encode]
+
+
+class OtherShape(Path):
+    def graphs(self) -> list[GraphSpec]:
+        choose, *others = super().graphs()
+        hidden, *inputs = choose.inputs
+        return [replace(choose, inputs=(replace(hidden, shape=("3*images", WIDTH)), *inputs)), *others]
+
+
+class OneImage(Path):
+    """Declares rows where it takes images."""
+
+    def graphs(self) -> list[GraphSpec]:
+        choose, decode, encode = super().graphs()
+        return [choose, decode, replace(encode, outputs=(replace(encode.outputs[0], shape=(1, SIDE**2)),))]
 
 
 class NoSize(Path):
@@ -168,6 +203,7 @@ PROMISES = (
     "generation_sizes",
     "generation_attributes",
     "generation_sampler",
+    "generation_graphs",
     "gradients",
     "batch_invariance",
 )
@@ -191,15 +227,31 @@ def test_targets_may_be_named_tensors(name: str) -> None:
     ("path", "broken", "said"),
     [
         (UnknownApart, "generation_attributes", "frozen_submodules names ['tokenizer.outer']"),
-        (FixedRows, "exports", "part 'decode_image' fixes the number of rows"),
+        (FixedRows, "exports", "graph 'decode_image' fixes the number of rows"),
         (FixedRows, "drawing_graphs", "fixes the length of"),
-        (FixedImages, "exports", "part 'sample_image' fixes the number of rows"),
+        (FixedImages, "exports", "graph 'sample_image' fixes the number of rows"),
         (BranchesInPart, "exports", "decode_image"),
         (NoSampler, "generation_sampler", "Did you mean 'autoregressive'"),
         (TextSampler, "generation_sampler", "no image sampler is called 'text'"),
-        (OtherParts, "generation_sampler", "runs the part 'sample_image'; the path has decode_image"),
+        (NoChoice, "generation_sampler", "runs the graph 'sample_image'; declared are decode_image"),
+        (NeverRun, "generation_graphs", "its image sampler never runs 'upscale'"),
+        (
+            OtherDtype,
+            "generation_graphs",
+            "output 'pixels' of the graph 'decode_image' is declared as float",
+        ),
+        (
+            OtherShape,
+            "generation_graphs",
+            "input 'hidden' of the graph 'sample_image' is declared as ['3*images'",
+        ),
+        (OneImage, "generation_graphs", "'tokenize_image' is declared as [1, 4], and is [3, 4] for 3 images"),
         (NoSize, "generation_sampler", "reads the size 'codes'"),
-        (Crooked, "generation_sampler", "it draws (1, 3, 8, 7); height and width declare"),
+        (
+            Crooked,
+            "generation_sampler",
+            "is declared as ['images', 3, 8, 8], and is [1, 3, 8, 7] for 1 images",
+        ),
     ],
 )
 def test_a_broken_path_is_found(path: type[Path], broken: str, said: str) -> None:
@@ -208,8 +260,8 @@ def test_a_broken_path_is_found(path: type[Path], broken: str, said: str) -> Non
     assert said in note
 
 
-@pytest.mark.parametrize("path", [NoSize, OtherParts])
-def test_a_path_that_export_refuses_is_told_so(path: type[Path]) -> None:
-    found, note = outcome(path, "drawing_graphs")
-    assert found == "skipped"
-    assert "cannot be exported: it lacks" in note
+@pytest.mark.parametrize("path", [NoSize, NoChoice])
+def test_graphs_of_a_path_that_cannot_draw_are_not_compiled(path: type[Path]) -> None:
+    outcome_of_graphs, note = outcome(path, "drawing_graphs")
+    assert outcome_of_graphs == "skipped"
+    assert "its image sampler fails" in note

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from janus_export.bundle.contract import Tensor
 from janus_export.runtimes.memory import Buffer, HostBuffer, element_type, is_buffer
 from janus_export.runtimes.ort.library import onnxruntime
 from janus_export.runtimes.ort.providers import Device
+from janus_modular.interfaces import TensorSpec
 
 WITH_WARNINGS = onnxruntime.RunOptions()
 WITH_WARNINGS.log_severity_level = 2  # a cache that is copied rather than written in place is a warning
@@ -31,7 +31,7 @@ class Binding:
         if self._is_new(name, buffer, shape) or buffer.memory != self.device.memory:  # else copied when bound
             self.io.bind_input(name, *self._where(name, buffer))
 
-    def take(self, tensor: Tensor, value: Any) -> Buffer:
+    def take(self, tensor: TensorSpec, value: Any) -> Buffer:
         """Bind an input to a buffer or to numbers, a numpy array in its own memory; return the buffer."""
         if value is not None and value is self.values.get(tensor.name):
             buffer = self.buffers[tensor.name]

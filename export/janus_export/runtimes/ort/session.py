@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_export.bundle.contract import Tensor
 from janus_export.runtimes.kv_cache import KVCache
 from janus_export.runtimes.memory import (
     Buffer,
@@ -27,6 +26,7 @@ from janus_export.runtimes.ort.binding import Binding
 from janus_export.runtimes.prompts import embed
 from janus_modular import BaseSession, refuse_not_finite
 from janus_modular import Sequence as Prompt
+from janus_modular.interfaces import TensorSpec
 
 if TYPE_CHECKING:
     from janus_export.runtimes.ort.runtime import OnnxRuntime
@@ -215,7 +215,7 @@ class OnnxSession(BaseSession):
         binding.output("hidden", hidden)
         return binding
 
-    def _output(self, graph: str, tensor: Tensor, shape: tuple[int, ...]) -> Buffer:
+    def _output(self, graph: str, tensor: TensorSpec, shape: tuple[int, ...]) -> Buffer:
         """Return the memory of an output: the backbone's input, a log of ids, or memory of its own."""
         if tensor.name == "x":
             return self._step_buffer("x", shape[0])

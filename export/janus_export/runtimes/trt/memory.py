@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_export.bundle.contract import Tensor
 from janus_export.runtimes.memory import STORED, to_numbers, to_stored
 from janus_export.runtimes.trt.cuda import Gpu, Memory
+from janus_modular.interfaces import TensorSpec
 
 ALIGNMENT = 256  # bytes; what CUDA's own allocations have
 
@@ -76,8 +76,10 @@ class HostInputs:
     be 38 MB, and the GPU would stand still until all of it was generated.
     """
 
-    def __init__(self, gpu: Gpu, tensors: Sequence[Tensor], axes: Mapping[str, int], *, ahead: int) -> None:
-        """Lay out the tensors one behind the other; staging buffers are allocated when they are needed."""
+    def __init__(
+        self, gpu: Gpu, tensors: Sequence[TensorSpec], axes: Mapping[str, int], *, ahead: int
+    ) -> None:
+        """Lay out the tensors; staging buffers are allocated when they are needed."""
         self.gpu, self.ahead = gpu, ahead
         self.places: dict[str, tuple[int, tuple[int, ...], str]] = {}  # offset, shape, dtype
         self.size = 0

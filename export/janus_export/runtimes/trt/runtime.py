@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_export.bundle.bundle import Bundle, load_bundle
-from janus_export.bundle.contract import MAGNITUDE, GraphContract, Tensor, check_magnitude
+from janus_export.bundle.contract import MAGNITUDE, GraphContract, check_magnitude
 from janus_export.bundle.engines import BUILD, find_engines, read_engines
 from janus_export.errors import BundleError
 from janus_export.runtimes.trt.cuda import Gpu
@@ -20,6 +20,7 @@ from janus_export.runtimes.trt.library import Library
 from janus_export.runtimes.trt.memory import ALIGNMENT, DeviceTensor
 from janus_export.runtimes.trt.session import TensorRTSession
 from janus_modular import ConfigError, PromptError, Registry, Runtime, hookimpl
+from janus_modular.interfaces import TensorSpec
 
 
 @dataclass
@@ -167,7 +168,7 @@ class TensorRTRuntime:
         binding.enqueue()
         self.gpu.hold(binding)
 
-    def _on_gpu(self, given: Any, slot: Tensor, axes: Mapping[str, int]) -> DeviceTensor:
+    def _on_gpu(self, given: Any, slot: TensorSpec, axes: Mapping[str, int]) -> DeviceTensor:
         if isinstance(given, DeviceTensor):
             return given
         there = DeviceTensor.zeros(self.gpu, slot.sized(axes), slot.dtype)

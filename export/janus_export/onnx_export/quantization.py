@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Rounding:
+class QuantizationSpec:
     """How weights are rounded, and in which form graphs take them."""
 
     kind: str  # the variant, and the name of its weights
@@ -29,44 +29,48 @@ class Rounding:
         return -(1 << (self.bits - 1))
 
 
-def scales_of(weight: NDArray[np.float32], rounding: Rounding) -> NDArray[np.float32]:
+def scales_of(weight: NDArray[np.float32], quantization: QuantizationSpec) -> NDArray[np.float32]:
     """Return the scales (N, blocks) of weights (N, K)."""
-    blocks = _blocks(weight, rounding.block_size)  # (N, blocks, block)
+    blocks = _blocks(weight, quantization.block_size)  # (N, blocks, block)
     high, low = blocks.max(-1), blocks.min(-1)
-    return np.where(high > -low, high, low) / np.float32(rounding.lowest)
+    return np.where(high > -low, high, low) / np.float32(quantization.lowest)
 
 
 def codes_of(
-    weight: NDArray[np.float32], scales: NDArray[np.float32], rounding: Rounding
+    weight: NDArray[np.float32], scales: NDArray[np.float32], quantization: QuantizationSpec
 ) -> NDArray[np.int8]:
     """Return the signed codes (N, blocks, block) of weights (N, K)."""
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
-    codes = np.rint(_blocks(weight, rounding.block_size) * inverse[..., None])
-    return codes.clip(rounding.lowest, -rounding.lowest - 1).astype(np.int8)
+    codes = np.rint(_blocks(weight, quantization.block_size) * inverse[..., None])
+    return codes.clip(quantization.lowest, -quantization.lowest - 1).astype(np.int8)
 
 
-def pack(codes: NDArray[np.int8], rounding: Rounding) -> NDArray[np.uint8]:
+def pack(codes: NDArray[np.int8], quantization: QuantizationSpec) -> NDArray[np.uint8]:
     """Pack codes (N, blocks, block) into bytes (N, blocks, block * bits / 8), the first in the low bits.
 
     MatMulNBits counts codes from zero, so that half the range stands for 0; ONNX' INT4 is signed.
     """
     plain = codes.view(np.uint8)
-    if rounding.form == "nbits":
-        plain = plain + np.uint8(-rounding.lowest)
-    if rounding.bits == 8:
+    if quantization.form == "nbits":
+        plain = plain + np.uint8(-quantization.lowest)
+    if quantization.bits == 8:
         return plain
     plain = plain & np.uint8(0xF)
     return plain[..., ::2] | plain[..., 1::2] << np.uint8(4)
 
 
-def unpack(packed: NDArray[np.uint8], scales: NDArray[Any], rounding: Rounding) -> NDArray[np.float32]:
+def unpack(
+    packed: NDArray[np.uint8], scales: NDArray[Any], quantization: QuantizationSpec
+) -> NDArray[np.float32]:
     """Return the weights (N, blocks * block) that packed bytes stand for."""
-    if rounding.bits == 4:
+    if quantization.bits == 4:
         packed = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
-    if rounding.form == "nbits":
-        codes = packed.astype(np.int16) + rounding.lowest
+    if quantization.form == "nbits":
+        codes = packed.astype(np.int16) + quantization.lowest
     else:
-        codes = ((packed.astype(np.int16) ^ -rounding.lowest) & (-2 * rounding.lowest - 1)) + rounding.lowest
+        codes = (
+            (packed.astype(np.int16) ^ -quantization.lowest) & (-2 * quantization.lowest - 1)
+        ) + quantization.lowest
     weights = codes.astype(np.float32) * scales[..., None].astype(np.float32)
     return weights.reshape(len(packed), -1)
 
