@@ -1,5 +1,5 @@
-"""The demo: a small Janus trained from nothing on real images, measured on images that it never saw.
+"""The demo: a small Janus trained from scratch on real images, and evaluated on held-out images.
 
-Read ``run.py`` first: the whole course on one page. Everything is trained through the doors that a team
-would use for its own: `janus_modular.training.fit` for parts, `janus_modular.training.train` for stages.
+Read ``run.py`` first: the whole procedure on one page. It trains with the functions that users call:
+`janus_modular.training.loop.fit` for components, `janus_modular.training.train.train` for stages.
 """

@@ -1,8 +1,9 @@
-"""The papers' thesis on real images: reading and drawing want visual encoders of their own.
+"""An ablation of the papers' thesis: understanding and generation need separate visual encoders.
 
-Two models differ in one part. The decoupled one reads through the encoder of the config; the other reads
-through the vectors of its image tokenizer's codes, so that one VQ encoder serves both. For each seed they
-share the image tokenizer, the judge, the data and every stage (Janus, section 4.4 and table 5).
+Two models differ in one component. The decoupled model reads through the encoder of the config; the shared
+model reads through the codebook embeddings of its image tokenizer, so that one VQ encoder serves both. For
+each seed they share the image tokenizer, the classifier, the data and every stage (Janus, section 4.4 and
+table 5).
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from janus_modular.atomic_writes import write_text
 from janus_modular.config import load, resolve, to_plain
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins, default_plugins
-from janus_plugins.demo.evaluation import ask, draw
+from janus_plugins.demo.evaluation import ask, draw, recognised
 from janus_plugins.demo.phases import Demo
-from janus_plugins.demo.run import demo_folder, prepare_folder, recognised
+from janus_plugins.demo.run import demo_folder, prepare_folder
 from janus_plugins.demo.schema import DemoConfig
 
 SHARED = "tokenizer-features"
-"""The understanding encoder that is an image tokenizer (its codes' vectors are the features)."""
+"""The understanding encoder whose features are the codebook embeddings of an image tokenizer."""
 
 
 def run_ablation(
@@ -38,13 +39,13 @@ def run_ablation(
     quiet: bool = False,
     plugins: Plugins | None = None,
 ) -> list[dict[str, Any]]:
-    """Train both models for each seed and measure them; return, print and write a row a seed.
+    """Train and evaluate both models for each seed; return, print and write a row for each seed.
 
-    An ablation of the same settings that was interrupted in ``output`` goes on: its finished phases are kept.
+    An interrupted ablation of the same settings in ``output`` is continued: its finished phases are kept.
 
     Raises:
-        TrainingError: ``output`` holds something that is not a demo's, another process writes it, or a
-            launcher started several processes.
+        TrainingError: ``output`` holds files that are not a demo's, another process writes it, or a launcher
+            started several processes.
     """
     with demo_folder(output):
         return _run(raw, output, seeds, quiet, plugins or default_plugins())
@@ -53,22 +54,22 @@ def run_ablation(
 def _run(
     raw: Mapping[str, Any], output: Path, seeds: int, quiet: bool, plugins: Plugins
 ) -> list[dict[str, Any]]:
-    """Run an ablation in its folder, which is this process's own."""
+    """Run an ablation in its folder, which this process has locked."""
     settings = json.dumps({"seeds": seeds, "config": dict(raw)}, indent=2)
     if not prepare_folder(output, settings, result="ablation.json"):
-        for old in output.glob("seed*"):
-            shutil.rmtree(old)
+        for folder in output.glob("seed*"):
+            shutil.rmtree(folder)
     rows = [
-        _one_seed(load(raw, [f"seed={seed}"]), output / f"seed{seed}", quiet, plugins)
+        _run_seed(load(raw, [f"seed={seed}"]), output / f"seed{seed}", quiet, plugins)
         for seed in range(seeds)
     ]
     write_text(output / "ablation.json", json.dumps(rows, indent=2) + "\n")
-    Console().print(table(rows))
+    Console().print(ablation_table(rows))
     return rows
 
 
-def _one_seed(raw: dict[str, Any], output: Path, quiet: bool, plugins: Plugins) -> dict[str, Any]:
-    """Return the figures of both models."""
+def _run_seed(raw: dict[str, Any], output: Path, quiet: bool, plugins: Plugins) -> dict[str, Any]:
+    """Return the metrics of both models."""
     config = resolve(raw, DemoConfig, plugins)
     decoupled = Demo(config, output / "decoupled", plugins, quiet)
     classifier = decoupled.classifier()
@@ -77,19 +78,19 @@ def _one_seed(raw: dict[str, Any], output: Path, quiet: bool, plugins: Plugins) 
     shared.trained["understanding.encoder.tokenizer"] = decoupled.trained["generation.tokenizer"]
     decoupled.encoder()
     row: dict[str, Any] = {"seed": config.seed}
-    name, how = next(iter(config.drawings.items()))
+    name, settings = next(iter(config.drawings.items()))
     for arm, demo in (("decoupled", decoupled), ("shared", shared)):
         held_out = demo.open(config.held_out)
         janus = Janus.from_pretrained(demo.stages(), device="cpu", plugins=plugins)
         row[f"{arm}_reading_accuracy"] = round(ask(janus, held_out, config.seed).accuracy, 4)
-        drawings = draw(janus, held_out, how, config.count, config.seed)
+        drawings = draw(janus, held_out, settings, config.count, config.seed)
         row[f"{arm}_{name}"] = round(recognised(classifier, drawings), 4)
     row["reading_gain"] = round(row["decoupled_reading_accuracy"] - row["shared_reading_accuracy"], 4)
     return row
 
 
 def shared_config(raw: Mapping[str, Any], plugins: Plugins) -> DemoConfig:
-    """Return the config with one VQ encoder for both paths; nothing of it is trained in the stages."""
+    """Return the config with one VQ encoder for both paths, which no stage trains."""
     config = resolve(raw, DemoConfig, plugins)
     plain = to_plain(config)
     path = plain["model"]["generation"]
@@ -103,8 +104,8 @@ def shared_config(raw: Mapping[str, Any], plugins: Plugins) -> DemoConfig:
     return resolve(plain, DemoConfig, plugins)
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
-    """Return the rows, and their means, for printing."""
+def ablation_table(rows: list[dict[str, Any]]) -> Table:
+    """Return the rows and their means, for the terminal."""
     view = Table(*(name.replace("_", " ") for name in rows[0]), title="Decoupled against shared")
     for row in rows:
         view.add_row(*(str(value) for value in row.values()))

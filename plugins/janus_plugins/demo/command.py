@@ -1,4 +1,4 @@
-"""``demo``: train a small Janus on real images, ask it, let it draw."""
+"""The command ``demo``: train and evaluate a small Janus on real images."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typer.core import TyperGroup
 
 
 class DemoGroup(TyperGroup):
-    """Runs the demo itself unless another command of the group is named."""
+    """A group whose default command is ``run``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put ``run`` before what is not a command."""
+        """Insert ``run`` unless the line names a command of the group."""
         if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
             args = ["run", *args]
         return super().parse_args(ctx, args)
@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
 )
 Config = Annotated[str, typer.Option(help="A YAML file, or a shipped name.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Changes.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Overrides.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
@@ -33,31 +33,31 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 def run(
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder of the report and the model.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Of all chance.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, samples and drawings.")] = 0,
     config: Config = "demo/digits",
     quiet: Quiet = False,
 ) -> None:
-    """Train, measure and report: minutes on two CPU cores. It is what demo alone does.
+    """Train, evaluate and report: minutes on two CPU cores. The default command of the group.
 
-    A demo that was interrupted goes on where it stopped, if its settings are the same.
+    An interrupted demo is continued if its settings are the same.
     """
     from janus_modular.config import load, resolve
     from janus_plugins.demo.run import run_demo
     from janus_plugins.demo.schema import DemoConfig
 
-    chosen = resolve(load(config, [f"seed={seed}", *(overrides or [])]), DemoConfig)
-    run_demo(chosen, out, quiet=quiet)
+    resolved = resolve(load(config, [f"seed={seed}", *(overrides or [])]), DemoConfig)
+    run_demo(resolved, out, quiet=quiet)
 
 
 @app.command()
 def ablation(
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder of the table and the runs.")] = Path("runs/ablation"),
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
     config: Config = "demo/digits",
     quiet: Quiet = False,
 ) -> None:
-    """Compare two encoders, one for reading and one for drawing, with one shared VQ encoder."""
+    """Compare separate encoders for understanding and generation with one shared VQ encoder."""
     from janus_modular.config import load
     from janus_plugins.demo.ablation import run_ablation
 

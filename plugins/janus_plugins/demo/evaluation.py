@@ -1,4 +1,7 @@
-"""Asks a trained model about held-out images and lets it draw, through the API that everybody uses."""
+"""Evaluation of the trained model on held-out images: answers, drawings, and metrics with their thresholds.
+
+All distances are between pixels in [0, 1].
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,62 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from janus_modular.interfaces import ImageTokenizer
 from janus_modular.janus import Janus
 from janus_modular.sequence import Text
-from janus_plugins.demo.labelled_images import LabelledImages
+from janus_plugins.demo.labelled_images import LabelledImages, to_pixels
+from janus_plugins.demo.networks import Classifier
 from janus_plugins.demo.schema import DrawingConfig
 
-AT_ONCE = 100  # rows of a batch
+BATCH_SIZE = 100
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The least value that a metric should have."""
+
+    name: str
+    least: float  # 0: the metric has no threshold
+    description: str
+
+
+THRESHOLDS = (
+    Threshold("reading_accuracy", 0.97, "held-out images read correctly"),
+    Threshold("drawing_accuracy", 0.97, "drawings that the classifier recognises as the requested class"),
+    Threshold("drawing_accuracy_t1", 0.95, "the same at temperature 1"),
+    Threshold("drawing_accuracy_t1_g1", 0.0, "the same without guidance"),
+    Threshold("classifier_accuracy", 0.98, "the classifier itself, on held-out images"),
+    Threshold("diversity_ratio", 0.6, "distance between drawings of a class, relative to real images"),
+    Threshold("nearest_ratio", 0.9, "distance to the nearest training image, relative to real images"),
+    Threshold("codes_used", 0.9, "share of the codebook in use on held-out images"),
+    Threshold("psnr_db", 21.0, "reconstruction of held-out images by the image tokenizer"),
+)
 
 
 @dataclass
 class Answers:
-    """What was asked about each held-out image, and what came back."""
+    """One question about each held-out image, with the model's answer."""
 
     questions: list[str]
     answers: list[str]
-    found: list[int | None]  # the class that an answer names
-    truth: NDArray[np.int64]
+    predicted: list[int | None]  # the class that an answer names
+    labels: NDArray[np.int64]
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Return for each answer whether it is right; an answer that names no class, or two, is wrong."""
+        return np.array([p == label for p, label in zip(self.predicted, self.labels, strict=True)])
 
     @property
     def accuracy(self) -> float:
-        """Return the share of right answers; an answer that names no class, or two, is wrong."""
-        return float(np.mean([said == right for said, right in zip(self.found, self.truth, strict=True)]))
+        """Return the share of right answers."""
+        return float(np.mean(self.correct))
 
 
 @dataclass
@@ -38,33 +73,41 @@ class Drawings:
     """Images drawn from prompts."""
 
     prompts: list[str]
-    labels: NDArray[np.int64]  # what was asked for
+    labels: NDArray[np.int64]  # the requested classes
     images: list[Image.Image]
+
+    def of_class(self, label: int) -> list[Image.Image]:
+        """Return the drawings of one class."""
+        return [image for image, own in zip(self.images, self.labels, strict=True) if own == label]
 
 
 def ask(janus: Janus, held_out: LabelledImages, seed: int) -> Answers:
-    """Ask one question about every held-out image, greedily."""
+    """Ask one question about every held-out image; answers are decoded greedily."""
     rng = np.random.default_rng(seed)
-    asked = [held_out.sample(i, rng).messages[:1] for i in range(len(held_out))]
+    prompts = [held_out.sample(i, rng).messages[:1] for i in range(len(held_out))]
     answers: list[str] = []
-    for start in range(0, len(asked), AT_ONCE):
-        some = [(messages, ()) for messages in asked[start : start + AT_ONCE]]
-        answers += janus.chat_batch(some, max_tokens=24)
-    questions = [" ".join(s.text for s in m[0].content if isinstance(s, Text)) for m in asked]
-    return Answers(questions, answers, [named(one, held_out.names) for one in answers], held_out.labels)
+    for start in range(0, len(prompts), BATCH_SIZE):
+        batch = [(messages, ()) for messages in prompts[start : start + BATCH_SIZE]]
+        answers += janus.chat_batch(batch, max_tokens=24)
+    questions = [
+        " ".join(segment.text for segment in messages[0].content if isinstance(segment, Text))
+        for messages in prompts
+    ]
+    predicted = [named_class(answer, held_out.names) for answer in answers]
+    return Answers(questions, answers, predicted, held_out.labels)
 
 
 def draw(janus: Janus, held_out: LabelledImages, settings: DrawingConfig, count: int, seed: int) -> Drawings:
-    """Draw ``count`` images, the classes in turn, each from a prompt and noise of its own.
+    """Draw ``count`` images, of the classes in turn, each from a prompt and noise of its own.
 
-    Different prompts share their noise unless they are numbered, and measures of such drawings vary more.
+    Without numbers, different prompts share their noise, and metrics of such drawings vary more.
     """
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % len(held_out.names)
     prompts = [held_out.prompt(int(label), rng) for label in labels]
     images = janus.draw(
         prompts,
-        batch_size=AT_ONCE,
+        batch_size=BATCH_SIZE,
         guidance=settings.guidance,
         temperature=settings.temperature,
         seed=seed,
@@ -73,34 +116,38 @@ def draw(janus: Janus, held_out: LabelledImages, settings: DrawingConfig, count:
     return Drawings(prompts, labels, images)
 
 
-Array = NDArray[np.float32]
+@torch.inference_mode()
+def reconstruct(tokenizer: ImageTokenizer, held_out: LabelledImages) -> tuple[list[Image.Image], int]:
+    """Encode and decode images with the tokenizer; return them, and the number of different codes."""
+    low, high = tokenizer.value_range
+    pixels = to_pixels(held_out.images)
+    codes = tokenizer.encode(low + pixels / 255 * (high - low))
+    height, width = pixels.shape[-2:]
+    decoded = tokenizer.decode(codes, height=height, width=width)
+    reconstructed = ((decoded - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
+    images = [Image.fromarray(image) for image in reconstructed.permute(0, 2, 3, 1).numpy()]
+    return images, len(codes.unique())
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """How good a figure has to be."""
-
-    name: str
-    least: float
-    what: str  # in words
+def recognised(classifier: Classifier, drawings: Drawings) -> float:
+    """Return the share of drawings in which the classifier sees the requested class."""
+    return float(np.mean(classifier.classify(drawings.images).numpy() == drawings.labels))
 
 
-THRESHOLDS = (
-    Threshold("reading_accuracy", 0.97, "held-out images read correctly"),
-    Threshold("drawing_accuracy", 0.97, "drawings recognised as what was asked for"),
-    Threshold("drawing_accuracy_t1", 0.95, "the same at temperature 1"),
-    Threshold("drawing_accuracy_t1_g1", 0.0, "the same without guidance"),
-    Threshold("classifier_accuracy", 0.98, "the judge of the drawings, on held-out images"),
-    Threshold("diversity_ratio", 0.6, "how far drawings of a class are apart, against real ones"),
-    Threshold("nearest_ratio", 0.9, "distance to the nearest training image, against real ones"),
-    Threshold("codes_used", 0.9, "share of the codebook in use on held-out images"),
-    Threshold("psnr_db", 21.0, "of held-out images through the image tokenizer"),
-)
+def variety(drawings: Drawings, train: LabelledImages, held_out: LabelledImages) -> dict[str, float]:
+    """Return metrics of drawings relative to held-out images: diversity, distance to the training images."""
+    drawn, real, known = (to_grey(source.images) for source in (drawings, held_out, train))
+    return {
+        "diversity_ratio": diversity(drawn, drawings.labels) / diversity(real, held_out.labels),
+        "nearest_ratio": nearest_distance(drawn, known) / nearest_distance(real, known),
+    }
 
 
-def flat(images: Sequence[Image.Image]) -> Array:
-    """Return images of one size as greys (N, pixels) in [0, 1]."""
-    return np.stack([np.asarray(one.convert("L"), np.float32).ravel() for one in images]) / np.float32(255)
+def to_grey(images: Sequence[Image.Image]) -> Array:
+    """Return images of one size as grey values (N, pixels) in [0, 1]."""
+    return np.stack([np.asarray(image.convert("L"), np.float32).ravel() for image in images]) / np.float32(
+        255
+    )
 
 
 def distances(a: Array, b: Array) -> Array:
@@ -109,35 +156,35 @@ def distances(a: Array, b: Array) -> Array:
     return np.sqrt(np.maximum(square, 0))
 
 
-def spread(images: Array, labels: NDArray[np.int64]) -> float:
+def diversity(images: Array, labels: NDArray[np.int64]) -> float:
     """Return the mean distance of two different images of a class, averaged over the classes."""
     means = []
     for label in np.unique(labels):
-        of_class = images[labels == label]
-        n = len(of_class)
-        means.append(distances(of_class, of_class).sum() / (n * (n - 1)))
+        same_class = images[labels == label]
+        n = len(same_class)
+        means.append(distances(same_class, same_class).sum() / (n * (n - 1)))
     return float(np.mean(means))
 
 
-def nearest(images: Array, known: Array) -> float:
-    """Return the mean distance to the nearest of ``known``."""
+def nearest_distance(images: Array, known: Array) -> float:
+    """Return the mean distance to the nearest of the images ``known``."""
     return float(distances(images, known).min(1).mean())
 
 
-def psnr(images: Array, restored: Array) -> float:
-    """Return the peak signal-to-noise ratio in dB, of a peak of 1, averaged over images."""
-    return float((-10 * np.log10(((images - restored) ** 2).mean(1))).mean())
+def psnr(images: Array, reconstructed: Array) -> float:
+    """Return the peak signal-to-noise ratio in dB, for a peak of 1, averaged over images."""
+    return float((-10 * np.log10(((images - reconstructed) ** 2).mean(1))).mean())
 
 
-def named(answer: str, names: Sequence[str]) -> int | None:
-    """Return which one of ``names`` an answer says; None where it says none, or more than one."""
-    said = [i for i, name in enumerate(names) if re.search(rf"\b{re.escape(name)}\b", answer.lower())]
-    return said[0] if len(said) == 1 else None
+def named_class(answer: str, names: Sequence[str]) -> int | None:
+    """Return the index of the name that an answer holds; None if it holds no name, or several."""
+    matches = [i for i, name in enumerate(names) if re.search(rf"\b{re.escape(name)}\b", answer.lower())]
+    return matches[0] if len(matches) == 1 else None
 
 
-def confusion(truth: NDArray[np.int64], found: Sequence[int | None], classes: int) -> NDArray[np.int64]:
-    """Count (classes, classes + 1) what each class was taken for; the last column: for nothing."""
+def confusion(labels: NDArray[np.int64], predicted: Sequence[int | None], classes: int) -> NDArray[np.int64]:
+    """Return counts (classes, classes + 1) of labels and predictions; the last column: no prediction."""
     table = np.zeros((classes, classes + 1), np.int64)
-    for right, said in zip(truth, found, strict=True):
-        table[right, classes if said is None else said] += 1
+    for label, prediction in zip(labels, predicted, strict=True):
+        table[label, classes if prediction is None else prediction] += 1
     return table

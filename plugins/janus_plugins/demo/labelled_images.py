@@ -1,4 +1,4 @@
-"""Labelled images: what a source must offer to be demonstrated on, and batches of its pixels."""
+"""Labelled images: the interface of a source that the demo can use, and batches of its pixels."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from janus_modular.sequence import ImageInput, ImageTarget, Sample
 
 
 class LabelledImages(Protocol):
-    """A source whose images have a class each, known by name."""
+    """A source whose images have one class each, known by name."""
 
-    images: Sequence[Image.Image]  # as they are, in order of their index
-    labels: NDArray[np.int64]  # (len,) class of each
+    images: Sequence[Image.Image]  # without augmentation, by index
+    labels: NDArray[np.int64]  # (len,) class of each image
     names: Sequence[str]  # of the classes
 
     def __len__(self) -> int: ...
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """Return sample ``index``, changed a little if it is to be learned from."""
+        """Return sample ``index``; training samples are augmented."""
         ...
 
     def prompt(self, label: int, rng: np.random.Generator) -> str:
-        """Ask for a drawing of a class, in one of several ways."""
+        """Return one of several prompts for a drawing of a class."""
         ...
 
 
-def image_in(sample: Sample) -> Image.Image:
+def first_image(sample: Sample) -> Image.Image:
     """Return the first image of a sample."""
     segments = (segment for message in sample.messages for segment in message.content)
-    return next(one.image for one in segments if isinstance(one, ImageInput | ImageTarget))
+    return next(segment.image for segment in segments if isinstance(segment, ImageInput | ImageTarget))
 
 
-def as_pixels(images: Sequence[Image.Image]) -> Tensor:
-    """Stack images of one size as (N, 3, H, W), uint8; channels last in memory: faster on CPUs."""
-    stacked = np.stack([np.asarray(one.convert("RGB")) for one in images])  # (N, H, W, 3)
+def to_pixels(images: Sequence[Image.Image]) -> Tensor:
+    """Return images of one size as (N, 3, H, W), uint8, channels last in memory, which is faster on CPUs."""
+    stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])  # (N, H, W, 3)
     return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
 def batches(source: LabelledImages, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """Yield pixels (size, 3, H, W) uint8, labels (size,) and prompts without end, drawn at random."""
+    """Yield pixels (size, 3, H, W) uint8, labels (size,) and prompts without end, sampled at random."""
     rng = np.random.default_rng(seed)
     labels = torch.from_numpy(source.labels)
     while True:
-        chosen = rng.integers(len(source), size=size)
-        pixels = as_pixels([image_in(source.sample(int(i), rng)) for i in chosen])
-        prompts = [source.prompt(int(source.labels[i]), rng) for i in chosen]
-        yield pixels, labels[chosen], prompts
+        indices = rng.integers(len(source), size=size)
+        pixels = to_pixels([first_image(source.sample(int(i), rng)) for i in indices])
+        prompts = [source.prompt(int(source.labels[i]), rng) for i in indices]
+        yield pixels, labels[indices], prompts

@@ -1,6 +1,6 @@
-"""The phases of the demo: parts trained on their own, then the stages, each from where the last one ended.
+"""The training phases of the demo: components on their own, then the stages, one after the other.
 
-A phase that has left its result in the folder is not run again, and a stage that was interrupted is resumed.
+A phase whose result is in the folder is not run again, and an interrupted stage is resumed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from janus_modular.training.schema import TrainConfig
 from janus_modular.training.train import train
 from janus_modular.weights.files import open_weights
 from janus_modular.weights.writing import write_weights
-from janus_plugins.demo.labelled_images import LabelledImages, as_pixels, batches
+from janus_plugins.demo.labelled_images import LabelledImages, batches, to_pixels
 from janus_plugins.demo.networks import Classifier, Contrastive
 from janus_plugins.demo.schema import DemoConfig, PhaseConfig
 
@@ -36,31 +36,31 @@ ENCODER = "understanding.encoder"
 
 @dataclass
 class Demo:
-    """A configured demo: where it writes, what it knows, and the parts that are trained by now."""
+    """A demo, its folder, and the components that are trained so far."""
 
     config: DemoConfig
     output: Path
     plugins: Plugins
     quiet: bool = False
-    trained: dict[str, Path] = field(default_factory=dict)  # parts of the model by path: their weights
+    trained: dict[str, Path] = field(default_factory=dict)  # folders of weights, by the component's path
 
-    def open(self, part: ComponentSpec) -> LabelledImages:
+    def open(self, spec: ComponentSpec) -> LabelledImages:
         """Open a source of labelled images."""
-        return cast(LabelledImages, ModelBuilder(self.plugins)(part))
+        return cast(LabelledImages, ModelBuilder(self.plugins)(spec))
 
     def classifier(self) -> Classifier:
-        """Train the judge."""
+        """Return the trained classifier."""
         source = self.open(self.config.images)
         torch.manual_seed(self.config.seed)
         classifier = Classifier(len(source.names))
-        classifier(as_pixels(source.images[:2]))  # its last layer learns its width
+        classifier(to_pixels(source.images[:2]))  # initialises the lazy last layer
         if not self._restore("classifier", classifier):
             self._fit(classifier, "classifier", self.config.classifier, source)
-            self._keep("classifier", classifier)
+            self._save("classifier", classifier)
         return classifier
 
     def tokenizer(self) -> ImageTokenizer:
-        """Train the image tokenizer of the drawing path."""
+        """Return the trained image tokenizer of the generation path."""
         tokenizer = cast(ImageTokenizer, self._model().get_submodule(TOKENIZER))
         low, high = tokenizer.value_range
 
@@ -70,33 +70,33 @@ class Demo:
         module = cast(nn.Module, tokenizer)
         if not self._restore(TOKENIZER, module):
             self._fit(module, "tokenizer", self.config.tokenizer, self.open(self.config.images), losses)
-            self._keep(TOKENIZER, module)
+            self._save(TOKENIZER, module)
         self.trained[TOKENIZER] = self._folder(TOKENIZER)
         return tokenizer
 
     def encoder(self) -> None:
-        """Train the understanding encoder against captions; one that needs no training is left alone."""
+        """Train the understanding encoder on captions, unless the config says that it needs no training."""
         if self.config.encoder is None:
             return
         path = self._model().understanding
-        both = Contrastive(cast(nn.Module, path.encoder), path.encoder.feature_dim, path.normalize)
-        if not self._restore(ENCODER, both.encoder):
-            self._fit(both, "encoder", self.config.encoder, self.open(self.config.images))
-            self._keep(ENCODER, both.encoder)
+        contrastive = Contrastive(cast(nn.Module, path.encoder), path.encoder.feature_dim, path.normalize)
+        if not self._restore(ENCODER, contrastive.encoder):
+            self._fit(contrastive, "encoder", self.config.encoder, self.open(self.config.images))
+            self._save(ENCODER, contrastive.encoder)
         self.trained[ENCODER] = self._folder(ENCODER)
 
     def stages(self) -> Path:
-        """Train the stages; return the folder of the finished model."""
+        """Train the stages; return the folder of the trained model."""
         start: dict[str, Any] = {"model": self.model_config()}
         for config in self.stage_configs(start):
-            done = self._stage(config)
+            result = self._stage(config)
         model = self.output / "model"
         shutil.rmtree(model, ignore_errors=True)
-        shutil.copytree(done, model)
+        shutil.copytree(result, model)
         return model
 
     def stage_configs(self, start: dict[str, Any]) -> Iterator[TrainConfig]:
-        """Yield each stage as the training config that it is; all after the first start from the last."""
+        """Yield the training config of each stage; all but the first start from the previous stage."""
         plain = to_plain(self.config)
         shared = {key: plain[key] for key in ("sources", "trackers", "seed")} | plain["common"]
         for name, stage in plain["stages"].items():
@@ -105,13 +105,13 @@ class Demo:
             start = {"init": str(output / "model")}
 
     def model_config(self) -> dict[str, Any]:
-        """Return the model's config with the trained parts named as its ``pretrained`` ones."""
+        """Return the model's config, with the trained components as its ``pretrained`` weights."""
         model = deepcopy(to_plain(self.config.model))
         for path, folder in self.trained.items():
-            part = model
+            section = model
             for key in path.split("."):
-                part = part[key]
-            part["pretrained"] = str(folder)
+                section = section[key]
+            section["pretrained"] = str(folder)
         return cast(dict[str, Any], model)
 
     def _model(self) -> JanusModel:
@@ -123,22 +123,22 @@ class Demo:
         if (output / "model").is_dir():
             return output / "model"
         resume = newest_checkpoint(output) is not None
-        if not resume:  # killed before its first checkpoint
+        if not resume:  # without a checkpoint, the stage starts again
             shutil.rmtree(output, ignore_errors=True)
         return train(config, resume=resume, quiet=self.quiet, title=output.name, plugins=self.plugins)
 
-    def _folder(self, part: str) -> Path:
-        return self.output / "parts" / part
+    def _folder(self, component: str) -> Path:
+        return self.output / "parts" / component
 
-    def _keep(self, part: str, module: nn.Module) -> None:
-        self._folder(part).mkdir(parents=True, exist_ok=True)
-        write_weights(self._folder(part), module.state_dict().items())
+    def _save(self, component: str, module: nn.Module) -> None:
+        self._folder(component).mkdir(parents=True, exist_ok=True)
+        write_weights(self._folder(component), module.state_dict().items())
 
-    def _restore(self, part: str, module: nn.Module) -> bool:
-        """Load the weights that an earlier run of this demo kept; return whether there were any."""
-        if not (self._folder(part) / "model.safetensors").is_file():
+    def _restore(self, component: str, module: nn.Module) -> bool:
+        """Load the weights that an earlier run of this demo saved; return False if there are none."""
+        if not (self._folder(component) / "model.safetensors").is_file():
             return False
-        module.load_state_dict(dict(open_weights(self._folder(part)).items()))
+        module.load_state_dict(dict(open_weights(self._folder(component)).items()))
         module.eval()
         return True
 

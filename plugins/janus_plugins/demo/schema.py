@@ -1,4 +1,4 @@
-"""The configuration of a demo: a model, labelled images, the phases, and how it is measured."""
+"""The configuration of a demo: a model, labelled images, the training phases, and the evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 
 @dataclass
 class PhaseConfig:
-    """How a part is trained on its own."""
+    """How one component is trained on its own."""
 
     batch: int = 64  # images a step
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -21,7 +21,7 @@ class PhaseConfig:
 
 @dataclass
 class DrawingConfig:
-    """How images are drawn when they are measured."""
+    """The settings of drawings that are evaluated."""
 
     guidance: float = 2.0  # 1: none
     temperature: float = 1.0
@@ -29,28 +29,26 @@ class DrawingConfig:
 
 @dataclass
 class DemoConfig:
-    """What is trained, on what, and what is asked of it afterwards."""
+    """A demo: components, stages, evaluation and post-training steps."""
 
     model: ModelConfig
-    images: ComponentSpec = component(
-        "sources"
-    )  # labelled images with prompts: what the parts are trained on
-    held_out: ComponentSpec = component("sources")  # labelled images with questions, never trained on
-    sources: dict[str, ComponentSpec] = component("sources")  # what the stages mix, by name
-    classifier: PhaseConfig = field(default_factory=PhaseConfig)  # the independent judge of drawings
-    tokenizer: PhaseConfig = field(default_factory=PhaseConfig)  # the drawing path's image tokenizer
-    encoder: PhaseConfig | None = field(default_factory=PhaseConfig)  # None: the encoder needs no training
+    images: ComponentSpec = component("sources")  # labelled images with prompts, to train the components
+    held_out: ComponentSpec = component("sources")  # labelled images with questions, for evaluation alone
+    sources: dict[str, ComponentSpec] = component("sources")  # the sources of the stages' mixtures, by name
+    classifier: PhaseConfig = field(default_factory=PhaseConfig)  # the independent classifier of drawings
+    tokenizer: PhaseConfig = field(default_factory=PhaseConfig)  # the image tokenizer
+    encoder: PhaseConfig | None = field(default_factory=PhaseConfig)  # null: the encoder needs no training
     stages: dict[str, Any] = field(
         default_factory=dict
-    )  # training configs, in order; each starts from the last
-    common: dict[str, Any] = field(default_factory=dict)  # what all stages share
-    trackers: list[ComponentSpec] = component("trackers")  # who keeps the figures of every phase
-    drawings: dict[str, DrawingConfig] = field(default_factory=dict)  # by the name of its accuracy
+    )  # training configs, in order; each starts from the previous one
+    common: dict[str, Any] = field(default_factory=dict)  # settings that all stages share
+    trackers: list[ComponentSpec] = component("trackers")  # where the metrics of every phase are logged
+    drawings: dict[str, DrawingConfig] = field(default_factory=dict)  # by the name of the accuracy metric
     count: int = 200  # drawings for each of these
-    post_training_steps: list[str] = field(default_factory=list)  # other packages' steps, by name, in order
-    seed: int = 0  # of all chance
+    post_training_steps: list[str] = field(default_factory=list)  # by name, in order; of other packages
+    seed: int = 0  # of weights, samples and drawings
 
     def __post_init__(self) -> None:
-        """Refuse a demo that would fail at its end, after minutes of training."""
+        """Raise an error for a demo that would fail at its end, after minutes of training."""
         if self.count < 1 or self.seed < 0:
             raise ValueError(f"count {self.count}, seed {self.seed}: expected at least 1, and at least 0.")

@@ -23,11 +23,11 @@ def batch(count: int = 24) -> tuple[Tensor, Tensor, list[str]]:
 
 def test_learns_what_belongs_together() -> None:
     torch.manual_seed(0)
-    both = Contrastive(Greys(), 3, lambda pixels: pixels)
-    optimizer = torch.optim.Adam(both.parameters(), 0.05)
+    contrastive = Contrastive(Greys(), 3, lambda pixels: pixels)
+    optimizer = torch.optim.Adam(contrastive.parameters(), 0.05)
     first = None
     for _ in range(60):
-        loss = both.losses(batch())["pairs"]
+        loss = contrastive.losses(batch())["pairs"]
         first = first or loss.item()
         optimizer.zero_grad()
         loss.backward()
@@ -35,15 +35,20 @@ def test_learns_what_belongs_together() -> None:
     assert loss.item() < 0.3 * first
     pixels, labels, _ = batch(3)
     captions = ["Draw red.", "please GREEN", "a blue"]  # words decide, wherever they stand
-    found = (both.see(pixels) @ both.read(captions).T).argmax(-1)
+    found = (contrastive.embed_images(pixels) @ contrastive.embed_captions(captions).T).argmax(-1)
     assert found.tolist() == labels.tolist()
 
 
 def test_the_loss_is_binary_cross_entropy_over_pairs() -> None:
     torch.manual_seed(0)
-    both = Contrastive(Greys(), 3, lambda pixels: pixels)
+    contrastive = Contrastive(Greys(), 3, lambda pixels: pixels)
     pixels, labels, captions = batch(6)
-    logits = both.see(pixels) @ both.read(captions).T * both.scale.exp() + both.bias
-    agree = (labels[:, None] == labels[None]).float()
-    expected = nn.functional.binary_cross_entropy_with_logits(logits, agree, reduction="none").sum(1).mean()
-    torch.testing.assert_close(both.losses((pixels, labels, captions))["pairs"], expected)
+    logits = (
+        contrastive.embed_images(pixels) @ contrastive.embed_captions(captions).T * contrastive.scale.exp()
+        + contrastive.bias
+    )
+    is_positive = (labels[:, None] == labels[None]).float()
+    expected = (
+        nn.functional.binary_cross_entropy_with_logits(logits, is_positive, reduction="none").sum(1).mean()
+    )
+    torch.testing.assert_close(contrastive.losses((pixels, labels, captions))["pairs"], expected)

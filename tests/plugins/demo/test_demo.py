@@ -25,10 +25,10 @@ from janus_modular.training.run_folder import LOCK
 from janus_modular.training.schema import TrainConfig
 from janus_plugins.demo import phases, post_training
 from janus_plugins.demo.ablation import run_ablation, shared_config
-from janus_plugins.demo.run import MARK, run_demo
+from janus_plugins.demo.run import SETTINGS, run_demo
 from janus_plugins.demo.schema import DemoConfig
 
-FIGURES = {
+METRICS = {
     "reading_accuracy",
     "drawing_accuracy",
     "drawing_accuracy_t1",
@@ -71,7 +71,7 @@ def ran(quick: dict[str, Any], tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     old = tmp_path / "demo" / "model" / "old.txt"
     old.parent.mkdir(parents=True)
     old.write_text("of an earlier demo")
-    (tmp_path / "demo" / MARK).touch()
+    (tmp_path / "demo" / SETTINGS).touch()
     return tmp_path / "demo", run_demo(demo(quick), tmp_path / "demo", quiet=True)
 
 
@@ -79,7 +79,7 @@ def test_report(ran: tuple[Path, dict[str, Any]]) -> None:
     folder, told = ran
     report = json.loads((folder / "report.json").read_text())
     assert report == told
-    assert {name for name in report if not name.startswith("settings.")} == FIGURES
+    assert {name for name in report if not name.startswith("settings.")} == METRICS
     assert report["settings.drawings.drawing_accuracy.guidance"] == 2
     assert not any(isinstance(value, dict) for value in report.values())
 

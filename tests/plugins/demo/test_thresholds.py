@@ -14,11 +14,11 @@ from janus_plugins.demo.schema import DemoConfig
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.proof) for seed in (1, 2))])
-def test_meets_its_bars(seed: int, tmp_path: Path) -> None:
+def test_meets_its_thresholds(seed: int, tmp_path: Path) -> None:
     report = run_demo(
         resolve(load("demo/digits", [f"seed={seed}"]), DemoConfig), tmp_path / "demo", quiet=True
     )
-    assert [bar.name for bar in THRESHOLDS if report[bar.name] < bar.least] == []
+    assert [t.name for t in THRESHOLDS if report[t.name] < t.least] == []
     guided, alone = report["drawing_accuracy_t1"], report["drawing_accuracy_t1_g1"]
     assert guided >= alone + 0.05 or alone >= 0.95
     assert (report["bundle_variants_passed"], report["bundle_codes_equal"]) == (1, 1)

@@ -7,7 +7,15 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix, pairwise_distances
 
-from janus_plugins.demo.evaluation import confusion, distances, flat, named, nearest, psnr, spread
+from janus_plugins.demo.evaluation import (
+    confusion,
+    distances,
+    diversity,
+    named_class,
+    nearest_distance,
+    psnr,
+    to_grey,
+)
 
 RNG = np.random.default_rng(0)
 SOME, OTHERS = RNG.random((9, 12), np.float32), RNG.random((7, 12), np.float32)
@@ -24,12 +32,14 @@ def test_spread_is_the_mean_over_pairs_of_a_class() -> None:
         of_class = pairwise_distances(SOME[labels == label])
         by_class.append(of_class[np.triu_indices(len(of_class), 1)].mean())
     # float32, distances by the binomial formula: 1e-3 of a distance to itself, which is 0
-    assert spread(SOME, labels) == pytest.approx(np.mean(by_class), rel=1e-3)
+    assert diversity(SOME, labels) == pytest.approx(np.mean(by_class), rel=1e-3)
 
 
 def test_nearest() -> None:
-    assert nearest(SOME, OTHERS) == pytest.approx(pairwise_distances(SOME, OTHERS).min(1).mean(), rel=1e-4)
-    assert nearest(SOME, SOME) < 1e-3
+    assert nearest_distance(SOME, OTHERS) == pytest.approx(
+        pairwise_distances(SOME, OTHERS).min(1).mean(), rel=1e-4
+    )
+    assert nearest_distance(SOME, SOME) < 1e-3
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -38,7 +48,7 @@ def test_psnr_of_a_known_error() -> None:
 
 def test_flat() -> None:
     grey = Image.fromarray(np.array([[0, 255], [51, 102]], np.uint8))
-    np.testing.assert_allclose(flat([grey, grey.convert("RGB")]), [[0, 1, 0.2, 0.4]] * 2)
+    np.testing.assert_allclose(to_grey([grey, grey.convert("RGB")]), [[0, 1, 0.2, 0.4]] * 2)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +56,7 @@ def test_flat() -> None:
     [("It is two.", 1), ("TWO", 1), ("one or two", None), ("", None), ("someone", None), ("one, one", 0)],
 )
 def test_named(answer: str, found: int | None) -> None:
-    assert named(answer, ["one", "two"]) == found
+    assert named_class(answer, ["one", "two"]) == found
 
 
 def test_confusion() -> None:
