@@ -351,7 +351,10 @@ class GenerationPath(Protocol):
         ...
 
     def losses(self, hidden: Tensor, targets: Any) -> Mapping[str, Tensor]:
-        """Return named losses, each (N, P) and unreduced, from hidden states (N, num_tokens, D)."""
+        """Return named losses from hidden states (N, num_tokens, D).
+
+        A loss is per position (N, P), or per image (N,) and then counts for each position of the image.
+        """
         ...
 
     def graphs(self) -> Sequence[GraphSpec]:

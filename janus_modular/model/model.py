@@ -160,7 +160,9 @@ class JanusModel(nn.Module):
             at = at.roll(-1, dims=1)
         hidden = output.hidden[at].view(-1, self.generation.num_tokens, output.hidden.shape[-1])  # (N, P, D)
         supervised = cast(Tensor, batch.generation_supervised)
-        for name, loss in self.generation.losses(hidden, targets).items():  # (N, P)
+        for name, loss in self.generation.losses(hidden, targets).items():  # (N, P), or (N,)
+            if loss.ndim == 1:  # the loss of an image counts as that of each of its positions
+                loss = loss[:, None].expand(hidden.shape[:2])
             output.losses[name] = loss[supervised].flatten()
             if batch.image_source is not None:
                 output.sources[name] = batch.image_source[supervised].repeat_interleave(loss.shape[1])

@@ -101,6 +101,25 @@ def test_losses_are_cross_entropy_of_what_comes_next(
     torch.testing.assert_close(output.losses["image"], torch.stack(drawn))
 
 
+def test_a_loss_per_image_counts_as_the_loss_of_its_positions(
+    built: tuple[JanusModel, Processor], sequences: list[Sequence], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = built
+    path, batch = model.generation, collate(sequences)
+    losses = path.losses
+    with torch.no_grad():
+        per_position = model(batch)
+
+        def per_image_losses(hidden: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {name: loss.mean(1) for name, loss in losses(hidden, targets).items()}
+
+        monkeypatch.setattr(path, "losses", per_image_losses)
+        per_image = model(batch)
+    expected = per_position.losses["image"].view(-1, path.num_tokens).mean(1)
+    torch.testing.assert_close(per_image.losses["image"], expected.repeat_interleave(path.num_tokens))
+    assert torch.equal(per_image.sources["image"], per_position.sources["image"])
+
+
 def test_an_image_reaches_what_follows_and_nothing_before(
     built: tuple[JanusModel, Processor], sequences: list[Sequence]
 ) -> None:
