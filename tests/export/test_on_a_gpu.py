@@ -18,7 +18,7 @@ from janus_export.onnx_export.export import export
 from janus_export.runtimes.ort.session import OnnxSession
 from janus_export.runtimes.trt.cuda import Gpu
 from janus_export.runtimes.trt.device import compute_capability
-from janus_export.runtimes.trt.memory import Choices, DeviceTensor, Feed, join
+from janus_export.runtimes.trt.memory import DeviceTensor, HostInputs, TokenLog, join
 from janus_export.verify import verify
 from janus_modular.errors import JanusError
 from janus_modular.janus import Janus
@@ -53,20 +53,20 @@ def test_a_graph_does_what_was_put_on_the_stream_again(gpu: Gpu):
     gpu.synchronize()
     size = chosen.nbytes
     graph = gpu.capture(lambda: gpu.copy_across(copy.address, chosen.address, width=size))
-    choices, columns = Choices(gpu, (2,), 4), []
+    token_log, columns = TokenLog(gpu, (2,), 4), []
     for step in range(3):
         chosen.write([step, 10 + step])
         assert (copy.read() != chosen.read()).any()  # captured, and not done
         gpu.launch(graph)
-        columns.append(choices.next())
-        columns[-1].take(copy)
+        columns.append(token_log.next())
+        columns[-1].copy_from(copy)
     np.testing.assert_array_equal(join(columns).read(), [[0, 1, 2], [10, 11, 12]])
     np.testing.assert_array_equal(columns[1].read(), [1, 11])
 
 
 def test_a_host_that_runs_ahead_overtakes_nothing(gpu: Gpu):
     """More steps than there are lanes of pinned memory, and each is read after all of them were sent."""
-    feed = Feed(gpu, [Tensor("at", "int64", (4096,)), Tensor("by", "float32", ())], {}, ahead=3)
+    feed = HostInputs(gpu, [Tensor("at", "int64", (4096,)), Tensor("by", "float32", ())], {}, ahead=3)
     seen = [DeviceTensor.zeros(gpu, (4096,), "int64") for _ in range(10)]
     for step, one in enumerate(seen):
         feed.send({"at": np.arange(4096) * step, "by": 0.5})

@@ -19,7 +19,7 @@ from janus_export.bench import bandwidth
 from janus_export.bundle.bundle import load_bundle
 from janus_export.runtimes.ort.session import OnnxSession
 from janus_export.runtimes.trt.cuda import Gpu
-from janus_export.runtimes.trt.memory import Choices, DeviceTensor, join
+from janus_export.runtimes.trt.memory import DeviceTensor, TokenLog, join
 from janus_export.runtimes.trt.session import TensorRTSession
 from janus_export.tensorrt_build import build as building
 from janus_export.tensorrt_build import targets
@@ -188,14 +188,14 @@ def test_engines_on_a_gpu_draw_torchs_codes(
 def test_choices_of_successive_steps_are_joined_in_their_order(machine: Any, of_step: tuple[int, ...]):
     """Across two logs of four steps, each column where its row's others lie."""
     gpu = Gpu(0, extra="gpu")
-    choices, rng = Choices(gpu, (3, *of_step), steps=4), np.random.default_rng(0)
+    token_log, rng = TokenLog(gpu, (3, *of_step), steps=4), np.random.default_rng(0)
     columns, chosen = [], []
     for _ in range(7):
         ids = rng.integers(0, 1000, (3, *of_step))
         made = DeviceTensor.zeros(gpu, ids.shape, "int64")
         made.write(ids)
-        columns.append(choices.next())
-        columns[-1].take(made)
+        columns.append(token_log.next())
+        columns[-1].copy_from(made)
         chosen.append(ids)
     for column, ids in zip(columns, chosen, strict=True):
         np.testing.assert_array_equal(column.read(), ids)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from janus_export.bundle.bundle import load_bundle
 from janus_export.reference.target import Reference
-from janus_export.runtimes.trt.memory import Feed
+from janus_export.runtimes.trt.memory import HostInputs
 from janus_export.verify import GATES, verify
 from janus_modular.cli.app import app
 
@@ -158,15 +158,15 @@ def test_a_failure_is_recorded_and_is_no_execution(
 def test_what_only_goes_wrong_while_nobody_waits_is_found(
     machine: Any, built_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """One lane for all steps: whoever listens waits after every step, and so hides it."""
-    lane = Feed._lane
+    """One staging buffer for all steps: whoever listens waits after every step, and so hides it."""
+    next_buffer = HostInputs._next_buffer
 
-    def only_one(self: Feed) -> Any:
+    def only_one(self: HostInputs) -> Any:
         if self.ahead > 1:
-            self.taken, self.epoch = 0, self.gpu.epoch
-        return lane(self)
+            self.used, self.epoch = 0, self.gpu.epoch
+        return next_buffer(self)
 
-    monkeypatch.setattr(Feed, "_lane", only_one)
+    monkeypatch.setattr(HostInputs, "_next_buffer", only_one)
     [report] = verify(built_bundle, "the model", variants=["fp32"], runtime="tensorrt", gates=["drawing"])
     assert [c.what for c in report.checks["drawing"] if not c.passed] == [
         "the same drawing, nobody listening: pixels"

@@ -13,7 +13,7 @@ from janus_modular.model.model import JanusModel
 from janus_modular.plugins import default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.train import janus_losses, open_sources, prepare
+from janus_modular.training.train import batch_builder, janus_losses, open_sources
 
 
 def test_accumulation_changes_no_random_target(
@@ -36,11 +36,11 @@ def test_accumulation_changes_no_random_target(
 
     def step(number: int, **changes: int) -> tuple[float, Tensor, Tensor]:
         config = make(**changes)
-        builder = prepare(config, open_sources(config, default_plugins()), model, processor)
+        builder = batch_builder(config, open_sources(config, default_plugins()), model, processor)
         drawn.clear()
         model.zero_grad()
         total = 0.0
-        for loss in janus_losses(model, builder.step(number), "cpu"):
+        for loss in janus_losses(model, builder.build(number), "cpu"):
             loss.value.backward()
             total += float(loss.value.detach())
         gradient = torch.cat([p.grad.flatten() for p in path.head.parameters() if p.grad is not None])
