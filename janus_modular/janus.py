@@ -1,4 +1,4 @@
-"""The model as people use it: load it, ask it, let it draw. Imports no torch; a runtime may need it."""
+"""`Janus`: loads a model, chats with it and draws. Imports no torch; a runtime may need it."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from janus_modular.model.model import JanusModel
 
 Question = str | Many[Message]
-"""What is asked: a text, or a whole conversation with images wherever they belong."""
+"""A text, or a conversation with images in its messages."""
 
 Images = ImageSource | Many[ImageSource]
-"""What is shown with a question: an image, or several."""
+"""An image that a question is about, or several."""
 
 
 class Janus:
@@ -238,9 +238,9 @@ class Janus:
     def answers(
         self, questions: Many[tuple[Question, Images]], *, stop: Many[str] = (), **settings: Any
     ) -> AnswerBatch:
-        """Return an iterator over (row, text) as the answers to several questions come, until all are over.
+        """Return an iterator over (row, text) pieces of the answers to several questions.
 
-        A row's room, noise and end are its own, whatever is answered beside it.
+        The limits, noise and end of an answer are its own, whatever is answered in the same batch.
         """
         pairs = arguments.questions(questions)
         stop = arguments.stop_strings(stop)
@@ -284,7 +284,7 @@ class Janus:
         ``settings`` are the image sampler's: guidance, temperature, seed. An image has noise of its own, from
         the seed and its number among the images of its prompt, so ``batch_size`` (images drawn at once)
         and other prompts change memory and speed alone. ``first`` is the number of the first image.
-        ``progress`` is called with the steps done and the steps in all.
+        ``progress`` is called with the steps done and the number of all steps.
 
         Return a list of images, `Drawings`, whose ``usage`` counts the tokens of each.
 

@@ -1,4 +1,4 @@
-"""Sequences side by side, as tensors: padded, or packed several to a row."""
+"""Batches: sequences as tensors, padded or packed several to a row."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from janus_modular.sequence import IGNORE_INDEX, Sequence
 
 @dataclass
 class Batch:
-    """What the model reads (B rows, T positions). Rows are padded on the right.
+    """The model's input (B rows, T positions). Rows are padded on the right.
 
-    A row holds one or several sequences; each counts its positions from 0, which is what keeps
-    them apart. Padding counts from 0 too, so it is a sequence that nobody sees.
+    A row holds one or several sequences; each counts its positions from 0, so that attention keeps them
+    apart. Padding counts from 0 too: it is a sequence of its own.
     """
 
-    tokens: Tensor  # (B, T) token ids; the placeholder's where an image stands
-    positions: Tensor  # (B, T) restarting at every sequence
+    tokens: Tensor  # (B, T) token ids; the placeholder's at positions of images
+    positions: Tensor  # (B, T) from 0 in each sequence
     labels: Tensor  # (B, T) the next text token where it is supervised, else IGNORE_INDEX
-    understanding_mask: Tensor  # (B, T) bool: a feature of an image that is read goes here
-    generation_mask: Tensor  # (B, T) bool: a part of an image that is drawn goes here
-    understanding_pixels: Tensor | None = None  # (N, 3, H, W) uint8, in order of their places
-    generation_pixels: Tensor | None = None  # (M, 3, h, w) uint8, in order of their places
+    understanding_mask: Tensor  # (B, T) bool: positions of input images
+    generation_mask: Tensor  # (B, T) bool: positions of target images
+    understanding_pixels: Tensor | None = None  # (N, 3, H, W) uint8, in order of position
+    generation_pixels: Tensor | None = None  # (M, 3, h, w) uint8, in order of position
     generation_supervised: Tensor | None = None  # (M,) bool
     lengths: Tensor | None = None  # (B,) positions in use, for rows of one sequence
     sources: list[str] = field(default_factory=list)  # names, indexed by the two below
@@ -56,25 +56,25 @@ def pack(sequences: Many[Sequence], length: int) -> list[list[Sequence]]:
         PromptError: a sequence is longer than a row.
     """
     rows: list[list[Sequence]] = []
-    room: list[int] = []
+    free: list[int] = []  # positions of each row
     for sequence in sorted(sequences, key=len, reverse=True):
         if len(sequence) > length:
             raise PromptError(
                 f"a sequence of {len(sequence)} positions does not fit into rows of {length}"
                 f" (source '{sequence.source}'): raise the packing length or shorten the sample"
             )
-        row = next((i for i, free in enumerate(room) if free >= len(sequence)), None)
+        row = next((i for i, positions in enumerate(free) if positions >= len(sequence)), None)
         if row is None:
             rows.append([])
-            room.append(length)
+            free.append(length)
             row = len(rows) - 1
         rows[row].append(sequence)
-        room[row] -= len(sequence)
+        free[row] -= len(sequence)
     return rows
 
 
 def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Batch:
-    """Lay out rows of sequences (or one sequence a row) as a `Batch`, padded to the longest row."""
+    """Return rows of sequences (or of a single sequence each) as a `Batch`, padded to the longest row."""
     packed: list[list[Sequence]] = [[row] if isinstance(row, Sequence) else list(row) for row in rows]
     sequences = [sequence for row in packed for sequence in row]
     sources = sorted({sequence.source for sequence in sequences})
@@ -88,13 +88,13 @@ def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Bat
     for i, row in enumerate(packed):
         start = 0
         for sequence in row:
-            here = np.s_[i, start : start + len(sequence)]
-            tokens[here] = sequence.tokens
-            positions[here] = np.arange(len(sequence))
-            labels[here] = sequence.labels
-            label_source[here] = sources.index(sequence.source)
-            understanding_mask[here] = sequence.understanding_mask
-            generation_mask[here] = sequence.generation_mask
+            span = np.s_[i, start : start + len(sequence)]
+            tokens[span] = sequence.tokens
+            positions[span] = np.arange(len(sequence))
+            labels[span] = sequence.labels
+            label_source[span] = sources.index(sequence.source)
+            understanding_mask[span] = sequence.understanding_mask
+            generation_mask[span] = sequence.generation_mask
             start += len(sequence)
         positions[i, start:] = np.arange(shape[1] - start)
     return Batch(

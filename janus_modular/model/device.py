@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""Chooses the device to compute on."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from janus_modular.errors import ConfigError
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """Return the device of a name; ``auto``: CUDA where there is one, then Apple's MPS, then the CPU.
+    """Return the device of a name; ``auto``: CUDA if available, else Apple's MPS, else the CPU.
 
     Raises:
-        ConfigError: there is no such device here.
+        ConfigError: the device is not available.
     """
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    types = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = [name for name, is_available in types.items() if is_available]
     if device == "auto":
-        return torch.device(next(name for name, present in here.items() if present))
-    kind = device.partition(":")[0]
-    if not here.get(kind, False):
-        present = ", ".join(name for name, is_here in here.items() if is_here)
-        raise ConfigError(f"there is no device '{device}' here. Here are: {present}; or auto")
+        return torch.device(available[0])
+    if device.partition(":")[0] not in available:
+        raise ConfigError(
+            f"the device '{device}' is not available; expected {', '.join(available)}, or auto."
+        )
     return torch.device(device)

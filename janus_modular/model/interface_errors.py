@@ -1,4 +1,4 @@
-"""Whether what a plugin built has the shape of its slot: the attributes of its interface, and its calls."""
+"""Checks a component of a model against its slot's interface: its members, and their signatures."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from janus_modular.suggest import did_you_mean
 
 
 def interface_errors(component: Any, slot: str) -> str:
-    """Say what a part of the model lacks of its slot's interface; nothing where it fits."""
+    """Return how a component differs from its slot's interface; "" where it implements it."""
     if slot not in MODEL_SLOTS:
         return ""
     if not isinstance(component, nn.Module):
         return f"it is built as {component!r}; expected a torch.nn.Module."
     interface = get_args(get_type_hints(getattr(Hooks, f"register_{slot}"))["registry"])[0]
     members = [name for name in (*get_annotations(interface), *vars(interface)) if not name.startswith("_")]
-    has = [name for name in dir(component) if not hasattr(nn.Module, name)]
-    lacks = [name for name in members if not _has(component, name)]
-    hints = [hint for name in lacks if (hint := _renaming(name, has) or did_you_mean(name, has))]
-    said = f"it lacks {', '.join(lacks)} (see {interface.__name__} in interfaces.py)."
-    if lacks:
-        return " ".join([said, *hints])
-    methods = {name: one for name, one in vars(interface).items() if name in members and isfunction(one)}
-    refused = [said for name, one in methods.items() if (said := _refused(component, name, one))]
-    if refused:
-        return f"{' '.join(refused)} (see {interface.__name__} in interfaces.py)."
+    present = [name for name in dir(component) if not hasattr(nn.Module, name)]
+    missing = [name for name in members if not _has(component, name)]
+    if missing:
+        message = f"it lacks {', '.join(missing)} (see {interface.__name__} in interfaces.py)."
+        hints = [_renaming(name, present) or did_you_mean(name, present) for name in missing]
+        return " ".join([message, *filter(None, hints)])
+    methods = [(name, method) for name, method in vars(interface).items() if isfunction(method)]
+    errors = [_signature_error(component, name, method) for name, method in methods if name in members]
+    if any(errors):
+        return f"{' '.join(filter(None, errors))} (see {interface.__name__} in interfaces.py)."
     return _path_errors(component) if slot == "generation" else ""
 
 
-def _renaming(lacking: str, members: list[str]) -> str:
-    """Return what to do where a component has a member under its name of the version before."""
-    old = next((name for name in members if lacking in RENAMED.get(name, ())), None)
-    return f"Its '{old}' is called '{lacking}' now." if old else ""
+def _renaming(missing: str, members: list[str]) -> str:
+    """Return a hint where a component has the missing member under its name of the version before."""
+    old = next((name for name in members if missing in RENAMED.get(name, ())), None)
+    return f"Its '{old}' is called '{missing}' now." if old else ""
 
 
 def _path_errors(path: Any) -> str:
@@ -107,21 +107,21 @@ def _is_json(value: Any) -> bool:
         return False
 
 
-def _refused(component: nn.Module, name: str, method: Callable[..., Any]) -> str:
-    """Say that a component's method cannot be called as its interface says; nothing where it can."""
-    told = list(signature(method).parameters.values())[1:]  # without self
-    by_name = {one.name: None for one in told if one.kind is Parameter.KEYWORD_ONLY}
-    expected = f"expected {name}({', '.join(one.name for one in told)})"
+def _signature_error(component: nn.Module, name: str, method: Callable[..., Any]) -> str:
+    """Return how a component's method differs from its interface's signature; "" where it can be called."""
+    parameters = list(signature(method).parameters.values())[1:]  # without self
+    keywords = {p.name: None for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
+    expected = f"expected {name}({', '.join(p.name for p in parameters)})"
     try:
-        offered = signature(getattr(component, name))
+        found = signature(getattr(component, name))
     except TypeError:
         return f"its {name} is no method; {expected}"
     except ValueError:  # written in C, without a signature
         return ""
     try:
-        offered.bind(*(one.name for one in told if one.name not in by_name), **by_name)
+        found.bind(*(p.name for p in parameters if p.name not in keywords), **keywords)
     except TypeError:
-        return f"its {name} takes ({', '.join(offered.parameters)}); {expected}"
+        return f"its {name} takes ({', '.join(found.parameters)}); {expected}"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Janus: one transformer, two ways for images. The routing lives here; every part is somebody's plugin.
+"""The Janus model: one transformer and a path for each direction of images; every component is a plugin.
 
 pixels ──> understanding (encoder, adaptor) ──┐                         ┌──> text logits
 tokens ──> backbone.embed ────────────────────┼──> merge ──> backbone ──┤
@@ -25,17 +25,15 @@ from janus_modular.sequence import IGNORE_INDEX
 
 @dataclass
 class Output:
-    """What a forward pass leaves behind."""
+    """The result of a forward pass."""
 
     hidden: Tensor  # (B, T, D)
-    losses: dict[str, Tensor] = field(default_factory=dict)  # by name: (M,), one for each supervised position
-    sources: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # by the same names: (M,) indices into batch.sources
+    losses: dict[str, Tensor] = field(default_factory=dict)  # by name: (M,), at supervised positions
+    sources: dict[str, Tensor] = field(default_factory=dict)  # (M,) the losses' indices into batch.sources
 
 
 class Understanding(nn.Module):
-    """The path of images that are read: normalise, encode, adapt."""
+    """The understanding path: normalises, encodes and adapts images."""
 
     def __init__(self, encoder: UnderstandingEncoder, adaptor: Adaptor) -> None:
         super().__init__()
@@ -51,7 +49,7 @@ class Understanding(nn.Module):
         self.num_tokens = adaptor.num_tokens(grid)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Bring pixels (N, 3, H, W), uint8 or in [0, 1], to what the encoder was trained on."""
+        """Return pixels (N, 3, H, W), uint8 or in [0, 1], as the encoder's `PixelSpec` normalises them."""
         spec = self.encoder.pixels
         x = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
         if spec.normalize:
@@ -60,13 +58,13 @@ class Understanding(nn.Module):
         return x.to(next(self.parameters()).dtype)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Read images (N, 3, H, W) as embeddings (N, P, D)."""
+        """Return the embeddings (N, P, D) of images (N, 3, H, W)."""
         features = self.encoder(self.normalize(pixels))  # (N, P, C)
         return self.adaptor(features, self.encoder.grid(*pixels.shape[-2:]))
 
 
 class JanusModel(nn.Module):
-    """The whole model. Text-only batches run neither visual path."""
+    """The whole model. Batches of text alone run neither image path."""
 
     def __init__(
         self,
@@ -97,7 +95,7 @@ class JanusModel(nn.Module):
         return self.config.image_sampler or self.generation.image_sampler
 
     def forward(self, batch: Batch) -> Output:
-        """Run a batch and take the losses of all that is supervised in it."""
+        """Run a batch; return the losses at all supervised positions."""
         with torch.autocast(batch.tokens.device.type, enabled=False):  # half precision would change codes
             pixels = batch.generation_pixels
             targets = None if pixels is None else self.generation.targets(pixels, batch.image_rngs())
@@ -110,18 +108,18 @@ class JanusModel(nn.Module):
         return output
 
     def embed(self, batch: Batch, targets: Any = None) -> Tensor:
-        """Splice words, images to read and images to draw into one sequence (B, T, D)."""
+        """Return the embeddings (B, T, D) of a batch's text, input images and target images."""
         x = self.backbone.embed(batch.tokens)
         if batch.understanding_pixels is not None:
             features = self.understanding(batch.understanding_pixels)
-            x = merge_features(
-                features, x, at=check_feature_count(batch.understanding_mask, features, "read")
-            )
+            check_feature_count(batch.understanding_mask, features, "read")
+            x = merge_features(features, x, mask=batch.understanding_mask)
         if batch.generation_pixels is not None:
             if targets is None:
                 targets = self.generation.targets(batch.generation_pixels, batch.image_rngs())
             features = self.generation.embed(targets)
-            x = merge_features(features, x, at=check_feature_count(batch.generation_mask, features, "drawn"))
+            check_feature_count(batch.generation_mask, features, "drawn")
+            x = merge_features(features, x, mask=batch.generation_mask)
         return x
 
     def sample_text(
@@ -138,7 +136,7 @@ class JanusModel(nn.Module):
         ``noise`` (R, V) of Exp(1), or ones for the likeliest; ``suppressed_ids`` (F,) ids are never chosen.
         """
         logits = self.backbone.logits(hidden).float() / temperature  # (R, V)
-        if suppressed_ids.numel():  # a graph would scatter an empty list, which not every runtime takes
+        if suppressed_ids.numel():  # not every runtime can scatter an empty list
             logits = logits.index_fill(-1, suppressed_ids, float("-inf"))
         all_logits = logits
         if not (isinstance(top_k, int) and top_k == 0 and isinstance(top_p, float) and top_p == 1):
@@ -155,10 +153,12 @@ class JanusModel(nn.Module):
                 output.sources["text"] = batch.label_source[supervised]
 
     def _drawing_losses(self, output: Output, batch: Batch, targets: Any) -> None:
-        at = batch.generation_mask
+        mask = batch.generation_mask
         if self.generation.predicts_next:
-            at = at.roll(-1, dims=1)
-        hidden = output.hidden[at].view(-1, self.generation.num_tokens, output.hidden.shape[-1])  # (N, P, D)
+            mask = mask.roll(-1, dims=1)
+        hidden = output.hidden[mask].view(
+            -1, self.generation.num_tokens, output.hidden.shape[-1]
+        )  # (N, P, D)
         supervised = cast(Tensor, batch.generation_supervised)
         for name, loss in self.generation.losses(hidden, targets).items():  # (N, P), or (N,)
             if loss.ndim == 1:  # the loss of an image counts as that of each of its positions
@@ -168,23 +168,22 @@ class JanusModel(nn.Module):
                 output.sources[name] = batch.image_source[supervised].repeat_interleave(loss.shape[1])
 
 
-def check_feature_count(at: Tensor, features: Tensor, how: str) -> Tensor:
-    """Return ``at`` (B, T) if it has a place for each of the features (N, P, D), else raise PromptError."""
+def check_feature_count(mask: Tensor, features: Tensor, verb: str) -> None:
+    """Raise PromptError unless ``mask`` (B, T) has a position for each of the features (N, P, D)."""
     images, tokens, _ = features.shape
-    if not torch.compiler.is_exporting() and (places := int(at.sum())) != images * tokens:
+    if not torch.compiler.is_exporting() and (positions := int(mask.sum())) != images * tokens:
         raise PromptError(
-            f"the batch has {places} places for images that are {how}, but its {images} images have"
+            f"the batch has {positions} positions for images that are {verb}, but its {images} images have"
             f" {images * tokens} features ({tokens} each): was it made by this model's own processor?"
         )
-    return at
 
 
-def merge_features(features: Tensor, x: Tensor, *, at: Tensor) -> Tensor:
-    """Put features (N, P, D) into x (B, T, D) where ``at`` (B, T) is True, in order.
+def merge_features(features: Tensor, x: Tensor, *, mask: Tensor) -> Tensor:
+    """Return x (B, T, D) with features (N, P, D), in order, where ``mask`` (B, T) is True.
 
-    A gather and a select rather than ``x[at] = features``: it leaves ``x`` alone and has
-    no data-dependent shape, so ONNX and TensorRT can take it.
+    A gather and a select rather than ``x[mask] = features``: ``x`` is not changed, and no shape depends on
+    data, so that ONNX and TensorRT can compile it.
     """
-    index = (at.flatten().cumsum(0) - 1).clamp(min=0)  # (B*T,)
+    index = (mask.flatten().cumsum(0) - 1).clamp(min=0)  # (B*T,)
     rows = features.flatten(0, 1)[index].view_as(x)  # (B, T, D)
-    return torch.where(at.unsqueeze(-1), rows.to(x.dtype), x)
+    return torch.where(mask.unsqueeze(-1), rows.to(x.dtype), x)

@@ -1,4 +1,4 @@
-"""The arithmetic of choosing the next id. Noise is an input, so a run is the same in every runtime."""
+"""Samples ids from logits. Noise is an input, so that every runtime samples the same ids."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from janus_modular.finite import NOT_FINITE
 
 
 def sample_with_noise(logits: Tensor, noise: Tensor) -> Tensor:
-    """Draw one id (R,) from each row of logits (R, V).
+    """Return an id (R,) sampled from each row of logits (R, V).
 
-    With e ~ Exp(1), argmax(p / e) is one draw from the distribution p: the smallest of exponential
-    waiting times e / p belongs to id i with probability p_i. Noise of ones takes the likeliest.
+    With e ~ Exp(1), argmax(p / e) is a sample of the distribution p: the smallest of the exponential
+    waiting times e / p is that of id i with probability p_i. Noise of ones gives the likeliest id.
     """
     return (logits.float().softmax(-1) / noise).argmax(-1)
 
@@ -20,25 +20,25 @@ def sample_with_noise(logits: Tensor, noise: Tensor) -> Tensor:
 def mark_not_finite(ids: Tensor, logits: Tensor) -> Tensor:
     """Return ids (R,) with `NOT_FINITE` in place of those from logits (R, V) that are NaN or infinite.
 
-    An argmax over NaN is an id like any other, and a graph cannot raise: so the id says it, to whoever brings
-    it to the host. -inf is allowed, which suppresses an id, but not everywhere in a row. Embed the ids
-    before they are marked.
+    An argmax over NaN is an ordinary id, and a graph cannot raise; the mark lets a session raise once the id
+    is on the host. Logits of -inf suppress ids; only a row of nothing else is marked. Embed the ids before
+    they are marked.
     """
     return torch.where(logits.softmax(-1)[..., 0].isnan(), NOT_FINITE, ids)
 
 
 BITS, REACH = 22, 64.0
-"""Truncation tells logits apart that differ by REACH / 2**BITS, and counts in float32, which is exact so far.
-What lies 64 below the likeliest has a probability of at most e**-64."""
+"""The filter resolves logits that differ by REACH / 2**BITS, and ranks are exact in float32 up to 2**BITS.
+An id REACH below the likeliest has a probability of at most e**-64."""
 
 
 def top_k_top_p_filter(logits: Tensor, top_k: Tensor | int = 0, top_p: Tensor | float = 1.0) -> Tensor:
-    """Return logits (R, V) with all but the likeliest at -inf.
+    """Return logits (R, V) with all but the likeliest ids at -inf.
 
-    Keeps the ``top_k`` likeliest (0: all), and of those the fewest whose probabilities reach
-    ``top_p``; never fewer than one, and never one of two that are equal. Limits may be scalar tensors, so
-    that a graph can take them. Nothing is sorted: TensorRT orders at most 3840 numbers, and ONNX Runtime
-    takes twice as long to sort a vocabulary.
+    Keeps the ``top_k`` likeliest (0: all), and of these the fewest whose probabilities reach ``top_p``: at
+    least one id, and of equal logits all or none. Limits may be scalar tensors, as a graph's inputs are.
+    Nothing is sorted: TensorRT orders at most 3840 numbers, and ONNX Runtime takes twice as long to sort a
+    vocabulary.
     """
     vocab = logits.shape[-1]
     top_k, top_p = (torch.as_tensor(limit, device=logits.device) for limit in (top_k, top_p))
@@ -51,10 +51,10 @@ def top_k_top_p_filter(logits: Tensor, top_k: Tensor | int = 0, top_p: Tensor | 
 
 
 def _within(ranks: Tensor, weights: Tensor, target: Tensor) -> Tensor:
-    """Say for each rank (R, V) whether the weights (R, V) of all lower ranks stay below a target.
+    """Return for each rank (R, V) whether the weights (R, V) of all lower ranks sum to less than a target.
 
-    The largest rank that does is found bit by bit, the highest first, and taken off all ranks meanwhile: were
-    it kept apart, a compiler that fuses a step into the next would work twice as much at each.
+    The largest such rank is found bit by bit, the highest first, and subtracted from all ranks meanwhile: if
+    it were a separate value, a compiler that fuses the steps would double the work at each.
     """
     for bit in reversed(range(BITS)):
         lower = torch.where(ranks < 2.0**bit, weights, 0.0).sum(-1, keepdim=True)  # (R, 1)

@@ -161,7 +161,7 @@ def test_place_puts_features_in_order_and_leaves_its_arguments() -> None:
     x = torch.zeros(2, 4, 3)
     features = torch.arange(1.0, 13.0).view(2, 2, 3)
     at = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 1]], dtype=torch.bool)
-    placed = merge_features(features, x, at=at)
+    placed = merge_features(features, x, mask=at)
     assert torch.equal(placed[at], features.view(4, 3))
     assert not placed[~at].any()
     assert not x.any()
@@ -174,6 +174,6 @@ def test_counts_that_differ_are_an_error(
     batch = collate(sequences)
     at = getattr(batch, kind)
     at[tuple(at.nonzero()[0])] = False
-    message = f"47 places for images that are {how}, but its 3 images have 48 features"
+    message = f"47 positions for images that are {how}, but its 3 images have 48 features"
     with pytest.raises(PromptError, match=message):
         built[0](batch)
