@@ -1,5 +1,5 @@
-"""The command line: one file for each group of commands, joined in ``app.py``.
+"""The command line: one module for each group of commands; ``app.py`` registers them.
 
-Nothing heavy is imported at start-up: a command imports what it needs inside its function, so that
-``--help`` and ``plugins list`` load neither torch nor transformers, numpy or jinja2.
+Start-up stays fast because commands import what they need inside their functions: ``--help`` and
+``plugins list`` load neither torch nor transformers, numpy or jinja2.
 """

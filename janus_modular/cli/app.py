@@ -1,4 +1,13 @@
-"""Joins the commands, takes the global options, and prints what a user can put right."""
+"""The command `janus-modular`: its subcommands, global options, and the printing of errors.
+
+Other packages provide commands by entry points, which are loaded when a user calls them:
+
+    [project.entry-points."janus_modular.commands"]
+    export = "janus_export.commands.export_bundle:export"
+
+Each is a function as typer takes it, or a group (a ``typer.Typer``), in a module that is quick to import:
+``--help`` loads them all.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +25,8 @@ from janus_modular.cli import chat, config, convert, data, draw, env, info, plug
 from janus_modular.errors import JanusError, PluginError, missing_extra
 from janus_modular.foreign import printable
 
-TRIED_APART = (["plugins", "doctor"], ["plugins", "show"])
-"""Commands that load plugin files in a process of their own: to find what breaks or hangs is their work."""
+IN_SUBPROCESS = (["plugins", "doctor"], ["plugins", "show"])
+"""Commands that load plugin files in subprocesses, because they diagnose files that fail or hang."""
 
 GLOBAL_FLAGS, GLOBAL_OPTIONS = ("--traceback",), ("--plugin",)
 
@@ -26,14 +35,14 @@ GROUP = "janus_modular.commands"
 
 
 @cache
-def announced() -> dict[str, EntryPoint]:
-    """Return the commands that installed packages announce, by name; nothing is imported."""
+def external_commands() -> dict[str, EntryPoint]:
+    """Return the entry points of the commands that installed packages provide, by name; imports nothing."""
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
-def brought_command(name: str) -> Any:
-    """Return a brought command as the parser takes it; one that does not load says so when it is run."""
-    point = announced()[name]
+def load_external_command(name: str) -> Any:
+    """Return the command of another package; where it does not load, a command that raises the error."""
+    point = external_commands()[name]
     app = typer.Typer(add_completion=False)
     try:
         loaded = point.load()
@@ -43,14 +52,14 @@ def brought_command(name: str) -> Any:
             return group
         app.command(name)(loaded)
     except Exception as error:
-        app.command(name, help=f"(does not load: {error})")(_broken(point, error))
+        app.command(name, help=f"(does not load: {error})")(_failing_command(point, error))
     return typer.main.get_command(app)
 
 
-def _broken(point: EntryPoint, error: Exception) -> Any:
+def _failing_command(point: EntryPoint, error: Exception) -> Any:
     def run() -> None:
-        cure = missing_extra(error, f"'{point.name}'") if isinstance(error, ModuleNotFoundError) else None
-        raise cure or PluginError(
+        extra = missing_extra(error, f"'{point.name}'") if isinstance(error, ModuleNotFoundError) else None
+        raise extra or PluginError(
             f"the command '{point.name}' of {point.dist and point.dist.name} ({point.value}) does not load:"
             f" {type(error).__name__}: {error}"
         ) from error
@@ -59,10 +68,10 @@ def _broken(point: EntryPoint, error: Exception) -> Any:
 
 
 class JanusGroup(TyperGroup):
-    """Takes global options anywhere on the line, and turns our errors into a message and exit code 2."""
+    """Accepts global options anywhere on the line, and prints a `JanusError` with exit code 2."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Bring global options to the front, where the parser expects them."""
+        """Move global options to the front, where the parser expects them."""
         front: list[str] = []
         rest: list[str] = []
         line = iter(args)
@@ -79,25 +88,28 @@ class JanusGroup(TyperGroup):
         return super().parse_args(ctx, front + rest)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Name our commands, and those that other packages bring."""
-        ours = super().list_commands(ctx)
-        return [*ours, *sorted(set(announced()) - set(ours))]
+        """Return the names of our commands and of the commands of other packages."""
+        names = super().list_commands(ctx)
+        return [*names, *sorted(set(external_commands()) - set(names))]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Find a command; one that is brought is loaded now."""
-        found = super().get_command(ctx, cmd_name)
-        return brought_command(cmd_name) if found is None and cmd_name in announced() else found
+        """Return a command; a command of another package is loaded now."""
+        command = super().get_command(ctx, cmd_name)
+        is_external = command is None and cmd_name in external_commands()
+        return load_external_command(cmd_name) if is_external else command
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; print a `JanusError`, or the pip line that brings a missing package."""
+        """Run the command; print a `JanusError`, or how to install a missing package."""
         try:
             return super().invoke(ctx)
         except (JanusError, ModuleNotFoundError) as error:
-            cure = missing_extra(error, "this command") if isinstance(error, ModuleNotFoundError) else error
-            if cure is None or ctx.params.get("traceback"):
+            shown: JanusError | None = (
+                error if isinstance(error, JanusError) else missing_extra(error, "this command")
+            )
+            if shown is None or ctx.params.get("traceback"):
                 raise
-            said = "\n".join([str(cure), *getattr(cure, "__notes__", ())])
-            typer.echo(printable(said, most=20_000), err=True)
+            message = "\n".join([str(shown), *getattr(shown, "__notes__", ())])
+            typer.echo(printable(message, most=20_000), err=True)
             raise typer.Exit(2) from None
 
 
@@ -118,23 +130,23 @@ def start(
         list[Path] | None,
         typer.Option("--plugin", metavar="FILE.py", help="Load a local plugin file; may be repeated."),
     ] = None,
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error was raised.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    """Take the options that every command has."""
+    """Handle the global options."""
     if version:
         from janus_modular import __version__
 
         typer.echo(__version__)
         raise typer.Exit
-    if plugin and ctx.obj not in TRIED_APART:
+    if plugin and ctx.obj not in IN_SUBPROCESS:
         from janus_modular.plugins import default_plugins
 
         for file in plugin:
             default_plugins().add_file(file)
 
 
-# One line a command, or a group of them.
+# A line for each command or group.
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(plugins.app, name="plugins")
@@ -147,7 +159,7 @@ app.command()(train.train)
 
 
 def main() -> None:
-    """Run the command line; what its terminal cannot show (half a surrogate, say) is printed escaped."""
+    """Run the command line; characters that the terminal cannot show are printed escaped."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""``chat``: ask about images, once or in a conversation."""
+"""The command ``chat``: questions about images, once or in a conversation."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from janus_modular.cli.options import (
     Seed,
     Settings,
     Variant,
+    collect_settings,
     finite,
-    settings_of,
 )
 from janus_modular.errors import JanusError
 
@@ -28,33 +28,36 @@ if TYPE_CHECKING:
     from janus_modular.janus import Janus
     from janus_modular.sequence import Message, Segment
 
-HELP = "/image FILE adds an image to your next message, /reset starts anew, /quit (or Ctrl-D) ends."
+HELP = "/image FILE adds an image to your next message, /reset starts again, /quit (or Ctrl-D) ends."
 
 
 def chat(
     model: ModelArgument,
-    question: Annotated[str | None, typer.Argument(help="Left out: a conversation in the terminal.")] = None,
+    question: Annotated[str | None, typer.Argument(help="Omitted: a conversation in the terminal.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="An image to ask about; may be repeated.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer; left out: 512.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer, in tokens; default 512.")
+    ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(min=0, callback=finite, help="0, which is left out: always the likeliest token."),
+        typer.Option(min=0, callback=finite, help="0, the default: always the most likely token."),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(min=0, help="Choose among the likeliest k; 0, or left out: all.")
+        int | None,
+        typer.Option(min=0, help="Sample from the k most likely tokens; 0, the default: from all."),
     ] = None,
     top_p: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, callback=finite, help="Choose among the likeliest p of chance; left out: 1."
+            min=0, max=1, callback=finite, help="Sample from the smallest set of probability p; default 1."
         ),
     ] = None,
     seed: Seed = None,
-    others: Settings = None,
+    extra_settings: Settings = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="End the answer before this; may be repeated.")
     ] = None,
-    system: Annotated[str | None, typer.Option(help="System text; left out: the model's own.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt; default: the model's.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -62,7 +65,7 @@ def chat(
     variant: Variant = None,
     allow_failed: AllowFailed = False,
 ) -> None:
-    """Ask a model about images, or about nothing but words."""
+    """Ask a model questions, with or without images."""
     from janus_modular.janus import Janus
     from janus_modular.processing.image_io import open_image
     from janus_modular.sequence import ImageInput, Message, Text
@@ -73,7 +76,7 @@ def chat(
     named = {
         "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
     }  # fmt: skip
-    settings = settings_of(named, others)
+    settings = collect_settings(named, extra_settings)
     janus = Janus.from_pretrained(
         model, device=device, dtype=dtype, runtime=runtime, variant=variant, allow_failed=allow_failed
     )
@@ -82,9 +85,9 @@ def chat(
     if question is None:
         converse(janus, history, list(images), stop=stop or [], **settings)
         return
-    asked = [*history, Message("user", [*images, Text(question)])]
+    messages = [*history, Message("user", [*images, Text(question)])]
     if as_json:
-        answer = janus.chat(asked, stop=stop or [], **settings)
+        answer = janus.chat(messages, stop=stop or [], **settings)
         names = [str(path) for path in image or []]
         used = asdict(janus.text_settings(settings))
         record = {
@@ -97,11 +100,11 @@ def chat(
         }
         typer.echo(json.dumps(record))
         return
-    say(janus, asked, stop=stop or [], **settings)
+    print_answer(janus, messages, stop=stop or [], **settings)
 
 
-def say(janus: Janus, messages: list[Message], **settings: Any) -> Answer:
-    """Print an answer as it is said; return it whole."""
+def print_answer(janus: Janus, messages: list[Message], **settings: Any) -> Answer:
+    """Print an answer while it is generated; return the whole answer."""
     started = False
     stream = janus.chat(messages, stream=True, **settings)
     for text in stream:
@@ -114,19 +117,19 @@ def say(janus: Janus, messages: list[Message], **settings: Any) -> Answer:
 
 
 def warn_if_cut(answer: Answer) -> None:
-    """Print on stderr that an answer was cut, and what would let it go on."""
+    """Print a note on stderr if an answer was cut, with the limit that cut it."""
     if not answer.was_cut:
         return
     usage = answer.usage
-    why = {
-        "length": f"at max_tokens, {usage.completion_tokens}; a higher --max-tokens lets it go on",
+    limit = {
+        "length": f"at max_tokens, {usage.completion_tokens}; raise --max-tokens for a longer answer",
         "context": f"where the model's context ends, {usage.total_tokens} positions; shorten the prompt",
     }[answer.finish_reason or ""]
-    typer.echo(f"note: the answer was cut {why}", err=True)
+    typer.echo(f"note: the answer was cut {limit}", err=True)
 
 
-def converse(janus: Janus, history: list[Message], waiting: list[Segment], **settings: Any) -> None:
-    """Talk until the person leaves; ``waiting`` are images for the next message."""
+def converse(janus: Janus, history: list[Message], images: list[Segment], **settings: Any) -> None:
+    """Answer messages until the user quits; ``images`` belong to the next message."""
     from janus_modular.processing.image_io import open_image
     from janus_modular.sequence import ImageInput, Message, Text
 
@@ -143,14 +146,14 @@ def converse(janus: Janus, history: list[Message], waiting: list[Segment], **set
             if command == "/quit":
                 return
             if command == "/reset":
-                history, waiting = list(start), []
+                history, images = list(start), []
             elif command == "/image":
-                waiting.append(ImageInput(open_image(Path(rest.strip()))))
+                images.append(ImageInput(open_image(Path(rest.strip()))))
             elif command.startswith("/"):
                 typer.echo(HELP, err=True)
             elif line:
-                asked = [*history, Message("user", [*waiting, Text(line)])]
-                answer = say(janus, asked, **settings)
-                history, waiting = [*asked, Message("assistant", [Text(answer)])], []
-        except JanusError as error:  # the conversation goes on as it was
+                messages = [*history, Message("user", [*images, Text(line)])]
+                answer = print_answer(janus, messages, **settings)
+                history, images = [*messages, Message("assistant", [Text(answer)])], []
+        except JanusError as error:  # the conversation continues unchanged
             typer.echo(str(error), err=True)

@@ -1,4 +1,4 @@
-"""``convert``: a checkpoint in another format, or another dtype."""
+"""The command ``convert``: a checkpoint in another format or dtype."""
 
 from __future__ import annotations
 
@@ -19,21 +19,19 @@ def convert(
     target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[A.B=C]...", help="Changes to the model config, processor.template=janus say."
-        ),
+        typer.Argument(metavar="[A.B=C]...", help="Overrides of the model config: processor.template=janus."),
     ] = None,
     format_name: Annotated[
         str,
         typer.Option("--format", help="native, published (the authors'), transformers, or a plugin's."),
     ] = "native",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto: as stored.")] = "auto",
-    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file, 500MB say.")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file: 500MB.")] = "5GB",
     merge: Annotated[
         bool, typer.Option("--merge", help="Fold adapters (LoRA) into the weights that they adapt.")
     ] = False,
 ) -> None:
-    """Write a checkpoint in another format, a tensor at a time: it needs little memory."""
+    """Write a checkpoint in another format, tensor by tensor, which needs little memory."""
     import torch
 
     from janus_modular.checkpoints import convert as convert_checkpoint
@@ -52,13 +50,13 @@ def convert(
 
 
 def size_in_bytes(text: str) -> int:
-    """Read ``5GB``, ``500 MB`` or a number of bytes."""
+    """Return the number of bytes of ``5GB``, ``500 MB`` or a plain number."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?B|)", text.strip().upper().removesuffix("B") + "B")
     if not match:
-        raise typer.BadParameter(f"'{text}' is no size: write 5GB, 500MB or a number of bytes")
+        raise typer.BadParameter(f"'{text}' is not a size: write 5GB, 500MB or a number of bytes")
     size = float(match[1]) * UNITS[match[2] if match[2] != "B" else ""]
     if size > MAX_SIZE:
-        raise typer.BadParameter(f"'{text:.80}' is more than any file may have: write 5GB, say")
+        raise typer.BadParameter(f"'{text:.80}' is larger than any file: write 5GB, for example")
     if size < 1:
-        raise typer.BadParameter(f"'{text}' holds nothing: write 5GB, 500MB or a number of bytes")
+        raise typer.BadParameter(f"'{text}' is less than one byte: write 5GB, 500MB or a number of bytes")
     return int(size)

@@ -1,4 +1,4 @@
-"""``data``: look at what a model is about to learn from."""
+"""The commands ``data``: previews of training data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from janus_modular.cli.config import Config, Overrides
 from janus_modular.cli.options import check_output
 
-app = typer.Typer(help="Training data: look at it before it is learned.", no_args_is_help=True)
+app = typer.Typer(help="Training data: preview samples before training.", no_args_is_help=True)
 
 
 @app.command()
@@ -19,11 +19,9 @@ def inspect(
     overrides: Overrides = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Samples.")] = 8,
     step: Annotated[int, typer.Option(min=0, help="The step whose samples are shown, from 0.")] = 0,
-    out: Annotated[
-        str, typer.Option(help="An .html file to write; terminal: print, without images.")
-    ] = "terminal",
+    out: Annotated[str, typer.Option(help="An .html file to write; terminal: print text only.")] = "terminal",
 ) -> None:
-    """Show samples of a training config as the model gets them, what of them is learned, and the epochs."""
+    """Show samples of a training config as the model gets them, their supervised part, and the epochs."""
     from janus_modular.atomic_writes import write_text
     from janus_modular.config import load, resolve
     from janus_modular.errors import ConfigError
@@ -37,8 +35,8 @@ def inspect(
     if out != "terminal":
         check_output(Path(out))  # before any data is read
     plugins = default_plugins()
-    chosen = resolve(load(config, overrides or ()), TrainConfig, plugins)
-    preview = preview_step(chosen, plugins, n=n, step=step)
+    train_config = resolve(load(config, overrides or ()), TrainConfig, plugins)
+    preview = preview_step(train_config, plugins, n=n, step=step)
     if out == "terminal":
         from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""``draw``: images from words."""
+"""The command ``draw``: images from a prompt."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from janus_modular.cli.options import (
     Settings,
     Variant,
     check_output,
+    collect_settings,
     finite,
-    settings_of,
 )
 
 if TYPE_CHECKING:
@@ -31,23 +31,25 @@ if TYPE_CHECKING:
 def draw(
     model: ModelArgument,
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
-    n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 4,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of images.")] = 4,
     guidance: Annotated[
         float | None,
-        typer.Option(callback=finite, help="How strongly the prompt counts; 1: no further. Left out: 5."),
+        typer.Option(callback=finite, help="Strength of guidance by the prompt; 1: none. Default 5."),
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(min=0, callback=finite, help="0: always the likeliest code. Left out: 1."),
+        typer.Option(min=0, callback=finite, help="0: always the most likely code. Default 1."),
     ] = None,
     seed: Seed = None,
-    others: Settings = None,
+    extra_settings: Settings = None,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Of the grid; single files get numbers.")
+        Path, typer.Option("-o", "--output", help="File of the grid; single images get numbers.")
     ] = Path("out.png"),
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at once: memory against speed.")] = 8,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images at once: more are faster and need more memory.")
+    ] = 8,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, not the files' names.")
+        bool, typer.Option("--json", help="Print one JSON object instead of file names.")
     ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -55,7 +57,7 @@ def draw(
     variant: Variant = None,
     allow_failed: AllowFailed = False,
 ) -> None:
-    """Draw images of a prompt: single files and a grid of them all."""
+    """Draw images of a prompt: single files and a grid of all images."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -63,7 +65,9 @@ def draw(
 
     check_output(output)  # before anything is drawn
     image_format(output)
-    settings = settings_of({"guidance": guidance, "temperature": temperature, "seed": seed}, others)
+    settings = collect_settings(
+        {"guidance": guidance, "temperature": temperature, "seed": seed}, extra_settings
+    )
     janus = Janus.from_pretrained(
         model, device=device, dtype=dtype, runtime=runtime, variant=variant, allow_failed=allow_failed
     )
@@ -77,11 +81,16 @@ def draw(
             **settings,
         )
     used = asdict(janus.image_settings(settings))
-    form = getattr(janus.runtime, "variant", variant)  # of a bundle: its numbers differ, and so its images
-    about = {"prompt": prompt, "model": model, **({"variant": form} if form else {}), **used}
+    used_variant = getattr(janus.runtime, "variant", variant)  # of a bundle: images depend on its precision
+    metadata = {
+        "prompt": prompt,
+        "model": model,
+        **({"variant": used_variant} if used_variant else {}),
+        **used,
+    }
     singles = [output.with_stem(f"{output.stem}-{i}") for i in range(n)] if n > 1 else [output]
     for path, image in ({output: grid(images)} | dict(zip(singles, images, strict=True))).items():
-        save(image, path, about)
+        save(image, path, metadata)
         if not as_json:
             typer.echo(str(path))
     if as_json:
@@ -99,56 +108,56 @@ def draw(
 
 
 def grid(images: list[Image.Image], gap: int = 4) -> Image.Image:
-    """Lay images of one size out as near to a square as they go, ``gap`` white pixels between."""
+    """Lay images of one size out in a nearly square grid, ``gap`` white pixels apart."""
     from PIL import Image
 
     columns = int(len(images) ** 0.5 + 0.999)
     rows = -(-len(images) // columns)
     width, height = images[0].size
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    canvas = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
     for i, image in enumerate(images):
-        sheet.paste(image, (i % columns * (width + gap), i // columns * (height + gap)))
-    return sheet
+        canvas.paste(image, (i % columns * (width + gap), i // columns * (height + gap)))
+    return canvas
 
 
 def image_format(path: Path) -> str:
-    """Return Pillow's name of the format that a file's ending means: ``PNG``.
+    """Return Pillow's name of the format of a file's extension: ``PNG``.
 
     Raises:
-        ImageError: none that can be written.
+        ImageError: the extension is of no format that can be written.
     """
     from PIL import Image
 
     from janus_modular.errors import ImageError
 
-    kind = Image.registered_extensions().get(path.suffix.lower(), "")
-    try:  # some formats have a writer that takes no RGB, or needs another program
-        Image.new("RGB", (8, 8)).save(BytesIO(), kind)
+    format_name = Image.registered_extensions().get(path.suffix.lower(), "")
+    try:  # some writers accept no RGB, or need another program
+        Image.new("RGB", (8, 8)).save(BytesIO(), format_name)
         writable = True
     except Exception:
         writable = False
     if not writable:
-        found = f"ends in '{path.suffix}', which" if path.suffix else "has no ending: that"
-        raise ImageError(f"{path} {found} is no image format that can be written: name a .png or a .jpg")
-    return kind
+        ending = f"ends in '{path.suffix}', which" if path.suffix else "has no ending: that"
+        raise ImageError(f"{path} {ending} is no image format that can be written: name a .png or a .jpg")
+    return format_name
 
 
-def save(image: Image.Image, path: Path, about: dict[str, object]) -> None:
-    """Write an image aside and rename it; a PNG says in its text how it was made."""
+def save(image: Image.Image, path: Path, metadata: dict[str, object]) -> None:
+    """Write an image atomically; a PNG file holds ``metadata`` as text."""
     from PIL.PngImagePlugin import PngInfo
 
     from janus_modular.atomic_writes import atomic_replace
     from janus_modular.errors import ImageError
     from janus_modular.foreign import reason
 
-    kind = image_format(path)
-    notes = PngInfo()
-    for key, value in about.items():
-        notes.add_itxt(key, str(value))
+    format_name = image_format(path)
+    text = PngInfo()
+    for key, value in metadata.items():
+        text.add_itxt(key, str(value))
     try:
-        with atomic_replace(path, error=ImageError) as aside:
-            image.save(aside, kind, **({"pnginfo": notes} if kind == "PNG" else {}))
+        with atomic_replace(path, error=ImageError) as temporary:
+            image.save(temporary, format_name, **({"pnginfo": text} if format_name == "PNG" else {}))
     except ImageError:
         raise
-    except Exception as error:  # a full disk, or a size that the format does not hold
+    except Exception as error:  # a full disk, or a size that the format does not support
         raise ImageError(f"{path} could not be written: {reason(error)}") from error

@@ -1,4 +1,4 @@
-"""``env``: what a bug report needs to say about this machine and this installation."""
+"""The command ``env``: the facts that a bug report needs about the machine and the installation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pill
 
 
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Print versions, extras, devices and plugins: put this into a bug report."""
+    """Print versions, extras, devices and plugins, for a bug report."""
     facts = gather()
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
@@ -33,7 +33,7 @@ def gather() -> dict[str, dict[str, Any]]:
     from janus_modular.registry import SLOTS
 
     plugins = default_plugins()
-    others = sorted({one.origin for one in plugins.entry_points if one.dist != "janus-modular"})
+    third_party = sorted({point.origin for point in plugins.entry_points if point.dist != "janus-modular"})
     return {
         "versions": {
             "janus-modular": __version__,
@@ -44,7 +44,7 @@ def gather() -> dict[str, dict[str, Any]]:
         "extras": _extras(),
         "devices": _devices(),
         "components": {slot: plugins.names(slot) for slot in SLOTS},
-        "plugins": {"of others": others or ["none"], "switched off": list(plugins.disabled) or ["none"]},
+        "plugins": {"third party": third_party or ["none"], "disabled": list(plugins.disabled) or ["none"]},
         "settings": {name: value for name, value in sorted(os.environ.items()) if name.startswith("JANUS_")},
     }
 
@@ -57,15 +57,14 @@ def _version(name: str) -> str:
 
 
 def _extras() -> dict[str, str]:
-    """Say of each extra whether it is complete here, with those that it includes."""
+    """Return for each extra whether it is complete, with the extras that it includes."""
     from janus_modular.errors import EXTRAS, missing_extras, pip_line
 
-    found = {}
+    states = {}
     for extra in EXTRAS:
         missing = missing_extras(extra)
-        cure = f"lacks {', '.join(missing)}: {pip_line([extra])}"
-        found[extra] = cure if missing else "complete"
-    return found
+        states[extra] = f"lacks {', '.join(missing)}: {pip_line([extra])}" if missing else "complete"
+    return states
 
 
 def _devices() -> dict[str, str]:
@@ -73,11 +72,11 @@ def _devices() -> dict[str, str]:
         import torch
     except ModuleNotFoundError:
         return {"none": "torch is not installed: pip install 'janus-modular[torch]'"}
-    found = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads for torch"}
+    devices = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads for torch"}
     for index in range(torch.cuda.device_count()):
-        one = torch.cuda.get_device_properties(index)
-        memory = one.total_memory / 2**30
-        found[f"cuda:{index}"] = f"{one.name}, {memory:.1f} GiB, compute {one.major}.{one.minor}"
+        gpu = torch.cuda.get_device_properties(index)
+        memory = gpu.total_memory / 2**30
+        devices[f"cuda:{index}"] = f"{gpu.name}, {memory:.1f} GiB, compute {gpu.major}.{gpu.minor}"
     if torch.backends.mps.is_available():
-        found["mps"] = "Apple GPU"
-    return found
+        devices["mps"] = "Apple GPU"
+    return devices

@@ -1,4 +1,4 @@
-"""``info``: what a model is made of."""
+"""The command ``info``: the components, parameters and formats of a model."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def info(
         str, typer.Argument(help="A checkpoint's folder, a hub id, a YAML file or a shipped model config.")
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Changes, to a config.")
+        list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Overrides of a config.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Hash a checkpoint's files and compare with its SHA256SUMS.")
     ] = False,
 ) -> None:
-    """Say a model's format, components, dtypes, parameters and plugins; its weights are not loaded."""
+    """Print a model's format, components, dtypes, parameters and plugins; its weights are not loaded."""
     facts = gather(model, overrides or [])
     if verify:
-        facts["verified"] = verified(model, overrides or [])
+        facts["verified"] = verify_files(model, overrides or [])
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
@@ -39,17 +39,17 @@ def info(
     typer.echo(f"  {'in all':<{width}}  {'':<15} {facts['parameters'] / 1e6:>11,.3f} M")
     for dtype, numbers in facts["dtypes"].items():
         typer.echo(f"stored as {dtype}: {millions(numbers)} numbers")
-    for need in facts["plugins"]:
-        typer.echo(f"needs {need}")
-    for loaded in facts["pretrained"]:
-        typer.echo(loaded)
-    for command, why in facts["refused"].items():
-        typer.echo(f"{command} is refused: {why}")
+    for plugin in facts["plugins"]:
+        typer.echo(f"needs {plugin}")
+    for report in facts["pretrained"]:
+        typer.echo(report)
+    for command, reason in facts["unusable"].items():
+        typer.echo(f"{command} cannot be used: {reason}")
     if verify:
         typer.echo(f"verified: {len(facts['verified'])} files are as they were written")
 
 
-def verified(model: str, overrides: list[str]) -> list[str]:
+def verify_files(model: str, overrides: list[str]) -> list[str]:
     """Verify a checkpoint's files; return their names.
 
     Raises:
@@ -66,7 +66,7 @@ def verified(model: str, overrides: list[str]) -> list[str]:
 
 
 def millions(numbers: int) -> str:
-    """Say a count in millions, a small one as it is: ``1,442.941 M``, ``72``."""
+    """Return a count in millions, or in full if it is small: ``1,442.941 M``, ``72``."""
     return f"{numbers:,}" if numbers < 1000 else f"{numbers / 1e6:,.3f} M"
 
 
@@ -76,8 +76,8 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
     The errors of a checkpoint that cannot be opened are those of `ModelAssembly.from_checkpoint`.
 
     Raises:
-        CheckpointError: the folder is no checkpoint, of no format that is known here, or its files are not of
-            one model.
+        CheckpointError: the folder holds no checkpoint of a known format, or its files belong to different
+            models.
         ConfigError: the config cannot be built.
     """
     from janus_modular import samplers
@@ -107,7 +107,7 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
         "dtypes": dtypes,
         "plugins": sorted({item["file"] or f"{item['dist']} {item['version']}" for item in model_plugins}),
         "pretrained": [str(report) for report in provenance.pretrained],
-        "refused": samplers.unusable_samplers(assembly.model, plugins.as_recorded(provenance.plugins)),
+        "unusable": samplers.unusable_samplers(assembly.model, plugins.as_recorded(provenance.plugins)),
     }
 
 
@@ -121,7 +121,7 @@ def _format(name: str) -> str:
 def _checkpoint(model: str, overrides: list[str]) -> Path | None:
     """Return the folder of a checkpoint, fetched if it is a hub id; None where ``model`` names a config.
 
-    ``model/tiny`` looks like a hub id, too: what lies in a folder of the shipped configs is none.
+    ``model/tiny`` has the form of a hub id, too: a name in a folder of the shipped configs is a config.
     """
     from janus_modular.config import shipped
     from janus_modular.errors import ConfigError
@@ -142,22 +142,22 @@ def _checkpoint(model: str, overrides: list[str]) -> Path | None:
 
 
 def _dtypes(weights: Weights) -> dict[str, int]:
-    """Count the stored numbers by dtype; files are mapped, not read."""
-    found: dict[str, int] = {}
+    """Return the number of stored values by dtype; files are mapped, not read."""
+    counts: dict[str, int] = {}
     for name in weights:
         tensor = weights[name]
         dtype = str(tensor.dtype).removeprefix("torch.")
-        found[dtype] = found.get(dtype, 0) + tensor.numel()
-    return found
+        counts[dtype] = counts.get(dtype, 0) + tensor.numel()
+    return counts
 
 
 def _components(model: JanusModel) -> list[dict[str, Any]]:
-    """Count each component's parameters, less those of the components inside it."""
+    """Return the parameters of each component, without those of the components inside it."""
     from janus_modular.config import component_specs, module_path
 
     parts = dict(component_specs(model.config))
     modules = {path: model.get_submodule(module_path(path)) for path in parts}
-    counts = {path: sum(one.numel() for one in module.parameters()) for path, module in modules.items()}
+    counts = {path: sum(weight.numel() for weight in module.parameters()) for path, module in modules.items()}
     return [
         {
             "path": path,

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and checks of their values."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import typer
 
 
 def finite(value: float | None) -> float | None:
-    """Refuse what is no number before a model is loaded for it; 'nan' and 'inf' read as numbers too."""
+    """Check that a number is finite before a model is loaded for it: 'nan' and 'inf' parse as numbers."""
     if value is not None and not isfinite(value):
         raise typer.BadParameter(f"found {value}; expected a finite number")
     return value
 
 
 def check_output(path: Path) -> None:
-    """Refuse the name of a file that cannot be written, before the work that it is for.
+    """Check that a file can be written, before its content is computed.
 
     Raises:
-        BadParameter: its folder is missing or closed, it is a folder itself, or no file can be called so.
+        BadParameter: its folder is missing or not writable, the path is a folder, or the name is not valid.
     """
     from janus_modular.foreign import printable, reason
 
@@ -49,12 +49,14 @@ Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda or mps; of a bundle also tensorrt, nv-tensorrt-rtx.")
 ]
 Dtype = Annotated[
-    str, typer.Option(help="auto, float32, bfloat16 or float16; auto is as stored, float32 on a CPU.")
+    str, typer.Option(help="auto, float32, bfloat16 or float16; auto: as stored, float32 on a CPU.")
 ]
 Runtime = Annotated[
-    str | None, typer.Option(help="What runs a bundle: onnx (left out), tensorrt, tensorrt-rtx.")
+    str | None, typer.Option(help="Runtime of a bundle: onnx (default), tensorrt, tensorrt-rtx.")
 ]
-Variant = Annotated[str | None, typer.Option(help="Of a bundle: fp32, cpu-int4, ...; left out: its first.")]
+Variant = Annotated[
+    str | None, typer.Option(help="Variant of a bundle: fp32, cpu-int4, ...; default: the first.")
+]
 AllowFailed = Annotated[
     bool,
     typer.Option(
@@ -63,7 +65,7 @@ AllowFailed = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(min=0, help="Where chance starts; the same seed gives the same result. Left out: 0."),
+    typer.Option(min=0, help="Random seed; the same seed gives the same result. Default 0."),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -73,25 +75,27 @@ Settings = Annotated[
 ]
 
 
-def settings_of(named: Mapping[str, Any], others: Sequence[str] | None) -> dict[str, Any]:
+def collect_settings(named: Mapping[str, Any], assignments: Sequence[str] | None) -> dict[str, Any]:
     """Collect the settings that were given; the sampler has defaults for all others.
 
     Raises:
-        BadParameter: one is not NAME=VALUE in YAML, or is given twice.
+        BadParameter: an assignment is not NAME=VALUE in YAML, or a setting is given twice.
     """
     import yaml
 
     from janus_modular.foreign import reason
 
-    given = {name: value for name, value in named.items() if value is not None}
-    for one in others or ():
-        name, equals, value = one.partition("=")
+    settings = {name: value for name, value in named.items() if value is not None}
+    for assignment in assignments or ():
+        name, equals, value = assignment.partition("=")
         if not (name and equals):
-            raise typer.BadParameter(f"--set {one}: expected NAME=VALUE")
-        if name in given:
-            raise typer.BadParameter(f"--set {one}: {name} is given already: {given[name]!r}; give it once")
+            raise typer.BadParameter(f"--set {assignment}: expected NAME=VALUE")
+        if name in settings:
+            raise typer.BadParameter(
+                f"--set {assignment}: {name} is given already: {settings[name]!r}; give it once"
+            )
         try:
-            given[name] = yaml.safe_load(value)
-        except Exception as error:  # 2026-13-01 is a date that there is none of; brackets may nest too deeply
-            raise typer.BadParameter(f"--set {one}: its value is not YAML: {reason(error)}") from error
-    return given
+            settings[name] = yaml.safe_load(value)
+        except Exception as error:  # an impossible date (2026-13-01), brackets nested too deeply
+            raise typer.BadParameter(f"--set {assignment}: its value is not YAML: {reason(error)}") from error
+    return settings

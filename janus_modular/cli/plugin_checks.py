@@ -1,4 +1,4 @@
-"""``plugins check``: a component against its slot's contract."""
+"""The command ``plugins check``: a component against the contract of its slot."""
 
 from __future__ import annotations
 
@@ -18,53 +18,56 @@ def check(
         list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Options of the component.")
     ] = None,
     slow: Annotated[
-        bool, typer.Option("--slow", help="Run the slow checks, too: two processes, engines.")
+        bool, typer.Option("--slow", help="Also run the slow checks: two processes, engines.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Hold a component to its slot's contract, as `janus_modular.testing` does; 1 if a check fails."""
+    """Check a component against its slot's contract, with `janus_modular.testing`; exit code 1 on failure."""
     from janus_modular.plugins import default_plugins
 
     plugins = default_plugins()
-    one = the_component(plugins, name)
-    results = run(plugins, one, list(overrides or []), slow=slow)
+    component = find_component(plugins, name)
+    results = run(plugins, component, list(overrides or []), slow=slow)
     if as_json:
         rows = [vars(result) for result in results]
         typer.echo(
-            json.dumps({"slot": one.slot, "name": one.name, "plugin": one.origin, "checks": rows}, indent=2)
+            json.dumps(
+                {"slot": component.slot, "name": component.name, "plugin": component.origin, "checks": rows},
+                indent=2,
+            )
         )
     else:
-        print_results(one, results)
+        print_results(component, results)
     if any(result.outcome == "failed" for result in results):
         raise typer.Exit(1)
 
 
-def the_component(plugins: Plugins, name: str) -> EntryPointInfo:
-    """Return the one component that a name means.
+def find_component(plugins: Plugins, name: str) -> EntryPointInfo:
+    """Return the only component of a name.
 
     Raises:
-        PluginError: none is called so, or several are.
+        PluginError: no component has the name, or several have it.
     """
     from janus_modular.errors import PluginError
     from janus_modular.suggest import did_you_mean
 
-    found = [one for one in plugins.entry_points if one.matches(name) and plugins.is_enabled(one)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = [f"{one.slot}:{one.name}" for one in found]
+    matches = [item for item in plugins.entry_points if item.matches(name) and plugins.is_enabled(item)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        names = [f"{item.slot}:{item.name}" for item in matches]
         if len(set(names)) < len(names):
-            names = [f"{one.dist}:{one.name}" for one in found]
-        raise PluginError(f"'{name}' means {len(found)} components: write {' or '.join(names)}")
-    known = [word for one in plugins.entry_points for word in (one.name, f"{one.slot}:{one.name}")]
+            names = [f"{item.dist}:{item.name}" for item in matches]
+        raise PluginError(f"'{name}' means {len(matches)} components: write {' or '.join(names)}")
+    known = [word for item in plugins.entry_points for word in (item.name, f"{item.slot}:{item.name}")]
     raise PluginError(
         f"no component is called '{name}'. {did_you_mean(name, known)}".rstrip()
         + "\nSee them all with: janus-modular plugins list"
     )
 
 
-def run(plugins: Plugins, one: EntryPointInfo, overrides: list[str], *, slow: bool) -> list[Result]:
-    """Build a component in small surroundings, and run the checks of its slot on copies of it."""
+def run(plugins: Plugins, component: EntryPointInfo, overrides: list[str], *, slow: bool) -> list[Result]:
+    """Build a component with small neighbours, and run the checks of its slot on copies of it."""
     from rich.console import Console
     from rich.progress import track
 
@@ -72,26 +75,32 @@ def run(plugins: Plugins, one: EntryPointInfo, overrides: list[str], *, slow: bo
     from janus_modular.testing.fixtures import context
     from janus_modular.testing.sharding import close_pair
 
-    same = [other for other in plugins.usable(one.slot) if other.name == one.name]
-    make = context(plugins, one.slot, one.name if len(same) == 1 else f"{one.dist}:{one.name}", overrides)
+    same_name = [item for item in plugins.usable(component.slot) if item.name == component.name]
+    make = context(
+        plugins,
+        component.slot,
+        component.name if len(same_name) == 1 else f"{component.dist}:{component.name}",
+        overrides,
+    )
     results = []
-    quietly = Console(stderr=True)
+    console = Console(stderr=True)
     try:
-        for each in track(checks_of(one.slot), "Checking", console=quietly, transient=True):
-            if each.slow and not slow:
-                results.append(Result(each.name, "skipped", 0.0, "it is slow: run it with --slow"))
+        for slot_check in track(checks_of(component.slot), "Checking", console=console, transient=True):
+            if slot_check.slow and not slow:
+                results.append(Result(slot_check.name, "skipped", 0.0, "it is slow: run it with --slow"))
             else:
-                results.append(run_check(each, make, slot=one.slot))
+                results.append(run_check(slot_check, make, slot=component.slot))
     finally:
         close_pair()
     return results
 
 
-def print_results(one: EntryPointInfo, results: list[Result]) -> None:
-    """Print a line a check, what is wrong beside it, and the sum."""
+def print_results(component: EntryPointInfo, results: list[Result]) -> None:
+    """Print a line for each check, with the error if it failed, and the totals."""
     from janus_modular.registry import slot_label
 
-    typer.echo(f"{one.name}: {slot_label(one.slot)} of {one.origin} ({one.file or one.module})\n")
+    location = component.file or component.module
+    typer.echo(f"{component.name}: {slot_label(component.slot)} of {component.origin} ({location})\n")
     width = max(len(result.check) for result in results)
     for result in results:
         note = " ".join(result.note.split())

@@ -1,4 +1,4 @@
-"""``plugins``: what is installed, what a component takes, whether each one loads and keeps its promises."""
+"""The commands ``plugins``: list, show, check and create components and plugins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from janus_modular.plugins import EntryPointInfo, Plugins
     from janus_modular.plugins.probe import Report
 
-app = typer.Typer(help="Components: list them, look at one, check them all.", no_args_is_help=True)
+app = typer.Typer(help="Components: list, show, check and create them.", no_args_is_help=True)
 app.command("check")(plugin_checks.check)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -31,25 +31,25 @@ def list_plugins(
     from janus_modular.plugins import default_plugins
 
     if hooks:
-        _print_rows(("hook", "what it offers"), _hooks(), as_json)
+        _print_rows(("hook", "what it registers"), _hooks(), as_json)
         return
     plugins = default_plugins()
     rows = [
         {
-            "slot": one.slot,
-            "name": one.name,
-            "plugin": one.origin,
-            "where": str(one.file or one.module),
-            "state": _state(plugins, one),
+            "slot": item.slot,
+            "name": item.name,
+            "plugin": item.origin,
+            "where": str(item.file or item.module),
+            "state": _state(plugins, item),
         }
-        for one in plugins.entry_points
+        for item in plugins.entry_points
     ]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
         columns = ("slot", "name", "plugin", "state")
         _print_rows(columns, [tuple(row[column] for column in columns) for row in rows])
-        for note in _shared([one for one in plugins.entry_points if plugins.is_enabled(one)]):
+        for note in _shared_names([item for item in plugins.entry_points if plugins.is_enabled(item)]):
             typer.echo(f"\n{note}")
 
 
@@ -67,23 +67,23 @@ def show(
 
     plugins = without_files()
     for path in _files(ctx):
-        offers, tried = probe_file(path)
-        if tried.message:
-            raise PluginError(tried.message)
-        plugins.entry_points += offers
-    found = [one for one in plugins.entry_points if one.matches(name) and one.dist != name]
+        provided, report = probe_file(path)
+        if report.message:
+            raise PluginError(report.message)
+        plugins.entry_points += provided
+    found = [item for item in plugins.entry_points if item.matches(name) and item.dist != name]
     if not found:
-        known = [word for one in plugins.entry_points for word in (one.name, f"{one.slot}:{one.name}")]
+        known = [word for item in plugins.entry_points for word in (item.name, f"{item.slot}:{item.name}")]
         raise PluginError(
             f"no component is called '{name}'. {did_you_mean(name, known)}".rstrip()
             + "\nSee them all with: janus-modular plugins list"
         )
-    reports = [(one, probe(one)) for one in found]
+    reports = [(item, probe(item)) for item in found]
     if as_json:
-        typer.echo(json.dumps([_as_dict(one, report) for one, report in reports], indent=2))
+        typer.echo(json.dumps([_as_dict(item, report) for item, report in reports], indent=2))
     else:
-        for one, report in reports:
-            _print_report(one, report)
+        for item, report in reports:
+            _print_report(item, report)
     if broken := [report.message for _, report in reports if report.message]:
         raise PluginError("\n".join(broken))
 
@@ -94,7 +94,7 @@ def doctor(
     as_json: AsJson = False,
     timeout: Annotated[float, typer.Option(help="Seconds that each plugin may take.")] = 300.0,
 ) -> None:
-    """Load every plugin in a process of its own, and compare what it announces with what it registers."""
+    """Load every plugin in a subprocess, and compare what it declares with what it registers."""
     from rich.console import Console
     from rich.progress import track
 
@@ -103,34 +103,34 @@ def doctor(
     from janus_modular.plugins.probe import probe_all, probe_file
 
     plugins = without_files()
-    broken: list[tuple[EntryPointInfo, Report]] = []  # files of which nobody can say what they offer
+    broken: list[tuple[EntryPointInfo, Report]] = []  # files whose components are unknown
     for path in _files(ctx):
-        offers, tried = probe_file(path, timeout=timeout)
-        plugins.entry_points += offers
-        if tried.message:
-            broken.append((EntryPointInfo("-", "-", "", path.name, file=path), tried))
-    checked = [one for one in plugins.entry_points if plugins.is_enabled(one)]
+        provided, report = probe_file(path, timeout=timeout)
+        plugins.entry_points += provided
+        if report.message:
+            broken.append((EntryPointInfo("-", "-", "", path.name, file=path), report))
+    checked = [item for item in plugins.entry_points if plugins.is_enabled(item)]
     probing = zip(checked, probe_all(checked, known=plugins.entry_points, timeout=timeout), strict=True)
-    quietly = Console(stderr=True)
-    reports = list(track(probing, "Loading plugins", len(checked), console=quietly, transient=True))
+    console = Console(stderr=True)
+    reports = list(track(probing, "Loading plugins", len(checked), console=console, transient=True))
     reports += broken
     if as_json:
-        typer.echo(json.dumps([_as_dict(one, report) for one, report in reports], indent=2))
+        typer.echo(json.dumps([_as_dict(item, report) for item, report in reports], indent=2))
     else:
         rows = [
-            (one.slot, one.name, one.origin, report.state, f"{report.seconds:.1f} s")
-            for one, report in reports
+            (item.slot, item.name, item.origin, report.state, f"{report.seconds:.1f} s")
+            for item, report in reports
         ]
         _print_rows(("slot", "name", "plugin", "state", "took"), rows)
-        for one, report in reports:
+        for item, report in reports:
             if report.message or report.output:
-                typer.echo("\n" + (report.message or f"Plugin '{one.name}' ({one.origin}) works."))
+                typer.echo("\n" + (report.message or f"Plugin '{item.name}' ({item.origin}) works."))
             if report.output:
-                typer.echo(f"  it printed: {report.output}")
-        for note in _shared(checked):
+                typer.echo(f"  its output: {report.output}")
+        for note in _shared_names(checked):
             typer.echo(f"\n{note}")
     for word in plugins.disabled:
-        if not any(one.matches(word) for one in plugins.entry_points):
+        if not any(item.matches(word) for item in plugins.entry_points):
             typer.echo(f"JANUS_DISABLE_PLUGINS names '{word}', but nothing here is called so.", err=True)
     if any(report.is_broken for _, report in reports):
         raise typer.Exit(1)
@@ -138,11 +138,13 @@ def doctor(
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="Of the distribution and of its component: acme-dino.")],
-    slot: Annotated[str, typer.Option(help="What it is: understanding-encoder, adaptor, source, ...")],
-    out: Annotated[Path, typer.Option(help="The folder that the plugin's own is made in.")] = Path("."),
+    name: Annotated[str, typer.Argument(help="Name of the distribution and of its component: acme-dino.")],
+    slot: Annotated[
+        str, typer.Option(help="Slot of the component: understanding-encoder, adaptor, source, ...")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to create the plugin's folder in.")] = Path("."),
 ) -> None:
-    """Write a plugin that works: a distribution of one small component, with its test."""
+    """Write a working plugin: a distribution of one small component, with its test."""
     from janus_modular.plugins.scaffold import slot_named, write_plugin
 
     files = write_plugin(name, slot_named(slot), out)
@@ -154,27 +156,27 @@ def new(
 
 
 def _files(ctx: typer.Context) -> list[Path]:
-    """Return the plugin files that the environment and the command line name, each once."""
+    """Return the plugin files of the environment and the command line, each once."""
     from janus_modular.plugins.catalogue import files_of_environment
 
-    typed = map(Path, ctx.find_root().params.get("plugin") or [])  # typer may keep what was typed
+    typed = map(Path, ctx.find_root().params.get("plugin") or [])  # typer may pass strings
     return list(dict.fromkeys(path.expanduser().resolve() for path in (*files_of_environment(), *typed)))
 
 
-def _state(plugins: Plugins, one: EntryPointInfo) -> str:
-    return one.incompatibility() or ("on" if plugins.is_enabled(one) else "off")
+def _state(plugins: Plugins, item: EntryPointInfo) -> str:
+    return item.incompatibility() or ("on" if plugins.is_enabled(item) else "off")
 
 
-def _shared(checked: Sequence[EntryPointInfo]) -> Iterator[str]:
-    """Say which names several distributions share, and what to write instead: no fault of one plugin."""
-    for slot, name in sorted({(one.slot, one.name) for one in checked}):
+def _shared_names(checked: Sequence[EntryPointInfo]) -> Iterator[str]:
+    """Yield a note for each name that several distributions provide, with the names to write instead."""
+    for slot, name in sorted({(item.slot, item.name) for item in checked}):
         sharing = [
-            one for one in checked if (one.slot, one.name) == (slot, name) and not one.incompatibility()
+            item for item in checked if (item.slot, item.name) == (slot, name) and not item.incompatibility()
         ]
         if len(sharing) > 1:
-            words = " or ".join(f"'{one.dist}:{name}'" for one in sharing)
-            origins = " and ".join(one.origin for one in sharing)
-            yield f"'{name}' in {slot} is offered by {origins}: write {words}."
+            words = " or ".join(f"'{item.dist}:{name}'" for item in sharing)
+            origins = " and ".join(item.origin for item in sharing)
+            yield f"'{name}' in {slot} is provided by {origins}: write {words}."
 
 
 def _hooks() -> list[tuple[str, str]]:
@@ -184,12 +186,12 @@ def _hooks() -> list[tuple[str, str]]:
     return [(f"register_{slot}(registry)", " ".join(doc.split())) for slot, doc in docs.items()]
 
 
-def _as_dict(one: EntryPointInfo, report: Report) -> dict[str, object]:
-    return {"slot": one.slot, "name": one.name, "plugin": one.origin, **vars(report)}
+def _as_dict(item: EntryPointInfo, report: Report) -> dict[str, object]:
+    return {"slot": item.slot, "name": item.name, "plugin": item.origin, **vars(report)}
 
 
 def _print_rows(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], as_json: bool = False) -> None:
-    """Print a table without rich: a line a row however long, for grep, and a third of the start-up time."""
+    """Print a table without rich: one line for each row, for grep, and a faster start."""
     if as_json:
         typer.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
         return
@@ -199,11 +201,11 @@ def _print_rows(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], as_js
         typer.echo(line)
 
 
-def _print_report(one: EntryPointInfo, report: Report) -> None:
+def _print_report(item: EntryPointInfo, report: Report) -> None:
     from janus_modular.registry import slot_label
 
-    where = report.where or one.file or one.module
-    typer.echo(f"{one.name}: {slot_label(one.slot)} of {one.origin} ({where})")
+    where = report.where or item.file or item.module
+    typer.echo(f"{item.name}: {slot_label(item.slot)} of {item.origin} ({where})")
     if report.doc:
         typer.echo(f"\n{report.doc}\n")
     from rich.console import Console

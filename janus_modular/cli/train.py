@@ -1,4 +1,4 @@
-"""``train``: run a stage, or say what it would do."""
+"""The command ``train``: train a stage, or describe the run."""
 
 from __future__ import annotations
 
@@ -14,37 +14,39 @@ def train(
     config: Config,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint in output.")
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint in output.")
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Say what learns, the memory and a step's samples; train nothing."),
+        typer.Option(
+            "--dry-run", help="Print trainable modules, memory and a step's samples; train nothing."
+        ),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No table, no progress bar.")] = False,
 ) -> None:
-    """Train by a config: what learns, from which sources, for how long."""
+    """Train a model as a training config describes."""
     from janus_modular.config import load, resolve
     from janus_modular.plugins import default_plugins
     from janus_modular.training.schema import TrainConfig
 
     plugins = default_plugins()
-    chosen = resolve(load(config, overrides or ()), TrainConfig, plugins)
+    train_config = resolve(load(config, overrides or ()), TrainConfig, plugins)
     if dry_run:
         from rich.console import Console
 
-        from janus_modular.training.dry_run import dry_run as describe
+        from janus_modular.training.dry_run import dry_run as print_dry_run
 
-        describe(chosen, plugins, Console())
+        print_dry_run(train_config, plugins, Console())
         return
     from janus_modular.training import train as training
 
     try:
-        model = training.train(chosen, resume=resume, quiet=quiet, title=config, plugins=plugins)
+        model = training.train(train_config, resume=resume, quiet=quiet, title=config, plugins=plugins)
     except KeyboardInterrupt:
         from janus_modular.training.run_checkpoints import newest_checkpoint
 
-        saved = newest_checkpoint(Path(chosen.output))
-        cure = f"go on from {saved.name} with: --resume" if saved else "nothing was saved yet"
-        typer.echo(f"stopped: {cure}", err=True)
+        saved = newest_checkpoint(Path(train_config.output))
+        hint = f"continue from {saved.name} with: --resume" if saved else "nothing was saved yet"
+        typer.echo(f"stopped: {hint}", err=True)
         raise typer.Exit(130) from None
     typer.echo(model)

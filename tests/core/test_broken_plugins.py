@@ -122,5 +122,5 @@ def test_doctor_says_whom_to_choose_from_and_who_is_loud(site: Path) -> None:
     off = ",".join(["janus-modular", "acme-newer", *(f"acme-{name}" for name in BROKEN)])
     done = janus(site, "plugins", "doctor", JANUS_DISABLE_PLUGINS=off)
     assert done.returncode == 0
-    assert "'twice' in adaptors is offered by acme-one 0.2 and acme-two 0.2" in done.stdout
+    assert "'twice' in adaptors is provided by acme-one 0.2 and acme-two 0.2" in done.stdout
     assert "Plugin 'loud' (acme-loud 0.2) works.\n  it printed: look at me" in done.stdout

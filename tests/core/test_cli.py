@@ -163,7 +163,7 @@ def test_env_says_what_a_bug_report_needs():
     facts = json.loads(janus("env", "--json", JANUS_DISABLE_PLUGINS="mlp").stdout)
     assert {"versions", "extras", "devices", "components", "plugins", "settings"} == set(facts)
     assert facts["settings"]["JANUS_DISABLE_PLUGINS"] == "mlp"
-    assert facts["plugins"]["switched off"] == ["mlp"]
+    assert facts["plugins"]["disabled"] == ["mlp"]
 
 
 def test_doctor_passes_what_works_and_keeps_its_output_apart(tmp_path: Path):

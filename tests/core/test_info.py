@@ -142,4 +142,4 @@ def test_an_unusable_text_sampler_is_reported(sampler: str, edited: Path):
     edit_json("config.json", lambda c: c["model"].update(text_sampler=sampler))(edited)
     with pytest.raises(JanusError) as chat:
         Janus.from_pretrained(edited).chat("What?")
-    assert gather(str(edited), [])["refused"] == {"chat": str(chat.value)}
+    assert gather(str(edited), [])["unusable"] == {"chat": str(chat.value)}

@@ -10,14 +10,14 @@ from typer.testing import CliRunner
 
 from janus_modular.checkpoints import ModelAssembly
 from janus_modular.cli.app import app
-from janus_modular.cli.options import settings_of
+from janus_modular.cli.options import collect_settings
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.janus import Janus
 
 
 def test_settings_are_values_in_yaml() -> None:
-    assert settings_of({"seed": 3, "top_k": None}, ["top_k=5", "words=[a, b]", "text=a=b"]) == {
+    assert collect_settings({"seed": 3, "top_k": None}, ["top_k=5", "words=[a, b]", "text=a=b"]) == {
         "seed": 3,
         "top_k": 5,
         "words": ["a", "b"],
@@ -38,7 +38,7 @@ def test_settings_are_values_in_yaml() -> None:
 )
 def test_a_setting_that_is_not_clear_is_refused(named: dict[str, int], others: list[str], said: str) -> None:
     with pytest.raises(typer.BadParameter, match=said):
-        settings_of(named, others)
+        collect_settings(named, others)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,6 @@ def test_drawing_goes_on_from_an_image_by_its_number() -> None:
     torch.manual_seed(0)
     janus = Janus.of(ModelAssembly.from_config(resolve(load("model/tiny"), ModelConfig)))
     four = [np.asarray(one) for one in janus.draw("a", 4)]
-    last = [np.asarray(one) for one in janus.draw("a", 2, batch_size=1, **settings_of({}, ["first=2"]))]
+    last = [np.asarray(one) for one in janus.draw("a", 2, batch_size=1, **collect_settings({}, ["first=2"]))]
     np.testing.assert_array_equal(last, four[2:])
     assert (four[0] != four[2]).any()
