@@ -95,6 +95,7 @@ def drawing_bundle(shared: Path, tiny_checkpoint: Path) -> Path:
     return folder
 
 
+FLOW_PATH = Path(__file__).with_name("flow_path.py")
 SEVERAL = {
     "name": "autoregressive", "height": 32, "width": 16, "embedding_dim": 24, "adaptor": "mlp",
     "tokenizer": {
@@ -129,6 +130,33 @@ def several_codes_bundle(shared: Path, several_codes_checkpoint: Path) -> Path:
     with made_once(folder) as missing:
         if missing:
             export(several_codes_checkpoint, folder, ExportConfig(variants=["fp32", "fp16"]))
+    return folder
+
+
+@pytest.fixture
+def flow_checkpoint(shared: Path, plugins: Plugins) -> Path:
+    """configs/model/tiny with the path of `flow_path`, with random weights; read only."""
+    plugins.add_file(FLOW_PATH)
+    folder = shared / "flow_checkpoint"
+    with made_once(folder) as missing:
+        if missing:
+            torch.manual_seed(0)
+            raw = {**load("model/tiny", plugins=plugins), "generation": {"name": "flow"}}
+            assembly = ModelAssembly.from_config(resolve(raw, ModelConfig, plugins=plugins), plugins)
+            for weight in assembly.model.parameters():
+                if weight.dim() > 1:
+                    torch.nn.init.normal_(weight, std=0.3)
+            save(assembly, folder)
+    return folder
+
+
+@pytest.fixture
+def flow_bundle(shared: Path, flow_checkpoint: Path) -> Path:
+    """The bundle of `flow_checkpoint` in fp32 and fp16; read only: copy it to change it."""
+    folder = shared / "flow_bundle"
+    with made_once(folder) as missing:
+        if missing:
+            export(flow_checkpoint, folder, ExportConfig(variants=["fp32", "fp16", "cpu-int8"]))
     return folder
 
 

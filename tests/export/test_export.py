@@ -346,9 +346,7 @@ def test_a_graph_in_which_nothing_can_be_quantised_is_refused(
 ):
     """Its one table has 8 columns: fewer than a block."""
     config = ExportConfig(variants=["cpu-int4"], quantize=QuantizeConfig(graphs=["embed", "decode_image"]))
-    with pytest.raises(
-        ExportError, match=r"names decode_image, in which cpu-int4 can quantise nothing: it has no"
-    ):
+    with pytest.raises(ExportError, match="names decode_image, in which cpu-int4 can quantise nothing"):
         export(tiny_checkpoint, tmp_path / "bundle", config)
 
 
