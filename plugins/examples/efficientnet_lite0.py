@@ -148,5 +148,5 @@ def imagenet_weights() -> str:
 # 3. The hook: its name says the slot. `name: efficientnet-lite0` in a config now means this.
 @hookimpl
 def register_understanding_encoders(registry: Registry[UnderstandingEncoder]) -> None:
-    """Offer this encoder."""
+    """Register this encoder."""
     registry.add("efficientnet-lite0", EfficientNetLite0, EfficientNetConfig)

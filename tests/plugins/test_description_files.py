@@ -133,7 +133,7 @@ def test_an_activation_that_no_config_can_write_is_refused(tmp_path: Path, activ
     """Its checkpoint could not be opened."""
     saved_tower(tmp_path)
     edit(tmp_path / "config.json", hidden_act=activation)
-    with pytest.raises(CheckpointError, match="describes hidden_act of its own"):
+    with pytest.raises(CheckpointError, match="describes other hidden_act"):
         SiglipEncoder(SiglipConfig(pretrained=str(tmp_path)))
 
 

@@ -55,8 +55,8 @@ def test_a_still_image_is_what_transformers_makes_of_it(frames: int, size: tuple
     wanted = torch.stack(theirs.encode(pixels, [size] * 2).image_tokens)  # (N, h, w)
     assert torch.equal(codes, wanted.flatten(1))
     assert len(codes.unique()) > 2  # not one code for all
-    painted = ours.decode(codes, height=size[0], width=size[1])
-    torch.testing.assert_close(painted, theirs.decode(wanted))
+    decoded = ours.decode(codes, height=size[0], width=size[1])
+    torch.testing.assert_close(decoded, theirs.decode(wanted))
 
 
 class Painter(nn.Module):
@@ -208,12 +208,12 @@ def test_losses_are_those_of_vq_vae() -> None:
     tokenizer = tokenizer_of()
     pixels = torch.rand(2, 3, 8, 12) * 2 - 1
     codes = tokenizer.encode(pixels)
-    painted = tokenizer.decode(codes, height=8, width=12)
+    decoded = tokenizer.decode(codes, height=8, width=12)
     distance = (tokenizer.codebook_embeddings()[codes] - tokenizer.latents(pixels)).square().mean()
 
     losses = tokenizer.losses(pixels)
 
-    torch.testing.assert_close(losses["pixels"], (painted - pixels).square().mean())
+    torch.testing.assert_close(losses["pixels"], (decoded - pixels).square().mean())
     torch.testing.assert_close(losses["codebook"], distance)
     torch.testing.assert_close(losses["commitment"], 0.25 * distance)
 

@@ -62,7 +62,7 @@ def test_choosing_equals_the_papers_one_hot_in_value_and_gradient() -> None:
     fixed_weights = torch.randn(2, 5, 4)
 
     scores = codebook.scores(latents)
-    passed, chosen = codebook.chosen(scores)
+    passed, chosen = codebook.select(scores)
     found = torch.autograd.grad((passed * fixed_weights).sum(), [latents, codebook.embedding.weight])
 
     # a one-hot whose gradient is the softmax's, times the codebook
@@ -83,11 +83,11 @@ def test_losses_are_the_papers() -> None:
     pixels = torch.rand(2, 3, 8, 12) * 2 - 1
     latents, codes = tokenizer.latents(pixels), tokenizer.encode(pixels)
     distance = (tokenizer.codebook_embeddings()[codes] - latents).square().mean()
-    painted = tokenizer.decode(codes, height=8, width=12)
+    decoded = tokenizer.decode(codes, height=8, width=12)
 
     losses = tokenizer.losses(pixels)
 
-    torch.testing.assert_close(losses["pixels"], (painted - pixels).abs().mean())
+    torch.testing.assert_close(losses["pixels"], (decoded - pixels).abs().mean())
     double = losses["index"] + losses["commitment"] + losses["codebook"]
     torch.testing.assert_close(double, 2.25 * distance)
     p = ((latents @ tokenizer.codebook_embeddings().T).flatten(0, 1) / 0.01).softmax(-1)

@@ -183,8 +183,8 @@ def test_vectors_of_a_positions_codes_add_up_to_what_is_decoded() -> None:
 
     assert torch.equal(added > 0, tokenizer.encoder(image()).flatten(2).transpose(1, 2) > 0)
     assert set(added.flatten().tolist()) == {-1.0, 1.0}
-    painted = tokenizer.decoder(added.transpose(1, 2).unflatten(2, (4, 6)))
-    torch.testing.assert_close(tokenizer.decode(codes, height=8, width=12), painted)
+    decoded = tokenizer.decoder(added.transpose(1, 2).unflatten(2, (4, 6)))
+    torch.testing.assert_close(tokenizer.decode(codes, height=8, width=12), decoded)
 
 
 @torch.no_grad()
@@ -312,7 +312,7 @@ def test_sizes_that_do_not_fit() -> None:
     tokenizer = make()
     with pytest.raises(ValueError, match="7x8 is no multiple of 2"):
         tokenizer.grid(7, 8)
-    with pytest.raises(ValueError, match="makes 1 positions, not 2"):
+    with pytest.raises(ValueError, match="have 1 positions; expected 2 or more"):
         tokenizer.grid(2, 2)
     with pytest.raises(ValueError, match="23 positions do not fill 4x6"):
         tokenizer.decode(torch.zeros(1, 23, 2, dtype=torch.int64), height=8, width=12)

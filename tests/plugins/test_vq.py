@@ -45,9 +45,9 @@ def test_grids_need_not_be_square(height: int, width: int) -> None:
     codes = tokenizer.encode(blobs(2, 24, 24)[..., :height, :width])
     assert codes.shape == (2, math.prod(tokenizer.grid(height, width)))
     assert codes.dtype == torch.int64
-    painted = tokenizer.decode(codes, height=height, width=width)
-    assert painted.shape == (2, 3, height, width)
-    assert painted.isfinite().all()
+    decoded = tokenizer.decode(codes, height=height, width=width)
+    assert decoded.shape == (2, 3, height, width)
+    assert decoded.isfinite().all()
 
 
 def test_raster_order() -> None:
@@ -71,11 +71,11 @@ def test_half_precision_agrees(dtype: torch.dtype) -> None:
     half = copy.deepcopy(tokenizer).to(dtype)
     same = (half.encode(pixels.to(dtype)) == codes).float().mean()
     assert same > 0.8  # bfloat16 keeps 8 bits: latents near a border between two codes fall either way
-    painted = half.decode(codes, height=16, width=16)
-    assert painted.dtype == dtype
+    decoded = half.decode(codes, height=16, width=16)
+    assert decoded.dtype == dtype
     # the same codes through the decoder: rounding alone, 3 digits in bfloat16
     torch.testing.assert_close(
-        painted.float(), tokenizer.decode(codes, height=16, width=16), atol=0.05, rtol=0
+        decoded.float(), tokenizer.decode(codes, height=16, width=16), atol=0.05, rtol=0
     )
 
 

@@ -148,12 +148,12 @@ def test_losses_are_the_published_ones() -> None:
     tokenizer = tiny()
     pixels = torch.rand(2, 3, 8, 12) * 2 - 1
     codes = tokenizer.encode(pixels)
-    painted = tokenizer.decode(codes, height=8, width=12)
+    decoded = tokenizer.decode(codes, height=8, width=12)
 
     losses = tokenizer.losses(pixels)
 
     distance = (tokenizer.codebook_embeddings()[codes] - tokenizer.latents(pixels)).square().mean()
-    torch.testing.assert_close(losses["pixels"], (painted - pixels).abs().mean())
+    torch.testing.assert_close(losses["pixels"], (decoded - pixels).abs().mean())
     torch.testing.assert_close(losses["codebook"] + losses["commitment"], 1.25 * distance)
     torch.testing.assert_close(losses["codebook"], 0.25 * distance)
 

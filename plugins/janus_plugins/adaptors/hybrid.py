@@ -45,11 +45,11 @@ class HybridAdaptor(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def num_tokens(self, grid: tuple[int, int]) -> int:
-        """As many as come in."""
+        """Return the number of positions: one for each feature."""
         return grid[0] * grid[1]
 
     def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Carry features (N, P, 2C), high then low, to (N, P, D)."""
+        """Map features (N, P, 2C), high then low, to (N, P, D)."""
         high, low = features.chunk(2, dim=-1)  # (N, P, C) each
         joined = torch.cat([self.high_up_proj(high), self.low_up_proj(low)], dim=-1)  # (N, P, D)
         return self.layers(joined)
@@ -57,5 +57,5 @@ class HybridAdaptor(nn.Module):
 
 @hookimpl
 def register_adaptors(registry: Registry[Adaptor]) -> None:
-    """Offer this adaptor."""
+    """Register this adaptor."""
     registry.add("hybrid", HybridAdaptor, HybridConfig)

@@ -31,7 +31,7 @@ class IdentityAdaptor(nn.Module):
         self.config = config
 
     def num_tokens(self, grid: tuple[int, int]) -> int:
-        """As many as come in."""
+        """Return the number of positions: one for each feature."""
         return grid[0] * grid[1]
 
     def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -41,5 +41,5 @@ class IdentityAdaptor(nn.Module):
 
 @hookimpl
 def register_adaptors(registry: Registry[Adaptor]) -> None:
-    """Offer this adaptor."""
+    """Register this adaptor."""
     registry.add("identity", IdentityAdaptor, IdentityConfig)

@@ -21,7 +21,7 @@ class LdpConfig(ComponentConfig):
 
 
 class LdpAdaptor(nn.Module):
-    """Carries features (N, P, C) of a grid h x w to (N, ceil(h / 2) * ceil(w / 2), D), rows first."""
+    """Maps features (N, P, C) of a grid h x w to (N, ceil(h / 2) * ceil(w / 2), D), rows first."""
 
     def __init__(self, config: LdpConfig, input_dim: int, output_dim: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class LdpAdaptor(nn.Module):
         return ((grid[0] + 1) // 2) * ((grid[1] + 1) // 2)
 
     def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Carry features (N, P, C) of a grid to (N, P', D)."""
+        """Map features (N, P, C) of a grid to (N, P', D)."""
         x = self.mlp(features).transpose(1, 2).unflatten(2, grid)  # (N, D, h, w)
         x = self.halve(x + self.refine(x))
         return x.flatten(2).transpose(1, 2)
@@ -113,5 +113,5 @@ PUBLISHED = {
 
 @hookimpl
 def register_adaptors(registry: Registry[Adaptor]) -> None:
-    """Offer this adaptor."""
+    """Register this adaptor."""
     registry.add("ldp", LdpAdaptor, LdpConfig)

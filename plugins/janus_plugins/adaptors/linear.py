@@ -17,7 +17,7 @@ class LinearConfig(ComponentConfig):
 
 
 class LinearAdaptor(nn.Module):
-    """Carries features (N, P, C) to (N, P, D). JanusFlow's understanding path uses it."""
+    """Maps features (N, P, C) to (N, P, D). JanusFlow's understanding path uses it."""
 
     def __init__(self, config: LinearConfig, input_dim: int, output_dim: int) -> None:
         super().__init__()
@@ -25,15 +25,15 @@ class LinearAdaptor(nn.Module):
         self.layers = nn.Linear(input_dim, output_dim, bias=config.bias)
 
     def num_tokens(self, grid: tuple[int, int]) -> int:
-        """As many as come in."""
+        """Return the number of positions: one for each feature."""
         return grid[0] * grid[1]
 
     def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Carry features (N, P, C) to (N, P, D)."""
+        """Map features (N, P, C) to (N, P, D)."""
         return self.layers(features)
 
 
 @hookimpl
 def register_adaptors(registry: Registry[Adaptor]) -> None:
-    """Offer this adaptor."""
+    """Register this adaptor."""
     registry.add("linear", LinearAdaptor, LinearConfig)

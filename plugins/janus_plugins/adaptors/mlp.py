@@ -33,15 +33,15 @@ class MlpAdaptor(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def num_tokens(self, grid: tuple[int, int]) -> int:
-        """As many as come in."""
+        """Return the number of positions: one for each feature."""
         return grid[0] * grid[1]
 
     def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Carry features (N, P, C) to (N, P, D)."""
+        """Map features (N, P, C) to (N, P, D)."""
         return self.layers(features)
 
 
 @hookimpl
 def register_adaptors(registry: Registry[Adaptor]) -> None:
-    """Offer this adaptor."""
+    """Register this adaptor."""
     registry.add("mlp", MlpAdaptor, MlpConfig)

@@ -45,14 +45,14 @@ class PerceiverConfig(ComponentConfig):
     intermediate: int | None = None  # inside the first MLP, C -> D; None: 4 D; Idefics2: 14336, D being 4096
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built."""
+        """Check the sizes."""
         check_sizes(self, queries=1, layers=1, heads=1, kv_heads=1, head_dim=1)
         if self.heads % self.kv_heads:
             raise ValueError(f"heads: {self.heads} do not share {self.kv_heads} kv_heads evenly.")
 
 
 class PerceiverAdaptor(nn.Module):
-    """Carries features (N, P, C) of any grid to (N, queries, D); their order is not looked at.
+    """Maps features (N, P, C) of any grid to (N, queries, D); their order is not looked at.
 
     Where a feature lies, it says itself: vision transformers add positions before their first block.
     """
@@ -71,7 +71,7 @@ class PerceiverAdaptor(nn.Module):
         return self.config.queries
 
     def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Carry features (N, P, C) to (N, queries, D)."""
+        """Map features (N, P, C) to (N, queries, D)."""
         return self.perceiver_resampler(self.modality_projection(features))
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -195,5 +195,5 @@ class RmsNorm(nn.Module):
 
 @hookimpl
 def register_adaptors(registry: Registry[Adaptor]) -> None:
-    """Offer this adaptor."""
+    """Register this adaptor."""
     registry.add("perceiver", PerceiverAdaptor, PerceiverConfig)

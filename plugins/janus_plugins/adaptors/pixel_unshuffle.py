@@ -27,12 +27,12 @@ class PixelUnshuffleConfig(ComponentConfig):
     bias: bool = True  # of the linear layers
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built."""
+        """Check the sizes."""
         check_sizes(self, factor=1, depth=1)
 
 
 class PixelUnshuffleAdaptor(nn.Module):
-    """Carries features (N, P, C) to (N, P / factor², D), the rows of the coarser grid one after another.
+    """Maps features (N, P, C) to (N, P / factor², D), the rows of the coarser grid one after another.
 
     A token's features lie side by side as they lie in the image: the square's upper row first.
     """
@@ -53,7 +53,7 @@ class PixelUnshuffleAdaptor(nn.Module):
         return rows * columns
 
     def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Carry features (N, P, C) of a grid to (N, P', D)."""
+        """Map features (N, P, C) of a grid to (N, P', D)."""
         factor, (rows, columns) = self.config.factor, self._coarser(grid)
         x = features.unflatten(1, (rows, factor, columns, factor))  # (N, h, f, w, f, C)
         x = x.transpose(2, 3).flatten(3).flatten(1, 2)  # (N, P', f * f * C)
@@ -91,5 +91,5 @@ PUBLISHED = {  # modules by the ends of their names: InternVL's, transformers' I
 
 @hookimpl
 def register_adaptors(registry: Registry[Adaptor]) -> None:
-    """Offer this adaptor."""
+    """Register this adaptor."""
     registry.add("pixel-unshuffle", PixelUnshuffleAdaptor, PixelUnshuffleConfig)

@@ -51,7 +51,7 @@ class AutoregressiveConfig(ComponentConfig):
     embedding_dim: int | None = None  # of the codes' own table; None: the tokenizer's code width
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no image has."""
+        """Check the image size."""
         check_sizes(self, height=1, width=1)
 
 
@@ -250,5 +250,5 @@ def known(codes: Sequence[Tensor], hidden: Tensor) -> Tensor:
 
 @hookimpl
 def register_generation(registry: Registry[GenerationPath]) -> None:
-    """Offer Janus' own path."""
+    """Register Janus' own path."""
     registry.add("autoregressive", AutoregressiveGeneration.build, AutoregressiveConfig)

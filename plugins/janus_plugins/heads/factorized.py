@@ -27,7 +27,7 @@ class FactorizedHeadConfig(ComponentConfig):
     hidden: int | None = None  # of the feed-forward layers; None: 8/3 of the width, up to a multiple of 256
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built."""
+        """Check the sizes."""
         check_sizes(self, layers=1)
         check_sizes(self, **{name: 1 for name in ("heads", "hidden") if getattr(self, name) is not None})
 
@@ -90,5 +90,5 @@ class Block(nn.Module):
 
 @hookimpl
 def register_heads(registry: Registry[Head]) -> None:
-    """Offer this head."""
+    """Register this head."""
     registry.add("factorized", FactorizedHead, FactorizedHeadConfig)

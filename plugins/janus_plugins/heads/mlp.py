@@ -44,5 +44,5 @@ class MlpHead(nn.Module):
 
 @hookimpl
 def register_heads(registry: Registry[Head]) -> None:
-    """Offer this head."""
+    """Register this head."""
     registry.add("mlp", MlpHead, MlpHeadConfig)

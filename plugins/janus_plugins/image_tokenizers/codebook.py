@@ -1,4 +1,4 @@
-"""K vectors of which one stands for each latent: what vector-quantising tokenizers have in common."""
+"""The codebook of vector-quantising tokenizers, and their common losses."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 
 class Codebook(nn.Module):
-    """K vectors, and which of them is nearest.
+    """K vectors, and the search for the nearest.
 
-    With ``unit``, vectors are compared and looked up at unit length, so that the angle alone decides.
+    With ``unit``, vectors and latents are normalised: the nearest vector has the smallest angle.
     """
 
     def __init__(self, num_codes: int, code_dim: int, *, unit: bool = False) -> None:
@@ -20,7 +20,7 @@ class Codebook(nn.Module):
         self.embedding.weight.data = self.normalize(self.embedding.weight.data)
 
     def normalize(self, vectors: Tensor) -> Tensor:
-        """Bring vectors (..., code_dim) to unit length, where it is told to."""
+        """Normalise vectors (..., code_dim) if ``unit`` is set."""
         return F.normalize(vectors, dim=-1) if self.unit else vectors
 
     def vectors(self) -> Tensor:
@@ -34,7 +34,7 @@ class Codebook(nn.Module):
     def scores(self, latents: Tensor) -> Tensor:
         """Score all codes (..., K) for latents z (..., code_dim): |z|² minus the squared distance.
 
-        In float32 whatever the weights are: 16,384 codes lie closer together than bf16 can tell apart.
+        Computed in float32: bf16 cannot distinguish the distances of 16,384 codes.
         """
         vectors = self.vectors().float()
         return 2 * latents.float() @ vectors.T - vectors.square().sum(-1)
@@ -50,9 +50,9 @@ def straight_through(latents: Tensor, vectors: Tensor) -> Tensor:
 
 
 def entropy_loss(logits: Tensor) -> Tensor:
-    """Reward sure choices and an even use: mean H(p) - H(mean p), p = softmax of logits (..., K)."""
+    """Reward confident choices and a uniform use: mean H(p) - H(mean p), p = softmax of logits (..., K)."""
     logits = logits.flatten(0, -2)
-    choice = logits.softmax(-1)
-    unsure = -(choice * logits.log_softmax(-1)).sum(-1).mean()
-    use = choice.mean(0)
-    return unsure + (use * (use + 1e-5).log()).sum()
+    probabilities = logits.softmax(-1)
+    entropy = -(probabilities * logits.log_softmax(-1)).sum(-1).mean()
+    mean = probabilities.mean(0)
+    return entropy + (mean * (mean + 1e-5).log()).sum()

@@ -1,4 +1,4 @@
-"""Checkpoints that hold a tokenizer's weights twice: as trained, and averaged over training."""
+"""Reads checkpoints with both trained and EMA weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from janus_modular import belongs_to
 def ema_weights_first(
     weights: Mapping[str, Tensor], prefix: str, tokenizer: nn.Module, own_name: Callable[[str], str] = str
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield a tokenizer's names and tensors from below ``prefix``: averages, where the file has any.
+    """Yield a tokenizer's names and tensors below ``prefix``: EMA weights, or trained ones if there are none.
 
-    Averages (``model_ema.``) have the weights' names without their points. It is one or the other for the
-    whole file: an average that is missing is not yielded, since the weight as trained would not go with the
-    rest. The losses' networks (``loss.``) and the weights that were averaged are known, and not needed.
+    EMA weights (``model_ema.``) have the weights' names without dots. Trained and EMA weights are not mixed:
+    an EMA weight that is missing is not yielded. The networks of losses (``loss.``) and the trained
+    weights are read and ignored.
     """
     averages, known = f"{prefix}model_ema.", tokenizer.state_dict().keys()
     averaged = any(name.startswith(averages) for name in weights)
@@ -24,7 +24,7 @@ def ema_weights_first(
         theirs = name.removeprefix(prefix) if name.startswith(prefix) else ""
         own = own_name(theirs)
         if theirs.startswith(("loss.", "model_ema.")):
-            _ = weights[name]  # read, so that it does not count as left over
+            _ = weights[name]  # read, so that it is not reported as unexpected
         elif belongs_to(own, tokenizer):
             trained = weights[name]
             if not averaged or own not in known:

@@ -53,7 +53,7 @@ class FsqConfig(ComponentConfig):
     norm_groups: int = 32  # of group normalisation, where the width divides by them
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built."""
+        """Check the sizes."""
         for name in ("channel_multipliers", "levels"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: []; expected at least one.")
@@ -100,8 +100,8 @@ class FsqTokenizer(nn.Module):
         self.codebooks: tuple[int, ...] = (prod(config.levels),)
         self.code_dim: int | None = len(config.levels)
         self.factor = config.factor
-        self.encoder = make_encoder(config)
-        self.decoder = make_decoder(config)
+        self.encoder = build_encoder(config)
+        self.decoder = build_decoder(config)
         self.quant_conv = nn.Conv2d(config.latent_channels, self.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(self.code_dim, config.latent_channels, 1)
         steps = [prod(config.levels[:i]) for i in range(len(config.levels))]
@@ -109,7 +109,7 @@ class FsqTokenizer(nn.Module):
         self.register_buffer("steps", torch.tensor(steps), persistent=False)  # from a level to the next
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """One code for each square of ``factor`` pixels."""
+        """Return the rows and columns of codes: one for each square of ``factor`` pixels."""
         return squares("fsq", height, width, self.factor)
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class FsqTokenizer(nn.Module):
         grid = self.grid(height, width)
         if codes.shape[-1] != grid[0] * grid[1]:
             raise ValueError(f"fsq: {codes.shape[-1]} codes do not fill a grid of {grid[0]}x{grid[1]}")
-        return self._paint(self.vectors(codes), grid)
+        return self._decode_vectors(self.vectors(codes), grid)
 
     def vectors(self, codes: Tensor) -> Tensor:
         """Return the vectors (..., code_dim) of code ids (...), in float32."""
@@ -138,12 +138,12 @@ class FsqTokenizer(nn.Module):
     def losses(self, pixels: Tensor) -> dict[str, Tensor]:
         """Return ``pixels`` (L1): rounding needs no loss of its own, and gradients pass it straight through.
 
-        The published tokenizers were trained with a perceptual and an adversarial loss besides.
+        The published tokenizers were also trained with a perceptual and an adversarial loss.
         """
         bounded = self._bounded(self._latents(pixels))
         rounded = bounded + (bounded.round() - bounded).detach()
-        painted = self._paint(rounded / (self.levels // 2), self.grid(*pixels.shape[-2:]))
-        return {"pixels": F.l1_loss(painted, pixels.to(painted.dtype))}
+        decoded = self._decode_vectors(rounded / (self.levels // 2), self.grid(*pixels.shape[-2:]))
+        return {"pixels": F.l1_loss(decoded, pixels.to(decoded.dtype))}
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Read the published weights, wherever their names begin (``network.``); constants are known.
@@ -188,13 +188,13 @@ class FsqTokenizer(nn.Module):
         offset = (1 - self.levels % 2) * 0.5
         return (latents.float() + (offset / half).atanh()).tanh() * half - offset
 
-    def _paint(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _decode_vectors(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
         """Paint code vectors (N, P, code_dim) as pixels."""
         latents = vectors.to(self.quant_conv.weight.dtype).transpose(1, 2).unflatten(2, grid)
         return self.decoder(self.post_quant_conv(latents))
 
 
-def make_encoder(config: FsqConfig) -> nn.Sequential:
+def build_encoder(config: FsqConfig) -> nn.Sequential:
     """Pixels (N, 3, H, W) to latents (N, latent_channels, H / factor, W / factor)."""
     widths = [config.channels * multiplier for multiplier in [1, *config.channel_multipliers]]
     down = [BlockLevel(*pair, config.residual_blocks, config.norm_groups) for pair in pairwise(widths)]
@@ -212,7 +212,7 @@ def make_encoder(config: FsqConfig) -> nn.Sequential:
     )
 
 
-def make_decoder(config: FsqConfig) -> nn.Sequential:
+def build_decoder(config: FsqConfig) -> nn.Sequential:
     """Latents (N, latent_channels, h, w) to pixels (N, 3, h * factor, w * factor)."""
     widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
     entering = [*widths[1:], widths[-1]]  # of each resolution, finest first: features come from below
@@ -284,5 +284,5 @@ def middle(width: int, groups: int) -> nn.Sequential:
 
 @hookimpl
 def register_image_tokenizers(registry: Registry[ImageTokenizer]) -> None:
-    """Offer ``fsq``."""
+    """Register ``fsq``."""
     registry.add("fsq", FsqTokenizer, FsqConfig)

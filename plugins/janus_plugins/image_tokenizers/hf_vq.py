@@ -109,7 +109,7 @@ class HfVqTokenizer(nn.Module):
         return self
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """One code for each square of ``factor`` pixels."""
+        """Return the rows and columns of codes: one for each square of ``factor`` pixels."""
         return squares("hf-vq", height, width, self.factor)
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class HfVqTokenizer(nn.Module):
         grid = self.grid(height, width)
         if codes.shape[-1] != grid[0] * grid[1]:
             raise ValueError(f"hf-vq: {codes.shape[-1]} codes do not fill a grid of {grid[0]}x{grid[1]}")
-        return self.paint(self.model.quantize(codes), grid)
+        return self.decode_vectors(self.model.quantize(codes), grid)
 
     def codebook_embeddings(self) -> Tensor:
         """Return the codebook (K, code_dim)."""
@@ -134,10 +134,10 @@ class HfVqTokenizer(nn.Module):
         """
         latents = self.latents(pixels)  # (N, P, code_dim)
         vectors = self.model.quantize(self.model.quantize.nearest(latents))
-        painted = self.paint(straight_through(latents, vectors), self.grid(*pixels.shape[-2:]))
+        decoded = self.decode_vectors(straight_through(latents, vectors), self.grid(*pixels.shape[-2:]))
         distance = F.l1_loss if self.config.reconstruction == "l1" else F.mse_loss
         return {
-            "pixels": distance(painted, pixels.to(painted.dtype)),
+            "pixels": distance(decoded, pixels.to(decoded.dtype)),
             "codebook": F.mse_loss(vectors, latents.detach()),
             "commitment": self.config.commitment * F.mse_loss(latents, vectors.detach()),
         }
@@ -158,7 +158,7 @@ class HfVqTokenizer(nn.Module):
             x = refine(x)
         return self.model.quant_conv(x).flatten(2).transpose(1, 2)  # of the one frame that is left
 
-    def paint(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
+    def decode_vectors(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
         """Paint code vectors (N, P, code_dim) as pixels: a clip's first frame, the only one painted."""
         codes = vectors.transpose(1, 2).unflatten(2, (1, *grid))  # (N, code_dim, 1, h, w)
         decoder, latents = self.model.decoder, self.model.post_quant_conv(codes)
@@ -257,5 +257,5 @@ def read_keys(path: Path) -> dict[str, Any]:
 
 @hookimpl
 def register_image_tokenizers(registry: Registry[ImageTokenizer]) -> None:
-    """Offer this tokenizer."""
+    """Register this tokenizer."""
     registry.add("hf-vq", HfVqTokenizer, HfVqConfig)

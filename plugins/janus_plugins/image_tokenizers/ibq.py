@@ -1,9 +1,9 @@
-"""IBQ (Shi et al. 2024): a VQGAN of very many codes, all of which learn from every image.
+"""The image tokenizer `ibq` (Shi et al. 2024): a VQGAN with a large codebook.
 
-A latent takes the code with which its product is largest. In training, the gradient passes through the
-softmax of those products, and so to the whole codebook: this is what keeps 262,144 codes of width 256 in
-use. The defaults are the published tokenizers', with ``num_codes`` 1024, 8192, 16384 or 262144. Emu3.5's
-tokenizer is one of them too: ``{channels: 256, num_codes: 131072}``, 455 M parameters.
+A latent is assigned to the code with the largest dot product. In training, the gradient passes through the
+softmax of the products to the whole codebook, which keeps all 262,144 codes in use. The defaults are those of
+the published tokenizers, with ``num_codes`` 1024, 8192, 16384 or 262144. Emu3.5's tokenizer is one too:
+``{channels: 256, num_codes: 131072}``, 455 M parameters.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ class IbqConfig(ConvolutionalConfig):
     """The published tokenizer of 16,384 codes."""
 
     residual_blocks: int = 4  # per resolution; the decoder has one more
-    codebook: float = 0.25  # weight of the loss that pulls chosen codes to their latents
+    codebook: float = 0.25  # weight of the loss that moves selected codes to their latents
     entropy: float = 0.05  # weight of the loss that spreads the codes' use; 0: not computed
     entropy_temperature: float = 0.01  # of the softmax in it
 
 
 class IbqCodebook(Codebook):
-    """K vectors, the chosen one having the largest product with the latent."""
+    """A codebook that assigns a latent to the code with the largest dot product."""
 
     def __init__(self, num_codes: int, code_dim: int) -> None:
         super().__init__(num_codes, code_dim)
         nn.init.normal_(self.embedding.weight)
 
     def scores(self, latents: Tensor) -> Tensor:
-        """Multiply latents (..., code_dim) with all codes: (..., K), in float32 whatever weights are."""
+        """Return the dot products (..., K) of latents (..., code_dim) with all codes, in float32."""
         return latents.float() @ self.vectors().float().T
 
-    def chosen(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Look up the codes of the largest scores (..., K), twice: (..., code_dim) each, equal in value.
+    def select(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the vectors of the largest scores (..., K), twice: (..., code_dim) each, equal in value.
 
-        The gradient of the first reaches all codes, and what the scores came from, by their softmax; that
-        of the second the chosen codes alone.
+        The gradient of the first reaches the scores and all codes by the softmax; that of the second reaches
+        the selected codes alone.
         """
         hard = self(scores.argmax(-1))
         soft = (scores.softmax(-1) @ self.vectors().detach().float()).to(hard.dtype)
@@ -64,20 +64,20 @@ class IbqTokenizer(ConvolutionalTokenizer):
         self.config = config
 
     def losses(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return ``pixels`` and four that shape the codebook; sum them.
+        """Return the loss ``pixels`` and the losses of the codebook, which are to be added.
 
         ``index`` and ``commitment`` with ``codebook`` are the paper's double quantisation loss: the first
         compares latents with codes through the softmax, the others as VQ-VAE does. ``entropy`` rewards sure
-        choices and an even use. The published tokenizers were trained with a perceptual and an adversarial
-        loss besides.
+        choices and a uniform use. The published tokenizers were also trained with a perceptual and an
+        adversarial loss.
         """
         latents = self.latents(pixels)  # (N, P, code_dim)
         scores = self.quantize.scores(latents)  # (N, P, K)
-        passed, vectors = self.quantize.chosen(scores)
-        painted = self.paint(passed, self.grid(*pixels.shape[-2:]))
+        soft_vectors, vectors = self.quantize.select(scores)
+        decoded = self.decode_vectors(soft_vectors, self.grid(*pixels.shape[-2:]))
         losses = {
-            "pixels": F.l1_loss(painted, pixels.to(painted.dtype)),
-            "index": F.mse_loss(passed, latents),
+            "pixels": F.l1_loss(decoded, pixels.to(decoded.dtype)),
+            "index": F.mse_loss(soft_vectors, latents),
             "commitment": F.mse_loss(latents, vectors.detach()),
             "codebook": self.config.codebook * F.mse_loss(vectors, latents.detach()),
         }
@@ -87,7 +87,7 @@ class IbqTokenizer(ConvolutionalTokenizer):
         return losses
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Read the published files; where they hold weights averaged over training, those."""
+        """Read the published files; of EMA and trained weights, the EMA weights."""
         levels = len(self.config.channel_multipliers)
         prefix = find_prefix(weights, self.name)
         return ema_weights_first(weights, prefix, self, lambda name: own_name(name, levels))
@@ -95,5 +95,5 @@ class IbqTokenizer(ConvolutionalTokenizer):
 
 @hookimpl
 def register_image_tokenizers(registry: Registry[ImageTokenizer]) -> None:
-    """Offer this tokenizer."""
+    """Register this tokenizer."""
     registry.add("ibq", IbqTokenizer, IbqConfig)

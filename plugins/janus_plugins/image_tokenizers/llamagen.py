@@ -1,6 +1,6 @@
-"""LlamaGen's VQ model: the image tokenizer of Janus and Janus-Pro (VQ-16), and its sibling VQ-8.
+"""The image tokenizer `llamagen`: LlamaGen's VQ-16, the tokenizer of Janus and Janus-Pro, and VQ-8.
 
-VQGAN's convolutional encoder and decoder around a codebook of few dimensions and unit length (ViT-VQGAN,
+VQGAN's convolutional encoder and decoder, with a low-dimensional codebook of unit length (ViT-VQGAN,
 section 3.2). VQ-16 is the default; VQ-8 is ``channel_multipliers: [1, 2, 2, 4]``.
 """
 
@@ -34,8 +34,8 @@ class LlamaGenConfig(ConvolutionalConfig):
 class LlamaGenTokenizer(ConvolutionalTokenizer):
     """Images in [-1, 1] to code ids and back; runs in the dtype of its weights.
 
-    Both codebook rows and latents are normalised in ``encode``, rows alone in ``decode``: the published
-    codebook's rows are not of unit length, and comparing them as they are finds other codes.
+    Codebook and latents are normalised in ``encode``, the codebook in ``decode``: the published codebook's
+    vectors do not have unit length, and without normalisation the codes would be others.
     """
 
     name = "llamagen"
@@ -45,17 +45,17 @@ class LlamaGenTokenizer(ConvolutionalTokenizer):
         self.config = config
 
     def losses(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return ``pixels``, ``codebook``, ``commitment`` and, where weighted, ``entropy``; sum them.
+        """Return the losses ``pixels``, ``codebook``, ``commitment`` and, if weighted, ``entropy``.
 
-        Gradients pass the nearest-row choice straight through. The published tokenizers were trained with
-        a perceptual and an adversarial loss besides.
+        The gradient of the quantisation is straight-through. The published tokenizers were also trained with
+        a perceptual and an adversarial loss.
         """
         latents = self.latents(pixels)  # (N, P, code_dim)
         vectors = self.quantize(self.quantize.nearest(latents))
-        painted = self.paint(straight_through(latents, vectors), self.grid(*pixels.shape[-2:]))
+        decoded = self.decode_vectors(straight_through(latents, vectors), self.grid(*pixels.shape[-2:]))
         distance = F.l1_loss if self.config.reconstruction == "l1" else F.mse_loss
         losses = {
-            "pixels": distance(painted, pixels.to(painted.dtype)),
+            "pixels": distance(decoded, pixels.to(decoded.dtype)),
             "codebook": F.mse_loss(vectors, latents.detach()),
             "commitment": self.config.commitment * F.mse_loss(latents, vectors.detach()),
         }
@@ -65,10 +65,10 @@ class LlamaGenTokenizer(ConvolutionalTokenizer):
         return losses
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Read LlamaGen's files, or the tokenizer inside a published or a transformers Janus checkpoint.
+        """Read LlamaGen's files, or the tokenizer of a published or a transformers Janus checkpoint.
 
-        Wherever the names begin (``ema.``, ``model.``, ``gen_vision_model.``, ``model.vqmodel.``), they
-        are those before the codebook's; ``ema`` comes first where a file holds several, as in LlamaGen.
+        The prefix (``ema.``, ``model.``, ``gen_vision_model.``, ``model.vqmodel.``) is that of the codebook;
+        ``ema`` takes precedence in files with several, such as LlamaGen's.
         """
         anchor = "quantize.embedding.weight"
         prefixes = [name.removesuffix(anchor) for name in weights if name.endswith(anchor)]
@@ -76,17 +76,17 @@ class LlamaGenTokenizer(ConvolutionalTokenizer):
             raise CheckpointError(
                 f"llamagen found no codebook: no name ends in '{anchor}'; offer LlamaGen's or Janus'"
             )
-        prefix = min(prefixes, key=lambda found: not found.startswith("ema."))
+        prefix = min(prefixes, key=lambda prefix: not prefix.startswith("ema."))
         for name in weights:
             own = published_name(name.removeprefix(prefix)) if name.startswith(prefix) else ""
             if own == "quantize.codebook_used":
-                _ = weights[name]  # statistics of its training: read, so that it does not count as left over
+                _ = weights[name]  # training statistics: read, so that they are not reported as unexpected
             elif belongs_to(own, self):
                 yield own, weights[name]
 
 
 def published_name(name: str) -> str:
-    """Turn transformers' names into the published ones; those stay as they are."""
+    """Return the published name for a name of transformers; published names are unchanged."""
     name = re.sub(r"\.(down|up)\.(\d+)\.", r".conv_blocks.\2.", name).replace(".block.", ".res.")
     for i, theirs in enumerate(("block_1", "attn_1", "block_2")):
         name = name.replace(f".mid.{theirs}.", f".mid.{i}.")
@@ -95,5 +95,5 @@ def published_name(name: str) -> str:
 
 @hookimpl
 def register_image_tokenizers(registry: Registry[ImageTokenizer]) -> None:
-    """Offer this tokenizer."""
+    """Register this tokenizer."""
     registry.add("llamagen", LlamaGenTokenizer, LlamaGenConfig)

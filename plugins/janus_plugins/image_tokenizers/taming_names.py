@@ -1,4 +1,4 @@
-"""The names of taming-transformers' checkpoints, which VQGAN's descendants have kept, and ours for them."""
+"""Maps the names of taming-transformers' checkpoints, which later VQGANs use too, to ours."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from janus_modular import CheckpointError
 CODEBOOK = "quantize.embedding.weight"
 
 STATISTICS = ("quantize.embedding.cluster_size", "quantize.embedding.embed_avg")
-"""What a codebook that learns by moving averages keeps beside its vectors, for its training alone."""
+"""Training statistics of codebooks that are updated by moving averages."""
 
 
 def find_prefix(weights: Mapping[str, Tensor], tokenizer: str) -> str:
-    """Return what stands before the names of the tokenizer: they begin where the codebook's does.
+    """Return the prefix of the tokenizer's names, which is the codebook's.
 
-    ``first_stage_model.`` comes first, where a transformer was saved with the tokenizers of its image and
-    of its condition.
+    ``first_stage_model.`` takes precedence in checkpoints with two tokenizers: of images and of conditions.
 
     Raises:
         CheckpointError: there is no codebook, or no decoder beside it.
@@ -30,7 +29,7 @@ def find_prefix(weights: Mapping[str, Tensor], tokenizer: str) -> str:
             f"{tokenizer} found no codebook: no name ends in '{CODEBOOK}'. Offer a tokenizer with nearest "
             "codes; those that were trained with Gumbel noise choose theirs by a convolution."
         )
-    prefix = min(prefixes, key=lambda found: "first_stage_model." not in found)
+    prefix = min(prefixes, key=lambda prefix: "first_stage_model." not in prefix)
     if not any(name.startswith(f"{prefix}decoder.") for name in weights):
         raise CheckpointError(
             f"{tokenizer} found no decoder: no name begins with '{prefix}decoder.'. transformers' Chameleon "
@@ -40,10 +39,10 @@ def find_prefix(weights: Mapping[str, Tensor], tokenizer: str) -> str:
 
 
 def own_name(name: str, levels: int) -> str:
-    """Turn a published name into ours; ``decoder.up`` counts from the highest resolution down."""
+    """Return our name for a published name; ``decoder.up`` counts from the highest resolution."""
     name = re.sub(r"^encoder\.down\.(\d+)\.", r"encoder.conv_blocks.\1.", name)
     name = re.sub(
-        r"^decoder\.up\.(\d+)\.", lambda found: f"decoder.conv_blocks.{levels - 1 - int(found[1])}.", name
+        r"^decoder\.up\.(\d+)\.", lambda match: f"decoder.conv_blocks.{levels - 1 - int(match[1])}.", name
     )
     name = name.replace(".block.", ".res.")
     for i, theirs in enumerate(("block_1", "attn_1", "block_2")):

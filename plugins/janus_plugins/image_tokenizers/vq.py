@@ -36,7 +36,7 @@ class VqConfig(ComponentConfig):
     restart_below: float = 0.1  # a code used less than this share of an even use is put elsewhere
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built."""
+        """Check the sizes."""
         if not self.channels:
             raise ValueError("channels: []; expected at least one level.")
         check_sizes(self, channels=1, blocks=0, num_codes=2, code_dim=1)
@@ -96,7 +96,7 @@ class VqTokenizer(nn.Module):
         self.register_buffer("steps", torch.tensor(0))  # training steps taken
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """One code for each square of ``factor`` pixels."""
+        """Return the rows and columns of codes: one for each square of ``factor`` pixels."""
         if height % self.factor or width % self.factor:
             raise ValueError(f"vq: an image of {height}x{width} does not divide by its factor {self.factor}")
         return height // self.factor, width // self.factor
@@ -108,7 +108,7 @@ class VqTokenizer(nn.Module):
 
     def decode(self, codes: Tensor, *, height: int, width: int) -> Tensor:
         """Decode code ids (N, P) into pixels (N, 3, height, width), not clipped to the range."""
-        return self._paint(self.codebook[codes], self.grid(height, width))
+        return self._decode_vectors(self.codebook[codes], self.grid(height, width))
 
     def codebook_embeddings(self) -> Tensor:
         """Return the codebook (K, code_dim), unit rows."""
@@ -134,15 +134,15 @@ class VqTokenizer(nn.Module):
             self.steps += 1
         commitment = F.mse_loss(latents, quantised.detach(), reduction="none").sum(-1).mean()
         straight = latents + (quantised - latents).detach()  # gradients pass the quantiser unchanged
-        painted = self._paint(straight, self.grid(*pixels.shape[-2:]))
-        return {"pixels": F.mse_loss(painted, pixels), "commitment": self.config.commitment * commitment}
+        decoded = self._decode_vectors(straight, self.grid(*pixels.shape[-2:]))
+        return {"pixels": F.mse_loss(decoded, pixels), "commitment": self.config.commitment * commitment}
 
     def _nearest(self, latents: Tensor) -> Tensor:
         return (latents.float() @ self.codebook.float().T).argmax(
             -1
         )  # unit vectors: the closest points most alike
 
-    def _paint(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _decode_vectors(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
         return self.decoder(vectors.transpose(1, 2).unflatten(2, grid))
 
     @torch.no_grad()
@@ -179,5 +179,5 @@ class VqTokenizer(nn.Module):
 
 @hookimpl
 def register_image_tokenizers(registry: Registry[ImageTokenizer]) -> None:
-    """Offer ``vq``."""
+    """Register ``vq``."""
     registry.add("vq", VqTokenizer, VqConfig)

@@ -49,10 +49,10 @@ class VqganTokenizer(ConvolutionalTokenizer):
         """
         latents = self.latents(pixels)  # (N, P, code_dim)
         vectors = self.quantize(self.quantize.nearest(latents))
-        painted = self.paint(straight_through(latents, vectors), self.grid(*pixels.shape[-2:]))
+        decoded = self.decode_vectors(straight_through(latents, vectors), self.grid(*pixels.shape[-2:]))
         distance = F.l1_loss if self.config.reconstruction == "l1" else F.mse_loss
         return {
-            "pixels": distance(painted, pixels.to(painted.dtype)),
+            "pixels": distance(decoded, pixels.to(decoded.dtype)),
             "codebook": self.config.codebook * F.mse_loss(vectors, latents.detach()),
             "commitment": self.config.commitment * F.mse_loss(latents, vectors.detach()),
         }
@@ -68,12 +68,12 @@ class VqganTokenizer(ConvolutionalTokenizer):
             theirs = name.removeprefix(prefix) if name.startswith(prefix) else ""
             own = own_name(theirs, len(self.config.channel_multipliers))
             if theirs.startswith("loss.") or theirs in STATISTICS:
-                _ = weights[name]  # read, so that it does not count as left over
+                _ = weights[name]  # read, so that it is not reported as unexpected
             elif belongs_to(own, self):
                 yield own, weights[name]
 
 
 @hookimpl
 def register_image_tokenizers(registry: Registry[ImageTokenizer]) -> None:
-    """Offer this tokenizer."""
+    """Register this tokenizer."""
     registry.add("vqgan", VqganTokenizer, VqganConfig)

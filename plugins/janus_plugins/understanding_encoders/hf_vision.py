@@ -1,4 +1,4 @@
-"""Any vision transformer of transformers as an understanding encoder: SigLIP2, CLIP, DINOv2, DINOv3 ...
+"""The understanding encoder `hf-vision`: vision models of transformers (SigLIP2, CLIP, DINOv2, DINOv3 ...).
 
 encoder: {name: hf-vision, pretrained: facebook/dinov2-small}              # config and weights from a folder
 encoder: {name: hf-vision, config: {model_type: dinov2, hidden_size: 96}}  # or random weights
@@ -60,16 +60,17 @@ FAMILIES: dict[str, dict[str, Any]] = {  # how each family's own processor treat
     "aimv2_vision_model": {"resize": "crop", **CLIP},
     "ijepa": {"resize": "stretch", **HALVES},  # its processor's; its training had ImageNet's numbers
 }
-OF_TWO_TOWERS = {"aimv2_vision_model": {r"^vision_model\.": ""}}  # transformers knows the others' itself
+# Names in files of two towers; transformers maps those of the other families itself.
+KEY_MAPPINGS = {"aimv2_vision_model": {r"^vision_model\.": ""}}
 SPECIAL_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
 
 
 @dataclass
 class HfVisionConfig(ComponentConfig):
-    """A vision transformer by its transformers config, or by the description beside its weights.
+    """A vision transformer, described by a transformers config or by the config beside its weights.
 
-    With ``pretrained``, the folder's config.json is what is built, and every key that ``config`` writes must
-    be the same there; so must the mean and std of ``pixels`` be those of its preprocessor_config.json.
+    With ``pretrained``, the model is built by the folder's config.json; every key of ``config`` must have the
+    same value there, and mean and std of ``pixels`` those of its preprocessor_config.json.
     """
 
     config: dict[str, Any] | None = None  # transformers' own keys; None: as `pretrained` describes itself
@@ -148,21 +149,21 @@ class HfVisionEncoder(nn.Module):
             path,
             config=self.model.config,
             dtype=torch.get_default_dtype(),
-            ignore_mismatched_sizes=True,  # they are an error of ours, below
+            ignore_mismatched_sizes=True,  # reported below
             output_loading_info=True,
             local_files_only=True,
-            key_mapping=OF_TWO_TOWERS.get(self.model.config.model_type),
+            key_mapping=KEY_MAPPINGS.get(self.model.config.model_type),
             **self._options,
         )
         refuse_misshapen(path, info["mismatched_keys"])
-        held = {id(one) for one in self.model.state_dict(keep_vars=True).values()}  # tied ones once
+        tensors = {id(tensor) for tensor in self.model.state_dict(keep_vars=True).values()}  # tied ones once
         missing = sorted(info["missing_keys"])
         inside, unexpected_keys = unused_weights(info["unexpected_keys"], self.model)
         refuse_unused(path, inside, f"the understanding encoder 'hf-vision' ({self.model.config.model_type})")
-        return LoadedWeights(len(held) - len(missing), missing, unexpected_keys)
+        return LoadedWeights(len(tensors) - len(missing), missing, unexpected_keys)
 
     def _inputs(self, pixels: Tensor) -> dict[str, Any]:
-        """Name the model's inputs; SigLIP2's NaFlex form takes patches, channels last, and their grid."""
+        """Return the model's inputs; SigLIP2's NaFlex form takes patches, channels last, and their grid."""
         if self.model.config.model_type != "siglip2_vision_model":
             return {"pixel_values": pixels, **({"interpolate_pos_encoding": True} if self.resizes else {})}
         rows, columns = self.grid(*pixels.shape[-2:])
@@ -172,14 +173,14 @@ class HfVisionEncoder(nn.Module):
         return {
             "pixel_values": patches,
             "pixel_attention_mask": None,  # no patch is padding
-            "spatial_shapes": torch.tensor([[rows, columns]]),  # one for all, however many they are
+            "spatial_shapes": torch.tensor([[rows, columns]]),  # the same for all images
         }
 
     def _positions(self, rows: int, columns: int) -> dict[str, Tensor]:
-        """Fit AIMv2's position table to a grid; the other families do so of themselves ({}).
+        """Return AIMv2's position table for a grid; {} for families that resize theirs themselves.
 
-        It is interpolated as theirs are (bicubic): transformers would refuse another number of patches, and
-        read the table row by row where only the shape of the grid differs.
+        It is interpolated (bicubic) like theirs: transformers rejects another number of patches, and misreads
+        the table if only the shape of the grid differs.
         """
         family = self.model.config
         if family.model_type != "aimv2_vision_model" or family.is_native:  # native: sines, of any grid
@@ -197,11 +198,11 @@ class HfVisionEncoder(nn.Module):
 
 
 def vision_config(config: HfVisionConfig, folder: Path | None) -> Any:
-    """Find the vision model's transformers config: beside the weights, written, or a two-tower model's part.
+    """Return the vision model's transformers config: the one beside the weights, or that of ``config``.
 
     Raises:
-        ConfigError: there is none, it is no plain vision transformer, or it contradicts the weights' own.
-        CheckpointError: the weights are quantised, or do not describe themselves.
+        ConfigError: there is none, it is not of a plain vision transformer, or the two differ.
+        CheckpointError: the weights are quantised, or have no config.json.
     """
     if folder is not None:
         check_folder(folder)
@@ -219,10 +220,10 @@ def vision_config(config: HfVisionConfig, folder: Path | None) -> Any:
     if config.config_overrides and described is None:
         raise ConfigError("hf-vision: config_overrides change what pretrained describes; here, write config")
     family = vision_part(described or AutoConfig.for_model(**keys))
-    lacking = [key for key in ("hidden_size", "patch_size", "num_hidden_layers") if not hasattr(family, key)]
+    missing = [key for key in ("hidden_size", "patch_size", "num_hidden_layers") if not hasattr(family, key)]
     staged = [key for key in ("depths", "hidden_sizes") if hasattr(family, key)]
-    if lacking or staged:
-        why = f"its {' and '.join(staged)} make stages" if staged else f"it has no {', '.join(lacking)}"
+    if missing or staged:
+        why = f"its {' and '.join(staged)} make stages" if staged else f"it has no {', '.join(missing)}"
         raise ConfigError(
             f"hf-vision: '{family.model_type}' is no plain vision transformer, of one grid of patches: {why}."
             " Choose a family that is, such as siglip2, dinov2 or dinov3_vit, or write a component for it"
@@ -231,18 +232,18 @@ def vision_config(config: HfVisionConfig, folder: Path | None) -> Any:
 
 
 def vision_part(family: Any) -> Any:
-    """Return the vision model's config in that of a model of two towers; a vision model's own as it is."""
+    """Return the vision tower's config in a two-tower model's config; a vision model's own unchanged."""
     return getattr(family, "vision_config", family)
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a single file: weights alone do not say what model they are of."""
+    """Check that weights are in a folder, with their config.json."""
     if not path.is_dir():
         raise CheckpointError(f"hf-vision reads a folder with config.json and weights; {path} is none")
 
 
 def without_pooling(family: Any) -> dict[str, Any]:
-    """Leave out the pooling head, whose weights nothing would use or train; return the options that do it."""
+    """Remove the unused pooling head from a config; return the options of the model that remove it."""
     for head in {"vision_use_head", "use_head"} & vars(family).keys():
         setattr(family, head, False)
     with torch.device("meta"):
@@ -251,7 +252,7 @@ def without_pooling(family: Any) -> dict[str, Any]:
 
 
 def warn_of_normalization(pixels: PixelSpec, family: str, folder: Path) -> None:
-    """Warn of a mean and std that are not the family's usual ones, where no file of the folder says any."""
+    """Warn of a mean and std that are unusual for the family, if no file of the folder has them."""
     usual = FAMILIES.get(family, {})
     if any(getattr(pixels, key) != usual[key] for key in ("mean", "std") if key in usual):
         log.warning(
@@ -267,16 +268,16 @@ def warn_of_normalization(pixels: PixelSpec, family: str, folder: Path) -> None:
 
 
 def own_pixels(family: Any, folder: Path | None) -> PixelSpec:
-    """Read how the model wants its images: from its processor's file, else as its family has it.
+    """Return how images are preprocessed: by the processor's file, else as usual for the family.
 
-    A "crop" brings the short side to the crop's own size; processors that leave a margin around it
-    (DINOv2: 256, cropped to 224) see a little less of the image.
+    A "crop" resizes the short side to the size of the crop; processors with a margin around the crop
+    (DINOv2: 256, cropped to 224) use a little less of the image.
     """
     spec = processor_settings(folder)
     if family.model_type not in FAMILIES and not spec:
         raise ConfigError(
-            f"hf-vision: how '{family.model_type}' wants its images is not known and no "
-            "preprocessor_config.json says it: give pixels (height, width, resize, mean, std)"
+            f"hf-vision: the preprocessing of '{family.model_type}' is not known and there is no "
+            "preprocessor_config.json: give pixels (height, width, resize, mean, std)"
         )
     side = getattr(family, "image_size", None)
     if side is None:  # NaFlex: as many patches as its position table has
@@ -287,5 +288,5 @@ def own_pixels(family: Any, folder: Path | None) -> PixelSpec:
 
 @hookimpl
 def register_understanding_encoders(registry: Registry[UnderstandingEncoder]) -> None:
-    """Offer this encoder."""
+    """Register this encoder."""
     registry.add("hf-vision", HfVisionEncoder, HfVisionConfig)

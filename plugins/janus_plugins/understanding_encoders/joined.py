@@ -1,4 +1,4 @@
-"""Several encoders side by side on one image, their features joined: SigLIP and DINOv2 in Prismatic, say.
+"""The understanding encoder `joined`: several encoders of one image, such as SigLIP and DINOv2 in Prismatic.
 
 encoder:
   name: joined
@@ -30,25 +30,25 @@ from janus_modular import (
 
 @dataclass
 class JoinedConfig(ComponentConfig):
-    """Which encoders. Each has its own ``pretrained``, and its own ``pixels``: size, mean, std."""
+    """The encoders; each has its own ``pretrained`` and its own ``pixels`` (size, mean, std)."""
 
     encoders: list[ComponentSpec] = component(
         "understanding_encoders"
     )  # two or more; their grids must be equal
-    resize: Literal["letterbox", "crop", "stretch"] | None = None  # of all; None: theirs, where they agree
+    resize: Literal["letterbox", "crop", "stretch"] | None = None  # None: the encoders', if equal
 
 
 class Joined(nn.Module):
-    """Features (N, P, C) of several encoders; C is the sum of their widths.
+    """Concatenates the features (N, P, C) of several encoders; C is the sum of their feature_dim.
 
     Built as ``factory(config, build)``.
 
-    The core prepares an image once, in the largest size that any of them wants and unnormalised. Here it is
-    brought to each one's size (bilinear without antialiasing, which every runtime computes alike: keep their
-    sizes near each other) and normalised by its mean and std.
+    The core prepares an image once, in the largest size of all encoders and without normalisation. Here, it
+    is resized to each encoder's size (bilinear without antialiasing, which is the same in every runtime; keep
+    the sizes similar) and normalised by the encoder's mean and std.
 
     Raises:
-        ValueError: an image has another grid in one than in another; says which sizes would agree.
+        ValueError: the encoders have different grids for an image; lists sizes with equal grids.
     """
 
     encoders: Any  # a ModuleList of understanding encoders
@@ -58,42 +58,42 @@ class Joined(nn.Module):
         if len(config.encoders) < 2:
             raise ConfigError(f"joined: found {len(config.encoders)} encoders; expected two or more")
         self.config = config
-        encoders = [build(one) for one in config.encoders]
+        encoders = [build(spec) for spec in config.encoders]
         self.encoders = nn.ModuleList(encoders)
-        self.feature_dim: int = sum(one.feature_dim for one in encoders)
-        specs: list[PixelSpec] = [one.pixels for one in encoders]
+        self.feature_dim: int = sum(encoder.feature_dim for encoder in encoders)
+        specs: list[PixelSpec] = [encoder.pixels for encoder in encoders]
         rules = list(dict.fromkeys(spec.resize for spec in specs))
         if config.resize is None and len(rules) > 1:
             named = ", ".join(f"{self._name(i)}: {spec.resize}" for i, spec in enumerate(specs))
             raise ConfigError(
-                f"joined: its encoders want images resized differently ({named}), and they see the same"
-                " one: set resize to letterbox, crop or stretch"
+                f"joined: its encoders resize images differently ({named}), but they get the same"
+                " image: set resize to letterbox, crop or stretch"
             )
         self.pixels = PixelSpec(
             height=max(spec.height for spec in specs),
             width=max(spec.width for spec in specs),
             resize=config.resize or rules[0],
             normalize=False,
-            mean=specs[0].mean,  # for the borders of a letterbox alone
+            mean=specs[0].mean,  # used for the borders of a letterbox only
             fill=specs[0].fill,
             min_size=max(spec.min_size for spec in specs),
         )
-        self.grid(self.pixels.height, self.pixels.width)  # which they must agree about
+        self.grid(self.pixels.height, self.pixels.width)  # checks that the grids are equal
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """The grid that each of the encoders has of such an image, brought to its own size."""
-        sizes = [self._size(one, height, width) for one in self.encoders]
-        grids = [one.grid(*size) for one, size in zip(self.encoders, sizes, strict=True)]
-        for i, other in enumerate(grids):
-            if other != grids[0]:
+        """Return the rows and columns of features, which are equal for all encoders."""
+        sizes = [self._size(encoder, height, width) for encoder in self.encoders]
+        grids = [encoder.grid(*size) for encoder, size in zip(self.encoders, sizes, strict=True)]
+        for i, grid_i in enumerate(grids):
+            if grid_i != grids[0]:
                 hints = [
                     f"{self._name(j)} has {_x(grid)} of {_x(size)} pixels"
-                    for j, grid in ((i, grids[0]), (0, other))
+                    for j, grid in ((i, grids[0]), (0, grid_i))
                     if (size := size_for(self.encoders[j], grid))
                 ]
                 raise ValueError(
                     f"joined: {self._name(0)} has {_x(grids[0])} features of {_x(sizes[0])} pixels, and"
-                    f" {self._name(i)} {_x(other)} of {_x(sizes[i])}; they must have equal grids. Set pixels"
+                    f" {self._name(i)} {_x(grid_i)} of {_x(sizes[i])}; they must have equal grids. Set pixels"
                     f" of one of them: {', or '.join(hints) or 'none that was tried would do'}"
                 )
         return grids[0]
@@ -101,15 +101,15 @@ class Joined(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode pixels (N, 3, H, W) in [0, 1] into features (N, P, C)."""
         self.grid(*pixels.shape[-2:])
-        return torch.cat([one(self._prepared(one, pixels)) for one in self.encoders], dim=-1)
+        return torch.cat([encoder(self._preprocess(encoder, pixels)) for encoder in self.encoders], dim=-1)
 
     def _size(self, encoder: UnderstandingEncoder, height: int, width: int) -> tuple[int, int]:
-        """Scale an image's size as the largest one is scaled to this encoder's."""
+        """Return an encoder's image size for a joint image of height x width."""
         own = encoder.pixels
         return round(height * own.height / self.pixels.height), round(width * own.width / self.pixels.width)
 
-    def _prepared(self, encoder: UnderstandingEncoder, pixels: Tensor) -> Tensor:
-        """Make pixels (N, 3, H, W) what an encoder was trained on: its size, its normalisation."""
+    def _preprocess(self, encoder: UnderstandingEncoder, pixels: Tensor) -> Tensor:
+        """Resize and normalise pixels (N, 3, H, W) for an encoder."""
         size, spec = self._size(encoder, pixels.shape[-2], pixels.shape[-1]), encoder.pixels
         x = pixels.float()
         if size != tuple(pixels.shape[-2:]):
@@ -128,7 +128,7 @@ def _x(size: tuple[int, int]) -> str:
 
 
 def size_for(encoder: UnderstandingEncoder, grid: tuple[int, int]) -> tuple[int, int] | None:
-    """Find the least (height, width) of images that have this grid; None: none up to 2048 pixels has."""
+    """Return the smallest image size (height, width) with a grid; None if there is none up to 2048 pixels."""
     height = width = None
     for side in range(1, 2049):
         try:
@@ -144,5 +144,5 @@ def size_for(encoder: UnderstandingEncoder, grid: tuple[int, int]) -> tuple[int,
 
 @hookimpl
 def register_understanding_encoders(registry: Registry[UnderstandingEncoder]) -> None:
-    """Offer this encoder."""
+    """Register this encoder."""
     registry.add("joined", Joined, JoinedConfig)

@@ -1,6 +1,6 @@
-"""SigLIP, the understanding encoder of Janus and Janus-Pro: every patch of the image becomes a feature.
+"""The understanding encoder `siglip`, as in Janus and Janus-Pro: a feature for each patch of the image.
 
-The sizes of the known ones (width, layers, heads, intermediate, patch_size, image_size):
+The sizes of published models (feature_dim, layers, heads, intermediate, patch_size, image_size):
     base/16-224     768, 12, 12, 3072, 16, 224
     large/16-384   1024, 24, 16, 4096, 16, 384   Janus and Janus-Pro, 303.689 M parameters
     so400m/14-384  1152, 27, 16, 4304, 14, 384
@@ -42,7 +42,7 @@ from janus_plugins.sizes import check_heads, check_sizes
 
 @dataclass(frozen=True)
 class Tower:
-    """What a SigLIP's weights are of. The defaults are the published L/16-384, as Janus runs it."""
+    """The sizes of a SigLIP tower. The defaults are the published L/16-384, as in Janus."""
 
     feature_dim: int = 1024
     layers: int = 24
@@ -56,7 +56,7 @@ class Tower:
 
 
 NOT_IN_SHAPES = ("heads", "activation")
-"""What weights run with as well where it is wrong, and no file of weights says."""
+"""Options that shapes of weights do not show: a wrong value would go unnoticed."""
 
 
 Activation = Literal["gelu", "gelu_pytorch_tanh"]
@@ -65,28 +65,28 @@ ACTIVATIONS = get_args(Activation)
 
 @dataclass
 class SiglipConfig(ComponentConfig):
-    """A tower by its numbers. None: as ``pretrained`` describes itself, without it that of L/16-384.
+    """The sizes of a tower. None: as the config.json of ``pretrained`` has it, else that of L/16-384.
 
-    A number that is written must be the same in the config.json of the folder, or beside the file, but for
-    ``image_size``: positions are interpolated. Without a config.json, ``heads`` and ``activation`` must be
-    written.
+    Values must be equal to those in the config.json of the folder, or beside the file, except for
+    ``image_size``: positions are interpolated. Without a config.json, ``heads`` and ``activation`` are
+    required.
     """
 
     feature_dim: int | None = None  # C; L/16-384: 1024
     layers: int | None = None  # transformer blocks; 24
     heads: int | None = None  # of attention; 16
-    intermediate: int | None = None  # width inside each MLP; 4096
+    intermediate: int | None = None  # hidden dimension of each MLP; 4096
     patch_size: int | None = None  # pixels; 16
-    image_size: int | None = None  # side of the square images that the position table is for, in pixels; 384
+    image_size: int | None = None  # side of the images of the position table, in pixels; 384
     activation: Activation | None = None  # gelu; Google's releases: the tanh one
     layer_norm_eps: float | None = None  # 1e-6
     select_layer: int | None = (
         None  # the last block that is run: -1 the last, -2 the one before it, 2 the second
     )
-    pixels: PixelSpec | None = None  # of any size; None: as the folder's files say, else of image_size
+    pixels: PixelSpec | None = None  # of any size; None: as the folder's files have it, else image_size
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built."""
+        """Check the sizes."""
         least = ("feature_dim", "layers", "heads", "intermediate", "patch_size", "image_size")
         check_sizes(self, **{name: 1 for name in least if getattr(self, name) is not None})
         if self.feature_dim and self.heads:
@@ -96,8 +96,7 @@ class SiglipConfig(ComponentConfig):
 class SiglipEncoder(nn.Module):
     """transformers' SigLIP vision tower without its pooling head, cut after ``select_layer``.
 
-    Features are all patch tokens of the last block that is left, after the final LayerNorm. Blocks
-    that are cut off are not built.
+    Features are the patch tokens of the last block that is built, after the final LayerNorm.
     """
 
     def __init__(self, config: SiglipConfig) -> None:
@@ -127,7 +126,7 @@ class SiglipEncoder(nn.Module):
         )
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """One for each whole patch; what is left over at the right and at the bottom is not seen."""
+        """Return the rows and columns of whole patches; remainders at the edges are ignored."""
         return height // self.tower.patch_size, width // self.tower.patch_size
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -155,40 +154,40 @@ class SiglipEncoder(nn.Module):
     ) -> Iterator[tuple[str, Tensor]]:
         for name in weights:
             if not name.startswith(prefix):
-                continue  # of another part of the model
+                continue  # of another component
             inside = name.removeprefix(prefix)
             if inside.startswith(UNUSED):
-                _ = weights[name]  # read, so that it does not count as left over
+                _ = weights[name]  # read, so that it is not reported as unexpected
                 continue
             own = rename(inside)
-            # Inside a larger model's tower, everything is the tower's; in a file of its own, text may be too.
-            if (prefix or belongs_to(own[0], self.model)) and not self._passed_over(own[0]):
-                for one, tensor in zip(own, weights[name].chunk(len(own)), strict=True):
-                    yield f"model.{one}", self._fitted(tensor) if "position_embedding" in one else tensor
+            # With a prefix, all weights are the tower's; without one, a file may contain a text tower too.
+            if (prefix or belongs_to(own[0], self.model)) and not self._is_unused(own[0]):
+                for key, tensor in zip(own, weights[name].chunk(len(own)), strict=True):
+                    yield f"model.{key}", self._resize(tensor) if "position_embedding" in key else tensor
 
-    def _passed_over(self, name: str) -> bool:
-        """Say whether a weight may be left over: of a block that ``select_layer`` cuts off, or ids."""
+    def _is_unused(self, name: str) -> bool:
+        """Return True for weights of blocks that ``select_layer`` cuts off, and for position ids."""
         block = re.match(r"encoder\.layers\.(\d+)\.", name)
         cut_off = range(kept_layers(self.tower.layers, self.tower.select_layer), self.tower.layers)
         return name == "embeddings.position_ids" or (block is not None and int(block[1]) in cut_off)
 
-    def _fitted(self, table: Tensor) -> Tensor:
-        """Bring a position table (P, C) to this model's size, as transformers does at run time."""
-        table = table.squeeze(0)  # timm's has a dimension for the batch
-        side, wanted = int(len(table) ** 0.5), self.tower.image_size // self.tower.patch_size
-        if side == wanted or side**2 != len(table):
-            return table  # one that is no square is left to the loader's report
+    def _resize(self, table: Tensor) -> Tensor:
+        """Interpolate a position table (P, C) to this model's size, as transformers does at run time."""
+        table = table.squeeze(0)  # timm's has a batch dimension
+        side, new_side = int(len(table) ** 0.5), self.tower.image_size // self.tower.patch_size
+        if side == new_side or side**2 != len(table):
+            return table  # the loader reports a table that is not square
         grid = table.T.reshape(1, -1, side, side)
-        grid = F.interpolate(grid, size=(wanted, wanted), mode="bicubic", align_corners=False)
+        grid = F.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
         return grid.flatten(2)[0].T.contiguous()
 
 
 def chosen_tower(config: SiglipConfig, path: Path | None) -> Tower:
-    """Return the tower that the weights describe, or the one that is written where there are none.
+    """Return the tower that the config beside the weights describes, completed by ``config``.
 
     Raises:
-        DescriptionError: a number that is written is another than the weights'.
-        ConfigError: the weights do not say what their shapes cannot show, and neither does the config.
+        DescriptionError: a value of ``config`` differs from the one beside the weights.
+        ConfigError: neither has an option that shapes do not show.
     """
     written = {key: value for key in asdict(Tower()) if (value := getattr(config, key)) is not None}
     described = described_tower(path) if path else {}
@@ -198,25 +197,25 @@ def chosen_tower(config: SiglipConfig, path: Path | None) -> Tower:
         if key not in ("image_size", "select_layer") and key in described and described[key] != value
     ]
     if "select_layer" in described and "select_layer" in written and not differences:
-        layers, chosen = described["layers"], (written["select_layer"], described["select_layer"])
-        if kept_layers(layers, chosen[0]) != kept_layers(layers, chosen[1]):  # -1 is the same as `layers`
-            differences.append(Difference("select_layer", *chosen))
+        layers, selected = described["layers"], (written["select_layer"], described["select_layer"])
+        if kept_layers(layers, selected[0]) != kept_layers(layers, selected[1]):  # -1 is the same as `layers`
+            differences.append(Difference("select_layer", *selected))
     if differences:
         raise DescriptionError(str(path), differences)
-    if path and not described and (lacking := [key for key in NOT_IN_SHAPES if key not in written]):
+    if path and not described and (missing := [key for key in NOT_IN_SHAPES if key not in written]):
         raise ConfigError(
-            f"{path} does not say what its weights are of (no config.json that is known here), and shapes do"
-            f" not show {' and '.join(lacking)}: write {', '.join(f'{key}=...' for key in lacking)}; L/16 has"
+            f"{path} has no config.json of a known model, and shapes of weights do"
+            f" not show {' and '.join(missing)}: write {', '.join(f'{key}=...' for key in missing)}; L/16 has"
             " 16 heads, B/16 12; Janus runs gelu, Google's releases gelu_pytorch_tanh"
         )
     return Tower(**{**described, **written})
 
 
 def described_tower(path: Path) -> dict[str, Any]:
-    """Read the config.json in a folder, or beside a file, as a tower's numbers; {} where it describes none.
+    """Return the sizes in the config.json of a folder, or beside a file; {} if there are none.
 
     Raises:
-        CheckpointError: a folder describes a tower of another architecture, or quantised weights.
+        CheckpointError: the folder is of another architecture, or its weights are quantised.
     """
     folder = describing_folder(path)
     if not (folder / "config.json").is_file():
@@ -225,17 +224,17 @@ def described_tower(path: Path) -> dict[str, Any]:
         return read_description(folder)
     except (CheckpointError, KeyError, TypeError) as error:
         if path.is_file():
-            return {}  # what lies beside a file may belong to another
+            return {}  # a config.json beside a file may belong to another file
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{folder / 'config.json'} lacks {error}. Fetch it again.") from error
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """Read a folder's config.json as a tower's numbers; {} where it does not describe one.
+    """Return the sizes in a folder's config.json; {} if it has none.
 
     Raises:
-        CheckpointError: it describes a tower of another architecture, or quantised weights.
+        CheckpointError: the folder is of another architecture, or its weights are quantised.
     """
     refuse_quantized(path)
     record = read_json(path / "config.json")
@@ -253,13 +252,13 @@ def read_description(path: Path) -> dict[str, Any]:
         return {}
     whole = read_config(path, "a model of images")
     vision = getattr(whole, "vision_config", whole)
-    kind = vision.model_type
-    odd = [key for key, usual in USUAL.items() if getattr(vision, key, usual) != usual]
-    odd += ["hidden_act"] if getattr(vision, "hidden_act", "gelu") not in ACTIVATIONS else []
-    if kind not in FAMILIES or odd:
-        found = f"a '{kind}'" if kind not in FAMILIES else f"{', '.join(odd)} of its own"
+    model_type = vision.model_type
+    unsupported = [key for key, usual in USUAL.items() if getattr(vision, key, usual) != usual]
+    unsupported += ["hidden_act"] if getattr(vision, "hidden_act", "gelu") not in ACTIVATIONS else []
+    if model_type not in FAMILIES or unsupported:
+        reason = f"a '{model_type}'" if model_type not in FAMILIES else f"other {', '.join(unsupported)}"
         raise CheckpointError(
-            f"siglip: {path} describes {found}; expected SigLIP's vision tower. hf-vision reads other"
+            f"siglip: {path} describes {reason}; expected SigLIP's vision tower. hf-vision reads other"
             " vision transformers"
         )
     ratio = getattr(vision, "mlp_ratio", None)  # transformers' Janus has it in the place of intermediate_size
@@ -276,7 +275,7 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def described_pixels(folder: Path) -> dict[str, Any]:
-    """Read PixelSpec's fields from a folder: a whole Janus' own, in each of its formats, or a processor's.
+    """Return PixelSpec's fields from a folder of a Janus checkpoint, in each format, or of a processor.
 
     Raises:
         CheckpointError: a file is damaged.
@@ -297,10 +296,10 @@ def described_pixels(folder: Path) -> dict[str, Any]:
 FAMILIES = (
     "siglip_vision_model", "janus_vision_model", "idefics2_vision", "idefics3_vision", "smolvlm_vision",
 )  # fmt: skip
-"""What transformers calls SigLIP's tower, alone and inside larger models."""
+"""The model types of SigLIP's tower in transformers, alone and inside larger models."""
 
 USUAL = {"use_qk_norm": False, "attention_bias": True, "num_channels": 3}
-"""What a tower of Janus may have otherwise, and this class has not."""
+"""Config keys of transformers' Janus towers, with the only values that this class supports."""
 
 
 def kept_layers(layers: int, select_layer: int) -> int:
@@ -312,19 +311,19 @@ def kept_layers(layers: int, select_layer: int) -> int:
 
 
 def from_timm(name: str) -> list[str]:
-    """Return SigLIP's names for one of timm's: three for fused queries, keys and values."""
+    """Return SigLIP's names for a name of timm: three for fused queries, keys and values."""
     for theirs, ours in TIMM_NAMES.items():
         name = re.sub(theirs, ours, name)
-    return [name.replace(".qkv.", f".{one}_proj.") for one in "qkv"] if ".qkv." in name else [name]
+    return [name.replace(".qkv.", f".{letter}_proj.") for letter in "qkv"] if ".qkv." in name else [name]
 
 
 def from_transformers(name: str) -> list[str]:
-    """Return SigLIP's names for one of SigLIP's own, or of transformers' Janus."""
+    """Return SigLIP's name for a name of transformers' SigLIP or Janus."""
     return [name.replace(".projection_layer.", ".out_proj.")]
 
 
 Renaming = Callable[[str], list[str]]
-ANCHORS: dict[str, Renaming] = {  # how a tower is recognised, and where its names begin
+ANCHORS: dict[str, Renaming] = {  # weights by which a tower and the prefix of its names are found
     "patch_embed.proj.weight": from_timm,
     "embeddings.patch_embedding.weight": from_transformers,
 }
@@ -342,5 +341,5 @@ TIMM_NAMES = {
 
 @hookimpl
 def register_understanding_encoders(registry: Registry[UnderstandingEncoder]) -> None:
-    """Offer this encoder."""
+    """Register this encoder."""
     registry.add("siglip", SiglipEncoder, SiglipConfig)

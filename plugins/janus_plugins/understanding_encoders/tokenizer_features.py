@@ -1,7 +1,7 @@
-"""An image tokenizer as understanding encoder: one shared VQ encoder, the baseline of Janus' ablation.
+"""The understanding encoder `tokenizer-features`: an image tokenizer, the baseline of Janus' ablation.
 
-The paper's thesis is that reading and drawing want encoders of their own (Janus, table 5); this is
-the other side of that comparison.
+Janus' thesis is that understanding and generation need separate encoders (Janus, table 5); this encoder is
+the shared one of that comparison.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from janus_plugins.sizes import check_sizes
 
 @dataclass
 class TokenizerFeaturesConfig(ComponentConfig):
-    """Which tokenizer, and the images it reads."""
+    """The tokenizer, and the image size."""
 
     tokenizer: ComponentSpec = component(
         "image_tokenizers"
@@ -40,14 +40,14 @@ class TokenizerFeaturesConfig(ComponentConfig):
     resize: Literal["letterbox", "crop", "stretch"] = "letterbox"  # as in PixelSpec
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no image has."""
+        """Check the image size."""
         check_sizes(self, height=1, width=1)
 
 
 class TokenizerFeatures(nn.Module):
-    """The vectors of an image's codes as its features (N, P, C); C is the width of a code.
+    """Returns the embeddings of an image's codes as features (N, P, C); C is code_dim times codes a position.
 
-    Built as ``factory(config, build)``. Choosing a code has no gradient: the tokenizer stays as it is.
+    Built as ``factory(config, build)``. Quantisation has no gradient here, so the tokenizer is not trained.
     """
 
     def __init__(self, config: TokenizerFeaturesConfig, build: Callable[[ComponentSpec], Any]) -> None:
@@ -61,7 +61,7 @@ class TokenizerFeatures(nn.Module):
             )
         self.feature_dim = self.tokenizer.code_dim * len(self.tokenizer.codebooks)
         low, high = self.tokenizer.value_range
-        mean, std = -low / (high - low), 1 / (high - low)  # (x - mean) / std carries [0, 1] to the range
+        mean, std = -low / (high - low), 1 / (high - low)  # (x - mean) / std maps [0, 1] to the range
         self.pixels = PixelSpec(
             height=config.height,
             width=config.width,
@@ -71,22 +71,22 @@ class TokenizerFeatures(nn.Module):
         )
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """As many as the tokenizer has positions."""
+        """Return the rows and columns of the tokenizer's positions."""
         return self.tokenizer.grid(height, width)
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
-        """Encode pixels (N, 3, H, W) in the tokenizer's range into the vectors of their codes (N, P, C)."""
-        vectors = self.tokenizer.codebook_embeddings()
-        assert vectors is not None  # its codes have a width
+        """Encode pixels (N, 3, H, W) in the tokenizer's range into embeddings of codes (N, P, C)."""
+        embeddings = self.tokenizer.codebook_embeddings()
+        assert embeddings is not None  # code_dim is not None
         codes = self.tokenizer.encode(pixels)  # (N, P), or (N, P, S)
-        if len(self.tokenizer.codebooks) > 1:  # each counts from 0; vectors lie one codebook after another
+        if len(self.tokenizer.codebooks) > 1:  # ids of each codebook count from 0
             starts = [0, *accumulate(self.tokenizer.codebooks[:-1])]
             codes = torch.stack([codes[..., s] + start for s, start in enumerate(starts)], dim=-1)
-        return vectors[codes].flatten(2)  # (N, P, C), of S codes side by side
+        return embeddings[codes].flatten(2)  # (N, P, C)
 
 
 @hookimpl
 def register_understanding_encoders(registry: Registry[UnderstandingEncoder]) -> None:
-    """Offer this encoder."""
+    """Register this encoder."""
     registry.add("tokenizer-features", TokenizerFeatures, TokenizerFeaturesConfig)

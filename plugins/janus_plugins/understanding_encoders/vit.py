@@ -1,7 +1,7 @@
-"""A compact vision transformer with a convolutional stem, small enough to be trained from scratch on a CPU.
+"""The understanding encoder `vit`: a small vision transformer with a convolutional stem, trainable on a CPU.
 
-Stride-2 convolutions instead of one large patch projection: they see edges before the grid is cut, and train
-faster and more steadily on little data ("Early convolutions help transformers see better", section 4).
+Stride-2 convolutions replace the patch projection: training is faster and more stable on little data ("Early
+convolutions help transformers see better", section 4).
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ class VitConfig(ComponentConfig):
     layers: int = 3  # transformer blocks
     heads: int = 4  # attention heads a block
     stem: list[int] = field(default_factory=lambda: [24, 48, 96])  # channels; each halves the grid
-    pixels: PixelSpec = field(default_factory=lambda: PixelSpec(height=32, width=32))  # the size trained at
+    pixels: PixelSpec = field(default_factory=lambda: PixelSpec(height=32, width=32))  # of training
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be built."""
+        """Check the sizes."""
         check_sizes(self, feature_dim=1, layers=1, heads=1, stem=1)
         check_heads(self.feature_dim, self.heads)
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block: attention among all cells, then an MLP of four times the width."""
+    """A pre-norm transformer block: attention, then an MLP of four times the dimension."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Refine features (N, P, C), shape kept."""
+        """Transform features (N, P, C)."""
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))  # (N, P, 3, heads, C / heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (N, heads, P, C / heads)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
@@ -52,7 +52,7 @@ class Block(nn.Module):
 
 
 class Vit(nn.Module):
-    """Images to features, one a grid cell; other sizes than the configured one interpolate positions."""
+    """Encodes images into features, one a grid cell; positions are interpolated for other image sizes."""
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Vit(nn.Module):
         self.norm = nn.LayerNorm(config.feature_dim)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """One feature for each cell that the stem leaves."""
+        """Return the rows and columns of features: the stem's output."""
         if height % self.factor or width % self.factor:
             raise ValueError(f"vit: an image of {height}x{width} does not divide by its factor {self.factor}")
         return height // self.factor, width // self.factor
@@ -87,5 +87,5 @@ class Vit(nn.Module):
 
 @hookimpl
 def register_understanding_encoders(registry: Registry[UnderstandingEncoder]) -> None:
-    """Offer ``vit``."""
+    """Register ``vit``."""
     registry.add("vit", Vit, VitConfig)
