@@ -228,14 +228,16 @@ class BaseSession(ABC):
             checked = np.full(len(self._lengths), positions, np.int64)
         else:
             checked = self._integers(method, "counts", counts)
-        if checked.min() < 0 or checked.max() > positions:
+            if checked.min() < 0 or checked.max() > positions:
+                raise PromptError(
+                    f"{method}: found counts {checked.tolist()}; expected 0 to {positions}, the positions in"
+                    " x."
+                )
+        if len(empty := np.flatnonzero((self._lengths == 0) & (checked > 0))):
+            row = int(empty[0])
             raise PromptError(
-                f"{method}: found counts {checked.tolist()}; expected 0 to {positions}, the positions in x."
-            )
-        if empty := np.flatnonzero((checked > 0) & (self._lengths == 0)).tolist():
-            raise PromptError(
-                f"{method}: found {checked[empty[0]]} positions for row {empty[0]}, which is free; expected"
-                " 0: admit a prompt first."
+                f"{method}: found {checked[row]} positions for row {row}, which is free; expected 0: admit a"
+                " prompt first."
             )
         self._check_room(int((self._lengths + checked).max()))
         return checked

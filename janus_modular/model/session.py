@@ -94,11 +94,11 @@ class TorchSession(BaseSession):
     @torch.no_grad()
     def feed(self, x: Tensor | NDArray[Any], counts: NDArray[np.int64]) -> Tensor:
         """Feed x (rows, W, D); return the hidden states (rows, W, D)."""
-        positions = torch.tensor(self.lengths)[:, None] + torch.arange(x.shape[1])
+        index = self.lengths[:, None] + np.arange(x.shape[1])  # (rows, W)
         # Padding of a full row lies beyond what a table of positions may have.
-        positions = positions.clamp(max=self.max_seq_len - 1).to(self.device)
+        positions = torch.from_numpy(np.minimum(index, self.max_seq_len - 1)).to(self.device)
         hidden = self.model.backbone(self._embeddings(x), positions=positions, cache=self.cache)
-        self.cache.advance(torch.tensor(counts))
+        self.cache.advance(torch.from_numpy(counts))
         return hidden
 
     def cut_rows(self) -> None:

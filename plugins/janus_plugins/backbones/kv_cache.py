@@ -40,8 +40,10 @@ class KVCache:
 
     def begin(self, tokens: int) -> Tensor:
         """Choose the entries of ``tokens`` more positions; return their attention mask (B, 1, T, S)."""
-        index = (self.lengths[:, None] + torch.arange(tokens)).clamp(max=self.max_seq_len)  # (B, T)
-        self.end = int(index.max()) + 1
+        index = self.lengths[:, None] + torch.arange(tokens)  # (B, T)
+        self.end = int(self.lengths.max()) + tokens
+        if self.end > self.max_seq_len:
+            index, self.end = index.clamp(max=self.max_seq_len), self.max_seq_len + 1
         self.index = index.to(self.device)
         entries = torch.arange(self.end, device=self.device)
         return (entries <= self.index[:, :, None]).unsqueeze(1)  # (B, 1, T, S)
@@ -54,7 +56,7 @@ class KVCache:
         if layer not in store:
             _, heads, _, head_dim = new.shape
             store[layer] = new.new_zeros(self.total_rows, heads, self.max_seq_len + 1, head_dim)
-        entries = store[layer][self.rows]
+        entries = store[layer] if self.parent is None else store[layer][self.rows]
         entries.scatter_(2, self.index[:, None, :, None].expand_as(new), new)
         return entries[:, :, : self.end]
 
