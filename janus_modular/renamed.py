@@ -18,6 +18,7 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "PictureToRead": ("ImageInput",),
     "Sampling": ("TextSampler", "ImageSampler"),
     "SamplingLoopContract": ("TextSamplerContract", "ImageSamplerContract"),
+    "capacity": ("max_seq_len",),
     "code_vectors": ("codebook_embeddings",),
     "code_width": ("code_dim",),
     "compose": ("from_components",),
