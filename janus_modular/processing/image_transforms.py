@@ -31,15 +31,6 @@ def generation_pixels(image: Image.Image, *, height: int, width: int) -> NDArray
     return _channels_first(_cover(image, height, width))
 
 
-def normalized(pixels: NDArray[np.uint8], spec: PixelSpec) -> NDArray[np.float32]:
-    """Return pixels (3, H, W), normalised for the encoder; the model does the same on its device."""
-    x = pixels.astype(np.float32) / np.float32(255)
-    if spec.normalize:
-        mean, std = (np.array(v, np.float32)[:, None, None] for v in (spec.mean, spec.std))
-        x = (x - mean) / std
-    return x
-
-
 def _channels_first(image: Image.Image) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))  # (3, H, W)
 

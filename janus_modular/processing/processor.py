@@ -29,7 +29,7 @@ from janus_modular.processing.streaming import StopRule, TextStream
 from janus_modular.processing.templates import make_template
 from janus_modular.processing.text_tokenizer import TextTokenizer
 from janus_modular.processing.tokenizer_files import load_tokenizer, save_tokenizer
-from janus_modular.sequence import IGNORE_INDEX, ImageTarget, Message, Sample, Text, unconditional
+from janus_modular.sequence import IGNORE_INDEX, ImageTarget, Message, Sample, Text
 from janus_modular.sequence import Sequence as TokenSequence
 
 FILE = "processor.json"
@@ -222,13 +222,6 @@ class Processor:
         segments = self.trained_segments(conversation)
         return segments[: next(i for i, segment in enumerate(segments) if segment.image is target)]
 
-    def unconditional(self, sequence: TokenSequence) -> TokenSequence:
-        """Return the unconditional row of guidance: pads everywhere but at the first and the last position.
-
-        The pads are attended to, at the same positions. Images in the prompt are dropped.
-        """
-        return unconditional(sequence, self.pad_id)
-
     @property
     def suppressed_ids(self) -> tuple[int, ...]:
         """The ids of ``suppress_tokens``, which are never sampled in answers."""
@@ -347,7 +340,7 @@ class Processor:
         sequence = build_sequence(
             self.tokenizer.encode([segment.span for segment in segments]),
             segments,
-            bos=self.tokenizer.named("bos") if bos else None,
+            bos=self.tokenizer.special_id("bos") if bos else None,
             image_tokens=self.image_tokens,
             drawing_tokens=drawing.num_tokens if drawing else 0,
         )

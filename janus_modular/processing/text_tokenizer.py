@@ -74,7 +74,7 @@ class TextTokenizer:
             raise KeyError(string)
         return id
 
-    def named(self, name: str) -> int | None:
+    def special_id(self, name: str) -> int | None:
         """Return the id of a special token by its name (``bos``, ``placeholder`` ...), None without one."""
         string = self.names.get(name)
         return None if string is None else self.id_of(string)

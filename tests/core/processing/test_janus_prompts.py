@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from janus_modular.errors import PromptError
 from janus_modular.processing.processor import Drawing, Processor
 from janus_modular.processing.templates import UNDERSTANDING_SYSTEM
-from janus_modular.sequence import ImageInput, Message, Sample, Segment, Text
+from janus_modular.sequence import ImageInput, Message, Sample, Segment, Text, unconditional
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "reference"
 PROMPTS = {prompt["name"]: prompt for prompt in json.loads((FIXTURE / "prompts.json").read_text("utf-8"))}
@@ -77,7 +77,7 @@ def test_arrays_equal_the_reference(make: Callable[..., Processor], image: Calla
     assert (reading.understanding_mask == (reading.tokens == PLACEHOLDER)).all()
     drawing = processor.draw_prompt("A red panda")
     assert drawing.tokens[[0, -1]].tolist() == expected["gen_prompt_ids"][[0, -1]].tolist()
-    blank = processor.unconditional(drawing).tokens
+    blank = unconditional(drawing, processor.pad_id).tokens
     assert blank.tolist() == [1, *[3] * (len(drawing) - 2), BEGIN]
 
 
@@ -123,7 +123,7 @@ def test_stop_rule_of_answers(make: Callable[..., Processor]) -> None:
     assert make("janus").stop.ids == (2,)
     assert make("janus").stop.strings == ("User:",)
     plain = make("plain", "bytes")
-    assert plain.stop.ids == (plain.tokenizer.named("eos"),)
+    assert plain.stop.ids == (plain.tokenizer.special_id("eos"),)
     stream = plain.stream(["STOP", ""])
     assert "".join(map(stream.push, b"so far STOP no further")) == "so far "
     assert stream.stopped

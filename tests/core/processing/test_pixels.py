@@ -4,10 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 from janus_modular.interfaces import PixelSpec
-from janus_modular.processing.image_transforms import generation_pixels, normalized, understanding_pixels
+from janus_modular.model.model import Understanding
+from janus_modular.processing.image_transforms import generation_pixels, understanding_pixels
 
 REFERENCE = Path(__file__).parents[2] / "fixtures" / "reference"
 SPECS = {
@@ -20,6 +24,14 @@ CROPS = {"square": None, "wide": (0, 100, 512, 333), "tall": (60, 0, 257, 512), 
 def noise(width: int, height: int) -> Image.Image:
     rng = np.random.default_rng(width * 10_007 + height)
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+
+
+def normalized(pixels: NDArray[np.uint8], spec: PixelSpec) -> NDArray[np.float32]:
+    """Return pixels (3, H, W) as the model normalises them for its encoder."""
+    encoder, adaptor = nn.Linear(1, 1), nn.Identity()
+    encoder.pixels, encoder.grid = spec, lambda height, width: (1, 1)
+    adaptor.num_tokens = lambda grid: 1
+    return Understanding(encoder, adaptor).normalize(torch.from_numpy(pixels)[None])[0].numpy()
 
 
 @pytest.mark.parametrize("crop", CROPS)

@@ -152,7 +152,7 @@ def test_prompts_are_prefixes_of_training_sequences(
     drawn = processor.sequence(Sample([*conversation, drawing()])).tokens.tolist()
     expected_prompt = processor.draw_prompt(conversation).tokens.tolist()
     assert drawn[: len(expected_prompt)] == expected_prompt
-    assert drawn[len(expected_prompt)] == processor.tokenizer.named("placeholder")
+    assert drawn[len(expected_prompt)] == processor.tokenizer.special_id("placeholder")
     answered = processor.sequence(Sample([*conversation, assistant("Fine.")])).tokens.tolist()
     expected_prompt = processor.chat_prompt(conversation).tokens.tolist()
     assert answered[: len(expected_prompt)] == expected_prompt
@@ -225,7 +225,7 @@ def test_omitted_reasoning_is_an_error(processor_of: Callable[..., Processor]) -
 def test_tags_in_user_messages_stay_text(processor_of: Callable[..., Processor]) -> None:
     """Tags are looked for in what the assistant says; special tokens in words stay words for all."""
     processor = processor_of(THINK_BLOCK, "<think>", "</think>")
-    end = processor.tokenizer.named("eos")
+    end = processor.tokenizer.special_id("eos")
     turns = [
         user("<think>x</think> <|end|>"),
         assistant("<think>\nhm <|end|>\n</think>\n\nHi", learned=False),

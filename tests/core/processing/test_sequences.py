@@ -9,7 +9,7 @@ import pytest
 
 from janus_modular.errors import DataError, ImageError, PromptError
 from janus_modular.processing.processor import Processor
-from janus_modular.sequence import IGNORE_INDEX, ImageInput, ImageTarget, Message, Sample, Text
+from janus_modular.sequence import IGNORE_INDEX, ImageInput, ImageTarget, Message, Sample, Text, unconditional
 
 Make = Callable[..., Processor]
 BEGIN, END, PLACEHOLDER = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
@@ -108,11 +108,11 @@ def test_interleaved_image_inputs_and_targets(
     assert sequence.understanding_mask.sum() == 3 * 4
     assert sequence.generation_mask.sum() == 3 * 3
     assert not (sequence.understanding_mask & sequence.generation_mask).any()
-    placeholder = processor.tokenizer.named("placeholder")
+    placeholder = processor.tokenizer.special_id("placeholder")
     assert (
         (sequence.tokens == placeholder) == (sequence.understanding_mask | sequence.generation_mask)
     ).all()
-    begins = (sequence.tokens == processor.tokenizer.named("begin_image")).nonzero()[0]
+    begins = (sequence.tokens == processor.tokenizer.special_id("begin_image")).nonzero()[0]
     kinds = [bool(sequence.generation_mask[at + 1]) for at in begins]
     assert kinds == [False, False, True, True, False, True]
     assert learned(processor, sequence) == f" Here:Better?{EOS}"
@@ -131,7 +131,7 @@ def test_condition_dropout(make: Make, image: Callable[..., Any]) -> None:
     whole = processor.sequence(sample)
     dropped = processor.sequence(sample, condition_dropout=True)
     first = int(whole.generation_mask.argmax())
-    blank = processor.unconditional(processor.draw_prompt([Message("user", [Text("x")])])).tokens
+    blank = unconditional(processor.draw_prompt([Message("user", [Text("x")])]), processor.pad_id).tokens
     assert dropped.tokens[:first].tolist() == [blank[0], *[processor.pad_id] * (first - 2), blank[-1]]
     assert (dropped.labels[:first] == IGNORE_INDEX).all()
     for field in ("tokens", "labels", "understanding_mask", "generation_mask"):

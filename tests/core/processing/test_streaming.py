@@ -31,7 +31,7 @@ def test_streamed_texts_join_to_the_whole(tokenizer: TextTokenizer, text: str) -
 
 def test_special_tokens_are_not_shown(tokenizer: TextTokenizer) -> None:
     stream = TextStream(tokenizer)
-    sequence = [*ids(tokenizer, "a"), tokenizer.named("begin_image"), *ids(tokenizer, "b")]
+    sequence = [*ids(tokenizer, "a"), tokenizer.special_id("begin_image"), *ids(tokenizer, "b")]
     assert "".join(map(stream.push, sequence)) == "ab"
 
 
@@ -52,7 +52,7 @@ def test_invalid_bytes_do_not_stall(tokenizer: TextTokenizer) -> None:
 
 
 def test_stops_at_ids(tokenizer: TextTokenizer) -> None:
-    eos = tokenizer.named("eos")
+    eos = tokenizer.special_id("eos")
     assert eos is not None
     stream = TextStream(tokenizer, StopRule((eos,), ("User:",)))
     shown = "".join(map(stream.push, [*ids(tokenizer, "Hi Us"), eos, *ids(tokenizer, "more")]))

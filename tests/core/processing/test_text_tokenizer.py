@@ -43,7 +43,7 @@ def without(folder: Path, string: str) -> None:
 def test_ids_by_string(reference: Path) -> None:
     tokenizer = load_tokenizer(reference, published=True)
     names = ("bos", "eos", "pad", "begin_image", "end_image", "placeholder")
-    assert [tokenizer.named(name) for name in names] == [1, 2, 3, 4, 5, 6]
+    assert [tokenizer.special_id(name) for name in names] == [1, 2, 3, 4, 5, 6]
     assert tokenizer.id_of("<|User|>") == 7
     assert tokenizer.vocab_size == 1024
     assert tokenizer.added == ()
@@ -53,12 +53,12 @@ def test_ids_by_string(reference: Path) -> None:
 
 def test_a_single_file(reference: Path) -> None:
     tokenizer = load_tokenizer(reference / "tokenizer.json", published=True)
-    assert (tokenizer.named("eos"), tokenizer.named("pad"), tokenizer.adds_bos) == (2, 3, True)
+    assert (tokenizer.special_id("eos"), tokenizer.special_id("pad"), tokenizer.adds_bos) == (2, 3, True)
     with pytest.raises(ConfigError, match=r"processor\.tokens\.eos"):
         load_tokenizer(reference / "tokenizer.json")
     named = SpecialTokens(eos="<|Assistant|>")
     tokenizer = load_tokenizer(reference / "tokenizer.json", named)
-    assert [tokenizer.named(name) for name in ("bos", "eos", "pad")] == [None, 8, 8]
+    assert [tokenizer.special_id(name) for name in ("bos", "eos", "pad")] == [None, 8, 8]
     assert not tokenizer.adds_bos
 
 
@@ -66,7 +66,7 @@ def test_a_missing_placeholder_is_added(copy: Path) -> None:
     without(copy, "<image_placeholder>")
     tokenizer = load_tokenizer(copy, published=True)
     assert tokenizer.added == ("<image_placeholder>",)
-    assert tokenizer.named("placeholder") == tokenizer.vocab_size - 1 == 1024
+    assert tokenizer.special_id("placeholder") == tokenizer.vocab_size - 1 == 1024
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,11 @@ def test_missing_image_tokens_are_added(copy: Path) -> None:
     )
     tokenizer = load_tokenizer(copy)
     assert tokenizer.added == ("<begin_of_image>", "<end_of_image>", "<image_placeholder>")
-    assert (tokenizer.named("bos"), tokenizer.named("eos"), tokenizer.named("pad")) == (None, 2, 2)
+    assert (tokenizer.special_id("bos"), tokenizer.special_id("eos"), tokenizer.special_id("pad")) == (
+        None,
+        2,
+        2,
+    )
     assert tokenizer.vocab_size == 1027
 
 
