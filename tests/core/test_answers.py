@@ -128,7 +128,7 @@ def test_finish_reasons(janus: Janus) -> None:
 
 def test_finish_reasons_of_a_sampler(janus: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
     """EOS as the third token of one row; the other goes on."""
-    end = janus.processor.tokenizer.named("eos")
+    end = janus.processor.tokenizer.special_id("eos")
 
     def sampler(session, prompts, settings):
         for step in range(settings.max_tokens):
