@@ -103,12 +103,12 @@ class JanusGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except (JanusError, ModuleNotFoundError) as error:
-            shown: JanusError | None = (
+            user_error: JanusError | None = (
                 error if isinstance(error, JanusError) else missing_extra(error, "this command")
             )
-            if shown is None or ctx.params.get("traceback"):
+            if user_error is None or ctx.params.get("traceback"):
                 raise
-            message = "\n".join([str(shown), *getattr(shown, "__notes__", ())])
+            message = "\n".join([str(user_error), *getattr(user_error, "__notes__", ())])
             typer.echo(printable(message, most=20_000), err=True)
             raise typer.Exit(2) from None
 

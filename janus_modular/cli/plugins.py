@@ -71,14 +71,14 @@ def show(
         if report.message:
             raise PluginError(report.message)
         plugins.entry_points += provided
-    found = [item for item in plugins.entry_points if item.matches(name) and item.dist != name]
-    if not found:
+    matches = [item for item in plugins.entry_points if item.matches(name) and item.dist != name]
+    if not matches:
         known = [word for item in plugins.entry_points for word in (item.name, f"{item.slot}:{item.name}")]
         raise PluginError(
             f"no component is called '{name}'. {did_you_mean(name, known)}".rstrip()
             + "\nSee them all with: janus-modular plugins list"
         )
-    reports = [(item, probe(item)) for item in found]
+    reports = [(item, probe(item)) for item in matches]
     if as_json:
         typer.echo(json.dumps([_as_dict(item, report) for item, report in reports], indent=2))
     else:

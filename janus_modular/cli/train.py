@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from janus_modular.cli.config import Config, Overrides
+from janus_modular.cli.options import use_passive_waiting
 
 
 def train(
@@ -25,6 +26,7 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="No table, no progress bar.")] = False,
 ) -> None:
     """Train a model as a training config describes."""
+    use_passive_waiting()
     from janus_modular.config import load, resolve
     from janus_modular.plugins import default_plugins
     from janus_modular.training.schema import TrainConfig

@@ -173,10 +173,10 @@ def shuffled(index: int, length: int, seed: Sequence[int]) -> int:
     mask = (1 << half) - 1
     keys = _keys(tuple(seed))
     while True:
-        left, right = index >> half, index & mask
+        high, low = index >> half, index & mask
         for key in keys:
-            left, right = right, left ^ (_mix(right ^ key) & mask)
-        index = left << half | right
+            high, low = low, high ^ (_mix(low ^ key) & mask)
+        index = high << half | low
         if index < length:
             return index
 

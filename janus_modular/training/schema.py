@@ -125,9 +125,9 @@ class TrainConfig:
                 "learn: nothing; expected module paths, for instance [generation.adaptor, generation.head]."
             )
         if (self.model is None) == (self.init is None):
-            found = "neither" if self.model is None else "both"
+            which = "neither" if self.model is None else "both"
             errors.append(
-                f"found {found} of model and init; expected one: model=janus_pro_1b, or init=CHECKPOINT."
+                f"found {which} of model and init; expected one: model=janus_pro_1b, or init=CHECKPOINT."
             )
         has_name = isinstance(self.wrap, dict) and isinstance(self.wrap.get("name"), str)
         if self.wrap is not None and not has_name:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from janus_modular.cli.options import use_passive_waiting
+
 
 class DemoGroup(TyperGroup):
     """A group whose default command is ``run``."""
@@ -41,6 +43,7 @@ def run(
 
     An interrupted demo is continued if its settings are the same.
     """
+    use_passive_waiting()
     from janus_modular.config import load, resolve
     from janus_plugins.demo.run import run_demo
     from janus_plugins.demo.schema import DemoConfig
@@ -58,6 +61,7 @@ def ablation(
     quiet: Quiet = False,
 ) -> None:
     """Compare separate encoders for understanding and generation with one shared VQ encoder."""
+    use_passive_waiting()
     from janus_modular.config import load
     from janus_plugins.demo.ablation import run_ablation
 

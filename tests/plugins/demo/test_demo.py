@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -221,17 +222,22 @@ def test_arms_differ_in_the_encoder_alone(plugins: Plugins) -> None:
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from janus_modular.cli.app import app
 
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+
     seen: dict[str, Any] = {}
     monkeypatch.setattr("janus_plugins.demo.run.run_demo", lambda *args, **more: seen.update(run=args))
     monkeypatch.setattr(
         "janus_plugins.demo.ablation.run_ablation", lambda *args, **more: seen.update(ablation=more)
     )
-    told = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--seed", "3", "count=20"])
-    assert told.exit_code == 0, told.output
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--seed", "3", "count=20"])
+    assert result.exit_code == 0, result.output
+    assert os.environ["OMP_WAIT_POLICY"] == "active"  # what the user has set stays
+    monkeypatch.delenv("OMP_WAIT_POLICY")
     config, folder = seen["run"]
     assert (config.seed, config.count, folder) == (3, 20, tmp_path)
     assert CliRunner().invoke(app, ["demo", "ablation", "--seeds", "2"]).exit_code == 0
     assert seen["ablation"]["seeds"] == 2
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
     wrong = CliRunner().invoke(app, ["demo", "tokenizer.schedule.stepz=3"])
     assert wrong.exit_code == 2
     assert "steps" in wrong.output
