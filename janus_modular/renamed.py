@@ -26,6 +26,7 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "drawing_loop": ("image_sampler",),
     "drop_condition": ("condition_dropout",),
     "embedding_width": ("embedding_dim",),
+    "finish": ("post_training_steps",),
     "generation_at": ("generation_mask",),
     "generation_promises": ("generation_attributes",),
     "head_width": ("head_dim",),

@@ -78,8 +78,8 @@ Settings = Annotated[
 def use_passive_waiting() -> None:
     """Make idle OpenMP threads sleep, unless ``OMP_WAIT_POLICY`` is set; call before torch is imported.
 
-    Small models run many short parallel loops. On a busy machine, threads that spin between them wait for each
-    other much longer than they compute; results do not depend on the policy.
+    Small models run many short parallel loops. On a busy machine, threads that spin between them wait for
+    each other much longer than they compute; results do not depend on the policy.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

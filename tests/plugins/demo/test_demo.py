@@ -244,3 +244,8 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = CliRunner().invoke(app, ["demo", "count=0"])  # before anything is trained
     assert nothing.exit_code == 2
     assert "count 0, seed 0: expected at least 1" in nothing.output
+
+
+def test_the_old_key_of_post_training_steps_is_an_error_with_the_new_name(quick: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="It is called 'post_training_steps' now"):
+        demo(quick | {"finish": []})
