@@ -1,6 +1,7 @@
-"""What callers of the Python API pass, held to the types that it takes; another is an error.
+"""Checks the types of arguments to the Python API, without torch.
 
-Python itself fails somewhere inside, or not at all: a string is a sequence of texts, too. No torch in here.
+Without these checks a wrong type would fail later or not at all: a string, for instance, is a sequence of
+strings too.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from janus_modular.sequence import ImageInput, ImageTarget, Message, Text
 SEGMENTS = (Text, ImageInput, ImageTarget)
 
 
-def folder_path(value: Any, what: str) -> str | Path:
-    """Return a path, or what may be a hub id.
+def folder_path(value: Any, name: str) -> str | Path:
+    """Return a path or a hub id.
 
     Raises:
-        ConfigError: it is neither text nor a path.
+        ConfigError: the value is neither a string nor a path.
     """
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
-        raise ConfigError(f"{what}: found {value!r:.80}; expected a text or a pathlib.Path.")
+        raise ConfigError(f"{name}: found {value!r:.80}; expected a text or a pathlib.Path.")
     return value if isinstance(value, str) else Path(value)
 
 
 def option(value: Any, name: str, *types: type, expected: str) -> Any:
-    """Return a keyword argument that is of one of the types.
+    """Return the value of a keyword argument, which must have one of the types.
 
     Raises:
-        ConfigError: it is of another.
+        ConfigError: the value has another type.
     """
     if not isinstance(value, types):
         raise ConfigError(f"{name}: found {value!r:.80}; expected {expected}.")
@@ -41,14 +42,14 @@ def option(value: Any, name: str, *types: type, expected: str) -> Any:
 
 
 MAX_COUNT = 1_000_000
-"""Most images that are asked for at once, and most that are drawn side by side."""
+"""Largest number of images in a call of `Janus.draw`, and in a batch."""
 
 
 def count(value: Any, name: str) -> int:
     """Return a whole number from 1 to `MAX_COUNT`.
 
     Raises:
-        PromptError: it is something else.
+        PromptError: the value is something else.
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) <= MAX_COUNT:
         raise PromptError(f"{name}: found {value!r:.80}; expected a whole number from 1 to {MAX_COUNT:,}.")
@@ -59,7 +60,7 @@ def callback(value: Any, name: str) -> Callable[..., Any] | None:
     """Return a function, or None.
 
     Raises:
-        PromptError: it is something else.
+        PromptError: the value is something else.
     """
     if value is not None and not callable(value):
         raise PromptError(f"{name}: found {value!r:.80}; expected a function, or None.")
@@ -70,32 +71,33 @@ def stop_strings(value: Any) -> list[str]:
     """Return the strings before which an answer ends.
 
     Raises:
-        PromptError: it is one string, whose letters would count, or something else than strings; or one of
-            them is empty, which every text begins with.
+        PromptError: the value is a single string or holds something else than strings, or a string is empty.
     """
-    strings = texts(value, "stop", "a list of strings, [...]", one=False)
+    strings = texts(value, "stop", "a list of strings, [...]")
     if "" in strings:
         raise PromptError(f"stop: found an empty string among {strings!r:.200}; expected a letter at least.")
     return strings
 
 
 def drawing_prompts(value: Any) -> list[str]:
-    """Return what is to be drawn: one text, or several.
+    """Return the texts of a call of `Janus.draw`.
 
     Raises:
-        PromptError: it is something else, a conversation say.
+        PromptError: the value is neither a text nor a list of texts.
     """
-    return texts(value, "prompt", "a text or a list of texts", one=True)
+    return texts(value, "prompt", "a text or a list of texts", allow_single=True)
 
 
-def texts(value: Any, name: str, expected: str = "a list of texts", *, one: bool = False) -> list[str]:
-    """Return texts as a list; a text alone is one of them where ``one`` says so, and an error elsewhere.
+def texts(
+    value: Any, name: str, expected: str = "a list of texts", *, allow_single: bool = False
+) -> list[str]:
+    """Return texts as a list; ``allow_single``: a text alone is a list of itself.
 
     Raises:
-        PromptError: it is something else.
+        PromptError: the value is something else.
     """
     if isinstance(value, str):
-        if one:
+        if allow_single:
             return [value]
         raise PromptError(f"{name}: found {value!r:.80}; expected {expected}.")
     items = list(value) if isinstance(value, Iterable) and not isinstance(value, bytes | Mapping) else None
@@ -114,7 +116,7 @@ def questions(value: Any) -> list[tuple[Any, Any]]:
     """Return the pairs (question, images) of a batch.
 
     Raises:
-        PromptError: it holds something else than pairs, or is no list.
+        PromptError: the value is no list, or holds something else than pairs.
     """
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise PromptError(f"questions: found {value!r:.80}; expected a list of pairs: (question, images)")
@@ -129,11 +131,11 @@ def conversation(question: Any, images: Any) -> list[Message]:
     """Return a question as a conversation: a text with its images before it, or a conversation as it is.
 
     Raises:
-        PromptError: it is neither, or images stand beside a conversation.
+        PromptError: the question is neither, or images are given beside a conversation.
     """
-    shown = _images(images)
+    image_list = _images(images)
     if isinstance(question, str):
-        return [Message("user", [*(ImageInput(open_image(image)) for image in shown), Text(question)])]
+        return [Message("user", [*(ImageInput(open_image(image)) for image in image_list), Text(question)])]
     if isinstance(question, bytes | Mapping) or not isinstance(question, Iterable):
         raise PromptError(f"found the question {question!r:.80}; expected a text, or a list of Message.")
     messages = list(question)
@@ -153,7 +155,7 @@ def conversation(question: Any, images: Any) -> list[Message]:
                     f"found {segment!r:.80} in a Message; expected Text(...), ImageInput(...) or"
                     " ImageTarget(...)."
                 )
-    if shown:
+    if image_list:
         raise PromptError(
             "images of a conversation belong into its messages: ImageInput(image) at their places"
         )

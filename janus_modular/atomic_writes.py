@@ -1,8 +1,8 @@
-"""Writes that are whole or not at all: under a temporary path, then renamed.
+"""Atomic writes of files and folders: under a temporary path that is then renamed.
 
-All temporary paths are hidden siblings of what is written (``.NAME.janus-new``, ``-old`` and ``-gone``),
+All temporary paths are hidden siblings of the target (``.NAME.janus-new``, ``-old`` and ``-gone``),
 guarded by the lock ``.NAME.janus-lock``. Their names follow from ``NAME``, so that the next write of the same
-file or folder removes what a killed one has left, and the lock keeps it from removing what is being written.
+target removes the remains of a killed one; the lock keeps it from removing those of a running one.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from janus_modular.errors import JanusError
 from janus_modular.locking import locked
 
 PREFIX = "janus-"
-"""Begins the last suffix of every temporary path."""
+"""The beginning of every temporary path's last suffix."""
 
-LEFT = re.compile(rf"\.(.+)\.{PREFIX}(?:new|old|gone|lock)$")
+TEMPORARY = re.compile(rf"\.(.+)\.{PREFIX}(?:new|old|gone|lock)$")
 
 
 @contextmanager
@@ -30,8 +30,8 @@ def atomic_replace(file: Path, *, error: type[JanusError] = JanusError) -> Itera
     A second writer waits for the first. On any error ``file`` stays as it was.
 
     Raises:
-        OSError: the disk did not take it.
-        JanusError: (an ``error``) the folder cannot be locked.
+        OSError: the file or folder cannot be written.
+        JanusError: (an ``error``) the lock file cannot be created or locked.
     """
     with locked(temporary_path(file, "lock"), file, wait=True, error=error):
         temporary = temporary_path(file, "new")
@@ -40,15 +40,15 @@ def atomic_replace(file: Path, *, error: type[JanusError] = JanusError) -> Itera
             _sync(temporary)
             os.replace(temporary, file)
         finally:
-            with suppress(OSError):  # a read-only folder, which the error at hand speaks of
+            with suppress(OSError):  # a read-only folder: the first error says so
                 temporary.unlink(missing_ok=True)
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file (UTF-8, lines end in a line feed) whole or not at all.
+    """Write a text file (UTF-8, lines end in a line feed) atomically.
 
     Raises:
-        OSError: the disk did not take it.
+        OSError: the file or folder cannot be written.
     """
     with atomic_replace(file) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
@@ -58,11 +58,11 @@ def write_text(file: Path, text: str) -> None:
 def atomic_replace_folder(folder: Path, *, error: type[JanusError]) -> Iterator[Path]:
     """Yield an empty temporary folder; when the block ends well, it takes the place of ``folder``.
 
-    What killed writers have left is restored or removed before. On any error ``folder`` stays as it was, and
-    nothing else is left behind.
+    The remains of killed writers are restored or removed first. On any error ``folder`` stays as it was, and
+    no temporary file remains.
 
     Raises:
-        OSError: the disk did not take it.
+        OSError: the file or folder cannot be written.
         JanusError: (an ``error``) another process is writing ``folder``.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -78,14 +78,14 @@ def atomic_replace_folder(folder: Path, *, error: type[JanusError]) -> Iterator[
 
 
 def folder_lock(folder: Path, *, error: type[JanusError]) -> AbstractContextManager[None]:
-    """Return the lock of whoever replaces ``folder``; it lies beside the folder, which must have a parent."""
+    """Return the lock for replacing ``folder``; the lock file is in the folder's parent, which must exist."""
     return locked(temporary_path(folder, "lock"), folder, error=error)
 
 
 def restore(folder: Path) -> None:
-    """Bring back what a writer of ``folder`` had put away when it was killed, and remove what it has left.
+    """Rename the old content back if a writer of ``folder`` was killed; remove the writer's temporary paths.
 
-    To be called under the lock of the folder.
+    Call it under the folder's lock.
     """
     old = temporary_path(folder, "old")
     if old.exists():
@@ -93,26 +93,27 @@ def restore(folder: Path) -> None:
             folder.rmdir()
         if not folder.exists():  # killed between the two renames of `swap`
             old.rename(folder)
-    for left in (old, temporary_path(folder, "new"), temporary_path(folder, "gone")):
-        _remove(left)
+    for remains in (old, temporary_path(folder, "new"), temporary_path(folder, "gone")):
+        _remove(remains)
 
 
 def restore_all(parent: Path, *, error: type[JanusError]) -> None:
-    """Restore or remove what killed writers have left of anything in the folder ``parent``.
+    """Call `restore` for everything in the folder ``parent`` that a killed writer was writing.
 
     Raises:
-        OSError: it cannot be removed.
+        OSError: a temporary path cannot be removed.
         JanusError: (an ``error``) another process is writing there.
     """
-    for name in {match[1] for path in parent.glob(f".*.{PREFIX}*") if (match := LEFT.match(path.name))}:
+    for name in {match[1] for path in parent.glob(f".*.{PREFIX}*") if (match := TEMPORARY.match(path.name))}:
         with folder_lock(parent / name, error=error):
             restore(parent / name)
 
 
 def refuse_interrupted(folder: Path, *, error: type[JanusError]) -> None:
-    """Refuse to read a folder that a writer has put away and not replaced; only the next write restores it.
+    """Raise an error where a writer has moved the old folder away and not put the new one in its place.
 
-    A reader holds no lock, and a folder cannot be exchanged for another in a single step everywhere.
+    Readers hold no lock, and not every file system can exchange folders in a single step. The next write
+    restores the folder.
 
     Raises:
         JanusError: (an ``error``) `swap` was killed between its two renames, or is just between them.
@@ -126,7 +127,7 @@ def refuse_interrupted(folder: Path, *, error: type[JanusError]) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that, when this is killed, no half of it is taken for the whole."""
+    """Remove a folder, renamed first, so that a killed removal leaves no half of it under its name."""
     gone = temporary_path(folder, "gone")
     _remove(gone)
     folder.rename(gone)
@@ -134,10 +135,10 @@ def remove_folder(folder: Path) -> None:
 
 
 def swap(new: Path, folder: Path) -> None:
-    """Put the folder ``new`` in the place of ``folder``, on disk before it is renamed; remove the old one.
+    """Put the folder ``new``, synced to disk, in the place of ``folder``, and remove the old one.
 
-    Killed at any point, the next `restore` leads to the old content or to the new one. To be called under
-    the lock of the folder.
+    If the process is killed, the next `restore` gives the old content or the new. Call it under the folder's
+    lock.
     """
     for path in (*new.rglob("*"), new):
         if not path.is_symlink():
@@ -155,7 +156,7 @@ def swap(new: Path, folder: Path) -> None:
     if old.exists():
         gone = temporary_path(folder, "gone")
         old.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)  # what stays is removed by the next writer
+        shutil.rmtree(gone, ignore_errors=True)  # the next writer removes the rest
 
 
 def temporary_path(path: Path, purpose: str) -> Path:
@@ -171,9 +172,9 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold what was written, so that a rename never outlives the data."""
+    """Sync a path to disk, so that no rename reaches the disk before the data."""
     if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folders
+        return  # Windows cannot open folders
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Opening a bundle: an exported model, which a plugin runs. Needs neither torch nor the exporter."""
+"""Opens a bundle (an exported model) in a runtime, without torch and without the exporter."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from janus_modular.processing.processor import Processor
 from janus_modular.protocols import Runtime
 
 MANIFEST = "manifest.json"
-"""What a bundle's folder has, and a checkpoint's has not."""
+"""The file that a bundle's folder has, and a checkpoint's does not."""
 
 RUNTIME = "onnx"
-"""The runtime that is taken where nobody chooses."""
+"""The default runtime."""
 
 DIGESTS = "digests"
 """The manifest's section of what `digest_of` returned when each variant was exported, or last verified."""
@@ -35,44 +35,44 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Running:
-    """How a bundle is to be run."""
+class RuntimeChoice:
+    """The config of a bundle's runtime."""
 
     runtime: ComponentSpec = component("runtimes")
 
 
 def is_bundle(path: str | Path) -> bool:
-    """Say whether a path is a bundle's folder."""
+    """Return True if a path is a bundle's folder."""
     try:
         return (Path(path).expanduser() / MANIFEST).is_file()
-    except (OSError, RuntimeError):  # no file can be called so: whoever opens it has more to say
+    except (OSError, RuntimeError):  # an invalid path, which opening it reports
         return False
 
 
 def find_bundle(path: str | Path) -> Path | None:
-    """Return a bundle's folder, given by its path or as ``owner/name`` on the hub; None if it is none.
+    """Return a bundle's folder, given by its path or as ``owner/name`` on the hub; None if it is no bundle.
 
     Of the hub, huggingface_hub's cache and its offline mode (HF_HUB_OFFLINE=1) are honoured.
 
     Raises:
         MissingExtraError: the path is a hub id, and huggingface_hub is not installed.
-        BundleError: what stood there is being replaced, or that was interrupted.
+        BundleError: the folder is being replaced, or its replacement was interrupted.
     """
     if is_bundle(path):
         return Path(path).expanduser()
-    with suppress(RuntimeError):  # there is no such user: whoever opens it says so
+    with suppress(RuntimeError):  # ~user does not exist, which opening it reports
         refuse_interrupted(Path(path).expanduser(), error=BundleError)
     if path_exists(path) or not is_hub_id(str(path)) or str(path).count("/") != 1:
         return None
     try:
         from huggingface_hub import hf_hub_download, snapshot_download
     except ModuleNotFoundError as error:
-        what = f"'{path}' is no file or folder here; fetching it from the hub"
-        raise MissingExtraError(what, "hub") from error
+        subject = f"'{path}' is no file or folder here; fetching it from the hub"
+        raise MissingExtraError(subject, "hub") from error
     try:
         hf_hub_download(str(path), MANIFEST)
         return Path(snapshot_download(str(path)))
-    except (OSError, ValueError):  # all of huggingface_hub's errors; a checkpoint's opener says what is wrong
+    except (OSError, ValueError):  # all of huggingface_hub's errors; opening a checkpoint reports them
         return None
 
 
@@ -87,62 +87,64 @@ def open_bundle(
 ) -> tuple[Runtime, Processor, Plugins]:
     """Open a bundle in a runtime: a registered name, or ``{"name": ..., **options}``.
 
-    The plugins are those given (or all), with names that several share meaning what the bundle recorded.
-    Of what it recorded only the sampler that is used is needed: everything else is in its graphs.
+    The returned plugins resolve a name that several plugins share as the bundle recorded it. Of the recorded
+    plugins only those of the samplers are needed; all other components are in the graphs.
 
     Raises:
         BundleError: the variant's verification failed, or its manifest was edited since (see
             ``allow_failed``).
-        JanusError: the bundle is damaged, or the runtime, the variant or the device is not here.
+        JanusError: the bundle is damaged, or the runtime, the variant or the device is not available.
     """
     plugins = plugins or default_plugins()
     folder = Path(folder).expanduser()
-    chosen = {"name": runtime} if isinstance(runtime, str) else dict(runtime or {})
-    chosen = {"name": RUNTIME, "device": device, **chosen}
+    options = {"name": runtime} if isinstance(runtime, str) else dict(runtime or {})
+    options = {"name": RUNTIME, "device": device, **options}
     if variant is not None:
-        chosen["variant"] = variant
-    one = resolve({"runtime": chosen}, Running, plugins).runtime
-    opened: Runtime = Builder(plugins)(one, folder)
+        options["variant"] = variant
+    spec = resolve({"runtime": options}, RuntimeChoice, plugins).runtime
+    opened: Runtime = Builder(plugins)(spec, folder)
     manifest = json.loads((folder / MANIFEST).read_text("utf-8"))  # the runtime checked it
     if not allow_failed:
-        check_proof(folder, manifest, getattr(opened, "variant", None), one.name)
+        check_proof(folder, manifest, getattr(opened, "variant", None), spec.name)
     return opened, Processor.load(folder), plugins.as_recorded(manifest.get("plugins", []))
 
 
 def digest_of(manifest: Mapping[str, Any], variant: str) -> str:
-    """Return the hash of what a manifest says of a variant: its record, what all share, hashes of files.
+    """Return the hash of a manifest's sections that describe a variant: its own, shared ones, files' hashes.
 
-    Results (what was verified, built, executed), where the model came from, and other variants are left out,
-    so that these may come and go.
+    Results (verification, builds, executions), the source and other variants may change and are not hashed.
     """
-    files = {name: {*one["files"].values(), *one["weights"]} for name, one in manifest["variants"].items()}
-    others = set().union(*(of for name, of in files.items() if name != variant)) - files[variant]
-    graphs = manifest["variants"][variant]["files"]
+    files = {name: {*v["files"].values(), *v["weights"]} for name, v in manifest["variants"].items()}
+    not_covered = set().union(*files.values()) - files[variant]
+    used = manifest["variants"][variant]["files"]
     covered = {
         **{section: manifest[section] for section in ("schema", "model", "plugins", "axes", "cache")},
         "variant": {variant: manifest["variants"][variant]},
-        "graphs": {name: _without_dtypes(one) for name, one in manifest["graphs"].items() if name in graphs},
-        "sha256": {name: digest for name, digest in manifest["sha256"].items() if name not in others},
+        "graphs": {
+            name: _without_dtypes(graph) for name, graph in manifest["graphs"].items() if name in used
+        },
+        "sha256": {name: digest for name, digest in manifest["sha256"].items() if name not in not_covered},
     }
     return hashlib.sha256(json.dumps(covered, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def _without_dtypes(graph: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the dtypes of slots that vary: written are those of the bundle's first variant."""
+    """Return a graph's description without the dtypes that differ between variants."""
     return {
         side: [
-            {**slot, "dtype": None} if isinstance(slot, dict) and slot.get("varies") else slot
-            for slot in slots
+            {**tensor, "dtype": None} if isinstance(tensor, dict) and tensor.get("varies") else tensor
+            for tensor in tensors
         ]
-        for side, slots in graph.items()
+        for side, tensors in graph.items()
     }
 
 
 def check_proof(folder: Path, manifest: Mapping[str, Any], variant: str | None, runtime: str) -> None:
-    """Refuse a variant that `verify` found wrong, or that was edited; log that it was never verified.
+    """Check that a variant passed `verify` and was not edited since; log if it was never verified.
 
     Raises:
-        BundleError: either holds; with the gate that failed, and how to open the variant all the same.
+        BundleError: its verification failed, or it was edited; says which gate failed, and how to open the
+            variant all the same.
     """
     if variant is None or variant not in manifest.get("variants", {}):
         return

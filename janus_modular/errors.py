@@ -1,6 +1,6 @@
-"""Errors that a user can cause and cure; the command line prints them without a traceback.
+"""Errors that a user can cause and fix; the command line prints them without a traceback.
 
-Each says what was found, what was expected, and what to do next.
+Each message says what was found, what was expected, and what to do next.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,15 +11,15 @@ from importlib.util import find_spec
 
 
 class JanusError(Exception):
-    """Anything a user can put right; its text holds no control characters, whatever file it quotes."""
+    """The base of all errors that a user can fix; its text has no control characters."""
 
     def __str__(self) -> str:
-        """Return the text with control characters and halves of surrogate pairs escaped; lines stay."""
+        """Return the text with control characters and surrogates escaped; line ends stay."""
         return escaped(super().__str__())
 
 
 def escaped(text: str) -> str:
-    """Return a text that cannot steer a terminal: all that is not printable is escaped, line ends apart."""
+    """Return a text in which all unprintable characters but line ends are escaped."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
@@ -33,7 +33,7 @@ class ConfigError(JanusError):
 
 @dataclass(frozen=True)
 class Difference:
-    """An option that says something else than the description beside the weights."""
+    """An option that differs from the description beside the weights."""
 
     key: str  # relative to the component: config.rope_theta
     written: object
@@ -43,17 +43,15 @@ class Difference:
 class DescriptionError(ConfigError):
     """Options that contradict how pretrained weights describe themselves (config.json, GGUF metadata).
 
-    A component raises this with keys relative to its own options; who builds it adds where these stand.
+    A component raises it with keys relative to its own options; the builder adds their path in the config.
     """
 
     def __init__(self, source: str, differences: Sequence[Difference], *, drop: str | None = None) -> None:
-        listed = "; ".join(
-            f"{one.key}: found {one.written!r}, expected {one.described!r}" for one in differences
-        )
+        listed = "; ".join(f"{d.key}: found {d.written!r}, expected {d.described!r}" for d in differences)
         super().__init__(f"{source} says otherwise: {listed}")
         self.source = source
         self.differences = list(differences)
-        self.drop = drop  # the option that, set to null, leaves everything to the description
+        self.drop = drop  # the option to set to null, so that all values come from the description
 
 
 class PluginError(JanusError):
@@ -69,7 +67,7 @@ class ImageError(JanusError):
 
 
 class PromptError(JanusError):
-    """A conversation that cannot become tokens or fills the context; a setting that makes no sense."""
+    """A conversation that cannot become tokens or fills the context, or an invalid setting."""
 
 
 class BundleError(JanusError):
@@ -77,7 +75,7 @@ class BundleError(JanusError):
 
 
 class NotFiniteError(JanusError):
-    """A model whose logits or pixels are NaN or infinite, so that whatever it would say or draw is noise."""
+    """A model whose logits or pixels are NaN or infinite, so that its output would be noise."""
 
 
 class DataError(JanusError):
@@ -85,41 +83,41 @@ class DataError(JanusError):
 
 
 class TrainingError(JanusError):
-    """A training that cannot go on, or cannot start as it was asked to."""
+    """A training run that cannot start or go on."""
 
 
 class CheckError(JanusError):
-    """A component that does not keep its slot's contract; says which promise, and how it was broken."""
+    """A component that breaks its slot's contract; says which check failed, and how."""
 
 
 class MissingExtraError(JanusError):
-    """Something is needed that this installation leaves out; says the pip line that adds it."""
+    """A feature needs packages that are not installed; the text has the pip line that adds them."""
 
-    def __init__(self, what: str, *extras: str) -> None:
+    def __init__(self, subject: str, *extras: str) -> None:
         names = " and ".join(f"'{extra}'" for extra in extras)
-        message = f"{what} needs the extra{'s' if len(extras) > 1 else ''} {names}: {pip_line(extras)}"
+        message = f"{subject} needs the extra{'s' if len(extras) > 1 else ''} {names}: {pip_line(extras)}"
         if "runtime" in extras:
-            for_gpus = ["gpu" if extra == "runtime" else extra for extra in extras]
-            message += f"; where an NVIDIA GPU is, instead: {pip_line(for_gpus)}"
+            gpu_extras = ["gpu" if extra == "runtime" else extra for extra in extras]
+            message += f"; with an NVIDIA GPU, instead: {pip_line(gpu_extras)}"
         super().__init__(message)
 
 
 class MissingPackageError(JanusError):
-    """A component needs a package that is in none of the extras; says which component, and which package."""
+    """A component needs a package that is in none of the extras; the text names both."""
 
-    def __init__(self, what: str, error: ImportError) -> None:
+    def __init__(self, subject: str, error: ImportError) -> None:
         module = error.name if isinstance(error, ModuleNotFoundError) else None
         if module:
             package = _package(module)
             text = f"the package '{package}', which is not installed: pip install {package}"
         else:  # libraries also raise it for a version that is too old, with advice of their own
-            said = (str(error).strip() or "no reason given").splitlines()[0]
-            text = f"a package that cannot be imported: {said}"
-        super().__init__(f"{what} needs {text}")
+            reason = (str(error).strip() or "no reason given").splitlines()[0]
+            text = f"a package that cannot be imported: {reason}"
+        super().__init__(f"{subject} needs {text}")
 
 
 def pip_line(extras: Sequence[str]) -> str:
-    """Return the line that installs extras; onnxruntime goes before its other build comes."""
+    """Return the line that installs extras; onnxruntime is removed before onnxruntime-gpu is installed."""
     first = "pip uninstall -y onnxruntime && " if "gpu" in extras and _is_distributed("onnxruntime") else ""
     return f"{first}pip install 'janus-modular[{','.join(extras)}]'"
 
@@ -135,7 +133,7 @@ EXTRAS = {
     "gpu": ("onnxruntime", "tensorrt", "cuda.bindings", "onnx_ir", "onnxscript"),
     "rtx": ("tensorrt_rtx", "cuda.bindings", "onnx_ir", "onnxscript"),
 }
-"""Which modules each extra adds. Where several bring one, the first is named to whoever lacks it."""
+"""The modules of each extra. Messages name the first extra that has a missing module."""
 
 INCLUDES = {
     "train": ("torch",),
@@ -143,36 +141,36 @@ INCLUDES = {
     "export": ("torch",),
     "demo": ("train", "export", "runtime"),
 }
-"""Which other extras an extra takes along."""
+"""The other extras that an extra includes."""
 
 
-def missing_extra(error: ModuleNotFoundError, what: str) -> MissingExtraError | None:
-    """Return the error that says which extra brings a missing module; None where none does."""
+def missing_extra(error: ModuleNotFoundError, subject: str) -> MissingExtraError | None:
+    """Return the error that names the extra of a missing module; None if no extra has it."""
     package = _package(error.name or "")
     extra = next((extra for extra, names in EXTRAS.items() if package in map(_package, names)), None)
-    return MissingExtraError(what, extra) if extra else None
+    return MissingExtraError(subject, extra) if extra else None
 
 
 @contextmanager
-def reporting_missing_packages(what: str) -> Iterator[None]:
-    """Turn an ImportError inside into an error that names the package and ``what`` needs it.
+def reporting_missing_packages(subject: str) -> Iterator[None]:
+    """Turn an ImportError inside into an error that names the package and ``subject``, which needs it.
 
     Raises:
-        MissingExtraError: an extra of ours brings the package.
-        MissingPackageError: none does.
+        MissingExtraError: the package is in an extra.
+        MissingPackageError: the package is in none.
     """
     try:
         yield
     except ImportError as error:
-        extra = missing_extra(error, what) if isinstance(error, ModuleNotFoundError) else None
-        raise extra or MissingPackageError(what, error) from error
+        extra = missing_extra(error, subject) if isinstance(error, ModuleNotFoundError) else None
+        raise extra or MissingPackageError(subject, error) from error
 
 
 @contextmanager
-def require_extras(what: str, *extras: str) -> Iterator[None]:
-    """Import inside what ``extras`` bring: where that is missing, all of them are named that are incomplete.
+def require_extras(subject: str, *extras: str) -> Iterator[None]:
+    """Name all incomplete ``extras`` at once where an import inside fails for lack of their modules.
 
-    `missing_extra` knows the module alone; who knows the command can say the whole line at once.
+    `missing_extra` would name the extra of the first missing module alone.
 
     Raises:
         MissingExtraError: a module of these extras is not installed.
@@ -184,11 +182,11 @@ def require_extras(what: str, *extras: str) -> Iterator[None]:
         known = {_package(name) for extra in incomplete for name in missing_extras(extra)}
         if _package(error.name or "") not in known:
             raise
-        raise MissingExtraError(what, *incomplete) from error
+        raise MissingExtraError(subject, *incomplete) from error
 
 
 def missing_extras(extra: str) -> list[str]:
-    """Name the modules of an extra, and of those that it includes, that are not installed."""
+    """Return the modules of an extra, and of the extras that it includes, that are not installed."""
     included = [name for inner in INCLUDES.get(extra, ()) for name in missing_extras(inner)]
     own = [name for name in EXTRAS[extra] if not _is_installed(name)]
     return list(dict.fromkeys([*included, *own]))
@@ -197,7 +195,7 @@ def missing_extras(extra: str) -> list[str]:
 def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package that it lies in
+    except ModuleNotFoundError:  # its package is not installed either
         return False
 
 

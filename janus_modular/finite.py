@@ -1,4 +1,4 @@
-"""Ids that stand for logits which were not finite, and what a session does about them. No torch in here."""
+"""The id that marks logits which are not finite, and the check for it on the host, without torch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ NOT_FINITE = -1
 
 
 def refuse_not_finite(x: NDArray[Any]) -> NDArray[Any]:
-    """Return what a session brings to the host, if no id in it is `NOT_FINITE`.
+    """Return an array that a session has copied to the host, if no id in it is `NOT_FINITE`.
 
     Raises:
-        NotFiniteError: an id is, so that everything after it would be noise.
+        NotFiniteError: an id is; everything sampled after it would be noise.
     """
     if x.dtype.kind == "i" and (x == NOT_FINITE).any():
         raise NotFiniteError(

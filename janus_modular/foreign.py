@@ -1,8 +1,8 @@
-"""Reading what others wrote: files are bounded before they are read, and libraries' exceptions become ours.
+"""Reads untrusted files: their size is bounded, and the exceptions of parsers become errors with a hint.
 
-Every place that reads foreign input (weights, configs, tokenizers, templates, images) goes through
-`foreign_errors`, because nobody can list what a parser raises over damaged bytes. Bugs of our own stay
-tracebacks: only the call into the parser, and what interprets its result, stands inside.
+Every read of foreign input (weights, configs, tokenizers, templates, images) is inside `foreign_errors`,
+because a parser may raise any exception over damaged bytes. Only the call of the parser and the use of its
+result are inside, so that bugs elsewhere stay tracebacks.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from typing import Any
 from janus_modular.errors import JanusError, escaped
 
 MAX_JSON_BYTES = 256 * 2**20
-"""Larger text files are refused unread; the largest tokenizer.json in use has about 35 MB."""
+"""Larger text files are an error, unread; the largest tokenizer.json in use has about 35 MB."""
 
 MAX_DEPTH = 64
-"""Levels of nesting that a JSON or YAML file may have: whatever walks or copies its content recurses."""
+"""Levels of nesting that a JSON or YAML file may have, since walking and copying it recurse."""
 
 
 @contextmanager
-def foreign_errors(what: object, error: type[JanusError], hint: str = "Fetch it again.") -> Iterator[None]:
-    """Turn whatever is raised inside into ``error``: ``WHAT cannot be read: REASON. HINT``.
+def foreign_errors(subject: object, error: type[JanusError], hint: str = "Fetch it again.") -> Iterator[None]:
+    """Turn whatever is raised inside into ``error``: ``SUBJECT cannot be read: REASON. HINT``.
 
-    Errors of ours pass as they are, and so do interrupts and exits. A panic of a library in Rust is no
-    `Exception` in Python, but it is a failure to read all the same.
+    A `JanusError` passes unchanged, and so do interrupts and exits. A panic of a library in Rust, which is no
+    `Exception` in Python, is turned into an error too.
 
     Args:
-        what: what is read, usually a path; it begins the message.
+        subject: what is read, usually a path; the message begins with it.
         error: the class to raise.
         hint: what the user can do.
 
     Raises:
-        JanusError: the body raised; of class ``error`` unless it was ours before.
+        JanusError: the body raised; of class ``error`` unless the body raised a JanusError.
     """
     try:
         yield
@@ -45,26 +45,26 @@ def foreign_errors(what: object, error: type[JanusError], hint: str = "Fetch it 
     except BaseException as cause:
         if not isinstance(cause, Exception) and type(cause).__module__ != "pyo3_runtime":
             raise
-        raise error(f"{printable(what)} cannot be read: {reason(cause)}. {hint}".rstrip()) from cause
+        raise error(f"{printable(subject)} cannot be read: {reason(cause)}. {hint}".rstrip()) from cause
 
 
 @contextmanager
-def name_in_errors(what: object) -> Iterator[None]:
-    """Put ``what`` before the text of our errors that do not mention it: readers look for the file.
+def name_in_errors(subject: object) -> Iterator[None]:
+    """Put ``subject``, a file for instance, before the text of errors that do not mention it.
 
     Raises:
-        JanusError: the body raised it; its class and attributes stay.
+        JanusError: the body raised it; class and attributes are unchanged.
     """
     try:
         yield
     except JanusError as error:
-        if str(what) not in str(error):
-            error.args = (f"{printable(what)}: {error}", *error.args[1:])
+        if str(subject) not in str(error):
+            error.args = (f"{printable(subject)}: {error}", *error.args[1:])
         raise
 
 
 def reason(error: BaseException) -> str:
-    """Return in a line what an exception says; its class too, unless the words are enough."""
+    """Return an exception's text on a line, with its class unless the text says enough."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, MemoryError):
@@ -78,14 +78,14 @@ def reason(error: BaseException) -> str:
 
 
 def printable(text: object, most: int = 400) -> str:
-    """Return a text that any terminal takes, shortened: control characters and surrogates are escaped."""
+    """Return a text, shortened, with control characters and surrogates escaped."""
     text = str(text)
     text = text if len(text) <= most else f"{text[: most - 3]}..."
     return escaped(text)
 
 
 def path_exists(path: str | Path) -> bool:
-    """Return True if a file or folder is there; no name that none can have (too long, NUL in it) is."""
+    """Return True if a file or folder exists; False for a path that none can have (too long, with NUL)."""
     try:
         return Path(path).expanduser().exists()
     except (OSError, RuntimeError, ValueError):
@@ -93,7 +93,7 @@ def path_exists(path: str | Path) -> bool:
 
 
 def is_hub_id(text: str) -> bool:
-    """Return True if a text reads like ``owner/name`` or ``owner/name/file`` on the hub."""
+    """Return True if a text has the form ``owner/name`` or ``owner/name/file`` of hub ids."""
     return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+(/[\w.-]+)*", text))
 
 
@@ -137,7 +137,7 @@ def read_json(path: Path, error: type[JanusError]) -> dict[str, Any]:
 
 
 def depth_exceeds(content: object, most: int = MAX_DEPTH) -> bool:
-    """Return True if mappings and lists lie more than ``most`` deep in each other."""
+    """Return True if mappings and lists are nested more than ``most`` levels deep."""
     level = [content]
     for _ in range(most + 1):
         if not level:

@@ -1,7 +1,6 @@
-"""One writer at a time, by lock files that the system releases when their process ends, however it ends.
+"""Lock files for one writer at a time; the system releases a lock when its process ends.
 
-A lock file is removed by its holder, so that none stays in what is finished. One that a killed process has
-left holds nobody up: it is locked again and then removed.
+The holder removes the lock file. A file that a killed process has left is locked again and then removed.
 """
 
 from __future__ import annotations
@@ -20,19 +19,20 @@ from janus_modular.errors import JanusError
 def locked(
     file: Path, subject: Path, *, wait: bool = False, error: type[JanusError] = JanusError
 ) -> Iterator[None]:
-    """Hold the lock ``file`` while ``subject`` is written; where another has it, wait or refuse.
+    """Hold the lock ``file`` while ``subject`` is written; wait or raise if another writer holds it.
 
-    Another process and another thread of this one are both kept out. Windows has no such lock: there,
-    nothing is held, and two writers of one folder are not kept apart.
+    The lock excludes other processes and other threads of this process. Windows has no such lock: there, two
+    writers of a folder are not kept apart.
 
     Args:
         file: the lock file; its folder must exist.
         subject: what is written, for messages.
-        wait: wait until the holder lets go.
-        error: the class of what is raised.
+        wait: wait until the lock is free.
+        error: the class of errors to raise.
 
     Raises:
-        JanusError: (an ``error``) another process has it and ``wait`` is False, or no lock can be had there.
+        JanusError: (an ``error``) another process has the lock and ``wait`` is False, or the lock file
+            cannot be created or locked.
     """
     if sys.platform == "win32":
         yield
@@ -41,14 +41,14 @@ def locked(
     try:
         yield
     finally:
-        with suppress(OSError):  # a folder that was removed or became read-only: the lock goes all the same
-            if _is_at(handle, file):  # not where the folder of the lock was replaced meanwhile
+        with suppress(OSError):  # the folder was removed or is read-only; closing releases the lock
+            if _is_at(handle, file):  # False if the lock's folder was replaced meanwhile
                 file.unlink()
         handle.close()
 
 
 def _acquire(file: Path, subject: Path, wait: bool, error: type[JanusError]) -> TextIO:
-    """Lock a file, and make sure that it still lies there: its last holder may have removed it meanwhile."""
+    """Lock a file, and check that it still exists: its last holder may have removed it meanwhile."""
     import fcntl
 
     while True:

@@ -95,14 +95,14 @@ ONNX = ("onnx", "onnx_ir", "onnxscript")
             ["verify", "b", "--against", "m"],
             ("onnxruntime",),
             "'verify' needs the extra 'runtime': pip install 'janus-modular[runtime]';"
-            " where an NVIDIA GPU is, instead: pip uninstall -y onnxruntime &&"
+            " with an NVIDIA GPU, instead: pip uninstall -y onnxruntime &&"
             " pip install 'janus-modular[gpu]'\n",
         ),
         (
             ["verify", "b", "--against", "m"],
             (*TORCH, *ONNX, "onnxruntime"),
             "'verify' needs the extras 'export' and 'runtime': pip install 'janus-modular[export,runtime]';"
-            " where an NVIDIA GPU is, instead: pip uninstall -y onnxruntime &&"
+            " with an NVIDIA GPU, instead: pip uninstall -y onnxruntime &&"
             " pip install 'janus-modular[export,gpu]'\n",
         ),
     ],
