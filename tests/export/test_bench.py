@@ -61,7 +61,7 @@ def test_json_says_how_fast_each_mode_is(model: Path):
         assert speed["bandwidth_share"] == pytest.approx(share)
     drawing = facts["drawing"]
     whole = drawing["first_s"] + 15 * drawing["step_s"] + drawing["decode_s"]
-    assert drawing["codes"] == 16
+    assert drawing["positions"] == 16
     assert drawing["image_s"] == pytest.approx(whole / 2)
     assert facts["load_s"] > 0
     assert facts["peak_memory_bytes"] > 1 << 24  # more than Python alone
@@ -75,7 +75,7 @@ def test_a_person_reads_the_same(model: Path):
         "machine",
         "load",
         *("text", "first token", "a step"),
-        *("drawing", "first code", "a step", "an image"),
+        *("drawing", "first position", "a step", "an image"),
         "peak memory",
         "read bandwidth",
     ]

@@ -125,6 +125,14 @@ def newer_schema(folder: Path, manifest: dict[str, Any]) -> None:
     manifest["schema"] += 1
 
 
+def older_schema(folder: Path, manifest: dict[str, Any]) -> None:
+    manifest["schema"] = 2
+
+
+def oldest_schema(folder: Path, manifest: dict[str, Any]) -> None:
+    manifest["schema"] = 1
+
+
 def no_schema(folder: Path, manifest: dict[str, Any]) -> None:
     del manifest["schema"]
 
@@ -198,7 +206,15 @@ def repoint(folder: Path, manifest: dict[str, Any], location: str | None, **plac
         (missing_weights, "lacks weights/"),
         (short_weights, "bytes, the manifest says"),
         (changed_graph, "embed.fp32.onnx has changed"),
-        (newer_schema, "is of schema 3, this version reads schema 2. Upgrade"),
+        (newer_schema, "is of schema 4, this version reads schema 3. Upgrade"),
+        (
+            older_schema,
+            "is of schema 2, this version reads schema 3. Build it again with: janus-mod",
+        ),
+        (
+            oldest_schema,
+            "is of schema 1, this version reads schema 3. Build it again with: janus-mod",
+        ),
         (no_schema, "is of schema None"),
         (unlisted_file, "has no hash for decode_image.fp32.onnx"),
         (

@@ -125,7 +125,7 @@ def test_its_bundle_is_proven_in_every_variant(
     assert failed == []
     exact, half = reports
     assert (exact.variant, half.variant) == ("fp32", "fp16")
-    [drawn] = [check for check in exact.checks["drawing"] if "codes" in check.what]
+    [drawn] = [check for check in exact.checks["drawing"] if "ids" in check.what]
     assert drawn.found == f"0 of {2 * POSITIONS * 2} differ"  # two images, two codes a position
 
 
@@ -216,7 +216,7 @@ def test_its_speed_is_measured_and_its_parts_are_told(
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, done.output
         facts = json.loads(done.stdout)
-        assert facts["drawing"]["codes"] == POSITIONS
+        assert facts["drawing"]["positions"] == POSITIONS
     torch.set_num_threads(threads)
     told = CliRunner().invoke(app, ["info", str(several_codes_checkpoint)])
     assert told.exit_code == 0, told.output

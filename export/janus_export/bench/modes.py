@@ -25,7 +25,7 @@ class Speed:
     steps: int  # that were timed, after the first
     first_s: float  # from the prompt to the first token, or code
     step_s: float  # one more for every row
-    per_s: float  # tokens, or codes (positions, where they have several), a second, all rows together
+    per_s: float  # tokens, or positions of images, a second, all rows together
     read_bytes: int | None  # that a step has to read: weights, keys and values
     bandwidth_share: float | None  # of the measured read bandwidth; None on a GPU
 

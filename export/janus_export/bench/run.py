@@ -43,7 +43,7 @@ def bench(
 ) -> dict[str, Any]:
     """Measure a checkpoint or a bundle; return the numbers, as ``bench --json`` prints them.
 
-    ``tokens``: steps that are timed in each mode; an image of more codes is worked out from them.
+    ``tokens``: steps that are timed in each mode; the time of a whole image is worked out from them.
     ``batch_size``: answers, and images, side by side. ``threads``: 0 takes what the runtime takes.
     ``allow_failed``: a variant whose verification failed.
     """
@@ -121,18 +121,18 @@ def _modes(janus: Janus, tokens: int, batch_size: int) -> dict[str, Mode]:
         )
     if "drawing" in made_for and processor.drawing:
         prompts = [processor.draw_prompt(IMAGE)] * batch_size
-        codes = processor.drawing.num_tokens
+        positions = processor.drawing.num_tokens
         modes["drawing"] = Mode(
-            janus, "image_samplers", runtime.image_sampler, prompts, min(tokens, codes - 1)
+            janus, "image_samplers", runtime.image_sampler, prompts, min(tokens, positions - 1)
         )
     return modes
 
 
 def _image(drawing: dict[str, Any], runtime: Runtime, decoding: float, images: int) -> dict[str, Any]:
-    """Add what a whole image takes: its first code, all others at the pace of a step, and its pixels."""
-    codes = runtime.open(1).image_positions
-    whole = drawing["first_s"] + (codes - 1) * drawing["step_s"] + decoding
-    return {"codes": codes, "decode_s": decoding, "image_s": whole / images}
+    """Add what a whole image takes: its first position, all others at the pace of a step, and its pixels."""
+    positions = runtime.open(1).image_positions
+    whole = drawing["first_s"] + (positions - 1) * drawing["step_s"] + decoding
+    return {"positions": positions, "decode_s": decoding, "image_s": whole / images}
 
 
 def _memory(runtime: Runtime) -> str | None:

@@ -12,7 +12,7 @@ from janus_modular.cli.options import AllowFailed, Device, Dtype, ModelArgument,
 
 def bench(
     model: ModelArgument,
-    tokens: Annotated[int, typer.Option(min=1, help="Steps that are timed, of words and of codes.")] = 64,
+    tokens: Annotated[int, typer.Option(min=1, help="Steps that are timed, of text and of images.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Times that all is measured; medians count.")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers, and images, at once.")] = 1,
     threads: Annotated[int, typer.Option(min=0, help="Of the processor; 0: one for each core.")] = 0,
@@ -58,8 +58,9 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     if text := facts["text"]:
         rows += _mode("text", "token", text)
     if drawing := facts["drawing"]:
-        whole = f"{drawing['image_s']:.2f} s: {drawing['codes']} codes, {drawing['decode_s']:.2f} s to pixels"
-        rows += [*_mode("drawing", "code", drawing), ("  an image", whole)]
+        parts = f"{drawing['positions']} positions, {drawing['decode_s']:.2f} s to pixels"
+        whole = f"{drawing['image_s']:.2f} s: {parts}"
+        rows += [*_mode("drawing", "position", drawing), ("  an image", whole)]
     if peak := facts["peak_memory_bytes"]:
         rows.append(("peak memory", f"{peak / 1e6:,.0f} MB, mapped files included"))
     if bandwidth := facts["read_bandwidth_bytes_per_s"]:
