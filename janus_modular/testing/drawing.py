@@ -65,9 +65,10 @@ class PathSession(RecurrentSession):
             torch.as_tensor(x) if isinstance(x, np.ndarray | np.generic | int | float) else x for x in inputs
         )
         self.inputs.setdefault(name, tensors)
-        made = spec.function(*tensors)
-        ensure_declared(spec, tensors, made if isinstance(made, tuple) else (made,), self.images)
-        return made
+        result = spec.function(*tensors)
+        outputs = result if isinstance(result, tuple) else (result,)
+        ensure_declared(spec, tensors, outputs, self.images)
+        return result
 
     def stack(self, columns: Many[Tensor]) -> Tensor:
         """Join tensors (rows, ...) of successive steps as (rows, steps, ...)."""

@@ -30,13 +30,13 @@ def check_session_admit(runtime: Runtime, prompts: Many[Sequence]) -> None:
     _compare(session, session.admit(prompts[:1], [1]), [_alone(runtime, prompts[0])[0]], "admitted to row 1")
     session.extend(x[:, :4], [0, 4, 0])
     states = session.admit([prompts[1], prompts[0]], [2, 0])
-    _compare(session, states, [_alone(runtime, one)[0] for one in (prompts[1], prompts[0])], "admitted later")
+    _compare(session, states, [_alone(runtime, prompts[i])[0] for i in (1, 0)], "admitted later")
     expected = [len(prompts[0]), len(prompts[0]) + 4, len(prompts[1])]
     ensure(session.lengths.tolist() == expected, f"lengths are {session.lengths}; expected {expected}")
     rest = session.to_host(session.extend(x[:, 4:10]))
-    for row, one, start in ((0, prompts[0], 4), (1, prompts[0], 0), (2, prompts[1], 4)):
-        wanted = _alone(runtime, one, x[row, start:10])[1][4 - start :]
-        _same(rest[row], wanted, f"row {row} beside rows that came earlier or later")
+    for row, sequence, start in ((0, prompts[0], 4), (1, prompts[0], 0), (2, prompts[1], 4)):
+        states_alone = _alone(runtime, sequence, x[row, start:10])[1][4 - start :]
+        _same(rest[row], states_alone, f"row {row} beside rows that came earlier or later")
 
 
 @check_for("runtimes")
@@ -44,20 +44,20 @@ def check_session_extend(runtime: Runtime, prompts: Many[Sequence]) -> None:
     """Positions that are fed 1, 2, 7 or 16 at once give what they give in one pass."""
     x = embeddings(runtime, prompts, 2)
     expected = [_alone(runtime, prompts[row], x[row])[1] for row in range(2)]
-    for width in (1, 2, 7, POSITIONS):
+    for count in (1, 2, 7, POSITIONS):
         session = runtime.open(room_for(prompts))
         session.prefill(prompts[:2])
         states = [
-            session.to_host(session.extend(x[:, start : start + width]))
-            for start in range(0, POSITIONS, width)
+            session.to_host(session.extend(x[:, start : start + count]))
+            for start in range(0, POSITIONS, count)
         ]
-        for row, wanted in enumerate(expected):
-            _same(np.concatenate([state[row] for state in states]), wanted, f"{width} positions at once")
+        for row, row_states in enumerate(expected):
+            _same(np.concatenate([state[row] for state in states]), row_states, f"{count} positions at once")
     session = runtime.open(room_for(prompts))
     session.prefill(prompts[:2])
     for position in range(3):
         stepped = session.to_host(session.step(x[:, position]))
-        _same(stepped, np.stack([wanted[position] for wanted in expected]), f"step {position + 1}")
+        _same(stepped, np.stack([row_states[position] for row_states in expected]), f"step {position + 1}")
 
 
 @check_for("runtimes")
@@ -74,28 +74,28 @@ def check_session_counts(runtime: Runtime, prompts: Many[Sequence]) -> None:
             fed[row, :count] = x[row, done[row] : done[row] + count]
         states = session.to_host(session.extend(fed, np.array(counts)))
         for row, count in enumerate(counts):
-            wanted = expected[row][done[row] : done[row] + count]
-            _same(states[row, :count], wanted, f"row {row} with counts {counts}")
+            row_states = expected[row][done[row] : done[row] + count]
+            _same(states[row, :count], row_states, f"row {row} with counts {counts}")
         done += counts
-    wanted_lengths = (done + [len(one) for one in prompts[:2]]).tolist()
-    ensure(session.lengths.tolist() == wanted_lengths, f"lengths {session.lengths}, not {wanted_lengths}")
+    lengths = (done + [len(sequence) for sequence in prompts[:2]]).tolist()
+    ensure(session.lengths.tolist() == lengths, f"lengths are {session.lengths}; expected {lengths}")
 
 
 @check_for("runtimes")
 def check_session_full_rows(runtime: Runtime, prompts: Many[Sequence]) -> None:
     """A row without room stays as it is while others go on."""
     x = embeddings(runtime, prompts, 2)
-    longest = int(np.argmax([len(one) for one in prompts[:2]]))
-    one, other = prompts[longest], prompts[1 - longest]
-    session = runtime.open(len(one) + 4, rows=2)
-    session.admit([one, other], [0, 1])
+    longest = int(np.argmax([len(sequence) for sequence in prompts[:2]]))
+    longer, shorter = prompts[longest], prompts[1 - longest]
+    session = runtime.open(len(longer) + 4, rows=2)
+    session.admit([longer, shorter], [0, 1])
     session.extend(x[:, :4], [4, 0])
     states = [session.to_host(session.extend(x[:, :3], [0, 3]))[1]]
     states.append(session.to_host(session.step(x[:, 3], np.array([False, True])))[1:])
-    _same(np.concatenate(states), _alone(runtime, other, x[1, :4])[1], "a row beside a full one")
-    session.truncate([len(one) + 3, 0])
+    _same(np.concatenate(states), _alone(runtime, shorter, x[1, :4])[1], "a row beside a full one")
+    session.truncate([len(longer) + 3, 0])
     again = session.to_host(session.extend(x[:, 3:4], [1, 0]))[0]
-    _same(again, _alone(runtime, one, x[0, :4])[1][3:], "the full row, cut back by one")
+    _same(again, _alone(runtime, longer, x[0, :4])[1][3:], "the full row, cut back by one")
 
 
 @check_for("runtimes")
@@ -107,11 +107,15 @@ def check_session_truncate(runtime: Runtime, prompts: Many[Sequence]) -> None:
     shorter = session.lengths + np.array([5, 0])
     session.extend(x[:, :9])
     session.truncate(shorter)
-    ensure(session.lengths.tolist() == shorter.tolist(), f"lengths are {session.lengths}, not {shorter}")
+    ensure(session.lengths.tolist() == shorter.tolist(), f"lengths are {session.lengths}; expected {shorter}")
     states = session.to_host(session.extend(fresh[:, :6]))
     for row, kept in enumerate((5, 0)):
-        wanted = _alone(runtime, prompts[row], np.concatenate([x[row, :kept], fresh[row, :6]]))[1][kept:]
-        _same(states[row], wanted, f"row {row} cut back to {kept} of 9 positions")
+        inputs = np.concatenate([x[row, :kept], fresh[row, :6]])
+        _same(
+            states[row],
+            _alone(runtime, prompts[row], inputs)[1][kept:],
+            f"row {row} cut back to {kept} of 9 positions",
+        )
 
 
 @check_for("runtimes")
@@ -149,20 +153,23 @@ def check_session_limits(runtime: Runtime, prompts: Many[Sequence]) -> None:
         "extends by more than x holds": lambda: session.extend(x[:, :2], [3, 0, 0]),
         "extends by less than nothing": lambda: session.extend(x[:, :2], [-1, 0, 0]),
         "extends by x of two axes": lambda: session.extend(x[:, 0], [1, 0, 0]),
-        "extends by x of another width": lambda: session.extend(x[:, :1, : hidden_size - 1], [1, 0, 0]),
+        "extends by x of another hidden size": lambda: session.extend(x[:, :1, : hidden_size - 1], [1, 0, 0]),
         "steps a free row": lambda: session.step(x[:, 0]),
         "truncates to more than there is": lambda: session.truncate([before[0] + 1, 0, 0]),
         "truncates to less than nothing": lambda: session.truncate([-1, 0, 0]),
         "truncates two rows of three": lambda: session.truncate([0, 0]),
         "frees a row that there is not": lambda: session.free([3]),
     }
-    for what, request in requests.items():
+    for label, request in requests.items():
         try:
             request()
         except PromptError:
-            ensure(session.lengths.tolist() == before, f"who {what} gets an error, and other lengths")
+            ensure(
+                session.lengths.tolist() == before,
+                f"a call that {label} raises an error, and changes lengths",
+            )
         else:
-            ensure(False, f"who {what} gets no error; expected a PromptError")
+            ensure(False, f"a call that {label} raises no error; expected a PromptError")
     states = session.to_host(session.extend(x[:, :4], [4, 4, 0]))
     for row in range(2):
         _same(states[row], _alone(runtime, prompts[row], x[row, :4])[1], "a row after requests that failed")
@@ -183,10 +190,10 @@ def check_session_copies(runtime: Runtime, prompts: Many[Sequence]) -> None:
     kept = states.copy()
     session.extend(x[:, 3:6])
     session.step(x[:, 6])
-    for copied, wanted in zip((first, chosen), on_host, strict=True):
+    for copied, values in zip((first, chosen), on_host, strict=True):
         shape = session.to_host(copied).shape
-        ensure(shape == wanted.shape, f"take returned the shape {shape}; expected {wanted.shape}")
-        _same(session.to_host(copied), wanted, "a copy by take")
+        ensure(shape == values.shape, f"take returned the shape {shape}; expected {values.shape}")
+        _same(session.to_host(copied), values, "a copy by take")
     ensure(bool((states == kept).all()), "what to_host returned changes when the session goes on")
     again = runtime.open(room_for(prompts))
     again.prefill(prompts[:2])
@@ -218,17 +225,16 @@ def _alone(
     return last, last[:0] if x is None else session.to_host(session.extend(x[None]))[0]
 
 
-def _compare(session: Session, states: Any, expected: Many[NDArray[Any]], what: str) -> None:
-    _same(session.to_host(states), np.stack(expected), f"the last states of prompts {what}")
+def _compare(session: Session, states: Any, expected: Many[NDArray[Any]], label: str) -> None:
+    _same(session.to_host(states), np.stack(expected), f"the last states of prompts {label}")
 
 
-def _same(found: NDArray[Any], expected: NDArray[Any], what: str) -> None:
-    ensure(found.shape == expected.shape, f"{what}: found the shape {found.shape}; expected {expected.shape}")
+def _same(actual: NDArray[Any], expected: NDArray[Any], label: str) -> None:
+    ensure(actual.shape == expected.shape, f"{label}: the shape {actual.shape}; expected {expected.shape}")
     if not expected.size:
         return
-    apart, size = float(np.abs(found - expected).max()), float(np.abs(expected).max())
+    difference, scale = float(np.abs(actual - expected).max()), float(np.abs(expected).max())
     ensure(
-        apart <= TOLERANCE * size,
-        f"{what}: found states that are {apart:.2e} apart, at values up to {size:.2e}; expected the same as"
-        " of a row alone",
+        difference <= TOLERANCE * scale,
+        f"{label}: states differ by {difference:.2e}, at values up to {scale:.2e}, from those of a row alone",
     )

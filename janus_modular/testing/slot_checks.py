@@ -313,8 +313,8 @@ def check_generation_graphs(path: Any, pixels: Tensor) -> None:
         for graph in path.graphs():
             if graph.role == "encode":
                 repeated = pixels[torch.arange(images) % len(pixels)]
-                made = graph.function(repeated)
-                outputs = made if isinstance(made, tuple) else (made,)
+                result = graph.function(repeated)
+                outputs = result if isinstance(result, tuple) else (result,)
                 ensure_declared(graph, [repeated], outputs, images)
             else:
                 ensure(graph.name in ran, f"its image sampler never runs '{graph.name}': leave it out")

@@ -1,6 +1,6 @@
-"""An adaptor for encoders with two feature maps, one of high and one of low resolution.
+"""The adaptor `hybrid`, for encoders with two feature maps, of high and of low resolution.
 
-In the published code it is called ``low_high_hybrid_split_mlp_gelu``.
+The published code calls it ``low_high_hybrid_split_mlp_gelu``.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from janus_modular import Adaptor, ComponentConfig, ConfigError, Registry, hooki
 
 @dataclass
 class HybridConfig(ComponentConfig):
-    """How deep; the widths are the neighbours'."""
+    """Options of the adaptor."""
 
-    depth: int = 2  # linear layers, the two input projections counting as one
+    depth: int = 2  # linear layers; the two input projections count as one
 
 
 class HybridAdaptor(nn.Module):
     """Projects each map to D/2, joins them, high first, then GELU and Linear D -> D per further layer.
 
-    The encoder hands both maps as one feature of width 2C: high, then low. The module names are the
-    published ones: ``high_up_proj``, ``low_up_proj``, ``layers.1``, ``layers.3``, ...
+    A feature contains both maps, high then low: its dimension is 2C. The module names are the published
+    ones: ``high_up_proj``, ``low_up_proj``, ``layers.1``, ``layers.3``, ...
     """
 
     def __init__(self, config: HybridConfig, input_dim: int, output_dim: int) -> None:

@@ -15,18 +15,18 @@ class IdentityConfig(ComponentConfig):
 
 
 class IdentityAdaptor(nn.Module):
-    """Hands features (N, P, C) on as they are; C must be D.
+    """Returns features (N, P, C) unchanged; C must be D.
 
     Raises:
-        ConfigError: the widths differ.
+        ConfigError: C is not D.
     """
 
     def __init__(self, config: IdentityConfig, input_dim: int, output_dim: int) -> None:
         super().__init__()
         if input_dim != output_dim:
             raise ConfigError(
-                f"adaptor 'identity' cannot join features of width {input_dim} to a backbone of width "
-                f"{output_dim}: choose 'linear' or 'mlp', or equal widths"
+                f"adaptor 'identity' maps {input_dim} to {output_dim} dimensions, which must be equal:"
+                " choose 'linear' or 'mlp'"
             )
         self.config = config
 

@@ -1,7 +1,7 @@
-"""MobileVLM's lightweight downsample projector: an MLP, then depthwise convolutions that halve the grid.
+"""The adaptor `ldp`, MobileVLM's lightweight downsample projector: an MLP, then depthwise convolutions.
 
-Chu et al. 2023, "MobileVLM", where it is called LDP: a quarter of the tokens, and neighbours are seen
-together. Its two blocks are MobileNetV3's (Howard et al. 2019, figure 4) without their expansion.
+It reduces the tokens to a quarter (Chu et al. 2023, "MobileVLM"). Its two blocks are those of MobileNetV3
+(Howard et al. 2019, figure 4) without the expansion.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from janus_modular import Adaptor, CheckpointError, ComponentConfig, Registry, h
 
 @dataclass
 class LdpConfig(ComponentConfig):
-    """The published one has no options; its widths are its neighbours'."""
+    """The published projector has no options."""
 
 
 class LdpAdaptor(nn.Module):
@@ -33,7 +33,7 @@ class LdpAdaptor(nn.Module):
         self.halve = MobileBlock(output_dim, stride=2)
 
     def num_tokens(self, grid: tuple[int, int]) -> int:
-        """One for every other row and column, the first among them."""
+        """Return the number of positions: every other row and column, from the first."""
         return ((grid[0] + 1) // 2) * ((grid[1] + 1) // 2)
 
     def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -43,7 +43,7 @@ class LdpAdaptor(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Read the projector inside a MobileVLM checkpoint (its first version: ``ldpnet``)."""
+        """Read the projector of a MobileVLM checkpoint (its first version: ``ldpnet``)."""
         prefixes = [name.removesuffix(ANCHOR) for name in weights if name.endswith(ANCHOR)]
         if not prefixes:
             raise CheckpointError(
@@ -52,24 +52,24 @@ class LdpAdaptor(nn.Module):
         for name in weights:
             theirs = name.removeprefix(prefixes[0])
             if name.startswith(prefixes[0]) and theirs.startswith(("mlp.", "mb_block.")):
-                module, _, kind = theirs.rpartition(".")
-                yield f"{PUBLISHED[module]}.{kind}" if module in PUBLISHED else name, weights[name]
+                module, _, parameter = theirs.rpartition(".")
+                yield f"{PUBLISHED[module]}.{parameter}" if module in PUBLISHED else name, weights[name]
 
 
 class MobileBlock(nn.Module):
-    """A convolution of each channel by itself, a gate for each channel, and one that mixes channels.
+    """A depthwise convolution, a gate for each channel, and a pointwise convolution.
 
     (N, D, h, w) to (N, D, ceil(h / stride), ceil(w / stride)).
     """
 
-    def __init__(self, width: int, stride: int) -> None:
+    def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(width, width, 3, stride, padding=1, groups=width, bias=False)
-        self.depthwise_norm = ChannelNorm(width)
-        self.squeeze = nn.Conv2d(width, gate_dim(width), 1)
-        self.excite = nn.Conv2d(gate_dim(width), width, 1)
-        self.pointwise = nn.Conv2d(width, width, 1, bias=False)
-        self.pointwise_norm = ChannelNorm(width)
+        self.depthwise = nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
+        self.depthwise_norm = ChannelNorm(channels)
+        self.squeeze = nn.Conv2d(channels, gate_dim(channels), 1)
+        self.excite = nn.Conv2d(gate_dim(channels), channels, 1)
+        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+        self.pointwise_norm = ChannelNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.hardswish(self.depthwise_norm(self.depthwise(x)))
@@ -78,21 +78,21 @@ class MobileBlock(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of each place of (N, D, h, w)."""
+    """LayerNorm over the channels of each position of (N, D, h, w)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-def gate_dim(width: int) -> int:
-    """Return MobileNetV3's width inside the gate: the multiple of 8 next to a quarter, not far below it."""
-    quarter = width // 4
+def gate_dim(channels: int) -> int:
+    """Return the gate's hidden dimension in MobileNetV3: about a quarter, rounded to a multiple of 8."""
+    quarter = channels // 4
     rounded = max(8, (quarter + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * quarter else rounded
 
 
 ANCHOR = "mb_block.1.block.0.0.weight"
-INSIDE = {  # a block's modules, as torchvision's InvertedResidual counts them
+BLOCK = {  # a block's modules, as torchvision's InvertedResidual counts them
     "0.0": "depthwise",
     "0.1": "depthwise_norm",
     "1.fc1": "squeeze",
@@ -106,7 +106,7 @@ PUBLISHED = {
     **{
         f"mb_block.{i}.block.{theirs}": f"{block}.{ours}"
         for i, block in ((1, "refine"), (2, "halve"))
-        for theirs, ours in INSIDE.items()
+        for theirs, ours in BLOCK.items()
     },
 }
 

@@ -1,4 +1,4 @@
-"""The smallest adaptor that learns: one linear layer."""
+"""The adaptor `linear`: one linear layer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from janus_modular import Adaptor, ComponentConfig, Registry, hookimpl
 
 @dataclass
 class LinearConfig(ComponentConfig):
-    """One layer; its widths are its neighbours'."""
+    """Options of the adaptor."""
 
-    bias: bool = True  # the published one has a bias
+    bias: bool = True  # of the layer; JanusFlow's has one
 
 
 class LinearAdaptor(nn.Module):

@@ -1,4 +1,4 @@
-"""Janus' own adaptor: a small MLP from the encoder's width to the backbone's."""
+"""The adaptor `mlp`, Janus' own: an MLP from the encoder's feature_dim to the backbone's hidden size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from janus_modular import Adaptor, ComponentConfig, ConfigError, Registry, hooki
 
 @dataclass
 class MlpConfig(ComponentConfig):
-    """How deep; the widths are the neighbours'."""
+    """Options of the adaptor."""
 
     depth: int = 2  # linear layers: C -> D, then D -> D; Janus and Janus-Pro have 2
 

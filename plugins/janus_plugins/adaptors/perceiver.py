@@ -1,8 +1,8 @@
-"""A perceiver resampler: a fixed number of learned queries look at all features, however many there are.
+"""The adaptor `perceiver`, a perceiver resampler: learned queries attend to any number of features.
 
 From Flamingo (Alayrac et al. 2022, section 2.1 and figure 5). The layers are those of Idefics2 (Laurençon et
-al. 2024, "What matters when building vision-language models?"), whose weights can be read: RMSNorm, grouped
-heads, gated MLPs, and an MLP that brings the features to the backbone's width first.
+al. 2024, "What matters when building vision-language models?"), whose weights can be loaded: RMSNorm,
+grouped-query attention, gated MLPs, and an MLP that first maps features to the backbone's hidden size.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from janus_plugins.sizes import check_sizes
 
 @dataclass
 class PerceiverConfig(ComponentConfig):
-    """Idefics2's, but for ``intermediate``; the widths are the neighbours'.
+    """Options of the adaptor; the defaults are Idefics2's, except for ``intermediate``.
 
-    With ``pretrained``, they must be those of the config.json beside the weights: shapes do not show heads.
+    With ``pretrained``, they must be equal to those of the config.json: shapes of weights do not show heads.
     """
 
-    queries: int = 64  # tokens that any image becomes
-    layers: int = 3  # in each, the queries look at the features once
+    queries: int = 64  # tokens of an image
+    layers: int = 3  # each with one cross-attention
     heads: int = 16  # of attention
-    kv_heads: int = 4  # keys and values of one serve heads / kv_heads of the queries' heads
+    kv_heads: int = 4  # of keys and values
     head_dim: int = 96  # of each head
     intermediate: int | None = None  # inside the first MLP, C -> D; None: 4 D; Idefics2: 14336, D being 4096
 
@@ -52,9 +52,9 @@ class PerceiverConfig(ComponentConfig):
 
 
 class PerceiverAdaptor(nn.Module):
-    """Maps features (N, P, C) of any grid to (N, queries, D); their order is not looked at.
+    """Maps features (N, P, C) of any grid to (N, queries, D), whatever their order.
 
-    Where a feature lies, it says itself: vision transformers add positions before their first block.
+    Features of vision transformers contain their positions.
     """
 
     def __init__(self, config: PerceiverConfig, input_dim: int, output_dim: int) -> None:
@@ -62,12 +62,12 @@ class PerceiverAdaptor(nn.Module):
         if config.pretrained:
             check_description(config, resolve_pretrained(config.pretrained, config.revision))
         self.config = config
-        inside = config.intermediate or 4 * output_dim
-        self.modality_projection = GatedMlp(input_dim, inside, output_dim)
+        intermediate = config.intermediate or 4 * output_dim
+        self.modality_projection = GatedMlp(input_dim, intermediate, output_dim)
         self.perceiver_resampler = Resampler(config, output_dim)
 
     def num_tokens(self, grid: tuple[int, int]) -> int:
-        """As many as there are queries, whatever the grid."""
+        """Return the number of queries, whatever the grid."""
         return self.config.queries
 
     def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -75,11 +75,11 @@ class PerceiverAdaptor(nn.Module):
         return self.perceiver_resampler(self.modality_projection(features))
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Read the connector inside an Idefics2 checkpoint, in the published names or transformers'."""
+        """Read the connector of an Idefics2 checkpoint, with published or transformers' names."""
         for name in weights:
-            _, inside, own = f".{name}".rpartition(".connector.")
-            own = own if inside else name
-            if inside or belongs_to(own, self):
+            _, is_connector, own = f".{name}".rpartition(".connector.")
+            own = own if is_connector else name
+            if is_connector or belongs_to(own, self):
                 yield own, weights[name]
 
 
@@ -90,11 +90,11 @@ DESCRIBED = {
     "kv_heads": "num_key_value_heads",
     "head_dim": "resampler_head_dim",
 }
-"""Options, by what transformers calls them in the config of Idefics2."""
+"""The options, with their names in transformers' config of Idefics2."""
 
 
 def check_description(config: PerceiverConfig, path: Path) -> None:
-    """Hold the options to the config.json of an Idefics2, where the weights lie beside one.
+    """Check the options against the config.json of Idefics2, if there is one beside the weights.
 
     Raises:
         DescriptionError: lists the options that differ, with both values.
@@ -113,13 +113,13 @@ def check_description(config: PerceiverConfig, path: Path) -> None:
 
 
 class Resampler(nn.Module):
-    """Learned queries, refined layer by layer: (N, P, D) to (N, queries, D)."""
+    """Learned queries that attend to features layer by layer: (N, P, D) to (N, queries, D)."""
 
-    def __init__(self, config: PerceiverConfig, width: int) -> None:
+    def __init__(self, config: PerceiverConfig, dim: int) -> None:
         super().__init__()
-        self.latents = nn.Parameter(torch.randn(config.queries, width))
-        self.layers = nn.ModuleList(ResamplerLayer(config, width) for _ in range(config.layers))
-        self.norm = RmsNorm(width)
+        self.latents = nn.Parameter(torch.randn(config.queries, dim))
+        self.layers = nn.ModuleList(ResamplerLayer(config, dim) for _ in range(config.layers))
+        self.norm = RmsNorm(dim)
 
     def forward(self, context: Tensor) -> Tensor:
         latents = self.latents.expand(context.shape[0], -1, -1)  # (N, queries, D)
@@ -129,67 +129,67 @@ class Resampler(nn.Module):
 
 
 class ResamplerLayer(nn.Module):
-    """Attention of the queries to the features and to each other, then an MLP; both added."""
+    """Attention of the queries to features and queries, then an MLP, both with residual connections."""
 
-    def __init__(self, config: PerceiverConfig, width: int) -> None:
+    def __init__(self, config: PerceiverConfig, dim: int) -> None:
         super().__init__()
-        self.input_latents_norm = RmsNorm(width)
-        self.input_context_norm = RmsNorm(width)
-        self.self_attn = ResamplerAttention(config, width)
-        self.post_attention_layernorm = RmsNorm(width)
-        self.mlp = GatedMlp(width, 4 * width, width)
+        self.input_latents_norm = RmsNorm(dim)
+        self.input_context_norm = RmsNorm(dim)
+        self.self_attn = ResamplerAttention(config, dim)
+        self.post_attention_layernorm = RmsNorm(dim)
+        self.mlp = GatedMlp(dim, 4 * dim, dim)
 
     def forward(self, latents: Tensor, context: Tensor) -> Tensor:
-        seen = self.input_context_norm(context)
-        latents = latents + self.self_attn(self.input_latents_norm(latents), seen)
+        context = self.input_context_norm(context)
+        latents = latents + self.self_attn(self.input_latents_norm(latents), context)
         return latents + self.mlp(self.post_attention_layernorm(latents))
 
 
 class ResamplerAttention(nn.Module):
-    """Queries of the latents; keys and values of features and latents, joined."""
+    """Attention with queries of the latents, and keys and values of features and latents."""
 
-    def __init__(self, config: PerceiverConfig, width: int) -> None:
+    def __init__(self, config: PerceiverConfig, dim: int) -> None:
         super().__init__()
-        self.head_dim, self.shared_by = config.head_dim, config.heads // config.kv_heads
-        inside, shared = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(width, inside, bias=False)
-        self.k_proj = nn.Linear(width, shared, bias=False)
-        self.v_proj = nn.Linear(width, shared, bias=False)
-        self.o_proj = nn.Linear(inside, width, bias=False)
+        self.head_dim, self.groups = config.head_dim, config.heads // config.kv_heads
+        q_dim, kv_dim = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.q_proj = nn.Linear(dim, q_dim, bias=False)
+        self.k_proj = nn.Linear(dim, kv_dim, bias=False)
+        self.v_proj = nn.Linear(dim, kv_dim, bias=False)
+        self.o_proj = nn.Linear(q_dim, dim, bias=False)
 
     def forward(self, latents: Tensor, context: Tensor) -> Tensor:
-        seen = torch.cat([context, latents], dim=1)  # (N, P + queries, D)
+        context = torch.cat([context, latents], dim=1)  # (N, P + queries, D)
         q, k, v = (
             x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (N, heads, positions, head_dim)
-            for x in (self.q_proj(latents), self.k_proj(seen), self.v_proj(seen))
+            for x in (self.q_proj(latents), self.k_proj(context), self.v_proj(context))
         )
-        k, v = (x.repeat_interleave(self.shared_by, dim=1) for x in (k, v))
+        k, v = (x.repeat_interleave(self.groups, dim=1) for x in (k, v))
         return self.o_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class GatedMlp(nn.Module):
     """down(silu(gate(x)) * up(x)), without biases."""
 
-    def __init__(self, width: int, inside: int, output_dim: int) -> None:
+    def __init__(self, dim: int, intermediate: int, output_dim: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(width, inside, bias=False)
-        self.up_proj = nn.Linear(width, inside, bias=False)
-        self.down_proj = nn.Linear(inside, output_dim, bias=False)
+        self.gate_proj = nn.Linear(dim, intermediate, bias=False)
+        self.up_proj = nn.Linear(dim, intermediate, bias=False)
+        self.down_proj = nn.Linear(intermediate, output_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class RmsNorm(nn.Module):
-    """x over its root mean square, in float32; written out, since not every runtime has such an operator."""
+    """RMSNorm in float32, written in basic operators, which every runtime has."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)
+        x32 = x.float()
+        normal = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + 1e-6)
         return self.weight * normal.to(x.dtype)
 
 

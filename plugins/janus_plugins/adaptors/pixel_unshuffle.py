@@ -1,8 +1,8 @@
-"""Fewer tokens by folding neighbours together: each square of the grid becomes one wide feature, then an MLP.
+"""The adaptor `pixel-unshuffle`: concatenates the features of each square of the grid, then applies an MLP.
 
-InternVL's connector (Chen et al. 2024, "How far are we to GPT-4V?", section 3.1, where it is called pixel
-shuffle): with a factor of 2, a quarter of the tokens. SmolVLM's and Idefics3's is the same without the norm:
-``{norm: false, depth: 1, bias: false}``.
+It is InternVL's connector (Chen et al. 2024, "How far are we to GPT-4V?", section 3.1, where it is called
+pixel shuffle); with a factor of 2, it reduces the tokens to a quarter. SmolVLM and Idefics3 have it without
+the norm: ``{norm: false, depth: 1, bias: false}``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from janus_plugins.sizes import check_sizes
 
 @dataclass
 class PixelUnshuffleConfig(ComponentConfig):
-    """InternVL's; the widths are the neighbours'."""
+    """Options of the adaptor; the defaults are InternVL's."""
 
     factor: int = 2  # side of the squares, in features: factor² of them become one token
     norm: bool = True  # LayerNorm of the joined features
@@ -32,9 +32,9 @@ class PixelUnshuffleConfig(ComponentConfig):
 
 
 class PixelUnshuffleAdaptor(nn.Module):
-    """Maps features (N, P, C) to (N, P / factor², D), the rows of the coarser grid one after another.
+    """Maps features (N, P, C) to (N, P / factor², D), the coarser grid in raster order.
 
-    A token's features lie side by side as they lie in the image: the square's upper row first.
+    The features of a square are concatenated in raster order.
     """
 
     def __init__(self, config: PixelUnshuffleConfig, input_dim: int, output_dim: int) -> None:
@@ -48,7 +48,7 @@ class PixelUnshuffleAdaptor(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def num_tokens(self, grid: tuple[int, int]) -> int:
-        """One for each square."""
+        """Return the number of positions: one for each square."""
         rows, columns = self._coarser(grid)
         return rows * columns
 
@@ -62,12 +62,12 @@ class PixelUnshuffleAdaptor(nn.Module):
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Read the connector of InternVL, of transformers' InternVL, or of Idefics3 and SmolVLM."""
         for name in weights:
-            if found := CONNECTOR.search(name):
-                module, _, kind = found[0].rpartition(".")
-                yield f"{PUBLISHED[module]}.{kind}" if module in PUBLISHED else name, weights[name]
+            if match := CONNECTOR.search(name):
+                module, _, parameter = match[0].rpartition(".")
+                yield f"{PUBLISHED[module]}.{parameter}" if module in PUBLISHED else name, weights[name]
 
     def _coarser(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """Return the grid of squares; ValueError where it does not come out even."""
+        """Return the grid of squares; raise ValueError if the factor does not divide the grid."""
         factor = self.config.factor
         if grid[0] % factor or grid[1] % factor:
             raise ValueError(

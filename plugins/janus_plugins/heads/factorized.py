@@ -1,9 +1,9 @@
-"""Open-MAGVIT2's head for several codes a position: each is predicted from those before it.
+"""The head `factorized`, Open-MAGVIT2's: predicts several codes a position, each given those before it.
 
-A vocabulary of 2^18 is too large for one softmax. Split into codes of 6 and 12 bits it takes two small ones,
-and a short transformer that runs over the codes of one position keeps them from being drawn independently
-(Luo et al. 2024, section 3.2: "intra-block"). Its sequence is the backbone's hidden state, then the
-embeddings of the codes that are known already; the last of its states predicts the next code.
+A vocabulary of 2^18 is too large for one softmax. Codes of 6 and 12 bits need two small ones, and a short
+transformer over the codes of a position models their dependence (Luo et al. 2024, section 3.2:
+"intra-block"). Its input is the backbone's hidden state, then the embeddings of the codes before; its last
+state predicts the next code.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from janus_plugins.sizes import check_heads, check_sizes
 
 @dataclass
 class FactorizedHeadConfig(ComponentConfig):
-    """How deep it is; its width is the backbone's. The defaults are those of the published L model."""
+    """Options of the head; the defaults are those of the published L model."""
 
     layers: int = 3  # transformer blocks over the codes of a position
-    heads: int | None = None  # of attention; None: one for every 64 of the width
-    hidden: int | None = None  # of the feed-forward layers; None: 8/3 of the width, up to a multiple of 256
+    heads: int | None = None  # of attention; None: D / 64
+    hidden: int | None = None  # of the feed-forward layers; None: 8/3 D, up to a multiple of 256
 
     def __post_init__(self) -> None:
         """Check the sizes."""
@@ -33,30 +33,29 @@ class FactorizedHeadConfig(ComponentConfig):
 
 
 class FactorizedHead(nn.Module):
-    """Hidden states and the codes known so far to logits of the next code.
+    """Maps hidden states and the codes before to logits of the next code.
 
-    Codes have embeddings of the head's own, one table a code but the last; a table tells which code of the
-    position it is, so that there are no position embeddings. With one code a position it works too: then it
-    is a deep head whose attention sees one state.
+    The head has an embedding table for each code of a position except the last; as tables differ, position
+    embeddings are not needed. With one code a position, it is a deep head on single states.
     """
 
-    def __init__(self, config: FactorizedHeadConfig, width: int, codebooks: tuple[int, ...]) -> None:
+    def __init__(self, config: FactorizedHeadConfig, dim: int, codebooks: tuple[int, ...]) -> None:
         super().__init__()
         self.config = config
         self.codebooks = codebooks
-        heads = config.heads or max(1, width // 64)
-        check_heads(width, heads)
-        hidden = config.hidden or -(-8 * width // (3 * 256)) * 256
-        self.embeddings = nn.ModuleList(nn.Embedding(size, width) for size in codebooks[:-1])
-        self.blocks = nn.Sequential(*(Block(width, heads, hidden) for _ in range(config.layers)))
-        self.norm = nn.RMSNorm(width, eps=1e-5)
-        self.outputs = nn.ModuleList(nn.Linear(width, size, bias=False) for size in codebooks)
+        heads = config.heads or max(1, dim // 64)
+        check_heads(dim, heads)
+        hidden = config.hidden or -(-8 * dim // (3 * 256)) * 256
+        self.embeddings = nn.ModuleList(nn.Embedding(size, dim) for size in codebooks[:-1])
+        self.blocks = nn.Sequential(*(Block(dim, heads, hidden) for _ in range(config.layers)))
+        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.outputs = nn.ModuleList(nn.Linear(dim, size, bias=False) for size in codebooks)
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Embedding):
                 nn.init.normal_(layer.weight, std=0.02)
 
     def forward(self, hidden: Tensor, before: Tensor) -> Tensor:
-        """Turn hidden states (..., D), and the codes (..., s) known of each, into logits (..., K)."""
+        """Map hidden states (..., D) and the codes (..., s) before to logits (..., K)."""
         rows, known = hidden.reshape(-1, hidden.shape[-1]), before.shape[-1]  # (R, D)
         embedded = [self.embeddings[s](before[..., s].reshape(-1)) for s in range(known)]
         x = self.blocks(torch.stack([rows, *embedded], dim=1))  # (R, s + 1, D)
@@ -67,23 +66,23 @@ class FactorizedHead(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer layer over the codes of one position: causal attention, gated feed-forward."""
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int) -> None:
         super().__init__()
         self.heads = heads
-        self.attention_norm, self.feed_forward_norm = (nn.RMSNorm(width, eps=1e-5) for _ in range(2))
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
-        self.gate, self.up = (nn.Linear(width, hidden, bias=False) for _ in range(2))
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.attention_norm, self.feed_forward_norm = (nn.RMSNorm(dim, eps=1e-5) for _ in range(2))
+        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
+        self.gate, self.up = (nn.Linear(dim, hidden, bias=False) for _ in range(2))
+        self.down = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Let each of (R, T, D) see itself and what lies before it."""
+        """Apply the layer to (R, T, D), with causal attention."""
         y = self.attention_norm(x)
         q, k, v = (
             layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (R, heads, T, D / heads)
             for layer in (self.query, self.key, self.value)
         )
-        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(seen.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
         y = self.feed_forward_norm(x)
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
 

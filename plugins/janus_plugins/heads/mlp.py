@@ -11,9 +11,9 @@ from janus_modular import ComponentConfig, ConfigError, Head, Registry, hookimpl
 
 @dataclass
 class MlpHeadConfig(ComponentConfig):
-    """How wide it is inside; the other widths are its neighbours'."""
+    """Options of the head."""
 
-    hidden: int | None = None  # None: as wide as the backbone, which is what Janus and Janus-Pro have
+    hidden: int | None = None  # hidden dimension; None: the backbone's, as in Janus and Janus-Pro
 
 
 class MlpHead(nn.Module):
@@ -23,17 +23,17 @@ class MlpHead(nn.Module):
         ConfigError: a position has several codes, and each depends on those before it.
     """
 
-    def __init__(self, config: MlpHeadConfig, width: int, codebooks: tuple[int, ...]) -> None:
+    def __init__(self, config: MlpHeadConfig, hidden_size: int, codebooks: tuple[int, ...]) -> None:
         super().__init__()
         if len(codebooks) != 1:
             raise ConfigError(
-                f"head 'mlp' predicts one code a position, and the tokenizer has {len(codebooks)}, of "
+                f"head 'mlp' predicts one code a position, but the tokenizer has {len(codebooks)}, of "
                 f"{codebooks}: choose a head for several, or a tokenizer with one"
             )
         self.config = config
         self.codebooks: tuple[int, ...] = codebooks
-        hidden = config.hidden or width
-        self.output_mlp_projector = nn.Linear(width, hidden)
+        hidden = config.hidden or hidden_size
+        self.output_mlp_projector = nn.Linear(hidden_size, hidden)
         self.vision_activation = nn.GELU()
         self.vision_head = nn.Linear(hidden, codebooks[0])
 

@@ -167,14 +167,15 @@ class FsqTokenizer(nn.Module):
 
     def _check_levels(self, name: str, table: Tensor) -> None:
         """Compare levels with a list of them that a file holds, or with its table of all codes."""
-        found = None
+        file_levels = None
         if name.endswith("._levels"):
-            found = table.flatten().tolist()
+            file_levels = table.flatten().tolist()
         elif name.endswith(".implicit_codebook"):
             columns = table.reshape(-1, table.shape[-1]).float().unbind(-1)  # a number of each code (K,)
-            found = [len(column.unique()) for column in columns]
-        if found not in (None, self.config.levels):
-            raise DescriptionError("the weight file", [Difference("levels", self.config.levels, found)])
+            file_levels = [len(column.unique()) for column in columns]
+        if file_levels not in (None, self.config.levels):
+            difference = Difference("levels", self.config.levels, file_levels)
+            raise DescriptionError("the weight file", [difference])
 
     def _latents(self, pixels: Tensor) -> Tensor:
         """Encode pixels (N, 3, H, W) into latents (N, P, code_dim)."""

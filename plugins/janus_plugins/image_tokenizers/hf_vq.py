@@ -194,14 +194,14 @@ class HfVqTokenizer(nn.Module):
 
 
 def transformers_name(name: str) -> str:
-    """Turn the authors' names into transformers'; those stay as they are."""
+    """Return transformers' name for a published name; transformers' names are unchanged."""
     for theirs, ours in PUBLISHED_NAMES:
         name = re.sub(theirs, ours, name)
     return name
 
 
 def vq_config(config: HfVqConfig) -> Any:
-    """Find the tokenizer's transformers config: beside the weights, part of a whole Emu3's, or written."""
+    """Return the tokenizer's transformers config: the one beside the weights, or that of ``config``."""
     path = resolve_pretrained(config.pretrained, config.revision) if config.pretrained else None
     described = read_keys(path) if path else {}
     keys = {**described, **(config.config or {})}
@@ -210,11 +210,13 @@ def vq_config(config: HfVqConfig) -> Any:
             "hf-vq: give config (transformers' keys, model_type: emu3_vqgan) or pretrained (a folder with "
             "config.json, or a hub id)"
         )
-    kind = keys["model_type"]
-    if kind != "emu3_vqgan":
-        why = next((ELSEWHERE[name] for name in ELSEWHERE if kind.startswith(name)), "cannot draw images")
-        raise ConfigError(f"hf-vq reads emu3_vqgan; '{kind}' {why}.")
-    check_keys(keys, "hf-vq: config", [kind])
+    model_type = keys["model_type"]
+    if model_type != "emu3_vqgan":
+        why = next(
+            (ELSEWHERE[name] for name in ELSEWHERE if model_type.startswith(name)), "cannot draw images"
+        )
+        raise ConfigError(f"hf-vq reads emu3_vqgan; '{model_type}' {why}.")
+    check_keys(keys, "hf-vq: config", [model_type])
     family = AutoConfig.for_model(**copy.deepcopy(described or keys))
     if described and path:
         check_described(config.config or {}, [family], path)
@@ -233,9 +235,9 @@ def vq_config(config: HfVqConfig) -> Any:
 
 
 def read_keys(path: Path) -> dict[str, Any]:
-    """Read transformers' keys from the config.json in a folder, or beside a file, of whichever format.
+    """Return transformers' keys from the config.json in a folder, or beside a file, in either format.
 
-    {} where there is none, or beside a file that of another model.
+    {} if there is none, or if the one beside a file is of another model.
     """
     folder = describing_folder(path)
     if not (folder / "config.json").is_file():

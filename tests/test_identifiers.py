@@ -1,0 +1,93 @@
+"""Names of variables, parameters, attributes, functions and classes say what they name."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BANNED = {
+    *("one", "ones", "it", "those", "them", "other", "others", "here", "there", "what", "who", "whom"),
+    *(
+        "said",
+        "told",
+        "heard",
+        "asked",
+        "given",
+        "found",
+        "shown",
+        "made",
+        "left",
+        "taken",
+        "meant",
+        "wanted",
+    ),
+    *("kind", "kinds", "Part", "Slot", "Piece"),
+}
+"""Pronouns, adverbs and participles, which leave open what they name, and former names of several things."""
+
+CLEAN = (
+    "janus_modular/components.py",
+    "janus_modular/config",
+    "janus_modular/interfaces.py",
+    "janus_modular/plugins",
+    "janus_modular/protocols.py",
+    "janus_modular/registry.py",
+    "janus_modular/testing",
+    "plugins/examples",
+    "plugins/janus_plugins/adaptors",
+    "plugins/janus_plugins/backbones",
+    "plugins/janus_plugins/demo",
+    "plugins/janus_plugins/generation",
+    "plugins/janus_plugins/heads",
+    "plugins/janus_plugins/hf_config_keys.py",
+    "plugins/janus_plugins/hf_folders.py",
+    "plugins/janus_plugins/hf_pixels.py",
+    "plugins/janus_plugins/image_tokenizers",
+    "plugins/janus_plugins/records",
+    "plugins/janus_plugins/samplers",
+    "plugins/janus_plugins/sizes.py",
+    "plugins/janus_plugins/sources",
+    "plugins/janus_plugins/trackers",
+    "plugins/janus_plugins/understanding_encoders",
+)
+"""The folders and files without banned identifiers."""
+
+
+def identifiers(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Yield every identifier that a module defines, with its line."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                yield name, node.lineno
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name, node.lineno
+            case ast.arg(arg=name):
+                yield name, node.lineno
+
+
+def sources(path: Path) -> list[Path]:
+    """Return the Python files of a folder, or the file itself."""
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
+@pytest.mark.parametrize("path", CLEAN)
+def test_no_identifier_is_banned(path: str) -> None:
+    assert (ROOT / path).exists()
+    banned = [
+        f"{file.relative_to(ROOT)}:{line} {name}"
+        for file in sources(ROOT / path)
+        for name, line in identifiers(ast.parse(file.read_text("utf-8")))
+        if name.strip("_") in BANNED
+    ]
+    assert not banned, f"{len(banned)} banned identifiers:\n" + "\n".join(banned)
+
+
+def test_the_test_finds_each_way_to_define_a_name() -> None:
+    source = "class Part:\n    def it(self, one):\n        self.kind = found = [said for said in one]"
+    assert {name for name, _ in identifiers(ast.parse(source)) if name in BANNED} == {
+        "Part", "it", "one", "kind", "found", "said",
+    }  # fmt: skip
