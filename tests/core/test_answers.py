@@ -185,7 +185,7 @@ def test_chat_command_reports_a_cut_answer(folder: Path, tmp_path: Path) -> None
     plain = runner.invoke(app, ["chat", str(folder), "It", "--max-tokens", "3", "--device", "cpu"])
     assert (
         plain.stderr.strip()
-        == "note: the answer was cut at max_tokens, 3; a higher --max-tokens lets it go on"
+        == "note: the answer was cut at max_tokens, 3; raise --max-tokens for a longer answer"
     )
     line = ["chat", str(folder), "It", "--device", "cpu", "--json"]
     done = runner.invoke(app, line)
