@@ -116,6 +116,10 @@ def table(report: Report) -> list[Row]:
     """Return a row a gate; what failed is named."""
     rows = []
     for gate, checks in report.checks.items():
-        failed = [f"{one.what}: {one.found} (wanted {one.wanted})" for one in checks if not one.passed]
+        failed = [
+            f"{check.name}: {check.measured} (expected {check.expected})"
+            for check in checks
+            if not check.passed
+        ]
         rows.append((report.variant, gate, "; ".join(failed) or f"{len(checks)} of {len(checks)} passed"))
     return rows

@@ -1,6 +1,6 @@
 """Verification of a bundle against its model: a ladder of gates, from the files up to whole drawings.
 
-A gate takes a `VerificationTarget` and yields `Check`s: what was compared, what was found, what was expected.
+A gate takes a `VerificationTarget` and yields `CheckResult`s: what was compared, measured and expected.
 Gates are independent: a gate that fails does not hide the next. Results go into the bundle's manifest.
 """
 
@@ -18,14 +18,14 @@ from janus_export.errors import BundleError
 from janus_export.gates import end_to_end, engines, files, graphs, layerwise, quantized
 from janus_export.reference.on_disk import float32_bytes, free_bytes
 from janus_export.reference.streamed import StreamedReference
-from janus_export.reference.target import Check, Reference, VerificationTarget
+from janus_export.reference.target import CheckResult, Reference, VerificationTarget
 from janus_modular import arguments
 from janus_modular.bundles import DIGESTS, digest_of
 from janus_modular.checkpoints.merging import merge_adapters
 from janus_modular.checkpoints.opening import open_lazily
 from janus_modular.suggest import did_you_mean
 
-Gate = Callable[[VerificationTarget], Iterable[Check]]
+Gate = Callable[[VerificationTarget], Iterable[CheckResult]]
 
 GATES: dict[str, Gate] = {
     "checker": files.checker,
@@ -56,7 +56,7 @@ class Report:
 
     variant: str
     how: str  # what ran, and on what
-    checks: dict[str, list[Check]]  # by gate
+    checks: dict[str, list[CheckResult]]  # by gate
     not_run: tuple[str, ...] = ()  # gates that need more memory than there was
     idle: tuple[str, ...] = ()  # gates that have nothing to check in such a variant
     errors: Mapping[str, Exception] = field(default_factory=dict)  # by gate: what ended it
@@ -70,7 +70,7 @@ class Report:
     def failures(self) -> str:
         """What failed, a line each; empty where nothing did."""
         failed = [check for checks in self.checks.values() for check in checks if not check.passed]
-        return "\n".join(f"{check.what}: {check.found}" for check in failed)
+        return "\n".join(f"{check.name}: {check.measured}" for check in failed)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
@@ -150,7 +150,7 @@ def verify(
                     errors[gate] = error
                 if chosen and not checks[gate]:
                     checks[gate] = [
-                        Check(variant, False, "nothing to check", "something, where it is asked for")
+                        CheckResult(variant, False, "nothing to check", "something, where it is asked for")
                     ]
             how = f"layer by layer ({lack}), {target.how}" if lack else target.how
             evidence = getattr(target.whole, "evidence", None)
@@ -211,17 +211,19 @@ def lack_of_memory(against: str | Path) -> str | None:
     return f"as a whole it takes {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
 
 
-def _tried(gate: Gate, target: VerificationTarget) -> tuple[list[Check], Exception | None]:
+def _tried(gate: Gate, target: VerificationTarget) -> tuple[list[CheckResult], Exception | None]:
     """Return what a gate found, and what ended it before its end, if anything did."""
-    checks: list[Check] = []
+    checks: list[CheckResult] = []
     try:
         checks.extend(gate(target))
     except Exception as error:  # a graph that does not even run has failed, and the ladder goes on
         said = shorten(f"{type(error).__name__}: {error}".split("\n")[0], 300, placeholder=" ...")
-        return [*checks, Check("runs", False, said, "no error")], error
+        return [*checks, CheckResult("runs", False, said, "no error")], error
     return checks, None
 
 
-def _summary(checks: list[Check]) -> str:
-    failed = [f"{check.what}: {check.found}, wanted {check.wanted}" for check in checks if not check.passed]
+def _summary(checks: list[CheckResult]) -> str:
+    failed = [
+        f"{check.name}: {check.measured}, expected {check.expected}" for check in checks if not check.passed
+    ]
     return "; ".join(failed) or f"{len(checks)} passed"

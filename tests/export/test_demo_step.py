@@ -24,7 +24,7 @@ def test_the_bundle_draws_what_torch_draws_and_the_table_says_what_was_proven(
         tiny_checkpoint, tmp_path, prompts=["a cat", "two dogs"], guidance=2.0, temperature=0.7, seed=3
     )
     assert section.metrics["bundle_codes_equal"] == 1
-    failed = {(variant, gate) for variant, gate, result in section.rows if "wanted" in result}
+    failed = {(variant, gate) for variant, gate, result in section.rows if "expected" in result}
     assert failed == {("cpu-int4", "rounding")}  # large random weights have nothing that survives 4 bits
     assert section.metrics["bundle_variants_passed"] == 2 / 3
     assert ("fp32", "drawing", "2 of 2 passed") in section.rows

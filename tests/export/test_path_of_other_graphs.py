@@ -68,7 +68,7 @@ def test_its_bundle_is_verified(flow_checkpoint: Path, flow_bundle: Path, tmp_pa
     assert [report.failures for report in reports] == [""] * 3
     gate = "parts" if layers else "graphs"
     for report in reports:
-        compared = {check.what for check in report.checks[gate]}
+        compared = {check.name for check in report.checks[gate]}
         assert {"velocity: moved", "velocity: x", "decode_latents"} <= compared
 
 

@@ -116,7 +116,7 @@ def test_its_bundle_is_proven_in_every_variant(
     assert manifest["graphs"]["decode_image"]["inputs"][0]["shape"] == ["images", POSITIONS, 2]
     reports = verify(folder, several_codes_checkpoint)
     failed = [
-        f"{c.what}: {c.found}"
+        f"{c.name}: {c.measured}"
         for one in reports
         for each in one.checks.values()
         for c in each
@@ -125,8 +125,8 @@ def test_its_bundle_is_proven_in_every_variant(
     assert failed == []
     exact, half = reports
     assert (exact.variant, half.variant) == ("fp32", "fp16")
-    [drawn] = [check for check in exact.checks["drawing"] if "ids" in check.what]
-    assert drawn.found == f"0 of {2 * POSITIONS * 2} differ"  # two images, two codes a position
+    [drawn] = [check for check in exact.checks["drawing"] if "ids" in check.name]
+    assert drawn.measured == f"0 of {2 * POSITIONS * 2} differ"  # two images, two codes a position
 
 
 def test_its_bundle_is_proven_layer_by_layer(
@@ -135,7 +135,7 @@ def test_its_bundle_is_proven_layer_by_layer(
     folder = shutil.copytree(several_codes_bundle, tmp_path / "bundle")
     reports = verify(folder, several_codes_checkpoint, variants=["fp32"], layers=True)
     failed = [
-        f"{c.what}: {c.found}"
+        f"{c.name}: {c.measured}"
         for one in reports
         for each in one.checks.values()
         for c in each

@@ -91,7 +91,7 @@ def test_a_bundle_for_drawing_is_measured_and_compared_in_drawing_alone(
     assert "codes/s" in done.stdout
     assert "tokens/s" not in done.stdout
     [report] = verify(drawing_bundle, tiny_checkpoint, gates=["rounding"])
-    assert {check.what.partition(":")[0] for check in report.checks["rounding"]} == {"drawings"}
+    assert {check.name.partition(":")[0] for check in report.checks["rounding"]} == {"drawings"}
 
 
 def test_an_export_of_some_modes_refuses_to_quantise_what_it_leaves_out(

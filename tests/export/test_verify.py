@@ -245,7 +245,7 @@ def test_the_command_prints_and_records(workshop: Any):
     assert run.exit_code == 0, run.output
     [report] = json.loads(run.stdout)
     assert report["passed"]
-    assert set(report["gates"]["cache"][0]) == {"what", "passed", "found", "wanted"}
+    assert set(report["gates"]["cache"][0]) == {"name", "passed", "measured", "expected"}
     workshop.shift("decode_image", "weight", 0.3)
     run = CliRunner().invoke(app, ["verify", str(workshop.folder), "--against", "x", "--gate", "drawing"])
     assert run.exit_code == 1

@@ -82,7 +82,7 @@ def noisy(by: float) -> Change:
 
 
 def failed(report: Report) -> list[str]:
-    return [check.what for checks in report.checks.values() for check in checks if not check.passed]
+    return [check.name for checks in report.checks.values() for check in checks if not check.passed]
 
 
 def test_a_sound_bundle_passes_and_its_manifest_says_how(workshop: Workshop):

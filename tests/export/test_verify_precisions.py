@@ -42,7 +42,7 @@ def test_rounded_variants_must_say_nearly_the_same(
     workshop.shift("backbone", "o_proj.weight", noise)
     report = workshop.verify("rounding")
     assert not report.passed
-    assert said in report.checks["rounding"][0].wanted
+    assert said in report.checks["rounding"][0].expected
 
 
 def test_where_no_choice_is_clear_the_cosine_decides(workshop: Any, monkeypatch: pytest.MonkeyPatch):

@@ -82,4 +82,4 @@ def _print(report: Report) -> None:
         for check in checks:
             if not check.passed or name not in ("checker", "lint", "sizes"):
                 mark = " " if check.passed else "!"
-                typer.echo(f"  {mark} {check.what}: {check.found} (wanted {check.wanted})")
+                typer.echo(f"  {mark} {check.name}: {check.measured} (expected {check.expected})")

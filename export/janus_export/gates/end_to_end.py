@@ -15,11 +15,11 @@ from janus_export.reference.prompts import (
     record_drawings,
 )
 from janus_export.reference.recording import Run
-from janus_export.reference.target import Check, VerificationTarget
+from janus_export.reference.target import CheckResult, VerificationTarget
 from janus_modular.janus import Janus
 
 
-def answer(target: VerificationTarget) -> Iterator[Check]:
+def answer(target: VerificationTarget) -> Iterator[CheckResult]:
     """Answer greedily, three ragged questions side by side, two of them about images."""
     if not (target.is_exact and target.has("text")):
         return
@@ -27,10 +27,10 @@ def answer(target: VerificationTarget) -> Iterator[Check]:
     reference = target.reference
     said, got = record_answers(target.whole, reference.processor, reference.prompts)
     yield _same_ids("greedy answers: tokens", got, want, ["sample_text"])
-    yield Check("greedy answers: texts", said == texts, repr(said)[:80], repr(texts)[:80])
+    yield CheckResult("greedy answers: texts", said == texts, repr(said)[:80], repr(texts)[:80])
 
 
-def drawing(target: VerificationTarget) -> Iterator[Check]:
+def drawing(target: VerificationTarget) -> Iterator[CheckResult]:
     """Draw two images under guidance with the same noise.
 
     Who listens makes a runtime wait after every step. One that would run ahead of the host (and join steps
@@ -52,19 +52,19 @@ def drawing(target: VerificationTarget) -> Iterator[Check]:
         yield _same_pixels("the same drawing, nobody listening: pixels", again, images)
 
 
-def _same_pixels(what: str, got: list[Image], want: list[Image]) -> Check:
+def _same_pixels(what: str, got: list[Image], want: list[Image]) -> CheckResult:
     off = max(
         int(np.abs(np.asarray(one, int) - np.asarray(other, int)).max())
         for one, other in zip(got, want, strict=True)
     )
-    return Check(what, off <= 1, f"{off} of 255 apart", "at most 1")
+    return CheckResult(what, off <= 1, f"{off} of 255 apart", "at most 1")
 
 
-def _same_ids(what: str, got: Run, want: Run, graphs: list[str]) -> Check:
+def _same_ids(what: str, got: Run, want: Run, graphs: list[str]) -> CheckResult:
     """Compare the ids that these graphs chose, for rows that go on."""
     calls, expected = got.calls_of(*graphs), want.calls_of(*graphs)
     if len(calls) != len(expected):
-        return Check(what, False, f"{len(calls)} choices", f"{len(expected)} choices")
+        return CheckResult(what, False, f"{len(calls)} choices", f"{len(expected)} choices")
     differ = total = 0
     for call, other in zip(calls, expected, strict=True):
         for ids, right in zip(call.outputs, other.outputs, strict=True):
@@ -72,4 +72,4 @@ def _same_ids(what: str, got: Run, want: Run, graphs: list[str]) -> Check:
                 active = want.active(other.step)[: len(right)]
                 differ += int((ids != right)[active].sum())
                 total += right.size
-    return Check(what, differ == 0, f"{differ} of {total} differ", "none")
+    return CheckResult(what, differ == 0, f"{differ} of {total} differ", "none")

@@ -6,23 +6,25 @@ from collections.abc import Iterator
 
 from janus_export.bundle.engines import EngineSet, read_engines
 from janus_export.errors import BundleError
-from janus_export.reference.target import Check, VerificationTarget
+from janus_export.reference.target import CheckResult, VerificationTarget
 from janus_export.tensorrt_build.profiles import Lengths, profiles
 
 
-def engines(target: VerificationTarget) -> Iterator[Check]:
+def engines(target: VerificationTarget) -> Iterator[CheckResult]:
     """Check every set of engines that was built of the variant; where none was, there is nothing to check."""
     built = target.bundle.manifest.get("built", {})
     for key, found in read_engines(target.bundle).items():
         if found.variant != target.variant:
             continue
         missing = [graph for graph in target.bundle.graphs if graph not in found.engines]
-        yield Check(f"{key}: graphs without an engine", not missing, ", ".join(missing) or "none", "none")
+        yield CheckResult(
+            f"{key}: graphs without an engine", not missing, ", ".join(missing) or "none", "none"
+        )
         lengths = Lengths(built[key]["options"]["rows"], found.capacity)
         for graph in found.engines:
             fault = _fault(target, found, graph, lengths)
             how = f"built by {found.builder}, {'executed' if found.executed else 'never executed'}"
-            yield Check(f"{key}: {graph}", not fault, fault or how, "built of this graph, as recorded")
+            yield CheckResult(f"{key}: {graph}", not fault, fault or how, "built of this graph, as recorded")
 
 
 def _fault(target: VerificationTarget, found: EngineSet, graph: str, lengths: Lengths) -> str:

@@ -18,7 +18,7 @@ from janus_export.bundle.bundle import Bundle, graph_faults
 from janus_export.bundle.external_data import references
 from janus_export.onnx_export.kv_cache import cache_shapes
 from janus_export.onnx_export.weights import is_finite
-from janus_export.reference.target import Check, VerificationTarget
+from janus_export.reference.target import CheckResult, VerificationTarget
 
 STANDARD = ("", "ai.onnx")
 BEYOND = {"nbits": {("com.microsoft", "MatMulNBits"), ("com.microsoft", "GatherBlockQuantized")}}
@@ -27,7 +27,7 @@ BEYOND = {"nbits": {("com.microsoft", "MatMulNBits"), ("com.microsoft", "GatherB
 MASK, PAST_KEY, PRESENT_KEY = 3, 4, 1  # where Attention takes and gives them
 
 
-def checker(target: VerificationTarget) -> Iterator[Check]:
+def checker(target: VerificationTarget) -> Iterator[CheckResult]:
     """Let ONNX' own checker read every graph, and infer the shapes inside."""
     for name, file in target.record["files"].items():
         try:
@@ -36,7 +36,7 @@ def checker(target: VerificationTarget) -> Iterator[Check]:
             found = "valid"
         except Exception as error:  # the checker raises errors of its own, and of protocol buffers
             found = shorten(str(error).strip().split("\n")[0], 300, placeholder=" ...")
-        yield Check(name, found == "valid", found, "valid")
+        yield CheckResult(name, found == "valid", found, "valid")
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def _without_links(bundle: Bundle, file: str) -> Iterator[Path]:
         yield path
 
 
-def lint(target: VerificationTarget) -> Iterator[Check]:
+def lint(target: VerificationTarget) -> Iterator[CheckResult]:
     """Look for what runtimes refuse, or silently do otherwise than was meant."""
     own = {**target.bundle.manifest, "variants": {target.variant: target.record}}
     yield _none("the manifest says of graphs what they do not", set(graph_faults(target.bundle.folder, own)))
@@ -82,7 +82,7 @@ def lint(target: VerificationTarget) -> Iterator[Check]:
         for side, values in (("inputs", graph.inputs), ("outputs", graph.outputs)):
             got = [value.name for value in values]
             want = [one["name"] for one in declared[side]]
-            yield Check(f"{name}: {side}", got == want, ", ".join(map(str, got)), ", ".join(want))
+            yield CheckResult(f"{name}: {side}", got == want, ", ".join(map(str, got)), ", ".join(want))
         if declared["aliases"]:
             yield from _caches(graph, declared["aliases"])
             yield _none(f"{name}: attention without a mask of its own", set(_unmasked(graph)))
@@ -101,7 +101,7 @@ def _not_finite(target: VerificationTarget) -> Iterator[str]:
                     yield name
 
 
-def _caches(graph: ir.Graph, aliases: Iterable[list[str]]) -> Iterator[Check]:
+def _caches(graph: ir.Graph, aliases: Iterable[list[str]]) -> Iterator[CheckResult]:
     """Check that what goes out is what came in, written by TensorScatter, in four dimensions."""
     faults = set()
     outputs = {value.name: value for value in graph.outputs}
@@ -156,7 +156,7 @@ def _widened_from(value: ir.Value | None) -> ir.Value | None:
     return node.inputs[0] if node is not None and node.op_type == "Cast" else value
 
 
-def sizes(target: VerificationTarget) -> Iterator[Check]:
+def sizes(target: VerificationTarget) -> Iterator[CheckResult]:
     """Compare what the manifest says with the model's own config."""
     model, processor = target.reference.model, target.reference.processor
     path, spec = model.generation, model.understanding.encoder.pixels
@@ -173,7 +173,7 @@ def sizes(target: VerificationTarget) -> Iterator[Check]:
     }
     for name, size in wanted.items():
         found = target.bundle.manifest["model"].get(name)
-        yield Check(name, found == size, str(found), str(size))
+        yield CheckResult(name, found == size, str(found), str(size))
     shapes = {
         f"{graph}.{slot['name']}": [size for size in slot["shape"] if not isinstance(size, str)]
         for graph, record in target.bundle.graphs.items()
@@ -194,10 +194,10 @@ def sizes(target: VerificationTarget) -> Iterator[Check]:
         if name.partition(".")[0] not in target.bundle.graphs:
             continue
         got = shapes.get(name)
-        yield Check(name, got == want, str(got), str(want))
+        yield CheckResult(name, got == want, str(got), str(want))
     layers = target.bundle.manifest["cache"]["layers"]
-    yield Check("layers", layers == layer + 1, str(layers), str(layer + 1))
+    yield CheckResult("layers", layers == layer + 1, str(layers), str(layer + 1))
 
 
-def _none(what: str, faults: set[str]) -> Check:
-    return Check(what, not faults, ", ".join(sorted(faults)[:5]) or "none", "none")
+def _none(what: str, faults: set[str]) -> CheckResult:
+    return CheckResult(what, not faults, ", ".join(sorted(faults)[:5]) or "none", "none")

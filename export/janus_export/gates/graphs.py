@@ -15,7 +15,7 @@ from janus_export.errors import ExportError
 from janus_export.reference.compare import CLOSE, compare_outputs, distance
 from janus_export.reference.prompts import images
 from janus_export.reference.recording import Array, GraphCall, Run
-from janus_export.reference.target import Check, Reference, VerificationTarget
+from janus_export.reference.target import CheckResult, Reference, VerificationTarget
 from janus_export.runtimes.memory import to_numbers
 from janus_modular import GraphSpec, ImageInput, Message, Runtime, TensorSpec
 from janus_modular.interfaces import GraphRole
@@ -24,7 +24,7 @@ SMALL = {"chunk": 5, "bucket": 8}  # positions of a prompt at once, slots that a
 POISON = 1e4  # in slots that nobody may see; small enough for half precision
 
 
-def graphs(target: VerificationTarget) -> Iterator[Check]:
+def graphs(target: VerificationTarget) -> Iterator[CheckResult]:
     """Compare every graph beside the backbone, on inputs that a run of the model gave it."""
     reference = target.reference
     runs = [reference.greedy[1], reference.sampled[1]] if target.has("text") else []
@@ -85,10 +85,10 @@ def fits(spec: TensorSpec, array: Array) -> bool:
 
 def compare_calls(
     target: VerificationTarget, name: str, calls: Sequence[GraphCall], run: Callable[..., Any]
-) -> Iterator[Check]:
+) -> Iterator[CheckResult]:
     """Run a graph on the inputs of torch's calls by ``run(name, *inputs)``, and compare the outputs."""
     if not calls:
-        yield Check(name, False, "the sampler never runs it", "a call to compare")
+        yield CheckResult(name, False, "the sampler never runs it", "a call to compare")
         return
     specs = [
         spec
@@ -113,7 +113,7 @@ def _as_numbers(x: Array, dtype: str) -> Array:
     return to_numbers(x, dtype) if x.dtype == np.uint16 else x
 
 
-def rows(target: VerificationTarget) -> Iterator[Check]:
+def rows(target: VerificationTarget) -> Iterator[CheckResult]:
     """Feed the backbone what torch's was fed: whole and in chunks, ragged and alone, with rows that pause."""
     if not target.is_exact:
         return
@@ -138,7 +138,7 @@ def in_chunks(runtime: Any) -> Runtime:
     return other
 
 
-def cache(target: VerificationTarget) -> Iterator[Check]:
+def cache(target: VerificationTarget) -> Iterator[CheckResult]:
     """Check that slots which no row has reached change nothing, and that a step writes its own slot alone."""
     run = target.reference.greedy[1]
     x = run.fed[0][0]
@@ -154,19 +154,21 @@ def cache(target: VerificationTarget) -> Iterator[Check]:
         buffer.write(values)
     before = _slots(poisoned)
     same = bool((_one_step(clean, x) == _one_step(poisoned, x)).all())
-    yield Check("unseen slots", same, "no effect" if same else "they change the states", "no effect")
+    yield CheckResult("unseen slots", same, "no effect" if same else "they change the states", "no effect")
     touched = 0
     for name, after in _slots(poisoned).items():
         changed = (after != before[name]).any(axis=(1, 3))  # (rows, slots)
         changed[np.arange(len(lengths)), lengths] = False
         touched += int(changed.sum())
-    yield Check("slots beside the one that is written", touched == 0, f"{touched} changed", "none changed")
+    yield CheckResult(
+        "slots beside the one that is written", touched == 0, f"{touched} changed", "none changed"
+    )
     written = all(
         (after[r, :, n] != POISON).all() and np.isfinite(to_numbers(after[r, :, n], dtype)).all()
         for after, dtype in _written(poisoned)
         for r, n in enumerate(lengths)
     )
-    yield Check("the slot that is written", written, "new" if written else "left as it was", "new")
+    yield CheckResult("the slot that is written", written, "new" if written else "left as it was", "new")
 
 
 def _with_slots(target: VerificationTarget, run: Run) -> Any:
@@ -210,9 +212,9 @@ def _room(run: Run) -> int:
     return max(map(len, run.prompts)) + len(run.fed) + 1
 
 
-def _states(what: str, got: list[Array], run: Run, start: int = 0) -> Check:
+def _states(what: str, got: list[Array], run: Run, start: int = 0) -> CheckResult:
     pairs = [
         (state[run.active(step)], run.hidden[step][run.active(step)]) for step, state in enumerate(got, start)
     ]
     off = max(distance(one, want) for one, want in pairs)
-    return Check(what, off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
+    return CheckResult(what, off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")

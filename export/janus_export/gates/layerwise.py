@@ -26,7 +26,7 @@ from janus_export.reference.compare import compare, magnitude
 from janus_export.reference.recording import Array, GraphCall, RecordingRuntime
 from janus_export.reference.streamed import ForwardPass, StreamedReference
 from janus_export.reference.subgraphs import cut
-from janus_export.reference.target import Check, VerificationTarget
+from janus_export.reference.target import CheckResult, VerificationTarget
 from janus_export.reference.upcast import upcast
 from janus_export.runtimes.ort.library import onnxruntime
 from janus_export.runtimes.ort.runtime import quiet_options
@@ -35,7 +35,7 @@ from janus_modular import GraphSpec
 Feed = dict[str, Array]
 
 
-def layers(target: VerificationTarget) -> Iterator[Check]:
+def layers(target: VerificationTarget) -> Iterator[CheckResult]:
     """Run every layer of the backbone on what torch's was given, then all of them in turn."""
     reference = cast(StreamedReference, target.reference)
     path, stack = reference.stack
@@ -59,10 +59,12 @@ def layers(target: VerificationTarget) -> Iterator[Check]:
                 largest = max(largest, *((_size(value), name) for name, value in outputs.items()))
                 feed.update({name: outputs[name] for name in piece.carries})
     there = target.bundle.manifest["cache"]["layers"]
-    yield Check("layers compared", compared == there, str(compared), str(there))
+    yield CheckResult("layers compared", compared == there, str(compared), str(there))
     if is_float16:
         found = f"{largest[0]:.4g} at {largest[1]}"
-        yield Check("largest number inside the backbone", largest[0] < HALF_MAX, found, f"< {HALF_MAX:.0f}")
+        yield CheckResult(
+            "largest number inside the backbone", largest[0] < HALF_MAX, found, f"< {HALF_MAX:.0f}"
+        )
     got, want = (
         np.concatenate([states[one.counts] for states, one in zip(of, passes, strict=True)])
         for of in ([feed["hidden"] for feed in known], [one.hidden for one in passes])
@@ -96,7 +98,9 @@ def _run(target: VerificationTarget, graph: IsolatedGraph, feeds: Sequence[Feed]
     return found
 
 
-def _compare_layer(layer: int, kind: str | int, got: Sequence[Array], passes: Sequence[ForwardPass]) -> Check:
+def _compare_layer(
+    layer: int, kind: str | int, got: Sequence[Array], passes: Sequence[ForwardPass]
+) -> CheckResult:
     """Compare a layer's states; of rounded ones what it adds to its input, which is far larger."""
     given, want = (
         np.concatenate([one.states[at][one.counts] for one in passes]) for at in (layer, layer + 1)
@@ -108,7 +112,7 @@ def _compare_layer(layer: int, kind: str | int, got: Sequence[Array], passes: Se
 
 
 @torch.no_grad()
-def parts(target: VerificationTarget) -> Iterator[Check]:
+def parts(target: VerificationTarget) -> Iterator[CheckResult]:
     """Run every graph beside the backbone alone, on states of torch's own."""
     reference = cast(StreamedReference, target.reference)
     model, rng, run = reference.model, np.random.default_rng(0), reference.recorded[0]

@@ -20,7 +20,7 @@ from janus_export.reference.compare import (
     magnitude,
 )
 from janus_export.reference.recording import Array, Run
-from janus_export.reference.target import Check, VerificationTarget
+from janus_export.reference.target import CheckResult, VerificationTarget
 from janus_export.reference.upcast import upcast
 from janus_export.runtimes.ort.library import onnxruntime
 from janus_export.runtimes.ort.runtime import quiet_options
@@ -30,7 +30,7 @@ HALF_MAX = 65504.0  # what float16 can hold; bfloat16 holds what float32 does
 ENOUGH_CHOICES = 1000  # to tell a share of them
 
 
-def forced(target: VerificationTarget) -> Iterator[Check]:
+def forced(target: VerificationTarget) -> Iterator[CheckResult]:
     """Compare what is said along torch's own answers and drawings (teacher forcing), step by step.
 
     Of a bundle that does only one of the two, that alone is compared.
@@ -56,7 +56,7 @@ def _states(target: VerificationTarget, run: Run) -> tuple[Array, Array]:
 
 
 @torch.no_grad()
-def compare_answers(target: VerificationTarget, what: str, got: Array, want: Array) -> Iterator[Check]:
+def compare_answers(target: VerificationTarget, what: str, got: Array, want: Array) -> Iterator[CheckResult]:
     """Compare the logits that torch makes of a graph's states (M, D), and of torch's."""
     kind, heads = target.backbone_precision, target.reference.model.backbone
     one, other = (heads.logits(torch.from_numpy(states).float()).numpy() for states in (got, want))
@@ -68,13 +68,13 @@ def compare_answers(target: VerificationTarget, what: str, got: Array, want: Arr
         return  # so few say nothing: the cosine alone decides
     share = float((one.argmax(-1) == other.argmax(-1))[clear].mean())
     found = f"{share:.1%} of {clear.sum()} clear choices of {len(clear)}"
-    yield Check(f"{what}: likeliest choice", share >= AGREEING, found, f">= {AGREEING:.0%}")
+    yield CheckResult(f"{what}: likeliest choice", share >= AGREEING, found, f">= {AGREEING:.0%}")
 
 
 @torch.no_grad()
 def compare_drawing(
     target: VerificationTarget, what: str, got: Array, want: Array, run: Run
-) -> Iterator[Check]:
+) -> Iterator[CheckResult]:
     """Compare a graph's states (M, D) with torch's, and the ids that torch's own graphs choose after each.
 
     Choices are random, both with the same noise: the inputs of ``run``. How many differ says how far the two
@@ -101,13 +101,13 @@ def compare_drawing(
         yield compare(f"{what}: choices with the same noise", precision, *map(np.concatenate, ids))
 
 
-def activations(target: VerificationTarget) -> Iterator[Check]:
+def activations(target: VerificationTarget) -> Iterator[CheckResult]:
     """Look at every number inside a float16 backbone: none may come near what float16 cannot hold."""
     if target.record["dtype"] != "float16":
         return
     largest, where = _largest(target)
     found = f"{largest:.4g} at {where}"
-    yield Check("largest number inside the backbone", largest < HALF_MAX, found, f"< {HALF_MAX:.0f}")
+    yield CheckResult("largest number inside the backbone", largest < HALF_MAX, found, f"< {HALF_MAX:.0f}")
 
 
 def _largest(target: VerificationTarget) -> tuple[float, str]:

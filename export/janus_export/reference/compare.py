@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from janus_export.reference.recording import Array
-from janus_export.reference.target import Check
+from janus_export.reference.target import CheckResult
 from janus_modular.interfaces import GraphRole
 
 CLOSE = 1e-4  # of the largest number: float32 sums in another order
@@ -44,7 +44,7 @@ def compare_outputs(
     got: Sequence[Sequence[Array]],
     want: Sequence[Sequence[Array]],
     floats: str | int | None = None,
-) -> Iterator[Check]:
+) -> Iterator[CheckResult]:
     """Compare the outputs (in the order of ``names``) that calls of a graph gave with those of torch.
 
     Ids that a graph with the role "sample" chooses have to be the same; its other outputs are compared for
@@ -58,7 +58,7 @@ def compare_outputs(
             kept = [_same_ids(*calls, len(calls[1][place])) for calls in zip(got, want, strict=True)]
             pairs = [(x[rows], y[rows]) for (x, y), rows in zip(pairs, kept, strict=True)]
             if not any(len(y) for _, y in pairs):
-                yield Check(label, False, "no id is the same", "some to compare")
+                yield CheckResult(label, False, "no id is the same", "some to compare")
                 continue
         is_float = np.issubdtype(want[0][place].dtype, np.floating)
         yield compare(
@@ -78,7 +78,7 @@ def _same_ids(got: Sequence[Array], want: Sequence[Array], rows: int) -> Array:
     return same
 
 
-def compare(what: str, kind: str | int, got: Array, want: Array, *, least: float = 1) -> Check:
+def compare(what: str, kind: str | int, got: Array, want: Array, *, least: float = 1) -> CheckResult:
     """Compare choices by how many are the same, pixels and numbers by their distance.
 
     ``least``: the share of choices that must be the same in float32.
@@ -86,19 +86,21 @@ def compare(what: str, kind: str | int, got: Array, want: Array, *, least: float
     if want.dtype == np.int64:
         least = SAME_CHOICES.get(kind, least)
         share = float((got == want).mean())
-        return Check(what, share >= least, f"{share:.2%} of {want.size} the same", f">= {least:.1%}")
+        return CheckResult(what, share >= least, f"{share:.2%} of {want.size} the same", f">= {least:.1%}")
     is_pixels, got, want = want.dtype == np.uint8, got.astype(np.float32), want.astype(np.float32)
     if kind != "exact":
         off, of = relative_error(got, want, centre=is_pixels), "contrast" if is_pixels else "length"
-        return Check(what, off <= MOST_OFF[kind], f"off by {off:.4f} of its {of}", f"<= {MOST_OFF[kind]}")
+        return CheckResult(
+            what, off <= MOST_OFF[kind], f"off by {off:.4f} of its {of}", f"<= {MOST_OFF[kind]}"
+        )
     if is_pixels:
         off = float(np.abs(got - want).max())
-        return Check(what, off <= 1, f"pixels {off:.0f} of 255 apart", "at most 1")
+        return CheckResult(what, off <= 1, f"pixels {off:.0f} of 255 apart", "at most 1")
     off = distance(got, want)
-    return Check(what, off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
+    return CheckResult(what, off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
 
 
-def compare_directions(what: str, kind: str | int, got: Array, want: Array) -> Check:
+def compare_directions(what: str, kind: str | int, got: Array, want: Array) -> CheckResult:
     """Compare arrays (M, N) by their cosine over all of them; say the least of single rows."""
     tiny = np.float32(1e-30)
     rows = (got * want).sum(-1) / np.maximum(
@@ -106,7 +108,7 @@ def compare_directions(what: str, kind: str | int, got: Array, want: Array) -> C
     )
     cosine = float((got * want).sum() / max(np.linalg.norm(got) * np.linalg.norm(want), tiny))
     found = f"{cosine:.5f}; of single steps {rows.min():.5f} or more"
-    return Check(what, cosine >= LEAST_COSINES[kind], found, f">= {LEAST_COSINES[kind]}")
+    return CheckResult(what, cosine >= LEAST_COSINES[kind], found, f">= {LEAST_COSINES[kind]}")
 
 
 def relative_error(got: Array, want: Array, *, centre: bool = False) -> float:

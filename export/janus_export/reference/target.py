@@ -25,13 +25,13 @@ from janus_modular.protocols import Runtime
 
 
 @dataclass(frozen=True)
-class Check:
-    """One thing that was looked at."""
+class CheckResult:
+    """The result of one comparison of a gate."""
 
-    what: str
+    name: str  # of what was compared
     passed: bool
-    found: str
-    wanted: str
+    measured: str
+    expected: str
 
 
 class Reference:
