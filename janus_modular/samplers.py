@@ -151,9 +151,9 @@ def batches(
     ]
 
 
-def _protocol_error(output: str, sampler: str, found: str, expected: str) -> CheckError:
+def _protocol_error(output: str, sampler: str, deviation: str, expected: str) -> CheckError:
     return CheckError(
-        f"the {output} sampler '{sampler}' {found}; expected {expected}.\n"
+        f"the {output} sampler '{sampler}' {deviation}; expected {expected}.\n"
         f"Choose another one, or fix it: docs/reference/hooks.md has the protocol of {output} samplers."
     )
 

@@ -30,12 +30,15 @@ BANNED = {
 """Pronouns, adverbs and participles, which leave open what they name, and former names of several things."""
 
 CLEAN = (
+    "janus_modular/answers.py",
     "janus_modular/components.py",
     "janus_modular/config",
     "janus_modular/interfaces.py",
     "janus_modular/plugins",
+    "janus_modular/processing",
     "janus_modular/protocols.py",
     "janus_modular/registry.py",
+    "janus_modular/samplers.py",
     "janus_modular/testing",
     "plugins/examples",
     "plugins/janus_plugins/adaptors",

@@ -117,8 +117,8 @@ def _open_header(source: str | Path | bytes, name: str, files: ExitStack) -> Ima
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         raise ImageError(f"{name} is an address; images are read from files. Download it first.")
     if not isinstance(source, bytes) and not Path(source).is_file():
-        found = "a folder" if Path(source).is_dir() else "not there"
-        raise ImageError(f"{name} is {found}; expected an image file. Check the path.")
+        state = "a folder" if Path(source).is_dir() else "not there"
+        raise ImageError(f"{name} is {state}; expected an image file. Check the path.")
     try:
         with warnings.catch_warnings():  # the caller checks the size
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -57,10 +57,10 @@ def _cover(image: Image.Image, height: int, width: int) -> Image.Image:
     """
     w, h = image.size
     if w * height >= h * width:  # too wide: the height decides
-        across, down = max(int(height * w / h), width), height
+        scaled_width, scaled_height = max(int(height * w / h), width), height
     else:
-        across, down = width, max(int(width * h / w), height)
-    left, top = (across - width) // 2, (down - height) // 2
-    sx, sy = w / across, h / down
-    box = (left * sx, top * sy, min((left + width) * sx, w), min((top + height) * sy, h))
+        scaled_width, scaled_height = width, max(int(width * h / w), height)
+    x, y = (scaled_width - width) // 2, (scaled_height - height) // 2
+    sx, sy = w / scaled_width, h / scaled_height
+    box = (x * sx, y * sy, min((x + width) * sx, w), min((y + height) * sy, h))
     return image.resize((width, height), BICUBIC, box=box)

@@ -74,8 +74,8 @@ def _typed(record_type: type[T], values: Any) -> T:
         raise ConfigError(f"found {printable(repr(values), most=100)}; expected the keys {', '.join(hints)}.")
     if unknown := sorted(map(str, set(values) - set(hints))):
         guesses = [f"{printable(key)}: {guess}" for key in unknown if (guess := did_you_mean(key, hints))]
-        found = f"found the keys {printable(', '.join(unknown))}; expected the keys {', '.join(hints)}."
-        raise ConfigError(" ".join([found, *guesses]))
+        message = f"found the keys {printable(', '.join(unknown))}; expected the keys {', '.join(hints)}."
+        raise ConfigError(" ".join([message, *guesses]))
     if missing := [key for key in hints if key not in values and key not in OPTIONAL]:
         raise ConfigError(f"found no {', '.join(missing)}; expected the keys {', '.join(hints)}.")
     typed: dict[str, Any] = {}
