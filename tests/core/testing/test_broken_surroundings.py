@@ -331,7 +331,7 @@ class ReturnsItsMemory(Runs):
         ("session_full_rows", IgnoresCounts, "a row beside a full one"),
         ("session_truncate", ForgetsToCut, "row 0 cut back to 5 of 9 positions"),
         ("session_free", KeepsWhatWasFreed, "the last states of prompts a row used again"),
-        ("session_limits", AdmitsAnywhere, "into a row that is not free gets no error"),
+        ("session_limits", AdmitsAnywhere, "into a row that is not free raises no error"),
         ("session_copies", ReturnsItsMemory, "changes when the session goes on"),
     ],
 )
