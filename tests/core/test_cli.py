@@ -51,7 +51,7 @@ def only(site: Path, dist: str, source: str, slot: str = "adaptors", name: str =
 @pytest.mark.parametrize(
     "line", [["--help"], ["plugins", "list"], ["plugins", "list", "--json"], ["config", "list"]]
 )
-def test_nothing_heavy_is_loaded_to_look_around(line: list[str]):
+def test_listing_commands_import_no_heavy_package(line: list[str]):
     code = (
         "import sys\nfrom janus_modular.cli.app import app\n"
         f"try: app({line!r})\nexcept SystemExit as stop: assert not stop.code\n"
@@ -62,7 +62,7 @@ def test_nothing_heavy_is_loaded_to_look_around(line: list[str]):
     assert done.stderr.strip() == "[]"
 
 
-def test_the_list_as_json_says_where_each_component_is():
+def test_the_json_list_holds_the_location_of_each_component():
     rows = json.loads(janus("plugins", "list", "--json").stdout)
     mlp = next(row for row in rows if (row["slot"], row["name"]) == ("adaptors", "mlp"))
     assert mlp["where"] == "janus_plugins.adaptors.mlp"
@@ -70,17 +70,17 @@ def test_the_list_as_json_says_where_each_component_is():
     assert "register_adaptors(registry)" in janus("plugins", "list", "--hooks").stdout
 
 
-def test_a_local_file_is_listed_shown_and_remembered_wherever_the_option_stands(tmp_path: Path):
+def test_the_plugin_option_works_anywhere_on_the_line(tmp_path: Path):
     file = tmp_path / "mine.py"
     file.write_text(PLUGIN)
     assert "mine.py" in janus("--plugin", str(file), "plugins", "list").stdout
-    shown = janus("plugins", "show", "twice", f"--plugin={file}")
-    assert shown.returncode == 0, shown.stderr
-    assert "how often" in shown.stdout
+    result = janus("plugins", "show", "twice", f"--plugin={file}")
+    assert result.returncode == 0, result.stderr
+    assert "how often" in result.stdout
     assert "mine.py" in janus("plugins", "list", JANUS_PLUGIN_FILES=str(file)).stdout
 
 
-def test_what_a_user_can_put_right_is_said_without_a_traceback():
+def test_user_errors_are_printed_without_a_traceback():
     done = janus("plugins", "show", "adaptors:mpl")
     assert done.returncode == 2
     assert (
@@ -91,7 +91,7 @@ def test_what_a_user_can_put_right_is_said_without_a_traceback():
 
 
 @pytest.mark.parametrize("name", ["out.xyz", "out"])
-def test_draw_looks_at_the_ending_before_the_model(tmp_path: Path, name: str):
+def test_draw_checks_the_extension_before_loading_the_model(tmp_path: Path, name: str):
     done = janus("draw", "no-such-model", "a cat", "-o", str(tmp_path / name))
     assert done.returncode == 2
     assert "name a .png or a .jpg" in done.stderr
@@ -108,32 +108,32 @@ def test_a_missing_extra_prints_the_pip_line():
     assert "Traceback" not in done.stderr
 
 
-def test_validate_lists_every_fault_and_diff_shows_what_changes():
+def test_validate_lists_every_error_and_diff_shows_changes():
     done = janus(
         "config", "validate", "tiny", "understanding.encoder.layesr=3", "generation.tokenizer=x", "a=1"
     )
     assert done.returncode == 2
     assert "3 errors" in done.stderr
-    for said in (
+    for expected in (
         "Did you mean 'layers'?",
         "generation.tokenizer.name: no image tokenizer is called 'x'",
         "a: unknown key",
     ):
-        assert said in done.stderr
+        assert expected in done.stderr
     changed = janus("config", "diff", "tiny", "generation.width=64").stdout
     assert changed == "  generation.width: 32 -> 64\n"
     assert "stem: [8, 16, 32]" in janus("config", "show", "tiny").stdout
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "expected"),
     [
         ("x = 1\n1 / 0\n", "broken.py (line 2) failed to load: ZeroDivisionError"),
         ("import threading; threading.Event().wait()", "it took longer than 2 s"),
         ("import os; os._exit(7)", "its process ended with code 7"),
     ],
 )
-def test_doctor_reports_a_plugin_file_that_is_broken(tmp_path: Path, source: str, said: str):
+def test_doctor_reports_a_plugin_file_that_is_broken(tmp_path: Path, source: str, expected: str):
     broken, mine = tmp_path / "broken.py", tmp_path / "mine.py"
     broken.write_text(source)
     mine.write_text(PLUGIN)
@@ -146,7 +146,7 @@ def test_doctor_reports_a_plugin_file_that_is_broken(tmp_path: Path, source: str
         assert [(one["name"], one["message"], one["output"]) for one in works] == [
             ("twice", "", "hello from the plugin")
         ]
-    assert said in fails["message"]
+    assert expected in fails["message"]
     assert "broken.py" in fails["plugin"]
 
 
@@ -159,14 +159,14 @@ def test_other_commands_stop_at_a_plugin_file_that_is_broken(tmp_path: Path):
         assert f"{broken} (line 3) failed to load: ZeroDivisionError" in done.stderr
 
 
-def test_env_says_what_a_bug_report_needs():
+def test_env_prints_the_facts_of_a_bug_report():
     facts = json.loads(janus("env", "--json", JANUS_DISABLE_PLUGINS="mlp").stdout)
     assert {"versions", "extras", "devices", "components", "plugins", "settings"} == set(facts)
     assert facts["settings"]["JANUS_DISABLE_PLUGINS"] == "mlp"
     assert facts["plugins"]["disabled"] == ["mlp"]
 
 
-def test_doctor_passes_what_works_and_keeps_its_output_apart(tmp_path: Path):
+def test_doctor_passes_working_plugins_and_separates_their_output(tmp_path: Path):
     others = only(tmp_path, "acme", PLUGIN)
     done = janus("plugins", "doctor", "--json", JANUS_DISABLE_PLUGINS=others, PYTHONPATH=str(tmp_path))
     (report,) = json.loads(done.stdout)
@@ -178,7 +178,7 @@ def test_doctor_passes_what_works_and_keeps_its_output_apart(tmp_path: Path):
     )
 
 
-def test_doctor_does_not_call_a_plugin_broken_that_lacks_an_extra(tmp_path: Path):
+def test_a_missing_extra_is_not_a_broken_plugin(tmp_path: Path):
     source = "raise ModuleNotFoundError('No module named torch', name='torch')"
     others = only(tmp_path, "acme", source)
     line = ("plugins", "doctor")
@@ -189,7 +189,7 @@ def test_doctor_does_not_call_a_plugin_broken_that_lacks_an_extra(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "expected"),
     [
         ("import os; os._exit(7)", "its process ended with code 7"),
         ("import threading; threading.Event().wait()", "it took longer than"),
@@ -199,13 +199,13 @@ def test_doctor_does_not_call_a_plugin_broken_that_lacks_an_extra(tmp_path: Path
         (PLUGIN + "    registry.add('extra', object, TwiceConfig)\n", "registers 'extra' too"),
     ],
 )
-def test_doctor_finds_what_is_broken(tmp_path: Path, source: str, said: str):
+def test_doctor_finds_broken_plugins(tmp_path: Path, source: str, expected: str):
     others = only(tmp_path, "acme", source)
     limit = ("--timeout", "2") if "wait" in source else ()
     done = janus(
         "plugins", "doctor", *limit, JANUS_DISABLE_PLUGINS=f"{others},nobody", PYTHONPATH=str(tmp_path)
     )
     assert done.returncode == 1
-    assert said in done.stdout
+    assert expected in done.stdout
     assert "broken" in done.stdout
     assert "names 'nobody'" in done.stderr

@@ -11,7 +11,7 @@ from janus_modular.cli.draw import save
 from janus_modular.errors import ImageError
 
 
-def test_a_folder_that_takes_no_files_is_named_in_the_error(tmp_path: Path):
+def test_a_folder_without_write_permission_is_named(tmp_path: Path):
     (tmp_path / "file").touch()  # writing below a file fails for every user, root too, and so does removing
     with pytest.raises(ImageError, match=r"file/out\.png could not be written"):
         save(Image.new("RGB", (2, 2)), tmp_path / "file" / "out.png", {})

@@ -55,7 +55,7 @@ def edited(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "edited"))
 
 
-def test_a_checkpoint_says_its_format_dtypes_and_plugins(tmp_path: Path):
+def test_info_prints_format_dtypes_and_plugins(tmp_path: Path):
     native.save(
         ModelAssembly.from_config(resolve(load("tiny"), ModelConfig)),
         tmp_path / "model",
@@ -82,9 +82,11 @@ def test_a_hub_id_is_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch):
         gather("model/tyni", [])
 
 
-@pytest.mark.parametrize(("numbers", "said"), [(72, "72"), (1500, "0.002 M"), (1442941000, "1,442.941 M")])
-def test_a_few_numbers_are_not_said_in_millions(numbers: int, said: str):
-    assert millions(numbers) == said
+@pytest.mark.parametrize(
+    ("numbers", "expected"), [(72, "72"), (1500, "0.002 M"), (1442941000, "1,442.941 M")]
+)
+def test_small_counts_are_printed_in_full(numbers: int, expected: str):
+    assert millions(numbers) == expected
 
 
 def edit_weights(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
@@ -127,7 +129,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-def test_what_cannot_be_opened_is_refused_in_the_same_words(edit: Callable[[Path], None], edited: Path):
+def test_info_raises_the_errors_of_opening(edit: Callable[[Path], None], edited: Path):
     gather(str(edited), [])
     edit(edited)
     with pytest.raises(JanusError) as opening:

@@ -26,7 +26,7 @@ def test_settings_are_values_in_yaml() -> None:
 
 
 @pytest.mark.parametrize(
-    ("named", "others", "said"),
+    ("named", "assignments", "expected"),
     [
         ({"max_tokens": 2}, ["max_tokens=30"], "max_tokens is given already: 2"),
         ({}, ["top_k=1", "top_k=2"], "top_k is given already: 1"),
@@ -36,21 +36,21 @@ def test_settings_are_values_in_yaml() -> None:
         ({}, ["=3"], "expected NAME=VALUE"),
     ],
 )
-def test_a_setting_that_is_not_clear_is_refused(named: dict[str, int], others: list[str], said: str) -> None:
-    with pytest.raises(typer.BadParameter, match=said):
-        collect_settings(named, others)
+def test_ambiguous_settings_are_errors(named: dict[str, int], assignments: list[str], expected: str) -> None:
+    with pytest.raises(typer.BadParameter, match=expected):
+        collect_settings(named, assignments)
 
 
 @pytest.mark.parametrize(
     "words", [["chat", "nowhere", "what?", "--max-tokens", "2"], ["draw", "nowhere", "cat"]]
 )
-def test_commands_look_at_the_settings_before_the_model(words: list[str]) -> None:
+def test_settings_are_checked_before_the_model_is_loaded(words: list[str]) -> None:
     done = CliRunner().invoke(app, [*words, "--set", "max_tokens=3", "--set", "max_tokens=4"])
     assert done.exit_code == 2
     assert "max_tokens is given already" in " ".join(done.output.replace("│", " ").split())
 
 
-def test_drawing_goes_on_from_an_image_by_its_number() -> None:
+def test_drawing_continues_from_an_image_number() -> None:
     torch.manual_seed(0)
     janus = Janus.of(ModelAssembly.from_config(resolve(load("model/tiny"), ModelConfig)))
     four = [np.asarray(one) for one in janus.draw("a", 4)]

@@ -69,19 +69,19 @@ def builder(records: Records, batch: int = 10, **policy: Any) -> BatchBuilder:
     """Ten samples a step, a whole epoch: text of as many positions as the sample says."""
 
     def sequence(sample: Sample, drop: bool) -> Sequence:
-        said = sample.messages[0].content[0].text
-        if said == "surrogate":
+        words = sample.messages[0].content[0].text
+        if words == "surrogate":
             raise PromptError("no letter")
-        if said == "silent":
+        if words == "silent":
             raise DataError("nothing to learn")
-        return replace(text(25 if said == "chat" else int(said)), source=sample.source)
+        return replace(text(25 if words == "chat" else int(words)), source=sample.source)
 
     mixed = Mixture({"a": records}, [MixturePhase({"a": 1.0})], batch, 0)
     return BatchBuilder(mixed, sequence, 16, 0, length=10, policy=BadSamplesConfig(**policy))
 
 
 @pytest.mark.parametrize(
-    ("bad_sample", "problem", "said"),
+    ("bad_sample", "problem", "expected"),
     [
         (DataError("line 3: not JSON"), "unreadable", "not JSON"),
         (ImageError("a.png is damaged"), "unreadable", "is damaged"),
@@ -96,19 +96,19 @@ def builder(records: Records, batch: int = 10, **policy: Any) -> BatchBuilder:
         ("chat", "too_long", "do not fit"),
     ],
 )
-def test_every_fault_is_an_error_by_name_or_skipped_by_its_own_key(
-    bad_sample: Any, problem: str, said: str
+def test_each_problem_is_an_error_or_skipped_by_its_own_key(
+    bad_sample: Any, problem: str, expected: str
 ) -> None:
     with pytest.raises(DataError, match="source 'a', sample 3: ") as error:
         builder(Records(at3=bad_sample)).build(0)
-    assert said in str(error.value)
+    assert expected in str(error.value)
     others = {"unreadable", "unsupervised", "too_long"} - {problem}
     with pytest.raises(DataError, match="source 'a', sample 3: "):
         builder(Records(at3=bad_sample), **dict.fromkeys(others, "skip")).build(0)
     work = builder(Records(at3=bad_sample), **{problem: "skip"}).build(0)
     assert work.samples == {"a": 10}
     assert {(f.source, f.index, f.action) for f in work.bad_samples} == {("a", 3, "skip")}
-    assert said in work.bad_samples[0].reason
+    assert expected in work.bad_samples[0].reason
     assert work.bad_sample_counts() == {"skipped/a": len(work.bad_samples)}
 
 
@@ -130,7 +130,7 @@ def test_a_source_without_a_usable_sample_ends_the_run() -> None:
         builder(records, unreadable="skip").build(0)
 
 
-def test_long_texts_are_cut_or_go_on_in_further_rows() -> None:
+def test_long_texts_are_cut_or_split_into_further_rows() -> None:
     shortened = builder(Records(at3=25), too_long="cut").build(0)
     assert shortened.tokens == {"a": 9 * 4 + 10}
     assert shortened.supervised == 9 * 3 + 9
@@ -148,7 +148,7 @@ def test_conversations_are_not_split() -> None:
 
 
 @given(length=st.integers(1, 50), room=st.integers(2, 20))
-def test_a_split_text_learns_every_token_once(length: int, room: int) -> None:
+def test_a_split_text_supervises_every_token_once(length: int, room: int) -> None:
     pieces = split(text(length), room)
     labels = [label for piece in pieces for label in piece.labels if label != IGNORE_INDEX]
     assert labels == list(range(1, length))
@@ -181,7 +181,7 @@ def test_a_cut_keeps_whole_images(length: int, kept: int, images: int) -> None:
     assert short.labels[: kept - 1].tolist() == sequence.labels[: kept - 1].tolist()
 
 
-def test_what_is_cut_may_leave_nothing_to_learn() -> None:
+def test_a_cut_may_leave_nothing_supervised() -> None:
     made = builder(Records(), too_long="cut")
 
     def late(sample: Sample, drop: bool) -> Sequence:
@@ -197,7 +197,7 @@ def bad_sample(index: int, action: str = "skip") -> BadSample:
     return BadSample("a", index, action, f"reason {index}")
 
 
-def test_the_limit_stops_a_run_and_names_samples() -> None:
+def test_exceeding_the_limit_stops_the_run_and_names_samples() -> None:
     counter = BadSampleCounter(BadSamplesConfig(limit=0.1))
     counter.add({"a": 100, "b": 100}, [bad_sample(i) for i in range(MIN_TOLERATED + 10)])
     with pytest.raises(DataError, match="source 'a': 21 samples were skipped or cut where 100") as error:
@@ -212,7 +212,7 @@ def test_split_texts_lose_nothing_and_do_not_count_against_the_limit() -> None:
     assert counter.bad == {}
 
 
-def test_counts_go_on_in_a_resumed_run() -> None:
+def test_counts_continue_in_a_resumed_run() -> None:
     first, second = (BadSampleCounter(BadSamplesConfig(limit=0)) for _ in range(2))
     first.add({"a": 5}, [bad_sample(i) for i in range(MIN_TOLERATED)])
     second.load_state(first.state())
@@ -220,7 +220,7 @@ def test_counts_go_on_in_a_resumed_run() -> None:
         second.add({"a": 1}, [bad_sample(0)])
 
 
-def test_each_bad_sample_is_logged_once_and_no_flood(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_bad_sample_is_logged_once_up_to_a_limit(caplog: pytest.LogCaptureFixture) -> None:
     counter = BadSampleCounter(BadSamplesConfig(limit=1))
     with caplog.at_level(logging.WARNING):
         for index in (1, 1, 2, *range(100)):
@@ -231,12 +231,12 @@ def test_each_bad_sample_is_logged_once_and_no_flood(caplog: pytest.LogCaptureFi
     assert "only counted" in caplog.records[-1].getMessage()
 
 
-def test_work_without_faults_adds_no_metrics() -> None:
+def test_steps_without_bad_samples_add_no_metrics() -> None:
     assert StepBatch([], 0, {}, {}).bad_sample_counts() == {}
 
 
 @pytest.mark.parametrize("policy", ["error", "skip"])
-def test_what_a_sample_holds_cannot_write_to_the_terminal(
+def test_control_characters_of_a_sample_are_escaped_in_logs(
     policy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Names in data may hold escape sequences, NUL, or thousands of letters."""

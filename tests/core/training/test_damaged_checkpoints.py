@@ -48,7 +48,7 @@ def flipped(path: Path, place: int, bit: int) -> None:
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(20_000, marks=pytest.mark.proof)])
-def test_no_flipped_bit_goes_on_to_another_result(make: Make, run_of_two: Any, count: int) -> None:
+def test_a_flipped_bit_is_detected_or_harmless(make: Make, run_of_two: Any, count: int) -> None:
     """What passes the check that a run makes before it goes on is what was written, byte for byte.
 
     But for the model card, which nothing is computed from.
@@ -70,7 +70,7 @@ def test_no_flipped_bit_goes_on_to_another_result(make: Make, run_of_two: Any, c
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "processor.json", STATE, FILE])
-def test_a_run_does_not_go_on_from_a_file_that_was_changed(make: Make, run_of_two: Any, name: str) -> None:
+def test_a_changed_file_is_not_resumed_from(make: Make, run_of_two: Any, name: str) -> None:
     checkpoint, config = run_of_two(make)
     flipped(checkpoint / name, -3, 0)
     with pytest.raises(TrainingError, match=rf"{name}.*\nRemove .*step-0000002, and"):
@@ -79,7 +79,7 @@ def test_a_run_does_not_go_on_from_a_file_that_was_changed(make: Make, run_of_tw
     train(config, quiet=True, resume=True)
 
 
-def test_an_edited_model_card_changes_nothing(make: Make, run_of_two: Any) -> None:
+def test_an_edited_model_card_is_accepted(make: Make, run_of_two: Any) -> None:
     checkpoint, config = run_of_two(make)
     (checkpoint / "README.md").write_text("Mine.")
     (checkpoint / "notes.txt").write_text("Mine too.")
@@ -205,7 +205,7 @@ def changed_record(*keys: str, value: Any) -> Callable[[Path], None]:
         (another_step_in_the_record, "config.json is of step 1, expected that of step-0000002"),
     ],
 )
-def test_state_and_weights_are_held_together_where_the_hashes_were_made_anew(
+def test_state_and_weights_are_compared_even_if_hashes_match(
     make: Make, run_of_two: Any, change: Callable[[Path], None], words: str
 ) -> None:
     checkpoint, config = run_of_two(make)
@@ -233,7 +233,7 @@ def test_a_run_that_would_end_before_its_checkpoint_is_refused(make: Make, run_o
     train(make(schedule__stop=2), quiet=True, resume=True)
 
 
-def test_without_a_checkpoint_before_it_the_way_out_is_a_new_run(make: Make, run_of_two: Any) -> None:
+def test_without_an_earlier_checkpoint_the_hint_is_a_new_run(make: Make, run_of_two: Any) -> None:
     checkpoint, config = run_of_two(make)
     shutil.rmtree(checkpoint.with_name("step-0000001"))
     (checkpoint / FILE).unlink()
@@ -263,7 +263,7 @@ def test_info_verifies_on_request(make: Make, run_of_two: Any, tmp_path: Path) -
     assert "expected a checkpoint" in done.stderr
 
 
-def test_shards_are_recorded_and_one_that_is_added_is_noticed(make: Make, built: Any, tmp_path: Path) -> None:
+def test_an_added_shard_is_detected(make: Make, built: Any, tmp_path: Path) -> None:
     save(ModelAssembly(*built), tmp_path / "model", max_shard_size=100_000)
     names = verify_checksums(tmp_path / "model", is_checkpoint_file=is_checkpoint_file)
     assert len([name for name in names if name.startswith("model-")]) > 2

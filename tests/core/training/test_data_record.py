@@ -52,14 +52,14 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_changed_data_are_named(make, data: Path, name: str) -> None:
-    change, said = CHANGES[name]
+    change, expected = CHANGES[name]
     config = make()
     then = described(config)
     assert len(then.sources["text"]["fingerprint"]) == 64
     change(data)
     with pytest.raises(TrainingError, match="not those that the run was started with") as error:
         described(config).resume({"step": 3, "data": then.to_dict(3)}, accept=False)
-    assert said in str(error.value)
+    assert expected in str(error.value)
     assert "changed_data=accept" in str(error.value)
 
 
@@ -83,14 +83,14 @@ def test_changed_data_are_refused_or_accepted_and_reported(
 @pytest.mark.parametrize(
     "damage", [[], {"sources": []}, {"bad_samples": {"samples": 3}}, {"sources": {"text": {"samples": 4}}}]
 )
-def test_a_damaged_record_is_an_error_of_ours(make, damage) -> None:
+def test_a_damaged_record_is_a_training_error(make, damage) -> None:
     now = described(make())
     data = {**now.to_dict(0), **damage} if isinstance(damage, dict) else damage
     with pytest.raises(TrainingError, match="the checkpoint's record of its data is damaged"):
         now.resume({"step": 3, "data": data}, accept=True)
 
 
-def test_a_source_that_is_not_in_the_mixture_may_change(make, data: Path) -> None:
+def test_a_source_without_a_share_may_change(make, data: Path) -> None:
     mixture = {"read": 1, "draw": 1, "text": 0}
     train(make(mixture=mixture, schedule__stop=1), quiet=True)
     append(data / "text.jsonl", {"text": "more"})
@@ -107,7 +107,7 @@ def spoil(data: Path) -> None:
     append(data / "text.jsonl", {"messages": [{"role": "assistant", "content": " "}]})
 
 
-def test_a_run_goes_past_bad_samples_and_resumes_exactly(make, metrics, data: Path, tmp_path: Path) -> None:
+def test_a_run_skips_bad_samples_and_resumes_exactly(make, metrics, data: Path, tmp_path: Path) -> None:
     spoil(data)
     with pytest.raises(DataError, match=r"source '\w+', sample \d: "):
         train(make(output=str(tmp_path / "refused")), quiet=True)
@@ -132,12 +132,12 @@ def test_a_run_goes_past_bad_samples_and_resumes_exactly(make, metrics, data: Pa
     ModelAssembly.from_checkpoint(Path(whole.output) / "model")
 
 
-def test_a_policy_may_be_eased_at_a_resume(make, data: Path) -> None:
+def test_a_policy_may_be_relaxed_at_a_resume(make, data: Path) -> None:
     train(make(schedule__stop=1), quiet=True)
     train(make(schedule__stop=2, bad_samples={"too_long": "skip", "limit": 0.5}), quiet=True, resume=True)
 
 
-def test_old_checkpoints_without_a_record_are_gone_on_from(
+def test_checkpoints_without_a_record_of_data_are_resumed_with_a_warning(
     make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(make(schedule__stop=1), quiet=True)

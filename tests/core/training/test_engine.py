@@ -84,7 +84,7 @@ def test_steps_match_torch_by_hand() -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # the fused kernel rounds in another order
 
 
-def test_pieces_add_up_to_the_whole() -> None:
+def test_micro_batches_add_up_to_the_batch() -> None:
     torch.manual_seed(0)
     x = torch.randn(6, 3)
     models = [nn.Linear(3, 1) for _ in range(2)]
@@ -115,7 +115,7 @@ def test_pieces_add_up_to_the_whole() -> None:
         (ScheduleConfig(steps=2, name="cosine", final=0.1), [1, 0.55]),
     ],
 )
-def test_the_rate_follows_its_schedule(schedule: ScheduleConfig, shares: list[float]) -> None:
+def test_the_learning_rate_follows_its_schedule(schedule: ScheduleConfig, shares: list[float]) -> None:
     assert [lr_factor(schedule, step) for step in range(schedule.steps)] == pytest.approx(shares)
 
 
@@ -152,13 +152,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
     assert torch.equal(model.weight, before)
 
 
-def test_nothing_to_learn_is_an_error() -> None:
+def test_no_trainable_parameter_is_an_error() -> None:
     model = nn.Linear(2, 1).requires_grad_(False)
     with pytest.raises(TrainingError, match="every parameter is frozen"):
         Engine(model, scalar_objective(lambda x: {}), OptimizerConfig(), ScheduleConfig())
 
 
-def test_work_that_ends_early_is_an_error() -> None:
+def test_batches_that_end_early_are_an_error() -> None:
     model = nn.Linear(2, 1)
     with pytest.raises(TrainingError, match="ended at step 2 of 5"):
         fit(

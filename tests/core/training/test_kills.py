@@ -37,7 +37,7 @@ def leftovers(output: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("every", [pytest.param(6, id="every sixth"), EVERY])
-def test_saving_and_finishing_survive_a_kill_at_each_file_operation(
+def test_saving_survives_a_kill_at_each_file_operation(
     make: Make, built: Any, tmp_path: Path, killed_at: Any, every: int
 ) -> None:
     """A checkpoint is written, the one before it removed, and the finished model replaced."""
@@ -83,7 +83,7 @@ def test_resuming_a_run_without_steps_left_drops_old_checkpoints(make: Make) -> 
 
 
 @pytest.mark.proof
-def test_a_run_that_was_killed_at_any_file_operation_is_resumed_to_the_bit(
+def test_a_run_killed_at_any_file_operation_resumes_bitwise(
     make: Make, tmp_path: Path, killed_at: Any
 ) -> None:
     whole = train(make(output=str(tmp_path / "whole"), schedule={"steps": 3}), quiet=True)

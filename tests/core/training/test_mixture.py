@@ -30,7 +30,7 @@ def mixture(seed: int = 0, **lengths: int) -> Mixture:
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 16, 17, 1000])
-def test_shuffling_permutes(length: int) -> None:
+def test_shuffling_is_a_permutation(length: int) -> None:
     places = [shuffled(i, length, (1, 2, 3)) for i in range(length)]
     assert sorted(places) == list(range(length))
 
@@ -51,7 +51,7 @@ def test_shares_fill_the_batch_exactly(total: int) -> None:
     assert all(abs(counts[name] - total * share / 20) < 1 for name, share in shares.items())
 
 
-def test_what_a_step_rounds_a_later_step_makes_up_for() -> None:
+def test_rounding_of_shares_is_made_up_for_in_later_steps() -> None:
     mixed = mixture()
     exact = {"pairs": 102.4, "text": 153.6, "draw": 256}
     for step in range(5):
@@ -89,7 +89,7 @@ SHARES = st.lists(st.integers(0, 1000) | st.floats(0.001, 1000), min_size=1, max
 
 
 @given(shares=SHARES, total=st.integers(0, 10_000))
-def test_apportioning_is_monotone_whole_and_near(shares: list[float], total: int) -> None:
+def test_apportioned_counts_are_monotone_whole_and_near_the_shares(shares: list[float], total: int) -> None:
     """A count is off by less than the rounding of all sources together, and never falls with the total."""
     named = {str(i): share for i, share in enumerate(shares)}
     counts, after = apportion(named, total), apportion(named, total + 1)
@@ -112,7 +112,7 @@ def test_an_epoch_takes_every_sample_once_and_the_next_has_another_order() -> No
     assert first != second
 
 
-def test_what_replaces_a_sample_is_any_of_its_source_and_always_the_same() -> None:
+def test_a_replacement_is_a_fixed_sample_of_the_same_source() -> None:
     mixed = mixture(text=20)
     drawn = [
         mixed.index(SampleRef("text", number, attempt)) for number in range(40) for attempt in range(1, 4)
@@ -163,7 +163,7 @@ def test_an_empty_source_is_named() -> None:
         (Sample([Text("bare", True)]), "a Sample of Text; expected messages"),  # type: ignore[list-item]
     ],
 )
-def test_what_is_no_sample_of_messages_is_refused(
+def test_a_source_must_return_samples_of_messages(
     returned: object, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Numbers, "sample", lambda *_: returned)
@@ -172,6 +172,6 @@ def test_what_is_no_sample_of_messages_is_refused(
 
 
 @pytest.mark.parametrize("length", [2.5, -1, None])
-def test_a_source_that_cannot_say_its_length_is_named(length: Any) -> None:
+def test_a_source_without_a_length_is_named(length: Any) -> None:
     with pytest.raises(DataError, match=r"source 'text' has no length: .*a whole number"):
         mixture(text=length)

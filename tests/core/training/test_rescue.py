@@ -109,7 +109,7 @@ def test_the_command_line_prints_what_was_saved_below_an_error(monkeypatch: pyte
     assert (done.exit_code, done.stderr) == (2, "step 3: not finite.\nThe 3 steps before it are saved.\n")
 
 
-def test_a_sample_that_is_too_long_is_cured_as_its_error_says(make: Make, data: Path) -> None:
+def test_the_hint_of_a_too_long_sample_works(make: Make, data: Path) -> None:
     """With threads that prepare ahead: the error comes out of one of them."""
     text = [{"text": "short"}] * 5 + [{"text": "long " * 60}]
     (data / "text.jsonl").write_text("\n".join(map(json.dumps, text)))
@@ -137,7 +137,7 @@ def test_a_tracker_that_fails_costs_no_step(make: Make, monkeypatch: pytest.Monk
     assert "The 7 steps before it are saved" in error.value.__notes__[0]
 
 
-def test_a_single_step_is_spoken_of_as_such(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_step_is_written_in_the_singular(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(JanusModel, "forward", failing_at(1, poison))
     with pytest.raises(TrainingError) as error:
         train(make(), quiet=True)
@@ -158,7 +158,7 @@ def test_a_save_that_fails_does_not_hide_the_error(make: Make, monkeypatch: pyte
     )
 
 
-def test_an_error_in_the_first_step_loses_nothing_and_says_so(
+def test_an_error_in_the_first_step_reports_that_nothing_was_lost(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(JanusModel, "forward", failing_at(0, poison))
@@ -167,9 +167,7 @@ def test_an_error_in_the_first_step_loses_nothing_and_says_so(
     assert error.value.__notes__ == ["No step was done before it, so nothing was lost."]
 
 
-def test_weights_that_an_update_was_changing_are_not_saved(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_of_an_interrupted_update_are_not_saved(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     step, calls = torch.optim.AdamW.step, []
 
     def half(self: torch.optim.AdamW) -> None:
@@ -188,7 +186,7 @@ def test_weights_that_an_update_was_changing_are_not_saved(
 
 
 @pytest.mark.parametrize("spoil", ["weights", "moments"])
-def test_no_checkpoint_is_made_of_what_is_not_finite(
+def test_a_state_that_is_not_finite_is_not_saved(
     make: Make, monkeypatch: pytest.MonkeyPatch, spoil: str
 ) -> None:
     step, calls = torch.optim.AdamW.step, []
@@ -233,7 +231,7 @@ class Noisy(torch.nn.Module):
         (lambda weight: 1e25 * weight.sum(), "grad_norm"),  # its square is infinite
     ],
 )
-def test_a_failed_step_leaves_no_trace(spoil: Any, words: str) -> None:
+def test_a_failed_step_changes_no_state(spoil: Any, words: str) -> None:
     """Neither in statistics nor in random states, weights or moments."""
     module = Noisy()
     engine = Engine(
@@ -266,13 +264,13 @@ REPAIRS = {
 }
 
 
-def test_what_repairs_a_run_is_accepted_and_told(make: Make, capsys: Any) -> None:
+def test_changeable_settings_are_accepted_and_printed(make: Make, capsys: Any) -> None:
     train(make(schedule__stop=2), quiet=True)
     train(make(schedule__stop=3, **REPAIRS), quiet=True, resume=True)
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     for key, value in REPAIRS.items():
-        assert any(line.startswith(f"  {key.replace('__', '.')}: ") for line in told.splitlines()), key
-        assert f"{value!r} now" in told
+        assert any(line.startswith(f"  {key.replace('__', '.')}: ") for line in output.splitlines()), key
+        assert f"{value!r} now" in output
     record = json.loads((Path(make().output) / "checkpoints/step-0000003/config.json").read_text())
     assert record["training"]["config"]["optimizer"]["lr"] == 1e-4
 
@@ -280,7 +278,7 @@ def test_what_repairs_a_run_is_accepted_and_told(make: Make, capsys: Any) -> Non
 @pytest.mark.parametrize(
     ("key", "value"), [("weight_decay", 0.5), ("betas", (0.5, 0.5)), ("lr", 1e-5), ("clip", 1e-3)]
 )
-def test_a_setting_of_the_optimizer_that_was_changed_takes_effect(key: str, value: Any) -> None:
+def test_a_changed_optimizer_setting_takes_effect(key: str, value: Any) -> None:
     """The state of an optimizer brings its settings along, and they are not those of now."""
     results = []
     for later in ({}, {key: value}):
@@ -306,7 +304,7 @@ def test_a_setting_of_the_optimizer_that_was_changed_takes_effect(key: str, valu
         ({"init": "elsewhere", "model": "null"}, r"init: None then, 'elsewhere' now"),
     ],
 )
-def test_what_would_make_another_run_is_refused_with_both_values(
+def test_fixed_settings_are_an_error_with_both_values(
     make: Make,
     change: dict[str, Any],
     words: str,
@@ -343,7 +341,7 @@ def test_options_of_a_source_may_change_and_its_name_may_not() -> None:
     assert not all(accepted(b=source))
 
 
-def test_the_new_run_that_a_refusal_speaks_of_can_be_started(make: Make, tmp_path: Path) -> None:
+def test_the_suggested_new_run_can_be_started(make: Make, tmp_path: Path) -> None:
     train(make(schedule__stop=1), quiet=True)
     with pytest.raises(TrainingError, match="start a new run from its weights: ") as error:
         train(make(seed=1), quiet=True, resume=True)
@@ -356,7 +354,7 @@ def test_the_new_run_that_a_refusal_speaks_of_can_be_started(make: Make, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
-def test_one_of_several_processes_is_refused(make: Make, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_several_processes_are_an_error(make: Make, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "2")
     with pytest.raises(TrainingError, match=rf"{name}=2: .*not supported yet.*Start one process"):
         train(make(), quiet=True)
@@ -366,7 +364,7 @@ def test_one_of_several_processes_is_refused(make: Make, monkeypatch: pytest.Mon
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such lock")
-def test_a_folder_in_which_another_process_trains_is_refused(make: Make) -> None:
+def test_a_locked_folder_is_an_error(make: Make) -> None:
     config = make(schedule__stop=1)
     folder = Path(config.output)
     folder.mkdir()

@@ -25,7 +25,7 @@ from janus_modular.training.train import batch_builder, open_sources, train
 from janus_modular.training.trainable import set_trainable
 
 
-def test_memory_counts_parameters_and_is_near_for_activations(
+def test_memory_is_exact_for_parameters_and_near_for_activations(
     make, built: tuple[JanusModel, Processor]
 ) -> None:
     """Against what autograd really saves. Within a factor of 2: norms, attention and losses are guessed."""
@@ -79,7 +79,7 @@ def test_spans_cover_every_position(make, built: tuple[JanusModel, Processor]) -
         collate([sequence])
 
 
-def test_the_page_needs_no_other_file_and_escapes_words(make, data: Path) -> None:
+def test_the_page_needs_no_other_file_and_escapes_text(make, data: Path) -> None:
     (data / "text.jsonl").write_text(json.dumps({"text": "<script>alert([red]);[/]\\</script>"}))
     preview = preview_step(make(), default_plugins(), n=5)
     page = as_html(preview, title="a & b")
@@ -117,7 +117,7 @@ def file(make, data: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_dry_run_says_it_all_and_trains_nothing(file: Path) -> None:
+def test_a_dry_run_prints_everything_and_trains_nothing(file: Path) -> None:
     result = CliRunner().invoke(app, ["train", str(file), "--dry-run"])
     assert result.exit_code == 0, result.output
     output = " ".join(result.output.split())
@@ -178,14 +178,14 @@ def test_samples_and_epochs_of_each_source_are_shown(file: Path, data: Path) -> 
         (["data", "inspect", "FILE", "--out", "sheet.pdf"], "name of an .html file"),
     ],
 )
-def test_mistakes_are_said_without_a_traceback(file: Path, words: list[str], bad_sample: str) -> None:
+def test_user_errors_are_printed_without_a_traceback(file: Path, words: list[str], bad_sample: str) -> None:
     result = CliRunner().invoke(app, [str(file) if word == "FILE" else word for word in words])
     assert result.exit_code == 2
     assert bad_sample in " ".join(result.output.split())
     assert not (file.parent / "out" / "checkpoints").exists()
 
 
-def test_a_stage_can_be_called_with_sources_of_ones_own(make) -> None:
+def test_train_accepts_source_objects(make) -> None:
     config = make(schedule={"steps": 1})
     sources = open_sources(config, default_plugins())
     assert train(config, quiet=True, sources=sources).is_dir()
@@ -193,9 +193,7 @@ def test_a_stage_can_be_called_with_sources_of_ones_own(make) -> None:
 
 @pytest.mark.parametrize("output", ["{file}", "{file}/run", "{folder}/" + "a" * 300])
 @pytest.mark.parametrize("command", [["config", "validate"], ["train", "--dry-run"], ["train", "--quiet"]])
-def test_a_folder_that_cannot_be_made_is_refused_before_the_run(
-    file: Path, command: list[str], output: str
-) -> None:
+def test_an_invalid_folder_is_an_error_before_the_run(file: Path, command: list[str], output: str) -> None:
     override = f"output={output.format(file=file, folder=file.parent)}"
     result = CliRunner().invoke(app, [*command, str(file), override])
     assert result.exit_code == 2, result.output
@@ -204,14 +202,14 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_run(
     assert len(result.stderr) < 1000
 
 
-def test_a_dry_run_refuses_several_processes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_checks_for_several_processes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = CliRunner().invoke(app, ["train", str(file), "--dry-run"])
     assert (result.exit_code, "WORLD_SIZE=2" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(("schedule", "last"), [({"steps": 4}, 3), ({"steps": 9, "stop": 2}, 1)])
-def test_a_step_beyond_the_run_is_refused(make, schedule: dict[str, int], last: int) -> None:
+def test_a_step_beyond_the_run_is_an_error(make, schedule: dict[str, int], last: int) -> None:
     config = make(schedule=schedule)
     assert preview_step(config, default_plugins(), n=1, step=last).samples
     for step in (last + 1, 10**6):

@@ -34,7 +34,7 @@ def builder(**changes: object) -> BatchBuilder:
     return BatchBuilder(mixed, sequence, **settings)  # type: ignore[arg-type]
 
 
-def test_threads_change_nothing() -> None:
+def test_threads_do_not_change_batches() -> None:
     alone, helped = (list(builder().build_all(3, 8, workers=workers)) for workers in (0, 3))
     assert len(alone) == len(helped) == 5
     for a, b in zip(alone, helped, strict=True):
@@ -42,7 +42,7 @@ def test_threads_change_nothing() -> None:
         assert torch.equal(a.batches[0].tokens, b.batches[0].tokens)
 
 
-def test_steps_are_prepared_ahead_and_no_further_than_asked() -> None:
+def test_only_a_few_steps_are_prepared_ahead() -> None:
     work = builder().build_all(0, 10**9, workers=2)
     assert len(list(itertools.islice(work, 2))) == 2
     work.close()
@@ -57,7 +57,7 @@ def test_a_tenth_of_the_conditions_is_dropped() -> None:
     assert np.mean(dropped) == pytest.approx(0.1, abs=0.03)  # 2000 draws: five standard deviations
 
 
-def test_accumulation_cuts_rows_not_counts() -> None:
+def test_accumulation_divides_rows_not_counts() -> None:
     whole, cut = builder().build(0), builder(accumulate=7).build(0)
     assert len(cut.batches) == 7
     assert (
@@ -66,7 +66,7 @@ def test_accumulation_cuts_rows_not_counts() -> None:
     assert cut.supervised == whole.supervised == 800
 
 
-def test_nothing_supervised_is_named() -> None:
+def test_a_sample_without_supervised_positions_is_named() -> None:
     def unsupervised(sample: Sample, drop: bool) -> Sequence:
         made = sequence(sample, drop)
         made.labels[:] = IGNORE_INDEX
@@ -78,6 +78,6 @@ def test_nothing_supervised_is_named() -> None:
         bad.build(0)
 
 
-def test_errors_in_threads_arrive_as_they_are() -> None:
+def test_errors_in_threads_are_raised_unchanged() -> None:
     with pytest.raises(DataError, match=r"4 positions.*rows of 3: raise length"):
         next(builder(length=3).build_all(0, 5, workers=2))

@@ -82,7 +82,7 @@ def test_the_same_seed_gives_the_same_losses(make, metrics, tmp_path: Path) -> N
     assert one != other
 
 
-def test_frozen_parts_stay_and_the_others_move(make) -> None:
+def test_frozen_parameters_stay_and_trainable_ones_change(make) -> None:
     """Bit for bit, buffers and all, after steps that would move a codebook in train mode."""
     learn = ["understanding.adaptor", "generation.embedding", "generation.adaptor", "generation.head"]
     config = make(learn=learn)
@@ -98,15 +98,15 @@ def test_frozen_parts_stay_and_the_others_move(make) -> None:
         assert torch.equal(tensor, after[name]) is not learns, name
 
 
-def test_it_says_in_a_sentence_what_was_loaded(make, capsys, tmp_path: Path) -> None:
+def test_loaded_weights_are_reported(make, capsys, tmp_path: Path) -> None:
     config = make(schedule__stop=1)
     adaptor = ModelAssembly.from_config(config.model).model.understanding.adaptor
     file = tmp_path / "[bold]adaptor.safetensors"  # a name that is printed as it is
     save_file(adaptor.state_dict(), file)
     train(make(schedule__stop=1, model__understanding__adaptor__pretrained=json.dumps(str(file))))
-    said = capsys.readouterr().err
-    assert f"adaptor 'mlp': {len(adaptor.state_dict())} tensors from {file}\n" in said
-    assert "PretrainedReport" not in said
+    output = capsys.readouterr().err
+    assert f"adaptor 'mlp': {len(adaptor.state_dict())} tensors from {file}\n" in output
+    assert "PretrainedReport" not in output
 
 
 def test_losses_by_source_add_up(make, metrics) -> None:
@@ -147,7 +147,7 @@ def test_layout_does_not_change_the_loss(make, metrics, tmp_path: Path, change: 
         assert a["supervised"] == b["supervised"]
 
 
-def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_a_checkpoint_to_resume_from(make, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make()
     forward = JanusModel.forward
     seen = []
@@ -205,7 +205,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(make, monkeypatch: pytest.Monkey
         lambda file: file.write_bytes(b""),
     ],
 )
-def test_a_damaged_state_is_said_and_the_one_before_can_be_gone_on_from(make, damage, capsys) -> None:
+def test_a_damaged_state_is_an_error_and_the_earlier_checkpoint_works(make, damage, capsys) -> None:
     config = make(checkpoint_every=2, schedule={"steps": 4})
     train(config, quiet=True)
     last = Path(config.output) / "checkpoints/step-0000004"
@@ -218,7 +218,7 @@ def test_a_damaged_state_is_said_and_the_one_before_can_be_gone_on_from(make, da
     assert "step-0000002; step-0000004 cannot be resumed from: no training.pt" in capsys.readouterr().err
 
 
-def test_figures_that_cannot_be_written_end_a_run_in_a_sentence(
+def test_metrics_that_cannot_be_written_are_an_error(
     make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -241,14 +241,14 @@ def test_figures_that_cannot_be_written_end_a_run_in_a_sentence(
         train(make(), quiet=True)
 
 
-def test_resuming_with_other_settings_is_refused(make) -> None:
+def test_resuming_with_other_settings_is_an_error(make) -> None:
     train(make(schedule__stop=2), quiet=True)
     with pytest.raises(TrainingError, match=r"batch: 5 then, 6 now .*\n.*seed: 0 then, 1 now") as error:
         train(make(batch=6, seed=1), quiet=True, resume=True)
     assert "init=" in str(error.value)
 
 
-def test_a_stage_starts_from_the_one_before(make, tmp_path: Path) -> None:
+def test_a_stage_starts_from_the_previous_stage(make, tmp_path: Path) -> None:
     first = train(make(), quiet=True)
     config = make(
         model="null", init=str(first), learn=["backbone"], output=str(tmp_path / "two"), schedule={"steps": 1}
@@ -262,13 +262,13 @@ def test_a_stage_starts_from_the_one_before(make, tmp_path: Path) -> None:
     )
 
 
-def test_data_that_are_not_there_are_all_named(make) -> None:
+def test_all_missing_data_files_are_named(make) -> None:
     config = make(sources__read__path="YOUR/read.jsonl", sources__draw__path="YOUR/draw.jsonl")
     with pytest.raises(ConfigError, match=r"sources.read: 'YOUR/read.jsonl' is no file.*\n.*sources.draw"):
         train(config, quiet=True)
 
 
-def test_a_sample_with_nothing_to_learn_is_named(make, data: Path) -> None:
+def test_an_unsupervised_sample_is_named(make, data: Path) -> None:
     (data / "text.jsonl").write_text('{"messages": [{"role": "user", "content": "Hello?"}]}\n')
     with pytest.raises(DataError, match=r"source 'text', sample 0: .*nothing"):
         train(make(), quiet=True)
@@ -279,7 +279,7 @@ def test_a_sample_that_fits_no_row_is_named(make) -> None:
         train(make(length=16), quiet=True)
 
 
-def test_rows_longer_than_the_context_are_refused(make) -> None:
+def test_rows_longer_than_the_context_are_an_error(make) -> None:
     with pytest.raises(ConfigError, match="rows of 4096 positions; the backbone's context is 512"):
         train(make(length=4096), quiet=True)
 
@@ -298,7 +298,7 @@ def test_a_loss_that_is_not_finite_names_its_source(make, monkeypatch: pytest.Mo
         train(make(), quiet=True)
 
 
-def test_half_precision_computes_in_half_and_keeps_full_weights(make, metrics, tmp_path: Path) -> None:
+def test_half_precision_keeps_float32_weights(make, metrics, tmp_path: Path) -> None:
     """2 %: bfloat16 keeps 8 bits, 0.4 %, of each number, and errors add up over the layers."""
     full = make(schedule={"steps": 2})
     half = make(schedule={"steps": 2}, output=str(tmp_path / "half"), dtype="bfloat16")

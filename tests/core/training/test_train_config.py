@@ -22,7 +22,7 @@ PAPERS: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_shipped_stages_are_the_papers(name: str) -> None:
+def test_shipped_stages_match_the_papers(name: str) -> None:
     config = resolve(load(f"train/{name}"), TrainConfig)
     lr, schedule, decay, warmup, steps, stop, batch, ratio = PAPERS[name]
     optimizer = config.optimizer
@@ -72,7 +72,7 @@ def raw(**changes: Any) -> dict[str, Any]:
     return base | changes
 
 
-def test_all_faults_are_reported_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as error:
         resolve(
             load(
@@ -88,7 +88,7 @@ def test_all_faults_are_reported_at_once() -> None:
             ),
             TrainConfig,
         )
-    said = str(error.value)
+    message = str(error.value)
     for part in (
         "batchsize: unknown key",
         "supervise: found 'some'",
@@ -96,7 +96,7 @@ def test_all_faults_are_reported_at_once() -> None:
         "text.task",
         "draw.name",
     ):
-        assert part in said
+        assert part in message
     assert len(error.value.errors) == 5
 
 
@@ -108,7 +108,7 @@ def test_fields_that_contradict_each_other_are_all_reported() -> None:
             ),
             TrainConfig,
         )
-    said = str(error.value)
+    message = str(error.value)
     for part in (
         "found both of model and init",
         "batch: 0; expected at least 1",
@@ -118,10 +118,10 @@ def test_fields_that_contradict_each_other_are_all_reported() -> None:
         "mixture.dra: no such source; sources: text, draw. Did you mean 'draw'?",
         "source 'draw' has no share",
     ):
-        assert part in said
+        assert part in message
 
 
-def test_faults_inside_do_not_hide_faults_at_the_top() -> None:
+def test_nested_errors_do_not_hide_top_level_errors() -> None:
     changes = dict.fromkeys(("batch", "length", "accumulate", "log_every", "keep"), 0)
     changes |= {
         "condition_dropout": 2,
@@ -137,7 +137,7 @@ def test_faults_inside_do_not_hide_faults_at_the_top() -> None:
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:1"])
-def test_devices_need_not_be_here_to_be_valid(device: str) -> None:
+def test_devices_of_other_machines_are_valid(device: str) -> None:
     assert resolve(load(raw(device=device)), TrainConfig).device == device
 
 
@@ -163,7 +163,7 @@ def test_devices_need_not_be_here_to_be_valid(device: str) -> None:
         ([{"until": 5, "text": 1, "draw": 0}, {"until": 5, "text": 1}, {"draw": 1}], "phase 2 has until 5"),
     ],
 )
-def test_mixtures_that_cannot_be(mixture: Any, fault: str) -> None:
+def test_invalid_mixtures_are_errors(mixture: Any, fault: str) -> None:
     with pytest.raises(ConfigError) as error:
         resolve(load(raw(mixture=mixture)), TrainConfig)
     assert fault in str(error.value)
@@ -180,7 +180,7 @@ def test_sources_without_a_share_are_not_used() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"lr": "nan"}, {"lr": "inf"}, {"weight_decay": "nan"}, {"clip": "nan"}, {"clip": 0}]
 )
-def test_what_no_training_survives_is_refused(wrong: dict[str, object]) -> None:
+def test_values_without_convergence_are_errors(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"not a finite number|expected lr above 0, weight_decay of"):
         resolve(load(raw(optimizer=wrong)), TrainConfig)
 
@@ -191,7 +191,7 @@ def test_a_limit_is_a_share(limit: Any) -> None:
         resolve(load(raw(bad_samples={"limit": limit})), TrainConfig)
 
 
-def test_a_shares_first_sample_may_come_late() -> None:
+def test_the_first_sample_of_a_share_may_come_late() -> None:
     config = resolve(load(raw(mixture={"text": 99, "draw": 1}, batch=10)), TrainConfig)
     [phase] = config.mixture_phases()
     assert [samples_before([phase], 10, step)["draw"] for step in (4, 5, 6, 15, 1000)] == [0, 0, 1, 1, 100]

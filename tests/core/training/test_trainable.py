@@ -34,7 +34,9 @@ def model() -> JanusModel:
 @pytest.mark.parametrize(
     ("name", "width", "millions"), [("janus_pro_1b", 2048, 48.28), ("janus_pro_7b", 4096, 121.70)]
 )
-def test_stage_1_trains_what_the_papers_count(name: str, width: int, millions: float) -> None:
+def test_stage_1_trains_as_many_parameters_as_the_papers_state(
+    name: str, width: int, millions: float
+) -> None:
     model = build_model(resolve(load(name), ModelConfig), on_meta=True)
     set_trainable(model, STAGE_1)
     counts = trainable(model)
@@ -67,7 +69,7 @@ def test_frozen_modules_are_in_eval_mode(model: JanusModel) -> None:
     assert all(name.startswith(("generation.head", "backbone.model.model.layers.1")) for name in training)
 
 
-def test_a_star_stands_for_one_name(model: JanusModel) -> None:
+def test_a_star_matches_one_name(model: JanusModel) -> None:
     set_trainable(model, ["backbone.model.model.layers.*.mlp", "*.adaptor"])
     learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     prefixes = {
@@ -78,31 +80,31 @@ def test_a_star_stands_for_one_name(model: JanusModel) -> None:
     assert prefixes == layers | {"understanding.adaptor", "generation.adaptor"}
 
 
-def test_the_tokenizer_is_left_out_of_its_path(model: JanusModel) -> None:
+def test_the_image_tokenizer_stays_frozen(model: JanusModel) -> None:
     set_trainable(model, ["generation"])
     assert not any(p.requires_grad for p in model.generation.tokenizer.parameters())
     assert not model.generation.tokenizer.training
     assert all(p.requires_grad for p in model.generation.head.parameters())
 
 
-def test_tied_weights_learn_together(model: JanusModel) -> None:
+def test_tied_weights_are_trained_together(model: JanusModel) -> None:
     set_trainable(model, ["backbone.model.lm_head"])
     assert model.backbone.model.model.embed_tokens.weight.requires_grad
 
 
-def test_every_pattern_that_cannot_be_is_reported(model: JanusModel) -> None:
+def test_every_invalid_pattern_is_reported(model: JanusModel) -> None:
     with pytest.raises(ConfigError) as error:
         set_trainable(
             model, ["generation.adapter", "understanden", "backbone", "generation.tokenizer.encoder"]
         )
-    said = str(error.value)
-    assert "'generation.adapter' matches nothing. generation holds:" in said
-    assert "Did you mean 'adaptor'?" in said
-    assert "'understanden' matches nothing. The model holds: understanding, generation, backbone." in said
-    assert "generation.tokenizer.encoder, which is trained on its own" in said
+    message = str(error.value)
+    assert "'generation.adapter' matches nothing. generation holds:" in message
+    assert "Did you mean 'adaptor'?" in message
+    assert "'understanden' matches nothing. The model holds: understanding, generation, backbone." in message
+    assert "generation.tokenizer.encoder, which is trained on its own" in message
 
 
-def test_the_table_shows_both(model: JanusModel) -> None:
+def test_the_table_shows_trainable_and_frozen_parameters(model: JanusModel) -> None:
     set_trainable(model, STAGE_1)
     console = Console(width=80, file=StringIO())
     console.print(trainable_table(model))
@@ -111,7 +113,7 @@ def test_the_table_shows_both(model: JanusModel) -> None:
     assert any("all" in line and "M" in line for line in lines)
 
 
-def test_of_a_part_that_learns_in_part_the_rest_has_to_be_named(
+def test_partially_trainable_components_train_the_rest_only_by_name(
     model: JanusModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = ["model.model.layers.1.mlp", "model.model.norm.weight"]

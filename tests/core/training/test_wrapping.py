@@ -31,7 +31,7 @@ def second(make, first: Path, tmp_path: Path):
     return build
 
 
-def test_adapters_alone_learn_and_are_folded(second, first: Path, tmp_path: Path) -> None:
+def test_only_adapters_are_trained_and_can_be_merged(second, first: Path, tmp_path: Path) -> None:
     folder = train(second(), quiet=True)
     before, after = (dict(ModelAssembly.from_checkpoint(path).model.state_dict()) for path in (first, folder))
     adapters = {name for name in after if ".lora_" in name}
@@ -51,7 +51,7 @@ def test_adapters_alone_learn_and_are_folded(second, first: Path, tmp_path: Path
     assert folded.chat("Colour?", max_tokens=8) == adapted.chat("Colour?", max_tokens=8)
 
 
-def test_a_run_goes_on_with_what_it_wrapped(second, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_wrapped_backbone(second, tmp_path: Path) -> None:
     whole = train(second(checkpoint_every=2), quiet=True)
     halves = {"output": str(tmp_path / "halves"), "checkpoint_every": 2}
     train(second(**halves, schedule={"steps": 4, "stop": 2}), quiet=True)
@@ -61,7 +61,7 @@ def test_a_run_goes_on_with_what_it_wrapped(second, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrap", "said"),
+    ("wrap", "expected"),
     [
         ("lora", "found 'lora'; expected a backbone with options"),
         ({"name": "hf"}, "'hf' holds no other backbone; expected a backbone that holds another"),
@@ -76,12 +76,12 @@ def test_a_run_goes_on_with_what_it_wrapped(second, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_wrapped_is_said_before_anything_is_read(second, wrap, said: str) -> None:
-    with pytest.raises(JanusError, match=said):
+def test_invalid_wraps_are_errors_before_weights_are_read(second, wrap, expected: str) -> None:
+    with pytest.raises(JanusError, match=expected):
         train(second(wrap=wrap), quiet=True)
 
 
-def test_one_is_enough(second, make, tmp_path: Path) -> None:
+def test_a_second_wrap_is_an_error(second, make, tmp_path: Path) -> None:
     folder = train(second(), quiet=True)
     third = make(model="null", init=str(folder), learn=["backbone"], output=str(tmp_path / "third"))
     train(third, quiet=True)

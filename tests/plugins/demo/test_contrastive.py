@@ -21,7 +21,7 @@ def batch(count: int = 24) -> tuple[Tensor, Tensor, list[str]]:
     return pixels, labels, [f"Draw {('red', 'green', 'blue')[int(label)]}." for label in labels]
 
 
-def test_learns_what_belongs_together() -> None:
+def test_training_matches_images_and_captions() -> None:
     torch.manual_seed(0)
     contrastive = Contrastive(Greys(), 3, lambda pixels: pixels)
     optimizer = torch.optim.Adam(contrastive.parameters(), 0.05)

@@ -77,9 +77,9 @@ def ran(quick: dict[str, Any], tmp_path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def test_report(ran: tuple[Path, dict[str, Any]]) -> None:
-    folder, told = ran
+    folder, returned = ran
     report = json.loads((folder / "report.json").read_text())
-    assert report == told
+    assert report == returned
     assert {name for name in report if not name.startswith("settings.")} == METRICS
     assert report["settings.drawings.drawing_accuracy.guidance"] == 2
     assert not any(isinstance(value, dict) for value in report.values())
@@ -101,7 +101,7 @@ def test_report(ran: tuple[Path, dict[str, Any]]) -> None:
     assert int(janus.model.get_submodule("generation.tokenizer").steps) == 2
 
 
-def test_other_packages_finish_the_demo(
+def test_post_training_steps_of_other_packages_run(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     points = EntryPoints([EntryPoint("tidy", f"{__name__}:tidy", post_training.GROUP)])
@@ -119,7 +119,7 @@ def test_other_packages_finish_the_demo(
     assert "tidy: Put the model away." in capsys.readouterr().err
 
 
-def test_an_interrupted_demo_goes_on_to_the_same_result(
+def test_an_interrupted_demo_continues_to_the_same_result(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run_demo(demo(quick), tmp_path / "whole", quiet=True)
@@ -157,7 +157,7 @@ def test_an_interrupted_demo_goes_on_to_the_same_result(
 
 
 @pytest.mark.parametrize("name", ["file", "file/demo", "a" * 300])
-def test_a_folder_that_cannot_be_made_is_refused(name: str, quick: dict[str, Any], tmp_path: Path) -> None:
+def test_an_invalid_folder_is_an_error(name: str, quick: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match=r"cannot be written: .* Choose another --out FOLDER"):
         run_demo(demo(quick), tmp_path / name, quiet=True)
@@ -165,9 +165,7 @@ def test_a_folder_that_cannot_be_made_is_refused(name: str, quick: dict[str, Any
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such lock")
 @pytest.mark.parametrize("run", [run_demo, run_ablation])
-def test_a_folder_that_another_process_writes_is_refused(
-    run: Callable[..., Any], quick: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_locked_folder_is_an_error(run: Callable[..., Any], quick: dict[str, Any], tmp_path: Path) -> None:
     config = demo(quick) if run is run_demo else quick
     with locked(tmp_path / LOCK, tmp_path), pytest.raises(TrainingError, match="another process is writing"):
         run(config, tmp_path, quiet=True)
@@ -176,7 +174,7 @@ def test_a_folder_that_another_process_writes_is_refused(
 
 @pytest.mark.parametrize("run", [run_demo, run_ablation])
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
-def test_one_of_several_processes_is_refused_before_anything_is_written(
+def test_several_processes_are_an_error_before_anything_is_written(
     variable: str,
     run: Callable[..., Any],
     quick: dict[str, Any],
@@ -189,7 +187,7 @@ def test_one_of_several_processes_is_refused_before_anything_is_written(
     assert not (tmp_path / "demo").exists()
 
 
-def test_keeps_away_from_what_it_did_not_make(quick: dict[str, Any], tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_an_error(quick: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(TrainingError, match="choose another --out"):
         run_demo(demo(quick), tmp_path, quiet=True)
@@ -210,7 +208,7 @@ def test_ablation(quick: dict[str, Any], tmp_path: Path) -> None:
     assert other.model.get_submodule("understanding.encoder.tokenizer").codebook_embeddings().equal(codes[0])
 
 
-def test_arms_differ_in_the_encoder_alone(plugins: Plugins) -> None:
+def test_the_two_models_differ_in_the_encoder_alone(plugins: Plugins) -> None:
     raw = load("demo/digits")
     one, other = to_plain(resolve(raw, DemoConfig, plugins)), to_plain(shared_config(raw, plugins))
     assert one["model"]["understanding"].pop("encoder") != other["model"]["understanding"].pop("encoder")

@@ -25,7 +25,7 @@ def test_distances() -> None:
     np.testing.assert_allclose(distances(SOME, OTHERS), pairwise_distances(SOME, OTHERS), rtol=1e-4)
 
 
-def test_spread_is_the_mean_over_pairs_of_a_class() -> None:
+def test_diversity_is_the_mean_over_pairs_of_a_class() -> None:
     labels = np.array([0, 0, 0, 1, 1, 1, 1, 0, 1])
     by_class = []
     for label in (0, 1):
@@ -46,7 +46,7 @@ def test_psnr_of_a_known_error() -> None:
     assert psnr(SOME, SOME + np.float32(0.1)) == pytest.approx(20.0, rel=1e-3)  # 10 log10(1 / 0.01)
 
 
-def test_flat() -> None:
+def test_to_grey() -> None:
     grey = Image.fromarray(np.array([[0, 255], [51, 102]], np.uint8))
     np.testing.assert_allclose(to_grey([grey, grey.convert("RGB")]), [[0, 1, 0.2, 0.4]] * 2)
 
@@ -55,7 +55,7 @@ def test_flat() -> None:
     ("answer", "found"),
     [("It is two.", 1), ("TWO", 1), ("one or two", None), ("", None), ("someone", None), ("one, one", 0)],
 )
-def test_named(answer: str, found: int | None) -> None:
+def test_named_class(answer: str, found: int | None) -> None:
     assert named_class(answer, ["one", "two"]) == found
 
 
