@@ -1,4 +1,4 @@
-"""What the published format and transformers' share: the preprocessor's file, and the choice of template."""
+"""Shared by the published and the transformers format: JSON files, pixel settings, the prompt format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from janus_modular import CheckpointError
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
-"""What either implementation takes where its file does not say; released files do."""
+"""The default of both implementations; released files state theirs."""
 
 ROLES = {"<|User|>", "<|Assistant|>"}
 
@@ -34,14 +34,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object that people can read."""
+    """Write an indented JSON object."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def need(condition: bool, format_name: str, what: str, found: object) -> None:
-    """Raise CheckpointError unless a format can hold (or we can read) what was found."""
+def require(condition: bool, format_name: str, expected: str, found: object) -> None:
+    """Raise CheckpointError unless the condition for a conversion from or to a format holds."""
     if not condition:
-        raise CheckpointError(f"the {format_name} format has {what}; found {found!r}.")
+        raise CheckpointError(f"the {format_name} format supports only {expected}; found {found!r}.")
 
 
 def read_pixels(file: Mapping[str, Any], tower: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,16 +73,18 @@ def read_pixels(file: Mapping[str, Any], tower: Mapping[str, Any]) -> dict[str, 
 
 
 def write_pixels(pixels: Mapping[str, Any], format_name: str) -> dict[str, Any]:
-    """Return what both formats write of a native pixel spec; the image's size is their own matter."""
+    """Return the keys that both formats write for a native pixel spec; each adds the image's size."""
     fill = [int(255 * m) for m in pixels["mean"]]
-    need(
+    require(
         pixels["height"] == pixels["width"],
         format_name,
         "square images",
         f"{pixels['height']}x{pixels['width']}",
     )
-    need(pixels["resize"] == "letterbox", format_name, "letterboxed images", pixels["resize"])
-    need(pixels["fill"] in (None, fill), format_name, f"borders of int(255 * mean), {fill}", pixels["fill"])
+    require(pixels["resize"] == "letterbox", format_name, "letterboxed images", pixels["resize"])
+    require(
+        pixels["fill"] in (None, fill), format_name, f"borders of int(255 * mean), {fill}", pixels["fill"]
+    )
     return {
         "min_size": pixels["min_size"],
         "image_mean": pixels["mean"],
@@ -94,10 +96,10 @@ def write_pixels(pixels: Mapping[str, Any], format_name: str) -> dict[str, Any]:
 
 
 def choose_template(folder: Path, preprocessor: Mapping[str, Any]) -> str:
-    """Tell Janus-Pro from Janus-1.3B, whose files name no prompt format.
+    """Return the prompt format of Janus-Pro or Janus-1.3B, which their files do not name.
 
-    Pro's tokenizer has tokens for the roles, and its images are normalised; Janus-1.3B's are not.
-    Where that is wrong, override ``processor.template``.
+    Janus-Pro's tokenizer has tokens for the roles, and its images are normalised; Janus-1.3B's are not. For
+    other checkpoints override ``processor.template``.
     """
     tokens = token_ids(folder)
     return "janus-pro" if tokens.keys() >= ROLES and preprocessor.get("do_normalize", True) else "janus"

@@ -45,7 +45,7 @@ NAMES = Renaming(
 
 @dataclass
 class PublishedConfig(ComponentConfig):
-    """Nothing to choose: the format is fixed."""
+    """The format has no options."""
 
 
 class PublishedFormat:
@@ -57,37 +57,38 @@ class PublishedFormat:
         self.config = config
 
     def detect(self, config: Mapping[str, Any]) -> bool:
-        """Recognise it by its model type."""
+        """Return True for a config.json with this format's model type."""
         return config.get("model_type") == self.model_type
 
     def to_native(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Yield native names; fused queries, keys and values as three views."""
+        """Yield native names; fused queries, keys and values become three views."""
         for name in weights:
-            ours = NAMES.to_native(name) or name
+            native = NAMES.to_native(name) or name
             if name.startswith(f"{TOWER}attn_pool.") or name == "gen_vision_model.quantize.codebook_used":
                 continue
             if ".attn.qkv." in name:
-                for one, third in zip(QKV, weights[name].chunk(3), strict=True):
-                    yield ours.replace(QKV[0], one), third
+                for projection, weight in zip(QKV, weights[name].chunk(3), strict=True):
+                    yield native.replace(QKV[0], projection), weight
             elif name == f"{TOWER}pos_embed":
-                yield ours, weights[name].squeeze(0)
+                yield native, weights[name].squeeze(0)
             else:
-                yield ours, weights[name]
+                yield native, weights[name]
 
     def from_native(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Yield published names; what nothing uses as zeros, a tied head as a copy."""
+        """Yield published names, with zeros for unused weights and a copy for a tied head."""
         for name in weights:
             if name.startswith(ENCODER) and (".k_proj." in name or ".v_proj." in name):
                 continue  # fused with the queries
-            theirs = NAMES.from_native(name)
-            if theirs is None:
-                raise CheckpointError(f"the published format has no place for {name}.")
-            if ".attn.qkv." in theirs:
-                yield theirs, torch.cat([weights[name.replace(QKV[0], one)] for one in QKV])
-            elif theirs == f"{TOWER}pos_embed":
-                yield theirs, weights[name].unsqueeze(0)
+            published = NAMES.from_native(name)
+            if published is None:
+                raise CheckpointError(f"the published format cannot hold {name}.")
+            if ".attn.qkv." in published:
+                fused = [weights[name.replace(QKV[0], projection)] for projection in QKV]
+                yield published, torch.cat(fused)
+            elif published == f"{TOWER}pos_embed":
+                yield published, weights[name].unsqueeze(0)
             else:
-                yield theirs, weights[name]
+                yield published, weights[name]
         if "backbone.model.lm_head.weight" not in weights:
             yield "language_model.lm_head.weight", weights["backbone.model.model.embed_tokens.weight"]
         yield from _unused(weights)
@@ -103,30 +104,30 @@ class PublishedFormat:
 
 def _unused(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Yield zeros for the attention pool and the codes' statistics."""
-    like = weights[f"{ENCODER}embeddings.patch_embedding.weight"]
-    width = len(like)
-    wide = len(weights[f"{ENCODER}encoder.layers.0.mlp.fc1.weight"])
+    template = weights[f"{ENCODER}embeddings.patch_embedding.weight"]
+    hidden_size = len(template)
+    mlp_size = len(weights[f"{ENCODER}encoder.layers.0.mlp.fc1.weight"])
     pool: dict[str, tuple[int, ...]] = {
-        "latent": (1, 1, width),
-        "q.weight": (width, width),
-        "q.bias": (width,),
-        "kv.weight": (2 * width, width),
-        "kv.bias": (2 * width,),
-        "proj.weight": (width, width),
-        "proj.bias": (width,),
-        "norm.weight": (width,),
-        "norm.bias": (width,),
-        "mlp.fc1.weight": (wide, width),
-        "mlp.fc1.bias": (wide,),
-        "mlp.fc2.weight": (width, wide),
-        "mlp.fc2.bias": (width,),
+        "latent": (1, 1, hidden_size),
+        "q.weight": (hidden_size, hidden_size),
+        "q.bias": (hidden_size,),
+        "kv.weight": (2 * hidden_size, hidden_size),
+        "kv.bias": (2 * hidden_size,),
+        "proj.weight": (hidden_size, hidden_size),
+        "proj.bias": (hidden_size,),
+        "norm.weight": (hidden_size,),
+        "norm.bias": (hidden_size,),
+        "mlp.fc1.weight": (mlp_size, hidden_size),
+        "mlp.fc1.bias": (mlp_size,),
+        "mlp.fc2.weight": (hidden_size, mlp_size),
+        "mlp.fc2.bias": (hidden_size,),
     }
     for name, shape in pool.items():
-        yield f"{TOWER}attn_pool.{name}", torch.zeros(shape, dtype=like.dtype)
+        yield f"{TOWER}attn_pool.{name}", torch.zeros(shape, dtype=template.dtype)
     yield "gen_vision_model.quantize.codebook_used", torch.zeros(CODEBOOK_USED)
 
 
 @hookimpl
 def register_formats(registry: Registry[CheckpointFormat]) -> None:
-    """Offer this format."""
+    """Register this format."""
     registry.add("published", PublishedFormat, PublishedConfig)

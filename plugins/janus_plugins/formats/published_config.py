@@ -9,9 +9,9 @@ from typing import Any
 from janus_modular import CheckpointError
 from janus_plugins.formats.preparation import (
     choose_template,
-    need,
     read_json,
     read_pixels,
+    require,
     write_json,
     write_pixels,
 )
@@ -46,7 +46,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         head = config["gen_head_config"]["params"]
         encoder = read_tower(config["vision_config"]["cls"], tower)
         encoder["pixels"] = read_pixels(preprocessor, tower)
-        need(config["gen_vision_config"]["cls"] == "VQ-16", "published", "VQ-16", config["gen_vision_config"])
+        require(
+            config["gen_vision_config"]["cls"] == "VQ-16", "published", "VQ-16", config["gen_vision_config"]
+        )
         language = {
             key: value
             for key, value in config["language_config"].items()
@@ -77,26 +79,26 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
     """Write config.json, preprocessor_config.json and processor_config.json.
 
     Raises:
-        CheckpointError: the published code has no place for one of the parts.
+        CheckpointError: the published code cannot hold one of the components.
     """
     encoder, generation = config["understanding"]["encoder"], config["generation"]
     tokenizer, head = generation["tokenizer"], generation["head"]
-    found = (encoder["name"], generation["name"], tokenizer["name"], head["name"], config["backbone"]["name"])
-    need(
-        found == ("siglip", "autoregressive", "llamagen", "mlp", "hf"),
+    names = (encoder["name"], generation["name"], tokenizer["name"], head["name"], config["backbone"]["name"])
+    require(
+        names == ("siglip", "autoregressive", "llamagen", "mlp", "hf"),
         "published",
-        "the parts siglip, autoregressive, llamagen, mlp and hf",
-        found,
+        "the components siglip, autoregressive, llamagen, mlp and hf",
+        names,
     )
     _check_drawing(generation)
     language = _write_language(config["backbone"]["config"])
     width = language["hidden_size"]
     pixels = write_pixels(encoder["pixels"], "published")
     size = encoder["pixels"]["height"]
-    need(size == encoder["image_size"], "published", f"{encoder['image_size']} pixels a side", size)
+    require(size == encoder["image_size"], "published", f"{encoder['image_size']} pixels a side", size)
     codes = {"image_token_size": tokenizer["num_codes"], "n_embed": tokenizer["code_dim"]}
-    predicts = {"image_token_size": codes["image_token_size"], "n_embed": width}
-    predicts["image_token_embed"] = head["hidden"] or width
+    head_params = {"image_token_size": codes["image_token_size"], "n_embed": width}
+    head_params["image_token_embed"] = head["hidden"] or width
     write_json(
         folder / "config.json",
         {
@@ -110,7 +112,7 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
             "gen_aligner_config": _write_adaptor(
                 "gen_aligner", generation["adaptor"], codes["n_embed"], width
             ),
-            "gen_head_config": _section("vision_head", "gen_head", predicts),
+            "gen_head_config": _section("vision_head", "gen_head", head_params),
             "language_config": language,
         },
     )
@@ -140,10 +142,10 @@ def _section(cls: str, model_type: str, params: Mapping[str, Any]) -> dict[str, 
 def read_tower(cls: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """Read the published name of a tower as the options of ``siglip``."""
     name = params["model_name"]
-    need(cls == "CLIPVisionTower", "published", "a CLIPVisionTower that we can read", cls)
-    need(name in TOWERS, "published", f"towers called {', '.join(TOWERS)}", name)
+    require(cls == "CLIPVisionTower", "published", "a CLIPVisionTower that we can read", cls)
+    require(name in TOWERS, "published", f"towers called {', '.join(TOWERS)}", name)
     feature = params.get("select_feature", "patch")
-    need(feature in ("same", "cls_patch"), "published", "features 'same' that we can read", feature)
+    require(feature in ("same", "cls_patch"), "published", "features 'same' that we can read", feature)
     return {
         "name": "siglip",
         **TOWERS[name],
@@ -157,10 +159,10 @@ def read_tower(cls: str, params: Mapping[str, Any]) -> dict[str, Any]:
 def _write_tower(encoder: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {key: encoder[key] for key in ("feature_dim", "layers", "heads", "intermediate", "patch_size")}
     names = [name for name, known in TOWERS.items() if known == sizes]
-    need(bool(names), "published", f"towers of the sizes {TOWERS}", sizes)
-    need(encoder["activation"] == "gelu", "published", "exact GELU", encoder["activation"])
+    require(bool(names), "published", f"towers of the sizes {TOWERS}", sizes)
+    require(encoder["activation"] == "gelu", "published", "exact GELU", encoder["activation"])
     eps = encoder["layer_norm_eps"]
-    need(eps == 1e-6, "published", "LayerNorms of 1e-6", eps)
+    require(eps == 1e-6, "published", "LayerNorms of 1e-6", eps)
     return {
         "model_name": names[0],
         "image_size": encoder["image_size"],
@@ -171,26 +173,26 @@ def _write_tower(encoder: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_adaptor(section: Mapping[str, Any]) -> dict[str, Any]:
     params = section["params"]
-    kind = params["projector_type"]
-    need(kind in ADAPTORS, "published", f"projectors {', '.join(ADAPTORS)}", kind)
-    depth = {"depth": params.get("depth", 1)} if "mlp" in kind else {}
-    return {"name": ADAPTORS[kind], **depth}
+    projector = params["projector_type"]
+    require(projector in ADAPTORS, "published", f"projectors {', '.join(ADAPTORS)}", projector)
+    depth = {"depth": params.get("depth", 1)} if "mlp" in projector else {}
+    return {"name": ADAPTORS[projector], **depth}
 
 
 def _write_adaptor(
     model_type: str, adaptor: Mapping[str, Any], input_dim: int, output_dim: int
 ) -> dict[str, Any]:
-    kinds = {ours: theirs for theirs, ours in ADAPTORS.items()}
-    need(adaptor["name"] in kinds, "published", f"adaptors {', '.join(kinds)}", adaptor["name"])
-    need(adaptor.get("bias", True), "published", "biases in its linear adaptor", "none")
-    params = {"projector_type": kinds[adaptor["name"]], "depth": adaptor.get("depth", 1)}
+    projectors = {adaptor: projector for projector, adaptor in ADAPTORS.items()}
+    require(adaptor["name"] in projectors, "published", f"adaptors {', '.join(projectors)}", adaptor["name"])
+    require(adaptor.get("bias", True), "published", "biases in its linear adaptor", "none")
+    params = {"projector_type": projectors[adaptor["name"]], "depth": adaptor.get("depth", 1)}
     return _section("MlpProjector", model_type, {**params, "input_dim": input_dim, "n_embed": output_dim})
 
 
 def _check_drawing(generation: Mapping[str, Any]) -> None:
-    """See that the drawing is what the published code has built in."""
+    """Check that a generation path has the sizes that are constants of the published code."""
     size = (generation["height"], generation["width"])
-    need(size == (SIDE, SIDE), "published", f"drawings of {SIDE}x{SIDE}", size)
+    require(size == (SIDE, SIDE), "published", f"drawings of {SIDE}x{SIDE}", size)
     built_in = {
         "channels": 128,
         "channel_multipliers": [1, 1, 2, 2, 4],
@@ -199,15 +201,15 @@ def _check_drawing(generation: Mapping[str, Any]) -> None:
         "l2_norm": True,
     }
     tokenizer = generation["tokenizer"]
-    found = {key: tokenizer[key] for key in built_in}
-    need(found == built_in, "published", f"VQ-16 alone, {built_in}", found)
-    width = generation.get("embedding_dim") or tokenizer["code_dim"]
-    need(width == tokenizer["code_dim"], "published", "an embedding as wide as its codes", width)
+    options = {key: tokenizer[key] for key in built_in}
+    require(options == built_in, "published", f"VQ-16 with {built_in}", options)
+    dim, code_dim = generation.get("embedding_dim") or tokenizer["code_dim"], tokenizer["code_dim"]
+    require(dim == code_dim, "published", f"an embedding of the codes' dimension, {code_dim}", dim)
 
 
 def _write_language(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a Llama config in the keys of its time (``rope_theta``, ``rope_scaling``)."""
-    need(config["model_type"] == "llama", "published", "a Llama", config["model_type"])
+    """Return a Llama config with the older keys ``rope_theta`` and ``rope_scaling``."""
+    require(config["model_type"] == "llama", "published", "a Llama", config["model_type"])
     language = {key: value for key, value in config.items() if key != "rope_parameters"}
     rope = dict(config.get("rope_parameters") or {})
     if "rope_theta" in rope:

@@ -1,4 +1,4 @@
-"""Names of one checkpoint format as names of another, by a table that is read in both directions."""
+"""Renames weights between two checkpoint formats, by a table for both directions."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from collections.abc import Iterable
 
 
 class Renaming:
-    """Rows of (theirs, ours); the first that fits is taken.
+    """A table of rows (foreign, native); the first row that matches a name renames it.
 
-    ``{n}`` stands for an index. A row that ends with a dot renames all that begins like it, another one
-    name alone.
+    ``{n}`` stands for an index. A row that ends with a dot renames a prefix, any other row a single name.
     """
 
     def __init__(self, rows: Iterable[tuple[str, str]]) -> None:
         rows = list(rows)
-        self._to_native = [(_pattern(theirs), _template(ours)) for theirs, ours in rows]
-        self._from_native = [(_pattern(ours), _template(theirs)) for theirs, ours in rows]
+        self._to_native = [(_pattern(foreign), _template(native)) for foreign, native in rows]
+        self._from_native = [(_pattern(native), _template(foreign)) for foreign, native in rows]
 
     def to_native(self, name: str) -> str | None:
-        """Return our name for theirs, None where no row fits."""
+        """Return the native name of a foreign one, None if no row matches."""
         return _renamed(name, self._to_native)
 
     def from_native(self, name: str) -> str | None:
-        """Return their name for ours, None where no row fits."""
+        """Return the foreign name of a native one, None if no row matches."""
         return _renamed(name, self._from_native)
 
 

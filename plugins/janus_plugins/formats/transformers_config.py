@@ -14,14 +14,14 @@ from janus_plugins.formats import preparation
 from janus_plugins.formats.preparation import choose_template, read_pixels, token_ids, write_json
 from janus_plugins.formats.transformers_processor import read_preprocessor, write_processor
 
-need = partial(preparation.need, format_name="transformers")
+require = partial(preparation.require, format_name="transformers")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read config.json and the image processor's settings as a native model config.
 
     Raises:
-        CheckpointError: something is missing, or is nothing that we have a part for.
+        CheckpointError: something is missing, or no component supports it.
     """
     try:
         config = JanusConfig.from_pretrained(folder, local_files_only=True)
@@ -31,7 +31,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ) from error
     vision, codes, text = config.vision_config, config.vq_config, config.text_config
     _check_vision(vision)
-    need(not codes.double_latent, what="single latents that we can read", found="double_latent")
+    require(not codes.double_latent, expected="single latents", found="double_latent")
     preprocessor = read_preprocessor(folder)
     side = codes.num_patches * 2 ** (len(codes.channel_multiplier) - 1)  # of a drawing, in pixels
     language = text.to_dict() | {"tie_word_embeddings": _is_tied(folder, config.tie_word_embeddings)}
@@ -78,11 +78,11 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
     """Write all of the format's config files; the tokenizer's are there already.
 
     Raises:
-        CheckpointError: transformers has no place for one of the parts.
+        CheckpointError: transformers cannot hold one of the components.
     """
     understanding, generation = config["understanding"], config["generation"]
     encoder, tokenizer, backbone = understanding["encoder"], generation["tokenizer"], config["backbone"]
-    _check_parts(config)
+    _check_components(config)
     width = backbone["config"]["hidden_size"]
     patches = encoder["image_size"] // encoder["patch_size"]
     written = JanusConfig(
@@ -120,46 +120,60 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
     write_processor(config, folder, num_image_tokens=patches**2)
 
 
-def _check_parts(config: Mapping[str, Any]) -> None:
+def _check_components(config: Mapping[str, Any]) -> None:
     understanding, generation = config["understanding"], config["generation"]
     encoder, tokenizer, head = understanding["encoder"], generation["tokenizer"], generation["head"]
     backbone = config["backbone"]
-    chosen = (encoder, understanding["adaptor"], generation, tokenizer, generation["adaptor"], head, backbone)
-    found = tuple(part["name"] for part in chosen)
-    parts = ("siglip", "mlp", "autoregressive", "llamagen", "mlp", "mlp", "hf")
-    need(found == parts, what=f"the parts {', '.join(parts)}", found=found)
-    need(
-        encoder["activation"] == "gelu", what="exact GELU in encoder and adaptor", found=encoder["activation"]
+    components = (
+        encoder,
+        understanding["adaptor"],
+        generation,
+        tokenizer,
+        generation["adaptor"],
+        head,
+        backbone,
     )
-    side, seen = encoder["image_size"], encoder["pixels"]["height"]
-    need(seen == side, what=f"images of {side} pixels a side", found=seen)
-    need(tokenizer["l2_norm"], what="codes of unit length", found="l2_norm: false")
-    width = backbone["config"]["hidden_size"]
-    need(
-        head["hidden"] in (None, width), what=f"a head as wide as the backbone, {width}", found=head["hidden"]
+    names = tuple(component["name"] for component in components)
+    expected = ("siglip", "mlp", "autoregressive", "llamagen", "mlp", "mlp", "hf")
+    require(names == expected, expected=f"the components {', '.join(expected)}", found=names)
+    require(
+        encoder["activation"] == "gelu",
+        expected="exact GELU in encoder and adaptor",
+        found=encoder["activation"],
+    )
+    side, height = encoder["image_size"], encoder["pixels"]["height"]
+    require(height == side, expected=f"images of {side} pixels a side", found=height)
+    require(tokenizer["l2_norm"], expected="codes of unit length", found="l2_norm: false")
+    hidden_size = backbone["config"]["hidden_size"]
+    require(
+        head["hidden"] in (None, hidden_size),
+        expected=f"a head of the backbone's hidden_size, {hidden_size}",
+        found=head["hidden"],
     )
     code_dim = generation.get("embedding_dim") or tokenizer["code_dim"]
-    need(code_dim == tokenizer["code_dim"], what="an embedding as wide as its codes", found=code_dim)
+    require(
+        code_dim == tokenizer["code_dim"], expected="an embedding of the codes' dimension", found=code_dim
+    )
     patches = encoder["image_size"] // encoder["patch_size"]
     factor = 2 ** (len(tokenizer["channel_multipliers"]) - 1)
     size = (generation["height"], generation["width"])
-    need(
+    require(
         size == (patches * factor,) * 2,
-        what=f"drawings of {patches} codes a side, as the encoder has",
+        expected=f"drawings of {patches} codes a side, as the encoder has",
         found=size,
     )
 
 
 def _check_vision(vision: Any) -> None:
-    need(not vision.use_qk_norm, what="attention without norms that we can read", found="use_qk_norm")
-    need(vision.attention_bias, what="attention with biases that we can read", found="attention_bias: false")
+    require(not vision.use_qk_norm, expected="attention without norms", found="use_qk_norm")
+    require(vision.attention_bias, expected="attention with biases", found="attention_bias: false")
     sizes = (vision.image_size, vision.patch_size)
-    need(all(isinstance(size, int) for size in sizes), what="square images that we can read", found=sizes)
+    require(all(isinstance(size, int) for size in sizes), expected="square images", found=sizes)
 
 
-def _is_tied(folder: Path, said: bool) -> bool:
-    """Whether the text head is the embedding. The file decides: the config's default says so of all."""
-    return said and "lm_head.weight" not in open_weights(folder)
+def _is_tied(folder: Path, in_config: bool) -> bool:
+    """Return whether the text head is the embedding: the config's default is True even where it is not."""
+    return in_config and "lm_head.weight" not in open_weights(folder)
 
 
 def _kept_layers(encoder: Mapping[str, Any]) -> int:
@@ -168,6 +182,6 @@ def _kept_layers(encoder: Mapping[str, Any]) -> int:
 
 
 def _ratio(width: int, intermediate: int) -> float:
-    """Choose a ratio that transformers turns back, ``int(width * ratio)``, into the same number."""
+    """Return a ratio from which transformers' ``int(width * ratio)`` gives the same number."""
     ratio = intermediate / width
     return ratio if int(width * ratio) == intermediate else (intermediate + 0.5) / width

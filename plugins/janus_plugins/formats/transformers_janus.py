@@ -58,7 +58,7 @@ NAMES = Renaming(
 
 @dataclass
 class TransformersConfig(ComponentConfig):
-    """Nothing to choose: the format is fixed."""
+    """The format has no options."""
 
 
 class TransformersFormat:
@@ -70,7 +70,7 @@ class TransformersFormat:
         self.config = config
 
     def detect(self, config: Mapping[str, Any]) -> bool:
-        """Recognise it by its model type."""
+        """Return True for a config.json with this format's model type."""
         return config.get("model_type") == self.model_type
 
     def to_native(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -83,7 +83,7 @@ class TransformersFormat:
         for name in weights:
             theirs = NAMES.from_native(name)
             if theirs is None:
-                raise CheckpointError(f"the transformers format has no place for {name}.")
+                raise CheckpointError(f"the transformers format cannot hold {name}.")
             yield theirs, weights[name]
 
     def read_config(self, folder: Path) -> dict[str, Any]:
@@ -97,5 +97,5 @@ class TransformersFormat:
 
 @hookimpl
 def register_formats(registry: Registry[CheckpointFormat]) -> None:
-    """Offer this format."""
+    """Register this format."""
     registry.add("transformers", TransformersFormat, TransformersConfig)

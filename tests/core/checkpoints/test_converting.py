@@ -56,7 +56,7 @@ def test_keeps_what_is_recorded(source: Path, tmp_path: Path) -> None:
         (("--format", "nativ"), "Did you mean 'native'"),
         (("--dtype", "int8"), "there is no dtype 'int8'"),
         (("--max-shard-size", "big"), "is not a size"),
-        (("--format", "published"), "the published format has"),
+        (("--format", "published"), "the published format supports only"),
         (("backbone.layers=1",), "backbone.layers"),
     ],
 )

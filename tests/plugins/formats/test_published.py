@@ -211,7 +211,7 @@ def test_names_what_it_has_no_part_for(
             config = config[key]
         config[keys[-1]] = value
 
-    with pytest.raises(CheckpointError, match=f"the published format has .*{message}"):
+    with pytest.raises(CheckpointError, match=f"the published format supports only .*{message}"):
         read_config(changed(description, "config.json", change))
 
 
@@ -236,7 +236,7 @@ def test_says_what_it_cannot_hold(path: str, value: object, native: Path, tmp_pa
     for key in keys:
         at = at[key]
     at[last] = value
-    with pytest.raises(CheckpointError, match="the published format has "):
+    with pytest.raises(CheckpointError, match="the published format supports only "):
         write_config(config, tmp_path)
 
 

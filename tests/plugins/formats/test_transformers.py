@@ -213,7 +213,7 @@ def test_says_what_it_cannot_hold(path: str, value: object, tmp_path: Path) -> N
     for key in keys:
         at = at[key]
     at[last] = value
-    with pytest.raises(CheckpointError, match="the transformers format has "):
+    with pytest.raises(CheckpointError, match="the transformers format supports only "):
         write_config(config, tmp_path)
 
 
