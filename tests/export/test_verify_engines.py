@@ -177,7 +177,7 @@ def test_questions_that_engines_have_no_room_for_are_left_out(
     machine: Any, tiny_bundle: Path, tmp_path: Path, build_engines: Any, reference: Reference
 ):
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    lengths = [len(reference.processor.chat_prompt(question)) + 24 for question in reference.asked]
+    lengths = [len(reference.processor.chat_prompt(question)) + 24 for question in reference.prompts]
     build_engines(folder, "fp32", "tensorrt", capacity=max(lengths) - 1)
     gates = ["rows", "answer"]
     [report] = verify(folder, "the model", variants=["fp32"], runtime="tensorrt", gates=gates)
