@@ -1,12 +1,12 @@
-"""What a part must offer to fit its slot.
+"""The interfaces of components, one for each slot.
 
 Read this first, then ``model/model.py``, one plugin, ``model/build.py``.
 
 Shapes, everywhere in this project: B rows, T positions, N images, P patches or codes of an image,
-C feature width, D backbone width, V vocabulary, K codebook size, H and W pixels.
+C feature_dim, D hidden_size, V vocabulary, K codebook size, H and W pixels.
 
-Parts are ``torch.nn.Module``s that match these protocols; nothing has to be inherited.
-torch is imported for types only, so reading this module costs nothing.
+Components are ``torch.nn.Module``s that match these protocols; nothing has to be inherited.
+torch is imported for types only, so that importing this module costs nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ComponentConfig:
-    """What every component's config has: where its weights come from. Inherit from it."""
+    """The base of every component's config: where its weights come from."""
 
     pretrained: str | None = None  # a folder, a file, or a hub id; None: random weights
     revision: str | None = None  # with a hub id: a commit, a tag or a branch
@@ -49,7 +49,7 @@ def component(slot: str) -> Any:
 
 @dataclass
 class PixelSpec:
-    """How an image is made ready for an understanding encoder."""
+    """How images are preprocessed for an understanding encoder."""
 
     height: int = 384
     width: int = 384
@@ -61,7 +61,7 @@ class PixelSpec:
     min_size: int = 14  # letterbox: no side gets shorter than this, in pixels
 
     def __post_init__(self) -> None:
-        """Refuse a size that no image has."""
+        """Raise ValueError for sizes and statistics that no image has."""
         sides = {"height": self.height, "width": self.width}
         errors = [f"{name}: {side}; expected at least 1." for name, side in sides.items() if side < 1]
         for name, values in {"mean": self.mean, "std": self.std}.items():
@@ -73,15 +73,15 @@ class PixelSpec:
 
 
 class UnderstandingEncoder(Protocol):
-    """Turns images to be read into features."""
+    """Encodes input images as features."""
 
     feature_dim: int  # C
     pixels: PixelSpec
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """How many rows and columns of features an image of this size becomes; P is their product.
+        """Return the rows and columns of features of an image of this size; P is their product.
 
-        Features that have no place in the image are one row: (1, P).
+        Features without a place in the image form a single row: (1, P).
         """
         ...
 
@@ -93,16 +93,16 @@ class UnderstandingEncoder(Protocol):
 
 
 class ImageTokenizer(Protocol):
-    """Turns images to be drawn into codes, and codes into images."""
+    """Encodes target images as codes, and decodes codes into images."""
 
-    codebooks: tuple[int, ...]  # K of the code of a position; of each of its S codes, where they are several
-    code_dim: int | None  # width of a code's own vector; None where codes have no vectors
+    codebooks: tuple[int, ...]  # K of each of the S codes of a position
+    code_dim: int | None  # dimension of a code's embedding; None where codes have none
     value_range: tuple[float, float]  # of pixels, in and out
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """How many rows and columns of positions an image takes; ValueError where it does not fit.
+        """Return the rows and columns of an image's positions; raise ValueError for an impossible size.
 
-        Positions that have no place in the image are one row: (1, P).
+        Positions without a place in the image form a single row: (1, P).
         """
         ...
 
@@ -114,13 +114,13 @@ class ImageTokenizer(Protocol):
         ...
 
     def decode(self, codes: Tensor, *, height: int, width: int) -> Tensor:
-        """Decode code ids, as `encode` gives them, into pixels (N, 3, height, width) in ``value_range``."""
+        """Decode code ids, as `encode` returns them, into pixels (N, 3, height, width) in ``value_range``."""
         ...
 
     def codebook_embeddings(self) -> Tensor | None:
-        """Return the vectors (sum of K, code_dim) that generation starts its embedding from, or None.
+        """Return the embeddings (sum of K, code_dim) that initialise the generation path's, or None.
 
-        Of several codes a position, those of the first come first.
+        Where positions have several codes, the embeddings of the first code come first.
         """
         ...
 
@@ -130,18 +130,18 @@ class ImageTokenizer(Protocol):
 
 
 class Adaptor(Protocol):
-    """Carries features to the backbone's width. Built as ``factory(config, C, D)``."""
+    """Projects features to the backbone's hidden size. Built as ``factory(config, C, D)``."""
 
     def num_tokens(self, grid: tuple[int, int]) -> int:
-        """How many positions P' a grid of features becomes (as many as it has, for most adaptors).
+        """Return the number of positions P' for a grid of features; most adaptors keep P.
 
         Raises:
-            ValueError: it takes no grid of this size.
+            ValueError: the adaptor cannot take a grid of this size.
         """
         ...
 
     def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Carry features (N, P, C), the rows of ``grid`` one after another, to (N, P', D)."""
+        """Project features (N, P, C), in raster order of ``grid``, to embeddings (N, P', D)."""
         ...
 
     def __call__(self, features: Tensor, grid: tuple[int, int]) -> Tensor: ...
@@ -150,10 +150,10 @@ class Adaptor(Protocol):
 class Head(Protocol):
     """Predicts codes. Built as ``factory(config, D, codebooks)``."""
 
-    codebooks: tuple[int, ...]  # K of the code of a position, or of each of its S codes
+    codebooks: tuple[int, ...]  # K of each of the S codes of a position
 
     def forward(self, hidden: Tensor, before: Tensor) -> Tensor:
-        """Turn hidden states (..., D) into logits (..., K) of a position's next code.
+        """Return logits (..., K) of a position's next code for hidden states (..., D).
 
         ``before`` (..., s) are its codes that are known already; it has no columns where the first is asked
         for, which of one code a position is all there is.
@@ -164,22 +164,22 @@ class Head(Protocol):
 
 
 class Cache(Protocol):
-    """Keys and values of what each row has seen, as `Backbone.forward` writes and reads them.
+    """A KV cache, as `Backbone.forward` writes and reads it.
 
     A row's next position is its length: it is written there, and sees what lies before it.
     """
 
     def begin(self, tokens: int) -> Tensor:
-        """Prepare ``tokens`` more positions of every row; return who sees which slot (B, 1, T, S)."""
+        """Prepare ``tokens`` more positions of every row; return the attention mask (B, 1, T, S)."""
         ...
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Write a layer's keys and values (B, heads, T, head dim); return all S slots of them."""
+        """Write a layer's keys and values (B, heads, T, head dim); return those of all S positions."""
         ...
 
 
 class RowCache(Cache, Protocol):
-    """A cache whose rows have lengths of their own, and come and go: what sessions in torch need.
+    """A KV cache whose rows have lengths of their own and can be emptied, as sessions in torch need.
 
     All rows are fed alike, and each keeps as many positions as `advance` says. What a row does not keep is
     padding: it may lie beyond ``max_seq_len``, and is never written over what the row holds.
@@ -189,7 +189,7 @@ class RowCache(Cache, Protocol):
     max_seq_len: int  # positions a row has room for
 
     def advance(self, counts: Tensor) -> None:
-        """Keep the first ``counts`` (B,) of the positions written last; the rest will be overwritten.
+        """Keep the first ``counts`` (B,) of the positions written last; the next write replaces the rest.
 
         Raises:
             PromptError: a row would hold more than ``max_seq_len``.
@@ -197,7 +197,7 @@ class RowCache(Cache, Protocol):
         ...
 
     def truncate(self, lengths: Tensor) -> None:
-        """Cut rows back to ``lengths`` (B,), each at most what it is; 0 empties a row."""
+        """Truncate rows to ``lengths`` (B,), none longer than before; 0 empties a row."""
         ...
 
     def select(self, rows: slice) -> RowCache:
@@ -209,22 +209,22 @@ class RowCache(Cache, Protocol):
 
 
 class Backbone(Protocol):
-    """The language model, opened up: embeddings in, hidden states out."""
+    """The language model: embeddings in, hidden states out."""
 
     hidden_size: int  # D
     context: int  # longest sequence, in positions
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens V there are rows for."""
+        """The number of rows V of the token embedding."""
         ...
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Look up token ids (B, T) as embeddings (B, T, D), before the family's input scale."""
+        """Return the embeddings (B, T, D) of token ids (B, T), before the family's input scale."""
         ...
 
     def forward(self, x: Tensor, *, positions: Tensor, cache: Cache | None = None) -> Tensor:
-        """Turn embeddings (B, T, D) into hidden states (B, T, D), causally.
+        """Return hidden states (B, T, D) for embeddings (B, T, D), with causal attention.
 
         ``positions`` (B, T): without a cache, a row may hold several sequences, each counting from
         0, and none sees another. With one, positions go on from ``cache.lengths``; call
@@ -235,7 +235,7 @@ class Backbone(Protocol):
     def __call__(self, x: Tensor, *, positions: Tensor, cache: Cache | None = None) -> Tensor: ...
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Turn hidden states (..., D) into text logits (..., V), the family's scale and cap included."""
+        """Return text logits (..., V) for hidden states (..., D), with the family's scale and cap."""
         ...
 
     def new_cache(self, rows: int, max_seq_len: int) -> RowCache:
@@ -243,7 +243,7 @@ class Backbone(Protocol):
         ...
 
     def resize_vocab(self, vocab_size: int) -> None:
-        """Grow the token embedding and the text logits to ``vocab_size`` rows, the old ones kept."""
+        """Grow the token embedding and the text logits to ``vocab_size`` rows; old rows stay."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What goes into a model, before there are tensors: samples of segments, and sequences of token ids.
+"""A model's input before it becomes tensors: samples of segments, and sequences of token ids.
 
 numpy only: a server that runs exported graphs builds its prompts here too.
 """
@@ -20,7 +20,7 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class Text:
-    """Words; ``supervised`` ones are learned, the others only read."""
+    """A piece of text; the loss is taken on ``supervised`` text alone."""
 
     text: str
     supervised: bool = False
@@ -28,14 +28,14 @@ class Text:
 
 @dataclass(frozen=True)
 class ImageInput:
-    """An image that goes through the understanding path."""
+    """An image for the understanding path."""
 
     image: Image.Image
 
 
 @dataclass(frozen=True)
 class ImageTarget:
-    """An image that goes through the generation path; ``supervised`` ones are learned."""
+    """An image for the generation path; the loss is taken on ``supervised`` images alone."""
 
     image: Image.Image
     supervised: bool = True
@@ -46,9 +46,9 @@ Segment = Text | ImageInput | ImageTarget
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: a role (``system``, ``user`` or ``assistant``) and what it says, in order.
+    """A turn: a role (``system``, ``user`` or ``assistant``) and its segments, in order.
 
-    ``reasoning_content`` is what the assistant thought before; chat templates of models that reason write it.
+    ``reasoning_content`` is the assistant's reasoning before it; chat templates of reasoning models write it.
     """
 
     role: str
@@ -58,24 +58,24 @@ class Message:
 
 @dataclass(frozen=True)
 class Sample:
-    """One training sample: a conversation, or bare segments for plain text (``template=False``).
+    """A training sample: a conversation, or bare segments for plain text (``template=False``).
 
-    The messages before the first image to draw are its condition, which training replaces by pads now
-    and then, so that guidance has an unconditional row to lean on.
+    The messages before the first target image are its condition. Training replaces a share of conditions by
+    pads, so that the model learns the unconditional rows of guidance.
     """
 
     messages: list[Message]
-    template: bool = True  # written as the model's chat template has it
+    template: bool = True  # formatted by the model's chat template
     source: str = ""  # its name in the mixture
-    exact_supervision: bool = False  # learn what is marked and nothing else, whatever the run's `supervise`
+    exact_supervision: bool = False  # exactly the marked segments, whatever the run's `supervise`
 
 
 @dataclass
 class Sequence:
-    """One sample as token ids with images (T positions).
+    """A sample as token ids with images (T positions).
 
-    A position belongs to a text token, to an image that is read, or to an image that is drawn;
-    at images ``tokens`` holds the placeholder id, whose embedding is never looked at.
+    A position belongs to a text token, an input image or a target image; at positions of images ``tokens``
+    holds the placeholder id, whose embedding is not used.
     """
 
     tokens: NDArray[np.int64]  # (T,)
@@ -84,7 +84,7 @@ class Sequence:
     generation_mask: NDArray[np.bool_]  # (T,)
     understanding_pixels: list[NDArray[np.uint8]] = field(default_factory=list)  # each (3, H, W)
     generation_pixels: list[NDArray[np.uint8]] = field(default_factory=list)  # each (3, h, w)
-    generation_supervised: list[bool] = field(default_factory=list)  # one for each drawn image
+    generation_supervised: list[bool] = field(default_factory=list)  # for each target image
     source: str = ""
     seed: int = 0  # of the randomness in the targets of its images
 
@@ -93,9 +93,9 @@ class Sequence:
 
 
 def occurrences(prompts: Many[Sequence]) -> list[int]:
-    """Return for each prompt how many equal ones come before it: 0, 1, ... for a prompt that is repeated.
+    """Return for each prompt the number of equal prompts before it: 0, 1, ... for a repeated prompt.
 
-    Noise that goes by this number is a row's own: it depends on no other prompt, nor on where a batch begins.
+    Noise derived from this number depends on no other prompt and not on how prompts are batched.
     """
     seen: Counter[bytes] = Counter()
     numbers = []
@@ -109,20 +109,19 @@ def occurrences(prompts: Many[Sequence]) -> list[int]:
 
 
 def unconditional(sequence: Sequence, pad: int) -> Sequence:
-    """Return a prompt's twin that knows nothing: its first and last id, pads between.
+    """Return the unconditional prompt for guidance: the first and last id, with pads between.
 
-    The pads are seen, at the same positions (Janus draws with guidance against this row). Images
-    in the condition are padded over too.
+    Pads are attended to, at the same positions as the condition; they replace its images too.
     """
     tokens = np.full_like(sequence.tokens, pad)
     tokens[0], tokens[-1] = sequence.tokens[0], sequence.tokens[-1]
-    nowhere = np.zeros(len(tokens), np.bool_)
+    no_images = np.zeros(len(tokens), np.bool_)
     return replace(
         sequence,
         tokens=tokens,
         labels=np.full_like(sequence.labels, IGNORE_INDEX),
-        understanding_mask=nowhere,
-        generation_mask=nowhere.copy(),
+        understanding_mask=no_images,
+        generation_mask=no_images.copy(),
         understanding_pixels=[],
         generation_pixels=[],
         generation_supervised=[],
