@@ -1,4 +1,4 @@
-"""How fast the processor reads memory: what `bench` measures the speed of a step by."""
+"""The read bandwidth of the processor, which `bench` compares the speed of a step with."""
 
 from __future__ import annotations
 

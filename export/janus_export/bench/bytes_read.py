@@ -1,4 +1,4 @@
-"""How many bytes a step has to read: the weights that it multiplies by, and the keys and values it sees.
+"""The bytes that a step has to read: the weights that it multiplies by, and the keys and values it sees.
 
 What is looked up rather than multiplied (embedding tables) counts for nothing: a step reads a row of it.
 """
@@ -62,10 +62,10 @@ def read_by(path: Path) -> int:
     """
     taken = operators(path)
     read = 0
-    for one in references(path):
-        users = taken.get(one.tensor, set())
+    for reference in references(path):
+        users = taken.get(reference.tensor, set())
         if not users or not users <= LOOKUPS:
-            read += (one.length or 0) * (2 if users == {"Cast"} else 1)
+            read += (reference.length or 0) * (2 if users == {"Cast"} else 1)
     return read
 
 
@@ -74,15 +74,17 @@ def watched(step: Callable[[], Any]) -> int:
     import torch
     from torch.nn.modules.module import register_module_forward_pre_hook
 
-    found: dict[int, int] = {}
+    weights: dict[int, int] = {}
 
     def note(module: torch.nn.Module, _: Any) -> None:
         if not isinstance(module, torch.nn.Embedding):
-            found.update((id(one), one.nbytes) for one in module.parameters(recurse=False))
+            weights.update(
+                (id(parameter), parameter.nbytes) for parameter in module.parameters(recurse=False)
+            )
 
     handle = register_module_forward_pre_hook(note)
     try:
         step()
     finally:
         handle.remove()
-    return sum(found.values())
+    return sum(weights.values())

@@ -18,7 +18,7 @@ from janus_modular import Sequence as Prompt
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a mode is; seconds (``_s``) are medians of the rounds."""
+    """The speed of a mode; seconds (``_s``) are medians of the rounds."""
 
     rows: int  # sequences side by side; an image takes two under guidance
     prompt: int  # positions of the longest prompt
@@ -75,7 +75,7 @@ class Mode:
     def __init__(
         self, janus: Janus, slot: str, name: str, prompts: Sequence[Prompt], steps: int, **settings: Any
     ) -> None:
-        """Take a registered sampler, and how many steps are to be timed after the first.
+        """Prepare a registered sampler, of which ``steps`` steps are timed after the first.
 
         Raises:
             ConfigError: the prompt and so many steps do not fit into the context.
@@ -120,7 +120,7 @@ class Mode:
         self.rows = session.rows
 
     def speed(self, weights: int | None, bandwidth: float | None) -> Speed:
-        """Work out what the rounds came to."""
+        """Return the speed, from the medians of the rounds."""
         first, step = (median(times) for times in zip(*self.times, strict=True))
         cache = cache_read(self.runtime, self.rows * (self.prompt + self.steps / 2))
         read = None if weights is None or cache is None else weights + cache
@@ -161,7 +161,10 @@ def decoders(runtime: Any) -> dict[str, list[TensorSpec]]:
         }
     else:
         graphs = {
-            name: [TensorSpec(one["name"], one["dtype"], tuple(one["shape"])) for one in record["inputs"]]
+            name: [
+                TensorSpec(tensor["name"], tensor["dtype"], tuple(tensor["shape"]))
+                for tensor in record["inputs"]
+            ]
             for name, record in bundle.graphs.items()
             if record.get("role") == "decode"
         }

@@ -1,4 +1,4 @@
-"""How fast a model or a bundle is here: the rounds that are timed, and what is worked out of them.
+"""Measures the speed of a model or a bundle: the rounds that are timed, and the results.
 
 The registered samplers do the work, as they do for users. Imports no torch: a bundle is measured
 where there is none.
@@ -136,14 +136,14 @@ def _image(drawing: dict[str, Any], runtime: Runtime, decoding: float, images: i
 
 
 def _memory(runtime: Runtime) -> str | None:
-    """Say where a runtime's tensors lie: cpu, cuda, ..."""
+    """Return the device that a runtime's tensors are on: cpu, cuda, ..."""
     if (model := getattr(runtime, "model", None)) is not None:
         return next(model.parameters()).device.type
     return getattr(getattr(runtime, "device", None), "memory", None)
 
 
 def _how(runtime: Runtime, name: str | None) -> dict[str, Any]:
-    """Say what ran, and in which numbers."""
+    """Return what ran, and in which dtype."""
     if (model := getattr(runtime, "model", None)) is not None:
         weight = next(model.backbone.parameters())
         return {
@@ -164,7 +164,7 @@ def _how(runtime: Runtime, name: str | None) -> dict[str, Any]:
 def processor_name() -> str:
     """Name the processor, as the system does."""
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
+        match = None
+    return match[1] if match else platform.processor() or platform.machine()

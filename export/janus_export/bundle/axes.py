@@ -15,7 +15,7 @@ class Axis:
     max: int
 
     def __post_init__(self) -> None:
-        """Refuse a range that is none."""
+        """Raise ValueError for a range that is empty or out of order."""
         if not 1 <= self.min <= self.typical <= self.max:
             raise ValueError(
                 f"axis '{self.name}': expected 1 <= min <= typical <= max, got"
@@ -25,7 +25,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Ranges:
-    """How large the axes may get; graphs are built, and engines tuned, for this."""
+    """The lengths that axes may have; graphs are exported, and engines tuned, for them."""
 
     rows: Axis  # R: sequences side by side; under guidance an image takes two
     tokens: Axis  # T: positions fed at once: 1 in a step, a whole prompt in a prefill

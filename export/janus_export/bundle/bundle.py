@@ -67,17 +67,17 @@ class Bundle:
 
     @property
     def variants(self) -> list[str]:
-        """What it holds: fp32, cpu-int4, ..."""
+        """The names of its variants: fp32, cpu-int4, ..."""
         return list(self.manifest["variants"])
 
     @property
     def graphs(self) -> Mapping[str, Mapping[str, Any]]:
-        """What each graph takes and gives, by name."""
+        """The inputs and outputs of each graph, by name."""
         return self.manifest["graphs"]
 
     @property
     def modes(self) -> list[str]:
-        """What its graphs are enough for: text, understanding, drawing."""
+        """The modes that its graphs are sufficient for: text, understanding, drawing."""
         return modes_of(self.graphs)
 
     def contract(self, graph: str, variant: str) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Bundle:
         for name in hashes if names is None else names:
             if sha256(self.folder / name) != hashes[name]:
                 raise BundleError(
-                    f"{self.folder / name} has changed: its hash is another. {_cure(self.folder)}"
+                    f"{self.folder / name} has changed: its hash is another. {_build_hint(self.folder)}"
                 )
 
     def record(self, section: str, key: str, value: Any) -> None:
@@ -160,38 +160,40 @@ def load_bundle(folder: str | Path, *, check_graphs: bool = True) -> Bundle:
     manifest = _read_manifest(folder)
     try:
         _check(folder, manifest)
-        if check_graphs and (faults := graph_faults(folder, manifest)):
-            more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        if check_graphs and (problems := graph_faults(folder, manifest)):
+            more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
             raise BundleError(
-                f"{folder / MANIFEST} does not describe its graphs: {'; '.join(faults[:SHOWN])}{more}."
-                f" {_cure(folder)}"
+                f"{folder / MANIFEST} does not describe its graphs: {'; '.join(problems[:SHOWN])}{more}."
+                f" {_build_hint(folder)}"
             )
     except (AttributeError, KeyError, TypeError) as error:
-        raise BundleError(f"{folder / MANIFEST} is malformed: {error!r}. {_cure(folder)}") from error
+        raise BundleError(f"{folder / MANIFEST} is malformed: {error!r}. {_build_hint(folder)}") from error
     return Bundle(folder, manifest)
 
 
 def _check(folder: Path, manifest: dict[str, Any]) -> None:
-    if faults := list(faults_of(manifest)):
-        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    if problems := list(faults_of(manifest)):
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise BundleError(
-            f"{folder / MANIFEST} is malformed: {'; '.join(faults[:SHOWN])}{more}. {_cure(folder)}"
+            f"{folder / MANIFEST} is malformed: {'; '.join(problems[:SHOWN])}{more}. {_build_hint(folder)}"
         )
     for name, size in manifest["bytes"].items():
         path = inside(folder, name)
         if not path.is_file():
-            raise BundleError(f"{folder} lacks {name}. {_cure(folder)}")
+            raise BundleError(f"{folder} lacks {name}. {_build_hint(folder)}")
         if path.stat().st_size != size:
             raise BundleError(
-                f"{path} has {path.stat().st_size} bytes, the manifest says {size}. {_cure(folder)}"
+                f"{path} has {path.stat().st_size} bytes, the manifest says {size}. {_build_hint(folder)}"
             )
     weights = {name for variant in manifest["variants"].values() for name in variant["weights"]}
     graphs = {name for variant in manifest["variants"].values() for name in variant["files"].values()}
     if unlisted := sorted((weights | graphs) - set(manifest["sha256"])):
-        raise BundleError(f"the manifest of {folder} has no hash for {', '.join(unlisted)}. {_cure(folder)}")
+        raise BundleError(
+            f"the manifest of {folder} has no hash for {', '.join(unlisted)}. {_build_hint(folder)}"
+        )
     for name, digest in manifest["sha256"].items():
         if name not in weights and sha256(inside(folder, name)) != digest:
-            raise BundleError(f"{folder / name} has changed: its hash is another. {_cure(folder)}")
+            raise BundleError(f"{folder / name} has changed: its hash is another. {_build_hint(folder)}")
     for name in sorted(graphs):
         _check_references(folder, name, weights)
 
@@ -202,16 +204,16 @@ def graph_faults(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     Raises:
         BundleError: a file is no graph.
     """
-    headers, faults = dict[str, GraphHeader](), list[str]()
+    headers, problems = dict[str, GraphHeader](), list[str]()
     for variant in manifest["variants"].values():
         for graph, file in variant["files"].items():
             if file not in headers:
                 try:
                     headers[file] = read_header(folder / file)
                 except ValueError as error:
-                    raise BundleError(f"{error}. {_cure(folder)}") from error
-            faults += header_faults(manifest["graphs"][graph], variant["dtype"], headers[file], graph)
-    return list(dict.fromkeys([*faults, *size_faults(manifest)]))
+                    raise BundleError(f"{error}. {_build_hint(folder)}") from error
+            problems += header_faults(manifest["graphs"][graph], variant["dtype"], headers[file], graph)
+    return list(dict.fromkeys([*problems, *size_faults(manifest)]))
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -223,18 +225,18 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except NotADirectoryError as error:
         raise BundleError(f"{folder} is a file, expected a bundle: a folder. {_instead(folder)}") from error
     except (ValueError, OSError) as error:
-        raise BundleError(f"{path} cannot be read: {error}. {_cure(folder)}") from error
+        raise BundleError(f"{path} cannot be read: {error}. {_build_hint(folder)}") from error
     version = manifest.get("schema") if isinstance(manifest, dict) else None
     if version != SCHEMA:
         upgrade = isinstance(version, int) and version > SCHEMA
-        cure = "Upgrade with: pip install --upgrade janus-modular" if upgrade else _cure(folder)
+        hint = "Upgrade with: pip install --upgrade janus-modular" if upgrade else _build_hint(folder)
         raise BundleError(
-            f"{path} is of schema {printable(repr(version), 40)}, this version reads schema {SCHEMA}. {cure}"
+            f"{path} is of schema {printable(repr(version), 40)}, this version reads schema {SCHEMA}. {hint}"
         )
     if missing := [name for name in SECTIONS if not isinstance(manifest.get(name), dict)]:
-        raise BundleError(f"{path} lacks {', '.join(missing)}. {_cure(folder)}")
+        raise BundleError(f"{path} lacks {', '.join(missing)}. {_build_hint(folder)}")
     if set(manifest["sha256"]) != set(manifest["bytes"]):
-        raise BundleError(f"{path} has hashes and sizes of different files. {_cure(folder)}")
+        raise BundleError(f"{path} has hashes and sizes of different files. {_build_hint(folder)}")
     return manifest
 
 
@@ -243,16 +245,17 @@ def inside(folder: Path, name: str) -> Path:
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
         raise BundleError(
-            f"{folder} points to '{printable(name, SHOWN_LETTERS)}', which is not inside it. {_cure(folder)}"
+            f"{folder} points to '{printable(name, SHOWN_LETTERS)}', which is not inside it."
+            f" {_build_hint(folder)}"
         )
     path = folder / pure
     try:
         target, allowed = path.resolve(), [folder.resolve(), *_blobs(folder)]
     except (OSError, RuntimeError) as error:  # Python 3.11 and 3.12 raise the latter for a loop
         raise BundleError(
-            f"{printable(path)} is a link that leads nowhere: {reason(error)}. {_cure(folder)}"
+            f"{printable(path)} is a link that leads nowhere: {reason(error)}. {_build_hint(folder)}"
         ) from error
-    if not any(target.is_relative_to(one) for one in allowed):
+    if not any(target.is_relative_to(root) for root in allowed):
         raise BundleError(
             f"{path} is a link out of the bundle, to {target}; expected a file in"
             f" {' or '.join(map(str, allowed))}. Bring the file itself:"
@@ -265,9 +268,9 @@ def _blobs(folder: Path) -> list[Path]:
     """Return where links of a hub cache lead: REPOSITORY/blobs from REPOSITORY/snapshots/COMMIT."""
     resolved = folder.resolve()
     return [
-        one.parent.parent / "blobs"
-        for one in (resolved, *resolved.parents)
-        if one.parent.name == "snapshots" and (one.parent.parent / "blobs").is_dir()
+        parent.parent.parent / "blobs"
+        for parent in (resolved, *resolved.parents)
+        if parent.parent.name == "snapshots" and (parent.parent.parent / "blobs").is_dir()
     ][:1]
 
 
@@ -275,21 +278,22 @@ def _check_references(folder: Path, name: str, weights: Iterable[str]) -> None:
     try:
         found = references(folder / name)
     except ValueError as error:
-        raise BundleError(f"{error}. {_cure(folder)}") from error
-    for one in found:
-        tensor, location = (printable(text, SHOWN_LETTERS) for text in (one.tensor, one.location))
-        path = inside(folder, one.location)
-        if one.location not in weights:
+        raise BundleError(f"{error}. {_build_hint(folder)}") from error
+    for reference in found:
+        tensor, location = (printable(text, SHOWN_LETTERS) for text in (reference.tensor, reference.location))
+        path = inside(folder, reference.location)
+        if reference.location not in weights:
             raise BundleError(
-                f"{name} keeps '{tensor}' in '{location}', which the manifest does not list. {_cure(folder)}"
+                f"{name} keeps '{tensor}' in '{location}', which the manifest does not list."
+                f" {_build_hint(folder)}"
             )
         size = path.stat().st_size
-        if one.offset + (one.length or 0) > size:
-            raise BundleError(f"{name} keeps '{tensor}' beyond the end of {location}. {_cure(folder)}")
+        if reference.offset + (reference.length or 0) > size:
+            raise BundleError(f"{name} keeps '{tensor}' beyond the end of {location}. {_build_hint(folder)}")
 
 
-def _cure(folder: Path) -> str:
-    """Say what to do about a damaged bundle: one of a hub cache is fetched again, others are built again."""
+def _build_hint(folder: Path) -> str:
+    """Return how to repair a damaged bundle: one of a hub cache is fetched again, others are built again."""
     for blobs in _blobs(folder):
         kind, *names = blobs.parent.name.split("--")
         if kind == "models" and names:
@@ -298,9 +302,9 @@ def _cure(folder: Path) -> str:
 
 
 def _instead(folder: Path) -> str:
-    """Say what to do about something else than a bundle, which an export does not replace."""
+    """Return what to do about a folder that is no bundle, which an export does not replace."""
     if (folder / "config.json").is_file():
         return f"It looks like a checkpoint, to make a bundle of: janus-modular export {folder} BUNDLE"
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         return "Give the folder that was written by: janus-modular export MODEL BUNDLE"
-    return _cure(folder)
+    return _build_hint(folder)

@@ -1,4 +1,4 @@
-"""What a manifest says of a graph, as a runtime needs it."""
+"""The contract of a graph in a manifest, as a runtime needs it."""
 
 from __future__ import annotations
 
@@ -47,14 +47,15 @@ class GraphContract:
 
         def tensors(side: str) -> tuple[TensorSpec, ...]:
             return tuple(
-                TensorSpec(one["name"], dtypes[one["name"]], tuple(one["shape"])) for one in record[side]
+                TensorSpec(tensor["name"], dtypes[tensor["name"]], tuple(tensor["shape"]))
+                for tensor in record[side]
             )
 
         return cls(name, tensors("inputs"), tensors("outputs"), dict(record.get("aliases", ())))
 
 
 def check_magnitude(graph: str, magnitude: NDArray[Any]) -> None:
-    """Refuse images (N,) that were made of values which are NaN or infinite.
+    """Raise an error for images (N,) that were decoded from values which are NaN or infinite.
 
     Raises:
         NotFiniteError: a magnitude is, so that pixels are black, white or noise.

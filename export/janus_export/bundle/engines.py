@@ -27,7 +27,7 @@ class Profile:
     axes: Mapping[str, tuple[int, int, int]]  # axis -> at least, usually, at most
 
     def holds(self, axes: Mapping[str, int]) -> bool:
-        """Say whether lengths are within it."""
+        """Return True if lengths are within the profile."""
         return all(low <= axes[name] <= high for name, (low, _, high) in self.axes.items() if name in axes)
 
 
@@ -61,25 +61,27 @@ class EngineSet:
         Raises:
             BundleError: there is none of this graph, it is missing, outside of the bundle, or changed.
         """
-        cure = BUILD.format(folder=self.folder, target=self.target, variant=self.variant)
-        cure += "".join(f" --sm {one}" for one in self.arch)  # this set, and not that of the GPU that is here
+        hint = BUILD.format(folder=self.folder, target=self.target, variant=self.variant)
+        hint += "".join(
+            f" --sm {capability}" for capability in self.arch
+        )  # this set, and not that of the GPU that is here
         if graph not in self.engines:
             raise BundleError(
                 f"{self.folder} has no engine of '{graph}' in {self.key}. It has:"
-                f" {', '.join(self.engines) or 'none'}.\n{cure}"
+                f" {', '.join(self.engines) or 'none'}.\n{hint}"
             )
         engine = self.engines[graph]
         path = inside(self.folder, engine.file)
         if not path.is_file():
-            raise BundleError(f"{self.folder} lacks {engine.file}.\n{cure}")
+            raise BundleError(f"{self.folder} lacks {engine.file}.\n{hint}")
         if sha256(path) != engine.sha256:
-            raise BundleError(f"{path} has changed: its hash is another.\n{cure}")
+            raise BundleError(f"{path} has changed: its hash is another.\n{hint}")
         return path
 
 
 def key_of(variant: str, target: str, arch: Sequence[str]) -> str:
     """Return what the manifest, and the folder below ``engines/``, call a set of engines."""
-    return f"{variant}.{target}.{'-'.join('sm' + one.replace('.', '') for one in arch)}"
+    return f"{variant}.{target}.{'-'.join('sm' + capability.replace('.', '') for capability in arch)}"
 
 
 def find_engines(bundle: Bundle, variant: str, target: str, arch: str | None = None) -> EngineSet:
@@ -92,25 +94,27 @@ def find_engines(bundle: Bundle, variant: str, target: str, arch: str | None = N
         BundleError: there is no such set, several, or one that was built from other graphs.
     """
     sets = {
-        name: one
-        for name, one in read_engines(bundle).items()
-        if (one.variant, one.target) == (variant, target)
+        name: engines
+        for name, engines in read_engines(bundle).items()
+        if (engines.variant, engines.target) == (variant, target)
     }
-    there = ", ".join(sets) or ", ".join(bundle.manifest.get("built", {})) or "none"
-    found = [one for one in sets.values() if arch is None or arch in one.arch]
-    cure = BUILD.format(folder=bundle.folder, target=target, variant=variant)
-    if not found:
+    available = ", ".join(sets) or ", ".join(bundle.manifest.get("built", {})) or "none"
+    matching = [engines for engines in sets.values() if arch is None or arch in engines.arch]
+    hint = BUILD.format(folder=bundle.folder, target=target, variant=variant)
+    if not matching:
         on = f" for a GPU of compute capability {arch}" if arch else ""
         raise BundleError(
-            f"{bundle.folder} has no {target} engines of {variant}{on}. Built: {there}.\n{cure}"
+            f"{bundle.folder} has no {target} engines of {variant}{on}. Built: {available}.\n{hint}"
         )
-    if len(found) > 1 and arch is None:
-        raise BundleError(f"{bundle.folder} has several sets of such engines: {there}. Say for which GPU.")
+    if len(matching) > 1 and arch is None:
+        raise BundleError(
+            f"{bundle.folder} has several sets of such engines: {available}. Say for which GPU."
+        )
     files, hashes = bundle.manifest["variants"].get(variant, {}).get("files", {}), bundle.manifest["sha256"]
-    best = max(found, key=lambda one: (len(one.engines), -len(one.arch)))
+    best = max(matching, key=lambda engines: (len(engines.engines), -len(engines.arch)))
     for graph, engine in best.engines.items():
         if engine.source != hashes.get(files.get(graph)):
-            raise BundleError(f"the engine of '{graph}' in {best.key} is of another graph.\n{cure}")
+            raise BundleError(f"the engine of '{graph}' in {best.key} is of another graph.\n{hint}")
     return best
 
 

@@ -52,7 +52,7 @@ def references(path: Path) -> list[Reference]:
 
 
 def operators(path: Path) -> dict[str, set[str]]:
-    """Say which operators take a tensor of the graph, by its name. Graphs inside of nodes are left out.
+    """Return which operators take each tensor of the graph, by its name. Graphs inside of nodes are left out.
 
     Raises:
         ValueError: it is no protocol buffer, or cut short.

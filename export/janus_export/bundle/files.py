@@ -43,22 +43,26 @@ def write_stream(
     A tensor is held no longer than its piece is written; what is unfinished has another name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ordered = sorted(tensors, key=lambda one: (one.size % ALIGNMENT != 0, -ITEM_BITS[one.kind], one.name))
-    header, total, done = _header(ordered), sum(one.size for one in tensors), 0
+    ordered = sorted(
+        tensors, key=lambda tensor: (tensor.size % ALIGNMENT != 0, -ITEM_BITS[tensor.kind], tensor.name)
+    )
+    header, total, done = _header(ordered), sum(tensor.size for tensor in tensors), 0
     state, digest = folder / "unfinished", hashlib.sha256(header)
     try:
         with state.open("wb") as file:
             file.write(header)
-            for one in ordered:
-                end = done + one.size
-                for piece in one.pieces():
+            for tensor in ordered:
+                end = done + tensor.size
+                for piece in tensor.pieces():
                     view = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
                     file.write(view)
                     digest.update(view)
                     done += len(view)
                     tell(done, total)
                 if done != end:
-                    raise ValueError(f"{one.name}: {done - end:+} bytes came beside the {one.size} expected")
+                    raise ValueError(
+                        f"{tensor.name}: {done - end:+} bytes came beside the {tensor.size} expected"
+                    )
             file.flush()
             os.fsync(file.fileno())
         return state.rename(folder / f"{digest.hexdigest()}.safetensors")

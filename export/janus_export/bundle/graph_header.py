@@ -1,4 +1,4 @@
-"""What an ONNX graph takes and gives, read from its file without any ONNX package.
+"""The inputs and outputs of an ONNX graph, read from its file without any ONNX package.
 
 Numbers of fields are those of onnx.proto.
 """
@@ -67,16 +67,16 @@ def _tensor(value: memoryview) -> TensorHeader:
 
 
 def _length(dimension: memoryview) -> int | str:
-    found: list[int | str] = [*texts(dimension, AXIS), *integers(dimension, LENGTH)]
-    return found[0] if found else "?"
+    sizes: list[int | str] = [*texts(dimension, AXIS), *integers(dimension, LENGTH)]
+    return sizes[0] if sizes else "?"
 
 
 def _aliases(
     graph: memoryview, inputs: tuple[TensorHeader, ...], outputs: tuple[TensorHeader, ...]
 ) -> Iterator[tuple[str, str]]:
-    known, given = {one.name for one in inputs}, {one.name for one in outputs}
+    input_names, output_names = {tensor.name for tensor in inputs}, {tensor.name for tensor in outputs}
     for node in messages(graph, NODE):
         if texts(node, OPERATOR) == ["TensorScatter"]:
             [past, *_], [present] = texts(node, NODE_INPUT), texts(node, NODE_OUTPUT)
-            if past in known and present in given:
+            if past in input_names and present in output_names:
                 yield present, past

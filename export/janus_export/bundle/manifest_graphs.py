@@ -33,15 +33,18 @@ def axes_of(graphs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 def header_faults(record: Mapping[str, Any], dtype: str, header: GraphHeader, name: str) -> Iterator[str]:
     """Yield what a manifest's entry of a graph says and the graph itself, in a variant's dtype, does not."""
     for side in ("inputs", "outputs"):
-        told = [
-            TensorHeader(one["name"], dtype if one.get("varies") else one["dtype"], tuple(one["shape"]))
-            for one in record[side]
+        declared = [
+            TensorHeader(
+                tensor["name"], dtype if tensor.get("varies") else tensor["dtype"], tuple(tensor["shape"])
+            )
+            for tensor in record[side]
         ]
-        there = list(getattr(header, side))
-        if told != there:
+        actual = list(getattr(header, side))
+        if declared != actual:
             of_manifest, of_graph = (
-                ", ".join(str(one) for one in these if one not in others) or f"{len(these)} in another order"
-                for these, others in ((told, there), (there, told))
+                ", ".join(str(tensor) for tensor in listed if tensor not in missing_from)
+                or f"{len(listed)} in another order"
+                for listed, missing_from in ((declared, actual), (actual, declared))
             )
             yield f"graphs.{name}.{side} has {of_manifest:.200}, the graph {of_graph:.200}"
     if {tuple(pair) for pair in record["aliases"]} != set(header.aliases):
@@ -54,9 +57,9 @@ def header_faults(record: Mapping[str, Any], dtype: str, header: GraphHeader, na
 def size_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
     """Yield sizes of the model that differ from the shapes of its graphs, and empty ranges of axes."""
     for path, (graph, side, name, place) in SIZES.items():
-        told, there = _told(manifest["model"], path), _dimension(manifest, graph, side, name, place)
-        if told is not None and there is not None and told != there:
-            yield f"model.{path} is {told}, {graph} has {there}"
+        declared, actual = _declared(manifest["model"], path), _dimension(manifest, graph, side, name, place)
+        if declared is not None and actual is not None and declared != actual:
+            yield f"model.{path} is {declared}, {graph} has {actual}"
     for name, graph in manifest["graphs"].items():
         if graph.get("role") != "decode" or graph["outputs"][0]["dtype"] != "uint8":
             continue
@@ -74,7 +77,7 @@ def size_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
             yield f"axes.{name} is {axis}, expected min <= typical <= max"
 
 
-def _told(model: Mapping[str, Any], path: str) -> Any:
+def _declared(model: Mapping[str, Any], path: str) -> Any:
     for key in path.split("."):
         if key not in model:
             return None
@@ -83,7 +86,11 @@ def _told(model: Mapping[str, Any], path: str) -> Any:
 
 
 def _dimension(manifest: Mapping[str, Any], graph: str, side: str, name: str, place: int) -> int | None:
-    for one in manifest["graphs"].get(graph, {}).get(side, ()):
-        if one["name"] == name and place < len(one["shape"]) and not isinstance(one["shape"][place], str):
-            return int(one["shape"][place])
+    for tensor in manifest["graphs"].get(graph, {}).get(side, ()):
+        if (
+            tensor["name"] == name
+            and place < len(tensor["shape"])
+            and not isinstance(tensor["shape"][place], str)
+        ):
+            return int(tensor["shape"][place])
     return None

@@ -1,4 +1,4 @@
-"""What a bundle can do, and the graphs that each mode takes. Neither torch nor ONNX is needed."""
+"""The modes of a bundle, and the graphs that each mode needs. Imports neither torch nor ONNX."""
 
 from __future__ import annotations
 

@@ -108,8 +108,8 @@ def pruned_manifest(bundle: Bundle, variants: Sequence[str], only: Sequence[str]
 def _variant(bundle: Bundle, name: str, graphs: Iterable[str]) -> dict[str, Any]:
     record = deepcopy(bundle.manifest["variants"][name])
     record["files"] = {graph: file for graph, file in record["files"].items() if graph in graphs}
-    found = [one for file in record["files"].values() for one in references(bundle.folder / file)]
-    used = {one.location for one in found}
+    found = [reference for file in record["files"].values() for reference in references(bundle.folder / file)]
+    used = {reference.location for reference in found}
     record["weights"] = [file for file in record["weights"] if file in used]
     return record
 
@@ -119,9 +119,9 @@ def _prune_results(
 ) -> None:
     """Keep the results and engines that are still true of what remains."""
     built = {key: dict(one) for key, one in manifest.get("built", {}).items() if one["variant"] in variants}
-    for one in built.values():
-        one["engines"] = {name: engine for name, engine in one["engines"].items() if name in graphs}
-    manifest["built"] = {key: one for key, one in built.items() if one["engines"]}
+    for engines in built.values():
+        engines["engines"] = {name: engine for name, engine in engines["engines"].items() if name in graphs}
+    manifest["built"] = {key: engines for key, engines in built.items() if engines["engines"]}
     parity = manifest.get("parity", {})
     manifest["parity"] = {key: one for key, one in parity.items() if whole and key.split(" ")[0] in variants}
     executed = manifest.get("executed", {})

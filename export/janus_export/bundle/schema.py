@@ -21,7 +21,7 @@ SECTIONS = (
     "written_by", "source", "requires", "plugins", "model", "variants", "graphs", "axes", "cache", "digests",
     "parity",
 )  # fmt: skip
-"""What runtimes and commands read without asking; results (built, executed) come and go."""
+"""The sections that every manifest has; results (built, executed) come and go."""
 
 MOST_LETTERS = 512
 """Of a name or a path; error messages repeat them."""
@@ -46,13 +46,13 @@ TYPES: Mapping[str, type | tuple[type, ...]] = {
 
 
 def faults_of(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Say what is not as the schema has it, and what the sections do not say of each other."""
+    """Return where a manifest differs from its schema, and where its sections contradict each other."""
     schema = _schema()["properties"]
     found = [fault for name in NAMED for fault in _long_names(manifest.get(name), name)] or [
         fault
         for name in SECTIONS
         for fault in (
-            [f"{name} is missing"] if name not in manifest else _faults(manifest[name], schema[name], name)
+            [f"{name} is missing"] if name not in manifest else _problems(manifest[name], schema[name], name)
         )
     ]
     yield from found or [*_requirements(manifest["requires"]), *_gaps(manifest)]
@@ -93,13 +93,13 @@ def _schema() -> dict[str, Any]:
     return schema
 
 
-def _faults(value: Any, schema: Any, path: str) -> Iterator[str]:
+def _problems(value: Any, schema: Any, path: str) -> Iterator[str]:
     if not isinstance(schema, dict):  # true: anything
         return
     if "$ref" in schema:
         schema = _schema()["$defs"][schema["$ref"].rpartition("/")[2]]
     if "oneOf" in schema:
-        tried = [list(_faults(value, one, path)) for one in schema["oneOf"]]
+        tried = [list(_problems(value, alternative, path)) for alternative in schema["oneOf"]]
         yield from min(tried, key=len)
         return
     kinds = schema.get("type", [])
@@ -115,19 +115,19 @@ def _faults(value: Any, schema: Any, path: str) -> Iterator[str]:
             yield f"{path} is empty"
         known = schema.get("properties", {})
         for key, one in value.items():
-            yield from _faults(one, known.get(key, schema.get("additionalProperties")), f"{path}.{key}")
+            yield from _problems(one, known.get(key, schema.get("additionalProperties")), f"{path}.{key}")
     elif isinstance(value, list):
         least, most = schema.get("minItems", 0), schema.get("maxItems", len(value))
         if not least <= len(value) <= most:
             yield f"{path} has {len(value)} entries, expected {least} to {most}"
         for number, one in enumerate(value):
-            yield from _faults(one, schema.get("items"), f"{path}[{number}]")
+            yield from _problems(one, schema.get("items"), f"{path}[{number}]")
     elif _is(value, "number") and value < schema.get("minimum", value):
         yield f"{path} is {value}, expected {schema['minimum']} at least"
 
 
 def _gaps(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Say which graphs and axes are named, but described nowhere."""
+    """Return the graphs and axes that are named and described nowhere."""
     graphs, axes = manifest["graphs"], manifest["axes"]
     for name, variant in manifest["variants"].items():
         if unknown := sorted(set(variant["files"]) - set(graphs)):

@@ -1,4 +1,4 @@
-"""How many bytes a bundle takes: of each variant, of each graph, beside its checkpoint's."""
+"""The size of a bundle in bytes: of each variant, of each graph, beside its checkpoint's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHECKPOINT_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 @dataclass(frozen=True)
 class VariantSize:
-    """What a variant takes on disk, in bytes; files that graphs share are counted once."""
+    """The size of a variant on disk, in bytes; files that graphs share are counted once."""
 
     variant: str
     total: int  # graphs, weights, and the files that every variant needs (tokenizer, processor)
@@ -55,7 +55,10 @@ def parse_bytes(text: str) -> int:
 def variant_size(bundle: Bundle, variant: str) -> VariantSize:
     """Return what a variant takes; files that only other variants need count for nothing."""
     files, sizes = bundle.manifest["variants"][variant]["files"], bundle.manifest["bytes"]
-    needed = {file: {one.location for one in references(bundle.folder / file)} for file in files.values()}
+    needed = {
+        file: {reference.location for reference in references(bundle.folder / file)}
+        for file in files.values()
+    }
     weights = set[str]().union(*needed.values())
     return VariantSize(
         variant,
@@ -76,9 +79,9 @@ def checkpoint_bytes(manifest: Mapping[str, Any]) -> int | None:
     """Return the size of the checkpoint's weights; None where its record names none."""
     files = manifest["source"]["files"]
     for suffix in CHECKPOINT_WEIGHTS:
-        found = [size for name, (size, _) in files.items() if PurePath(name).suffix == suffix]
-        if found:
-            return sum(found)
+        weight_bytes = [size for name, (size, _) in files.items() if PurePath(name).suffix == suffix]
+        if weight_bytes:
+            return sum(weight_bytes)
     return None
 
 

@@ -1,5 +1,5 @@
-"""What runs a bundle. No torch and no transformers in here: this is what a server installs.
+"""The runtimes of bundles. They import neither torch nor transformers: servers have none.
 
-``prompts`` makes embeddings of prompts, ``kv_cache`` is where sessions keep keys and values, ``memory`` where
-tensors lie. ``ort`` runs bundles in ONNX Runtime, ``trt`` their engines.
+``prompts`` makes embeddings of prompts, ``kv_cache`` is where sessions keep keys and values, ``memory`` the
+memory of tensors. ``ort`` runs bundles in ONNX Runtime, ``trt`` their engines.
 """

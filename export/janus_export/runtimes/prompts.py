@@ -26,24 +26,24 @@ def embed(prompts: Sequence[Prompt], run: Run, *, images_at_once: int) -> NDArra
     if any(prompt.generation_mask.any() for prompt in prompts):
         raise PromptError("a bundle reads no images that the model drew itself: give them as images to read")
     shape = (len(prompts), max(map(len, prompts)))
-    tokens, at = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
+    tokens, mask = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt.tokens
-        at[row, : len(prompt)] = prompt.understanding_mask
+        mask[row, : len(prompt)] = prompt.understanding_mask
     x = run("embed", tokens)  # (R, T, D)
-    pixels = [one for prompt in prompts for one in prompt.understanding_pixels]
-    if not pixels and not at.any():
+    pixels = [image for prompt in prompts for image in prompt.understanding_pixels]
+    if not pixels and not mask.any():
         return x
     features = [
         run("understand", np.stack(pixels[start : start + images_at_once]))  # (N, P, D)
         for start in range(0, len(pixels), images_at_once)
     ]
-    flat = [one.reshape(-1, one.shape[-1]) for one in features]
-    rows = np.concatenate(flat) if flat else np.empty((0, x.shape[-1]), x.dtype)
-    if len(rows) != at.sum():
+    flat = [embeddings.reshape(-1, embeddings.shape[-1]) for embeddings in features]
+    vectors = np.concatenate(flat) if flat else np.empty((0, x.shape[-1]), x.dtype)
+    if len(vectors) != mask.sum():
         raise PromptError(
-            f"the prompts have {at.sum()} places for images that are read, but their {len(pixels)}"
-            f" images have {len(rows)} features: was the processor made for this bundle?"
+            f"the prompts have {mask.sum()} places for images that are read, but their {len(pixels)}"
+            f" images have {len(vectors)} features: was the processor made for this bundle?"
         )
-    x[at] = rows
+    x[mask] = vectors
     return x

@@ -32,7 +32,7 @@ FOLDER = "engines"
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """What is asked for; what is left out is chosen."""
+    """Options of a build; what is left out is chosen."""
 
     target: str
     variant: str | None = None  # None: the bundle's first
@@ -46,7 +46,7 @@ class BuildConfig:
 
 
 Tell = Callable[[str, int, int], None]
-"""Hears which graph is being built, how many are done, and how many there are to do."""
+"""Called with the graph that is being built, how many are done, and how many there are."""
 
 
 def build(folder: str | Path, config: BuildConfig, *, tell: Tell = lambda *_: None) -> tuple[str, list[str]]:
@@ -76,8 +76,8 @@ class _Build:
         self.lengths = Lengths.choose(bundle.manifest["axes"], config.rows, config.capacity)
         self.trt = load(self.target)
         self.arch = choose_architectures(self.target, self.trt, config.sm)
-        self.here = compute_capability()
-        if config.timing_cache is not None and self.here is None:
+        self.capability_here = compute_capability()
+        if config.timing_cache is not None and self.capability_here is None:
             raise ExportError(
                 "--timing-cache keeps what was measured on a GPU, and there is none here: leave it out."
             )
@@ -100,8 +100,8 @@ class _Build:
         self.bundle = load_bundle(self.bundle.folder)  # as a build that has just ended left it
         before = self.bundle.manifest.get("built", {}).get(self.key, {})
         engines = {graph: one for graph, one in before.get("engines", {}).items() if self._stands(graph, one)}
-        asked = [graph for graph in self.files if not self.config.graphs or graph in self.config.graphs]
-        missing = [graph for graph in asked if self.config.force or graph not in engines]
+        requested = [graph for graph in self.files if not self.config.graphs or graph in self.config.graphs]
+        missing = [graph for graph in requested if self.config.force or graph not in engines]
         if missing:
             self.bundle.verify_weights(self.bundle.manifest["variants"][self.variant]["weights"])
         executed = before.get("executed", False) and not missing
@@ -149,7 +149,7 @@ class _Build:
 
     def _inspect(self, graph: str, engine: dict[str, Any]) -> bool:
         """Write what an engine is made of beside it, where its GPU is here; say whether that was done."""
-        if engine["inspector"] is not None or self.here not in self.arch:
+        if engine["inspector"] is not None or self.capability_here not in self.arch:
             return False
         path = self._inspection(graph)
         write_text(path, inspect_engine(self.trt, self._file(graph)))
@@ -174,7 +174,7 @@ class _Build:
         )
 
     def _stands(self, graph: str, engine: Mapping[str, Any]) -> bool:
-        """Say whether an engine is what would be built now, and unharmed."""
+        """Return True if an engine is intact and what would be built now."""
         file = self._file(graph)
         return (
             graph in self.files
@@ -199,8 +199,8 @@ class _Build:
 
     def _profiles(self, graph: str) -> list[dict[str, Any]]:
         return [
-            {"name": one.name, "axes": {name: list(lengths) for name, lengths in one.axes.items()}}
-            for one in profiles(self.bundle.manifest, graph, self.lengths)
+            {"name": profile.name, "axes": {name: list(lengths) for name, lengths in profile.axes.items()}}
+            for profile in profiles(self.bundle.manifest, graph, self.lengths)
         ]
 
     def _source(self, graph: str) -> str:
@@ -213,24 +213,24 @@ class _Build:
         return self.folder / f"{graph}.json"
 
 
-def choose_variant(bundle: Bundle, asked: str | None) -> str:
+def choose_variant(bundle: Bundle, requested: str | None) -> str:
     """Return the variant to build.
 
     Raises:
         BundleError: the bundle has no such variant.
         ExportError: it is one for ONNX Runtime alone.
     """
-    variant = asked or bundle.variants[0]
+    variant = requested or bundle.variants[0]
     bundle.path("backbone", variant)
     quantization = bundle.manifest["variants"][variant]["quantisation"]
     if quantization and quantization["form"] == "nbits":
-        cure = "trt-int4" if quantization["bits"] == 4 else "fp16"
-        others = [name for name, one in bundle.manifest["variants"].items() if _takes(one)]
+        hint = "trt-int4" if quantization["bits"] == 4 else "fp16"
+        usable = [name for name, one in bundle.manifest["variants"].items() if _takes(one)]
         raise ExportError(
             f"{variant} is for ONNX Runtime on a CPU: TensorRT does not know its operator, MatMulNBits."
-            f" In this bundle, TensorRT takes: {', '.join(others) or 'none'}.\nFor"
+            f" In this bundle, TensorRT takes: {', '.join(usable) or 'none'}.\nFor"
             f" {quantization['bits']} bits or nearest to it: janus-modular export MODEL BUNDLE"
-            f" --precision {cure}"
+            f" --precision {hint}"
         )
     return variant
 

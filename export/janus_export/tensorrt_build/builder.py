@@ -21,12 +21,12 @@ from janus_modular.atomic_writes import atomic_replace
 from janus_modular.interfaces import TensorSpec
 
 UNUSED = "Unused Input"
-"""How TensorRT begins a warning that is an error here: an engine must take what its graph takes."""
+"""The start of a TensorRT warning that is an error here: an engine must take what its graph takes."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """How an engine is built."""
+    """Options that an engine is built with."""
 
     arch: Sequence[str] = ()  # compute capabilities; none: the GPU that is here
     profiles: Sequence[Profile] = ()
@@ -36,7 +36,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Built:
-    """What came of it."""
+    """The result of a build."""
 
     sha256: str
     bytes: int
@@ -54,9 +54,9 @@ def build_engine(trt: Any, model: ir.Model, source: Path, file: Path, order: Ord
         OSError: the disk does not take it.
     """
     started = time.perf_counter()
-    said: list[tuple[int, str]] = []
+    messages: list[tuple[int, str]] = []
     with AnonymousPeak() as peak, _no_output(), file.open("wb") as out:
-        logger, writer = _listener(trt, said), _writer(trt, out)
+        logger, writer = _listener(trt, messages), _writer(trt, out)
         builder = trt.Builder(logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, logger)
@@ -68,9 +68,9 @@ def build_engine(trt: Any, model: ir.Model, source: Path, file: Path, order: Ord
         done = builder.build_serialized_network_to_stream(network, config, writer)
         if writer.error is not None:
             raise writer.error
-        unused = [words for _, words in said if words.startswith(UNUSED)]
-        if faults := unused or ([] if done else _errors(trt, said) or ["TensorRT said nothing."]):
-            raise ExportError(f"{source.name} does not become an engine.\n{_last(faults)}")
+        unused = [words for _, words in messages if words.startswith(UNUSED)]
+        if problems := unused or ([] if done else _errors(trt, messages) or ["TensorRT said nothing."]):
+            raise ExportError(f"{source.name} does not become an engine.\n{_last(problems)}")
         if order.timing_cache is not None:
             _keep(config.get_timing_cache().serialize(), order.timing_cache)
     seconds = time.perf_counter() - started
@@ -83,10 +83,12 @@ def inspect_engine(trt: Any, file: Path) -> str:
     Raises:
         ExportError: it cannot be loaded there.
     """
-    said: list[tuple[int, str]] = []
-    engine = trt.Runtime(_listener(trt, said)).deserialize_cuda_engine(file.read_bytes())
+    messages: list[tuple[int, str]] = []
+    engine = trt.Runtime(_listener(trt, messages)).deserialize_cuda_engine(file.read_bytes())
     if engine is None:
-        raise ExportError(f"{file} cannot be loaded by the GPU that is here.\n{_last(_errors(trt, said))}")
+        raise ExportError(
+            f"{file} cannot be loaded by the GPU that is here.\n{_last(_errors(trt, messages))}"
+        )
     inspector = engine.create_engine_inspector()
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
@@ -97,7 +99,7 @@ def _parse(parser: Any, model: ir.Model, source: Path) -> None:
     if parser.parse(proto.SerializeToString(), str(source)):
         return
     nodes = {node.name: node for node in model.graph}
-    faults = []
+    problems = []
     for i in range(parser.num_errors):
         error = parser.get_error(i)
         node = nodes.get(error.node_name())
@@ -105,21 +107,24 @@ def _parse(parser: Any, model: ir.Model, source: Path) -> None:
         if node is not None:
             inputs = ", ".join(str(value.name) for value in node.inputs if value is not None)
             where += f" ({node.op_type} of {inputs})"
-        faults.append(f"{where}: {error.desc()}")
-    raise ExportError(f"TensorRT's parser does not take {source.name}.\n{_last(faults)}")
+        problems.append(f"{where}: {error.desc()}")
+    raise ExportError(f"TensorRT's parser does not take {source.name}.\n{_last(problems)}")
 
 
 def _check(network: Any, model: ir.Model, source: Path) -> None:
     """Make sure that the parser has understood a graph's inputs and outputs as the graph means them."""
     parsed = [network.get_input(i) for i in range(network.num_inputs)]
     parsed += [network.get_output(i) for i in range(network.num_outputs)]
-    meant = [*model.graph.inputs, *model.graph.outputs]
-    found = [f"{one.name} {[size if size >= 0 else '?' for size in one.shape]}" for one in parsed]
-    wanted = [
-        f"{one.name} {[size if isinstance(size, int) else '?' for size in one.shape or ()]}" for one in meant
+    declared = [*model.graph.inputs, *model.graph.outputs]
+    parsed_names = [
+        f"{tensor.name} {[size if size >= 0 else '?' for size in tensor.shape]}" for tensor in parsed
     ]
-    if found != wanted:
-        differ = sorted(set(found) ^ set(wanted))
+    declared_names = [
+        f"{tensor.name} {[size if isinstance(size, int) else '?' for size in tensor.shape or ()]}"
+        for tensor in declared
+    ]
+    if parsed_names != declared_names:
+        differ = sorted(set(parsed_names) ^ set(declared_names))
         raise ExportError(
             f"TensorRT's parser takes {source.name} to be another graph: {'; '.join(differ[:4])}."
             " This is a fault of its lowering (janus_export/tensorrt_build/lowering.py)."
@@ -135,8 +140,10 @@ def _configure(trt: Any, builder: Any, config: Any, model: ir.Model, order: Orde
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if order.arch:
         config.num_compute_capabilities = len(order.arch)
-        for place, one in enumerate(order.arch):
-            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{one.replace('.', '')}"), place)
+        for place, capability in enumerate(order.arch):
+            config.set_compute_capability(
+                getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), place
+            )
     if order.timing_cache is not None:
         known = order.timing_cache.read_bytes() if order.timing_cache.exists() else b""
         config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
@@ -151,7 +158,7 @@ def _configure(trt: Any, builder: Any, config: Any, model: ir.Model, order: Orde
 
 
 def _let_attention_decompose(trt: Any, network: Any) -> None:
-    """Let attention fall apart where no kernel does all of it: there is none for float32."""
+    """Allow attention to be decomposed where no fused kernel exists: there is none for float32."""
     for i in range(network.num_layers):
         layer = network.get_layer(i)
         if layer.type == trt.LayerType.ATTENTION_INPUT:
@@ -159,7 +166,7 @@ def _let_attention_decompose(trt: Any, network: Any) -> None:
             layer.attention.decomposable = True
 
 
-def _listener(trt: Any, said: list[tuple[int, str]]) -> Any:
+def _listener(trt: Any, messages: list[tuple[int, str]]) -> Any:
     """Return a logger that keeps warnings and errors, and prints nothing."""
     worth_keeping = int(trt.ILogger.Severity.WARNING)
 
@@ -169,7 +176,7 @@ def _listener(trt: Any, said: list[tuple[int, str]]) -> Any:
 
         def log(self, severity: Any, words: str) -> None:
             if int(severity) <= worth_keeping:
-                said.append((int(severity), words))
+                messages.append((int(severity), words))
 
     return Listener()
 
@@ -210,13 +217,13 @@ def _no_output() -> Iterator[None]:
         os.close(kept)
 
 
-def _errors(trt: Any, said: Sequence[tuple[int, str]]) -> list[str]:
-    return [words for severity, words in said if severity <= int(trt.ILogger.Severity.ERROR)]
+def _errors(trt: Any, messages: Sequence[tuple[int, str]]) -> list[str]:
+    return [words for severity, words in messages if severity <= int(trt.ILogger.Severity.ERROR)]
 
 
 def _last(words: Sequence[str]) -> str:
     """Return the last few of many words, each on a line that can be read."""
-    return "\n".join(one.strip().replace("\n", " ")[:500] for one in words[-3:])
+    return "\n".join(message.strip().replace("\n", " ")[:500] for message in words[-3:])
 
 
 def _keep(cache: Any, path: Path) -> None:

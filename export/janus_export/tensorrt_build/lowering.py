@@ -1,4 +1,4 @@
-"""What a portable graph has to become before TensorRT's parser takes it. Numbers stay the same.
+"""Rewrites a portable graph into what TensorRT's parser takes. Numbers stay the same.
 
 Weights stay in the bundle's files: a lowered graph points to them as the portable one does.
 """
@@ -36,7 +36,7 @@ def lower(path: Path, *, capacity: int) -> ir.Model:
 
 
 def check(model: ir.Model, name: str) -> None:
-    """Refuse what the parser would refuse with less of an explanation, or not at all."""
+    """Raise an error for what the parser would reject with less of an explanation, or not at all."""
     unused = [str(i.name) for i in model.graph.inputs if not i.uses() and not i.is_graph_output()]
     if unused:
         raise ExportError(
@@ -131,12 +131,12 @@ def _write_out(model: ir.Model, node: ir.Node, cap: float) -> None:
     scale = node.attributes.get_float("scale", width**-0.5)  # type: ignore[operator]  # widths are numbers
 
     def add(op: str, inputs: Sequence[ir.Value | None], **attributes: int | Sequence[int]) -> ir.Value:
-        made = ir.node(op, inputs, attributes)
-        model.graph.insert_before(node, made)
-        return made.outputs[0]
+        new = ir.node(op, inputs, attributes)
+        model.graph.insert_before(node, new)
+        return new.outputs[0]
 
-    def number(x: float, kind: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
-        return _constant(model, node, x, kind)
+    def number(x: float, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+        return _constant(model, node, x, dtype)
 
     def view(x: ir.Value | None, head: object, last: object) -> ir.Value:
         """Reshape to (rows, head, ..., last)."""
@@ -157,12 +157,12 @@ def _write_out(model: ir.Model, node: ir.Node, cap: float) -> None:
 
 
 def _constant(
-    model: ir.Model, before: ir.Node, value: object, kind: ir.DataType = ir.DataType.INT64
+    model: ir.Model, before: ir.Node, value: object, dtype: ir.DataType = ir.DataType.INT64
 ) -> ir.Value:
-    tensor = ir.tensor(np.array(value, kind.numpy()))
-    made = ir.node("Constant", [], {"value": tensor})
-    model.graph.insert_before(before, made)
-    return made.outputs[0]
+    tensor = ir.tensor(np.array(value, dtype.numpy()))
+    node = ir.node("Constant", [], {"value": tensor})
+    model.graph.insert_before(before, node)
+    return node.outputs[0]
 
 
 def _name(size: int | ir.SymbolicDim) -> int | str | None:

@@ -16,14 +16,14 @@ Range = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long the axes of a bundle's engines are."""
+    """The lengths of the axes of a bundle's engines."""
 
     rows: int  # at most, side by side
     capacity: int  # positions that a row has room for
 
     @classmethod
     def choose(cls, axes: Mapping[str, Mapping[str, int]], rows: int | None, capacity: int | None) -> Lengths:
-        """Take what was asked for, or what the bundle was exported for.
+        """Return the requested lengths, or those that the bundle was exported for.
 
         Raises:
             ExportError: more than the bundle was exported for.
@@ -46,8 +46,8 @@ def profiles(manifest: Mapping[str, Any], graph: str, lengths: Lengths) -> tuple
     names = dict.fromkeys(axes_of([{"inputs": record["inputs"], "outputs": []}]))
     axes = {name: _range(name, manifest, lengths) for name in names}
     if "rows" in axes and "images" in axes:  # without guidance, each row is an instance of its own
-        least, usual, _ = axes["images"]
-        axes["images"] = (least, min(usual, lengths.rows), lengths.rows)
+        least, default, _ = axes["images"]
+        axes["images"] = (least, min(default, lengths.rows), lengths.rows)
     if graph != "backbone":
         return (Profile("default", axes),)
     return (Profile("prefill", axes), Profile("decode", {**axes, "tokens": (1, 1, 1)}))
@@ -65,8 +65,8 @@ def _range(name: str, manifest: Mapping[str, Any], lengths: Lengths) -> Range:
     return (axis["min"], axis["typical"], axis["max"])
 
 
-def _within(name: str, axis: Mapping[str, int], asked: int | None, usual: int, more: str) -> int:
-    chosen = usual if asked is None else asked
+def _within(name: str, axis: Mapping[str, int], requested: int | None, default: int, more: str) -> int:
+    chosen = default if requested is None else requested
     if not axis["min"] <= chosen <= axis["max"]:
         raise ExportError(f"--{name} {chosen}: this bundle takes {axis['min']} to {axis['max']} ({more}).")
     return chosen

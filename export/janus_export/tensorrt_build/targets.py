@@ -1,4 +1,4 @@
-"""What engines are built for: two packages of one API, and the GPUs that each of them knows."""
+"""Targets of engines: two packages with one API, and the GPUs that each of them knows."""
 
 from __future__ import annotations
 
@@ -57,24 +57,24 @@ def load(target: Target) -> Any:
         raise MissingExtraError(f"building for {target.name}", target.extra) from error
 
 
-def choose_architectures(target: Target, trt: Any, asked: Sequence[str]) -> list[str]:
+def choose_architectures(target: Target, trt: Any, requested: Sequence[str]) -> list[str]:
     """Return the compute capabilities to build for: those asked for, or that of the GPU that is here.
 
     Raises:
         ExportError: there is no GPU and nothing was asked for, or the target does not build for it.
     """
-    here = compute_capability()
+    present = compute_capability()
     if target.needs_gpu:
-        return [_present(target, here, asked)]
+        return [_present(target, present, requested)]
     known = buildable(trt)
-    if not (chosen := list(asked or ([here] if here else []))):
+    if not (chosen := list(requested or ([present] if present else []))):
         raise ExportError(f"there is no GPU here, so say for which: --sm 8.9, or any of {', '.join(known)}.")
-    for one in chosen:
-        if one not in known:
+    for capability in chosen:
+        if capability not in known:
             raise ExportError(
-                f"{target.name} {trt.__version__} does not build for compute capability {one}. It builds for:"
-                f" {', '.join(known)}.\nGPUs of data centres (9.0, 10.0) are served by --target tensorrt, on"
-                " a machine that has one."
+                f"{target.name} {trt.__version__} does not build for compute capability {capability}. It"
+                f" builds for: {', '.join(known)}.\nGPUs of data centres (9.0, 10.0) are served by --target"
+                " tensorrt, on a machine that has one."
             )
     return sorted(set(chosen), key=_number)
 
@@ -85,18 +85,18 @@ def buildable(trt: Any) -> list[str]:
     return sorted((f"{name[:-1]}.{name[-1]}" for name in names), key=_number)
 
 
-def _present(target: Target, here: str | None, asked: Sequence[str]) -> str:
-    if here is None:
+def _present(target: Target, present: str | None, requested: Sequence[str]) -> str:
+    if present is None:
         raise ExportError(
             f"{target.name} builds on the GPU that will run the engine, and there is none here. Run this"
             " where it is; --target tensorrt-rtx builds without one."
         )
-    if other := [one for one in asked if one != here]:
+    if others := [capability for capability in requested if capability != present]:
         raise ExportError(
-            f"{target.name} builds for the GPU that is here, of compute capability {here}, not for"
-            f" {', '.join(other)}: leave --sm out, or run this on such a GPU."
+            f"{target.name} builds for the GPU that is here, of compute capability {present}, not for"
+            f" {', '.join(others)}: leave --sm out, or run this on such a GPU."
         )
-    return here
+    return present
 
 
 def _number(capability: str) -> tuple[int, ...]:

@@ -30,23 +30,24 @@ def distributions() -> tuple[str, ...]:
     ``onnxruntime``, ``onnxruntime-gpu``, ``onnxruntime-openvino`` and others install the same files.
     """
     site = Path(onnxruntime.__file__).parents[1]
-    there = {
-        f"{one.metadata['Name']} {one.version}"
-        for one in metadata.distributions(path=[str(site)])
-        if "onnxruntime" in (one.read_text("top_level.txt") or one.metadata["Name"] or "").split()
+    names = {
+        f"{distribution.metadata['Name']} {distribution.version}"
+        for distribution in metadata.distributions(path=[str(site)])
+        if "onnxruntime"
+        in (distribution.read_text("top_level.txt") or distribution.metadata["Name"] or "").split()
     }
-    return tuple(sorted(there))
+    return tuple(sorted(names))
 
 
 def check_installation(needed: str = ONNX_RUNTIME) -> None:
-    """Refuse an ONNX Runtime that is too old for a bundle, or of which several builds lie over each other.
+    """Raise an error if ONNX Runtime is too old, or if several builds of it overwrite each other.
 
     Raises:
         ConfigError: either holds; with the distribution that is installed.
     """
     names = distributions()
     if len(names) > 1:
-        words = [one.partition(" ")[0] for one in names]
+        words = [name.partition(" ")[0] for name in names]
         count = "both" if len(words) == 2 else "all"
         raise ConfigError(
             f"{' and '.join(words)} are {count} installed: they are one package"
@@ -65,7 +66,7 @@ def check_installation(needed: str = ONNX_RUNTIME) -> None:
 
 
 def _other_build(name: str, needed: str) -> str:
-    """Say what takes the place of a build that may have no version as new as is needed."""
+    """Return how to replace a build that may have no version as new as is needed."""
     if name.startswith("an ") or name in ("onnxruntime", "onnxruntime-gpu"):
         return ""
     return f"; where there is none yet: pip uninstall -y {name} && pip install 'onnxruntime>={needed}'"
@@ -73,5 +74,5 @@ def _other_build(name: str, needed: str) -> str:
 
 def _numbers(version: str) -> tuple[int, ...]:
     """Return the numbers of a version's release, without what follows them: 1.25.0 of 1.25.0.dev20260401."""
-    found = re.match(r"\d+(\.\d+)*", version)
-    return tuple(map(int, found[0].split("."))) if found else ()
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, match[0].split("."))) if match else ()

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Device:
-    """Where graphs run."""
+    """The device that graphs run on."""
 
     name: str  # as in PROVIDERS
     index: int  # of several
@@ -46,10 +46,10 @@ class Device:
 
     @property
     def providers(self) -> list[str | tuple[str, dict[str, str]]]:
-        """What an inference session is opened with."""
-        device, asked = {"device_id": str(self.index)}, {PROVIDERS[self.name][0]: self.options}
+        """The providers that an inference session is opened with."""
+        device, own_options = {"device_id": str(self.index)}, {PROVIDERS[self.name][0]: self.options}
         return [
-            name if name == CPU else (name, {**device, **EXACT.get(name, {}), **asked.get(name, {})})
+            name if name == CPU else (name, {**device, **EXACT.get(name, {}), **own_options.get(name, {})})
             for name in PROVIDERS[self.name]
         ]
 
@@ -74,10 +74,10 @@ def choose_device(word: str, options: Mapping[str, str] | None = None) -> Device
             " of several GPUs, one by its number: cuda:1"
         )
     if PROVIDERS[name][0] not in present:
-        here = [known for known, (first, *_) in PROVIDERS.items() if first in present]
+        available = [known for known, (first, *_) in PROVIDERS.items() if first in present]
         raise ConfigError(
             f"device '{word}': the ONNX Runtime that is installed was built without"
-            f" {PROVIDERS[name][0]}. Here are: {', '.join(here)}.\n"
+            f" {PROVIDERS[name][0]}. Here are: {', '.join(available)}.\n"
             "For a GPU: pip uninstall -y onnxruntime && pip install 'janus-modular[gpu]'"
         )
     if name == "cpu":
@@ -124,7 +124,7 @@ def starts(name: str) -> bool:
 
 
 def check_provider(device: Device, session: onnxruntime.InferenceSession) -> None:
-    """Refuse a session that ONNX Runtime opened on something else than was asked for.
+    """Raise an error if ONNX Runtime opened a session on another provider than the device's.
 
     Raises:
         ConfigError: it fell back to another provider, as it does when a driver or a library lacks.
@@ -138,7 +138,7 @@ def check_provider(device: Device, session: onnxruntime.InferenceSession) -> Non
 
 
 def check_dtype(device: Device, variant: str, dtype: str) -> None:
-    """Refuse what ONNX Runtime would refuse at the end of a drawing.
+    """Raise an error for a dtype that ONNX Runtime would reject only after the last step of an image.
 
     Raises:
         ConfigError: bfloat16 on CUDA, where ONNX Runtime 1.31 neither resizes nor norms in it.

@@ -46,7 +46,7 @@ def quiet_options() -> onnxruntime.SessionOptions:
 
 @dataclass
 class OnnxConfig:
-    """How a bundle is run."""
+    """Options of the runtime."""
 
     variant: str | None = None  # one of the bundle's; None: its first
     device: str = "auto"  # auto, cpu, cuda, tensorrt, nv-tensorrt-rtx; cuda:1 for the second of several
@@ -59,7 +59,7 @@ class OnnxConfig:
     )
 
     def __post_init__(self) -> None:
-        """Refuse numbers that read nothing of a prompt, or that no machine has threads for."""
+        """Raise ConfigError for numbers that are out of range."""
         for name, least, most in (
             ("threads", 0, MOST_THREADS),
             ("bucket", 1, None),
@@ -125,20 +125,22 @@ class OnnxRuntime:
             try:
                 session = onnxruntime.InferenceSession(str(file), options, providers=self.device.providers)
             except Exception as error:  # its errors share no class of their own
-                said = " ".join(str(error).rpartition("failed:")[2].split())
+                reason = " ".join(str(error).rpartition("failed:")[2].split())
                 raise BundleError(
-                    f"ONNX Runtime does not load {file.name}: {said} Whether the bundle is as it was:"
+                    f"ONNX Runtime does not load {file.name}: {reason} Whether the bundle is as it was:"
                     f" janus-modular inspect {self.bundle.folder} --hashes"
                 ) from error
             check_provider(self.device, session)
-            dtypes = {one.name: TYPES[one.type] for one in (*session.get_inputs(), *session.get_outputs())}
+            dtypes = {
+                tensor.name: TYPES[tensor.type] for tensor in (*session.get_inputs(), *session.get_outputs())
+            }
             contract = GraphContract.read(name, self.bundle.graphs[name], dtypes)
             self._opened[name] = OnnxGraph(contract, session)
         return self._opened[name]
 
     @cached_property
     def dtype(self) -> str:
-        """What the variant's embeddings and caches are held in."""
+        """The dtype of the variant's embeddings and caches."""
         return self.graph("backbone").contract.inputs[0].dtype
 
     def run(self, name: str, *inputs: NDArray[Any]) -> Any:
@@ -149,17 +151,17 @@ class OnnxRuntime:
         """
         graph = self.graph(name)
         binding, axes = Binding(graph.session, self.device), dict[str, int]()
-        for tensor, given in zip(graph.contract.inputs, inputs, strict=True):
-            axes |= tensor.measure(binding.take(tensor, given).shape)
-        made = dict[str, NDArray[Any]]()
+        for tensor, value in zip(graph.contract.inputs, inputs, strict=True):
+            axes |= tensor.measure(binding.take(tensor, value).shape)
+        arrays = dict[str, NDArray[Any]]()
         for tensor in graph.contract.outputs:
             buffer = HostBuffer(np.empty(tensor.sized(axes), STORED[tensor.dtype]), tensor.dtype)
             binding.output(tensor.name, buffer)
-            made[tensor.name] = buffer.array
+            arrays[tensor.name] = buffer.array
         binding.run()
-        if MAGNITUDE in made:
-            check_magnitude(name, made.pop(MAGNITUDE))
-        outputs = list(made.values())
+        if MAGNITUDE in arrays:
+            check_magnitude(name, arrays.pop(MAGNITUDE))
+        outputs = list(arrays.values())
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 

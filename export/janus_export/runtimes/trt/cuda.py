@@ -48,7 +48,7 @@ class Gpu:
         self._given_back: list[tuple[str, Any]] = []
 
     def use(self) -> None:
-        """Make it the one that the calling thread works on."""
+        """Make it the current GPU of the calling thread."""
         self._do("cudaSetDevice", self.index)
 
     def synchronize(self) -> None:
@@ -94,7 +94,7 @@ class Gpu:
         self._copy_rows(to, start, width, rows, to_stride, stride, "DeviceToDevice")
 
     def capture(self, record: Callable[[], None]) -> CapturedGraph:
-        """Let ``record`` put work on the stream, and keep it as a graph instead of doing it.
+        """Record the work that ``record`` puts on the stream as a graph, instead of doing it.
 
         Raises:
             DeviceError: something in it cannot be captured. The stream can be used as before.
@@ -136,21 +136,21 @@ class Gpu:
     def _copy_rows(
         self, to: int, start: int, width: int, rows: int, to_stride: int, stride: int, way: str
     ) -> None:
-        kind = getattr(self.api.cudaMemcpyKind, f"cudaMemcpy{way}")
+        direction = getattr(self.api.cudaMemcpyKind, f"cudaMemcpy{way}")
         if rows == 1:
-            self._put("cudaMemcpyAsync", to, start, width, kind)
+            self._put("cudaMemcpyAsync", to, start, width, direction)
         else:
             strides = max(to_stride, width), max(stride, width)
-            self._put("cudaMemcpy2DAsync", to, strides[0], start, strides[1], width, rows, kind)
+            self._put("cudaMemcpy2DAsync", to, strides[0], start, strides[1], width, rows, direction)
 
     def _put(self, name: str, *arguments: Any) -> None:
         self._do(name, *arguments, self._stream)
 
     def _absent(self) -> ConfigError:
         error, count = self.api.cudaGetDeviceCount()
-        found = f"there are {count}" if error == self.api.cudaError_t.cudaSuccess else self._words(error)
+        reason = f"there are {count}" if error == self.api.cudaError_t.cudaSuccess else self._words(error)
         return ConfigError(
-            f"there is no CUDA GPU {self.index} here ({found}). Engines run on NVIDIA's GPUs alone;"
+            f"there is no CUDA GPU {self.index} here ({reason}). Engines run on NVIDIA's GPUs alone;"
             " elsewhere run the bundle's graphs: --runtime onnx"
         )
 
@@ -165,8 +165,8 @@ class Gpu:
         error, *answers = getattr(self.api, name)(*arguments)
         if error != self.api.cudaError_t.cudaSuccess:
             full = error == self.api.cudaError_t.cudaErrorMemoryAllocation
-            cure = ". Ask for fewer rows or images at once, or build for less capacity" if full else ""
-            raise DeviceError(f"CUDA, {name} on GPU {self.index}: {self._words(error)}{cure}")
+            hint = ". Ask for fewer rows or images at once, or build for less capacity" if full else ""
+            raise DeviceError(f"CUDA, {name} on GPU {self.index}: {self._words(error)}{hint}")
         return answers
 
     def _words(self, error: Any) -> str:
@@ -191,7 +191,7 @@ class PinnedMemory(Memory):
 
 
 class CapturedGraph:
-    """Work that is put on the stream at one go."""
+    """Work that is put on the stream in one call."""
 
     def __init__(self, gpu: Gpu, handle: Any) -> None:
         self.handle = handle

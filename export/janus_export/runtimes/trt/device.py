@@ -15,5 +15,5 @@ def compute_capability(index: int = 0) -> str | None:
     error, count = runtime.cudaGetDeviceCount()
     if error != done or index >= count:
         return None
-    error, found = runtime.cudaGetDeviceProperties(index)
-    return f"{found.major}.{found.minor}" if error == done else None
+    error, properties = runtime.cudaGetDeviceProperties(index)
+    return f"{properties.major}.{properties.minor}" if error == done else None

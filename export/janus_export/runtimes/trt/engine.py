@@ -41,7 +41,7 @@ class Engine:
         self.library, self.gpu, self.engines, self.contract = library, gpu, engines, contract
         self.name = contract.name
         path = engines.path(self.name)
-        self.profiles = {one.name: one for one in engines.engines[self.name].profiles}
+        self.profiles = {profile.name: profile for profile in engines.engines[self.name].profiles}
         with (
             path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan,
@@ -61,25 +61,25 @@ class Engine:
             ValueError: a tensor is too small or of another dtype, or a cache would not be written in place.
         """
         self.require(profile, axes)
-        for slot in (*self.contract.inputs, *self.contract.outputs):
-            one, shape = tensors[slot.name], slot.sized(axes)
-            if one.dtype != slot.dtype or one.nbytes < prod(shape) * one.itemsize:
+        for tensor_spec in (*self.contract.inputs, *self.contract.outputs):
+            tensor, shape = tensors[tensor_spec.name], tensor_spec.sized(axes)
+            if tensor.dtype != tensor_spec.dtype or tensor.nbytes < prod(shape) * tensor.itemsize:
                 raise ValueError(
-                    f"'{slot.name}' of '{self.name}': expected {slot.dtype} {shape},"
-                    f" got {one.dtype} {one.shape}"
+                    f"'{tensor_spec.name}' of '{self.name}': expected {tensor_spec.dtype} {shape},"
+                    f" got {tensor.dtype} {tensor.shape}"
                 )
         for new, old in self.contract.aliases.items():
             if tensors[new].address != tensors[old].address:
                 raise ValueError(f"'{new}' of '{self.name}' must be '{old}', written in place")
         return Binding(
             self._context(profile),
-            {one.name: one.sized(axes) for one in self.contract.inputs if _varies(one.shape)},
-            {one.name: one.sized(axes) for one in self.contract.outputs},
+            {spec.name: spec.sized(axes) for spec in self.contract.inputs if _varies(spec.shape)},
+            {spec.name: spec.sized(axes) for spec in self.contract.outputs},
             dict(tensors),
         )
 
     def require(self, profile: str, axes: Mapping[str, int]) -> None:
-        """Refuse lengths that an engine was not built for.
+        """Raise an error for lengths that an engine was not built for.
 
         Raises:
             PromptError: they are outside of the profile's ranges.
@@ -89,7 +89,7 @@ class Engine:
                 raise PromptError(
                     f"{axis}: {axes[axis]} at once, but the engine of '{self.name}' was built for"
                     f" {low} to {high}. Ask for fewer at once (a drawing's batch_size; under guidance a"
-                    f" image takes two rows), or export and build for more.\n{_cure(self.engines)}"
+                    f" image takes two rows), or export and build for more.\n{_build_hint(self.engines)}"
                 )
 
     def _context(self, profile: str) -> Context:
@@ -99,36 +99,36 @@ class Engine:
         return self._contexts[profile]
 
     def _compare(self) -> None:
-        """Hold the engine to what the manifest says of its graph."""
+        """Compare the engine with the contract of its graph."""
         engine, contract = self.handle, self.contract
-        faults = []
+        problems = []
         if engine.num_optimization_profiles != len(self.profiles):
-            faults.append(f"{engine.num_optimization_profiles} profiles, not {len(self.profiles)}")
-        there = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
-        wanted = {one.name: one for one in (*contract.inputs, *contract.outputs)}
-        if there != set(wanted):
-            faults.append(f"other inputs or outputs: {', '.join(sorted(there ^ set(wanted)))}")
-        for name in sorted(there & set(wanted)):
+            problems.append(f"{engine.num_optimization_profiles} profiles, not {len(self.profiles)}")
+        engine_names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
+        declared = {spec.name: spec for spec in (*contract.inputs, *contract.outputs)}
+        if engine_names != set(declared):
+            problems.append(f"other inputs or outputs: {', '.join(sorted(engine_names ^ set(declared)))}")
+        for name in sorted(engine_names & set(declared)):
             dtype = DTYPES.get(engine.get_tensor_dtype(name).name)
-            if dtype != wanted[name].dtype:
-                faults.append(f"'{name}' in {dtype}, not {wanted[name].dtype}")
+            if dtype != declared[name].dtype:
+                problems.append(f"'{name}' in {dtype}, not {declared[name].dtype}")
             if engine.get_tensor_location(name) != self.library.trt.TensorLocation.DEVICE:
-                faults.append(f"'{name}' on the host")
+                problems.append(f"'{name}' on the host")
         alias = getattr(
             engine, "get_aliased_input_tensor", None
         )  # the first releases that write in place may not tell
         for new, old in contract.aliases.items():
-            if alias and new in there and alias(new) != old:
-                faults.append(f"'{new}' is not '{old}' in place")
-        if faults:
+            if alias and new in engine_names and alias(new) != old:
+                problems.append(f"'{new}' is not '{old}' in place")
+        if problems:
             raise BundleError(
                 f"the engine of '{self.name}' in {self.engines.key} is not what its graph is: it has"
-                f" {'; '.join(faults[:5])}.\n{_cure(self.engines)}"
+                f" {'; '.join(problems[:5])}.\n{_build_hint(self.engines)}"
             )
 
 
 class Context:
-    """One profile of an engine, at work. TensorRT remembers what it was told, so it is told what is new."""
+    """One profile of an engine, at work. TensorRT keeps shapes and addresses, so only changes are set."""
 
     def __init__(self, engine: Engine, profile: Profile, index: int) -> None:
         self.engine, self.profile, self.gpu = engine, profile, engine.gpu
@@ -151,7 +151,7 @@ class Context:
         return ask is None or bool(ask(self.gpu.stream))
 
     def bind(self, binding: Binding) -> None:
-        """Tell TensorRT shapes and addresses, those that are new."""
+        """Set the shapes and addresses that have changed."""
         if self._bound is not None and self._bound() is binding:
             return
         self._bound = None
@@ -168,8 +168,8 @@ class Context:
             self.changes += 1
             self._check(not self.handle.infer_shapes(), "shapes that were left open")
             for name, shape in binding.results.items():
-                found = tuple(self.handle.get_tensor_shape(name))
-                self._check(found == shape, f"'{name}' comes out as {found}, not as {shape}")
+                actual = tuple(self.handle.get_tensor_shape(name))
+                self._check(actual == shape, f"'{name}' comes out as {actual}, not as {shape}")
         self._bound = weakref.ref(binding)
 
     def enqueue(self, binding: Binding) -> None:
@@ -190,13 +190,13 @@ class Context:
         )
         return engine.create_execution_context(config)
 
-    def _check(self, happened: object, what: str) -> None:
-        self.engine.library.check(happened, f"{self.label}, {what}")
+    def _check(self, succeeded: object, action: str) -> None:
+        self.engine.library.check(succeeded, f"{self.label}, {action}")
 
 
 @dataclass(frozen=True, eq=False)
 class Binding:
-    """Where a context reads and writes, and how large all of it is. It never changes; make another."""
+    """The addresses and shapes of a context's inputs and outputs. A binding never changes."""
 
     context: Context
     shapes: Mapping[str, tuple[int, ...]]  # of inputs, those that vary
@@ -204,7 +204,7 @@ class Binding:
     tensors: Mapping[str, DeviceTensor]
 
     def bind(self) -> None:
-        """Make it the one that the context has."""
+        """Set the shapes and addresses of the context to those of this binding."""
         self.context.bind(self)
 
     def enqueue(self) -> None:
@@ -216,5 +216,5 @@ def _varies(shape: tuple[int | str, ...]) -> bool:
     return any(isinstance(size, str) for size in shape)
 
 
-def _cure(engines: EngineSet) -> str:
+def _build_hint(engines: EngineSet) -> str:
     return BUILD.format(folder=engines.folder, target=engines.target, variant=engines.variant)

@@ -32,23 +32,23 @@ class Library:
         except (ImportError, OSError) as error:
             raise ConfigError(f"{module} is installed, but does not load: {error}") from error
         self.version: str = self.trt.__version__
-        self.said: deque[str] = deque(maxlen=3)
-        self.logger = _listener(self.trt, self.said)
+        self.messages: deque[str] = deque(maxlen=3)
+        self.logger = _listener(self.trt, self.messages)
         self.runtime = self.trt.Runtime(self.logger)
 
-    def check(self, happened: object, what: str) -> None:
-        """Refuse to go on where TensorRT said no: it returns False, or nothing, and its log says why.
+    def check(self, succeeded: object, action: str) -> None:
+        """Raise an error where TensorRT failed: it returns False or None, and logs the reason.
 
         Raises:
             DeviceError: it did.
         """
-        if not happened:
-            why = " ".join(self.said) or "it does not say why"
-            self.said.clear()
-            raise DeviceError(f"{self.target} {self.version}, {what}: {why}")
+        if not succeeded:
+            why = " ".join(self.messages) or "it does not say why"
+            self.messages.clear()
+            raise DeviceError(f"{self.target} {self.version}, {action}: {why}")
 
 
-def _listener(trt: Any, said: deque[str]) -> Any:
+def _listener(trt: Any, messages: deque[str]) -> Any:
     class Listener(trt.ILogger):  # type: ignore[misc]
         """Keeps errors for the message that is raised; warnings of a loaded engine are of no use here."""
 
@@ -57,6 +57,6 @@ def _listener(trt: Any, said: deque[str]) -> Any:
 
         def log(self, severity: Any, msg: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                said.append(msg.strip())
+                messages.append(msg.strip())
 
     return Listener()

@@ -25,7 +25,7 @@ from janus_modular.interfaces import TensorSpec
 
 @dataclass
 class TensorRTConfig:
-    """How a bundle's engines are run."""
+    """Options of the runtime."""
 
     variant: str | None = None  # one of the bundle's; None: the first that has engines
     device: str = "auto"  # auto, cuda; cuda:1 for the second of several GPUs
@@ -35,7 +35,7 @@ class TensorRTConfig:
     cuda_graph: bool = True  # capture the steps; false: enqueue their kernels one by one
 
     def __post_init__(self) -> None:
-        """Refuse counts of nothing."""
+        """Raise ConfigError for counts below 1."""
         for name in ("chunk", "images", "sync_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected 1 or more")
@@ -108,7 +108,7 @@ class TensorRTRuntime:
         return self._opened[name]
 
     def enqueue(self, name: str, inputs: Sequence[Any]) -> tuple[DeviceTensor, ...]:
-        """Put a graph on the stream, numpy inputs and the GPU's own alike; return what it will have made.
+        """Put a graph on the stream, with inputs in numpy or on the GPU; return its outputs, written later.
 
         Where a `MAGNITUDE` is among it, the caller checks it (`check_magnitude`) once it is there. More
         images than the engine takes at once go through it in several runs.
@@ -118,31 +118,31 @@ class TensorRTRuntime:
         """
         engine = self.engine(name)
         contract, [profile] = engine.contract, engine.profiles
-        axes = contract.measure([np.shape(given) for given in inputs])
+        axes = contract.measure([np.shape(value) for value in inputs])
         images = axes["images"] if set(axes) == {"images"} else None
         engine.require(profile, {} if images else axes)
         tensors = {
             slot.name: DeviceTensor.zeros(self.gpu, slot.sized(axes), slot.dtype) for slot in contract.outputs
         }
-        made = tuple(tensors.values())
-        for slot, given in zip(contract.inputs, inputs, strict=True):
-            tensors[slot.name] = self._on_gpu(given, slot, axes)
+        outputs = tuple(tensors.values())
+        for slot, value in zip(contract.inputs, inputs, strict=True):
+            tensors[slot.name] = self._on_gpu(value, slot, axes)
         most = engine.profiles[profile].axes["images"][2] if images else 0
         if images is None or images <= most:
             self._enqueue(engine.bind(profile, axes, tensors))
-            return made
+            return outputs
         for start in range(0, images, most):
             count = min(most, images - start)
-            part = {name: one.rows(start, count) for name, one in tensors.items()}
-            aside = {  # engines write to aligned addresses alone
+            part = {name: tensor.rows(start, count) for name, tensor in tensors.items()}
+            aligned = {  # engines write to aligned addresses alone
                 slot.name: DeviceTensor.zeros(self.gpu, part[slot.name].shape, slot.dtype)
                 for slot in contract.outputs
                 if part[slot.name].address % ALIGNMENT
             }
-            self._enqueue(engine.bind(profile, {"images": count}, part | aside))
-            for output, tensor in aside.items():
+            self._enqueue(engine.bind(profile, {"images": count}, part | aligned))
+            for output, tensor in aligned.items():
                 self.gpu.copy_across(part[output].address, tensor.address, width=tensor.nbytes)
-        return made
+        return outputs
 
     def run(self, name: str, *inputs: NDArray[Any]) -> Any:
         """Run a graph on numpy arrays; return an array, or a tuple of them.
@@ -150,10 +150,10 @@ class TensorRTRuntime:
         Raises:
             NotFiniteError: images were decoded from values that are NaN or infinite.
         """
-        made = [one.read() for one in self.enqueue(name, inputs)]
+        outputs = [output.read() for output in self.enqueue(name, inputs)]
         if self.measures(name):
-            check_magnitude(name, made.pop())
-        return made[0] if len(made) == 1 else tuple(made)
+            check_magnitude(name, outputs.pop())
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def measures(self, name: str) -> bool:
         """Return True if the last output of a graph is its `MAGNITUDE`."""
@@ -161,22 +161,24 @@ class TensorRTRuntime:
 
     @property
     def evidence(self) -> dict[str, str]:
-        """Say what ran and on what, as a manifest keeps it."""
+        """What ran, and on which GPU, as a manifest records it."""
         return {"engines": self.engines.key, self.target: self.library.version, "gpu": self.gpu.name}
 
     def _enqueue(self, binding: Binding) -> None:
         binding.enqueue()
         self.gpu.hold(binding)
 
-    def _on_gpu(self, given: Any, slot: TensorSpec, axes: Mapping[str, int]) -> DeviceTensor:
-        if isinstance(given, DeviceTensor):
-            return given
-        there = DeviceTensor.zeros(self.gpu, slot.sized(axes), slot.dtype)
-        there.write(given)
-        return there
+    def _on_gpu(self, value: Any, slot: TensorSpec, axes: Mapping[str, int]) -> DeviceTensor:
+        if isinstance(value, DeviceTensor):
+            return value
+        copied = DeviceTensor.zeros(self.gpu, slot.sized(axes), slot.dtype)
+        copied.write(value)
+        return copied
 
     def _first_built(self) -> str:
-        variants = [one.variant for one in read_engines(self.bundle).values() if one.target == self.target]
+        variants = [
+            engines.variant for engines in read_engines(self.bundle).values() if engines.target == self.target
+        ]
         return next((name for name in self.bundle.variants if name in variants), self.bundle.variants[0])
 
     def _build(self) -> str:
