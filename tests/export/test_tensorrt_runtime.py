@@ -301,7 +301,7 @@ def test_chat_and_draw_take_engines_on_the_command_line(machine: Any, built_bund
     assert json.loads(asked.stdout)["answer"]
     to = str(tmp_path / "a.png")
     line = [
-        "decode_image",
+        "draw",
         str(built_bundle),
         "a",
         "-n",
