@@ -6,7 +6,7 @@ r"""A local plugin: EfficientNet-Lite0 as an understanding encoder, in one file 
         understanding.encoder=efficientnet-lite0 understanding.encoder.pretrained=imagenet
 
 A plugin is three things: a config dataclass, a module that fits its slot (here
-`janus_modular.UnderstandingEncoder`: ``width``, ``pixels``, ``grid``, ``forward``), and a hook
+`janus_modular.UnderstandingEncoder`: ``feature_dim``, ``pixels``, ``grid``, ``forward``), and a hook
 that registers the two under a name. Nothing has to be inherited, and no list has to be edited.
 """
 

@@ -1,4 +1,4 @@
-"""Drawing as Janus does it: an image is a sequence of codes, predicted one after the other.
+"""The generation path `autoregressive`, Janus' own: an image is a sequence of codes, predicted one by one.
 
 Shapes as in ``janus_modular.interfaces``; an image's codes are (N, P) in raster order, or (N, P, S) where a
 position has several, which are predicted one after the other too.
@@ -39,7 +39,7 @@ from janus_plugins.sizes import check_sizes
 
 @dataclass
 class AutoregressiveConfig(ComponentConfig):
-    """A tokenizer, an adaptor and a head, and the size of the images."""
+    """The tokenizer, the adaptor, the head, and the image size."""
 
     tokenizer: ComponentSpec = component("image_tokenizers")  # images to codes, and back
     adaptor: ComponentSpec = component(
@@ -56,17 +56,16 @@ class AutoregressiveConfig(ComponentConfig):
 
 
 class AutoregressiveGeneration(nn.Module):
-    """Codes of an image tokenizer in, the next code out.
+    """Predicts the codes of an image tokenizer.
 
-    The codes have an embedding table of their own: a copy of the tokenizer's unit-length vectors at
-    first, then trained with the adaptor, apart from the tokenizer's codebook (spec: Janus, section 3.1).
-    Several codes a position have one table, one codebook after another, and their vectors are added
-    (Open-MAGVIT2, section 3.2).
+    The embedding table of codes is initialised with the tokenizer's unit-length vectors, then trained
+    separately from the tokenizer's codebook (Janus, section 3.1). With several codes a position, the table
+    holds one codebook after another, and embeddings of a position are added (Open-MAGVIT2, section 3.2).
     """
 
     predicts_next = True
     image_sampler = "autoregressive"
-    frozen_submodules: tuple[str, ...] = ("tokenizer",)  # its codes are targets: no stage's loss reaches it
+    frozen_submodules: tuple[str, ...] = ("tokenizer",)  # no loss reaches it: its codes are targets
 
     def __init__(
         self,
@@ -131,13 +130,13 @@ class AutoregressiveGeneration(nn.Module):
         return self.tokenizer.encode(x)
 
     def embed(self, targets: Tensor) -> Tensor:
-        """Embed codes, as `targets` gives them, as (N, P, D)."""
+        """Embed codes, as `targets` returns them, as (N, P, D)."""
         return self.adaptor(self.vectors(self.by_code(targets)), self.grid)
 
     def losses(self, hidden: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
-        """Take the cross entropy (N, P) of codes under the states before them (N, P, D).
+        """Return the cross entropy (N, P) of codes, given the hidden states before them (N, P, D).
 
-        Of several codes a position it is their sum, each with those before it known.
+        With several codes a position, it is the sum over the codes, each given the codes before it.
         """
         codes, losses = self.by_code(targets), []
         for s, code in enumerate(codes):
@@ -146,11 +145,11 @@ class AutoregressiveGeneration(nn.Module):
         return {"image": reduce(torch.add, losses)}
 
     def by_code(self, codes: Tensor) -> Sequence[Tensor]:
-        """Take codes (N, P, S) apart into S of (N, P); of one a position they are (N, P) already."""
+        """Split codes (N, P, S) into S tensors (N, P); codes (N, P) are the only one."""
         return codes.unbind(-1) if len(self.codebooks) > 1 else [codes]
 
     def vectors(self, codes: Sequence[Tensor]) -> Tensor:
-        """Look up S codes (...) of positions as vectors (..., C), added."""
+        """Return the sum (..., C) of the embeddings of a position's S codes (...)."""
         starts = accumulate(self.codebooks[:-1], initial=0)
         rows = [code + start if start else code for code, start in zip(codes, starts, strict=True)]
         return reduce(torch.add, map(self.embedding, rows))
@@ -158,7 +157,7 @@ class AutoregressiveGeneration(nn.Module):
     def sample_image(
         self, hidden: Tensor, noise: Tensor, guidance: Tensor, temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Choose the next code of each image; return codes (N,) or (N, S), and the next inputs of all rows.
+        """Sample the next codes (N,) or (N, S) of images; return these and the next inputs of all rows.
 
         ``hidden`` is (2N, D), conditional rows first, or (N, D) for guidance 1. ``noise`` is (N, sum of K)
         of Exp(1); ones and temperature 1 make it greedy. Guidance as in Janus, section 3.4:
@@ -179,9 +178,9 @@ class AutoregressiveGeneration(nn.Module):
         return chosen, x.repeat(logits.shape[0], 1)
 
     def decode_image(self, codes: Tensor) -> Tensor:
-        """Decode codes, as `targets` gives them, into images (N, 3, height, width), uint8.
+        """Decode codes, as `targets` returns them, into images (N, 3, height, width), uint8.
 
-        Values are truncated, as the authors do.
+        Values are truncated, as in the published code.
         """
         low, high = self.tokenizer.value_range
         x = self.tokenizer.decode(codes, height=self.height, width=self.width).float()
@@ -193,7 +192,7 @@ class AutoregressiveGeneration(nn.Module):
         return ((x - low) / (high - low) * 255).clamp(0, 255).to(torch.uint8)
 
     def graphs(self) -> Sequence[GraphSpec]:
-        """Declare the choice of the next codes, and the image tokenizer in both directions."""
+        """Return the graphs: sampling of the next codes, and the image tokenizer's encoder and decoder."""
         several = (len(self.codebooks),) if len(self.codebooks) > 1 else ()
         pixels = TensorSpec("pixels", "uint8", ("images", 3, self.height, self.width))
         codes = TensorSpec("codes", "int64", ("images", self.num_tokens, *several))
@@ -220,7 +219,7 @@ class AutoregressiveGeneration(nn.Module):
 
 @torch.no_grad()
 def _check_pointwise(adaptor: Adaptor, name: str, code_dim: int, grid: tuple[int, int]) -> None:
-    """Check that an adaptor embeds a code alone as among all codes: sampling embeds one after the other.
+    """Check that an adaptor maps a code alone as among all codes, because sampling embeds codes one by one.
 
     Raises:
         ValueError: the adaptor uses the position in the grid, or other codes.
@@ -242,7 +241,7 @@ def _check_pointwise(adaptor: Adaptor, name: str, code_dim: int, grid: tuple[int
 
 
 def known(codes: Sequence[Tensor], hidden: Tensor) -> Tensor:
-    """Join s codes (...) of the positions of hidden states (..., D) as (..., s), s = 0 among them."""
+    """Stack s codes (...) as (..., s); for s = 0, return an empty tensor for hidden states (..., D)."""
     if not codes:
         return torch.empty(*hidden.shape[:-1], 0, dtype=torch.int64, device=hidden.device)
     return torch.stack(list(codes), dim=-1)

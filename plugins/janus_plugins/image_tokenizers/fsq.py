@@ -1,8 +1,8 @@
-"""Finite scalar quantisation in NVIDIA Cosmos' discrete image tokenizers: a code is a point of a small grid.
+"""The image tokenizer `fsq`, NVIDIA Cosmos', by finite scalar quantisation.
 
-Each of six numbers of a latent is squeezed into a range and rounded to one of 8 or 5 levels (Mentzer et al.
-2023): 8 * 8 * 8 * 5 * 5 * 5 = 64,000 codes, none of which has to be learnt or can fall out of use.
-Pixels enter as Haar wavelets of small patches, so that the convolutions begin at a quarter of the size.
+Each of the six numbers of a latent is bounded and rounded to one of 8 or 5 levels (Mentzer et al.
+2023): 8 * 8 * 8 * 5 * 5 * 5 = 64,000 codes, without a learnt codebook.
+The convolutions start from Haar wavelets of small patches, at a quarter of the size.
 Layers and names are those of NVIDIA's Cosmos-Tokenizer.
 """
 
@@ -31,7 +31,7 @@ from janus_plugins.image_tokenizers.convolutional import Attention, BlockLevel, 
 from janus_plugins.sizes import check_sizes, squares
 
 CONSTANTS = ("encoder.patcher.", "decoder.unpatcher.", "quantizer.")
-"""What published files hold beside weights: wavelets and tables, which are computed here."""
+"""Prefixes of wavelets and tables in published files, which are computed here."""
 
 
 @dataclass
@@ -166,7 +166,7 @@ class FsqTokenizer(nn.Module):
                 yield own, weights[name]
 
     def _check_levels(self, name: str, table: Tensor) -> None:
-        """Compare levels with a list of them that a file holds, or with its table of all codes."""
+        """Check ``levels`` against a file's list of levels, or its table of codes."""
         file_levels = None
         if name.endswith("._levels"):
             file_levels = table.flatten().tolist()
@@ -184,23 +184,24 @@ class FsqTokenizer(nn.Module):
         return encoded.flatten(2).transpose(1, 2)
 
     def _bounded(self, latents: Tensor) -> Tensor:
-        """Squeeze latents so that rounding gives -(L // 2) and up, of L levels: even L shift by half."""
+        """Bound latents so that rounding gives L integers from -(L // 2); an even L shifts by half."""
         half = (self.levels - 1) * (1 + 1e-3) / 2
         offset = (1 - self.levels % 2) * 0.5
         return (latents.float() + (offset / half).atanh()).tanh() * half - offset
 
     def _decode_vectors(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Paint code vectors (N, P, code_dim) as pixels."""
+        """Decode code vectors (N, P, code_dim) into pixels."""
         latents = vectors.to(self.quant_conv.weight.dtype).transpose(1, 2).unflatten(2, grid)
         return self.decoder(self.post_quant_conv(latents))
 
 
 def build_encoder(config: FsqConfig) -> nn.Sequential:
-    """Pixels (N, 3, H, W) to latents (N, latent_channels, H / factor, W / factor)."""
+    """Build the encoder: pixels (N, 3, H, W) to latents (N, latent_channels, H / factor, W / factor)."""
     widths = [config.channels * multiplier for multiplier in [1, *config.channel_multipliers]]
     down = [BlockLevel(*pair, config.residual_blocks, config.norm_groups) for pair in pairwise(widths)]
-    for level, wide in list(zip(down, widths[1:], strict=True))[: config.halvings]:
-        pad, conv = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(wide, wide, 3, stride=2)  # right and bottom alone
+    for level, channels in list(zip(down, widths[1:], strict=True))[: config.halvings]:
+        pad = nn.ZeroPad2d((0, 1, 0, 1))  # at the right and the bottom only
+        conv = nn.Conv2d(channels, channels, 3, stride=2)
         level.downsample = named(pad=pad, conv=conv)
     return named(
         patcher=Wavelets(config.patch_size),
@@ -214,15 +215,15 @@ def build_encoder(config: FsqConfig) -> nn.Sequential:
 
 
 def build_decoder(config: FsqConfig) -> nn.Sequential:
-    """Latents (N, latent_channels, h, w) to pixels (N, 3, h * factor, w * factor)."""
+    """Build the decoder: latents (N, latent_channels, h, w) to pixels (N, 3, h * factor, w * factor)."""
     widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
-    entering = [*widths[1:], widths[-1]]  # of each resolution, finest first: features come from below
+    inputs = [*widths[1:], widths[-1]]  # input channels of each resolution, finest first
     up = [
         BlockLevel(*pair, config.residual_blocks + 1, config.norm_groups)
-        for pair in zip(entering, widths, strict=True)
+        for pair in zip(inputs, widths, strict=True)
     ]
-    for level, wide in list(zip(up, widths, strict=True))[len(up) - config.halvings :]:
-        smooth = nn.Conv2d(wide, wide, 3, padding=1)
+    for level, channels in list(zip(up, widths, strict=True))[len(up) - config.halvings :]:
+        smooth = nn.Conv2d(channels, channels, 3, padding=1)
         level.upsample = named(repeat=nn.Upsample(scale_factor=2), conv=smooth)
     return named(
         conv_in=nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1),
@@ -236,50 +237,50 @@ def build_decoder(config: FsqConfig) -> nn.Sequential:
 
 
 class Wavelets(nn.Module):
-    """Haar wavelets (N, C, H, W) to (N, C * size², H / size, W / size), or back; the mean comes first."""
+    """Haar wavelets: (N, C, H, W) to (N, C * size², H / size, W / size), the mean first, or the inverse."""
 
     def __init__(self, size: int, *, inverse: bool = False) -> None:
         super().__init__()
         self.rounds, self.inverse = int(log2(size)), inverse
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform squares of 2 x 2 numbers, then what came out, until squares of ``size`` are done."""
+        """Transform x by squares of 2 x 2, repeatedly, up to squares of ``size``."""
         for _ in range(self.rounds):
             x = join(x) if self.inverse else cut(x)
         return x
 
 
 def cut(x: Tensor) -> Tensor:
-    """Turn squares of 2 x 2 (N, C, 2h, 2w) into means and differences (N, 4 * C, h, w), kind by kind."""
+    """Map squares of 2 x 2 (N, C, 2h, 2w) to means and differences (N, 4 * C, h, w)."""
     return torch.cat(haar(*F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2)), dim=1) / 4
 
 
 def join(x: Tensor) -> Tensor:
-    """Undo `cut`."""
+    """Invert `cut`."""
     return F.pixel_shuffle(torch.stack(haar(*x.chunk(4, dim=1)), dim=2).flatten(1, 2), 2)
 
 
 def haar(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, ...]:
-    """Add up [[a, b], [c, d]], then by rows, by columns and by diagonals; twice gives four times each."""
+    """Return sums of [[a, b], [c, d]]: all, by rows, columns and diagonals; applied twice, 4 times each."""
     return a + b + c + d, a + b - c - d, a - b + c - d, a - b - c + d
 
 
 class FromLast(nn.Sequential):
-    """Layers that are run from the last to the first: resolutions are counted from the finest."""
+    """A Sequential that runs its layers in reverse: they are numbered from the finest resolution."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run them."""
+        """Run the layers, the last first."""
         for layer in list(self)[::-1]:
             x = layer(x)
         return x
 
 
-def middle(width: int, groups: int) -> nn.Sequential:
-    """Build what both halves have at the lowest resolution."""
+def middle(channels: int, groups: int) -> nn.Sequential:
+    """Build the middle of encoder and decoder."""
     return named(
-        block_1=Residual(width, width, groups),
-        attn_1=Attention(width, groups),
-        block_2=Residual(width, width, groups),
+        block_1=Residual(channels, channels, groups),
+        attn_1=Attention(channels, groups),
+        block_2=Residual(channels, channels, groups),
     )
 
 

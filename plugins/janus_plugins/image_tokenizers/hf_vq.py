@@ -1,10 +1,10 @@
-"""A tokenizer of transformers: Emu3's, the one there that can draw and has no component of its own here.
+"""The image tokenizer `hf-vq`: Emu3's, of transformers.
 
 tokenizer: {name: hf-vq, pretrained: BAAI/Emu3-VisionTokenizer}                  # config, weights: a folder's
 tokenizer: {name: hf-vq, config: {model_type: emu3_vqgan, codebook_size: 4096}}  # or random weights
 
-Emu3's has factor 8 and 32,768 codes of width 4. It is made for clips, ``temporal_downsample_factor`` frames
-to a code: a still image is a clip in which nothing moves, and the first frame of the clip that is painted.
+It has factor 8 and 32,768 codes of 4 numbers. It is made for videos, ``temporal_downsample_factor`` frames
+a code: an image is encoded as a clip of equal frames, and decoded as the first frame of a clip.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ELSEWHERE = {
     "Chameleon's own vqgan.ckpt",
     "janus": "is read by llamagen",
 }
-"""Other tokenizers of transformers, by how their model_type begins, and what to do with them."""
+"""Other tokenizers of transformers, by prefixes of model_type, with what to use for them."""
 
 PUBLISHED_KEYS = {
     "ch": "base_channels",
@@ -51,7 +51,7 @@ PUBLISHED_KEYS = {
     "z_channels": "latent_channels",
     "double_z": "double_latent",
 }
-"""What the config of Emu3's authors calls otherwise than transformers."""
+"""Keys of the published config, and transformers' keys."""
 
 PUBLISHED_NAMES = (
     (r"^(en|de)coder\.(down|up)\.", r"\1coder.\2_block.\2."),
@@ -61,18 +61,18 @@ PUBLISHED_NAMES = (
     (r"(\.attn(?:_1|\.\d+))\.([qkv])\.", r"\1.\2_proj."),
     (r"(\.attn(?:_1|\.\d+))\.proj_out\.", r"\1.out_proj."),
 )
-"""Which of their weights' names become which of transformers', one after the other."""
+"""Substitutions that map published names of weights to transformers', in this order."""
 
 
 @dataclass
 class HfVqConfig(ComponentConfig):
-    """A tokenizer by its transformers config, or by the description beside its weights.
+    """A tokenizer, described by a transformers config or by the config beside its weights.
 
-    With ``pretrained``, the folder's config.json is what is built, and every key that ``config`` writes must
-    be the same there.
+    With ``pretrained``, the model is built by the folder's config.json; every key of ``config`` must have the
+    same value there.
     """
 
-    config: dict[str, Any] | None = None  # transformers' own keys; None: as `pretrained` describes itself
+    config: dict[str, Any] | None = None  # transformers' keys; None: those beside `pretrained`
     reconstruction: Literal["l1", "l2"] = "l2"  # the distance of the loss "pixels"
     commitment: float = 0.25  # weight of the loss that pulls latents to their codes
 
@@ -80,8 +80,8 @@ class HfVqConfig(ComponentConfig):
 class HfVqTokenizer(nn.Module):
     """Images in [-1, 1] to code ids and back; runs in the dtype of its weights.
 
-    Its batch norms keep their statistics, in training too: a batch's own would let rows mix, and move the
-    codes that a model around it learns to predict.
+    Batch norms use their stored statistics in training too: with batch statistics, rows would not be
+    independent, and the codes that a model learns to predict would change.
     """
 
     value_range = (-1.0, 1.0)
@@ -90,7 +90,7 @@ class HfVqTokenizer(nn.Module):
         super().__init__()
         family = vq_config(config)
         self.model = Emu3VQVAE._from_config(copy.deepcopy(family), dtype=torch.get_default_dtype())
-        quantize = Codebook(family.codebook_size, family.embed_dim)  # compares in float32, as theirs does not
+        quantize = Codebook(family.codebook_size, family.embed_dim)  # computes distances in float32
         quantize.embedding = self.model.quantize.embedding
         self.model.quantize = quantize
         self.codebooks: tuple[int, ...] = (family.codebook_size,)
@@ -101,7 +101,7 @@ class HfVqTokenizer(nn.Module):
         self.config = replace(config, pretrained=None, revision=None, config=keys)
 
     def train(self, mode: bool = True) -> HfVqTokenizer:
-        """Switch between training and evaluation; batch norms stay in the latter."""
+        """Set the training mode; batch norms stay in evaluation mode."""
         super().train(mode)
         for layer in self.model.modules():
             if isinstance(layer, nn.BatchNorm3d):
@@ -128,9 +128,9 @@ class HfVqTokenizer(nn.Module):
         return self.model.quantize.vectors()
 
     def losses(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return ``pixels``, ``codebook`` and ``commitment``; sum them.
+        """Return the losses ``pixels``, ``codebook`` and ``commitment``, which are to be added.
 
-        Emu3's tokenizer was trained with a perceptual and an adversarial loss besides.
+        Emu3's tokenizer was also trained with a perceptual and an adversarial loss.
         """
         latents = self.latents(pixels)  # (N, P, code_dim)
         vectors = self.model.quantize(self.model.quantize.nearest(latents))
@@ -143,9 +143,9 @@ class HfVqTokenizer(nn.Module):
         }
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """Encode pixels (N, 3, H, W), as a clip that stands still, into latents (N, P, code_dim).
+        """Encode pixels (N, 3, H, W), as a clip of equal frames, into latents (N, P, code_dim).
 
-        Up to the layers that join frames, one frame stands for all.
+        Layers before the temporal ones run on a single frame.
         """
         self.grid(*pixels.shape[-2:])
         encoder = self.model.encoder
@@ -156,10 +156,10 @@ class HfVqTokenizer(nn.Module):
             x = F.silu(halve(x))
         for refine in encoder.time_res_stack:
             x = refine(x)
-        return self.model.quant_conv(x).flatten(2).transpose(1, 2)  # of the one frame that is left
+        return self.model.quant_conv(x).flatten(2).transpose(1, 2)  # of a single frame
 
     def decode_vectors(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Paint code vectors (N, P, code_dim) as pixels: a clip's first frame, the only one painted."""
+        """Decode code vectors (N, P, code_dim) into pixels, the first frame of a clip."""
         codes = vectors.transpose(1, 2).unflatten(2, (1, *grid))  # (N, code_dim, 1, h, w)
         decoder, latents = self.model.decoder, self.model.post_quant_conv(codes)
         x, condition = self._first_frame(latents), self._first_frame(codes)
@@ -168,7 +168,7 @@ class HfVqTokenizer(nn.Module):
         return decoder.conv_out(F.silu(x))
 
     def _first_frame(self, x: Tensor) -> Tensor:
-        """Unfold what stands for a clip (N, c, 1, h, w) into its frames; return the first (N, c, h, w)."""
+        """Run the temporal layers on (N, c, 1, h, w); return the first frame (N, c, h, w)."""
         for refine in self.model.decoder.time_res_stack:
             x = refine(x)
         for double in self.model.decoder.time_conv:

@@ -1,11 +1,10 @@
-"""A compact convolutional image tokenizer with a vector-quantised codebook, made to be trained from scratch.
+"""The image tokenizer `vq`: small, convolutional, vector-quantised, and made to be trained from scratch.
 
-Pixels go through a small convolutional encoder to one latent a grid cell; each latent is replaced by the
-nearest of ``num_codes`` unit vectors, and a mirrored decoder paints the image back. What keeps such a small
-codebook alive: cosine distances and a low code width (ViT-VQGAN, section 3.2), a codebook that follows the
-latents by moving averages instead of gradients (VQ-VAE, appendix A.1), some first steps without
-the quantiser so that there is something to cluster, a k-means start, and codes out of use put back to work.
-Counters and averages are buffers: a training that was interrupted goes on from its state dict.
+A convolutional encoder computes a latent for each grid cell; each latent is replaced by the nearest of
+``num_codes`` unit vectors, and a mirrored decoder computes pixels. These measures keep a small codebook in
+use: cosine distances and a low code_dim (ViT-VQGAN, section 3.2), updates by moving averages instead of
+gradients (VQ-VAE, appendix A.1), first steps without the quantiser, a k-means initialisation, and restarts of
+unused codes. Counters and averages are buffers, so an interrupted training continues from its state dict.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ class VqConfig(ComponentConfig):
     channels: list[int] = field(default_factory=lambda: [8, 16, 32, 64])  # of each level, finest first
     blocks: int = 1  # residual blocks a level, in the encoder and in the decoder
     num_codes: int = 64  # K
-    code_dim: int = 8  # width of a code's vector
+    code_dim: int = 8  # of a code's vector
     commitment: float = 0.25  # weight of the loss that keeps latents near their codes
-    decay: float = 0.95  # of the moving averages that the codebook follows
+    decay: float = 0.95  # of the moving averages of the codebook
     continuous_steps: int = 60  # training steps without the quantiser; then k-means starts the codebook
-    restart_below: float = 0.1  # a code used less than this share of an even use is put elsewhere
+    restart_below: float = 0.1  # restart codes used less than this fraction of a uniform use
 
     def __post_init__(self) -> None:
         """Check the sizes."""
@@ -50,7 +49,7 @@ class ResidualBlock(nn.Module):
         self.layers = nn.Sequential(*(layer for _ in range(2) for layer in _activated(channels, channels)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Refine features (N, C, h, w), shape kept."""
+        """Transform features (N, C, h, w)."""
         return x + self.layers(x)
 
 
@@ -60,7 +59,7 @@ def _activated(channels: int, out: int) -> tuple[nn.Module, ...]:
 
 
 class VqTokenizer(nn.Module):
-    """Images to codes and back; each level after the first halves the grid."""
+    """Encodes images into codes and decodes them; each level after the first halves the grid."""
 
     codebook: Tensor
     counts: Tensor
@@ -120,16 +119,16 @@ class VqTokenizer(nn.Module):
         return F.normalize(x.float(), dim=-1).to(x.dtype)
 
     def losses(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return the losses ``pixels`` (squared error) and ``commitment``; training moves the codebook."""
+        """Return the losses ``pixels`` (squared error) and ``commitment``; in training, update the codes."""
         latents = self.latents(pixels)  # (N, P, code_dim)
         if self.training and self.steps == self.config.continuous_steps:
-            self._start(latents.detach().flatten(0, 1))
+            self._initialize(latents.detach().flatten(0, 1))
         quantised = latents
         if self.steps >= self.config.continuous_steps:
             codes = self._nearest(latents)
             quantised = self.codebook[codes]
             if self.training:
-                self._follow(latents.detach().flatten(0, 1), codes.flatten())
+                self._update(latents.detach().flatten(0, 1), codes.flatten())
         if self.training:
             self.steps += 1
         commitment = F.mse_loss(latents, quantised.detach(), reduction="none").sum(-1).mean()
@@ -138,18 +137,17 @@ class VqTokenizer(nn.Module):
         return {"pixels": F.mse_loss(decoded, pixels), "commitment": self.config.commitment * commitment}
 
     def _nearest(self, latents: Tensor) -> Tensor:
-        return (latents.float() @ self.codebook.float().T).argmax(
-            -1
-        )  # unit vectors: the closest points most alike
+        # of unit vectors, the nearest has the largest dot product
+        return (latents.float() @ self.codebook.float().T).argmax(-1)
 
     def _decode_vectors(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
         return self.decoder(vectors.transpose(1, 2).unflatten(2, grid))
 
     @torch.no_grad()
-    def _start(self, latents: Tensor, rounds: int = 10) -> None:
+    def _initialize(self, latents: Tensor, rounds: int = 10) -> None:
         """Set the codebook to k-means centres of latents (M, code_dim) on the sphere."""
-        chosen = torch.randint(len(latents), (self.config.num_codes,), device=latents.device)
-        self.codebook.copy_(latents[chosen])
+        indices = torch.randint(len(latents), (self.config.num_codes,), device=latents.device)
+        self.codebook.copy_(latents[indices])
         for _ in range(rounds):
             sums, counts = self._gather(latents, self._nearest(latents))
             self.codebook.copy_(torch.where(counts[:, None] > 0, F.normalize(sums, dim=-1), self.codebook))
@@ -158,18 +156,18 @@ class VqTokenizer(nn.Module):
         self.counts.copy_(counts)
 
     @torch.no_grad()
-    def _follow(self, latents: Tensor, codes: Tensor) -> None:
-        """Move each code towards the mean of its latents (M, code_dim); restart those out of use."""
+    def _update(self, latents: Tensor, codes: Tensor) -> None:
+        """Move each code towards the mean of its latents (M, code_dim); restart unused codes."""
         sums, counts = self._gather(latents, codes)
         self.sums.lerp_(sums, 1 - self.config.decay)
         self.counts.lerp_(counts, 1 - self.config.decay)
         self.codebook.copy_(F.normalize(self.sums, dim=-1))
-        even = len(latents) / self.config.num_codes  # uses a step if all codes were used alike
-        idle = self.counts < self.config.restart_below * even
-        chosen = latents[torch.randint(len(latents), (self.config.num_codes,), device=latents.device)]
-        self.codebook.copy_(torch.where(idle[:, None], chosen.to(self.codebook), self.codebook))
-        self.sums.copy_(torch.where(idle[:, None], self.codebook * even, self.sums))
-        self.counts.masked_fill_(idle, even)
+        uniform = len(latents) / self.config.num_codes  # uses of each code a step, if uniform
+        idle = self.counts < self.config.restart_below * uniform
+        samples = latents[torch.randint(len(latents), (self.config.num_codes,), device=latents.device)]
+        self.codebook.copy_(torch.where(idle[:, None], samples.to(self.codebook), self.codebook))
+        self.sums.copy_(torch.where(idle[:, None], self.codebook * uniform, self.sums))
+        self.counts.masked_fill_(idle, uniform)
 
     def _gather(self, latents: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Sum the latents of each code (K, code_dim), and count them (K,)."""

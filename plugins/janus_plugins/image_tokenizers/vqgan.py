@@ -1,8 +1,8 @@
-"""VQGAN, the tokenizer of taming-transformers, and others that are one: nearest codes by distance.
+"""The image tokenizer `vqgan`, of taming-transformers, and of others with its architecture.
 
-The published models have factor 16 and codes of width 256, decoded as they are: on ImageNet with 16,384
+The published models have factor 16 and codes of 256 numbers: on ImageNet with 16,384
 codes (the defaults) or 1,024 (``num_codes: 1024``); Chameleon's, for images of 512 x 512, is
-``{num_codes: 8192, attention: false}``. Latent diffusion's vq-f4 has factor 4 and narrow codes:
+``{num_codes: 8192, attention: false}``. Latent diffusion's vq-f4 has factor 4 and codes of 3 numbers:
 ``{channel_multipliers: [1, 2, 4], latent_channels: 3, code_dim: 3, num_codes: 8192, attention: false}``.
 """
 
@@ -41,11 +41,10 @@ class VqganTokenizer(ConvolutionalTokenizer):
         self.config = config
 
     def losses(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return ``pixels``, ``codebook`` and ``commitment``; sum them.
+        """Return the losses ``pixels``, ``codebook`` and ``commitment``, which are to be added.
 
-        Where VQ-VAE weighs the commitment down, to 0.25, VQGAN's published code does so with the codebook:
-        the defaults are those. The published models were trained with a perceptual and an adversarial loss
-        besides.
+        VQ-VAE weights the commitment by 0.25, VQGAN's published code the codebook, as the defaults here. The
+        published models were also trained with a perceptual and an adversarial loss.
         """
         latents = self.latents(pixels)  # (N, P, code_dim)
         vectors = self.quantize(self.quantize.nearest(latents))
@@ -60,8 +59,7 @@ class VqganTokenizer(ConvolutionalTokenizer):
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Read taming-transformers' files, Chameleon's vqgan.ckpt, or the tokenizer inside a larger model.
 
-        The discriminator, the perceptual network (``loss.``) and the counts of a codebook that learned by
-        averages are known, and not needed.
+        The discriminator, the perceptual network (``loss.``) and statistics of the codebook are ignored.
         """
         prefix = find_prefix(weights, self.name)
         for name in weights:
