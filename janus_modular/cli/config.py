@@ -28,9 +28,9 @@ def list_configs(as_json: Annotated[bool, typer.Option("--json", help="Print JSO
     if as_json:
         typer.echo(json.dumps(first_lines, indent=2))
         return
-    width = max(map(len, first_lines), default=0)
+    longest = max(map(len, first_lines), default=0)
     for name, line in first_lines.items():
-        typer.echo(f"{name:<{width}}  {line}")
+        typer.echo(f"{name:<{longest}}  {line}")
 
 
 @app.command()

@@ -32,11 +32,11 @@ def info(
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    width = max(len(row["path"]) for row in facts["components"])
+    longest = max(len(row["path"]) for row in facts["components"])
     typer.echo(f"{model}: {facts['format']}")
     for row in facts["components"]:
-        typer.echo(f"  {row['path']:<{width}}  {row['name']:<15} {row['parameters'] / 1e6:>11,.3f} M")
-    typer.echo(f"  {'in all':<{width}}  {'':<15} {facts['parameters'] / 1e6:>11,.3f} M")
+        typer.echo(f"  {row['path']:<{longest}}  {row['name']:<15} {row['parameters'] / 1e6:>11,.3f} M")
+    typer.echo(f"  {'in all':<{longest}}  {'':<15} {facts['parameters'] / 1e6:>11,.3f} M")
     for dtype, numbers in facts["dtypes"].items():
         typer.echo(f"stored as {dtype}: {millions(numbers)} numbers")
     for plugin in facts["plugins"]:
@@ -155,15 +155,15 @@ def _components(model: JanusModel) -> list[dict[str, Any]]:
     """Return the parameters of each component, without those of the components inside it."""
     from janus_modular.config import component_specs, module_path
 
-    parts = dict(component_specs(model.config))
-    modules = {path: model.get_submodule(module_path(path)) for path in parts}
+    specs = dict(component_specs(model.config))
+    modules = {path: model.get_submodule(module_path(path)) for path in specs}
     counts = {path: sum(weight.numel() for weight in module.parameters()) for path, module in modules.items()}
     return [
         {
             "path": path,
-            "name": part.name,
+            "name": spec.name,
             "parameters": counts[path]
             - sum(count for inner, count in counts.items() if inner.rpartition(".")[0] == path),
         }
-        for path, part in parts.items()
+        for path, spec in specs.items()
     ]

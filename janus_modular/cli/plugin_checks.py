@@ -101,10 +101,10 @@ def print_results(component: EntryPointInfo, results: list[Result]) -> None:
 
     location = component.file or component.module
     typer.echo(f"{component.name}: {slot_label(component.slot)} of {component.origin} ({location})\n")
-    width = max(len(result.check) for result in results)
+    longest = max(len(result.check) for result in results)
     for result in results:
         note = " ".join(result.note.split())
-        line = f"{result.check:<{width}}  {result.outcome:<8}  {result.seconds:6.2f} s  {note}"
+        line = f"{result.check:<{longest}}  {result.outcome:<8}  {result.seconds:6.2f} s  {note}"
         typer.echo(line.rstrip())
     counts = {
         word: sum(result.outcome == word for result in results) for word in ("passed", "failed", "skipped")

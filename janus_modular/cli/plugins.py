@@ -195,9 +195,9 @@ def _print_rows(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], as_js
     if as_json:
         typer.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
         return
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    lengths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     for row in (columns, *rows):
-        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        line = "  ".join(f"{cell:<{length}}" for cell, length in zip(row, lengths, strict=True)).rstrip()
         typer.echo(line)
 
 

@@ -114,9 +114,9 @@ def check_same_run(checkpoint: Path, config: TrainConfig) -> list[Change]:
             end before the checkpoint.
     """
     changes = changed_settings(read_record(checkpoint)["training"]["config"], to_plain(config))
-    if refused := [change for change in changes if not change.is_allowed]:
+    if not_allowed := [change for change in changes if not change.is_allowed]:
         lines = []
-        for change in refused:
+        for change in not_allowed:
             reason = FIXED.get(change.key.partition(".")[0])
             lines.append(f"  {change} ({reason})" if reason else f"  {change}")
         listed = "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The output folder of a run: who may write it, and that it can be written, before any work is done."""
+"""The output folder of a run: a check that it can be written, and a lock against other processes."""
 
 from __future__ import annotations
 

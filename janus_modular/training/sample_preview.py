@@ -1,5 +1,4 @@
-"""A preview of training samples as the model gets them: transformed images, and text with the supervised part
-marked."""
+"""A preview of training samples as the model gets them: transformed images, supervised text marked."""
 
 from __future__ import annotations
 

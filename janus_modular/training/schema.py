@@ -91,7 +91,7 @@ class TrainConfig:
         None  # shares of the sources in the steps' samples, {name: share}; or [{until: step, name: share}]
     )
     model: ModelConfig | None = (
-        None  # a shipped name, a path or a mapping: starts from its `pretrained` parts
+        None  # a shipped name, a path or a mapping: starts from its `pretrained` components
     )
     init: str | None = None  # a checkpoint folder to start from, instead of `model`
     wrap: Any = None  # a backbone that holds another, put around that of `init`: {name: lora, rank: 16}

@@ -109,7 +109,7 @@ class BatchBuilder:
         """Lay the samples of a step out as micro-batches."""
         sequences = [sequence for sample in prepared for sequence in sample.sequences]
         rows = [[sequence] for sequence in sequences] if self.length is None else pack(sequences, self.length)
-        micro_batches = [part for part in np.array_split(np.arange(len(rows)), self.accumulate) if len(part)]
+        row_groups = np.array_split(np.arange(len(rows)), self.accumulate)
         samples: dict[str, int] = {}
         tokens: dict[str, int] = {}
         for sample in prepared:
@@ -117,7 +117,7 @@ class BatchBuilder:
         for sequence in sequences:
             tokens[sequence.source] = tokens.get(sequence.source, 0) + len(sequence)
         return StepBatch(
-            batches=[collate([rows[i] for i in indices], pad=self.pad) for indices in micro_batches],
+            batches=[collate([rows[i] for i in group], pad=self.pad) for group in row_groups if len(group)],
             supervised=sum(map(self._supervised, sequences)),
             samples=samples,
             tokens=tokens,
