@@ -1,4 +1,4 @@
-"""The README.md of a checkpoint: what it is, what it is made of, how it is used."""
+"""Writes the model card of a checkpoint (README.md): its components, plugins, sources and usage."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from janus_modular.model.model import JanusModel
 
 
 def model_card(model: JanusModel, name: str, record: Mapping[str, Any]) -> str:
-    """Describe a model that is saved as ``name``; ``record`` is its config.json."""
+    """Return the model card of a model saved as ``name``; ``record`` is its config.json."""
     rows = [
-        f"| {path} | {part.name} | {millions(model.get_submodule(module_path(path))):,.3f} |"
-        for path, part in component_specs(model.config)
+        f"| {path} | {spec.name} | {millions(model.get_submodule(module_path(path))):,.3f} |"
+        for path, spec in component_specs(model.config)
     ]
     sources = [
-        f"- {one['slot']} `{one['name']}`: `{one['source']}`"
-        + (f" at `{one['revision']}`" if one["revision"] else "")
-        for one in record["pretrained"]
+        f"- {report['slot']} `{report['name']}`: `{report['source']}`"
+        + (f" at `{report['revision']}`" if report["revision"] else "")
+        for report in record["pretrained"]
     ]
-    needs = [
-        f"- {one['slot']} `{one['name']}`: {one['file'] or one['dist']} {one['version'] or ''}".rstrip()
-        for one in record["plugins"]
+    plugins = [
+        f"- {item['slot']} `{item['name']}`: {item['file'] or item['dist']} {item['version'] or ''}".rstrip()
+        for item in record["plugins"]
     ]
     notes = [f"- {key}: {value}" for key, value in record["training"].items()]
     sections = [
@@ -32,9 +32,9 @@ def model_card(model: JanusModel, name: str, record: Mapping[str, Any]) -> str:
         f"# {name}\n\nA Janus model: one transformer that reads images and draws them.",
         f"```sh\njanus-modular chat {name} --image image.png 'What is this?'\n"
         f"janus-modular draw {name} 'a cat'\n```",
-        "## Parts\n\n| part | component | parameters (M) |\n| --- | --- | ---: |\n"
+        "## Components\n\n| path | component | parameters (M) |\n| --- | --- | ---: |\n"
         + "\n".join([*rows, f"| all | | {millions(model):,.3f} |"]),
-        "## Plugins it needs\n\n" + "\n".join(needs),
+        "## Plugins it needs\n\n" + "\n".join(plugins),
     ]
     if sources:
         sections.append("## Started from\n\n" + "\n".join(sources))
@@ -44,5 +44,5 @@ def model_card(model: JanusModel, name: str, record: Mapping[str, Any]) -> str:
 
 
 def millions(module: nn.Module) -> float:
-    """Count the parameters, in millions."""
+    """Return the number of parameters, in millions."""
     return sum(p.numel() for p in module.parameters()) / 1e6

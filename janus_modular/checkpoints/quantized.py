@@ -1,4 +1,4 @@
-"""Quantised checkpoints: recognised by what lies beside the weights, and refused before anything is read."""
+"""Detects quantised checkpoints by the files beside their weights, before any weight is read."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ FILES = {
 
 
 def refuse_quantized(path: Path) -> None:
-    """Refuse a folder whose weights are quantised; a single file, or a folder without a description, passes.
+    """Raise an error for a folder of quantised weights; files and folders without a description pass.
 
-    Quantised layers are none that can be trained, saved under the model's own config, or exported.
+    Quantised layers can be neither trained, nor saved under the model's own config, nor exported.
 
     Raises:
         CheckpointError: names the method, where it is described, and what to do.
@@ -37,7 +37,7 @@ def refuse_quantized(path: Path) -> None:
     try:
         config = json.loads((path / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
-        return  # whoever reads the config reports what is wrong with it
+        return  # reading the config reports it
     for key, description in quantization_in(config):
         _refuse(path, method_of(description), f"{key} in config.json")
 
@@ -47,15 +47,15 @@ def quantization_in(config: Any, path: str = "") -> Iterator[tuple[str, Mapping[
     if not isinstance(config, Mapping):
         return
     for key, value in config.items():
-        where = f"{path}.{key}" if path else str(key)
-        if key in CONFIG_KEYS and (value or value == {}):  # transformers takes the key for the fact
-            yield where, value if isinstance(value, Mapping) else {"quant_method": str(value)}
+        key_path = f"{path}.{key}" if path else str(key)
+        if key in CONFIG_KEYS and (value or value == {}):  # for transformers the key alone means quantised
+            yield key_path, value if isinstance(value, Mapping) else {"quant_method": str(value)}
         else:
-            yield from quantization_in(value, where)
+            yield from quantization_in(value, key_path)
 
 
 def method_of(description: Mapping[str, Any]) -> str:
-    """Name the method of a description; files of bitsandbytes' first versions do not name theirs."""
+    """Return the method of a description; the first versions of bitsandbytes do not name it."""
     method = str(description.get("quant_method") or "").removeprefix("QuantizationMethod.").lower()
     if description.get("load_in_4bit") or description.get("_load_in_4bit"):
         return "bitsandbytes (4-bit)"
