@@ -221,7 +221,7 @@ def repoint(folder: Path, manifest: dict[str, Any], location: str | None, **plac
             changed("variants", "fp32", value=["decode_image.fp32.onnx"]),
             'variants.fp32 is ["decode_image.fp32.onnx"], expected object',
         ),
-        (changed("model", value={}), "is malformed: model lacks context, width, vocab"),
+        (changed("model", value={}), "is malformed: model lacks context, hidden_size, vocab_size"),
         (changed("model", "context", value="many"), 'model.context is "many", expected integer'),
         (changed("model", "context", value=True), "model.context is true, expected integer"),
         (changed("model", "hidden_size", value=0), "model.hidden_size is 0, expected 1 at least"),

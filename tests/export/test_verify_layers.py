@@ -103,7 +103,7 @@ def test_a_sound_bundle_passes_and_its_manifest_says_how(workshop: Workshop):
 def test_a_rounded_bundle_passes(workshop: Workshop):
     report = workshop.verify("layers", variant="cpu-int8")
     assert failed(report) == []
-    assert "of its length" in report.checks["layers"][0].found
+    assert "of its length" in report.checks["layers"][0].measured
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_the_range_is_that_of_float32_also_where_a_gpu_runs_the_halves(
         )
         [on_gpu] = activations(target)
     assert on_gpu.passed
-    assert float(on_gpu.found.split()[0]) == pytest.approx(float(on_cpu.found.split()[0]), rel=1e-2)
+    assert float(on_gpu.measured.split()[0]) == pytest.approx(float(on_cpu.measured.split()[0]), rel=1e-2)
 
 
 def test_a_matrix_that_was_left_unrounded_needs_a_reason(workshop: Any):
