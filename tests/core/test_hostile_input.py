@@ -229,7 +229,7 @@ def test_refuses_rules_that_make_gigabytes_of_a_letter(
 ) -> None:
     whole = json.loads((checkpoint / "tokenizer.json").read_text())
     edit(checkpoint, edited, "tokenizer.json", {**whole, part: rules})
-    with pytest.raises(ConfigError, match=rf"tokenizer\.json: its {part} may put .* expected at most 1,000"):
+    with pytest.raises(ConfigError, match=rf"tokenizer\.json: its {part} may replace .*at most 1,000"):
         load_tokenizer(edited)
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from janus_export.bundle.contract import Tensor
 from janus_export.config import ExportConfig
 from janus_export.onnx_export.export import export
 from janus_export.runtimes.ort.session import OnnxSession
@@ -20,6 +19,7 @@ from janus_export.runtimes.trt.cuda import Gpu
 from janus_export.runtimes.trt.device import compute_capability
 from janus_export.runtimes.trt.memory import DeviceTensor, HostInputs, TokenLog, join
 from janus_export.verify import verify
+from janus_modular import TensorSpec
 from janus_modular.errors import JanusError
 from janus_modular.janus import Janus
 from janus_modular.model.session import TorchSession
@@ -66,7 +66,7 @@ def test_a_graph_does_what_was_put_on_the_stream_again(gpu: Gpu):
 
 def test_a_host_that_runs_ahead_overtakes_nothing(gpu: Gpu):
     """More steps than there are lanes of pinned memory, and each is read after all of them were sent."""
-    feed = HostInputs(gpu, [Tensor("at", "int64", (4096,)), Tensor("by", "float32", ())], {}, ahead=3)
+    feed = HostInputs(gpu, [TensorSpec("at", "int64", (4096,)), TensorSpec("by", "float32", ())], {}, ahead=3)
     seen = [DeviceTensor.zeros(gpu, (4096,), "int64") for _ in range(10)]
     for step, one in enumerate(seen):
         feed.send({"at": np.arange(4096) * step, "by": 0.5})
@@ -112,9 +112,9 @@ def test_onnx_runtime_answers_as_torch_does(on_gpu: Janus, on_cpu: Janus):
 @IN_ONNX_RUNTIME
 def test_a_cache_stays_where_it_is(on_gpu: Janus):
     session = on_gpu.runtime.open(512)
-    session.prefill([on_gpu.processor.draw_prompt("a")] * 2)
+    session.step(session.prefill([on_gpu.processor.draw_prompt("a")] * 2))
     for present, past in session.runtime.graph("backbone").contract.aliases.items():
-        assert session.stepping.bound[present] == session.stepping.bound[past]
+        assert session.bound_steps[1].binding.bound[present] == session.bound_steps[1].binding.bound[past]
         assert session.kv_cache.buffers[past].memory == "cuda"
 
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from janus_export.bundle.axes import Axis, Ranges
+from janus_export.bundle.axes import Ranges
 from janus_export.errors import ExportError
-from janus_export.onnx_export.graphs import Graph, Slot, declare
+from janus_export.onnx_export.graphs import Graph, declare
 from janus_export.onnx_export.trace import faked, to_onnx
-from janus_modular import ConfigError
+from janus_modular import ConfigError, TensorSpec
 from janus_modular.checkpoints import ModelAssembly, save
 from janus_modular.cli.app import app
 from janus_modular.config import load, resolve
@@ -141,9 +141,10 @@ class Top(nn.Module):
 
 
 def toy(inner: nn.Module) -> Any:
-    top, rows = Top(inner), Axis("rows", 1, 2, 8)
-    slots = (Slot("x", torch.float32, (rows, 4)),), (Slot("y", torch.float32, (rows, 4)),)
-    return to_onnx(Graph("toy", top, *slots), faked(top))
+    top = Top(inner)
+    inputs, outputs = (TensorSpec("x", "float32", ("rows", 4)),), (TensorSpec("y", "float32", ("rows", 4)),)
+    graph = Graph("toy", top, inputs, outputs, torch.float32, Ranges.of(context=16))
+    return to_onnx(graph, faked(top))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_a_module_may_take_another_way_in_a_graph():
 
 def test_a_backbone_that_remembers_nothing_is_refused():
     class Forgetful(nn.Module):
-        width, vocab_size, context = 4, 8, 16
+        hidden_size, vocab_size, context = 4, 8, 16
 
         def __init__(self) -> None:
             super().__init__()
