@@ -161,9 +161,9 @@ def check_proof(folder: Path, manifest: Mapping[str, Any], variant: str | None, 
     for key in keys:
         if key in proofs and proofs[key].get("passed") is not True:
             failed = [
-                f"{gate}: {found}"
-                for gate, found in proofs[key].get("gates", {}).items()
-                if not re.fullmatch(r"\d+ passed", found)
+                f"{gate}: {result}"
+                for gate, result in proofs[key].get("gates", {}).items()
+                if not re.fullmatch(r"\d+ passed", result)
             ]
             raise BundleError(
                 f"the variant '{key}' of {folder} FAILED its verification ({proofs[key].get('at')}):"

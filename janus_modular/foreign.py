@@ -108,8 +108,8 @@ def read_text(path: Path, error: type[JanusError], *, most: int = MAX_JSON_BYTES
         if not path.exists():
             raise error(f"there is no file {printable(path)}. Check the path, or fetch it again.")
         if not path.is_file():
-            found = "a folder" if path.is_dir() else "a device or a pipe"
-            raise error(f"{printable(path)} is {found}; expected a regular file. Check the path.")
+            path_type = "a folder" if path.is_dir() else "a device or a pipe"
+            raise error(f"{printable(path)} is {path_type}; expected a regular file. Check the path.")
         if (size := path.stat().st_size) > most:
             raise error(
                 f"{printable(path)} has {size:,} bytes; at most {most:,} are read as text. Check the path."

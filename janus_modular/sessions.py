@@ -96,10 +96,10 @@ class BaseSession(ABC):
             raise PromptError(
                 f"admit: found {len(lengths)} prompts for {len(indices)} rows; expected one for each row."
             )
-        if taken := [row for row in indices.tolist() if row < len(self._lengths) and self._lengths[row]]:
+        if full := [row for row in indices.tolist() if row < len(self._lengths) and self._lengths[row]]:
             raise PromptError(
-                f"admit: found {self._lengths[taken[0]]} positions in row {taken[0]}; expected a free row:"
-                f" free([{taken[0]}]) first, or choose another."
+                f"admit: found {self._lengths[full[0]]} positions in row {full[0]}; expected a free row:"
+                f" free([{full[0]}]) first, or choose another."
             )
         if not self._is_allocated:
             self._allocate(self._fixed_rows or int(indices.max()) + 1)
@@ -215,8 +215,8 @@ class BaseSession(ABC):
     def _prompt_lengths(self, prompts: Sequence[Prompt]) -> Integers:
         lengths = np.array([len(prompt) for prompt in prompts], np.int64)
         if not len(lengths) or not lengths.min():
-            found = "an empty prompt" if len(lengths) else "no prompts"
-            raise PromptError(f"prompts: found {found}; expected at least one position in each.")
+            actual = "an empty prompt" if len(lengths) else "no prompts"
+            raise PromptError(f"prompts: found {actual}; expected at least one position in each.")
         self._check_room(int(lengths.max()))
         return lengths
 

@@ -128,15 +128,15 @@ def check_rebuilds(
         CheckpointError: the checkpoint could not be opened; says which names, dtypes or shapes would not fit.
     """
     plugins = plugins or default_plugins()
-    what = "the checkpoint that would be written cannot be opened again, so nothing is written: it"
+    subject = "the checkpoint that would be written cannot be opened again, so nothing is written: it"
     record = make_record(assembly, None, plugins)
     written = stored_tensors(assembly.model) if tensors is None else tensors
     try:
         plain = json.loads(json.dumps(record))
-        rebuilt, _ = build_recorded(Path(what), plain, (), plugins, tensors=len(written))
+        rebuilt, _ = build_recorded(Path(subject), plain, (), plugins, tensors=len(written))
     except (JanusError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{what} has a config that builds no model: {error}\nA component's `config` must hold what the"
+            f"{subject} has a config that builds no model: {error}\nA component's `config` must hold what the"
             " component was built from, as plain values"
         ) from error
     result = load_weights(
@@ -149,7 +149,7 @@ def check_rebuilds(
         for name, tensor in written.items()
         if tensor.dtype not in DTYPES
     ]
-    result.check(what, list(assembly.model.components()))
+    result.check(subject, list(assembly.model.components()))
 
 
 def plugins_of(assembly: ModelAssembly, plugins: Plugins) -> list[dict[str, str | None]]:

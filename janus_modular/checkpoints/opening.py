@@ -139,10 +139,10 @@ def _open_native(
     model, provenance = native.build_recorded(folder, record, overrides, plugins, tensors=len(weights))
     processor = Processor.load(folder)
     for name, expected in processor_sizes(model).items():
-        found = getattr(processor, name)
-        if found != expected and not overrides:
+        size = getattr(processor, name)
+        if size != expected and not overrides:
             raise CheckpointError(
-                f"{folder / 'processor.json'}: {name} is {found}; expected {expected}, which the model of"
+                f"{folder / 'processor.json'}: {name} is {size}; expected {expected}, which the model of"
                 " config.json has. The two are of different checkpoints: fetch the folder again"
             )
         setattr(processor, name, expected)  # the sizes of an overridden config are the model's

@@ -113,15 +113,15 @@ def _signature_error(component: nn.Module, name: str, method: Callable[..., Any]
     keywords = {p.name: None for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
     expected = f"expected {name}({', '.join(p.name for p in parameters)})"
     try:
-        found = signature(getattr(component, name))
+        actual = signature(getattr(component, name))
     except TypeError:
         return f"its {name} is no method; {expected}"
     except ValueError:  # written in C, without a signature
         return ""
     try:
-        found.bind(*(p.name for p in parameters if p.name not in keywords), **keywords)
+        actual.bind(*(p.name for p in parameters if p.name not in keywords), **keywords)
     except TypeError:
-        return f"its {name} takes ({', '.join(found.parameters)}); {expected}"
+        return f"its {name} takes ({', '.join(actual.parameters)}); {expected}"
     return ""
 
 

@@ -80,12 +80,12 @@ class SourceUse:
 
     source: str
     samples: int  # in the source
-    taken: int  # by the whole run
+    samples_taken: int  # by the whole run
 
     @property
     def epochs(self) -> float:
         """Return how often each sample is taken, on average."""
-        return self.taken / self.samples
+        return self.samples_taken / self.samples
 
 
 USE_COLUMNS = ("source", "samples", "taken", "epochs")
@@ -93,9 +93,9 @@ USE_COLUMNS = ("source", "samples", "taken", "epochs")
 
 def use_rows(mixture: Mixture, steps: int) -> list[tuple[str, str, str, str]]:
     """Return the cells below ``USE_COLUMNS``: what ``steps`` steps take from each source."""
-    taken = mixture.samples_before(steps)
-    uses = [SourceUse(name, len(source), taken[name]) for name, source in mixture.sources.items()]
-    return [(use.source, f"{use.samples:,}", f"{use.taken:,}", f"{use.epochs:,.3g}") for use in uses]
+    samples_taken = mixture.samples_before(steps)
+    uses = [SourceUse(name, len(source), samples_taken[name]) for name, source in mixture.sources.items()]
+    return [(use.source, f"{use.samples:,}", f"{use.samples_taken:,}", f"{use.epochs:,.3g}") for use in uses]
 
 
 def epochs_table(mixture: Mixture, steps: int) -> Table:

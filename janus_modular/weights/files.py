@@ -135,11 +135,11 @@ def _open_shards(index: Path) -> dict[str, Read]:
     reads: dict[str, Read] = {}
     for shard in shards:
         shard_reads = _open_file(index.parent / shard)
-        found, expected = shard_reads.keys(), {name for name, file in weight_map.items() if file == shard}
-        if found != expected:
+        actual, expected = shard_reads.keys(), {name for name, file in weight_map.items() if file == shard}
+        if actual != expected:
             raise CheckpointError(
                 f"{index.parent / shard} is not as {index.name} says:"
-                f"{_first(' it lacks', expected - found)}{_first(' it also holds', found - expected)}"
+                f"{_first(' it lacks', expected - actual)}{_first(' it also holds', actual - expected)}"
                 " Shards and index are of different checkpoints."
             )
         reads |= shard_reads

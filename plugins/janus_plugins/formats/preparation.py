@@ -38,10 +38,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def require(condition: bool, format_name: str, expected: str, found: object) -> None:
+def require(condition: bool, format_name: str, expected: str, actual: object) -> None:
     """Raise CheckpointError unless the condition for a conversion from or to a format holds."""
     if not condition:
-        raise CheckpointError(f"the {format_name} format supports only {expected}; found {found!r}.")
+        raise CheckpointError(f"the {format_name} format supports only {expected}; found {actual!r}.")
 
 
 def read_pixels(file: Mapping[str, Any], tower: Mapping[str, Any]) -> dict[str, Any]:

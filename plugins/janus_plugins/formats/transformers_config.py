@@ -31,7 +31,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ) from error
     vision, codes, text = config.vision_config, config.vq_config, config.text_config
     _check_vision(vision)
-    require(not codes.double_latent, expected="single latents", found="double_latent")
+    require(not codes.double_latent, expected="single latents", actual="double_latent")
     preprocessor = read_preprocessor(folder)
     side = codes.num_patches * 2 ** (len(codes.channel_multiplier) - 1)  # of a drawing, in pixels
     language = text.to_dict() | {"tie_word_embeddings": _is_tied(folder, config.tie_word_embeddings)}
@@ -135,24 +135,24 @@ def _check_components(config: Mapping[str, Any]) -> None:
     )
     names = tuple(component["name"] for component in components)
     expected = ("siglip", "mlp", "autoregressive", "llamagen", "mlp", "mlp", "hf")
-    require(names == expected, expected=f"the components {', '.join(expected)}", found=names)
+    require(names == expected, expected=f"the components {', '.join(expected)}", actual=names)
     require(
         encoder["activation"] == "gelu",
         expected="exact GELU in encoder and adaptor",
-        found=encoder["activation"],
+        actual=encoder["activation"],
     )
     side, height = encoder["image_size"], encoder["pixels"]["height"]
-    require(height == side, expected=f"images of {side} pixels a side", found=height)
-    require(tokenizer["l2_norm"], expected="codes of unit length", found="l2_norm: false")
+    require(height == side, expected=f"images of {side} pixels a side", actual=height)
+    require(tokenizer["l2_norm"], expected="codes of unit length", actual="l2_norm: false")
     hidden_size = backbone["config"]["hidden_size"]
     require(
         head["hidden"] in (None, hidden_size),
         expected=f"a head of the backbone's hidden_size, {hidden_size}",
-        found=head["hidden"],
+        actual=head["hidden"],
     )
     code_dim = generation.get("embedding_dim") or tokenizer["code_dim"]
     require(
-        code_dim == tokenizer["code_dim"], expected="an embedding of the codes' dimension", found=code_dim
+        code_dim == tokenizer["code_dim"], expected="an embedding of the codes' dimension", actual=code_dim
     )
     patches = encoder["image_size"] // encoder["patch_size"]
     factor = 2 ** (len(tokenizer["channel_multipliers"]) - 1)
@@ -160,15 +160,15 @@ def _check_components(config: Mapping[str, Any]) -> None:
     require(
         size == (patches * factor,) * 2,
         expected=f"drawings of {patches} codes a side, as the encoder has",
-        found=size,
+        actual=size,
     )
 
 
 def _check_vision(vision: Any) -> None:
-    require(not vision.use_qk_norm, expected="attention without norms", found="use_qk_norm")
-    require(vision.attention_bias, expected="attention with biases", found="attention_bias: false")
+    require(not vision.use_qk_norm, expected="attention without norms", actual="use_qk_norm")
+    require(vision.attention_bias, expected="attention with biases", actual="attention_bias: false")
     sizes = (vision.image_size, vision.patch_size)
-    require(all(isinstance(size, int) for size in sizes), expected="square images", found=sizes)
+    require(all(isinstance(size, int) for size in sizes), expected="square images", actual=sizes)
 
 
 def _is_tied(folder: Path, in_config: bool) -> bool:
