@@ -30,7 +30,10 @@ BANNED = {
 """Pronouns, adverbs and participles, which leave open what they name, and former names of several things."""
 
 CLEAN = (
-    "export/janus_export/runtimes/ort",
+    "export/janus_export/bench",
+    "export/janus_export/bundle",
+    "export/janus_export/runtimes",
+    "export/janus_export/tensorrt_build",
     "janus_modular",
     "plugins",
 )

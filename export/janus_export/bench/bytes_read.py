@@ -60,10 +60,10 @@ def read_by(path: Path) -> int:
 
     What is widened when the graph is loaded (float16 to float32, by a Cast) counts as it is multiplied.
     """
-    taken = operators(path)
+    operators_of = operators(path)
     read = 0
     for reference in references(path):
-        users = taken.get(reference.tensor, set())
+        users = operators_of.get(reference.tensor, set())
         if not users or not users <= LOOKUPS:
             read += (reference.length or 0) * (2 if users == {"Cast"} else 1)
     return read

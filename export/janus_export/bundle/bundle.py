@@ -276,10 +276,10 @@ def _blobs(folder: Path) -> list[Path]:
 
 def _check_references(folder: Path, name: str, weights: Iterable[str]) -> None:
     try:
-        found = references(folder / name)
+        external = references(folder / name)
     except ValueError as error:
         raise BundleError(f"{error}. {_build_hint(folder)}") from error
-    for reference in found:
+    for reference in external:
         tensor, location = (printable(text, SHOWN_LETTERS) for text in (reference.tensor, reference.location))
         path = inside(folder, reference.location)
         if reference.location not in weights:
@@ -295,8 +295,8 @@ def _check_references(folder: Path, name: str, weights: Iterable[str]) -> None:
 def _build_hint(folder: Path) -> str:
     """Return how to repair a damaged bundle: one of a hub cache is fetched again, others are built again."""
     for blobs in _blobs(folder):
-        kind, *names = blobs.parent.name.split("--")
-        if kind == "models" and names:
+        repository_type, *names = blobs.parent.name.split("--")
+        if repository_type == "models" and names:
             return f"Fetch it again with: hf download {'/'.join(names)} --force-download"
     return REBUILD.format(folder=folder)
 

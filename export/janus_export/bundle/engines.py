@@ -125,7 +125,9 @@ def read_engines(bundle: Bundle) -> dict[str, EngineSet]:
         BundleError: what the manifest tells cannot be read.
     """
     try:
-        return {key: _read(bundle.folder, key, one) for key, one in bundle.manifest.get("built", {}).items()}
+        return {
+            key: _read(bundle.folder, key, record) for key, record in bundle.manifest.get("built", {}).items()
+        }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(
             f"what the manifest of {bundle.folder} says of engines is malformed: {error!r}.\n"
@@ -136,12 +138,12 @@ def read_engines(bundle: Bundle) -> dict[str, EngineSet]:
 def _read(folder: Path, key: str, record: Mapping[str, Any]) -> EngineSet:
     engines = {
         graph: Engine(
-            one["file"],
-            one["sha256"],
-            one["source"],
-            tuple(Profile(profile["name"], _axes(profile["axes"])) for profile in one["profiles"]),
+            engine["file"],
+            engine["sha256"],
+            engine["source"],
+            tuple(Profile(profile["name"], _axes(profile["axes"])) for profile in engine["profiles"]),
         )
-        for graph, one in record["engines"].items()
+        for graph, engine in record["engines"].items()
     }
     return EngineSet(
         folder,

@@ -57,20 +57,20 @@ def operators(path: Path) -> dict[str, set[str]]:
     Raises:
         ValueError: it is no protocol buffer, or cut short.
     """
-    taken: dict[str, set[str]] = {}
+    users: dict[str, set[str]] = {}
     try:
         for graph in messages(memoryview(path.read_bytes()), GRAPH):
             for node in messages(graph, NODE):
                 (operator,) = messages(node, OPERATOR)
                 for name in messages(node, INPUT):
-                    taken.setdefault(str(name, "utf-8"), set()).add(str(operator, "utf-8"))
+                    users.setdefault(str(name, "utf-8"), set()).add(str(operator, "utf-8"))
     except IndexError as error:
         raise ValueError(f"{path} is no ONNX graph, or is cut short") from error
-    return taken
+    return users
 
 
-def _tensors(message: memoryview, kind: str) -> Iterator[Reference]:
-    leads = LEADS[kind]
+def _tensors(message: memoryview, message_type: str) -> Iterator[Reference]:
+    leads = LEADS[message_type]
     for number, content in fields(message):
         inner = leads.get(number)
         if inner == "tensor":

@@ -25,14 +25,14 @@ class Stored:
     """One tensor to be written: what it is, and how to get its bytes, a piece at a time."""
 
     name: str
-    kind: str  # as safetensors headers say it: F32, BF16, U8, ...
+    dtype: str  # as safetensors headers say it: F32, BF16, U8, ...
     shape: tuple[int, ...]
     pieces: Callable[[], Iterable[Any]]  # flat arrays or buffers, in order
 
     @property
     def size(self) -> int:
         """Bytes."""
-        return tensor_bytes(self.kind, self.shape)
+        return tensor_bytes(self.dtype, self.shape)
 
 
 def write_stream(
@@ -44,7 +44,7 @@ def write_stream(
     """
     folder.mkdir(parents=True, exist_ok=True)
     ordered = sorted(
-        tensors, key=lambda tensor: (tensor.size % ALIGNMENT != 0, -ITEM_BITS[tensor.kind], tensor.name)
+        tensors, key=lambda tensor: (tensor.size % ALIGNMENT != 0, -ITEM_BITS[tensor.dtype], tensor.name)
     )
     header, total, done = _header(ordered), sum(tensor.size for tensor in tensors), 0
     state, digest = folder / "unfinished", hashlib.sha256(header)
@@ -91,7 +91,7 @@ def _file_size(tensors: Sequence[Stored]) -> int:
 
 
 def _header(ordered: Sequence[Stored]) -> bytes:
-    tensors = ((tensor.name, tensor.kind, tensor.shape) for tensor in ordered)
+    tensors = ((tensor.name, tensor.dtype, tensor.shape) for tensor in ordered)
     return encode_header(tensors, alignment=ALIGNMENT)
 
 

@@ -57,8 +57,8 @@ def read_header(path: Path) -> GraphHeader:
 
 
 def _tensor(value: memoryview) -> TensorHeader:
-    [name], [kind] = texts(value, NAME), messages(value, TYPE)
-    [tensor] = messages(kind, TENSOR)
+    [name], [value_type] = texts(value, NAME), messages(value, TYPE)
+    [tensor] = messages(value_type, TENSOR)
     [element] = integers(tensor, ELEMENT)
     shape = [
         _length(dimension) for outer in messages(tensor, SHAPE) for dimension in messages(outer, DIMENSION)

@@ -16,19 +16,19 @@ def fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     return ((number, content) for number, content in _parsed(message) if isinstance(content, memoryview))
 
 
-def messages(message: memoryview, wanted: int) -> Iterator[memoryview]:
+def messages(message: memoryview, field_number: int) -> Iterator[memoryview]:
     """Yield the contents of the length-delimited fields of one number."""
-    return (content for number, content in fields(message) if number == wanted)
+    return (content for number, content in fields(message) if number == field_number)
 
 
-def texts(message: memoryview, wanted: int) -> list[str]:
+def texts(message: memoryview, field_number: int) -> list[str]:
     """Return the contents of the fields of one number as text."""
-    return [str(content, "utf-8") for content in messages(message, wanted)]
+    return [str(content, "utf-8") for content in messages(message, field_number)]
 
 
-def integers(message: memoryview, wanted: int) -> list[int]:
+def integers(message: memoryview, field_number: int) -> list[int]:
     """Return the integers of one number."""
-    return [value for number, value in _parsed(message) if number == wanted and isinstance(value, int)]
+    return [value for number, value in _parsed(message) if number == field_number and isinstance(value, int)]
 
 
 def _parsed(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:

@@ -108,8 +108,10 @@ def pruned_manifest(bundle: Bundle, variants: Sequence[str], only: Sequence[str]
 def _variant(bundle: Bundle, name: str, graphs: Iterable[str]) -> dict[str, Any]:
     record = deepcopy(bundle.manifest["variants"][name])
     record["files"] = {graph: file for graph, file in record["files"].items() if graph in graphs}
-    found = [reference for file in record["files"].values() for reference in references(bundle.folder / file)]
-    used = {reference.location for reference in found}
+    external = [
+        reference for file in record["files"].values() for reference in references(bundle.folder / file)
+    ]
+    used = {reference.location for reference in external}
     record["weights"] = [file for file in record["weights"] if file in used]
     return record
 
@@ -118,14 +120,22 @@ def _prune_results(
     manifest: dict[str, Any], variants: Sequence[str], graphs: Sequence[str], *, whole: bool
 ) -> None:
     """Keep the results and engines that are still true of what remains."""
-    built = {key: dict(one) for key, one in manifest.get("built", {}).items() if one["variant"] in variants}
+    built = {
+        key: dict(record)
+        for key, record in manifest.get("built", {}).items()
+        if record["variant"] in variants
+    }
     for engines in built.values():
         engines["engines"] = {name: engine for name, engine in engines["engines"].items() if name in graphs}
     manifest["built"] = {key: engines for key, engines in built.items() if engines["engines"]}
     parity = manifest.get("parity", {})
-    manifest["parity"] = {key: one for key, one in parity.items() if whole and key.split(" ")[0] in variants}
+    manifest["parity"] = {
+        key: result for key, result in parity.items() if whole and key.split(" ")[0] in variants
+    }
     executed = manifest.get("executed", {})
-    manifest["executed"] = {key: one for key, one in executed.items() if whole and key in manifest["built"]}
+    manifest["executed"] = {
+        key: result for key, result in executed.items() if whole and key in manifest["built"]
+    }
 
 
 def _files(manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -146,9 +156,9 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _known(what: str, names: Iterable[str], known: Sequence[str], folder: Path) -> None:
+def _known(noun: str, names: Iterable[str], known: Sequence[str], folder: Path) -> None:
     for name in names:
         if name not in known:
             raise BundleError(
-                f"{folder} has no {what} '{name}'. {did_you_mean(name, known)} It has: {', '.join(known)}"
+                f"{folder} has no {noun} '{name}'. {did_you_mean(name, known)} It has: {', '.join(known)}"
             )

@@ -48,27 +48,27 @@ TYPES: Mapping[str, type | tuple[type, ...]] = {
 def faults_of(manifest: Mapping[str, Any]) -> Iterator[str]:
     """Return where a manifest differs from its schema, and where its sections contradict each other."""
     schema = _schema()["properties"]
-    found = [fault for name in NAMED for fault in _long_names(manifest.get(name), name)] or [
+    faults = [fault for name in NAMED for fault in _long_names(manifest.get(name), name)] or [
         fault
         for name in SECTIONS
         for fault in (
             [f"{name} is missing"] if name not in manifest else _problems(manifest[name], schema[name], name)
         )
     ]
-    yield from found or [*_requirements(manifest["requires"]), *_gaps(manifest)]
+    yield from faults or [*_requirements(manifest["requires"]), *_gaps(manifest)]
 
 
 def _long_names(value: Any, path: str) -> Iterator[str]:
     """Yield where a key or a text has more than `MOST_LETTERS`."""
     if isinstance(value, str) and len(value) > MOST_LETTERS:
-        yield f"{path} is {_shown(value)} of {len(value):,} letters, expected {MOST_LETTERS} at most"
+        yield f"{path} is {_json(value)} of {len(value):,} letters, expected {MOST_LETTERS} at most"
     elif isinstance(value, list):
         for number, each in enumerate(value):
             yield from _long_names(each, f"{path}[{number}]")
     elif isinstance(value, dict):
         for key, each in value.items():
             yield from (
-                [f"{path} has the key {_shown(key)} of {len(key):,} letters, expected {MOST_LETTERS} at most"]
+                [f"{path} has the key {_json(key)} of {len(key):,} letters, expected {MOST_LETTERS} at most"]
                 if len(key) > MOST_LETTERS
                 else _long_names(each, f"{path}.{key}")
             )
@@ -79,11 +79,11 @@ def _requirements(requires: Mapping[str, str]) -> Iterator[str]:
     for name, version in requires.items():
         if name not in REQUIREMENTS:
             yield (
-                f"requires has {_shown(name)}, which this version of janus-modular knows nothing of; expected"
+                f"requires has {_json(name)}, which this version of janus-modular knows nothing of; expected"
                 f" {', '.join(REQUIREMENTS)}"
             )
         elif not VERSION.fullmatch(version):
-            yield f"requires.{name} is {_shown(version)}, expected a version such as 1.25 or 1.25.1"
+            yield f"requires.{name} is {_json(version)}, expected a version such as 1.25 or 1.25.1"
 
 
 @cache
@@ -102,26 +102,26 @@ def _problems(value: Any, schema: Any, path: str) -> Iterator[str]:
         tried = [list(_problems(value, alternative, path)) for alternative in schema["oneOf"]]
         yield from min(tried, key=len)
         return
-    kinds = schema.get("type", [])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    if kinds and not any(_is(value, kind) for kind in kinds):
-        yield f"{path} is {_shown(value)}, expected {' or '.join(kinds)}"
+    type_names = schema.get("type", [])
+    type_names = [type_names] if isinstance(type_names, str) else type_names
+    if type_names and not any(_is(value, type_name) for type_name in type_names):
+        yield f"{path} is {_json(value)}, expected {' or '.join(type_names)}"
     elif value not in schema.get("enum", [value]):
-        yield f"{path} is {_shown(value)}, expected one of {', '.join(map(str, schema['enum']))}"
+        yield f"{path} is {_json(value)}, expected one of {', '.join(map(str, schema['enum']))}"
     elif isinstance(value, dict):
         if missing := [key for key in schema.get("required", ()) if key not in value]:
             yield f"{path} lacks {', '.join(missing)}"
         if len(value) < schema.get("minProperties", 0):
             yield f"{path} is empty"
         known = schema.get("properties", {})
-        for key, one in value.items():
-            yield from _problems(one, known.get(key, schema.get("additionalProperties")), f"{path}.{key}")
+        for key, item in value.items():
+            yield from _problems(item, known.get(key, schema.get("additionalProperties")), f"{path}.{key}")
     elif isinstance(value, list):
         least, most = schema.get("minItems", 0), schema.get("maxItems", len(value))
         if not least <= len(value) <= most:
             yield f"{path} has {len(value)} entries, expected {least} to {most}"
-        for number, one in enumerate(value):
-            yield from _problems(one, schema.get("items"), f"{path}[{number}]")
+        for number, item in enumerate(value):
+            yield from _problems(item, schema.get("items"), f"{path}[{number}]")
     elif _is(value, "number") and value < schema.get("minimum", value):
         yield f"{path} is {value}, expected {schema['minimum']} at least"
 
@@ -133,15 +133,15 @@ def _gaps(manifest: Mapping[str, Any]) -> Iterator[str]:
         if unknown := sorted(set(variant["files"]) - set(graphs)):
             yield f"variants.{name} has files of {', '.join(unknown)}, which graphs lacks"
     if (modes := manifest.get("modes")) is not None and modes != modes_of(graphs):
-        yield f"modes are {_shown(modes)}, its graphs are enough for {_shown(modes_of(graphs))}"
+        yield f"modes are {_json(modes)}, its graphs are enough for {_json(modes_of(graphs))}"
     for name, graph in graphs.items():
         if unknown := sorted(set(axes_of([graph])) - set(axes)):
             yield f"graphs.{name} has lengths called {', '.join(unknown)}, which axes lacks"
 
 
-def _is(value: Any, kind: str) -> bool:
-    return isinstance(value, TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
+def _is(value: Any, type_name: str) -> bool:
+    return isinstance(value, TYPES[type_name]) and (type_name == "boolean" or not isinstance(value, bool))
 
 
-def _shown(value: Any) -> str:
+def _json(value: Any) -> str:
     return printable(json.dumps(value, ensure_ascii=False), most=43)

@@ -99,7 +99,11 @@ class _Build:
     def _run(self) -> tuple[str, list[str]]:
         self.bundle = load_bundle(self.bundle.folder)  # as a build that has just ended left it
         before = self.bundle.manifest.get("built", {}).get(self.key, {})
-        engines = {graph: one for graph, one in before.get("engines", {}).items() if self._stands(graph, one)}
+        engines = {
+            graph: record
+            for graph, record in before.get("engines", {}).items()
+            if self._stands(graph, record)
+        }
         requested = [graph for graph in self.files if not self.config.graphs or graph in self.config.graphs]
         missing = [graph for graph in requested if self.config.force or graph not in engines]
         if missing:
@@ -113,7 +117,7 @@ class _Build:
             engines[graph] = self._build(graph)
             self._record(engines, executed)
             self.tell(graph, place + 1, len(missing))
-        inspected = [graph for graph, one in engines.items() if self._inspect(graph, one)]
+        inspected = [graph for graph, record in engines.items() if self._inspect(graph, record)]
         if inspected:
             self._record(engines, executed)
         return self.key, missing
@@ -225,7 +229,7 @@ def choose_variant(bundle: Bundle, requested: str | None) -> str:
     quantization = bundle.manifest["variants"][variant]["quantisation"]
     if quantization and quantization["form"] == "nbits":
         hint = "trt-int4" if quantization["bits"] == 4 else "fp16"
-        usable = [name for name, one in bundle.manifest["variants"].items() if _takes(one)]
+        usable = [name for name, record in bundle.manifest["variants"].items() if _takes(record)]
         raise ExportError(
             f"{variant} is for ONNX Runtime on a CPU: TensorRT does not know its operator, MatMulNBits."
             f" In this bundle, TensorRT takes: {', '.join(usable) or 'none'}.\nFor"

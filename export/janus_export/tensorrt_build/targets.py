@@ -91,10 +91,10 @@ def _present(target: Target, present: str | None, requested: Sequence[str]) -> s
             f"{target.name} builds on the GPU that will run the engine, and there is none here. Run this"
             " where it is; --target tensorrt-rtx builds without one."
         )
-    if others := [capability for capability in requested if capability != present]:
+    if different := [capability for capability in requested if capability != present]:
         raise ExportError(
             f"{target.name} builds for the GPU that is here, of compute capability {present}, not for"
-            f" {', '.join(others)}: leave --sm out, or run this on such a GPU."
+            f" {', '.join(different)}: leave --sm out, or run this on such a GPU."
         )
     return present
 

@@ -48,9 +48,9 @@ class DeviceTensor:
         """Its size in bytes."""
         return prod(self.shape) * self.itemsize
 
-    def copy_from(self, other: DeviceTensor) -> None:
+    def copy_from(self, source: DeviceTensor) -> None:
         """Start copying a tensor of the same size and dtype."""
-        self.gpu.copy_across(self.address, other.address, width=self.nbytes)
+        self.gpu.copy_across(self.address, source.address, width=self.nbytes)
 
     def write(self, value: Any) -> None:
         """Overwrite it from numpy."""

@@ -182,17 +182,17 @@ class TensorRTSession(BaseSession):
         sources = [self._on_gpu(x) for x in several]
         order = np.asarray(indices, np.int64)
         hidden_size = sources[0].shape[-1]
-        taken = DeviceTensor.zeros(self.gpu, (*order.shape, hidden_size), sources[0].dtype)
-        size = hidden_size * taken.itemsize  # bytes of a vector
+        gathered = DeviceTensor.zeros(self.gpu, (*order.shape, hidden_size), sources[0].dtype)
+        size = hidden_size * gathered.itemsize  # bytes of a vector
         addresses = np.concatenate(
             [source.address + np.arange(prod(source.shape[:-1])) * size for source in sources]
         )[order.reshape(-1)]
         starts = np.flatnonzero(np.diff(addresses, prepend=-1) != size)  # of vectors that lie together
         for start, end in zip(starts, [*starts[1:], len(addresses)], strict=True):
             width = int(end - start) * size
-            self.gpu.copy_across(taken.address + int(start) * size, int(addresses[start]), width=width)
+            self.gpu.copy_across(gathered.address + int(start) * size, int(addresses[start]), width=width)
         self.gpu.hold(*sources)
-        return taken
+        return gathered
 
     def stack(self, columns: Sequence[Column]) -> DeviceTensor:
         """Join the ids that successive steps sampled (rows, ...) as (rows, steps, ...), on the GPU."""
