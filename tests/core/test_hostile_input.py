@@ -172,7 +172,9 @@ def test_an_edited_tokenizer_is_read_or_refused_by_name(
     read = mutations.read_or_refused(lambda: load_tokenizer(edited), JanusError, str(edited))
     if read is not None:
         assert read.vocab_size < 300_000
-        mutations.read_or_refused(lambda: read.encode(read.split_at_special_tokens("hello")), JanusError, "tokenizer")
+        mutations.read_or_refused(
+            lambda: read.encode(read.split_at_special_tokens("hello")), JanusError, "tokenizer"
+        )
 
 
 @pytest.mark.parametrize(
