@@ -26,13 +26,15 @@ def check_onnx_parity(component: Any, example: Any, *, slot: str) -> None:
     from janus_modular.testing.calls import calls_of, enlarged, tensors
 
     component.eval().requires_grad_(False)
-    calls, larger = (calls_of(component, one, slot) for one in (example, enlarged(example, slot)))
-    for call, other in zip(calls, larger, strict=True):
+    calls, larger = (calls_of(component, sample, slot) for sample in (example, enlarged(example, slot)))
+    for call, larger_call in zip(calls, larger, strict=True):
         if not call.is_exported:
             continue
         with torch.no_grad():
-            wanted = tensors(other(component))
-        _ensure_computes(onnx_of(component, call, other), tensors(other.inputs), wanted, call.name)
+            expected = tensors(larger_call(component))
+        _ensure_computes(
+            onnx_of(component, call, larger_call), tensors(larger_call.inputs), expected, call.name
+        )
 
 
 @check_for("generation")
@@ -57,7 +59,7 @@ def check_drawing_graphs(path: Any, pixels: Any) -> None:
     functions = {graph.name: graph.function for graph in path.graphs()}
     with torch.no_grad():
         inputs = graph_inputs(path, pixels, path.embed(targets_of(path, pixels)).shape[-1])
-        wanted = {name: tensors(functions[name](*given)) for name, given in inputs.items()}
+        expected = {name: tensors(functions[name](*arguments)) for name, arguments in inputs.items()}
     if not inputs:
         raise NotApplicable("its image sampler fails: see generation_sampler")
     graphs = drawing_graphs(model, Ranges.of(context=1024), torch.float32)  # type: ignore[arg-type]
@@ -70,11 +72,13 @@ def check_drawing_graphs(path: Any, pixels: Any) -> None:
                 value.const_value = ir.tensor(weights[key], name=name)
         file = ir.to_proto(onnx).SerializeToString()
         added = len(graph.outputs) - len(graph.computed)
-        given = [torch.as_tensor(x) for x in inputs[graph.name]]
-        _ensure_computes(file, given, wanted[graph.name], f"the graph '{graph.name}'", added)
+        arguments = [torch.as_tensor(x) for x in inputs[graph.name]]
+        _ensure_computes(file, arguments, expected[graph.name], f"the graph '{graph.name}'", added)
 
 
-def _ensure_computes(model: bytes, inputs: list[Any], wanted: list[Any], what: str, added: int = 0) -> None:
+def _ensure_computes(
+    model: bytes, inputs: list[Any], expected: list[Any], subject: str, added: int = 0
+) -> None:
     """Compare an ONNX file in ONNX Runtime with what torch made of the same inputs.
 
     The last ``added`` outputs are the export's own, and not compared.
@@ -83,10 +87,12 @@ def _ensure_computes(model: bytes, inputs: list[Any], wanted: list[Any], what: s
 
     from janus_modular.testing.comparing import ensure_close
 
-    made = run_onnx(model, inputs)
-    found = [torch.from_numpy(x) for x in made[: len(made) - added]]
-    ensure(len(found) == len(wanted), f"{what}: {len(found)} outputs in ONNX, {len(wanted)} in torch")
-    ensure_close(found, wanted, f"{what} in ONNX Runtime")
+    outputs = run_onnx(model, inputs)
+    actual = [torch.from_numpy(x) for x in outputs[: len(outputs) - added]]
+    ensure(
+        len(actual) == len(expected), f"{subject}: {len(actual)} outputs in ONNX, {len(expected)} in torch"
+    )
+    ensure_close(actual, expected, f"{subject} in ONNX Runtime")
 
 
 @check_for(*MODEL_SLOTS, slow=True)
@@ -177,5 +183,5 @@ def run_onnx(model: bytes, inputs: list[Any]) -> list[Any]:
         session = onnxruntime.InferenceSession(model, quiet_options(), providers=["CPUExecutionProvider"])
     except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as error:
         raise NotApplicable(f"ONNX Runtime on a CPU: {str(error).splitlines()[0]}") from error
-    names = [one.name for one in session.get_inputs()]
+    names = [tensor.name for tensor in session.get_inputs()]
     return session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})

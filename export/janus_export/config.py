@@ -191,7 +191,7 @@ class ExportConfig:
         if set(self.variants) - set(VARIANTS):
             return
         quantising, default = self._quantising(), QuantizeConfig()
-        asked = f"no variant of {', '.join(self.variants)}"
+        no_variant = f"no variant of {', '.join(self.variants)}"
         changed = [
             each.name
             for each in fields(QuantizeConfig)
@@ -199,11 +199,20 @@ class ExportConfig:
         ]
         if not quantising:
             for name in changed:
-                yield f"quantize.{name}: has no effect: {asked} quantises. Leave it out, or add cpu-int4, say"
+                yield (
+                    f"quantize.{name}: has no effect: {no_variant} quantises. Leave it out, or add cpu-int4,"
+                    " say"
+                )
         elif "accuracy_level" in changed and all(VARIANTS[name].form != "nbits" for name in quantising):
-            yield f"quantize.accuracy_level: has no effect: {asked} multiplies by MatMulNBits. Leave it out"
+            yield (
+                f"quantize.accuracy_level: has no effect: {no_variant} multiplies by MatMulNBits."
+                " Leave it out"
+            )
         if self.storage == "fp32" and all(VARIANTS[name].dtype != "fp32" for name in quantising):
-            yield f"storage: fp32 has no effect: {asked} is cpu-int8 or cpu-int4, the others have one dtype"
+            yield (
+                f"storage: fp32 has no effect: {no_variant} is cpu-int8 or cpu-int4, the others have one"
+                " dtype"
+            )
 
     def _storage(self) -> Iterator[str]:
         if self.storage not in STORAGE:

@@ -67,7 +67,7 @@ def bundle(
         metrics={
             "bundle_variants_passed": passed / len(reports),
             "bundle_codes_equal": equal,
-            "engines_built": sum(what.startswith("engine of") for _, what, _ in engines),
+            "engines_built": sum(label.startswith("engine of") for _, label, _ in engines),
         },
     )
 
@@ -106,9 +106,9 @@ def build_engines(folder: Path) -> list[Row]:
         (
             f"{PRECISION}, {TARGET}, {ARCHITECTURE}",
             f"engine of {graph}",
-            f"built in {one['seconds']:.1f} s, {one['bytes'] / 1e6:.1f} MB; never executed",
+            f"built in {engine['seconds']:.1f} s, {engine['bytes'] / 1e6:.1f} MB; never executed",
         )
-        for graph, one in built.items()
+        for graph, engine in built.items()
     ]
 
 

@@ -38,7 +38,7 @@ class AnonymousPeak:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Look a last time."""
         self._over.set()
@@ -59,5 +59,5 @@ def _status(field: str, pid: int | str) -> int | None:
         text = Path(f"/proc/{pid}/status").read_text("ascii", "replace")  # a process' name may be anything
     except OSError:
         return None
-    found = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
+    match = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
+    return int(match[1]) * 1024 if match else None

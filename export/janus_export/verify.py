@@ -116,11 +116,13 @@ def verify(
         BundleError: the bundle is damaged, so that there is nothing to verify; or a gate is unknown.
         NotRecordedError: all was verified, and the manifest cannot be written; it has the reports.
     """
-    folder, against = (arguments.folder_path(*one) for one in ((folder, "folder"), (against, "against")))
-    variants, gates = (arguments.texts(*one) for one in ((variants, "variants"), (gates, "gates")))
+    folder, against = (
+        arguments.folder_path(*argument) for argument in ((folder, "folder"), (against, "against"))
+    )
+    variants, gates = (arguments.texts(*argument) for argument in ((variants, "variants"), (gates, "gates")))
     bundle = load_bundle(folder, check_graphs=False)  # gates do, and say more
-    wanted = variants or bundle.variants
-    bundle.verify_weights(_weights(bundle, wanted))
+    selected = variants or bundle.variants
+    bundle.verify_weights(_weights(bundle, selected))
     lack = "as asked" if layers else lack_of_memory(against) if layers is None else None
     ladder = LAYER_GATES if lack else GATES
     chosen = gates
@@ -140,7 +142,7 @@ def verify(
     )
     reports = []
     unwritten: Exception | None = None
-    for variant in wanted:
+    for variant in selected:
         with VerificationTarget.of(bundle, variant, reference, runtime=runtime, device=device) as target:
             checks, errors = {}, dict[str, Exception]()
             for gate in chosen or ladder:
@@ -157,9 +159,9 @@ def verify(
         report = Report(
             variant,
             how,
-            {gate: found for gate, found in checks.items() if found},
+            {gate: results for gate, results in checks.items() if results},
             not_run=tuple(gate for gate in GATES if gate not in ladder),
-            idle=tuple(gate for gate, found in checks.items() if not found),
+            idle=tuple(gate for gate, results in checks.items() if not results),
             errors=errors,
         )
         reports.append(report)
@@ -186,29 +188,29 @@ def _weights(bundle: Bundle, variants: Iterable[str]) -> list[str]:
 
 
 def _record(bundle: Bundle, key: str, report: Report, evidence: Mapping[str, str] | None) -> None:
-    told: dict[str, Any] = {
+    outcome: dict[str, Any] = {
         "passed": report.passed,
         "how": report.how,
         "at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     }
-    gates = {gate: _summary(found) for gate, found in report.checks.items()}
+    gates = {gate: _summary(results) for gate, results in report.checks.items()}
     not_run = {"not_run": list(report.not_run)} if report.not_run else {}
     idle = {"nothing_to_check": list(report.idle)} if report.idle else {}
-    bundle.record("parity", key, {**told, "gates": gates, **not_run, **idle})
+    bundle.record("parity", key, {**outcome, "gates": gates, **not_run, **idle})
     if report.passed:
         bundle.record(DIGESTS, report.variant, digest_of(bundle.manifest, report.variant))
     if evidence:
         engines = evidence["engines"]
-        bundle.record("executed", engines, {**told, **evidence})
+        bundle.record("executed", engines, {**outcome, **evidence})
         bundle.record("built", engines, {**bundle.manifest["built"][engines], "executed": report.passed})
 
 
 def lack_of_memory(against: str | Path) -> str | None:
     """Say what is missing to verify a model as a whole: once in torch and once in a runtime, in float32."""
-    wanted, free = 2 * float32_bytes(open_lazily(against)), free_bytes()
-    if free is None or wanted <= free:
+    needed, free = 2 * float32_bytes(open_lazily(against)), free_bytes()
+    if free is None or needed <= free:
         return None
-    return f"as a whole it takes {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+    return f"as a whole it takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
 
 
 def _tried(gate: Gate, target: VerificationTarget) -> tuple[list[CheckResult], Exception | None]:
@@ -217,8 +219,8 @@ def _tried(gate: Gate, target: VerificationTarget) -> tuple[list[CheckResult], E
     try:
         checks.extend(gate(target))
     except Exception as error:  # a graph that does not even run has failed, and the ladder goes on
-        said = shorten(f"{type(error).__name__}: {error}".split("\n")[0], 300, placeholder=" ...")
-        return [*checks, CheckResult("runs", False, said, "no error")], error
+        message = shorten(f"{type(error).__name__}: {error}".split("\n")[0], 300, placeholder=" ...")
+        return [*checks, CheckResult("runs", False, message, "no error")], error
     return checks, None
 
 

@@ -48,10 +48,10 @@ def bench(
 def _lines(facts: dict[str, Any]) -> list[str]:
     """Say the numbers as a person reads them."""
     ran, machine = facts["ran"], facts["machine"]
-    what = " ".join(str(ran[key]) for key in ("runtime", "variant", "dtype", "device") if ran[key])
+    setup = " ".join(str(ran[key]) for key in ("runtime", "variant", "dtype", "device") if ran[key])
     load = "" if machine["load_average"] is None else f", load {machine['load_average']:.1f}"
     rows = [
-        (facts["model"], f"{what}, {ran['threads']} threads; medians of {ran['rounds']} rounds"),
+        (facts["model"], f"{setup}, {ran['threads']} threads; medians of {ran['rounds']} rounds"),
         ("machine", f"{machine['processor']}, {machine['cores']} cores{load}"),
         ("load", f"{facts['load_s']:.2f} s, up to the first token and code"),
     ]

@@ -74,8 +74,8 @@ def build(
         )
         progress.update(task, description="engines")
     record = load_bundle(bundle).manifest["built"][key]
-    for name, one in record["engines"].items():
-        memory = f", {one['peak_bytes'] / 1e6:,.0f} MB of memory" if one["peak_bytes"] else ""
-        what = f"built in {one['seconds']:.1f} s{memory}" if name in built else "kept"
-        typer.echo(f"  {name}: {one['bytes'] / 1e6:,.1f} MB, {what}")
+    for name, engine in record["engines"].items():
+        memory = f", {engine['peak_bytes'] / 1e6:,.0f} MB of memory" if engine["peak_bytes"] else ""
+        status = f"built in {engine['seconds']:.1f} s{memory}" if name in built else "kept"
+        typer.echo(f"  {name}: {engine['bytes'] / 1e6:,.1f} MB, {status}")
     typer.echo(f"{bundle / 'engines' / key}: {describe_build(record, len(load_bundle(bundle).graphs))}")

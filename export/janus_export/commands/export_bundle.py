@@ -68,10 +68,10 @@ def export(
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=quiet) as progress:
         tasks = {}
 
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what)
-            progress.update(tasks[what], completed=done, total=total)
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage)
+            progress.update(tasks[stage], completed=done, total=total)
 
         folder = export_model(model, bundle, chosen, tell=tell)
     opened = load_bundle(folder)
@@ -84,12 +84,12 @@ def export(
         facts = {
             "checkpoint_bytes": checkpoint,
             "bytes": on_disk,
-            "variants": [one.to_dict() for one in sizes],
+            "variants": [item.to_dict() for item in sizes],
         }
         typer.echo(json.dumps({"bundle": str(bundle), **facts}, indent=2))
         return
     beside = f", the checkpoint {checkpoint / 1e6:,.1f} MB" if checkpoint else ""
     typer.echo(f"{bundle}: {', '.join(opened.modes)}; {on_disk / 1e6:,.1f} MB in all{beside}")
-    for one in sizes:
-        graphs = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in one.graphs.items())
-        typer.echo(f"  {one.variant}: {one.total / 1e6:,.1f} MB ({graphs})")
+    for item in sizes:
+        graphs = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in item.graphs.items())
+        typer.echo(f"  {item.variant}: {item.total / 1e6:,.1f} MB ({graphs})")

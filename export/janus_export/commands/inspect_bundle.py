@@ -39,8 +39,8 @@ def inspect(
     typer.echo("plugins: " + ", ".join(facts["plugins"]))
     typer.echo("axes: " + ", ".join(f"{name} {a['min']}..{a['max']}" for name, a in facts["axes"].items()))
     typer.echo()
-    for one in facts["graphs"]:
-        typer.echo(f"{one['graph']}: {one['takes']}\n    -> {one['gives']}")
+    for graph in facts["graphs"]:
+        typer.echo(f"{graph['graph']}: {graph['takes']}\n    -> {graph['gives']}")
     _table(
         ("variant", "weights", "total_MB", "of_checkpoint", "graphs_MB", "weights_MB", "rounded", "kept"),
         facts["variants"],
@@ -53,18 +53,21 @@ def inspect(
         [
             {
                 "graph": name,
-                **{one["variant"]: _million(one["graph_bytes"][name]) for one in facts["variants"]},
+                **{
+                    variant["variant"]: _million(variant["graph_bytes"][name])
+                    for variant in facts["variants"]
+                },
             }
             for name in opened.graphs
         ],
     )
     for section in ("parity", "built", "executed"):
-        found = facts[section]
-        typer.echo(f"\n{section}: {'' if found else 'nothing yet'}")
-        if section == "parity" and found:
-            _table(("variant", "gate", "result"), proven(found))
+        results = facts[section]
+        typer.echo(f"\n{section}: {'' if results else 'nothing yet'}")
+        if section == "parity" and results:
+            _table(("variant", "gate", "result"), proven(results))
             continue
-        for name, result in found.items():
+        for name, result in results.items():
             how = describe_build(result, len(facts["graphs"])) if section == "built" else describe_run(result)
             typer.echo(f"  {name}: {how}")
 
@@ -82,24 +85,26 @@ def gather(bundle: Bundle) -> dict[str, Any]:
         "checkpoint_bytes": checkpoint,
         "axes": manifest["axes"],
         "graphs": [
-            {"graph": name, "takes": _slots(one["inputs"]), "gives": _slots(one["outputs"])}
-            for name, one in bundle.graphs.items()
+            {"graph": name, "takes": _slots(graph["inputs"]), "gives": _slots(graph["outputs"])}
+            for name, graph in bundle.graphs.items()
         ],
         "variants": [
             {
                 "variant": name,
-                "weights": _weights(one),
+                "weights": _weights(variant),
                 "bytes": sizes[name].total,
                 "graph_bytes": sizes[name].graphs,
                 "total_MB": _million(sizes[name].total),
                 "of_checkpoint": f"{sizes[name].total / checkpoint:.0%}" if checkpoint else "unknown",
-                "graphs_MB": _million(sum(manifest["bytes"][file] for file in set(one["files"].values()))),
+                "graphs_MB": _million(
+                    sum(manifest["bytes"][file] for file in set(variant["files"].values()))
+                ),
                 "weights_MB": _million(sizes[name].weights),
-                "storage": one.get("storage", one["dtype"]),
-                "rounded": len((one["quantisation"] or {}).get("rounded", ())),
-                "kept": len((one["quantisation"] or {}).get("kept", ())),
+                "storage": variant.get("storage", variant["dtype"]),
+                "rounded": len((variant["quantisation"] or {}).get("rounded", ())),
+                "kept": len((variant["quantisation"] or {}).get("kept", ())),
             }
-            for name, one in manifest["variants"].items()
+            for name, variant in manifest["variants"].items()
         ],
         **{section: manifest.get(section, {}) for section in ("parity", "built", "executed")},
     }
@@ -108,48 +113,47 @@ def gather(bundle: Bundle) -> dict[str, Any]:
 def describe_build(built: dict[str, Any], graphs: int) -> str:
     """Say on one line what a set of engines is, of that many graphs that there are."""
     engines = built["engines"].values()
-    size, seconds = sum(one["bytes"] for one in engines), sum(one["seconds"] for one in engines)
-    made = f"{built['target']} {built['builder']} for {', '.join(built['arch'])}"
-    what = f"{len(engines)} of {graphs} graphs, {built['capacity']} positions, {size / 1e6:,.1f} MB"
-    return (
-        f"{made}: {what}, built in {seconds:.0f} s, {'executed' if built['executed'] else 'never executed'}"
-    )
+    size, seconds = sum(engine["bytes"] for engine in engines), sum(engine["seconds"] for engine in engines)
+    builder = f"{built['target']} {built['builder']} for {', '.join(built['arch'])}"
+    contents = f"{len(engines)} of {graphs} graphs, {built['capacity']} positions, {size / 1e6:,.1f} MB"
+    status = "executed" if built["executed"] else "never executed"
+    return f"{builder}: {contents}, built in {seconds:.0f} s, {status}"
 
 
 def proven(parity: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a row a variant, and under it one a gate, of what `verify` found."""
     rows = []
-    for variant, one in parity.items():
-        rows.append({"variant": variant, "gate": "all", "result": describe_run(one)})
-        rows += [{"variant": "", "gate": gate, "result": said} for gate, said in one["gates"].items()]
+    for variant, run in parity.items():
+        rows.append({"variant": variant, "gate": "all", "result": describe_run(run)})
+        rows += [{"variant": "", "gate": gate, "result": result} for gate, result in run["gates"].items()]
         rows += [
             {"variant": "", "gate": gate, "result": words}
             for key, words in (("not_run", "not run"), ("nothing_to_check", "nothing to check"))
-            for gate in one.get(key, ())
+            for gate in run.get(key, ())
         ]
     return rows
 
 
-def describe_run(one: dict[str, Any]) -> str:
+def describe_run(run: dict[str, Any]) -> str:
     """Say on one line how a verification came out, when, and on what it ran."""
-    return f"{'passed' if one['passed'] else 'FAILED'}, {one['at']}, {one['how']}"
+    return f"{'passed' if run['passed'] else 'FAILED'}, {run['at']}, {run['how']}"
 
 
 def _offers(plugins: Iterable[dict[str, Any]]) -> list[str]:
     """Say who offered a bundle's parts: a distribution and its version, or a local file, and which parts."""
-    found: dict[str, list[str]] = {}
-    for one in plugins:
-        offers = one["file"] or f"{one['dist']} {one['version']}"
-        found.setdefault(offers, []).append(f"{one['slot']}:{one['name']}")
-    return [f"{offers} ({', '.join(parts)})" for offers, parts in found.items()]
+    provided: dict[str, list[str]] = {}
+    for component in plugins:
+        offers = component["file"] or f"{component['dist']} {component['version']}"
+        provided.setdefault(offers, []).append(f"{component['slot']}:{component['name']}")
+    return [f"{offers} ({', '.join(parts)})" for offers, parts in provided.items()]
 
 
 def _weights(variant: dict[str, Any]) -> str:
     if not (quantization := variant["quantisation"]):
         return str(variant["dtype"])
     stored = variant.get("storage", variant["dtype"])
-    others = sorted({*quantization.get("weight_bits", {}).values()} - {quantization["bits"]})
-    bits = " and ".join(map(str, [quantization["bits"], *others]))
+    other_bits = sorted({*quantization.get("weight_bits", {}).values()} - {quantization["bits"]})
+    bits = " and ".join(map(str, [quantization["bits"], *other_bits]))
     return f"{stored} on disk, {bits} bits in blocks of {quantization['block_size']}"
 
 

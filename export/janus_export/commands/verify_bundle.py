@@ -53,7 +53,7 @@ def verify(
                 device=device,
                 gates=gate or (),
                 layers=layers,
-                tell=lambda one, at: status.update(f"{one}: {at}"),
+                tell=lambda name, gate_name: status.update(f"{name}: {gate_name}"),
             )
         except NotRecordedError as error:  # told below, once what was found is printed
             reports, unwritten = error.reports, error
