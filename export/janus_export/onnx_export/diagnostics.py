@@ -67,29 +67,29 @@ def _place(causes: list[Exception], root: nn.Module) -> tuple[str, str | None]:
         for frame, _ in reversed(list(walk_tb(error.__traceback__))):
             node, module = (frame.f_locals.get(name) for name in ("node", "self"))
             if isinstance(node, fx.Node) and (stack := node.meta.get("nn_module_stack")):
-                path, kind = list(stack.values())[-1]
-                kind = kind if isinstance(kind, str) else kind.__name__
+                path, module_type = list(stack.values())[-1]
+                module_type = module_type if isinstance(module_type, str) else module_type.__name__
                 name = path if model is root else path.removeprefix("model").removeprefix(".")
-                return _named(name, kind.rpartition(".")[2]), str(node.target)
+                return _named(name, module_type.rpartition(".")[2]), str(node.target)
             if isinstance(module, nn.Module) and module in names:
                 return _named(names[module], type(module).__name__), None
     return "the model", None
 
 
-def _named(path: str, kind: str) -> str:
-    return f"{path} ({kind})" if path else kind
+def _named(path: str, module_type: str) -> str:
+    return f"{path} ({module_type})" if path else module_type
 
 
 def _reason(error: Exception, operator: str | None) -> str:
     """Say what a module did, and what to do about it."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    message = (str(error).strip() or type(error).__name__).splitlines()[0]
     if operator is not None and type(error).__name__ == "DispatchError":
         return (
             f"uses the operator {operator}, which torch does not translate to ONNX. Write it in other"
             f" operators, or let the component say how in `onnx_translations`: {HOW_TO}"
         )
     if operator is not None:
-        return f"uses the operator {operator}, whose translation to ONNX failed: {said}"
+        return f"uses the operator {operator}, whose translation to ONNX failed: {message}"
     if isinstance(error, AttributeError) and isinstance(error.obj, CACHES):
         return (
             f"asks its cache for '{error.name}', but the cache of a graph holds keys and values alone. Layers"
@@ -98,15 +98,15 @@ def _reason(error: Exception, operator: str | None) -> str:
         )
     if isinstance(error, JanusError):
         return f"says: {error}"
-    if fixed := re.match(r"Constraints violated \((.*?)\)", said):
+    if fixed := re.match(r"Constraints violated \((.*?)\)", message):
         return f"fixes the length of {fixed[1]}, which differs from run to run: read it off the input's shape"
     if isinstance(error, DATA_DEPENDENT):
         return (
-            f"lets the values of tensors decide what is computed, or how large it is ({said}); a graph does"
-            " the same for all. Select with torch.where and masks, or take another way where"
+            f"lets the values of tensors decide what is computed, or how large it is ({message}); a graph"
+            " does the same for all. Select with torch.where and masks, or take another way where"
             f" torch.compiler.is_exporting(): {HOW_TO}"
         )
     return (
-        f"cannot be traced by torch ({type(error).__name__}: {said}). Choose another component, or let this"
-        f" one take another way where torch.compiler.is_exporting(): {HOW_TO}"
+        f"cannot be traced by torch ({type(error).__name__}: {message}). Choose another component, or let"
+        f" this one take another way where torch.compiler.is_exporting(): {HOW_TO}"
     )

@@ -252,9 +252,15 @@ class _Export:
     def _refuse_idle(self, outcomes: Mapping[str, Outcome]) -> None:
         """Refuse a graph that is named in the settings, and in which no variant quantises anything."""
         named = self.config.quantize.graphs or ()
-        idle = [name for name in named if outcomes and all(name in one.without for one in outcomes.values())]
+        idle = [
+            name
+            for name in named
+            if outcomes and all(name in outcome.without for outcome in outcomes.values())
+        ]
         if idle:
-            reasons = sorted({why for one in outcomes.values() for name in idle for why in one.without[name]})
+            reasons = sorted(
+                {why for outcome in outcomes.values() for name in idle for why in outcome.without[name]}
+            )
             raise ExportError(
                 f"quantize.graphs names {', '.join(idle)}, in which {', '.join(outcomes)} can quantise"
                 f" nothing: {'; '.join(reasons)}. Leave it out."
@@ -266,37 +272,39 @@ class _Export:
         """Write what the graphs point to, a file for each set of graphs that share it; return where it is."""
         limit = self.config.max_file_size
         groups = []
-        for (kind, _), names in group_by_users(graphs).items():
-            tensors = self._stored(kind, names, outcomes)
+        for (weight_set, _), names in group_by_users(graphs).items():
+            tensors = self._stored(weight_set, names, outcomes)
             try:
                 files = split(tensors, parse_bytes(limit) if limit else None)
             except ValueError as error:
                 raise ExportError(
                     f"max_file_size: {limit} is too small: {error}. A tensor lies in one file: allow more."
                 ) from error
-            groups += [(kind, file) for file in files]
-        total, done = sum(one.size for _, tensors in groups for one in tensors), 0
+            groups += [(weight_set, file) for file in files]
+        total, done = sum(tensor.size for _, tensors in groups for tensor in tensors), 0
 
         def on_progress(written: int, _: int) -> None:
             self.tell("weights", done + written, total)
 
         where: dict[Pointer, Path] = {}
-        for kind, tensors in groups:
-            contents = hashlib.sha256(repr([(one.name, one.shape) for one in tensors]).encode()).hexdigest()
-            path = self.aside / FOLDER / self.state.done.get(f"{kind} {contents}", "none")
+        for weight_set, tensors in groups:
+            contents = hashlib.sha256(
+                repr([(tensor.name, tensor.shape) for tensor in tensors]).encode()
+            ).hexdigest()
+            path = self.aside / FOLDER / self.state.done.get(f"{weight_set} {contents}", "none")
             if not path.is_file():
                 path = write_stream(tensors, self.aside / FOLDER, tell=on_progress)
-                self.state.note(f"{kind} {contents}", path.name)
-            done += sum(one.size for one in tensors)
-            where |= {(kind, one.name): path for one in tensors}
+                self.state.note(f"{weight_set} {contents}", path.name)
+            done += sum(tensor.size for tensor in tensors)
+            where |= {(weight_set, tensor.name): path for tensor in tensors}
         return where
 
-    def _stored(self, kind: str, names: Iterable[str], outcomes: Mapping[str, Outcome]) -> list[Stored]:
-        if kind in DTYPES:
-            return self.tensors.stored(names, DTYPES[kind])
-        scale = np.float16 if self.config.stored_as(kind) == "fp16" else np.float32
-        quantization = self.quantizations[kind]
-        bits = {name: replace(quantization, bits=n) for name, n in outcomes[kind].quantized.items()}
+    def _stored(self, weight_set: str, names: Iterable[str], outcomes: Mapping[str, Outcome]) -> list[Stored]:
+        if weight_set in DTYPES:
+            return self.tensors.stored(names, DTYPES[weight_set])
+        scale = np.float16 if self.config.stored_as(weight_set) == "fp16" else np.float32
+        quantization = self.quantizations[weight_set]
+        bits = {name: replace(quantization, bits=n) for name, n in outcomes[weight_set].quantized.items()}
         return stored(sorted(names), self.tensors, bits, scale)
 
     def _bind(self, graphs: Mapping[str, ir.Model], weights: Mapping[Pointer, Path]) -> dict[str, set[str]]:
@@ -332,5 +340,5 @@ def describe_source(named: str, opened: LazyCheckpoint) -> dict[str, Any]:
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
     """Return size and time of change (ns) of a folder's files."""
-    found: Iterable[Path] = sorted(path for path in folder.iterdir() if path.is_file())
-    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in found}
+    paths: Iterable[Path] = sorted(path for path in folder.iterdir() if path.is_file())
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}

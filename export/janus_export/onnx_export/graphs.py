@@ -132,15 +132,15 @@ def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] 
     with explained("backbone", model):
         pairs = cache_shapes(backbone)
     caches = [
-        (layer, kind, heads, size)
+        (layer, state, heads, size)
         for layer, pair in enumerate(pairs)
-        for kind, (heads, size) in zip(("key", "value"), pair, strict=True)
+        for state, (heads, size) in zip(("key", "value"), pair, strict=True)
     ]
 
     def past(name: str) -> tuple[TensorSpec, ...]:
         return tuple(
-            TensorSpec(f"{name}_{kind}_{layer}", "model", ("rows", heads, "capacity", size))
-            for layer, kind, heads, size in caches
+            TensorSpec(f"{name}_{state}_{layer}", "model", ("rows", heads, "capacity", size))
+            for layer, state, heads, size in caches
         )
 
     graph = partial(Graph, dtype=dtype, ranges=ranges)

@@ -13,10 +13,10 @@ from janus_export.onnx_export.weights import pointers, unbound
 WIDE = ".float32"
 
 
-def store_as_half(graph: ir.Model, kinds: dict[str, str]) -> None:
-    """Point a graph's float32 weights to float16 ones of the kinds that ``kinds`` maps theirs to."""
-    for value, (kind, stored) in pointers(graph):
-        to = kinds.get(kind, kind)
+def store_as_half(graph: ir.Model, weight_sets: dict[str, str]) -> None:
+    """Point a graph's float32 weights to float16 ones, in the sets that ``weight_sets`` maps theirs to."""
+    for value, (weight_set, stored) in pointers(graph):
+        to = weight_sets.get(weight_set, weight_set)
         if value.dtype != ir.DataType.FLOAT:
             value.const_value = unbound(to, stored, value.dtype, value.shape, value.name)
             continue
@@ -25,12 +25,12 @@ def store_as_half(graph: ir.Model, kinds: dict[str, str]) -> None:
         lookups = [use.node for use in value.uses() if use.node.op_type == "Gather" and use.idx == 0]
         for node in lookups:
             _widen_rows(graph, node)
-        others = [use for use in value.uses() if use.node not in lookups]
-        if others:
+        direct = [use for use in value.uses() if use.node not in lookups]
+        if direct:
             wide = _cast(value, f"{value.name}{WIDE}")
-            first = next((node for node in graph.graph if any(node is use.node for use in others)), None)
+            first = next((node for node in graph.graph if any(node is use.node for use in direct)), None)
             graph.graph.insert_before(first or graph.graph[0], wide)  # of a nested graph: before all
-            for use in others:
+            for use in direct:
                 use.node.replace_input_with(use.idx, wide.outputs[0])
 
 

@@ -109,7 +109,7 @@ def compose_manifest(
         "source": dict(source),
         "versions": versions(),
         "requires": {"onnxruntime": ONNX_RUNTIME},
-        "plugins": [dict(one) for one in plugins],
+        "plugins": [dict(plugin) for plugin in plugins],
         "model": dict(model),
         "variants": dict(variants),
         "modes": modes_of(records),

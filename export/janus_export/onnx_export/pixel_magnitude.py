@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-INTEGERS = frozenset(one for one in ir.DataType if one.is_integer()) | {ir.DataType.BOOL}
+INTEGERS = frozenset(dtype for dtype in ir.DataType if dtype.is_integer()) | {ir.DataType.BOOL}
 LIMITING = frozenset({"Clip", "HardSigmoid", "Max", "Min", "Sigmoid", "Softsign", "Tanh"})
 """Operators whose result may be finite where their input is not, and is finite where their input is."""
 
@@ -51,8 +51,8 @@ def add_magnitude(model: ir.Model, name: str) -> None:
         measured.append(pixels)
     means = [mean(value, int(_first(value) == _first(pixels))) for value in measured]
     total = means[0]
-    for other in means[1:]:
-        total = add("Add", total, other)
+    for term in means[1:]:
+        total = add("Add", total, term)
     total.name, total.shape = name, ir.Shape([_first(pixels)])
     model.graph.extend(nodes)
     model.graph.outputs.append(total)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 class QuantizationSpec:
     """How weights are rounded, and in which form graphs take them."""
 
-    kind: str  # the variant, and the name of its weights
+    variant: str  # also the name of its weights
     bits: int
     block_size: int
     form: str  # "nbits" or "qdq"

@@ -63,7 +63,7 @@ def quantize(
     outcome, uses, shared = Outcome(), list[_Use](), dict[str, int]()
     tables = {name for _, name in _lookups(graphs[TABLES])} if TABLES in graphs else set[str]()
     # What is asked for -> weights that are quantised for it, and reasons why others are not
-    asked: dict[str, list[str]] = {name: [] for name in bits if name not in beside}
+    weights_of: dict[str, list[str]] = {name: [] for name in bits if name not in beside}
     reasons: dict[str, list[str]] = {name: [] for name in bits}
     for graph_name, graph in (*graphs.items(), *beside.items()):
         for node in graph.graph:
@@ -83,7 +83,7 @@ def quantize(
                 else:
                     uses.append(_Use(graph, node, name))
                     outcome.changed.add(graph_name)
-                    asked[owner].append(name)
+                    weights_of[owner].append(name)
                     outcome.quantized[name] = max(outcome.quantized.get(name, 0), bits[owner])
     outcome.quantized = {name: max(n, shared.get(name, 0)) for name, n in outcome.quantized.items()}
     for use in uses:
@@ -92,7 +92,7 @@ def quantize(
     for graph in graphs.values():
         passes.RemoveUnusedNodesPass()(graph)
     outcome.quantized = dict(sorted(outcome.quantized.items()))
-    for owner, names in asked.items():
+    for owner, names in weights_of.items():
         if names:
             outcome.graphs[owner] = min(outcome.quantized[name] for name in names)
         else:
@@ -107,30 +107,30 @@ def stored(
 
     ``roundings`` are those of weights, by name.
     """
-    found = []
+    tensors = []
     for name in sorted(names):
-        weight, _, what = name.rpartition(".")
+        weight, _, role = name.rpartition(".")
         quantization = quantizations[weight]
         rows, width = source.shapes[weight]
         blocks = -(-width // quantization.block_size)
-        pieces: Callable[[], Iterator[Any]] = partial(_pieces, source, weight, quantization, what, scale)
-        if what == "codes":
+        pieces: Callable[[], Iterator[Any]] = partial(_pieces, source, weight, quantization, role, scale)
+        if role == "codes":
             shape = (rows, blocks, quantization.block_size * quantization.bits // 8)
-            found.append(Stored(name, "U8", shape, pieces))
+            tensors.append(Stored(name, "U8", shape, pieces))
         else:
-            found.append(Stored(name, "F16" if scale == np.float16 else "F32", (rows, blocks), pieces))
-    return found
+            tensors.append(Stored(name, "F16" if scale == np.float16 else "F32", (rows, blocks), pieces))
+    return tensors
 
 
 def _pieces(
-    source: Source, weight: str, quantization: QuantizationSpec, what: str, scale: Any
+    source: Source, weight: str, quantization: QuantizationSpec, role: str, scale: Any
 ) -> Iterator[Any]:
     for rows in source.rows(weight):
         with np.errstate(over="ignore"):
             scales = scales_of(rows, quantization).astype(scale)
         if not np.isfinite(scales).all():
             raise source.overflow(torch.float16)
-        if what == "codes":  # rounded by the scales as they are stored
+        if role == "codes":  # rounded by the scales as they are stored
             yield pack(codes_of(rows, scales.astype(np.float32), quantization), quantization)
         else:
             yield scales
@@ -169,7 +169,7 @@ def _weight(
     """Return an initialiser that is bound later to ``name``; one for all that use it in this ``view``."""
     if name + view not in graph.graph.initializers:
         value = ir.Value(name=name + view, type=ir.TensorType(dtype), shape=ir.Shape(shape))
-        value.const_value = unbound(quantization.kind, name, dtype, ir.Shape(shape), value.name)
+        value.const_value = unbound(quantization.variant, name, dtype, ir.Shape(shape), value.name)
         graph.graph.register_initializer(value)
     return graph.graph.initializers[name + view]
 

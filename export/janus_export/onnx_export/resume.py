@@ -35,9 +35,9 @@ class ExportState:
         """Say whether a file is finished, and as it was then."""
         return path.is_file() and self.done.get(path.name) == sha256(path)
 
-    def note(self, name: str, what: str) -> None:
+    def note(self, name: str, value: str) -> None:
         """Remember a file's hash, or another fact."""
-        self.done[name] = what
+        self.done[name] = value
         state = {"purpose": self.purpose, "done": self.done}
         write_text(self.folder / STATE, json.dumps(state))
 

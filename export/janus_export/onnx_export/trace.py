@@ -43,16 +43,16 @@ def faked(module: nn.Module, dtype: torch.dtype | None = None) -> FakeTensorMode
     (rotary tables, say) are computed, small, and stay real. Tied weights stay tied.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    made: dict[int, torch.Tensor] = {}
+    fakes: dict[int, torch.Tensor] = {}
 
     def fake(old: torch.Tensor) -> torch.Tensor:
-        if id(old) not in made:
-            kind = dtype if dtype is not None and old.is_floating_point() else old.dtype
+        if id(old) not in fakes:
+            fake_dtype = dtype if dtype is not None and old.is_floating_point() else old.dtype
             with mode:
-                empty = torch.empty(old.shape, dtype=kind)
+                empty = torch.empty(old.shape, dtype=fake_dtype)
             is_parameter = isinstance(old, nn.Parameter)
-            made[id(old)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
-        return made[id(old)]
+            fakes[id(old)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
+        return fakes[id(old)]
 
     kept: list[torch.Tensor] = []  # ids are those of living tensors only
     for owner in module.modules():

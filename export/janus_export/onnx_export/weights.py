@@ -1,6 +1,6 @@
 """The weights of graphs: which tensors of the checkpoint they are, and where those lie in the bundle.
 
-A lowered graph names each of its weights and holds none: an initialiser points into ``weights/KIND``,
+A lowered graph names each of its weights and holds none: an initialiser points into ``weights/WEIGHT_SET``,
 which is no file. Once the weights are written, binding puts the real file and byte range there.
 """
 
@@ -28,11 +28,13 @@ PREFIX = "model."  # graphs hold the model under this name
 def native_names(model: nn.Module) -> dict[str, str]:
     """Map every native name of a weight to the one under which it is stored: tied weights share one."""
     first: dict[int, str] = {}
-    return {name: first.setdefault(id(one), name) for name, one in model.state_dict(keep_vars=True).items()}
+    return {
+        name: first.setdefault(id(tensor), name) for name, tensor in model.state_dict(keep_vars=True).items()
+    }
 
 
-def detach(graph: ir.Model, names: Mapping[str, str], kind: str) -> None:
-    """Let the weights of a fresh graph point to their stored names in ``weights/KIND``.
+def detach(graph: ir.Model, names: Mapping[str, str], weight_set: str) -> None:
+    """Let the weights of a fresh graph point to their stored names in ``weights/WEIGHT_SET``.
 
     Raises:
         ExportError: the graph holds a weight that the model's state dict does not name.
@@ -49,16 +51,18 @@ def detach(graph: ir.Model, names: Mapping[str, str], kind: str) -> None:
             empty = np.zeros(value.shape.numpy(), value.dtype.numpy())
             value.const_value = ir.Tensor(empty, name=value.name)  # ONNX Runtime reads no 0 bytes of a file
             continue
-        value.const_value = unbound(kind, native, value.dtype, value.shape, value.name)
+        value.const_value = unbound(weight_set, native, value.dtype, value.shape, value.name)
 
 
-def unbound(kind: str, stored: str, dtype: Any, shape: Any, name: str | None) -> ir.ExternalTensor:
-    """Make a tensor that says only what it will be: ``stored`` in ``weights/KIND``."""
-    return ir.ExternalTensor(f"{FOLDER}/{kind}/{stored}", None, None, dtype, shape=shape, name=name or stored)
+def unbound(weight_set: str, stored: str, dtype: Any, shape: Any, name: str | None) -> ir.ExternalTensor:
+    """Make a tensor that says only what it will be: ``stored`` in ``weights/WEIGHT_SET``."""
+    return ir.ExternalTensor(
+        f"{FOLDER}/{weight_set}/{stored}", None, None, dtype, shape=shape, name=name or stored
+    )
 
 
 Pointer = tuple[str, str]
-"""A kind of weights (fp32, cpu-int4, ...), and the name that a weight is stored by."""
+"""A set of weights (fp32, cpu-int4, ...), and the name that a weight is stored by."""
 
 
 def pointers(graph: ir.Model) -> list[tuple[ir.Value, Pointer]]:
@@ -67,7 +71,7 @@ def pointers(graph: ir.Model) -> list[tuple[ir.Value, Pointer]]:
 
 
 def group_by_users(graphs: Mapping[str, ir.Model]) -> dict[tuple[str, frozenset[str]], set[str]]:
-    """Group stored names by their kind and the graphs that point to them.
+    """Group stored names by their set of weights and the graphs that point to them.
 
     Each group is a file, so that a graph, a variant and a mode need no byte that only others use.
     """
@@ -76,8 +80,8 @@ def group_by_users(graphs: Mapping[str, ir.Model]) -> dict[tuple[str, frozenset[
         for _, pointer in pointers(graph):
             users.setdefault(pointer, set()).add(name)
     groups: dict[tuple[str, frozenset[str]], set[str]] = {}
-    for (kind, stored), names in users.items():
-        groups.setdefault((kind, frozenset(names)), set()).add(stored)
+    for (weight_set, stored), names in users.items():
+        groups.setdefault((weight_set, frozenset(names)), set()).add(stored)
     return groups
 
 
@@ -103,8 +107,8 @@ def bind(graph: ir.Model, files: Mapping[Pointer, Path]) -> ir.Model:
 
 
 def _pointer(tensor: ir.ExternalTensor) -> Pointer:
-    _, kind, stored = str(tensor.location).split("/", 2)
-    return kind, stored
+    _, weight_set, stored = str(tensor.location).split("/", 2)
+    return weight_set, stored
 
 
 def _pointing(graph: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTensor]]:
@@ -116,7 +120,7 @@ def _pointing(graph: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTensor]]:
 class Source:
     """The tensors of a checkpoint, read one at a time under the names that graphs store them by."""
 
-    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
         """Take the blank model that says what there must be, and what there is.
 
         Raises:
@@ -133,18 +137,21 @@ class Source:
         self.dtypes = {stored: state[stored].dtype for stored in names.values()}
         if missing := sorted(set(self.shapes) - set(self.under)):
             raise ExportError(
-                f"{what} lacks {len(missing)} weights of its own config: {', '.join(missing[:5])}"
+                f"{origin} lacks {len(missing)} weights of its own config: {', '.join(missing[:5])}"
             )
         for stored, name in self.under.items():
-            found = tuple(tensors[name].shape)
-            if found != self.shapes[stored]:
-                raise ExportError(f"{what}: {name} is {found}, its config says {self.shapes[stored]}")
+            shape = tuple(tensors[name].shape)
+            if shape != self.shapes[stored]:
+                raise ExportError(f"{origin}: {name} is {shape}, its config says {self.shapes[stored]}")
 
     def stored(self, names: Iterable[str], dtype: torch.dtype) -> list[Stored]:
         """Say how to write these weights in ``dtype``; integers keep their own."""
         return [
             Stored(
-                name, DTYPES[self._kind(name, dtype)], self.shapes[name], partial(self._pieces, name, dtype)
+                name,
+                DTYPES[self._stored_dtype(name, dtype)],
+                self.shapes[name],
+                partial(self._pieces, name, dtype),
             )
             for name in sorted(names)
         ]
@@ -168,20 +175,20 @@ class Source:
             f" infinities are the checkpoint's own: go back to an earlier one{hint}."
         )
 
-    def _kind(self, name: str, dtype: torch.dtype) -> torch.dtype:
+    def _stored_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
         own = self.dtypes[name]
         return dtype if own.is_floating_point else own
 
     def _pieces(self, name: str, dtype: torch.dtype, most: int = 1 << 26) -> Iterator[Any]:
         tensor = self.tensors[self.under[name]].detach()
-        kind = self._kind(name, dtype)
+        stored_dtype = self._stored_dtype(name, dtype)
         if not tensor.shape:
             tensor = tensor.reshape(1)
-        for part in chunks(len(tensor), kind.itemsize * tensor[0].numel(), most):
-            piece = tensor[part].to(kind).contiguous()
+        for part in chunks(len(tensor), stored_dtype.itemsize * tensor[0].numel(), most):
+            piece = tensor[part].to(stored_dtype).contiguous()
             if not is_finite(piece):
-                raise self.overflow(kind)
-            yield piece.numpy() if kind != torch.bfloat16 else piece.view(torch.int16).numpy()
+                raise self.overflow(stored_dtype)
+            yield piece.numpy() if stored_dtype != torch.bfloat16 else piece.view(torch.int16).numpy()
 
 
 def is_finite(x: Tensor) -> bool:

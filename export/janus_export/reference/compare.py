@@ -53,7 +53,7 @@ def compare_outputs(
     samples = role == "sample"
     for place, name in sorted(enumerate(names), key=lambda item: want[0][item[0]].dtype != np.int64):
         label = graph if len(names) == 1 else f"{graph}: {name}"
-        pairs = [(one[place], other[place]) for one, other in zip(got, want, strict=True)]
+        pairs = [(actual[place], expected[place]) for actual, expected in zip(got, want, strict=True)]
         if samples and want[0][place].dtype != np.int64:
             kept = [_same_ids(*calls, len(calls[1][place])) for calls in zip(got, want, strict=True)]
             pairs = [(x[rows], y[rows]) for (x, y), rows in zip(pairs, kept, strict=True)]
@@ -72,43 +72,43 @@ def compare_outputs(
 def _same_ids(got: Sequence[Array], want: Sequence[Array], rows: int) -> Array:
     """Return for which of ``rows`` all ids are the same; rows may be a multiple of the ids (N, ...)."""
     same = np.ones(rows, np.bool_)
-    for one, other in zip(got, want, strict=True):
-        if other.dtype == np.int64 and len(other) and rows % len(other) == 0:
-            same &= rows_alike(one, other, rows)
+    for actual, expected in zip(got, want, strict=True):
+        if expected.dtype == np.int64 and len(expected) and rows % len(expected) == 0:
+            same &= rows_alike(actual, expected, rows)
     return same
 
 
-def compare(what: str, kind: str | int, got: Array, want: Array, *, least: float = 1) -> CheckResult:
+def compare(label: str, precision: str | int, got: Array, want: Array, *, least: float = 1) -> CheckResult:
     """Compare choices by how many are the same, pixels and numbers by their distance.
 
     ``least``: the share of choices that must be the same in float32.
     """
     if want.dtype == np.int64:
-        least = SAME_CHOICES.get(kind, least)
+        least = SAME_CHOICES.get(precision, least)
         share = float((got == want).mean())
-        return CheckResult(what, share >= least, f"{share:.2%} of {want.size} the same", f">= {least:.1%}")
+        return CheckResult(label, share >= least, f"{share:.2%} of {want.size} the same", f">= {least:.1%}")
     is_pixels, got, want = want.dtype == np.uint8, got.astype(np.float32), want.astype(np.float32)
-    if kind != "exact":
+    if precision != "exact":
         off, of = relative_error(got, want, centre=is_pixels), "contrast" if is_pixels else "length"
         return CheckResult(
-            what, off <= MOST_OFF[kind], f"off by {off:.4f} of its {of}", f"<= {MOST_OFF[kind]}"
+            label, off <= MOST_OFF[precision], f"off by {off:.4f} of its {of}", f"<= {MOST_OFF[precision]}"
         )
     if is_pixels:
         off = float(np.abs(got - want).max())
-        return CheckResult(what, off <= 1, f"pixels {off:.0f} of 255 apart", "at most 1")
+        return CheckResult(label, off <= 1, f"pixels {off:.0f} of 255 apart", "at most 1")
     off = distance(got, want)
-    return CheckResult(what, off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
+    return CheckResult(label, off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
 
 
-def compare_directions(what: str, kind: str | int, got: Array, want: Array) -> CheckResult:
+def compare_directions(label: str, precision: str | int, got: Array, want: Array) -> CheckResult:
     """Compare arrays (M, N) by their cosine over all of them; say the least of single rows."""
     tiny = np.float32(1e-30)
     rows = (got * want).sum(-1) / np.maximum(
         np.linalg.norm(got, axis=-1) * np.linalg.norm(want, axis=-1), tiny
     )
     cosine = float((got * want).sum() / max(np.linalg.norm(got) * np.linalg.norm(want), tiny))
-    found = f"{cosine:.5f}; of single steps {rows.min():.5f} or more"
-    return CheckResult(what, cosine >= LEAST_COSINES[kind], found, f">= {LEAST_COSINES[kind]}")
+    measured = f"{cosine:.5f}; of single steps {rows.min():.5f} or more"
+    return CheckResult(label, cosine >= LEAST_COSINES[precision], measured, f">= {LEAST_COSINES[precision]}")
 
 
 def relative_error(got: Array, want: Array, *, centre: bool = False) -> float:

@@ -29,10 +29,10 @@ class OnDisk(torch.Tensor):
     @staticmethod
     def __new__(cls, shape: tuple[int, ...], dtype: torch.dtype, fetch: Callable[[], Tensor]) -> OnDisk:
         """Stand for a tensor that ``fetch`` maps or makes, in whatever precision it is stored."""
-        kind = torch.float32 if dtype.is_floating_point else dtype
-        made: OnDisk = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=kind)
-        made.fetch = fetch
-        return made
+        computed_dtype = torch.float32 if dtype.is_floating_point else dtype
+        tensor: OnDisk = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=computed_dtype)
+        tensor.fetch = fetch
+        return tensor
 
     def read(self) -> Tensor:
         """Return the weight itself; a copy where it is stored in another precision."""
@@ -55,7 +55,7 @@ def leave_on_disk(opened: LazyCheckpoint) -> JanusModel:
     """
     model = opened.model
     source = Source(model, opened.tensors, str(opened.folder))
-    made = {
+    weights = {
         stored: OnDisk(
             source.shapes[stored], source.dtypes[stored], partial(opened.tensors.__getitem__, name)
         )
@@ -65,14 +65,14 @@ def leave_on_disk(opened: LazyCheckpoint) -> JanusModel:
         path, _, attribute = name.rpartition(".")
         owner = model.get_submodule(path)
         held = owner._parameters if attribute in owner._parameters else owner._buffers
-        held[attribute] = made[stored]  # type: ignore[assignment]  # no Parameter: nothing learns
+        held[attribute] = weights[stored]  # type: ignore[assignment]  # no Parameter: nothing learns
     return model.eval()
 
 
 def float32_bytes(opened: LazyCheckpoint) -> int:
     """Say how much memory the weights of a checkpoint take in float32, tied ones once."""
-    weights = {id(one): one for one in opened.model.state_dict(keep_vars=True).values()}
-    return sum(4 * one.numel() for one in weights.values())
+    weights = {id(weight): weight for weight in opened.model.state_dict(keep_vars=True).values()}
+    return sum(4 * weight.numel() for weight in weights.values())
 
 
 def free_bytes() -> int | None:

@@ -68,10 +68,10 @@ class RecordingSession(SessionWrapper):
             np.array(x) if isinstance(x, int | float | np.generic | np.ndarray) else self._copied(x)
             for x in inputs
         )
-        made = self.session.run(name, *inputs)
-        outputs = made if isinstance(made, tuple) else (made,)
+        result = self.session.run(name, *inputs)
+        outputs = result if isinstance(result, tuple) else (result,)
         self.run_.calls.append(GraphCall(name, copies, tuple(map(self._copied, outputs)), len(self.run_.fed)))
-        return made
+        return result
 
     def _recorded(self, hidden: Any) -> Any:
         self.run_.hidden.append(self._copied(hidden))

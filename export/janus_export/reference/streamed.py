@@ -90,29 +90,29 @@ class StreamedReference(Reference):
 @contextmanager
 def listening(backbone: Any, stack: nn.ModuleList) -> Iterator[list[ForwardPass]]:
     """Take down the forward passes of a backbone; positions are filled in by who knows them."""
-    heard: list[ForwardPass] = []
+    recorded: list[ForwardPass] = []
     states: list[Array] = []
 
-    def given(_: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+    def before_layer(_: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         values = (*args, *kwargs.values())
         states.append(
             next(v for v in values if isinstance(v, Tensor) and v.is_floating_point()).numpy().copy()
         )
 
-    def gave(_: nn.Module, args: Any, output: Any) -> None:
+    def after_layer(_: nn.Module, args: Any, output: Any) -> None:
         states.append((output[0] if isinstance(output, tuple) else output).numpy().copy())
 
-    def done(_: nn.Module, args: Any, hidden: Tensor) -> None:
+    def after_backbone(_: nn.Module, args: Any, hidden: Tensor) -> None:
         nothing = np.zeros(0)
-        heard.append(
+        recorded.append(
             ForwardPass(args[0].numpy().copy(), nothing, nothing, hidden.numpy().copy(), states.copy())
         )
         states.clear()
 
-    hooks = [layer.register_forward_pre_hook(given, with_kwargs=True) for layer in stack]
-    hooks += [stack[-1].register_forward_hook(gave), backbone.register_forward_hook(done)]
+    hooks = [layer.register_forward_pre_hook(before_layer, with_kwargs=True) for layer in stack]
+    hooks += [stack[-1].register_forward_hook(after_layer), backbone.register_forward_hook(after_backbone)]
     try:
-        yield heard
+        yield recorded
     finally:
         for hook in hooks:
             hook.remove()

@@ -47,17 +47,17 @@ def cut(model: ir.Model, layers: str, count: int, *, stream: str, inside: bool =
     known, takes = set(graph.inputs), stream
     for number, (start, end) in enumerate(pairwise(ends)):
         used = [v for node in nodes[start:end] for v in node.inputs if v is not None and v in known]
-        made = [value for node in nodes[start:end] for value in node.outputs]
+        computed = [value for node in nodes[start:end] for value in node.outputs]
         later = {value for node in nodes[end:] for value in node.inputs}
-        wanted = [value for value in made if value in later or value.is_graph_output()]
-        known |= set(made)
-        if not wanted:
+        needed = [value for value in computed if value in later or value.is_graph_output()]
+        known |= set(computed)
+        if not needed:
             continue
-        extra = [value for value in made if inside and value.dtype in FLOATS and value not in wanted]
-        part = ir.convenience.extract(graph, list(dict.fromkeys(used)), [*wanted, *extra])
-        [gives] = [v.name for v in wanted if v in flow and v in later] or [graph.outputs[0].name]
+        extra = [value for value in computed if inside and value.dtype in FLOATS and value not in needed]
+        part = ir.convenience.extract(graph, list(dict.fromkeys(used)), [*needed, *extra])
+        [gives] = [v.name for v in needed if v in flow and v in later] or [graph.outputs[0].name]
         layer = number - 1 if 0 < number <= count else None
-        carries = frozenset(str(value.name) for value in wanted if value in later or number > count)
+        carries = frozenset(str(value.name) for value in needed if value in later or number > count)
         yield Subgraph(layer, ir.Model(part, ir_version=model.ir_version), takes, str(gives), carries)
         takes = str(gives)
 
@@ -80,18 +80,18 @@ def _ends(nodes: Sequence[ir.Node], flow: dict[ir.Value, int], layers: str, coun
             change[since] += 1
             change[wanted_until[value] + 1] -= 1
     alive = list(accumulate(change))
-    first, last, others = dict[int, int](), {-1: -1}, list[int]()
+    first, last, outside = dict[int, int](), {-1: -1}, list[int]()
     for at, node in enumerate(nodes):
         for name in (
             value.name or "" for value in node.inputs if value is not None and value.is_initializer()
         ):
-            found = re.match(rf"(?:{re.escape(PREFIX)})?{re.escape(layers)}\.(\d+)\.", name)
-            if found:
-                first.setdefault(int(found[1]), at)
-                last[int(found[1])] = at
+            match = re.match(rf"(?:{re.escape(PREFIX)})?{re.escape(layers)}\.(\d+)\.", name)
+            if match:
+                first.setdefault(int(match[1]), at)
+                last[int(match[1])] = at
             elif name.startswith(PREFIX):
-                others.append(at)
-    first[count] = min((at for at in others if at > last.get(count - 1, at)), default=len(nodes))
+                outside.append(at)
+    first[count] = min((at for at in outside if at > last.get(count - 1, at)), default=len(nodes))
     ends = []
     for layer in range(count + 1):
         low, high = last.get(layer - 1), first.get(layer)

@@ -57,16 +57,16 @@ class Reference:
         bundle that reads no images is asked about none (``images``).
         """
         lengths = [len(self.processor.chat_prompt(question)) + ANSWER_TOKENS for question in self.prompts]
-        asked = [
+        fitting = [
             question
             for question, length in zip(self.prompts, lengths, strict=True)
             if length <= room and (images or not any(map(_has_image, question)))
         ]
-        if len(asked) == len(self.prompts):
+        if len(fitting) == len(self.prompts):
             return self
-        if not asked:
+        if not fitting:
             raise BundleError(f"a room of {room} positions is too small for the shortest question")
-        return self.fewer.setdefault(len(asked), Reference(self.janus, asked))
+        return self.fewer.setdefault(len(fitting), Reference(self.janus, fitting))
 
     @cached_property
     def greedy(self) -> tuple[list[str], Run]:
