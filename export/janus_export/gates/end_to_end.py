@@ -25,9 +25,9 @@ def answer(target: VerificationTarget) -> Iterator[CheckResult]:
         return
     texts, want = target.reference.greedy
     reference = target.reference
-    said, got = record_answers(target.whole, reference.processor, reference.prompts)
+    answers, got = record_answers(target.whole, reference.processor, reference.prompts)
     yield _same_ids("greedy answers: tokens", got, want, ["sample_text"])
-    yield CheckResult("greedy answers: texts", said == texts, repr(said)[:80], repr(texts)[:80])
+    yield CheckResult("greedy answers: texts", answers == texts, repr(answers)[:80], repr(texts)[:80])
 
 
 def drawing(target: VerificationTarget) -> Iterator[CheckResult]:
@@ -52,24 +52,24 @@ def drawing(target: VerificationTarget) -> Iterator[CheckResult]:
         yield _same_pixels("the same drawing, nobody listening: pixels", again, images)
 
 
-def _same_pixels(what: str, got: list[Image], want: list[Image]) -> CheckResult:
+def _same_pixels(label: str, got: list[Image], want: list[Image]) -> CheckResult:
     off = max(
-        int(np.abs(np.asarray(one, int) - np.asarray(other, int)).max())
-        for one, other in zip(got, want, strict=True)
+        int(np.abs(np.asarray(actual, int) - np.asarray(expected, int)).max())
+        for actual, expected in zip(got, want, strict=True)
     )
-    return CheckResult(what, off <= 1, f"{off} of 255 apart", "at most 1")
+    return CheckResult(label, off <= 1, f"{off} of 255 apart", "at most 1")
 
 
-def _same_ids(what: str, got: Run, want: Run, graphs: list[str]) -> CheckResult:
+def _same_ids(label: str, got: Run, want: Run, graphs: list[str]) -> CheckResult:
     """Compare the ids that these graphs chose, for rows that go on."""
     calls, expected = got.calls_of(*graphs), want.calls_of(*graphs)
     if len(calls) != len(expected):
-        return CheckResult(what, False, f"{len(calls)} choices", f"{len(expected)} choices")
+        return CheckResult(label, False, f"{len(calls)} choices", f"{len(expected)} choices")
     differ = total = 0
-    for call, other in zip(calls, expected, strict=True):
-        for ids, right in zip(call.outputs, other.outputs, strict=True):
+    for call, expected_call in zip(calls, expected, strict=True):
+        for ids, right in zip(call.outputs, expected_call.outputs, strict=True):
             if right.dtype == np.int64:
-                active = want.active(other.step)[: len(right)]
+                active = want.active(expected_call.step)[: len(right)]
                 differ += int((ids != right)[active].sum())
                 total += right.size
-    return CheckResult(what, differ == 0, f"{differ} of {total} differ", "none")
+    return CheckResult(label, differ == 0, f"{differ} of {total} differ", "none")

@@ -13,23 +13,23 @@ from janus_export.tensorrt_build.profiles import Lengths, profiles
 def engines(target: VerificationTarget) -> Iterator[CheckResult]:
     """Check every set of engines that was built of the variant; where none was, there is nothing to check."""
     built = target.bundle.manifest.get("built", {})
-    for key, found in read_engines(target.bundle).items():
-        if found.variant != target.variant:
+    for key, engine_set in read_engines(target.bundle).items():
+        if engine_set.variant != target.variant:
             continue
-        missing = [graph for graph in target.bundle.graphs if graph not in found.engines]
+        missing = [graph for graph in target.bundle.graphs if graph not in engine_set.engines]
         yield CheckResult(
             f"{key}: graphs without an engine", not missing, ", ".join(missing) or "none", "none"
         )
-        lengths = Lengths(built[key]["options"]["rows"], found.capacity)
-        for graph in found.engines:
-            fault = _fault(target, found, graph, lengths)
-            how = f"built by {found.builder}, {'executed' if found.executed else 'never executed'}"
+        lengths = Lengths(built[key]["options"]["rows"], engine_set.capacity)
+        for graph in engine_set.engines:
+            fault = _fault(target, engine_set, graph, lengths)
+            how = f"built by {engine_set.builder}, {'executed' if engine_set.executed else 'never executed'}"
             yield CheckResult(f"{key}: {graph}", not fault, fault or how, "built of this graph, as recorded")
 
 
-def _fault(target: VerificationTarget, found: EngineSet, graph: str, lengths: Lengths) -> str:
+def _fault(target: VerificationTarget, engine_set: EngineSet, graph: str, lengths: Lengths) -> str:
     """Say what is wrong with an engine; nothing where nothing is."""
-    engine, bundle = found.engines[graph], target.bundle
+    engine, bundle = engine_set.engines[graph], target.bundle
     if graph not in bundle.graphs:
         return "there is no such graph"
     if engine.source != bundle.manifest["sha256"][target.record["files"][graph]]:
@@ -37,7 +37,7 @@ def _fault(target: VerificationTarget, found: EngineSet, graph: str, lengths: Le
     if engine.profiles != profiles(bundle.manifest, graph, lengths):
         return "its profiles do not cover the axes of its graph"
     try:
-        found.path(graph)
+        engine_set.path(graph)
     except BundleError as error:
         return str(error).split("\n")[0]
     return ""

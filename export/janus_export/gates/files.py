@@ -33,10 +33,10 @@ def checker(target: VerificationTarget) -> Iterator[CheckResult]:
         try:
             with _without_links(target.bundle, file) as path:
                 onnx.checker.check_model(path, full_check=True)
-            found = "valid"
+            result = "valid"
         except Exception as error:  # the checker raises errors of its own, and of protocol buffers
-            found = shorten(str(error).strip().split("\n")[0], 300, placeholder=" ...")
-        yield CheckResult(name, found == "valid", found, "valid")
+            result = shorten(str(error).strip().split("\n")[0], 300, placeholder=" ...")
+        yield CheckResult(name, result == "valid", result, "valid")
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def _without_links(bundle: Bundle, file: str) -> Iterator[Path]:
     with TemporaryDirectory() as folder:
         path = Path(folder, Path(file).name)
         copyfile(bundle.folder / file, path)
-        for location in {one.location for one in references(path)}:
+        for location in {reference.location for reference in references(path)}:
             target = Path(folder, location)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.touch()
@@ -81,15 +81,15 @@ def lint(target: VerificationTarget) -> Iterator[CheckResult]:
         declared = target.bundle.graphs[name]
         for side, values in (("inputs", graph.inputs), ("outputs", graph.outputs)):
             got = [value.name for value in values]
-            want = [one["name"] for one in declared[side]]
+            want = [tensor["name"] for tensor in declared[side]]
             yield CheckResult(f"{name}: {side}", got == want, ", ".join(map(str, got)), ", ".join(want))
         if declared["aliases"]:
             yield from _caches(graph, declared["aliases"])
             yield _none(f"{name}: attention without a mask of its own", set(_unmasked(graph)))
         if name in quantization.get("graphs", ()):
             kept = set(quantization["kept"])
-            left = {weight for weight in _matrices(graph) if weight not in kept}
-            yield _none(f"{name}: matrices that stayed as they were, unexplained", left)
+            unquantized = {weight for weight in _matrices(graph) if weight not in kept}
+            yield _none(f"{name}: matrices that stayed as they were, unexplained", unquantized)
 
 
 def _not_finite(target: VerificationTarget) -> Iterator[str]:
@@ -117,9 +117,9 @@ def _caches(graph: ir.Graph, aliases: Iterable[list[str]]) -> Iterator[CheckResu
         elif node.attributes.get_int("axis", -2) != 2:
             faults.add(f"{present} is written along another axis than its slots")
         faults |= {
-            f"{one.name} has {len(one.shape or ())} dimensions"
-            for one in (old, new)
-            if len(one.shape or ()) != 4
+            f"{value.name} has {len(value.shape or ())} dimensions"
+            for value in (old, new)
+            if len(value.shape or ()) != 4
         }
     yield _none("caches", faults)
 
@@ -129,10 +129,10 @@ def _unmasked(graph: ir.Graph) -> Iterator[str]:
     for node in graph:
         if node.op_type != "Attention":
             continue
-        given = [value is not None for value in node.inputs]
-        if len(given) <= MASK or not given[MASK]:
+        present = [value is not None for value in node.inputs]
+        if len(present) <= MASK or not present[MASK]:
             yield f"{node.name} has no mask"
-        if any(given[PAST_KEY:]):
+        if any(present[PAST_KEY:]):
             yield f"{node.name} takes a past"
         if any(value.name for value in node.outputs[PRESENT_KEY:]):
             yield f"{node.name} has {len(node.outputs)} outputs"
@@ -160,7 +160,7 @@ def sizes(target: VerificationTarget) -> Iterator[CheckResult]:
     """Compare what the manifest says with the model's own config."""
     model, processor = target.reference.model, target.reference.processor
     path, spec = model.generation, model.understanding.encoder.pixels
-    wanted = {
+    expected = {
         "context": model.backbone.context,
         "hidden_size": model.backbone.hidden_size,
         "vocab_size": model.backbone.vocab_size,
@@ -171,9 +171,9 @@ def sizes(target: VerificationTarget) -> Iterator[CheckResult]:
         "image_sampler": model.image_sampler,
         "sizes": dict(path.sizes),
     }
-    for name, size in wanted.items():
-        found = target.bundle.manifest["model"].get(name)
-        yield CheckResult(name, found == size, str(found), str(size))
+    for name, size in expected.items():
+        actual = target.bundle.manifest["model"].get(name)
+        yield CheckResult(name, actual == size, str(actual), str(size))
     shapes = {
         f"{graph}.{slot['name']}": [size for size in slot["shape"] if not isinstance(size, str)]
         for graph, record in target.bundle.graphs.items()
@@ -188,8 +188,8 @@ def sizes(target: VerificationTarget) -> Iterator[CheckResult]:
             sizes = [size for size in tensor.shape if not isinstance(size, str)]
             fixed[f"{graph.name}.{tensor.name}"] = sizes
     for layer, pair in enumerate(cache_shapes(model.backbone)):
-        for kind, (heads, width) in zip(("key", "value"), pair, strict=True):
-            fixed[f"backbone.past_{kind}_{layer}"] = [heads, width]
+        for state, (heads, width) in zip(("key", "value"), pair, strict=True):
+            fixed[f"backbone.past_{state}_{layer}"] = [heads, width]
     for name, want in fixed.items():
         if name.partition(".")[0] not in target.bundle.graphs:
             continue
@@ -199,5 +199,5 @@ def sizes(target: VerificationTarget) -> Iterator[CheckResult]:
     yield CheckResult("layers", layers == layer + 1, str(layers), str(layer + 1))
 
 
-def _none(what: str, faults: set[str]) -> CheckResult:
-    return CheckResult(what, not faults, ", ".join(sorted(faults)[:5]) or "none", "none")
+def _none(label: str, faults: set[str]) -> CheckResult:
+    return CheckResult(label, not faults, ", ".join(sorted(faults)[:5]) or "none", "none")

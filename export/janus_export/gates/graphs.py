@@ -61,7 +61,7 @@ def encoded(reference: Reference, graph: GraphSpec, calls: Sequence[GraphCall]) 
     Raises:
         ExportError: none of them has decoded pixels of the shape that the graph takes.
     """
-    decoders = [name for name, other in reference.graphs.items() if other.role == "decode"]
+    decoders = [name for name, decoder in reference.graphs.items() if decoder.role == "decode"]
     pixels = [x for call in calls if call.graph in decoders for x in call.outputs if fits(graph.inputs[0], x)]
     if len(graph.inputs) != 1 or not pixels:
         raise ExportError(
@@ -69,8 +69,8 @@ def encoded(reference: Reference, graph: GraphSpec, calls: Sequence[GraphCall]) 
             f" {', '.join(f'{spec.name} {list(spec.shape)}' for spec in graph.inputs)}"
         )
     with torch.no_grad():
-        made = graph.function(torch.from_numpy(pixels[-1]))
-    outputs = made if isinstance(made, tuple) else (made,)
+        result = graph.function(torch.from_numpy(pixels[-1]))
+    outputs = result if isinstance(result, tuple) else (result,)
     return GraphCall(graph.name, (pixels[-1],), tuple(x.numpy() for x in outputs), 0)
 
 
@@ -97,8 +97,8 @@ def compare_calls(
     ]
     got = []
     for call in calls:
-        made = run(name, *call.inputs)
-        outputs = made if isinstance(made, tuple) else (made,)
+        result = run(name, *call.inputs)
+        outputs = result if isinstance(result, tuple) else (result,)
         got.append([_as_numbers(x, spec["dtype"]) for x, spec in zip(outputs, specs, strict=True)])
     graph = target.reference.graphs.get(name)
     role: GraphRole | None = "sample" if name == "sample_text" else graph.role if graph else None
@@ -121,11 +121,11 @@ def rows(target: VerificationTarget) -> Iterator[CheckResult]:
     runtimes = {"": target.whole}
     if hasattr(getattr(target.whole, "config", None), "chunk"):
         runtimes[", in chunks, with a cache that grows"] = in_chunks(target.whole)
-    for what, run in (("ragged rows", answers), ("a drawing's rows", drawing)):
+    for label, run in (("ragged rows", answers), ("a drawing's rows", drawing)):
         for how, runtime in runtimes.items():
             states = replay(runtime, run)
-            yield _states(f"{what}{how}: prompts", states[:1], run)
-            yield _states(f"{what}{how}: steps", states[1:], run, start=1)
+            yield _states(f"{label}{how}: prompts", states[:1], run)
+            yield _states(f"{label}{how}: steps", states[1:], run, start=1)
     alone = alone_in(answers, len(answers.prompts) - 1)
     yield _states("a row alone", replay(target.whole, alone), alone)
 
@@ -133,9 +133,9 @@ def rows(target: VerificationTarget) -> Iterator[CheckResult]:
 def in_chunks(runtime: Any) -> Runtime:
     """Return a runtime that reads prompts in small chunks, over the same opened graphs."""
     smaller = {name: size for name, size in SMALL.items() if hasattr(runtime.config, name)}
-    other = copy(runtime)
-    other.config = replace(runtime.config, **smaller)
-    return other
+    chunked = copy(runtime)
+    chunked.config = replace(runtime.config, **smaller)
+    return chunked
 
 
 def cache(target: VerificationTarget) -> Iterator[CheckResult]:
@@ -212,9 +212,9 @@ def _room(run: Run) -> int:
     return max(map(len, run.prompts)) + len(run.fed) + 1
 
 
-def _states(what: str, got: list[Array], run: Run, start: int = 0) -> CheckResult:
+def _states(label: str, got: list[Array], run: Run, start: int = 0) -> CheckResult:
     pairs = [
         (state[run.active(step)], run.hidden[step][run.active(step)]) for step, state in enumerate(got, start)
     ]
-    off = max(distance(one, want) for one, want in pairs)
-    return CheckResult(what, off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
+    off = max(distance(actual, want) for actual, want in pairs)
+    return CheckResult(label, off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")

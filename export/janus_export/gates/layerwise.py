@@ -39,45 +39,45 @@ def layers(target: VerificationTarget) -> Iterator[CheckResult]:
     """Run every layer of the backbone on what torch's was given, then all of them in turn."""
     reference = cast(StreamedReference, target.reference)
     path, stack = reference.stack
-    passes, kind = reference.passes, target.backbone_precision
+    passes, precision = reference.passes, target.backbone_precision
     capacity = int(passes[-1].at.max()) + 1
     model = ir.load(target.bundle.path("backbone", target.variant))
     is_float16 = target.record["dtype"] == "float16"
-    known = [_feed(one, capacity) for one in passes]  # of each pass: what pieces may want
+    known = [_feed(forward, capacity) for forward in passes]  # of each pass: what pieces may want
     largest, compared = (0.0, ""), 0
     for piece in cut(model, path, len(stack), stream="x", inside=is_float16):
         with IsolatedGraph(piece.model) as graph:
             if piece.layer is not None:
                 compared += 1
                 fed = [
-                    {**feed, piece.takes: one.states[piece.layer]}
-                    for feed, one in zip(known, passes, strict=True)
+                    {**feed, piece.takes: forward.states[piece.layer]}
+                    for feed, forward in zip(known, passes, strict=True)
                 ]
                 alone = [outputs[piece.gives] for outputs in _run(target, graph, fed)]
-                yield _compare_layer(piece.layer, kind, alone, passes)
+                yield _compare_layer(piece.layer, precision, alone, passes)
             for feed, outputs in zip(known, _run(target, graph, known), strict=True):
                 largest = max(largest, *((_size(value), name) for name, value in outputs.items()))
                 feed.update({name: outputs[name] for name in piece.carries})
-    there = target.bundle.manifest["cache"]["layers"]
-    yield CheckResult("layers compared", compared == there, str(compared), str(there))
+    declared = target.bundle.manifest["cache"]["layers"]
+    yield CheckResult("layers compared", compared == declared, str(compared), str(declared))
     if is_float16:
-        found = f"{largest[0]:.4g} at {largest[1]}"
+        measured = f"{largest[0]:.4g} at {largest[1]}"
         yield CheckResult(
-            "largest number inside the backbone", largest[0] < HALF_MAX, found, f"< {HALF_MAX:.0f}"
+            "largest number inside the backbone", largest[0] < HALF_MAX, measured, f"< {HALF_MAX:.0f}"
         )
     got, want = (
-        np.concatenate([states[one.counts] for states, one in zip(of, passes, strict=True)])
-        for of in ([feed["hidden"] for feed in known], [one.hidden for one in passes])
+        np.concatenate([states[forward.counts] for states, forward in zip(of, passes, strict=True)])
+        for of in ([feed["hidden"] for feed in known], [forward.hidden for forward in passes])
     )
-    if kind == "exact":
-        yield compare("all layers in turn", kind, got, want)
+    if precision == "exact":
+        yield compare("all layers in turn", precision, got, want)
     else:
         yield from compare_drawing(target, "all layers in turn", got, want, reference.recorded[0])
 
 
-def _feed(one: ForwardPass, capacity: int) -> Feed:
-    mask = (np.arange(capacity) <= one.at[:, :, None])[:, None]  # (R, 1, T, S)
-    return {"x": one.x, "positions": one.at, "mask": mask, "write_index": one.at[:, 0].copy()}
+def _feed(forward: ForwardPass, capacity: int) -> Feed:
+    mask = (np.arange(capacity) <= forward.at[:, :, None])[:, None]  # (R, 1, T, S)
+    return {"x": forward.x, "positions": forward.at, "mask": mask, "write_index": forward.at[:, 0].copy()}
 
 
 def _run(target: VerificationTarget, graph: IsolatedGraph, feeds: Sequence[Feed]) -> list[Feed]:
@@ -90,25 +90,26 @@ def _run(target: VerificationTarget, graph: IsolatedGraph, feeds: Sequence[Feed]
         for slot in record["inputs"]
         if slot["name"] in pasts
     }
-    found = []
+    results = []
     for feed in feeds:
         outputs = graph.run(caches | feed)
         caches |= {past: outputs[present] for present, past in record["aliases"] if present in outputs}
-        found.append(outputs)
-    return found
+        results.append(outputs)
+    return results
 
 
 def _compare_layer(
-    layer: int, kind: str | int, got: Sequence[Array], passes: Sequence[ForwardPass]
+    layer: int, precision: str | int, got: Sequence[Array], passes: Sequence[ForwardPass]
 ) -> CheckResult:
     """Compare a layer's states; of rounded ones what it adds to its input, which is far larger."""
-    given, want = (
-        np.concatenate([one.states[at][one.counts] for one in passes]) for at in (layer, layer + 1)
+    inputs, want = (
+        np.concatenate([forward.states[at][forward.counts] for forward in passes])
+        for at in (layer, layer + 1)
     )
-    states = np.concatenate([state[one.counts] for state, one in zip(got, passes, strict=True)])
-    if kind == "exact":
-        return compare(f"layer {layer}", kind, states, want)
-    return compare(f"layer {layer}: what it adds", kind, states - given, want - given)
+    states = np.concatenate([state[forward.counts] for state, forward in zip(got, passes, strict=True)])
+    if precision == "exact":
+        return compare(f"layer {layer}", precision, states, want)
+    return compare(f"layer {layer}: what it adds", precision, states - inputs, want - inputs)
 
 
 @torch.no_grad()
@@ -118,7 +119,7 @@ def parts(target: VerificationTarget) -> Iterator[CheckResult]:
     model, rng, run = reference.model, np.random.default_rng(0), reference.recorded[0]
     session = RecordingRuntime(reference.janus.runtime)
     torchs = session.open(1)
-    hidden = np.concatenate([one.hidden[one.counts] for one in reference.passes])
+    hidden = np.concatenate([forward.hidden[forward.counts] for forward in reference.passes])
     noise = rng.standard_exponential((len(hidden), model.backbone.vocab_size), np.float32)
     torchs.run("sample_text", hidden, noise, np.float32(1.2), np.int64(40), np.float32(0.9))
     calls = {**readers(reference), "sample_text": session.runs[-1].calls}
@@ -153,8 +154,8 @@ def _decoding(graph: GraphSpec, encoders: Sequence[GraphSpec], rng: np.random.Ge
             (spec.dtype, spec.shape) for spec in graph.inputs
         ]:
             noise = rng.integers(0, 256, encoder.inputs[0].sized(axes), np.uint8)
-            made = encoder.function(torch.from_numpy(noise))
-            inputs = list(made) if isinstance(made, tuple) else [made]
+            result = encoder.function(torch.from_numpy(noise))
+            inputs = list(result) if isinstance(result, tuple) else [result]
     if not inputs:
         if any(spec.dtype not in ("model", "float32") for spec in graph.inputs):
             raise ExportError(
@@ -164,8 +165,8 @@ def _decoding(graph: GraphSpec, encoders: Sequence[GraphSpec], rng: np.random.Ge
         inputs = [
             torch.from_numpy(rng.standard_normal(spec.sized(axes), np.float32)) for spec in graph.inputs
         ]
-    made = graph.function(*inputs)
-    outputs = made if isinstance(made, tuple) else (made,)
+    result = graph.function(*inputs)
+    outputs = result if isinstance(result, tuple) else (result,)
     return GraphCall(graph.name, tuple(x.numpy() for x in inputs), tuple(x.numpy() for x in outputs), 0)
 
 
@@ -190,14 +191,14 @@ class IsolatedGraph:
 
     def outputs_of(self, _: str, *inputs: Any) -> tuple[Array, ...]:
         """Run it on inputs in their order; return the outputs but the magnitude of pixels."""
-        made = self.run(dict(zip(self.inputs, map(np.asarray, inputs), strict=True)))
-        return tuple(value for name, value in made.items() if name != MAGNITUDE)
+        outputs = self.run(dict(zip(self.inputs, map(np.asarray, inputs), strict=True)))
+        return tuple(value for name, value in outputs.items() if name != MAGNITUDE)
 
     def run(self, feed: Feed) -> Feed:
         """Run it on what it wants of ``feed``."""
-        found = self.session.run(self.outputs, {name: feed[name] for name in self.inputs})
+        results = self.session.run(self.outputs, {name: feed[name] for name in self.inputs})
         # As they come, they keep the session's memory, of which they are a part.
-        return {name: value.copy() for name, value in zip(self.outputs, found, strict=True)}
+        return {name: value.copy() for name, value in zip(self.outputs, results, strict=True)}
 
     def __exit__(self, *_: object) -> None:
         """Let it go at once: sessions are in cycles, and the next one needs the memory."""

@@ -56,24 +56,24 @@ def _states(target: VerificationTarget, run: Run) -> tuple[Array, Array]:
 
 
 @torch.no_grad()
-def compare_answers(target: VerificationTarget, what: str, got: Array, want: Array) -> Iterator[CheckResult]:
+def compare_answers(target: VerificationTarget, label: str, got: Array, want: Array) -> Iterator[CheckResult]:
     """Compare the logits that torch makes of a graph's states (M, D), and of torch's."""
-    kind, heads = target.backbone_precision, target.reference.model.backbone
-    one, other = (heads.logits(torch.from_numpy(states).float()).numpy() for states in (got, want))
-    one, other = (logits - logits.mean(-1, keepdims=True) for logits in (one, other))
-    yield compare_directions(f"{what}: cosine of logits", kind, one, other)
-    second, first = np.sort(other, axis=-1)[:, -2:].T
+    precision, heads = target.backbone_precision, target.reference.model.backbone
+    actual, expected = (heads.logits(torch.from_numpy(states).float()).numpy() for states in (got, want))
+    actual, expected = (logits - logits.mean(-1, keepdims=True) for logits in (actual, expected))
+    yield compare_directions(f"{label}: cosine of logits", precision, actual, expected)
+    second, first = np.sort(expected, axis=-1)[:, -2:].T
     clear = first - second >= CLEAR
     if clear.sum() < LEAST_CLEAR:
         return  # so few say nothing: the cosine alone decides
-    share = float((one.argmax(-1) == other.argmax(-1))[clear].mean())
-    found = f"{share:.1%} of {clear.sum()} clear choices of {len(clear)}"
-    yield CheckResult(f"{what}: likeliest choice", share >= AGREEING, found, f">= {AGREEING:.0%}")
+    share = float((actual.argmax(-1) == expected.argmax(-1))[clear].mean())
+    measured = f"{share:.1%} of {clear.sum()} clear choices of {len(clear)}"
+    yield CheckResult(f"{label}: likeliest choice", share >= AGREEING, measured, f">= {AGREEING:.0%}")
 
 
 @torch.no_grad()
 def compare_drawing(
-    target: VerificationTarget, what: str, got: Array, want: Array, run: Run
+    target: VerificationTarget, label: str, got: Array, want: Array, run: Run
 ) -> Iterator[CheckResult]:
     """Compare a graph's states (M, D) with torch's, and the ids that torch's own graphs choose after each.
 
@@ -81,7 +81,7 @@ def compare_drawing(
     distributions are apart, whatever kind of head makes them, and also where none of the choices is clear.
     """
     precision, graphs = target.backbone_precision, target.reference.graphs
-    yield compare_directions(f"{what}: cosine of states", precision, got, want)
+    yield compare_directions(f"{label}: cosine of states", precision, got, want)
     ids: list[list[Array]] = [[], []]
     for call in run.calls_of(*(name for name, graph in graphs.items() if graph.role == "sample")):
         place = next((i for i, x in enumerate(call.inputs) if np.array_equal(x, run.hidden[call.step])), None)
@@ -92,13 +92,13 @@ def compare_drawing(
             for start in range(0, len(states) - rows + 1, rows):
                 inputs = list(map(torch.from_numpy, call.inputs))
                 inputs[place] = torch.from_numpy(states[start : start + rows]).float()
-                made = graphs[call.graph].function(*inputs)
-                outputs = made if isinstance(made, tuple) else (made,)
+                result = graphs[call.graph].function(*inputs)
+                outputs = result if isinstance(result, tuple) else (result,)
                 chosen += [x.numpy().ravel() for x in outputs if x.dtype == torch.int64]
         if sum(map(len, ids[0])) >= ENOUGH_CHOICES:
             break
     if ids[0]:
-        yield compare(f"{what}: choices with the same noise", precision, *map(np.concatenate, ids))
+        yield compare(f"{label}: choices with the same noise", precision, *map(np.concatenate, ids))
 
 
 def activations(target: VerificationTarget) -> Iterator[CheckResult]:
@@ -106,8 +106,8 @@ def activations(target: VerificationTarget) -> Iterator[CheckResult]:
     if target.record["dtype"] != "float16":
         return
     largest, where = _largest(target)
-    found = f"{largest:.4g} at {where}"
-    yield CheckResult("largest number inside the backbone", largest < HALF_MAX, found, f"< {HALF_MAX:.0f}")
+    measured = f"{largest:.4g} at {where}"
+    yield CheckResult("largest number inside the backbone", largest < HALF_MAX, measured, f"< {HALF_MAX:.0f}")
 
 
 def _largest(target: VerificationTarget) -> tuple[float, str]:
@@ -124,16 +124,16 @@ def _largest(target: VerificationTarget) -> tuple[float, str]:
         path = Path(aside) / "open.onnx"
         ir.save(model, path, external_data="open.data")
         session = onnxruntime.InferenceSession(str(path), quiet_options(), providers=["CPUExecutionProvider"])
-        found: dict[str, float] = {}
+        magnitudes: dict[str, float] = {}
         reference = target.reference
         runs = [reference.greedy[1]] if target.has("text") else []
         runs += [reference.drawn[1]] if target.has("drawing") else []
         for run in runs:
             feeds = _first_feed(target, run)
             for name, value in zip(names, session.run(names, feeds), strict=True):
-                found[name] = max(found.get(name, 0.0), magnitude(value))
-    where = max(found, key=found.__getitem__)
-    return found[where], where
+                magnitudes[name] = max(magnitudes.get(name, 0.0), magnitude(value))
+    where = max(magnitudes, key=magnitudes.__getitem__)
+    return magnitudes[where], where
 
 
 def _first_feed(target: VerificationTarget, run: Run) -> dict[str, Array]:
