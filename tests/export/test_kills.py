@@ -39,7 +39,7 @@ def test_an_export_that_was_killed_anywhere_never_blocks_the_next_one(
 ) -> None:
     """Its graphs are stood in for: what is tried is how one bundle takes the place of another."""
     backbone = SimpleNamespace(backbone=SimpleNamespace(context=64))
-    monkeypatch.setattr(exporting, "describe", lambda *_, **__: SimpleNamespace(model=backbone))
+    monkeypatch.setattr(exporting, "open_lazily", lambda *_, **__: SimpleNamespace(model=backbone))
     monkeypatch.setattr(exporting, "merge_adapters", lambda opened, _: opened)
 
     class Stand:
