@@ -41,7 +41,7 @@ def test_what_the_user_chose_about_telemetry_is_kept(tmp_path: Path) -> None:
 
 
 def test_onnx_runtime_is_imported_in_one_place_alone() -> None:
-    root = Path(library.__file__).parents[3]
+    root = Path(library.__file__).parents[4]
     files = [
         path for folder in ("janus_modular", "plugins", "export") for path in (root / folder).rglob("*.py")
     ]
