@@ -121,7 +121,7 @@ def checkpoint(plugins: Plugins, files: None) -> Path:
     code = (
         PLUGIN,
         ROOT / "plugins/janus_plugins/backbones/hf.py",
-        ROOT / "janus_modular/checkpoints/from_config.py",
+        ROOT / "janus_modular/checkpoints/assembly.py",
     )
     config = json.dumps(load(CONFIG, SMALL)).encode()
     return kept("composed", [config, *(file.read_bytes() for file in (GGUF, *code))], make)

@@ -316,7 +316,7 @@ def test_parts_that_cannot_be_sharded_are_found(tmp_path: Path) -> None:
     expected = {
         "passed": (module.Scaled((1,)), ""),
         "a scalar, which FSDP2 cannot cut": (module.Scaled(()), "scalar"),
-        "a weight that is remembered": (module.Remembering(), "layer.weight has no gradient, sharded"),
+        "a weight that is remembered": (module.Remembering(), "layer.weight has no gradient when sharded"),
     }
     try:
         for what, (head, note) in expected.items():
