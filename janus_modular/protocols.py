@@ -226,7 +226,7 @@ class CheckpointFormat(Protocol):
     model_type: str  # what its config.json calls itself
 
     def detect(self, config: Mapping[str, Any]) -> bool:
-        """Say whether a folder's parsed config.json is of this format."""
+        """Return True if a folder's parsed config.json is of this format."""
         ...
 
     def read_config(self, folder: Path) -> dict[str, Any]:

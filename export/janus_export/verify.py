@@ -104,7 +104,7 @@ def verify(
     layers: bool | None = None,
     tell: Callable[[str, str], None] = lambda variant, gate: None,
 ) -> list[Report]:
-    """Hold variants of a bundle (default: all) against the model they were made from, in torch and float32.
+    """Compare variants of a bundle (default: all) with the model they were made from, in torch and float32.
 
     ``runtime`` is what users are to run: every gate that computes does so in it, those before look at the
     ONNX graphs. One that has ``evidence`` (which engines, on which GPU) gets an entry in the manifest's
@@ -206,7 +206,7 @@ def _record(bundle: Bundle, key: str, report: Report, evidence: Mapping[str, str
 
 
 def lack_of_memory(against: str | Path) -> str | None:
-    """Say what is missing to verify a model as a whole: once in torch and once in a runtime, in float32."""
+    """Return what is missing to verify a model as a whole, in torch and in a runtime at once, in float32."""
     needed, free = 2 * float32_bytes(open_lazily(against)), free_bytes()
     if free is None or needed <= free:
         return None

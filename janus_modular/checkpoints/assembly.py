@@ -41,7 +41,7 @@ class ModelAssembly:
         processor: Processor | Callable[[], Processor],
         provenance: Provenance | None = None,
     ) -> None:
-        """Put parts together; a function in place of the processor is called when that is first needed."""
+        """Keep a model and its processor, or a function that makes the processor when it is first used."""
         self.model = model
         self.provenance = provenance or Provenance()
         self._processor = processor

@@ -58,19 +58,25 @@ def made_once(folder: Path) -> Iterator[bool]:
         yield not folder.exists()
 
 
+def save_random(raw: dict[str, Any], folder: Path, plugins: Plugins | None = None) -> None:
+    """Save the model of a config with weights of std 0.3: larger than at the start of a training, so that
+    choices are clear, and errors too.
+    """
+    torch.manual_seed(0)
+    assembly = ModelAssembly.from_config(resolve(raw, ModelConfig, plugins=plugins), plugins)
+    for weight in assembly.model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.3)
+    save(assembly, folder, plugins=plugins)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(shared: Path) -> Path:
     """configs/model/tiny with random weights; read only."""
     folder = shared / "tiny_checkpoint"
     with made_once(folder) as missing:
         if missing:
-            torch.manual_seed(0)
-            assembly = ModelAssembly.from_config(resolve(load("model/tiny"), ModelConfig))
-            model = assembly.model
-            for weight in model.parameters():
-                if weight.dim() > 1:  # larger than at the start of a training, so that choices are clear
-                    torch.nn.init.normal_(weight, std=0.3)
-            save(assembly, folder)
+            save_random(load("model/tiny"), folder)
     return folder
 
 
@@ -112,14 +118,7 @@ def several_codes_checkpoint(shared: Path, plugins: Plugins) -> Path:
     folder = shared / "several_codes_checkpoint"
     with made_once(folder) as missing:
         if missing:
-            torch.manual_seed(0)
-            raw = {**load("model/tiny"), "generation": SEVERAL}
-            assembly = ModelAssembly.from_config(resolve(raw, ModelConfig, plugins=plugins))
-            model = assembly.model
-            for weight in model.parameters():
-                if weight.dim() > 1:
-                    torch.nn.init.normal_(weight, std=0.3)
-            save(assembly, folder)
+            save_random({**load("model/tiny"), "generation": SEVERAL}, folder, plugins)
     return folder
 
 
@@ -140,19 +139,14 @@ def flow_checkpoint(shared: Path, plugins: Plugins) -> Path:
     folder = shared / "flow_checkpoint"
     with made_once(folder) as missing:
         if missing:
-            torch.manual_seed(0)
             raw = {**load("model/tiny", plugins=plugins), "generation": {"name": "flow"}}
-            assembly = ModelAssembly.from_config(resolve(raw, ModelConfig, plugins=plugins), plugins)
-            for weight in assembly.model.parameters():
-                if weight.dim() > 1:
-                    torch.nn.init.normal_(weight, std=0.3)
-            save(assembly, folder)
+            save_random(raw, folder, plugins)
     return folder
 
 
 @pytest.fixture
 def flow_bundle(shared: Path, flow_checkpoint: Path) -> Path:
-    """The bundle of `flow_checkpoint` in fp32 and fp16; read only: copy it to change it."""
+    """The bundle of `flow_checkpoint` in fp32, fp16 and cpu-int8; read only: copy it to change it."""
     folder = shared / "flow_bundle"
     with made_once(folder) as missing:
         if missing:

@@ -46,7 +46,7 @@ def bench(
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
-    """Say the numbers as a person reads them."""
+    """Return the measurements as text for a terminal."""
     ran, machine = facts["ran"], facts["machine"]
     setup = " ".join(str(ran[key]) for key in ("runtime", "variant", "dtype", "device") if ran[key])
     load = "" if machine["load_average"] is None else f", load {machine['load_average']:.1f}"

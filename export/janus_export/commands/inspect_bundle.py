@@ -85,7 +85,11 @@ def gather(bundle: Bundle) -> dict[str, Any]:
         "checkpoint_bytes": checkpoint,
         "axes": manifest["axes"],
         "graphs": [
-            {"graph": name, "takes": _slots(graph["inputs"]), "gives": _slots(graph["outputs"])}
+            {
+                "graph": name,
+                "takes": _describe_tensors(graph["inputs"]),
+                "gives": _describe_tensors(graph["outputs"]),
+            }
             for name, graph in bundle.graphs.items()
         ],
         "variants": [
@@ -111,7 +115,7 @@ def gather(bundle: Bundle) -> dict[str, Any]:
 
 
 def describe_build(built: dict[str, Any], graphs: int) -> str:
-    """Say on one line what a set of engines is, of that many graphs that there are."""
+    """Describe a set of engines on one line; ``graphs`` is the number of graphs in the bundle."""
     engines = built["engines"].values()
     size, seconds = sum(engine["bytes"] for engine in engines), sum(engine["seconds"] for engine in engines)
     builder = f"{built['target']} {built['builder']} for {', '.join(built['arch'])}"
@@ -135,12 +139,12 @@ def proven(parity: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def describe_run(run: dict[str, Any]) -> str:
-    """Say on one line how a verification came out, when, and on what it ran."""
+    """Describe the result of a verification on one line: outcome, time, and device."""
     return f"{'passed' if run['passed'] else 'FAILED'}, {run['at']}, {run['how']}"
 
 
 def _offers(plugins: Iterable[dict[str, Any]]) -> list[str]:
-    """Say who offered a bundle's parts: a distribution and its version, or a local file, and which parts."""
+    """Return a line for each origin of a bundle's components: a distribution and its version, or a file."""
     provided: dict[str, list[str]] = {}
     for component in plugins:
         offers = component["file"] or f"{component['dist']} {component['version']}"
@@ -165,13 +169,13 @@ def _megabytes(size: int | None) -> str:
     return "of unknown size" if size is None else f"{size / 1e6:,.2f} MB"
 
 
-def _slots(slots: Iterable[dict[str, Any]]) -> str:
-    """Say slots on one line; caches, which come by the dozen, as one."""
+def _describe_tensors(tensors: Iterable[dict[str, Any]]) -> str:
+    """Describe inputs or outputs on one line; the tensors of the cache are summed up."""
     words: dict[str, int] = {}
-    for slot in slots:
-        name, _, number = slot["name"].rpartition("_")
-        word = f"{name}_*" if number.isdigit() else slot["name"]
-        word += f" ({', '.join(map(str, slot['shape']))})"
+    for tensor in tensors:
+        name, _, number = tensor["name"].rpartition("_")
+        word = f"{name}_*" if number.isdigit() else tensor["name"]
+        word += f" ({', '.join(map(str, tensor['shape']))})"
         words[word] = words.get(word, 0) + 1
     return "; ".join(word if count == 1 else f"{count} {word}" for word, count in words.items())
 

@@ -33,7 +33,7 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Hold a bundle against its model, from files to whole drawings; results go into its manifest."""
+    """Compare a bundle with its model, from files to whole drawings; results go into its manifest."""
     from rich.console import Console
 
     from janus_modular.errors import require_extras

@@ -28,7 +28,7 @@ def engines(target: VerificationTarget) -> Iterator[CheckResult]:
 
 
 def _fault(target: VerificationTarget, engine_set: EngineSet, graph: str, lengths: Lengths) -> str:
-    """Say what is wrong with an engine; nothing where nothing is."""
+    """Return what is wrong with an engine; "" if nothing is."""
     engine, bundle = engine_set.engines[graph], target.bundle
     if graph not in bundle.graphs:
         return "there is no such graph"

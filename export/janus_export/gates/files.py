@@ -28,7 +28,7 @@ MASK, PAST_KEY, PRESENT_KEY = 3, 4, 1  # where Attention takes and gives them
 
 
 def checker(target: VerificationTarget) -> Iterator[CheckResult]:
-    """Let ONNX' own checker read every graph, and infer the shapes inside."""
+    """Check every graph with ONNX' own checker, which infers the shapes inside."""
     for name, file in target.record["files"].items():
         try:
             with _without_links(target.bundle, file) as path:

@@ -201,7 +201,7 @@ class IsolatedGraph:
         return {name: value.copy() for name, value in zip(self.outputs, results, strict=True)}
 
     def __exit__(self, *_: object) -> None:
-        """Let it go at once: sessions are in cycles, and the next one needs the memory."""
+        """Free the session at once: it is in a reference cycle, and the next graph needs its memory."""
         del self.session
         gc.collect()
         self.folder.cleanup()

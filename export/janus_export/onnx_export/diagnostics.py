@@ -81,7 +81,7 @@ def _named(path: str, module_type: str) -> str:
 
 
 def _reason(error: Exception, operator: str | None) -> str:
-    """Say what a module did, and what to do about it."""
+    """Return what a module did that no graph can do, and how to fix it."""
     message = (str(error).strip() or type(error).__name__).splitlines()[0]
     if operator is not None and type(error).__name__ == "DispatchError":
         return (

@@ -328,7 +328,7 @@ class _Export:
 
 
 def describe_source(named: str, opened: LazyCheckpoint) -> dict[str, Any]:
-    """Say which checkpoint this is; weight files by size and time, since hashing them takes a while."""
+    """Return the record of the source checkpoint; of weight files size and time, as hashing is slow."""
     text = (opened.folder / "config.json").read_bytes()
     return {
         "path": named,

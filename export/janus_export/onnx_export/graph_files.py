@@ -39,7 +39,7 @@ def save_graph(model: ir.Model, path: Path) -> None:
 
 
 def constants_as_tensors(model: ir.Model) -> None:
-    """Let every Constant hold a tensor (``value``), in place of bare numbers."""
+    """Make every Constant hold a tensor (``value``) instead of bare numbers."""
     for node in model.graph.all_nodes():
         if node.op_type != "Constant" or node.domain:
             continue

@@ -18,7 +18,7 @@ RECORDED = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 
 def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
-    """Say what a runtime has to know of a model beside its graphs."""
+    """Return what a runtime needs of a model beside its graphs."""
     path, spec = model.generation, model.understanding.encoder.pixels
     return {
         "context": model.backbone.context,
@@ -71,13 +71,13 @@ def describe_axes(graphs: Iterable[Graph]) -> dict[str, Any]:
 
 
 def describe_cache(graphs: Iterable[Graph]) -> dict[str, Any]:
-    """Say how keys and values are kept."""
+    """Return how keys and values are stored."""
     layers = next(len(graph.aliases) // 2 for graph in graphs if graph.name == "backbone")
     return {"form": "rows, heads, capacity, width", "layers": layers, "written": "in place, at write_index"}
 
 
 def describe_rounding(quantization: QuantizationSpec, outcome: Outcome) -> dict[str, Any]:
-    """Say how weights were quantised, which, and why others in the same graphs were not."""
+    """Return how weights were quantised, which ones, and why others in the same graphs were not."""
     return {
         "bits": quantization.bits,
         "block_size": quantization.block_size,
@@ -100,7 +100,7 @@ def compose_manifest(
     variants: Mapping[str, Any],
     files: Mapping[str, tuple[str, int]],
 ) -> dict[str, Any]:
-    """Put a manifest together; ``files`` are hashes and sizes."""
+    """Return a whole manifest; ``files`` are hashes and sizes."""
     graphs = list(graphs)
     records = describe_graphs(graphs)
     manifest = {

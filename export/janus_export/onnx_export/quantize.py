@@ -54,7 +54,7 @@ def quantize(
     bits: Mapping[str, int],
     beside: Mapping[str, ir.Model] | None = None,
 ) -> Outcome:
-    """Let the graphs of a variant take quantised weights; report on every weight matrix of those in ``bits``.
+    """Make the graphs of a variant take quantised weights; report on each weight matrix of those in ``bits``.
 
     A weight that several graphs take has the most bits that any of them asks for; ``beside`` are graphs that
     ask too, and stay as they are.
@@ -103,7 +103,7 @@ def quantize(
 def stored(
     names: Sequence[str], source: Source, quantizations: Mapping[str, QuantizationSpec], scale: Any
 ) -> list[Stored]:
-    """Say how to write codes and scales (of numpy dtype ``scale``) by their names, piece by piece.
+    """Return functions that write codes and scales (of numpy dtype ``scale``) by their names, piece by piece.
 
     ``roundings`` are those of weights, by name.
     """
@@ -220,7 +220,7 @@ def _as_nbits(graph: ir.Model, node: ir.Node, name: str, quantization: Quantizat
 
 
 def _as_qdq(graph: ir.Model, node: ir.Node, name: str, quantization: QuantizationSpec) -> None:
-    """Put a DequantizeLinear in blocks between a Gemm and its weight."""
+    """Insert a blockwise DequantizeLinear between a Gemm and its weight."""
     weight = node.inputs[1]
     assert weight is not None
     rows, width, blocks = _sizes(weight, quantization)

@@ -32,7 +32,7 @@ class ExportState:
         folder.mkdir(parents=True, exist_ok=True)
 
     def has(self, path: Path) -> bool:
-        """Say whether a file is finished, and as it was then."""
+        """Return True if a file is finished and unchanged since then."""
         return path.is_file() and self.done.get(path.name) == sha256(path)
 
     def note(self, name: str, value: str) -> None:

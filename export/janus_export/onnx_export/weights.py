@@ -34,7 +34,7 @@ def native_names(model: nn.Module) -> dict[str, str]:
 
 
 def detach(graph: ir.Model, names: Mapping[str, str], weight_set: str) -> None:
-    """Let the weights of a fresh graph point to their stored names in ``weights/WEIGHT_SET``.
+    """Point the weights of a fresh graph to their stored names in ``weights/WEIGHT_SET``.
 
     Raises:
         ExportError: the graph holds a weight that the model's state dict does not name.
@@ -145,7 +145,7 @@ class Source:
                 raise ExportError(f"{origin}: {name} is {shape}, its config says {self.shapes[stored]}")
 
     def stored(self, names: Iterable[str], dtype: torch.dtype) -> list[Stored]:
-        """Say how to write these weights in ``dtype``; integers keep their own."""
+        """Return functions that write these weights in ``dtype``; integers keep their own."""
         return [
             Stored(
                 name,

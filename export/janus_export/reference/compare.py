@@ -1,6 +1,6 @@
 """How near a graph must come to the model: what is measured, and the limits, by how weights are rounded.
 
-A kind is "exact" (float32), "half" (16 bits), or 8 or 4 bits.
+A precision is "exact" (float32), "half" (16 bits), or 8 or 4 bits.
 """
 
 from __future__ import annotations
@@ -122,12 +122,12 @@ def relative_error(got: Array, want: Array, *, centre: bool = False) -> float:
 
 
 def rows_alike(got: Array, want: Array, rows: int) -> Array:
-    """Say of each of ``rows`` whether the same was chosen for it; under guidance two rows take one choice.
+    """Return for each of ``rows`` whether its choice is the same; under guidance two rows share a choice.
 
     Choices are (N,), or (N, S) of several codes a position.
     """
-    compare_directions = (got == want).reshape(len(want), -1).all(axis=1)
-    return np.tile(compare_directions, rows // len(want))
+    same = (got == want).reshape(len(want), -1).all(axis=1)
+    return np.tile(same, rows // len(want))
 
 
 def magnitude(value: Array) -> float:

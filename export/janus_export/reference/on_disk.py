@@ -70,13 +70,13 @@ def leave_on_disk(opened: LazyCheckpoint) -> JanusModel:
 
 
 def float32_bytes(opened: LazyCheckpoint) -> int:
-    """Say how much memory the weights of a checkpoint take in float32, tied ones once."""
+    """Return how many bytes the weights of a checkpoint take in float32, tied ones once."""
     weights = {id(weight): weight for weight in opened.model.state_dict(keep_vars=True).values()}
     return sum(4 * weight.numel() for weight in weights.values())
 
 
 def free_bytes() -> int | None:
-    """Say how much memory there is to have; None where the system does not tell."""
+    """Return the bytes of memory that are available; None if the system does not say."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():  # counts what the file cache would give up, too
         lines = dict(line.split(":") for line in meminfo.read_text("ascii").splitlines())

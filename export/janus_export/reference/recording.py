@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from janus_export.errors import ExportError
 from janus_modular import Sequence as Prompt
 from janus_modular import SessionWrapper
 from janus_modular.protocols import Runtime, Session
@@ -46,7 +47,10 @@ class Run:
 
 
 class RecordingSession(SessionWrapper):
-    """A session that records what goes through it."""
+    """A session that records what goes through it: prompts of all rows, and steps of one position.
+
+    Other requests are errors: a run that cannot be replayed would be verified in part without a word.
+    """
 
     def __init__(self, session: Session, run: Run) -> None:
         super().__init__(session)
@@ -62,6 +66,22 @@ class RecordingSession(SessionWrapper):
         self.run_.fed.append((self._copied(x), None if active is None else active.copy()))
         return self._recorded(self.session.step(x, active))
 
+    def admit(self, prompts: Sequence[Prompt], rows: Iterable[int]) -> Any:
+        """Raise ExportError: rows that come and go are not recorded."""
+        raise self._unrecorded("admit")
+
+    def extend(self, x: Any, counts: Any = None) -> Any:
+        """Raise ExportError: steps of several positions are not recorded."""
+        raise self._unrecorded("extend")
+
+    def truncate(self, lengths: Any) -> None:
+        """Raise ExportError: rows that are cut are not recorded."""
+        raise self._unrecorded("truncate")
+
+    def free(self, rows: Iterable[int]) -> None:
+        """Raise ExportError: rows that come and go are not recorded."""
+        raise self._unrecorded("free")
+
     def run(self, name: str, *inputs: Any) -> Any:
         """Record a call of a graph."""
         copies = tuple(
@@ -72,6 +92,14 @@ class RecordingSession(SessionWrapper):
         outputs = result if isinstance(result, tuple) else (result,)
         self.run_.calls.append(GraphCall(name, copies, tuple(map(self._copied, outputs)), len(self.run_.fed)))
         return result
+
+    @staticmethod
+    def _unrecorded(method: str) -> ExportError:
+        return ExportError(
+            f"the sampler calls session.{method}(), which verify cannot replay; expected prefill(),"
+            " step() and run() alone. Verify with a sampler that uses only these: save the model with another"
+            " text_sampler or image_sampler."
+        )
 
     def _recorded(self, hidden: Any) -> Any:
         self.run_.hidden.append(self._copied(hidden))

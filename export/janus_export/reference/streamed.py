@@ -89,7 +89,7 @@ class StreamedReference(Reference):
 
 @contextmanager
 def listening(backbone: Any, stack: nn.ModuleList) -> Iterator[list[ForwardPass]]:
-    """Take down the forward passes of a backbone; positions are filled in by who knows them."""
+    """Record the forward passes of a backbone; the caller fills in their positions."""
     recorded: list[ForwardPass] = []
     states: list[Array] = []
 

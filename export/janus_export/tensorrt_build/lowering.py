@@ -49,7 +49,7 @@ def check(model: ir.Model, name: str) -> None:
 
 
 def pin(model: ir.Model, sizes: dict[str, int]) -> None:
-    """Give named axes a fixed length, everywhere."""
+    """Fix the lengths of named axes in all shapes of a graph."""
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     for value in values:
         if value.shape is not None:

@@ -24,8 +24,9 @@ from janus_export.runtimes.memory import (
 )
 from janus_export.runtimes.ort.binding import Binding
 from janus_export.runtimes.prompts import embed
-from janus_modular import BaseSession, refuse_not_finite
+from janus_export.runtimes.session import BundleSession
 from janus_modular import Sequence as Prompt
+from janus_modular import refuse_not_finite
 from janus_modular.interfaces import TensorSpec
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class BoundStep:
     hidden: Buffer  # (rows, W, D)
 
 
-class OnnxSession(BaseSession):
+class OnnxSession(BundleSession):
     """A `janus_modular.Session`. Open one for every run: it holds the cache.
 
     Steps exchange tensors in place: the backbone writes ``hidden``, graphs that sample read it and write
@@ -57,14 +58,8 @@ class OnnxSession(BaseSession):
 
     def __init__(self, runtime: OnnxRuntime, max_seq_len: int, rows: int | None = None) -> None:
         """Prepare rows with room for ``max_seq_len`` positions; no memory is allocated yet."""
-        super().__init__(max_seq_len, rows)
+        super().__init__(runtime, max_seq_len, rows)
         self.runtime = runtime
-        self.hidden_size = runtime.hidden_size
-        model = runtime.bundle.manifest["model"]
-        self.vocab_size: int = model["vocab_size"]
-        self.pad_id: int = model["pad_id"]
-        self.image_positions: int = model["image_target"]["positions"]
-        self.sizes: Mapping[str, Any] = model["sizes"]
         self.step_buffers: dict[tuple[str, int], Buffer] = {}  # x and hidden (n, D), by name and n
         self.sampler_calls: dict[str, Binding] = {}
         self.token_logs: dict[tuple[str, tuple[int, ...]], TokenLog] = {}

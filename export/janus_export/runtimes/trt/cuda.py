@@ -119,11 +119,11 @@ class Gpu:
             self._do("cudaGraphDestroy", graph)
 
     def launch(self, graph: CapturedGraph) -> None:
-        """Put the work of a graph on the stream."""
+        """Enqueue a captured graph on the stream."""
         self._put("cudaGraphLaunch", graph.handle)
 
     def release(self, how: str, handle: Any) -> None:
-        """Give something back once work under way is done with it; CUDA itself waits to free memory.
+        """Release an object once the work under way no longer uses it; CUDA itself waits to free memory.
 
         It is called whenever Python collects garbage, a capture included, which it would spoil.
         """

@@ -25,7 +25,7 @@ class CapturedStep:
         self.captured_at: list[int] | None = None
 
     def run(self) -> None:
-        """Put the work on the stream, as a graph if there is one."""
+        """Enqueue the work on the stream, as a CUDA graph if one was captured."""
         if self.graph is not None and self.captured_at == self._changes():
             self.gpu.launch(self.graph)
             return

@@ -173,7 +173,7 @@ class Context:
         self._bound = weakref.ref(binding)
 
     def enqueue(self, binding: Binding) -> None:
-        """Put the engine's work on the stream."""
+        """Enqueue the engine's work on the stream."""
         self.bind(binding)
         self._check(self.handle.execute_async_v3(self.gpu.stream), "enqueuing it")
 
@@ -208,7 +208,7 @@ class Binding:
         self.context.bind(self)
 
     def enqueue(self) -> None:
-        """Put the work on the stream."""
+        """Enqueue the work on the stream."""
         self.context.enqueue(self)
 
 

@@ -108,7 +108,7 @@ class TensorRTRuntime:
         return self._opened[name]
 
     def enqueue(self, name: str, inputs: Sequence[Any]) -> tuple[DeviceTensor, ...]:
-        """Put a graph on the stream, with inputs in numpy or on the GPU; return its outputs, written later.
+        """Enqueue a graph, with inputs in numpy or on the GPU; return its outputs, written later.
 
         Where a `MAGNITUDE` is among it, the caller checks it (`check_magnitude`) once it is there. More
         images than the engine takes at once go through it in several runs.

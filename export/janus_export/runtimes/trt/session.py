@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from janus_export.bundle.contract import check_magnitude
 from janus_export.runtimes.kv_cache import KVCache
 from janus_export.runtimes.prompts import embed
+from janus_export.runtimes.session import BundleSession
 from janus_export.runtimes.trt.cuda_graphs import CapturedStep
 from janus_export.runtimes.trt.engine import Binding
 from janus_export.runtimes.trt.memory import ALIGNMENT, Column, DeviceTensor, HostInputs, join
 from janus_export.runtimes.trt.sampler_calls import SamplerCall
-from janus_modular import BaseSession, refuse_not_finite
 from janus_modular import Sequence as Prompt
+from janus_modular import refuse_not_finite
 
 if TYPE_CHECKING:
     from janus_export.runtimes.trt.runtime import TensorRTRuntime
@@ -35,7 +36,7 @@ class BoundStep:
     host_inputs: HostInputs
 
 
-class TensorRTSession(BaseSession):
+class TensorRTSession(BundleSession):
     """A `janus_modular.Session`. Open one for every run: it holds the cache.
 
     Nothing waits but `to_host` (and, every ``sync_every`` steps, the host for the GPU, so that progress is
@@ -45,14 +46,8 @@ class TensorRTSession(BaseSession):
 
     def __init__(self, runtime: TensorRTRuntime, max_seq_len: int, rows: int | None = None) -> None:
         """Prepare rows with room for ``max_seq_len`` positions; no memory is allocated yet."""
-        super().__init__(max_seq_len, rows)
+        super().__init__(runtime, max_seq_len, rows)
         self.runtime, self.gpu = runtime, runtime.gpu
-        self.hidden_size = runtime.hidden_size
-        model = runtime.bundle.manifest["model"]
-        self.vocab_size: int = model["vocab_size"]
-        self.pad_id: int = model["pad_id"]
-        self.image_positions: int = model["image_target"]["positions"]
-        self.sizes: Mapping[str, Any] = model["sizes"]
         self.step_buffers: dict[tuple[str, tuple[int, ...]], DeviceTensor] = {}  # x and hidden, by shape
         self.sampler_calls: dict[Any, SamplerCall] = {}
         self.pending: SamplerCall | None = None
@@ -227,12 +222,12 @@ class TensorRTSession(BaseSession):
         return read
 
     def _flush(self) -> None:
-        """Put a graph that was put off on the stream."""
+        """Enqueue the graph that was deferred."""
         if self.pending:
             self._enqueue()
 
     def _enqueue(self, *bindings: Binding) -> None:
-        """Put a graph that was put off on the stream, together with what follows it."""
+        """Enqueue the graph that was deferred, together with the work that follows it."""
         pending, self.pending = self.pending, None
         together = (pending.binding, *bindings) if pending else bindings
         if together not in self.captured:

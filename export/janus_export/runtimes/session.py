@@ -1,0 +1,22 @@
+"""What sessions of every runtime know of the bundle that they run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from janus_modular import BaseSession
+
+
+class BundleSession(BaseSession):
+    """A session whose sizes are those in a bundle's manifest; a runtime adds the arithmetic."""
+
+    def __init__(self, runtime: Any, max_seq_len: int, rows: int | None) -> None:
+        """Open a session of a runtime with ``bundle`` and ``hidden_size``; no memory is allocated yet."""
+        super().__init__(max_seq_len, rows)
+        model: Mapping[str, Any] = runtime.bundle.manifest["model"]
+        self.hidden_size = runtime.hidden_size
+        self.vocab_size = model["vocab_size"]
+        self.pad_id = model["pad_id"]
+        self.image_positions = model["image_target"]["positions"]
+        self.sizes = model["sizes"]
