@@ -123,4 +123,4 @@ def test_doctor_says_whom_to_choose_from_and_who_is_loud(site: Path) -> None:
     done = janus(site, "plugins", "doctor", JANUS_DISABLE_PLUGINS=off)
     assert done.returncode == 0
     assert "'twice' in adaptors is provided by acme-one 0.2 and acme-two 0.2" in done.stdout
-    assert "Plugin 'loud' (acme-loud 0.2) works.\n  it printed: look at me" in done.stdout
+    assert "Plugin 'loud' (acme-loud 0.2) works.\n  its output: look at me" in done.stdout

@@ -88,7 +88,7 @@ def test_a_bundle_for_drawing_is_measured_and_compared_in_drawing_alone(
 ):
     done = CliRunner().invoke(app, ["bench", str(drawing_bundle), "--tokens", "2", "--rounds", "1"])
     assert done.exit_code == 0, done.output
-    assert "codes/s" in done.stdout
+    assert "positions/s" in done.stdout
     assert "tokens/s" not in done.stdout
     [report] = verify(drawing_bundle, tiny_checkpoint, gates=["rounding"])
     assert {check.name.partition(":")[0] for check in report.checks["rounding"]} == {"drawings"}
