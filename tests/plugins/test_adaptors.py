@@ -128,7 +128,7 @@ class Positions(nn.Module):
         super().__init__()
         self.config = config
         self.linear = nn.Linear(feature_dim, hidden_size)
-        self.positions = nn.Parameter(0.02 * torch.randn(16, hidden_size))
+        self.positions = nn.Parameter(torch.SCALE(16, hidden_size))
 
     def num_tokens(self, grid):
         return grid[0] * grid[1]
@@ -142,10 +142,14 @@ def register_adaptors(registry):
 """
 
 
-def test_drawing_refuses_an_adaptor_that_uses_positions_of_codes(plugins: Plugins, tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_meta", [False, True])
+@pytest.mark.parametrize("initial", ["zeros", "randn"])
+def test_drawing_refuses_an_adaptor_that_uses_positions_of_codes(
+    plugins: Plugins, tmp_path: Path, initial: str, on_meta: bool
+) -> None:
     """It would add every position's embedding in training, and that of the first position in sampling."""
-    (tmp_path / "positions.py").write_text(POSITIONS)
+    (tmp_path / "positions.py").write_text(POSITIONS.replace("SCALE", initial))
     plugins.add_file(tmp_path / "positions.py")
     config = resolve(load("tiny", ["generation.adaptor=positions"], plugins), ModelConfig, plugins)
     with pytest.raises(ConfigError, match="'positions' embeds a code among 4x4 codes otherwise than alone"):
-        build_model(config, plugins)
+        build_model(config, plugins, on_meta=on_meta)
