@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 from janus_modular.cli import chat, config, convert, data, draw, env, info, plugins, train
 from janus_modular.errors import JanusError, PluginError, missing_extra
 from janus_modular.foreign import printable
+from janus_modular.renamed import RENAMED
 
 IN_SUBPROCESS = (["plugins", "doctor"], ["plugins", "show"])
 """Commands that load plugin files in subprocesses, because they diagnose files that fail or hang."""
@@ -71,7 +72,11 @@ class JanusGroup(TyperGroup):
     """Accepts global options anywhere on the line, and prints a `JanusError` with exit code 2."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Move global options to the front, where the parser expects them."""
+        """Move global options to the front, where the parser expects them.
+
+        Raises:
+            typer.BadParameter: an option has its name of the previous version; says the new one.
+        """
         front: list[str] = []
         rest: list[str] = []
         line = iter(args)
@@ -82,6 +87,8 @@ class JanusGroup(TyperGroup):
                 front.append(word)
             elif word in GLOBAL_OPTIONS:
                 front += [word, *[value for value in [next(line, None)] if value is not None]]
+            elif word.startswith("--") and (names := RENAMED.get(word.partition("=")[0])):
+                raise typer.BadParameter(f"{word.partition('=')[0]} is called {' or '.join(names)} now.")
             else:
                 rest.append(word)
         ctx.obj = rest[:2]  # the command

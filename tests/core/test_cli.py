@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from janus_modular.cli.app import app
 
 HEAVY = ("torch", "transformers", "numpy", "jinja2")
 PLUGIN = """
@@ -209,3 +212,10 @@ def test_doctor_finds_broken_plugins(tmp_path: Path, source: str, expected: str)
     assert expected in done.stdout
     assert "broken" in done.stdout
     assert "names 'nobody'" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--layout", "native"], ["--layout=native"]])
+def test_an_option_of_the_previous_version_is_an_error_with_its_new_name(words: list[str]) -> None:
+    done = CliRunner().invoke(app, ["convert", "a", "b", *words])
+    assert done.exit_code == 2
+    assert "--layout is called --format now" in done.output
