@@ -75,8 +75,9 @@ def main() -> None:
     parser.add_argument("config", help="a shipped model config")
     parser.add_argument("folder", type=Path, help="to write; must not exist")
     parser.add_argument("--precision", choices=KINDS, default="bf16")
-    asked = parser.parse_args()
-    print(f"{asked.folder}: {write_janus(asked.config, [], asked.precision, asked.folder) / 1e9:.1f} GB")
+    arguments = parser.parse_args()
+    size = write_janus(arguments.config, [], arguments.precision, arguments.folder)
+    print(f"{arguments.folder}: {size / 1e9:.1f} GB")
 
 
 if __name__ == "__main__":

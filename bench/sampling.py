@@ -59,8 +59,8 @@ def model(size: str, dtype: torch.dtype, folder: Path) -> None:
 
 def contestants(janus: Janus, theirs: Any) -> dict[str, dict[str, Callable[[], Any]]]:
     """Return what is timed, by task and by who does it."""
-    asked = janus.processor.draw_prompt("an image of something that nobody has ever seen before")
-    ids = torch.from_numpy(np.asarray(asked.tokens))[None].to(theirs.device)
+    prompt = janus.processor.draw_prompt("an image of something that nobody has ever seen before")
+    ids = torch.from_numpy(np.asarray(prompt.tokens))[None].to(theirs.device)
     drawn = janus.model.generation.num_tokens
     common = {
         "attention_mask": torch.ones_like(ids),
@@ -69,13 +69,13 @@ def contestants(janus: Janus, theirs: Any) -> dict[str, dict[str, Callable[[], A
     }
 
     def answer() -> None:
-        session = janus.runtime.open(max_seq_len=len(asked) + WORDS)
-        for _ in sample_text(session, [asked], TextSettings(max_tokens=WORDS)):
+        session = janus.runtime.open(max_seq_len=len(prompt) + WORDS)
+        for _ in sample_text(session, [prompt], TextSettings(max_tokens=WORDS)):
             pass
 
     def paint() -> None:
-        session = janus.runtime.open(max_seq_len=len(asked) + drawn)
-        for _ in draw(session, [asked], DrawSettings(guidance=5.0)):
+        session = janus.runtime.open(max_seq_len=len(prompt) + drawn)
+        for _ in draw(session, [prompt], DrawSettings(guidance=5.0)):
             pass
 
     def their_answer() -> None:
@@ -112,18 +112,20 @@ def main() -> None:
     parser.add_argument("--size", choices=("small", "1b"), default="small")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    asked = parser.parse_args()
-    rounds, dtype = asked.rounds, getattr(torch, asked.dtype)
+    arguments = parser.parse_args()
+    rounds, dtype = arguments.rounds, getattr(torch, arguments.dtype)
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        model(asked.size, dtype, folder)
-        janus = Janus.from_pretrained(folder, device=asked.device, dtype=asked.dtype)
-        theirs = JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval().to(asked.device)
+        model(arguments.size, dtype, folder)
+        janus = Janus.from_pretrained(folder, device=arguments.device, dtype=arguments.dtype)
+        theirs = (
+            JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval().to(arguments.device)
+        )
         tasks = contestants(janus, theirs)
-    where = torch.cuda.get_device_name(asked.device) if theirs.device.type == "cuda" else "CPU"
+    where = torch.cuda.get_device_name(arguments.device) if theirs.device.type == "cuda" else "CPU"
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{versions}, {where}, {asked.dtype}, {torch.get_num_threads()} threads\n")
+    print(f"{versions}, {where}, {arguments.dtype}, {torch.get_num_threads()} threads\n")
     print("| task | janus-modular, s | transformers, s | ratio |\n| --- | ---: | ---: | ---: |")
     for task, runs in tasks.items():
         for run in runs.values():

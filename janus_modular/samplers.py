@@ -154,7 +154,7 @@ def batches(
 def _protocol_error(output: str, sampler: str, deviation: str, expected: str) -> CheckError:
     return CheckError(
         f"the {output} sampler '{sampler}' {deviation}; expected {expected}.\n"
-        f"Choose another one, or fix it: docs/reference/hooks.md has the protocol of {output} samplers."
+        f"Choose another sampler, or fix this: docs/reference/hooks.md has the protocol of {output} samplers."
     )
 
 

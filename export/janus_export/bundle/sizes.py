@@ -40,7 +40,7 @@ def parse_bytes(text: str) -> int:
     """Return the bytes that a size such as ``2GB`` or ``1.5 GiB`` stands for.
 
     Raises:
-        ValueError: it has no unit, another one, or is no number of bytes from 1 to `MOST_BYTES`.
+        ValueError: the unit is missing or unknown, or the size is not from 1 to `MOST_BYTES` bytes.
     """
     parts = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text.strip(), re.ASCII)
     size = float(parts[1]) * UNITS.get(parts[2], 0) if parts else 0.0

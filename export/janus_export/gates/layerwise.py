@@ -1,8 +1,8 @@
-"""Gates for models too large for float32 in memory: every part alone, the backbone layer by layer.
+"""Gates for models too large for float32 in memory: every graph alone, the backbone layer by layer.
 
-Torch reads its weights as it goes, and what each layer is given on prompts and in some steps is taken down.
-The graph is run in pieces: each layer on what torch's was given, and all of them in turn. So no more is in
-memory than one layer, or one of the other parts.
+Torch reads the weights of a layer when the layer runs, and the inputs of each layer are recorded for prompts
+and for some steps. Each layer of the graph is run on the recorded input of torch's layer, and then all layers
+one after the other. Memory never holds more than one layer, or one of the other graphs.
 """
 
 from __future__ import annotations

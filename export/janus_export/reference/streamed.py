@@ -25,17 +25,17 @@ STEPS = 2  # after the prompts
 
 @dataclass
 class ForwardPass:
-    """One forward pass of torch's backbone, taken down: R rows, T positions, D wide."""
+    """A recorded forward pass of torch's backbone: R rows, T positions, hidden size D."""
 
     x: Array  # (R, T, D)
     at: Array  # positions (R, T)
     counts: Array  # (R, T): False where a shorter row is at its end
     hidden: Array  # (R, T, D)
-    states: list[Array]  # (R, T, D) each: what each layer is given, then what the last one gives
+    states: list[Array]  # (R, T, D) each: the inputs of all layers, then the output of the last layer
 
 
 class StreamedReference(Reference):
-    """The model in torch, its weights on disk, and what its layers say to prompts of drawings."""
+    """The model in torch, its weights on disk, and its layers' inputs and outputs for prompts of drawings."""
 
     is_streamed = True
 
