@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 EVERY = 0.02  # seconds
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+LARGE = 2**20  # bytes
 
 
 def peak_memory(pid: int | str = "self") -> int | None:
@@ -18,6 +22,18 @@ def peak_memory(pid: int | str = "self") -> int | None:
 def anonymous_memory(pid: int | str = "self") -> int | None:
     """Return what a process holds that is no mapped file, in bytes; None off Linux, or where it has ended."""
     return _status("RssAnon", pid)
+
+
+def return_large_blocks() -> None:
+    """Have glibc give each block of at least 1 MiB back to the system when it is freed, from now on.
+
+    By itself glibc raises this bound to the size of what was freed, up to 32 MiB, and keeps such blocks in a
+    heap whose holes it cannot give back: in 2 of 13 runs, weights of 16 MiB that were read one at a time
+    left three times the memory that they took. The call is for the whole process, costs page faults alone,
+    and has no effect with another C library.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 class AnonymousPeak:
