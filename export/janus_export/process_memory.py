@@ -1,17 +1,18 @@
-"""How much memory a process takes, as Linux says it; elsewhere nothing is known, and None is said."""
+"""The memory of a process: how much it takes, and when freed blocks go back to the system. Linux alone."""
 
 from __future__ import annotations
 
 import ctypes
 import re
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 EVERY = 0.02  # seconds
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
-LARGE = 2**20  # bytes
+M_MMAP_THRESHOLD = -3  # mallopt's name for it, in glibc's malloc.h
+MMAP_THRESHOLD = 2**20  # bytes
 
 
 def peak_memory(pid: int | str = "self") -> int | None:
@@ -24,16 +25,16 @@ def anonymous_memory(pid: int | str = "self") -> int | None:
     return _status("RssAnon", pid)
 
 
-def return_large_blocks() -> None:
-    """Have glibc give each block of at least 1 MiB back to the system when it is freed, from now on.
+def fix_mmap_threshold() -> None:
+    """Have glibc map each block of 1 MiB or more, which gives it back to the system when it is freed.
 
-    By itself glibc raises this bound to the size of what was freed, up to 32 MiB, and keeps such blocks in a
-    heap whose holes it cannot give back: in 2 of 13 runs, weights of 16 MiB that were read one at a time
-    left three times the memory that they took. The call is for the whole process, costs page faults alone,
-    and has no effect with another C library.
+    By itself glibc raises the threshold to the size of a block that was freed, up to 32 MiB, and then keeps
+    such blocks in a heap whose holes it cannot give back (mallopt(3), M_MMAP_THRESHOLD). The setting is for
+    the whole process, from now on; another C library has no such threshold, and nothing is set.
     """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # musl
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
 
 
 class AnonymousPeak:

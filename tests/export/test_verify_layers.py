@@ -268,5 +268,5 @@ def test_no_more_is_in_memory_than_a_layer_or_a_part(tmp_path: Path):
     passed, growth = done.stdout.split()
     assert passed == "True"
     layer = 4 * (4 * width**2 + 3 * width * inner)
-    # What ONNX Runtime reads, and makes of it: 1.5 layers in fourteen runs of fourteen, under load too.
+    # What ONNX Runtime reads of a layer, and what it makes of it: 1.5 layers; see docs/performance.md.
     assert int(growth) < 2 * layer, f"{int(growth) / 1e6:.0f} MB"

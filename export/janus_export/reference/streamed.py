@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from janus_export.errors import ExportError
-from janus_export.process_memory import return_large_blocks
+from janus_export.process_memory import fix_mmap_threshold
 from janus_export.reference.on_disk import leave_on_disk
 from janus_export.reference.prompts import DRAWING, DRAWN, known_settings
 from janus_export.reference.recording import Array, RecordingRuntime, Run
@@ -43,7 +43,7 @@ class StreamedReference(Reference):
     @classmethod
     def opened(cls, opened: LazyCheckpoint) -> StreamedReference:
         """Take a checkpoint that is described, and load nothing of it."""
-        return_large_blocks()
+        fix_mmap_threshold()
         return cls(Janus.of(ModelAssembly(leave_on_disk(opened), opened.processor)))
 
     @cached_property
