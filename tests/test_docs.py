@@ -24,7 +24,7 @@ from janus_modular.config.presets import shipped
 from janus_modular.plugins import Plugins, set_default_plugins
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("[!.]*/README.md"), *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>run|file: \S+) -->\n)?"
     r"^(?P<fence>```+)(?P<language>\w*)[^\n]*\n(?P<body>.*?)^(?P=fence)$",

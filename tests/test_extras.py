@@ -57,7 +57,7 @@ def test_developers_get_onnx_runtime_for_cpus_and_a_server_no_torch():
 
 def install_lines() -> dict[str, list[str]]:
     """Every list of our extras that pages, errors and templates tell people to install, and where."""
-    files = [*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *(ROOT / "docs").rglob("*.md")]
+    files = [*ROOT.glob("*.md"), *ROOT.glob("[!.]*/README.md"), *(ROOT / "docs").rglob("*.md")]
     for package in CODE:
         files += [*(ROOT / package).rglob("*.py"), *(ROOT / package).rglob("*.jinja")]
     found: dict[str, list[str]] = {}
