@@ -77,7 +77,7 @@ def test_half_precision_is_forced_on_the_engines(
     assert report.failures == ""
     assert {"graphs", "rounding", "cache", "drawing"} <= set(report.checks)
     assert [check.name for check in report.checks["drawing"]] == [
-        "the same drawing, nobody listening: pixels"
+        "the same drawing, nothing recorded: pixels"
     ]
     assert {entry[1] for entry in machine.log if entry[0] == "load"} >= {
         "backbone",
@@ -169,7 +169,7 @@ def test_what_only_goes_wrong_while_nobody_waits_is_found(
     monkeypatch.setattr(HostInputs, "_next_buffer", only_one)
     [report] = verify(built_bundle, "the model", variants=["fp32"], runtime="tensorrt", gates=["drawing"])
     assert [c.name for c in report.checks["drawing"] if not c.passed] == [
-        "the same drawing, nobody listening: pixels"
+        "the same drawing, nothing recorded: pixels"
     ]
 
 

@@ -34,10 +34,10 @@ def drawing(target: VerificationTarget) -> Iterator[CheckResult]:
     """Draw two images under guidance with the same noise.
 
     Who listens makes a runtime wait after every step. One that would run ahead of the host (and join steps
-    into a graph) draws once more unheard, which must change nothing; in whatever precision.
+    into a graph) draws once more without recording, which must change nothing; in whatever precision.
     """
-    unheard = target.whole is not target.runtime
-    if not (target.is_exact or unheard) or not target.has("drawing"):
+    unrecorded = target.whole is not target.runtime
+    if not (target.is_exact or unrecorded) or not target.has("drawing"):
         return
     processor = target.reference.processor
     images, got = record_drawings(target.whole, processor)
@@ -46,10 +46,10 @@ def drawing(target: VerificationTarget) -> Iterator[CheckResult]:
         if choices := [name for name in target.reference.sampling_graphs if want.calls_of(name)]:
             yield _same_ids("a whole drawing: ids", got, want, choices)
         yield _same_pixels("a whole drawing: pixels", images, expected)
-    if unheard:
+    if unrecorded:
         settings = known_settings("image_samplers", target.whole.image_sampler, DRAWING)
         again = Janus(target.whole, processor).draw(DRAWN, **settings)
-        yield _same_pixels("the same drawing, nobody listening: pixels", again, images)
+        yield _same_pixels("the same drawing, nothing recorded: pixels", again, images)
 
 
 def _same_pixels(label: str, got: list[Image], want: list[Image]) -> CheckResult:

@@ -1,4 +1,4 @@
-"""What a large model is held against: torch with its weights on disk, heard layer by layer."""
+"""The reference of a large model: torch with its weights on disk, recorded layer by layer."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class StreamedReference(Reference):
         recording = RecordingRuntime(self.janus.runtime)
         session = recording.open(max(map(len, prompts)) + STEPS)
         run = recording.runs[-1]
-        with listening(self.model.backbone, self.stack[1]) as passes:
+        with recorded_passes(self.model.backbone, self.stack[1]) as passes:
             steps = sampler.factory(session, prompts, settings)
             while len(run.fed) < STEPS and next(steps, None) is not None:
                 pass
@@ -90,7 +90,7 @@ class StreamedReference(Reference):
 
 
 @contextmanager
-def listening(backbone: Any, stack: nn.ModuleList) -> Iterator[list[ForwardPass]]:
+def recorded_passes(backbone: Any, stack: nn.ModuleList) -> Iterator[list[ForwardPass]]:
     """Record the forward passes of a backbone; the caller fills in their positions."""
     recorded: list[ForwardPass] = []
     states: list[Array] = []
