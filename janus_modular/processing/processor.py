@@ -27,7 +27,7 @@ from janus_modular.processing.prompt_segments import (
 from janus_modular.processing.sequence_builder import build_sequence, with_pixels, without_condition
 from janus_modular.processing.streaming import StopRule, TextStream
 from janus_modular.processing.templates import make_template
-from janus_modular.processing.text_tokenizer import TextTokenizer
+from janus_modular.processing.text_tokenizer import Encoded, TextTokenizer
 from janus_modular.processing.tokenizer_files import load_tokenizer, save_tokenizer
 from janus_modular.sequence import IGNORE_INDEX, ImageTarget, Message, Sample, Text
 from janus_modular.sequence import Sequence as TokenSequence
@@ -125,8 +125,8 @@ class Processor:
     ) -> TokenSequence:
         """Return the training sequence of a sample.
 
-        Supervised are the segments that say so, each with the token that ends the assistant's turn. In a
-        sample where nothing is supervised, the assistant's texts are, or the whole of a plain text.
+        Segments that are marked as supervised are supervised, each with the token that ends the assistant's
+        turn. In a sample without such segments, the assistant's texts are supervised, or all of a plain text.
 
         Args:
             sample: a conversation or a plain text, with images.
@@ -337,8 +337,10 @@ class Processor:
     ) -> TokenSequence:
         """Return the sequence of segments, with pixels; ``reserved`` positions stay free behind it."""
         drawing = self.drawing
+        encoded = self.tokenizer.encode([segment.span for segment in segments])
+        self._check_answer_starts(encoded, segments)
         sequence = build_sequence(
-            self.tokenizer.encode([segment.span for segment in segments]),
+            encoded,
             segments,
             bos=self.tokenizer.special_id("bos") if bos else None,
             image_tokens=self.image_tokens,
@@ -352,6 +354,28 @@ class Processor:
             sequence, segments, self.pixels, (drawing.height, drawing.width) if drawing else None
         )
         return replace(sequence, source=source)
+
+    def _check_answer_starts(self, encoded: Encoded, segments: Sequence[PromptSegment]) -> None:
+        """Check that no token spans the end of a prompt and the beginning of its supervised answer.
+
+        Such a token is in training alone: the tokens of the prompt would be no prefix of the sequence.
+
+        Raises:
+            PromptError: there is such a token.
+        """
+        for k, segment in enumerate(segments):
+            if not segment.begins_answer:
+                continue
+            spanning = encoded.ids[(encoded.first < k) & (encoded.last >= k)]
+            if len(spanning):
+                text = "".join(later.span.text for later in segments[k:])
+                raise PromptError(
+                    f"the token {self.tokenizer.decode(spanning[:1])!r} spans the end of the prompt and the"
+                    f" beginning of the answer, {text[:40]!r}: the prompt alone has other tokens than in"
+                    " training. Expected a prompt that ends at the boundary of a token: remove whitespace"
+                    " from the beginning of the answer, or from the end of what the tokenizer's"
+                    " chat_template.jinja writes before an answer, or choose another processor.template."
+                )
 
 
 def check_context_length(

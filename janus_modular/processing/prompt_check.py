@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 from PIL import Image
 
 from janus_modular.errors import ConfigError, PromptError
@@ -13,13 +14,14 @@ from janus_modular.sequence import ImageTarget, Message, Text
 log = logging.getLogger(__name__)
 
 TURNS = 3
+ANSWERS = ("b", "It is", "The", "1")  # beginnings that tokenizers commonly join with whitespace before them
 
 
 def check_prompts(processor: Processor) -> None:
     """Check that prompts are prefixes of training sequences, with the processor's chat template.
 
-    Tried are answers and images as the last of one to three turns, with and without a system message where
-    the template takes one. Earlier answers and images are checked in every sample, since a template that
+    The check tries answers and images as the last of one to three turns, with and without a system message
+    if the template takes one. Earlier answers and images are checked in every sample, since a template that
     leaves earlier reasoning out can be used for samples without reasoning.
 
     A template that writes no token behind an answer to end it is used, with a warning.
@@ -79,8 +81,36 @@ def _ends_answers(processor: Processor) -> bool:
     return not processor.stop.ids or any(id in processor.stop.ids for id in ids)
 
 
+def _check_tokens(processor: Processor, conversation: list[Message], answer: str) -> None:
+    """Check that the tokens of a prompt are a prefix of the tokens in training, as its text is.
+
+    Raises:
+        PromptError: they are not.
+    """
+    answered = [*conversation, Message("assistant", [Text(answer, supervised=True)])]
+    prompt, trained = (
+        processor.tokenizer.encode([segment.span for segment in segments]).ids
+        for segments in (processor.answer_segments(conversation), processor.trained_segments(answered))
+    )
+    different = np.flatnonzero(prompt != np.resize(trained, len(prompt)))
+    if len(different):
+        start = max(int(different[0]) - 2, 0)
+        shown = [
+            [processor.tokenizer.decode([id]) for id in ids]
+            for ids in (trained[start:][:6], prompt[start:][:6])
+        ]
+        raise PromptError(
+            f"the prompt for the answer {answer!r} has other tokens than the same text in training:\n"
+            f"  trained: {shown[0]}\n  prompt:  {shown[1]}\n"
+            "Expected a prompt that ends at the boundary of a token: remove whitespace from the end of what"
+            " the tokenizer's chat_template.jinja writes before an answer, or choose another"
+            " processor.template."
+        )
+
+
 def _check_last_turn(processor: Processor, conversation: list[Message]) -> None:
-    processor.trained_segments([*conversation, Message("assistant", [Text("b", supervised=True)])])
+    for answer in ANSWERS:
+        _check_tokens(processor, conversation, answer)
     if processor.drawing is None:
         return
     image = ImageTarget(Image.new("RGB", (1, 1)))

@@ -21,6 +21,7 @@ class PromptSegment:
     span: TextSpan
     supervised: bool = False
     image: ImageInput | ImageTarget | None = None
+    begins_answer: bool = False  # the prompt for a supervised answer ends before this segment
 
 
 class SegmentBuilder:
@@ -40,13 +41,18 @@ class SegmentBuilder:
         previous: MessageSegment | None = None
         for i, text in enumerate(rendered.template_texts):
             current = rendered.segments[i] if i < len(rendered.segments) else None
+            answer: int | None = None  # where a supervised answer begins in `segments`
             if current and previous and current.message == previous.message:  # whitespace within a message
                 segments += self._template_text(text, supervised=self._is_supervised(previous))
             else:
                 start = rendered.answer_starts.get(current.message, len(text)) if current else len(text)
                 segments += self._after_message(text[:start], previous)
+                if current and current.message in rendered.answer_starts and self._is_supervised(current):
+                    answer = len(segments)
                 segments += self._before_message(text[start:], current)
             segments += self._content(current.segment) if current else []
+            if answer is not None:
+                segments[answer] = replace(segments[answer], begins_answer=True)
             previous = current
         return segments
 
@@ -102,7 +108,7 @@ class SegmentBuilder:
 def with_supervision(sample: Sample) -> Sample:
     """Return the sample with the assistant's texts supervised, if nothing in it is supervised yet.
 
-    Of a plain text (``template=False``) all messages are. Exact supervision stays as it is.
+    In a plain text (``template=False``), all messages are supervised. Exact supervision is not changed.
     """
     segments = [segment for message in sample.messages for segment in message.content]
     has_text = any(isinstance(segment, Text) and segment.supervised for segment in segments)

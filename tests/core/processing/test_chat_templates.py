@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.processing.processor import Processor
+from janus_modular.processing.prompt_check import check_prompts
 from janus_modular.processing.text_tokenizer import TextSpan, TextTokenizer
 from janus_modular.sequence import IGNORE_INDEX, ImageInput, ImageTarget, Message, Sample, Text
 
@@ -175,19 +176,24 @@ def test_ids_are_those_of_transformers(
     theirs.save_pretrained(tmp_path)
     processor = make("chat", tmp_path)
     messages = turns(CONVERSATIONS[conversation])
-    sequence = processor.sequence(Sample(messages))
     expected = theirs.apply_chat_template(as_dicts(messages), tokenize=True, return_dict=False)
+    expected_prompts = [
+        theirs.apply_chat_template(
+            as_dicts(messages[:k]), tokenize=True, return_dict=False, add_generation_prompt=True
+        )
+        for k in range(1, len(messages), 2)
+    ]
+    assert processor.chat_prompt(messages[:1]).tokens.tolist() == expected_prompts[0]
+    if any(expected[: len(prompt)] != prompt for prompt in expected_prompts):
+        # The beginning of an answer joins the line break before it: the prompt has other tokens.
+        with pytest.raises(PromptError, match="spans the end of the prompt and the beginning of the answer"):
+            processor.sequence(Sample(messages))
+        return
+    sequence = processor.sequence(Sample(messages))
     assert sequence.tokens.tolist() == expected
-    prompt = processor.chat_prompt(messages[:1])
-    expected_prompt = theirs.apply_chat_template(
-        as_dicts(messages[:1]), tokenize=True, return_dict=False, add_generation_prompt=True
-    )
-    assert prompt.tokens.tolist() == expected_prompt
     # What is learned first continues the prompt: what the model would be asked to say.
     first = int((sequence.labels != IGNORE_INDEX).argmax())
-    # A letter may join the line break before it: as in transformers, which encodes the whole too.
-    if conversation != "starts with a line break" and name != "chatml-first":
-        assert sequence.tokens[: first + 1].tolist() == expected_prompt
+    assert sequence.tokens[: first + 1].tolist() == expected_prompts[0]
     learned_text = learned(processor, sequence)
     end = FAMILIES[name][3] if name != "lines-rstrip" else "<|end|>"
     assert learned_text.count(end) == len(messages) // 2
@@ -339,3 +345,28 @@ def test_missing_chat_template_is_an_error(make: Callable[..., Processor], refer
         make("chat", reference)
     with pytest.raises(ConfigError, match=r"no template 'janus_pro'.*janus-pro"):
         make("janus_pro")
+
+
+SPACED = (
+    "{% for message in messages %}{{ message.role + ': ' + message.content + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+def test_a_template_whose_prompt_ends_within_a_token_is_an_error(
+    make: Callable[..., Processor], tmp_path: Path
+) -> None:
+    """The text of such a prompt is a prefix of the text in training, its tokens are none."""
+    theirs = PreTrainedTokenizerFast(tokenizer_object=byte_level(["<|im_end|>"]), eos_token="<|im_end|>")
+    theirs.chat_template = SPACED
+    theirs.save_pretrained(tmp_path)
+    messages = turns(["Hello", "book"])
+    trained = theirs.apply_chat_template(as_dicts(messages), return_dict=False)
+    prompt = theirs.apply_chat_template(as_dicts(messages[:1]), add_generation_prompt=True, return_dict=False)
+    assert trained[: len(prompt)] != prompt
+    processor = make("chat", tmp_path)
+    with pytest.raises(ConfigError, match="has other tokens than the same text in training"):
+        check_prompts(processor)
+    with pytest.raises(PromptError, match="spans the end of the prompt"):
+        processor.sequence(Sample(messages))
+    assert processor.chat_prompt(messages[:1]).tokens.tolist() == prompt  # without training, it is used
