@@ -24,13 +24,13 @@ import numpy as np
 import torch
 import transformers
 from decoder_contestants import (
+    CAPACITIES,
     EAGER,
     FP32,
     GENAI,
     HEAD,
     INT4,
     LARGE,
-    ROOMS,
     WIDE,
     Contestant,
     Stopwatch,
@@ -80,7 +80,7 @@ def report(contestants: list[Contestant], rounds: int, cached: int, bandwidth: f
         ("int4, head too, blocks of 128, times as fast as genai", ">= 1.2", faster(GENAI, LARGE)),
         ("fp32, times as fast as generate", ">= 2.4", faster(EAGER, FP32)),
         ("fp32, share of the read bandwidth", ">= 0.9", lambda context: share(seen[FP32, context])),
-        (f"int4, room for {ROOMS[1]} over room for {ROOMS[0]}", "<= 1.15", faster(WIDE, INT4)),
+        (f"int4, capacity {CAPACITIES[1]} over capacity {CAPACITIES[0]}", "<= 1.15", faster(WIDE, INT4)),
         ("int4, share outside of graphs", "< 0.03", lambda context: median(seen[INT4, context].outside)),
     ]
     for what, goal, reached in wanted:
@@ -90,7 +90,7 @@ def report(contestants: list[Contestant], rounds: int, cached: int, bandwidth: f
 def main() -> None:
     """Build, run, print two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--layers", type=int, help="left out: 24, or 8 where memory is short")
+    parser.add_argument("--layers", type=int, help="default: 24, or 8 if memory is short")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="of each in a round")
     parser.add_argument("--threads", type=int, default=2)

@@ -23,16 +23,20 @@ from janus_modular.processing.processor import Processor
 from janus_plugins.samplers.autoregressive import DrawSettings, draw
 
 CONTEXTS = (64, 600)
-ROOMS = (704, 4096)  # positions that a session of ours is opened for
+CAPACITIES = (704, 4096)  # capacities of our sessions, in positions
 EAGER, SDPA = "transformers generate, eager, fp32", "transformers generate, sdpa, fp32"
 GENAI, INT4, FP32 = "onnxruntime-genai, int4", "ours, int4", "ours, fp32"
-WIDE, HEAD, LARGE = f"{INT4}, room for {ROOMS[1]}", f"{INT4}, head too", f"{INT4}, head too, blocks of 128"
+WIDE, HEAD, LARGE = (
+    f"{INT4}, capacity {CAPACITIES[1]}",
+    f"{INT4}, head too",
+    f"{INT4}, head too, blocks of 128",
+)
 OURS = (  # who, bundle, variant, positions that a session is opened for
-    (INT4, "bundle", "cpu-int4", ROOMS[0]),
-    (WIDE, "bundle", "cpu-int4", ROOMS[1]),
-    (HEAD, "head", "cpu-int4", ROOMS[0]),
-    (LARGE, "large", "cpu-int4", ROOMS[0]),
-    (FP32, "bundle", "fp32", ROOMS[0]),
+    (INT4, "bundle", "cpu-int4", CAPACITIES[0]),
+    (WIDE, "bundle", "cpu-int4", CAPACITIES[1]),
+    (HEAD, "head", "cpu-int4", CAPACITIES[0]),
+    (LARGE, "large", "cpu-int4", CAPACITIES[0]),
+    (FP32, "bundle", "fp32", CAPACITIES[0]),
 )
 
 
@@ -172,7 +176,9 @@ def genai_generate(folder: Path, rows: int, threads: int) -> Iterator[Contestant
     weights = read_by(folder / "model.onnx")
     for context in CONTEXTS:
         params = genai.GeneratorParams(model)
-        params.set_search_options(batch_size=rows, max_length=ROOMS[0], min_length=ROOMS[0], do_sample=False)
+        params.set_search_options(
+            batch_size=rows, max_length=CAPACITIES[0], min_length=CAPACITIES[0], do_sample=False
+        )
         generator = genai.Generator(model, params)
         generator.append_tokens(np.random.default_rng(0).integers(0, CODES, (rows, context), np.int32))
         generator.generate_next_token()

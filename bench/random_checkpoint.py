@@ -27,7 +27,7 @@ NOISE = 1 << 23  # random numbers, repeated as often as it takes
 
 def write_janus(config: str, changes: Sequence[str], precision: str, folder: Path) -> int:
     """Write a shipped model config with random weights; return the bytes of the weights."""
-    # No tokenizer comes with random weights: one of bytes, whose ids any vocabulary has room for.
+    # Random weights have no tokenizer: the byte tokenizer's ids fit any vocabulary.
     changes = [*changes, "processor.tokenizer=bytes", "processor.template=janus"]
     assembly = ModelAssembly.from_config(resolve(load(config, changes), ModelConfig), device="meta")
     folder.mkdir(parents=True)

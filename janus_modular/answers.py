@@ -69,7 +69,7 @@ class AnswerRow:
 
     @property
     def is_active(self) -> bool:
-        """Whether the row goes on."""
+        """Whether the row is active."""
         return self.finish_reason is None
 
     def push(self, id: int) -> str:

@@ -153,7 +153,7 @@ def check_proof(folder: Path, manifest: Mapping[str, Any], variant: str | None, 
     anyway = "; to open it as it is: --allow-failed (allow_failed=True in Python)"
     if manifest.get(DIGESTS, {}).get(variant) != digest_of(manifest, variant):
         raise BundleError(
-            f"{folder / MANIFEST} says something else of the variant '{variant}' than when it was exported or"
+            f"{folder / MANIFEST} describes the variant '{variant}' differently than when it was exported or"
             f" verified: it was edited since. Verify it again: {verify}{anyway}"
         )
     proofs = manifest.get("parity", {})
@@ -167,7 +167,7 @@ def check_proof(folder: Path, manifest: Mapping[str, Any], variant: str | None, 
             ]
             raise BundleError(
                 f"the variant '{key}' of {folder} FAILED its verification ({proofs[key].get('at')}):"
-                f" {'; '.join(failed) or 'no gate says why'}.\nExport it again, or take another variant, or"
+                f" {'; '.join(failed) or 'no message'}.\nExport it again, or take another variant, or"
                 f" see what is wrong: {verify}{anyway}"
             )
     if keys[-1] not in proofs:

@@ -71,7 +71,7 @@ class PromptError(JanusError):
 
 
 class BundleError(JanusError):
-    """A bundle that is damaged, of another version, or not what its manifest says."""
+    """A bundle that is damaged, of another version, or different from its manifest."""
 
 
 class NotFiniteError(JanusError):

@@ -155,8 +155,8 @@ class Head(Protocol):
     def forward(self, hidden: Tensor, before: Tensor) -> Tensor:
         """Return logits (..., K) of a position's next code for hidden states (..., D).
 
-        ``before`` (..., s) are its codes that are known already; it has no columns where the first is asked
-        for, which of one code a position is all there is.
+        ``before`` (..., s) are the position's codes that are known already. For the first code, s is 0;
+        with one code per position, s is always 0.
         """
         ...
 
@@ -166,7 +166,7 @@ class Head(Protocol):
 class Cache(Protocol):
     """A KV cache, as `Backbone.forward` writes and reads it.
 
-    A row's next position is its length: it is written there, and sees what lies before it.
+    A row's next position is written at its length, and attends to all positions before it.
     """
 
     def begin(self, tokens: int) -> Tensor:
@@ -181,12 +181,12 @@ class Cache(Protocol):
 class RowCache(Cache, Protocol):
     """A KV cache whose rows have lengths of their own and can be emptied, as sessions in torch need.
 
-    All rows are fed alike, and each keeps as many positions as `advance` says. What a row does not keep is
-    padding: it may lie beyond ``max_seq_len``, and is never written over what the row holds.
+    All rows are fed alike, and each keeps as many positions as `advance` says. Other positions are
+    padding: they may lie beyond ``max_seq_len``, and never overwrite kept positions.
     """
 
     lengths: Tensor  # (B,) int64, on the host
-    max_seq_len: int  # positions a row has room for
+    max_seq_len: int  # maximum positions of a row
 
     def advance(self, counts: Tensor) -> None:
         """Keep the first ``counts`` (B,) of the positions written last; the next write replaces the rest.
@@ -201,7 +201,7 @@ class RowCache(Cache, Protocol):
         ...
 
     def select(self, rows: slice) -> RowCache:
-        """Return a cache of consecutive rows alone, over the same memory: what it keeps, this cache has too.
+        """Return a cache of consecutive rows as a view on the same memory: writes to it change this cache.
 
         Sessions read prompts into free rows through it, while the other rows stay as they are.
         """
@@ -248,8 +248,8 @@ class Backbone(Protocol):
 
 
 AXES = ("images", "rows", "tokens", "capacity")
-"""Lengths that are known at run time: of images drawn together, of rows in the backbone's batch, of positions
-that are fed at once, and of positions that a row of the KV cache has room for."""
+"""Dynamic axes: images drawn together, rows in the backbone's batch, positions that are fed at once, and
+positions of a row of the KV cache."""
 
 DTYPES = ("model", "float32", "int64", "uint8", "bool")
 """Dtypes of a `TensorSpec`; "model" is the dtype that the model computes in."""
@@ -328,14 +328,14 @@ class GraphSpec:
 
 
 class GenerationPath(Protocol):
-    """Everything about drawing. ``autoregressive`` (tokenizer, adaptor, head) is Janus' own."""
+    """Generates images. ``autoregressive`` (tokenizer, adaptor, head) is the path of Janus."""
 
     height: int  # of the images it draws, in pixels
     width: int
     num_tokens: int  # positions one image takes in a sequence
     predicts_next: bool  # losses read the hidden state BEFORE each position (True) or at it (False)
     image_sampler: str  # the registered image sampler that draws with it, unless the config has another
-    frozen_submodules: tuple[str, ...]  # its parts that no stage may train: frozen, whatever `learn` says
+    frozen_submodules: tuple[str, ...]  # submodules that no stage may train, regardless of `learn`
     sizes: Mapping[str, Any]  # what image samplers read from `session.sizes`: numbers, strings, lists
 
     def targets(self, pixels: Tensor, rngs: Sequence[np.random.Generator]) -> Any:

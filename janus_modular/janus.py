@@ -73,9 +73,9 @@ class Janus:
 
         ``device``: auto, cpu, cuda, mps; a bundle's runtime may know others. ``dtype``: auto, float32,
         bfloat16, float16; auto is what the weights are stored in, but float32 on a CPU.
-        Of a bundle: ``variant`` (fp32, cpu-int4, ...; its first), and ``runtime``, a registered name or
-        ``{"name": "onnx", "threads": 2}``. It needs neither torch nor transformers. ``allow_failed``: a
-        variant whose verification failed, or whose manifest was edited since.
+        For a bundle: ``variant`` (fp32, cpu-int4, ...; its first), and ``runtime``, a registered name or
+        ``{"name": "onnx", "threads": 2}``. A bundle needs neither torch nor transformers.
+        ``allow_failed`` also opens a variant whose verification failed or whose manifest was edited since.
         """
         path = arguments.folder_path(path, "path")
         device = str(device)
@@ -154,7 +154,7 @@ class Janus:
 
     @classmethod
     def compose(cls, **_: Any) -> Janus:
-        """Raise ConfigError: the name of the version before."""
+        """Raise ConfigError: this is the method's name in the previous version."""
         raise ConfigError("Janus.compose is called from_components now, with the same arguments.")
 
     @classmethod
@@ -203,12 +203,12 @@ class Janus:
     def chat(
         self, question: Question, images: Images = (), *, stream: bool = False, **settings: Any
     ) -> Answer | AnswerStream:
-        """Answer a question about images, or about none.
+        """Answer a question, with or without images.
 
         ``images`` come before the text of a question, one image or several; in a conversation they are
         part of its messages. An image is a path, the bytes of a file, or a PIL image.
         ``settings`` are the text sampler's: max_tokens, temperature (0: greedy), top_k, top_p, seed.
-        ``stop``: strings before which it ends, beside the model's own.
+        ``stop``: strings before which the answer ends, in addition to the model's own.
 
         Return an `Answer`: a ``str`` with a ``finish_reason`` (stop; length and context: it was cut) and
         ``usage`` (prompt_tokens, completion_tokens). ``stream``: return an `AnswerStream`, an iterator over
@@ -226,7 +226,7 @@ class Janus:
         return stream_of_text.answer
 
     def chat_batch(self, questions: Many[tuple[Question, Images]], **settings: Any) -> list[Answer]:
-        """Answer several questions side by side; each answer is what it would be alone.
+        """Answer several questions in one batch; each answer is the same as if it were generated alone.
 
         A question that is repeated gets noise of its own each time, so that sampled answers to it differ.
         """
@@ -240,7 +240,7 @@ class Janus:
     ) -> AnswerBatch:
         """Return an iterator over (row, text) pieces of the answers to several questions.
 
-        The limits, noise and end of an answer are its own, whatever is answered in the same batch.
+        The limits, noise and end of an answer do not depend on the other answers of the batch.
         """
         pairs = arguments.questions(questions)
         stop = arguments.stop_strings(stop)

@@ -76,7 +76,7 @@ def _acquire(file: Path, subject: Path, wait: bool, error: type[JanusError]) -> 
         except OSError as failure:
             handle.close()
             raise error(
-                f"{subject} could not be locked: {failure}. Use a disk that has room and can lock files."
+                f"{subject} could not be locked: {failure}. Use a disk with free space and file locks."
             ) from failure
         handle.close()
 

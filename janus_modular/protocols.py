@@ -26,7 +26,7 @@ class Session(Protocol):
 
     Rows are sequences side by side. Each has a length of its own, is independent of the others, and comes and
     goes: prompts are admitted into free rows while the others stay as they are, rows are fed one or several
-    positions at once, cut back and freed. `janus_modular.BaseSession` has all of it but the arithmetic.
+    positions at once, cut back and freed. `janus_modular.BaseSession` implements all but the computation.
 
     A tensor that `admit`, `extend` and `step` return, or `run` as the next inputs of rows, is valid until
     the next such call: a runtime may write its results to the same memory each time. What is needed longer
@@ -34,20 +34,20 @@ class Session(Protocol):
     passed in may be numpy's, too.
 
     A row's result does not depend on what the other rows hold, up to the rounding of its dtype: kernels
-    add in another order where other shapes lie beside it.
+    sum in another order for other shapes.
 
     ``sizes`` are the generation path's own (`GenerationPath.sizes`), under the names that its sampler knows:
     of Janus' path ``codes``, the sum of K over the codes of a position, and ``codes_per_position`` S.
 
-    `janus_modular.PromptError` says what does not fit, before anything is written: a row that is not free or
-    is free, positions beyond ``max_seq_len``, other shapes.
+    An invalid call raises `janus_modular.PromptError` before anything is written: a row that is not free or
+    is free, positions beyond ``max_seq_len``, wrong shapes.
     """
 
     vocab_size: int  # V
     pad_id: int  # the token id that stands for a dropped condition
     image_positions: int  # positions that a drawn image takes
     sizes: Mapping[str, Any]
-    max_seq_len: int  # positions that a row has room for
+    max_seq_len: int  # maximum positions of a row
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -64,8 +64,8 @@ class Session(Protocol):
     def extend(self, x: Any, counts: Any = None) -> Any:
         """Feed up to W positions a row, x (rows, W, D); return all hidden states (rows, W, D).
 
-        ``counts`` (rows,), 0 to W, says how many of a row's positions are kept; None: all. The states beyond
-        are void, and what x holds there is of no effect; it must be finite.
+        ``counts`` (rows,), 0 to W, says how many of a row's positions are kept; None: all. The states of
+        other positions are undefined, and the values of x there have no effect; they must be finite.
         """
         ...
 
@@ -113,9 +113,9 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """A loaded model, in whatever runtime: opens sessions, and names the samplers that drive them.
+    """A loaded model: opens sessions, and names the samplers that drive them.
 
-    Those of exported bundles are plugins, built as ``Runtime(config, folder)``; their configs have
+    Runtimes of exported bundles are plugins, built as ``Runtime(config, folder)``; their configs have
     ``variant`` and ``device``.
     """
 
@@ -124,7 +124,7 @@ class Runtime(Protocol):
     image_sampler: str  # the registered image sampler
 
     def open(self, max_seq_len: int, rows: int | None = None) -> Session:
-        """Open a session whose rows have room for ``max_seq_len`` positions.
+        """Open a session whose rows hold up to ``max_seq_len`` positions.
 
         ``rows``: how many there are; None: as many as the first prompts need.
         """
@@ -136,7 +136,7 @@ class TextSamplerSettings:
     """Settings that every text sampler has. The settings of a sampler inherit from this class."""
 
     max_tokens: int = 512  # of an answer
-    numbers: Sequence[int] = ()  # of each row, for its noise; left out: how often its prompt came before
+    numbers: Sequence[int] = ()  # of each row, for its noise; default: how often its prompt came before
 
 
 @dataclass
@@ -144,7 +144,7 @@ class ImageSamplerSettings:
     """Settings that every image sampler has. The settings of a sampler inherit from this class."""
 
     first: int = 0  # the number of a prompt's first image
-    numbers: Sequence[int] = ()  # of each image, for its noise; left out: counted from first for every prompt
+    numbers: Sequence[int] = ()  # of each image, for its noise; default: counted from first for every prompt
 
 
 TextSettingsT = TypeVar("TextSettingsT", bound=TextSamplerSettings, contravariant=True)
@@ -168,7 +168,7 @@ class TextSampler(Protocol[TextSettingsT]):
     ) -> TokenSteps:
         """Answer one prompt a row, in up to ``settings.max_tokens`` tokens.
 
-        The ids of rows that do not go on are ignored. The generator is closed once no row goes on.
+        The ids of inactive rows are ignored. The generator is closed once no row is active.
         """
         ...
 
@@ -221,7 +221,7 @@ class Tracker(Protocol):
 
 
 class CheckpointFormat(Protocol):
-    """Somebody else's checkpoint format. Weights stream through it, a tensor at a time."""
+    """A third-party checkpoint format. Weights are converted as a stream, a tensor at a time."""
 
     model_type: str  # what its config.json calls itself
 
@@ -241,7 +241,7 @@ class CheckpointFormat(Protocol):
         """Write the format's config files for a native model config; the tokenizer's are there already.
 
         Raises:
-            CheckpointError: the format has no place for one of its parts.
+            CheckpointError: the format cannot store one of the model's components.
         """
         ...
 

@@ -67,7 +67,7 @@ class Entry(Generic[T]):
     slot: str
 
     def __str__(self) -> str:
-        """Return the component's slot, name and plugin in words."""
+        """Return a description of the component: slot, name and plugin."""
         return f"the {slot_label(self.slot)} '{self.name}' of {self.plugin}"
 
     def make(self, config: Any, *neighbours: Any, build: Callable[..., Any]) -> T:

@@ -1,4 +1,4 @@
-"""Running samplers: their rows and batches, and checks of what they yield. No torch in here.
+"""Running samplers: their rows and batches, and checks of what they yield. Imports no torch.
 
 The protocols are `janus_modular.protocols.TextSampler` and `janus_modular.protocols.ImageSampler`.
 """

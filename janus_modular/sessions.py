@@ -1,6 +1,6 @@
-"""What sessions of every runtime have in common: rows that come and go, and the checks of each request.
+"""The common part of all sessions: bookkeeping of rows, and checks of each call.
 
-No torch in here: the runtimes of a server derive from it too.
+Without torch, because the runtimes of servers derive from it too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Integers = NDArray[np.int64]
 
 
 class BaseSession(ABC):
-    """A `janus_modular.Session` but for its arithmetic: a runtime derives from it and adds that.
+    """A `janus_modular.Session` except for the computation, which a runtime adds in a subclass.
 
     Every request is checked here, before a method of the runtime is called: `allocate_rows`, `read_prompts`
     and `feed` only see requests that fit. ``lengths`` changes after they return, so that a request that fails
@@ -82,13 +82,13 @@ class BaseSession(ABC):
         """See `janus_modular.Session.take`."""
 
     def cut_rows(self) -> None:  # noqa: B027 - a runtime that only reads `lengths` has nothing to do
-        """Follow `lengths`, which have become less."""
+        """Cut rows to `lengths`, which were reduced before."""
 
     def admit(self, prompts: Sequence[Prompt], rows: Iterable[int]) -> Any:
         """Read one prompt into each of the free rows; return their last hidden states (len(rows), D).
 
         Raises:
-            PromptError: a row is not free, or there is none of this number; a prompt is empty or too long.
+            PromptError: a row is not free or does not exist; a prompt is empty or too long.
         """
         indices = self._row_indices(rows)
         lengths = self._prompt_lengths(prompts)
@@ -119,8 +119,8 @@ class BaseSession(ABC):
         """Feed up to W positions a row, x (rows, W, D); return all hidden states (rows, W, D).
 
         Raises:
-            PromptError: the shape is another, a row that is free or has no more room is to be fed, or W is
-                more than the runtime takes at once.
+            PromptError: the shape is wrong, a row to be fed is free or full, or W is more than the runtime
+                takes at once.
         """
         shape, rows = tuple(x.shape), len(self._lengths)
         if len(shape) != 3 or shape[::2] != (rows, self.hidden_size) or not shape[1]:
@@ -155,7 +155,7 @@ class BaseSession(ABC):
         """Feed one embedding a row (rows, D); return the hidden states that follow (rows, D).
 
         Raises:
-            PromptError: the shape is another, or an active row is free or has no more room.
+            PromptError: the shape is wrong, or an active row is free or full.
         """
         expected = len(self._lengths), self.hidden_size
         if tuple(x.shape) != expected:

@@ -1,1 +1,1 @@
-"""Graphs, bundles and runtimes: a trained model on its way to production."""
+"""Export of trained models: ONNX graphs, bundles, and runtimes."""

@@ -1,10 +1,10 @@
-"""What export adds to the contracts of a model's parts: announced as checks, run by ``plugins check``.
+"""Checks that export adds to the contracts of components, registered as entry points for ``plugins check``.
 
     [project.entry-points."janus_modular.checks"]
     onnx_parity = "janus_export.checks:check_onnx_parity"
     rtx_engine = "janus_export.checks:check_rtx_engine"
 
-A part is exported as it is, call by call; a whole model's graphs are `janus_export.verify`'s.
+A component is exported alone, call by call; `janus_export.verify` checks the graphs of a whole model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from janus_modular.testing.check import NotApplicable, check_for, ensure
 
 @check_for(*MODEL_SLOTS)
 def check_onnx_parity(component: Any, example: Any, *, slot: str) -> None:
-    """As standard ONNX, traced for batches of any size, ONNX Runtime computes what torch does."""
+    """Exported to standard ONNX for any batch size, it computes in ONNX Runtime the same as in torch."""
     import torch
 
     from janus_modular.testing.calls import calls_of, enlarged, tensors
@@ -39,7 +39,7 @@ def check_onnx_parity(component: Any, example: Any, *, slot: str) -> None:
 
 @check_for("generation")
 def check_drawing_graphs(path: Any, pixels: Any) -> None:
-    """Its graphs are compiled for any number of images, and compute what torch does."""
+    """Its graphs are compiled for any number of images, and compute the same as in torch."""
     try:
         from janus_export.bundle.axes import Ranges
         from janus_export.onnx_export.graphs import drawing_graphs
@@ -53,7 +53,7 @@ def check_drawing_graphs(path: Any, pixels: Any) -> None:
     from janus_modular.testing.drawing import graph_inputs
 
     path.eval().requires_grad_(False)
-    pixels = torch.cat([pixels, pixels[:1]])  # another number than the one that a graph is traced with
+    pixels = torch.cat([pixels, pixels[:1]])  # differs from the number that a graph is traced with
     model = torch.nn.Module()
     model.generation = path
     functions = {graph.name: graph.function for graph in path.graphs()}
@@ -102,7 +102,7 @@ def check_rtx_engine(component: Any, example: Any, *, slot: str) -> None:
 
     component.eval().requires_grad_(False)
     for call in calls_of(component, example, slot):
-        if call.is_exported and call.name != "losses":  # of training alone
+        if call.is_exported and call.name != "losses":  # only for training
             build_rtx(
                 onnx_of(component, call, call)
             )  # an engine's lengths are its profile's, not the graph's
@@ -116,7 +116,7 @@ def build_rtx(model: bytes) -> None:
         ExportError: TensorRT refuses the graph; says which node or input.
     """
     try:
-        from janus_export.tensorrt_build.builder import Order, build_engine
+        from janus_export.tensorrt_build.builder import EngineOptions, build_engine
         from janus_export.tensorrt_build.lowering import lower
         from janus_export.tensorrt_build.targets import find_target, load
 
@@ -131,15 +131,15 @@ def build_rtx(model: bytes) -> None:
         lowered = lower(file, capacity=1)  # a component has no cache
         if not len(lowered.graph):
             raise NotApplicable("it computes nothing")
-        build_engine(trt, lowered, file, file.with_suffix(".engine"), Order(arch=["8.9"]))
+        build_engine(trt, lowered, file, file.with_suffix(".engine"), EngineOptions(arch=["8.9"]))
 
 
 def onnx_of(component: Any, call: Any, larger: Any) -> bytes:
-    """Return one call of a component as an ONNX file, weights inside; lengths vary that differ in ``larger``.
+    """Return a component's call as an ONNX file with weights; lengths that differ in ``larger`` are dynamic.
 
     Raises:
         NotApplicable: a package of the extra ``export`` is not installed.
-        ExportError: the component does something that no graph can hold.
+        ExportError: the component cannot be exported.
         CheckError: it fixes a length that may vary.
     """
     try:

@@ -1,4 +1,4 @@
-"""What an export may be asked for. A YAML file in configs/export is an instance of `ExportConfig`."""
+"""The configuration of an export. A YAML file in configs/export is an instance of `ExportConfig`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from janus_modular.suggest import did_you_mean
 
 @dataclass(frozen=True)
 class Variant:
-    """One form of the graphs: what its numbers are."""
+    """A variant of the graphs: its dtype and quantisation."""
 
     dtype: str  # of all that is not quantised: fp32, fp16, bf16
     bits: int | None = None  # of quantised weights
@@ -32,25 +32,25 @@ VARIANTS = {
 
 
 HEAD = "sample_text"
-"""The graph whose weights a tied word table shares."""
+"""The graph with whose weights token embeddings may be tied."""
 
 BLOCK_SIZES = (16, 256)
-"""Fewest and most weights that share a scale: those that ONNX Runtime's CPU kernels of MatMulNBits know."""
+"""Smallest and largest number of weights per scale that ONNX Runtime's CPU kernels of MatMulNBits support."""
 
 MOST_SIDE_BY_SIDE = 4096
-"""Sequences or images that one run of a graph may be declared for; the KV cache of more fits no machine."""
+"""Largest number of rows or images per run of a graph; no machine has memory for a larger KV cache."""
 
-TYPICAL_CAPACITY = 1024  # a prompt and an image of 576 positions, with room for words
+TYPICAL_CAPACITY = 1024  # enough for a prompt, an image of 576 positions, and text
 
 
 RECOMMENDED: Mapping[str, Mapping[str, int]] = {
     "nbits": {"backbone": 4, "embed": 4, "sample_text": 8, "understand": 8},
     "qdq": {"backbone": 4},
 }
-"""Graphs that are quantised where nobody names any, by form, and the fewest bits of each.
+"""The graphs that are quantised by default, by form, and the minimum bits of each.
 
-The image head and the image tokenizer are small, and lose more than they save. Engines have no lookup in a
-quantised table, and TensorRT fuses the backbone's products alone.
+The image head and the image tokenizer are small, and lose more accuracy than they save memory. TensorRT has
+no lookup in a quantised table, and fuses only the backbone's products.
 """
 
 STORAGE = ("fp16", "fp32")
@@ -58,50 +58,50 @@ STORAGE = ("fp16", "fp32")
 
 @dataclass
 class QuantizeConfig:
-    """How weights are quantised, where a variant quantises them."""
+    """How quantised variants quantise weights."""
 
-    # Graphs whose linear layers are quantised; `embed` stands for the word table, in whatever graph it is
-    # looked up. null: backbone, embed, sample_text and understand for ONNX Runtime, backbone for TensorRT.
+    # Graphs whose linear layers are quantised; `embed` means the token embeddings in all graphs.
+    # null: backbone, embed, sample_text and understand for ONNX Runtime, backbone for TensorRT.
     graphs: list[str] | None = None
-    # Bits of single graphs, where they are not the variant's: {sample_text: 8}. Where graphs is null,
-    # sample_text and understand have 8 bits at least.
+    # Bits of single graphs that differ from the variant's: {sample_text: 8}. If graphs is null,
+    # sample_text and understand have at least 8 bits.
     bits: dict[str, int] = field(default_factory=dict)
     block_size: int = 32  # weights that share a scale; a power of two, 16 to 256
-    # What ONNX Runtime multiplies in: 1 float32, 2 float16, 3 bfloat16, 4 int8 (activations are rounded too);
-    # 0 leaves it to ONNX Runtime.
+    # Arithmetic of ONNX Runtime: 1 float32, 2 float16, 3 bfloat16, 4 int8 (activations are rounded too);
+    # 0: ONNX Runtime's default.
     accuracy_level: int = 4
 
 
 @dataclass
 class ExportConfig:
-    """Which variants, which modes, how large the axes may get, and how weights lie on disk."""
+    """The variants, modes, ranges of axes, quantisation and storage of a bundle."""
 
     variants: list[str] = field(default_factory=lambda: ["fp32"])  # fp32, fp16, bf16, cpu-int8, cpu-int4, ...
     only: list[str] = field(default_factory=list)  # modes: text, understanding, drawing; none: all
-    rows: int = 8  # sequences side by side; a drawing with guidance takes two
+    rows: int = 8  # batch rows; an image with guidance takes two
     capacity: int | None = None  # positions of a typical session; None: 1024, or the context if it is less
-    images: int = 4  # images side by side
+    images: int = 4  # images per batch
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     # fp16 or fp32: how cpu-int8 and cpu-int4 store what they do not quantise. They compute in float32.
     storage: str = "fp16"
-    max_file_size: str | None = None  # of a weights file: 2GB, 500MiB; None: no limit
+    max_file_size: str | None = None  # maximum size of a weight file: 2GB, 500MiB; None: no limit
 
     def __post_init__(self) -> None:
-        """Refuse what no bundle can be made of; every fault has a line that begins with its field."""
+        """Raise an error for invalid settings, with a line for each that begins with its field."""
         checks = (self._variants, self._modes, self._lengths, self._rounding, self._unused, self._storage)
         if faults := [fault for check in checks for fault in check()]:
             raise ExportError("\n".join(faults))
 
     def exports(self, graph: str) -> bool:
-        """Return True if a graph is exported; whatever is none of the core's is the generation path's."""
+        """Return True if a graph is exported; a graph that is not the core's is the generation path's."""
         return bool(graphs_of(self.only or MODES, [graph]))
 
     @property
     def lowered_beside(self) -> tuple[str, ...]:
-        """The graphs that are not exported, but lowered to see which quantised weights are theirs too.
+        """The graphs that are not exported, but lowered to find the quantised weights that they share.
 
-        A tied word table has the bits that the text head asks for, also where no text is generated: a bundle
-        of some modes then draws what a whole bundle draws.
+        Tied token embeddings have the bits of the text head even if no text is generated, so that a bundle
+        with fewer modes draws the same images as a complete bundle.
         """
         quantises = any(HEAD in self._bits_of_all(name) for name in self._quantising())
         return (HEAD,) if quantises and not self.exports(HEAD) else ()
@@ -128,14 +128,14 @@ class ExportConfig:
         return self.storage if known.bits and known.dtype == "fp32" else known.dtype
 
     def ranges(self, context: int) -> Ranges:
-        """Choose how large the axes may get for a model with a context of so many positions.
+        """Choose the ranges of axes for a model with a context of ``context`` positions.
 
         Raises:
             ExportError: the capacity is beyond the context.
         """
         if self.capacity is not None and self.capacity > context:
             raise ExportError(
-                f"capacity: {self.capacity}; expected {context} at most, the model's context. Left out, it is"
+                f"capacity: {self.capacity}; expected {context} at most, the model's context. The default is"
                 f" {min(TYPICAL_CAPACITY, context)}."
             )
         capacity = self.capacity or TYPICAL_CAPACITY
@@ -143,7 +143,7 @@ class ExportConfig:
 
     def _variants(self) -> Iterator[str]:
         if not self.variants:
-            yield f"variants: none is asked for. Known: {', '.join(VARIANTS)}"
+            yield f"variants: empty; expected at least one. Known: {', '.join(VARIANTS)}"
         for name in self.variants:
             if name not in VARIANTS:
                 hint = did_you_mean(name, VARIANTS)
@@ -173,7 +173,7 @@ class ExportConfig:
                 if not set(self.only) - set(MODES) and not self.exports(name):
                     yield f"quantize.{key}: '{name}' is not exported with only={', '.join(self.only)}"
         if quantize.graphs == [] and quantising:
-            yield "quantize.graphs: none, but a variant that rounds is asked for; expected backbone, say"
+            yield "quantize.graphs: empty, but a variant is quantised; expected a graph, such as backbone"
         chosen = {graph for name in quantising for graph in self.bits(name)}
         for name, bits in quantize.bits.items():
             if bits not in (4, 8):
@@ -200,8 +200,8 @@ class ExportConfig:
         if not quantising:
             for name in changed:
                 yield (
-                    f"quantize.{name}: has no effect: {no_variant} quantises. Leave it out, or add cpu-int4,"
-                    " say"
+                    f"quantize.{name}: has no effect: {no_variant} quantises. Leave it out, or add a variant"
+                    " such as cpu-int4"
                 )
         elif "accuracy_level" in changed and all(VARIANTS[name].form != "nbits" for name in quantising):
             yield (

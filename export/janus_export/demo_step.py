@@ -1,4 +1,4 @@
-"""What export does at the end of the demo: the trained model goes to production, provably the same."""
+"""The export step of the demo: exports the trained model and verifies the bundle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from janus_modular.janus import Janus
 
 VARIANTS = ["fp32", "fp16", "cpu-int4"]
 TARGET, PRECISION, ARCHITECTURE = "tensorrt-rtx", "fp16", "8.9"
-"""What engines are built for: RTX 40, say; no GPU is needed to build them."""
+"""Compute capability that engines are built for (RTX 40 series); building needs no GPU."""
 
 Row = tuple[str, str, str]
 
@@ -96,7 +96,7 @@ def draw_with_codes(path: Path, settings: DrawingSettings) -> tuple[np.ndarray, 
 
 
 def build_engines(folder: Path) -> list[Row]:
-    """Build an engine of each graph; return a row an engine, or one that says what is missing for it."""
+    """Build an engine of each graph; return a row per engine, or a single row that names what is missing."""
     try:
         key, _ = build(folder, BuildConfig(TARGET, PRECISION, sm=(ARCHITECTURE,)))
     except MissingExtraError as error:
@@ -113,7 +113,7 @@ def build_engines(folder: Path) -> list[Row]:
 
 
 def table(report: Report) -> list[Row]:
-    """Return a row a gate; what failed is named."""
+    """Return a row for each gate, with the names of failed checks."""
     rows = []
     for gate, checks in report.checks.items():
         failed = [

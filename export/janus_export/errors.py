@@ -1,4 +1,4 @@
-"""What can go wrong between a checkpoint and a running bundle, in words a user can act on."""
+"""Errors of export and of its runtimes; each message says what the user can do."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ __all__ = ["BundleError", "DeviceError", "ExportError"]
 
 
 class ExportError(JanusError):
-    """A model, or a part of it, that cannot become a graph as it is."""
+    """A model, or a component of it, that cannot be exported as a graph."""
 
 
 class DeviceError(JanusError):
-    """A GPU, or what drives it, that did not do what it was asked to."""
+    """A failure of a GPU, its driver or its libraries."""

@@ -1,4 +1,4 @@
-"""Verification of a bundle against its model: a ladder of gates, from the files up to whole drawings.
+"""Verification of a bundle against its model: a sequence of gates, from files to whole images.
 
 A gate takes a `VerificationTarget` and yields `CheckResult`s: what was compared, measured and expected.
 Gates are independent: a gate that fails does not hide the next. Results go into the bundle's manifest.
@@ -40,35 +40,35 @@ GATES: dict[str, Gate] = {
     "answer": end_to_end.answer,
     "drawing": end_to_end.drawing,
 }
-"""In the order in which they are tried; each says itself to which variants it applies."""
+"""The gates, in the order in which they run; each decides to which variants it applies."""
 
 LAYER_GATES: dict[str, Gate] = {
     **{name: GATES[name] for name in ("checker", "lint", "sizes", "engines")},
     "parts": layerwise.parts,
     "layers": layerwise.layers,
 }
-"""Those of a model that does not fit into memory."""
+"""The gates for a model that does not fit into memory."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came of a variant."""
+    """The results of verifying a variant."""
 
     variant: str
-    how: str  # what ran, and on what
+    how: str  # runtime and device
     checks: dict[str, list[CheckResult]]  # by gate
-    not_run: tuple[str, ...] = ()  # gates that need more memory than there was
-    idle: tuple[str, ...] = ()  # gates that have nothing to check in such a variant
-    errors: Mapping[str, Exception] = field(default_factory=dict)  # by gate: what ended it
+    not_run: tuple[str, ...] = ()  # gates that need more memory than was available
+    nothing_to_check: tuple[str, ...] = ()  # gates that do not apply to the variant
+    errors: Mapping[str, Exception] = field(default_factory=dict)  # by gate: the exception that stopped it
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed."""
+        """Whether all checks passed."""
         return all(check.passed for checks in self.checks.values() for check in checks)
 
     @property
     def failures(self) -> str:
-        """What failed, a line each; empty where nothing did."""
+        """A line per failed check; empty if all passed."""
         failed = [check for checks in self.checks.values() for check in checks if not check.passed]
         return "\n".join(f"{check.name}: {check.measured}" for check in failed)
 
@@ -80,13 +80,13 @@ class Report:
             "passed": self.passed,
             "how": self.how,
             "not_run": list(self.not_run),
-            "nothing_to_check": list(self.idle),
+            "nothing_to_check": list(self.nothing_to_check),
             "gates": checks,
         }
 
 
 class NotRecordedError(BundleError):
-    """What was found could not be written into the bundle; ``reports`` holds it."""
+    """The results could not be written to the bundle's manifest; ``reports`` contains them."""
 
     def __init__(self, message: str, reports: list[Report]) -> None:
         super().__init__(message)
@@ -102,40 +102,40 @@ def verify(
     device: str = "auto",
     gates: Iterable[str] = (),
     layers: bool | None = None,
-    tell: Callable[[str, str], None] = lambda variant, gate: None,
+    on_progress: Callable[[str, str], None] = lambda variant, gate: None,
 ) -> list[Report]:
     """Compare variants of a bundle (default: all) with the model they were made from, in torch and float32.
 
-    ``runtime`` is what users are to run: every gate that computes does so in it, those before look at the
-    ONNX graphs. One that has ``evidence`` (which engines, on which GPU) gets an entry in the manifest's
-    ``executed``. ``gates``: some of them only, in which case nothing is recorded, and one that has nothing to
-    check in a variant has failed. ``layers``: layer by layer,
-    in the memory of one of them; None: where the whole does not fit.
+    ``runtime``: the runtime to verify, in which every gate that computes runs; gates on files read the ONNX
+    graphs. A runtime with ``evidence`` (which engines, on which GPU) gets an entry in the manifest's
+    ``executed``. ``gates``: run only these, and record nothing; a gate that does not apply to a variant
+    fails. ``layers``: verify layer by layer, in the memory of about one layer; None: only if the whole model
+    does not fit.
 
     Raises:
-        BundleError: the bundle is damaged, so that there is nothing to verify; or a gate is unknown.
-        NotRecordedError: all was verified, and the manifest cannot be written; it has the reports.
+        BundleError: the bundle is damaged, or a gate is unknown.
+        NotRecordedError: the manifest cannot be written; the error contains the reports.
     """
     folder, against = (
         arguments.folder_path(*argument) for argument in ((folder, "folder"), (against, "against"))
     )
     variants, gates = (arguments.texts(*argument) for argument in ((variants, "variants"), (gates, "gates")))
-    bundle = load_bundle(folder, check_graphs=False)  # gates do, and say more
+    bundle = load_bundle(folder, check_graphs=False)  # gates check them, with more detail
     selected = variants or bundle.variants
     bundle.verify_weights(_weights(bundle, selected))
     lack = "as asked" if layers else lack_of_memory(against) if layers is None else None
-    ladder = LAYER_GATES if lack else GATES
+    available = LAYER_GATES if lack else GATES
     chosen = gates
     for name in chosen:
-        if name not in ladder:
+        if name not in available:
             raise BundleError(
-                f"no gate{' of those that go layer by layer' if lack else ''} is called '{name}'."
-                f" {did_you_mean(name, ladder)}\nGates: {', '.join(ladder)}"
+                f"no {'layer-by-layer ' if lack else ''}gate is called '{name}'."
+                f" {did_you_mean(name, available)}\nGates: {', '.join(available)}"
             )
     if lack and (runtime != "onnx" or device not in ("auto", "cpu")):
         raise BundleError(
-            f"layer by layer ({lack}) it is verified by ONNX Runtime on the CPU: leave --runtime and --device"
-            " out, or say --whole"
+            f"layer-by-layer verification ({lack}) runs in ONNX Runtime on the CPU: omit --runtime and"
+            " --device, or use --whole"
         )
     reference = (
         StreamedReference.opened(merge_adapters(open_lazily(against))) if lack else Reference.of(against)
@@ -145,23 +145,21 @@ def verify(
     for variant in selected:
         with VerificationTarget.of(bundle, variant, reference, runtime=runtime, device=device) as target:
             checks, errors = {}, dict[str, Exception]()
-            for gate in chosen or ladder:
-                tell(variant, gate)
-                checks[gate], error = _tried(ladder[gate], target)
+            for gate in chosen or available:
+                on_progress(variant, gate)
+                checks[gate], error = _run_gate(available[gate], target)
                 if error:
                     errors[gate] = error
                 if chosen and not checks[gate]:
-                    checks[gate] = [
-                        CheckResult(variant, False, "nothing to check", "something, where it is asked for")
-                    ]
+                    checks[gate] = [CheckResult(variant, False, "nothing to check", "something to check")]
             how = f"layer by layer ({lack}), {target.how}" if lack else target.how
             evidence = getattr(target.whole, "evidence", None)
         report = Report(
             variant,
             how,
             {gate: results for gate, results in checks.items() if results},
-            not_run=tuple(gate for gate in GATES if gate not in ladder),
-            idle=tuple(gate for gate, results in checks.items() if not results),
+            not_run=tuple(gate for gate in GATES if gate not in available),
+            nothing_to_check=tuple(gate for gate, results in checks.items() if not results),
             errors=errors,
         )
         reports.append(report)
@@ -172,7 +170,7 @@ def verify(
                 unwritten = error
     if unwritten:
         raise NotRecordedError(
-            f"what was found is not recorded: {bundle.folder / MANIFEST} cannot be written ({unwritten})."
+            f"the results are not recorded: {bundle.folder / MANIFEST} cannot be written ({unwritten})."
             " Make the folder writable, or verify a copy of it",
             reports,
         ) from unwritten
@@ -180,9 +178,9 @@ def verify(
 
 
 def _weights(bundle: Bundle, variants: Iterable[str]) -> list[str]:
-    """List the weights of variants, which no gate could tell from slightly different ones."""
+    """List the weight files of variants: their hashes are checked, since no gate detects small changes."""
     for variant in variants:
-        bundle.path("backbone", variant)  # says which variants there are, if this is none
+        bundle.path("backbone", variant)  # raises an error that lists the variants if this one is unknown
     records = bundle.manifest["variants"]
     return sorted({name for variant in variants for name in records[variant]["weights"]})
 
@@ -195,8 +193,8 @@ def _record(bundle: Bundle, key: str, report: Report, evidence: Mapping[str, str
     }
     gates = {gate: _summary(results) for gate, results in report.checks.items()}
     not_run = {"not_run": list(report.not_run)} if report.not_run else {}
-    idle = {"nothing_to_check": list(report.idle)} if report.idle else {}
-    bundle.record("parity", key, {**outcome, "gates": gates, **not_run, **idle})
+    nothing_to_check = {"nothing_to_check": list(report.nothing_to_check)} if report.nothing_to_check else {}
+    bundle.record("parity", key, {**outcome, "gates": gates, **not_run, **nothing_to_check})
     if report.passed:
         bundle.record(DIGESTS, report.variant, digest_of(bundle.manifest, report.variant))
     if evidence:
@@ -206,19 +204,19 @@ def _record(bundle: Bundle, key: str, report: Report, evidence: Mapping[str, str
 
 
 def lack_of_memory(against: str | Path) -> str | None:
-    """Return what is missing to verify a model as a whole, in torch and in a runtime at once, in float32."""
+    """Return why a model does not fit into memory twice in float32 (torch and a runtime); None if it fits."""
     needed, free = 2 * float32_bytes(open_lazily(against)), free_bytes()
     if free is None or needed <= free:
         return None
-    return f"as a whole it takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+    return f"the whole model takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
 
 
-def _tried(gate: Gate, target: VerificationTarget) -> tuple[list[CheckResult], Exception | None]:
-    """Return what a gate found, and what ended it before its end, if anything did."""
+def _run_gate(gate: Gate, target: VerificationTarget) -> tuple[list[CheckResult], Exception | None]:
+    """Return a gate's results, and the exception that stopped it, if any."""
     checks: list[CheckResult] = []
     try:
         checks.extend(gate(target))
-    except Exception as error:  # a graph that does not even run has failed, and the ladder goes on
+    except Exception as error:  # a graph that does not run counts as failed; other gates still run
         message = shorten(f"{type(error).__name__}: {error}".split("\n")[0], 300, placeholder=" ...")
         return [*checks, CheckResult("runs", False, message, "no error")], error
     return checks, None

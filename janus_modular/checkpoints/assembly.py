@@ -97,7 +97,7 @@ class ModelAssembly:
         overrides: Sequence[str] = (),
         plugins: Plugins | None = None,
     ) -> ModelAssembly:
-        """Load a checkpoint of any known format: a folder, or a hub id. Needs the model's memory and no more.
+        """Load a checkpoint of any known format: a folder, or a hub id. Needs no more memory than the model.
 
         ``overrides`` (``a.b=c``) change the model config that was read, for instance the prompt format:
         ``processor.template=janus``. On the device ``meta`` names and shapes of the weights are checked, and
@@ -168,7 +168,7 @@ def tokenizer_files(config: ModelConfig) -> Iterator[str | Path]:
     A named tokenizer is compared with the one beside the weights, where there is one.
 
     Raises:
-        ConfigError: there is none, or it numbers tokens otherwise than the weights were trained with.
+        ConfigError: there is none, or its token ids differ from those that the weights were trained with.
     """
     processor, backbone = config.processor, _pretrained_backbone(config)
     if processor.tokenizer is not None:
@@ -208,8 +208,8 @@ def _check_tokenizer(source: str | Path, name: str, backbone: ComponentConfig, p
     if differences:
         listed = "; ".join(differences[:3]) + ("; ..." if len(differences) > 3 else "")
         raise ConfigError(
-            f"{path}: {name} numbers {len(differences):,} tokens otherwise than the tokenizer of the"
-            f" backbone's weights, {own}: {listed}. The weights would read other words than were written:"
+            f"{path}: {name} has other ids for {len(differences):,} tokens than the tokenizer of the"
+            f" backbone's weights, {own}: {listed}. The weights would get other tokens than intended:"
             f" {path}=null takes their own."
         )
 

@@ -39,8 +39,8 @@ def convert(
 ) -> None:
     """Write the checkpoint ``source`` (a folder, or a hub id) at ``target`` in another format.
 
-    ``dtype`` casts floating-point weights; None keeps them as they are, bit for bit. ``merge`` folds adapters
-    into the weights that they adapt.
+    ``dtype`` casts floating-point weights; None keeps them as they are, bit for bit. ``merge`` merges
+    adapters into the weights that they adapt.
 
     Raises:
         PluginError: an override names a sampler that no plugin registers.
@@ -58,7 +58,7 @@ def convert(
             (plugins or default_plugins()).find(f"{keys[0]}s", str(value))
     checkpoint = open_lazily(source, overrides=overrides, plugins=plugins)
     if Path(target).absolute() == checkpoint.folder.absolute():
-        raise CheckpointError(f"{target} is what is to be converted. Choose another folder to write to.")
+        raise CheckpointError(f"{target} is the checkpoint to convert. Choose another folder to write to.")
     result = load_weights(checkpoint.model, checkpoint.tensors.items(), device="meta")  # names and shapes
     result.check(str(checkpoint.folder), list(checkpoint.model.components()))
     checkpoint = merge_adapters(checkpoint, plugins) if merge else checkpoint

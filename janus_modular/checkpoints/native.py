@@ -55,10 +55,10 @@ def save(
     max_shard_size: int = MAX_SHARD_SIZE,
     plugins: Plugins | None = None,
 ) -> None:
-    """Write a checkpoint that needs nothing but itself and the plugins that it names.
+    """Write a self-contained checkpoint, which needs only the plugins that it names.
 
-    Written under a temporary path and renamed: on a full disk what was there before stays, and nothing is
-    half-written.
+    It is written under a temporary path and renamed: if the disk is full, the old files stay, and nothing is
+    partially written.
 
     Args:
         assembly: the model; it may be on the meta device where ``tensors`` are given.
@@ -67,7 +67,7 @@ def save(
         training: a record of the training for config.json and the model card.
         dtype: floating-point weights are cast to it; None keeps theirs.
         max_shard_size: the largest weight file, in bytes.
-        plugins: those that the components are of; all that are installed if None.
+        plugins: the plugins of the components; None: all installed plugins.
 
     Raises:
         CheckpointError: ``folder`` holds something else than a native checkpoint, or cannot be written.
@@ -156,7 +156,7 @@ def plugins_of(assembly: ModelAssembly, plugins: Plugins) -> list[dict[str, str 
     """Return the plugins of a model's components and samplers, as checkpoints and bundles record them.
 
     Saving needs no sampler: a sampler that is not installed stays recorded as the model's own checkpoint
-    has it, and an unknown one is left out; whoever samples with it gets an error.
+    has it, and an unknown one is left out; sampling with it is an error.
     """
     model, recorded = assembly.model, assembly.provenance.plugins
     plugins = plugins.as_recorded(recorded)

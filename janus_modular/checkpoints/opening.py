@@ -70,7 +70,7 @@ class LazyCheckpoint(ModelAssembly):
     def check_weights(self) -> None:
         """Check names, shapes and kinds of dtype of the weights, without reading them.
 
-        Two copies of a tied weight that differ are found by `load` alone.
+        Only `load` detects copies of a tied weight that differ.
 
         Raises:
             CheckpointError: the weights do not fit the model.

@@ -123,7 +123,7 @@ class JanusGroup(TyperGroup):
 app = typer.Typer(
     name="janus-modular",
     cls=JanusGroup,
-    help="Train, swap and ship your own Janus: one transformer that reads images and draws them.",
+    help="Train, extend and deploy Janus-like models: one transformer that understands and generates images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -33,7 +33,7 @@ HELP = "/image FILE adds an image to your next message, /reset starts again, /qu
 
 def chat(
     model: ModelArgument,
-    question: Annotated[str | None, typer.Argument(help="Omitted: a conversation in the terminal.")] = None,
+    question: Annotated[str | None, typer.Argument(help="Default: a conversation in the terminal.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="An image to ask about; may be repeated.")] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer, in tokens; default 512.")
@@ -55,7 +55,7 @@ def chat(
     seed: Seed = None,
     extra_settings: Settings = None,
     stop: Annotated[
-        list[str] | None, typer.Option(help="End the answer before this; may be repeated.")
+        list[str] | None, typer.Option(help="End the answer before this string; may be repeated.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt; default: the model's.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

@@ -26,10 +26,10 @@ def convert(
         typer.Option("--format", help="native, published (the authors'), transformers, or a plugin's."),
     ] = "native",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto: as stored.")] = "auto",
-    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file: 500MB.")] = "5GB",
-    merge: Annotated[
-        bool, typer.Option("--merge", help="Fold adapters (LoRA) into the weights that they adapt.")
-    ] = False,
+    max_shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Maximum file size, for example 500MB.")
+    ] = "5GB",
+    merge: Annotated[bool, typer.Option("--merge", help="Merge adapters (LoRA) into the weights.")] = False,
 ) -> None:
     """Write a checkpoint in another format, tensor by tensor, which needs little memory."""
     import torch

@@ -17,7 +17,7 @@ app = typer.Typer(help="Training data: preview samples before training.", no_arg
 def inspect(
     config: Config,
     overrides: Overrides = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Samples.")] = 8,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of samples.")] = 8,
     step: Annotated[int, typer.Option(min=0, help="The step whose samples are shown, from 0.")] = 0,
     out: Annotated[str, typer.Option(help="An .html file to write; terminal: print text only.")] = "terminal",
 ) -> None:

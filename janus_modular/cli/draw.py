@@ -34,7 +34,7 @@ def draw(
     n: Annotated[int, typer.Option("-n", min=1, help="Number of images.")] = 4,
     guidance: Annotated[
         float | None,
-        typer.Option(callback=finite, help="Strength of guidance by the prompt; 1: none. Default 5."),
+        typer.Option(callback=finite, help="Guidance scale; 1: no guidance. Default 5."),
     ] = None,
     temperature: Annotated[
         float | None,
@@ -43,10 +43,10 @@ def draw(
     seed: Seed = None,
     extra_settings: Settings = None,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="File of the grid; single images get numbers.")
+        Path, typer.Option("-o", "--output", help="File of the image grid; single images get numbered names.")
     ] = Path("out.png"),
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Images at once: more are faster and need more memory.")
+        int, typer.Option(min=1, help="Images per batch: more are faster and need more memory.")
     ] = 8,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of file names.")
@@ -57,7 +57,7 @@ def draw(
     variant: Variant = None,
     allow_failed: AllowFailed = False,
 ) -> None:
-    """Draw images of a prompt: single files and a grid of all images."""
+    """Draw images for a prompt: single files and a grid of all images."""
     from rich.console import Console
     from rich.progress import Progress
 

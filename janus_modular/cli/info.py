@@ -46,7 +46,7 @@ def info(
     for command, reason in facts["unusable"].items():
         typer.echo(f"{command} cannot be used: {reason}")
     if verify:
-        typer.echo(f"verified: {len(facts['verified'])} files are as they were written")
+        typer.echo(f"verified: {len(facts['verified'])} files are unchanged")
 
 
 def verify_files(model: str, overrides: list[str]) -> list[str]:

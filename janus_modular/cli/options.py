@@ -46,7 +46,7 @@ ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A checkpoint folder, a hub id, or a bundle.")
 ]
 Device = Annotated[
-    str, typer.Option(help="auto, cpu, cuda or mps; of a bundle also tensorrt, nv-tensorrt-rtx.")
+    str, typer.Option(help="auto, cpu, cuda or mps; for a bundle also tensorrt, nv-tensorrt-rtx.")
 ]
 Dtype = Annotated[
     str, typer.Option(help="auto, float32, bfloat16 or float16; auto: as stored, float32 on a CPU.")
@@ -59,9 +59,7 @@ Variant = Annotated[
 ]
 AllowFailed = Annotated[
     bool,
-    typer.Option(
-        "--allow-failed", help="Of a bundle: open a variant that `verify` found wrong, or that was edited."
-    ),
+    typer.Option("--allow-failed", help="For a bundle: open a variant that failed `verify`, or was edited."),
 ]
 Seed = Annotated[
     int | None,

@@ -18,7 +18,7 @@ def check(
         list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Options of the component.")
     ] = None,
     slow: Annotated[
-        bool, typer.Option("--slow", help="Also run the slow checks: two processes, engines.")
+        bool, typer.Option("--slow", help="Also run the slow checks (several processes, engines).")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

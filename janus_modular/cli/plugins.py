@@ -92,7 +92,7 @@ def show(
 def doctor(
     ctx: typer.Context,
     as_json: AsJson = False,
-    timeout: Annotated[float, typer.Option(help="Seconds that each plugin may take.")] = 300.0,
+    timeout: Annotated[float, typer.Option(help="Time limit per plugin, in seconds.")] = 300.0,
 ) -> None:
     """Load every plugin in a subprocess, and compare what it declares with what it registers."""
     from rich.console import Console
@@ -131,7 +131,7 @@ def doctor(
             typer.echo(f"\n{note}")
     for word in plugins.disabled:
         if not any(item.matches(word) for item in plugins.entry_points):
-            typer.echo(f"JANUS_DISABLE_PLUGINS names '{word}', but nothing here is called so.", err=True)
+            typer.echo(f"JANUS_DISABLE_PLUGINS names '{word}', but nothing has this name.", err=True)
     if any(report.is_broken for _, report in reports):
         raise typer.Exit(1)
 

@@ -20,7 +20,7 @@ def train(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Print trainable modules, memory and a step's samples; train nothing."
+            "--dry-run", help="Print trainable modules, memory and samples of a step; do not train."
         ),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No table, no progress bar.")] = False,

@@ -34,7 +34,7 @@ class Batch:
     sources: list[str] = field(default_factory=list)  # names, indexed by the two below
     label_source: Tensor | None = None  # (B, T) index into sources
     image_source: Tensor | None = None  # (M,) index into sources
-    image_seeds: list[tuple[int, int]] = field(default_factory=list)  # M: a sequence's seed, and which image
+    image_seeds: list[tuple[int, int]] = field(default_factory=list)  # (M,) (seed, image number)
 
     def image_rngs(self) -> list[np.random.Generator]:
         """Return a new generator for each image in ``generation_pixels``."""

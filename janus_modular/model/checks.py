@@ -24,10 +24,10 @@ PROMISES = {
 
 
 def shape_errors(model: JanusModel, plugins: Plugins | None = None) -> list[FieldError]:
-    """Read an image of the encoder's own size; return a fault for each component with another output shape.
+    """Run an image of the encoder's own size; return an error for each component with a wrong output shape.
 
-    The encoder gets the image, the adaptor features of the shape that the encoder promises: neither answers
-    for the other. A component that cannot run on the meta device is skipped. The understanding path is on
+    The encoder gets the image, and the adaptor gets features of the shape that the encoder declares: each
+    is checked alone. A component that cannot run on the meta device is skipped. The understanding path is on
     the meta device afterwards.
     """
     path, config = model.understanding.to("meta").eval(), model.config.understanding
@@ -64,6 +64,6 @@ def _shape_error(
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         if shape == expected:
             return None
-        reason = f"returns {shape} for {image}, and promises {expected}"
+        reason = f"returns {shape} for {image}, but declares {expected}"
     component = f"the {slot_label(spec.slot)} '{spec.name}' of {plugins.find(spec.slot, spec.name).origin}"
     return FieldError(spec.path or spec.slot, f"{component} {reason} (see {PROMISES[spec.slot]})", "")

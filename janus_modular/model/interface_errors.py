@@ -39,7 +39,7 @@ def interface_errors(component: Any, slot: str) -> str:
 
 
 def _renaming(missing: str, members: list[str]) -> str:
-    """Return a hint where a component has the missing member under its name of the version before."""
+    """Return a hint if a component has the missing member under its name of the previous version."""
     old = next((name for name in members if missing in RENAMED.get(name, ())), None)
     return f"Its '{old}' is called '{missing}' now." if old else ""
 

@@ -1,4 +1,4 @@
-"""A running model in torch: rows of any length that come, go on and go."""
+"""A session of a model in torch: rows of any length are admitted, extended and freed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TorchRuntime:
         self.suppressed_ids = suppressed_ids
 
     def open(self, max_seq_len: int, rows: int | None = None) -> TorchSession:
-        """Open a session whose rows have room for ``max_seq_len`` positions."""
+        """Open a session whose rows hold up to ``max_seq_len`` positions."""
         return TorchSession(
             self.model,
             max_seq_len=max_seq_len,
@@ -43,7 +43,7 @@ class TorchRuntime:
 
 
 class TorchSession(BaseSession):
-    """A `janus_modular.Session` over a model in torch. Open one for every run: it holds the cache."""
+    """A `janus_modular.Session` over a model in torch. Open a new one per run: it contains the cache."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class TorchSession(BaseSession):
         rows: int | None = None,
         suppressed_ids: Many[int] = (),
     ) -> None:
-        """Prepare rows with room for ``max_seq_len`` positions; no memory is allocated yet."""
+        """Prepare rows of up to ``max_seq_len`` positions; no memory is allocated yet."""
         super().__init__(max_seq_len, rows)
         weight = next(model.backbone.parameters())  # type: ignore[attr-defined]  # components are modules
         self.model = model
@@ -95,7 +95,7 @@ class TorchSession(BaseSession):
     def feed(self, x: Tensor | NDArray[Any], counts: NDArray[np.int64]) -> Tensor:
         """Feed x (rows, W, D); return the hidden states (rows, W, D)."""
         index = self.lengths[:, None] + np.arange(x.shape[1])  # (rows, W)
-        # Padding of a full row lies beyond what a table of positions may have.
+        # Padding of a full row may have positions beyond the end of a position table.
         positions = torch.from_numpy(np.minimum(index, self.max_seq_len - 1)).to(self.device)
         hidden = self.model.backbone(self._embeddings(x), positions=positions, cache=self.cache)
         self.cache.advance(torch.from_numpy(counts))
@@ -143,7 +143,7 @@ class TorchSession(BaseSession):
         return joined
 
     def to_host(self, x: Tensor) -> NDArray[Any]:
-        """Bring a tensor to numpy; bfloat16, which numpy lacks, as the same numbers in float32.
+        """Copy a tensor to numpy; bfloat16, which numpy lacks, becomes float32.
 
         Raises:
             NotFiniteError: ids were sampled from logits that are NaN or infinite.

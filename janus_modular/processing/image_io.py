@@ -1,7 +1,7 @@
 """Opening any image as plain RGB, and turning arrays back into images.
 
 The EXIF orientation is applied; of an animation the first frame counts;
-transparency is composited over white; 16-bit greys are scaled to 8 bits by value, not cut off.
+transparency is composited over white; 16-bit greys are scaled to 8 bits, not clipped.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _open_header(source: str | Path | bytes, name: str, files: ExitStack) -> Ima
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{name} is not an image that can be read; expected PNG, JPEG, WebP, GIF, TIFF or BMP. "
-            "Is it complete, and is it an image at all?"
+            "Check that the file is complete and is an image."
         ) from error
     except Exception as error:  # a header that is wrong
         raise ImageError(f"{name} cannot be opened: {error}. Export it again, for example as PNG.") from error

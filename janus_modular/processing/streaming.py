@@ -1,4 +1,4 @@
-"""Text of an answer as its tokens come: whole characters only, and nothing from a stop string on."""
+"""Streams the text of an answer: only whole characters, and nothing from a stop string on."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class StopRule:
 class TextStream:
     """Turns the tokens of one answer into text as they come.
 
-    Held back is what may still change: bytes of an incomplete character, and text that may be the beginning
-    of a stop string.
+    Text that may still change is held back: bytes of an incomplete character, and text that may be the
+    beginning of a stop string.
     """
 
     def __init__(self, tokenizer: TextTokenizer, stop: StopRule | None = None) -> None:

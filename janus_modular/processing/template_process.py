@@ -177,7 +177,7 @@ def _answer(source: str, context: dict[str, Any] | None) -> list[str]:
         return ["rendered", json.dumps(analyse_template(template.environment, source))]
     try:
         text = template.render(context)
-    except jinja2.TemplateError as error:  # in the template's own words, mostly
+    except jinja2.TemplateError as error:  # the message is mostly the template's own
         return ["refused", str(error)]
     except Exception as error:  # a template may fail in any way that Python can
         return ["refused", reason(error)]

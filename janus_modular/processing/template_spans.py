@@ -1,4 +1,4 @@
-"""Rendering a conversation so that the template's text and the messages' content can be told apart.
+"""Renders a conversation so that the template's text can be distinguished from the messages' content.
 
 A chat template may be any program, so its output is not searched for the content of messages. Instead, each
 text and each image is replaced by a private sentinel before rendering. Text between sentinels was written by
@@ -169,7 +169,7 @@ def _render_with_sentinels(
 ) -> tuple[Sentinels, list[Turn], str]:
     """Render sentinels, so that they come out as the texts would.
 
-    Tried are sentinels for whole texts, and then sentinels around the tags that the template searches for.
+    Sentinels for whole texts are tried first, then sentinels around the tags that the template searches for.
 
     Raises:
         PromptError: the template refuses the conversation, or changes texts.

@@ -212,7 +212,7 @@ def _check_ids(core: Tokenizer, added: list[dict[str, Any]], file: Path) -> None
     own lists, which have as many rows, would not fit into memory.
 
     Raises:
-        ConfigError: an id is another one than in the file, has two tokens, or is huge.
+        ConfigError: an id differs from that in the file, has two tokens, or is huge.
     """
     vocabulary = core.get_vocab(with_added_tokens=True)
     ids = vocabulary.values()

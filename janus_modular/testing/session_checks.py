@@ -62,7 +62,7 @@ def check_session_extend(runtime: Runtime, prompts: Many[Sequence]) -> None:
 
 @check_for("runtimes")
 def check_session_counts(runtime: Runtime, prompts: Many[Sequence]) -> None:
-    """A row keeps as many positions as its count says, and goes on from there."""
+    """A row keeps as many positions as its count says, and continues from there."""
     x = embeddings(runtime, prompts, 2)
     expected = [_alone(runtime, prompts[row], x[row])[1] for row in range(2)]
     session = runtime.open(room_for(prompts))
@@ -100,7 +100,7 @@ def check_session_full_rows(runtime: Runtime, prompts: Many[Sequence]) -> None:
 
 @check_for("runtimes")
 def check_session_truncate(runtime: Runtime, prompts: Many[Sequence]) -> None:
-    """A row that is cut back goes on as if it had never been longer."""
+    """A row that is cut back continues as if it had never been longer."""
     x, fresh = embeddings(runtime, prompts, 2), embeddings(runtime, prompts, 2, seed=1)
     session = runtime.open(room_for(prompts))
     session.prefill(prompts[:2])
@@ -177,7 +177,7 @@ def check_session_limits(runtime: Runtime, prompts: Many[Sequence]) -> None:
 
 @check_for("runtimes")
 def check_session_copies(runtime: Runtime, prompts: Many[Sequence]) -> None:
-    """What is copied by take or to_host stays as it is when the session goes on, and can be fed."""
+    """Copies made by take or to_host do not change in later calls, and can be fed."""
     x = embeddings(runtime, prompts, 2)
     session = runtime.open(room_for(prompts))
     last = session.prefill(prompts[:2])
@@ -204,7 +204,7 @@ def check_session_copies(runtime: Runtime, prompts: Many[Sequence]) -> None:
 
 
 def room_for(prompts: Many[Sequence]) -> int:
-    """Return a length that has room for each of the prompts and what the checks feed after it."""
+    """Return a length that holds each prompt and what the checks feed after it."""
     return max(map(len, prompts)) + POSITIONS
 
 

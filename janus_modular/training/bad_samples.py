@@ -23,10 +23,10 @@ Action = Literal["skip", "cut", "split"]
 """What is done about a bad sample."""
 
 METRIC_NAMES: dict[Action, str] = {"skip": "skipped", "cut": "cut", "split": "split"}
-"""Under which name each action is counted in the metrics and shown."""
+"""The name of each action in metrics and messages."""
 
 MIN_TOLERATED = 10
-"""Samples of a source that may be skipped or cut whatever the limit: a share of few samples means little."""
+"""Samples of a source that may be skipped or cut regardless of the limit: a share of few means little."""
 
 MAX_LOGGED = 10
 """Bad samples of each source that are logged; all are counted."""

@@ -92,7 +92,7 @@ class Engine(Generic[BatchT]):
             for name, buffer in submodule.named_buffers(recurse=False)
         }
         if not self.parameters:
-            raise TrainingError("nothing would learn: every parameter is frozen.")
+            raise TrainingError("nothing would be trained: every parameter is frozen.")
         self.objective = objective
         self.config = optimizer
         self.schedule = schedule

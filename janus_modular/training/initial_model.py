@@ -82,7 +82,7 @@ def wrap_backbone(assembly: ModelAssembly, wrap: Mapping[str, Any], plugins: Plu
             " wrap={name: lora, rank: 16}"
         )
     if wrapped.name == name:
-        raise ConfigError(f"wrap: the backbone of init is '{name}' already. Leave wrap out to train on")
+        raise ConfigError(f"wrap: the backbone of init is '{name}' already. Leave wrap out to continue")
     options = {key: value for key, value in wrap.items() if key != "name"}
     try:
         config = resolve({**options, inner[0]: to_plain(wrapped)}, schema, plugins)

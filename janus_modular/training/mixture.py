@@ -1,7 +1,7 @@
 """The mixture of sources: which samples each step has, as a pure function of seed and step. No torch.
 
-Sample k of a source depends on the seed alone. Whoever prepares it (any thread, any machine, a resumed run)
-gets the same sample, so the number of the step is the whole state of the data.
+Sample k of a source depends on the seed alone. Any thread, machine or resumed run
+prepares the same sample, so the number of the step is the whole state of the data.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ IRRELEVANT = {
     "output",
     "trackers",
 }
-"""Settings that no step depends on: they may change without a word."""
+"""Settings that no step depends on: they may change without a message."""
 
 CHANGEABLE = {
     "bad_samples",

@@ -68,7 +68,7 @@ class StepPreview:
 
 
 def preview_step(config: TrainConfig, plugins: Plugins, *, n: int, step: int = 0) -> StepPreview:
-    """Return ``n`` samples of a step, from each source in turn; of a source without samples there, its next.
+    """Return ``n`` samples of a step, from each source in turn; for a source without any, of a later step.
 
     Raises:
         ConfigError: the run ends before that step.

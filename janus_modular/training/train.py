@@ -1,4 +1,4 @@
-"""Training Janus: a run of the engine from a `TrainConfig`. Stages differ by their configs alone."""
+"""Training Janus: a run of the engine from a `TrainConfig`. Stages differ only in their configs."""
 
 from __future__ import annotations
 

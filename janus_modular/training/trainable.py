@@ -46,8 +46,8 @@ def set_trainable(model: JanusModel, patterns: Sequence[str]) -> None:
         for name in matches:
             if any(_within(name, path) for path in always_frozen):
                 errors.append(
-                    f"learn: '{pattern}' names {name}, which is trained on its own, before the stages: its"
-                    " codes are targets here, and no gradient reaches it. Leave it out."
+                    f"learn: '{pattern}' names {name}, which is trained separately, before the stages: its"
+                    " codes are the targets of the stages, and it gets no gradient. Leave it out."
                 )
                 break
         matched.update(matches)

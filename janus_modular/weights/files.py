@@ -100,7 +100,7 @@ def _weight_file(folder: Path) -> Path:
             names = ", ".join(c.name for c in candidates)
             raise CheckpointError(
                 f"{folder} holds several weight files and no index that joins them: {names}.\n"
-                "Name one of them, or bring the *.index.json that belongs to them."
+                "Name one of them, or add the *.index.json that belongs to them."
             )
         if candidates:
             return candidates[0]
@@ -238,8 +238,8 @@ def _open_torch(path: Path) -> dict[str, Read]:
             match = re.search(r"GLOBAL ([\w.]+)", str(error))
             raise CheckpointError(
                 f"{path} holds more than tensors{f' ({match[1]})' if match else ''}: code and objects are"
-                " never loaded, since that could run anything. Get the weights as .safetensors, or from"
-                " somebody who saves tensors alone."
+                " never loaded, since that could run anything. Get the weights as .safetensors, or a"
+                " file that contains only tensors."
             ) from error
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) is no PyTorch file of tensors, or it is damaged."

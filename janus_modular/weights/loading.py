@@ -65,8 +65,8 @@ def load_weights(
     """Copy named tensors, one at a time, into a module's parameters and persistent buffers.
 
     Parameters on the meta device are created on ``device``, in ``dtype`` (None: as stored); real ones keep
-    their own. A tied weight may come under any of its names. ``device="meta"`` compares names and shapes
-    alone.
+    their own. A tied weight may come under any of its names. ``device="meta"`` only compares names and
+    shapes.
     """
     result = LoadResult()
     state: dict[str, Tensor] = {

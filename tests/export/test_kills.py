@@ -18,7 +18,7 @@ from janus_export.onnx_export.export import export
 from janus_export.tensorrt_build import build as building
 from janus_export.tensorrt_build import targets
 from janus_export.tensorrt_build.build import BuildConfig, build
-from janus_export.tensorrt_build.builder import Built
+from janus_export.tensorrt_build.builder import BuiltEngine
 
 OLD, NEW = "old", "new"
 
@@ -76,9 +76,9 @@ def test_a_build_that_was_killed_anywhere_is_gone_on_with(
     for module in (targets, building):
         monkeypatch.setattr(module, "compute_capability", lambda: None)
 
-    def build_engine(trt: Any, model: Any, source: Path, file: Path, order: Any) -> Built:
+    def build_engine(trt: Any, model: Any, source: Path, file: Path, order: Any) -> BuiltEngine:
         file.write_bytes(source.name.encode())
-        return Built(sha256(file), file.stat().st_size, 0.0, None)
+        return BuiltEngine(sha256(file), file.stat().st_size, 0.0, None)
 
     monkeypatch.setattr(building, "build_engine", build_engine)
     monkeypatch.setattr(building, "lower", lambda *_, **__: None)

@@ -20,7 +20,7 @@ from janus_export.bundle.engines import Profile
 from janus_export.errors import ExportError
 from janus_export.onnx_export.graphs import declare
 from janus_export.onnx_export.trace import to_onnx
-from janus_export.tensorrt_build.builder import Order, build_engine
+from janus_export.tensorrt_build.builder import EngineOptions, build_engine
 from janus_export.tensorrt_build.lowering import lower, write_out_softcaps
 from janus_export.tensorrt_build.profiles import Lengths, profiles
 from janus_modular.checkpoints import ModelAssembly
@@ -29,7 +29,9 @@ from janus_modular.config.schema import ModelConfig
 
 CAPACITY, ROWS, TOKENS = 24, 3, 5
 LENGTHS = {"rows": (1, 2, 4), "tokens": (1, 8, CAPACITY), "capacity": (CAPACITY,) * 3, "images": (1, 1, 2)}
-ORDER = Order(["8.9"], [Profile("prefill", LENGTHS), Profile("decode", {**LENGTHS, "tokens": (1, 1, 1)})])
+ORDER = EngineOptions(
+    ["8.9"], [Profile("prefill", LENGTHS), Profile("decode", {**LENGTHS, "tokens": (1, 1, 1)})]
+)
 QUIET = onnxruntime.SessionOptions()
 QUIET.log_severity_level = 3  # it warns of caches that are not written in place, which numpy's are not
 
@@ -147,7 +149,9 @@ def test_capped_attention_written_out_says_the_same(tmp_path: Path, mask: bool):
     plain = attention(tmp_path / "plain.onnx", softcap=0.0, mask=mask)
     assert np.abs(run(plain, inputs)[0] - expected).max() > 0.01  # the cap does something
     lengths = {"B": (1, 2, 4), "T": (1, 3, 6)}
-    build_engine(trt, model, path, tmp_path / "y.engine", Order(["8.9"], [Profile("default", lengths)]))
+    build_engine(
+        trt, model, path, tmp_path / "y.engine", EngineOptions(["8.9"], [Profile("default", lengths)])
+    )
 
 
 def test_an_input_that_nothing_reads_is_an_error(tiny_gpu_bundle: Path, tmp_path: Path):
@@ -159,7 +163,7 @@ def test_an_input_that_nothing_reads_is_an_error(tiny_gpu_bundle: Path, tmp_path
     with pytest.raises(ExportError, match=r"embed.fp16.onnx does not read its input extra"):
         lower(tmp_path / "embed.fp16.onnx", capacity=CAPACITY)
     # Past that check: TensorRT only warns of it, and builds.
-    order = Order(["8.9"], profiles(bundle.manifest, "embed", Lengths(8, CAPACITY)))
+    order = EngineOptions(["8.9"], profiles(bundle.manifest, "embed", Lengths(8, CAPACITY)))
     with pytest.raises(ExportError, match=r"embed.fp16.onnx does not become an engine.\nUnused Input: extra"):
         build_engine(trt, model, source, tmp_path / "embed.engine", order)
 
@@ -177,11 +181,13 @@ def test_what_the_builder_refuses_is_passed_on(tiny_gpu_bundle: Path, tmp_path: 
     source = load_bundle(tiny_gpu_bundle).path("embed", "fp16")
     wrong = Profile("default", {"rows": (4, 2, 1), "tokens": (1, 1, 1)})
     with pytest.raises((ExportError, ValueError)):
-        build_engine(trt, lower(source, capacity=24), source, tmp_path / "x.engine", Order(["8.9"], [wrong]))
+        build_engine(
+            trt, lower(source, capacity=24), source, tmp_path / "x.engine", EngineOptions(["8.9"], [wrong])
+        )
 
 
 def test_a_full_disk_is_said(tiny_gpu_bundle: Path):
     source = load_bundle(tiny_gpu_bundle).path("embed", "fp16")
-    order = Order(["8.9"], [Profile("default", {"rows": (1, 2, 4), "tokens": (1, 1, 4)})])
+    order = EngineOptions(["8.9"], [Profile("default", {"rows": (1, 2, 4), "tokens": (1, 1, 4)})])
     with pytest.raises(OSError, match="No space left"):
         build_engine(trt, lower(source, capacity=24), source, Path("/dev/full"), order)

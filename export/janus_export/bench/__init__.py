@@ -1,1 +1,1 @@
-"""Speed of a model or a bundle, beside what the hardware allows."""
+"""Speed of a model or a bundle, relative to the hardware's limits."""

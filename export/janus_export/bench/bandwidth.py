@@ -13,7 +13,7 @@ SIZE = 1 << 30
 
 
 def cores() -> int:
-    """Count the cores that this process may use: what runtimes take where nobody chooses."""
+    """Count the cores that this process may use: the default number of threads of runtimes."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -23,7 +23,7 @@ def read_bandwidth(threads: int, *, passes: int = 3) -> float:
     Each takes the maximum of a slice of one array, which numpy does in vector registers and without
     Python's lock: of the reductions that were tried, none reads faster. The best of several passes counts.
     """
-    array = np.full(SIZE // 4, 1, np.uint32)  # written once, so that every page is really there
+    array = np.full(SIZE // 4, 1, np.uint32)  # written once, so that every page is allocated
     slices = np.array_split(array, threads)
     seconds = []
     with ThreadPoolExecutor(threads) as pool:

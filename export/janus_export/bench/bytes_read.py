@@ -1,6 +1,6 @@
 """The bytes that a step has to read: the weights that it multiplies by, and the keys and values it sees.
 
-What is looked up rather than multiplied (embedding tables) counts for nothing: a step reads a row of it.
+Tables that are only looked up (embeddings) are not counted: a step reads one row of them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def weights_read(runtime: Runtime, part: str, step: Callable[[], Any]) -> int | None:
-    """Return the bytes of weights that one step reads, as they are stored; None where nothing is known.
+    """Return the bytes of weights that one step reads, as they are stored; None if unknown.
 
-    A bundle's graphs say it: those of the backbone and of ``part``. A model in torch is watched while it
-    makes a ``step``.
+    For a bundle, the sizes come from the graphs of the backbone and of ``part``; for a model in torch, from
+    the modules that are called in a ``step``.
     """
     if isinstance(bundle := getattr(runtime, "bundle", None), Bundle):
         variant: str = runtime.variant  # type: ignore[attr-defined]  # what opens bundles has one
@@ -51,14 +51,14 @@ def cache_read(runtime: Runtime, positions: float) -> int | None:
 
 
 def multiplied(bundle: Bundle, graph: str, variant: str) -> int:
-    """Return the bytes of a graph's weights that are more than looked up."""
+    """Return the bytes of a graph's weights that are multiplied, not only looked up."""
     return read_by(bundle.path(graph, variant))
 
 
 def read_by(path: Path) -> int:
     """Return the bytes that a graph's nodes read of other files, tables that are looked up left out.
 
-    What is widened when the graph is loaded (float16 to float32, by a Cast) counts as it is multiplied.
+    Weights that a Cast converts to float32 at load are counted in float32.
     """
     operators_of = operators(path)
     read = 0

@@ -1,4 +1,4 @@
-"""Words or images, as `bench` times them: a sampler, stopped after so many steps."""
+"""A timed mode of `bench` (text or images): a sampler that is stopped after a number of steps."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from janus_modular import Sequence as Prompt
 class Speed:
     """The speed of a mode; seconds (``_s``) are medians of the rounds."""
 
-    rows: int  # sequences side by side; an image takes two under guidance
+    rows: int  # batch rows; with guidance, an image takes two
     prompt: int  # positions of the longest prompt
-    steps: int  # that were timed, after the first
+    steps: int  # timed steps, after the first
     first_s: float  # from the prompt to the first token, or code
-    step_s: float  # one more for every row
+    step_s: float  # one further token or position for every row
     per_s: float  # tokens, or positions of images, a second, all rows together
     read_bytes: int | None  # that a step has to read: weights, keys and values
     bandwidth_share: float | None  # of the measured read bandwidth; None on a GPU
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return the speed as JSON values."""
         return asdict(self)
 
 
 class TimedSession(SessionWrapper):
-    """A session that remembers its last result, so that a stopwatch can wait for it.
+    """A session that remembers its last result, so that timing can wait for it.
 
-    What samplers call but prefill, step and run is forwarded and not timed by itself.
+    Calls other than prefill, step and run are forwarded, and not timed separately.
     """
 
     def __init__(self, session: Session) -> None:
@@ -64,7 +64,7 @@ class TimedSession(SessionWrapper):
         return outputs
 
     def wait(self) -> float:
-        """Return the time at which the last work is done; a GPU's goes on after the call returns."""
+        """Wait until the last work is done, also on a GPU, and return the time."""
         self.session.to_host(self.last)
         return time.perf_counter()
 

@@ -1,7 +1,7 @@
 """Measures the speed of a model or a bundle: the rounds that are timed, and the results.
 
 The registered samplers do the work, as they do for users. Imports no torch: a bundle is measured
-where there is none.
+without torch.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def bench(
     tokens: int = 64,
     rounds: int = 3,
     batch_size: int = 1,
-    tell: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure a checkpoint or a bundle; return the numbers, as ``bench --json`` prints them.
 
     ``tokens``: steps that are timed in each mode; the time of a whole image is worked out from them.
-    ``batch_size``: answers, and images, side by side. ``threads``: 0 takes what the runtime takes.
+    ``batch_size``: answers and images per batch. ``threads``: 0: the runtime's default.
     ``allow_failed``: a variant whose verification failed.
     """
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    tell("loading")
+    on_progress("loading")
     start = time.perf_counter()
     janus = _open(path, runtime, variant, device, dtype, threads, allow_failed)
     modes = _modes(janus, tokens, batch_size)
@@ -58,7 +58,7 @@ def bench(
     threads = threads or cores()
     bandwidths, decoding, peak = list[float](), list[float](), None
     for number in range(1, rounds + 1):
-        tell(f"round {number} of {rounds}")
+        on_progress(f"round {number} of {rounds}")
         for mode in modes.values():
             mode.measure()
         if "drawing" in modes:
@@ -109,7 +109,7 @@ def _open(
 
 
 def _modes(janus: Janus, tokens: int, batch_size: int) -> dict[str, Mode]:
-    """Prepare words and images: of a bundle, those of the two that it was made for."""
+    """Prepare the modes text and drawing; for a bundle, only its modes."""
     processor, runtime = janus.processor, janus.runtime
     bundle = getattr(runtime, "bundle", None)
     made_for = bundle.modes if bundle else MODES
@@ -129,7 +129,7 @@ def _modes(janus: Janus, tokens: int, batch_size: int) -> dict[str, Mode]:
 
 
 def _image(drawing: dict[str, Any], runtime: Runtime, decoding: float, images: int) -> dict[str, Any]:
-    """Add what a whole image takes: its first position, all others at the pace of a step, and its pixels."""
+    """Add the time of a whole image: its first position, one step for each other position, and decoding."""
     positions = runtime.open(1).image_positions
     whole = drawing["first_s"] + (positions - 1) * drawing["step_s"] + decoding
     return {"positions": positions, "decode_s": decoding, "image_s": whole / images}

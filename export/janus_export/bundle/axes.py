@@ -1,4 +1,4 @@
-"""Named axes of graphs: how many there are at least, usually and at most. Declared before any file format."""
+"""Named axes of graphs, with minimum, typical and maximum lengths. Independent of file formats."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Axis:
-    """A length that is known only when a graph runs."""
+    """A dynamic axis: its length is known only when a graph runs."""
 
     name: str
     min: int
@@ -25,12 +25,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class Ranges:
-    """The lengths that axes may have; graphs are exported, and engines tuned, for them."""
+    """The ranges of all axes, for which graphs are exported and engines optimised."""
 
-    rows: Axis  # R: sequences side by side; under guidance an image takes two
+    rows: Axis  # R: batch rows; with guidance an image takes two
     tokens: Axis  # T: positions fed at once: 1 in a step, a whole prompt in a prefill
-    capacity: Axis  # S: positions that a row has room for
-    images: Axis  # N: images side by side
+    capacity: Axis  # S: capacity of a row, in positions
+    images: Axis  # N: images per batch
 
     def axis(self, name: str) -> Axis:
         """Return an axis by its name."""
@@ -39,7 +39,7 @@ class Ranges:
 
     @classmethod
     def of(cls, *, context: int, rows: int = 8, capacity: int = 1024, images: int = 4) -> Ranges:
-        """Choose ranges for a model with a context of that many positions."""
+        """Choose ranges for a model with this context length."""
         capacity = min(capacity, context)
         return cls(
             rows=Axis("rows", 1, min(2, rows), rows),

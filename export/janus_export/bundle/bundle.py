@@ -1,9 +1,9 @@
-"""A bundle: the folder that production runs. Read and checked here, without torch or ONNX.
+"""A bundle: the exported folder. This module reads and checks it without torch or ONNX.
 
-manifest.json      what everything is: graphs, axes, variants, hashes, what was checked (bundle.schema.json)
-GRAPH.VARIANT.onnx the graphs, in the root, since graphs can only point below themselves
-weights/HASH.safetensors   what they point to, by byte range: a file for each set of graphs that share it
-tokenizer files, processor.json   how words and images become what the graphs take
+manifest.json      graphs, axes, variants, hashes, results of `verify` (see bundle.schema.json)
+GRAPH.VARIANT.onnx the graphs, in the root: ONNX external data must be below a graph's folder
+weights/HASH.safetensors   their weights, by byte range: a file for each set of graphs that share it
+tokenizer files, processor.json   preprocessing of text and images
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ __all__ = [
 ]
 
 SCHEMA = 3
-"""Version of the manifest; a bundle of another one is refused."""
+"""Version of the manifest; a bundle with another version is an error."""
 
 LOCK = ".lock"
-"""Held, and then removed, by whoever notes a result in a bundle or puts another in its place."""
+"""The lock file of a process that records a result in a bundle or replaces the bundle; removed afterwards."""
 
 ONNX_RUNTIME = "1.25"
 """The oldest ONNX Runtime that runs bundles: the first with TensorScatter, which writes caches in place.
 
-On a CPU, versions from it to 1.32 gave the same answers and drawings in float32. In int4 what is nearly as
-likely may be chosen instead, from 1.31 on; 1.29.0 has other numbers in float16.
+On a CPU, versions from it to 1.32 gave the same answers and drawings in float32. From
+1.31 on, int4 may choose another token of nearly equal probability; 1.29.0 differs in float16.
 """
 
 REBUILD = "Build it again with: janus-modular export MODEL {folder}"
 SECTIONS = ("source", "versions", "model", "variants", "graphs", "axes", "cache", "sha256", "bytes")
-SHOWN = 5  # faults of a manifest that one error lists
-SHOWN_LETTERS = 120  # of a name that a graph has
+MAX_LISTED = 5  # most problems of a manifest that one error lists
+SHOWN_LETTERS = 120  # most characters of a file name that an error quotes
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose manifest and files were found to be what they should."""
+    """An opened bundle, whose manifest and files were checked."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -77,11 +77,11 @@ class Bundle:
 
     @property
     def modes(self) -> list[str]:
-        """The modes that its graphs are sufficient for: text, understanding, drawing."""
+        """The supported modes: text, understanding, drawing."""
         return modes_of(self.graphs)
 
     def contract(self, graph: str, variant: str) -> dict[str, Any]:
-        """Return what a graph takes and gives, as the manifest says it, in the dtypes of a variant."""
+        """Return a graph's inputs and outputs as declared in the manifest, with the dtypes of a variant."""
         dtype = self.manifest["variants"][variant]["dtype"]
         record = self.manifest["graphs"][graph]
         slots = {
@@ -94,45 +94,45 @@ class Bundle:
         """Find a graph's file.
 
         Raises:
-            BundleError: it has no such variant, or the variant no such graph.
+            BundleError: the bundle has no such variant, or the variant has no such graph.
         """
         if variant not in self.manifest["variants"]:
             raise BundleError(f"{self.folder} has no variant '{variant}'. It has: {', '.join(self.variants)}")
         files = self.manifest["variants"][variant]["files"]
         if graph not in files:
             raise BundleError(
-                f"{self.folder} has no graph '{graph}' in {variant}: it was made for"
-                f" {', '.join(self.modes) or 'no mode'}, and this graph is for {mode_of(graph)}. With all"
+                f"{self.folder} has no graph '{graph}' in {variant}: its modes are"
+                f" {', '.join(self.modes) or 'none'}, and this graph is for {mode_of(graph)}. For all"
                 f" modes: {REBUILD.format(folder=self.folder)}"
             )
         return self.folder / files[graph]
 
     def verify_weights(self, names: Iterable[str] | None = None) -> None:
-        """Hash the weights too, or only the files of these ``names``, which takes a second a gigabyte.
+        """Check the hashes of all files, or only of ``names``: about a second per gigabyte.
 
         Raises:
-            BundleError: a file is not what it was when the bundle was written.
+            BundleError: a file has changed since the bundle was written.
         """
         hashes = self.manifest["sha256"]
         for name in hashes if names is None else names:
             if sha256(self.folder / name) != hashes[name]:
                 raise BundleError(
-                    f"{self.folder / name} has changed: its hash is another. {_build_hint(self.folder)}"
+                    f"{self.folder / name} has changed: its hash differs. {_build_hint(self.folder)}"
                 )
 
     def record(self, section: str, key: str, value: Any) -> None:
-        """Note a result (``parity``, ``built`` or ``executed``) in the manifest, on disk too.
+        """Record a result (``parity``, ``built`` or ``executed``) in the manifest, also on disk.
 
-        What others have noted since this bundle was opened is kept.
+        Results that other processes recorded since this bundle was opened are kept.
 
         Raises:
-            BundleError: another export has taken the bundle's place since; nothing is written.
+            BundleError: another export replaced the bundle since it was opened; nothing is written.
         """
         with locked(self.folder / LOCK, self.folder, wait=True, error=BundleError):
             now = _read_manifest(self.folder)
             if any(now[part] != self.manifest[part] for part in ("variants", "sha256")):
                 raise BundleError(
-                    f"{self.folder} was replaced by another export meanwhile, so '{key}' is not noted in it."
+                    f"{self.folder} was replaced by another export meanwhile, so '{key}' was not recorded."
                     " Run the command again."
                 )
             now.setdefault(section, {})[key] = value
@@ -141,29 +141,29 @@ class Bundle:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write a manifest aside and rename it, so that a reader finds the old or the new."""
+    """Write a manifest atomically: to a temporary file, which is then renamed."""
     write_text(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def load_bundle(folder: str | Path, *, check_graphs: bool = True) -> Bundle:
-    """Open a bundle, or refuse it; with ``check_graphs`` also one whose manifest contradicts its graphs.
+    """Open a bundle and check it; without ``check_graphs``, the manifest is not compared with the graphs.
 
-    Checked every time: the manifest, by its schema and against the graphs; that no file is missing, cut
-    short, or outside of the folder (paths inside graphs and links included; those of a snapshot in a hub
-    cache may lead to its own repository's ``blobs``), the hashes of all but the weights. Those are large:
-    `Bundle.verify_weights` and ``inspect --hashes`` read them.
+    The checks: the manifest fits its schema and the graphs; no file is missing, truncated, or outside of the
+    folder (this includes paths inside graphs, and links, except links of a hub cache into its repository's
+    ``blobs``); the hashes of all files but the weights, which are large: `Bundle.verify_weights` and
+    ``inspect --hashes`` check those.
 
     Raises:
-        BundleError: any of it does not hold; says which, and the command that builds it again.
+        BundleError: a check fails; names it, and the command that repairs the bundle.
     """
     folder = find_bundle(folder) or Path(folder).expanduser()
     manifest = _read_manifest(folder)
     try:
         _check(folder, manifest)
         if check_graphs and (problems := graph_faults(folder, manifest)):
-            more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+            more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
             raise BundleError(
-                f"{folder / MANIFEST} does not describe its graphs: {'; '.join(problems[:SHOWN])}{more}."
+                f"{folder / MANIFEST} does not describe its graphs: {'; '.join(problems[:MAX_LISTED])}{more}."
                 f" {_build_hint(folder)}"
             )
     except (AttributeError, KeyError, TypeError) as error:
@@ -173,9 +173,10 @@ def load_bundle(folder: str | Path, *, check_graphs: bool = True) -> Bundle:
 
 def _check(folder: Path, manifest: dict[str, Any]) -> None:
     if problems := list(faults_of(manifest)):
-        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
         raise BundleError(
-            f"{folder / MANIFEST} is malformed: {'; '.join(problems[:SHOWN])}{more}. {_build_hint(folder)}"
+            f"{folder / MANIFEST} is malformed: {'; '.join(problems[:MAX_LISTED])}{more}."
+            f" {_build_hint(folder)}"
         )
     for name, size in manifest["bytes"].items():
         path = inside(folder, name)
@@ -193,16 +194,16 @@ def _check(folder: Path, manifest: dict[str, Any]) -> None:
         )
     for name, digest in manifest["sha256"].items():
         if name not in weights and sha256(inside(folder, name)) != digest:
-            raise BundleError(f"{folder / name} has changed: its hash is another. {_build_hint(folder)}")
+            raise BundleError(f"{folder / name} has changed: its hash differs. {_build_hint(folder)}")
     for name in sorted(graphs):
         _check_references(folder, name, weights)
 
 
 def graph_faults(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Return what a manifest says of graphs and the graphs, of all its variants, do not.
+    """Return the differences between a manifest's entries on graphs and the graphs of all its variants.
 
     Raises:
-        BundleError: a file is no graph.
+        BundleError: a file is not an ONNX graph.
     """
     headers, problems = dict[str, GraphHeader](), list[str]()
     for variant in manifest["variants"].values():
@@ -241,7 +242,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of a bundle's file; refuse one that leads, or is linked, out of it."""
+    """Return the path of a bundle's file; raise an error if the path or a link leads out of the bundle."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
         raise BundleError(
@@ -258,14 +259,14 @@ def inside(folder: Path, name: str) -> Path:
     if not any(target.is_relative_to(root) for root in allowed):
         raise BundleError(
             f"{path} is a link out of the bundle, to {target}; expected a file in"
-            f" {' or '.join(map(str, allowed))}. Bring the file itself:"
+            f" {' or '.join(map(str, allowed))}. Copy the file itself:"
             f" cp --recursive --dereference {folder} COPY"
         )
     return path
 
 
 def _blobs(folder: Path) -> list[Path]:
-    """Return where links of a hub cache lead: REPOSITORY/blobs from REPOSITORY/snapshots/COMMIT."""
+    """Return the target folder of links in a hub cache: REPOSITORY/blobs for REPOSITORY/snapshots/COMMIT."""
     resolved = folder.resolve()
     return [
         parent.parent.parent / "blobs"
@@ -293,7 +294,7 @@ def _check_references(folder: Path, name: str, weights: Iterable[str]) -> None:
 
 
 def _build_hint(folder: Path) -> str:
-    """Return how to repair a damaged bundle: one of a hub cache is fetched again, others are built again."""
+    """Return how to repair a damaged bundle: download it again (hub cache), or export it again."""
     for blobs in _blobs(folder):
         repository_type, *names = blobs.parent.name.split("--")
         if repository_type == "models" and names:
@@ -302,9 +303,9 @@ def _build_hint(folder: Path) -> str:
 
 
 def _instead(folder: Path) -> str:
-    """Return what to do about a folder that is no bundle, which an export does not replace."""
+    """Return the hint for a folder that is not a bundle: `export` does not replace such a folder."""
     if (folder / "config.json").is_file():
-        return f"It looks like a checkpoint, to make a bundle of: janus-modular export {folder} BUNDLE"
+        return f"It looks like a checkpoint; to export it: janus-modular export {folder} BUNDLE"
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         return "Give the folder that was written by: janus-modular export MODEL BUNDLE"
     return _build_hint(folder)

@@ -1,4 +1,4 @@
-"""The contract of a graph in a manifest, as a runtime needs it."""
+"""The inputs and outputs of a graph, as declared in a manifest, for runtimes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from janus_modular import NotFiniteError
 from janus_modular.interfaces import TensorSpec
 
 MAGNITUDE = "magnitude"
-"""The output (N,) of a graph that decodes images: how large their values were before they became pixels."""
+"""The output (N,) of a graph that decodes images: their mean magnitude before values are clipped."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class GraphContract:
     aliases: Mapping[str, str]  # output -> input
 
     def measure(self, shapes: Iterable[Sequence[int]]) -> dict[str, int]:
-        """Return how long the axes are where inputs have these shapes, in order.
+        """Return the lengths of the axes for inputs of these shapes, in order.
 
         Raises:
-            ValueError: one does not fit what the graph takes.
+            ValueError: a shape does not fit the graph's input.
         """
         axes = dict[str, int]()
         for spec, shape in zip(self.inputs, shapes, strict=True):
@@ -38,12 +38,12 @@ class GraphContract:
 
     @property
     def returns_x(self) -> bool:
-        """Whether it samples: it returns, beside ids, the next input ``x`` (rows, D) of each row."""
+        """Whether the graph samples: besides ids, it returns the next input ``x`` (rows, D) of each row."""
         return any(tensor.name == "x" and len(tensor.shape) == 2 for tensor in self.outputs)
 
     @classmethod
     def read(cls, name: str, record: Mapping[str, Any], dtypes: Mapping[str, str]) -> GraphContract:
-        """Read it from a manifest's entry; ``dtypes`` are those of a variant, by the tensors' names."""
+        """Read a contract from a manifest's entry; ``dtypes``: those of a variant, by tensor name."""
 
         def tensors(side: str) -> tuple[TensorSpec, ...]:
             return tuple(
@@ -58,7 +58,7 @@ def check_magnitude(graph: str, magnitude: NDArray[Any]) -> None:
     """Raise an error for images (N,) that were decoded from values which are NaN or infinite.
 
     Raises:
-        NotFiniteError: a magnitude is, so that pixels are black, white or noise.
+        NotFiniteError: a magnitude is NaN or infinite: the pixels would be black, white or noise.
     """
     overflowed = np.flatnonzero(~np.isfinite(magnitude)).tolist()
     if overflowed:

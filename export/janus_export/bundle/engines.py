@@ -1,8 +1,8 @@
-"""Engines that `janus-modular build` has left in a bundle: found, and checked, without torch or TensorRT.
+"""Finds and checks the engines that `janus-modular build` wrote into a bundle, without torch or TensorRT.
 
 A set holds the engines of one variant for one target and one or more architectures of GPUs; the manifest
-keeps it in ``built``, under "fp16.tensorrt-rtx.sm89", say. Engines take and give what their ONNX graphs do,
-under the same names: `Bundle.contract`.
+keeps it in ``built``, under a key such as "fp16.tensorrt-rtx.sm89". Engines have the same inputs and
+outputs as their ONNX graphs: `Bundle.contract`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ BUILD = "Build it with: janus-modular build {folder} --target {target} --precisi
 
 @dataclass(frozen=True)
 class Profile:
-    """Lengths that an engine is tuned for; nothing outside of them runs."""
+    """An optimisation profile: the ranges of lengths that an engine accepts."""
 
-    name: str  # "prefill" and "decode" of the backbone; other graphs have "default" alone
-    axes: Mapping[str, tuple[int, int, int]]  # axis -> at least, usually, at most
+    name: str  # "prefill" and "decode" of the backbone; other graphs have only "default"
+    axes: Mapping[str, tuple[int, int, int]]  # axis -> minimum, typical, maximum
 
     def holds(self, axes: Mapping[str, int]) -> bool:
         """Return True if lengths are within the profile."""
@@ -33,38 +33,38 @@ class Profile:
 
 @dataclass(frozen=True)
 class Engine:
-    """One graph's engine, as the manifest has it."""
+    """The manifest's entry of an engine."""
 
     file: str  # in the bundle
     sha256: str
     source: str  # hash of the graph that it was built from
-    profiles: tuple[Profile, ...]  # in the order of TensorRT's own numbers
+    profiles: tuple[Profile, ...]  # in the order of TensorRT's profile indices
 
 
 @dataclass(frozen=True)
 class EngineSet:
-    """The engines of a variant; files are checked when they are asked for."""
+    """The engines of a variant; a file is checked when its path is requested."""
 
     folder: Path
-    key: str  # under which the manifest keeps it
+    key: str  # its key in the manifest's ``built``
     variant: str
     target: str
     arch: list[str]  # compute capabilities: ["8.9"]
-    builder: str  # version of what built them
-    capacity: int  # positions that the backbone's cache has
+    builder: str  # version of the TensorRT package that built them
+    capacity: int  # capacity of the KV cache, in positions
     executed: bool  # whether a GPU has run them
     engines: Mapping[str, Engine]  # by graph
 
     def path(self, graph: str) -> Path:
-        """Return an engine's file, hashed just now.
+        """Return the path of an engine, after its hash was checked.
 
         Raises:
-            BundleError: there is none of this graph, it is missing, outside of the bundle, or changed.
+            BundleError: the graph has no engine, or its file is missing, changed, or outside of the bundle.
         """
         hint = BUILD.format(folder=self.folder, target=self.target, variant=self.variant)
         hint += "".join(
             f" --sm {capability}" for capability in self.arch
-        )  # this set, and not that of the GPU that is here
+        )  # for the GPUs of this set, not for the local GPU
         if graph not in self.engines:
             raise BundleError(
                 f"{self.folder} has no engine of '{graph}' in {self.key}. It has:"
@@ -75,20 +75,20 @@ class EngineSet:
         if not path.is_file():
             raise BundleError(f"{self.folder} lacks {engine.file}.\n{hint}")
         if sha256(path) != engine.sha256:
-            raise BundleError(f"{path} has changed: its hash is another.\n{hint}")
+            raise BundleError(f"{path} has changed: its hash differs.\n{hint}")
         return path
 
 
 def key_of(variant: str, target: str, arch: Sequence[str]) -> str:
-    """Return what the manifest, and the folder below ``engines/``, call a set of engines."""
+    """Return the key of a set of engines: in the manifest, and as a folder below ``engines/``."""
     return f"{variant}.{target}.{'-'.join('sm' + capability.replace('.', '') for capability in arch)}"
 
 
 def find_engines(bundle: Bundle, variant: str, target: str, arch: str | None = None) -> EngineSet:
     """Find the engines of a variant for a target, and for a GPU of this compute capability ("8.9").
 
-    Without ``arch`` there has to be one set alone. Of several for a GPU, that of the most graphs is taken,
-    and of those the one for the fewest kinds of GPUs. Files are not looked at yet.
+    Without ``arch`` there must be exactly one set. Of several sets for a GPU, the one with the most graphs
+    is taken; of those, the one for the fewest compute capabilities. Files are not checked yet.
 
     Raises:
         BundleError: there is no such set, several, or one that was built from other graphs.
@@ -107,22 +107,20 @@ def find_engines(bundle: Bundle, variant: str, target: str, arch: str | None = N
             f"{bundle.folder} has no {target} engines of {variant}{on}. Built: {available}.\n{hint}"
         )
     if len(matching) > 1 and arch is None:
-        raise BundleError(
-            f"{bundle.folder} has several sets of such engines: {available}. Say for which GPU."
-        )
+        raise BundleError(f"{bundle.folder} has several sets of such engines: {available}. Specify the GPU.")
     files, hashes = bundle.manifest["variants"].get(variant, {}).get("files", {}), bundle.manifest["sha256"]
     best = max(matching, key=lambda engines: (len(engines.engines), -len(engines.arch)))
     for graph, engine in best.engines.items():
         if engine.source != hashes.get(files.get(graph)):
-            raise BundleError(f"the engine of '{graph}' in {best.key} is of another graph.\n{hint}")
+            raise BundleError(f"the engine of '{graph}' in {best.key} was built from another graph.\n{hint}")
     return best
 
 
 def read_engines(bundle: Bundle) -> dict[str, EngineSet]:
-    """Return every set of engines that the manifest tells of, by its key.
+    """Return all sets of engines in the manifest, by key.
 
     Raises:
-        BundleError: what the manifest tells cannot be read.
+        BundleError: the manifest's entries on engines are malformed.
     """
     try:
         return {
@@ -130,7 +128,7 @@ def read_engines(bundle: Bundle) -> dict[str, EngineSet]:
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(
-            f"what the manifest of {bundle.folder} says of engines is malformed: {error!r}.\n"
+            f"the entries on engines in the manifest of {bundle.folder} are malformed: {error!r}.\n"
             + BUILD.format(folder=bundle.folder, target="TARGET", variant="VARIANT")
         ) from error
 

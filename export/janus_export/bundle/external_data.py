@@ -1,4 +1,4 @@
-"""Which files and byte ranges an ONNX graph points to, and what takes them, read without any ONNX package.
+"""Reads the files and byte ranges that an ONNX graph refers to, and their users, without an ONNX package.
 
 A graph is a protocol buffer: numbered fields, nested. Only the fields that lead to tensors are followed
 (numbers as in onnx.proto), everything else is skipped, so a graph of a large model takes milliseconds.
@@ -13,7 +13,7 @@ from pathlib import Path
 from janus_export.bundle.protocol_buffers import fields, messages
 from janus_modular.foreign import printable
 
-# message -> its fields that may hold a tensor further down
+# message -> its fields that may contain tensors, directly or nested
 LEADS = {
     "model": {7: "graph", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -22,14 +22,14 @@ LEADS = {
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
 }
-NAME, EXTERNAL_DATA, KEY, VALUE = 8, 13, 1, 2  # of a tensor, and of an entry of its external data
-MOST_DIGITS = 19  # of an offset or a length
-GRAPH, NODE, INPUT, OPERATOR = 7, 1, 1, 4  # of a model, of a graph, of a node
+NAME, EXTERNAL_DATA, KEY, VALUE = 8, 13, 1, 2  # fields of a tensor, and of an entry of its external data
+MOST_DIGITS = 19  # most digits of an offset or a length
+GRAPH, NODE, INPUT, OPERATOR = 7, 1, 1, 4  # field numbers of a model, of a graph, of a node
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A tensor that lies outside of its graph."""
+    """A tensor that is stored outside of its graph."""
 
     tensor: str
     location: str
@@ -41,7 +41,7 @@ def references(path: Path) -> list[Reference]:
     """List the tensors of a graph that lie in other files.
 
     Raises:
-        ValueError: it is no protocol buffer, or cut short; or says a place that is none.
+        ValueError: the file is not a protocol buffer, is truncated, or has an invalid offset or length.
     """
     try:
         return list(_tensors(memoryview(path.read_bytes()), "model"))
@@ -52,10 +52,10 @@ def references(path: Path) -> list[Reference]:
 
 
 def operators(path: Path) -> dict[str, set[str]]:
-    """Return which operators take each tensor of the graph, by its name. Graphs inside of nodes are left out.
+    """Return the operators that use each tensor of the graph, by tensor name, without subgraphs of nodes.
 
     Raises:
-        ValueError: it is no protocol buffer, or cut short.
+        ValueError: the file is not a protocol buffer, or is truncated.
     """
     users: dict[str, set[str]] = {}
     try:

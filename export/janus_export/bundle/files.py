@@ -17,30 +17,30 @@ import numpy as np
 from janus_modular.safetensors_headers import ITEM_BITS, encode_header, tensor_bytes
 
 ALIGNMENT = 64
-"""Bytes. Tensors whose size is a multiple of it come first, so that every large one is aligned."""
+"""Alignment in bytes. Tensors whose size is a multiple come first, so that all large ones are aligned."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor to be written: what it is, and how to get its bytes, a piece at a time."""
+    """A tensor to be written: its description, and a function that yields its bytes in pieces."""
 
     name: str
-    dtype: str  # as safetensors headers say it: F32, BF16, U8, ...
+    dtype: str  # as in safetensors headers: F32, BF16, U8, ...
     shape: tuple[int, ...]
     pieces: Callable[[], Iterable[Any]]  # flat arrays or buffers, in order
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """The size in bytes."""
         return tensor_bytes(self.dtype, self.shape)
 
 
 def write_stream(
-    tensors: Sequence[Stored], folder: Path, *, tell: Callable[[int, int], None] = lambda *_: None
+    tensors: Sequence[Stored], folder: Path, *, on_progress: Callable[[int, int], None] = lambda *_: None
 ) -> Path:
-    """Write tensors into ``folder`` as ``<sha256>.safetensors``; ``tell`` hears the bytes done and in all.
+    """Write tensors into ``folder`` as ``<sha256>.safetensors``; ``tell`` gets the bytes done and in total.
 
-    A tensor is held no longer than its piece is written; what is unfinished has another name.
+    Each piece is released once it is written; an unfinished file has a temporary name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ordered = sorted(
@@ -58,10 +58,10 @@ def write_stream(
                     file.write(view)
                     digest.update(view)
                     done += len(view)
-                    tell(done, total)
+                    on_progress(done, total)
                 if done != end:
                     raise ValueError(
-                        f"{tensor.name}: {done - end:+} bytes came beside the {tensor.size} expected"
+                        f"{tensor.name}: {done - end:+} bytes relative to the {tensor.size} expected"
                     )
             file.flush()
             os.fsync(file.fileno())
@@ -71,10 +71,10 @@ def write_stream(
 
 
 def split(tensors: Sequence[Stored], most: int | None) -> list[list[Stored]]:
-    """Split tensors into files of at most ``most`` bytes, header and all; None: one file.
+    """Split tensors into files of at most ``most`` bytes, header included; None: one file.
 
     Raises:
-        ValueError: a tensor is larger than that by itself.
+        ValueError: a single tensor is larger.
     """
     files: list[list[Stored]] = [[]]
     for tensor in tensors:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from janus_export.bundle.protocol_buffers import integers, messages, texts
 
-GRAPH, NODE, INPUT, OUTPUT = 7, 1, 11, 12  # of a model; of a graph
+GRAPH, NODE, INPUT, OUTPUT = 7, 1, 11, 12  # field numbers of a model; of a graph
 NODE_INPUT, NODE_OUTPUT, OPERATOR = 1, 2, 4
-NAME, TYPE, TENSOR, ELEMENT, SHAPE, DIMENSION, LENGTH, AXIS = 1, 2, 1, 1, 2, 1, 1, 2  # of a value, inwards
+NAME, TYPE, TENSOR, ELEMENT, SHAPE, DIMENSION, LENGTH, AXIS = 1, 2, 1, 1, 2, 1, 1, 2  # of a value, nested
 
 ELEMENTS = {
     1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64",
@@ -27,7 +27,7 @@ class TensorHeader:
 
     name: str
     dtype: str
-    shape: tuple[int | str, ...]  # lengths, and the names of axes
+    shape: tuple[int | str, ...]  # sizes, and names of axes
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} ({', '.join(map(str, self.shape))})"
@@ -39,7 +39,7 @@ class GraphHeader:
 
     inputs: tuple[TensorHeader, ...]
     outputs: tuple[TensorHeader, ...]
-    aliases: tuple[tuple[str, str], ...]  # (output, input): the output is made of the input by TensorScatter
+    aliases: tuple[tuple[str, str], ...]  # (output, input): TensorScatter writes in place
 
 
 def read_header(path: Path) -> GraphHeader:

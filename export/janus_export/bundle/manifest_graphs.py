@@ -1,7 +1,7 @@
-"""Is what a manifest says of graphs what the graphs say? Compared whenever a bundle is opened.
+"""Compares a manifest's entries on graphs with the graphs, whenever a bundle is opened.
 
-Names, dtypes, shapes and in-place outputs stand in the graphs themselves, and most sizes of the model follow
-from shapes. What stands nowhere else (the longest sequence, ids, samplers) is under the manifest's digest:
+Names, dtypes, shapes and in-place outputs are in the graphs themselves, and most sizes of the model follow
+from shapes. All other entries (the longest sequence, ids, samplers) are covered by the manifest's digest:
 see `janus_modular.bundles.digest_of`.
 """
 
@@ -24,14 +24,14 @@ SIZES: Mapping[str, tuple[str, str, str, int]] = {
 
 
 def axes_of(graphs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the names of the axes in the shapes of these graphs; of 3*images that is images."""
+    """Yield the names of the axes in the shapes of these graphs; for 3*images, the axis is images."""
     for graph in graphs:
         for tensor in (*graph["inputs"], *graph["outputs"]):
             yield from (size.rpartition("*")[2] for size in tensor["shape"] if isinstance(size, str))
 
 
 def header_faults(record: Mapping[str, Any], dtype: str, header: GraphHeader, name: str) -> Iterator[str]:
-    """Yield what a manifest's entry of a graph says and the graph itself, in a variant's dtype, does not."""
+    """Yield the differences between a graph's entry in the manifest and the graph, in a variant's dtype."""
     for side in ("inputs", "outputs"):
         declared = [
             TensorHeader(
@@ -68,7 +68,7 @@ def size_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
             size = f"{image['height']} and {image['width']}"
             yield f"model.image_target.height and width are {size}, {name} has {shape}"
         if graph["outputs"][-1]["name"] != MAGNITUDE:
-            yield f"graphs.{name} has no output '{MAGNITUDE}', which tells images of NaN or infinities"
+            yield f"graphs.{name} has no output '{MAGNITUDE}', which detects NaN and infinity in images"
     layers = len(manifest["graphs"].get("backbone", {}).get("aliases", ())) // 2
     if layers and manifest["cache"]["layers"] != layers:
         yield f"cache.layers is {manifest['cache']['layers']}, backbone has {layers}"

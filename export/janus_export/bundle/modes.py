@@ -7,39 +7,39 @@ from typing import Any
 
 MODES = ("text", "understanding", "drawing")
 
-WORDS = ("embed", "backbone", "sample_text")
-"""What answers in words take; `understand` comes to it for images."""
+TEXT_GRAPHS = ("embed", "backbone", "sample_text")
+"""The graphs for text answers; for input images, `understand` too."""
 
-READS = "understand"
-SHARED = ("embed", "backbone")
-"""What every mode takes. Drawing takes the generation path's graphs too: those that have a role."""
+UNDERSTANDING_GRAPH = "understand"
+SHARED_GRAPHS = ("embed", "backbone")
+"""The graphs of every mode. Drawing also needs the generation path's graphs: those that have a role."""
 
 
 def graphs_of(modes: Container[str], graphs: Sequence[str]) -> tuple[str, ...]:
-    """Return those of the ``graphs`` that any of the modes takes, in their order."""
+    """Return the ``graphs`` that at least one of the modes needs, in order."""
     words = "text" in modes or "understanding" in modes
 
     def is_taken(name: str) -> bool:
-        if name in SHARED:
+        if name in SHARED_GRAPHS:
             return True
-        if name in WORDS:
+        if name in TEXT_GRAPHS:
             return words
-        return "understanding" in modes if name == READS else "drawing" in modes
+        return "understanding" in modes if name == UNDERSTANDING_GRAPH else "drawing" in modes
 
     return tuple(filter(is_taken, graphs))
 
 
 def modes_of(graphs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the modes that these graphs of a manifest are enough for."""
+    """Return the modes that these graphs of a manifest support."""
     names = set(graphs)
     has = {
-        "text": names.issuperset(WORDS),
-        "understanding": names.issuperset((*WORDS, READS)),
-        "drawing": names.issuperset(SHARED) and any("role" in record for record in graphs.values()),
+        "text": names.issuperset(TEXT_GRAPHS),
+        "understanding": names.issuperset((*TEXT_GRAPHS, UNDERSTANDING_GRAPH)),
+        "drawing": names.issuperset(SHARED_GRAPHS) and any("role" in record for record in graphs.values()),
     }
     return [mode for mode in MODES if has[mode]]
 
 
 def mode_of(graph: str) -> str:
-    """Return the mode that a graph is for, where it is not for all of them: the one to export it by."""
-    return "understanding" if graph == READS else "text" if graph in WORDS else "drawing"
+    """Return the mode that a graph belongs to, for graphs that not all modes need."""
+    return "understanding" if graph == UNDERSTANDING_GRAPH else "text" if graph in TEXT_GRAPHS else "drawing"

@@ -1,7 +1,7 @@
-"""Reading protocol buffers without their package: numbered fields, nested, as ONNX files are written.
+"""Reads protocol buffers (nested, numbered fields, as in ONNX files) without the protobuf package.
 
-A reader follows the fields that it knows and skips the others. What is no protocol buffer, or is cut short,
-is an IndexError.
+A reader follows the fields that it knows and skips the others. Data that is not a protocol buffer, or is
+truncated, raises an IndexError.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A bundle with fewer variants or modes. Neither torch nor ONNX is needed.
+"""Removes variants or modes from a bundle. Needs neither torch nor ONNX.
 
-Nothing is computed anew: graphs, weights and engines that remain are the same files, since no weights file is
-shared with a graph that uses only part of it.
+Nothing is recomputed: the remaining graphs, weights and engines are the same files, because every graph that
+uses a weight file uses all of it.
 """
 
 from __future__ import annotations
@@ -35,15 +35,14 @@ def prune(
 ) -> Path:
     """Keep these variants and modes of a bundle (none named: all), in place or in a new folder; return it.
 
-    Results of `verify` stay with the variants that they are of. Where a mode is taken out they go: they are
-    of a bundle that could do more.
+    Results of `verify` are kept, unless a mode is removed: they were obtained on a bundle with more modes.
 
     Raises:
-        BundleError: the bundle is damaged or has no such variant or mode, nothing would be taken out, or the
-            new folder exists or cannot be written. The bundle is as it was then.
+        BundleError: the bundle is damaged or has no such variant or mode, nothing would be removed, or the
+            new folder exists or cannot be written. The bundle is unchanged then.
     """
     bundle = load_bundle(folder)
-    pruned_manifest(bundle, variants, only)  # refuses what cannot be before anything is written
+    pruned_manifest(bundle, variants, only)  # invalid requests fail before anything is written
     source = bundle.folder.resolve()
     place = Path(target).expanduser().resolve() if target is not None else source
     if target is not None and place.exists():
@@ -52,7 +51,7 @@ def prune(
         )
     if place != source and place.is_relative_to(source):
         raise BundleError(f"{place} is inside of the bundle itself. Choose a folder beside it.")
-    # In place, nobody may note a result meanwhile: it would be lost.
+    # In place, no other process may record a result meanwhile: it would be lost.
     lock = locked(source / LOCK, source, wait=True, error=BundleError) if place == source else nullcontext()
     try:
         with lock, atomic_replace_folder(place, error=BundleError) as temporary:
@@ -63,15 +62,15 @@ def prune(
                 bring(source / name, temporary / name)
             write_manifest(temporary, manifest)
     except OSError as error:
-        raise BundleError(f"{place} could not be written: {error}. {source} is as it was.") from error
+        raise BundleError(f"{place} could not be written: {error}. {source} is unchanged.") from error
     return place
 
 
 def pruned_manifest(bundle: Bundle, variants: Sequence[str], only: Sequence[str]) -> dict[str, Any]:
-    """Return the manifest of a bundle that has these variants and modes alone (none named: all).
+    """Return the manifest of a bundle with only these variants and modes (none named: all).
 
     Raises:
-        BundleError: the bundle has no such variant or mode, or would stay as it is.
+        BundleError: the bundle has no such variant or mode, or nothing would be removed.
     """
     _known("variant", variants, bundle.variants, bundle.folder)
     _known("mode", only, MODES, bundle.folder)
@@ -85,7 +84,7 @@ def pruned_manifest(bundle: Bundle, variants: Sequence[str], only: Sequence[str]
     graphs = graphs_of(only, list(bundle.graphs)) if only else tuple(bundle.graphs)
     if kept == bundle.variants and len(graphs) == len(bundle.graphs):
         raise BundleError(
-            f"{bundle.folder} has nothing to take out: name fewer than its variants ({', '.join(kept)})"
+            f"{bundle.folder} has nothing to remove: name fewer than its variants ({', '.join(kept)})"
             f" or modes ({', '.join(bundle.modes)})"
         )
     manifest["variants"] = {name: _variant(bundle, name, graphs) for name in kept}
@@ -119,7 +118,7 @@ def _variant(bundle: Bundle, name: str, graphs: Iterable[str]) -> dict[str, Any]
 def _prune_results(
     manifest: dict[str, Any], variants: Sequence[str], graphs: Sequence[str], *, whole: bool
 ) -> None:
-    """Keep the results and engines that are still true of what remains."""
+    """Keep the results and engines that are still valid for the pruned bundle."""
     built = {
         key: dict(record)
         for key, record in manifest.get("built", {}).items()
@@ -149,7 +148,7 @@ def _files(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Link a file that the folder at the old place is about to let go; copy it where that cannot be done."""
+    """Hard-link a file into the pruned bundle, or copy it if that fails."""
     try:
         os.link(source.resolve(), target)
     except OSError:

@@ -1,7 +1,7 @@
-"""Is a manifest of the shape that bundle.schema.json publishes? Read here by a small part of JSON Schema.
+"""Checks a manifest against bundle.schema.json, with a small subset of JSON Schema.
 
-What a server needs no package for: types, required keys, least values and lengths, listed words. The schema's
-patterns and the keys that it does not know are the tests' concern.
+The subset needs no package: types, required keys, minimum values and lengths, enums. Patterns and unknown
+keys are checked only by the tests.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ SECTIONS = (
     "written_by", "source", "requires", "plugins", "model", "variants", "graphs", "axes", "cache", "digests",
     "parity",
 )  # fmt: skip
-"""The sections that every manifest has; results (built, executed) come and go."""
+"""The sections that every manifest has; results (built, executed) are optional."""
 
 MOST_LETTERS = 512
-"""Of a name or a path; error messages repeat them."""
+"""Most characters of a name or a path, since error messages repeat them."""
 
 NAMED = ("requires", "model", "variants", "graphs", "axes", "cache", "digests", "sha256", "bytes", "built")
 """The sections whose texts are names and paths."""
@@ -32,7 +32,7 @@ NAMED = ("requires", "model", "variants", "graphs", "axes", "cache", "digests", 
 VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){0,3}")
 
 REQUIREMENTS = ("onnxruntime",)
-"""Distributions that a bundle may require; what this version does not know, it cannot hold to."""
+"""Distributions that a bundle may require; this version cannot check others."""
 
 TYPES: Mapping[str, type | tuple[type, ...]] = {
     "object": dict,
@@ -75,11 +75,11 @@ def _long_names(value: Any, path: str) -> Iterator[str]:
 
 
 def _requirements(requires: Mapping[str, str]) -> Iterator[str]:
-    """Yield requirements that are unknown, or no version."""
+    """Yield requirements that are unknown or are not a version."""
     for name, version in requires.items():
         if name not in REQUIREMENTS:
             yield (
-                f"requires has {_json(name)}, which this version of janus-modular knows nothing of; expected"
+                f"requires has {_json(name)}, which is unknown to this version of janus-modular; expected"
                 f" {', '.join(REQUIREMENTS)}"
             )
         elif not VERSION.fullmatch(version):
@@ -127,13 +127,13 @@ def _problems(value: Any, schema: Any, path: str) -> Iterator[str]:
 
 
 def _gaps(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Return the graphs and axes that are named and described nowhere."""
+    """Return the graphs and axes that are used but not described."""
     graphs, axes = manifest["graphs"], manifest["axes"]
     for name, variant in manifest["variants"].items():
         if unknown := sorted(set(variant["files"]) - set(graphs)):
             yield f"variants.{name} has files of {', '.join(unknown)}, which graphs lacks"
     if (modes := manifest.get("modes")) is not None and modes != modes_of(graphs):
-        yield f"modes are {_json(modes)}, its graphs are enough for {_json(modes_of(graphs))}"
+        yield f"modes are {_json(modes)}; its graphs support {_json(modes_of(graphs))}"
     for name, graph in graphs.items():
         if unknown := sorted(set(axes_of([graph])) - set(axes)):
             yield f"graphs.{name} has lengths called {', '.join(unknown)}, which axes lacks"

@@ -1,4 +1,4 @@
-"""The size of a bundle in bytes: of each variant, of each graph, beside its checkpoint's."""
+"""Sizes in bytes: of a bundle's variants and graphs, and of its checkpoint."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 MOST_BYTES = 2**60
-"""More than any file system holds in a file; a limit beyond is none."""
+"""Largest limit of a file size; no file system stores larger files."""
 
 CHECKPOINT_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-"""Suffixes of a checkpoint's weights; of the first that there is, since the others are copies."""
+"""Suffixes of weight files; only files of the first suffix that occurs count, as the others are copies."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class VariantSize:
     variant: str
     total: int  # graphs, weights, and the files that every variant needs (tokenizer, processor)
     weights: int
-    graphs: dict[str, int]  # of each graph alone: its file and the weights that it points to
+    graphs: dict[str, int]  # by graph: its file and its weights
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return the sizes as JSON values."""
         return asdict(self)
 
 
@@ -46,14 +46,14 @@ def parse_bytes(text: str) -> int:
     size = float(parts[1]) * UNITS.get(parts[2], 0) if parts else 0.0
     if not 1 <= size <= MOST_BYTES:
         raise ValueError(
-            f"'{printable(text, 60)}'; expected a positive number and a unit of {', '.join(UNITS)}, 2GB say,"
+            f"'{printable(text, 60)}'; expected a positive number and a unit of {', '.join(UNITS)} (2GB),"
             f" and {MOST_BYTES // 2**30:,} GiB at most"
         )
     return int(size)
 
 
 def variant_size(bundle: Bundle, variant: str) -> VariantSize:
-    """Return what a variant takes; files that only other variants need count for nothing."""
+    """Return the size of a variant; files that only other variants need are not counted."""
     files, sizes = bundle.manifest["variants"][variant]["files"], bundle.manifest["bytes"]
     needed = {
         file: {reference.location for reference in references(bundle.folder / file)}
@@ -76,7 +76,7 @@ def common_files(manifest: Mapping[str, Any]) -> set[str]:
 
 
 def checkpoint_bytes(manifest: Mapping[str, Any]) -> int | None:
-    """Return the size of the checkpoint's weights; None where its record names none."""
+    """Return the size of the checkpoint's weights; None if the manifest records none."""
     files = manifest["source"]["files"]
     for suffix in CHECKPOINT_WEIGHTS:
         weight_bytes = [size for name, (size, _) in files.items() if PurePath(name).suffix == suffix]

@@ -1,1 +1,1 @@
-"""Commands of the command line, one file each; quick to import, what they need is imported when they run."""
+"""Subcommands, one per file; each imports its dependencies when it runs, so that ``--help`` stays fast."""

@@ -12,10 +12,10 @@ from janus_modular.cli.options import AllowFailed, Device, Dtype, ModelArgument,
 
 def bench(
     model: ModelArgument,
-    tokens: Annotated[int, typer.Option(min=1, help="Steps that are timed, of text and of images.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that all is measured; medians count.")] = 3,
-    batch_size: Annotated[int, typer.Option(min=1, help="Answers, and images, at once.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, help="Of the processor; 0: one for each core.")] = 0,
+    tokens: Annotated[int, typer.Option(min=1, help="Timed steps per mode (text, images).")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers and images per batch.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: one per core.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     runtime: Runtime = None,
@@ -23,7 +23,7 @@ def bench(
     allow_failed: AllowFailed = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a model or a bundle: loading, words, images, memory, and what bounds a step."""
+    """Measure a model or a bundle: loading, text, images, memory, and the share of the read bandwidth."""
     from rich.console import Console
 
     from janus_export.bench.run import bench as bench_model
@@ -40,7 +40,7 @@ def bench(
             tokens=tokens,
             rounds=rounds,
             batch_size=batch_size,
-            tell=status.update,
+            on_progress=status.update,
         )
     typer.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
 
@@ -53,12 +53,12 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     rows = [
         (facts["model"], f"{setup}, {ran['threads']} threads; medians of {ran['rounds']} rounds"),
         ("machine", f"{machine['processor']}, {machine['cores']} cores{load}"),
-        ("load", f"{facts['load_s']:.2f} s, up to the first token and code"),
+        ("load", f"{facts['load_s']:.2f} s, including the first token and code"),
     ]
     if text := facts["text"]:
         rows += _mode("text", "token", text)
     if drawing := facts["drawing"]:
-        parts = f"{drawing['positions']} positions, {drawing['decode_s']:.2f} s to pixels"
+        parts = f"{drawing['positions']} positions, {drawing['decode_s']:.2f} s to decode"
         whole = f"{drawing['image_s']:.2f} s: {parts}"
         rows += [*_mode("drawing", "position", drawing), ("  an image", whole)]
     if peak := facts["peak_memory_bytes"]:

@@ -1,4 +1,4 @@
-"""``build``: the graphs of a bundle become TensorRT engines."""
+"""``build``: compiles the graphs of a bundle into TensorRT engines."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import typer
 
 def build(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `export` wrote.")],
-    target: Annotated[str, typer.Option(help="tensorrt (GPUs of data centres) or tensorrt-rtx.")],
+    target: Annotated[str, typer.Option(help="tensorrt (data-centre GPUs) or tensorrt-rtx (RTX GPUs).")],
     sm: Annotated[
         list[str] | None,
-        typer.Option(help="Compute capability, 8.9 say; repeat it. Left out: the GPU that is here."),
+        typer.Option(help="Compute capability, such as 8.9; may be repeated. Default: the local GPU."),
     ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
-            "--precision", "--variant", help="A variant of the bundle, fp16 say. Left out: its first."
+            "--precision", "--variant", help="A variant, such as fp16. Default: the bundle's first."
         ),
     ] = None,
     capacity: Annotated[
-        int | None, typer.Option(help="Positions that a row has room for. Left out: the bundle's typical.")
+        int | None, typer.Option(help="Maximum positions per row. Default: the bundle's typical capacity.")
     ] = None,
     rows: Annotated[
-        int | None, typer.Option(help="At most, side by side. Left out: what the bundle was exported for.")
+        int | None, typer.Option(help="Maximum batch rows. Default: the bundle's maximum.")
     ] = None,
-    graph: Annotated[list[str] | None, typer.Option(help="Build this one only; repeat it.")] = None,
+    graph: Annotated[list[str] | None, typer.Option(help="Build only this graph; may be repeated.")] = None,
     weight_streaming: Annotated[
         bool, typer.Option("--weight-streaming", help="Let a runtime keep part of the weights off the GPU.")
     ] = False,
     timing_cache: Annotated[
-        Path | None, typer.Option(help="Read and write what was measured; needs a GPU.")
+        Path | None, typer.Option(help="File of timing measurements, read and updated; needs a GPU.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Build again what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild existing engines.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
-    """Build an engine of every graph; engines whose graph and settings are as before are kept."""
+    """Compile every graph into an engine; engines whose graph and settings are unchanged are kept."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -68,7 +68,7 @@ def build(
         key, built = build_engines(
             bundle,
             config,
-            tell=lambda name, done, total: progress.update(
+            on_progress=lambda name, done, total: progress.update(
                 task, description=name, completed=done, total=total
             ),
         )

@@ -1,4 +1,4 @@
-"""``bundle``: what is done to a bundle that is there already. It needs neither torch nor ONNX."""
+"""``bundle``: commands that change an existing bundle. They need neither torch nor ONNX."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import Annotated
 
 import typer
 
-bundle = typer.Typer(no_args_is_help=True, help="Change a bundle that is there already.")
+bundle = typer.Typer(no_args_is_help=True, help="Change an existing bundle.")
 
 
 @bundle.callback()
 def group() -> None:
-    """Change a bundle that is there already."""
+    """Change an existing bundle."""
 
 
 @bundle.command()
 def prune(
     folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `export` wrote.")],
     variants: Annotated[
-        list[str] | None, typer.Option(help="To keep, by commas; may be repeated. Left out: all.")
+        list[str] | None, typer.Option(help="Variants to keep, comma-separated. Default: all.")
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="A mode to keep: text, understanding, drawing; repeat it. Left out: all."),
+        typer.Option(help="Mode to keep: text, understanding, drawing; may be repeated. Default: all."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="A new folder; left out, the bundle itself is replaced."),
+        typer.Option("--out", "-o", help="A new folder. Default: replace the bundle itself."),
     ] = None,
 ) -> None:
-    """Take variants or modes out of a bundle, with the files that nothing else needs."""
+    """Remove variants or modes from a bundle, with the files that only they use."""
     from janus_export.bundle.bundle import load_bundle
     from janus_export.bundle.pruning import prune as prune_bundle
     from janus_export.bundle.sizes import variant_size

@@ -1,4 +1,4 @@
-"""``export``: a checkpoint becomes a bundle."""
+"""``export``: exports a checkpoint as a bundle."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or a hub id.")],
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder to write.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Changes to the config, rows=16 say.")
+        list[str] | None,
+        typer.Argument(metavar="[A.B=C]...", help="Overrides of the config, for example rows=16."),
     ] = None,
     config: Annotated[
         str, typer.Option(help="A YAML file, or a shipped config: export/cpu, export/gpu.")
     ] = "export/portable",
     precision: Annotated[
         list[str] | None,
-        typer.Option(help="fp32, fp16, bf16, cpu-int8, cpu-int4, trt-int4; repeat it for several."),
+        typer.Option(help="fp32, fp16, bf16, cpu-int8, cpu-int4, trt-int4; may be repeated."),
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="A mode: text, understanding, drawing; repeat it. Left out: all of them."),
+        typer.Option(help="Mode: text, understanding, drawing; may be repeated. Default: all."),
     ] = None,
     max_file_size: Annotated[
-        str | None, typer.Option(help="Of a weights file, for browsers say: 2GB, 500MiB.")
+        str | None, typer.Option(help="Maximum size of a weight file, for example 2GB.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the sizes as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
-    """Write a model as a bundle that ONNX Runtime and TensorRT run; interrupted, it goes on next time."""
+    """Export a model as a bundle for ONNX Runtime and TensorRT, or continue an interrupted export."""
     import json
     import sys
 
@@ -64,16 +65,16 @@ def export(
             changes.append(f"{key}={value}")
     chosen = resolve(load(config, changes), ExportConfig)
     columns = (TextColumn("{task.description:<18}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    console = Console(file=sys.stderr)  # this one: while torch traces, another takes what it says
+    console = Console(file=sys.stderr)  # explicit: during tracing, stderr is redirected
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=quiet) as progress:
         tasks = {}
 
-        def tell(stage: str, done: int, total: int) -> None:
+        def on_progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = progress.add_task(stage)
             progress.update(tasks[stage], completed=done, total=total)
 
-        folder = export_model(model, bundle, chosen, tell=tell)
+        folder = export_model(model, bundle, chosen, on_progress=on_progress)
     opened = load_bundle(folder)
     sizes, checkpoint = (
         [variant_size(opened, name) for name in opened.variants],
@@ -89,7 +90,7 @@ def export(
         typer.echo(json.dumps({"bundle": str(bundle), **facts}, indent=2))
         return
     beside = f", the checkpoint {checkpoint / 1e6:,.1f} MB" if checkpoint else ""
-    typer.echo(f"{bundle}: {', '.join(opened.modes)}; {on_disk / 1e6:,.1f} MB in all{beside}")
+    typer.echo(f"{bundle}: {', '.join(opened.modes)}; {on_disk / 1e6:,.1f} MB in total{beside}")
     for item in sizes:
         graphs = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in item.graphs.items())
         typer.echo(f"  {item.variant}: {item.total / 1e6:,.1f} MB ({graphs})")

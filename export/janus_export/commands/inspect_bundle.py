@@ -1,4 +1,4 @@
-"""``inspect``: what is in a bundle. It needs neither torch nor ONNX."""
+"""``inspect``: prints the contents of a bundle. Needs neither torch nor ONNX."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def inspect(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     hashes: Annotated[
-        bool, typer.Option("--hashes", help="Hash the weights too, a second a gigabyte.")
+        bool, typer.Option("--hashes", help="Also check the weights' hashes: about a second per gigabyte.")
     ] = False,
 ) -> None:
-    """Check a bundle, and say what is in it: graphs, shapes, sizes, variants, what was proven and built."""
+    """Check a bundle; print its graphs, shapes, sizes, variants, results of verify, and engines."""
     from janus_export.bundle.bundle import load_bundle
 
     opened = load_bundle(bundle)
@@ -34,7 +34,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    typer.echo(f"{bundle}: of {facts['source']}, by {facts['written_by']}")
+    typer.echo(f"{bundle}: exported from {facts['source']} by {facts['written_by']}")
     typer.echo("modes: " + (", ".join(facts["modes"]) or "none"))
     typer.echo("plugins: " + ", ".join(facts["plugins"]))
     typer.echo("axes: " + ", ".join(f"{name} {a['min']}..{a['max']}" for name, a in facts["axes"].items()))
@@ -80,7 +80,7 @@ def gather(bundle: Bundle) -> dict[str, Any]:
     return {
         "written_by": manifest["written_by"],
         "source": manifest["source"]["path"],
-        "plugins": _offers(manifest["plugins"]),
+        "plugins": _providers(manifest["plugins"]),
         "modes": bundle.modes,
         "checkpoint_bytes": checkpoint,
         "axes": manifest["axes"],
@@ -125,7 +125,7 @@ def describe_build(built: dict[str, Any], graphs: int) -> str:
 
 
 def proven(parity: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a row a variant, and under it one a gate, of what `verify` found."""
+    """Return the results of `verify`: a row per variant, each followed by a row per gate."""
     rows = []
     for variant, run in parity.items():
         rows.append({"variant": variant, "gate": "all", "result": describe_run(run)})
@@ -143,13 +143,13 @@ def describe_run(run: dict[str, Any]) -> str:
     return f"{'passed' if run['passed'] else 'FAILED'}, {run['at']}, {run['how']}"
 
 
-def _offers(plugins: Iterable[dict[str, Any]]) -> list[str]:
-    """Return a line for each origin of a bundle's components: a distribution and its version, or a file."""
+def _providers(plugins: Iterable[dict[str, Any]]) -> list[str]:
+    """Return a line for each distribution (with version) or file that provides components of the bundle."""
     provided: dict[str, list[str]] = {}
     for component in plugins:
-        offers = component["file"] or f"{component['dist']} {component['version']}"
-        provided.setdefault(offers, []).append(f"{component['slot']}:{component['name']}")
-    return [f"{offers} ({', '.join(parts)})" for offers, parts in provided.items()]
+        provider = component["file"] or f"{component['dist']} {component['version']}"
+        provided.setdefault(provider, []).append(f"{component['slot']}:{component['name']}")
+    return [f"{provider} ({', '.join(parts)})" for provider, parts in provided.items()]
 
 
 def _weights(variant: dict[str, Any]) -> str:
@@ -170,7 +170,7 @@ def _megabytes(size: int | None) -> str:
 
 
 def _describe_tensors(tensors: Iterable[dict[str, Any]]) -> str:
-    """Describe inputs or outputs on one line; the tensors of the cache are summed up."""
+    """Describe inputs or outputs on one line; cache tensors are only counted."""
     words: dict[str, int] = {}
     for tensor in tensors:
         name, _, number = tensor["name"].rpartition("_")

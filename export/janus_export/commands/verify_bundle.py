@@ -1,4 +1,4 @@
-"""``verify``: prove that a bundle does what its model does."""
+"""``verify``: checks that a bundle computes the same as its model."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def verify(
     bundle: Annotated[
         Path, typer.Argument(metavar="BUNDLE", help="A folder that `export` wrote, or a hub id.")
     ],
-    against: Annotated[str, typer.Option(help="The checkpoint that it was made from.", metavar="MODEL")],
+    against: Annotated[str, typer.Option(help="The checkpoint that was exported.", metavar="MODEL")],
     variant: Annotated[
-        list[str] | None, typer.Option(help="Of the bundle; repeat it. Left out: all.")
+        list[str] | None, typer.Option(help="Variant to verify; may be repeated. Default: all.")
     ] = None,
-    gate: Annotated[list[str] | None, typer.Option(help="Try these only, and record nothing.")] = None,
-    runtime: Annotated[str, typer.Option(help="What is proven: onnx, tensorrt, tensorrt-rtx.")] = "onnx",
+    gate: Annotated[list[str] | None, typer.Option(help="Run only these gates; record nothing.")] = None,
+    runtime: Annotated[str, typer.Option(help="Runtime to verify: onnx, tensorrt, tensorrt-rtx.")] = "onnx",
     device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda; of onnx also tensorrt, nv-tensorrt-rtx.")
+        str, typer.Option(help="auto, cpu, cuda; for onnx also tensorrt, nv-tensorrt-rtx.")
     ] = "auto",
     layers: Annotated[
         bool | None,
-        typer.Option("--layers/--whole", help="Layer by layer, or not. Left out: where memory is short."),
+        typer.Option("--layers/--whole", help="Verify layer by layer: always, or never. Default: if needed."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare a bundle with its model, from files to whole drawings; results go into its manifest."""
+    """Compare a bundle with its model, from files to whole images; the manifest records the results."""
     from rich.console import Console
 
     from janus_modular.errors import require_extras
@@ -53,9 +53,9 @@ def verify(
                 device=device,
                 gates=gate or (),
                 layers=layers,
-                tell=lambda name, gate_name: status.update(f"{name}: {gate_name}"),
+                on_progress=lambda name, gate_name: status.update(f"{name}: {gate_name}"),
             )
-        except NotRecordedError as error:  # told below, once what was found is printed
+        except NotRecordedError as error:  # reported below, after the results are printed
             reports, unwritten = error.reports, error
     if as_json:
         typer.echo(json.dumps([report.to_dict() for report in reports], indent=2))
@@ -75,8 +75,8 @@ def _print(report: Report) -> None:
     typer.echo(f"{report.variant}: {'passed' if report.passed else 'FAILED'} ({report.how})")
     if report.not_run:
         typer.echo(f"  not run: {', '.join(report.not_run)}")
-    if report.idle:
-        typer.echo(f"  nothing to check: {', '.join(report.idle)}")
+    if report.nothing_to_check:
+        typer.echo(f"  nothing to check: {', '.join(report.nothing_to_check)}")
     for name, checks in report.checks.items():
         typer.echo(f"  {name}: {sum(check.passed for check in checks)} of {len(checks)} passed")
         for check in checks:

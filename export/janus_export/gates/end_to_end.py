@@ -20,7 +20,7 @@ from janus_modular.janus import Janus
 
 
 def answer(target: VerificationTarget) -> Iterator[CheckResult]:
-    """Answer greedily, three ragged questions side by side, two of them about images."""
+    """Compare greedy answers to a batch of three questions of different lengths, two of them about images."""
     if not (target.is_exact and target.has("text")):
         return
     texts, want = target.reference.greedy
@@ -61,7 +61,7 @@ def _same_pixels(label: str, got: list[Image], want: list[Image]) -> CheckResult
 
 
 def _same_ids(label: str, got: Run, want: Run, graphs: list[str]) -> CheckResult:
-    """Compare the ids that these graphs chose, for rows that go on."""
+    """Compare the ids that these graphs sampled, in active rows."""
     calls, expected = got.calls_of(*graphs), want.calls_of(*graphs)
     if len(calls) != len(expected):
         return CheckResult(label, False, f"{len(calls)} choices", f"{len(expected)} choices")

@@ -1,4 +1,4 @@
-"""A gate that looks at engines: one for every graph, of that graph, unharmed, for the lengths it says."""
+"""A gate for engines: each graph has an intact engine, built from that graph, for all its lengths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from janus_export.tensorrt_build.profiles import Lengths, profiles
 
 
 def engines(target: VerificationTarget) -> Iterator[CheckResult]:
-    """Check every set of engines that was built of the variant; where none was, there is nothing to check."""
+    """Check every set of engines of the variant; without engines, there is nothing to check."""
     built = target.bundle.manifest.get("built", {})
     for key, engine_set in read_engines(target.bundle).items():
         if engine_set.variant != target.variant:
@@ -33,7 +33,7 @@ def _fault(target: VerificationTarget, engine_set: EngineSet, graph: str, length
     if graph not in bundle.graphs:
         return "there is no such graph"
     if engine.source != bundle.manifest["sha256"][target.record["files"][graph]]:
-        return "it was built of another graph"
+        return "it was built from another graph"
     if engine.profiles != profiles(bundle.manifest, graph, lengths):
         return "its profiles do not cover the axes of its graph"
     try:

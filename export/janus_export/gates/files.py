@@ -1,4 +1,4 @@
-"""Gates that read files alone: valid ONNX, the rules that runtimes rely on, the model's sizes."""
+"""Gates that only read files: valid ONNX, the rules that runtimes rely on, the model's sizes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from janus_export.reference.target import CheckResult, VerificationTarget
 
 STANDARD = ("", "ai.onnx")
 BEYOND = {"nbits": {("com.microsoft", "MatMulNBits"), ("com.microsoft", "GatherBlockQuantized")}}
-"""Operators beyond the standard, by the form of a variant's rounding."""
+"""Non-standard operators that a variant may use, by its quantisation form."""
 
-MASK, PAST_KEY, PRESENT_KEY = 3, 4, 1  # where Attention takes and gives them
+MASK, PAST_KEY, PRESENT_KEY = 3, 4, 1  # indices in Attention's inputs and outputs
 
 
 def checker(target: VerificationTarget) -> Iterator[CheckResult]:
@@ -41,10 +41,10 @@ def checker(target: VerificationTarget) -> Iterator[CheckResult]:
 
 @contextmanager
 def _without_links(bundle: Bundle, file: str) -> Iterator[Path]:
-    """Copy a graph to where its external data is empty, of the size that it has here.
+    """Copy a graph into a folder where its external data are empty (sparse) files of the same sizes.
 
-    ONNX' checker refuses data behind symbolic or hard links, which hub caches and deduplicated disks are full
-    of. It looks at no weights, only at whether the files are there and large enough.
+    ONNX's checker rejects data behind symbolic or hard links, which are common in hub caches and on
+    deduplicated disks. It does not read weights, and only checks that the files exist and are large enough.
     """
     with TemporaryDirectory() as folder:
         path = Path(folder, Path(file).name)
@@ -58,16 +58,16 @@ def _without_links(bundle: Bundle, file: str) -> Iterator[Path]:
 
 
 def lint(target: VerificationTarget) -> Iterator[CheckResult]:
-    """Look for what runtimes refuse, or silently do otherwise than was meant."""
+    """Check for constructs that runtimes reject, or silently compute differently than intended."""
     own = {**target.bundle.manifest, "variants": {target.variant: target.record}}
-    yield _none("the manifest says of graphs what they do not", set(graph_faults(target.bundle.folder, own)))
+    yield _none("differences between manifest and graphs", set(graph_faults(target.bundle.folder, own)))
     yield _none("weights that are not finite", set(_not_finite(target)))
     quantization = target.record["quantisation"] or {}
     allowed = BEYOND.get(quantization.get("form", ""), set())
     for name, file in target.record["files"].items():
         graph = ir.load(target.bundle.folder / file).graph
         yield _none(
-            f"{name}: operators beyond the standard",
+            f"{name}: non-standard operators",
             {
                 f"{n.domain}::{n.op_type}"
                 for n in graph
@@ -75,7 +75,7 @@ def lint(target: VerificationTarget) -> Iterator[CheckResult]:
             },
         )
         yield _none(
-            f"{name}: inputs that nothing reads",
+            f"{name}: unused inputs",
             {str(i.name) for i in graph.inputs if not i.uses() and not i.is_graph_output()},
         )
         declared = target.bundle.graphs[name]
@@ -85,15 +85,15 @@ def lint(target: VerificationTarget) -> Iterator[CheckResult]:
             yield CheckResult(f"{name}: {side}", got == want, ", ".join(map(str, got)), ", ".join(want))
         if declared["aliases"]:
             yield from _caches(graph, declared["aliases"])
-            yield _none(f"{name}: attention without a mask of its own", set(_unmasked(graph)))
+            yield _none(f"{name}: attention without an explicit mask", set(_unmasked(graph)))
         if name in quantization.get("graphs", ()):
             kept = set(quantization["kept"])
             unquantized = {weight for weight in _matrices(graph) if weight not in kept}
-            yield _none(f"{name}: matrices that stayed as they were, unexplained", unquantized)
+            yield _none(f"{name}: unquantised matrices without a recorded reason", unquantized)
 
 
 def _not_finite(target: VerificationTarget) -> Iterator[str]:
-    """Name the weights that hold NaN or infinities, of every file that the variant uses."""
+    """Name the weights with NaN or infinite values, in every file that the variant uses."""
     for file in target.record["weights"]:
         with safe_open(target.bundle.folder / file, "pt") as weights:
             for name in weights.keys():  # noqa: SIM118  # it is no mapping
@@ -102,18 +102,18 @@ def _not_finite(target: VerificationTarget) -> Iterator[str]:
 
 
 def _caches(graph: ir.Graph, aliases: Iterable[list[str]]) -> Iterator[CheckResult]:
-    """Check that what goes out is what came in, written by TensorScatter, in four dimensions."""
+    """Check that each cache output is its input, written by TensorScatter, with four dimensions."""
     faults = set()
     outputs = {value.name: value for value in graph.outputs}
     inputs = {value.name: value for value in graph.inputs}
     for present, past in aliases:
         new, old = outputs.get(present), inputs.get(past)
         if new is None or old is None:
-            faults.add(f"{present} or {past} is not there")
+            faults.add(f"{present} or {past} is missing")
             continue
         node = new.producer()
         if node is None or node.op_type != "TensorScatter" or node.inputs[0] is not old:
-            faults.add(f"{present} is not {past} with slots written")
+            faults.add(f"{present} is not written by TensorScatter from {past}")
         elif node.attributes.get_int("axis", -2) != 2:
             faults.add(f"{present} is written along another axis than its slots")
         faults |= {
@@ -125,7 +125,7 @@ def _caches(graph: ir.Graph, aliases: Iterable[list[str]]) -> Iterator[CheckResu
 
 
 def _unmasked(graph: ir.Graph) -> Iterator[str]:
-    """Name attention nodes that would see more than the mask says, or keep a cache of their own."""
+    """Name attention nodes without an explicit mask, with their own causal mask, or with their own cache."""
     for node in graph:
         if node.op_type != "Attention":
             continue
@@ -137,7 +137,7 @@ def _unmasked(graph: ir.Graph) -> Iterator[str]:
         if any(value.name for value in node.outputs[PRESENT_KEY:]):
             yield f"{node.name} has {len(node.outputs)} outputs"
         if node.attributes.get_int("is_causal", 0):
-            yield f"{node.name} is causal by itself"
+            yield f"{node.name} has is_causal set"
 
 
 def _matrices(graph: ir.Graph) -> Iterator[str]:
@@ -151,13 +151,13 @@ def _matrices(graph: ir.Graph) -> Iterator[str]:
 
 
 def _widened_from(value: ir.Value | None) -> ir.Value | None:
-    """Return what a Cast widens; the value itself where it is no Cast's."""
+    """Return the input of the Cast that computes a value; the value itself if no Cast computes it."""
     node = None if value is None else value.producer()
     return node.inputs[0] if node is not None and node.op_type == "Cast" else value
 
 
 def sizes(target: VerificationTarget) -> Iterator[CheckResult]:
-    """Compare what the manifest says with the model's own config."""
+    """Compare the manifest with the model's config."""
     model, processor = target.reference.model, target.reference.processor
     path, spec = model.generation, model.understanding.encoder.pixels
     expected = {

@@ -1,4 +1,4 @@
-"""Gates that run one graph at a time: torch's numbers, and a cache written where it should be."""
+"""Gates that run one graph at a time: results equal to torch's, and writes to the right cache slots."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from janus_modular import GraphSpec, ImageInput, Message, Runtime, TensorSpec
 from janus_modular.interfaces import GraphRole
 
 SMALL = {"chunk": 5, "bucket": 8}  # positions of a prompt at once, slots that a cache grows by
-POISON = 1e4  # in slots that nobody may see; small enough for half precision
+POISON = 1e4  # written to masked slots; representable in half precision
 
 
 def graphs(target: VerificationTarget) -> Iterator[CheckResult]:
-    """Compare every graph beside the backbone, on inputs that a run of the model gave it."""
+    """Compare every graph except the backbone, on inputs recorded in a run of the model."""
     reference = target.reference
     runs = [reference.greedy[1], reference.sampled[1]] if target.has("text") else []
     runs += [reference.drawn[1]] if target.has("drawing") else []
@@ -59,7 +59,7 @@ def encoded(reference: Reference, graph: GraphSpec, calls: Sequence[GraphCall]) 
     """Return a call of a graph that encodes pixels, on the pixels that one of these calls has decoded.
 
     Raises:
-        ExportError: none of them has decoded pixels of the shape that the graph takes.
+        ExportError: no call decoded pixels of the shape of the graph's input.
     """
     decoders = [name for name, decoder in reference.graphs.items() if decoder.role == "decode"]
     pixels = [x for call in calls if call.graph in decoders for x in call.outputs if fits(graph.inputs[0], x)]
@@ -109,12 +109,12 @@ def compare_calls(
 
 
 def _as_numbers(x: Array, dtype: str) -> Array:
-    """Return an output as numbers; bfloat16 comes as uint16."""
+    """Return an output as floats; bfloat16 arrives as uint16."""
     return to_numbers(x, dtype) if x.dtype == np.uint16 else x
 
 
 def rows(target: VerificationTarget) -> Iterator[CheckResult]:
-    """Feed the backbone what torch's was fed: whole and in chunks, ragged and alone, with rows that pause."""
+    """Run the backbone on torch's inputs: whole and chunked prompts, ragged, single and inactive rows."""
     if not target.is_exact:
         return
     answers, drawing = target.reference.greedy[1], target.reference.drawn[1]
@@ -139,7 +139,7 @@ def in_chunks(runtime: Any) -> Runtime:
 
 
 def cache(target: VerificationTarget) -> Iterator[CheckResult]:
-    """Check that slots which no row has reached change nothing, and that a step writes its own slot alone."""
+    """Check that unused cache slots do not affect results, and that a step writes only its own slot."""
     run = target.reference.greedy[1]
     x = run.fed[0][0]
     clean, poisoned = _with_slots(target, run), _with_slots(target, run)
@@ -154,25 +154,25 @@ def cache(target: VerificationTarget) -> Iterator[CheckResult]:
         buffer.write(values)
     before = _slots(poisoned)
     same = bool((_one_step(clean, x) == _one_step(poisoned, x)).all())
-    yield CheckResult("unseen slots", same, "no effect" if same else "they change the states", "no effect")
+    yield CheckResult("unused slots", same, "no effect" if same else "they change the states", "no effect")
     touched = 0
     for name, after in _slots(poisoned).items():
         changed = (after != before[name]).any(axis=(1, 3))  # (rows, slots)
         changed[np.arange(len(lengths)), lengths] = False
         touched += int(changed.sum())
     yield CheckResult(
-        "slots beside the one that is written", touched == 0, f"{touched} changed", "none changed"
+        "cache slots other than the written one", touched == 0, f"{touched} changed", "none changed"
     )
     written = all(
         (after[r, :, n] != POISON).all() and np.isfinite(to_numbers(after[r, :, n], dtype)).all()
         for after, dtype in _written(poisoned)
         for r, n in enumerate(lengths)
     )
-    yield CheckResult("the slot that is written", written, "new" if written else "left as it was", "new")
+    yield CheckResult("the written cache slot", written, "new" if written else "unchanged", "new")
 
 
 def _with_slots(target: VerificationTarget, run: Run) -> Any:
-    """Open a session whose cache can be looked at: of what users run, if it lets one."""
+    """Open a session with a readable cache: of the users' runtime if possible, else of ONNX Runtime."""
     session = target.whole.open(_room(run))
     return session if hasattr(session, "kv_cache") else target.runtime.open(_room(run))
 
@@ -190,7 +190,7 @@ def _written(session: Any) -> list[tuple[Array, str]]:
 
 
 def replay(runtime: Runtime, run: Run) -> list[Array]:
-    """Feed a runtime what another was fed; return the states (R, D) after the prompts and every step."""
+    """Replay a recorded run; return the states (R, D) after the prompts and after every step."""
     session = runtime.open(_room(run))
     states = [session.to_host(session.prefill(run.prompts)).astype(np.float32)]
     for x, active in run.fed:
@@ -199,7 +199,7 @@ def replay(runtime: Runtime, run: Run) -> list[Array]:
 
 
 def alone_in(run: Run, row: int) -> Run:
-    """Return what one row of a run was fed and said, as if it had been alone."""
+    """Return one row of a recorded run, its inputs and outputs, as a run of its own."""
     steps = [i for i in range(len(run.fed)) if run.active(i + 1)[row]]
     return Run(
         prompts=[run.prompts[row]],

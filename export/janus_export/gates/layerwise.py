@@ -36,14 +36,14 @@ Feed = dict[str, Array]
 
 
 def layers(target: VerificationTarget) -> Iterator[CheckResult]:
-    """Run every layer of the backbone on what torch's was given, then all of them in turn."""
+    """Run every layer of the backbone on the recorded input of torch's layer, then all layers in sequence."""
     reference = cast(StreamedReference, target.reference)
     path, stack = reference.stack
     passes, precision = reference.passes, target.backbone_precision
     capacity = int(passes[-1].at.max()) + 1
     model = ir.load(target.bundle.path("backbone", target.variant))
     is_float16 = target.record["dtype"] == "float16"
-    known = [_feed(forward, capacity) for forward in passes]  # of each pass: what pieces may want
+    known = [_feed(forward, capacity) for forward in passes]  # by pass: inputs that subgraphs may need
     largest, compared = (0.0, ""), 0
     for piece in cut(model, path, len(stack), stream="x", inside=is_float16):
         with IsolatedGraph(piece.model) as graph:
@@ -81,7 +81,7 @@ def _feed(forward: ForwardPass, capacity: int) -> Feed:
 
 
 def _run(target: VerificationTarget, graph: IsolatedGraph, feeds: Sequence[Feed]) -> list[Feed]:
-    """Run a piece over successive passes; its caches go from one to the next."""
+    """Run a subgraph on successive passes; its caches carry over from pass to pass."""
     rows, _, _, capacity = feeds[0]["mask"].shape
     record = target.bundle.graphs["backbone"]
     pasts = {past for _, past in record["aliases"]}
@@ -101,7 +101,7 @@ def _run(target: VerificationTarget, graph: IsolatedGraph, feeds: Sequence[Feed]
 def _compare_layer(
     layer: int, precision: str | int, got: Sequence[Array], passes: Sequence[ForwardPass]
 ) -> CheckResult:
-    """Compare a layer's states; of rounded ones what it adds to its input, which is far larger."""
+    """Compare a layer's output; for quantised layers, output minus input, because the input is far larger."""
     inputs, want = (
         np.concatenate([forward.states[at][forward.counts] for forward in passes])
         for at in (layer, layer + 1)
@@ -109,12 +109,12 @@ def _compare_layer(
     states = np.concatenate([state[forward.counts] for state, forward in zip(got, passes, strict=True)])
     if precision == "exact":
         return compare(f"layer {layer}", precision, states, want)
-    return compare(f"layer {layer}: what it adds", precision, states - inputs, want - inputs)
+    return compare(f"layer {layer}: residual update", precision, states - inputs, want - inputs)
 
 
 @torch.no_grad()
 def parts(target: VerificationTarget) -> Iterator[CheckResult]:
-    """Run every graph beside the backbone alone, on states of torch's own."""
+    """Run every graph except the backbone separately, on torch's states."""
     reference = cast(StreamedReference, target.reference)
     model, rng, run = reference.model, np.random.default_rng(0), reference.recorded[0]
     session = RecordingRuntime(reference.janus.runtime)
@@ -126,7 +126,7 @@ def parts(target: VerificationTarget) -> Iterator[CheckResult]:
     graphs = reference.graphs.values()
     for graph in graphs:
         calls[graph.name] = run.calls_of(graph.name)
-    # What the first steps of a drawing do not run: from pixels of noise to what is decoded, and back.
+    # Graphs that the first steps of an image do not run: encoding noise pixels, and decoding the result.
     encoders = [graph for graph in graphs if graph.role == "encode"]
     for graph in graphs:
         if graph.role == "decode" and not calls[graph.name]:
@@ -142,10 +142,10 @@ def parts(target: VerificationTarget) -> Iterator[CheckResult]:
 
 
 def _decoding(graph: GraphSpec, encoders: Sequence[GraphSpec], rng: np.random.Generator) -> GraphCall:
-    """Return a call of a graph that decodes: of what an encoder makes of noise; of numbers, of noise itself.
+    """Return a call of a graph that decodes: ids that an encoder computes from noise, or floats of noise.
 
     Raises:
-        ExportError: it decodes ids, and no encoder makes them.
+        ExportError: the graph decodes ids, and no graph encodes them.
     """
     axes = {"images": 2, "rows": 2}
     inputs: list[Tensor] = []
@@ -171,7 +171,7 @@ def _decoding(graph: GraphSpec, encoders: Sequence[GraphSpec], rng: np.random.Ge
 
 
 class IsolatedGraph:
-    """A graph on the CPU, in float32, its weights in a file of its own; for the length of a ``with``."""
+    """A context manager that opens a graph on the CPU, in float32, with its weights in a separate file."""
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
@@ -190,14 +190,14 @@ class IsolatedGraph:
         return self
 
     def outputs_of(self, _: str, *inputs: Any) -> tuple[Array, ...]:
-        """Run it on inputs in their order; return the outputs but the magnitude of pixels."""
+        """Run the graph on inputs in order; return the outputs without the magnitude of pixels."""
         outputs = self.run(dict(zip(self.inputs, map(np.asarray, inputs), strict=True)))
         return tuple(value for name, value in outputs.items() if name != MAGNITUDE)
 
     def run(self, feed: Feed) -> Feed:
-        """Run it on what it wants of ``feed``."""
+        """Run the graph on the entries of ``feed`` that are its inputs."""
         results = self.session.run(self.outputs, {name: feed[name] for name in self.inputs})
-        # As they come, they keep the session's memory, of which they are a part.
+        # Copies, because the returned arrays are views that keep the session's memory alive.
         return {name: value.copy() for name, value in zip(self.outputs, results, strict=True)}
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""Gates of variants that are rounded: fed what the model was fed, they must say nearly what it says."""
+"""Gates of half-precision and quantised variants: on the model's inputs, results must be close to its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from janus_export.gates.graphs import replay
 from janus_export.reference.compare import (
     AGREEING,
-    CLEAR,
+    CLEAR_MARGIN,
     LEAST_CLEAR,
     compare,
     compare_directions,
@@ -27,13 +27,13 @@ from janus_export.runtimes.ort.runtime import quiet_options
 from janus_export.runtimes.prompts import embed
 
 HALF_MAX = 65504.0  # what float16 can hold; bfloat16 holds what float32 does
-ENOUGH_CHOICES = 1000  # to tell a share of them
+ENOUGH_CHOICES = 1000  # enough to estimate a share
 
 
 def forced(target: VerificationTarget) -> Iterator[CheckResult]:
-    """Compare what is said along torch's own answers and drawings (teacher forcing), step by step.
+    """Compare each step along torch's own answers and drawings (teacher forcing).
 
-    Of a bundle that does only one of the two, that alone is compared.
+    If a bundle supports only one of the two, only that one is compared.
     """
     if target.is_exact:
         return
@@ -57,28 +57,28 @@ def _states(target: VerificationTarget, run: Run) -> tuple[Array, Array]:
 
 @torch.no_grad()
 def compare_answers(target: VerificationTarget, label: str, got: Array, want: Array) -> Iterator[CheckResult]:
-    """Compare the logits that torch makes of a graph's states (M, D), and of torch's."""
+    """Compare torch's logits of a graph's states (M, D) with those of torch's states."""
     precision, heads = target.backbone_precision, target.reference.model.backbone
     actual, expected = (heads.logits(torch.from_numpy(states).float()).numpy() for states in (got, want))
     actual, expected = (logits - logits.mean(-1, keepdims=True) for logits in (actual, expected))
     yield compare_directions(f"{label}: cosine of logits", precision, actual, expected)
     second, first = np.sort(expected, axis=-1)[:, -2:].T
-    clear = first - second >= CLEAR
+    clear = first - second >= CLEAR_MARGIN
     if clear.sum() < LEAST_CLEAR:
-        return  # so few say nothing: the cosine alone decides
+        return  # too few to estimate a share: only the cosine decides
     share = float((actual.argmax(-1) == expected.argmax(-1))[clear].mean())
     measured = f"{share:.1%} of {clear.sum()} clear choices of {len(clear)}"
-    yield CheckResult(f"{label}: likeliest choice", share >= AGREEING, measured, f">= {AGREEING:.0%}")
+    yield CheckResult(f"{label}: most likely token", share >= AGREEING, measured, f">= {AGREEING:.0%}")
 
 
 @torch.no_grad()
 def compare_drawing(
     target: VerificationTarget, label: str, got: Array, want: Array, run: Run
 ) -> Iterator[CheckResult]:
-    """Compare a graph's states (M, D) with torch's, and the ids that torch's own graphs choose after each.
+    """Compare a graph's states (M, D) with torch's, and the ids that torch's graphs sample from both.
 
-    Choices are random, both with the same noise: the inputs of ``run``. How many differ says how far the two
-    distributions are apart, whatever kind of head makes them, and also where none of the choices is clear.
+    Both are sampled with the same noise, the inputs of ``run``. The share of different ids measures the
+    distance of the two distributions, for any kind of head, and also where no id is clearly the likeliest.
     """
     precision, graphs = target.backbone_precision, target.reference.graphs
     yield compare_directions(f"{label}: cosine of states", precision, got, want)
@@ -102,7 +102,7 @@ def compare_drawing(
 
 
 def activations(target: VerificationTarget) -> Iterator[CheckResult]:
-    """Look at every number inside a float16 backbone: none may come near what float16 cannot hold."""
+    """Check every activation of a float16 backbone: none may come near the limit of float16."""
     if target.record["dtype"] != "float16":
         return
     largest, where = _largest(target)
@@ -111,7 +111,7 @@ def activations(target: VerificationTarget) -> Iterator[CheckResult]:
 
 
 def _largest(target: VerificationTarget) -> tuple[float, str]:
-    """Run a drawing's prompts and answers' through a backbone that gives everything away, in float32."""
+    """Run the prompts of drawings and answers through a float32 backbone that outputs all activations."""
     names: list[str] = []
     with TemporaryDirectory() as aside:
         model = upcast(ir.load(target.runtime.bundle.path("backbone", target.variant)))
@@ -137,7 +137,7 @@ def _largest(target: VerificationTarget) -> tuple[float, str]:
 
 
 def _first_feed(target: VerificationTarget, run: Run) -> dict[str, Array]:
-    """Return what the backbone is fed for prompts: embeddings from the same graphs, an empty cache."""
+    """Return the backbone's inputs for prompts: embeddings from the same graphs, and an empty cache."""
     x = embed(run.prompts, target.runtime.run, images_at_once=4).astype(np.float32)
     rows, tokens, _ = x.shape
     at = np.tile(np.arange(tokens), (rows, 1))

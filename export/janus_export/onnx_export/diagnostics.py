@@ -1,4 +1,4 @@
-"""Why a module cannot become a graph: which one it is, what it does, and what would help."""
+"""Explains why a module cannot be exported: which module, the cause, and a fix."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, Gua
 HOW_TO = "docs/how-to/write-a-component.md"
 
 TALKATIVE = ("torch.onnx", "torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
-"""Loggers that tell of what fails, at length; what matters of it is in the error."""
+"""Loggers that print long reports of failures; the error contains the relevant part."""
 
 
 @contextmanager
 def explained(graph: str, root: nn.Module) -> Iterator[None]:
-    """Turn whatever goes wrong inside into an ExportError that says where in ``root``, and why.
+    """Turn any exception inside into an ExportError that names the module in ``root`` and the cause.
 
     ``root`` is the model, or a part of a graph that holds it as ``model``.
     """
@@ -47,7 +47,7 @@ def explained(graph: str, root: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's own account off the terminal: it prints whole graphs."""
+    """Suppress torch's own report, which prints whole graphs."""
     levels = {name: logging.getLogger(name).level for name in TALKATIVE}
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -60,7 +60,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _place(causes: list[Exception], root: nn.Module) -> tuple[str, str | None]:
-    """Find the innermost module at work, in words, and the operator where one was being translated."""
+    """Return a description of the innermost running module, and the operator if one was being translated."""
     model = getattr(root, "model", root)
     names = {module: name for name, module in model.named_modules()}
     for error in reversed(causes):
@@ -81,32 +81,32 @@ def _named(path: str, module_type: str) -> str:
 
 
 def _reason(error: Exception, operator: str | None) -> str:
-    """Return what a module did that no graph can do, and how to fix it."""
+    """Return what a module does that cannot be exported, and how to fix it."""
     message = (str(error).strip() or type(error).__name__).splitlines()[0]
     if operator is not None and type(error).__name__ == "DispatchError":
         return (
-            f"uses the operator {operator}, which torch does not translate to ONNX. Write it in other"
-            f" operators, or let the component say how in `onnx_translations`: {HOW_TO}"
+            f"uses the operator {operator}, which torch does not translate to ONNX. Use other"
+            f" operators, or let the component translate it in `onnx_translations`: {HOW_TO}"
         )
     if operator is not None:
         return f"uses the operator {operator}, whose translation to ONNX failed: {message}"
     if isinstance(error, AttributeError) and isinstance(error.obj, CACHES):
         return (
-            f"asks its cache for '{error.name}', but the cache of a graph holds keys and values alone. Layers"
-            " that keep a state of another kind (state space, linear attention, convolution) cannot become"
-            " part of it: choose a backbone all of whose layers attend, such as llama or qwen3."
+            f"uses '{error.name}' of its cache, but an exported cache contains only keys and values. Layers"
+            " with another kind of state (state space, linear attention, convolution) cannot be exported:"
+            " choose a backbone with attention layers only, such as llama or qwen3."
         )
     if isinstance(error, JanusError):
-        return f"says: {error}"
+        return f"raises: {error}"
     if fixed := re.match(r"Constraints violated \((.*?)\)", message):
-        return f"fixes the length of {fixed[1]}, which differs from run to run: read it off the input's shape"
+        return f"fixes the length of {fixed[1]}, which is dynamic: read it from the input's shape"
     if isinstance(error, DATA_DEPENDENT):
         return (
-            f"lets the values of tensors decide what is computed, or how large it is ({message}); a graph"
-            " does the same for all. Select with torch.where and masks, or take another way where"
+            f"has control flow or shapes that depend on values of tensors ({message}), which a graph cannot"
+            " express. Select with torch.where and masks, or use another code path if"
             f" torch.compiler.is_exporting(): {HOW_TO}"
         )
     return (
-        f"cannot be traced by torch ({type(error).__name__}: {message}). Choose another component, or let"
-        f" this one take another way where torch.compiler.is_exporting(): {HOW_TO}"
+        f"cannot be traced by torch ({type(error).__name__}: {message}). Choose another component, or use"
+        f" another code path in it if torch.compiler.is_exporting(): {HOW_TO}"
     )

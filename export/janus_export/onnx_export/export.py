@@ -1,7 +1,7 @@
-"""From a checkpoint to a bundle: lower the graphs, write the weights, bind the one to the other.
+"""Exports a checkpoint as a bundle: lowers the graphs, writes the weights, and binds the graphs to them.
 
-It all happens in a folder beside the bundle, which takes the bundle's place at the end. What is finished
-there is kept when an export is interrupted, and used by the next one of the same source and settings.
+An export works in a temporary folder beside the bundle, and replaces the bundle at the end. After an
+interruption, the next export with the same source and settings uses the files that are finished.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Files = dict[str, dict[str, str]]
 """Variant, graph -> the name of its file."""
 
-Tell = Callable[[str, int, int], None]
-"""Hears what is being done, how much of it is done, and how much there is."""
+OnProgress = Callable[[str, int, int], None]
+"""Called with the current task, the amount that is done, and the total."""
 
 
 def export(
@@ -66,23 +66,23 @@ def export(
     config: ExportConfig | None = None,
     *,
     plugins: Plugins | None = None,
-    tell: Tell = lambda *_: None,
+    on_progress: OnProgress = lambda *_: None,
 ) -> Path:
-    """Write a checkpoint as a bundle; return its folder. The model is never in memory.
+    """Export a checkpoint as a bundle; return the bundle's folder. The model is never completely in memory.
 
-    Adapters are folded into the weights that they adapt: a graph is as fast as one of a plain model.
+    Adapters are merged into the weights, so that graphs are as fast as those of a plain model.
 
-    A bundle that stands there is replaced when the new one is complete, and not before.
+    An existing bundle is replaced only when the new one is complete.
 
     Raises:
-        ExportError: a part of the model cannot become a graph, or the capacity is beyond its context.
-        BundleError: something else stands there, another export is writing it, or the disk did not take it.
-        CheckpointError: the source is no checkpoint, or damaged.
+        ExportError: a component cannot be exported, or the capacity exceeds the model's context.
+        BundleError: the folder holds something else, is written by another export, or cannot be written.
+        CheckpointError: the source is not a checkpoint, or is damaged.
     """
     source, target = arguments.folder_path(source, "source"), arguments.folder_path(target, "target")
     expected = "an ExportConfig; resolve(load(...), ExportConfig) makes one of a mapping"
     config = arguments.option(config, "config", ExportConfig, type(None), expected=expected) or ExportConfig()
-    folder = Path(target).expanduser().resolve()  # a link stays one, what it leads to is replaced
+    folder = Path(target).expanduser().resolve()  # a link is kept, its target is replaced
     aside = folder.with_name(f".{folder.name}.export")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -90,21 +90,21 @@ def export(
             restore(folder)
             _check_replaceable(folder)
             opened = merge_adapters(open_lazily(source, plugins=plugins), plugins)
-            config.ranges(opened.model.backbone.context)  # refuses what does not fit before it is begun
+            config.ranges(opened.model.backbone.context)  # invalid settings fail before the export starts
             aside.mkdir(exist_ok=True)
-            _Export(str(source), opened, aside, config, tell, plugins).run()
+            _Export(str(source), opened, aside, config, on_progress, plugins).run()
             with _undisturbed(folder):
                 swap(aside, folder)
     except OSError as error:
         raise BundleError(
-            f"{folder} could not be written: {error}. What was there before is untouched; the same command"
-            " goes on where this one stopped."
+            f"{folder} could not be written: {error}. Existing files are unchanged; the same command"
+            " continues where this one stopped."
         ) from error
     return folder
 
 
 def _undisturbed(folder: Path) -> AbstractContextManager[None]:
-    """Wait until nobody notes a result in the bundle that is about to be replaced."""
+    """Wait until no process records a result in the bundle that will be replaced."""
     if not is_bundle(folder):
         return nullcontext()
     return locked(folder / LOCK, folder, wait=True, error=BundleError)
@@ -116,7 +116,7 @@ def _check_replaceable(folder: Path) -> None:
 
 
 class _Export:
-    """One export at work in its folder."""
+    """A running export, in its temporary folder."""
 
     def __init__(
         self,
@@ -124,10 +124,10 @@ class _Export:
         opened: LazyCheckpoint,
         aside: Path,
         config: ExportConfig,
-        tell: Tell,
+        on_progress: OnProgress,
         plugins: Plugins | None,
     ) -> None:
-        self.opened, self.config, self.tell = opened, config, tell
+        self.opened, self.config, self.on_progress = opened, config, on_progress
         self.plugins = plugins_of(opened, plugins or default_plugins())
         self.source = describe_source(named, opened)
         purpose = {"source": self.source, "config": asdict(config), "versions": manifest.versions()}
@@ -148,7 +148,7 @@ class _Export:
         }
 
     def run(self) -> None:
-        """Do all that is not done yet."""
+        """Run all remaining steps."""
         model = manifest.describe_model(self.opened.model, self.opened.processor)
         graphs = self._lower()
         lowered, files, outcomes = self._choose(graphs)
@@ -182,7 +182,7 @@ class _Export:
         )
 
     def _lower(self) -> list[Graph]:
-        """Write the graphs, without weights, of every dtype that is asked for; return those of the first."""
+        """Write the graphs, without weights, of every requested dtype; return those of the first dtype."""
         dtypes = list(dict.fromkeys(VARIANTS[name].dtype for name in self.config.variants))
         self.lowered.mkdir(exist_ok=True)
         declared: list[Graph] = []
@@ -192,14 +192,14 @@ class _Export:
                 graphs = self._declare(self.config.lowered_beside)
             declared = declared or graphs
             for place, graph in enumerate(graphs, number * len(graphs)):
-                self.tell("graphs", place, len(dtypes) * len(graphs))
+                self.on_progress("graphs", place, len(dtypes) * len(graphs))
                 path = self.lowered / f"{graph.name}.{dtype}.onnx"
                 if not self.state.has(path):
                     lowered = to_onnx(graph, mode)
                     detach(lowered, self.names, dtype)
                     ir.save(lowered, path)
                     self.state.note(path.name, sha256(path))
-                self.tell("graphs", place + 1, len(dtypes) * len(graphs))
+                self.on_progress("graphs", place + 1, len(dtypes) * len(graphs))
         return [graph for graph in declared if graph.name not in self.config.lowered_beside]
 
     def _declare(self, beside: Container[str]) -> list[Graph]:
@@ -210,7 +210,7 @@ class _Export:
         return [graph for graph in graphs if self.config.exports(graph.name) or graph.name in beside]
 
     def _check_names(self, known: Sequence[str]) -> None:
-        """Raise ExportError if the settings name a graph that the model does not become."""
+        """Raise ExportError if the settings name a graph that the model does not have."""
         quantize = self.config.quantize
         for key, names in (("graphs", quantize.graphs or ()), ("bits", quantize.bits)):
             for name in names:
@@ -221,9 +221,9 @@ class _Export:
                     )
 
     def _choose(self, graphs: list[Graph]) -> tuple[dict[str, ir.Model], Files, dict[str, Outcome]]:
-        """Open the graphs by the names of their files in the bundle; quantise where a variant does.
+        """Open the graphs by their file names in the bundle; quantise them for variants that are quantised.
 
-        Variants of one dtype share the file of a graph that they leave as it is.
+        Variants of one dtype share the file of a graph that they do not quantise.
         """
         models: dict[str, ir.Model] = {}
         files: Files = {}
@@ -250,7 +250,7 @@ class _Export:
         return models, files, outcomes
 
     def _refuse_idle(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Refuse a graph that is named in the settings, and in which no variant quantises anything."""
+        """Raise an error for a graph in the settings in which no variant quantises any weight."""
         named = self.config.quantize.graphs or ()
         idle = [
             name
@@ -269,7 +269,7 @@ class _Export:
     def _write_weights(
         self, graphs: Mapping[str, ir.Model], outcomes: Mapping[str, Outcome]
     ) -> dict[Pointer, Path]:
-        """Write what the graphs point to, a file for each set of graphs that share it; return where it is."""
+        """Write the weights, a file for each set of graphs that share them; return their locations."""
         limit = self.config.max_file_size
         groups = []
         for (weight_set, _), names in group_by_users(graphs).items():
@@ -278,13 +278,13 @@ class _Export:
                 files = split(tensors, parse_bytes(limit) if limit else None)
             except ValueError as error:
                 raise ExportError(
-                    f"max_file_size: {limit} is too small: {error}. A tensor lies in one file: allow more."
+                    f"max_file_size: {limit} is too small: {error}. Tensors cannot be split: raise it."
                 ) from error
             groups += [(weight_set, file) for file in files]
         total, done = sum(tensor.size for _, tensors in groups for tensor in tensors), 0
 
         def on_progress(written: int, _: int) -> None:
-            self.tell("weights", done + written, total)
+            self.on_progress("weights", done + written, total)
 
         where: dict[Pointer, Path] = {}
         for weight_set, tensors in groups:
@@ -293,7 +293,7 @@ class _Export:
             ).hexdigest()
             path = self.aside / FOLDER / self.state.done.get(f"{weight_set} {contents}", "none")
             if not path.is_file():
-                path = write_stream(tensors, self.aside / FOLDER, tell=on_progress)
+                path = write_stream(tensors, self.aside / FOLDER, on_progress=on_progress)
                 self.state.note(f"{weight_set} {contents}", path.name)
             done += sum(tensor.size for tensor in tensors)
             where |= {(weight_set, tensor.name): path for tensor in tensors}
@@ -316,7 +316,7 @@ class _Export:
         return uses
 
     def _hashes(self) -> dict[str, tuple[str, int]]:
-        """Return hash and size of every file; those of weights are their names."""
+        """Return hash and size of every file; weight files are named by their hash."""
         paths = [path for path in self.aside.rglob("*") if path.is_file() and path.name != MANIFEST]
         return {
             path.relative_to(self.aside).as_posix(): (
@@ -328,7 +328,7 @@ class _Export:
 
 
 def describe_source(named: str, opened: LazyCheckpoint) -> dict[str, Any]:
-    """Return the record of the source checkpoint; of weight files size and time, as hashing is slow."""
+    """Return the record of the source checkpoint: sizes and times of weight files, as hashing is slow."""
     text = (opened.folder / "config.json").read_bytes()
     return {
         "path": named,

@@ -1,8 +1,8 @@
-"""Writing a graph into a bundle, in the form that the tools of others read too.
+"""Writes graphs in a form that other ONNX tools can read.
 
 ONNX allows more than those tools expect: a Constant may hold a bare number or list (``value_ints``), and an
 initialiser may be described once more in ``value_info``. Polygraphy's constant folding, ONNX Runtime's
-quantiser and its symbolic shape inference stumble over the one or the other.
+quantiser and its symbolic shape inference fail on one or the other.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def save_graph(model: ir.Model, path: Path) -> None:
     del proto.graph.value_info[:]
     proto.graph.value_info.extend(described)
     onnx.save(proto, path)
-    onnx.checker.check_model(path)  # by its path: it looks at the weights' files too
+    onnx.checker.check_model(path)  # by path, so that the weight files are checked too
 
 
 def constants_as_tensors(model: ir.Model) -> None:

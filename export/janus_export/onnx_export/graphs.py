@@ -1,7 +1,7 @@
-"""The graphs that a model becomes, each declared once: what goes in, what comes out, how large it may be.
+"""Declares the graphs of a model: their inputs, outputs, and ranges of axes, for any file format.
 
-Shapes as in ``janus_modular.interfaces``; R rows, S positions that a row has room for, G = R / N rows a
-image (two under guidance). Nothing here speaks of a file format.
+Shapes as in ``janus_modular.interfaces``; R rows, S positions (capacity of a row), G = R / N rows per image
+(two with guidance).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Graph:
     dtype: torch.dtype  # of tensors whose dtype is "model"
     ranges: Ranges  # of the axes in the shapes
     aliases: tuple[tuple[str, str], ...] = ()  # (output, input) that share memory: the cache, in place
-    listed: int | None = None  # inputs from here on are one list for the module's forward
+    listed: int | None = None  # from this input on, inputs are passed to forward as one list
     role: GraphRole | None = None  # of a graph of the generation path
 
     @property
@@ -72,12 +72,12 @@ class Embed(GraphModule):
     """Token ids (R, T) to embeddings (R, T, D)."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Look the tokens up."""
+        """Return the embeddings of tokens."""
         return self.model.backbone.embed(tokens)
 
 
 class Backbone(GraphModule):
-    """Embeddings to hidden states, keys and values written into the cache that comes in."""
+    """Embeddings to hidden states, keys and values written into the input cache."""
 
     def forward(
         self, x: Tensor, positions: Tensor, mask: Tensor, write_index: Tensor, past: Sequence[Tensor]
@@ -87,7 +87,7 @@ class Backbone(GraphModule):
         return self.model.backbone(x, positions=positions, cache=cache), cache.present()
 
 
-class TextNext(GraphModule):
+class SampleText(GraphModule):
     """Hidden states (R, D) to the next token ids (R,) and their embeddings (R, D)."""
 
     def __init__(self, model: JanusModel, suppressed_ids: Sequence[int]) -> None:
@@ -99,7 +99,7 @@ class TextNext(GraphModule):
     def forward(
         self, hidden: Tensor, noise: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Choose words."""
+        """Sample the next tokens."""
         return self.model.sample_text(
             hidden, noise, temperature, top_k, top_p, self.get_buffer("suppressed_ids")
         )
@@ -121,10 +121,10 @@ class GenerationGraph(GraphModule):
 
 
 def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] = ()) -> list[Graph]:
-    """Declare all graphs of a model. It may hold fake or meta parameters: only shapes are looked at.
+    """Declare all graphs of a model. Its parameters may be fake or meta tensors: only shapes are used.
 
     Raises:
-        ExportError: the backbone keeps something else than keys and values; says which of its layers.
+        ExportError: the backbone has a state other than keys and values; names the layer.
     """
     dtype = next(model.backbone.parameters()).dtype  # type: ignore[attr-defined]  # parts are modules
     backbone, spec = model.backbone, model.understanding.encoder.pixels
@@ -172,7 +172,7 @@ def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] 
         ),
         graph(
             "sample_text",
-            TextNext(model, suppressed_ids),
+            SampleText(model, suppressed_ids),
             (
                 hidden,
                 TensorSpec("noise", "float32", ("rows", vocab)),
@@ -204,7 +204,7 @@ def drawing_graphs(model: JanusModel, ranges: Ranges, dtype: torch.dtype) -> lis
 
 
 def magnitude(spec: GraphSpec) -> list[TensorSpec]:
-    """Return the output that export adds to a graph that decodes pixels: it tells NaN from numbers."""
+    """Return the output that export adds to a graph that decodes pixels, to detect NaN and infinity."""
     if spec.role != "decode" or spec.outputs[0].dtype != "uint8":
         return []
     return [TensorSpec(MAGNITUDE, "float32", spec.outputs[0].shape[:1])]

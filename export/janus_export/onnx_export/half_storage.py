@@ -1,7 +1,7 @@
-"""Weights of float32 graphs that lie on disk in float16.
+"""Stores the weights of float32 graphs in float16.
 
-A weight is widened by a Cast, which ONNX Runtime folds when it loads the graph: the step is that of float32.
-Rows of a table are widened after they were looked up, so that a session never holds the table in float32.
+A Cast converts a weight to float32; ONNX Runtime folds it when it loads the graph, so steps run in float32.
+Rows of a table are converted after the lookup, so that a session never holds the table in float32.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ WIDE = ".float32"
 
 
 def store_as_half(graph: ir.Model, weight_sets: dict[str, str]) -> None:
-    """Point a graph's float32 weights to float16 ones, in the sets that ``weight_sets`` maps theirs to."""
+    """Replace a graph's float32 weights by float16 ones; ``weight_sets`` maps their sets of weights."""
     for value, (weight_set, stored) in pointers(graph):
         to = weight_sets.get(weight_set, weight_set)
         if value.dtype != ir.DataType.FLOAT:
@@ -29,13 +29,13 @@ def store_as_half(graph: ir.Model, weight_sets: dict[str, str]) -> None:
         if direct:
             wide = _cast(value, f"{value.name}{WIDE}")
             first = next((node for node in graph.graph if any(node is use.node for use in direct)), None)
-            graph.graph.insert_before(first or graph.graph[0], wide)  # of a nested graph: before all
+            graph.graph.insert_before(first or graph.graph[0], wide)  # if only a nested graph uses it: first
             for use in direct:
                 use.node.replace_input_with(use.idx, wide.outputs[0])
 
 
 def _widen_rows(graph: ir.Model, node: ir.Node) -> None:
-    """Widen what a Gather looks up."""
+    """Convert the output of a Gather to float32."""
     rows = node.outputs[0]
     wide = _cast(rows, None)
     graph.graph.insert_after(node, wide)

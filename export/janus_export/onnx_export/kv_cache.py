@@ -1,4 +1,4 @@
-"""The cache as graphs see it: tensors that come in, and the same with new slots written, going out."""
+"""The KV cache in graphs: input tensors, and the same tensors with new slots written as outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from janus_export.errors import ExportError
 from janus_modular import Backbone
 
 TENSOR_SCATTER = 24
-"""The opset that brought TensorScatter: row-wise writes into a cache, in place where a runtime can."""
+"""The first opset with TensorScatter: row-wise writes into a cache, in place if a runtime supports it."""
 
 
 class GraphCache:
@@ -27,7 +27,7 @@ class GraphCache:
         self.written: dict[int, Tensor] = {}
 
     def begin(self, tokens: int) -> Tensor:
-        """Return who sees which slot; the host worked it out."""
+        """Return the attention mask, which the host computed."""
         return self.mask
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -51,15 +51,15 @@ class GraphCache:
         return [self.written[at] for at in sorted(self.written)]
 
     def advance(self, counts: Tensor) -> None:
-        """Lengths are the host's business."""
+        """Do nothing: the host keeps the lengths."""
 
     def get_seq_length(self, layer: int = 0) -> int:
-        """What transformers asks for; positions are always given, so it decides nothing."""
+        """Return a length for transformers; it is not used, because positions are always given."""
         return 0
 
 
 class Shapes:
-    """A cache that keeps nothing but the shapes it is shown."""
+    """A cache that records only shapes."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -68,11 +68,11 @@ class Shapes:
         self.seen: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
 
     def begin(self, tokens: int) -> Tensor:
-        """One token that sees itself."""
+        """Return the mask of one token that attends to itself."""
         return torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device=self.device)
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Note heads and widths."""
+        """Record the numbers of heads and head dimensions."""
         self.seen[layer] = ((keys.shape[1], keys.shape[3]), (values.shape[1], values.shape[3]))
         return keys, values
 
@@ -88,12 +88,12 @@ CACHES = (GraphCache, Shapes)
 
 
 def cache_shapes(backbone: Backbone) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Find (heads, width) of keys and of values for every layer, by letting one position through.
+    """Return (heads, head dim) of keys and of values for every layer, from a forward pass of one position.
 
     The backbone's parameters may be fake; call it under their fake mode.
 
     Raises:
-        ExportError: it keeps no keys and values, so nothing would remember what came before a step.
+        ExportError: the backbone writes no keys and values, so a step would not depend on earlier positions.
     """
     weight = next(backbone.parameters())  # type: ignore[attr-defined]  # parts are modules
     cache = Shapes(weight.device)
@@ -102,7 +102,7 @@ def cache_shapes(backbone: Backbone) -> list[tuple[tuple[int, int], tuple[int, i
         backbone(x, positions=torch.zeros(1, 1, dtype=torch.int64, device=weight.device), cache=cache)
     if not cache.seen:
         raise ExportError(
-            f"{type(backbone).__name__} wrote no keys and values into its cache, and a graph keeps nothing"
-            " else from one step to the next. Choose a backbone whose layers attend, such as llama or qwen3."
+            f"{type(backbone).__name__} wrote no keys and values into its cache, the only state that an"
+            " export keeps between steps. Choose a backbone with attention layers, such as llama or qwen3."
         )
     return [cache.seen[layer] for layer in sorted(cache.seen)]

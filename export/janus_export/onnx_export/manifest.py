@@ -1,4 +1,4 @@
-"""What a bundle says of itself."""
+"""Composes the manifest of a bundle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RECORDED = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 
 def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
-    """Return what a runtime needs of a model beside its graphs."""
+    """Return what a runtime needs to know about a model besides its graphs."""
     path, spec = model.generation, model.understanding.encoder.pixels
     return {
         "context": model.backbone.context,
@@ -28,7 +28,7 @@ def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
         "suppressed_ids": list(processor.suppressed_ids),
         "vocab_size": model.backbone.vocab_size,
         "pad_id": processor.pad_id,
-        "sizes": dict(path.sizes),  # the generation path's own, whose names are its author's
+        "sizes": dict(path.sizes),  # of the generation path, whose author chooses the names
         "image_target": {"height": path.height, "width": path.width, "positions": path.num_tokens},
         "image_input": {
             "height": spec.height,
@@ -44,7 +44,7 @@ def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
 
 
 def describe_graphs(graphs: Iterable[Graph]) -> dict[str, Any]:
-    """Return each graph's inputs, outputs and role; lengths that are known only at run time by name.
+    """Return each graph's inputs, outputs and role; dynamic axes by name.
 
     The dtype of a tensor that ``varies`` is the variant's; recorded is that of the first variant.
     """
@@ -126,7 +126,7 @@ def compose_manifest(
 
 
 def versions() -> dict[str, str]:
-    """Name the versions of what writes graphs."""
+    """Return the versions of the packages that write graphs."""
     return {name: metadata.version(name) for name in RECORDED}
 
 

@@ -1,8 +1,8 @@
 """A second output of the graph that decodes images: how large its values were before they became uint8.
 
-NaN and infinity become pixels like any other when they are clipped and cast, and a graph cannot raise. So it
-also gives the mean magnitude of each image's values, which is not finite where a value is not, and which
-runtimes check: `janus_export.bundle.contract.check_magnitude`.
+Clipping and casting turn NaN and infinity into ordinary pixels, and a graph cannot raise an error. Therefore
+the graph also returns the mean magnitude of each image's values, which is not finite if any value is not;
+runtimes check it: `janus_export.bundle.contract.check_magnitude`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ ELEMENTWISE = LIMITING | {
 
 
 def add_magnitude(model: ir.Model, name: str) -> None:
-    """Append the output ``name`` (N,), float32: the mean magnitude of what the pixels (N, ...) were made of.
+    """Append the output ``name`` (N,), float32: the mean magnitude of the values behind pixels (N, ...).
 
-    The pixels are the first output. Measured are all values that enter an operator of `LIMITING` or become
-    integers, from the pixels back to the first operator that does more than shift, scale, clip, cast and
-    arrange; their means are added up. Where none of them has the pixels' first axis, the pixels are measured
-    too; so are pixels that are looked up.
+    The pixels are the first output. All values that enter an operator of `LIMITING` or are cast to integers
+    are measured, from the pixels back to the first operator that does more than shift, scale, clip, cast and
+    rearrange; the means are added. The pixels are measured too if none of these values has their first axis,
+    or if they come from a lookup.
     """
     pixels = model.graph.outputs[0]
     nodes = list[ir.Node]()
@@ -59,7 +59,7 @@ def add_magnitude(model: ir.Model, name: str) -> None:
 
 
 def _limited(value: ir.Value) -> Iterator[ir.Value]:
-    """Yield what is limited or becomes integers, from ``value`` back to the decoder."""
+    """Yield the values that are limited or cast to integers, from ``value`` back to the decoder."""
     node = value.producer()
     if node is None or (node.op_type not in ELEMENTWISE and not _is_integer(value)):
         return
@@ -73,13 +73,13 @@ def _limited(value: ir.Value) -> Iterator[ir.Value]:
 
 
 def _is_limited(value: ir.Value) -> bool:
-    """Return True if a value is an operator's of `LIMITING`, whose inputs are measured in its place."""
+    """Return True if a value is the output of a `LIMITING` operator, whose inputs are measured instead."""
     node = value.producer()
     return node is not None and node.op_type in LIMITING
 
 
 def _is_integer(value: ir.Value) -> bool:
-    """Return True if a value holds integers; dtypes that are not noted follow from those of inputs."""
+    """Return True if a value holds integers; missing dtypes are inferred from the inputs."""
     node = value.producer()
     if value.dtype is not None or node is None:
         return value.dtype in INTEGERS

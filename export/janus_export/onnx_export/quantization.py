@@ -1,7 +1,7 @@
-"""Numbers in 4 or 8 bits: weights rounded in blocks that share a scale, and packed. numpy only.
+"""Quantises weights to 4 or 8 bits, in blocks that share a scale, and packs them. numpy only.
 
 Rounding is symmetric and uses the whole range: the largest weight of a block, whatever its sign, becomes
-the lowest code, -8 or -128. Nothing is measured on data.
+the lowest code, -8 or -128. No calibration data are used.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class QuantizationSpec:
-    """How weights are rounded, and in which form graphs take them."""
+    """How weights are quantised, and for which operators."""
 
     variant: str  # also the name of its weights
     bits: int
     block_size: int
     form: str  # "nbits" or "qdq"
-    accuracy_level: int = 0  # MatMulNBits: what it multiplies in; 0 leaves it to ONNX Runtime
+    accuracy_level: int = 0  # of MatMulNBits; 0: ONNX Runtime's default
 
     @property
     def lowest(self) -> int:
-        """The code that no other is below: -8 for 4 bits."""
+        """The lowest code: -8 for 4 bits."""
         return -(1 << (self.bits - 1))
 
 
@@ -48,7 +48,7 @@ def codes_of(
 def pack(codes: NDArray[np.int8], quantization: QuantizationSpec) -> NDArray[np.uint8]:
     """Pack codes (N, blocks, block) into bytes (N, blocks, block * bits / 8), the first in the low bits.
 
-    MatMulNBits counts codes from zero, so that half the range stands for 0; ONNX' INT4 is signed.
+    MatMulNBits takes unsigned codes, with half the range as zero point; ONNX's INT4 is signed.
     """
     plain = codes.view(np.uint8)
     if quantization.form == "nbits":

@@ -1,9 +1,9 @@
-"""Linear layers and word tables whose weights are quantised: how graphs take them.
+"""Rewrites graphs for quantised weights of linear layers and embedding tables.
 
-Linear layers in two forms: ONNX Runtime's MatMulNBits, which multiplies packed weights as they lie, and the
-standard DequantizeLinear in blocks, which TensorRT fuses. Lookups in one: ONNX Runtime's
-GatherBlockQuantized, which reads rows of the same bytes, so that a tied head and its word table are stored
-once. Weights are in a graph's own order, (N, K): that is also the order of all three.
+Linear layers have two forms: ONNX Runtime's MatMulNBits, which multiplies packed weights, and the standard
+blockwise DequantizeLinear, which TensorRT fuses. Lookups have one: ONNX Runtime's GatherBlockQuantized, which
+reads rows of the same bytes, so that a text head and tied token embeddings are stored once. Weights are in
+the graphs' order, (N, K), as all three operators expect.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from janus_export.onnx_export.quantization import QuantizationSpec, codes_of, pa
 from janus_export.onnx_export.weights import Source, stored_name, unbound
 
 CODES, SCALES = ".codes", ".scales"
-ROWS = ".rows"  # of the codes as a lookup takes them: the same bytes, (N, K * bits / 8)
+ROWS = ".rows"  # the codes in the shape for lookups: the same bytes, (N, K * bits / 8)
 CONTRIB = "com.microsoft"
-TABLES = "embed"  # the graph whose lookups are governed by its own name, in whatever graph they are made
+TABLES = "embed"  # this name stands for the lookups of token embeddings in all graphs
 
 
 @dataclass
 class Outcome:
-    """What became of a variant's weights, so that none stays as it was unnoticed."""
+    """The result for each weight matrix of a variant, quantised or not."""
 
     quantized: dict[str, int] = field(default_factory=dict)  # weight -> bits
-    kept: dict[str, str] = field(default_factory=dict)  # weight -> why
-    graphs: dict[str, int] = field(default_factory=dict)  # what was asked for and had effect -> fewest bits
-    without: dict[str, list[str]] = field(default_factory=dict)  # what had none -> reasons
+    kept: dict[str, str] = field(default_factory=dict)  # weight -> reason why it is not quantised
+    graphs: dict[str, int] = field(default_factory=dict)  # requested graph with an effect -> fewest bits
+    without: dict[str, list[str]] = field(default_factory=dict)  # requested graph without effect -> reasons
     changed: set[str] = field(default_factory=set)  # graphs that take quantised weights
 
 
 @dataclass(frozen=True)
 class _Use:
-    """A place where a graph takes a weight that can be quantised."""
+    """A use of a quantisable weight in a graph."""
 
     graph: ir.Model
     node: ir.Node
@@ -54,15 +54,15 @@ def quantize(
     bits: Mapping[str, int],
     beside: Mapping[str, ir.Model] | None = None,
 ) -> Outcome:
-    """Make the graphs of a variant take quantised weights; report on each weight matrix of those in ``bits``.
+    """Rewrite the graphs of a variant for quantised weights; report each weight matrix of those in ``bits``.
 
-    A weight that several graphs take has the most bits that any of them asks for; ``beside`` are graphs that
-    ask too, and stay as they are.
+    A weight that several graphs use gets the largest number of bits that any of them requires; ``beside``:
+    further graphs that count for this, and are not changed.
     """
     beside = beside or {}
     outcome, uses, shared = Outcome(), list[_Use](), dict[str, int]()
     tables = {name for _, name in _lookups(graphs[TABLES])} if TABLES in graphs else set[str]()
-    # What is asked for -> weights that are quantised for it, and reasons why others are not
+    # Requested graph -> its quantised weights, and the reasons why others are not quantised
     weights_of: dict[str, list[str]] = {name: [] for name in bits if name not in beside}
     reasons: dict[str, list[str]] = {name: [] for name in bits}
     for graph_name, graph in (*graphs.items(), *beside.items()):
@@ -130,7 +130,7 @@ def _pieces(
             scales = scales_of(rows, quantization).astype(scale)
         if not np.isfinite(scales).all():
             raise source.overflow(torch.float16)
-        if role == "codes":  # rounded by the scales as they are stored
+        if role == "codes":  # quantised with the scales as stored
             yield pack(codes_of(rows, scales.astype(np.float32), quantization), quantization)
         else:
             yield scales
@@ -143,15 +143,15 @@ def _lookups(graph: ir.Model) -> Iterator[tuple[ir.Node, str]]:
 
 
 def _reason(node: ir.Node, place: int, value: ir.Value, quantization: QuantizationSpec) -> str:
-    """Return why a weight stays as it is; nothing where a linear layer or a lookup can take it quantised."""
+    """Return why a weight cannot be quantised; empty if a linear layer or a lookup supports it."""
     width = value.shape[1] if value.shape is not None else 0
     fits = isinstance(width, int) and width % quantization.block_size == 0
-    blocks = f"its {width} columns are no multiple of the block size, {quantization.block_size}"
+    blocks = f"its {width} columns are not a multiple of the block size, {quantization.block_size}"
     if node.op_type == "Gather" and place == 0:
         if node.attributes.get_int("axis", 0) != 0 or len(value.shape or ()) != 2:
             return "looked up along another axis than its rows"
         if quantization.form not in LOOKUP_FORMS:
-            return "looked up by rows, which TensorRT does not do in a quantised table"
+            return "looked up by rows, which TensorRT does not support for a quantised table"
         return "" if fits else blocks
     if node.op_type != "Gemm" or place != 1:
         return f"used by {node.op_type}, which is no linear layer"
@@ -240,7 +240,7 @@ def _as_qdq(graph: ir.Model, node: ir.Node, name: str, quantization: Quantizatio
 
 
 def _as_lookup(graph: ir.Model, node: ir.Node, name: str, quantization: QuantizationSpec) -> None:
-    """Replace Gather by GatherBlockQuantized, which reads rows of what MatMulNBits multiplies."""
+    """Replace Gather by GatherBlockQuantized, which reads rows of the weights of MatMulNBits."""
     table, ids, y = node.inputs[0], node.inputs[1], node.outputs[0]
     assert table is not None
     rows, width, blocks = _sizes(table, quantization)

@@ -1,4 +1,4 @@
-"""An export that is not complete yet: its folder beside the bundle, and what in it can be relied upon."""
+"""The temporary folder of an incomplete export, and the record of its finished files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ExportState:
     """A folder whose finished files are kept for the next export of the same source and settings."""
 
     def __init__(self, folder: Path, purpose: Mapping[str, Any]) -> None:
-        """Take over what an interrupted export with this purpose has left; else start anew."""
+        """Continue an interrupted export with this purpose; otherwise start with an empty folder."""
         self.folder = folder
         self.done: dict[str, str] = {}  # file -> hash, or what a file was written for -> its name
         self.purpose = json.loads(json.dumps(purpose))
@@ -36,13 +36,13 @@ class ExportState:
         return path.is_file() and self.done.get(path.name) == sha256(path)
 
     def note(self, name: str, value: str) -> None:
-        """Remember a file's hash, or another fact."""
+        """Record a file's hash, or another fact."""
         self.done[name] = value
         state = {"purpose": self.purpose, "done": self.done}
         write_text(self.folder / STATE, json.dumps(state))
 
     def close(self) -> None:
-        """Forget the notes: the folder is complete."""
+        """Remove the record: the folder is complete."""
         (self.folder / STATE).unlink(missing_ok=True)
 
 

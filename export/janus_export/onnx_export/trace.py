@@ -30,17 +30,17 @@ from janus_export.onnx_export.translations import (
 from janus_modular.interfaces import factor_and_axis
 
 OPSET = 24
-"""The first with TensorScatter."""
+"""The first opset with TensorScatter."""
 
 UNBACKED = re.compile(r"\bu\d+\b")
-"""Torch's name of a length that depends on values."""
+"""Matches torch's name for a length that depends on values."""
 
 
 def faked(module: nn.Module, dtype: torch.dtype | None = None) -> FakeTensorMode:
-    """Replace what a checkpoint holds of a module by fakes that have a shape and no memory.
+    """Replace a module's parameters and persistent buffers by fake tensors without memory.
 
-    Those are parameters and persistent buffers, in ``dtype`` where they are floating-point; other buffers
-    (rotary tables, say) are computed, small, and stay real. Tied weights stay tied.
+    Floating-point ones get the dtype ``dtype``. Other buffers (rotary tables, for example) are computed and
+    small, and stay real. Tied weights stay tied.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes: dict[int, torch.Tensor] = {}
@@ -54,7 +54,7 @@ def faked(module: nn.Module, dtype: torch.dtype | None = None) -> FakeTensorMode
             fakes[id(old)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
         return fakes[id(old)]
 
-    kept: list[torch.Tensor] = []  # ids are those of living tensors only
+    kept: list[torch.Tensor] = []  # an id is unique only while its tensor exists
     for owner in module.modules():
         for name, parameter in owner._parameters.items():
             if parameter is not None:
@@ -68,15 +68,15 @@ def faked(module: nn.Module, dtype: torch.dtype | None = None) -> FakeTensorMode
 
 
 def to_onnx(graph: Graph, mode: FakeTensorMode) -> ir.Model:
-    """Export one graph whose module was `faked`; initialisers of weights are named and shaped, and empty.
+    """Export one graph whose module was `faked`; initialisers of weights have names and shapes, but no data.
 
     Raises:
-        ExportError: the module does something that no graph can hold; says in which of its modules.
+        ExportError: the module cannot be exported; names the submodule.
     """
     specs, axes = graph.inputs, graph.ranges.axis
     translations = all_translations(graph.module)
     with mode, torch.no_grad(), without_warnings(), explained(graph.name, graph.module):
-        # An axis that may be 1 is traced with 2 at least: 1 would be taken as fixed.
+        # Axes are traced with a length of at least 2, because torch specialises 1.
         lengths = {name: max(2, axes(name).typical) for spec in specs for name in spec.axes}
         example = [torch.zeros(spec.sized(lengths), dtype=graph.torch_dtype(spec)) for spec in specs]
         dims = {name: Dim(name, min=axes(name).min, max=axes(name).max) for name in lengths}
@@ -88,7 +88,7 @@ def to_onnx(graph: Graph, mode: FakeTensorMode) -> ir.Model:
         rest = [] if graph.listed is None else [slice(graph.listed, None)]
         arguments = (*example[single], *(example[listed] for listed in rest))
         dynamic = (*shapes[single], *(shapes[listed] for listed in rest))
-        # Left to itself, torch.onnx.export fixes an axis that the module takes to be of the example's length.
+        # By default, torch.onnx.export fixes an axis if the module assumes the example's length.
         with tracing.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # lengths may be 1
             traced = torch.export.export(
                 graph.module.eval(),
@@ -104,7 +104,7 @@ def to_onnx(graph: Graph, mode: FakeTensorMode) -> ir.Model:
             input_names=[spec.name for spec in graph.inputs],
             output_names=[spec.name for spec in graph.computed],
             custom_translation_table=translations,
-            optimize=False,  # the optimiser wants the weights' values
+            optimize=False,  # the optimiser needs the values of weights
             verbose=False,
         )
     assert program is not None
@@ -118,14 +118,14 @@ def to_onnx(graph: Graph, mode: FakeTensorMode) -> ir.Model:
     for each in (
         passes.CommonSubexpressionEliminationPass(),
         passes.RemoveUnusedNodesPass(),
-        passes.ClearMetadataAndDocStringPass(),  # stack traces: nine tenths of the file, and paths of ours
+        passes.ClearMetadataAndDocStringPass(),  # stack traces: nine tenths of the file, local paths
     ):
         each(model)
     return model
 
 
 def _name_axes(model: ir.Model, graph: Graph) -> None:
-    """Call the axes of outputs what they were declared as, not what the tracer found them to equal."""
+    """Name the axes of outputs as declared, not by the expressions that the tracer found."""
     inputs = zip(model.graph.inputs, graph.inputs, strict=True)
     outputs = zip(model.graph.outputs, graph.computed, strict=True)
     for (value, spec), is_output in chain(product(inputs, [False]), product(outputs, [True])):
@@ -141,7 +141,7 @@ def _name_axes(model: ir.Model, graph: Graph) -> None:
 
 
 def _may_equal(traced: Sequence[int | str], declared: Sequence[int | str]) -> bool:
-    """Return True if traced lengths may be the declared ones in other words (images * (rows // images))."""
+    """Return True if traced lengths may equal the declared ones (images * (rows // images))."""
     return len(traced) == len(declared) and all(
         length == name if isinstance(length, int) or isinstance(name, int) else not UNBACKED.search(length)
         for length, name in zip(traced, declared, strict=True)
@@ -156,7 +156,7 @@ def _dim(size: str, dims: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Leave out what the exporter warns of where nothing is wrong."""
+    """Suppress harmless warnings of the exporter."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="# The axis name")  # two axes of one size: intended
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's own

@@ -1,7 +1,7 @@
-"""The weights of graphs: which tensors of the checkpoint they are, and where those lie in the bundle.
+"""The weights of graphs: their tensors in the checkpoint, and their locations in the bundle.
 
-A lowered graph names each of its weights and holds none: an initialiser points into ``weights/WEIGHT_SET``,
-which is no file. Once the weights are written, binding puts the real file and byte range there.
+A lowered graph contains no weights: its initialisers refer to a placeholder, ``weights/WEIGHT_SET``. Once the
+weights are written, binding replaces the placeholder by a file and a byte range.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def detach(graph: ir.Model, names: Mapping[str, str], weight_set: str) -> None:
             continue
         if value.shape is not None and value.dtype is not None and 0 in value.shape.numpy():
             empty = np.zeros(value.shape.numpy(), value.dtype.numpy())
-            value.const_value = ir.Tensor(empty, name=value.name)  # ONNX Runtime reads no 0 bytes of a file
+            value.const_value = ir.Tensor(empty, name=value.name)  # ONNX Runtime cannot read 0 bytes
             continue
         value.const_value = unbound(weight_set, native, value.dtype, value.shape, value.name)
 
 
 def unbound(weight_set: str, stored: str, dtype: Any, shape: Any, name: str | None) -> ir.ExternalTensor:
-    """Make a tensor that says only what it will be: ``stored`` in ``weights/WEIGHT_SET``."""
+    """Return a placeholder tensor that refers to ``stored`` in ``weights/WEIGHT_SET``."""
     return ir.ExternalTensor(
         f"{FOLDER}/{weight_set}/{stored}", None, None, dtype, shape=shape, name=name or stored
     )
@@ -73,7 +73,7 @@ def pointers(graph: ir.Model) -> list[tuple[ir.Value, Pointer]]:
 def group_by_users(graphs: Mapping[str, ir.Model]) -> dict[tuple[str, frozenset[str]], set[str]]:
     """Group stored names by their set of weights and the graphs that point to them.
 
-    Each group is a file, so that a graph, a variant and a mode need no byte that only others use.
+    Each group is a file, so that no graph, variant or mode needs bytes that only others use.
     """
     users: dict[Pointer, set[str]] = {}
     for name, graph in graphs.items():
@@ -121,7 +121,7 @@ class Source:
     """The tensors of a checkpoint, read one at a time under the names that graphs store them by."""
 
     def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Take the blank model that says what there must be, and what there is.
+        """Take the model on the meta device, which declares the weights, and the checkpoint's tensors.
 
         Raises:
             ExportError: a weight is missing, or of another shape.
@@ -168,11 +168,11 @@ class Source:
                 faults.append(f"{name} ({fault})")
         more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
         name = str(dtype).removeprefix("torch.")
-        hint = "" if dtype == torch.float32 else f"; numbers beyond {name} fit into the variant fp32"
+        hint = "" if dtype == torch.float32 else f"; for numbers beyond {name}, use the variant fp32"
         return ExportError(
             f"weights that are not finite in {name}, whose largest number is {torch.finfo(dtype).max:g}:"
-            f" {', '.join(faults[:5])}{more}. A bundle of them would answer and draw noise. NaN and"
-            f" infinities are the checkpoint's own: go back to an earlier one{hint}."
+            f" {', '.join(faults[:5])}{more}. Such a bundle would generate noise. NaN and"
+            f" infinities are in the checkpoint itself: use an earlier checkpoint{hint}."
         )
 
     def _stored_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
@@ -197,7 +197,7 @@ def is_finite(x: Tensor) -> bool:
 
 
 def _overflow(tensor: Tensor, dtype: torch.dtype) -> str:
-    """Describe what of a weight is not finite in ``dtype``; empty where all is."""
+    """Describe the values of a weight that are not finite in ``dtype``; empty if all are finite."""
     x = tensor.detach().float()
     if is_finite(x.to(dtype)):
         return ""

@@ -1,4 +1,4 @@
-"""How near a graph must come to the model: what is measured, and the limits, by how weights are rounded.
+"""Measures of agreement between a graph and the model, and their limits by precision of the weights.
 
 A precision is "exact" (float32), "half" (16 bits), or 8 or 4 bits.
 """
@@ -13,11 +13,11 @@ from janus_export.reference.recording import Array
 from janus_export.reference.target import CheckResult
 from janus_modular.interfaces import GraphRole
 
-CLOSE = 1e-4  # of the largest number: float32 sums in another order
-SAME_CODES = 0.995  # of an image's codes, in float32: neighbours in a codebook may be equally near
+CLOSE = 1e-4  # relative to the largest number: float32 sums in another order
+SAME_CODES = 0.995  # minimum share of equal codes in float32: two codes may be equally near
 
-# The limits below lie between what sound variants give and what broken ones do. Measured on a small model
-# with random weights (std 0.3, which enlarges every error) and on the demo's trained one; the worst of both:
+# The limits below are between the results of correct and of broken variants, measured on a small model with
+# random weights (std 0.3, which enlarges every error) and on the demo's trained model; the worse of both:
 #                                     bfloat16   8 bits    4 bits   broken: another row's, or black
 # numbers of one graph, off by ...      0.0057    0.018      0.19   1.3
 # pixels, off by ... of the contrast    0.0089   (convolutions are not rounded)   1 or more
@@ -25,15 +25,15 @@ SAME_CODES = 0.995  # of an image's codes, in float32: neighbours in a codebook 
 # choices along a drawing, the same       98 %     94 %     96 % *  8 to 19 %
 # cosine along answers and drawings     0.9998    0.998    0.993 *  0.17
 # * Trained. With random weights 4 bits give 49 % and 0.84, and fail.
-MOST_OFF: dict[str | int, float] = {"half": 0.045, 8: 0.14, 4: 0.44}
-"""Largest error, as a share of the right answer: what the cosines below allow of answers of equal length."""
-LEAST_COSINES: dict[str | int, float] = {"half": 0.999, 8: 0.99, 4: 0.9}
-"""Over a whole run, where errors of many layers and steps come together."""
+MAX_ERROR: dict[str | int, float] = {"half": 0.045, 8: 0.14, 4: 0.44}
+"""Largest relative error: what the cosines below permit for vectors of equal length."""
+MIN_COSINE: dict[str | int, float] = {"half": 0.999, 8: 0.99, 4: 0.9}
+"""Minimum cosine over a whole run, in which errors of many layers and steps add up."""
 SAME_CHOICES: dict[str | int, float] = {"half": 0.9, 8: 0.85, 4: 0.6}
-"""Least share; of 32 codes of an image, the smallest there are here, bfloat16 changes two."""
-AGREEING = 0.9  # of the likeliest words, where the model's is clear; the trained model in 4 bits: 97 %
-CLEAR = 1.0  # nats by which the likeliest leads the second
-LEAST_CLEAR = 10  # choices: of fewer, a single one would be more than a tenth
+"""Minimum share of equal ids; bfloat16 changes two of 32 codes, the smallest image of the tests."""
+AGREEING = 0.9  # share of equal most likely tokens, where the model's is clear; trained, 4 bits: 97 %
+CLEAR_MARGIN = 1.0  # a clear choice leads the second by at least this, in nats
+LEAST_CLEAR = 10  # minimum number of clear choices: one of fewer would be over 10 %
 
 
 def compare_outputs(
@@ -91,7 +91,7 @@ def compare(label: str, precision: str | int, got: Array, want: Array, *, least:
     if precision != "exact":
         off, of = relative_error(got, want, centre=is_pixels), "contrast" if is_pixels else "length"
         return CheckResult(
-            label, off <= MOST_OFF[precision], f"off by {off:.4f} of its {of}", f"<= {MOST_OFF[precision]}"
+            label, off <= MAX_ERROR[precision], f"off by {off:.4f} of its {of}", f"<= {MAX_ERROR[precision]}"
         )
     if is_pixels:
         off = float(np.abs(got - want).max())
@@ -101,18 +101,18 @@ def compare(label: str, precision: str | int, got: Array, want: Array, *, least:
 
 
 def compare_directions(label: str, precision: str | int, got: Array, want: Array) -> CheckResult:
-    """Compare arrays (M, N) by their cosine over all of them; say the least of single rows."""
+    """Compare arrays (M, N) by their cosine over all values; also report the lowest cosine of single rows."""
     tiny = np.float32(1e-30)
     rows = (got * want).sum(-1) / np.maximum(
         np.linalg.norm(got, axis=-1) * np.linalg.norm(want, axis=-1), tiny
     )
     cosine = float((got * want).sum() / max(np.linalg.norm(got) * np.linalg.norm(want), tiny))
     measured = f"{cosine:.5f}; of single steps {rows.min():.5f} or more"
-    return CheckResult(label, cosine >= LEAST_COSINES[precision], measured, f">= {LEAST_COSINES[precision]}")
+    return CheckResult(label, cosine >= MIN_COSINE[precision], measured, f">= {MIN_COSINE[precision]}")
 
 
 def relative_error(got: Array, want: Array, *, centre: bool = False) -> float:
-    """Return the length of the difference as a share of the right answer's, taken from its mean on request.
+    """Return the norm of the difference, relative to the expected values', optionally minus their mean.
 
     Unlike a cosine it also sees an answer that is too large or too small.
     """
@@ -122,9 +122,9 @@ def relative_error(got: Array, want: Array, *, centre: bool = False) -> float:
 
 
 def rows_alike(got: Array, want: Array, rows: int) -> Array:
-    """Return for each of ``rows`` whether its choice is the same; under guidance two rows share a choice.
+    """Return for each of ``rows`` whether its ids are the same; with guidance two rows share their ids.
 
-    Choices are (N,), or (N, S) of several codes a position.
+    Ids are (N,), or (N, S) for several codes per position.
     """
     same = (got == want).reshape(len(want), -1).all(axis=1)
     return np.tile(same, rows // len(want))

@@ -1,7 +1,7 @@
-"""A model in torch that holds no weights: each is read from its file whenever it is used, and not kept.
+"""A torch model without weights in memory: each is read from its file whenever it is used, then released.
 
-So a model of any size runs in the memory that its largest weight takes. It reads all of them anew in
-every forward pass, which is slow: for comparisons, not for use.
+A model of any size thus runs in the memory of its largest weight. Every forward pass reads all weights again,
+which is slow: use it only for comparisons.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from janus_modular.model.model import JanusModel
 
 
 class OnDisk(torch.Tensor):
-    """A weight that is fetched where it is used; what is computed with it is computed in float32."""
+    """A weight that is read when it is used; all computation with it is in float32."""
 
     fetch: Callable[[], Tensor]
 
     @staticmethod
     def __new__(cls, shape: tuple[int, ...], dtype: torch.dtype, fetch: Callable[[], Tensor]) -> OnDisk:
-        """Stand for a tensor that ``fetch`` maps or makes, in whatever precision it is stored."""
+        """Represent the tensor that ``fetch`` returns, in the precision in which it is stored."""
         computed_dtype = torch.float32 if dtype.is_floating_point else dtype
         tensor: OnDisk = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=computed_dtype)
         tensor.fetch = fetch
@@ -48,7 +48,7 @@ class OnDisk(torch.Tensor):
 
 
 def leave_on_disk(opened: LazyCheckpoint) -> JanusModel:
-    """Turn the blank model of a checkpoint into one that reads its weights as it goes.
+    """Make a checkpoint's model on the meta device read each weight when it is used.
 
     Raises:
         ExportError: the checkpoint lacks a weight, or has it in another shape.
@@ -65,7 +65,7 @@ def leave_on_disk(opened: LazyCheckpoint) -> JanusModel:
         path, _, attribute = name.rpartition(".")
         owner = model.get_submodule(path)
         held = owner._parameters if attribute in owner._parameters else owner._buffers
-        held[attribute] = weights[stored]  # type: ignore[assignment]  # no Parameter: nothing learns
+        held[attribute] = weights[stored]  # type: ignore[assignment]  # not a Parameter: nothing is trained
     return model.eval()
 
 

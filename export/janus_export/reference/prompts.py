@@ -16,7 +16,7 @@ from janus_modular.protocols import Runtime
 
 
 def images(count: int) -> list[Image.Image]:
-    """Return images of noise, each of a size of its own."""
+    """Return images of noise, of different sizes."""
     return [
         Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 30 + 7 * i, 3), dtype=np.uint8))
         for i in range(count)
@@ -47,7 +47,7 @@ def known_settings(slot: str, sampler: str, settings: dict[str, Any]) -> dict[st
 def record_answers(
     runtime: Runtime, processor: Processor, prompts: list[list[Message]], **settings: Any
 ) -> tuple[list[str], Run]:
-    """Answer questions side by side; return the answers and the recording."""
+    """Answer questions in one batch; return the answers and the recording."""
     recording = RecordingRuntime(runtime)
     answers = Janus(recording, processor).chat_batch(
         [(prompt, ()) for prompt in prompts],

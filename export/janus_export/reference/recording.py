@@ -41,7 +41,7 @@ class Run:
         return [call for call in self.calls if call.graph in graphs]
 
     def active(self, step: int) -> Array:
-        """Return which rows (R,) count after step ``step``; step 0 are the prompts."""
+        """Return which rows (R,) are active after step ``step``; step 0: the prompts."""
         active = self.fed[step - 1][1] if step else None
         return np.ones(len(self.prompts), np.bool_) if active is None else active
 
@@ -49,7 +49,7 @@ class Run:
 class RecordingSession(SessionWrapper):
     """A session that records what goes through it: prompts of all rows, and steps of one position.
 
-    Other requests are errors: a run that cannot be replayed would be verified in part without a word.
+    Other calls are errors: a run that cannot be replayed would silently be verified only in part.
     """
 
     def __init__(self, session: Session, run: Run) -> None:

@@ -30,7 +30,7 @@ class ForwardPass:
 
     x: Array  # (R, T, D)
     at: Array  # positions (R, T)
-    counts: Array  # (R, T): False where a shorter row is at its end
+    counts: Array  # (R, T): False for padding of shorter rows
     hidden: Array  # (R, T, D)
     states: list[Array]  # (R, T, D) each: the inputs of all layers, then the output of the last layer
 
@@ -42,7 +42,7 @@ class StreamedReference(Reference):
 
     @classmethod
     def opened(cls, opened: LazyCheckpoint) -> StreamedReference:
-        """Take a checkpoint that is described, and load nothing of it."""
+        """Use a lazily opened checkpoint; no weights are loaded."""
         fix_mmap_threshold()
         return cls(Janus.of(ModelAssembly(leave_on_disk(opened), opened.processor)))
 

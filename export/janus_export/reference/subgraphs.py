@@ -1,7 +1,7 @@
-"""A backbone's graph in pieces: what comes before its layers, each layer, what comes after.
+"""Cuts a backbone's graph into subgraphs: before its layers, each layer, and after its layers.
 
-Cuts need no knowledge of a family. Between two layers one value alone leads on, the hidden states; whatever
-else both sides need (masks, rotary tables, lengths) does not depend on them.
+The cuts do not depend on the model family. Between two layers only one value is passed on, the hidden states;
+other values that both sides need (masks, rotary tables, lengths) do not depend on them.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ class Subgraph:
     layer: int | None  # None: before the first layer, or after the last
     model: ir.Model
     takes: str  # the hidden states that go in
-    gives: str  # and those that come out
-    carries: frozenset[str]  # what later pieces want of it
+    gives: str  # the hidden states that come out
+    carries: frozenset[str]  # its outputs that later subgraphs need
 
 
 def cut(model: ir.Model, layers: str, count: int, *, stream: str, inside: bool = False) -> Iterator[Subgraph]:
     """Cut a graph into pieces, to be run in order; each takes what earlier ones gave, by name.
 
     ``layers`` is the path of the list of ``count`` layers, as weights are named; ``stream`` the input that
-    flows through them. ``inside``: pieces also give every number that they compute on the way.
+    flows through them. ``inside``: subgraphs also return all intermediate values.
 
     Raises:
-        ExportError: between two layers more than one value leads on.
+        ExportError: more than one value is passed on between two layers.
     """
     passes.ShapeInferencePass()(model)
     graph, nodes = model.graph, list(model.graph)
@@ -72,7 +72,7 @@ def _flow(nodes: Sequence[ir.Node], sources: Sequence[ir.Value]) -> dict[ir.Valu
 
 
 def _ends(nodes: Sequence[ir.Node], flow: dict[ir.Value, int], layers: str, count: int) -> list[int]:
-    """Return where each layer begins, and where the last one ends: places where one value leads on."""
+    """Return where each layer begins, and where the last one ends: cuts with a single value."""
     wanted_until = {value: at for at, node in enumerate(nodes) for value in node.inputs if value is not None}
     change = [0] * (len(nodes) + 1)
     for value, since in flow.items():
@@ -99,8 +99,8 @@ def _ends(nodes: Sequence[ir.Node], flow: dict[ir.Value, int], layers: str, coun
         single = [at for at in places if alive[at] == 1]
         if not single:
             raise ExportError(
-                f"the backbone's graph cannot be cut before layer {layer} of {layers}: there is none,"
-                " or more than one value leads to it. Verify it as a whole: --whole"
+                f"the backbone's graph cannot be cut before layer {layer} of {layers}: the layer does"
+                " not exist, or has several inputs that change. Verify the whole model: --whole"
             )
         ends.append(single[-1] if layer < count else single[0])  # what is closest to the layers
     return ends

@@ -1,4 +1,4 @@
-"""What is verified, and what it is held against: runs of the model in torch, taken down step by step."""
+"""The variant that is verified, and its reference: recorded runs of the model in torch."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from janus_modular.protocols import Runtime
 class CheckResult:
     """The result of one comparison of a gate."""
 
-    name: str  # of what was compared
+    name: str  # what was compared
     passed: bool
     measured: str
     expected: str
 
 
 class Reference:
-    """The model in torch and float32, and what it does; each run is made once for all variants."""
+    """The model in torch and float32, and its recorded runs; each run is made once for all variants."""
 
     is_streamed = False  # its weights are in memory, so that it can be run as a whole
 
@@ -51,10 +51,10 @@ class Reference:
         return cls(Janus.from_pretrained(path, device="cpu", dtype="float32"))
 
     def within(self, room: int, *, images: bool = True) -> Reference:
-        """Return it with those questions alone whose answers end within ``room`` positions.
+        """Return the reference with only those questions whose answers fit into ``room`` positions.
 
-        Engines have the capacity that they were built with, which may be less than two images take; and a
-        bundle that reads no images is asked about none (``images``).
+        The capacity of engines may be less than two images need; and a bundle without image understanding
+        gets no questions about images (``images``).
         """
         lengths = [len(self.processor.chat_prompt(question)) + ANSWER_TOKENS for question in self.prompts]
         fitting = [
@@ -65,7 +65,7 @@ class Reference:
         if len(fitting) == len(self.prompts):
             return self
         if not fitting:
-            raise BundleError(f"a room of {room} positions is too small for the shortest question")
+            raise BundleError(f"a capacity of {room} positions is too small for the shortest question")
         return self.fewer.setdefault(len(fitting), Reference(self.janus, fitting))
 
     @cached_property
@@ -75,7 +75,7 @@ class Reference:
 
     @cached_property
     def sampled(self) -> tuple[list[str], Run]:
-        """Answers by chance, cut to the likeliest."""
+        """Sampled answers, with top-k and top-p."""
         settings = {"temperature": 1.2, "top_k": 40, "top_p": 0.9, "seed": 3}
         return record_answers(self.janus.runtime, self.processor, self.prompts, **settings)
 
@@ -106,8 +106,8 @@ class VerificationTarget:
     bundle: Bundle
     variant: str
     reference: Reference
-    runtime: OnnxRuntime  # of the graphs; of a half-precision variant on a CPU: in float32, weights rounded
-    whole: Runtime  # what users run: prompts and steps, whole answers and drawings
+    runtime: OnnxRuntime  # runs the graphs; half precision on a CPU: float32 with rounded weights
+    whole: Runtime  # the users' runtime, for prompts, steps, whole answers and drawings
     how: str
 
     @classmethod
@@ -143,22 +143,22 @@ class VerificationTarget:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the manifest says of the variant."""
+        """The variant's entry in the manifest."""
         return self.bundle.manifest["variants"][self.variant]
 
     @property
     def parts(self) -> Any:
-        """What single parts are run by: what users run, where it takes a part by name."""
+        """The runtime of single graphs: the users' runtime if it runs graphs by name."""
         return self.whole if hasattr(self.whole, "run") else self.runtime
 
     @property
     def is_half(self) -> bool:
-        """Whether its numbers have 16 bits."""
+        """Whether the variant is in half precision."""
         return self.record["dtype"] != "float32"
 
     @property
     def is_exact(self) -> bool:
-        """Whether numbers must be the model's own, but for the order of float32 sums."""
+        """Whether results must equal the model's, except for the order of float32 sums."""
         return not self.is_half and not self.record["quantisation"]
 
     @property
@@ -167,14 +167,14 @@ class VerificationTarget:
         return self.precision_of("backbone")
 
     def precision_of(self, graph: str) -> str | int:
-        """Return the precision of a graph's weights, as `backbone_precision` says that of the backbone's."""
+        """Return the precision of a graph's weights, in the terms of `backbone_precision`."""
         quantization = self.record["quantisation"]
         if quantization and graph in quantization["graphs"]:
             return quantization.get("graph_bits", {}).get(graph, quantization["bits"])
         return "half" if self.is_half or self.record.get("storage", "float32") != "float32" else "exact"
 
     def embeddings_of(self, graph: str) -> str | int:
-        """Return the precision of the embeddings that a graph gives with its choices."""
+        """Return the precision of the embeddings that a graph returns with its ids."""
         return self.precision_of("embed" if graph == "sample_text" else graph)
 
     def has(self, mode: str) -> bool:

@@ -24,7 +24,7 @@ def upcast_bundle(bundle: Bundle, variant: str, folder: Path) -> Bundle:
 
 
 def upcast(model: ir.Model) -> ir.Model:
-    """Turn a graph's halves into float32, in place; return it."""
+    """Convert a graph's half-precision tensors to float32, in place; return the graph."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None and value.const_value.dtype in HALVES:
@@ -45,7 +45,7 @@ def upcast(model: ir.Model) -> ir.Model:
 
 
 def _wide(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """Stand for a tensor in float32 that is converted when it is written: one at a time is in memory."""
+    """Return a lazy float32 copy of a tensor, converted when written: only one at a time is in memory."""
 
     def convert() -> ir.TensorProtocol:
         return ir.Tensor(tensor.numpy().astype("float32"), name=tensor.name)

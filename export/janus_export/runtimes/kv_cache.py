@@ -14,9 +14,10 @@ from janus_export.runtimes.memory import Buffer, HostBuffer
 class KVCache:
     """The keys and values of a session's rows. Row r sees the slots up to its own position.
 
-    Attention reads all slots that there are, so on a CPU there are few more than are used: a step costs
-    what its context costs, not what a session could hold. When rows outgrow them, they are copied into
-    more. On a GPU all are allocated at once: there a copy would have to go through the host.
+    Attention reads all allocated slots, so on a CPU only a few more than the used ones are allocated: the
+    cost of a step depends on its context, not on the session's capacity. When rows need more slots, the
+    cache is copied into a larger one. On a GPU all slots are allocated at once, because a copy would go
+    through the host.
     """
 
     def __init__(
@@ -29,8 +30,8 @@ class KVCache:
     ) -> None:
         """Prepare ``rows`` rows; no memory is allocated yet.
 
-        ``allocate(shape, dtype)`` returns zeroed memory, ``slots_for(end)`` how many slots each row gets once
-        one reaches ``end``.
+        ``allocate(shape, dtype)`` returns zeroed memory, ``slots_for(end)`` the number of slots per row once
+        a row reaches ``end``.
         """
         self.tensors = [tensor for tensor in backbone.inputs if tensor.name in backbone.aliases.values()]
         self.allocate = allocate

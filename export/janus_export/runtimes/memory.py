@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from janus_export.runtimes.ort.providers import Device
 
-BFLOAT16 = 16  # ONNX's number of bfloat16, which numpy does not know: its bits are held as uint16
+BFLOAT16 = 16  # ONNX's type number of bfloat16; numpy lacks it, so its bits are stored as uint16
 STORED: dict[str, Any] = {
     "float32": np.float32,
     "float16": np.float16,
@@ -20,16 +20,16 @@ STORED: dict[str, Any] = {
     "bool": np.bool_,
     "uint8": np.uint8,
 }
-"""How numpy holds a manifest's dtypes."""
+"""The numpy dtypes that store a manifest's dtypes."""
 
 
 def element_type(dtype: str) -> Any:
-    """Return ONNX Runtime's name of a manifest's dtype."""
+    """Return ONNX Runtime's name for a manifest's dtype."""
     return BFLOAT16 if dtype == "bfloat16" else STORED[dtype]
 
 
 def to_stored(value: Any, dtype: str) -> NDArray[Any]:
-    """Return numbers as memory of a manifest's dtype holds them; bfloat16 is rounded to the nearest even."""
+    """Convert numbers to the storage of a manifest's dtype; bfloat16 is rounded to nearest even."""
     array = np.asarray(value)
     if dtype != "bfloat16" or array.dtype == STORED[dtype]:
         return np.asarray(array, STORED[dtype])
@@ -39,7 +39,7 @@ def to_stored(value: Any, dtype: str) -> NDArray[Any]:
 
 
 def to_numbers(stored: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Return what memory of a manifest's dtype holds, as numbers: the bits of bfloat16 as float32."""
+    """Convert the storage of a manifest's dtype to numbers; bfloat16 bits become float32."""
     return (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else stored
 
 
@@ -109,7 +109,7 @@ class DeviceBuffer:
 
 
 def allocate(shape: tuple[int, ...], dtype: str, device: Device) -> Buffer:
-    """Return zeroed memory of a device: fresh memory may hold NaN, which no mask hides."""
+    """Return zeroed memory of a device: uninitialised memory may contain NaN, which masks do not remove."""
     if device.memory == "cpu":
         return HostBuffer(np.zeros(shape, STORED[dtype]), dtype)
     buffer = DeviceBuffer(shape, dtype, device.memory, device.index)
@@ -118,7 +118,7 @@ def allocate(shape: tuple[int, ...], dtype: str, device: Device) -> Buffer:
 
 
 class BufferView:
-    """A part of memory that is not numpy's, or all of it in another shape."""
+    """A view of device memory: a part of it, or all of it in another shape."""
 
     def __init__(self, buffer: Buffer, shape: tuple[int, ...], start: int) -> None:
         self.buffer, self.shape, self.start = buffer, shape, start
@@ -126,10 +126,10 @@ class BufferView:
         self.address = buffer.address + start * np.dtype(STORED[buffer.dtype]).itemsize
 
     def write(self, value: Any) -> None:
-        """Overwrite it, where it is all of its buffer.
+        """Overwrite the view if it covers its whole buffer.
 
         Raises:
-            TypeError: it is a part, which graphs alone write.
+            TypeError: the view is a part of its buffer; only graphs write parts.
         """
         if prod(self.shape) != prod(self.buffer.shape):
             raise TypeError(f"a part of a buffer ({self.shape} of {self.buffer.shape}) is written by graphs")
@@ -166,12 +166,12 @@ def host(x: Any) -> NDArray[Any]:
 
 
 class TokenLog:
-    """The ids that steps sample, one row a step, kept on the device until they are asked for."""
+    """The ids that steps sample, one row per step; they stay on the device until they are read."""
 
     BLOCK = 256  # steps that are allocated at once
 
     def __init__(self, shape: tuple[int, ...], device: Device) -> None:
-        """Keep the ids of a step: (rows,), or (rows, S) of several codes a position."""
+        """Prepare for the ids of steps: (rows,), or (rows, S) for several codes per position."""
         self.shape, self.device = shape, device
         self.used = self.BLOCK
 

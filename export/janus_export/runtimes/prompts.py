@@ -1,4 +1,4 @@
-"""Prompts of any lengths side by side, as embeddings, in numpy."""
+"""Embeds a batch of prompts of any lengths, in numpy."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Run = Callable[..., NDArray[Any]]
 
 
 def embed(prompts: Sequence[Prompt], run: Run, *, images_at_once: int) -> NDArray[Any]:
-    """Splice words and images to read into one array (rows, T, D), padded on the right.
+    """Combine text and input images into one array of embeddings (rows, T, D), padded on the right.
 
-    Text alone runs no visual encoder. Images go through it a few at a time.
+    Without images, the visual encoder does not run. Images go through it a few at a time.
 
     Raises:
-        PromptError: a prompt holds a drawn image, or places that its images do not fill.
+        PromptError: a prompt contains a target image, or another number of image positions than features.
     """
     if any(prompt.generation_mask.any() for prompt in prompts):
-        raise PromptError("a bundle reads no images that the model drew itself: give them as images to read")
+        raise PromptError("a bundle does not encode target images of a prompt: pass them as input images")
     shape = (len(prompts), max(map(len, prompts)))
     tokens, mask = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
     for row, prompt in enumerate(prompts):

@@ -1,4 +1,4 @@
-"""What sessions of every runtime know of the bundle that they run."""
+"""The base class of sessions that run a bundle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from janus_modular import BaseSession
 
 
 class BundleSession(BaseSession):
-    """A session whose sizes are those in a bundle's manifest; a runtime adds the arithmetic."""
+    """A session whose sizes are those in a bundle's manifest; a runtime implements the computation."""
 
     def __init__(self, runtime: Any, max_seq_len: int, rows: int | None) -> None:
         """Open a session of a runtime with ``bundle`` and ``hidden_size``; no memory is allocated yet."""

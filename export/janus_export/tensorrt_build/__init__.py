@@ -1,1 +1,1 @@
-"""TensorRT engines: graphs of a bundle lowered and built."""
+"""Builds TensorRT engines from a bundle's graphs."""

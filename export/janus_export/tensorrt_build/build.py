@@ -1,7 +1,7 @@
-"""From a bundle to engines: each graph of a variant is lowered and built, unless that was done before.
+"""Builds engines: each graph of a variant is lowered and built, unless its engine exists already.
 
-Engines lie in ``engines/<variant>.<target>.<arch>/`` of the bundle. They are written aside and renamed, and
-the manifest knows of each as soon as it is there. A new export replaces the bundle and them with it.
+Engines are in ``engines/<variant>.<target>.<arch>/`` of the bundle. Each is written under a temporary name,
+renamed, and then recorded in the manifest. A new export replaces the bundle, including its engines.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from janus_export.bundle.engines import key_of
 from janus_export.bundle.files import sha256
 from janus_export.errors import BundleError, ExportError
 from janus_export.runtimes.trt.device import compute_capability
-from janus_export.tensorrt_build.builder import Order, build_engine, inspect_engine
+from janus_export.tensorrt_build.builder import EngineOptions, build_engine, inspect_engine
 from janus_export.tensorrt_build.lowering import lower
 from janus_export.tensorrt_build.profiles import Lengths, profiles
 from janus_export.tensorrt_build.targets import choose_architectures, find_target, load
@@ -32,40 +32,42 @@ FOLDER = "engines"
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """Options of a build; what is left out is chosen."""
+    """Options of a build; None and empty select defaults."""
 
     target: str
     variant: str | None = None  # None: the bundle's first
-    sm: Sequence[str] = ()  # compute capabilities; none: the GPU that is here
-    capacity: int | None = None  # positions of the backbone's cache; None: the bundle's typical
-    rows: int | None = None  # at most, side by side; None: what the bundle was exported for
+    sm: Sequence[str] = ()  # compute capabilities; empty: the local GPU's
+    capacity: int | None = None  # of the KV cache, in positions; None: the bundle's typical capacity
+    rows: int | None = None  # maximum batch rows; None: the bundle's maximum
     graphs: Sequence[str] = ()  # none: all
     weight_streaming: bool = False
     timing_cache: Path | None = None
-    force: bool = False  # build again what is there
+    force: bool = False  # rebuild existing engines
 
 
-Tell = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 """Called with the graph that is being built, how many are done, and how many there are."""
 
 
-def build(folder: str | Path, config: BuildConfig, *, tell: Tell = lambda *_: None) -> tuple[str, list[str]]:
-    """Build the engines of a variant; return under which key the manifest has them, and what was built now.
+def build(
+    folder: str | Path, config: BuildConfig, *, on_progress: OnProgress = lambda *_: None
+) -> tuple[str, list[str]]:
+    """Build the engines of a variant; return their key in the manifest, and the graphs that were built now.
 
     Raises:
-        ExportError: the target, a GPU or a length is none that this bundle and TensorRT know, or a graph
-            does not become an engine.
-        BundleError: the bundle is damaged, or the disk does not take an engine.
+        ExportError: the bundle or TensorRT does not support the target, a GPU or a length, or a graph cannot
+            be built.
+        BundleError: the bundle is damaged, or an engine cannot be written.
         MissingExtraError: the target's package is not installed.
     """
-    return _Build(load_bundle(folder), config, tell).run()
+    return _Build(load_bundle(folder), config, on_progress).run()
 
 
 class _Build:
-    """One variant's engines at work."""
+    """A running build of one variant's engines."""
 
-    def __init__(self, bundle: Bundle, config: BuildConfig, tell: Tell) -> None:
-        self.bundle, self.config, self.tell = bundle, config, tell
+    def __init__(self, bundle: Bundle, config: BuildConfig, on_progress: OnProgress) -> None:
+        self.bundle, self.config, self.on_progress = bundle, config, on_progress
         self.target = find_target(config.target)
         self.variant = choose_variant(bundle, config.variant)
         self.files: Mapping[str, str] = bundle.manifest["variants"][self.variant]["files"]
@@ -79,30 +81,30 @@ class _Build:
         self.capability_here = compute_capability()
         if config.timing_cache is not None and self.capability_here is None:
             raise ExportError(
-                "--timing-cache keeps what was measured on a GPU, and there is none here: leave it out."
+                "--timing-cache records measurements on a GPU, and this machine has none: omit it."
             )
         self.key = key_of(self.variant, self.target.name, self.arch)
         self.folder = bundle.folder / FOLDER / self.key
 
     def run(self) -> tuple[str, list[str]]:
-        """Build what is not there yet, alone in the folder of its engines."""
+        """Build the missing engines, with their folder locked."""
         try:
             self.folder.parent.mkdir(exist_ok=True)
             with folder_lock(self.folder, error=BundleError):
                 return self._run()
         except OSError as error:
             raise BundleError(
-                f"an engine could not be written into {self.folder}: {error}. What was built before stands;"
-                " the same command goes on from there."
+                f"an engine could not be written into {self.folder}: {error}. Finished engines are kept;"
+                " the same command continues from there."
             ) from error
 
     def _run(self) -> tuple[str, list[str]]:
-        self.bundle = load_bundle(self.bundle.folder)  # as a build that has just ended left it
+        self.bundle = load_bundle(self.bundle.folder)  # another build may have changed it
         before = self.bundle.manifest.get("built", {}).get(self.key, {})
         engines = {
             graph: record
             for graph, record in before.get("engines", {}).items()
-            if self._stands(graph, record)
+            if self._is_current(graph, record)
         }
         requested = [graph for graph in self.files if not self.config.graphs or graph in self.config.graphs]
         missing = [graph for graph in requested if self.config.force or graph not in engines]
@@ -110,13 +112,13 @@ class _Build:
             self.bundle.verify_weights(self.bundle.manifest["variants"][self.variant]["weights"])
         executed = before.get("executed", False) and not missing
         if engines != before.get("engines", {}):
-            self._record(engines, executed)  # before their files go
+            self._record(engines, executed)  # before their files are removed
         self._clear(engines)
         for place, graph in enumerate(missing):
-            self.tell(graph, place, len(missing))
+            self.on_progress(graph, place, len(missing))
             engines[graph] = self._build(graph)
             self._record(engines, executed)
-            self.tell(graph, place + 1, len(missing))
+            self.on_progress(graph, place + 1, len(missing))
         inspected = [graph for graph, record in engines.items() if self._inspect(graph, record)]
         if inspected:
             self._record(engines, executed)
@@ -143,8 +145,8 @@ class _Build:
             "recipe": self._recipe(graph),
         }
 
-    def _order(self, graph: str) -> Order:
-        return Order(
+    def _order(self, graph: str) -> EngineOptions:
+        return EngineOptions(
             () if self.target.needs_gpu else self.arch,
             profiles(self.bundle.manifest, graph, self.lengths),
             self.config.weight_streaming,
@@ -152,7 +154,7 @@ class _Build:
         )
 
     def _inspect(self, graph: str, engine: dict[str, Any]) -> bool:
-        """Write what an engine is made of beside it, where its GPU is here; say whether that was done."""
+        """Write TensorRT's inspection beside an engine if its GPU is available; return True if written."""
         if engine["inspector"] is not None or self.capability_here not in self.arch:
             return False
         path = self._inspection(graph)
@@ -177,8 +179,8 @@ class _Build:
             },
         )
 
-    def _stands(self, graph: str, engine: Mapping[str, Any]) -> bool:
-        """Return True if an engine is intact and what would be built now."""
+    def _is_current(self, graph: str, engine: Mapping[str, Any]) -> bool:
+        """Return True if an engine is intact and up to date."""
         file = self._file(graph)
         return (
             graph in self.files
@@ -188,14 +190,14 @@ class _Build:
         )
 
     def _clear(self, engines: Mapping[str, Any]) -> None:
-        """Remove engines that no longer fit, and what an interrupted build has left."""
+        """Remove outdated engines, and files of an interrupted build."""
         kept = {path for graph in engines for path in (self._file(graph), self._inspection(graph))}
         for path in self.folder.glob("*"):
             if path not in kept and path.is_file():
                 path.unlink()
 
     def _recipe(self, graph: str) -> str:
-        """Hash all that an engine follows from; a graph names its weights by their hashes."""
+        """Hash everything that an engine depends on; a graph refers to its weights by hash."""
         order = asdict(self._order(graph)) | {"timing_cache": None}
         made_by = [self.target.name, self.trt.__version__, __version__]
         text = json.dumps([self._source(graph), order, self.arch, made_by], sort_keys=True)
@@ -222,7 +224,7 @@ def choose_variant(bundle: Bundle, requested: str | None) -> str:
 
     Raises:
         BundleError: the bundle has no such variant.
-        ExportError: it is one for ONNX Runtime alone.
+        ExportError: the variant is for ONNX Runtime only.
     """
     variant = requested or bundle.variants[0]
     bundle.path("backbone", variant)
@@ -231,10 +233,9 @@ def choose_variant(bundle: Bundle, requested: str | None) -> str:
         hint = "trt-int4" if quantization["bits"] == 4 else "fp16"
         usable = [name for name, record in bundle.manifest["variants"].items() if _takes(record)]
         raise ExportError(
-            f"{variant} is for ONNX Runtime on a CPU: TensorRT does not know its operator, MatMulNBits."
-            f" In this bundle, TensorRT takes: {', '.join(usable) or 'none'}.\nFor"
-            f" {quantization['bits']} bits or nearest to it: janus-modular export MODEL BUNDLE"
-            f" --precision {hint}"
+            f"{variant} is for ONNX Runtime on a CPU: TensorRT does not support its operator, MatMulNBits."
+            f" In this bundle, TensorRT supports: {', '.join(usable) or 'none'}.\nThe variant nearest to"
+            f" {quantization['bits']} bits: janus-modular export MODEL BUNDLE --precision {hint}"
         )
     return variant
 

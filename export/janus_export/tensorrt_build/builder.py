@@ -1,4 +1,4 @@
-"""One lowered graph becomes one engine. `tensorrt` and `tensorrt_rtx` are one API, passed in as ``trt``."""
+"""Builds an engine from a lowered graph. `tensorrt` and `tensorrt_rtx` have one API, passed as ``trt``."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ UNUSED = "Unused Input"
 
 
 @dataclass(frozen=True)
-class Order:
+class EngineOptions:
     """Options that an engine is built with."""
 
-    arch: Sequence[str] = ()  # compute capabilities; none: the GPU that is here
+    arch: Sequence[str] = ()  # compute capabilities; empty: the local GPU's
     profiles: Sequence[Profile] = ()
     weight_streaming: bool = False  # a runtime may leave part of the weights in the host's memory
-    timing_cache: Path | None = None  # read, and written again
+    timing_cache: Path | None = None  # read, and updated
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltEngine:
     """The result of a build."""
 
     sha256: str
     bytes: int
     seconds: float
-    peak_bytes: int | None  # of the process' own memory; None where the system does not say
+    peak_bytes: int | None  # anonymous memory of the process; None if unknown
 
 
-def build_engine(trt: Any, model: ir.Model, source: Path, file: Path, order: Order) -> Built:
+def build_engine(trt: Any, model: ir.Model, source: Path, file: Path, order: EngineOptions) -> BuiltEngine:
     """Build a lowered graph, whose weights lie beside ``source``, and write the engine into ``file``.
 
     It is written while it is serialised, so that memory holds the weights once.
 
     Raises:
-        ExportError: the parser or the builder refuses it; says which node or input, and TensorRT's words.
-        OSError: the disk does not take it.
+        ExportError: the parser or the builder rejects it; names the node or input, with TensorRT's message.
+        OSError: the engine cannot be written.
     """
     started = time.perf_counter()
     messages: list[tuple[int, str]] = []
     with AnonymousPeak() as peak, _no_output(), file.open("wb") as out:
-        logger, writer = _listener(trt, messages), _writer(trt, out)
+        logger, writer = _error_log(trt, messages), _writer(trt, out)
         builder = trt.Builder(logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, logger)
@@ -70,25 +70,23 @@ def build_engine(trt: Any, model: ir.Model, source: Path, file: Path, order: Ord
             raise writer.error
         unused = [words for _, words in messages if words.startswith(UNUSED)]
         if problems := unused or ([] if done else _errors(trt, messages) or ["TensorRT said nothing."]):
-            raise ExportError(f"{source.name} does not become an engine.\n{_last(problems)}")
+            raise ExportError(f"{source.name} cannot be built as an engine.\n{_last(problems)}")
         if order.timing_cache is not None:
             _keep(config.get_timing_cache().serialize(), order.timing_cache)
     seconds = time.perf_counter() - started
-    return Built(writer.digest.hexdigest(), writer.written, round(seconds, 2), peak.bytes)
+    return BuiltEngine(writer.digest.hexdigest(), writer.written, round(seconds, 2), peak.bytes)
 
 
 def inspect_engine(trt: Any, file: Path) -> str:
-    """Return what an engine is made of, as JSON; this needs the GPU that the engine is for.
+    """Return TensorRT's inspection of an engine, as JSON; needs the GPU that the engine is for.
 
     Raises:
-        ExportError: it cannot be loaded there.
+        ExportError: the engine cannot be loaded on the local GPU.
     """
     messages: list[tuple[int, str]] = []
-    engine = trt.Runtime(_listener(trt, messages)).deserialize_cuda_engine(file.read_bytes())
+    engine = trt.Runtime(_error_log(trt, messages)).deserialize_cuda_engine(file.read_bytes())
     if engine is None:
-        raise ExportError(
-            f"{file} cannot be loaded by the GPU that is here.\n{_last(_errors(trt, messages))}"
-        )
+        raise ExportError(f"{file} cannot be loaded on the local GPU.\n{_last(_errors(trt, messages))}")
     inspector = engine.create_engine_inspector()
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
@@ -108,11 +106,11 @@ def _parse(parser: Any, model: ir.Model, source: Path) -> None:
             inputs = ", ".join(str(value.name) for value in node.inputs if value is not None)
             where += f" ({node.op_type} of {inputs})"
         problems.append(f"{where}: {error.desc()}")
-    raise ExportError(f"TensorRT's parser does not take {source.name}.\n{_last(problems)}")
+    raise ExportError(f"TensorRT's parser rejects {source.name}.\n{_last(problems)}")
 
 
 def _check(network: Any, model: ir.Model, source: Path) -> None:
-    """Make sure that the parser has understood a graph's inputs and outputs as the graph means them."""
+    """Check that the parsed inputs and outputs are those of the graph."""
     parsed = [network.get_input(i) for i in range(network.num_inputs)]
     parsed += [network.get_output(i) for i in range(network.num_outputs)]
     declared = [*model.graph.inputs, *model.graph.outputs]
@@ -127,14 +125,14 @@ def _check(network: Any, model: ir.Model, source: Path) -> None:
         differ = sorted(set(parsed_names) ^ set(declared_names))
         raise ExportError(
             f"TensorRT's parser takes {source.name} to be another graph: {'; '.join(differ[:4])}."
-            " This is a fault of its lowering (janus_export/tensorrt_build/lowering.py)."
+            " This is a bug in its lowering (janus_export/tensorrt_build/lowering.py)."
         )
 
 
-def _configure(trt: Any, builder: Any, config: Any, model: ir.Model, order: Order) -> None:
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that an inspector has something to say
-    config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32: it has to give the model's own tokens
-    if order.weight_streaming:  # a runtime allocates as it streams, so such engines cannot be captured
+def _configure(trt: Any, builder: Any, config: Any, model: ir.Model, order: EngineOptions) -> None:
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the engine inspector
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 must give the model's tokens
+    if order.weight_streaming:  # streaming allocates memory, so CUDA graphs cannot capture it
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     elif hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX: so that steps can be captured
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
@@ -162,15 +160,15 @@ def _let_attention_decompose(trt: Any, network: Any) -> None:
     for i in range(network.num_layers):
         layer = network.get_layer(i)
         if layer.type == trt.LayerType.ATTENTION_INPUT:
-            layer.__class__ = trt.IAttentionInputLayer  # what it is; Python is told of a plain layer
+            layer.__class__ = trt.IAttentionInputLayer  # its real class; Python gets a plain layer
             layer.attention.decomposable = True
 
 
-def _listener(trt: Any, messages: list[tuple[int, str]]) -> Any:
+def _error_log(trt: Any, messages: list[tuple[int, str]]) -> Any:
     """Return a logger that keeps warnings and errors, and prints nothing."""
     worth_keeping = int(trt.ILogger.Severity.WARNING)
 
-    class Listener(trt.ILogger):  # type: ignore[misc]  # known when it runs
+    class ErrorLog(trt.ILogger):  # type: ignore[misc]  # known when it runs
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
@@ -178,11 +176,11 @@ def _listener(trt: Any, messages: list[tuple[int, str]]) -> Any:
             if int(severity) <= worth_keeping:
                 messages.append((int(severity), words))
 
-    return Listener()
+    return ErrorLog()
 
 
 def _writer(trt: Any, out: BinaryIO) -> Any:
-    """Return a stream that writes and hashes, and keeps what the disk says against it."""
+    """Return a stream that writes and hashes, and keeps the error of a failed write."""
 
     class Writer(trt.IStreamWriter):  # type: ignore[misc]  # known when it runs
         def __init__(self) -> None:
@@ -205,7 +203,7 @@ def _writer(trt: Any, out: BinaryIO) -> Any:
 
 @contextmanager
 def _no_output() -> Iterator[None]:
-    """Keep what TensorRT's compiler prints, past the logger, out of a command's output."""
+    """Suppress what TensorRT's compiler prints without using the logger."""
     sys.stdout.flush()
     kept = os.dup(1)
     with open(os.devnull, "wb") as nowhere:
@@ -222,7 +220,7 @@ def _errors(trt: Any, messages: Sequence[tuple[int, str]]) -> list[str]:
 
 
 def _last(words: Sequence[str]) -> str:
-    """Return the last few of many words, each on a line that can be read."""
+    """Return the last few messages, each on a readable line."""
     return "\n".join(message.strip().replace("\n", " ")[:500] for message in words[-3:])
 
 

@@ -1,4 +1,4 @@
-"""Rewrites a portable graph into what TensorRT's parser takes. Numbers stay the same.
+"""Rewrites a portable graph for TensorRT's parser; results do not change.
 
 Weights stay in the bundle's files: a lowered graph points to them as the portable one does.
 """
@@ -15,14 +15,14 @@ from onnxscript.optimizer import fold_constants
 
 from janus_export.errors import ExportError
 
-MASK = 3  # what Attention takes after query, key and value
+MASK = 3  # index of the mask in Attention's inputs
 
 
 def lower(path: Path, *, capacity: int) -> ir.Model:
-    """Open a graph, and change it into one that TensorRT takes; its caches get ``capacity`` positions.
+    """Open a graph and rewrite it for TensorRT; its caches get ``capacity`` positions.
 
     Raises:
-        ExportError: an input is read by nothing, or an operator is ONNX Runtime's own.
+        ExportError: an input is unused, or an operator is ONNX Runtime's own.
     """
     model = ir.load(path)
     check(model, path.name)
@@ -36,16 +36,16 @@ def lower(path: Path, *, capacity: int) -> ir.Model:
 
 
 def check(model: ir.Model, name: str) -> None:
-    """Raise an error for what the parser would reject with less of an explanation, or not at all."""
+    """Raise an error for problems that the parser does not report, or not clearly."""
     unused = [str(i.name) for i in model.graph.inputs if not i.uses() and not i.is_graph_output()]
     if unused:
         raise ExportError(
-            f"{name} does not read its input {', '.join(unused)}: an engine would have none of that name."
-            " The part that this graph was made of ignores an argument; export it anew once it does not."
+            f"{name} does not use its input {', '.join(unused)}, so that an engine would lack it."
+            " The component ignores an argument: fix the component, and export again."
         )
     foreign = sorted({f"{node.domain}::{node.op_type}" for node in model.graph if node.domain})
     if foreign:
-        raise ExportError(f"{name} uses {', '.join(foreign)}, which TensorRT does not know.")
+        raise ExportError(f"{name} uses {', '.join(foreign)}, which TensorRT does not support.")
 
 
 def pin(model: ir.Model, sizes: dict[str, int]) -> None:
@@ -57,10 +57,10 @@ def pin(model: ir.Model, sizes: dict[str, int]) -> None:
 
 
 def state_sizes(model: ir.Model) -> None:
-    """Write into every Reshape the sizes that are known; the parser loses those that a graph computes.
+    """Write known sizes into every Reshape, because the parser does not infer computed sizes.
 
-    ``x.view(rows, tokens, -1, width)`` has its heads as -1, and TensorRT then takes their number as unknown,
-    which its attention refuses.
+    In ``x.view(rows, tokens, -1, width)``, the number of heads is -1; TensorRT then treats it as unknown,
+    which its attention rejects.
     """
     for node in list(model.graph):
         shape = node.outputs[0].shape
@@ -81,7 +81,7 @@ def state_sizes(model: ir.Model) -> None:
 
 
 def _count(piece: ir.Value | None) -> int | None:
-    """Return how many sizes a piece of a shape holds; None where that cannot be told."""
+    """Return the number of sizes in a piece of a shape; None if it is unknown."""
     node = piece.producer() if piece is not None else None
     if node is None or piece is None:
         return None
@@ -99,7 +99,7 @@ def _count(piece: ir.Value | None) -> int | None:
 
 
 def write_out_softcaps(model: ir.Model) -> None:
-    """Replace attention whose scores are capped, which TensorRT refuses, by the products it stands for.
+    """Replace attention with capped scores, which TensorRT rejects, by explicit matrix products.
 
     Query heads that share keys and values go through as more positions of one head, so nothing is
     repeated.
@@ -111,7 +111,7 @@ def write_out_softcaps(model: ir.Model) -> None:
 
 
 def forget_shapes(model: ir.Model) -> None:
-    """Drop what the exporter inferred of values inside: it speaks of axes that have a fixed length now."""
+    """Drop the inferred shapes of intermediate values: they name axes that have fixed lengths now."""
     for node in model.graph:
         for value in node.outputs:
             if not value.is_graph_output():
@@ -142,7 +142,7 @@ def _write_out(model: ir.Model, node: ir.Node, cap: float) -> None:
         """Reshape to (rows, head, ..., last)."""
         return add("Reshape", [x, _constant(model, node, [0, head, -1, last])])
 
-    scaled = add("Mul", [query, number(scale, dtype)])  # before the product, for half's sake
+    scaled = add("Mul", [query, number(scale, dtype)])  # first, against overflow in half precision
     grouped = view(scaled, shared, width)  # (B, kv heads, groups * T, w)
     scores = add("MatMul", [grouped, add("Transpose", [key], perm=[0, 1, 3, 2])])
     scores = view(add("Cast", [scores], to=int(ir.DataType.FLOAT)), heads, slots)  # (B, H, T, S)

@@ -1,4 +1,4 @@
-"""Lengths that engines are tuned for, worked out from the axes that a bundle declares."""
+"""Optimisation profiles of engines, derived from the axes of a bundle."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from janus_export.bundle.manifest_graphs import axes_of
 from janus_export.errors import ExportError
 
 Range = tuple[int, int, int]
-"""At least, usually, at most."""
+"""Minimum, typical, maximum."""
 
 
 @dataclass(frozen=True)
 class Lengths:
     """The lengths of the axes of a bundle's engines."""
 
-    rows: int  # at most, side by side
-    capacity: int  # positions that a row has room for
+    rows: int  # maximum batch rows
+    capacity: int  # positions per row
 
     @classmethod
     def choose(cls, axes: Mapping[str, Mapping[str, int]], rows: int | None, capacity: int | None) -> Lengths:
@@ -29,7 +29,7 @@ class Lengths:
             ExportError: more than the bundle was exported for.
         """
         return cls(
-            _within("rows", axes["rows"], rows, axes["rows"]["max"], "a bundle for more: export ... rows=N"),
+            _within("rows", axes["rows"], rows, axes["rows"]["max"], "for more, export a bundle with rows=N"),
             _within(
                 "capacity",
                 axes["capacity"],
@@ -41,7 +41,7 @@ class Lengths:
 
 
 def profiles(manifest: Mapping[str, Any], graph: str, lengths: Lengths) -> tuple[Profile, ...]:
-    """Return the profiles of a graph's engine: the backbone reads prompts in one, and steps in another."""
+    """Return the profiles of a graph's engine: the backbone has one for prompts and one for single steps."""
     record = manifest["graphs"][graph]
     names = dict.fromkeys(axes_of([{"inputs": record["inputs"], "outputs": []}]))
     axes = {name: _range(name, manifest, lengths) for name in names}
@@ -59,7 +59,7 @@ def _range(name: str, manifest: Mapping[str, Any], lengths: Lengths) -> Range:
         return (lengths.capacity,) * 3
     if name == "rows":
         return (1, min(axis["typical"], lengths.rows), lengths.rows)
-    if name == "tokens":  # a prompt is mostly the image that is asked about
+    if name == "tokens":  # a typical prompt consists mostly of an input image
         most = min(axis["max"], lengths.capacity)
         return (1, min(manifest["model"]["image_input"].get("positions", 1), most), most)
     return (axis["min"], axis["typical"], axis["max"])

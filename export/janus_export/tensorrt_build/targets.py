@@ -17,12 +17,12 @@ CUDA = "cuda.bindings.runtime"
 
 @dataclass(frozen=True)
 class Target:
-    """A flavour of TensorRT."""
+    """A TensorRT package."""
 
     name: str
-    module: str  # to import
-    extra: str  # of this distribution, which brings it
-    needs_gpu: bool  # builds only where the GPU is that the engine is for
+    module: str  # its Python module
+    extra: str  # the extra of janus-modular that installs it
+    needs_gpu: bool  # builds only on a machine with the engine's GPU
 
 
 TARGETS = {
@@ -48,7 +48,7 @@ def load(target: Target) -> Any:
     """Import a target's package, after the binding of CUDA that finds the GPU.
 
     Raises:
-        MissingExtraError: one of them is not installed; says the line that does it.
+        MissingExtraError: one of them is not installed; contains the pip command.
     """
     try:
         import_module(CUDA)
@@ -58,7 +58,7 @@ def load(target: Target) -> Any:
 
 
 def choose_architectures(target: Target, trt: Any, requested: Sequence[str]) -> list[str]:
-    """Return the compute capabilities to build for: those asked for, or that of the GPU that is here.
+    """Return the compute capabilities to build for: the requested ones, or the local GPU's.
 
     Raises:
         ExportError: there is no GPU and nothing was asked for, or the target does not build for it.
@@ -68,13 +68,13 @@ def choose_architectures(target: Target, trt: Any, requested: Sequence[str]) -> 
         return [_present(target, present, requested)]
     known = buildable(trt)
     if not (chosen := list(requested or ([present] if present else []))):
-        raise ExportError(f"there is no GPU here, so say for which: --sm 8.9, or any of {', '.join(known)}.")
+        raise ExportError(f"this machine has no GPU; specify one: --sm 8.9, or any of {', '.join(known)}.")
     for capability in chosen:
         if capability not in known:
             raise ExportError(
                 f"{target.name} {trt.__version__} does not build for compute capability {capability}. It"
-                f" builds for: {', '.join(known)}.\nGPUs of data centres (9.0, 10.0) are served by --target"
-                " tensorrt, on a machine that has one."
+                f" builds for: {', '.join(known)}.\nFor data centre GPUs (9.0, 10.0), use --target"
+                " tensorrt on a machine with such a GPU."
             )
     return sorted(set(chosen), key=_number)
 
@@ -88,13 +88,13 @@ def buildable(trt: Any) -> list[str]:
 def _present(target: Target, present: str | None, requested: Sequence[str]) -> str:
     if present is None:
         raise ExportError(
-            f"{target.name} builds on the GPU that will run the engine, and there is none here. Run this"
-            " where it is; --target tensorrt-rtx builds without one."
+            f"{target.name} builds on the GPU that will run the engine, and this machine has none. Run this"
+            " on the machine with the GPU; --target tensorrt-rtx needs no GPU."
         )
     if different := [capability for capability in requested if capability != present]:
         raise ExportError(
-            f"{target.name} builds for the GPU that is here, of compute capability {present}, not for"
-            f" {', '.join(different)}: leave --sm out, or run this on such a GPU."
+            f"{target.name} builds only for the local GPU, of compute capability {present}, not for"
+            f" {', '.join(different)}: omit --sm, or run this on a machine with such a GPU."
         )
     return present
 

@@ -23,7 +23,7 @@ class DemoGroup(TyperGroup):
 
 app = typer.Typer(
     cls=DemoGroup,
-    help="Train a small Janus on real handwritten digits, ask it, let it draw.",
+    help="Train and evaluate a small Janus on real handwritten digits.",
     add_completion=False,
 )
 Config = Annotated[str, typer.Option(help="A YAML file, or a shipped name.")]
@@ -35,7 +35,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 def run(
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder of the report and the model.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Of weights, samples and drawings.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of weights, samples and drawings.")] = 0,
     config: Config = "demo/digits",
     quiet: Quiet = False,
 ) -> None:

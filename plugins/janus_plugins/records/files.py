@@ -119,7 +119,7 @@ class RecordFile:
         if self._bytes[end:].strip():
             line = self._bytes[:end].count(b"\n") + 1
             raise DataError(
-                f"'{self.path}' goes on after its JSON array ends in line {line}: expected one array of"
+                f"'{self.path}' continues after its JSON array ends in line {line}: expected one array of"
                 " objects, or a JSON object a line."
             )
         if not starts or self._bytes[start + 1 : starts[0]].strip():

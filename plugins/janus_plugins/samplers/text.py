@@ -1,4 +1,4 @@
-"""Answering in text: one token a step for every row that goes on."""
+"""The text sampler: one token per step for every active row."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from janus_export.runtimes.ort.providers import Device
 from janus_modular.interfaces import TensorSpec
 
 WITH_WARNINGS = onnxruntime.RunOptions()
-WITH_WARNINGS.log_severity_level = 2  # a cache that is copied rather than written in place is a warning
+WITH_WARNINGS.log_severity_level = 2  # ONNX Runtime warns if a cache is copied instead of written in place
 
 
 class Binding:
@@ -24,11 +24,11 @@ class Binding:
         self.io = session.io_binding()
         self.bound: dict[str, tuple[int, tuple[int, ...]]] = {}
         self.values: dict[str, Any] = {}  # what `take` bound last
-        self.buffers: dict[str, Buffer] = {}  # a graph holds addresses only: the memory must live
+        self.buffers: dict[str, Buffer] = {}  # keeps the memory alive: a graph has only addresses
 
     def input(self, name: str, buffer: Buffer, shape: Sequence[int] | None = None) -> None:
         """Bind an input to a buffer, as if the buffer had this shape."""
-        if self._is_new(name, buffer, shape) or buffer.memory != self.device.memory:  # else copied when bound
+        if self._is_new(name, buffer, shape) or buffer.memory != self.device.memory:  # others: copied at bind
             self.io.bind_input(name, *self._where(name, buffer))
 
     def take(self, tensor: TensorSpec, value: Any) -> Buffer:

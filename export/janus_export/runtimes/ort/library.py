@@ -1,8 +1,8 @@
-"""ONNX Runtime as it is installed: imported here alone, so that it is checked, and sends nothing, everywhere.
+"""The only import of ONNX Runtime, so that its version is always checked and its telemetry is off.
 
-From 1.29 on it sends telemetry on Linux as soon as it is imported: it asks the name service for a host of its
-vendor's, and writes a persistent device id below HOME. ``ORT_DISABLE_TELEMETRY=1`` switches that off, and is
-set before the import where the environment does not say otherwise.
+From 1.29 on it sends telemetry on Linux as soon as it is imported: it looks up a host of its vendor by DNS,
+and writes a persistent device id below HOME. ``ORT_DISABLE_TELEMETRY=1`` disables that, and is set before the
+import unless the environment sets the variable.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def check_installation(needed: str = ONNX_RUNTIME) -> None:
     """Raise an error if ONNX Runtime is too old, or if several builds of it overwrite each other.
 
     Raises:
-        ConfigError: either holds; with the distribution that is installed.
+        ConfigError: in either case; names the installed distributions.
     """
     names = distributions()
     if len(names) > 1:
@@ -66,13 +66,13 @@ def check_installation(needed: str = ONNX_RUNTIME) -> None:
 
 
 def _other_build(name: str, needed: str) -> str:
-    """Return how to replace a build that may have no version as new as is needed."""
+    """Return how to replace a build for which the needed version may not exist."""
     if name.startswith("an ") or name in ("onnxruntime", "onnxruntime-gpu"):
         return ""
-    return f"; where there is none yet: pip uninstall -y {name} && pip install 'onnxruntime>={needed}'"
+    return f"; if it does not exist yet: pip uninstall -y {name} && pip install 'onnxruntime>={needed}'"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Return the numbers of a version's release, without what follows them: 1.25.0 of 1.25.0.dev20260401."""
+    """Return the release numbers of a version without suffixes: 1.25.0 of 1.25.0.dev20260401."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, match[0].split("."))) if match else ()

@@ -1,4 +1,4 @@
-"""Which of ONNX Runtime's execution providers a device's name means, and whether it is here."""
+"""Maps device names to ONNX Runtime's execution providers, and checks that they are available."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ PROVIDERS = {
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", CPU),
     "nv-tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", CPU),
 }
-"""By the names that people write; the first provider is what they ask for, the others are for leftovers."""
+"""By device name; the first provider is the requested one, the others run operators that it lacks."""
 
 WARNINGS, FATAL = 2, 4
 """Levels of ONNX Runtime's log; the first is its own default."""
 
 EXACT = {"CUDAExecutionProvider": {"use_tf32": "0"}}
-"""Options of providers: float32 means float32, and not 10 bits of it, or a drawing has other codes."""
+"""Options of providers: no TF32 (10-bit mantissa), with which images have different codes."""
 
 PROBE = (
     b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02'
     b"\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
 )
-"""An ONNX graph, y = x: opened to see whether a provider starts."""
+"""An ONNX graph (y = x), opened to test whether a provider starts."""
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Device:
 
     name: str  # as in PROVIDERS
     index: int  # of several
-    memory: str  # "cpu" or "cuda": where tensors lie
+    memory: str  # "cpu" or "cuda": the memory of tensors
     options: Mapping[str, str] = field(default_factory=dict)  # of the first provider
 
     @property
@@ -60,7 +60,7 @@ def choose_device(word: str, options: Mapping[str, str] | None = None) -> Device
     ``options`` are those of its provider, by ONNX Runtime's names.
 
     Raises:
-        ConfigError: there is none of this name, or the installed ONNX Runtime was built without it; or there
+        ConfigError: the name is unknown, the installed ONNX Runtime was built without the device; or there
             are options for a CPU, which takes none.
     """
     check_installation()
@@ -70,14 +70,13 @@ def choose_device(word: str, options: Mapping[str, str] | None = None) -> Device
         name = _best(present)
     if name not in PROVIDERS or not (index or "0").isdigit():
         raise ConfigError(
-            f"a bundle runs on no device '{word}'. Expected auto, {', '.join(PROVIDERS)};"
-            " of several GPUs, one by its number: cuda:1"
+            f"unknown device '{word}'. Expected auto, {', '.join(PROVIDERS)}; for one of several GPUs, cuda:1"
         )
     if PROVIDERS[name][0] not in present:
         available = [known for known, (first, *_) in PROVIDERS.items() if first in present]
         raise ConfigError(
-            f"device '{word}': the ONNX Runtime that is installed was built without"
-            f" {PROVIDERS[name][0]}. Here are: {', '.join(available)}.\n"
+            f"device '{word}': the installed ONNX Runtime was built without"
+            f" {PROVIDERS[name][0]}. Available: {', '.join(available)}.\n"
             "For a GPU: pip uninstall -y onnxruntime && pip install 'janus-modular[gpu]'"
         )
     if name == "cpu":
@@ -95,13 +94,13 @@ def choose_device(word: str, options: Mapping[str, str] | None = None) -> Device
 
 
 def _best(present: Sequence[str]) -> str:
-    """Return cuda where ONNX Runtime was built with it and it starts, else cpu; log that it does not."""
+    """Return cuda if ONNX Runtime was built with it and it starts, else cpu; warn if it does not start."""
     if PROVIDERS["cuda"][0] not in present:
         return "cpu"
     if starts("cuda"):
         return "cuda"
     log.warning(
-        "%s was built for CUDA, which does not start here (no GPU, or no driver or library of it): running on"
+        "%s was built for CUDA, which does not start (GPU, driver or library missing?): running on"
         " the CPU. To see why: --device cuda",
         " ".join(distributions()) or "onnxruntime",
     )
@@ -109,14 +108,14 @@ def _best(present: Sequence[str]) -> str:
 
 
 def starts(name: str) -> bool:
-    """Return True if a device's provider takes a graph; drop what ONNX Runtime prints where it does not."""
+    """Return True if a device's provider starts; ONNX Runtime's output in the other case is discarded."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = FATAL
     onnxruntime.set_default_logger_severity(FATAL)
     try:
         with redirect_stdout(StringIO()):
             session = onnxruntime.InferenceSession(PROBE, options, providers=list(PROVIDERS[name]))
-    except Exception:  # its errors share no class of their own
+    except Exception:  # ONNX Runtime's errors have no common base class
         return False
     finally:
         onnxruntime.set_default_logger_severity(WARNINGS)
@@ -127,7 +126,7 @@ def check_provider(device: Device, session: onnxruntime.InferenceSession) -> Non
     """Raise an error if ONNX Runtime opened a session on another provider than the device's.
 
     Raises:
-        ConfigError: it fell back to another provider, as it does when a driver or a library lacks.
+        ConfigError: it fell back to another provider, as it does when a driver or a library is missing.
     """
     got = session.get_providers()
     if got[0] != PROVIDERS[device.name][0]:
@@ -141,7 +140,7 @@ def check_dtype(device: Device, variant: str, dtype: str) -> None:
     """Raise an error for a dtype that ONNX Runtime would reject only after the last step of an image.
 
     Raises:
-        ConfigError: bfloat16 on CUDA, where ONNX Runtime 1.31 neither resizes nor norms in it.
+        ConfigError: bfloat16 on CUDA, where ONNX Runtime 1.31 lacks bfloat16 kernels of Resize and of norms.
     """
     if device.name == "cuda" and dtype == "bfloat16":
         raise ConfigError(

@@ -24,7 +24,7 @@ ERRORS = 3
 """A level of ONNX Runtime's log."""
 
 MOST_THREADS = 1024
-"""More would take minutes to start, and memory for each."""
+"""Most threads: more would take minutes to start, and memory for each."""
 
 TYPES = {
     "tensor(float)": "float32",
@@ -38,7 +38,7 @@ TYPES = {
 
 
 def quiet_options() -> onnxruntime.SessionOptions:
-    """Return options under which ONNX Runtime keeps to itself what it thinks of a graph while it loads."""
+    """Return session options that suppress ONNX Runtime's warnings about a graph while it is loaded."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS
     return options
@@ -48,14 +48,14 @@ def quiet_options() -> onnxruntime.SessionOptions:
 class OnnxConfig:
     """Options of the runtime."""
 
-    variant: str | None = None  # one of the bundle's; None: its first
+    variant: str | None = None  # a variant of the bundle; None: its first
     device: str = "auto"  # auto, cpu, cuda, tensorrt, nv-tensorrt-rtx; cuda:1 for the second of several
-    threads: int = 0  # that one graph runs on; 0: one for each core
-    bucket: int = 64  # slots that a cache grows by on a CPU
-    chunk: int = 256  # positions of a prompt that are read at once
-    images: int = 4  # to read, encoded at once
+    threads: int = 0  # threads per graph; 0: one per core
+    bucket: int = 64  # slots by which a cache grows on a CPU
+    chunk: int = 256  # prompt positions per forward pass
+    images: int = 4  # input images encoded at once
     provider_options: dict[str, str] = field(
-        default_factory=dict  # of a GPU's provider, by ONNX Runtime's names: {gpu_mem_limit: "8000000000"}
+        default_factory=dict  # of a GPU's provider, as ONNX Runtime names them: {gpu_mem_limit: "8000000000"}
     )
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class OnnxRuntime:
         """Check the bundle and choose a device; no weights are read yet.
 
         Raises:
-            ConfigError: the device is not here, or cannot run the variant; or ONNX Runtime is too old for it.
+            ConfigError: the device is not available or cannot run the variant, or ONNX Runtime is too old.
             BundleError: the bundle is damaged, or has no such variant.
         """
         self.config = config
@@ -106,14 +106,14 @@ class OnnxRuntime:
         self._opened: dict[str, OnnxGraph] = {}
 
     def open(self, max_seq_len: int, rows: int | None = None) -> OnnxSession:
-        """Open a session whose rows have room for ``max_seq_len`` positions."""
+        """Open a session whose rows hold up to ``max_seq_len`` positions."""
         return OnnxSession(self, min(max_seq_len, self.context), rows)
 
     def graph(self, name: str) -> OnnxGraph:
         """Return a graph of the variant, opened at its first use.
 
         Raises:
-            BundleError: the bundle has none of this name, or ONNX Runtime does not load it.
+            BundleError: the bundle has no graph of this name, or ONNX Runtime does not load it.
             ConfigError: the device did not start.
         """
         if name not in self._opened:
@@ -124,7 +124,7 @@ class OnnxRuntime:
             options.add_session_config_entry("session.force_spinning_stop", "1")
             try:
                 session = onnxruntime.InferenceSession(str(file), options, providers=self.device.providers)
-            except Exception as error:  # its errors share no class of their own
+            except Exception as error:  # ONNX Runtime's errors have no common base class
                 reason = " ".join(str(error).rpartition("failed:")[2].split())
                 raise BundleError(
                     f"ONNX Runtime does not load {file.name}: {reason} Whether the bundle is as it was:"
@@ -167,5 +167,5 @@ class OnnxRuntime:
 
 @hookimpl
 def register_runtimes(registry: Registry[Runtime]) -> None:
-    """Offer ONNX Runtime."""
+    """Register the runtime ``onnx``."""
     registry.add("onnx", OnnxRuntime, OnnxConfig)

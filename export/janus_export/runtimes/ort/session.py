@@ -1,4 +1,4 @@
-"""One run of a bundle in ONNX Runtime: rows of any length that come, go on in place, and go."""
+"""A session of a bundle in ONNX Runtime: rows of any length are admitted, extended in place, and freed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from janus_export.runtimes.ort.runtime import OnnxRuntime
 
 SPARE_SLOTS = 16
-"""Behind the last position of a GPU's cache, for the padding of full rows; more positions at once move it."""
+"""Extra slots of a GPU's cache, for padding of full rows; feeding more positions reallocates it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class BoundStep:
 
 
 class OnnxSession(BundleSession):
-    """A `janus_modular.Session`. Open one for every run: it holds the cache.
+    """A `janus_modular.Session`. Open a new one for every run, because it contains the cache.
 
     Steps exchange tensors in place: the backbone writes ``hidden``, graphs that sample read it and write
     ``x``, which the backbone reads. Addresses are bound once for each number of positions a row, and again
@@ -57,7 +57,7 @@ class OnnxSession(BundleSession):
     """
 
     def __init__(self, runtime: OnnxRuntime, max_seq_len: int, rows: int | None = None) -> None:
-        """Prepare rows with room for ``max_seq_len`` positions; no memory is allocated yet."""
+        """Prepare rows of up to ``max_seq_len`` positions; no memory is allocated yet."""
         super().__init__(runtime, max_seq_len, rows)
         self.runtime = runtime
         self.step_buffers: dict[tuple[str, int], Buffer] = {}  # x and hidden (n, D), by name and n
@@ -87,8 +87,8 @@ class OnnxSession(BundleSession):
     def read_prompts(self, prompts: Sequence[Prompt], first_row: int) -> Buffer:
         """Read prompts, a chunk of positions at a time, into their rows' part of the cache.
 
-        Return the last hidden states (n, D). A shorter row's padding is written too, and seen by no position
-        until it is overwritten.
+        Return the last hidden states (n, D). A shorter row's padding is written too, but masked until it is
+        overwritten.
         """
         x = embed(prompts, self.runtime.run, images_at_once=self.runtime.config.images)  # (n, T, D)
         count, total, hidden_size = x.shape
@@ -119,7 +119,7 @@ class OnnxSession(BundleSession):
         """
         positions = x.shape[1]
         self.kv_cache.reach(int(self.lengths.max()) + positions)
-        if self.bound_slots != self.kv_cache.slots:  # it moved
+        if self.bound_slots != self.kv_cache.slots:  # the cache was reallocated
             self.bound_steps.clear()
             self.bound_slots = self.kv_cache.slots
         if positions not in self.bound_steps:
@@ -128,7 +128,7 @@ class OnnxSession(BundleSession):
         if not (is_buffer(x) and x.address == step.x.address):
             step.x.write(host(x))
         index = self.lengths[:, None] + np.arange(positions)  # (rows, W)
-        # Padding of a full row lies beyond what a table of positions may have.
+        # Padding of a full row may have positions beyond the end of a position table.
         step.positions.write(np.minimum(index, self.max_seq_len - 1))
         step.write_index.write(self.lengths)
         step.mask.write(self.kv_cache.visible(index))
@@ -176,7 +176,7 @@ class OnnxSession(BundleSession):
         return refuse_not_finite(np.stack([host(column) for column in columns], axis=1))
 
     def to_host(self, x: Buffer | NDArray[Any]) -> NDArray[Any]:
-        """Copy a tensor of this session's to numpy.
+        """Copy a tensor of this session to numpy.
 
         Raises:
             NotFiniteError: ids were sampled from logits that are NaN or infinite.
@@ -184,7 +184,7 @@ class OnnxSession(BundleSession):
         return refuse_not_finite(to_numbers(host(x).copy(), x.dtype) if is_buffer(x) else host(x).copy())
 
     def _bind_step(self, positions: int) -> BoundStep:
-        """Allocate and bind all that steps of so many positions a row read and write."""
+        """Allocate and bind the tensors that steps of so many positions per row read and write."""
         rows, device, slots = len(self.lengths), self.runtime.device, self.kv_cache.slots
         shape = (rows, positions, self.hidden_size)
         if positions == 1:  # graphs that sample read and write the same memory
@@ -200,7 +200,7 @@ class OnnxSession(BundleSession):
         return BoundStep(binding, x, index, write_index, mask, hidden)
 
     def _bind_backbone(self, caches: Mapping[str, Buffer], hidden: Buffer, **inputs: Buffer) -> Binding:
-        """Bind the backbone, and every cache as both what it reads and what it writes."""
+        """Bind the backbone, with every cache as both input and output."""
         graph = self.runtime.graph("backbone")
         binding = Binding(graph.session, self.runtime.device)
         for name, buffer in {**inputs, **caches}.items():

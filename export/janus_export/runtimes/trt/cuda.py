@@ -1,7 +1,7 @@
 """One GPU, as far as runtimes need it: memory, copies, one stream, CUDA graphs.
 
-This is all that is asked of CUDA, through NVIDIA's own binding (``cuda.bindings.runtime``). Work is put on
-the stream and done in order, later; only `Gpu.synchronize` waits for it.
+All CUDA calls are here, through NVIDIA's own binding (``cuda.bindings.runtime``). Work is enqueued on the
+stream and executed in order, asynchronously; only `Gpu.synchronize` waits for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from janus_modular import ConfigError, MissingExtraError
 
 
 class Gpu:
-    """A GPU and the stream that everything here goes through. For one thread at a time."""
+    """A GPU and its single stream. Use it from one thread at a time."""
 
     def __init__(self, index: int, *, extra: str) -> None:
         """Start the GPU of this number; ``extra`` is what installs the binding.
@@ -52,35 +52,35 @@ class Gpu:
         self._do("cudaSetDevice", self.index)
 
     def synchronize(self) -> None:
-        """Wait until everything is done that was put on the stream."""
+        """Wait until all enqueued work is done."""
         self._do("cudaStreamSynchronize", self._stream)
         self.epoch += 1
         self._held.clear()
 
     def hold(self, *things: object) -> None:
-        """Keep alive what work under way uses, until it is done."""
+        """Keep objects alive until the enqueued work that uses them is done."""
         self._held += things
 
     def allocate(self, size: int) -> Memory:
-        """Return bytes of the GPU, all zero: what chance left there may be NaN, which no mask hides."""
+        """Return zeroed GPU memory: uninitialised memory may contain NaN, which masks do not remove."""
         memory = Memory(self, int(self._ask("cudaMalloc", max(size, 1))), "cudaFree")
         self._put("cudaMemsetAsync", memory.address, 0, max(size, 1))
         return memory
 
     def pin(self, size: int) -> PinnedMemory:
-        """Return bytes of the host that the GPU reads by itself while the host goes on."""
+        """Return pinned host memory, which the GPU reads asynchronously."""
         return PinnedMemory(self, int(self._ask("cudaMallocHost", max(size, 1))), size)
 
     def copy_in(self, to: int, array: NDArray[Any]) -> None:
         """Copy an array to an address of the GPU.
 
-        Pinned memory is read later: it must stay as it is until the stream got there. Any other is read
-        before this returns, for which CUDA may wait for the stream.
+        Pinned memory is read later: it must not change until the stream reaches the copy. Other
+        memory is read before this returns, for which CUDA may wait for the stream.
         """
         self._copy_rows(to, array.ctypes.data, array.nbytes, 1, 0, 0, "HostToDevice")
 
     def copy_out(self, array: NDArray[Any], start: int, *, stride: int = 0) -> None:
-        """Copy from an address of the GPU into an array; it is there after `synchronize`.
+        """Copy from an address of the GPU into an array, which is valid after `synchronize`.
 
         With a ``stride``, the array's rows lie that many bytes apart on the GPU.
         """
@@ -94,10 +94,10 @@ class Gpu:
         self._copy_rows(to, start, width, rows, to_stride, stride, "DeviceToDevice")
 
     def capture(self, record: Callable[[], None]) -> CapturedGraph:
-        """Record the work that ``record`` puts on the stream as a graph, instead of doing it.
+        """Capture the work that ``record`` enqueues as a CUDA graph, without executing it.
 
         Raises:
-            DeviceError: something in it cannot be captured. The stream can be used as before.
+            DeviceError: the work cannot be captured. The stream remains usable.
         """
         mode = self.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._do("cudaStreamBeginCapture", self._stream, mode)
@@ -105,7 +105,7 @@ class Gpu:
         try:
             record()
         except BaseException:
-            self.api.cudaStreamEndCapture(self._stream)  # its own complaint would hide the first one
+            self.api.cudaStreamEndCapture(self._stream)  # its error would hide the first one
             raise
         else:
             graph = self._ask("cudaStreamEndCapture", self._stream)
@@ -123,9 +123,9 @@ class Gpu:
         self._put("cudaGraphLaunch", graph.handle)
 
     def release(self, how: str, handle: Any) -> None:
-        """Release an object once the work under way no longer uses it; CUDA itself waits to free memory.
+        """Release an object once no enqueued work uses it; to free memory, CUDA itself waits for the GPU.
 
-        It is called whenever Python collects garbage, a capture included, which it would spoil.
+        Python's garbage collection calls this at any time, also during a capture, which it must not break.
         """
         if self._capturing:
             self._given_back.append((how, handle))
@@ -175,15 +175,15 @@ class Gpu:
 
 
 class Memory:
-    """Bytes of a GPU; given back when nobody holds this any more."""
+    """GPU memory, freed with the last reference to this object."""
 
     def __init__(self, gpu: Gpu, address: int, free: str) -> None:
         self.address = address
-        weakref.finalize(self, gpu.release, free, address).atexit = False  # the process takes it along
+        weakref.finalize(self, gpu.release, free, address).atexit = False  # freed with the process
 
 
 class PinnedMemory(Memory):
-    """Bytes of the host, where they stay."""
+    """Pinned host memory."""
 
     def __init__(self, gpu: Gpu, address: int, size: int) -> None:
         super().__init__(gpu, address, "cudaFreeHost")
@@ -191,7 +191,7 @@ class PinnedMemory(Memory):
 
 
 class CapturedGraph:
-    """Work that is put on the stream in one call."""
+    """A captured CUDA graph: work that is enqueued by one call."""
 
     def __init__(self, gpu: Gpu, handle: Any) -> None:
         self.handle = handle

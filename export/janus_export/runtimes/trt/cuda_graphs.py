@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs: hundreds of kernels, put on the stream in one call."""
+"""Steps as CUDA graphs: hundreds of kernels, launched by one call."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from janus_export.runtimes.trt.engine import Binding
 class CapturedStep:
     """Engines that run one after another, always at the same addresses.
 
-    The first time they are enqueued without a graph: after a shape has changed, TensorRT updates its state
-    then, which cannot be captured. The second time they are captured, and from then on launched. A graph
-    is valid for as long as none of its contexts has seen other shapes.
+    The first run has no graph: after a change of shapes, TensorRT updates its state in the next enqueue,
+    which cannot be captured. The second run captures a graph; later runs launch it. A graph is valid until
+    the shapes of one of its contexts change.
     """
 
     def __init__(self, gpu: Gpu, bindings: Sequence[Binding], *, capture: bool) -> None:
         self.gpu, self.bindings, self.capture = gpu, tuple(bindings), capture
         self.graph: CapturedGraph | None = None
-        self.enqueued_at: list[int] | None = None  # how often shapes had changed by then
+        self.enqueued_at: list[int] | None = None  # numbers of shape changes at the capture
         self.captured_at: list[int] | None = None
 
     def run(self) -> None:
@@ -39,7 +39,7 @@ class CapturedStep:
         self.enqueued_at = self._changes()
 
     def _capture(self) -> bool:
-        """Capture the work and return True; where that cannot be, warn once and return False."""
+        """Capture the work and return True; if it cannot be captured, warn once and return False."""
         try:
             for binding in self.bindings:
                 if not binding.context.is_capturable:

@@ -1,10 +1,10 @@
-"""Which GPU is here, asked through NVIDIA's binding of CUDA, which the extras `gpu` and `rtx` bring."""
+"""Detects the local GPU through NVIDIA's CUDA binding (extras `gpu` and `rtx`)."""
 
 from __future__ import annotations
 
 
 def compute_capability(index: int = 0) -> str | None:
-    """Return the compute capability of a GPU, "8.9" say; None where there is no such GPU, or no driver.
+    """Return the compute capability of a GPU, such as "8.9"; None if there is no such GPU, or no driver.
 
     Raises:
         ModuleNotFoundError: the binding is not installed.

@@ -29,13 +29,13 @@ DTYPES = {
 
 
 class Engine:
-    """One graph's engine on a GPU. Its contexts, one a profile, share its weights and its scratch memory."""
+    """One graph's engine on a GPU. Its contexts, one per profile, share weights and scratch memory."""
 
     def __init__(self, library: Library, gpu: Gpu, engines: EngineSet, contract: GraphContract) -> None:
         """Load it.
 
         Raises:
-            BundleError: there is none, it is damaged, or takes and gives something else than its graph.
+            BundleError: the engine is missing or damaged, or its inputs or outputs differ from its graph's.
             DeviceError: TensorRT cannot load it.
         """
         self.library, self.gpu, self.engines, self.contract = library, gpu, engines, contract
@@ -49,12 +49,12 @@ class Engine:
             self.handle = library.runtime.deserialize_cuda_engine(plan)
         library.check(self.handle is not None, f"loading the engine of '{self.name}'")
         self._compare()
-        # Contexts take turns on one stream, so they can work in the same memory.
+        # Contexts run one after another on one stream, so they can share scratch memory.
         self.scratch = gpu.allocate(self.handle.device_memory_size_v2)
         self._contexts: dict[str, Context] = {}
 
     def bind(self, profile: str, axes: Mapping[str, int], tensors: Mapping[str, DeviceTensor]) -> Binding:
-        """Tie inputs and outputs to addresses for axes of these lengths; nothing is enqueued.
+        """Bind inputs and outputs to addresses for axes of these lengths; nothing is enqueued.
 
         Raises:
             PromptError: the engine was not built for such lengths.
@@ -88,7 +88,7 @@ class Engine:
             if axis in axes and not low <= axes[axis] <= high:
                 raise PromptError(
                     f"{axis}: {axes[axis]} at once, but the engine of '{self.name}' was built for"
-                    f" {low} to {high}. Ask for fewer at once (a drawing's batch_size; under guidance a"
+                    f" {low} to {high}. Ask for fewer at once (batch_size for images; with guidance, an"
                     f" image takes two rows), or export and build for more.\n{_build_hint(self.engines)}"
                 )
 
@@ -116,27 +116,27 @@ class Engine:
                 problems.append(f"'{name}' on the host")
         alias = getattr(
             engine, "get_aliased_input_tensor", None
-        )  # the first releases that write in place may not tell
+        )  # early releases with in-place writes may not report it
         for new, old in contract.aliases.items():
             if alias and new in engine_names and alias(new) != old:
                 problems.append(f"'{new}' is not '{old}' in place")
         if problems:
             raise BundleError(
-                f"the engine of '{self.name}' in {self.engines.key} is not what its graph is: it has"
+                f"the engine of '{self.name}' in {self.engines.key} does not match its graph: it has"
                 f" {'; '.join(problems[:5])}.\n{_build_hint(self.engines)}"
             )
 
 
 class Context:
-    """One profile of an engine, at work. TensorRT keeps shapes and addresses, so only changes are set."""
+    """An engine's context for one profile. TensorRT keeps shapes and addresses: only changes are set."""
 
     def __init__(self, engine: Engine, profile: Profile, index: int) -> None:
         self.engine, self.profile, self.gpu = engine, profile, engine.gpu
         self.label = f"'{engine.name}' ({profile.name})"
-        self.changes = 0  # how often shapes changed: graphs captured before that are void
+        self.changes = 0  # number of shape changes: each invalidates captured graphs
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
-        self._bound: weakref.ref[Binding] | None = None  # weak: a session's memory goes with the session
+        self._bound: weakref.ref[Binding] | None = None  # weak: a session's memory is freed with the session
         self.handle = self._create()
         self._check(self.handle is not None, "a context")
         self.handle.set_device_memory(engine.scratch.address, engine.handle.device_memory_size_v2)
@@ -146,7 +146,7 @@ class Context:
 
     @property
     def is_capturable(self) -> bool:
-        """Whether TensorRT-RTX allows a graph of it; TensorRT itself only says when one is captured."""
+        """Whether TensorRT-RTX can capture it in a CUDA graph; TensorRT reports it only in a capture."""
         ask = getattr(self.handle, "is_stream_capturable", None)
         return ask is None or bool(ask(self.gpu.stream))
 
@@ -184,7 +184,7 @@ class Context:
             return engine.create_execution_context(managed)
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(managed)
-        # Kernels that were exchanged for better ones later would leave a captured graph behind.
+        # If TensorRT-RTX replaced kernels later, a captured graph would keep the old ones.
         config.dynamic_shapes_kernel_specialization_strategy = (
             trt.DynamicShapesKernelSpecializationStrategy.EAGER
         )

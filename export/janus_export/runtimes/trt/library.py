@@ -1,4 +1,4 @@
-"""TensorRT, or TensorRT-RTX, as it is installed: they share one API."""
+"""Imports TensorRT or TensorRT-RTX, which have the same API."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ LIBRARIES = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "
 
 
 class Library:
-    """TensorRT as it is installed, and what it said last when something failed."""
+    """The installed TensorRT, and its most recent error messages."""
 
     def __init__(self, target: str) -> None:
         """Import it.
 
         Raises:
             MissingExtraError: it is not installed.
-            ConfigError: it is, and does not load.
+            ConfigError: it is installed, but does not load.
         """
         self.target = target
         module, self.extra = LIBRARIES[target]
@@ -33,23 +33,23 @@ class Library:
             raise ConfigError(f"{module} is installed, but does not load: {error}") from error
         self.version: str = self.trt.__version__
         self.messages: deque[str] = deque(maxlen=3)
-        self.logger = _listener(self.trt, self.messages)
+        self.logger = _error_log(self.trt, self.messages)
         self.runtime = self.trt.Runtime(self.logger)
 
     def check(self, succeeded: object, action: str) -> None:
-        """Raise an error where TensorRT failed: it returns False or None, and logs the reason.
+        """Raise an error if a call of TensorRT failed: such calls return False or None, and log the reason.
 
         Raises:
-            DeviceError: it did.
+            DeviceError: the call failed.
         """
         if not succeeded:
-            why = " ".join(self.messages) or "it does not say why"
+            why = " ".join(self.messages) or "no reason was logged"
             self.messages.clear()
             raise DeviceError(f"{self.target} {self.version}, {action}: {why}")
 
 
-def _listener(trt: Any, messages: deque[str]) -> Any:
-    class Listener(trt.ILogger):  # type: ignore[misc]
+def _error_log(trt: Any, messages: deque[str]) -> Any:
+    class ErrorLog(trt.ILogger):  # type: ignore[misc]
         """Keeps errors for the message that is raised; warnings of a loaded engine are of no use here."""
 
         def __init__(self) -> None:
@@ -59,4 +59,4 @@ def _listener(trt: Any, messages: deque[str]) -> Any:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 messages.append(msg.strip())
 
-    return Listener()
+    return ErrorLog()

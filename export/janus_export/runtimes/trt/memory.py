@@ -14,7 +14,7 @@ from janus_export.runtimes.memory import STORED, to_numbers, to_stored
 from janus_export.runtimes.trt.cuda import Gpu, Memory
 from janus_modular.interfaces import TensorSpec
 
-ALIGNMENT = 256  # bytes; what CUDA's own allocations have
+ALIGNMENT = 256  # alignment of CUDA's allocations, in bytes
 
 
 class DeviceTensor:
@@ -66,14 +66,14 @@ class DeviceTensor:
 
 
 class HostInputs:
-    """Small inputs that the host works out for each step: one copy to the GPU for all of them.
+    """Small inputs that the host computes for each step, copied to the GPU in one transfer.
 
-    They are copied out of pinned memory. The host may run ``ahead`` steps ahead: each step's inputs lie in
-    a staging buffer of their own until the GPU has read them. When all are in use, `send` waits once, and
-    all are free.
+    They are copied out of pinned memory. The host may run ``ahead`` steps ahead: each step's inputs have
+    a staging buffer of their own until the GPU has read them. When all buffers are in use, `send` waits for
+    the GPU once, which frees all.
 
-    Noise goes this way too, 64 KB for each step of an image with 16,384 codes. That of a whole image would
-    be 38 MB, and the GPU would stand still until all of it was generated.
+    Noise is sent in the same way, 64 KB for each step of an image with 16,384 codes. The noise of a whole
+    image is 38 MB; the GPU would be idle until all of it was generated.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class HostInputs:
             self.gpu.synchronize()
         if self.epoch != self.gpu.epoch:  # the host has waited: what was sent has arrived
             self.epoch, self.used = self.gpu.epoch, 0
-        if self.used == len(self.staging):  # a caller that waits after every step needs one alone
+        if self.used == len(self.staging):  # a caller that waits after every step needs only one
             self._add_buffers(1 if not self.staging else self.ahead - 1)
         self.used += 1
         return self.staging[self.used - 1]
@@ -138,10 +138,10 @@ class StagingBuffer:
 
 
 class TokenLog:
-    """The ids that steps sample, kept on the GPU: (rows, steps, ...), a column a step."""
+    """The ids that steps sample, kept on the GPU: (rows, steps, ...), a column per step."""
 
     def __init__(self, gpu: Gpu, shape: tuple[int, ...], steps: int) -> None:
-        """Keep the ids of a step: (rows,), or (rows, S) of several codes a position."""
+        """Prepare for the ids of steps: (rows,), or (rows, S) for several codes per position."""
         self.gpu, self.shape, self.steps = gpu, shape, steps
         self.used = steps
 
@@ -155,7 +155,7 @@ class TokenLog:
 
 
 class Column(DeviceTensor):
-    """The ids of one step (rows, ...). They lie apart in a log, so graphs are not bound to them."""
+    """The ids of one step (rows, ...). They are not contiguous in a log, so graphs are not bound to them."""
 
     def __init__(self, log: DeviceTensor, step: int) -> None:
         self.size = prod(log.shape[2:]) * log.itemsize  # bytes of one row's ids
@@ -172,7 +172,7 @@ class Column(DeviceTensor):
         )
 
     def write(self, value: Any) -> None:
-        """Raise TypeError: sampled ids are written by graphs alone."""
+        """Raise TypeError: only graphs write sampled ids."""
         raise TypeError("sampled ids are written by graphs alone")
 
     def read(self) -> NDArray[Any]:

@@ -27,12 +27,12 @@ from janus_modular.interfaces import TensorSpec
 class TensorRTConfig:
     """Options of the runtime."""
 
-    variant: str | None = None  # one of the bundle's; None: the first that has engines
+    variant: str | None = None  # a variant of the bundle; None: the first that has engines
     device: str = "auto"  # auto, cuda; cuda:1 for the second of several GPUs
-    chunk: int = 256  # positions of a prompt that are read at once; the engine may allow fewer
-    images: int = 4  # to read, encoded at once; an engine for fewer runs more often
-    sync_every: int = 16  # steps that the host may run ahead of the GPU; more: progress tells less
-    cuda_graph: bool = True  # capture the steps; false: enqueue their kernels one by one
+    chunk: int = 256  # prompt positions per forward pass; the engine may allow fewer
+    images: int = 4  # input images encoded at once; an engine for fewer runs more often
+    sync_every: int = 16  # steps that the host may run ahead of the GPU; more: less exact progress
+    cuda_graph: bool = True  # capture steps as CUDA graphs; false: enqueue kernels one by one
 
     def __post_init__(self) -> None:
         """Raise ConfigError for counts below 1."""
@@ -66,7 +66,7 @@ class TensorRTRuntime:
         if self.engines.builder != self.library.version:
             raise BundleError(
                 f"the engines {self.engines.key} were built by {self.target} {self.engines.builder}, and run"
-                f" on no other; here is {self.library.version}. Install that version (pip install"
+                f" on no other; installed is {self.library.version}. Install that version (pip install"
                 f" {self.target}=={self.engines.builder}), or build again.\n" + self._build()
             )
         model = self.bundle.manifest["model"]
@@ -78,7 +78,7 @@ class TensorRTRuntime:
         self._opened: dict[str, Engine] = {}
 
     def open(self, max_seq_len: int, rows: int | None = None) -> TensorRTSession:
-        """Open a session whose rows have room for ``max_seq_len`` positions.
+        """Open a session whose rows hold up to ``max_seq_len`` positions.
 
         Raises:
             PromptError: the engines were built for fewer.
@@ -110,8 +110,8 @@ class TensorRTRuntime:
     def enqueue(self, name: str, inputs: Sequence[Any]) -> tuple[DeviceTensor, ...]:
         """Enqueue a graph, with inputs in numpy or on the GPU; return its outputs, written later.
 
-        Where a `MAGNITUDE` is among it, the caller checks it (`check_magnitude`) once it is there. More
-        images than the engine takes at once go through it in several runs.
+        If the outputs include a `MAGNITUDE`, the caller checks it (`check_magnitude`) once it is written.
+        More images than the engine takes at once are processed in several runs.
 
         Raises:
             PromptError: the engine was not built for inputs of these lengths.
@@ -134,7 +134,7 @@ class TensorRTRuntime:
         for start in range(0, images, most):
             count = min(most, images - start)
             part = {name: tensor.rows(start, count) for name, tensor in tensors.items()}
-            aligned = {  # engines write to aligned addresses alone
+            aligned = {  # engines write only to aligned addresses
                 slot.name: DeviceTensor.zeros(self.gpu, part[slot.name].shape, slot.dtype)
                 for slot in contract.outputs
                 if part[slot.name].address % ALIGNMENT
@@ -186,7 +186,7 @@ class TensorRTRuntime:
 
 
 class TensorRTRTXRuntime(TensorRTRuntime):
-    """The same with TensorRT-RTX."""
+    """`TensorRTRuntime` with TensorRT-RTX instead of TensorRT."""
 
     target = "tensorrt-rtx"
 
@@ -195,18 +195,18 @@ def _index(device: str) -> int:
     """Return the number of the GPU that a word like ``auto``, ``cuda`` or ``cuda:1`` means.
 
     Raises:
-        ConfigError: it means none.
+        ConfigError: it names no GPU.
     """
     name, _, index = device.partition(":")
     if name not in ("auto", "cuda") or (name == "auto" and index) or not (index or "0").isdigit():
         raise ConfigError(
-            f"engines run on no device '{device}'. Expected auto, cuda, or cuda:1 for the second"
+            f"unknown device '{device}' for engines. Expected auto, cuda, or cuda:1 for the second"
         )
     return int(index or 0)
 
 
 @hookimpl
 def register_runtimes(registry: Registry[Runtime]) -> None:
-    """Offer TensorRT and TensorRT-RTX."""
+    """Register the runtimes ``tensorrt`` and ``tensorrt-rtx``."""
     registry.add("tensorrt", TensorRTRuntime, TensorRTConfig)
     registry.add("tensorrt-rtx", TensorRTRTXRuntime, TensorRTConfig)

@@ -1,4 +1,4 @@
-"""Graphs that sample what comes next, bound to addresses."""
+"""Graphs that sample the next ids, bound to addresses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SamplerCall:
         steps: int,
         ahead: int,
     ) -> None:
-        """Bind the graph to the inputs that lie on the GPU; the others are sent every time.
+        """Bind the graph to the inputs on the GPU; the other inputs are sent at every call.
 
         ``step_buffer(name, rows)`` returns the memory by which steps exchange a tensor; ``steps`` is for how
         many steps ids are allocated at once, ``ahead`` how many steps the host may run ahead.
@@ -60,6 +60,6 @@ class SamplerCall:
         return tuple(self.columns.get(name, tensor) for name, tensor in self.outputs.items())
 
     def log_ids(self) -> None:
-        """Copy the sampled ids into their log, behind the work that samples them."""
+        """Enqueue a copy of the sampled ids into their log, after the work that samples them."""
         for name, column in self.columns.items():
             column.copy_from(self.outputs[name])

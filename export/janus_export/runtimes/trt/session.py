@@ -1,4 +1,4 @@
-"""One run of a bundle's engines: tensors stay on the GPU, and the host sends it only what each step needs."""
+"""A session of a bundle's engines: tensors stay on the GPU; the host only sends small inputs of each step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from janus_export.runtimes.trt.runtime import TensorRTRuntime
 
 HOST_INPUTS = ("positions", "mask", "write_index")
-"""Inputs of the backbone that the host works out; all others are on the GPU already."""
+"""Inputs of the backbone that the host computes; all others are on the GPU already."""
 
 
 @dataclass(frozen=True)
@@ -37,29 +37,29 @@ class BoundStep:
 
 
 class TensorRTSession(BundleSession):
-    """A `janus_modular.Session`. Open one for every run: it holds the cache.
+    """A `janus_modular.Session`. Open a new one for every run, because it contains the cache.
 
-    Nothing waits but `to_host` (and, every ``sync_every`` steps, the host for the GPU, so that progress is
-    true). A graph that samples is put off until the next call: with a step behind it, both become one CUDA
+    Only `to_host` waits for the GPU, and every ``sync_every`` steps the host does, so that progress is
+    accurate. A graph that samples is deferred until the next call: if a step follows, both become one CUDA
     graph.
     """
 
     def __init__(self, runtime: TensorRTRuntime, max_seq_len: int, rows: int | None = None) -> None:
-        """Prepare rows with room for ``max_seq_len`` positions; no memory is allocated yet."""
+        """Prepare rows of up to ``max_seq_len`` positions; no memory is allocated yet."""
         super().__init__(runtime, max_seq_len, rows)
         self.runtime, self.gpu = runtime, runtime.gpu
         self.step_buffers: dict[tuple[str, tuple[int, ...]], DeviceTensor] = {}  # x and hidden, by shape
         self.sampler_calls: dict[Any, SamplerCall] = {}
         self.pending: SamplerCall | None = None
-        self.unchecked: list[DeviceTensor] = []  # ids that were joined and not yet on the host
-        self.magnitudes: list[tuple[str, DeviceTensor]] = []  # by graph; not yet on the host either
+        self.unchecked: list[DeviceTensor] = []  # joined ids that are not on the host yet
+        self.magnitudes: list[tuple[str, DeviceTensor]] = []  # with their graphs; not on the host yet
         self.allocate_rows(0)
 
     def allocate_rows(self, count: int) -> None:
         """Make ``count`` empty rows; their memory is allocated when they are written.
 
         Raises:
-            PromptError: the engines were built for fewer.
+            PromptError: the engines were built for fewer rows.
         """
         gpu, slots = self.gpu, self.runtime.engines.capacity
         backbone = self.runtime.engine("backbone")
@@ -78,8 +78,8 @@ class TensorRTSession(BundleSession):
     def read_prompts(self, prompts: Sequence[Prompt], first_row: int) -> DeviceTensor:
         """Read prompts, a chunk of positions at a time, into their rows' part of the cache.
 
-        Return the last hidden states (n, D). A shorter row's padding is written too, and seen by no position
-        until it is overwritten.
+        Return the last hidden states (n, D). A shorter row's padding is written too, but masked until it is
+        overwritten.
         """
         self._flush()
         x = embed(prompts, self._run_in_chunks, images_at_once=self.runtime.config.images)  # (n, T, D)
@@ -117,14 +117,14 @@ class TensorRTSession(BundleSession):
     def feed(self, x: DeviceTensor | NDArray[Any], counts: NDArray[np.int64]) -> DeviceTensor:
         """Feed x (rows, W, D); return the hidden states (rows, W, D), the same memory for each W.
 
-        One run of the engine takes all positions where each row has so many slots behind its length, and as
-        many as fit where one is nearly full. One slot there always is: a session's rows end before the
-        engine's last, which takes the padding of full rows.
+        One run of the engine takes all positions if each row has as many free slots; otherwise as many as
+        fit into the fullest row. At least one slot is always free: a session's rows end before the
+        engine's last slot, which is for the padding of full rows.
         """
         total = x.shape[1]
         source, hidden = self._exchange("x", total), self._exchange("hidden", total)
         if not (isinstance(x, DeviceTensor) and x.address == source.address):
-            self._flush()  # it may still write what is overwritten here
+            self._flush()  # the deferred graph may still use the memory that is overwritten here
             source.copy_from(x) if isinstance(x, DeviceTensor) else source.write(x)
         start = 0
         while start < total:
@@ -150,7 +150,7 @@ class TensorRTSession(BundleSession):
         return x.view((x.shape[0], x.shape[2]))
 
     def run(self, name: str, *inputs: Any) -> Any:
-        """Run a graph by name; what it returns stays on the GPU until it is asked for."""
+        """Run a graph by name; its outputs stay on the GPU until `to_host`."""
         self._flush()
         engine = self.runtime.engine(name)
         if not engine.contract.returns_x:
@@ -182,7 +182,7 @@ class TensorRTSession(BundleSession):
         addresses = np.concatenate(
             [source.address + np.arange(prod(source.shape[:-1])) * size for source in sources]
         )[order.reshape(-1)]
-        starts = np.flatnonzero(np.diff(addresses, prepend=-1) != size)  # of vectors that lie together
+        starts = np.flatnonzero(np.diff(addresses, prepend=-1) != size)  # of runs of contiguous vectors
         for start, end in zip(starts, [*starts[1:], len(addresses)], strict=True):
             width = int(end - start) * size
             self.gpu.copy_across(gathered.address + int(start) * size, int(addresses[start]), width=width)
@@ -197,11 +197,11 @@ class TensorRTSession(BundleSession):
         return joined
 
     def to_host(self, x: DeviceTensor | NDArray[Any]) -> NDArray[Any]:
-        """Wait for a tensor of this session's, and copy it to numpy.
+        """Wait for a tensor of this session, and copy it to numpy.
 
         Raises:
-            NotFiniteError: ids were sampled from logits that are NaN or infinite, these or those that were
-                joined before; or images were decoded from such values.
+            NotFiniteError: ids were sampled from logits that are NaN or infinite, these ids or ids that
+                were joined earlier; or images were decoded from such values.
         """
         self._flush()
         if not isinstance(x, DeviceTensor):
@@ -212,7 +212,7 @@ class TensorRTSession(BundleSession):
             self.gpu.copy_out(array, ids.address)
         for (_, tensor), (_, magnitude) in zip(self.magnitudes, measured, strict=True):
             self.gpu.copy_out(magnitude, tensor.address)
-        read = x.read()  # waits, for what was put on the stream before too
+        read = x.read()  # also waits for all work enqueued before
         self.unchecked.clear()
         self.magnitudes.clear()
         for ids_read in (*joined, read):
@@ -238,26 +238,26 @@ class TensorRTSession(BundleSession):
             pending.log_ids()
 
     def _positions_at_once(self, remaining: int, lengths: NDArray[np.int64]) -> int:
-        """Return how many positions a row one run of the backbone takes, padding included."""
+        """Return the number of positions per row in one run of the backbone, padding included."""
         low, _, high = self.runtime.engine("backbone").profiles["prefill"].axes["tokens"]
         room = self.kv_cache.slots - int(lengths.max())
         size = max(min(remaining, room, high), low)
         return size if remaining > 1 and size <= room else 1
 
     def _run_step(self, positions: int, lengths: NDArray[np.int64]) -> None:
-        """Run the backbone on ``positions`` positions a row, behind these lengths."""
+        """Run the backbone on ``positions`` positions per row, after these lengths."""
         if positions not in self.bound_steps:
             self.bound_steps[positions] = self._bind_step(positions)
         step = self.bound_steps[positions]
         index = lengths[:, None] + np.arange(positions)  # (rows, W)
-        # Padding of a full row lies beyond what a table of positions may have.
+        # Padding of a full row may have positions beyond the end of a position table.
         allowed = np.minimum(index, self.max_seq_len - 1)
         mask = self.kv_cache.visible(index)
         step.host_inputs.send({"positions": allowed, "mask": mask, "write_index": lengths})
         self._enqueue(step.binding)
 
     def _bind_step(self, positions: int) -> BoundStep:
-        """Bind what steps of so many positions a row read and write."""
+        """Bind the tensors that steps of so many positions per row read and write."""
         engine = self.runtime.engine("backbone")
         axes = {"rows": len(self.lengths), "tokens": positions, "capacity": self.kv_cache.slots}
         sent = [tensor for tensor in engine.contract.inputs if tensor.name in HOST_INPUTS]
@@ -280,7 +280,7 @@ class TensorRTSession(BundleSession):
         host_inputs: HostInputs,
         **tensors: DeviceTensor,
     ) -> Binding:
-        """Bind the backbone, and every cache as both what it reads and what it writes."""
+        """Bind the backbone, with every cache as both input and output."""
         engine = self.runtime.engine("backbone")
         written = {present: caches[past] for present, past in engine.contract.aliases.items()}
         return engine.bind(profile, axes, {**host_inputs.tensors, **caches, **written, **tensors})
@@ -288,9 +288,9 @@ class TensorRTSession(BundleSession):
     def _caches_of(
         self, first_row: int, rows: int
     ) -> tuple[dict[str, DeviceTensor], list[tuple[DeviceTensor, DeviceTensor]]]:
-        """Return some rows of each cache; and (place, copy) where a copy of theirs is to be used.
+        """Return some rows of each cache, and (original, copy) for rows that are replaced by an aligned copy.
 
-        Engines read and write at aligned addresses alone.
+        Engines read and write only at aligned addresses.
         """
         caches, copies = dict[str, DeviceTensor](), []
         for name, buffer in self.kv_cache.buffers.items():
@@ -317,7 +317,7 @@ class TensorRTSession(BundleSession):
         )
 
     def _run_in_chunks(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
-        """Run a graph of the prompt; more tokens than an engine takes at once in several runs."""
+        """Run a graph on a prompt, in several runs if the engine takes fewer tokens at once."""
         [profile] = self.runtime.engine(name).profiles.values()
         limit = profile.axes["tokens"][2] if "tokens" in profile.axes else value.shape[1]
         pieces = [value[:, start : start + limit] for start in range(0, value.shape[1], limit)]
@@ -345,10 +345,10 @@ class TensorRTSession(BundleSession):
 
 
 def chunks(total: int, low: int, high: int) -> list[tuple[int, int]]:
-    """Cut ``total`` positions into (start, count), all of one count from ``low`` to ``high``, few and even.
+    """Split ``total`` positions into few chunks (start, count) of one size between ``low`` and ``high``.
 
-    The last begins earlier where there is a rest: to write a position again with the same changes nothing.
-    A total below ``low`` becomes one chunk that is longer than it.
+    If ``total`` is not a multiple, the last chunk overlaps the previous one: rewriting a position with the
+    same values changes nothing. A ``total`` below ``low`` becomes one chunk, longer than ``total``.
     """
     pieces = -(-total // high)
     count = max(-(-total // pieces), low)
