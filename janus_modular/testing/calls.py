@@ -30,6 +30,8 @@ class Call:
     run: Callable[..., Any]  # (component, *inputs)
     by_row: bool = True  # rows of the inputs are independent
     is_exported: bool = True  # False: used in training only
+    input_dtypes: tuple[str, ...] = ()  # as a graph declares them; none: all follow the component's dtype
+    output_dtypes: tuple[str, ...] = ()
 
     def __call__(self, component: Any) -> Any:
         """Run the method on a component."""
@@ -38,6 +40,21 @@ class Call:
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Call:
         """Return the same call with ``change`` applied to every input tensor."""
         return replace(self, inputs=pytree.tree_map_only(Tensor, change, self.inputs))
+
+    def in_dtype(self, dtype: torch.dtype) -> Call:
+        """Return the same call with its floating-point inputs in ``dtype``, or in the declared dtype."""
+        declared = self.input_dtypes or ("model",) * len(self.inputs)
+
+        def cast(x: Tensor) -> Tensor:
+            return x.to(dtype) if x.is_floating_point() else x
+
+        return replace(
+            self,
+            inputs=tuple(
+                pytree.tree_map_only(Tensor, cast, value) if name == "model" else value
+                for value, name in zip(self.inputs, declared, strict=True)
+            ),
+        )
 
     def row(self, index: int) -> Call:
         """Return the same call with a single row of its inputs."""
@@ -117,20 +134,30 @@ def _generation(component: Any, pixels: Tensor) -> list[Call]:
     """What training calls, and the graphs of the path, on what its image sampler gives them."""
     targets = targets_of(component, pixels)
     hidden = component.embed(targets)
+    graphs = {graph.name: graph for graph in component.graphs()}
+    indices = torch.arange(len(pixels))  # so that a row alone has the randomness that it has in the batch
     return [
-        Call("targets", (pixels,), targets_of, is_exported=False),
+        Call("targets", (pixels, indices), targets_of, is_exported=False),
         Call("embed", (targets,), lambda c, targets: c.embed(targets)),
         Call("losses", (hidden, targets), lambda c, hidden, targets: dict(c.losses(hidden, targets))),
         *(
-            Call(f"graph '{name}'", inputs, partial(_run_graph, name=name), _row_by_row(inputs))
+            Call(
+                f"graph '{name}'",
+                inputs,
+                partial(_run_graph, name=name),
+                _row_by_row(inputs),
+                input_dtypes=tuple(spec.dtype for spec in graphs[name].inputs),
+                output_dtypes=tuple(spec.dtype for spec in graphs[name].outputs),
+            )
             for name, inputs in graph_inputs(component, pixels, hidden.shape[-1]).items()
         ),
     ]
 
 
-def targets_of(path: Any, pixels: Tensor) -> Any:
-    """Return a generation path's targets of images, the randomness of each from its index."""
-    return path.targets(pixels, [np.random.default_rng(index) for index in range(len(pixels))])
+def targets_of(path: Any, pixels: Tensor, indices: Tensor | None = None) -> Any:
+    """Return a generation path's targets of images; the randomness of each is seeded with its index."""
+    seeds = range(len(pixels)) if indices is None or indices.is_meta else indices.tolist()
+    return path.targets(pixels, [np.random.default_rng(seed) for seed in seeds])
 
 
 def _run_graph(path: Any, *inputs: Any, name: str) -> Any:

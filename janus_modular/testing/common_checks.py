@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import tempfile
 from dataclasses import is_dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +127,7 @@ def check_meta_device(component: Any, example: Tensor, *, slot: str) -> None:
 @check_for(*MODEL_SLOTS)
 @torch.no_grad()
 def check_half_precision(component: Any, example: Tensor, *, slot: str) -> None:
-    """In bfloat16 and float16 its outputs have the same type and are finite."""
+    """In bfloat16 and float16 its outputs have that dtype, or the declared dtype, and are finite."""
     component.eval()
     calls = calls_of(component, example, slot)
     unsupported = []
@@ -136,7 +135,7 @@ def check_half_precision(component: Any, example: Tensor, *, slot: str) -> None:
         half = copy.deepcopy(component).to(dtype)
         for call in calls:
             try:
-                outputs = call.mapped(partial(in_dtype, dtype=dtype))(half)
+                outputs = call.in_dtype(dtype)(half)
             except RuntimeError as error:
                 if not any(text in str(error) for text in NO_KERNEL):
                     raise
@@ -144,10 +143,17 @@ def check_half_precision(component: Any, example: Tensor, *, slot: str) -> None:
                 continue
             floats = [x for x in tensors(outputs) if x.is_floating_point()]
             ensure(all(x.isfinite().all() for x in floats), f"{call.name} in {dtype} is not finite")
-            dtypes = {x.dtype for x in floats} - {dtype}
-            ensure(
-                not dtypes or call.name in ("targets", "losses"), f"{call.name} in {dtype} returns {dtypes}"
-            )
+            if call.name in ("targets", "losses"):
+                continue
+            declared = call.output_dtypes or ("model",) * len(tensors(outputs))
+            expected = [dtype if name == "model" else getattr(torch, name) for name in declared]
+            dtypes = [x.dtype for x in tensors(outputs)]
+            wrong = [
+                f"{actual}, expected {due}"
+                for actual, due in zip(dtypes, expected, strict=False)
+                if actual != due and (call.output_dtypes or actual.is_floating_point)
+            ]
+            ensure(not wrong, f"{call.name} in {dtype} returns {'; '.join(wrong)}")
     if unsupported:
         raise NotApplicable("; ".join(unsupported))
 
@@ -202,11 +208,6 @@ def unregistered_tensors(component: nn.Module) -> list[str]:
         if attribute not in ("_parameters", "_buffers", "_modules")
         and any(isinstance(leaf, Tensor) and id(leaf) not in owned for leaf in pytree.tree_leaves(value))
     ]
-
-
-def in_dtype(x: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """Return a floating-point tensor in another type, other tensors unchanged."""
-    return x.to(dtype) if x.is_floating_point() else x
 
 
 def shortened(names: list[str], count: int = 3) -> str:

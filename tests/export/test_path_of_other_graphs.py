@@ -28,7 +28,15 @@ GRAPHS = ["velocity", "decode_latents"]
 
 
 @pytest.mark.parametrize(
-    "check", ["generation_sizes", "generation_sampler", "generation_graphs", "drawing_graphs"]
+    "check",
+    [
+        "batch_invariance",  # each image has its own randomness, alone as in a batch
+        "half_precision",  # one graph declares a float32 output
+        "generation_sizes",
+        "generation_sampler",
+        "generation_graphs",
+        "drawing_graphs",
+    ],
 )
 def test_its_contract_holds(plugins: Plugins, check: str):
     plugins.add_file(PLUGIN)
