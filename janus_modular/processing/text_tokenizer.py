@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer
 
 from janus_modular.errors import ConfigError, PromptError
+from janus_modular.foreign import foreign_errors, printable
+
+TOKENIZER_HINT = "Check the tokenizer's tokenizer.json, or leave the text out."
 
 
 @dataclass(frozen=True)
@@ -107,16 +110,7 @@ class TextTokenizer:
         """
         strings = [self._stand_ins[span.text] if span.special else span.text for span in spans]
         text = "".join(strings)
-        try:
-            encoding = self._plain.encode(text, add_special_tokens=False)
-        except TypeError as error:
-            surrogate = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
-            if surrogate is None:
-                raise
-            raise PromptError(
-                f"the text holds {surrogate!r}, which is no character; expected Unicode. Read it as UTF-8."
-            ) from error
-        ids, offsets = encoding.ids, encoding.offsets
+        ids, offsets = self._encode(text)
         if not self._special_only_ids.isdisjoint(ids):
             ids, offsets = self._spell_out(ids, offsets, text)
         token_ids = np.array(ids, np.int64)
@@ -136,9 +130,29 @@ class TextTokenizer:
         return Encoded(token_ids, first, last)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids, without special tokens."""
+        """Return the text of ids, without special tokens.
+
+        Raises:
+            PromptError: the tokenizer's decoder fails on them.
+        """
         hidden = set(self.special.values())
-        return self.core.decode([int(id) for id in ids if id not in hidden], skip_special_tokens=False)
+        shown = [int(id) for id in ids if id not in hidden]
+        with foreign_errors(f"the tokens {shown[:8]}", PromptError, TOKENIZER_HINT):
+            return self.core.decode(shown, skip_special_tokens=False)
+
+    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids and offsets of a text in which stand-ins are the only special tokens.
+
+        Raises:
+            PromptError: the text is not Unicode, or the tokenizer fails on it.
+        """
+        if surrogate := re.search(r"[\ud800-\udfff]", text):
+            raise PromptError(
+                f"the text holds {surrogate[0]!r}, which is no character; expected Unicode. Read it as UTF-8."
+            )
+        with foreign_errors(f"the text '{printable(text, 60)}'", PromptError, TOKENIZER_HINT):
+            encoding = self._plain.encode(text, add_special_tokens=False)
+            return encoding.ids, encoding.offsets
 
     @cached_property
     def _nonce(self) -> str:
@@ -203,7 +217,7 @@ class TextTokenizer:
         for id, (start, end) in zip(ids, offsets, strict=True):
             spelt = [id]
             if id in self._special_only_ids:
-                characters = [self._plain.encode(c, add_special_tokens=False).ids for c in text[start:end]]
+                characters = [self._encode(c)[0] for c in text[start:end]]
                 spelt = [inner for character in characters for inner in character]
                 if not spelt or not self._special_only_ids.isdisjoint(spelt):
                     raise PromptError(

@@ -184,3 +184,19 @@ def test_text_with_surrogates_is_an_error() -> None:
     tokenizer = load_tokenizer("bytes")
     with pytest.raises(PromptError, match=r"'\\udcff', which is no character"):
         tokenizer.encode([TextSpan("a" + b"\xff".decode(errors="surrogateescape"))])
+
+
+BACKTRACKING = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "b"}
+LONG = "a" * 40 + "!"
+
+
+FUSED = {"type": "Sequence", "decoders": [{"type": "Fuse"}, BACKTRACKING]}
+
+
+@pytest.mark.parametrize("change_of", [{"normalizer": BACKTRACKING}, {"decoder": FUSED}])
+def test_a_tokenizer_that_fails_on_a_text_is_an_error(copy: Path, change_of: dict[str, object]) -> None:
+    """The library in Rust panics there, which is no Exception in Python."""
+    change(copy / "tokenizer.json", **change_of)
+    tokenizer = load_tokenizer(copy, published=True)
+    with pytest.raises(PromptError, match=r"(?s)cannot be read: PanicException.*tokenizer\.json"):
+        tokenizer.decode(tokenizer.encode([TextSpan(LONG)]).ids)
