@@ -15,15 +15,17 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import IO, Any
 
 from janus_modular.errors import ConfigError, JanusError, PromptError
 from janus_modular.foreign import printable, reason
 
-SECONDS = 10.0
-"""Longest time for one render; published templates take about a millisecond."""
+SECONDS = 2.0
+"""Longest processor time for one render, so that a busy machine makes no difference; published templates
+take about a millisecond. A conversation is rendered several times."""
 
 MAX_MEMORY = 2**29
 """Address space of the child in bytes, Python included; not limited on Windows and macOS."""
@@ -74,8 +76,8 @@ class TemplateProcess:
             answer = self._exchange(request)
         if not answer:
             raise PromptError(
-                f"the chat template was stopped: it took more than {self.seconds:g} s or crashed its process."
-                " Expected a template that ends; choose another processor.template."
+                f"the chat template was stopped: it took more than {self.seconds:g} s of processor time or"
+                " crashed its process. Expected a template that ends; choose another processor.template."
             )
         outcome, text = json.loads(answer)
         if outcome == "invalid":
@@ -142,20 +144,33 @@ atexit.register(TEMPLATES.close)
 
 def serve() -> None:
     """Render the requests on standard input, one a line, until the input ends: the child's program."""
-    import faulthandler
     import signal
 
     answers, sys.stdout = sys.stdout, sys.stderr  # only answers go to the pipe
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _limit_memory()
-    with open(os.devnull, "w") as null:
-        for line in sys.stdin:
-            source, context, seconds = json.loads(line)
-            # A watchdog in C, which ends this process even inside a library.
-            faulthandler.dump_traceback_later(seconds, exit=True, file=null)
+    for line in sys.stdin:
+        source, context, seconds = json.loads(line)
+        with _time_limit(seconds):
             answer = _answer(source, context)
-            faulthandler.cancel_dump_traceback_later()
-            _send(answers, answer)
+        _send(answers, answer)
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """End this process, even inside a library, after so much processor time (on Windows: time)."""
+    import faulthandler
+    import signal
+
+    if hasattr(signal, "setitimer"):  # the default action of SIGPROF ends the process
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        yield
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        return
+    with open(os.devnull, "w") as null:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=null)
+        yield
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _answer(source: str, context: dict[str, Any] | None) -> list[str]:
