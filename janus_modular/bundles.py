@@ -159,12 +159,12 @@ def check_proof(folder: Path, manifest: Mapping[str, Any], variant: str | None, 
     proofs = manifest.get("parity", {})
     keys = [variant] if runtime == RUNTIME else [variant, f"{variant} {runtime}"]
     for key in keys:
-        if key in proofs and proofs[key].get("passed") is not True:
-            failed = [
-                f"{gate}: {result}"
-                for gate, result in proofs[key].get("gates", {}).items()
-                if not re.fullmatch(r"\d+ passed", result)
-            ]
+        failed = [
+            f"{gate}: {result}"
+            for gate, result in proofs.get(key, {}).get("gates", {}).items()
+            if not re.fullmatch(r"\d+ passed", result)
+        ]
+        if key in proofs and (failed or proofs[key].get("passed") is not True):
             raise BundleError(
                 f"the variant '{key}' of {folder} FAILED its verification ({proofs[key].get('at')}):"
                 f" {'; '.join(failed) or 'no message'}.\nExport it again, or take another variant, or"

@@ -69,6 +69,12 @@ def test_a_variant_that_failed_opens_only_where_that_is_asked_for(copied: Path) 
     assert open_(copied, variant="cpu-int4", allow_failed=True).runtime.variant == "cpu-int4"
 
 
+def test_a_record_that_says_passed_beside_a_failed_gate_is_a_failure(copied: Path) -> None:
+    edit(copied, lambda manifest: manifest["parity"].update({"fp32": FAILED | {"passed": True}}))
+    with pytest.raises(BundleError, match=r"'fp32' .*FAILED.*: rows: a row alone: nan"):
+        open_(copied)
+
+
 @pytest.mark.parametrize(
     "words", [["chat", "hello", "--max-tokens", "2"], ["draw", "a", "-n", "1"], ["bench"]]
 )
