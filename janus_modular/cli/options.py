@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -72,6 +73,8 @@ Settings = Annotated[
     ),
 ]
 
+SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
 
 def use_passive_waiting() -> None:
     """Make idle OpenMP threads sleep, unless ``OMP_WAIT_POLICY`` is set; call before torch is imported.
@@ -102,7 +105,9 @@ def collect_settings(named: Mapping[str, Any], assignments: Sequence[str] | None
                 f"--set {assignment}: {name} is given already: {settings[name]!r}; give it once"
             )
         try:
-            settings[name] = yaml.safe_load(value)
+            parsed = yaml.safe_load(value)
         except Exception as error:  # an impossible date (2026-13-01), brackets nested too deeply
             raise typer.BadParameter(f"--set {assignment}: its value is not YAML: {reason(error)}") from error
+        is_number = isinstance(parsed, str) and SCIENTIFIC.fullmatch(parsed)  # PyYAML wants 2.0e+0
+        settings[name] = float(parsed) if is_number else parsed
     return settings

@@ -41,18 +41,18 @@ class SegmentBuilder:
         previous: MessageSegment | None = None
         for i, text in enumerate(rendered.template_texts):
             current = rendered.segments[i] if i < len(rendered.segments) else None
-            answer: int | None = None  # where a supervised answer begins in `segments`
+            answer_start: int | None = None  # where a supervised answer begins in `segments`
             if current and previous and current.message == previous.message:  # whitespace within a message
                 segments += self._template_text(text, supervised=self._is_supervised(previous))
             else:
                 start = rendered.answer_starts.get(current.message, len(text)) if current else len(text)
                 segments += self._after_message(text[:start], previous)
                 if current and current.message in rendered.answer_starts and self._is_supervised(current):
-                    answer = len(segments)
+                    answer_start = len(segments)
                 segments += self._before_message(text[start:], current)
             segments += self._content(current.segment) if current else []
-            if answer is not None:
-                segments[answer] = replace(segments[answer], begins_answer=True)
+            if answer_start is not None:
+                segments[answer_start] = replace(segments[answer_start], begins_answer=True)
             previous = current
         return segments
 

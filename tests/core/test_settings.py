@@ -17,11 +17,13 @@ from janus_modular.janus import Janus
 
 
 def test_settings_are_values_in_yaml() -> None:
-    assert collect_settings({"seed": 3, "top_k": None}, ["top_k=5", "words=[a, b]", "text=a=b"]) == {
+    assignments = ["top_k=5", "words=[a, b]", "text=a=b", "guidance=2e0"]
+    assert collect_settings({"seed": 3, "top_k": None}, assignments) == {
         "seed": 3,
         "top_k": 5,
         "words": ["a", "b"],
         "text": "a=b",
+        "guidance": 2.0,
     }
 
 

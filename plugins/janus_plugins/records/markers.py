@@ -9,7 +9,8 @@ from janus_modular import DataError
 
 MARKER = re.compile(r"<image>|<image_placeholder>")
 UNSUPPORTED = re.compile(
-    r"(?!<image>)<\s*(?i:images?)[\s_:#-]*\d*\s*>|</image>|<img>[^<]*</img>"
+    r"(?!<image>)<\s*(?i:images?)[\s_:#-]*\d*\s*/?>|</image>|<img>[^<]*</img>"
+    r"|\[IMG(?:_BREAK|_END)?\]|\[img-\d+\]"
     r"|<(?:video|audio|ImageHere|IMG_CONTEXT|image_soft_token|im_(?:start|end|patch)"
     r"|(?:begin|start|end)_of_image)>"
     r"|<\|(?i:(?:begin_of_|start_of_|end_of_)?(?:image|img|video|audio|vision|media)"
