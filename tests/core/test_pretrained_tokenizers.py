@@ -63,9 +63,9 @@ def composed(folder: Path, tokenizer: str | None) -> Janus:
 @pytest.mark.parametrize(
     ("special", "after", "said"),
     [
-        (["<pad>", "<eos>"], [], r"numbers 257 tokens otherwise .*'<eos>' is 1, expected 0.*=null takes"),
-        (["<bos>", "<pad>", "<eos>"], [], "numbers 257 tokens otherwise"),
-        (None, [], "numbers 256 tokens otherwise"),
+        (["<pad>", "<eos>"], [], r"has other ids for 257 tokens .*'<eos>' is 1, expected 0.*=null takes"),
+        (["<bos>", "<pad>", "<eos>"], [], "has other ids for 257 tokens"),
+        (None, [], "has other ids for 256 tokens"),
         (["<eos>"], ["<role>"], None),
     ],
 )

@@ -200,11 +200,11 @@ def test_weights_that_have_changed_are_not_built(bundle: Path):
     [
         ({"target": "tensorrt-rx"}, "Did you mean 'tensorrt-rtx'"),
         ({"sm": ["9.0"]}, r"does not build for compute capability 9.0.*7.5.*12.0[^$]*--target tensorrt"),
-        ({"sm": []}, "no GPU here, so say for which: --sm 8.9"),
+        ({"sm": []}, "this machine has no GPU; specify one: --sm 8.9"),
         ({"graphs": ["backbon"]}, "Did you mean 'backbone'"),
         ({"capacity": 4096}, "--capacity 4096: this bundle takes 2 to 512"),
         ({"rows": 9}, "--rows 9: this bundle takes 1 to 8"),
-        ({"timing_cache": Path("cache")}, "there is none here"),
+        ({"timing_cache": Path("cache")}, "this machine has none"),
     ],
 )
 def test_what_cannot_be_built_is_said_first(bundle: Path, changes: dict[str, Any], said: str):
@@ -214,7 +214,9 @@ def test_what_cannot_be_built_is_said_first(bundle: Path, changes: dict[str, Any
 
 
 def test_a_variant_for_cpus_is_refused_with_the_cure(tiny_bundle: Path):
-    with pytest.raises(ExportError, match=r"MatMulNBits. In this bundle, TensorRT takes: fp32.*\n.*trt-int4"):
+    with pytest.raises(
+        ExportError, match=r"MatMulNBits. In this bundle, TensorRT supports: fp32.*\n.*trt-int4"
+    ):
         build(tiny_bundle, small(variant="cpu-int4"))
     with pytest.raises(ExportError, match="--precision fp16"):
         build(tiny_bundle, small(variant="cpu-int8"))
@@ -294,7 +296,7 @@ def changed(record: dict[str, Any]) -> None:
     ("harm", "said"),
     [
         (lost, "graphs without an engine: decode_image"),
-        (of_another_graph, "decode_image: it was built of another graph"),
+        (of_another_graph, "decode_image: it was built from another graph"),
         (too_narrow, "backbone: its profiles do not cover the axes"),
         (without_decode, "backbone: its profiles do not cover the axes"),
         (changed, "embed.engine has changed"),

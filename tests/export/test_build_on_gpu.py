@@ -157,7 +157,7 @@ def test_an_engine_that_does_not_load_is_said(bundle: Path, monkeypatch: pytest.
     """The driver says that there is a GPU, and TensorRT-RTX does not find it."""
     for module in (targets, building):
         monkeypatch.setattr(module, "compute_capability", lambda: "8.9")
-    with pytest.raises(ExportError, match=r"embed.engine cannot be loaded by the GPU that is here"):
+    with pytest.raises(ExportError, match=r"embed.engine cannot be loaded on the local GPU"):
         build(bundle, BuildConfig("tensorrt-rtx", graphs=["embed"]))
 
 
@@ -179,7 +179,7 @@ def test_tensorrt_is_refused_where_its_gpu_is_not(
     with pytest.raises(ExportError, match=r"compute capability 9.0, not for 8.9"):
         build(bundle, BuildConfig("tensorrt", sm=["8.9"]))
     monkeypatch.setattr(targets, "compute_capability", lambda: None)
-    with pytest.raises(ExportError, match=r"there is none here.*--target tensorrt-rtx builds without one"):
+    with pytest.raises(ExportError, match=r"this machine has none.*--target tensorrt-rtx needs no GPU"):
         build(bundle, BuildConfig("tensorrt"))
 
 

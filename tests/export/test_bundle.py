@@ -240,7 +240,10 @@ def repoint(folder: Path, manifest: dict[str, Any], location: str | None, **plac
         ),
         (changed("requires", "onnxruntime", value=">=1.25"), "expected a version such as 1.25"),
         (changed("requires", "onnxruntime", value="9" * 300), "expected a version such as 1.25"),
-        (changed("requires", "tensorrt", value="11.0"), 'requires has "tensorrt", which this version'),
+        (
+            changed("requires", "tensorrt", value="11.0"),
+            'requires has "tensorrt", which is unknown to this version',
+        ),
         (parent_path, "points to '../secret', which is not inside it"),
         (absolute_path, "points to '/etc/passwd', which is not inside it"),
         (other_file, "in 'tokenizer.json', which the manifest does not list"),

@@ -240,7 +240,7 @@ def test_an_image_that_was_drawn_is_no_prompt_for_a_bundle(bundled: Janus):
     prompt = bundled.processor.chat_prompt(
         [Message("user", [Text("a")]), Message("assistant", [drawn]), Message("user", [Text("b")])]
     )
-    with pytest.raises(PromptError, match="images to read"):
+    with pytest.raises(PromptError, match="pass them as input images"):
         bundled.runtime.open(512).prefill([prompt])
 
 

@@ -186,7 +186,9 @@ def test_the_word_table_is_quantised_in_every_graph_that_looks_it_up():
 def test_a_table_stays_as_it_was_where_engines_look_it_up():
     model = table_graph(np.zeros((48, 64), np.float32), head=False)
     outcome = quantize({"embed": model}, quantization("qdq", 4), {"embed": 4})
-    assert outcome.kept == {"weight": "looked up by rows, which TensorRT does not do in a quantised table"}
+    assert outcome.kept == {
+        "weight": "looked up by rows, which TensorRT does not support for a quantised table"
+    }
     assert list(outcome.without) == ["embed"]
 
 
@@ -237,8 +239,8 @@ def test_blocks_that_do_not_fit_are_kept_and_named_where_the_form_cannot_fill_up
     model = linear_graph(np.zeros((24, 40), np.float32), bias=False, rank=2)
     outcome = quantized(model, quantization("qdq", 4))
     assert outcome.quantized == {}
-    assert outcome.without == {"backbone": ["its 40 columns are no multiple of the block size, 32"]}
-    assert outcome.kept == {"weight": "its 40 columns are no multiple of the block size, 32"}
+    assert outcome.without == {"backbone": ["its 40 columns are not a multiple of the block size, 32"]}
+    assert outcome.kept == {"weight": "its 40 columns are not a multiple of the block size, 32"}
 
 
 @pytest.fixture(scope="module")

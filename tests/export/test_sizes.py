@@ -98,7 +98,7 @@ def test_a_bundle_for_drawing_draws_and_says_that_it_does_not_answer(drawing_bun
     assert set(bundle.graphs) == {"embed", "backbone", "sample_image", "decode_image", "tokenize_image"}
     [image] = Janus.from_pretrained(drawing_bundle).draw("a cat", seed=1, guidance=2)
     assert image.size == (32, 32)
-    with pytest.raises(BundleError, match=r"was made for drawing, and this graph is for text\."):
+    with pytest.raises(BundleError, match=r"its modes are drawing, and this graph is for text\."):
         Janus.from_pretrained(drawing_bundle).chat("Hello?", max_tokens=2)
 
 
@@ -149,7 +149,7 @@ def test_a_pruned_bundle_answers_as_before_and_its_source_stays(tiny_bundle: Pat
     assert Janus.from_pretrained(target).chat(*asked, max_tokens=4) == whole
     assert load_bundle(target).modes == ["text", "understanding"]
     with pytest.raises(
-        BundleError, match=r"was made for text, understanding, and this graph is for drawing\."
+        BundleError, match=r"its modes are text, understanding, and this graph is for drawing\."
     ):
         Janus.from_pretrained(target).draw("a cat")
 
@@ -174,8 +174,8 @@ def test_results_go_with_the_modes_that_they_are_of(copied: Path):
     [
         ({"variants": ["cpu-int3"]}, "has no variant 'cpu-int3'. Did you mean 'cpu-int"),
         ({"only": ["draw"]}, "has no mode 'draw'. Did you mean 'drawing'"),
-        ({}, "has nothing to take out: name fewer than its variants (fp32, cpu-int8, cpu-int4)"),
-        ({"variants": ["fp32", "cpu-int8", "cpu-int4"]}, "has nothing to take out"),
+        ({}, "has nothing to remove: name fewer than its variants (fp32, cpu-int8, cpu-int4)"),
+        ({"variants": ["fp32", "cpu-int8", "cpu-int4"]}, "has nothing to remove"),
     ],
 )
 def test_what_cannot_be_pruned_is_refused_and_changes_nothing(
@@ -206,7 +206,7 @@ def test_modes_that_graphs_are_not_enough_for_are_refused(copied: Path):
     manifest = json.loads((copied / "manifest.json").read_text())
     manifest["modes"] = ["text"]
     (copied / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match=r'modes are \["text"\], its graphs are enough for'):
+    with pytest.raises(BundleError, match=r'modes are \["text"\]; its graphs support'):
         load_bundle(copied)
 
 

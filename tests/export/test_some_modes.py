@@ -76,7 +76,7 @@ def test_the_head_is_lowered_beside_where_it_would_be_quantised(
 def test_a_bundle_without_drawing_is_verified_and_measured(text_bundle: Path, tiny_checkpoint: Path):
     [report] = verify(text_bundle, tiny_checkpoint)
     assert report.passed, report.failures
-    assert "drawing" in report.idle
+    assert "drawing" in report.nothing_to_check
     assert {"checker", "lint", "sizes", "graphs", "rows", "cache", "answer"} <= set(report.checks)
     facts = bench(text_bundle, tokens=2, rounds=1)
     assert facts["text"]["per_s"] > 0

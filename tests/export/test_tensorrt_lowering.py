@@ -160,7 +160,7 @@ def test_an_input_that_nothing_reads_is_an_error(tiny_gpu_bundle: Path, tmp_path
     model = ir.load(source)
     model.graph.inputs.append(ir.val("extra", ir.DataType.FLOAT, [1]))
     ir.save(model, tmp_path / "embed.fp16.onnx")
-    with pytest.raises(ExportError, match=r"embed.fp16.onnx does not read its input extra"):
+    with pytest.raises(ExportError, match=r"embed.fp16.onnx does not use its input extra"):
         lower(tmp_path / "embed.fp16.onnx", capacity=CAPACITY)
     # Past that check: TensorRT only warns of it, and builds.
     order = EngineOptions(["8.9"], profiles(bundle.manifest, "embed", Lengths(8, CAPACITY)))
@@ -172,7 +172,7 @@ def test_what_the_parser_refuses_is_named_with_what_it_reads(tiny_bundle: Path, 
     source = load_bundle(tiny_bundle).path("backbone", "cpu-int4")
     with pytest.raises(ExportError, match=r"backbone.cpu-int4.onnx uses com.microsoft::MatMulNBits"):
         lower(source, capacity=CAPACITY)
-    with pytest.raises(ExportError, match=r"(?s)parser does not take backbone.*node \S+ \(\w+ of .*\): "):
+    with pytest.raises(ExportError, match=r"(?s)parser rejects backbone.*node \S+ \(\w+ of .*\): "):
         build_engine(trt, ir.load(source), source, tmp_path / "backbone.engine", ORDER)
 
 

@@ -70,7 +70,7 @@ def test_a_session_that_is_full_says_so_before_it_writes(opened: Janus, machine:
         (lambda m, built: built.update(builder="10.14.1.48"), "pip install tensorrt==10.14.1.48"),
         (lambda m, built: m.update(count=0), "no CUDA GPU 0 here"),
         (lambda m, built: built["engines"].pop("backbone"), "no engine of 'backbone'"),
-        (lambda m, built: built["engines"]["embed"].update(source="0" * 64), "of another graph"),
+        (lambda m, built: built["engines"]["embed"].update(source="0" * 64), "from another graph"),
         (lambda m, built: m.update(room=1000), "cudaErrorMemoryAllocation"),
     ],
 )

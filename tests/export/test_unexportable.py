@@ -47,18 +47,18 @@ def composed(family: str, **config: Any) -> Any:
             "qwen3_next",  # keeps the state of a linear attention
             {**EXPERTS, "mlp_only_layers": [0, 1], "layer_types": ["full_attention", "linear_attention"]},
             r"backbone\.model\.model\.layers\.1\.linear_attn \(Qwen3NextGatedDeltaNet\) asks its cache for"
-            r" 'get_conv_state'.*choose a backbone all of whose layers attend",
+            r" 'get_conv_state'.*choose a backbone with attention layers only",
         ),
         (
             "gptj",  # attends by itself, and would add a mask of booleans to its scores
             GPTJ,
-            r"backbone \(HfBackbone\) says: 'gptj' cannot go on.*transformer\.h\.0 \(GPTJBlock\)"
+            r"backbone \(HfBackbone\) raises: 'gptj' cannot go on.*transformer\.h\.0 \(GPTJBlock\)"
             r".*AttentionInterface.*Choose a family",
         ),
         (
             "mamba2",  # takes no notice of our cache
             {"num_heads": 8, "head_dim": 8},
-            r"backbone \(HfBackbone\) says: 'mamba2'.*backbone\.layers\.0 \(Mamba2Block\), .*layers\.1",
+            r"backbone \(HfBackbone\) raises: 'mamba2'.*backbone\.layers\.0 \(Mamba2Block\), .*layers\.1",
         ),
         (
             "qwen3_moe",  # sends tokens to experts by their values
@@ -150,7 +150,10 @@ def toy(inner: nn.Module) -> Any:
 @pytest.mark.parametrize(
     ("inner", "said"),
     [
-        (Branching, r"part\.1 \(Branching\) lets the values of tensors decide.*torch\.where"),
+        (
+            Branching,
+            r"part\.1 \(Branching\) has control flow or shapes that depend on values.*torch\.where",
+        ),
         (Numpy, r"part\.1 \(Numpy\) cannot be traced by torch \(RuntimeError.*is_exporting"),
         (Selecting, r"'y' is traced as \(u0, 4\), where \(rows, 4\) was declared"),
         (Wrong, r"'y' is traced as \(rows, 3\), where \(rows, 4\) was declared"),

@@ -123,7 +123,7 @@ def test_a_changed_layer_is_found_and_named(workshop: Workshop, weight: str, by:
 def test_codes_in_a_wrong_order_are_found_and_their_layer_named(workshop: Workshop):
     name = f"{LAYERS}.1.mlp.gate_proj.weight.codes"
     workshop.weight("backbone.cpu-int8.onnx", name, lambda codes: codes[..., ::-1])
-    assert "layer 1: what it adds" in failed(workshop.verify("layers", variant="cpu-int8"))
+    assert "layer 1: residual update" in failed(workshop.verify("layers", variant="cpu-int8"))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_what_half_precision_cannot_hold_is_found(workshop: Workshop):
 def test_it_is_chosen_where_memory_is_short(workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("janus_export.verify.free_bytes", lambda: 1_000)
     short = workshop.verify("sizes", layers=None)
-    assert "as a whole it takes 0.0 GB, 0.0 GB are free" in short.how
+    assert "the whole model takes 0.0 GB, 0.0 GB are free" in short.how
     assert short.not_run
     for enough in (10**9, None):  # None: a system that does not tell
         monkeypatch.setattr("janus_export.verify.free_bytes", lambda enough=enough: enough)
@@ -165,7 +165,7 @@ def test_it_is_chosen_where_memory_is_short(workshop: Workshop, monkeypatch: pyt
 
 
 def test_what_needs_the_whole_is_refused(workshop: Workshop):
-    with pytest.raises(BundleError, match="no gate of those that go layer by layer is called 'rows'"):
+    with pytest.raises(BundleError, match="no layer-by-layer gate is called 'rows'"):
         workshop.verify("rows")
     with pytest.raises(BundleError, match="leave --runtime and --device out, or say --whole"):
         workshop.verify(device="cuda")

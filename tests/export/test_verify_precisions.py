@@ -46,7 +46,7 @@ def test_rounded_variants_must_say_nearly_the_same(
 
 
 def test_where_no_choice_is_clear_the_cosine_decides(workshop: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("janus_export.gates.quantized.CLEAR", 1e9)  # nats
+    monkeypatch.setattr("janus_export.gates.quantized.CLEAR_MARGIN", 1e9)  # nats
     workshop.claim(quantisation={**INT8, "bits": 4})
     assert workshop.verify("rounding").passed
     workshop.shift("backbone", "o_proj.weight", 1)
@@ -155,7 +155,10 @@ def test_the_range_is_that_of_float32_also_where_a_gpu_runs_the_halves(
 
 def test_a_matrix_that_was_left_unrounded_needs_a_reason(workshop: Any):
     workshop.claim(quantisation=INT8)
-    assert "unexplained: backbone.model.model.layers.0" in workshop.verify("lint").failures
+    assert (
+        "unquantised matrices without a recorded reason: backbone.model.model.layers.0"
+        in workshop.verify("lint").failures
+    )
     matrices = [
         f"backbone.model.model.layers.{layer}.{name}_proj.weight"
         for layer in range(2)

@@ -102,8 +102,8 @@ class Bundle:
         if graph not in files:
             raise BundleError(
                 f"{self.folder} has no graph '{graph}' in {variant}: its modes are"
-                f" {', '.join(self.modes) or 'none'}, and this graph is for {mode_of(graph)}. For all"
-                f" modes: {REBUILD.format(folder=self.folder)}"
+                f" {', '.join(self.modes) or 'none'}, and this graph is for {mode_of(graph)}."
+                f" {REBUILD.format(folder=self.folder)}"
             )
         return self.folder / files[graph]
 

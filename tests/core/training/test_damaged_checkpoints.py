@@ -252,7 +252,7 @@ def test_info_verifies_on_request(make: Make, run_of_two: Any, tmp_path: Path) -
     model = Path(config.output) / "model"
     for folder in (checkpoint, model):
         done = CliRunner().invoke(app, ["info", str(folder), "--verify"])
-        assert (done.exit_code, "files are as they were written" in done.stdout) == (0, True), done.output
+        assert (done.exit_code, "files are unchanged" in done.stdout) == (0, True), done.output
     assert STATE not in verify_checksums(model, is_checkpoint_file=is_checkpoint_file)
     shutil.copytree(checkpoint, tmp_path / "copy")
     flipped(tmp_path / "copy/model.safetensors", -1, 7)

@@ -101,7 +101,7 @@ def test_every_invalid_pattern_is_reported(model: JanusModel) -> None:
     assert "'generation.adapter' matches nothing. generation holds:" in message
     assert "Did you mean 'adaptor'?" in message
     assert "'understanden' matches nothing. The model holds: understanding, generation, backbone." in message
-    assert "generation.tokenizer.encoder, which is trained on its own" in message
+    assert "generation.tokenizer.encoder, which is trained separately" in message
 
 
 def test_the_table_shows_trainable_and_frozen_parameters(model: JanusModel) -> None:

@@ -273,7 +273,7 @@ def test_a_folder_that_lacks_files_says_which(description: Path) -> None:
 
 
 def test_converting_onto_itself_or_onto_something_else_is_refused(published: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is what is to be converted"):
+    with pytest.raises(CheckpointError, match="is the checkpoint to convert"):
         convert(published, published, format_name="published")
     shutil.copytree(published, tmp_path / "other", ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(CheckpointError, match="no janus-modular checkpoint"):

@@ -298,7 +298,7 @@ def test_arrays_are_read_from_files_of_any_name(read: Any, name: str, indent: An
         ('[{"text": "a"},]', "line 1: not JSON"),
         ('[{"text": "a"}', "without an end; expected ]. Was"),
         ('[{"text": "a', "without an end"),
-        ('[{"text": "a"}]\n[{"text": "b"}]', "goes on after its JSON array ends in line 1"),
+        ('[{"text": "a"}]\n[{"text": "b"}]', "continues after its JSON array ends in line 1"),
         ('{\n"text": "a"\n}', "A file that does not begin with [ is read as a JSON object a line"),
         ('{"text": "a", "text": "b"}', "the key 'text' is there twice"),
         ('{"text": "a", "metadata": ' + "[" * 100_000, "not JSON: "),
