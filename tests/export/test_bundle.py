@@ -206,14 +206,14 @@ def repoint(folder: Path, manifest: dict[str, Any], location: str | None, **plac
         (missing_weights, "lacks weights/"),
         (short_weights, "bytes, the manifest says"),
         (changed_graph, "embed.fp32.onnx has changed"),
-        (newer_schema, "is of schema 4, this version reads schema 3. Upgrade"),
+        (newer_schema, "is of schema 5, this version reads schema 4. Upgrade"),
         (
             older_schema,
-            "is of schema 2, this version reads schema 3. Build it again with: janus-mod",
+            "is of schema 2, this version reads schema 4. Build it again with: janus-mod",
         ),
         (
             oldest_schema,
-            "is of schema 1, this version reads schema 3. Build it again with: janus-mod",
+            "is of schema 1, this version reads schema 4. Build it again with: janus-mod",
         ),
         (no_schema, "is of schema None"),
         (unlisted_file, "has no hash for decode_image.fp32.onnx"),
@@ -336,7 +336,7 @@ def test_a_bundle_is_read_and_inspected_without_torch_or_onnx(tiny_bundle: Path)
     assert loaded == "[]"
     facts = json.loads("\n".join(printed))
     assert [one["variant"] for one in facts["variants"]] == ["fp32", "cpu-int8", "cpu-int4"]
-    assert [one["rounded"] for one in facts["variants"]] == [
+    assert [one["quantized"] for one in facts["variants"]] == [
         0,
         21,
         21,

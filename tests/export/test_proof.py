@@ -103,8 +103,8 @@ EDITS: dict[str, Callable[[Manifest], Any]] = {
     "the cache's form": lambda m: m["cache"].update(form="rows, heads, width, capacity"),
     "an axis": lambda m: m["axes"]["rows"].update(max=10**6),
     "a plugin": lambda m: m["plugins"][0].update(dist="acme"),
-    "quantisation": lambda m: m["variants"]["fp32"].update(
-        quantisation=m["variants"]["cpu-int4"]["quantisation"]
+    "quantization": lambda m: m["variants"]["fp32"].update(
+        quantization=m["variants"]["cpu-int4"]["quantization"]
     ),
     "a hash": lambda m: m["sha256"].update({"processor.json": "0" * 64}),
 }

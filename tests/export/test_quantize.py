@@ -137,7 +137,7 @@ def test_a_lookup_and_a_tied_head_read_the_same_bytes(bits: int, halves: bool, t
     model = table_graph(weight, head=True)
     outcome = quantize({"embed": model}, how, {"embed": bits})
     assert outcome.graphs == {"embed": bits}
-    assert outcome.kept == {}
+    assert outcome.skipped == {}
     scales = scales_of(weight, how)
     if halves:
         store_as_half(model, {})
@@ -186,7 +186,7 @@ def test_the_word_table_is_quantised_in_every_graph_that_looks_it_up():
 def test_a_table_stays_as_it_was_where_engines_look_it_up():
     model = table_graph(np.zeros((48, 64), np.float32), head=False)
     outcome = quantize({"embed": model}, quantization("qdq", 4), {"embed": 4})
-    assert outcome.kept == {
+    assert outcome.skipped == {
         "weight": "looked up by rows, which TensorRT does not support for a quantised table"
     }
     assert list(outcome.without) == ["embed"]
@@ -231,7 +231,7 @@ def test_what_is_no_linear_layer_is_kept_and_named():
     model.graph.outputs.append(product.outputs[0])
     outcome = quantized(model, quantization("nbits", 4))
     assert outcome.quantized == {"weight": 4}
-    assert outcome.kept == {"weight": "used by MatMul, which is no linear layer"}
+    assert outcome.skipped == {"weight": "used by MatMul, which is no linear layer"}
     assert "weight" in model.graph.initializers
 
 
@@ -240,7 +240,7 @@ def test_blocks_that_do_not_fit_are_kept_and_named_where_the_form_cannot_fill_up
     outcome = quantized(model, quantization("qdq", 4))
     assert outcome.quantized == {}
     assert outcome.without == {"backbone": ["its 40 columns are not a multiple of the block size, 32"]}
-    assert outcome.kept == {"weight": "its 40 columns are not a multiple of the block size, 32"}
+    assert outcome.skipped == {"weight": "its 40 columns are not a multiple of the block size, 32"}
 
 
 @pytest.fixture(scope="module")
@@ -252,16 +252,16 @@ def bundle(tiny_bundle: Path) -> Bundle:
 def test_every_matrix_of_the_quantised_graphs_is_rounded_or_kept_with_a_reason(
     bundle: Bundle, variant: str, tiny_checkpoint: Path
 ):
-    record = bundle.manifest["variants"][variant]["quantisation"]
+    record = bundle.manifest["variants"][variant]["quantization"]
     checkpoint = load_file(tiny_checkpoint / "model.safetensors")
     matrices = {
         name
         for name, weight in checkpoint.items()
         if name.startswith(("backbone.", "understanding.")) and weight.ndim >= 2
     }
-    assert set(record["rounded"]) | set(record["kept"]) == matrices
-    assert {name for name in matrices if name.startswith("backbone.")} <= set(record["rounded"])
-    assert all("no linear layer" in why for why in record["kept"].values())
+    assert set(record["quantized"]) | set(record["skipped"]) == matrices
+    assert {name for name in matrices if name.startswith("backbone.")} <= set(record["quantized"])
+    assert all("no linear layer" in why for why in record["skipped"].values())
 
 
 @pytest.mark.parametrize(("variant", "bits"), [("cpu-int8", 8), ("cpu-int4", 4)])
@@ -273,8 +273,8 @@ def test_the_bundle_holds_the_weights_of_the_checkpoint_rounded(
     quantized = {
         name: array for file in record["weights"] for name, array in load_file(bundle.folder / file).items()
     }
-    for name in record["quantisation"]["rounded"]:
-        how = quantization("nbits", record["quantisation"]["weight_bits"].get(name, bits))
+    for name in record["quantization"]["quantized"]:
+        how = quantization("nbits", record["quantization"]["weight_bits"].get(name, bits))
         restored = unpack(quantized[name + CODES], quantized[name + SCALES], how)
         error = np.abs(restored - checkpoint[name]).max() / np.abs(checkpoint[name]).max()
         # At most one step, of which 2^(bits-1) make the largest; scales are off by up to 2^-11 themselves.

@@ -44,7 +44,7 @@ def test_a_tied_word_table_is_quantised_as_in_a_whole_bundle(
 ):
     pruned = prune(tiny_bundle, variants=["cpu-int4"], only=["drawing"], target=tmp_path / "pruned")
     bits = [
-        load_bundle(folder).manifest["variants"]["cpu-int4"]["quantisation"]["weight_bits"]
+        load_bundle(folder).manifest["variants"]["cpu-int4"]["quantization"]["weight_bits"]
         for folder in (tiny_bundle, drawing_bundle)
     ]
     assert [one[TABLE] for one in bits] == [8, 8]

@@ -19,7 +19,7 @@ from janus_modular.cli.app import app
 Change = Callable[[ir.Model], None]
 
 
-INT8 = {"bits": 8, "block_size": 32, "form": "nbits", "graphs": ["backbone"], "rounded": [], "kept": {}}
+INT8 = {"bits": 8, "block_size": 32, "form": "nbits", "graphs": ["backbone"], "quantized": [], "skipped": {}}
 
 pytestmark = pytest.mark.usefixtures("one_reference")
 
@@ -62,7 +62,7 @@ def test_weights_are_hashed_before_anything_is_compared(workshop: Any):
 
 
 def test_a_gate_that_is_asked_for_must_have_something_to_check(workshop: Any):
-    workshop.claim(quantisation=INT8)
+    workshop.claim(quantization=INT8)
     report = workshop.verify("sizes", "answer")
     assert not report.passed
     assert report.failures == "fp32: nothing to check"

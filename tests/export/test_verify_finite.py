@@ -17,7 +17,7 @@ from janus_modular.safetensors_headers import byte_ranges
 
 NAN, INF = float("nan"), float("inf")
 HALF = {"dtype": "float16"}
-INT8 = {"bits": 8, "block_size": 32, "form": "nbits", "graphs": ["backbone"], "rounded": [], "kept": {}}
+INT8 = {"bits": 8, "block_size": 32, "form": "nbits", "graphs": ["backbone"], "quantized": [], "skipped": {}}
 
 with_reference = pytest.mark.usefixtures("one_reference")
 
@@ -45,7 +45,7 @@ def put(name: str, value: float) -> Callable[[ir.Model], None]:
         ("cache", "backbone", "v_proj.weight", {}),
         ("range", "backbone", "up_proj.weight", HALF),
         ("rounding", "backbone", "up_proj.weight", HALF),
-        ("rounding", "backbone", "up_proj.weight", {"quantisation": INT8}),
+        ("rounding", "backbone", "up_proj.weight", {"quantization": INT8}),
         ("answer", "backbone", "norm.weight", {}),
         ("drawing", "sample_image", "vision_head.weight", {}),
     ],

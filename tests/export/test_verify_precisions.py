@@ -22,15 +22,15 @@ from janus_modular import GraphSpec
 
 pytestmark = pytest.mark.usefixtures("one_reference")
 
-INT8 = {"bits": 8, "block_size": 32, "form": "nbits", "graphs": ["backbone"], "rounded": [], "kept": {}}
+INT8 = {"bits": 8, "block_size": 32, "form": "nbits", "graphs": ["backbone"], "quantized": [], "skipped": {}}
 
 
 @pytest.mark.parametrize(
     ("claimed", "noise", "said"),
     [
         ({"dtype": "float16"}, 0.05, ">= 0.999"),
-        ({"quantisation": INT8}, 0.1, ">= 0.99"),
-        ({"quantisation": {**INT8, "bits": 4}}, 1, ">= 0.9"),
+        ({"quantization": INT8}, 0.1, ">= 0.99"),
+        ({"quantization": {**INT8, "bits": 4}}, 1, ">= 0.9"),
     ],
     ids=["half", "8 bits", "4 bits"],
 )
@@ -47,7 +47,7 @@ def test_rounded_variants_must_say_nearly_the_same(
 
 def test_where_no_choice_is_clear_the_cosine_decides(workshop: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("janus_export.gates.quantized.CLEAR_MARGIN", 1e9)  # nats
-    workshop.claim(quantisation={**INT8, "bits": 4})
+    workshop.claim(quantization={**INT8, "bits": 4})
     assert workshop.verify("rounding").passed
     workshop.shift("backbone", "o_proj.weight", 1)
     assert "answers: cosine of logits" in workshop.verify("rounding").failures
@@ -106,7 +106,7 @@ def test_every_graph_of_half_precision_is_compared(
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_every_graph_that_is_rounded_is_compared(workshop: Any, bits: int):
-    workshop.claim(quantisation={**INT8, "bits": bits, "graphs": ["backbone", "understand", "decode_image"]})
+    workshop.claim(quantization={**INT8, "bits": bits, "graphs": ["backbone", "understand", "decode_image"]})
     assert workshop.verify("graphs").passed
     workshop.scale("decode_image", 0.3)
     workshop.scale("understand", 0.3)
@@ -154,7 +154,7 @@ def test_the_range_is_that_of_float32_also_where_a_gpu_runs_the_halves(
 
 
 def test_a_matrix_that_was_left_unrounded_needs_a_reason(workshop: Any):
-    workshop.claim(quantisation=INT8)
+    workshop.claim(quantization=INT8)
     assert (
         "unquantised matrices without a recorded reason: backbone.model.model.layers.0"
         in workshop.verify("lint").failures
@@ -164,7 +164,7 @@ def test_a_matrix_that_was_left_unrounded_needs_a_reason(workshop: Any):
         for layer in range(2)
         for name in (*(f"self_attn.{x}" for x in "qkvo"), "mlp.gate", "mlp.up", "mlp.down")
     ]
-    workshop.claim(quantisation={**INT8, "kept": dict.fromkeys(matrices, "as a test")})
+    workshop.claim(quantization={**INT8, "skipped": dict.fromkeys(matrices, "as a test")})
     assert workshop.verify("lint").passed
 
 

@@ -39,7 +39,7 @@ __all__ = [
     "write_manifest",
 ]
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the manifest; a bundle with another version is an error."""
 
 LOCK = ".lock"

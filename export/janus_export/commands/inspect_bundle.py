@@ -42,7 +42,16 @@ def inspect(
     for graph in facts["graphs"]:
         typer.echo(f"{graph['graph']}: {graph['takes']}\n    -> {graph['gives']}")
     _table(
-        ("variant", "weights", "total_MB", "of_checkpoint", "graphs_MB", "weights_MB", "rounded", "kept"),
+        (
+            "variant",
+            "weights",
+            "total_MB",
+            "of_checkpoint",
+            "graphs_MB",
+            "weights_MB",
+            "quantized",
+            "skipped",
+        ),
         facts["variants"],
     )
     typer.echo(
@@ -105,8 +114,8 @@ def gather(bundle: Bundle) -> dict[str, Any]:
                 ),
                 "weights_MB": _million(sizes[name].weights),
                 "storage": variant.get("storage", variant["dtype"]),
-                "rounded": len((variant["quantisation"] or {}).get("rounded", ())),
-                "kept": len((variant["quantisation"] or {}).get("kept", ())),
+                "quantized": len((variant["quantization"] or {}).get("quantized", ())),
+                "skipped": len((variant["quantization"] or {}).get("skipped", ())),
             }
             for name, variant in manifest["variants"].items()
         ],
@@ -153,7 +162,7 @@ def _providers(plugins: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _weights(variant: dict[str, Any]) -> str:
-    if not (quantization := variant["quantisation"]):
+    if not (quantization := variant["quantization"]):
         return str(variant["dtype"])
     stored = variant.get("storage", variant["dtype"])
     other_bits = sorted({*quantization.get("weight_bits", {}).values()} - {quantization["bits"]})

@@ -62,7 +62,7 @@ def lint(target: VerificationTarget) -> Iterator[CheckResult]:
     own = {**target.bundle.manifest, "variants": {target.variant: target.record}}
     yield _none("differences between manifest and graphs", set(graph_faults(target.bundle.folder, own)))
     yield _none("weights that are not finite", set(_not_finite(target)))
-    quantization = target.record["quantisation"] or {}
+    quantization = target.record["quantization"] or {}
     allowed = BEYOND.get(quantization.get("form", ""), set())
     for name, file in target.record["files"].items():
         graph = ir.load(target.bundle.folder / file).graph
@@ -87,7 +87,7 @@ def lint(target: VerificationTarget) -> Iterator[CheckResult]:
             yield from _caches(graph, declared["aliases"])
             yield _none(f"{name}: attention without an explicit mask", set(_unmasked(graph)))
         if name in quantization.get("graphs", ()):
-            kept = set(quantization["kept"])
+            kept = set(quantization["skipped"])
             unquantized = {weight for weight in _matrices(graph) if weight not in kept}
             yield _none(f"{name}: unquantised matrices without a recorded reason", unquantized)
 

@@ -163,7 +163,7 @@ class _Export:
                 "files": files[name],
                 "weights": sorted({path for file in files[name].values() for path in uses[file]}),
                 "storage": str(DTYPES[self.config.stored_as(name)]).removeprefix("torch."),
-                "quantisation": manifest.describe_rounding(quantization, outcomes[name])
+                "quantization": manifest.describe_quantization(quantization, outcomes[name])
                 if (quantization := self.quantizations.get(name))
                 else None,
             }

@@ -76,7 +76,7 @@ def describe_cache(graphs: Iterable[Graph]) -> dict[str, Any]:
     return {"form": "rows, heads, capacity, width", "layers": layers, "written": "in place, at write_index"}
 
 
-def describe_rounding(quantization: QuantizationSpec, outcome: Outcome) -> dict[str, Any]:
+def describe_quantization(quantization: QuantizationSpec, outcome: Outcome) -> dict[str, Any]:
     """Return how weights were quantised, which ones, and why others in the same graphs were not."""
     return {
         "bits": quantization.bits,
@@ -85,9 +85,9 @@ def describe_rounding(quantization: QuantizationSpec, outcome: Outcome) -> dict[
         "accuracy_level": quantization.accuracy_level if quantization.form == "nbits" else None,
         "graphs": list(outcome.graphs),
         "graph_bits": dict(outcome.graphs),
-        "rounded": list(outcome.quantized),
+        "quantized": list(outcome.quantized),
         "weight_bits": {name: bits for name, bits in outcome.quantized.items() if bits != quantization.bits},
-        "kept": dict(sorted(outcome.kept.items())),
+        "skipped": dict(sorted(outcome.skipped.items())),
     }
 
 

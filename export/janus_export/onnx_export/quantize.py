@@ -33,7 +33,7 @@ class Outcome:
     """The result for each weight matrix of a variant, quantised or not."""
 
     quantized: dict[str, int] = field(default_factory=dict)  # weight -> bits
-    kept: dict[str, str] = field(default_factory=dict)  # weight -> reason why it is not quantised
+    skipped: dict[str, str] = field(default_factory=dict)  # weight -> reason why it is not quantised
     graphs: dict[str, int] = field(default_factory=dict)  # requested graph with an effect -> fewest bits
     without: dict[str, list[str]] = field(default_factory=dict)  # requested graph without effect -> reasons
     changed: set[str] = field(default_factory=set)  # graphs that take quantised weights
@@ -78,7 +78,7 @@ def quantize(
                 if graph_name in beside:
                     shared[name] = max(shared.get(name, 0), 0 if reason else bits[owner])
                 elif reason:
-                    outcome.kept[name] = reason
+                    outcome.skipped[name] = reason
                     reasons[owner].append(reason)
                 else:
                     uses.append(_Use(graph, node, name))

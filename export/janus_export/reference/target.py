@@ -159,7 +159,7 @@ class VerificationTarget:
     @property
     def is_exact(self) -> bool:
         """Whether results must equal the model's, except for the order of float32 sums."""
-        return not self.is_half and not self.record["quantisation"]
+        return not self.is_half and not self.record["quantization"]
 
     @property
     def backbone_precision(self) -> str | int:
@@ -168,7 +168,7 @@ class VerificationTarget:
 
     def precision_of(self, graph: str) -> str | int:
         """Return the precision of a graph's weights, in the terms of `backbone_precision`."""
-        quantization = self.record["quantisation"]
+        quantization = self.record["quantization"]
         if quantization and graph in quantization["graphs"]:
             return quantization.get("graph_bits", {}).get(graph, quantization["bits"])
         return "half" if self.is_half or self.record.get("storage", "float32") != "float32" else "exact"

@@ -228,7 +228,7 @@ def choose_variant(bundle: Bundle, requested: str | None) -> str:
     """
     variant = requested or bundle.variants[0]
     bundle.path("backbone", variant)
-    quantization = bundle.manifest["variants"][variant]["quantisation"]
+    quantization = bundle.manifest["variants"][variant]["quantization"]
     if quantization and quantization["form"] == "nbits":
         hint = "trt-int4" if quantization["bits"] == 4 else "fp16"
         usable = [name for name, record in bundle.manifest["variants"].items() if _takes(record)]
@@ -241,4 +241,4 @@ def choose_variant(bundle: Bundle, requested: str | None) -> str:
 
 
 def _takes(variant: Mapping[str, Any]) -> bool:
-    return (variant["quantisation"] or {}).get("form") != "nbits"
+    return (variant["quantization"] or {}).get("form") != "nbits"
