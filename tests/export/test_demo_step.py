@@ -17,6 +17,7 @@ def test_the_demo_finds_it():
     assert find_steps(["bundle"]) == {"bundle": bundle}
 
 
+@pytest.mark.slow  # a whole export, its verification and seven engines
 def test_the_bundle_draws_what_torch_draws_and_the_table_says_what_was_proven(
     tiny_checkpoint: Path, tmp_path: Path
 ):

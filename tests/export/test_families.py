@@ -78,6 +78,7 @@ FAMILIES = {
     "stablelm": Family({}, {"rope_parameters": {**LOCAL, "partial_rotary_factor": 1.0}}),
     "cohere": Family({}),  # interleaved rotary positions, one norm for both sublayers
 }
+QUICK = ("mistral", "gemma2", "smollm3")  # windows; capped scores and two kinds of layers; no positions
 LOGITS = {  # a rule of the family's logits, strong enough to change what is chosen
     "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 2.0},
     "granite": {"logits_scaling": 8.0},
@@ -160,7 +161,12 @@ def assert_close(got: np.ndarray, want: np.ndarray) -> None:
     np.testing.assert_allclose(got, want, rtol=0, atol=CLOSE * np.abs(want).max())
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(family, marks=[] if family in QUICK else [pytest.mark.slow]) for family in FAMILIES
+    ],
+)
 def exported(request: pytest.FixtureRequest, lower: Lower) -> Exported:
     return Exported(request.param, lower)
 
