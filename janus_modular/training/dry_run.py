@@ -20,7 +20,7 @@ from janus_modular.training.run_folder import check_output, check_single_process
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import StepBatch
 from janus_modular.training.train import autocast_dtype, batch_builder, open_sources
-from janus_modular.training.trainable import set_trainable, trainable_table
+from janus_modular.training.trainable import check_reached, set_trainable, trainable_table
 
 FLOAT32_BYTES = 4
 
@@ -46,6 +46,7 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console) -> None:
         f" AdamW {_size(memory.optimizer)}"
     )
     builder = batch_builder(config, open_sources(config, plugins), model, assembly.processor)
+    check_reached(model, builder, config)
     step_batch = builder.build(0)
     console.print(_step_table(config, step_batch))
     console.print(epochs_table(builder.mixture, config.schedule.num_steps))

@@ -126,7 +126,8 @@ class Engine(Generic[BatchT]):
         counts: dict[str, float] = {}
         losses = iter(self.objective(batch))
         while (loss := self._forward(losses)) is not None:
-            loss.value.backward()
+            if loss.value.requires_grad:  # not where a micro-batch reaches frozen modules alone
+                loss.value.backward()
             for name, pair in {"loss": (loss.value.detach(), 0.0), **loss.means}.items():
                 total = sums.setdefault(name, [0.0, 0.0])
                 total[0], total[1] = total[0] + pair[0], total[1] + pair[1]
@@ -169,6 +170,21 @@ class Engine(Generic[BatchT]):
             f"step {self.next_step}: not finite: {names}. The weights are as before this step. Lower"
             " optimizer.lr, lengthen schedule.warmup, or look for broken samples in that source."
         )
+
+    def check_updated(self) -> None:
+        """Check that some step has changed a parameter, before the state is saved.
+
+        A single step need not: its samples may have no loss that reaches a trainable parameter.
+
+        Raises:
+            TrainingError: no step had a gradient.
+        """
+        if self.next_step and not self.optimizer.state:
+            raise TrainingError(
+                f"after step {self.next_step - 1}: no loss has reached a trainable parameter, so that nothing"
+                " was learned; expected at least one step with a gradient. No checkpoint was written. Train"
+                " other modules, or add samples whose losses reach these."
+            )
 
     def check_finite(self) -> None:
         """Check that all of the state is finite, before it is saved: every tensor is read once.

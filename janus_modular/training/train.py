@@ -40,7 +40,7 @@ from janus_modular.training.run_checkpoints import (
 from janus_modular.training.run_folder import check_single_process, run_folder
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder, StepBatch
-from janus_modular.training.trainable import set_trainable, trainable_table
+from janus_modular.training.trainable import check_reached, set_trainable, trainable_table
 
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 """How lines with paths and values are printed."""
@@ -106,9 +106,9 @@ def _train(
     )
     if checkpoint is not None:
         load_state(checkpoint, engine, config)
-    batches = batch_builder(config, data, model, assembly.processor).build_all(
-        engine.next_step, config.schedule.num_steps, workers=config.workers
-    )
+    builder = batch_builder(config, data, model, assembly.processor)
+    check_reached(model, builder, config)
+    batches = builder.build_all(engine.next_step, config.schedule.num_steps, workers=config.workers)
     counted_batches = record.counting(batches, engine.next_step)
     try:
         build = ModelBuilder(plugins)
@@ -121,6 +121,7 @@ def _train(
 
     def save_checkpoint() -> Path:
         nonlocal saved
+        engine.check_updated()
         saved = save(output, assembly, engine, config, record.to_dict(engine.next_step))
         return saved
 

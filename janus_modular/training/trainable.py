@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import islice
 
 from rich.table import Table
 from torch import nn
@@ -12,7 +13,13 @@ from torch import nn
 from janus_modular.errors import ConfigError
 from janus_modular.model.model import JanusModel
 from janus_modular.protocols import PartiallyTrainable
+from janus_modular.sequence import Sequence as TokenSequence
 from janus_modular.suggest import did_you_mean
+from janus_modular.training.schema import TrainConfig
+from janus_modular.training.step_batches import BatchBuilder
+
+MAX_PROBED = 256
+"""Samples of a phase that are read to find one whose loss reaches a trainable parameter."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,43 @@ def set_trainable(model: JanusModel, patterns: Sequence[str]) -> None:
             parameter.requires_grad_(True)
     for name, module in model.named_modules():
         module.training = is_trainable(name)
+
+
+def check_reached(model: JanusModel, builder: BatchBuilder, config: TrainConfig) -> None:
+    """Check that in each phase of the mixture, some loss reaches a trainable parameter.
+
+    Every loss reaches the backbone; it reaches the understanding path from samples with an input image, and
+    the generation path from samples with a target image. Samples are read up to the first that suffices.
+
+    Raises:
+        ConfigError: none of the first samples of a phase suffices; names its sources.
+        DataError: one of them cannot be used.
+    """
+    trainable = {
+        name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+    if "backbone" in trainable:
+        return
+
+    def reaches(sequence: TokenSequence) -> bool:
+        reached = {"understanding": sequence.understanding_pixels, "generation": sequence.generation_pixels}
+        return any(reached[path] for path in trainable)
+
+    start, last = 0, config.schedule.num_steps
+    for phase in config.mixture_phases():
+        end = min(phase.until or last, last)
+        refs = (ref for step in range(start, end) for ref in builder.mixture.sample_refs(step))
+        samples = [*islice(refs, MAX_PROBED)]
+        sequences = (sequence for ref in samples for sequence in builder.prepare(ref).sequences)
+        if samples and not any(map(reaches, sequences)):
+            sources = ", ".join(sorted({ref.source for ref in samples}))
+            raise ConfigError(
+                f"learn: [{', '.join(config.learn)}] learns nothing from step {start:,} on: none of the first"
+                f" {len(samples):,} samples (sources: {sources}) has a loss that reaches it. Expected samples"
+                " with an input image for understanding, with a target image (task: draw) for generation: add"
+                " them to the mixture, or backbone to learn."
+            )
+        start = end
 
 
 def parameter_counts(model: JanusModel) -> list[ParameterCount]:

@@ -2,15 +2,19 @@ from __future__ import annotations
 
 from io import StringIO
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from janus_modular import ConfigError
+from janus_modular import ConfigError, TrainingError
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.model.build import build_model
 from janus_modular.model.model import JanusModel
+from janus_modular.plugins import default_plugins
+from janus_modular.training.dry_run import dry_run
+from janus_modular.training.train import train
 from janus_modular.training.trainable import parameter_counts, set_trainable, trainable_table
 
 STAGE_1 = ["understanding.adaptor", "generation.embedding", "generation.adaptor", "generation.head"]
@@ -131,3 +135,59 @@ def test_partially_trainable_components_train_the_rest_only_by_name(
     assert learned("backbone", inside) == {*mlp, "backbone.model.model.norm.weight", f"{inside}.weight"}
     assert learned(inside) == {f"{inside}.weight"}  # a part of it by name, the adapters not
     assert "understanding.adaptor.layers.0.weight" in learned("understanding", "backbone")
+
+
+ONLY = {name: {"read": 0, "draw": 0, "text": 0} | {name: 1} for name in ("read", "draw", "text")}
+
+
+@pytest.mark.parametrize(
+    ("learn", "mixture", "words"),
+    [
+        (["generation.head"], ONLY["text"], r"\[generation\.head\] learns nothing .*sources: text\)"),
+        (["understanding.adaptor"], ONLY["text"], r"none of the first 30 samples \(sources: text\)"),
+        (["generation.head", "understanding"], ONLY["text"], "sources: text"),
+        (["understanding"], ONLY["draw"], "sources: draw"),
+        (["generation.head"], ONLY["read"], "sources: read"),
+        (
+            ["generation.head"],
+            [{"until": 1, **ONLY["text"]}, ONLY["draw"]],
+            "from step 0 on: .*first 5 samples",
+        ),
+        (
+            ["generation.head"],
+            [{"until": 1, **ONLY["draw"]}, ONLY["text"]],
+            "from step 1 on: .*first 25 samples",
+        ),
+    ],
+)
+def test_modules_that_no_loss_reaches_are_an_error_before_the_run(
+    make: Any, learn: list[str], mixture: Any, words: str
+) -> None:
+    config = make(learn=learn, mixture=mixture)
+    with pytest.raises(ConfigError, match=words):
+        dry_run(config, default_plugins(), Console(file=StringIO()))
+    with pytest.raises(ConfigError, match=words):
+        train(config, quiet=True)
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(5, 5), (1, 1)])
+def test_a_step_or_micro_batch_may_reach_nothing_that_is_trained(
+    make: Any, metrics: Any, batch: int, accumulate: int
+) -> None:
+    """Text beside images to draw: the first three of the five samples are of other sources."""
+    config = make(learn=["generation.head"], batch=batch, accumulate=accumulate, length="null")
+    train(config, quiet=True)
+    norms = [line["grad_norm"] for line in metrics(config)]
+    assert any(norms)
+    assert all(norms) is (batch > 1)
+
+
+def test_a_run_whose_steps_have_no_gradient_is_an_error(make: Any) -> None:
+    """The table of text logits, in a run without text to learn: nothing shows that before the first step."""
+    config = make(
+        learn=["backbone.model.lm_head"],
+        mixture=ONLY["draw"],
+        model__backbone__config__tie_word_embeddings=False,
+    )
+    with pytest.raises(TrainingError, match="after step 5: no loss has reached a trainable parameter"):
+        train(config, quiet=True)
