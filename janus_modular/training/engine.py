@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from janus_modular.errors import TrainingError
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
+from janus_modular.weights.loading import non_finite
 
 BatchT = TypeVar("BatchT")  # what one step is computed from
 
@@ -214,12 +215,7 @@ class Engine(Generic[BatchT]):
                 for key, value in state.get(parameter, {}).items()
             },
         }
-        floats = {name: t for name, t in tensors.items() if t.is_floating_point() and t.numel()}
-        if not floats:
-            return []
-        ranges = [torch.stack(torch.aminmax(t.detach())).to(self.device).float() for t in floats.values()]
-        finite = torch.stack(ranges).isfinite().all(dim=1).tolist()  # the only synchronisation
-        return [name for name, is_finite in zip(floats, finite, strict=True) if not is_finite]
+        return non_finite({name: tensor.to(self.device) for name, tensor in tensors.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs beside the weights: step, optimizer and random states."""

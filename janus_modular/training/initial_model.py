@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from janus_modular.checkpoints.assembly import ModelAssembly
 from janus_modular.config import resolve, to_plain
 from janus_modular.config.errors import FieldError, config_error
-from janus_modular.errors import ConfigError
+from janus_modular.errors import CheckpointError, ConfigError
 from janus_modular.foreign import path_exists, printable
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.build import ModelBuilder
+from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.training.schema import TrainConfig
+from janus_modular.weights.loading import non_finite
 
 SLOT = "backbones"
 
@@ -47,6 +50,23 @@ def _start_checkpoint(config: TrainConfig) -> str | None:
             " first, or set init=FOLDER (or a hub id); init=null model=NAME starts from a model config."
         )
     return config.init
+
+
+def check_finite(model: JanusModel, start: str) -> None:
+    """Check that all weights are finite, frozen ones too; ``start`` names where they are from.
+
+    NaN in a frozen image tokenizer would make all of its codes, the targets of training, the same.
+
+    Raises:
+        CheckpointError: names up to five weights that are not.
+    """
+    names = non_finite({name: x for name, x in model.state_dict().items() if isinstance(x, Tensor)})
+    if names:
+        raise CheckpointError(
+            f"{start}: found NaN or infinity, expected finite numbers, in {', '.join(names[:5])}"
+            f"{f' and {len(names) - 5} more weights' if len(names) > 5 else ''}. Start from another"
+            " checkpoint, or fetch this one again."
+        )
 
 
 class _WrappingBuilder(ModelBuilder):

@@ -24,7 +24,7 @@ from janus_modular.processing.prompt_check import check_context, check_prompts
 from janus_modular.protocols import Source
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.engine import Engine, Loss
-from janus_modular.training.initial_model import initial_model
+from janus_modular.training.initial_model import check_finite, initial_model
 from janus_modular.training.loop import run
 from janus_modular.training.mixture import Mixture
 from janus_modular.training.resume import Change, check_checkpoint, check_same_run, load_state
@@ -106,6 +106,7 @@ def _train(
     )
     if checkpoint is not None:
         load_state(checkpoint, engine, config)
+    check_finite(model, str(checkpoint or config.init or "the model with its pretrained components"))
     builder = batch_builder(config, data, model, assembly.processor)
     check_reached(model, builder, config)
     batches = builder.build_all(engine.next_step, config.schedule.num_steps, workers=config.workers)

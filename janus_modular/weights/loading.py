@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -128,6 +128,16 @@ def belongs_to(name: str, module: nn.Module) -> bool:
     """
     first, dot, _ = name.partition(".")
     return bool(dot) and first in dict(module.named_children())
+
+
+def non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors (all on one device) that hold NaN or infinity."""
+    floats = {name: t.detach() for name, t in tensors.items() if t.is_floating_point() and t.numel()}
+    if not floats:
+        return []
+    ranges = [torch.stack(torch.aminmax(tensor)).float() for tensor in floats.values()]
+    finite = torch.stack(ranges).isfinite().all(dim=1).tolist()  # the only synchronisation
+    return [name for name, is_finite in zip(floats, finite, strict=True) if not is_finite]
 
 
 def move_buffers(module: nn.Module, *, device: torch.device | str, dtype: torch.dtype | None) -> None:

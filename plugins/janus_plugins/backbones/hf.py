@@ -220,7 +220,6 @@ class HfBackbone(nn.Module):
 
         Most decoders do; in the others, a sequence would silently attend to its neighbours.
         """
-        self._packing_checked = True
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         x = torch.cat([-x, 2 * x, x, -x], dim=1)  # (1, 4, D)
@@ -228,12 +227,15 @@ class HfBackbone(nn.Module):
         packed, alone = self._body(x, positions)[:, 2:], self._body(x[:, 2:], positions[:, 2:])
         for module, mode in modes.items():
             module.training = mode
+        if not alone.isfinite().all():
+            return  # nothing to compare: whoever reads the output reports it
         tolerance = 1e-4 if x.dtype == torch.float32 else 2e-2  # rounding: bf16 keeps 8 bits
         if not torch.allclose(packed, alone, rtol=0, atol=tolerance * float(alone.abs().max())):
             raise ConfigError(
                 f"'{self.model.config.model_type}' does not keep sequences apart that share a row:"
                 " transformers does not read packing off its positions; choose another backbone"
             )
+        self._packing_checked = True
 
     def _check_attention(self, attending: set[nn.Module]) -> None:
         """Check, once, that every layer attends through `cached_attention`.

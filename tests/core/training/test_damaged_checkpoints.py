@@ -272,3 +272,29 @@ def test_an_added_shard_is_detected(make: Make, built: Any, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match=r"model-extra.safetensors is not in SHA256SUMS"):
         verify_checksums(tmp_path / "model", is_checkpoint_file=is_checkpoint_file)
     ModelAssembly.from_checkpoint(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "generation.tokenizer.encoder.0.bias",  # all codes would be 0
+        "generation.tokenizer.codebook",
+        "understanding.encoder.stem.0.weight",
+        "backbone.model.model.layers.0.mlp.down_proj.weight",
+    ],
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_run_does_not_start_from_weights_that_are_not_finite(
+    make: Make, tmp_path: Path, name: str, value: float
+) -> None:
+    folder = tmp_path / "start"
+    save(ModelAssembly.from_config(make().model), folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, folder / "model.safetensors")
+    config = make(model="null", init=str(folder), learn=["generation.head"])
+    with pytest.raises(
+        CheckpointError, match=f"start: found NaN or infinity, .* in {name}\\. Start from another"
+    ):
+        train(config, quiet=True)
+    assert not Path(config.output).exists()

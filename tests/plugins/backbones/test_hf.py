@@ -165,6 +165,21 @@ def test_a_family_that_ignores_packing_is_refused() -> None:
         backbone(torch.randn(1, 4, 32), positions=torch.tensor([[0, 1, 0, 1]]))
 
 
+def test_packing_is_checked_once_numbers_are_finite() -> None:
+    """With NaN or infinity nothing can be compared, and a tolerance of infinity would accept every family."""
+    backbone = HfBackbone(
+        HfConfig(config={**SMALL, "model_type": "opt", "word_embed_proj_dim": 32, "ffn_dim": 64})
+    )
+    norm = backbone.model.base_model.decoder.final_layer_norm
+    x, positions = torch.randn(1, 4, 32), torch.tensor([[0, 1, 0, 1]])
+    for value in (float("nan"), float("inf")):
+        torch.nn.init.constant_(norm.bias, value)
+        assert not backbone(x, positions=positions).isfinite().any()
+    torch.nn.init.zeros_(norm.bias)
+    with pytest.raises(ConfigError, match="does not keep sequences apart"):
+        backbone(x, positions=positions)
+
+
 def test_a_family_with_unknown_logit_rules_is_refused() -> None:
     config = {**SMALL, "model_type": "llama", "logit_bonus": 2.0}
     with pytest.raises(ConfigError, match="logit_bonus"):
