@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from janus_modular.config.errors import FieldError
     from janus_modular.model.model import JanusModel
 
 app = typer.Typer(help="Configs: list, show, check and compare them.", no_args_is_help=True)
@@ -107,13 +106,15 @@ def _check_model(resolved: Any) -> None:
     try:
         from janus_modular.model.build import build_model
         from janus_modular.model.checks import shape_errors
+        from janus_modular.plugins import default_plugins
+        from janus_modular.training.initial_model import sampler_errors
         from janus_modular.training.schema import TrainConfig
         from janus_modular.training.train import check_row_length
         from janus_modular.training.trainable import set_trainable
     except ModuleNotFoundError:  # without torch, only the options are checked
         return
     built = build_model(model, on_meta=True)
-    if errors := shape_errors(built) or _unusable_samplers(built):
+    if errors := shape_errors(built) or sampler_errors(built, default_plugins()):
         raise config_error(errors)
     _check_context(built)
     if isinstance(resolved, TrainConfig):
@@ -151,16 +152,3 @@ def _check_output(resolved: Any) -> None:
 
     if isinstance(resolved, TrainConfig):
         check_output(Path(resolved.output))
-
-
-def _unusable_samplers(model: JanusModel) -> list[FieldError]:
-    """Return an error for each sampler of the model that cannot be used here."""
-    from janus_modular import samplers
-    from janus_modular.config.errors import FieldError
-    from janus_modular.model.build import config_path
-    from janus_modular.plugins import default_plugins
-
-    drawing = "image_sampler" if model.config.image_sampler else "generation"
-    paths = {"chat": config_path(model.config, "text_sampler"), "draw": config_path(model.config, drawing)}
-    unusable = samplers.unusable_samplers(model, default_plugins())
-    return [FieldError(paths[command], reason, "") for command, reason in unusable.items()]

@@ -16,9 +16,10 @@ from janus_modular.config.errors import FieldError, config_error
 from janus_modular.errors import CheckpointError, ConfigError
 from janus_modular.foreign import path_exists, printable
 from janus_modular.interfaces import ComponentSpec
-from janus_modular.model.build import ModelBuilder
+from janus_modular.model.build import ModelBuilder, config_path
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
+from janus_modular.samplers import unusable_samplers
 from janus_modular.training.schema import TrainConfig
 from janus_modular.weights.loading import non_finite
 
@@ -31,6 +32,10 @@ def initial_model(
     """Return the model of a run in float32; on the device ``meta`` its weights are checked, and not read.
 
     ``checkpoint`` has priority over ``init``, and ``init`` over ``model``.
+
+    Raises:
+        ConfigError: the model cannot be built, or names a sampler that cannot be used here.
+        CheckpointError: the weights that it starts from do not fit.
     """
     if start := checkpoint or _start_checkpoint(config):
         assembly = ModelAssembly.from_checkpoint(start, device=device, dtype=torch.float32, plugins=plugins)
@@ -39,7 +44,10 @@ def initial_model(
         return assembly
     if config.model is None:
         raise ConfigError("found neither model nor init; expected one.")
-    return ModelAssembly.from_config(config.model, plugins, device=device)
+    assembly = ModelAssembly.from_config(config.model, plugins, device=device)
+    if errors := sampler_errors(assembly.model, plugins):
+        raise config_error(errors)
+    return assembly
 
 
 def _start_checkpoint(config: TrainConfig) -> str | None:
@@ -50,6 +58,14 @@ def _start_checkpoint(config: TrainConfig) -> str | None:
             " first, or set init=FOLDER (or a hub id); init=null model=NAME starts from a model config."
         )
     return config.init
+
+
+def sampler_errors(model: JanusModel, plugins: Plugins) -> list[FieldError]:
+    """Return an error for each sampler of the model that cannot be used here."""
+    drawing = "image_sampler" if model.config.image_sampler else "generation"
+    paths = {"chat": config_path(model.config, "text_sampler"), "draw": config_path(model.config, drawing)}
+    unusable = unusable_samplers(model, plugins)
+    return [FieldError(paths[command], reason, "") for command, reason in unusable.items()]
 
 
 def check_finite(model: JanusModel, start: str) -> None:

@@ -9,11 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from janus_export.config import ExportConfig
+from janus_export.errors import ExportError
 from janus_export.onnx_export.export import export
 from janus_export.verify import verify
 from janus_modular import ConfigError, PromptError
+from janus_modular.checkpoints import ModelAssembly, convert, save
 from janus_modular.cli.app import app
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 
 
 @pytest.mark.parametrize(
@@ -65,3 +68,24 @@ def test_an_option_and_an_override_of_the_same_setting_are_refused(tmp_path: Pat
 def test_what_follows_from_the_model_is_no_setting(change: str):
     with pytest.raises(ConfigError, match=f"{change.partition('=')[0]}"):
         resolve(load("export/portable", [change]), ExportConfig)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("text_sampler=nope", "chat: no text sampler is called 'nope'"),
+        ("image_sampler=text", "draw: no image sampler is called 'text'"),
+    ],
+)
+def test_a_checkpoint_whose_sampler_is_unknown_is_not_exported(
+    tmp_path: Path, override: str, said: str
+) -> None:
+    """And the suggested command makes one that is."""
+    source, target = tmp_path / "model", tmp_path / "bundle"
+    save(ModelAssembly.from_config(resolve(load("tiny", [override]), ModelConfig)), source)
+    with pytest.raises(ExportError, match=said) as error:
+        export(source, target)
+    assert not target.exists()
+    assert f"convert {source} FOLDER text_sampler=... image_sampler=..." in str(error.value)
+    convert(source, tmp_path / "mended", overrides=["text_sampler=text", "image_sampler=autoregressive"])
+    assert export(tmp_path / "mended", target, ExportConfig(variants=["fp32"])).is_dir()

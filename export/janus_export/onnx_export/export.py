@@ -49,6 +49,7 @@ from janus_modular.checkpoints.native import plugins_of
 from janus_modular.checkpoints.opening import LazyCheckpoint, open_lazily
 from janus_modular.locking import locked
 from janus_modular.plugins import default_plugins
+from janus_modular.samplers import unusable_samplers
 from janus_modular.suggest import did_you_mean
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -75,7 +76,7 @@ def export(
     An existing bundle is replaced only when the new one is complete.
 
     Raises:
-        ExportError: a component cannot be exported, or the capacity exceeds the model's context.
+        ExportError: a component or a sampler cannot be used, or the capacity exceeds the model's context.
         BundleError: the folder holds something else, is written by another export, or cannot be written.
         CheckpointError: the source is not a checkpoint, or is damaged.
     """
@@ -90,6 +91,7 @@ def export(
             restore(folder)
             _check_replaceable(folder)
             opened = merge_adapters(open_lazily(source, plugins=plugins), plugins)
+            _check_samplers(opened, plugins or default_plugins())
             config.ranges(opened.model.backbone.context)  # invalid settings fail before the export starts
             aside.mkdir(exist_ok=True)
             _Export(str(source), opened, aside, config, on_progress, plugins).run()
@@ -101,6 +103,21 @@ def export(
             " continues where this one stopped."
         ) from error
     return folder
+
+
+def _check_samplers(opened: LazyCheckpoint, plugins: Plugins) -> None:
+    """Check that the samplers that a checkpoint names are available: without them, no bundle can be verified.
+
+    Raises:
+        ExportError: one is not; says why.
+    """
+    unusable = unusable_samplers(opened.model, plugins.as_recorded(opened.provenance.plugins))
+    if unusable:
+        reasons = "\n".join(f"  {command}: {reason}" for command, reason in unusable.items())
+        raise ExportError(
+            f"{opened.folder}: its samplers cannot be used:\n{reasons}\nInstall their plugin, or name others:"
+            f" janus-modular convert {opened.folder} FOLDER text_sampler=... image_sampler=..."
+        )
 
 
 def _undisturbed(folder: Path) -> AbstractContextManager[None]:

@@ -169,6 +169,12 @@ def test_samples_and_epochs_of_each_source_are_shown(file: Path, data: Path) -> 
         (["train", "FILE", "learn=[generation.haed]"], "'generation.haed' matches nothing"),
         (["config", "validate", "FILE", "learn=[backbon]"], "Did you mean 'backbone'?"),
         (["train", "FILE", "--resume"], "nothing to resume"),
+        (
+            ["train", "FILE", "model.text_sampler=nope"],
+            "model.text_sampler: no text sampler is called 'nope'",
+        ),
+        (["train", "FILE", "model.text_sampler=nope", "--dry-run"], "no text sampler is called 'nope'"),
+        (["train", "FILE", "model.image_sampler=text", "--dry-run"], "model.image_sampler: no image sampler"),
         (["train", "FILE", "model=null", f"init={'x' * 5000}"], "init: there is no checkpoint 'xxx"),
         (
             ["train", "train/janus_pro/stage1", "--dry-run", "model.processor.tokenizer=bytes"],
