@@ -38,7 +38,7 @@ def train(
 
         from janus_modular.training.dry_run import dry_run as print_dry_run
 
-        print_dry_run(train_config, plugins, Console())
+        print_dry_run(train_config, plugins, Console(), resume=resume)
         return
     from janus_modular.training import train as training
 

@@ -9,33 +9,38 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from janus_modular.checkpoints.native import read_record
 from janus_modular.model.batch import Batch
 from janus_modular.model.device import choose_device
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.sequence import IGNORE_INDEX
+from janus_modular.training.data_record import DataRecord
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.mixture import Mixture
 from janus_modular.training.run_folder import check_output, check_single_process
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import StepBatch
-from janus_modular.training.train import autocast_dtype, batch_builder, open_sources
+from janus_modular.training.train import autocast_dtype, batch_builder, find_checkpoint, open_sources
 from janus_modular.training.trainable import check_reached, set_trainable, trainable_table
 
 FLOAT32_BYTES = 4
 
 
-def dry_run(config: TrainConfig, plugins: Plugins, console: Console) -> None:
+def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: bool = False) -> None:
     """Print what can be known without training. Weights are not read; the data of one step are.
 
-    What needs no data is printed first, so that it is seen even where reading the data fails.
+    What needs no data is printed first, so that it is seen even where reading the data fails. With
+    ``resume``, the checkpoint to resume from is verified too.
 
     Raises:
         JanusError: an error that would stop the run.
     """
     check_single_process()
-    check_output(Path(config.output))
-    assembly = initial_model(config, plugins, "meta")
+    output = Path(config.output)
+    check_output(output)
+    checkpoint, _ = find_checkpoint(output, config, resume)
+    assembly = initial_model(config, plugins, "meta", checkpoint=checkpoint)
     model = assembly.model
     set_trainable(model, config.learn)
     console.print(trainable_table(model))
@@ -45,7 +50,11 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console) -> None:
         f"weights {_size(memory.parameters)}, gradients {_size(memory.gradients)},"
         f" AdamW {_size(memory.optimizer)}"
     )
-    builder = batch_builder(config, open_sources(config, plugins), model, assembly.processor)
+    sources = open_sources(config, plugins)
+    if checkpoint is not None:
+        record = read_record(checkpoint)["training"]
+        DataRecord(sources, config.bad_samples).resume(record, accept=config.changed_data == "accept")
+    builder = batch_builder(config, sources, model, assembly.processor)
     check_reached(model, builder, config)
     step_batch = builder.build(0)
     console.print(_step_table(config, step_batch))

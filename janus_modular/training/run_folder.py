@@ -14,6 +14,9 @@ from janus_modular.locking import locked
 
 LOCK = ".lock"
 
+PROBE = ".janus-modular-probe"
+"""The folder that is made, and removed, to see whether anything can be made."""
+
 WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 """Variables in which launchers (torchrun, accelerate, mpirun, srun) pass the number of processes."""
 
@@ -36,8 +39,10 @@ def check_single_process() -> None:
 def check_output(output: Path, option: str = "output=FOLDER") -> None:
     """Check that the folder of a run could be made and written, without making it; ``option`` names it.
 
+    What the permissions promise is tried: a folder is made in the nearest existing one, and removed.
+
     Raises:
-        TrainingError: a file is in the way, the name is too long, or writing is not permitted.
+        TrainingError: a file is in the way, the name is too long, or nothing can be written there.
     """
     try:
         existing = next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))
@@ -49,8 +54,15 @@ def check_output(output: Path, option: str = "output=FOLDER") -> None:
     name = printable(existing, most=200)
     if not is_folder:
         raise TrainingError(_unwritable(output, f"{name} is no folder", option))
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise TrainingError(_unwritable(output, f"{name} may not be written into", option))
+    try:
+        with suppress(FileExistsError):  # left by a process that was killed here
+            os.mkdir(existing / PROBE)
+        with suppress(FileNotFoundError):  # removed by another process
+            os.rmdir(existing / PROBE)
+    except OSError as error:
+        raise TrainingError(
+            _unwritable(output, f"{name} may not be written into ({error.strerror})", option)
+        ) from error
 
 
 def _unwritable(output: Path, problem: str, option: str = "output=FOLDER") -> str:

@@ -69,7 +69,7 @@ def train(
     plugins = plugins or default_plugins()
     output = Path(config.output)
     with run_folder(output):
-        checkpoint, changes = _find_checkpoint(output, config, resume)
+        checkpoint, changes = find_checkpoint(output, config, resume)
         return _train(config, output, checkpoint, changes, sources, plugins, quiet=quiet, title=title)
 
 
@@ -264,8 +264,13 @@ def autocast_dtype(dtype: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if use_bfloat16 else None
 
 
-def _find_checkpoint(output: Path, config: TrainConfig, resume: bool) -> tuple[Path | None, list[Change]]:
-    """Return the verified checkpoint to resume from, and the settings that have changed since."""
+def find_checkpoint(output: Path, config: TrainConfig, resume: bool) -> tuple[Path | None, list[Change]]:
+    """Return the verified checkpoint to resume from, and the settings that have changed since.
+
+    Raises:
+        TrainingError: there is nothing to resume, or a run that is not to be resumed; or the checkpoint is
+            damaged, or of another run.
+    """
     checkpoint = newest_checkpoint(output)
     if resume and checkpoint is None:
         raise TrainingError(

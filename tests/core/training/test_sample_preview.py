@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,39 @@ def test_an_invalid_folder_is_an_error_before_the_run(file: Path, command: list[
     assert "cannot be written: " in result.stderr
     assert "Choose another output=FOLDER" in result.stderr
     assert len(result.stderr) < 1000
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="/proc is a folder of Linux, where root may write nothing either"
+)
+@pytest.mark.parametrize("command", [["config", "validate"], ["train", "--dry-run"], ["train", "--quiet"]])
+def test_a_folder_where_nothing_can_be_made_is_an_error(file: Path, command: list[str]) -> None:
+    result = CliRunner().invoke(app, [*command, str(file), "output=/proc/none"])
+    assert result.exit_code == 2, result.output
+    assert "/proc/none cannot be written: " in result.stderr
+    assert "Choose another output=FOLDER" in result.stderr
+
+
+def test_a_dry_run_refuses_the_folders_that_a_run_refuses(file: Path, data: Path) -> None:
+    def refused(*words: str) -> str:
+        outputs = [
+            CliRunner().invoke(app, ["train", str(file), *words, *dry])
+            for dry in (["--dry-run"], ["--quiet"])
+        ]
+        assert [result.exit_code for result in outputs] == [2, 2]
+        assert len({result.stderr for result in outputs}) == 1
+        return outputs[0].stderr
+
+    assert "nothing to resume" in refused("--resume")
+    assert CliRunner().invoke(app, ["train", str(file), "schedule.stop=1", "--quiet"]).exit_code == 0
+    assert "holds a run already" in refused()
+    assert "batch: 4 then, 5 now" in refused("--resume", "batch=5")
+    result = CliRunner().invoke(app, ["train", str(file), "--resume", "--dry-run"])
+    assert result.exit_code == 0, result.output
+    (data / "draw.jsonl").write_text((data / "read.jsonl").read_text().replace("red", "crimson", 1))
+    assert (
+        "changed_data=accept" in CliRunner().invoke(app, ["train", str(file), "--resume", "--dry-run"]).stderr
+    )
 
 
 def test_a_dry_run_checks_for_several_processes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
