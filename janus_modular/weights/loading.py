@@ -135,7 +135,8 @@ def non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     floats = {name: t.detach() for name, t in tensors.items() if t.is_floating_point() and t.numel()}
     if not floats:
         return []
-    ranges = [torch.stack(torch.aminmax(tensor)).float() for tensor in floats.values()]
+    wide = (x if x.element_size() > 1 else x.float() for x in floats.values())  # torch sorts no float8
+    ranges = [torch.stack(torch.aminmax(x)).float() for x in wide]
     finite = torch.stack(ranges).isfinite().all(dim=1).tolist()  # the only synchronisation
     return [name for name, is_finite in zip(floats, finite, strict=True) if not is_finite]
 

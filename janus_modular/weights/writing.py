@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -16,9 +17,13 @@ from torch import Tensor
 
 from janus_modular.atomic_writes import atomic_replace_folder
 from janus_modular.errors import CheckpointError
+from janus_modular.foreign import printable
 from janus_modular.safetensors_headers import encode_header
 from janus_modular.weights import checksums
 from janus_modular.weights.checksums import HashingFile
+from janus_modular.weights.loading import non_finite
+
+log = logging.getLogger(__name__)
 
 DTYPES = {
     torch.float64: "F64",
@@ -103,7 +108,8 @@ def write_weights(
     Return the SHA-256 of each file by its name, computed while writing.
 
     Floating-point tensors are cast to ``dtype`` (None: as they are) one at a time. A shard is in memory until
-    it is written, and mapped tensors never are.
+    it is written, and mapped tensors never are. Weights that hold NaN or infinity are written as they are,
+    with a warning that names them.
 
     Raises:
         CheckpointError: a tensor holds a number that ``dtype`` cannot hold.
@@ -111,13 +117,21 @@ def write_weights(
     shards: list[Path] = []
     hashes: list[str] = []
     shard_of: dict[str, int] = {}
+    not_finite: list[str] = []
     total = 0
     for names, shard in _shards(tensors, dtype, max_shard_size):
         shards.append(folder / f"shard-{len(shards)}.safetensors")
         shard_of |= dict.fromkeys(names, len(shards) - 1)
-        size, digest = _write_shard(shards[-1], shard, dtype)
+        size, digest, spoiled = _write_shard(shards[-1], shard, dtype)
         total += size
         hashes.append(digest)
+        not_finite += spoiled
+    if not_finite:
+        log.warning(
+            "these weights hold NaN or infinity, and are written as they are: %s%s",
+            ", ".join(map(printable, not_finite[:5])),
+            f" and {len(not_finite) - 5} more weights" if len(not_finite) > 5 else "",
+        )
     finals = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     if len(shards) == 1:
         finals = ["model.safetensors"]
@@ -152,22 +166,26 @@ def _shards(
     yield [name for name, _ in shard], shard
 
 
-def _write_shard(path: Path, tensors: list[tuple[str, Tensor]], dtype: torch.dtype | None) -> tuple[int, str]:
-    """Write a safetensors file; return the bytes of its data, and the hash of the file.
+def _write_shard(
+    path: Path, tensors: list[tuple[str, Tensor]], dtype: torch.dtype | None
+) -> tuple[int, str, list[str]]:
+    """Write a safetensors file; return the bytes of its data, its hash, and the weights that are not finite.
 
     Wide dtypes come first, so that every tensor is aligned to its own size.
     """
     tensors.sort(key=lambda pair: -_stored(pair[1], dtype).itemsize)
     header = encode_header((name, DTYPES[_stored(tensor, dtype)], tensor.shape) for name, tensor in tensors)
     size = sum(tensor.numel() * _stored(tensor, dtype).itemsize for _, tensor in tensors)
+    not_finite: list[str] = []
     with HashingFile(path) as file:
         file.write(header)
         for name, tensor in tensors:
             data = tensor.detach().to("cpu", _stored(tensor, dtype)).contiguous().view(-1)
             if data.dtype != tensor.dtype:
                 _check_cast(name, tensor, data)
+            not_finite += non_finite({name: data})
             file.write(data.view(torch.uint8).numpy().data)
-    return size, file.hexdigest()
+    return size, file.hexdigest(), not_finite
 
 
 def _check_cast(name: str, tensor: Tensor, cast: Tensor) -> None:

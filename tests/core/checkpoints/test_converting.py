@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from janus_modular.checkpoints import ModelAssembly, save
 from janus_modular.cli.app import app
 from janus_modular.cli.convert import size_in_bytes
+from janus_modular.weights.writing import write_weights
 
 Made = ModelAssembly
 
@@ -112,6 +113,32 @@ def test_a_number_that_the_dtype_cannot_hold_is_refused(
     assert f"more than {dtype} can hold" in said
     assert not (tmp_path / "new").exists()
     assert typed(source, tmp_path / "new", "--dtype", "auto")[0] == 0
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_named(
+    dtype: str, number: float, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = source / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith("q_proj.weight"))
+    assert typed(source, tmp_path / "finite", "--dtype", dtype)[0] == 0
+    assert not caplog.messages
+    weights[name][0, 0] = number
+    save_file(weights, path)
+    assert typed(source, tmp_path / "new", "--dtype", dtype)[0] == 0
+    (message,) = caplog.messages
+    assert message.endswith(f"hold NaN or infinity, and are written as they are: {name}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_of_eight_bits_are_compared_too(
+    dtype: torch.dtype, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoiled = torch.tensor([1.0, float("nan")]).to(dtype)
+    write_weights(tmp_path, {"whole": torch.ones(3).to(dtype), "spoiled": spoiled}.items())
+    assert [message.rpartition(": ")[2] for message in caplog.messages] == ["spoiled"]
 
 
 def test_a_loop_that_nobody_offers_is_not_written(source: Path, tmp_path: Path) -> None:
