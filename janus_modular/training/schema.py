@@ -155,6 +155,24 @@ class TrainConfig:
         phases = self.mixture_phases()
         return [name for name in self.sources if any(phase.shares.get(name, 0) > 0 for phase in phases)]
 
+    def unused_before_stop(self) -> list[str]:
+        """Return a remark for each source and phase that ``schedule.stop`` leaves out.
+
+        No error: such a run may be continued to ``schedule.steps``, and each of these has its turn there.
+        """
+        phases, last = self.mixture_phases(), self.schedule.num_steps
+        drawn = samples_before(phases, self.batch, last)
+        remarks = [
+            f"mixture: no sample of source '{name}' is taken before schedule.stop, step {last:,}."
+            for name in self.used_sources()
+            if not drawn.get(name)
+        ]
+        return remarks + [
+            f"mixture: phase {number} begins at step {phase.until:,}, after schedule.stop, step {last:,}."
+            for number, phase in enumerate(phases[:-1], 2)
+            if phase.until is not None and phase.until >= last
+        ]
+
     def _number_errors(self) -> list[str]:
         minimum = {"batch": 1, "accumulate": 1, "checkpoint_every": 1, "keep": 1, "log_every": 1}
         minimum |= {"workers": 0, "seed": 0}
@@ -175,16 +193,23 @@ class TrainConfig:
         return errors
 
     def _share_errors(self) -> list[str]:
-        """Return an error for each share that is too small for a single sample."""
+        """Return an error for each share that is too small for a single sample, and for each unused phase."""
         errors, start = [], 0
-        for phase in self.mixture_phases():
+        for number, phase in enumerate(self.mixture_phases(), 1):
+            if start >= self.schedule.steps:
+                errors.append(
+                    f"mixture: phase {number} begins at step {start:,}, and the run ends at"
+                    f" {self.schedule.steps:,} (schedule.steps). Leave it out, or raise schedule.steps;"
+                    " to end a run early on purpose, set schedule.stop."
+                )
+                break
             end = min(phase.until or self.schedule.steps, self.schedule.steps)
-            samples = samples_before([MixturePhase(phase.shares)], self.batch, max(0, end - start))
+            samples = samples_before([MixturePhase(phase.shares)], self.batch, end - start)
             errors += [
                 f"mixture.{name}: a share of {phase.shares[name]:g} in {sum(phase.shares.values()):g} gives"
                 f" no sample in {end - start:,} steps of {self.batch:,}; raise it or batch, or set it to 0."
                 for name, count in samples.items()
-                if phase.shares[name] and not count and end > start
+                if phase.shares[name] and not count
             ]
             start = end
         return errors

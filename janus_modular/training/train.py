@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,6 +42,8 @@ from janus_modular.training.run_folder import check_single_process, run_folder
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder, StepBatch
 from janus_modular.training.trainable import check_reached, set_trainable, trainable_table
+
+log = logging.getLogger(__name__)
 
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 """How lines with paths and values are printed."""
@@ -203,7 +206,7 @@ def check_row_length(config: TrainConfig, model: JanusModel) -> None:
 def batch_builder(
     config: TrainConfig, sources: Mapping[str, Source], model: JanusModel, processor: Processor
 ) -> BatchBuilder:
-    """Return the builder of this model's batches.
+    """Return the builder of this model's batches; warn of sources and phases that the run stops before.
 
     Raises:
         ConfigError: packed rows are longer than the backbone's context, or the chat template renders training
@@ -213,6 +216,8 @@ def batch_builder(
     check_prompts(processor)
     check_context(processor)
     check_row_length(config, model)
+    for remark in config.unused_before_stop():
+        log.warning(remark)
     return BatchBuilder(
         mixture=Mixture(sources, config.mixture_phases(), config.batch, config.seed),
         sequence=lambda sample, drop_condition: processor.sequence(

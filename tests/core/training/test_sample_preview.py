@@ -242,6 +242,16 @@ def test_a_dry_run_refuses_the_folders_that_a_run_refuses(file: Path, data: Path
     )
 
 
+@pytest.mark.parametrize("words", [["train", "FILE", "--dry-run"], ["train", "FILE", "--quiet"]])
+def test_sources_that_the_run_stops_before_are_named(
+    file: Path, words: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = ["schedule.steps=100", "schedule.stop=1", "mixture={read: 1, draw: 99}"]
+    result = CliRunner().invoke(app, [str(file) if word == "FILE" else word for word in words] + changes)
+    assert result.exit_code == 0, result.output
+    assert "no sample of source 'read' is taken before schedule.stop, step 1." in caplog.text
+
+
 def test_a_dry_run_checks_for_several_processes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = CliRunner().invoke(app, ["train", str(file), "--dry-run"])

@@ -158,6 +158,10 @@ def test_devices_of_other_machines_are_valid(device: str) -> None:
             [{"until": 2, "text": 1, "draw": 1}, {"text": 1, "draw": 1e-6}],
             "mixture.draw: a share of 1e-06 in 1 gives no sample in 998 steps",
         ),
+        (
+            [{"until": 1000, "text": 1, "draw": 0}, {"text": 1, "draw": 1}],
+            "mixture: phase 2 begins at step 1,000, and the run ends at 1,000 (schedule.steps)",
+        ),
         ([{"until": 5, "text": 1, "draw": 1}], "its last phase ends at step 5"),
         ([{"text": 1, "draw": 1}, {"text": 1, "draw": 0}], "phase 1 has until None"),
         ([{"until": 5, "text": 1, "draw": 0}, {"until": 5, "text": 1}, {"draw": 1}], "phase 2 has until 5"),
@@ -167,6 +171,22 @@ def test_invalid_mixtures_are_errors(mixture: Any, fault: str) -> None:
     with pytest.raises(ConfigError) as error:
         resolve(load(raw(mixture=mixture)), TrainConfig)
     assert fault in str(error.value)
+
+
+def test_what_a_stop_leaves_out_is_remarked_and_no_error() -> None:
+    """The run may be continued to the end of its schedule."""
+    schedule = {"steps": 10_000, "stop": 10}
+    config = resolve(load(raw(mixture={"text": 999, "draw": 1}, batch=10, schedule=schedule)), TrainConfig)
+    (remark,) = config.unused_before_stop()
+    assert remark == "mixture: no sample of source 'draw' is taken before schedule.stop, step 10."
+    phases = [{"until": 10, "text": 1, "draw": 1}, {"text": 1, "draw": 1}]
+    config = resolve(load(raw(mixture=phases, schedule=schedule)), TrainConfig)
+    assert config.unused_before_stop() == [
+        "mixture: phase 2 begins at step 10, after schedule.stop, step 10."
+    ]
+    config = resolve(load(raw(mixture=phases, schedule=schedule | {"stop": 11})), TrainConfig)
+    assert not config.unused_before_stop()
+    assert not resolve(load("train/janus_pro/stage2"), TrainConfig).unused_before_stop()
 
 
 def test_sources_without_a_share_are_not_used() -> None:
