@@ -16,6 +16,7 @@ from .errors import ImageError as ImageError
 from .errors import PluginError as PluginError
 from .errors import PromptError as PromptError
 from .errors import TrainingError as TrainingError
+from .errors import UnsupervisedError as UnsupervisedError
 from .finite import NOT_FINITE as NOT_FINITE
 from .finite import refuse_not_finite as refuse_not_finite
 from .interfaces import Adaptor as Adaptor

@@ -82,6 +82,10 @@ class DataError(JanusError):
     """A training sample that cannot be used as it is."""
 
 
+class UnsupervisedError(DataError):
+    """A training sample in which nothing can be learned, such as a conversation with an empty answer."""
+
+
 class TrainingError(JanusError):
     """A training run that cannot start or go on."""
 

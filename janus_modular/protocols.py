@@ -195,7 +195,12 @@ class Source(Protocol):
         ...
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """Return sample ``index``; all randomness comes from ``rng``, so that the sample is reproducible."""
+        """Return sample ``index``; all randomness comes from ``rng``, so that the sample is reproducible.
+
+        Raises:
+            DataError: the sample cannot be used.
+            UnsupervisedError: nothing can be learned in it.
+        """
         ...
 
 

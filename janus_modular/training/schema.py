@@ -69,7 +69,7 @@ class BadSamplesConfig:
     unreadable: Literal["error", "skip"] = (
         "error"  # lines and images that cannot be read; text not in Unicode
     )
-    unsupervised: Literal["error", "skip"] = "error"  # no position is supervised: an empty answer, say
+    unsupervised: Literal["error", "skip"] = "error"  # no position is supervised, or an answer is empty
     too_long: Literal["error", "skip", "cut", "split"] = (
         "error"  # for a row; cut: the end is left out, split: plain text continues in further rows
     )

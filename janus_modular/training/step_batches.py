@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from janus_modular.errors import DataError, JanusError
+from janus_modular.errors import DataError, JanusError, UnsupervisedError
 from janus_modular.foreign import printable
 from janus_modular.model.batch import Batch, collate, pack
 from janus_modular.sequence import IGNORE_INDEX, Sample, Sequence
@@ -155,6 +155,8 @@ class BatchBuilder:
         """
         try:
             sample = self.mixture.sample(ref)
+        except UnsupervisedError as error:
+            raise SampleError("unsupervised", str(error)) from error
         except (JanusError, OSError, UnicodeError) as error:  # from a source that opens files itself
             raise SampleError("unreadable", str(error)) from error
         try:

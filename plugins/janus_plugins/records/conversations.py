@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from janus_modular import DataError, ImageInput, ImageTarget, Message, Sample, Segment, Text
+from janus_modular import (
+    DataError,
+    ImageInput,
+    ImageTarget,
+    Message,
+    Sample,
+    Segment,
+    Text,
+    UnsupervisedError,
+)
 from janus_plugins.records.fields import BRIEF, EMPTY, Fields, list_of, text_of
 from janus_plugins.records.images import ImageFolder
 from janus_plugins.records.markers import LITERAL, split_at_markers, without_markers
@@ -109,7 +118,8 @@ class ConversationReader:
         if role != "system" and not any(
             isinstance(item, _ImagePosition) or item.text.strip() for item in turn.content
         ):
-            raise DataError(f"{place}: is empty; expected text or an image.")
+            error_type = UnsupervisedError if supervised else DataError
+            raise error_type(f"{place}: is empty; expected text or an image.")
         return turn
 
     def _part(self, part: Any, where: str, role: str, supervised: bool) -> Iterator[Text | _ImagePosition]:

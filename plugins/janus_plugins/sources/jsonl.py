@@ -33,6 +33,7 @@ from janus_modular import (
     Sample,
     Source,
     Text,
+    UnsupervisedError,
     hookimpl,
 )
 from janus_plugins.records.captions import IMAGES, TEXTS, CaptionReader
@@ -120,12 +121,14 @@ class Jsonl:
 
         Raises:
             DataError: the record cannot be used; says the file, the line and the reason.
+            UnsupervisedError: an answer that is to be learned is empty.
         """
         try:
             return self._sample(index, rng)
         except (DataError, ImageError) as error:
             line = self.records.line_number(index)
-            raise DataError(f"{self.path}, line {line}: {error}") from error
+            error_type = UnsupervisedError if isinstance(error, UnsupervisedError) else DataError
+            raise error_type(f"{self.path}, line {line}: {error}") from error
 
     def _sample(self, index: int, rng: np.random.Generator) -> Sample:
         record = Fields(self.records[index], ignore=self.config.ignore)

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus_modular import IGNORE_INDEX, DataError, ImageError, Message, PromptError, Sample, Sequence, Text
+from janus_modular import (
+    IGNORE_INDEX,
+    DataError,
+    ImageError,
+    Message,
+    PromptError,
+    Sample,
+    Sequence,
+    Text,
+    UnsupervisedError,
+)
 from janus_modular.training.bad_samples import MIN_TOLERATED, BadSample, BadSampleCounter, cut, split
 from janus_modular.training.mixture import Mixture, MixturePhase, SampleRef
 from janus_modular.training.schema import BadSamplesConfig
@@ -90,6 +100,7 @@ def builder(records: Records, batch: int = 10, **policy: Any) -> BatchBuilder:
         (KeyError("label"), "unreadable", "the source fails: it lacks 'label'"),
         (IndexError("list index out of range"), "unreadable", "the source fails: IndexError: list index"),
         ("surrogate", "unreadable", "no letter"),
+        (UnsupervisedError("an empty answer"), "unsupervised", "an empty answer"),
         ("silent", "unsupervised", "nothing to learn"),
         (1, "unsupervised", "nothing in it is supervised"),
         (25, "too_long", "25 positions (24 supervised) do not fit into rows of 10: raise length"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_modular import DataError
+from janus_modular import DataError, UnsupervisedError
 from janus_modular.testing import SourceContract
 from janus_plugins.sources.jsonl import Jsonl, JsonlConfig
 
@@ -149,3 +149,22 @@ class TestJsonlKeepsTheContract(SourceContract):
     def make(self) -> tuple[Jsonl, list[int]]:
         images = [{"image": f"cats/{name}.png", "caption": f"cat {name}"} for name in "ab"]
         return source(self.folder, *images, task="draw", templates=["{}", "a photo of {}"]), [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "is_unsupervised"),
+    [
+        ("Q", {"content": ""}, True),
+        ("Q", {"content": " \n"}, True),
+        ("", {"content": "A"}, False),  # half of a record
+        ("Q", {"content": "", "train": False}, False),
+    ],
+)
+def test_an_empty_answer_is_unsupervised(
+    folder: Path, question: str, answer: dict[str, Any], is_unsupervised: bool
+) -> None:
+    """`bad_samples.unsupervised` applies to it; to other records that cannot be used, `unreadable`."""
+    messages = [{"role": "user", "content": question}, {"role": "assistant", **answer}]
+    with pytest.raises(DataError, match=r"line 1: .* is empty; expected text or an image") as error:
+        source(folder, {"messages": messages}).sample(0, RNG(0))
+    assert isinstance(error.value, UnsupervisedError) is is_unsupervised
