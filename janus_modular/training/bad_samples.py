@@ -110,7 +110,7 @@ class BadSampleCounter:
     """Counts the samples of a run, and the samples that were skipped or cut, against the limit."""
 
     policy: BadSamplesConfig
-    samples: dict[str, int] = field(default_factory=dict)  # by source
+    samples: dict[str, int] = field(default_factory=dict)  # used or skipped, by source
     bad: dict[str, int] = field(default_factory=dict)  # skipped or cut, by source
     examples: dict[str, list[BadSample]] = field(default_factory=dict)  # first of this process, by source
 
@@ -131,8 +131,8 @@ class BadSampleCounter:
                     for example in self.examples.get(name, ())
                 )
                 raise DataError(
-                    f"source '{name}': {bad:,} samples were skipped or cut where {self.samples[name]:,} were"
-                    f" taken, more than bad_samples.limit, {self.policy.limit:g}. Among them:\n{examples}\n"
+                    f"source '{name}': {bad:,} of {self.samples[name]:,} samples were skipped or cut, more"
+                    f" than {self.policy.limit:g} of them (bad_samples.limit). Among them:\n{examples}\n"
                     "Fix the data, or raise the limit if so many are expected."
                 )
 
@@ -153,6 +153,8 @@ class BadSampleCounter:
         self.samples, self.bad = samples, bad
 
     def _add_bad(self, bad_sample: BadSample) -> None:
+        if bad_sample.action == "skip":  # another sample was used in its place
+            self.samples[bad_sample.source] = self.samples.get(bad_sample.source, 0) + 1
         if bad_sample.action != "split":
             self.bad[bad_sample.source] = self.bad.get(bad_sample.source, 0) + 1
         examples = self.examples.setdefault(bad_sample.source, [])

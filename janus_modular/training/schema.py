@@ -73,7 +73,9 @@ class BadSamplesConfig:
     too_long: Literal["error", "skip", "cut", "split"] = (
         "error"  # for a row; cut: the end is left out, split: plain text continues in further rows
     )
-    limit: float = 0.1  # share of a source's samples that may be skipped or cut before the run stops
+    limit: float = (
+        0.1  # share of the samples tried of a source that may be skipped or cut before the run stops
+    )
 
     def __post_init__(self) -> None:
         """Raise an error if the limit is not a share."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -210,11 +211,25 @@ def bad_sample(index: int, action: str = "skip") -> BadSample:
 
 def test_exceeding_the_limit_stops_the_run_and_names_samples() -> None:
     counter = BadSampleCounter(BadSamplesConfig(limit=0.1))
-    counter.add({"a": 100, "b": 100}, [bad_sample(i) for i in range(MIN_TOLERATED + 10)])
-    with pytest.raises(DataError, match="source 'a': 21 samples were skipped or cut where 100") as error:
+    counter.add({"a": 80, "b": 100}, [bad_sample(i) for i in range(MIN_TOLERATED + 10)])
+    with pytest.raises(DataError, match="source 'a': 21 of 100 samples were skipped or cut") as error:
         counter.add({}, [bad_sample(77, "cut")])
     assert "  sample 0: reason 0\n" in str(error.value)
-    assert "bad_samples.limit, 0.1" in str(error.value)
+    assert "more than 0.1 of them (bad_samples.limit)" in str(error.value)
+
+
+@pytest.mark.parametrize(("limit", "stops"), [(0.74, True), (0.75, False), (1, False)])
+def test_the_limit_is_a_share_of_the_samples_tried(limit: float, stops: bool) -> None:
+    """Three of four samples are skipped; a limit of 1 never stops a run."""
+    counter = BadSampleCounter(BadSamplesConfig(limit=limit))
+    with pytest.raises(DataError, match="raise the limit") if stops else nullcontext():
+        counter.add({"a": 1_000}, [bad_sample(i) for i in range(3_000 + 4 * MIN_TOLERATED)])
+
+
+def test_cut_samples_count_once() -> None:
+    counter = BadSampleCounter(BadSamplesConfig(limit=0))
+    counter.add({"a": 20}, [bad_sample(0, "cut"), bad_sample(1), bad_sample(2, "split")])
+    assert (counter.samples, counter.bad) == ({"a": 21}, {"a": 2})
 
 
 def test_split_texts_lose_nothing_and_do_not_count_against_the_limit() -> None:
@@ -227,7 +242,7 @@ def test_counts_continue_in_a_resumed_run() -> None:
     first, second = (BadSampleCounter(BadSamplesConfig(limit=0)) for _ in range(2))
     first.add({"a": 5}, [bad_sample(i) for i in range(MIN_TOLERATED)])
     second.load_state(first.state())
-    with pytest.raises(DataError, match="11 samples were skipped or cut where 6"):
+    with pytest.raises(DataError, match="11 of 17 samples were skipped or cut"):
         second.add({"a": 1}, [bad_sample(0)])
 
 
