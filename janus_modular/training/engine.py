@@ -100,7 +100,7 @@ class Engine(Generic[BatchT]):
         self.optimizer = build_optimizer(module, optimizer)
         self.device = self.parameters[0].device
         self.autocast = autocast
-        self.next_step = 0
+        self.next_step = self.first_step = 0  # the first of this process
         self.consistent = True  # False during an update: the weights are of neither this step nor the next
 
     def step(self, batch: BatchT) -> Metrics:
@@ -167,9 +167,16 @@ class Engine(Generic[BatchT]):
         if not non_finite:
             return
         names = ", ".join(name.replace("loss/", "loss ").replace("source/", "source ") for name in non_finite)
+        if self.next_step == self.first_step:  # no learning rate of this process can be the cause
+            start = "the checkpoint that was resumed" if self.first_step else "what the run starts from"
+            advice = (
+                f"No update came before it, so that the weights of {start} may be ruined: use earlier ones,"
+            )
+        else:
+            advice = "Lower optimizer.lr, lengthen schedule.warmup,"
         raise TrainingError(
-            f"step {self.next_step}: not finite: {names}. The weights are as before this step. Lower"
-            " optimizer.lr, lengthen schedule.warmup, or look for broken samples in that source."
+            f"step {self.next_step}: not finite: {names}. The weights are as before this step. {advice} or"
+            " look for broken samples in that source."
         )
 
     def check_updated(self) -> None:
@@ -238,7 +245,7 @@ class Engine(Generic[BatchT]):
         for group, current in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(current)
         self._set_random_state(state)
-        self.next_step = step
+        self.next_step = self.first_step = step
 
     def _check_optimizer(self, step: Any, state: Mapping[str, Any]) -> None:
         if type(step) is not int or step < 0:

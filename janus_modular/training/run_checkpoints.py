@@ -136,25 +136,27 @@ def save_on_error(
     Raises:
         JanusError: the error; an exception of another class becomes a `TrainingError`.
     """
+    start = last_saved()
     try:
         yield
     except JanusError as error:
-        error.add_note(_save_finished_steps(engine, last_saved, save))
+        error.add_note(_save_finished_steps(engine, start, last_saved, save))
         raise
     except Exception as error:  # of a third-party component, or a MemoryError
         training_error = TrainingError(f"step {engine.next_step}: {_describe(error)}")
-        training_error.add_note(_save_finished_steps(engine, last_saved, save))
+        training_error.add_note(_save_finished_steps(engine, start, last_saved, save))
         raise training_error from error
 
 
 def _save_finished_steps(
-    engine: Engine[Any], last_saved: Callable[[], Path | None], save: Callable[[], Path]
+    engine: Engine[Any], start: Path | None, last_saved: Callable[[], Path | None], save: Callable[[], Path]
 ) -> str:
     """Save the finished steps unless they are saved; return what is saved and how to resume."""
     done, checkpoint = engine.next_step, last_saved()
     steps, are = ("1 step", "is") if done == 1 else (f"{done:,} steps", "are")
     if checkpoint is not None and checkpoint.name == step_name(done):
-        return f"The {steps} before it {are} saved. {_resume_hint(checkpoint)}"
+        ruined = f" {_hint_without(checkpoint)}" if checkpoint == start else ""
+        return f"The {steps} before it {are} saved. {_resume_hint(checkpoint)}{ruined}"
     if not done:
         return "No step was done before it, so nothing was lost."
     if not engine.consistent:
@@ -170,6 +172,17 @@ def _resume_hint(checkpoint: Path | None) -> str:
     if checkpoint is None:
         return "There is no checkpoint to resume from."
     return f"Fix the cause, then resume from {checkpoint} with --resume; settings that help may be changed."
+
+
+def _hint_without(checkpoint: Path) -> str:
+    """Return how to go on where the first step after a resume fails because of the checkpoint's weights."""
+    earlier = [
+        path.name for path in resumable_checkpoints(checkpoint.parents[1]) if path.name < checkpoint.name
+    ]
+    go_on = (
+        f"--resume continues from {earlier[-1]}" if earlier else "and start a new run: no earlier one is left"
+    )
+    return f"If its weights are the cause, remove {checkpoint.name}; {go_on}."
 
 
 def _describe(error: Exception) -> str:

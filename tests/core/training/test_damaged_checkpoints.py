@@ -298,3 +298,23 @@ def test_a_run_does_not_start_from_weights_that_are_not_finite(
     ):
         train(config, quiet=True)
     assert not Path(config.output).exists()
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_ruined_checkpoint_is_named_when_the_first_step_after_a_resume_fails(make: Make, kept: int) -> None:
+    """An update of an enormous learning rate is finite, and saved; no lower one can help afterwards."""
+    settings = {"learn": ["backbone"], "keep": kept, "checkpoint_every": 1}
+    train(make(schedule__stop=1, **settings), quiet=True)
+    with pytest.raises(TrainingError, match=r"step 2: not finite: .* Lower optimizer\.lr"):
+        train(make(optimizer__lr=3e37, **settings), quiet=True, resume=True)
+    with pytest.raises(
+        TrainingError, match=r"No update came before it, .* weights of the checkpoint"
+    ) as error:
+        train(make(optimizer__lr=1e-4, **settings), quiet=True, resume=True)
+    (note,) = error.value.__notes__
+    if kept == 1:
+        assert note.endswith("remove step-0000002; and start a new run: no earlier one is left.")
+        return
+    assert note.endswith("remove step-0000002; --resume continues from step-0000001.")
+    shutil.rmtree(Path(make().output) / "checkpoints/step-0000002")
+    train(make(optimizer__lr=1e-4, **settings), quiet=True, resume=True)
