@@ -122,6 +122,12 @@ def _check(keys: Mapping[str, Any], where: str, model_type: str, family: Any) ->
             nested_type = nested.get("model_type", getattr(sub_config, "model_type", ""))
             if nested_type in CONFIG_MAPPING:
                 _check(nested, f"{where}.{name}", nested_type, CONFIG_MAPPING[nested_type])
+    for alias, name in family.attribute_map.items():
+        if alias in keys and name in keys and keys[alias] != keys[name]:
+            raise ConfigError(
+                f"{where}: {alias} is {keys[alias]!r} and {name} {keys[name]!r}, two names of one value for"
+                f" '{model_type}'. Write one of them."
+            )
     known = {*signature(family).parameters, *family.attribute_map, *OLD_KEYS}
     unknown = [key for key in keys if key not in known and not hasattr(family, key)]
     if unknown:  # keys that a family derives from others

@@ -6,9 +6,11 @@ writes must have the same values there; keys that it does not write come from th
 
 from __future__ import annotations
 
+import copy
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,21 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from janus_modular import CheckpointError, ConfigError, DescriptionError, Difference, refuse_quantized
-
-ROPE_KEYS = {"rope_theta", "rope_scaling", "partial_rotary_factor", "rope_local_base_freq"}
-"""Older keys that transformers converts into ``rope_parameters``."""
+from janus_plugins.hf_rope_keys import (
+    ROPE_KEYS,
+    overruled_rope_keys,
+    refuse_overruled,
+    without_overridden,
+)
 
 WITHOUT_EFFECT = {
     "architectures", "attn_implementation", "auto_map", "dtype", "torch_dtype", "transformers_version",
     "use_cache",
 }  # fmt: skip
 """Keys that do not change what a model computes."""
+
+DERIVED = {"layer_types", "mlp_layer_types", "no_rope_layers"}
+"""Lists with an entry for each layer, which families derive from other keys unless they are written."""
 
 ADAPTER = "adapter_config.json"
 """The file of peft's adapters; transformers would apply such an adapter without being asked."""
@@ -111,6 +119,10 @@ def check_described(
         before, after = described.to_dict().get("rope_parameters"), applied.get("rope_parameters")
         if not _same(after, before) or not _same(before, after):
             differences += [Difference(f"{option}.{key}", written[key], before) for key in sorted(rope)]
+        else:
+            differences += [
+                replace(one, key=f"{option}.{one.key}") for one in overruled_rope_keys(written, before)
+            ]
     for key, value in written.items():
         if key == "model_type" or key in ROPE_KEYS | WITHOUT_EFFECT or key.startswith("_"):
             continue
@@ -131,12 +143,43 @@ def with_overrides(described: PreTrainedConfig, overrides: Mapping[str, Any], wh
     """
     if not overrides:
         return described
-    if unknown := [key for key in overrides if not hasattr(described, key)]:
+    base = _base(described)
+    known_rope = ROPE_KEYS if base.get("rope_parameters") else set()
+    if unknown := [key for key in overrides if not hasattr(described, key) and key not in known_rope]:
         raise ConfigError(f"{where}: '{described.model_type}' has no keys {', '.join(sorted(unknown))}")
+    family = type(described)
     try:
-        return type(described).from_dict({**_base(described), **overrides})
+        base = without_overridden(_without_derived(family, base, overrides, where), overrides)
+        built = family.from_dict(copy.deepcopy({**base, **overrides}))
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise ConfigError(f"transformers refuses {where}: {error}") from error
+    kept = {key: base[key] for key in base.keys() & ROPE_KEYS if key not in described.to_dict()}
+    refuse_overruled({**kept, **overrides}, built, where)
+    return built
+
+
+def _without_derived(
+    family: type[PreTrainedConfig], base: dict[str, Any], overrides: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Return a config's keys without the lists for each layer that ``overrides`` are to derive anew.
+
+    Raises:
+        ConfigError: the config has another list than the derived one, which would overrule ``overrides``.
+    """
+    for key in base.keys() & DERIVED - overrides.keys():
+        rest = {name: value for name, value in base.items() if name != key}
+        before, after = (
+            getattr(family.from_dict(copy.deepcopy(keys)), key) for keys in (rest, {**rest, **overrides})
+        )
+        if before == after:
+            continue
+        if before != base[key]:
+            raise ConfigError(
+                f"{where}: {key} would be derived from {', '.join(overrides)}, but the described config"
+                f" writes {key}={base[key]}, which comes first. Write {where}.{key} too."
+            )
+        base = rest
+    return base
 
 
 def unused_weights(names: Iterable[str], model: nn.Module) -> tuple[list[str], list[str]]:
@@ -193,7 +236,7 @@ def _applied(described: PreTrainedConfig, written: Mapping[str, Any]) -> dict[st
         base.pop("rope_parameters", None)
     keys = {key: value for key, value in written.items() if key != "model_type"}
     try:
-        config = type(described).from_dict({**base, **keys})
+        config = type(described).from_dict(copy.deepcopy({**base, **keys}))
     except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError):
         return dict(keys)  # they cannot be applied, so they differ
     return {key: _plain(getattr(config, key)) for key in {*keys, "rope_parameters"} if hasattr(config, key)}

@@ -48,6 +48,7 @@ from janus_plugins.hf_folders import (
     unused_weights,
     with_overrides,
 )
+from janus_plugins.hf_rope_keys import refuse_overruled
 
 CACHED_ATTENTION = "janus_kv_cache"
 AttentionInterface.register(CACHED_ATTENTION, cached_attention)
@@ -310,7 +311,7 @@ def decoder_config(config: HfConfig) -> PreTrainedConfig:
 
 def written_config(keys: dict[str, Any], described: PreTrainedConfig | None) -> PreTrainedConfig | None:
     """Check the keys that a user wrote; return their config, or None if the described config is built."""
-    keys = copy.deepcopy(dict(keys))
+    keys = dict(keys)
     if "model_type" not in keys and described is None:
         raise ConfigError(
             "backbone.config has no model_type: write one that transformers knows, such as llama"
@@ -327,9 +328,11 @@ def written_config(keys: dict[str, Any], described: PreTrainedConfig | None) -> 
     if described is not None:
         return None
     try:
-        return AutoConfig.for_model(**{**no_ids, **keys})
+        family = AutoConfig.for_model(**{**no_ids, **copy.deepcopy(keys)})
     except StrictDataclassError as error:
         raise ConfigError(f"transformers refuses backbone.config: {error}") from error
+    refuse_overruled(keys, text_part(family), "backbone.config")
+    return family
 
 
 def text_part(family: PreTrainedConfig) -> PreTrainedConfig:

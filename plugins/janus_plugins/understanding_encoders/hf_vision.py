@@ -41,6 +41,7 @@ from janus_plugins.hf_folders import (
     with_overrides,
 )
 from janus_plugins.hf_pixels import check_pixels, pair, processor_settings
+from janus_plugins.hf_rope_keys import refuse_overruled
 
 log = logging.getLogger(__name__)
 
@@ -220,6 +221,8 @@ def vision_config(config: HfVisionConfig, folder: Path | None) -> Any:
     if config.config_overrides and described is None:
         raise ConfigError("hf-vision: config_overrides change what pretrained describes; here, write config")
     family = vision_part(described or AutoConfig.for_model(**keys))
+    if described is None:
+        refuse_overruled(config.config or {}, family, "hf-vision: config")
     missing = [key for key in ("hidden_size", "patch_size", "num_hidden_layers") if not hasattr(family, key)]
     staged = [key for key in ("depths", "hidden_sizes") if hasattr(family, key)]
     if missing or staged:
