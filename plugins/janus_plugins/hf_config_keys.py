@@ -12,7 +12,7 @@ from typing import Any
 
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from janus_modular import ConfigError
@@ -95,11 +95,14 @@ def naming_settings(family: Any, where: str) -> Iterator[None]:
         raise ConfigError(f"{where}: transformers' '{family.model_type}' {reason}{hint}") from error
 
 
-def check_keys(keys: Mapping[str, Any], where: str, families: Iterable[str]) -> None:
+def check_keys(
+    keys: Mapping[str, Any], where: str, families: Iterable[str], part: PreTrainedConfig | None = None
+) -> None:
     """Check the family of a config, and its keys, of which transformers would ignore unknown ones.
 
     An unknown key that is similar to a known one is an error; the others are logged as a warning. ``where``
-    is the path of the keys in the user's config, ``families`` are suggestions, best known first.
+    is the path of the keys in the user's config, ``families`` are suggestions, best known first. Keys may
+    also be those of ``part``, the part that is used of a larger model.
 
     Raises:
         ConfigError: the family or a key is unknown, or a value is invalid.
@@ -111,7 +114,8 @@ def check_keys(keys: Mapping[str, Any], where: str, families: Iterable[str]) -> 
         close = get_close_matches(model_type, families, n=3)
         hint = f"Did you mean {' or '.join(close)}?" if close else f"Known are {', '.join(families[:3])} ..."
         raise ConfigError(f"transformers {transformers.__version__} has no model_type '{model_type}'. {hint}")
-    _check(keys, where, model_type, CONFIG_MAPPING[model_type])
+    own = {key: value for key, value in keys.items() if not hasattr(part, key)}
+    _check(own, where, model_type, CONFIG_MAPPING[model_type])
 
 
 def _check(keys: Mapping[str, Any], where: str, model_type: str, family: Any) -> None:

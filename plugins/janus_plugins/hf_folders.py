@@ -109,30 +109,57 @@ def check_described(
     Raises:
         DescriptionError: lists every key that differs, with both values.
     """
+    if differences := _differences(written, candidates, option):
+        raise DescriptionError(str(path), differences, drop=option)
+
+
+def _differences(
+    written: Mapping[str, Any], candidates: Sequence[PreTrainedConfig], option: str
+) -> list[Difference]:
+    """Return the keys that differ from those of the candidate that has them, in nested configs by key."""
     family = written.get("model_type")
     described = next((c for c in candidates if c.model_type == family), candidates[-1])
     differences: list[Difference] = []
     if family is not None and described.model_type != family:
         differences.append(Difference(f"{option}.model_type", family, described.model_type))
+    owners = [described, *(c for c in candidates if c is not described)]
+    own: list[dict[str, Any]] = [{} for _ in owners]
+    for key, value in written.items():
+        if key == "model_type" or key in WITHOUT_EFFECT or key.startswith("_"):
+            continue
+        # An unknown key is reported by `check_keys`; the older ones are no attributes.
+        i = 0 if key in ROPE_KEYS else next((i for i, c in enumerate(owners) if hasattr(c, key)), None)
+        if i is None:
+            continue
+        nested = getattr(owners[i], key, None)
+        if isinstance(nested, PreTrainedConfig) and isinstance(value, Mapping):
+            differences += _differences(value, [nested], f"{option}.{key}")
+        else:
+            own[i][key] = value
+    for owner, keys in zip(owners, own, strict=True):
+        differences += _own_differences(keys, owner, option)
+    return differences
+
+
+def _own_differences(
+    written: Mapping[str, Any], described: PreTrainedConfig, option: str
+) -> list[Difference]:
+    differences: list[Difference] = []
     applied = _applied(described, written)
     if rope := ROPE_KEYS & written.keys():
         before, after = described.to_dict().get("rope_parameters"), applied.get("rope_parameters")
         if not _same(after, before) or not _same(before, after):
             differences += [Difference(f"{option}.{key}", written[key], before) for key in sorted(rope)]
         else:
-            differences += [
-                replace(one, key=f"{option}.{one.key}") for one in overruled_rope_keys(written, before)
-            ]
+            overruled = overruled_rope_keys(written, before)
+            differences += [replace(one, key=f"{option}.{one.key}") for one in overruled]
     for key, value in written.items():
-        if key == "model_type" or key in ROPE_KEYS | WITHOUT_EFFECT or key.startswith("_"):
+        if key in ROPE_KEYS:
             continue
-        if not hasattr(described, key):
-            continue  # an unknown key, which `check_keys` reports
         described_value = _plain(getattr(described, key))
         if not _same(value, described_value) and not _same(applied.get(key, value), described_value):
             differences += _leaves(f"{option}.{key}", value, described_value)
-    if differences:
-        raise DescriptionError(str(path), differences, drop=option)
+    return differences
 
 
 def with_overrides(described: PreTrainedConfig, overrides: Mapping[str, Any], where: str) -> PreTrainedConfig:

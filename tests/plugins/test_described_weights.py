@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    Gemma3Config,
     LlamaConfig,
     SiglipConfig,
     SiglipImageProcessorPil,
@@ -138,6 +139,38 @@ def test_every_key_that_differs_is_listed_with_both_values(
         HfBackbone(config)
     assert {one.key for one in error.value.differences} == listed
     assert all(one.written != one.described for one in error.value.differences)
+
+
+@pytest.mark.parametrize(
+    ("written", "listed"),
+    [
+        (
+            {"text_config": {"num_hidden_layers": 1}},
+            "text_config.num_hidden_layers: found 1, expected 2",
+        ),
+        ({"text_config": {"rope_theta": 5.0}}, "config.text_config.rope_theta: found 5.0"),
+        ({"vision_config": {"hidden_size": 8}}, "config.vision_config.hidden_size: found 8, expected 24"),
+        (
+            {"model_type": "gemma3", "num_attention_heads": 8},
+            "config.num_attention_heads: found 8, expected 4",
+        ),
+        ({"model_type": "gemma3_text", "num_attention_heads": 8}, "num_attention_heads: found 8, expected 4"),
+        ({"num_attention_heads": 8}, "config.num_attention_heads: found 8, expected 4"),
+        ({"text_config": {"num_hidden_layers": 2}, "num_attention_heads": 4}, None),
+    ],
+)
+def test_keys_are_compared_with_a_larger_model_and_with_its_decoder(
+    written: dict[str, Any], listed: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = {**TINY, "head_dim": 8, "sliding_window": 5}
+    Gemma3Config(text_config=text, vision_config=BASE).save_pretrained(tmp_path)
+    config = HfConfig(pretrained=str(tmp_path), config=written)
+    if listed is None:
+        HfBackbone(config)
+    else:
+        with pytest.raises(DescriptionError, match=listed):
+            HfBackbone(config)
+    assert "change nothing" not in caplog.text
 
 
 @pytest.mark.parametrize("eps", [1e-5, 1e-6, 3e-6])

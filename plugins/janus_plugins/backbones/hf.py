@@ -324,7 +324,8 @@ def written_config(keys: dict[str, Any], described: PreTrainedConfig | None) -> 
     # The processor looks up these ids by string; a family's defaults may not be in the vocabulary.
     no_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     keys.setdefault("model_type", described and described.model_type)
-    check_keys(keys, "backbone.config", ["llama", "qwen3", "gemma3_text", *DECODERS])
+    part = text_part(described) if described else None
+    check_keys(keys, "backbone.config", ["llama", "qwen3", "gemma3_text", *DECODERS], part)
     if described is not None:
         return None
     try:

@@ -213,7 +213,7 @@ def vision_config(config: HfVisionConfig, folder: Path | None) -> Any:
         if "model_type" not in keys and described is None:
             raise ConfigError("hf-vision: config has no model_type: write transformers' name, such as dinov2")
         keys.setdefault("model_type", described and described.model_type)
-        check_keys(keys, "hf-vision: config", FAMILIES)
+        check_keys(keys, "hf-vision: config", FAMILIES, described and vision_part(described))
         if described is not None and folder is not None:
             check_described(config.config, [described, vision_part(described)], folder)
     elif described is None:
