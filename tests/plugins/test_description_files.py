@@ -17,7 +17,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from janus_modular import CheckpointError, ComponentSpec, DescriptionError, PixelSpec, Plugins
+from janus_modular import CheckpointError, ComponentSpec, ConfigError, DescriptionError, PixelSpec, Plugins
 from janus_modular.model.build import ModelBuilder
 from janus_plugins.adaptors.perceiver import PerceiverAdaptor, PerceiverConfig
 from janus_plugins.backbones.hf import HfBackbone, HfConfig
@@ -104,6 +104,29 @@ def test_a_perceiver_is_held_to_idefics2s_config(tmp_path: Path, path: str) -> N
         PerceiverAdaptor(PerceiverConfig(pretrained=where, **wrong), 8, 8)
     (tmp_path / "config.json").unlink()
     PerceiverAdaptor(PerceiverConfig(pretrained=where, **wrong), 8, 8)  # nothing says otherwise
+    del wrong["heads"]
+    with pytest.raises(ConfigError, match=r"no config.json of Idefics2, and shapes .* write heads=\.\.\."):
+        PerceiverAdaptor(PerceiverConfig(pretrained=where, **wrong), 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("perceiver_config", "rms_norm_eps", 0.5),
+        ("perceiver_config", "hidden_act", "gelu"),
+        ("text_config", "hidden_act", "gelu"),
+    ],
+)
+def test_a_perceiver_that_computes_otherwise_is_refused(
+    part: str, key: str, value: object, tmp_path: Path
+) -> None:
+    Idefics2Config(**{part: {key: value}}).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"describes {part}.{key} {value!r}; expected"):
+        PerceiverAdaptor(PerceiverConfig(pretrained=str(tmp_path)), 8, 8)
+    Idefics2Config().save_pretrained(tmp_path)
+    with torch.device("meta"):
+        adaptor = PerceiverAdaptor(PerceiverConfig(pretrained=str(tmp_path)), 8, 8)
+    assert adaptor.config.heads == Idefics2Config().perceiver_config.resampler_n_heads
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["beside weights", "alone"])

@@ -8,7 +8,7 @@ grouped-query attention, gated MLPs, and an MLP that first maps features to the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 from janus_modular import (
     Adaptor,
+    CheckpointError,
     ComponentConfig,
+    ConfigError,
     DescriptionError,
     Difference,
     Registry,
@@ -29,26 +31,41 @@ from janus_plugins.formats.preparation import read_json
 from janus_plugins.hf_folders import describing_folder, read_config
 from janus_plugins.sizes import check_sizes
 
+DEFAULT_HEADS = 16
+
 
 @dataclass
 class PerceiverConfig(ComponentConfig):
     """Options of the adaptor; the defaults are Idefics2's, except for ``intermediate``.
 
-    With ``pretrained``, they must be equal to those of the config.json: shapes of weights do not show heads.
+    With ``pretrained``, they must be equal to those of the config.json. Without one, ``heads`` is required:
+    weights of more and narrower heads have the same shapes.
     """
 
     queries: int = 64  # tokens of an image
     layers: int = 3  # each with one cross-attention
-    heads: int = 16  # of attention
+    heads: int | None = None  # of attention; None: as the config.json of `pretrained` has it, else 16
     kv_heads: int = 4  # of keys and values
     head_dim: int = 96  # of each head
     intermediate: int | None = None  # inside the first MLP, C -> D; None: 4 D; Idefics2: 14336, D being 4096
 
     def __post_init__(self) -> None:
         """Check the sizes."""
-        check_sizes(self, queries=1, layers=1, heads=1, kv_heads=1, head_dim=1)
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads: {self.heads} do not share {self.kv_heads} kv_heads evenly.")
+        check_sizes(self, queries=1, layers=1, kv_heads=1, head_dim=1)
+        if self.heads is not None:
+            check_sizes(self, heads=1)
+        if not self.pretrained or self.heads is not None:
+            check_groups(self.heads or DEFAULT_HEADS, self.kv_heads)
+
+
+def check_groups(heads: int, kv_heads: int) -> None:
+    """Check that heads share those of keys and values evenly.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if heads % kv_heads:
+        raise ValueError(f"heads: {heads} do not share {kv_heads} kv_heads evenly.")
 
 
 class PerceiverAdaptor(nn.Module):
@@ -59,9 +76,11 @@ class PerceiverAdaptor(nn.Module):
 
     def __init__(self, config: PerceiverConfig, input_dim: int, output_dim: int) -> None:
         super().__init__()
+        heads = config.heads or DEFAULT_HEADS
         if config.pretrained:
-            check_description(config, resolve_pretrained(config.pretrained, config.revision))
-        self.config = config
+            heads = described_heads(config, resolve_pretrained(config.pretrained, config.revision))
+        check_groups(heads, config.kv_heads)
+        self.config = config = replace(config, heads=heads)
         intermediate = config.intermediate or 4 * output_dim
         self.modality_projection = GatedMlp(input_dim, intermediate, output_dim)
         self.perceiver_resampler = Resampler(config, output_dim)
@@ -92,24 +111,44 @@ DESCRIBED = {
 }
 """The options, with their names in transformers' config of Idefics2."""
 
+USUAL = {"hidden_act": "silu", "rms_norm_eps": 1e-6}
+"""Keys of Idefics2's perceiver_config, with the only values that this class supports."""
 
-def check_description(config: PerceiverConfig, path: Path) -> None:
-    """Check the options against the config.json of Idefics2, if there is one beside the weights.
+
+def described_heads(config: PerceiverConfig, path: Path) -> int:
+    """Return the number of heads in the config.json of Idefics2 beside the weights; else the written one.
 
     Raises:
         DescriptionError: lists the options that differ, with both values.
+        CheckpointError: the config.json has values that this class does not support.
+        ConfigError: neither says how many heads there are.
     """
     file = describing_folder(path) / "config.json"
     if not file.is_file() or read_json(file).get("model_type") != "idefics2":
-        return
-    described = read_config(file.parent, "Idefics2").perceiver_config
+        if config.heads is None:
+            raise ConfigError(
+                f"{path} has no config.json of Idefics2, and shapes of weights do not show heads: write"
+                f" heads=... (Idefics2 has {DEFAULT_HEADS}), with the kv_heads and head_dim that go with it"
+            )
+        return config.heads
+    whole = read_config(file.parent, "Idefics2")
+    described = whole.perceiver_config
+    found = {f"perceiver_config.{key}": (getattr(described, key), usual) for key, usual in USUAL.items()}
+    found["text_config.hidden_act"] = (whole.text_config.hidden_act, USUAL["hidden_act"])  # of the first MLP
+    if other := [f"{key} {one!r}; expected {usual!r}" for key, (one, usual) in found.items() if one != usual]:
+        raise CheckpointError(
+            f"perceiver: {file} describes {', '.join(other)}, which is all that it supports"
+        )
+    heads = described.resampler_n_heads if config.heads is None else config.heads
+    written = {**vars(config), "heads": heads}
     differences = [
-        Difference(key, getattr(config, key), getattr(described, theirs))
+        Difference(key, written[key], getattr(described, theirs))
         for key, theirs in DESCRIBED.items()
-        if getattr(config, key) != getattr(described, theirs)
+        if written[key] != getattr(described, theirs)
     ]
     if differences:
         raise DescriptionError(str(path), differences)
+    return heads
 
 
 class Resampler(nn.Module):
@@ -150,8 +189,9 @@ class ResamplerAttention(nn.Module):
 
     def __init__(self, config: PerceiverConfig, dim: int) -> None:
         super().__init__()
-        self.head_dim, self.groups = config.head_dim, config.heads // config.kv_heads
-        q_dim, kv_dim = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        heads = config.heads or DEFAULT_HEADS
+        self.head_dim, self.groups = config.head_dim, heads // config.kv_heads
+        q_dim, kv_dim = heads * config.head_dim, config.kv_heads * config.head_dim
         self.q_proj = nn.Linear(dim, q_dim, bias=False)
         self.k_proj = nn.Linear(dim, kv_dim, bias=False)
         self.v_proj = nn.Linear(dim, kv_dim, bias=False)
