@@ -305,7 +305,7 @@ def test_weights_that_do_not_describe_themselves_need_what_shapes_do_not_show(tm
             siglip.SiglipEncoder(siglip.SiglipConfig(pretrained=str(path)))
     (tmp_path / "config.json").write_text('{"architecture": "vit_base_patch16_siglip_224"}')  # timm's
     with pytest.raises(ConfigError, match=r"write activation=..."):
-        siglip.SiglipEncoder(siglip.SiglipConfig(pretrained=str(tmp_path), heads=3))
+        siglip.SiglipEncoder(siglip.SiglipConfig(pretrained=str(tmp_path), heads=12))
 
 
 VISION: dict[str, dict[str, Any]] = {

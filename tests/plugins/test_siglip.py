@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import SiglipConfig as TheirConfig
 from transformers import SiglipModel, SiglipVisionConfig, SiglipVisionModel
 
-from janus_modular import CheckpointError, ConfigError
+from janus_modular import CheckpointError, ComponentSpec, ConfigError, DescriptionError, PixelSpec, Plugins
+from janus_modular.model.build import ModelBuilder
 from janus_modular.weights.loading import load_weights
 from janus_plugins.adaptors.mlp import MlpAdaptor, MlpConfig
 from janus_plugins.understanding_encoders.siglip import SiglipConfig, SiglipEncoder
@@ -119,6 +124,54 @@ def test_reads_each_format_and_equals_transformers(theirs: SiglipVisionModel, fo
 
     pixels = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(encoder(pixels), theirs(pixels).last_hidden_state)
+
+
+TIMM: dict[str, Any] = {
+    "architecture": "vit_base_patch16_siglip_224",
+    "model_args": {"num_heads": 2, "embed_dim": 16, "act_layer": "gelu"},
+    "pretrained_cfg": {"input_size": [3, 16, 16], "mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]},
+}
+
+
+@torch.inference_mode()
+def test_a_folder_of_timms_is_read_as_it_describes_itself(
+    theirs: SiglipVisionModel, tmp_path: Path, plugins: Plugins
+) -> None:
+    save_file(
+        {n: w.contiguous() for n, w in timm_names(theirs.state_dict()).items()}, tmp_path / "a.safetensors"
+    )
+    (tmp_path / "config.json").write_text(json.dumps(TIMM))
+    sizes = {key: TINY[key] for key in ("layers", "intermediate", "patch_size", "image_size")}
+    config = SiglipConfig(pretrained=str(tmp_path), **sizes)
+    encoder: Any = ModelBuilder(plugins)(ComponentSpec("understanding_encoders", "siglip", config)).eval()
+    pixels = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(encoder(pixels), theirs(pixels).last_hidden_state)
+    assert (encoder.pixels.mean, encoder.pixels.std) == ((0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
+    for wrong in ({"heads": 4}, {"activation": "gelu_pytorch_tanh"}, {"feature_dim": 32}):
+        with pytest.raises(DescriptionError, match=f"{next(iter(wrong))}: found .*, expected"):
+            SiglipEncoder(replace(config, **wrong))
+    with pytest.raises(DescriptionError, match=r"pixels.mean: found \(0.5"):
+        SiglipEncoder(replace(config, pixels=PixelSpec(height=16, width=16)))
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"architecture": "vit_base_patch16_siglip_224"}, "heads: found 2, expected 12"),
+        (
+            {**TIMM, "model_args": {"act_layer": "quick_gelu"}},
+            "act_layer .* is 'quick_gelu'; expected gelu",
+        ),
+        ({**TIMM, "model_args": {"norm_layer": "rmsnorm"}}, "norm_layer .* is 'rmsnorm'; expected layernorm"),
+        ({"num_attention_heads": 4}, "has num_attention_heads, but no model_type: write it there"),
+    ],
+)
+def test_a_folder_that_describes_another_tower_is_refused(
+    record: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises((DescriptionError, CheckpointError), match=said):
+        SiglipEncoder(SiglipConfig(**TINY, activation="gelu", pretrained=str(tmp_path)))
 
 
 def test_a_whole_siglip_saved_by_transformers_is_read() -> None:

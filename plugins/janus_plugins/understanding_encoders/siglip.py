@@ -38,6 +38,7 @@ from janus_plugins.formats.transformers_processor import read_preprocessor
 from janus_plugins.hf_folders import describing_folder, read_config
 from janus_plugins.hf_pixels import check_pixels, processor_settings
 from janus_plugins.sizes import check_heads, check_sizes
+from janus_plugins.understanding_encoders.timm_config import timm_pixels, timm_tower
 
 
 @dataclass(frozen=True)
@@ -202,9 +203,9 @@ def chosen_tower(config: SiglipConfig, path: Path | None) -> Tower:
             differences.append(Difference("select_layer", *selected))
     if differences:
         raise DescriptionError(str(path), differences)
-    if path and not described and (missing := [key for key in NOT_IN_SHAPES if key not in written]):
+    if path and (missing := [key for key in NOT_IN_SHAPES if key not in {**described, **written}]):
         raise ConfigError(
-            f"{path} has no config.json of a known model, and shapes of weights do"
+            f"{path} has no config.json of a known model that says so, and shapes of weights do"
             f" not show {' and '.join(missing)}: write {', '.join(f'{key}=...' for key in missing)}; L/16 has"
             " 16 heads, B/16 12; Janus runs gelu, Google's releases gelu_pytorch_tanh"
         )
@@ -248,7 +249,14 @@ def read_description(path: Path) -> dict[str, Any]:
             if encoder["name"] == "siglip"
             else {}
         )
-    if "model_type" not in record:  # timm's
+    if "architecture" in record:
+        return timm_tower(record)
+    if "model_type" not in record:
+        if keys := sorted(record.keys() & {"num_attention_heads", "hidden_act"}):
+            raise CheckpointError(
+                f"siglip: {path / 'config.json'} has {' and '.join(keys)}, but no model_type: write it there"
+                " (siglip_vision_model for a vision tower of SigLIP's)"
+            )
         return {}
     whole = read_config(path, "a model of images")
     vision = getattr(whole, "vision_config", whole)
@@ -288,6 +296,8 @@ def described_pixels(folder: Path) -> dict[str, Any]:
         spec = read_pixels(read_preprocessor(folder), {})
     elif family == "janus-modular":
         spec = record["model"]["understanding"]["encoder"].get("pixels") or {}
+    elif "architecture" in record and not processor_settings(folder):
+        spec = timm_pixels(record)
     else:
         spec = processor_settings(folder)
     return {key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()}
