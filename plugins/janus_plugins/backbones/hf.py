@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from janus_modular import (
     resolve_pretrained,
 )
 from janus_plugins.backbones.kv_cache import KVCache, attention_modules, cached_attention
+from janus_plugins.backbones.larger_models import DECODER_PREFIXES, decoder_names, is_part, text_part
 from janus_plugins.backbones.rope import separate_sequences
 from janus_plugins.hf_config_keys import check_keys, check_values, naming_settings
 from janus_plugins.hf_folders import (
@@ -55,13 +55,6 @@ AttentionInterface.register(CACHED_ATTENTION, cached_attention)
 
 LOGIT_RULES = {"logit_scale", "logits_scaling", "final_logit_softcapping"}
 """Config keys by which families change logits: Cohere multiplies, Granite divides, Gemma caps."""
-
-
-DECODER_PREFIXES = {
-    r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?(?!lm_head)": "model.",
-    r"^language_model\.lm_head\.": "lm_head.",
-}
-"""The names of a multimodal checkpoint's decoder, in new and old formats, and the decoder's own names."""
 
 
 @dataclass
@@ -105,6 +98,7 @@ class HfBackbone(nn.Module):
                 f"'{family.model_type}' changes its logits by {sorted(unknown)}, which is not supported:"
                 " add the rule to HfBackbone.logits and its family to the parity test"
             )
+        refuse_chunks(family)
         self.hidden_size: int = family.hidden_size
         self.context: int = family.max_position_embeddings
         embedding = model.get_input_embeddings()
@@ -123,6 +117,11 @@ class HfBackbone(nn.Module):
         """The number of tokens in the embedding table."""
         return self.model.get_input_embeddings().weight.shape[0]
 
+    @property
+    def body(self) -> Any:
+        """The layers and the final norm, without logits."""
+        return body_of(self.model)
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Look up token ids (B, T) as (B, T, D), unscaled."""
         return F.embedding(tokens, self.model.get_input_embeddings().weight)
@@ -136,7 +135,7 @@ class HfBackbone(nn.Module):
                 self._check_packing(x[:1, :1])
             return self._body(x, positions)
         with self._attention(CACHED_ATTENTION) as attending:
-            hidden = self.model.base_model(
+            hidden = self.body(
                 inputs_embeds=x,
                 position_ids=positions,
                 attention_mask=cache.begin(x.shape[1]),
@@ -195,7 +194,7 @@ class HfBackbone(nn.Module):
         inside, unexpected_keys = unused_weights(info["unexpected_keys"], model)
         if not alone:
             decoder_keys = decoder_names(open_weights(path))
-            body = dict(model.base_model.named_children())
+            body = dict(body_of(model).named_children())
             own = [n for n in inside if n in decoder_keys or n.split(".")[1] in body or "lm_head" in n]
             inside, unexpected_keys = own, sorted({*inside, *unexpected_keys} - {*own})
         refuse_unused(path, inside, f"the backbone 'hf' ({model.config.model_type})")
@@ -212,8 +211,7 @@ class HfBackbone(nn.Module):
         mask = None  # transformers infers from positions which sequences share a row
         if x.is_meta:  # positions have no values there; any mask gives the shapes
             mask = x.new_ones(x.shape[0], 1, x.shape[1], x.shape[1], dtype=torch.bool)
-        body = self.model.base_model
-        return body(inputs_embeds=x, position_ids=positions, attention_mask=mask, use_cache=False)[0]
+        return self.body(inputs_embeds=x, position_ids=positions, attention_mask=mask, use_cache=False)[0]
 
     @torch.no_grad()
     def _check_packing(self, x: Tensor) -> None:
@@ -247,10 +245,10 @@ class HfBackbone(nn.Module):
         stack = next(
             (
                 module
-                for module in self.model.base_model.modules()
+                for module in self.body.modules()
                 if isinstance(module, nn.ModuleList) and len(module) == family.num_hidden_layers
             ),
-            [self.model.base_model],
+            [self.body],
         )
         unsupported = [
             f"{name} ({type(module).__name__})"
@@ -336,28 +334,30 @@ def written_config(keys: dict[str, Any], described: PreTrainedConfig | None) -> 
     return family
 
 
-def text_part(family: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the decoder's config in a larger model's config; the same config if it is a decoder's."""
-    text = family.get_text_config(decoder=True)
-    if text is not family:  # the larger model's config has the key
-        text.tie_word_embeddings = family.tie_word_embeddings
-    return text
+def refuse_chunks(family: Any) -> None:
+    """Check that no layer attends in chunks, or that the context is a single chunk.
+
+    Sessions do not apply chunks, and transformers counts them from the start of a row of several sequences.
+
+    Raises:
+        ConfigError: the context is longer than a chunk.
+    """
+    chunk = getattr(family, "attention_chunk_size", None)
+    chunked = "chunked_attention" in (getattr(family, "layer_types", None) or ())
+    if chunked and chunk and chunk < family.max_position_embeddings:
+        raise ConfigError(
+            f"'{family.model_type}' attends in chunks of {chunk} positions (attention_chunk_size), which"
+            f" is not supported in a context of {family.max_position_embeddings} positions"
+            f" (max_position_embeddings): write max_position_embeddings={chunk}, or choose another family"
+        )
 
 
-def is_part(family: PreTrainedConfig) -> bool:
-    """Return True if the decoder is part of a larger, multimodal model."""
-    return family.get_text_config(decoder=True) is not family
+def body_of(model: Any) -> Any:
+    """Return the layers and the final norm of a ForCausalLM.
 
-
-def decoder_names(names: Iterable[str]) -> set[str]:
-    """Return the decoder's own names of its weights in a larger model's files."""
-    own = set()
-    for name in names:
-        for theirs, ours in DECODER_PREFIXES.items():
-            if re.match(theirs, name):
-                own.add(re.sub(theirs, ours, name))
-                break
-    return own
+    ``base_model`` is the ForCausalLM itself in a family whose prefix is that of a larger model (llama4_text).
+    """
+    return model.base_model if model.base_model is not model else model.model
 
 
 def build_decoder(family: PreTrainedConfig, attention: str | None) -> Any:

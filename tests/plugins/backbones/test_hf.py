@@ -49,6 +49,7 @@ FAMILIES = {
     "cohere": {"logit_scale": 0.25},
     "cohere2": WINDOW,
     "starcoder2": WINDOW,
+    "llama4_text": {"intermediate_size_mlp": 64, "head_dim": 8, "num_local_experts": 2},
 }
 TOLERANCE = {"rtol": 0, "atol": 5e-5}  # float32 sums in another order; logits are of size 1 to 10
 
@@ -178,6 +179,13 @@ def test_packing_is_checked_once_numbers_are_finite() -> None:
     torch.nn.init.zeros_(norm.bias)
     with pytest.raises(ConfigError, match="does not keep sequences apart"):
         backbone(x, positions=positions)
+
+
+def test_attention_in_chunks_is_refused() -> None:
+    keys = {**SMALL, **FAMILIES["llama4_text"], "model_type": "llama4_text"}
+    with pytest.raises(ConfigError, match=r"chunks of 127 positions .*write max_position_embeddings=127"):
+        HfBackbone(HfConfig(config={**keys, "attention_chunk_size": 127}))
+    HfBackbone(HfConfig(config={**keys, "attention_chunk_size": 128}))  # the whole context is one chunk
 
 
 def test_a_family_with_unknown_logit_rules_is_refused() -> None:
