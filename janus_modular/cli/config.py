@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from janus_modular.interfaces import ComponentSpec
     from janus_modular.model.model import JanusModel
 
 app = typer.Typer(help="Configs: list, show, check and compare them.", no_args_is_help=True)
@@ -51,16 +52,18 @@ def show(
 def validate(config: Config, overrides: Overrides = None) -> None:
     """Check a config against the options of its components; report every error at once, with its path.
 
-    A model without pretrained components is also built, without weights, and processes an image of which only
-    the shapes are computed: this finds components that do not fit each other or break their contract.
+    A model is also built, without reading weights, and processes an image of which only shapes are
+    computed: this finds components that do not fit each other, break their contract, or differ from the
+    folder that they name. Nothing is downloaded: names that are not on this disk are listed as not compared.
     """
     from janus_modular.config import component_specs, load
 
     resolved = _resolve(load(config, overrides or ()))
-    _check_model(resolved)
+    absent = _check_model(resolved)
     typer.echo(f"{config} is valid.")
     for path, spec in component_specs(resolved):
-        typer.echo(f"  {path}: {spec.name}")
+        note = f" (not compared with {spec.config.pretrained}, which is not on this disk)"
+        typer.echo(f"  {path}: {spec.name}{note if spec in absent else ''}")
 
 
 @app.command()
@@ -93,26 +96,43 @@ def _resolve(raw: dict[str, Any]) -> Any:
     return resolve(raw, schema_of(raw))
 
 
-def _check_model(resolved: Any) -> None:
-    """Build and check the config's model on the meta device, unless that needs a download."""
+def _check_model(resolved: Any) -> list[ComponentSpec]:
+    """Build and check the config's model on the meta device.
+
+    Returns the components whose ``pretrained`` is not on this disk. If there are any, only the backbone and
+    the encoder are built, where they are on it: the others depend on their sizes.
+    """
     from janus_modular.config import component_specs
     from janus_modular.config.errors import config_error
     from janus_modular.config.schema import ModelConfig
+    from janus_modular.foreign import path_exists
 
     _check_output(resolved)
     model = resolved if isinstance(resolved, ModelConfig) else getattr(resolved, "model", None)
-    if model is None or any(spec.config.pretrained for _, spec in component_specs(model)):
-        return
+    if model is None:
+        return []
     try:
-        from janus_modular.model.build import build_model
+        from janus_modular.model.build import ModelBuilder, build_model
         from janus_modular.model.checks import shape_errors
         from janus_modular.plugins import default_plugins
         from janus_modular.training.initial_model import sampler_errors
         from janus_modular.training.schema import TrainConfig
         from janus_modular.training.train import check_row_length
         from janus_modular.training.trainable import set_trainable
+        from janus_modular.weights.loading import parameters_on_meta
     except ModuleNotFoundError:  # without torch, only the options are checked
-        return
+        return []
+
+    def absent(config: Any) -> list[ComponentSpec]:
+        specs = [spec for _, spec in component_specs(config) if spec.config.pretrained]
+        return [spec for spec in specs if not path_exists(spec.config.pretrained)]
+
+    if found := absent(model):
+        with parameters_on_meta():
+            for spec in (model.backbone, model.understanding.encoder):
+                if not absent(spec):
+                    ModelBuilder(default_plugins(), on_meta=True)(spec)
+        return found
     built = build_model(model, on_meta=True)
     if errors := shape_errors(built) or sampler_errors(built, default_plugins()):
         raise config_error(errors)
@@ -120,6 +140,7 @@ def _check_model(resolved: Any) -> None:
     if isinstance(resolved, TrainConfig):
         set_trainable(built, resolved.learn)
         check_row_length(resolved, built)
+    return []
 
 
 def _check_context(model: JanusModel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, SiglipVisionConfig
 from typer.testing import CliRunner
 
 from janus_modular.cli.app import app
@@ -119,6 +120,36 @@ def test_images_that_are_too_small_to_read_are_refused(encoder: str, words: list
     code, error = validated(*line, *(f"understanding.encoder.{word}" for word in words))
     assert code == 2
     assert said in error
+
+
+def test_a_config_is_compared_with_the_folders_that_it_names(tmp_path: Path) -> None:
+    """`info` refuses the same."""
+    llama, siglip = f"{tmp_path}/llama", f"{tmp_path}/siglip"
+    LlamaConfig(vocab_size=320, hidden_size=32, num_attention_heads=4, num_hidden_layers=1).save_pretrained(
+        llama
+    )
+    SiglipVisionConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1).save_pretrained(siglip)
+    heads = f"understanding.encoder={{name: siglip, heads: 4, pretrained: {siglip}}}"
+    absent = "backbone={name: hf, pretrained: no/where}"
+    for words, said in (
+        ([f"backbone.pretrained={llama}"], "hidden_size: found 64; expected 32"),
+        ([heads], "heads: found 4; expected 2"),
+        ([heads, absent], "heads: found 4; expected 2"),
+    ):
+        code, error = validated("tiny", *words)
+        assert (code, said in error) == (2, True), error
+        if absent not in words:
+            done = CliRunner().invoke(app, ["info", "tiny", *words])
+            assert (done.exit_code, said in done.stderr) == (2, True), done.stderr
+    code, error = validated("tiny", f"backbone={{name: hf, pretrained: {llama}}}")
+    assert code == 0, error
+
+
+def test_what_is_not_on_this_disk_is_said_to_be_not_compared() -> None:
+    line = ["config", "validate", "tiny", "backbone={name: hf, pretrained: no/where}"]
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 0
+    assert "  backbone: hf (not compared with no/where, which is not on this disk)\n" in done.stdout
 
 
 @pytest.mark.parametrize("side", [0, -32])
