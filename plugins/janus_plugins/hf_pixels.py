@@ -10,6 +10,20 @@ from typing import Any
 
 from janus_modular import CheckpointError, DescriptionError, Difference, PixelSpec
 
+UNSUPPORTED = {
+    "do_flip_channel_order": "false: channels in the order RGB",
+    "do_convert_grayscale": "false: images in colour",
+    "do_grayscale": "false: images in colour",
+    "rescale_offset": "false: pixels between 0 and 1",
+}
+"""Steps of processors that change pixels, and what is supported instead."""
+
+TILED = {"do_image_splitting", "do_pan_and_scan", "image_grid_pinpoints"}
+"""Keys of processors that cut an image into tiles, which they pad; each tile has the encoder's own size."""
+
+NEAREST = 0
+"""The value of ``resample`` that changes images visibly; all others interpolate, here bicubic."""
+
 
 def check_pixels(pixels: PixelSpec, described: Mapping[str, Any], folder: Path | None) -> None:
     """Check the normalisation in ``pixels`` against the folder's processor file; sizes may differ.
@@ -56,6 +70,11 @@ def processor_settings(folder: Path | None) -> dict[str, Any]:
 
 
 def _pixel_settings(settings: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+    if wrong := _unsupported(settings):
+        raise CheckpointError(
+            f"{folder}: its processor treats pixels in an unsupported way: {'; '.join(wrong)}."
+            " If the weights do not need it, change the file."
+        )
     if settings.get("image_mean") is None and settings.get("image_std") is None:
         return {}
     factor = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
@@ -71,12 +90,37 @@ def _pixel_settings(settings: Mapping[str, Any], folder: Path | None) -> dict[st
         "mean": tuple(settings["image_mean"]),
         "std": tuple(settings["image_std"]),
     }
+    if _is_janus(settings) and settings.get("do_pad", True):
+        spec["resize"] = "letterbox"
+        if settings.get("background_color") is not None:
+            spec["fill"] = tuple(settings["background_color"])
     if isinstance(size, dict):
         size = (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")
     if size is not None:
         spec["height"], spec["width"] = pair(size)
     PixelSpec(**spec)  # checks the values
     return spec
+
+
+def _unsupported(settings: Mapping[str, Any]) -> list[str]:
+    """Return an error text for each setting that gives other pixels than a PixelSpec can."""
+    wrong = [f"{key} is true; expected {usual}" for key, usual in UNSUPPORTED.items() if settings.get(key)]
+    if settings.get("resample") == NEAREST and settings.get("do_resize", True):
+        wrong.append("resample is 0 (nearest); expected 2 or 3 (bilinear, bicubic)")
+    if settings.keys() & TILED:
+        return wrong
+    if settings.get("do_pad") and not _is_janus(settings):
+        wrong.append("do_pad is true; expected false: images are resized to the encoder's size")
+    size = settings.get("size")
+    edges = isinstance(size, Mapping) and "height" not in size
+    if edges and not settings.get("do_center_crop") and settings.get("do_resize", True):
+        wrong.append(f"size is {size}; expected height and width, or a do_center_crop: sizes are fixed")
+    return wrong
+
+
+def _is_janus(settings: Mapping[str, Any]) -> bool:
+    """Return True for the processor of Janus, which fits images inside a square of the background colour."""
+    return str(settings.get("image_processor_type")).startswith("Janus")
 
 
 def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:

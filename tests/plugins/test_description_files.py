@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,6 +22,7 @@ from janus_modular import CheckpointError, ComponentSpec, ConfigError, Descripti
 from janus_modular.model.build import ModelBuilder
 from janus_plugins.adaptors.perceiver import PerceiverAdaptor, PerceiverConfig
 from janus_plugins.backbones.hf import HfBackbone, HfConfig
+from janus_plugins.hf_pixels import processor_settings
 from janus_plugins.image_tokenizers.hf_vq import HfVqConfig, HfVqTokenizer
 from janus_plugins.understanding_encoders.hf_vision import HfVisionConfig, HfVisionEncoder
 from janus_plugins.understanding_encoders.siglip import SiglipConfig, SiglipEncoder, chosen_tower, kept_layers
@@ -191,6 +193,53 @@ def test_a_damaged_processors_file_is_named(tmp_path: Path, settings: dict[str, 
             build()
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"do_flip_channel_order": True}, "do_flip_channel_order is true; expected false"),
+        ({"do_convert_grayscale": True}, "do_convert_grayscale is true; expected false"),
+        ({"rescale_offset": True}, "rescale_offset is true; expected false"),
+        ({"do_pad": True}, "do_pad is true; expected false"),
+        ({"size": {"longest_edge": 40}}, r"size is {'longest_edge': 40}; expected height and width"),
+        ({"size": {"shortest_edge": 40}}, r"size is {'shortest_edge': 40}; expected height and width"),
+        ({"resample": 0}, r"resample is 0 \(nearest\); expected 2 or 3"),
+        ({"resample": 2, "do_convert_rgb": True, "do_flip_channel_order": False, "do_pad": False}, ""),
+        ({"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": 16}, ""),
+        ({"do_pad": True, "size": {"longest_edge": 64}, "do_image_splitting": True, "resample": 1}, ""),
+    ],
+)
+def test_a_processor_that_gives_other_pixels_is_refused(
+    tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    saved_tower(tmp_path)
+    numbers = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**numbers, **settings}))
+    for build in (
+        lambda: SiglipEncoder(SiglipConfig(pretrained=str(tmp_path))),
+        lambda: HfVisionEncoder(HfVisionConfig(pretrained=str(tmp_path))),
+    ):
+        if not said:
+            build()
+            continue
+        with pytest.raises(CheckpointError, match=said):
+            build()
+
+
+@pytest.mark.parametrize("name", ["CLIP", "Siglip", "Siglip2", "ViT", "Bit", "DeiT", "Idefics2", "Idefics3"])
+def test_what_transformers_processors_write_is_accepted(name: str, tmp_path: Path) -> None:
+    """Bit's is DINOv2's."""
+    processor = getattr(transformers, f"{name}ImageProcessorPil")()
+    processor.save_pretrained(tmp_path)
+    assert processor_settings(tmp_path)["mean"] == tuple(processor.image_mean)
+
+
+def test_images_of_janus_are_fitted_inside_a_square(tmp_path: Path) -> None:
+    processor = transformers.JanusImageProcessorPil(image_mean=[0.1, 0.2, 0.3])
+    processor.save_pretrained(tmp_path)
+    settings = processor_settings(tmp_path)
+    assert (settings["resize"], settings["fill"]) == ("letterbox", tuple(processor.background_color))
+
+
 @pytest.mark.parametrize("option", [{"std": (0.5, 0.0, 0.5)}, {"mean": (0.5, float("nan"), 0.5)}])
 def test_pixels_are_normalised_by_finite_numbers(option: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"{next(iter(option))}: .*expected three numbers"):
@@ -273,12 +322,12 @@ def test_images_are_prepared_as_the_janus_that_the_tower_is_taken_from_has_them(
     config = {"model_type": "janus-modular", "model": {"understanding": {"encoder": encoder}}}
     (native / "config.json").write_text(json.dumps(config))
 
-    transformers = tmp_path / "transformers"
-    JanusConfig(vision_config={**TOWER, "projection_dim": 8}).save_pretrained(transformers)
+    converted = tmp_path / "transformers"
+    JanusConfig(vision_config={**TOWER, "projection_dim": 8}).save_pretrained(converted)
     numbers = {"image_mean": [0.4] * 3, "image_std": [0.2] * 3, "size": {"height": 16, "width": 16}}
-    (transformers / "preprocessor_config.json").write_text(json.dumps(numbers))
+    (converted / "preprocessor_config.json").write_text(json.dumps(numbers))
 
-    for folder in (published, native, transformers):
+    for folder in (published, native, converted):
         with torch.device("meta"):
             spec = SiglipEncoder(SiglipConfig(pretrained=str(folder))).pixels
         assert (spec.resize, spec.normalize, spec.mean, spec.std) == (
