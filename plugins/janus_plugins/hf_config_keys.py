@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from inspect import signature
+from inspect import getfile, signature
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -143,5 +145,16 @@ def _check(keys: Mapping[str, Any], where: str, model_type: str, family: Any) ->
     for key in unknown:
         if close := get_close_matches(key, known, n=1, cutoff=0.85):
             raise ConfigError(f"{where}.{key}: '{model_type}' has no such key. Did you mean '{close[0]}'?")
-    if unknown:
+    if unknown := [key for key in unknown if not _is_read(key, family)]:
         log.warning("%s: '%s' has no keys %s; they change nothing", where, model_type, ", ".join(unknown))
+
+
+def _is_read(key: str, family: Any) -> bool:
+    """Return True if the source of a family reads a key that its config class does not declare.
+
+    Many models read ``getattr(config, "head_dim", default)``, and some configs older names from ``kwargs``.
+    """
+    read = re.compile(rf'(?:getattr\((?:self\.)?config,|kwargs\.(?:get|pop)\()\s*"{re.escape(key)}"')
+    folder = Path(getfile(family)).parent
+    files = [*folder.glob("modeling_*.py"), *folder.glob("configuration_*.py")]
+    return any(read.search(file.read_text("utf-8")) for file in files)

@@ -214,6 +214,30 @@ def test_keys_that_are_misspelt_or_do_not_fit_are_refused(keys: dict[str, Any], 
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.parametrize(
+    ("family", "key", "value", "changes"),
+    [
+        ("qwen3_moe", "head_dim", 16, True),
+        ("gpt_neox", "rotary_pct", 1.0, True),
+        ("gpt2", "head_dim", 16, False),
+        ("llama", "n_groups", 16, False),
+    ],
+)
+def test_keys_that_are_not_declared_are_warned_of_unless_the_family_reads_them(
+    family: str, key: str, value: float, changes: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+    keys = {**SMALL, **(experts if family == "qwen3_moe" else {}), "model_type": family}
+
+    def built(**more: float) -> tuple[object, ...]:
+        model = HfBackbone(HfConfig(config={**keys, **more})).model
+        return [weight.shape for weight in model.parameters()], getattr(model.config, "rope_parameters", None)
+
+    assert (built() != built(**{key: value})) == changes
+    warned = [record.args for record in caplog.records if "change nothing" in record.msg]
+    assert any(key in str(args) for args in warned) != changes
+
+
 def test_keys_that_come_with_published_configs_pass() -> None:
     extra = {"rope_theta": 1e5, "is_llama_config": True, "torch_dtype": "bfloat16"}
     assert decoder_config(HfConfig(config={"model_type": "llama"} | extra)).model_type == "llama"
