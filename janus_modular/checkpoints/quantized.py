@@ -9,8 +9,11 @@ from typing import Any
 
 from janus_modular.errors import CheckpointError
 
-CONFIG_KEYS = ("quantization_config", "compression_config")
-"""Keys of a config.json, at any depth, under which transformers describes quantised weights."""
+CONFIG_KEYS = {"quantization_config": "", "compression_config": "", "quantization": "mlx"}
+"""Keys of a config.json, at any depth, that describe quantised weights, with the method where none is named.
+
+transformers writes the first two, and MLX the last.
+"""
 
 FILES = {
     "quantize_config.json": "gptq",
@@ -49,7 +52,8 @@ def quantization_in(config: Any, path: str = "") -> Iterator[tuple[str, Mapping[
     for key, value in config.items():
         key_path = f"{path}.{key}" if path else str(key)
         if key in CONFIG_KEYS and (value or value == {}):  # for transformers the key alone means quantised
-            yield key_path, value if isinstance(value, Mapping) else {"quant_method": str(value)}
+            description = value if isinstance(value, Mapping) else {"quant_method": str(value)}
+            yield key_path, {"quant_method": CONFIG_KEYS[key], **description}
         else:
             yield from quantization_in(value, key_path)
 

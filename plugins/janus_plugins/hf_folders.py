@@ -20,7 +20,14 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
-from janus_modular import CheckpointError, ConfigError, DescriptionError, Difference, refuse_quantized
+from janus_modular import (
+    CheckpointError,
+    ConfigError,
+    DescriptionError,
+    Difference,
+    open_weights,
+    refuse_quantized,
+)
 from janus_plugins.hf_rope_keys import (
     ROPE_KEYS,
     overruled_rope_keys,
@@ -42,6 +49,10 @@ ADAPTER = "adapter_config.json"
 
 RECOMPUTED = re.compile(r"(?:^|\.)(?:rotary_emb\.inv_freq|position_ids|masked_bias|attn\.bias)$")
 """Buffers in older files, which every model computes itself."""
+
+
+BUFFERS = re.compile(RECOMPUTED.pattern + r"|\.attention\.bias$|\.num_batches_tracked$")
+"""Names of buffers, which may be integers or truth values."""
 
 
 def is_described(path: Path) -> bool:
@@ -237,6 +248,27 @@ def refuse_misshapen(path: Path, mismatched: Iterable[tuple[str, Any, Any]]) -> 
             f"{path} has {len(listed)} weights of another shape than the model that was built:"
             f" {'; '.join(listed[:3])}. Leave out config and config_overrides, so that it is built as the"
             " folder describes it; if it was, its config.json is not the one of these weights."
+        )
+
+
+def refuse_integers(path: Path, names: Iterable[str] | None = None) -> None:
+    """Check that weights are floating-point numbers: transformers would convert integers, which are codes.
+
+    ``names``: the weights to check; None: all in the folder.
+
+    Raises:
+        CheckpointError: lists weights that are not, with their dtypes.
+    """
+    weights = open_weights(path)
+    wrong = [
+        f"{name}: found {weights[name].dtype}"
+        for name in sorted(weights if names is None else names)
+        if not BUFFERS.search(name) and not weights[name].is_floating_point()
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path} has {len(wrong)} weights that are no floating-point numbers: {'; '.join(wrong[:3])}."
+            " Expected plain weights: if these are quantised, name the folder that they were quantised from."
         )
 
 

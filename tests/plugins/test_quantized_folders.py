@@ -8,6 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from janus_modular import CheckpointError, ComponentSpec, ConfigError, JanusError, Plugins
 from janus_modular.model.build import ModelBuilder
@@ -32,6 +40,47 @@ METHODS: dict[str, dict[str, Any]] = {
     "fp8": {"quant_method": "fp8"},
     "torchao": {"quant_method": "torchao", "quant_type": "int8_weight_only"},
 }
+
+
+def converted(folder: Path, model: PreTrainedModel, kind: torch.dtype) -> None:
+    """Save a model, and convert its matrices."""
+    model.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    weights = {n: w.mul(10).to(kind) if w.dim() > 1 else w for n, w in load_file(file).items()}
+    save_file(weights, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.uint8, torch.complex64])
+@pytest.mark.parametrize("name", ["hf", "hf-vision", "siglip"])
+def test_weights_that_are_no_floating_point_numbers_are_refused(
+    name: str, kind: torch.dtype, tmp_path: Path, plugins: Plugins
+) -> None:
+    if name == "hf":
+        converted(tmp_path, LlamaForCausalLM(LlamaConfig(**TINY)), kind)
+    else:
+        converted(tmp_path, SiglipVisionModel(SiglipVisionConfig(**BASE)), kind)
+    slot = "backbones" if name == "hf" else "understanding_encoders"
+    spec = ComponentSpec(slot, name, plugins.entry(slot, name).config(pretrained=str(tmp_path)))
+    with pytest.raises(CheckpointError, match=rf"weight: found {kind}"):
+        ModelBuilder(plugins)(spec)
+
+
+def test_buffers_of_integers_are_no_weights(tmp_path: Path, plugins: Plugins) -> None:
+    LlamaForCausalLM(LlamaConfig(**TINY)).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    buffers = {"model.layers.0.attention.bias": torch.ones(1, 1, dtype=torch.bool)}
+    buffers |= {"model.position_ids": torch.arange(3), "bn.num_batches_tracked": torch.tensor(1)}
+    save_file(
+        {**load_file(file), **{"extra." + name: x for name, x in buffers.items()}}, file, {"format": "pt"}
+    )
+    ModelBuilder(plugins)(ComponentSpec("backbones", "hf", HfConfig(pretrained=str(tmp_path))))
+
+
+def test_weights_that_mlx_quantised_are_refused(tmp_path: Path) -> None:
+    keys = {**TINY, "model_type": "llama", "quantization": {"group_size": 64, "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    with pytest.raises(CheckpointError, match=r"quantised by mlx \(quantization in config.json\)"):
+        HfBackbone(HfConfig(pretrained=str(tmp_path)))
 
 
 @pytest.mark.parametrize("method", METHODS)

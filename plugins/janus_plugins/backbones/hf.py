@@ -43,6 +43,7 @@ from janus_plugins.hf_folders import (
     is_described,
     read_config,
     refuse_adapters,
+    refuse_integers,
     refuse_misshapen,
     refuse_unused,
     unused_weights,
@@ -178,6 +179,8 @@ class HfBackbone(nn.Module):
         """Load weights by transformers' own rules."""
         gguf = path.name if path.suffix == ".gguf" else None
         alone = gguf or not is_described(path) or not is_part(read_config(path, "a decoder"))
+        if not gguf:
+            refuse_integers(path, None if alone else [n for n in open_weights(path) if decoder_names([n])])
         model, info = AutoModelForCausalLM.from_pretrained(
             path.parent if gguf else path,
             config=self.model.config,

@@ -35,6 +35,7 @@ from janus_plugins.hf_config_keys import check_keys, check_values, naming_settin
 from janus_plugins.hf_folders import (
     check_described,
     read_config,
+    refuse_integers,
     refuse_misshapen,
     refuse_unused,
     unused_weights,
@@ -146,6 +147,7 @@ class HfVisionEncoder(nn.Module):
     def load_pretrained(self, path: Path) -> LoadedWeights:
         """Load a folder of weights by transformers' own rules."""
         check_folder(path)
+        refuse_integers(path)
         self.model, info = type(self.model).from_pretrained(
             path,
             config=self.model.config,
