@@ -20,7 +20,7 @@ from janus_modular.model.build import ModelBuilder, config_path
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Drawing, Processor
-from janus_modular.processing.tokenizer_files import compare_vocabularies
+from janus_modular.processing.tokenizer_files import compare_vocabularies, vocabulary_problem
 from janus_modular.weights.pretrained import PretrainedReport, resolve_pretrained
 
 
@@ -232,8 +232,9 @@ def _as_tokenizer_json(path: str | Path) -> Iterator[str | Path]:
                 trust_remote_code=False,  # None would ask, on a terminal
             )
         except (OSError, ValueError) as error:
+            reason = (vocabulary_problem(path) if path.is_dir() else "") or error
             raise ConfigError(
-                f"{path} has no tokenizer.json, and transformers could not make one of it: {error}"
+                f"{path} has no tokenizer.json, and transformers could not make one of it: {reason}"
             ) from error
         tokenizer.save_pretrained(folder)
         yield Path(folder)

@@ -7,6 +7,8 @@ special_tokens_map.json and chat_template.jinja.
 from __future__ import annotations
 
 import json
+import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,46 @@ def byte_tokenizer(special: list[str]) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in special])
     return tokenizer
+
+
+def vocabulary_problem(folder: Path) -> str:
+    """Return what is wrong with a folder's sentencepiece or tiktoken file; "" if nothing is known to be.
+
+    transformers reports that tiktoken is not installed, whatever else is the reason.
+    """
+    for file in sorted(folder.glob("*.model")):
+        content = file.read_bytes()
+        if re.match(rb"[A-Za-z0-9+/]+=* \d+\s", content):
+            continue  # tiktoken's
+        if not _is_sentencepiece(content):
+            return (
+                f"{file.name} ({len(content)} bytes) is neither a sentencepiece nor a tiktoken vocabulary, or"
+                " it is damaged: fetch it again"
+            )
+        if find_spec("sentencepiece") is None:
+            return (
+                f"reading {file.name} needs the package 'sentencepiece', which is not installed:"
+                " pip install sentencepiece"
+            )
+    return ""
+
+
+def _is_sentencepiece(content: bytes) -> bool:
+    """Return True if bytes are a protocol buffer of fields with lengths, the first of them a piece."""
+    position = 0
+    while position < len(content):
+        tag, position = content[position], position + 1
+        length = shift = 0
+        while position < len(content):
+            byte, position = content[position], position + 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        position += length
+        if tag & 7 != 2:  # the type of fields with a length
+            return False
+    return content[:1] == b"\n" and position == len(content)
 
 
 def _read(source: str | Path) -> tuple[Tokenizer, Path | None, dict[str, Any]]:

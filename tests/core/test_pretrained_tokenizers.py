@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from janus_modular import ConfigError, Janus
 from janus_modular.checkpoints.assembly import tokenizer_files
 from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.model.build import ModelBuilder, build_model
 from janus_modular.plugins import Plugins
+from janus_modular.processing import tokenizer_files as tokenizer_files_module
 from janus_modular.training.schema import TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -139,3 +142,36 @@ def test_the_first_stage_starts_from_the_folders_own_models(tmp_path: Path, plug
         error.value
     )
     assert json.loads((llm / "config.json").read_text())["hidden_size"] == 32
+
+
+PIECES = b"\n\x07\n\x05<unk>" + b"\n\xcb\x01\n\xc8\x01" + b"a" * 200 + b"\x12\x00"
+"""Two pieces, and an empty trainer_spec, as sentencepiece's protocol buffer has them."""
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"garbage", r"tokenizer.model \(7 bytes\) is neither .* damaged: fetch it again"),
+        (b"", r"tokenizer.model \(0 bytes\) is neither"),
+        (
+            PIECES[:-3],
+            "neither a sentencepiece nor a tiktoken vocabulary, or it is damaged",
+        ),
+        (PIECES, "needs the package 'sentencepiece', .*pip install sentencepiece"),
+        (b"IQ== 0\nIg== 1\n", "tiktoken"),
+    ],
+)
+def test_what_is_wrong_with_a_vocabulary_is_said(
+    content: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers says of each that tiktoken is not installed."""
+    save_decoder(tmp_path, 300)
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
+    monkeypatch.setattr(tokenizer_files_module, "find_spec", lambda name: None)
+    words = [f"backbone={{name: hf, pretrained: {tmp_path}}}", "processor.tokenizer=null"]
+    config = resolve(load("tiny", words), ModelConfig)
+    with pytest.raises(ConfigError, match=said), tokenizer_files(config):
+        pass
