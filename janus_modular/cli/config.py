@@ -127,12 +127,12 @@ def _check_model(resolved: Any) -> list[ComponentSpec]:
         specs = [spec for _, spec in component_specs(config) if spec.config.pretrained]
         return [spec for spec in specs if not path_exists(spec.config.pretrained)]
 
-    if found := absent(model):
+    if missing := absent(model):
         with parameters_on_meta():
             for spec in (model.backbone, model.understanding.encoder):
                 if not absent(spec):
                     ModelBuilder(default_plugins(), on_meta=True)(spec)
-        return found
+        return missing
     built = build_model(model, on_meta=True)
     if errors := shape_errors(built) or sampler_errors(built, default_plugins()):
         raise config_error(errors)

@@ -163,7 +163,7 @@ def _own_differences(
             differences += [Difference(f"{option}.{key}", written[key], before) for key in sorted(rope)]
         else:
             overruled = overruled_rope_keys(written, before)
-            differences += [replace(one, key=f"{option}.{one.key}") for one in overruled]
+            differences += [replace(difference, key=f"{option}.{difference.key}") for difference in overruled]
     for key, value in written.items():
         if key in ROPE_KEYS:
             continue

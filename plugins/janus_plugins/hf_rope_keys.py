@@ -41,7 +41,8 @@ def refuse_overruled(written: Mapping[str, Any], built: Any, where: str) -> None
     """
     if overruled := overruled_rope_keys(written, getattr(built, "rope_parameters", None)):
         listed = "; ".join(
-            f"{where}.{one.key} is {one.written!r}, but {one.described!r} would be used" for one in overruled
+            f"{where}.{each.key} is {each.written!r}, but {each.described!r} would be used"
+            for each in overruled
         )
         raise ConfigError(
             f"{listed}. Either two keys are written for one value, or '{built.model_type}' does not read the"

@@ -133,12 +133,13 @@ def described_heads(config: PerceiverConfig, path: Path) -> int:
         return config.heads
     whole = read_config(file.parent, "Idefics2")
     described = whole.perceiver_config
-    found = {f"perceiver_config.{key}": (getattr(described, key), usual) for key, usual in USUAL.items()}
-    found["text_config.hidden_act"] = (whole.text_config.hidden_act, USUAL["hidden_act"])  # of the first MLP
-    if other := [f"{key} {one!r}; expected {usual!r}" for key, (one, usual) in found.items() if one != usual]:
-        raise CheckpointError(
-            f"perceiver: {file} describes {', '.join(other)}, which is all that it supports"
-        )
+    values = {f"perceiver_config.{key}": (getattr(described, key), usual) for key, usual in USUAL.items()}
+    values["text_config.hidden_act"] = (whole.text_config.hidden_act, USUAL["hidden_act"])  # of the first MLP
+    unsupported = [
+        f"{key} {value!r}; expected {usual!r}" for key, (value, usual) in values.items() if value != usual
+    ]
+    if unsupported:
+        raise CheckpointError(f"perceiver: {file} describes {', '.join(unsupported)}, all that is supported")
     heads = described.resampler_n_heads if config.heads is None else config.heads
     written = {**vars(config), "heads": heads}
     differences = [

@@ -44,8 +44,8 @@ def timm_pixels(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: settings[key] for key in ("mean", "std") if settings.get(key) is not None}
 
 
-def _check(key: str, found: object, expected: Mapping[str, str] | tuple[str, ...]) -> None:
-    if found not in expected:
+def _check(key: str, value: object, expected: Mapping[str, str] | tuple[str, ...]) -> None:
+    if value not in expected:
         raise CheckpointError(
-            f"siglip: model_args.{key} of timm's config.json is {found!r}; expected {' or '.join(expected)}"
+            f"siglip: model_args.{key} of timm's config.json is {value!r}; expected {' or '.join(expected)}"
         )
