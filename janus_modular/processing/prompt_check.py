@@ -95,13 +95,13 @@ def _check_tokens(processor: Processor, conversation: list[Message], answer: str
     different = np.flatnonzero(prompt != np.resize(trained, len(prompt)))
     if len(different):
         start = max(int(different[0]) - 2, 0)
-        shown = [
+        tokens = [
             [processor.tokenizer.decode([id]) for id in ids]
             for ids in (trained[start:][:6], prompt[start:][:6])
         ]
         raise PromptError(
             f"the prompt for the answer {answer!r} has other tokens than the same text in training:\n"
-            f"  trained: {shown[0]}\n  prompt:  {shown[1]}\n"
+            f"  trained: {tokens[0]}\n  prompt:  {tokens[1]}\n"
             "Expected a prompt that ends at the boundary of a token: remove whitespace from the end of what"
             " the tokenizer's chat_template.jinja writes before an answer, or choose another"
             " processor.template."

@@ -136,9 +136,9 @@ class TextTokenizer:
             PromptError: the tokenizer's decoder fails on them.
         """
         hidden = set(self.special.values())
-        shown = [int(id) for id in ids if id not in hidden]
-        with foreign_errors(f"the tokens {shown[:8]}", PromptError, TOKENIZER_HINT):
-            return self.core.decode(shown, skip_special_tokens=False)
+        visible = [int(id) for id in ids if id not in hidden]
+        with foreign_errors(f"the tokens {visible[:8]}", PromptError, TOKENIZER_HINT):
+            return self.core.decode(visible, skip_special_tokens=False)
 
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids and offsets of a text in which stand-ins are the only special tokens.

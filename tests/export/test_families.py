@@ -163,9 +163,7 @@ def assert_close(got: np.ndarray, want: np.ndarray) -> None:
 
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param(family, marks=[] if family in QUICK else [pytest.mark.slow]) for family in FAMILIES
-    ],
+    params=[pytest.param(family, marks=[] if family in QUICK else [pytest.mark.slow]) for family in FAMILIES],
 )
 def exported(request: pytest.FixtureRequest, lower: Lower) -> Exported:
     return Exported(request.param, lower)
