@@ -167,7 +167,7 @@ def test_it_is_chosen_where_memory_is_short(workshop: Workshop, monkeypatch: pyt
 def test_what_needs_the_whole_is_refused(workshop: Workshop):
     with pytest.raises(BundleError, match="no layer-by-layer gate is called 'rows'"):
         workshop.verify("rows")
-    with pytest.raises(BundleError, match="leave --runtime and --device out, or say --whole"):
+    with pytest.raises(BundleError, match="omit --runtime and --device, or use --whole"):
         workshop.verify(device="cuda")
 
 
