@@ -164,7 +164,9 @@ def test_an_input_that_nothing_reads_is_an_error(tiny_gpu_bundle: Path, tmp_path
         lower(tmp_path / "embed.fp16.onnx", capacity=CAPACITY)
     # Past that check: TensorRT only warns of it, and builds.
     order = EngineOptions(["8.9"], profiles(bundle.manifest, "embed", Lengths(8, CAPACITY)))
-    with pytest.raises(ExportError, match=r"embed.fp16.onnx cannot be built as an engine.\nUnused Input: extra"):
+    with pytest.raises(
+        ExportError, match=r"embed.fp16.onnx cannot be built as an engine.\nUnused Input: extra"
+    ):
         build_engine(trt, model, source, tmp_path / "embed.engine", order)
 
 

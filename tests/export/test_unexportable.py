@@ -46,8 +46,8 @@ def composed(family: str, **config: Any) -> Any:
         (
             "qwen3_next",  # keeps the state of a linear attention
             {**EXPERTS, "mlp_only_layers": [0, 1], "layer_types": ["full_attention", "linear_attention"]},
-            r"backbone\.model\.model\.layers\.1\.linear_attn \(Qwen3NextGatedDeltaNet\) asks its cache for"
-            r" 'get_conv_state'.*choose a backbone with attention layers only",
+            r"backbone\.model\.model\.layers\.1\.linear_attn \(Qwen3NextGatedDeltaNet\) uses"
+            r" 'get_conv_state' of its cache.*choose a backbone with attention layers only",
         ),
         (
             "gptj",  # attends by itself, and would add a mask of booleans to its scores
