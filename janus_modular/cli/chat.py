@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from janus_modular.cli.conversation import Conversation, converse, print_answer
 from janus_modular.cli.options import (
     AllowFailed,
     Device,
@@ -21,14 +22,6 @@ from janus_modular.cli.options import (
     collect_settings,
     finite,
 )
-from janus_modular.errors import JanusError
-
-if TYPE_CHECKING:
-    from janus_modular.answers import Answer
-    from janus_modular.janus import Janus
-    from janus_modular.sequence import Message, Segment
-
-HELP = "/image FILE adds an image to your next message, /reset starts again, /quit (or Ctrl-D) ends."
 
 
 def chat(
@@ -81,11 +74,11 @@ def chat(
         model, device=device, dtype=dtype, runtime=runtime, variant=variant, allow_failed=allow_failed
     )
     janus.text_settings(settings)
-    history = [] if system is None else [Message("system", [Text(system)])]
     if question is None:
-        converse(janus, history, list(images), stop=stop or [], **settings)
+        converse(Conversation(janus, system, image or [], stop=stop or [], **settings))
         return
-    messages = [*history, Message("user", [*images, Text(question)])]
+    start = [] if system is None else [Message("system", [Text(system)])]
+    messages = [*start, Message("user", [*images, Text(question)])]
     if as_json:
         answer = janus.chat(messages, stop=stop or [], **settings)
         names = [str(path) for path in image or []]
@@ -101,59 +94,3 @@ def chat(
         typer.echo(json.dumps(record))
         return
     print_answer(janus, messages, stop=stop or [], **settings)
-
-
-def print_answer(janus: Janus, messages: list[Message], **settings: Any) -> Answer:
-    """Print an answer while it is generated; return the whole answer."""
-    started = False
-    stream = janus.chat(messages, stream=True, **settings)
-    for text in stream:
-        text = text if started else text.lstrip()
-        started = started or bool(text)
-        typer.echo(text, nl=False)
-    typer.echo()
-    warn_if_cut(stream.answer)
-    return stream.answer
-
-
-def warn_if_cut(answer: Answer) -> None:
-    """Print a note on stderr if an answer was cut, with the limit that cut it."""
-    if not answer.was_cut:
-        return
-    usage = answer.usage
-    limit = {
-        "length": f"at max_tokens, {usage.completion_tokens}; raise --max-tokens for a longer answer",
-        "context": f"where the model's context ends, {usage.total_tokens} positions; shorten the prompt",
-    }[answer.finish_reason or ""]
-    typer.echo(f"note: the answer was cut {limit}", err=True)
-
-
-def converse(janus: Janus, history: list[Message], images: list[Segment], **settings: Any) -> None:
-    """Answer messages until the user quits; ``images`` belong to the next message."""
-    from janus_modular.processing.image_io import open_image
-    from janus_modular.sequence import ImageInput, Message, Text
-
-    start = list(history)
-    typer.echo(HELP, err=True)
-    while True:
-        try:
-            line = input("> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            typer.echo()
-            return
-        command, _, rest = line.partition(" ")
-        try:
-            if command == "/quit":
-                return
-            if command == "/reset":
-                history, images = list(start), []
-            elif command == "/image":
-                images.append(ImageInput(open_image(Path(rest.strip()))))
-            elif command.startswith("/"):
-                typer.echo(HELP, err=True)
-            elif line:
-                messages = [*history, Message("user", [*images, Text(line)])]
-                answer = print_answer(janus, messages, **settings)
-                history, images = [*messages, Message("assistant", [Text(answer)])], []
-        except JanusError as error:  # the conversation continues unchanged
-            typer.echo(str(error), err=True)

@@ -1,0 +1,232 @@
+"""A conversation in the terminal: questions, and commands that begin with a slash."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from janus_modular.errors import JanusError
+
+if TYPE_CHECKING:
+    from janus_modular.answers import Answer
+    from janus_modular.janus import Janus
+    from janus_modular.sequence import Message
+
+HELP = """\
+/image FILE   add an image to your next message
+/draw PROMPT  draw an image into a new file drawing-N.png in this folder
+/save FILE    write the conversation as a line of training data (JSON Lines)
+/reset        start again
+/help         list these commands
+/quit         end; Ctrl-D does too, Ctrl-C stops an answer or a drawing"""
+
+HISTORY_LINES = 1000
+
+
+class Conversation:
+    """What was said so far, and the images that belong to the next message."""
+
+    def __init__(self, janus: Janus, system: str | None, images: list[Path], **settings: Any) -> None:
+        """Begin a conversation.
+
+        Args:
+            janus: answers and draws.
+            system: the system message; None: the model's.
+            images: of the first message.
+            **settings: of answers, as `Janus.chat` takes them.
+
+        Raises:
+            ImageError: an image cannot be read.
+        """
+        self.janus, self.settings = janus, settings
+        self.system = system
+        self.drawings = 0
+        self.reset()
+        for path in images:
+            self.add_image(path)
+
+    def reset(self) -> None:
+        """Forget all messages and images, but not the system message."""
+        from janus_modular.sequence import Message, Text
+
+        self.messages = [] if self.system is None else [Message("system", [Text(self.system)])]
+        self.images: list[Path] = []
+        self.files: list[list[Path]] = [[] for _ in self.messages]  # images of each message
+
+    def add_image(self, path: Path) -> None:
+        """Add an image to the next message.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        from janus_modular.processing.image_io import open_image
+
+        open_image(path)
+        self.images.append(path)
+
+    def ask(self, question: str) -> None:
+        """Print the answer to a question; on any error or interrupt the conversation stays as it was."""
+        from janus_modular.processing.image_io import open_image
+        from janus_modular.sequence import ImageInput, Message, Text
+
+        images = [ImageInput(open_image(path)) for path in self.images]
+        messages = [*self.messages, Message("user", [*images, Text(question)])]
+        answer = print_answer(self.janus, messages, **self.settings)
+        self.messages = [*messages, Message("assistant", [Text(answer)])]
+        self.files += [self.images, []]
+        self.images = []
+
+    def draw(self, prompt: str) -> Path:
+        """Draw an image into a new file; return its path. Each drawing has noise of its own."""
+        from janus_modular.cli.draw import save
+
+        settings: dict[str, Any] = {"first": self.drawings}
+        [image] = self.janus.draw(prompt, 1, **settings)
+        self.drawings += 1
+        number = 1
+        while (path := Path(f"drawing-{number}.png")).exists():
+            number += 1
+        save(image, path, {"prompt": prompt, **asdict(self.janus.image_settings(settings))})
+        return path
+
+    def save(self, path: Path) -> None:
+        """Write the conversation as one line in the data format of ``jsonl`` sources.
+
+        Raises:
+            JanusError: there is nothing to save, the file exists, or it cannot be written.
+        """
+        from janus_modular.atomic_writes import write_text
+
+        if len(self.messages) < 2:
+            raise JanusError("there is no conversation to save yet: ask something first.")
+        if path.exists():
+            raise JanusError(f"{path} exists already: name another file, or remove it.")
+        record = {
+            "messages": [
+                {"role": message.role, "content": _parts(message, files)}
+                for message, files in zip(self.messages, self.files, strict=True)
+            ]
+        }
+        try:
+            write_text(path, json.dumps(record, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise JanusError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def converse(conversation: Conversation) -> None:
+    """Read questions and commands from the terminal until the user ends the conversation."""
+    typer.echo(HELP, err=True)
+    with line_editing():
+        while True:
+            try:
+                line = input("> ").strip()
+            except EOFError:
+                typer.echo()
+                return
+            except KeyboardInterrupt:
+                typer.echo()
+                continue
+            if line == "/quit":
+                return
+            try:
+                _run(conversation, line)
+            except KeyboardInterrupt:
+                typer.echo("\n(stopped; the conversation is as before)", err=True)
+            except JanusError as error:  # the conversation continues unchanged
+                typer.echo(str(error), err=True)
+
+
+def _run(conversation: Conversation, line: str) -> None:
+    command, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if not command.startswith("/"):
+        if line:
+            conversation.ask(line)
+    elif command == "/reset":
+        conversation.reset()
+    elif command in ("/image", "/draw", "/save"):
+        if not rest:
+            raise JanusError(f"{command} needs {'a prompt' if command == '/draw' else 'a file'} behind it.")
+        if command == "/image":
+            conversation.add_image(Path(rest))
+        elif command == "/save":
+            conversation.save(Path(rest))
+            typer.echo(f"saved: {rest}", err=True)
+        else:
+            typer.echo(f"drawn: {conversation.draw(rest)}", err=True)
+    else:
+        typer.echo(HELP if command == "/help" else f"there is no command {command}.\n{HELP}", err=True)
+
+
+def print_answer(janus: Janus, messages: list[Message], **settings: Any) -> Answer:
+    """Print an answer while it is generated; return the whole answer."""
+    started = False
+    stream = janus.chat(messages, stream=True, **settings)
+    for text in stream:
+        text = text if started else text.lstrip()
+        started = started or bool(text)
+        typer.echo(text, nl=False)
+    typer.echo()
+    warn_if_cut(stream.answer)
+    return stream.answer
+
+
+def warn_if_cut(answer: Answer) -> None:
+    """Print a note on stderr if an answer was cut, with the limit that cut it."""
+    if not answer.was_cut:
+        return
+    usage = answer.usage
+    limit = {
+        "length": f"at max_tokens, {usage.completion_tokens}; raise --max-tokens for a longer answer",
+        "context": f"where the model's context ends, {usage.total_tokens} positions; shorten the prompt",
+    }[answer.finish_reason or ""]
+    typer.echo(f"note: the answer was cut {limit}", err=True)
+
+
+@contextmanager
+def line_editing() -> Iterator[None]:
+    """Edit lines with the arrow keys, and recall those of earlier conversations, in a terminal.
+
+    Needs Python's module ``readline``, which Windows lacks; its own terminal edits lines.
+    """
+    try:
+        import readline
+    except ModuleNotFoundError:
+        yield
+        return
+    if not sys.stdin.isatty():
+        yield
+        return
+    file = history_file(os.environ)
+    with suppress(OSError):  # the first conversation
+        readline.read_history_file(file)
+    readline.set_history_length(HISTORY_LINES)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # a read-only home: only the history is lost
+            file.parent.mkdir(parents=True, exist_ok=True)
+            readline.write_history_file(file)
+
+
+def history_file(environment: Mapping[str, str]) -> Path:
+    """Return the file of earlier lines, as the XDG base directory specification places it."""
+    state = environment.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(state) / "janus-modular" / "chat_history"
+
+
+def _parts(message: Message, files: list[Path]) -> Any:
+    """Return a message's content as data has it: a text, or images and texts in their order."""
+    from janus_modular.sequence import Text
+
+    texts = [segment.text for segment in message.content if isinstance(segment, Text)]
+    images = [{"image": str(path.resolve())} for path in files]
+    return [*images, *texts] if images else "".join(texts)
