@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, Literal
 
 from PIL import Image
@@ -130,8 +131,24 @@ class AnswerStream(Iterator[str]):
 
 
 class Drawings(list[Image.Image]):
-    """A list of drawn images, with their token counts."""
+    """A list of drawn images, with their token counts; a notebook shows them as a grid."""
 
     def __init__(self, images: Iterable[Image.Image], usage: Sequence[Usage]) -> None:
         super().__init__(images)
         self.usage = list(usage)  # one for each image
+
+    def grid(self, gap: int = 4) -> Image.Image:
+        """Return the images in a nearly square grid, ``gap`` white pixels apart."""
+        columns = int(len(self) ** 0.5 + 0.999)
+        rows = -(-len(self) // columns)
+        width, height = self[0].size
+        canvas = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+        for i, image in enumerate(self):
+            canvas.paste(image, (i % columns * (width + gap), i // columns * (height + gap)))
+        return canvas
+
+    def _repr_png_(self) -> bytes:
+        """Return the grid as a PNG file, which Jupyter displays."""
+        file = BytesIO()
+        self.grid().save(file, "PNG")
+        return file.getvalue()

@@ -41,6 +41,16 @@ def option(value: Any, name: str, *types: type, expected: str) -> Any:
     return value
 
 
+SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""The short names of dtypes, which are accepted wherever a long name is."""
+
+
+def dtype_name(value: Any) -> Any:
+    """Return the long name of a dtype: ``bfloat16`` for ``bf16`` or torch's; anything else as it is."""
+    name = str(value).removeprefix("torch.")
+    return next((long for long, short in SHORT_DTYPES.items() if name in (long, short)), value)
+
+
 MAX_COUNT = 1_000_000
 """Largest number of images in a call of `Janus.draw`, and in a batch."""
 

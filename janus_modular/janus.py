@@ -71,8 +71,9 @@ class Janus:
     ) -> Janus:
         """Load a checkpoint of any known format, or a bundle: a folder, or a hub id.
 
-        ``device``: auto, cpu, cuda, mps; a bundle's runtime may know others. ``dtype``: auto, float32,
-        bfloat16, float16; auto is what the weights are stored in, but float32 on a CPU.
+        ``device``: auto, cpu, cuda, mps; a bundle's runtime may know others. ``dtype``: auto, float32 (fp32),
+        bfloat16 (bf16), float16 (fp16), or torch's; auto is what the weights are stored in, but float32 on a
+        CPU.
         For a bundle: ``variant`` (fp32, cpu-int4, ...; its first), and ``runtime``, a registered name or
         ``{"name": "onnx", "threads": 2}``. A bundle needs neither torch nor transformers.
         ``allow_failed`` also opens a variant whose verification failed or whose manifest was edited since.
@@ -80,7 +81,7 @@ class Janus:
         path = arguments.folder_path(path, "path")
         device = str(device)
         dtype = arguments.option(
-            dtype, "dtype", str, expected="auto, float32, bfloat16 or float16, as a text"
+            arguments.dtype_name(dtype), "dtype", str, expected="auto, float32, bfloat16 or float16"
         )
         arguments.option(variant, "variant", str, type(None), expected="a variant's name, as a text")
         arguments.option(runtime, "runtime", str, Mapping, type(None), expected="a name or {'name': ...}")
@@ -180,6 +181,37 @@ class Janus:
     def model(self) -> JanusModel:
         """The model in torch; ConfigError for a bundle."""
         return self.assembly.model
+
+    def __repr__(self) -> str:
+        """Describe the model: its size, device and dtype; of a bundle its runtime and variant."""
+        if self._assembly is None:
+            variant = getattr(self.runtime, "variant", None)  # another package's runtime may have none
+            return f"Janus({type(self.runtime).__name__}{f', variant {variant}' if variant else ''})"
+        parameters = [*self.model.parameters()]
+        dtype = str(next(self.model.backbone.parameters()).dtype).removeprefix("torch.")  # type: ignore[attr-defined]
+        millions = sum(parameter.numel() for parameter in parameters) / 1e6
+        return f"Janus({millions:,.3f} M parameters, torch on {parameters[0].device}, {dtype})"
+
+    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Janus:
+        """Move the model to a device, and convert its weights to a dtype, in place; return this object.
+
+        The result is that of `from_pretrained` with this device and dtype, except that what a conversion to
+        half precision rounded stays rounded.
+
+        Raises:
+            ConfigError: this is a bundle, or the device or the dtype is not known.
+        """
+        from janus_modular.checkpoints.native import working_dtype
+        from janus_modular.model.device import choose_device
+        from janus_modular.weights.loading import move_buffers
+
+        weight = next(self.model.parameters())
+        target = weight.device if device is None else choose_device(str(device))
+        new_dtype = None if dtype is None else working_dtype(arguments.dtype_name(dtype), target, {})
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(target, new_dtype if parameter.is_floating_point() else None)
+        move_buffers(self.model, device=target, dtype=new_dtype)
+        return self
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a checkpoint: weights, config, tokenizer, model card."""

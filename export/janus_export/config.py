@@ -9,6 +9,7 @@ from janus_export.bundle.axes import Ranges
 from janus_export.bundle.modes import MODES, graphs_of
 from janus_export.bundle.sizes import parse_bytes
 from janus_export.errors import ExportError
+from janus_modular.arguments import SHORT_DTYPES
 from janus_modular.suggest import did_you_mean
 
 
@@ -88,6 +89,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         """Raise an error for invalid settings, with a line for each that begins with its field."""
+        self.variants = [SHORT_DTYPES.get(name, name) for name in self.variants]
         checks = (self._variants, self._modes, self._lengths, self._rounding, self._unused, self._storage)
         if faults := [fault for check in checks for fault in check()]:
             raise ExportError("\n".join(faults))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from janus_modular.arguments import dtype_name
 from janus_modular.checkpoints.assembly import ModelAssembly, Provenance
 from janus_modular.checkpoints.model_card import model_card
 from janus_modular.config import component_specs, module_path, resolve, to_plain
@@ -283,12 +284,12 @@ def working_dtype(
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype != "auto":
-        if dtype not in COMPUTE_DTYPES:
+        if (name := dtype_name(dtype)) not in COMPUTE_DTYPES:
             raise CheckpointError(
                 f"there is no dtype '{dtype}' that a model computes in: expected auto,"
                 f" {', '.join(COMPUTE_DTYPES)}."
             )
-        return COMPUTE_DTYPES[dtype]
+        return COMPUTE_DTYPES[name]
     if torch.device(device).type == "cpu":
         return torch.float32
     names = sorted(weights, key=lambda name: not name.startswith("backbone."))

@@ -25,7 +25,9 @@ def convert(
         str,
         typer.Option("--format", help="native, published (the authors'), transformers, or a plugin's."),
     ] = "native",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto: as stored.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="float32 (fp32), bfloat16 (bf16), float16 (fp16); auto: as stored.")
+    ] = "auto",
     max_shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Maximum file size, for example 500MB.")
     ] = "5GB",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,6 +50,7 @@ def draw(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images per batch: more are faster and need more memory.")
     ] = 8,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of file names.")
     ] = False,
@@ -65,6 +68,13 @@ def draw(
 
     check_output(output)  # before anything is drawn
     image_format(output)
+    singles = [output.with_stem(f"{output.stem}-{i}") for i in range(n)] if n > 1 else [output]
+    existing = [str(path) for path in dict.fromkeys([output, *singles]) if path.exists()]
+    if existing and not force:
+        more = " and others" if len(existing) > 3 else ""
+        raise typer.BadParameter(
+            f"{', '.join(existing[:3])}{more} would be replaced: name other files (-o), or use --force"
+        )
     settings = collect_settings(
         {"guidance": guidance, "temperature": temperature, "seed": seed}, extra_settings
     )
@@ -82,15 +92,16 @@ def draw(
         )
     used = asdict(janus.image_settings(settings))
     used_variant = getattr(janus.runtime, "variant", variant)  # of a bundle: images depend on its precision
-    metadata = {
-        "prompt": prompt,
-        "model": model,
-        **({"variant": used_variant} if used_variant else {}),
-        **used,
-    }
-    singles = [output.with_stem(f"{output.stem}-{i}") for i in range(n)] if n > 1 else [output]
-    for path, image in ({output: grid(images)} | dict(zip(singles, images, strict=True))).items():
-        save(image, path, metadata)
+    options = {"variant": used_variant, "runtime": runtime}
+    options |= {key: value for key, value in (("device", device), ("dtype", dtype)) if value != "auto"}
+    numbers = used.get("numbers") or range(used["first"], used["first"] + n)
+    files = {output: (images.grid(), n, used)}
+    for path, image, number in zip(singles, images, numbers, strict=True):
+        files[path] = (image, 1, used | {"numbers": None, "first": number})
+    for path, (image, count, settings) in files.items():
+        command = command_line(model, prompt, count, path, options, settings)
+        described = {name: value for name, value in options.items() if value is not None}
+        save(image, path, {"prompt": prompt, "model": model, **described, **settings, "command": command})
         if not as_json:
             typer.echo(str(path))
     if as_json:
@@ -107,17 +118,19 @@ def draw(
         typer.echo(json.dumps(record))
 
 
-def grid(images: list[Image.Image], gap: int = 4) -> Image.Image:
-    """Lay images of one size out in a nearly square grid, ``gap`` white pixels apart."""
-    from PIL import Image
-
-    columns = int(len(images) ** 0.5 + 0.999)
-    rows = -(-len(images) // columns)
-    width, height = images[0].size
-    canvas = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
-    for i, image in enumerate(images):
-        canvas.paste(image, (i % columns * (width + gap), i // columns * (height + gap)))
-    return canvas
+def command_line(
+    model: str, prompt: str, n: int, output: Path, options: Mapping[str, Any], settings: Mapping[str, Any]
+) -> str:
+    """Return the command that draws an image again, into a file of the same name."""
+    words = ["janus-modular", "draw", model, prompt, "-n", str(n)]
+    for name, value in options.items():
+        words += [] if value is None else [f"--{name}", str(value)]
+    for name, value in settings.items():
+        if value is None:
+            continue
+        is_option = name in ("guidance", "temperature", "seed")
+        words += [f"--{name}", str(value)] if is_option else ["--set", f"{name}={json.dumps(value)}"]
+    return shlex.join([*words, "-o", output.name])
 
 
 def image_format(path: Path) -> str:

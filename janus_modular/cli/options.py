@@ -50,7 +50,10 @@ Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda or mps; for a bundle also tensorrt, nv-tensorrt-rtx.")
 ]
 Dtype = Annotated[
-    str, typer.Option(help="auto, float32, bfloat16 or float16; auto: as stored, float32 on a CPU.")
+    str,
+    typer.Option(
+        help="auto, float32 (fp32), bfloat16 (bf16), float16 (fp16); auto: as stored, float32 on a CPU."
+    ),
 ]
 Runtime = Annotated[
     str | None, typer.Option(help="Runtime of a bundle: onnx (default), tensorrt, tensorrt-rtx.")

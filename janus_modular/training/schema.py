@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal
 
+from janus_modular.arguments import dtype_name
 from janus_modular.config.schema import ModelConfig
 from janus_modular.interfaces import ComponentSpec, component
 from janus_modular.suggest import did_you_mean
@@ -106,7 +107,7 @@ class TrainConfig:
     condition_dropout: float = 0.1  # probability that the prompt of an image target is replaced by pads
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    dtype: Literal["auto", "float32", "bfloat16"] = (
+    dtype: Literal["auto", "float32", "bfloat16", "fp32", "bf16"] = (
         "auto"  # to compute in; weights stay float32. auto: bfloat16 on CUDA
     )
     device: str = "auto"  # auto: cuda, else mps, else cpu
@@ -120,6 +121,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check each field and the fields against each other; all errors are reported at once."""
+        self.dtype = dtype_name(self.dtype)
         errors = [*self._number_errors(), *self._mixture_errors()]
         errors = errors or self._share_errors()
         if not self.learn:

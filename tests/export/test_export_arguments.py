@@ -89,3 +89,9 @@ def test_a_checkpoint_whose_sampler_is_unknown_is_not_exported(
     assert f"convert {source} FOLDER text_sampler=... image_sampler=..." in str(error.value)
     convert(source, tmp_path / "mended", overrides=["text_sampler=text", "image_sampler=autoregressive"])
     assert export(tmp_path / "mended", target, ExportConfig(variants=["fp32"])).is_dir()
+
+
+def test_long_names_of_dtypes_are_the_short_ones():
+    assert ExportConfig(variants=["float32", "bfloat16", "cpu-int4"]).variants == ["fp32", "bf16", "cpu-int4"]
+    with pytest.raises(ExportError, match="'fp16' is named 2 times"):
+        ExportConfig(variants=["float16", "fp16"])

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from janus_modular.checkpoints import ModelAssembly, native, save
 from janus_modular.errors import CheckpointError, ConfigError, PluginError
+from janus_modular.janus import Janus
 from janus_modular.model.batch import collate
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import EntryPointInfo, Plugins, default_plugins
@@ -142,6 +143,18 @@ def test_what_is_computed_in(make: Make, tmp_path: Path) -> None:
             rotary, model.backbone.model.model.rotary_emb.inv_freq
         )  # float32, whatever the rest
     assert native.working_dtype("auto", "cuda", stored) == torch.bfloat16
+    assert native.working_dtype("bf16", "cpu", stored) == torch.bfloat16
+    for dtype, expected in (("fp16", torch.float16), (torch.bfloat16, torch.bfloat16)):
+        janus = Janus.from_pretrained(tmp_path / "model", dtype=dtype)
+        assert next(janus.model.backbone.parameters()).dtype == expected
+        moved = Janus.from_pretrained(tmp_path / "model").to(dtype=dtype)
+        for tensors in ("parameters", "buffers"):
+            for ours, loaded in zip(
+                getattr(moved.model, tensors)(), getattr(janus.model, tensors)(), strict=True
+            ):
+                assert ours.dtype == loaded.dtype
+                assert torch.equal(ours, loaded)
+        assert f"torch on cpu, {str(expected).removeprefix('torch.')})" in repr(moved)
     with pytest.raises(CheckpointError, match="no dtype 'half-ish'"):
         ModelAssembly.from_checkpoint(tmp_path / "model", dtype="half-ish")
 

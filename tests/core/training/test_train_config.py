@@ -48,6 +48,10 @@ def test_shipped_stages_match_the_papers(name: str) -> None:
         assert sum(apportion(phase.shares, batch).values()) == batch
 
 
+def test_a_short_name_of_a_dtype_is_the_long_one() -> None:
+    assert resolve(load("train/janus/stage2", ["dtype=bf16"]), TrainConfig).dtype == "bfloat16"
+
+
 def test_janus_draws_classes_first() -> None:
     first, second = resolve(load("train/janus/stage2"), TrainConfig).mixture_phases()
     assert (first.until, second.until) == (120_000, None)
