@@ -158,7 +158,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     (folder / "runs/demo").mkdir(parents=True)
     save(ModelAssembly.from_config(resolve(load("tiny"), ModelConfig)), folder / "runs/demo/model")
-    for name, color in {"digit.png": "white", "cat.png": "orange", "dog.png": "brown"}.items():
+    for name, color in {"runs/demo/example.png": "white", "cat.png": "orange", "dog.png": "brown"}.items():
         Image.new("RGB", (40, 30), color).save(folder / name)
     (folder / "data").mkdir()
     shutil.copy(folder / "cat.png", folder / "data/cat.png")

@@ -42,7 +42,9 @@ class Results:
 
 
 def write_report(output: Path, results: Results) -> Path:
-    """Write ``report.html``, and the first grid of drawings as ``drawings.png``; return the report's path."""
+    """Write ``report.html``, the first grid of drawings as ``drawings.png``, and the first held-out image as
+    ``example.png``; return the report's path.
+    """
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -53,6 +55,7 @@ def write_report(output: Path, results: Results) -> Path:
     labels = range(len(results.held_out.names))
     grid = np.concatenate([strip(first.of_class(label)) for label in labels])
     enlarge(Image.fromarray(grid)).save(output / "drawings.png")
+    results.held_out.images[0].save(output / "example.png")
     return path
 
 

@@ -91,6 +91,9 @@ def test_report(ran: tuple[Path, dict[str, Any]]) -> None:
     assert "{{" not in page
     with Image.open(folder / "drawings.png") as grid:
         assert grid.width > 300
+    Janus.from_pretrained(folder / "model").chat(
+        "Which digit is this?", [folder / "example.png"], max_tokens=2
+    )
     assert not (folder / "model" / "old.txt").exists()
     metrics = [json.loads(line) for line in (folder / "phases/stage2/metrics.jsonl").read_text().splitlines()]
     assert {"loss/text", "loss/image", "source/read", "source/draw", "source/text"} <= set(metrics[-1])
