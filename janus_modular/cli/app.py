@@ -125,7 +125,6 @@ app = typer.Typer(
     cls=JanusGroup,
     help="Train, extend and deploy Janus-like models: one transformer that understands and generates images.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

@@ -22,14 +22,26 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command("list")
 def list_plugins(
+    slot: Annotated[
+        str | None, typer.Option(help="List only the components of this slot, such as backbones.")
+    ] = None,
     as_json: AsJson = False,
     hooks: Annotated[
         bool, typer.Option("--hooks", help="List the hooks that a plugin may implement instead.")
     ] = False,
 ) -> None:
     """List every component by slot, from metadata alone: nothing is loaded."""
+    from janus_modular.errors import PluginError
     from janus_modular.plugins import default_plugins
+    from janus_modular.registry import SLOTS
+    from janus_modular.suggest import did_you_mean
 
+    if slot is not None and slot not in SLOTS:
+        raise PluginError(
+            f"no slot is called '{slot}'. {did_you_mean(slot, SLOTS)}\nSlots: {', '.join(SLOTS)}"
+        )
+    if slot and hooks:
+        raise typer.BadParameter("--hooks lists the hooks of all slots: leave --slot out")
     if hooks:
         _print_rows(("hook", "what it registers"), _hooks(), as_json)
         return
@@ -43,6 +55,7 @@ def list_plugins(
             "state": _state(plugins, item),
         }
         for item in plugins.entry_points
+        if slot in (None, item.slot)
     ]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))

@@ -52,6 +52,30 @@ def only(site: Path, dist: str, source: str, slot: str = "adaptors", name: str =
 
 
 @pytest.mark.parametrize(
+    ("words", "expected"), [("ch", "chat"), ("ex", "export"), ("draw --gu", "--guidance")]
+)
+def test_a_shell_completes_commands_and_options(words: str, expected: str):
+    """`export` is a command of another package."""
+    line = f"janus-modular {words}"
+    program = "import sys; sys.argv[0] = 'janus-modular'; from janus_modular.cli.app import main; main()"
+    asked = {
+        "_JANUS_MODULAR_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(line.count(" ")),
+    }
+    assert janus(python=("-c", program), **asked).stdout.split() == [expected]
+
+
+def test_components_are_listed_by_slot():
+    rows = json.loads(janus("plugins", "list", "--slot", "heads", "--json").stdout)
+    assert {row["slot"] for row in rows} == {"heads"}
+    assert "mlp" in {row["name"] for row in rows}
+    refused = janus("plugins", "list", "--slot", "head")
+    assert refused.returncode == 2
+    assert "no slot is called 'head'. Did you mean 'heads'?" in refused.stderr
+
+
+@pytest.mark.parametrize(
     "line", [["--help"], ["plugins", "list"], ["plugins", "list", "--json"], ["config", "list"]]
 )
 def test_listing_commands_import_no_heavy_package(line: list[str]):
