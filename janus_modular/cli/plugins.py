@@ -84,7 +84,8 @@ def show(
         if report.message:
             raise PluginError(report.message)
         plugins.entry_points += provided
-    matches = [item for item in plugins.entry_points if item.matches(name) and item.dist != name]
+    named = [item for item in plugins.entry_points if item.matches(name)]
+    matches = [item for item in named if item.name == name or item.dist != name]  # no whole distribution
     if not matches:
         known = [word for item in plugins.entry_points for word in (item.name, f"{item.slot}:{item.name}")]
         raise PluginError(

@@ -66,6 +66,13 @@ def test_a_shell_completes_commands_and_options(words: str, expected: str):
     assert janus(python=("-c", program), **asked).stdout.split() == [expected]
 
 
+def test_a_component_with_the_name_of_its_distribution_is_shown(tmp_path: Path):
+    """As `plugins new` makes it."""
+    only(tmp_path, "twice", PLUGIN, name="twice")
+    shown = janus("plugins", "show", "twice", PYTHONPATH=str(tmp_path))
+    assert shown.stdout.startswith("twice: adaptor of twice 0.2"), shown.stderr
+
+
 def test_components_are_listed_by_slot():
     rows = json.loads(janus("plugins", "list", "--slot", "heads", "--json").stdout)
     assert {row["slot"] for row in rows} == {"heads"}
