@@ -41,6 +41,7 @@ def test_an_export_that_was_killed_anywhere_never_blocks_the_next_one(
     backbone = SimpleNamespace(backbone=SimpleNamespace(context=64))
     monkeypatch.setattr(exporting, "open_lazily", lambda *_, **__: SimpleNamespace(model=backbone))
     monkeypatch.setattr(exporting, "merge_adapters", lambda opened, _: opened)
+    monkeypatch.setattr(exporting, "_check_samplers", lambda *_: None)
 
     class Stand:
         def __init__(self, _: str, opened: Any, aside: Path, *others: Any) -> None:
