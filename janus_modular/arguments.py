@@ -66,14 +66,14 @@ def count(value: Any, name: str) -> int:
     return int(value)
 
 
-def callback(value: Any, name: str) -> Callable[..., Any] | None:
-    """Return a function, or None.
+def callback(value: Any, name: str) -> Callable[..., Any] | bool | None:
+    """Return a function, True, False or None.
 
     Raises:
         PromptError: the value is something else.
     """
-    if value is not None and not callable(value):
-        raise PromptError(f"{name}: found {value!r:.80}; expected a function, or None.")
+    if not (value is None or isinstance(value, bool) or callable(value)):
+        raise PromptError(f"{name}: found {value!r:.80}; expected a function, True, False or None.")
     return value
 
 

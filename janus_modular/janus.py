@@ -308,7 +308,7 @@ class Janus:
         n: int = 1,
         *,
         batch_size: int = 8,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], None] | bool | None = None,
         **settings: Any,
     ) -> Drawings:
         """Draw ``n`` images of each prompt, in order.
@@ -316,7 +316,8 @@ class Janus:
         ``settings`` are the image sampler's: guidance, temperature, seed. An image has noise of its own, from
         the seed and its number among the images of its prompt, so ``batch_size`` (images drawn at once)
         and other prompts change memory and speed alone. ``first`` is the number of the first image.
-        ``progress`` is called with the steps done and the number of all steps.
+        ``progress``: True shows a progress bar; a function is called with the steps done and the number of
+        all steps.
 
         Return a list of images, `Drawings`, whose ``usage`` counts the tokens of each.
 
@@ -332,16 +333,16 @@ class Janus:
         prompts = [prompt for text in texts for prompt in [self.processor.draw_prompt(text)] * n]
         batches = samplers.batches(sampler_settings, prompts, batch_size)
         images: list[Image.Image] = []
-        for index, (batch, batch_settings) in enumerate(batches):
-            session = self.runtime.open(max_seq_len=max(map(len, batch)) + num_tokens)
+        with samplers.progress_bar(progress) as report:
+            for index, (batch, batch_settings) in enumerate(batches):
+                session = self.runtime.open(max_seq_len=max(map(len, batch)) + num_tokens)
 
-            def on_progress(done: int, total: int, index: int = index) -> None:
-                if progress:
-                    progress(index * total + done, len(batches) * total)
+                def on_progress(done: int, total: int, index: int = index) -> None:
+                    report(index * total + done, len(batches) * total)
 
-            steps = sampler(session, batch, batch_settings)
-            pixels = samplers.draw_images(self.runtime.image_sampler, steps, len(batch), on_progress)
-            images += map(to_image, pixels)
+                steps = sampler(session, batch, batch_settings)
+                pixels = samplers.draw_images(self.runtime.image_sampler, steps, len(batch), on_progress)
+                images += map(to_image, pixels)
         return Drawings(images, [Usage(len(prompt), image_tokens=num_tokens) for prompt in prompts])
 
     def text_settings(self, settings: Mapping[str, Any]) -> TextSamplerSettings:

@@ -6,6 +6,7 @@ The protocols are `janus_modular.protocols.TextSampler` and `janus_modular.proto
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -106,6 +107,23 @@ def stream_texts(sampler: str, steps: TokenSteps, rows: Sequence[AnswerRow]) -> 
     for index, row in enumerate(rows):
         if row.is_active and (text := row.end()):
             yield index, text
+
+
+@contextmanager
+def progress_bar(progress: Callable[[int, int], None] | bool | None) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of the steps done and the number of all steps; for True it drives a bar on stderr.
+
+    In a notebook, the bar is shown below the cell.
+    """
+    if progress is not True:
+        yield progress or (lambda done, total: None)
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("drawing", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def draw_images(

@@ -61,9 +61,6 @@ def draw(
     allow_failed: AllowFailed = False,
 ) -> None:
     """Draw images for a prompt: single files and a grid of all images."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from janus_modular.janus import Janus
 
     check_output(output)  # before anything is drawn
@@ -81,15 +78,7 @@ def draw(
     janus = Janus.from_pretrained(
         model, device=device, dtype=dtype, runtime=runtime, variant=variant, allow_failed=allow_failed
     )
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("drawing", total=None)
-        images = janus.draw(
-            prompt,
-            n,
-            batch_size=batch_size,
-            progress=lambda done, of: bar.update(task, completed=done, total=of),
-            **settings,
-        )
+    images = janus.draw(prompt, n, batch_size=batch_size, progress=True, **settings)
     used = asdict(janus.image_settings(settings))
     used_variant = getattr(janus.runtime, "variant", variant)  # of a bundle: images depend on its precision
     options = {"variant": used_variant, "runtime": runtime}

@@ -169,6 +169,15 @@ def test_progress_counts_to_the_end(janus: Janus) -> None:
     assert told == [(done, 32) for done in range(1, 33)]  # two batches of 16 codes
 
 
+def test_progress_is_shown_on_stderr_if_asked_for(janus: Janus, capsys: pytest.CaptureFixture[str]) -> None:
+    janus.draw("a", progress=True)
+    captured = capsys.readouterr()
+    assert "drawing" in captured.err
+    assert "100%" in captured.err
+    janus.draw("a", progress=False)
+    assert captured.out + "".join(capsys.readouterr()) == ""
+
+
 def test_an_image_of_another_shape() -> None:
     janus = tiny("generation.height=16", "generation.width=48")
     assert [image.size for image in janus.draw("a", n=2)] == [(48, 16)] * 2
