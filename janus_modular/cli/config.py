@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Configs: list, show, check and compare them.", no_args_is_help=True)
 Config = Annotated[str, typer.Argument(help="A YAML file, or a shipped name: tiny, train/janus_pro/stage1.")]
+TrainingConfig = Annotated[
+    str,
+    typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped name, such as train/janus_pro/stage1."),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Overrides.")]
 
 

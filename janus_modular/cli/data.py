@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from janus_modular.cli.config import Config, Overrides
+from janus_modular.cli.config import Overrides, TrainingConfig
 from janus_modular.cli.options import check_output
 
 app = typer.Typer(help="Training data: preview samples before training.", no_args_is_help=True)
@@ -15,7 +15,7 @@ app = typer.Typer(help="Training data: preview samples before training.", no_arg
 
 @app.command()
 def inspect(
-    config: Config,
+    config: TrainingConfig,
     overrides: Overrides = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Number of samples.")] = 8,
     step: Annotated[int, typer.Option(min=0, help="The step whose samples are shown, from 0.")] = 0,

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from janus_modular.cli.config import Config, Overrides
+from janus_modular.cli.config import Overrides, TrainingConfig
 from janus_modular.cli.options import use_passive_waiting
 
 
 def train(
-    config: Config,
+    config: TrainingConfig,
     overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint in output.")

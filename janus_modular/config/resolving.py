@@ -57,20 +57,20 @@ class _Walk:
             return self.error(path, _describe(raw), f"a mapping (key: value) for {label}")
         before, unresolved = len(self.errors), False
         known = {field.name: field for field in fields(schema) if field.init}
-        for key in raw:
-            if key not in known:
-                self.error(
-                    _join(path, key),
-                    "unknown key",
-                    f"one of {', '.join(known)}",
-                    did_you_mean(str(key), known),
-                )
         try:
             type_hints = get_type_hints(schema)
         except Exception as error:
             return self.error(
                 path, f"{label} has annotations that cannot be read: {error}", "", "Tell its author."
             )
+        for key in raw:
+            if key not in known:
+                self.error(
+                    _join(path, key),
+                    "unknown key",
+                    f"one of {', '.join(known)}",
+                    _key_hint(str(key), type_hints) or did_you_mean(str(key), known),
+                )
         values, valid = {}, set[str]()
         for name, field in known.items():
             count = len(self.errors)
@@ -221,3 +221,12 @@ def _unwrap(type_hint: Any) -> tuple[Any, bool]:
 def _holds_dataclass(type_hint: Any) -> bool:
     inner = _unwrap(type_hint)[0]
     return (isinstance(inner, type) and is_dataclass(inner)) or any(map(_holds_dataclass, get_args(inner)))
+
+
+def _key_hint(key: str, type_hints: Mapping[str, Any]) -> str:
+    """Return a hint where a key is one of a field's own keys, such as ``model.understanding``; else ""."""
+    for name, hint in type_hints.items():
+        for member in (hint, *get_args(hint)):
+            if is_dataclass(member) and key in {field.name for field in fields(member)}:
+                return f"Did you mean '{name}.{key}'?"
+    return ""

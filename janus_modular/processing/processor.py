@@ -392,5 +392,6 @@ def check_context_length(
         raise PromptError(
             f"the sequence takes {positions:,} positions{image}; the context has {context:,}{of_source}."
             f" Shorten the text, or leave out images ({image_tokens + 2} positions for each that is"
-            " read)."
+            " read). A model that is trained for it may have a longer context"
+            " (backbone.config.max_position_embeddings of the backbone hf)."
         )

@@ -337,6 +337,15 @@ def test_validate_refuses_a_short_context_in_the_words_of_drawing():
     assert str(validating.value) == str(drawing.value)
 
 
+def test_a_key_of_the_model_in_a_training_config_says_where_it_belongs():
+    with pytest.raises(
+        ConfigError, match=r"understanding: unknown key; .*Did you mean 'model\.understanding'\?"
+    ):
+        resolve(load("train/janus_pro/stage1", ["understanding.encoder=siglip"]), TrainConfig)
+    with pytest.raises(ConfigError, match=r"steps: unknown key; .*Did you mean 'schedule\.steps'\?"):
+        resolve(load("train/janus_pro/stage1", ["steps=3"]), TrainConfig)
+
+
 def test_validate_refuses_an_unknown_sampler():
     from janus_modular.cli.config import validate
 
