@@ -4,6 +4,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # 1,911 named images of 64 pixels (Twemoji: CC BY 4.0; names: MIT), and their variants.
 IMAGES := emoji-datasource-twitter@16.0.0
+# ONNX Runtime for JavaScript, with its libraries.
+JAVASCRIPT := onnxruntime-node@1.30.0
 # Two workers of one thread each: the tests are many and small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
@@ -53,6 +55,7 @@ weights: .cache/weights
 	npm pack --silent --pack-destination .cache $(IMAGES)
 	tar -xzf .cache/$(subst @,-,$(IMAGES)).tgz -C .cache/images --strip-components=1 package/LICENSE package/emoji.json package/img/twitter/64
 	rm .cache/$(subst @,-,$(IMAGES)).tgz
+	npm install --silent --no-audit --no-fund --ignore-scripts --prefix .cache/javascript $(JAVASCRIPT)
 	touch $@
 
 # Check style, types, imports and spelling.
