@@ -162,7 +162,7 @@ def check_proof(folder: Path, manifest: Mapping[str, Any], variant: str | None, 
         failed = [
             f"{gate}: {result}"
             for gate, result in proofs.get(key, {}).get("gates", {}).items()
-            if not re.fullmatch(r"\d+ passed", result)
+            if not re.fullmatch(r"[1-9]\d* passed", result)
         ]
         if key in proofs and (failed or proofs[key].get("passed") is not True):
             raise BundleError(

@@ -15,6 +15,7 @@ import torch
 from janus_modular.config import component_specs
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError
+from janus_modular.foreign import reason
 from janus_modular.interfaces import ComponentConfig
 from janus_modular.model.build import ModelBuilder, config_path
 from janus_modular.model.model import JanusModel
@@ -231,10 +232,12 @@ def _as_tokenizer_json(path: str | Path) -> Iterator[str | Path]:
                 local_files_only=True,
                 trust_remote_code=False,  # None would ask, on a terminal
             )
-        except (OSError, ValueError) as error:
-            reason = (vocabulary_problem(path) if path.is_dir() else "") or error
+        except ImportError:
+            raise
+        except Exception as error:  # transformers' readers and the library in Rust raise any
+            problem = (vocabulary_problem(path) if path.is_dir() else "") or reason(error)
             raise ConfigError(
-                f"{path} has no tokenizer.json, and transformers could not make one of it: {reason}"
+                f"{path} has no tokenizer.json, and transformers could not make one of it: {problem}"
             ) from error
         tokenizer.save_pretrained(folder)
         yield Path(folder)

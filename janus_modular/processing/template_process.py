@@ -34,6 +34,10 @@ MAX_OUTPUT = 16 * 2**20
 """Most characters of a rendered conversation."""
 
 
+class TemplateStoppedError(PromptError):
+    """A chat template was stopped, because it took too long or crashed: rendering again would not help."""
+
+
 class TemplateProcess:
     """A child process that renders chat templates, one at a time; started at the first render."""
 
@@ -75,7 +79,7 @@ class TemplateProcess:
         with self._lock:
             answer = self._exchange(request)
         if not answer:
-            raise PromptError(
+            raise TemplateStoppedError(
                 f"the chat template was stopped: it took more than {self.seconds:g} s of processor time or"
                 " crashed its process. Expected a template that ends; choose another processor.template."
             )

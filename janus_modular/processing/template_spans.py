@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from janus_modular.errors import PromptError
+from janus_modular.processing.template_process import TemplateStoppedError
 from janus_modular.sequence import ImageTarget, Message, Segment, Text
 
 Turn = dict[str, str]
@@ -192,8 +193,8 @@ def _render_with_sentinels(
         expected = render(original, answer)
         try:
             rendered = render(turns, answer)
-        except PromptError:  # the template searches the texts for something
-            if tags == attempts[-1]:
+        except PromptError as error:  # the template searches the texts for something
+            if tags == attempts[-1] or isinstance(error, TemplateStoppedError):
                 raise
             continue
         if sentinels.restore(rendered) == expected:

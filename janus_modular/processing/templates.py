@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.foreign import reason
+from janus_modular.processing.template_process import TemplateStoppedError
 from janus_modular.processing.template_spans import NONCE, Render, Turn
 
 UNDERSTANDING_SYSTEM = (
@@ -156,6 +157,8 @@ class ChatTemplate:
     def _keeps(self, probe: str, turns: Sequence[Turn], with_parts: frozenset[str]) -> bool:
         try:
             return self._run(turns, False, with_parts).count(probe) == len(turns)
+        except TemplateStoppedError:
+            raise
         except PromptError:
             return False
 

@@ -56,6 +56,7 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
         DataRecord(sources, config.bad_samples).resume(record, accept=config.changed_data == "accept")
     builder = batch_builder(config, sources, model, assembly.processor)
     check_reached(model, builder, config)
+    console.print("the weights were not read; the run checks at its start that all are finite")
     step_batch = builder.build(0)
     console.print(_step_table(config, step_batch))
     console.print(epochs_table(builder.mixture, config.schedule.num_steps))

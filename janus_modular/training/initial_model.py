@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from janus_modular.samplers import unusable_samplers
 from janus_modular.training.schema import TrainConfig
 from janus_modular.weights.loading import non_finite
 
+log = logging.getLogger(__name__)
+
 SLOT = "backbones"
 
 
@@ -39,6 +42,8 @@ def initial_model(
     """
     if start := checkpoint or _start_checkpoint(config):
         assembly = ModelAssembly.from_checkpoint(start, device=device, dtype=torch.float32, plugins=plugins)
+        for error in sampler_errors(assembly.model, plugins):  # training itself needs no sampler
+            log.warning("%s: %s", start, error)
         if config.wrap and not checkpoint:  # whose backbone is wrapped already
             wrap_backbone(assembly, config.wrap, plugins)
         return assembly

@@ -199,11 +199,12 @@ class TrainConfig:
     def _share_errors(self) -> list[str]:
         """Return an error for each share that is too small for a single sample, and for each unused phase."""
         errors, start = [], 0
-        for number, phase in enumerate(self.mixture_phases(), 1):
+        phases = self.mixture_phases()
+        for number, phase in enumerate(phases, 1):
             if start >= self.schedule.steps:
                 errors.append(
-                    f"mixture: phase {number} begins at step {start:,}, and the run ends at"
-                    f" {self.schedule.steps:,} (schedule.steps). Leave it out, or raise schedule.steps;"
+                    f"mixture: phase {number} begins at step {phases[number - 2].until:,}, and the run ends"
+                    f" at {self.schedule.steps:,} (schedule.steps). Leave it out, or raise schedule.steps;"
                     " to end a run early on purpose, set schedule.stop."
                 )
                 break

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, SiglipVisionConfig
 
 from janus_modular import ConfigError, Janus
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.checkpoints.assembly import tokenizer_files
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
@@ -175,3 +176,13 @@ def test_what_is_wrong_with_a_vocabulary_is_said(
     config = resolve(load("tiny", words), ModelConfig)
     with pytest.raises(ConfigError, match=said), tokenizer_files(config):
         pass
+
+
+def test_a_damaged_vocabulary_is_an_error_of_the_tokenizer(tmp_path: Path) -> None:
+    """The library in Rust raises a plain Exception over it."""
+    (tmp_path / "vocab.json").write_text('{"a": 1')
+    (tmp_path / "merges.txt").write_text("x")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    config = resolve(load("model/tiny", [f"processor.tokenizer={tmp_path}"]), ModelConfig)
+    with pytest.raises(ConfigError, match="could not make one of it"):
+        ModelAssembly.from_config(config)

@@ -69,9 +69,12 @@ def test_a_variant_that_failed_opens_only_where_that_is_asked_for(copied: Path) 
     assert open_(copied, variant="cpu-int4", allow_failed=True).runtime.variant == "cpu-int4"
 
 
-def test_a_record_that_says_passed_beside_a_failed_gate_is_a_failure(copied: Path) -> None:
-    edit(copied, lambda manifest: manifest["parity"].update({"fp32": FAILED | {"passed": True}}))
-    with pytest.raises(BundleError, match=r"'fp32' .*FAILED.*: rows: a row alone: nan"):
+@pytest.mark.parametrize("result", ["a row alone: nan, wanted <= 1e-04", "0 passed"])
+def test_a_record_that_says_passed_beside_a_failed_gate_is_a_failure(copied: Path, result: str) -> None:
+    edit(
+        copied, lambda m: m["parity"].update(fp32=PASSED | {"gates": {"checker": "7 passed", "rows": result}})
+    )
+    with pytest.raises(BundleError, match=rf"'fp32' .*FAILED.*: rows: {result[:8]}"):
         open_(copied)
 
 

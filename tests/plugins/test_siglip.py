@@ -22,6 +22,7 @@ from janus_modular.model.build import ModelBuilder
 from janus_modular.weights.loading import load_weights
 from janus_plugins.adaptors.mlp import MlpAdaptor, MlpConfig
 from janus_plugins.understanding_encoders.siglip import SiglipConfig, SiglipEncoder
+from janus_plugins.understanding_encoders.timm_config import timm_tower
 
 TINY: dict[str, Any] = {
     "feature_dim": 16,
@@ -249,3 +250,16 @@ def test_what_cannot_be_is_an_error() -> None:
 def test_runs_in_half_precision_at_another_size(dtype: torch.dtype) -> None:
     encoder = SiglipEncoder(SiglipConfig(**TINY)).to(dtype)
     assert encoder(torch.randn(1, 3, 8, 12)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([1], r"model_args of timm's config.json is \[1\]; expected a mapping"),
+        ({"num_heads": 0}, "model_args.num_heads of timm's config.json is 0; expected a whole number from 1"),
+        ({"num_heads": "4"}, "model_args.num_heads of timm's config.json is '4'"),
+    ],
+)
+def test_values_of_other_types_in_a_description_of_timms_are_named(arguments: object, problem: str) -> None:
+    with pytest.raises(CheckpointError, match=problem):
+        timm_tower({"architecture": "vit_base_patch16_siglip_224", "model_args": arguments})

@@ -24,9 +24,20 @@ def timm_tower(record: Mapping[str, Any]) -> dict[str, Any]:
     timm's own defaults are not known here: what neither the architecture nor model_args say is left out.
 
     Raises:
-        CheckpointError: the tower has an activation or a norm that `siglip` does not have.
+        CheckpointError: a value is of another type, or the tower has an activation or a norm that `siglip`
+            does not have.
     """
     arguments = record.get("model_args") or {}
+    if not isinstance(arguments, Mapping):
+        raise CheckpointError(
+            f"siglip: model_args of timm's config.json is {arguments!r:.60}; expected a mapping"
+        )
+    for key in SIZES.keys() & arguments.keys():
+        if type(arguments[key]) is not int or arguments[key] < 1:
+            raise CheckpointError(
+                f"siglip: model_args.{key} of timm's config.json is {arguments[key]!r:.60}; expected a whole"
+                " number from 1"
+            )
     size = re.search(r"vit_([a-z0-9]+)_patch\d+_siglip", str(record.get("architecture")))
     tower: dict[str, Any] = {"heads": HEADS[size[1]]} if size and size[1] in HEADS else {}
     tower |= {ours: arguments[theirs] for theirs, ours in SIZES.items() if theirs in arguments}

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from janus_modular.errors import ConfigError, JanusError, PromptError
 from janus_modular.processing import template_process
 from janus_modular.processing.template_process import TemplateProcess
+from janus_modular.processing.template_spans import render_conversation
 from janus_modular.processing.templates import ChatTemplate
+from janus_modular.sequence import Message, Text
 
 CONTEXT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "add_generation_prompt": True}
 LINES = "{% for m in messages %}<|{{ m.role }}|>{{ m['content'] | trim }}{% endfor %}<|end|>"
@@ -173,3 +175,19 @@ def test_random_edits_of_a_template_render_or_are_errors(
     source = data.draw(mutations.damaged_bytes(LINES.encode())).decode("utf-8", "surrogateescape")
     text = mutations.read_or_refused(lambda: process.render(source, CONTEXT), JanusError, "chat template")
     assert text is None or isinstance(text, str)
+
+
+def test_a_template_that_is_stopped_is_not_rendered_again(
+    process: TemplateProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conversation is rendered several times: each would take as long."""
+    process.seconds = 0.3
+    monkeypatch.setattr(template_process, "TEMPLATES", process)
+    asked: list[str] = []
+    ask = process._ask
+    monkeypatch.setattr(process, "_ask", lambda *words: asked.append("") or ask(*words))
+    loops = "{% if '</think>' in messages[0].content %}{% endif %}" + ENDLESS["loops"]
+    template = ChatTemplate(loops, {})
+    with pytest.raises(PromptError, match="was stopped"):
+        render_conversation(template, [Message("user", [Text("Hi")])], answer=True)
+    assert len(asked) <= 2  # its analysis, and one render

@@ -163,8 +163,8 @@ def test_devices_of_other_machines_are_valid(device: str) -> None:
             "mixture.draw: a share of 1e-06 in 1 gives no sample in 998 steps",
         ),
         (
-            [{"until": 1000, "text": 1, "draw": 0}, {"text": 1, "draw": 1}],
-            "mixture: phase 2 begins at step 1,000, and the run ends at 1,000 (schedule.steps)",
+            [{"until": 1200, "text": 1, "draw": 0}, {"text": 1, "draw": 1}],
+            "mixture: phase 2 begins at step 1,200, and the run ends at 1,000 (schedule.steps)",
         ),
         ([{"until": 5, "text": 1, "draw": 1}], "its last phase ends at step 5"),
         ([{"text": 1, "draw": 1}, {"text": 1, "draw": 0}], "phase 1 has until None"),
