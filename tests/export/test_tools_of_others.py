@@ -29,12 +29,18 @@ ROUNDED = ["MatMul", "Conv"]  # and Gemm, which it treats as a MatMul
 EIGHT_BITS = 0.1  # of the largest number: weights and activations of 8 bits, through two layers
 
 
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of its own: onnx refuses files with hard links, which other tests make to the shared one."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("tools") / "bundle"))
+
+
 @pytest.fixture(params=[*GRAPHS, "backbone of cpu-int4"])
-def graph(request: pytest.FixtureRequest, tiny_bundle: Path) -> Path:
+def graph(request: pytest.FixtureRequest, bundle: Path) -> Path:
     """The file of a graph."""
     name, _, variant = request.param.partition(" of ")
-    variants = json.loads((tiny_bundle / "manifest.json").read_text())["variants"]
-    return tiny_bundle / variants[variant or "fp32"]["files"][name]
+    variants = json.loads((bundle / "manifest.json").read_text())["variants"]
+    return bundle / variants[variant or "fp32"]["files"][name]
 
 
 def run(path: Path) -> list[Any]:
