@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_bundle: Path) -> Bundle:
-    return load_bundle(tiny_bundle)
+def bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle of its own: onnx refuses files with hard links, which other tests make to the shared one."""
+    return load_bundle(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("own") / "bundle"))
 
 
 @pytest.fixture(scope="module")
