@@ -28,6 +28,9 @@ MANIFEST = "manifest.json"
 RUNTIME = "onnx"
 """The default runtime."""
 
+PASSED = re.compile(r"[1-9]\d* passed")
+"""The recorded result of a gate that passed."""
+
 DIGESTS = "digests"
 """The manifest's section of what `digest_of` returned when each variant was exported, or last verified."""
 
@@ -159,11 +162,10 @@ def check_proof(folder: Path, manifest: Mapping[str, Any], variant: str | None, 
     proofs = manifest.get("parity", {})
     keys = [variant] if runtime == RUNTIME else [variant, f"{variant} {runtime}"]
     for key in keys:
-        failed = [
-            f"{gate}: {result}"
-            for gate, result in proofs.get(key, {}).get("gates", {}).items()
-            if not re.fullmatch(r"[1-9]\d* passed", result)
-        ]
+        gates = proofs.get(key, {}).get("gates", {})
+        failed = [f"{name}: {result}" for name, result in gates.items() if not PASSED.fullmatch(result)]
+        if key in proofs and not gates:
+            failed = ["no gate was run"]
         if key in proofs and (failed or proofs[key].get("passed") is not True):
             raise BundleError(
                 f"the variant '{key}' of {folder} FAILED its verification ({proofs[key].get('at')}):"

@@ -199,7 +199,8 @@ class Janus:
         half precision rounded stays rounded.
 
         Raises:
-            ConfigError: this is a bundle, or the device or the dtype is not known.
+            ConfigError: this is a bundle, or the device is not available.
+            CheckpointError: no model computes in the dtype.
         """
         from janus_modular.checkpoints.native import working_dtype
         from janus_modular.model.device import choose_device

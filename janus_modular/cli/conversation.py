@@ -156,9 +156,9 @@ def _run(conversation: Conversation, line: str) -> None:
         if not rest:
             raise JanusError(f"{command} needs {'a prompt' if command == '/draw' else 'a file'} behind it.")
         if command == "/image":
-            conversation.add_image(Path(rest))
+            conversation.add_image(Path(rest).expanduser())
         elif command == "/save":
-            conversation.save(Path(rest))
+            conversation.save(Path(rest).expanduser())
             typer.echo(f"saved: {rest}", err=True)
         else:
             typer.echo(f"drawn: {conversation.draw(rest)}", err=True)

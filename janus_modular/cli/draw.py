@@ -81,7 +81,7 @@ def draw(
     images = janus.draw(prompt, n, batch_size=batch_size, progress=True, **settings)
     used = asdict(janus.image_settings(settings))
     used_variant = getattr(janus.runtime, "variant", variant)  # of a bundle: images depend on its precision
-    options = {"variant": used_variant, "runtime": runtime}
+    options = {"variant": used_variant, "runtime": runtime, "allow-failed": allow_failed or None}
     options |= {key: value for key, value in (("device", device), ("dtype", dtype)) if value != "auto"}
     numbers = used.get("numbers") or range(used["first"], used["first"] + n)
     files = {output: (images.grid(), n, used)}
@@ -113,7 +113,7 @@ def command_line(
     """Return the command that draws an image again, into a file of the same name."""
     words = ["janus-modular", "draw", model, prompt, "-n", str(n)]
     for name, value in options.items():
-        words += [] if value is None else [f"--{name}", str(value)]
+        words += [] if value is None else [f"--{name}"] if value is True else [f"--{name}", str(value)]
     for name, value in settings.items():
         if value is None:
             continue

@@ -39,7 +39,8 @@ def check_single_process() -> None:
 def check_output(output: Path, option: str = "output=FOLDER") -> None:
     """Check that the folder of a run could be made and written, without making it; ``option`` names it.
 
-    What the permissions promise is tried: a folder is made in the nearest existing one, and removed.
+    Permissions alone can mislead (read-only and network disks), so a probe folder is created in the nearest
+    existing folder, and removed.
 
     Raises:
         TrainingError: a file is in the way, the name is too long, or nothing can be written there.

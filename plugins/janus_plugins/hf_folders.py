@@ -51,6 +51,12 @@ RECOMPUTED = re.compile(r"(?:^|\.)(?:rotary_emb\.inv_freq|position_ids|masked_bi
 """Buffers in older files, which every model computes itself."""
 
 
+DECODER_PREFIXES = {
+    r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?(?!lm_head)": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
+"""The names of a multimodal checkpoint's decoder, in new and old formats, and the decoder's own names."""
+
 BUFFERS = re.compile(RECOMPUTED.pattern + r"|\.attention\.bias$|\.num_batches_tracked$")
 """Names of buffers, which may be integers or truth values."""
 
@@ -202,7 +208,7 @@ def _without_derived(
     """Return a config's keys without the lists for each layer that ``overrides`` are to derive anew.
 
     Raises:
-        ConfigError: the config has another list than the derived one, which would overrule ``overrides``.
+        ConfigError: the config has a list other than the derived list, which would overrule ``overrides``.
     """
     for key in base.keys() & DERIVED - overrides.keys():
         rest = {name: value for name, value in base.items() if name != key}
@@ -336,3 +342,27 @@ def _leaves(key: str, written: Any, described: Any) -> list[Difference]:
             for leaf in _leaves(f"{key}.{name}", value, described.get(name, "nothing"))
         ]
     return [Difference(key, written, described)]
+
+
+def text_part(family: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the decoder's config in a larger model's config; the same config if it is a decoder's."""
+    text = family.get_text_config(decoder=True)
+    if text is not family:  # the larger model's config has the key
+        text.tie_word_embeddings = family.tie_word_embeddings
+    return text
+
+
+def is_part(family: PreTrainedConfig) -> bool:
+    """Return True if the decoder is part of a larger, multimodal model."""
+    return family.get_text_config(decoder=True) is not family
+
+
+def decoder_names(names: Iterable[str]) -> set[str]:
+    """Return the decoder's own names of its weights in a larger model's files."""
+    own = set()
+    for name in names:
+        for theirs, ours in DECODER_PREFIXES.items():
+            if re.match(theirs, name):
+                own.add(re.sub(theirs, ours, name))
+                break
+    return own

@@ -58,19 +58,19 @@ def test_a_shell_completes_commands_and_options(words: str, expected: str):
     """`export` is a command of another package."""
     line = f"janus-modular {words}"
     program = "import sys; sys.argv[0] = 'janus-modular'; from janus_modular.cli.app import main; main()"
-    asked = {
+    variables = {
         "_JANUS_MODULAR_COMPLETE": "complete_bash",
         "COMP_WORDS": line,
         "COMP_CWORD": str(line.count(" ")),
     }
-    assert janus(python=("-c", program), **asked).stdout.split() == [expected]
+    assert janus(python=("-c", program), **variables).stdout.split() == [expected]
 
 
 def test_a_component_with_the_name_of_its_distribution_is_shown(tmp_path: Path):
     """As `plugins new` makes it."""
     only(tmp_path, "twice", PLUGIN, name="twice")
-    shown = janus("plugins", "show", "twice", PYTHONPATH=str(tmp_path))
-    assert shown.stdout.startswith("twice: adaptor of twice 0.2"), shown.stderr
+    done = janus("plugins", "show", "twice", PYTHONPATH=str(tmp_path))
+    assert done.stdout.startswith("twice: adaptor of twice 0.2"), done.stderr
 
 
 def test_components_are_listed_by_slot():

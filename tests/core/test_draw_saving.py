@@ -78,8 +78,8 @@ def test_files_are_replaced_only_by_force(model: Path, tmp_path: Path):
 def test_drawings_show_themselves_as_a_grid(model: Path):
     images = Janus.from_pretrained(model).draw("a", 3)
     width, height = images[0].size
-    with Image.open(BytesIO(images._repr_png_())) as shown:
-        assert shown.size == (2 * width + 4, 2 * height + 4)
+    with Image.open(BytesIO(images._repr_png_())) as grid:
+        assert grid.size == (2 * width + 4, 2 * height + 4)
         for place, image in zip([(0, 0), (width + 4, 0), (0, height + 4)], images, strict=True):
-            cell = shown.crop((*place, place[0] + width, place[1] + height))
+            cell = grid.crop((*place, place[0] + width, place[1] + height))
             assert np.array_equal(np.asarray(cell), np.asarray(image))

@@ -1,9 +1,9 @@
 """Rewrites graphs for quantised weights of linear layers and embedding tables.
 
 Linear layers have two forms: ONNX Runtime's MatMulNBits, which multiplies packed weights, and the standard
-blockwise DequantizeLinear, which TensorRT fuses. Lookups have one: ONNX Runtime's GatherBlockQuantized, which
-reads rows of the same bytes, so that a text head and tied token embeddings are stored once. Weights are in
-the graphs' order, (N, K), as all three operators expect.
+blockwise DequantizeLinear, which TensorRT fuses. Lookups have one form, ONNX Runtime's
+GatherBlockQuantized, which reads rows of the same bytes, so that a text head and tied token embeddings are
+stored once. Weights are in the graphs' order, (N, K), as all three operators expect.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ DEFAULT_HEADS = 16
 class PerceiverConfig(ComponentConfig):
     """Options of the adaptor; the defaults are Idefics2's, except for ``intermediate``.
 
-    With ``pretrained``, they must be equal to those of the config.json. Without one, ``heads`` is required:
-    weights of more and narrower heads have the same shapes.
+    With ``pretrained``, they must be equal to those of the config.json. Without a config.json, ``heads`` is
+    required: weights of more and narrower heads have the same shapes.
     """
 
     queries: int = 64  # tokens of an image

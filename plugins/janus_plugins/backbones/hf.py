@@ -35,17 +35,20 @@ from janus_modular import (
     resolve_pretrained,
 )
 from janus_plugins.backbones.kv_cache import KVCache, attention_modules, cached_attention
-from janus_plugins.backbones.larger_models import DECODER_PREFIXES, decoder_names, is_part, text_part
 from janus_plugins.backbones.rope import separate_sequences
 from janus_plugins.hf_config_keys import check_keys, check_values, naming_settings
 from janus_plugins.hf_folders import (
+    DECODER_PREFIXES,
     check_described,
+    decoder_names,
     is_described,
+    is_part,
     read_config,
     refuse_adapters,
     refuse_integers,
     refuse_misshapen,
     refuse_unused,
+    text_part,
     unused_weights,
     with_overrides,
 )

@@ -183,11 +183,11 @@ def test_a_template_that_is_stopped_is_not_rendered_again(
     """A conversation is rendered several times: each would take as long."""
     process.seconds = 0.3
     monkeypatch.setattr(template_process, "TEMPLATES", process)
-    asked: list[str] = []
+    requests: list[str] = []
     ask = process._ask
-    monkeypatch.setattr(process, "_ask", lambda *words: asked.append("") or ask(*words))
+    monkeypatch.setattr(process, "_ask", lambda *words: requests.append("") or ask(*words))
     loops = "{% if '</think>' in messages[0].content %}{% endif %}" + ENDLESS["loops"]
     template = ChatTemplate(loops, {})
     with pytest.raises(PromptError, match="was stopped"):
         render_conversation(template, [Message("user", [Text("Hi")])], answer=True)
-    assert len(asked) <= 2  # its analysis, and one render
+    assert len(requests) <= 2  # its analysis, and one render
