@@ -60,8 +60,8 @@ class JanusTemplate:
             )
             if not role:
                 raise PromptError(
-                    f"message {i} has the role '{turn['role']}'; the janus templates know user and "
-                    "assistant, and system as the first message. Change the role."
+                    f"a message has the role '{turn['role']}'; the janus templates know user and assistant,"
+                    " and system as the first message. Change the role."
                 )
             text += f"{role}: {content}{end}" if content else f"{role}:"
         return (text + f"{self.assistant}:" if answer else text).strip()

@@ -194,6 +194,11 @@ class Engine(Generic[BatchT]):
                 " other modules, or add samples whose losses reach these."
             )
 
+    def untrained(self) -> list[str]:
+        """Return the names of trainable parameters that no step had a gradient for."""
+        state = self.optimizer.state
+        return [name for name, parameter in self.trainable.items() if parameter not in state]
+
     def check_finite(self) -> None:
         """Check that all of the state is finite, before it is saved: every tensor is read once.
 

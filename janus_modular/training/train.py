@@ -41,7 +41,12 @@ from janus_modular.training.run_checkpoints import (
 from janus_modular.training.run_folder import check_single_process, run_folder
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder, StepBatch
-from janus_modular.training.trainable import check_reached, set_trainable, trainable_table
+from janus_modular.training.trainable import (
+    check_reached,
+    set_trainable,
+    trainable_table,
+    untrained_warning,
+)
 
 log = logging.getLogger(__name__)
 
@@ -121,12 +126,15 @@ def _train(
         raise TrainingError(
             f"a tracker cannot start: {error}. Is {output} a folder that can be written?"
         ) from error
-    saved = checkpoint
+    saved, untrained = checkpoint, list[str]()
 
     def save_checkpoint() -> Path:
-        nonlocal saved
+        nonlocal saved, untrained
         engine.check_updated()
         saved = save(output, assembly, engine, config, record.to_dict(engine.next_step))
+        if (names := engine.untrained()) and names != untrained:
+            log.warning(untrained_warning(names, engine.next_step))
+        untrained = names
         return saved
 
     def after_step(done: int, stopping: bool) -> None:

@@ -125,6 +125,17 @@ def check_reached(model: JanusModel, builder: BatchBuilder, config: TrainConfig)
         start = end
 
 
+def untrained_warning(names: Sequence[str], steps: int) -> str:
+    """Return the warning that no loss of the first ``steps`` steps reached these trainable parameters."""
+    modules = {".".join(name.split(".")[: 1 if name.startswith("backbone.") else 2]) for name in names}
+    where = ", ".join(names if len(names) <= 3 else sorted(modules))
+    return (
+        f"learn: in {steps:,} steps no loss has reached {len(names):,} of the trainable parameters ({where}):"
+        " they are as they were at the start. Leave their modules out of learn, or add samples whose losses"
+        " reach them."
+    )
+
+
 def parameter_counts(model: JanusModel) -> list[ParameterCount]:
     """Return the parameter counts of each component (``understanding.encoder``, ``backbone`` ...)."""
     return [ParameterCount(path, *_count(module)) for path, module in _components(model)]

@@ -50,6 +50,32 @@ def refuse_overruled(written: Mapping[str, Any], built: Any, where: str) -> None
         )
 
 
+def refuse_unread_factor(model: Any) -> None:
+    """Check that rotary embeddings of a model rotate that part of each head that its config has.
+
+    transformers takes ``partial_rotary_factor`` for every family, but most families rotate whole heads.
+
+    Raises:
+        ConfigError: the factor is not 1, and all tables of frequencies cover the whole head.
+    """
+    family = model.config
+    rope = getattr(family, "rope_parameters", None) or {}
+    of_layers = [rope, *(layer for layer in rope.values() if isinstance(layer, Mapping))]
+    factors = [
+        factor for layer in of_layers if (factor := layer.get("partial_rotary_factor")) not in (None, 1)
+    ]
+    heads = getattr(family, "num_attention_heads", None)
+    head_dim = getattr(family, "head_dim", None) or (heads and family.hidden_size // heads)
+    tables = [table for name, table in model.named_buffers() if name.endswith("inv_freq")]
+    if factors and tables and all(2 * table.numel() == head_dim for table in tables):
+        raise ConfigError(
+            f"partial_rotary_factor={factors[0]} changes nothing: '{family.model_type}' rotates all"
+            f" {head_dim} dimensions of each head. Choose a family that reads it, such as phi, glm or"
+            " stablelm; or leave it out (of weights that are to be rotated whole:"
+            " config_overrides.partial_rotary_factor=1)."
+        )
+
+
 def without_overridden(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config's keys without those numbers in ``rope_parameters`` that ``overrides`` replace.
 

@@ -22,7 +22,7 @@ from janus_modular.model.build import ModelBuilder
 from janus_modular.weights.loading import load_weights
 from janus_plugins.adaptors.mlp import MlpAdaptor, MlpConfig
 from janus_plugins.understanding_encoders.siglip import SiglipConfig, SiglipEncoder
-from janus_plugins.understanding_encoders.timm_config import timm_tower
+from janus_plugins.understanding_encoders.timm_config import timm_pixels, timm_tower
 
 TINY: dict[str, Any] = {
     "feature_dim": 16,
@@ -258,8 +258,33 @@ def test_runs_in_half_precision_at_another_size(dtype: torch.dtype) -> None:
         ([1], r"model_args of timm's config.json is \[1\]; expected a mapping"),
         ({"num_heads": 0}, "model_args.num_heads of timm's config.json is 0; expected a whole number from 1"),
         ({"num_heads": "4"}, "model_args.num_heads of timm's config.json is '4'"),
+        ({"class_token": True}, "model_args.class_token of timm's config.json is True; expected False"),
+        ({"init_values": 1e-5}, "model_args.init_values of timm's config.json is 1e-05; expected None"),
+        ({"block_fn": "parallel"}, "has block_fn, which siglip does not read"),
     ],
 )
 def test_values_of_other_types_in_a_description_of_timms_are_named(arguments: object, problem: str) -> None:
     with pytest.raises(CheckpointError, match=problem):
         timm_tower({"architecture": "vit_base_patch16_siglip_224", "model_args": arguments})
+
+
+@pytest.mark.parametrize(
+    ("settings", "resize"),
+    [
+        ({}, None),
+        ({"interpolation": "bicubic", "crop_mode": "squash", "crop_pct": 1.0}, "stretch"),
+        ({"crop_mode": "center", "crop_pct": 0.9}, "crop"),
+        ({"crop_mode": "border"}, "letterbox"),
+    ],
+)
+def test_images_are_resized_as_a_description_of_timms_has_it(
+    settings: dict[str, Any], resize: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert timm_pixels({"pretrained_cfg": settings}).get("resize") == resize
+    assert ("crop_pct" in caplog.text) == (settings.get("crop_pct") == 0.9)
+
+
+@pytest.mark.parametrize(("key", "value"), [("interpolation", "nearest"), ("crop_mode", "tiles")])
+def test_images_that_timm_would_resize_in_an_unsupported_way_are_refused(key: str, value: str) -> None:
+    with pytest.raises(CheckpointError, match=f"pretrained_cfg.{key} of timm's config.json is '{value}'"):
+        timm_pixels({"pretrained_cfg": {key: value}})

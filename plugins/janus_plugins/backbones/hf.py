@@ -52,7 +52,7 @@ from janus_plugins.hf_folders import (
     unused_weights,
     with_overrides,
 )
-from janus_plugins.hf_rope_keys import refuse_overruled
+from janus_plugins.hf_rope_keys import refuse_overruled, refuse_unread_factor
 
 CACHED_ATTENTION = "janus_kv_cache"
 AttentionInterface.register(CACHED_ATTENTION, cached_attention)
@@ -87,6 +87,7 @@ class HfBackbone(nn.Module):
         # Pretrained weights replace the initial ones, so these take no memory.
         with torch.device("meta") if config.pretrained else nullcontext():
             self._adopt(build_decoder(family, config.attention))
+        refuse_unread_factor(self.model)
         self._keys: dict[str, Any] = family.to_diff_dict()
         self.config = replace(config, pretrained=None, revision=None, config=self._keys, config_overrides={})
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from janus_modular import CheckpointError
+
+log = logging.getLogger(__name__)
 
 HEADS = {"base": 12, "large": 16, "so400m": 16, "giantopt": 16}
 """The attention heads of timm's architectures, by the size in their names (vit_base_patch16_siglip_224)."""
@@ -16,6 +19,37 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 
 SIZES = {"embed_dim": "feature_dim", "depth": "layers", "num_heads": "heads", "patch_size": "patch_size"}
 """timm's arguments of a model, and the options of `siglip`."""
+
+OTHERS = {
+    "global_pool": ("map", "avg", "token", ""),  # the pooling head is not read
+    "class_token": (False,),
+    "reg_tokens": (0, None),
+    "pos_embed": ("learn",),
+    "pre_norm": (False,),
+    "final_norm": (True,),
+    "fc_norm": (None, True, False),  # after the pooling
+    "qkv_bias": (True,),
+    "qk_norm": (False,),
+    "init_values": (None,),
+    "proj_bias": (True,),
+    "scale_attn_norm": (False,),
+    "scale_mlp_norm": (False,),
+    "in_chans": (3,),
+}
+"""Other arguments that change what is computed, and their values in a SigLIP tower."""
+
+HARMLESS = {
+    "img_size", "num_classes", "mlp_ratio", "weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad",
+    "no_embed_class", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
+    "drop_path_rate", "pool_include_prefix",
+}  # fmt: skip
+"""Arguments that do not change the patch tokens in eval mode, or that shapes of weights show."""
+
+INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "random")
+"""timm's interpolations whose images look like bicubic ones, which are used."""
+
+RESIZES = {"center": "crop", "squash": "stretch", "border": "letterbox"}
+"""timm's modes of cropping, and PixelSpec's ways to resize."""
 
 
 def timm_tower(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,17 +80,48 @@ def timm_tower(record: Mapping[str, Any]) -> dict[str, Any]:
         tower["activation"] = ACTIVATIONS[arguments["act_layer"]]
     if arguments.get("norm_layer") is not None:
         _check("norm_layer", arguments["norm_layer"], ("layernorm",))
+    for key, values in OTHERS.items():
+        if key in arguments:
+            _check(key, arguments[key], values)
+    if unknown := sorted(
+        arguments.keys() - SIZES.keys() - OTHERS.keys() - HARMLESS - {"act_layer", "norm_layer"}
+    ):
+        raise CheckpointError(
+            f"siglip: model_args of timm's config.json has {', '.join(unknown)}, which siglip does not read:"
+            f" another tower may be meant. Expected {', '.join(sorted(SIZES))}, act_layer and norm_layer. If"
+            " the others do not change the patch tokens, take them out of the file."
+        )
     return tower
 
 
 def timm_pixels(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the mean and std of images in a config.json of timm's, as fields of PixelSpec."""
+    """Return how a config.json of timm's preprocesses images, as fields of PixelSpec.
+
+    Raises:
+        CheckpointError: the images are interpolated or cropped in a way that is not supported.
+    """
     settings = record.get("pretrained_cfg") or record  # older files have them beside `architecture`
-    return {key: settings[key] for key in ("mean", "std") if settings.get(key) is not None}
+    spec = {key: settings[key] for key in ("mean", "std") if settings.get(key) is not None}
+    if settings.get("interpolation") is not None:
+        _check("interpolation", settings["interpolation"], INTERPOLATIONS, "pretrained_cfg")
+    if settings.get("crop_mode") is not None:
+        _check("crop_mode", settings["crop_mode"], RESIZES, "pretrained_cfg")
+        spec["resize"] = RESIZES[settings["crop_mode"]]
+    share = settings.get("crop_pct")
+    if share not in (None, 1):
+        log.warning(
+            "timm's config.json cuts the middle %s of each side (crop_pct) out of images, as for ImageNet;"
+            " here the whole image is used",
+            share,
+        )
+    return spec
 
 
-def _check(key: str, value: object, expected: Mapping[str, str] | tuple[str, ...]) -> None:
-    if value not in expected:
+def _check(
+    key: str, value: object, expected: Mapping[str, str] | tuple[object, ...], where: str = "model_args"
+) -> None:
+    if not any(value is each or (isinstance(each, str | int) and value == each) for each in expected):
         raise CheckpointError(
-            f"siglip: model_args.{key} of timm's config.json is {value!r}; expected {' or '.join(expected)}"
+            f"siglip: {where}.{key} of timm's config.json is {value!r:.60}; expected"
+            f" {' or '.join(map(str, expected))}"
         )

@@ -191,3 +191,25 @@ def test_a_run_whose_steps_have_no_gradient_is_an_error(make: Any) -> None:
     )
     with pytest.raises(TrainingError, match="after step 5: no loss has reached a trainable parameter"):
         train(config, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("learn", "mixture", "names"),
+    [
+        (["backbone", "understanding.adaptor"], ONLY["text"], "understanding.adaptor"),
+        (["generation.head", "understanding.adaptor"], ONLY["read"], "generation.head"),
+        (
+            ["generation.adaptor", "generation.head", "backbone"],
+            ONLY["read"],
+            "generation.adaptor, generation.head",
+        ),
+        (["backbone", "understanding.adaptor"], {"read": 1, "draw": 1, "text": 1}, ""),
+    ],
+)
+def test_modules_among_others_that_no_loss_reached_are_warned_of(
+    make: Any, caplog: pytest.LogCaptureFixture, learn: list[str], mixture: Any, names: str
+) -> None:
+    train(make(learn=learn, mixture=mixture), quiet=True)
+    warnings = [message for message in caplog.messages if "no loss has reached" in message]
+    assert len(warnings) == bool(names)
+    assert all(f"({names}" in warning for warning in warnings), warnings

@@ -1,6 +1,7 @@
 """The hf backbone against transformers' own ForCausalLM, family by family, on random weights."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -236,6 +237,31 @@ def test_keys_that_are_not_declared_are_warned_of_unless_the_family_reads_them(
     assert (built() != built(**{key: value})) == changes
     warned = [record.args for record in caplog.records if "change nothing" in record.msg]
     assert any(key in str(args) for args in warned) != changes
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("overridden", [False, True])
+def test_a_rotated_share_that_the_family_does_not_read_is_refused(
+    kind: str, overridden: bool, tmp_path: Path
+) -> None:
+    factor = {"partial_rotary_factor": 0.5}
+    keys = {**SMALL, "model_type": kind}
+    if kind == "gemma3_text":
+        factor = {
+            "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4, **factor}}
+        }
+    config = HfConfig(config={**keys, **factor})
+    if overridden:
+        HfBackbone(HfConfig(config=keys)).model.save_pretrained(tmp_path)
+        config = HfConfig(pretrained=str(tmp_path), config_overrides=factor)
+    with pytest.raises(ConfigError, match=f"partial_rotary_factor.*0.5.*'{kind}'"):
+        HfBackbone(config)
+
+
+@pytest.mark.parametrize("kind", ["phi", "stablelm", "glm"])
+def test_a_rotated_share_that_the_family_reads_passes(kind: str) -> None:
+    keys = {**SMALL, "model_type": kind, "partial_rotary_factor": 0.5, "pad_token_id": 0}
+    assert HfBackbone(HfConfig(config=keys)).model.config.rope_parameters["partial_rotary_factor"] == 0.5
 
 
 def test_keys_that_come_with_published_configs_pass() -> None:
