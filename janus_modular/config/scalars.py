@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from dataclasses import field, make_dataclass
+from functools import lru_cache
 from math import isfinite
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -19,12 +20,26 @@ def convert(value: Any, hint: Any) -> Any:
     """
     if hint is Any or (get_origin(hint) is dict and get_args(hint)[1] is Any and isinstance(value, dict)):
         return value  # a transformers config, say: passed on unchanged
-    holder = OmegaConf.structured(make_dataclass("Holder", [("value", hint, field(default=MISSING))]))
+    if type(value) in (str, int, bool, type(None)):
+        return _converted_once(value, hint)
+    return _converted(value, hint)
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    holder = OmegaConf.structured(_holder(hint))
     OmegaConf.update(holder, "value", value)
     converted = OmegaConf.to_object(holder).value  # type: ignore[union-attr]
     _check_values(converted)
     _check_items(converted, hint)
     return converted
+
+
+_converted_once = lru_cache(maxsize=4096, typed=True)(_converted)  # a conversion takes 0.2 ms
+
+
+@lru_cache(maxsize=4096)
+def _holder(hint: Any) -> type:
+    return make_dataclass("Holder", [("value", hint, field(default=MISSING))])
 
 
 def _check_items(values: Any, hint: Any) -> None:

@@ -280,17 +280,23 @@ def _check_references(folder: Path, name: str, weights: Iterable[str]) -> None:
         external = references(folder / name)
     except ValueError as error:
         raise BundleError(f"{error}. {_build_hint(folder)}") from error
+    sizes: dict[str, int] = {}
     for reference in external:
-        tensor, location = (printable(text, SHOWN_LETTERS) for text in (reference.tensor, reference.location))
-        path = inside(folder, reference.location)
-        if reference.location not in weights:
+        tensor, location = reference.tensor, reference.location
+        if location not in sizes:
+            path = inside(folder, location)
+            if location not in weights:
+                raise BundleError(
+                    f"{name} keeps '{printable(tensor, SHOWN_LETTERS)}' in"
+                    f" '{printable(location, SHOWN_LETTERS)}', which the manifest does not list."
+                    f" {_build_hint(folder)}"
+                )
+            sizes[location] = path.stat().st_size
+        if reference.offset + (reference.length or 0) > sizes[location]:
             raise BundleError(
-                f"{name} keeps '{tensor}' in '{location}', which the manifest does not list."
+                f"{name} keeps '{printable(tensor, SHOWN_LETTERS)}' beyond the end of {location}."
                 f" {_build_hint(folder)}"
             )
-        size = path.stat().st_size
-        if reference.offset + (reference.length or 0) > size:
-            raise BundleError(f"{name} keeps '{tensor}' beyond the end of {location}. {_build_hint(folder)}")
 
 
 def _build_hint(folder: Path) -> str:
