@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Generic, TypeVar, overload
 
@@ -65,6 +65,7 @@ class Entry(Generic[T]):
     config: type[Any]
     plugin: str  # the distribution or file that registered it
     slot: str
+    families: tuple[str, ...] = ()  # model types that it builds, each by `config.model_type`
 
     def __str__(self) -> str:
         """Return a description of the component: slot, name and plugin."""
@@ -110,11 +111,17 @@ class Registry(Generic[T]):
         config: type[ImageSettingsT],
     ) -> None: ...
     @overload
-    def add(self, name: str, factory: Callable[..., T], config: type[Any]) -> None: ...
-    def add(self, name: str, factory: Callable[..., Any], config: type[Any]) -> None:
+    def add(
+        self, name: str, factory: Callable[..., T], config: type[Any], *, families: Iterable[str] = ()
+    ) -> None: ...
+    def add(
+        self, name: str, factory: Callable[..., Any], config: type[Any], *, families: Iterable[str] = ()
+    ) -> None:
         """Register ``factory`` under ``name``; ``config`` is the dataclass of its options.
 
-        A sampler is registered itself, without a factory, with the dataclass of its settings.
+        A sampler is registered itself, without a factory, with the dataclass of its settings. ``families``
+        are the model types that the component builds, each by its option ``config.model_type``: whoever
+        takes one for a component's name is pointed to this one.
 
         Raises:
             PluginError: the name is taken, or ``config`` is not a dataclass, lacks fields that its slot
@@ -151,7 +158,7 @@ class Registry(Generic[T]):
             raise PluginError(
                 f"the {slot_label(self.slot)} '{name}' is registered by both {first} and {self.plugin}"
             )
-        self.entries[name] = Entry(name, factory, config, self.plugin, self.slot)
+        self.entries[name] = Entry(name, factory, config, self.plugin, self.slot, tuple(families))
 
 
 class Hooks:

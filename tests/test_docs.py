@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from janus_modular.cli.app import app
 from janus_modular.config.presets import shipped
@@ -95,6 +96,21 @@ def documented_commands() -> Iterator[Any]:
                 yield pytest.param(arguments, id=f"{config.relative_to(ROOT).as_posix()}: {comment}")
 
 
+def all_commands() -> dict[str, Any]:
+    """Return every command by its words on the line (``config show``)."""
+    group: Any = typer.main.get_command(app)
+    context = typer.Context(group)
+
+    def inside(command: Any, words: str) -> Iterator[tuple[str, Any]]:
+        if not hasattr(command, "list_commands"):
+            yield words, command
+            return
+        for name in command.list_commands(context):
+            yield from inside(command.get_command(context, name), f"{words} {name}".strip())
+
+    return dict(inside(group, ""))
+
+
 def opening(config: Path) -> str:
     """Return the comment that a YAML file opens with."""
     lines = config.read_text("utf-8").splitlines()
@@ -124,6 +140,22 @@ def parse() -> Callable[[list[str]], None]:
 @pytest.mark.parametrize("arguments", list(documented_commands()))
 def test_documented_commands_parse(arguments: list[str], parse: Callable[[list[str]], None]):
     parse(arguments)
+
+
+@pytest.mark.parametrize(("words", "command"), all_commands().items())
+def test_the_help_of_every_command_ends_in_an_example_that_parses(
+    words: str, command: Any, parse: Callable[[list[str]], None]
+):
+    *_, last = command.help.splitlines()
+    assert last.startswith(f"Example: janus-modular {words}")
+    parse(shlex.split(last)[2:])
+
+
+@pytest.mark.parametrize("words", ["draw", "plugins check", "bundle prune", "demo run", ""])
+def test_the_help_shows_no_type_of_flags(words: str):
+    shown = CliRunner().invoke(app, [*words.split(), "--help"], terminal_width=120).output
+    assert "Show this message and exit." in shown
+    assert "<bool>" not in shown
 
 
 @pytest.mark.parametrize(

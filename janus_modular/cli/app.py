@@ -68,6 +68,22 @@ def _failing_command(point: EntryPoint, error: Exception) -> Any:
     return run
 
 
+def without_flag_types(command: Any, ctx: Any) -> Any:
+    """Return a command whose help shows its flags without ``<bool>``; for a group, in its commands too."""
+    for parameter in command.get_params(ctx):
+        without_type(parameter)
+    for inner in getattr(command, "commands", {}).values():
+        without_flag_types(inner, ctx)
+    return command
+
+
+def without_type(parameter: Any) -> Any:
+    """Return a parameter whose help shows no type if it is a flag."""
+    if getattr(parameter, "is_flag", False):
+        parameter.display_type_rich = lambda ctx: None
+    return parameter
+
+
 class JanusGroup(TyperGroup):
     """Accepts global options anywhere on the line, and prints a `JanusError` with exit code 2."""
 
@@ -103,7 +119,12 @@ class JanusGroup(TyperGroup):
         """Return a command; a command of another package is loaded now."""
         command = super().get_command(ctx, cmd_name)
         is_external = command is None and cmd_name in external_commands()
-        return load_external_command(cmd_name) if is_external else command
+        command = load_external_command(cmd_name) if is_external else command
+        return command and without_flag_types(command, ctx)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the global options."""
+        return [without_type(parameter) for parameter in super().get_params(ctx)]
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; print a `JanusError`, or how to install a missing package."""

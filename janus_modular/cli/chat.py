@@ -58,7 +58,10 @@ def chat(
     variant: Variant = None,
     allow_failed: AllowFailed = False,
 ) -> None:
-    """Ask a model questions, with or without images."""
+    """Ask a model questions, with or without images.
+
+    Example: janus-modular chat runs/demo/model "Which digit?" --image seven.png
+    """
     from janus_modular.janus import Janus
     from janus_modular.processing.image_io import open_image
     from janus_modular.sequence import ImageInput, Message, Text

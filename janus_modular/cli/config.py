@@ -22,7 +22,10 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[A.B=C]...", hel
 
 @app.command("list")
 def list_configs(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the shipped configs with a description of each."""
+    """List the shipped configs with a description of each.
+
+    Example: janus-modular config list
+    """
     from janus_modular.config.presets import shipped
 
     first_lines = {}
@@ -45,7 +48,10 @@ def show(
         bool, typer.Option("--defaults", help="Validate the config, and print every default.")
     ] = False,
 ) -> None:
-    """Print a config with the overrides applied."""
+    """Print a config with the overrides applied.
+
+    Example: janus-modular config show tiny understanding.adaptor=ldp
+    """
     from janus_modular.config import load, to_yaml
 
     raw = load(config, overrides or ())
@@ -59,6 +65,8 @@ def validate(config: Config, overrides: Overrides = None) -> None:
     A model is also built, without reading weights, and processes an image of which only shapes are
     computed: this finds components that do not fit each other, break their contract, or differ from the
     folder that they name. Nothing is downloaded: names that are not on this disk are listed as not compared.
+
+    Example: janus-modular config validate tiny understanding.adaptor=ldp
     """
     from janus_modular.config import component_specs, load
 
@@ -77,7 +85,10 @@ def diff(
         list[str] | None, typer.Argument(metavar="[OTHER] [A.B=C]...", help="Another config, or overrides.")
     ] = None,
 ) -> None:
-    """Print what overrides change in a config, or how another config differs from it."""
+    """Print what overrides change in a config, or how another config differs from it.
+
+    Example: janus-modular config diff tiny understanding.adaptor=ldp
+    """
     from janus_modular.config import flatten, load
 
     compared = next((word for word in changes or () if "=" not in word), config)

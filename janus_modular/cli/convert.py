@@ -33,7 +33,10 @@ def convert(
     ] = "5GB",
     merge: Annotated[bool, typer.Option("--merge", help="Merge adapters (LoRA) into the weights.")] = False,
 ) -> None:
-    """Write a checkpoint in another format, tensor by tensor, which needs little memory."""
+    """Write a checkpoint in another format, tensor by tensor, which needs little memory.
+
+    Example: janus-modular convert deepseek-ai/Janus-Pro-1B janus-pro --format native
+    """
     import torch
 
     from janus_modular.checkpoints import convert as convert_checkpoint

@@ -21,7 +21,10 @@ def inspect(
     step: Annotated[int, typer.Option(min=0, help="The step whose samples are shown, from 0.")] = 0,
     out: Annotated[str, typer.Option(help="An .html file to write; terminal: print text only.")] = "terminal",
 ) -> None:
-    """Show samples of a training config as the model gets them, their supervised part, and the epochs."""
+    """Show samples of a training config as the model gets them, their supervised part, and the epochs.
+
+    Example: janus-modular data inspect mine.yaml --out samples.html
+    """
     from janus_modular.atomic_writes import write_text
     from janus_modular.config import load, resolve
     from janus_modular.errors import ConfigError

@@ -60,7 +60,10 @@ def draw(
     variant: Variant = None,
     allow_failed: AllowFailed = False,
 ) -> None:
-    """Draw images for a prompt: single files and a grid of all images."""
+    """Draw images for a prompt: single files and a grid of all images.
+
+    Example: janus-modular draw runs/demo/model "the digit seven" -n 8 -o sevens.png
+    """
     from janus_modular.janus import Janus
 
     check_output(output)  # before anything is drawn

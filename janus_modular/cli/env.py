@@ -15,7 +15,10 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pill
 
 
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Print versions, extras, devices and plugins, for a bug report."""
+    """Print versions, extras, devices and plugins, for a bug report.
+
+    Example: janus-modular env
+    """
     facts = gather()
     if as_json:
         typer.echo(json.dumps(facts, indent=2))

@@ -25,7 +25,10 @@ def info(
         bool, typer.Option("--verify", help="Hash a checkpoint's files and compare with its SHA256SUMS.")
     ] = False,
 ) -> None:
-    """Print a model's format, components, dtypes, parameters and plugins; its weights are not loaded."""
+    """Print a model's format, components, dtypes, parameters and plugins; its weights are not loaded.
+
+    Example: janus-modular info runs/demo/model
+    """
     facts = gather(model, overrides or [])
     if verify:
         facts["verified"] = verify_files(model, overrides or [])

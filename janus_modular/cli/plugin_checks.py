@@ -22,7 +22,10 @@ def check(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check a component against its slot's contract, with `janus_modular.testing`; exit code 1 on failure."""
+    """Check a component against its slot's contract, with `janus_modular.testing`; exit code 1 on failure.
+
+    Example: janus-modular plugins check adaptors:mlp depth=3
+    """
     from janus_modular.plugins import default_plugins
 
     plugins = default_plugins()

@@ -30,7 +30,10 @@ def list_plugins(
         bool, typer.Option("--hooks", help="List the hooks that a plugin may implement instead.")
     ] = False,
 ) -> None:
-    """List every component by slot, from metadata alone: nothing is loaded."""
+    """List every component by slot, from metadata alone: nothing is loaded.
+
+    Example: janus-modular plugins list --slot backbones
+    """
     from janus_modular.errors import PluginError
     from janus_modular.plugins import default_plugins
     from janus_modular.registry import SLOTS
@@ -72,7 +75,10 @@ def show(
     name: Annotated[str, typer.Argument(help="A component: NAME, SLOT:NAME or DISTRIBUTION:NAME.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what a component is and which options it takes."""
+    """Show what a component is and which options it takes.
+
+    Example: janus-modular plugins show siglip
+    """
     from janus_modular.errors import PluginError
     from janus_modular.plugins.catalogue import without_files
     from janus_modular.plugins.probe import probe, probe_file
@@ -108,7 +114,10 @@ def doctor(
     as_json: AsJson = False,
     timeout: Annotated[float, typer.Option(help="Time limit per plugin, in seconds.")] = 300.0,
 ) -> None:
-    """Load every plugin in a subprocess, and compare what it declares with what it registers."""
+    """Load every plugin in a subprocess, and compare what it declares with what it registers.
+
+    Example: janus-modular plugins doctor
+    """
     from rich.console import Console
     from rich.progress import track
 
@@ -158,7 +167,10 @@ def new(
     ],
     out: Annotated[Path, typer.Option(help="The folder to create the plugin's folder in.")] = Path("."),
 ) -> None:
-    """Write a working plugin: a distribution of one small component, with its test."""
+    """Write a working plugin: a distribution of one small component, with its test.
+
+    Example: janus-modular plugins new acme-dino --slot understanding-encoder
+    """
     from janus_modular.plugins.scaffold import slot_named, write_plugin
 
     files = write_plugin(name, slot_named(slot), out)

@@ -25,7 +25,10 @@ def train(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No table, no progress bar.")] = False,
 ) -> None:
-    """Train a model as a training config describes."""
+    """Train a model as a training config describes.
+
+    Example: janus-modular train mine.yaml optimizer.lr=1e-4 --dry-run
+    """
     use_passive_waiting()
     from janus_modular.config import load, resolve
     from janus_modular.plugins import default_plugins

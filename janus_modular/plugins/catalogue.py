@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from janus_modular.errors import JanusError, PluginError
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.plugins.entry_points import EntryPointInfo, installed
 from janus_modular.plugins.loading import load, load_file
-from janus_modular.registry import SAMPLER_SETTINGS, SLOTS, Entry, a_component, slot_label
+from janus_modular.registry import MODEL_SLOTS, SAMPLER_SETTINGS, SLOTS, Entry, a_component, slot_label
 from janus_modular.suggest import did_you_mean
 
 BUILT_IN = "janus-modular"
@@ -229,7 +230,7 @@ class Plugins:
         lines = [
             f"no {slot_label(slot)} is called '{name}'.",
             f"The model was saved where it was installed: {_install_hint(record)}" if record else "",
-            did_you_mean(name, names),
+            self._builder_of(slot, name) or did_you_mean(name, names),
             f"Registered: {', '.join(names) or 'none'}",
             *(str(error) for info, error in self._failed.items() if info.slot == slot),
             *(
@@ -240,6 +241,15 @@ class Plugins:
             "See them all with: janus-modular plugins list",
         ]
         return "\n".join(filter(None, lines))
+
+    def _builder_of(self, slot: str, family: str) -> str:
+        """Return how to write a model type that a component of the slot builds; "" if none does."""
+        of_slot = [info for info in self.entry_points if info.slot == slot and self.is_enabled(info)]
+        for info in of_slot if slot in MODEL_SLOTS else ():
+            with suppress(JanusError):  # listed as failed
+                if family in self._load(info)[info.name].families:
+                    return f"{info.name} builds it: {{name: {info.name}, config: {{model_type: {family}}}}}"
+        return ""
 
 
 def _install_hint(record: Mapping[str, str | None]) -> str:

@@ -249,6 +249,11 @@ def test_weights_are_refused_where_nothing_would_load_them(
     [
         (["tiny", "text_sampler=txet"], "text_sampler: no text sampler is called 'txet'"),
         (["tiny", "text_sampler=vit"], "text_sampler: no text sampler is called 'vit'"),
+        (
+            ["tiny", "understanding.encoder.name=dinov2"],
+            "'dinov2'. hf-vision builds it: {name: hf-vision, config: {model_type: dinov2}}",
+        ),
+        (["tiny", "backbone.name=qwen3"], "hf builds it: {name: hf, config: {model_type: qwen3}}"),
         (["CONFIG", "length=4096"], "length: rows of 4096 positions; the backbone's context is 512"),
         (["CONFIG", "model.text_sampler=txet"], "model.text_sampler: no text sampler"),
         (["CONFIG", "sources.codes.revision=main"], "sources.codes.revision: found 'main'"),

@@ -23,7 +23,10 @@ def bench(
     allow_failed: AllowFailed = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a model or a bundle: loading, text, images, memory, and the share of the read bandwidth."""
+    """Measure a model or a bundle: loading, text, images, memory, and the share of the read bandwidth.
+
+    Example: janus-modular bench bundle --tokens 128
+    """
     from rich.console import Console
 
     from janus_export.bench.run import bench as bench_model

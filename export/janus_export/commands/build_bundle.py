@@ -37,7 +37,10 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Rebuild existing engines.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
-    """Compile every graph into an engine; engines whose graph and settings are unchanged are kept."""
+    """Compile every graph into an engine; engines whose graph and settings are unchanged are kept.
+
+    Example: janus-modular build bundle --target tensorrt --precision fp16
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -30,7 +30,10 @@ def prune(
         typer.Option("--out", "-o", help="A new folder. Default: replace the bundle itself."),
     ] = None,
 ) -> None:
-    """Remove variants or modes from a bundle, with the files that only they use."""
+    """Remove variants or modes from a bundle, with the files that only they use.
+
+    Example: janus-modular bundle prune bundle --only drawing --out small
+    """
     from janus_export.bundle.bundle import load_bundle
     from janus_export.bundle.pruning import prune as prune_bundle
     from janus_export.bundle.sizes import variant_size

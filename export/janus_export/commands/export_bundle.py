@@ -32,7 +32,10 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print the sizes as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
-    """Export a model as a bundle for ONNX Runtime and TensorRT, or continue an interrupted export."""
+    """Export a model as a bundle for ONNX Runtime and TensorRT, or continue an interrupted export.
+
+    Example: janus-modular export runs/demo/model bundle --precision cpu-int8
+    """
     import json
     import sys
 

@@ -24,7 +24,10 @@ def inspect(
         bool, typer.Option("--hashes", help="Also check the weights' hashes: about a second per gigabyte.")
     ] = False,
 ) -> None:
-    """Check a bundle; print its graphs, shapes, sizes, variants, results of verify, and engines."""
+    """Check a bundle; print its graphs, shapes, sizes, variants, results of verify, and engines.
+
+    Example: janus-modular inspect bundle
+    """
     from janus_export.bundle.bundle import load_bundle
 
     opened = load_bundle(bundle)

@@ -33,7 +33,10 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare a bundle with its model, from files to whole images; the manifest records the results."""
+    """Compare a bundle with its model, from files to whole images; the manifest records the results.
+
+    Example: janus-modular verify bundle --against runs/demo/model
+    """
     from rich.console import Console
 
     from janus_modular.errors import require_extras

@@ -384,4 +384,4 @@ def build_decoder(family: PreTrainedConfig, attention: str | None) -> Any:
 @hookimpl
 def register_backbones(registry: Registry[Backbone]) -> None:
     """Register transformers' decoders."""
-    registry.add("hf", HfBackbone, HfConfig)
+    registry.add("hf", HfBackbone, HfConfig, families=DECODERS)

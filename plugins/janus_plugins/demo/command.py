@@ -42,6 +42,8 @@ def run(
     """Train, evaluate and report: minutes on two CPU cores. The default command of the group.
 
     An interrupted demo is continued if its settings are the same.
+
+    Example: janus-modular demo run --out runs/demo
     """
     use_passive_waiting()
     from janus_modular.config import load, resolve
@@ -60,7 +62,10 @@ def ablation(
     config: Config = "demo/digits",
     quiet: Quiet = False,
 ) -> None:
-    """Compare separate encoders for understanding and generation with one shared VQ encoder."""
+    """Compare separate encoders for understanding and generation with one shared VQ encoder.
+
+    Example: janus-modular demo ablation --seeds 1
+    """
     use_passive_waiting()
     from janus_modular.config import load
     from janus_plugins.demo.ablation import run_ablation

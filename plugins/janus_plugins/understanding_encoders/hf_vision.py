@@ -294,4 +294,4 @@ def own_pixels(family: Any, folder: Path | None) -> PixelSpec:
 @hookimpl
 def register_understanding_encoders(registry: Registry[UnderstandingEncoder]) -> None:
     """Register this encoder."""
-    registry.add("hf-vision", HfVisionEncoder, HfVisionConfig)
+    registry.add("hf-vision", HfVisionEncoder, HfVisionConfig, families=FAMILIES)
