@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from typing import Any, Literal
 
 from PIL import Image
 
 from janus_modular.processing.streaming import TextStream
+from janus_modular.protocols import TextSamplerSettings
 
 FinishReason = Literal["stop", "length", "context", "sampler"]
 """Why an answer ended: at EOS or a stop string (stop), at max_tokens (length), at the end of the model's
@@ -31,22 +32,29 @@ class Usage:
 
 
 class Answer(str):
-    """The text of an answer, a ``str`` with a finish reason and token counts."""
+    """The text of an answer, a ``str`` with a finish reason, token counts and the settings that made it."""
 
-    __slots__ = ("finish_reason", "usage")
+    __slots__ = ("finish_reason", "settings", "usage")
 
     finish_reason: FinishReason | None  # None: the stream has not ended
     usage: Usage
+    settings: dict[str, Any]  # all of the text sampler's: ``chat(question, **answer.settings)`` answers again
 
-    def __new__(cls, text: str, finish_reason: FinishReason | None, usage: Usage) -> Answer:
+    def __new__(
+        cls,
+        text: str,
+        finish_reason: FinishReason | None,
+        usage: Usage,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Answer:
         """Return an answer with this text."""
         answer = super().__new__(cls, text)
-        answer.finish_reason, answer.usage = finish_reason, usage
+        answer.finish_reason, answer.usage, answer.settings = finish_reason, usage, dict(settings or {})
         return answer
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         """Return the arguments of `__new__` for copying and pickling."""
-        return str(self), self.finish_reason, self.usage
+        return str(self), self.finish_reason, self.usage, self.settings
 
     @property
     def was_cut(self) -> bool:
@@ -57,9 +65,12 @@ class Answer(str):
 class AnswerRow:
     """A row of a batch of answers: its text, its limit, and its finish reason."""
 
-    def __init__(self, stream: TextStream, *, prompt_tokens: int, max_tokens: int, context: int) -> None:
+    def __init__(
+        self, stream: TextStream, settings: TextSamplerSettings, *, prompt_tokens: int, context: int
+    ) -> None:
         """Begin an answer of up to ``max_tokens``, or of the tokens that remain of the context."""
-        remaining = context - prompt_tokens
+        remaining, max_tokens = context - prompt_tokens, settings.max_tokens
+        self.settings = asdict(settings)
         self.stream = stream
         self.prompt_tokens = prompt_tokens
         self.max_tokens = min(max_tokens, remaining)
@@ -95,7 +106,7 @@ class AnswerRow:
     def answer(self) -> Answer:
         """The answer so far."""
         usage = Usage(self.prompt_tokens, completion_tokens=self.tokens)
-        return Answer("".join(self.texts).strip(), self.finish_reason, usage)
+        return Answer("".join(self.texts).strip(), self.finish_reason, usage, self.settings)
 
 
 class AnswerBatch(Iterator[tuple[int, str]]):
@@ -131,11 +142,14 @@ class AnswerStream(Iterator[str]):
 
 
 class Drawings(list[Image.Image]):
-    """A list of drawn images, with their token counts; a notebook shows them as a grid."""
+    """A list of drawn images, with token counts and the settings that made them; a notebook shows a grid."""
 
-    def __init__(self, images: Iterable[Image.Image], usage: Sequence[Usage]) -> None:
+    def __init__(
+        self, images: Iterable[Image.Image], usage: Sequence[Usage], settings: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(images)
         self.usage = list(usage)  # one for each image
+        self.settings = dict(settings or {})  # all of the image sampler's: ``draw(prompt, **settings)``
 
     def grid(self, gap: int = 4) -> Image.Image:
         """Return the images in a nearly square grid, ``gap`` white pixels apart."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -291,8 +291,8 @@ class Janus:
         rows = [
             AnswerRow(
                 self.processor.stream(stop),
+                sampler_settings,
                 prompt_tokens=len(prompt),
-                max_tokens=sampler_settings.max_tokens,
                 context=self.runtime.context,
             )
             for prompt in prompts
@@ -320,7 +320,8 @@ class Janus:
         ``progress``: True shows a progress bar; a function is called with the steps done and the number of
         all steps.
 
-        Return a list of images, `Drawings`, whose ``usage`` counts the tokens of each.
+        Return a list of images, `Drawings`, whose ``usage`` counts the tokens of each, and whose ``settings``
+        draw them again.
 
         Raises:
             PromptError: ``n`` or ``batch_size`` is less than 1, or a setting is unknown or out of its range.
@@ -344,7 +345,8 @@ class Janus:
                 steps = sampler(session, batch, batch_settings)
                 pixels = samplers.draw_images(self.runtime.image_sampler, steps, len(batch), on_progress)
                 images += map(to_image, pixels)
-        return Drawings(images, [Usage(len(prompt), image_tokens=num_tokens) for prompt in prompts])
+        usage = [Usage(len(prompt), image_tokens=num_tokens) for prompt in prompts]
+        return Drawings(images, usage, asdict(sampler_settings))
 
     def text_settings(self, settings: Mapping[str, Any]) -> TextSamplerSettings:
         """Return the settings with which `chat` answers: the given ones, and the sampler's defaults.

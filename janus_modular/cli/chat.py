@@ -85,14 +85,13 @@ def chat(
     if as_json:
         answer = janus.chat(messages, stop=stop or [], **settings)
         names = [str(path) for path in image or []]
-        used = asdict(janus.text_settings(settings))
         record = {
             "answer": answer,
             "finish_reason": answer.finish_reason,
             "usage": asdict(answer.usage),
             "model": model,
             "images": names,
-            "settings": used,
+            "settings": answer.settings,
         }
         typer.echo(json.dumps(record))
         return

@@ -162,10 +162,22 @@ def test_stream_ends_with_the_same_answer(janus: Janus) -> None:
 
 
 def test_answer_is_a_str(janus: Janus) -> None:
-    answer = Answer("four", "length", Usage(3, 1))
+    answer = Answer("four", "length", Usage(3, 1), {"seed": 7})
     assert (answer, f"{answer}!", json.dumps(answer)) == ("four", "four!", '"four"')
     for other in (copy.deepcopy(answer), pickle.loads(pickle.dumps(answer))):
         assert facts(other) == facts(answer)
+        assert other.settings == {"seed": 7}
+
+
+def test_results_are_made_again_from_their_settings(janus: Janus) -> None:
+    answer = janus.chat("It is", temperature=1, seed=5, max_tokens=9)
+    assert (answer.settings["seed"], answer.settings["max_tokens"]) == (5, 9)
+    assert facts(janus.chat("It is", **answer.settings)) == facts(answer)
+    assert facts(janus.chat("It is", **answer.settings | {"seed": 6})) != facts(answer)
+    drawn = janus.draw("a", 2, temperature=1, seed=5, guidance=2)
+    again = janus.draw("a", 2, **drawn.settings)
+    assert [image.tobytes() for image in again] == [image.tobytes() for image in drawn]
+    assert drawn.settings["guidance"] == 2
 
 
 def test_drawings_count_their_tokens(janus: Janus) -> None:
