@@ -179,8 +179,8 @@ def _images(value: Any) -> list[ImageSource]:
         return [value]
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
         raise PromptError(
-            f"images: found {value!r:.80}; expected a path, the bytes of a file or a PIL image, or a list of"
-            " them."
+            f"images: found {value!r:.80}; expected a path, the bytes of a file, a PIL image or an array,"
+            " or a list of them."
         )
     return list(value)
 

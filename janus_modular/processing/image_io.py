@@ -19,7 +19,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from janus_modular.errors import ImageError
 from janus_modular.foreign import foreign_errors, printable
 
-ImageSource = str | Path | bytes | Image.Image
+ImageSource = str | Path | bytes | Image.Image | np.ndarray
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded (Pillow's own limit: a quarter GB of RGB)."""
@@ -29,15 +29,17 @@ MAX_SIDE = 500_000
 
 
 def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open a path, the bytes of a file, or a PIL image as an upright RGB image, fully decoded.
+    """Open a path, the bytes of a file, a PIL image or an array as an upright RGB image, fully decoded.
+
+    Arrays are uint8: (H, W) in grey, (H, W, 3) in RGB or (H, W, 4) with transparency.
 
     Raises:
         ImageError: there is no image, or it is damaged, too large, or of a mode without defined colours.
     """
     if not isinstance(source, ImageSource):
         raise ImageError(
-            f"found a {type(source).__name__}; expected an image: a path, the bytes of a file, or a PIL"
-            " image (of an array: PIL.Image.fromarray)."
+            f"found a {type(source).__name__}; expected an image: a path, the bytes of a file, a PIL image,"
+            " or a numpy array (of a tensor: tensor.numpy())."
         )
     name = _name(source)
     with foreign_errors(name, ImageError, "Export it again, for example as PNG."), ExitStack() as files:
@@ -46,6 +48,8 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
 
 def _rgb_of(source: ImageSource, name: str, max_pixels: int, files: ExitStack) -> Image.Image:
     """Return an image in RGB; ``files`` closes the file even if the decoder fails."""
+    if isinstance(source, np.ndarray):
+        source = _from_array(source)
     image = source if isinstance(source, Image.Image) else _open_header(source, name, files)
     if _needs_other_program(image):
         raise ImageError(
@@ -79,6 +83,20 @@ def _rgb_of(source: ImageSource, name: str, max_pixels: int, files: ExitStack) -
     return _rgb(image, name)
 
 
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    """Return an array of pixels as an image."""
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not fits or not array.size:
+        channels_first = array.ndim == 3 and array.shape[0] in (3, 4) and not fits
+        hint = " Put the channels last: array.transpose(1, 2, 0)." if channels_first else ""
+        hint += " Scale floats to 0..255, and convert: .astype('uint8')." if array.dtype != np.uint8 else ""
+        raise ImageError(
+            f"found an array {array.shape} of {array.dtype}; expected uint8, (H, W), (H, W, 3) or"
+            f" (H, W, 4).{hint}"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
 def _needs_other_program(image: Image.Image) -> bool:
     """Return True if Pillow would decode the file by another program: Ghostscript for EPS, a handler for WMF.
 
@@ -106,6 +124,8 @@ def _name(source: ImageSource) -> str:
     """Return the name of an image in errors."""
     if isinstance(source, bytes):
         return f"the image ({len(source):,} bytes)"
+    if isinstance(source, np.ndarray):
+        return f"the array {source.shape}"
     if isinstance(source, Image.Image):
         file = getattr(source, "filename", "")  # of images that were opened from files
         return f"the image '{printable(file, most=200)}'" if file else "the image"

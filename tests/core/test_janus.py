@@ -282,6 +282,13 @@ def test_compose_names_what_is_wrong() -> None:
         Janus.from_components(encoder="sigclip", backbone={"name": "hf", "config": {"model_type": "llama"}})
 
 
+def test_an_array_is_one_image(janus: Janus) -> None:
+    array = np.full((9, 9, 3), 200, np.uint8)
+    answer = janus.chat("What?", array, max_tokens=3)
+    assert answer == janus.chat("What?", [Image.fromarray(array)], max_tokens=3)
+    assert answer.usage.prompt_tokens > janus.chat("What?", max_tokens=3).usage.prompt_tokens
+
+
 def test_no_question_has_no_answer_and_half_a_question_is_refused(janus: Janus) -> None:
     assert janus.chat_batch([]) == []
     with pytest.raises(PromptError, match=r"found the question 'what\?'; expected a pair"):

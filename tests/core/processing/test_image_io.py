@@ -184,7 +184,7 @@ def test_transparent_16_bit_grey_is_white() -> None:
     assert shown[0, :, 0].tolist() == [255, 4]
 
 
-@pytest.mark.parametrize("source", [None, np.zeros((2, 2, 3), np.uint8), 5])
+@pytest.mark.parametrize("source", [None, [[0, 0, 0]], 5])
 def test_error_names_the_type_of_other_objects(source: object) -> None:
     with pytest.raises(ImageError, match=f"found a {type(source).__name__}; expected an image"):
         open_image(source)
@@ -208,3 +208,26 @@ def test_windows_metafile_is_an_error() -> None:
     metafile = b"\xd7\xcd\xc6\x9a\x00\x00" + box + inch + bytes(6) + b"\x01\x00\t\x00" + bytes(40)
     with pytest.raises(ImageError, match=r"of the format WMF, .*another program"):
         open_image(metafile)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (5, 7, 4)])
+def test_arrays_are_images(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    image = open_image(array[:, ::-1])  # no copy in memory's order
+    assert (image.mode, image.size) == ("RGB", (7, 5))
+    assert image.tobytes() == open_image(Image.fromarray(np.ascontiguousarray(array[:, ::-1]))).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((3, 5, 7), np.uint8), r"array \(3, 5, 7\) of uint8; expected .*Put the channels last"),
+        (np.zeros((5, 7, 3), np.float32), "of float32; expected uint8.* Scale floats to 0..255"),
+        (np.zeros((1, 5, 7, 3), np.uint8), r"array \(1, 5, 7, 3\) of uint8"),
+        (np.zeros((0, 7, 3), np.uint8), r"array \(0, 7, 3\)"),
+        (np.array("a.png"), r"array \(\) of <U5"),
+    ],
+)
+def test_other_arrays_are_refused(array: np.ndarray, words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        open_image(array)
