@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -65,9 +64,10 @@ class PixelSpec:
         sides = {"height": self.height, "width": self.width}
         errors = [f"{name}: {side}; expected at least 1." for name, side in sides.items() if side < 1]
         for name, values in {"mean": self.mean, "std": self.std}.items():
-            least = 0 if name == "std" else -inf
-            if len(values) != 3 or not all(isfinite(value) and value > least for value in values):
-                errors.append(f"{name}: {values}; expected three numbers{', above 0' if not least else ''}.")
+            is_std = name == "std"
+            if len(values) != 3 or not all(0 <= value <= 1 and (value or not is_std) for value in values):
+                limits = "above 0, at most 1" if is_std else "from 0 to 1"
+                errors.append(f"{name}: {values}; expected three numbers {limits}, for pixels from 0 to 1.")
         if errors:
             raise ValueError("\n".join(errors))
 

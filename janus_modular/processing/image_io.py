@@ -49,7 +49,7 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
 def _rgb_of(source: ImageSource, name: str, max_pixels: int, files: ExitStack) -> Image.Image:
     """Return an image in RGB; ``files`` closes the file even if the decoder fails."""
     if isinstance(source, np.ndarray):
-        source = _from_array(source)
+        source = _from_array(source, max_pixels)
     image = source if isinstance(source, Image.Image) else _open_header(source, name, files)
     if _needs_other_program(image):
         raise ImageError(
@@ -57,16 +57,8 @@ def _rgb_of(source: ImageSource, name: str, max_pixels: int, files: ExitStack) -
             " JPEG, WebP, GIF, TIFF or BMP. Export it as PNG."
         )
     width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{name} has {width} x {height} = {width * height:,} pixels; at most {max_pixels:,} are read. "
-            "Scale it down first, or raise max_pixels if you trust where it comes from."
-        )
-    if max(width, height) > MAX_SIDE:
-        raise ImageError(
-            f"{name} has {width} x {height} pixels; at most {MAX_SIDE:,} are read on a side, since scaling it"
-            " takes memory by its longer side. Scale it down first."
-        )
+    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+        raise ImageError(_too_large(name, width, height, max_pixels))
     if width == 0 or height == 0:
         raise ImageError(f"{name} is empty: {width} x {height} pixels. Give an image of at least 1 x 1.")
     try:
@@ -83,8 +75,20 @@ def _rgb_of(source: ImageSource, name: str, max_pixels: int, files: ExitStack) -
     return _rgb(image, name)
 
 
-def _from_array(array: NDArray[Any]) -> Image.Image:
-    """Return an array of pixels as an image."""
+def _too_large(name: str, width: int, height: int, max_pixels: int) -> str:
+    if width * height > max_pixels:
+        return (
+            f"{name} has {width} x {height} = {width * height:,} pixels; at most {max_pixels:,} are read. "
+            "Scale it down first, or raise max_pixels if you trust where it comes from."
+        )
+    return (
+        f"{name} has {width} x {height} pixels; at most {MAX_SIDE:,} are read on a side, since scaling it"
+        " takes memory by its longer side. Scale it down first."
+    )
+
+
+def _from_array(array: NDArray[Any], max_pixels: int) -> Image.Image:
+    """Return an array of pixels as an image; a view of many pixels may take little memory itself."""
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if array.dtype != np.uint8 or not fits or not array.size:
         channels_first = array.ndim == 3 and array.shape[0] in (3, 4) and not fits
@@ -94,6 +98,9 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
             f"found an array {array.shape} of {array.dtype}; expected uint8, (H, W), (H, W, 3) or"
             f" (H, W, 4).{hint}"
         )
+    height, width = array.shape[:2]
+    if height * width > max_pixels or max(height, width) > MAX_SIDE:
+        raise ImageError(_too_large(f"the array {array.shape}", width, height, max_pixels))
     return Image.fromarray(np.ascontiguousarray(array))
 
 

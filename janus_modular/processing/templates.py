@@ -156,11 +156,13 @@ class ChatTemplate:
 
     def _keeps(self, probe: str, turns: Sequence[Turn], with_parts: frozenset[str]) -> bool:
         try:
-            return self._run(turns, False, with_parts).count(probe) == len(turns)
+            text = self._run(turns, False, with_parts)
         except TemplateStoppedError:
             raise
         except PromptError:
             return False
+        # Jinja writes a list that a template takes for a text as Python does.
+        return text.count(probe) == len(turns) and "'type': 'text'" not in text
 
 
 TEMPLATES = ("janus", "janus-pro", "chat", "plain")

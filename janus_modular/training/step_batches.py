@@ -191,7 +191,8 @@ class BatchBuilder:
         if self.policy.too_long == "split" and not sample.template and not has_images:
             return split(sequence, longest), "split", reason
         plain = ", and only plain text can be split" if self.policy.too_long == "split" else ""
-        higher = "" if self.length is None else "raise length, "
+        can_grow = self.length is not None and (self.longest is None or self.length < self.longest)
+        higher = "raise length, " if can_grow else ""
         raise SampleError(
             "too_long",
             f"{reason}{plain}: {higher}shorten the sample, or set bad_samples.too_long to skip or cut.",

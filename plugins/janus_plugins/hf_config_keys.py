@@ -21,8 +21,11 @@ from janus_modular import ConfigError
 
 log = logging.getLogger(__name__)
 
-OLD_KEYS = {"rope_theta", "rope_scaling", "partial_rotary_factor", "torch_dtype", "use_sliding_window"}
-"""Keys that transformers accepts, or that published configs contain, beside those a family declares."""
+OLD_KEYS = {"torch_dtype", "use_sliding_window"}
+"""Keys that published configs contain beside those that a family declares."""
+
+OLD_ROPE_KEYS = {"rope_theta", "rope_scaling", "partial_rotary_factor"}
+"""Older keys of rotary embeddings, which transformers accepts for the families that have them."""
 
 SIZES = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -30,7 +33,8 @@ SIZES = (
 )  # fmt: skip
 """Numbers that are at least 1 in every family; some models can be built with less, but compute nothing."""
 
-ROPE_NUMBERS = ("rope_theta", "factor", "partial_rotary_factor")
+ROPE_NUMBERS = ("rope_theta", "factor")
+ROPE_SHARES = ("partial_rotary_factor", "rotary_pct")
 EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 
@@ -53,6 +57,7 @@ def check_values(values: Mapping[str, Any], where: str) -> None:
         errors = _outside(
             numbers, ROPE_NUMBERS, "a finite number above 0", lambda number: 0 < number < math.inf
         )
+        errors += _outside(numbers, ROPE_SHARES, "a number above 0, at most 1", lambda share: 0 < share <= 1)
         wrong += [f"{path}.{text}".lstrip(".") for text in errors]
     if wrong:
         raise ConfigError(f"{where}: {'; '.join(wrong)}")
@@ -135,6 +140,7 @@ def _check(keys: Mapping[str, Any], where: str, model_type: str, family: Any) ->
                 f" '{model_type}'. Write one of them."
             )
     known = {*signature(family).parameters, *family.attribute_map, *OLD_KEYS}
+    known |= OLD_ROPE_KEYS if hasattr(family, "rope_parameters") else set()
     unknown = [key for key in keys if key not in known and not hasattr(family, key)]
     if unknown:  # keys that a family derives from others
         try:

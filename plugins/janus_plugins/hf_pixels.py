@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from janus_modular import CheckpointError, DescriptionError, Difference, PixelSpec
+
+log = logging.getLogger(__name__)
 
 UNSUPPORTED = {
     "do_flip_channel_order": "false: channels in the order RGB",
@@ -28,6 +31,7 @@ NEAREST = 0
 def check_pixels(pixels: PixelSpec, described: Mapping[str, Any], folder: Path | None) -> None:
     """Check the normalisation in ``pixels`` against the folder's processor file; sizes may differ.
 
+    Another way to resize is logged as a warning: Janus fits images inside a square, whatever the encoder.
     Defaults of PixelSpec are checked like written values.
 
     Raises:
@@ -40,6 +44,14 @@ def check_pixels(pixels: PixelSpec, described: Mapping[str, Any], folder: Path |
     ]
     if differences:
         raise DescriptionError(f"{folder}", differences, drop="pixels")
+    if described.get("resize", pixels.resize) != pixels.resize:
+        log.warning(
+            "pixels.resize is %s; %s has images resized by %s. To do so here, write pixels.resize=%s",
+            pixels.resize,
+            folder,
+            described["resize"],
+            described["resize"],
+        )
 
 
 def processor_settings(folder: Path | None) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def refuse_unread_factor(model: Any) -> None:
     transformers takes ``partial_rotary_factor`` for every family, but most families rotate whole heads.
 
     Raises:
-        ConfigError: the factor is not 1, and all tables of frequencies cover the whole head.
+        ConfigError: the factor is not 1, and all tables of frequencies cover the whole head, or none of it.
     """
     family = model.config
     rope = getattr(family, "rope_parameters", None) or {}
@@ -67,6 +67,11 @@ def refuse_unread_factor(model: Any) -> None:
     heads = getattr(family, "num_attention_heads", None)
     head_dim = getattr(family, "head_dim", None) or (heads and family.hidden_size // heads)
     tables = [table for name, table in model.named_buffers() if name.endswith("inv_freq")]
+    if factors and not all(table.numel() for table in tables):
+        raise ConfigError(
+            f"partial_rotary_factor={factors[0]} of {head_dim} dimensions of each head is less than 2, which"
+            " rotates none: positions would be lost. Write a larger factor."
+        )
     if factors and tables and all(2 * table.numel() == head_dim for table in tables):
         raise ConfigError(
             f"partial_rotary_factor={factors[0]} changes nothing: '{family.model_type}' rotates all"

@@ -238,6 +238,7 @@ def repoint(folder: Path, manifest: dict[str, Any], location: str | None, **plac
             changed("requires", "onnxruntime", value="abc"),
             'requires.onnxruntime is "abc", expected a version',
         ),
+        (changed("requires", value={}), "requires lacks onnxruntime"),
         (changed("requires", "onnxruntime", value=">=1.25"), "expected a version such as 1.25"),
         (changed("requires", "onnxruntime", value="9" * 300), "expected a version such as 1.25"),
         (
@@ -389,6 +390,7 @@ def test_long_names_in_a_graph_are_not_repeated_whole(copied: Path):
     for location, place, says in (
         (LONG, {}, "which the manifest does not list"),
         (f"../{LONG}", {}, "which is not inside it"),
+        ("a\0aaaa", {}, "which is not inside it"),
         (None, {"offset": "9" * 5000}, "expected a number of bytes"),
     ):
         repoint(copied, manifest, location, **place)

@@ -284,7 +284,45 @@ def test_images_are_resized_as_a_description_of_timms_has_it(
     assert ("crop_pct" in caplog.text) == (settings.get("crop_pct") == 0.9)
 
 
-@pytest.mark.parametrize(("key", "value"), [("interpolation", "nearest"), ("crop_mode", "tiles")])
-def test_images_that_timm_would_resize_in_an_unsupported_way_are_refused(key: str, value: str) -> None:
-    with pytest.raises(CheckpointError, match=f"pretrained_cfg.{key} of timm's config.json is '{value}'"):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("interpolation", "nearest"), ("crop_mode", "tiles"), ("crop_pct", "all"), ("mean", "abc"),
+        ("std", [0.5, 0.5, "x"]),
+    ],
+)  # fmt: skip
+def test_images_that_timm_would_treat_in_an_unsupported_way_are_refused(key: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=f"pretrained_cfg.{key} of timm's config.json is "):
         timm_pixels({"pretrained_cfg": {key: value}})
+
+
+@pytest.mark.parametrize("settings", [[1], "x"])
+def test_settings_of_images_of_timms_that_are_no_mapping_are_named(settings: object) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"pretrained_cfg of timm's config.json is .*; expected a mapping"
+    ):
+        timm_pixels({"pretrained_cfg": settings})
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [{"mean": (123, 116, 103)}, {"std": (58, 57, 57)}, {"mean": (1e39, 0.5, 0.5)}, {"std": (0, 1, 1)}],
+)
+def test_means_of_pixels_up_to_255_are_refused(numbers: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"expected three numbers .*, for pixels from 0 to 1"):
+        PixelSpec(**numbers)
+
+
+def test_another_way_to_resize_than_the_folders_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_mode": "squash"}
+    (tmp_path / "config.json").write_text(json.dumps(TIMM | {"pretrained_cfg": settings}))
+    (tmp_path / "a.safetensors").write_bytes(b"")  # not read
+    sizes = {key: TINY[key] for key in ("layers", "intermediate", "patch_size", "image_size")}
+    config = SiglipConfig(pretrained=str(tmp_path), **sizes)
+    assert SiglipEncoder(config).pixels.resize == "stretch"
+    assert not caplog.messages
+    SiglipEncoder(replace(config, pixels=PixelSpec(height=16, width=16)))
+    assert "pixels.resize is letterbox" in caplog.text
+    assert "resized by stretch" in caplog.text

@@ -135,3 +135,9 @@ def test_sizes_that_do_not_fit() -> None:
         make().grid(15, 16)
     with pytest.raises(ValueError, match="at least one level"):
         make(channels=[])
+
+
+@pytest.mark.parametrize("sizes", [{"num_codes": 60_000_000}, {"code_dim": 2_000_000, "num_codes": 64}])
+def test_a_codebook_of_any_size_is_refused_before_it_is_made(sizes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"a codebook of [\d,]+ numbers; expected at most 67,108,864"):
+        VqConfig(**{**SMALL, **sizes})

@@ -244,7 +244,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def inside(folder: Path, name: str) -> Path:
     """Return the path of a bundle's file; raise an error if the path or a link leads out of the bundle."""
     pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not pure.parts:
         raise BundleError(
             f"{folder} points to '{printable(name, SHOWN_LETTERS)}', which is not inside it."
             f" {_build_hint(folder)}"

@@ -75,7 +75,8 @@ def _long_names(value: Any, path: str) -> Iterator[str]:
 
 
 def _requirements(requires: Mapping[str, str]) -> Iterator[str]:
-    """Yield requirements that are unknown or are not a version."""
+    """Yield requirements that are missing, unknown or not a version."""
+    yield from (f"requires lacks {name}" for name in REQUIREMENTS if name not in requires)
     for name, version in requires.items():
         if name not in REQUIREMENTS:
             yield (

@@ -311,7 +311,10 @@ def decoder_config(config: HfConfig) -> PreTrainedConfig:
             "give backbone.config (transformers' keys) or backbone.pretrained (a folder, a file, a hub id)"
         )
     assert family is not None
-    return with_overrides(text_part(family), config.config_overrides, "backbone.config_overrides")
+    built = with_overrides(text_part(family), config.config_overrides, "backbone.config_overrides")
+    where = f"{path}: config.json" if path else "backbone.config"
+    refuse_overruled(built.to_diff_dict(), built, where)
+    return built
 
 
 def written_config(keys: dict[str, Any], described: PreTrainedConfig | None) -> PreTrainedConfig | None:

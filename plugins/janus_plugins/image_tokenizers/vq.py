@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from janus_modular import ComponentConfig, ImageTokenizer, Registry, hookimpl
 from janus_plugins.sizes import check_sizes
 
+MAX_NUMBERS = 2**26
+"""Numbers in the largest codebook, 262,144 codes of 256 numbers as IBQ's; it is in memory thrice."""
+
 
 @dataclass
 class VqConfig(ComponentConfig):
@@ -39,6 +42,11 @@ class VqConfig(ComponentConfig):
         if not self.channels:
             raise ValueError("channels: []; expected at least one level.")
         check_sizes(self, channels=1, blocks=0, num_codes=2, code_dim=1)
+        if self.num_codes * self.code_dim > MAX_NUMBERS:
+            raise ValueError(
+                f"num_codes: {self.num_codes:,} codes of code_dim {self.code_dim:,} are a codebook of"
+                f" {self.num_codes * self.code_dim:,} numbers; expected at most {MAX_NUMBERS:,}."
+            )
 
 
 class ResidualBlock(nn.Module):

@@ -101,13 +101,27 @@ def timm_pixels(record: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: the images are interpolated or cropped in a way that is not supported.
     """
     settings = record.get("pretrained_cfg") or record  # older files have them beside `architecture`
+    if not isinstance(settings, Mapping):
+        raise CheckpointError(
+            f"siglip: pretrained_cfg of timm's config.json is {settings!r:.60}; expected a mapping"
+        )
     spec = {key: settings[key] for key in ("mean", "std") if settings.get(key) is not None}
+    for key, numbers in spec.items():
+        if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
+            raise CheckpointError(
+                f"siglip: pretrained_cfg.{key} of timm's config.json is {numbers!r:.60}; expected three"
+                " numbers"
+            )
     if settings.get("interpolation") is not None:
         _check("interpolation", settings["interpolation"], INTERPOLATIONS, "pretrained_cfg")
     if settings.get("crop_mode") is not None:
         _check("crop_mode", settings["crop_mode"], RESIZES, "pretrained_cfg")
         spec["resize"] = RESIZES[settings["crop_mode"]]
     share = settings.get("crop_pct")
+    if share is not None and type(share) not in (int, float):
+        raise CheckpointError(
+            f"siglip: pretrained_cfg.crop_pct of timm's config.json is {share!r:.60}; expected a number"
+        )
     if share not in (None, 1):
         log.warning(
             "timm's config.json cuts the middle %s of each side (crop_pct) out of images, as for ImageNet;"
@@ -123,5 +137,5 @@ def _check(
     if not any(value is each or (isinstance(each, str | int) and value == each) for each in expected):
         raise CheckpointError(
             f"siglip: {where}.{key} of timm's config.json is {value!r:.60}; expected"
-            f" {' or '.join(map(str, expected))}"
+            f" {' or '.join(str(each) or 'an empty text' for each in expected)}"
         )

@@ -231,3 +231,9 @@ def test_arrays_are_images(shape: tuple[int, ...]) -> None:
 def test_other_arrays_are_refused(array: np.ndarray, words: str) -> None:
     with pytest.raises(ImageError, match=words):
         open_image(array)
+
+
+@pytest.mark.parametrize("shape", [(20_000, 20_000, 3), (2, 600_000)])
+def test_views_of_many_pixels_are_refused_before_they_are_copied(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ImageError, match=r"the array \(.*pixels; at most"):
+        open_image(np.broadcast_to(np.uint8(0), shape))

@@ -386,3 +386,16 @@ def test_images_keep_their_positions_in_lists_of_parts(
     shown = words(processor, prompt.tokens)
     image = f"<begin_of_image>{'<image_placeholder>' * 4}<end_of_image>"
     assert f"<|user|>Is {image} red?<|end|>" in shown
+
+
+@pytest.mark.parametrize(
+    "shortened", ["m.content | truncate(12, true)", "m.content[:3]", "m.content | first"]
+)
+def test_a_template_that_shortens_texts_is_refused_and_gets_no_lists(
+    processor_of: Callable[..., Processor], shortened: str
+) -> None:
+    """Jinja would write a list of parts as Python does: [{'type': 'text', ...}]."""
+    template = f"{{% for m in messages %}}[{{{{ m.role }}}}]{{{{ {shortened} }}}}[/]{{% endfor %}}"
+    with pytest.raises(PromptError) as refused:
+        processor_of(template).chat_prompt([user("hello, how are you today?")])
+    assert "type" not in str(refused.value)

@@ -76,7 +76,7 @@ class Records:
         )
 
 
-def builder(records: Records, batch: int = 10, **policy: Any) -> BatchBuilder:
+def builder(records: Records, batch: int = 10, longest: int | None = None, **policy: Any) -> BatchBuilder:
     """Ten samples a step, a whole epoch: text of as many positions as the sample says."""
 
     def sequence(sample: Sample, drop: bool) -> Sequence:
@@ -88,7 +88,7 @@ def builder(records: Records, batch: int = 10, **policy: Any) -> BatchBuilder:
         return replace(text(25 if words == "chat" else int(words)), source=sample.source)
 
     mixed = Mixture({"a": records}, [MixturePhase({"a": 1.0})], batch, 0)
-    return BatchBuilder(mixed, sequence, 16, 0, length=10, policy=BadSamplesConfig(**policy))
+    return BatchBuilder(mixed, sequence, 16, 0, length=10, longest=longest, policy=BadSamplesConfig(**policy))
 
 
 @pytest.mark.parametrize(
@@ -157,6 +157,13 @@ def test_long_texts_are_cut_or_split_into_further_rows() -> None:
 def test_conversations_are_not_split() -> None:
     with pytest.raises(DataError, match=r"sample 3: .*only plain text can be split: raise length, shorten"):
         builder(Records(at3="chat"), too_long="split").build(0)
+
+
+@pytest.mark.parametrize(("context", "raises"), [(11, True), (10, False)])
+def test_longer_rows_are_advised_only_where_the_context_has_room(context: int, raises: bool) -> None:
+    with pytest.raises(DataError, match="do not fit into rows of 10: ") as error:
+        builder(Records(at3=25), longest=context).build(0)
+    assert ("raise length" in str(error.value)) == raises
 
 
 @given(length=st.integers(1, 50), room=st.integers(2, 20))

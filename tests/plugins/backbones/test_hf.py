@@ -1,6 +1,7 @@
 """The hf backbone against transformers' own ForCausalLM, family by family, on random weights."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +273,37 @@ def test_keys_that_come_with_published_configs_pass() -> None:
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "deepseek_v3", "recurrent_gemma"])
 def test_what_a_family_writes_about_itself_passes(kind: str) -> None:
     check_keys({"model_type": kind} | CONFIG_MAPPING[kind]().to_diff_dict(), "backbone.config", ["llama"])
+
+
+@pytest.mark.filterwarnings("ignore:`rope_scaling`:FutureWarning")
+@pytest.mark.parametrize("key", ["rope_theta", "partial_rotary_factor", "rope_scaling"])
+def test_keys_of_rotary_embeddings_are_warned_of_where_a_family_has_none(
+    key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    value = {"rope_type": "linear", "factor": 2.0} if key == "rope_scaling" else 0.5
+    for family in ("gpt2", "opt", "bloom"):
+        caplog.clear()
+        decoder_config(HfConfig(config={"model_type": family, "vocab_size": 99, key: value}))
+        assert f"'{family}' has no keys {key}; they change nothing" in caplog.text
+
+
+@pytest.mark.parametrize(("factor", "words"), [(2, "at most 1"), (0.01, "rotates none"), (-1, "above 0")])
+def test_rotated_shares_that_no_head_has_are_refused(factor: float, words: str, tmp_path: Path) -> None:
+    keys = {**SMALL, "model_type": "phi", "pad_token_id": 0}
+    with pytest.raises(ConfigError, match=f"partial_rotary_factor.*{words}"):
+        HfBackbone(HfConfig(config={**keys, "partial_rotary_factor": factor}))
+    HfBackbone(HfConfig(config=keys)).model.save_pretrained(tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text())
+    record["rope_parameters"]["partial_rotary_factor"] = factor
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=f"partial_rotary_factor.*{words}"):
+        HfBackbone(HfConfig(pretrained=str(tmp_path)))
+
+
+def test_a_folder_whose_keys_overrule_each_other_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    HfBackbone(HfConfig(config={**SMALL, "model_type": "llama"})).model.save_pretrained(tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text()) | {"rotary_pct": 0.5}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=r"config.json.rotary_pct is 0.5, but 1.0 would be used"):
+        decoder_config(HfConfig(pretrained=str(tmp_path)))
+    decoder_config(HfConfig(pretrained=str(tmp_path), config_overrides={"rotary_pct": 1.0}))
