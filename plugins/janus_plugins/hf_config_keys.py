@@ -140,8 +140,10 @@ def _check(keys: Mapping[str, Any], where: str, model_type: str, family: Any) ->
                 f" '{model_type}'. Write one of them."
             )
     known = {*signature(family).parameters, *family.attribute_map, *OLD_KEYS}
-    known |= OLD_ROPE_KEYS if hasattr(family, "rope_parameters") else set()
-    unknown = [key for key in keys if key not in known and not hasattr(family, key)]
+    rotates = hasattr(family, "rope_parameters")
+    inherited = set() if rotates else OLD_ROPE_KEYS  # by every family, also those without such embeddings
+    known |= OLD_ROPE_KEYS if rotates else set()
+    unknown = [key for key in keys if key not in known and (key in inherited or not hasattr(family, key))]
     if unknown:  # keys that a family derives from others
         try:
             known |= vars(family()).keys()
