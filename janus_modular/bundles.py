@@ -19,6 +19,7 @@ from janus_modular.errors import BundleError, MissingExtraError
 from janus_modular.foreign import is_hub_id, path_exists
 from janus_modular.interfaces import ComponentSpec, component
 from janus_modular.plugins import Plugins, default_plugins
+from janus_modular.plugins.lock import check_lock
 from janus_modular.processing.processor import Processor
 from janus_modular.protocols import Runtime
 
@@ -100,6 +101,7 @@ def open_bundle(
     """
     plugins = plugins or default_plugins()
     folder = Path(folder).expanduser()
+    check_lock(folder, plugins)
     options = {"name": runtime} if isinstance(runtime, str) else dict(runtime or {})
     options = {"name": RUNTIME, "device": device, **options}
     if variant is not None:

@@ -24,6 +24,7 @@ from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.build import MAX_TENSORS, build_model
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
+from janus_modular.plugins.lock import check_lock
 from janus_modular.weights.checksums import write_checksums
 from janus_modular.weights.loading import load_weights
 from janus_modular.weights.pretrained import PretrainedReport
@@ -224,6 +225,7 @@ def build_recorded(
             model that cannot be built here or has more weights than there are.
     """
     check_record(folder, record)
+    check_lock(folder, plugins)
     with name_in_errors(folder / "config.json"), foreign_errors(folder / "config.json", CheckpointError):
         plugins.check_required(record["plugins"])
         config = recorded_config(record, overrides, plugins)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from janus_modular.cli import plugin_checks
+from janus_modular.cli import plugin_checks, plugin_lock
 
 if TYPE_CHECKING:
     from janus_modular.plugins import EntryPointInfo, Plugins
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Components: list, show, check and create them.", no_args_is_help=True)
 app.command("check")(plugin_checks.check)
+app.command("lock")(plugin_lock.lock)
+app.command("verify")(plugin_lock.verify)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

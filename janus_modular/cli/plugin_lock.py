@@ -1,0 +1,45 @@
+"""The commands ``plugins lock`` and ``plugins verify``: the bytes of the plugins that a model uses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A bundle, or a native checkpoint.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def lock(model: Model, as_json: AsJson = False) -> None:
+    """Record the files of the plugins that a model uses, beside it: changed ones are refused from then on.
+
+    Example: janus-modular plugins lock runs/demo/model
+    """
+    from janus_modular.plugins import default_plugins
+    from janus_modular.plugins.lock import write_lock
+
+    path = write_lock(model, default_plugins())
+    plugins = json.loads(path.read_text("utf-8"))["plugins"]
+    if as_json:
+        typer.echo(json.dumps({"file": str(path), "plugins": plugins}))
+        return
+    for plugin in plugins:
+        typer.echo(f"{plugin['plugin']} {plugin['version']}".strip() + f": {len(plugin['files']):,} files")
+    typer.echo(f"{path} is written; the model opens with these plugins alone")
+
+
+def verify(model: Model, as_json: AsJson = False) -> None:
+    """Compare the installed plugins with those that `plugins lock` recorded; imports none of them.
+
+    Example: janus-modular plugins verify runs/demo/model
+    """
+    from janus_modular.errors import PluginError
+    from janus_modular.plugins import default_plugins
+    from janus_modular.plugins.lock import LOCK, check_lock
+
+    if not (model / LOCK).is_file():
+        raise PluginError(f"{model} has no {LOCK}: write it with janus-modular plugins lock {model}")
+    names = check_lock(model, default_plugins())
+    typer.echo(json.dumps({"plugins": names}) if as_json else f"as locked: {', '.join(names)}")

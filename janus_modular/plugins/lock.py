@@ -1,0 +1,181 @@
+"""Locks the plugins of a model: the bytes of their files, recorded beside its checkpoint or bundle.
+
+Whoever opens a model runs its plugins. With a lock beside the model, plugins whose files have changed since
+are refused before any of them is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from janus_modular.atomic_writes import atomic_replace
+from janus_modular.errors import PluginError
+from janus_modular.foreign import foreign_errors
+from janus_modular.plugins.catalogue import Plugins
+from janus_modular.plugins.entry_points import EntryPointInfo
+from janus_modular.registry import API_VERSION
+
+LOCK = "plugins.lock.json"
+
+FORMAT = 1
+
+UNSIGNED = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}
+"""Files of a distribution's metadata that each installation writes anew."""
+
+Records = Iterable[Mapping[str, Any]]
+
+
+def write_lock(folder: Path, plugins: Plugins) -> Path:
+    """Write the lock of the plugins that a checkpoint or a bundle records; return its path.
+
+    Raises:
+        PluginError: the folder records no plugins, or one of them is not installed.
+    """
+    content = {"format": FORMAT, "api": API_VERSION, "plugins": _locked(plugins, recorded_plugins(folder))}
+    path = folder / LOCK
+    with atomic_replace(path, error=PluginError) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    return path
+
+
+def check_lock(folder: Path, plugins: Plugins) -> list[str]:
+    """Check the installed plugins against the lock of a folder, if it has one; return the locked names.
+
+    Nothing is imported: files are read and hashed.
+
+    Raises:
+        PluginError: lists every plugin that has changed, with its files; or the lock cannot be read.
+    """
+    path = folder / LOCK
+    if not path.is_file():
+        return []
+    with foreign_errors(path, PluginError, f"Lock again: janus-modular plugins lock {folder}"):
+        lock = json.loads(path.read_text("utf-8"))
+        if lock["format"] != FORMAT:
+            raise PluginError(
+                f"{path} is of format {lock['format']!r:.20}, this version reads format {FORMAT}. Lock again:"
+                f" janus-modular plugins lock {folder}"
+            )
+        names = [str(locked["plugin"]) for locked in lock["plugins"]]
+        errors = [change for locked in lock["plugins"] if (change := _change(locked, plugins))]
+        if lock["api"] != API_VERSION:
+            errors.append(f"the plugin API is version {API_VERSION}, locked was version {lock['api']}")
+    if errors:
+        raise PluginError(
+            f"{folder} has locked its plugins, and not all are as they were; none was imported.\n"
+            + "\n".join(errors)
+            + "\nInstall what was locked; or, if the change is wanted, lock again: janus-modular plugins lock"
+            f" {folder}"
+        )
+    return names
+
+
+def recorded_plugins(folder: Path) -> list[dict[str, Any]]:
+    """Return the components that a native checkpoint or a bundle records, with their plugins.
+
+    Raises:
+        PluginError: the folder is neither.
+    """
+    for name in ("manifest.json", "config.json"):
+        path = folder / name
+        if path.is_file():
+            with foreign_errors(path, PluginError, "Fetch it again."):
+                record = json.loads(path.read_text("utf-8"))
+                if isinstance(record.get("plugins"), list):
+                    return [
+                        {key: item.get(key) for key in ("slot", "name", "dist")} for item in record["plugins"]
+                    ]
+    raise PluginError(
+        f"{folder} records no plugins; expected a bundle or a checkpoint of the format native. To write one:"
+        f" janus-modular convert {folder} NEW --format native"
+    )
+
+
+def _locked(plugins: Plugins, components: Records) -> list[dict[str, Any]]:
+    """Return the entries of a lock, one for each distribution or file that provides a component."""
+    provided: dict[str, list[EntryPointInfo]] = {}
+    for component in components:
+        name = f"{component['dist']}:{component['name']}" if component.get("dist") else component["name"]
+        info = plugins.find(component["slot"], name)
+        provided.setdefault(info.dist, []).append(info)
+    return [_entry(dist, infos) for dist, infos in sorted(provided.items())]
+
+
+def _entry(dist: str, infos: list[EntryPointInfo]) -> dict[str, Any]:
+    first = infos[0]
+    components = [
+        {"slot": info.slot, "name": info.name, "dist": None if info.file else dist} for info in infos
+    ]
+    record, files = None, {}
+    if first.file:
+        files = {first.file.name: first.file}
+    else:
+        distribution = metadata.distribution(dist)
+        files = _files(distribution, {info.module.partition(".")[0] for info in infos})
+        text = distribution.read_text("RECORD")
+        record = (
+            hashlib.sha256(text.encode()).hexdigest() if text and not _is_editable(distribution) else None
+        )
+    return {
+        "plugin": dist,
+        "version": first.version,
+        "record_sha256": record,
+        "files": {
+            name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for name, path in sorted(files.items())
+            if path.is_file()
+        },
+        "components": sorted(components, key=lambda item: (item["slot"], item["name"])),
+    }
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _files(distribution: metadata.Distribution, packages: set[str]) -> dict[str, Path]:
+    """Return the installed files of a distribution by name; of an editable one those of its packages."""
+    if not _is_editable(distribution):
+        return {
+            str(file): Path(str(file.locate()))
+            for file in distribution.files or ()
+            if file.suffix != ".pyc" and file.name not in UNSIGNED and ".." not in file.parts
+        }
+    files: dict[str, Path] = {}
+    for package in sorted(packages):
+        spec = find_spec(package)  # of a name without dots: nothing is imported
+        folders = [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
+        if spec and spec.origin and not folders:
+            files[Path(spec.origin).name] = Path(spec.origin)
+        for folder in folders:
+            paths = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+            files |= {f"{package}/{path.relative_to(folder).as_posix()}": path for path in paths}
+    return files
+
+
+def _is_editable(distribution: metadata.Distribution) -> bool:
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    return bool(origin.get("dir_info", {}).get("editable"))
+
+
+def _change(locked: Mapping[str, Any], plugins: Plugins) -> str:
+    """Return what differs between a plugin's entry in a lock and what is installed; "" if nothing does."""
+    label = " ".join(filter(None, (locked["plugin"], locked["version"])))
+    try:
+        present = next(iter(_locked(plugins, locked["components"])))
+    except PluginError as error:
+        return f"{label}: {error}"
+    if locked["version"] != present["version"]:
+        return f"{label}: version {present['version']} is installed"
+    before, now = locked["files"], present["files"]
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        return f"{label}: other bytes in {', '.join(changed[:3])}{more}"
+    return "" if present == locked else f"{label}: its RECORD or its components are others"

@@ -1,0 +1,25 @@
+"""A bundle with a lock beside it opens with the locked plugins alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from janus_modular import Janus, PluginError
+from janus_modular.plugins import default_plugins
+from janus_modular.plugins.lock import write_lock
+
+
+def test_a_bundle_is_refused_where_its_plugins_are_others(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    path = write_lock(bundle, default_plugins())
+    Janus.from_pretrained(bundle)
+    lock = json.loads(path.read_text())
+    [name, *_] = lock["plugins"][0]["files"]
+    lock["plugins"][0]["files"][name] = "0" * 64
+    path.write_text(json.dumps(lock))
+    with pytest.raises(PluginError, match=f"other bytes in {name}"):
+        Janus.from_pretrained(bundle)
