@@ -70,7 +70,7 @@ def _failing_command(point: EntryPoint, error: Exception) -> Any:
 
 def without_flag_types(command: Any, ctx: Any) -> Any:
     """Return a command whose help shows its flags without ``<bool>``; for a group, in its commands too."""
-    for parameter in command.get_params(ctx):
+    for parameter in command.params if ctx is None else command.get_params(ctx):
         without_type(parameter)
     for inner in getattr(command, "commands", {}).values():
         without_flag_types(inner, ctx)
