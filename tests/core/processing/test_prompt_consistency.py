@@ -396,5 +396,5 @@ def test_a_template_that_shortens_texts_is_refused_and_gets_no_lists(
 ) -> None:
     """Jinja would write a list of parts as Python does: [{'type': 'text', ...}]."""
     template = f"{{% for m in messages %}}[{{{{ m.role }}}}]{{{{ {shortened} }}}}[/]{{% endfor %}}"
-    with pytest.raises(PromptError, match="^((?!type).)*$"):
+    with pytest.raises(PromptError, match=r"^((?!type).)*$"):
         processor_of(template).chat_prompt([user("hello, how are you today?")])
