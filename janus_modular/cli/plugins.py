@@ -113,19 +113,26 @@ def show(
 @app.command()
 def doctor(
     ctx: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(help="Only these: NAME, SLOT:NAME, or a distribution. Default: all.")
+    ] = None,
     as_json: AsJson = False,
     timeout: Annotated[float, typer.Option(help="Time limit per plugin, in seconds.")] = 300.0,
 ) -> None:
-    """Load every plugin in a subprocess, and compare what it declares with what it registers.
+    """Load plugins in subprocesses, and compare what they declare with what they register.
+
+    Built-in components share a process; every other plugin has one of its own.
 
     Example: janus-modular plugins doctor
     """
     from rich.console import Console
     from rich.progress import track
 
+    from janus_modular.errors import PluginError
     from janus_modular.plugins import EntryPointInfo
     from janus_modular.plugins.catalogue import without_files
     from janus_modular.plugins.probe import probe_all, probe_file
+    from janus_modular.suggest import did_you_mean
 
     plugins = without_files()
     broken: list[tuple[EntryPointInfo, Report]] = []  # files whose components are unknown
@@ -134,7 +141,14 @@ def doctor(
         plugins.entry_points += provided
         if report.message:
             broken.append((EntryPointInfo("-", "-", "", path.name, file=path), report))
-    checked = [item for item in plugins.entry_points if plugins.is_enabled(item)]
+    checked = [
+        item
+        for item in plugins.entry_points
+        if plugins.is_enabled(item) and (name is None or item.matches(name))
+    ]
+    if name is not None and not checked:
+        known = [word for item in plugins.entry_points for word in (item.name, item.dist)]
+        raise PluginError(f"no component is called '{name}'. {did_you_mean(name, known)}".rstrip())
     probing = zip(checked, probe_all(checked, known=plugins.entry_points, timeout=timeout), strict=True)
     console = Console(stderr=True)
     reports = list(track(probing, "Loading plugins", len(checked), console=console, transient=True))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_modular.errors import JanusError, MissingExtraError
+from janus_modular.plugins.catalogue import BUILT_IN
 from janus_modular.plugins.entry_points import EntryPointInfo
 from janus_modular.plugins.loading import load, load_file, module_of
 
@@ -94,11 +95,13 @@ def probe_all(
 ) -> Iterator[Report]:
     """Probe plugins, up to four at a time; yield their reports in the order of ``entry_points``.
 
-    A plugin that registers a component which none of ``known`` declares is broken: no config could use it.
+    Built-in ones share a child process, unless something is wrong with it: then each gets one of its own. A
+    plugin that registers a component which none of ``known`` declares is broken: no config could use it.
     """
     declared = {(info.module, info.slot, info.name) for info in known}
+    together = probe_together([info for info in entry_points if info.dist == BUILT_IN], timeout=timeout)
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        reports = pool.map(lambda info: probe(info, timeout=timeout), entry_points)
+        reports = pool.map(lambda info: together.get(info) or probe(info, timeout=timeout), entry_points)
         for info, report in zip(entry_points, reports, strict=True):
             for name in report.registers:
                 if (info.module, info.slot, name) not in declared:
@@ -107,6 +110,25 @@ def probe_all(
                         f'add {name} = "{info.module}" to its pyproject, under {info.slot}.'
                     )
             yield report
+
+
+def probe_together(infos: Sequence[EntryPointInfo], *, timeout: float) -> dict[EntryPointInfo, Report]:
+    """Load plugins in one child process; {} if it printed something, crashed or hung, as one of them may."""
+    if not infos or any(info.incompatibility() for info in infos):
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder, "reports.json")
+        question = json.dumps([asdict(info) for info in infos])
+        command = [sys.executable, "-m", "janus_modular.plugins.probe", question, str(answer)]
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+        try:
+            output = subprocess.check_output(command, timeout=timeout, **options)
+        except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
+            return {}
+        if output.strip():
+            return {}
+        reports = [Report(**report) for report in json.loads(answer.read_text("utf-8"))]
+    return dict(zip(infos, reports, strict=True))
 
 
 def inspect_plugin(info: EntryPointInfo) -> Report:
@@ -150,9 +172,20 @@ def source_location(factory: Callable[..., Any]) -> str:
 def main() -> None:
     """Write the report to a file: standard output belongs to the plugin."""
     request = json.loads(sys.argv[1])
+    if isinstance(request, list):
+        reports = [asdict(_timed(EntryPointInfo(**each))) for each in request]
+        Path(sys.argv[2]).write_text(json.dumps(reports), "utf-8")
+        return
     request["file"] = Path(request["file"]) if request["file"] else None
     report = inspect_plugin(EntryPointInfo(**request)) if "slot" in request else inspect_file(request["file"])
     Path(sys.argv[2]).write_text(json.dumps(asdict(report)), "utf-8")
+
+
+def _timed(info: EntryPointInfo) -> Report:
+    start = time.monotonic()
+    report = inspect_plugin(info)
+    report.seconds = time.monotonic() - start
+    return report
 
 
 if __name__ == "__main__":
