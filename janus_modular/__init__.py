@@ -5,7 +5,7 @@ The public API is listed in ``__init__.pyi`` and resolved on first use, so that 
 
 import lazy_loader
 
-from janus_modular.renamed import renamed
+from janus_modular.renamed import refuse_renamed
 
 __version__ = "0.1.0"
 _attach, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
@@ -18,6 +18,5 @@ def __getattr__(name: str) -> object:
         ImportError: the name is one of the version before; says what it is called now.
         AttributeError: there is no such name.
     """
-    if successor := renamed(name, __all__):
-        raise ImportError(f"{__name__}: {name!r} is called {successor} now", name=__name__)
+    refuse_renamed(__name__, name, __all__)
     return _attach(name)

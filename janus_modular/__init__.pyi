@@ -59,6 +59,7 @@ from .processing.processor import Processor as Processor
 from .registry import Registry as Registry
 from .registry import hookimpl as hookimpl
 from .sessions import BaseSession as BaseSession
+from .sessions import check_max_seq_len as check_max_seq_len
 from .sessions import SessionWrapper as SessionWrapper
 from .sequence import IGNORE_INDEX as IGNORE_INDEX
 from .sequence import Message as Message

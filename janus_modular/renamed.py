@@ -72,3 +72,13 @@ An old name with several meanings has a new name for each.
 def renamed(word: str, known: Container[str]) -> str:
     """Return the new names of an old name that are among ``known``, quoted; "" if there are none."""
     return " or ".join(f"'{name}'" for name in RENAMED.get(word, ()) if name in known)
+
+
+def refuse_renamed(module: str, name: str, known: Container[str]) -> None:
+    """Check a name that is looked up in a module.
+
+    Raises:
+        ImportError: the name is one of the previous version; says the new one.
+    """
+    if successor := renamed(name, known):
+        raise ImportError(f"{module}: {name!r} is called {successor} now", name=module)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from janus_modular.errors import PromptError
 from janus_modular.protocols import Session
 from janus_modular.sequence import Sequence as Prompt
+from janus_modular.suggest import did_you_mean
 
 Integers = NDArray[np.int64]
 
@@ -37,8 +38,8 @@ class BaseSession(ABC):
     def __init__(self, max_seq_len: int, rows: int | None = None) -> None:
         """Open a session of ``rows`` rows; None: as many as the first prompts need."""
         for name, value in (("max_seq_len", max_seq_len), ("rows", rows)):
-            if value is not None and value < 1:
-                raise PromptError(f"{name}: found {value}; expected 1 or more.")
+            if value is not None and (not _is_integer(value) or value < 1):
+                raise PromptError(f"{name}: found {value!r:.80}; expected a whole number of 1 or more.")
         self.max_seq_len = max_seq_len
         self._fixed_rows = rows
         self._is_allocated = False
@@ -144,7 +145,12 @@ class BaseSession(ABC):
         Raises:
             PromptError: a prompt is empty or too long, or there are more than the session has rows.
         """
-        self._prompt_lengths(prompts)
+        lengths = self._prompt_lengths(prompts)
+        if self._fixed_rows is not None and len(lengths) > self._fixed_rows:
+            raise PromptError(
+                f"prefill: found {len(lengths)} prompts; expected {self._fixed_rows} at most, the rows of the"
+                " session. For more, open it with rows=N."
+            )
         if self._fixed_rows is None:
             self._lengths, self._is_allocated = _frozen(np.zeros(0, np.int64)), False
         elif self._is_allocated:
@@ -199,7 +205,10 @@ class BaseSession(ABC):
         self._lengths, self._is_allocated = _frozen(np.zeros(rows, np.int64)), True
 
     def _row_indices(self, rows: Iterable[int]) -> Integers:
-        indices = np.array(list(rows), np.int64)
+        given = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, str | bytes) else [rows]
+        if not isinstance(rows, Iterable) or not all(map(_is_integer, given)):
+            raise PromptError(f"rows: found {rows!r:.80}; expected a list of whole numbers.")
+        indices = np.array(given, np.int64)
         limit = len(self._lengths) if self._is_allocated or self._fixed_rows else None
         if not len(indices):
             raise PromptError("rows: found none; expected the number of at least one row.")
@@ -217,7 +226,15 @@ class BaseSession(ABC):
         if not len(lengths) or not lengths.min():
             actual = "an empty prompt" if len(lengths) else "no prompts"
             raise PromptError(f"prompts: found {actual}; expected at least one position in each.")
-        self._check_room(int(lengths.max()))
+        self._check_end(int(lengths.max()))
+        for prompt in prompts:
+            tokens = np.asarray(prompt.tokens)[~(prompt.understanding_mask | prompt.generation_mask)]
+            if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
+                unknown = tokens[(tokens < 0) | (tokens >= self.vocab_size)]
+                raise PromptError(
+                    f"prompts: found the token id {unknown[0]}; expected 0 to {self.vocab_size - 1}, the"
+                    " model's vocabulary."
+                )
         return lengths
 
     def _checked_counts(self, method: str, counts: Any, positions: int) -> Integers:
@@ -239,10 +256,10 @@ class BaseSession(ABC):
                 f"{method}: found {checked[row]} positions for row {row}, which is free; expected 0: admit a"
                 " prompt first."
             )
-        self._check_room(int((self._lengths + checked).max()))
+        self._check_end(int((self._lengths + checked).max()))
         return checked
 
-    def _check_room(self, end: int) -> None:
+    def _check_end(self, end: int) -> None:
         if end > self.max_seq_len:
             raise PromptError(
                 f"{end} positions do not fit into a session of {self.max_seq_len}: shorten the prompt, ask"
@@ -257,6 +274,27 @@ class BaseSession(ABC):
                 f" numbers ({len(self._lengths)},), one a row."
             )
         return array.astype(np.int64)
+
+
+def unknown_graph(name: str, known: Iterable[str]) -> PromptError:
+    """Return the error that a session runs no graph of this name."""
+    names = list(known)
+    hint = did_you_mean(name, names)
+    return PromptError(f"run: found the graph '{name}'; expected {', '.join(names)}. {hint}".rstrip())
+
+
+def check_max_seq_len(max_seq_len: int, context: int) -> int:
+    """Return the positions a row that a session is opened with, if the model's context has as many.
+
+    Raises:
+        PromptError: the context has fewer.
+    """
+    if _is_integer(max_seq_len) and max_seq_len > context:
+        raise PromptError(
+            f"max_seq_len: found {max_seq_len}; expected {context} at most, the model's context. Shorten the"
+            " prompt, or ask for fewer tokens."
+        )
+    return max_seq_len
 
 
 class SessionWrapper:
@@ -312,6 +350,10 @@ class SessionWrapper:
     def to_host(self, x: Any) -> NDArray[Any]:
         """Forward the call."""
         return self.session.to_host(x)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _frozen(array: Integers) -> Integers:

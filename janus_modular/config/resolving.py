@@ -17,7 +17,7 @@ from janus_modular.foreign import printable, reason
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.registry import MODEL_SLOTS, a_component, slot_label
-from janus_modular.suggest import did_you_mean
+from janus_modular.suggest import did_you_mean, new_name
 
 T = TypeVar("T")
 
@@ -69,7 +69,9 @@ class _Walk:
                     _join(path, key),
                     "unknown key",
                     f"one of {', '.join(known)}",
-                    _key_hint(str(key), type_hints) or did_you_mean(str(key), known),
+                    new_name(str(key), known)
+                    or _key_hint(str(key), type_hints)
+                    or did_you_mean(str(key), known),
                 )
         values, valid = {}, set[str]()
         for name, field in known.items():

@@ -16,7 +16,7 @@ from janus_modular.interfaces import RowCache
 from janus_modular.model.batch import collate
 from janus_modular.model.model import JanusModel
 from janus_modular.sequence import Sequence
-from janus_modular.sessions import BaseSession
+from janus_modular.sessions import BaseSession, check_max_seq_len, unknown_graph
 
 
 class TorchRuntime:
@@ -32,10 +32,14 @@ class TorchRuntime:
         self.suppressed_ids = suppressed_ids
 
     def open(self, max_seq_len: int, rows: int | None = None) -> TorchSession:
-        """Open a session whose rows hold up to ``max_seq_len`` positions."""
+        """Open a session whose rows hold up to ``max_seq_len`` positions.
+
+        Raises:
+            PromptError: the context has fewer.
+        """
         return TorchSession(
             self.model,
-            max_seq_len=max_seq_len,
+            max_seq_len=check_max_seq_len(max_seq_len, self.context),
             rows=rows,
             pad=self.pad,
             suppressed_ids=self.suppressed_ids,
@@ -123,6 +127,8 @@ class TorchSession(BaseSession):
     @torch.no_grad()
     def run(self, name: str, *inputs: Any) -> Any:
         """Run a function of the model by name; numpy inputs are copied to its device."""
+        if name not in self.functions:
+            raise unknown_graph(name, self.functions)
         return self.functions[name](*(self._on_device(x) for x in inputs))
 
     def sample_text(

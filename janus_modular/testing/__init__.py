@@ -14,4 +14,17 @@ checks without pytest. Names are listed in ``__init__.pyi`` and resolved on firs
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+from janus_modular.renamed import refuse_renamed
+
+_attach, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    """Return a public name, loading its module.
+
+    Raises:
+        ImportError: the name is one of the previous version; says the new one.
+        AttributeError: there is no such name.
+    """
+    refuse_renamed(__name__, name, __all__)
+    return _attach(name)

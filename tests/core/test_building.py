@@ -253,6 +253,7 @@ def test_weights_are_refused_where_nothing_would_load_them(
             ["tiny", "understanding.encoder.name=dinov2"],
             "'dinov2'. hf-vision builds it: {name: hf-vision, config: {model_type: dinov2}}",
         ),
+        (["tiny", "understanding.encoder.width=64"], "It is called 'feature_dim' now."),
         (["tiny", "backbone.name=qwen3"], "hf builds it: {name: hf, config: {model_type: qwen3}}"),
         (["CONFIG", "length=4096"], "length: rows of 4096 positions; the backbone's context is 512"),
         (["CONFIG", "model.text_sampler=txet"], "model.text_sampler: no text sampler"),

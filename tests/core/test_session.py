@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from janus_modular import PromptError
 from janus_modular.checkpoints import ModelAssembly
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
+from janus_modular.errors import CheckError
 from janus_modular.janus import Janus
 from janus_modular.model.session import TorchRuntime, TorchSession
 from janus_modular.sequence import Sequence
 from janus_modular.testing import RuntimeContract
 from janus_modular.testing.examples import prompt
+from janus_modular.testing.session_checks import check_session_extend
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +75,28 @@ class TestTorchKeepsTheContract(RuntimeContract):
 
     def make(self) -> tuple[TorchRuntime, list[Sequence]]:
         return self.runtime, [prompt(1, 2, 3), prompt(4)]
+
+
+def test_a_graph_that_there_is_not_is_named_with_those_that_there_are(runtime: TorchRuntime) -> None:
+    session = runtime.open(8)
+    for name, hint in (("image_next", "It is called 'sample_image' now"), ("embedd", "Did you mean 'embed'")):
+        with pytest.raises(PromptError, match=f"found the graph '{name}'; expected embed, .*{hint}"):
+            session.run(name)
+
+
+def test_a_leak_of_a_neighbours_thousandth_is_found(runtime: TorchRuntime) -> None:
+    """The session checks allow for rounding alone."""
+
+    class Leaks(TorchSession):
+        def feed(self, x: Any, counts: Any) -> Any:
+            hidden = super().feed(x, counts)
+            return hidden + 1e-3 * hidden.roll(1, dims=0)
+
+    class Runtime(TorchRuntime):
+        def open(self, max_seq_len: int, rows: int | None = None) -> TorchSession:
+            return Leaks(self.model, max_seq_len=max_seq_len, rows=rows, pad=self.pad)
+
+    leaking = Runtime(runtime.model, pad=runtime.pad)
+    with pytest.raises(CheckError, match="states differ by"):
+        check_session_extend(leaking, [prompt(1, 2, 3), prompt(4, 5)])
+    check_session_extend(runtime, [prompt(1, 2, 3), prompt(4, 5)])

@@ -20,7 +20,16 @@ from janus_export.runtimes.ort import providers
 from janus_export.runtimes.ort import session as session_module
 from janus_export.runtimes.ort.runtime import OnnxConfig, OnnxRuntime
 from janus_export.runtimes.ort.session import OnnxSession
-from janus_modular import ConfigError, ImageInput, ImageTarget, JanusError, Message, PromptError, Text
+from janus_modular import (
+    BundleError,
+    ConfigError,
+    ImageInput,
+    ImageTarget,
+    JanusError,
+    Message,
+    PromptError,
+    Text,
+)
 from janus_modular.janus import Janus
 from janus_modular.model.session import TorchSession
 from janus_modular.sequence import Sequence
@@ -320,3 +329,12 @@ class TestOnnxRuntimeKeepsTheContract(RuntimeContract):
 
     def make(self) -> tuple[OnnxRuntime, list[Sequence]]:
         return OnnxRuntime(OnnxConfig(), self.bundle), [prompt(1, 2, 3), prompt(4)]
+
+
+def test_a_graph_or_an_input_that_there_is_not_is_an_error_that_says_so(bundled: Janus):
+    session = bundled.runtime.open(8)
+    for name, words in (("image_next", "It is called 'sample_image' now"), ("nope", "it has .*backbone")):
+        with pytest.raises(BundleError, match=rf"has no graph '{name}' in fp32; (.*{words}|{words})"):
+            session.run(name)
+    with pytest.raises(PromptError, match=r"the graph 'sample_text': found 1 inputs; expected 5: hidden"):
+        session.run("sample_text", np.zeros((1, 64), np.float32))

@@ -25,6 +25,7 @@ from janus_modular.atomic_writes import write_text
 from janus_modular.bundles import MANIFEST, find_bundle, is_bundle
 from janus_modular.foreign import printable, reason
 from janus_modular.locking import locked
+from janus_modular.suggest import did_you_mean
 
 __all__ = [
     "LOCK",
@@ -81,7 +82,12 @@ class Bundle:
         return modes_of(self.graphs)
 
     def contract(self, graph: str, variant: str) -> dict[str, Any]:
-        """Return a graph's inputs and outputs as declared in the manifest, with the dtypes of a variant."""
+        """Return a graph's inputs and outputs as declared in the manifest, with the dtypes of a variant.
+
+        Raises:
+            BundleError: the bundle has no such variant, or the variant has no such graph.
+        """
+        self.path(graph, variant)
         dtype = self.manifest["variants"][variant]["dtype"]
         record = self.manifest["graphs"][graph]
         slots = {
@@ -100,10 +106,12 @@ class Bundle:
             raise BundleError(f"{self.folder} has no variant '{variant}'. It has: {', '.join(self.variants)}")
         files = self.manifest["variants"][variant]["files"]
         if graph not in files:
-            raise BundleError(
-                f"{self.folder} has no graph '{graph}' in {variant}: its modes are"
-                f" {', '.join(self.modes) or 'none'}, and this graph is for {mode_of(graph)}."
+            hint = did_you_mean(graph, files) or (
+                f"Its modes are {', '.join(self.modes) or 'none'}, and this graph is for {mode_of(graph)}."
                 f" {REBUILD.format(folder=self.folder)}"
+            )
+            raise BundleError(
+                f"{self.folder} has no graph '{graph}' in {variant}; it has {', '.join(files)}. {hint}"
             )
         return self.folder / files[graph]
 

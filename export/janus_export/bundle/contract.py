@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_modular import NotFiniteError
+from janus_modular import NotFiniteError, PromptError
 from janus_modular.interfaces import TensorSpec
 
 MAGNITUDE = "magnitude"
@@ -29,12 +29,26 @@ class GraphContract:
         """Return the lengths of the axes for inputs of these shapes, in order.
 
         Raises:
+            PromptError: there are more or fewer inputs.
             ValueError: a shape does not fit the graph's input.
         """
         axes = dict[str, int]()
-        for spec, shape in zip(self.inputs, shapes, strict=True):
+        for spec, shape in self.paired(list(shapes)):
             axes |= spec.measure(shape)
         return axes
+
+    def paired(self, values: Sequence[Any]) -> list[tuple[TensorSpec, Any]]:
+        """Return each input with its value.
+
+        Raises:
+            PromptError: there are more or fewer values.
+        """
+        if len(values) != len(self.inputs):
+            names = ", ".join(f"{spec.name} {spec.shape}".replace("'", "") for spec in self.inputs)
+            raise PromptError(
+                f"the graph '{self.name}': found {len(values)} inputs; expected {len(self.inputs)}: {names}."
+            )
+        return list(zip(self.inputs, values, strict=True))
 
     @property
     def returns_x(self) -> bool:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from janus_modular import ImageSamplerSettings, TextSamplerSettings
+from janus_modular import ImageSamplerSettings, TextSamplerSettings, check_max_seq_len
 from janus_modular.testing import SamplingExample, checks_of, run_check
 from janus_modular.testing.examples import CheckpointFormatExample, NumpySession, prompt
 
@@ -208,7 +208,7 @@ class Runs:
     context, text_sampler, image_sampler = 64, "text", "autoregressive"
 
     def open(self, max_seq_len: int, rows: int | None = None) -> Any:
-        return NumpySession(max_seq_len, rows)
+        return NumpySession(check_max_seq_len(max_seq_len, self.context or 64), rows)
 
 
 class NoContext(Runs):

@@ -19,6 +19,7 @@ from janus_export.runtimes.ort.library import check_installation, onnxruntime
 from janus_export.runtimes.ort.providers import check_dtype, check_provider, choose_device
 from janus_export.runtimes.ort.session import OnnxSession
 from janus_modular import ConfigError, Registry, Runtime, hookimpl
+from janus_modular.sessions import check_max_seq_len
 
 ERRORS = 3
 """A level of ONNX Runtime's log."""
@@ -106,8 +107,12 @@ class OnnxRuntime:
         self._opened: dict[str, OnnxGraph] = {}
 
     def open(self, max_seq_len: int, rows: int | None = None) -> OnnxSession:
-        """Open a session whose rows hold up to ``max_seq_len`` positions."""
-        return OnnxSession(self, min(max_seq_len, self.context), rows)
+        """Open a session whose rows hold up to ``max_seq_len`` positions.
+
+        Raises:
+            PromptError: the context has fewer.
+        """
+        return OnnxSession(self, check_max_seq_len(max_seq_len, self.context), rows)
 
     def graph(self, name: str) -> OnnxGraph:
         """Return a graph of the variant, opened at its first use.
@@ -151,7 +156,7 @@ class OnnxRuntime:
         """
         graph = self.graph(name)
         binding, axes = Binding(graph.session, self.device), dict[str, int]()
-        for tensor, value in zip(graph.contract.inputs, inputs, strict=True):
+        for tensor, value in graph.contract.paired(inputs):
             axes |= tensor.measure(binding.take(tensor, value).shape)
         arrays = dict[str, NDArray[Any]]()
         for tensor in graph.contract.outputs:

@@ -151,7 +151,7 @@ class OnnxSession(BundleSession):
         if name not in self.sampler_calls:
             self.sampler_calls[name] = Binding(graph.session, self.runtime.device)
         binding, axes = self.sampler_calls[name], dict[str, int]()
-        for tensor, value in zip(graph.contract.inputs, inputs, strict=True):
+        for tensor, value in graph.contract.paired(inputs):
             axes |= tensor.measure(binding.take(tensor, value).shape)
         outputs = [self._output(name, tensor, tensor.sized(axes)) for tensor in graph.contract.outputs]
         for tensor, buffer in zip(graph.contract.outputs, outputs, strict=True):

@@ -21,6 +21,7 @@ from janus_export.runtimes.trt.memory import ALIGNMENT, DeviceTensor
 from janus_export.runtimes.trt.session import TensorRTSession
 from janus_modular import ConfigError, PromptError, Registry, Runtime, hookimpl
 from janus_modular.interfaces import TensorSpec
+from janus_modular.sessions import check_max_seq_len
 
 
 @dataclass
@@ -91,7 +92,7 @@ class TensorRTRuntime:
                 " Shorten the prompt, or build them with more capacity.\n" + self._build()
             )
         self.gpu.use()
-        return TensorRTSession(self, max_seq_len, rows)
+        return TensorRTSession(self, check_max_seq_len(max_seq_len, self.context), rows)
 
     def engine(self, name: str) -> Engine:
         """Return a graph's engine, loaded at its first use.
@@ -125,7 +126,7 @@ class TensorRTRuntime:
             slot.name: DeviceTensor.zeros(self.gpu, slot.sized(axes), slot.dtype) for slot in contract.outputs
         }
         outputs = tuple(tensors.values())
-        for slot, value in zip(contract.inputs, inputs, strict=True):
+        for slot, value in contract.paired(inputs):
             tensors[slot.name] = self._on_gpu(value, slot, axes)
         most = engine.profiles[profile].axes["images"][2] if images else 0
         if images is None or images <= most:
