@@ -103,8 +103,8 @@ class JanusGroup(TyperGroup):
                 front.append(word)
             elif word in GLOBAL_OPTIONS:
                 front += [word, *[value for value in [next(line, None)] if value is not None]]
-            elif word.startswith("--") and (names := RENAMED.get(word.partition("=")[0])):
-                raise typer.BadParameter(f"{word.partition('=')[0]} is called {' or '.join(names)} now.")
+            elif rest[:1] == ["convert"] and word.partition("=")[0] == "--layout":
+                raise typer.BadParameter(f"--layout is called {' or '.join(RENAMED['--layout'])} now.")
             else:
                 rest.append(word)
         ctx.obj = rest[:2]  # the command
