@@ -79,7 +79,7 @@ class TestTorchKeepsTheContract(RuntimeContract):
 
 def test_a_graph_that_there_is_not_is_named_with_those_that_there_are(runtime: TorchRuntime) -> None:
     session = runtime.open(8)
-    for name, hint in (("image_next", "It is called 'sample_image' now"), ("embedd", "Did you mean 'embed'")):
+    for name, hint in (("image_next", "It is called 'sample_image' now"), ("embeds", "Did you mean 'embed'")):
         with pytest.raises(PromptError, match=f"found the graph '{name}'; expected embed, .*{hint}"):
             session.run(name)
 
