@@ -24,7 +24,7 @@ def escaped(text: str) -> str:
 
 
 class ConfigError(JanusError):
-    """A configuration that cannot be built; lists every fault with its path."""
+    """A configuration that cannot be built; lists every error with its path."""
 
     def __init__(self, message: str, errors: Sequence[object] = ()) -> None:
         super().__init__(message)

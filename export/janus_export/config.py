@@ -90,9 +90,9 @@ class ExportConfig:
     def __post_init__(self) -> None:
         """Raise an error for invalid settings, with a line for each that begins with its field."""
         self.variants = [SHORT_DTYPES.get(name, name) for name in self.variants]
-        checks = (self._variants, self._modes, self._lengths, self._rounding, self._unused, self._storage)
-        if faults := [fault for check in checks for fault in check()]:
-            raise ExportError("\n".join(faults))
+        checks = (self._variants, self._modes, self._lengths, self._quantization, self._unused, self._storage)
+        if problems := [problem for check in checks for problem in check()]:
+            raise ExportError("\n".join(problems))
 
     def exports(self, graph: str) -> bool:
         """Return True if a graph is exported; a graph that is not the core's is the generation path's."""
@@ -168,7 +168,7 @@ class ExportConfig:
                 hint = did_you_mean(name, MODES)
                 yield f"only: no mode is called '{name}'. {hint} Modes: {', '.join(MODES)}"
 
-    def _rounding(self) -> Iterator[str]:
+    def _quantization(self) -> Iterator[str]:
         quantize, quantising = self.quantize, self._quantising()
         for key, names in (("graphs", quantize.graphs or ()), ("bits", quantize.bits)):
             for name in dict.fromkeys(names):

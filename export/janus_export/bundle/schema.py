@@ -48,14 +48,14 @@ TYPES: Mapping[str, type | tuple[type, ...]] = {
 def faults_of(manifest: Mapping[str, Any]) -> Iterator[str]:
     """Return where a manifest differs from its schema, and where its sections contradict each other."""
     schema = _schema()["properties"]
-    faults = [fault for name in NAMED for fault in _long_names(manifest.get(name), name)] or [
-        fault
+    problems = [problem for name in NAMED for problem in _long_names(manifest.get(name), name)] or [
+        problem
         for name in SECTIONS
-        for fault in (
+        for problem in (
             [f"{name} is missing"] if name not in manifest else _problems(manifest[name], schema[name], name)
         )
     ]
-    yield from faults or [*_requirements(manifest["requires"]), *_gaps(manifest)]
+    yield from problems or [*_requirements(manifest["requires"]), *_gaps(manifest)]
 
 
 def _long_names(value: Any, path: str) -> Iterator[str]:

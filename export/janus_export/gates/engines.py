@@ -22,12 +22,14 @@ def engines(target: VerificationTarget) -> Iterator[CheckResult]:
         )
         lengths = Lengths(built[key]["options"]["rows"], engine_set.capacity)
         for graph in engine_set.engines:
-            fault = _fault(target, engine_set, graph, lengths)
+            problem = _problem(target, engine_set, graph, lengths)
             how = f"built by {engine_set.builder}, {'executed' if engine_set.executed else 'never executed'}"
-            yield CheckResult(f"{key}: {graph}", not fault, fault or how, "built of this graph, as recorded")
+            yield CheckResult(
+                f"{key}: {graph}", not problem, problem or how, "built of this graph, as recorded"
+            )
 
 
-def _fault(target: VerificationTarget, engine_set: EngineSet, graph: str, lengths: Lengths) -> str:
+def _problem(target: VerificationTarget, engine_set: EngineSet, graph: str, lengths: Lengths) -> str:
     """Return what is wrong with an engine; "" if nothing is."""
     engine, bundle = engine_set.engines[graph], target.bundle
     if graph not in bundle.graphs:

@@ -103,25 +103,25 @@ def _not_finite(target: VerificationTarget) -> Iterator[str]:
 
 def _caches(graph: ir.Graph, aliases: Iterable[list[str]]) -> Iterator[CheckResult]:
     """Check that each cache output is its input, written by TensorScatter, with four dimensions."""
-    faults = set()
+    problems = set()
     outputs = {value.name: value for value in graph.outputs}
     inputs = {value.name: value for value in graph.inputs}
     for present, past in aliases:
         new, old = outputs.get(present), inputs.get(past)
         if new is None or old is None:
-            faults.add(f"{present} or {past} is missing")
+            problems.add(f"{present} or {past} is missing")
             continue
         node = new.producer()
         if node is None or node.op_type != "TensorScatter" or node.inputs[0] is not old:
-            faults.add(f"{present} is not written by TensorScatter from {past}")
+            problems.add(f"{present} is not written by TensorScatter from {past}")
         elif node.attributes.get_int("axis", -2) != 2:
-            faults.add(f"{present} is written along another axis than its slots")
-        faults |= {
+            problems.add(f"{present} is written along another axis than its slots")
+        problems |= {
             f"{value.name} has {len(value.shape or ())} dimensions"
             for value in (old, new)
             if len(value.shape or ()) != 4
         }
-    yield _none("caches", faults)
+    yield _none("caches", problems)
 
 
 def _unmasked(graph: ir.Graph) -> Iterator[str]:
@@ -145,12 +145,12 @@ def _matrices(graph: ir.Graph) -> Iterator[str]:
     for node in graph:
         if node.op_type not in ("Gemm", "MatMul"):
             continue
-        for value in map(_widened_from, node.inputs):
+        for value in map(_upcast_from, node.inputs):
             if value is not None and value.is_initializer() and value.name and len(value.shape or ()) == 2:
                 yield value.name.removeprefix("model.")
 
 
-def _widened_from(value: ir.Value | None) -> ir.Value | None:
+def _upcast_from(value: ir.Value | None) -> ir.Value | None:
     """Return the input of the Cast that computes a value; the value itself if no Cast computes it."""
     node = None if value is None else value.producer()
     return node.inputs[0] if node is not None and node.op_type == "Cast" else value
@@ -188,8 +188,8 @@ def sizes(target: VerificationTarget) -> Iterator[CheckResult]:
             sizes = [size for size in tensor.shape if not isinstance(size, str)]
             fixed[f"{graph.name}.{tensor.name}"] = sizes
     for layer, pair in enumerate(cache_shapes(model.backbone)):
-        for state, (heads, width) in zip(("key", "value"), pair, strict=True):
-            fixed[f"backbone.past_{state}_{layer}"] = [heads, width]
+        for state, (heads, head_dim) in zip(("key", "value"), pair, strict=True):
+            fixed[f"backbone.past_{state}_{layer}"] = [heads, head_dim]
     for name, want in fixed.items():
         if name.partition(".")[0] not in target.bundle.graphs:
             continue
@@ -199,5 +199,5 @@ def sizes(target: VerificationTarget) -> Iterator[CheckResult]:
     yield CheckResult("layers", layers == layer + 1, str(layers), str(layer + 1))
 
 
-def _none(label: str, faults: set[str]) -> CheckResult:
-    return CheckResult(label, not faults, ", ".join(sorted(faults)[:5]) or "none", "none")
+def _none(label: str, problems: set[str]) -> CheckResult:
+    return CheckResult(label, not problems, ", ".join(sorted(problems)[:5]) or "none", "none")

@@ -151,27 +151,27 @@ class Source:
                 name,
                 DTYPES[self._stored_dtype(name, dtype)],
                 self.shapes[name],
-                partial(self._pieces, name, dtype),
+                partial(self._chunks, name, dtype),
             )
             for name in sorted(names)
         ]
 
     def rows(self, name: str) -> Iterator[Any]:
-        """Yield a weight's rows in small pieces, as float32 arrays."""
-        yield from self._pieces(name, torch.float32, most=1 << 24)
+        """Yield a weight's rows in small chunks, as float32 arrays."""
+        yield from self._chunks(name, torch.float32, most=1 << 24)
 
     def overflow(self, dtype: torch.dtype) -> ExportError:
         """Return the error that names every weight which is not finite in ``dtype``; it reads all of them."""
-        faults = []
+        problems = []
         for stored, name in sorted(self.under.items()):
-            if self.dtypes[stored].is_floating_point and (fault := _overflow(self.tensors[name], dtype)):
-                faults.append(f"{name} ({fault})")
-        more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
+            if self.dtypes[stored].is_floating_point and (problem := _overflow(self.tensors[name], dtype)):
+                problems.append(f"{name} ({problem})")
+        more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         name = str(dtype).removeprefix("torch.")
         hint = "" if dtype == torch.float32 else f"; for numbers beyond {name}, use the variant fp32"
         return ExportError(
             f"weights that are not finite in {name}, whose largest number is {torch.finfo(dtype).max:g}:"
-            f" {', '.join(faults[:5])}{more}. Such a bundle would generate noise. NaN and"
+            f" {', '.join(problems[:5])}{more}. Such a bundle would generate noise. NaN and"
             f" infinities are in the checkpoint itself: use an earlier checkpoint{hint}."
         )
 
@@ -179,16 +179,16 @@ class Source:
         own = self.dtypes[name]
         return dtype if own.is_floating_point else own
 
-    def _pieces(self, name: str, dtype: torch.dtype, most: int = 1 << 26) -> Iterator[Any]:
+    def _chunks(self, name: str, dtype: torch.dtype, most: int = 1 << 26) -> Iterator[Any]:
         tensor = self.tensors[self.under[name]].detach()
         stored_dtype = self._stored_dtype(name, dtype)
         if not tensor.shape:
             tensor = tensor.reshape(1)
         for part in chunks(len(tensor), stored_dtype.itemsize * tensor[0].numel(), most):
-            piece = tensor[part].to(stored_dtype).contiguous()
-            if not is_finite(piece):
+            chunk = tensor[part].to(stored_dtype).contiguous()
+            if not is_finite(chunk):
                 raise self.overflow(stored_dtype)
-            yield piece.numpy() if stored_dtype != torch.bfloat16 else piece.view(torch.int16).numpy()
+            yield chunk.numpy() if stored_dtype != torch.bfloat16 else chunk.view(torch.int16).numpy()
 
 
 def is_finite(x: Tensor) -> bool:
