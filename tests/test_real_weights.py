@@ -72,12 +72,12 @@ def kept(name: str, made_of: list[bytes], make: Callable[[Path], None]) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for old in folder.parent.glob(f"{name}-*"):
             shutil.rmtree(old)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
         try:
-            make(aside / name)
-            os.replace(aside / name, folder)
+            make(temporary / name)
+            os.replace(temporary / name, folder)
         finally:
-            shutil.rmtree(aside)
+            shutil.rmtree(temporary)
     return folder
 
 

@@ -36,7 +36,7 @@ GATES: dict[str, Gate] = {
     "cache": graphs.cache,
     "engines": engines.engines,
     "range": quantized.activations,
-    "rounding": quantized.forced,
+    "rounding": quantized.teacher_forced,
     "answer": end_to_end.answer,
     "drawing": end_to_end.drawing,
 }

@@ -44,11 +44,11 @@ def test_an_export_that_was_killed_anywhere_never_blocks_the_next_one(
     monkeypatch.setattr(exporting, "_check_samplers", lambda *_: None)
 
     class Stand:
-        def __init__(self, _: str, opened: Any, aside: Path, *others: Any) -> None:
-            self.aside = aside
+        def __init__(self, _: str, opened: Any, temporary: Path, *others: Any) -> None:
+            self.temporary = temporary
 
         def run(self) -> None:
-            write_small_bundle(self.aside, NEW)
+            write_small_bundle(self.temporary, NEW)
 
     monkeypatch.setattr(exporting, "_Export", Stand)
     config = ExportConfig(capacity=32)

@@ -17,13 +17,13 @@ from janus_modular.atomic_writes import folder_lock
 
 
 def test_a_second_export_into_a_bundle_is_refused_and_touches_nothing(tiny_checkpoint: Path, tmp_path: Path):
-    aside = tmp_path / ".k.export"
-    aside.mkdir()
-    (aside / "work").touch()
+    temporary = tmp_path / ".k.export"
+    temporary.mkdir()
+    (temporary / "work").touch()
     refused = pytest.raises(BundleError, match=rf"another process is writing .*process {os.getpid()}\)")
     with folder_lock(tmp_path / "k", error=BundleError), refused:
         export(tiny_checkpoint, tmp_path / "k")
-    assert (aside / "work").is_file()
+    assert (temporary / "work").is_file()
 
 
 def test_an_export_to_a_link_replaces_what_it_leads_to(tiny_checkpoint: Path, tmp_path: Path):

@@ -30,7 +30,7 @@ HALF_MAX = 65504.0  # what float16 can hold; bfloat16 holds what float32 does
 ENOUGH_CHOICES = 1000  # enough to estimate a share
 
 
-def forced(target: VerificationTarget) -> Iterator[CheckResult]:
+def teacher_forced(target: VerificationTarget) -> Iterator[CheckResult]:
     """Compare each step along torch's own answers and drawings (teacher forcing).
 
     If a bundle supports only one of the two, only that one is compared.
@@ -84,14 +84,14 @@ def compare_drawing(
     yield compare_directions(f"{label}: cosine of states", precision, got, want)
     ids: list[list[Array]] = [[], []]
     for call in run.calls_of(*(name for name, graph in graphs.items() if graph.role == "sample")):
-        place = next((i for i, x in enumerate(call.inputs) if np.array_equal(x, run.hidden[call.step])), None)
-        if place is None:
+        index = next((i for i, x in enumerate(call.inputs) if np.array_equal(x, run.hidden[call.step])), None)
+        if index is None:
             continue  # it takes no states of the backbone
-        rows = len(call.inputs[place])
+        rows = len(call.inputs[index])
         for chosen, states in zip(ids, (got, want), strict=True):
             for start in range(0, len(states) - rows + 1, rows):
                 inputs = list(map(torch.from_numpy, call.inputs))
-                inputs[place] = torch.from_numpy(states[start : start + rows]).float()
+                inputs[index] = torch.from_numpy(states[start : start + rows]).float()
                 result = graphs[call.graph].function(*inputs)
                 outputs = result if isinstance(result, tuple) else (result,)
                 chosen += [x.numpy().ravel() for x in outputs if x.dtype == torch.int64]
@@ -113,7 +113,7 @@ def activations(target: VerificationTarget) -> Iterator[CheckResult]:
 def _largest(target: VerificationTarget) -> tuple[float, str]:
     """Run the prompts of drawings and answers through a float32 backbone that outputs all activations."""
     names: list[str] = []
-    with TemporaryDirectory() as aside:
+    with TemporaryDirectory() as temporary:
         model = upcast(ir.load(target.runtime.bundle.path("backbone", target.variant)))
         known = {value.name for value in model.graph.outputs}
         for node in model.graph:
@@ -121,7 +121,7 @@ def _largest(target: VerificationTarget) -> tuple[float, str]:
                 if value.dtype == ir.DataType.FLOAT and value.name and value.name not in known:
                     model.graph.outputs.append(value)
                     names.append(value.name)
-        path = Path(aside) / "open.onnx"
+        path = Path(temporary) / "open.onnx"
         ir.save(model, path, external_data="open.data")
         session = onnxruntime.InferenceSession(str(path), quiet_options(), providers=["CPUExecutionProvider"])
         magnitudes: dict[str, float] = {}
@@ -129,26 +129,26 @@ def _largest(target: VerificationTarget) -> tuple[float, str]:
         runs = [reference.greedy[1]] if target.has("text") else []
         runs += [reference.drawn[1]] if target.has("drawing") else []
         for run in runs:
-            feeds = _first_feed(target, run)
-            for name, value in zip(names, session.run(names, feeds), strict=True):
+            inputs = _first_inputs(target, run)
+            for name, value in zip(names, session.run(names, inputs), strict=True):
                 magnitudes[name] = max(magnitudes.get(name, 0.0), magnitude(value))
     where = max(magnitudes, key=magnitudes.__getitem__)
     return magnitudes[where], where
 
 
-def _first_feed(target: VerificationTarget, run: Run) -> dict[str, Array]:
+def _first_inputs(target: VerificationTarget, run: Run) -> dict[str, Array]:
     """Return the backbone's inputs for prompts: embeddings from the same graphs, and an empty cache."""
     x = embed(run.prompts, target.runtime.run, images_at_once=4).astype(np.float32)
     rows, tokens, _ = x.shape
     at = np.tile(np.arange(tokens), (rows, 1))
     axes = {"rows": rows, "tokens": tokens, "capacity": tokens}
-    feeds: dict[str, Array] = {
+    inputs: dict[str, Array] = {
         "x": x,
         "positions": at,
         "mask": (np.arange(tokens) <= at[:, :, None])[:, None],
         "write_index": np.zeros(rows, np.int64),
     }
     for tensor in target.runtime.graph("backbone").contract.inputs:
-        if tensor.name not in feeds:
-            feeds[tensor.name] = np.zeros(tensor.sized(axes), np.float32)
-    return feeds
+        if tensor.name not in inputs:
+            inputs[tensor.name] = np.zeros(tensor.sized(axes), np.float32)
+    return inputs

@@ -84,7 +84,7 @@ def export(
     expected = "an ExportConfig; resolve(load(...), ExportConfig) makes one of a mapping"
     config = arguments.option(config, "config", ExportConfig, type(None), expected=expected) or ExportConfig()
     folder = Path(target).expanduser().resolve()  # a link is kept, its target is replaced
-    aside = folder.with_name(f".{folder.name}.export")
+    temporary = folder.with_name(f".{folder.name}.export")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder_lock(folder, error=BundleError):
@@ -93,10 +93,10 @@ def export(
             opened = merge_adapters(open_lazily(source, plugins=plugins), plugins)
             _check_samplers(opened, plugins or default_plugins())
             config.ranges(opened.model.backbone.context)  # invalid settings fail before the export starts
-            aside.mkdir(exist_ok=True)
-            _Export(str(source), opened, aside, config, on_progress, plugins).run()
+            temporary.mkdir(exist_ok=True)
+            _Export(str(source), opened, temporary, config, on_progress, plugins).run()
             with _undisturbed(folder):
-                swap(aside, folder)
+                swap(temporary, folder)
     except OSError as error:
         raise BundleError(
             f"{folder} could not be written: {error}. Existing files are unchanged; the same command"
@@ -139,7 +139,7 @@ class _Export:
         self,
         named: str,
         opened: LazyCheckpoint,
-        aside: Path,
+        temporary: Path,
         config: ExportConfig,
         on_progress: OnProgress,
         plugins: Plugins | None,
@@ -147,9 +147,9 @@ class _Export:
         self.opened, self.config, self.on_progress = opened, config, on_progress
         self.plugins = plugins_of(opened, plugins or default_plugins())
         self.source = describe_source(named, opened)
-        purpose = {"source": self.source, "config": asdict(config), "versions": manifest.versions()}
-        self.state = ExportState(aside, purpose)
-        self.aside, self.lowered = aside, aside / "lowered"
+        fingerprint = {"source": self.source, "config": asdict(config), "versions": manifest.versions()}
+        self.state = ExportState(temporary, fingerprint)
+        self.temporary, self.lowered = temporary, temporary / "lowered"
         self.names = native_names(opened.model)
         self.tensors = Source(opened.model, opened.tensors, str(opened.folder))
         self.quantizations = {
@@ -171,7 +171,7 @@ class _Export:
         lowered, files, outcomes = self._choose(graphs)
         weights = self._write_weights(lowered, outcomes)
         uses = self._bind(lowered, weights)
-        self.opened.processor.save(self.aside)
+        self.opened.processor.save(self.temporary)
         shutil.rmtree(self.lowered)
         self.state.close()
         variants = {
@@ -187,7 +187,7 @@ class _Export:
             for name in self.config.variants
         }
         write_manifest(
-            self.aside,
+            self.temporary,
             manifest.compose_manifest(
                 source=self.source,
                 plugins=self.plugins,
@@ -208,15 +208,15 @@ class _Export:
             with mode:
                 graphs = self._declare(self.config.lowered_beside)
             declared = declared or graphs
-            for place, graph in enumerate(graphs, number * len(graphs)):
-                self.on_progress("graphs", place, len(dtypes) * len(graphs))
+            for index, graph in enumerate(graphs, number * len(graphs)):
+                self.on_progress("graphs", index, len(dtypes) * len(graphs))
                 path = self.lowered / f"{graph.name}.{dtype}.onnx"
                 if not self.state.has(path):
                     lowered = to_onnx(graph, mode)
                     detach(lowered, self.names, dtype)
                     ir.save(lowered, path)
                     self.state.note(path.name, sha256(path))
-                self.on_progress("graphs", place + 1, len(dtypes) * len(graphs))
+                self.on_progress("graphs", index + 1, len(dtypes) * len(graphs))
         return [graph for graph in declared if graph.name not in self.config.lowered_beside]
 
     def _declare(self, beside: Container[str]) -> list[Graph]:
@@ -308,9 +308,9 @@ class _Export:
             contents = hashlib.sha256(
                 repr([(tensor.name, tensor.shape) for tensor in tensors]).encode()
             ).hexdigest()
-            path = self.aside / FOLDER / self.state.done.get(f"{weight_set} {contents}", "none")
+            path = self.temporary / FOLDER / self.state.done.get(f"{weight_set} {contents}", "none")
             if not path.is_file():
-                path = write_stream(tensors, self.aside / FOLDER, on_progress=on_progress)
+                path = write_stream(tensors, self.temporary / FOLDER, on_progress=on_progress)
                 self.state.note(f"{weight_set} {contents}", path.name)
             done += sum(tensor.size for tensor in tensors)
             where |= {(weight_set, tensor.name): path for tensor in tensors}
@@ -329,14 +329,14 @@ class _Export:
         uses = {}
         for name, graph in graphs.items():
             uses[name] = {f"{FOLDER}/{weights[pointer].name}" for _, pointer in pointers(graph)}
-            save_graph(bind(graph, weights), self.aside / name)
+            save_graph(bind(graph, weights), self.temporary / name)
         return uses
 
     def _hashes(self) -> dict[str, tuple[str, int]]:
         """Return hash and size of every file; weight files are named by their hash."""
-        paths = [path for path in self.aside.rglob("*") if path.is_file() and path.name != MANIFEST]
+        paths = [path for path in self.temporary.rglob("*") if path.is_file() and path.name != MANIFEST]
         return {
-            path.relative_to(self.aside).as_posix(): (
+            path.relative_to(self.temporary).as_posix(): (
                 path.stem if path.parent.name == FOLDER else sha256(path),
                 path.stat().st_size,
             )

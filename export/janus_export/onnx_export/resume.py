@@ -18,14 +18,14 @@ STATE = "unfinished.json"
 class ExportState:
     """A folder whose finished files are kept for the next export of the same source and settings."""
 
-    def __init__(self, folder: Path, purpose: Mapping[str, Any]) -> None:
-        """Continue an interrupted export with this purpose; otherwise start with an empty folder."""
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
+        """Continue an interrupted export with this fingerprint; otherwise start with an empty folder."""
         self.folder = folder
         self.done: dict[str, str] = {}  # file -> hash, or what a file was written for -> its name
-        self.purpose = json.loads(json.dumps(purpose))
+        self.fingerprint = json.loads(json.dumps(fingerprint))
         with suppress(OSError, ValueError, KeyError):
             state = json.loads((folder / STATE).read_text("utf-8"))
-            if state["purpose"] == self.purpose:
+            if state["fingerprint"] == self.fingerprint:
                 self.done = state["done"]
         if not self.done:
             _clear(folder)
@@ -38,7 +38,7 @@ class ExportState:
     def note(self, name: str, value: str) -> None:
         """Record a file's hash, or another fact."""
         self.done[name] = value
-        state = {"purpose": self.purpose, "done": self.done}
+        state = {"fingerprint": self.fingerprint, "done": self.done}
         write_text(self.folder / STATE, json.dumps(state))
 
     def close(self) -> None:

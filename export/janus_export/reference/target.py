@@ -50,8 +50,8 @@ class Reference:
         """Load it from a checkpoint."""
         return cls(Janus.from_pretrained(path, device="cpu", dtype="float32"))
 
-    def within(self, room: int, *, images: bool = True) -> Reference:
-        """Return the reference with only those questions whose answers fit into ``room`` positions.
+    def within(self, max_positions: int, *, images: bool = True) -> Reference:
+        """Return the reference with only those questions whose answers fit into ``max_positions`` positions.
 
         The capacity of engines may be less than two images need; and a bundle without image understanding
         gets no questions about images (``images``).
@@ -60,12 +60,14 @@ class Reference:
         fitting = [
             question
             for question, length in zip(self.prompts, lengths, strict=True)
-            if length <= room and (images or not any(map(_has_image, question)))
+            if length <= max_positions and (images or not any(map(_has_image, question)))
         ]
         if len(fitting) == len(self.prompts):
             return self
         if not fitting:
-            raise BundleError(f"a capacity of {room} positions is too small for the shortest question")
+            raise BundleError(
+                f"a capacity of {max_positions} positions is too small for the shortest question"
+            )
         return self.fewer.setdefault(len(fitting), Reference(self.janus, fitting))
 
     @cached_property
@@ -115,15 +117,15 @@ class VerificationTarget:
     def of(
         cls, bundle: Bundle, variant: str, reference: Reference, *, runtime: str, device: str
     ) -> Iterator[VerificationTarget]:
-        """Open a variant; ONNX Runtime cannot run half precision on a CPU, so its graphs are widened."""
-        with TemporaryDirectory() as aside:
+        """Open a variant; ONNX Runtime cannot run half precision on a CPU, so there its graphs are upcast."""
+        with TemporaryDirectory() as temporary:
             on = device if runtime == "onnx" and not reference.is_streamed else "cpu"
             opened = OnnxRuntime(OnnxConfig(variant, on), bundle)
             how = f"ONNX Runtime on {opened.device.name}"
             if opened.device.memory == "cpu" and bundle.manifest["variants"][variant]["dtype"] != "float32":
                 if not reference.is_streamed:
                     opened = OnnxRuntime(
-                        OnnxConfig(variant, "cpu"), upcast_bundle(bundle, variant, Path(aside))
+                        OnnxConfig(variant, "cpu"), upcast_bundle(bundle, variant, Path(temporary))
                     )
                 how += ", in float32 with the variant's rounded weights"
             whole: Runtime = opened
@@ -147,7 +149,7 @@ class VerificationTarget:
         return self.bundle.manifest["variants"][self.variant]
 
     @property
-    def parts(self) -> Any:
+    def graph_runtime(self) -> Any:
         """The runtime of single graphs: the users' runtime if it runs graphs by name."""
         return self.whole if hasattr(self.whole, "run") else self.runtime
 

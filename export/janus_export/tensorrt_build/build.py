@@ -114,11 +114,11 @@ class _Build:
         if engines != before.get("engines", {}):
             self._record(engines, executed)  # before their files are removed
         self._clear(engines)
-        for place, graph in enumerate(missing):
-            self.on_progress(graph, place, len(missing))
+        for index, graph in enumerate(missing):
+            self.on_progress(graph, index, len(missing))
             engines[graph] = self._build(graph)
             self._record(engines, executed)
-            self.on_progress(graph, place + 1, len(missing))
+            self.on_progress(graph, index + 1, len(missing))
         inspected = [graph for graph, record in engines.items() if self._inspect(graph, record)]
         if inspected:
             self._record(engines, executed)
@@ -129,9 +129,9 @@ class _Build:
         file = self._file(graph)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._inspection(graph).unlink(missing_ok=True)  # of an older engine
-        with atomic_replace(file, error=BundleError) as aside:
+        with atomic_replace(file, error=BundleError) as temporary:
             built = build_engine(
-                self.trt, lower(source, capacity=self.lengths.capacity), source, aside, self._order(graph)
+                self.trt, lower(source, capacity=self.lengths.capacity), source, temporary, self._order(graph)
             )
         return {
             "file": file.relative_to(self.bundle.folder).as_posix(),

@@ -138,9 +138,9 @@ def _configure(trt: Any, builder: Any, config: Any, model: ir.Model, order: Engi
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if order.arch:
         config.num_compute_capabilities = len(order.arch)
-        for place, capability in enumerate(order.arch):
+        for index, capability in enumerate(order.arch):
             config.set_compute_capability(
-                getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), place
+                getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), index
             )
     if order.timing_cache is not None:
         known = order.timing_cache.read_bytes() if order.timing_cache.exists() else b""
@@ -150,7 +150,7 @@ def _configure(trt: Any, builder: Any, config: Any, model: ir.Model, order: Engi
         for value in model.graph.inputs:
             shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape or ())
             spec = TensorSpec(str(value.name), "", shape)
-            axes = ({name: sizes[place] for name, sizes in lengths.axes.items()} for place in range(3))
+            axes = ({name: sizes[index] for name, sizes in lengths.axes.items()} for index in range(3))
             profile.set_shape(value.name, *map(spec.sized, axes))
         config.add_optimization_profile(profile)
 
@@ -225,5 +225,5 @@ def _last(words: Sequence[str]) -> str:
 
 
 def _keep(cache: Any, path: Path) -> None:
-    with atomic_replace(path) as aside:
-        aside.write_bytes(bytes(cache))
+    with atomic_replace(path) as temporary:
+        temporary.write_bytes(bytes(cache))

@@ -59,7 +59,7 @@ def pin(model: ir.Model, sizes: dict[str, int]) -> None:
 def state_sizes(model: ir.Model) -> None:
     """Write known sizes into every Reshape, because the parser does not infer computed sizes.
 
-    In ``x.view(rows, tokens, -1, width)``, the number of heads is -1; TensorRT then treats it as unknown,
+    In ``x.view(rows, tokens, -1, head_dim)``, the number of heads is -1; TensorRT then treats it as unknown,
     which its attention rejects.
     """
     for node in list(model.graph):
@@ -67,26 +67,26 @@ def state_sizes(model: ir.Model) -> None:
         sizes = node.inputs[1].producer() if node.op_type == "Reshape" and node.inputs[1] else None
         if shape is None or sizes is None or sizes.op_type != "Concat":
             continue
-        counts = [_count(piece) for piece in sizes.inputs]
+        counts = [_count(sizes_input) for sizes_input in sizes.inputs]
         if None in counts or sum(map(int, counts)) != len(shape):  # type: ignore[arg-type]  # none is None
             continue
         stated, at = [], 0
-        for piece, count in zip(sizes.inputs, counts, strict=True):
+        for sizes_input, count in zip(sizes.inputs, counts, strict=True):
             known = shape[at] if count == 1 else None
-            stated.append(_constant(model, node, [known]) if isinstance(known, int) else piece)
+            stated.append(_constant(model, node, [known]) if isinstance(known, int) else sizes_input)
             at += count or 0
         target = ir.node("Concat", stated, {"axis": 0})
         model.graph.insert_before(node, target)
         node.replace_input_with(1, target.outputs[0])
 
 
-def _count(piece: ir.Value | None) -> int | None:
-    """Return the number of sizes in a piece of a shape; None if it is unknown."""
-    node = piece.producer() if piece is not None else None
-    if node is None or piece is None:
+def _count(sizes_input: ir.Value | None) -> int | None:
+    """Return the number of sizes that one input of a shape holds; None if it is unknown."""
+    node = sizes_input.producer() if sizes_input is not None else None
+    if node is None or sizes_input is None:
         return None
     if node.op_type == "Constant":
-        return int(ir.convenience.get_const_tensor(piece).size)  # type: ignore[union-attr]  # it is one
+        return int(ir.convenience.get_const_tensor(sizes_input).size)  # type: ignore[union-attr]  # it is one
     first = node.inputs[0].shape if node.inputs and node.inputs[0] is not None else None
     if node.op_type == "Shape" and first is not None:
         start, end = (
@@ -126,9 +126,9 @@ def _write_out(model: ir.Model, node: ir.Node, cap: float) -> None:
     assert key.shape is not None
     assert value is not None
     assert value.shape is not None
-    heads, width, shared, slots = query.shape[1], query.shape[3], key.shape[1], key.shape[2]
+    heads, head_dim, shared, slots = query.shape[1], query.shape[3], key.shape[1], key.shape[2]
     dtype = query.dtype or ir.DataType.FLOAT
-    scale = node.attributes.get_float("scale", width**-0.5)  # type: ignore[operator]  # widths are numbers
+    scale = node.attributes.get_float("scale", head_dim**-0.5)  # type: ignore[operator]  # sizes are numbers
 
     def add(op: str, inputs: Sequence[ir.Value | None], **attributes: int | Sequence[int]) -> ir.Value:
         new = ir.node(op, inputs, attributes)
@@ -143,7 +143,7 @@ def _write_out(model: ir.Model, node: ir.Node, cap: float) -> None:
         return add("Reshape", [x, _constant(model, node, [0, head, -1, last])])
 
     scaled = add("Mul", [query, number(scale, dtype)])  # first, against overflow in half precision
-    grouped = view(scaled, shared, width)  # (B, kv heads, groups * T, w)
+    grouped = view(scaled, shared, head_dim)  # (B, kv heads, groups * T, w)
     scores = add("MatMul", [grouped, add("Transpose", [key], perm=[0, 1, 3, 2])])
     scores = view(add("Cast", [scores], to=int(ir.DataType.FLOAT)), heads, slots)  # (B, H, T, S)
     capped = add("Mul", [add("Tanh", [add("Div", [scores, number(cap)])]), number(cap)])

@@ -231,9 +231,9 @@ def test_a_disk_that_fills_under_torch_save_says_so_too(tmp_path: Path) -> None:
     with (
         pytest.raises(CheckpointError, match="could not be written"),
         largest_file(10_000),
-        replace_checkpoint(tmp_path / "model", replaces=native.MODEL_TYPE) as aside,
+        replace_checkpoint(tmp_path / "model", replaces=native.MODEL_TYPE) as temporary,
     ):
-        torch.save(torch.zeros(10_000), aside / "training.pt")
+        torch.save(torch.zeros(10_000), temporary / "training.pt")
     assert not any(tmp_path.iterdir())
 
 
