@@ -78,12 +78,12 @@ def _wrong_graphs(graphs: Any) -> str:
             roles = ", ".join(get_args(GraphRole))
             return f"its graph '{graph.name}' has the role {graph.role!r}; expected one of {roles}."
         for spec in (*graph.inputs, *graph.outputs):
-            place = f"'{spec.name}' of its graph '{graph.name}'"
+            label = f"'{spec.name}' of its graph '{graph.name}'"
             if spec.dtype not in DTYPES:
-                return f"{place} has the dtype {spec.dtype!r}; expected one of {', '.join(DTYPES)}."
+                return f"{label} has the dtype {spec.dtype!r}; expected one of {', '.join(DTYPES)}."
             if not all(_is_dimension(size) for size in spec.shape):
                 return (
-                    f"{place} has the shape {spec.shape}; expected sizes from 1, axes ({', '.join(AXES)}), or"
+                    f"{label} has the shape {spec.shape}; expected sizes from 1, axes ({', '.join(AXES)}), or"
                     " multiples of axes ('2*rows')."
                 )
     return ""

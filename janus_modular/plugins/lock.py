@@ -150,7 +150,7 @@ def _files(distribution: metadata.Distribution, packages: set[str]) -> dict[str,
     files: dict[str, Path] = {}
     for package in sorted(packages):
         spec = find_spec(package)  # of a name without dots: nothing is imported
-        folders = [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
+        folders = [Path(location) for location in (spec and spec.submodule_search_locations) or ()]
         if spec and spec.origin and not folders:
             files[Path(spec.origin).name] = Path(spec.origin)
         for folder in folders:

@@ -56,7 +56,7 @@ QUESTIONS = [("what?", [IMAGES[0]]), ("a longer question, no image", []), ("whic
 
 @torch.no_grad()
 def test_rows_go_on_as_if_alone(janus: Janus) -> None:
-    """Prefill and steps of three ragged rows, two images in one, against one forward pass a row."""
+    """Prefill and steps of three variable-length rows, two images in one, against one forward pass a row."""
     prompts = [
         janus.processor.chat_prompt([Message("user", [*map(ImageInput, images), Text(text)])])
         for text, images in QUESTIONS

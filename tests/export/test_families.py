@@ -169,7 +169,7 @@ def exported(request: pytest.FixtureRequest, lower: Lower) -> Exported:
     return Exported(request.param, lower)
 
 
-def test_a_prompt_of_ragged_rows_and_the_steps_after_it(exported: Exported):
+def test_a_prompt_of_variable_length_rows_and_the_steps_after_it(exported: Exported):
     """Rows of 9 and 14 tokens, read at once, then one token at a time: past every window."""
     rows, lengths = Rows(exported, capacity=24), np.array([9, 14])
     hidden = rows.feed(exported.x[:, :14], np.tile(np.arange(14), (2, 1)))

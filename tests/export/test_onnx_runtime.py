@@ -66,7 +66,7 @@ def open_runtime(folder: Path, **options) -> OnnxRuntime:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_ragged_batch_answers_as_torch_does(torches: Janus, bundled: Janus, temperature: float):
+def test_a_variable_length_batch_answers_as_torch_does(torches: Janus, bundled: Janus, temperature: float):
     settings = {"max_tokens": 20, "temperature": temperature, "seed": 5}
     expected = torches.chat_batch(QUESTIONS, **settings)
     assert bundled.chat_batch(QUESTIONS, **settings) == expected
@@ -106,7 +106,7 @@ def test_seeds_decide_a_drawing_and_company_does_not(bundled: Janus, codes_of: C
 def test_rows_go_on_as_in_torch_whatever_the_buckets_and_chunks(
     torches: Janus, tiny_bundle: Path, bucket: int, chunk: int
 ):
-    """Ragged prompts with images, then steps in which rows pause; past several growths of the cache."""
+    """Prompts of various lengths with images, then steps in which rows pause; and a cache that grows."""
     prompts = prompts_of(torches)
     room = max(map(len, prompts)) + 12
     theirs = torches.runtime.open(room)

@@ -153,7 +153,7 @@ def test_a_lookup_and_a_tied_head_read_the_same_bytes(bits: int, halves: bool, t
     np.testing.assert_allclose(y, restored[ids] @ restored.T, rtol=0, atol=1e-3)  # sums of 64, up to 1e2
 
 
-def test_rows_of_an_unquantised_table_are_widened_after_they_were_looked_up(tmp_path: Path):
+def test_rows_of_an_unquantised_table_are_upcast_after_they_were_looked_up(tmp_path: Path):
     """A session that widened the table as a whole would hold it in float32."""
     weight = np.random.default_rng(0).standard_normal((48, 64)).astype(np.float16)
     model = table_graph(weight.astype(np.float32), head=False)

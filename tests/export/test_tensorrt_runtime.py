@@ -56,7 +56,7 @@ def prompts_of(janus: Janus, questions=QUESTIONS):
 
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_ragged_batch_answers_as_torch_does(
+def test_a_variable_length_batch_answers_as_torch_does(
     torches: Janus, machine: Any, built_bundle: Path, target: str, temperature: float
 ):
     settings = {"max_tokens": 12, "temperature": temperature, "top_k": 30, "top_p": 0.9, "seed": 5}
@@ -112,7 +112,7 @@ def test_a_whole_drawing_has_torchs_codes(
 def test_rows_go_on_as_in_torch_whatever_the_chunks(
     torches: Janus, machine: Any, built_bundle: Path, chunk: int
 ):
-    """Ragged prompts with images, then steps in which rows pause."""
+    """Prompts of various lengths with images, then steps in which rows pause."""
     prompts = prompts_of(torches)
     room = max(map(len, prompts)) + 12
     theirs = torches.runtime.open(room)

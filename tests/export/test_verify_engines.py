@@ -91,7 +91,7 @@ def test_half_precision_is_forced_on_the_engines(
     [
         ("graphs", "understand", "layers.0.weight", 0.1, "understand"),
         ("graphs", "tokenize_image", "weight", 1, "tokenize_image"),
-        ("rows", "backbone", "q_proj.weight", 0.01, "ragged rows: steps"),
+        ("rows", "backbone", "q_proj.weight", 0.01, "variable-length rows: steps"),
         ("answer", "sample_text", "weight", 1, "greedy answers: tokens"),
         ("drawing", "sample_image", "vision_head.weight", 1, "a whole drawing: ids"),
         ("drawing", "decode_image", "weight", 0.3, "a whole drawing: pixels"),

@@ -44,7 +44,7 @@ def cache_read(runtime: Runtime, positions: float) -> int | None:
 
         backbone = runtime.model.backbone
         size = next(backbone.parameters()).element_size()
-        each = size * sum(heads * width for pair in cache_shapes(backbone) for heads, width in pair)
+        each = size * sum(heads * head_dim for pair in cache_shapes(backbone) for heads, head_dim in pair)
     else:
         return None
     return int(each * positions)

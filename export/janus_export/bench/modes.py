@@ -80,10 +80,10 @@ class Mode:
         Raises:
             ConfigError: the prompt and so many steps do not fit into the context.
         """
-        room = janus.runtime.context - max(map(len, prompts)) - 1
-        if steps > room:
+        max_steps = janus.runtime.context - max(map(len, prompts)) - 1
+        if steps > max_steps:
             raise ConfigError(
-                f"tokens: found {steps}; expected {room} at most: the context of {janus.runtime.context}"
+                f"tokens: found {steps}; expected {max_steps} at most: the context of {janus.runtime.context}"
                 " positions holds the prompt and the first step too."
             )
         entry = janus.plugins.entry(slot, name)

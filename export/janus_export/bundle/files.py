@@ -22,12 +22,12 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor to be written: its description, and a function that yields its bytes in pieces."""
+    """A tensor to be written: its description, and a function that yields its bytes in chunks."""
 
     name: str
     dtype: str  # as in safetensors headers: F32, BF16, U8, ...
     shape: tuple[int, ...]
-    pieces: Callable[[], Iterable[Any]]  # flat arrays or buffers, in order
+    chunks: Callable[[], Iterable[Any]]  # flat arrays or buffers, in order
 
     @property
     def size(self) -> int:
@@ -38,9 +38,10 @@ class Stored:
 def write_stream(
     tensors: Sequence[Stored], folder: Path, *, on_progress: Callable[[int, int], None] = lambda *_: None
 ) -> Path:
-    """Write tensors into ``folder`` as ``<sha256>.safetensors``; ``tell`` gets the bytes done and in total.
+    """Write tensors into ``folder`` as ``<sha256>.safetensors``.
 
-    Each piece is released once it is written; an unfinished file has a temporary name.
+    ``on_progress`` gets the bytes done and in total. Each chunk is released once it is
+    written; an unfinished file has a temporary name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ordered = sorted(
@@ -53,8 +54,8 @@ def write_stream(
             file.write(header)
             for tensor in ordered:
                 end = done + tensor.size
-                for piece in tensor.pieces():
-                    view = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+                for chunk in tensor.chunks():
+                    view = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
                     file.write(view)
                     digest.update(view)
                     done += len(view)

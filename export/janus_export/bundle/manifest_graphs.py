@@ -20,7 +20,7 @@ SIZES: Mapping[str, tuple[str, str, str, int]] = {
     "image_input.width": ("understand", "inputs", "pixels", 3),
     "image_input.positions": ("understand", "outputs", "embeddings", 1),
 }
-"""Sizes of the model that are a dimension of a tensor: its graph, side, name, and place in the shape."""
+"""Sizes of the model that are a dimension of a tensor: its graph, side, name, and axis."""
 
 
 def axes_of(graphs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -56,8 +56,8 @@ def header_faults(record: Mapping[str, Any], dtype: str, header: GraphHeader, na
 
 def size_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
     """Yield sizes of the model that differ from the shapes of its graphs, and empty ranges of axes."""
-    for path, (graph, side, name, place) in SIZES.items():
-        declared, actual = _declared(manifest["model"], path), _dimension(manifest, graph, side, name, place)
+    for path, (graph, side, name, axis) in SIZES.items():
+        declared, actual = _declared(manifest["model"], path), _dimension(manifest, graph, side, name, axis)
         if declared is not None and actual is not None and declared != actual:
             yield f"model.{path} is {declared}, {graph} has {actual}"
     for name, graph in manifest["graphs"].items():
@@ -85,12 +85,12 @@ def _declared(model: Mapping[str, Any], path: str) -> Any:
     return model
 
 
-def _dimension(manifest: Mapping[str, Any], graph: str, side: str, name: str, place: int) -> int | None:
+def _dimension(manifest: Mapping[str, Any], graph: str, side: str, name: str, axis: int) -> int | None:
     for tensor in manifest["graphs"].get(graph, {}).get(side, ()):
         if (
             tensor["name"] == name
-            and place < len(tensor["shape"])
-            and not isinstance(tensor["shape"][place], str)
+            and axis < len(tensor["shape"])
+            and not isinstance(tensor["shape"][axis], str)
         ):
-            return int(tensor["shape"][place])
+            return int(tensor["shape"][axis])
     return None

@@ -44,26 +44,30 @@ def prune(
     bundle = load_bundle(folder)
     pruned_manifest(bundle, variants, only)  # invalid requests fail before anything is written
     source = bundle.folder.resolve()
-    place = Path(target).expanduser().resolve() if target is not None else source
-    if target is not None and place.exists():
+    destination = Path(target).expanduser().resolve() if target is not None else source
+    if target is not None and destination.exists():
         raise BundleError(
-            f"{place} exists, so the pruned bundle is not written there. Choose another folder."
+            f"{destination} exists, so the pruned bundle is not written there. Choose another folder."
         )
-    if place != source and place.is_relative_to(source):
-        raise BundleError(f"{place} is inside of the bundle itself. Choose a folder beside it.")
+    if destination != source and destination.is_relative_to(source):
+        raise BundleError(f"{destination} is inside of the bundle itself. Choose a folder beside it.")
     # In place, no other process may record a result meanwhile: it would be lost.
-    lock = locked(source / LOCK, source, wait=True, error=BundleError) if place == source else nullcontext()
+    lock = (
+        locked(source / LOCK, source, wait=True, error=BundleError)
+        if destination == source
+        else nullcontext()
+    )
     try:
-        with lock, atomic_replace_folder(place, error=BundleError) as temporary:
+        with lock, atomic_replace_folder(destination, error=BundleError) as temporary:
             manifest = pruned_manifest(load_bundle(source), variants, only)
             for name in _files(manifest):
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                bring = _link if place == source else shutil.copyfile
+                bring = _link if destination == source else shutil.copyfile
                 bring(source / name, temporary / name)
             write_manifest(temporary, manifest)
     except OSError as error:
-        raise BundleError(f"{place} could not be written: {error}. {source} is unchanged.") from error
-    return place
+        raise BundleError(f"{destination} could not be written: {error}. {source} is unchanged.") from error
+    return destination
 
 
 def pruned_manifest(bundle: Bundle, variants: Sequence[str], only: Sequence[str]) -> dict[str, Any]:
@@ -74,9 +78,9 @@ def pruned_manifest(bundle: Bundle, variants: Sequence[str], only: Sequence[str]
     """
     _known("variant", variants, bundle.variants, bundle.folder)
     _known("mode", only, MODES, bundle.folder)
-    if lacking := [mode for mode in only if mode not in bundle.modes]:
+    if missing := [mode for mode in only if mode not in bundle.modes]:
         raise BundleError(
-            f"{bundle.folder} cannot keep {', '.join(lacking)}: it has {', '.join(bundle.modes) or 'no mode'}"
+            f"{bundle.folder} cannot keep {', '.join(missing)}: it has {', '.join(bundle.modes) or 'no mode'}"
         )
     old = bundle.manifest
     manifest = deepcopy(old)

@@ -37,7 +37,7 @@ def graphs(target: VerificationTarget) -> Iterator[CheckResult]:
             calls[name] = [encoded(reference, graph, runs[-1].calls)]
     for name in target.bundle.graphs:
         if name != "backbone":
-            yield from compare_calls(target, name, calls.get(name, []), target.parts.run)
+            yield from compare_calls(target, name, calls.get(name, []), target.graph_runtime.run)
 
 
 def readers(reference: Reference) -> dict[str, list[GraphCall]]:
@@ -114,14 +114,14 @@ def _as_numbers(x: Array, dtype: str) -> Array:
 
 
 def rows(target: VerificationTarget) -> Iterator[CheckResult]:
-    """Run the backbone on torch's inputs: whole and chunked prompts, ragged, single and inactive rows."""
+    """Run the backbone on torch's inputs: whole and chunked prompts of several lengths, single and idle rows."""
     if not target.is_exact:
         return
     answers, drawing = target.reference.greedy[1], target.reference.drawn[1]
     runtimes = {"": target.whole}
     if hasattr(getattr(target.whole, "config", None), "chunk"):
         runtimes[", in chunks, with a cache that grows"] = in_chunks(target.whole)
-    for label, run in (("ragged rows", answers), ("a drawing's rows", drawing)):
+    for label, run in (("variable-length rows", answers), ("a drawing's rows", drawing)):
         for how, runtime in runtimes.items():
             states = replay(runtime, run)
             yield _states(f"{label}{how}: prompts", states[:1], run)
@@ -173,8 +173,8 @@ def cache(target: VerificationTarget) -> Iterator[CheckResult]:
 
 def _with_slots(target: VerificationTarget, run: Run) -> Any:
     """Open a session with a readable cache: of the users' runtime if possible, else of ONNX Runtime."""
-    session = target.whole.open(_room(run))
-    return session if hasattr(session, "kv_cache") else target.runtime.open(_room(run))
+    session = target.whole.open(_positions_of(run))
+    return session if hasattr(session, "kv_cache") else target.runtime.open(_positions_of(run))
 
 
 def _one_step(session: Any, x: Array) -> Array:
@@ -191,7 +191,7 @@ def _written(session: Any) -> list[tuple[Array, str]]:
 
 def replay(runtime: Runtime, run: Run) -> list[Array]:
     """Replay a recorded run; return the states (R, D) after the prompts and after every step."""
-    session = runtime.open(_room(run))
+    session = runtime.open(_positions_of(run))
     states = [session.to_host(session.prefill(run.prompts)).astype(np.float32)]
     for x, active in run.fed:
         states.append(session.to_host(session.step(x, active)).astype(np.float32))
@@ -208,7 +208,7 @@ def alone_in(run: Run, row: int) -> Run:
     )
 
 
-def _room(run: Run) -> int:
+def _positions_of(run: Run) -> int:
     return max(map(len, run.prompts)) + len(run.fed) + 1
 
 

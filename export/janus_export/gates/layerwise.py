@@ -32,7 +32,7 @@ from janus_export.runtimes.ort.library import onnxruntime
 from janus_export.runtimes.ort.runtime import quiet_options
 from janus_modular import GraphSpec
 
-Feed = dict[str, Array]
+Arrays = dict[str, Array]
 
 LARGE = 16 * 2**20
 """Bytes of a graph whose memory is freed at once; looking for it takes 0.2 s and more."""
@@ -46,21 +46,23 @@ def layers(target: VerificationTarget) -> Iterator[CheckResult]:
     capacity = int(passes[-1].at.max()) + 1
     model = ir.load(target.bundle.path("backbone", target.variant))
     is_float16 = target.record["dtype"] == "float16"
-    known = [_feed(forward, capacity) for forward in passes]  # by pass: inputs that subgraphs may need
+    known = [
+        _graph_inputs(forward, capacity) for forward in passes
+    ]  # by pass: inputs that subgraphs may need
     largest, compared = (0.0, ""), 0
-    for piece in cut(model, path, len(stack), stream="x", inside=is_float16):
-        with IsolatedGraph(piece.model) as graph:
-            if piece.layer is not None:
+    for subgraph in cut(model, path, len(stack), stream="x", inside=is_float16):
+        with IsolatedGraph(subgraph.model) as graph:
+            if subgraph.layer is not None:
                 compared += 1
                 fed = [
-                    {**feed, piece.takes: forward.states[piece.layer]}
-                    for feed, forward in zip(known, passes, strict=True)
+                    {**inputs, subgraph.takes: forward.states[subgraph.layer]}
+                    for inputs, forward in zip(known, passes, strict=True)
                 ]
-                alone = [outputs[piece.gives] for outputs in _run(target, graph, fed)]
-                yield _compare_layer(piece.layer, precision, alone, passes)
-            for feed, outputs in zip(known, _run(target, graph, known), strict=True):
+                alone = [outputs[subgraph.gives] for outputs in _run(target, graph, fed)]
+                yield _compare_layer(subgraph.layer, precision, alone, passes)
+            for inputs, outputs in zip(known, _run(target, graph, known), strict=True):
                 largest = max(largest, *((_size(value), name) for name, value in outputs.items()))
-                feed.update({name: outputs[name] for name in piece.carries})
+                inputs.update({name: outputs[name] for name in subgraph.carries})
     declared = target.bundle.manifest["cache"]["layers"]
     yield CheckResult("layers compared", compared == declared, str(compared), str(declared))
     if is_float16:
@@ -70,7 +72,7 @@ def layers(target: VerificationTarget) -> Iterator[CheckResult]:
         )
     got, want = (
         np.concatenate([states[forward.counts] for states, forward in zip(of, passes, strict=True)])
-        for of in ([feed["hidden"] for feed in known], [forward.hidden for forward in passes])
+        for of in ([inputs["hidden"] for inputs in known], [forward.hidden for forward in passes])
     )
     if precision == "exact":
         yield compare("all layers in turn", precision, got, want)
@@ -78,14 +80,14 @@ def layers(target: VerificationTarget) -> Iterator[CheckResult]:
         yield from compare_drawing(target, "all layers in turn", got, want, reference.recorded[0])
 
 
-def _feed(forward: ForwardPass, capacity: int) -> Feed:
+def _graph_inputs(forward: ForwardPass, capacity: int) -> Arrays:
     mask = (np.arange(capacity) <= forward.at[:, :, None])[:, None]  # (R, 1, T, S)
     return {"x": forward.x, "positions": forward.at, "mask": mask, "write_index": forward.at[:, 0].copy()}
 
 
-def _run(target: VerificationTarget, graph: IsolatedGraph, feeds: Sequence[Feed]) -> list[Feed]:
+def _run(target: VerificationTarget, graph: IsolatedGraph, inputs_by_pass: Sequence[Arrays]) -> list[Arrays]:
     """Run a subgraph on successive passes; its caches carry over from pass to pass."""
-    rows, _, _, capacity = feeds[0]["mask"].shape
+    rows, _, _, capacity = inputs_by_pass[0]["mask"].shape
     record = target.bundle.graphs["backbone"]
     pasts = {past for _, past in record["aliases"]}
     caches = {
@@ -94,8 +96,8 @@ def _run(target: VerificationTarget, graph: IsolatedGraph, feeds: Sequence[Feed]
         if slot["name"] in pasts
     }
     results = []
-    for feed in feeds:
-        outputs = graph.run(caches | feed)
+    for inputs in inputs_by_pass:
+        outputs = graph.run(caches | inputs)
         caches |= {past: outputs[present] for present, past in record["aliases"] if present in outputs}
         results.append(outputs)
     return results
@@ -197,9 +199,9 @@ class IsolatedGraph:
         outputs = self.run(dict(zip(self.inputs, map(np.asarray, inputs), strict=True)))
         return tuple(value for name, value in outputs.items() if name != MAGNITUDE)
 
-    def run(self, feed: Feed) -> Feed:
-        """Run the graph on the entries of ``feed`` that are its inputs."""
-        results = self.session.run(self.outputs, {name: feed[name] for name in self.inputs})
+    def run(self, inputs: Arrays) -> Arrays:
+        """Run the graph on the entries of ``inputs`` that are its inputs."""
+        results = self.session.run(self.outputs, {name: inputs[name] for name in self.inputs})
         # Copies, because the returned arrays are views that keep the session's memory alive.
         return {name: value.copy() for name, value in zip(self.outputs, results, strict=True)}
 

@@ -39,7 +39,7 @@ def explained(graph: str, root: nn.Module) -> Iterator[None]:
         causes = [error]
         while causes[-1].__cause__ is not None:
             causes.append(causes[-1].__cause__)  # type: ignore[arg-type]  # what is raised here is an Exception
-        where, operator = _place(causes, root)
+        where, operator = _location(causes, root)
         raise ExportError(
             f"the graph '{graph}' cannot be exported: {where} {_reason(causes[-1], operator)}"
         ) from error
@@ -59,7 +59,7 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _place(causes: list[Exception], root: nn.Module) -> tuple[str, str | None]:
+def _location(causes: list[Exception], root: nn.Module) -> tuple[str, str | None]:
     """Return a description of the innermost running module, and the operator if one was being translated."""
     model = getattr(root, "model", root)
     names = {module: name for name, module in model.named_modules()}

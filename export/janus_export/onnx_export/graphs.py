@@ -126,9 +126,9 @@ def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] 
     Raises:
         ExportError: the backbone has a state other than keys and values; names the layer.
     """
-    dtype = next(model.backbone.parameters()).dtype  # type: ignore[attr-defined]  # parts are modules
+    dtype = next(model.backbone.parameters()).dtype  # type: ignore[attr-defined]  # components are modules
     backbone, spec = model.backbone, model.understanding.encoder.pixels
-    width, vocab = backbone.hidden_size, backbone.vocab_size
+    hidden_size, vocab = backbone.hidden_size, backbone.vocab_size
     with explained("backbone", model):
         pairs = cache_shapes(backbone)
     caches = [
@@ -144,14 +144,14 @@ def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] 
         )
 
     graph = partial(Graph, dtype=dtype, ranges=ranges)
-    hidden = TensorSpec("hidden", "model", ("rows", width))
-    x = TensorSpec("x", "model", ("rows", "tokens", width))
+    hidden = TensorSpec("hidden", "model", ("rows", hidden_size))
+    x = TensorSpec("x", "model", ("rows", "tokens", hidden_size))
     graphs = [
         graph(
             "understand",
             Understand(model),
             (TensorSpec("pixels", "uint8", ("images", 3, spec.height, spec.width)),),
-            (TensorSpec("embeddings", "model", ("images", model.understanding.num_tokens, width)),),
+            (TensorSpec("embeddings", "model", ("images", model.understanding.num_tokens, hidden_size)),),
         ),
         graph("embed", Embed(model), (TensorSpec("tokens", "int64", ("rows", "tokens")),), (x,)),
         graph(
@@ -164,7 +164,7 @@ def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] 
                 TensorSpec("write_index", "int64", ("rows",)),
                 *past("past"),
             ),
-            (TensorSpec("hidden", "model", ("rows", "tokens", width)), *past("present")),
+            (TensorSpec("hidden", "model", ("rows", "tokens", hidden_size)), *past("present")),
             aliases=tuple(
                 (new.name, old.name) for new, old in zip(past("present"), past("past"), strict=True)
             ),
@@ -180,7 +180,7 @@ def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] 
                 TensorSpec("top_k", "int64", ()),
                 TensorSpec("top_p", "float32", ()),
             ),
-            (TensorSpec("ids", "int64", ("rows",)), TensorSpec("x", "model", ("rows", width))),
+            (TensorSpec("ids", "int64", ("rows",)), TensorSpec("x", "model", ("rows", hidden_size))),
         ),
     ]
     return graphs + drawing_graphs(model, ranges, dtype)

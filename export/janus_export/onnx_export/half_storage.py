@@ -24,7 +24,7 @@ def store_as_half(graph: ir.Model, weight_sets: dict[str, str]) -> None:
         value.const_value = unbound(to, stored, value.dtype, value.shape, value.name)
         lookups = [use.node for use in value.uses() if use.node.op_type == "Gather" and use.idx == 0]
         for node in lookups:
-            _widen_rows(graph, node)
+            _upcast_rows(graph, node)
         direct = [use for use in value.uses() if use.node not in lookups]
         if direct:
             wide = _cast(value, f"{value.name}{WIDE}")
@@ -34,7 +34,7 @@ def store_as_half(graph: ir.Model, weight_sets: dict[str, str]) -> None:
                 use.node.replace_input_with(use.idx, wide.outputs[0])
 
 
-def _widen_rows(graph: ir.Model, node: ir.Node) -> None:
+def _upcast_rows(graph: ir.Model, node: ir.Node) -> None:
     """Convert the output of a Gather to float32."""
     rows = node.outputs[0]
     wide = _cast(rows, None)

@@ -95,7 +95,7 @@ def cache_shapes(backbone: Backbone) -> list[tuple[tuple[int, int], tuple[int, i
     Raises:
         ExportError: the backbone writes no keys and values, so a step would not depend on earlier positions.
     """
-    weight = next(backbone.parameters())  # type: ignore[attr-defined]  # parts are modules
+    weight = next(backbone.parameters())  # type: ignore[attr-defined]  # components are modules
     cache = Shapes(weight.device)
     x = torch.zeros(1, 1, backbone.hidden_size, dtype=weight.dtype, device=weight.device)
     with torch.no_grad():

@@ -76,7 +76,7 @@ def unpack(
 
 
 def _blocks(weight: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    rows, width = weight.shape
-    if width % size:
-        weight = np.pad(weight, ((0, 0), (0, -width % size)))
+    rows, columns = weight.shape
+    if columns % size:
+        weight = np.pad(weight, ((0, 0), (0, -columns % size)))
     return weight.reshape(rows, -1, size)

@@ -67,14 +67,14 @@ def quantize(
     reasons: dict[str, list[str]] = {name: [] for name in bits}
     for graph_name, graph in (*graphs.items(), *beside.items()):
         for node in graph.graph:
-            for place, value in enumerate(node.inputs):
+            for index, value in enumerate(node.inputs):
                 name = None if value is None else stored_name(value)
                 if value is None or name is None or len(value.shape or ()) < 2:
                     continue
                 owner = TABLES if node.op_type == "Gather" and name in tables else graph_name
                 if owner not in bits:
                     continue
-                reason = _reason(node, place, value, quantization)
+                reason = _reason(node, index, value, quantization)
                 if graph_name in beside:
                     shared[name] = max(shared.get(name, 0), 0 if reason else bits[owner])
                 elif reason:
@@ -103,26 +103,26 @@ def quantize(
 def stored(
     names: Sequence[str], source: Source, quantizations: Mapping[str, QuantizationSpec], scale: Any
 ) -> list[Stored]:
-    """Return functions that write codes and scales (of numpy dtype ``scale``) by their names, piece by piece.
+    """Return functions that write codes and scales (of numpy dtype ``scale``) by their names, chunk by chunk.
 
-    ``roundings`` are those of weights, by name.
+    ``quantizations`` are those of weights, by name.
     """
     tensors = []
     for name in sorted(names):
         weight, _, role = name.rpartition(".")
         quantization = quantizations[weight]
-        rows, width = source.shapes[weight]
-        blocks = -(-width // quantization.block_size)
-        pieces: Callable[[], Iterator[Any]] = partial(_pieces, source, weight, quantization, role, scale)
+        rows, columns = source.shapes[weight]
+        blocks = -(-columns // quantization.block_size)
+        chunks: Callable[[], Iterator[Any]] = partial(_chunks, source, weight, quantization, role, scale)
         if role == "codes":
             shape = (rows, blocks, quantization.block_size * quantization.bits // 8)
-            tensors.append(Stored(name, "U8", shape, pieces))
+            tensors.append(Stored(name, "U8", shape, chunks))
         else:
-            tensors.append(Stored(name, "F16" if scale == np.float16 else "F32", (rows, blocks), pieces))
+            tensors.append(Stored(name, "F16" if scale == np.float16 else "F32", (rows, blocks), chunks))
     return tensors
 
 
-def _pieces(
+def _chunks(
     source: Source, weight: str, quantization: QuantizationSpec, role: str, scale: Any
 ) -> Iterator[Any]:
     for rows in source.rows(weight):
@@ -142,18 +142,18 @@ def _lookups(graph: ir.Model) -> Iterator[tuple[ir.Node, str]]:
             yield node, name
 
 
-def _reason(node: ir.Node, place: int, value: ir.Value, quantization: QuantizationSpec) -> str:
+def _reason(node: ir.Node, index: int, value: ir.Value, quantization: QuantizationSpec) -> str:
     """Return why a weight cannot be quantised; empty if a linear layer or a lookup supports it."""
-    width = value.shape[1] if value.shape is not None else 0
-    fits = isinstance(width, int) and width % quantization.block_size == 0
-    blocks = f"its {width} columns are not a multiple of the block size, {quantization.block_size}"
-    if node.op_type == "Gather" and place == 0:
+    columns = value.shape[1] if value.shape is not None else 0
+    fits = isinstance(columns, int) and columns % quantization.block_size == 0
+    blocks = f"its {columns} columns are not a multiple of the block size, {quantization.block_size}"
+    if node.op_type == "Gather" and index == 0:
         if node.attributes.get_int("axis", 0) != 0 or len(value.shape or ()) != 2:
             return "looked up along another axis than its rows"
         if quantization.form not in LOOKUP_FORMS:
             return "looked up by rows, which TensorRT does not support for a quantised table"
         return "" if fits else blocks
-    if node.op_type != "Gemm" or place != 1:
+    if node.op_type != "Gemm" or index != 1:
         return f"used by {node.op_type}, which is no linear layer"
     return blocks if quantization.form == "qdq" and not fits else ""
 
@@ -176,13 +176,13 @@ def _weight(
 
 def _sizes(weight: ir.Value, quantization: QuantizationSpec) -> tuple[int, int, int]:
     assert weight.shape is not None
-    rows, width = weight.shape.numpy()
-    return rows, width, -(-width // quantization.block_size)
+    rows, columns = weight.shape.numpy()
+    return rows, columns, -(-columns // quantization.block_size)
 
 
 def _as_nbits(graph: ir.Model, node: ir.Node, name: str, quantization: QuantizationSpec) -> None:
     """Replace Gemm, and the Flatten and Reshape around it, by MatMulNBits, which takes any rank."""
-    rows, width, blocks = _sizes(node.inputs[1], quantization)  # type: ignore[arg-type]  # it has a weight
+    rows, columns, blocks = _sizes(node.inputs[1], quantization)  # type: ignore[arg-type]  # it has a weight
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -200,7 +200,7 @@ def _as_nbits(graph: ir.Model, node: ir.Node, name: str, quantization: Quantizat
             *([None, None, bias] if bias is not None else []),
         ],
         attributes={
-            "K": width,
+            "K": columns,
             "N": rows,
             "bits": quantization.bits,
             "block_size": quantization.block_size,
@@ -223,13 +223,13 @@ def _as_qdq(graph: ir.Model, node: ir.Node, name: str, quantization: Quantizatio
     """Insert a blockwise DequantizeLinear between a Gemm and its weight."""
     weight = node.inputs[1]
     assert weight is not None
-    rows, width, blocks = _sizes(weight, quantization)
+    rows, columns, blocks = _sizes(weight, quantization)
     dtype = weight.dtype or ir.DataType.FLOAT
     codes = ir.DataType.INT4 if quantization.bits == 4 else ir.DataType.INT8
     restored = ir.node(
         "DequantizeLinear",
         [
-            _weight(graph, quantization, name + CODES, codes, (rows, width)),
+            _weight(graph, quantization, name + CODES, codes, (rows, columns)),
             _weight(graph, quantization, name + SCALES, dtype, (rows, blocks)),
         ],
         attributes={"axis": 1, "block_size": quantization.block_size},
@@ -243,8 +243,8 @@ def _as_lookup(graph: ir.Model, node: ir.Node, name: str, quantization: Quantiza
     """Replace Gather by GatherBlockQuantized, which reads rows of the weights of MatMulNBits."""
     table, ids, y = node.inputs[0], node.inputs[1], node.outputs[0]
     assert table is not None
-    rows, width, blocks = _sizes(table, quantization)
-    packed = (rows, width * quantization.bits // 8)
+    rows, columns, blocks = _sizes(table, quantization)
+    packed = (rows, columns * quantization.bits // 8)
     lookup = ir.node(
         "GatherBlockQuantized",
         [

@@ -81,7 +81,7 @@ def to_onnx(graph: Graph, mode: FakeTensorMode) -> ir.Model:
         example = [torch.zeros(spec.sized(lengths), dtype=graph.torch_dtype(spec)) for spec in specs]
         dims = {name: Dim(name, min=axes(name).min, max=axes(name).max) for name in lengths}
         shapes = [
-            {place: _dim(size, dims) for place, size in enumerate(spec.shape) if isinstance(size, str)}
+            {axis: _dim(size, dims) for axis, size in enumerate(spec.shape) if isinstance(size, str)}
             for spec in specs
         ]
         single = slice(None) if graph.listed is None else slice(graph.listed)

@@ -136,14 +136,14 @@ def divide_by_roots(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type != "Mul":
             continue
-        for place, value in enumerate(node.inputs):
+        for index, value in enumerate(node.inputs):
             reciprocal = None if value is None else value.producer()
             if reciprocal is None or reciprocal.op_type != "Reciprocal":
                 continue
             root = reciprocal.inputs[0]
             if root is None or (maker := root.producer()) is None or maker.op_type != "Sqrt":
                 continue
-            x, y = node.inputs[1 - place], node.outputs[0]
+            x, y = node.inputs[1 - index], node.outputs[0]
             quotient = ir.Value(name=y.name, type=y.type, shape=y.shape)
             model.graph.insert_before(node, ir.node("Div", [x, root], outputs=[quotient]))
             ir.convenience.replace_all_uses_with(y, quotient, replace_graph_outputs=True)

@@ -51,16 +51,16 @@ def compare_outputs(
     rows whose ids are. ``floats`` is the precision of floating-point outputs, where it is not ``precision``.
     """
     samples = role == "sample"
-    for place, name in sorted(enumerate(names), key=lambda item: want[0][item[0]].dtype != np.int64):
+    for index, name in sorted(enumerate(names), key=lambda item: want[0][item[0]].dtype != np.int64):
         label = graph if len(names) == 1 else f"{graph}: {name}"
-        pairs = [(actual[place], expected[place]) for actual, expected in zip(got, want, strict=True)]
-        if samples and want[0][place].dtype != np.int64:
-            kept = [_same_ids(*calls, len(calls[1][place])) for calls in zip(got, want, strict=True)]
+        pairs = [(actual[index], expected[index]) for actual, expected in zip(got, want, strict=True)]
+        if samples and want[0][index].dtype != np.int64:
+            kept = [_same_ids(*calls, len(calls[1][index])) for calls in zip(got, want, strict=True)]
             pairs = [(x[rows], y[rows]) for (x, y), rows in zip(pairs, kept, strict=True)]
             if not any(len(y) for _, y in pairs):
                 yield CheckResult(label, False, "no id is the same", "some to compare")
                 continue
-        is_float = np.issubdtype(want[0][place].dtype, np.floating)
+        is_float = np.issubdtype(want[0][index].dtype, np.floating)
         yield compare(
             label,
             precision if floats is None or not is_float else floats,
@@ -74,7 +74,7 @@ def _same_ids(got: Sequence[Array], want: Sequence[Array], rows: int) -> Array:
     same = np.ones(rows, np.bool_)
     for actual, expected in zip(got, want, strict=True):
         if expected.dtype == np.int64 and len(expected) and rows % len(expected) == 0:
-            same &= rows_alike(actual, expected, rows)
+            same &= rows_equal(actual, expected, rows)
     return same
 
 
@@ -121,7 +121,7 @@ def relative_error(got: Array, want: Array, *, centre: bool = False) -> float:
     return off if np.isfinite(off) else float("inf")
 
 
-def rows_alike(got: Array, want: Array, rows: int) -> Array:
+def rows_equal(got: Array, want: Array, rows: int) -> Array:
     """Return for each of ``rows`` whether its ids are the same; with guidance two rows share their ids.
 
     Ids are (N,), or (N, S) for several codes per position.

@@ -32,7 +32,7 @@ class Subgraph:
 
 
 def cut(model: ir.Model, layers: str, count: int, *, stream: str, inside: bool = False) -> Iterator[Subgraph]:
-    """Cut a graph into pieces, to be run in order; each takes what earlier ones gave, by name.
+    """Cut a graph into subgraphs, to be run in order; each takes what earlier ones gave, by name.
 
     ``layers`` is the path of the list of ``count`` layers, as weights are named; ``stream`` the input that
     flows through them. ``inside``: subgraphs also return all intermediate values.
@@ -95,8 +95,8 @@ def _ends(nodes: Sequence[ir.Node], flow: dict[ir.Value, int], layers: str, coun
     ends = []
     for layer in range(count + 1):
         low, high = last.get(layer - 1), first.get(layer)
-        places = [] if low is None or high is None else range(low + 1, high + 1)
-        single = [at for at in places if alive[at] == 1]
+        cuts = [] if low is None or high is None else range(low + 1, high + 1)
+        single = [at for at in cuts if alive[at] == 1]
         if not single:
             raise ExportError(
                 f"the backbone's graph cannot be cut before layer {layer} of {layers}: the layer does"

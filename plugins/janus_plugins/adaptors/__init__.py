@@ -1,1 +1,1 @@
-"""Adaptors: features to the backbone's width."""
+"""Adaptors: features to the backbone's hidden size."""

@@ -31,7 +31,7 @@ class HybridAdaptor(nn.Module):
         super().__init__()
         if input_dim % 2 or output_dim % 2:
             raise ConfigError(
-                f"adaptor 'hybrid' splits its input in two and gives each half of the backbone's width: "
+                f"adaptor 'hybrid' splits its input in two and gives each half of the hidden size: "
                 f"both must be even, not {input_dim} and {output_dim}"
             )
         if config.depth < 1:

@@ -92,13 +92,13 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
     )
     _check_drawing(generation)
     language = _write_language(config["backbone"]["config"])
-    width = language["hidden_size"]
+    hidden_size = language["hidden_size"]
     pixels = write_pixels(encoder["pixels"], "published")
     size = encoder["pixels"]["height"]
     require(size == encoder["image_size"], "published", f"{encoder['image_size']} pixels a side", size)
     codes = {"image_token_size": tokenizer["num_codes"], "n_embed": tokenizer["code_dim"]}
-    head_params = {"image_token_size": codes["image_token_size"], "n_embed": width}
-    head_params["image_token_embed"] = head["hidden"] or width
+    head_params = {"image_token_size": codes["image_token_size"], "n_embed": hidden_size}
+    head_params["image_token_embed"] = head["hidden"] or hidden_size
     write_json(
         folder / "config.json",
         {
@@ -106,11 +106,11 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
             "model_type": "multi_modality",
             "vision_config": _section("CLIPVisionTower", "vision", _write_tower(encoder)),
             "aligner_config": _write_adaptor(
-                "aligner", config["understanding"]["adaptor"], encoder["feature_dim"], width
+                "aligner", config["understanding"]["adaptor"], encoder["feature_dim"], hidden_size
             ),
             "gen_vision_config": _section("VQ-16", "gen_vision", codes),
             "gen_aligner_config": _write_adaptor(
-                "gen_aligner", generation["adaptor"], codes["n_embed"], width
+                "gen_aligner", generation["adaptor"], codes["n_embed"], hidden_size
             ),
             "gen_head_config": _section("vision_head", "gen_head", head_params),
             "language_config": language,

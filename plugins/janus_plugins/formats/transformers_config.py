@@ -83,7 +83,7 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
     understanding, generation = config["understanding"], config["generation"]
     encoder, tokenizer, backbone = understanding["encoder"], generation["tokenizer"], config["backbone"]
     _check_components(config)
-    width = backbone["config"]["hidden_size"]
+    hidden_size = backbone["config"]["hidden_size"]
     patches = encoder["image_size"] // encoder["patch_size"]
     written = JanusConfig(
         vision_config={
@@ -95,7 +95,7 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
             "hidden_act": encoder["activation"],
             "layer_norm_eps": encoder["layer_norm_eps"],
             "mlp_ratio": _ratio(encoder["feature_dim"], encoder["intermediate"]),
-            "projection_dim": width,
+            "projection_dim": hidden_size,
             "depth": understanding["adaptor"]["depth"],
             "num_image_tokens": patches**2,
         },
@@ -107,9 +107,9 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
             "channel_multiplier": tokenizer["channel_multipliers"],
             "num_res_blocks": tokenizer["residual_blocks"],
             "num_patches": patches,
-            "projection_dim": width,
+            "projection_dim": hidden_size,
             "num_hidden_layers": generation["adaptor"]["depth"],
-            "image_token_embed_dim": width,
+            "image_token_embed_dim": hidden_size,
         },
         text_config=dict(backbone["config"]),
         tie_word_embeddings=bool(backbone["config"].get("tie_word_embeddings", False)),
@@ -181,7 +181,7 @@ def _kept_layers(encoder: Mapping[str, Any]) -> int:
     return min(layers, chosen if chosen > 0 else layers + chosen + 1)
 
 
-def _ratio(width: int, intermediate: int) -> float:
-    """Return a ratio from which transformers' ``int(width * ratio)`` gives the same number."""
-    ratio = intermediate / width
-    return ratio if int(width * ratio) == intermediate else (intermediate + 0.5) / width
+def _ratio(hidden_size: int, intermediate: int) -> float:
+    """Return a ratio from which transformers' ``int(hidden_size * ratio)`` gives the same number."""
+    ratio = intermediate / hidden_size
+    return ratio if int(hidden_size * ratio) == intermediate else (intermediate + 0.5) / hidden_size

@@ -48,7 +48,7 @@ class AutoregressiveConfig(ComponentConfig):
     head: ComponentSpec = component("heads")  # hidden states to the next code
     height: int = 384  # pixels
     width: int = 384  # pixels
-    embedding_dim: int | None = None  # of the codes' own table; None: the tokenizer's code width
+    embedding_dim: int | None = None  # of the codes' own table; None: the tokenizer's code_dim
 
     def __post_init__(self) -> None:
         """Check the image size."""

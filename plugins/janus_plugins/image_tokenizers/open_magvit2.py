@@ -68,10 +68,10 @@ class OpenMagvit2Tokenizer(nn.Module):
         self.factor = 2 ** (len(config.channel_multipliers) - 1)
         self.encoder = build_encoder(config)
         self.decoder = Decoder(config)
-        places = torch.arange(max(config.bits))
-        signs = (torch.arange(max(self.codebooks))[:, None] >> places & 1) * 2.0 - 1
+        exponents = torch.arange(max(config.bits))
+        signs = (torch.arange(max(self.codebooks))[:, None] >> exponents & 1) * 2.0 - 1
         self.register_buffer("signs", signs, persistent=False)  # (K, bits) of every code, of the longest
-        self.register_buffer("values", 2**places, persistent=False)  # (bits,) of each bit
+        self.register_buffer("values", 2**exponents, persistent=False)  # (bits,) of each bit
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of positions; at least two, of which the decoder takes the variance."""

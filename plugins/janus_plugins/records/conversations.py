@@ -102,7 +102,7 @@ class ConversationReader:
         if flag is not None:
             flags.append(flag)
         supervised = role == "assistant" if flag is None else flag
-        place = f"{where}: content of {role}"
+        content_path = f"{where}: content of {role}"
         parts = [content] if isinstance(content, str) else content
         turn = _Turn(role)
         if reasoning is not None and reasoning not in EMPTY:
@@ -113,13 +113,15 @@ class ConversationReader:
             turn.reasoning = Text(text_of(reasoning, f"{where}: reasoning_content"), supervised)
             self._check_no_markers(turn.reasoning.text, f"{where}: reasoning_content")
         list_of(
-            parts, place, lambda part, path: turn.content.extend(self._part(part, path, role, supervised))
+            parts,
+            content_path,
+            lambda part, path: turn.content.extend(self._part(part, path, role, supervised)),
         )
         if role != "system" and not any(
             isinstance(item, _ImagePosition) or item.text.strip() for item in turn.content
         ):
             error_type = UnsupervisedError if supervised else DataError
-            raise error_type(f"{place}: is empty; expected text or an image.")
+            raise error_type(f"{content_path}: is empty; expected text or an image.")
         return turn
 
     def _part(self, part: Any, where: str, role: str, supervised: bool) -> Iterator[Text | _ImagePosition]:

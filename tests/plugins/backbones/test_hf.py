@@ -94,7 +94,7 @@ def test_sequences_in_one_row_do_not_see_each_other(backbone: HfBackbone, tokens
 
 
 @torch.no_grad()
-def test_ragged_rows_through_the_cache(backbone: HfBackbone, tokens: Tensor) -> None:
+def test_variable_length_rows_through_the_cache(backbone: HfBackbone, tokens: Tensor) -> None:
     """Prompts of 8 and 13 tokens, then step by step, past every window."""
     expected = reference(backbone, tokens)
     cache = backbone.new_cache(2, 32)

@@ -52,9 +52,9 @@ class Binding:
         self.session.run_with_iobinding(self.io, WITH_WARNINGS)
 
     def _is_new(self, name: str, buffer: Buffer, shape: Sequence[int] | None) -> bool:
-        place = buffer.address, tuple(buffer.shape if shape is None else shape)
-        changed = self.bound.get(name) != place
-        self.bound[name], self.buffers[name] = place, buffer
+        location = buffer.address, tuple(buffer.shape if shape is None else shape)
+        changed = self.bound.get(name) != location
+        self.bound[name], self.buffers[name] = location, buffer
         return changed
 
     def _where(self, name: str, buffer: Buffer) -> tuple[str, int, object, tuple[int, ...], int]:

@@ -81,17 +81,17 @@ class HostInputs:
     ) -> None:
         """Lay out the tensors; staging buffers are allocated when they are needed."""
         self.gpu, self.ahead = gpu, ahead
-        self.places: dict[str, tuple[int, tuple[int, ...], str]] = {}  # offset, shape, dtype
+        self.layout: dict[str, tuple[int, tuple[int, ...], str]] = {}  # offset, shape, dtype
         self.size = 0
         for tensor in tensors:
             shape = tensor.sized(axes)
-            self.places[tensor.name] = self.size, shape, tensor.dtype
+            self.layout[tensor.name] = self.size, shape, tensor.dtype
             size = prod(shape) * np.dtype(STORED[tensor.dtype]).itemsize
             self.size += -(-size // ALIGNMENT) * ALIGNMENT
         memory = gpu.allocate(self.size)
         self.tensors = {
             name: DeviceTensor(gpu, shape, dtype, memory, offset)
-            for name, (offset, shape, dtype) in self.places.items()
+            for name, (offset, shape, dtype) in self.layout.items()
         }
         self.staging: list[StagingBuffer] = []
         self.used, self.epoch = 0, gpu.epoch
@@ -123,7 +123,7 @@ class HostInputs:
                 name: block[offset : offset + prod(shape) * np.dtype(STORED[dtype]).itemsize]
                 .view(STORED[dtype])
                 .reshape(shape)
-                for name, (offset, shape, dtype) in self.places.items()
+                for name, (offset, shape, dtype) in self.layout.items()
             }
             self.staging.append(StagingBuffer(block, arrays, pinned))
 

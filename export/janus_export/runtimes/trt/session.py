@@ -90,14 +90,14 @@ class TensorRTSession(BundleSession):
         engine, states = self.runtime.engine("backbone"), self._step_buffer("hidden", (rows, hidden_size))
         low, _, high = engine.profiles["prefill"].axes["tokens"]
         size = states.itemsize * hidden_size
-        pieces = chunks(total, low, min(high, max(low, self.runtime.config.chunk)))
-        count = pieces[0][1]
+        spans = chunks(total, low, min(high, max(low, self.runtime.config.chunk)))
+        count = spans[0][1]
         axes = {"rows": rows, "tokens": count, "capacity": self.kv_cache.slots}
         sent = [tensor for tensor in engine.contract.inputs if tensor.name in (*HOST_INPUTS, "x")]
         host_inputs = HostInputs(self.gpu, sent, axes, ahead=1)
         hidden = DeviceTensor.zeros(self.gpu, (rows, count, hidden_size), states.dtype)
         binding = self._bind_backbone("prefill", axes, caches, host_inputs, hidden=hidden)
-        for start, _ in pieces:
+        for start, _ in spans:
             positions = np.tile(np.arange(start, start + count), (rows, 1))  # (n, t)
             padded = np.zeros((rows, count, hidden_size), x.dtype)
             padded[:, : total - start] = x[:, start : start + count]
@@ -109,8 +109,8 @@ class TensorRTSession(BundleSession):
             for row in np.flatnonzero((start <= last) & (last < start + count)).tolist():
                 state = hidden.address + (row * count + int(last[row]) - start) * size
                 self.gpu.copy_across(states.address + row * size, state, width=size)
-        for place, copied in copies:
-            place.copy_from(copied)
+        for target, copied in copies:
+            target.copy_from(copied)
         self.gpu.hold(host_inputs, binding)
         return states
 
@@ -240,9 +240,9 @@ class TensorRTSession(BundleSession):
     def _positions_at_once(self, remaining: int, lengths: NDArray[np.int64]) -> int:
         """Return the number of positions per row in one run of the backbone, padding included."""
         low, _, high = self.runtime.engine("backbone").profiles["prefill"].axes["tokens"]
-        room = self.kv_cache.slots - int(lengths.max())
-        size = max(min(remaining, room, high), low)
-        return size if remaining > 1 and size <= room else 1
+        free = self.kv_cache.slots - int(lengths.max())
+        size = max(min(remaining, free, high), low)
+        return size if remaining > 1 and size <= free else 1
 
     def _run_step(self, positions: int, lengths: NDArray[np.int64]) -> None:
         """Run the backbone on ``positions`` positions per row, after these lengths."""
@@ -295,10 +295,10 @@ class TensorRTSession(BundleSession):
         caches, copies = dict[str, DeviceTensor](), []
         for name, buffer in self.kv_cache.buffers.items():
             assert isinstance(buffer, DeviceTensor)
-            caches[name] = place = buffer.rows(first_row, rows)
-            if place.address % ALIGNMENT:
-                caches[name] = DeviceTensor.zeros(self.gpu, place.shape, place.dtype)
-                copies.append((place, caches[name]))
+            caches[name] = target = buffer.rows(first_row, rows)
+            if target.address % ALIGNMENT:
+                caches[name] = DeviceTensor.zeros(self.gpu, target.shape, target.dtype)
+                copies.append((target, caches[name]))
         return caches, copies
 
     def _copy_positions(
@@ -320,8 +320,8 @@ class TensorRTSession(BundleSession):
         """Run a graph on a prompt, in several runs if the engine takes fewer tokens at once."""
         [profile] = self.runtime.engine(name).profiles.values()
         limit = profile.axes["tokens"][2] if "tokens" in profile.axes else value.shape[1]
-        pieces = [value[:, start : start + limit] for start in range(0, value.shape[1], limit)]
-        return np.concatenate([self.runtime.run(name, piece) for piece in pieces], axis=1)
+        slices = [value[:, start : start + limit] for start in range(0, value.shape[1], limit)]
+        return np.concatenate([self.runtime.run(name, tokens) for tokens in slices], axis=1)
 
     def _exchange(self, name: str, positions: int) -> DeviceTensor:
         """Return the memory (rows, W, D) of steps' x or hidden; for W 1, graphs that sample use it too."""
@@ -350,6 +350,6 @@ def chunks(total: int, low: int, high: int) -> list[tuple[int, int]]:
     If ``total`` is not a multiple, the last chunk overlaps the previous one: rewriting a position with the
     same values changes nothing. A ``total`` below ``low`` becomes one chunk, longer than ``total``.
     """
-    pieces = -(-total // high)
-    count = max(-(-total // pieces), low)
-    return [(max(min(start, total - count), 0), count) for start in range(0, pieces * count, count)]
+    num_chunks = -(-total // high)
+    count = max(-(-total // num_chunks), low)
+    return [(max(min(start, total - count), 0), count) for start in range(0, num_chunks * count, count)]
