@@ -48,13 +48,13 @@ MEMORY = 18e9  # bytes that all of them take together at 24 layers
 
 
 def ratio(slow: Contestant, fast: Contestant, rounds: int) -> float:
-    """Say how often the fast one's step goes into the slow one's: the median of the rounds' own ratios."""
+    """Return the median ratio of slow to fast step times, over the rounds."""
     a, b = (np.median(np.reshape(one.times, (rounds, -1)), axis=1) for one in (slow, fast))
     return float(np.median(a / b))
 
 
 def report(contestants: list[Contestant], rounds: int, cached: int, bandwidth: float) -> None:
-    """Print what was measured, and what was wanted; ``cached``: bytes of keys and values per position."""
+    """Print the measurements and the targets; ``cached``: bytes of keys and values per position."""
     seen = {(one.who, one.context): one for one in contestants}
 
     def share(one: Contestant) -> float:
@@ -68,12 +68,12 @@ def report(contestants: list[Contestant], rounds: int, cached: int, bandwidth: f
         eager = ratio(seen[EAGER, one.context], one, rounds)
         step = f"{one.step * 1e3:.1f} | {backbone} | {outside} | {share(one):.2f} | {eager:.2f}"
         print(f"| {one.who} | {one.context} | {step} |")
-    print("\n| target | wanted | at 64 | at 600 |\n| --- | ---: | ---: | ---: |")
+    print("\n| target | expected | at 64 | at 600 |\n| --- | ---: | ---: | ---: |")
 
     def faster(slow: str, fast: str) -> Callable[[int], float]:
         return lambda context: ratio(seen[slow, context], seen[fast, context], rounds)
 
-    wanted: list[tuple[str, str, Callable[[int], float]]] = [
+    targets: list[tuple[str, str, Callable[[int], float]]] = [
         ("int4, times as fast as generate", ">= 7", faster(EAGER, INT4)),
         ("int4, times as fast as genai", ">= 1.2", faster(GENAI, INT4)),
         ("int4, head too, times as fast as genai", ">= 1.2", faster(GENAI, HEAD)),
@@ -83,8 +83,8 @@ def report(contestants: list[Contestant], rounds: int, cached: int, bandwidth: f
         (f"int4, capacity {CAPACITIES[1]} over capacity {CAPACITIES[0]}", "<= 1.15", faster(WIDE, INT4)),
         ("int4, share outside of graphs", "< 0.03", lambda context: median(seen[INT4, context].outside)),
     ]
-    for what, goal, reached in wanted:
-        print(f"| {what} | {goal} | {reached(64):.3g} | {reached(600):.3g} |")
+    for target, goal, reached in targets:
+        print(f"| {target} | {goal} | {reached(64):.3g} | {reached(600):.3g} |")
 
 
 def main() -> None:

@@ -42,11 +42,11 @@ OURS = (  # who, bundle, variant, positions that a session is opened for
 
 @dataclass
 class Contestant:
-    """Somebody who makes steps, and what was seen of them."""
+    """A benchmarked implementation and its timings."""
 
     who: str
     context: int
-    steps: Callable[[int], list[float]]  # makes so many; says what each took, in seconds
+    steps: Callable[[int], list[float]]  # runs so many steps; returns the seconds of each
     weights: int  # bytes that a step reads
     session: Any = None  # of ours: the backbone's
     times: list[float] = field(default_factory=list)
@@ -54,9 +54,9 @@ class Contestant:
     outside: list[float] = field(default_factory=list)  # of ours: the share of a step outside of all graphs
 
     def forget(self) -> None:
-        """Start anew."""
-        for seen in (self.times, self.backbones, self.outside):
-            seen.clear()
+        """Remove all timings."""
+        for timings in (self.times, self.backbones, self.outside):
+            timings.clear()
 
     @property
     def step(self) -> float:
@@ -80,7 +80,7 @@ class Stopwatch:
         Binding.run = timed  # type: ignore[method-assign]
 
     def watch(self, one: Contestant, count: int) -> None:
-        """Let somebody make steps; take down what was seen. Into ours it is looked step by step."""
+        """Time `count` steps of a contestant; of this project's decoder, also each step's graphs."""
         if one.session is None:
             one.times += one.steps(count)
             return
@@ -93,7 +93,7 @@ class Stopwatch:
 
 
 def each_timed(step: Callable[[], Any]) -> Callable[[int], list[float]]:
-    """Time one step at a time."""
+    """Return a function that runs so many steps and returns the seconds of each."""
 
     def steps(count: int) -> list[float]:
         stamps = [time.perf_counter()]
@@ -106,9 +106,9 @@ def each_timed(step: Callable[[], Any]) -> Callable[[int], list[float]]:
 
 
 def ours(folder: Path, images: int, threads: int) -> Iterator[Contestant]:
-    """Draw images code by code, after prompts of the contexts' lengths."""
+    """Yield contestants that draw images code by code, after prompts of the contexts' lengths."""
     runtimes: dict[tuple[str, str], OnnxRuntime] = {}
-    for who, bundle, variant, room in OURS:
+    for who, bundle, variant, max_seq_len in OURS:
         processor = Processor.load(folder / bundle)
         empty = len(processor.draw_prompt(""))
         if (bundle, variant) not in runtimes:
@@ -118,26 +118,26 @@ def ours(folder: Path, images: int, threads: int) -> Iterator[Contestant]:
         weights = sum(multiplied(runtime.bundle, graph, variant) for graph in ("backbone", "sample_image"))
         for context in CONTEXTS:
             prompt = processor.draw_prompt("x" * (context - empty))
-            drawing = draw(runtime.open(room), [prompt] * images, DrawSettings())
+            drawing = draw(runtime.open(max_seq_len), [prompt] * images, DrawSettings())
             next(drawing)  # reads the prompt
             steps = each_timed(lambda drawing=drawing: next(drawing))
             yield Contestant(who, context, steps, weights, runtime.graph("backbone").session)
 
 
 class Stamps(LogitsProcessor):
-    """Notes when `generate` has the logits of a token."""
+    """Records when `generate` has the logits of a token."""
 
     def __init__(self) -> None:
         self.at: list[float] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Look at the clock."""
+        """Record the time."""
         self.at.append(time.perf_counter())
         return scores
 
 
 def transformers_generate(folder: Path, rows: int) -> Iterator[Contestant]:
-    """Let transformers' own loop choose the likeliest token, again and again."""
+    """Yield contestants that decode greedily with transformers' `generate`."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tables = model.get_input_embeddings().weight
     weights = sum(one.nbytes for one in model.parameters() if one is not tables)
@@ -169,7 +169,7 @@ def transformers_generate(folder: Path, rows: int) -> Iterator[Contestant]:
 
 
 def genai_generate(folder: Path, rows: int, threads: int) -> Iterator[Contestant]:
-    """Let onnxruntime-genai do the same with its own int4 model."""
+    """Yield contestants that decode greedily with onnxruntime-genai and its own int4 model."""
     config = genai.Config(str(folder))
     config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
     model = genai.Model(config)

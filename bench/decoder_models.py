@@ -47,16 +47,16 @@ def build(folder: Path, layers: int) -> None:
     if not (folder / "llama").exists():
         config = LlamaConfig(**llama(layers), tie_word_embeddings=False, architectures=["LlamaForCausalLM"])
         with torch.device("meta"):
-            blank = LlamaForCausalLM(config)
+            model = LlamaForCausalLM(config)
         (folder / "llama").mkdir()
-        write_weights(blank.state_dict(), "bf16", folder / "llama")
+        write_weights(model.state_dict(), "bf16", folder / "llama")
         config.save_pretrained(folder / "llama")
         words = Tokenizer(WordLevel({"<s>": 0}, unk_token="<s>"))
         PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder / "llama")
     if not (folder / "genai").exists():
         builder = Path(genai.__file__).parent / "models" / "builder.py"
-        places = ["-i", folder / "llama", "-o", folder / "genai", "-c", folder / "cache"]
-        command = [sys.executable, builder, *places, "-p", "int4", "-e", "cpu"]
+        folders = ["-i", folder / "llama", "-o", folder / "genai", "-c", folder / "cache"]
+        command = [sys.executable, builder, *folders, "-p", "int4", "-e", "cpu"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"onnxruntime-genai's builder failed:\n{done.stdout}\n{done.stderr}")
