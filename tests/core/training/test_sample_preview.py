@@ -134,7 +134,7 @@ def test_train_and_inspect_from_the_command_line(file: Path) -> None:
     result = CliRunner().invoke(app, ["train", str(file), "schedule.steps=1", "--quiet"])
     assert result.exit_code == 0, result.output
     assert result.output.strip() == str(file.parent / "out" / "model")
-    page = file.parent / "sheet.html"
+    page = file.parent / "preview.html"
     result = CliRunner().invoke(app, ["data", "inspect", str(file), "-n", "2", "--out", str(page)])
     assert result.exit_code == 0, result.output
     assert page.read_text("utf-8").count("<section>") == 2
@@ -148,7 +148,7 @@ def test_samples_and_epochs_of_each_source_are_shown(file: Path, data: Path) -> 
     )
     words = ["mixture.read=1", "mixture.draw=19", "schedule.steps=10", "bad_samples.unreadable=skip"]
     dry = CliRunner().invoke(app, ["train", str(file), *words, "--dry-run"])
-    page = file.parent / "sheet.html"
+    page = file.parent / "preview.html"
     preview = CliRunner().invoke(app, ["data", "inspect", str(file), *words, "-n", "9", "--out", str(page)])
     terminal = CliRunner().invoke(app, ["data", "inspect", str(file), *words, "-n", "9"])
     assert [result.exit_code for result in (dry, preview, terminal)] == [0, 0, 0], dry.output + preview.output
@@ -164,8 +164,8 @@ def test_samples_and_epochs_of_each_source_are_shown(file: Path, data: Path) -> 
 @pytest.mark.parametrize(
     ("words", "bad_sample"),
     [
-        (["data", "inspect", "FILE", "--out", "/dev/null/sheet.html"], "cannot be written: "),
-        (["data", "inspect", "FILE", "--out", "nowhere/sheet.html"], "there is no folder 'nowhere'"),
+        (["data", "inspect", "FILE", "--out", "/dev/null/preview.html"], "cannot be written: "),
+        (["data", "inspect", "FILE", "--out", "nowhere/preview.html"], "there is no folder 'nowhere'"),
         (["data", "inspect", "FILE", "sources.read.on_bad=skip"], "sources.read.on_bad: unknown key"),
         (["train", "FILE", "learn=[generation.haed]"], "'generation.haed' matches nothing"),
         (["config", "validate", "FILE", "learn=[backbon]"], "Did you mean 'backbone'?"),
@@ -182,7 +182,7 @@ def test_samples_and_epochs_of_each_source_are_shown(file: Path, data: Path) -> 
             "YOUR/understanding.jsonl",
         ),
         (["train", "train/janus_pro/stage2", "--dry-run"], "Train the previous stage first"),
-        (["data", "inspect", "FILE", "--out", "sheet.pdf"], "name of an .html file"),
+        (["data", "inspect", "FILE", "--out", "preview.pdf"], "name of an .html file"),
     ],
 )
 def test_user_errors_are_printed_without_a_traceback(file: Path, words: list[str], bad_sample: str) -> None:
