@@ -39,7 +39,7 @@ def check_onnx_parity(component: Any, example: Any, *, slot: str) -> None:
 
 @check_for("generation")
 def check_drawing_graphs(path: Any, pixels: Any) -> None:
-    """Its graphs are compiled for any number of images, and compute the same as in torch."""
+    """The graphs of a path are compiled for any number of images, and compute the same as in torch."""
     try:
         from janus_export.bundle.axes import Ranges
         from janus_export.onnx_export.graphs import drawing_graphs

@@ -113,20 +113,20 @@ class NumpySession(RecurrentSession):
         super().__init__(self.words, max_seq_len, rows)
 
     def run(self, name: str, *inputs: Any) -> Any:
-        """Run one of the parts that the built-in samplers call.
+        """Run one of the graphs that the built-in samplers call.
 
         Raises:
-            NotApplicable: the part is another generation path's.
+            NotApplicable: the graph is another generation path's.
         """
-        parts: dict[str, Callable[..., Any]] = {
+        graphs: dict[str, Callable[..., Any]] = {
             "embed": lambda tokens: self.words[tokens],
             "sample_text": self._sample_text,
             "sample_image": self._sample_image,
             "decode_image": lambda codes: np.repeat(codes.astype(np.uint8)[:, None, None], 3, axis=1),
         }
-        if name not in parts:
-            raise NotApplicable(f"the example's session has no part '{name}': pass a session that has")
-        return parts[name](*inputs)
+        if name not in graphs:
+            raise NotApplicable(f"the example's session has no graph '{name}': pass a session that has it")
+        return graphs[name](*inputs)
 
     def _sample_text(self, hidden: Any, noise: Any, temperature: Any, *_: Any) -> tuple[Any, Any]:
         chosen = (_softmax(hidden @ self.words.T / temperature) / noise).argmax(-1)

@@ -63,7 +63,7 @@ def check_tokenizer_sizes(tokenizer: Any, pixels: Tensor) -> None:
 
 @check_for("image_tokenizers")
 def check_tokenizer_losses(tokenizer: Any, pixels: Tensor) -> None:
-    """Its losses are named finite scalars, and computing them in eval mode does not change its state."""
+    """The losses are named finite scalars, and computing them in eval mode does not change the module."""
     tokenizer.eval()
     before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
     losses = tokenizer.losses(pixels)
@@ -97,7 +97,7 @@ def check_adaptor_sizes(adaptor: Any, features: Tensor) -> None:
 @check_for("heads")
 @torch.no_grad()
 def check_head_shapes(head: Any, hidden: Tensor) -> None:
-    """It takes any leading dimensions; the logits of a hidden state do not depend on other states."""
+    """A head takes any leading dimensions; the logits of a hidden state do not depend on other states."""
     head.eval()
     for before, size in zip(known_codes(head, hidden), head.codebooks, strict=True):
         logits = head(hidden, before)
@@ -271,7 +271,7 @@ def check_generation_sizes(path: Any, pixels: Tensor) -> None:
 
 @check_for("generation")
 def check_generation_attributes(path: Any, pixels: Tensor) -> None:
-    """It declares its image sampler and its frozen submodules."""
+    """The path declares its image sampler and its frozen submodules."""
     ensure(isinstance(path.image_sampler, str), f"image_sampler is {path.image_sampler!r}; expected a name")
     ensure(
         isinstance(path.predicts_next, bool),
@@ -290,7 +290,7 @@ def check_generation_attributes(path: Any, pixels: Tensor) -> None:
 @check_for("generation")
 @torch.no_grad()
 def check_generation_sampler(path: Any, pixels: Tensor) -> None:
-    """Its image sampler is registered, finds all graphs and sizes that it uses, and draws images."""
+    """The image sampler is registered, finds all graphs and sizes that it uses, and draws images."""
     path.eval()
     hidden_size = path.embed(targets_of(path, pixels)).shape[-1]
     for images in (1, len(pixels) + 1):
@@ -305,7 +305,7 @@ def check_generation_sampler(path: Any, pixels: Tensor) -> None:
 @check_for("generation")
 @torch.no_grad()
 def check_generation_graphs(path: Any, pixels: Tensor) -> None:
-    """Its graphs take and give what it declares, for 1 and for 3 images, and its image sampler runs them."""
+    """The graphs take and return what they declare, for 1 and for 3 images; the image sampler runs them."""
     path.eval()
     hidden_size = path.embed(targets_of(path, pixels)).shape[-1]
     for images in (1, 3):

@@ -39,7 +39,7 @@ sys.exit("torch" in sys.modules)
 
 @check_for("text_samplers", "image_samplers")
 def check_sampler_ends(sampler: Any, example: SamplingExample) -> None:
-    """It yields after its steps, and ends."""
+    """The sampler yields after each of its steps, and ends."""
     yielded, _ = run_sampler(sampler, example, example.prompts)
     ensure(
         bool(yielded), "it yielded nothing; expected a yield after each step, for progress and cancellation"
@@ -48,21 +48,21 @@ def check_sampler_ends(sampler: Any, example: SamplingExample) -> None:
 
 @check_for("text_samplers")
 def check_yields_token_ids(sampler: Any, example: SamplingExample) -> None:
-    """After each step it yields the next token id of every row."""
+    """After each step, the sampler yields the next token id of every row."""
     for yielded in run_sampler(sampler, example, example.prompts)[0]:
         samplers.check_token_ids(sampler.__name__, yielded, len(example.prompts))
 
 
 @check_for("image_samplers")
 def check_returns_images(sampler: Any, example: SamplingExample) -> None:
-    """After each step it yields its progress, and at the end it returns an image for each row."""
+    """After each step, the sampler yields its progress; at the end, it returns an image for each row."""
     steps = sampler(example.open(), example.prompts, example.settings)
     samplers.draw_images(sampler.__name__, steps, len(example.prompts), lambda done, total: None)
 
 
 @check_for("text_samplers", "image_samplers")
 def check_sampler_repeats(sampler: Any, example: SamplingExample) -> None:
-    """Its randomness comes from its settings alone: the same settings give the same result."""
+    """The randomness of a sampler comes from its settings alone: the same settings give the same result."""
     first, second = (run_sampler(sampler, example, example.prompts) for _ in range(2))
     ensure(same(first, second), "two runs with the same settings differ")
 
@@ -81,14 +81,14 @@ def check_sampler_rows(sampler: Any, example: SamplingExample) -> None:
 
 @check_for("text_samplers", "image_samplers")
 def check_sampler_imports(sampler: Any, example: SamplingExample) -> None:
-    """Its module does not import torch, which a server that runs a bundle lacks."""
+    """The sampler's module does not import torch, which is not installed on a server that runs a bundle."""
     module = sys.modules[sampler.__module__]
     check_imports_no_torch(module.__name__, str(module.__file__))
 
 
 @check_for("sources")
 def check_source_samples(source: Source, indices: Many[int]) -> None:
-    """It has as many samples as it declares, each with supervised content."""
+    """The source has as many samples as it declares, each with supervised content."""
     ensure(len(source) > 0, "it has no samples")
     for index in [*indices, len(source) - 1]:
         sample = source.sample(index, np.random.default_rng(0))
@@ -111,7 +111,7 @@ def check_source_repeats(source: Source, indices: Many[int]) -> None:
 
 @check_for("sources")
 def check_source_randomness(source: Source, indices: Many[int]) -> None:
-    """It does not use the global random generators of Python, numpy and torch."""
+    """The source does not use the global random generators of Python, numpy and torch."""
 
     def states() -> list[Any]:
         return [random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()]
@@ -126,7 +126,7 @@ def check_source_randomness(source: Source, indices: Many[int]) -> None:
 
 @check_for("trackers")
 def check_tracker_logs(opened: Callable[[Path], Tracker], values: Mapping[str, float]) -> None:
-    """It logs values step by step, also into the folder of an interrupted run, and closes."""
+    """The tracker logs values step by step, also into the folder of an interrupted run, and closes."""
     original = dict(values)
     with tempfile.TemporaryDirectory() as folder:
         for steps in ((1, 2, 3), (2, 3, 4)):  # a resumed run logs the steps after its checkpoint again
@@ -139,14 +139,14 @@ def check_tracker_logs(opened: Callable[[Path], Tracker], values: Mapping[str, f
 
 @check_for("trackers")
 def check_tracker_idle(opened: Callable[[Path], Tracker], values: Mapping[str, float]) -> None:
-    """It can be closed before its first step."""
+    """A tracker can be closed before its first step."""
     with tempfile.TemporaryDirectory() as folder:
         opened(Path(folder, "run")).close()
 
 
 @check_for("formats")
 def check_format_detects(checkpoint_format: CheckpointFormat, example: CheckpointFormatExample) -> None:
-    """It detects its own config.json, and no other."""
+    """The format detects its own config.json, and no other."""
     ensure(checkpoint_format.detect(example.config), "it does not detect the example's config")
     model_type = example.config.get("model_type")
     ensure(
@@ -171,7 +171,7 @@ def check_format_round_trip(checkpoint_format: CheckpointFormat, example: Checkp
 
 @check_for("runtimes")
 def check_runtime_attributes(runtime: Runtime, prompts: Many[Sequence]) -> None:
-    """It declares its samplers and its context, and its sessions declare their sizes."""
+    """The runtime declares its samplers and its context, and its sessions declare their sizes."""
     ensure(runtime.context > 0, f"its context is {runtime.context}")
     for name in (runtime.text_sampler, runtime.image_sampler):
         ensure(isinstance(name, str) and bool(name), f"the name of a sampler is {name!r}")

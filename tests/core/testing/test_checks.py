@@ -208,7 +208,7 @@ def test_checks_find_broken_samplers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcome("sampler_ends", endless) == ("failed", "it has not ended after 5 steps")
     assert outcome("sampler_ends", asks_for_more) == (
         "skipped",
-        "the example's session has no part 'velocity': pass a session that has",
+        "the example's session has no graph 'velocity': pass a session that has it",
     )
     assert outcome("sampler_ends", asks_for_another_size)[0] == "skipped"
     assert outcome("sampler_ends", misspells_a_key) == ("failed", "KeyError: 'widht'")
