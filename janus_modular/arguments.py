@@ -85,7 +85,9 @@ def stop_strings(value: Any) -> list[str]:
     """
     strings = texts(value, "stop", "a list of strings, [...]")
     if "" in strings:
-        raise PromptError(f"stop: found an empty string among {strings!r:.200}; expected a letter at least.")
+        raise PromptError(
+            f"stop: found an empty string among {strings!r:.200}; expected at least one character."
+        )
     return strings
 
 

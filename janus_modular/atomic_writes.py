@@ -121,8 +121,8 @@ def refuse_interrupted(folder: Path, *, error: type[JanusError]) -> None:
     old = temporary_path(folder, "old") if folder.name else folder
     if os.path.lexists(old) and not os.path.lexists(folder):
         raise error(
-            f"{folder} is not there: it is being replaced, or that was interrupted. Run the command that"
-            f" writes it again; until then, what was there before is in {old}"
+            f"{folder} is missing: a replacement is running or was interrupted. Run the command that writes"
+            f" it again; until then, the previous folder is {old}"
         )
 
 

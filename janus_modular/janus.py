@@ -87,7 +87,9 @@ class Janus:
         arguments.option(runtime, "runtime", str, Mapping, type(None), expected="a name or {'name': ...}")
         if folder := find_bundle(path):
             if dtype != "auto":
-                raise ConfigError(f"{path} is a bundle, whose variants say the dtype: not dtype, but variant")
+                raise ConfigError(
+                    f"{path} is a bundle, whose variants have a dtype: use variant= instead of dtype="
+                )
             opened = open_bundle(
                 folder,
                 runtime=runtime,

@@ -63,7 +63,7 @@ def byte_ranges(path: Path) -> dict[str, tuple[int, int]]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 + length:
-            raise FileSizeError(f"{path} has {size} bytes, too few for the header that it announces")
+            raise FileSizeError(f"{path} has {size} bytes, too few for the header that it declares")
         header = json.loads(file.read(length))
     offsets = {name: value["data_offsets"] for name, value in header.items() if name != "__metadata__"}
     promised = 8 + length + max((end for _, end in offsets.values()), default=0)

@@ -68,7 +68,7 @@ def check_lock(folder: Path, plugins: Plugins) -> list[str]:
             errors.append(f"the plugin API is version {API_VERSION}, locked was version {lock['api']}")
     if errors:
         raise PluginError(
-            f"{folder} has locked its plugins, and not all are as they were; none was imported.\n"
+            f"{folder} has locked its plugins, and some files have changed since; none was imported.\n"
             + "\n".join(errors)
             + "\nInstall what was locked; or, if the change is wanted, lock again: janus-modular plugins lock"
             f" {folder}"

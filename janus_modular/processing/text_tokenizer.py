@@ -191,7 +191,7 @@ class TextTokenizer:
         ids = [self._plain.token_to_id(stand_in) for stand_in in self._stand_ins.values()]
         if ids != list(range(self.vocab_size, self.vocab_size + len(ids))):
             raise ConfigError(
-                "the tokenizer's ids have gaps, so that no token can be added. Number them through."
+                "the tokenizer's ids have gaps, so that no token can be added. Renumber the ids without gaps."
             )
         return self.vocab_size
 

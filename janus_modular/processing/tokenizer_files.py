@@ -261,7 +261,7 @@ def _check_ids(core: Tokenizer, added: list[dict[str, Any]], file: Path) -> None
     if ids and max(ids) >= 2 * len(ids) + MAX_GAP:
         raise ConfigError(
             f"{file} has {len(ids):,} tokens, and ids up to {max(ids):,}: expected ids without large gaps."
-            " Number the tokens through."
+            " Renumber the ids without gaps."
         )
     if len(set(ids)) < len(ids):
         owners: dict[int, str] = {}

@@ -108,7 +108,7 @@ def wrap_backbone(assembly: ModelAssembly, wrap: Mapping[str, Any], plugins: Plu
     built with the wrapper. On the meta device no weights are read.
 
     Raises:
-        ConfigError: the named backbone holds no other backbone, is in the model already, or rejects its
+        ConfigError: the named backbone wraps no other backbone, is in the model already, or rejects its
             options.
         CheckpointError: its own ``pretrained`` weights do not fit.
     """
@@ -117,9 +117,9 @@ def wrap_backbone(assembly: ModelAssembly, wrap: Mapping[str, Any], plugins: Plu
     schema = plugins.entry(SLOT, name).config
     inner = [field.name for field in fields(schema) if field.metadata.get("slot") == SLOT]
     if len(inner) != 1 or inner[0] in wrap:
-        problem = f"sets '{inner[0]}' itself" if len(inner) == 1 else "holds no other backbone"
+        problem = f"sets '{inner[0]}' itself" if len(inner) == 1 else "wraps no other backbone"
         raise ConfigError(
-            f"wrap: '{name}' {problem}; expected a backbone that holds another, which init provides:"
+            f"wrap: '{name}' {problem}; expected a backbone that wraps another, which init provides:"
             " wrap={name: lora, rank: 16}"
         )
     if wrapped.name == name:

@@ -228,8 +228,8 @@ def batch_builder(
         log.warning(remark)
     return BatchBuilder(
         mixture=Mixture(sources, config.mixture_phases(), config.batch, config.seed),
-        sequence=lambda sample, drop_condition: processor.sequence(
-            sample, supervise=config.supervise, condition_dropout=drop_condition, check_length=False
+        sequence=lambda sample, condition_dropout: processor.sequence(
+            sample, supervise=config.supervise, condition_dropout=condition_dropout, check_length=False
         ),
         image_tokens=model.generation.num_tokens,
         pad=processor.pad_id,

@@ -151,5 +151,7 @@ def test_drawing_refuses_an_adaptor_that_uses_positions_of_codes(
     (tmp_path / "positions.py").write_text(POSITIONS.replace("SCALE", initial))
     plugins.add_file(tmp_path / "positions.py")
     config = resolve(load("tiny", ["generation.adaptor=positions"], plugins), ModelConfig, plugins)
-    with pytest.raises(ConfigError, match="'positions' embeds a code among 4x4 codes otherwise than alone"):
+    with pytest.raises(
+        ConfigError, match="'positions' gives another embedding for a code in the 4x4 grid than"
+    ):
         build_model(config, plugins, on_meta=on_meta)

@@ -103,7 +103,7 @@ def test_every_other_row_and_column_is_left(grid: tuple[int, int], tokens: int):
 
 
 def test_what_is_no_projector_or_not_all_of_it_is_refused(tmp_path: Path):
-    with pytest.raises(CheckpointError, match="offer a MobileVLM checkpoint"):
+    with pytest.raises(CheckpointError, match="pass a MobileVLM checkpoint"):
         read({"model.norm.weight": torch.ones(3)}, tmp_path)
     weights = random_weights()
     del weights["model.mm_projector.model.mb_block.2.block.1.fc2.bias"]

@@ -47,7 +47,7 @@ class LdpAdaptor(nn.Module):
         prefixes = [name.removesuffix(ANCHOR) for name in weights if name.endswith(ANCHOR)]
         if not prefixes:
             raise CheckpointError(
-                f"ldp found no projector: no name ends in '{ANCHOR}'; offer a MobileVLM checkpoint"
+                f"ldp found no projector: no name ends in '{ANCHOR}'; pass a MobileVLM checkpoint"
             )
         for name in weights:
             theirs = name.removeprefix(prefixes[0])

@@ -156,7 +156,7 @@ class FsqTokenizer(nn.Module):
         prefix = next((name.removesuffix(anchor) for name in weights if name.endswith(anchor)), None)
         if prefix is None:
             raise CheckpointError(
-                f"fsq found no encoder: no name ends in '{anchor}'; offer a DI tokenizer of Cosmos'"
+                f"fsq found no encoder: no name ends in '{anchor}'; pass a DI tokenizer of Cosmos'"
             )
         for name in weights:
             own = name.removeprefix(prefix) if name.startswith(prefix) else ""

@@ -183,7 +183,7 @@ class HfVqTokenizer(nn.Module):
         anchor = "quantize.embedding.weight"
         prefix = next((name.removesuffix(anchor) for name in weights if name.endswith(anchor)), None)
         if prefix is None:
-            raise CheckpointError(f"hf-vq found no codebook: no name ends in '{anchor}'; offer Emu3's")
+            raise CheckpointError(f"hf-vq found no codebook: no name ends in '{anchor}'; pass Emu3's")
         known = self.model.state_dict()
         for name in weights:
             own = transformers_name(name.removeprefix(prefix)) if name.startswith(prefix) else ""
@@ -224,12 +224,12 @@ def vq_config(config: HfVqConfig) -> Any:
     if family.hidden_size != widest:
         raise ConfigError(
             f"hf-vq: hidden_size {family.hidden_size}, but the last level is {widest} wide "
-            "(base_channels times the last channel_multiplier): they are to be the same"
+            "(base_channels times the last channel_multiplier): they must be equal"
         )
     if family.latent_channels != family.embed_dim:  # one stack of the decoder's takes latents and codes
         raise ConfigError(
-            f"hf-vq: latent_channels {family.latent_channels} and embed_dim {family.embed_dim}: they are to "
-            "be the same"
+            f"hf-vq: latent_channels {family.latent_channels} and embed_dim {family.embed_dim}: they must"
+            " be equal"
         )
     return family
 

@@ -74,7 +74,7 @@ class LlamaGenTokenizer(ConvolutionalTokenizer):
         prefixes = [name.removesuffix(anchor) for name in weights if name.endswith(anchor)]
         if not prefixes:
             raise CheckpointError(
-                f"llamagen found no codebook: no name ends in '{anchor}'; offer LlamaGen's or Janus'"
+                f"llamagen found no codebook: no name ends in '{anchor}'; pass LlamaGen's or Janus'"
             )
         prefix = min(prefixes, key=lambda prefix: not prefix.startswith("ema."))
         for name in weights:

@@ -136,7 +136,7 @@ class OpenMagvit2Tokenizer(nn.Module):
         prefix = next((name.removesuffix(anchor) for name in weights if name.endswith(anchor)), None)
         if prefix is None:
             raise CheckpointError(
-                f"open-magvit2 found no encoder: no name ends in '{anchor}'; offer SEED-Voken's"
+                f"open-magvit2 found no encoder: no name ends in '{anchor}'; pass SEED-Voken's"
             )
         return ema_weights_first(weights, prefix, self)
 

@@ -26,14 +26,14 @@ def find_prefix(weights: Mapping[str, Tensor], tokenizer: str) -> str:
     prefixes = [name.removesuffix(CODEBOOK) for name in weights if name.endswith(CODEBOOK)]
     if not prefixes:
         raise CheckpointError(
-            f"{tokenizer} found no codebook: no name ends in '{CODEBOOK}'. Offer a tokenizer with nearest "
+            f"{tokenizer} found no codebook: no name ends in '{CODEBOOK}'. Pass a tokenizer with nearest "
             "codes; those that were trained with Gumbel noise choose theirs by a convolution."
         )
     prefix = min(prefixes, key=lambda prefix: "first_stage_model." not in prefix)
     if not any(name.startswith(f"{prefix}decoder.") for name in weights):
         raise CheckpointError(
             f"{tokenizer} found no decoder: no name begins with '{prefix}decoder.'. transformers' Chameleon "
-            "comes without one: offer Chameleon's own vqgan.ckpt."
+            "comes without one: pass Chameleon's own vqgan.ckpt."
         )
     return prefix
 

@@ -78,5 +78,5 @@ def draw(
 
 @hookimpl
 def register_image_samplers(registry: Registry[ImageSampler[Any]]) -> None:
-    """Offer ``autoregressive``."""
+    """Register ``autoregressive``."""
     registry.add("autoregressive", draw, DrawSettings)

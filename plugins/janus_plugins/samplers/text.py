@@ -76,5 +76,5 @@ def sample_text(
 
 @hookimpl
 def register_text_samplers(registry: Registry[TextSampler[Any]]) -> None:
-    """Offer ``text``."""
+    """Register ``text``."""
     registry.add("text", sample_text, TextSettings)

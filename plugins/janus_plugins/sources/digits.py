@@ -154,5 +154,5 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
 
 @hookimpl
 def register_sources(registry: Registry[Source]) -> None:
-    """Offer ``digits``."""
+    """Register ``digits``."""
     registry.add("digits", Digits, DigitsConfig)

@@ -162,5 +162,5 @@ def _draws(sample: Sample) -> bool:
 
 @hookimpl
 def register_sources(registry: Registry[Source]) -> None:
-    """Offer ``jsonl``."""
+    """Register ``jsonl``."""
     registry.add("jsonl", Jsonl, JsonlConfig)

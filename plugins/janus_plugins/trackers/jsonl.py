@@ -54,5 +54,5 @@ class JsonlTracker:
 
 @hookimpl
 def register_trackers(registry: Registry[Tracker]) -> None:
-    """Offer ``jsonl``."""
+    """Register ``jsonl``."""
     registry.add("jsonl", JsonlTracker, JsonlConfig)

@@ -40,5 +40,5 @@ class TensorboardTracker:
 
 @hookimpl
 def register_trackers(registry: Registry[Tracker]) -> None:
-    """Offer ``tensorboard``."""
+    """Register ``tensorboard``."""
     registry.add("tensorboard", TensorboardTracker, TensorboardConfig)

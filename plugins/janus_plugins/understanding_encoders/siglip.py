@@ -147,7 +147,7 @@ class SiglipEncoder(nn.Module):
                     return self._read(weights, name.removesuffix(anchor), rename)
         raise CheckpointError(
             f"siglip found no vision tower: no name ends in {' or '.join(map(repr, ANCHORS))} among "
-            f"{sorted(weights)[:5]}, ...; offer a SigLIP or a Janus checkpoint"
+            f"{sorted(weights)[:5]}, ...; pass a SigLIP or a Janus checkpoint"
         )
 
     def _read(

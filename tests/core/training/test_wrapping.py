@@ -64,7 +64,7 @@ def test_a_resumed_run_keeps_its_wrapped_backbone(second, tmp_path: Path) -> Non
     ("wrap", "expected"),
     [
         ("lora", "found 'lora'; expected a backbone with options"),
-        ({"name": "hf"}, "'hf' holds no other backbone; expected a backbone that holds another"),
+        ({"name": "hf"}, "'hf' wraps no other backbone; expected a backbone that wraps another"),
         ({"name": "lora", "backbone": {"name": "hf"}}, "'lora' sets 'backbone' itself"),
         ({"name": "lora", "rnk": 2}, r"wrap\.rnk: unknown key"),
         ({"name": "lora", "rank": 0}, "wrap.*rank: 0; expected at least 1"),

@@ -132,7 +132,7 @@ def check_provider(device: Device, session: onnxruntime.InferenceSession) -> Non
     if got[0] != PROVIDERS[device.name][0]:
         raise ConfigError(
             f"device '{device.name}': {PROVIDERS[device.name][0]} did not start, ONNX Runtime fell back to"
-            f" {got[0]}. Its message above says which driver or library lacks; or choose --device cpu"
+            f" {got[0]}. Its message above says which driver or library is missing; or choose --device cpu"
         )
 
 
