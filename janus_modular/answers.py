@@ -58,7 +58,7 @@ class Answer(str):
 
     @property
     def was_cut(self) -> bool:
-        """Whether max_tokens or the context ended the answer before the model did."""
+        """True if max_tokens or the context ended the answer before the model did."""
         return self.finish_reason in ("length", "context")
 
 
@@ -81,7 +81,7 @@ class AnswerRow:
 
     @property
     def is_active(self) -> bool:
-        """Whether the row is active."""
+        """True if the row is active."""
         return self.finish_reason is None
 
     def push(self, id: int) -> str:

@@ -52,7 +52,7 @@ class GraphContract:
 
     @property
     def returns_x(self) -> bool:
-        """Whether the graph samples: besides ids, it returns the next input ``x`` (rows, D) of each row."""
+        """True if the graph samples: besides ids, it returns the next input ``x`` (rows, D) of each row."""
         return any(tensor.name == "x" and len(tensor.shape) == 2 for tensor in self.outputs)
 
     @classmethod

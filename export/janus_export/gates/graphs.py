@@ -114,7 +114,7 @@ def _as_numbers(x: Array, dtype: str) -> Array:
 
 
 def rows(target: VerificationTarget) -> Iterator[CheckResult]:
-    """Run the backbone on torch's inputs: whole and chunked prompts of several lengths, single and idle rows."""
+    """Run the backbone on torch's inputs: prompts of several lengths, in chunks too, single and idle rows."""
     if not target.is_exact:
         return
     answers, drawing = target.reference.greedy[1], target.reference.drawn[1]

@@ -38,7 +38,7 @@ class Graph:
 
     @property
     def is_measured(self) -> bool:
-        """Whether the last output is the magnitude of decoded pixels, which export adds."""
+        """True if the last output is the magnitude of decoded pixels, which export adds."""
         return self.outputs[-1].name == MAGNITUDE
 
     @property

@@ -155,12 +155,12 @@ class VerificationTarget:
 
     @property
     def is_half(self) -> bool:
-        """Whether the variant is in half precision."""
+        """True if the variant is in half precision."""
         return self.record["dtype"] != "float32"
 
     @property
     def is_exact(self) -> bool:
-        """Whether results must equal the model's, except for the order of float32 sums."""
+        """True if results must equal the model's, except for the order of float32 sums."""
         return not self.is_half and not self.record["quantization"]
 
     @property
@@ -180,5 +180,5 @@ class VerificationTarget:
         return self.precision_of("embed" if graph == "sample_text" else graph)
 
     def has(self, mode: str) -> bool:
-        """Whether the bundle has the graphs of a mode."""
+        """Return True if the bundle has the graphs of a mode."""
         return mode in self.bundle.modes

@@ -146,7 +146,7 @@ class Context:
 
     @property
     def is_capturable(self) -> bool:
-        """Whether TensorRT-RTX can capture it in a CUDA graph; TensorRT reports it only in a capture."""
+        """True if TensorRT-RTX can capture the engine in a CUDA graph; only a capture shows."""
         ask = getattr(self.handle, "is_stream_capturable", None)
         return ask is None or bool(ask(self.gpu.stream))
 

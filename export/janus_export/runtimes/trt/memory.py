@@ -45,7 +45,7 @@ class DeviceTensor:
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
+        """The size in bytes."""
         return prod(self.shape) * self.itemsize
 
     def copy_from(self, source: DeviceTensor) -> None:
