@@ -20,7 +20,7 @@ from janus_modular.testing.check import NotApplicable, check_for, ensure
 
 @check_for(*MODEL_SLOTS)
 def check_onnx_parity(component: Any, example: Any, *, slot: str) -> None:
-    """Exported to standard ONNX for any batch size, it computes in ONNX Runtime the same as in torch."""
+    """Exported to standard ONNX for any batch size, the component computes the same as in torch."""
     import torch
 
     from janus_modular.testing.calls import calls_of, enlarged, tensors
@@ -97,7 +97,7 @@ def _ensure_computes(
 
 @check_for(*MODEL_SLOTS, slow=True)
 def check_rtx_engine(component: Any, example: Any, *, slot: str) -> None:
-    """TensorRT-RTX builds an engine of it, for which no GPU is needed."""
+    """TensorRT-RTX builds an engine of the component; no GPU is needed."""
     from janus_modular.testing.calls import calls_of
 
     component.eval().requires_grad_(False)

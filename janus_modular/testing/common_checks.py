@@ -90,7 +90,7 @@ def check_gradients(component: Any, example: Tensor, *, slot: str) -> None:
 
 @check_for(*MODEL_SLOTS)
 def check_frozen(component: Any, example: Tensor, *, slot: str) -> None:
-    """With frozen parameters, it still passes the gradient on to its input."""
+    """With frozen parameters, the component still passes the gradient on to its input."""
     component.train().requires_grad_(False)
     if not example.is_floating_point() or slot == "image_tokenizers":
         raise NotApplicable("its input needs no gradient")
@@ -109,7 +109,7 @@ def check_frozen(component: Any, example: Tensor, *, slot: str) -> None:
 @check_for(*MODEL_SLOTS)
 @torch.no_grad()
 def check_meta_device(component: Any, example: Tensor, *, slot: str) -> None:
-    """On the meta device it computes the same shapes, from which memory is estimated."""
+    """On the meta device, outputs have the same shapes, from which memory is estimated."""
     component.eval()
     calls = calls_of(component, example, slot)
     expected = [[(x.shape, x.dtype) for x in tensors(call(component))] for call in calls]
@@ -127,7 +127,7 @@ def check_meta_device(component: Any, example: Tensor, *, slot: str) -> None:
 @check_for(*MODEL_SLOTS)
 @torch.no_grad()
 def check_half_precision(component: Any, example: Tensor, *, slot: str) -> None:
-    """In bfloat16 and float16 its outputs have that dtype, or the declared dtype, and are finite."""
+    """In bfloat16 and float16, outputs have that dtype, or the declared dtype, and are finite."""
     component.eval()
     calls = calls_of(component, example, slot)
     unsupported = []
@@ -186,7 +186,7 @@ def check_state_dict(component: Any, example: Tensor, *, slot: str) -> None:
 
 @check_for(*MODEL_SLOTS)
 def check_exports(component: Any, example: Any, *, slot: str) -> None:
-    """torch.export traces it for any batch size, and the exported program computes the same."""
+    """torch.export traces the component for any batch size, and the exported program computes the same."""
     component.eval().requires_grad_(False)
     with torch.no_grad():
         examples = (example, enlarged(example, slot))

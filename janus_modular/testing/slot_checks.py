@@ -176,7 +176,7 @@ def check_packing(backbone: Any, tokens: Tensor) -> None:
 @check_for("backbones")
 @torch.no_grad()
 def check_cache(backbone: Any, tokens: Tensor) -> None:
-    """Through a cache, chunk by chunk and with rows of several lengths, it computes the same."""
+    """Through a cache, in chunks and with rows of several lengths, the hidden states are the same."""
     backbone.eval()
     x = backbone.embed(tokens)
     whole = backbone(x, positions=positions_of(tokens))
@@ -215,9 +215,9 @@ def check_cache_rows(backbone: Any, tokens: Tensor) -> None:
     lengths = torch.full((rows,), length)
     lengths[1] = length - 2
     ensure(torch.equal(cache.lengths, lengths), f"lengths are {cache.lengths}; expected {lengths}")
-    at = (lengths[:, None] + torch.arange(2)).clamp(max=length - 1)  # beyond are no positions
+    next_positions = (lengths[:, None] + torch.arange(2)).clamp(max=length - 1)  # beyond are no positions
     row = torch.arange(rows)[:, None]
-    hidden = backbone(x[row, at], positions=at, cache=cache)
+    hidden = backbone(x[row, next_positions], positions=next_positions, cache=cache)
     cache.advance(length - lengths)
     ensure_close(hidden[1], whole[1, length - 2 :], "a row beside full ones, and whole")
     lengths = torch.full((rows,), length - 1)
