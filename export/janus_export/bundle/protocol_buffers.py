@@ -32,31 +32,31 @@ def integers(message: memoryview, field_number: int) -> list[int]:
 
 
 def _parsed(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
+    offset = 0
+    while offset < len(message):
+        key, offset = _varint(message, offset)
         number, wire = key >> 3, key & 7
         if wire == VARINT:
-            value, at = _varint(message, at)
+            value, offset = _varint(message, offset)
             yield number, value
         elif wire == BYTES:
-            length, at = _varint(message, at)
-            if at + length > len(message):
+            length, offset = _varint(message, offset)
+            if offset + length > len(message):
                 raise IndexError
-            yield number, message[at : at + length]
-            at += length
+            yield number, message[offset : offset + length]
+            offset += length
         elif wire in (FIXED64, FIXED32):
-            at += 8 if wire == FIXED64 else 4
+            offset += 8 if wire == FIXED64 else 4
         else:
             raise IndexError
 
 
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
+def _varint(message: memoryview, offset: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        byte = message[at]
-        at += 1
+        byte = message[offset]
+        offset += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, at
+            return value, offset
         shift += 7

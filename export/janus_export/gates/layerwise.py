@@ -43,7 +43,7 @@ def layers(target: VerificationTarget) -> Iterator[CheckResult]:
     reference = cast(StreamedReference, target.reference)
     path, stack = reference.stack
     passes, precision = reference.passes, target.backbone_precision
-    capacity = int(passes[-1].at.max()) + 1
+    capacity = int(passes[-1].positions.max()) + 1
     model = ir.load(target.bundle.path("backbone", target.variant))
     is_float16 = target.record["dtype"] == "float16"
     known = [
@@ -81,8 +81,13 @@ def layers(target: VerificationTarget) -> Iterator[CheckResult]:
 
 
 def _graph_inputs(forward: ForwardPass, capacity: int) -> Arrays:
-    mask = (np.arange(capacity) <= forward.at[:, :, None])[:, None]  # (R, 1, T, S)
-    return {"x": forward.x, "positions": forward.at, "mask": mask, "write_index": forward.at[:, 0].copy()}
+    mask = (np.arange(capacity) <= forward.positions[:, :, None])[:, None]  # (R, 1, T, S)
+    return {
+        "x": forward.x,
+        "positions": forward.positions,
+        "mask": mask,
+        "write_index": forward.positions[:, 0].copy(),
+    }
 
 
 def _run(target: VerificationTarget, graph: IsolatedGraph, inputs_by_pass: Sequence[Arrays]) -> list[Arrays]:
@@ -108,8 +113,8 @@ def _compare_layer(
 ) -> CheckResult:
     """Compare a layer's output; for quantised layers, output minus input, because the input is far larger."""
     inputs, want = (
-        np.concatenate([forward.states[at][forward.counts] for forward in passes])
-        for at in (layer, layer + 1)
+        np.concatenate([forward.states[index][forward.counts] for forward in passes])
+        for index in (layer, layer + 1)
     )
     states = np.concatenate([state[forward.counts] for state, forward in zip(got, passes, strict=True)])
     if precision == "exact":

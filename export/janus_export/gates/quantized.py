@@ -140,12 +140,12 @@ def _first_inputs(target: VerificationTarget, run: Run) -> dict[str, Array]:
     """Return the backbone's inputs for prompts: embeddings from the same graphs, and an empty cache."""
     x = embed(run.prompts, target.runtime.run, images_at_once=4).astype(np.float32)
     rows, tokens, _ = x.shape
-    at = np.tile(np.arange(tokens), (rows, 1))
+    positions = np.tile(np.arange(tokens), (rows, 1))
     axes = {"rows": rows, "tokens": tokens, "capacity": tokens}
     inputs: dict[str, Array] = {
         "x": x,
-        "positions": at,
-        "mask": (np.arange(tokens) <= at[:, :, None])[:, None],
+        "positions": positions,
+        "mask": (np.arange(tokens) <= positions[:, :, None])[:, None],
         "write_index": np.zeros(rows, np.int64),
     }
     for tensor in target.runtime.graph("backbone").contract.inputs:

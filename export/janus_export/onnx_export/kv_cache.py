@@ -34,9 +34,9 @@ class GraphCache:
         """Write a layer's new keys and values; return the whole cache of the layer."""
         return self._write(2 * layer, keys), self._write(2 * layer + 1, values)
 
-    def _write(self, at: int, new: Tensor) -> Tensor:
-        old = self.past[at]
-        self.written[at] = torch.onnx.ops.symbolic(
+    def _write(self, index: int, new: Tensor) -> Tensor:
+        old = self.past[index]
+        self.written[index] = torch.onnx.ops.symbolic(
             "TensorScatter",
             (old, new, self.lengths),
             {"axis": 2, "mode": "linear"},
@@ -44,11 +44,11 @@ class GraphCache:
             shape=old.shape,
             version=TENSOR_SCATTER,
         )
-        return self.written[at]
+        return self.written[index]
 
     def present(self) -> list[Tensor]:
         """Return the caches after writing, in the order they came in."""
-        return [self.written[at] for at in sorted(self.written)]
+        return [self.written[index] for index in sorted(self.written)]
 
     def advance(self, counts: Tensor) -> None:
         """Do nothing: the host keeps the lengths."""
@@ -65,7 +65,7 @@ class Shapes:
         self.device = device
         self.lengths = torch.zeros(1, dtype=torch.int64)
         self.capacity = 1
-        self.seen: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
+        self.shapes: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
 
     def begin(self, tokens: int) -> Tensor:
         """Return the mask of one token that attends to itself."""
@@ -73,14 +73,14 @@ class Shapes:
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Record the numbers of heads and head dimensions."""
-        self.seen[layer] = ((keys.shape[1], keys.shape[3]), (values.shape[1], values.shape[3]))
+        self.shapes[layer] = ((keys.shape[1], keys.shape[3]), (values.shape[1], values.shape[3]))
         return keys, values
 
     def advance(self, counts: Tensor) -> None:
-        """Nothing is kept."""
+        """Do nothing: only shapes are recorded."""
 
     def get_seq_length(self, layer: int = 0) -> int:
-        """Nothing is kept."""
+        """Return 0: no states are recorded."""
         return 0
 
 
@@ -100,9 +100,9 @@ def cache_shapes(backbone: Backbone) -> list[tuple[tuple[int, int], tuple[int, i
     x = torch.zeros(1, 1, backbone.hidden_size, dtype=weight.dtype, device=weight.device)
     with torch.no_grad():
         backbone(x, positions=torch.zeros(1, 1, dtype=torch.int64, device=weight.device), cache=cache)
-    if not cache.seen:
+    if not cache.shapes:
         raise ExportError(
             f"{type(backbone).__name__} wrote no keys and values into its cache, the only state that an"
             " export keeps between steps. Choose a backbone with attention layers, such as llama or qwen3."
         )
-    return [cache.seen[layer] for layer in sorted(cache.seen)]
+    return [cache.shapes[layer] for layer in sorted(cache.shapes)]

@@ -29,7 +29,7 @@ class ForwardPass:
     """A recorded forward pass of torch's backbone: R rows, T positions, hidden size D."""
 
     x: Array  # (R, T, D)
-    at: Array  # positions (R, T)
+    positions: Array  # (R, T)
     counts: Array  # (R, T): False for padding of shorter rows
     hidden: Array  # (R, T, D)
     states: list[Array]  # (R, T, D) each: the inputs of all layers, then the output of the last layer
@@ -84,8 +84,10 @@ class StreamedReference(Reference):
         lengths = np.array([len(prompt) for prompt in run.prompts])
         for step, forward in enumerate(passes):
             columns = np.arange(forward.x.shape[1])
-            forward.at = np.tile(columns, (len(lengths), 1)) if step == 0 else lengths[:, None] + step - 1
-            forward.counts = forward.at < lengths[:, None] + step
+            forward.positions = (
+                np.tile(columns, (len(lengths), 1)) if step == 0 else lengths[:, None] + step - 1
+            )
+            forward.counts = forward.positions < lengths[:, None] + step
         return run, passes
 
 

@@ -65,38 +65,40 @@ def cut(model: ir.Model, layers: str, count: int, *, stream: str, inside: bool =
 def _flow(nodes: Sequence[ir.Node], sources: Sequence[ir.Value]) -> dict[ir.Value, int]:
     """Return the values that the hidden states flow through, and after how many nodes each is there."""
     flow = dict.fromkeys(sources, 0)
-    for at, node in enumerate(nodes, 1):
+    for index, node in enumerate(nodes, 1):
         if node.op_type not in ("Shape", "Size") and any(value in flow for value in node.inputs):
-            flow |= {v: at for v in node.outputs if v.dtype is None or v.dtype in FLOATS}
+            flow |= {v: index for v in node.outputs if v.dtype is None or v.dtype in FLOATS}
     return flow
 
 
 def _ends(nodes: Sequence[ir.Node], flow: dict[ir.Value, int], layers: str, count: int) -> list[int]:
     """Return where each layer begins, and where the last one ends: cuts with a single value."""
-    wanted_until = {value: at for at, node in enumerate(nodes) for value in node.inputs if value is not None}
+    used_until = {
+        value: index for index, node in enumerate(nodes) for value in node.inputs if value is not None
+    }
     change = [0] * (len(nodes) + 1)
     for value, since in flow.items():
-        if value in wanted_until:
+        if value in used_until:
             change[since] += 1
-            change[wanted_until[value] + 1] -= 1
+            change[used_until[value] + 1] -= 1
     alive = list(accumulate(change))
     first, last, outside = dict[int, int](), {-1: -1}, list[int]()
-    for at, node in enumerate(nodes):
+    for index, node in enumerate(nodes):
         for name in (
             value.name or "" for value in node.inputs if value is not None and value.is_initializer()
         ):
             match = re.match(rf"(?:{re.escape(PREFIX)})?{re.escape(layers)}\.(\d+)\.", name)
             if match:
-                first.setdefault(int(match[1]), at)
-                last[int(match[1])] = at
+                first.setdefault(int(match[1]), index)
+                last[int(match[1])] = index
             elif name.startswith(PREFIX):
-                outside.append(at)
-    first[count] = min((at for at in outside if at > last.get(count - 1, at)), default=len(nodes))
+                outside.append(index)
+    first[count] = min((index for index in outside if index > last.get(count - 1, index)), default=len(nodes))
     ends = []
     for layer in range(count + 1):
         low, high = last.get(layer - 1), first.get(layer)
         cuts = [] if low is None or high is None else range(low + 1, high + 1)
-        single = [at for at in cuts if alive[at] == 1]
+        single = [index for index in cuts if alive[index] == 1]
         if not single:
             raise ExportError(
                 f"the backbone's graph cannot be cut before layer {layer} of {layers}: the layer does"

@@ -47,7 +47,7 @@ class Reference:
 
     @classmethod
     def of(cls, path: str | Path) -> Reference:
-        """Load it from a checkpoint."""
+        """Load the reference from a checkpoint."""
         return cls(Janus.from_pretrained(path, device="cpu", dtype="float32"))
 
     def within(self, max_positions: int, *, images: bool = True) -> Reference:

@@ -70,11 +70,11 @@ def state_sizes(model: ir.Model) -> None:
         counts = [_count(sizes_input) for sizes_input in sizes.inputs]
         if None in counts or sum(map(int, counts)) != len(shape):  # type: ignore[arg-type]  # none is None
             continue
-        stated, at = [], 0
+        stated, axis = [], 0
         for sizes_input, count in zip(sizes.inputs, counts, strict=True):
-            known = shape[at] if count == 1 else None
+            known = shape[axis] if count == 1 else None
             stated.append(_constant(model, node, [known]) if isinstance(known, int) else sizes_input)
-            at += count or 0
+            axis += count or 0
         target = ir.node("Concat", stated, {"axis": 0})
         model.graph.insert_before(node, target)
         node.replace_input_with(1, target.outputs[0])

@@ -25,7 +25,7 @@ DTYPES = {
     "BOOL": "bool",
     "UINT8": "uint8",
 }
-"""TensorRT's names of dtypes, and ours."""
+"""The manifest's name of each of TensorRT's dtypes."""
 
 
 class Engine:

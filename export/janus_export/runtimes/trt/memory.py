@@ -31,7 +31,7 @@ class DeviceTensor:
 
     @classmethod
     def zeros(cls, gpu: Gpu, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
-        """Allocate one."""
+        """Allocate a tensor of zeros."""
         return cls(gpu, shape, dtype, gpu.allocate(prod(shape) * np.dtype(STORED[dtype]).itemsize))
 
     def rows(self, first: int, count: int) -> DeviceTensor:
