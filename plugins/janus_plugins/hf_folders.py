@@ -361,8 +361,8 @@ def decoder_names(names: Iterable[str]) -> set[str]:
     """Return the decoder's own names of its weights in a larger model's files."""
     own = set()
     for name in names:
-        for theirs, ours in DECODER_PREFIXES.items():
-            if re.match(theirs, name):
-                own.add(re.sub(theirs, ours, name))
+        for pattern, replacement in DECODER_PREFIXES.items():
+            if re.match(pattern, name):
+                own.add(re.sub(pattern, replacement, name))
                 break
     return own

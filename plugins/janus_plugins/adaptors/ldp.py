@@ -50,9 +50,9 @@ class LdpAdaptor(nn.Module):
                 f"ldp found no projector: no name ends in '{ANCHOR}'; pass a MobileVLM checkpoint"
             )
         for name in weights:
-            theirs = name.removeprefix(prefixes[0])
-            if name.startswith(prefixes[0]) and theirs.startswith(("mlp.", "mb_block.")):
-                module, _, parameter = theirs.rpartition(".")
+            source_name = name.removeprefix(prefixes[0])
+            if name.startswith(prefixes[0]) and source_name.startswith(("mlp.", "mb_block.")):
+                module, _, parameter = source_name.rpartition(".")
                 yield f"{PUBLISHED[module]}.{parameter}" if module in PUBLISHED else name, weights[name]
 
 
@@ -104,9 +104,9 @@ PUBLISHED = {
     "mlp.1": "mlp.0",
     "mlp.3": "mlp.2",
     **{
-        f"mb_block.{i}.block.{theirs}": f"{block}.{ours}"
+        f"mb_block.{i}.block.{source_name}": f"{block}.{native_name}"
         for i, block in ((1, "refine"), (2, "halve"))
-        for theirs, ours in BLOCK.items()
+        for source_name, native_name in BLOCK.items()
     },
 }
 

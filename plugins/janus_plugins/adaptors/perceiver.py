@@ -143,9 +143,9 @@ def described_heads(config: PerceiverConfig, path: Path) -> int:
     heads = described.resampler_n_heads if config.heads is None else config.heads
     written = {**vars(config), "heads": heads}
     differences = [
-        Difference(key, written[key], getattr(described, theirs))
-        for key, theirs in DESCRIBED.items()
-        if written[key] != getattr(described, theirs)
+        Difference(key, written[key], getattr(described, described_key))
+        for key, described_key in DESCRIBED.items()
+        if written[key] != getattr(described, described_key)
     ]
     if differences:
         raise DescriptionError(str(path), differences)

@@ -19,23 +19,23 @@ from janus_plugins.formats.transformers_config import read_config, write_config
 
 ENCODER, CODES = "understanding.encoder.model.", "generation.tokenizer."
 LAYER = "encoder.layers.{n}.self_attn."
-DEEPEST = 16  # linear layers of an adaptor that we have names for
+DEEPEST = 16  # linear layers of an adaptor that have names
 
 
-def mlp(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
-    """Name an adaptor's layers: activations have numbers of their own in ours."""
-    yield f"{theirs}fc1.", f"{ours}layers.0."
+def mlp(hf_prefix: str, prefix: str) -> Iterator[tuple[str, str]]:
+    """Name an adaptor's layers: activations have numbers of their own in the native names."""
+    yield f"{hf_prefix}fc1.", f"{prefix}layers.0."
     for i in range(DEEPEST - 1):
-        yield f"{theirs}hidden_layers.{i}.", f"{ours}layers.{2 * i + 2}."
+        yield f"{hf_prefix}hidden_layers.{i}.", f"{prefix}layers.{2 * i + 2}."
 
 
 def half(name: str, levels: str) -> Iterator[tuple[str, str]]:
     """Name the encoder or the decoder of the image tokenizer; ``levels`` is what transformers calls them."""
-    theirs, ours = f"model.vqmodel.{name}.", f"{CODES}{name}."
-    yield f"{theirs}{levels}.{{n}}.block.", f"{ours}conv_blocks.{{n}}.res."
-    yield f"{theirs}{levels}.", f"{ours}conv_blocks."
+    hf_prefix, prefix = f"model.vqmodel.{name}.", f"{CODES}{name}."
+    yield f"{hf_prefix}{levels}.{{n}}.block.", f"{prefix}conv_blocks.{{n}}.res."
+    yield f"{hf_prefix}{levels}.", f"{prefix}conv_blocks."
     for i, block in enumerate(("block_1", "attn_1", "block_2")):
-        yield f"{theirs}mid.{block}.", f"{ours}mid.{i}."
+        yield f"{hf_prefix}mid.{block}.", f"{prefix}mid.{i}."
 
 
 NAMES = Renaming(
@@ -81,10 +81,10 @@ class TransformersFormat:
     def from_native(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Yield transformers' names."""
         for name in weights:
-            theirs = NAMES.from_native(name)
-            if theirs is None:
+            hf_name = NAMES.from_native(name)
+            if hf_name is None:
                 raise CheckpointError(f"the transformers format cannot hold {name}.")
-            yield theirs, weights[name]
+            yield hf_name, weights[name]
 
     def read_config(self, folder: Path) -> dict[str, Any]:
         """Read config.json and the image processor's settings."""

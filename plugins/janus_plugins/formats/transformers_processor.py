@@ -60,7 +60,7 @@ def write_processor(config: Mapping[str, Any], folder: Path, *, num_image_tokens
     begin = {"generation_kwargs": {"boi_token_id": ids[tokens["begin_image"]]}}
     write_json(folder / "generation_config.json", special | begin)
     named = {"image_token": "placeholder", "boi_token": "begin_image", "eoi_token": "end_image"}
-    extra = {theirs: tokens[ours] for theirs, ours in named.items()}
+    extra = {hf_name: tokens[name] for hf_name, name in named.items()}
     path = folder / "tokenizer_config.json"
     write_json(path, read_json(path) | {"extra_special_tokens": extra})
     if chosen["template"] in ROLES:

@@ -21,13 +21,13 @@ def ema_weights_first(
     averages, known = f"{prefix}model_ema.", tokenizer.state_dict().keys()
     averaged = any(name.startswith(averages) for name in weights)
     for name in weights:
-        theirs = name.removeprefix(prefix) if name.startswith(prefix) else ""
-        own = own_name(theirs)
-        if theirs.startswith(("loss.", "model_ema.")):
+        source_name = name.removeprefix(prefix) if name.startswith(prefix) else ""
+        own = own_name(source_name)
+        if source_name.startswith(("loss.", "model_ema.")):
             _ = weights[name]  # read, so that it is not reported as unexpected
         elif belongs_to(own, tokenizer):
             trained = weights[name]
             if not averaged or own not in known:
                 yield own, trained
-            elif (average := averages + theirs.replace(".", "")) in weights:
+            elif (average := averages + source_name.replace(".", "")) in weights:
                 yield own, weights[average]

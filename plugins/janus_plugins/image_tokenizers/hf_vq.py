@@ -195,8 +195,8 @@ class HfVqTokenizer(nn.Module):
 
 def transformers_name(name: str) -> str:
     """Return transformers' name for a published name; transformers' names are unchanged."""
-    for theirs, ours in PUBLISHED_NAMES:
-        name = re.sub(theirs, ours, name)
+    for pattern, replacement in PUBLISHED_NAMES:
+        name = re.sub(pattern, replacement, name)
     return name
 
 

@@ -88,8 +88,8 @@ class LlamaGenTokenizer(ConvolutionalTokenizer):
 def published_name(name: str) -> str:
     """Return the published name for a name of transformers; published names are unchanged."""
     name = re.sub(r"\.(down|up)\.(\d+)\.", r".conv_blocks.\2.", name).replace(".block.", ".res.")
-    for i, theirs in enumerate(("block_1", "attn_1", "block_2")):
-        name = name.replace(f".mid.{theirs}.", f".mid.{i}.")
+    for i, block in enumerate(("block_1", "attn_1", "block_2")):
+        name = name.replace(f".mid.{block}.", f".mid.{i}.")
     return name
 
 

@@ -1,4 +1,4 @@
-"""Maps the names of taming-transformers' checkpoints, which later VQGANs use too, to ours."""
+"""Maps the names of taming-transformers' checkpoints, which later VQGANs use too, to native names."""
 
 from __future__ import annotations
 
@@ -45,6 +45,6 @@ def own_name(name: str, levels: int) -> str:
         r"^decoder\.up\.(\d+)\.", lambda match: f"decoder.conv_blocks.{levels - 1 - int(match[1])}.", name
     )
     name = name.replace(".block.", ".res.")
-    for i, theirs in enumerate(("block_1", "attn_1", "block_2")):
-        name = name.replace(f".mid.{theirs}.", f".mid.{i}.")
+    for i, block in enumerate(("block_1", "attn_1", "block_2")):
+        name = name.replace(f".mid.{block}.", f".mid.{i}.")
     return name

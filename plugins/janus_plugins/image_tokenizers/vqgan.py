@@ -63,9 +63,9 @@ class VqganTokenizer(ConvolutionalTokenizer):
         """
         prefix = find_prefix(weights, self.name)
         for name in weights:
-            theirs = name.removeprefix(prefix) if name.startswith(prefix) else ""
-            own = own_name(theirs, len(self.config.channel_multipliers))
-            if theirs.startswith("loss.") or theirs in STATISTICS:
+            source_name = name.removeprefix(prefix) if name.startswith(prefix) else ""
+            own = own_name(source_name, len(self.config.channel_multipliers))
+            if source_name.startswith("loss.") or source_name in STATISTICS:
                 _ = weights[name]  # read, so that it is not reported as unexpected
             elif belongs_to(own, self):
                 yield own, weights[name]

@@ -322,8 +322,8 @@ def kept_layers(layers: int, select_layer: int) -> int:
 
 def from_timm(name: str) -> list[str]:
     """Return SigLIP's names for a name of timm: three for fused queries, keys and values."""
-    for theirs, ours in TIMM_NAMES.items():
-        name = re.sub(theirs, ours, name)
+    for pattern, replacement in TIMM_NAMES.items():
+        name = re.sub(pattern, replacement, name)
     return [name.replace(".qkv.", f".{letter}_proj.") for letter in "qkv"] if ".qkv." in name else [name]
 
 

@@ -74,7 +74,7 @@ def timm_tower(record: Mapping[str, Any]) -> dict[str, Any]:
             )
     size = re.search(r"vit_([a-z0-9]+)_patch\d+_siglip", str(record.get("architecture")))
     tower: dict[str, Any] = {"heads": HEADS[size[1]]} if size and size[1] in HEADS else {}
-    tower |= {ours: arguments[theirs] for theirs, ours in SIZES.items() if theirs in arguments}
+    tower |= {option: arguments[timm_key] for timm_key, option in SIZES.items() if timm_key in arguments}
     if "act_layer" in arguments:
         _check("act_layer", arguments["act_layer"], ACTIVATIONS)
         tower["activation"] = ACTIVATIONS[arguments["act_layer"]]
