@@ -60,7 +60,7 @@ class Contestant:
 
     @property
     def step(self) -> float:
-        """Seconds a step."""
+        """The median seconds of a step."""
         return median(self.times)
 
 

@@ -169,7 +169,7 @@ def conversation(question: Any, images: Any) -> list[Message]:
                 )
     if image_list:
         raise PromptError(
-            "images of a conversation belong into its messages: ImageInput(image) at their places"
+            "images of a conversation belong in its messages: put ImageInput(image) where an image goes"
         )
     return messages
 

@@ -157,7 +157,7 @@ def check_vocabulary(model: JanusModel, processor: Processor) -> None:
     if own > rows:
         raise ConfigError(
             f"the tokenizer has {own:,} tokens of its own, and the backbone's embedding {rows:,} rows: they"
-            " are not of one model. Name the tokenizer of the backbone's weights; processor.tokenizer=null"
+            " belong to different models. Name the tokenizer of the backbone's weights; processor.tokenizer=null"
             " takes the one beside them."
         )
 

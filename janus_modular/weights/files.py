@@ -138,7 +138,7 @@ def _open_shards(index: Path) -> dict[str, Read]:
         actual, expected = shard_reads.keys(), {name for name, file in weight_map.items() if file == shard}
         if actual != expected:
             raise CheckpointError(
-                f"{index.parent / shard} is not as {index.name} says:"
+                f"{index.parent / shard} differs from {index.name}:"
                 f"{_first(' it lacks', expected - actual)}{_first(' it also holds', actual - expected)}"
                 " Shards and index are of different checkpoints."
             )

@@ -72,7 +72,7 @@ class EfficientNetLite0(nn.Module):
         self.conv_head, self.bn1 = SameConv(channels, HEAD, 1), batch_norm(HEAD)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """One for each 32 x 32 pixels, the last ones in part beyond the edge."""
+        """A feature for each 32x32 pixels; the last ones are padded beyond the edge."""
         return -(-height // 32), -(-width // 32)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class EfficientNetLite0(nn.Module):
         return super().train(False)
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Read the package's names, which are ours with underscores; the classifier is left over."""
+        """Read the package's names, which have underscores in place of dots; the classifier is not used."""
         known = self.state_dict().keys()
         for name in weights:
             own = ".".join(part.removeprefix("_") for part in name.split("."))

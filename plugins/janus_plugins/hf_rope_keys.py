@@ -76,7 +76,7 @@ def refuse_unread_factor(model: Any) -> None:
         raise ConfigError(
             f"partial_rotary_factor={factors[0]} changes nothing: '{family.model_type}' rotates all"
             f" {head_dim} dimensions of each head. Choose a family that reads it, such as phi, glm or"
-            " stablelm; or leave it out (of weights that are to be rotated whole:"
+            " stablelm; or leave it out (for weights whose heads are rotated whole:"
             " config_overrides.partial_rotary_factor=1)."
         )
 

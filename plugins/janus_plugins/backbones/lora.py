@@ -223,7 +223,7 @@ def target_layers(targets: list[str], layers: list[str]) -> list[str]:
         available = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in layers)) or "none"
         raise ConfigError(
             f"target_modules: {', '.join(unmatched) or 'an empty list'} adapts nothing; the linear layers,"
-            f" those of the logits apart, are {available}"
+            f" except those of the logits, are {available}"
         )
     return sorted({name for names in selected.values() for name in names})
 

@@ -250,8 +250,8 @@ def _check_pointwise(adaptor: Adaptor, name: str, code_dim: int, grid: tuple[int
     if not difference <= 1e-4 * float(together.abs().max()):  # float32 sums in another order: about 1e-6
         raise ValueError(
             f"'{name}' gives another embedding for a code in the {grid[0]}x{grid[1]} grid than for the"
-            f" code alone (they differ by {difference:.2g}), but sampling embeds one code after the other: choose an"
-            " adaptor that uses neither positions nor neighbours"
+            f" code alone (they differ by {difference:.2g}), but sampling embeds one code after the other:"
+            " choose an adaptor that uses neither positions nor neighbours"
         )
 
 

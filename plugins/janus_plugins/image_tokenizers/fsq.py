@@ -73,8 +73,8 @@ class FsqConfig(ComponentConfig):
                 raise ValueError(f"{name}: {getattr(self, name)}; expected a power of two.")
         if not 0 <= self.halvings <= len(self.channel_multipliers):
             raise ValueError(
-                f"factor {self.factor} takes {self.halvings} halvings after patches of {self.patch_size}, and"
-                f" {len(self.channel_multipliers)} resolutions have from 0 to as many."
+                f"factor {self.factor} takes {self.halvings} halvings after patches of {self.patch_size};"
+                f" expected 0 to {len(self.channel_multipliers)}, the number of channel_multipliers."
             )
 
     @property

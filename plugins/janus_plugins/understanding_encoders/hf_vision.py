@@ -119,7 +119,7 @@ class HfVisionEncoder(nn.Module):
         )
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """One for each whole patch."""
+        """A feature for each whole patch."""
         return height // self.patch[0], width // self.patch[1]
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class Joined(nn.Module):
                 raise ValueError(
                     f"joined: {self._name(0)} has {_x(grids[0])} features of {_x(sizes[0])} pixels, and"
                     f" {self._name(i)} {_x(grid_i)} of {_x(sizes[i])}; they must have equal grids. Set pixels"
-                    f" of one of them: {', or '.join(hints) or 'none that was tried would do'}"
+                    f" of one of them: {', or '.join(hints) or 'no size that was tried gives equal grids'}"
                 )
         return grids[0]
 
