@@ -157,8 +157,8 @@ def check_vocabulary(model: JanusModel, processor: Processor) -> None:
     if own > rows:
         raise ConfigError(
             f"the tokenizer has {own:,} tokens of its own, and the backbone's embedding {rows:,} rows: they"
-            " belong to different models. Name the tokenizer of the backbone's weights; processor.tokenizer=null"
-            " takes the one beside them."
+            " belong to different models. Name the tokenizer of the backbone's weights;"
+            " processor.tokenizer=null takes the one beside them."
         )
 
 
