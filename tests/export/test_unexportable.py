@@ -52,7 +52,7 @@ def composed(family: str, **config: Any) -> Any:
         (
             "gptj",  # attends by itself, and would add a mask of booleans to its scores
             GPTJ,
-            r"backbone \(HfBackbone\) raises: 'gptj' cannot go on.*transformer\.h\.0 \(GPTJBlock\)"
+            r"backbone \(HfBackbone\) raises: 'gptj' cannot decode.*transformer\.h\.0 \(GPTJBlock\)"
             r".*AttentionInterface.*Choose a family",
         ),
         (

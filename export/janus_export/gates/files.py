@@ -175,9 +175,9 @@ def sizes(target: VerificationTarget) -> Iterator[CheckResult]:
         actual = target.bundle.manifest["model"].get(name)
         yield CheckResult(name, actual == size, str(actual), str(size))
     shapes = {
-        f"{graph}.{slot['name']}": [size for size in slot["shape"] if not isinstance(size, str)]
+        f"{graph}.{tensor['name']}": [size for size in tensor["shape"] if not isinstance(size, str)]
         for graph, record in target.bundle.graphs.items()
-        for slot in (*record["inputs"], *record["outputs"])
+        for tensor in (*record["inputs"], *record["outputs"])
     }
     fixed = {
         "understand.pixels": [3, spec.height, spec.width],

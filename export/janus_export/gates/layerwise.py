@@ -96,9 +96,9 @@ def _run(target: VerificationTarget, graph: IsolatedGraph, inputs_by_pass: Seque
     record = target.bundle.graphs["backbone"]
     pasts = {past for _, past in record["aliases"]}
     caches = {
-        slot["name"]: np.zeros((rows, slot["shape"][1], capacity, slot["shape"][3]), np.float32)
-        for slot in record["inputs"]
-        if slot["name"] in pasts
+        tensor["name"]: np.zeros((rows, tensor["shape"][1], capacity, tensor["shape"][3]), np.float32)
+        for tensor in record["inputs"]
+        if tensor["name"] in pasts
     }
     results = []
     for inputs in inputs_by_pass:
@@ -195,7 +195,8 @@ class IsolatedGraph:
             str(path), quiet_options(), providers=["CPUExecutionProvider"]
         )
         self.inputs, self.outputs = (
-            [slot.name for slot in slots] for slots in (self.session.get_inputs(), self.session.get_outputs())
+            [tensor.name for tensor in tensors]
+            for tensors in (self.session.get_inputs(), self.session.get_outputs())
         )
         return self
 

@@ -78,7 +78,7 @@ def compare_drawing(
     """Compare a graph's states (M, D) with torch's, and the ids that torch's graphs sample from both.
 
     Both are sampled with the same noise, the inputs of ``run``. The share of different ids measures the
-    distance of the two distributions, for any kind of head, and also where no id is clearly the likeliest.
+    distance of the two distributions, for any kind of head, and also where no id is clearly the most likely.
     """
     precision, graphs = target.backbone_precision, target.reference.graphs
     yield compare_directions(f"{label}: cosine of states", precision, got, want)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from janus_export.onnx_export.weights import pointers, unbound
 
-WIDE = ".float32"
+UPCAST = ".float32"
 
 
 def store_as_half(graph: ir.Model, weight_sets: dict[str, str]) -> None:
@@ -27,24 +27,26 @@ def store_as_half(graph: ir.Model, weight_sets: dict[str, str]) -> None:
             _upcast_rows(graph, node)
         direct = [use for use in value.uses() if use.node not in lookups]
         if direct:
-            wide = _cast(value, f"{value.name}{WIDE}")
+            upcast = _cast(value, f"{value.name}{UPCAST}")
             first = next((node for node in graph.graph if any(node is use.node for use in direct)), None)
-            graph.graph.insert_before(first or graph.graph[0], wide)  # if only a nested graph uses it: first
+            graph.graph.insert_before(
+                first or graph.graph[0], upcast
+            )  # if only a nested graph uses it: first
             for use in direct:
-                use.node.replace_input_with(use.idx, wide.outputs[0])
+                use.node.replace_input_with(use.idx, upcast.outputs[0])
 
 
 def _upcast_rows(graph: ir.Model, node: ir.Node) -> None:
     """Convert the output of a Gather to float32."""
     rows = node.outputs[0]
-    wide = _cast(rows, None)
-    graph.graph.insert_after(node, wide)
-    ir.convenience.replace_all_uses_with(rows, wide.outputs[0], replace_graph_outputs=True)
-    wide.replace_input_with(0, rows)
-    wide.outputs[0].name, rows.name = rows.name, f"{rows.name}.float16"
+    upcast = _cast(rows, None)
+    graph.graph.insert_after(node, upcast)
+    ir.convenience.replace_all_uses_with(rows, upcast.outputs[0], replace_graph_outputs=True)
+    upcast.replace_input_with(0, rows)
+    upcast.outputs[0].name, rows.name = rows.name, f"{rows.name}.float16"
     rows.dtype = ir.DataType.FLOAT16
 
 
 def _cast(value: ir.Value, name: str | None) -> ir.Node:
-    wide = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=value.shape)
-    return ir.node("Cast", [value], attributes={"to": int(ir.DataType.FLOAT)}, outputs=[wide])
+    upcast = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=value.shape)
+    return ir.node("Cast", [value], attributes={"to": int(ir.DataType.FLOAT)}, outputs=[upcast])

@@ -73,7 +73,11 @@ def describe_axes(graphs: Iterable[Graph]) -> dict[str, Any]:
 def describe_cache(graphs: Iterable[Graph]) -> dict[str, Any]:
     """Return how keys and values are stored."""
     layers = next(len(graph.aliases) // 2 for graph in graphs if graph.name == "backbone")
-    return {"form": "rows, heads, capacity, width", "layers": layers, "written": "in place, at write_index"}
+    return {
+        "form": "rows, heads, capacity, head_dim",
+        "layers": layers,
+        "written": "in place, at write_index",
+    }
 
 
 def describe_quantization(quantization: QuantizationSpec, outcome: Outcome) -> dict[str, Any]:

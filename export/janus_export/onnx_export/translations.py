@@ -39,15 +39,15 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
 
 
 def split(x: Any, size: int, dim: int = 0) -> list[Any]:
-    """Lower a split into pieces of ``size``, the last of which may be smaller."""
+    """Lower a split into chunks of ``size``, the last of which may be smaller."""
     length = x.shape[dim]
     if not (isinstance(length, int) and isinstance(size, int)):
-        raise NotImplementedError("a split whose pieces are known only when the graph runs")
+        raise NotImplementedError("a split whose chunks are known only when the graph runs")
     return split_with_sizes(x, [min(size, length - start) for start in range(0, length, size)], dim)
 
 
 def split_with_sizes(x: Any, sizes: Sequence[int], dim: int = 0) -> list[Any]:
-    """Lower a split into pieces of these sizes to one Slice each.
+    """Lower a split into chunks of these sizes to one Slice each.
 
     torch's own translation is SplitToSequence, and TensorRT does not support sequences.
     """

@@ -48,7 +48,7 @@ class CapturedStep:
         except DeviceError as error:
             self.capture = False
             warnings.warn(
-                f"{error}. Steps go on without a CUDA graph, which is slower; to silence this warning, set"
+                f"{error}. Steps run without a CUDA graph, which is slower; to silence this warning, set"
                 " the runtime's option cuda_graph to false, or build the engines again",
                 stacklevel=2,
             )
