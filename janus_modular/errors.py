@@ -87,7 +87,7 @@ class UnsupervisedError(DataError):
 
 
 class TrainingError(JanusError):
-    """A training run that cannot start or go on."""
+    """A training run that cannot start or continue."""
 
 
 class CheckError(JanusError):

@@ -227,7 +227,7 @@ class Backbone(Protocol):
         """Return hidden states (B, T, D) for embeddings (B, T, D), with causal attention.
 
         ``positions`` (B, T): without a cache, a row may hold several sequences, each counting from
-        0, and none sees another. With one, positions go on from ``cache.lengths``; call
+        0, and none sees another. With one, positions continue from ``cache.lengths``; call
         ``cache.advance`` afterwards. The family's input scale is applied here, once, to all of x.
         """
         ...

@@ -273,7 +273,7 @@ class Janus:
     def answers(
         self, questions: Many[tuple[Question, Images]], *, stop: Many[str] = (), **settings: Any
     ) -> AnswerBatch:
-        """Return an iterator over (row, text) pieces of the answers to several questions.
+        """Return an iterator over (row, text) chunks of the answers to several questions.
 
         The limits, noise and end of an answer do not depend on the other answers of the batch.
         """

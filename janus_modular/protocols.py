@@ -151,7 +151,7 @@ TextSettingsT = TypeVar("TextSettingsT", bound=TextSamplerSettings, contravarian
 ImageSettingsT = TypeVar("ImageSettingsT", bound=ImageSamplerSettings, contravariant=True)
 
 TokenSteps: TypeAlias = "Generator[NDArray[np.integer[Any]], NDArray[np.bool_] | None, None]"
-"""Yields the next token ids (rows,); is sent which rows go on, a mask (rows,), or None for all."""
+"""Yields the next token ids (rows,); is sent which rows continue, a mask (rows,), or None for all."""
 
 DrawingSteps: TypeAlias = "Generator[tuple[int, int], None, NDArray[Any]]"
 """Yields (steps done, steps in all); returns images (rows, 3, H, W), uint8, or floats from -1 to 1."""

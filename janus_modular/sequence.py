@@ -20,7 +20,7 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of text; the loss is taken on ``supervised`` text alone."""
+    """A text segment; the loss is taken on ``supervised`` text alone."""
 
     text: str
     supervised: bool = False

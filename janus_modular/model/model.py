@@ -133,7 +133,7 @@ class JanusModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Choose the next token of each row (R, D); return ids (R,) and their embeddings (R, D).
 
-        ``noise`` (R, V) of Exp(1), or ones for the likeliest; ``suppressed_ids`` (F,) ids are never chosen.
+        ``noise`` (R, V) of Exp(1), or ones for the most likely; ``suppressed_ids`` (F,) ids are never chosen.
         """
         logits = self.backbone.logits(hidden).float() / temperature  # (R, V)
         if suppressed_ids.numel():  # not every runtime can scatter an empty list

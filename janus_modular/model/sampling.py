@@ -12,7 +12,7 @@ def sample_with_noise(logits: Tensor, noise: Tensor) -> Tensor:
     """Return an id (R,) sampled from each row of logits (R, V).
 
     With e ~ Exp(1), argmax(p / e) is a sample of the distribution p: the smallest of the exponential
-    waiting times e / p is that of id i with probability p_i. Noise of ones gives the likeliest id.
+    waiting times e / p is that of id i with probability p_i. Noise of ones gives the most likely id.
     """
     return (logits.float().softmax(-1) / noise).argmax(-1)
 
@@ -29,13 +29,13 @@ def mark_not_finite(ids: Tensor, logits: Tensor) -> Tensor:
 
 BITS, REACH = 22, 64.0
 """The filter resolves logits that differ by REACH / 2**BITS, and ranks are exact in float32 up to 2**BITS.
-An id REACH below the likeliest has a probability of at most e**-64."""
+An id REACH below the most likely has a probability of at most e**-64."""
 
 
 def top_k_top_p_filter(logits: Tensor, top_k: Tensor | int = 0, top_p: Tensor | float = 1.0) -> Tensor:
-    """Return logits (R, V) with all but the likeliest ids at -inf.
+    """Return logits (R, V) with all but the most likely ids at -inf.
 
-    Keeps the ``top_k`` likeliest (0: all), and of these the fewest whose probabilities reach ``top_p``: at
+    Keeps the ``top_k`` most likely (0: all), and of these the fewest whose probabilities reach ``top_p``: at
     least one id, and of equal logits all or none. Limits may be scalar tensors, as a graph's inputs are.
     Nothing is sorted: TensorRT orders at most 3840 numbers, and ONNX Runtime takes twice as long to sort a
     vocabulary.

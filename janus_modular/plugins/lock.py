@@ -1,6 +1,6 @@
 """Locks the plugins of a model: the bytes of their files, recorded beside its checkpoint or bundle.
 
-Whoever opens a model runs its plugins. With a lock beside the model, plugins whose files have changed since
+Opening a model runs its plugins. With a lock beside the model, plugins whose files have changed since
 are refused before any of them is imported.
 """
 
@@ -26,7 +26,7 @@ LOCK = "plugins.lock.json"
 FORMAT = 1
 
 UNSIGNED = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}
-"""Files of a distribution's metadata that each installation writes anew."""
+"""Files of a distribution's metadata that each installation rewrites."""
 
 Records = Iterable[Mapping[str, Any]]
 

@@ -47,7 +47,7 @@ def check_prompts(processor: Processor) -> None:
     if not _ends_answers(processor):
         log.warning(
             "processor.template: no token that ends an answer is learned, as the chat template writes no %s"
-            " behind the last answer; answers will go on until max_tokens. Choose a template that writes the"
+            " behind the last answer; answers will continue until max_tokens. Choose a template that writes the"
             " token, or add the token to this template.",
             processor.tokenizer.names["eos"] or "end-of-text token",
         )

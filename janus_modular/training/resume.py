@@ -41,7 +41,7 @@ CHANGEABLE = {
     "condition_dropout",
     "dtype",
 }
-"""Settings that steps depend on, and that may change so that a run can go on; so may options of sources."""
+"""Settings that steps depend on, and that may change so that a run can continue; so may options of sources."""
 
 FIXED = {
     "init": "a run begins once",

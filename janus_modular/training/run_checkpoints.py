@@ -175,14 +175,14 @@ def _resume_hint(checkpoint: Path | None) -> str:
 
 
 def _hint_without(checkpoint: Path) -> str:
-    """Return how to go on where the first step after a resume fails because of the checkpoint's weights."""
+    """Return how to continue where the first step after a resume fails because of the checkpoint's weights."""
     earlier = [
         path.name for path in resumable_checkpoints(checkpoint.parents[1]) if path.name < checkpoint.name
     ]
-    go_on = (
+    hint = (
         f"--resume continues from {earlier[-1]}" if earlier else "and start a new run: no earlier one is left"
     )
-    return f"If its weights are the cause, remove {checkpoint.name}; {go_on}."
+    return f"If its weights are the cause, remove {checkpoint.name}; {hint}."
 
 
 def _describe(error: Exception) -> str:

@@ -32,7 +32,7 @@ def check_single_process() -> None:
             raise TrainingError(
                 f"{name}={count}: a launcher started several processes, and training on several is not"
                 " supported yet: each would train the same model on the same samples. Start one process,"
-                f" without torchrun or the like; where {name} is left over from something else, unset it."
+                f" without torchrun or the like; if {name} was set for something else, unset it."
             )
 
 

@@ -171,7 +171,7 @@ def _write_shard(
 ) -> tuple[int, str, list[str]]:
     """Write a safetensors file; return the bytes of its data, its hash, and the weights that are not finite.
 
-    Wide dtypes come first, so that every tensor is aligned to its own size.
+    Large dtypes come first, so that every tensor is aligned to its own size.
     """
     tensors.sort(key=lambda pair: -_stored(pair[1], dtype).itemsize)
     header = encode_header((name, DTYPES[_stored(tensor, dtype)], tensor.shape) for name, tensor in tensors)

@@ -205,7 +205,7 @@ def with_overrides(described: PreTrainedConfig, overrides: Mapping[str, Any], wh
 def _without_derived(
     family: type[PreTrainedConfig], base: dict[str, Any], overrides: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """Return a config's keys without the lists for each layer that ``overrides`` are to derive anew.
+    """Return a config's keys without the lists for each layer that ``overrides`` change.
 
     Raises:
         ConfigError: the config has a list other than the derived list, which would overrule ``overrides``.

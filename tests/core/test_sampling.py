@@ -18,7 +18,7 @@ def test_pick_follows_the_distribution() -> None:
     assert ((frequency - p).abs() < 4 * (p * (1 - p) / n).sqrt()).all()
 
 
-def test_noise_of_ones_takes_the_likeliest() -> None:
+def test_noise_of_ones_takes_the_most_likely() -> None:
     logits = torch.randn(5, 99, generator=torch.Generator().manual_seed(0))
     assert torch.equal(sample_with_noise(logits, torch.ones(5, 99)), logits.argmax(-1))
 

@@ -185,7 +185,7 @@ def test_what_is_missing_or_foreign_in_a_file_is_said(tmp_path: Path) -> None:
             {**KEYS, "base_chanels": 32},
             "config.base_chanels: 'emu3_vqgan' has no such key. Did you mean 'base_channels'",
         ),
-        ({**KEYS, "hidden_size": 32}, "hidden_size 32, but the last level is 64 wide"),
+        ({**KEYS, "hidden_size": 32}, "hidden_size 32, but the last level has 64 channels"),
         ({**KEYS, "embed_dim": 8}, "latent_channels 4 and embed_dim 8"),
     ],
 )

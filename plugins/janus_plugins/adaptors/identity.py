@@ -1,4 +1,4 @@
-"""The adaptor that changes nothing: for an encoder whose features are already as wide as the backbone."""
+"""The adaptor that changes nothing: for an encoder whose features already have the hidden size."""
 
 from __future__ import annotations
 

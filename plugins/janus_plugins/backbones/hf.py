@@ -234,7 +234,7 @@ class HfBackbone(nn.Module):
         for module, mode in modes.items():
             module.training = mode
         if not alone.isfinite().all():
-            return  # nothing to compare: whoever reads the output reports it
+            return  # nothing to compare: what reads the output reports it
         tolerance = 1e-4 if x.dtype == torch.float32 else 2e-2  # rounding: bf16 keeps 8 bits
         if not torch.allclose(packed, alone, rtol=0, atol=tolerance * float(alone.abs().max())):
             raise ConfigError(
@@ -264,7 +264,7 @@ class HfBackbone(nn.Module):
         ]
         if unsupported:
             raise ConfigError(
-                f"'{family.model_type}' cannot go on step by step: {', '.join(unsupported[:3])}"
+                f"'{family.model_type}' cannot decode step by step: {', '.join(unsupported[:3])}"
                 f"{f' and {len(unsupported) - 3} more' if len(unsupported) > 3 else ''} do not attend through"
                 " transformers' AttentionInterface, so neither masks nor windows of sessions and graphs would"
                 " reach them. Choose a family all of whose layers do, such as llama or qwen3."

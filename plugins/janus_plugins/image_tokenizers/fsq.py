@@ -50,7 +50,7 @@ class FsqConfig(ComponentConfig):
     factor: int = 16  # pixels a side of a code, wavelets included; a power of two
     latent_channels: int = 256  # between the convolutions and the projection to a code
     levels: list[int] = field(default_factory=lambda: [8, 8, 8, 5, 5, 5])  # of each number of a code
-    norm_groups: int = 32  # of group normalisation, where the width divides by them
+    norm_groups: int = 32  # of group normalisation, where they divide the channels
 
     def __post_init__(self) -> None:
         """Check the sizes."""

@@ -223,7 +223,7 @@ def vq_config(config: HfVqConfig) -> Any:
     widest = family.base_channels * family.channel_multiplier[-1]
     if family.hidden_size != widest:
         raise ConfigError(
-            f"hf-vq: hidden_size {family.hidden_size}, but the last level is {widest} wide "
+            f"hf-vq: hidden_size {family.hidden_size}, but the last level has {widest} channels "
             "(base_channels times the last channel_multiplier): they must be equal"
         )
     if family.latent_channels != family.embed_dim:  # one stack of the decoder's takes latents and codes

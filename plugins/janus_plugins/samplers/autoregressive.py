@@ -26,7 +26,7 @@ class DrawSettings(ImageSamplerSettings):
     """How codes are sampled."""
 
     guidance: float = 5.0  # w in l = u + w (c - u); 1: no unconditional row
-    temperature: float = 1.0  # 0: always the likeliest code
+    temperature: float = 1.0  # 0: always the most likely code
     seed: int = 0  # of the noise of image i: (seed, i)
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ from janus_plugins.samplers.noise import exponential_noise
 class TextSettings(TextSamplerSettings):
     """How the tokens of an answer are sampled."""
 
-    temperature: float = 0.0  # 0: always the likeliest token
+    temperature: float = 0.0  # 0: always the most likely token
     top_k: int = 0  # 0: no limit
     top_p: float = 1.0  # 1: no limit
     seed: int = 0  # a row's noise follows from the seed and the row's number
@@ -56,7 +56,7 @@ class TextSettings(TextSamplerSettings):
 def sample_text(
     session: Session, prompts: Sequence[Prompt], settings: TextSettings
 ) -> Generator[NDArray[np.int64], NDArray[np.bool_] | None, None]:
-    """Yield the next token ids (rows,); send back which rows go on (rows,), None for all.
+    """Yield the next token ids (rows,); send back which rows continue (rows,), None for all.
 
     Rows are independent: each has noise of its own, from the seed and its number alone.
     """
