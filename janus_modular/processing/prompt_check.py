@@ -47,8 +47,8 @@ def check_prompts(processor: Processor) -> None:
     if not _ends_answers(processor):
         log.warning(
             "processor.template: no token that ends an answer is learned, as the chat template writes no %s"
-            " behind the last answer; answers will continue until max_tokens. Choose a template that writes the"
-            " token, or add the token to this template.",
+            " behind the last answer; answers will continue until max_tokens. Choose a template that writes"
+            " the token, or add the token to this template.",
             processor.tokenizer.names["eos"] or "end-of-text token",
         )
 

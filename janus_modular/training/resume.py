@@ -41,7 +41,7 @@ CHANGEABLE = {
     "condition_dropout",
     "dtype",
 }
-"""Settings that steps depend on, and that may change so that a run can continue; so may options of sources."""
+"""Settings that steps depend on, and that may change when a run continues; so may options of sources."""
 
 FIXED = {
     "init": "a run begins once",

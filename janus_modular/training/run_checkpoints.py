@@ -175,7 +175,7 @@ def _resume_hint(checkpoint: Path | None) -> str:
 
 
 def _hint_without(checkpoint: Path) -> str:
-    """Return how to continue where the first step after a resume fails because of the checkpoint's weights."""
+    """Return how to continue if the first step after a resume fails because of the checkpoint's weights."""
     earlier = [
         path.name for path in resumable_checkpoints(checkpoint.parents[1]) if path.name < checkpoint.name
     ]

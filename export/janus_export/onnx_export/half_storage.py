@@ -29,9 +29,8 @@ def store_as_half(graph: ir.Model, weight_sets: dict[str, str]) -> None:
         if direct:
             upcast = _cast(value, f"{value.name}{UPCAST}")
             first = next((node for node in graph.graph if any(node is use.node for use in direct)), None)
-            graph.graph.insert_before(
-                first or graph.graph[0], upcast
-            )  # if only a nested graph uses it: first
+            # If only a nested graph uses the value, the conversion is the first node.
+            graph.graph.insert_before(first or graph.graph[0], upcast)
             for use in direct:
                 use.node.replace_input_with(use.idx, upcast.outputs[0])
 
