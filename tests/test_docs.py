@@ -200,11 +200,16 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if any(block.mark for block in blocks(page))],
-    ids=lambda page: page.relative_to(ROOT).as_posix(),
-)
+def pages_that_run() -> Iterator[Any]:
+    """Yield the pages with marked blocks; those that export a model are slow, but for the README."""
+    for page in PAGES:
+        if any(block.mark for block in blocks(page)):
+            exports = "janus-modular export" in page.read_text("utf-8") and page.name != "README.md"
+            marks = [pytest.mark.slow] if exports else []
+            yield pytest.param(page, id=page.relative_to(ROOT).as_posix(), marks=marks)
+
+
+@pytest.mark.parametrize("page", pages_that_run())
 def test_marked_blocks_run(
     page: Path, workshop: Path, plugins: Plugins, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

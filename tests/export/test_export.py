@@ -343,6 +343,7 @@ def test_settings_that_change_nothing_are_refused(changes: list[str], says: str)
     assert says in str(caught.value)
 
 
+@pytest.mark.slow  # all graphs are lowered before it is known
 def test_a_graph_in_which_nothing_can_be_quantised_is_refused(tiny_checkpoint: Path, tmp_path: Path):
     """Its one table has 8 columns: fewer than a block."""
     config = ExportConfig(variants=["cpu-int4"], quantize=QuantizeConfig(graphs=["embed", "decode_image"]))
