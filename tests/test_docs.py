@@ -209,7 +209,7 @@ def pages_that_run() -> Iterator[Any]:
             yield pytest.param(page, id=page.relative_to(ROOT).as_posix(), marks=marks)
 
 
-@pytest.mark.parametrize("page", pages_that_run())
+@pytest.mark.parametrize("page", list(pages_that_run()))
 def test_marked_blocks_run(
     page: Path, workshop: Path, plugins: Plugins, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
