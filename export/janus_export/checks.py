@@ -140,7 +140,7 @@ def onnx_of(component: Any, call: Any, larger: Any) -> bytes:
     Raises:
         NotApplicable: a package of the extra ``export`` is not installed.
         ExportError: the component cannot be exported.
-        CheckError: it fixes a length that may vary.
+        CheckError: the call fixes a length that may vary.
     """
     try:
         from janus_export.onnx_export.diagnostics import explained

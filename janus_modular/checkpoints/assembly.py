@@ -141,7 +141,7 @@ def record_suppressed(model: JanusModel, processor: Processor) -> None:
 
 
 def grow_vocabulary(model: JanusModel, processor: Processor) -> None:
-    """Give the backbone rows for the tokens that its tokenizer was given for images."""
+    """Extend the backbone's vocabulary by the tokens that were added to its tokenizer for images."""
     if processor.tokenizer.vocab_size > model.backbone.vocab_size:
         model.backbone.resize_vocab(processor.tokenizer.vocab_size)
 
@@ -169,7 +169,7 @@ def tokenizer_files(config: ModelConfig) -> Iterator[str | Path]:
     A named tokenizer is compared with the one beside the weights, where there is one.
 
     Raises:
-        ConfigError: there is none, or its token ids differ from those that the weights were trained with.
+        ConfigError: there is no tokenizer, or its token ids differ from those of the weights.
     """
     processor, backbone = config.processor, _pretrained_backbone(config)
     if processor.tokenizer is not None:

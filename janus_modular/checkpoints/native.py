@@ -202,7 +202,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """Read a folder's config.json.
 
     Raises:
-        CheckpointError: there is none, it is not JSON, or ``folder`` is a file.
+        CheckpointError: config.json is missing or not JSON, or ``folder`` is a file.
     """
     path = folder / "config.json"
     with foreign_errors(path, CheckpointError):

@@ -65,7 +65,7 @@ class Conversation:
         """Add an image to the next message.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: the image cannot be read.
         """
         from janus_modular.processing.image_io import open_image
 

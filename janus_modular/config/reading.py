@@ -64,7 +64,7 @@ def _copied(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a config that was not read from YAML: a checkpoint's, or a mapping made in Python.
 
     Raises:
-        ConfigError: it has more than `MAX_NODES` values.
+        ConfigError: the config has more than `MAX_NODES` values.
     """
     values: list[Any] = [dict(config)]
     for value in values:  # the list grows while it is iterated

@@ -15,7 +15,7 @@ def convert(value: Any, hint: Any) -> Any:
     """Return ``value`` converted to the type ``hint`` (``3`` becomes ``3.0`` for a float).
 
     Raises:
-        Exception: it cannot be converted; OmegaConf's errors have no common class.
+        Exception: the value cannot be converted; OmegaConf's errors have no common class.
         ValueError: a number is not finite, an integer needs more than 64 bits, or a text holds NUL.
     """
     if hint is Any or (get_origin(hint) is dict and get_args(hint)[1] is Any and isinstance(value, dict)):

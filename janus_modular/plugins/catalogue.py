@@ -43,7 +43,7 @@ class Plugins:
         """Load a local plugin file at once; return the components that it provides.
 
         Raises:
-            PluginError: it does not load.
+            PluginError: the file cannot be loaded.
         """
         if any(info.file == Path(path).expanduser().resolve() for info in self.entry_points):
             return []
@@ -140,7 +140,7 @@ class Plugins:
 
         Raises:
             PluginError: the name is unknown, ambiguous, disabled or incompatible, or its plugin is broken.
-            MissingExtraError: it needs a package that one of our extras installs.
+            MissingExtraError: the component needs a package that one of our extras installs.
         """
         if self.strict:
             self.check_all()

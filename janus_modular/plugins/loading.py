@@ -26,8 +26,8 @@ def load(entry_point: EntryPointInfo) -> dict[str, Entry[Any]]:
     """Import a declared plugin and return what it registers in its slot, by name.
 
     Raises:
-        PluginError: it cannot be imported, its hook is invalid, or it does not register the declared name.
-        MissingExtraError: it needs a package that one of our extras installs.
+        PluginError: the plugin cannot be imported, its hook is invalid, or registers another name.
+        MissingExtraError: the plugin needs a package that one of our extras installs.
     """
     label = f"Plugin '{entry_point.name}' ({entry_point.origin})"
     if incompatibility := entry_point.incompatibility():
@@ -53,7 +53,7 @@ def registered(module: ModuleType, slot: str, plugin: str) -> dict[str, Entry[An
     """Call a module's hook of ``slot``, and no other, and return what it registers.
 
     Raises:
-        PluginError: it implements a hook that does not exist, or a hook with other arguments.
+        PluginError: the module implements a hook that does not exist, or a hook with other arguments.
     """
     manager = pluggy.PluginManager(PROJECT)  # one for each plugin, so that its errors do not affect others
     manager.add_hookspecs(Hooks)

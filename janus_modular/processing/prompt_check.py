@@ -85,7 +85,7 @@ def _check_tokens(processor: Processor, conversation: list[Message], answer: str
     """Check that the tokens of a prompt are a prefix of the tokens in training, as its text is.
 
     Raises:
-        PromptError: they are not.
+        PromptError: the tokens of the prompt are not a prefix.
     """
     answered = [*conversation, Message("assistant", [Text(answer, supervised=True)])]
     prompt, trained = (

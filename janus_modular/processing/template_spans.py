@@ -237,7 +237,7 @@ def _check_prefix(
     """Check the text before a supervised segment in training against the prompt for the segment.
 
     Raises:
-        PromptError: they differ (``exact``), or the prompt is no prefix of the text in training.
+        PromptError: the texts differ (``exact``), or the prompt is no prefix of the text in training.
     """
     if trained == prompt or (not exact and trained.startswith(prompt)):
         return

@@ -41,7 +41,7 @@ def ensure_equal(actual: Any, expected: Any, label: str) -> None:
     """Check that tensors are equal to the bit.
 
     Raises:
-        CheckError: they differ.
+        CheckError: the tensors differ.
     """
     for x, y in zip(tensors(actual), tensors(expected), strict=True):
         ensure(torch.equal(x, y), f"{label}: the results differ")

@@ -75,7 +75,7 @@ class PathSession(RecurrentSession):
         return torch.stack(list(columns), dim=1)
 
     def to_host(self, x: Tensor) -> NDArray[Any]:
-        """Bring a tensor to numpy."""
+        """Convert a tensor to numpy."""
         return x.numpy()
 
 

@@ -36,7 +36,7 @@ def context(plugins: Plugins, slot: str, name: str, overrides: Iterable[str] = (
 
     Raises:
         ConfigError: its options are invalid or incomplete.
-        PluginError: it does not load, lacks attributes that its example needs, or its slot has no example
+        PluginError: the component does not load, lacks attributes of its example, or its slot has no example
             for every component.
     """
     spec = component_spec(plugins, slot, name, overrides)

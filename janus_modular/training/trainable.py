@@ -96,7 +96,7 @@ def check_reached(model: JanusModel, builder: BatchBuilder, config: TrainConfig)
 
     Raises:
         ConfigError: none of the first samples of a phase suffices; names its sources.
-        DataError: one of them cannot be used.
+        DataError: a sample that is read cannot be used.
     """
     trainable = {
         name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad

@@ -51,7 +51,7 @@ def resolve_pretrained(pretrained: str, revision: str | None = None) -> Path:
     huggingface_hub's cache and its offline mode (HF_HUB_OFFLINE=1) are honoured.
 
     Raises:
-        CheckpointError: it is neither a path nor a hub model that can be reached.
+        CheckpointError: the argument is neither a path nor a hub model that can be reached.
     """
     with foreign_errors(
         f"'{printable(pretrained)}'", CheckpointError, "Give a path or a hub id (owner/name)."

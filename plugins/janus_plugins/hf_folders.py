@@ -89,7 +89,7 @@ def read_config(path: Path, expected: str) -> PreTrainedConfig:
     """Read the transformers config of a folder or a GGUF file; ``expected`` names its model in errors.
 
     Raises:
-        CheckpointError: there is none, transformers cannot read it, or the weights are quantised.
+        CheckpointError: there is no config, transformers cannot read it, or the weights are quantised.
     """
     refuse_quantized(path)
     refuse_adapters(path)

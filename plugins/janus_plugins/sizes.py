@@ -25,7 +25,7 @@ def check_heads(dim: int, heads: int) -> None:
     """Check that ``dim`` features divide evenly among attention heads.
 
     Raises:
-        ValueError: they do not.
+        ValueError: the features do not divide evenly.
     """
     if dim % heads:
         raise ValueError(f"{dim} features do not divide by {heads} heads.")

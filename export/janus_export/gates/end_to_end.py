@@ -33,8 +33,8 @@ def answer(target: VerificationTarget) -> Iterator[CheckResult]:
 def drawing(target: VerificationTarget) -> Iterator[CheckResult]:
     """Draw two images under guidance with the same noise.
 
-    Who listens makes a runtime wait after every step. One that would run ahead of the host (and join steps
-    into a graph) draws once more without recording, which must change nothing; in whatever precision.
+    Recording makes a runtime wait after every step. A runtime that otherwise runs ahead of the host (and
+    joins steps into a graph) draws again without recording: the images must be the same in any precision.
     """
     unrecorded = target.whole is not target.runtime
     if not (target.is_exact or unrecorded) or not target.has("drawing"):

@@ -109,7 +109,7 @@ def _check_samplers(opened: LazyCheckpoint, plugins: Plugins) -> None:
     """Check that the samplers that a checkpoint names are available: without them, no bundle can be verified.
 
     Raises:
-        ExportError: one is not; says why.
+        ExportError: a sampler is not available; says why.
     """
     unusable = unusable_samplers(opened.model, plugins.as_recorded(opened.provenance.plugins))
     if unusable:

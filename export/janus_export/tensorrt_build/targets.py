@@ -35,7 +35,7 @@ def find_target(name: str) -> Target:
     """Return a target by its name.
 
     Raises:
-        ExportError: there is none of this name.
+        ExportError: no target has this name.
     """
     if name not in TARGETS:
         raise ExportError(
@@ -48,7 +48,7 @@ def load(target: Target) -> Any:
     """Import a target's package, after the binding of CUDA that finds the GPU.
 
     Raises:
-        MissingExtraError: one of them is not installed; contains the pip command.
+        MissingExtraError: one of the two packages is not installed; contains the pip command.
     """
     try:
         import_module(CUDA)

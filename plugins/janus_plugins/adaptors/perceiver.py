@@ -62,7 +62,7 @@ def check_groups(heads: int, kv_heads: int) -> None:
     """Check that heads share those of keys and values evenly.
 
     Raises:
-        ValueError: they do not.
+        ValueError: the numbers do not divide.
     """
     if heads % kv_heads:
         raise ValueError(f"heads: {heads} do not share {kv_heads} kv_heads evenly.")

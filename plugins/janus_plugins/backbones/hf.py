@@ -290,7 +290,7 @@ def decoder_config(config: HfConfig) -> PreTrainedConfig:
     """Return the decoder's transformers config: the one beside the weights, or that of ``config``.
 
     Raises:
-        ConfigError: there is none, transformers rejects it, or it differs from the one beside the weights.
+        ConfigError: there is no config, transformers rejects it, or the weights have another one.
         CheckpointError: the weights are quantised, or the config beside them cannot be read.
     """
     path = resolve_pretrained(config.pretrained, config.revision) if config.pretrained else None

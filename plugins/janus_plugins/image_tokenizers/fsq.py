@@ -38,7 +38,7 @@ CONSTANTS = ("encoder.patcher.", "decoder.unpatcher.", "quantizer.")
 class FsqConfig(ComponentConfig):
     """The published DI16x16, 83.724 M parameters; DI8x8 is ``factor: 8``.
 
-    Those of 360p have ``patch_size: 2``, and DI16x16-360p ``norm_groups: 1`` besides. Published folders
+    Tokenizers of 360p have ``patch_size: 2``, and DI16x16-360p ``norm_groups: 1`` besides. Published folders
     describe none of this, and weights do not show ``norm_groups``: group normalisation has a scale and a
     shift for each channel, whatever the groups. ``levels`` are compared with the tables in a file.
     """
@@ -146,11 +146,11 @@ class FsqTokenizer(nn.Module):
         return {"pixels": F.l1_loss(decoded, pixels.to(decoded.dtype))}
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Read the published weights, wherever their names begin (``network.``); constants are known.
+        """Read the published weights, under any prefix (``network.``); constants are known.
 
         Raises:
             DescriptionError: the file's tables are of other levels.
-            CheckpointError: it is of no such tokenizer.
+            CheckpointError: the weights are not of such a tokenizer.
         """
         anchor = "encoder.conv_in.weight"
         prefix = next((name.removesuffix(anchor) for name in weights if name.endswith(anchor)), None)

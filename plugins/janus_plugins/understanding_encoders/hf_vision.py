@@ -204,7 +204,7 @@ def vision_config(config: HfVisionConfig, folder: Path | None) -> Any:
     """Return the vision model's transformers config: the one beside the weights, or that of ``config``.
 
     Raises:
-        ConfigError: there is none, it is not of a plain vision transformer, or the two differ.
+        ConfigError: there is no config, it is not of a plain vision transformer, or the two differ.
         CheckpointError: the weights are quantised, or have no config.json.
     """
     if folder is not None:

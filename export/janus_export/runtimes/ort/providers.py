@@ -126,7 +126,7 @@ def check_provider(device: Device, session: onnxruntime.InferenceSession) -> Non
     """Raise an error if ONNX Runtime opened a session on another provider than the device's.
 
     Raises:
-        ConfigError: it fell back to another provider, as it does when a driver or a library is missing.
+        ConfigError: ONNX Runtime fell back to another provider, for example because a driver is missing.
     """
     got = session.get_providers()
     if got[0] != PROVIDERS[device.name][0]:

@@ -48,7 +48,7 @@ class Gpu:
         self._given_back: list[tuple[str, Any]] = []
 
     def use(self) -> None:
-        """Make it the current GPU of the calling thread."""
+        """Make this GPU the current one of the calling thread."""
         self._do("cudaSetDevice", self.index)
 
     def synchronize(self) -> None:

@@ -32,7 +32,7 @@ class Engine:
     """One graph's engine on a GPU. Its contexts, one per profile, share weights and scratch memory."""
 
     def __init__(self, library: Library, gpu: Gpu, engines: EngineSet, contract: GraphContract) -> None:
-        """Load it.
+        """Load the engine.
 
         Raises:
             BundleError: the engine is missing or damaged, or its inputs or outputs differ from its graph's.
@@ -82,7 +82,7 @@ class Engine:
         """Raise an error for lengths that an engine was not built for.
 
         Raises:
-            PromptError: they are outside of the profile's ranges.
+            PromptError: the lengths are outside of the profile's ranges.
         """
         for axis, (low, _, high) in self.profiles[profile].axes.items():
             if axis in axes and not low <= axes[axis] <= high:

@@ -17,11 +17,11 @@ class Library:
     """The installed TensorRT, and its most recent error messages."""
 
     def __init__(self, target: str) -> None:
-        """Import it.
+        """Import TensorRT-RTX.
 
         Raises:
-            MissingExtraError: it is not installed.
-            ConfigError: it is installed, but does not load.
+            MissingExtraError: TensorRT-RTX is not installed.
+            ConfigError: TensorRT-RTX is installed, but does not load.
         """
         self.target = target
         module, self.extra = LIBRARIES[target]
