@@ -17,7 +17,7 @@ from janus_modular.weights.pretrained import resolve_pretrained
 @pytest.mark.parametrize("read", [load_bundle, Janus.from_pretrained])
 def test_a_folder_that_was_being_replaced_says_so(tmp_path: Path, read: Callable[[Path], Any]):
     (tmp_path / ".model.janus-old").mkdir()
-    with pytest.raises(BundleError, match=r"is being replaced, or that was interrupted.*\.model\.janus-old"):
+    with pytest.raises(BundleError, match=r"a replacement is running or was interrupted.*\.model\.janus-old"):
         read(tmp_path / "model")
     (tmp_path / "model").mkdir()
     with pytest.raises(JanusError, match=r"no bundle|checkpoint"):
@@ -26,5 +26,5 @@ def test_a_folder_that_was_being_replaced_says_so(tmp_path: Path, read: Callable
 
 def test_so_does_a_checkpoint(tmp_path: Path):
     (tmp_path / ".model.janus-old").mkdir()
-    with pytest.raises(CheckpointError, match="is being replaced, or that was interrupted"):
+    with pytest.raises(CheckpointError, match="a replacement is running or was interrupted"):
         resolve_pretrained(str(tmp_path / "model"))
