@@ -73,13 +73,13 @@ class Processor:
         self.system = system  # None: the template's
         if missing := [s for s in self.template.required_tokens if tokenizer.core.token_to_id(s) is None]:
             raise ConfigError(
-                f"the template '{template}' needs {', '.join(missing)}, not in the tokenizer's vocabulary. "
+                f"the template '{template}' needs {', '.join(missing)}: not in the tokenizer's vocabulary. "
                 "Choose the template that the tokenizer was made for."
             )
         if unknown := [s for s in self.suppress_tokens if tokenizer.core.token_to_id(s) is None]:
             raise ConfigError(
-                f"suppress_tokens has {printable(', '.join(unknown))}, not in the tokenizer's vocabulary:"
-                " expected tokens of its vocabulary."
+                f"suppress_tokens has {printable(', '.join(unknown))}: not in the tokenizer's vocabulary."
+                " Name tokens of the vocabulary, or leave these out."
             )
         self._bos = self.template.always_bos or (tokenizer.adds_bos and template != "chat")
 
