@@ -17,9 +17,9 @@ from typing import Any
 from janus_export.bundle.external_data import references
 from janus_export.bundle.files import sha256
 from janus_export.bundle.graph_header import GraphHeader, read_header
-from janus_export.bundle.manifest_graphs import header_faults, size_faults
+from janus_export.bundle.manifest_graphs import header_problems, size_problems
 from janus_export.bundle.modes import mode_of, modes_of
-from janus_export.bundle.schema import faults_of
+from janus_export.bundle.schema import problems_of
 from janus_export.errors import BundleError
 from janus_modular.atomic_writes import write_text
 from janus_modular.bundles import MANIFEST, find_bundle, is_bundle
@@ -33,7 +33,7 @@ __all__ = [
     "ONNX_RUNTIME",
     "SCHEMA",
     "Bundle",
-    "graph_faults",
+    "graph_problems",
     "inside",
     "is_bundle",
     "load_bundle",
@@ -168,7 +168,7 @@ def load_bundle(folder: str | Path, *, check_graphs: bool = True) -> Bundle:
     manifest = _read_manifest(folder)
     try:
         _check(folder, manifest)
-        if check_graphs and (problems := graph_faults(folder, manifest)):
+        if check_graphs and (problems := graph_problems(folder, manifest)):
             more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
             raise BundleError(
                 f"{folder / MANIFEST} does not describe its graphs: {'; '.join(problems[:MAX_LISTED])}{more}."
@@ -180,7 +180,7 @@ def load_bundle(folder: str | Path, *, check_graphs: bool = True) -> Bundle:
 
 
 def _check(folder: Path, manifest: dict[str, Any]) -> None:
-    if problems := list(faults_of(manifest)):
+    if problems := list(problems_of(manifest)):
         more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
         raise BundleError(
             f"{folder / MANIFEST} is malformed: {'; '.join(problems[:MAX_LISTED])}{more}."
@@ -207,7 +207,7 @@ def _check(folder: Path, manifest: dict[str, Any]) -> None:
         _check_references(folder, name, weights)
 
 
-def graph_faults(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+def graph_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """Return the differences between a manifest's entries on graphs and the graphs of all its variants.
 
     Raises:
@@ -221,8 +221,8 @@ def graph_faults(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
                     headers[file] = read_header(folder / file)
                 except ValueError as error:
                     raise BundleError(f"{error}. {_build_hint(folder)}") from error
-            problems += header_faults(manifest["graphs"][graph], variant["dtype"], headers[file], graph)
-    return list(dict.fromkeys([*problems, *size_faults(manifest)]))
+            problems += header_problems(manifest["graphs"][graph], variant["dtype"], headers[file], graph)
+    return list(dict.fromkeys([*problems, *size_problems(manifest)]))
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

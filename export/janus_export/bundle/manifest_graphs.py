@@ -30,7 +30,7 @@ def axes_of(graphs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
             yield from (size.rpartition("*")[2] for size in tensor["shape"] if isinstance(size, str))
 
 
-def header_faults(record: Mapping[str, Any], dtype: str, header: GraphHeader, name: str) -> Iterator[str]:
+def header_problems(record: Mapping[str, Any], dtype: str, header: GraphHeader, name: str) -> Iterator[str]:
     """Yield the differences between a graph's entry in the manifest and the graph, in a variant's dtype."""
     for side in ("inputs", "outputs"):
         declared = [
@@ -54,7 +54,7 @@ def header_faults(record: Mapping[str, Any], dtype: str, header: GraphHeader, na
         )
 
 
-def size_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
+def size_problems(manifest: Mapping[str, Any]) -> Iterator[str]:
     """Yield sizes of the model that differ from the shapes of its graphs, and empty ranges of axes."""
     for path, (graph, side, name, axis) in SIZES.items():
         declared, actual = _declared(manifest["model"], path), _dimension(manifest, graph, side, name, axis)

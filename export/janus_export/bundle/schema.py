@@ -45,7 +45,7 @@ TYPES: Mapping[str, type | tuple[type, ...]] = {
 }
 
 
-def faults_of(manifest: Mapping[str, Any]) -> Iterator[str]:
+def problems_of(manifest: Mapping[str, Any]) -> Iterator[str]:
     """Return where a manifest differs from its schema, and where its sections contradict each other."""
     schema = _schema()["properties"]
     problems = [problem for name in NAMED for problem in _long_names(manifest.get(name), name)] or [

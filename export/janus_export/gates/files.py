@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 from safetensors import safe_open
 
-from janus_export.bundle.bundle import Bundle, graph_faults
+from janus_export.bundle.bundle import Bundle, graph_problems
 from janus_export.bundle.external_data import references
 from janus_export.onnx_export.kv_cache import cache_shapes
 from janus_export.onnx_export.weights import is_finite
@@ -60,7 +60,7 @@ def _without_links(bundle: Bundle, file: str) -> Iterator[Path]:
 def lint(target: VerificationTarget) -> Iterator[CheckResult]:
     """Check for constructs that runtimes reject, or silently compute differently than intended."""
     own = {**target.bundle.manifest, "variants": {target.variant: target.record}}
-    yield _none("differences between manifest and graphs", set(graph_faults(target.bundle.folder, own)))
+    yield _none("differences between manifest and graphs", set(graph_problems(target.bundle.folder, own)))
     yield _none("weights that are not finite", set(_not_finite(target)))
     quantization = target.record["quantization"] or {}
     allowed = BEYOND.get(quantization.get("form", ""), set())
