@@ -205,10 +205,11 @@ class BaseSession(ABC):
         self._lengths, self._is_allocated = _frozen(np.zeros(rows, np.int64)), True
 
     def _row_indices(self, rows: Iterable[int]) -> Integers:
-        given = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, str | bytes) else [rows]
-        if not isinstance(rows, Iterable) or not all(map(_is_integer, given)):
+        is_list = isinstance(rows, Iterable) and not isinstance(rows, str | bytes)
+        numbers = [*rows] if is_list else []
+        if not is_list or not all(map(_is_integer, numbers)):
             raise PromptError(f"rows: found {rows!r:.80}; expected a list of whole numbers.")
-        indices = np.array(given, np.int64)
+        indices = np.array(numbers, np.int64)
         limit = len(self._lengths) if self._is_allocated or self._fixed_rows else None
         if not len(indices):
             raise PromptError("rows: found none; expected the number of at least one row.")
