@@ -98,7 +98,7 @@ def test_a_bundle_for_drawing_draws_and_says_that_it_does_not_answer(drawing_bun
     assert set(bundle.graphs) == {"embed", "backbone", "sample_image", "decode_image", "tokenize_image"}
     [image] = Janus.from_pretrained(drawing_bundle).draw("a cat", seed=1, guidance=2)
     assert image.size == (32, 32)
-    with pytest.raises(BundleError, match=r"its modes are drawing, and this graph is for text\."):
+    with pytest.raises(BundleError, match=r"Its modes are drawing, and this graph is for text\."):
         Janus.from_pretrained(drawing_bundle).chat("Hello?", max_tokens=2)
 
 
@@ -149,7 +149,7 @@ def test_a_pruned_bundle_answers_as_before_and_its_source_stays(tiny_bundle: Pat
     assert Janus.from_pretrained(target).chat(*asked, max_tokens=4) == whole
     assert load_bundle(target).modes == ["text", "understanding"]
     with pytest.raises(
-        BundleError, match=r"its modes are text, understanding, and this graph is for drawing\."
+        BundleError, match=r"Its modes are text, understanding, and this graph is for drawing\."
     ):
         Janus.from_pretrained(target).draw("a cat")
 

@@ -18,14 +18,14 @@ from janus_export.bundle.external_data import references
 from janus_export.bundle.files import sha256
 from janus_export.bundle.graph_header import GraphHeader, read_header
 from janus_export.bundle.manifest_graphs import header_problems, size_problems
-from janus_export.bundle.modes import mode_of, modes_of
+from janus_export.bundle.modes import MODES, mode_of, modes_of
 from janus_export.bundle.schema import problems_of
 from janus_export.errors import BundleError
 from janus_modular.atomic_writes import write_text
 from janus_modular.bundles import MANIFEST, find_bundle, is_bundle
 from janus_modular.foreign import printable, reason
 from janus_modular.locking import locked
-from janus_modular.suggest import did_you_mean
+from janus_modular.suggest import did_you_mean, new_name
 
 __all__ = [
     "LOCK",
@@ -106,12 +106,14 @@ class Bundle:
             raise BundleError(f"{self.folder} has no variant '{variant}'. It has: {', '.join(self.variants)}")
         files = self.manifest["variants"][variant]["files"]
         if graph not in files:
-            hint = did_you_mean(graph, files) or (
+            modes = (
                 f"Its modes are {', '.join(self.modes) or 'none'}, and this graph is for {mode_of(graph)}."
                 f" {REBUILD.format(folder=self.folder)}"
             )
+            hint = new_name(graph, files) or (modes if len(self.modes) < len(MODES) else "")
             raise BundleError(
-                f"{self.folder} has no graph '{graph}' in {variant}; it has {', '.join(files)}. {hint}"
+                f"{self.folder} has no graph '{graph}' in {variant}; it has {', '.join(files)}."
+                f" {hint or did_you_mean(graph, files)}".rstrip()
             )
         return self.folder / files[graph]
 
