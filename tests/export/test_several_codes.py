@@ -32,6 +32,10 @@ from janus_modular.model.batch import collate
 from janus_modular.model.session import TorchSession
 from janus_modular.training.trainable import set_trainable
 
+pytestmark = (
+    pytest.mark.slow
+)  # a minute for the exports; `test_learning` and the contracts train and compare it
+
 POSITIONS, CODEBOOKS = 8, (8, 16)
 
 
@@ -107,7 +111,6 @@ def test_a_code_is_drawn_under_guidance_from_the_code_before_it(torches: Janus):
     torch.testing.assert_close(x, path.adaptor(vectors[:, None], (1, 1))[:, 0].repeat(2, 1))
 
 
-@pytest.mark.slow
 def test_its_bundle_is_proven_in_every_variant(
     several_codes_bundle: Path, several_codes_checkpoint: Path, tmp_path: Path
 ):
