@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from janus_modular.errors import ImageError
-from janus_modular.foreign import foreign_errors, printable
+from janus_modular.foreign import foreign_errors, printable, reason
 
 ImageSource = str | Path | bytes | Image.Image | np.ndarray
 
@@ -69,7 +69,7 @@ def _rgb_of(source: ImageSource, name: str, max_pixels: int, files: ExitStack) -
             image = ImageOps.exif_transpose(image)
     except Exception as error:  # damaged files make the decoders raise nearly anything
         raise ImageError(
-            f"{name} is damaged: {error}. Expected a complete {image.format or 'image'} file; "
+            f"{name} is damaged: {reason(error)}. Expected a complete {image.format or 'image'} file; "
             "fetch or export it again."
         ) from error
     return _rgb(image, name)
@@ -153,14 +153,18 @@ def _open_header(source: str | Path | bytes, name: str, files: ExitStack) -> Ima
                 io.BytesIO(source) if isinstance(source, bytes) else files.enter_context(open(source, "rb"))
             )
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} is too large to be read safely: {error} Scale it down first.") from error
+        raise ImageError(
+            f"{name} is too large to be read safely: {reason(error)}. Scale it down first."
+        ) from error
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{name} is not an image that can be read; expected PNG, JPEG, WebP, GIF, TIFF or BMP. "
             "Check that the file is complete and is an image."
         ) from error
     except Exception as error:  # a header that is wrong
-        raise ImageError(f"{name} cannot be opened: {error}. Export it again, for example as PNG.") from error
+        raise ImageError(
+            f"{name} cannot be opened: {reason(error)}. Export it again, for example as PNG."
+        ) from error
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:

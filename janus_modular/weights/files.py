@@ -181,7 +181,7 @@ def _open_safetensors(path: Path) -> dict[str, Read]:
             raise CheckpointError(f"{size_error}. Fetch it again.") from error
         except Exception:  # a malformed header: the parser's own message says more
             pass
-        raise CheckpointError(f"{path} cannot be read: {error}. Fetch it again.") from error
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}. Fetch it again.") from error
     return {name: partial(file.get_tensor, name) for name in list(file.keys())}
 
 

@@ -236,7 +236,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except NotADirectoryError as error:
         raise BundleError(f"{folder} is a file, expected a bundle: a folder. {_instead(folder)}") from error
     except (ValueError, OSError) as error:
-        raise BundleError(f"{path} cannot be read: {error}. {_build_hint(folder)}") from error
+        raise BundleError(f"{path} cannot be read: {reason(error)}. {_build_hint(folder)}") from error
     version = manifest.get("schema") if isinstance(manifest, dict) else None
     if version != SCHEMA:
         upgrade = isinstance(version, int) and version > SCHEMA

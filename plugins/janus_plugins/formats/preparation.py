@@ -27,7 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.parent} lacks {path.name}. Fetch the whole folder.") from error
     except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}. Fetch it again.") from error
+        raise CheckpointError(f"{path} is not JSON: {error!s:.400}. Fetch it again.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
     return content

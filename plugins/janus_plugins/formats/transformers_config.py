@@ -27,7 +27,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = JanusConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{folder / 'config.json'} is no config of transformers' Janus: {error}"
+            f"{folder / 'config.json'} is no config of transformers' Janus: {error!s:.400}"
         ) from error
     vision, codes, text = config.vision_config, config.vq_config, config.text_config
     _check_vision(vision)

@@ -62,7 +62,7 @@ class ImageFolder:
             inside = path.resolve().is_relative_to(self.folder.resolve())
             path.is_file()
         except (OSError, ValueError, RuntimeError) as error:  # NUL, a name too long, a loop of links
-            raise DataError(f"{where}: '{_short(name)}' cannot be a path: {error}.") from error
+            raise DataError(f"{where}: '{_short(name)}' cannot be a path: {error!s:.400}.") from error
         if not self.outside and not inside:
             raise DataError(
                 f"{where}: the image '{_short(name)}' lies outside {self.folder}: move it there, or set"
@@ -108,7 +108,7 @@ def _data(uri: str, where: str) -> bytes:
     try:
         return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataError(f"{where}: the data URI is not base64: {error}.") from error
+        raise DataError(f"{where}: the data URI is not base64: {error!s:.400}.") from error
 
 
 def _short(name: str) -> str:
