@@ -243,9 +243,13 @@ class Plugins:
         return "\n".join(filter(None, lines))
 
     def _builder_of(self, slot: str, family: str) -> str:
-        """Return how to write a model type that a component of the slot builds; "" if none does."""
+        """Return how to write a model type that a component of the slot builds; "" if none is known to.
+
+        An unknown name imports no third party's code: only built-in components and loaded ones are asked.
+        """
         of_slot = [info for info in self.entry_points if info.slot == slot and self.is_enabled(info)]
-        for info in of_slot if slot in MODEL_SLOTS else ():
+        safe = [info for info in of_slot if info.dist == BUILT_IN or info in self._loaded]
+        for info in safe if slot in MODEL_SLOTS else ():
             with suppress(JanusError):  # listed as failed
                 if family in self._load(info)[info.name].families:
                     return f"{info.name} builds it: {{name: {info.name}, config: {{model_type: {family}}}}}"
