@@ -27,7 +27,7 @@ def lock(model: Model, as_json: AsJson = False) -> None:
         return
     for plugin in plugins:
         typer.echo(f"{plugin['plugin']} {plugin['version']}".strip() + f": {len(plugin['files']):,} files")
-    typer.echo(f"{path} is written; the model opens with these plugins alone")
+    typer.echo(f"{path} is written; from now on, the model refuses these plugins if they change")
 
 
 def verify(model: Model, as_json: AsJson = False) -> None:

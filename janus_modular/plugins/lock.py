@@ -19,7 +19,7 @@ from janus_modular.errors import PluginError
 from janus_modular.foreign import foreign_errors
 from janus_modular.plugins.catalogue import Plugins
 from janus_modular.plugins.entry_points import EntryPointInfo
-from janus_modular.registry import API_VERSION
+from janus_modular.registry import API_VERSION, slot_label
 
 LOCK = "plugins.lock.json"
 
@@ -50,7 +50,8 @@ def check_lock(folder: Path, plugins: Plugins) -> list[str]:
     Nothing is imported: files are read and hashed.
 
     Raises:
-        PluginError: lists every plugin that has changed, with its files; or the lock cannot be read.
+        PluginError: lists every plugin that has changed, with its files, and every recorded component that is
+            not locked; or the lock cannot be read.
     """
     path = folder / LOCK
     if not path.is_file():
@@ -64,11 +65,17 @@ def check_lock(folder: Path, plugins: Plugins) -> list[str]:
             )
         names = [str(locked["plugin"]) for locked in lock["plugins"]]
         errors = [change for locked in lock["plugins"] if (change := _change(locked, plugins))]
+        known = {_key(component) for locked in lock["plugins"] for component in locked["components"]}
+        errors += [
+            f"the {slot_label(component['slot'])} '{component['name']}' is recorded, but not locked"
+            for component in recorded_plugins(folder)
+            if _key(component) not in known
+        ]
         if lock["api"] != API_VERSION:
             errors.append(f"the plugin API is version {API_VERSION}, locked was version {lock['api']}")
     if errors:
         raise PluginError(
-            f"{folder} has locked its plugins, and some files have changed since; none was imported.\n"
+            f"{folder} has locked its plugins, and something has changed since; none was imported.\n"
             + "\n".join(errors)
             + "\nInstall what was locked; or, if the change is wanted, lock again: janus-modular plugins lock"
             f" {folder}"
@@ -95,6 +102,10 @@ def recorded_plugins(folder: Path) -> list[dict[str, Any]]:
         f"{folder} records no plugins; expected a bundle or a checkpoint of the format native. To write one:"
         f" janus-modular convert {folder} NEW --format native"
     )
+
+
+def _key(component: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    return component["slot"], component["name"], component["dist"]
 
 
 def _locked(plugins: Plugins, components: Records) -> list[dict[str, Any]]:

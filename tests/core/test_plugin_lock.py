@@ -68,7 +68,7 @@ def forget() -> None:
 
 
 @pytest.fixture
-def found(plugins: Plugins, site: Path) -> Callable[[], Plugins]:
+def rescan(plugins: Plugins, site: Path) -> Callable[[], Plugins]:
     """Return a function that looks anew for what is installed, as a new process does."""
 
     def look() -> Plugins:
@@ -82,22 +82,22 @@ def found(plugins: Plugins, site: Path) -> Callable[[], Plugins]:
 
 
 @pytest.fixture
-def model(found: Callable[[], Plugins], tmp_path: Path) -> Path:
-    everything = found()
+def model(rescan: Callable[[], Plugins], tmp_path: Path) -> Path:
+    everything = rescan()
     raw = load("tiny", ["understanding.adaptor=acme"], everything)
     assembly = ModelAssembly.from_config(resolve(raw, ModelConfig, everything), plugins=everything)
     save(assembly, tmp_path / "model", plugins=everything)
     return tmp_path / "model"
 
 
-def test_a_model_opens_with_what_was_locked(model: Path, found: Callable[[], Plugins]) -> None:
-    lock = json.loads(write_lock(model, found()).read_text())
+def test_a_model_opens_with_what_was_locked(model: Path, rescan: Callable[[], Plugins]) -> None:
+    lock = json.loads(write_lock(model, rescan()).read_text())
     entries = {entry["plugin"]: entry for entry in lock["plugins"]}
     assert set(entries) == {"acme-adaptors", "janus-modular"}
     record = metadata.distribution("acme-adaptors").read_text("RECORD") or ""
     assert entries["acme-adaptors"]["record_sha256"] == hashlib.sha256(record.encode()).hexdigest()
     assert "acme_adaptors/mlp.py" in entries["acme-adaptors"]["files"]
-    ModelAssembly.from_checkpoint(model, plugins=found())
+    ModelAssembly.from_checkpoint(model, plugins=rescan())
     assert "acme_adaptors.mlp" in sys.modules
 
 
@@ -134,13 +134,13 @@ def another_record(site: Path) -> None:
     ],
 )
 def test_a_changed_plugin_is_refused_unread(
-    model: Path, site: Path, found: Callable[[], Plugins], change: Callable[[Path], None], words: str
+    model: Path, site: Path, rescan: Callable[[], Plugins], change: Callable[[Path], None], words: str
 ) -> None:
-    write_lock(model, found())
+    write_lock(model, rescan())
     change(site)
     for action in (
-        lambda: ModelAssembly.from_checkpoint(model, plugins=found()),
-        lambda: check_lock(model, found()),
+        lambda: ModelAssembly.from_checkpoint(model, plugins=rescan()),
+        lambda: check_lock(model, rescan()),
     ):
         with pytest.raises(PluginError, match=words) as refused:
             action()
@@ -170,20 +170,32 @@ def test_plugin_files_are_locked_too(plugins: Plugins, tmp_path: Path) -> None:
         check_lock(tmp_path, with_file())
 
 
+def test_a_recorded_component_that_is_not_locked_is_refused(
+    model: Path, rescan: Callable[[], Plugins]
+) -> None:
+    path = write_lock(model, rescan())
+    lock = json.loads(path.read_text())
+    lock["plugins"] = [entry for entry in lock["plugins"] if entry["plugin"] != "acme-adaptors"]
+    path.write_text(json.dumps(lock))
+    with pytest.raises(PluginError, match="the adaptor 'acme' is recorded, but not locked"):
+        ModelAssembly.from_checkpoint(model, plugins=rescan())
+    assert "acme_adaptors.mlp" not in sys.modules
+
+
 @pytest.mark.parametrize(
     "content",
     ["", "[]", '{"format": 2}', '{"format": 1, "api": 1, "plugins": [{}]}', '{"format": 1, "plugins": 5}'],
 )
 def test_a_damaged_lock_is_an_error_that_names_it(
-    model: Path, found: Callable[[], Plugins], content: str
+    model: Path, rescan: Callable[[], Plugins], content: str
 ) -> None:
     (model / LOCK).write_text(content)
     with pytest.raises(PluginError, match=r"plugins\.lock\.json (cannot be read|is of format)"):
-        ModelAssembly.from_checkpoint(model, plugins=found())
+        ModelAssembly.from_checkpoint(model, plugins=rescan())
 
 
-def test_commands_lock_and_verify(model: Path, site: Path, found: Callable[[], Plugins]) -> None:
-    found()
+def test_commands_lock_and_verify(model: Path, site: Path, rescan: Callable[[], Plugins]) -> None:
+    rescan()
     run = CliRunner().invoke
     missing = run(app, ["plugins", "verify", str(model)])
     assert (missing.exit_code, "write it with janus-modular plugins lock" in missing.stderr) == (2, True)
@@ -192,7 +204,7 @@ def test_commands_lock_and_verify(model: Path, site: Path, found: Callable[[], P
     done = run(app, ["plugins", "verify", str(model), "--json"])
     assert json.loads(done.stdout) == {"plugins": ["acme-adaptors", "janus-modular"]}
     other_bytes(site)
-    found()
+    rescan()
     changed = run(app, ["plugins", "verify", str(model)])
     assert (changed.exit_code, "other bytes in" in changed.stderr) == (2, True)
     nowhere = run(app, ["plugins", "lock", str(site)])
