@@ -226,9 +226,9 @@ class Backbone(Protocol):
     def forward(self, x: Tensor, *, positions: Tensor, cache: Cache | None = None) -> Tensor:
         """Return hidden states (B, T, D) for embeddings (B, T, D), with causal attention.
 
-        ``positions`` (B, T): without a cache, a row may hold several sequences, each counting from
-        0, and none sees another. With one, positions continue from ``cache.lengths``; call
-        ``cache.advance`` afterwards. The family's input scale is applied here, once, to all of x.
+        ``positions`` (B, T): without a cache, a row may hold several sequences, each counting from 0,
+        and a sequence does not see the others. With a cache, positions continue from ``cache.lengths``;
+        call ``cache.advance`` afterwards. The family's input scale is applied here, once, to all of x.
         """
         ...
 

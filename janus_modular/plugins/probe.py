@@ -65,29 +65,40 @@ def probe_file(path: Path, *, timeout: float = 300.0) -> tuple[list[EntryPointIn
 
 def _run_child(request: dict[str, Any], label: str, timeout: float) -> Report:
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder, "report.json")
-        file = request["file"]
-        question = json.dumps({**request, "file": str(file) if file else None})
-        command = [sys.executable, "-m", "janus_modular.plugins.probe", question, str(answer)]
-        try:
-            child = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=timeout,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return Report(f"{label} failed to load: it took longer than {timeout:g} s.", seconds=timeout)
-        output = child.stdout.decode("utf-8", "replace").strip()
-        if answer.is_file():
-            report = Report(**json.loads(answer.read_text("utf-8")))
-        else:
-            report = Report(f"{label} failed to load: its process ended with code {child.returncode}.")
+    try:
+        answer, output, status = _ask_child(request, timeout)
+    except subprocess.TimeoutExpired:
+        return Report(f"{label} failed to load: it took longer than {timeout:g} s.", seconds=timeout)
+    failure = f"{label} failed to load: its process ended with code {status}."
+    report = Report(failure) if answer is None else Report(**answer)
     report.output, report.seconds = output, time.monotonic() - start
     return report
+
+
+def _ask_child(request: Any, timeout: float) -> tuple[Any, str, int]:
+    """Run `main` on a request; return its answer (None: it wrote none), its output and its exit status.
+
+    Raises:
+        subprocess.TimeoutExpired: the child took longer than ``timeout`` seconds, and was killed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "answer.json")
+        child = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "janus_modular.plugins.probe",
+                json.dumps(request, default=str),
+                str(file),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+            check=False,
+        )
+        answer = json.loads(file.read_text("utf-8")) if file.is_file() else None
+    return answer, child.stdout.decode("utf-8", "replace").strip(), child.returncode
 
 
 def probe_all(
@@ -116,19 +127,13 @@ def probe_together(infos: Sequence[EntryPointInfo], *, timeout: float) -> dict[E
     """Load plugins in one child process; {} if it printed something, crashed or hung, as one of them may."""
     if not infos or any(info.incompatibility() for info in infos):
         return {}
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder, "reports.json")
-        question = json.dumps([asdict(info) for info in infos])
-        command = [sys.executable, "-m", "janus_modular.plugins.probe", question, str(answer)]
-        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
-        try:
-            output = subprocess.check_output(command, timeout=timeout, **options)
-        except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
-            return {}
-        if output.strip():
-            return {}
-        reports = [Report(**report) for report in json.loads(answer.read_text("utf-8"))]
-    return dict(zip(infos, reports, strict=True))
+    try:
+        reports, output, status = _ask_child([asdict(info) for info in infos], timeout)
+    except subprocess.TimeoutExpired:
+        return {}
+    if reports is None or output or status:
+        return {}
+    return {info: Report(**report) for info, report in zip(infos, reports, strict=True)}
 
 
 def inspect_plugin(info: EntryPointInfo) -> Report:

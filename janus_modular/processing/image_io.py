@@ -57,8 +57,7 @@ def _rgb_of(source: ImageSource, name: str, max_pixels: int, files: ExitStack) -
             " JPEG, WebP, GIF, TIFF or BMP. Export it as PNG."
         )
     width, height = image.size
-    if width * height > max_pixels or max(width, height) > MAX_SIDE:
-        raise ImageError(_too_large(name, width, height, max_pixels))
+    _check_size(name, width, height, max_pixels)
     if width == 0 or height == 0:
         raise ImageError(f"{name} is empty: {width} x {height} pixels. Give an image of at least 1 x 1.")
     try:
@@ -75,16 +74,17 @@ def _rgb_of(source: ImageSource, name: str, max_pixels: int, files: ExitStack) -
     return _rgb(image, name)
 
 
-def _too_large(name: str, width: int, height: int, max_pixels: int) -> str:
+def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        return (
+        raise ImageError(
             f"{name} has {width} x {height} = {width * height:,} pixels; at most {max_pixels:,} are read. "
             "Scale it down first, or raise max_pixels if you trust where it comes from."
         )
-    return (
-        f"{name} has {width} x {height} pixels; at most {MAX_SIDE:,} are read on a side, since scaling it"
-        " takes memory by its longer side. Scale it down first."
-    )
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(
+            f"{name} has {width} x {height} pixels; at most {MAX_SIDE:,} are read on a side, since scaling it"
+            " takes memory by its longer side. Scale it down first."
+        )
 
 
 def _from_array(array: NDArray[Any], max_pixels: int) -> Image.Image:
@@ -99,8 +99,7 @@ def _from_array(array: NDArray[Any], max_pixels: int) -> Image.Image:
             f" (H, W, 4).{hint}"
         )
     height, width = array.shape[:2]
-    if height * width > max_pixels or max(height, width) > MAX_SIDE:
-        raise ImageError(_too_large(f"the array {array.shape}", width, height, max_pixels))
+    _check_size(f"the array {array.shape}", width, height, max_pixels)
     return Image.fromarray(np.ascontiguousarray(array))
 
 

@@ -33,7 +33,7 @@ def find_prefix(weights: Mapping[str, Tensor], tokenizer: str) -> str:
     if not any(name.startswith(f"{prefix}decoder.") for name in weights):
         raise CheckpointError(
             f"{tokenizer} found no decoder: no name begins with '{prefix}decoder.'. transformers' Chameleon "
-            "comes without one: pass Chameleon's own vqgan.ckpt."
+            "has no decoder: pass Chameleon's own vqgan.ckpt."
         )
     return prefix
 

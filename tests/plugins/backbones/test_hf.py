@@ -240,14 +240,14 @@ def test_keys_that_are_not_declared_are_warned_of_unless_the_family_reads_them(
     assert any(key in str(args) for args in warned) != changes
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
 @pytest.mark.parametrize("overridden", [False, True])
 def test_a_rotated_share_that_the_family_does_not_read_is_refused(
-    kind: str, overridden: bool, tmp_path: Path
+    family: str, overridden: bool, tmp_path: Path
 ) -> None:
     factor = {"partial_rotary_factor": 0.5}
-    keys = {**SMALL, "model_type": kind}
-    if kind == "gemma3_text":
+    keys = {**SMALL, "model_type": family}
+    if family == "gemma3_text":
         factor = {
             "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4, **factor}}
         }
@@ -255,13 +255,13 @@ def test_a_rotated_share_that_the_family_does_not_read_is_refused(
     if overridden:
         HfBackbone(HfConfig(config=keys)).model.save_pretrained(tmp_path)
         config = HfConfig(pretrained=str(tmp_path), config_overrides=factor)
-    with pytest.raises(ConfigError, match=f"partial_rotary_factor.*0.5.*'{kind}'"):
+    with pytest.raises(ConfigError, match=f"partial_rotary_factor.*0.5.*'{family}'"):
         HfBackbone(config)
 
 
-@pytest.mark.parametrize("kind", ["phi", "stablelm", "glm"])
-def test_a_rotated_share_that_the_family_reads_passes(kind: str) -> None:
-    keys = {**SMALL, "model_type": kind, "partial_rotary_factor": 0.5, "pad_token_id": 0}
+@pytest.mark.parametrize("family", ["phi", "stablelm", "glm"])
+def test_a_rotated_share_that_the_family_reads_passes(family: str) -> None:
+    keys = {**SMALL, "model_type": family, "partial_rotary_factor": 0.5, "pad_token_id": 0}
     assert HfBackbone(HfConfig(config=keys)).model.config.rope_parameters["partial_rotary_factor"] == 0.5
 
 
