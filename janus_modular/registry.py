@@ -120,8 +120,8 @@ class Registry(Generic[T]):
         """Register ``factory`` under ``name``; ``config`` is the dataclass of its options.
 
         A sampler is registered itself, without a factory, with the dataclass of its settings. ``families``
-        are the model types that the component builds, each by its option ``config.model_type``: an
-        error for an unknown component of such a name points to this component.
+        are the model types that the component builds, each by its option ``config.model_type``: where one is
+        given as a component's name, the error names this component (of a third party: once it is loaded).
 
         Raises:
             PluginError: the name is taken, or ``config`` is not a dataclass, lacks fields that its slot

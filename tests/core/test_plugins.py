@@ -247,6 +247,14 @@ def test_a_distribution_that_speaks_both_versions_is_read_in_ours(site: Path):
     assert found_in(site).entry("adaptors", "twice")
 
 
+def test_an_unknown_name_imports_no_plugin_of_others(site: Path, plugins: Plugins):
+    install(site, "acme-good", "acme_good", GOOD)
+    everything = Plugins([*plugins.entry_points, *found_in(site).entry_points])
+    with pytest.raises(PluginError, match="no adaptor is called 'dinov2'"):
+        everything.find("adaptors", "dinov2")
+    assert "acme_good" not in sys.modules
+
+
 def test_strict_makes_every_broken_plugin_an_error(site: Path):
     install(site, "acme-good", "acme_good", GOOD)
     install(site, "acme-bad", "acme_bad", "1 / 0", name="bad")
