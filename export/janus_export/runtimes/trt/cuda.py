@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -44,8 +45,6 @@ class Gpu:
         self.stream = int(self._stream)
         self.epoch = 0  # how often the host has waited
         self._held: list[object] = []
-        self._capturing = False
-        self._given_back: list[tuple[str, Any]] = []
 
     def use(self) -> None:
         """Make this GPU the current one of the calling thread."""
@@ -101,7 +100,7 @@ class Gpu:
         """
         mode = self.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._do("cudaStreamBeginCapture", self._stream, mode)
-        self._capturing = True
+        _capturing.add(self)
         try:
             record()
         except BaseException:
@@ -110,9 +109,8 @@ class Gpu:
         else:
             graph = self._ask("cudaStreamEndCapture", self._stream)
         finally:
-            self._capturing = False
-            while self._given_back:
-                self.release(*self._given_back.pop())
+            _capturing.discard(self)
+            _release_postponed()
         try:
             return CapturedGraph(self, self._ask("cudaGraphInstantiate", graph, 0))
         finally:
@@ -125,11 +123,13 @@ class Gpu:
     def release(self, how: str, handle: Any) -> None:
         """Release an object once no enqueued work uses it; to free memory, CUDA itself waits for the GPU.
 
-        Python's garbage collection calls this at any time, also during a capture, which it must not break.
+        Python's garbage collection calls this at any time and in any thread, also during a capture, which
+        a release invalidates even if it is of another session's memory. It is postponed until then.
         """
-        if self._capturing:
-            self._given_back.append((how, handle))
-            return
+        _postponed.append((self, how, handle))
+        _release_postponed()
+
+    def _release(self, how: str, handle: Any) -> None:
         self._do("cudaStreamSynchronize", self._stream)
         self._do(how, handle)
 
@@ -172,6 +172,23 @@ class Gpu:
     def _words(self, error: Any) -> str:
         _, words = self.api.cudaGetErrorString(error)
         return words.decode() if isinstance(words, bytes) else str(error)
+
+
+_capturing: set[Gpu] = set()  # what a thread of this process captures now
+_postponed: deque[tuple[Gpu, str, Any]] = deque()  # what to release when nothing is captured
+
+
+def _release_postponed() -> None:
+    """Release what was postponed, unless something is being captured.
+
+    No lock: garbage collection may call this in the middle of itself, so each step is one atomic operation.
+    """
+    while not _capturing:
+        try:
+            gpu, how, handle = _postponed.popleft()
+        except IndexError:
+            return
+        gpu._release(how, handle)
 
 
 class Memory:
