@@ -43,6 +43,7 @@ class Session(Protocol):
     is free, positions beyond ``max_seq_len``, wrong shapes.
     """
 
+    hidden_size: int  # D
     vocab_size: int  # V
     pad_id: int  # the token id that stands for a dropped condition
     image_positions: int  # positions that a drawn image takes

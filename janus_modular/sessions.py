@@ -303,6 +303,7 @@ class SessionWrapper:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.hidden_size = session.hidden_size
         self.vocab_size, self.pad_id = session.vocab_size, session.pad_id
         self.image_positions, self.sizes = session.image_positions, session.sizes
         self.max_seq_len = session.max_seq_len

@@ -120,7 +120,7 @@ class Part:
         ("_widen_rows", True),
         ("drop_condition", True),
         ("_room", True),
-        ("room_for", False),
+        ("max_seq_len_for", False),
         ("default", False),
         ("images_at_once", False),
         ("splice", False),

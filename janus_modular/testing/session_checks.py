@@ -27,7 +27,7 @@ and half precision, which keeps 3 digits, by 1e-3."""
 def check_session_admit(runtime: Runtime, prompts: Many[Sequence]) -> None:
     """Prompts are admitted into free rows, in any order, while the other rows stay as they are."""
     x = embeddings(runtime, prompts, 3)
-    session = runtime.open(room_for(prompts), rows=3)
+    session = runtime.open(max_seq_len_for(prompts), rows=3)
     _compare(session, session.admit(prompts[:1], [1]), [_alone(runtime, prompts[0])[0]], "admitted to row 1")
     session.extend(x[:, :4], [0, 4, 0])
     states = session.admit([prompts[1], prompts[0]], [2, 0])
@@ -46,7 +46,7 @@ def check_session_extend(runtime: Runtime, prompts: Many[Sequence]) -> None:
     x = embeddings(runtime, prompts, 2)
     expected = [_alone(runtime, prompts[row], x[row])[1] for row in range(2)]
     for count in (1, 2, 7, POSITIONS):
-        session = runtime.open(room_for(prompts))
+        session = runtime.open(max_seq_len_for(prompts))
         session.prefill(prompts[:2])
         states = [
             session.to_host(session.extend(x[:, start : start + count]))
@@ -54,7 +54,7 @@ def check_session_extend(runtime: Runtime, prompts: Many[Sequence]) -> None:
         ]
         for row, row_states in enumerate(expected):
             _same(np.concatenate([state[row] for state in states]), row_states, f"{count} positions at once")
-    session = runtime.open(room_for(prompts))
+    session = runtime.open(max_seq_len_for(prompts))
     session.prefill(prompts[:2])
     for position in range(3):
         stepped = session.to_host(session.step(x[:, position]))
@@ -66,7 +66,7 @@ def check_session_counts(runtime: Runtime, prompts: Many[Sequence]) -> None:
     """A row keeps as many positions as its count says, and continues from there."""
     x = embeddings(runtime, prompts, 2)
     expected = [_alone(runtime, prompts[row], x[row])[1] for row in range(2)]
-    session = runtime.open(room_for(prompts))
+    session = runtime.open(max_seq_len_for(prompts))
     session.prefill(prompts[:2])
     done = np.zeros(2, np.int64)
     for counts in ((3, 0), (1, 7), (0, 2), (7, 5)):
@@ -103,7 +103,7 @@ def check_session_full_rows(runtime: Runtime, prompts: Many[Sequence]) -> None:
 def check_session_truncate(runtime: Runtime, prompts: Many[Sequence]) -> None:
     """A row that is cut back continues as if it had never been longer."""
     x, fresh = embeddings(runtime, prompts, 2), embeddings(runtime, prompts, 2, seed=1)
-    session = runtime.open(room_for(prompts))
+    session = runtime.open(max_seq_len_for(prompts))
     session.prefill(prompts[:2])
     shorter = session.lengths + np.array([5, 0])
     session.extend(x[:, :9])
@@ -123,7 +123,7 @@ def check_session_truncate(runtime: Runtime, prompts: Many[Sequence]) -> None:
 def check_session_free(runtime: Runtime, prompts: Many[Sequence]) -> None:
     """A row that was freed takes another prompt, and nothing of the first is left."""
     x = embeddings(runtime, prompts, 2)
-    session = runtime.open(room_for(prompts))
+    session = runtime.open(max_seq_len_for(prompts))
     session.prefill(prompts[:2])
     session.extend(x[:, :6])
     session.free([0])
@@ -191,7 +191,7 @@ def check_session_limits(runtime: Runtime, prompts: Many[Sequence]) -> None:
 def check_session_copies(runtime: Runtime, prompts: Many[Sequence]) -> None:
     """Copies made by take or to_host do not change in later calls, and can be fed."""
     x = embeddings(runtime, prompts, 2)
-    session = runtime.open(room_for(prompts))
+    session = runtime.open(max_seq_len_for(prompts))
     last = session.prefill(prompts[:2])
     first = session.take(last, np.array([1, 0]))
     on_host = [session.to_host(last)[::-1]]
@@ -207,7 +207,7 @@ def check_session_copies(runtime: Runtime, prompts: Many[Sequence]) -> None:
         ensure(shape == values.shape, f"take returned the shape {shape}; expected {values.shape}")
         _same(session.to_host(copied), values, "a copy by take")
     ensure(bool((states == kept).all()), "what to_host returned changes when the session goes on")
-    again = runtime.open(room_for(prompts))
+    again = runtime.open(max_seq_len_for(prompts))
     again.prefill(prompts[:2])
     fed = session.to_host(chosen)
     got = again.to_host(again.extend(again.take([fed], np.arange(4).reshape(2, 2))))
@@ -215,17 +215,16 @@ def check_session_copies(runtime: Runtime, prompts: Many[Sequence]) -> None:
         _same(got[row], _alone(runtime, prompts[row], fed[row])[1], "feeding what take returned")
 
 
-def room_for(prompts: Many[Sequence]) -> int:
+def max_seq_len_for(prompts: Many[Sequence]) -> int:
     """Return a length that holds each prompt and what the checks feed after it."""
     return max(map(len, prompts)) + POSITIONS
 
 
 def embeddings(runtime: Runtime, prompts: Many[Sequence], rows: int, seed: int = 0) -> NDArray[np.float32]:
     """Return random inputs (rows, `POSITIONS`, D) of a runtime's sessions."""
-    session = runtime.open(room_for(prompts))
-    hidden_size = session.to_host(session.prefill(prompts[:1])).shape[-1]
+    session = runtime.open(max_seq_len_for(prompts))
     rng = np.random.default_rng(seed)
-    return rng.standard_normal((rows, POSITIONS, hidden_size), np.float32)
+    return rng.standard_normal((rows, POSITIONS, session.hidden_size), np.float32)
 
 
 def _alone(

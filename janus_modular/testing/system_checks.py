@@ -176,7 +176,7 @@ def check_runtime_attributes(runtime: Runtime, prompts: Many[Sequence]) -> None:
     for name in (runtime.text_sampler, runtime.image_sampler):
         ensure(isinstance(name, str) and bool(name), f"the name of a sampler is {name!r}")
     session = runtime.open(min(64, runtime.context))
-    for name in ("vocab_size", "pad_id", "image_positions"):
+    for name in ("hidden_size", "vocab_size", "pad_id", "image_positions"):
         number = getattr(session, name, None)
         ensure(isinstance(number, int), f"the {name} of its sessions is {number!r}; expected a whole number")
     sizes = getattr(session, "sizes", None)

@@ -15,7 +15,7 @@ import torch
 from janus_export.bundle.bundle import load_bundle
 from janus_export.gates.quantized import activations, compare_drawing
 from janus_export.reference.compare import compare_outputs
-from janus_export.reference.recording import GraphCall, Run
+from janus_export.reference.recording import BackboneCall, GraphCall, Run
 from janus_export.reference.target import Reference, VerificationTarget
 from janus_export.runtimes.ort.runtime import OnnxConfig, OnnxRuntime
 from janus_modular import GraphSpec
@@ -60,9 +60,10 @@ def test_drawings_are_compared_by_what_the_path_itself_chooses():
         return (hidden[:, :1] * torch.arange(8.0) - noise.log()).argmax(-1), hidden
 
     states, rng = np.random.default_rng(0).normal(size=(64, 512)).astype(np.float32), np.random.default_rng(1)
-    run = Run(hidden=[states[:3]])
+    lengths = np.ones(3, np.int64)
+    run = Run(8, backbone=[BackboneCall("step", (states[:3],), lengths, lengths + 1, states[:3])])
     run.calls = [
-        GraphCall("choose", (rng.standard_exponential((3, 8), np.float32), states[:3]), (), 0)
+        GraphCall("choose", (rng.standard_exponential((3, 8), np.float32), states[:3]), (), 1)
         for _ in range(9)
     ]
     graphs = {"choose": GraphSpec("choose", choose, (), (), "sample")}

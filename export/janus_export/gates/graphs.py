@@ -123,11 +123,8 @@ def rows(target: VerificationTarget) -> Iterator[CheckResult]:
         runtimes[", in chunks, with a cache that grows"] = in_chunks(target.whole)
     for label, run in (("variable-length rows", answers), ("a drawing's rows", drawing)):
         for how, runtime in runtimes.items():
-            states = replay(runtime, run)
-            yield _states(f"{label}{how}: prompts", states[:1], run)
-            yield _states(f"{label}{how}: steps", states[1:], run, start=1)
-    alone = alone_in(answers, len(answers.prompts) - 1)
-    yield _states("a row alone", replay(target.whole, alone), alone)
+            yield from _states(f"{label}{how}", run, runtime)
+    yield from _states("a row alone", answers.row(len(answers.prompts) - 1), target.whole)
 
 
 def in_chunks(runtime: Any) -> Runtime:
@@ -141,7 +138,8 @@ def in_chunks(runtime: Any) -> Runtime:
 def cache(target: VerificationTarget) -> Iterator[CheckResult]:
     """Check that unused cache slots do not affect results, and that a step writes only its own slot."""
     run = target.reference.greedy[1]
-    x = run.fed[0][0]
+    first = np.zeros((len(run.prompts), 1), np.int64)
+    x = target.graph_runtime.run("embed", first)[:, 0]
     clean, poisoned = _with_slots(target, run), _with_slots(target, run)
     for session in (clean, poisoned):
         session.prefill(run.prompts)
@@ -173,8 +171,8 @@ def cache(target: VerificationTarget) -> Iterator[CheckResult]:
 
 def _with_slots(target: VerificationTarget, run: Run) -> Any:
     """Open a session with a readable cache: of the users' runtime if possible, else of ONNX Runtime."""
-    session = target.whole.open(_positions_of(run))
-    return session if hasattr(session, "kv_cache") else target.runtime.open(_positions_of(run))
+    session = target.whole.open(run.max_seq_len)
+    return session if hasattr(session, "kv_cache") else target.runtime.open(run.max_seq_len)
 
 
 def _one_step(session: Any, x: Array) -> Array:
@@ -189,32 +187,10 @@ def _written(session: Any) -> list[tuple[Array, str]]:
     return [(buffer.read(), buffer.dtype) for buffer in session.kv_cache.buffers.values()]
 
 
-def replay(runtime: Runtime, run: Run) -> list[Array]:
-    """Replay a recorded run; return the states (R, D) after the prompts and after every step."""
-    session = runtime.open(_positions_of(run))
-    states = [session.to_host(session.prefill(run.prompts)).astype(np.float32)]
-    for x, active in run.fed:
-        states.append(session.to_host(session.step(x, active)).astype(np.float32))
-    return states
-
-
-def alone_in(run: Run, row: int) -> Run:
-    """Return one row of a recorded run, its inputs and outputs, as a run of its own."""
-    steps = [i for i in range(len(run.fed)) if run.active(i + 1)[row]]
-    return Run(
-        prompts=[run.prompts[row]],
-        fed=[(run.fed[i][0][row : row + 1], None) for i in steps],
-        hidden=[run.hidden[0][row : row + 1], *(run.hidden[i + 1][row : row + 1] for i in steps)],
-    )
-
-
-def _positions_of(run: Run) -> int:
-    return max(map(len, run.prompts)) + len(run.fed) + 1
-
-
-def _states(label: str, got: list[Array], run: Run, start: int = 0) -> CheckResult:
-    pairs = [
-        (state[run.active(step)], run.hidden[step][run.active(step)]) for step, state in enumerate(got, start)
-    ]
-    off = max(distance(actual, want) for actual, want in pairs)
-    return CheckResult(label, off <= CLOSE, f"{off:.1e}", f"<= {CLOSE:.0e}")
+def _states(label: str, run: Run, runtime: Runtime) -> Iterator[CheckResult]:
+    """Compare the states of a replayed run with torch's: after the first prompts, then all others."""
+    off = [distance(got, read.states()) for got, read in zip(run.replay(runtime), run.reads, strict=True)]
+    for part, distances in (("prompts", off[:1]), ("steps", off[1:])):
+        if distances:
+            measured = max(distances)
+            yield CheckResult(f"{label}: {part}", measured <= CLOSE, f"{measured:.1e}", f"<= {CLOSE:.0e}")

@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from janus_export.gates.graphs import replay
 from janus_export.reference.compare import (
     AGREEING,
     CLEAR_MARGIN,
@@ -19,7 +18,7 @@ from janus_export.reference.compare import (
     compare_directions,
     magnitude,
 )
-from janus_export.reference.recording import Array, Run
+from janus_export.reference.recording import Array, GraphCall, Run
 from janus_export.reference.target import CheckResult, VerificationTarget
 from janus_export.reference.upcast import upcast
 from janus_export.runtimes.ort.library import onnxruntime
@@ -47,12 +46,8 @@ def teacher_forced(target: VerificationTarget) -> Iterator[CheckResult]:
 
 
 def _states(target: VerificationTarget, run: Run) -> tuple[Array, Array]:
-    """Return the states (M, D) of active rows along a run: of the variant, and of torch."""
-    got, want = (
-        np.concatenate([state[run.active(step)] for step, state in enumerate(states)])
-        for states in (replay(target.whole, run), run.hidden)
-    )
-    return got, want
+    """Return the defined states (M, D) along a run: of the variant, and of torch."""
+    return np.concatenate(run.replay(target.whole)), np.concatenate([read.states() for read in run.reads])
 
 
 @torch.no_grad()
@@ -84,7 +79,7 @@ def compare_drawing(
     yield compare_directions(f"{label}: cosine of states", precision, got, want)
     ids: list[list[Array]] = [[], []]
     for call in run.calls_of(*(name for name, graph in graphs.items() if graph.role == "sample")):
-        index = next((i for i, x in enumerate(call.inputs) if np.array_equal(x, run.hidden[call.step])), None)
+        index = _states_input(call, run)
         if index is None:
             continue  # it takes no states of the backbone
         rows = len(call.inputs[index])
@@ -99,6 +94,16 @@ def compare_drawing(
             break
     if ids[0]:
         yield compare(f"{label}: choices with the same noise", precision, *map(np.concatenate, ids))
+
+
+def _states_input(call: GraphCall, run: Run) -> int | None:
+    """Return the number of the input that holds states of the backbone: of the last call, or some of them."""
+    read = run.read_before(call)
+    states = read.states() if read else np.zeros((0, 0))
+    for index, x in enumerate(call.inputs):
+        if x.ndim == 2 and x.shape[1] == states.shape[1] and (states == x[0]).all(1).any():
+            return index
+    return None
 
 
 def activations(target: VerificationTarget) -> Iterator[CheckResult]:

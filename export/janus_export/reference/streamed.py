@@ -22,6 +22,7 @@ from janus_modular.checkpoints.opening import LazyCheckpoint
 from janus_modular.janus import Janus
 
 STEPS = 2  # after the prompts
+POSITIONS = 16  # at most, in these steps: a cache of whole images would take gigabytes
 
 
 @dataclass
@@ -74,20 +75,22 @@ class StreamedReference(Reference):
         sampler = self.janus.plugins.entry("image_samplers", name)
         settings = sampler.config(**known_settings("image_samplers", name, DRAWING))
         recording = RecordingRuntime(self.janus.runtime)
-        session = recording.open(max(map(len, prompts)) + STEPS)
+        session = recording.open(max(map(len, prompts)) + POSITIONS)
         run = recording.runs[-1]
         with recorded_passes(self.model.backbone, self.stack[1]) as passes:
             steps = sampler.factory(session, prompts, settings)
-            while len(run.fed) < STEPS and next(steps, None) is not None:
+            while len(run.reads) <= STEPS and next(steps, None) is not None:
                 pass
             steps.close()
-        lengths = np.array([len(prompt) for prompt in run.prompts])
-        for step, forward in enumerate(passes):
-            columns = np.arange(forward.x.shape[1])
-            forward.positions = (
-                np.tile(columns, (len(lengths), 1)) if step == 0 else lengths[:, None] + step - 1
+        if [len(forward.x) for forward in passes] != [len(read.after) for read in run.reads]:
+            raise ExportError(
+                f"the image sampler '{name}' reads prompts into some rows while others stay (session.admit),"
+                " and layers are compared on all rows. Verify the model as a whole, with more memory: --whole"
             )
-            forward.counts = forward.positions < lengths[:, None] + step
+        for read, forward in zip(run.reads, passes, strict=True):
+            start = np.zeros_like(read.before) if read.prompts else read.before
+            forward.positions = start[:, None] + np.arange(forward.x.shape[1])
+            forward.counts = forward.positions < read.after[:, None]
         return run, passes
 
 
