@@ -27,11 +27,14 @@ RELATED: dict[str, tuple[str, ...]] = {
         "protocols.ReadsPretrained",
         "protocols.LoadsPretrained",
     ),
-    "generation": ("model.sampling.sample_with_noise",),
+    "generation": (
+        *("protocols.EncodesImages", "sequence.EncodedSpec", "protocols.HasLogProbabilities"),
+        "model.sampling.sample_with_noise",
+    ),
     "text_samplers": ("protocols.TextSamplerSettings", "protocols.Session", "sequence.Sequence"),
     "image_samplers": (
         *("protocols.ImageSamplerSettings", "protocols.Session", "sequence.Sequence"),
-        "sequence.unconditional",
+        *("sequence.unconditional", "protocols.EncodedImages"),
     ),
     "backbones": ("interfaces.Cache", "interfaces.RowCache", "protocols.LoadsPretrained"),
     "sources": (

@@ -22,13 +22,17 @@ from .finite import refuse_not_finite as refuse_not_finite
 from .interfaces import Adaptor as Adaptor
 from .interfaces import Backbone as Backbone
 from .interfaces import Cache as Cache
+from .sequence import EncodedSpec as EncodedSpec
 from .interfaces import GenerationPath as GenerationPath
 from .interfaces import GraphSpec as GraphSpec
 from .interfaces import Head as Head
 from .interfaces import ImageTokenizer as ImageTokenizer
 from .interfaces import RowCache as RowCache
 from .janus import Janus as Janus
+from .protocols import EncodedImages as EncodedImages
+from .protocols import EncodesImages as EncodesImages
 from .protocols import Fingerprinted as Fingerprinted
+from .protocols import HasLogProbabilities as HasLogProbabilities
 from .protocols import CheckpointFormat as CheckpointFormat
 from .protocols import PartiallyTrainable as PartiallyTrainable
 from .protocols import LoadedWeights as LoadedWeights
@@ -68,6 +72,7 @@ from .sequence import ImageInput as ImageInput
 from .sequence import Sample as Sample
 from .sequence import Segment as Segment
 from .sequence import Sequence as Sequence
+from .model.scoring import image_log_probabilities as image_log_probabilities
 from .model.sampling import mark_not_finite as mark_not_finite
 from .model.sampling import sample_with_noise as sample_with_noise
 from .sequence import Text as Text

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from io import BytesIO
 from typing import Any, Literal
 
+from numpy.typing import NDArray
 from PIL import Image
 
 from janus_modular.processing.streaming import TextStream
@@ -145,9 +146,16 @@ class Drawings(list[Image.Image]):
     """A list of drawn images, with token counts and the settings that made them; a notebook shows a grid."""
 
     def __init__(
-        self, images: Iterable[Image.Image], usage: Sequence[Usage], settings: Mapping[str, Any] | None = None
+        self,
+        images: Iterable[Image.Image],
+        usage: Sequence[Usage],
+        settings: Mapping[str, Any] | None = None,
+        encoded: Sequence[NDArray[Any]] | None = None,
     ) -> None:
         super().__init__(images)
+        self.encoded = (
+            encoded  # what each image was decoded from, codes say; None: the sampler does not return it
+        )
         self.usage = list(usage)  # one for each image
         self.settings = dict(settings or {})  # all of the image sampler's: ``draw(prompt, **settings)``
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from janus_modular import arguments, samplers
@@ -204,16 +206,8 @@ class Janus:
             ConfigError: this is a bundle, or the device is not available.
             CheckpointError: no model computes in the dtype.
         """
-        from janus_modular.checkpoints.native import working_dtype
-        from janus_modular.model.device import choose_device
-        from janus_modular.weights.loading import move_buffers
-
-        weight = next(self.model.parameters())
-        target = weight.device if device is None else choose_device(str(device))
-        new_dtype = None if dtype is None else working_dtype(arguments.dtype_name(dtype), target, {})
-        for parameter in self.model.parameters():
-            parameter.data = parameter.data.to(target, new_dtype if parameter.is_floating_point() else None)
-        move_buffers(self.model, device=target, dtype=new_dtype)
+        name = None if device is None else str(device)
+        self.assembly.move(device=name, dtype=None if dtype is None else arguments.dtype_name(dtype))
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -323,7 +317,7 @@ class Janus:
         all steps.
 
         Return a list of images, `Drawings`, whose ``usage`` counts the tokens of each, and whose ``settings``
-        draw them again.
+        draw them again. Its ``encoded`` are the codes of each image.
 
         Raises:
             PromptError: ``n`` or ``batch_size`` is less than 1, or a setting is unknown or out of its range.
@@ -337,6 +331,7 @@ class Janus:
         prompts = [prompt for text in texts for prompt in [self.processor.draw_prompt(text)] * n]
         batches = samplers.batches(sampler_settings, prompts, batch_size)
         images: list[Image.Image] = []
+        encoded: list[NDArray[Any]] = []
         with samplers.progress_bar(progress) as report:
             for index, (batch, batch_settings) in enumerate(batches):
                 session = self.runtime.open(max_seq_len=max(map(len, batch)) + num_tokens)
@@ -345,10 +340,32 @@ class Janus:
                     report(index * total + done, len(batches) * total)
 
                 steps = sampler(session, batch, batch_settings)
-                pixels = samplers.draw_images(self.runtime.image_sampler, steps, len(batch), on_progress)
-                images += map(to_image, pixels)
+                drawn = samplers.draw_images(self.runtime.image_sampler, steps, len(batch), on_progress)
+                images += map(to_image, drawn.images)
+                encoded.extend([] if drawn.encoded is None else drawn.encoded)
         usage = [Usage(len(prompt), image_tokens=num_tokens) for prompt in prompts]
-        return Drawings(images, usage, asdict(sampler_settings))
+        return Drawings(images, usage, asdict(sampler_settings), encoded or None)
+
+    def log_probabilities(
+        self, prompt: str, encoded: Many[NDArray[Any]], *, guidance: float = 1.0, temperature: float = 1.0
+    ) -> NDArray[np.float32]:
+        """Return the log-probabilities (N, P) of the codes of images after a prompt, (N, P) or (N, P, S).
+
+        ``encoded`` are codes as `draw` returns them (`Drawings.encoded`). With the guidance and temperature
+        of `draw`, these are the probabilities with which it sampled the codes.
+        `janus_modular.image_log_probabilities` has gradients, for a loss.
+
+        Raises:
+            ConfigError: the model runs from a bundle, or its generation path gives no log-probabilities.
+            PromptError: the prompt does not fit into the context, or codes are not the model's.
+        """
+        from janus_modular.model.scoring import image_log_probabilities
+
+        [text] = arguments.drawing_prompts(prompt)
+        prompts, pad_id = [self.processor.draw_prompt(text)] * len(encoded), self.processor.pad_id
+        settings = {"guidance": guidance, "temperature": temperature}
+        scores = image_log_probabilities(self.model, prompts, encoded, pad_id=pad_id, **settings)
+        return scores.detach().float().cpu().numpy()
 
     def text_settings(self, settings: Mapping[str, Any]) -> TextSamplerSettings:
         """Return the settings with which `chat` answers: the given ones, and the sampler's defaults.

@@ -9,6 +9,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from janus_modular.interfaces import GenerationPath
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from janus_modular.interfaces import ComponentSpec
-    from janus_modular.sequence import Sample
+    from janus_modular.sequence import EncodedSpec, Sample
     from janus_modular.sequence import Sequence as TokenSequence
 
 
@@ -154,8 +156,17 @@ ImageSettingsT = TypeVar("ImageSettingsT", bound=ImageSamplerSettings, contravar
 TokenSteps: TypeAlias = "Generator[NDArray[np.integer[Any]], NDArray[np.bool_] | None, None]"
 """Yields the next token ids (rows,); is sent which rows continue, a mask (rows,), or None for all."""
 
-DrawingSteps: TypeAlias = "Generator[tuple[int, int], None, NDArray[Any]]"
-"""Yields (steps done, steps in all); returns images (rows, 3, H, W), uint8, or floats from -1 to 1."""
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Images, and what they were decoded from."""
+
+    images: NDArray[Any]  # (rows, 3, H, W), uint8, or floats from -1 to 1
+    encoded: NDArray[Any] | None = None  # (rows, ...), each as `EncodesImages.encoded` describes
+
+
+DrawingSteps: TypeAlias = "Generator[tuple[int, int], None, NDArray[Any] | EncodedImages]"
+"""Yields (steps done, steps in all); returns images (rows, 3, H, W), alone or as `EncodedImages`."""
 
 
 class TextSampler(Protocol[TextSettingsT]):
@@ -294,6 +305,31 @@ class LoadsPretrained(Protocol):
 
         Raises:
             CheckpointError: the weights do not fit; missing weights may also be returned.
+        """
+        ...
+
+
+@runtime_checkable
+class EncodesImages(GenerationPath, Protocol):
+    """A generation path whose targets can be stored: images are given as arrays, and drawn ones return them.
+
+    `GenerationPath.targets` then returns a tensor (N, ...) of the declared shape and dtype.
+    """
+
+    encoded: EncodedSpec
+
+
+@runtime_checkable
+class HasLogProbabilities(GenerationPath, Protocol):
+    """A generation path that gives the log-probability of an image's codes, for policy gradients say."""
+
+    def log_probabilities(
+        self, hidden: Tensor, targets: Tensor, *, guidance: float, temperature: float
+    ) -> Tensor:
+        """Return the log-probabilities (N, P) with which sampling chooses the targets (N, ...).
+
+        ``hidden`` (R, P, D) are the states that the positions are predicted from: conditional rows first,
+        then as many unconditional ones, or N conditional rows for guidance 1.
         """
         ...
 

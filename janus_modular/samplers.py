@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 
 from janus_modular.answers import AnswerRow
 from janus_modular.errors import CheckError, JanusError, NotFiniteError, PromptError
-from janus_modular.protocols import DrawingSteps, ImageSamplerSettings, TextSamplerSettings, TokenSteps
+from janus_modular.protocols import (
+    DrawingSteps,
+    EncodedImages,
+    ImageSamplerSettings,
+    TextSamplerSettings,
+    TokenSteps,
+)
 from janus_modular.sequence import Sequence as Prompt
 from janus_modular.sequence import occurrences
 
@@ -67,21 +73,26 @@ def check_progress(sampler: str, yielded: Any) -> tuple[int, int]:
     raise _protocol_error("image", sampler, f"yielded {_described(yielded)}", "(steps done, steps in all)")
 
 
-def check_images(sampler: str, returned: Any, rows: int) -> NDArray[Any]:
-    """Return what an image sampler returned: one image a row.
+def check_images(sampler: str, returned: Any, rows: int) -> EncodedImages:
+    """Return what an image sampler returned: one image a row, and maybe what it was decoded from.
 
     Raises:
         CheckError: the sampler returned something else.
         NotFiniteError: pixels are NaN or infinite.
     """
-    fits = isinstance(returned, np.ndarray) and returned.ndim == 4 and returned.shape[:2] == (rows, 3)
+    result = returned if isinstance(returned, EncodedImages) else EncodedImages(returned)
+    images, encoded = result.images, result.encoded
+    fits = isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[:2] == (rows, 3)
     if not fits:
+        raise _protocol_error("image", sampler, f"returned {_described(images)}", f"pixels ({rows}, 3, H, W)")
+    if encoded is not None and not (isinstance(encoded, np.ndarray) and encoded.shape[:1] == (rows,)):
         raise _protocol_error(
-            "image", sampler, f"returned {_described(returned)}", f"pixels ({rows}, 3, H, W)"
+            "image", sampler, f"returned {_described(encoded)}", f"encoded images ({rows}, ...)"
         )
-    if returned.dtype.kind == "f" and not np.isfinite(returned).all():
-        raise NotFiniteError(f"the image sampler '{sampler}' returned pixels that are NaN or infinite")
-    return returned
+    for name, values in {"pixels": images, "encoded images": encoded}.items():
+        if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise NotFiniteError(f"the image sampler '{sampler}' returned {name} that are NaN or infinite")
+    return result
 
 
 def stream_texts(sampler: str, steps: TokenSteps, rows: Sequence[AnswerRow]) -> Iterator[tuple[int, str]]:
@@ -128,7 +139,7 @@ def progress_bar(progress: Callable[[int, int], None] | bool | None) -> Iterator
 
 def draw_images(
     sampler: str, steps: DrawingSteps, rows: int, on_progress: Callable[[int, int], None]
-) -> NDArray[Any]:
+) -> EncodedImages:
     """Run an image sampler to its end, reporting each step; return the images (rows, 3, H, W).
 
     Raises:

@@ -9,10 +9,13 @@ from collections import Counter
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from janus_modular.errors import PromptError
 
 IGNORE_INDEX = -100
 """The label of a position that is not supervised (the default of torch's cross entropy)."""
@@ -34,11 +37,60 @@ class ImageInput:
 
 
 @dataclass(frozen=True)
-class ImageTarget:
-    """An image for the generation path; the loss is taken on ``supervised`` images alone."""
+class EncodedSpec:
+    """The form of an image that a generation path has encoded: codes, or numbers.
 
-    image: Image.Image
+    ``ids``: the numbers of different codes K, one, or one for each entry of the last axis. None: floats.
+    """
+
+    shape: tuple[int, ...]  # of one image
+    ids: tuple[int, ...] | None = None
+
+    @property
+    def dtype(self) -> str:
+        """int64 or float32."""
+        return "float32" if self.ids is None else "int64"
+
+    def checked(self, encoded: Any) -> NDArray[Any]:
+        """Return an encoded image as an array of this dtype.
+
+        Raises:
+            ValueError: the shape or the type differs, or a value is none of the codes or is not finite.
+        """
+        array = np.asarray(encoded)
+        dtype_kinds = "iu" if self.ids else "f"
+        if array.shape != self.shape or array.dtype.kind not in dtype_kinds:
+            raise ValueError(
+                f"found an array {array.shape} of {array.dtype}; expected {self.shape} of {self.dtype}"
+            )
+        array = array.astype(self.dtype)
+        if self.ids is None and not np.isfinite(array).all():
+            raise ValueError("found NaN or infinite numbers; expected finite ones")
+        if self.ids is not None and ((array < 0) | (array >= self.ids)).any():
+            raise ValueError(
+                f"found codes from {array.min()} to {array.max()}; expected codes from 0, below"
+                f" {' and '.join(map(str, self.ids))}: were they made by another image tokenizer?"
+            )
+        return array
+
+
+@dataclass(frozen=True)
+class ImageTarget:
+    """An image for the generation path; the loss is taken on ``supervised`` images alone.
+
+    Instead of an ``image``, an array may be given: the image ``encoded`` by the generation path of the model
+    (`EncodedSpec`), as codes for instance.
+    """
+
+    image: Image.Image | None = None
     supervised: bool = True
+    encoded: NDArray[Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise PromptError unless there is either an image or an array."""
+        if (self.image is None) == (self.encoded is None):
+            both = "both" if self.encoded is not None else "neither"
+            raise PromptError(f"ImageTarget: found {both}; expected either image=... or encoded=...")
 
 
 Segment = Text | ImageInput | ImageTarget
@@ -83,7 +135,9 @@ class Sequence:
     understanding_mask: NDArray[np.bool_]  # (T,)
     generation_mask: NDArray[np.bool_]  # (T,)
     understanding_pixels: list[NDArray[np.uint8]] = field(default_factory=list)  # each (3, H, W)
-    generation_pixels: list[NDArray[np.uint8]] = field(default_factory=list)  # each (3, h, w)
+    generation_images: list[NDArray[Any]] = field(
+        default_factory=list
+    )  # each (3, h, w) uint8, or encoded, of another dtype
     generation_supervised: list[bool] = field(default_factory=list)  # for each target image
     source: str = ""
     seed: int = 0  # of the randomness in the targets of its images
@@ -101,7 +155,7 @@ def occurrences(prompts: Many[Sequence]) -> list[int]:
     numbers = []
     for prompt in prompts:
         digest = sha256(prompt.tokens.tobytes())
-        for pixels in [*prompt.understanding_pixels, *prompt.generation_pixels]:
+        for pixels in [*prompt.understanding_pixels, *prompt.generation_images]:
             digest.update(pixels.tobytes())
         numbers.append(seen[digest.digest()])
         seen[digest.digest()] += 1
@@ -123,6 +177,6 @@ def unconditional(sequence: Sequence, pad: int) -> Sequence:
         understanding_mask=no_images,
         generation_mask=no_images.copy(),
         understanding_pixels=[],
-        generation_pixels=[],
+        generation_images=[],
         generation_supervised=[],
     )

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from janus_export.bundle.bundle import load_bundle
 from janus_export.config import ExportConfig
+from janus_export.errors import ExportError
 from janus_export.onnx_export.export import export
-from janus_export.reference.recording import RecordingRuntime
 from janus_export.tensorrt_build.build import BuildConfig, build
 from janus_export.verify import Report, verify
 from janus_modular.errors import MissingExtraError
@@ -49,10 +50,13 @@ def bundle(
     """Export to a bundle that runs without torch, compare its results with the model's, build engines."""
     folder = export(checkpoint, output / "bundle", ExportConfig(variants=VARIANTS))
     reports = verify(folder, checkpoint)
-    settings = DrawingSettings(prompts, guidance, temperature, seed)
-    torch_codes, torch_images = draw_with_codes(checkpoint, settings)
-    bundle_codes, bundle_images = draw_with_codes(folder, settings)
-    equal = float((torch_codes == bundle_codes).mean())
+    settings: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "seed": seed}
+    torch_images, bundle_images = (
+        Janus.from_pretrained(path, device="cpu").draw(prompts, **settings) for path in (checkpoint, folder)
+    )
+    if torch_images.encoded is None or bundle_images.encoded is None:
+        raise ExportError("the model's image sampler returns no codes to compare; expected EncodedImages")
+    equal = float((np.stack(torch_images.encoded) == np.stack(bundle_images.encoded)).mean())
     engines = build_engines(folder)
     passed = sum(report.passed for report in reports)
     return ReportSection(
@@ -70,29 +74,6 @@ def bundle(
             "engines_built": sum(label.startswith("engine of") for _, label, _ in engines),
         },
     )
-
-
-@dataclass(frozen=True)
-class DrawingSettings:
-    """What is drawn from a checkpoint and from its bundle, to compare the codes."""
-
-    prompts: Sequence[str]
-    guidance: float
-    temperature: float
-    seed: int
-
-
-def draw_with_codes(path: Path, settings: DrawingSettings) -> tuple[np.ndarray, Sequence[Image.Image]]:
-    """Draw one image a prompt from a checkpoint or a bundle; return codes (N, P) and images."""
-    janus = Janus.from_pretrained(path, device="cpu")
-    recording = RecordingRuntime(janus.runtime)
-    images = Janus(recording, janus.processor).draw(
-        settings.prompts,
-        guidance=settings.guidance,
-        temperature=settings.temperature,
-        seed=settings.seed,
-    )
-    return np.stack([call.outputs[0] for call in recording.runs[-1].calls_of("sample_image")], axis=1), images
 
 
 def build_engines(folder: Path) -> list[Row]:

@@ -18,10 +18,13 @@ from janus_modular.errors import ConfigError
 from janus_modular.foreign import reason
 from janus_modular.interfaces import ComponentConfig
 from janus_modular.model.build import ModelBuilder, config_path
+from janus_modular.model.device import choose_device
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Drawing, Processor
 from janus_modular.processing.tokenizer_files import compare_vocabularies, vocabulary_problem
+from janus_modular.protocols import EncodesImages
+from janus_modular.weights.loading import move_buffers
 from janus_modular.weights.pretrained import PretrainedReport, resolve_pretrained
 
 
@@ -50,7 +53,25 @@ class ModelAssembly:
     @cached_property
     def processor(self) -> Processor:
         """The processor."""
-        return self._processor if isinstance(self._processor, Processor) else self._processor()
+        processor = self._processor if isinstance(self._processor, Processor) else self._processor()
+        if isinstance(path := self.model.generation, EncodesImages):
+            processor.encoded = path.encoded
+        return processor
+
+    def move(self, *, device: str | None = None, dtype: str | None = None) -> None:
+        """Move the model to a device, and convert its weights to a dtype, in place.
+
+        Raises:
+            ConfigError: the device is not available.
+            CheckpointError: no model computes in the dtype.
+        """
+        from janus_modular.checkpoints.native import working_dtype  # which imports this module
+
+        target = next(self.model.parameters()).device if device is None else choose_device(device)
+        new_dtype = None if dtype is None else working_dtype(dtype, target, {})
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(target, new_dtype if parameter.is_floating_point() else None)
+        move_buffers(self.model, device=target, dtype=new_dtype)
 
     @classmethod
     def from_config(

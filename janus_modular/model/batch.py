@@ -28,7 +28,9 @@ class Batch:
     understanding_mask: Tensor  # (B, T) bool: positions of input images
     generation_mask: Tensor  # (B, T) bool: positions of target images
     understanding_pixels: Tensor | None = None  # (N, 3, H, W) uint8, in order of position
-    generation_pixels: Tensor | None = None  # (M, 3, h, w) uint8, in order of position
+    generation_pixels: Tensor | None = None  # (M', 3, h, w) uint8, in order of position
+    generation_encoded: Tensor | None = None  # (M - M', ...) of images that are given encoded
+    is_encoded: Tensor | None = None  # (M,) bool
     generation_supervised: Tensor | None = None  # (M,) bool
     lengths: Tensor | None = None  # (B,) positions in use, for rows of one sequence
     sources: list[str] = field(default_factory=list)  # names, indexed by the two below
@@ -38,7 +40,10 @@ class Batch:
 
     def image_rngs(self) -> list[np.random.Generator]:
         """Return a new generator for each image in ``generation_pixels``."""
-        return [np.random.default_rng(seed) for seed in self.image_seeds]
+        encoded = [] if self.is_encoded is None else self.is_encoded.tolist()
+        return [
+            np.random.default_rng(s) for s, skip in zip(self.image_seeds, encoded, strict=True) if not skip
+        ]
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on another device."""
@@ -77,6 +82,8 @@ def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Bat
     """Return rows of sequences (or of a single sequence each) as a `Batch`, padded to the longest row."""
     packed: list[list[Sequence]] = [[row] if isinstance(row, Sequence) else list(row) for row in rows]
     sequences = [sequence for row in packed for sequence in row]
+    images = [image for sequence in sequences for image in sequence.generation_images]
+    is_encoded = [image.dtype != np.uint8 for image in images]
     sources = sorted({sequence.source for sequence in sequences})
     shape = (len(packed), max(sum(map(len, row)) for row in packed))
     tokens = np.full(shape, pad, np.int64)
@@ -104,13 +111,15 @@ def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Bat
         understanding_mask=torch.from_numpy(understanding_mask),
         generation_mask=torch.from_numpy(generation_mask),
         understanding_pixels=_stack([p for s in sequences for p in s.understanding_pixels]),
-        generation_pixels=_stack([p for s in sequences for p in s.generation_pixels]),
+        generation_pixels=_stack([x for x, skip in zip(images, is_encoded, strict=True) if not skip]),
+        generation_encoded=_stack([x for x, take in zip(images, is_encoded, strict=True) if take]),
+        is_encoded=torch.tensor(is_encoded, dtype=torch.bool) if images else None,
         generation_supervised=torch.tensor([x for s in sequences for x in s.generation_supervised]),
         lengths=torch.tensor([sum(map(len, row)) for row in packed]),
         sources=sources,
         label_source=torch.from_numpy(label_source),
-        image_seeds=[(s.seed, i) for s in sequences for i in range(len(s.generation_pixels))],
-        image_source=torch.tensor([sources.index(s.source) for s in sequences for _ in s.generation_pixels]),
+        image_seeds=[(s.seed, i) for s in sequences for i in range(len(s.generation_images))],
+        image_source=torch.tensor([sources.index(s.source) for s in sequences for _ in s.generation_images]),
     )
 
 

@@ -20,6 +20,7 @@ from janus_modular.errors import PromptError
 from janus_modular.interfaces import Adaptor, Backbone, GenerationPath, UnderstandingEncoder
 from janus_modular.model.batch import Batch
 from janus_modular.model.sampling import mark_not_finite, sample_with_noise, top_k_top_p_filter
+from janus_modular.protocols import EncodesImages
 from janus_modular.sequence import IGNORE_INDEX
 
 
@@ -96,9 +97,7 @@ class JanusModel(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """Run a batch; return the losses at all supervised positions."""
-        with torch.autocast(batch.tokens.device.type, enabled=False):  # half precision would change codes
-            pixels = batch.generation_pixels
-            targets = None if pixels is None else self.generation.targets(pixels, batch.image_rngs())
+        targets = self.targets(batch)
         x = self.embed(batch, targets)  # (B, T, D)
         x = self.backbone(x, positions=batch.positions)  # (B, T, D)
         output = Output(hidden=x)
@@ -107,6 +106,27 @@ class JanusModel(nn.Module):
             self._drawing_losses(output, batch, targets)
         return output
 
+    def targets(self, batch: Batch) -> Any:
+        """Return what is to be predicted of a batch's target images, in their order; None without any.
+
+        Raises:
+            PromptError: an image is given encoded, and the generation path declares no such form.
+        """
+        pixels, encoded, is_encoded = batch.generation_pixels, batch.generation_encoded, batch.is_encoded
+        if encoded is not None and not isinstance(self.generation, EncodesImages):
+            raise PromptError(
+                f"the batch has {len(encoded)} images that are given encoded; the generation path"
+                f" {type(self.generation).__name__} declares no `encoded`: give the images themselves"
+            )
+        with torch.autocast(batch.tokens.device.type, enabled=False):  # half precision would change codes
+            targets = None if pixels is None else self.generation.targets(pixels, batch.image_rngs())
+        if encoded is None or targets is None:
+            return targets if encoded is None else encoded
+        joined = encoded.new_empty(len(cast(Tensor, is_encoded)), *encoded.shape[1:])
+        joined[is_encoded] = encoded
+        joined[~cast(Tensor, is_encoded)] = targets
+        return joined
+
     def embed(self, batch: Batch, targets: Any = None) -> Tensor:
         """Return the embeddings (B, T, D) of a batch's text, input images and target images."""
         x = self.backbone.embed(batch.tokens)
@@ -114,9 +134,9 @@ class JanusModel(nn.Module):
             features = self.understanding(batch.understanding_pixels)
             check_feature_count(batch.understanding_mask, features, "read")
             x = merge_features(features, x, mask=batch.understanding_mask)
-        if batch.generation_pixels is not None:
-            if targets is None:
-                targets = self.generation.targets(batch.generation_pixels, batch.image_rngs())
+        if targets is None:
+            targets = self.targets(batch)
+        if targets is not None:
             features = self.generation.embed(targets)
             check_feature_count(batch.generation_mask, features, "drawn")
             x = merge_features(features, x, mask=batch.generation_mask)

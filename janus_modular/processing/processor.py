@@ -29,7 +29,7 @@ from janus_modular.processing.streaming import StopRule, TextStream
 from janus_modular.processing.templates import make_template
 from janus_modular.processing.text_tokenizer import Encoded, TextTokenizer
 from janus_modular.processing.tokenizer_files import load_tokenizer, save_tokenizer
-from janus_modular.sequence import IGNORE_INDEX, ImageTarget, Message, Sample, Text
+from janus_modular.sequence import IGNORE_INDEX, EncodedSpec, ImageTarget, Message, Sample, Text
 from janus_modular.sequence import Sequence as TokenSequence
 
 FILE = "processor.json"
@@ -55,6 +55,7 @@ class Processor:
         self.pixels = pixels
         self.image_tokens = image_tokens  # positions that an image input takes
         self.drawing = drawing  # None: the model has no generation path
+        self.encoded: EncodedSpec | None = None  # of image targets; known where the model is
         self.context = context  # longest sequence, in positions; None: unlimited
         # Tokens that no answer contains: those that were added to the vocabulary for images.
         self.suppress_tokens = tuple(dict.fromkeys([*suppress_tokens, *tokenizer.added]))
@@ -350,9 +351,8 @@ class Processor:
             check_context_length(
                 len(sequence), self.context, reserved=reserved, image_tokens=self.image_tokens, source=source
             )
-        sequence = with_pixels(
-            sequence, segments, self.pixels, (drawing.height, drawing.width) if drawing else None
-        )
+        size = (drawing.height, drawing.width) if drawing else None
+        sequence = with_pixels(sequence, segments, self.pixels, size, self.encoded)
         return replace(sequence, source=source)
 
     def _check_answer_starts(self, encoded: Encoded, segments: Sequence[PromptSegment]) -> None:

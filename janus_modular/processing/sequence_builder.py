@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from janus_modular.errors import PromptError
 from janus_modular.interfaces import PixelSpec
@@ -13,7 +15,7 @@ from janus_modular.processing.image_io import open_image
 from janus_modular.processing.image_transforms import generation_pixels, understanding_pixels
 from janus_modular.processing.prompt_segments import PromptSegment
 from janus_modular.processing.text_tokenizer import Encoded
-from janus_modular.sequence import IGNORE_INDEX, ImageInput, ImageTarget
+from janus_modular.sequence import IGNORE_INDEX, EncodedSpec, ImageInput, ImageTarget
 from janus_modular.sequence import Sequence as TokenSequence
 
 
@@ -56,6 +58,7 @@ def with_pixels(
     segments: Sequence[PromptSegment],
     spec: PixelSpec,
     drawing_size: tuple[int, int] | None,
+    encoded: EncodedSpec | None = None,
 ) -> TokenSequence:
     """Return the sequence with the pixels of its images.
 
@@ -64,10 +67,12 @@ def with_pixels(
         segments: from which the sequence was built.
         spec: of image inputs.
         drawing_size: height and width of image targets; None where the model has no generation path.
+        encoded: the form of image targets that are given encoded; None where the generation path has none.
 
     Raises:
         ImageError: an image is damaged, or too large.
-        PromptError: there is an image target, and the model has no generation path.
+        PromptError: there is an image target, and the model has no generation path; or it is given encoded in
+            another form than the path's.
     """
     images = [segment.image for segment in segments]
     inputs = [image for image in images if isinstance(image, ImageInput)]
@@ -78,11 +83,26 @@ def with_pixels(
     return replace(
         sequence,
         understanding_pixels=[understanding_pixels(open_image(image.image), spec) for image in inputs],
-        generation_pixels=[
-            generation_pixels(open_image(image.image), height=height, width=width) for image in targets
+        generation_images=[
+            generation_pixels(open_image(target.image), height=height, width=width)
+            if target.image is not None
+            else _checked(target.encoded, encoded)
+            for target in targets
         ],
         generation_supervised=[image.supervised for image in targets],
     )
+
+
+def _checked(encoded: Any, spec: EncodedSpec | None) -> NDArray[Any]:
+    if spec is None:
+        raise PromptError(
+            "an image target is given encoded; expected the image itself: the model's generation path"
+            " declares no form of encoded images, or the processor was loaded without its model"
+        )
+    try:
+        return spec.checked(encoded)
+    except ValueError as error:
+        raise PromptError(f"an image target that is given encoded: {error}.") from error
 
 
 def without_condition(sequence: TokenSequence, *, pad: int, image_tokens: int) -> TokenSequence:

@@ -14,6 +14,7 @@ from janus_modular import samplers
 from janus_modular.errors import JanusError
 from janus_modular.interfaces import GraphSpec
 from janus_modular.plugins import default_plugins
+from janus_modular.protocols import EncodedImages
 from janus_modular.sequence import Sequence
 from janus_modular.testing.check import ensure
 from janus_modular.testing.examples import RecurrentSession, prompt
@@ -80,8 +81,8 @@ class PathSession(RecurrentSession):
 
 
 @torch.no_grad()
-def draw_with(path: Any, images: int, hidden_size: int) -> tuple[PathSession, NDArray[Any]]:
-    """Draw images with a path's image sampler; return the session and the pixels.
+def draw_with(path: Any, images: int, hidden_size: int) -> tuple[PathSession, EncodedImages]:
+    """Draw images with a path's image sampler; return the session and the images.
 
     Raises:
         PluginError: no image sampler is registered under the name that the path gives.

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from janus_modular.interfaces import PixelSpec
+from janus_modular.protocols import EncodesImages, HasLogProbabilities
+from janus_modular.sequence import EncodedSpec
 from janus_modular.testing.calls import known_codes, targets_of
 from janus_modular.testing.check import NotApplicable, check_for, ensure
 from janus_modular.testing.comparing import ensure_close, ensure_equal
@@ -270,6 +272,38 @@ def check_generation_sizes(path: Any, pixels: Tensor) -> None:
 
 
 @check_for("generation")
+@torch.no_grad()
+def check_generation_encoded(path: Any, pixels: Tensor) -> None:
+    """Targets have the declared form; images that are given encoded, or drawn, have it too."""
+    path.eval()
+    if not isinstance(path, EncodesImages):
+        raise NotApplicable("it declares no form of encoded images")
+    spec, targets = path.encoded, targets_of(path, pixels)
+    ensure(isinstance(spec, EncodedSpec), f"encoded is {spec!r}; expected an EncodedSpec")
+    ensure(
+        isinstance(targets, Tensor), f"targets are of {type(targets).__name__}; expected a tensor (N, ...)"
+    )
+    x = path.embed(targets)
+    for origin, images in (
+        ("targets", targets.numpy()),
+        ("images drawn", draw_with(path, len(pixels), x.shape[-1])[1].encoded),
+    ):
+        ensure(images is not None, f"{origin}: the image sampler returns no EncodedImages with `encoded`")
+        for image in [] if images is None else images:
+            try:
+                spec.checked(image)
+            except ValueError as error:
+                ensure(False, f"{origin}: {error}")
+    if isinstance(path, HasLogProbabilities):
+        scores = path.log_probabilities(x, targets, guidance=1.0, temperature=1.0)
+        declared = (len(pixels), path.num_tokens)
+        ensure(
+            tuple(scores.shape) == declared, f"log-probabilities are {tuple(scores.shape)}; not {declared}"
+        )
+        ensure(bool((scores <= 0).all()), f"log-probabilities go up to {float(scores.max()):.3g}; expected 0")
+
+
+@check_for("generation")
 def check_generation_attributes(path: Any, pixels: Tensor) -> None:
     """The path declares its image sampler and its frozen submodules."""
     ensure(isinstance(path.image_sampler, str), f"image_sampler is {path.image_sampler!r}; expected a name")
@@ -294,7 +328,7 @@ def check_generation_sampler(path: Any, pixels: Tensor) -> None:
     path.eval()
     hidden_size = path.embed(targets_of(path, pixels)).shape[-1]
     for images in (1, len(pixels) + 1):
-        images_drawn = draw_with(path, images, hidden_size)[1]
+        images_drawn = draw_with(path, images, hidden_size)[1].images
         declared = (images, 3, path.height, path.width)
         ensure(
             images_drawn.shape == declared,

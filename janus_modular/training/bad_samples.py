@@ -80,7 +80,7 @@ def cut(sequence: Sequence, length: int) -> Sequence:
         understanding_mask=sequence.understanding_mask[:end],
         generation_mask=sequence.generation_mask[:end],
         understanding_pixels=sequence.understanding_pixels[:inputs],
-        generation_pixels=sequence.generation_pixels[:targets],
+        generation_images=sequence.generation_images[:targets],
         generation_supervised=sequence.generation_supervised[:targets],
     )
 

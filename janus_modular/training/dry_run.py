@@ -164,8 +164,8 @@ def _activation_bytes(model: JanusModel, batch: Batch, bytes_per_value: int) -> 
         for component in (model.understanding.encoder, model.understanding.adaptor):
             understanding += _values_per_position(component) * features  # type: ignore[arg-type]
     generation = 0
-    if batch.generation_pixels is not None:
-        codes = len(batch.generation_pixels) * model.generation.num_tokens
+    if images := len(batch.image_seeds):
+        codes = images * model.generation.num_tokens
         frozen = tuple(f"{name}." for name in model.generation.frozen_submodules)
         generation = _values_per_position(model.generation, frozen=frozen) * codes  # type: ignore[arg-type]
     return bytes_per_value * (backbone + understanding + generation) + logits

@@ -110,7 +110,7 @@ def spans(sequence: TokenSequence, processor: Processor) -> Iterator[Span]:
     A text token is supervised where the label at the position before it is set.
     """
     supervised = np.concatenate([[False], sequence.labels[:-1] != IGNORE_INDEX])
-    inputs, targets = iter(sequence.understanding_pixels), iter(sequence.generation_pixels)
+    inputs, targets = iter(sequence.understanding_pixels), iter(sequence.generation_images)
     targets_supervised = iter(sequence.generation_supervised)
     is_image = sequence.understanding_mask | sequence.generation_mask
     start = 0
@@ -120,7 +120,11 @@ def spans(sequence: TokenSequence, processor: Processor) -> Iterator[Span]:
             yield Span("image_input", size, False, pixels=next(inputs))
         elif sequence.generation_mask[start] and processor.drawing:
             size = processor.drawing.num_tokens
-            yield Span("image_target", size, next(targets_supervised), pixels=next(targets))
+            image = next(targets)
+            is_encoded = image.dtype != np.uint8
+            label = f"[encoded image, {image.dtype} {image.shape}]" if is_encoded else ""
+            pixels = None if is_encoded else image
+            yield Span("image_target", size, next(targets_supervised), label, pixels)
         else:
             ends = is_image | (supervised != supervised[start])
             size = int(np.append(ends[start:], True).argmax())

@@ -105,7 +105,7 @@ def check_reached(model: JanusModel, builder: BatchBuilder, config: TrainConfig)
         return
 
     def reaches(sequence: TokenSequence) -> bool:
-        reached = {"understanding": sequence.understanding_pixels, "generation": sequence.generation_pixels}
+        reached = {"understanding": sequence.understanding_pixels, "generation": sequence.generation_images}
         return any(reached[path] for path in trainable)
 
     start, last = 0, config.schedule.num_steps

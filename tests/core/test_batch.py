@@ -21,7 +21,7 @@ def sequence(length: int, *, read: int = 0, drawn: int = 0, source: str = "", fi
         understanding_mask=understanding_mask,
         generation_mask=generation_mask,
         understanding_pixels=[np.full((3, 4, 4), first + i, np.uint8) for i in range(read)],
-        generation_pixels=[np.full((3, 2, 2), first + i, np.uint8) for i in range(drawn)],
+        generation_images=[np.full((3, 2, 2), first + i, np.uint8) for i in range(drawn)],
         generation_supervised=[i == 0 for i in range(drawn)],
         source=source,
     )

@@ -111,7 +111,7 @@ def test_a_drawing(janus: Janus, expected: dict[str, np.ndarray]) -> None:
         next(steps)
     with pytest.raises(StopIteration) as drawn:
         next(steps)
-    assert drawn.value.value[0].tolist() == wanted
+    assert drawn.value.value.encoded[0].tolist() == wanted
 
 
 @torch.no_grad()

@@ -334,22 +334,14 @@ def workshop_of(tmp_path: Path) -> Callable[[Path, str], Workshop]:
     return lambda bundle, variant: Workshop(shutil.copytree(bundle, tmp_path / "copy"), variant)
 
 
-@pytest.fixture
-def codes_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[np.ndarray, list[Image.Image]]]:
-    """Draw; return the codes too, (N, P) or (N, P, S), as a class of sessions joined them."""
+def draw_codes(janus: Janus, **settings: Any) -> tuple[np.ndarray, list[Image.Image]]:
+    """Draw two images of two prompts; return their codes, (N, P) or (N, P, S), and the images."""
+    drawings = janus.draw(["a", "a longer prompt"], 2, **settings)
+    assert drawings.encoded is not None
+    return np.stack(drawings.encoded), drawings
 
-    def drawn(session: type, janus: Janus, **settings: Any) -> tuple[np.ndarray, list[Image.Image]]:
-        joined: list[Any] = []
-        join = session.stack
 
-        def noted(self: Any, columns: Any) -> Any:
-            codes = join(self, columns)
-            joined.append((self, codes))
-            return codes
-
-        with monkeypatch.context() as patch:
-            patch.setattr(session, "stack", noted)
-            images = janus.draw(["a", "a longer prompt"], 2, **settings)
-        return np.concatenate([one.to_host(codes) for one, codes in joined]), images
-
-    return drawn
+@pytest.fixture(scope="session")
+def codes_of() -> Callable[..., tuple[np.ndarray, list[Image.Image]]]:
+    """``codes_of(janus, **settings)`` draws; see `draw_codes`."""
+    return draw_codes

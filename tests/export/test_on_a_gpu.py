@@ -14,7 +14,6 @@ from PIL import Image
 
 from janus_export.config import ExportConfig
 from janus_export.onnx_export.export import export
-from janus_export.runtimes.ort.session import OnnxSession
 from janus_export.runtimes.trt.cuda import Gpu
 from janus_export.runtimes.trt.device import compute_capability
 from janus_export.runtimes.trt.memory import DeviceTensor, HostInputs, TokenLog, join
@@ -22,7 +21,6 @@ from janus_export.verify import verify
 from janus_modular import TensorSpec
 from janus_modular.errors import JanusError
 from janus_modular.janus import Janus
-from janus_modular.model.session import TorchSession
 
 pytestmark = pytest.mark.skipif(compute_capability() is None, reason="there is no GPU")
 IN_ONNX_RUNTIME = pytest.mark.skipif(
@@ -96,8 +94,8 @@ def on_cpu(tiny_checkpoint: Path) -> Janus:
 
 @IN_ONNX_RUNTIME
 def test_onnx_runtime_draws_the_codes_of_torch(on_gpu: Janus, on_cpu: Janus, codes_of: Callable[..., Any]):
-    expected, images = codes_of(TorchSession, on_cpu, seed=7)
-    codes, ours = codes_of(OnnxSession, on_gpu, seed=7)
+    expected, images = codes_of(on_cpu, seed=7)
+    codes, ours = codes_of(on_gpu, seed=7)
     np.testing.assert_array_equal(codes, expected)
     for one, other in zip(ours, images, strict=True):
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1

@@ -19,7 +19,6 @@ from janus_export.runtimes.memory import DeviceBuffer, HostBuffer, view
 from janus_export.runtimes.ort import providers
 from janus_export.runtimes.ort import session as session_module
 from janus_export.runtimes.ort.runtime import OnnxConfig, OnnxRuntime
-from janus_export.runtimes.ort.session import OnnxSession
 from janus_modular import (
     BundleError,
     ConfigError,
@@ -31,7 +30,6 @@ from janus_modular import (
     Text,
 )
 from janus_modular.janus import Janus
-from janus_modular.model.session import TorchSession
 from janus_modular.sequence import Sequence
 from janus_modular.testing import RuntimeContract
 from janus_modular.testing.examples import prompt
@@ -88,17 +86,17 @@ def test_a_whole_drawing_has_torchs_codes(
     temperature: float,
 ):
     settings = {"guidance": guidance, "temperature": temperature, "seed": 7}
-    expected, images = codes_of(TorchSession, torches, **settings)
-    codes, ours = codes_of(OnnxSession, bundled, **settings)
+    expected, images = codes_of(torches, **settings)
+    codes, ours = codes_of(bundled, **settings)
     np.testing.assert_array_equal(codes, expected)
     for one, other in zip(ours, images, strict=True):  # truncated to 8 bits: a last digit may fall
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
 
 def test_seeds_decide_a_drawing_and_company_does_not(bundled: Janus, codes_of: Callable[..., Any]):
-    first, _ = codes_of(OnnxSession, bundled, seed=1)
-    np.testing.assert_array_equal(first, codes_of(OnnxSession, bundled, seed=1, batch_size=1)[0])
-    assert (first != codes_of(OnnxSession, bundled, seed=2)[0]).any()
+    first, _ = codes_of(bundled, seed=1)
+    np.testing.assert_array_equal(first, codes_of(bundled, seed=1, batch_size=1)[0])
+    assert (first != codes_of(bundled, seed=2)[0]).any()
 
 
 @torch.no_grad()

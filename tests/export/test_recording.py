@@ -107,4 +107,6 @@ def test_verify_replays_what_the_sampler_called(model: Path, tmp_path: Path):
     for report in verify(tmp_path / "bundle", model):
         assert report.passed, report
         names = [check.name for checks in report.checks.values() for check in checks]
-        assert ("a drawing's rows: steps" if report.variant == "fp32" else "drawings: cosine of states") in names
+        assert (
+            "a drawing's rows: steps" if report.variant == "fp32" else "drawings: cosine of states"
+        ) in names

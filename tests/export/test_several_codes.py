@@ -17,10 +17,8 @@ from typer.testing import CliRunner
 
 from janus_export.bench import bandwidth
 from janus_export.bundle.bundle import load_bundle
-from janus_export.runtimes.ort.session import OnnxSession
 from janus_export.runtimes.trt.cuda import Gpu
 from janus_export.runtimes.trt.memory import DeviceTensor, TokenLog, join
-from janus_export.runtimes.trt.session import TensorRTSession
 from janus_export.tensorrt_build import build as building
 from janus_export.tensorrt_build import targets
 from janus_export.tensorrt_build.build import BuildConfig, build
@@ -29,7 +27,6 @@ from janus_modular import ImageTarget, Message, Sample, Text
 from janus_modular.cli.app import app
 from janus_modular.janus import Janus
 from janus_modular.model.batch import collate
-from janus_modular.model.session import TorchSession
 from janus_modular.training.trainable import set_trainable
 
 pytestmark = (
@@ -83,13 +80,13 @@ def test_its_loss_is_of_both_codes_and_falls(torches: Janus):
 def test_a_drawing_has_two_codes_a_position_and_company_changes_none(
     torches: Janus, codes_of: Callable[..., Any], guidance: float
 ):
-    together, images = codes_of(TorchSession, torches, seed=1, guidance=guidance)
+    together, images = codes_of(torches, seed=1, guidance=guidance)
     assert together.shape == (4, POSITIONS, 2)
     for s, size in enumerate(CODEBOOKS):
         assert together[..., s].min() >= 0
         assert together[..., s].max() < size
         assert len(np.unique(together[..., s])) > size // 2
-    alone, others = codes_of(TorchSession, torches, seed=1, guidance=guidance, batch_size=1)
+    alone, others = codes_of(torches, seed=1, guidance=guidance, batch_size=1)
     np.testing.assert_array_equal(alone, together)
     assert nearly_equal(others, images)
     assert images[0].size == (16, 32)
@@ -159,8 +156,8 @@ def test_onnx_runtime_draws_torchs_codes(
 ):
     settings = {"guidance": guidance, "temperature": temperature, "seed": 7}
     bundled = Janus.from_pretrained(several_codes_bundle, runtime={"name": "onnx", "threads": 1})
-    expected, images = codes_of(TorchSession, torches, **settings)
-    codes, ours = codes_of(OnnxSession, bundled, **settings)
+    expected, images = codes_of(torches, **settings)
+    codes, ours = codes_of(bundled, **settings)
     np.testing.assert_array_equal(codes, expected)
     assert nearly_equal(ours, images)
 
@@ -181,8 +178,8 @@ def test_engines_on_a_gpu_draw_torchs_codes(
     folder = shutil.copytree(several_codes_bundle, tmp_path / "bundle")
     build_engines(folder, "fp32", target)
     janus = Janus.from_pretrained(folder, runtime={"name": target, "variant": "fp32", "sync_every": ahead})
-    expected, images = codes_of(TorchSession, torches, guidance=guidance, seed=7)
-    codes, ours = codes_of(TensorRTSession, janus, guidance=guidance, seed=7)
+    expected, images = codes_of(torches, guidance=guidance, seed=7)
+    codes, ours = codes_of(janus, guidance=guidance, seed=7)
     np.testing.assert_array_equal(codes, expected)
     assert nearly_equal(ours, images)
     assert machine.counted("capture") > 0  # as one CUDA graph a step

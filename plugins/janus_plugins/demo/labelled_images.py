@@ -35,7 +35,8 @@ class LabelledImages(Protocol):
 def first_image(sample: Sample) -> Image.Image:
     """Return the first image of a sample."""
     segments = (segment for message in sample.messages for segment in message.content)
-    return next(segment.image for segment in segments if isinstance(segment, ImageInput | ImageTarget))
+    images = (segment.image for segment in segments if isinstance(segment, ImageInput | ImageTarget))
+    return next(image for image in images if image is not None)
 
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:

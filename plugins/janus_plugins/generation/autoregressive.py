@@ -22,6 +22,7 @@ from janus_modular import (
     Adaptor,
     ComponentConfig,
     ComponentSpec,
+    EncodedSpec,
     GenerationPath,
     GraphSpec,
     Head,
@@ -87,6 +88,8 @@ class AutoregressiveGeneration(nn.Module):
             "codes": sum(self.codebooks),
             "codes_per_position": len(self.codebooks),
         }
+        several = self.codebooks[1:] and (len(self.codebooks),)
+        self.encoded = EncodedSpec((self.num_tokens, *several), ids=self.codebooks)
         self.tokenizer = tokenizer
         self.embedding = embedding
         self.adaptor = adaptor
@@ -160,22 +163,36 @@ class AutoregressiveGeneration(nn.Module):
         """Sample the next codes (N,) or (N, S) of images; return these and the next inputs of all rows.
 
         ``hidden`` is (2N, D), conditional rows first, or (N, D) for guidance 1. ``noise`` is (N, sum of K)
-        of Exp(1); ones and temperature 1 make it greedy. Guidance as in Janus, section 3.4:
-        l = u + w (c - u).
+        of Exp(1); ones and temperature 1 make it greedy.
         """
         images, codes, marked, of_rows = noise.shape[0], list[Tensor](), list[Tensor](), list[Tensor]()
         for of_code in noise.split(self.codebooks, dim=-1):
             logits = self.head(hidden, known(of_rows, hidden)).float()  # (R, K)
             logits = logits.unflatten(0, (-1, images))  # (1 or 2, N, K)
-            conditional, unconditional = logits[0], logits[-1]  # of one row, both are the same
-            guided = unconditional + guidance * (conditional - unconditional)
-            guided = guided / temperature
+            guided = guided_logits(logits, guidance, temperature)  # (N, K)
             codes.append(sample_with_noise(guided, of_code))  # (N,)
             marked.append(mark_not_finite(codes[-1], guided))
             of_rows.append(codes[-1].repeat(logits.shape[0]))  # (R,): an image's rows take its code
         x = self.adaptor(self.vectors(codes).unsqueeze(1), (1, 1)).squeeze(1)  # (N, D)
         chosen = torch.stack(marked, dim=-1) if len(marked) > 1 else marked[0]
         return chosen, x.repeat(logits.shape[0], 1)
+
+    def log_probabilities(
+        self, hidden: Tensor, targets: Tensor, *, guidance: float = 1.0, temperature: float = 1.0
+    ) -> Tensor:
+        """Return the log-probabilities (N, P) with which sampling chooses codes, as `targets` returns them.
+
+        ``hidden`` (R, P, D) are the states before each code: R is 2N, conditional rows first, or N for
+        guidance 1. With several codes a position, it is the sum over the codes.
+        """
+        rows = len(hidden) // len(targets)
+        codes, total = self.by_code(targets), []
+        of_rows = [code.repeat(rows, 1) for code in codes]  # (R, P)
+        for s, code in enumerate(codes):
+            logits = self.head(hidden, known(of_rows[:s], hidden)).float()  # (R, P, K)
+            guided = guided_logits(logits.unflatten(0, (rows, -1)), guidance, temperature)  # (N, P, K)
+            total.append(guided.log_softmax(-1).gather(-1, code.unsqueeze(-1)).squeeze(-1))
+        return reduce(torch.add, total)
 
     def decode_image(self, codes: Tensor) -> Tensor:
         """Decode codes, as `targets` returns them, into images (N, 3, height, width), uint8.
@@ -193,9 +210,9 @@ class AutoregressiveGeneration(nn.Module):
 
     def graphs(self) -> Sequence[GraphSpec]:
         """Return the graphs: sampling of the next codes, and the image tokenizer's encoder and decoder."""
-        several = (len(self.codebooks),) if len(self.codebooks) > 1 else ()
+        several = self.encoded.shape[1:]
         pixels = TensorSpec("pixels", "uint8", ("images", 3, self.height, self.width))
-        codes = TensorSpec("codes", "int64", ("images", self.num_tokens, *several))
+        codes = TensorSpec("codes", "int64", ("images", *self.encoded.shape))
         return [
             GraphSpec(
                 "sample_image",
@@ -253,6 +270,16 @@ def _check_pointwise(adaptor: Adaptor, name: str, code_dim: int, grid: tuple[int
             f" code alone (they differ by {difference:.2g}), but sampling embeds one code after the other:"
             " choose an adaptor that uses neither positions nor neighbours"
         )
+
+
+def guided_logits(logits: Tensor, guidance: Tensor | float, temperature: Tensor | float) -> Tensor:
+    """Combine the logits of conditional and unconditional rows (2, N, ..., K) as (N, ..., K).
+
+    Without guidance there are conditional rows alone (1, N, ..., K).
+    Guidance as in Janus, section 3.4: l = u + w (c - u).
+    """
+    conditional, unconditional = logits[0], logits[-1]  # of one row, both are the same
+    return (unconditional + guidance * (conditional - unconditional)) / temperature
 
 
 def known(codes: Sequence[Tensor], hidden: Tensor) -> Tensor:

@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from janus_modular import ImageSampler, ImageSamplerSettings, Registry, Session, hookimpl, unconditional
+from janus_modular import (
+    EncodedImages,
+    ImageSampler,
+    ImageSamplerSettings,
+    Registry,
+    Session,
+    hookimpl,
+    unconditional,
+)
 from janus_modular import Sequence as Prompt
 from janus_plugins.samplers.limits import (
     MOST_GUIDANCE,
@@ -47,8 +54,8 @@ class DrawSettings(ImageSamplerSettings):
 
 def draw(
     session: Session, prompts: Sequence[Prompt], settings: DrawSettings
-) -> Generator[tuple[int, int], None, NDArray[np.uint8]]:
-    """Yield the number of codes drawn so far, and of all; return the images (N, 3, H, W).
+) -> Generator[tuple[int, int], None, EncodedImages]:
+    """Yield the number of codes drawn so far, and of all; return the images (N, 3, H, W), and their codes.
 
     Prompts end where the image begins. With guidance every image has two rows, which get the same code; all
     conditional rows come first. An image has noise of its own, so that it does not depend on other images.
@@ -73,7 +80,9 @@ def draw(
         yield step, steps
         if step < steps:
             hidden = session.step(x)
-    return session.to_host(session.run("decode_image", session.stack(codes)))
+    joined = session.stack(codes)  # (N, P), or (N, P, S)
+    images = session.to_host(session.run("decode_image", joined))
+    return EncodedImages(images, session.to_host(joined))
 
 
 @hookimpl

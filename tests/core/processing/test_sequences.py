@@ -101,8 +101,8 @@ def test_interleaved_image_inputs_and_targets(
     assert [int(p.mean()) for p in sequence.understanding_pixels] == [
         pytest.approx(v, abs=60) for v in (10, 20, 50)
     ]
-    assert [int(p[0, 0, 0]) for p in sequence.generation_pixels] == [30, 40, 60]
-    assert [p.shape for p in sequence.generation_pixels] == [(3, 8, 8)] * 3
+    assert [int(p[0, 0, 0]) for p in sequence.generation_images] == [30, 40, 60]
+    assert [p.shape for p in sequence.generation_images] == [(3, 8, 8)] * 3
     assert [p.shape for p in sequence.understanding_pixels] == [(3, 16, 16)] * 3
     assert sequence.generation_supervised == [True, False, True]
     assert sequence.understanding_mask.sum() == 3 * 4
@@ -139,7 +139,7 @@ def test_condition_dropout(make: Make, image: Callable[..., Any]) -> None:
     assert len(dropped.understanding_pixels) == 1
     assert (dropped.understanding_pixels[0] == whole.understanding_pixels[1]).all()
     assert dropped.understanding_mask.sum() == 4
-    assert len(dropped.generation_pixels) == 1
+    assert len(dropped.generation_images) == 1
     # where nothing is drawn there is no condition
     text = talk("a", "b")
     assert (

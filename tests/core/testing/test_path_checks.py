@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from janus_modular import ComponentConfig, GraphSpec, TensorSpec, sample_with_noise
+from janus_modular import ComponentConfig, EncodedSpec, GraphSpec, TensorSpec, sample_with_noise
 from janus_modular.testing import checks_of, run_check
 
 LEVELS, SIDE, WIDTH = 6, 2, 5
@@ -152,6 +152,41 @@ class NeverRun(Path):
         return [*super().graphs(), replace(super().graphs()[1], name="upscale")]
 
 
+class Encodes(Path):
+    encoded = EncodedSpec((SIDE**2,), ids=(LEVELS,))
+
+    def log_probabilities(
+        self, hidden: Tensor, targets: Tensor, *, guidance: float, temperature: float
+    ) -> Tensor:
+        return self.head(hidden).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+
+
+class WrongForm(Encodes):
+    encoded = EncodedSpec((SIDE**2 + 1,), ids=(LEVELS,))
+
+
+class Levels(Encodes):
+    encoded = EncodedSpec((SIDE**2,), ids=(2,))
+
+
+class FloatTargets(Encodes):
+    def targets(self, pixels: Tensor, rngs: Sequence[np.random.Generator] = ()) -> Any:
+        return super().targets(pixels).float()
+
+    def embed(self, targets: Any) -> Tensor:
+        return self.embedding(targets.long())
+
+
+class TotalScore(Encodes):
+    def log_probabilities(self, *inputs: Any, **settings: float) -> Tensor:
+        return super().log_probabilities(*inputs, **settings).sum(-1)
+
+
+class Positive(Encodes):
+    def log_probabilities(self, *inputs: Any, **settings: float) -> Tensor:
+        return -super().log_probabilities(*inputs, **settings)
+
+
 class OtherDtype(Path):
     def graphs(self) -> list[GraphSpec]:
         choose, decode, encode = super().graphs()
@@ -218,6 +253,12 @@ def test_a_sound_path_passes(path: type[Path]) -> None:
     assert set(found.values()) == {("passed", "")}
 
 
+def test_a_path_that_declares_the_form_of_its_codes_passes() -> None:
+    assert outcome(Encodes, "generation_encoded") == ("passed", "")
+    found, note = outcome(Path, "generation_encoded")
+    assert (found, "declares no form" in note) == ("skipped", True)
+
+
 @pytest.mark.parametrize("name", [*TRACED, "onnx_parity", "drawing_graphs"])
 def test_targets_may_be_named_tensors(name: str) -> None:
     assert outcome(DictTargets, name) == ("passed", "")
@@ -227,6 +268,11 @@ def test_targets_may_be_named_tensors(name: str) -> None:
     ("path", "broken", "said"),
     [
         (UnknownApart, "generation_attributes", "frozen_submodules names ['tokenizer.outer']"),
+        (WrongForm, "generation_encoded", "targets: found an array (4,) of int64; expected (5,)"),
+        (Levels, "generation_encoded", "targets: found codes from"),
+        (FloatTargets, "generation_encoded", "expected (4,) of int64"),
+        (TotalScore, "generation_encoded", "log-probabilities are (2,); not (2, 4)"),
+        (Positive, "generation_encoded", "log-probabilities go up to"),
         (FixedRows, "exports", "graph 'decode_image' fixes the number of rows"),
         (FixedRows, "drawing_graphs", "fixes the length of"),
         (FixedImages, "exports", "graph 'sample_image' fixes the number of rows"),

@@ -51,7 +51,7 @@ def with_images(*runs: tuple[str, int]) -> Sequence:
         understanding_mask=np.array(reads),
         generation_mask=np.array(draws),
         understanding_pixels=[p for [p], kind in zip(pixels, kinds, strict=True) if kind == "read"],
-        generation_pixels=[p for [p], kind in zip(pixels, kinds, strict=True) if kind == "draw"],
+        generation_images=[p for [p], kind in zip(pixels, kinds, strict=True) if kind == "draw"],
         generation_supervised=[True for kind in kinds if kind == "draw"],
     )
 
@@ -193,9 +193,9 @@ def test_a_cut_keeps_whole_images(length: int, kept: int, images: int) -> None:
     assert len(sequence) == 15
     short = cut(sequence, length)
     assert len(short) == kept
-    pixels = [*short.understanding_pixels, *short.generation_pixels]
+    pixels = [*short.understanding_pixels, *short.generation_images]
     assert [int(p[0, 0, 0]) for p in pixels] == [1, 2][:images]
-    assert len(short.generation_pixels) == len(short.generation_supervised)
+    assert len(short.generation_images) == len(short.generation_supervised)
     assert short.labels[-1] == IGNORE_INDEX
     assert short.labels[: kept - 1].tolist() == sequence.labels[: kept - 1].tolist()
 
