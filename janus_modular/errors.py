@@ -3,6 +3,7 @@
 Each message says what was found, what was expected, and what to do next.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +11,18 @@ from importlib import metadata
 from importlib.util import find_spec
 
 
+MAX_WORD = 300
+"""Characters of a word in a message; names of files are shorter, and other words come from damaged files."""
+
+LONG_WORD = re.compile(rf"[^\s/\\]{{{MAX_WORD + 1},}}")
+
+
 class JanusError(Exception):
-    """The base of all errors that a user can fix; its text has no control characters."""
+    """The base of all errors that a user can fix; its text has no control characters and no endless words."""
 
     def __str__(self) -> str:
         """Return the text with control characters and surrogates escaped; line ends stay."""
-        return escaped(super().__str__())
+        return escaped(LONG_WORD.sub(lambda word: f"{word[0][:MAX_WORD]}...", super().__str__()))
 
 
 def escaped(text: str) -> str:

@@ -113,6 +113,23 @@ def test_refuses_records_of_other_types_and_sizes(
 
 
 @pytest.mark.parametrize(
+    ("file", "path"),
+    [
+        ("config.json", "model_type"),
+        ("processor.json", "template"),
+        ("processor.json", "tokens.bos"),
+        ("config.json", "model.generation.tokenizer.name"),
+    ],
+)
+def test_messages_do_not_repeat_endless_words(file: str, path: str, checkpoint: Path, edited: Path) -> None:
+    whole = json.loads((checkpoint / file).read_text())
+    edit(checkpoint, edited, file, set_at(whole, path, "x" * 50_000))
+    with pytest.raises(JanusError, match=r"x{200}\.\.\.") as caught:
+        open_lazily(edited)
+    assert len(str(caught.value)) < 5000
+
+
+@pytest.mark.parametrize(
     "content", [b"[]", b'{"a":' * 3000 + b"1" + b"}" * 3000, b"\xff\xfe", b"", b"[" * 200_000, b"1" * 10_000]
 )
 @pytest.mark.parametrize("name", ["config.json", "processor.json", "tokenizer.json", "tokenizer_config.json"])
