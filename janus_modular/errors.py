@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 
-
 MAX_WORD = 300
 """Characters of a word in a message; names of files are shorter, and other words come from damaged files."""
 

@@ -39,7 +39,7 @@ class Session(Protocol):
     sum in another order for other shapes.
 
     ``sizes`` are the generation path's own (`GenerationPath.sizes`), under the names that its sampler knows:
-    of Janus' path ``codes``, the sum of K over the codes of a position, and ``codes_per_position`` S.
+    of Janus' path ``codebooks``, K of each of the S codes of a position, and ``codes``, their sum.
 
     An invalid call raises `janus_modular.PromptError` before anything is written: a row that is not free or
     is free, positions beyond ``max_seq_len``, wrong shapes.

@@ -118,7 +118,7 @@ def command_line(
     for name, value in options.items():
         words += [] if value is None else [f"--{name}"] if value is True else [f"--{name}", str(value)]
     for name, value in settings.items():
-        if value is None:
+        if value is None or value == ():
             continue
         is_option = name in ("guidance", "temperature", "seed")
         words += [f"--{name}", str(value)] if is_option else ["--set", f"{name}={json.dumps(value)}"]

@@ -40,7 +40,9 @@ def draw(*words: object) -> Result:
     return CliRunner().invoke(app, ["draw", *map(str, words)])
 
 
-@pytest.mark.parametrize("choice", [[], ["--set", "numbers=[4, 2]"], ["--set", "first=3"]])
+@pytest.mark.parametrize(
+    "choice", [[], ["--set", "numbers=[4, 2]"], ["--set", "first=3"], ["--set", "prefix=[3, 5]"]]
+)
 def test_a_png_holds_the_command_that_draws_it_again(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: list[str]
 ):

@@ -233,3 +233,50 @@ def test_a_processor_without_its_model_refuses_codes(janus: Janus, tmp_path: Pat
     alone = type(janus.processor).load(tmp_path)
     with pytest.raises(PromptError, match="loaded without its model"):
         alone.sequence(sample(ImageTarget(encoded=codes(janus, 0))))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_an_image_continues_from_its_own_prefix(janus: Janus, guidance: float):
+    """The noise of the other codes is the same, so that the image is the same."""
+    whole = janus.draw("a prompt", 1, guidance=guidance, seed=3)
+    assert whole.encoded is not None
+    for length in (1, 5, janus.model.generation.num_tokens - 1):
+        prefix = whole.encoded[0][:length]
+        drawn = janus.draw("a prompt", 1, guidance=guidance, seed=3, prefix=prefix)
+        assert drawn.encoded is not None
+        assert np.array_equal(drawn.encoded[0], whole.encoded[0])
+        assert drawn.settings["prefix"] == tuple(map(tuple, prefix) if prefix.ndim > 1 else prefix)
+
+
+def test_images_begin_with_a_prefix_of_another_image(janus: Janus):
+    prefix = codes(janus, 5)[:7]
+    drawings = janus.draw(["a", "b"], 2, prefix=prefix.tolist(), temperature=0)
+    assert drawings.encoded is not None
+    for encoded in drawings.encoded:
+        assert np.array_equal(encoded[:7], prefix)
+    free = janus.draw("a", 1, temperature=0)
+    assert free.encoded is not None
+    assert not np.array_equal(drawings.encoded[0][7:], free.encoded[0][7:])
+    again = janus.draw(["a", "b"], 2, **drawings.settings | {"numbers": ()})
+    assert again.encoded is not None
+    assert np.array_equal(np.stack(again.encoded), np.stack(drawings.encoded))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        ("12", "prefix: found '12'; expected a list"),
+        ([1.5], "prefix: found 1.5; expected a list"),
+        ([-1], "prefix: found -1; expected a list"),
+        ([[0, 1], [1]], "equally long lists"),
+        ([[[0]]], "prefix: found"),
+        ([[0, 0, 0]], r"prefix: found an array \(1, 3\) of int64; expected"),
+        ("too many", "codes; expected fewer than the 16 of an image"),
+        ("too large", "were they made by another image tokenizer"),
+    ],
+)
+def test_prefixes_of_another_form_are_refused(janus: Janus, prefix: Any, message: str):
+    whole = codes(janus, 0)
+    chosen = {"too many": whole, "too large": whole[:2] + 10_000}.get(str(prefix), prefix)
+    with pytest.raises(PromptError, match=message):
+        janus.draw("a", prefix=chosen)

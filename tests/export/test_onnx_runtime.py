@@ -93,6 +93,13 @@ def test_a_whole_drawing_has_torchs_codes(
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
 
+def test_a_drawing_continues_from_a_prefix(torches: Janus, bundled: Janus, codes_of: Callable[..., Any]):
+    prefix = [3, 60, 0, 7, 12]
+    codes, _ = codes_of(bundled, seed=7, prefix=prefix)
+    np.testing.assert_array_equal(codes, codes_of(torches, seed=7, prefix=prefix)[0])
+    assert (codes[:, :5] == prefix).all()
+
+
 def test_seeds_decide_a_drawing_and_company_does_not(bundled: Janus, codes_of: Callable[..., Any]):
     first, _ = codes_of(bundled, seed=1)
     np.testing.assert_array_equal(first, codes_of(bundled, seed=1, batch_size=1)[0])

@@ -113,7 +113,7 @@ def test_its_bundle_is_proven_in_every_variant(
 ):
     folder = shutil.copytree(several_codes_bundle, tmp_path / "bundle")
     manifest = load_bundle(folder).manifest
-    assert manifest["model"]["sizes"]["codes_per_position"] == 2
+    assert manifest["model"]["sizes"]["codebooks"] == [8, 16]
     assert manifest["graphs"]["decode_image"]["inputs"][0]["shape"] == ["images", POSITIONS, 2]
     reports = verify(folder, several_codes_checkpoint)
     failed = [
@@ -160,6 +160,10 @@ def test_onnx_runtime_draws_torchs_codes(
     codes, ours = codes_of(bundled, **settings)
     np.testing.assert_array_equal(codes, expected)
     assert nearly_equal(ours, images)
+    prefix = [[7, 0], [0, 15], [3, 3]]
+    continued, _ = codes_of(bundled, **settings, prefix=prefix)
+    np.testing.assert_array_equal(continued, codes_of(torches, **settings, prefix=prefix)[0])
+    assert (continued[:, :3] == prefix).all()
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])

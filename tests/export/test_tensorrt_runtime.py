@@ -106,6 +106,17 @@ def test_a_whole_drawing_has_torchs_codes(
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
 
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+def test_a_drawing_continues_from_a_prefix(
+    torches: Janus, machine: Any, built_bundle: Path, codes_of: Callable[..., Any], target: str
+):
+    janus = Janus.from_pretrained(built_bundle, runtime=target)
+    prefix = [3, 60, 0, 7, 12]
+    codes, _ = codes_of(janus, seed=7, prefix=prefix)
+    np.testing.assert_array_equal(codes, codes_of(torches, seed=7, prefix=prefix)[0])
+    assert (codes[:, :5] == prefix).all()
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("chunk", [256, 7, 1])
 def test_rows_go_on_as_in_torch_whatever_the_chunks(

@@ -86,7 +86,7 @@ class AutoregressiveGeneration(nn.Module):
         self.codebooks = tokenizer.codebooks
         self.sizes: Mapping[str, Any] = {
             "codes": sum(self.codebooks),
-            "codes_per_position": len(self.codebooks),
+            "codebooks": list(self.codebooks),
         }
         several = self.codebooks[1:] and (len(self.codebooks),)
         self.encoded = EncodedSpec((self.num_tokens, *several), ids=self.codebooks)

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from janus_modular import (
     EncodedImages,
+    EncodedSpec,
     ImageSampler,
     ImageSamplerSettings,
+    PromptError,
     Registry,
     Session,
     hookimpl,
@@ -20,12 +23,19 @@ from janus_modular import (
 from janus_modular import Sequence as Prompt
 from janus_plugins.samplers.limits import (
     MOST_GUIDANCE,
+    check_codes,
     check_float,
     check_integer,
     check_integers,
     check_temperature,
 )
 from janus_plugins.samplers.noise import exponential_noise
+
+FORCED = np.float32(1e-20)
+"""Noise that chooses a code: sampling takes argmax(p / noise), and other codes have noise 1."""
+
+FORCING = np.float32(1e6)
+"""Temperature at which codes have nearly the same p: logits of 1e6 differ by a factor of e."""
 
 
 @dataclass
@@ -35,6 +45,7 @@ class DrawSettings(ImageSamplerSettings):
     guidance: float = 5.0  # w in l = u + w (c - u); 1: no unconditional row
     temperature: float = 1.0  # 0: always the most likely code
     seed: int = 0  # of the noise of image i: (seed, i)
+    prefix: Sequence[Any] = ()  # codes that each image begins with, in raster order; of S codes each: lists
 
     def __post_init__(self) -> None:
         """Check the settings: a wrong one would draw noise.
@@ -50,6 +61,7 @@ class DrawSettings(ImageSamplerSettings):
         self.seed = check_integer("seed", self.seed, "a whole number from 0", low=0)
         self.numbers = check_integers("numbers", self.numbers)
         self.first = check_integer("first", self.first, "a whole number from 0", low=0)
+        self.prefix = check_codes("prefix", self.prefix)
 
 
 def draw(
@@ -59,7 +71,11 @@ def draw(
 
     Prompts end where the image begins. With guidance every image has two rows, which get the same code; all
     conditional rows come first. An image has noise of its own, so that it does not depend on other images.
+
+    Codes of a prefix are chosen by their noise, at a temperature at which logits do not count. The noise of
+    the others is what it would be without the prefix.
     """
+    prefix = prefix_noise(session, settings.prefix)  # (k, sum of K)
     numbers = settings.numbers or range(settings.first, settings.first + len(prompts))
     rngs = [np.random.default_rng((settings.seed, number)) for number in numbers]
     noise = np.ones((len(prompts), session.sizes["codes"]), np.float32)
@@ -75,7 +91,11 @@ def draw(
     for step in range(1, steps + 1):
         if not greedy:
             noise = exponential_noise(rngs, noise.shape[1])
-        chosen, x = session.run("sample_image", hidden, noise, guidance, temperature)
+        if step <= len(prefix):
+            forced = np.tile(prefix[step - 1], (len(prompts), 1))
+            chosen, x = session.run("sample_image", hidden, forced, np.float32(1), FORCING)
+        else:
+            chosen, x = session.run("sample_image", hidden, noise, guidance, temperature)
         codes.append(chosen)
         yield step, steps
         if step < steps:
@@ -83,6 +103,37 @@ def draw(
     joined = session.stack(codes)  # (N, P), or (N, P, S)
     images = session.to_host(session.run("decode_image", joined))
     return EncodedImages(images, session.to_host(joined))
+
+
+def prefix_noise(session: Session, prefix: Sequence[Any]) -> NDArray[np.float32]:
+    """Return the noise (k, sum of K) that chooses the k codes of a prefix, whatever the probabilities.
+
+    Raises:
+        PromptError: the prefix is longer than an image, or its codes are not those of the model's tokenizer.
+    """
+    total, codebooks = session.sizes["codes"], session.sizes.get("codebooks")
+    if not len(prefix):
+        return np.empty((0, total), np.float32)
+    if not codebooks:
+        raise PromptError(
+            "prefix: the bundle does not say how many codes its image tokenizer has; expected a bundle of"
+            " this version: export the model again."
+        )
+    several = codebooks[1:] and [len(codebooks)]
+    spec = EncodedSpec((len(prefix), *several), ids=tuple(codebooks))
+    try:
+        codes = spec.checked(np.array(prefix)).reshape(len(prefix), -1)
+    except ValueError as error:
+        raise PromptError(f"prefix: {error}.") from error
+    if len(prefix) >= session.image_positions:
+        raise PromptError(
+            f"prefix: found {len(prefix)} codes; expected fewer than the {session.image_positions} of an"
+            " image."
+        )
+    noise = np.ones((len(prefix), total), np.float32)
+    starts = np.cumsum([0, *codebooks[:-1]])
+    np.put_along_axis(noise, codes + starts, FORCED, axis=1)
+    return noise
 
 
 @hookimpl

@@ -48,6 +48,27 @@ def check_integers(name: str, values: Any) -> tuple[int, ...]:
     return tuple(check_integer(name, value, expected, low=0) for value in values)
 
 
+def check_codes(name: str, values: Any) -> tuple[Any, ...]:
+    """Return codes (k,) or (k, S) as a tuple of ints, or of tuples of ints.
+
+    Raises:
+        PromptError: the values are no whole numbers from 0, or lists of different lengths.
+    """
+    expected = "a list of whole numbers from 0, or of equally long lists of these"
+    values = values.tolist() if isinstance(values, np.ndarray) else values
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise PromptError(f"{name}: found {_shortened(values)}; expected {expected}.")
+    codes = tuple(
+        tuple(check_integer(name, code, expected, low=0) for code in value)
+        if isinstance(value, Sequence) and not isinstance(value, str)
+        else check_integer(name, value, expected, low=0)
+        for value in values
+    )
+    if len({len(code) if isinstance(code, tuple) else 0 for code in codes}) > 1:
+        raise PromptError(f"{name}: found {_shortened(values)}; expected {expected}.")
+    return codes
+
+
 def check_float(name: str, value: Any, expected: str, *, low: float, high: float) -> float:
     """Return a setting as a float; ``expected`` is how an error describes the range.
 
