@@ -21,7 +21,7 @@ from janus_modular.interfaces import ComponentSpec, component
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.plugins.lock import check_lock
 from janus_modular.processing.processor import Processor
-from janus_modular.protocols import Runtime
+from janus_modular.protocols import Runtime, VariantRuntime
 
 MANIFEST = "manifest.json"
 """The file that a bundle's folder has, and a checkpoint's does not."""
@@ -110,7 +110,8 @@ def open_bundle(
     opened: Runtime = Builder(plugins)(spec, folder)
     manifest = json.loads((folder / MANIFEST).read_text("utf-8"))  # the runtime checked it
     if not allow_failed:
-        check_proof(folder, manifest, getattr(opened, "variant", None), spec.name)
+        opened_variant = opened.variant if isinstance(opened, VariantRuntime) else None
+        check_proof(folder, manifest, opened_variant, spec.name)
     return opened, Processor.load(folder), plugins.as_recorded(manifest.get("plugins", []))
 
 

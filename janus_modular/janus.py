@@ -25,6 +25,7 @@ from janus_modular.protocols import (
     Runtime,
     TextSampler,
     TextSamplerSettings,
+    VariantRuntime,
 )
 from janus_modular.registry import slot_label
 from janus_modular.sequence import Message
@@ -189,8 +190,8 @@ class Janus:
     def __repr__(self) -> str:
         """Describe the model: its size, device and dtype; of a bundle its runtime and variant."""
         if self._assembly is None:
-            variant = getattr(self.runtime, "variant", None)  # another package's runtime may have none
-            return f"Janus({type(self.runtime).__name__}{f', variant {variant}' if variant else ''})"
+            variant = f", variant {self.runtime.variant}" if isinstance(self.runtime, VariantRuntime) else ""
+            return f"Janus({type(self.runtime).__name__}{variant})"
         parameters = [*self.model.parameters()]
         dtype = str(next(self.model.backbone.parameters()).dtype).removeprefix("torch.")  # type: ignore[attr-defined]
         millions = sum(parameter.numel() for parameter in parameters) / 1e6
@@ -330,8 +331,7 @@ class Janus:
         num_tokens = self.processor.drawing.num_tokens if self.processor.drawing else 0
         prompts = [prompt for text in texts for prompt in [self.processor.draw_prompt(text)] * n]
         batches = samplers.batches(sampler_settings, prompts, batch_size)
-        images: list[Image.Image] = []
-        encoded: list[NDArray[Any]] = []
+        images, encoded = list[Image.Image](), list[NDArray[Any]]()
         with samplers.progress_bar(progress) as report:
             for index, (batch, batch_settings) in enumerate(batches):
                 session = self.runtime.open(max_seq_len=max(map(len, batch)) + num_tokens)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from janus_modular.interfaces import ComponentSpec
+    from janus_modular.model.model import JanusModel
     from janus_modular.sequence import EncodedSpec, Sample
     from janus_modular.sequence import Sequence as TokenSequence
 
@@ -132,6 +133,20 @@ class Runtime(Protocol):
         ``rows``: how many there are; None: as many as the first prompts need.
         """
         ...
+
+
+@runtime_checkable
+class ModelRuntime(Runtime, Protocol):
+    """A runtime of a model in torch."""
+
+    model: JanusModel
+
+
+@runtime_checkable
+class VariantRuntime(Runtime, Protocol):
+    """A runtime of a bundle, of which it opened one variant."""
+
+    variant: str
 
 
 @dataclass

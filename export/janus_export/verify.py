@@ -19,6 +19,7 @@ from janus_export.gates import end_to_end, engines, files, graphs, layerwise, qu
 from janus_export.reference.on_disk import float32_bytes, free_bytes
 from janus_export.reference.streamed import StreamedReference
 from janus_export.reference.target import CheckResult, Reference, VerificationTarget
+from janus_export.runtimes.contract import GivesEvidence
 from janus_modular import arguments
 from janus_modular.bundles import DIGESTS, digest_of
 from janus_modular.checkpoints.merging import merge_adapters
@@ -107,7 +108,7 @@ def verify(
     """Compare variants of a bundle (default: all) with the model they were made from, in torch and float32.
 
     ``runtime``: the runtime to verify, in which every gate that computes runs; gates on files read the ONNX
-    graphs. A runtime with ``evidence`` (which engines, on which GPU) gets an entry in the manifest's
+    graphs. A runtime that `GivesEvidence` (which engines, on which GPU) gets an entry in the manifest's
     ``executed``. ``gates``: run only these, and record nothing; a gate that does not apply to a variant
     fails. ``layers``: verify layer by layer, in the memory of about one layer; None: only if the whole model
     does not fit.
@@ -153,7 +154,7 @@ def verify(
                 if chosen and not checks[gate]:
                     checks[gate] = [CheckResult(variant, False, "nothing to check", "something to check")]
             how = f"layer by layer ({lack}), {target.how}" if lack else target.how
-            evidence = getattr(target.whole, "evidence", None)
+            evidence = target.whole.evidence if isinstance(target.whole, GivesEvidence) else None
         report = Report(
             variant,
             how,

@@ -65,6 +65,7 @@ def draw(
     Example: janus-modular draw runs/demo/model "the digit seven" -n 8 -o sevens.png
     """
     from janus_modular.janus import Janus
+    from janus_modular.protocols import VariantRuntime
 
     check_output(output)  # before anything is drawn
     image_format(output)
@@ -83,8 +84,9 @@ def draw(
     )
     images = janus.draw(prompt, n, batch_size=batch_size, progress=True, **settings)
     used = asdict(janus.image_settings(settings))
-    used_variant = getattr(janus.runtime, "variant", variant)  # of a bundle: images depend on its precision
-    options = {"variant": used_variant, "runtime": runtime, "allow-failed": allow_failed or None}
+    if isinstance(janus.runtime, VariantRuntime):
+        variant = janus.runtime.variant  # images depend on its precision
+    options = {"variant": variant, "runtime": runtime, "allow-failed": allow_failed or None}
     options |= {key: value for key, value in (("device", device), ("dtype", dtype)) if value != "auto"}
     numbers = used.get("numbers") or range(used["first"], used["first"] + n)
     files = {output: (images.grid(), n, used)}

@@ -11,7 +11,9 @@ from typing import Any
 
 from janus_export.bundle.bundle import Bundle
 from janus_export.bundle.external_data import operators, references
+from janus_export.runtimes.contract import BundleRuntime
 from janus_modular import Runtime
+from janus_modular.protocols import ModelRuntime
 
 LOOKUPS = {"Gather", "GatherBlockQuantized"}
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -23,26 +25,25 @@ def weights_read(runtime: Runtime, part: str, step: Callable[[], Any]) -> int | 
     For a bundle, the sizes come from the graphs of the backbone and of ``part``; for a model in torch, from
     the modules that are called in a ``step``.
     """
-    if isinstance(bundle := getattr(runtime, "bundle", None), Bundle):
-        variant: str = runtime.variant  # type: ignore[attr-defined]  # what opens bundles has one
-        return sum(multiplied(bundle, graph, variant) for graph in ("backbone", part))
-    return watched(step) if hasattr(runtime, "model") else None
+    if isinstance(runtime, BundleRuntime):
+        return sum(multiplied(runtime.bundle, graph, runtime.variant) for graph in ("backbone", part))
+    return watched(step) if isinstance(runtime, ModelRuntime) else None
 
 
 def cache_read(runtime: Runtime, positions: float) -> int | None:
     """Return the bytes of keys and values that a step reads of one row that has so many positions."""
-    if isinstance(bundle := getattr(runtime, "bundle", None), Bundle):
-        backbone = bundle.contract("backbone", runtime.variant)  # type: ignore[attr-defined]
-        pasts = {past for _, past in backbone["aliases"]}
+    if isinstance(runtime, BundleRuntime):
+        contract = runtime.bundle.contract("backbone", runtime.variant)
+        pasts = {past for _, past in contract["aliases"]}
         each = sum(
             slot["shape"][1] * slot["shape"][3] * BYTES[slot["dtype"]]
-            for slot in backbone["inputs"]
+            for slot in contract["inputs"]
             if slot["name"] in pasts
         )
-    elif hasattr(runtime, "model"):
+    elif isinstance(runtime, ModelRuntime):
         from janus_export.onnx_export.kv_cache import cache_shapes
 
-        backbone = runtime.model.backbone
+        backbone: Any = runtime.model.backbone
         size = next(backbone.parameters()).element_size()
         each = size * sum(heads * head_dim for pair in cache_shapes(backbone) for heads, head_dim in pair)
     else:

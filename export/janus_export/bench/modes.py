@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_export.bench.bytes_read import cache_read, weights_read
+from janus_export.runtimes.contract import BundleRuntime
 from janus_modular import ConfigError, Janus, Runtime, Session, SessionWrapper, TensorSpec
 from janus_modular import Sequence as Prompt
 
@@ -155,7 +156,7 @@ def time_decoding(runtime: Runtime, images: int) -> float:
 
 def decoders(runtime: Any) -> dict[str, list[TensorSpec]]:
     """Return the inputs of the graphs that decode pixels, by name; "model" and half precision in float32."""
-    if (bundle := getattr(runtime, "bundle", None)) is None:
+    if not isinstance(runtime, BundleRuntime):
         graphs = {
             graph.name: graph.inputs for graph in runtime.model.generation.graphs() if graph.role == "decode"
         }
@@ -165,7 +166,7 @@ def decoders(runtime: Any) -> dict[str, list[TensorSpec]]:
                 TensorSpec(tensor["name"], tensor["dtype"], tuple(tensor["shape"]))
                 for tensor in record["inputs"]
             ]
-            for name, record in bundle.graphs.items()
+            for name, record in runtime.bundle.graphs.items()
             if record.get("role") == "decode"
         }
     floats = ("model", "float16", "bfloat16")

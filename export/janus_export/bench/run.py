@@ -20,8 +20,10 @@ from janus_export.bench.bandwidth import cores, read_bandwidth
 from janus_export.bench.modes import Mode, time_decoding
 from janus_export.bundle.modes import MODES
 from janus_export.process_memory import peak_memory
+from janus_export.runtimes.contract import BundleRuntime, RunsOnDevice
 from janus_modular import Janus, Message, Runtime, Text
 from janus_modular.bundles import RUNTIME, find_bundle
+from janus_modular.protocols import ModelRuntime
 
 QUESTION = "What do you see when you look out of the window on a rainy day?"
 IMAGE = "a lighthouse on a cliff above a stormy sea, at night, in the style of an old engraving"
@@ -111,8 +113,7 @@ def _open(
 def _modes(janus: Janus, tokens: int, batch_size: int) -> dict[str, Mode]:
     """Prepare the modes text and drawing; for a bundle, only its modes."""
     processor, runtime = janus.processor, janus.runtime
-    bundle = getattr(runtime, "bundle", None)
-    made_for = bundle.modes if bundle else MODES
+    made_for = runtime.bundle.modes if isinstance(runtime, BundleRuntime) else MODES
     modes = dict[str, Mode]()
     if "text" in made_for:
         prompts = [processor.chat_prompt([Message("user", [Text(QUESTION)])])] * batch_size
@@ -137,28 +138,27 @@ def _image(drawing: dict[str, Any], runtime: Runtime, decoding: float, images: i
 
 def _memory(runtime: Runtime) -> str | None:
     """Return the device that a runtime's tensors are on: cpu, cuda, ..."""
-    if (model := getattr(runtime, "model", None)) is not None:
-        return next(model.parameters()).device.type
-    return getattr(getattr(runtime, "device", None), "memory", None)
+    if isinstance(runtime, ModelRuntime):
+        return next(runtime.model.parameters()).device.type
+    return runtime.device.memory if isinstance(runtime, RunsOnDevice) else None
 
 
 def _how(runtime: Runtime, name: str | None) -> dict[str, Any]:
     """Return what ran, and in which dtype."""
-    if (model := getattr(runtime, "model", None)) is not None:
-        weight = next(model.backbone.parameters())
+    if isinstance(runtime, ModelRuntime):
+        weight = next(runtime.model.backbone.parameters())  # type: ignore[attr-defined]  # a module
         return {
             "runtime": f"torch {metadata.version('torch')}",
             "variant": None,
             "device": str(weight.device),
             "dtype": str(weight.dtype).removeprefix("torch."),
         }
-    bundle, variant = getattr(runtime, "bundle", None), getattr(runtime, "variant", None)
-    return {
-        "runtime": name or RUNTIME,
-        "variant": variant,
-        "device": getattr(getattr(runtime, "device", None), "name", None),
-        "dtype": bundle.manifest["variants"][variant]["dtype"] if bundle and variant else None,
-    }
+    variant = dtype = None
+    if isinstance(runtime, BundleRuntime):
+        variant = runtime.variant
+        dtype = runtime.bundle.manifest["variants"][variant]["dtype"]
+    device = runtime.device.name if isinstance(runtime, RunsOnDevice) else None
+    return {"runtime": name or RUNTIME, "variant": variant, "device": device, "dtype": dtype}
 
 
 def processor_name() -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from copy import copy
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +14,12 @@ from janus_export.reference.compare import CLOSE, compare_outputs, distance
 from janus_export.reference.prompts import images
 from janus_export.reference.recording import Array, GraphCall, Run
 from janus_export.reference.target import CheckResult, Reference, VerificationTarget
+from janus_export.runtimes.contract import ReadableCache, ReadsInChunks
 from janus_export.runtimes.memory import to_numbers
 from janus_modular import GraphSpec, ImageInput, Message, Runtime, TensorSpec
 from janus_modular.interfaces import GraphRole
 
-SMALL = {"chunk": 5, "bucket": 8}  # positions of a prompt at once, slots that a cache grows by
+CHUNK = 5  # positions of a prompt at once
 POISON = 1e4  # written to masked slots; representable in half precision
 
 
@@ -119,20 +118,12 @@ def rows(target: VerificationTarget) -> Iterator[CheckResult]:
         return
     answers, drawing = target.reference.greedy[1], target.reference.drawn[1]
     runtimes = {"": target.whole}
-    if hasattr(getattr(target.whole, "config", None), "chunk"):
-        runtimes[", in chunks, with a cache that grows"] = in_chunks(target.whole)
+    if isinstance(target.whole, ReadsInChunks):
+        runtimes[", in chunks, with a cache that grows"] = target.whole.in_chunks(CHUNK)
     for label, run in (("variable-length rows", answers), ("a drawing's rows", drawing)):
         for how, runtime in runtimes.items():
             yield from _states(f"{label}{how}", run, runtime)
     yield from _states("a row alone", answers.row(len(answers.prompts) - 1), target.whole)
-
-
-def in_chunks(runtime: Any) -> Runtime:
-    """Return a runtime that reads prompts in small chunks, over the same opened graphs."""
-    smaller = {name: size for name, size in SMALL.items() if hasattr(runtime.config, name)}
-    chunked = copy(runtime)
-    chunked.config = replace(runtime.config, **smaller)
-    return chunked
 
 
 def cache(target: VerificationTarget) -> Iterator[CheckResult]:
@@ -172,7 +163,7 @@ def cache(target: VerificationTarget) -> Iterator[CheckResult]:
 def _with_slots(target: VerificationTarget, run: Run) -> Any:
     """Open a session with a readable cache: of the users' runtime if possible, else of ONNX Runtime."""
     session = target.whole.open(run.max_seq_len)
-    return session if hasattr(session, "kv_cache") else target.runtime.open(run.max_seq_len)
+    return session if isinstance(session, ReadableCache) else target.runtime.open(run.max_seq_len)
 
 
 def _one_step(session: Any, x: Array) -> Array:

@@ -17,6 +17,7 @@ from janus_export.errors import BundleError
 from janus_export.reference.prompts import ANSWER_TOKENS, questions, record_answers, record_drawings
 from janus_export.reference.recording import Run
 from janus_export.reference.upcast import upcast_bundle
+from janus_export.runtimes.contract import GivesEvidence, RunsGraphs
 from janus_export.runtimes.ort.runtime import OnnxConfig, OnnxRuntime
 from janus_modular import ImageInput, Message
 from janus_modular.bundles import open_bundle
@@ -133,7 +134,7 @@ class VerificationTarget:
                 whole, *_ = open_bundle(
                     bundle.folder, runtime=runtime, variant=variant, device=device, allow_failed=True
                 )
-                how = f"{runtime} on {getattr(whole, 'evidence', {}).get('gpu', device)}"
+                how = f"{runtime} on {whole.evidence['gpu'] if isinstance(whole, GivesEvidence) else device}"
             yield cls(
                 bundle,
                 variant,
@@ -151,7 +152,7 @@ class VerificationTarget:
     @property
     def graph_runtime(self) -> Any:
         """The runtime of single graphs: the users' runtime if it runs graphs by name."""
-        return self.whole if hasattr(self.whole, "run") else self.runtime
+        return self.whole if isinstance(self.whole, RunsGraphs) else self.runtime
 
     @property
     def is_half(self) -> bool:

@@ -31,10 +31,10 @@ from janus_plugins.samplers.limits import (
 )
 from janus_plugins.samplers.noise import exponential_noise
 
-FORCED = np.float32(1e-20)
+PREFIX_NOISE = np.float32(1e-20)
 """Noise that chooses a code: sampling takes argmax(p / noise), and other codes have noise 1."""
 
-FORCING = np.float32(1e6)
+PREFIX_TEMPERATURE = np.float32(1e6)
 """Temperature at which codes have nearly the same p: logits of 1e6 differ by a factor of e."""
 
 
@@ -92,8 +92,8 @@ def draw(
         if not greedy:
             noise = exponential_noise(rngs, noise.shape[1])
         if step <= len(prefix):
-            forced = np.tile(prefix[step - 1], (len(prompts), 1))
-            chosen, x = session.run("sample_image", hidden, forced, np.float32(1), FORCING)
+            choosing = np.tile(prefix[step - 1], (len(prompts), 1))
+            chosen, x = session.run("sample_image", hidden, choosing, np.float32(1), PREFIX_TEMPERATURE)
         else:
             chosen, x = session.run("sample_image", hidden, noise, guidance, temperature)
         codes.append(chosen)
@@ -132,7 +132,7 @@ def prefix_noise(session: Session, prefix: Sequence[Any]) -> NDArray[np.float32]
         )
     noise = np.ones((len(prefix), total), np.float32)
     starts = np.cumsum([0, *codebooks[:-1]])
-    np.put_along_axis(noise, codes + starts, FORCED, axis=1)
+    np.put_along_axis(noise, codes + starts, PREFIX_NOISE, axis=1)
     return noise
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,12 @@ class OnnxRuntime:
             PromptError: the context has fewer.
         """
         return OnnxSession(self, check_max_seq_len(max_seq_len, self.context), rows)
+
+    def in_chunks(self, positions: int) -> OnnxRuntime:
+        """Return the runtime with prompts read in chunks of so many positions; its cache grows as often."""
+        chunked = copy(self)  # which shares the opened graphs
+        chunked.config = replace(self.config, chunk=positions, bucket=positions)
+        return chunked
 
     def graph(self, name: str) -> OnnxGraph:
         """Return a graph of the variant, opened at its first use.

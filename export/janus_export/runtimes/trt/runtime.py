@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,12 @@ class TensorRTRuntime:
     def measures(self, name: str) -> bool:
         """Return True if the last output of a graph is its `MAGNITUDE`."""
         return self.engine(name).contract.outputs[-1].name == MAGNITUDE
+
+    def in_chunks(self, positions: int) -> TensorRTRuntime:
+        """Return the runtime with prompts read in chunks of so many positions, or as few as engines take."""
+        chunked = copy(self)  # which shares the opened engines
+        chunked.config = replace(self.config, chunk=positions)
+        return chunked
 
     @property
     def evidence(self) -> dict[str, str]:
