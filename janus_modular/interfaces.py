@@ -318,6 +318,8 @@ class GraphSpec:
     The role says how the compiled graph is verified. Ids that "sample" chooses have to be the same, pixels
     that "decode" makes at most 1 of 255 apart, and other numbers close. "encode" reads the pixels that
     "decode" has made; every other graph gets what the sampler gives it.
+
+    An output called ``x`` is the backbone's next input, an embedding a row: runtimes keep it on the device.
     """
 
     name: str  # lower-case letters, digits and underscores

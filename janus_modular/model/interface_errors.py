@@ -12,8 +12,10 @@ from typing import Any, get_args, get_type_hints
 from torch import nn
 
 from janus_modular.interfaces import AXES, CORE_GRAPHS, DTYPES, GraphRole, GraphSpec, factor_and_axis
+from janus_modular.protocols import EncodesImages
 from janus_modular.registry import MODEL_SLOTS, Hooks
 from janus_modular.renamed import RENAMED
+from janus_modular.sequence import EncodedSpec
 from janus_modular.suggest import did_you_mean
 
 
@@ -46,7 +48,14 @@ def _renaming(missing: str, members: list[str]) -> str:
 
 def _path_errors(path: Any) -> str:
     """Return what is wrong with what a generation path declares for samplers and export."""
-    return _wrong_sizes(path.sizes) or _wrong_graphs(path.graphs())
+    return _wrong_sizes(path.sizes) or _wrong_form(path) or _wrong_graphs(path.graphs())
+
+
+def _wrong_form(path: Any) -> str:
+    """Return what is wrong with the form of encoded images; "" where there is none, or it is right."""
+    if not isinstance(path, EncodesImages) or isinstance(path.encoded, EncodedSpec):
+        return ""
+    return f"its encoded is {path.encoded!r}; expected a janus_modular.EncodedSpec."
 
 
 def _wrong_sizes(sizes: Any) -> str:
@@ -85,6 +94,12 @@ def _wrong_graphs(graphs: Any) -> str:
                 return (
                     f"{label} has the shape {spec.shape}; expected sizes from 1, axes ({', '.join(AXES)}), or"
                     " multiples of axes ('2*rows')."
+                )
+        for spec in graph.outputs:
+            if spec.name == "x" and (spec.dtype != "model" or len(spec.shape) != 2):
+                return (
+                    f"the output 'x' of its graph '{graph.name}' is {spec.dtype} {spec.shape}; expected model"
+                    " ('rows', hidden size), the backbone's next input. Give another output another name."
                 )
     return ""
 

@@ -53,3 +53,45 @@ def test_sizes_of_a_path_are_what_json_can_hold(
         return
     with pytest.raises(ConfigError, match=said):
         build_model(config, plugins)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            "replace(graphs[0], outputs=(replace(graphs[0].outputs[1], dtype='float32'),))",
+            r"the output 'x' of its graph 'sample_image' is float32 \('rows', 64\); expected model",
+        ),
+        (
+            "replace(graphs[1], outputs=(replace(graphs[1].outputs[0], name='x'),))",
+            "the output 'x' of its graph 'decode_image' is uint8",
+        ),
+        ("replace(graphs[0], role='pick')", "has the role 'pick'; expected one of sample, decode, encode"),
+        ("replace(graphs[0], name='embed')", "has a graph called 'embed'; expected lower-case letters"),
+    ],
+)
+def test_declared_graphs_fit_the_sessions_that_run_them(
+    tmp_path: Path, plugins: Plugins, change: str, said: str
+) -> None:
+    graphs = f"""
+    def graphs(self):
+        from dataclasses import replace
+        graphs = super().graphs()
+        return [{change}, *graphs[2:]]
+"""
+    source = PLUGIN.replace("        self.sizes = SIZES\n", graphs)
+    (tmp_path / "sized.py").write_text(source)
+    plugins.add_file(tmp_path / "sized.py")
+    raw = load("tiny", plugins=plugins)
+    raw["generation"]["name"] = "sized"
+    with pytest.raises(ConfigError, match=said):
+        build_model(resolve(raw, ModelConfig, plugins), plugins)
+
+
+def test_the_form_of_encoded_images_is_an_encoded_spec(tmp_path: Path, plugins: Plugins) -> None:
+    (tmp_path / "sized.py").write_text(PLUGIN.replace("self.sizes = SIZES", "self.encoded = (16,)"))
+    plugins.add_file(tmp_path / "sized.py")
+    raw = load("tiny", plugins=plugins)
+    raw["generation"]["name"] = "sized"
+    with pytest.raises(ConfigError, match=r"its encoded is \(16,\); expected a janus_modular.EncodedSpec"):
+        build_model(resolve(raw, ModelConfig, plugins), plugins)
