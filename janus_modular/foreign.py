@@ -7,6 +7,7 @@ result are inside, so that bugs elsewhere stay tracebacks.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -150,3 +151,9 @@ def depth_exceeds(content: object, most: int = MAX_DEPTH) -> bool:
             if isinstance(inner, dict | list)
         ]
     return bool(level)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,7 +16,7 @@ from typing import Any
 
 from janus_modular.atomic_writes import atomic_replace
 from janus_modular.errors import PluginError
-from janus_modular.foreign import foreign_errors
+from janus_modular.foreign import foreign_errors, sha256
 from janus_modular.plugins.catalogue import Plugins
 from janus_modular.plugins.entry_points import EntryPointInfo
 from janus_modular.registry import API_VERSION, slot_label
@@ -137,17 +137,9 @@ def _entry(dist: str, infos: list[EntryPointInfo]) -> dict[str, Any]:
         "plugin": dist,
         "version": first.version,
         "record_sha256": record,
-        "files": {
-            name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for name, path in sorted(files.items())
-            if path.is_file()
-        },
+        "files": {name: sha256(path) for name, path in sorted(files.items()) if path.is_file()},
         "components": sorted(components, key=lambda item: (item["slot"], item["name"])),
     }
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _files(distribution: metadata.Distribution, packages: set[str]) -> dict[str, Path]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from janus_modular.errors import CheckpointError
+from janus_modular.foreign import sha256
 
 FILE = "SHA256SUMS"
 UNCHECKED = {FILE, "README.md"}
@@ -110,9 +111,3 @@ def verify_checksums(
         if sha256(folder / name) != digest:
             raise CheckpointError(f"{folder / name} was changed or damaged: its hash is not that in {FILE}.")
     return list(recorded)
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 
 from janus_export.bundle.bundle import load_bundle
 from janus_export.bundle.engines import key_of
-from janus_export.bundle.files import sha256
+from janus_modular.foreign import sha256
 
 
 def build(

@@ -18,12 +18,12 @@ import pytest
 
 from janus_export.bundle.bundle import BundleError, load_bundle, write_manifest
 from janus_export.bundle.external_data import references
-from janus_export.bundle.files import sha256
 from janus_export.runtimes.ort.runtime import OnnxConfig, OnnxRuntime
 from janus_modular import Janus, PluginError
 from janus_modular.checkpoints.opening import open_lazily
 from janus_modular.cli.info import gather
 from janus_modular.errors import CheckpointError
+from janus_modular.foreign import sha256
 from janus_modular.safetensors_headers import byte_ranges
 
 Break = Callable[[Path, dict[str, Any]], None]

@@ -15,11 +15,11 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from janus_export.bundle.bundle import BundleError, load_bundle
-from janus_export.bundle.files import sha256
 from janus_modular import Janus
 from janus_modular.bundles import find_bundle
 from janus_modular.cli.app import app
 from janus_modular.errors import CheckpointError
+from janus_modular.foreign import sha256
 
 COMMIT = "a" * 40
 

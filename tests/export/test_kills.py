@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from janus_export.bundle.bundle import is_bundle, load_bundle
-from janus_export.bundle.files import sha256
 from janus_export.config import ExportConfig
 from janus_export.onnx_export import export as exporting
 from janus_export.onnx_export.export import export
@@ -19,6 +18,7 @@ from janus_export.tensorrt_build import build as building
 from janus_export.tensorrt_build import targets
 from janus_export.tensorrt_build.build import BuildConfig, build
 from janus_export.tensorrt_build.builder import BuiltEngine
+from janus_modular.foreign import sha256
 
 OLD, NEW = "old", "new"
 

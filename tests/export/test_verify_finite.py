@@ -11,8 +11,8 @@ import onnx_ir as ir
 import pytest
 
 from janus_export.bundle.bundle import load_bundle
-from janus_export.bundle.files import sha256
 from janus_export.reference.compare import compare, compare_directions, distance, magnitude, relative_error
+from janus_modular.foreign import sha256
 from janus_modular.safetensors_headers import byte_ranges
 
 NAN, INF = float("nan"), float("inf")

@@ -20,7 +20,6 @@ import torch
 from typer.testing import CliRunner
 
 from janus_export.bundle.bundle import load_bundle, write_manifest
-from janus_export.bundle.files import sha256
 from janus_export.config import VARIANTS, ExportConfig
 from janus_export.errors import BundleError, ExportError
 from janus_export.onnx_export.export import export
@@ -32,6 +31,7 @@ from janus_modular.checkpoints.opening import open_lazily
 from janus_modular.cli.app import app
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
+from janus_modular.foreign import sha256
 from janus_modular.janus import Janus
 
 LAYERS = "backbone.model.model.layers"

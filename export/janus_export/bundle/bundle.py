@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from janus_export.bundle.external_data import references
-from janus_export.bundle.files import sha256
 from janus_export.bundle.graph_header import GraphHeader, read_header
 from janus_export.bundle.manifest_graphs import header_problems, size_problems
 from janus_export.bundle.modes import MODES, mode_of, modes_of
@@ -23,7 +22,7 @@ from janus_export.bundle.schema import problems_of
 from janus_export.errors import BundleError
 from janus_modular.atomic_writes import write_text
 from janus_modular.bundles import MANIFEST, find_bundle, is_bundle
-from janus_modular.foreign import printable, reason
+from janus_modular.foreign import printable, reason, sha256
 from janus_modular.locking import locked
 from janus_modular.suggest import did_you_mean, new_name
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from janus_export.bundle.bundle import Bundle, inside
-from janus_export.bundle.files import sha256
 from janus_export.errors import BundleError
+from janus_modular.foreign import sha256
 
 BUILD = "Build it with: janus-modular build {folder} --target {target} --precision {variant}"
 

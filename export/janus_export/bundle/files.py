@@ -96,12 +96,6 @@ def _header(ordered: Sequence[Stored]) -> bytes:
     return encode_header(tensors, alignment=ALIGNMENT)
 
 
-def sha256(path: Path) -> str:
-    """Hash a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def chunks(rows: int, row_bytes: int, most: int) -> Iterator[slice]:
     """Cut ``rows`` into slices of at most ``most`` bytes, but at least one row each."""
     step = max(1, most // max(1, row_bytes))

@@ -20,7 +20,7 @@ import onnx_ir as ir
 import torch
 
 from janus_export.bundle.bundle import LOCK, MANIFEST, is_bundle, write_manifest
-from janus_export.bundle.files import Stored, sha256, split, write_stream
+from janus_export.bundle.files import Stored, split, write_stream
 from janus_export.bundle.sizes import parse_bytes
 from janus_export.config import VARIANTS, ExportConfig
 from janus_export.errors import BundleError, ExportError
@@ -47,6 +47,7 @@ from janus_modular.atomic_writes import folder_lock, restore, swap
 from janus_modular.checkpoints.merging import merge_adapters
 from janus_modular.checkpoints.native import plugins_of
 from janus_modular.checkpoints.opening import LazyCheckpoint, open_lazily
+from janus_modular.foreign import sha256
 from janus_modular.locking import locked
 from janus_modular.plugins import default_plugins
 from janus_modular.samplers import unusable_samplers

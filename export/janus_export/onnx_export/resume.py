@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from janus_export.bundle.files import sha256
 from janus_modular.atomic_writes import write_text
+from janus_modular.foreign import sha256
 
 STATE = "unfinished.json"
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from janus_export.bundle.bundle import Bundle, load_bundle
 from janus_export.bundle.engines import key_of
-from janus_export.bundle.files import sha256
 from janus_export.errors import BundleError, ExportError
 from janus_export.runtimes.trt.device import compute_capability
 from janus_export.tensorrt_build.builder import EngineOptions, build_engine, inspect_engine
@@ -25,6 +24,7 @@ from janus_export.tensorrt_build.profiles import Lengths, profiles
 from janus_export.tensorrt_build.targets import choose_architectures, find_target, load
 from janus_modular import __version__
 from janus_modular.atomic_writes import atomic_replace, folder_lock, write_text
+from janus_modular.foreign import sha256
 from janus_modular.suggest import did_you_mean
 
 FOLDER = "engines"
