@@ -248,6 +248,7 @@ def janus_losses(model: JanusModel, step_batch: StepBatch, device: torch.device 
     generation path are added at each position.
     """
     counts: dict[str, float] = {
+        "samples": sum(step_batch.samples.values()),
         "tokens": sum(step_batch.tokens.values()),
         "supervised": step_batch.supervised,
     }

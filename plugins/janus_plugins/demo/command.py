@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 Config = Annotated[str, typer.Option(help="A YAML file, or a shipped name.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Overrides.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars, no loss lines.")]
 
 
 @app.command()
