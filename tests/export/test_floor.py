@@ -105,6 +105,17 @@ ONNX = ("onnx", "onnx_ir", "onnxscript")
             " with an NVIDIA GPU, instead: pip uninstall -y onnxruntime &&"
             " pip install 'janus-modular[export,gpu]'\n",
         ),
+        (
+            ["verify", "b", "--against", "m", "--runtime", "tensorrt-rtx"],
+            (*ONNX, "onnxruntime", "tensorrt_rtx"),
+            "'verify' needs the extras 'export', 'runtime' and 'rtx': pip install"
+            " 'janus-modular[export,runtime,rtx]';",
+        ),
+        (
+            ["verify", "b", "--against", "m", "--runtime", "tensorrt"],
+            ("tensorrt",),
+            "'verify' needs the extra 'gpu': pip uninstall",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
