@@ -29,7 +29,9 @@ from janus_modular.cli.terminal_images import image_encoder
 
 def chat(
     model: ModelArgument,
-    question: Annotated[str | None, typer.Argument(help="Default: a conversation in the terminal.")] = None,
+    question: Annotated[
+        str | None, typer.Argument(metavar="QUESTION", help="Default: a conversation in the terminal.")
+    ] = None,
     image: Annotated[list[Path] | None, typer.Option(help="An image to ask about; may be repeated.")] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer, in tokens; default 512.")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def draw(
     model: ModelArgument,
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
     n: Annotated[int, typer.Option("-n", min=1, help="Number of images.")] = 4,
     guidance: Annotated[
         float | None,

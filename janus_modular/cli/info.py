@@ -24,7 +24,10 @@ STORED = {
 
 def info(
     model: Annotated[
-        str, typer.Argument(help="A checkpoint's folder, a hub id, a YAML file or a shipped model config.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A checkpoint's folder, a hub id, a YAML file or a shipped model config."
+        ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Overrides of a config.")
@@ -53,7 +56,7 @@ def info(
         "  (tied weights counted once)"
     )
     for dtype, numbers in facts["dtypes"].items():
-        typer.echo(f"stored as {dtype}: {millions(numbers)} numbers")
+        typer.echo(f"stored as {dtype}: {millions(numbers)} number{'' if numbers == 1 else 's'}")
     if shares := [f"{millions(count)} {STORED[key]}" for key, count in facts["stored"].items() if count]:
         typer.echo(f"of the stored numbers: {', '.join(shares)}")
     for plugin in facts["plugins"]:
@@ -144,7 +147,7 @@ def _checkpoint(model: str, overrides: list[str]) -> Path | None:
     ``model/tiny`` has the form of a hub id, too: a name in a folder of the shipped configs is a config.
     """
     from janus_modular.config import shipped
-    from janus_modular.errors import ConfigError
+    from janus_modular.errors import CheckpointError, ConfigError
     from janus_modular.foreign import foreign_errors, is_hub_id, printable
     from janus_modular.weights.pretrained import resolve_pretrained
 
@@ -154,6 +157,11 @@ def _checkpoint(model: str, overrides: list[str]) -> Path | None:
     if not is_folder:
         folders = {name.partition("/")[0] for name in shipped()} | {"configs"}
         named = path.is_file() or path.suffix in (".yaml", ".yml") or path.parts[0] in folders
+        if not named and not is_hub_id(model) and len(path.parts) > 1:
+            raise CheckpointError(
+                f"there is no file or folder '{printable(model)}'; expected a checkpoint's folder, a hub id,"
+                " a YAML file or a shipped model config. Check the path."
+            )
         if named or not is_hub_id(model):
             return None
     if overrides:

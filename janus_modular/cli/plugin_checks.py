@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def check(
-    name: Annotated[str, typer.Argument(help="A component: NAME, SLOT:NAME or DISTRIBUTION:NAME.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A component: NAME, SLOT:NAME or DISTRIBUTION:NAME.")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Options of the component.")
     ] = None,

@@ -74,7 +74,9 @@ def list_plugins(
 @app.command()
 def show(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="A component: NAME, SLOT:NAME or DISTRIBUTION:NAME.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A component: NAME, SLOT:NAME or DISTRIBUTION:NAME.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show what a component is and which options it takes.
@@ -114,7 +116,8 @@ def show(
 def doctor(
     ctx: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(help="Only these: NAME, SLOT:NAME, or a distribution. Default: all.")
+        str | None,
+        typer.Argument(metavar="NAME", help="Only these: NAME, SLOT:NAME, or a distribution. Default: all."),
     ] = None,
     as_json: AsJson = False,
     timeout: Annotated[float, typer.Option(help="Time limit per plugin, in seconds.")] = 300.0,
@@ -177,7 +180,9 @@ def doctor(
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="Name of the distribution and of its component: acme-dino.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the distribution and of its component: acme-dino.")
+    ],
     slot: Annotated[
         str, typer.Option(help="Slot of the component: understanding-encoder, adaptor, source, ...")
     ],

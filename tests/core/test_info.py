@@ -173,3 +173,36 @@ def test_info_prints_the_shares_of_the_stored_numbers(saved: Path):
     assert f"{millions(buffers)} are buffers (state that is not trained)" in printed
     assert "copies" not in printed
     assert "stored numbers" not in CliRunner().invoke(app, ["info", "tiny"]).stdout
+
+
+def test_a_path_that_does_not_exist_is_not_called_a_config(tmp_path: Path):
+    with pytest.raises(
+        CheckpointError, match=r"there is no file or folder '.*/nothing'; expected a checkpoint"
+    ):
+        gather(str(tmp_path / "nothing"), [])
+
+
+@pytest.mark.parametrize("name", ["tiny", "model/tiny", "train/janus_pro/stage1"])
+@pytest.mark.parametrize("command", ["chat NAME hi", "draw NAME hi", "convert NAME NEW", "export NAME NEW"])
+def test_a_config_named_as_a_model_is_said_to_have_no_weights(
+    name: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, command.replace("NAME", name).split())
+    assert done.exit_code == 2
+    assert f"'{name}' is a config, which has no weights; expected a model" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_the_name_of_a_config_is_a_model(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(saved, tmp_path / "tiny")
+    assert Janus.from_pretrained("tiny", device="cpu").model
+
+
+def test_the_folder_of_a_training_run_says_where_its_model_is(saved: Path, tmp_path: Path):
+    shutil.copytree(saved, tmp_path / "run" / "model")
+    with pytest.raises(CheckpointError, match=r"no config\.json\. The model of this run is .*/run/model\.$"):
+        ModelAssembly.from_checkpoint(tmp_path / "run")
