@@ -20,7 +20,9 @@ TrainingConfig = Annotated[
     str,
     typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped name, such as train/janus_pro/stage1."),
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Overrides.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Overrides: A.B=C sets the key A.B to C.")
+]
 
 
 @app.command("list")

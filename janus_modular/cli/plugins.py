@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from janus_modular.cli import plugin_checks, plugin_lock
+from janus_modular.cli.plugin_checks import unknown_component
 
 if TYPE_CHECKING:
     from janus_modular.plugins import EntryPointInfo, Plugins
@@ -86,7 +87,6 @@ def show(
     from janus_modular.errors import PluginError
     from janus_modular.plugins.catalogue import without_files
     from janus_modular.plugins.probe import probe, probe_file
-    from janus_modular.suggest import did_you_mean
 
     plugins = without_files()
     for path in _files(ctx):
@@ -97,11 +97,7 @@ def show(
     named = [item for item in plugins.entry_points if item.matches(name)]
     matches = [item for item in named if item.name == name or item.dist != name]  # no whole distribution
     if not matches:
-        known = [word for item in plugins.entry_points for word in (item.name, f"{item.slot}:{item.name}")]
-        raise PluginError(
-            f"no component is called '{name}'. {did_you_mean(name, known)}".rstrip()
-            + "\nSee them all with: janus-modular plugins list"
-        )
+        raise unknown_component(plugins, name)
     reports = [(item, probe(item)) for item in matches]
     if as_json:
         typer.echo(json.dumps([_as_dict(item, report) for item, report in reports], indent=2))
@@ -131,11 +127,9 @@ def doctor(
     from rich.console import Console
     from rich.progress import track
 
-    from janus_modular.errors import PluginError
     from janus_modular.plugins import EntryPointInfo
     from janus_modular.plugins.catalogue import without_files
     from janus_modular.plugins.probe import probe_all, probe_file
-    from janus_modular.suggest import did_you_mean
 
     plugins = without_files()
     broken: list[tuple[EntryPointInfo, Report]] = []  # files whose components are unknown
@@ -150,8 +144,7 @@ def doctor(
         if plugins.is_enabled(item) and (name is None or item.matches(name))
     ]
     if name is not None and not checked:
-        known = [word for item in plugins.entry_points for word in (item.name, item.dist)]
-        raise PluginError(f"no component is called '{name}'. {did_you_mean(name, known)}".rstrip())
+        raise unknown_component(plugins, name)
     probing = zip(checked, probe_all(checked, known=plugins.entry_points, timeout=timeout), strict=True)
     console = Console(stderr=True)
     reports = list(track(probing, "Loading plugins", len(checked), console=console, transient=True))

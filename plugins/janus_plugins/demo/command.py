@@ -27,7 +27,9 @@ app = typer.Typer(
     add_completion=False,
 )
 Config = Annotated[str, typer.Option(help="A YAML file, or a shipped name.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Overrides.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Overrides: A.B=C sets the key A.B to C.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars, no loss lines.")]
 
 
