@@ -77,7 +77,8 @@ CONFIG = {
 }
 
 
-def test_a_training_config_names_all_missing_extras_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lacking", [LACKING, (*LACKING, "torch")])
+def test_a_training_config_names_all_missing_extras_at_once(lacking: tuple[str, ...], tmp_path: Path) -> None:
     """In a process of its own, whose plugins were not loaded before the packages were taken away."""
     (tmp_path / "mine.yaml").write_text(json.dumps(CONFIG), "utf-8")
     commands = (
@@ -86,7 +87,7 @@ def test_a_training_config_names_all_missing_extras_at_once(tmp_path: Path) -> N
         ["config", "validate", "mine.yaml"],
     )
     code = (
-        f"import sys\nsys.modules.update(dict.fromkeys({LACKING!r}))  # as if they were not installed\n"
+        f"import sys\nsys.modules.update(dict.fromkeys({lacking!r}))  # as if they were not installed\n"
         "from typer.testing import CliRunner\nfrom janus_modular.cli.app import app\n"
         f"for words in {commands!r}:\n"
         "    done = CliRunner().invoke(app, words)\n"

@@ -90,6 +90,8 @@ ONNX = ("onnx", "onnx_ir", "onnxscript")
             (*TORCH, *ONNX),
             "'gpu': pip uninstall -y onnxruntime && pip",
         ),
+        (["demo", "--out", "demo"], (*TORCH, "sklearn", "matplotlib"), "'demo' needs the extra 'demo': pip"),
+        (["demo", "--out", "demo"], ("matplotlib",), "'demo' needs the extra 'demo': pip"),
         (["verify", "b", "--against", "m"], (*TORCH, *ONNX), "'verify' needs the extra 'export'"),
         (
             ["verify", "b", "--against", "m"],
