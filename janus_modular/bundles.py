@@ -15,6 +15,7 @@ from typing import Any
 from janus_modular.atomic_writes import refuse_interrupted
 from janus_modular.components import Builder
 from janus_modular.config import resolve
+from janus_modular.config.presets import refuse_config_name
 from janus_modular.errors import BundleError, MissingExtraError
 from janus_modular.foreign import is_hub_id, path_exists
 from janus_modular.interfaces import ComponentSpec, component
@@ -60,12 +61,13 @@ def find_bundle(path: str | Path) -> Path | None:
 
     Raises:
         MissingExtraError: the path is a hub id, and huggingface_hub is not installed.
-        BundleError: the folder is being replaced, or its replacement was interrupted.
+        BundleError: the folder is being replaced, or its replacement was interrupted; or a config is named.
     """
     if is_bundle(path):
         return Path(path).expanduser()
     with suppress(RuntimeError):  # ~user does not exist, which opening it reports
         refuse_interrupted(Path(path).expanduser(), error=BundleError)
+    refuse_config_name(path, error=BundleError)
     if path_exists(path) or not is_hub_id(str(path)) or str(path).count("/") != 1:
         return None
     try:

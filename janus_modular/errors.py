@@ -104,12 +104,11 @@ class MissingExtraError(JanusError):
     """A feature needs packages that are not installed; the text has the pip line that adds them."""
 
     def __init__(self, subject: str, *extras: str) -> None:
-        names = " and ".join(f"'{extra}'" for extra in extras)
-        message = f"{subject} needs the extra{'s' if len(extras) > 1 else ''} {names}: {pip_line(extras)}"
-        if "runtime" in extras:
-            gpu_extras = ["gpu" if extra == "runtime" else extra for extra in extras]
-            message += f"; with an NVIDIA GPU, instead: {pip_line(gpu_extras)}"
-        super().__init__(message)
+        *first, last = (f"'{extra}'" for extra in extras)
+        names = f"{', '.join(first)} and {last}" if first else last
+        self.need = f"{subject} needs the extra{'s' if len(extras) > 1 else ''} {names}"
+        self.extras = extras
+        super().__init__(f"{self.need}: {install_hint(extras)}")
 
 
 class MissingPackageError(JanusError):
@@ -124,6 +123,16 @@ class MissingPackageError(JanusError):
             reason = (str(error).strip() or "no reason given").splitlines()[0]
             text = f"a package that cannot be imported: {reason}"
         super().__init__(f"{subject} needs {text}")
+
+
+def install_hint(extras: Sequence[str]) -> str:
+    """Return the line that installs extras, without those that another includes; for a GPU a second one."""
+    included = {inner for extra in extras for inner in INCLUDES.get(extra, ())}
+    extras = [extra for extra in extras if extra not in included]
+    if "runtime" not in extras:
+        return pip_line(extras)
+    gpu_extras = ["gpu" if extra == "runtime" else extra for extra in extras]
+    return f"{pip_line(extras)}; with an NVIDIA GPU, instead: {pip_line(gpu_extras)}"
 
 
 def pip_line(extras: Sequence[str]) -> str:
@@ -177,15 +186,19 @@ def reporting_missing_packages(subject: str) -> Iterator[None]:
 
 
 @contextmanager
-def require_extras(subject: str, *extras: str) -> Iterator[None]:
+def require_extras(subject: str, *extras: str, modules: Sequence[str] = ()) -> Iterator[None]:
     """Name all incomplete ``extras`` at once where an import inside fails for lack of their modules.
 
-    `missing_extra` would name the extra of the first missing module alone.
+    `missing_extra` would name the extra of the first missing module alone. ``modules`` are imported only
+    later, and checked now.
 
     Raises:
         MissingExtraError: a module of these extras is not installed.
     """
     try:
+        for module in modules:
+            if not _is_installed(module):
+                raise ModuleNotFoundError(f"No module named '{module}'", name=module)
         yield
     except ModuleNotFoundError as error:
         incomplete = [extra for extra in extras if missing_extras(extra)]
@@ -207,6 +220,8 @@ def _is_installed(module: str) -> bool:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # its package is not installed either
         return False
+    except ValueError:  # it was imported, by other means than a file
+        return True
 
 
 def _is_distributed(name: str) -> bool:

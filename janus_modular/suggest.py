@@ -1,5 +1,6 @@
 """Suggests corrections of unknown words: the new name of a renamed word, or a similar known word."""
 
+import re
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
@@ -13,9 +14,13 @@ def new_name(word: str, known: Collection[str]) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``"Did you mean 'heads'?"`` or a renamed word's new name; "" if no known word is similar."""
+    """Return ``"Did you mean 'heads'?"`` or a renamed word's new name; "" if no known word is similar.
+
+    Words of which ``word`` is a part are suggested too: ``encoder`` for ``understanding-encoder``.
+    """
     words = list(known)
     if sentence := new_name(word, words):
         return sentence
-    close = get_close_matches(word, words, n=1)
-    return f"Did you mean '{close[0]}'?" if close else ""
+    containing = [name for name in dict.fromkeys(words) if word in re.split(r"\W|_", name)]
+    close = get_close_matches(word, words, n=1) or containing[:3]
+    return f"Did you mean {' or '.join(map(repr, close))}?" if close else ""

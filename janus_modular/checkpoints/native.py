@@ -211,7 +211,9 @@ def read_record(folder: Path) -> dict[str, Any]:
                 f"{folder} is a file; expected a model: the folder of a checkpoint or a bundle, or a hub id."
             )
         if not path.exists():
-            raise CheckpointError(f"{folder} is no checkpoint: it has no config.json.")
+            trained = folder / "model"  # of a training run's folder
+            hint = f" The model of this run is {trained}." if (trained / "config.json").exists() else ""
+            raise CheckpointError(f"{folder} is no checkpoint: it has no config.json.{hint}")
     return read_json(path, CheckpointError)
 
 

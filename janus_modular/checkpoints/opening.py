@@ -23,6 +23,7 @@ from janus_modular.checkpoints.assembly import (
 from janus_modular.checkpoints.quantized import refuse_quantized
 from janus_modular.components import Builder
 from janus_modular.config import load, resolve
+from janus_modular.config.presets import refuse_config_name
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckpointError, ConfigError
 from janus_modular.foreign import foreign_errors, name_in_errors
@@ -107,6 +108,7 @@ def open_lazily(
         PluginError: a plugin that it needs is not installed.
     """
     plugins = plugins or default_plugins()
+    refuse_config_name(path, error=CheckpointError)
     folder = resolve_pretrained(str(path))
     if is_bundle(folder):
         raise CheckpointError(

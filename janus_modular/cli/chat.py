@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -22,11 +24,14 @@ from janus_modular.cli.options import (
     collect_settings,
     finite,
 )
+from janus_modular.cli.terminal_images import image_encoder
 
 
 def chat(
     model: ModelArgument,
-    question: Annotated[str | None, typer.Argument(help="Default: a conversation in the terminal.")] = None,
+    question: Annotated[
+        str | None, typer.Argument(metavar="QUESTION", help="Default: a conversation in the terminal.")
+    ] = None,
     image: Annotated[list[Path] | None, typer.Option(help="An image to ask about; may be repeated.")] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer, in tokens; default 512.")
@@ -52,6 +57,9 @@ def chat(
     ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt; default: the model's.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show in the terminal what /draw draws in a conversation.")
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     runtime: Runtime = None,
@@ -68,6 +76,11 @@ def chat(
 
     if as_json and question is None:
         raise typer.BadParameter("--json needs a question")
+    if show and question is not None:
+        raise typer.BadParameter(
+            "found --show and a question; --show is for conversations, where /draw draws: leave one out"
+        )
+    encode = image_encoder(sys.stdout, os.environ) if show else None
     images = [ImageInput(open_image(path)) for path in image or []]
     named = {
         "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
@@ -78,7 +91,7 @@ def chat(
     )
     janus.text_settings(settings)
     if question is None:
-        converse(Conversation(janus, system, image or [], stop=stop or [], **settings))
+        converse(Conversation(janus, system, image or [], encode=encode, stop=stop or [], **settings))
         return
     start = [] if system is None else [Message("system", [Text(system)])]
     messages = [*start, Message("user", [*images, Text(question)])]

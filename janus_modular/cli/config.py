@@ -12,12 +12,17 @@ if TYPE_CHECKING:
     from janus_modular.model.model import JanusModel
 
 app = typer.Typer(help="Configs: list, show, check and compare them.", no_args_is_help=True)
-Config = Annotated[str, typer.Argument(help="A YAML file, or a shipped name: tiny, train/janus_pro/stage1.")]
+Config = Annotated[
+    str,
+    typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped name: tiny, train/janus_pro/stage1."),
+]
 TrainingConfig = Annotated[
     str,
     typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped name, such as train/janus_pro/stage1."),
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Overrides.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Overrides: A.B=C sets the key A.B to C.")
+]
 
 
 @app.command("list")

@@ -17,6 +17,7 @@ from janus_modular.errors import JanusError
 
 if TYPE_CHECKING:
     from janus_modular.answers import Answer
+    from janus_modular.cli.terminal_images import Encoder
     from janus_modular.janus import Janus
     from janus_modular.sequence import Message
 
@@ -34,20 +35,29 @@ HISTORY_LINES = 1000
 class Conversation:
     """What was said so far, and the images that belong to the next message."""
 
-    def __init__(self, janus: Janus, system: str | None, images: list[Path], **settings: Any) -> None:
+    def __init__(
+        self,
+        janus: Janus,
+        system: str | None,
+        images: list[Path],
+        *,
+        encode: Encoder | None = None,
+        **settings: Any,
+    ) -> None:
         """Begin a conversation.
 
         Args:
             janus: answers and draws.
             system: the system message; None: the model's.
             images: of the first message.
+            encode: encodes drawings for the terminal; None: they are only written into files.
             **settings: of answers, as `Janus.chat` takes them.
 
         Raises:
             ImageError: an image cannot be read.
         """
         self.janus, self.settings = janus, settings
-        self.system = system
+        self.system, self.encode = system, encode
         self.drawings = 0
         self.reset()
         for path in images:
@@ -95,6 +105,8 @@ class Conversation:
         while (path := Path(f"drawing-{number}.png")).exists():
             number += 1
         save(image, path, {"prompt": prompt, **asdict(self.janus.image_settings(settings))})
+        if self.encode:
+            typer.echo(self.encode(image), nl=False)
         return path
 
     def save(self, path: Path) -> None:

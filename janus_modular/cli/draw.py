@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from io import BytesIO
@@ -25,6 +27,7 @@ from janus_modular.cli.options import (
     collect_settings,
     finite,
 )
+from janus_modular.cli.terminal_images import image_encoder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
 def draw(
     model: ModelArgument,
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
     n: Annotated[int, typer.Option("-n", min=1, help="Number of images.")] = 4,
     guidance: Annotated[
         float | None,
@@ -51,6 +54,7 @@ def draw(
         int, typer.Option(min=1, help="Images per batch: more are faster and need more memory.")
     ] = 8,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Also show the images in the terminal.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of file names.")
     ] = False,
@@ -67,7 +71,10 @@ def draw(
     from janus_modular.janus import Janus
     from janus_modular.protocols import VariantRuntime
 
-    check_output(output)  # before anything is drawn
+    if show and as_json:
+        raise typer.BadParameter("found --show and --json, which both write to stdout; leave one out")
+    encode = image_encoder(sys.stdout, os.environ) if show else None  # checked before anything is drawn
+    check_output(output)
     image_format(output)
     singles = [output.with_stem(f"{output.stem}-{i}") for i in range(n)] if n > 1 else [output]
     existing = [str(path) for path in dict.fromkeys([output, *singles]) if path.exists()]
@@ -98,6 +105,8 @@ def draw(
         save(image, path, {"prompt": prompt, "model": model, **described, **settings, "command": command})
         if not as_json:
             typer.echo(str(path))
+    if encode:
+        typer.echo(encode(images.grid()), nl=False)
     if as_json:
         record = {
             "prompt": prompt,

@@ -9,13 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from janus_modular.checkpoints.opening import LazyCheckpoint
     from janus_modular.model.model import JanusModel
     from janus_modular.weights.files import Weights
+
+STORED = {
+    "parameters": "are the parameters above",
+    "buffers": "are buffers (state that is not trained)",
+    "tied_copies": "are further copies of tied weights",
+    "unused": "are not used by this model",
+}
+"""What the numbers in weight files can be: keys of ``stored`` in JSON, and their text."""
 
 
 def info(
     model: Annotated[
-        str, typer.Argument(help="A checkpoint's folder, a hub id, a YAML file or a shipped model config.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A checkpoint's folder, a hub id, a YAML file or a shipped model config."
+        ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Overrides of a config.")
@@ -39,9 +51,14 @@ def info(
     typer.echo(f"{model}: {facts['format']}")
     for row in facts["components"]:
         typer.echo(f"  {row['path']:<{longest}}  {row['name']:<15} {row['parameters'] / 1e6:>11,.3f} M")
-    typer.echo(f"  {'in all':<{longest}}  {'':<15} {facts['parameters'] / 1e6:>11,.3f} M")
+    typer.echo(
+        f"  {'in all':<{longest}}  {'':<15} {facts['parameters'] / 1e6:>11,.3f} M"
+        "  (tied weights counted once)"
+    )
     for dtype, numbers in facts["dtypes"].items():
-        typer.echo(f"stored as {dtype}: {millions(numbers)} numbers")
+        typer.echo(f"stored as {dtype}: {millions(numbers)} number{'' if numbers == 1 else 's'}")
+    if shares := [f"{millions(count)} {STORED[key]}" for key, count in facts["stored"].items() if count]:
+        typer.echo(f"of the stored numbers: {', '.join(shares)}")
     for plugin in facts["plugins"]:
         typer.echo(f"needs {plugin}")
     for report in facts["pretrained"]:
@@ -97,17 +114,20 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
         assembly: ModelAssembly = (checkpoint := open_lazily(folder, plugins=plugins))
         checkpoint.check_weights()
         format_name, dtypes = _format(checkpoint.format_name), _dtypes(open_weights(folder))
+        stored = _stored(checkpoint, sum(dtypes.values()))
     else:
         config = resolve(load(model, overrides), ModelConfig, plugins)
         with name_in_errors(model):
             assembly = ModelAssembly.from_config(config, plugins, device="meta")
         format_name, dtypes = "a model config, without weights", {}
+        stored = {}
     model_plugins, provenance = plugins_of(assembly, plugins), assembly.provenance
     return {
         "format": format_name,
         "components": _components(assembly.model),
         "parameters": sum(parameter.numel() for parameter in assembly.model.parameters()),
         "dtypes": dtypes,
+        "stored": stored,
         "plugins": sorted({item["file"] or f"{item['dist']} {item['version']}" for item in model_plugins}),
         "pretrained": [str(report) for report in provenance.pretrained],
         "unusable": samplers.unusable_samplers(assembly.model, plugins.as_recorded(provenance.plugins)),
@@ -127,7 +147,7 @@ def _checkpoint(model: str, overrides: list[str]) -> Path | None:
     ``model/tiny`` has the form of a hub id, too: a name in a folder of the shipped configs is a config.
     """
     from janus_modular.config import shipped
-    from janus_modular.errors import ConfigError
+    from janus_modular.errors import CheckpointError, ConfigError
     from janus_modular.foreign import foreign_errors, is_hub_id, printable
     from janus_modular.weights.pretrained import resolve_pretrained
 
@@ -137,6 +157,11 @@ def _checkpoint(model: str, overrides: list[str]) -> Path | None:
     if not is_folder:
         folders = {name.partition("/")[0] for name in shipped()} | {"configs"}
         named = path.is_file() or path.suffix in (".yaml", ".yml") or path.parts[0] in folders
+        if not named and not is_hub_id(model) and len(path.parts) > 1:
+            raise CheckpointError(
+                f"there is no file or folder '{printable(model)}'; expected a checkpoint's folder, a hub id,"
+                " a YAML file or a shipped model config. Check the path."
+            )
         if named or not is_hub_id(model):
             return None
     if overrides:
@@ -152,6 +177,19 @@ def _dtypes(weights: Weights) -> dict[str, int]:
         dtype = str(tensor.dtype).removeprefix("torch.")
         counts[dtype] = counts.get(dtype, 0) + tensor.numel()
     return counts
+
+
+def _stored(checkpoint: LazyCheckpoint, total: int) -> dict[str, int]:
+    """Return how many of the ``total`` numbers in the files are of which purpose, by the keys of `STORED`."""
+    state = checkpoint.model.state_dict(keep_vars=True)
+    parameters = {id(parameter) for parameter in checkpoint.model.parameters()}
+    counts, counted = dict.fromkeys(STORED, 0), set[int]()
+    for name, tensor in checkpoint.tensors.items():
+        target = id(state[name])
+        purpose = "tied_copies" if target in counted else "parameters" if target in parameters else "buffers"
+        counts[purpose] += tensor.numel()
+        counted.add(target)
+    return counts | {"unused": total - sum(counts.values())}
 
 
 def _components(model: JanusModel) -> list[dict[str, Any]]:

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from janus_modular.errors import PluginError
     from janus_modular.plugins import EntryPointInfo, Plugins
     from janus_modular.testing import Result
 
 
 def check(
-    name: Annotated[str, typer.Argument(help="A component: NAME, SLOT:NAME or DISTRIBUTION:NAME.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A component: NAME, SLOT:NAME or DISTRIBUTION:NAME.")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Options of the component.")
     ] = None,
@@ -52,7 +55,6 @@ def find_component(plugins: Plugins, name: str) -> EntryPointInfo:
         PluginError: no component has the name, or several have it.
     """
     from janus_modular.errors import PluginError
-    from janus_modular.suggest import did_you_mean
 
     matches = [item for item in plugins.entry_points if item.matches(name) and plugins.is_enabled(item)]
     if len(matches) == 1:
@@ -62,9 +64,21 @@ def find_component(plugins: Plugins, name: str) -> EntryPointInfo:
         if len(set(names)) < len(names):
             names = [f"{item.dist}:{item.name}" for item in matches]
         raise PluginError(f"'{name}' means {len(matches)} components: write {' or '.join(names)}")
-    known = [word for item in plugins.entry_points for word in (item.name, f"{item.slot}:{item.name}")]
-    raise PluginError(
-        f"no component is called '{name}'. {did_you_mean(name, known)}".rstrip()
+    raise unknown_component(plugins, name)
+
+
+def unknown_component(plugins: Plugins, name: str) -> PluginError:
+    """Return the error about a name that no component and no distribution has."""
+    from janus_modular.errors import PluginError
+    from janus_modular.suggest import did_you_mean
+
+    if name.endswith(".py"):
+        hint = f"A file is loaded by --plugin {name}, beside the NAME of a component in it."
+    else:
+        words = ((item.name, f"{item.slot}:{item.name}", item.dist) for item in plugins.entry_points)
+        hint = did_you_mean(name, [word for group in words for word in group])
+    return PluginError(
+        f"no component is called '{name}'. {hint}".rstrip()
         + "\nSee them all with: janus-modular plugins list"
     )
 

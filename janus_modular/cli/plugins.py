@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from janus_modular.cli import plugin_checks, plugin_lock
+from janus_modular.cli.plugin_checks import unknown_component
 
 if TYPE_CHECKING:
     from janus_modular.plugins import EntryPointInfo, Plugins
@@ -74,7 +75,9 @@ def list_plugins(
 @app.command()
 def show(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="A component: NAME, SLOT:NAME or DISTRIBUTION:NAME.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A component: NAME, SLOT:NAME or DISTRIBUTION:NAME.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show what a component is and which options it takes.
@@ -84,7 +87,6 @@ def show(
     from janus_modular.errors import PluginError
     from janus_modular.plugins.catalogue import without_files
     from janus_modular.plugins.probe import probe, probe_file
-    from janus_modular.suggest import did_you_mean
 
     plugins = without_files()
     for path in _files(ctx):
@@ -95,11 +97,7 @@ def show(
     named = [item for item in plugins.entry_points if item.matches(name)]
     matches = [item for item in named if item.name == name or item.dist != name]  # no whole distribution
     if not matches:
-        known = [word for item in plugins.entry_points for word in (item.name, f"{item.slot}:{item.name}")]
-        raise PluginError(
-            f"no component is called '{name}'. {did_you_mean(name, known)}".rstrip()
-            + "\nSee them all with: janus-modular plugins list"
-        )
+        raise unknown_component(plugins, name)
     reports = [(item, probe(item)) for item in matches]
     if as_json:
         typer.echo(json.dumps([_as_dict(item, report) for item, report in reports], indent=2))
@@ -114,7 +112,8 @@ def show(
 def doctor(
     ctx: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(help="Only these: NAME, SLOT:NAME, or a distribution. Default: all.")
+        str | None,
+        typer.Argument(metavar="NAME", help="Only these: NAME, SLOT:NAME, or a distribution. Default: all."),
     ] = None,
     as_json: AsJson = False,
     timeout: Annotated[float, typer.Option(help="Time limit per plugin, in seconds.")] = 300.0,
@@ -128,11 +127,9 @@ def doctor(
     from rich.console import Console
     from rich.progress import track
 
-    from janus_modular.errors import PluginError
     from janus_modular.plugins import EntryPointInfo
     from janus_modular.plugins.catalogue import without_files
     from janus_modular.plugins.probe import probe_all, probe_file
-    from janus_modular.suggest import did_you_mean
 
     plugins = without_files()
     broken: list[tuple[EntryPointInfo, Report]] = []  # files whose components are unknown
@@ -147,8 +144,7 @@ def doctor(
         if plugins.is_enabled(item) and (name is None or item.matches(name))
     ]
     if name is not None and not checked:
-        known = [word for item in plugins.entry_points for word in (item.name, item.dist)]
-        raise PluginError(f"no component is called '{name}'. {did_you_mean(name, known)}".rstrip())
+        raise unknown_component(plugins, name)
     probing = zip(checked, probe_all(checked, known=plugins.entry_points, timeout=timeout), strict=True)
     console = Console(stderr=True)
     reports = list(track(probing, "Loading plugins", len(checked), console=console, transient=True))
@@ -177,7 +173,9 @@ def doctor(
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="Name of the distribution and of its component: acme-dino.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the distribution and of its component: acme-dino.")
+    ],
     slot: Annotated[
         str, typer.Option(help="Slot of the component: understanding-encoder, adaptor, source, ...")
     ],

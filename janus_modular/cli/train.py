@@ -23,9 +23,11 @@ def train(
             "--dry-run", help="Print trainable modules, memory and samples of a step; do not train."
         ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No table, no progress bar.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No table, no progress bar, no loss lines.")] = False,
 ) -> None:
     """Train a model as a training config describes.
+
+    A bar in a terminal shows the progress; elsewhere, a line with the losses every log_every steps.
 
     Example: janus-modular train mine.yaml optimizer.lr=1e-4 --dry-run
     """

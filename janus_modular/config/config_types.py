@@ -47,7 +47,10 @@ def check_config_type(raw: Mapping[str, Any], schema: type[Any]) -> None:
         return
     actual = next((config_type for config_type in config_types if config_type.name in raw), None)
     if actual is not None:
-        raise ConfigError(f"this is a {_word(actual)} config; expected a {_word(expected)} config")
+        raise ConfigError(
+            f"this is a {_word(actual)} config; expected a {_word(expected)} config."
+            " See the shipped ones with: janus-modular config list"
+        )
 
 
 def _config_types() -> list[EntryPoint]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from janus_modular.errors import ConfigError
+from janus_modular.errors import ConfigError, install_hint
 from janus_modular.foreign import printable
 
 
@@ -17,6 +17,7 @@ class FieldError:
     problem: str
     expected: str  # "" where the problem says all
     hint: str = ""
+    extras: tuple[str, ...] = ()  # that are to be installed; `config_error` has one line for all of them
 
     def __str__(self) -> str:
         """Format the error as one line, or as several where the hint has line breaks."""
@@ -28,9 +29,13 @@ class FieldError:
 def config_error(errors: Sequence[FieldError], *, of_components: bool = True) -> ConfigError:
     """Return a ConfigError that lists ``errors``.
 
-    With ``of_components`` it also names the command that lists a component's options.
+    With ``of_components`` it also names the command that lists a component's options. One line installs all
+    missing extras.
     """
     count = "an error" if len(errors) == 1 else f"{len(errors)} errors"
-    lines = "\n".join(f"  {error}" for error in errors)
-    more = "\nSee a component's options with: janus-modular plugins show NAME" if of_components else ""
-    return ConfigError(f"the config has {count}:\n{lines}{more}", errors)
+    lines = [f"the config has {count}:", *(f"  {error}" for error in errors)]
+    if extras := list(dict.fromkeys(extra for error in errors for extra in error.extras)):
+        lines.append(f"Install what is missing: {install_hint(extras)}")
+    if of_components and not all(error.extras for error in errors):
+        lines.append("See a component's options with: janus-modular plugins show NAME")
+    return ConfigError("\n".join(lines), errors)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from janus_modular.errors import ConfigError
-from janus_modular.foreign import foreign_errors, printable
+from janus_modular.errors import ConfigError, JanusError
+from janus_modular.foreign import foreign_errors, path_exists, printable
 from janus_modular.suggest import did_you_mean
 
 
@@ -37,9 +38,8 @@ def find(config: str | Path) -> Path:
         is_folder = path.is_dir()
     known = shipped()
     name = str(config).removesuffix(".yaml")
-    for candidate in (name, name.removeprefix("configs/"), f"model/{name}"):
-        if candidate in known:
-            return known[candidate]
+    if file := _shipped_file(name, known):
+        return file
     quoted = f"'{printable(config)}'"
     problem = f"{quoted} is a folder" if is_folder else f"there is no config {quoted}"
     hint = did_you_mean(name, [*known, *(preset.removeprefix("model/") for preset in known)])
@@ -47,3 +47,21 @@ def find(config: str | Path) -> Path:
         f"{problem}: expected a YAML file or a shipped name. {hint}".rstrip()
         + "\nSee the shipped ones with: janus-modular config list"
     )
+
+
+def refuse_config_name(model: str | Path, *, error: type[JanusError]) -> None:
+    """Check that a model's name is not the name of a shipped config, unless it is also a path.
+
+    Raises:
+        JanusError: of class ``error``.
+    """
+    if not path_exists(model) and _shipped_file(str(model).removesuffix(".yaml"), shipped()):
+        raise error(
+            f"'{model}' is a config, which has no weights; expected a model: a folder or a hub id. Train one"
+            " (janus-modular train CONFIG), or use a published one (deepseek-ai/Janus-Pro-1B)."
+        )
+
+
+def _shipped_file(name: str, known: Mapping[str, Path]) -> Path | None:
+    candidates = (name, name.removeprefix("configs/"), f"model/{name}")
+    return next((known[candidate] for candidate in candidates if candidate in known), None)

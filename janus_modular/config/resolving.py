@@ -12,7 +12,7 @@ from janus_modular.config.config_types import check_config_type
 from janus_modular.config.errors import FieldError, config_error
 from janus_modular.config.interpolation import interpolate
 from janus_modular.config.scalars import convert, words
-from janus_modular.errors import JanusError
+from janus_modular.errors import JanusError, MissingExtraError
 from janus_modular.foreign import printable, reason
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.plugins import Plugins, default_plugins
@@ -180,6 +180,9 @@ class _Walk:
             )
         try:
             entry = self.plugins.entry(slot, name)
+        except MissingExtraError as error:
+            self.errors.append(FieldError(_join(path, "name"), error.need, "", extras=error.extras))
+            return None
         except JanusError as error:
             return self.error(_join(path, "name"), str(error), "")
         options = {key: value for key, value in raw.items() if key != "name"}

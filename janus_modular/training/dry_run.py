@@ -58,14 +58,15 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
     check_reached(model, builder, config)
     console.print("the weights were not read; the run checks at its start that all are finite")
     step_batch = builder.build(0)
-    console.print(_step_table(config, step_batch))
+    console.print(_step_table(step_batch))
+    console.print(_step_line(config, step_batch))
     console.print(epochs_table(builder.mixture, config.schedule.num_steps))
     for bad_sample in step_batch.bad_samples:
         console.print(str(bad_sample), markup=False, highlight=False)
     console.print(_memory_line(estimate_memory(model, step_batch, half=half)))
 
 
-def _step_table(config: TrainConfig, step_batch: StepBatch) -> Table:
+def _step_table(step_batch: StepBatch) -> Table:
     view = Table("source", "samples", "tokens", title="A step (the first)")
     for column in view.columns[1:]:
         column.justify = "right"
@@ -74,15 +75,19 @@ def _step_table(config: TrainConfig, step_batch: StepBatch) -> Table:
     view.add_section()
     tokens = sum(step_batch.tokens.values())
     view.add_row("all", f"{sum(step_batch.samples.values()):,}", f"{tokens:,}")
+    return view
+
+
+def _step_line(config: TrainConfig, step_batch: StepBatch) -> str:
+    tokens = sum(step_batch.tokens.values())
     rows = sum(len(batch.tokens) for batch in step_batch.batches)
     filled = tokens / sum(batch.tokens.numel() for batch in step_batch.batches)
     count = len(step_batch.batches)
     micro_batches = f" in {count} micro-batches" if count > 1 else ""
-    view.caption = (
+    return (
         f"{rows} row{'s' if rows > 1 else ''}{micro_batches}, {filled:.0%} filled;"
         f" {step_batch.supervised:,} positions supervised; {config.schedule.num_steps:,} steps"
     )
-    return view
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,8 @@ def run(
 ) -> dict[str, float]:
     """Run the remaining steps of ``engine``; return the metrics that were logged last.
 
+    Progress goes to stderr unless ``quiet``: a bar, or a line for each log entry where there is no terminal.
+
     ``after_step(done, stopping)`` is called with the number of finished steps; after SIGINT or SIGTERM, the
     current step is finished and ``stopping`` is True. Metrics are logged with the number of finished steps.
 
@@ -83,15 +85,17 @@ def run(
             recent.add(engine.step(batch))
             done = engine.next_step
             stopping = bool(interrupted)
-            if done % log_every == 0 or done == last or stopping:
+            is_logged = done % log_every == 0 or done == last or stopping
+            if is_logged:
                 now = time.perf_counter()
                 logged = recent.values() | {"steps_per_second": recent.steps / (now - since)}
-                if "tokens" in recent.counts:
-                    logged["tokens_per_second"] = recent.counts["tokens"] / (now - since)
+                for unit in ("samples", "tokens"):
+                    if unit in recent.counts:
+                        logged[f"{unit}_per_second"] = recent.counts[unit] / (now - since)
                 for tracker in trackers:
                     _log(tracker, done, logged)
                 recent, since = Metrics(), now
-            advance(done, logged)
+            advance(done, logged, is_logged)
             if after_step:
                 after_step(done, stopping)
             if stopping:
@@ -138,7 +142,18 @@ def _interrupts() -> Iterator[list[int]]:
 @contextmanager
 def _progress(
     title: str, done: int, last: int, quiet: bool
-) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+) -> Iterator[Callable[[int, Mapping[str, float], bool], None]]:
+    """Show a bar in a terminal or a notebook; elsewhere print a line whenever metrics are logged."""
+    console = Console(stderr=True)
+    is_terminal = console.is_interactive and console.file.isatty()  # FORCE_COLOR alone makes no terminal
+    if not (quiet or is_terminal or console.is_jupyter):
+
+        def print_line(done: int, metrics: Mapping[str, float], is_logged: bool) -> None:
+            if is_logged:
+                console.out(f"{title}: step {done} of {last}: {describe_metrics(metrics)}", highlight=False)
+
+        yield print_line
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -146,11 +161,19 @@ def _progress(
         TimeRemainingColumn(),
         TextColumn("{task.fields[status]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+    with Progress(*columns, console=console, disable=quiet) as progress:
         task = progress.add_task(title, total=last, completed=done, status="")
 
-        def advance(done: int, metrics: Mapping[str, float]) -> None:
+        def advance(done: int, metrics: Mapping[str, float], is_logged: bool) -> None:
             status = f"loss {metrics['loss']:.4f}" if "loss" in metrics else ""
             progress.update(task, completed=done, status=status)
 
         yield advance
+
+
+def describe_metrics(metrics: Mapping[str, float]) -> str:
+    """Return losses (in all, by name, by source), learning rate and speed: ``loss 2.3107, lr 0.0001``."""
+    names = sorted(name for name in metrics if name.partition("/")[0] in ("loss", "source"))
+    losses = [f"{name} {metrics[name]:.4f}" for name in names]
+    unit = "samples" if "samples_per_second" in metrics else "steps"
+    return ", ".join([*losses, f"lr {metrics['lr']:.3g}", f"{metrics[f'{unit}_per_second']:.3g} {unit}/s"])

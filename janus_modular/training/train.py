@@ -114,6 +114,9 @@ def _train(
     )
     if checkpoint is not None:
         load_state(checkpoint, engine, config)
+        if engine.next_step == config.schedule.num_steps and not quiet:
+            done = f"nothing is left to train: all {engine.next_step} steps of the schedule are done"
+            Console(stderr=True).print(done, **PLAIN)
     check_finite(model, str(checkpoint or config.init or "the model with its pretrained components"))
     builder = batch_builder(config, data, model, assembly.processor)
     check_reached(model, builder, config)
@@ -248,6 +251,7 @@ def janus_losses(model: JanusModel, step_batch: StepBatch, device: torch.device 
     generation path are added at each position.
     """
     counts: dict[str, float] = {
+        "samples": sum(step_batch.samples.values()),
         "tokens": sum(step_batch.tokens.values()),
         "supervised": step_batch.supervised,
     }

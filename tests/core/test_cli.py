@@ -121,6 +121,8 @@ def test_user_errors_are_printed_without_a_traceback():
         done.stderr.splitlines()[0] == "no component is called 'adaptors:mpl'. Did you mean 'adaptors:mlp'?"
     )
     assert "Traceback" not in done.stderr
+    for command in ("show", "check", "doctor"):
+        assert "is loaded by --plugin mine.py, beside the NAME" in janus("plugins", command, "mine.py").stderr
     assert "Traceback" in janus("plugins", "show", "mpl", "--traceback").stderr
 
 

@@ -356,9 +356,9 @@ def test_validate_refuses_an_unknown_sampler():
 
 
 def test_a_config_of_another_kind_is_one_fault():
-    with pytest.raises(ConfigError, match=r"^this is a model config; expected a training config$"):
+    with pytest.raises(ConfigError, match=r"^this is a model config; expected a training config\. See the"):
         resolve(load("tiny"), TrainConfig)
-    with pytest.raises(ConfigError, match=r"^this is a training config; expected a model config$"):
+    with pytest.raises(ConfigError, match=r"^this is a training config; expected a model config\. See the"):
         resolve(load("train/janus_pro/stage1"), ModelConfig)
 
 

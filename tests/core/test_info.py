@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from janus_modular.checkpoints import ModelAssembly, native
+from janus_modular.cli.app import app
 from janus_modular.cli.info import gather, millions
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
@@ -145,3 +147,62 @@ def test_an_unusable_text_sampler_is_reported(sampler: str, edited: Path):
     with pytest.raises(JanusError) as chat:
         Janus.from_pretrained(edited).chat("What?")
     assert gather(str(edited), [])["unusable"] == {"chat": str(chat.value)}
+
+
+EMBEDDINGS = "backbone.model.model.embed_tokens.weight"  # `tiny` ties its output weights to them
+
+
+def test_info_says_why_more_numbers_are_stored_than_the_model_has_parameters(edited: Path):
+    model = ModelAssembly.from_checkpoint(edited).model
+    values = model.state_dict(keep_vars=True).values()
+    buffers = sum(value.numel() for value in values if not isinstance(value, nn.Parameter))
+    stored = gather(str(edited), [])["stored"]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert stored == {"parameters": parameters, "buffers": buffers, "tied_copies": 0, "unused": 0}
+    assert buffers > 0  # the statistics of the codes
+    edit_weights(lambda w: w.update({"backbone.model.lm_head.weight": w[EMBEDDINGS].clone()}))(edited)
+    facts = gather(str(edited), [])
+    assert facts["stored"] == stored | {"tied_copies": model.get_parameter(EMBEDDINGS).numel()}
+    assert sum(facts["stored"].values()) == sum(facts["dtypes"].values())
+
+
+def test_info_prints_the_shares_of_the_stored_numbers(saved: Path):
+    printed = CliRunner().invoke(app, ["info", str(saved)]).stdout
+    buffers = gather(str(saved), [])["stored"]["buffers"]
+    assert "(tied weights counted once)" in printed
+    assert f"{millions(buffers)} are buffers (state that is not trained)" in printed
+    assert "copies" not in printed
+    assert "stored numbers" not in CliRunner().invoke(app, ["info", "tiny"]).stdout
+
+
+def test_a_path_that_does_not_exist_is_not_called_a_config(tmp_path: Path):
+    with pytest.raises(
+        CheckpointError, match=r"there is no file or folder '.*/nothing'; expected a checkpoint"
+    ):
+        gather(str(tmp_path / "nothing"), [])
+
+
+@pytest.mark.parametrize("name", ["tiny", "model/tiny", "train/janus_pro/stage1"])
+@pytest.mark.parametrize("command", ["chat NAME hi", "draw NAME hi", "convert NAME NEW", "export NAME NEW"])
+def test_a_config_named_as_a_model_is_said_to_have_no_weights(
+    name: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, command.replace("NAME", name).split())
+    assert done.exit_code == 2
+    assert f"'{name}' is a config, which has no weights; expected a model" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_the_name_of_a_config_is_a_model(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(saved, tmp_path / "tiny")
+    assert Janus.from_pretrained("tiny", device="cpu").model
+
+
+def test_the_folder_of_a_training_run_says_where_its_model_is(saved: Path, tmp_path: Path):
+    shutil.copytree(saved, tmp_path / "run" / "model")
+    with pytest.raises(CheckpointError, match=r"no config\.json\. The model of this run is .*/run/model\.$"):
+        ModelAssembly.from_checkpoint(tmp_path / "run")

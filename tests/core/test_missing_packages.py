@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,3 +63,47 @@ def test_an_attention_that_is_not_installed(plugins: Plugins) -> None:
     part = ComponentSpec("backbones", "hf", options(config=sizes, attention="flash_attention_2"))
     with pytest.raises(MissingPackageError, match=r"the backbone 'hf' of janus-modular .* needs a package"):
         ModelBuilder(plugins)(part)
+
+
+LACKING = ("peft", "sklearn", "tensorboard")
+CONFIG = {
+    "model": {"backbone": {"name": "lora", "base": "hf"}},
+    "learn": ["backbone"],
+    "sources": {"digits": {"name": "digits", "task": "read"}},
+    "mixture": {"digits": 1},
+    "schedule": {"steps": 1},
+    "output": "run",
+    "trackers": ["jsonl", "tensorboard"],
+}
+
+
+@pytest.mark.parametrize("lacking", [LACKING, (*LACKING, "torch")])
+def test_a_training_config_names_all_missing_extras_at_once(lacking: tuple[str, ...], tmp_path: Path) -> None:
+    """In a process of its own, whose plugins were not loaded before the packages were taken away."""
+    (tmp_path / "mine.yaml").write_text(json.dumps(CONFIG), "utf-8")
+    commands = (
+        ["train", "mine.yaml"],
+        ["train", "mine.yaml", "--dry-run"],
+        ["config", "validate", "mine.yaml"],
+    )
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({lacking!r}))  # as if they were not installed\n"
+        "from typer.testing import CliRunner\nfrom janus_modular.cli.app import app\n"
+        f"for words in {commands!r}:\n"
+        "    done = CliRunner().invoke(app, words)\n"
+        "    print(done.exit_code, done.stderr, end='END')\n"
+    )
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=True)
+    *outputs, last = done.stdout.split("END")
+    assert (len(outputs), last) == (3, "")
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert outputs[0].startswith("2 the config has ")
+    for path, extra in (("sources.digits", "demo"), ("trackers[1]", "train"), ("model.backbone", "lora")):
+        assert any(
+            f"  {path}.name: " in line and f"needs the extra '{extra}'" in line
+            for line in outputs[0].splitlines()
+        )
+    [install] = [line for line in outputs[0].splitlines() if "pip install" in line]
+    assert sorted(re.search(r"\[(.*)\]", install)[1].split(",")) == ["demo", "lora"]  # demo includes train
+    assert not (tmp_path / "run").exists()

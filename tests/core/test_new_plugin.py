@@ -11,8 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from janus_modular.cli.app import app
+from janus_modular.errors import PluginError
 from janus_modular.plugins.scaffold import CONTRACT_TESTS, TEMPLATE, slot_named, write_plugin
 from janus_modular.registry import SLOTS, slot_label
+from janus_modular.suggest import did_you_mean
 
 QUICK = "adaptors"
 
@@ -95,3 +97,12 @@ def test_every_slot_has_a_template_and_a_word() -> None:
     }
     for slot in SLOTS:
         assert slot_named(slot) == slot_named(slot_label(slot).replace(" ", "-")) == slot
+
+
+def test_a_part_of_a_slots_name_is_answered_with_the_whole_name() -> None:
+    with pytest.raises(PluginError, match=r"no slot 'encoder'\. Did you mean 'understanding-encoder'\?"):
+        slot_named("encoder")
+    stages = ["train/janus/stage1", "train/janus/stage2", "train/janus_pro/stage1"]
+    assert did_you_mean("stage1", stages) == f"Did you mean '{stages[0]}' or '{stages[2]}'?"
+    assert did_you_mean("age", ["stage"]) == "Did you mean 'stage'?"  # similar
+    assert did_you_mean("ta", ["stage"]) == ""

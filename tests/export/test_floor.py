@@ -90,6 +90,8 @@ ONNX = ("onnx", "onnx_ir", "onnxscript")
             (*TORCH, *ONNX),
             "'gpu': pip uninstall -y onnxruntime && pip",
         ),
+        (["demo", "--out", "demo"], (*TORCH, "sklearn", "matplotlib"), "'demo' needs the extra 'demo': pip"),
+        (["demo", "--out", "demo"], ("matplotlib",), "'demo' needs the extra 'demo': pip"),
         (["verify", "b", "--against", "m"], (*TORCH, *ONNX), "'verify' needs the extra 'export'"),
         (
             ["verify", "b", "--against", "m"],
@@ -104,6 +106,17 @@ ONNX = ("onnx", "onnx_ir", "onnxscript")
             "'verify' needs the extras 'export' and 'runtime': pip install 'janus-modular[export,runtime]';"
             " with an NVIDIA GPU, instead: pip uninstall -y onnxruntime &&"
             " pip install 'janus-modular[export,gpu]'\n",
+        ),
+        (
+            ["verify", "b", "--against", "m", "--runtime", "tensorrt-rtx"],
+            (*ONNX, "onnxruntime", "tensorrt_rtx"),
+            "'verify' needs the extras 'export', 'runtime' and 'rtx': pip install"
+            " 'janus-modular[export,runtime,rtx]';",
+        ),
+        (
+            ["verify", "b", "--against", "m", "--runtime", "tensorrt"],
+            ("tensorrt",),
+            "'verify' needs the extra 'gpu': pip uninstall",
         ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from janus_modular import ImageInput, ImageTarget, MissingExtraError, Sample, Text
-from janus_plugins.sources.digits import NAMES, Digits, DigitsConfig, _load
+from janus_modular import ImageInput, ImageTarget, Sample, Text
+from janus_plugins.sources.digits import NAMES, Digits, DigitsConfig
 
 SPLITS = ("train", "validation", "test")
 
@@ -78,10 +76,3 @@ def test_prompts_differ_and_name_the_digit() -> None:
 def test_unchanged_where_nothing_is_augmented() -> None:
     digits = Digits(DigitsConfig(task="read", augment=0))
     assert image(digits.sample(5, np.random.default_rng(0))) is digits.images[5]
-
-
-def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    _load.cache_clear()
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(MissingExtraError, match="demo"):
-        Digits(DigitsConfig())

@@ -12,6 +12,13 @@ import typer
 if TYPE_CHECKING:
     from janus_export.verify import Report
 
+RUNTIMES = {
+    "onnx": (("runtime",), ("onnxruntime",)),
+    "tensorrt": (("gpu",), ("onnxruntime", "tensorrt", "cuda.bindings")),
+    "tensorrt-rtx": (("runtime", "rtx"), ("onnxruntime", "tensorrt_rtx", "cuda.bindings")),
+}
+"""For each runtime the extras that verifying with it needs, and the modules of them that it imports."""
+
 
 def verify(
     context: typer.Context,
@@ -41,7 +48,8 @@ def verify(
 
     from janus_modular.errors import require_extras
 
-    with require_extras("'verify'", "export", "runtime"):
+    extras, modules = RUNTIMES.get(runtime, RUNTIMES["onnx"])
+    with require_extras("'verify'", "export", *extras, modules=modules):
         from janus_export.verify import NotRecordedError
         from janus_export.verify import verify as verify_bundle
 

@@ -17,9 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import peft  # before torch: where both are missing, the error names the extra that has both
 import torch
-from peft import LoraConfig as PeftConfig
-from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -92,13 +91,13 @@ class LoraBackbone(nn.Module):
         self.backbone = build(config.backbone)
         self.hidden_size: int = self.backbone.hidden_size
         self.context: int = self.backbone.context
-        adapters = PeftConfig(
+        adapters = peft.LoraConfig(
             r=config.rank,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
             target_modules=target_layers(config.target_modules, adaptable(self.backbone)),
         )
-        inject_adapter_in_model(adapters, nn.ModuleDict({"backbone": self.backbone}))
+        peft.inject_adapter_in_model(adapters, nn.ModuleDict({"backbone": self.backbone}))
 
     @property
     def vocab_size(self) -> int:

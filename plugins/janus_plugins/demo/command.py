@@ -27,8 +27,12 @@ app = typer.Typer(
     add_completion=False,
 )
 Config = Annotated[str, typer.Option(help="A YAML file, or a shipped name.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Overrides.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Overrides: A.B=C sets the key A.B to C.")
+]
+MODULES = ("torch", "sklearn", "matplotlib")
+"""Of the extra `demo`, the modules that are checked before anything is computed."""
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars, no loss lines.")]
 
 
 @app.command()
@@ -47,8 +51,11 @@ def run(
     """
     use_passive_waiting()
     from janus_modular.config import load, resolve
-    from janus_plugins.demo.run import run_demo
-    from janus_plugins.demo.schema import DemoConfig
+    from janus_modular.errors import require_extras
+
+    with require_extras("'demo'", "demo", modules=MODULES):
+        from janus_plugins.demo.run import run_demo
+        from janus_plugins.demo.schema import DemoConfig
 
     resolved = resolve(load(config, [f"seed={seed}", *(overrides or [])]), DemoConfig)
     run_demo(resolved, out, quiet=quiet)
@@ -68,6 +75,9 @@ def ablation(
     """
     use_passive_waiting()
     from janus_modular.config import load
-    from janus_plugins.demo.ablation import run_ablation
+    from janus_modular.errors import require_extras
+
+    with require_extras("'demo ablation'", "demo", modules=MODULES):
+        from janus_plugins.demo.ablation import run_ablation
 
     run_ablation(load(config, overrides or []), out, seeds=seeds, quiet=quiet)

@@ -16,13 +16,13 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from janus_modular import (
     ComponentConfig,
     ImageInput,
     ImageTarget,
     Message,
-    MissingExtraError,
     Registry,
     Sample,
     Segment,
@@ -144,10 +144,6 @@ def _enlarge(scan: np.ndarray, size: int) -> Image.Image:
 
 @cache
 def _load() -> tuple[np.ndarray, np.ndarray]:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingExtraError("the source 'digits'", "demo") from error
     digits = load_digits()
     return digits.images, digits.target
 

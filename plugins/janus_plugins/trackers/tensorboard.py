@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import tensorboard  # noqa: F401  # before torch: where both are missing, the error names the extra that has both
 from torch.utils.tensorboard import SummaryWriter
 
 from janus_modular import ComponentConfig, Registry, Tracker, hookimpl

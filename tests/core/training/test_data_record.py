@@ -118,7 +118,7 @@ def test_a_run_skips_bad_samples_and_resumes_exactly(make, metrics, data: Path, 
     halves = make(bad_samples=policy, mixture=mixture, output=str(tmp_path / "halves"), schedule__stop=3)
     train(halves, quiet=True)
     train(make(bad_samples=policy, mixture=mixture, output=str(tmp_path / "halves")), quiet=True, resume=True)
-    timings = {"steps_per_second", "tokens_per_second"}
+    timings = {"steps_per_second", "samples_per_second", "tokens_per_second"}
     lines = [
         [{k: v for k, v in line.items() if k not in timings} for line in metrics(config)]
         for config in (whole, halves)

@@ -30,6 +30,30 @@ class Kept:
         pass
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_in_a_terminal_a_bar_shows_the_progress(quiet: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    main, terminal = os.openpty()
+    learner, schedule = nn.Linear(2, 1), ScheduleConfig(steps=3)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with os.fdopen(terminal, "w") as stderr:
+        monkeypatch.setattr("sys.stderr", stderr)
+        batches = repeated(torch.ones(1, 2))
+        fit(
+            learner,
+            lambda x: {"y": learner(x).square().mean()},
+            batches,
+            optimizer=OptimizerConfig(),
+            schedule=schedule,
+            log_every=1,
+            quiet=quiet,
+        )
+        os.write(terminal, b"END")
+        shown = os.read(main, 65_536).decode()
+    os.close(main)
+    assert ("3/3" in shown and "loss 0." in shown) is not quiet
+    assert "step 1 of" not in shown
+
+
 def test_any_module_can_be_fitted() -> None:
     torch.manual_seed(0)
     x = torch.randn(64, 4)

@@ -142,6 +142,27 @@ def test_train_and_inspect_from_the_command_line(file: Path) -> None:
     assert "[image to draw, 16 positions]" in " ".join(result.output.split())
 
 
+def test_without_a_terminal_each_log_entry_is_a_line(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as CI sets it, whose logs are no terminal
+    words = ["schedule.steps=5", "log_every=2", "trackers=[jsonl]"]
+    result = CliRunner().invoke(app, ["train", str(file), *words])
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stderr.splitlines() if ": step " in line]
+    logged = list(map(json.loads, (file.parent / "out" / "metrics.jsonl").read_text().splitlines()))
+    assert [entry["step"] for entry in logged] == [2, 4, 5]
+    assert lines == [
+        f"{file}: step {entry['step']} of 5: loss {entry['loss']:.4f}, loss/image {entry['loss/image']:.4f},"
+        f" loss/text {entry['loss/text']:.4f}, source/draw {entry['source/draw']:.4f},"
+        f" source/read {entry['source/read']:.4f}, lr {entry['lr']:.3g},"
+        f" {entry['samples_per_second']:.3g} samples/s"
+        for entry in logged
+    ]
+    assert "\r" not in result.stderr
+    resumed = CliRunner().invoke(app, ["train", str(file), *words, "--resume"])
+    assert "nothing is left to train: all 5 steps of the schedule are done\n" in resumed.stderr
+    assert all(entry["samples"] == 4 for entry in logged)
+
+
 def test_samples_and_epochs_of_each_source_are_shown(file: Path, data: Path) -> None:
     (data / "draw.jsonl").write_text(
         (data / "draw.jsonl").read_text() + '\n{"image": "none.png", "class": "x"}\n'

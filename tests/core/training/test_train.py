@@ -62,7 +62,7 @@ def test_resuming_is_exact(make, metrics, tmp_path: Path) -> None:
     train(halves, quiet=True)
     halves = make(output=str(tmp_path / "halves"), workers=2)
     train(halves, quiet=True, resume=True)
-    timings = {"steps_per_second", "tokens_per_second"}
+    timings = {"steps_per_second", "samples_per_second", "tokens_per_second"}
     one, two = (
         [{k: v for k, v in line.items() if k not in timings} for line in metrics(config)]
         for config in (whole, halves)

@@ -16,6 +16,7 @@ from torch import Tensor
 from janus_modular import CheckpointError
 from janus_modular.checkpoints import ModelAssembly, convert
 from janus_modular.checkpoints.opening import open_lazily
+from janus_modular.cli.info import gather
 from janus_modular.testing import CheckpointFormatContract, CheckpointFormatExample
 from janus_plugins.formats.published import NAMES, PublishedConfig, PublishedFormat
 from janus_plugins.formats.published_config import read_config, write_config
@@ -288,3 +289,11 @@ class TestPublishedFormatKeepsTheContract(CheckpointFormatContract):
     def make(self) -> tuple[PublishedFormat, CheckpointFormatExample]:
         config = json.loads((REFERENCE / "config.json").read_text())
         return PublishedFormat(PublishedConfig()), CheckpointFormatExample(config, self.weights)
+
+
+def test_info_counts_the_numbers_that_a_model_does_not_use(
+    published: Path, reference: dict[str, Tensor]
+) -> None:
+    stored = gather(str(published), [])["stored"]
+    assert stored["unused"] == sum(tensor.numel() for name, tensor in reference.items() if unused(name)) > 0
+    assert sum(stored.values()) == sum(tensor.numel() for tensor in reference.values())
