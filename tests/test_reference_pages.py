@@ -96,6 +96,36 @@ def test_every_error_is_documented():
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == known
 
 
+def test_every_attribute_of_results_is_documented():
+    from janus_modular import answers
+
+    text = (ROOT / "docs/reference/janus.md").read_text("utf-8")
+    rows = re.findall(r"^\| (`.*?`) \| (`\w+`(?:, `\w+`)*) \|", text.partition("## Results")[2], re.MULTILINE)
+    documented = {(name.strip("`"), item.strip("`")) for name, items in rows for item in items.split(", ")}
+    usage = answers.Usage(prompt_tokens=1)
+    results = {
+        "Answer": answers.Answer("", None, usage),
+        "Drawings": answers.Drawings([], [usage]),
+        "Usage": usage,
+    }
+    for name, result in results.items():
+        own = {word for word in dir(result) if word[0] != "_"} - {*dir(str), *dir(list)}
+        methods = {word for word in own if callable(getattr(result, word))}
+        assert {key for key, item in documented if item == name} == own - methods, name
+
+
+def test_every_setting_of_the_built_in_samplers_is_documented(plugins: Plugins):
+    text = (ROOT / "docs/reference/janus.md").read_text("utf-8")
+    section = text.partition("## Settings and seeds")[2].partition("## ")[0]
+    settings = [
+        *options_of(plugins.entry("text_samplers", "text").config),
+        *options_of(plugins.entry("image_samplers", "autoregressive").config),
+    ]
+    names = {row["name"] for row in settings} - {"numbers"}  # set by `chat` and `draw`
+    documented = re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE)
+    assert {name.strip("`") for row in documented for name in row.split(", ")} == names
+
+
 def test_every_manifest_key_and_the_schema_are_documented():
     page = ROOT / "docs/reference/bundle.md"
     schema = json.loads((ROOT / "export/janus_export/bundle.schema.json").read_text("utf-8"))
