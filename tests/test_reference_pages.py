@@ -21,6 +21,7 @@ from janus_modular.interfaces import GenerationPath, PixelSpec
 from janus_modular.plugins import Plugins
 from janus_modular.plugins.options import options_of
 from janus_modular.registry import SLOTS
+from janus_modular.testing.fixtures import context
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,6 +34,12 @@ def slot_pages() -> Any:
     pages = module_from_spec(spec)
     spec.loader.exec_module(pages)
     return pages
+
+
+def slot_page(slot: str, plugins: Plugins) -> str:
+    """Return the page of a slot as the site has it."""
+    written = (ROOT / f"docs/reference/slots/{slot}.md").read_text("utf-8")
+    return str(slot_pages().complete(written, slot, plugins))
 
 
 def test_every_hook_is_documented_with_its_arguments():
@@ -198,7 +205,7 @@ RELATED = {
 
 @pytest.mark.parametrize("slot", RELATED)
 def test_slot_pages_document_related_classes(slot: str, plugins: Plugins):
-    written = re.findall(r"^::: janus_modular\.([\w.]+)$", slot_pages().page(slot, plugins), re.MULTILINE)
+    written = re.findall(r"^::: janus_modular\.([\w.]+)$", slot_page(slot, plugins), re.MULTILINE)
     assert set(RELATED[slot]) <= set(written)
 
 
@@ -210,16 +217,42 @@ def test_the_hook_of_generation_paths_names_every_member():
 
 
 def test_every_slot_has_a_page_with_its_interface_and_components(plugins: Plugins):
-    pages = slot_pages()
     nav = re.findall(r"reference/slots/(\w+)\.md", (ROOT / "mkdocs.yml").read_text("utf-8"))
     assert sorted(nav) == sorted(SLOTS)
     for slot in SLOTS:
-        text = pages.page(slot, plugins)
+        text = slot_page(slot, plugins)
         assert re.findall(r"^### `([\w-]+)`$", text, re.MULTILINE) == plugins.names(slot)
         for path in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE):
             module, _, name = path.rpartition(".")
             assert hasattr(import_module(module), name)
-    assert "| `depth` | `2` | linear layers: C -> D, then D -> D; Janus and Janus-Pro have 2 |" in pages.page(
+    assert "| `depth` | `2` | linear layers: C -> D, then D -> D; Janus and Janus-Pro have 2 |" in slot_page(
         "adaptors", plugins
     )
-    assert "| `feature_dim` | `int` | C |" in pages.page("understanding_encoders", plugins)
+    assert "| `feature_dim` | `int` | C |" in slot_page("understanding_encoders", plugins)
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_slot_pages_say_when_to_choose_each_component(slot: str, plugins: Plugins):
+    text = slot_page(slot, plugins)
+    choices = text.partition("## Which one to choose")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"^\| `([\w-]+)` \|", choices, re.MULTILINE)) == plugins.names(slot)
+    assert [line for line in text.splitlines() if re.search(r"\| *\|", line)] == []  # no empty cell
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_the_example_of_a_slot_page_registers_a_component_that_can_be_built(
+    slot: str, plugins: Plugins, tmp_path: Path
+):
+    [(path, text), _] = slot_pages().example_files(slot).items()
+    assert f"```python\n{text}```" in slot_page(slot, plugins)
+    file = tmp_path / Path(path).name
+    file.write_text(text, "utf-8")
+    extended = Plugins(plugins.entry_points)
+    [info] = extended.add_file(file)
+    assert info.slot == slot
+    entry = extended.entry(slot, info.name)
+    if slot in slot_pages().UNCHECKED:
+        entry.factory(entry.config(), *([tmp_path] if slot == "runtimes" else []))
+    else:
+        component, _ = context(extended, slot, info.name)()
+        assert component is not None
