@@ -26,9 +26,9 @@ from janus_modular.testing.fixtures import context
 ROOT = Path(__file__).parents[1]
 
 
-def slot_pages() -> Any:
-    """Import the file that generates the pages of slots."""
-    spec = spec_from_file_location("slot_pages", ROOT / "docs/slot_pages.py")
+def hooks_of_site(name: str) -> Any:
+    """Import a file that completes pages when the site is built: slot_pages, catalogue."""
+    spec = spec_from_file_location(name, ROOT / f"docs/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     pages = module_from_spec(spec)
@@ -39,7 +39,7 @@ def slot_pages() -> Any:
 def slot_page(slot: str, plugins: Plugins) -> str:
     """Return the page of a slot as the site has it."""
     written = (ROOT / f"docs/reference/slots/{slot}.md").read_text("utf-8")
-    return str(slot_pages().complete(written, slot, plugins))
+    return str(hooks_of_site("slot_pages").complete(written, slot, plugins))
 
 
 def test_every_hook_is_documented_with_its_arguments():
@@ -243,7 +243,7 @@ def test_slot_pages_say_when_to_choose_each_component(slot: str, plugins: Plugin
 def test_the_example_of_a_slot_page_registers_a_component_that_can_be_built(
     slot: str, plugins: Plugins, tmp_path: Path
 ):
-    [(path, text), _] = slot_pages().example_files(slot).items()
+    [(path, text), _] = hooks_of_site("slot_pages").example_files(slot).items()
     assert f"```python\n{text}```" in slot_page(slot, plugins)
     file = tmp_path / Path(path).name
     file.write_text(text, "utf-8")
@@ -251,8 +251,39 @@ def test_the_example_of_a_slot_page_registers_a_component_that_can_be_built(
     [info] = extended.add_file(file)
     assert info.slot == slot
     entry = extended.entry(slot, info.name)
-    if slot in slot_pages().UNCHECKED:
+    if slot in hooks_of_site("slot_pages").UNCHECKED:
         entry.factory(entry.config(), *([tmp_path] if slot == "runtimes" else []))
     else:
         component, _ = context(extended, slot, info.name)()
         assert component is not None
+
+
+CATALOGUE = hooks_of_site("catalogue")
+CHECK_RESULTS = json.loads((ROOT / "docs/check_results.json").read_text("utf-8"))
+QUICK = ("adaptors:linear", "heads:mlp", "trackers:", "text_samplers:", "image_samplers:", "sources:digits")
+
+
+def test_the_catalogue_has_a_result_for_every_check_of_every_component(plugins: Plugins):
+    from janus_modular.testing import checks_of
+
+    components = CATALOGUE.built_ins(plugins)
+    assert CHECK_RESULTS.keys() == {key for key in components if CATALOGUE.is_checkable(key)}
+    for key, outcomes in CHECK_RESULTS.items():
+        slot = key.partition(":")[0]
+        assert outcomes.keys() == {check.name for check in checks_of(slot) if not check.slow}, key
+    failed = {key for key, outcomes in CHECK_RESULTS.items() if "failed" in outcomes.values()}
+    assert failed == CATALOGUE.EXPECTED_FAILURES.keys()
+    listed = re.findall(r"^\| \[`([\w-]+)`\]\(slots/(\w+)\.md", CATALOGUE.tables(plugins), re.MULTILINE)
+    assert sorted(f"{slot}:{name}" for name, slot in listed) == sorted(components)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        key if key.startswith(QUICK) else pytest.param(key, marks=pytest.mark.slow)
+        for key in sorted(CHECK_RESULTS)
+    ],
+)
+def test_the_results_in_the_catalogue_are_those_of_the_checks(key: str, plugins: Plugins):
+    """Store them with ``python docs/catalogue.py``."""
+    assert CATALOGUE.check(plugins, key) == CHECK_RESULTS[key]
