@@ -1,6 +1,7 @@
-"""Generates a reference page for each slot when the site is built: interface and built-in components.
+"""Completes the pages of slots when the site is built: an example, checks, the interface, and options.
 
-The text comes from docstrings, comments of options, and entry points. mkdocs loads this file as hooks.
+A page in reference/slots/ is written by hand. What is appended here comes from the templates of
+``plugins new``, docstrings, comments of options, and entry points. mkdocs loads this file as hooks.
 """
 
 from __future__ import annotations
@@ -8,19 +9,26 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import Files
+from mkdocs.structure.pages import Page
 
-from janus_modular import interfaces, protocols
+from janus_modular import ComponentConfig, interfaces, protocols
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.plugins.options import comments_of, options_of
-from janus_modular.registry import SLOTS, Hooks, slot_label
+from janus_modular.plugins.scaffold import write_plugin
+from janus_modular.registry import MODEL_SLOTS, SLOTS, Entry, Hooks, slot_label
 
 FOLDER = "reference/slots"
+UNCHECKED = ("formats", "runtimes")
+"""Slots without an example that fits every component, so that ``plugins check`` cannot check them."""
+
 RELATED: dict[str, tuple[str, ...]] = {
     "understanding_encoders": (
         "interfaces.PixelSpec",
@@ -28,8 +36,8 @@ RELATED: dict[str, tuple[str, ...]] = {
         "protocols.LoadsPretrained",
     ),
     "generation": (
+        *("interfaces.GraphSpec", "interfaces.TensorSpec", "model.sampling.sample_with_noise"),
         *("protocols.EncodesImages", "sequence.EncodedSpec", "protocols.HasLogProbabilities"),
-        "model.sampling.sample_with_noise",
     ),
     "text_samplers": ("protocols.TextSamplerSettings", "protocols.Session", "sequence.Sequence"),
     "image_samplers": (
@@ -49,24 +57,47 @@ RELATED: dict[str, tuple[str, ...]] = {
 """By slot: further classes and functions that its page documents, by module of janus_modular."""
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the generated pages to the files of the documentation folder."""
-    plugins = default_plugins()
-    for slot in SLOTS:
-        files.append(File.generated(config, f"{FOLDER}/{slot}.md", content=page(slot, plugins)))
-    return files
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Append the generated sections to the page of a slot."""
+    folder, _, name = page.file.src_uri.rpartition("/")
+    slot = name.removesuffix(".md")
+    return complete(markdown, slot, default_plugins()) if folder == FOLDER and slot in SLOTS else markdown
 
 
-def page(slot: str, plugins: Plugins) -> str:
-    """Return the page of a slot in Markdown."""
-    return "\n\n".join(_paragraphs(slot, plugins)) + "\n"
+def complete(written: str, slot: str, plugins: Plugins) -> str:
+    """Return the page of a slot in Markdown: what is written by hand, and the generated sections."""
+    return "\n\n".join([written, *_example(slot), *_interface(slot), *_built_ins(slot, plugins)]) + "\n"
 
 
-def _paragraphs(slot: str, plugins: Plugins) -> Iterator[str]:
+def example_files(slot: str) -> dict[str, str]:
+    """Return the component and its test that ``plugins new`` writes for a slot, by path."""
+    name = f"acme-{slot_label(slot).split()[-1]}"
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_plugin(name, slot, Path(folder))
+        texts = {f"{name}/{file}": Path(folder, name, file).read_text("utf-8") for file in files}
+    return {path: text for path, text in texts.items() if path.endswith(".py") and "__init__" not in path}
+
+
+def _example(slot: str) -> Iterator[str]:
+    word = slot_label(slot).replace(" ", "-")
+    name = f"acme-{word.rpartition('-')[2]}"
+    (file, component), (test_file, test) = example_files(slot).items()
+    contract = f"the contract of the slot as a test, [all of its checks](../testing.md), in `{test_file}`:"
+    yield "## A complete example"
+    yield f"`janus-modular plugins new {name} --slot {word}` writes this file, `{file}`, into a new package:"
+    yield f"```python\n{component}```"
+    yield f"Its last function is the plugin's hook: [`register_{slot}`](../hooks.md#register_{slot}registry)."
+    yield "## Check it"
+    if slot in UNCHECKED:
+        yield f"No example fits every {slot_label(slot)}, so `plugins new` writes {contract}"
+    else:
+        yield f"```bash\njanus-modular plugins check {name} --plugin {file}\n```"
+        yield f"`plugins new` also writes {contract}"
+    yield f"```python\n{test}```"
+
+
+def _interface(slot: str) -> Iterator[str]:
     hook = getattr(Hooks, f"register_{slot}")
-    label = slot_label(slot)
-    yield f"# {label[0].upper()}{label[1:]}"
-    yield f"{inspect.getdoc(hook)} See [its hook](../hooks.md#register_{slot}registry)."
     yield "## Interface"
     [name] = re.findall(r"Registry\[(\w+)", inspect.get_annotations(hook)["registry"])
     module = interfaces if hasattr(interfaces, name) else protocols
@@ -76,14 +107,32 @@ def _paragraphs(slot: str, plugins: Plugins) -> Iterator[str]:
         for path in related:
             module_name, _, name = path.rpartition(".")
             yield from _reference(import_module(f"janus_modular.{module_name}"), name)
-    yield "## Built-in components"
+
+
+def _built_ins(slot: str, plugins: Plugins) -> Iterator[str]:
+    yield "## Options of the built-in components"
+    if slot in MODEL_SLOTS:
+        yield (
+            "Every component also has `pretrained` (a folder, a file, or a hub id) and `revision`; see"
+            " [pretrained components](../../how-to/swap-parts.md#pretrained-components)."
+        )
     for name in plugins.names(slot):
         entry = plugins.entry(slot, name)
         yield f"### `{name}`"
         yield _prose(inspect.getdoc(sys.modules[entry.config.__module__]) or "")
         yield _prose(inspect.getdoc(entry.factory if inspect.isclass(entry.factory) else entry.config) or "")
-        options = [(row["name"], row["default"], row["comment"]) for row in options_of(entry.config)]
-        yield _table(("option", "default", ""), options)
+        yield _options(entry)
+
+
+def _options(entry: Entry[object]) -> str:
+    """Return the table of a component's options, without those of every component."""
+    common = set(inspect.get_annotations(ComponentConfig))
+    rows = [
+        (row["name"], row["default"], row["comment"])
+        for row in options_of(entry.config)
+        if row["name"] not in common
+    ]
+    return _table(("option", "default", "what it is"), rows) if rows else "It has no options of its own."
 
 
 def _reference(module: ModuleType, name: str) -> Iterator[str]:
@@ -93,7 +142,7 @@ def _reference(module: ModuleType, name: str) -> Iterator[str]:
         comments = comments_of(item)
         yield f"Attributes of `{name}`:"
         rows = [(key, annotation, comments.get(key, "")) for key, annotation in annotations.items()]
-        yield _table(("attribute", "type", ""), rows)
+        yield _table(("attribute", "type", "what it is"), rows)
     yield f"::: {module.__name__}.{name}"
 
 
@@ -103,7 +152,7 @@ def _prose(docstring: str) -> str:
     return re.sub(r"^(\w[\w-]*: \{.*)$", r"    \1", text, flags=re.MULTILINE)
 
 
-def _table(heads: tuple[str, str, str], rows: list[tuple[str, str, str]]) -> str:
+def _table(heads: Sequence[str], rows: Sequence[tuple[str, str, str]]) -> str:
     lines = [f"| `{name}` | `{_cell(value)}` | {_cell(comment)} |" for name, value, comment in rows]
     return "\n".join([f"| {' | '.join(heads)} |", "| --- | --- | --- |", *lines])
 

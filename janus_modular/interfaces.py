@@ -50,12 +50,12 @@ def component(slot: str) -> Any:
 class PixelSpec:
     """How images are preprocessed for an understanding encoder."""
 
-    height: int = 384
-    width: int = 384
+    height: int = 384  # of the encoder's images, in pixels
+    width: int = 384  # in pixels
     resize: Literal["letterbox", "crop", "stretch"] = "letterbox"  # fit inside, fill and cut, or distort
     normalize: bool = True  # (x - mean) / std, with x in [0, 1]
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of red, green, blue
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of red, green, blue
     fill: tuple[int, int, int] | None = None  # letterbox borders; None: int(255 * mean)
     min_size: int = 14  # letterbox: no side gets shorter than this, in pixels
 
@@ -76,7 +76,7 @@ class UnderstandingEncoder(Protocol):
     """Encodes input images as features."""
 
     feature_dim: int  # C
-    pixels: PixelSpec
+    pixels: PixelSpec  # how images are preprocessed for it
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of features of an image of this size; P is their product.
@@ -268,9 +268,9 @@ class TensorSpec:
     is a multiple of ``"images"`` that the sampler chooses.
     """
 
-    name: str
+    name: str  # unique among the graph's tensors
     dtype: str  # of DTYPES; of a graph that has been compiled: float16, bfloat16, ... instead of "model"
-    shape: tuple[int | str, ...]
+    shape: tuple[int | str, ...]  # sizes, axes, and multiples of axes
 
     @property
     def axes(self) -> list[str]:
@@ -324,16 +324,16 @@ class GraphSpec:
 
     name: str  # lower-case letters, digits and underscores
     function: Callable[..., Any]  # takes the inputs in order; returns a tensor, or a tuple of the outputs
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    role: GraphRole = "other"
+    inputs: tuple[TensorSpec, ...]  # in the order of the function's arguments
+    outputs: tuple[TensorSpec, ...]  # in the order of its results
+    role: GraphRole = "other"  # how the graph is verified: sample, decode, encode, other
 
 
 class GenerationPath(Protocol):
     """Generates images. ``autoregressive`` (tokenizer, adaptor, head) is the path of Janus."""
 
     height: int  # of the images it draws, in pixels
-    width: int
+    width: int  # in pixels
     num_tokens: int  # positions one image takes in a sequence
     predicts_next: bool  # losses read the hidden state BEFORE each position (True) or at it (False)
     image_sampler: str  # the registered image sampler that draws with it, unless the config has another

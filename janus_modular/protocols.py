@@ -50,7 +50,7 @@ class Session(Protocol):
     vocab_size: int  # V
     pad_id: int  # the token id that stands for a dropped condition
     image_positions: int  # positions that a drawn image takes
-    sizes: Mapping[str, Any]
+    sizes: Mapping[str, Any]  # the generation path's own
     max_seq_len: int  # maximum positions of a row
 
     @property

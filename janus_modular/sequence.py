@@ -25,15 +25,15 @@ IGNORE_INDEX = -100
 class Text:
     """A text segment; the loss is taken on ``supervised`` text alone."""
 
-    text: str
-    supervised: bool = False
+    text: str  # as the tokenizer gets it
+    supervised: bool = False  # counts in the loss
 
 
 @dataclass(frozen=True)
 class ImageInput:
     """An image for the understanding path."""
 
-    image: Image.Image
+    image: Image.Image  # of any size, in RGB
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class ImageTarget:
     (`EncodedSpec`), as codes for instance.
     """
 
-    image: Image.Image | None = None
-    supervised: bool = True
+    image: Image.Image | None = None  # of any size, in RGB
+    supervised: bool = True  # counts in the loss
     encoded: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
@@ -103,9 +103,9 @@ class Message:
     ``reasoning_content`` is the assistant's reasoning before it; chat templates of reasoning models write it.
     """
 
-    role: str
-    content: list[Segment]
-    reasoning_content: Text | None = None
+    role: str  # system, user or assistant
+    content: list[Segment]  # texts and images, in order
+    reasoning_content: Text | None = None  # before the content
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Sample:
     pads, so that the model learns the unconditional rows of guidance.
     """
 
-    messages: list[Message]
+    messages: list[Message]  # the turns, in order
     template: bool = True  # formatted by the model's chat template
     source: str = ""  # its name in the mixture
     exact_supervision: bool = False  # exactly the marked segments, whatever the run's `supervise`
@@ -139,7 +139,7 @@ class Sequence:
         default_factory=list
     )  # each (3, h, w) uint8, or encoded, of another dtype
     generation_supervised: list[bool] = field(default_factory=list)  # for each target image
-    source: str = ""
+    source: str = ""  # its name in the mixture
     seed: int = 0  # of the randomness in the targets of its images
 
     def __len__(self) -> int:

@@ -21,18 +21,25 @@ from janus_modular.interfaces import GenerationPath, PixelSpec
 from janus_modular.plugins import Plugins
 from janus_modular.plugins.options import options_of
 from janus_modular.registry import SLOTS
+from janus_modular.testing.fixtures import context
 
 ROOT = Path(__file__).parents[1]
 
 
-def slot_pages() -> Any:
-    """Import the file that generates the pages of slots."""
-    spec = spec_from_file_location("slot_pages", ROOT / "docs/slot_pages.py")
+def hooks_of_site(name: str) -> Any:
+    """Import a file that completes pages when the site is built: slot_pages, catalogue."""
+    spec = spec_from_file_location(name, ROOT / f"docs/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     pages = module_from_spec(spec)
     spec.loader.exec_module(pages)
     return pages
+
+
+def slot_page(slot: str, plugins: Plugins) -> str:
+    """Return the page of a slot as the site has it."""
+    written = (ROOT / f"docs/reference/slots/{slot}.md").read_text("utf-8")
+    return str(hooks_of_site("slot_pages").complete(written, slot, plugins))
 
 
 def test_every_hook_is_documented_with_its_arguments():
@@ -94,6 +101,36 @@ def test_every_error_is_documented():
         if isinstance(item, type) and issubclass(item, errors.JanusError)
     }
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == known
+
+
+def test_every_attribute_of_results_is_documented():
+    from janus_modular import answers
+
+    text = (ROOT / "docs/reference/janus.md").read_text("utf-8")
+    rows = re.findall(r"^\| (`.*?`) \| (`\w+`(?:, `\w+`)*) \|", text.partition("## Results")[2], re.MULTILINE)
+    documented = {(name.strip("`"), item.strip("`")) for name, items in rows for item in items.split(", ")}
+    usage = answers.Usage(prompt_tokens=1)
+    results = {
+        "Answer": answers.Answer("", None, usage),
+        "Drawings": answers.Drawings([], [usage]),
+        "Usage": usage,
+    }
+    for name, result in results.items():
+        own = {word for word in dir(result) if word[0] != "_"} - {*dir(str), *dir(list)}
+        methods = {word for word in own if callable(getattr(result, word))}
+        assert {key for key, item in documented if item == name} == own - methods, name
+
+
+def test_every_setting_of_the_built_in_samplers_is_documented(plugins: Plugins):
+    text = (ROOT / "docs/reference/janus.md").read_text("utf-8")
+    section = text.partition("## Settings and seeds")[2].partition("## ")[0]
+    settings = [
+        *options_of(plugins.entry("text_samplers", "text").config),
+        *options_of(plugins.entry("image_samplers", "autoregressive").config),
+    ]
+    names = {row["name"] for row in settings} - {"numbers"}  # set by `chat` and `draw`
+    documented = re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE)
+    assert {name.strip("`") for row in documented for name in row.split(", ")} == names
 
 
 def test_every_manifest_key_and_the_schema_are_documented():
@@ -168,7 +205,7 @@ RELATED = {
 
 @pytest.mark.parametrize("slot", RELATED)
 def test_slot_pages_document_related_classes(slot: str, plugins: Plugins):
-    written = re.findall(r"^::: janus_modular\.([\w.]+)$", slot_pages().page(slot, plugins), re.MULTILINE)
+    written = re.findall(r"^::: janus_modular\.([\w.]+)$", slot_page(slot, plugins), re.MULTILINE)
     assert set(RELATED[slot]) <= set(written)
 
 
@@ -180,16 +217,73 @@ def test_the_hook_of_generation_paths_names_every_member():
 
 
 def test_every_slot_has_a_page_with_its_interface_and_components(plugins: Plugins):
-    pages = slot_pages()
     nav = re.findall(r"reference/slots/(\w+)\.md", (ROOT / "mkdocs.yml").read_text("utf-8"))
     assert sorted(nav) == sorted(SLOTS)
     for slot in SLOTS:
-        text = pages.page(slot, plugins)
+        text = slot_page(slot, plugins)
         assert re.findall(r"^### `([\w-]+)`$", text, re.MULTILINE) == plugins.names(slot)
         for path in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE):
             module, _, name = path.rpartition(".")
             assert hasattr(import_module(module), name)
-    assert "| `depth` | `2` | linear layers: C -> D, then D -> D; Janus and Janus-Pro have 2 |" in pages.page(
+    assert "| `depth` | `2` | linear layers: C -> D, then D -> D; Janus and Janus-Pro have 2 |" in slot_page(
         "adaptors", plugins
     )
-    assert "| `feature_dim` | `int` | C |" in pages.page("understanding_encoders", plugins)
+    assert "| `feature_dim` | `int` | C |" in slot_page("understanding_encoders", plugins)
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_slot_pages_say_when_to_choose_each_component(slot: str, plugins: Plugins):
+    text = slot_page(slot, plugins)
+    choices = text.partition("## Which one to choose")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"^\| `([\w-]+)` \|", choices, re.MULTILINE)) == plugins.names(slot)
+    assert [line for line in text.splitlines() if re.search(r"\| *\|", line)] == []  # no empty cell
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_the_example_of_a_slot_page_registers_a_component_that_can_be_built(
+    slot: str, plugins: Plugins, tmp_path: Path
+):
+    [(path, text), _] = hooks_of_site("slot_pages").example_files(slot).items()
+    assert f"```python\n{text}```" in slot_page(slot, plugins)
+    file = tmp_path / Path(path).name
+    file.write_text(text, "utf-8")
+    extended = Plugins(plugins.entry_points)
+    [info] = extended.add_file(file)
+    assert info.slot == slot
+    entry = extended.entry(slot, info.name)
+    if slot in hooks_of_site("slot_pages").UNCHECKED:
+        entry.factory(entry.config(), *([tmp_path] if slot == "runtimes" else []))
+    else:
+        component, _ = context(extended, slot, info.name)()
+        assert component is not None
+
+
+CATALOGUE = hooks_of_site("catalogue")
+CHECK_RESULTS = json.loads((ROOT / "docs/check_results.json").read_text("utf-8"))
+QUICK = ("adaptors:linear", "heads:mlp", "trackers:", "text_samplers:", "image_samplers:", "sources:digits")
+
+
+def test_the_catalogue_has_a_result_for_every_check_of_every_component(plugins: Plugins):
+    from janus_modular.testing import checks_of
+
+    components = CATALOGUE.built_ins(plugins)
+    assert CHECK_RESULTS.keys() == {key for key in components if CATALOGUE.is_checkable(key)}
+    for key, outcomes in CHECK_RESULTS.items():
+        slot = key.partition(":")[0]
+        assert outcomes.keys() == {check.name for check in checks_of(slot) if not check.slow}, key
+    failed = {key for key, outcomes in CHECK_RESULTS.items() if "failed" in outcomes.values()}
+    assert failed == CATALOGUE.EXPECTED_FAILURES.keys()
+    listed = re.findall(r"^\| \[`([\w-]+)`\]\(slots/(\w+)\.md", CATALOGUE.tables(plugins), re.MULTILINE)
+    assert sorted(f"{slot}:{name}" for name, slot in listed) == sorted(components)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        key if key.startswith(QUICK) else pytest.param(key, marks=pytest.mark.slow)
+        for key in sorted(CHECK_RESULTS)
+    ],
+)
+def test_the_results_in_the_catalogue_are_those_of_the_checks(key: str, plugins: Plugins):
+    """Store them with ``python docs/catalogue.py``."""
+    assert CATALOGUE.check(plugins, key) == CHECK_RESULTS[key]

@@ -195,7 +195,7 @@ def tokenizer_files(config: ModelConfig) -> Iterator[str | Path]:
     processor, backbone = config.processor, _pretrained_backbone(config)
     if processor.tokenizer is not None:
         name = processor.tokenizer
-        path = name if name == "bytes" else resolve_pretrained(name, processor.revision)
+        path = name if name == "bytes" else resolve_pretrained(name, processor.revision, weights=False)
         with _as_tokenizer_json(path) as source:
             if backbone:
                 _check_tokenizer(source, name, backbone, config_path(config, "processor.tokenizer"))

@@ -45,10 +45,11 @@ class PretrainedReport:
         return f"{text}; {len(self.unexpected_keys)} unexpected keys: {keys}"
 
 
-def resolve_pretrained(pretrained: str, revision: str | None = None) -> Path:
+def resolve_pretrained(pretrained: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """Return the path of a folder or file, fetched if it is a hub id (``owner/name``, ``owner/name/x.gguf``).
 
-    huggingface_hub's cache and its offline mode (HF_HUB_OFFLINE=1) are honoured.
+    Without ``weights``, only configs and tokenizers are fetched. huggingface_hub's cache and its offline mode
+    (HF_HUB_OFFLINE=1) are honoured.
 
     Raises:
         CheckpointError: the argument is neither a path nor a hub model that can be reached.
@@ -65,7 +66,7 @@ def resolve_pretrained(pretrained: str, revision: str | None = None) -> Path:
             f"there is no file or folder '{printable(pretrained)}'. Give a path or a hub id (owner/name)."
         )
     try:
-        return _from_hub(pretrained, revision)
+        return _from_hub(pretrained, revision, weights)
     except ModuleNotFoundError as error:
         raise missing_extra(error, "fetching from the hub") or error from error
     except (OSError, ValueError) as error:  # all of huggingface_hub's errors are one of these
@@ -77,20 +78,22 @@ def resolve_pretrained(pretrained: str, revision: str | None = None) -> Path:
         ) from error
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_hub(name: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
 
     owner, model, *inside = name.split("/")
     if inside:
         return Path(hf_hub_download(f"{owner}/{model}", "/".join(inside), revision=revision))
 
-    def fetch(weights: list[str]) -> Path:
+    def fetch(files: list[str]) -> Path:
         # only from the root of the repository: its folders hold other formats of the same weights
-        patterns = [*DESCRIPTIONS, *weights]
+        patterns = [*DESCRIPTIONS, *files]
         return Path(
             snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns="*/*")
         )
 
+    if not weights:
+        return fetch([])
     folder = fetch(["*.safetensors"])
     return folder if any(folder.glob("*.safetensors")) else fetch(PICKLES)
 

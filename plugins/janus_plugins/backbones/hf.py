@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ from janus_plugins.hf_rope_keys import refuse_overruled, refuse_unread_factor
 
 CACHED_ATTENTION = "janus_kv_cache"
 AttentionInterface.register(CACHED_ATTENTION, cached_attention)
+LOCK = Lock()
 
 LOGIT_RULES = {"logit_scale", "logits_scaling", "final_logit_softcapping"}
 """Config keys by which families change logits: Cohere multiplies, Granite divides, Gemma caps."""
@@ -82,6 +84,7 @@ class HfBackbone(nn.Module):
     def __init__(self, config: HfConfig) -> None:
         super().__init__()
         self._packing_checked = self._attention_checked = False
+        self._cached_passes = 0  # of all threads, at this moment
         family = decoder_config(config)
         check_values(family.to_dict(), "backbone.config")
         # Pretrained weights replace the initial ones, so these take no memory.
@@ -139,7 +142,7 @@ class HfBackbone(nn.Module):
             if not self._packing_checked and not x.is_meta:
                 self._check_packing(x[:1, :1])
             return self._body(x, positions)
-        with self._attention(CACHED_ATTENTION) as attending:
+        with self._cached_attention() as attending:
             hidden = self.body(
                 inputs_embeds=x,
                 position_ids=positions,
@@ -272,18 +275,23 @@ class HfBackbone(nn.Module):
         self._attention_checked = True
 
     @contextmanager
-    def _attention(self, name: str) -> Iterator[set[nn.Module]]:
-        """Use the attention registered as ``name``; yield the set of modules that call `cached_attention`."""
-        family = self.model.config
-        previous = family._attn_implementation
-        family._attn_implementation = name
-        modules = set[nn.Module]()
+    def _cached_attention(self) -> Iterator[set[nn.Module]]:
+        """Attend by `cached_attention` until the last thread's pass ends; yield the modules that call it."""
+        family, modules = self.model.config, set[nn.Module]()
+        with LOCK:
+            if not self._cached_passes:
+                self._own_attention = family._attn_implementation
+            self._cached_passes += 1
+            family._attn_implementation = CACHED_ATTENTION
         token = attention_modules.set(modules)
         try:
             yield modules
         finally:
             attention_modules.reset(token)
-            family._attn_implementation = previous
+            with LOCK:
+                self._cached_passes -= 1
+                if not self._cached_passes:
+                    family._attn_implementation = self._own_attention
 
 
 def decoder_config(config: HfConfig) -> PreTrainedConfig:

@@ -7,12 +7,16 @@ whole batch, so that the result of a short row would depend on longer rows and o
 from __future__ import annotations
 
 from itertools import pairwise
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from janus_modular import ConfigError
+
+LOCK = Lock()
+"""Held while a rotary embedding has the frequencies of a sequence; threads share the module."""
 
 
 class PerSequenceRope:
@@ -39,10 +43,11 @@ class PerSequenceRope:
             starts = [0, *((row[1:] == 0).nonzero().flatten() + 1).tolist(), len(row)]
             sequences = []
             for start, end in pairwise(starts):
-                for name in vars(self):
-                    if name.endswith("max_seq_len_cached"):  # else a longer sequence's frequencies would stay
-                        setattr(self, name, 0)
-                sequences.append(embed(x, row[None, start:end], *args, **options))
+                with LOCK:
+                    for name in vars(self):
+                        if name.endswith("max_seq_len_cached"):  # else a longer sequence's would stay
+                            setattr(self, name, 0)
+                    sequences.append(embed(x, row[None, start:end], *args, **options))
             rows.append([torch.cat(parts, dim=1) for parts in zip(*sequences, strict=True)])
         cos, sin = (torch.cat(parts) for parts in zip(*rows, strict=True))
         return cos, sin

@@ -12,7 +12,10 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from janus_modular.errors import CheckpointError
+from janus_modular.checkpoints.assembly import tokenizer_files
+from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
+from janus_modular.errors import CheckpointError, ConfigError
 from janus_modular.interfaces import ComponentConfig, ComponentSpec
 from janus_modular.protocols import LoadedWeights
 from janus_modular.weights.pretrained import commit_of, load_pretrained, resolve_pretrained
@@ -133,3 +136,18 @@ def test_pickles_are_fetched_only_where_there_is_nothing_else(
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     resolve_pretrained("acme/adaptor")
     assert len(asked) == 3
+
+
+def test_no_weights_are_fetched_for_a_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patterns: list[str] = []
+
+    def snapshot(name: str, *, allow_patterns: list[str], **_: object) -> str:
+        patterns.extend(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    config = resolve(load("tiny", ["processor.tokenizer=acme/model"]), ModelConfig)
+    with pytest.raises(ConfigError), tokenizer_files(config):  # the folder is empty
+        pass
+    assert "*.json" in patterns
+    assert not {"*.safetensors", "*.bin"} & {*patterns}

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +308,36 @@ def test_a_folder_whose_keys_overrule_each_other_is_refused_when_it_is_read(tmp_
     with pytest.raises(ConfigError, match=r"config.json.rotary_pct is 0.5, but 1.0 would be used"):
         decoder_config(HfConfig(pretrained=str(tmp_path)))
     decoder_config(HfConfig(pretrained=str(tmp_path), config_overrides={"rotary_pct": 1.0}))
+
+
+@torch.no_grad()
+def test_cached_passes_of_two_threads_may_overlap(tokens: Tensor) -> None:
+    """The first pass ends while the second is before its last layer, which must attend through the cache."""
+    backbone = make("gemma2")
+    own = backbone.model.config._attn_implementation
+    x, positions = backbone.embed(tokens), torch.arange(20).repeat(2, 1)
+    second_is_inside, first_has_ended = threading.Event(), threading.Event()
+    hidden: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def run_pass() -> None:
+        name = threading.current_thread().name
+        hidden[name] = backbone(x, positions=positions, cache=backbone.new_cache(2, 20))
+
+    second = threading.Thread(target=run_pass, name="second")
+
+    def pause(*_: object) -> None:
+        if threading.current_thread() is second:
+            second_is_inside.set()
+            assert first_has_ended.wait(60)
+        else:
+            second.start()
+            assert second_is_inside.wait(60)
+
+    with backbone.body.layers[-1].register_forward_pre_hook(pause):
+        run_pass()
+        first_has_ended.set()
+        second.join()
+    [first] = hidden.keys() - {"second"}
+    assert torch.equal(hidden[first], hidden["second"])
+    assert backbone.model.config._attn_implementation == own

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -93,3 +95,21 @@ def test_a_graph_of_it_is_refused(backbone: HfBackbone, monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     with pytest.raises(ConfigError, match="rope_type dynamic or longrope"):
         backbone(torch.randn(1, 3, 16), positions=torch.arange(3)[None])
+
+
+@torch.no_grad()
+def test_threads_do_not_change_each_others_frequencies(backbone: HfBackbone) -> None:
+    """A short and a long sequence in turns, each by two threads that are interrupted often."""
+    rotary = backbone.body.rotary_emb
+    x = torch.zeros(1, 1, 16)
+    positions = [torch.arange(length)[None] for length in (5, 60)] * 2
+    alone = [rotary(x, row)[0] for row in positions]
+    interval = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-6)
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(lambda row: [rotary(x, row)[0] for _ in range(100)], positions))
+    finally:
+        sys.setswitchinterval(interval)
+    for expected, results in zip(alone, together, strict=True):
+        assert all(torch.equal(result, expected) for result in results)
