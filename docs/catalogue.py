@@ -3,7 +3,7 @@
 The results are stored in docs/check_results.json, because all checks take minutes; a test compares them.
 After a change of components or checks, run them again:
 
-    python docs/catalogue.py
+    OMP_NUM_THREADS=1 python docs/catalogue.py
 """
 
 from __future__ import annotations

@@ -331,7 +331,7 @@ class EncodesImages(GenerationPath, Protocol):
     `GenerationPath.targets` then returns a tensor (N, ...) of the declared shape and dtype.
     """
 
-    encoded: EncodedSpec
+    encoded: EncodedSpec  # of one image
 
 
 @runtime_checkable

@@ -38,13 +38,10 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class EncodedSpec:
-    """The form of an image that a generation path has encoded: codes, or numbers.
-
-    ``ids``: the numbers of different codes K, one, or one for each entry of the last axis. None: floats.
-    """
+    """The form of an image that a generation path has encoded: codes, or numbers."""
 
     shape: tuple[int, ...]  # of one image
-    ids: tuple[int, ...] | None = None
+    ids: tuple[int, ...] | None = None  # K, one or for each entry of the last axis; None: floats
 
     @property
     def dtype(self) -> str:
@@ -84,7 +81,7 @@ class ImageTarget:
 
     image: Image.Image | None = None  # of any size, in RGB
     supervised: bool = True  # counts in the loss
-    encoded: NDArray[Any] | None = None
+    encoded: NDArray[Any] | None = None  # in place of the image, in the form of the model's path
 
     def __post_init__(self) -> None:
         """Raise PromptError unless there is either an image or an array."""

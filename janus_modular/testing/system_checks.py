@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from janus_modular import samplers
-from janus_modular.protocols import CheckpointFormat, Runtime, Source, Tracker
+from janus_modular.protocols import CheckpointFormat, EncodedImages, Runtime, Source, Tracker
 from janus_modular.sequence import ImageTarget, Sample, Sequence, Text
 from janus_modular.testing.check import check_for, ensure
 from janus_modular.testing.examples import CheckpointFormatExample, SamplingExample
@@ -199,8 +199,10 @@ def check_runtime_rows(runtime: Runtime, prompts: Many[Sequence]) -> None:
     )
 
 
-def run_sampler(sampler: Any, example: SamplingExample, prompts: Many[Sequence]) -> tuple[list[Any], Any]:
-    """Run a sampler to its end; return the values that it yields, and its return value.
+def run_sampler(
+    sampler: Any, example: SamplingExample, prompts: Many[Sequence]
+) -> tuple[list[Any], list[Any]]:
+    """Run a sampler to its end; return the values that it yields, and what it returns.
 
     The example's session raises `NotApplicable` for graphs and sizes that it lacks.
 
@@ -213,18 +215,20 @@ def run_sampler(sampler: Any, example: SamplingExample, prompts: Many[Sequence])
         while len(yielded) < STEPS:
             yielded.append(next(running))
     except StopIteration as end:
-        return yielded, end.value
+        returned = end.value
+        is_encoded = isinstance(returned, EncodedImages)
+        return yielded, [returned.images, returned.encoded] if is_encoded else [returned]
     ensure(False, f"it has not ended after {STEPS} steps")
     raise AssertionError
 
 
-def outputs_of_first_row(run: tuple[list[Any], Any], rows: int) -> list[Any]:
+def outputs_of_first_row(run: tuple[list[Any], list[Any]], rows: int) -> list[Any]:
     """Return the part of a run's outputs that belongs to its first row."""
 
     def first(x: Any) -> Any:
         return x[:1] if isinstance(x, np.ndarray) and len(x) == rows else x
 
-    return [*map(first, run[0]), first(run[1])]
+    return [*map(first, run[0]), *map(first, run[1])]
 
 
 def same(x: Any, y: Any) -> bool:
