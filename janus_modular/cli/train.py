@@ -46,6 +46,7 @@ def train(
         print_dry_run(train_config, plugins, Console(), resume=resume)
         return
     from janus_modular.training import train as training
+    from janus_modular.training.processes import Processes
 
     try:
         model = training.train(train_config, resume=resume, quiet=quiet, title=config, plugins=plugins)
@@ -56,4 +57,5 @@ def train(
         hint = f"continue from {saved.name} with: --resume" if saved else "nothing was saved yet"
         typer.echo(f"stopped: {hint}", err=True)
         raise typer.Exit(130) from None
-    typer.echo(model)
+    if Processes.from_environment().is_first:
+        typer.echo(model)

@@ -18,7 +18,8 @@ from janus_modular.sequence import IGNORE_INDEX
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.mixture import Mixture
-from janus_modular.training.run_folder import check_output, check_single_process
+from janus_modular.training.processes import Processes
+from janus_modular.training.run_folder import check_output
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import StepBatch
 from janus_modular.training.train import autocast_dtype, batch_builder, find_checkpoint, open_sources
@@ -36,7 +37,10 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
     Raises:
         JanusError: an error that would stop the run.
     """
-    check_single_process()
+    processes = Processes.from_environment()
+    processes.check_batch(config.batch)
+    if not processes.is_first:  # which prints for all
+        return
     output = Path(config.output)
     check_output(output)
     checkpoint, _ = find_checkpoint(output, config, resume)
@@ -54,7 +58,7 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
     if checkpoint is not None:
         record = read_record(checkpoint)["training"]
         DataRecord(sources, config.bad_samples).resume(record, accept=config.changed_data == "accept")
-    builder = batch_builder(config, sources, model, assembly.processor)
+    builder = batch_builder(config, sources, model, assembly.processor, processes)
     check_reached(model, builder, config)
     console.print("the weights were not read; the run checks at its start that all are finite")
     step_batch = builder.build(0)

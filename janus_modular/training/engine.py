@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from janus_modular.errors import TrainingError
+from janus_modular.training.processes import Processes, RankError, describe_error
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 from janus_modular.weights.loading import non_finite
 
@@ -78,8 +80,12 @@ class Engine(Generic[BatchT]):
         schedule: ScheduleConfig,
         *,
         autocast: torch.dtype | None = None,
+        processes: Processes | None = None,
     ) -> None:
         """Train the parameters of ``module`` that require a gradient, computing in the dtype ``autocast``.
+
+        With several ``processes``, each computes the losses of its share of a step's samples, and gradients
+        and metrics are summed over all of them.
 
         Raises:
             TrainingError: no parameter requires a gradient.
@@ -100,6 +106,7 @@ class Engine(Generic[BatchT]):
         self.optimizer = build_optimizer(module, optimizer)
         self.device = self.parameters[0].device
         self.autocast = autocast
+        self.processes = processes or Processes()
         self.next_step = self.first_step = 0  # the first of this process
         self.consistent = True  # False during an update: the weights are of neither this step nor the next
 
@@ -125,23 +132,40 @@ class Engine(Generic[BatchT]):
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, list[Any]] = {}  # name: [sum, weight], still on the device
         counts: dict[str, float] = {}
-        losses = iter(self.objective(batch))
-        while (loss := self._forward(losses)) is not None:
-            if loss.value.requires_grad:  # not where a micro-batch reaches frozen modules alone
-                loss.value.backward()
-            for name, pair in {"loss": (loss.value.detach(), 0.0), **loss.means}.items():
-                total = sums.setdefault(name, [0.0, 0.0])
-                total[0], total[1] = total[0] + pair[0], total[1] + pair[1]
-            for name, count in loss.counts.items():
-                counts[name] = counts.get(name, 0) + count
-        sums["loss"][1] = 1.0
+        with self._named_on_error():
+            losses = iter(self.objective(batch))
+            while (loss := self._forward(losses)) is not None:
+                if loss.value.requires_grad:  # not where a micro-batch reaches frozen modules alone
+                    loss.value.backward()
+                for name, pair in {"loss": (loss.value.detach(), 0.0), **loss.means}.items():
+                    total = sums.setdefault(name, [0.0, 0.0])
+                    total[0], total[1] = total[0] + pair[0], total[1] + pair[1]
+                for name, count in loss.counts.items():
+                    counts[name] = counts.get(name, 0) + count
+        self.processes.sum_gradients(self.parameters)
         limit = float("inf") if self.config.clip is None else self.config.clip
-        sums["grad_norm"] = [nn.utils.clip_grad_norm_(self.parameters, limit), 1.0]
-        flat = torch.stack([torch.as_tensor(x, device=self.device) for pair in sums.values() for x in pair])
-        host = flat.double().tolist()  # the only synchronisation with the device in a step
-        means = {name: (host[2 * i], host[2 * i + 1]) for i, name in enumerate(sums)}
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        flat = torch.stack(
+            [torch.as_tensor(x, device=self.device) for pair in (*sums.values(), (norm, 1.0)) for x in pair]
+        )
+        *host, norm_value, _ = flat.double().tolist()  # the only synchronisation with the device in a step
+        means = self.processes.sum_means(
+            {name: (host[2 * i], host[2 * i + 1]) for i, name in enumerate(sums)}
+        )
+        means |= {"loss": (means["loss"][0], 1.0), "grad_norm": (norm_value, 1.0)}
         self._check_means(means)
         return Metrics(1, means | {"lr": (lr, 1.0)}, counts)
+
+    @contextmanager
+    def _named_on_error(self) -> Iterator[None]:
+        """Turn an error of one of several processes, which the others do not have, into a `RankError`."""
+        try:
+            yield
+        except Exception as error:
+            if self.processes.world == 1:
+                raise
+            rank = self.processes.rank
+            raise RankError(f"rank {rank}, step {self.next_step}: {describe_error(error)}") from error
 
     @contextmanager
     def _unchanged_on_error(self) -> Iterator[None]:
@@ -178,6 +202,14 @@ class Engine(Generic[BatchT]):
             f"step {self.next_step}: not finite: {names}. The weights are as before this step. {advice} or"
             " look for broken samples in that source."
         )
+
+    def fingerprint(self) -> str:
+        """Return a digest of some numbers of each trainable parameter, to compare processes at the start."""
+        digest = hashlib.sha256()
+        for parameter in self.parameters:
+            flat = parameter.detach().flatten()
+            digest.update(flat[:: max(1, flat.numel() // 64)].float().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def check_updated(self) -> None:
         """Check that some step has changed a parameter, before the state is saved.
@@ -230,9 +262,10 @@ class Engine(Generic[BatchT]):
         return non_finite({name: tensor.to(self.device) for name, tensor in tensors.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs beside the weights: step, optimizer and random states."""
+        """Return what a resumed run needs beside the weights: step, optimizer, random states of all ranks."""
         state = {"next_step": self.next_step, "optimizer": self.optimizer.state_dict()}
-        return state | self._random_state()
+        first, *rest = self.processes.gather(self._random_state())
+        return state | first | ({"ranks": rest} if rest else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore ``state``, but keep the optimizer settings of the current config.
@@ -249,7 +282,9 @@ class Engine(Generic[BatchT]):
         self.optimizer.load_state_dict(optimizer)
         for group, current in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(current)
-        self._set_random_state(state)
+        random_states = [state, *state.get("ranks", ())]
+        if self.processes.rank < len(random_states):  # else it keeps its own: the run had fewer processes
+            self._set_random_state(random_states[self.processes.rank])
         self.next_step = self.first_step = step
 
     def _check_optimizer(self, step: Any, state: Mapping[str, Any]) -> None:

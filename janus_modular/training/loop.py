@@ -84,7 +84,7 @@ def run(
                 raise TrainingError(f"the batches ended at step {engine.next_step} of {last}.") from None
             recent.add(engine.step(batch))
             done = engine.next_step
-            stopping = bool(interrupted)
+            stopping = engine.processes.any(bool(interrupted))
             is_logged = done % log_every == 0 or done == last or stopping
             if is_logged:
                 now = time.perf_counter()

@@ -19,6 +19,7 @@ from janus_modular.config import to_plain
 from janus_modular.errors import JanusError, TrainingError
 from janus_modular.foreign import reason
 from janus_modular.training.engine import Engine
+from janus_modular.training.processes import RankError, describe_error
 from janus_modular.training.schema import TrainConfig
 from janus_modular.weights.checksums import FILE, HashingFile, read_checksums, record, write_checksums
 from janus_modular.weights.writing import link, replace_checkpoint, write_weights
@@ -38,6 +39,8 @@ def save(
 ) -> Path:
     """Write ``checkpoints/step-N`` atomically and remove all but the newest ``config.keep``; return its path.
 
+    All processes of a run call this, and the first of them writes.
+
     Raises:
         TrainingError: the state holds numbers that are not finite.
         CheckpointError: writing failed.
@@ -45,12 +48,17 @@ def save(
     engine.check_finite()
     folder = output / "checkpoints" / step_name(engine.next_step)
     training = {"step": engine.next_step, "config": to_plain(config), "data": data}
-    with replace_checkpoint(folder, replaces=MODEL_TYPE) as temporary:
-        write_description(assembly, temporary, name=output.name, training=training)
-        hashes = write_weights(temporary, stored_tensors(assembly.model).items())
-        hashes[STATE] = write_state(engine.state_dict(), temporary / STATE)
-        write_checksums(temporary, hashes)
-    drop_old(output, config.keep)
+    state = engine.state_dict()
+
+    def write() -> None:
+        with replace_checkpoint(folder, replaces=MODEL_TYPE) as temporary:
+            write_description(assembly, temporary, name=output.name, training=training)
+            hashes = write_weights(temporary, stored_tensors(assembly.model).items())
+            hashes[STATE] = write_state(state, temporary / STATE)
+            write_checksums(temporary, hashes)
+        drop_old(output, config.keep)
+
+    engine.processes.on_first(write)
     return folder
 
 
@@ -140,16 +148,20 @@ def save_on_error(
     try:
         yield
     except JanusError as error:
-        error.add_note(_save_finished_steps(engine, start, last_saved, save))
+        error.add_note(_save_finished_steps(error, engine, start, last_saved, save))
         raise
     except Exception as error:  # of a third-party component, or a MemoryError
-        training_error = TrainingError(f"step {engine.next_step}: {_describe(error)}")
-        training_error.add_note(_save_finished_steps(engine, start, last_saved, save))
+        training_error = TrainingError(f"step {engine.next_step}: {describe_error(error)}")
+        training_error.add_note(_save_finished_steps(error, engine, start, last_saved, save))
         raise training_error from error
 
 
 def _save_finished_steps(
-    engine: Engine[Any], start: Path | None, last_saved: Callable[[], Path | None], save: Callable[[], Path]
+    error: Exception,
+    engine: Engine[Any],
+    start: Path | None,
+    last_saved: Callable[[], Path | None],
+    save: Callable[[], Path],
 ) -> str:
     """Save the finished steps unless they are saved; return what is saved and how to resume."""
     done, checkpoint = engine.next_step, last_saved()
@@ -159,6 +171,11 @@ def _save_finished_steps(
         return f"The {steps} before it {are} saved. {_resume_hint(checkpoint)}{ruined}"
     if not done:
         return "No step was done before it, so nothing was lost."
+    if isinstance(error, RankError):
+        return (
+            "The steps since the last checkpoint are not saved: the other ranks do not know of the error."
+            f" {_resume_hint(checkpoint)}"
+        )
     if not engine.consistent:
         return f"The error came during an update, so the weights are not saved. {_resume_hint(checkpoint)}"
     try:
@@ -183,13 +200,3 @@ def _hint_without(checkpoint: Path) -> str:
         f"--resume continues from {earlier[-1]}" if earlier else "and start a new run: no earlier one is left"
     )
     return f"If its weights are the cause, remove {checkpoint.name}; {hint}."
-
-
-def _describe(error: Exception) -> str:
-    message = str(error).partition("\n")[0]
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in message:
-        return (
-            f"out of memory ({message or type(error).__name__}). Raise accumulate, which computes the same in"
-            " smaller micro-batches, or lower length."
-        )
-    return f"{type(error).__name__}: {message or 'no message'}. To see where it was raised: --traceback"

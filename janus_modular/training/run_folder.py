@@ -17,24 +17,6 @@ LOCK = ".lock"
 PROBE = ".janus-modular-probe"
 """The folder that is made, and removed, to see whether anything can be made."""
 
-WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-"""Variables in which launchers (torchrun, accelerate, mpirun, srun) pass the number of processes."""
-
-
-def check_single_process() -> None:
-    """Check that this is the only process: each of several would train the same model on the same samples.
-
-    Raises:
-        TrainingError: a launcher has started more than one process.
-    """
-    for name in WORLD_SIZE_VARIABLES:
-        if (count := os.environ.get(name, "")).strip() not in ("", "1"):
-            raise TrainingError(
-                f"{name}={count}: a launcher started several processes, and training on several is not"
-                " supported yet: each would train the same model on the same samples. Start one process,"
-                f" without torchrun or the like; if {name} was set for something else, unset it."
-            )
-
 
 def check_output(output: Path, option: str = "output=FOLDER") -> None:
     """Check that the folder of a run could be made and written, without making it; ``option`` names it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -23,6 +23,7 @@ from janus_modular.training.bad_samples import (
     split,
 )
 from janus_modular.training.mixture import Mixture, SampleRef
+from janus_modular.training.processes import Processes
 from janus_modular.training.schema import BadSamplesConfig
 
 STEPS_AHEAD = 2
@@ -58,6 +59,32 @@ class StepBatch:
             name = f"{METRIC_NAMES[bad_sample.action]}/{bad_sample.source}"
             counts[name] = counts.get(name, 0) + 1
         return counts
+
+
+def shared(batches: Iterator[StepBatch], processes: Processes) -> Generator[StepBatch, None, None]:
+    """Yield this process's batches, with the counts of the whole step, over all processes.
+
+    Raises:
+        OtherRankError: another process cannot build its batch; that process raises the error itself.
+    """
+    while (batch := processes.together(lambda: next(batches, None))) is not None:
+        counts = processes.gather((batch.supervised, batch.samples, batch.tokens, batch.bad_samples))
+        yield replace(
+            batch,
+            supervised=sum(supervised for supervised, *_ in counts),
+            samples=_added(samples for _, samples, *_ in counts),
+            tokens=_added(tokens for *_, tokens, _ in counts),
+            bad_samples=[bad_sample for *_, bad_samples in counts for bad_sample in bad_samples],
+        )
+
+
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Return the sum of counts by name."""
+    total: dict[str, int] = {}
+    for of_rank in counts:
+        for name, count in of_rank.items():
+            total[name] = total.get(name, 0) + count
+    return total
 
 
 @dataclass(frozen=True)

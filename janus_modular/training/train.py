@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from janus_modular.checkpoints.assembly import ModelAssembly
 from janus_modular.checkpoints.native import check_rebuilds, read_record
+from janus_modular.config import to_plain
 from janus_modular.config.errors import FieldError, config_error
 from janus_modular.errors import ConfigError, JanusError, TrainingError
 from janus_modular.model.build import ModelBuilder
@@ -22,12 +25,13 @@ from janus_modular.model.model import JanusModel, Output
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.processing.prompt_check import check_context, check_prompts
-from janus_modular.protocols import Source
+from janus_modular.protocols import Source, Tracker
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.engine import Engine, Loss
 from janus_modular.training.initial_model import check_finite, initial_model
 from janus_modular.training.loop import run
 from janus_modular.training.mixture import Mixture
+from janus_modular.training.processes import Processes
 from janus_modular.training.resume import Change, check_checkpoint, check_same_run, load_state
 from janus_modular.training.run_checkpoints import (
     STATE,
@@ -38,9 +42,9 @@ from janus_modular.training.run_checkpoints import (
     save,
     save_on_error,
 )
-from janus_modular.training.run_folder import check_single_process, run_folder
+from janus_modular.training.run_folder import run_folder
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.step_batches import BatchBuilder, StepBatch
+from janus_modular.training.step_batches import BatchBuilder, StepBatch, shared
 from janus_modular.training.trainable import (
     check_reached,
     set_trainable,
@@ -65,6 +69,7 @@ def train(
 ) -> Path:
     """Train one stage; return the folder of the trained model (``output/model``).
 
+    Each process that torchrun starts computes its share of every step's samples; the first of them writes.
     With ``resume``, training continues from the newest checkpoint in ``output``, with the same result to the
     bit as without the interruption. ``sources`` replace the config's sources by name: for notebooks, and for
     data that a program generates.
@@ -73,31 +78,60 @@ def train(
         JanusError: the config, the data or a checkpoint cannot be used, or a loss is not finite.
         KeyboardInterrupt: a signal came; the current step was finished and a checkpoint written.
     """
-    check_single_process()
+    processes = Processes.from_environment()
+    processes.check_batch(config.batch)
+    device = processes.device(choose_device(config.device), config.device)
     plugins = plugins or default_plugins()
     output = Path(config.output)
-    with run_folder(output):
-        checkpoint, changes = find_checkpoint(output, config, resume)
-        return _train(config, output, checkpoint, changes, sources, plugins, quiet=quiet, title=title)
+    quiet = quiet or not processes.is_first
+    if not processes.is_first:  # whose warnings are those of all
+        logging.getLogger("janus_modular").setLevel(logging.ERROR)
+    with ExitStack() as stack:
+        stack.enter_context(processes.started(device))
+        processes.check_equal("the configuration", to_plain(config))
+        processes.on_first(lambda: stack.enter_context(run_folder(output)))
+        checkpoint, changes = processes.on_first(lambda: find_checkpoint(output, config, resume))
+        run = processes.together(
+            lambda: _prepare(config, checkpoint, changes, sources, plugins, processes, device, quiet=quiet)
+        )
+        processes.check_equal("the data", run.record.sources)
+        processes.check_equal("the weights at the start", run.engine.fingerprint())
+        return _run_steps(run, config, checkpoint, quiet=quiet, title=title)
 
 
-def _train(
+@dataclass
+class _PreparedRun:
+    """What the steps of a run are computed with, in this process."""
+
+    assembly: ModelAssembly
+    engine: Engine[StepBatch]
+    builder: BatchBuilder
+    record: DataRecord
+    trackers: list[Tracker]
+
+
+def _prepare(
     config: TrainConfig,
-    output: Path,
     checkpoint: Path | None,
     changes: Sequence[Change],
     sources: Mapping[str, Source] | None,
     plugins: Plugins,
+    processes: Processes,
+    device: torch.device,
     *,
     quiet: bool,
-    title: str,
-) -> Path:
-    """Train one stage in its folder, which this process has locked."""
+) -> _PreparedRun:
+    """Open the data, build the model and restore the state, without waiting for other processes."""
+    output = Path(config.output)
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise TrainingError(
+            f"rank {processes.rank} does not see {checkpoint}, which rank 0 resumes from: expected output on"
+            " a disk that all machines share"
+        )
     data = open_sources(config, plugins) if sources is None else sources
     record = DataRecord(data, config.bad_samples)
     if checkpoint is not None:
         record.resume(read_record(checkpoint)["training"], accept=config.changed_data == "accept")
-    device = choose_device(config.device)
     set_trainable(initial_model(config, plugins, "meta").model, config.learn)  # before weights are read
     torch.manual_seed(config.seed)
     assembly = initial_model(config, plugins, device, checkpoint=checkpoint)
@@ -105,12 +139,15 @@ def _train(
     set_trainable(model, config.learn)
     check_rebuilds(assembly, plugins)  # before training, not at the first checkpoint
     _print_start(assembly, output, checkpoint, changes, quiet=quiet)
+    if not processes.is_first:  # the weights are those of rank 0, and dropout is not
+        torch.manual_seed(int(np.random.SeedSequence((config.seed, processes.rank)).generate_state(1)[0]))
     engine: Engine[StepBatch] = Engine(
         model,
         lambda batch: janus_losses(model, batch, device),
         config.optimizer,
         config.schedule,
         autocast=autocast_dtype(config.dtype, device),
+        processes=processes,
     )
     if checkpoint is not None:
         load_state(checkpoint, engine, config)
@@ -118,23 +155,32 @@ def _train(
             done = f"nothing is left to train: all {engine.next_step} steps of the schedule are done"
             Console(stderr=True).print(done, **PLAIN)
     check_finite(model, str(checkpoint or config.init or "the model with its pretrained components"))
-    builder = batch_builder(config, data, model, assembly.processor)
+    builder = batch_builder(config, data, model, assembly.processor, processes)
     check_reached(model, builder, config)
-    batches = builder.build_all(engine.next_step, config.schedule.num_steps, workers=config.workers)
-    counted_batches = record.counting(batches, engine.next_step)
     try:
         build = ModelBuilder(plugins)
-        trackers = [build(tracker, output) for tracker in config.trackers]
+        trackers = [build(tracker, output) for tracker in config.trackers if processes.is_first]
     except OSError as error:
         raise TrainingError(
             f"a tracker cannot start: {error}. Is {output} a folder that can be written?"
         ) from error
+    return _PreparedRun(assembly, engine, builder, record, trackers)
+
+
+def _run_steps(
+    prepared: _PreparedRun, config: TrainConfig, checkpoint: Path | None, *, quiet: bool, title: str
+) -> Path:
+    """Run the steps that remain, and save; return the folder of the trained model."""
+    engine, record, output = prepared.engine, prepared.record, Path(config.output)
+    processes = engine.processes
+    batches = prepared.builder.build_all(engine.next_step, config.schedule.num_steps, workers=config.workers)
+    counted_batches = record.counting(shared(batches, processes), engine.next_step)
     saved, untrained = checkpoint, list[str]()
 
     def save_checkpoint() -> Path:
         nonlocal saved, untrained
         engine.check_updated()
-        saved = save(output, assembly, engine, config, record.to_dict(engine.next_step))
+        saved = save(output, prepared.assembly, engine, config, record.to_dict(engine.next_step))
         if (names := engine.untrained()) and names != untrained:
             log.warning(untrained_warning(names, engine.next_step))
         untrained = names
@@ -145,20 +191,27 @@ def _train(
             save_checkpoint()
 
     with save_on_error(engine, lambda: saved, save_checkpoint), ExitStack() as stack:
-        for closable in (*trackers, batches, counted_batches):
-            stack.callback(closable.close)
+        for tracker in prepared.trackers:
+            stack.callback(tracker.close)
+        stack.callback(batches.close)
+        stack.callback(counted_batches.close)
         run(
             engine,
             counted_batches,
             title=title,
-            trackers=trackers,
+            trackers=prepared.trackers,
             log_every=config.log_every,
             quiet=quiet,
             after_step=after_step,
         )
-    assert saved is not None  # saved after the last step
-    drop_old(output, config.keep)  # a run that was killed after its last checkpoint may have left older ones
-    return link_final_model(output, saved)
+    checkpoint = saved
+    assert checkpoint is not None  # saved after the last step
+
+    def finish() -> Path:
+        drop_old(output, config.keep)  # a run that was killed after its last checkpoint may have left more
+        return link_final_model(output, checkpoint)
+
+    return processes.on_first(finish)
 
 
 def _print_start(
@@ -215,7 +268,11 @@ def check_row_length(config: TrainConfig, model: JanusModel) -> None:
 
 
 def batch_builder(
-    config: TrainConfig, sources: Mapping[str, Source], model: JanusModel, processor: Processor
+    config: TrainConfig,
+    sources: Mapping[str, Source],
+    model: JanusModel,
+    processor: Processor,
+    processes: Processes | None = None,
 ) -> BatchBuilder:
     """Return the builder of this model's batches; warn of sources and phases that the run stops before.
 
@@ -241,6 +298,8 @@ def batch_builder(
         policy=config.bad_samples,
         accumulate=config.accumulate,
         condition_dropout=config.condition_dropout,
+        rank=processes.rank if processes else 0,
+        world=processes.world if processes else 1,
     )
 
 

@@ -20,7 +20,8 @@ from janus_modular.config import flatten, to_plain, to_yaml
 from janus_modular.errors import TrainingError
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins, default_plugins
-from janus_modular.training.run_folder import LOCK, check_output, check_single_process, run_folder
+from janus_modular.training.processes import check_single_process
+from janus_modular.training.run_folder import LOCK, check_output, run_folder
 from janus_plugins.demo.evaluation import (
     THRESHOLDS,
     ask,

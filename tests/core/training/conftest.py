@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +110,65 @@ def metrics() -> Callable[[TrainConfig], list[dict[str, float]]]:
         return [json.loads(line) for line in lines]
 
     return read
+
+
+@dataclass
+class Rank:
+    """How a process of a run ended."""
+
+    status: int  # 0, 1 for an exception, or minus a signal
+    result: Any = None
+    error: str = ""  # class and text, with notes
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Iterator[Callable[..., list[Rank]]]:
+    """``ranks(2, action)`` runs ``action(rank)`` in two processes that torchrun's variables connect."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    started: list[int] = []
+
+    def child(rank: int, world: int, port: int, action: Callable[[int], object], file: Path) -> None:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+        status, outcome = 1, Rank(1)
+        try:
+            outcome = Rank(0, action(rank))
+            status = 0
+        except BaseException as error:
+            notes = "\n".join(getattr(error, "__notes__", ()))
+            outcome = Rank(1, error=f"{type(error).__name__}: {error}\n{notes}")
+            traceback.print_exc()
+        finally:
+            file.write_bytes(pickle.dumps(outcome))
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def run(world: int, action: Callable[[int], object], seconds: int = 120) -> list[Rank]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        files = [tmp_path / f"rank{rank}" for rank in range(world)]
+        children = []
+        for rank, file in enumerate(files):
+            file.unlink(missing_ok=True)
+            pid = os.fork()
+            if not pid:
+                child(rank, world, port, action, file)
+            children.append(pid)
+        started[:] = children
+        limit, outcomes = time.monotonic() + seconds, []
+        for pid, file in zip(children, files, strict=True):
+            while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+                assert time.monotonic() < limit, f"rank {len(outcomes)} has not ended: a rank hangs"
+                select.select([], [], [], 0.01)
+            started.remove(pid)
+            status = os.waitstatus_to_exitcode(ended[1])
+            outcomes.append(pickle.loads(file.read_bytes()) if file.exists() else Rank(status))
+        return outcomes
+
+    yield run
+    for pid in started:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)

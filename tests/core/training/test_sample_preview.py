@@ -273,10 +273,19 @@ def test_sources_that_the_run_stops_before_are_named(
     assert "no sample of source 'read' is taken before schedule.stop, step 1." in caplog.text
 
 
-def test_a_dry_run_checks_for_several_processes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_is_of_the_share_of_a_process(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it accepts, training in as many processes takes; the first process prints for all."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    result = CliRunner().invoke(app, ["train", str(file), "--dry-run"])
-    assert (result.exit_code, "WORLD_SIZE=2" in result.stderr) == (2, True)
+    outputs = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        result = CliRunner().invoke(app, ["train", str(file), "--dry-run", "batch=6"])
+        assert result.exit_code == 0, result.output
+        outputs.append(result.stdout)
+    assert re.search(r"all +│ +3 │", outputs[0])  # samples of a step
+    assert outputs[1] == ""
+    result = CliRunner().invoke(app, ["train", str(file), "--dry-run", "batch=5"])
+    assert (result.exit_code, "cannot be divided among 2 processes" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(("schedule", "last"), [({"steps": 4}, 3), ({"steps": 9, "stop": 2}, 1)])

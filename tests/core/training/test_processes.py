@@ -1,0 +1,327 @@
+"""Training in several processes: the steps of one process, errors on all ranks, and no rank that hangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from janus_modular import TrainingError
+from janus_modular.config import to_plain
+from janus_modular.errors import ConfigError
+from janus_modular.plugins import default_plugins
+from janus_modular.training import run_checkpoints
+from janus_modular.training.engine import Engine
+from janus_modular.training.initial_model import initial_model
+from janus_modular.training.processes import Processes
+from janus_modular.training.schema import TrainConfig
+from janus_modular.training.step_batches import shared
+from janus_modular.training.train import batch_builder, janus_losses, open_sources, train
+from janus_modular.training.trainable import set_trainable
+from janus_modular.weights.files import open_weights
+
+from .conftest import Make, Rank
+
+Ranks = Callable[..., list[Rank]]
+
+CPU = torch.device("cpu")
+LORA = {"name": "lora", "rank": 2}
+
+
+def gradients(config: TrainConfig, processes: Processes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the gradients of a first step by name, as numpy arrays or None, and its metrics."""
+    plugins = default_plugins()
+    torch.manual_seed(config.seed)
+    with processes.started(CPU):
+        assembly = initial_model(config, plugins, CPU)
+        model = assembly.model
+        set_trainable(model, config.learn)
+        engine: Engine[Any] = Engine(
+            model,
+            lambda batch: janus_losses(model, batch, CPU),
+            config.optimizer,
+            config.schedule,
+            processes=processes,
+        )
+        builder = batch_builder(config, open_sources(config, plugins), model, assembly.processor, processes)
+        [batch] = shared(iter([builder.build(0)]), processes)
+        metrics = engine._compute_gradients(batch)
+        grads = {
+            name: None if p.grad is None else p.grad.numpy().copy() for name, p in engine.trainable.items()
+        }
+        return grads, {name: total / weight for name, (total, weight) in metrics.means.items()}
+
+
+STAGE_1 = ["understanding.adaptor", "generation.adaptor", "generation.embedding", "generation.head"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "world"),
+    [
+        ({"batch": 6}, 2),
+        ({"batch": 6}, 3),
+        ({"batch": 6, "accumulate": 2}, 2),
+        ({"batch": 6, "learn": STAGE_1}, 2),
+        ({"batch": 4, "learn": ["understanding", "generation.head"]}, 2),
+        ({"batch": 2, "mixture": {"draw": 1, "text": 1, "read": 0}}, 2),  # a rank draws, and another reads
+        ({"batch": 2, "mixture": {"draw": 1, "read": 1, "text": 0}, "learn": STAGE_1}, 2),
+        ({"batch": 2, "mixture": {"draw": 0, "read": 1, "text": 1}, "learn": STAGE_1}, 2),  # one has no loss
+        ({"batch": 6, "length": "null"}, 2),
+    ],
+)
+def test_a_step_of_several_processes_is_that_of_one(make: Make, ranks: Ranks, changes: Any, world: int):
+    config = make(**changes)
+    want, want_metrics = gradients(config, Processes())
+    outcomes = ranks(world, lambda rank: gradients(config, Processes.from_environment()))
+    assert [outcome.error for outcome in outcomes] == [""] * world
+    for outcome in outcomes:
+        got, metrics = outcome.result
+        assert metrics == pytest.approx(want_metrics, rel=1e-5)
+        assert {name for name, x in got.items() if x is None} == {
+            name for name, x in want.items() if x is None
+        }
+        for name, expected in want.items():
+            if expected is not None:
+                scale = max(np.abs(expected).max(), 1e-3)
+                assert np.abs(got[name] - expected).max() <= 1e-6 * max(scale, 1), name
+
+
+def run(config: TrainConfig, *, resume: bool = False) -> Callable[[int], str]:
+    """Return an action that trains."""
+    return lambda rank: str(train(config, quiet=True, resume=resume))
+
+
+def losses(lines: list[dict[str, float]]) -> list[float]:
+    return [line["loss"] for line in lines]
+
+
+def weights(config: TrainConfig) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in open_weights(Path(config.output) / "model").items()}
+
+
+def test_a_resumed_run_is_equal_to_the_bit(make: Make, ranks: Ranks, metrics: Any, tmp_path: Path):
+    whole = make(batch=6, checkpoint_every=3)
+    assert [each.error for each in ranks(2, run(whole))] == ["", ""]
+    halves = make(batch=6, output=str(tmp_path / "halves"), schedule__stop=3)
+    assert [each.error for each in ranks(2, run(halves))] == ["", ""]
+    halves = make(batch=6, output=str(tmp_path / "halves"), workers=2)
+    assert [each.error for each in ranks(2, run(halves, resume=True))] == ["", ""]
+    assert losses(metrics(whole)) == losses(metrics(halves))
+    torch.testing.assert_close(weights(whole), weights(halves), rtol=0, atol=0)
+
+
+def test_a_run_continues_with_another_number_of_processes(
+    make: Make, ranks: Ranks, metrics: Any, tmp_path: Path
+):
+    alone = make(batch=6)
+    train(alone, quiet=True)
+    for world, stop in ((2, 2), (1, 4), (3, 6)):
+        config = make(batch=6, output=str(tmp_path / "moved"), schedule__stop=stop)
+        assert [each.error for each in ranks(world, run(config, resume=stop > 2))] == [""] * world
+    assert losses(metrics(config)) == pytest.approx(losses(metrics(alone)), abs=1e-5)
+    assert [line["tokens"] for line in metrics(config)] == [line["tokens"] for line in metrics(alone)]
+
+
+def test_an_unusable_sample_of_one_rank_ends_all_and_loses_nothing(make: Make, ranks: Ranks, data: Path):
+    config = make(batch=6, schedule={"steps": 40})
+    (data / "text.jsonl").write_text('{"text": "a"}\n' * 30 + '{"text": 3}\n', "utf-8")
+    outcomes = ranks(2, run(config))
+    own = [
+        outcome.error for outcome in outcomes if "line 31" in outcome.error and "rank" not in outcome.error
+    ]
+    others = [outcome.error for outcome in outcomes if outcome.error.startswith("OtherRankError: rank ")]
+    assert len(own) == len(others) == 1
+    assert "line 31" in own[0]
+    assert "line 31" in others[0]
+    for error in (*own, *others):
+        assert "before it are saved. Fix the cause, then resume from" in error
+    newest = run_checkpoints.newest_checkpoint(Path(config.output))
+    assert newest is not None
+    assert run_checkpoints.resumable_checkpoints(Path(config.output)) == [newest]
+
+
+def test_an_error_in_the_middle_of_a_step_ends_the_other_ranks(make: Make, ranks: Ranks):
+    config = make(batch=6, checkpoint_every=2)
+
+    def fail(rank: int) -> str:
+        if rank == 1:
+            step = Engine._forward
+
+            def forward(engine: Any, batch: Any) -> Any:
+                if engine.next_step == 3:
+                    raise MemoryError("no room")
+                return step(engine, batch)
+
+            Engine._forward = forward  # type: ignore[method-assign]
+        return str(train(config, quiet=True))
+
+    other, failed = ranks(2, fail)
+    assert failed.error.startswith("RankError: rank 1, step 3: out of memory (no room)")
+    assert other.error.startswith("LostRankError: another process of the run has ended, and rank 0 with it")
+    for outcome in (other, failed):
+        assert "resume from" in outcome.error
+        assert "step-0000002" in outcome.error
+    newest = run_checkpoints.newest_checkpoint(Path(config.output))
+    assert newest is not None
+    assert newest.name == "step-0000002"
+
+
+def die(*_: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_ends_the_others_and_the_run_is_resumed_to_the_bit(
+    make: Make, ranks: Ranks, metrics: Any, tmp_path: Path, killed: int
+):
+    """Killed twice in a row: in a step, and while rank 0 writes a checkpoint."""
+    whole = make(batch=6, checkpoint_every=2)
+    assert [each.error for each in ranks(2, run(whole))] == ["", ""]
+    config = make(batch=6, checkpoint_every=2, output=str(tmp_path / "killed"))
+
+    def die_in_step(rank: int) -> None:
+        step = Engine._forward
+
+        def forward(engine: Any, batch: Any) -> Any:
+            if rank == killed and engine.next_step == 3:
+                die()
+            return step(engine, batch)
+
+        Engine._forward = forward  # type: ignore[method-assign]
+        train(config, quiet=True)
+
+    def die_in_save(rank: int) -> None:
+        """Die while rank 0 writes: rank 0 after the weights, rank 1 where it waits for rank 0."""
+        if rank == killed == 0:
+            run_checkpoints.write_state = die
+        elif rank == killed:
+            Processes.on_first = die  # type: ignore[method-assign]
+        train(config, quiet=True, resume=True)
+
+    for action in (die_in_step, die_in_save):
+        outcomes = ranks(2, action)
+        assert outcomes[killed].status == -signal.SIGKILL
+        assert outcomes[1 - killed].status == 1
+        assert "another process of the run has ended" in outcomes[1 - killed].error
+    assert [each.error for each in ranks(2, run(config, resume=True))] == ["", ""]
+    torch.testing.assert_close(weights(whole), weights(config), rtol=0, atol=0)
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(make: Make, ranks: Ranks, tmp_path: Path):
+    config = make(batch=6, schedule={"steps": 50})
+
+    def stop(rank: int) -> None:
+        step = Engine.step
+
+        def signalled(engine: Any, batch: Any) -> Any:
+            if rank == 1 and engine.next_step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(engine, batch)
+
+        Engine.step = signalled  # type: ignore[method-assign]
+        train(config, quiet=True)
+
+    assert [outcome.error.split(":")[0] for outcome in ranks(2, stop)] == ["KeyboardInterrupt"] * 2
+    newest = run_checkpoints.newest_checkpoint(Path(config.output))
+    assert newest is not None
+    assert newest.name == "step-0000005"
+
+
+def test_ranks_of_different_configurations_do_not_start(make: Make, ranks: Ranks):
+    outcomes = ranks(2, lambda rank: train(make(batch=6, seed=rank), quiet=True))
+    for outcome in outcomes:
+        assert outcome.error.startswith("TrainingError: the configuration differs: ")
+
+
+def test_a_rank_that_does_not_see_the_checkpoint_names_it(make: Make, ranks: Ranks, tmp_path: Path):
+    config = make(batch=6, schedule__stop=2)
+    train(config, quiet=True)
+
+    def moved(rank: int) -> None:
+        if rank == 1:
+            os.chdir("/")
+        train(make(batch=6, output=os.path.relpath(config.output, tmp_path)), quiet=True, resume=True)
+
+    os.chdir(tmp_path)
+    first, second = ranks(2, moved)
+    assert "rank 1 does not see" in second.error
+    assert "expected output on a disk that all machines share" in second.error
+    assert first.error.startswith("OtherRankError: rank 1: rank 1 does not see")
+
+
+def test_two_runs_into_one_folder_are_refused_on_every_rank(make: Make, ranks: Ranks):
+    from janus_modular.training.run_folder import run_folder
+
+    config = make(batch=6)
+    with run_folder(Path(config.output)):
+        outcomes = ranks(2, run(config))
+    assert "another process" in outcomes[0].error
+    assert outcomes[1].error.startswith("OtherRankError: rank 0: ")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, r"RANK=\(not set\), WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE=two"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2, WORLD_SIZE=2"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started several processes"),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "Start one torchrun on each machine"),
+    ],
+)
+def test_variables_of_launchers_are_checked(
+    make: Make, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TrainingError, match=message):
+        train(make(), quiet=True)
+
+
+def test_a_batch_that_cannot_be_divided_is_an_error(make: Make, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(
+        ConfigError, match=r"batch: 5 samples a step .* 4 processes; expected a multiple, 4 say"
+    ):
+        train(make(), quiet=True)
+
+
+def test_one_gpu_is_not_for_all_processes():
+    processes = Processes(rank=1, world=2, local_rank=1)
+    with pytest.raises(ConfigError, match="device: found cuda:0 with 2 processes; expected auto or cuda"):
+        processes.device(torch.device("cuda:0"), "cuda:0")
+    assert processes.device(CPU, "auto") == CPU
+
+
+def test_torchrun_starts_a_run(make: Make, tmp_path: Path):
+    """The real launcher, once; the other tests set its variables."""
+    config = make(batch=6, schedule={"steps": 2})
+    (file := tmp_path / "run.yaml").write_text(json.dumps(to_plain(config)), "utf-8")
+    line = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "janus_modular",
+        "train",
+    ]
+    done = subprocess.run([*line, str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [f"{config.output}/model"]
+    assert done.stderr.count("Parameters") == 1
+    assert [line.split(":")[1] for line in done.stderr.splitlines() if ": step " in line] == [
+        " step 1 of 2",
+        " step 2 of 2",
+    ]
