@@ -37,6 +37,24 @@ class Batch:
     label_source: Tensor | None = None  # (B, T) index into sources
     image_source: Tensor | None = None  # (M,) index into sources
     image_seeds: list[tuple[int, int]] = field(default_factory=list)  # (M,) (seed, image number)
+    idle: frozenset[str] = frozenset()  # paths without images that run all the same, as other processes do
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """The paths that its images run through: understanding, generation."""
+        has_targets = self.generation_pixels is not None or self.generation_encoded is not None
+        has = {"understanding": self.understanding_pixels is not None, "generation": has_targets}
+        return frozenset(path for path, is_run in has.items() if is_run)
+
+    def unsupervised_row(self) -> Batch:
+        """Return a batch of one text position, the first, in which nothing is supervised."""
+        return Batch(
+            tokens=self.tokens[:1, :1],
+            positions=self.positions[:1, :1],
+            labels=torch.full_like(self.labels[:1, :1], IGNORE_INDEX),
+            understanding_mask=torch.zeros_like(self.understanding_mask[:1, :1]),
+            generation_mask=torch.zeros_like(self.generation_mask[:1, :1]),
+        )
 
     def image_rngs(self) -> list[np.random.Generator]:
         """Return a new generator for each image in ``generation_pixels``."""

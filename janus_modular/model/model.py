@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -140,7 +141,21 @@ class JanusModel(nn.Module):
             features = self.generation.embed(targets)
             check_feature_count(batch.generation_mask, features, "drawn")
             x = merge_features(features, x, mask=batch.generation_mask)
+        for path in sorted(batch.idle):
+            x = x + 0 * self._idle_features(path, x)
         return x
+
+    def _idle_features(self, path: str, x: Tensor) -> Tensor:
+        """Return the sum of a path's embeddings of a black image, for the gradients that others compute."""
+        is_read = path == "understanding"
+        size: Any = self.understanding.encoder.pixels if is_read else self.generation
+        pixels = torch.zeros(1, 3, size.height, size.width, dtype=torch.uint8, device=x.device)
+        if is_read:
+            return self.understanding(pixels).sum()
+        targets = self.generation.targets(pixels, [np.random.default_rng(0)])
+        features = self.generation.embed(targets)
+        losses = self.generation.losses(features, targets)
+        return features.sum() + torch.stack([loss.sum() for loss in losses.values()]).sum()
 
     def sample_text(
         self,

@@ -1,19 +1,21 @@
-"""One training step of any module: forward, backward, clipping, update, metrics; AdamW and its schedule."""
+"""One training step of any module: forward, backward, clipping, update, metrics."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import cos, isfinite, pi
-from typing import Any, Generic, TypeVar
+from math import isfinite
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from janus_modular.errors import TrainingError
-from janus_modular.training.processes import Processes, RankError, describe_error
+from janus_modular.training.optimizer import build_optimizer, by_decay, lr_factor
+from janus_modular.training.parallel import full_tensor, local_tensor, sharded_like
+from janus_modular.training.processes import Processes
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 from janus_modular.weights.loading import non_finite
 
@@ -92,6 +94,7 @@ class Engine(Generic[BatchT]):
         """
         self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.parameters = list(self.trainable.values())
+        self.ordered = [parameter for group in by_decay(module) for parameter in group]  # as states are saved
         self.running_statistics = {
             f"{path}.{name}".lstrip("."): buffer
             for path, submodule in module.named_modules()
@@ -142,9 +145,8 @@ class Engine(Generic[BatchT]):
                     total[0], total[1] = total[0] + pair[0], total[1] + pair[1]
                 for name, count in loss.counts.items():
                     counts[name] = counts.get(name, 0) + count
-        self.processes.sum_gradients(self.parameters)
-        limit = float("inf") if self.config.clip is None else self.config.clip
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        self.processes.sum_gradients([p for p in self.parameters if not isinstance(p, DTensor)])
+        norm = self._clip_gradients()
         flat = torch.stack(
             [torch.as_tensor(x, device=self.device) for pair in (*sums.values(), (norm, 1.0)) for x in pair]
         )
@@ -156,6 +158,23 @@ class Engine(Generic[BatchT]):
         self._check_means(means)
         return Metrics(1, means | {"lr": (lr, 1.0)}, counts)
 
+    def _clip_gradients(self) -> Tensor:
+        """Scale the gradients so that their norm over all parameters keeps the limit; return the norm."""
+        limit = float("inf") if self.config.clip is None else self.config.clip
+        sharded = [p for p in self.parameters if isinstance(p, DTensor) and p.grad is not None]
+        if not sharded:
+            return nn.utils.clip_grad_norm_(self.parameters, limit)
+        whole = [p for p in self.parameters if not isinstance(p, DTensor) and p.grad is not None]
+        parts = nn.utils.get_total_norm([local_tensor(cast(Tensor, p.grad)) for p in sharded]).square()
+        self.processes.sum_tensor(parts)
+        rest = (
+            nn.utils.get_total_norm([cast(Tensor, p.grad) for p in whole]) if whole else parts.new_zeros(())
+        )
+        norm = (parts + rest.square()).sqrt()
+        for group in (sharded, whole):
+            nn.utils.clip_grads_with_norm_(group, limit, norm)
+        return norm
+
     @contextmanager
     def _named_on_error(self) -> Iterator[None]:
         """Turn an error of one of several processes, which the others do not have, into a `RankError`."""
@@ -164,8 +183,7 @@ class Engine(Generic[BatchT]):
         except Exception as error:
             if self.processes.world == 1:
                 raise
-            rank = self.processes.rank
-            raise RankError(f"rank {rank}, step {self.next_step}: {describe_error(error)}") from error
+            raise self.processes.rank_error(error, self.next_step) from error
 
     @contextmanager
     def _unchanged_on_error(self) -> Iterator[None]:
@@ -203,14 +221,6 @@ class Engine(Generic[BatchT]):
             " look for broken samples in that source."
         )
 
-    def fingerprint(self) -> str:
-        """Return a digest of some numbers of each trainable parameter, to compare processes at the start."""
-        digest = hashlib.sha256()
-        for parameter in self.parameters:
-            flat = parameter.detach().flatten()
-            digest.update(flat[:: max(1, flat.numel() // 64)].float().cpu().numpy().tobytes())
-        return digest.hexdigest()
-
     def check_updated(self) -> None:
         """Check that some step has changed a parameter, before the state is saved.
 
@@ -240,7 +250,8 @@ class Engine(Generic[BatchT]):
         Raises:
             TrainingError: names up to five tensors that hold a number that is not finite.
         """
-        if names := self.non_finite_tensors():
+        of_ranks = self.processes.gather(self.non_finite_tensors())
+        if names := list(dict.fromkeys(name for names in of_ranks for name in names)):
             raise TrainingError(
                 f"after step {self.next_step - 1}, not finite: {', '.join(names[:5])}"
                 f"{f' and {len(names) - 5} more' if len(names) > 5 else ''}. No checkpoint was written. Lower"
@@ -248,7 +259,7 @@ class Engine(Generic[BatchT]):
             )
 
     def non_finite_tensors(self) -> list[str]:
-        """Return the names of the state's tensors that hold a number that is not finite."""
+        """Return the names of the state's tensors that hold, in this process, a number that is not finite."""
         state = self.optimizer.state
         tensors = {
             **self.trainable,
@@ -259,11 +270,12 @@ class Engine(Generic[BatchT]):
                 for key, value in state.get(parameter, {}).items()
             },
         }
-        return non_finite({name: tensor.to(self.device) for name, tensor in tensors.items()})
+        local = {name: local_tensor(tensor).to(self.device) for name, tensor in tensors.items()}
+        return non_finite(local)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs beside the weights: step, optimizer, random states of all ranks."""
-        state = {"next_step": self.next_step, "optimizer": self.optimizer.state_dict()}
+        state = {"next_step": self.next_step, "optimizer": self._optimizer_state()}
         first, *rest = self.processes.gather(self._random_state())
         return state | first | ({"ranks": rest} if rest else {})
 
@@ -275,13 +287,16 @@ class Engine(Generic[BatchT]):
         """
         step, optimizer = state["next_step"], state["optimizer"]
         self._check_optimizer(step, optimizer)
-        settings = [
-            {key: value for key, value in group.items() if key != "params"}
-            for group in self.optimizer.param_groups
-        ]
-        self.optimizer.load_state_dict(optimizer)
-        for group, current in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(current)
+        own = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        position = {id(parameter): index for index, parameter in enumerate(own)}
+        moments = {
+            position[id(self.ordered[index])]: {
+                key: sharded_like(value, self.ordered[index]) for key, value in values.items()
+            }
+            for index, values in optimizer["state"].items()
+        }
+        groups = self.optimizer.state_dict()["param_groups"]  # of the current config
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         random_states = [state, *state.get("ranks", ())]
         if self.processes.rank < len(random_states):  # else it keeps its own: the run had fewer processes
             self._set_random_state(random_states[self.processes.rank])
@@ -290,7 +305,7 @@ class Engine(Generic[BatchT]):
     def _check_optimizer(self, step: Any, state: Mapping[str, Any]) -> None:
         if type(step) is not int or step < 0:
             raise ValueError(f"next_step is {step!r}, expected a number of steps")
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = self.ordered
         indices = [index for group in state["param_groups"] for index in group["params"]]
         if sorted(indices) != list(range(len(parameters))):
             raise ValueError(
@@ -316,6 +331,24 @@ class Engine(Generic[BatchT]):
                     f"the optimizer state is at step {float(moments['step']):g}, expected {step} at most"
                 )
 
+    def _optimizer_state(self) -> dict[str, Any]:
+        """Return the optimizer's state in torch's form, with whole tensors and parameters as in ``ordered``.
+
+        It does not depend on how parameters are sharded. All processes call this; rank 0 gets the tensors.
+        """
+        keep = self.processes.is_first
+        indices = {id(parameter): index for index, parameter in enumerate(self.ordered)}
+        moments = {
+            index: {key: full_tensor(value, keep=keep) for key, value in self.optimizer.state[p].items()}
+            for index, p in enumerate(self.ordered)
+            if p in self.optimizer.state
+        }
+        groups = [
+            {**group, "params": [indices[id(p)] for p in group["params"]]}
+            for group in self.optimizer.param_groups
+        ]
+        return {"state": moments, "param_groups": groups}
+
     def _random_state(self) -> dict[str, Tensor]:
         state = {"rng": torch.get_rng_state()}
         if self.device.type == "cuda":
@@ -326,44 +359,3 @@ class Engine(Generic[BatchT]):
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and "rng_cuda" in state:
             torch.cuda.set_rng_state(state["rng_cuda"], self.device)
-
-
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Return AdamW over the trainable parameters of ``module``; its first group has weight decay.
-
-    The papers use weight decay in one stage only (Janus, table 1: 0.1 in stage 3) and do not say for which
-    parameters. We follow common practice: matrices and kernels decay; biases, norms, embedding tables and
-    position embeddings that are bare parameters do not.
-    """
-    owners = {
-        id(parameter): owner for owner in module.modules() for parameter in owner.parameters(recurse=False)
-    }
-    embeddings = {
-        id(owner.weight) for owner in module.modules() if isinstance(owner, nn.Embedding)
-    }  # includes output weights that are tied to an embedding
-    decayed: list[nn.Parameter] = []
-    not_decayed: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        is_embedding = id(parameter) in embeddings or "pos" in name.rpartition(".")[2]
-        is_norm = "norm" in type(owners[id(parameter)]).__name__.lower()
-        (not_decayed if parameter.ndim < 2 or is_embedding or is_norm else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": not_decayed, "weight_decay": 0.0},
-    ]
-    fused = all(p.device.type in ("cpu", "cuda") for p in decayed + not_decayed)
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=fused
-    )
-
-
-def lr_factor(schedule: ScheduleConfig, step: int) -> float:
-    """Return the factor of the learning rate at ``step`` (from 0): linear warmup, then constant or cosine."""
-    if step < schedule.warmup:
-        return (step + 1) / schedule.warmup
-    if schedule.name == "constant":
-        return 1.0
-    progress = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
-    return schedule.final + (1 - schedule.final) * (1 + cos(pi * min(1.0, progress))) / 2

@@ -21,6 +21,7 @@ from janus_modular.model.build import ModelBuilder, config_path
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.samplers import unusable_samplers
+from janus_modular.training.parallel import local_tensor
 from janus_modular.training.schema import TrainConfig
 from janus_modular.weights.loading import non_finite
 
@@ -81,7 +82,8 @@ def check_finite(model: JanusModel, start: str) -> None:
     Raises:
         CheckpointError: names up to five weights that are not.
     """
-    names = non_finite({name: x for name, x in model.state_dict().items() if isinstance(x, Tensor)})
+    tensors = {name: local_tensor(x) for name, x in model.state_dict().items() if isinstance(x, Tensor)}
+    names = non_finite(tensors)
     if names:
         raise CheckpointError(
             f"{start}: found NaN or infinity, expected finite numbers, in {', '.join(names[:5])}"

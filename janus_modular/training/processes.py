@@ -204,6 +204,20 @@ class Processes:
         except RuntimeError as error:
             raise LostRankError(_ended(self.rank)) from error
 
+    def rank_error(self, error: Exception, step: int) -> RankError:
+        """Return the error of one rank in the middle of a step, or that another rank is lost."""
+        if isinstance(error, dist.DistError) or "gloo" in str(error):  # in a collective of sharded components
+            return LostRankError(_ended(self.rank))
+        return RankError(f"rank {self.rank}, step {step}: {describe_error(error)}")
+
+    def sum_tensor(self, tensor: Tensor) -> None:
+        """Replace a tensor by the sum over the ranks, in place."""
+        if self.world > 1:
+            try:
+                dist.all_reduce(tensor)
+            except RuntimeError as error:
+                raise LostRankError(_ended(self.rank)) from error
+
     def any(self, flag: bool) -> bool:
         """Return True if the flag is set on any rank."""
         return any(self.gather(flag))

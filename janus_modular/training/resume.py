@@ -32,6 +32,8 @@ IRRELEVANT = {
 """Settings that no step depends on: they may change without a message."""
 
 CHANGEABLE = {
+    "parallel",
+    "activation_checkpointing",
     "bad_samples",
     "optimizer",
     "schedule",

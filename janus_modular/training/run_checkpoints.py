@@ -19,6 +19,7 @@ from janus_modular.config import to_plain
 from janus_modular.errors import JanusError, TrainingError
 from janus_modular.foreign import reason
 from janus_modular.training.engine import Engine
+from janus_modular.training.parallel import full_tensor
 from janus_modular.training.processes import RankError, describe_error
 from janus_modular.training.schema import TrainConfig
 from janus_modular.weights.checksums import FILE, HashingFile, read_checksums, record, write_checksums
@@ -48,12 +49,14 @@ def save(
     engine.check_finite()
     folder = output / "checkpoints" / step_name(engine.next_step)
     training = {"step": engine.next_step, "config": to_plain(config), "data": data}
-    state = engine.state_dict()
+    state, keep = engine.state_dict(), engine.processes.is_first
+    whole = {name: full_tensor(x, keep=keep) for name, x in stored_tensors(assembly.model).items()}
+    weights = {name: tensor for name, tensor in whole.items() if tensor is not None}
 
     def write() -> None:
         with replace_checkpoint(folder, replaces=MODEL_TYPE) as temporary:
             write_description(assembly, temporary, name=output.name, training=training)
-            hashes = write_weights(temporary, stored_tensors(assembly.model).items())
+            hashes = write_weights(temporary, weights.items())
             hashes[STATE] = write_state(state, temporary / STATE)
             write_checksums(temporary, hashes)
         drop_old(output, config.keep)

@@ -16,6 +16,9 @@ from janus_modular.training.mixture import MixturePhase, samples_before
 MAX_COUNT = 1_000_000
 """Largest batch, accumulate and number of workers: each is the length of a list or a number of threads."""
 
+POLICIES = ("ddp", "fsdp")
+"""How a component lies on several processes: whole on each of them, or sharded over all."""
+
 MAX_SHARE = 1_000_000_000
 """Largest share of a source in a mixture, so that sums and products of shares stay exact."""
 
@@ -101,6 +104,12 @@ class TrainConfig:
     batch: int = 256  # samples a step, before packing
     length: int | None = 4096  # positions of a packed row; null: a row for each sample
     accumulate: int = 1  # micro-batches of a step: more need less memory; the result is the same
+    parallel: dict[str, str] = field(
+        default_factory=dict
+    )  # of components on several processes, {backbone: fsdp}; ddp: whole on each, the default
+    activation_checkpointing: list[str] = field(
+        default_factory=list
+    )  # components that compute activations again in backward: less memory, the same result
     supervise: Literal["all", "answers"] = "all"  # which text is supervised; image targets always are
     bad_samples: BadSamplesConfig = field(default_factory=BadSamplesConfig)
     changed_data: Literal["refuse", "accept"] = "refuse"  # when a source has changed at a resume
@@ -138,6 +147,11 @@ class TrainConfig:
             errors.append(f"wrap: found {self.wrap!r}; expected a backbone with options: {{name: lora}}.")
         elif self.wrap is not None and self.init is None:
             errors.append("wrap: wraps the backbone of init, which is not set; write it into model.")
+        errors += [
+            f"parallel.{name}: found {policy!r:.60}; expected ddp (whole on each process) or fsdp (sharded)."
+            for name, policy in self.parallel.items()
+            if policy not in POLICIES
+        ]
         if not 0 <= self.condition_dropout <= 1:
             errors.append(f"condition_dropout: {self.condition_dropout}; expected a probability, 0 to 1.")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):

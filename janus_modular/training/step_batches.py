@@ -61,13 +61,20 @@ class StepBatch:
         return counts
 
 
-def shared(batches: Iterator[StepBatch], processes: Processes) -> Generator[StepBatch, None, None]:
+def shared(
+    batches: Iterator[StepBatch], processes: Processes, *, equal_passes: bool = False
+) -> Generator[StepBatch, None, None]:
     """Yield this process's batches, with the counts of the whole step, over all processes.
+
+    With ``equal_passes``, as sharded components need, all processes run as many micro-batches, and in each of
+    them the same paths: those that this process has no images for are in ``Batch.idle``.
 
     Raises:
         OtherRankError: another process cannot build its batch; that process raises the error itself.
     """
     while (batch := processes.together(lambda: next(batches, None))) is not None:
+        if equal_passes:
+            batch = replace(batch, batches=_equal_passes(batch.batches, processes))
         counts = processes.gather((batch.supervised, batch.samples, batch.tokens, batch.bad_samples))
         yield replace(
             batch,
@@ -76,6 +83,20 @@ def shared(batches: Iterator[StepBatch], processes: Processes) -> Generator[Step
             tokens=_added(tokens for *_, tokens, _ in counts),
             bad_samples=[bad_sample for *_, bad_samples in counts for bad_sample in bad_samples],
         )
+
+
+def _equal_passes(batches: list[Batch], processes: Processes) -> list[Batch]:
+    """Return as many micro-batches as any process has, each with the paths that any process runs in it.
+
+    A further micro-batch has one position, and nothing in it is supervised.
+    """
+    of_ranks = processes.gather([batch.paths for batch in batches])
+    count = max(map(len, of_ranks))
+    equal = batches + [batches[-1].unsupervised_row()] * (count - len(batches))
+    for number, batch in enumerate(equal):
+        needed = set().union(*(paths[number] for paths in of_ranks if number < len(paths)))
+        equal[number] = replace(batch, idle=frozenset(needed - batch.paths))
+    return equal
 
 
 def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

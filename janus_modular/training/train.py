@@ -31,6 +31,7 @@ from janus_modular.training.engine import Engine, Loss
 from janus_modular.training.initial_model import check_finite, initial_model
 from janus_modular.training.loop import run
 from janus_modular.training.mixture import Mixture
+from janus_modular.training.parallel import checkpoint_activations, fingerprint, shard_components
 from janus_modular.training.processes import Processes
 from janus_modular.training.resume import Change, check_checkpoint, check_same_run, load_state
 from janus_modular.training.run_checkpoints import (
@@ -95,7 +96,7 @@ def train(
             lambda: _prepare(config, checkpoint, changes, sources, plugins, processes, device, quiet=quiet)
         )
         processes.check_equal("the data", run.record.sources)
-        processes.check_equal("the weights at the start", run.engine.fingerprint())
+        processes.check_equal("the weights at the start", run.weights)
         return _run_steps(run, config, checkpoint, quiet=quiet, title=title)
 
 
@@ -108,6 +109,7 @@ class _PreparedRun:
     builder: BatchBuilder
     record: DataRecord
     trackers: list[Tracker]
+    weights: str  # a digest
 
 
 def _prepare(
@@ -141,12 +143,16 @@ def _prepare(
     _print_start(assembly, output, checkpoint, changes, quiet=quiet)
     if not processes.is_first:  # the weights are those of rank 0, and dropout is not
         torch.manual_seed(int(np.random.SeedSequence((config.seed, processes.rank)).generate_state(1)[0]))
+    precision = autocast_dtype(config.dtype, device)
+    weights = fingerprint(model)
+    checkpoint_activations(model, config.activation_checkpointing)
+    shard_components(model, config.parallel, device=device, world=processes.world, dtype=precision)
     engine: Engine[StepBatch] = Engine(
         model,
         lambda batch: janus_losses(model, batch, device),
         config.optimizer,
         config.schedule,
-        autocast=autocast_dtype(config.dtype, device),
+        autocast=precision,
         processes=processes,
     )
     if checkpoint is not None:
@@ -164,7 +170,7 @@ def _prepare(
         raise TrainingError(
             f"a tracker cannot start: {error}. Is {output} a folder that can be written?"
         ) from error
-    return _PreparedRun(assembly, engine, builder, record, trackers)
+    return _PreparedRun(assembly, engine, builder, record, trackers, weights)
 
 
 def _run_steps(
@@ -174,7 +180,9 @@ def _run_steps(
     engine, record, output = prepared.engine, prepared.record, Path(config.output)
     processes = engine.processes
     batches = prepared.builder.build_all(engine.next_step, config.schedule.num_steps, workers=config.workers)
-    counted_batches = record.counting(shared(batches, processes), engine.next_step)
+    counted_batches = record.counting(
+        shared(batches, processes, equal_passes="fsdp" in config.parallel.values()), engine.next_step
+    )
     saved, untrained = checkpoint, list[str]()
 
     def save_checkpoint() -> Path:
@@ -318,7 +326,8 @@ def janus_losses(model: JanusModel, step_batch: StepBatch, device: torch.device 
     counts |= step_batch.bad_sample_counts()
     for batch in step_batch.batches:
         output = model(batch.to(device))
-        total = torch.stack([loss.sum() for loss in output.losses.values()]).sum()
+        sums = [loss.sum() for loss in output.losses.values()]
+        total = torch.stack(sums or [0 * output.hidden.sum()]).sum()  # none: other processes have one here
         means = {f"loss/{name}": (loss.detach().sum(), loss.numel()) for name, loss in output.losses.items()}
         yield Loss(total / step_batch.supervised, {**means, **_by_source(output, batch.sources)}, counts)
         counts = {}  # reported once for the step
@@ -326,8 +335,7 @@ def janus_losses(model: JanusModel, step_batch: StepBatch, device: torch.device 
 
 def _by_source(output: Output, names: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
     """Return for each source the sum of its losses and the number of its positions."""
-    first = next(iter(output.losses.values()))
-    sums, weights = (torch.zeros(len(names), device=first.device) for _ in range(2))
+    sums, weights = (torch.zeros(len(names), device=output.hidden.device) for _ in range(2))
     for name, loss in output.losses.items():
         sums.index_add_(0, output.sources[name], loss.detach())
         weights.index_add_(0, output.sources[name], torch.ones_like(loss))

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from janus_modular import TrainingError
-from janus_modular.training.engine import Engine, Loss, build_optimizer, lr_factor, scalar_objective
+from janus_modular.training.engine import Engine, Loss, scalar_objective
 from janus_modular.training.loop import fit, run
+from janus_modular.training.optimizer import build_optimizer, lr_factor
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 
 

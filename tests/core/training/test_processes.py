@@ -14,14 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from janus_modular import TrainingError
 from janus_modular.config import to_plain
 from janus_modular.errors import ConfigError
 from janus_modular.plugins import default_plugins
 from janus_modular.training import run_checkpoints
+from janus_modular.training.dry_run import dry_run
 from janus_modular.training.engine import Engine
 from janus_modular.training.initial_model import initial_model
+from janus_modular.training.parallel import checkpoint_activations, full_tensor, shard_components
 from janus_modular.training.processes import Processes
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import shared
@@ -45,6 +48,8 @@ def gradients(config: TrainConfig, processes: Processes) -> tuple[dict[str, Any]
         assembly = initial_model(config, plugins, CPU)
         model = assembly.model
         set_trainable(model, config.learn)
+        checkpoint_activations(model, config.activation_checkpointing)
+        shard_components(model, config.parallel, device=CPU, world=processes.world, dtype=None)
         engine: Engine[Any] = Engine(
             model,
             lambda batch: janus_losses(model, batch, CPU),
@@ -53,14 +58,17 @@ def gradients(config: TrainConfig, processes: Processes) -> tuple[dict[str, Any]
             processes=processes,
         )
         builder = batch_builder(config, open_sources(config, plugins), model, assembly.processor, processes)
-        [batch] = shared(iter([builder.build(0)]), processes)
+        is_sharded = "fsdp" in config.parallel.values()
+        [batch] = shared(iter([builder.build(0)]), processes, equal_passes=is_sharded)
         metrics = engine._compute_gradients(batch)
         grads = {
-            name: None if p.grad is None else p.grad.numpy().copy() for name, p in engine.trainable.items()
+            name: None if p.grad is None else full_tensor(p.grad).numpy().copy()  # type: ignore[union-attr]
+            for name, p in engine.trainable.items()
         }
         return grads, {name: total / weight for name, (total, weight) in metrics.means.items()}
 
 
+FSDP = {"backbone": "fsdp", "understanding.encoder": "fsdp"}
 STAGE_1 = ["understanding.adaptor", "generation.adaptor", "generation.embedding", "generation.head"]
 
 
@@ -76,6 +84,15 @@ STAGE_1 = ["understanding.adaptor", "generation.adaptor", "generation.embedding"
         ({"batch": 2, "mixture": {"draw": 1, "read": 1, "text": 0}, "learn": STAGE_1}, 2),
         ({"batch": 2, "mixture": {"draw": 0, "read": 1, "text": 1}, "learn": STAGE_1}, 2),  # one has no loss
         ({"batch": 6, "length": "null"}, 2),
+        ({"batch": 6, "activation_checkpointing": ["backbone"]}, 2),
+        ({"batch": 6, "parallel": FSDP}, 2),
+        ({"batch": 6, "parallel": FSDP, "accumulate": 2}, 3),
+        ({"batch": 6, "parallel": FSDP, "activation_checkpointing": ["backbone"]}, 2),
+        ({"batch": 6, "parallel": {"backbone": "fsdp"}, "learn": STAGE_1}, 2),
+        ({"batch": 2, "parallel": FSDP, "mixture": {"draw": 1, "text": 1, "read": 0}}, 2),
+        ({"batch": 2, "parallel": FSDP, "mixture": {"draw": 1, "read": 1, "text": 0}, "learn": STAGE_1}, 2),
+        ({"batch": 2, "parallel": FSDP, "mixture": {"draw": 0, "read": 1, "text": 1}, "learn": STAGE_1}, 2),
+        ({"batch": 3, "parallel": FSDP, "accumulate": 2, "length": "null"}, 3),
     ],
 )
 def test_a_step_of_several_processes_is_that_of_one(make: Make, ranks: Ranks, changes: Any, world: int):
@@ -108,12 +125,16 @@ def weights(config: TrainConfig) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in open_weights(Path(config.output) / "model").items()}
 
 
-def test_a_resumed_run_is_equal_to_the_bit(make: Make, ranks: Ranks, metrics: Any, tmp_path: Path):
-    whole = make(batch=6, checkpoint_every=3)
+@pytest.mark.parametrize("parallel", [{}, FSDP], ids=["ddp", "fsdp"])
+def test_a_resumed_run_is_equal_to_the_bit(
+    make: Make, ranks: Ranks, metrics: Any, tmp_path: Path, parallel: dict[str, str]
+):
+    shared_keys: dict[str, Any] = {"batch": 6, "parallel": parallel}
+    whole = make(**shared_keys, checkpoint_every=3)
     assert [each.error for each in ranks(2, run(whole))] == ["", ""]
-    halves = make(batch=6, output=str(tmp_path / "halves"), schedule__stop=3)
+    halves = make(**shared_keys, output=str(tmp_path / "halves"), schedule__stop=3)
     assert [each.error for each in ranks(2, run(halves))] == ["", ""]
-    halves = make(batch=6, output=str(tmp_path / "halves"), workers=2)
+    halves = make(**shared_keys, output=str(tmp_path / "halves"), workers=2)
     assert [each.error for each in ranks(2, run(halves, resume=True))] == ["", ""]
     assert losses(metrics(whole)) == losses(metrics(halves))
     torch.testing.assert_close(weights(whole), weights(halves), rtol=0, atol=0)
@@ -124,8 +145,8 @@ def test_a_run_continues_with_another_number_of_processes(
 ):
     alone = make(batch=6)
     train(alone, quiet=True)
-    for world, stop in ((2, 2), (1, 4), (3, 6)):
-        config = make(batch=6, output=str(tmp_path / "moved"), schedule__stop=stop)
+    for world, stop, parallel in ((2, 2, FSDP), (1, 3, {}), (3, 5, FSDP), (2, 6, {})):
+        config = make(batch=6, output=str(tmp_path / "moved"), schedule__stop=stop, parallel=parallel)
         assert [each.error for each in ranks(world, run(config, resume=stop > 2))] == [""] * world
     assert losses(metrics(config)) == pytest.approx(losses(metrics(alone)), abs=1e-5)
     assert [line["tokens"] for line in metrics(config)] == [line["tokens"] for line in metrics(alone)]
@@ -179,14 +200,15 @@ def die(*_: Any) -> Any:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize(("killed", "parallel"), [(0, {}), (1, {}), (1, FSDP)], ids=str)
 def test_a_killed_rank_ends_the_others_and_the_run_is_resumed_to_the_bit(
-    make: Make, ranks: Ranks, metrics: Any, tmp_path: Path, killed: int
+    make: Make, ranks: Ranks, metrics: Any, tmp_path: Path, killed: int, parallel: dict[str, str]
 ):
     """Killed twice in a row: in a step, and while rank 0 writes a checkpoint."""
-    whole = make(batch=6, checkpoint_every=2)
+    shared_keys: dict[str, Any] = {"batch": 6, "parallel": parallel, "checkpoint_every": 2}
+    whole = make(**shared_keys)
     assert [each.error for each in ranks(2, run(whole))] == ["", ""]
-    config = make(batch=6, checkpoint_every=2, output=str(tmp_path / "killed"))
+    config = make(**shared_keys, output=str(tmp_path / "killed"))
 
     def die_in_step(rank: int) -> None:
         step = Engine._forward
@@ -214,6 +236,37 @@ def test_a_killed_rank_ends_the_others_and_the_run_is_resumed_to_the_bit(
         assert "another process of the run has ended" in outcomes[1 - killed].error
     assert [each.error for each in ranks(2, run(config, resume=True))] == ["", ""]
     torch.testing.assert_close(weights(whole), weights(config), rtol=0, atol=0)
+
+
+def test_adapters_of_a_sharded_backbone_train_as_in_one_process(make: Make, ranks: Ranks, tmp_path: Path):
+    pytest.importorskip("peft")
+    start = train(make(batch=6, schedule__stop=1, output=str(tmp_path / "start")), quiet=True)
+    keys = {"model": "null", "init": str(start), "wrap": LORA, "learn": ["backbone"], "batch": 6}
+    alone = make(**keys, output=str(tmp_path / "alone"))
+    train(alone, quiet=True)
+    sharded = make(**keys, output=str(tmp_path / "sharded"), parallel={"backbone": "fsdp"})
+    assert [each.error for each in ranks(2, run(sharded))] == ["", ""]
+    torch.testing.assert_close(weights(sharded), weights(alone), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"parallel": {"encoder": "fsdp"}},
+            "parallel: found 'encoder', which is no component; expected u",
+        ),
+        ({"parallel": {"backbone": "zero3"}}, "parallel.backbone: found 'zero3'; expected ddp"),
+        ({"parallel": {"generation.tokenizer": "fsdp"}}, "the image tokenizer is not called"),
+        ({"activation_checkpointing": ["backbones"]}, "activation_checkpointing: found 'backbones'"),
+    ],
+)
+def test_settings_of_components_are_checked(make: Make, changes: dict[str, Any], message: str):
+    """Also in a single process, and in a dry run."""
+    with pytest.raises(ConfigError, match=message):
+        train(make(**changes), quiet=True)
+    with pytest.raises(ConfigError, match=message):
+        dry_run(make(**changes), default_plugins(), Console(quiet=True))
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(make: Make, ranks: Ranks, tmp_path: Path):

@@ -56,6 +56,30 @@ def test_memory_is_exact_for_parameters_and_near_for_activations(
     assert estimate_memory(model, step_batch, half=True).activations < memory.activations
 
 
+def test_sharding_and_recomputing_need_less_memory(make, built: tuple[JanusModel, Processor]) -> None:
+    """Kept are each block's input, and what one block needs; blocks are divided, embeddings are not."""
+    model, processor = built
+    config = make()
+    set_trainable(model, config.learn)
+    step_batch = batch_builder(config, open_sources(config, default_plugins()), model, processor).build(0)
+    whole = estimate_memory(model, step_batch)
+    blocks = model.backbone.body.layers
+    sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    halves = estimate_memory(model, step_batch, sharded=["backbone"], world=2)
+    assert whole.gradients - halves.gradients == 4 * sum(sizes) / 2
+    assert whole.optimizer - halves.optimizer == 8 * sum(sizes) / 2
+    assert whole.parameters - halves.parameters == 4 * (sum(sizes) / 2 - max(sizes))  # one is gathered
+    assert estimate_memory(model, step_batch, sharded=["backbone"]) == whole  # of one process
+    less = estimate_memory(model, step_batch, recomputed=["backbone"])
+    linear = sum(
+        layer.in_features + layer.out_features
+        for layer in blocks[0].modules()
+        if isinstance(layer, torch.nn.Linear)
+    )
+    positions = step_batch.batches[0].tokens.numel()
+    assert whole.activations - less.activations == 4 * positions * (linear - 64 * len(blocks))
+
+
 def test_previews_show_what_is_supervised(make, built: tuple[JanusModel, Processor]) -> None:
     samples = preview_step(make(), default_plugins(), n=3).samples
     assert [sample.source for sample in samples] == ["read", "draw", "text"]
