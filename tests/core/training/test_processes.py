@@ -37,6 +37,7 @@ from .conftest import Make, Rank
 Ranks = Callable[..., list[Rank]]
 
 CPU = torch.device("cpu")
+SLOW = pytest.mark.slow
 LORA = {"name": "lora", "rank": 2}
 
 
@@ -76,23 +77,27 @@ STAGE_1 = ["understanding.adaptor", "generation.adaptor", "generation.embedding"
     ("changes", "world"),
     [
         ({"batch": 6}, 2),
-        ({"batch": 6}, 3),
+        pytest.param({"batch": 6}, 3, marks=SLOW),
         ({"batch": 6, "accumulate": 2}, 2),
-        ({"batch": 6, "learn": STAGE_1}, 2),
-        ({"batch": 4, "learn": ["understanding", "generation.head"]}, 2),
+        pytest.param({"batch": 6, "learn": STAGE_1}, 2, marks=SLOW),
+        pytest.param({"batch": 4, "learn": ["understanding", "generation.head"]}, 2, marks=SLOW),
         ({"batch": 2, "mixture": {"draw": 1, "text": 1, "read": 0}}, 2),  # a rank draws, and another reads
         ({"batch": 2, "mixture": {"draw": 1, "read": 1, "text": 0}, "learn": STAGE_1}, 2),
         ({"batch": 2, "mixture": {"draw": 0, "read": 1, "text": 1}, "learn": STAGE_1}, 2),  # one has no loss
-        ({"batch": 6, "length": "null"}, 2),
+        pytest.param({"batch": 6, "length": "null"}, 2, marks=SLOW),
         ({"batch": 6, "activation_checkpointing": ["backbone"]}, 2),
-        ({"batch": 6, "parallel": FSDP}, 2),
+        pytest.param({"batch": 6, "parallel": FSDP}, 2, marks=SLOW),
         ({"batch": 6, "parallel": FSDP, "accumulate": 2}, 3),
-        ({"batch": 6, "parallel": FSDP, "activation_checkpointing": ["backbone"]}, 2),
-        ({"batch": 6, "parallel": {"backbone": "fsdp"}, "learn": STAGE_1}, 2),
+        pytest.param({"batch": 6, "parallel": FSDP, "activation_checkpointing": ["backbone"]}, 2, marks=SLOW),
+        pytest.param({"batch": 6, "parallel": {"backbone": "fsdp"}, "learn": STAGE_1}, 2, marks=SLOW),
         ({"batch": 2, "parallel": FSDP, "mixture": {"draw": 1, "text": 1, "read": 0}}, 2),
-        ({"batch": 2, "parallel": FSDP, "mixture": {"draw": 1, "read": 1, "text": 0}, "learn": STAGE_1}, 2),
+        pytest.param(
+            {"batch": 2, "parallel": FSDP, "mixture": {"draw": 1, "read": 1, "text": 0}, "learn": STAGE_1},
+            2,
+            marks=SLOW,
+        ),
         ({"batch": 2, "parallel": FSDP, "mixture": {"draw": 0, "read": 1, "text": 1}, "learn": STAGE_1}, 2),
-        ({"batch": 3, "parallel": FSDP, "accumulate": 2, "length": "null"}, 3),
+        pytest.param({"batch": 3, "parallel": FSDP, "accumulate": 2, "length": "null"}, 3, marks=SLOW),
     ],
 )
 def test_a_step_of_several_processes_is_that_of_one(make: Make, ranks: Ranks, changes: Any, world: int):
@@ -200,7 +205,16 @@ def die(*_: Any) -> Any:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("killed", "parallel"), [(0, {}), (1, {}), (1, FSDP)], ids=str)
+@pytest.mark.parametrize(
+    ("killed", "parallel"),
+    [
+        pytest.param(0, {}, marks=SLOW),
+        pytest.param(1, {}, marks=SLOW),
+        (0, FSDP),
+        pytest.param(1, FSDP, marks=SLOW),
+    ],
+    ids=str,
+)
 def test_a_killed_rank_ends_the_others_and_the_run_is_resumed_to_the_bit(
     make: Make, ranks: Ranks, metrics: Any, tmp_path: Path, killed: int, parallel: dict[str, str]
 ):
