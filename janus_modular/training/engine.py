@@ -129,9 +129,12 @@ class Engine(Generic[BatchT]):
 
     def _compute_gradients(self, batch: BatchT) -> Metrics:
         """Compute the gradients of all micro-batches; raise an error where any result is not finite."""
-        lr = self.config.lr * lr_factor(self.schedule, self.next_step)
+        factor = lr_factor(self.schedule, self.next_step)
+        rates = {"lr": (self.config.lr * factor, 1.0)}
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = group["base_lr"] * factor
+            if group["path"]:
+                rates[f"lr/{group['path']}"] = (group["lr"], 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, list[Any]] = {}  # name: [sum, weight], still on the device
         counts: dict[str, float] = {}
@@ -156,7 +159,7 @@ class Engine(Generic[BatchT]):
         )
         means |= {"loss": (means["loss"][0], 1.0), "grad_norm": (norm_value, 1.0)}
         self._check_means(means)
-        return Metrics(1, means | {"lr": (lr, 1.0)}, counts)
+        return Metrics(1, means | rates, counts)
 
     def _clip_gradients(self) -> Tensor:
         """Scale the gradients so that their norm over all parameters keeps the limit; return the norm."""

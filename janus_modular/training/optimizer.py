@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from math import cos, pi
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from janus_modular.errors import ConfigError
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 
 
@@ -36,24 +40,78 @@ def by_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Return AdamW over the trainable parameters of ``module``, with weight decay as `by_decay` says."""
+    """Return AdamW over the trainable parameters of ``module``, with weight decay as `by_decay` says.
+
+    Each of its groups has a ``base_lr``, which the schedule scales, and the ``path`` of the config's group.
+
+    Raises:
+        ConfigError: a group of the config has no trainable parameter, or two fit a parameter as well.
+    """
     decayed, not_decayed = by_decay(module)
-    groups = [
-        {"params": [p for p in parameters if isinstance(p, DTensor) is sharded], "weight_decay": decay}
-        for parameters, decay in ((decayed, config.weight_decay), (not_decayed, 0.0))
-        for sharded in (False, True)  # which no fused update mixes
-    ]
+    path_of = _paths(module, config.groups or {})
+    groups: dict[tuple[str, bool, bool], dict[str, Any]] = {}
+    for parameters, decays in ((decayed, True), (not_decayed, False)):
+        for parameter in parameters:
+            path, is_sharded = path_of.get(id(parameter), ""), isinstance(parameter, DTensor)
+            values = (config.groups or {}).get(path, {})
+            weight_decay = values.get("weight_decay", config.weight_decay) if decays else 0.0
+            group = groups.setdefault(  # no fused update mixes sharded and whole parameters
+                (path, decays, is_sharded),
+                {
+                    "params": [],
+                    "weight_decay": weight_decay,
+                    "base_lr": values.get("lr", config.lr),
+                    "path": path,
+                },
+            )
+            group["params"].append(parameter)
     fused = all(p.device.type in ("cpu", "cuda") for p in decayed + not_decayed)
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=fused
-    )
+    return torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=config.betas, fused=fused)
+
+
+def _paths(module: nn.Module, groups: Mapping[str, Any]) -> dict[int, str]:
+    """Return the path of the group that each trainable parameter belongs to: the longest that fits."""
+    path_of: dict[int, str] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        levels = name.split(".")
+        fitting = [
+            path
+            for path in groups
+            if (pattern := path.split("."))
+            and len(pattern) <= len(levels)
+            and all(map(fnmatchcase, levels, pattern))
+        ]
+        longest = max((path.count(".") for path in fitting), default=0)
+        best = [path for path in fitting if path.count(".") == longest]
+        if len(best) > 1:
+            raise ConfigError(
+                f"optimizer.groups: '{best[0]}' and '{best[1]}' both fit {name}; expected one path that fits"
+                " best: make one of them longer."
+            )
+        if best:
+            path_of[id(parameter)] = best[0]
+    for path in groups:
+        if path not in path_of.values():
+            raise ConfigError(
+                f"optimizer.groups: '{path}' fits no trained parameter; expected the path of a module that"
+                " learn trains, which no longer path covers."
+            )
+    return path_of
 
 
 def lr_factor(schedule: ScheduleConfig, step: int) -> float:
-    """Return the factor of the learning rate at ``step`` (from 0): linear warmup, then constant or cosine."""
+    """Return the factor of the learning rate at ``step`` (from 0): linear warmup, then the schedule.
+
+    wsd (warmup, stable, decay; Hu et al. 2024, section 4) stays constant up to its last ``decay`` steps.
+    """
     if step < schedule.warmup:
         return (step + 1) / schedule.warmup
     if schedule.name == "constant":
         return 1.0
+    if schedule.name == "wsd":
+        remaining = (schedule.steps - step) / max(schedule.decay, 1)
+        return schedule.final + (1 - schedule.final) * min(1.0, max(0.0, remaining))
     progress = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
     return schedule.final + (1 - schedule.final) * (1 + cos(pi * min(1.0, progress))) / 2

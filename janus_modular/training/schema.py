@@ -31,9 +31,11 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.95)  # of the moving averages of gradient and square
     weight_decay: float = 0.0  # on matrices alone: not on biases, norms or embeddings
     clip: float | None = 1.0  # largest norm of the gradient over all parameters; null: no limit
+    groups: Any = None  # other values for modules, by path: {understanding.encoder: {lr: 1e-5}, ...}
 
     def __post_init__(self) -> None:
         """Raise an error for values with which no training converges."""
+        self._check_groups()
         valid = 0 < self.lr < inf and 0 <= self.weight_decay < inf and all(0 <= b < 1 for b in self.betas)
         if not valid or not (self.clip is None or self.clip > 0):
             raise ValueError(
@@ -42,19 +44,43 @@ class OptimizerConfig:
                 " or null."
             )
 
+    def _check_groups(self) -> None:
+        groups = {} if self.groups is None else self.groups
+        if not isinstance(groups, dict):
+            raise ValueError(
+                f"groups: found {groups!r:.60}; expected module paths with values, say"
+                " {backbone: {lr: 1.0e-5}}."
+            )
+        for path, values in groups.items():
+            is_valid = isinstance(values, dict) and values and set(values) <= {"lr", "weight_decay"}
+            numbers = values.values() if is_valid else ()
+            if not is_valid or any(type(x) not in (int, float) or not 0 <= x < inf for x in numbers):
+                raise ValueError(
+                    f"groups.{path}: found {values!r:.60}; expected lr, weight_decay or both, each a number"
+                    " from 0: {lr: 1.0e-5, weight_decay: 0.1}. In YAML, 1e-5 is a text: write 1.0e-5."
+                )
+
 
 @dataclass
 class ScheduleConfig:
     """The learning rate over the steps, and the number of steps."""
 
-    steps: int = 1000  # updates; a cosine ends here
-    name: Literal["constant", "cosine"] = "constant"
+    steps: int = 1000  # updates; a cosine and the decay of wsd end here
+    name: Literal["constant", "cosine", "wsd"] = "constant"  # wsd: constant, then decay
     warmup: int = 0  # first steps, in which the learning rate rises linearly
-    final: float = 0.0  # where a cosine ends, as a share of lr
+    decay: int = 0  # last steps of wsd, in which the learning rate falls linearly
+    final: float = 0.0  # where a cosine and a decay end, as a share of lr
     stop: int | None = None  # end after this many steps, before the end of the schedule
 
     def __post_init__(self) -> None:
-        """Raise an error for a run without steps."""
+        """Raise an error for a run without steps, and for a decay that another schedule would ignore."""
+        if (self.name == "wsd") != (self.decay > 0) or not 0 <= self.decay <= self.steps - self.warmup:
+            raise ValueError(
+                f"name {self.name}, decay {self.decay}, steps {self.steps}, warmup {self.warmup}: expected,"
+                " with wsd, a decay from 1 to the steps after the warmup, and 0 with any other."
+            )
+        if self.final and self.name == "constant":
+            raise ValueError(f"final {self.final}: expected 0 with name constant, which does not fall.")
         if self.steps < 1 or self.warmup < 0 or (self.stop is not None and self.stop < 1):
             raise ValueError(
                 f"steps {self.steps}, warmup {self.warmup}, stop {self.stop}: expected at least 1, 0 and 1."

@@ -3,12 +3,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from janus_modular import TrainingError
+from janus_modular import ConfigError, TrainingError
 from janus_modular.training.engine import Engine, Loss, scalar_objective
 from janus_modular.training.loop import fit, run
 from janus_modular.training.optimizer import build_optimizer, lr_factor
@@ -138,6 +139,8 @@ def test_micro_batches_add_up_to_the_batch() -> None:
         (ScheduleConfig(steps=6, warmup=2), [0.5, 1, 1, 1, 1, 1]),
         (ScheduleConfig(steps=5, name="cosine", warmup=1), [1, 1, 0.8535534, 0.5, 0.1464466]),
         (ScheduleConfig(steps=2, name="cosine", final=0.1), [1, 0.55]),
+        (ScheduleConfig(steps=6, name="wsd", warmup=1, decay=2), [1, 1, 1, 1, 1, 0.5]),
+        (ScheduleConfig(steps=8, name="wsd", warmup=2, decay=4, final=0.2), [0.5, 1, 1, 1, 1, 0.8, 0.6, 0.4]),
     ],
 )
 def test_the_learning_rate_follows_its_schedule(schedule: ScheduleConfig, shares: list[float]) -> None:
@@ -159,6 +162,94 @@ def test_embeddings_norms_and_biases_do_not_decay() -> None:
     net = Net()
     decayed = build_optimizer(net, OptimizerConfig(weight_decay=0.1)).param_groups[0]["params"]
     assert {id(p) for p in decayed} == {id(net.convolution.weight), id(net.layer.weight)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"name": "wsd"}, "with wsd, a decay from 1"),
+        ({"name": "cosine", "decay": 3}, "and 0 with any other"),
+        ({"name": "wsd", "decay": 9, "warmup": 2, "steps": 10}, "steps after the warmup"),
+        ({"final": 0.1}, "expected 0 with name constant"),
+    ],
+)
+def test_schedules_refuse_settings_without_effect(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ScheduleConfig(**settings)
+
+
+class Towers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = (nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.right(self.left(x))
+
+
+def test_groups_have_their_own_rates_and_decays() -> None:
+    """Against torch's AdamW with these groups; a parameter belongs to the longest path that fits."""
+    torch.manual_seed(0)
+    model, other = Towers(), Towers()
+    other.load_state_dict(model.state_dict())
+    groups = {"left": {"lr": 0.01}, "*.0": {"weight_decay": 0.5}}
+    config = OptimizerConfig(lr=0.1, weight_decay=0.1, clip=None, groups=groups)
+    data = torch.randn(5, 2)
+    engine = Engine(
+        model,
+        scalar_objective(lambda x: {"y": model(x).square().mean()}),
+        config,
+        ScheduleConfig(steps=4, warmup=2),
+    )
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [other.left[0].weight, other.right[0].weight], "lr": 0.1, "weight_decay": 0.5},
+            {"params": [other.left[0].bias, other.right[0].bias], "lr": 0.1, "weight_decay": 0},
+            {"params": other.left[1].parameters(), "lr": 0.01, "weight_decay": 0},
+            {"params": other.right[1].parameters(), "lr": 0.1, "weight_decay": 0},
+        ],
+        betas=(0.9, 0.95),
+    )
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    for step in range(4):
+        metrics = engine.step(data).values()
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * min(1, (step + 1) / 2)
+        optimizer.zero_grad()
+        other(data).square().mean().backward()
+        optimizer.step()
+    assert (metrics["lr"], metrics["lr/left"], metrics["lr/*.0"]) == (0.1, 0.01, 0.1)
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight, other.get_parameter(name), msg=name)
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ({"middle": {"lr": 1}}, "'middle' fits no trained parameter"),
+        ({"left.0": {"lr": 1}, "*.0": {"lr": 2}}, r"'left.0' and '\*.0' both fit left.0"),
+        ({"left": {"lr": 1}, "left.0": {"lr": 2}, "left.1": {"lr": 3}}, "'left' fits no trained parameter"),
+    ],
+)
+def test_groups_that_do_not_fit_are_errors(groups: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        build_optimizer(Towers(), OptimizerConfig(groups=groups))
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        ["left"],
+        {"left": 1},
+        {"left": {}},
+        {"left": {"beta": 1}},
+        {"left": {"lr": "1e-5"}},
+        {"left": {"lr": -1}},
+    ],
+)
+def test_groups_of_another_form_are_errors(groups: Any) -> None:
+    with pytest.raises(ValueError, match="groups"):
+        OptimizerConfig(groups=groups)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
