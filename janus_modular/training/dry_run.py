@@ -20,6 +20,7 @@ from janus_modular.sequence import IGNORE_INDEX
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.mixture import Mixture
+from janus_modular.training.optimizer import build_optimizer
 from janus_modular.training.parallel import blocks_of, check_components
 from janus_modular.training.processes import Processes
 from janus_modular.training.run_folder import check_output
@@ -51,6 +52,7 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
     model = assembly.model
     set_trainable(model, config.learn)
     check_components(model, config.parallel, config.activation_checkpointing)
+    build_optimizer(model, config.optimizer)  # checks its groups
     console.print(trainable_table(model))
     half = autocast_dtype(config.dtype, choose_device(config.device)) is not None
     layout: dict[str, Any] = {

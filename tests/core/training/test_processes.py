@@ -273,6 +273,10 @@ def test_adapters_of_a_sharded_backbone_train_as_in_one_process(make: Make, rank
         ({"parallel": {"backbone": "zero3"}}, "parallel.backbone: found 'zero3'; expected ddp"),
         ({"parallel": {"generation.tokenizer": "fsdp"}}, "the image tokenizer is not called"),
         ({"activation_checkpointing": ["backbones"]}, "activation_checkpointing: found 'backbones'"),
+        (
+            {"optimizer": {"groups": {"head": {"lr": 1}}}},
+            "optimizer.groups: 'head' fits no trained parameter",
+        ),
     ],
 )
 def test_settings_of_components_are_checked(make: Make, changes: dict[str, Any], message: str):
