@@ -32,26 +32,26 @@ UNCHECKED = ("formats", "runtimes")
 RELATED: dict[str, tuple[str, ...]] = {
     "understanding_encoders": (
         "interfaces.PixelSpec",
-        "protocols.ReadsPretrained",
-        "protocols.LoadsPretrained",
+        "capabilities.ReadsPretrained",
+        "capabilities.LoadsPretrained",
     ),
     "generation": (
         *("interfaces.GraphSpec", "interfaces.TensorSpec", "model.sampling.sample_with_noise"),
-        *("protocols.EncodesImages", "sequence.EncodedSpec", "protocols.HasLogProbabilities"),
+        *("capabilities.EncodesImages", "sequence.EncodedSpec", "capabilities.HasLogProbabilities"),
     ),
     "text_samplers": ("protocols.TextSamplerSettings", "protocols.Session", "sequence.Sequence"),
     "image_samplers": (
         *("protocols.ImageSamplerSettings", "protocols.Session", "sequence.Sequence"),
         *("sequence.unconditional", "protocols.EncodedImages"),
     ),
-    "backbones": ("interfaces.Cache", "interfaces.RowCache", "protocols.LoadsPretrained"),
+    "backbones": ("interfaces.Cache", "interfaces.RowCache", "capabilities.LoadsPretrained"),
     "sources": (
         *(f"sequence.{name}" for name in ("Sample", "Message", "Text", "ImageInput", "ImageTarget")),
         "protocols.Fingerprinted",
     ),
     "formats": (
-        "protocols.ReadsPretrained",
-        "protocols.LoadsPretrained",
+        "capabilities.ReadsPretrained",
+        "capabilities.LoadsPretrained",
     ),
 }
 """By slot: further classes and functions that its page documents, by module of janus_modular."""

@@ -191,15 +191,15 @@ def test_every_field_is_documented(section: str):
 RELATED = {
     "understanding_encoders": [
         "interfaces.PixelSpec",
-        "protocols.ReadsPretrained",
-        "protocols.LoadsPretrained",
+        "capabilities.ReadsPretrained",
+        "capabilities.LoadsPretrained",
     ],
     "generation": ["interfaces.GenerationPath", "model.sampling.sample_with_noise"],
     "text_samplers": ["protocols.TextSampler", "protocols.TextSamplerSettings", "protocols.Session"],
     "image_samplers": ["protocols.ImageSampler", "protocols.Session", "sequence.unconditional"],
-    "backbones": ["interfaces.Backbone", "interfaces.Cache", "protocols.LoadsPretrained"],
+    "backbones": ["interfaces.Backbone", "interfaces.Cache", "capabilities.LoadsPretrained"],
     "sources": ["protocols.Source", "sequence.Sample", "sequence.Message", "sequence.ImageTarget"],
-    "formats": ["protocols.CheckpointFormat", "protocols.ReadsPretrained"],
+    "formats": ["protocols.CheckpointFormat", "capabilities.ReadsPretrained"],
 }
 
 

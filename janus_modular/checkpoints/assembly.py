@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from janus_modular.capabilities import EncodesImages
 from janus_modular.config import component_specs
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError
@@ -23,7 +24,6 @@ from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Drawing, Processor
 from janus_modular.processing.tokenizer_files import compare_vocabularies, vocabulary_problem
-from janus_modular.protocols import EncodesImages
 from janus_modular.weights.loading import move_buffers
 from janus_modular.weights.pretrained import PretrainedReport, resolve_pretrained
 

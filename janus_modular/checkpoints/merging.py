@@ -8,11 +8,11 @@ from functools import partial
 
 from torch import Tensor
 
+from janus_modular.capabilities import Merges
 from janus_modular.checkpoints.opening import LazyCheckpoint
 from janus_modular.config import component_specs, module_path
 from janus_modular.model.build import build_model
 from janus_modular.plugins import Plugins
-from janus_modular.protocols import Merges
 from janus_modular.weights.files import Weights
 
 

@@ -11,8 +11,8 @@ from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
+from janus_modular.capabilities import EncodesImages
 from janus_modular.interfaces import AXES, CORE_GRAPHS, DTYPES, GraphRole, GraphSpec, factor_and_axis
-from janus_modular.protocols import EncodesImages
 from janus_modular.registry import MODEL_SLOTS, Hooks
 from janus_modular.renamed import RENAMED
 from janus_modular.sequence import EncodedSpec

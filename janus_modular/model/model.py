@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from janus_modular.capabilities import EncodesImages
 from janus_modular.config import component_specs, module_path
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import PromptError
 from janus_modular.interfaces import Adaptor, Backbone, GenerationPath, UnderstandingEncoder
 from janus_modular.model.batch import Batch
 from janus_modular.model.sampling import mark_not_finite, sample_with_noise, top_k_top_p_filter
-from janus_modular.protocols import EncodesImages
 from janus_modular.sequence import IGNORE_INDEX
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from janus_modular.capabilities import EncodesImages, HasLogProbabilities
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.model.batch import collate
 from janus_modular.model.model import JanusModel
-from janus_modular.protocols import EncodesImages, HasLogProbabilities
 from janus_modular.sequence import IGNORE_INDEX, Sequence, unconditional
 
 

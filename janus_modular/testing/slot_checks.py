@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from janus_modular.capabilities import EncodesImages, HasLogProbabilities
 from janus_modular.interfaces import PixelSpec
-from janus_modular.protocols import EncodesImages, HasLogProbabilities
 from janus_modular.sequence import EncodedSpec
 from janus_modular.testing.calls import known_codes, targets_of
 from janus_modular.testing.check import NotApplicable, check_for, ensure

@@ -10,9 +10,9 @@ from itertools import islice
 from rich.table import Table
 from torch import nn
 
+from janus_modular.capabilities import PartiallyTrainable
 from janus_modular.errors import ConfigError
 from janus_modular.model.model import JanusModel
-from janus_modular.protocols import PartiallyTrainable
 from janus_modular.sequence import Sequence as TokenSequence
 from janus_modular.suggest import did_you_mean
 from janus_modular.training.schema import TrainConfig

@@ -8,10 +8,10 @@ from pathlib import Path
 from torch import nn
 
 from janus_modular.atomic_writes import refuse_interrupted
+from janus_modular.capabilities import LoadsPretrained, ReadsPretrained
 from janus_modular.errors import CheckpointError, missing_extra
 from janus_modular.foreign import foreign_errors, is_hub_id, printable
 from janus_modular.interfaces import ComponentSpec
-from janus_modular.protocols import LoadsPretrained, ReadsPretrained
 from janus_modular.registry import slot_label
 from janus_modular.weights.files import open_weights
 from janus_modular.weights.loading import LoadResult, belongs_to, load_weights

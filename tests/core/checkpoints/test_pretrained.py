@@ -12,12 +12,12 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from janus_modular.capabilities import LoadedWeights
 from janus_modular.checkpoints.assembly import tokenizer_files
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckpointError, ConfigError
 from janus_modular.interfaces import ComponentConfig, ComponentSpec
-from janus_modular.protocols import LoadedWeights
 from janus_modular.weights.pretrained import commit_of, load_pretrained, resolve_pretrained
 
 

@@ -1,0 +1,132 @@
+"""Optional capabilities of components, found with ``isinstance``: methods beyond those of their slot.
+
+Shapes as in ``janus_modular.interfaces``. Nothing has to be inherited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+from janus_modular.interfaces import GenerationPath
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from janus_modular.interfaces import ComponentSpec
+    from janus_modular.sequence import EncodedSpec
+
+
+@runtime_checkable
+class EncodesImages(GenerationPath, Protocol):
+    """A generation path whose targets can be stored: images are given as arrays, and drawn ones return them.
+
+    `GenerationPath.targets` then returns a tensor (N, ...) of the declared shape and dtype.
+    """
+
+    encoded: EncodedSpec  # of one image
+
+
+@runtime_checkable
+class HasLogProbabilities(GenerationPath, Protocol):
+    """A generation path that gives the log-probability of an image's codes, for policy gradients say."""
+
+    def log_probabilities(
+        self, hidden: Tensor, targets: Tensor, *, guidance: float, temperature: float
+    ) -> Tensor:
+        """Return the log-probabilities (N, P) with which sampling chooses the targets (N, ...).
+
+        ``hidden`` (R, P, D) are the states that the positions are predicted from: conditional rows first,
+        then as many unconditional ones, or N conditional rows for guidance 1.
+        """
+        ...
+
+
+@runtime_checkable
+class ReadsPretrained(Protocol):
+    """A component that maps names of pretrained weights to its own.
+
+    Without this method, the names in the files of ``pretrained:`` must be the component's own.
+    """
+
+    def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the component's own names and tensors; ``weights`` reads lazily, by the file's names.
+
+        Names that are never read are reported as unexpected. A weight of the component that is not yielded
+        is missing, and a name that the component does not have is unexpected; both are errors. Yield
+        everything in the component's part of a file (`janus_modular.belongs_to`), except for weights that
+        are known to be unused: without this rule, a component of another architecture would go unnoticed.
+        """
+        ...
+
+
+class LoadedWeights(NamedTuple):
+    """The result of `LoadsPretrained.load_pretrained`."""
+
+    loaded: int  # number of tensors
+    missing: list[str]  # weights of the component that the files lack
+    unexpected_keys: list[str]  # names in the files that belong to other components
+
+
+@runtime_checkable
+class LoadsPretrained(Protocol):
+    """A component that loads its pretrained weights itself: by a library's own rules, say.
+
+    It takes precedence over `ReadsPretrained`.
+    """
+
+    def load_pretrained(self, path: Path) -> LoadedWeights:
+        """Load the folder or file that ``pretrained:`` names.
+
+        Raises:
+            CheckpointError: the weights do not fit; missing weights may also be returned.
+        """
+        ...
+
+
+@runtime_checkable
+class PartiallyTrainable(Protocol):
+    """A component of which a stage trains only a part by default: adapters of a frozen backbone, say."""
+
+    def trainable_parameters(self) -> Iterable[str]:
+        """Return the names of the submodules and parameters that train where a stage names the component.
+
+        Other parameters train only where a stage names them directly.
+        """
+        ...
+
+
+@runtime_checkable
+class Merges(Protocol):
+    """A component that wraps another during training and can be merged into that component's weights.
+
+    ``export`` and ``convert --merge`` merge it.
+    """
+
+    def merged(
+        self, weights: Mapping[str, Tensor]
+    ) -> tuple[ComponentSpec, Mapping[str, Callable[[], Tensor]]]:
+        """Return the wrapped component's spec, and a function that makes each of its tensors, by name.
+
+        ``weights`` are this component's own, by its own names; they are read lazily. The component may be on
+        the meta device.
+        """
+        ...
+
+
+@runtime_checkable
+class TranslatesToOnnx(Protocol):
+    """A component that uses an operator which has no translation from torch to ONNX.
+
+    Components that `torch.export` traces into torch's own operators do not need it.
+    """
+
+    def onnx_translations(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
+        """Return, for operators (``torch.ops.acme.swish.default``), functions that write them in ONNX.
+
+        A function takes the operator's arguments, with tensors as values of a graph under construction, and
+        returns the result of onnxscript operators. Only standard ONNX operators run everywhere.
+        """
+        ...
