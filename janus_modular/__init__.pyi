@@ -43,6 +43,7 @@ from .interfaces import ComponentConfig as ComponentConfig
 from .interfaces import PixelSpec as PixelSpec
 from .interfaces import TensorSpec as TensorSpec
 from .capabilities import ReadsPretrained as ReadsPretrained
+from .protocols import LogsImages as LogsImages
 from .protocols import Runtime as Runtime
 from .protocols import ImageSampler as ImageSampler
 from .protocols import ImageSamplerSettings as ImageSamplerSettings

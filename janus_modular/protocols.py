@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
     from torch import Tensor
 
     from janus_modular.model.model import JanusModel
@@ -246,6 +247,15 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Write what is still buffered."""
+        ...
+
+
+@runtime_checkable
+class LogsImages(Tracker, Protocol):
+    """A tracker that also records images: the drawings of a validation."""
+
+    def log_images(self, step: int, images: Mapping[str, Image.Image]) -> None:
+        """Record the named images of one step."""
         ...
 
 

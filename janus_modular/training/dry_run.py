@@ -26,7 +26,13 @@ from janus_modular.training.processes import Processes
 from janus_modular.training.run_folder import check_output
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import StepBatch
-from janus_modular.training.train import autocast_dtype, batch_builder, find_checkpoint, open_sources
+from janus_modular.training.train import (
+    autocast_dtype,
+    batch_builder,
+    find_checkpoint,
+    open_sources,
+    open_validation,
+)
 from janus_modular.training.trainable import check_reached, set_trainable, trainable_table
 
 FLOAT32_BYTES = 4
@@ -72,6 +78,7 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
         DataRecord(sources, config.bad_samples).resume(record, accept=config.changed_data == "accept")
     builder = batch_builder(config, sources, model, assembly.processor, processes)
     check_reached(model, builder, config)
+    open_validation(config, builder, plugins)
     console.print("the weights were not read; the run checks at its start that all are finite")
     step_batch = builder.build(0)
     console.print(_step_table(step_batch))

@@ -28,6 +28,7 @@ IRRELEVANT = {
     "log_every",
     "output",
     "trackers",
+    "validation",
 }
 """Settings that no step depends on: they may change without a message."""
 

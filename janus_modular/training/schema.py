@@ -114,6 +114,46 @@ class BadSamplesConfig:
 
 
 @dataclass
+class ValidationConfig:
+    """What the model is measured on during training."""
+
+    every: int = 0  # steps, and after the last; 0: never
+    sources: dict[str, ComponentSpec] = component("sources")  # held out: no source of the mixture
+    samples: int = 64  # of each source: always the same
+    prompts: list[str] = field(default_factory=list)  # drawn each time, from the same noise
+    questions: Any = None  # answered each time: [{text: ..., images: [path]}]
+    max_tokens: int = 64  # of an answer
+
+    def __post_init__(self) -> None:
+        """Raise an error for settings without effect."""
+        if self.every < 0 or self.samples < 1 or self.max_tokens < 1:
+            raise ValueError(
+                f"every {self.every}, samples {self.samples}, max_tokens {self.max_tokens}: expected at least"
+                " 0, 1 and 1."
+            )
+        self.questions = [] if self.questions is None else self.questions
+        is_list = isinstance(self.questions, list)
+        for question in self.questions if is_list else [self.questions]:
+            is_valid = isinstance(question, dict) and isinstance(question.get("text"), str)
+            images = question.get("images", []) if is_valid else []
+            if (
+                not is_list
+                or not is_valid
+                or set(question) - {"text", "images"}
+                or not isinstance(images, list)
+            ):
+                raise ValueError(
+                    f"questions: found {question!r:.80}; expected a list of {{text: ..., images: [path]}}."
+                )
+        measured = bool(self.sources or self.prompts or self.questions)
+        if measured != bool(self.every):
+            raise ValueError(
+                "expected every, and something to measure: sources, prompts or questions; found"
+                f" every {self.every} and {'some' if measured else 'none'} of these."
+            )
+
+
+@dataclass
 class TrainConfig:
     """One training run: a stage."""
 
@@ -151,6 +191,7 @@ class TrainConfig:
     checkpoint_every: int = 1000  # steps
     keep: int = 2  # newest checkpoints that stay on disk
     log_every: int = 10  # steps; the mean over them is logged
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     output: str = "runs/train"  # folder of checkpoints, logs and the trained model
     trackers: list[ComponentSpec] = component("trackers")  # where metrics are logged
 

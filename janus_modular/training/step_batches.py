@@ -74,7 +74,7 @@ def shared(
     """
     while (batch := processes.together(lambda: next(batches, None))) is not None:
         if equal_passes:
-            batch = replace(batch, batches=_equal_passes(batch.batches, processes))
+            batch = replace(batch, batches=with_equal_passes(batch.batches, processes))
         counts = processes.gather((batch.supervised, batch.samples, batch.tokens, batch.bad_samples))
         yield replace(
             batch,
@@ -85,7 +85,7 @@ def shared(
         )
 
 
-def _equal_passes(batches: list[Batch], processes: Processes) -> list[Batch]:
+def with_equal_passes(batches: list[Batch], processes: Processes) -> list[Batch]:
     """Return as many micro-batches as any process has, each with the paths that any process runs in it.
 
     A further micro-batch has one position, and nothing in it is supervised.

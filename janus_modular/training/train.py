@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,25 +12,26 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from janus_modular.checkpoints.assembly import ModelAssembly
 from janus_modular.checkpoints.native import check_rebuilds, read_record
 from janus_modular.config import to_plain
 from janus_modular.config.errors import FieldError, config_error
 from janus_modular.errors import ConfigError, JanusError, TrainingError
+from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.build import ModelBuilder
 from janus_modular.model.device import choose_device
-from janus_modular.model.model import JanusModel, Output
+from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.processing.prompt_check import check_context, check_prompts
 from janus_modular.protocols import Source, Tracker
 from janus_modular.training.data_record import DataRecord
-from janus_modular.training.engine import Engine, Loss
+from janus_modular.training.engine import Engine
 from janus_modular.training.initial_model import check_finite, initial_model
 from janus_modular.training.loop import run
 from janus_modular.training.mixture import Mixture
+from janus_modular.training.objective import janus_losses
 from janus_modular.training.parallel import checkpoint_activations, fingerprint, shard_components
 from janus_modular.training.processes import Processes
 from janus_modular.training.resume import Change, check_checkpoint, check_same_run, load_state
@@ -52,6 +53,7 @@ from janus_modular.training.trainable import (
     trainable_table,
     untrained_warning,
 )
+from janus_modular.training.validation import Validation
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +111,7 @@ class _PreparedRun:
     builder: BatchBuilder
     record: DataRecord
     trackers: list[Tracker]
+    validation: Validation | None
     weights: str  # a digest
 
 
@@ -163,6 +166,7 @@ def _prepare(
     check_finite(model, str(checkpoint or config.init or "the model with its pretrained components"))
     builder = batch_builder(config, data, model, assembly.processor, processes)
     check_reached(model, builder, config)
+    validation = open_validation(config, builder, plugins)
     try:
         build = ModelBuilder(plugins)
         trackers = [build(tracker, output) for tracker in config.trackers if processes.is_first]
@@ -170,7 +174,7 @@ def _prepare(
         raise TrainingError(
             f"a tracker cannot start: {error}. Is {output} a folder that can be written?"
         ) from error
-    return _PreparedRun(assembly, engine, builder, record, trackers, weights)
+    return _PreparedRun(assembly, engine, builder, record, trackers, validation, weights)
 
 
 def _run_steps(
@@ -197,6 +201,12 @@ def _run_steps(
     def after_step(done: int, stopping: bool) -> None:
         if stopping or done % config.checkpoint_every == 0 or done == config.schedule.num_steps:
             save_checkpoint()
+        if (
+            prepared.validation
+            and not stopping
+            and prepared.validation.is_due(done, config.schedule.num_steps)
+        ):
+            prepared.validation.run(prepared.assembly, engine, prepared.trackers)
 
     with save_on_error(engine, lambda: saved, save_checkpoint), ExitStack() as stack:
         for tracker in prepared.trackers:
@@ -247,16 +257,33 @@ def open_sources(config: TrainConfig, plugins: Plugins) -> dict[str, Source]:
     Raises:
         ConfigError: lists every source that cannot be opened.
     """
+    return _opened({name: config.sources[name] for name in config.used_sources()}, "sources", plugins)
+
+
+def open_validation(config: TrainConfig, builder: BatchBuilder, plugins: Plugins) -> Validation | None:
+    """Open the sources that are held out, and prepare their samples; None if the run is not validated.
+
+    Raises:
+        ConfigError: a source or an image of a question cannot be opened.
+        DataError: a sample cannot be used.
+    """
+    if not config.validation.every:
+        return None
+    sources = _opened(config.validation.sources, "validation.sources", plugins)
+    return Validation(config, sources, builder, plugins)
+
+
+def _opened(specs: Mapping[str, ComponentSpec], path: str, plugins: Plugins) -> dict[str, Source]:
     build = ModelBuilder(plugins)
     opened: dict[str, Source] = {}
     errors: list[FieldError] = []
-    for name in config.used_sources():
+    for name, spec in specs.items():
         try:
-            opened[name] = build(config.sources[name])
+            opened[name] = build(spec)
         except (JanusError, OSError) as error:
             details = getattr(error, "errors", ())
             field_errors = [detail for detail in details if isinstance(detail, FieldError)]
-            errors += field_errors or [FieldError(f"sources.{name}", str(error), "")]
+            errors += field_errors or [FieldError(f"{path}.{name}", str(error), "")]
     if errors:
         raise config_error(errors)
     return opened
@@ -309,37 +336,6 @@ def batch_builder(
         rank=processes.rank if processes else 0,
         world=processes.world if processes else 1,
     )
-
-
-def janus_losses(model: JanusModel, step_batch: StepBatch, device: torch.device | str) -> Iterator[Loss]:
-    """Yield the loss of each micro-batch: its share of the mean over all supervised positions of the step.
-
-    Text tokens and image codes have the same weight (the papers weight no task). The named losses of a
-    generation path are added at each position.
-    """
-    counts: dict[str, float] = {
-        "samples": sum(step_batch.samples.values()),
-        "tokens": sum(step_batch.tokens.values()),
-        "supervised": step_batch.supervised,
-    }
-    counts |= {f"tokens/{name}": count for name, count in step_batch.tokens.items()}
-    counts |= step_batch.bad_sample_counts()
-    for batch in step_batch.batches:
-        output = model(batch.to(device))
-        sums = [loss.sum() for loss in output.losses.values()]
-        total = torch.stack(sums or [0 * output.hidden.sum()]).sum()  # none: other processes have one here
-        means = {f"loss/{name}": (loss.detach().sum(), loss.numel()) for name, loss in output.losses.items()}
-        yield Loss(total / step_batch.supervised, {**means, **_by_source(output, batch.sources)}, counts)
-        counts = {}  # reported once for the step
-
-
-def _by_source(output: Output, names: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return for each source the sum of its losses and the number of its positions."""
-    sums, weights = (torch.zeros(len(names), device=output.hidden.device) for _ in range(2))
-    for name, loss in output.losses.items():
-        sums.index_add_(0, output.sources[name], loss.detach())
-        weights.index_add_(0, output.sources[name], torch.ones_like(loss))
-    return {f"source/{name}": (sums[i], weights[i]) for i, name in enumerate(names)}
 
 
 def autocast_dtype(dtype: str, device: torch.device) -> torch.dtype | None:

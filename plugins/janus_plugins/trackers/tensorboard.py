@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tensorboard  # noqa: F401  # before torch: where both are missing, the error names the extra that has both
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from janus_modular import ComponentConfig, Registry, Tracker, hookimpl
@@ -28,15 +30,25 @@ class TensorboardTracker:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point to each curve."""
-        if self._writer is None:
-            self._writer = SummaryWriter(str(self._folder), purge_step=step)
+        writer = self._opened(step)
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
+
+    def log_images(self, step: int, images: Mapping[str, Image.Image]) -> None:
+        """Add an image to each series."""
+        writer = self._opened(step)
+        for name, image in images.items():
+            writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
         """Write what is still buffered."""
         if self._writer is not None:
             self._writer.close()
+
+    def _opened(self, step: int) -> SummaryWriter:
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self._folder), purge_step=step)
+        return self._writer
 
 
 @hookimpl

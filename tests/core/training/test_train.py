@@ -19,7 +19,8 @@ from janus_modular.model.model import JanusModel
 from janus_modular.plugins import default_plugins
 from janus_modular.training import run_checkpoints
 from janus_modular.training.initial_model import initial_model
-from janus_modular.training.train import batch_builder, janus_losses, open_sources, train
+from janus_modular.training.objective import janus_losses
+from janus_modular.training.train import batch_builder, open_sources, train
 
 BITWISE = {"rtol": 0, "atol": 0}
 

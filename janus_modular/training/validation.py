@@ -1,0 +1,201 @@
+"""Validation during training: losses of held-out samples, drawings and answers, as metrics and as files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from janus_modular.atomic_writes import atomic_replace, write_text
+from janus_modular.checkpoints.assembly import ModelAssembly
+from janus_modular.errors import ConfigError, TrainingError
+from janus_modular.foreign import reason
+from janus_modular.janus import Janus
+from janus_modular.model.model import JanusModel
+from janus_modular.plugins import Plugins
+from janus_modular.processing.image_io import open_image
+from janus_modular.protocols import LogsImages, Source, Tracker
+from janus_modular.training.engine import Engine
+from janus_modular.training.mixture import Mixture, MixturePhase
+from janus_modular.training.processes import Processes
+from janus_modular.training.run_checkpoints import step_name
+from janus_modular.training.schema import TrainConfig
+from janus_modular.training.step_batches import BatchBuilder, StepBatch, with_equal_passes
+
+FOLDER = "validation"
+
+
+class Validation:
+    """Measures the model of a run between its steps, always on the same samples and from the same noise.
+
+    All processes of a run take part: each computes the losses of its share of the samples, and all of them
+    draw and answer, as sharded components need; the first of them writes.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        sources: Mapping[str, Source],
+        builder: BatchBuilder,
+        plugins: Plugins,
+    ) -> None:
+        """Prepare the samples: an unusable one is an error before the run.
+
+        Raises:
+            DataError: a sample cannot be used.
+            ConfigError: an image of a question cannot be read.
+        """
+        self.config = config.validation
+        self.output = Path(config.output) / FOLDER
+        self.plugins = plugins
+        self.is_sharded = "fsdp" in config.parallel.values()
+        if self.config.samples < builder.world:
+            raise ConfigError(
+                f"validation.samples: found {self.config.samples}; expected at least {builder.world}, one for"
+                " each process."
+            )
+        self.batches = {name: _held_out(name, source, builder, config) for name, source in sources.items()}
+        self.questions = [
+            (question["text"], [_image(path) for path in question.get("images", ())])
+            for question in self.config.questions
+        ]
+
+    def is_due(self, done: int, last: int) -> bool:
+        """Return True if the model is to be validated after ``done`` steps of ``last``."""
+        return bool(self.config.every) and (done % self.config.every == 0 or done == last)
+
+    def run(self, assembly: ModelAssembly, engine: Engine[StepBatch], trackers: Sequence[Tracker]) -> None:
+        """Validate the model after the finished steps; the state of the run stays as it is.
+
+        Raises:
+            TrainingError: a file cannot be written, or a loss is not finite.
+        """
+        processes, done = engine.processes, engine.next_step
+        with evaluating(assembly.model, engine.device, engine.autocast):
+            sums = processes.sum_means(self.losses(assembly.model, engine.device, processes))
+            drawings, answers = self.samples(assembly)
+        values = {name: total / count for name, (total, count) in sums.items()}
+        if wrong := [name for name, value in values.items() if not isfinite(value)]:
+            raise TrainingError(
+                f"after step {done}: {', '.join(wrong)} is not finite; expected finite losses. Lower"
+                " optimizer.lr."
+            )
+        processes.on_first(lambda: self.write(done, values, drawings, answers, trackers))
+
+    @torch.no_grad()
+    def losses(
+        self, model: JanusModel, device: torch.device, processes: Processes
+    ) -> dict[str, tuple[float, float]]:
+        """Return the sums of losses of this process's samples and their numbers, by metric.
+
+        ``validation/SOURCE`` is the mean over all supervised positions, as in training, and
+        ``validation/SOURCE/LOSS`` that of one of its losses.
+        """
+        sums: dict[str, tuple[float, float]] = {}
+        for name, step_batch in self.batches.items():
+            batches = (
+                with_equal_passes(step_batch.batches, processes) if self.is_sharded else step_batch.batches
+            )
+            for batch in batches:
+                for loss, values in model(batch.to(device)).losses.items():
+                    for metric in (f"validation/{name}", f"validation/{name}/{loss}"):
+                        total, count = sums.get(metric, (0.0, 0.0))
+                        sums[metric] = (total + float(values.sum()), count + values.numel())
+        return sums
+
+    def samples(self, assembly: ModelAssembly) -> tuple[list[Image.Image], list[dict[str, str]]]:
+        """Return a drawing for each prompt, and each question with its answer."""
+        janus = Janus.of(assembly, self.plugins)
+        drawings, answers = list[Image.Image](), list[dict[str, str]]()
+        if self.config.prompts:
+            drawings = janus.draw(self.config.prompts, seed=0)
+        if self.questions:
+            texts = janus.chat_batch(self.questions, max_tokens=self.config.max_tokens)
+            answers = [
+                {"question": question, "answer": str(answer)}
+                for (question, _), answer in zip(self.questions, texts, strict=True)
+            ]
+        return drawings, answers
+
+    def write(
+        self,
+        done: int,
+        values: Mapping[str, float],
+        drawings: Sequence[Image.Image],
+        answers: Sequence[Mapping[str, str]],
+        trackers: Sequence[Tracker],
+    ) -> None:
+        """Log losses and drawings; write ``validation/step-N/drawing-0.png``, ... and ``answers.json``.
+
+        Raises:
+            TrainingError: a file cannot be written.
+        """
+        folder = self.output / step_name(done)
+        pairs = zip(self.config.prompts, drawings, strict=True)
+        images = {f"validation/{prompt}": image for prompt, image in pairs}
+        try:
+            for number, image in enumerate(drawings):
+                folder.mkdir(parents=True, exist_ok=True)
+                with atomic_replace(folder / f"drawing-{number}.png", error=TrainingError) as temporary:
+                    image.save(temporary, "PNG")
+            if answers:
+                folder.mkdir(parents=True, exist_ok=True)
+                text = json.dumps(list(answers), indent=2, ensure_ascii=False)
+                write_text(folder / "answers.json", text + "\n")
+        except OSError as error:
+            raise TrainingError(f"{folder} cannot be written: {reason(error)}. Is the disk full?") from error
+        for tracker in trackers:
+            if values:
+                tracker.log(done, values)
+            if images and isinstance(tracker, LogsImages):
+                tracker.log_images(done, images)
+
+
+@contextmanager
+def evaluating(model: JanusModel, device: torch.device, autocast: torch.dtype | None) -> Iterator[None]:
+    """Switch dropout and running statistics off, and restore each module's mode and the random state."""
+    training = [module for module in model.modules() if module.training]
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with (
+            torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"),
+            torch.autocast(device.type, autocast, enabled=autocast is not None),
+        ):
+            model.eval()
+            yield
+    finally:
+        model.eval()
+        for module in training:
+            module.training = True
+
+
+def _held_out(name: str, source: Source, builder: BatchBuilder, config: TrainConfig) -> StepBatch:
+    """Return this process's share of the first samples of a held-out source, as micro-batches."""
+    count = config.validation.samples
+    per_pass = max(1, config.batch // config.accumulate)
+    mixture = Mixture({name: source}, [MixturePhase({name: 1.0})], count, seed=0)
+    held_out = BatchBuilder(
+        mixture=mixture,
+        sequence=lambda sample, _: builder.sequence(sample, False),
+        image_tokens=builder.image_tokens,
+        pad=builder.pad,
+        length=builder.length,
+        longest=builder.longest,
+        accumulate=-(-count // per_pass),
+        rank=builder.rank,
+        world=builder.world,
+        policy=builder.policy,
+    )
+    return held_out.build(0)
+
+
+def _image(path: str) -> Image.Image:
+    try:
+        return open_image(path)
+    except Exception as error:
+        raise ConfigError(f"validation.questions: {error}") from error
