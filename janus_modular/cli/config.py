@@ -73,11 +73,22 @@ def validate(config: Config, overrides: Overrides = None) -> None:
 
     Example: janus-modular config validate tiny understanding.adaptor=ldp
     """
-    from janus_modular.config import component_specs, load
+    from janus_modular.config import load
+    from janus_modular.plugins import default_plugins
+    from janus_modular.training.chain import load_stages
 
-    resolved = _resolve(load(config, overrides or ()))
+    if stages := load_stages(config, overrides or (), default_plugins()):
+        for name, stage in stages.items():
+            _report(f"{config}, {name}", stage)
+        return
+    _report(config, _resolve(load(config, overrides or ())))
+
+
+def _report(label: str, resolved: Any) -> None:
+    from janus_modular.config import component_specs
+
     absent = _check_model(resolved)
-    typer.echo(f"{config} is valid.")
+    typer.echo(f"{label} is valid.")
     for path, spec in component_specs(resolved):
         note = f" (not compared with {spec.config.pretrained}, which is not on this disk)"
         typer.echo(f"  {path}: {spec.name}{note if spec in absent else ''}")

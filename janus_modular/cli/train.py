@@ -25,7 +25,7 @@ def train(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No table, no progress bar, no loss lines.")] = False,
 ) -> None:
-    """Train a model as a training config describes.
+    """Train a model as a training config describes, or all stages of a chain of configs.
 
     A bar in a terminal shows the progress; elsewhere, a line with the losses every log_every steps.
 
@@ -34,26 +34,37 @@ def train(
     use_passive_waiting()
     from janus_modular.config import load, resolve
     from janus_modular.plugins import default_plugins
+    from janus_modular.training.chain import load_stages
     from janus_modular.training.schema import TrainConfig
 
     plugins = default_plugins()
-    train_config = resolve(load(config, overrides or ()), TrainConfig, plugins)
+    chain = load_stages(config, overrides or (), plugins)
+    stages = chain or {config: resolve(load(config, overrides or (), plugins), TrainConfig, plugins)}
     if dry_run:
         from rich.console import Console
 
         from janus_modular.training.dry_run import dry_run as print_dry_run
+        from janus_modular.training.run_chain import dry_run_chain
 
-        print_dry_run(train_config, plugins, Console(), resume=resume)
+        if chain:
+            dry_run_chain(chain, plugins, Console(), resume=resume)
+        else:
+            print_dry_run(stages[config], plugins, Console(), resume=resume)
         return
     from janus_modular.training import train as training
     from janus_modular.training.processes import Processes
+    from janus_modular.training.run_chain import train_chain
 
     try:
-        model = training.train(train_config, resume=resume, quiet=quiet, title=config, plugins=plugins)
+        if chain:
+            model = train_chain(chain, resume=resume, quiet=quiet, plugins=plugins)
+        else:
+            model = training.train(stages[config], resume=resume, quiet=quiet, title=config, plugins=plugins)
     except KeyboardInterrupt:
         from janus_modular.training.run_checkpoints import newest_checkpoint
 
-        saved = newest_checkpoint(Path(train_config.output))
+        checkpoints = [newest_checkpoint(Path(stage.output)) for stage in stages.values()]
+        saved = next((checkpoint for checkpoint in reversed(checkpoints) if checkpoint), None)
         hint = f"continue from {saved.name} with: --resume" if saved else "nothing was saved yet"
         typer.echo(f"stopped: {hint}", err=True)
         raise typer.Exit(130) from None

@@ -94,7 +94,7 @@ class Processes:
         Raises:
             TrainingError: the others cannot be reached.
         """
-        if self.world == 1:
+        if self.world == 1 or dist.is_initialized():  # by the command that runs several stages
             yield
             return
         if device.type == "cuda":

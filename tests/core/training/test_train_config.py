@@ -60,7 +60,8 @@ def test_janus_draws_classes_first() -> None:
 
 
 def test_every_shipped_training_is_tested_here() -> None:
-    assert {name.removeprefix("train/") for name in shipped() if name.startswith("train/")} == set(PAPERS)
+    stages = {name for name in shipped() if name.startswith("train/") and "chain" not in load(name)}
+    assert {name.removeprefix("train/") for name in stages} == set(PAPERS)
 
 
 def raw(**changes: Any) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""A chain of training configs: each stage starts from the result of the stage before. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from janus_modular.config import load, resolve
+from janus_modular.errors import ConfigError
+from janus_modular.plugins import Plugins
+from janus_modular.training.schema import TrainConfig
+
+
+@dataclass
+class ChainConfig:
+    """Training configs that run in this order."""
+
+    chain: list[str]  # files or shipped names; the last part of its name is what a stage is called
+    output: str | None = None  # folder of all stages, OUTPUT/STAGE; null: the folders that their configs name
+
+    def __post_init__(self) -> None:
+        """Check the names."""
+        names = self.names
+        if not names or len(set(names)) < len(names):
+            listed = ", ".join(names) or "none"
+            raise ValueError(f"chain: found {listed}; expected training configs with different names.")
+
+    @property
+    def names(self) -> list[str]:
+        """What the stages are called: ``stage1`` of ``train/janus_pro/stage1``."""
+        return [Path(stage).stem for stage in self.chain]
+
+
+def load_stages(config: str, overrides: Sequence[str], plugins: Plugins) -> dict[str, TrainConfig] | None:
+    """Return the training configs of a config with ``chain``, by name; None for a config without.
+
+    An override of a stage begins with its name: ``stage1.batch=64``; others are of the list itself.
+
+    Raises:
+        ConfigError: a config cannot be resolved, or a stage does not start from the result of the one before.
+    """
+    if "chain" not in (raw := load(config, (), plugins)):
+        return None
+    names = resolve(raw, ChainConfig, plugins).names
+    own = [text for text in overrides if text.partition("=")[0].partition(".")[0] not in names]
+    whole = resolve(load(config, own, plugins), ChainConfig, plugins)
+    stages: dict[str, TrainConfig] = {}
+    before: TrainConfig | None = None
+    for name, file in zip(whole.names, whole.chain, strict=True):
+        changes = [text.removeprefix(f"{name}.") for text in overrides if text.startswith(f"{name}.")]
+        if whole.output is not None:
+            changes.append(f"output={Path(whole.output) / name}")
+            changes += [f"init={Path(before.output) / 'model'}"] if before else []
+        try:
+            stages[name] = resolve(load(file, changes, plugins), TrainConfig, plugins)
+        except ConfigError as error:
+            raise ConfigError(f"{name} ({file}): {error}", error.errors) from error
+        if before and stages[name].init != str(Path(before.output) / "model"):
+            raise ConfigError(
+                f"{name}: init is {stages[name].init}; expected {Path(before.output) / 'model'}, the result"
+                f" of the stage before. Set {name}.init, or output=FOLDER for all stages."
+            )
+        before = stages[name]
+    return stages
