@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from janus_modular.capabilities import EncodesImages
 from janus_modular.config import component_specs, module_path
@@ -23,6 +24,9 @@ from janus_modular.interfaces import Adaptor, Backbone, GenerationPath, Understa
 from janus_modular.model.batch import Batch
 from janus_modular.model.sampling import mark_not_finite, sample_with_noise, top_k_top_p_filter
 from janus_modular.sequence import IGNORE_INDEX
+
+MAX_LOGITS = 2**27
+"""Text logits that are in memory at once, 512 MB in float32; further ones are computed again in backward."""
 
 
 @dataclass
@@ -182,10 +186,22 @@ class JanusModel(nn.Module):
     def _text_loss(self, output: Output, batch: Batch) -> None:
         supervised = batch.labels != IGNORE_INDEX
         if supervised.any():
-            logits = self.backbone.logits(output.hidden[supervised]).float()  # (M, V)
-            output.losses["text"] = F.cross_entropy(logits, batch.labels[supervised], reduction="none")
+            labels, hidden = batch.labels[supervised], output.hidden[supervised]  # (M,), (M, D)
+            count = max(1, MAX_LOGITS // self.backbone.vocab_size)
+            if len(labels) <= count:
+                output.losses["text"] = self._text_losses(hidden, labels)
+            else:
+                chunks = zip(hidden.split(count), labels.split(count), strict=True)
+                output.losses["text"] = torch.cat(
+                    [checkpoint(self._text_losses, *chunk, use_reentrant=False) for chunk in chunks]
+                )
             if batch.label_source is not None:
                 output.sources["text"] = batch.label_source[supervised]
+
+    def _text_losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross entropies (M,) of tokens, for the hidden states before them (M, D)."""
+        logits = self.backbone.logits(hidden).float()  # (M, V)
+        return F.cross_entropy(logits, labels, reduction="none")
 
     def _drawing_losses(self, output: Output, batch: Batch, targets: Any) -> None:
         mask = batch.generation_mask

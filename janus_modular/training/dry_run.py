@@ -14,7 +14,7 @@ from torch import nn
 from janus_modular.checkpoints.native import read_record
 from janus_modular.model.batch import Batch
 from janus_modular.model.device import choose_device
-from janus_modular.model.model import JanusModel
+from janus_modular.model.model import MAX_LOGITS, JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.sequence import IGNORE_INDEX
 from janus_modular.training.data_record import DataRecord
@@ -205,7 +205,8 @@ def _activation_bytes(
     vocabulary = model.backbone.vocab_size
     backbone = _values_per_position(model.backbone, "backbone" in recomputed, logits=vocabulary)  # type: ignore[arg-type]
     backbone *= batch.tokens.numel()
-    logits = 3 * FLOAT32_BYTES * vocabulary * int((batch.labels != IGNORE_INDEX).sum())
+    supervised = int((batch.labels != IGNORE_INDEX).sum())
+    logits = 3 * FLOAT32_BYTES * min(vocabulary * supervised, max(MAX_LOGITS, vocabulary))
     understanding = 0
     if batch.understanding_pixels is not None:
         features = len(batch.understanding_pixels) * model.understanding.num_tokens

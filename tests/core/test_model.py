@@ -10,6 +10,7 @@ from janus_modular import IGNORE_INDEX, ImageInput, ImageTarget, Message, Prompt
 from janus_modular.checkpoints import ModelAssembly
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
+from janus_modular.model import model as model_module
 from janus_modular.model.batch import collate, pack
 from janus_modular.model.model import JanusModel, merge_features
 from janus_modular.processing.processor import Processor
@@ -99,6 +100,27 @@ def test_losses_are_cross_entropy_of_what_comes_next(
         ]
     torch.testing.assert_close(output.losses["text"], torch.stack(words))
     torch.testing.assert_close(output.losses["image"], torch.stack(drawn))
+
+
+def test_text_losses_in_chunks_are_those_of_all_logits_at_once(
+    built: tuple[JanusModel, Processor], sequences: list[Sequence], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses and gradients; sums of single rows may be in another order (float32)."""
+    model, _ = built
+    batch = collate(sequences)
+    results = []
+    for limit in (model_module.MAX_LOGITS, 7 * model.backbone.vocab_size + 1, 1):
+        monkeypatch.setattr(model_module, "MAX_LOGITS", limit)
+        model.zero_grad()
+        losses = model(batch).losses["text"]
+        losses.mean().backward()
+        grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        results.append((losses.detach(), grads))
+    assert len(results[0][0]) > 20
+    for losses, grads in results[1:]:
+        torch.testing.assert_close(losses, results[0][0])
+        torch.testing.assert_close(grads, results[0][1])
+    model.zero_grad(set_to_none=True)
 
 
 def test_a_loss_per_image_counts_as_the_loss_of_its_positions(
