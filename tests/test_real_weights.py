@@ -26,8 +26,9 @@ from janus_modular.janus import Janus
 from janus_modular.model.batch import collate
 from janus_modular.processing.image_transforms import generation_pixels
 from janus_modular.training.loop import fit
+from janus_modular.training.run_setup import open_sources
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig, TrainConfig
-from janus_modular.training.train import open_sources, train
+from janus_modular.training.train import train
 
 pytestmark = pytest.mark.slow
 

@@ -147,8 +147,8 @@ def _check_model(resolved: Any) -> list[ComponentSpec]:
         from janus_modular.model.checks import shape_errors
         from janus_modular.plugins import default_plugins
         from janus_modular.training.initial_model import sampler_errors
+        from janus_modular.training.run_setup import check_row_length
         from janus_modular.training.schema import TrainConfig
-        from janus_modular.training.train import check_row_length
         from janus_modular.training.trainable import set_trainable
         from janus_modular.weights.loading import parameters_on_meta
     except ModuleNotFoundError:  # without torch, only the options are checked

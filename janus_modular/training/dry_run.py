@@ -24,15 +24,15 @@ from janus_modular.training.optimizer import build_optimizer
 from janus_modular.training.parallel import blocks_of, check_components
 from janus_modular.training.processes import Processes
 from janus_modular.training.run_folder import check_output
-from janus_modular.training.schema import TrainConfig
-from janus_modular.training.step_batches import StepBatch
-from janus_modular.training.train import (
+from janus_modular.training.run_setup import (
     autocast_dtype,
     batch_builder,
     find_checkpoint,
     open_sources,
     open_validation,
 )
+from janus_modular.training.schema import TrainConfig
+from janus_modular.training.step_batches import StepBatch
 from janus_modular.training.trainable import check_reached, set_trainable, trainable_table
 
 FLOAT32_BYTES = 4

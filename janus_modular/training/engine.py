@@ -22,6 +22,10 @@ from janus_modular.weights.loading import non_finite
 BatchT = TypeVar("BatchT")  # what one step is computed from
 
 
+class NonFiniteLossError(TrainingError):
+    """A loss or a gradient that is NaN or infinite, on all processes of a run."""
+
+
 @dataclass
 class Loss:
     """The loss of one micro-batch; a step minimises the sum over its micro-batches."""
@@ -219,7 +223,7 @@ class Engine(Generic[BatchT]):
             )
         else:
             advice = "Lower optimizer.lr, lengthen schedule.warmup,"
-        raise TrainingError(
+        raise NonFiniteLossError(
             f"step {self.next_step}: not finite: {names}. The weights are as before this step. {advice} or"
             " look for broken samples in that source."
         )

@@ -15,8 +15,9 @@ from janus_modular.plugins import Plugins
 from janus_modular.training.dry_run import dry_run
 from janus_modular.training.processes import Processes
 from janus_modular.training.run_checkpoints import newest_checkpoint, step_name
+from janus_modular.training.run_setup import find_checkpoint
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.train import find_checkpoint, train
+from janus_modular.training.train import train
 
 State = Literal["new", "interrupted", "finished"]
 

@@ -24,9 +24,9 @@ from janus_modular.training.bad_samples import METRIC_NAMES
 from janus_modular.training.dry_run import USE_COLUMNS, use_rows
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.mixture import Mixture, SampleRef
+from janus_modular.training.run_setup import batch_builder, open_sources
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import PreparedSample
-from janus_modular.training.train import batch_builder, open_sources
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,12 @@ def preview_step(config: TrainConfig, plugins: Plugins, *, n: int, step: int = 0
     before = mixture.samples_before(step)
     rounds = zip_longest(*(refs or [SampleRef(name, before[name])] for name, refs in by_source.items()))
     chosen = [ref for refs in rounds for ref in refs if ref is not None][:n]
-    samples = [preview for ref in chosen for preview in _previews(builder.prepare(ref), mixture, processor)]
+    samples = [preview for ref in chosen for preview in previews(builder.prepare(ref), mixture, processor)]
     return StepPreview(samples, mixture, steps)
 
 
-def _previews(prepared: PreparedSample, mixture: Mixture, processor: Processor) -> Iterator[SamplePreview]:
+def previews(prepared: PreparedSample, mixture: Mixture, processor: Processor) -> Iterator[SamplePreview]:
+    """Yield a preview of each sequence of a sample."""
     index = mixture.index(prepared.ref)
     notes = [
         f"{'' if bad_sample.index == index else f'in place of sample {bad_sample.index}, '}"

@@ -174,7 +174,7 @@ class BatchBuilder:
 
     def build(self, step: int) -> StepBatch:
         """Build the batch of one step, without threads."""
-        return self.collate([self.prepare(ref) for ref in self._sample_refs(step)])
+        return self.collate([self.prepare(ref) for ref in self.sample_refs(step)])
 
     def build_all(self, first: int, last: int, *, workers: int = 0) -> Generator[StepBatch, None, None]:
         """Yield the batches of the steps from ``first`` to before ``last``; threads prepare samples ahead."""
@@ -186,13 +186,14 @@ class BatchBuilder:
         try:
             for step in range(first, last + STEPS_AHEAD):
                 if step < last:
-                    waiting.append([pool.submit(self.prepare, ref) for ref in self._sample_refs(step)])
+                    waiting.append([pool.submit(self.prepare, ref) for ref in self.sample_refs(step)])
                 if step >= first + STEPS_AHEAD:
                     yield self.collate([future.result() for future in waiting.popleft()])
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _sample_refs(self, step: int) -> list[SampleRef]:
+    def sample_refs(self, step: int) -> list[SampleRef]:
+        """Return this process's samples of a step."""
         return self.mixture.sample_refs(step, rank=self.rank, world=self.world)
 
     def _sequences(self, ref: SampleRef) -> tuple[list[Sequence], Action | None, str]:

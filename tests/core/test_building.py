@@ -16,8 +16,9 @@ from janus_modular.checkpoints.opening import build_format
 from janus_modular.cli.app import app
 from janus_modular.config import load, resolve
 from janus_modular.plugins import Plugins, set_default_plugins
+from janus_modular.training.run_setup import open_sources
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.train import open_sources, train
+from janus_modular.training.train import train
 
 HOLDERS = '''
 """A component in every slot around the model that holds others."""

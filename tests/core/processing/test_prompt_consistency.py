@@ -19,7 +19,7 @@ from janus_modular.errors import ConfigError, PromptError
 from janus_modular.processing.processor import Processor
 from janus_modular.processing.prompt_check import check_prompts
 from janus_modular.sequence import ImageInput, ImageTarget, Message, Sample, Text
-from janus_modular.training.train import batch_builder
+from janus_modular.training.run_setup import batch_builder
 
 IMAGE = Image.new("RGB", (9, 7))
 SPECIAL = ["<|end|>", "<|bos|>", "<|user|>", "<|assistant|>", "<|system|>"]

@@ -14,7 +14,8 @@ from janus_modular.checkpoints import ModelAssembly
 from janus_modular.checkpoints.native import read_record
 from janus_modular.plugins import default_plugins
 from janus_modular.training.data_record import DataRecord
-from janus_modular.training.train import open_sources, train
+from janus_modular.training.run_setup import open_sources
+from janus_modular.training.train import train
 
 
 def record(config) -> dict:

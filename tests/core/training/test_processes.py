@@ -27,9 +27,10 @@ from janus_modular.training.initial_model import initial_model
 from janus_modular.training.objective import janus_losses
 from janus_modular.training.parallel import checkpoint_activations, full_tensor, shard_components
 from janus_modular.training.processes import Processes
+from janus_modular.training.run_setup import batch_builder, open_sources
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import shared
-from janus_modular.training.train import batch_builder, open_sources, train
+from janus_modular.training.train import train
 from janus_modular.training.trainable import set_trainable
 from janus_modular.weights.files import open_weights
 

@@ -13,8 +13,8 @@ from janus_modular.model.model import JanusModel
 from janus_modular.plugins import default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.training.objective import janus_losses
+from janus_modular.training.run_setup import batch_builder, open_sources
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.train import batch_builder, open_sources
 
 
 def test_accumulation_changes_no_random_target(

@@ -21,8 +21,9 @@ from janus_modular.model.model import JanusModel
 from janus_modular.plugins import default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.training.dry_run import estimate_memory
+from janus_modular.training.run_setup import batch_builder, open_sources
 from janus_modular.training.sample_preview import as_html, as_text, preview_step, spans
-from janus_modular.training.train import batch_builder, open_sources, train
+from janus_modular.training.train import train
 from janus_modular.training.trainable import set_trainable
 
 

@@ -20,7 +20,8 @@ from janus_modular.plugins import default_plugins
 from janus_modular.training import run_checkpoints
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.objective import janus_losses
-from janus_modular.training.train import batch_builder, open_sources, train
+from janus_modular.training.run_setup import batch_builder, open_sources
+from janus_modular.training.train import train
 
 BITWISE = {"rtol": 0, "atol": 0}
 

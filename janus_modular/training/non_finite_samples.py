@@ -1,0 +1,74 @@
+"""After a loss that is not finite: which samples of the step give it, by name and as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from janus_modular.atomic_writes import write_text
+from janus_modular.foreign import reason
+from janus_modular.model.batch import collate
+from janus_modular.model.model import JanusModel
+from janus_modular.processing.processor import Processor
+from janus_modular.training.engine import Engine
+from janus_modular.training.run_checkpoints import step_name
+from janus_modular.training.sample_preview import StepPreview, as_html, previews
+from janus_modular.training.step_batches import BatchBuilder, PreparedSample, StepBatch
+from janus_modular.training.validation import evaluating
+
+FOLDER = "non_finite"
+
+MAX_NAMED = 5
+"""Samples that the message names; the page has all."""
+
+
+def describe_samples(
+    model: JanusModel, engine: Engine[StepBatch], builder: BatchBuilder, processor: Processor, output: Path
+) -> str:
+    """Return which samples of the step that failed have losses that are not finite, each run alone.
+
+    This process's are written to ``non_finite/step-N.html`` in the run's folder. What fails here is only
+    noted: it must not hide the error that it explains.
+    """
+    try:
+        samples = _search(model, engine, builder)
+        of_ranks = engine.processes.gather([_name(sample, builder) for sample in samples])
+        names = [name for names in of_ranks for name in names]
+        if not names:
+            return (
+                "Each of the step's samples has finite losses alone, without dropout: the gradients are too"
+                " large, or a sample fails only beside others."
+            )
+        folder, rank = output / FOLDER, engine.processes.rank
+        if samples:
+            spans_of_samples = [each for sample in samples for each in previews(sample, builder.mixture, processor)]
+            preview = StepPreview(spans_of_samples, builder.mixture, engine.schedule.num_steps)
+            folder.mkdir(parents=True, exist_ok=True)
+            of_rank = "" if engine.processes.world == 1 else f"-rank{rank}"
+            page = as_html(preview, title=f"Not finite: step {engine.next_step}")
+            write_text(folder / f"{step_name(engine.next_step)}{of_rank}.html", page)
+        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+        named = ", ".join(names[:MAX_NAMED]) + more
+        return f"Losses of these samples are not finite, alone too: {named}. See the pages in {folder}."
+    except Exception as error:
+        return f"The samples of the step could not be searched: {reason(error)}"
+
+
+@torch.no_grad()
+def _search(model: JanusModel, engine: Engine[StepBatch], builder: BatchBuilder) -> list[PreparedSample]:
+    """Return this process's samples of the step whose losses are not finite."""
+    samples = []
+    with evaluating(model, engine.device, engine.autocast):
+        for ref in builder.sample_refs(engine.next_step):
+            prepared = builder.prepare(ref)
+            for sequence in prepared.sequences:
+                losses = model(collate([sequence]).to(engine.device)).losses.values()
+                if not all(bool(loss.isfinite().all()) for loss in losses):
+                    samples.append(prepared)
+                    break
+    return samples
+
+
+def _name(sample: PreparedSample, builder: BatchBuilder) -> str:
+    return f"sample {builder.mixture.index(sample.ref)} of source '{sample.ref.source}'"

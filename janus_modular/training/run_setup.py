@@ -1,0 +1,146 @@
+"""What a run is made of before its first step: its data, their batches, and where it continues."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from janus_modular.config.errors import FieldError, config_error
+from janus_modular.errors import ConfigError, JanusError, TrainingError
+from janus_modular.interfaces import ComponentSpec
+from janus_modular.model.build import ModelBuilder
+from janus_modular.model.model import JanusModel
+from janus_modular.plugins import Plugins
+from janus_modular.processing.processor import Processor
+from janus_modular.processing.prompt_check import check_context, check_prompts
+from janus_modular.protocols import Source
+from janus_modular.training.mixture import Mixture
+from janus_modular.training.processes import Processes
+from janus_modular.training.resume import Change, check_checkpoint, check_same_run
+from janus_modular.training.run_checkpoints import (
+    newest_checkpoint,
+)
+from janus_modular.training.schema import TrainConfig
+from janus_modular.training.step_batches import BatchBuilder
+from janus_modular.training.validation import Validation
+
+log = logging.getLogger(__name__)
+
+
+def open_sources(config: TrainConfig, plugins: Plugins) -> dict[str, Source]:
+    """Open the sources that the mixture uses; a source with no share at any step is not opened.
+
+    Raises:
+        ConfigError: lists every source that cannot be opened.
+    """
+    return _opened({name: config.sources[name] for name in config.used_sources()}, "sources", plugins)
+
+
+def open_validation(config: TrainConfig, builder: BatchBuilder, plugins: Plugins) -> Validation | None:
+    """Open the sources that are held out, and prepare their samples; None if the run is not validated.
+
+    Raises:
+        ConfigError: a source or an image of a question cannot be opened.
+        DataError: a sample cannot be used.
+    """
+    if not config.validation.every:
+        return None
+    sources = _opened(config.validation.sources, "validation.sources", plugins)
+    return Validation(config, sources, builder, plugins)
+
+
+def _opened(specs: Mapping[str, ComponentSpec], path: str, plugins: Plugins) -> dict[str, Source]:
+    build = ModelBuilder(plugins)
+    opened: dict[str, Source] = {}
+    errors: list[FieldError] = []
+    for name, spec in specs.items():
+        try:
+            opened[name] = build(spec)
+        except (JanusError, OSError) as error:
+            details = getattr(error, "errors", ())
+            field_errors = [detail for detail in details if isinstance(detail, FieldError)]
+            errors += field_errors or [FieldError(f"{path}.{name}", str(error), "")]
+    if errors:
+        raise config_error(errors)
+    return opened
+
+
+def check_row_length(config: TrainConfig, model: JanusModel) -> None:
+    """Check that packed rows fit into the backbone's context.
+
+    Raises:
+        ConfigError: the rows are longer.
+    """
+    if config.length is not None and config.length > model.backbone.context:
+        raise ConfigError(
+            f"length: rows of {config.length} positions; the backbone's context is {model.backbone.context}:"
+            f" set length={model.backbone.context} or less."
+        )
+
+
+def batch_builder(
+    config: TrainConfig,
+    sources: Mapping[str, Source],
+    model: JanusModel,
+    processor: Processor,
+    processes: Processes | None = None,
+) -> BatchBuilder:
+    """Return the builder of this model's batches; warn of sources and phases that the run stops before.
+
+    Raises:
+        ConfigError: packed rows are longer than the backbone's context, or the chat template renders training
+            samples differently from prompts.
+        PromptError: the context holds no image.
+    """
+    check_prompts(processor)
+    check_context(processor)
+    check_row_length(config, model)
+    for remark in config.unused_before_stop():
+        log.warning(remark)
+    return BatchBuilder(
+        mixture=Mixture(sources, config.mixture_phases(), config.batch, config.seed),
+        sequence=lambda sample, condition_dropout: processor.sequence(
+            sample, supervise=config.supervise, condition_dropout=condition_dropout, check_length=False
+        ),
+        image_tokens=model.generation.num_tokens,
+        pad=processor.pad_id,
+        length=config.length,
+        longest=model.backbone.context,
+        policy=config.bad_samples,
+        accumulate=config.accumulate,
+        condition_dropout=config.condition_dropout,
+        rank=processes.rank if processes else 0,
+        world=processes.world if processes else 1,
+    )
+
+
+def autocast_dtype(dtype: str, device: torch.device) -> torch.dtype | None:
+    """Return the dtype to compute in, or None for float32. Weights are always float32."""
+    use_bfloat16 = dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
+    return torch.bfloat16 if use_bfloat16 else None
+
+
+def find_checkpoint(output: Path, config: TrainConfig, resume: bool) -> tuple[Path | None, list[Change]]:
+    """Return the verified checkpoint to resume from, and the settings that have changed since.
+
+    Raises:
+        TrainingError: there is nothing to resume, or a run that is not to be resumed; or the checkpoint is
+            damaged, or of another run.
+    """
+    checkpoint = newest_checkpoint(output)
+    if resume and checkpoint is None:
+        raise TrainingError(
+            f"there is nothing to resume: {output}/checkpoints holds no checkpoint. Leave --resume out."
+        )
+    if checkpoint is not None and not resume:
+        raise TrainingError(
+            f"{output} holds a run already ({checkpoint.name}): continue it with --resume, or choose another"
+            " output=FOLDER."
+        )
+    if checkpoint is None:
+        return None, []
+    check_checkpoint(checkpoint, config)
+    return checkpoint, check_same_run(checkpoint, config)
