@@ -7,7 +7,7 @@ import binascii
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from PIL import Image
@@ -23,6 +23,14 @@ MAX_NESTING = 2
 
 REFERENCES = ("image", "image_url", "url", "path")
 """Keys of an object whose value is an image: a path, a URI, or such an object again."""
+
+
+class ImageOpener(Protocol):
+    """Opens the images to which records refer, wherever these are stored."""
+
+    def open(self, reference: Any, where: str) -> Image.Image:
+        """Return the image of a reference; ``where`` is the reference's path in the record, for errors."""
+        ...
 
 
 @dataclass(frozen=True)
