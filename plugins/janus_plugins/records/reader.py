@@ -43,9 +43,7 @@ class RecordReader:
             sample = ConversationReader(self.images, markers, tuple(self.ignore)).sample(record)
         elif any(name in record for name in IMAGES):
             options = self.options
-            captions = CaptionReader(
-                self.images, options.task, options.templates, options.questions, markers
-            )
+            captions = CaptionReader(self.images, options.task, options.templates, options.questions, markers)
             sample = captions.sample(record, rng)
         else:
             sample = self._text(record)
