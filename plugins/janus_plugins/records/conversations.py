@@ -28,6 +28,7 @@ ROLES = {
     "system": "system",
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
+    "developer": "system",
 }
 """The roles of a `Message`, by the names that records have for them."""
 

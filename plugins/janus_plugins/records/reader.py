@@ -1,4 +1,4 @@
-"""Samples from records of any form: conversations, captions, drawings from prompts, plain text."""
+"""Samples from records of any form: conversations, captions, prompts of images, plain text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from janus_modular import DataError, ImageError, ImageTarget, Message, Sample, Text, UnsupervisedError
+from janus_modular import (
+    DataError,
+    ImageError,
+    ImageInput,
+    ImageTarget,
+    Message,
+    Sample,
+    Text,
+    UnsupervisedError,
+)
 from janus_plugins.records.captions import IMAGES, TEXTS, CaptionReader
 from janus_plugins.records.conversations import ConversationReader
 from janus_plugins.records.fields import Fields
@@ -17,8 +26,8 @@ from janus_plugins.records.images import ImageOpener
 from janus_plugins.records.markers import without_markers
 from janus_plugins.records.options import RecordOptions
 
-FORMS = ("messages", "conversations", *IMAGES, *TEXTS)
-EXPECTED = "messages, conversations, text, or image and caption, text or class"
+FORMS = ("messages", "conversations", "output_image", *IMAGES, *TEXTS)
+EXPECTED = "messages, conversations, text, image and caption, text or class, or input_prompt and output_image"
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,8 @@ class RecordReader:
         markers = self.options.markers == "image"
         if "messages" in record or "conversations" in record:
             sample = ConversationReader(self.images, markers, tuple(self.ignore)).sample(record)
+        elif "output_image" in record or "input_prompt" in record:
+            sample = self._drawing(record)
         elif any(name in record for name in IMAGES):
             options = self.options
             captions = CaptionReader(self.images, options.task, options.templates, options.questions, markers)
@@ -53,6 +64,32 @@ class RecordReader:
                 " an image in an answer. Leave out `task` for text and conversations."
             )
         return sample
+
+    def _drawing(self, record: Fields) -> Sample:
+        """Return the sample of a prompt and its image, with the images that the prompt is about, if any."""
+        prompt = record.text("input_prompt")
+        target = record.take("output_image")
+        inputs = record.take("input_image")
+        record.close()
+        if prompt is None or target is None:
+            missing = "input_prompt" if prompt is None else "output_image"
+            raise DataError(
+                f"has no {missing}; expected input_prompt and output_image, and input_image if any."
+            )
+        if self.options.markers == "image":
+            without_markers(
+                prompt, "input_prompt", "Images in input_image are put before it: remove the marker."
+            )
+        if isinstance(target, list) and len(target) == 1:
+            [target] = target
+        listed = inputs if isinstance(inputs, list) else [] if inputs is None else [inputs]
+        images = [self.images.open(image, f"input_image[{i}]") for i, image in enumerate(listed)]
+        return Sample(
+            [
+                Message("user", [*map(ImageInput, images), Text(prompt)]),
+                Message("assistant", [ImageTarget(self.images.open(target, "output_image"))]),
+            ]
+        )
 
     def _text(self, record: Fields) -> Sample:
         text = record.text("text")
