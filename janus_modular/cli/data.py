@@ -119,12 +119,12 @@ def _print_reports(reports: Mapping[str, SourceReport], console: Console) -> Non
 
     problems = ("unreadable", "unsupervised", "too_long")
     counts = ("samples", "checked", *problems, "duplicates", "longest", "positions", "supervised")
-    view = Table("source", *(name.replace("_", " ") for name in counts))
+    view = Table("", *reports)
     for column in view.columns[1:]:
         column.justify = "right"
-    for name, report in reports.items():
-        values: dict[str, int] = asdict(report) | report.problems
-        view.add_row(name, *(f"{values[key]:,}" for key in counts))
+    values: list[dict[str, int]] = [asdict(report) | report.problems for report in reports.values()]
+    for name in counts:
+        view.add_row(name.replace("_", " "), *(f"{of_source[name]:,}" for of_source in values))
     console.print(view)
     for name, report in reports.items():
         for example in report.examples:
