@@ -15,6 +15,9 @@ from PIL import Image
 from janus_modular import DataError, open_image
 from janus_plugins.records.fields import BRIEF, Fields, text_of
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""Suffixes of images, in lower case; names in capitals have them too."""
+
 MAX_DATA_URI = 64 * 2**20
 """Longest data URI, in characters: 48 MiB of image file."""
 

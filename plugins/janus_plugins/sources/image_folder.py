@@ -20,17 +20,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from janus_modular import DataError, Registry, Sample, Source, hookimpl
-from janus_plugins.records.images import ImageFolder
+from janus_plugins.records.class_names import read_names
+from janus_plugins.records.images import SUFFIXES, ImageFolder
 from janus_plugins.records.options import RecordOptions
+from janus_plugins.records.paths import list_briefly
 from janus_plugins.records.reader import RecordReader, located
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Suffixes of images, in lower case; names in capitals have them too."""
-
-MAX_LISTED = 5
-"""Folders and files that an error or a warning lists."""
 
 
 @dataclass
@@ -45,7 +41,7 @@ class ImageFolderConfig(RecordOptions):
     )
     suffix: str = ".txt"  # of the text files
     names: str | None = (
-        None  # of the classes: a text file of lines `FOLDER NAME`, or JSON: {FOLDER: NAME or [NAME, ...]}
+        None  # of the classes: a text file of lines `CLASS NAME`, or JSON: {CLASS: NAME or [NAME, ...]}
     )
     outside: bool = False  # allow links to images outside the folder
 
@@ -148,8 +144,8 @@ class ImagesWithCaptions:
         paths = [PurePosixPath(name) for name in self.images]
         if outside := [str(path) for path in paths if len(path.parts) == 1]:
             raise DataError(
-                f"{_list(outside)} in '{self.folder}': in no class folder. With captions: folders, expected"
-                " CLASS/IMAGE. Move them, or set captions: files."
+                f"{list_briefly(outside)} in '{self.folder}': in no class folder. With captions: folders,"
+                " expected CLASS/IMAGE. Move them, or set captions: files."
             )
         classes = sorted({path.parts[0] for path in paths})
         if not self.config.names:
@@ -158,8 +154,8 @@ class ImagesWithCaptions:
         names = read_names(path)
         if missing := [name for name in classes if name not in names]:
             raise DataError(
-                f"'{path}' has no name for {_list(missing)}: expected one for each of {len(classes):,} class"
-                f" folders in '{self.folder}'."
+                f"'{path}' has no name for {list_briefly(missing)}: expected one for each of"
+                f" {len(classes):,} class folders in '{self.folder}'."
             )
         return {name: names[name] for name in classes}
 
@@ -169,7 +165,7 @@ class ImagesWithCaptions:
                 "'%s': %d files are not used, as they are neither an image nor the caption of an image: %s",
                 self.folder,
                 len(unused),
-                _list(unused),
+                list_briefly(unused),
             )
 
 
@@ -195,44 +191,10 @@ def list_files(folder: Path) -> list[str]:
     return sorted(files)
 
 
-def read_names(path: Path) -> dict[str, Any]:
-    """Return names by class folder: from JSON, or from lines of a folder, white space, and a name.
-
-    Raises:
-        DataError: the file is missing, or of another form.
-    """
-    try:
-        text = path.read_text("utf-8-sig")
-        names = json.loads(text) if path.suffix == ".json" else None
-    except (OSError, ValueError) as error:
-        raise DataError(f"the names of classes in '{path}' cannot be read: {error}.") from error
-    if path.suffix == ".json":
-        if not isinstance(names, dict):
-            raise DataError(
-                f"'{path}' holds a {type(names).__name__}; expected a JSON object: {{FOLDER: NAME}}."
-            )
-        return names
-    names = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        folder, _, name = line.strip().partition(" ") if "\t" not in line else line.strip().partition("\t")
-        if line.strip() and not name.strip():
-            raise DataError(f"'{path}', line {number}: found {line.strip()!r:.100}; expected FOLDER NAME.")
-        if folder in names:
-            raise DataError(f"'{path}', line {number}: the folder {folder} is there twice; expected once.")
-        if folder:
-            names[folder] = name.strip()
-    return names
-
-
-def _list(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_LISTED:,} more" if len(names) > MAX_LISTED else ""
-    return ", ".join(names[:MAX_LISTED]) + more
-
-
 def _suffixes(files: list[str]) -> str:
     """Return how many files there are of each suffix: ``3 .txt, 1 .pdf``."""
     counts = Counter(PurePosixPath(name).suffix or "without a suffix" for name in files)
-    return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(MAX_LISTED)) or "nothing"
+    return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(5)) or "nothing"
 
 
 @hookimpl

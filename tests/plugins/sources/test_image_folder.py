@@ -135,8 +135,8 @@ def test_folders_that_cannot_be_used(tmp_path: Path, classes: Path) -> None:
     ("name", "text", "message"),
     [
         ("names.txt", "n01 tench\n", "has no name for n02: expected one for each of 2 class folders"),
-        ("names.txt", "n01 tench\nn02\n", "line 2: found 'n02'; expected FOLDER NAME"),
-        ("names.txt", "n01 a\nn01 b\n", "line 2: the folder n01 is there twice"),
+        ("names.txt", "n01 tench\nn02\n", "line 2: found 'n02'; expected CLASS NAME"),
+        ("names.txt", "n01 a\nn01 b\n", "line 2: the class n01 is there twice"),
         ("names.json", "[1]", "holds a list; expected a JSON object"),
         ("names.json", "{", "cannot be read"),
         ("missing.txt", None, "cannot be read"),
