@@ -101,7 +101,7 @@ def check(
                 task, description=source, completed=done, total=total
             ),
         )
-    failed = any(report.errors or report.over_limit for report in reports.values())
+    failed = any(report.ends_training for report in reports.values())
     if as_json:
         typer.echo(
             json.dumps({"ok": not failed, "sources": {k: asdict(v) for k, v in reports.items()}}, indent=2)
@@ -137,6 +137,8 @@ def _print_reports(reports: Mapping[str, SourceReport], console: Console) -> Non
                 " bad_samples skip, cut or split them.",
                 highlight=False,
             )
+        elif not report.supervised:
+            console.out(f"{name}: no sample can be used. Correct them.", highlight=False)
         if report.over_limit:
             bad = report.actions["skip"] + report.actions["cut"]
             console.out(

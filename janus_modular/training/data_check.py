@@ -61,6 +61,11 @@ class SourceReport:
     supervised: int = 0
     examples: list[dict[str, Any]] = field(default_factory=list)  # the first problems and duplicates
 
+    @property
+    def ends_training(self) -> bool:
+        """Return True if a training run that takes these samples ends with an error."""
+        return bool(self.errors) or self.over_limit or not self.supervised
+
     def add(self, sample: CheckedSample, policy: BadSamplesConfig) -> None:
         """Count a sample."""
         self.checked += 1

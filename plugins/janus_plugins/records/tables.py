@@ -238,7 +238,7 @@ def _reading(path: Path, form: str) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"'{path}' cannot be read as {form}: {error!s:.400}. Expected a complete file: fetch or write it"
             " again."

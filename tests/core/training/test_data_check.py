@@ -95,6 +95,15 @@ def test_too_many_skipped_samples_fail_as_in_training() -> None:
     pytest.fail("the limit was not reached")
 
 
+def test_a_source_without_a_usable_sample_ends_training_whatever_the_limit() -> None:
+    records = Records(**{f"at{i}": DataError("x") for i in range(10)})
+    [report] = check_sources(builder(records, unreadable="skip", limit=1.0)).values()
+    assert (report.errors, report.over_limit, report.ends_training) == (0, False, True)
+    records.bad_samples.pop(3)
+    [report] = check_sources(builder(records, unreadable="skip", limit=1.0)).values()
+    assert not report.ends_training
+
+
 @pytest.fixture
 def config(data: Path, tmp_path: Path) -> Path:
     raw = {
