@@ -72,8 +72,8 @@ def expand_paths(text: str) -> list[Path]:
             missing.append(name)
     if missing:
         raise DataError(
-            f"{len(missing):,} of the files that `path` names are not there: {list_briefly(missing)}."
-            " Expected all of them: complete the download, or correct `path`."
+            f"files that `path` names are missing: {list_briefly(missing)}. Expected all of them: complete"
+            " the download, or correct `path`."
         )
     if len({*paths}) < len(paths):
         raise DataError(f"'{text}' names a file twice; expected each file once.")

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_modular import DataError, atomic_replace
-from janus_plugins.records.paths import digest_of_files
+from janus_plugins.records.paths import digest_of_files, list_briefly
 
 log = logging.getLogger(__name__)
 
@@ -152,12 +152,7 @@ def _groups(path: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
             )
         members[suffix] = info
     if unused:
-        log.warning(
-            "'%s': %d members are not used, as their names are not KEY.SUFFIX; the first is %s",
-            path,
-            len(unused),
-            unused[0],
-        )
+        log.warning("'%s': not used, as named otherwise than KEY.SUFFIX: %s", path, list_briefly(unused))
     if not groups:
         raise DataError(f"'{path}' has no samples; expected members such as 0001.jpg and 0001.txt.")
     return groups

@@ -114,7 +114,7 @@ class ParquetTable:
 
 
 class ArrowTable:
-    """A file of Arrow's streaming or file format, memory-mapped: rows are read where they lie."""
+    """A file of Arrow's streaming or file format, memory-mapped: a row is read from the map."""
 
     def __init__(self, path: Path) -> None:
         """Map the file.

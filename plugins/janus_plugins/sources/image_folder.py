@@ -162,9 +162,8 @@ class ImagesWithCaptions:
     def _report_unused(self, files: list[str]) -> None:
         if unused := sorted({*files} - {*self.images, *self._captions}):
             log.warning(
-                "'%s': %d files are not used, as they are neither an image nor the caption of an image: %s",
+                "'%s': not used, as neither an image nor the caption of an image: %s",
                 self.folder,
-                len(unused),
                 list_briefly(unused),
             )
 

@@ -180,7 +180,7 @@ def test_unused_files_are_named_once_and_hidden_files_are_not(
         source(captioned)
     [message] = caplog.messages
     assert message.endswith(
-        "2 files are not used, as they are neither an image nor the caption of an image: README.md, b/3.txt"
+        "captioned': not used, as neither an image nor the caption of an image: README.md, b/3.txt"
     )
 
 

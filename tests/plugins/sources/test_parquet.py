@@ -224,7 +224,7 @@ def test_ignored_columns_and_empty_answers(one: Any) -> None:
 
 
 def test_files_that_cannot_be_read(files: Path) -> None:
-    with pytest.raises(DataError, match=r"1 of the files .* are not there: .*train-3\.parquet"):
+    with pytest.raises(DataError, match=r"files that `path` names are missing: .*train-3\.parquet"):
         source(files / "train-{0..3}.parquet")
     with pytest.raises(
         DataError, match=r"without state\.json; expected one that save_to_disk wrote, or Parquet"
