@@ -25,7 +25,7 @@ from janus_modular.training.step_batches import BatchBuilder
 from janus_modular.training.train import batch_builder, open_sources
 
 CHUNK = 32
-"""Samples that a thread has ahead at most."""
+"""Samples for each thread that are read before any is counted."""
 
 
 @dataclass

@@ -111,6 +111,7 @@ class WebDataset:
         """
         members = self.shards[index]
         first = next(iter(members.values()))
+        members = {suffix: member for suffix, member in members.items() if suffix not in self.config.ignore}
         with located(lambda: f"{first.shard}, {first.name()}"):
             images = {s: m for s, m in members.items() if f".{s}".endswith(SUFFIXES)}
             record = self._record(members, images)
@@ -150,7 +151,7 @@ class WebDataset:
                     f"has no {self.config.text} member: found {', '.join(members)}. Correct the option text."
                 )
             return self.config.text
-        further = [suffix for suffix in members if suffix not in images and suffix not in self.config.ignore]
+        further = [suffix for suffix in members if suffix not in images]
         records = [suffix for suffix in further if suffix in RECORDS]
         if len(records) != 1:
             raise DataError(

@@ -83,6 +83,11 @@ def test_shards_in_any_order_of_samples(shards: Path, pattern: str) -> None:
         ({"a.png": image(10), "a.txt": "A.", "a.json": {"url": 1}}, {"text": "txt"}, [("A.", True)]),
         ({"a.in.png": image(10), "a.long.txt": "A."}, {"text": "long.txt"}, [("A.", True)]),
         ({"a.png": image(10), "a.txt": "A.", "a.npy": b"0"}, {"ignore": ["npy"]}, [("A.", True)]),
+        (
+            {"a.png": image(10), "a.thumb.png": image(3), "a.txt": "A.", "a.json": {"url": 1}},
+            {"ignore": ["thumb.png", "json"]},
+            [("A.", True)],
+        ),
         ({"d/a.b/c.png": image(10), "d/a.b/c.txt": "A."}, {}, [("A.", True)]),
         ({"a.txt": "A.", "b.png": image(3), "b.txt": "B", "a.png": image(10)}, {}, [("A.", True)]),
     ],
