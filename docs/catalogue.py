@@ -59,7 +59,10 @@ OPTIONS: Mapping[str, Sequence[str]] = {
 UNCHECKED = {
     "formats": "tests with files of their own",
     "runtimes": "tests with bundles of their own",
-    "sources:jsonl": "tests with data files of its own",
+    **{
+        f"sources:{name}": "tests with data files of its own"
+        for name in ("image-folder", "jsonl", "parquet", "webdataset")
+    },
 }
 """Slots and components that no generated example fits, with what checks them instead."""
 

@@ -1,3 +1,4 @@
+from .atomic_writes import atomic_replace as atomic_replace
 from .weights.loading import belongs_to as belongs_to
 from .weights.pretrained import resolve_pretrained as resolve_pretrained
 from .checkpoints.quantized import quantization_in as quantization_in

@@ -147,6 +147,7 @@ EXTRAS = {
     "train": ("tensorboard",),
     "demo": ("sklearn", "matplotlib"),
     "lora": ("peft",),
+    "parquet": ("pyarrow",),
     "runtime": ("onnxruntime",),
     "export": ("onnx", "onnxscript", "onnx_ir"),
     "gpu": ("onnxruntime", "tensorrt", "cuda.bindings", "onnx_ir", "onnxscript"),

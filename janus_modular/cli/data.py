@@ -1,16 +1,24 @@
-"""The commands ``data``: previews of training data."""
+"""The commands ``data``: previews and checks of training data."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from janus_modular.cli.config import Overrides, TrainingConfig
 from janus_modular.cli.options import check_output
 
-app = typer.Typer(help="Training data: preview samples before training.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from janus_modular.training.data_check import SourceReport
+
+app = typer.Typer(help="Training data: preview and check samples before training.", no_args_is_help=True)
 
 
 @app.command()
@@ -54,3 +62,87 @@ def inspect(
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be written: {error}. Choose another file.") from error
     typer.echo(path)
+
+
+@app.command()
+def check(
+    config: TrainingConfig,
+    overrides: Overrides = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Samples of each source, in the order of training.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Read every sample of a training config once as training does, and count what cannot be used.
+
+    Exit code 1: a sample, or the number of skipped and cut samples, would end the training. The config's
+    `workers` is the number of threads.
+
+    Example: janus-modular data check mine.yaml --limit 1000
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from janus_modular.config import load, resolve
+    from janus_modular.plugins import default_plugins
+    from janus_modular.training.data_check import check_data
+    from janus_modular.training.schema import TrainConfig
+
+    plugins = default_plugins()
+    train_config = resolve(load(config, overrides or ()), TrainConfig, plugins)
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        reports = check_data(
+            train_config,
+            plugins,
+            limit=limit,
+            on_progress=lambda source, done, total: progress.update(
+                task, description=source, completed=done, total=total
+            ),
+        )
+    failed = any(report.ends_training for report in reports.values())
+    if as_json:
+        typer.echo(
+            json.dumps({"ok": not failed, "sources": {k: asdict(v) for k, v in reports.items()}}, indent=2)
+        )
+    else:
+        _print_reports(reports, Console())
+    if failed:
+        raise typer.Exit(1)
+
+
+def _print_reports(reports: Mapping[str, SourceReport], console: Console) -> None:
+    from rich.table import Table
+
+    from janus_modular.foreign import printable
+
+    problems = ("unreadable", "unsupervised", "too_long")
+    counts = ("samples", "checked", *problems, "duplicates", "longest", "positions", "supervised")
+    view = Table("", *reports)
+    for column in view.columns[1:]:
+        column.justify = "right"
+    values: list[dict[str, int]] = [asdict(report) | report.problems for report in reports.values()]
+    for name in counts:
+        view.add_row(name.replace("_", " "), *(f"{of_source[name]:,}" for of_source in values))
+    console.print(view)
+    for name, report in reports.items():
+        for example in report.examples:
+            line = f"{name}, sample {example['index']}: {example['problem'].replace('_', ' ')}:"
+            console.out(line, printable(example["reason"], most=2000), highlight=False)
+    for name, report in reports.items():
+        if report.errors:
+            console.out(
+                f"{name}: samples that would end the training: {report.errors:,}. Correct them, or let"
+                " bad_samples skip, cut or split them.",
+                highlight=False,
+            )
+        elif not report.supervised:
+            console.out(f"{name}: no sample can be used. Correct them.", highlight=False)
+        if report.over_limit:
+            bad = report.actions["skip"] + report.actions["cut"]
+            console.out(
+                f"{name}: {bad:,} of {report.checked:,} samples are skipped or cut, more than"
+                " bad_samples.limit allows. Correct them, or raise the limit.",
+                highlight=False,
+            )

@@ -57,6 +57,11 @@ class BadSample:
         )
 
 
+def exceeds_limit(policy: BadSamplesConfig, bad: int, samples: int) -> bool:
+    """Return True if more of a source's samples were skipped or cut than ``bad_samples.limit`` allows."""
+    return bad > MIN_TOLERATED + policy.limit * samples
+
+
 def cut(sequence: Sequence, length: int) -> Sequence:
     """Return the first ``length`` positions of a sequence, without an image that the cut would divide.
 
@@ -125,7 +130,7 @@ class BadSampleCounter:
         for bad_sample in bad_samples:
             self._add_bad(bad_sample)
         for name, bad in self.bad.items():
-            if bad > MIN_TOLERATED + self.policy.limit * self.samples.get(name, 0):
+            if exceeds_limit(self.policy, bad, self.samples.get(name, 0)):
                 examples = "\n".join(
                     f"  sample {example.index}: {printable(example.reason)}"
                     for example in self.examples.get(name, ())

@@ -135,7 +135,7 @@ class BatchBuilder:
             tried = replace(ref, attempt=attempt)
             index = self.mixture.index(tried)
             try:
-                sequences, action, reason = self._sequences(tried)
+                sequences, action, reason = self.try_sample(tried)
             except SampleError as error:
                 if getattr(self.policy, error.problem) != "skip":
                     raise DataError(
@@ -166,7 +166,7 @@ class BatchBuilder:
             tokens[sequence.source] = tokens.get(sequence.source, 0) + len(sequence)
         return StepBatch(
             batches=[collate([rows[i] for i in group], pad=self.pad) for group in row_groups if len(group)],
-            supervised=sum(map(self._supervised, sequences)),
+            supervised=sum(map(self.count_supervised, sequences)),
             samples=samples,
             tokens=tokens,
             bad_samples=[bad_sample for sample in prepared for bad_sample in sample.bad_samples],
@@ -196,7 +196,7 @@ class BatchBuilder:
         """Return this process's samples of a step."""
         return self.mixture.sample_refs(step, rank=self.rank, world=self.world)
 
-    def _sequences(self, ref: SampleRef) -> tuple[list[Sequence], Action | None, str]:
+    def try_sample(self, ref: SampleRef) -> tuple[list[Sequence], Action | None, str]:
         """Return the sequences of a sample, and the action that made them fit, with its reason.
 
         Raises:
@@ -215,7 +215,7 @@ class BatchBuilder:
             problem: Problem = "unsupervised" if isinstance(error, DataError) else "unreadable"
             raise SampleError(problem, str(error)) from error
         sequences, action, reason = self._fit(sample, sequence)
-        if not sum(map(self._supervised, sequences)):
+        if not sum(map(self.count_supervised, sequences)):
             after = f" after it was {METRIC_NAMES[action]}" if action else ""
             raise SampleError(
                 "unsupervised",
@@ -231,7 +231,7 @@ class BatchBuilder:
             return [sequence], None, ""
         rows = "the context of" if self.length is None else "rows of"
         reason = (
-            f"{len(sequence)} positions ({self._supervised(sequence)} supervised) do not fit into {rows}"
+            f"{len(sequence)} positions ({self.count_supervised(sequence)} supervised) do not fit into {rows}"
             f" {longest}"
         )
         if self.policy.too_long == "cut":
@@ -252,6 +252,7 @@ class BatchBuilder:
             return False
         return bool(self.mixture.rng(ref, purpose=1).random() < self.condition_dropout)
 
-    def _supervised(self, sequence: Sequence) -> int:
+    def count_supervised(self, sequence: Sequence) -> int:
+        """Return the number of supervised positions: of text, and of target images."""
         text_positions = int((sequence.labels != IGNORE_INDEX).sum())
         return text_positions + sum(sequence.generation_supervised) * self.image_tokens

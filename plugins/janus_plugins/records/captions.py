@@ -10,7 +10,7 @@ import numpy as np
 
 from janus_modular import DataError, ImageInput, ImageTarget, Message, Sample, Text
 from janus_plugins.records.fields import Fields, list_of, text_of
-from janus_plugins.records.images import ImageFolder
+from janus_plugins.records.images import ImageOpener
 from janus_plugins.records.markers import without_markers
 
 IMAGES = ("image", "file_name")
@@ -21,7 +21,7 @@ TEXTS = ("caption", "captions", "text", "class")
 class CaptionReader:
     """Reads an image with a caption as a description of the image, or as a request to draw it."""
 
-    images: ImageFolder
+    images: ImageOpener
     task: Literal["read", "draw"]
     templates: Sequence[str]
     questions: Sequence[str]

@@ -21,13 +21,14 @@ from janus_modular import (
     UnsupervisedError,
 )
 from janus_plugins.records.fields import BRIEF, EMPTY, Fields, list_of, text_of
-from janus_plugins.records.images import ImageFolder
+from janus_plugins.records.images import ImageOpener
 from janus_plugins.records.markers import LITERAL, split_at_markers, without_markers
 
 ROLES = {
     "system": "system",
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
+    "developer": "system",
 }
 """The roles of a `Message`, by the names that records have for them."""
 
@@ -58,7 +59,7 @@ class _Turn:
 class ConversationReader:
     """Reads the conversation of a record."""
 
-    images: ImageFolder
+    images: ImageOpener
     markers: bool = True  # `<image>` in a text stands for an image
     ignore: tuple[str, ...] = ()  # keys that are not used
 

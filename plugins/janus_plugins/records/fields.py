@@ -11,8 +11,19 @@ from janus_modular import DataError
 
 HARMLESS = (
     *("id", "_id", "idx", "index", "uid", "uuid", "sample_id", "question_id", "conversation_id"),
-    *("source", "dataset", "subset", "split", "metadata", "meta", "tags", "license", "language"),
-    *("width", "height", "created_at", "timestamp"),
+    *(
+        "source",
+        "data_source",
+        "dataset",
+        "subset",
+        "split",
+        "metadata",
+        "meta",
+        "tags",
+        "license",
+        "language",
+    ),
+    *("width", "height", "input_image_resolution", "output_image_resolution", "created_at", "timestamp"),
 )
 """Keys about a record's origin, which are not learned from. docs/how-to/data-formats.md lists them."""
 

@@ -61,16 +61,10 @@ class RecordFile:
             DataError: the record is not a JSON object, or has a key twice.
         """
         raw = self._array_item(index) if self.is_array else self._line(index)
-        try:
-            record = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_without_repeats)
-        except (ValueError, RecursionError) as error:
-            hint = "Expected objects with commas between them, up to the ] of the array."
-            if not self.is_array:
-                hint = "A file that does not begin with [ is read as a JSON object a line."
-            raise DataError(f"not JSON: {str(error) or 'nested too deeply'}. {hint}") from error
-        if not isinstance(record, Mapping):
-            raise DataError(f"a {type(record).__name__}; expected a JSON object.")
-        return record
+        hint = "Expected objects with commas between them, up to the ] of the array."
+        if not self.is_array:
+            hint = "A file that does not begin with [ is read as a JSON object a line."
+        return parse_object(raw, hint)
 
     def line_number(self, index: int) -> int:
         """Return the number of the line, from 1, in which a record begins; for errors."""
@@ -125,6 +119,21 @@ class RecordFile:
         if not starts or self._bytes[start + 1 : starts[0]].strip():
             raise DataError(f"'{self.path}' is a JSON array without objects: expected [{{...}}, ...].")
         return np.array(starts, np.int64)
+
+
+def parse_object(raw: bytes, hint: str) -> Mapping[str, Any]:
+    """Return a JSON object from its text in UTF-8; ``hint`` is added to the error of a parser.
+
+    Raises:
+        DataError: the text is not a JSON object, or has a key twice.
+    """
+    try:
+        record = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not JSON: {str(error) or 'nested too deeply'}. {hint}") from error
+    if not isinstance(record, Mapping):
+        raise DataError(f"a {type(record).__name__}; expected a JSON object.")
+    return record
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,13 +7,16 @@ import binascii
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
 from janus_modular import DataError, open_image
 from janus_plugins.records.fields import BRIEF, Fields, text_of
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""Suffixes of images, in lower case; names in capitals have them too."""
 
 MAX_DATA_URI = 64 * 2**20
 """Longest data URI, in characters: 48 MiB of image file."""
@@ -25,6 +28,14 @@ REFERENCES = ("image", "image_url", "url", "path")
 """Keys of an object whose value is an image: a path, a URI, or such an object again."""
 
 
+class ImageOpener(Protocol):
+    """Opens the images to which records refer, wherever these are stored."""
+
+    def open(self, reference: Any, where: str) -> Image.Image:
+        """Return the image of a reference; ``where`` is the reference's path in the record, for errors."""
+        ...
+
+
 @dataclass(frozen=True)
 class ImageFolder:
     """Opens the images to which records refer."""
@@ -33,7 +44,7 @@ class ImageFolder:
     outside: bool = False  # allow files outside the folder
 
     def open(self, reference: Any, where: str) -> Image.Image:
-        """Return the image of a path, of a ``file:`` or ``data:`` URI, or of an object that holds either.
+        """Return the image of a path, of a ``file:`` or ``data:`` URI, of bytes, or of an object of these.
 
         Raises:
             DataError: the reference is of another form, or leads out of the folder or to the network.
@@ -42,6 +53,8 @@ class ImageFolder:
         for _ in range(MAX_NESTING):
             if isinstance(reference, dict):
                 reference = _reference_in(reference, where)
+        if isinstance(reference, bytes):
+            return open_image(reference)
         name = text_of(reference, where)
         scheme = (re.match(r"(data):|([a-z][a-z0-9+.-]+)://", name, re.IGNORECASE) or [""])[0].lower()
         if scheme == "data:":
@@ -75,7 +88,10 @@ def _reference_in(reference: dict[str, Any], where: str) -> Any:
     """Return the reference in an object such as ``{"url": ...}`` or ``{"bytes": null, "path": ...}``."""
     fields = Fields(reference, where, ignore=("detail",))
     inner = fields.take(*REFERENCES)
-    if fields.take("bytes") is not None:
+    content = fields.take("bytes")
+    if isinstance(content, bytes):  # of a table; in JSON, bytes are text of an unknown encoding
+        return content
+    if content is not None:
         raise DataError(
             f"{where}: has the image's bytes, whose encoding is unknown. Write them as a data URI,"
             " data:image/png;base64,..., or save the image as a file."

@@ -19,74 +19,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar
 
 import numpy as np
 
-from janus_modular import (
-    ComponentConfig,
-    DataError,
-    ImageError,
-    ImageTarget,
-    Message,
-    Registry,
-    Sample,
-    Source,
-    Text,
-    UnsupervisedError,
-    hookimpl,
-)
-from janus_plugins.records.captions import IMAGES, TEXTS, CaptionReader
-from janus_plugins.records.conversations import ConversationReader
-from janus_plugins.records.fields import Fields
+from janus_modular import DataError, Registry, Sample, Source, hookimpl
 from janus_plugins.records.files import RecordFile
 from janus_plugins.records.images import ImageFolder
-from janus_plugins.records.markers import LITERAL, first_marker, without_markers
-
-QUESTIONS = ("Describe this image.",)
-FORMS = ("messages", "conversations", *IMAGES, *TEXTS)
-EXPECTED = "messages, conversations, text, or image and caption, text or class"
+from janus_plugins.records.options import RecordOptions
+from janus_plugins.records.reader import RecordReader, located
 
 
 @dataclass
-class JsonlConfig(ComponentConfig):
+class JsonlConfig(RecordOptions):
     """The file, and the task of its captions."""
+
+    expected: ClassVar[str] = "a .jsonl or .json file"
 
     path: str = ""  # the file: a JSON object a line, or a JSON array of objects
     images: str | None = None  # folder of the images; null: the file's own
-    task: Literal["read", "draw"] = "read"  # of captions and classes: describe the image, or draw it
-    templates: list[str] = field(
-        default_factory=lambda: ["{}"]
-    )  # texts for captions and classes; one is chosen at random
-    questions: list[str] = field(
-        default_factory=lambda: list(QUESTIONS)
-    )  # task read; one is chosen at random
     outside: bool = False  # allow images outside the folder (absolute paths, ..)
-    markers: Literal["image", "text"] = (
-        "image"  # `<image>` in a text: the position of an image, or plain text
-    )
     ignore: list[str] = field(default_factory=list)  # keys without effect, in records and inside them
-
-    def __post_init__(self) -> None:
-        """Check the options, without the file."""
-        if not self.path:
-            raise ValueError("path: missing; expected a .jsonl or .json file.")
-        if (
-            not self.templates
-            or not self.questions
-            or not all("{}" in template for template in self.templates)
-        ):
-            raise ValueError(
-                f"templates {self.templates}, questions {self.questions}: expected at least one of each, and"
-                " {} in every template, where the caption goes."
-            )
-        if self.task == "draw" and self.questions != list(QUESTIONS):
-            raise ValueError("questions: belong to task: read; with task: draw, leave them out.")
-        if self.markers == "image" and (marker := first_marker([*self.templates, *self.questions])):
-            raise ValueError(
-                f"templates, questions: hold '{marker}'; expected text without a marker, as the image is put"
-                f" before the question, or drawn. Remove the marker. {LITERAL}"
-            )
 
 
 class Jsonl:
@@ -104,10 +57,7 @@ class Jsonl:
         folder = Path(config.images).expanduser() if config.images else self.path.parent
         if not folder.is_dir():
             raise DataError(f"the folder of images '{folder}' does not exist: set `images`.")
-        images = ImageFolder(folder, config.outside)
-        markers = config.markers == "image"
-        self._conversations = ConversationReader(images, markers, tuple(config.ignore))
-        self._captions = CaptionReader(images, config.task, config.templates, config.questions, markers)
+        self._reader = RecordReader(ImageFolder(folder, config.outside), config, config.ignore)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -123,41 +73,8 @@ class Jsonl:
             DataError: the record cannot be used; says the file, the line and the reason.
             UnsupervisedError: an answer that is to be learned is empty.
         """
-        try:
-            return self._sample(index, rng)
-        except (DataError, ImageError) as error:
-            line = self.records.line_number(index)
-            error_type = UnsupervisedError if isinstance(error, UnsupervisedError) else DataError
-            raise error_type(f"{self.path}, line {line}: {error}") from error
-
-    def _sample(self, index: int, rng: np.random.Generator) -> Sample:
-        record = Fields(self.records[index], ignore=self.config.ignore)
-        if "messages" in record or "conversations" in record:
-            sample = self._conversations.sample(record)
-        elif any(name in record for name in IMAGES):
-            sample = self._captions.sample(record, rng)
-        else:
-            sample = self._text(record)
-        if self.config.task == "draw" and not _draws(sample):
-            raise DataError(
-                "has no image target, and the source has task: draw; expected an image with a caption, or"
-                " an image in an answer. Leave out `task` for text and conversations."
-            )
-        return sample
-
-    def _text(self, record: Fields) -> Sample:
-        text = record.text("text")
-        if text is None:
-            present = ", ".join(k if k.isprintable() else repr(k) for k in record.values) or "nothing"
-            raise DataError(f"has {present}; expected {EXPECTED}.{record.hint(FORMS)}")
-        record.close()
-        if self.config.markers == "image":
-            without_markers(text, "text", "Name images in `images` beside `messages`.")
-        return Sample([Message("assistant", [Text(text, True)])], template=False)
-
-
-def _draws(sample: Sample) -> bool:
-    return any(isinstance(segment, ImageTarget) for m in sample.messages for segment in m.content)
+        with located(lambda: f"{self.path}, line {self.records.line_number(index)}"):
+            return self._reader.sample(self.records[index], rng)
 
 
 @hookimpl

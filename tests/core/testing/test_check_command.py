@@ -13,7 +13,10 @@ from janus_modular.plugins import Plugins
 from janus_modular.testing import check, running
 from janus_modular.testing.fixtures import EXAMPLES, context
 
-LARGE_OR_ASKING = ("siglip", "llamagen", "vqgan", "ibq", "hf-vq", "jsonl", "hf-vision")  # by their defaults
+LARGE_OR_ASKING = (  # by their defaults
+    *("siglip", "llamagen", "vqgan", "ibq", "hf-vq", "hf-vision"),
+    *("image-folder", "jsonl", "parquet", "webdataset"),
+)
 
 MIXES = """
 from dataclasses import dataclass

@@ -94,7 +94,7 @@ def test_memory_of_many_lines_is_their_offsets(folder: Path) -> None:
     [
         ('{"text": ', "not JSON"),
         ("[1]", "a list; expected a JSON object"),
-        ({"caption": "a cat"}, "has caption; expected messages, conversations, text, or image and caption"),
+        ({"caption": "a cat"}, "has caption; expected messages, conversations, text, image and caption"),
         ({"image": "cats/a.png", "captoin": "a"}, "an image with no text; expected exactly one of"),
         ({}, "has nothing"),
         ({"text": "  "}, "text: found '  '"),

@@ -350,7 +350,7 @@ def samples_of_the_page() -> list[Any]:
     blocks = re.findall(
         r"<!-- file: data/(\S+) -->\n```json\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S
     )
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     return [pytest.param(name, body, id=name) for name, body in blocks]
 
 
