@@ -20,9 +20,9 @@ from janus_modular.training.bad_samples import (
 )
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.mixture import SampleRef
+from janus_modular.training.run_setup import batch_builder, open_sources
 from janus_modular.training.schema import BadSamplesConfig, TrainConfig
 from janus_modular.training.step_batches import BatchBuilder
-from janus_modular.training.train import batch_builder, open_sources
 
 CHUNK = 32
 """Samples for each thread that are read before any is counted."""

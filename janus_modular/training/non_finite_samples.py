@@ -42,7 +42,9 @@ def describe_samples(
             )
         folder, rank = output / FOLDER, engine.processes.rank
         if samples:
-            spans_of_samples = [each for sample in samples for each in previews(sample, builder.mixture, processor)]
+            spans_of_samples = [
+                each for sample in samples for each in previews(sample, builder.mixture, processor)
+            ]
             preview = StepPreview(spans_of_samples, builder.mixture, engine.schedule.num_steps)
             folder.mkdir(parents=True, exist_ok=True)
             of_rank = "" if engine.processes.world == 1 else f"-rank{rank}"
