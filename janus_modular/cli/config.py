@@ -81,6 +81,10 @@ def validate(config: Config, overrides: Overrides = None) -> None:
     for path, spec in component_specs(resolved):
         note = f" (not compared with {spec.config.pretrained}, which is not on this disk)"
         typer.echo(f"  {path}: {spec.name}{note if spec in absent else ''}")
+    model = getattr(resolved, "model", resolved)
+    for key in ("text_sampler", "image_sampler"):
+        if name := getattr(model, key, None):
+            typer.echo(f"  {'' if model is resolved else 'model.'}{key}: {name}")
 
 
 @app.command()

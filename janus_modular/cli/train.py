@@ -53,9 +53,10 @@ def train(
     except KeyboardInterrupt:
         from janus_modular.training.run_checkpoints import newest_checkpoint
 
-        saved = newest_checkpoint(Path(train_config.output))
-        hint = f"continue from {saved.name} with: --resume" if saved else "nothing was saved yet"
-        typer.echo(f"stopped: {hint}", err=True)
+        if Processes.from_environment().is_first:
+            saved = newest_checkpoint(Path(train_config.output))
+            hint = f"continue from {saved.name} with: --resume" if saved else "nothing was saved yet"
+            typer.echo(f"stopped: {hint}", err=True)
         raise typer.Exit(130) from None
     if Processes.from_environment().is_first:
         typer.echo(model)
