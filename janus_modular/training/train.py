@@ -26,6 +26,7 @@ from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.processing.prompt_check import check_context, check_prompts
 from janus_modular.protocols import Source, Tracker
+from janus_modular.suggest import did_you_mean
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.engine import Engine, Loss
 from janus_modular.training.initial_model import check_finite, initial_model
@@ -128,7 +129,7 @@ def _prepare(
             f"rank {processes.rank} does not see {checkpoint}, which rank 0 resumes from: expected output on"
             " a disk that all machines share"
         )
-    data = open_sources(config, plugins) if sources is None else sources
+    data = open_sources(config, plugins, sources)
     record = DataRecord(data, config.bad_samples)
     if checkpoint is not None:
         record.resume(read_record(checkpoint)["training"], accept=config.changed_data == "accept")
@@ -233,18 +234,32 @@ def _print_start(
     console.print(trainable_table(assembly.model))
 
 
-def open_sources(config: TrainConfig, plugins: Plugins) -> dict[str, Source]:
+def open_sources(
+    config: TrainConfig, plugins: Plugins, replacements: Mapping[str, Source] | None = None
+) -> dict[str, Source]:
     """Open the sources that the mixture uses; a source with no share at any step is not opened.
 
+    ``replacements`` are used in place of the config's sources of the same names.
+
     Raises:
-        ConfigError: lists every source that cannot be opened.
+        ConfigError: lists every source that cannot be opened, and every replacement of an unknown name.
     """
     build = ModelBuilder(plugins)
+    ready = replacements or {}
     opened: dict[str, Source] = {}
-    errors: list[FieldError] = []
+    errors = [
+        FieldError(
+            f"sources.{name}",
+            "a source object of this name was passed, which the config lacks",
+            f"one of {', '.join(config.sources) or 'none'}",
+            did_you_mean(name, config.sources),
+        )
+        for name in ready
+        if name not in config.sources
+    ]
     for name in config.used_sources():
         try:
-            opened[name] = build(config.sources[name])
+            opened[name] = ready[name] if name in ready else build(config.sources[name])
         except (JanusError, OSError) as error:
             details = getattr(error, "errors", ())
             field_errors = [detail for detail in details if isinstance(detail, FieldError)]
