@@ -106,9 +106,9 @@ def test_a_path_into_a_folder_that_is_here_is_not_looked_for_on_the_hub(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("runs/demo/model").mkdir(parents=True)
-    expected = r"no file or folder 'runs/demo/modell'\. Did you mean 'runs/demo/model'\?"
+    expected = r"no file or folder 'runs/demo/models'\. Did you mean 'runs/demo/model'\?"
     with pytest.raises(CheckpointError, match=expected):
-        resolve_pretrained("runs/demo/modell")
+        resolve_pretrained("runs/demo/models")
 
 
 def test_reads_the_hubs_cache_and_says_the_commit(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
