@@ -116,9 +116,9 @@ def test_source_objects_replace_those_of_the_config_by_name(make, metrics) -> No
     [logged] = metrics(config)
     assert {"source/read", "source/draw", "source/text"} <= logged.keys()
     with pytest.raises(
-        ConfigError, match=r"sources\.raed: .* expected one of read, draw, text\. Did you mean"
+        ConfigError, match=r"sources\.reads: .* expected one of read, draw, text\. Did you mean"
     ):
-        open_sources(config, default_plugins(), {"raed": read})
+        open_sources(config, default_plugins(), {"reads": read})
 
 
 def test_losses_by_source_add_up(make, metrics) -> None:
