@@ -66,7 +66,7 @@ class EncodedSpec:
         if self.ids is not None and ((array < 0) | (array >= self.ids)).any():
             raise ValueError(
                 f"found codes from {array.min()} to {array.max()}; expected codes from 0, below"
-                f" {' and '.join(map(str, self.ids))}: were they made by another image tokenizer?"
+                f" {' and '.join(map(str, self.ids))}. Codes of another image tokenizer do not fit"
             )
         return array
 

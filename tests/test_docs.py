@@ -189,7 +189,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workshop")
     torch.manual_seed(0)
     (folder / "runs/demo").mkdir(parents=True)
-    save(ModelAssembly.from_config(resolve(load("tiny"), ModelConfig)), folder / "runs/demo/model")
+    config = load("tiny", ["processor.template=plain"])  # as the demo's model has it
+    save(ModelAssembly.from_config(resolve(config, ModelConfig)), folder / "runs/demo/model")
     for name, color in {"runs/demo/example.png": "white", "cat.png": "orange", "dog.png": "brown"}.items():
         Image.new("RGB", (40, 30), color).save(folder / name)
     (folder / "data").mkdir()

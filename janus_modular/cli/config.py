@@ -92,6 +92,10 @@ def _report(label: str, resolved: Any) -> None:
     for path, spec in component_specs(resolved):
         note = f" (not compared with {spec.config.pretrained}, which is not on this disk)"
         typer.echo(f"  {path}: {spec.name}{note if spec in absent else ''}")
+    model = getattr(resolved, "model", resolved)
+    for key in ("text_sampler", "image_sampler"):
+        if name := getattr(model, key, None):
+            typer.echo(f"  {'' if model is resolved else 'model.'}{key}: {name}")
 
 
 @app.command()

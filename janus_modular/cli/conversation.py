@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from janus_modular.cli.options import collect_settings
 from janus_modular.errors import JanusError
 
 if TYPE_CHECKING:
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
     from janus_modular.sequence import Message
 
 HELP = """\
-/image FILE   add an image to your next message
-/draw PROMPT  draw an image into a new file drawing-N.png in this folder
-/save FILE    write the conversation as a line of training data (JSON Lines)
-/reset        start again
-/help         list these commands
-/quit         end; Ctrl-D does too, Ctrl-C stops an answer or a drawing"""
+/image FILE      add an image to your next message
+/draw PROMPT     draw an image into a new file drawing-N.png in this folder
+/set NAME=VALUE  change a setting of answers and drawings, such as guidance=2
+/save FILE       write the conversation as a line of training data (JSON Lines)
+/reset           start again
+/help            list these commands
+/quit            end; Ctrl-D does too, Ctrl-C stops an answer or a drawing"""
+
+ARGUMENTS = {"/image": "a file", "/draw": "a prompt", "/save": "a file", "/set": "NAME=VALUE"}
 
 HISTORY_LINES = 1000
 
@@ -58,6 +62,7 @@ class Conversation:
         """
         self.janus, self.settings = janus, settings
         self.system, self.encode = system, encode
+        self.drawing_settings: dict[str, Any] = {}
         self.drawings = 0
         self.reset()
         for path in images:
@@ -98,7 +103,7 @@ class Conversation:
         """Draw an image into a new file; return its path. Each drawing has noise of its own."""
         from janus_modular.cli.draw import save
 
-        settings: dict[str, Any] = {"first": self.drawings}
+        settings: dict[str, Any] = {"first": self.drawings, **self.drawing_settings}
         [image] = self.janus.draw(prompt, 1, **settings)
         self.drawings += 1
         number = 1
@@ -108,6 +113,31 @@ class Conversation:
         if self.encode:
             typer.echo(self.encode(image), nl=False)
         return path
+
+    def change_setting(self, assignment: str) -> str:
+        """Change a setting of the next answers, drawings, or both; return a line that says which.
+
+        Raises:
+            JanusError: this is not NAME=VALUE, no sampler has the setting, or its value is out of range.
+        """
+        try:
+            [(name, value)] = collect_settings({}, [assignment]).items()
+        except typer.BadParameter as error:
+            raise JanusError(error.message.replace("--set", "/set", 1)) from error
+        samplers: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, Any]]] = {
+            "answers": (self.janus.text_settings, self.settings),
+            "drawings": (self.janus.image_settings, self.drawing_settings),
+        }
+        known = {use: list(asdict(checked({}))) for use, (checked, _) in samplers.items()}
+        uses = [use for use in samplers if name in known[use]]
+        if not uses:
+            listed = "; ".join(f"{use}: {', '.join(names)}" for use, names in known.items())
+            raise JanusError(f"/set {name}: there is no such setting. Settings of {listed}")
+        for use in uses:
+            samplers[use][0]({name: value})
+        for use in uses:
+            samplers[use][1][name] = value
+        return f"{name}={value} for {' and '.join(uses)}"
 
     def save(self, path: Path) -> None:
         """Write the conversation as one line in the data format of ``jsonl`` sources.
@@ -164,11 +194,15 @@ def _run(conversation: Conversation, line: str) -> None:
             conversation.ask(line)
     elif command == "/reset":
         conversation.reset()
-    elif command in ("/image", "/draw", "/save"):
+        typer.echo("reset: earlier messages and images are forgotten", err=True)
+    elif command in ARGUMENTS:
         if not rest:
-            raise JanusError(f"{command} needs {'a prompt' if command == '/draw' else 'a file'} behind it.")
+            raise JanusError(f"{command} needs {ARGUMENTS[command]} behind it.")
         if command == "/image":
             conversation.add_image(Path(rest).expanduser())
+            typer.echo(f"added to the next message: {rest}", err=True)
+        elif command == "/set":
+            typer.echo(f"set: {conversation.change_setting(rest)}", err=True)
         elif command == "/save":
             conversation.save(Path(rest).expanduser())
             typer.echo(f"saved: {rest}", err=True)

@@ -26,7 +26,9 @@ def lock(model: Model, as_json: AsJson = False) -> None:
         typer.echo(json.dumps({"file": str(path), "plugins": plugins}))
         return
     for plugin in plugins:
-        typer.echo(f"{plugin['plugin']} {plugin['version']}".strip() + f": {len(plugin['files']):,} files")
+        count = len(plugin["files"])
+        files = "1 file" if count == 1 else f"{count:,} files"
+        typer.echo(f"{plugin['plugin']} {plugin['version']}".strip() + f": {files}")
     typer.echo(f"{path} is written; from now on, the model refuses these plugins if they change")
 
 

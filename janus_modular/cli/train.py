@@ -63,10 +63,11 @@ def train(
     except KeyboardInterrupt:
         from janus_modular.training.run_checkpoints import newest_checkpoint
 
-        checkpoints = [newest_checkpoint(Path(stage.output)) for stage in stages.values()]
-        saved = next((checkpoint for checkpoint in reversed(checkpoints) if checkpoint), None)
-        hint = f"continue from {saved.name} with: --resume" if saved else "nothing was saved yet"
-        typer.echo(f"stopped: {hint}", err=True)
+        if Processes.from_environment().is_first:
+            checkpoints = [newest_checkpoint(Path(stage.output)) for stage in stages.values()]
+            saved = next((checkpoint for checkpoint in reversed(checkpoints) if checkpoint), None)
+            hint = f"continue from {saved.name} with: --resume" if saved else "nothing was saved yet"
+            typer.echo(f"stopped: {hint}", err=True)
         raise typer.Exit(130) from None
     if Processes.from_environment().is_first:
         typer.echo(model)

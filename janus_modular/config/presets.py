@@ -42,7 +42,10 @@ def find(config: str | Path) -> Path:
         return file
     quoted = f"'{printable(config)}'"
     problem = f"{quoted} is a folder" if is_folder else f"there is no config {quoted}"
-    hint = did_you_mean(name, [*known, *(preset.removeprefix("model/") for preset in known)])
+    files = [str(file) for file in Path().glob("*.yaml")]
+    hint = did_you_mean(str(config), files) or did_you_mean(
+        name, [*known, *(preset.removeprefix("model/") for preset in known)]
+    )
     raise ConfigError(
         f"{problem}: expected a YAML file or a shipped name. {hint}".rstrip()
         + "\nSee the shipped ones with: janus-modular config list"

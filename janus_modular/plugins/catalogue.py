@@ -227,10 +227,11 @@ class Plugins:
         """Return the message of an unknown name: similar and registered names, and what failed to load."""
         names = self.names(slot)
         record = self._recorded.get((slot, name.rpartition(":")[2]))
+        similar = self._builder_of(slot, name) or did_you_mean(name, names)
         lines = [
             f"no {slot_label(slot)} is called '{name}'.",
             f"The model was saved where it was installed: {_install_hint(record)}" if record else "",
-            self._builder_of(slot, name) or did_you_mean(name, names),
+            similar or ("" if record else "A component of a local file needs --plugin FILE.py"),
             f"Registered: {', '.join(names) or 'none'}",
             *(str(error) for info, error in self._failed.items() if info.slot == slot),
             *(

@@ -19,7 +19,7 @@ from janus_modular.errors import PluginError
 from janus_modular.foreign import foreign_errors, sha256
 from janus_modular.plugins.catalogue import Plugins
 from janus_modular.plugins.entry_points import EntryPointInfo
-from janus_modular.registry import API_VERSION, slot_label
+from janus_modular.registry import API_VERSION, SAMPLER_SETTINGS, slot_label
 
 LOCK = "plugins.lock.json"
 
@@ -63,8 +63,10 @@ def check_lock(folder: Path, plugins: Plugins) -> list[str]:
                 f"{path} is of format {lock['format']!r:.20}, this version reads format {FORMAT}. Lock again:"
                 f" janus-modular plugins lock {folder}"
             )
-        names = [str(locked["plugin"]) for locked in lock["plugins"]]
-        errors = [change for locked in lock["plugins"] if (change := _change(locked, plugins))]
+        is_bundle = (folder / "manifest.json").is_file()
+        needed = [locked for locked in lock["plugins"] if not (is_bundle and _is_unused(locked, plugins))]
+        names = [str(locked["plugin"]) for locked in needed]
+        errors = [change for locked in needed if (change := _change(locked, plugins))]
         known = {_key(component) for locked in lock["plugins"] for component in locked["components"]}
         errors += [
             f"the {slot_label(component['slot'])} '{component['name']}' is recorded, but not locked"
@@ -98,6 +100,10 @@ def recorded_plugins(folder: Path) -> list[dict[str, Any]]:
                     return [
                         {key: item.get(key) for key in ("slot", "name", "dist")} for item in record["plugins"]
                     ]
+    if not folder.is_dir():
+        raise PluginError(
+            f"there is no folder {folder}; expected a bundle or a native checkpoint. Check the path."
+        )
     raise PluginError(
         f"{folder} records no plugins; expected a bundle or a checkpoint of the format native. To write one:"
         f" janus-modular convert {folder} NEW --format native"
@@ -165,6 +171,12 @@ def _files(distribution: metadata.Distribution, packages: set[str]) -> dict[str,
 def _is_editable(distribution: metadata.Distribution) -> bool:
     origin = json.loads(distribution.read_text("direct_url.json") or "{}")
     return bool(origin.get("dir_info", {}).get("editable"))
+
+
+def _is_unused(locked: Mapping[str, Any], plugins: Plugins) -> bool:
+    """Return True if a bundle runs without a plugin: it is not installed, and provides no sampler."""
+    installed = any(info.dist == locked["plugin"] for info in plugins.entry_points)
+    return not installed and SAMPLER_SETTINGS.keys().isdisjoint(item["slot"] for item in locked["components"])
 
 
 def _change(locked: Mapping[str, Any], plugins: Plugins) -> str:

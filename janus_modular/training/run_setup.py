@@ -17,6 +17,7 @@ from janus_modular.plugins import Plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.processing.prompt_check import check_context, check_prompts
 from janus_modular.protocols import Source
+from janus_modular.suggest import did_you_mean
 from janus_modular.training.mixture import Mixture
 from janus_modular.training.processes import Processes
 from janus_modular.training.resume import Change, check_checkpoint, check_same_run
@@ -30,13 +31,32 @@ from janus_modular.training.validation import Validation
 log = logging.getLogger(__name__)
 
 
-def open_sources(config: TrainConfig, plugins: Plugins) -> dict[str, Source]:
+def open_sources(
+    config: TrainConfig, plugins: Plugins, replacements: Mapping[str, Source] | None = None
+) -> dict[str, Source]:
     """Open the sources that the mixture uses; a source with no share at any step is not opened.
 
+    ``replacements`` are used in place of the config's sources of the same names.
+
     Raises:
-        ConfigError: lists every source that cannot be opened.
+        ConfigError: lists every source that cannot be opened, or every replacement of an unknown name.
     """
-    return _opened({name: config.sources[name] for name in config.used_sources()}, "sources", plugins)
+    ready = replacements or {}
+    if unknown := [name for name in ready if name not in config.sources]:
+        raise config_error(
+            [
+                FieldError(
+                    f"sources.{name}",
+                    "a source object of this name was passed, which the config lacks",
+                    f"one of {', '.join(config.sources) or 'none'}",
+                    did_you_mean(name, config.sources),
+                )
+                for name in unknown
+            ]
+        )
+    specs = {name: config.sources[name] for name in config.used_sources() if name not in ready}
+    opened = _opened(specs, "sources", plugins)
+    return {name: ready[name] if name in ready else opened[name] for name in config.used_sources()}
 
 
 def open_validation(config: TrainConfig, builder: BatchBuilder, plugins: Plugins) -> Validation | None:

@@ -134,7 +134,7 @@ def _prepare(
             f"rank {processes.rank} does not see {checkpoint}, which rank 0 resumes from: expected output on"
             " a disk that all machines share"
         )
-    data = open_sources(config, plugins) if sources is None else sources
+    data = open_sources(config, plugins, sources)
     record = DataRecord(data, config.bad_samples)
     if checkpoint is not None:
         record.resume(read_record(checkpoint)["training"], accept=config.changed_data == "accept")

@@ -13,6 +13,7 @@ from janus_modular.errors import CheckpointError, missing_extra
 from janus_modular.foreign import foreign_errors, is_hub_id, printable
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.registry import slot_label
+from janus_modular.suggest import did_you_mean
 from janus_modular.weights.files import open_weights
 from janus_modular.weights.loading import LoadResult, belongs_to, load_weights
 
@@ -61,10 +62,11 @@ def resolve_pretrained(pretrained: str, revision: str | None = None, *, weights:
         if path.exists():
             return path
         refuse_interrupted(path, error=CheckpointError)
-    if not is_hub_id(pretrained):
-        raise CheckpointError(
-            f"there is no file or folder '{printable(pretrained)}'. Give a path or a hub id (owner/name)."
-        )
+    is_path = not is_hub_id(pretrained) or (pretrained.count("/") > 1 and path.parent.is_dir())
+    if is_path:  # the form owner/name/file is also that of a path: one into a folder that is here
+        near = [str(sibling) for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(str(path), near) or "Give a path or a hub id (owner/name)."
+        raise CheckpointError(f"there is no file or folder '{printable(pretrained)}'. {hint}")
     try:
         return _from_hub(pretrained, revision, weights)
     except ModuleNotFoundError as error:

@@ -156,6 +156,8 @@ def test_validate_lists_every_error_and_diff_shows_changes():
         "a: unknown key",
     ):
         assert expected in done.stderr
+    valid = janus("config", "validate", "tiny", "image_sampler=autoregressive").stdout
+    assert "  backbone: hf\n  text_sampler: text\n  image_sampler: autoregressive\n" in valid
     changed = janus("config", "diff", "tiny", "generation.width=64").stdout
     assert changed == "  generation.width: 32 -> 64\n"
     assert "stem: [8, 16, 32]" in janus("config", "show", "tiny").stdout

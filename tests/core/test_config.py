@@ -346,6 +346,14 @@ def test_a_key_of_the_model_in_a_training_config_says_where_it_belongs():
         resolve(load("train/janus_pro/stage1", ["steps=3"]), TrainConfig)
 
 
+def test_a_config_like_a_file_that_is_here_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("model: tiny\n")
+    for name in ("mine.yml", "mine"):
+        with pytest.raises(ConfigError, match=r"Did you mean 'mine\.yaml'\?"):
+            load(name)
+
+
 def test_validate_refuses_an_unknown_sampler():
     from janus_modular.cli.config import validate
 

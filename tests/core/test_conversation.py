@@ -81,6 +81,28 @@ def test_drawings_get_new_files_and_noise_of_their_own(
     assert Image.open("drawing-3.png").text["first"] == "1"
 
 
+def test_settings_are_changed_for_the_answers_and_drawings_that_follow(
+    janus: Janus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed(
+        monkeypatch, "/set guidance=2", "/set max_tokens=2", "/set temperature=0.5",
+        "/set guidence=2", "/set guidance=much", "/set 3", "/draw a cat", "Hello?",
+    )  # fmt: skip
+    conversation = Conversation(janus, None, [], stop=[], **SETTINGS)
+    converse(conversation)
+    err = capsys.readouterr().err
+    assert "set: guidance=2 for drawings\n" in err
+    assert "set: max_tokens=2 for answers\n" in err
+    assert "set: temperature=0.5 for answers and drawings\n" in err
+    assert "/set guidence: there is no such setting. Settings of answers: max_tokens," in err
+    assert "guidance: found 'much'; expected a number" in err
+    assert "/set 3: expected NAME=VALUE" in err
+    drawn = np.asarray(Image.open("drawing-1.png"))
+    assert np.array_equal(drawn, np.asarray(janus.draw("a cat", guidance=2, temperature=0.5)[0]))
+    answer = janus.chat("Hello?", max_tokens=2, temperature=0.5)
+    assert conversation.messages[-1].content == [Text(answer)]
+
+
 def test_a_saved_conversation_is_a_sample_for_training(janus: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
     typed(monkeypatch, "/image red.png", "What is this?", "And now?", "/save talk.jsonl", "/save talk.jsonl")
     conversation = Conversation(janus, "Be brief.", [], **SETTINGS)

@@ -173,8 +173,8 @@ def test_log_probabilities_have_gradients(janus: Janus):
     [
         (lambda x: x[:-1], "expected \\(16"),
         (lambda x: x.astype(np.float32), "float32; expected"),
-        (lambda x: x + 10_000, "were they made by another image tokenizer"),
-        (lambda x: x - 10_000, "were they made by another image tokenizer"),
+        (lambda x: x + 10_000, "Codes of another image tokenizer do not fit"),
+        (lambda x: x - 10_000, "Codes of another image tokenizer do not fit"),
     ],
 )
 def test_codes_of_another_form_are_refused(janus: Janus, change: Any, message: str):
@@ -272,7 +272,7 @@ def test_images_begin_with_a_prefix_of_another_image(janus: Janus):
         ([[[0]]], "prefix: found"),
         ([[0, 0, 0]], r"prefix: found an array \(1, 3\) of int64; expected"),
         ("too many", "codes; expected fewer than the 16 of an image"),
-        ("too large", "were they made by another image tokenizer"),
+        ("too large", "Codes of another image tokenizer do not fit"),
     ],
 )
 def test_prefixes_of_another_form_are_refused(janus: Janus, prefix: Any, message: str):

@@ -109,6 +109,11 @@ def test_an_unknown_name_answers_four_questions(plugins: Plugins):
     ]
 
 
+def test_an_unknown_name_like_no_other_may_be_of_a_local_file(plugins: Plugins):
+    with pytest.raises(PluginError, match=r"\nA component of a local file needs --plugin FILE\.py\n"):
+        plugins.entry("trackers", "acme-board")
+
+
 def test_what_failed_to_load_is_named_where_it_was_asked_for_and_among_unknown_names(site: Path):
     install(site, "acme-dino", "acme_dino", "import timmm", slot="backbones", name="dino")
     plugins = found_in(site)

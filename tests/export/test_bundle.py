@@ -209,11 +209,11 @@ def repoint(folder: Path, manifest: dict[str, Any], location: str | None, **plac
         (newer_schema, "is of schema 5, this version reads schema 4. Upgrade"),
         (
             older_schema,
-            "is of schema 2, this version reads schema 4. Build it again with: janus-mod",
+            "is of schema 2, this version reads schema 4. Export it again with: janus-mod",
         ),
         (
             oldest_schema,
-            "is of schema 1, this version reads schema 4. Build it again with: janus-mod",
+            "is of schema 1, this version reads schema 4. Export it again with: janus-mod",
         ),
         (no_schema, "is of schema None"),
         (unlisted_file, "has no hash for decode_image.fp32.onnx"),
@@ -290,7 +290,7 @@ def test_changed_weights_of_the_same_size_are_found_when_hashes_are_asked_for(co
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path, content: str):
     if content:
         (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(BundleError, match="Build it again"):
+    with pytest.raises(BundleError, match="Export it again"):
         load_bundle(tmp_path)
 
 

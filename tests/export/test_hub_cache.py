@@ -134,7 +134,7 @@ def test_a_link_in_a_loop_is_refused_in_any_folder(tiny_bundle: Path, tmp_path: 
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.json").symlink_to("tokenizer.json")
-    with pytest.raises(BundleError, match=r"tokenizer\.json.*Build it again with: janus-modular export"):
+    with pytest.raises(BundleError, match=r"tokenizer\.json.*Export it again with: janus-modular export"):
         load_bundle(folder)
 
 

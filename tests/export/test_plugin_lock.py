@@ -10,7 +10,7 @@ import pytest
 
 from janus_modular import Janus, PluginError
 from janus_modular.plugins import default_plugins
-from janus_modular.plugins.lock import write_lock
+from janus_modular.plugins.lock import check_lock, write_lock
 
 
 def test_a_bundle_is_refused_where_its_plugins_are_others(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -22,4 +22,22 @@ def test_a_bundle_is_refused_where_its_plugins_are_others(tiny_bundle: Path, tmp
     lock["plugins"][0]["files"][name] = "0" * 64
     path.write_text(json.dumps(lock))
     with pytest.raises(PluginError, match=f"other bytes in {name}"):
+        Janus.from_pretrained(bundle)
+
+
+def test_a_locked_bundle_runs_without_the_plugins_that_it_does_not_use(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    path = write_lock(bundle, default_plugins())
+    lock = json.loads(path.read_text())
+    component = {"slot": "adaptors", "name": "acme", "dist": "acme-adaptors"}
+    absent = {"plugin": "acme-adaptors", "version": "1", "record_sha256": None, "files": {}}
+    lock["plugins"].append(absent | {"components": [component]})
+    path.write_text(json.dumps(lock))
+    Janus.from_pretrained(bundle)
+    assert check_lock(bundle, default_plugins()) == ["janus-modular"]
+    component["slot"] = "text_samplers"
+    path.write_text(json.dumps(lock))
+    with pytest.raises(PluginError, match="acme-adaptors 1: no text sampler is called 'acme-adaptors:acme'"):
         Janus.from_pretrained(bundle)

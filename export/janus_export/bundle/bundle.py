@@ -52,7 +52,7 @@ On a CPU, versions from it to 1.32 gave the same answers and drawings in float32
 1.31 on, int4 may choose another token of nearly equal probability; 1.29.0 differs in float16.
 """
 
-REBUILD = "Build it again with: janus-modular export MODEL {folder}"
+REBUILD = "Export it again with: janus-modular export MODEL {folder}"
 SECTIONS = ("source", "versions", "model", "variants", "graphs", "axes", "cache", "sha256", "bytes")
 MAX_LISTED = 5  # most problems of a manifest that one error lists
 SHOWN_LETTERS = 120  # most characters of a file name that an error quotes

@@ -75,7 +75,8 @@ def inspect(
     )
     for section in ("parity", "built", "executed"):
         results = facts[section]
-        typer.echo(f"\n{section}: {'' if results else 'nothing yet'}")
+        heading = "verified" if section == "parity" else section
+        typer.echo(f"\n{heading}: {'' if results else 'nothing yet'}".rstrip())
         if section == "parity" and results:
             _table(("variant", "gate", "result"), proven(results))
             continue

@@ -40,7 +40,7 @@ class CaptionReader:
             raise DataError(
                 f"an image with {' and '.join(present) or 'no text'}; expected exactly one of"
                 f" {', '.join(TEXTS)}: {'keep the text to learn' if present else 'add a caption'}, or write"
-                f" the sample as `messages`.{record.hint(TEXTS)}"
+                f" the sample as `messages`.{'' if present else record.hint(TEXTS)}"
             )
         [name] = present
         value = record.take(*TEXTS)

@@ -101,6 +101,16 @@ def test_what_can_be_no_hub_id_is_not_looked_for_there(name: str) -> None:
         resolve_pretrained(name)
 
 
+def test_a_path_into_a_folder_that_is_here_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/demo/model").mkdir(parents=True)
+    expected = r"no file or folder 'runs/demo/models'\. Did you mean 'runs/demo/model'\?"
+    with pytest.raises(CheckpointError, match=expected):
+        resolve_pretrained("runs/demo/models")
+
+
 def test_reads_the_hubs_cache_and_says_the_commit(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     folder = offline / "models--acme--adaptor" / "snapshots" / commit

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
 from janus_modular import TrainingError
+from janus_modular.cli.app import app
 from janus_modular.config import to_plain
 from janus_modular.errors import ConfigError
 from janus_modular.plugins import default_plugins
@@ -374,6 +376,22 @@ def test_one_gpu_is_not_for_all_processes():
     with pytest.raises(ConfigError, match="device: found cuda:0 with 2 processes; expected auto or cuda"):
         processes.device(torch.device("cuda:0"), "cuda:0")
     assert processes.device(CPU, "auto") == CPU
+
+
+@pytest.mark.parametrize(("rank", "count"), [("0", 1), ("1", 0)])
+def test_the_first_process_alone_prints_that_the_run_stopped(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, count: int
+):
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("janus_modular.training.train.train", stopped)
+    for name, value in {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}.items():
+        monkeypatch.setenv(name, value)
+    (file := tmp_path / "run.yaml").write_text(json.dumps(to_plain(make(batch=6))), "utf-8")
+    result = CliRunner().invoke(app, ["train", str(file)])
+    assert result.exit_code == 130, result.output
+    assert result.stderr.count("stopped: nothing was saved yet") == count
 
 
 def test_torchrun_starts_a_run(make: Make, tmp_path: Path):

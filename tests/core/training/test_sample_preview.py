@@ -23,7 +23,6 @@ from janus_modular.processing.processor import Processor
 from janus_modular.training.dry_run import estimate_memory
 from janus_modular.training.run_setup import batch_builder, open_sources
 from janus_modular.training.sample_preview import as_html, as_text, preview_step, spans
-from janus_modular.training.train import train
 from janus_modular.training.trainable import set_trainable
 
 
@@ -236,12 +235,6 @@ def test_user_errors_are_printed_without_a_traceback(file: Path, words: list[str
     assert result.exit_code == 2
     assert bad_sample in " ".join(result.output.split())
     assert not (file.parent / "out" / "checkpoints").exists()
-
-
-def test_train_accepts_source_objects(make) -> None:
-    config = make(schedule={"steps": 1})
-    sources = open_sources(config, default_plugins())
-    assert train(config, quiet=True, sources=sources).is_dir()
 
 
 @pytest.mark.parametrize("output", ["{file}", "{file}/run", "{folder}/" + "a" * 300])

@@ -111,6 +111,18 @@ def test_loaded_weights_are_reported(make, capsys, tmp_path: Path) -> None:
     assert "PretrainedReport" not in output
 
 
+def test_source_objects_replace_those_of_the_config_by_name(make, metrics) -> None:
+    read = open_sources(make(), default_plugins())["read"]
+    config = make(sources__read__path="nowhere.jsonl", schedule__steps=1, schedule__warmup=0)
+    train(config, quiet=True, sources={"read": read})
+    [logged] = metrics(config)
+    assert {"source/read", "source/draw", "source/text"} <= logged.keys()
+    with pytest.raises(
+        ConfigError, match=r"sources\.reads: .* expected one of read, draw, text\. Did you mean"
+    ):
+        open_sources(config, default_plugins(), {"reads": read})
+
+
 def test_losses_by_source_add_up(make, metrics) -> None:
     config = make(accumulate=2)
     train(config, quiet=True)

@@ -218,6 +218,12 @@ def test_unusable_records_are_errors(read: Any, images: Path, record: Any, messa
     assert message in str(error.value)
 
 
+def test_a_key_that_is_right_is_not_corrected(read: Any) -> None:
+    with pytest.raises(DataError, match="an image with caption and text") as error:
+        read({"image": "a.png", "text": "a", "caption": "b"}).sample(0, RNG(0))
+    assert "Did you mean" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "record", [{"text": "T"}, chat("Q"), chat([{"image": "a.png"}]), chat("<image>", images=["a.png"])]
 )
