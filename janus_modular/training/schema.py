@@ -74,7 +74,8 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         """Raise an error for a run without steps, and for a decay that another schedule would ignore."""
-        if (self.name == "wsd") != (self.decay > 0) or not 0 <= self.decay <= self.steps - self.warmup:
+        fits = 1 <= self.decay <= self.steps - self.warmup if self.name == "wsd" else self.decay == 0
+        if not fits:
             raise ValueError(
                 f"name {self.name}, decay {self.decay}, steps {self.steps}, warmup {self.warmup}: expected,"
                 " with wsd, a decay from 1 to the steps after the warmup, and 0 with any other."

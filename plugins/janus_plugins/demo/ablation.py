@@ -38,6 +38,7 @@ def run_ablation(
     seeds: int = 3,
     quiet: bool = False,
     plugins: Plugins | None = None,
+    force: bool = False,
 ) -> list[dict[str, Any]]:
     """Train and evaluate both models for each seed; return, print and write a row for each seed.
 
@@ -48,15 +49,15 @@ def run_ablation(
             started several processes.
     """
     with demo_folder(output):
-        return _run(raw, output, seeds, quiet, plugins or default_plugins())
+        return _run(raw, output, seeds, quiet, plugins or default_plugins(), force)
 
 
 def _run(
-    raw: Mapping[str, Any], output: Path, seeds: int, quiet: bool, plugins: Plugins
+    raw: Mapping[str, Any], output: Path, seeds: int, quiet: bool, plugins: Plugins, force: bool
 ) -> list[dict[str, Any]]:
     """Run an ablation in its folder, which this process has locked."""
     settings = json.dumps({"seeds": seeds, "config": dict(raw)}, indent=2)
-    if not prepare_folder(output, settings, result="ablation.json"):
+    if not prepare_folder(output, settings, result="ablation.json", force=force):
         for folder in output.glob("seed*"):
             shutil.rmtree(folder)
     rows = [

@@ -32,6 +32,9 @@ Overrides = Annotated[
 ]
 MODULES = ("torch", "sklearn", "matplotlib")
 """Of the extra `demo`, the modules that are checked before anything is computed."""
+Force = Annotated[
+    bool, typer.Option("--force", help="Remove what another run left in the folder, and train again.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars, no loss lines.")]
 
 
@@ -41,11 +44,12 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder of the report and the model.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of weights, samples and drawings.")] = 0,
     config: Config = "demo/digits",
+    force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Train, evaluate and report: minutes on two CPU cores. The default command of the group.
 
-    An interrupted demo is continued if its settings are the same.
+    An interrupted demo is continued if its settings are the same, and a finished one is left as it is.
 
     Example: janus-modular demo run --out runs/demo
     """
@@ -58,7 +62,7 @@ def run(
         from janus_plugins.demo.schema import DemoConfig
 
     resolved = resolve(load(config, [f"seed={seed}", *(overrides or [])]), DemoConfig)
-    run_demo(resolved, out, quiet=quiet)
+    run_demo(resolved, out, quiet=quiet, force=force)
 
 
 @app.command()
@@ -67,6 +71,7 @@ def ablation(
     out: Annotated[Path, typer.Option(help="Folder of the table and the runs.")] = Path("runs/ablation"),
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
     config: Config = "demo/digits",
+    force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare separate encoders for understanding and generation with one shared VQ encoder.
@@ -80,4 +85,4 @@ def ablation(
     with require_extras("'demo ablation'", "demo", modules=MODULES):
         from janus_plugins.demo.ablation import run_ablation
 
-    run_ablation(load(config, overrides or []), out, seeds=seeds, quiet=quiet)
+    run_ablation(load(config, overrides or []), out, seeds=seeds, quiet=quiet, force=force)

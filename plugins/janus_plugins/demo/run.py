@@ -53,25 +53,39 @@ DESCRIPTIONS = {
 
 
 def run_demo(
-    config: DemoConfig, output: Path, *, quiet: bool = False, plugins: Plugins | None = None
+    config: DemoConfig,
+    output: Path,
+    *,
+    quiet: bool = False,
+    plugins: Plugins | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Train, evaluate and report; return the content of ``report.json``.
 
-    An interrupted demo of the same settings in ``output`` is continued: its finished phases are kept.
+    An interrupted demo of the same settings in ``output`` is continued: its finished phases are kept. A
+    finished one is left as it is, and ``force`` removes any.
 
     Raises:
-        TrainingError: ``output`` holds files that are not a demo's, another process writes it, or a launcher
-            started several processes.
+        TrainingError: ``output`` holds a demo of other settings or other files, another process writes it,
+            or a launcher started several processes.
         ConfigError: ``post_training_steps`` names a step that no installed package provides.
     """
     with demo_folder(output):
-        return _run(config, output, plugins or default_plugins(), quiet)
+        return _run(config, output, plugins or default_plugins(), quiet, force)
 
 
-def _run(config: DemoConfig, output: Path, plugins: Plugins, quiet: bool) -> dict[str, Any]:
+def _run(config: DemoConfig, output: Path, plugins: Plugins, quiet: bool, force: bool) -> dict[str, Any]:
     """Run a demo in its folder, which this process has locked."""
     post_training = find_steps(config.post_training_steps)
-    if prepare_folder(output, to_yaml(config), result="report.json") and not quiet:
+    settings = to_yaml(config)
+    if not force and is_finished(output, settings, result="report.json"):
+        if not quiet:
+            Console(stderr=True).print(
+                f"the demo in {output} is finished: {output / 'report.html'}\nTo train it again: --force",
+                soft_wrap=True,
+            )
+        return json.loads((output / "report.json").read_text("utf-8"))
+    if prepare_folder(output, settings, result="report.json", force=force) and not quiet:
         Console(stderr=True).print(f"continuing the demo in {output}; its finished phases are kept")
     demo = Demo(config, output, plugins, quiet)
     timed = StepTimer(quiet)
@@ -184,20 +198,32 @@ def demo_folder(output: Path) -> Iterator[None]:
         yield
 
 
-def prepare_folder(output: Path, settings: str, *, result: str) -> bool:
+def is_finished(output: Path, settings: str, *, result: str) -> bool:
+    """Return True if ``output`` holds a demo of these settings that has written its ``result``."""
+    mark = output / SETTINGS
+    return mark.is_file() and mark.read_text("utf-8") == settings and (output / result).is_file()
+
+
+def prepare_folder(output: Path, settings: str, *, result: str, force: bool = False) -> bool:
     """Prepare ``output``, which `demo_folder` has locked; return True if it holds an interrupted demo.
 
-    An interrupted demo has the same settings, and no file ``result``. The files of any other demo are
-    removed.
+    An interrupted demo has the same settings, and no file ``result``. Any other demo is removed with
+    ``force`` only.
 
     Raises:
-        TrainingError: ``output`` holds files that are not a demo's.
+        TrainingError: ``output`` holds files that are not a demo's, or another demo.
     """
     mark = output / SETTINGS
     if any(path.name != LOCK for path in output.iterdir()) and not mark.is_file():
         raise TrainingError(f"{output} holds something that is not a demo's: choose another --out FOLDER.")
-    if mark.is_file() and mark.read_text("utf-8") == settings and not (output / result).exists():
-        return True
+    if mark.is_file() and not force:
+        if mark.read_text("utf-8") == settings and not (output / result).exists():
+            return True
+        what = "is finished" if is_finished(output, settings, result=result) else "has other settings"
+        raise TrainingError(
+            f"the demo in {output} {what}: choose another --out FOLDER, or use --force, which removes its"
+            " model, bundle and report first."
+        )
     for name in ("phases", "parts", "model", "bundle"):
         shutil.rmtree(output / name, ignore_errors=True)
     (output / result).unlink(missing_ok=True)

@@ -152,10 +152,17 @@ def test_an_interrupted_demo_continues_to_the_same_result(
     assert trained == ["classifier", "tokenizer", *["encoder"] * 2, *["stage1"] * 2, *["stage2"] * 2]
     assert report | {"seconds": 0} == whole | {"seconds": 0}
 
-    for other in (quick, quick | {"seed": 1}):  # a finished demo, and other settings: from the start
+    trained.clear()
+    assert run_demo(demo(quick), tmp_path / "demo", quiet=True) == report  # as it is, untouched
+    with pytest.raises(
+        TrainingError, match=r"has other settings: choose another --out FOLDER, or use --force"
+    ):
+        run_demo(demo(quick | {"seed": 1}), tmp_path / "demo", quiet=True)
+    assert trained == []
+    for other in (quick, quick | {"seed": 1}):  # from the start
         trained.clear()
         with pytest.raises(KeyboardInterrupt):
-            run_demo(demo(other), tmp_path / "demo", quiet=True)
+            run_demo(demo(other), tmp_path / "demo", quiet=True, force=True)
         assert trained == ["classifier", "tokenizer", "encoder"]
 
 
