@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,6 +36,14 @@ class Kept:
 @pytest.mark.parametrize("quiet", [False, True])
 def test_in_a_terminal_a_bar_shows_the_progress(quiet: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     main, terminal = os.openpty()
+    read: list[bytes] = []
+
+    def read_all() -> None:  # a terminal that nobody reads blocks its writer after some kilobytes
+        while not b"".join(read).endswith(b"END"):
+            read.append(os.read(main, 65_536))
+
+    reader = threading.Thread(target=read_all, daemon=True)
+    reader.start()
     learner, schedule = nn.Linear(2, 1), ScheduleConfig(steps=3)
     monkeypatch.setenv("TERM", "xterm-256color")
     with os.fdopen(terminal, "w") as stderr:
@@ -50,7 +59,8 @@ def test_in_a_terminal_a_bar_shows_the_progress(quiet: bool, monkeypatch: pytest
             quiet=quiet,
         )
         os.write(terminal, b"END")
-        shown = os.read(main, 65_536).decode()
+        reader.join(60)
+    shown = b"".join(read).decode()
     os.close(main)
     assert ("3/3" in shown and "loss 0." in shown) is not quiet
     assert "step 1 of" not in shown

@@ -73,7 +73,7 @@ def ran(quick: dict[str, Any], tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     old.parent.mkdir(parents=True)
     old.write_text("of an earlier demo")
     (tmp_path / "demo" / SETTINGS).touch()
-    return tmp_path / "demo", run_demo(demo(quick), tmp_path / "demo", quiet=True)
+    return tmp_path / "demo", run_demo(demo(quick), tmp_path / "demo", quiet=True, force=True)
 
 
 def test_report(ran: tuple[Path, dict[str, Any]]) -> None:
