@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -27,7 +28,6 @@ from janus_modular.protocols import (
     TextSamplerSettings,
     VariantRuntime,
 )
-from janus_modular.registry import slot_label
 from janus_modular.sequence import Message
 
 if TYPE_CHECKING:
@@ -129,38 +129,30 @@ class Janus:
     ) -> Janus:
         """Build a model of components, in a notebook for instance; weights without ``pretrained`` are random.
 
-        A component is a registered name, or ``{"name": ..., **options}``. ``size``: of the images that it
-        draws, in pixels: (height, width), or one number for both. ``processor``: as in a config (tokenizer,
-        template, ...).
+        A component is a registered name, or ``{"name": ..., **options}``. ``size`` of drawn images in pixels:
+        (height, width), or one number for both. ``processor``: as in a config (tokenizer, template, ...).
         """
         from janus_modular.checkpoints import ModelAssembly
         from janus_modular.config import load, resolve
-        from janus_modular.config.schema import ModelConfig
+        from janus_modular.config.schema import ModelConfig, raw_model
 
-        def spec(component: str | Mapping[str, Any]) -> dict[str, Any]:
-            return {"name": component} if isinstance(component, str) else dict(component)
-
-        height, width = (size, size) if isinstance(size, int) else size
-        raw = {
-            "understanding": {"encoder": spec(encoder), "adaptor": spec(encoder_adaptor)},
-            "generation": {
-                "name": "autoregressive",
-                "height": height,
-                "width": width,
-                "tokenizer": spec(tokenizer),
-                "adaptor": spec(code_adaptor),
-                "head": spec(head),
-            },
-            "backbone": spec(backbone),
-            "processor": dict(processor or {}),
-        }
-        plugins = plugins or default_plugins()
+        plugins, size = plugins or default_plugins(), (size, size) if isinstance(size, int) else size
+        raw = raw_model(
+            encoder=encoder,
+            backbone=backbone,
+            tokenizer=tokenizer,
+            encoder_adaptor=encoder_adaptor,
+            code_adaptor=code_adaptor,
+            head=head,
+            size=size,
+            processor=processor or {},
+        )
         config = resolve(load(raw), ModelConfig, plugins)
         return cls.of(ModelAssembly.from_config(config, plugins), plugins)
 
     @classmethod
     def compose(cls, **_: Any) -> Janus:
-        """Raise ConfigError: this is the method's name in the previous version."""
+        """Raise ConfigError: the method has another name now."""
         raise ConfigError("Janus.compose is called from_components now, with the same arguments.")
 
     @classmethod
@@ -200,8 +192,7 @@ class Janus:
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Janus:
         """Move the model to a device, and convert its weights to a dtype, in place; return this object.
 
-        The result is that of `from_pretrained` with this device and dtype, except that what a conversion to
-        half precision rounded stays rounded.
+        The result is that of `from_pretrained` with these, but what half precision rounded stays rounded.
 
         Raises:
             ConfigError: this is a bundle, or the device is not available.
@@ -224,6 +215,12 @@ class Janus:
         images: Images = ...,
         *,
         stream: Literal[False] = ...,
+        max_tokens: int | None = ...,
+        temperature: float | None = ...,
+        top_k: int | None = ...,
+        top_p: float | None = ...,
+        seed: int | None = ...,
+        stop: Many[str] = ...,
         **settings: Any,
     ) -> Answer: ...
     @overload
@@ -231,29 +228,40 @@ class Janus:
         self, question: Question, images: Images = ..., *, stream: Literal[True], **settings: Any
     ) -> AnswerStream: ...
     def chat(
-        self, question: Question, images: Images = (), *, stream: bool = False, **settings: Any
+        self,
+        question: Question,
+        images: Images = (),
+        *,
+        stream: bool = False,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Many[str] = (),
+        **settings: Any,
     ) -> Answer | AnswerStream:
         """Answer a question, with or without images.
 
         ``images`` come before the text of a question, one image or several; in a conversation they are
-        part of its messages. An image is a path, the bytes of a file, or a PIL image.
-        ``settings`` are the text sampler's: max_tokens, temperature (0: greedy), top_k, top_p, seed.
-        ``stop``: strings before which the answer ends, in addition to the model's own.
+        part of its messages. An image is a path, the bytes of a file, a PIL image, or an array.
+        ``stop``: strings before which the answer ends, in addition to the model's own. The other keywords,
+        ``settings`` too, are those of the text sampler; None is its default. Those of the built-in one:
+        max_tokens 512, temperature 0 (greedy), top_k 0 and top_p 1 (no limit), seed 0.
 
-        Return an `Answer`: a ``str`` with a ``finish_reason`` (stop; length and context: it was cut) and
-        ``usage`` (prompt_tokens, completion_tokens). ``stream``: return an `AnswerStream`, an iterator over
-        the text as it comes, whose ``answer`` says the same once it has ended.
+        Return an `Answer`, a ``str`` with ``finish_reason`` and ``usage``; or, with ``stream``, an
+        `AnswerStream`, an iterator over the text as it comes, with the ``answer`` once it has ended.
 
         Raises:
             PromptError: a setting is unknown or out of its range, or the prompt fills the context.
             CheckError: the text sampler breaks its protocol.
         """
-        stream_of_text = AnswerStream(self.answers([(question, images)], **settings))
-        if stream:
-            return stream_of_text
-        for _ in stream_of_text:
-            pass
-        return stream_of_text.answer
+        named = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        chosen = samplers.chosen(settings, **named, seed=seed)
+        answers = AnswerStream(self.answers([(question, images)], stop=stop, **chosen))
+        if not stream:
+            deque(answers, maxlen=0)  # runs to the end
+        return answers if stream else answers.answer
 
     def chat_batch(self, questions: Many[tuple[Question, Images]], **settings: Any) -> list[Answer]:
         """Answer several questions in one batch; each answer is the same as if it were generated alone.
@@ -307,13 +315,17 @@ class Janus:
         *,
         batch_size: int = 8,
         progress: Callable[[int, int], None] | bool | None = None,
+        guidance: float | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
         **settings: Any,
     ) -> Drawings:
         """Draw ``n`` images of each prompt, in order.
 
-        ``settings`` are the image sampler's: guidance, temperature, seed. An image has noise of its own, from
-        the seed and its number among the images of its prompt, so ``batch_size`` (images drawn at once)
-        and other prompts change memory and speed alone. ``first`` is the number of the first image.
+        ``guidance``, ``temperature``, ``seed`` and ``settings`` are the image sampler's; None is its default.
+        Those of the built-in one: guidance 5, temperature 1, seed 0, first 0 (the number of the first image)
+        and prefix. An image has noise of its own, from the seed and its number among the images of its
+        prompt, so ``batch_size`` (images at once) and other prompts change memory and speed alone.
         ``progress``: True shows a progress bar; a function is called with the steps done and the number of
         all steps.
 
@@ -327,7 +339,8 @@ class Janus:
         n, batch_size = arguments.count(n, "n"), arguments.count(batch_size, "batch_size")
         progress = arguments.callback(progress, "progress")
         texts = arguments.drawing_prompts(prompt)
-        sampler, sampler_settings = self._image_sampler(settings)
+        chosen = samplers.chosen(settings, guidance=guidance, temperature=temperature, seed=seed)
+        sampler, sampler_settings = self._image_sampler(chosen)
         num_tokens = self.processor.drawing.num_tokens if self.processor.drawing else 0
         prompts = [prompt for text in texts for prompt in [self.processor.draw_prompt(text)] * n]
         batches = samplers.batches(sampler_settings, prompts, batch_size)
@@ -376,25 +389,11 @@ class Janus:
         return self._text_sampler(settings)[1]
 
     def image_settings(self, settings: Mapping[str, Any]) -> ImageSamplerSettings:
-        """Return the settings with which `draw` draws: the given ones, and the sampler's defaults.
-
-        Raises:
-            PromptError: the image sampler has no setting of a name, or refuses a value.
-        """
+        """Return the settings with which `draw` draws; like `text_settings`."""
         return self._image_sampler(settings)[1]
 
     def _text_sampler(self, settings: Mapping[str, Any]) -> tuple[TextSampler[Any], TextSamplerSettings]:
-        return self._sampler("text_samplers", self.runtime.text_sampler, settings)
+        return samplers.with_settings(self.plugins, "text_samplers", self.runtime.text_sampler, settings)
 
     def _image_sampler(self, settings: Mapping[str, Any]) -> tuple[ImageSampler[Any], ImageSamplerSettings]:
-        return self._sampler("image_samplers", self.runtime.image_sampler, settings)
-
-    def _sampler(self, slot: str, name: str, settings: Mapping[str, Any]) -> tuple[Any, Any]:
-        entry = self.plugins.entry(slot, name)
-        known = [field.name for field in fields(entry.config)]
-        if unknown := sorted(set(settings) - set(known)):
-            raise PromptError(
-                f"{', '.join(unknown)}: no such setting of the {slot_label(slot)} '{name}'."
-                f" It takes {', '.join(known)}"
-            )
-        return entry.factory, entry.config(**settings)
+        return samplers.with_settings(self.plugins, "image_samplers", self.runtime.image_sampler, settings)

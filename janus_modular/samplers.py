@@ -5,9 +5,9 @@ The protocols are `janus_modular.protocols.TextSampler` and `janus_modular.proto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +23,7 @@ from janus_modular.protocols import (
     TextSamplerSettings,
     TokenSteps,
 )
+from janus_modular.registry import slot_label
 from janus_modular.sequence import Sequence as Prompt
 from janus_modular.sequence import occurrences
 
@@ -48,6 +49,27 @@ def unusable_samplers(model: JanusModel, plugins: Plugins) -> dict[str, str]:
         except JanusError as error:
             reasons[command] = str(error)
     return reasons
+
+
+def chosen(settings: Mapping[str, Any], **named: Any) -> dict[str, Any]:
+    """Return settings, and those of the named ones that are not None."""
+    return {name: value for name, value in named.items() if value is not None} | dict(settings)
+
+
+def with_settings(plugins: Plugins, slot: str, name: str, settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return a registered sampler and its settings: the given ones, and its defaults.
+
+    Raises:
+        PromptError: the sampler has no setting of a name, or refuses a value.
+    """
+    entry = plugins.entry(slot, name)
+    known = [field.name for field in fields(entry.config)]
+    if unknown := sorted(set(settings) - set(known)):
+        raise PromptError(
+            f"{', '.join(unknown)}: no such setting of the {slot_label(slot)} '{name}'."
+            f" It takes {', '.join(known)}"
+        )
+    return entry.factory, entry.config(**settings)
 
 
 def check_token_ids(sampler: str, yielded: Any, rows: int) -> NDArray[np.integer[Any]]:

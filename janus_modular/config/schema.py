@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -58,3 +59,29 @@ class ModelConfig:
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     text_sampler: str = "text"  # the sampler of text answers
     image_sampler: str | None = None  # the sampler of images; None: as the generation path names it
+
+
+def raw_model(
+    *, size: tuple[int, int], processor: Mapping[str, Any], **components: str | Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the config of a Janus model as YAML would hold it, from its components.
+
+    A component is a registered name, or ``{"name": ..., **options}``.
+    """
+    specs = {
+        key: {"name": component} if isinstance(component, str) else dict(component)
+        for key, component in components.items()
+    }
+    return {
+        "understanding": {"encoder": specs["encoder"], "adaptor": specs["encoder_adaptor"]},
+        "generation": {
+            "name": "autoregressive",
+            "height": size[0],
+            "width": size[1],
+            "tokenizer": specs["tokenizer"],
+            "adaptor": specs["code_adaptor"],
+            "head": specs["head"],
+        },
+        "backbone": specs["backbone"],
+        "processor": dict(processor),
+    }

@@ -1,6 +1,8 @@
 """Asking and drawing through the facade: cached rows of any length against plain forward passes."""
 
+import inspect
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from janus_modular.config.schema import ModelConfig
 from janus_modular.janus import Janus
 from janus_modular.model.batch import collate
 from janus_modular.model.session import TorchSession
+from janus_modular.plugins import default_plugins
 
 IMAGES = [
     Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 30 + i, 3), dtype=np.uint8))
@@ -318,3 +321,18 @@ def test_a_damaged_processor_is_said_with_its_file(
     file.write_text(changed)
     with pytest.raises(ConfigError, match=rf"processor\.json.*{message}"):
         Janus.from_pretrained(tmp_path / "model", device=torch.device("cpu"))
+
+
+def test_known_settings_are_keywords_of_their_own() -> None:
+    """Completion and help() show them; their defaults are the built-in samplers' (None)."""
+    settings = {"chat": ("text_samplers", "text"), "draw": ("image_samplers", "autoregressive")}
+    for method, (slot, sampler) in settings.items():
+        parameters = inspect.signature(getattr(Janus, method)).parameters
+        config = default_plugins().entry(slot, sampler).config
+        names = {field.name for field in fields(config)} - {"numbers", "first", "prefix"}
+        assert names <= set(parameters)
+        assert {parameters[name].default for name in names} == {None}
+        documented = inspect.getdoc(getattr(Janus, method)) or ""
+        for field in fields(config):
+            if field.name in names:
+                assert f"{field.name} {field.default:g}" in " ".join(documented.split())

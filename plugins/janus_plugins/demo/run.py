@@ -219,9 +219,9 @@ def prepare_folder(output: Path, settings: str, *, result: str, force: bool = Fa
     if mark.is_file() and not force:
         if mark.read_text("utf-8") == settings and not (output / result).exists():
             return True
-        what = "is finished" if is_finished(output, settings, result=result) else "has other settings"
+        state = "is finished" if is_finished(output, settings, result=result) else "has other settings"
         raise TrainingError(
-            f"the demo in {output} {what}: choose another --out FOLDER, or use --force, which removes its"
+            f"the demo in {output} {state}: choose another --out FOLDER, or use --force, which removes its"
             " model, bundle and report first."
         )
     for name in ("phases", "parts", "model", "bundle"):
