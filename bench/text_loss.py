@@ -21,7 +21,7 @@ WHOLE = 2**60
 
 
 def peak(limit: int, vocabulary: int, hidden_size: int, positions: int) -> float:
-    """Return the memory in GB that a loss and its backward pass need, with at most ``limit`` logits at once."""
+    """Return the memory in GB of a loss and its backward pass, with at most ``limit`` logits at once."""
     torch.set_num_threads(1)
     janus_model.MAX_LOGITS = limit
     head = torch.nn.Linear(hidden_size, vocabulary, bias=False)
