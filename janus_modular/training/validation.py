@@ -23,7 +23,7 @@ from janus_modular.protocols import LogsImages, Source, Tracker
 from janus_modular.training.engine import Engine
 from janus_modular.training.mixture import Mixture, MixturePhase
 from janus_modular.training.processes import Processes
-from janus_modular.training.run_checkpoints import step_name
+from janus_modular.training.run_folder import step_name
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder, StepBatch, with_equal_passes
 
