@@ -145,7 +145,8 @@ EXTRAS = {
     "torch": ("torch", "transformers", "safetensors", "huggingface_hub", "gguf", "accelerate"),
     "hub": ("huggingface_hub",),
     "train": ("tensorboard",),
-    "demo": ("sklearn", "matplotlib"),
+    "plot": ("matplotlib",),
+    "demo": ("sklearn",),
     "lora": ("peft",),
     "runtime": ("onnxruntime",),
     "export": ("onnx", "onnxscript", "onnx_ir"),
@@ -158,7 +159,7 @@ INCLUDES = {
     "train": ("torch",),
     "lora": ("torch",),
     "export": ("torch",),
-    "demo": ("train", "export", "runtime"),
+    "demo": ("train", "export", "runtime", "plot"),
 }
 """The other extras that an extra includes."""
 

@@ -21,6 +21,9 @@ LOCK = ".lock"
 STATE = "training.pt"
 """The file of a checkpoint that holds what training resumes from, beside the weights."""
 
+VALIDATION = "validation"
+"""The folder of drawings and answers, and the prefix of the metrics, of validation."""
+
 PROBE = ".janus-modular-probe"
 """The folder that is made, and removed, to see whether anything can be made."""
 
@@ -103,5 +106,9 @@ def resumable_checkpoints(output: Path) -> list[Path]:
 
 def checkpoint_folders(output: Path) -> list[Path]:
     """Return all checkpoints of a run, the oldest first."""
-    folders = (output / "checkpoints").glob("step-*")
-    return sorted(folder for folder in folders if re.fullmatch(r"step-\d+", folder.name))
+    return step_folders(output / "checkpoints")
+
+
+def step_folders(parent: Path) -> list[Path]:
+    """Return the folders ``step-N`` in ``parent``, the earliest step first."""
+    return sorted(path for path in parent.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
