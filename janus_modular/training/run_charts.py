@@ -214,9 +214,10 @@ def svg(chart: Chart) -> str:
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
-    """Return the least and the greatest value, and a wider span around a single one."""
+    """Return the least and the greatest value, or a wider span around values that are almost equal."""
     low, high = min(values), max(values)
-    pad = 0.0 if high > low else abs(low) / 2 or 1.0
+    size = max(abs(low), abs(high))
+    pad = 0.0 if high - low > max(1e-9 * size, 1e-290) else size / 2 if size > 1e-290 else 1.0
     return low - pad, high + pad
 
 

@@ -11,7 +11,6 @@ import os
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,9 @@ from janus_modular.training.run_folder import LOCK, VALIDATION, checkpoint_folde
 
 METRICS = "metrics.jsonl"
 """Where metrics are expected if no tracker of the config names a ``.jsonl`` file."""
+
+LARGEST = 1e300
+"""Largest magnitude of a value, so that differences of values are finite."""
 
 CONTENT = {"checkpoints", "model", VALIDATION}
 """Folders of a run that hold no other run."""
@@ -116,8 +118,9 @@ class Run:
     def changed(self) -> str:
         """Return the local time of the last change of metrics or checkpoints, to the second."""
         saved = [folder / "config.json" for folder in checkpoint_folders(self.folder)[-1:]]
-        files = [path for path in (self.metrics_file, *saved) if path.exists()] or [self.folder]
-        last = max(path.stat().st_mtime for path in files)
+        with foreign_errors(self.folder, TrainingError, "Make it readable."):
+            files = [path for path in (self.metrics_file, *saved) if path.exists()] or [self.folder]
+            last = max(path.stat().st_mtime for path in files)
         return datetime.fromtimestamp(last).astimezone().isoformat(timespec="seconds")
 
     @property
@@ -176,9 +179,10 @@ def open_run(folder: Path) -> Run:
 
 
 def is_run(folder: Path) -> bool:
-    """Return True if a folder has checkpoints, a file ``metrics.jsonl`` or the lock of a run."""
+    """Return True if a folder has checkpoints or a file ``metrics.jsonl``, or a process trains there."""
     with foreign_errors(folder, TrainingError, "Make it readable."):
-        return bool(checkpoint_folders(folder)) or any((folder / name).is_file() for name in (METRICS, LOCK))
+        has_files = bool(checkpoint_folders(folder)) or (folder / METRICS).is_file()
+        return has_files or is_locked(folder / LOCK)
 
 
 def find_runs(folder: Path) -> list[Run]:
@@ -208,7 +212,7 @@ def read_metrics(file: Path) -> Metrics:
     """Return the values of a file of metrics by step; lines of the same step are merged.
 
     Raises:
-        TrainingError: a line, other than a last one without its end, is no JSON object of finite numbers
+        TrainingError: a line, other than a last one without its end, is no JSON object of numbers
             with a step; names file and line.
     """
     metrics: Metrics = {}
@@ -219,21 +223,22 @@ def read_metrics(file: Path) -> Metrics:
         try:
             values = json.loads(line)
             step = values.pop("step")
-            if type(step) is not int or not all(map(_is_finite, values.values())):
-                raise ValueError("a value is no finite number")
+            if type(step) is not int or not all(map(_is_number, [step, *values.values()])):
+                raise ValueError("a value is no number")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if number == len(lines):  # a tracker is writing it, or was killed
                 continue
             raise TrainingError(
                 f"{file}, line {number}: found {printable(line, most=60)!r}; expected a JSON object of"
-                ' finite numbers with a whole number "step". Remove the line.'
+                ' numbers up to 1e300 with a whole number "step". Remove the line.'
             ) from error
         metrics.setdefault(step, {}).update(values)
     return dict(sorted(metrics.items()))
 
 
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and isfinite(value)
+def _is_number(value: Any) -> bool:
+    """Return True for a number that a chart can show; False for NaN, too."""
+    return type(value) in (int, float) and abs(value) <= LARGEST
 
 
 def _is_config(config: Any) -> bool:

@@ -85,7 +85,17 @@ def test_lines_go_through_the_values(trained: Path):
     assert y2 < y1  # upwards
 
 
-@pytest.mark.parametrize("points", [[(3, 0.0)], [(3, 5.0), (4, 5.0)], [(1, -1e-9), (9, 1e9)]])
+@pytest.mark.parametrize(
+    "points",
+    [
+        [(3, 0.0)],
+        [(3, 5.0), (4, 5.0)],
+        [(1, -1e-9), (9, 1e9)],
+        [(1, -1e300), (2, 1e300)],
+        [(1, 0), (2, 5e-324)],
+        [(1, 3.0), (2, 3.0000000000000004)],
+    ],
+)
 def test_any_values_have_a_chart(points: list[tuple[int, float]]):
     [line] = Page(svg(Chart("a", [Line("b", points)]))).lines
     assert len(line.split()) == len(points)

@@ -130,7 +130,8 @@ def test_a_run_that_trains_now_can_be_inspected(runs: Path):
     lines = (first / "metrics.jsonl").read_text().splitlines(keepends=True)
     (first / "metrics.jsonl").write_text("".join(lines[:4]) + '{"step": 5, "loss": 2.')
     assert as_json("show", first)["state"] == "interrupted"
-    with run_folder(first):
+    with run_folder(first), run_folder(runs / "started"):
+        assert as_json("show", runs / "started")["state"] == "running"
         assert is_locked(first / ".lock")
         before = contents(first)
         facts = as_json("show", first)
@@ -217,6 +218,7 @@ def test_list_shows_a_damaged_run_beside_the_others(runs: Path):
         '{"step": 1, "loss": "a"}',
         '{"step": 1',
         '{"step": 1, "a": 1e999}',
+        f'{{"step": 1, "a": 1{"0" * 400}}}',
     ],
 )
 def test_a_damaged_line_is_named_by_its_number(tmp_path: Path, line: str):
@@ -250,6 +252,7 @@ def test_errors_say_what_was_expected(
 
 def test_no_runs_and_no_metrics_are_said(tmp_path: Path):
     (tmp_path / "run/checkpoints/step-0000001").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/.lock").touch()  # of another program
     assert "has no runs" in call("list", tmp_path / "run/checkpoints").stdout
     result = call("plot", tmp_path / "run", "-o", tmp_path / "out.html")
     assert result.exit_code == 2
