@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=2 python bench/training_overhead.py [--steps 12] [--rounds 5]
 
 A decoder of 4 layers with hidden size 256 learns from images that are read and drawn (30 to 80 positions) and
-from texts of 20 to 1,000 bytes, a position each, a third of the samples each. All contestants train models of the
-same weights on the same samples and alternate in one process; batches are prepared before the time is taken.
+from texts of 20 to 1,000 bytes, a position each; each has a third of the samples. The contestants
+train models of the same weights on the same samples and alternate in one process; batches are made before.
 """
 
 from __future__ import annotations

@@ -145,7 +145,8 @@ EXTRAS = {
     "torch": ("torch", "transformers", "safetensors", "huggingface_hub", "gguf", "accelerate"),
     "hub": ("huggingface_hub",),
     "train": ("tensorboard",),
-    "demo": ("sklearn", "matplotlib"),
+    "plot": ("matplotlib",),
+    "demo": ("sklearn",),
     "lora": ("peft",),
     "parquet": ("pyarrow",),
     "runtime": ("onnxruntime",),
@@ -159,7 +160,7 @@ INCLUDES = {
     "train": ("torch",),
     "lora": ("torch",),
     "export": ("torch",),
-    "demo": ("train", "export", "runtime"),
+    "demo": ("train", "export", "runtime", "plot"),
 }
 """The other extras that an extra includes."""
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from janus_modular.cli import chat, config, convert, data, draw, env, info, plugins, train
+from janus_modular.cli import chat, config, convert, data, draw, env, info, plugins, runs, train
 from janus_modular.errors import JanusError, PluginError, missing_extra
 from janus_modular.foreign import printable
 from janus_modular.renamed import RENAMED
@@ -177,6 +177,7 @@ def start(
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(plugins.app, name="plugins")
+app.add_typer(runs.app, name="runs")
 app.command()(chat.chat)
 app.command()(convert.convert)
 app.command()(draw.draw)

@@ -61,7 +61,7 @@ def train(
         else:
             model = training.train(stages[config], resume=resume, quiet=quiet, title=config, plugins=plugins)
     except KeyboardInterrupt:
-        from janus_modular.training.run_checkpoints import newest_checkpoint
+        from janus_modular.training.run_folder import newest_checkpoint
 
         if Processes.from_environment().is_first:
             checkpoints = [newest_checkpoint(Path(stage.output)) for stage in stages.values()]

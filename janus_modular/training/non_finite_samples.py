@@ -12,7 +12,7 @@ from janus_modular.model.batch import collate
 from janus_modular.model.model import JanusModel
 from janus_modular.processing.processor import Processor
 from janus_modular.training.engine import Engine
-from janus_modular.training.run_checkpoints import step_name
+from janus_modular.training.run_folder import step_name
 from janus_modular.training.sample_preview import StepPreview, as_html, previews
 from janus_modular.training.step_batches import BatchBuilder, PreparedSample, StepBatch
 from janus_modular.training.validation import evaluating

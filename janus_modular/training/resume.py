@@ -14,7 +14,7 @@ from janus_modular.checkpoints.native import read_record
 from janus_modular.config import flatten, to_plain
 from janus_modular.errors import CheckpointError, TrainingError
 from janus_modular.training.engine import Engine
-from janus_modular.training.run_checkpoints import STATE, resumable_checkpoints, step_name
+from janus_modular.training.run_folder import STATE, resumable_checkpoints, step_name
 from janus_modular.training.schema import TrainConfig
 from janus_modular.weights.checksums import FILE, verify_checksums
 from janus_modular.weights.writing import is_checkpoint_file

@@ -14,7 +14,7 @@ from janus_modular.model.device import choose_device
 from janus_modular.plugins import Plugins
 from janus_modular.training.dry_run import dry_run
 from janus_modular.training.processes import Processes
-from janus_modular.training.run_checkpoints import newest_checkpoint, step_name
+from janus_modular.training.run_folder import newest_checkpoint, step_name
 from janus_modular.training.run_setup import find_checkpoint
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.train import train

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,11 +20,10 @@ from janus_modular.foreign import reason
 from janus_modular.training.engine import Engine
 from janus_modular.training.parallel import full_tensor
 from janus_modular.training.processes import RankError, describe_error
+from janus_modular.training.run_folder import STATE, resumable_checkpoints, step_name
 from janus_modular.training.schema import TrainConfig
 from janus_modular.weights.checksums import FILE, HashingFile, read_checksums, record, write_checksums
 from janus_modular.weights.writing import link, replace_checkpoint, write_weights
-
-STATE = "training.pt"
 
 DISK_FULL_BELOW = 64 * 2**20
 """With fewer free bytes after a failed write, the disk was full: what did not fit has been released again."""
@@ -63,11 +61,6 @@ def save(
 
     engine.processes.on_first(write)
     return folder
-
-
-def step_name(step: int) -> str:
-    """Return the name of the checkpoint after ``step`` steps."""
-    return f"step-{step:07}"
 
 
 def drop_old(output: Path, keep: int) -> None:
@@ -111,26 +104,6 @@ def link_final_model(output: Path, checkpoint: Path) -> Path:
         hashes = read_checksums(checkpoint)
         record(temporary, {name: sha256 for name, sha256 in hashes.items() if name != STATE})
     return model
-
-
-def newest_checkpoint(output: Path) -> Path | None:
-    """Return the newest checkpoint that training can resume from."""
-    return max(resumable_checkpoints(output), default=None)
-
-
-def newer_without_state(output: Path, checkpoint: Path) -> list[str]:
-    """Return the names of checkpoints that are newer than ``checkpoint`` and lack the training state."""
-    return [folder.name for folder in _checkpoints(output) if folder.name > checkpoint.name]
-
-
-def resumable_checkpoints(output: Path) -> list[Path]:
-    """Return the checkpoints that have a training state, the oldest first."""
-    return [folder for folder in _checkpoints(output) if (folder / STATE).is_file()]
-
-
-def _checkpoints(output: Path) -> list[Path]:
-    folders = (output / "checkpoints").glob("step-*")
-    return sorted(folder for folder in folders if re.fullmatch(r"step-\d+", folder.name))
 
 
 @contextmanager

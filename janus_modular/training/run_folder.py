@@ -1,8 +1,12 @@
-"""The output folder of a run: a check that it can be written, and a lock against other processes."""
+"""The output folder of a run: its checkpoints by name, a check that it can be written, and a lock.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +17,12 @@ from janus_modular.foreign import printable, reason
 from janus_modular.locking import locked
 
 LOCK = ".lock"
+
+STATE = "training.pt"
+"""The file of a checkpoint that holds what training resumes from, beside the weights."""
+
+VALIDATION = "validation"
+"""The folder of drawings and answers, and the prefix of the metrics, of validation."""
 
 PROBE = ".janus-modular-probe"
 """The folder that is made, and removed, to see whether anything can be made."""
@@ -72,3 +82,33 @@ def run_folder(output: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):  # removes the folder only if it is empty
             output.rmdir()
+
+
+def step_name(step: int) -> str:
+    """Return the name of the checkpoint after ``step`` steps."""
+    return f"step-{step:07}"
+
+
+def newest_checkpoint(output: Path) -> Path | None:
+    """Return the newest checkpoint that training can resume from."""
+    return max(resumable_checkpoints(output), default=None)
+
+
+def newer_without_state(output: Path, checkpoint: Path) -> list[str]:
+    """Return the names of checkpoints that are newer than ``checkpoint`` and lack the training state."""
+    return [folder.name for folder in checkpoint_folders(output) if folder.name > checkpoint.name]
+
+
+def resumable_checkpoints(output: Path) -> list[Path]:
+    """Return the checkpoints that have a training state, the oldest first."""
+    return [folder for folder in checkpoint_folders(output) if (folder / STATE).is_file()]
+
+
+def checkpoint_folders(output: Path) -> list[Path]:
+    """Return all checkpoints of a run, the oldest first."""
+    return step_folders(output / "checkpoints")
+
+
+def step_folders(parent: Path) -> list[Path]:
+    """Return the folders ``step-N`` in ``parent``, the earliest step first."""
+    return sorted(path for path in parent.glob("step-*") if re.fullmatch(r"step-\d+", path.name))

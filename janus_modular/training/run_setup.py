@@ -21,9 +21,7 @@ from janus_modular.suggest import did_you_mean
 from janus_modular.training.mixture import Mixture
 from janus_modular.training.processes import Processes
 from janus_modular.training.resume import Change, check_checkpoint, check_same_run
-from janus_modular.training.run_checkpoints import (
-    newest_checkpoint,
-)
+from janus_modular.training.run_folder import newest_checkpoint
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder
 from janus_modular.training.validation import Validation

@@ -30,15 +30,8 @@ from janus_modular.training.objective import janus_losses
 from janus_modular.training.parallel import checkpoint_activations, fingerprint, shard_components
 from janus_modular.training.processes import Processes
 from janus_modular.training.resume import Change, load_state
-from janus_modular.training.run_checkpoints import (
-    STATE,
-    drop_old,
-    link_final_model,
-    newer_without_state,
-    save,
-    save_on_error,
-)
-from janus_modular.training.run_folder import run_folder
+from janus_modular.training.run_checkpoints import drop_old, link_final_model, save, save_on_error
+from janus_modular.training.run_folder import STATE, newer_without_state, run_folder
 from janus_modular.training.run_setup import (
     autocast_dtype,
     batch_builder,

@@ -23,11 +23,9 @@ from janus_modular.protocols import LogsImages, Source, Tracker
 from janus_modular.training.engine import Engine
 from janus_modular.training.mixture import Mixture, MixturePhase
 from janus_modular.training.processes import Processes
-from janus_modular.training.run_checkpoints import step_name
+from janus_modular.training.run_folder import VALIDATION, step_name
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder, StepBatch, with_equal_passes
-
-FOLDER = "validation"
 
 
 class Validation:
@@ -51,7 +49,7 @@ class Validation:
             ConfigError: an image of a question cannot be read.
         """
         self.config = config.validation
-        self.output = Path(config.output) / FOLDER
+        self.output = Path(config.output) / VALIDATION
         self.plugins = plugins
         self.is_sharded = "fsdp" in config.parallel.values()
         if self.config.samples < builder.world:

@@ -21,7 +21,7 @@ from janus_modular.model.build import ModelBuilder, build_model
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.training.loop import fit
-from janus_modular.training.run_checkpoints import newest_checkpoint
+from janus_modular.training.run_folder import newest_checkpoint
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.train import train
 from janus_modular.weights.files import open_weights

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from janus_modular.config import load, resolve
 from janus_modular.model.model import JanusModel
 from janus_modular.processing.processor import Processor
 from janus_modular.training.schema import TrainConfig
+from janus_modular.training.train import train
 
 NAMES = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (20, 40, 230), "white": (250, 250, 250)}
 
@@ -41,7 +43,10 @@ def _seeded() -> Iterator[None]:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A folder with read.jsonl, draw.jsonl, text.jsonl and their images."""
-    folder = tmp_path / "data"
+    return write_data(tmp_path / "data")
+
+
+def write_data(folder: Path) -> Path:
     folder.mkdir()
     pairs = []
     for name, colour in NAMES.items():
@@ -59,36 +64,68 @@ Make = Callable[..., TrainConfig]
 @pytest.fixture
 def make(data: Path, tmp_path: Path) -> Make:
     """Build a config of a small run; keyword arguments replace keys, ``a__b=c`` inner ones."""
+    return partial(small_config, data, tmp_path / "run")
 
-    def build(**changes: Any) -> TrainConfig:
-        raw: dict[str, Any] = {
-            "model": "tiny",
-            "learn": ["understanding", "generation", "backbone"],
-            "sources": {
-                "read": {"name": "jsonl", "path": str(data / "read.jsonl"), "questions": ["Colour?"]},
-                "draw": {"name": "jsonl", "path": str(data / "draw.jsonl"), "task": "draw"},
-                "text": {"name": "jsonl", "path": str(data / "text.jsonl")},
-            },
-            "mixture": {"read": 2, "draw": 2, "text": 1},
-            "batch": 5,
-            "length": 256,
-            "supervise": "answers",
-            "optimizer": {"lr": 3e-3},
-            "schedule": {"steps": 6, "warmup": 2},
-            "log_every": 1,
-            "checkpoint_every": 100,
-            "workers": 0,
-            "device": "cpu",
-            "output": str(tmp_path / "run"),
-            "trackers": [{"name": "jsonl"}],
-        }
-        # The default system text is 200 bytes, which are 200 positions here.
-        system = {} if changes.get("model") == "null" else {"model.processor.system": "''"}
-        overrides = system | {k.replace("__", "."): v for k, v in changes.items()}
-        words = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in overrides.items()]
-        return resolve(load(raw, words), TrainConfig)
 
-    return build
+def small_config(data: Path, output: Path, /, **changes: Any) -> TrainConfig:
+    raw: dict[str, Any] = {
+        "model": "tiny",
+        "learn": ["understanding", "generation", "backbone"],
+        "sources": {
+            "read": {"name": "jsonl", "path": str(data / "read.jsonl"), "questions": ["Colour?"]},
+            "draw": {"name": "jsonl", "path": str(data / "draw.jsonl"), "task": "draw"},
+            "text": {"name": "jsonl", "path": str(data / "text.jsonl")},
+        },
+        "mixture": {"read": 2, "draw": 2, "text": 1},
+        "batch": 5,
+        "length": 256,
+        "supervise": "answers",
+        "optimizer": {"lr": 3e-3},
+        "schedule": {"steps": 6, "warmup": 2},
+        "log_every": 1,
+        "checkpoint_every": 100,
+        "workers": 0,
+        "device": "cpu",
+        "output": str(output),
+        "trackers": [{"name": "jsonl"}],
+    }
+    # The default system text is 200 bytes, which are 200 positions here.
+    system = {} if changes.get("model") == "null" else {"model.processor.system": "''"}
+    overrides = system | {k.replace("__", "."): v for k, v in changes.items()}
+    words = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in overrides.items()]
+    return resolve(load(raw, words), TrainConfig)
+
+
+RUN_PROMPTS = ["red", "<b>blue</b>"]
+QUESTIONS = [{"text": "Why?"}, {"text": "Why?"}]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs: `first`, and `second` with another learning rate and fewer logged steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = write_data(folder / "data")
+    validation = {
+        "every": 2,
+        "sources": {"drawn": {"name": "jsonl", "path": str(data / "draw.jsonl"), "task": "draw"}},
+        "samples": 2,
+        "prompts": RUN_PROMPTS,
+        "questions": QUESTIONS,
+        "max_tokens": 4,
+    }
+    first = small_config(data, folder / "runs/first", validation=validation, checkpoint_every=3)
+    second = small_config(data, folder / "runs/deep/second", optimizer={"lr": 1e-3}, log_every=2)
+    for config in (first, second):
+        train(config, quiet=True)
+    return folder / "runs"
+
+
+def logged(run: Path) -> dict[int, dict[str, float]]:
+    """Return the content of metrics.jsonl by step."""
+    values: dict[int, dict[str, float]] = {}
+    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+        values.setdefault(line.pop("step"), {}).update(line)
+    return values
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from janus_modular import CheckpointError, TrainingError
 from janus_modular.checkpoints import ModelAssembly, save
 from janus_modular.cli.app import app
 from janus_modular.training.resume import check_checkpoint
-from janus_modular.training.run_checkpoints import STATE
+from janus_modular.training.run_folder import STATE
 from janus_modular.training.train import train
 from janus_modular.weights.checksums import FILE, verify_checksums, write_checksums
 from janus_modular.weights.writing import is_checkpoint_file

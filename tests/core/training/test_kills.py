@@ -14,8 +14,8 @@ import torch
 from janus_modular.checkpoints import ModelAssembly
 from janus_modular.checkpoints.native import read_record
 from janus_modular.training.engine import Engine
-from janus_modular.training.run_checkpoints import link_final_model, newest_checkpoint, save
-from janus_modular.training.run_folder import run_folder
+from janus_modular.training.run_checkpoints import link_final_model, save
+from janus_modular.training.run_folder import newest_checkpoint, run_folder
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 from janus_modular.training.train import train
 from janus_modular.weights.checksums import verify_checksums

@@ -22,7 +22,7 @@ from janus_modular.cli.app import app
 from janus_modular.config import to_plain
 from janus_modular.errors import ConfigError
 from janus_modular.plugins import default_plugins
-from janus_modular.training import run_checkpoints
+from janus_modular.training import run_checkpoints, run_folder
 from janus_modular.training.dry_run import dry_run
 from janus_modular.training.engine import Engine
 from janus_modular.training.initial_model import initial_model
@@ -174,9 +174,9 @@ def test_an_unusable_sample_of_one_rank_ends_all_and_loses_nothing(make: Make, r
     assert "line 31" in others[0]
     for error in (*own, *others):
         assert "before it are saved. Fix the cause, then resume from" in error
-    newest = run_checkpoints.newest_checkpoint(Path(config.output))
+    newest = run_folder.newest_checkpoint(Path(config.output))
     assert newest is not None
-    assert run_checkpoints.resumable_checkpoints(Path(config.output)) == [newest]
+    assert run_folder.resumable_checkpoints(Path(config.output)) == [newest]
 
 
 def test_an_error_in_the_middle_of_a_step_ends_the_other_ranks(make: Make, ranks: Ranks):
@@ -200,7 +200,7 @@ def test_an_error_in_the_middle_of_a_step_ends_the_other_ranks(make: Make, ranks
     for outcome in (other, failed):
         assert "resume from" in outcome.error
         assert "step-0000002" in outcome.error
-    newest = run_checkpoints.newest_checkpoint(Path(config.output))
+    newest = run_folder.newest_checkpoint(Path(config.output))
     assert newest is not None
     assert newest.name == "step-0000002"
 
@@ -306,7 +306,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(make: Make, ranks: Rank
         train(config, quiet=True)
 
     assert [outcome.error.split(":")[0] for outcome in ranks(2, stop)] == ["KeyboardInterrupt"] * 2
-    newest = run_checkpoints.newest_checkpoint(Path(config.output))
+    newest = run_folder.newest_checkpoint(Path(config.output))
     assert newest is not None
     assert newest.name == "step-0000005"
 
