@@ -78,7 +78,8 @@ def _dpg_bench(path: Path, n: int) -> list[BenchmarkPrompt]:
 def _t2i_compbench(path: Path, n: int) -> list[BenchmarkPrompt]:
     """Read a prompt a line: samples/PROMPT_000000.png; the number counts the images of all prompts."""
     lines = read_text(path, EvaluationError).split("\n")
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    texts = [line.partition("\t")[0].strip() for line in lines]  # some lists have notes after a tab
+    numbered = [(number, text) for number, text in enumerate(texts, 1) if text]
     return [
         BenchmarkPrompt(
             text,

@@ -60,9 +60,9 @@ def chosen_option(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def says_yes(answer: str) -> bool:
-    """Return POPE's reading of an answer: False if its first sentence has the word no or not, else True."""
-    words = answer.partition(".")[0].replace(",", " ").lower().split()
-    return not {"no", "not"} & set(words)
+    """Return POPE's reading of an answer: False if its first sentence has the word No, no or not."""
+    words = answer.partition(".")[0].replace(",", "").split(" ")
+    return not {"No", "no", "not"} & set(words)
 
 
 def is_right(question: Question, answer: str) -> bool:

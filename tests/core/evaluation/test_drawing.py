@@ -35,7 +35,7 @@ def lists(tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "dpg").mkdir()
     (tmp_path / "dpg/COCOval2014_1.txt").write_text("a cat\n")
     (tmp_path / "dpg/partiprompts7.txt").write_text("a dog")
-    (tmp_path / "color_val.txt").write_text("a red cat\n\na dog\n")
+    (tmp_path / "color_val.txt").write_text("a red cat\n\na dog\ttest\n")
     (tmp_path / "wise.json").write_text('[{"prompt_id": 7, "Prompt": "a cat", "Category": "x"}]')
     names = {
         "geneval": "geneval.jsonl",
