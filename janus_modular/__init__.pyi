@@ -10,6 +10,7 @@ from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
 from .errors import DescriptionError as DescriptionError
 from .errors import Difference as Difference
+from .errors import EvaluationError as EvaluationError
 from .errors import JanusError as JanusError
 from .errors import MissingExtraError as MissingExtraError
 from .errors import NotFiniteError as NotFiniteError

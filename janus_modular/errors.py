@@ -96,6 +96,10 @@ class TrainingError(JanusError):
     """A training run that cannot start or continue."""
 
 
+class EvaluationError(JanusError):
+    """An evaluation that cannot start or continue: its questions, prompts, images or ledger."""
+
+
 class CheckError(JanusError):
     """A component that breaks its slot's contract; says which check failed, and how."""
 

@@ -143,7 +143,9 @@ def stream_texts(sampler: str, steps: TokenSteps, rows: Sequence[AnswerRow]) -> 
 
 
 @contextmanager
-def progress_bar(progress: Callable[[int, int], None] | bool | None) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(
+    progress: Callable[[int, int], None] | bool | None, label: str = "drawing"
+) -> Iterator[Callable[[int, int], None]]:
     """Yield a function of the steps done and the number of all steps; for True it drives a bar on stderr.
 
     In a notebook, the bar is shown below the cell.
@@ -155,7 +157,7 @@ def progress_bar(progress: Callable[[int, int], None] | bool | None) -> Iterator
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("drawing", total=None)
+        task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

@@ -167,12 +167,15 @@ def test_every_command_is_documented_with_its_options():
 
 
 @pytest.mark.parametrize(
-    "section", ["A training run", "bad_samples", "optimizer", "schedule", "processor", "pixels"]
+    "section",
+    ["A training run", "An evaluation", "bad_samples", "optimizer", "schedule", "processor", "pixels"],
 )
 def test_every_field_is_documented(section: str):
+    from janus_modular.evaluation.schema import EvalConfig
     from janus_modular.training import schema
 
     classes = {
+        "An evaluation": EvalConfig,
         "A training run": schema.TrainConfig,
         "bad_samples": schema.BadSamplesConfig,
         "optimizer": schema.OptimizerConfig,

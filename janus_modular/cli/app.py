@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from janus_modular.cli import chat, config, convert, data, draw, env, info, plugins, runs, train
+from janus_modular.cli import chat, config, convert, data, draw, env, evaluate, info, plugins, runs, train
 from janus_modular.errors import JanusError, PluginError, missing_extra
 from janus_modular.foreign import printable
 from janus_modular.renamed import RENAMED
@@ -182,6 +182,7 @@ app.command()(chat.chat)
 app.command()(convert.convert)
 app.command()(draw.draw)
 app.command()(env.env)
+app.command("eval")(evaluate.evaluate)
 app.command()(info.info)
 app.command()(train.train)
 
