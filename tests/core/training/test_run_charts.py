@@ -109,13 +109,14 @@ def test_ticks_are_round_numbers_in_the_range():
 
 
 def test_a_long_run_is_thinned_out_and_the_label_says_so(tmp_path: Path):
-    lines = [json.dumps({"step": step, "loss": 1 / step}) for step in range(1, 2 * MAX_POINTS + 2)]
+    lines = [json.dumps({"step": step, "loss": 1 / step}) for step in range(1, 2 * MAX_POINTS + 3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     [chart] = charts([Run(tmp_path)])
     [line] = chart.lines
     assert line.label == "loss (1 of 3 values)"
     assert len(line.points) <= MAX_POINTS
-    assert line.points[-1] == (2 * MAX_POINTS + 1, 1 / (2 * MAX_POINTS + 1))
+    assert line.points[-1] == (2 * MAX_POINTS + 2, 1 / (2 * MAX_POINTS + 2))
+    assert len({*line.points}) == len(line.points)
 
 
 def test_a_png_is_an_image(trained: Path, tmp_path: Path):

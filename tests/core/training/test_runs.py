@@ -104,6 +104,7 @@ def test_compare_has_differing_settings_and_values_at_common_steps(trained: Path
     assert "loss (2 of 3 steps; all: --json)" in text
     a, b = (values[run][6]["loss"] for run in (first, second))
     assert re.search(f"^6 +{a:.6g} +{b:.6g}$", text, re.MULTILINE)
+    assert re.findall(r"^\d+", text, re.MULTILINE) == ["2", "6"]
     assert "loss/image" not in text
     assert "validation/drawn: no step has a value in all" in call("compare", first, second).stdout
 
@@ -121,6 +122,13 @@ def test_nothing_is_written_into_runs(runs: Path, tmp_path: Path):
     ):
         assert call(*words).exit_code == 0
     assert contents(runs) == before
+    assert not [*runs.rglob(".lock")]
+
+
+def test_a_run_inside_a_run_is_listed_too(runs: Path):
+    shutil.copytree(runs / "deep/second", runs / "first/again")
+    listed = [run["run"] for run in as_json("list", runs)]
+    assert listed == [str(runs / name) for name in ("deep/second", "first", "first/again")]
 
 
 def test_a_run_that_trains_now_can_be_inspected(runs: Path):
