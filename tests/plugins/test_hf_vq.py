@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, Emu3Config, Emu3ForConditionalGeneration, Emu3VQVAE
 
 from janus_modular import CheckpointError, ComponentSpec, ConfigError
+from janus_modular.testing.common_checks import check_exports
 from janus_modular.weights.pretrained import load_pretrained
 from janus_plugins.image_tokenizers.hf_vq import HfVqConfig, HfVqTokenizer
 
@@ -57,6 +58,16 @@ def test_a_still_image_is_what_transformers_makes_of_it(frames: int, size: tuple
     assert len(codes.unique()) > 2  # not one code for all
     decoded = ours.decode(codes, height=size[0], width=size[1])
     torch.testing.assert_close(decoded, theirs.decode(wanted))
+
+
+def test_the_exports_check_passes_with_several_threads() -> None:
+    config = HfVqConfig(config={**KEYS, "channel_multiplier": [1, 1], "hidden_size": 32})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # oneDNN's convolutions may then return channels last
+    try:
+        check_exports(HfVqTokenizer(config), torch.rand(2, 3, 8, 8) * 2 - 1, slot="image_tokenizers")
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Painter(nn.Module):
