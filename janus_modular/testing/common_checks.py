@@ -199,8 +199,8 @@ def check_exports(component: Any, example: Any, *, slot: str) -> None:
             # A trace omits `contiguous` where the traced tensor is contiguous; with more than one thread,
             # oneDNN's convolutions may return another memory order than the traced one, which `view` refuses.
             with warnings.catch_warnings(action="ignore"), torch.backends.mkldnn.flags(enabled=False):
-                found = program.module()(*larger.inputs)
-            ensure_close(found, expected, f"{call.name}, exported, larger batch")
+                output = program.module()(*larger.inputs)
+            ensure_close(output, expected, f"{call.name}, exported, larger batch")
 
 
 def unregistered_tensors(component: nn.Module) -> list[str]:
