@@ -32,7 +32,9 @@ def evaluate(
             help="Draw nothing new: draw a random share of the ledger's images again, and compare codes.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of a table.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON instead of a table.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -70,6 +72,9 @@ def evaluate(
         from janus_modular.evaluation.drawing import check_ledger
 
         number, differing = check_ledger(janus, config, out, identity, check)
+        if as_json:
+            typer.echo(json.dumps({"images": number, "differing": differing}, ensure_ascii=False))
+            raise typer.Exit(1 if differing else 0)
         for key in differing:
             typer.echo(f"{key}: other codes than in the ledger", err=True)
         typer.echo(f"{number} images drawn again, {len(differing)} with other codes")

@@ -90,7 +90,7 @@ def check_ledger(
 
 
 def hash_of(codes: NDArray[Any]) -> str:
-    """Return the SHA-256 of codes: of their type and shape, and their values as little-endian int64."""
+    """Return the SHA-256 of codes: of type, shape and values, as little-endian int64 or float32."""
     values = codes.astype("<i8" if codes.dtype.kind in "iu" else "<f4")
     return sha256_of(f"{values.dtype.str} {values.shape}", np.ascontiguousarray(values).tobytes())
 

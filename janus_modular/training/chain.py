@@ -43,7 +43,7 @@ def load_stages(config: str, overrides: Sequence[str], plugins: Plugins) -> dict
     if "chain" not in (raw := load(config, (), plugins)):
         return None
     names = resolve(raw, ChainConfig, plugins).names
-    own = [text for text in overrides if text.partition("=")[0].partition(".")[0] not in names]
+    own = [text for text in overrides if not text.startswith(tuple(f"{name}." for name in names))]
     whole = resolve(load(config, own, plugins), ChainConfig, plugins)
     stages: dict[str, TrainConfig] = {}
     before: TrainConfig | None = None

@@ -120,7 +120,7 @@ class ValidationConfig:
 
     every: int = 0  # steps, and after the last; 0: never
     sources: dict[str, ComponentSpec] = component("sources")  # held out: no source of the mixture
-    samples: int = 64  # of each source: always the same
+    samples: int = 64  # of each source: always the same; all of a source that has fewer
     prompts: list[str] = field(default_factory=list)  # drawn each time, from the same noise
     questions: Any = None  # answered each time: [{text: ..., images: [path]}]
     max_tokens: int = 64  # of an answer
@@ -132,6 +132,8 @@ class ValidationConfig:
                 f"every {self.every}, samples {self.samples}, max_tokens {self.max_tokens}: expected at least"
                 " 0, 1 and 1."
             )
+        if len(set(self.prompts)) < len(self.prompts):  # a tracker gets images by their prompts
+            raise ValueError(f"prompts: found {self.prompts}; expected each prompt once.")
         self.questions = [] if self.questions is None else self.questions
         is_list = isinstance(self.questions, list)
         for question in self.questions if is_list else [self.questions]:

@@ -46,17 +46,12 @@ class Validation:
 
         Raises:
             DataError: a sample cannot be used.
-            ConfigError: an image of a question cannot be read.
+            ConfigError: an image of a question cannot be read, or a process would have no sample of a source.
         """
         self.config = config.validation
         self.output = Path(config.output) / VALIDATION
         self.plugins = plugins
         self.is_sharded = "fsdp" in config.parallel.values()
-        if self.config.samples < builder.world:
-            raise ConfigError(
-                f"validation.samples: found {self.config.samples}; expected at least {builder.world}, one for"
-                " each process."
-            )
         self.batches = {name: _held_out(name, source, builder, config) for name, source in sources.items()}
         self.questions = [
             (question["text"], [_image(path) for path in question.get("images", ())])
@@ -173,8 +168,13 @@ def evaluating(model: JanusModel, device: torch.device, autocast: torch.dtype | 
 
 
 def _held_out(name: str, source: Source, builder: BatchBuilder, config: TrainConfig) -> StepBatch:
-    """Return this process's share of the first samples of a held-out source, as micro-batches."""
-    count = config.validation.samples
+    """Return this process's share of a held-out source's samples, each of them once, as micro-batches."""
+    count = min(config.validation.samples, len(source))
+    if count < builder.world:
+        raise ConfigError(
+            f"validation: {count} samples of {name} (validation.samples is {config.validation.samples}, the"
+            f" source has {len(source)}); expected at least {builder.world}, one for each process."
+        )
     per_pass = max(1, config.batch // config.accumulate)
     mixture = Mixture({name: source}, [MixturePhase({name: 1.0})], count, seed=0)
     held_out = BatchBuilder(

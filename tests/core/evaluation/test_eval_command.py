@@ -70,6 +70,9 @@ def test_a_ledger_is_checked(model: Path, tmp_path: Path):
     done = run_eval(*words, "--check-ledger", "1")
     assert done.exit_code == 1
     assert "a cat_000001.png: other codes" in done.stderr
+    done = run_eval(*words, "--check-ledger", "1", "--json")
+    assert done.exit_code == 1
+    assert json.loads(done.stdout) == {"images": 2, "differing": ["samples/a cat_000001.png"]}
     assert run_eval(*words, "--check-ledger", "0").exit_code == 2
 
 

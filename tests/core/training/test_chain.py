@@ -130,6 +130,7 @@ def test_the_published_chains_are_valid():
         ),
         ({"chain": ["train/janus/stage1"]}, ["stage1.batch=0"], r"(?s)stage1 .*batch: 0"),
         ({"chain": ["train/janus/stage1"]}, ["stage2.batch=1"], "stage2"),
+        ({"chain": ["train/janus/stage1"]}, ["stage1=1"], "stage1"),  # a whole stage: no setting of it
         ({"chain": ["model/tiny"]}, [], "this is a model config"),
         ({"chain": ["missing.yaml"]}, [], "there is no config 'missing.yaml'"),
     ],

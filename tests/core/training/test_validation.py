@@ -45,8 +45,11 @@ def validated(data: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
-def test_losses_are_those_of_the_saved_model(make: Make, metrics: Any, data: Path):
-    config = make(validation=validated(data), schedule={"steps": 5}, checkpoint_every=2, keep=9)
+@pytest.mark.parametrize("samples", [4, 99])  # 99: more than the sources have
+def test_losses_are_those_of_the_saved_model(make: Make, metrics: Any, data: Path, samples: int):
+    config = make(
+        validation=validated(data, samples=samples), schedule={"steps": 5}, checkpoint_every=2, keep=9
+    )
     folder = train(config, quiet=True)
     lines = {line["step"]: line for line in metrics(config) if "validation/drawn" in line}
     assert sorted(lines) == [2, 4, 5]  # also after the last step
@@ -56,7 +59,7 @@ def test_losses_are_those_of_the_saved_model(make: Make, metrics: Any, data: Pat
         for name, source in (("colours", "read"), ("drawn", "draw")):
             sequences = [
                 assembly.processor.sequence(sources[source].sample(i, np.random.default_rng(0)))
-                for i in range(4)
+                for i in range(min(samples, len(sources[source])))
             ]
             with torch.no_grad():
                 losses = assembly.model.eval()(collate(sequences)).losses
@@ -164,6 +167,7 @@ def test_what_cannot_be_measured_is_an_error_before_the_run(
         ({"every": 2}, "expected every, and something to measure"),
         ({"prompts": ["a"]}, "expected every, and something to measure"),
         ({"every": -1}, "every -1"),
+        ({"every": 1, "prompts": ["a", "b", "a"]}, "expected each prompt once"),
         ({"every": 1, "questions": ["Why?"]}, "questions: found 'Why\\?'"),
         ({"every": 1, "questions": [{"text": "a", "image": "b"}]}, "questions: found"),
     ],
