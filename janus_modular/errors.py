@@ -29,6 +29,12 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
+def list_briefly(names: Sequence[str], most: int = 5) -> str:
+    """Return the first ``most`` of some names, and the number of the others."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 class ConfigError(JanusError):
     """A configuration that cannot be built; lists every error with its path."""
 

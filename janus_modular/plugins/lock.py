@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_modular.atomic_writes import atomic_replace
-from janus_modular.errors import PluginError
+from janus_modular.errors import PluginError, list_briefly
 from janus_modular.foreign import foreign_errors, sha256
 from janus_modular.plugins.catalogue import Plugins
 from janus_modular.plugins.entry_points import EntryPointInfo
@@ -191,6 +191,5 @@ def _change(locked: Mapping[str, Any], plugins: Plugins) -> str:
     before, now = locked["files"], present["files"]
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if changed:
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        return f"{label}: other bytes in {', '.join(changed[:3])}{more}"
+        return f"{label}: other bytes in {list_briefly(changed, 3)}"
     return "" if present == locked else f"{label}: its RECORD or its components are others"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from janus_modular.config import resolve, to_yaml
-from janus_modular.errors import CheckError
+from janus_modular.errors import CheckError, list_briefly
 from janus_modular.registry import MODEL_SLOTS
 from janus_modular.testing.calls import calls_of, enlarged, tensors, trace_call, training_loss
 from janus_modular.testing.check import NotApplicable, check_for, ensure
@@ -81,12 +81,12 @@ def check_gradients(component: Any, example: Tensor, *, slot: str) -> None:
     ensure(loss.requires_grad, "its loss has no gradient: is something computed under no_grad, or detached?")
     loss.backward()
     unreached = [name for name, weight in trainable.items() if weight.grad is None]
-    ensure(not unreached, f"no gradient reaches {shortened(unreached)} of {len(trainable)} parameters")
+    ensure(not unreached, f"no gradient reaches {list_briefly(unreached, 3)} of {len(trainable)} parameters")
     infinite = [name for name, weight in trainable.items() if not weight.grad.isfinite().all()]
-    ensure(not infinite, f"the gradient of {shortened(infinite)} is not finite")
+    ensure(not infinite, f"the gradient of {list_briefly(infinite, 3)} is not finite")
     reached = [name for name, weight in component.named_parameters() if weight.grad is not None]
     unexpected = sorted(set(reached) - set(trainable))
-    ensure(not unexpected, f"a gradient reaches {shortened(unexpected)}, which must stay frozen")
+    ensure(not unexpected, f"a gradient reaches {list_briefly(unexpected, 3)}, which must stay frozen")
 
 
 @check_for(*MODEL_SLOTS)
@@ -104,7 +104,7 @@ def check_frozen(component: Any, example: Tensor, *, slot: str) -> None:
     output.sum().backward()
     ensure(x.grad is not None, "no gradient reaches its input, so that nothing before it would train")
     leaked = [name for name, weight in component.named_parameters() if weight.grad is not None]
-    ensure(not leaked, f"{shortened(leaked)} has a gradient, though it is frozen")
+    ensure(not leaked, f"{list_briefly(leaked, 3)} has a gradient, though it is frozen")
 
 
 @check_for(*MODEL_SLOTS)
@@ -170,8 +170,9 @@ def check_state_dict(component: Any, example: Tensor, *, slot: str) -> None:
     component.eval()
     if names := unregistered_tensors(component):
         raise CheckError(
-            f"tensors that are neither parameter nor buffer: {shortened(names)}. They are not in checkpoints"
-            " and do not move with the module to another device: use nn.Parameter or register_buffer"
+            f"tensors that are neither parameter nor buffer: {list_briefly(names, 3)}. They are not in"
+            " checkpoints and do not move with the module to another device: use nn.Parameter or"
+            " register_buffer"
         )
     calls = calls_of(component, example, slot)
     restored = copy.deepcopy(component)
@@ -213,9 +214,3 @@ def unregistered_tensors(component: nn.Module) -> list[str]:
         if attribute not in ("_parameters", "_buffers", "_modules")
         and any(isinstance(leaf, Tensor) and id(leaf) not in owned for leaf in pytree.tree_leaves(value))
     ]
-
-
-def shortened(names: list[str], count: int = 3) -> str:
-    """Return the first names of a list, and how many follow."""
-    rest = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + rest

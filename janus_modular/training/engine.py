@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from janus_modular.errors import TrainingError
+from janus_modular.errors import TrainingError, list_briefly
 from janus_modular.training.optimizer import build_optimizer, by_decay, lr_factor
 from janus_modular.training.parallel import full_tensor, local_tensor, sharded_like
 from janus_modular.training.processes import Processes
@@ -260,9 +260,8 @@ class Engine(Generic[BatchT]):
         of_ranks = self.processes.gather(self.non_finite_tensors())
         if names := list(dict.fromkeys(name for names in of_ranks for name in names)):
             raise TrainingError(
-                f"after step {self.next_step - 1}, not finite: {', '.join(names[:5])}"
-                f"{f' and {len(names) - 5} more' if len(names) > 5 else ''}. No checkpoint was written. Lower"
-                " optimizer.lr."
+                f"after step {self.next_step - 1}, not finite: {list_briefly(names)}. No checkpoint was"
+                " written. Lower optimizer.lr."
             )
 
     def non_finite_tensors(self) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from janus_modular.checkpoints.assembly import ModelAssembly
 from janus_modular.config import resolve, to_plain
 from janus_modular.config.errors import FieldError, config_error
-from janus_modular.errors import CheckpointError, ConfigError
+from janus_modular.errors import CheckpointError, ConfigError, list_briefly
 from janus_modular.foreign import path_exists, printable
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.build import ModelBuilder, config_path
@@ -86,9 +86,8 @@ def check_finite(model: JanusModel, start: str) -> None:
     names = non_finite(tensors)
     if names:
         raise CheckpointError(
-            f"{start}: found NaN or infinity, expected finite numbers, in {', '.join(names[:5])}"
-            f"{f' and {len(names) - 5} more weights' if len(names) > 5 else ''}. Start from another"
-            " checkpoint, or fetch this one again."
+            f"{start}: found NaN or infinity, expected finite numbers, in {list_briefly(names)}. Start from"
+            " another checkpoint, or fetch this one again."
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from janus_modular.atomic_writes import write_text
+from janus_modular.errors import list_briefly
 from janus_modular.foreign import reason
 from janus_modular.model.batch import collate
 from janus_modular.model.model import JanusModel
@@ -50,8 +51,7 @@ def describe_samples(
             of_rank = "" if engine.processes.world == 1 else f"-rank{rank}"
             page = as_html(preview, title=f"Not finite: step {engine.next_step}")
             write_text(folder / f"{step_name(engine.next_step)}{of_rank}.html", page)
-        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-        named = ", ".join(names[:MAX_NAMED]) + more
+        named = list_briefly(names, MAX_NAMED)
         return f"Losses of these samples are not finite, alone too: {named}. See the pages in {folder}."
     except Exception as error:
         return f"The samples of the step could not be searched: {reason(error)}"
