@@ -44,7 +44,10 @@ RELATED: dict[str, tuple[str, ...]] = {
         *("protocols.ImageSamplerSettings", "protocols.Session", "sequence.Sequence"),
         *("sequence.unconditional", "protocols.EncodedImages"),
     ),
-    "backbones": ("interfaces.Cache", "interfaces.RowCache", "capabilities.LoadsPretrained"),
+    "backbones": (
+        *("interfaces.Cache", "interfaces.RowCache", "interfaces.StateCache", "model.cache.TensorCache"),
+        *("interfaces.TensorSpec", "capabilities.DeclaresCache", "capabilities.LoadsPretrained"),
+    ),
     "sources": (
         *(f"sequence.{name}" for name in ("Sample", "Message", "Text", "ImageInput", "ImageTarget")),
         "protocols.Fingerprinted",

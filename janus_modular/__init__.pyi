@@ -30,10 +30,13 @@ from .interfaces import GraphSpec as GraphSpec
 from .interfaces import Head as Head
 from .interfaces import ImageTokenizer as ImageTokenizer
 from .interfaces import RowCache as RowCache
+from .interfaces import StateCache as StateCache
+from .model.cache import TensorCache as TensorCache
 from .janus import Janus as Janus
 from .protocols import EncodedImages as EncodedImages
 from .capabilities import EncodesImages as EncodesImages
 from .protocols import Fingerprinted as Fingerprinted
+from .capabilities import DeclaresCache as DeclaresCache
 from .capabilities import HasLogProbabilities as HasLogProbabilities
 from .protocols import CheckpointFormat as CheckpointFormat
 from .capabilities import PartiallyTrainable as PartiallyTrainable

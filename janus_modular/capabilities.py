@@ -5,17 +5,17 @@ Shapes as in ``janus_modular.interfaces``. Nothing has to be inherited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from janus_modular.interfaces import GenerationPath
+from janus_modular.interfaces import Backbone, GenerationPath
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
 
-    from janus_modular.interfaces import ComponentSpec
+    from janus_modular.interfaces import ComponentSpec, TensorSpec
     from janus_modular.sequence import EncodedSpec
 
 
@@ -27,6 +27,20 @@ class EncodesImages(GenerationPath, Protocol):
     """
 
     encoded: EncodedSpec  # of one image
+
+
+@runtime_checkable
+class DeclaresCache(Backbone, Protocol):
+    """A backbone whose cache is more than keys and values: states of recurrent layers, say.
+
+    Sessions and exported graphs carry the tensors that it declares; `new_cache` returns a
+    `janus_modular.TensorCache` of them.
+
+    The first axis of a tensor is "rows". One other may be "capacity", which makes an entry for each position;
+    a tensor without it is a state. All other axes are sizes. A dtype is "model" or "float32".
+    """
+
+    cache_tensors: Sequence[TensorSpec]  # what a step needs of earlier positions
 
 
 @runtime_checkable

@@ -208,6 +208,37 @@ class RowCache(Cache, Protocol):
         ...
 
 
+class StateCache(RowCache, Protocol):
+    """A cache of the tensors that a backbone declares (`janus_modular.DeclaresCache`).
+
+    Tensors with the axis "capacity" hold an entry for each position. All others are states: what a recurrence
+    keeps of the positions so far, zeros before the first.
+    """
+
+    def keep(self, counts: Tensor) -> None:
+        """Declare, before a forward pass, that the first ``counts`` (B,) of its positions are kept."""
+        ...
+
+    def kept(self, tokens: int) -> Tensor:
+        """Return which of ``tokens`` more positions are kept (B, T), the first ones of each row.
+
+        The others are padding: a state that is written must be that after the kept positions.
+        """
+        ...
+
+    def append(self, name: str, new: Tensor) -> Tensor:
+        """Write a tensor's entries of T new positions, after `begin`; return those of all S positions."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """Return a state (B, ...), that before the new positions."""
+        ...
+
+    def write(self, name: str, state: Tensor) -> None:
+        """Set a state (B, ...) to that after the kept positions."""
+        ...
+
+
 class Backbone(Protocol):
     """The language model: embeddings in, hidden states out."""
 
@@ -228,7 +259,8 @@ class Backbone(Protocol):
 
         ``positions`` (B, T): without a cache, a row may hold several sequences, each counting from 0,
         and a sequence does not see the others. With a cache, positions continue from ``cache.lengths``;
-        call ``cache.advance`` afterwards. The family's input scale is applied here, once, to all of x.
+        call ``cache.advance`` afterwards, and for a `StateCache`, which a backbone gets that declares its
+        cache's tensors, ``cache.keep`` before. The family's input scale is applied here, once, to all of x.
         """
         ...
 

@@ -50,6 +50,7 @@ class Session(Protocol):
     image_positions: int  # positions that a drawn image takes
     sizes: Mapping[str, Any]  # the generation path's own
     max_seq_len: int  # maximum positions of a row
+    has_states: bool  # recurrent layers have states: `truncate` takes 0 or a row's whole length
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -72,7 +73,10 @@ class Session(Protocol):
         ...
 
     def truncate(self, lengths: Any) -> None:
-        """Cut each row back to its length (rows,), at most what it holds; 0 frees it."""
+        """Cut each row back to its length (rows,), at most what it holds; 0 frees it.
+
+        Where the session ``has_states``, a length between is an error, because they are not known there.
+        """
         ...
 
     def free(self, rows: Iterable[int]) -> None:

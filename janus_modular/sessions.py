@@ -33,6 +33,7 @@ class BaseSession(ABC):
     image_positions: int
     sizes: Mapping[str, Any]
     hidden_size: int  # D
+    has_states: bool = False  # the cache holds states of recurrent layers: rows cannot be cut back
     max_feed: int | None = None  # positions a row that `feed` takes at once; None: any number
 
     def __init__(self, max_seq_len: int, rows: int | None = None) -> None:
@@ -177,7 +178,8 @@ class BaseSession(ABC):
         """Cut each row back to its length (rows,); 0 frees it.
 
         Raises:
-            PromptError: a length is negative, or more than the row holds.
+            PromptError: a length is negative, or more than the row holds; or rows have states, which cannot
+                be cut back.
         """
         shorter = self._integers("truncate", "lengths", lengths)
         if wrong := np.flatnonzero((shorter < 0) | (shorter > self._lengths)).tolist():
@@ -186,6 +188,8 @@ class BaseSession(ABC):
                 f"truncate: found length {shorter[row]} for row {row}; expected 0 to {self._lengths[row]},"
                 " the positions that it holds."
             )
+        if self.has_states:
+            refuse_cut_states(shorter, self._lengths)
         self._lengths = _frozen(shorter)
         if self._is_allocated:
             self.cut_rows()
@@ -277,6 +281,21 @@ class BaseSession(ABC):
         return array.astype(np.int64)
 
 
+def refuse_cut_states(shorter: Integers, lengths: Integers) -> None:
+    """Raise an error if rows with states would be cut back: only the states after their last are known.
+
+    Raises:
+        PromptError: a row would be cut back, to a length that is neither 0 nor the length that it has.
+    """
+    if len(cut := np.flatnonzero((shorter > 0) & (shorter != lengths))):
+        row = int(cut[0])
+        raise PromptError(
+            f"truncate: found length {shorter[row]} for row {row}; expected {lengths[row]}, all that it"
+            " holds, or 0: the backbone's recurrent layers have a state after the last position alone. Feed"
+            " what is to be dropped again with `extend` and counts of 0, or admit the prompt again."
+        )
+
+
 def unknown_graph(name: str, known: Iterable[str]) -> PromptError:
     """Return the error that a session runs no graph of this name."""
     names = list(known)
@@ -306,7 +325,7 @@ class SessionWrapper:
         self.hidden_size = session.hidden_size
         self.vocab_size, self.pad_id = session.vocab_size, session.pad_id
         self.image_positions, self.sizes = session.image_positions, session.sizes
-        self.max_seq_len = session.max_seq_len
+        self.max_seq_len, self.has_states = session.max_seq_len, session.has_states
 
     @property
     def lengths(self) -> Integers:

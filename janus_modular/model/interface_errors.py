@@ -11,12 +11,23 @@ from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
-from janus_modular.capabilities import EncodesImages
-from janus_modular.interfaces import AXES, CORE_GRAPHS, DTYPES, GraphRole, GraphSpec, factor_and_axis
+from janus_modular.capabilities import DeclaresCache, EncodesImages
+from janus_modular.interfaces import (
+    AXES,
+    CORE_GRAPHS,
+    DTYPES,
+    GraphRole,
+    GraphSpec,
+    TensorSpec,
+    factor_and_axis,
+)
 from janus_modular.registry import MODEL_SLOTS, Hooks
 from janus_modular.renamed import RENAMED
 from janus_modular.sequence import EncodedSpec
 from janus_modular.suggest import did_you_mean
+
+CACHE_DTYPES = ("model", "float32")
+"""Dtypes of the tensors of a cache."""
 
 
 def interface_errors(component: Any, slot: str) -> str:
@@ -37,6 +48,8 @@ def interface_errors(component: Any, slot: str) -> str:
     errors = [_signature_error(component, name, method) for name, method in methods if name in members]
     if any(errors):
         return f"{' '.join(filter(None, errors))} (see {interface.__name__} in interfaces.py)."
+    if slot == "backbones":
+        return _cache_errors(component)
     return _path_errors(component) if slot == "generation" else ""
 
 
@@ -56,6 +69,31 @@ def _wrong_form(path: Any) -> str:
     if not isinstance(path, EncodesImages) or isinstance(path.encoded, EncodedSpec):
         return ""
     return f"its encoded is {path.encoded!r}; expected a janus_modular.EncodedSpec."
+
+
+def _cache_errors(backbone: Any) -> str:
+    """Return what is wrong with the cache that a backbone declares; "" where sessions can carry it."""
+    if not isinstance(backbone, DeclaresCache):
+        return ""
+    tensors = backbone.cache_tensors
+    if not isinstance(tensors, list | tuple) or not all(isinstance(spec, TensorSpec) for spec in tensors):
+        return f"its cache_tensors are {tensors!r:.200}; expected a list of janus_modular.TensorSpec."
+    if not tensors:
+        return "its cache_tensors are empty; expected what a step needs of earlier positions."
+    names = [spec.name for spec in tensors]
+    if len(set(names)) < len(names):
+        return f"its cache_tensors are called {', '.join(names)}; expected different names."
+    for spec in tensors:
+        axes = [size for size in spec.shape if isinstance(size, str)]
+        if axes not in (["rows"], ["rows", "capacity"]) or spec.shape[0] != "rows":
+            return (
+                f"'{spec.name}' of its cache_tensors has the shape {spec.shape}; expected 'rows' first,"
+                " sizes, and 'capacity' where it has an entry for each position."
+            )
+        if spec.dtype not in CACHE_DTYPES:
+            expected = " or ".join(CACHE_DTYPES)
+            return f"'{spec.name}' of its cache_tensors is of {spec.dtype!r}; expected {expected}."
+    return ""
 
 
 def _wrong_sizes(sizes: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from janus_modular.finite import refuse_not_finite
-from janus_modular.interfaces import RowCache
+from janus_modular.interfaces import RowCache, StateCache
 from janus_modular.model.batch import collate
+from janus_modular.model.cache import state_tensors
 from janus_modular.model.model import JanusModel
 from janus_modular.sequence import Sequence
 from janus_modular.sessions import BaseSession, check_max_seq_len, unknown_graph
@@ -65,6 +66,7 @@ class TorchSession(BaseSession):
         self.device, self.dtype = weight.device, weight.dtype
         self.hidden_size = model.backbone.hidden_size
         self.cache: RowCache = model.backbone.new_cache(0, max_seq_len)
+        self.has_states = bool(state_tensors(model.backbone))
         self.suppressed_ids = torch.tensor(list(suppressed_ids), dtype=torch.int64, device=self.device)
         self.functions: Mapping[str, Callable[..., Any]] = {
             "embed": model.backbone.embed,
@@ -91,8 +93,8 @@ class TorchSession(BaseSession):
         if count < len(self.lengths):
             cache = cache.select(slice(first_row, first_row + count))
         cache.truncate(torch.zeros_like(lengths))
-        hidden = self.model.backbone(x, positions=batch.positions, cache=cache)  # (n, T, D)
-        cache.advance(lengths)
+        positions = torch.arange(x.shape[1], device=self.device).expand(x.shape[:2])  # in padding too
+        hidden = self._forward(x, positions, cache, lengths)  # (n, T, D)
         return hidden[torch.arange(count), lengths - 1]
 
     @torch.no_grad()
@@ -101,8 +103,14 @@ class TorchSession(BaseSession):
         index = self.lengths[:, None] + np.arange(x.shape[1])  # (rows, W)
         # Padding of a full row may have positions beyond the end of a position table.
         positions = torch.from_numpy(np.minimum(index, self.max_seq_len - 1)).to(self.device)
-        hidden = self.model.backbone(self._embeddings(x), positions=positions, cache=self.cache)
-        self.cache.advance(torch.from_numpy(counts))
+        return self._forward(self._embeddings(x), positions, self.cache, torch.from_numpy(counts))
+
+    def _forward(self, x: Tensor, positions: Tensor, cache: RowCache, counts: Tensor) -> Tensor:
+        """Feed x (n, T, D) into a cache of n rows, which keep ``counts`` (n,) positions of it."""
+        if self.has_states:
+            cast(StateCache, cache).keep(counts)
+        hidden = self.model.backbone(x, positions=positions, cache=cache)
+        cache.advance(counts)
         return hidden
 
     def cut_rows(self) -> None:

@@ -36,6 +36,7 @@ def checks_of(slot: str) -> list[Check]:
     import janus_modular.testing.session_checks
     import janus_modular.testing.sharding
     import janus_modular.testing.slot_checks
+    import janus_modular.testing.cache_checks  # isort: skip
     import janus_modular.testing.system_checks  # noqa: F401
 
     external = [_load(point) for point in sorted(entry_points(group=GROUP))]

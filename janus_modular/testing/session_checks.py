@@ -94,6 +94,8 @@ def check_session_full_rows(runtime: Runtime, prompts: Many[Sequence]) -> None:
     states = [session.to_host(session.extend(x[:, :3], [0, 3]))[1]]
     states.append(session.to_host(session.step(x[:, 3], np.array([False, True])))[1:])
     _same(np.concatenate(states), _alone(runtime, shorter, x[1, :4])[1], "a row beside a full one")
+    if session.has_states:
+        return
     session.truncate([len(longer) + 3, 0])
     again = session.to_host(session.extend(x[:, 3:4], [1, 0]))[0]
     _same(again, _alone(runtime, longer, x[0, :4])[1][3:], "the full row, cut back by one")
@@ -101,12 +103,15 @@ def check_session_full_rows(runtime: Runtime, prompts: Many[Sequence]) -> None:
 
 @check_for("runtimes")
 def check_session_truncate(runtime: Runtime, prompts: Many[Sequence]) -> None:
-    """A row that is cut back continues as if it had never been longer."""
+    """A row that is cut back continues as if it had never been longer; one with states is not cut."""
     x, fresh = embeddings(runtime, prompts, 2), embeddings(runtime, prompts, 2, seed=1)
     session = runtime.open(max_seq_len_for(prompts))
     session.prefill(prompts[:2])
     shorter = session.lengths + np.array([5, 0])
     session.extend(x[:, :9])
+    if session.has_states:
+        _refuses_to_cut(runtime, session, prompts, x)
+        return
     session.truncate(shorter)
     ensure(session.lengths.tolist() == shorter.tolist(), f"lengths are {session.lengths}; expected {shorter}")
     states = session.to_host(session.extend(fresh[:, :6]))
@@ -117,6 +122,22 @@ def check_session_truncate(runtime: Runtime, prompts: Many[Sequence]) -> None:
             _alone(runtime, prompts[row], inputs)[1][kept:],
             f"row {row} cut back to {kept} of 9 positions",
         )
+
+
+def _refuses_to_cut(
+    runtime: Runtime, session: Session, prompts: Many[Sequence], x: NDArray[np.float32]
+) -> None:
+    """Check that a session whose rows have states says so before it cuts any, and goes on."""
+    before = session.lengths.tolist()
+    try:
+        session.truncate([before[0], before[1] - 1])
+    except PromptError:
+        ensure(session.lengths.tolist() == before, f"lengths are {session.lengths}; expected {before}")
+    else:
+        ensure(False, "truncate cuts a row whose states are not known there; expected a PromptError")
+    session.truncate([before[0], 0])
+    states = session.to_host(session.extend(x[:, 9:12], [3, 0]))
+    _same(states[0], _alone(runtime, prompts[0], x[0, :12])[1][9:], "the row beside one that was emptied")
 
 
 @check_for("runtimes")

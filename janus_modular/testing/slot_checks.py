@@ -177,59 +177,6 @@ def check_packing(backbone: Any, tokens: Tensor) -> None:
 
 @check_for("backbones")
 @torch.no_grad()
-def check_cache(backbone: Any, tokens: Tensor) -> None:
-    """Through a cache, in chunks and with rows of several lengths, the hidden states are the same."""
-    backbone.eval()
-    x = backbone.embed(tokens)
-    whole = backbone(x, positions=positions_of(tokens))
-    rows, length = tokens.shape
-    lengths = length - 2 - torch.arange(rows) % 2  # every other row is one shorter
-    cache = backbone.new_cache(rows, length)
-    longest = int(lengths.max())
-    chunk = backbone(x[:, :longest], positions=positions_of(tokens)[:, :longest], cache=cache)
-    cache.advance(lengths)
-    row = torch.arange(rows)
-    first = "the first chunk, with and without a cache"
-    ensure_close(chunk[row, lengths - 1], whole[row, lengths - 1], first)
-    for _ in range(2):
-        step = backbone(x[row, lengths][:, None], positions=lengths[:, None], cache=cache)
-        cache.advance(torch.ones(rows, dtype=torch.int64))
-        ensure_close(step[:, 0], whole[row, lengths], "a step, with and without a cache")
-        lengths = lengths + 1
-
-
-@check_for("backbones")
-@torch.no_grad()
-def check_cache_rows(backbone: Any, tokens: Tensor) -> None:
-    """Rows of a cache are cut back and read again on their own, and padding of full rows harms none."""
-    backbone.eval()
-    x, positions = backbone.embed(tokens), positions_of(tokens)
-    whole = backbone(x, positions=positions)
-    rows, length = tokens.shape
-    cache = backbone.new_cache(rows, length)
-    backbone(x, positions=positions, cache=cache)
-    cache.advance(torch.full((rows,), length))
-    selected = cache.select(slice(1, 2))
-    selected.truncate(torch.zeros(1, dtype=torch.int64))
-    again = backbone(x[1:2, : length - 2], positions=positions[1:2, : length - 2], cache=selected)
-    selected.advance(torch.tensor([length - 2]))
-    ensure_close(again, whole[1:2, : length - 2], "a row that is read again alone, and whole")
-    lengths = torch.full((rows,), length)
-    lengths[1] = length - 2
-    ensure(torch.equal(cache.lengths, lengths), f"lengths are {cache.lengths}; expected {lengths}")
-    next_positions = (lengths[:, None] + torch.arange(2)).clamp(max=length - 1)  # beyond are no positions
-    row = torch.arange(rows)[:, None]
-    hidden = backbone(x[row, next_positions], positions=next_positions, cache=cache)
-    cache.advance(length - lengths)
-    ensure_close(hidden[1], whole[1, length - 2 :], "a row beside full ones, and whole")
-    lengths = torch.full((rows,), length - 1)
-    cache.truncate(lengths)
-    last = backbone(x[:, -1:], positions=positions[:, -1:], cache=cache)
-    ensure_close(last[:, 0], whole[:, -1], "a full row cut back by one, and whole")
-
-
-@check_for("backbones")
-@torch.no_grad()
 def check_resize_vocab(backbone: Any, tokens: Tensor) -> None:
     """A larger vocabulary has embeddings and logits for the new tokens; the old logits stay the same."""
     backbone.eval()

@@ -345,3 +345,16 @@ def draw_codes(janus: Janus, **settings: Any) -> tuple[np.ndarray, list[Image.Im
 def codes_of() -> Callable[..., tuple[np.ndarray, list[Image.Image]]]:
     """``codes_of(janus, **settings)`` draws; see `draw_codes`."""
     return draw_codes
+
+
+@pytest.fixture(scope="session")
+def made() -> Callable[[Path, Callable[[Path], object]], Path]:
+    """``made(folder, write)`` returns a folder that ``write`` filled once for all workers; read only."""
+
+    def once(folder: Path, write: Callable[[Path], object]) -> Path:
+        with made_once(folder) as missing:
+            if missing:
+                write(folder)
+        return folder
+
+    return once

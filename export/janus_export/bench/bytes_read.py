@@ -6,6 +6,7 @@ Tables that are only looked up (embeddings) are not counted: a step reads one ro
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +32,34 @@ def weights_read(runtime: Runtime, part: str, step: Callable[[], Any]) -> int | 
 
 
 def cache_read(runtime: Runtime, positions: float) -> int | None:
-    """Return the bytes of keys and values that a step reads of one row that has so many positions."""
+    """Return the bytes of the cache that a step reads of one row that has so many positions."""
     if isinstance(runtime, BundleRuntime):
         contract = runtime.bundle.contract("backbone", runtime.variant)
-        pasts = {past for _, past in contract["aliases"]}
-        each = sum(
-            slot["shape"][1] * slot["shape"][3] * BYTES[slot["dtype"]]
-            for slot in contract["inputs"]
-            if slot["name"] in pasts
-        )
+        pasts = {past for _, past in (*contract["aliases"], *contract.get("states", ()))}
+        tensors = [
+            (tensor["shape"], BYTES[tensor["dtype"]])
+            for tensor in contract["inputs"]
+            if tensor["name"] in pasts
+        ]
     elif isinstance(runtime, ModelRuntime):
-        from janus_export.onnx_export.kv_cache import cache_shapes
+        from janus_export.onnx_export.kv_cache import cache_tensors
 
         backbone: Any = runtime.model.backbone
         size = next(backbone.parameters()).element_size()
-        each = size * sum(heads * head_dim for pair in cache_shapes(backbone) for heads, head_dim in pair)
+        tensors = [
+            (tensor.shape, size if tensor.dtype == "model" else BYTES[tensor.dtype])
+            for tensor in cache_tensors(backbone)
+        ]
     else:
         return None
-    return int(each * positions)
+    return int(
+        sum(
+            size
+            * prod(length for length in shape if isinstance(length, int))
+            * (positions if "capacity" in shape else 1)
+            for shape, size in tensors
+        )
+    )
 
 
 def multiplied(bundle: Bundle, graph: str, variant: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ class GraphContract:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     aliases: Mapping[str, str]  # output -> input
+    states: Mapping[str, str] = field(default_factory=dict)  # output -> input, in memory of their own
 
     def measure(self, shapes: Iterable[Sequence[int]]) -> dict[str, int]:
         """Return the lengths of the axes for inputs of these shapes, in order.
@@ -65,7 +66,13 @@ class GraphContract:
                 for tensor in record[side]
             )
 
-        return cls(name, tensors("inputs"), tensors("outputs"), dict(record.get("aliases", ())))
+        return cls(
+            name,
+            tensors("inputs"),
+            tensors("outputs"),
+            dict(record.get("aliases", ())),
+            dict(record.get("states", ())),
+        )
 
 
 def check_magnitude(graph: str, magnitude: NDArray[Any]) -> None:

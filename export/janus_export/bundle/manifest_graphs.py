@@ -47,6 +47,10 @@ def header_problems(record: Mapping[str, Any], dtype: str, header: GraphHeader, 
                 for listed, missing_from in ((declared, actual), (actual, declared))
             )
             yield f"graphs.{name}.{side} has {of_manifest:.200}, the graph {of_graph:.200}"
+    shapes = {tensor.name: tensor.shape for tensor in (*header.inputs, *header.outputs)}
+    for present, past in record.get("states", ()):
+        if present not in shapes or shapes[present] != shapes.get(past):
+            yield f"graphs.{name}.states has {present} of {past}, which the graph lacks, or has in two shapes"
     if {tuple(pair) for pair in record["aliases"]} != set(header.aliases):
         yield (
             f"graphs.{name}.aliases has {len(record['aliases'])} pairs, the graph writes"

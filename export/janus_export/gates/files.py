@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
 from textwrap import shorten
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -16,7 +17,7 @@ from safetensors import safe_open
 
 from janus_export.bundle.bundle import Bundle, graph_problems
 from janus_export.bundle.external_data import references
-from janus_export.onnx_export.kv_cache import cache_shapes
+from janus_export.onnx_export.kv_cache import cache_tensors
 from janus_export.onnx_export.weights import is_finite
 from janus_export.reference.target import CheckResult, VerificationTarget
 
@@ -84,7 +85,7 @@ def lint(target: VerificationTarget) -> Iterator[CheckResult]:
             want = [tensor["name"] for tensor in declared[side]]
             yield CheckResult(f"{name}: {side}", got == want, ", ".join(map(str, got)), ", ".join(want))
         if declared["aliases"]:
-            yield from _caches(graph, declared["aliases"])
+            yield from _caches(graph, declared)
             yield _none(f"{name}: attention without an explicit mask", set(_unmasked(graph)))
         if name in quantization.get("graphs", ()):
             kept = set(quantization["skipped"])
@@ -101,25 +102,26 @@ def _not_finite(target: VerificationTarget) -> Iterator[str]:
                     yield name
 
 
-def _caches(graph: ir.Graph, aliases: Iterable[list[str]]) -> Iterator[CheckResult]:
-    """Check that each cache output is its input, written by TensorScatter, with four dimensions."""
+def _caches(graph: ir.Graph, declared: Mapping[str, Any]) -> Iterator[CheckResult]:
+    """Check that each cache output is its input, written by TensorScatter along its slots, in its shape."""
     problems = set()
     outputs = {value.name: value for value in graph.outputs}
     inputs = {value.name: value for value in graph.inputs}
-    for present, past in aliases:
+    shapes = {tensor["name"]: tensor["shape"] for tensor in declared["inputs"]}
+    for present, past in declared["aliases"]:
         new, old = outputs.get(present), inputs.get(past)
         if new is None or old is None:
             problems.add(f"{present} or {past} is missing")
             continue
-        node = new.producer()
+        shape, node = shapes[past], new.producer()
         if node is None or node.op_type != "TensorScatter" or node.inputs[0] is not old:
             problems.add(f"{present} is not written by TensorScatter from {past}")
-        elif node.attributes.get_int("axis", -2) != 2:
+        elif node.attributes.get_int("axis", -2) != shape.index("capacity"):
             problems.add(f"{present} is written along another axis than its slots")
         problems |= {
             f"{value.name} has {len(value.shape or ())} dimensions"
             for value in (old, new)
-            if len(value.shape or ()) != 4
+            if len(value.shape or ()) != len(shape)
         }
     yield _none("caches", problems)
 
@@ -187,16 +189,17 @@ def sizes(target: VerificationTarget) -> Iterator[CheckResult]:
         for tensor in (*graph.inputs, *graph.outputs):
             sizes = [size for size in tensor.shape if not isinstance(size, str)]
             fixed[f"{graph.name}.{tensor.name}"] = sizes
-    for layer, pair in enumerate(cache_shapes(model.backbone)):
-        for state, (heads, head_dim) in zip(("key", "value"), pair, strict=True):
-            fixed[f"backbone.past_{state}_{layer}"] = [heads, head_dim]
+    tensors = cache_tensors(model.backbone)
+    for tensor in tensors:
+        fixed[f"backbone.past_{tensor.name}"] = [size for size in tensor.shape if not isinstance(size, str)]
     for name, want in fixed.items():
         if name.partition(".")[0] not in target.bundle.graphs:
             continue
         got = shapes.get(name)
         yield CheckResult(name, got == want, str(got), str(want))
     layers = target.bundle.manifest["cache"]["layers"]
-    yield CheckResult("layers", layers == layer + 1, str(layers), str(layer + 1))
+    expected_layers = sum("capacity" in tensor.shape for tensor in tensors) // 2
+    yield CheckResult("layers", layers == expected_layers, str(layers), str(expected_layers))
 
 
 def _none(label: str, problems: set[str]) -> CheckResult:

@@ -15,7 +15,7 @@ from janus_export.reference.prompts import images
 from janus_export.reference.recording import Array, GraphCall, Run
 from janus_export.reference.target import CheckResult, Reference, VerificationTarget
 from janus_export.runtimes.contract import ReadableCache, ReadsInChunks
-from janus_export.runtimes.memory import to_numbers
+from janus_export.runtimes.memory import Buffer, to_numbers
 from janus_modular import GraphSpec, ImageInput, Message, Runtime, TensorSpec
 from janus_modular.interfaces import GraphRole
 
@@ -135,29 +135,42 @@ def cache(target: VerificationTarget) -> Iterator[CheckResult]:
     for session in (clean, poisoned):
         session.prefill(run.prompts)
         session.kv_cache.reach(int(session.lengths.max()) + 1)
+    if poisoned.has_states:
+        yield _idle_states(clean, x)
+    if not poisoned.kv_cache.tensors:
+        return
     lengths = poisoned.lengths.copy()
-    for buffer in poisoned.kv_cache.buffers.values():
-        values = buffer.read().copy()
+    for tensor, buffer in _slots(poisoned):
+        values = _slots_first(tensor, buffer)
         for row, length in enumerate(lengths):
-            values[row, :, length:] = POISON
-        buffer.write(values)
-    before = _slots(poisoned)
+            values[row, length:] = POISON
+        buffer.write(np.moveaxis(values, 1, tensor.shape.index("capacity")))
+    before = [_slots_first(*slots) for slots in _slots(poisoned)]
     same = bool((_one_step(clean, x) == _one_step(poisoned, x)).all())
     yield CheckResult("unused slots", same, "no effect" if same else "they change the states", "no effect")
-    touched = 0
-    for name, after in _slots(poisoned).items():
-        changed = (after != before[name]).any(axis=(1, 3))  # (rows, slots)
-        changed[np.arange(len(lengths)), lengths] = False
+    touched, written, rows = 0, True, np.arange(len(lengths))
+    for old, (tensor, buffer) in zip(before, _slots(poisoned), strict=True):
+        after = _slots_first(tensor, buffer)
+        changed = (after != old).reshape(*after.shape[:2], -1).any(axis=2)  # (rows, slots)
+        changed[rows, lengths] = False
         touched += int(changed.sum())
+        new = after[rows, lengths]
+        written = written and bool((new != POISON).all() and np.isfinite(to_numbers(new, buffer.dtype)).all())
     yield CheckResult(
         "cache slots other than the written one", touched == 0, f"{touched} changed", "none changed"
     )
-    written = all(
-        (after[r, :, n] != POISON).all() and np.isfinite(to_numbers(after[r, :, n], dtype)).all()
-        for after, dtype in _written(poisoned)
-        for r, n in enumerate(lengths)
-    )
     yield CheckResult("the written cache slot", written, "new" if written else "unchanged", "new")
+
+
+def _idle_states(session: Any, x: Array) -> CheckResult:
+    """Check that a step leaves the states of rows that keep nothing as they are, and changes the others'."""
+    idle = np.arange(len(x)) % 2 == 0
+    buffers = session.kv_cache.old_states.values()
+    before = [buffer.read().copy() for buffer in buffers]
+    session.step(x, ~idle)
+    after = [buffer.read() for buffer in buffers]
+    changed = sum(not np.array_equal(new[idle], old[idle]) for new, old in zip(after, before, strict=True))
+    return CheckResult("states of idle rows", changed == 0, f"{changed} changed", "none changed")
 
 
 def _with_slots(target: VerificationTarget, run: Run) -> Any:
@@ -170,12 +183,14 @@ def _one_step(session: Any, x: Array) -> Array:
     return session.to_host(session.step(x))
 
 
-def _slots(session: Any) -> dict[str, Array]:
-    return {name: buffer.read().copy() for name, buffer in session.kv_cache.buffers.items()}
+def _slots(session: Any) -> list[tuple[TensorSpec, Buffer]]:
+    """Return the tensors of a session's cache that have slots, and their memory."""
+    return [(tensor, session.kv_cache.buffers[tensor.name]) for tensor in session.kv_cache.tensors]
 
 
-def _written(session: Any) -> list[tuple[Array, str]]:
-    return [(buffer.read(), buffer.dtype) for buffer in session.kv_cache.buffers.values()]
+def _slots_first(tensor: TensorSpec, buffer: Buffer) -> Array:
+    """Return a copy of a tensor of the cache with its slots as the second axis (rows, slots, ...)."""
+    return np.moveaxis(buffer.read().copy(), tensor.shape.index("capacity"), 1)
 
 
 def _states(label: str, run: Run, runtime: Runtime) -> Iterator[CheckResult]:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from janus_export.bundle.contract import MAGNITUDE
+from janus_export.bundle.contract import MAGNITUDE, GraphContract
 from janus_export.errors import ExportError
 from janus_export.gates.graphs import compare_calls, encoded, readers
 from janus_export.gates.quantized import HALF_MAX, compare_drawing
@@ -28,6 +28,7 @@ from janus_export.reference.streamed import ForwardPass, StreamedReference
 from janus_export.reference.subgraphs import cut
 from janus_export.reference.target import CheckResult, VerificationTarget
 from janus_export.reference.upcast import upcast
+from janus_export.runtimes.kv_cache import host_inputs
 from janus_export.runtimes.ort.library import onnxruntime
 from janus_export.runtimes.ort.runtime import quiet_options
 from janus_modular import GraphSpec
@@ -44,10 +45,11 @@ def layers(target: VerificationTarget) -> Iterator[CheckResult]:
     path, stack = reference.stack
     passes, precision = reference.passes, target.backbone_precision
     capacity = int(passes[-1].positions.max()) + 1
+    contract = target.runtime.graph("backbone").contract
     model = ir.load(target.bundle.path("backbone", target.variant))
     is_float16 = target.record["dtype"] == "float16"
     known = [
-        _graph_inputs(forward, capacity) for forward in passes
+        _graph_inputs(contract, forward, capacity) for forward in passes
     ]  # by pass: inputs that subgraphs may need
     largest, compared = (0.0, ""), 0
     for subgraph in cut(model, path, len(stack), stream="x", inside=is_float16):
@@ -58,12 +60,12 @@ def layers(target: VerificationTarget) -> Iterator[CheckResult]:
                     {**inputs, subgraph.takes: forward.states[subgraph.layer]}
                     for inputs, forward in zip(known, passes, strict=True)
                 ]
-                alone = [outputs[subgraph.gives] for outputs in _run(target, graph, fed)]
+                alone = [outputs[subgraph.gives] for outputs in _run(contract, graph, fed, capacity)]
                 yield _compare_layer(subgraph.layer, precision, alone, passes)
-            for inputs, outputs in zip(known, _run(target, graph, known), strict=True):
+            for inputs, outputs in zip(known, _run(contract, graph, known, capacity), strict=True):
                 largest = max(largest, *((_size(value), name) for name, value in outputs.items()))
                 inputs.update({name: outputs[name] for name in subgraph.carries})
-    declared = target.bundle.manifest["cache"]["layers"]
+    declared = len(stack) if contract.states else target.bundle.manifest["cache"]["layers"]
     yield CheckResult("layers compared", compared == declared, str(compared), str(declared))
     if is_float16:
         measured = f"{largest[0]:.4g} at {largest[1]}"
@@ -80,30 +82,27 @@ def layers(target: VerificationTarget) -> Iterator[CheckResult]:
         yield from compare_drawing(target, "all layers in turn", got, want, reference.recorded[0])
 
 
-def _graph_inputs(forward: ForwardPass, capacity: int) -> Arrays:
-    mask = (np.arange(capacity) <= forward.positions[:, :, None])[:, None]  # (R, 1, T, S)
-    return {
-        "x": forward.x,
-        "positions": forward.positions,
-        "mask": mask,
-        "write_index": forward.positions[:, 0].copy(),
-    }
+def _graph_inputs(contract: GraphContract, forward: ForwardPass, capacity: int) -> Arrays:
+    counts = forward.counts.sum(1)
+    return {"x": forward.x, **host_inputs(contract, forward.positions, counts, slots=capacity)}
 
 
-def _run(target: VerificationTarget, graph: IsolatedGraph, inputs_by_pass: Sequence[Arrays]) -> list[Arrays]:
+def _run(
+    contract: GraphContract, graph: IsolatedGraph, inputs_by_pass: Sequence[Arrays], capacity: int
+) -> list[Arrays]:
     """Run a subgraph on successive passes; its caches carry over from pass to pass."""
-    rows, _, _, capacity = inputs_by_pass[0]["mask"].shape
-    record = target.bundle.graphs["backbone"]
-    pasts = {past for _, past in record["aliases"]}
+    axes = {"rows": len(inputs_by_pass[0]["x"]), "capacity": capacity}
+    written = {**contract.aliases, **contract.states}
+    pasts = set(written.values())
     caches = {
-        tensor["name"]: np.zeros((rows, tensor["shape"][1], capacity, tensor["shape"][3]), np.float32)
-        for tensor in record["inputs"]
-        if tensor["name"] in pasts
+        tensor.name: np.zeros(tensor.sized(axes), np.float32)
+        for tensor in contract.inputs
+        if tensor.name in pasts
     }
     results = []
     for inputs in inputs_by_pass:
         outputs = graph.run(caches | inputs)
-        caches |= {past: outputs[present] for present, past in record["aliases"] if present in outputs}
+        caches |= {past: outputs[present] for present, past in written.items() if present in outputs}
         results.append(outputs)
     return results
 

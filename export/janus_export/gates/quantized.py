@@ -21,6 +21,7 @@ from janus_export.reference.compare import (
 from janus_export.reference.recording import Array, GraphCall, Run
 from janus_export.reference.target import CheckResult, VerificationTarget
 from janus_export.reference.upcast import upcast
+from janus_export.runtimes.kv_cache import host_inputs
 from janus_export.runtimes.ort.library import onnxruntime
 from janus_export.runtimes.ort.runtime import quiet_options
 from janus_export.runtimes.prompts import embed
@@ -145,15 +146,14 @@ def _first_inputs(target: VerificationTarget, run: Run) -> dict[str, Array]:
     """Return the backbone's inputs for prompts: embeddings from the same graphs, and an empty cache."""
     x = embed(run.prompts, target.runtime.run, images_at_once=4).astype(np.float32)
     rows, tokens, _ = x.shape
-    positions = np.tile(np.arange(tokens), (rows, 1))
+    contract = target.runtime.graph("backbone").contract
     axes = {"rows": rows, "tokens": tokens, "capacity": tokens}
+    counts = np.array([len(prompt) for prompt in run.prompts])
     inputs: dict[str, Array] = {
         "x": x,
-        "positions": positions,
-        "mask": (np.arange(tokens) <= positions[:, :, None])[:, None],
-        "write_index": np.zeros(rows, np.int64),
+        **host_inputs(contract, np.tile(np.arange(tokens), (rows, 1)), counts, slots=tokens),
     }
-    for tensor in target.runtime.graph("backbone").contract.inputs:
+    for tensor in contract.inputs:
         if tensor.name not in inputs:
             inputs[tensor.name] = np.zeros(tensor.sized(axes), np.float32)
     return inputs

@@ -92,9 +92,10 @@ def _reason(error: Exception, operator: str | None) -> str:
         return f"uses the operator {operator}, whose translation to ONNX failed: {message}"
     if isinstance(error, AttributeError) and isinstance(error.obj, CACHES):
         return (
-            f"uses '{error.name}' of its cache, but an exported cache contains only keys and values. Layers"
-            " with another kind of state (state space, linear attention, convolution) cannot be exported:"
-            " choose a backbone with attention layers only, such as llama or qwen3."
+            f"uses '{error.name}' of its cache, but an exported cache contains only keys and values, and the"
+            " tensors that a backbone declares (janus_modular.DeclaresCache). Layers of transformers with"
+            " another kind of state (state space, linear attention, convolution) cannot be exported: choose a"
+            " backbone with attention layers only, such as llama or qwen3."
         )
     if isinstance(error, JanusError):
         return f"raises: {error}"

@@ -7,8 +7,9 @@ Shapes as in ``janus_modular.interfaces``; R rows, S positions (capacity of a ro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from janus_export.bundle.axes import Ranges
 from janus_export.bundle.contract import MAGNITUDE
 from janus_export.onnx_export.diagnostics import explained
-from janus_export.onnx_export.kv_cache import GraphCache, cache_shapes
+from janus_export.onnx_export.kv_cache import GraphCache, cache_tensors
 from janus_modular import GraphSpec, JanusModel, TensorSpec
 from janus_modular.interfaces import GraphRole
 
@@ -33,6 +34,7 @@ class Graph:
     dtype: torch.dtype  # of tensors whose dtype is "model"
     ranges: Ranges  # of the axes in the shapes
     aliases: tuple[tuple[str, str], ...] = ()  # (output, input) that share memory: the cache, in place
+    states: tuple[tuple[str, str], ...] = ()  # (output, input): the cache's states, in memory of their own
     listed: int | None = None  # from this input on, inputs are passed to forward as one list
     role: GraphRole | None = None  # of a graph of the generation path
 
@@ -77,14 +79,19 @@ class Embed(GraphModule):
 
 
 class Backbone(GraphModule):
-    """Embeddings to hidden states, keys and values written into the input cache."""
+    """Embeddings to hidden states; the cache's tensors with new positions are outputs too."""
 
-    def forward(
-        self, x: Tensor, positions: Tensor, mask: Tensor, write_index: Tensor, past: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Run (R, T, D) at positions (R, T); row r writes from slot ``write_index[r]`` on."""
-        cache = GraphCache(mask, write_index, past)
-        return self.model.backbone(x, positions=positions, cache=cache), cache.present()
+    def __init__(self, model: JanusModel, inputs: Sequence[TensorSpec], cache: Sequence[TensorSpec]) -> None:
+        super().__init__(model)
+        self.names, self.cache = [spec.name for spec in inputs], cache
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Run x (R, T, D) at positions (R, T); row r writes from entry ``write_index[r]`` on."""
+        first = len(self.names)
+        tensors = dict(zip(self.names, inputs[:first], strict=True))
+        cache = GraphCache(self.cache, inputs[first:], tensors)
+        hidden = self.model.backbone(tensors["x"], positions=tensors["positions"], cache=cache)
+        return hidden, cache.present()
 
 
 class SampleText(GraphModule):
@@ -124,25 +131,13 @@ def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] 
     """Declare all graphs of a model. Its parameters may be fake or meta tensors: only shapes are used.
 
     Raises:
-        ExportError: the backbone has a state other than keys and values; names the layer.
+        ExportError: the backbone has a state that it does not declare; names the layer.
     """
     dtype = next(model.backbone.parameters()).dtype  # type: ignore[attr-defined]  # components are modules
     backbone, spec = model.backbone, model.understanding.encoder.pixels
     hidden_size, vocab = backbone.hidden_size, backbone.vocab_size
     with explained("backbone", model):
-        pairs = cache_shapes(backbone)
-    caches = [
-        (layer, state, heads, size)
-        for layer, pair in enumerate(pairs)
-        for state, (heads, size) in zip(("key", "value"), pair, strict=True)
-    ]
-
-    def past(name: str) -> tuple[TensorSpec, ...]:
-        return tuple(
-            TensorSpec(f"{name}_{state}_{layer}", "model", ("rows", heads, "capacity", size))
-            for layer, state, heads, size in caches
-        )
-
+        cache = cache_tensors(backbone)
     graph = partial(Graph, dtype=dtype, ranges=ranges)
     hidden = TensorSpec("hidden", "model", ("rows", hidden_size))
     x = TensorSpec("x", "model", ("rows", "tokens", hidden_size))
@@ -154,22 +149,7 @@ def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] 
             (TensorSpec("embeddings", "model", ("images", model.understanding.num_tokens, hidden_size)),),
         ),
         graph("embed", Embed(model), (TensorSpec("tokens", "int64", ("rows", "tokens")),), (x,)),
-        graph(
-            "backbone",
-            Backbone(model),
-            (
-                x,
-                TensorSpec("positions", "int64", ("rows", "tokens")),
-                TensorSpec("mask", "bool", ("rows", 1, "tokens", "capacity")),
-                TensorSpec("write_index", "int64", ("rows",)),
-                *past("past"),
-            ),
-            (TensorSpec("hidden", "model", ("rows", "tokens", hidden_size)), *past("present")),
-            aliases=tuple(
-                (new.name, old.name) for new, old in zip(past("present"), past("past"), strict=True)
-            ),
-            listed=4,
-        ),
+        graph("backbone", **backbone_graph(model, cache, x)),
         graph(
             "sample_text",
             SampleText(model, suppressed_ids),
@@ -184,6 +164,29 @@ def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] 
         ),
     ]
     return graphs + drawing_graphs(model, ranges, dtype)
+
+
+def backbone_graph(model: JanusModel, cache: Sequence[TensorSpec], x: TensorSpec) -> dict[str, Any]:
+    """Return the fields of the backbone's `Graph`, for the tensors of its cache."""
+    has_entries = ["capacity" in spec.shape for spec in cache]
+    inputs = [x, TensorSpec("positions", "int64", ("rows", "tokens"))]
+    if any(has_entries):
+        inputs.append(TensorSpec("mask", "bool", ("rows", 1, "tokens", "capacity")))
+        inputs.append(TensorSpec("write_index", "int64", ("rows",)))
+    if not all(has_entries):
+        inputs.append(TensorSpec("counts", "int64", ("rows",)))
+    past, present = (
+        [replace(spec, name=f"{prefix}_{spec.name}") for spec in cache] for prefix in ("past", "present")
+    )
+    pairs = [(new.name, old.name) for new, old in zip(present, past, strict=True)]
+    return {
+        "module": Backbone(model, inputs, cache),
+        "inputs": (*inputs, *past),
+        "outputs": (replace(x, name="hidden"), *present),
+        "aliases": tuple(pair for pair, entries in zip(pairs, has_entries, strict=True) if entries),
+        "states": tuple(pair for pair, entries in zip(pairs, has_entries, strict=True) if not entries),
+        "listed": 0,
+    }
 
 
 def drawing_graphs(model: JanusModel, ranges: Ranges, dtype: torch.dtype) -> list[Graph]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -53,30 +53,34 @@ def describe_graphs(graphs: Iterable[Graph]) -> dict[str, Any]:
             "inputs": [_describe_tensor(graph, spec) for spec in graph.inputs],
             "outputs": [_describe_tensor(graph, spec) for spec in graph.outputs],
             "aliases": [list(pair) for pair in graph.aliases],
+            **({"states": [list(pair) for pair in graph.states]} if graph.states else {}),
             **({"role": graph.role} if graph.role else {}),
         }
         for graph in graphs
     }
 
 
-def describe_axes(graphs: Iterable[Graph]) -> dict[str, Any]:
-    """Return the range of each axis in the shapes of these graphs."""
+def describe_axes(graphs: Sequence[Graph]) -> dict[str, Any]:
+    """Return the range of each axis in the shapes of these graphs, and of a session's capacity."""
     axes = {
         name: graph.ranges.axis(name)
         for graph in graphs
         for spec in (*graph.inputs, *graph.outputs)
         for name in spec.axes
     }
+    axes.update({graph.ranges.capacity.name: graph.ranges.capacity for graph in graphs})
     return {name: {"min": a.min, "typical": a.typical, "max": a.max} for name, a in axes.items()}
 
 
 def describe_cache(graphs: Iterable[Graph]) -> dict[str, Any]:
-    """Return how keys and values are stored."""
-    layers = next(len(graph.aliases) // 2 for graph in graphs if graph.name == "backbone")
+    """Return how the cache is stored: keys and values, and the states of recurrent layers."""
+    backbone = next(graph for graph in graphs if graph.name == "backbone")
+    states = {"states": [past for _, past in backbone.states]} if backbone.states else {}
     return {
         "form": "rows, heads, capacity, head_dim",
-        "layers": layers,
+        "layers": len(backbone.aliases) // 2,
         "written": "in place, at write_index",
+        **states,
     }
 
 

@@ -1,8 +1,9 @@
-"""Keys and values that graphs write in place, in memory that grows as rows get longer."""
+"""The cache of a session: keys and values in memory that grows as rows get longer, and recurrent states."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,14 +11,19 @@ from numpy.typing import NDArray
 from janus_export.bundle.contract import GraphContract
 from janus_export.runtimes.memory import Buffer, HostBuffer
 
+HOST_INPUTS = ("positions", "mask", "write_index", "counts")
+"""Inputs of the backbone that the host computes for each run; a graph has those that its cache needs."""
+
 
 class KVCache:
-    """The keys and values of a session's rows. Row r sees the slots up to its own position.
+    """The keys and values of a session's rows, and states of recurrent layers. A row sees its own positions.
 
     Attention reads all allocated slots, so on a CPU only a few more than the used ones are allocated: the
     cost of a step depends on its context, not on the session's capacity. When rows need more slots, the
     cache is copied into a larger one. On a GPU all slots are allocated at once, because a copy would go
     through the host.
+
+    A state has no slots. A graph writes the new one beside it, and `Session.feed` copies it over the old one.
     """
 
     def __init__(
@@ -33,11 +39,16 @@ class KVCache:
         ``allocate(shape, dtype)`` returns zeroed memory, ``slots_for(end)`` the number of slots per row once
         a row reaches ``end``.
         """
+        self.contract = backbone
         self.tensors = [tensor for tensor in backbone.inputs if tensor.name in backbone.aliases.values()]
+        self.states = {past: present for present, past in backbone.states.items()}
+        self.state_tensors = [tensor for tensor in backbone.inputs if tensor.name in self.states]
+        self.inputs = [tensor for tensor in backbone.inputs if tensor.name in HOST_INPUTS]
         self.allocate = allocate
         self.slots_for = slots_for
         self.rows, self.slots = rows, 0
         self.buffers: dict[str, Buffer] = {}  # by input of the graph: (rows, heads, slots, head dim)
+        self.old_states, self.new_states = (self.state_buffers(rows) if rows else {} for _ in range(2))
 
     def reach(self, end: int) -> bool:
         """Make sure that each row has ``end`` slots; return True if the memory moved."""
@@ -47,14 +58,55 @@ class KVCache:
         for tensor in self.tensors:
             old = self.buffers.get(tensor.name)
             new = self.allocate(tensor.sized({"rows": self.rows, "capacity": self.slots}), tensor.dtype)
+            axis = tensor.shape.index("capacity")
             if isinstance(old, HostBuffer) and isinstance(new, HostBuffer):
-                new.array[:, :, :before] = old.array
+                new.array[(*[slice(None)] * axis, slice(before))] = old.array
             elif old is not None:
-                padding = [(0, 0), (0, 0), (0, self.slots - before), (0, 0)]
+                padding = [(0, self.slots - before if i == axis else 0) for i in range(len(tensor.shape))]
                 new.write(np.pad(old.read(), padding))
             self.buffers[tensor.name] = new
         return True
 
-    def visible(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which slots each position sees (rows, 1, T, slots), from positions (rows, T)."""
-        return (np.arange(self.slots) <= positions[:, :, None])[:, None]
+    def host_inputs(
+        self, index: NDArray[np.int64], counts: NDArray[np.int64], last: int | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Return the inputs that the host computes for new positions: see `host_inputs`."""
+        return host_inputs(self.contract, index, counts, slots=self.slots, last=last)
+
+    def state_buffers(self, rows: int) -> dict[str, Buffer]:
+        """Return new states of ``rows`` rows without positions, by input of the graph."""
+        return {
+            tensor.name: self.allocate(tensor.sized({"rows": rows}), tensor.dtype)
+            for tensor in self.state_tensors
+        }
+
+    def outputs(self, new_states: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        """Return the outputs of the graph that are new states, by name."""
+        return {present: new_states[past] for past, present in self.states.items()}
+
+
+def host_inputs(
+    backbone: GraphContract,
+    index: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    *,
+    slots: int,
+    last: int | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Return the backbone's inputs that the host computes for new positions, by name.
+
+    Args:
+        backbone: the graph's contract; it has those inputs that its cache needs.
+        index: of the positions in their rows (rows, T). A position sees the slots up to its own.
+        counts: how many of them each row keeps (rows,).
+        slots: of a row.
+        last: the last position that there is. Padding of a full row may go beyond it, and beyond the end of a
+            position table.
+    """
+    values: dict[str, Callable[[], NDArray[Any]]] = {
+        "positions": lambda: index if last is None else np.minimum(index, last),
+        "mask": lambda: (np.arange(slots) <= index[:, :, None])[:, None],  # (rows, 1, T, slots)
+        "write_index": lambda: index[:, 0].copy(),
+        "counts": lambda: counts,
+    }
+    return {tensor.name: values[tensor.name]() for tensor in backbone.inputs if tensor.name in values}

@@ -20,3 +20,4 @@ class BundleSession(BaseSession):
         self.pad_id = model["pad_id"]
         self.image_positions = model["image_target"]["positions"]
         self.sizes = model["sizes"]
+        self.has_states = bool(runtime.bundle.graphs["backbone"].get("states"))

@@ -165,7 +165,7 @@ class HfBackbone(nn.Module):
 
     def new_cache(self, rows: int, max_seq_len: int) -> KVCache:
         """Return an empty cache of ``max_seq_len`` positions a row."""
-        return KVCache(rows, max_seq_len, self.model.device)
+        return KVCache(rows, max_seq_len, device=self.model.device)
 
     def resize_vocab(self, vocab_size: int) -> None:
         """Grow to ``vocab_size`` tokens; new embeddings start as the mean of the old ones."""

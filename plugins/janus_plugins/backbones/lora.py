@@ -29,6 +29,7 @@ from janus_modular import (
     ComponentConfig,
     ComponentSpec,
     ConfigError,
+    DeclaresCache,
     LoadedWeights,
     Registry,
     RowCache,
@@ -91,6 +92,8 @@ class LoraBackbone(nn.Module):
         self.backbone = build(config.backbone)
         self.hidden_size: int = self.backbone.hidden_size
         self.context: int = self.backbone.context
+        if isinstance(self.backbone, DeclaresCache):
+            self.cache_tensors = self.backbone.cache_tensors
         adapters = peft.LoraConfig(
             r=config.rank,
             lora_alpha=config.alpha,

@@ -42,9 +42,7 @@ class BoundStep:
 
     binding: Binding
     x: Buffer  # (rows, W, D)
-    positions: Buffer  # (rows, W)
-    write_index: Buffer  # (rows,)
-    mask: Buffer  # (rows, 1, W, slots)
+    host_inputs: Mapping[str, Buffer]  # positions (rows, W), and those of the cache
     hidden: Buffer  # (rows, W, D)
 
 
@@ -95,21 +93,27 @@ class OnnxSession(BundleSession):
         last = np.array([len(prompt) for prompt in prompts]) - 1
         self.kv_cache.reach(total)
         caches = {name: view_rows(buffer, first_row, count) for name, buffer in self.kv_cache.buffers.items()}
+        old_states, new_states = (self.kv_cache.state_buffers(count) for _ in range(2))
         states = np.empty((count, hidden_size), x.dtype)
         for start in range(0, total, self.runtime.config.chunk):
             chunk = np.ascontiguousarray(x[:, start : start + self.runtime.config.chunk])  # (n, t, D)
             positions = np.tile(np.arange(start, start + chunk.shape[1]), (count, 1))  # (n, t)
             hidden = HostBuffer(np.empty(chunk.shape, x.dtype), self.runtime.dtype)
+            counts = np.clip(last + 1 - start, 0, chunk.shape[1])
+            inputs = self.kv_cache.host_inputs(positions, counts)
             self._bind_backbone(
-                caches,
-                hidden,
+                {**caches, **old_states},
+                {"hidden": hidden, **self.kv_cache.outputs(new_states)},
                 x=HostBuffer(chunk, self.runtime.dtype),
-                positions=HostBuffer(positions, "int64"),
-                mask=HostBuffer(self.kv_cache.visible(positions), "bool"),
-                write_index=HostBuffer(positions[:, 0].copy(), "int64"),
+                **{name: HostBuffer.of(value, str(value.dtype)) for name, value in inputs.items()},
             ).run()
+            _copy(new_states, old_states)
             ended = np.flatnonzero((start <= last) & (last < start + chunk.shape[1]))
             states[ended] = hidden.array[ended, last[ended] - start]
+        for name, buffer in self.kv_cache.old_states.items():
+            of_rows = buffer.read().copy()
+            of_rows[first_row : first_row + count] = old_states[name].read()
+            buffer.write(of_rows)
         return HostBuffer(states, self.runtime.dtype)
 
     def feed(self, x: Buffer | NDArray[Any], counts: NDArray[np.int64]) -> Buffer:
@@ -128,11 +132,10 @@ class OnnxSession(BundleSession):
         if not (is_buffer(x) and x.address == step.x.address):
             step.x.write(host(x))
         index = self.lengths[:, None] + np.arange(positions)  # (rows, W)
-        # Padding of a full row may have positions beyond the end of a position table.
-        step.positions.write(np.minimum(index, self.max_seq_len - 1))
-        step.write_index.write(self.lengths)
-        step.mask.write(self.kv_cache.visible(index))
+        for name, value in self.kv_cache.host_inputs(index, counts, last=self.max_seq_len - 1).items():
+            step.host_inputs[name].write(value)
         step.binding.run()
+        _copy(self.kv_cache.new_states, self.kv_cache.old_states)
         return step.hidden
 
     def expand(self, x: Buffer | NDArray[Any]) -> Buffer | NDArray[Any]:
@@ -191,23 +194,31 @@ class OnnxSession(BundleSession):
             x, hidden = (view(self._step_buffer(name, rows), shape) for name in ("x", "hidden"))
         else:
             x, hidden = (allocate(shape, self.runtime.dtype, device) for _ in range(2))
-        index = allocate((rows, positions), "int64", device)
-        write_index = allocate((rows,), "int64", device)
-        mask = allocate((rows, 1, positions, slots), "bool", device)
+        axes = {"rows": rows, "tokens": positions, "capacity": slots}
+        host_inputs = {
+            tensor.name: allocate(tensor.sized(axes), tensor.dtype, device) for tensor in self.kv_cache.inputs
+        }
+        cache = self.kv_cache
         binding = self._bind_backbone(
-            self.kv_cache.buffers, hidden, x=x, positions=index, mask=mask, write_index=write_index
+            {**cache.buffers, **cache.old_states},
+            {"hidden": hidden, **cache.outputs(cache.new_states)},
+            x=x,
+            **host_inputs,
         )
-        return BoundStep(binding, x, index, write_index, mask, hidden)
+        return BoundStep(binding, x, host_inputs, hidden)
 
-    def _bind_backbone(self, caches: Mapping[str, Buffer], hidden: Buffer, **inputs: Buffer) -> Binding:
-        """Bind the backbone, with every cache as both input and output."""
+    def _bind_backbone(
+        self, caches: Mapping[str, Buffer], outputs: Mapping[str, Buffer], **inputs: Buffer
+    ) -> Binding:
+        """Bind the backbone, with every cache that it writes in place as both input and output."""
         graph = self.runtime.graph("backbone")
         binding = Binding(graph.session, self.runtime.device)
         for name, buffer in {**inputs, **caches}.items():
             binding.input(name, buffer)
         for present, past in graph.contract.aliases.items():
             binding.output(present, caches[past])
-        binding.output("hidden", hidden)
+        for name, buffer in outputs.items():
+            binding.output(name, buffer)
         return binding
 
     def _output(self, graph: str, tensor: TensorSpec, shape: tuple[int, ...]) -> Buffer:
@@ -224,3 +235,9 @@ class OnnxSession(BundleSession):
             shape = (rows, self.hidden_size)
             self.step_buffers[name, rows] = allocate(shape, self.runtime.dtype, self.runtime.device)
         return self.step_buffers[name, rows]
+
+
+def _copy(sources: Mapping[str, Buffer], targets: Mapping[str, Buffer]) -> None:
+    """Overwrite buffers by others of the same names."""
+    for name, source in sources.items():
+        targets[name].write(source.read())

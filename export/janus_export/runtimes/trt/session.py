@@ -24,9 +24,6 @@ from janus_modular import refuse_not_finite
 if TYPE_CHECKING:
     from janus_export.runtimes.trt.runtime import TensorRTRuntime
 
-HOST_INPUTS = ("positions", "mask", "write_index")
-"""Inputs of the backbone that the host computes; all others are on the GPU already."""
-
 
 @dataclass(frozen=True)
 class BoundStep:
@@ -90,28 +87,30 @@ class TensorRTSession(BundleSession):
         engine, states = self.runtime.engine("backbone"), self._step_buffer("hidden", (rows, hidden_size))
         low, _, high = engine.profiles["prefill"].axes["tokens"]
         size = states.itemsize * hidden_size
-        spans = chunks(total, low, min(high, max(low, self.runtime.config.chunk)))
-        count = spans[0][1]
-        axes = {"rows": rows, "tokens": count, "capacity": self.kv_cache.slots}
-        sent = [tensor for tensor in engine.contract.inputs if tensor.name in (*HOST_INPUTS, "x")]
-        host_inputs = HostInputs(self.gpu, sent, axes, ahead=1)
-        hidden = DeviceTensor.zeros(self.gpu, (rows, count, hidden_size), states.dtype)
-        binding = self._bind_backbone("prefill", axes, caches, host_inputs, hidden=hidden)
-        for start, _ in spans:
+        high = min(high, max(low, self.runtime.config.chunk))
+        old_states, new_states = (self.kv_cache.state_buffers(rows) for _ in range(2))
+        passes: dict[int, BoundStep] = {}  # by positions at once
+        for start, count in chunks(total, low, high, overlap=not self.has_states):
+            if count not in passes:
+                passes[count] = self._bind_prompts(rows, count, {**caches, **old_states}, new_states)
+            host_inputs, binding = passes[count].host_inputs, passes[count].binding
             positions = np.tile(np.arange(start, start + count), (rows, 1))  # (n, t)
             padded = np.zeros((rows, count, hidden_size), x.dtype)
             padded[:, : total - start] = x[:, start : start + count]
-            mask = self.kv_cache.visible(positions)
-            host_inputs.send(
-                {"x": padded, "positions": positions, "mask": mask, "write_index": positions[:, 0]}
-            )
+            counts = np.clip(last + 1 - start, 0, count)
+            host_inputs.send({"x": padded, **self.kv_cache.host_inputs(positions, counts)})
             binding.enqueue()
+            _copy(new_states, old_states)
+            hidden = binding.tensors["hidden"]
             for row in np.flatnonzero((start <= last) & (last < start + count)).tolist():
                 state = hidden.address + (row * count + int(last[row]) - start) * size
                 self.gpu.copy_across(states.address + row * size, state, width=size)
+        for name, buffer in self.kv_cache.old_states.items():
+            assert isinstance(buffer, DeviceTensor)
+            _copy({name: old_states[name]}, {name: buffer.rows(first_row, rows)})
         for target, copied in copies:
             target.copy_from(copied)
-        self.gpu.hold(host_inputs, binding)
+        self.gpu.hold(*passes.values())
         return states
 
     def feed(self, x: DeviceTensor | NDArray[Any], counts: NDArray[np.int64]) -> DeviceTensor:
@@ -130,13 +129,14 @@ class TensorRTSession(BundleSession):
         while start < total:
             lengths = self.lengths + np.minimum(counts, start)
             size = self._positions_at_once(total - start, lengths)
+            kept = np.clip(counts - start, 0, size)
             if size == total:
-                self._run_step(size, lengths)
+                self._run_step(size, lengths, kept)
             else:
                 count = min(size, total - start)
                 part, states = self._exchange("x", size), self._exchange("hidden", size)
                 self._copy_positions(part, 0, source, start, count)
-                self._run_step(size, lengths)
+                self._run_step(size, lengths, kept)
                 self._copy_positions(hidden, start, states, 0, count)
             start += size
         return hidden
@@ -244,32 +244,42 @@ class TensorRTSession(BundleSession):
         size = max(min(remaining, free, high), low)
         return size if remaining > 1 and size <= free else 1
 
-    def _run_step(self, positions: int, lengths: NDArray[np.int64]) -> None:
-        """Run the backbone on ``positions`` positions per row, after these lengths."""
+    def _run_step(self, positions: int, lengths: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+        """Run the backbone on ``positions`` positions per row, after these lengths; rows keep ``counts``."""
         if positions not in self.bound_steps:
             self.bound_steps[positions] = self._bind_step(positions)
         step = self.bound_steps[positions]
         index = lengths[:, None] + np.arange(positions)  # (rows, W)
-        # Padding of a full row may have positions beyond the end of a position table.
-        allowed = np.minimum(index, self.max_seq_len - 1)
-        mask = self.kv_cache.visible(index)
-        step.host_inputs.send({"positions": allowed, "mask": mask, "write_index": lengths})
+        step.host_inputs.send(self.kv_cache.host_inputs(index, counts, last=self.max_seq_len - 1))
         self._enqueue(step.binding)
+        _copy(self.kv_cache.new_states, self.kv_cache.old_states)
 
     def _bind_step(self, positions: int) -> BoundStep:
         """Bind the tensors that steps of so many positions per row read and write."""
-        engine = self.runtime.engine("backbone")
-        axes = {"rows": len(self.lengths), "tokens": positions, "capacity": self.kv_cache.slots}
-        sent = [tensor for tensor in engine.contract.inputs if tensor.name in HOST_INPUTS]
-        host_inputs = HostInputs(self.gpu, sent, axes, ahead=self.runtime.config.sync_every)
+        cache = self.kv_cache
+        axes = {"rows": len(self.lengths), "tokens": positions, "capacity": cache.slots}
+        host_inputs = HostInputs(self.gpu, cache.inputs, axes, ahead=self.runtime.config.sync_every)
         binding = self._bind_backbone(
             "decode" if positions == 1 else "prefill",
             axes,
-            self.kv_cache.buffers,
+            {**cache.buffers, **cache.old_states},
             host_inputs,
             x=self._exchange("x", positions),
             hidden=self._exchange("hidden", positions),
+            **cache.outputs(cache.new_states),
         )
+        return BoundStep(binding, host_inputs)
+
+    def _bind_prompts(
+        self, rows: int, positions: int, caches: Mapping[str, Any], new_states: Mapping[str, Any]
+    ) -> BoundStep:
+        """Bind the backbone for ``positions`` positions of prompts in ``rows`` rows."""
+        axes = {"rows": rows, "tokens": positions, "capacity": self.kv_cache.slots}
+        x = next(tensor for tensor in self.runtime.engine("backbone").contract.inputs if tensor.name == "x")
+        host_inputs = HostInputs(self.gpu, [*self.kv_cache.inputs, x], axes, ahead=1)
+        hidden = DeviceTensor.zeros(self.gpu, x.sized(axes), self.runtime.dtype)
+        outputs = self.kv_cache.outputs(new_states)
+        binding = self._bind_backbone("prefill", axes, caches, host_inputs, hidden=hidden, **outputs)
         return BoundStep(binding, host_inputs)
 
     def _bind_backbone(
@@ -278,9 +288,9 @@ class TensorRTSession(BundleSession):
         axes: Mapping[str, int],
         caches: Mapping[str, Any],
         host_inputs: HostInputs,
-        **tensors: DeviceTensor,
+        **tensors: Any,
     ) -> Binding:
-        """Bind the backbone, with every cache as both input and output."""
+        """Bind the backbone, with every cache that it writes in place as both input and output."""
         engine = self.runtime.engine("backbone")
         written = {present: caches[past] for present, past in engine.contract.aliases.items()}
         return engine.bind(profile, axes, {**host_inputs.tensors, **caches, **written, **tensors})
@@ -344,12 +354,21 @@ class TensorRTSession(BundleSession):
         return copied
 
 
-def chunks(total: int, low: int, high: int) -> list[tuple[int, int]]:
+def chunks(total: int, low: int, high: int, *, overlap: bool = True) -> list[tuple[int, int]]:
     """Split ``total`` positions into few chunks (start, count) of one size between ``low`` and ``high``.
 
     If ``total`` is not a multiple, the last chunk overlaps the previous one: rewriting a position with the
-    same values changes nothing. A ``total`` below ``low`` becomes one chunk, longer than ``total``.
+    same values changes nothing. Without ``overlap``, for recurrent layers, it is shorter. A ``total`` below
+    ``low`` becomes one chunk, longer than ``total``.
     """
     num_chunks = -(-total // high)
     count = max(-(-total // num_chunks), low)
+    if not overlap:
+        return [(start, max(min(count, total - start), low)) for start in range(0, total, count)]
     return [(max(min(start, total - count), 0), count) for start in range(0, num_chunks * count, count)]
+
+
+def _copy(sources: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
+    """Start copying tensors over those of the same names."""
+    for name, source in sources.items():
+        targets[name].copy_from(source)
