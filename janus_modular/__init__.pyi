@@ -19,8 +19,10 @@ from .errors import PluginError as PluginError
 from .errors import PromptError as PromptError
 from .errors import TrainingError as TrainingError
 from .errors import UnsupervisedError as UnsupervisedError
+from .errors import list_briefly as list_briefly
 from .finite import NOT_FINITE as NOT_FINITE
 from .finite import refuse_not_finite as refuse_not_finite
+from .foreign import read_json as read_json
 from .interfaces import Adaptor as Adaptor
 from .interfaces import Backbone as Backbone
 from .interfaces import Cache as Cache

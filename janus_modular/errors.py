@@ -29,10 +29,10 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
-def list_briefly(names: Sequence[str], most: int = 5) -> str:
-    """Return the first ``most`` of some names, and the number of the others."""
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def list_briefly(texts: Sequence[str], most: int = 5, separator: str = ", ") -> str:
+    """Return the first ``most`` of some texts, and the number of the others: ``"a, b and 3 more"``."""
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return separator.join(texts[:most]) + more
 
 
 class ConfigError(JanusError):

@@ -18,14 +18,12 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from janus_modular import ConfigError
+from janus_plugins.hf_rope_keys import COMMON_ROPE_KEYS
 
 log = logging.getLogger(__name__)
 
 OLD_KEYS = {"torch_dtype", "use_sliding_window"}
 """Keys that published configs contain beside those that a family declares."""
-
-OLD_ROPE_KEYS = {"rope_theta", "rope_scaling", "partial_rotary_factor"}
-"""Older keys of rotary embeddings, which transformers accepts for the families that have them."""
 
 SIZES = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -141,8 +139,8 @@ def _check(keys: Mapping[str, Any], where: str, model_type: str, family: Any) ->
             )
     known = {*signature(family).parameters, *family.attribute_map, *OLD_KEYS}
     rotates = hasattr(family, "rope_parameters")
-    inherited = set() if rotates else OLD_ROPE_KEYS  # by every family, also those without such embeddings
-    known |= OLD_ROPE_KEYS if rotates else set()
+    inherited = set() if rotates else COMMON_ROPE_KEYS  # by every family, also those without such embeddings
+    known |= COMMON_ROPE_KEYS if rotates else set()
     unknown = [key for key in keys if key not in known and (key in inherited or not hasattr(family, key))]
     if unknown:  # keys that a family derives from others
         try:

@@ -23,6 +23,9 @@ OLD_NUMBERS = {
 ROPE_KEYS = {"rope_scaling", *OLD_NUMBERS}
 """Older keys that transformers converts into ``rope_parameters``."""
 
+COMMON_ROPE_KEYS = {"rope_theta", "rope_scaling", "partial_rotary_factor"}
+"""Those of `ROPE_KEYS` that every family with rotary embeddings accepts; others belong to a few families."""
+
 
 def overruled_rope_keys(written: Mapping[str, Any], rope: Mapping[str, Any] | None) -> list[Difference]:
     """Return the written keys whose values are not in ``rope``, the ``rope_parameters`` that were built.

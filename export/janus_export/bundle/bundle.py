@@ -22,6 +22,7 @@ from janus_export.bundle.schema import problems_of
 from janus_export.errors import BundleError
 from janus_modular.atomic_writes import write_text
 from janus_modular.bundles import MANIFEST, find_bundle, is_bundle
+from janus_modular.errors import list_briefly
 from janus_modular.foreign import printable, reason, sha256
 from janus_modular.locking import locked
 from janus_modular.suggest import did_you_mean, new_name
@@ -170,9 +171,9 @@ def load_bundle(folder: str | Path, *, check_graphs: bool = True) -> Bundle:
     try:
         _check(folder, manifest)
         if check_graphs and (problems := graph_problems(folder, manifest)):
-            more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
             raise BundleError(
-                f"{folder / MANIFEST} does not describe its graphs: {'; '.join(problems[:MAX_LISTED])}{more}."
+                f"{folder / MANIFEST} does not describe its graphs:"
+                f" {list_briefly(problems, MAX_LISTED, '; ')}."
                 f" {_build_hint(folder)}"
             )
     except (AttributeError, KeyError, TypeError) as error:
@@ -182,9 +183,8 @@ def load_bundle(folder: str | Path, *, check_graphs: bool = True) -> Bundle:
 
 def _check(folder: Path, manifest: dict[str, Any]) -> None:
     if problems := list(problems_of(manifest)):
-        more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
         raise BundleError(
-            f"{folder / MANIFEST} is malformed: {'; '.join(problems[:MAX_LISTED])}{more}."
+            f"{folder / MANIFEST} is malformed: {list_briefly(problems, MAX_LISTED, '; ')}."
             f" {_build_hint(folder)}"
         )
     for name, size in manifest["bytes"].items():

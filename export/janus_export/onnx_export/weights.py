@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from janus_export.bundle.files import Stored, chunks
 from janus_export.errors import ExportError
+from janus_modular import list_briefly
 from janus_modular.safetensors_headers import byte_ranges
 from janus_modular.weights.writing import DTYPES
 
@@ -166,12 +167,11 @@ class Source:
         for stored, name in sorted(self.under.items()):
             if self.dtypes[stored].is_floating_point and (problem := _overflow(self.tensors[name], dtype)):
                 problems.append(f"{name} ({problem})")
-        more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         name = str(dtype).removeprefix("torch.")
         hint = "" if dtype == torch.float32 else f"; for numbers beyond {name}, use the variant fp32"
         return ExportError(
             f"weights that are not finite in {name}, whose largest number is {torch.finfo(dtype).max:g}:"
-            f" {', '.join(problems[:5])}{more}. Such a bundle would generate noise. NaN and"
+            f" {list_briefly(problems)}. Such a bundle would generate noise. NaN and"
             f" infinities are in the checkpoint itself: use an earlier checkpoint{hint}."
         )
 

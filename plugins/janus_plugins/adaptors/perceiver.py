@@ -25,9 +25,9 @@ from janus_modular import (
     Registry,
     belongs_to,
     hookimpl,
+    read_json,
     resolve_pretrained,
 )
-from janus_plugins.formats.preparation import read_json
 from janus_plugins.hf_folders import describing_folder, read_config
 from janus_plugins.sizes import check_sizes
 
@@ -124,7 +124,7 @@ def described_heads(config: PerceiverConfig, path: Path) -> int:
         ConfigError: neither says how many heads there are.
     """
     file = describing_folder(path) / "config.json"
-    if not file.is_file() or read_json(file).get("model_type") != "idefics2":
+    if not file.is_file() or read_json(file, CheckpointError).get("model_type") != "idefics2":
         if config.heads is None:
             raise ConfigError(
                 f"{path} has no config.json of Idefics2, and shapes of weights do not show heads: write"

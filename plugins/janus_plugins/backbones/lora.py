@@ -35,6 +35,7 @@ from janus_modular import (
     RowCache,
     component,
     hookimpl,
+    list_briefly,
     open_weights,
 )
 from janus_plugins.sizes import check_sizes
@@ -177,9 +178,8 @@ class LoraBackbone(nn.Module):
                 parameter.copy_(weights[name])
             loaded.add(target)
         if unknown:
-            more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
             raise CheckpointError(
-                f"{path} adapts what the backbone 'lora' does not: {', '.join(sorted(unknown)[:3])}{more}."
+                f"{path} adapts what the backbone 'lora' does not: {list_briefly(sorted(unknown), 3)}."
                 " Name these layers in target_modules; what is no linear layer cannot be adapted here."
             )
         return LoadedWeights(len(loaded), sorted(own - loaded), [])

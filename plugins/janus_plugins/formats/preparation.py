@@ -1,4 +1,4 @@
-"""Shared by the published and the transformers format: JSON files, pixel settings, the prompt format."""
+"""Shared by the published and the transformers format: pixel settings, the prompt format, and JSON."""
 
 from __future__ import annotations
 
@@ -7,30 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from janus_modular import CheckpointError
+from janus_modular import CheckpointError, read_json
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 """The default of both implementations; released files state theirs."""
 
 ROLES = {"<|User|>", "<|Assistant|>"}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: there is no such file, or it holds something else.
-    """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} lacks {path.name}. Fetch the whole folder.") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error!s:.400}. Fetch it again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
-    return content
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -109,5 +92,5 @@ def token_ids(folder: Path) -> dict[str, int]:
     """Return the ids of the tokens that were added to a tokenizer.json, by their strings."""
     if not (folder / "tokenizer.json").exists():
         return {}
-    added = read_json(folder / "tokenizer.json").get("added_tokens") or []
+    added = read_json(folder / "tokenizer.json", CheckpointError).get("added_tokens") or []
     return {token["content"]: token["id"] for token in added}

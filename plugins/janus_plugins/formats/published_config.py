@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from janus_modular import CheckpointError
+from janus_modular import CheckpointError, read_json
 from janus_plugins.formats.preparation import (
     choose_template,
-    read_json,
     read_pixels,
     require,
     write_json,
@@ -38,8 +37,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: something is missing, or is nothing that we have a part for.
     """
-    config = read_json(folder / "config.json")
-    preprocessor = read_json(folder / "preprocessor_config.json")
+    config = read_json(folder / "config.json", CheckpointError)
+    preprocessor = read_json(folder / "preprocessor_config.json", CheckpointError)
     try:
         tower = config["vision_config"]["params"]
         codes = config["gen_vision_config"]["params"]

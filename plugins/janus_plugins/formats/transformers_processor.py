@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from janus_plugins.formats.preparation import read_json, token_ids, write_json, write_pixels
+from janus_modular import CheckpointError, read_json
+from janus_plugins.formats.preparation import token_ids, write_json, write_pixels
 
 ROLES = {"janus": ("User", "Assistant"), "janus-pro": ("<|User|>", "<|Assistant|>")}
 
@@ -29,9 +30,9 @@ CHAT_TEMPLATE = """\
 def read_preprocessor(folder: Path) -> dict[str, Any]:
     """Read the image processor's settings: a file of their own, or, written lately, the processor's."""
     processor = folder / "processor_config.json"
-    if processor.exists() and (inside := read_json(processor).get("image_processor")):
+    if processor.exists() and (inside := read_json(processor, CheckpointError).get("image_processor")):
         return dict(inside)
-    return read_json(folder / "preprocessor_config.json")
+    return read_json(folder / "preprocessor_config.json", CheckpointError)
 
 
 def write_processor(config: Mapping[str, Any], folder: Path, *, num_image_tokens: int) -> None:
@@ -62,7 +63,7 @@ def write_processor(config: Mapping[str, Any], folder: Path, *, num_image_tokens
     named = {"image_token": "placeholder", "boi_token": "begin_image", "eoi_token": "end_image"}
     extra = {hf_name: tokens[name] for hf_name, name in named.items()}
     path = folder / "tokenizer_config.json"
-    write_json(path, read_json(path) | {"extra_special_tokens": extra})
+    write_json(path, read_json(path, CheckpointError) | {"extra_special_tokens": extra})
     if chosen["template"] in ROLES:
         user, assistant = ROLES[chosen["template"]]
         program = CHAT_TEMPLATE.replace("PLACEHOLDER", tokens["placeholder"])

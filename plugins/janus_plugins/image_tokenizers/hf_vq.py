@@ -29,10 +29,10 @@ from janus_modular import (
     Registry,
     belongs_to,
     hookimpl,
+    read_json,
     refuse_quantized,
     resolve_pretrained,
 )
-from janus_plugins.formats.preparation import read_json
 from janus_plugins.hf_config_keys import check_keys
 from janus_plugins.hf_folders import check_described, describing_folder
 from janus_plugins.image_tokenizers.codebook import Codebook, straight_through
@@ -243,7 +243,7 @@ def read_keys(path: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         return {}
     refuse_quantized(path)
-    keys: dict[str, Any] = read_json(folder / "config.json")
+    keys = read_json(folder / "config.json", CheckpointError)
     keys = keys.get("vq_config", keys)
     if path.is_file() and keys.get("model_type") not in ("Emu3VisionVQ", "emu3_vqgan"):
         return {}

@@ -7,13 +7,10 @@ from glob import glob, has_magic
 from hashlib import sha256
 from pathlib import Path
 
-from janus_modular import DataError
+from janus_modular import DataError, list_briefly
 
 MAX_PATHS = 1_000_000
 """Most files that a text may name."""
-
-MAX_LISTED = 5
-"""Files that an error lists."""
 
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -88,9 +85,3 @@ def digest_of_files(paths: list[Path], *, times: bool = False) -> str:
         time = state.st_mtime_ns if times else ""
         digest.update(f"{path.name}\0{state.st_size}\0{time}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def list_briefly(names: list[str]) -> str:
-    """Return the first of some names, and the number of the others."""
-    more = f" and {len(names) - MAX_LISTED:,} more" if len(names) > MAX_LISTED else ""
-    return ", ".join(names[:MAX_LISTED]) + more

@@ -18,8 +18,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_modular import DataError, atomic_replace
-from janus_plugins.records.paths import digest_of_files, list_briefly
+from janus_modular import DataError, atomic_replace, list_briefly
+from janus_plugins.records.paths import digest_of_files
 
 log = logging.getLogger(__name__)
 

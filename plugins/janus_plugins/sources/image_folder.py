@@ -19,11 +19,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from janus_modular import DataError, Registry, Sample, Source, hookimpl
+from janus_modular import DataError, Registry, Sample, Source, hookimpl, list_briefly
 from janus_plugins.records.class_names import read_names
 from janus_plugins.records.images import SUFFIXES, ImageFolder
 from janus_plugins.records.options import RecordOptions
-from janus_plugins.records.paths import list_briefly
 from janus_plugins.records.reader import RecordReader, located
 
 log = logging.getLogger(__name__)

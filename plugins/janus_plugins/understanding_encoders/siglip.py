@@ -29,10 +29,11 @@ from janus_modular import (
     UnderstandingEncoder,
     belongs_to,
     hookimpl,
+    read_json,
     refuse_quantized,
     resolve_pretrained,
 )
-from janus_plugins.formats.preparation import read_json, read_pixels
+from janus_plugins.formats.preparation import read_pixels
 from janus_plugins.formats.published_config import read_tower
 from janus_plugins.formats.transformers_processor import read_preprocessor
 from janus_plugins.hf_folders import describing_folder, read_config
@@ -238,7 +239,7 @@ def read_description(path: Path) -> dict[str, Any]:
         CheckpointError: the folder is of another architecture, or its weights are quantised.
     """
     refuse_quantized(path)
-    record = read_json(path / "config.json")
+    record = read_json(path / "config.json", CheckpointError)
     if record.get("model_type") == "multi_modality":
         tower = read_tower(record["vision_config"]["cls"], record["vision_config"]["params"])
         return {key: tower.get(key, value) for key, value in asdict(Tower()).items()}
@@ -288,10 +289,13 @@ def described_pixels(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a file is damaged.
     """
-    record = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    file = folder / "config.json"
+    record = read_json(file, CheckpointError) if file.is_file() else {}
     family = record.get("model_type")
     if family == "multi_modality" and (folder / "preprocessor_config.json").is_file():
-        spec = read_pixels(read_json(folder / "preprocessor_config.json"), record["vision_config"]["params"])
+        spec = read_pixels(
+            read_json(folder / "preprocessor_config.json", CheckpointError), record["vision_config"]["params"]
+        )
     elif family == "janus" and processor_settings(folder):
         spec = read_pixels(read_preprocessor(folder), {})
     elif family == "janus-modular":
