@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from janus_modular.cli.conversation import Conversation, converse, print_answer
+from janus_modular.cli.draw import model_options
 from janus_modular.cli.options import (
     AllowFailed,
     Device,
@@ -91,7 +92,20 @@ def chat(
     )
     janus.text_settings(settings)
     if question is None:
-        converse(Conversation(janus, system, image or [], encode=encode, stop=stop or [], **settings))
+        options = model_options(
+            janus, device=device, dtype=dtype, runtime=runtime, variant=variant, allow_failed=allow_failed
+        )
+        conversation = Conversation(
+            janus,
+            system,
+            image or [],
+            model=model,
+            options=options,
+            encode=encode,
+            stop=stop or [],
+            **settings,
+        )
+        converse(conversation)
         return
     start = [] if system is None else [Message("system", [Text(system)])]
     messages = [*start, Message("user", [*images, Text(question)])]

@@ -45,6 +45,8 @@ class Conversation:
         system: str | None,
         images: list[Path],
         *,
+        model: str,
+        options: Mapping[str, Any] | None = None,
         encode: Encoder | None = None,
         **settings: Any,
     ) -> None:
@@ -54,6 +56,8 @@ class Conversation:
             janus: answers and draws.
             system: the system message; None: the model's.
             images: of the first message.
+            model: the checkpoint or the bundle, as a command names it; drawings record it.
+            options: of a command that opens the model again; drawings record them too.
             encode: encodes drawings for the terminal; None: they are only written into files.
             **settings: of answers, as `Janus.chat` takes them.
 
@@ -62,6 +66,7 @@ class Conversation:
         """
         self.janus, self.settings = janus, settings
         self.system, self.encode = system, encode
+        self.model, self.options = model, options or {}
         self.drawing_settings: dict[str, Any] = {}
         self.drawings = 0
         self.reset()
@@ -100,8 +105,11 @@ class Conversation:
         self.images = []
 
     def draw(self, prompt: str) -> Path:
-        """Draw an image into a new file; return its path. Each drawing has noise of its own."""
-        from janus_modular.cli.draw import save
+        """Draw an image into a new file; return its path. Each drawing has noise of its own.
+
+        The text of the file says how it was drawn, as that of the command ``draw`` does.
+        """
+        from janus_modular.cli.draw import save_drawing
 
         settings: dict[str, Any] = {"first": self.drawings, **self.drawing_settings}
         [image] = self.janus.draw(prompt, 1, **settings)
@@ -109,7 +117,8 @@ class Conversation:
         number = 1
         while (path := Path(f"drawing-{number}.png")).exists():
             number += 1
-        save(image, path, {"prompt": prompt, **asdict(self.janus.image_settings(settings))})
+        used = asdict(self.janus.image_settings(settings))
+        save_drawing(image, path, prompt=prompt, n=1, model=self.model, options=self.options, settings=used)
         if self.encode:
             typer.echo(self.encode(image), nl=False)
         return path

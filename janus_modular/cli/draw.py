@@ -32,6 +32,8 @@ from janus_modular.cli.terminal_images import image_encoder
 if TYPE_CHECKING:
     from PIL import Image
 
+    from janus_modular.janus import Janus
+
 
 def draw(
     model: ModelArgument,
@@ -69,7 +71,6 @@ def draw(
     Example: janus-modular draw runs/demo/model "the digit seven" -n 8 -o sevens.png
     """
     from janus_modular.janus import Janus
-    from janus_modular.protocols import VariantRuntime
 
     if show and as_json:
         raise typer.BadParameter("found --show and --json, which both write to stdout; leave one out")
@@ -91,18 +92,15 @@ def draw(
     )
     images = janus.draw(prompt, n, batch_size=batch_size, progress=True, **settings)
     used = asdict(janus.image_settings(settings))
-    if isinstance(janus.runtime, VariantRuntime):
-        variant = janus.runtime.variant  # images depend on its precision
-    options = {"variant": variant, "runtime": runtime, "allow-failed": allow_failed or None}
-    options |= {key: value for key, value in (("device", device), ("dtype", dtype)) if value != "auto"}
+    options = model_options(
+        janus, device=device, dtype=dtype, runtime=runtime, variant=variant, allow_failed=allow_failed
+    )
     numbers = used.get("numbers") or range(used["first"], used["first"] + n)
     files = {output: (images.grid(), n, used)}
     for path, image, number in zip(singles, images, numbers, strict=True):
         files[path] = (image, 1, used | {"numbers": None, "first": number})
     for path, (image, count, settings) in files.items():
-        command = command_line(model, prompt, count, path, options, settings)
-        described = {name: value for name, value in options.items() if value is not None}
-        save(image, path, {"prompt": prompt, "model": model, **described, **settings, "command": command})
+        save_drawing(image, path, prompt=prompt, n=count, model=model, options=options, settings=settings)
         if not as_json:
             typer.echo(str(path))
     if encode:
@@ -121,13 +119,51 @@ def draw(
         typer.echo(json.dumps(record))
 
 
+def model_options(
+    janus: Janus,
+    *,
+    device: str,
+    dtype: str,
+    runtime: str | None,
+    variant: str | None,
+    allow_failed: bool,
+) -> dict[str, Any]:
+    """Return the options of a command that opens a model again as it was opened; defaults are left out."""
+    from janus_modular.protocols import VariantRuntime
+
+    if isinstance(janus.runtime, VariantRuntime):
+        variant = janus.runtime.variant  # images depend on its precision
+    options = {"variant": variant, "runtime": runtime, "allow-failed": allow_failed or None}
+    options |= {key: value for key, value in (("device", device), ("dtype", dtype)) if value != "auto"}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def save_drawing(
+    image: Image.Image,
+    path: Path,
+    *,
+    prompt: str,
+    n: int,
+    model: str,
+    options: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> None:
+    """Write an image, or a grid of ``n``; the text of a PNG says how it was drawn, with the command.
+
+    Raises:
+        ImageError: the file cannot be written, or its extension is of no image format.
+    """
+    command = command_line(model, prompt, n, path, options, settings)
+    save(image, path, {"prompt": prompt, "model": model, **options, **settings, "command": command})
+
+
 def command_line(
     model: str, prompt: str, n: int, output: Path, options: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> str:
     """Return the command that draws an image again, into a file of the same name."""
     words = ["janus-modular", "draw", model, prompt, "-n", str(n)]
     for name, value in options.items():
-        words += [] if value is None else [f"--{name}"] if value is True else [f"--{name}", str(value)]
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     for name, value in settings.items():
         if value is None or value == ():
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,8 @@ def lock(model: Model, as_json: AsJson = False) -> None:
 def verify(model: Model, as_json: AsJson = False) -> None:
     """Compare the installed plugins with those that `plugins lock` recorded; imports none of them.
 
+    Plugins that only the lock has, or only the environment, are listed.
+
     Example: janus-modular plugins verify runs/demo/model
     """
     from janus_modular.errors import PluginError
@@ -43,5 +46,16 @@ def verify(model: Model, as_json: AsJson = False) -> None:
 
     if not (model / LOCK).is_file():
         raise PluginError(f"{model} has no {LOCK}: write it with janus-modular plugins lock {model}")
-    names = check_lock(model, default_plugins())
-    typer.echo(json.dumps({"plugins": names}) if as_json else f"as locked: {', '.join(names)}")
+    report = check_lock(model, default_plugins())
+    if as_json:
+        typer.echo(json.dumps(asdict(report)))
+        return
+    lines = {
+        "as locked": report.checked,
+        "locked, not installed, and not needed to run the bundle": report.skipped,
+        "locked, though the model uses none of its components": report.unneeded,
+        "installed, not locked: the model uses none of its components": report.unlocked,
+    }
+    for label, names in lines.items():
+        if names:
+            typer.echo(f"{label}: {', '.join(names)}")

@@ -20,6 +20,11 @@ from janus_modular.suggest import did_you_mean
 BUILT_IN = "janus-modular"
 """The distribution of the built-in components."""
 
+FILES_VARIABLE = "JANUS_PLUGIN_FILES"
+"""The environment variable that names plugin files for every command."""
+
+FILE_HINT = f"--plugin FILE.py, or for every command {FILES_VARIABLE}=FILE.py"
+
 
 class Plugins:
     """The declared components: lists and finds them by metadata, and loads a component when it is used."""
@@ -231,7 +236,7 @@ class Plugins:
         lines = [
             f"no {slot_label(slot)} is called '{name}'.",
             f"The model was saved where it was installed: {_install_hint(record)}" if record else "",
-            similar or ("" if record else "A component of a local file needs --plugin FILE.py"),
+            similar or ("" if record else f"A component of a local file needs {FILE_HINT}"),
             f"Registered: {', '.join(names) or 'none'}",
             *(str(error) for info, error in self._failed.items() if info.slot == slot),
             *(
@@ -260,7 +265,7 @@ class Plugins:
 def _install_hint(record: Mapping[str, str | None]) -> str:
     """Return the command that installs a recorded component."""
     if record.get("file"):
-        return f"--plugin {record['file']}"
+        return FILE_HINT.replace("FILE.py", str(record["file"]))
     if not record.get("dist"):
         return "its record does not name the plugin"
     version = record.get("version")
@@ -274,9 +279,14 @@ def default_plugins() -> Plugins:
     """Return the installed plugins as the environment variables configure them; read once."""
     global _default
     if _default is None:
-        _default = without_files()
+        plugins = without_files()
         for file in files_of_environment():
-            _default.add_file(file)
+            try:
+                plugins.add_file(file)
+            except PluginError as error:
+                error.add_note(f"The file is named in {FILES_VARIABLE}.")
+                raise
+        _default = plugins
     return _default
 
 
@@ -292,7 +302,7 @@ def without_files() -> Plugins:
 
 def files_of_environment() -> list[Path]:
     """Return the plugin files that JANUS_PLUGIN_FILES names."""
-    return [Path(file) for file in os.environ.get("JANUS_PLUGIN_FILES", "").split(os.pathsep) if file]
+    return [Path(file) for file in os.environ.get(FILES_VARIABLE, "").split(os.pathsep) if file]
 
 
 def set_default_plugins(plugins: Plugins | None) -> None:

@@ -78,11 +78,11 @@ def load_file(path: Path) -> list[EntryPointInfo]:
     """
     path = path.expanduser().resolve()
     if not path.is_file():
-        raise PluginError(f"there is no plugin file {path}: --plugin takes the path of a Python file.")
+        raise PluginError(f"there is no plugin file {path}: expected the path of a Python file.")
     name = module_of(path)
     spec = spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise PluginError(f"{path} is no Python file: --plugin takes a file that ends in .py.")
+        raise PluginError(f"{path} is no Python file: expected a file that ends in .py.")
     module = module_from_spec(spec)
     sys.modules[name] = module
     try:

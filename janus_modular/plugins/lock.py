@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,16 @@ UNSIGNED = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}
 Records = Iterable[Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class LockReport:
+    """The plugins of a lock and of this environment, by distribution or file."""
+
+    checked: list[str] = field(default_factory=list)  # the files are those that were locked
+    skipped: list[str] = field(default_factory=list)  # not installed, and a bundle runs without them
+    unneeded: list[str] = field(default_factory=list)  # of those above: no recorded component is theirs
+    unlocked: list[str] = field(default_factory=list)  # installed, and not in the lock
+
+
 def write_lock(folder: Path, plugins: Plugins) -> Path:
     """Write the lock of the plugins that a checkpoint or a bundle records; return its path.
 
@@ -44,8 +55,8 @@ def write_lock(folder: Path, plugins: Plugins) -> Path:
     return path
 
 
-def check_lock(folder: Path, plugins: Plugins) -> list[str]:
-    """Check the installed plugins against the lock of a folder, if it has one; return the locked names.
+def check_lock(folder: Path, plugins: Plugins) -> LockReport:
+    """Check the installed plugins against the lock of a folder, if it has one.
 
     Nothing is imported: files are read and hashed.
 
@@ -55,7 +66,7 @@ def check_lock(folder: Path, plugins: Plugins) -> list[str]:
     """
     path = folder / LOCK
     if not path.is_file():
-        return []
+        return LockReport()
     with foreign_errors(path, PluginError, f"Lock again: janus-modular plugins lock {folder}"):
         lock = json.loads(path.read_text("utf-8"))
         if lock["format"] != FORMAT:
@@ -65,12 +76,12 @@ def check_lock(folder: Path, plugins: Plugins) -> list[str]:
             )
         is_bundle = (folder / "manifest.json").is_file()
         needed = [locked for locked in lock["plugins"] if not (is_bundle and _is_unused(locked, plugins))]
-        names = [str(locked["plugin"]) for locked in needed]
         errors = [change for locked in needed if (change := _change(locked, plugins))]
+        recorded = recorded_plugins(folder)
         known = {_key(component) for locked in lock["plugins"] for component in locked["components"]}
         errors += [
             f"the {slot_label(component['slot'])} '{component['name']}' is recorded, but not locked"
-            for component in recorded_plugins(folder)
+            for component in recorded
             if _key(component) not in known
         ]
         if lock["api"] != API_VERSION:
@@ -82,7 +93,20 @@ def check_lock(folder: Path, plugins: Plugins) -> list[str]:
             + "\nInstall what was locked; or, if the change is wanted, lock again: janus-modular plugins lock"
             f" {folder}"
         )
-    return names
+    return _report(lock["plugins"], needed, recorded, plugins)
+
+
+def _report(locks: Records, needed: Records, recorded: Records, plugins: Plugins) -> LockReport:
+    """Return what a lock holds, and what it does not, once nothing in it has changed."""
+    checked = [str(locked["plugin"]) for locked in needed]
+    names = {str(locked["plugin"]): {_key(item) for item in locked["components"]} for locked in locks}
+    used = {_key(component) for component in recorded}
+    return LockReport(
+        checked=checked,
+        skipped=[name for name in names if name not in checked],
+        unneeded=[name for name, components in names.items() if not components & used],
+        unlocked=sorted({info.dist for info in plugins.entry_points} - names.keys()),
+    )
 
 
 def recorded_plugins(folder: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from janus_modular import ImageInput, Message, Text
-from janus_modular.checkpoints import ModelAssembly
+from janus_modular.checkpoints import ModelAssembly, save
+from janus_modular.cli.app import app
 from janus_modular.cli.conversation import Conversation, converse
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
@@ -26,8 +29,12 @@ SETTINGS = {"max_tokens": 4}
 
 @pytest.fixture(scope="module")
 def janus() -> Janus:
+    return Janus.of(assembly())
+
+
+def assembly() -> ModelAssembly:
     torch.manual_seed(0)
-    return Janus.of(ModelAssembly.from_config(resolve(load("model/tiny"), ModelConfig)))
+    return ModelAssembly.from_config(resolve(load("model/tiny"), ModelConfig))
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +62,7 @@ def test_answers_are_those_of_the_same_messages(
     janus: Janus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed(monkeypatch, "Hello?", "/image red.png", "What is this?")
-    conversation = Conversation(janus, "Be brief.", [], **SETTINGS)
+    conversation = Conversation(janus, "Be brief.", [], model="MODEL", **SETTINGS)
     converse(conversation)
     messages = [Message("system", [Text("Be brief.")]), Message("user", [Text("Hello?")])]
     first = janus.chat(messages, **SETTINGS)
@@ -71,7 +78,7 @@ def test_drawings_get_new_files_and_noise_of_their_own(
 ) -> None:
     Path("drawing-2.png").write_bytes(b"mine")
     typed(monkeypatch, "/draw a cat", "/draw a cat")
-    converse(Conversation(janus, None, [], **SETTINGS))
+    converse(Conversation(janus, None, [], model="MODEL", **SETTINGS))
     assert Path("drawing-2.png").read_bytes() == b"mine"
     expected = janus.draw("a cat", 2)
     err = capsys.readouterr().err
@@ -81,6 +88,24 @@ def test_drawings_get_new_files_and_noise_of_their_own(
     assert Image.open("drawing-3.png").text["first"] == "1"
 
 
+def test_a_drawing_holds_the_command_that_draws_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    save(assembly(), model)
+    typed(monkeypatch, "/set guidance=2", "/draw a cat", '/draw a cat\'s "hat"', "/quit")
+    done = CliRunner().invoke(app, ["chat", str(model), "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    with Image.open("drawing-2.png") as image:
+        text, drawn = image.text, np.asarray(image)
+    assert (text["prompt"], text["model"], text["device"]) == ('a cat\'s "hat"', str(model), "cpu")
+    words = shlex.split(text["command"])
+    assert CliRunner().invoke(app, [*words[1:-1], "again.png"]).exit_code == 0
+    with Image.open("again.png") as image:
+        assert np.array_equal(np.asarray(image), drawn)
+        assert image.text["command"] == text["command"].replace("drawing-2.png", "again.png")
+
+
 def test_settings_are_changed_for_the_answers_and_drawings_that_follow(
     janus: Janus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,7 +113,7 @@ def test_settings_are_changed_for_the_answers_and_drawings_that_follow(
         monkeypatch, "/set guidance=2", "/set max_tokens=2", "/set temperature=0.5",
         "/set guidence=2", "/set guidance=much", "/set 3", "/draw a cat", "Hello?",
     )  # fmt: skip
-    conversation = Conversation(janus, None, [], stop=[], **SETTINGS)
+    conversation = Conversation(janus, None, [], model="MODEL", stop=[], **SETTINGS)
     converse(conversation)
     err = capsys.readouterr().err
     assert "set: guidance=2 for drawings\n" in err
@@ -105,7 +130,7 @@ def test_settings_are_changed_for_the_answers_and_drawings_that_follow(
 
 def test_a_saved_conversation_is_a_sample_for_training(janus: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
     typed(monkeypatch, "/image red.png", "What is this?", "And now?", "/save talk.jsonl", "/save talk.jsonl")
-    conversation = Conversation(janus, "Be brief.", [], **SETTINGS)
+    conversation = Conversation(janus, "Be brief.", [], model="MODEL", **SETTINGS)
     converse(conversation)
     source = Jsonl(JsonlConfig(path="talk.jsonl"))
     sample = source.sample(0, np.random.default_rng(0))
@@ -119,7 +144,7 @@ def test_a_saved_conversation_is_a_sample_for_training(janus: Janus, monkeypatch
 def test_errors_and_interrupts_leave_the_conversation_as_it_was(
     janus: Janus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    conversation = Conversation(janus, None, [], **SETTINGS)
+    conversation = Conversation(janus, None, [], model="MODEL", **SETTINGS)
     typed(
         monkeypatch,
         "Hello?",

@@ -164,10 +164,35 @@ def test_plugin_files_are_locked_too(plugins: Plugins, tmp_path: Path) -> None:
         json.dumps({"plugins": [{"slot": "adaptors", "name": "acme", "dist": None, "file": "mine.py"}]})
     )
     write_lock(tmp_path, with_file())
-    assert check_lock(tmp_path, with_file()) == ["mine.py"]
+    assert check_lock(tmp_path, with_file()).checked == ["mine.py"]
     file.write_text(SOURCE + "\n")
     with pytest.raises(PluginError, match=r"mine\.py: other bytes in mine\.py"):
         check_lock(tmp_path, with_file())
+
+
+def test_what_only_the_lock_or_only_the_environment_has_is_reported(
+    model: Path, tmp_path: Path, rescan: Callable[[], Plugins]
+) -> None:
+    path = write_lock(model, rescan())
+    lock = json.loads(path.read_text())
+    [acme] = [entry for entry in lock["plugins"] if entry["plugin"] == "acme-adaptors"]
+    (tmp_path / "mine.py").write_text(SOURCE.replace('"acme"', '"mine"'))
+    everything = rescan()
+    everything.add_file(tmp_path / "mine.py")
+    assert check_lock(model, everything).unlocked == ["mine.py"]
+
+    config = json.loads((model / "config.json").read_text())
+    config["plugins"] = [item for item in config["plugins"] if item["dist"] != "acme-adaptors"]
+    (model / "config.json").write_text(json.dumps(config))
+    report = check_lock(model, everything)
+    assert (report.unneeded, acme["components"][0]["name"]) == (["acme-adaptors"], "acme")
+    set_default_plugins(everything)
+    shown = CliRunner().invoke(app, ["plugins", "verify", str(model)]).stdout.splitlines()
+    assert shown == [
+        "as locked: acme-adaptors, janus-modular",
+        "locked, though the model uses none of its components: acme-adaptors",
+        "installed, not locked: the model uses none of its components: mine.py",
+    ]
 
 
 def test_a_recorded_component_that_is_not_locked_is_refused(
@@ -202,7 +227,9 @@ def test_commands_lock_and_verify(model: Path, site: Path, rescan: Callable[[], 
     locked = run(app, ["plugins", "lock", str(model)])
     assert "acme-adaptors 0.2: " in locked.stdout, locked.output
     done = run(app, ["plugins", "verify", str(model), "--json"])
-    assert json.loads(done.stdout) == {"plugins": ["acme-adaptors", "janus-modular"]}
+    assert json.loads(done.stdout) == {
+        "checked": ["acme-adaptors", "janus-modular"], "skipped": [], "unneeded": [], "unlocked": [],
+    }  # fmt: skip
     other_bytes(site)
     rescan()
     changed = run(app, ["plugins", "verify", str(model)])

@@ -110,7 +110,8 @@ def test_an_unknown_name_answers_four_questions(plugins: Plugins):
 
 
 def test_an_unknown_name_like_no_other_may_be_of_a_local_file(plugins: Plugins):
-    with pytest.raises(PluginError, match=r"\nA component of a local file needs --plugin FILE\.py\n"):
+    hint = r"\nA component of a local file needs --plugin FILE\.py, or for every command JANUS_PLUGIN_FILES="
+    with pytest.raises(PluginError, match=hint):
         plugins.entry("trackers", "acme-board")
 
 
@@ -306,6 +307,17 @@ def test_the_environment_says_what_is_off_and_which_files_are_loaded(tmp_path: P
     assert "twice" in names
     assert "mlp" not in names
     assert "digits" not in default_plugins().names("sources")
+
+
+def test_a_missing_file_of_the_environment_is_an_error_each_time_that_names_the_variable(
+    tmp_path: Path, monkeypatch
+):
+    monkeypatch.setenv("JANUS_PLUGIN_FILES", str(tmp_path / "gone.py"))
+    set_default_plugins(None)
+    for _ in range(2):
+        with pytest.raises(PluginError, match=r"no plugin file .*gone\.py") as error:
+            default_plugins()
+        assert error.value.__notes__ == ["The file is named in JANUS_PLUGIN_FILES."]
 
 
 def test_what_a_checkpoint_needs_is_recorded_and_checked(plugins: Plugins):

@@ -178,5 +178,5 @@ def test_a_conversation_shows_drawings(janus: Janus, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     terminal = Terminal()
     monkeypatch.setattr("sys.stdout", terminal)
-    path = Conversation(janus, None, [], encode=encode_iterm2).draw("a cat")
+    path = Conversation(janus, None, [], model="MODEL", encode=encode_iterm2).draw("a cat")
     assert terminal.text() == encode_iterm2(Image.open(path))
