@@ -59,14 +59,15 @@ def run(
     trackers: Sequence[Tracker] = (),
     log_every: int = 10,
     quiet: bool = False,
-    after_step: Callable[[int, bool], None] | None = None,
+    after_step: Callable[[int, bool], bool] | None = None,
 ) -> dict[str, float]:
     """Run the remaining steps of ``engine``; return the metrics that were logged last.
 
     Progress goes to stderr unless ``quiet``: a bar, or a line for each log entry where there is no terminal.
 
     ``after_step(done, stopping)`` is called with the number of finished steps; after SIGINT or SIGTERM, the
-    current step is finished and ``stopping`` is True. Metrics are logged with the number of finished steps.
+    current step is finished and ``stopping`` is True. The run ends early if it returns True. Metrics are
+    logged with the number of finished steps.
 
     Raises:
         KeyboardInterrupt: a signal came; raised after the step and ``after_step``.
@@ -96,10 +97,11 @@ def run(
                     _log(tracker, done, logged)
                 recent, since = Metrics(), now
             advance(done, logged, is_logged)
-            if after_step:
-                after_step(done, stopping)
+            is_over = after_step is not None and after_step(done, stopping)
             if stopping:
                 raise KeyboardInterrupt
+            if is_over:
+                break
     return logged
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import isfinite
 from pathlib import Path
 
@@ -62,14 +62,20 @@ class Validation:
         """Return True if the model is to be validated after ``done`` steps of ``last``."""
         return bool(self.config.every) and (done % self.config.every == 0 or done == last)
 
-    def run(self, assembly: ModelAssembly, engine: Engine[StepBatch], trackers: Sequence[Tracker]) -> None:
-        """Validate the model after the finished steps; the state of the run stays as it is.
+    def run(
+        self, assembly: ModelAssembly, engine: Engine[StepBatch], trackers: Sequence[Tracker]
+    ) -> dict[str, float]:
+        """Validate the model after the finished steps, and return its losses by metric.
+
+        The state of the run stays as it is.
 
         Raises:
             TrainingError: a file cannot be written, or a loss is not finite.
         """
         processes, done = engine.processes, engine.next_step
-        with evaluating(assembly.model, engine.device, engine.autocast):
+        use_averages = engine.averages and self.config.weights == "ema"
+        weights = engine.averages.applied() if engine.averages and use_averages else nullcontext()
+        with weights, evaluating(assembly.model, engine.device, engine.autocast):
             sums = processes.sum_means(self.losses(assembly.model, engine.device, processes))
             drawings, answers = self.samples(assembly)
         values = {name: total / count for name, (total, count) in sums.items()}
@@ -79,6 +85,7 @@ class Validation:
                 " optimizer.lr."
             )
         processes.on_first(lambda: self.write(done, values, drawings, answers, trackers))
+        return values
 
     @torch.no_grad()
     def losses(
