@@ -19,6 +19,7 @@ from janus_modular.errors import TrainingError
 from janus_modular.protocols import Tracker
 from janus_modular.training.engine import Engine, Metrics, scalar_objective
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
+from janus_modular.training.trackers import tracker_errors
 
 BatchT = TypeVar("BatchT")
 
@@ -94,7 +95,8 @@ def run(
                     if unit in recent.counts:
                         logged[f"{unit}_per_second"] = recent.counts[unit] / (now - since)
                 for tracker in trackers:
-                    _log(tracker, done, logged)
+                    with tracker_errors(tracker, f"the metrics of step {done}"):
+                        tracker.log(done, logged)
                 recent, since = Metrics(), now
             advance(done, logged, is_logged)
             is_over = after_step is not None and after_step(done, stopping)
@@ -103,16 +105,6 @@ def run(
             if is_over:
                 break
     return logged
-
-
-def _log(tracker: Tracker, done: int, values: Mapping[str, float]) -> None:
-    try:
-        tracker.log(done, values)
-    except Exception as error:  # a third-party tracker may raise anything
-        raise TrainingError(
-            f"{type(tracker).__name__}: the metrics of step {done} cannot be written:"
-            f" {error or type(error).__name__}. Fix that, or choose other trackers."
-        ) from error
 
 
 @contextmanager

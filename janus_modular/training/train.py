@@ -17,7 +17,6 @@ from janus_modular.checkpoints.assembly import ModelAssembly
 from janus_modular.checkpoints.native import check_rebuilds, read_record
 from janus_modular.config import to_plain
 from janus_modular.errors import TrainingError
-from janus_modular.model.build import ModelBuilder
 from janus_modular.model.device import choose_device
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.protocols import Source, Tracker
@@ -42,6 +41,7 @@ from janus_modular.training.run_setup import (
 )
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder, StepBatch, shared
+from janus_modular.training.trackers import open_trackers
 from janus_modular.training.trainable import (
     check_reached,
     set_trainable,
@@ -168,13 +168,7 @@ def _prepare(
     builder = batch_builder(config, data, model, assembly.processor, processes)
     check_reached(model, builder, config)
     validation = open_validation(config, builder, plugins)
-    try:
-        build = ModelBuilder(plugins)
-        trackers = [build(tracker, output) for tracker in config.trackers if processes.is_first]
-    except OSError as error:
-        raise TrainingError(
-            f"a tracker cannot start: {error}. Is {output} a folder that can be written?"
-        ) from error
+    trackers = open_trackers(config, plugins) if processes.is_first else []
     return _PreparedRun(assembly, engine, builder, record, trackers, validation, early_stop, weights)
 
 
