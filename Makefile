@@ -6,6 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 IMAGES := emoji-datasource-twitter@16.0.0
 # ONNX Runtime for JavaScript, with its libraries.
 JAVASCRIPT := onnxruntime-node@1.30.0
+# As the extras of these names, at the versions that were tried.
+TRACKERS := wandb==0.31.0 mlflow-skinny==3.17.2 sqlalchemy==2.1.9 alembic==1.20.1 trackio==0.43.0
 # Two workers of one thread each: the tests are many and small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
@@ -35,12 +37,17 @@ test: install
 	$(PYTEST)
 
 # Run the tests, and then the slow ones: real weights, a whole demo, every two parts as graphs (half an hour).
-test-all: test weights
+test-all: test weights .cache/trackers/installed
 	$(PYTEST) -m "slow and not proof"
 
 # Run everything: the proofs, and thousands of examples for each property test (hours).
 proof: install weights
 	HYPOTHESIS_PROFILE=proof $(PYTEST) -m ""
+
+# The libraries of three trackers (400 MB), which slow tests alone need: beside the environment, not in it.
+.cache/trackers/installed: .venv/installed pyproject.toml
+	$(PIP) install --quiet --target .cache/trackers --upgrade $(TRACKERS)
+	touch $@
 
 # Run what needs an NVIDIA GPU; ONNX Runtime's share of it needs onnxruntime-gpu in place of onnxruntime.
 test-gpu: install

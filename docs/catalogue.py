@@ -63,6 +63,10 @@ UNCHECKED = {
         f"sources:{name}": "tests with data files of its own"
         for name in ("image-folder", "jsonl", "parquet", "webdataset")
     },
+    **{
+        f"trackers:{name}": "tests with the library itself, without a network"
+        for name in ("wandb", "mlflow", "trackio")
+    },
 }
 """Slots and components that no generated example fits, with what checks them instead."""
 

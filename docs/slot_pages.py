@@ -52,6 +52,7 @@ RELATED: dict[str, tuple[str, ...]] = {
         *(f"sequence.{name}" for name in ("Sample", "Message", "Text", "ImageInput", "ImageTarget")),
         "protocols.Fingerprinted",
     ),
+    "trackers": ("protocols.LogsImages", "protocols.LogsTexts", "protocols.LogsConfig"),
     "formats": (
         "capabilities.ReadsPretrained",
         "capabilities.LoadsPretrained",

@@ -50,7 +50,9 @@ from .interfaces import ComponentConfig as ComponentConfig
 from .interfaces import PixelSpec as PixelSpec
 from .interfaces import TensorSpec as TensorSpec
 from .capabilities import ReadsPretrained as ReadsPretrained
+from .protocols import LogsConfig as LogsConfig
 from .protocols import LogsImages as LogsImages
+from .protocols import LogsTexts as LogsTexts
 from .protocols import Runtime as Runtime
 from .protocols import ImageSampler as ImageSampler
 from .protocols import ImageSamplerSettings as ImageSamplerSettings

@@ -263,6 +263,24 @@ class LogsImages(Tracker, Protocol):
         ...
 
 
+@runtime_checkable
+class LogsTexts(Tracker, Protocol):
+    """A tracker that also records texts: the answers of a validation."""
+
+    def log_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Record the named texts of one step."""
+        ...
+
+
+@runtime_checkable
+class LogsConfig(Tracker, Protocol):
+    """A tracker that also records the settings of a run."""
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Record the resolved config, as plain values; called once, before the first step."""
+        ...
+
+
 class CheckpointFormat(Protocol):
     """A third-party checkpoint format. Weights are converted as a stream, a tensor at a time."""
 

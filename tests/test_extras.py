@@ -13,7 +13,12 @@ DECLARED: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_te
     "optional-dependencies"
 ]
 CODE = ("janus_modular", "plugins/janus_plugins", "export/janus_export")
-MODULES = {"scikit-learn": "sklearn", "cuda-bindings": "cuda.bindings", "onnxruntime-gpu": "onnxruntime"}
+MODULES = {
+    "scikit-learn": "sklearn",
+    "cuda-bindings": "cuda.bindings",
+    "onnxruntime-gpu": "onnxruntime",
+    "mlflow-skinny": "mlflow",
+}
 """By distribution, where it is not the same name with underscores."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,14 @@ def convert(
     max_shard_size: int = MAX_SHARD_SIZE,
     merge: bool = False,
     overrides: Sequence[str] = (),
+    replacements: Mapping[str, Tensor] | None = None,
     plugins: Plugins | None = None,
 ) -> None:
     """Write the checkpoint ``source`` (a folder, or a hub id) at ``target`` in another format.
 
     ``dtype`` casts floating-point weights; None keeps them as they are, bit for bit. ``merge`` merges
-    adapters into the weights that they adapt.
+    adapters into the weights that they adapt. ``replacements`` are written instead of the weights of the same
+    names.
 
     Raises:
         PluginError: an override names a sampler that no plugin registers.
@@ -59,6 +62,8 @@ def convert(
     checkpoint = open_lazily(source, overrides=overrides, plugins=plugins)
     if Path(target).absolute() == checkpoint.folder.absolute():
         raise CheckpointError(f"{target} is the checkpoint to convert. Choose another folder to write to.")
+    if replacements:
+        checkpoint.tensors = ChainMap(dict(replacements), checkpoint.tensors)  # type: ignore[arg-type]
     result = load_weights(checkpoint.model, checkpoint.tensors.items(), device="meta")  # names and shapes
     result.check(str(checkpoint.folder), list(checkpoint.model.components()))
     checkpoint = merge_adapters(checkpoint, plugins) if merge else checkpoint

@@ -32,6 +32,9 @@ def convert(
         str, typer.Option(metavar="SIZE", help="Maximum file size, for example 500MB.")
     ] = "5GB",
     merge: Annotated[bool, typer.Option("--merge", help="Merge adapters (LoRA) into the weights.")] = False,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="Take the averaged weights of a run's checkpoint.")
+    ] = False,
 ) -> None:
     """Write a checkpoint in another format, tensor by tensor, which needs little memory.
 
@@ -41,6 +44,7 @@ def convert(
 
     from janus_modular.checkpoints import convert as convert_checkpoint
     from janus_modular.checkpoints.native import working_dtype
+    from janus_modular.training.ema import read_averages
 
     convert_checkpoint(
         source,
@@ -50,6 +54,7 @@ def convert(
         max_shard_size=size_in_bytes(max_shard_size),
         merge=merge,
         overrides=overrides or (),
+        replacements=read_averages(Path(source)) if ema else None,
     )
     typer.echo(f"{target}: written in the {format_name} format")
 

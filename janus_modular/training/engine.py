@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from janus_modular.errors import TrainingError, list_briefly
+from janus_modular.training.ema import WeightAverages
 from janus_modular.training.optimizer import build_optimizer, by_decay, lr_factor
 from janus_modular.training.parallel import full_tensor, local_tensor, sharded_like
 from janus_modular.training.processes import Processes
@@ -87,8 +88,11 @@ class Engine(Generic[BatchT]):
         *,
         autocast: torch.dtype | None = None,
         processes: Processes | None = None,
+        ema: float | None = None,
     ) -> None:
         """Train the parameters of ``module`` that require a gradient, computing in the dtype ``autocast``.
+
+        With ``ema``, a decay, averages of the weights are kept.
 
         With several ``processes``, each computes the losses of its share of a step's samples, and gradients
         and metrics are summed over all of them.
@@ -111,6 +115,7 @@ class Engine(Generic[BatchT]):
         self.config = optimizer
         self.schedule = schedule
         self.optimizer = build_optimizer(module, optimizer)
+        self.averages = None if ema is None else WeightAverages(self.trainable, ema)
         self.device = self.parameters[0].device
         self.autocast = autocast
         self.processes = processes or Processes()
@@ -127,6 +132,8 @@ class Engine(Generic[BatchT]):
             metrics = self._compute_gradients(batch)
         self.consistent = False
         self.optimizer.step()
+        if self.averages:
+            self.averages.update()
         self.next_step += 1
         self.consistent = True
         return metrics
@@ -270,6 +277,7 @@ class Engine(Generic[BatchT]):
         tensors = {
             **self.trainable,
             **self.running_statistics,
+            **{f"ema of {name}": x for name, x in (self.averages.averages if self.averages else {}).items()},
             **{
                 f"optimizer {key} of {name}": value
                 for name, parameter in self.trainable.items()
@@ -281,7 +289,9 @@ class Engine(Generic[BatchT]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs beside the weights: step, optimizer, random states of all ranks."""
-        state = {"next_step": self.next_step, "optimizer": self._optimizer_state()}
+        state: dict[str, Any] = {"next_step": self.next_step, "optimizer": self._optimizer_state()}
+        if self.averages:
+            state["ema"] = self.averages.state_dict(keep=self.processes.is_first)
         first, *rest = self.processes.gather(self._random_state())
         return state | first | ({"ranks": rest} if rest else {})
 
@@ -293,16 +303,15 @@ class Engine(Generic[BatchT]):
         """
         step, optimizer = state["next_step"], state["optimizer"]
         self._check_optimizer(step, optimizer)
-        own = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        position = {id(parameter): index for index, parameter in enumerate(own)}
         moments = {
-            position[id(self.ordered[index])]: {
+            self.ordered[index]: {
                 key: sharded_like(value, self.ordered[index]) for key, value in values.items()
             }
             for index, values in optimizer["state"].items()
         }
-        groups = self.optimizer.state_dict()["param_groups"]  # of the current config
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.optimizer.load_state(moments)
+        if self.averages and "ema" in state:  # else the run had none, and they start from its weights
+            self.averages.load_state_dict(state["ema"])
         random_states = [state, *state.get("ranks", ())]
         if self.processes.rank < len(random_states):  # else it keeps its own: the run had fewer processes
             self._set_random_state(random_states[self.processes.rank])
@@ -319,8 +328,15 @@ class Engine(Generic[BatchT]):
             )
         if step and not state["state"]:
             raise ValueError(f"the optimizer state is empty, expected that of step {step}")
+        state_names = self.optimizer.state_names()
         for index, moments in state["state"].items():
-            for name in ("exp_avg", "exp_avg_sq"):
+            if set(moments) != (expected_names := state_names[parameters[index]]):
+                raise ValueError(
+                    f"the optimizer state has {', '.join(sorted(moments))} of parameter {index}, expected"
+                    f" {', '.join(sorted(expected_names))}: a resumed run cannot change between AdamW and"
+                    " Muon"
+                )
+            for name in expected_names - {"step"}:
                 moment, parameter = moments[name], parameters[index]
                 shape, expected = tuple(moment.shape), tuple(parameter.shape)
                 if shape != expected:
@@ -330,6 +346,8 @@ class Engine(Generic[BatchT]):
                         f"{name} {index} of the optimizer state is {moment.dtype}, {moment.layout}; expected"
                         f" {parameter.dtype}, {parameter.layout}"
                     )
+            if "exp_avg_sq" not in moments:
+                continue
             if moments["exp_avg_sq"].numel() and moments["exp_avg_sq"].min() < 0:
                 raise ValueError(f"exp_avg_sq {index} of the optimizer state has numbers below 0")
             if not 0 < float(moments["step"]) <= step:  # below step where a parameter had no gradient

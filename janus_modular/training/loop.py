@@ -19,6 +19,7 @@ from janus_modular.errors import TrainingError
 from janus_modular.protocols import Tracker
 from janus_modular.training.engine import Engine, Metrics, scalar_objective
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
+from janus_modular.training.trackers import tracker_errors
 
 BatchT = TypeVar("BatchT")
 
@@ -59,14 +60,15 @@ def run(
     trackers: Sequence[Tracker] = (),
     log_every: int = 10,
     quiet: bool = False,
-    after_step: Callable[[int, bool], None] | None = None,
+    after_step: Callable[[int, bool], bool] | None = None,
 ) -> dict[str, float]:
     """Run the remaining steps of ``engine``; return the metrics that were logged last.
 
     Progress goes to stderr unless ``quiet``: a bar, or a line for each log entry where there is no terminal.
 
     ``after_step(done, stopping)`` is called with the number of finished steps; after SIGINT or SIGTERM, the
-    current step is finished and ``stopping`` is True. Metrics are logged with the number of finished steps.
+    current step is finished and ``stopping`` is True. The run ends early if it returns True. Metrics are
+    logged with the number of finished steps.
 
     Raises:
         KeyboardInterrupt: a signal came; raised after the step and ``after_step``.
@@ -93,24 +95,16 @@ def run(
                     if unit in recent.counts:
                         logged[f"{unit}_per_second"] = recent.counts[unit] / (now - since)
                 for tracker in trackers:
-                    _log(tracker, done, logged)
+                    with tracker_errors(tracker, f"the metrics of step {done}"):
+                        tracker.log(done, logged)
                 recent, since = Metrics(), now
             advance(done, logged, is_logged)
-            if after_step:
-                after_step(done, stopping)
+            is_over = after_step is not None and after_step(done, stopping)
             if stopping:
                 raise KeyboardInterrupt
+            if is_over:
+                break
     return logged
-
-
-def _log(tracker: Tracker, done: int, values: Mapping[str, float]) -> None:
-    try:
-        tracker.log(done, values)
-    except Exception as error:  # a third-party tracker may raise anything
-        raise TrainingError(
-            f"{type(tracker).__name__}: the metrics of step {done} cannot be written:"
-            f" {error or type(error).__name__}. Fix that, or choose other trackers."
-        ) from error
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from janus_modular.processing.processor import Processor
 from janus_modular.training.engine import Engine
 from janus_modular.training.run_folder import step_name
 from janus_modular.training.sample_preview import StepPreview, as_html, previews
-from janus_modular.training.step_batches import BatchBuilder, PreparedSample, StepBatch
+from janus_modular.training.step_batches import BatchBuilder, PreparedSample, StepBatch, with_equal_passes
 from janus_modular.training.validation import evaluating
 
 FOLDER = "non_finite"
@@ -25,15 +25,22 @@ MAX_NAMED = 5
 
 
 def describe_samples(
-    model: JanusModel, engine: Engine[StepBatch], builder: BatchBuilder, processor: Processor, output: Path
+    model: JanusModel,
+    engine: Engine[StepBatch],
+    builder: BatchBuilder,
+    processor: Processor,
+    output: Path,
+    *,
+    is_sharded: bool,
 ) -> str:
     """Return which samples of the step that failed have losses that are not finite, each run alone.
 
-    This process's are written to ``non_finite/step-N.html`` in the run's folder. What fails here is only
-    noted: it must not hide the error that it explains.
+    All processes call this. The blocks of a sharded model run on all of them together, so that each runs as
+    many passes as any. This process's samples are written to ``non_finite/step-N.html`` in the run's folder.
+    What fails here is only noted: it must not hide the error that it explains.
     """
     try:
-        samples = _search(model, engine, builder)
+        samples = _search(model, engine, builder, is_sharded=is_sharded)
         of_ranks = engine.processes.gather([_name(sample, builder) for sample in samples])
         names = [name for names in of_ranks for name in names]
         if not names:
@@ -58,18 +65,25 @@ def describe_samples(
 
 
 @torch.no_grad()
-def _search(model: JanusModel, engine: Engine[StepBatch], builder: BatchBuilder) -> list[PreparedSample]:
+def _search(
+    model: JanusModel, engine: Engine[StepBatch], builder: BatchBuilder, *, is_sharded: bool
+) -> list[PreparedSample]:
     """Return this process's samples of the step whose losses are not finite."""
-    samples = []
+    processes = engine.processes
+    refs = builder.sample_refs(engine.next_step)
+    prepared = processes.together(lambda: [builder.prepare(ref) for ref in refs])
+    pairs = [(sample, collate([sequence])) for sample in prepared for sequence in sample.sequences]
+    batches = [batch for _, batch in pairs]
+    if is_sharded:
+        batches = with_equal_passes(batches, processes)
+    non_finite: list[PreparedSample] = []
     with evaluating(model, engine.device, engine.autocast):
-        for ref in builder.sample_refs(engine.next_step):
-            prepared = builder.prepare(ref)
-            for sequence in prepared.sequences:
-                losses = model(collate([sequence]).to(engine.device)).losses.values()
-                if not all(bool(loss.isfinite().all()) for loss in losses):
-                    samples.append(prepared)
-                    break
-    return samples
+        for number, batch in enumerate(batches):
+            losses = model(batch.to(engine.device)).losses.values()
+            is_finite = all(bool(loss.isfinite().all()) for loss in losses)
+            if not is_finite and number < len(pairs) and pairs[number][0] not in non_finite:
+                non_finite.append(pairs[number][0])
+    return non_finite
 
 
 def _name(sample: PreparedSample, builder: BatchBuilder) -> str:

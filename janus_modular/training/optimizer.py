@@ -1,9 +1,10 @@
-"""AdamW over the trainable parameters of a module, and the schedule of its learning rate."""
+"""The optimizers of the trainable parameters of a module, and the schedule of their learning rates."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import chain
 from math import cos, pi
 from typing import Any
 
@@ -39,24 +40,80 @@ def by_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]
     return decayed, not_decayed
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Return AdamW over the trainable parameters of ``module``, with weight decay as `by_decay` says.
+class OptimizerList:
+    """Optimizers of different parameters, which are used as a single optimizer."""
 
-    Each of its groups has a ``base_lr``, which the schedule scales, and the ``path`` of the config's group.
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self.optimizers = list(optimizers)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return the groups of all optimizers."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    @property
+    def state(self) -> dict[Any, dict[str, Any]]:
+        """Return the state of each parameter that an update has changed."""
+        return dict(chain.from_iterable(optimizer.state.items() for optimizer in self.optimizers))
+
+    def state_names(self) -> dict[Any, set[str]]:
+        """Return the names of what an optimizer keeps of each of its parameters."""
+        return {
+            parameter: STATE_NAMES[type(optimizer)]
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+
+    def load_state(self, state: Mapping[Any, dict[str, Any]]) -> None:
+        """Restore the state of each parameter; the settings of the groups stay."""
+        for optimizer in self.optimizers:
+            groups = optimizer.state_dict()["param_groups"]
+            own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            indexed = {index: state[parameter] for index, parameter in enumerate(own) if parameter in state}
+            optimizer.load_state_dict({"state": indexed, "param_groups": groups})
+
+    def step(self) -> None:
+        """Update all parameters that have a gradient."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Remove the gradients of all parameters."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=set_to_none)
+
+
+STATE_NAMES: dict[type[torch.optim.Optimizer], set[str]] = {
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.Muon: {"momentum_buffer"},
+}
+"""What each optimizer keeps of a parameter."""
+
+
+def build_optimizer(module: nn.Module, config: OptimizerConfig) -> OptimizerList:
+    """Return the optimizers of the trainable parameters of ``module``, with weight decay as `by_decay` says.
+
+    AdamW, and Muon (torch's own) for the matrices of groups that ask for it: parameters with two dimensions
+    to which weight decay applies. Muon's update is scaled to the root mean square of AdamW's (Liu et al.
+    2025, section 2.2), so that learning rates mean the same. Each group has a ``base_lr``, which the schedule
+    scales, and the ``path`` of the config's group.
 
     Raises:
-        ConfigError: a group of the config has no trainable parameter, or two fit a parameter as well.
+        ConfigError: a group of the config has no trainable parameter (for Muon: no matrix), or two fit a
+            parameter as well.
     """
     decayed, not_decayed = by_decay(module)
     path_of = _paths(module, config.groups or {})
-    groups: dict[tuple[str, bool, bool], dict[str, Any]] = {}
+    groups: dict[tuple[str, bool, bool, bool], dict[str, Any]] = {}
     for parameters, decays in ((decayed, True), (not_decayed, False)):
         for parameter in parameters:
             path, is_sharded = path_of.get(id(parameter), ""), isinstance(parameter, DTensor)
             values = (config.groups or {}).get(path, {})
             weight_decay = values.get("weight_decay", config.weight_decay) if decays else 0.0
+            in_muon = values.get("name") == "muon" and decays and parameter.ndim == 2
             group = groups.setdefault(  # no fused update mixes sharded and whole parameters
-                (path, decays, is_sharded),
+                (path, decays, is_sharded, in_muon),
                 {
                     "params": [],
                     "weight_decay": weight_decay,
@@ -66,7 +123,20 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
             )
             group["params"].append(parameter)
     fused = all(p.device.type in ("cpu", "cuda") for p in decayed + not_decayed)
-    return torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=config.betas, fused=fused)
+    of_muon = [group for (*_, in_muon), group in groups.items() if in_muon]
+    of_adamw = [group for (*_, in_muon), group in groups.items() if not in_muon]
+    for path, values in (config.groups or {}).items():
+        if values.get("name") == "muon" and path not in [group["path"] for group in of_muon]:
+            raise ConfigError(
+                f"optimizer.groups: '{path}' has no matrix for Muon; expected a trained weight with two"
+                " dimensions that is no embedding. Leave out its name: AdamW is for all else."
+            )
+    optimizers: list[torch.optim.Optimizer] = []
+    if of_adamw:
+        optimizers.append(torch.optim.AdamW(of_adamw, lr=config.lr, betas=config.betas, fused=fused))
+    if of_muon:
+        optimizers.append(torch.optim.Muon(of_muon, lr=config.lr, adjust_lr_fn="match_rms_adamw"))
+    return OptimizerList(optimizers)
 
 
 def _paths(module: nn.Module, groups: Mapping[str, Any]) -> dict[int, str]:

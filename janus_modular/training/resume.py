@@ -38,6 +38,7 @@ CHANGEABLE = {
     "bad_samples",
     "optimizer",
     "schedule",
+    "ema",
     "length",
     "accumulate",
     "supervise",

@@ -9,10 +9,12 @@ from typing import Literal
 
 from rich.console import Console
 
+from janus_modular.checkpoints.native import read_record
 from janus_modular.errors import TrainingError
 from janus_modular.model.device import choose_device
 from janus_modular.plugins import Plugins
 from janus_modular.training.dry_run import dry_run
+from janus_modular.training.early_stop import is_over
 from janus_modular.training.processes import Processes
 from janus_modular.training.run_folder import newest_checkpoint, step_name
 from janus_modular.training.run_setup import find_checkpoint
@@ -69,7 +71,10 @@ def _state(config: TrainConfig) -> State:
     checkpoint = newest_checkpoint(Path(config.output))
     if checkpoint is None:
         return "new"
-    is_last = checkpoint.name == step_name(config.schedule.num_steps)
+    early_stop = config.validation.early_stop
+    is_last = checkpoint.name == step_name(config.schedule.num_steps) or (
+        early_stop is not None and is_over(early_stop, read_record(checkpoint).get("training", {}))
+    )
     return "finished" if is_last and (Path(config.output) / "model").is_dir() else "interrupted"
 
 

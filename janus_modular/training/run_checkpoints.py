@@ -34,11 +34,12 @@ def save(
     assembly: ModelAssembly,
     engine: Engine[Any],
     config: TrainConfig,
-    data: Mapping[str, Any],
+    record: Mapping[str, Any],
 ) -> Path:
     """Write ``checkpoints/step-N`` atomically and remove all but the newest ``config.keep``; return its path.
 
-    All processes of a run call this, and the first of them writes.
+    ``record`` is what config.json says of the training beside step and config: the data, for example. All
+    processes of a run call this, and the first of them writes.
 
     Raises:
         TrainingError: the state holds numbers that are not finite.
@@ -46,7 +47,7 @@ def save(
     """
     engine.check_finite()
     folder = output / "checkpoints" / step_name(engine.next_step)
-    training = {"step": engine.next_step, "config": to_plain(config), "data": data}
+    training = {"step": engine.next_step, "config": to_plain(config), **record}
     state, keep = engine.state_dict(), engine.processes.is_first
     whole = {name: full_tensor(x, keep=keep) for name, x in stored_tensors(assembly.model).items()}
     weights = {name: tensor for name, tensor in whole.items() if tensor is not None}

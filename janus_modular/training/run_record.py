@@ -111,7 +111,9 @@ class Run:
         with foreign_errors(self.folder / LOCK, TrainingError, "Make it readable."):
             if is_locked(self.folder / LOCK):
                 return "running"
-        is_done = self.num_steps is not None and self.done >= self.num_steps
+        early_stop = self.record["training"].get("early_stop") if self.record else None
+        is_over = isinstance(early_stop, dict) and early_stop.get("is_over") is True
+        is_done = is_over or (self.num_steps is not None and self.done >= self.num_steps)
         return "finished" if is_done and (self.folder / "model").is_dir() else "interrupted"
 
     @property

@@ -25,13 +25,13 @@ MAX_SHARE = 1_000_000_000
 
 @dataclass
 class OptimizerConfig:
-    """AdamW (decoupled weight decay) and gradient clipping."""
+    """AdamW (decoupled weight decay), Muon for groups that ask for it, and gradient clipping."""
 
     lr: float = 1e-3  # highest learning rate; the schedule scales it
     betas: tuple[float, float] = (0.9, 0.95)  # of the moving averages of gradient and square
     weight_decay: float = 0.0  # on matrices alone: not on biases, norms or embeddings
     clip: float | None = 1.0  # largest norm of the gradient over all parameters; null: no limit
-    groups: Any = None  # other values for modules, by path: {understanding.encoder: {lr: 1e-5}, ...}
+    groups: Any = None  # other values for modules, by path: {backbone: {name: muon, lr: 1e-5}, ...}
 
     def __post_init__(self) -> None:
         """Raise an error for values with which no training converges."""
@@ -52,12 +52,15 @@ class OptimizerConfig:
                 " {backbone: {lr: 1.0e-5}}."
             )
         for path, values in groups.items():
-            is_valid = isinstance(values, dict) and values and set(values) <= {"lr", "weight_decay"}
-            numbers = values.values() if is_valid else ()
+            is_valid = isinstance(values, dict) and values and set(values) <= {"name", "lr", "weight_decay"}
+            numbers = [value for key, value in values.items() if key != "name"] if is_valid else []
+            if is_valid and values.get("name", "adamw") not in ("adamw", "muon"):
+                raise ValueError(f"groups.{path}.name: found {values['name']!r:.60}; expected adamw or muon.")
             if not is_valid or any(type(x) not in (int, float) or not 0 <= x < inf for x in numbers):
                 raise ValueError(
-                    f"groups.{path}: found {values!r:.60}; expected lr, weight_decay or both, each a number"
-                    " from 0: {lr: 1.0e-5, weight_decay: 0.1}. In YAML, 1e-5 is a text: write 1.0e-5."
+                    f"groups.{path}: found {values!r:.60}; expected some of name (adamw or muon), lr and"
+                    " weight_decay, the latter numbers from 0: {lr: 1.0e-5, weight_decay: 0.1}. In YAML, 1e-5"
+                    " is a text: write 1.0e-5."
                 )
 
 
@@ -115,6 +118,22 @@ class BadSamplesConfig:
 
 
 @dataclass
+class EarlyStopConfig:
+    """When a run ends before its last step."""
+
+    source: str  # held-out source whose loss counts: a key of validation.sources
+    patience: int = 3  # validations in a row without a lower loss, after which the run ends
+    min_delta: float = 0.0  # a loss is lower if it is by more than this
+
+    def __post_init__(self) -> None:
+        """Raise an error for values that would end a run at once, or never."""
+        if self.patience < 1 or not 0 <= self.min_delta < inf:
+            raise ValueError(
+                f"patience {self.patience}, min_delta {self.min_delta}: expected at least 1 and 0."
+            )
+
+
+@dataclass
 class ValidationConfig:
     """What the model is measured on during training."""
 
@@ -124,6 +143,8 @@ class ValidationConfig:
     prompts: list[str] = field(default_factory=list)  # drawn each time, from the same noise
     questions: Any = None  # answered each time: [{text: ..., images: [path]}]
     max_tokens: int = 64  # of an answer
+    weights: Literal["trained", "ema"] = "trained"  # ema: the averages of TrainConfig.ema
+    early_stop: EarlyStopConfig | None = None  # ends the run when a loss no longer falls
 
     def __post_init__(self) -> None:
         """Raise an error for settings without effect."""
@@ -131,6 +152,11 @@ class ValidationConfig:
             raise ValueError(
                 f"every {self.every}, samples {self.samples}, max_tokens {self.max_tokens}: expected at least"
                 " 0, 1 and 1."
+            )
+        if self.early_stop and self.early_stop.source not in self.sources:
+            raise ValueError(
+                f"early_stop.source: found '{self.early_stop.source}'; expected a key of validation.sources:"
+                f" {', '.join(self.sources) or 'there is none'}."
             )
         if len(set(self.prompts)) < len(self.prompts):  # a tracker gets images by their prompts
             raise ValueError(f"prompts: found {self.prompts}; expected each prompt once.")
@@ -185,6 +211,9 @@ class TrainConfig:
     condition_dropout: float = 0.1  # probability that the prompt of an image target is replaced by pads
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    ema: float | None = (
+        None  # decay of an average of the trained weights, say 0.9999, kept beside them; null: none
+    )
     dtype: Literal["auto", "float32", "bfloat16", "fp32", "bf16"] = (
         "auto"  # to compute in; weights stay float32. auto: bfloat16 on CUDA
     )
@@ -224,6 +253,10 @@ class TrainConfig:
         ]
         if not 0 <= self.condition_dropout <= 1:
             errors.append(f"condition_dropout: {self.condition_dropout}; expected a probability, 0 to 1.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            errors.append(f"ema: {self.ema}; expected a decay between 0 and 1, or null.")
+        if self.ema is None and self.validation.weights == "ema":
+            errors.append("validation.weights: ema averages weights, and is not set; set ema, say to 0.999.")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             errors.append(f"device: '{self.device}'; expected auto, cpu, mps, cuda, or cuda:1 and so on.")
         if errors:

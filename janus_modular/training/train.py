@@ -17,11 +17,11 @@ from janus_modular.checkpoints.assembly import ModelAssembly
 from janus_modular.checkpoints.native import check_rebuilds, read_record
 from janus_modular.config import to_plain
 from janus_modular.errors import TrainingError
-from janus_modular.model.build import ModelBuilder
 from janus_modular.model.device import choose_device
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.protocols import Source, Tracker
 from janus_modular.training.data_record import DataRecord
+from janus_modular.training.early_stop import KEY, EarlyStop
 from janus_modular.training.engine import Engine, NonFiniteLossError
 from janus_modular.training.initial_model import check_finite, initial_model
 from janus_modular.training.loop import run
@@ -41,6 +41,7 @@ from janus_modular.training.run_setup import (
 )
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder, StepBatch, shared
+from janus_modular.training.trackers import open_trackers
 from janus_modular.training.trainable import (
     check_reached,
     set_trainable,
@@ -106,6 +107,7 @@ class _PreparedRun:
     record: DataRecord
     trackers: list[Tracker]
     validation: Validation | None
+    early_stop: EarlyStop | None
     weights: str  # a digest
 
 
@@ -129,8 +131,12 @@ def _prepare(
         )
     data = open_sources(config, plugins, sources)
     record = DataRecord(data, config.bad_samples)
+    early_stop = EarlyStop(config.validation.early_stop) if config.validation.early_stop else None
     if checkpoint is not None:
-        record.resume(read_record(checkpoint)["training"], accept=config.changed_data == "accept")
+        training = read_record(checkpoint)["training"]
+        record.resume(training, accept=config.changed_data == "accept")
+        if early_stop:
+            early_stop.resume(training)
     set_trainable(initial_model(config, plugins, "meta").model, config.learn)  # before weights are read
     torch.manual_seed(config.seed)
     assembly = initial_model(config, plugins, device, checkpoint=checkpoint)
@@ -151,6 +157,7 @@ def _prepare(
         config.schedule,
         autocast=precision,
         processes=processes,
+        ema=config.ema,
     )
     if checkpoint is not None:
         load_state(checkpoint, engine, config)
@@ -161,14 +168,8 @@ def _prepare(
     builder = batch_builder(config, data, model, assembly.processor, processes)
     check_reached(model, builder, config)
     validation = open_validation(config, builder, plugins)
-    try:
-        build = ModelBuilder(plugins)
-        trackers = [build(tracker, output) for tracker in config.trackers if processes.is_first]
-    except OSError as error:
-        raise TrainingError(
-            f"a tracker cannot start: {error}. Is {output} a folder that can be written?"
-        ) from error
-    return _PreparedRun(assembly, engine, builder, record, trackers, validation, weights)
+    trackers = open_trackers(config, plugins) if processes.is_first else []
+    return _PreparedRun(assembly, engine, builder, record, trackers, validation, early_stop, weights)
 
 
 def _run_steps(
@@ -176,31 +177,35 @@ def _run_steps(
 ) -> Path:
     """Run the steps that remain, and save; return the folder of the trained model."""
     engine, record, output = prepared.engine, prepared.record, Path(config.output)
+    validation, early_stop = prepared.validation, prepared.early_stop
     processes = engine.processes
     batches = prepared.builder.build_all(engine.next_step, config.schedule.num_steps, workers=config.workers)
-    counted_batches = record.counting(
-        shared(batches, processes, equal_passes="fsdp" in config.parallel.values()), engine.next_step
-    )
+    is_sharded = "fsdp" in config.parallel.values()
+    counted_batches = record.counting(shared(batches, processes, equal_passes=is_sharded), engine.next_step)
     saved, untrained = checkpoint, list[str]()
 
     def save_checkpoint() -> Path:
         nonlocal saved, untrained
         engine.check_updated()
-        saved = save(output, prepared.assembly, engine, config, record.to_dict(engine.next_step))
+        state = {KEY: early_stop.to_dict()} if early_stop else {}
+        data = {"data": record.to_dict(engine.next_step)}
+        saved = save(output, prepared.assembly, engine, config, data | state)
         if (names := engine.untrained()) and names != untrained:
             log.warning(untrained_warning(names, engine.next_step))
         untrained = names
         return saved
 
-    def after_step(done: int, stopping: bool) -> None:
-        if stopping or done % config.checkpoint_every == 0 or done == config.schedule.num_steps:
+    def after_step(done: int, stopping: bool) -> bool:
+        """Validate and save where that is due; return True if the run ends early."""
+        is_over = False
+        if validation and not stopping and validation.is_due(done, config.schedule.num_steps):
+            values = validation.run(prepared.assembly, engine, prepared.trackers)
+            if early_stop:
+                early_stop.update(done, values)
+                is_over = early_stop.is_over
+        if stopping or is_over or done % config.checkpoint_every == 0 or done == config.schedule.num_steps:
             save_checkpoint()
-        if (
-            prepared.validation
-            and not stopping
-            and prepared.validation.is_due(done, config.schedule.num_steps)
-        ):
-            prepared.validation.run(prepared.assembly, engine, prepared.trackers)
+        return is_over
 
     with save_on_error(engine, lambda: saved, save_checkpoint), ExitStack() as stack:
         for tracker in prepared.trackers:
@@ -208,20 +213,23 @@ def _run_steps(
         stack.callback(batches.close)
         stack.callback(counted_batches.close)
         try:
-            run(
-                engine,
-                counted_batches,
-                title=title,
-                trackers=prepared.trackers,
-                log_every=config.log_every,
-                quiet=quiet,
-                after_step=after_step,
-            )
+            if not (early_stop and early_stop.is_over):
+                run(
+                    engine,
+                    counted_batches,
+                    title=title,
+                    trackers=prepared.trackers,
+                    log_every=config.log_every,
+                    quiet=quiet,
+                    after_step=after_step,
+                )
         except NonFiniteLossError as error:
-            if "fsdp" not in config.parallel.values():  # whose blocks all processes run together
-                model, processor = prepared.assembly.model, prepared.assembly.processor
-                error.add_note(describe_samples(model, engine, prepared.builder, processor, output))
+            model, processor = prepared.assembly.model, prepared.assembly.processor
+            note = describe_samples(model, engine, prepared.builder, processor, output, is_sharded=is_sharded)
+            error.add_note(note)
             raise
+    if early_stop and early_stop.is_over and not quiet:
+        Console(stderr=True).print(str(early_stop), **PLAIN)
     checkpoint = saved
     assert checkpoint is not None  # saved after the last step
 

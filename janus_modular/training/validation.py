@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import isfinite
 from pathlib import Path
 
@@ -19,13 +19,14 @@ from janus_modular.janus import Janus
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.processing.image_io import open_image
-from janus_modular.protocols import LogsImages, Source, Tracker
+from janus_modular.protocols import LogsImages, LogsTexts, Source, Tracker
 from janus_modular.training.engine import Engine
 from janus_modular.training.mixture import Mixture, MixturePhase
 from janus_modular.training.processes import Processes
 from janus_modular.training.run_folder import VALIDATION, step_name
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder, StepBatch, with_equal_passes
+from janus_modular.training.trackers import tracker_errors
 
 
 class Validation:
@@ -62,14 +63,20 @@ class Validation:
         """Return True if the model is to be validated after ``done`` steps of ``last``."""
         return bool(self.config.every) and (done % self.config.every == 0 or done == last)
 
-    def run(self, assembly: ModelAssembly, engine: Engine[StepBatch], trackers: Sequence[Tracker]) -> None:
-        """Validate the model after the finished steps; the state of the run stays as it is.
+    def run(
+        self, assembly: ModelAssembly, engine: Engine[StepBatch], trackers: Sequence[Tracker]
+    ) -> dict[str, float]:
+        """Validate the model after the finished steps, and return its losses by metric.
+
+        The state of the run stays as it is.
 
         Raises:
             TrainingError: a file cannot be written, or a loss is not finite.
         """
         processes, done = engine.processes, engine.next_step
-        with evaluating(assembly.model, engine.device, engine.autocast):
+        use_averages = engine.averages and self.config.weights == "ema"
+        weights = engine.averages.applied() if engine.averages and use_averages else nullcontext()
+        with weights, evaluating(assembly.model, engine.device, engine.autocast):
             sums = processes.sum_means(self.losses(assembly.model, engine.device, processes))
             drawings, answers = self.samples(assembly)
         values = {name: total / count for name, (total, count) in sums.items()}
@@ -79,6 +86,7 @@ class Validation:
                 " optimizer.lr."
             )
         processes.on_first(lambda: self.write(done, values, drawings, answers, trackers))
+        return values
 
     @torch.no_grad()
     def losses(
@@ -123,7 +131,7 @@ class Validation:
         answers: Sequence[Mapping[str, str]],
         trackers: Sequence[Tracker],
     ) -> None:
-        """Log losses and drawings; write ``validation/step-N/drawing-0.png``, ... and ``answers.json``.
+        """Log losses, drawings and answers; write ``validation/step-N/drawing-0.png`` and ``answers.json``.
 
         Raises:
             TrainingError: a file cannot be written.
@@ -131,6 +139,10 @@ class Validation:
         folder = self.output / step_name(done)
         pairs = zip(self.config.prompts, drawings, strict=True)
         images = {f"validation/{prompt}": image for prompt, image in pairs}
+        texts = {
+            f"validation/answer-{number}": f"{answer['question']}\n\n{answer['answer']}"
+            for number, answer in enumerate(answers)
+        }
         try:
             for number, image in enumerate(drawings):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -143,10 +155,13 @@ class Validation:
         except OSError as error:
             raise TrainingError(f"{folder} cannot be written: {reason(error)}. Is the disk full?") from error
         for tracker in trackers:
-            if values:
-                tracker.log(done, values)
-            if images and isinstance(tracker, LogsImages):
-                tracker.log_images(done, images)
+            with tracker_errors(tracker, f"the validation after step {done}"):
+                if values:
+                    tracker.log(done, values)
+                if images and isinstance(tracker, LogsImages):
+                    tracker.log_images(done, images)
+                if texts and isinstance(tracker, LogsTexts):
+                    tracker.log_texts(done, texts)
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def found_in(site: Path, **options) -> Plugins:
 
 def test_our_own_components_are_listed_without_importing_them(plugins: Plugins):
     assert "hf" in plugins.names("backbones")
-    assert plugins.names("trackers") == ["jsonl", "tensorboard"]
+    assert plugins.names("trackers") == ["jsonl", "mlflow", "tensorboard", "trackio", "wandb"]
     assert {one.slot for one in plugins.entry_points} <= set(SLOTS)
 
 
@@ -104,7 +104,7 @@ def test_an_unknown_name_answers_four_questions(plugins: Plugins):
     assert str(caught.value).splitlines() == [
         "no tracker is called 'json'.",
         "Did you mean 'jsonl'?",
-        "Registered: jsonl, tensorboard",
+        "Registered: jsonl, mlflow, tensorboard, trackio, wandb",
         "See them all with: janus-modular plugins list",
     ]
 

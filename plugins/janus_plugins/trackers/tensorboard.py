@@ -40,6 +40,12 @@ class TensorboardTracker:
         for name, image in images.items():
             writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
+    def log_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Add a text to each series."""
+        writer = self._opened(step)
+        for name, text in texts.items():
+            writer.add_text(name, text, step)
+
     def close(self) -> None:
         """Write what is still buffered."""
         if self._writer is not None:

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -233,9 +234,43 @@ def test_groups_have_their_own_rates_and_decays() -> None:
         torch.testing.assert_close(weight, other.get_parameter(name), msg=name)
 
 
+def test_matrices_of_a_muon_group_are_updated_by_muon() -> None:
+    """Against torch's Muon and AdamW over parameters that are listed by hand."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 2))
+    other = deepcopy(model)
+    groups = {"0": {"name": "muon", "lr": 0.01, "weight_decay": 0.1}, "2": {"name": "adamw"}}
+    data = torch.randn(7, 3)
+    engine = Engine(
+        model,
+        scalar_objective(lambda x: {"y": model(x).square().mean()}),
+        OptimizerConfig(lr=0.1, clip=None, groups=groups),
+        ScheduleConfig(steps=3),
+    )
+    muon = torch.optim.Muon([other[0].weight], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    rest = [{"params": [other[0].bias], "lr": 0.01}, {"params": [*other[1:].parameters()]}]
+    adamw = torch.optim.AdamW(rest, lr=0.1, betas=(0.9, 0.95), weight_decay=0)
+    for _ in range(3):
+        metrics = engine.step(data).values()
+        for optimizer in (muon, adamw):
+            optimizer.zero_grad()
+        other(data).square().mean().backward()
+        for optimizer in (muon, adamw):
+            optimizer.step()
+    assert (metrics["lr/0"], metrics["lr/2"]) == (0.01, 0.1)
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight, other.get_parameter(name), msg=name)
+    engine.load_state_dict(engine.state_dict())
+    state = engine.state_dict()
+    del state["optimizer"]["state"][0]["momentum_buffer"]
+    with pytest.raises(ValueError, match="expected momentum_buffer: a resumed run cannot change between"):
+        engine.load_state_dict(state)
+
+
 @pytest.mark.parametrize(
     ("groups", "said"),
     [
+        ({"left.1": {"name": "muon"}}, "'left.1' has no matrix for Muon"),
         ({"middle": {"lr": 1}}, "'middle' fits no trained parameter"),
         ({"left.0": {"lr": 1}, "*.0": {"lr": 2}}, r"'left.0' and '\*.0' both fit left.0"),
         ({"left": {"lr": 1}, "left.0": {"lr": 2}, "left.1": {"lr": 3}}, "'left' fits no trained parameter"),
@@ -253,6 +288,8 @@ def test_groups_that_do_not_fit_are_errors(groups: dict[str, Any], said: str) ->
         {"left": 1},
         {"left": {}},
         {"left": {"beta": 1}},
+        {"left": {"name": "sgd"}},
+        {"left": {"name": ["muon"]}},
         {"left": {"lr": "1e-5"}},
         {"left": {"lr": -1}},
     ],

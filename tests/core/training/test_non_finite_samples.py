@@ -45,8 +45,11 @@ def test_samples_are_named_and_shown(make: Make):
 
 
 @pytest.mark.usefixtures("breaks_on_white")
-def test_samples_of_other_processes_are_named_too(make: Make, ranks: Callable[..., list[Rank]]):
-    config = make(mixture={"read": 4, "draw": 0, "text": 2}, batch=6)
+@pytest.mark.parametrize("parallel", [{}, {"backbone": "fsdp", "understanding.encoder": "fsdp"}], ids=str)
+def test_samples_of_other_processes_are_named_too(
+    make: Make, ranks: Callable[..., list[Rank]], parallel: dict[str, str]
+):
+    config = make(mixture={"read": 4, "draw": 0, "text": 2}, batch=6, parallel=parallel)
     outcomes = ranks(2, lambda rank: train(config, quiet=True))
     for outcome in outcomes:
         assert outcome.error.startswith("NonFiniteLossError: step 0: not finite: loss")

@@ -140,6 +140,10 @@ def test_a_tracker_gets_the_drawings(make: Make, data: Path):
     [event] = accumulated.Images("validation/red")
     assert (event.step, event.width, event.height) == (2, 32, 32)
     assert "validation/drawn" in accumulated.Tags()["scalars"]
+    answers = json.loads((Path(config.output) / "validation/step-0000002/answers.json").read_text("utf-8"))
+    [text] = accumulated.Tensors("validation/answer-0/text_summary")
+    question, _, answer = text.tensor_proto.string_val[0].decode().partition("\n\n")
+    assert {"question": question, "answer": answer} == answers[0]
 
 
 @pytest.mark.parametrize(
