@@ -112,13 +112,71 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command()
+def encode(
+    config: TrainingConfig,
+    overrides: Overrides = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images that are encoded at once.")] = 32,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Encode the target images of a training config once, into the folder codes.path.
+
+    Training then reads the codes in place of encoding images in each step. Images that are in the folder
+    already are not encoded again, so that the same command continues an interrupted one.
+
+    Example: janus-modular data encode mine.yaml codes.path=codes/mine
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from janus_modular.config import load, resolve
+    from janus_modular.plugins import default_plugins
+    from janus_modular.training.encode_images import encode_data
+    from janus_modular.training.schema import TrainConfig
+
+    plugins = default_plugins()
+    train_config = resolve(load(config, overrides or ()), TrainConfig, plugins)
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        report = encode_data(
+            train_config,
+            plugins,
+            batch=batch,
+            on_start=lambda samples, size: console.print(
+                f"{samples:,} samples; their codes take at most {size / 1e6:,.1f} MB", highlight=False
+            ),
+            on_progress=lambda source, done, total: progress.update(
+                task, description=source, completed=done, total=total
+            ),
+        )
+    if as_json:
+        typer.echo(json.dumps(asdict(report), indent=2))
+        return
+    skipped = sum(report.skipped.values())
+    typer.echo(
+        f"{report.folder}: {report.images:,} images, {report.encoded:,} of them new;"
+        f" {report.bytes / 1e6:,.1f} MB{f'; {skipped:,} samples skipped' if skipped else ''}"
+    )
+
+
 def _print_reports(reports: Mapping[str, SourceReport], console: Console) -> None:
     from rich.table import Table
 
     from janus_modular.foreign import printable
 
     problems = ("unreadable", "unsupervised", "too_long")
-    counts = ("samples", "checked", *problems, "duplicates", "longest", "positions", "supervised")
+    counts: tuple[str, ...] = (
+        "samples",
+        "checked",
+        *problems,
+        "duplicates",
+        "longest",
+        "positions",
+        "supervised",
+    )
+    if any(report.not_encoded for report in reports.values()):
+        counts = (*counts, "not_encoded")
     view = Table("", *reports)
     for column in view.columns[1:]:
         column.justify = "right"
@@ -135,6 +193,12 @@ def _print_reports(reports: Mapping[str, SourceReport], console: Console) -> Non
             console.out(
                 f"{name}: samples that would end the training: {report.errors:,}. Correct them, or let"
                 " bad_samples skip, cut or split them.",
+                highlight=False,
+            )
+        elif report.not_encoded:
+            console.out(
+                f"{name}: target images that codes.path lacks: {report.not_encoded:,}. Add them:"
+                " janus-modular data encode CONFIG",
                 highlight=False,
             )
         elif not report.supervised:

@@ -9,6 +9,8 @@ from hashlib import blake2b
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from janus_modular.plugins import Plugins
 from janus_modular.sequence import Sample, Sequence
 from janus_modular.training.bad_samples import (
@@ -18,6 +20,7 @@ from janus_modular.training.bad_samples import (
     SampleError,
     exceeds_limit,
 )
+from janus_modular.training.encode_images import open_run_codes
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.mixture import SampleRef
 from janus_modular.training.run_setup import batch_builder, open_sources
@@ -39,6 +42,7 @@ class CheckedSample:
     length: int = 0  # positions, before it was cut or split; 0 if unknown
     positions: int = 0  # used by training
     supervised: int = 0
+    not_encoded: int = 0  # target images without stored codes
     digest: bytes = b""  # of tokens and pixels
 
 
@@ -59,18 +63,20 @@ class SourceReport:
     longest_index: int | None = None  # of that sample
     positions: int = 0
     supervised: int = 0
+    not_encoded: int = 0  # target images that `codes.path` lacks
     examples: list[dict[str, Any]] = field(default_factory=list)  # the first problems and duplicates
 
     @property
     def ends_training(self) -> bool:
         """Return True if a training run that takes these samples ends with an error."""
-        return bool(self.errors) or self.over_limit or not self.supervised
+        return bool(self.errors or self.not_encoded) or self.over_limit or not self.supervised
 
     def add(self, sample: CheckedSample, policy: BadSamplesConfig) -> None:
         """Count a sample."""
         self.checked += 1
         self.positions += sample.positions
         self.supervised += sample.supervised
+        self.not_encoded += sample.not_encoded
         if sample.length > self.longest:
             self.longest, self.longest_index = sample.length, sample.index
         problem: Problem | None = "too_long" if sample.action else sample.problem
@@ -106,7 +112,8 @@ def check_data(
         JanusError: the config cannot be used, or a source cannot be opened.
     """
     assembly = initial_model(config, plugins, "meta")
-    builder = batch_builder(config, open_sources(config, plugins), assembly.model, assembly.processor)
+    codes, sources = open_run_codes(config, assembly, plugins), open_sources(config, plugins)
+    builder = batch_builder(config, sources, assembly.model, assembly.processor, codes=codes)
     return check_sources(builder, workers=config.workers, limit=limit, on_progress=on_progress)
 
 
@@ -160,6 +167,9 @@ def check_sample(builder: BatchBuilder, ref: SampleRef) -> CheckedSample:
         return checked
     checked.positions = sum(map(len, sequences))
     checked.supervised = sum(map(builder.count_supervised, sequences))
+    if builder.codes is not None:
+        images = [image for sequence in sequences for image in sequence.generation_images]
+        checked.not_encoded = sum(builder.codes.find(x) is None for x in images if x.dtype == np.uint8)
     return checked
 
 

@@ -18,6 +18,7 @@ from janus_modular.model.model import MAX_LOGITS, JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.sequence import IGNORE_INDEX
 from janus_modular.training.data_record import DataRecord
+from janus_modular.training.encode_images import open_run_codes
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.mixture import Mixture
 from janus_modular.training.optimizer import build_optimizer
@@ -76,7 +77,8 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
     if checkpoint is not None:
         record = read_record(checkpoint)["training"]
         DataRecord(sources, config.bad_samples).resume(record, accept=config.changed_data == "accept")
-    builder = batch_builder(config, sources, model, assembly.processor, processes)
+    codes = open_run_codes(config, assembly, plugins)
+    builder = batch_builder(config, sources, model, assembly.processor, processes, codes)
     check_reached(model, builder, config)
     open_validation(config, builder, plugins)
     console.print("the weights were not read; the run checks at its start that all are finite")

@@ -43,12 +43,18 @@ class Mixture:
     """Sources, mixed at a fixed ratio in each phase."""
 
     def __init__(
-        self, sources: Mapping[str, Source], phases: Sequence[MixturePhase], batch: int, seed: int
+        self,
+        sources: Mapping[str, Source],
+        phases: Sequence[MixturePhase],
+        batch: int,
+        seed: int,
+        variants: int | None = None,
     ) -> None:
-        """``batch`` is the number of samples of a step."""
+        """Mix ``batch`` samples a step; each sample has ``variants`` random versions, None: ever new ones."""
         self.sources = sources
         self.seed = seed
         self.batch = batch
+        self.variants = variants
         self._phases = phases
         for name, source in sources.items():
             if not count_samples(name, source):
@@ -88,6 +94,17 @@ class Mixture:
         """Return the random generator of a sample; each ``purpose`` has a generator of its own."""
         return np.random.default_rng((*self._seed(ref.source), ref.number, purpose))
 
+    def sample_rng(self, ref: SampleRef) -> np.random.Generator:
+        """Return the generator that a source gets, for augmentation and for the choice of captions.
+
+        With ``variants``, version 0 of every sample comes in the first epoch, version 1 in the second, and so
+        on, and then version 0 again.
+        """
+        if self.variants is None:
+            return self.rng(ref)
+        variant = ref.number // len(self.sources[ref.source]) % self.variants
+        return np.random.default_rng((*self._seed(ref.source), self.index(ref), variant, 0))
+
     def sample(self, ref: SampleRef) -> Sample:
         """Return a sample, with the name of its source.
 
@@ -97,7 +114,7 @@ class Mixture:
         """
         index = self.index(ref)
         try:
-            sample = self.sources[ref.source].sample(index, self.rng(ref))
+            sample = self.sources[ref.source].sample(index, self.sample_rng(ref))
         except (JanusError, OSError, UnicodeError):
             raise
         except Exception as error:  # a third-party source may raise anything

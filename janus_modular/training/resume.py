@@ -36,6 +36,7 @@ CHANGEABLE = {
     "parallel",
     "activation_checkpointing",
     "bad_samples",
+    "codes",
     "optimizer",
     "schedule",
     "ema",

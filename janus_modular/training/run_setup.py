@@ -18,6 +18,7 @@ from janus_modular.processing.processor import Processor
 from janus_modular.processing.prompt_check import check_context, check_prompts
 from janus_modular.protocols import Source
 from janus_modular.suggest import did_you_mean
+from janus_modular.training.image_codes import ImageCodes
 from janus_modular.training.mixture import Mixture
 from janus_modular.training.processes import Processes
 from janus_modular.training.resume import Change, check_checkpoint, check_same_run
@@ -105,8 +106,11 @@ def batch_builder(
     model: JanusModel,
     processor: Processor,
     processes: Processes | None = None,
+    codes: ImageCodes | None = None,
 ) -> BatchBuilder:
-    """Return the builder of this model's batches; warn of sources and phases that the run stops before.
+    """Return the builder of this model's batches, with stored ``codes`` in place of images if there are any.
+
+    Warns of sources and phases that the run stops before.
 
     Raises:
         ConfigError: packed rows are longer than the backbone's context, or the chat template renders training
@@ -119,7 +123,7 @@ def batch_builder(
     for remark in config.unused_before_stop():
         log.warning(remark)
     return BatchBuilder(
-        mixture=Mixture(sources, config.mixture_phases(), config.batch, config.seed),
+        mixture=Mixture(sources, config.mixture_phases(), config.batch, config.seed, config.codes.variants),
         sequence=lambda sample, condition_dropout: processor.sequence(
             sample, supervise=config.supervise, condition_dropout=condition_dropout, check_length=False
         ),
@@ -132,6 +136,7 @@ def batch_builder(
         condition_dropout=config.condition_dropout,
         rank=processes.rank if processes else 0,
         world=processes.world if processes else 1,
+        codes=codes,
     )
 
 

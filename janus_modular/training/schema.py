@@ -134,6 +134,23 @@ class EarlyStopConfig:
 
 
 @dataclass
+class CodesConfig:
+    """Codes of target images that are stored before training, by `data encode`."""
+
+    path: str | None = None  # folder of the codes; null: images are encoded in each step
+    variants: int | None = (
+        None  # random versions of each sample (augmentation, choice of captions); null: a new one each epoch
+    )
+
+    def __post_init__(self) -> None:
+        """Raise an error for less than a version, and for an empty path."""
+        if self.variants is not None and self.variants < 1:
+            raise ValueError(f"variants: {self.variants}; expected at least 1, or null.")
+        if self.path is not None and not self.path.strip():
+            raise ValueError(f"path: found {self.path!r}; expected the name of a folder, or null.")
+
+
+@dataclass
 class ValidationConfig:
     """What the model is measured on during training."""
 
@@ -207,6 +224,7 @@ class TrainConfig:
     )  # components that compute activations again in backward: less memory, the same result
     supervise: Literal["all", "answers"] = "all"  # which text is supervised; image targets always are
     bad_samples: BadSamplesConfig = field(default_factory=BadSamplesConfig)
+    codes: CodesConfig = field(default_factory=CodesConfig)
     changed_data: Literal["refuse", "accept"] = "refuse"  # when a source has changed at a resume
     condition_dropout: float = 0.1  # probability that the prompt of an image target is replaced by pads
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

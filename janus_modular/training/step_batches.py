@@ -22,6 +22,7 @@ from janus_modular.training.bad_samples import (
     cut,
     split,
 )
+from janus_modular.training.image_codes import ImageCodes
 from janus_modular.training.mixture import Mixture, SampleRef
 from janus_modular.training.processes import Processes
 from janus_modular.training.schema import BadSamplesConfig
@@ -123,12 +124,14 @@ class BatchBuilder:
     rank: int = 0  # of this process; each of ``world`` processes takes its share of every step
     world: int = 1
     policy: BadSamplesConfig = field(default_factory=BadSamplesConfig)
+    codes: ImageCodes | None = None  # stored codes, in place of target images
 
     def prepare(self, ref: SampleRef) -> PreparedSample:
         """Return a sample as token ids and pixels; a skipped sample is replaced by another of its source.
 
         Raises:
             DataError: the sample cannot be used, and the policy does not skip it; names source and index.
+            TrainingError: a target image has no stored codes.
         """
         bad_samples: list[BadSample] = []
         for attempt in range(MAX_ATTEMPTS):
@@ -137,21 +140,32 @@ class BatchBuilder:
             try:
                 sequences, action, reason = self.try_sample(tried)
             except SampleError as error:
-                if getattr(self.policy, error.problem) != "skip":
-                    raise DataError(
-                        f"source '{ref.source}', sample {index}: {printable(error, most=2000)}"
-                    ) from error
-                bad_samples.append(BadSample(ref.source, index, "skip", str(error)))
+                bad_samples.append(self.skipped(tried, error))
                 continue
             if action:
                 bad_samples.append(BadSample(ref.source, index, action, reason))
             seed = int(self.mixture.rng(tried, purpose=2).integers(2**63))
             sequences = [replace(sequence, seed=seed) for sequence in sequences]
+            if self.codes is not None:
+                sequences = [self.codes.encode(sequence) for sequence in sequences]
             return PreparedSample(tried, sequences, bad_samples)
         raise DataError(
             f"source '{ref.source}': {MAX_ATTEMPTS} samples in a row cannot be used, the last being sample"
             f" {bad_samples[-1].index}: {printable(bad_samples[-1].reason)}"
         )
+
+    def skipped(self, ref: SampleRef, error: SampleError) -> BadSample:
+        """Return the record of a sample that is skipped.
+
+        Raises:
+            DataError: the policy does not skip it; names source and index.
+        """
+        index = self.mixture.index(ref)
+        if getattr(self.policy, error.problem) != "skip":
+            raise DataError(
+                f"source '{ref.source}', sample {index}: {printable(error, most=2000)}"
+            ) from error
+        return BadSample(ref.source, index, "skip", str(error))
 
     def collate(self, prepared: list[PreparedSample]) -> StepBatch:
         """Lay the samples of a step out as micro-batches."""

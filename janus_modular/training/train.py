@@ -22,6 +22,7 @@ from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.protocols import Source, Tracker
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.early_stop import KEY, EarlyStop
+from janus_modular.training.encode_images import open_codes
 from janus_modular.training.engine import Engine, NonFiniteLossError
 from janus_modular.training.initial_model import check_finite, initial_model
 from janus_modular.training.loop import run
@@ -147,7 +148,7 @@ def _prepare(
     if not processes.is_first:  # the weights are those of rank 0, and dropout is not
         torch.manual_seed(int(np.random.SeedSequence((config.seed, processes.rank)).generate_state(1)[0]))
     precision = autocast_dtype(config.dtype, device)
-    weights = fingerprint(model)
+    weights, codes = fingerprint(model), open_codes(config, model.generation)
     checkpoint_activations(model, config.activation_checkpointing)
     shard_components(model, config.parallel, device=device, world=processes.world, dtype=precision)
     engine: Engine[StepBatch] = Engine(
@@ -165,7 +166,7 @@ def _prepare(
             done = f"nothing is left to train: all {engine.next_step} steps of the schedule are done"
             Console(stderr=True).print(done, **PLAIN)
     check_finite(model, str(checkpoint or config.init or "the model with its pretrained components"))
-    builder = batch_builder(config, data, model, assembly.processor, processes)
+    builder = batch_builder(config, data, model, assembly.processor, processes, codes)
     check_reached(model, builder, config)
     validation = open_validation(config, builder, plugins)
     trackers = open_trackers(config, plugins) if processes.is_first else []
