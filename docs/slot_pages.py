@@ -39,6 +39,7 @@ RELATED: dict[str, tuple[str, ...]] = {
         *("interfaces.GraphSpec", "interfaces.TensorSpec", "model.sampling.sample_with_noise"),
         *("capabilities.EncodesImages", "sequence.EncodedSpec", "capabilities.HasLogProbabilities"),
     ),
+    "adaptors": ("capabilities.ReshapesGrid",),
     "text_samplers": ("protocols.TextSamplerSettings", "protocols.Session", "sequence.Sequence"),
     "image_samplers": (
         *("protocols.ImageSamplerSettings", "protocols.Session", "sequence.Sequence"),
@@ -46,7 +47,8 @@ RELATED: dict[str, tuple[str, ...]] = {
     ),
     "backbones": (
         *("interfaces.Cache", "interfaces.RowCache", "interfaces.StateCache", "model.cache.TensorCache"),
-        *("interfaces.TensorSpec", "capabilities.DeclaresCache", "capabilities.LoadsPretrained"),
+        *("interfaces.TensorSpec", "capabilities.DeclaresCache", "capabilities.DeclaresPositions"),
+        "capabilities.LoadsPretrained",
     ),
     "sources": (
         *(f"sequence.{name}" for name in ("Sample", "Message", "Text", "ImageInput", "ImageTarget")),

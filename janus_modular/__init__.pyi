@@ -39,6 +39,9 @@ from .protocols import EncodedImages as EncodedImages
 from .capabilities import EncodesImages as EncodesImages
 from .protocols import Fingerprinted as Fingerprinted
 from .capabilities import DeclaresCache as DeclaresCache
+from .capabilities import DeclaresPositions as DeclaresPositions
+from .capabilities import ReshapesGrid as ReshapesGrid
+from .positions import PositionRule as PositionRule
 from .capabilities import HasLogProbabilities as HasLogProbabilities
 from .protocols import CheckpointFormat as CheckpointFormat
 from .capabilities import PartiallyTrainable as PartiallyTrainable

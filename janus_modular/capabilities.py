@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from janus_modular.interfaces import Backbone, GenerationPath
+from janus_modular.interfaces import Adaptor, Backbone, GenerationPath
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +41,26 @@ class DeclaresCache(Backbone, Protocol):
     """
 
     cache_tensors: Sequence[TensorSpec]  # what a step needs of earlier positions
+
+
+@runtime_checkable
+class DeclaresPositions(Backbone, Protocol):
+    """A backbone whose positions have ids on several axes, beside their index: multimodal rotary embeddings.
+
+    The ``positions`` of `forward` are then (1 + P, B, T): the index in the sequence, and the ids on P axes,
+    which follow from texts and images (`janus_modular.PositionRule`).
+    """
+
+    position_axes: Sequence[str]  # temporal, height, width: P of them, in the order of its ids
+
+
+@runtime_checkable
+class ReshapesGrid(Adaptor, Protocol):
+    """An adaptor whose positions are in another grid than the features."""
+
+    def output_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Return the rows and columns of positions for a grid of features; (1, P') if they have no place."""
+        ...
 
 
 @runtime_checkable

@@ -138,6 +138,7 @@ class Sequence:
     generation_supervised: list[bool] = field(default_factory=list)  # for each target image
     source: str = ""  # its name in the mixture
     seed: int = 0  # of the randomness in the targets of its images
+    position_ids: NDArray[np.int64] | None = None  # (P, T) on P axes, where the backbone declares them
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -162,7 +163,8 @@ def occurrences(prompts: Many[Sequence]) -> list[int]:
 def unconditional(sequence: Sequence, pad: int) -> Sequence:
     """Return the unconditional prompt for guidance: the first and last id, with pads between.
 
-    Pads are attended to, at the same positions as the condition; they replace its images too.
+    Pads are attended to, at the same positions (and position ids) as the condition; they replace its images
+    too.
     """
     tokens = np.full_like(sequence.tokens, pad)
     tokens[0], tokens[-1] = sequence.tokens[0], sequence.tokens[-1]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_modular.errors import PromptError
+from janus_modular.positions import RowPositions, check_position_ids
 from janus_modular.protocols import Session
 from janus_modular.sequence import Sequence as Prompt
 from janus_modular.suggest import did_you_mean
@@ -34,6 +35,7 @@ class BaseSession(ABC):
     sizes: Mapping[str, Any]
     hidden_size: int  # D
     has_states: bool = False  # the cache holds states of recurrent layers: rows cannot be cut back
+    position_axes: int = 0  # P, axes of position ids beside their index
     max_feed: int | None = None  # positions a row that `feed` takes at once; None: any number
 
     def __init__(self, max_seq_len: int, rows: int | None = None) -> None:
@@ -45,6 +47,7 @@ class BaseSession(ABC):
         self._fixed_rows = rows
         self._is_allocated = False
         self._lengths = _frozen(np.zeros(rows or 0, np.int64))
+        self.row_positions = RowPositions(0, 0)
 
     @property
     def lengths(self) -> Integers:
@@ -113,6 +116,8 @@ class BaseSession(ABC):
             states.append(hidden if len(runs) == 1 else self.take(hidden, np.arange(len(run))))
         after = self._lengths.copy()
         after[indices] = lengths
+        for row, prompt in zip(indices.tolist(), prompts, strict=True):
+            self.row_positions.admit(row, prompt)
         self._lengths = _frozen(after)
         in_order = bool((order == np.arange(len(order))).all())
         return states[0] if len(runs) == 1 and in_order else self.take(states, np.argsort(order))
@@ -192,6 +197,7 @@ class BaseSession(ABC):
             refuse_cut_states(shorter, self._lengths)
         self._lengths = _frozen(shorter)
         if self._is_allocated:
+            self.row_positions.truncate(shorter)
             self.cut_rows()
 
     def free(self, rows: Iterable[int]) -> None:
@@ -206,6 +212,7 @@ class BaseSession(ABC):
 
     def _allocate(self, rows: int) -> None:
         self.allocate_rows(rows)
+        self.row_positions = RowPositions(self.position_axes, rows)
         self._lengths, self._is_allocated = _frozen(np.zeros(rows, np.int64)), True
 
     def _row_indices(self, rows: Iterable[int]) -> Integers:
@@ -232,6 +239,7 @@ class BaseSession(ABC):
             actual = "an empty prompt" if len(lengths) else "no prompts"
             raise PromptError(f"prompts: found {actual}; expected at least one position in each.")
         self._check_end(int(lengths.max()))
+        check_position_ids(prompts, self.position_axes)
         for prompt in prompts:
             tokens = np.asarray(prompt.tokens)[~(prompt.understanding_mask | prompt.generation_mask)]
             if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:

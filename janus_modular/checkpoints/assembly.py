@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from janus_modular.capabilities import EncodesImages
+from janus_modular.capabilities import DeclaresPositions, EncodesImages
 from janus_modular.config import component_specs
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError
@@ -22,6 +22,7 @@ from janus_modular.model.build import ModelBuilder, config_path
 from janus_modular.model.device import choose_device
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
+from janus_modular.positions import PositionRule
 from janus_modular.processing.processor import Drawing, Processor
 from janus_modular.processing.tokenizer_files import compare_vocabularies, vocabulary_problem
 from janus_modular.weights.loading import move_buffers
@@ -152,7 +153,15 @@ def processor_sizes(model: JanusModel) -> dict[str, Any]:
         "image_tokens": model.understanding.num_tokens,
         "drawing": Drawing(path.height, path.width, path.num_tokens),
         "context": model.backbone.context,
+        "positions": position_rule(model),
     }
+
+
+def position_rule(model: JanusModel) -> PositionRule | None:
+    """Return how a model's sequences get position ids; None where its backbone's positions are a counter."""
+    if not isinstance(model.backbone, DeclaresPositions):
+        return None
+    return PositionRule(list(model.backbone.position_axes), model.understanding.grid or (1, 1))
 
 
 def record_suppressed(model: JanusModel, processor: Processor) -> None:

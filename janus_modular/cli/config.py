@@ -185,8 +185,8 @@ def _check_context(model: JanusModel) -> None:
     """
     from janus_modular.checkpoints.assembly import build_processor, processor_sizes, tokenizer_files
     from janus_modular.foreign import path_exists
-    from janus_modular.processing.processor import check_context_length
     from janus_modular.processing.prompt_check import check_context
+    from janus_modular.processing.sequence_builder import check_context_length
 
     tokenizer = model.config.processor.tokenizer
     if tokenizer is None or tokenizer == "bytes" or path_exists(tokenizer):

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from janus_modular.errors import PromptError
+from janus_modular.positions import check_position_ids
 from janus_modular.sequence import IGNORE_INDEX, Sequence
 
 
@@ -37,6 +39,7 @@ class Batch:
     label_source: Tensor | None = None  # (B, T) index into sources
     image_source: Tensor | None = None  # (M,) index into sources
     image_seeds: list[tuple[int, int]] = field(default_factory=list)  # (M,) (seed, image number)
+    position_ids: Tensor | None = None  # (P, B, T) on P axes, where the backbone declares them
     idle: frozenset[str] = frozenset()  # paths without images that run all the same, as other processes do
 
     @property
@@ -122,6 +125,7 @@ def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Bat
             generation_mask[span] = sequence.generation_mask
             start += len(sequence)
         positions[i, start:] = np.arange(shape[1] - start)
+    position_ids = _position_ids(packed, positions)
     return Batch(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
@@ -136,9 +140,32 @@ def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Bat
         lengths=torch.tensor([sum(map(len, row)) for row in packed]),
         sources=sources,
         label_source=torch.from_numpy(label_source),
+        position_ids=None if position_ids is None else torch.from_numpy(position_ids),
         image_seeds=[(s.seed, i) for s in sequences for i in range(len(s.generation_images))],
         image_source=torch.tensor([sources.index(s.source) for s in sequences for _ in s.generation_images]),
     )
+
+
+def _position_ids(packed: Many[Many[Sequence]], positions: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """Return the ids (P, B, T) of rows of sequences, None if no sequence has any.
+
+    Padding, and sequences of text that were made by hand, count on all axes alike.
+
+    Raises:
+        PromptError: a sequence has ids on another number of axes, or images and no ids.
+    """
+    axes = max((len(s.position_ids) for row in packed for s in row if s.position_ids is not None), default=0)
+    if not axes:
+        return None
+    ids = np.tile(positions, (axes, 1, 1))
+    for i, row in enumerate(packed):
+        check_position_ids(row, axes)
+        start = 0
+        for sequence in row:
+            if sequence.position_ids is not None:
+                ids[:, i, start : start + len(sequence)] = sequence.position_ids
+            start += len(sequence)
+    return ids
 
 
 def _stack(images: list[np.ndarray]) -> Tensor | None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from janus_modular.capabilities import DeclaresPositions
 from janus_modular.components import Builder, build_error
 from janus_modular.config.errors import FieldError, config_error
 from janus_modular.config.schema import ModelConfig
@@ -52,6 +53,12 @@ class ModelBuilder(Builder):
             generation = self(config.generation, backbone.hidden_size)
         try:
             understanding = Understanding(encoder, adaptor)
+            if isinstance(backbone, DeclaresPositions) and understanding.grid is None:
+                raise ValueError(
+                    f"the adaptor '{config.understanding.adaptor.name}' makes {understanding.num_tokens}"
+                    " positions of an image, and declares no output_grid; expected rows and columns, which"
+                    f" the position ids of the backbone '{config.backbone.name}' need: choose another adaptor"
+                )
         except ValueError as error:
             raise config_error([FieldError(config_path(config, "understanding"), str(error), "")]) from error
         return JanusModel(understanding, generation, backbone, config)

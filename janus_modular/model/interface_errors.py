@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
-from janus_modular.capabilities import DeclaresCache, EncodesImages
+from janus_modular.capabilities import DeclaresCache, DeclaresPositions, EncodesImages
 from janus_modular.interfaces import (
     AXES,
     CORE_GRAPHS,
@@ -21,6 +21,7 @@ from janus_modular.interfaces import (
     TensorSpec,
     factor_and_axis,
 )
+from janus_modular.positions import POSITION_AXES
 from janus_modular.registry import MODEL_SLOTS, Hooks
 from janus_modular.renamed import RENAMED
 from janus_modular.sequence import EncodedSpec
@@ -49,7 +50,7 @@ def interface_errors(component: Any, slot: str) -> str:
     if any(errors):
         return f"{' '.join(filter(None, errors))} (see {interface.__name__} in interfaces.py)."
     if slot == "backbones":
-        return _cache_errors(component)
+        return _cache_errors(component) or _axes_errors(component)
     return _path_errors(component) if slot == "generation" else ""
 
 
@@ -93,6 +94,16 @@ def _cache_errors(backbone: Any) -> str:
         if spec.dtype not in CACHE_DTYPES:
             expected = " or ".join(CACHE_DTYPES)
             return f"'{spec.name}' of its cache_tensors is of {spec.dtype!r}; expected {expected}."
+    return ""
+
+
+def _axes_errors(backbone: Any) -> str:
+    """Return what is wrong with the axes of position ids that a backbone declares."""
+    if not isinstance(backbone, DeclaresPositions):
+        return ""
+    axes = list(backbone.position_axes)
+    if not axes or len(set(axes)) < len(axes) or not set(axes) <= set(POSITION_AXES):
+        return f"its position_axes are {axes}; expected some of {', '.join(POSITION_AXES)}, each once."
     return ""
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from janus_modular.capabilities import EncodesImages
+from janus_modular.capabilities import DeclaresPositions, EncodesImages, ReshapesGrid
 from janus_modular.config import component_specs, module_path
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import PromptError
@@ -53,6 +53,11 @@ class Understanding(nn.Module):
                 " pixels; expected at least 1x1: give it larger pixels"
             )
         self.num_tokens = adaptor.num_tokens(grid)
+        self.grid: tuple[int, int] | None = None  # of its positions, None if they have none
+        if isinstance(adaptor, ReshapesGrid):
+            self.grid = adaptor.output_grid(grid)
+        elif self.num_tokens == grid[0] * grid[1]:
+            self.grid = grid
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return pixels (N, 3, H, W), uint8 or in [0, 1], as the encoder's `PixelSpec` normalises them."""
@@ -104,7 +109,7 @@ class JanusModel(nn.Module):
         """Run a batch; return the losses at all supervised positions."""
         targets = self.targets(batch)
         x = self.embed(batch, targets)  # (B, T, D)
-        x = self.backbone(x, positions=batch.positions)  # (B, T, D)
+        x = self.backbone(x, positions=self.positions(batch))  # (B, T, D)
         output = Output(hidden=x)
         self._text_loss(output, batch)
         if targets is not None:
@@ -131,6 +136,21 @@ class JanusModel(nn.Module):
         joined[is_encoded] = encoded
         joined[~cast(Tensor, is_encoded)] = targets
         return joined
+
+    def positions(self, batch: Batch) -> Tensor:
+        """Return the positions of a batch as the backbone takes them: (B, T), or (1 + P, B, T).
+
+        Raises:
+            PromptError: the batch has images without position ids, or ids that the backbone does not have.
+        """
+        axes = position_axes(self.backbone)
+        ids = batch.position_ids
+        if (0 if ids is None else len(ids)) != axes and (ids is not None or batch.understanding_mask.any()):
+            raise PromptError(
+                f"the batch has position ids on {0 if ids is None else len(ids)} axes; expected {axes}, which"
+                " the backbone has: was it made by this model's own processor?"
+            )
+        return stack_positions(self.backbone, batch.positions, ids)
 
     def embed(self, batch: Batch, targets: Any = None) -> Tensor:
         """Return the embeddings (B, T, D) of a batch's text, input images and target images."""
@@ -217,6 +237,22 @@ class JanusModel(nn.Module):
             output.losses[name] = loss[supervised].flatten()
             if batch.image_source is not None:
                 output.sources[name] = batch.image_source[supervised].repeat_interleave(loss.shape[1])
+
+
+def position_axes(backbone: Backbone) -> int:
+    """Return the number P of axes on which a backbone's positions have ids, beside their index."""
+    return len(backbone.position_axes) if isinstance(backbone, DeclaresPositions) else 0
+
+
+def stack_positions(backbone: Backbone, positions: Tensor, ids: Tensor | None = None) -> Tensor:
+    """Return positions (B, T) as a backbone takes them: with ids (P, B, T) where it declares axes of ids.
+
+    None: ids count like positions, as those of text do.
+    """
+    axes = position_axes(backbone)
+    if not axes:
+        return positions
+    return torch.cat([positions[None], positions.expand(axes, *positions.shape) if ids is None else ids])
 
 
 def check_feature_count(mask: Tensor, features: Tensor, verb: str) -> None:

@@ -13,6 +13,7 @@ from janus_modular.capabilities import EncodesImages, HasLogProbabilities
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.model.batch import collate
 from janus_modular.model.model import JanusModel
+from janus_modular.positions import extended
 from janus_modular.sequence import IGNORE_INDEX, Sequence, unconditional
 
 
@@ -61,7 +62,7 @@ def image_log_probabilities(
     ]
     batch = collate(sequences).to(next(model.parameters()).device)
     targets = model.targets(batch)
-    hidden = model.backbone(model.embed(batch, targets), positions=batch.positions)  # (R, T, D)
+    hidden = model.backbone(model.embed(batch, targets), positions=model.positions(batch))  # (R, T, D)
     mask = batch.generation_mask.roll(-1, dims=1) if path.predicts_next else batch.generation_mask
     before = hidden[mask].view(len(rows), path.num_tokens, hidden.shape[-1])  # (R, P, D)
     return path.log_probabilities(before, targets[: len(images)], guidance=guidance, temperature=temperature)
@@ -76,6 +77,7 @@ def _with_image(prompt: Sequence, image: Any, positions: int) -> Sequence:
         labels=np.concatenate([prompt.labels, np.full(positions, IGNORE_INDEX)]),
         understanding_mask=np.concatenate([prompt.understanding_mask, ~images]),
         generation_mask=np.concatenate([prompt.generation_mask, images]),
+        position_ids=None if prompt.position_ids is None else extended(prompt.position_ids, positions),
         generation_images=[*prompt.generation_images, image],
         generation_supervised=[*prompt.generation_supervised, False],
     )

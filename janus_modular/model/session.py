@@ -15,7 +15,8 @@ from janus_modular.finite import refuse_not_finite
 from janus_modular.interfaces import RowCache, StateCache
 from janus_modular.model.batch import collate
 from janus_modular.model.cache import state_tensors
-from janus_modular.model.model import JanusModel
+from janus_modular.model.model import JanusModel, position_axes
+from janus_modular.positions import RowPositions
 from janus_modular.sequence import Sequence
 from janus_modular.sessions import BaseSession, check_max_seq_len, unknown_graph
 
@@ -66,6 +67,7 @@ class TorchSession(BaseSession):
         self.device, self.dtype = weight.device, weight.dtype
         self.hidden_size = model.backbone.hidden_size
         self.cache: RowCache = model.backbone.new_cache(0, max_seq_len)
+        self.position_axes = position_axes(model.backbone)
         self.has_states = bool(state_tensors(model.backbone))
         self.suppressed_ids = torch.tensor(list(suppressed_ids), dtype=torch.int64, device=self.device)
         self.functions: Mapping[str, Callable[..., Any]] = {
@@ -93,7 +95,8 @@ class TorchSession(BaseSession):
         if count < len(self.lengths):
             cache = cache.select(slice(first_row, first_row + count))
         cache.truncate(torch.zeros_like(lengths))
-        positions = torch.arange(x.shape[1], device=self.device).expand(x.shape[:2])  # in padding too
+        index = np.tile(np.arange(x.shape[1]), (count, 1))  # (n, T), in padding too
+        positions = RowPositions.of_prompts(self.position_axes, prompts).of(index)
         hidden = self._forward(x, positions, cache, lengths)  # (n, T, D)
         return hidden[torch.arange(count), lengths - 1]
 
@@ -101,15 +104,15 @@ class TorchSession(BaseSession):
     def feed(self, x: Tensor | NDArray[Any], counts: NDArray[np.int64]) -> Tensor:
         """Feed x (rows, W, D); return the hidden states (rows, W, D)."""
         index = self.lengths[:, None] + np.arange(x.shape[1])  # (rows, W)
-        # Padding of a full row may have positions beyond the end of a position table.
-        positions = torch.from_numpy(np.minimum(index, self.max_seq_len - 1)).to(self.device)
+        positions = self.row_positions.of(index, last=self.max_seq_len - 1)
         return self._forward(self._embeddings(x), positions, self.cache, torch.from_numpy(counts))
 
-    def _forward(self, x: Tensor, positions: Tensor, cache: RowCache, counts: Tensor) -> Tensor:
+    def _forward(self, x: Tensor, positions: NDArray[np.int64], cache: RowCache, counts: Tensor) -> Tensor:
         """Feed x (n, T, D) into a cache of n rows, which keep ``counts`` (n,) positions of it."""
         if self.has_states:
             cast(StateCache, cache).keep(counts)
-        hidden = self.model.backbone(x, positions=positions, cache=cache)
+        on_device = torch.from_numpy(positions).to(self.device)
+        hidden = self.model.backbone(x, positions=on_device, cache=cache)
         cache.advance(counts)
         return hidden
 

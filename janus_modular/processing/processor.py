@@ -16,6 +16,7 @@ from janus_modular.config.schema import ProcessorConfig
 from janus_modular.errors import ConfigError, DataError, PromptError
 from janus_modular.foreign import foreign_errors, name_in_errors, printable, read_json
 from janus_modular.interfaces import PixelSpec
+from janus_modular.positions import PositionRule
 from janus_modular.processing.processor_record import Drawing as Drawing
 from janus_modular.processing.processor_record import read_record
 from janus_modular.processing.prompt_segments import (
@@ -24,7 +25,12 @@ from janus_modular.processing.prompt_segments import (
     Supervise,
     with_supervision,
 )
-from janus_modular.processing.sequence_builder import build_sequence, with_pixels, without_condition
+from janus_modular.processing.sequence_builder import (
+    build_sequence,
+    check_context_length,
+    with_pixels,
+    without_condition,
+)
 from janus_modular.processing.streaming import StopRule, TextStream
 from janus_modular.processing.templates import make_template
 from janus_modular.processing.text_tokenizer import Encoded, TextTokenizer
@@ -50,12 +56,14 @@ class Processor:
         system: str | None = None,
         suppress_tokens: Sequence[str] = (),
         template_variables: Mapping[str, Any] | None = None,
+        positions: PositionRule | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.pixels = pixels
         self.image_tokens = image_tokens  # positions that an image input takes
         self.drawing = drawing  # None: the model has no generation path
         self.encoded: EncodedSpec | None = None  # of image targets; known where the model is
+        self.positions = positions  # None: the backbone's positions are a counter
         self.context = context  # longest sequence, in positions; None: unlimited
         # Tokens that no answer contains: those that were added to the vocabulary for images.
         self.suppress_tokens = tuple(dict.fromkeys([*suppress_tokens, *tokenizer.added]))
@@ -93,6 +101,7 @@ class Processor:
         image_tokens: int,
         drawing: Drawing | None,
         context: int | None = None,
+        positions: PositionRule | None = None,
         tokenizer: str | Path | None = None,
     ) -> Processor:
         """Build from a config; ``tokenizer``, a local folder or file, replaces the config's tokenizer."""
@@ -113,6 +122,7 @@ class Processor:
             system=config.system,
             suppress_tokens=config.suppress_tokens,
             template_variables=config.template_variables,
+            positions=positions,
         )
 
     def sequence(
@@ -266,6 +276,7 @@ class Processor:
             "drawing": self.drawing and asdict(self.drawing),
             "context": self.context,
             "suppress_tokens": list(self.suppress_tokens),
+            **({"positions": asdict(self.positions)} if self.positions else {}),
         }
 
     def save(self, folder: Path) -> None:
@@ -302,6 +313,7 @@ class Processor:
             system=record.system,
             suppress_tokens=record.suppress_tokens,
             template_variables=record.template_variables,
+            positions=record.positions,
         )
 
     def _segment_builder(self, learn_image_ends: bool = False) -> SegmentBuilder:
@@ -353,7 +365,8 @@ class Processor:
             )
         size = (drawing.height, drawing.width) if drawing else None
         sequence = with_pixels(sequence, segments, self.pixels, size, self.encoded)
-        return replace(sequence, source=source)
+        ids = self.positions.ids(sequence) if self.positions else None
+        return replace(sequence, source=source, position_ids=ids)
 
     def _check_answer_starts(self, encoded: Encoded, segments: Sequence[PromptSegment]) -> None:
         """Check that no token spans the end of a prompt and the beginning of its supervised answer.
@@ -376,22 +389,3 @@ class Processor:
                     " from the beginning of the answer, or from the end of what the tokenizer's"
                     " chat_template.jinja writes before an answer, or choose another processor.template."
                 )
-
-
-def check_context_length(
-    positions: int, context: int, *, reserved: int, image_tokens: int, source: str = ""
-) -> None:
-    """Check that the context holds a sequence of so many positions, and the ``reserved`` ones behind it.
-
-    Raises:
-        PromptError: the context is shorter.
-    """
-    if positions + reserved > context:
-        image = f" and {reserved} for the image" if reserved else ""
-        of_source = f" (source {printable(source)!r})" if source else ""
-        raise PromptError(
-            f"the sequence takes {positions:,} positions{image}; the context has {context:,}{of_source}."
-            f" Shorten the text, or leave out images ({image_tokens + 2} positions for each that is"
-            " read). A model that is trained for it may have a longer context"
-            " (backbone.config.max_position_embeddings of the backbone hf)."
-        )

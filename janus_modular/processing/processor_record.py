@@ -11,10 +11,11 @@ from janus_modular.config.schema import SpecialTokens
 from janus_modular.errors import ConfigError
 from janus_modular.foreign import printable
 from janus_modular.interfaces import PixelSpec
+from janus_modular.positions import POSITION_AXES, PositionRule
 from janus_modular.suggest import did_you_mean
 
 T = TypeVar("T")
-OPTIONAL = {"template_variables"}  # older files lack the key
+OPTIONAL = {"template_variables", "positions"}  # older files lack the key
 
 MAX_SIZE = 2**27
 """Most positions, and pixels of an image, of a processor: each prompt takes as much memory."""
@@ -42,6 +43,7 @@ class ProcessorRecord:
     context: int | None
     suppress_tokens: list[str]
     template_variables: dict[str, Any] | None = None
+    positions: PositionRule | None = None  # only where the backbone has position ids
 
 
 def read_record(description: Mapping[str, Any]) -> ProcessorRecord:
@@ -60,6 +62,17 @@ def read_record(description: Mapping[str, Any]) -> ProcessorRecord:
     }.items():
         if not 1 <= number <= MAX_SIZE:
             raise ConfigError(f"{name}: found {number:,}; expected from 1 to {MAX_SIZE:,}.")
+    if record.positions and record.positions.grid[0] * record.positions.grid[1] != record.image_tokens:
+        rows, columns = record.positions.grid
+        raise ConfigError(
+            f"positions.grid: found {rows}x{columns}; expected {record.image_tokens} positions, which an"
+            " image takes (image_tokens)."
+        )
+    if record.positions and not set(record.positions.axes) <= set(POSITION_AXES):
+        raise ConfigError(
+            f"positions.axes: found {printable(', '.join(record.positions.axes))}; expected some of"
+            f" {', '.join(POSITION_AXES)}."
+        )
     return record
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from janus_modular.errors import ConfigError, PromptError
-from janus_modular.processing.processor import Processor, check_context_length
+from janus_modular.processing.processor import Processor
+from janus_modular.processing.sequence_builder import check_context_length
 from janus_modular.sequence import ImageTarget, Message, Text
 
 log = logging.getLogger(__name__)

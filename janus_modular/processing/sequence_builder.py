@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_modular.errors import PromptError
+from janus_modular.foreign import printable
 from janus_modular.interfaces import PixelSpec
 from janus_modular.processing.image_io import open_image
 from janus_modular.processing.image_transforms import generation_pixels, understanding_pixels
@@ -125,3 +126,22 @@ def without_condition(sequence: TokenSequence, *, pad: int, image_tokens: int) -
         understanding_mask=understanding_mask,
         understanding_pixels=sequence.understanding_pixels[dropped_images:],
     )
+
+
+def check_context_length(
+    positions: int, context: int, *, reserved: int, image_tokens: int, source: str = ""
+) -> None:
+    """Check that the context holds a sequence of so many positions, and the ``reserved`` ones behind it.
+
+    Raises:
+        PromptError: the context is shorter.
+    """
+    if positions + reserved > context:
+        image = f" and {reserved} for the image" if reserved else ""
+        of_source = f" (source {printable(source)!r})" if source else ""
+        raise PromptError(
+            f"the sequence takes {positions:,} positions{image}; the context has {context:,}{of_source}."
+            f" Shorten the text, or leave out images ({image_tokens + 2} positions for each that is"
+            " read). A model that is trained for it may have a longer context"
+            " (backbone.config.max_position_embeddings of the backbone hf)."
+        )

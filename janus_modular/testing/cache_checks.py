@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from janus_modular.model.cache import TensorCache, state_tensors
+from janus_modular.model.model import stack_positions
 from janus_modular.testing.check import NotApplicable, check_for, ensure
 from janus_modular.testing.comparing import ensure_close, ensure_equal
-from janus_modular.testing.slot_checks import positions_of
+from janus_modular.testing.slot_checks import positions_for, positions_of
 
 
 @check_for("backbones")
@@ -19,7 +20,7 @@ def check_cache(backbone: Any, tokens: Tensor) -> None:
     """Through a cache, in chunks and with rows of several lengths, the hidden states are the same."""
     backbone.eval()
     x = backbone.embed(tokens)
-    whole = backbone(x, positions=positions_of(tokens))
+    whole = backbone(x, positions=positions_for(backbone, tokens))
     rows, length = tokens.shape
     lengths = length - 2 - torch.arange(rows) % 2  # every other row is one shorter
     cache = backbone.new_cache(rows, length)
@@ -40,7 +41,7 @@ def check_cache_rows(backbone: Any, tokens: Tensor) -> None:
     """Rows of a cache are cut back and read again on their own, and padding of full rows harms none."""
     backbone.eval()
     x, positions = backbone.embed(tokens), positions_of(tokens)
-    whole = backbone(x, positions=positions)
+    whole = backbone(x, positions=positions_for(backbone, tokens))
     rows, length = tokens.shape
     cache = backbone.new_cache(rows, length)
     feed(backbone, x, positions, cache, torch.full((rows,), length))
@@ -60,7 +61,7 @@ def check_cache_rows(backbone: Any, tokens: Tensor) -> None:
         return  # of which rows cannot be cut back
     lengths = torch.full((rows,), length - 1)
     cache.truncate(lengths)
-    last = backbone(x[:, -1:], positions=positions[:, -1:], cache=cache)
+    last = feed(backbone, x[:, -1:], positions[:, -1:], cache, torch.ones(rows, dtype=torch.int64))
     ensure_close(last[:, 0], whole[:, -1], "a full row cut back by one, and whole")
 
 
@@ -98,6 +99,6 @@ def feed(backbone: Any, x: Tensor, positions: Tensor, cache: Any, counts: Tensor
     """Feed x (B, T, D) into a cache whose rows keep ``counts`` (B,) positions; return the hidden states."""
     if state_tensors(backbone):
         cache.keep(counts)
-    hidden: Tensor = backbone(x, positions=positions, cache=cache)
+    hidden: Tensor = backbone(x, positions=stack_positions(backbone, positions), cache=cache)
     cache.advance(counts)
     return hidden

@@ -18,6 +18,7 @@ from torch.fx.experimental import _config as tracing
 from torch.utils import _pytree as pytree
 
 from janus_modular.errors import CheckError
+from janus_modular.model.model import stack_positions
 from janus_modular.testing.drawing import graph_inputs
 
 
@@ -122,10 +123,14 @@ def _head(component: Any, hidden: Tensor) -> list[Call]:
 def _backbone(component: Any, tokens: Tensor) -> list[Call]:
     positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
     x = component.embed(tokens)
-    hidden = component(x, positions=positions)
+    hidden = component(x, positions=stack_positions(component, positions))
     return [
         Call("embed", (tokens,), lambda c, tokens: c.embed(tokens)),
-        Call("forward", (x, positions), lambda c, x, positions: c(x, positions=positions)),
+        Call(
+            "forward",
+            (x, positions),
+            lambda c, x, positions: c(x, positions=stack_positions(c, positions)),
+        ),
         Call("logits", (hidden,), lambda c, hidden: c.logits(hidden)),
     ]
 
@@ -191,7 +196,8 @@ def training_loss(component: Any, example: Tensor, slot: str) -> Tensor:
     """Return a scalar loss that depends on every trainable parameter of a component."""
     if slot == "backbones":
         positions = torch.arange(example.shape[1]).expand(example.shape)
-        return component.logits(component(component.embed(example), positions=positions)).square().mean()
+        hidden = component(component.embed(example), positions=stack_positions(component, positions))
+        return component.logits(hidden).square().mean()
     if slot == "image_tokenizers":
         return torch.stack(list(component.losses(example).values())).sum()
     if slot == "generation":

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from janus_modular.capabilities import EncodesImages, HasLogProbabilities
 from janus_modular.interfaces import PixelSpec
+from janus_modular.model.model import stack_positions
 from janus_modular.sequence import EncodedSpec
 from janus_modular.testing.calls import known_codes, targets_of
 from janus_modular.testing.check import NotApplicable, check_for, ensure
@@ -141,7 +142,7 @@ def check_backbone_sizes(backbone: Any, tokens: Tensor) -> None:
         tuple(x.shape) == declared,
         f"embeddings are {tuple(x.shape)}; hidden_size declares (B, T, D) = {declared}",
     )
-    hidden = backbone(x, positions=positions_of(tokens))
+    hidden = backbone(x, positions=positions_for(backbone, tokens))
     ensure(tuple(hidden.shape) == declared, f"hidden states are {tuple(hidden.shape)}; expected {declared}")
     logits = tuple(backbone.logits(hidden).shape)
     declared = (*tokens.shape, backbone.vocab_size)
@@ -160,7 +161,7 @@ def check_causal(backbone: Any, tokens: Tensor) -> None:
     x = backbone.embed(tokens)
     changed = x.clone()
     changed[:, -1] = -changed[:, -1] + 1
-    hidden, hidden_changed = (backbone(y, positions=positions_of(tokens)) for y in (x, changed))
+    hidden, hidden_changed = (backbone(y, positions=positions_for(backbone, tokens)) for y in (x, changed))
     ensure_close(hidden_changed[:, :-1], hidden[:, :-1], "earlier positions, with the last one changed")
 
 
@@ -170,8 +171,10 @@ def check_packing(backbone: Any, tokens: Tensor) -> None:
     """Sequences packed into a row, each with positions from 0, do not attend to each other."""
     backbone.eval()
     x = backbone.embed(tokens)
-    alone = backbone(x, positions=positions_of(tokens))
-    packed = backbone(x.flatten(0, 1)[None], positions=positions_of(tokens).reshape(1, -1))
+    alone = backbone(x, positions=positions_for(backbone, tokens))
+    packed = backbone(
+        x.flatten(0, 1)[None], positions=stack_positions(backbone, positions_of(tokens).reshape(1, -1))
+    )
     ensure_close(packed.view_as(alone), alone, "sequences packed into a row and alone")
 
 
@@ -181,12 +184,12 @@ def check_resize_vocab(backbone: Any, tokens: Tensor) -> None:
     """A larger vocabulary has embeddings and logits for the new tokens; the old logits stay the same."""
     backbone.eval()
     old = backbone.vocab_size
-    before = backbone.logits(backbone(backbone.embed(tokens), positions=positions_of(tokens)))
+    before = backbone.logits(backbone(backbone.embed(tokens), positions=positions_for(backbone, tokens)))
     backbone.resize_vocab(old + 3)
     ensure(
         backbone.vocab_size == old + 3, f"vocab_size is {backbone.vocab_size} after resize_vocab({old + 3})"
     )
-    after = backbone.logits(backbone(backbone.embed(tokens), positions=positions_of(tokens)))
+    after = backbone.logits(backbone(backbone.embed(tokens), positions=positions_for(backbone, tokens)))
     ensure(after.shape[-1] == old + 3, f"logits are of {after.shape[-1]} tokens; expected {old + 3}")
     ensure_close(after[..., :old], before, "logits of the old tokens")
     new_tokens = torch.arange(old, old + 3, device=tokens.device)[None]
@@ -299,6 +302,11 @@ def check_generation_graphs(path: Any, pixels: Tensor) -> None:
                 ensure_declared(graph, [repeated], outputs, images)
             else:
                 ensure(graph.name in ran, f"its image sampler never runs '{graph.name}': leave it out")
+
+
+def positions_for(backbone: Any, tokens: Tensor) -> Tensor:
+    """Return positions that count from 0 in each row, as a backbone takes them."""
+    return stack_positions(backbone, positions_of(tokens))
 
 
 def positions_of(tokens: Tensor) -> Tensor:

@@ -84,6 +84,7 @@ def cut(sequence: Sequence, length: int) -> Sequence:
         labels=labels,
         understanding_mask=sequence.understanding_mask[:end],
         generation_mask=sequence.generation_mask[:end],
+        position_ids=None if sequence.position_ids is None else sequence.position_ids[:, :end],
         understanding_pixels=sequence.understanding_pixels[:inputs],
         generation_images=sequence.generation_images[:targets],
         generation_supervised=sequence.generation_supervised[:targets],
@@ -99,7 +100,11 @@ def split(sequence: Sequence, length: int) -> list[Sequence]:
     starts = range(0, len(sequence), length)
     arrays = ("tokens", "labels", "understanding_mask", "generation_mask")
     sections = [
-        replace(sequence, **{name: getattr(sequence, name)[start : start + length] for name in arrays})
+        replace(
+            sequence,
+            position_ids=None,  # of text, which count from 0 again
+            **{name: getattr(sequence, name)[start : start + length] for name in arrays},
+        )
         for start in starts
     ]
     return [section for section in sections if (section.labels != IGNORE_INDEX).any()]

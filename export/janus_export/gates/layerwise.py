@@ -44,7 +44,7 @@ def layers(target: VerificationTarget) -> Iterator[CheckResult]:
     reference = cast(StreamedReference, target.reference)
     path, stack = reference.stack
     passes, precision = reference.passes, target.backbone_precision
-    capacity = int(passes[-1].positions.max()) + 1
+    capacity = int(passes[-1].index.max()) + 1
     contract = target.runtime.graph("backbone").contract
     model = ir.load(target.bundle.path("backbone", target.variant))
     is_float16 = target.record["dtype"] == "float16"
@@ -84,7 +84,7 @@ def layers(target: VerificationTarget) -> Iterator[CheckResult]:
 
 def _graph_inputs(contract: GraphContract, forward: ForwardPass, capacity: int) -> Arrays:
     counts = forward.counts.sum(1)
-    return {"x": forward.x, **host_inputs(contract, forward.positions, counts, slots=capacity)}
+    return {"x": forward.x, **host_inputs(contract, forward.index, forward.positions, counts, slots=capacity)}
 
 
 def _run(

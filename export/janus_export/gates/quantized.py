@@ -21,10 +21,11 @@ from janus_export.reference.compare import (
 from janus_export.reference.recording import Array, GraphCall, Run
 from janus_export.reference.target import CheckResult, VerificationTarget
 from janus_export.reference.upcast import upcast
-from janus_export.runtimes.kv_cache import host_inputs
+from janus_export.runtimes.kv_cache import axes_of_positions, host_inputs
 from janus_export.runtimes.ort.library import onnxruntime
 from janus_export.runtimes.ort.runtime import quiet_options
 from janus_export.runtimes.prompts import embed
+from janus_modular.positions import RowPositions
 
 HALF_MAX = 65504.0  # what float16 can hold; bfloat16 holds what float32 does
 ENOUGH_CHOICES = 1000  # enough to estimate a share
@@ -149,9 +150,12 @@ def _first_inputs(target: VerificationTarget, run: Run) -> dict[str, Array]:
     contract = target.runtime.graph("backbone").contract
     axes = {"rows": rows, "tokens": tokens, "capacity": tokens}
     counts = np.array([len(prompt) for prompt in run.prompts])
+    index = np.tile(np.arange(tokens), (rows, 1))
+    ids = axes_of_positions(target.bundle.graphs["backbone"]["inputs"])
+    positions = RowPositions.of_prompts(ids, run.prompts).of(index)
     inputs: dict[str, Array] = {
         "x": x,
-        **host_inputs(contract, np.tile(np.arange(tokens), (rows, 1)), counts, slots=tokens),
+        **host_inputs(contract, index, positions, counts, slots=tokens),
     }
     for tensor in contract.inputs:
         if tensor.name not in inputs:

@@ -21,6 +21,7 @@ from janus_export.onnx_export.diagnostics import explained
 from janus_export.onnx_export.kv_cache import GraphCache, cache_tensors
 from janus_modular import GraphSpec, JanusModel, TensorSpec
 from janus_modular.interfaces import GraphRole
+from janus_modular.model.model import position_axes
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] 
 def backbone_graph(model: JanusModel, cache: Sequence[TensorSpec], x: TensorSpec) -> dict[str, Any]:
     """Return the fields of the backbone's `Graph`, for the tensors of its cache."""
     has_entries = ["capacity" in spec.shape for spec in cache]
-    inputs = [x, TensorSpec("positions", "int64", ("rows", "tokens"))]
+    ids = (1 + axes,) if (axes := position_axes(model.backbone)) else ()
+    inputs = [x, TensorSpec("positions", "int64", (*ids, "rows", "tokens"))]
     if any(has_entries):
         inputs.append(TensorSpec("mask", "bool", ("rows", 1, "tokens", "capacity")))
         inputs.append(TensorSpec("write_index", "int64", ("rows",)))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from janus_export.errors import ExportError
 from janus_modular import Backbone, DeclaresCache, TensorSpec
+from janus_modular.model.model import stack_positions
 
 TENSOR_SCATTER = 24
 """The first opset with TensorScatter: row-wise writes into a cache, in place if a runtime supports it."""
@@ -130,7 +131,8 @@ def cache_tensors(backbone: Backbone) -> list[TensorSpec]:
     cache = Shapes(weight.device)
     x = torch.zeros(1, 1, backbone.hidden_size, dtype=weight.dtype, device=weight.device)
     with torch.no_grad():
-        backbone(x, positions=torch.zeros(1, 1, dtype=torch.int64, device=weight.device), cache=cache)
+        first = torch.zeros(1, 1, dtype=torch.int64, device=weight.device)
+        backbone(x, positions=stack_positions(backbone, first), cache=cache)
     if not cache.shapes:
         raise ExportError(
             f"{type(backbone).__name__} wrote no keys and values into its cache, and declares no other state"

@@ -20,6 +20,8 @@ from janus_export.reference.target import Reference
 from janus_modular.checkpoints import ModelAssembly
 from janus_modular.checkpoints.opening import LazyCheckpoint
 from janus_modular.janus import Janus
+from janus_modular.model.model import position_axes
+from janus_modular.positions import RowPositions
 
 STEPS = 2  # after the prompts
 POSITIONS = 16  # at most, in these steps: a cache of whole images would take gigabytes
@@ -30,7 +32,8 @@ class ForwardPass:
     """A recorded forward pass of torch's backbone: R rows, T positions, hidden size D."""
 
     x: Array  # (R, T, D)
-    positions: Array  # (R, T)
+    index: Array  # (R, T) of the positions in their rows
+    positions: Array  # (R, T), or (1 + P, R, T) with ids on P axes
     counts: Array  # (R, T): False for padding of shorter rows
     hidden: Array  # (R, T, D)
     states: list[Array]  # (R, T, D) each: the inputs of all layers, then the output of the last layer
@@ -89,8 +92,11 @@ class StreamedReference(Reference):
             )
         for read, forward in zip(run.reads, passes, strict=True):
             start = np.zeros_like(read.before) if read.prompts else read.before
-            forward.positions = start[:, None] + np.arange(forward.x.shape[1])
-            forward.counts = forward.positions < read.after[:, None]
+            forward.index = start[:, None] + np.arange(forward.x.shape[1])
+            if read.prompts:
+                rows = RowPositions.of_prompts(position_axes(self.model.backbone), read.prompts)
+            forward.positions = rows.of(forward.index)
+            forward.counts = forward.index < read.after[:, None]
         return run, passes
 
 
@@ -112,7 +118,9 @@ def recorded_passes(backbone: Any, stack: nn.ModuleList) -> Iterator[list[Forwar
     def after_backbone(_: nn.Module, args: Any, hidden: Tensor) -> None:
         nothing = np.zeros(0)
         recorded.append(
-            ForwardPass(args[0].numpy().copy(), nothing, nothing, hidden.numpy().copy(), states.copy())
+            ForwardPass(
+                args[0].numpy().copy(), nothing, nothing, nothing, hidden.numpy().copy(), states.copy()
+            )
         )
         states.clear()
 

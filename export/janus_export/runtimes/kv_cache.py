@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -68,10 +68,10 @@ class KVCache:
         return True
 
     def host_inputs(
-        self, index: NDArray[np.int64], counts: NDArray[np.int64], last: int | None = None
+        self, index: NDArray[np.int64], positions: NDArray[np.int64], counts: NDArray[np.int64]
     ) -> dict[str, NDArray[Any]]:
         """Return the inputs that the host computes for new positions: see `host_inputs`."""
-        return host_inputs(self.contract, index, counts, slots=self.slots, last=last)
+        return host_inputs(self.contract, index, positions, counts, slots=self.slots)
 
     def state_buffers(self, rows: int) -> dict[str, Buffer]:
         """Return new states of ``rows`` rows without positions, by input of the graph."""
@@ -88,25 +88,30 @@ class KVCache:
 def host_inputs(
     backbone: GraphContract,
     index: NDArray[np.int64],
+    positions: NDArray[np.int64],
     counts: NDArray[np.int64],
     *,
     slots: int,
-    last: int | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Return the backbone's inputs that the host computes for new positions, by name.
 
     Args:
         backbone: the graph's contract; it has those inputs that its cache needs.
         index: of the positions in their rows (rows, T). A position sees the slots up to its own.
+        positions: as `janus_modular.positions.RowPositions` returns them for the index.
         counts: how many of them each row keeps (rows,).
         slots: of a row.
-        last: the last position that there is. Padding of a full row may go beyond it, and beyond the end of a
-            position table.
     """
     values: dict[str, Callable[[], NDArray[Any]]] = {
-        "positions": lambda: index if last is None else np.minimum(index, last),
+        "positions": lambda: positions,
         "mask": lambda: (np.arange(slots) <= index[:, :, None])[:, None],  # (rows, 1, T, slots)
         "write_index": lambda: index[:, 0].copy(),
         "counts": lambda: counts,
     }
     return {tensor.name: values[tensor.name]() for tensor in backbone.inputs if tensor.name in values}
+
+
+def axes_of_positions(inputs: Iterable[Mapping[str, Any]]) -> int:
+    """Return the number of axes on which positions have ids, from a backbone's inputs in a manifest."""
+    shape = next(tensor["shape"] for tensor in inputs if tensor["name"] == "positions")
+    return shape[0] - 1 if len(shape) == 3 else 0

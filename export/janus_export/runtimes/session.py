@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from janus_export.runtimes.kv_cache import axes_of_positions
 from janus_modular import BaseSession
 
 
@@ -20,4 +21,6 @@ class BundleSession(BaseSession):
         self.pad_id = model["pad_id"]
         self.image_positions = model["image_target"]["positions"]
         self.sizes = model["sizes"]
-        self.has_states = bool(runtime.bundle.graphs["backbone"].get("states"))
+        backbone = runtime.bundle.graphs["backbone"]
+        self.has_states = bool(backbone.get("states"))
+        self.position_axes = axes_of_positions(backbone["inputs"])

@@ -34,7 +34,12 @@ class LdpAdaptor(nn.Module):
 
     def num_tokens(self, grid: tuple[int, int]) -> int:
         """Return the number of positions: every other row and column, from the first."""
-        return ((grid[0] + 1) // 2) * ((grid[1] + 1) // 2)
+        rows, columns = self.output_grid(grid)
+        return rows * columns
+
+    def output_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Return the grid of every other row and column, from the first."""
+        return (grid[0] + 1) // 2, (grid[1] + 1) // 2
 
     def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
         """Map features (N, P, C) of a grid to (N, P', D)."""

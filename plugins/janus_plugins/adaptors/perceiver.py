@@ -89,6 +89,10 @@ class PerceiverAdaptor(nn.Module):
         """Return the number of queries, whatever the grid."""
         return self.config.queries
 
+    def output_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Return a single row: queries have no place in the image."""
+        return 1, self.config.queries
+
     def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
         """Map features (N, P, C) to (N, queries, D)."""
         return self.perceiver_resampler(self.modality_projection(features))

@@ -49,12 +49,22 @@ class PixelUnshuffleAdaptor(nn.Module):
 
     def num_tokens(self, grid: tuple[int, int]) -> int:
         """Return the number of positions: one for each square."""
-        rows, columns = self._coarser(grid)
+        rows, columns = self.output_grid(grid)
         return rows * columns
+
+    def output_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Return the grid of squares; raise ValueError if the factor does not divide the grid."""
+        factor = self.config.factor
+        if grid[0] % factor or grid[1] % factor:
+            raise ValueError(
+                f"pixel-unshuffle: a grid of {grid[0]}x{grid[1]} features does not divide by its factor "
+                f"{factor}: choose another factor, or an image size that gives an even grid"
+            )
+        return grid[0] // factor, grid[1] // factor
 
     def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
         """Map features (N, P, C) of a grid to (N, P', D)."""
-        factor, (rows, columns) = self.config.factor, self._coarser(grid)
+        factor, (rows, columns) = self.config.factor, self.output_grid(grid)
         x = features.unflatten(1, (rows, factor, columns, factor))  # (N, h, f, w, f, C)
         x = x.transpose(2, 3).flatten(3).flatten(1, 2)  # (N, P', f * f * C)
         return self.layers(self.norm(x))
@@ -65,16 +75,6 @@ class PixelUnshuffleAdaptor(nn.Module):
             if match := CONNECTOR.search(name):
                 module, _, parameter = match[0].rpartition(".")
                 yield f"{PUBLISHED[module]}.{parameter}" if module in PUBLISHED else name, weights[name]
-
-    def _coarser(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """Return the grid of squares; raise ValueError if the factor does not divide the grid."""
-        factor = self.config.factor
-        if grid[0] % factor or grid[1] % factor:
-            raise ValueError(
-                f"pixel-unshuffle: a grid of {grid[0]}x{grid[1]} features does not divide by its factor "
-                f"{factor}: choose another factor, or an image size that gives an even grid"
-            )
-        return grid[0] // factor, grid[1] // factor
 
 
 CONNECTOR = re.compile(r"(?<![^.])(?:mlp1|multi_modal_projector|connector)\..+")

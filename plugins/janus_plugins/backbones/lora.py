@@ -30,6 +30,7 @@ from janus_modular import (
     ComponentSpec,
     ConfigError,
     DeclaresCache,
+    DeclaresPositions,
     LoadedWeights,
     Registry,
     RowCache,
@@ -95,6 +96,8 @@ class LoraBackbone(nn.Module):
         self.context: int = self.backbone.context
         if isinstance(self.backbone, DeclaresCache):
             self.cache_tensors = self.backbone.cache_tensors
+        if isinstance(self.backbone, DeclaresPositions):
+            self.position_axes = self.backbone.position_axes
         adapters = peft.LoraConfig(
             r=config.rank,
             lora_alpha=config.alpha,

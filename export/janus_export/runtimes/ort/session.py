@@ -28,6 +28,7 @@ from janus_export.runtimes.session import BundleSession
 from janus_modular import Sequence as Prompt
 from janus_modular import refuse_not_finite
 from janus_modular.interfaces import TensorSpec
+from janus_modular.positions import RowPositions
 
 if TYPE_CHECKING:
     from janus_export.runtimes.ort.runtime import OnnxRuntime
@@ -94,13 +95,14 @@ class OnnxSession(BundleSession):
         self.kv_cache.reach(total)
         caches = {name: view_rows(buffer, first_row, count) for name, buffer in self.kv_cache.buffers.items()}
         old_states, new_states = (self.kv_cache.state_buffers(count) for _ in range(2))
+        positions = RowPositions.of_prompts(self.position_axes, prompts)
         states = np.empty((count, hidden_size), x.dtype)
         for start in range(0, total, self.runtime.config.chunk):
             chunk = np.ascontiguousarray(x[:, start : start + self.runtime.config.chunk])  # (n, t, D)
-            positions = np.tile(np.arange(start, start + chunk.shape[1]), (count, 1))  # (n, t)
+            index = np.tile(np.arange(start, start + chunk.shape[1]), (count, 1))  # (n, t)
             hidden = HostBuffer(np.empty(chunk.shape, x.dtype), self.runtime.dtype)
             counts = np.clip(last + 1 - start, 0, chunk.shape[1])
-            inputs = self.kv_cache.host_inputs(positions, counts)
+            inputs = self.kv_cache.host_inputs(index, positions.of(index), counts)
             self._bind_backbone(
                 {**caches, **old_states},
                 {"hidden": hidden, **self.kv_cache.outputs(new_states)},
@@ -132,7 +134,8 @@ class OnnxSession(BundleSession):
         if not (is_buffer(x) and x.address == step.x.address):
             step.x.write(host(x))
         index = self.lengths[:, None] + np.arange(positions)  # (rows, W)
-        for name, value in self.kv_cache.host_inputs(index, counts, last=self.max_seq_len - 1).items():
+        allowed = self.row_positions.of(index, last=self.max_seq_len - 1)
+        for name, value in self.kv_cache.host_inputs(index, allowed, counts).items():
             step.host_inputs[name].write(value)
         step.binding.run()
         _copy(self.kv_cache.new_states, self.kv_cache.old_states)

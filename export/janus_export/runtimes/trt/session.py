@@ -20,6 +20,7 @@ from janus_export.runtimes.trt.memory import ALIGNMENT, Column, DeviceTensor, Ho
 from janus_export.runtimes.trt.sampler_calls import SamplerCall
 from janus_modular import Sequence as Prompt
 from janus_modular import refuse_not_finite
+from janus_modular.positions import RowPositions
 
 if TYPE_CHECKING:
     from janus_export.runtimes.trt.runtime import TensorRTRuntime
@@ -89,16 +90,18 @@ class TensorRTSession(BundleSession):
         size = states.itemsize * hidden_size
         high = min(high, max(low, self.runtime.config.chunk))
         old_states, new_states = (self.kv_cache.state_buffers(rows) for _ in range(2))
+        positions = RowPositions.of_prompts(self.position_axes, prompts)
         passes: dict[int, BoundStep] = {}  # by positions at once
         for start, count in chunks(total, low, high, overlap=not self.has_states):
             if count not in passes:
                 passes[count] = self._bind_prompts(rows, count, {**caches, **old_states}, new_states)
             host_inputs, binding = passes[count].host_inputs, passes[count].binding
-            positions = np.tile(np.arange(start, start + count), (rows, 1))  # (n, t)
+            index = np.tile(np.arange(start, start + count), (rows, 1))  # (n, t)
             padded = np.zeros((rows, count, hidden_size), x.dtype)
             padded[:, : total - start] = x[:, start : start + count]
             counts = np.clip(last + 1 - start, 0, count)
-            host_inputs.send({"x": padded, **self.kv_cache.host_inputs(positions, counts)})
+            inputs = self.kv_cache.host_inputs(index, positions.of(index), counts)
+            host_inputs.send({"x": padded, **inputs})
             binding.enqueue()
             _copy(new_states, old_states)
             hidden = binding.tensors["hidden"]
@@ -244,13 +247,14 @@ class TensorRTSession(BundleSession):
         size = max(min(remaining, free, high), low)
         return size if remaining > 1 and size <= free else 1
 
-    def _run_step(self, positions: int, lengths: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
-        """Run the backbone on ``positions`` positions per row, after these lengths; rows keep ``counts``."""
-        if positions not in self.bound_steps:
-            self.bound_steps[positions] = self._bind_step(positions)
-        step = self.bound_steps[positions]
-        index = lengths[:, None] + np.arange(positions)  # (rows, W)
-        step.host_inputs.send(self.kv_cache.host_inputs(index, counts, last=self.max_seq_len - 1))
+    def _run_step(self, size: int, lengths: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+        """Run the backbone on ``size`` positions per row, after these lengths; rows keep ``counts``."""
+        if size not in self.bound_steps:
+            self.bound_steps[size] = self._bind_step(size)
+        step = self.bound_steps[size]
+        index = lengths[:, None] + np.arange(size)  # (rows, W)
+        positions = self.row_positions.of(index, last=self.max_seq_len - 1)
+        step.host_inputs.send(self.kv_cache.host_inputs(index, positions, counts))
         self._enqueue(step.binding)
         _copy(self.kv_cache.new_states, self.kv_cache.old_states)
 

@@ -1,0 +1,114 @@
+"""Positions that are more than a counter: ids on several axes, which follow from a sequence's structure.
+
+The rule is that of multimodal rotary embeddings ("Qwen2-VL: enhancing vision-language model's perception of
+the world at any resolution", section 2.1): text counts on all axes alike. An image that is read stays at one
+temporal id, and its rows and columns count from there. What follows begins behind the image's largest id.
+
+numpy only: a server that runs exported graphs computes positions here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_modular.errors import PromptError
+from janus_modular.sequence import Sequence
+
+Integers = NDArray[np.int64]
+
+POSITION_AXES = ("temporal", "height", "width")
+"""The axes of position ids."""
+
+
+@dataclass(frozen=True)
+class PositionRule:
+    """How the ids of a sequence's positions follow from its texts and images."""
+
+    axes: list[str] = field(default_factory=list)  # of POSITION_AXES, as the backbone has them
+    grid: tuple[int, int] = (1, 1)  # rows and columns of positions of an image that is read
+
+    def ids(self, sequence: Sequence) -> Integers:
+        """Return the ids (P, T) of a sequence, one for each of the P axes.
+
+        Images that are drawn count like text, because a session draws them position by position.
+        """
+        rows, columns = self.grid
+        is_image = sequence.understanding_mask
+        number = np.cumsum(is_image) - 1  # of an image's position, through all images
+        inside = number % (rows * columns)  # in its image
+        images = np.where(is_image, number // (rows * columns), (number + 1) // (rows * columns))  # before
+        start = np.cumsum(~is_image) - ~is_image + images * max(rows, columns)  # (T,)
+        offsets = {"temporal": 0, "height": inside // columns, "width": inside % columns}
+        return np.stack([np.where(is_image, start + offsets[axis], start) for axis in self.axes])
+
+
+def extended(ids: Integers, count: int) -> Integers:
+    """Return ids (P, T) with those of ``count`` more positions, which count on all axes alike."""
+    following = next_id(ids) + np.arange(count)
+    return np.concatenate([ids, np.broadcast_to(following, (len(ids), count))], axis=1)
+
+
+def next_id(ids: Integers) -> int:
+    """Return the id, the same on all axes, of the position that follows ids (P, T)."""
+    return int(ids.max()) + 1 if ids.size else 0
+
+
+class RowPositions:
+    """The positions of a session's rows: their index, and ids on ``axes`` axes."""
+
+    def __init__(self, axes: int, rows: int) -> None:
+        """Prepare empty rows."""
+        self.axes = axes
+        self.ids = [np.zeros((axes, 0), np.int64)] * rows  # (P, T) of what each row read as a prompt
+
+    @classmethod
+    def of_prompts(cls, axes: int, prompts: Many[Sequence]) -> RowPositions:
+        """Return the positions of rows that hold these prompts."""
+        positions = cls(axes, len(prompts))
+        for row, prompt in enumerate(prompts):
+            positions.admit(row, prompt)
+        return positions
+
+    def admit(self, row: int, prompt: Sequence) -> None:
+        """Set what a row holds to a prompt."""
+        if self.axes:
+            counter = np.broadcast_to(np.arange(len(prompt)), (self.axes, len(prompt)))
+            self.ids[row] = counter if prompt.position_ids is None else prompt.position_ids
+
+    def truncate(self, lengths: Integers) -> None:
+        """Cut rows back to these lengths (rows,)."""
+        self.ids = [ids[:, :length] for ids, length in zip(self.ids, lengths, strict=True)]
+
+    def of(self, index: Integers, last: int | None = None) -> Integers:
+        """Return the positions at ``index`` (rows, W) of the rows: (rows, W), or (1 + P, rows, W) with ids.
+
+        ``last``: the last position that there is, beyond which there is padding of full rows alone.
+        """
+        counter = index if last is None else np.minimum(index, last)
+        if not self.axes:
+            return counter
+        positions = np.empty((1 + self.axes, *index.shape), np.int64)
+        positions[0] = counter
+        for row, ids in enumerate(self.ids):
+            longer = extended(ids, max(0, int(counter[row].max()) + 1 - ids.shape[1]))
+            positions[1:, row] = longer[:, counter[row]]
+        return positions
+
+
+def check_position_ids(prompts: Many[Sequence], axes: int) -> None:
+    """Check that prompts have the position ids that a backbone with ``axes`` axes of ids needs.
+
+    Raises:
+        PromptError: they have ids of another number of axes, or images and no ids.
+    """
+    for prompt in prompts:
+        actual = 0 if prompt.position_ids is None else len(prompt.position_ids)
+        if actual != axes and (actual or prompt.understanding_mask.any()):
+            raise PromptError(
+                f"prompts: found position ids on {actual} axes; expected {axes}, which the backbone has."
+                " Build prompts with the model's own processor."
+            )
