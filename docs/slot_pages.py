@@ -36,8 +36,9 @@ RELATED: dict[str, tuple[str, ...]] = {
         "capabilities.LoadsPretrained",
     ),
     "generation": (
-        *("interfaces.GraphSpec", "interfaces.TensorSpec", "model.sampling.sample_with_noise"),
+        *("graph_specs.GraphSpec", "graph_specs.TensorSpec", "model.sampling.sample_with_noise"),
         *("capabilities.EncodesImages", "sequence.EncodedSpec", "capabilities.HasLogProbabilities"),
+        "capabilities.AlignsHiddenStates",
     ),
     "adaptors": ("capabilities.ReshapesGrid",),
     "text_samplers": ("protocols.TextSamplerSettings", "protocols.Session", "sequence.Sequence"),
@@ -47,7 +48,8 @@ RELATED: dict[str, tuple[str, ...]] = {
     ),
     "backbones": (
         *("interfaces.Cache", "interfaces.RowCache", "interfaces.StateCache", "model.cache.TensorCache"),
-        *("interfaces.TensorSpec", "capabilities.DeclaresCache", "capabilities.DeclaresPositions"),
+        *("graph_specs.TensorSpec", "capabilities.DeclaresCache", "capabilities.DeclaresPositions"),
+        "capabilities.ReturnsLayer",
         "capabilities.LoadsPretrained",
     ),
     "sources": (

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from janus_modular.interfaces import ComponentSpec, TensorSpec
+    from janus_modular.graph_specs import TensorSpec
+    from janus_modular.interfaces import ComponentSpec
     from janus_modular.sequence import EncodedSpec
 
 
@@ -74,6 +75,40 @@ class HasLogProbabilities(GenerationPath, Protocol):
 
         ``hidden`` (R, P, D) are the states that the positions are predicted from: conditional rows first,
         then as many unconditional ones, or N conditional rows for guidance 1.
+        """
+        ...
+
+
+@runtime_checkable
+class AlignsHiddenStates(GenerationPath, Protocol):
+    """A generation path with losses between hidden states inside the backbone and an image's features.
+
+    The features are the understanding encoder's, of the target image itself, without a gradient. Its images
+    then have the size of the path's, and the backbone is one that `ReturnsLayer`.
+    """
+
+    align_layer: int | None  # the hidden states are those after this many layers; None: it has no such loss
+    align_shape: tuple[int, int]  # (P, C) of an image's features
+
+    def alignment(self, states: Tensor, features: Tensor) -> Mapping[str, Tensor]:
+        """Return named losses, as `GenerationPath.losses` does.
+
+        ``states`` (N, num_tokens, D) are at the image's positions, ``features`` (N, P, C) the encoder's.
+        """
+        ...
+
+
+@runtime_checkable
+class ReturnsLayer(Backbone, Protocol):
+    """A backbone that also returns the hidden states after one of its layers."""
+
+    num_layers: int  # that `layer` counts
+
+    def forward(self, x: Tensor, *, positions: Tensor, cache: Any = None, layer: int | None = None) -> Any:
+        """Return hidden states as `Backbone.forward` does; with ``layer``, also those after that layer.
+
+        The pair (hidden states, states after the layer), both (B, T, D), is returned without a cache alone.
+        ``layer`` is 1 to ``num_layers``.
         """
         ...
 

@@ -11,13 +11,15 @@ torch is imported for types only, so that importing this module costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+    from janus_modular.graph_specs import GraphSpec
 
 
 @dataclass
@@ -126,6 +128,28 @@ class ImageTokenizer(Protocol):
 
     def losses(self, pixels: Tensor) -> Mapping[str, Tensor]:
         """Return the named scalar losses of training this tokenizer on pixels (N, 3, H, W)."""
+        ...
+
+
+class ImageAutoencoder(Protocol):
+    """Encodes target images as arrays of numbers, and decodes these into images."""
+
+    value_range: tuple[float, float]  # of pixels, in and out
+
+    def encoded_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return the shape (C, h, w) of an encoded image; raise ValueError for an impossible size."""
+        ...
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Encode pixels (N, 3, H, W) in ``value_range`` as numbers (N, C, h, w) of about unit variance."""
+        ...
+
+    def decode(self, encoded: Tensor, *, height: int, width: int) -> Tensor:
+        """Decode numbers, as `encode` returns them, into pixels (N, 3, height, width) in ``value_range``."""
+        ...
+
+    def losses(self, pixels: Tensor) -> Mapping[str, Tensor]:
+        """Return the named scalar losses of training this autoencoder on pixels (N, 3, H, W)."""
         ...
 
 
@@ -277,88 +301,6 @@ class Backbone(Protocol):
     def resize_vocab(self, vocab_size: int) -> None:
         """Grow the token embedding and the text logits to ``vocab_size`` rows; old rows stay."""
         ...
-
-
-AXES = ("images", "rows", "tokens", "capacity")
-"""Dynamic axes: images drawn together, rows in the backbone's batch, positions that are fed at once, and
-positions of a row of the KV cache."""
-
-DTYPES = ("model", "float32", "int64", "uint8", "bool")
-"""Dtypes of a `TensorSpec`; "model" is the dtype that the model computes in."""
-
-CORE_GRAPHS = ("understand", "embed", "backbone", "sample_text")
-"""Graphs of every model, beside those of its generation path."""
-
-GraphRole = Literal["sample", "decode", "encode", "other"]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """An input or output of a graph.
-
-    A dimension is a size, the name of an axis (`AXES`), or a multiple of an axis: ``"3*images"``. ``"rows"``
-    is a multiple of ``"images"`` that the sampler chooses.
-    """
-
-    name: str  # unique among the graph's tensors
-    dtype: str  # of DTYPES; of a graph that has been compiled: float16, bfloat16, ... instead of "model"
-    shape: tuple[int | str, ...]  # sizes, axes, and multiples of axes
-
-    @property
-    def axes(self) -> list[str]:
-        """The names of the axes in the shape."""
-        return [factor_and_axis(size)[1] for size in self.shape if isinstance(size, str)]
-
-    def sized(self, axes: Mapping[str, int]) -> tuple[int, ...]:
-        """Return the shape for these lengths of axes."""
-        factors = [factor_and_axis(size) if isinstance(size, str) else (size, "") for size in self.shape]
-        return tuple(factor * axes[axis] if axis else factor for factor, axis in factors)
-
-    def measure(self, shape: Sequence[int]) -> dict[str, int]:
-        """Return the lengths of the axes in a tensor of this shape.
-
-        Raises:
-            ValueError: the shape is not the declared one.
-        """
-        axes = dict[str, int]()
-        fits = len(shape) == len(self.shape)
-        for declared, size in zip(self.shape, shape, strict=False):
-            if isinstance(declared, str):
-                factor, axis = factor_and_axis(declared)
-                fits = fits and size % factor == 0 and axes.setdefault(axis, size // factor) == size // factor
-            else:
-                fits = fits and declared == size
-        if not fits:
-            raise ValueError(f"'{self.name}': expected the shape {self.shape}, got {tuple(shape)}")
-        return axes
-
-
-def factor_and_axis(dimension: str) -> tuple[int, str]:
-    """Split a dimension: ``"3*images"`` into (3, "images"), ``"rows"`` into (1, "rows").
-
-    Raises:
-        ValueError: there is a factor, and it is not a number.
-    """
-    factor, _, axis = dimension.rpartition("*")
-    return int(factor or 1), axis
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """A function that a sampler runs by name, and that export compiles into a graph.
-
-    The role says how the compiled graph is verified. Ids that "sample" chooses have to be the same, pixels
-    that "decode" makes at most 1 of 255 apart, and other numbers close. "encode" reads the pixels that
-    "decode" has made; every other graph gets what the sampler gives it.
-
-    An output called ``x`` is the backbone's next input, an embedding a row: runtimes keep it on the device.
-    """
-
-    name: str  # lower-case letters, digits and underscores
-    function: Callable[..., Any]  # takes the inputs in order; returns a tensor, or a tuple of the outputs
-    inputs: tuple[TensorSpec, ...]  # in the order of the function's arguments
-    outputs: tuple[TensorSpec, ...]  # in the order of its results
-    role: GraphRole = "other"  # how the graph is verified: sample, decode, encode, other
 
 
 class GenerationPath(Protocol):

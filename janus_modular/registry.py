@@ -15,6 +15,7 @@ from janus_modular.interfaces import (
     ComponentConfig,
     GenerationPath,
     Head,
+    ImageAutoencoder,
     ImageTokenizer,
     UnderstandingEncoder,
 )
@@ -37,6 +38,7 @@ API_VERSION = 1
 MODEL_SLOTS = (
     "understanding_encoders",
     "image_tokenizers",
+    "image_autoencoders",
     "adaptors",
     "heads",
     "backbones",
@@ -175,6 +177,10 @@ class Hooks:
     @hookspec
     def register_image_tokenizers(self, registry: Registry[ImageTokenizer]) -> None:
         """Register image tokenizers, built as ``factory(config)``."""
+
+    @hookspec
+    def register_image_autoencoders(self, registry: Registry[ImageAutoencoder]) -> None:
+        """Register image autoencoders, built as ``factory(config)``."""
 
     @hookspec
     def register_adaptors(self, registry: Registry[Adaptor]) -> None:

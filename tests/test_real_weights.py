@@ -122,6 +122,7 @@ def checkpoint(plugins: Plugins, files: None) -> Path:
     code = (
         PLUGIN,
         ROOT / "plugins/janus_plugins/backbones/hf.py",
+        ROOT / "plugins/janus_plugins/backbones/decoder_config.py",
         ROOT / "janus_modular/checkpoints/assembly.py",
     )
     config = json.dumps(load(CONFIG, SMALL)).encode()

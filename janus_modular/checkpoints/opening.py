@@ -22,7 +22,7 @@ from janus_modular.checkpoints.assembly import (
 )
 from janus_modular.checkpoints.quantized import refuse_quantized
 from janus_modular.components import Builder
-from janus_modular.config import load, resolve
+from janus_modular.config import component_specs, load, module_path, resolve
 from janus_modular.config.presets import refuse_config_name
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckpointError, ConfigError
@@ -34,7 +34,7 @@ from janus_modular.processing.processor import Processor
 from janus_modular.protocols import CheckpointFormat
 from janus_modular.weights.files import open_weights
 from janus_modular.weights.loading import load_weights, move_buffers
-from janus_modular.weights.pretrained import resolve_pretrained
+from janus_modular.weights.pretrained import own_tensors, resolve_pretrained
 
 
 class LazyCheckpoint(ModelAssembly):
@@ -129,6 +129,7 @@ def open_lazily(
         processor = build_processor(model, config.processor.tokenizer)
         record_suppressed(model, processor)
         tensors = dict(checkpoint_format.to_native(weights))
+        tensors |= weights_elsewhere(model, config, tensors)
     return LazyCheckpoint(model, processor, Provenance(), folder=folder, format_name=name, tensors=tensors)
 
 
@@ -157,6 +158,23 @@ def _open_native(
         tensors=weights,
         training=record.get("training", {}),
     )
+
+
+def weights_elsewhere(
+    model: JanusModel, config: ModelConfig, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the weights of components that a checkpoint lacks and whose config names them as ``pretrained``.
+
+    A format whose checkpoints leave a component out names its weights so; overrides may name others.
+    """
+    components, elsewhere = model.components(), dict[str, Tensor]()
+    for path, spec in component_specs(config):
+        name = module_path(path)
+        if spec.config.pretrained is None or any(own.startswith(f"{name}.") for own in tensors):
+            continue
+        weights = open_weights(resolve_pretrained(spec.config.pretrained, spec.config.revision))
+        elsewhere |= {f"{name}.{own}": tensor for own, tensor in own_tensors(components[name], weights)}
+    return elsewhere
 
 
 def detect_format(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> tuple[str, CheckpointFormat]:

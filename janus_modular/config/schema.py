@@ -21,13 +21,14 @@ class UnderstandingConfig:
 class SpecialTokens:
     """The strings of the special tokens; their ids are looked up in the tokenizer.
 
-    None: as the tokenizer's own configuration has it. The other defaults are those of Janus' tokenizer.
+    None for bos, eos and pad: as the tokenizer's own configuration has it. The other defaults are those of
+    Janus' tokenizer.
     """
 
     bos: str | None = None
     eos: str | None = None
     pad: str | None = None  # also stands for the dropped condition; None: eos where the tokenizer has no pad
-    begin_image: str = "<begin_of_image>"
+    begin_image: str | None = "<begin_of_image>"  # None: images begin without a token, as JanusFlow's
     end_image: str = "<end_of_image>"
     placeholder: str = "<image_placeholder>"
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from janus_modular.capabilities import DeclaresCache
 from janus_modular.errors import PromptError
-from janus_modular.interfaces import Backbone, TensorSpec
+from janus_modular.graph_specs import TensorSpec
+from janus_modular.interfaces import Backbone
 from janus_modular.sessions import refuse_cut_states
 
 

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 from torch import nn
 
 from janus_modular.capabilities import DeclaresCache, DeclaresPositions, EncodesImages
-from janus_modular.interfaces import (
+from janus_modular.graph_specs import (
     AXES,
     CORE_GRAPHS,
     DTYPES,

@@ -7,6 +7,7 @@ codes  ──> generation (tokenizer, adaptor) ───┘                     
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,10 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from janus_modular.capabilities import DeclaresPositions, EncodesImages, ReshapesGrid
+from janus_modular.capabilities import (
+    AlignsHiddenStates,
+    DeclaresPositions,
+    EncodesImages,
+    ReshapesGrid,
+    ReturnsLayer,
+)
 from janus_modular.config import component_specs, module_path
 from janus_modular.config.schema import ModelConfig
-from janus_modular.errors import PromptError
+from janus_modular.errors import ConfigError, PromptError
 from janus_modular.interfaces import Adaptor, Backbone, GenerationPath, UnderstandingEncoder
 from janus_modular.model.batch import Batch
 from janus_modular.model.sampling import mark_not_finite, sample_with_noise, top_k_top_p_filter
@@ -89,6 +96,7 @@ class JanusModel(nn.Module):
         self.generation = generation
         self.backbone = backbone
         self.config = config
+        self._check_alignment()
 
     def components(self) -> dict[str, nn.Module]:
         """Return the module of each component in the config, by its name in the model: ``backbone``."""
@@ -109,11 +117,18 @@ class JanusModel(nn.Module):
         """Run a batch; return the losses at all supervised positions."""
         targets = self.targets(batch)
         x = self.embed(batch, targets)  # (B, T, D)
-        x = self.backbone(x, positions=self.positions(batch))  # (B, T, D)
+        if targets is not None and self.align_layer is not None:
+            backbone = cast(nn.Module, self.backbone)  # one that `ReturnsLayer`
+            x, states = backbone(x, positions=self.positions(batch), layer=self.align_layer)
+        else:
+            x, states = self.backbone(x, positions=self.positions(batch)), None  # (B, T, D)
         output = Output(hidden=x)
         self._text_loss(output, batch)
         if targets is not None:
-            self._drawing_losses(output, batch, targets)
+            losses = dict(self.generation.losses(self._at_images(x, batch), targets))
+            if states is not None:
+                losses |= self._alignment(self._at_images(states, batch, aligned=True), batch)
+            self._drawing_losses(output, batch, losses)
         return output
 
     def targets(self, batch: Batch) -> Any:
@@ -178,7 +193,11 @@ class JanusModel(nn.Module):
             return self.understanding(pixels).sum()
         targets = self.generation.targets(pixels, [np.random.default_rng(0)])
         features = self.generation.embed(targets)
-        losses = self.generation.losses(features, targets)
+        losses = dict(self.generation.losses(features, targets))
+        if isinstance(self.generation, AlignsHiddenStates) and self.align_layer is not None:
+            with torch.no_grad():
+                of_image = self.understanding.encoder(self.understanding.normalize(pixels))
+            losses |= self.generation.alignment(features, of_image)
         return features.sum() + torch.stack([loss.sum() for loss in losses.values()]).sum()
 
     def sample_text(
@@ -223,17 +242,67 @@ class JanusModel(nn.Module):
         logits = self.backbone.logits(hidden).float()  # (M, V)
         return F.cross_entropy(logits, labels, reduction="none")
 
-    def _drawing_losses(self, output: Output, batch: Batch, targets: Any) -> None:
+    @property
+    def align_layer(self) -> int | None:
+        """The layer whose hidden states the generation path aligns with features; None without one."""
+        return self.generation.align_layer if isinstance(self.generation, AlignsHiddenStates) else None
+
+    def _at_images(self, x: Tensor, batch: Batch, *, aligned: bool = False) -> Tensor:
+        """Return the states (N, num_tokens, D) of target images: those that predict them, or ``aligned``."""
         mask = batch.generation_mask
-        if self.generation.predicts_next:
+        if self.generation.predicts_next and not aligned:
             mask = mask.roll(-1, dims=1)
-        hidden = output.hidden[mask].view(
-            -1, self.generation.num_tokens, output.hidden.shape[-1]
-        )  # (N, P, D)
-        supervised = cast(Tensor, batch.generation_supervised)
-        for name, loss in self.generation.losses(hidden, targets).items():  # (N, P), or (N,)
+        return x[mask].view(-1, self.generation.num_tokens, x.shape[-1])
+
+    def _alignment(self, states: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the losses between states (N, num_tokens, D) and the features of the images.
+
+        Raises:
+            PromptError: an image is given encoded, so that it has no features.
+        """
+        pixels = batch.generation_pixels
+        if pixels is None or len(pixels) < len(states):
+            raise PromptError(
+                f"the batch has {len(states)} target images, of which"
+                f" {len(states) - (0 if pixels is None else len(pixels))} are given encoded; expected pixels"
+                f" of all, whose features are aligned with layer {self.align_layer}"
+            )
+        with torch.no_grad():
+            features = self.understanding.encoder(self.understanding.normalize(pixels))  # (N, P, C)
+        return cast(AlignsHiddenStates, self.generation).alignment(states, features)
+
+    def _check_alignment(self) -> None:
+        """Check that hidden states can be aligned with features, if the generation path does.
+
+        Raises:
+            ConfigError: the backbone returns no such layer, or the encoder's images have another size.
+        """
+        layer, pixels = self.align_layer, self.understanding.encoder.pixels
+        if layer is None:
+            return
+        layers = self.backbone.num_layers if isinstance(self.backbone, ReturnsLayer) else 0
+        if not 1 <= layer <= layers:
+            raise ConfigError(
+                f"generation: found align_layer {layer}; expected 1 to {layers}, the layers that the backbone"
+                f" {type(self.backbone).__name__} returns. Choose another layer, or null."
+            )
+        grid = self.understanding.encoder.grid(pixels.height, pixels.width)
+        actual = (pixels.height, pixels.width, grid[0] * grid[1], self.understanding.encoder.feature_dim)
+        path = cast(AlignsHiddenStates, self.generation)
+        expected = (path.height, path.width, *path.align_shape)
+        if actual != expected:
+            raise ConfigError(
+                f"generation: found align_layer {layer}, and an understanding encoder of (height, width,"
+                f" features, their dimension) {actual}; expected {expected}, those of drawings, their patches"
+                " and align_dim: the loss reads the encoder's features of the image. Change them, or"
+                " align_layer=null."
+            )
+
+    def _drawing_losses(self, output: Output, batch: Batch, losses: Mapping[str, Tensor]) -> None:
+        supervised, positions = cast(Tensor, batch.generation_supervised), self.generation.num_tokens
+        for name, loss in losses.items():  # (N, P), or (N,)
             if loss.ndim == 1:  # the loss of an image counts as that of each of its positions
-                loss = loss[:, None].expand(hidden.shape[:2])
+                loss = loss[:, None].expand(len(loss), positions)
             output.losses[name] = loss[supervised].flatten()
             if batch.image_source is not None:
                 output.sources[name] = batch.image_source[supervised].repeat_interleave(loss.shape[1])

@@ -36,6 +36,7 @@ PIXELS = "torch.rand(2, 3, 32, 32) * 2 - 1"
 CONTRACT_TESTS = {
     "understanding_encoders": ContractTest("UnderstandingEncoderContract", "{cls}({cls}Config()), " + PIXELS),
     "image_tokenizers": ContractTest("ImageTokenizerContract", "{cls}({cls}Config()), " + PIXELS),
+    "image_autoencoders": ContractTest("ImageAutoencoderContract", "{cls}({cls}Config()), " + PIXELS),
     "adaptors": ContractTest("AdaptorContract", "{cls}({cls}Config(), 8, 12), torch.rand(2, 2, 3, 8)"),
     "heads": ContractTest("HeadContract", "{cls}({cls}Config(), 8, (12,)), torch.rand(2, 3, 8)"),
     "backbones": ContractTest("BackboneContract", "{cls}({cls}Config()), torch.randint(320, (2, 7))"),

@@ -99,7 +99,7 @@ class SegmentBuilder:
         )
         ends = self.learn_image_ends and isinstance(segment, ImageTarget) and segment.supervised
         return [
-            PromptSegment(begin, ends),
+            *([PromptSegment(begin, ends)] if begin.text else []),
             PromptSegment(placeholder, image=segment),
             PromptSegment(end, ends),
         ]

@@ -127,7 +127,8 @@ def save_tokenizer(tokenizer: TextTokenizer, folder: Path) -> None:
     stale = ("chat_template", "added_tokens_decoder")  # the first has a file, the second is in tokenizer.json
     config = {key: value for key, value in tokenizer.config.items() if key not in stale}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **config, **named}
-    images = [tokenizer.names[name] for name in ("begin_image", "end_image", "placeholder")]
+    names = (tokenizer.names[name] for name in ("begin_image", "end_image", "placeholder"))
+    images = [name for name in names if name is not None]
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "tokenizer.json", tokenizer.core.to_str(pretty=True))
     write_text(folder / "tokenizer_config.json", _json({**config, "add_bos_token": tokenizer.adds_bos}))

@@ -7,6 +7,7 @@ from .contracts import BackboneContract as BackboneContract
 from .contracts import Contract as Contract
 from .contracts import GenerationPathContract as GenerationPathContract
 from .contracts import HeadContract as HeadContract
+from .contracts import ImageAutoencoderContract as ImageAutoencoderContract
 from .contracts import ImageTokenizerContract as ImageTokenizerContract
 from .contracts import CheckpointFormatContract as CheckpointFormatContract
 from .contracts import RuntimeContract as RuntimeContract

@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as tracing
 from torch.utils import _pytree as pytree
 
+from janus_modular.capabilities import AlignsHiddenStates
 from janus_modular.errors import CheckError
 from janus_modular.model.model import stack_positions
 from janus_modular.testing.drawing import graph_inputs
@@ -106,6 +107,15 @@ def _tokenizer(component: Any, pixels: Tensor) -> list[Call]:
     ]
 
 
+def _autoencoder(component: Any, pixels: Tensor) -> list[Call]:
+    height, width = pixels.shape[-2:]
+    encoded = component.encode(pixels)
+    return [
+        Call("encode", (pixels,), lambda c, pixels: c.encode(pixels)),
+        Call("decode", (encoded,), lambda c, encoded: c.decode(encoded, height=height, width=width)),
+    ]
+
+
 def _adaptor(component: Any, features: Tensor) -> list[Call]:
     grid = (features.shape[1], features.shape[2])
     return [Call("forward", (features.flatten(1, 2),), lambda c, features: c(features, grid))]
@@ -140,11 +150,13 @@ def _generation(component: Any, pixels: Tensor) -> list[Call]:
     targets = targets_of(component, pixels)
     hidden = component.embed(targets)
     graphs = {graph.name: graph for graph in component.graphs()}
+    aligned = alignment_of(component, hidden)
     indices = torch.arange(len(pixels))  # so that a row alone has the randomness that it has in the batch
     return [
         Call("targets", (pixels, indices), targets_of, is_exported=False),
         Call("embed", (targets,), lambda c, targets: c.embed(targets)),
         Call("losses", (hidden, targets), lambda c, hidden, targets: dict(c.losses(hidden, targets))),
+        *([Call("alignment", (hidden,), alignment_of, is_exported=False)] if aligned else []),
         *(
             Call(
                 f"graph '{name}'",
@@ -165,6 +177,14 @@ def targets_of(path: Any, pixels: Tensor, indices: Tensor | None = None) -> Any:
     return path.targets(pixels, [np.random.default_rng(seed) for seed in seeds])
 
 
+def alignment_of(path: Any, hidden: Tensor) -> dict[str, Tensor]:
+    """Return a path's losses between hidden states (N, P, D) and fixed features; {} if it has none."""
+    if not isinstance(path, AlignsHiddenStates) or path.align_layer is None:
+        return {}
+    features = fixed_weights(hidden.new_empty(path.align_shape)).expand(len(hidden), *path.align_shape)
+    return dict(path.alignment(hidden, features))
+
+
 def _run_graph(path: Any, *inputs: Any, name: str) -> Any:
     return next(graph.function for graph in path.graphs() if graph.name == name)(*inputs)
 
@@ -177,6 +197,7 @@ def _row_by_row(inputs: tuple[Any, ...]) -> bool:
 CALLS: Mapping[str, Callable[[Any, Tensor], list[Call]]] = {
     "understanding_encoders": _encoder,
     "image_tokenizers": _tokenizer,
+    "image_autoencoders": _autoencoder,
     "adaptors": _adaptor,
     "heads": _head,
     "backbones": _backbone,
@@ -198,11 +219,12 @@ def training_loss(component: Any, example: Tensor, slot: str) -> Tensor:
         positions = torch.arange(example.shape[1]).expand(example.shape)
         hidden = component(component.embed(example), positions=stack_positions(component, positions))
         return component.logits(hidden).square().mean()
-    if slot == "image_tokenizers":
+    if slot in ("image_tokenizers", "image_autoencoders"):
         return torch.stack(list(component.losses(example).values())).sum()
     if slot == "generation":
         targets = targets_of(component, example)
-        losses = component.losses(component.embed(targets), targets)
+        hidden = component.embed(targets)
+        losses = {**component.losses(hidden, targets), **alignment_of(component, hidden)}
         return torch.stack([loss.mean() for loss in losses.values()]).sum()
     # a weighted sum: the plain sum of a normalised feature is always zero
     outputs = [call(component) for call in calls_of(component, example, slot)]

@@ -72,6 +72,10 @@ class ImageTokenizerContract(Contract, slot="image_tokenizers"):
     """``make`` returns a tokenizer and pixels (N, 3, H, W) in its value range."""
 
 
+class ImageAutoencoderContract(Contract, slot="image_autoencoders"):
+    """``make`` returns an autoencoder and pixels (N, 3, H, W) in its value range."""
+
+
 class AdaptorContract(Contract, slot="adaptors"):
     """``make`` returns an adaptor and features in their grid (N, rows, columns, C)."""
 

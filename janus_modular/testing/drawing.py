@@ -12,7 +12,7 @@ from torch import Tensor
 
 from janus_modular import samplers
 from janus_modular.errors import JanusError
-from janus_modular.interfaces import GraphSpec
+from janus_modular.graph_specs import GraphSpec
 from janus_modular.plugins import default_plugins
 from janus_modular.protocols import EncodedImages
 from janus_modular.sequence import Sequence

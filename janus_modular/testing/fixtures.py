@@ -1,7 +1,8 @@
 """Builds a registered component with an example input, so that it can be checked by its name alone.
 
-A component gets its options in the shipped model ``tiny``, or else its defaults; components inside it are
-``tiny``'s too, two of them in a list. Arguments of its neighbours are small numbers: dimensions, codebooks.
+A component gets its options in a shipped model of `TINY`, or else its defaults; components inside it are
+those of the first such model that has one, two of them in a list. Arguments of its neighbours are small
+numbers: dimensions, codebooks.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from janus_modular.plugins import Plugins
 from janus_modular.registry import slot_label
 from janus_modular.testing.examples import NumpySession, SamplingExample, prompt
 from janus_modular.testing.running import Make
+
+TINY = ("tiny", "tiny_flow")
+"""Shipped models whose components are small."""
 
 DIM, CODEBOOKS, TOKENS, GRID = 64, (40, 24, 12), 7, (4, 6)
 SIDES = (16, 32, 64, 128, 256, 384)
@@ -64,7 +68,7 @@ def context(plugins: Plugins, slot: str, name: str, overrides: Iterable[str] = (
 
 
 def component_spec(plugins: Plugins, slot: str, name: str, overrides: Iterable[str]) -> ComponentSpec:
-    """Return a component's spec: its options in ``tiny`` or its defaults, with the overrides applied."""
+    """Return a component's spec: its options in a small model or its defaults, with overrides applied."""
     entry = plugins.entry(slot, name)
     defaults = tiny_options(plugins)
     name = plugins.full_name(slot, name)
@@ -82,12 +86,14 @@ def component_spec(plugins: Plugins, slot: str, name: str, overrides: Iterable[s
 
 
 def tiny_options(plugins: Plugins) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the options of every component of the shipped model ``tiny``, by slot and name."""
-    config = resolve(load("tiny", plugins=plugins), ModelConfig, plugins)
-    return {
-        (spec.slot, plugins.full_name(spec.slot, spec.name)): to_plain(spec.config)
-        for _, spec in component_specs(config)
-    }
+    """Return the options of every component of the small models, by slot and name; the first model's go."""
+    options: dict[tuple[str, str], dict[str, Any]] = {}
+    for model in TINY:
+        config = resolve(load(model, plugins=plugins), ModelConfig, plugins)
+        for _, spec in component_specs(config):
+            key = (spec.slot, plugins.full_name(spec.slot, spec.name))
+            options.setdefault(key, to_plain(spec.config))
+    return options
 
 
 Example = tuple[Any, Any]
@@ -99,14 +105,15 @@ def _encoder(spec: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Exam
 
 
 def _tokenizer(spec: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
-    tokenizer = build(spec)
-    low, high = tokenizer.value_range
+    component = build(spec)
+    size = component.grid if spec.slot == "image_tokenizers" else component.encoded_shape
+    low, high = component.value_range
     for side in SIDES:
         try:
-            tokenizer.grid(side, side)
+            size(side, side)
         except (ValueError, JanusError):
             continue
-        return tokenizer, torch.rand(2, 3, side, side) * (high - low) + low
+        return component, torch.rand(2, 3, side, side) * (high - low) + low
     raise ConfigError(
         f"'{spec.name}' accepts no square image with a side of {' or '.join(map(str, SIDES))} pixels"
     )
@@ -159,6 +166,7 @@ def _tracker(spec: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Exam
 EXAMPLES: Mapping[str, Callable[[ComponentSpec, ModelBuilder, Plugins], Example]] = {
     "understanding_encoders": _encoder,
     "image_tokenizers": _tokenizer,
+    "image_autoencoders": _tokenizer,
     "adaptors": _adaptor,
     "heads": _head,
     "backbones": _backbone,

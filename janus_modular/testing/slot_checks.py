@@ -11,7 +11,7 @@ from janus_modular.capabilities import EncodesImages, HasLogProbabilities
 from janus_modular.interfaces import PixelSpec
 from janus_modular.model.model import stack_positions
 from janus_modular.sequence import EncodedSpec
-from janus_modular.testing.calls import known_codes, targets_of
+from janus_modular.testing.calls import alignment_of, known_codes, targets_of
 from janus_modular.testing.check import NotApplicable, check_for, ensure
 from janus_modular.testing.comparing import ensure_close, ensure_equal
 from janus_modular.testing.drawing import draw_with, ensure_declared
@@ -64,19 +64,38 @@ def check_tokenizer_sizes(tokenizer: Any, pixels: Tensor) -> None:
     )
 
 
-@check_for("image_tokenizers")
-def check_tokenizer_losses(tokenizer: Any, pixels: Tensor) -> None:
+@check_for("image_tokenizers", "image_autoencoders")
+def check_tokenizer_losses(component: Any, pixels: Tensor) -> None:
     """The losses are named finite scalars, and computing them in eval mode does not change the module."""
-    tokenizer.eval()
-    before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
-    losses = tokenizer.losses(pixels)
+    component.eval()
+    before = {name: value.clone() for name, value in component.state_dict().items()}
+    losses = component.losses(pixels)
     ensure(bool(losses), "it has no losses, so it cannot be trained")
     for name, value in losses.items():
         ensure(
             value.ndim == 0 and bool(value.isfinite()),
             f"the loss '{name}' is {value}; expected a finite scalar",
         )
-    ensure_equal(tokenizer.state_dict(), before, "its state before and after computing losses")
+    ensure_equal(component.state_dict(), before, "its state before and after computing losses")
+
+
+@check_for("image_autoencoders")
+@torch.no_grad()
+def check_autoencoder_sizes(autoencoder: Any, pixels: Tensor) -> None:
+    """Encoded images have the declared shape, and are decoded into images of the same size."""
+    autoencoder.eval()
+    height, width = pixels.shape[-2:]
+    encoded = autoencoder.encode(pixels)
+    declared = (len(pixels), *autoencoder.encoded_shape(height, width))
+    ensure(
+        tuple(encoded.shape) == declared,
+        f"encoded images are {tuple(encoded.shape)}; encoded_shape declares {declared}",
+    )
+    decoded = autoencoder.decode(encoded, height=height, width=width)
+    ensure(
+        decoded.shape == pixels.shape,
+        f"pixels of {tuple(pixels.shape)} are decoded as {tuple(decoded.shape)}",
+    )
 
 
 @check_for("adaptors")
@@ -214,7 +233,7 @@ def check_generation_sizes(path: Any, pixels: Tensor) -> None:
         tuple(x.shape[:2]) == declared,
         f"embeddings are {tuple(x.shape)}; num_tokens declares (N, P) = {declared}",
     )
-    for name, loss in path.losses(x, targets).items():
+    for name, loss in {**path.losses(x, targets), **alignment_of(path, x)}.items():
         ensure(
             tuple(loss.shape) in (declared, declared[:1]),
             f"the loss '{name}' is {tuple(loss.shape)}; expected {declared} or {declared[:1]}, unreduced",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from janus_modular.atomic_writes import refuse_interrupted
 from janus_modular.capabilities import LoadsPretrained, ReadsPretrained
@@ -126,13 +127,18 @@ def load_pretrained(module: nn.Module, spec: ComponentSpec) -> PretrainedReport:
         LoadResult(missing=missing).check(subject)
         return report
     weights = open_weights(path)
-    if isinstance(module, ReadsPretrained):
-        tensors = module.read_pretrained(weights)
-    else:
-        known = module.state_dict().keys()
-        names = [name for name in weights if name in known or belongs_to(name, module)]
-        tensors = ((name, weights[name]) for name in names)
-    result = load_weights(module, tensors)
+    result = load_weights(module, own_tensors(module, weights))
     report.loaded, report.unexpected_keys = result.loaded, weights.unexpected_keys()
     result.check(subject)
     return report
+
+
+def own_tensors(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of a component in pretrained files, under its own names."""
+    if isinstance(module, ReadsPretrained):
+        yield from module.read_pretrained(weights)
+        return
+    known = module.state_dict().keys()
+    for name in weights:
+        if name in known or belongs_to(name, module):
+            yield name, weights[name]

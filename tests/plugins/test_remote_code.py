@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from janus_modular.errors import CheckpointError
-from janus_plugins.backbones.hf import HfConfig, decoder_config
+from janus_plugins.backbones.decoder_config import decoder_config
+from janus_plugins.backbones.hf import HfConfig
 from janus_plugins.understanding_encoders.hf_vision import HfVisionConfig, vision_config
 
 

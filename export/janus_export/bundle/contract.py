@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_modular import NotFiniteError, PromptError
-from janus_modular.interfaces import TensorSpec
+from janus_modular.graph_specs import TensorSpec
 
 MAGNITUDE = "magnitude"
 """The output (N,) of a graph that decodes images: their mean magnitude before values are clipped."""

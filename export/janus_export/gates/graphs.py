@@ -17,7 +17,7 @@ from janus_export.reference.target import CheckResult, Reference, VerificationTa
 from janus_export.runtimes.contract import ReadableCache, ReadsInChunks
 from janus_export.runtimes.memory import Buffer, to_numbers
 from janus_modular import GraphSpec, ImageInput, Message, Runtime, TensorSpec
-from janus_modular.interfaces import GraphRole
+from janus_modular.graph_specs import GraphRole
 
 CHUNK = 5  # positions of a prompt at once
 POISON = 1e4  # written to masked slots; representable in half precision

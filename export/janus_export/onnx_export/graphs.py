@@ -20,7 +20,7 @@ from janus_export.bundle.contract import MAGNITUDE
 from janus_export.onnx_export.diagnostics import explained
 from janus_export.onnx_export.kv_cache import GraphCache, cache_tensors
 from janus_modular import GraphSpec, JanusModel, TensorSpec
-from janus_modular.interfaces import GraphRole
+from janus_modular.graph_specs import GraphRole
 from janus_modular.model.model import position_axes
 
 

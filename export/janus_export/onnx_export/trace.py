@@ -27,7 +27,7 @@ from janus_export.onnx_export.translations import (
     divide_by_roots,
     share_shapes,
 )
-from janus_modular.interfaces import factor_and_axis
+from janus_modular.graph_specs import factor_and_axis
 
 OPSET = 24
 """The first opset with TensorScatter."""

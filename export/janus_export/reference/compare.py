@@ -11,7 +11,7 @@ import numpy as np
 
 from janus_export.reference.recording import Array
 from janus_export.reference.target import CheckResult
-from janus_modular.interfaces import GraphRole
+from janus_modular.graph_specs import GraphRole
 
 CLOSE = 1e-4  # relative to the largest number: float32 sums in another order
 SAME_CODES = 0.995  # minimum share of equal codes in float32: two codes may be equally near

@@ -18,7 +18,7 @@ from janus_export.bundle.engines import Profile
 from janus_export.errors import ExportError
 from janus_export.process_memory import AnonymousPeak
 from janus_modular.atomic_writes import atomic_replace
-from janus_modular.interfaces import TensorSpec
+from janus_modular.graph_specs import TensorSpec
 
 UNUSED = "Unused Input"
 """The start of a TensorRT warning that is an error here: an engine must take what its graph takes."""

@@ -11,13 +11,11 @@ from threading import Lock
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AttentionInterface,
-    AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
 )
@@ -32,28 +30,23 @@ from janus_modular import (
     Registry,
     hookimpl,
     open_weights,
-    quantization_in,
-    resolve_pretrained,
 )
+from janus_plugins.backbones.decoder_config import decoder_config, refuse_chunks
 from janus_plugins.backbones.kv_cache import KVCache, attention_modules, cached_attention
 from janus_plugins.backbones.rope import separate_sequences
-from janus_plugins.hf_config_keys import check_keys, check_values, naming_settings
+from janus_plugins.hf_config_keys import check_values, naming_settings
 from janus_plugins.hf_folders import (
     DECODER_PREFIXES,
-    check_described,
     decoder_names,
     is_described,
     is_part,
     read_config,
-    refuse_adapters,
     refuse_integers,
     refuse_misshapen,
     refuse_unused,
-    text_part,
     unused_weights,
-    with_overrides,
 )
-from janus_plugins.hf_rope_keys import refuse_overruled, refuse_unread_factor
+from janus_plugins.hf_rope_keys import refuse_unread_factor
 
 CACHED_ATTENTION = "janus_kv_cache"
 AttentionInterface.register(CACHED_ATTENTION, cached_attention)
@@ -134,14 +127,24 @@ class HfBackbone(nn.Module):
         """Look up token ids (B, T) as (B, T, D), unscaled."""
         return F.embedding(tokens, self.model.get_input_embeddings().weight)
 
-    def forward(self, x: Tensor, *, positions: Tensor, cache: Cache | None = None) -> Tensor:
-        """Turn embeddings (B, T, D) into hidden states (B, T, D), after the final norm."""
+    @property
+    def num_layers(self) -> int:
+        """The number of decoder layers."""
+        return self.model.config.num_hidden_layers
+
+    def forward(
+        self, x: Tensor, *, positions: Tensor, cache: Cache | None = None, layer: int | None = None
+    ) -> Any:
+        """Turn embeddings (B, T, D) into hidden states (B, T, D), after the final norm.
+
+        With ``layer``, return these and the states after so many layers, without a norm but the last's.
+        """
         if self.input_scale != 1:
             x = x * torch.tensor(self.input_scale, dtype=x.dtype)
         if cache is None:
             if not self._packing_checked and not x.is_meta:
                 self._check_packing(x[:1, :1])
-            return self._body(x, positions)
+            return self._body(x, positions, layer)
         with self._cached_attention() as attending:
             hidden = self.body(
                 inputs_embeds=x,
@@ -217,11 +220,15 @@ class HfBackbone(nn.Module):
         missing = sorted(info["missing_keys"])
         return LoadedWeights(len(tensors) - len(missing), missing, unexpected_keys)
 
-    def _body(self, x: Tensor, positions: Tensor) -> Tensor:
+    def _body(self, x: Tensor, positions: Tensor, layer: int | None = None) -> Any:
         mask = None  # transformers infers from positions which sequences share a row
         if x.is_meta:  # positions have no values there; any mask gives the shapes
             mask = x.new_ones(x.shape[0], 1, x.shape[1], x.shape[1], dtype=torch.bool)
-        return self.body(inputs_embeds=x, position_ids=positions, attention_mask=mask, use_cache=False)[0]
+        inputs = {"inputs_embeds": x, "position_ids": positions, "attention_mask": mask}
+        if layer is None:
+            return self.body(**inputs, use_cache=False)[0]
+        output = self.body(**inputs, use_cache=False, output_hidden_states=True)
+        return output[0], output.hidden_states[layer]
 
     @torch.no_grad()
     def _check_packing(self, x: Tensor) -> None:
@@ -292,82 +299,6 @@ class HfBackbone(nn.Module):
                 self._cached_passes -= 1
                 if not self._cached_passes:
                     family._attn_implementation = self._own_attention
-
-
-def decoder_config(config: HfConfig) -> PreTrainedConfig:
-    """Return the decoder's transformers config: the one beside the weights, or that of ``config``.
-
-    Raises:
-        ConfigError: there is no config, transformers rejects it, or the weights have another one.
-        CheckpointError: the weights are quantised, or the config beside them cannot be read.
-    """
-    path = resolve_pretrained(config.pretrained, config.revision) if config.pretrained else None
-    if path:
-        refuse_adapters(path)
-    described = read_config(path, "a decoder") if path and (is_described(path) or not config.config) else None
-    if config.config_overrides and described is None:
-        raise ConfigError("backbone.config_overrides change what pretrained describes; here, write config")
-    if config.config:
-        written = written_config(config.config, described)
-        family = described or written
-        if described is not None and path is not None:
-            check_described(config.config, [described, text_part(described)], path)
-    elif described is not None:
-        family = described
-    else:
-        raise ConfigError(
-            "give backbone.config (transformers' keys) or backbone.pretrained (a folder, a file, a hub id)"
-        )
-    assert family is not None
-    built = with_overrides(text_part(family), config.config_overrides, "backbone.config_overrides")
-    where = f"{path}: config.json" if path else "backbone.config"
-    refuse_overruled(built.to_diff_dict(), built, where)
-    return built
-
-
-def written_config(keys: dict[str, Any], described: PreTrainedConfig | None) -> PreTrainedConfig | None:
-    """Check the keys that a user wrote; return their config, or None if the described config is built."""
-    keys = dict(keys)
-    if "model_type" not in keys and described is None:
-        raise ConfigError(
-            "backbone.config has no model_type: write one that transformers knows, such as llama"
-        )
-    for where, _ in quantization_in(keys):
-        raise ConfigError(
-            f"backbone.config.{where}: quantised layers can be neither trained nor saved here; leave it out,"
-            " and name unquantised weights"
-        )
-    # The processor looks up these ids by string; a family's defaults may not be in the vocabulary.
-    no_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    keys.setdefault("model_type", described and described.model_type)
-    part = text_part(described) if described else None
-    check_keys(keys, "backbone.config", ["llama", "qwen3", "gemma3_text", *DECODERS], part)
-    if described is not None:
-        return None
-    try:
-        family = AutoConfig.for_model(**{**no_ids, **copy.deepcopy(keys)})
-    except StrictDataclassError as error:
-        raise ConfigError(f"transformers refuses backbone.config: {error}") from error
-    refuse_overruled(keys, text_part(family), "backbone.config")
-    return family
-
-
-def refuse_chunks(family: Any) -> None:
-    """Check that no layer attends in chunks, or that the context is a single chunk.
-
-    Sessions do not apply chunks, and transformers counts them from the start of a row of several sequences.
-
-    Raises:
-        ConfigError: the context is longer than a chunk.
-    """
-    chunk = getattr(family, "attention_chunk_size", None)
-    chunked = "chunked_attention" in (getattr(family, "layer_types", None) or ())
-    if chunked and chunk and chunk < family.max_position_embeddings:
-        raise ConfigError(
-            f"'{family.model_type}' attends in chunks of {chunk} positions (attention_chunk_size), which"
-            f" is not supported in a context of {family.max_position_embeddings} positions"
-            f" (max_position_embeddings): write max_position_embeddings={chunk}, or choose another family"
-        )
 
 
 def body_of(model: Any) -> Any:

@@ -33,6 +33,7 @@ from janus_modular import (
     DeclaresPositions,
     LoadedWeights,
     Registry,
+    ReturnsLayer,
     RowCache,
     component,
     hookimpl,
@@ -115,9 +116,20 @@ class LoraBackbone(nn.Module):
         """Look up token ids (B, T) as (B, T, D)."""
         return self.backbone.embed(tokens)
 
-    def forward(self, x: Tensor, *, positions: Tensor, cache: Cache | None = None) -> Tensor:
-        """Turn embeddings (B, T, D) into hidden states (B, T, D), through the adapted layers."""
-        return self.backbone(x, positions=positions, cache=cache)
+    @property
+    def num_layers(self) -> int:
+        """The number of layers that the wrapped backbone returns the states of; 0 if it returns none."""
+        return self.backbone.num_layers if isinstance(self.backbone, ReturnsLayer) else 0
+
+    def forward(
+        self, x: Tensor, *, positions: Tensor, cache: Cache | None = None, layer: int | None = None
+    ) -> Any:
+        """Turn embeddings (B, T, D) into hidden states (B, T, D), through the adapted layers.
+
+        With ``layer``, return these and the states after so many layers.
+        """
+        more = {} if layer is None else {"layer": layer}
+        return self.backbone(x, positions=positions, cache=cache, **more)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states (..., D) into text logits (..., V); these layers have no adapters."""

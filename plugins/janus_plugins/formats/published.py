@@ -17,22 +17,14 @@ from torch import Tensor
 from janus_modular import CheckpointError, CheckpointFormat, ComponentConfig, Registry, hookimpl
 from janus_plugins.formats.published_config import read_config, write_config
 from janus_plugins.formats.renaming import Renaming
+from janus_plugins.formats.tower import Tower
 
 CODEBOOK_USED = 65536  # entries of the published statistics
 
-TOWER, ENCODER = "vision_model.vision_tower.", "understanding.encoder.model."
-BLOCK, LAYER = f"{TOWER}blocks.{{n}}.", f"{ENCODER}encoder.layers.{{n}}."
-QKV = ("q_proj", "k_proj", "v_proj")
+TOWER = Tower("vision_model.vision_tower.")
 NAMES = Renaming(
     [
-        (f"{TOWER}patch_embed.proj.", f"{ENCODER}embeddings.patch_embedding."),
-        (f"{TOWER}pos_embed", f"{ENCODER}embeddings.position_embedding.weight"),
-        (f"{TOWER}norm.", f"{ENCODER}post_layernorm."),
-        (f"{BLOCK}attn.qkv.", f"{LAYER}self_attn.q_proj."),  # and k, v
-        (f"{BLOCK}attn.proj.", f"{LAYER}self_attn.out_proj."),
-        (f"{BLOCK}norm1.", f"{LAYER}layer_norm1."),
-        (f"{BLOCK}norm2.", f"{LAYER}layer_norm2."),
-        (f"{BLOCK}mlp.", f"{LAYER}mlp."),
+        *TOWER.rows,
         ("aligner.", "understanding.adaptor."),
         ("gen_vision_model.", "generation.tokenizer."),
         ("gen_embed.", "generation.embedding."),
@@ -57,41 +49,29 @@ class PublishedFormat:
         self.config = config
 
     def detect(self, config: Mapping[str, Any]) -> bool:
-        """Return True for a config.json with this format's model type."""
-        return config.get("model_type") == self.model_type
+        """Return True for a config.json with this format's model type; JanusFlow's has the same."""
+        return config.get("model_type") == self.model_type and "vision_gen_enc_config" not in config
 
     def to_native(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Yield native names; fused queries, keys and values become three views."""
         for name in weights:
-            native = NAMES.to_native(name) or name
-            if name.startswith(f"{TOWER}attn_pool.") or name == "gen_vision_model.quantize.codebook_used":
+            if name.startswith(TOWER.pool) or name == "gen_vision_model.quantize.codebook_used":
                 continue
-            if ".attn.qkv." in name:
-                for projection, weight in zip(QKV, weights[name].chunk(3), strict=True):
-                    yield native.replace(QKV[0], projection), weight
-            elif name == f"{TOWER}pos_embed":
-                yield native, weights[name].squeeze(0)
-            else:
-                yield native, weights[name]
+            yield from TOWER.to_native(name, NAMES.to_native(name) or name, weights[name])
 
     def from_native(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Yield published names, with zeros for unused weights and a copy for a tied head."""
         for name in weights:
-            if name.startswith(ENCODER) and (".k_proj." in name or ".v_proj." in name):
-                continue  # fused with the queries
+            if TOWER.is_fused(name):
+                continue
             published = NAMES.from_native(name)
             if published is None:
                 raise CheckpointError(f"the published format cannot hold {name}.")
-            if ".attn.qkv." in published:
-                fused = [weights[name.replace(QKV[0], projection)] for projection in QKV]
-                yield published, torch.cat(fused)
-            elif published == f"{TOWER}pos_embed":
-                yield published, weights[name].unsqueeze(0)
-            else:
-                yield published, weights[name]
+            yield published, TOWER.from_native(name, published, weights)
         if "backbone.model.lm_head.weight" not in weights:
             yield "language_model.lm_head.weight", weights["backbone.model.model.embed_tokens.weight"]
-        yield from _unused(weights)
+        yield from TOWER.unused(weights)
+        yield "gen_vision_model.quantize.codebook_used", torch.zeros(CODEBOOK_USED)
 
     def read_config(self, folder: Path) -> dict[str, Any]:
         """Read config.json and preprocessor_config.json; the language model's may be partial."""
@@ -100,31 +80,6 @@ class PublishedFormat:
     def write_config(self, config: Mapping[str, Any], folder: Path) -> None:
         """Write config.json, preprocessor_config.json and processor_config.json."""
         write_config(config, folder)
-
-
-def _unused(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield zeros for the attention pool and the codes' statistics."""
-    template = weights[f"{ENCODER}embeddings.patch_embedding.weight"]
-    hidden_size = len(template)
-    mlp_size = len(weights[f"{ENCODER}encoder.layers.0.mlp.fc1.weight"])
-    pool: dict[str, tuple[int, ...]] = {
-        "latent": (1, 1, hidden_size),
-        "q.weight": (hidden_size, hidden_size),
-        "q.bias": (hidden_size,),
-        "kv.weight": (2 * hidden_size, hidden_size),
-        "kv.bias": (2 * hidden_size,),
-        "proj.weight": (hidden_size, hidden_size),
-        "proj.bias": (hidden_size,),
-        "norm.weight": (hidden_size,),
-        "norm.bias": (hidden_size,),
-        "mlp.fc1.weight": (mlp_size, hidden_size),
-        "mlp.fc1.bias": (mlp_size,),
-        "mlp.fc2.weight": (hidden_size, mlp_size),
-        "mlp.fc2.bias": (hidden_size,),
-    }
-    for name, shape in pool.items():
-        yield f"{TOWER}attn_pool.{name}", torch.zeros(shape, dtype=template.dtype)
-    yield "gen_vision_model.quantize.codebook_used", torch.zeros(CODEBOOK_USED)
 
 
 @hookimpl

@@ -48,11 +48,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         require(
             config["gen_vision_config"]["cls"] == "VQ-16", "published", "VQ-16", config["gen_vision_config"]
         )
-        language = {
-            key: value
-            for key, value in config["language_config"].items()
-            if not key.startswith("_") and key not in ("torch_dtype", "dtype")
-        }
         return {
             "understanding": {"encoder": encoder, "adaptor": _read_adaptor(config["aligner_config"])},
             "generation": {
@@ -67,7 +62,7 @@ def read_config(folder: Path) -> dict[str, Any]:
                 "adaptor": _read_adaptor(config["gen_aligner_config"]),
                 "head": {"name": "mlp", "hidden": head["image_token_embed"]},
             },
-            "backbone": {"name": "hf", "config": {"model_type": "llama"} | language},
+            "backbone": {"name": "hf", "config": read_language(config["language_config"])},
             "processor": {"tokenizer": str(folder), "template": choose_template(folder, preprocessor)},
         }
     except KeyError as error:
@@ -90,7 +85,7 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
         names,
     )
     _check_drawing(generation)
-    language = _write_language(config["backbone"]["config"])
+    language = write_language(config["backbone"]["config"])
     hidden_size = language["hidden_size"]
     pixels = write_pixels(encoder["pixels"], "published")
     size = encoder["pixels"]["height"]
@@ -103,15 +98,15 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
         {
             "architectures": ["MultiModalityCausalLM"],
             "model_type": "multi_modality",
-            "vision_config": _section("CLIPVisionTower", "vision", _write_tower(encoder)),
+            "vision_config": section("CLIPVisionTower", "vision", write_tower(encoder)),
             "aligner_config": _write_adaptor(
                 "aligner", config["understanding"]["adaptor"], encoder["feature_dim"], hidden_size
             ),
-            "gen_vision_config": _section("VQ-16", "gen_vision", codes),
+            "gen_vision_config": section("VQ-16", "gen_vision", codes),
             "gen_aligner_config": _write_adaptor(
                 "gen_aligner", generation["adaptor"], codes["n_embed"], hidden_size
             ),
-            "gen_head_config": _section("vision_head", "gen_head", head_params),
+            "gen_head_config": section("vision_head", "gen_head", head_params),
             "language_config": language,
         },
     )
@@ -134,7 +129,15 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
     )
 
 
-def _section(cls: str, model_type: str, params: Mapping[str, Any]) -> dict[str, Any]:
+def read_language(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the language model's section as transformers' keys; a Llama where it does not say."""
+    ignored = ("torch_dtype", "dtype")
+    language = {key: v for key, v in config.items() if not key.startswith("_") and key not in ignored}
+    return {"model_type": "llama"} | language
+
+
+def section(cls: str, model_type: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a section of config.json: a class and its parameters."""
     return {"cls": cls, "model_type": model_type, "params": dict(params)}
 
 
@@ -155,7 +158,8 @@ def read_tower(cls: str, params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_tower(encoder: Mapping[str, Any]) -> dict[str, Any]:
+def write_tower(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a tower for the options of ``siglip``."""
     sizes = {key: encoder[key] for key in ("feature_dim", "layers", "heads", "intermediate", "patch_size")}
     names = [name for name, known in TOWERS.items() if known == sizes]
     require(bool(names), "published", f"towers of the sizes {TOWERS}", sizes)
@@ -185,7 +189,7 @@ def _write_adaptor(
     require(adaptor["name"] in projectors, "published", f"adaptors {', '.join(projectors)}", adaptor["name"])
     require(adaptor.get("bias", True), "published", "biases in its linear adaptor", "none")
     params = {"projector_type": projectors[adaptor["name"]], "depth": adaptor.get("depth", 1)}
-    return _section("MlpProjector", model_type, {**params, "input_dim": input_dim, "n_embed": output_dim})
+    return section("MlpProjector", model_type, {**params, "input_dim": input_dim, "n_embed": output_dim})
 
 
 def _check_drawing(generation: Mapping[str, Any]) -> None:
@@ -206,7 +210,7 @@ def _check_drawing(generation: Mapping[str, Any]) -> None:
     require(dim == code_dim, "published", f"an embedding of the codes' dimension, {code_dim}", dim)
 
 
-def _write_language(config: Mapping[str, Any]) -> dict[str, Any]:
+def write_language(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a Llama config with the older keys ``rope_theta`` and ``rope_scaling``."""
     require(config["model_type"] == "llama", "published", "a Llama", config["model_type"])
     language = {key: value for key, value in config.items() if key != "rope_parameters"}

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING
 
 from janus_modular import ConfigError, PromptError
-from janus_plugins.backbones.hf import HfBackbone, HfConfig, decoder_config
+from janus_plugins.backbones.decoder_config import decoder_config
+from janus_plugins.backbones.hf import HfBackbone, HfConfig
 from janus_plugins.hf_config_keys import check_keys
 
 SMALL = {

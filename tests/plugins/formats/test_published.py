@@ -136,7 +136,8 @@ def test_a_partial_llama_config_takes_llamas_defaults(description: Path) -> None
         config["language_config"] |= {"_attn_implementation": "flash_attention_2", "rope_theta": 5000.0}
 
     backbone = read_config(changed(description, "config.json", partial))["backbone"]
-    from janus_plugins.backbones.hf import HfConfig, decoder_config
+    from janus_plugins.backbones.decoder_config import decoder_config
+    from janus_plugins.backbones.hf import HfConfig
 
     llama = decoder_config(HfConfig(config=backbone["config"]))
     assert (llama.intermediate_size, llama.num_hidden_layers, llama.num_attention_heads) == (11008, 32, 32)
@@ -249,7 +250,8 @@ def test_rope_is_written_in_the_keys_of_its_time(native: Path, tmp_path: Path) -
     language = json.loads((tmp_path / "config.json").read_text())["language_config"]
     assert language["rope_theta"] == 500000.0
     assert language["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
-    from janus_plugins.backbones.hf import HfConfig, decoder_config
+    from janus_plugins.backbones.decoder_config import decoder_config
+    from janus_plugins.backbones.hf import HfConfig
 
     again = decoder_config(HfConfig(config=language)).rope_parameters
     assert {key: again[key] for key in scaled} == scaled

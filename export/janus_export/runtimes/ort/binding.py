@@ -10,7 +10,7 @@ import numpy as np
 from janus_export.runtimes.memory import Buffer, HostBuffer, element_type, is_buffer
 from janus_export.runtimes.ort.library import onnxruntime
 from janus_export.runtimes.ort.providers import Device
-from janus_modular.interfaces import TensorSpec
+from janus_modular.graph_specs import TensorSpec
 
 WITH_WARNINGS = onnxruntime.RunOptions()
 WITH_WARNINGS.log_severity_level = 2  # ONNX Runtime warns if a cache is copied instead of written in place

@@ -27,7 +27,7 @@ from janus_export.runtimes.prompts import embed
 from janus_export.runtimes.session import BundleSession
 from janus_modular import Sequence as Prompt
 from janus_modular import refuse_not_finite
-from janus_modular.interfaces import TensorSpec
+from janus_modular.graph_specs import TensorSpec
 from janus_modular.positions import RowPositions
 
 if TYPE_CHECKING:

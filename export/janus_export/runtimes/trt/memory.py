@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from janus_export.runtimes.memory import STORED, to_numbers, to_stored
 from janus_export.runtimes.trt.cuda import Gpu, Memory
-from janus_modular.interfaces import TensorSpec
+from janus_modular.graph_specs import TensorSpec
 
 ALIGNMENT = 256  # alignment of CUDA's allocations, in bytes
 

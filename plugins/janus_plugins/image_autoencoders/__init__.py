@@ -1,0 +1,1 @@
+"""Image autoencoders: images as arrays of numbers, and back."""
