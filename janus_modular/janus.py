@@ -28,6 +28,7 @@ from janus_modular.protocols import (
     TextSamplerSettings,
     VariantRuntime,
 )
+from janus_modular.renamed import explain_renamed
 from janus_modular.sequence import Message
 
 if TYPE_CHECKING:
@@ -38,11 +39,11 @@ if TYPE_CHECKING:
 
 Question = str | Many[Message]
 """A text, or a conversation with images in its messages."""
-
 Images = ImageSource | Many[ImageSource]
 """An image that a question is about, or several."""
 
 
+@explain_renamed
 class Janus:
     """A model that chats and draws. Make one with `from_pretrained` or `from_components`."""
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from janus_modular.errors import PromptError
+from janus_modular.renamed import explain_renamed
 
 IGNORE_INDEX = -100
 """The label of a position that is not supervised (the default of torch's cross entropy)."""
@@ -29,6 +30,7 @@ class Text:
     supervised: bool = False  # counts in the loss
 
 
+@explain_renamed
 @dataclass(frozen=True)
 class ImageInput:
     """An image for the understanding path."""
@@ -71,6 +73,7 @@ class EncodedSpec:
         return array
 
 
+@explain_renamed
 @dataclass(frozen=True)
 class ImageTarget:
     """An image for the generation path; the loss is taken on ``supervised`` images alone.
@@ -119,6 +122,7 @@ class Sample:
     exact_supervision: bool = False  # exactly the marked segments, whatever the run's `supervise`
 
 
+@explain_renamed
 @dataclass
 class Sequence:
     """A sample as token ids with images (T positions).
