@@ -238,6 +238,6 @@ def test_its_drawing_becomes_engines(
     for module in (targets, building):
         monkeypatch.setattr(module, "compute_capability", lambda: None)
     folder = shutil.copytree(several_codes_bundle, tmp_path / "bundle")
-    graphs = ["sample_image", "decode_image", "tokenize_image"]
+    graphs = ["sample_image", "embed_codes", "decode_image", "tokenize_image"]
     _, done = build(folder, BuildConfig("tensorrt-rtx", variant, ["8.9"], capacity=64, graphs=graphs))
     assert done == graphs
