@@ -40,7 +40,7 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class EncodedSpec:
-    """The form of an image that a generation path has encoded: codes, or numbers."""
+    """The shape and type of an image that a generation path has encoded: ids of codes, or floats."""
 
     shape: tuple[int, ...]  # of one image
     ids: tuple[int, ...] | None = None  # K, one or for each entry of the last axis; None: floats
@@ -164,9 +164,9 @@ def occurrences(prompts: Many[Sequence]) -> list[int]:
 
 
 def unconditional(sequence: Sequence, pad: int) -> Sequence:
-    """Return the unconditional prompt for guidance: the first and last id, with pads between.
+    """Return the unconditional prompt for guidance: pads replace all of a prompt but its first and last id.
 
-    Pads are attended to, at the same positions as the condition; they replace its images too.
+    Pads are attended to, as the tokens and images that they replace are.
     """
     tokens = np.full_like(sequence.tokens, pad)
     tokens[0], tokens[-1] = sequence.tokens[0], sequence.tokens[-1]
