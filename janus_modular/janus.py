@@ -159,12 +159,12 @@ class Janus:
     @classmethod
     def of(cls, assembly: ModelAssembly, plugins: Plugins | None = None) -> Janus:
         """Run a model in torch, for instance after its training."""
+        from janus_modular.checkpoints import ModelAssembly
         from janus_modular.model.session import TorchRuntime
 
-        processor = assembly.processor
-        runtime = TorchRuntime(
-            assembly.model.eval(), pad=processor.pad_id, suppressed_ids=processor.suppressed_ids
-        )
+        arguments.option(assembly, "assembly", ModelAssembly, expected="a ModelAssembly(model, processor)")
+        model, processor = assembly.model.eval(), assembly.processor
+        runtime = TorchRuntime(model, pad=processor.pad_id, suppressed_ids=processor.suppressed_ids)
         plugins = (plugins or default_plugins()).as_recorded(assembly.provenance.plugins)
         return cls(runtime, processor, plugins, assembly=assembly)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import janus_modular
-from janus_modular import ImageInput, ImageTarget, Janus, Plugins, Processor, Sequence, testing
+from janus_modular import ImageInput, ImageTarget, Janus, JanusError, Plugins, Processor, Sequence, testing
 
 OLD_NAMES = {
     "IGNORED": "IGNORE_INDEX", "Layout": "CheckpointFormat", "LearnsInPart": "PartiallyTrainable",
@@ -73,6 +73,11 @@ def test_an_old_argument_says_the_new_name(cls: type, old: str, new: str) -> Non
         cls(**{old: 1})
     with pytest.raises(TypeError, match="unexpected keyword argument 'nothing'"):
         cls(nothing=1)
+
+
+def test_a_model_and_a_processor_are_given_as_an_assembly() -> None:
+    with pytest.raises(JanusError, match=r"assembly: .*expected a ModelAssembly\(model, processor\)"):
+        Janus.of(object(), object.__new__(Processor))
 
 
 def test_classes_with_old_names_are_copied_as_others() -> None:
