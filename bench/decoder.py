@@ -40,7 +40,7 @@ from decoder_contestants import (
 )
 from decoder_models import SHAPE, build
 
-from janus_export.bench.bandwidth import read_bandwidth
+from janus_export.bench.bytes_read import read_bandwidth
 from janus_export.bench.run import processor_name
 from janus_export.reference.on_disk import free_bytes
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from janus_export.bench.bandwidth import read_bandwidth
+from janus_export.bench.bytes_read import read_bandwidth
 from janus_export.bench.run import processor_name
 from janus_export.runtimes.ort.library import onnxruntime
 

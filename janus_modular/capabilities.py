@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class EncodesImages(GenerationPath, Protocol):
-    """A generation path whose targets can be stored: images are given as arrays, and drawn ones return them.
+    """A generation path whose targets can be stored: samples may hold these arrays, and drawings return them.
 
     `GenerationPath.targets` then returns a tensor (N, ...) of the declared shape and dtype.
     """
@@ -66,7 +66,7 @@ class ReshapesGrid(Adaptor, Protocol):
 
 @runtime_checkable
 class HasLogProbabilities(GenerationPath, Protocol):
-    """A generation path that gives the log-probability of an image's codes, for policy gradients say."""
+    """A generation path that gives the log-probability of an image's codes, as policy gradients need."""
 
     def log_probabilities(
         self, hidden: Tensor, targets: Tensor, *, guidance: float, temperature: float
@@ -126,7 +126,7 @@ class ReadsPretrained(Protocol):
         Names that are never read are reported as unexpected. A weight of the component that is not yielded
         is missing, and a name that the component does not have is unexpected; both are errors. Yield
         everything in the component's part of a file (`janus_modular.belongs_to`), except for weights that
-        are known to be unused: without this rule, a component of another architecture would go unnoticed.
+        are known to be unused: otherwise weights of another architecture could load without an error.
         """
         ...
 
@@ -141,9 +141,9 @@ class LoadedWeights(NamedTuple):
 
 @runtime_checkable
 class LoadsPretrained(Protocol):
-    """A component that loads its pretrained weights itself: by a library's own rules, say.
+    """A component that loads its pretrained weights itself, for example with a library's own loader.
 
-    It takes precedence over `ReadsPretrained`.
+    If it also has the method of `ReadsPretrained`, that method is not called.
     """
 
     def load_pretrained(self, path: Path) -> LoadedWeights:
@@ -157,7 +157,7 @@ class LoadsPretrained(Protocol):
 
 @runtime_checkable
 class PartiallyTrainable(Protocol):
-    """A component of which a stage trains only a part by default: adapters of a frozen backbone, say."""
+    """A component that a stage trains only in part by default, such as adapters of a frozen backbone."""
 
     def trainable_parameters(self) -> Iterable[str]:
         """Return the names of the submodules and parameters that train where a stage names the component.

@@ -45,7 +45,7 @@ class ConfigError(JanusError):
 
 @dataclass(frozen=True)
 class Difference:
-    """An option that differs from the description beside the weights."""
+    """An option whose value differs from that in the config beside the weights."""
 
     key: str  # relative to the component: config.rope_theta
     written: object
@@ -95,7 +95,7 @@ class DataError(JanusError):
 
 
 class UnsupervisedError(DataError):
-    """A training sample in which nothing can be learned, such as a conversation with an empty answer."""
+    """A training sample without any supervised position, such as a conversation with an empty answer."""
 
 
 class TrainingError(JanusError):

@@ -16,7 +16,7 @@ def refuse_not_finite(x: NDArray[Any]) -> NDArray[Any]:
     """Return an array that a session has copied to the host, if no id in it is `NOT_FINITE`.
 
     Raises:
-        NotFiniteError: an id is; everything sampled after it would be noise.
+        NotFiniteError: an id is: its logits were NaN or infinite, and what is sampled later is noise.
     """
     if x.dtype.kind == "i" and (x == NOT_FINITE).any():
         raise NotFiniteError(

@@ -19,7 +19,7 @@ DTYPES = ("model", "float32", "int64", "uint8", "bool")
 CORE_GRAPHS = ("understand", "embed", "backbone", "sample_text")
 """Graphs of every model, beside those of its generation path."""
 
-GraphRole = Literal["sample", "decode", "encode", "other"]
+GraphRole = Literal["sample", "decode", "encode", "embed", "other"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class GraphSpec:
 
     The role says how the compiled graph is verified. Ids that "sample" chooses have to be the same, pixels
     that "decode" makes at most 1 of 255 apart, and other numbers close. "encode" reads the pixels that
-    "decode" has made; every other graph gets what the sampler gives it.
+    "decode" has made, and "embed" turns what "encode" has made into inputs of the backbone, as the path's
+    `embed` does; a sampler need not run these two. Every other graph gets what the sampler gives it.
 
     An output called ``x`` is the backbone's next input, an embedding a row: runtimes keep it on the device.
     """
@@ -88,4 +89,4 @@ class GraphSpec:
     function: Callable[..., Any]  # takes the inputs in order; returns a tensor, or a tuple of the outputs
     inputs: tuple[TensorSpec, ...]  # in the order of the function's arguments
     outputs: tuple[TensorSpec, ...]  # in the order of its results
-    role: GraphRole = "other"  # how the graph is verified: sample, decode, encode, other
+    role: GraphRole = "other"  # how the graph is verified: sample, decode, encode, embed, other

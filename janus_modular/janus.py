@@ -28,6 +28,7 @@ from janus_modular.protocols import (
     TextSamplerSettings,
     VariantRuntime,
 )
+from janus_modular.renamed import explain_renamed
 from janus_modular.sequence import Message
 
 if TYPE_CHECKING:
@@ -38,11 +39,11 @@ if TYPE_CHECKING:
 
 Question = str | Many[Message]
 """A text, or a conversation with images in its messages."""
-
 Images = ImageSource | Many[ImageSource]
 """An image that a question is about, or several."""
 
 
+@explain_renamed
 class Janus:
     """A model that chats and draws. Make one with `from_pretrained` or `from_components`."""
 
@@ -158,12 +159,12 @@ class Janus:
     @classmethod
     def of(cls, assembly: ModelAssembly, plugins: Plugins | None = None) -> Janus:
         """Run a model in torch, for instance after its training."""
+        from janus_modular.checkpoints import ModelAssembly
         from janus_modular.model.session import TorchRuntime
 
-        processor = assembly.processor
-        runtime = TorchRuntime(
-            assembly.model.eval(), pad=processor.pad_id, suppressed_ids=processor.suppressed_ids
-        )
+        arguments.option(assembly, "assembly", ModelAssembly, expected="a ModelAssembly(model, processor)")
+        model, processor = assembly.model.eval(), assembly.processor
+        runtime = TorchRuntime(model, pad=processor.pad_id, suppressed_ids=processor.suppressed_ids)
         plugins = (plugins or default_plugins()).as_recorded(assembly.provenance.plugins)
         return cls(runtime, processor, plugins, assembly=assembly)
 

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 
 class Session(Protocol):
-    """A running model, in any runtime. Samplers pass its tensors on without looking inside.
+    """A running model, in any runtime. Samplers pass its tensors on without reading their values.
 
-    Rows are sequences side by side. Each has a length of its own, is independent of the others, and comes and
-    goes: prompts are admitted into free rows while the others stay as they are, rows are fed one or several
-    positions at once, cut back and freed. `janus_modular.BaseSession` implements all but the computation.
+    A session holds rows: sequences with lengths of their own, which do not depend on one another. Prompts are
+    admitted into free rows while the others keep what they hold; rows are fed one or several positions at
+    once, truncated and freed. `janus_modular.BaseSession` implements all but the computation.
 
-    A tensor that `admit`, `extend` and `step` return, or `run` as the next inputs of rows, is valid until
-    the next such call: a runtime may write its results to the same memory each time. What is needed longer
-    is copied, by `take` (embeddings and hidden states), `stack` (sampled ids) or `to_host`. Tensors that are
-    passed in may be numpy's, too.
+    A tensor that `admit`, `extend` or `step` returns, and the next inputs of rows that `run` returns, are
+    valid until the next of these calls: a runtime may write its results to the same memory each time. To keep
+    values longer, copy them by `take` (embeddings and hidden states), `stack` (sampled ids) or `to_host`.
+    Tensors that are passed in may also be numpy arrays.
 
     A row's result does not depend on what the other rows hold, up to the rounding of its dtype: kernels
     sum in another order for other shapes.
@@ -40,8 +40,8 @@ class Session(Protocol):
     ``sizes`` are the generation path's own (`GenerationPath.sizes`), under the names that its sampler knows:
     of Janus' path ``codebooks``, K of each of the S codes of a position, and ``codes``, their sum.
 
-    An invalid call raises `janus_modular.PromptError` before anything is written: a row that is not free or
-    is free, positions beyond ``max_seq_len``, wrong shapes.
+    An invalid call raises `janus_modular.PromptError` before anything is written: a row in use for `admit`,
+    a free row for `extend`, positions beyond ``max_seq_len``, wrong shapes.
     """
 
     hidden_size: int  # D
@@ -90,7 +90,7 @@ class Session(Protocol):
     def step(self, x: Any, active: NDArray[np.bool_] | None = None) -> Any:
         """Feed one embedding a row (rows, D); return the hidden states that follow (rows, D).
 
-        Rows that are not ``active`` (rows,) stay as they are; their states are void.
+        Rows that are not ``active`` (rows,) stay as they are; their states are undefined.
         """
         ...
 
@@ -156,7 +156,9 @@ class TextSamplerSettings:
     """Settings that every text sampler has. The settings of a sampler inherit from this class."""
 
     max_tokens: int = 512  # of an answer
-    numbers: Sequence[int] = ()  # of each row, for its noise; default: how often its prompt came before
+    numbers: Sequence[
+        int
+    ] = ()  # of each row, for its noise; default: how many rows before it have its prompt
 
 
 @dataclass
@@ -284,7 +286,7 @@ class LogsConfig(Tracker, Protocol):
 class CheckpointFormat(Protocol):
     """A third-party checkpoint format. Weights are converted as a stream, a tensor at a time."""
 
-    model_type: str  # what its config.json calls itself
+    model_type: str  # as in its config.json
 
     def detect(self, config: Mapping[str, Any]) -> bool:
         """Return True if a folder's parsed config.json is of this format."""

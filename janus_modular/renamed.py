@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Container, Mapping
+from typing import Any, TypeVar
+
+Class = TypeVar("Class", bound=type)
 
 RENAMED: Mapping[str, tuple[str, ...]] = {
     "--layout": ("--format",),
@@ -18,26 +23,35 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "PictureToRead": ("ImageInput",),
     "Sampling": ("TextSampler", "ImageSampler"),
     "SamplingLoopContract": ("TextSamplerContract", "ImageSamplerContract"),
+    "announcements": ("entry_points",),
+    "answer_parts": ("answer_segments",),
     "capacity": ("max_seq_len",),
+    "check_needed": ("check_required",),
     "code_vectors": ("codebook_embeddings",),
     "code_width": ("code_dim",),
     "compose": ("from_components",),
     "draw": ("decode_image",),
     "drawing_loop": ("image_sampler",),
+    "drawing_parts": ("drawing_segments",),
     "drop_condition": ("condition_dropout",),
     "embedding_width": ("embedding_dim",),
     "finish": ("post_training_steps",),
+    "forbidden": ("suppressed_ids",),
     "generation_at": ("generation_mask",),
+    "generation_pixels": ("generation_images",),
     "generation_promises": ("generation_attributes",),
     "head_width": ("head_dim",),
     "image_next": ("sample_image",),
+    "is_on": ("is_enabled",),
     "kind": ("task",),
     "layout": ("checkpoint-format", "format_name"),
     "layout_detects": ("format_detects",),
     "layout_round_trip": ("format_round_trip",),
     "layouts": ("formats",),
+    "learn_picture_ends": ("learn_image_ends",),
     "left_over": ("unexpected_keys",),
     "lies_in": ("belongs_to",),
+    "needed": ("required",),
     "never_said": ("suppress_tokens",),
     "open_checkpoint": ("from_checkpoint",),
     "open_picture": ("open_image",),
@@ -45,6 +59,7 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "part": ("component",),
     "parts": ("graphs",),
     "pick": ("sample_with_noise",),
+    "picture": ("image",),
     "picture_tokens": ("image_tokens",),
     "pictures": ("images",),
     "register_layouts": ("register_formats",),
@@ -54,10 +69,12 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "sampling-loop": ("text-sampler", "image-sampler"),
     "sampling_loop": ("image_sampler",),
     "sampling_loops": ("text_samplers", "image_samplers"),
+    "settings": ("text_settings", "image_settings"),
     "source_own_chance": ("source_randomness",),
     "text_loop": ("text_sampler",),
     "text_next": ("sample_text",),
     "trained_apart": ("frozen_submodules",),
+    "trained_parts": ("trained_segments",),
     "understanding_at": ("understanding_mask",),
     "vocab": ("vocab_size",),
     "what_learns": ("trainable_parameters",),
@@ -82,3 +99,32 @@ def refuse_renamed(module: str, name: str, known: Container[str]) -> None:
     """
     if successor := renamed(name, known):
         raise ImportError(f"{module}: {name!r} is called {successor} now", name=module)
+
+
+def explain_renamed(cls: Class) -> Class:
+    """Say the new name in errors about an old name of a class: an attribute, or a constructor's argument.
+
+    Raises:
+        AttributeError: (when an object's attribute is read) there is none of this name.
+        TypeError: (when an object is made) the constructor has no such argument.
+    """
+    construct: Any = cls.__init__  # type: ignore[misc]  # of this class, not of a subclass
+    parameters = set(inspect.signature(construct).parameters)
+    known = parameters | set(dir(cls))
+
+    @functools.wraps(construct)
+    def constructor(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name in kwargs.keys() - parameters:
+            if successor := renamed(name, parameters):
+                raise TypeError(f"{cls.__name__}: the argument {name!r} is called {successor} now")
+        construct(self, *args, **kwargs)
+
+    def missing_attribute(self: Any, name: str) -> Any:
+        successor = renamed(name, known)
+        now = f". It is called {successor} now" if successor else ""
+        text = f"{type(self).__name__!r} object has no attribute {name!r}{now}"
+        raise AttributeError(text, name=name, obj=self)
+
+    cls.__init__ = constructor  # type: ignore[misc]
+    cls.__getattr__ = missing_attribute  # type: ignore[attr-defined]
+    return cls

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from janus_modular.errors import PromptError
+from janus_modular.renamed import explain_renamed
 
 IGNORE_INDEX = -100
 """The label of a position that is not supervised (the default of torch's cross entropy)."""
@@ -29,6 +30,7 @@ class Text:
     supervised: bool = False  # counts in the loss
 
 
+@explain_renamed
 @dataclass(frozen=True)
 class ImageInput:
     """An image for the understanding path."""
@@ -38,7 +40,7 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class EncodedSpec:
-    """The form of an image that a generation path has encoded: codes, or numbers."""
+    """The shape and type of an image that a generation path has encoded: ids of codes, or floats."""
 
     shape: tuple[int, ...]  # of one image
     ids: tuple[int, ...] | None = None  # K, one or for each entry of the last axis; None: floats
@@ -71,6 +73,7 @@ class EncodedSpec:
         return array
 
 
+@explain_renamed
 @dataclass(frozen=True)
 class ImageTarget:
     """An image for the generation path; the loss is taken on ``supervised`` images alone.
@@ -119,6 +122,7 @@ class Sample:
     exact_supervision: bool = False  # exactly the marked segments, whatever the run's `supervise`
 
 
+@explain_renamed
 @dataclass
 class Sequence:
     """A sample as token ids with images (T positions).
@@ -161,10 +165,9 @@ def occurrences(prompts: Many[Sequence]) -> list[int]:
 
 
 def unconditional(sequence: Sequence, pad: int) -> Sequence:
-    """Return the unconditional prompt for guidance: the first and last id, with pads between.
+    """Return the unconditional prompt for guidance: pads replace all of a prompt but its first and last id.
 
-    Pads are attended to, at the same positions (and position ids) as the condition; they replace its images
-    too.
+    Pads are attended to, as the tokens and images that they replace are, at the same positions (and ids).
     """
     tokens = np.full_like(sequence.tokens, pad)
     tokens[0], tokens[-1] = sequence.tokens[0], sequence.tokens[-1]

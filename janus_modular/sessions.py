@@ -312,7 +312,7 @@ def unknown_graph(name: str, known: Iterable[str]) -> PromptError:
 
 
 def check_max_seq_len(max_seq_len: int, context: int) -> int:
-    """Return the positions a row that a session is opened with, if the model's context has as many.
+    """Return the maximum positions of a session's rows, if the model's context is as long.
 
     Raises:
         PromptError: the context has fewer.
@@ -326,7 +326,7 @@ def check_max_seq_len(max_seq_len: int, context: int) -> int:
 
 
 class SessionWrapper:
-    """A `janus_modular.Session` that forwards every call to another one; derive from it to observe some."""
+    """A `janus_modular.Session` that forwards every call to another. Derive from it to observe calls."""
 
     def __init__(self, session: Session) -> None:
         self.session = session

@@ -148,6 +148,8 @@ def killed_at(tmp_path: Path) -> KilledAt:
 
     Return whether it died; False where it ended before. Nothing of it is cleaned up, as after SIGKILL:
     no ``finally``, no ``except``, no buffer that is written out.
+
+    torch has one thread in it: it would wait for ever for threads of OpenMP, which a fork does not copy.
     """
     if not hasattr(os, "fork"):
         pytest.skip("needs fork")
@@ -155,6 +157,8 @@ def killed_at(tmp_path: Path) -> KilledAt:
     def run(number: int, action: Callable[[], object]) -> bool:
         child = os.fork()
         if not child:
+            if torch := sys.modules.get("torch"):
+                torch.set_num_threads(1)
             _die_at(number, tmp_path)
             status = 1
             try:

@@ -49,8 +49,8 @@ def check_drawing_graphs(path: Any, pixels: Any) -> None:
     import onnx_ir as ir
     import torch
 
-    from janus_modular.testing.calls import targets_of, tensors
-    from janus_modular.testing.drawing import graph_inputs
+    from janus_modular.testing.calls import tensors
+    from janus_modular.testing.drawing import graph_inputs, targets_of
 
     path.eval().requires_grad_(False)
     pixels = torch.cat([pixels, pixels[:1]])  # differs from the number that a graph is traced with

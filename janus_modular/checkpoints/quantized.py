@@ -25,7 +25,7 @@ FILES = {
 
 
 def refuse_quantized(path: Path) -> None:
-    """Raise an error for a folder of quantised weights; files and folders without a description pass.
+    """Raise an error for a folder whose config says that its weights are quantised; all others pass.
 
     Quantised layers can be neither trained, nor saved under the model's own config, nor exported.
 

@@ -1,15 +1,16 @@
-"""The commands ``plugins``: list, show, check and create components and plugins."""
+"""The commands ``plugins``: list, show, check and create components; lock and verify plugins."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from janus_modular.cli import plugin_checks, plugin_lock
+from janus_modular.cli import plugin_checks
 from janus_modular.cli.plugin_checks import unknown_component
 
 if TYPE_CHECKING:
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Components: list, show, check and create them.", no_args_is_help=True)
 app.command("check")(plugin_checks.check)
-app.command("lock")(plugin_lock.lock)
-app.command("verify")(plugin_lock.verify)
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A bundle, or a native checkpoint.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -193,6 +193,56 @@ def new(
     for file in files:
         typer.echo(f"  {file}")
     typer.echo(f"\nNext:\n  cd {folder}\n  pip install --editable '.[test]'\n  pytest")
+
+
+@app.command("lock")
+def lock(model: Model, as_json: AsJson = False) -> None:
+    """Record the files of the plugins that a model uses, beside it: changed ones are refused from then on.
+
+    Example: janus-modular plugins lock runs/demo/model
+    """
+    from janus_modular.plugins import default_plugins
+    from janus_modular.plugins.lock import write_lock
+
+    path = write_lock(model, default_plugins())
+    plugins = json.loads(path.read_text("utf-8"))["plugins"]
+    if as_json:
+        typer.echo(json.dumps({"file": str(path), "plugins": plugins}))
+        return
+    for plugin in plugins:
+        count = len(plugin["files"])
+        files = "1 file" if count == 1 else f"{count:,} files"
+        typer.echo(f"{plugin['plugin']} {plugin['version']}".strip() + f": {files}")
+    typer.echo(f"{path} is written; from now on, the model refuses these plugins if they change")
+
+
+@app.command("verify")
+def verify(model: Model, as_json: AsJson = False) -> None:
+    """Compare the installed plugins with those that `plugins lock` recorded; imports none of them.
+
+    Plugins that only the lock has, or only the environment, are listed.
+
+    Example: janus-modular plugins verify runs/demo/model
+    """
+    from janus_modular.errors import PluginError
+    from janus_modular.plugins import default_plugins
+    from janus_modular.plugins.lock import LOCK, check_lock
+
+    if not (model / LOCK).is_file():
+        raise PluginError(f"{model} has no {LOCK}: write it with janus-modular plugins lock {model}")
+    report = check_lock(model, default_plugins())
+    if as_json:
+        typer.echo(json.dumps(asdict(report)))
+        return
+    lines = {
+        "as locked": report.checked,
+        "locked, not installed, and not needed to run the bundle": report.skipped,
+        "locked, though the model uses none of its components": report.unneeded,
+        "installed, not locked: the model uses none of its components": report.unlocked,
+    }
+    for label, names in lines.items():
+        if names:
+            typer.echo(f"{label}: {', '.join(names)}")
 
 
 def _files(ctx: typer.Context) -> list[Path]:

@@ -21,8 +21,8 @@ def mark_not_finite(ids: Tensor, logits: Tensor) -> Tensor:
     """Return ids (R,) with `NOT_FINITE` in place of those from logits (R, V) that are NaN or infinite.
 
     An argmax over NaN is an ordinary id, and a graph cannot raise; the mark lets a session raise once the id
-    is on the host. Logits of -inf suppress ids; only a row of nothing else is marked. Embed the ids before
-    they are marked.
+    is on the host. Logits of -inf suppress ids; a row is marked if all its logits are -inf. Embed the ids
+    before they are marked.
     """
     return torch.where(logits.softmax(-1)[..., 0].isnan(), NOT_FINITE, ids)
 

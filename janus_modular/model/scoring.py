@@ -29,7 +29,7 @@ def image_log_probabilities(
     """Return the log-probabilities (N, P) of encoded images, one after each prompt, with gradients.
 
     A prompt ends where its image begins (`Processor.draw_prompt`). All images run in one batch, with guidance
-    two rows each: divide more of them yourself.
+    in two rows each: where memory is short, call it with fewer images.
 
     Raises:
         ConfigError: the generation path gives no log-probabilities.

@@ -15,6 +15,7 @@ from janus_modular.interfaces import ComponentSpec
 from janus_modular.plugins.entry_points import EntryPointInfo, installed
 from janus_modular.plugins.loading import load, load_file
 from janus_modular.registry import MODEL_SLOTS, SAMPLER_SETTINGS, SLOTS, Entry, a_component, slot_label
+from janus_modular.renamed import explain_renamed
 from janus_modular.suggest import did_you_mean
 
 BUILT_IN = "janus-modular"
@@ -26,6 +27,7 @@ FILES_VARIABLE = "JANUS_PLUGIN_FILES"
 FILE_HINT = f"--plugin FILE.py, or for every command {FILES_VARIABLE}=FILE.py"
 
 
+@explain_renamed
 class Plugins:
     """The declared components: lists and finds them by metadata, and loads a component when it is used."""
 

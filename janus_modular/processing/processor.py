@@ -35,12 +35,14 @@ from janus_modular.processing.streaming import StopRule, TextStream
 from janus_modular.processing.templates import make_template
 from janus_modular.processing.text_tokenizer import Encoded, TextTokenizer
 from janus_modular.processing.tokenizer_files import load_tokenizer, save_tokenizer
+from janus_modular.renamed import explain_renamed
 from janus_modular.sequence import IGNORE_INDEX, EncodedSpec, ImageTarget, Message, Sample, Text
 from janus_modular.sequence import Sequence as TokenSequence
 
 FILE = "processor.json"
 
 
+@explain_renamed
 class Processor:
     """Turns text and images into token sequences. Needs neither the model nor torch."""
 

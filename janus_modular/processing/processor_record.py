@@ -23,7 +23,7 @@ MAX_SIZE = 2**27
 
 @dataclass(frozen=True)
 class Drawing:
-    """Image targets: their size in pixels, and the positions of an image."""
+    """The size of generated images in pixels, and the number of positions that each takes."""
 
     height: int
     width: int

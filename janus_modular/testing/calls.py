@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -20,7 +19,7 @@ from torch.utils import _pytree as pytree
 from janus_modular.capabilities import AlignsHiddenStates
 from janus_modular.errors import CheckError
 from janus_modular.model.model import stack_positions
-from janus_modular.testing.drawing import graph_inputs
+from janus_modular.testing.drawing import graph_inputs, targets_of
 
 
 @dataclass(frozen=True)
@@ -169,12 +168,6 @@ def _generation(component: Any, pixels: Tensor) -> list[Call]:
             for name, inputs in graph_inputs(component, pixels, hidden.shape[-1]).items()
         ),
     ]
-
-
-def targets_of(path: Any, pixels: Tensor, indices: Tensor | None = None) -> Any:
-    """Return a generation path's targets of images; the randomness of each is seeded with its index."""
-    seeds = range(len(pixels)) if indices is None or indices.is_meta else indices.tolist()
-    return path.targets(pixels, [np.random.default_rng(seed) for seed in seeds])
 
 
 def alignment_of(path: Any, hidden: Tensor) -> dict[str, Tensor]:

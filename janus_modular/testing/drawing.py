@@ -96,6 +96,12 @@ def draw_with(path: Any, images: int, hidden_size: int) -> tuple[PathSession, En
     return session, samplers.draw_images(path.image_sampler, steps, images, lambda done, total: None)
 
 
+def targets_of(path: Any, pixels: Tensor, indices: Tensor | None = None) -> Any:
+    """Return a generation path's targets of images; the randomness of each is seeded with its index."""
+    seeds = range(len(pixels)) if indices is None or indices.is_meta else indices.tolist()
+    return path.targets(pixels, [np.random.default_rng(seed) for seed in seeds])
+
+
 def graph_inputs(path: Any, pixels: Tensor, hidden_size: int) -> dict[str, tuple[Any, ...]]:
     """Return inputs of a path's graphs for as many images as there are pixels; {} if drawing fails.
 
@@ -106,7 +112,14 @@ def graph_inputs(path: Any, pixels: Tensor, hidden_size: int) -> dict[str, tuple
         inputs = draw_with(path, len(pixels), hidden_size)[0].inputs
     except JanusError:
         return {}
-    return inputs | {graph.name: (pixels,) for graph in path.graphs() if graph.role == "encode"}
+    return inputs | derived_inputs(path, pixels)
+
+
+def derived_inputs(path: Any, pixels: Tensor) -> dict[str, tuple[Tensor]]:
+    """Return inputs of the graphs that a sampler need not run: pixels to encode, and what to embed."""
+    encoders = [graph for graph in path.graphs() if graph.role == "encode"]
+    embedded = {graph.name: (targets_of(path, pixels),) for graph in path.graphs() if graph.role == "embed"}
+    return {graph.name: (pixels,) for graph in encoders} | embedded
 
 
 def ensure_declared(graph: GraphSpec, inputs: Many[Any], outputs: Many[Any], images: int) -> None:

@@ -84,7 +84,7 @@ def check_session_counts(runtime: Runtime, prompts: Many[Sequence]) -> None:
 
 @check_for("runtimes")
 def check_session_full_rows(runtime: Runtime, prompts: Many[Sequence]) -> None:
-    """A row without room stays as it is while others go on."""
+    """A full row stays as it is while others are fed."""
     x = embeddings(runtime, prompts, 2)
     longest = int(np.argmax([len(sequence) for sequence in prompts[:2]]))
     longer, shorter = prompts[longest], prompts[1 - longest]
@@ -171,7 +171,7 @@ def check_session_limits(runtime: Runtime, prompts: Many[Sequence]) -> None:
         "admits fewer prompts than rows": lambda: session.admit([], [2]),
         "admits a prompt that is too long": lambda: session.admit([long], [2]),
         "extends a free row": lambda: session.extend(x[:, :1], [0, 0, 1]),
-        "extends a row beyond its room": lambda: session.extend(x, [POSITIONS, 0, 0]),
+        "extends a row beyond max_seq_len": lambda: session.extend(x, [POSITIONS, 0, 0]),
         "extends by more than x holds": lambda: session.extend(x[:, :2], [3, 0, 0]),
         "extends by less than nothing": lambda: session.extend(x[:, :2], [-1, 0, 0]),
         "extends by x of two axes": lambda: session.extend(x[:, 0], [1, 0, 0]),

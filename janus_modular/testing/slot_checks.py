@@ -11,10 +11,10 @@ from janus_modular.capabilities import EncodesImages, HasLogProbabilities
 from janus_modular.interfaces import PixelSpec
 from janus_modular.model.model import stack_positions
 from janus_modular.sequence import EncodedSpec
-from janus_modular.testing.calls import alignment_of, known_codes, targets_of
+from janus_modular.testing.calls import alignment_of, known_codes
 from janus_modular.testing.check import NotApplicable, check_for, ensure
 from janus_modular.testing.comparing import ensure_close, ensure_equal
-from janus_modular.testing.drawing import draw_with, ensure_declared
+from janus_modular.testing.drawing import derived_inputs, draw_with, ensure_declared, targets_of
 
 
 @check_for("understanding_encoders")
@@ -313,14 +313,18 @@ def check_generation_graphs(path: Any, pixels: Tensor) -> None:
     hidden_size = path.embed(targets_of(path, pixels)).shape[-1]
     for images in (1, 3):
         ran = draw_with(path, images, hidden_size)[0].inputs
+        repeated = pixels[torch.arange(images) % len(pixels)]
+        derived = derived_inputs(path, repeated)
         for graph in path.graphs():
-            if graph.role == "encode":
-                repeated = pixels[torch.arange(images) % len(pixels)]
-                result = graph.function(repeated)
-                outputs = result if isinstance(result, tuple) else (result,)
-                ensure_declared(graph, [repeated], outputs, images)
-            else:
+            if graph.name not in derived:
                 ensure(graph.name in ran, f"its image sampler never runs '{graph.name}': leave it out")
+                continue
+            inputs = derived[graph.name]
+            result = graph.function(*inputs)
+            outputs = result if isinstance(result, tuple) else (result,)
+            ensure_declared(graph, inputs, outputs, images)
+            if graph.role == "embed":
+                ensure_close(outputs, [path.embed(*inputs)], f"the graph '{graph.name}', against `embed`")
 
 
 def positions_for(backbone: Any, tokens: Tensor) -> Tensor:

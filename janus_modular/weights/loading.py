@@ -123,8 +123,8 @@ def _copy(
 def belongs_to(name: str, module: nn.Module) -> bool:
     """Return True if a weight's name begins with a submodule of ``module`` (``decoder.``).
 
-    A component must not ignore such a weight, whether or not it has it: with it, the component would compute
-    another function.
+    A component must not ignore such a weight, even if it has no parameter of this name: the file is then that
+    of a component which computes something else.
     """
     first, dot, _ = name.partition(".")
     return bool(dot) and first in dict(module.named_children())

@@ -48,10 +48,10 @@ class PretrainedReport:
 
 
 def resolve_pretrained(pretrained: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """Return the path of a folder or file, fetched if it is a hub id (``owner/name``, ``owner/name/x.gguf``).
+    """Return the path of a folder or file, which is downloaded first if ``pretrained`` is a hub id.
 
-    Without ``weights``, only configs and tokenizers are fetched. huggingface_hub's cache and its offline mode
-    (HF_HUB_OFFLINE=1) are honoured.
+    Hub ids are ``owner/name`` and ``owner/name/x.gguf``. Without ``weights``, only configs and tokenizers are
+    downloaded. huggingface_hub's cache and its offline mode (HF_HUB_OFFLINE=1) are used.
 
     Raises:
         CheckpointError: the argument is neither a path nor a hub model that can be reached.

@@ -133,6 +133,20 @@ def test_log_probabilities_are_the_frequencies_of_sampling(janus: Janus):
     assert bool(((counts / count - p).abs() <= 5 * deviation + 1 / count).all())
 
 
+def test_codes_are_embedded_as_in_sampling_and_in_training(janus: Janus):
+    path, number = janus.model.generation, torch.Generator().manual_seed(0)
+    hidden = torch.randn(6, path.hidden_size, generator=number)
+    noise = torch.ones(3, path.sizes["codes"]).exponential_(generator=number)
+    with torch.no_grad():
+        chosen, x = path.sample_image(hidden, noise, torch.tensor(2.0), torch.tensor(1.0))
+        embedded = path.embed_codes(chosen.unsqueeze(1))
+        stacked = torch.from_numpy(np.stack([codes(janus, i) for i in range(2)]))
+        whole, trained = path.embed_codes(stacked), path.embed(stacked)
+        torch.testing.assert_close(path.embed_codes(stacked[:, 3:8]), whole[:, 3:8])
+    torch.testing.assert_close(embedded[:, 0].repeat(2, 1), x)
+    torch.testing.assert_close(whole, trained)
+
+
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_log_probabilities_follow_the_drawing_step_by_step(janus: Janus, guidance: float):
     drawings = janus.draw("a prompt", 2, guidance=guidance, temperature=0.9, seed=3)

@@ -16,9 +16,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from janus_export.bench import bandwidth
-from janus_export.bench.bandwidth import read_bandwidth
-from janus_export.bench.bytes_read import cache_read, multiplied
+from janus_export.bench import bytes_read
+from janus_export.bench.bytes_read import cache_read, multiplied, read_bandwidth
 from janus_export.bench.run import bench
 from janus_export.bundle.bundle import load_bundle
 from janus_export.process_memory import AnonymousPeak, anonymous_memory, peak_memory
@@ -32,7 +31,7 @@ FEW = ["--tokens", "3", "--rounds", "2", "--threads", "1"]
 def _little_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Read little, and leave torch the threads that it had."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr(bandwidth, "SIZE", 1 << 22)
+    monkeypatch.setattr(bytes_read, "MEASURED_BYTES", 1 << 22)
     yield
     torch.set_num_threads(threads)
 

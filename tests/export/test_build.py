@@ -26,7 +26,10 @@ from janus_modular.cli.app import app
 from janus_modular.errors import MissingExtraError
 
 RTX = "tensorrt-rtx"
-GRAPHS = ["understand", "embed", "backbone", "sample_text", "sample_image", "decode_image", "tokenize_image"]
+GRAPHS = [
+    *("understand", "embed", "backbone", "sample_text"),
+    *("sample_image", "embed_codes", "decode_image", "tokenize_image"),
+]
 
 
 @pytest.fixture(autouse=True)

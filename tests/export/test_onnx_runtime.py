@@ -15,6 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from janus_export.bundle.bundle import load_bundle
+from janus_export.bundle.external_data import references
 from janus_export.runtimes.memory import DeviceBuffer, HostBuffer, view
 from janus_export.runtimes.ort import providers
 from janus_export.runtimes.ort import session as session_module
@@ -98,6 +100,34 @@ def test_a_drawing_continues_from_a_prefix(torches: Janus, bundled: Janus, codes
     codes, _ = codes_of(bundled, seed=7, prefix=prefix)
     np.testing.assert_array_equal(codes, codes_of(torches, seed=7, prefix=prefix)[0])
     assert (codes[:, :5] == prefix).all()
+
+
+def test_a_bundle_that_cannot_embed_codes_draws_all_but_a_prefix(
+    tiny_bundle: Path, codes_of: Callable[..., Any]
+):
+    """Of a version before the graph `embed_codes`."""
+    janus = Janus.from_pretrained(tiny_bundle, variant="fp32")
+    del janus.runtime.bundle.manifest["variants"]["fp32"]["files"]["embed_codes"]
+    assert len(codes_of(janus, seed=7)[0])
+    with pytest.raises(BundleError, match=r"no graph 'embed_codes' .* Export it again with: janus-modular"):
+        codes_of(janus, seed=7, prefix=[3, 60])
+
+
+def test_codes_and_their_embeddings_in_a_bundle_share_weights(tiny_bundle: Path):
+    bundle = load_bundle(tiny_bundle)
+    sample, embed = (
+        {reference.location for reference in references(bundle.path(name, "fp32"))}
+        for name in ("sample_image", "embed_codes")
+    )
+    assert embed < sample
+
+
+@pytest.mark.parametrize(("rows", "positions"), [(1, 1), (3, 7), (4, 16)])
+def test_codes_are_embedded_as_sampling_does(bundled: Janus, torches: Janus, rows: int, positions: int):
+    codes = np.random.default_rng(0).integers(0, 64, (rows, positions))
+    embedded = bundled.runtime.open(8).run("embed_codes", codes)
+    expected = torches.model.generation.embed_codes(torch.from_numpy(codes)).detach().numpy()
+    np.testing.assert_allclose(embedded, expected, atol=1e-5)  # float32: sums in another order
 
 
 def test_seeds_decide_a_drawing_and_company_does_not(bundled: Janus, codes_of: Callable[..., Any]):

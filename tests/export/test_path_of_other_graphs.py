@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from janus_export.bench import bandwidth
+from janus_export.bench import bytes_read
 from janus_export.bundle.bundle import load_bundle
 from janus_export.bundle.pruning import prune
 from janus_export.tensorrt_build import build as building
@@ -97,7 +97,7 @@ def test_modes_are_cut_out_of_it_and_its_speed_is_measured(
 ):
     pruned = prune(flow_bundle, variants=["fp32"], only=["drawing"], target=tmp_path / "pruned")
     assert list(load_bundle(pruned).graphs) == ["embed", "backbone", *GRAPHS]
-    monkeypatch.setattr(bandwidth, "SIZE", 1 << 22)
+    monkeypatch.setattr(bytes_read, "MEASURED_BYTES", 1 << 22)
     line = ["--plugin", str(PLUGIN), "bench", str(pruned), "--tokens", "3", "--rounds", "1", "--threads", "1"]
     done = CliRunner().invoke(app, [*line, "--json"])
     assert done.exit_code == 0, done.output

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from janus_export.bench import bandwidth
+from janus_export.bench import bytes_read
 from janus_export.bundle.bundle import load_bundle
 from janus_export.runtimes.trt.cuda import Gpu
 from janus_export.runtimes.trt.memory import DeviceTensor, TokenLog, join
@@ -214,7 +214,7 @@ def test_choices_of_successive_steps_are_joined_in_their_order(machine: Any, of_
 def test_its_speed_is_measured_and_its_parts_are_told(
     several_codes_checkpoint: Path, several_codes_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(bandwidth, "SIZE", 1 << 22)
+    monkeypatch.setattr(bytes_read, "MEASURED_BYTES", 1 << 22)
     threads = torch.get_num_threads()
     for model in (several_codes_checkpoint, several_codes_bundle):
         words = ["bench", str(model), "--tokens", "3", "--rounds", "1", "--threads", "1", "--json"]
@@ -238,6 +238,6 @@ def test_its_drawing_becomes_engines(
     for module in (targets, building):
         monkeypatch.setattr(module, "compute_capability", lambda: None)
     folder = shutil.copytree(several_codes_bundle, tmp_path / "bundle")
-    graphs = ["sample_image", "decode_image", "tokenize_image"]
+    graphs = ["sample_image", "embed_codes", "decode_image", "tokenize_image"]
     _, done = build(folder, BuildConfig("tensorrt-rtx", variant, ["8.9"], capacity=64, graphs=graphs))
     assert done == graphs

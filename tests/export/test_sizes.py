@@ -95,7 +95,8 @@ def test_modes_take_the_graphs_that_they_need_and_no_others():
 def test_a_bundle_for_drawing_draws_and_says_that_it_does_not_answer(drawing_bundle: Path):
     bundle = load_bundle(drawing_bundle)
     assert bundle.modes == bundle.manifest["modes"] == ["drawing"]
-    assert set(bundle.graphs) == {"embed", "backbone", "sample_image", "decode_image", "tokenize_image"}
+    drawing = {"sample_image", "embed_codes", "decode_image", "tokenize_image"}
+    assert set(bundle.graphs) == {"embed", "backbone", *drawing}
     [image] = Janus.from_pretrained(drawing_bundle).draw("a cat", seed=1, guidance=2)
     assert image.size == (32, 32)
     with pytest.raises(BundleError, match=r"Its modes are drawing, and this graph is for text\."):

@@ -49,7 +49,7 @@ def test_a_tied_word_table_is_quantised_as_in_a_whole_bundle(
     ]
     assert [one[TABLE] for one in bits] == [8, 8]
     assert set(load_bundle(drawing_bundle).manifest["variants"]["cpu-int4"]["files"]) == {
-        "embed", "backbone", "sample_image", "decode_image", "tokenize_image",
+        "embed", "backbone", "sample_image", "embed_codes", "decode_image", "tokenize_image",
     }  # fmt: skip
     images = [
         Janus.from_pretrained(folder, variant="cpu-int4").draw("a cat", n=2, seed=3)

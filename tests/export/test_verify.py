@@ -194,6 +194,7 @@ def all_seen(model: ir.Model) -> None:
         ("graphs", "sample_text", ("weight", 1), "sample_text: ids"),
         ("graphs", "sample_image", ("vision_head.weight", 1), "sample_image: codes"),
         ("graphs", "sample_image", ("adaptor.layers.0.weight", 0.1), "sample_image: x"),
+        ("graphs", "embed_codes", ("adaptor.layers.0.weight", 0.1), "embed_codes"),
         ("graphs", "decode_image", ("weight", 0.3), "decode_image: pixels"),
         ("graphs", "tokenize_image", ("weight", 1), "tokenize_image"),
         ("graphs", "decode_image", misspelt, "Gemmm"),

@@ -90,6 +90,7 @@ def test_half_precision_is_forced_on_the_engines(
     ("gate", "graph", "name", "noise", "said"),
     [
         ("graphs", "understand", "layers.0.weight", 0.1, "understand"),
+        ("graphs", "embed_codes", "adaptor.layers.0.weight", 0.1, "embed_codes"),
         ("graphs", "tokenize_image", "weight", 1, "tokenize_image"),
         ("rows", "backbone", "q_proj.weight", 0.01, "variable-length rows: steps"),
         ("answer", "sample_text", "weight", 1, "greedy answers: tokens"),

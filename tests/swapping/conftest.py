@@ -173,6 +173,7 @@ MADE_OF = {  # by graph: the dimensions of a row that it holds
     "backbone": ("backbone",),
     "sample_text": ("backbone",),
     "sample_image": ("path", "tokenizer", "drawing_adaptor", "head"),
+    "embed_codes": ("path", "tokenizer", "drawing_adaptor"),
     "decode_image": ("path", "tokenizer"),
     "tokenize_image": ("path", "tokenizer"),
 }

@@ -39,6 +39,7 @@ def given(model: JanusModel) -> dict[str, Arrays]:
     rows, images = 6, 3
     hidden = chance.standard_normal((rows, model.backbone.hidden_size), np.float32)
     drawn = chance.integers(0, 256, (images, 3, path.height, path.width), np.uint8)
+    codes = path.targets(torch.from_numpy(drawn)).numpy()
     one = {"temperature": np.array(0.7, np.float32)}
     return {
         "understand": {"pixels": chance.integers(0, 256, (images, 3, spec.height, spec.width), np.uint8)},
@@ -56,7 +57,8 @@ def given(model: JanusModel) -> dict[str, Arrays]:
             "guidance": np.array(2, np.float32),
             **one,
         },
-        "decode_image": {"codes": path.targets(torch.from_numpy(drawn)).numpy()},
+        "embed_codes": {"codes": codes[:, :3]},
+        "decode_image": {"codes": codes},
         "tokenize_image": {"pixels": drawn},
     }
 

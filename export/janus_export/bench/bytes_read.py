@@ -1,14 +1,20 @@
-"""The bytes that a step has to read: the weights that it multiplies by, and the keys and values it sees.
+"""The bytes that a step has to read, and how fast memory is read.
 
-Tables that are only looked up (embeddings) are not counted: a step reads one row of them.
+A step reads the weights that it multiplies by, and the keys and values that it sees. Tables that are only
+looked up (embeddings) are not counted: a step reads one row of them.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from janus_export.bundle.bundle import Bundle
 from janus_export.bundle.external_data import operators, references
@@ -18,6 +24,9 @@ from janus_modular.protocols import ModelRuntime
 
 LOOKUPS = {"Gather", "GatherBlockQuantized"}
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+MEASURED_BYTES = 1 << 30
+"""Bytes that are read for one measurement: several times what the largest caches hold."""
 
 
 def weights_read(runtime: Runtime, part: str, step: Callable[[], Any]) -> int | None:
@@ -100,3 +109,25 @@ def watched(step: Callable[[], Any]) -> int:
     finally:
         handle.remove()
     return sum(weights.values())
+
+
+def cores() -> int:
+    """Count the cores that this process may use: the default number of threads of runtimes."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_bandwidth(threads: int, *, passes: int = 3) -> float:
+    """Measure how many bytes a second ``threads`` threads read from memory together.
+
+    Each takes the maximum of a slice of one array, which numpy does in vector registers and without
+    Python's lock: of the reductions that were tried, none reads faster. The best of several passes counts.
+    """
+    array = np.full(MEASURED_BYTES // 4, 1, np.uint32)  # written once, so that every page is allocated
+    slices = np.array_split(array, threads)
+    seconds = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(1 + passes):  # the first one starts the threads
+            start = time.perf_counter()
+            list(pool.map(np.max, slices))
+            seconds.append(time.perf_counter() - start)
+    return array.nbytes / min(seconds[1:])

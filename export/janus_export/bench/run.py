@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from janus_export.bench.bandwidth import cores, read_bandwidth
+from janus_export.bench.bytes_read import cores, read_bandwidth
 from janus_export.bench.modes import Mode, time_decoding
 from janus_export.bundle.modes import MODES
 from janus_export.process_memory import peak_memory

@@ -111,9 +111,10 @@ class Bundle:
                 f" {REBUILD.format(folder=self.folder)}"
             )
             hint = new_name(graph, files) or (modes if len(self.modes) < len(MODES) else "")
+            again = f"Bundles of earlier versions may lack it. {REBUILD.format(folder=self.folder)}"
             raise BundleError(
                 f"{self.folder} has no graph '{graph}' in {variant}; it has {', '.join(files)}."
-                f" {hint or did_you_mean(graph, files)}".rstrip()
+                f" {hint or f'{did_you_mean(graph, files)} {again}'.strip()}"
             )
         return self.folder / files[graph]
 

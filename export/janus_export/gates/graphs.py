@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from janus_modular import GraphSpec, ImageInput, Message, Runtime, TensorSpec
 from janus_modular.graph_specs import GraphRole
 
 CHUNK = 5  # positions of a prompt at once
+INPUTS_FROM: dict[GraphRole, GraphRole] = {"encode": "decode", "embed": "encode"}
+"""By role of a graph that a sampler need not run: the role whose outputs it takes, in order of need."""
+
 POISON = 1e4  # written to masked slots; representable in half precision
 
 
@@ -31,9 +34,8 @@ def graphs(target: VerificationTarget) -> Iterator[CheckResult]:
     calls = readers(reference)
     for name in ("sample_text", *reference.graphs):
         calls[name] = [call for run in runs for call in run.calls_of(name)]
-    for name, graph in reference.graphs.items():
-        if name in target.bundle.graphs and graph.role == "encode":
-            calls[name] = [encoded(reference, graph, runs[-1].calls)]
+    declared = {name: graph for name, graph in reference.graphs.items() if name in target.bundle.graphs}
+    calls |= derived_calls(reference, declared.values(), runs[-1].calls)
     for name in target.bundle.graphs:
         if name != "backbone":
             yield from compare_calls(target, name, calls.get(name, []), target.graph_runtime.run)
@@ -54,23 +56,38 @@ def readers(reference: Reference) -> dict[str, list[GraphCall]]:
     }
 
 
-def encoded(reference: Reference, graph: GraphSpec, calls: Sequence[GraphCall]) -> GraphCall:
-    """Return a call of a graph that encodes pixels, on the pixels that one of these calls has decoded.
+def derived_calls(
+    reference: Reference, graphs: Iterable[GraphSpec], calls: Iterable[GraphCall]
+) -> dict[str, list[GraphCall]]:
+    """Return a call of each graph that a sampler need not run, on outputs of ``calls``: see `INPUTS_FROM`.
 
     Raises:
-        ExportError: no call decoded pixels of the shape of the graph's input.
+        ExportError: no call returned what the graph takes.
     """
-    decoders = [name for name, decoder in reference.graphs.items() if decoder.role == "decode"]
-    pixels = [x for call in calls if call.graph in decoders for x in call.outputs if fits(graph.inputs[0], x)]
-    if len(graph.inputs) != 1 or not pixels:
+    known, graphs = list(calls), list(graphs)
+    derived: dict[str, list[GraphCall]] = {}
+    for role in INPUTS_FROM:
+        for graph in (graph for graph in graphs if graph.role == role):
+            call = _derived_call(reference, graph, known)
+            derived[graph.name] = [call]
+            known.append(call)
+    return derived
+
+
+@torch.no_grad()
+def _derived_call(reference: Reference, graph: GraphSpec, calls: Iterable[GraphCall]) -> GraphCall:
+    role = INPUTS_FROM[graph.role]
+    sources = [name for name, source in reference.graphs.items() if source.role == role]
+    values = [x for call in calls if call.graph in sources for x in call.outputs if fits(graph.inputs[0], x)]
+    if len(graph.inputs) != 1 or not values:
+        inputs = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in graph.inputs)
         raise ExportError(
-            f"the graph '{graph.name}' has the role 'encode', and no graph decodes the pixels that it takes:"
-            f" {', '.join(f'{spec.name} {list(spec.shape)}' for spec in graph.inputs)}"
+            f"the graph '{graph.name}' has the role '{graph.role}', and no graph of the role '{role}' returns"
+            f" what it takes: {inputs}"
         )
-    with torch.no_grad():
-        result = graph.function(torch.from_numpy(pixels[-1]))
+    result = graph.function(torch.from_numpy(values[-1]))
     outputs = result if isinstance(result, tuple) else (result,)
-    return GraphCall(graph.name, (pixels[-1],), tuple(x.numpy() for x in outputs), 0)
+    return GraphCall(graph.name, (values[-1],), tuple(x.numpy() for x in outputs), 0)
 
 
 def fits(spec: TensorSpec, array: Array) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from janus_export.bundle.contract import MAGNITUDE, GraphContract
 from janus_export.errors import ExportError
-from janus_export.gates.graphs import compare_calls, encoded, readers
+from janus_export.gates.graphs import compare_calls, derived_calls, readers
 from janus_export.gates.quantized import HALF_MAX, compare_drawing
 from janus_export.reference.compare import compare, magnitude
 from janus_export.reference.recording import Array, GraphCall, RecordingRuntime
@@ -141,8 +141,7 @@ def parts(target: VerificationTarget) -> Iterator[CheckResult]:
         if graph.role == "decode" and not calls[graph.name]:
             calls[graph.name] = [_decoding(graph, encoders, rng)]
     decoded = [call for graph in graphs if graph.role == "decode" for call in calls[graph.name]]
-    for graph in encoders:
-        calls[graph.name] = [encoded(reference, graph, decoded)]
+    calls |= derived_calls(reference, graphs, decoded)
     for name in target.bundle.graphs:
         if name == "backbone":
             continue

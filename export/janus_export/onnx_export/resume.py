@@ -27,7 +27,9 @@ class ExportState:
             state = json.loads((folder / STATE).read_text("utf-8"))
             if state["fingerprint"] == self.fingerprint:
                 self.done = state["done"]
-        if not self.done:
+        if self.done:
+            self._remove_incomplete()
+        else:
             _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -40,6 +42,13 @@ class ExportState:
         self.done[name] = value
         state = {"fingerprint": self.fingerprint, "done": self.done}
         write_text(self.folder / STATE, json.dumps(state))
+
+    def _remove_incomplete(self) -> None:
+        """Remove files that were being written, and lock files: the bundle would contain them."""
+        complete = {STATE, *self.done, *self.done.values()}
+        for path in self.folder.rglob("*"):
+            if path.name not in complete and not path.is_dir():
+                path.unlink()
 
     def close(self) -> None:
         """Remove the record: the folder is complete."""

@@ -157,6 +157,15 @@ class AutoregressiveGeneration(nn.Module):
         rows = [code + start if start else code for code, start in zip(codes, starts, strict=True)]
         return reduce(torch.add, map(self.embedding, rows))
 
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """Embed W codes of each of R rows, (R, W) or (R, W, S), as the backbone's next inputs (R, W, D).
+
+        They may be any codes of an image: their embeddings depend on no place in it (`_check_pointwise`).
+        """
+        vectors = self.vectors(self.by_code(codes))  # (R, W, C)
+        x = self.adaptor(vectors.flatten(0, 1).unsqueeze(1), (1, 1))  # (R*W, 1, D)
+        return x.view(codes.shape[0], codes.shape[1], self.hidden_size)
+
     def sample_image(
         self, hidden: Tensor, noise: Tensor, guidance: Tensor, temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -209,7 +218,7 @@ class AutoregressiveGeneration(nn.Module):
         return ((x - low) / (high - low) * 255).clamp(0, 255).to(torch.uint8)
 
     def graphs(self) -> Sequence[GraphSpec]:
-        """Return the graphs: sampling of the next codes, and the image tokenizer's encoder and decoder."""
+        """Return the graphs: sampling and embedding of codes, the image tokenizer's encoder and decoder."""
         several = self.encoded.shape[1:]
         pixels = TensorSpec("pixels", "uint8", ("images", 3, self.height, self.width))
         codes = TensorSpec("codes", "int64", ("images", *self.encoded.shape))
@@ -228,6 +237,13 @@ class AutoregressiveGeneration(nn.Module):
                     TensorSpec("x", "model", ("rows", self.hidden_size)),
                 ),
                 role="sample",
+            ),
+            GraphSpec(
+                "embed_codes",
+                self.embed_codes,
+                inputs=(TensorSpec("codes", "int64", ("rows", "tokens", *several)),),
+                outputs=(TensorSpec("embeddings", "model", ("rows", "tokens", self.hidden_size)),),
+                role="embed",
             ),
             GraphSpec("decode_image", self.decode_image, (codes,), (pixels,), role="decode"),
             GraphSpec("tokenize_image", self.targets, (pixels,), (codes,), role="encode"),

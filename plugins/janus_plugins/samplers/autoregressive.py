@@ -31,12 +31,6 @@ from janus_plugins.samplers.limits import (
 )
 from janus_plugins.samplers.noise import exponential_noise
 
-PREFIX_NOISE = np.float32(1e-20)
-"""Noise that chooses a code: sampling takes argmax(p / noise), and other codes have noise 1."""
-
-PREFIX_TEMPERATURE = np.float32(1e6)
-"""Temperature at which codes have nearly the same p: logits of 1e6 differ by a factor of e."""
-
 
 @dataclass
 class DrawSettings(ImageSamplerSettings):
@@ -72,10 +66,9 @@ def draw(
     Prompts end where the image begins. With guidance every image has two rows, which get the same code; all
     conditional rows come first. An image has noise of its own, so that it does not depend on other images.
 
-    Codes of a prefix are chosen by their noise, at a temperature at which logits do not count. The noise of
-    the others is what it would be without the prefix.
+    All codes of a prefix are read at once. The noise of the others is what it would be without the prefix.
     """
-    prefix = prefix_noise(session, settings.prefix)  # (k, sum of K)
+    prefix = checked_prefix(session, settings.prefix)  # (k,) or (k, S)
     numbers = settings.numbers or range(settings.first, settings.first + len(prompts))
     rngs = [np.random.default_rng((settings.seed, number)) for number in numbers]
     noise = np.ones((len(prompts), session.sizes["codes"]), np.float32)
@@ -85,35 +78,48 @@ def draw(
     if settings.guidance != 1:
         rows += [unconditional(prompt, session.pad_id) for prompt in prompts]
 
-    hidden = session.prefill(rows)
+    hidden = read_prompts(session, rows, prefix)
     codes = []
     steps = session.image_positions
     for step in range(1, steps + 1):
         if not greedy:
             noise = exponential_noise(rngs, noise.shape[1])
         if step <= len(prefix):
-            choosing = np.tile(prefix[step - 1], (len(prompts), 1))
-            chosen, x = session.run("sample_image", hidden, choosing, np.float32(1), PREFIX_TEMPERATURE)
-        else:
-            chosen, x = session.run("sample_image", hidden, noise, guidance, temperature)
+            continue
+        chosen, x = session.run("sample_image", hidden, noise, guidance, temperature)
         codes.append(chosen)
         yield step, steps
         if step < steps:
             hidden = session.step(x)
-    joined = session.stack(codes)  # (N, P), or (N, P, S)
-    images = session.to_host(session.run("decode_image", joined))
-    return EncodedImages(images, session.to_host(joined))
+    drawn = session.to_host(session.stack(codes))  # (N, P - k), or (N, P - k, S)
+    if len(prefix):
+        drawn = np.concatenate([np.stack([prefix] * len(prompts)), drawn], axis=1)
+    return EncodedImages(session.to_host(session.run("decode_image", drawn)), drawn)
 
 
-def prefix_noise(session: Session, prefix: Sequence[Any]) -> NDArray[np.float32]:
-    """Return the noise (k, sum of K) that chooses the k codes of a prefix, whatever the probabilities.
+def read_prompts(session: Session, rows: Sequence[Prompt], prefix: NDArray[np.int64]) -> Any:
+    """Read prompts, and the codes (k,) or (k, S) that follow each; return the last hidden states (R, D).
+
+    Raises:
+        BundleError: there are codes, and the bundle is of an earlier version, which cannot embed them.
+    """
+    if not len(prefix):
+        return session.prefill(rows)
+    embeddings = session.run("embed_codes", np.stack([prefix] * len(rows)))  # (R, k, D)
+    session.prefill(rows)
+    hidden = session.extend(embeddings)  # (R, k, D)
+    return session.take(hidden, np.arange(1, len(rows) + 1) * len(prefix) - 1)
+
+
+def checked_prefix(session: Session, prefix: Sequence[Any]) -> NDArray[np.int64]:
+    """Return a prefix of k codes as (k,) or (k, S).
 
     Raises:
         PromptError: the prefix is longer than an image, or its codes are not those of the model's tokenizer.
     """
-    total, codebooks = session.sizes["codes"], session.sizes.get("codebooks")
+    codebooks = session.sizes.get("codebooks")
     if not len(prefix):
-        return np.empty((0, total), np.float32)
+        return np.empty(0, np.int64)
     if not codebooks:
         raise PromptError(
             "prefix: the bundle does not say how many codes its image tokenizer has; expected a bundle of"
@@ -122,7 +128,7 @@ def prefix_noise(session: Session, prefix: Sequence[Any]) -> NDArray[np.float32]
     several = codebooks[1:] and [len(codebooks)]
     spec = EncodedSpec((len(prefix), *several), ids=tuple(codebooks))
     try:
-        codes = spec.checked(np.array(prefix)).reshape(len(prefix), -1)
+        codes = spec.checked(np.array(prefix))
     except ValueError as error:
         raise PromptError(f"prefix: {error}.") from error
     if len(prefix) >= session.image_positions:
@@ -130,10 +136,7 @@ def prefix_noise(session: Session, prefix: Sequence[Any]) -> NDArray[np.float32]
             f"prefix: found {len(prefix)} codes; expected fewer than the {session.image_positions} of an"
             " image."
         )
-    noise = np.ones((len(prefix), total), np.float32)
-    starts = np.cumsum([0, *codebooks[:-1]])
-    np.put_along_axis(noise, codes + starts, PREFIX_NOISE, axis=1)
-    return noise
+    return codes
 
 
 @hookimpl

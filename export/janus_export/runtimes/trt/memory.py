@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -171,6 +172,10 @@ class Column(DeviceTensor):
             self.address, ids.address, width=size, rows=rows, stride=size, to_stride=self.stride
         )
 
+    def follows(self, previous: Column) -> bool:
+        """Return True if these ids lie directly behind those of another step, in each row."""
+        return self.log is previous.log and self.step == previous.step + 1
+
     def write(self, value: Any) -> None:
         """Raise TypeError: only graphs write sampled ids."""
         raise TypeError("sampled ids are written by graphs alone")
@@ -184,16 +189,24 @@ class Column(DeviceTensor):
 
 
 def join(columns: Sequence[Column]) -> DeviceTensor:
-    """Return the ids of successive steps as (rows, steps, ...), contiguous.
+    """Return the ids of steps as (rows, steps, ...), contiguous; ids of successive steps are copied at once.
 
     Raises:
-        ValueError: the columns are not those of successive steps.
+        ValueError: the steps had different numbers of rows.
     """
     first = columns[0]
-    if any(column.log is not first.log or column.step != first.step + i for i, column in enumerate(columns)):
-        raise ValueError("only ids that successive steps of one session sampled can be joined")
+    if shapes := {column.shape for column in columns} - {first.shape}:
+        raise ValueError(f"ids of steps of shapes {first.shape} and {shapes.pop()} cannot be joined")
     rows, *of_step = first.shape
     joined = DeviceTensor.zeros(first.gpu, (rows, len(columns), *of_step), first.dtype)
-    width = len(columns) * first.size
-    joined.gpu.copy_across(joined.address, first.address, width=width, rows=rows, stride=first.stride)
+    starts = [i for i, column in enumerate(columns) if not i or not column.follows(columns[i - 1])]
+    for start, end in pairwise([*starts, len(columns)]):
+        joined.gpu.copy_across(
+            joined.address + start * first.size,
+            columns[start].address,
+            width=(end - start) * first.size,
+            rows=rows,
+            stride=columns[start].stride,
+            to_stride=len(columns) * first.size,
+        )
     return joined
