@@ -61,7 +61,7 @@ UNCHECKED = {
     "runtimes": "tests with bundles of their own",
     **{
         f"sources:{name}": "tests with data files of its own"
-        for name in ("image-folder", "jsonl", "parquet", "webdataset")
+        for name in ("emoji", "image-folder", "jsonl", "parquet", "webdataset")
     },
     **{
         f"trackers:{name}": "tests with the library itself, without a network"

@@ -1,8 +1,15 @@
-"""Documented commands parse, examples run, links and files exist.
+"""Documented commands parse, and examples run.
 
-``<!-- run -->`` above a block of Python or of ``janus-modular`` commands in a page makes this module run the
-block in a folder with a tiny checkpoint at runs/demo/model, images and a data set; ``<!-- file: NAME -->``
-writes a block into that folder as a file.
+Each block of a page that could run has a mark above it:
+
+- ``<!-- run -->``: this module runs the Python, or the ``janus-modular`` commands, in a folder with a tiny
+  checkpoint at runs/demo/model, others as published, images and a data set;
+- ``<!-- run slow -->``: the same, in the slow tests;
+- ``<!-- file: NAME -->``: the block is written into that folder as a file;
+- ``<!-- not run: REASON -->``: nothing runs it here. The reason begins with one of `REASONS`, and may name
+  the test that covers the block.
+
+Blocks of JSON, TOML and YAML are parsed.
 """
 
 from __future__ import annotations
@@ -11,6 +18,7 @@ import json
 import re
 import shlex
 import shutil
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +26,28 @@ from typing import Any
 
 import pytest
 import typer.main
+import yaml
 from typer.testing import CliRunner
 
 from janus_modular.cli.app import app
-from janus_modular.config.presets import shipped
 from janus_modular.plugins import Plugins, set_default_plugins
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("[!.]*/README.md"), *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(
-    r"(?:^<!-- (?P<mark>run|file: \S+) -->\n)?"
+    r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?"
     r"^(?P<fence>```+)(?P<language>\w*)[^\n]*\n(?P<body>.*?)^(?P=fence)$",
     re.MULTILINE | re.DOTALL,
 )
 SHELL = ("bash", "sh", "console")
+PROGRAMS = (*SHELL, "python", "javascript")
+REASONS = (
+    "needs the hub", "needs a GPU", "needs several GPUs", "needs a cluster", "needs your data and weights",
+    "needs onnxruntime-node", "installs packages", "measures for minutes", "minutes", "the tests themselves",
+    "the environment of the tests", "a fragment of a component", "a fragment of a plugin",
+    "registers a check",
+)  # fmt: skip
+"""Why a block may not be run by this module."""
 EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
@@ -41,8 +57,13 @@ class Block:
 
     language: str
     body: str
-    mark: str  # "", "run" or "file: NAME"
+    mark: str  # "", "run", "run slow", "file: NAME" or "not run: REASON"
     line: int
+
+    @property
+    def is_run(self) -> bool:
+        """Return True if this module runs the block, or writes it into a file."""
+        return self.mark in ("run", "run slow") or self.mark.startswith("file: ")
 
 
 def blocks(page: Path) -> list[Block]:
@@ -176,6 +197,68 @@ def test_python_blocks_compile(page: Path):
             compile(block.body, f"{page.name}:{block.line}", "exec")
 
 
+@EACH_PAGE
+def test_each_block_runs_or_says_why_it_does_not(page: Path):
+    for block in blocks(page):
+        where = f"{page.relative_to(ROOT)}:{block.line}"
+        if block.language not in PROGRAMS:
+            continue
+        assert block.is_run or block.mark.startswith("not run: "), f"{where}: no mark above the block"
+        if not block.is_run:
+            reason = block.mark.removeprefix("not run: ")
+            assert reason.startswith(REASONS), f"{where}: {reason}"
+            for name in re.findall(r"tests/\S+\.py", reason):
+                assert (ROOT / name).is_file(), f"{where}: {name}"
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [
+        ("```bash\nls\n```\n", ""),
+        ("<!-- run -->\n```bash\nls\n```\n", "run"),
+        ("<!-- not run: needs a GPU -->\n\n```bash\nls\n```\n", ""),  # not directly above
+        ("<!-- not run: needs a GPU -->\n```bash\nls\n```\n", "not run: needs a GPU"),
+    ],
+)
+def test_a_mark_is_directly_above_its_block(text: str, mark: str, tmp_path: Path):
+    (tmp_path / "page.md").write_text(text)
+    [block] = blocks(tmp_path / "page.md")
+    assert (block.mark, block.language) == (mark, "bash")
+
+
+@EACH_PAGE
+def test_blocks_of_data_parse(page: Path):
+    read = {"json": read_json, "toml": tomllib.loads, "yaml": yaml.safe_load}
+    for block in blocks(page):
+        if block.language in read and not block.body.startswith("--8<--"):  # another file, put in by mkdocs
+            read[block.language](block.body)
+
+
+def read_json(text: str) -> Any:
+    """Read JSON, or JSON Lines."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+
+
+@EACH_PAGE
+def test_documented_targets_of_make_exist(page: Path):
+    inline = re.findall(r"`make ([a-z -]+)`", prose(page))
+    in_blocks = [
+        match
+        for block in blocks(page)
+        if block.language in SHELL
+        for match in re.findall(r"^make ([a-z -]+)", block.body, re.MULTILINE)
+    ]
+    for targets in [*inline, *in_blocks]:
+        assert set(targets.split()) <= make_targets(), targets
+
+
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder that examples run in, with a tiny checkpoint, images and a data set."""
@@ -202,21 +285,79 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pages_that_run() -> Iterator[Any]:
-    """Yield the pages with marked blocks; those that export a model are slow, but for the README."""
+    """Yield the pages with blocks that run, with the marks of these blocks.
+
+    Pages that export a model are slow, but for README.md; so are blocks that say so.
+    """
     for page in PAGES:
-        if any(block.mark for block in blocks(page)):
-            exports = "janus-modular export" in page.read_text("utf-8") and page.name != "README.md"
-            marks = [pytest.mark.slow] if exports else []
-            yield pytest.param(page, id=page.relative_to(ROOT).as_posix(), marks=marks)
+        marks = {block.mark for block in blocks(page) if block.is_run}
+        exports = page != ROOT / "README.md" and any(
+            "janus-modular export" in block.body for block in blocks(page) if block.is_run
+        )
+        name = page.relative_to(ROOT).as_posix()
+        if exports:
+            yield pytest.param(page, ("run", "run slow"), id=name, marks=pytest.mark.slow)
+            continue
+        if marks - {"run slow"}:
+            yield pytest.param(page, ("run",), id=name)
+        if "run slow" in marks:
+            yield pytest.param(page, ("run", "run slow"), id=f"{name}, slow", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("page", list(pages_that_run()))
+@pytest.mark.parametrize(("page", "marks"), list(pages_that_run()))
 def test_marked_blocks_run(
-    page: Path, workshop: Path, plugins: Plugins, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    page: Path,
+    marks: tuple[str, ...],
+    workshop: Path,
+    plugins: Plugins,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ):
     folder = tmp_path / "workshop"
     shutil.copytree(workshop, folder)
+    if any("models/Janus-Pro-1B" in block.body for block in blocks(page) if block.is_run):
+        write_published(folder / "models")
+    run_blocks(page, marks, folder, plugins, monkeypatch)
+
+
+@pytest.mark.slow
+def test_readme_runs_after_a_demo_alone(plugins: Plugins, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Nothing is prepared but by the demo, in a few steps."""
+    monkeypatch.chdir(tmp_path)
+    phases = ("classifier", "tokenizer", "encoder", *(f"stages.{name}" for name in ("words", "stage1")))
+    few = [f"{name}.schedule.steps=25" for name in (*phases, "stages.stage2", "stages.stage3")]
+    continuous = "model.generation.tokenizer.continuous_steps=1"
+    assert exit_code(["demo", "--quiet", "count=20", continuous, "post_training_steps=[]", *few]) == 0
+    run_blocks(ROOT / "README.md", ("run", "run slow"), tmp_path, plugins, monkeypatch)
+
+
+def write_published(folder: Path) -> None:
+    """Write small checkpoints with random weights, in the published format and in that of transformers."""
+    from safetensors.numpy import save_file
+
+    reference, published = ROOT / "tests/fixtures/reference", folder / "Janus-Pro-1B"
+    published.mkdir(parents=True)
+    for file in reference.glob("*.json"):
+        shutil.copy(file, published)
+    names: dict[str, Any] = {}
+    exec((reference / "deterministic_weights.py").read_text("utf-8"), names)
+    shapes = json.loads((reference / "keys.json").read_text("utf-8"))
+    weights = {key: names["tensor_for"](key, tuple(shape)) for key, shape in shapes.items()}
+    save_file(weights, published / "model.safetensors")
+    other = folder / "Janus-Pro-1B-hf"
+    assert exit_code(["convert", str(published), str(other), "--format", "transformers"]) == 0
+
+
+def run_blocks(
+    page: Path,
+    marks: tuple[str, ...],
+    folder: Path,
+    plugins: Plugins,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Run the blocks of a page that have one of the marks in a folder, and write its files there."""
     monkeypatch.chdir(folder)
+    (folder / "plugins").symlink_to(ROOT / "plugins")  # which pages name from a checkout
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):
         where = f"{page.relative_to(ROOT)}:{block.line}"
@@ -224,10 +365,10 @@ def test_marked_blocks_run(
             file = folder / block.mark.removeprefix("file: ")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(block.body, "utf-8")
-        elif block.mark and block.language == "python":
+        elif block.mark in marks and block.language == "python":
             set_default_plugins(Plugins(plugins.entry_points))
             exec(compile(block.body, where, "exec"), names)
-        elif block.mark:
+        elif block.mark in marks:
             for arguments in commands(block.body):
                 set_default_plugins(Plugins(plugins.entry_points))
                 assert exit_code(arguments) == 0, f"{where}: {shlex.join(arguments)}"
@@ -241,29 +382,3 @@ def exit_code(arguments: list[str]) -> int:
         )
     except typer.Exit as stop:
         return stop.exit_code
-
-
-@EACH_PAGE
-def test_link_targets_exist(page: Path):
-    text = prose(page)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        path, _, anchor = target.partition("#")
-        if "://" in target or target.startswith("mailto:"):
-            continue
-        file = page.parent / path if path else page
-        assert file.exists(), f"{target}: no such file"
-        if anchor and file.suffix == ".md":
-            assert anchor in anchors(file), f"{target}: no such heading"
-
-
-def anchors(page: Path) -> set[str]:
-    """Return the anchors of a page's headings, as mkdocs and code hosts make them."""
-    heads = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", head).strip().lower().replace(" ", "-") for head in heads}
-
-
-@EACH_PAGE
-def test_named_files_exist(page: Path):
-    tops = "janus_modular|plugins|export|configs|tests|docs|bench"
-    for name in re.findall(rf"`((?:{tops})/[\w./-]+)`", prose(page)):
-        assert (ROOT / name).exists() or name in shipped(), name

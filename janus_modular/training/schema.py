@@ -158,6 +158,8 @@ class ValidationConfig:
     sources: dict[str, ComponentSpec] = component("sources")  # held out: no source of the mixture
     samples: int = 64  # of each source: always the same; all of a source that has fewer
     prompts: list[str] = field(default_factory=list)  # drawn each time, from the same noise
+    guidance: float | None = None  # of these drawings; null: the default of the image sampler
+    temperature: float | None = None  # of these drawings; null: the default of the image sampler
     questions: Any = None  # answered each time: [{text: ..., images: [path]}]
     max_tokens: int = 64  # of an answer
     weights: Literal["trained", "ema"] = "trained"  # ema: the averages of TrainConfig.ema
@@ -177,6 +179,8 @@ class ValidationConfig:
             )
         if len(set(self.prompts)) < len(self.prompts):  # a tracker gets images by their prompts
             raise ValueError(f"prompts: found {self.prompts}; expected each prompt once.")
+        if not self.prompts and (self.guidance is not None or self.temperature is not None):
+            raise ValueError("guidance and temperature are those of drawings: expected prompts beside them.")
         self.questions = [] if self.questions is None else self.questions
         is_list = isinstance(self.questions, list)
         for question in self.questions if is_list else [self.questions]:

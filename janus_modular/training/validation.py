@@ -114,7 +114,12 @@ class Validation:
         janus = Janus.of(assembly, self.plugins)
         drawings, answers = list[Image.Image](), list[dict[str, str]]()
         if self.config.prompts:
-            drawings = janus.draw(self.config.prompts, seed=0)
+            drawings = janus.draw(
+                self.config.prompts,
+                guidance=self.config.guidance,
+                temperature=self.config.temperature,
+                seed=0,
+            )
         if self.questions:
             texts = janus.chat_batch(self.questions, max_tokens=self.config.max_tokens)
             answers = [

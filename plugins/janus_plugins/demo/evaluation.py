@@ -16,12 +16,13 @@ from PIL import Image
 
 from janus_modular.interfaces import ImageTokenizer
 from janus_modular.janus import Janus
-from janus_modular.sequence import Text
+from janus_modular.sequence import Sample, Text
 from janus_plugins.demo.labelled_images import LabelledImages, to_pixels
 from janus_plugins.demo.networks import Classifier
 from janus_plugins.demo.schema import DrawingConfig
 
 BATCH_SIZE = 100
+MAX_TOKENS = 80  # of an answer; the longest name has 78 bytes
 
 Array = NDArray[np.float32]
 
@@ -84,36 +85,48 @@ class Drawings:
 def ask(janus: Janus, held_out: LabelledImages, seed: int) -> Answers:
     """Ask one question about every held-out image; answers are decoded greedily."""
     rng = np.random.default_rng(seed)
-    prompts = [held_out.sample(i, rng).messages[:1] for i in range(len(held_out))]
-    answers: list[str] = []
-    for start in range(0, len(prompts), BATCH_SIZE):
-        batch = [(messages, ()) for messages in prompts[start : start + BATCH_SIZE]]
-        answers += janus.chat_batch(batch, max_tokens=24)
-    questions = [
-        " ".join(segment.text for segment in messages[0].content if isinstance(segment, Text))
-        for messages in prompts
-    ]
+    questions, answers = first_questions(janus, [held_out.sample(i, rng) for i in range(len(held_out))])
     predicted = [named_class(answer, held_out.names) for answer in answers]
     return Answers(questions, answers, predicted, held_out.labels)
 
 
-def draw(janus: Janus, held_out: LabelledImages, settings: DrawingConfig, count: int, seed: int) -> Drawings:
-    """Draw ``count`` images, of the classes in turn, each from a prompt and noise of its own.
+def first_questions(janus: Janus, samples: Sequence[Sample]) -> tuple[list[str], list[str]]:
+    """Return the text of each sample's first message, and the model's answer to the message."""
+    prompts = [sample.messages[:1] for sample in samples]
+    answers: list[str] = []
+    for start in range(0, len(prompts), BATCH_SIZE):
+        batch = [(messages, ()) for messages in prompts[start : start + BATCH_SIZE]]
+        answers += janus.chat_batch(batch, max_tokens=MAX_TOKENS)
+    questions = [
+        " ".join(segment.text for segment in messages[0].content if isinstance(segment, Text))
+        for messages in prompts
+    ]
+    return questions, answers
 
-    Without numbers, different prompts share their noise, and metrics of such drawings vary more.
-    """
+
+def draw(janus: Janus, held_out: LabelledImages, settings: DrawingConfig, count: int, seed: int) -> Drawings:
+    """Draw ``count`` images, of the classes in turn, each from a prompt and noise of its own."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % len(held_out.names)
     prompts = [held_out.prompt(int(label), rng) for label in labels]
-    images = janus.draw(
+    return Drawings(prompts, labels, draw_prompts(janus, prompts, settings, seed))
+
+
+def draw_prompts(
+    janus: Janus, prompts: Sequence[str], settings: DrawingConfig, seed: int
+) -> list[Image.Image]:
+    """Draw an image of each prompt, each from noise of its own.
+
+    Without numbers, different prompts share their noise, and metrics of such drawings vary more.
+    """
+    return janus.draw(
         prompts,
         batch_size=BATCH_SIZE,
         guidance=settings.guidance,
         temperature=settings.temperature,
         seed=seed,
-        numbers=range(count),
+        numbers=range(len(prompts)),
     )
-    return Drawings(prompts, labels, images)
 
 
 @torch.inference_mode()

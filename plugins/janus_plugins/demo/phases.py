@@ -5,17 +5,25 @@ A phase whose result is in the folder is not run again, and an interrupted stage
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from janus_modular.config import resolve, to_plain
+from janus_modular.atomic_writes import write_text
+from janus_modular.config import resolve, to_plain, to_yaml
+from janus_modular.errors import ConfigError, TrainingError
 from janus_modular.interfaces import ComponentSpec, ImageTokenizer
 from janus_modular.model.build import ModelBuilder, build_model
 from janus_modular.model.model import JanusModel
@@ -49,7 +57,13 @@ class Demo:
         return cast(LabelledImages, ModelBuilder(self.plugins)(spec))
 
     def classifier(self) -> Classifier:
-        """Return the trained classifier."""
+        """Return the trained classifier.
+
+        Raises:
+            ConfigError: the config has none.
+        """
+        if self.config.classifier is None:
+            raise ConfigError("classifier: null; expected a phase, to evaluate drawings of classes.")
         source = self.open(self.config.images)
         torch.manual_seed(self.config.seed)
         classifier = Classifier(len(source.names))
@@ -125,7 +139,38 @@ class Demo:
         resume = newest_checkpoint(output) is not None
         if not resume:  # without a checkpoint, the stage starts again
             shutil.rmtree(output, ignore_errors=True)
+        if self.config.processes > 1:
+            return self._launch(config, resume)
         return train(config, resume=resume, quiet=self.quiet, title=output.name, plugins=self.plugins)
+
+    def _launch(self, config: TrainConfig, resume: bool) -> Path:
+        """Train a stage in several processes, with the command that users start; return its model.
+
+        Raises:
+            TrainingError: a process has ended with an error.
+            KeyboardInterrupt: a signal came, and the processes have saved a checkpoint and ended.
+        """
+        output, count = Path(config.output), self.config.processes
+        file = output.with_suffix(".yaml")
+        write_text(file, to_yaml(config))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        command += ["-m", "janus_modular", "train", str(file)]
+        command += ["--resume"] * resume + ["--quiet"] * self.quiet
+        threads = str(max(1, torch.get_num_threads() // count))
+        files = dict.fromkeys(str(info.file) for info in self.plugins.entry_points if info.file)
+        own = {"OMP_NUM_THREADS": threads, "JANUS_PLUGIN_FILES": os.pathsep.join(files)}
+        # In a session of its own: Ctrl-C in a terminal would reach the processes twice, and end them at once.
+        process = subprocess.Popen(command, env=os.environ | own, start_new_session=True)
+        with _forwarding(process) as received:
+            status = process.wait()
+        if received:
+            raise KeyboardInterrupt
+        if status:
+            raise TrainingError(
+                f"{output.name}: a process of {count} has ended with an error, and its message is above. The"
+                " same command continues the demo."
+            )
+        return output / "model"
 
     def _folder(self, component: str) -> Path:
         return self.output / "parts" / component
@@ -161,3 +206,20 @@ class Demo:
         finally:
             for tracker in trackers:
                 tracker.close()
+
+
+@contextmanager
+def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Forward SIGINT and SIGTERM to a process, and collect them."""
+    received: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        process.send_signal(number)
+
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +12,23 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from janus_modular.atomic_writes import write_text
 from janus_modular.config import to_plain, to_yaml
 from janus_plugins.demo.evaluation import THRESHOLDS, Answers, Drawings, confusion
+from janus_plugins.demo.figures import (
+    INK,
+    STRIP_LENGTH,
+    data_uri,
+    enlarge,
+    loss_curves,
+    read_logs,
+    strip,
+    style,
+    svg_uri,
+    write_page,
+)
 from janus_plugins.demo.labelled_images import LabelledImages
 from janus_plugins.demo.post_training import ReportSection
 from janus_plugins.demo.schema import DemoConfig
-
-TEMPLATE = Path(__file__).with_name("report.html")
-STRIP_LENGTH = 12  # images of a strip
 
 
 @dataclass
@@ -45,12 +50,8 @@ def write_report(output: Path, results: Results) -> Path:
     """Write ``report.html``, the first grid of drawings as ``drawings.png``, and the first held-out image as
     ``example.png``; return the report's path.
     """
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(TEMPLATE.read_text("utf-8")).render(**template_values(output, results))
     path = output / "report.html"
-    write_text(path, page)
+    write_page("report.html", template_values(output, results), path)
     first = next(iter(results.drawings.values()))
     labels = range(len(results.held_out.names))
     grid = np.concatenate([strip(first.of_class(label)) for label in labels])
@@ -89,7 +90,7 @@ def template_values(output: Path, results: Results) -> dict[str, Any]:
         "examples": _examples(results),
         "wrong": int((~answers.correct).sum()),
         "confusion": confusion_matrix(table, held_out.names),
-        "curves": loss_curves(_read_logs(output, config)),
+        "curves": loss_curves(read_logs(output, config)),
         "originals": data_uri(strip([held_out.images[i] for i in indices])),
         "reconstructed": data_uri(strip([results.reconstructed[i] for i in indices])),
         "sections": [
@@ -126,66 +127,6 @@ def _examples(results: Results, count: int = 12) -> list[dict[str, Any]]:
     ]
 
 
-def _read_logs(output: Path, config: DemoConfig) -> dict[str, list[dict[str, float]]]:
-    """Return the logged metrics of each phase, in the order of training."""
-    logs = {}
-    for name in ("classifier", "tokenizer", "encoder", *config.stages):
-        file = output / "phases" / name / "metrics.jsonl"
-        if file.is_file():
-            logs[name] = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-    return logs
-
-
-INK = "#1f2933"
-CURVE_COLOURS = {"loss/text": "#2563eb", "loss/image": "#ea580c"}
-
-
-def strip(images: Sequence[Image.Image], length: int = STRIP_LENGTH, gap: int = 3) -> NDArray[np.uint8]:
-    """Lay up to ``length`` images of one size side by side on white; return the grey values (H, W)."""
-    images = list(images)[:length]
-    width, height = images[0].size
-    canvas = Image.new("L", (length * (width + gap) - gap, height + gap), "white")
-    for i, image in enumerate(images):
-        canvas.paste(image.convert("L"), (i * (width + gap), 0))
-    return np.asarray(canvas)
-
-
-def enlarge(image: Image.Image, times: int = 2) -> Image.Image:
-    """Enlarge an image of small images."""
-    return image.resize((image.width * times, image.height * times), Image.Resampling.BICUBIC)
-
-
-def data_uri(greys: NDArray[np.uint8]) -> str:
-    """Return grey values (H, W) as a PNG in a data URI, enlarged for high-resolution screens."""
-    file = BytesIO()
-    enlarge(Image.fromarray(greys)).save(file, "PNG", optimize=True)
-    return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
-
-
-def loss_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Plot the losses of each phase over its steps, a panel for each phase; return a data URI."""
-    columns = 2
-    rows = max(1, -(-len(logs) // columns))
-    figure = Figure(figsize=(7.2, 2.1 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel, (phase, lines) in zip(panels, logs.items(), strict=False):
-        for name in sorted({name for line in lines for name in line if name.startswith("loss/")}):
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            panel.plot(
-                *zip(*points, strict=True),
-                label=name.removeprefix("loss/"),
-                color=CURVE_COLOURS.get(name),
-                lw=1.4,
-            )
-        panel.set_title(phase, loc="left", fontsize=10, color=INK)
-        panel.set_ylim(bottom=0)
-        panel.legend(frameon=False, fontsize=8)
-        _style(panel)
-    for panel in panels[len(logs) :]:
-        panel.set_axis_off()
-    return _svg_uri(figure)
-
-
 def confusion_matrix(table: NDArray[np.int64], names: Sequence[str]) -> str:
     """Plot counts (classes, classes + 1): rows are labels, columns predictions; return a data URI."""
     if not table[:, -1].any():
@@ -203,18 +144,5 @@ def confusion_matrix(table: NDArray[np.int64], names: Sequence[str]) -> str:
     panel.set_yticks(range(len(names)), list(names), fontsize=9)
     panel.set_xlabel("predicted", color=INK)
     panel.set_ylabel("label", color=INK)
-    _style(panel)
-    return _svg_uri(figure)
-
-
-def _style(panel: Any) -> None:
-    panel.tick_params(colors="#52606d", labelsize=8, length=2)
-    for side, line in panel.spines.items():
-        line.set_visible(side in ("left", "bottom"))
-        line.set_color("#cbd2d9")
-
-
-def _svg_uri(figure: Figure) -> str:
-    file = BytesIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{b64encode(file.getvalue()).decode()}"
+    style(panel)
+    return svg_uri(figure)

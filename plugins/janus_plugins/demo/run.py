@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import getdoc
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.table import Table
 from janus_modular.atomic_writes import write_text
 from janus_modular.config import flatten, to_plain, to_yaml
 from janus_modular.errors import TrainingError
+from janus_modular.interfaces import ImageTokenizer
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.training.processes import check_single_process
@@ -33,13 +34,18 @@ from janus_plugins.demo.evaluation import (
     variety,
 )
 from janus_plugins.demo.labelled_images import LabelledImages
+from janus_plugins.demo.names import read_and_draw, to_colours
+from janus_plugins.demo.names_report import NamesReport, write_names_report
 from janus_plugins.demo.phases import Demo
-from janus_plugins.demo.post_training import find_steps
+from janus_plugins.demo.post_training import PostTrainingStep, ReportSection, find_steps
 from janus_plugins.demo.report import Results, write_report
 from janus_plugins.demo.schema import DemoConfig
 
 SETTINGS = "demo.yaml"
 """The file that marks the folder of a demo: its settings."""
+
+PROMPTS = 10
+"""The most prompts that a post-training step gets: one for each of the first names."""
 
 DESCRIPTIONS = {
     "classifier": "an independent classifier of the real images, to evaluate drawings; no part of Janus",
@@ -48,6 +54,7 @@ DESCRIPTIONS = {
     "stages": "text first (with a random, frozen decoder, adaptors would learn next to nothing), then Janus'"
     " three stages: adaptors and image head; the decoder too; the understanding encoder too",
     "reading": "questions about held-out images",
+    "names": "questions about images, and drawings of their names: trained names, and held-out names",
     "drawing": "images from prompts, with and without guidance",
 }
 
@@ -90,15 +97,29 @@ def _run(config: DemoConfig, output: Path, plugins: Plugins, quiet: bool, force:
     demo = Demo(config, output, plugins, quiet)
     timed = StepTimer(quiet)
     began = time.perf_counter()
+    run = _run_names if config.classifier is None else _run_classes
+    metrics, write = run(demo, timed, post_training)
+    metrics["seconds"] = time.perf_counter() - began
+    report = {name: round(value, 4) for name, value in metrics.items()} | flat_settings(config)
+    write_text(output / "report.json", json.dumps(report, indent=2) + "\n")
+    write()
+    if not quiet:
+        Console().print(metrics_table(metrics))
+        Console().print(f"report: {output / 'report.html'}\nmodel:  {output / 'model'}")
+    return report
+
+
+Evaluated = tuple[dict[str, float], Callable[[], Path]]
+"""The metrics of a demo, and what writes its report of them."""
+
+
+def _run_classes(demo: Demo, timed: StepTimer, post_training: Mapping[str, PostTrainingStep]) -> Evaluated:
+    """Train and evaluate a model of labelled images, whose classes an independent classifier knows."""
+    config = demo.config
     train, held_out = demo.open(config.images), demo.open(config.held_out)
     with timed("classifier"):
         classifier = demo.classifier()
-    with timed("tokenizer"):
-        tokenizer = demo.tokenizer()
-    with timed("encoder"):
-        demo.encoder()
-    with timed("stages"):
-        model = demo.stages()
+    tokenizer, model = _train(demo, timed)
     janus = Janus.from_pretrained(model, device="cpu")
     with timed("reading"):
         answers = ask(janus, held_out, config.seed)
@@ -107,11 +128,7 @@ def _run(config: DemoConfig, output: Path, plugins: Plugins, quiet: bool, force:
             name: draw(janus, held_out, settings, config.count, config.seed)
             for name, settings in config.drawings.items()
         }
-    sections = []
-    for name, step in post_training.items():
-        with timed(name, getdoc(step)):
-            sections.append(step(model, output, **_drawing_arguments(held_out, config)))
-
+    sections = _finish(demo, model, held_out, timed, post_training)
     reconstructed, codes = reconstruct(tokenizer, held_out)
     metrics = {"reading_accuracy": answers.accuracy}
     metrics |= {name: recognised(classifier, images) for name, images in drawings.items()}
@@ -120,19 +137,65 @@ def _run(config: DemoConfig, output: Path, plugins: Plugins, quiet: bool, force:
     metrics |= variety(next(iter(drawings.values())), train, held_out)
     metrics["codes_used"] = codes / max(tokenizer.codebooks)
     metrics["psnr_db"] = psnr(to_grey(held_out.images), to_grey(reconstructed))
-    for section in sections:
-        metrics |= section.metrics
-    metrics["seconds"] = time.perf_counter() - began
-    report = {name: round(value, 4) for name, value in metrics.items()} | flat_settings(config)
-    write_text(output / "report.json", json.dumps(report, indent=2) + "\n")
-    write_report(
-        output,
-        Results(config, metrics, timed.seconds, answers, drawings, reconstructed, train, held_out, sections),
+    metrics |= _section_metrics(sections)
+    results = Results(
+        config, metrics, timed.seconds, answers, drawings, reconstructed, train, held_out, sections
     )
-    if not quiet:
-        Console().print(metrics_table(metrics))
-        Console().print(f"report: {output / 'report.html'}\nmodel:  {model}")
-    return report
+    return metrics, lambda: write_report(demo.output, results)
+
+
+def _run_names(demo: Demo, timed: StepTimer, post_training: Mapping[str, PostTrainingStep]) -> Evaluated:
+    """Train and evaluate a model of images that have a name each; names of ``held_out`` are no other's."""
+    config = demo.config
+    assert config.trained is not None  # checked by the config
+    train, held_out, trained = map(demo.open, (config.images, config.held_out, config.trained))
+    tokenizer, model = _train(demo, timed)
+    janus = Janus.from_pretrained(model, device="cpu")
+    drawing = next(iter(config.drawings.values()))
+    with timed("names"):
+        results = {
+            split: read_and_draw(janus, source, drawing, config.count, config.seed)
+            for split, source in {"trained": trained, "held_out": held_out}.items()
+        }
+    sections = _finish(demo, model, held_out, timed, post_training)
+    reconstructed, codes = reconstruct(tokenizer, held_out)
+    metrics = {
+        f"{split}_{name}": value for split in results for name, value in results[split].metrics().items()
+    }
+    metrics["codes_used"] = codes / max(tokenizer.codebooks)
+    metrics["psnr_db"] = psnr(to_colours(held_out.images), to_colours(reconstructed))
+    metrics |= _section_metrics(sections)
+    report = NamesReport(config, metrics, timed.seconds, results, reconstructed, train, held_out, sections)
+    return metrics, lambda: write_names_report(demo.output, report)
+
+
+def _train(demo: Demo, timed: StepTimer) -> tuple[ImageTokenizer, Path]:
+    """Train the components and the stages; return the image tokenizer and the folder of the model."""
+    with timed("tokenizer"):
+        tokenizer = demo.tokenizer()
+    with timed("encoder"):
+        demo.encoder()
+    with timed("stages"):
+        return tokenizer, demo.stages()
+
+
+def _finish(
+    demo: Demo,
+    model: Path,
+    held_out: LabelledImages,
+    timed: StepTimer,
+    post_training: Mapping[str, PostTrainingStep],
+) -> list[ReportSection]:
+    """Run the post-training steps."""
+    sections = []
+    for name, step in post_training.items():
+        with timed(name, getdoc(step)):
+            sections.append(step(model, demo.output, **_drawing_arguments(held_out, demo.config)))
+    return sections
+
+
+def _section_metrics(sections: Iterable[ReportSection]) -> dict[str, float]:
+    return {name: value for section in sections for name, value in section.metrics.items()}
 
 
 class StepTimer:
@@ -152,11 +215,11 @@ class StepTimer:
 
 
 def _drawing_arguments(held_out: LabelledImages, config: DemoConfig) -> dict[str, Any]:
-    """Return a prompt for each class, and the settings of the first drawings, as a step takes them."""
+    """Return prompts of the first names, and the settings of the first drawings, as a step takes them."""
     rng = np.random.default_rng(config.seed)
     drawing = next(iter(config.drawings.values()))
     return {
-        "prompts": [held_out.prompt(label, rng) for label in range(len(held_out.names))],
+        "prompts": [held_out.prompt(label, rng) for label in range(min(PROMPTS, len(held_out.names)))],
         "guidance": drawing.guidance,
         "temperature": drawing.temperature,
         "seed": config.seed,
@@ -172,7 +235,7 @@ def flat_settings(config: DemoConfig) -> dict[str, Any]:
 def metrics_table(metrics: Mapping[str, float]) -> Table:
     """Return the metrics with their thresholds, for the terminal."""
     view = Table("metric", "value", "at least", "", title="Evaluation")
-    for threshold in THRESHOLDS:
+    for threshold in (threshold for threshold in THRESHOLDS if threshold.name in metrics):
         value = metrics[threshold.name]
         least, verdict = "", ""
         if threshold.least:

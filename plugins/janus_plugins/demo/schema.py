@@ -34,14 +34,20 @@ class DemoConfig:
     model: ModelConfig
     images: ComponentSpec = component("sources")  # labelled images with prompts, to train the components
     held_out: ComponentSpec = component("sources")  # labelled images with questions, for evaluation alone
+    trained: ComponentSpec | None = component(
+        "sources"
+    )  # named images with questions that the stages train on, for evaluation beside `held_out`
     sources: dict[str, ComponentSpec] = component("sources")  # the sources of the stages' mixtures, by name
-    classifier: PhaseConfig = field(default_factory=PhaseConfig)  # the independent classifier of drawings
+    classifier: PhaseConfig | None = field(
+        default_factory=PhaseConfig
+    )  # the independent classifier of drawings; null: the images have no classes, each has a name of its own
     tokenizer: PhaseConfig = field(default_factory=PhaseConfig)  # the image tokenizer
     encoder: PhaseConfig | None = field(default_factory=PhaseConfig)  # null: the encoder needs no training
     stages: dict[str, Any] = field(
         default_factory=dict
     )  # training configs, in order; each starts from the previous one
     common: dict[str, Any] = field(default_factory=dict)  # settings that all stages share
+    processes: int = 1  # of each stage, on this machine
     trackers: list[ComponentSpec] = component("trackers")  # where the metrics of every phase are logged
     drawings: dict[str, DrawingConfig] = field(default_factory=dict)  # by the name of the accuracy metric
     count: int = 200  # drawings for each of these
@@ -50,5 +56,14 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         """Raise an error for a demo that would fail at its end, after minutes of training."""
+        if (self.classifier is None) != (self.trained is not None):
+            raise ValueError(
+                "classifier: evaluates drawings of classes, and `trained` those of images with a name each;"
+                " expected one of the two, and null for the other."
+            )
+        if self.processes < 1 or not self.drawings:
+            raise ValueError(
+                f"processes {self.processes}, {len(self.drawings)} drawings: expected at least 1 of each."
+            )
         if self.count < 1 or self.seed < 0:
             raise ValueError(f"count {self.count}, seed {self.seed}: expected at least 1, and at least 0.")
