@@ -178,7 +178,12 @@ def _run_steps(
     """Run the steps that remain, and save; return the folder of the trained model."""
     engine, record, output = prepared.engine, prepared.record, Path(config.output)
     processes = engine.processes
-    batches = prepared.builder.build_all(engine.next_step, config.schedule.num_steps, workers=config.workers)
+    batches = prepared.builder.build_all(
+        engine.next_step,
+        config.schedule.num_steps,
+        workers=config.workers,
+        worker_type=config.worker_type,
+    )
     counted_batches = record.counting(
         shared(batches, processes, equal_passes="fsdp" in config.parallel.values()), engine.next_step
     )
