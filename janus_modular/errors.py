@@ -159,6 +159,7 @@ EXTRAS = {
     "demo": ("sklearn",),
     "lora": ("peft",),
     "parquet": ("pyarrow",),
+    "metrics": ("torchmetrics",),
     "runtime": ("onnxruntime",),
     "export": ("onnx", "onnxscript", "onnx_ir"),
     "gpu": ("onnxruntime", "tensorrt", "cuda.bindings", "onnx_ir", "onnxscript"),
@@ -169,6 +170,7 @@ EXTRAS = {
 INCLUDES = {
     "train": ("torch",),
     "lora": ("torch",),
+    "metrics": ("torch",),
     "export": ("torch",),
     "demo": ("train", "export", "runtime", "plot"),
 }
