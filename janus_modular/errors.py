@@ -162,6 +162,7 @@ EXTRAS = {
     "wandb": ("wandb",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
     "trackio": ("trackio",),
+    "metrics": ("torchmetrics",),
     "runtime": ("onnxruntime",),
     "export": ("onnx", "onnxscript", "onnx_ir"),
     "gpu": ("onnxruntime", "tensorrt", "cuda.bindings", "onnx_ir", "onnxscript"),
@@ -172,6 +173,7 @@ EXTRAS = {
 INCLUDES = {
     "train": ("torch",),
     "lora": ("torch",),
+    "metrics": ("torch",),
     "export": ("torch",),
     "demo": ("train", "export", "runtime", "plot"),
 }

@@ -76,7 +76,7 @@ def check(
     """Read every sample of a training config once as training does, and count what cannot be used.
 
     Exit code 1: a sample, or the number of skipped and cut samples, would end the training. The config's
-    `workers` is the number of threads.
+    `workers` and `worker_type` read in parallel.
 
     Example: janus-modular data check mine.yaml --limit 1000
     """

@@ -52,6 +52,7 @@ def evaluate(
 
     from janus_modular.config import load, resolve
     from janus_modular.evaluation.ledger import identity_of
+    from janus_modular.evaluation.published import published_results
     from janus_modular.evaluation.results import write_results
     from janus_modular.evaluation.run import EvalData, read_data, run_evaluation
     from janus_modular.evaluation.schema import IMAGES_PER_PROMPT, EvalConfig
@@ -87,4 +88,6 @@ def evaluate(
         typer.echo(json.dumps(record, ensure_ascii=False))
         return
     Console().print(results.table())
+    for result in published_results(config.evaluate):
+        typer.echo(f"published: {result.model} {result.value} ({result.unit}; {result.source})")
     typer.echo(str(out / "results.json"))

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from janus_modular.evaluation.caption_metrics import caption_metrics, require_metrics
 from janus_modular.evaluation.ledger import open_ledger
 from janus_modular.evaluation.questions import Question
 from janus_modular.evaluation.results import Results, batched
@@ -30,6 +31,8 @@ def answer_questions(
         EvaluationError: the ledger is that of another evaluation.
         PromptError: a setting is unknown, or a prompt fills the context.
     """
+    if config.evaluate == "captions":
+        require_metrics()  # before any answer
     settings = asdict(janus.text_settings(config.settings))
     header = {
         "evaluate": config.evaluate,
@@ -60,5 +63,5 @@ def answer_questions(
             done += len(batch)
         on_progress(done, len(questions))
         scored = [(question, str(ledger.results[question.key]["answer"])) for question in questions]
-    measure = pope if config.evaluate == "pope" else accuracy
-    return Results(by_category(scored, measure), settings)
+    measures = {"pope": pope, "captions": caption_metrics}
+    return Results(by_category(scored, measures.get(config.evaluate, accuracy)), settings)

@@ -24,6 +24,7 @@ from janus_modular.suggest import did_you_mean
 LETTERS = "ABCDEFGH"
 COLUMNS = {
     "questions": ("key", "image", "images", "question", "hint", "answer", "answers", "options", "category"),
+    "captions": ("key", "image", "caption", "captions", "question", "category"),
     "pope": ("question_id", "image", "text", "label", "category"),
     "mmbench": (
         *("index", "image", "question", "hint", "answer", "category"),
@@ -31,6 +32,9 @@ COLUMNS = {
     ),
 }
 """The columns of each format, besides those of options; the second line of MMBench's has no effect."""
+
+DESCRIBE = "Describe this image."
+"""What a model is asked for a caption."""
 
 MAX_BYTES = 4 * 2**30
 """Largest file of questions: MMBench's have the images in them."""
@@ -83,7 +87,8 @@ def read_questions(
     questions: dict[str, Question] = {}
     for line, row in rows:
         try:
-            _check_columns(row, [*COLUMNS[format_name], *(LETTERS if format_name != "pope" else ""), *ignore])
+            letters = LETTERS if format_name in ("questions", "mmbench") else ""
+            _check_columns(row, [*COLUMNS[format_name], *letters, *ignore])
             question = _READERS[format_name](row, line, images, cells)
             if question.options and template is not None and "{options}" not in template:
                 raise EvaluationError("has options, but prompt has no {options}: add it")
@@ -206,6 +211,25 @@ def _from_json(row: Mapping[str, Any], line: int, folder: Path, cells: Mapping[s
     return _question(row, key, tuple(_file(name, folder) for name in names))
 
 
+def _from_captions(row: Mapping[str, Any], line: int, folder: Path, cells: Mapping[str, Any]) -> Question:
+    key = _text(row, "key") if "key" in row else f"line {line}"
+    text = _text(row, "question") if "question" in row else DESCRIBE
+    category = _text(row, "category") if row.get("category") is not None else None
+    return Question(key, text, (_file(row.get("image"), folder),), captions_of(row), {}, category)
+
+
+def captions_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the caption or the captions of an image.
+
+    Raises:
+        EvaluationError: there is none, or there are both keys.
+    """
+    captions = row.get("captions", [row["caption"]] if "caption" in row else None)
+    if not isinstance(captions, list) or not captions or ("caption" in row and "captions" in row):
+        raise EvaluationError("caption: expected caption (a text) or captions (a list of texts).")
+    return tuple(_text({"captions": caption}, "captions") for caption in captions)
+
+
 def _from_pope(row: Mapping[str, Any], line: int, folder: Path, cells: Mapping[str, Any]) -> Question:
     label = row.get("label")
     if label not in ("yes", "no"):
@@ -233,5 +257,6 @@ def _from_mmbench(row: Mapping[str, Any], line: int, folder: Path, cells: Mappin
 _READERS: Mapping[str, Callable[[Mapping[str, Any], int, Path, Mapping[str, Any]], Question]] = {
     "questions": _from_json,
     "pope": _from_pope,
+    "captions": _from_captions,
     "mmbench": _from_mmbench,
 }

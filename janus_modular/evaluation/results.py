@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 from rich.table import Table
 
 from janus_modular.atomic_writes import write_text
+from janus_modular.config import to_plain
 from janus_modular.evaluation.ledger import write_errors
+from janus_modular.evaluation.published import published_results
 from janus_modular.evaluation.schema import EvalConfig
 
 PACKAGES = ("janus-modular", "torch", "transformers", "onnxruntime", "onnxruntime-gpu", "tensorrt", "numpy")
@@ -49,7 +51,8 @@ class Results:
                 group: {name: value if isfinite(value) else str(value) for name, value in metrics.items()}
                 for group, metrics in self.metrics.items()
             },
-            "config": asdict(config),
+            "published": [asdict(result) for result in published_results(config.evaluate)],
+            "config": to_plain(config),
             "settings": dict(self.settings),
             "model": {"path": model, **identity},
             "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -25,6 +25,7 @@ class EvalData:
     questions: Sequence[Question] = ()
     prompts: Sequence[BenchmarkPrompt] = ()
     images: Sequence[Path] = ()
+    compared_images: Sequence[Path] = ()
 
 
 def read_data(config: EvalConfig) -> EvalData:
@@ -36,6 +37,13 @@ def read_data(config: EvalConfig) -> EvalData:
     path = Path(config.path).expanduser()
     if config.evaluate == "reconstruction":
         return EvalData(images=image_files(path))
+    if config.evaluate == "image-sets":
+        return EvalData(
+            images=image_files(path), compared_images=image_files(Path(str(config.images)).expanduser())
+        )
+    if config.evaluate == "clip-score":
+        folder = Path(config.images).expanduser() if config.images else path.parent
+        return EvalData(questions=read_questions("captions", path, folder, config.ignore))
     if config.evaluate in QUESTIONS:
         images = Path(config.images).expanduser() if config.images else path.parent
         return EvalData(read_questions(config.evaluate, path, images, config.ignore, config.prompt))
@@ -61,6 +69,13 @@ def run_evaluation(
         out.mkdir(parents=True, exist_ok=True)
     if config.evaluate == "reconstruction":
         return reconstruct_images(janus, data.images, config, on_progress)
+    if config.evaluate in ("image-sets", "clip-score"):
+        from janus_modular.evaluation.image_sets import clip_score, compare_image_sets  # which need torch
+
+    if config.evaluate == "image-sets":
+        return compare_image_sets(janus, data.images, data.compared_images, config, on_progress)
+    if config.evaluate == "clip-score":
+        return clip_score(data.questions, config, on_progress)
     if config.evaluate in QUESTIONS:
         return answer_questions(janus, data.questions, config, out, identity, on_progress)
     return draw_prompts(janus, data.prompts, config, out, identity, on_progress)

@@ -27,7 +27,7 @@ from janus_modular.capabilities import (
 from janus_modular.config import component_specs, module_path
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError, PromptError
-from janus_modular.interfaces import Adaptor, Backbone, GenerationPath, UnderstandingEncoder
+from janus_modular.interfaces import Adaptor, Backbone, GenerationPath, PixelSpec, UnderstandingEncoder
 from janus_modular.model.batch import Batch
 from janus_modular.model.sampling import mark_not_finite, sample_with_noise, top_k_top_p_filter
 from janus_modular.sequence import IGNORE_INDEX
@@ -68,17 +68,21 @@ class Understanding(nn.Module):
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return pixels (N, 3, H, W), uint8 or in [0, 1], as the encoder's `PixelSpec` normalises them."""
-        spec = self.encoder.pixels
-        x = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
-        if spec.normalize:
-            mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (spec.mean, spec.std))
-            x = (x - mean) / std
-        return x.to(next(self.parameters()).dtype)
+        return normalized(pixels, self.encoder.pixels).to(next(self.parameters()).dtype)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the embeddings (N, P, D) of images (N, 3, H, W)."""
         features = self.encoder(self.normalize(pixels))  # (N, P, C)
         return self.adaptor(features, self.encoder.grid(*pixels.shape[-2:]))
+
+
+def normalized(pixels: Tensor, spec: PixelSpec) -> Tensor:
+    """Return pixels (N, 3, H, W), uint8 or in [0, 1], as floats, normalised as ``spec`` says."""
+    x = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+    if spec.normalize:
+        mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (spec.mean, spec.std))
+        x = (x - mean) / std
+    return x
 
 
 class JanusModel(nn.Module):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,11 +23,9 @@ from janus_modular.training.encode_images import open_run_codes
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.mixture import SampleRef
 from janus_modular.training.run_setup import batch_builder, open_sources
+from janus_modular.training.sample_workers import SampleWorkers, WorkerType
 from janus_modular.training.schema import BadSamplesConfig, TrainConfig
 from janus_modular.training.step_batches import BatchBuilder
-
-CHUNK = 32
-"""Samples for each thread that are read before any is counted."""
 
 
 @dataclass
@@ -114,13 +111,20 @@ def check_data(
     assembly = initial_model(config, plugins, "meta")
     codes, sources = open_run_codes(config, assembly, plugins), open_sources(config, plugins)
     builder = batch_builder(config, sources, assembly.model, assembly.processor, codes=codes)
-    return check_sources(builder, workers=config.workers, limit=limit, on_progress=on_progress)
+    return check_sources(
+        builder,
+        workers=config.workers,
+        worker_type=config.worker_type,
+        limit=limit,
+        on_progress=on_progress,
+    )
 
 
 def check_sources(
     builder: BatchBuilder,
     *,
     workers: int = 0,
+    worker_type: WorkerType = "thread",
     limit: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, SourceReport]:
@@ -131,24 +135,16 @@ def check_sources(
         report = reports[name] = SourceReport(len(source))
         total = report.samples if limit is None else min(limit, report.samples)
         seen: dict[bytes, int] = {}
-        for sample in _checked(builder, (SampleRef(name, i) for i in range(total)), workers):
-            report.add(sample, builder.policy)
-            if sample.digest and (first := seen.setdefault(sample.digest, sample.index)) != sample.index:
-                report.duplicates += 1
-                report.add_example(sample.index, "duplicate", f"is equal to sample {first}")
-            if on_progress:
-                on_progress(name, report.checked, total)
+        refs = (SampleRef(name, i) for i in range(total))
+        with SampleWorkers(partial(check_sample, builder), workers, worker_type) as pool:
+            for sample in pool.map(refs):
+                report.add(sample, builder.policy)
+                if sample.digest and (first := seen.setdefault(sample.digest, sample.index)) != sample.index:
+                    report.duplicates += 1
+                    report.add_example(sample.index, "duplicate", f"is equal to sample {first}")
+                if on_progress:
+                    on_progress(name, report.checked, total)
     return reports
-
-
-def _checked(builder: BatchBuilder, refs: Iterator[SampleRef], workers: int) -> Iterator[CheckedSample]:
-    """Yield the samples in order; threads read them a chunk ahead."""
-    if not workers:
-        yield from (check_sample(builder, ref) for ref in refs)
-        return
-    with ThreadPoolExecutor(workers, thread_name_prefix="samples") as pool:
-        while chunk := list(islice(refs, workers * CHUNK)):
-            yield from pool.map(lambda ref: check_sample(builder, ref), chunk)
 
 
 def check_sample(builder: BatchBuilder, ref: SampleRef) -> CheckedSample:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +31,7 @@ from janus_modular.training.image_codes import ImageCodes, ImageCodesWriter, dig
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.mixture import SampleRef
 from janus_modular.training.run_setup import batch_builder, open_sources
+from janus_modular.training.sample_workers import SampleWorkers
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder
 from janus_modular.weights.loading import load_weights, move_buffers
@@ -191,7 +191,7 @@ def encode_data(
         waiting: dict[bytes, np.ndarray] = {}
         for name, total in totals.items():
             refs = (SampleRef(name, number) for number in range(total))
-            for done, images in enumerate(_images(builder, refs, config.workers, counter), 1):
+            for done, images in enumerate(_images(builder, refs, config, counter), 1):
                 for pixels in images:
                     content = digest(pixels)
                     if content not in writer:
@@ -240,30 +240,24 @@ def _target_bytes(source: Source, index: int, seed: int) -> list[bytes]:
 
 
 def _images(
-    builder: BatchBuilder, refs: Iterator[SampleRef], workers: int, counter: BadSampleCounter
+    builder: BatchBuilder, refs: Iterator[SampleRef], config: TrainConfig, counter: BadSampleCounter
 ) -> Iterator[list[np.ndarray]]:
-    """Yield the pixels of each sample's target images, in order; threads read ahead."""
+    """Yield the pixels of each sample's target images, in order; workers read ahead."""
+    with SampleWorkers(partial(_read, builder), config.workers, config.worker_type) as pool:
+        for ref, result in pool.map(refs):
+            is_bad = isinstance(result, BadSample)
+            counter.add({} if is_bad else {ref.source: 1}, [result] if isinstance(result, BadSample) else [])
+            yield [] if isinstance(result, BadSample) else result
 
-    def read(ref: SampleRef) -> list[np.ndarray] | BadSample:
-        try:
-            sequences, _, _ = builder.try_sample(ref)
-        except SampleError as error:
-            return builder.skipped(ref, error)
-        images = (image for sequence in sequences for image in sequence.generation_images)
-        return [image for image in images if image.dtype == np.uint8]
 
-    def counted(ref_and_result: tuple[SampleRef, list[np.ndarray] | BadSample]) -> list[np.ndarray]:
-        ref, result = ref_and_result
-        is_bad = isinstance(result, BadSample)
-        counter.add({} if is_bad else {ref.source: 1}, [result] if isinstance(result, BadSample) else [])
-        return [] if isinstance(result, BadSample) else result
-
-    if not workers:
-        yield from (counted((ref, read(ref))) for ref in refs)
-        return
-    with ThreadPoolExecutor(workers, thread_name_prefix="samples") as pool:
-        while chunk := list(islice(refs, 32 * workers)):
-            yield from map(counted, zip(chunk, pool.map(read, chunk), strict=True))
+def _read(builder: BatchBuilder, ref: SampleRef) -> tuple[SampleRef, list[np.ndarray] | BadSample]:
+    """Return the pixels of a sample's target images, or why it is skipped."""
+    try:
+        sequences, _, _ = builder.try_sample(ref)
+    except SampleError as error:
+        return ref, builder.skipped(ref, error)
+    images = (image for sequence in sequences for image in sequence.generation_images)
+    return ref, [image for image in images if image.dtype == np.uint8]
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from janus_modular.weights.writing import is_checkpoint_file
 IRRELEVANT = {
     "changed_data",
     "workers",
+    "worker_type",
     "device",
     "checkpoint_every",
     "keep",
@@ -52,6 +53,7 @@ FIXED = {
     "init": "a run begins once",
     "batch": "the order of samples follows from it; to need less memory, raise accumulate",
     "mixture": "the order of samples follows from it",
+    "mixture_unit": "the order of samples follows from it",
     "seed": "the order of samples follows from it",
     "sources": "the order of samples follows from their names",
     "learn": "the optimizer's state belongs to the trainable parameters",

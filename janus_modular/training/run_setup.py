@@ -25,6 +25,7 @@ from janus_modular.training.resume import Change, check_checkpoint, check_same_r
 from janus_modular.training.run_folder import newest_checkpoint
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder
+from janus_modular.training.token_mixture import mixed_by_tokens
 from janus_modular.training.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -116,13 +117,14 @@ def batch_builder(
         ConfigError: packed rows are longer than the backbone's context, or the chat template renders training
             samples differently from prompts.
         PromptError: the context holds no image.
+        DataError: the mixture is by tokens, and none of a source's first samples can be used.
     """
     check_prompts(processor)
     check_context(processor)
     check_row_length(config, model)
     for remark in config.unused_before_stop():
         log.warning(remark)
-    return BatchBuilder(
+    builder = BatchBuilder(
         mixture=Mixture(sources, config.mixture_phases(), config.batch, config.seed, config.codes.variants),
         sequence=lambda sample, condition_dropout: processor.sequence(
             sample, supervise=config.supervise, condition_dropout=condition_dropout, check_length=False
@@ -137,6 +139,15 @@ def batch_builder(
         rank=processes.rank if processes else 0,
         world=processes.world if processes else 1,
         codes=codes,
+    )
+    if config.mixture_unit == "samples":
+        return builder
+    return mixed_by_tokens(
+        builder,
+        config.mixture_phases(),
+        config.schedule.steps,
+        workers=config.workers,
+        worker_type=config.worker_type,
     )
 
 

@@ -212,6 +212,7 @@ class TrainConfig:
     mixture: Any = (
         None  # shares of the sources in the steps' samples, {name: share}; or [{until: step, name: share}]
     )
+    mixture_unit: Literal["samples", "tokens"] = "samples"  # what shares are of; tokens: by mean lengths
     model: ModelConfig | None = (
         None  # a shipped name, a path or a mapping: starts from its `pretrained` components
     )
@@ -241,7 +242,8 @@ class TrainConfig:
     )
     device: str = "auto"  # auto: cuda, else mps, else cpu
     seed: int = 0  # of the order of samples, their augmentation, and dropout
-    workers: int = 2  # threads that prepare samples ahead; 0: none
+    workers: int = 2  # threads or processes that prepare samples ahead; 0: none
+    worker_type: Literal["thread", "process"] = "thread"  # process: where decoding of images binds
     checkpoint_every: int = 1000  # steps
     keep: int = 2  # newest checkpoints that stay on disk
     log_every: int = 10  # steps; the mean over them is logged
@@ -304,6 +306,8 @@ class TrainConfig:
         No error: such a run may be continued to ``schedule.steps``, and each of these has its turn there.
         """
         phases, last = self.mixture_phases(), self.schedule.num_steps
+        if self.mixture_unit == "tokens":
+            return []
         drawn = samples_before(phases, self.batch, last)
         remarks = [
             f"mixture: no sample of source '{name}' is taken before schedule.stop, step {last:,}."
@@ -348,6 +352,9 @@ class TrainConfig:
                 )
                 break
             end = min(phase.until or self.schedule.steps, self.schedule.steps)
+            if self.mixture_unit == "tokens":  # known once samples are measured
+                start = end
+                continue
             samples = samples_before([MixturePhase(phase.shares)], self.batch, end - start)
             errors += [
                 f"mixture.{name}: a share of {phase.shares[name]:g} in {sum(phase.shares.values()):g} gives"

@@ -1,10 +1,10 @@
-"""The tensors of each training step, built from samples that threads prepare ahead."""
+"""The tensors of each training step, built from samples that threads or processes prepare ahead."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from janus_modular.training.bad_samples import (
 from janus_modular.training.image_codes import ImageCodes
 from janus_modular.training.mixture import Mixture, SampleRef
 from janus_modular.training.processes import Processes
+from janus_modular.training.sample_workers import SampleWorkers, WorkerType
 from janus_modular.training.schema import BadSamplesConfig
 
 STEPS_AHEAD = 2
@@ -190,21 +191,20 @@ class BatchBuilder:
         """Build the batch of one step, without threads."""
         return self.collate([self.prepare(ref) for ref in self.sample_refs(step)])
 
-    def build_all(self, first: int, last: int, *, workers: int = 0) -> Generator[StepBatch, None, None]:
-        """Yield the batches of the steps from ``first`` to before ``last``; threads prepare samples ahead."""
+    def build_all(
+        self, first: int, last: int, *, workers: int = 0, worker_type: WorkerType = "thread"
+    ) -> Generator[StepBatch, None, None]:
+        """Yield the batches of the steps from ``first`` to before ``last``; workers prepare samples ahead."""
         if not workers:
             yield from map(self.build, range(first, last))
             return
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="samples")
         waiting: deque[list[Future[PreparedSample]]] = deque()
-        try:
+        with SampleWorkers(self.prepare, workers, worker_type) as pool:
             for step in range(first, last + STEPS_AHEAD):
                 if step < last:
-                    waiting.append([pool.submit(self.prepare, ref) for ref in self.sample_refs(step)])
+                    waiting.append([pool.submit(ref) for ref in self.sample_refs(step)])
                 if step >= first + STEPS_AHEAD:
-                    yield self.collate([future.result() for future in waiting.popleft()])
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+                    yield self.collate([pool.result(future) for future in waiting.popleft()])
 
     def sample_refs(self, step: int) -> list[SampleRef]:
         """Return this process's samples of a step."""

@@ -180,7 +180,12 @@ def _run_steps(
     engine, record, output = prepared.engine, prepared.record, Path(config.output)
     validation, early_stop = prepared.validation, prepared.early_stop
     processes = engine.processes
-    batches = prepared.builder.build_all(engine.next_step, config.schedule.num_steps, workers=config.workers)
+    batches = prepared.builder.build_all(
+        engine.next_step,
+        config.schedule.num_steps,
+        workers=config.workers,
+        worker_type=config.worker_type,
+    )
     is_sharded = "fsdp" in config.parallel.values()
     counted_batches = record.counting(shared(batches, processes, equal_passes=is_sharded), engine.next_step)
     saved, untrained = checkpoint, list[str]()

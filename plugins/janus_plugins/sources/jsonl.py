@@ -25,6 +25,7 @@ import numpy as np
 
 from janus_modular import DataError, Registry, Sample, Source, hookimpl
 from janus_plugins.records.files import RecordFile
+from janus_plugins.records.hub import local_path
 from janus_plugins.records.images import ImageFolder
 from janus_plugins.records.options import RecordOptions
 from janus_plugins.records.reader import RecordReader, located
@@ -36,7 +37,9 @@ class JsonlConfig(RecordOptions):
 
     expected: ClassVar[str] = "a .jsonl or .json file"
 
-    path: str = ""  # the file: a JSON object a line, or a JSON array of objects
+    path: str = (
+        ""  # the file: a JSON object a line, or a JSON array; or hf://datasets/OWNER/NAME/FILE on the hub
+    )
     images: str | None = None  # folder of the images; null: the file's own
     outside: bool = False  # allow images outside the folder (absolute paths, ..)
     ignore: list[str] = field(default_factory=list)  # keys without effect, in records and inside them
@@ -52,7 +55,7 @@ class Jsonl:
             DataError: there is no such file, no record in it, or no folder of images.
         """
         self.config = config
-        self.path = Path(config.path).expanduser()
+        self.path = Path(local_path(config.path)).expanduser()
         self.records = RecordFile(self.path)
         folder = Path(config.images).expanduser() if config.images else self.path.parent
         if not folder.is_dir():

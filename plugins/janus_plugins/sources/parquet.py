@@ -16,6 +16,7 @@ import numpy as np
 
 from janus_modular import DataError, Registry, Sample, Source, hookimpl
 from janus_plugins.records.fields import HARMLESS
+from janus_plugins.records.hub import local_path
 from janus_plugins.records.images import ImageFolder
 from janus_plugins.records.options import RecordOptions
 from janus_plugins.records.paths import digest_of_files, expand_paths
@@ -45,7 +46,7 @@ class ParquetConfig(RecordOptions):
 
     expected: ClassVar[str] = "Parquet files, such as data/train-*.parquet"
 
-    path: str = ""  # Parquet files: braces and wildcards stand for several; or a folder of save_to_disk
+    path: str = ""  # Parquet files, with braces and wildcards; a save_to_disk folder; or hf://datasets/OWNER/NAME/FILES
     columns: dict[str, str] = field(
         default_factory=dict
     )  # columns by the key of a record that they are used as, {image: jpg, caption: title}; {}: all
@@ -65,8 +66,9 @@ class Parquet:
             ModuleNotFoundError: pyarrow is not installed.
         """
         self.config = config
-        path = Path(config.path).expanduser()
-        self.paths = saved_files(path) if path.is_dir() else expand_paths(config.path)
+        local = local_path(config.path)
+        path = Path(local).expanduser()
+        self.paths = saved_files(path) if path.is_dir() else expand_paths(local)
         self.rows = Rows(self.paths, config.columns, [*config.ignore, *HARMLESS])
         self._class_names = class_names(self.rows.schema).get(self.rows.columns.get("class", ""), [])
         for key, column in self.rows.columns.items():

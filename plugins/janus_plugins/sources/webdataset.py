@@ -23,6 +23,7 @@ from janus_plugins.records.class_names import read_names
 from janus_plugins.records.conversations import IMAGE_KEYS
 from janus_plugins.records.fields import text_of
 from janus_plugins.records.files import parse_object
+from janus_plugins.records.hub import local_path
 from janus_plugins.records.images import SUFFIXES
 from janus_plugins.records.options import RecordOptions
 from janus_plugins.records.paths import digest_of_files, expand_paths
@@ -43,7 +44,7 @@ class WebDatasetConfig(RecordOptions):
 
     expected: ClassVar[str] = "tar files, such as shards/{0000..0009}.tar"
 
-    path: str = ""  # the shards: braces, as in shards/{0000..0009}.tar, and wildcards stand for several
+    path: str = ""  # the shards: braces, as in shards/{0000..0009}.tar, and wildcards; or hf://datasets/OWNER/NAME/FILES
     text: str | None = None  # suffix of the member that says what is learned; null: the only one that can
     names: str | None = (
         None  # of the classes in cls: lines `CLASS NAME`, or JSON: {CLASS: NAME or [NAME, ...]}
@@ -90,7 +91,7 @@ class WebDataset:
         """
         self.config = config
         self.shards = Shards(
-            expand_paths(config.path), Path(config.index).expanduser() if config.index else None
+            expand_paths(local_path(config.path)), Path(config.index).expanduser() if config.index else None
         )
         self._names = read_names(Path(config.names).expanduser()) if config.names else None
 

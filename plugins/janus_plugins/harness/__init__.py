@@ -1,0 +1,1 @@
+"""Models of this project in lmms-eval; only imported by lmms-eval itself."""
