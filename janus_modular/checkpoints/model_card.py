@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
 from torch import nn
 
 from janus_modular.config import component_specs, module_path
@@ -26,7 +27,10 @@ def model_card(model: JanusModel, name: str, record: Mapping[str, Any]) -> str:
         f"- {item['slot']} `{item['name']}`: {item['file'] or item['dist']} {item['version'] or ''}".rstrip()
         for item in record["plugins"]
     ]
-    notes = [f"- {key}: {value}" for key, value in record["training"].items()]
+    training = dict(record["training"])
+    config, environment = training.pop("config", None), training.pop("environment", None)
+    training.pop("data", None)  # the hashes of its files are in config.json
+    notes = [f"- {key}: {value}" for key, value in training.items()]
     sections = [
         "---\nlibrary_name: janus-modular\npipeline_tag: any-to-any\n---",
         f"# {name}\n\nA Janus model: one transformer that reads images and draws them.",
@@ -40,7 +44,28 @@ def model_card(model: JanusModel, name: str, record: Mapping[str, Any]) -> str:
         sections.append("## Started from\n\n" + "\n".join(sources))
     if notes:
         sections.append("## Training\n\n" + "\n".join(notes))
+    if config is not None:
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=1000)
+        sections.append(
+            f"<details><summary>The config of the run</summary>\n\n```yaml\n{text}```\n\n</details>"
+        )
+    if environment is not None:
+        sections.append("## Made with\n\n" + "\n".join(_environment_lines(environment)))
     return "\n\n".join(sections) + "\n"
+
+
+def _environment_lines(environment: Mapping[str, Any]) -> list[str]:
+    """Return the commit, versions and plugins of a run as list items."""
+    lines = []
+    if git := environment["git"]:
+        changes = f", with {git['num_changed']} changed files" if git["num_changed"] else ""
+        lines.append(f"- git: `{git['commit']}`{changes}")
+    lines += [f"- {name} {number}" for name, number in environment["versions"].items()]
+    lines += [
+        f"- plugin {plugin['plugin']} {plugin['version'] or ''}, sha256 `{plugin['sha256']}`"
+        for plugin in environment["plugins"]
+    ]
+    return lines
 
 
 def millions(module: nn.Module) -> float:

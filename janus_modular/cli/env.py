@@ -6,12 +6,9 @@ import json
 import os
 import platform
 import sys
-from importlib import metadata
 from typing import Annotated, Any
 
 import typer
-
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "omegaconf", "pluggy")
 
 
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -34,6 +31,7 @@ def gather() -> dict[str, dict[str, Any]]:
     from janus_modular import __version__
     from janus_modular.plugins import default_plugins
     from janus_modular.registry import SLOTS
+    from janus_modular.training.run_environment import PACKAGES, version
 
     plugins = default_plugins()
     third_party = sorted({point.origin for point in plugins.entry_points if point.dist != "janus-modular"})
@@ -42,7 +40,7 @@ def gather() -> dict[str, dict[str, Any]]:
             "janus-modular": __version__,
             "python": f"{platform.python_version()} ({sys.executable})",
             "platform": platform.platform(),
-            **{name: _version(name) for name in PACKAGES},
+            **{name: version(name) for name in PACKAGES},
         },
         "extras": _extras(),
         "devices": _devices(),
@@ -50,13 +48,6 @@ def gather() -> dict[str, dict[str, Any]]:
         "plugins": {"third party": third_party or ["none"], "disabled": list(plugins.disabled) or ["none"]},
         "settings": {name: value for name, value in sorted(os.environ.items()) if name.startswith("JANUS_")},
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _extras() -> dict[str, str]:

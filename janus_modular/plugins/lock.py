@@ -109,6 +109,22 @@ def _report(locks: Records, needed: Records, recorded: Records, plugins: Plugins
     )
 
 
+def plugin_digests(plugins: Plugins, components: Records) -> list[dict[str, Any]]:
+    """Return name, version and one hash over all files of each plugin that provides one of the components.
+
+    Raises:
+        PluginError: a plugin is not installed.
+    """
+    return [
+        {
+            "plugin": entry["plugin"],
+            "version": entry["version"],
+            "sha256": hashlib.sha256(json.dumps(entry["files"], sort_keys=True).encode()).hexdigest(),
+        }
+        for entry in _locked(plugins, components)
+    ]
+
+
 def recorded_plugins(folder: Path) -> list[dict[str, Any]]:
     """Return the components that a native checkpoint or a bundle records, with their plugins.
 

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from janus_modular.checkpoints.assembly import ModelAssembly
-from janus_modular.checkpoints.native import check_rebuilds, read_record
+from janus_modular.checkpoints.native import check_rebuilds, plugins_of, read_record
 from janus_modular.config import to_plain
 from janus_modular.errors import TrainingError
 from janus_modular.model.device import choose_device
@@ -32,6 +32,7 @@ from janus_modular.training.parallel import checkpoint_activations, fingerprint,
 from janus_modular.training.processes import Processes
 from janus_modular.training.resume import Change, load_state
 from janus_modular.training.run_checkpoints import drop_old, link_final_model, save, save_on_error
+from janus_modular.training.run_environment import run_environment
 from janus_modular.training.run_folder import STATE, newer_without_state, run_folder
 from janus_modular.training.run_setup import (
     autocast_dtype,
@@ -109,6 +110,7 @@ class _PreparedRun:
     trackers: list[Tracker]
     validation: Validation | None
     early_stop: EarlyStop | None
+    environment: dict[str, Any]  # for the records of checkpoints
     weights: str  # a digest
 
 
@@ -170,7 +172,10 @@ def _prepare(
     check_reached(model, builder, config)
     validation = open_validation(config, builder, plugins)
     trackers = open_trackers(config, plugins) if processes.is_first else []
-    return _PreparedRun(assembly, engine, builder, record, trackers, validation, early_stop, weights)
+    environment = run_environment(plugins, plugins_of(assembly, plugins)) if processes.is_first else {}
+    return _PreparedRun(
+        assembly, engine, builder, record, trackers, validation, early_stop, environment, weights
+    )
 
 
 def _run_steps(
@@ -193,9 +198,9 @@ def _run_steps(
     def save_checkpoint() -> Path:
         nonlocal saved, untrained
         engine.check_updated()
-        state = {KEY: early_stop.to_dict()} if early_stop else {}
-        data = {"data": record.to_dict(engine.next_step)}
-        saved = save(output, prepared.assembly, engine, config, data | state)
+        state: dict[str, Any] = {KEY: early_stop.to_dict()} if early_stop else {}
+        state |= {"data": record.to_dict(engine.next_step), "environment": prepared.environment}
+        saved = save(output, prepared.assembly, engine, config, state)
         if (names := engine.untrained()) and names != untrained:
             log.warning(untrained_warning(names, engine.next_step))
         untrained = names

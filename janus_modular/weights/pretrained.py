@@ -72,8 +72,8 @@ def resolve_pretrained(pretrained: str, revision: str | None = None, *, weights:
         return _from_hub(pretrained, revision, weights)
     except ModuleNotFoundError as error:
         raise missing_extra(error, "fetching from the hub") or error from error
-    except (OSError, ValueError) as error:  # all of huggingface_hub's errors are one of these
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # also those of its HTTP library, which are of classes of their own
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
         raise CheckpointError(
             f"'{pretrained}'{f' at {revision}' if revision else ''} is no file or folder here, and the hub"
             f" did not give it:\n  {type(error).__name__}: {reason}\n"

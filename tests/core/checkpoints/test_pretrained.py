@@ -148,6 +148,20 @@ def test_pickles_are_fetched_only_where_there_is_nothing_else(
     assert len(asked) == 3
 
 
+def test_a_broken_connection_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The HTTP library has errors of its own, which are neither OSError nor ValueError."""
+
+    class RemoteProtocolError(Exception):
+        pass
+
+    def snapshot(*_: object, **__: object) -> str:
+        raise RemoteProtocolError("peer closed connection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    with pytest.raises(CheckpointError, match="did not give it:\n  RemoteProtocolError: peer closed"):
+        resolve_pretrained("acme/model")
+
+
 def test_no_weights_are_fetched_for_a_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     patterns: list[str] = []
 
