@@ -32,6 +32,7 @@ from .interfaces import ImageTokenizer as ImageTokenizer
 from .interfaces import RowCache as RowCache
 from .janus import Janus as Janus
 from .protocols import EncodedImages as EncodedImages
+from .capabilities import CopiesRows as CopiesRows
 from .capabilities import EncodesImages as EncodesImages
 from .protocols import Fingerprinted as Fingerprinted
 from .capabilities import HasLogProbabilities as HasLogProbabilities
@@ -51,6 +52,10 @@ from .protocols import ImageSampler as ImageSampler
 from .protocols import ImageSamplerSettings as ImageSamplerSettings
 from .protocols import TextSampler as TextSampler
 from .protocols import TextSamplerSettings as TextSamplerSettings
+from .protocols import BatchState as BatchState
+from .protocols import Plan as Plan
+from .protocols import Scheduler as Scheduler
+from .protocols import TaskState as TaskState
 from .protocols import Session as Session
 from .protocols import Source as Source
 from .protocols import Tracker as Tracker
@@ -67,7 +72,9 @@ from .registry import Registry as Registry
 from .registry import hookimpl as hookimpl
 from .sessions import BaseSession as BaseSession
 from .sessions import check_max_seq_len as check_max_seq_len
-from .sessions import SessionWrapper as SessionWrapper
+from .session_wrapper import SessionWrapper as SessionWrapper
+from .interfaces import GraphSignature as GraphSignature
+from .protocols import SharedSession as SharedSession
 from .sequence import IGNORE_INDEX as IGNORE_INDEX
 from .sequence import Message as Message
 from .sequence import ImageTarget as ImageTarget

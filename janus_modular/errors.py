@@ -186,6 +186,7 @@ EXTRAS = {
     "runtime": ("onnxruntime",),
     "export": ("onnx", "onnxscript", "onnx_ir"),
     "gpu": ("onnxruntime", "tensorrt", "cuda.bindings", "onnx_ir", "onnxscript"),
+    "serve": ("greenlet",),
     "rtx": ("tensorrt_rtx", "cuda.bindings", "onnx_ir", "onnxscript"),
 }
 """The modules of each extra. Messages name the first extra that has a missing module."""

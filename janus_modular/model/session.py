@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from janus_modular.capabilities import CopiesRows
 from janus_modular.finite import refuse_not_finite
-from janus_modular.interfaces import RowCache
+from janus_modular.interfaces import GraphSignature, RowCache, sample_text_tensors
 from janus_modular.model.batch import collate
 from janus_modular.model.model import JanusModel
 from janus_modular.sequence import Sequence
@@ -66,12 +67,13 @@ class TorchSession(BaseSession):
         self.hidden_size = model.backbone.hidden_size
         self.cache: RowCache = model.backbone.new_cache(0, max_seq_len)
         self.suppressed_ids = torch.tensor(list(suppressed_ids), dtype=torch.int64, device=self.device)
+        self.vocab_size = model.backbone.vocab_size
+        self.graphs = {graph.name: graph for graph in model.generation.graphs()}
         self.functions: Mapping[str, Callable[..., Any]] = {
             "embed": model.backbone.embed,
             "sample_text": self.sample_text,
-            **{graph.name: graph.function for graph in model.generation.graphs()},
+            **{name: graph.function for name, graph in self.graphs.items()},
         }
-        self.vocab_size = model.backbone.vocab_size
         self.pad_id = pad
         self.image_positions = model.generation.num_tokens
         self.sizes: Mapping[str, Any] = model.generation.sizes
@@ -95,15 +97,44 @@ class TorchSession(BaseSession):
         cache.advance(lengths)
         return hidden[torch.arange(count), lengths - 1]
 
-    @torch.no_grad()
     def feed(self, x: Tensor | NDArray[Any], counts: NDArray[np.int64]) -> Tensor:
         """Feed x (rows, W, D); return the hidden states (rows, W, D)."""
-        index = self.lengths[:, None] + np.arange(x.shape[1])  # (rows, W)
+        return self._feed(x, counts, self.lengths, self.cache)
+
+    def feed_rows(self, x: Tensor | NDArray[Any], counts: NDArray[np.int64], first_row: int) -> Tensor:
+        """Feed x (n, W, D) to the rows from ``first_row`` on; return their hidden states (n, W, D)."""
+        rows = slice(first_row, first_row + len(x))
+        return self._feed(x, counts, self.lengths[rows], self.cache.select(rows))
+
+    @torch.no_grad()
+    def _feed(
+        self, x: Tensor | NDArray[Any], counts: NDArray[np.int64], lengths: NDArray[np.int64], cache: RowCache
+    ) -> Tensor:
+        index = lengths[:, None] + np.arange(x.shape[1])  # (n, W)
         # Padding of a full row may have positions beyond the end of a position table.
         positions = torch.from_numpy(np.minimum(index, self.max_seq_len - 1)).to(self.device)
-        hidden = self.model.backbone(self._embeddings(x), positions=positions, cache=self.cache)
-        self.cache.advance(torch.from_numpy(counts))
+        hidden = self.model.backbone(self._embeddings(x), positions=positions, cache=cache)
+        cache.advance(torch.from_numpy(counts))
         return hidden
+
+    @torch.no_grad()
+    def embed_prompts(self, prompts: Many[Sequence]) -> Tensor:
+        """Return the embeddings (n, T, D) of prompts."""
+        return self.model.embed(collate(prompts).to(self.device))
+
+    def copy_positions(self, source: int, target: int, length: int) -> bool:
+        """Copy what a row's cache holds of its first positions; False: the backbone's cache cannot."""
+        if not isinstance(self.cache, CopiesRows):
+            return False
+        self.cache.copy_row(source, target, length)
+        return True
+
+    def signature(self, name: str) -> GraphSignature | None:
+        """Return the tensors of a graph of the generation path, or of ``sample_text``."""
+        if name == "sample_text":
+            return GraphSignature(*sample_text_tensors(self.vocab_size, self.hidden_size))
+        graph = self.graphs.get(name)
+        return None if graph is None else GraphSignature(graph.inputs, graph.outputs, graph.role)
 
     def cut_rows(self) -> None:
         """Cut the cache back to `lengths`."""

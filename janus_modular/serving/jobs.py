@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 
@@ -111,14 +110,3 @@ class Job:
         self._changed.notify_all()
         for listener in self._listeners:
             listener()
-
-
-class Clock:
-    """Seconds since a request was submitted."""
-
-    def __init__(self) -> None:
-        self.start = time.monotonic()
-
-    def __call__(self) -> float:
-        """Return the seconds so far."""
-        return time.monotonic() - self.start

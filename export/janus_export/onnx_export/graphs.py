@@ -19,7 +19,7 @@ from janus_export.bundle.contract import MAGNITUDE
 from janus_export.onnx_export.diagnostics import explained
 from janus_export.onnx_export.kv_cache import GraphCache, cache_shapes
 from janus_modular import GraphSpec, JanusModel, TensorSpec
-from janus_modular.interfaces import GraphRole
+from janus_modular.interfaces import GraphRole, sample_text_tensors
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,6 @@ def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] 
         )
 
     graph = partial(Graph, dtype=dtype, ranges=ranges)
-    hidden = TensorSpec("hidden", "model", ("rows", hidden_size))
     x = TensorSpec("x", "model", ("rows", "tokens", hidden_size))
     graphs = [
         graph(
@@ -170,18 +169,7 @@ def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] 
             ),
             listed=4,
         ),
-        graph(
-            "sample_text",
-            SampleText(model, suppressed_ids),
-            (
-                hidden,
-                TensorSpec("noise", "float32", ("rows", vocab)),
-                TensorSpec("temperature", "float32", ()),
-                TensorSpec("top_k", "int64", ()),
-                TensorSpec("top_p", "float32", ()),
-            ),
-            (TensorSpec("ids", "int64", ("rows",)), TensorSpec("x", "model", ("rows", hidden_size))),
-        ),
+        graph("sample_text", SampleText(model, suppressed_ids), *sample_text_tensors(vocab, hidden_size)),
     ]
     return graphs + drawing_graphs(model, ranges, dtype)
 

@@ -82,6 +82,12 @@ class KVCache:
             lengths_of_all[self.rows] = self.lengths
             self.parent.lengths = lengths_of_all
 
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` entries of a row to another row; its own length does not change."""
+        for store in (self.keys, self.values):
+            for entries in store.values():
+                entries[target, :, :length] = entries[source, :, :length]
+
     def select(self, rows: slice) -> KVCache:
         """Return a cache of consecutive rows alone, over the same memory."""
         selected = copy(self)  # shallow: both have the same tensors, those that are allocated later too

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from janus_export.bundle.contract import MAGNITUDE
 from janus_export.runtimes.kv_cache import KVCache
 from janus_export.runtimes.memory import (
     Buffer,
@@ -25,8 +26,8 @@ from janus_export.runtimes.memory import (
 from janus_export.runtimes.ort.binding import Binding
 from janus_export.runtimes.prompts import embed
 from janus_export.runtimes.session import BundleSession
+from janus_modular import GraphSignature, refuse_not_finite
 from janus_modular import Sequence as Prompt
-from janus_modular import refuse_not_finite
 from janus_modular.interfaces import TensorSpec
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class OnnxSession(BundleSession):
             rows=count,
             slots_for=slots_for,
         )
-        self.bound_steps: dict[int, BoundStep] = {}  # by W
+        self.bound_steps: dict[tuple[int, int, int], BoundStep] = {}  # by first row, number of rows, and W
         self.bound_slots = 0  # slots of the cache that they are bound to
 
     def read_prompts(self, prompts: Sequence[Prompt], first_row: int) -> Buffer:
@@ -113,27 +114,53 @@ class OnnxSession(BundleSession):
         return HostBuffer(states, self.runtime.dtype)
 
     def feed(self, x: Buffer | NDArray[Any], counts: NDArray[np.int64]) -> Buffer:
-        """Feed x (rows, W, D); return the hidden states (rows, W, D), the same memory for each W.
+        """Feed x (rows, W, D); return the hidden states (rows, W, D), the same memory for each W."""
+        return self.feed_rows(x, counts, 0)
+
+    def feed_rows(self, x: Buffer | NDArray[Any], counts: NDArray[np.int64], first_row: int) -> Buffer:
+        """Feed x (n, W, D) to the rows from ``first_row`` on; return their hidden states (n, W, D).
 
         Each row has W slots behind its length, a full one too: the cache grows for padding as well.
         """
-        positions = x.shape[1]
-        self.kv_cache.reach(int(self.lengths.max()) + positions)
+        count, positions = x.shape[:2]
+        lengths = self.lengths[first_row : first_row + count]
+        self.kv_cache.reach(int(lengths.max()) + positions)
         if self.bound_slots != self.kv_cache.slots:  # the cache was reallocated
             self.bound_steps.clear()
             self.bound_slots = self.kv_cache.slots
-        if positions not in self.bound_steps:
-            self.bound_steps[positions] = self._bind_step(positions)
-        step = self.bound_steps[positions]
+        step = self.bound_steps.get((first_row, count, positions)) or self._bind_step(
+            first_row, count, positions
+        )
         if not (is_buffer(x) and x.address == step.x.address):
             step.x.write(host(x))
-        index = self.lengths[:, None] + np.arange(positions)  # (rows, W)
+        index = lengths[:, None] + np.arange(positions)  # (n, W)
         # Padding of a full row may have positions beyond the end of a position table.
         step.positions.write(np.minimum(index, self.max_seq_len - 1))
-        step.write_index.write(self.lengths)
+        step.write_index.write(lengths)
         step.mask.write(self.kv_cache.visible(index))
         step.binding.run()
         return step.hidden
+
+    def embed_prompts(self, prompts: Sequence[Prompt]) -> Buffer:
+        """Return the embeddings (n, T, D) of prompts."""
+        x = embed(prompts, self.runtime.run, images_at_once=self.runtime.config.images)
+        return HostBuffer.of(x, self.runtime.dtype)
+
+    def copy_positions(self, source: int, target: int, length: int) -> bool:
+        """Copy what a row of the cache holds; False on a GPU, where it would go through the host."""
+        buffers = self.kv_cache.buffers.values()
+        if not all(isinstance(buffer, HostBuffer) for buffer in buffers):
+            return False
+        for buffer in buffers:
+            buffer.read()[target, :, :length] = buffer.read()[source, :, :length]
+        return True
+
+    def signature(self, name: str) -> GraphSignature:
+        """Return the tensors of a graph, and its role in the manifest."""
+        contract = self.runtime.graph(name).contract
+        role = self.runtime.bundle.graphs[name].get("role", "other")
+        outputs = tuple(tensor for tensor in contract.outputs if tensor.name != MAGNITUDE)
+        return GraphSignature(contract.inputs, outputs, role)
 
     def expand(self, x: Buffer | NDArray[Any]) -> Buffer | NDArray[Any]:
         """Return (n, D) as (n, 1, D), in the same memory."""
@@ -183,21 +210,28 @@ class OnnxSession(BundleSession):
         """
         return refuse_not_finite(to_numbers(host(x).copy(), x.dtype) if is_buffer(x) else host(x).copy())
 
-    def _bind_step(self, positions: int) -> BoundStep:
-        """Allocate and bind the tensors that steps of so many positions per row read and write."""
-        rows, device, slots = len(self.lengths), self.runtime.device, self.kv_cache.slots
-        shape = (rows, positions, self.hidden_size)
+    def _bind_step(self, first_row: int, count: int, positions: int) -> BoundStep:
+        """Allocate and bind the tensors that steps of some rows read and write.
+
+        Steps of one position, and steps of all rows, are kept: prompts are read in parts of any length.
+        """
+        device, slots = self.runtime.device, self.kv_cache.slots
+        shape = (count, positions, self.hidden_size)
         if positions == 1:  # graphs that sample read and write the same memory
-            x, hidden = (view(self._step_buffer(name, rows), shape) for name in ("x", "hidden"))
+            x, hidden = (view(self._step_buffer(name, count), shape) for name in ("x", "hidden"))
         else:
             x, hidden = (allocate(shape, self.runtime.dtype, device) for _ in range(2))
-        index = allocate((rows, positions), "int64", device)
-        write_index = allocate((rows,), "int64", device)
-        mask = allocate((rows, 1, positions, slots), "bool", device)
+        index = allocate((count, positions), "int64", device)
+        write_index = allocate((count,), "int64", device)
+        mask = allocate((count, 1, positions, slots), "bool", device)
+        caches = {name: view_rows(buffer, first_row, count) for name, buffer in self.kv_cache.buffers.items()}
         binding = self._bind_backbone(
-            self.kv_cache.buffers, hidden, x=x, positions=index, mask=mask, write_index=write_index
+            caches, hidden, x=x, positions=index, mask=mask, write_index=write_index
         )
-        return BoundStep(binding, x, index, write_index, mask, hidden)
+        step = BoundStep(binding, x, index, write_index, mask, hidden)
+        if positions == 1 or count == len(self.lengths):
+            self.bound_steps[first_row, count, positions] = step
+        return step
 
     def _bind_backbone(self, caches: Mapping[str, Buffer], hidden: Buffer, **inputs: Buffer) -> Binding:
         """Bind the backbone, with every cache as both input and output."""
