@@ -120,6 +120,7 @@ class SharedSession(Session, Protocol):
     """A session whose rows an engine shares among callers; `janus_modular.BaseSession` has all of it."""
 
     max_feed: int | None  # positions of a row that can be fed at once; None: any number
+    signatures: Mapping[str, GraphSignature]  # of graphs that `run` calls; calls of others cannot be joined
 
     def extend_rows(self, x: Any, counts: Any, first_row: int) -> Any:
         """Feed x (n, W, D) to the rows from ``first_row`` on, free ones too; return states (n, W, D)."""
@@ -131,10 +132,6 @@ class SharedSession(Session, Protocol):
 
     def copy_row(self, source: int, target: int, length: int) -> bool:
         """Copy the first positions of a row to another; return False if it cannot."""
-        ...
-
-    def signature(self, name: str) -> GraphSignature | None:
-        """Return the tensors of a graph; None: calls of it cannot be joined."""
         ...
 
     def expand(self, x: Any) -> Any:

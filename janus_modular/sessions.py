@@ -34,6 +34,7 @@ class BaseSession(ABC):
     sizes: Mapping[str, Any]
     hidden_size: int  # D
     max_feed: int | None = None  # positions a row that `feed` takes at once; None: any number
+    signatures: Mapping[str, GraphSignature] = {}  # of graphs that `run` calls: engines join calls of these
 
     def __init__(self, max_seq_len: int, rows: int | None = None) -> None:
         """Open a session of ``rows`` rows; None: as many as the first prompts need."""
@@ -214,13 +215,6 @@ class BaseSession(ABC):
     def copy_positions(self, source: int, target: int, length: int) -> bool:
         """Copy what a row holds of its first positions to another row; False: this runtime cannot."""
         return False
-
-    def signature(self, name: str) -> GraphSignature | None:
-        """Return the tensors of a graph that `run` calls; None: this runtime does not know them.
-
-        An engine joins calls of a graph whose tensors it knows.
-        """
-        return None
 
     def prefill(self, prompts: Sequence[Prompt]) -> Any:
         """Start again with one prompt a row; return the last hidden state of each (len(prompts), D).

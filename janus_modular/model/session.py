@@ -68,11 +68,15 @@ class TorchSession(BaseSession):
         self.cache: RowCache = model.backbone.new_cache(0, max_seq_len)
         self.suppressed_ids = torch.tensor(list(suppressed_ids), dtype=torch.int64, device=self.device)
         self.vocab_size = model.backbone.vocab_size
-        self.graphs = {graph.name: graph for graph in model.generation.graphs()}
+        graphs = model.generation.graphs()
+        self.signatures = {
+            "sample_text": GraphSignature(*sample_text_tensors(self.vocab_size, self.hidden_size)),
+            **{graph.name: GraphSignature(graph.inputs, graph.outputs, graph.role) for graph in graphs},
+        }
         self.functions: Mapping[str, Callable[..., Any]] = {
             "embed": model.backbone.embed,
             "sample_text": self.sample_text,
-            **{name: graph.function for name, graph in self.graphs.items()},
+            **{graph.name: graph.function for graph in graphs},
         }
         self.pad_id = pad
         self.image_positions = model.generation.num_tokens
@@ -128,13 +132,6 @@ class TorchSession(BaseSession):
             return False
         self.cache.copy_row(source, target, length)
         return True
-
-    def signature(self, name: str) -> GraphSignature | None:
-        """Return the tensors of a graph of the generation path, or of ``sample_text``."""
-        if name == "sample_text":
-            return GraphSignature(*sample_text_tensors(self.vocab_size, self.hidden_size))
-        graph = self.graphs.get(name)
-        return None if graph is None else GraphSignature(graph.inputs, graph.outputs, graph.role)
 
     def cut_rows(self) -> None:
         """Cut the cache back to `lengths`."""

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from janus_modular.errors import CheckError
+from janus_modular.errors import CheckError, PromptError
 from janus_modular.protocols import BatchState, Plan, Scheduler, SharedSession, TaskState
 from janus_modular.serving.graph_runner import GraphRunner
-from janus_modular.serving.reading import Reading
+from janus_modular.serving.reading import Reader
 from janus_modular.serving.row_pool import RowPool
 from janus_modular.serving.row_view import (
     FeedCall,
@@ -41,19 +41,26 @@ class Batch:
         keeps_prompts: bool,
         on_end: Callable[[Task], None],
         on_start: Callable[[Task], None] = lambda task: None,
+        is_interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Take a session of ``rows`` rows; ``on_end`` is called with each task that has ended by itself."""
+        """Take a session of ``rows`` rows.
+
+        ``on_start`` gets each task that gets rows, ``on_end`` each that has ended by itself. A task that is
+        alone goes on without returning from `advance` until ``is_interrupted``.
+        """
         self.session, self.scheduler = session, scheduler
-        self.on_start, self.on_end = on_start, on_end
+        self.on_start, self.on_end, self.is_interrupted = on_start, on_end, is_interrupted
         self.pool = RowPool(session, rows, keeps_prompts=keeps_prompts)
         self.tasks: dict[int, Task] = {}  # that have not ended, in the order of submission
-        self.readings: dict[int, Reading] = {}  # by task
-        self.steps = self.prompt_positions = 0
+        self.reader = Reader(session, self.pool, lambda task, error: self._resume(task, error=error))
+        self.steps = 0
         self.graphs = GraphRunner(session)
 
     def task(self, mode: Mode, max_seq_len: int, work: Callable[[RowView], Any]) -> Task:
         """Return a task that calls ``work`` with its session, of ``max_seq_len`` positions a row."""
-        return Task(mode, self.session, max_seq_len, work, cut_back=self.pool.cut)
+        return Task(
+            mode, self.session, max_seq_len, work, cut_back=self.pool.cut, go_on_alone=self._go_on_alone
+        )
 
     def start(self, task: Task) -> None:
         """Run a task up to the first call that needs rows."""
@@ -72,10 +79,10 @@ class Batch:
         Raises:
             CheckError: the scheduler's plan is impossible, or admits nothing though nothing runs.
         """
-        steps_before, read_before = self.steps, self.prompt_positions
+        before = self.steps, self.reader.positions
         self._read()
         self._step()
-        return (self.steps, self.prompt_positions) != (steps_before, read_before)
+        return (self.steps, self.reader.positions) != before
 
     @property
     def waiting(self) -> list[Task]:
@@ -84,39 +91,40 @@ class Batch:
 
     def _read(self) -> None:
         """Assign rows and read prompts, as the scheduler plans."""
-        waiting = self.waiting
-        reading = [self.tasks[number] for number in self.readings]
+        waiting, reading = self.waiting, list(self.reader.readings)
         if not waiting and not reading:
             return
         plan = self.scheduler.plan(self._state(waiting, reading))
         self._check(plan, waiting)
-        for number in plan.admit:
-            task = self.tasks[number]
+        admitted = [self.tasks[number] for number in plan.admit]
+        for task in admitted:
             self.pool.release(task)
             self.pool.assign(task)
             self.on_start(task)
-            self.readings[number] = Reading(task, self.pool)
-        for number, positions in plan.read.items():
-            if number in self.readings and positions:
-                self._read_part(self.tasks[number], positions)
+        self.reader.begin(admitted)
+        positions = {
+            self.tasks[number]: count for number, count in plan.read.items() if number in self.tasks and count
+        }
+        for task, states in self.reader.read(positions):
+            self._resume(task, states)
         self._run_graphs()
 
     def _state(self, waiting: Sequence[Task], reading: Sequence[Task]) -> BatchState:
         def states(tasks: Sequence[Task]) -> list[TaskState]:
             return [TaskState(task.number, task.mode, task.view.count, self._unread(task)) for task in tasks]
 
-        idle = {task.number for task in (*waiting, *reading)}
+        idle = {*waiting, *reading}
         return BatchState(
             rows=len(self.pool.owners),
             free_rows=len(self.pool.free),
             waiting=states(waiting),
             reading=states(reading),
-            running=states([task for task in self.tasks.values() if task.number not in idle]),
+            running=states([task for task in self.tasks.values() if task not in idle]),
         )
 
     def _unread(self, task: Task) -> int:
-        if task.number in self.readings:
-            return self.readings[task.number].unread
+        if task in self.reader.readings:
+            return self.reader.unread(task)
         return max(map(len, task.call.prompts)) if isinstance(task.call, ReadCall) else 0
 
     def _check(self, plan: Plan, waiting: Sequence[Task]) -> None:
@@ -133,18 +141,6 @@ class Batch:
                 f"{type(self.scheduler).__name__}: found a plan that does nothing while {len(waiting)} tasks"
                 " wait and none runs; expected a task to be admitted, or positions to be read."
             )
-
-    def _read_part(self, task: Task, positions: int) -> None:
-        reading = self.readings[task.number]
-        try:
-            self.prompt_positions += reading.read(self.session, positions)
-        except Exception as error:
-            del self.readings[task.number]
-            self._resume(task, error=error)
-            return
-        if not reading.unread:
-            del self.readings[task.number]
-            self._resume(task, reading.result(self.session))
 
     def _feeding(self) -> list[Task]:
         return [task for task in self.tasks.values() if isinstance(task.call, FeedCall)]
@@ -205,19 +201,35 @@ class Batch:
         """Let a task go on up to its next call, or its end."""
         if task.is_done:  # removed meanwhile
             return
+        rows = task.view.rows
+        task.view.is_alone = bool(rows) and len(self.tasks) == 1 and rows == list(range(len(rows)))
         if error is not None:
             task.throw(error)
         else:
             task.resume(value)
+        if isinstance(task.call, ReadCall) and task.view.count > len(self.pool.owners):
+            task.throw(
+                PromptError(
+                    f"found a request that needs {task.view.count} rows at a time; the engine has"
+                    f" {len(self.pool.owners)}: open it with more (rows={task.view.count})."
+                )
+            )
         if task.is_done:
             self._forget(task)
             self.on_end(task)
         elif isinstance(task.call, ReadCall) and not _needs_rows(task):  # more prompts, into rows that it has
-            self.readings[task.number] = Reading(task, self.pool)
+            self.reader.begin([task])
+
+    def _go_on_alone(self) -> bool:
+        """Count a step of a task that is alone, unless others want to take part."""
+        if self.is_interrupted():
+            return False
+        self.steps += 1
+        return True
 
     def _forget(self, task: Task) -> None:
         self.pool.release(task)
-        self.readings.pop(task.number, None)
+        self.reader.forget(task)
         self.tasks.pop(task.number, None)
 
 

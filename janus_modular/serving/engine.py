@@ -26,6 +26,7 @@ from janus_modular.interfaces import ComponentSpec, component
 from janus_modular.plugins import Plugins
 from janus_modular.protocols import Scheduler, SharedSession
 from janus_modular.serving.batch import Batch
+from janus_modular.serving.drawn_codes import CodeGraphs
 from janus_modular.serving.jobs import Job
 from janus_modular.serving.open_requests import OpenRequest
 from janus_modular.serving.requests import AnswerRequest, DrawRequest
@@ -100,6 +101,7 @@ class Engine:
                 " from janus_modular.BaseSession, whose rows an engine can share."
             )
         self.session = session
+        self._code_graphs = CodeGraphs.of(session.signatures)
         self._batch = Batch(
             session,
             self.rows,
@@ -107,6 +109,7 @@ class Engine:
             keeps_prompts=prefix_cache,
             on_start=self._on_start,
             on_end=self._on_end,
+            is_interrupted=self._is_interrupted,
         )
         self._changed = threading.Condition()  # guards what other threads change: the next five
         self._incoming: deque[OpenRequest] = deque()
@@ -132,9 +135,9 @@ class Engine:
             QueueFullError: as many requests are waiting as the queue holds.
             ServingError: the engine is closed.
         """
-        work = work_for(self.janus, request, self.max_seq_len)
+        work = work_for(self.janus, request, self.max_seq_len, self._code_graphs)
         job = Job(request, request.request_id or uuid4().hex, self._cancel)
-        opened = OpenRequest(job, work)
+        opened = OpenRequest(job, work, lambda: self._batch.steps)
         with self._changed:
             if self._closing:
                 raise ServingError("the engine is closed: open another, or try another server.")
@@ -150,6 +153,7 @@ class Engine:
                     seconds,
                 )
             self._requests[job.request_id] = opened
+            opened.submitted_step = self._batch.steps
             self._incoming.append(opened)
             self._waiting += 1
             self._changed.notify_all()
@@ -165,7 +169,7 @@ class Engine:
             answer_rows=batch.pool.in_use("answer"),
             draw_rows=batch.pool.in_use("draw"),
             steps=batch.steps,
-            prompt_positions=batch.prompt_positions,
+            prompt_positions=batch.reader.positions,
             reused_positions=batch.pool.reused_positions,
             answered=counts["answer"],
             drawn=counts["draw"],
@@ -245,6 +249,11 @@ class Engine:
                 ),
             )
         return True
+
+    def _is_interrupted(self) -> bool:
+        """Return True if `_take` has something to do, which must not wait for the end of a task."""
+        is_late = any(opened.is_late() for opened in self._open if opened.job.request.deadline is not None)
+        return bool(self._incoming or self._cancelled or self._closing or is_late)
 
     def _start_runs(self, opened: OpenRequest) -> None:
         """Start runs of a request, as many as can have rows at a time."""

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_modular.interfaces import GraphSignature
 from janus_modular.protocols import SharedSession
-from janus_modular.serving.joining import Joinable, joinable, run_joined
+from janus_modular.serving.joining import Joinable, JoinableGraph, run_joined
 from janus_modular.serving.row_view import RunCall, SharedTensor, Vectors, sources_and_rows
 from janus_modular.serving.tasks import Task
 
@@ -37,7 +36,7 @@ class GraphRunner:
 
     def __init__(self, session: SharedSession) -> None:
         self.session = session
-        self.signatures: dict[str, GraphSignature | None] = {}
+        self.graphs: dict[str, JoinableGraph | None] = {}  # None: its calls cannot be joined
         self.differences: dict[tuple[Any, ...], int] = {}  # by graph; -1: joined calls were compared
         self.inputs: list[SharedTensor] = []  # next inputs of rows, which another graph may overwrite
 
@@ -112,15 +111,13 @@ class GraphRunner:
         self.inputs.clear()
 
     def _joinable(self, call: RunCall) -> Joinable | None:
-        if call.name not in self.signatures:
-            try:
-                self.signatures[call.name] = self.session.signature(call.name)
-            except Exception:
-                return None  # run alone, it raises the session's own error
-        signature = self.signatures[call.name]
-        if signature is not None and signature.role in ALONE:
-            return None
-        return joinable(call, signature)
+        if call.name not in self.graphs:
+            signature = self.session.signatures.get(call.name)
+            graph = None if signature is None else JoinableGraph(call.name, signature)
+            may_join = graph is not None and graph.is_joinable and graph.signature.role not in ALONE
+            self.graphs[call.name] = graph if may_join else None
+        graph = self.graphs[call.name]
+        return None if graph is None else graph.joinable(call)
 
     def _compare(
         self, graph: tuple[Any, ...], group: Sequence[tuple[Task, Joinable]], joined: list[Any]

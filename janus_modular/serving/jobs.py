@@ -28,12 +28,13 @@ class Job:
         self._events: list[Event] = []
         self._error: BaseException | None = None
         self._changed = threading.Condition()
+        self._ended = threading.Event()
         self._listeners: list[Callable[[], None]] = []
 
     @property
     def done(self) -> bool:
         """True once the request has ended, with a result or an error."""
-        return self._error is not None or bool(self._events and isinstance(self._events[-1], Finished))
+        return self._ended.is_set()
 
     def cancel(self) -> None:
         """End the request; its rows are free before the next step. Without effect once it is done."""
@@ -47,12 +48,11 @@ class Job:
             DeadlineError: the request goes on after ``timeout`` seconds; it is not cancelled.
             JanusError: the request failed or was cancelled.
         """
-        with self._changed:
-            if not self._changed.wait_for(lambda: self.done, timeout):
-                raise DeadlineError(
-                    f"request {self.request_id}: found no result after {timeout} s; it goes on. Wait longer,"
-                    " or call cancel()."
-                )
+        if not self._ended.wait(timeout):
+            raise DeadlineError(
+                f"request {self.request_id}: found no result after {timeout} s; it goes on. Wait longer, or"
+                " call cancel()."
+            )
         if self._error is not None:
             raise self._error
         last = self._events[-1]
@@ -98,12 +98,15 @@ class Job:
         """Add an event; called by the engine."""
         with self._changed:
             self._events.append(event)
+            if isinstance(event, Finished):
+                self._ended.set()
             self._notify()
 
     def fail(self, error: BaseException) -> None:
         """End the request with an error; called by the engine."""
         with self._changed:
             self._error = error
+            self._ended.set()
             self._notify()
 
     def _notify(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,58 +18,68 @@ from janus_modular.interfaces import GraphSignature, TensorSpec, factor_and_axis
 from janus_modular.protocols import SharedSession
 from janus_modular.serving.row_view import Indices, RunCall, SharedTensor, Vectors, gather
 
+NUMBERS = (np.ndarray, np.generic, int, float)
+"""The types of scalar inputs."""
 
-@dataclass(frozen=True)
+
+class JoinableGraph:
+    """A graph whose tensors are scalars, or have images or rows along their first axis alone."""
+
+    def __init__(self, name: str, signature: GraphSignature) -> None:
+        """Prepare to join calls; `is_joinable` says whether the graph's tensors allow it."""
+        tensors = (*signature.inputs, *signature.outputs)
+        self.name, self.signature = name, signature
+        self.is_joinable = all(_is_divisible(spec) for spec in tensors)
+        self.leading = [
+            factor_and_axis(str(spec.shape[0])) if spec.shape else (0, "") for spec in signature.inputs
+        ]
+
+    def joinable(self, call: RunCall) -> Joinable | None:
+        """Return how a call can be joined with others; None if it cannot: alone, it raises what it must."""
+        if len(call.inputs) != len(self.leading):
+            return None
+        lengths, scalars = dict[str, int](), list[Any]()
+        for (factor, axis), spec, value in zip(self.leading, self.signature.inputs, call.inputs, strict=True):
+            if not axis:
+                if not isinstance(value, NUMBERS) or np.ndim(value):
+                    return None
+                scalars.append(float(value))
+                continue
+            shape = tuple(getattr(value, "shape", ()))
+            if shape[1:] != spec.shape[1:] or shape[0] % factor:
+                return None
+            if lengths.setdefault(axis, shape[0] // factor) != shape[0] // factor:
+                return None
+        count = lengths.get("images", lengths.get("rows", 0))
+        if not count or lengths.get("rows", count) % count:
+            return None
+        return Joinable(
+            call, self.signature, count, (self.name, lengths.get("rows", count) // count, *scalars)
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Joinable:
     """A call that can be joined with others of the same ``key``."""
 
     call: RunCall
     signature: GraphSignature
     count: int  # images, or rows of a graph without images
-    key: tuple[Any, ...]  # the graph, vectors per image of each tensor, and its scalar inputs
-
-
-def joinable(call: RunCall, signature: GraphSignature | None) -> Joinable | None:
-    """Return how a call can be joined with others; None if it cannot.
-
-    Each tensor must be a scalar, or have a leading axis of images or rows and otherwise a fixed shape.
-    """
-    if signature is None or len(signature.inputs) != len(call.inputs):
-        return None
-    if not all(_is_divisible(spec) for spec in (*signature.inputs, *signature.outputs)):
-        return None
-    lengths, scalars = dict[str, int](), list[Any]()
-    for spec, value in zip(signature.inputs, call.inputs, strict=True):
-        shape = tuple(np.shape(value) if np.isscalar(value) else value.shape)
-        if len(shape) != len(spec.shape):
-            return None
-        if not spec.shape:
-            if not isinstance(value, np.ndarray | np.generic | int | float):
-                return None
-            scalars.append(np.asarray(value).item())
-            continue
-        try:
-            lengths |= spec.measure(shape)
-        except ValueError:
-            return None  # run alone, it raises the session's own error
-    count = lengths.get("images", lengths.get("rows", 0))
-    if not count or lengths.get("rows", count) % count:
-        return None
-    return Joinable(call, signature, count, (call.name, lengths.get("rows", count) // count, *scalars))
+    key: tuple[Any, ...]  # the graph, its rows per image, and its scalar inputs
 
 
 def _is_divisible(spec: TensorSpec) -> bool:
     """Return True for a scalar, and for images or rows whose other axes are fixed."""
-    leading, *rest = spec.shape or (None,)
-    if leading is None:
+    if not spec.shape:
         return True
+    leading, *rest = spec.shape
     is_axis = isinstance(leading, str) and factor_and_axis(leading)[1] in ("images", "rows")
     return is_axis and all(isinstance(size, int) for size in rest)
 
 
 def run_joined(session: SharedSession, calls: Sequence[Joinable]) -> list[Any]:
     """Run calls of the same key at once; return the result of each."""
-    first, counts = calls[0], [call.count for call in calls]
+    first, counts = calls[0], tuple(call.count for call in calls)
     inputs = [
         first.call.inputs[position]
         if not spec.shape
@@ -80,7 +91,7 @@ def run_joined(session: SharedSession, calls: Sequence[Joinable]) -> list[Any]:
 
 
 def divide(
-    session: SharedSession, signature: GraphSignature, outputs: Any, counts: Sequence[int]
+    session: SharedSession, signature: GraphSignature, outputs: Any, counts: tuple[int, ...]
 ) -> list[Any]:
     """Return the part of each of several calls of what a graph returned for them."""
     tensors = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -99,21 +110,31 @@ def divide(
 
 
 def _concatenate(
-    session: SharedSession, spec: TensorSpec, values: Sequence[Any], counts: Sequence[int]
+    session: SharedSession, spec: TensorSpec, values: Sequence[Any], counts: tuple[int, ...]
 ) -> Any:
     """Return the inputs of several calls as one tensor: block by block, and in each the calls' vectors."""
     blocks = values[0].shape[0] // counts[0]
-    order = np.argsort(np.concatenate(_positions(counts, blocks)))
-    if len(spec.shape) == 2 and any(isinstance(value, Vectors) for value in values):
-        return gather(session, values, None if len(counts) == 1 else order)
+    is_float = spec.dtype not in ("int64", "uint8", "bool")
+    if is_float and len(spec.shape) == 2 and not all(isinstance(value, np.ndarray) for value in values):
+        return gather(session, values, None if len(counts) == 1 else _order(counts, blocks))
     arrays = [value if isinstance(value, np.ndarray) else session.to_host(value) for value in values]
-    return np.concatenate(arrays)[order] if blocks > 1 else np.concatenate(arrays)
+    if len(arrays) == 1:
+        return arrays[0]
+    joined = np.concatenate(arrays)
+    return joined[_order(counts, blocks)] if blocks > 1 else joined
 
 
-def _positions(counts: Sequence[int], blocks: int) -> list[Indices]:
+@lru_cache(maxsize=1024)
+def _positions(counts: tuple[int, ...], blocks: int) -> list[Indices]:
     """Return for each call where its vectors lie among those of all calls."""
     starts, total = np.cumsum([0, *counts[:-1]]), sum(counts)
     return [
         (np.arange(blocks)[:, None] * total + start + np.arange(count)).reshape(-1)
         for start, count in zip(starts.tolist(), counts, strict=True)
     ]
+
+
+@lru_cache(maxsize=1024)
+def _order(counts: tuple[int, ...], blocks: int) -> Indices:
+    """Return the order of the calls' vectors, one call after the other, among those of all calls."""
+    return np.argsort(np.concatenate(_positions(counts, blocks)))

@@ -16,8 +16,11 @@ from janus_modular.serving.work import Work
 class OpenRequest:
     """A request that an engine has taken. Changed by the engine's thread alone."""
 
-    def __init__(self, job: Job, work: Work) -> None:
-        self.job, self.work = job, work
+    def __init__(self, job: Job, work: Work, steps: Callable[[], int]) -> None:
+        """Note when the request was submitted; ``steps`` returns the steps of the batch so far."""
+        self.job, self.work, self.steps = job, work, steps
+        self.submitted_step = 0  # of the batch
+        self.first_steps = 0  # as in `Timing`
         self.submitted = time.monotonic()
         self.started: float | None = None  # seconds after submission, as in `Timing`
         self.first: float | None = None
@@ -42,7 +45,7 @@ class OpenRequest:
     def emit(self, event: Event) -> None:
         """Pass an event on to the job."""
         if self.first is None:
-            self.first = self.seconds()
+            self.first, self.first_steps = self.seconds(), self.steps() - self.submitted_step
         self.job.emit(event)
 
     def finish(self, error: BaseException | None) -> None:
@@ -56,5 +59,5 @@ class OpenRequest:
             self.job.fail(error)
             return
         now = self.seconds()
-        timing = Timing(self.started or 0.0, now if self.first is None else self.first, now)
+        timing = Timing(self.started or 0.0, now if self.first is None else self.first, now, self.first_steps)
         self.job.emit(Finished(result, timing))

@@ -75,6 +75,7 @@ class Timing:
     started: float  # its first rows were assigned
     first: float  # its first token or code
     finished: float
+    first_steps: int  # steps of the batch from submission to the first token or code
 
 
 @dataclass(frozen=True)

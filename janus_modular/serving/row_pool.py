@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
 from dataclasses import replace
 from hashlib import sha256
 
@@ -128,17 +127,6 @@ def tail(prompt: Sequence, start: int) -> Sequence:
         generation_mask=prompt.generation_mask[start:],
         understanding_pixels=images[skipped:],
     )
-
-
-def consecutive(rows: Many[int]) -> list[list[int]]:
-    """Return the positions in ``rows`` of each run of consecutive rows, in order."""
-    runs: list[list[int]] = []
-    for index in sorted(range(len(rows)), key=rows.__getitem__):
-        if runs and rows[runs[-1][-1]] + 1 == rows[index]:
-            runs[-1].append(index)
-        else:
-            runs.append([index])
-    return runs
 
 
 def _common(first: Integers, second: Integers) -> int:

@@ -112,13 +112,21 @@ class RowView(BaseSession):
         max_seq_len: int,
         wait_for: Callable[[Call], Any],
         cut_back: Callable[[RowView], None],
+        go_on_alone: Callable[[], bool],
     ) -> None:
-        """Open a view without rows: the first prompts determine how many it needs."""
+        """Open a view without rows: the first prompts determine how many it needs.
+
+        ``go_on_alone`` returns True while no other request wants to take part, before each step of a view
+        that `is_alone`.
+        """
         super().__init__(max_seq_len)
         self.session, self.wait_for, self.cut_back = session, wait_for, cut_back
+        self.go_on_alone = go_on_alone
+        self.is_alone = False  # the view has the first rows, and no other has any: calls are not joined
         self.hidden_size, self.max_feed = session.hidden_size, session.max_feed
         self.vocab_size, self.pad_id = session.vocab_size, session.pad_id
         self.image_positions, self.sizes = session.image_positions, session.sizes
+        self.on_run: Callable[[str, Any], None] = lambda name, outputs: None  # sees what graphs return
         self.count = 0  # rows that the run needs
         self.rows: list[int] = []  # of the engine's session, in the view's order; [] while it waits for rows
 
@@ -130,14 +138,24 @@ class RowView(BaseSession):
         """Wait until prompts are read; return the last hidden states (n, D)."""
         return self.wait_for(ReadCall(prompts, first_row))
 
-    def feed(self, x: Any, counts: Indices) -> Vectors:
+    def feed(self, x: Any, counts: Indices) -> Any:
         """Wait until x (rows, W, D) is fed; return the hidden states (rows, W, D)."""
-        result: Vectors = self.wait_for(FeedCall(x, counts))
-        return result
+        if self.is_alone:
+            if self.go_on_alone():
+                return self.session.extend_rows(self._tensor(x), counts, 0)
+            self.is_alone = False
+            x = self.session.take(*sources_and_rows([x]))  # another request's graphs may overwrite it
+            x = self.session.take(x, np.arange(x.shape[0]).reshape(len(counts), -1))
+        return self.wait_for(FeedCall(x, counts))
 
     def run(self, name: str, *inputs: Any) -> Any:
         """Wait until a graph is run; return its outputs."""
-        return self.wait_for(RunCall(name, inputs))
+        if self.is_alone:
+            outputs = self.session.run(name, *map(self._tensor, inputs))
+        else:
+            outputs = self.wait_for(RunCall(name, inputs))
+        self.on_run(name, outputs)
+        return outputs
 
     def cut_rows(self) -> None:
         """Cut the rows of the engine's session back to `lengths`."""
@@ -151,7 +169,9 @@ class RowView(BaseSession):
 
     def squeeze(self, x: Any) -> Any:
         """Return (n, 1, D) as (n, D)."""
-        return Vectors(x.source, x.indices[:, 0], x.hidden_size)
+        if isinstance(x, Vectors):
+            return Vectors(x.source, x.indices[:, 0], x.hidden_size)
+        return self.session.squeeze(x)
 
     def take(self, tensors: Any, indices: Any) -> Any:
         """Copy vectors of one or several tensors (..., D) into a new one (*indices.shape, D)."""
@@ -161,14 +181,19 @@ class RowView(BaseSession):
 
     def stack(self, columns: Sequence[Any]) -> Any:
         """Join the ids that `run` sampled in successive steps (rows, ...) as (rows, steps, ...)."""
-        if all(isinstance(column, np.ndarray) for column in columns):
-            return np.stack(columns, axis=1)
+        if any(isinstance(column, np.ndarray) for column in columns):  # they were divided, on the host
+            return np.stack([self.to_host(column) for column in columns], axis=1)
         return self.session.stack(columns)
 
     def to_host(self, x: Any) -> NDArray[Any]:
         """Copy a tensor to numpy."""
         if isinstance(x, np.ndarray):
             return x.copy()
+        return self.session.to_host(self._tensor(x))
+
+    def _tensor(self, x: Any) -> Any:
+        """Return vectors of a shared tensor as a tensor of the session; anything else as it is."""
         if not isinstance(x, Vectors):
-            return self.session.to_host(x)
-        return self.session.to_host(gather(self.session, [x])).reshape(x.shape)
+            return x
+        sources, rows = sources_and_rows([x])
+        return self.session.take(sources, rows.reshape(x.indices.shape))

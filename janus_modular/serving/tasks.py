@@ -33,11 +33,12 @@ class Task:
         work: Callable[[RowView], Any],
         *,
         cut_back: Callable[[RowView], None],
+        go_on_alone: Callable[[], bool],
     ) -> None:
         """Prepare to call ``work`` with a view of the session; `resume` begins."""
         self.mode: Mode = mode
         self.number = next(_numbers)
-        self.view = RowView(session, max_seq_len, self._wait_for, cut_back)
+        self.view = RowView(session, max_seq_len, self._wait_for, cut_back, go_on_alone)
         self.call: Call | None = None  # that the sampler waits for
         self.result: Any = None
         self.error: BaseException | None = None

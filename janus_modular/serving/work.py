@@ -14,7 +14,15 @@ from janus_modular.answers import Answer, AnswerRow, Drawings, Usage
 from janus_modular.errors import PromptError
 from janus_modular.processing.image_io import to_image
 from janus_modular.protocols import EncodedImages
-from janus_modular.serving.requests import AnswerRequest, DrawRequest, Event, Progress, TextDelta
+from janus_modular.serving.drawn_codes import CodeGraphs, DrawnCodes, partial_steps
+from janus_modular.serving.requests import (
+    AnswerRequest,
+    DrawRequest,
+    Event,
+    PartialImage,
+    Progress,
+    TextDelta,
+)
 from janus_modular.serving.row_view import RowView
 from janus_modular.serving.tasks import Mode
 
@@ -83,7 +91,9 @@ class DrawWork(Work):
 
     mode: Mode = "draw"
 
-    def __init__(self, janus: Janus, request: DrawRequest, limit: int) -> None:
+    def __init__(
+        self, janus: Janus, request: DrawRequest, limit: int, code_graphs: CodeGraphs | None
+    ) -> None:
         """Check the request; ``limit`` is how many positions a row of the engine holds.
 
         Raises:
@@ -105,16 +115,21 @@ class DrawWork(Work):
         self.image_tokens = check_size(janus, request.size)
         self.max_seq_len = len(self.prompt) + self.image_tokens
         check_fits(len(self.prompt), self.image_tokens, "positions of an image", limit)
+        self.code_graphs = code_graphs
+        self.partial_steps = check_partial_images(request.partial_images, code_graphs)
         numbered = samplers.with_numbers(self.settings, [self.prompt] * self.runs)
         self.numbers = numbered.numbers
         self.done = [0] * self.runs
 
     def run(self, number: int, view: RowView, emit: Emit) -> EncodedImages:
-        """Draw an image, with an event for each step."""
+        """Draw an image, with an event for each step, and for each partial image."""
+        drawn = DrawnCodes(view, self.code_graphs) if self.code_graphs else None
 
         def on_progress(done: int, total: int) -> None:
             self.done[number] = done
             emit(Progress(sum(self.done), total * self.runs))
+            if drawn is not None and done in self.partial_steps:
+                emit(PartialImage(to_image(drawn.decode()), number, self.partial_steps[done]))
 
         settings = replace(self.settings, numbers=(self.numbers[number],))
         steps = self.sampler(view, [self.prompt], settings)
@@ -128,7 +143,9 @@ class DrawWork(Work):
         return Drawings(images, usage, asdict(self.settings), encoded or None)
 
 
-def work_for(janus: Janus, request: AnswerRequest | DrawRequest, limit: int) -> Work:
+def work_for(
+    janus: Janus, request: AnswerRequest | DrawRequest, limit: int, code_graphs: CodeGraphs | None
+) -> Work:
     """Check a request; return its work.
 
     Raises:
@@ -137,7 +154,7 @@ def work_for(janus: Janus, request: AnswerRequest | DrawRequest, limit: int) -> 
     if isinstance(request, AnswerRequest):
         return AnswerWork(janus, request, limit)
     if isinstance(request, DrawRequest):
-        return DrawWork(janus, request, limit)
+        return DrawWork(janus, request, limit, code_graphs)
     raise PromptError(f"found the request {request!r:.80}; expected an AnswerRequest or a DrawRequest.")
 
 
@@ -149,6 +166,21 @@ def check_fits(prompt: int, generated: int, unit: str, limit: int) -> None:
             " most together, max_seq_len of the engine. Shorten the prompt, ask for fewer, or open the engine"
             " with more."
         )
+
+
+def check_partial_images(count: int, code_graphs: CodeGraphs | None) -> dict[int, int]:
+    """Return after which steps an image's partial images are decoded.
+
+    Raises:
+        PromptError: there are more than steps, or the model does not draw code by code.
+    """
+    most = code_graphs.positions // 2 if code_graphs else 0
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= most:
+        reason = "" if code_graphs else ": its generation path does not draw code by code"
+        raise PromptError(
+            f"partial_images: found {count!r:.80}; expected 0 to {most}, as this model draws{reason}."
+        )
+    return partial_steps(count, code_graphs.positions) if code_graphs else {}
 
 
 def check_size(janus: Janus, size: tuple[int, int] | None) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from janus_modular import BaseSession
+from janus_export.bundle.contract import MAGNITUDE
+from janus_modular import BaseSession, GraphSignature, TensorSpec
 
 
 class BundleSession(BaseSession):
@@ -20,3 +21,17 @@ class BundleSession(BaseSession):
         self.pad_id = model["pad_id"]
         self.image_positions = model["image_target"]["positions"]
         self.sizes = model["sizes"]
+        self.signatures = {name: signature(record) for name, record in runtime.bundle.graphs.items()}
+
+
+def signature(record: Mapping[str, Any]) -> GraphSignature:
+    """Return the tensors of a graph from its entry in the manifest, without those that export adds."""
+
+    def tensors(side: str) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(tensor["name"], tensor["dtype"], tuple(tensor["shape"]))
+            for tensor in record[side]
+            if tensor["name"] != MAGNITUDE
+        )
+
+    return GraphSignature(tensors("inputs"), tensors("outputs"), record.get("role", "other"))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_export.bundle.contract import MAGNITUDE
 from janus_export.runtimes.kv_cache import KVCache
 from janus_export.runtimes.memory import (
     Buffer,
@@ -26,8 +25,8 @@ from janus_export.runtimes.memory import (
 from janus_export.runtimes.ort.binding import Binding
 from janus_export.runtimes.prompts import embed
 from janus_export.runtimes.session import BundleSession
-from janus_modular import GraphSignature, refuse_not_finite
 from janus_modular import Sequence as Prompt
+from janus_modular import refuse_not_finite
 from janus_modular.interfaces import TensorSpec
 
 if TYPE_CHECKING:
@@ -154,13 +153,6 @@ class OnnxSession(BundleSession):
         for buffer in buffers:
             buffer.read()[target, :, :length] = buffer.read()[source, :, :length]
         return True
-
-    def signature(self, name: str) -> GraphSignature:
-        """Return the tensors of a graph, and its role in the manifest."""
-        contract = self.runtime.graph(name).contract
-        role = self.runtime.bundle.graphs[name].get("role", "other")
-        outputs = tuple(tensor for tensor in contract.outputs if tensor.name != MAGNITUDE)
-        return GraphSignature(contract.inputs, outputs, role)
 
     def expand(self, x: Buffer | NDArray[Any]) -> Buffer | NDArray[Any]:
         """Return (n, D) as (n, 1, D), in the same memory."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_export.bundle.contract import MAGNITUDE, check_magnitude
+from janus_export.bundle.contract import check_magnitude
 from janus_export.runtimes.kv_cache import KVCache
 from janus_export.runtimes.prompts import embed
 from janus_export.runtimes.session import BundleSession
@@ -18,8 +18,8 @@ from janus_export.runtimes.trt.cuda_graphs import CapturedStep
 from janus_export.runtimes.trt.engine import Binding
 from janus_export.runtimes.trt.memory import ALIGNMENT, Column, DeviceTensor, HostInputs, join
 from janus_export.runtimes.trt.sampler_calls import SamplerCall
-from janus_modular import GraphSignature, refuse_not_finite
 from janus_modular import Sequence as Prompt
+from janus_modular import refuse_not_finite
 
 if TYPE_CHECKING:
     from janus_export.runtimes.trt.runtime import TensorRTRuntime
@@ -145,13 +145,6 @@ class TensorRTSession(BundleSession):
         """Return the embeddings (n, T, D) of prompts, on the host."""
         self._flush()
         return embed(prompts, self._run_in_chunks, images_at_once=self.runtime.config.images)
-
-    def signature(self, name: str) -> GraphSignature:
-        """Return the tensors of a graph, and its role in the manifest."""
-        contract = self.runtime.engine(name).contract
-        role = self.runtime.bundle.graphs[name].get("role", "other")
-        outputs = tuple(tensor for tensor in contract.outputs if tensor.name != MAGNITUDE)
-        return GraphSignature(contract.inputs, outputs, role)
 
     def expand(self, x: DeviceTensor | NDArray[Any]) -> DeviceTensor | NDArray[Any]:
         """Return (n, D) as (n, 1, D), in the same memory."""
