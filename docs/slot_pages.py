@@ -49,6 +49,7 @@ RELATED: dict[str, tuple[str, ...]] = {
         *(f"sequence.{name}" for name in ("Sample", "Message", "Text", "ImageInput", "ImageTarget")),
         "protocols.Fingerprinted",
     ),
+    "schedulers": ("protocols.BatchState", "protocols.TaskState", "protocols.Plan"),
     "formats": (
         "capabilities.ReadsPretrained",
         "capabilities.LoadsPretrained",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,7 @@ class Batch:
         positions = {
             self.tasks[number]: count for number, count in plan.read.items() if number in self.tasks and count
         }
+        self.graphs.copy_inputs()
         for task, states in self.reader.read(positions):
             self._resume(task, states)
         self._run_graphs()
@@ -151,25 +153,14 @@ class Batch:
         for task in self._feeding():
             assert isinstance(task.call, FeedCall)
             by_width.setdefault(task.call.x.shape[1], []).append(task)
+        if len(by_width) > 1:
+            self.graphs.copy_inputs()
         for width, tasks in by_width.items():
-            try:
-                self._feed(tasks, width)
-            except Exception as error:  # nothing was written: find out whose it is
-                for task in tasks:
-                    if len(tasks) == 1:
-                        self._resume(task, error=error)
-                    else:
-                        self._feed_alone(task, width)
+            self._feed(tasks, width)
         self.graphs.forget_inputs()
         if by_width:
             self.steps += 1
             self._run_graphs()
-
-    def _feed_alone(self, task: Task, width: int) -> None:
-        try:
-            self._feed([task], width)
-        except Exception as error:
-            self._resume(task, error=error)
 
     def _feed(self, tasks: Sequence[Task], width: int) -> None:
         """Feed some tasks' rows, and resume the tasks with the states that follow."""
@@ -185,7 +176,32 @@ class Batch:
         else:
             sources, vectors = sources_and_rows(tensors)
             x = self.session.take(sources, vectors[order])
-        hidden = self.session.extend_rows(x, counts, 0)
+        try:
+            hidden = self.session.extend_rows(x, counts, 0)
+        except Exception as error:  # nothing was written: find out whose error it is
+            self._feed_each(tasks, x, counts, error)
+            return
+        self._resume_all(tasks, hidden)
+
+    def _feed_each(self, tasks: Sequence[Task], x: Any, counts: Any, error: Exception) -> None:
+        """Feed the rows of each task in turn, after an error of all together."""
+        if len(tasks) == 1:
+            self._resume(tasks[0], error=error)
+            return
+        for task in tasks:
+            of_task = np.zeros_like(counts)
+            of_task[task.view.rows] = counts[task.view.rows]
+            try:
+                hidden = self.session.extend_rows(x, of_task, 0)
+                copied = self.session.take(hidden, np.arange(prod(x.shape[:2])).reshape(x.shape[:2]))
+            except Exception as error_of_task:
+                self._resume(task, error=error_of_task)
+            else:
+                self._resume_all([task], copied)
+
+    def _resume_all(self, tasks: Sequence[Task], hidden: Any) -> None:
+        """Resume tasks with their rows of states (rows, W, D)."""
+        width = hidden.shape[1]
         source = SharedTensor(self.session.squeeze(hidden) if width == 1 else hidden)
         for task in tasks:
             indices = np.array(task.view.rows)[:, None] * width + np.arange(width)

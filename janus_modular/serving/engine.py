@@ -252,8 +252,8 @@ class Engine:
 
     def _is_interrupted(self) -> bool:
         """Return True if `_take` has something to do, which must not wait for the end of a task."""
-        is_late = any(opened.is_late() for opened in self._open if opened.job.request.deadline is not None)
-        return bool(self._incoming or self._cancelled or self._closing or is_late)
+        has_more = any(opened.is_late() or opened.next_run < opened.work.runs for opened in self._open)
+        return bool(self._incoming or self._cancelled or self._closing or has_more)
 
     def _start_runs(self, opened: OpenRequest) -> None:
         """Start runs of a request, as many as can have rows at a time."""

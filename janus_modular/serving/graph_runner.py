@@ -77,7 +77,7 @@ class GraphRunner:
             return task, None, error
 
     def _run(self, calls: Sequence[Joinable]) -> list[Any]:
-        self._copy_inputs()
+        self.copy_inputs()
         results = run_joined(self.session, calls)
         outputs = results[0] if isinstance(results[0], tuple) else results[:1]
         self.inputs += [output.source for output in outputs if isinstance(output, Vectors)]
@@ -85,7 +85,7 @@ class GraphRunner:
 
     def _run_alone(self, call: RunCall) -> Any:
         """Run a graph whose calls cannot be joined; next inputs of rows are copied."""
-        self._copy_inputs()
+        self.copy_inputs()
         inputs = [self._tensor(x) for x in call.inputs]
         outputs = self.session.run(call.name, *inputs)
         if isinstance(outputs, tuple):
@@ -104,8 +104,8 @@ class GraphRunner:
             return output
         return self.session.take(output, np.arange(prod(shape[:-1])).reshape(shape[:-1]))
 
-    def _copy_inputs(self) -> None:
-        """Copy next inputs of rows that the backbone has not read yet."""
+    def copy_inputs(self) -> None:
+        """Copy next inputs of rows that the backbone has not read yet, before other calls overwrite them."""
         for source in self.inputs:
             source.tensor = self.session.take(source.tensor, np.arange(source.tensor.shape[0]))
         self.inputs.clear()
