@@ -57,6 +57,7 @@ RELATED: dict[str, tuple[str, ...]] = {
         "protocols.Fingerprinted",
     ),
     "trackers": ("protocols.LogsImages", "protocols.LogsTexts", "protocols.LogsConfig"),
+    "schedulers": ("protocols.BatchState", "protocols.TaskState", "protocols.Plan"),
     "formats": (
         "capabilities.ReadsPretrained",
         "capabilities.LoadsPretrained",

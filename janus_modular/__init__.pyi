@@ -38,6 +38,7 @@ from .model.cache import TensorCache as TensorCache
 from .janus import Janus as Janus
 from .protocols import EncodedImages as EncodedImages
 from .capabilities import AlignsHiddenStates as AlignsHiddenStates
+from .capabilities import CopiesRows as CopiesRows
 from .capabilities import EncodesImages as EncodesImages
 from .capabilities import ReturnsLayer as ReturnsLayer
 from .protocols import Fingerprinted as Fingerprinted
@@ -64,6 +65,10 @@ from .protocols import ImageSampler as ImageSampler
 from .protocols import ImageSamplerSettings as ImageSamplerSettings
 from .protocols import TextSampler as TextSampler
 from .protocols import TextSamplerSettings as TextSamplerSettings
+from .protocols import BatchState as BatchState
+from .protocols import Plan as Plan
+from .protocols import Scheduler as Scheduler
+from .protocols import TaskState as TaskState
 from .protocols import Session as Session
 from .protocols import Source as Source
 from .protocols import Tracker as Tracker
@@ -80,7 +85,9 @@ from .registry import Registry as Registry
 from .registry import hookimpl as hookimpl
 from .sessions import BaseSession as BaseSession
 from .sessions import check_max_seq_len as check_max_seq_len
-from .sessions import SessionWrapper as SessionWrapper
+from .session_wrapper import SessionWrapper as SessionWrapper
+from .graph_specs import GraphSignature as GraphSignature
+from .protocols import SharedSession as SharedSession
 from .sequence import IGNORE_INDEX as IGNORE_INDEX
 from .sequence import Message as Message
 from .sequence import ImageTarget as ImageTarget

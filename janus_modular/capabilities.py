@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from janus_modular.interfaces import Adaptor, Backbone, GenerationPath
+from janus_modular.interfaces import Adaptor, Backbone, GenerationPath, RowCache
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -198,4 +198,13 @@ class TranslatesToOnnx(Protocol):
         A function takes the operator's arguments, with tensors as values of a graph under construction, and
         returns the result of onnxscript operators. Only standard ONNX operators run everywhere.
         """
+        ...
+
+
+@runtime_checkable
+class CopiesRows(RowCache, Protocol):
+    """A cache whose rows can be copied, so that an engine reads what several prompts begin with only once."""
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` positions of a row to another row; its length is set afterwards."""
         ...

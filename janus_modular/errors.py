@@ -106,6 +106,30 @@ class EvaluationError(JanusError):
     """An evaluation that cannot start or continue: its questions, prompts, images or ledger."""
 
 
+class ServingError(JanusError):
+    """A request to an engine that did not end with a result, though its prompt and settings are valid."""
+
+
+class QueueFullError(ServingError):
+    """An engine whose queue is full: try again after ``retry_after`` seconds, an estimate."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(ServingError):
+    """A request that was not done before its deadline."""
+
+
+class RequestCancelledError(ServingError):
+    """A request that was cancelled, by its client or because the engine was closed."""
+
+
+class JournalError(ServingError):
+    """A journal of drawings that cannot be read or written: the disk is full, for example."""
+
+
 class CheckError(JanusError):
     """A component that breaks its slot's contract; says which check failed, and how."""
 
@@ -166,6 +190,7 @@ EXTRAS = {
     "runtime": ("onnxruntime",),
     "export": ("onnx", "onnxscript", "onnx_ir"),
     "gpu": ("onnxruntime", "tensorrt", "cuda.bindings", "onnx_ir", "onnxscript"),
+    "serve": ("greenlet",),
     "rtx": ("tensorrt_rtx", "cuda.bindings", "onnx_ir", "onnxscript"),
 }
 """The modules of each extra. Messages name the first extra that has a missing module."""

@@ -73,6 +73,19 @@ def factor_and_axis(dimension: str) -> tuple[int, str]:
     return int(factor or 1), axis
 
 
+def sample_text_tensors(
+    vocab_size: int, hidden_size: int
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return the inputs and outputs of the graph ``sample_text``."""
+    return (
+        TensorSpec("hidden", "model", ("rows", hidden_size)),
+        TensorSpec("noise", "float32", ("rows", vocab_size)),
+        TensorSpec("temperature", "float32", ()),
+        TensorSpec("top_k", "int64", ()),
+        TensorSpec("top_p", "float32", ()),
+    ), (TensorSpec("ids", "int64", ("rows",)), TensorSpec("x", "model", ("rows", hidden_size)))
+
+
 @dataclass(frozen=True)
 class GraphSpec:
     """A function that a sampler runs by name, and that export compiles into a graph.
@@ -90,3 +103,12 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]  # in the order of the function's arguments
     outputs: tuple[TensorSpec, ...]  # in the order of its results
     role: GraphRole = "other"  # how the graph is verified: sample, decode, encode, embed, other
+
+
+@dataclass(frozen=True)
+class GraphSignature:
+    """The inputs and outputs of a graph that `run` calls, in order, and its role in the generation path."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    role: str = "other"  # a `GraphRole`

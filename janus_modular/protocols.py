@@ -6,7 +6,7 @@ Shapes as in ``janus_modular.interfaces``. Nothing has to be inherited but the s
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from janus_modular.graph_specs import GraphSignature
     from janus_modular.model.model import JanusModel
     from janus_modular.sequence import Sample
     from janus_modular.sequence import Sequence as TokenSequence
@@ -115,6 +116,34 @@ class Session(Protocol):
 
     def to_host(self, x: Any) -> NDArray[Any]:
         """Copy a tensor of this session's to numpy."""
+        ...
+
+
+@runtime_checkable
+class SharedSession(Session, Protocol):
+    """A session whose rows an engine shares among callers; `janus_modular.BaseSession` has all of it."""
+
+    max_feed: int | None  # positions of a row that can be fed at once; None: any number
+    signatures: Mapping[str, GraphSignature]  # of graphs that `run` calls; calls of others cannot be joined
+
+    def extend_rows(self, x: Any, counts: Any, first_row: int) -> Any:
+        """Feed x (n, W, D) to the rows from ``first_row`` on, free ones too; return states (n, W, D)."""
+        ...
+
+    def embed_prompts(self, prompts: Sequence[TokenSequence]) -> Any | None:
+        """Return the embeddings (n, T, D) of prompts; None: it reads prompts by `admit` alone."""
+        ...
+
+    def copy_row(self, source: int, target: int, length: int) -> bool:
+        """Copy the first positions of a row to another; return False if it cannot."""
+        ...
+
+    def expand(self, x: Any) -> Any:
+        """Return (n, D) as (n, 1, D), in the same memory."""
+        ...
+
+    def squeeze(self, x: Any) -> Any:
+        """Return (n, 1, D) as (n, D), in the same memory."""
         ...
 
 
@@ -310,4 +339,44 @@ class CheckpointFormat(Protocol):
 
     def from_native(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Yield this format's names and tensors from native ones."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """An answer, or an image of a drawing, as a scheduler sees it."""
+
+    number: int  # in the order of submission
+    mode: str  # answer or draw
+    rows: int  # that it has, or needs
+    unread: int  # positions of its longest prompt that are still to be read
+
+
+@dataclass(frozen=True)
+class BatchState:
+    """The running batch between two steps."""
+
+    rows: int  # of the session
+    free_rows: int
+    waiting: Sequence[TaskState]  # without rows, oldest first
+    reading: Sequence[TaskState]  # whose prompts are being read
+    running: Sequence[TaskState]  # that make steps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an engine does before the next step."""
+
+    admit: Sequence[int] = ()  # numbers of waiting tasks that get rows; together at most the free rows
+    read: Mapping[int, int] = field(default_factory=dict)  # positions of each row, by task: read or admitted
+
+
+class Scheduler(Protocol):
+    """Decides which requests get rows, and how fast prompts are read. Built as ``Scheduler(config)``.
+
+    Imports no torch. Whatever it decides, results are the same.
+    """
+
+    def plan(self, state: BatchState) -> Plan:
+        """Return what to do before the next step; something must be done if nothing runs."""
         ...

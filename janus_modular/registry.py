@@ -25,6 +25,7 @@ from janus_modular.protocols import (
     ImageSamplerSettings,
     ImageSettingsT,
     Runtime,
+    Scheduler,
     Source,
     TextSampler,
     TextSamplerSettings,
@@ -221,6 +222,10 @@ class Hooks:
     @hookspec
     def register_runtimes(self, registry: Registry[Runtime]) -> None:
         """Register runtimes of exported bundles, built as ``factory(config, folder)``."""
+
+    @hookspec
+    def register_schedulers(self, registry: Registry[Scheduler]) -> None:
+        """Register schedulers of an engine's batch, built as ``factory(config)``."""
 
 
 SLOTS = tuple(name.removeprefix("register_") for name in vars(Hooks) if name.startswith("register_"))

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_modular.errors import PromptError
+from janus_modular.graph_specs import GraphSignature
 from janus_modular.positions import RowPositions, check_position_ids
-from janus_modular.protocols import Session
 from janus_modular.sequence import Sequence as Prompt
 from janus_modular.suggest import did_you_mean
 
@@ -37,6 +37,7 @@ class BaseSession(ABC):
     has_states: bool = False  # the cache holds states of recurrent layers: rows cannot be cut back
     position_axes: int = 0  # P, axes of position ids beside their index
     max_feed: int | None = None  # positions a row that `feed` takes at once; None: any number
+    signatures: Mapping[str, GraphSignature] = {}  # of graphs that `run` calls: engines join calls of these
 
     def __init__(self, max_seq_len: int, rows: int | None = None) -> None:
         """Open a session of ``rows`` rows; None: as many as the first prompts need."""
@@ -144,6 +145,82 @@ class BaseSession(ABC):
         hidden = self.feed(x, checked)
         self._lengths = _frozen(self._lengths + checked)
         return hidden
+
+    def extend_rows(self, x: Any, counts: Any, first_row: int) -> Any:
+        """Feed x (n, W, D) to the rows from ``first_row`` on; return their hidden states (n, W, D).
+
+        Like `extend`, but a free row may be fed: with the embeddings of a prompt (`embed_prompts`), in as
+        many parts as the caller likes. Runtimes that implement `feed_rows` leave the other rows alone;
+        otherwise they are fed padding.
+
+        Raises:
+            PromptError: the shape is wrong, a row does not exist or is full, or W is more than the runtime
+                takes at once.
+        """
+        if not self._is_allocated and self._fixed_rows:
+            self._allocate(self._fixed_rows)
+        shape, total, limit = tuple(x.shape), len(self._lengths), self.max_feed
+        if len(shape) != 3 or shape[2] != self.hidden_size or not 1 <= shape[1] <= (limit or shape[1]):
+            at_most = "" if limit is None else f" to {limit}"
+            raise PromptError(
+                f"extend_rows: found x of shape {shape}; expected (rows, 1 or more{at_most} positions,"
+                f" {self.hidden_size})."
+            )
+        if not 0 <= first_row < first_row + shape[0] <= total:
+            raise PromptError(
+                f"extend_rows: found {shape[0]} rows from row {first_row} on; expected some of {total} rows."
+            )
+        before = self._lengths[first_row : first_row + shape[0]]
+        checked = np.asarray(counts, np.int64)
+        if checked.shape != before.shape or checked.min() < 0 or checked.max() > shape[1]:
+            raise PromptError(
+                f"extend_rows: found counts {counts}; expected 0 to {shape[1]}, the positions in x, a row."
+            )
+        self._check_end(int((before + checked).max()))
+        hidden = self.feed(x, checked) if shape[0] == total else self.feed_rows(x, checked, first_row)
+        after = self._lengths.copy()
+        after[first_row : first_row + shape[0]] += checked
+        self._lengths = _frozen(after)
+        return hidden
+
+    def feed_rows(self, x: Any, counts: Integers, first_row: int) -> Any:
+        """Feed x (n, W, D) to some rows; return their hidden states (n, W, D).
+
+        This one feeds padding to all other rows; a runtime that can address a part of its rows overrides it.
+        """
+        count, width = x.shape[:2]
+        padded = np.zeros((len(self._lengths), width), np.int64)
+        padded[first_row : first_row + count] = np.arange(count * width).reshape(count, width)
+        counts_of_all = np.zeros_like(self._lengths)
+        counts_of_all[first_row : first_row + count] = counts
+        return self.take(
+            self.feed(self.take(x, padded), counts_of_all),
+            first_row * width + padded[first_row : first_row + count],
+        )
+
+    def embed_prompts(self, prompts: Sequence[Prompt]) -> Any | None:
+        """Return the embeddings (n, T, D) of prompts, in memory of their own, for `extend_rows`.
+
+        Shorter prompts are padded. None: this runtime reads prompts by `admit` alone.
+        """
+        return None
+
+    def copy_row(self, source: int, target: int, length: int) -> bool:
+        """Make ``target`` hold the first ``length`` positions of ``source``; return False if it cannot.
+
+        Positions that several prompts begin with are then read once.
+        """
+        if not self.copy_positions(source, target, length):
+            return False
+        lengths = self._lengths.copy()
+        lengths[target] = length
+        self._lengths = _frozen(lengths)
+        self.cut_rows()
+        return True
+
+    def copy_positions(self, source: int, target: int, length: int) -> bool:
+        """Copy what a row holds of its first positions to another row; False: this runtime cannot."""
+        return False
 
     def prefill(self, prompts: Sequence[Prompt]) -> Any:
         """Start again with one prompt a row; return the last hidden state of each (len(prompts), D).
@@ -323,62 +400,6 @@ def check_max_seq_len(max_seq_len: int, context: int) -> int:
             " prompt, or ask for fewer tokens."
         )
     return max_seq_len
-
-
-class SessionWrapper:
-    """A `janus_modular.Session` that forwards every call to another. Derive from it to observe calls."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.hidden_size = session.hidden_size
-        self.vocab_size, self.pad_id = session.vocab_size, session.pad_id
-        self.image_positions, self.sizes = session.image_positions, session.sizes
-        self.max_seq_len, self.has_states = session.max_seq_len, session.has_states
-
-    @property
-    def lengths(self) -> Integers:
-        """The positions that each row holds (rows,)."""
-        return self.session.lengths
-
-    def admit(self, prompts: Sequence[Prompt], rows: Iterable[int]) -> Any:
-        """Forward the call."""
-        return self.session.admit(prompts, rows)
-
-    def extend(self, x: Any, counts: Any = None) -> Any:
-        """Forward the call."""
-        return self.session.extend(x, counts)
-
-    def truncate(self, lengths: Any) -> None:
-        """Forward the call."""
-        self.session.truncate(lengths)
-
-    def free(self, rows: Iterable[int]) -> None:
-        """Forward the call."""
-        self.session.free(rows)
-
-    def prefill(self, prompts: Sequence[Prompt]) -> Any:
-        """Forward the call."""
-        return self.session.prefill(prompts)
-
-    def step(self, x: Any, active: NDArray[np.bool_] | None = None) -> Any:
-        """Forward the call."""
-        return self.session.step(x, active)
-
-    def run(self, name: str, *inputs: Any) -> Any:
-        """Forward the call."""
-        return self.session.run(name, *inputs)
-
-    def take(self, tensors: Any, indices: Any) -> Any:
-        """Forward the call."""
-        return self.session.take(tensors, indices)
-
-    def stack(self, columns: Sequence[Any]) -> Any:
-        """Forward the call."""
-        return self.session.stack(columns)
-
-    def to_host(self, x: Any) -> NDArray[Any]:
-        """Forward the call."""
-        return self.session.to_host(x)
 
 
 def _is_integer(value: Any) -> bool:

@@ -155,6 +155,12 @@ class TensorCache:
             self._of_rows(name)[(lengths == 0).to(self.device)] = 0
         self._set_lengths(lengths)
 
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` entries of a row to another row; its own length does not change."""
+        for name, tensor in self.tensors.items():
+            axis = self.specs[name].shape.index("capacity") if self.specs else 2
+            tensor[target].narrow(axis - 1, 0, length).copy_(tensor[source].narrow(axis - 1, 0, length))
+
     def select(self, rows: slice) -> TensorCache:
         """Return a cache of consecutive rows alone, over the same memory."""
         selected = copy(self)  # shallow: both have the same tensors, those that are allocated later too

@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from janus_modular.capabilities import CopiesRows
 from janus_modular.finite import refuse_not_finite
+from janus_modular.graph_specs import GraphSignature, sample_text_tensors
 from janus_modular.interfaces import RowCache, StateCache
 from janus_modular.model.batch import collate
 from janus_modular.model.cache import state_tensors
@@ -70,12 +72,17 @@ class TorchSession(BaseSession):
         self.position_axes = position_axes(model.backbone)
         self.has_states = bool(state_tensors(model.backbone))
         self.suppressed_ids = torch.tensor(list(suppressed_ids), dtype=torch.int64, device=self.device)
+        self.vocab_size = model.backbone.vocab_size
+        graphs = model.generation.graphs()
+        self.signatures = {
+            "sample_text": GraphSignature(*sample_text_tensors(self.vocab_size, self.hidden_size)),
+            **{graph.name: GraphSignature(graph.inputs, graph.outputs, graph.role) for graph in graphs},
+        }
         self.functions: Mapping[str, Callable[..., Any]] = {
             "embed": model.backbone.embed,
             "sample_text": self.sample_text,
-            **{graph.name: graph.function for graph in model.generation.graphs()},
+            **{graph.name: graph.function for graph in graphs},
         }
-        self.vocab_size = model.backbone.vocab_size
         self.pad_id = pad
         self.image_positions = model.generation.num_tokens
         self.sizes: Mapping[str, Any] = model.generation.sizes
@@ -100,12 +107,22 @@ class TorchSession(BaseSession):
         hidden = self._forward(x, positions, cache, lengths)  # (n, T, D)
         return hidden[torch.arange(count), lengths - 1]
 
-    @torch.no_grad()
     def feed(self, x: Tensor | NDArray[Any], counts: NDArray[np.int64]) -> Tensor:
         """Feed x (rows, W, D); return the hidden states (rows, W, D)."""
-        index = self.lengths[:, None] + np.arange(x.shape[1])  # (rows, W)
+        return self._feed(x, counts, self.lengths, self.cache)
+
+    def feed_rows(self, x: Tensor | NDArray[Any], counts: NDArray[np.int64], first_row: int) -> Tensor:
+        """Feed x (n, W, D) to the rows from ``first_row`` on; return their hidden states (n, W, D)."""
+        rows = slice(first_row, first_row + len(x))
+        return self._feed(x, counts, self.lengths[rows], self.cache.select(rows))
+
+    @torch.no_grad()
+    def _feed(
+        self, x: Tensor | NDArray[Any], counts: NDArray[np.int64], lengths: NDArray[np.int64], cache: RowCache
+    ) -> Tensor:
+        index = lengths[:, None] + np.arange(x.shape[1])  # (n, W)
         positions = self.row_positions.of(index, last=self.max_seq_len - 1)
-        return self._forward(self._embeddings(x), positions, self.cache, torch.from_numpy(counts))
+        return self._forward(self._embeddings(x), positions, cache, torch.from_numpy(counts))
 
     def _forward(self, x: Tensor, positions: NDArray[np.int64], cache: RowCache, counts: Tensor) -> Tensor:
         """Feed x (n, T, D) into a cache of n rows, which keep ``counts`` (n,) positions of it."""
@@ -115,6 +132,20 @@ class TorchSession(BaseSession):
         hidden = self.model.backbone(x, positions=on_device, cache=cache)
         cache.advance(counts)
         return hidden
+
+    @torch.no_grad()
+    def embed_prompts(self, prompts: Many[Sequence]) -> Tensor | None:
+        """Return the embeddings (n, T, D) of prompts; None where a prompt is more than its embeddings."""
+        if self.position_axes:
+            return None
+        return self.model.embed(collate(prompts).to(self.device))
+
+    def copy_positions(self, source: int, target: int, length: int) -> bool:
+        """Copy what a row's cache holds of its first positions; False: the backbone's cache cannot."""
+        if self.has_states or not isinstance(self.cache, CopiesRows):
+            return False
+        self.cache.copy_row(source, target, length)
+        return True
 
     def cut_rows(self) -> None:
         """Cut the cache back to `lengths`."""

@@ -69,6 +69,7 @@ CONTRACT_TESTS = {
         "        )",
         testing="CheckpointFormatExample",
     ),
+    "schedulers": ContractTest("SchedulerContract", "{cls}({cls}Config()), 8"),
     "runtimes": ContractTest(
         "RuntimeContract",
         '{cls}({cls}Config(), Path("bundle")), [prompt(1, 2, 3), prompt(4)]',

@@ -12,6 +12,7 @@ from .contracts import ImageTokenizerContract as ImageTokenizerContract
 from .contracts import CheckpointFormatContract as CheckpointFormatContract
 from .contracts import RuntimeContract as RuntimeContract
 from .contracts import ImageSamplerContract as ImageSamplerContract
+from .contracts import SchedulerContract as SchedulerContract
 from .contracts import SourceContract as SourceContract
 from .contracts import TextSamplerContract as TextSamplerContract
 from .contracts import TrackerContract as TrackerContract

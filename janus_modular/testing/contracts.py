@@ -112,6 +112,10 @@ class CheckpointFormatContract(Contract, slot="formats"):
     """``make`` returns a format and a `CheckpointFormatExample`."""
 
 
+class SchedulerContract(Contract, slot="schedulers"):
+    """``make`` returns a scheduler and a number of rows, 3 or more."""
+
+
 class RuntimeContract(Contract, slot="runtimes"):
     """``make`` returns a runtime and a few prompts."""
 

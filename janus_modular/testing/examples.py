@@ -83,6 +83,18 @@ class RecurrentSession(BaseSession):
                 hidden[row, :count] = self.states[row][-count:]
         return hidden
 
+    def embed_prompts(self, prompts: Many[Sequence]) -> Any:
+        """Return the embeddings (n, T, D) of prompts, padded with zeros."""
+        x = np.zeros((len(prompts), max(map(len, prompts)), self.hidden_size), np.float32)
+        for row, prompt in enumerate(prompts):
+            x[row, : len(prompt)] = self.table[prompt.tokens]
+        return x
+
+    def copy_positions(self, source: int, target: int, length: int) -> bool:
+        """Copy the states after a row's first positions."""
+        self.states[target] = self.states[source][:length]
+        return True
+
     def _feed_row(self, row: int, x: NDArray[np.float32]) -> None:
         for embedding in x:
             before = self.states[row][-1] if self.states[row] else np.zeros(self.hidden_size, np.float32)

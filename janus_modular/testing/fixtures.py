@@ -163,6 +163,10 @@ def _tracker(spec: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Exam
     return open_tracker, {"loss": 0.5, "lr": 1e-3}
 
 
+def _scheduler(spec: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
+    return build(spec), 8
+
+
 EXAMPLES: Mapping[str, Callable[[ComponentSpec, ModelBuilder, Plugins], Example]] = {
     "understanding_encoders": _encoder,
     "image_tokenizers": _tokenizer,
@@ -175,4 +179,5 @@ EXAMPLES: Mapping[str, Callable[[ComponentSpec, ModelBuilder, Plugins], Example]
     "image_samplers": _sampler,
     "sources": _source,
     "trackers": _tracker,
+    "schedulers": _scheduler,
 }

@@ -183,12 +183,15 @@ def test_the_cache_is_written_in_place(bundled: Janus):
     aliases = session.runtime.graph("backbone").contract.aliases
     assert len(aliases) == 4  # keys and values of two layers
     for present, past in aliases.items():
-        assert session.bound_steps[1].binding.bound[present] == session.bound_steps[1].binding.bound[past]
-        assert session.bound_steps[1].binding.bound[past][0] == session.kv_cache.buffers[past].address
+        assert (
+            session.bound_steps[0, 3, 1].binding.bound[present]
+            == session.bound_steps[0, 3, 1].binding.bound[past]
+        )
+        assert session.bound_steps[0, 3, 1].binding.bound[past][0] == session.kv_cache.buffers[past].address
 
     def elsewhere() -> None:  # the log does say it where a cache is copied
         present, past = next(iter(aliases.items()))
-        session.bound_steps[1].binding.output(
+        session.bound_steps[0, 3, 1].binding.output(
             present, HostBuffer(session.kv_cache.buffers[past].read().copy(), "float32")
         )
         session.step(np.ones((3, 64), np.float32))

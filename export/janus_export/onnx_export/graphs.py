@@ -20,7 +20,7 @@ from janus_export.bundle.contract import MAGNITUDE
 from janus_export.onnx_export.diagnostics import explained
 from janus_export.onnx_export.kv_cache import GraphCache, cache_tensors
 from janus_modular import GraphSpec, JanusModel, TensorSpec
-from janus_modular.graph_specs import GraphRole
+from janus_modular.graph_specs import GraphRole, sample_text_tensors
 from janus_modular.model.model import position_axes
 
 
@@ -140,7 +140,6 @@ def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] 
     with explained("backbone", model):
         cache = cache_tensors(backbone)
     graph = partial(Graph, dtype=dtype, ranges=ranges)
-    hidden = TensorSpec("hidden", "model", ("rows", hidden_size))
     x = TensorSpec("x", "model", ("rows", "tokens", hidden_size))
     graphs = [
         graph(
@@ -151,18 +150,7 @@ def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] 
         ),
         graph("embed", Embed(model), (TensorSpec("tokens", "int64", ("rows", "tokens")),), (x,)),
         graph("backbone", **backbone_graph(model, cache, x)),
-        graph(
-            "sample_text",
-            SampleText(model, suppressed_ids),
-            (
-                hidden,
-                TensorSpec("noise", "float32", ("rows", vocab)),
-                TensorSpec("temperature", "float32", ()),
-                TensorSpec("top_k", "int64", ()),
-                TensorSpec("top_p", "float32", ()),
-            ),
-            (TensorSpec("ids", "int64", ("rows",)), TensorSpec("x", "model", ("rows", hidden_size))),
-        ),
+        graph("sample_text", SampleText(model, suppressed_ids), *sample_text_tensors(vocab, hidden_size)),
     ]
     return graphs + drawing_graphs(model, ranges, dtype)
 

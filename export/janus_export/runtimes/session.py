@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from janus_export.bundle.contract import MAGNITUDE
 from janus_export.runtimes.kv_cache import axes_of_positions
-from janus_modular import BaseSession
+from janus_modular import BaseSession, GraphSignature, TensorSpec
 
 
 class BundleSession(BaseSession):
@@ -24,3 +25,17 @@ class BundleSession(BaseSession):
         backbone = runtime.bundle.graphs["backbone"]
         self.has_states = bool(backbone.get("states"))
         self.position_axes = axes_of_positions(backbone["inputs"])
+        self.signatures = {name: signature(record) for name, record in runtime.bundle.graphs.items()}
+
+
+def signature(record: Mapping[str, Any]) -> GraphSignature:
+    """Return the tensors of a graph from its entry in the manifest, without those that export adds."""
+
+    def tensors(side: str) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(tensor["name"], tensor["dtype"], tuple(tensor["shape"]))
+            for tensor in record[side]
+            if tensor["name"] != MAGNITUDE
+        )
+
+    return GraphSignature(tensors("inputs"), tensors("outputs"), record.get("role", "other"))

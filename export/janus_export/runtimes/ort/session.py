@@ -80,7 +80,7 @@ class OnnxSession(BundleSession):
             rows=count,
             slots_for=slots_for,
         )
-        self.bound_steps: dict[int, BoundStep] = {}  # by W
+        self.bound_steps: dict[tuple[int, int, int], BoundStep] = {}  # by first row, number of rows, and W
         self.bound_slots = 0  # slots of the cache that they are bound to
 
     def read_prompts(self, prompts: Sequence[Prompt], first_row: int) -> Buffer:
@@ -119,27 +119,50 @@ class OnnxSession(BundleSession):
         return HostBuffer(states, self.runtime.dtype)
 
     def feed(self, x: Buffer | NDArray[Any], counts: NDArray[np.int64]) -> Buffer:
-        """Feed x (rows, W, D); return the hidden states (rows, W, D), the same memory for each W.
+        """Feed x (rows, W, D); return the hidden states (rows, W, D), the same memory for each W."""
+        return self.feed_rows(x, counts, 0)
+
+    def feed_rows(self, x: Buffer | NDArray[Any], counts: NDArray[np.int64], first_row: int) -> Buffer:
+        """Feed x (n, W, D) to the rows from ``first_row`` on; return their hidden states (n, W, D).
 
         Each row has W slots behind its length, a full one too: the cache grows for padding as well.
         """
-        positions = x.shape[1]
-        self.kv_cache.reach(int(self.lengths.max()) + positions)
+        count, positions = x.shape[:2]
+        if self.has_states and count < len(self.lengths):  # a state has no rows of its own to write to
+            return super().feed_rows(x, counts, first_row)
+        lengths = self.lengths[first_row : first_row + count]
+        self.kv_cache.reach(int(lengths.max()) + positions)
         if self.bound_slots != self.kv_cache.slots:  # the cache was reallocated
             self.bound_steps.clear()
             self.bound_slots = self.kv_cache.slots
-        if positions not in self.bound_steps:
-            self.bound_steps[positions] = self._bind_step(positions)
-        step = self.bound_steps[positions]
+        step = self.bound_steps.get((first_row, count, positions)) or self._bind_step(
+            first_row, count, positions
+        )
         if not (is_buffer(x) and x.address == step.x.address):
             step.x.write(host(x))
-        index = self.lengths[:, None] + np.arange(positions)  # (rows, W)
+        index = lengths[:, None] + np.arange(positions)  # (n, W)
         allowed = self.row_positions.of(index, last=self.max_seq_len - 1)
         for name, value in self.kv_cache.host_inputs(index, allowed, counts).items():
             step.host_inputs[name].write(value)
         step.binding.run()
         _copy(self.kv_cache.new_states, self.kv_cache.old_states)
         return step.hidden
+
+    def embed_prompts(self, prompts: Sequence[Prompt]) -> Buffer | None:
+        """Return the embeddings (n, T, D) of prompts; None where a prompt is more than its embeddings."""
+        if self.position_axes:
+            return None
+        x = embed(prompts, self.runtime.run, images_at_once=self.runtime.config.images)
+        return HostBuffer.of(x, self.runtime.dtype)
+
+    def copy_positions(self, source: int, target: int, length: int) -> bool:
+        """Copy what a row of the cache holds; False on a GPU, where it would go through the host."""
+        buffers = self.kv_cache.buffers.values()
+        if self.has_states or not all(isinstance(buffer, HostBuffer) for buffer in buffers):
+            return False
+        for buffer in buffers:
+            buffer.read()[target, :, :length] = buffer.read()[source, :, :length]
+        return True
 
     def expand(self, x: Buffer | NDArray[Any]) -> Buffer | NDArray[Any]:
         """Return (n, D) as (n, 1, D), in the same memory."""
@@ -189,26 +212,33 @@ class OnnxSession(BundleSession):
         """
         return refuse_not_finite(to_numbers(host(x).copy(), x.dtype) if is_buffer(x) else host(x).copy())
 
-    def _bind_step(self, positions: int) -> BoundStep:
-        """Allocate and bind the tensors that steps of so many positions per row read and write."""
-        rows, device, slots = len(self.lengths), self.runtime.device, self.kv_cache.slots
-        shape = (rows, positions, self.hidden_size)
+    def _bind_step(self, first_row: int, count: int, positions: int) -> BoundStep:
+        """Allocate and bind the tensors that steps of some rows read and write.
+
+        Steps of one position, and steps of all rows, are kept: prompts are read in parts of any length.
+        """
+        device, slots = self.runtime.device, self.kv_cache.slots
+        shape = (count, positions, self.hidden_size)
         if positions == 1:  # graphs that sample read and write the same memory
-            x, hidden = (view(self._step_buffer(name, rows), shape) for name in ("x", "hidden"))
+            x, hidden = (view(self._step_buffer(name, count), shape) for name in ("x", "hidden"))
         else:
             x, hidden = (allocate(shape, self.runtime.dtype, device) for _ in range(2))
-        axes = {"rows": rows, "tokens": positions, "capacity": slots}
+        axes = {"rows": count, "tokens": positions, "capacity": slots}
         host_inputs = {
             tensor.name: allocate(tensor.sized(axes), tensor.dtype, device) for tensor in self.kv_cache.inputs
         }
         cache = self.kv_cache
+        caches = {name: view_rows(buffer, first_row, count) for name, buffer in cache.buffers.items()}
         binding = self._bind_backbone(
-            {**cache.buffers, **cache.old_states},
+            {**caches, **cache.old_states},
             {"hidden": hidden, **cache.outputs(cache.new_states)},
             x=x,
             **host_inputs,
         )
-        return BoundStep(binding, x, host_inputs, hidden)
+        step = BoundStep(binding, x, host_inputs, hidden)
+        if positions == 1 or count == len(self.lengths):
+            self.bound_steps[first_row, count, positions] = step
+        return step
 
     def _bind_backbone(
         self, caches: Mapping[str, Buffer], outputs: Mapping[str, Buffer], **inputs: Buffer

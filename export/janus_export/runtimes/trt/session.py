@@ -144,6 +144,11 @@ class TensorRTSession(BundleSession):
             start += size
         return hidden
 
+    def embed_prompts(self, prompts: Sequence[Prompt]) -> NDArray[Any]:
+        """Return the embeddings (n, T, D) of prompts, on the host."""
+        self._flush()
+        return embed(prompts, self._run_in_chunks, images_at_once=self.runtime.config.images)
+
     def expand(self, x: DeviceTensor | NDArray[Any]) -> DeviceTensor | NDArray[Any]:
         """Return (n, D) as (n, 1, D), in the same memory."""
         return x.view((x.shape[0], 1, x.shape[1])) if isinstance(x, DeviceTensor) else x[:, None]

@@ -1,0 +1,11 @@
+from .engine import Engine as Engine
+from .jobs import Job as Job
+from .requests import AnswerRequest as AnswerRequest
+from .requests import DrawRequest as DrawRequest
+from .requests import Event as Event
+from .requests import Finished as Finished
+from .requests import PartialImage as PartialImage
+from .requests import Progress as Progress
+from .requests import TextDelta as TextDelta
+from .requests import Timing as Timing
+from .statistics import EngineStats as EngineStats

@@ -1,0 +1,79 @@
+"""The codes of an image while it is drawn, as graphs return them: for partial images and for journals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_modular.graph_specs import GraphSignature
+from janus_modular.serving.row_view import RowView
+
+
+@dataclass(frozen=True)
+class CodeGraphs:
+    """The graphs of a generation path that draws code by code."""
+
+    sample: str  # samples the next codes of images (N,) or (N, S)
+    output: int  # which of its outputs these are
+    decode: str  # decodes codes (N, P) or (N, P, S) into images
+    positions: int  # P
+
+    @classmethod
+    def of(cls, signatures: Mapping[str, GraphSignature]) -> CodeGraphs | None:
+        """Return the graphs among those of a session; None if its path has no codes, or more such graphs."""
+        by_role = {
+            role: [(name, graph) for name, graph in signatures.items() if graph.role == role]
+            for role in ("sample", "decode")
+        }
+        if [len(graphs) for graphs in by_role.values()] != [1, 1]:
+            return None
+        [(sample, sampling)], [(decode, decoding)] = by_role["sample"], by_role["decode"]
+        [codes, *others] = decoding.inputs
+        if others or codes.dtype != "int64" or len(codes.shape) < 2 or not isinstance(codes.shape[1], int):
+            return None
+        of_step = (codes.shape[0], *codes.shape[2:])
+        outputs = [
+            index
+            for index, tensor in enumerate(sampling.outputs)
+            if (tensor.dtype, tensor.shape) == ("int64", of_step)
+        ]
+        return cls(sample, outputs[0], decode, codes.shape[1]) if len(outputs) == 1 else None
+
+
+class DrawnCodes:
+    """Collects the codes of the one image that a view draws."""
+
+    def __init__(self, view: RowView, graphs: CodeGraphs) -> None:
+        """Note what the path's sampling graph returns from now on."""
+        self.view, self.graphs = view, graphs
+        self.columns: list[Any] = []  # (1,) or (1, S), of each step
+        view.on_run = self._on_run
+
+    @property
+    def codes(self) -> NDArray[np.int64]:
+        """The codes so far, (k,) or (k, S)."""
+        return np.concatenate([self.view.to_host(column) for column in self.columns])
+
+    def decode(self) -> NDArray[Any]:
+        """Return the image (3, H, W) as it would be if its last code were repeated to the end."""
+        codes = self.codes
+        missing = np.repeat(codes[-1:], self.graphs.positions - len(codes), axis=0)
+        whole = np.concatenate([codes, missing])[None]
+        image: NDArray[Any] = self.view.to_host(self.view.run(self.graphs.decode, whole))[0]
+        return image
+
+    def _on_run(self, name: str, outputs: Any) -> None:
+        if name == self.graphs.sample:
+            self.columns.append(outputs[self.graphs.output] if isinstance(outputs, tuple) else outputs)
+
+
+def partial_steps(count: int, positions: int) -> dict[int, int]:
+    """Return the numbers of an image's partial images, by the steps after which they are decoded.
+
+    They are evenly spaced, and the first comes early: after a third of the steps if it is the only one.
+    """
+    return {max(1, positions * (number + 1) // (count + 2)): number for number in range(count)}

@@ -1,0 +1,310 @@
+"""The engine: answers and drawings of many callers in one running batch."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from janus_modular import arguments
+from janus_modular.components import Builder
+from janus_modular.config import resolve
+from janus_modular.errors import (
+    ConfigError,
+    DeadlineError,
+    PromptError,
+    QueueFullError,
+    RequestCancelledError,
+    ServingError,
+)
+from janus_modular.interfaces import ComponentSpec, component
+from janus_modular.plugins import Plugins
+from janus_modular.protocols import Scheduler, SharedSession
+from janus_modular.serving.batch import Batch
+from janus_modular.serving.drawn_codes import CodeGraphs
+from janus_modular.serving.jobs import Job
+from janus_modular.serving.open_requests import OpenRequest
+from janus_modular.serving.requests import AnswerRequest, DrawRequest
+from janus_modular.serving.statistics import EngineStats
+from janus_modular.serving.tasks import Task
+from janus_modular.serving.work import work_for
+
+if TYPE_CHECKING:
+    from janus_modular.janus import Janus
+
+MAX_SEQ_LEN = 2048
+"""Default positions of a row, where the model's context has more: memory is allocated for them."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class SchedulerChoice:
+    """The config of an engine's scheduler."""
+
+    scheduler: ComponentSpec = component("schedulers")
+
+
+def build_scheduler(scheduler: str | Mapping[str, Any], plugins: Plugins) -> Scheduler:
+    """Build a scheduler: a registered name, or ``{"name": ..., **options}``.
+
+    Raises:
+        ConfigError, PluginError: there is none of this name, or an option is unknown or out of its range.
+    """
+    options = {"name": scheduler} if isinstance(scheduler, str) else dict(scheduler)
+    spec = resolve({"scheduler": options}, SchedulerChoice, plugins).scheduler
+    built: Scheduler = Builder(plugins)(spec)
+    return built
+
+
+class Engine:
+    """Runs requests over one model, in a thread of its own. Close it, or use it in a ``with`` block.
+
+    The result of a request is what `janus_modular.Janus.chat` or `draw` returns for it alone. All methods may
+    be called from any thread.
+    """
+
+    def __init__(
+        self,
+        janus: Janus,
+        rows: int = 8,
+        *,
+        max_seq_len: int | None = None,
+        queue_size: int = 256,
+        scheduler: str | Mapping[str, Any] = "fair",
+        prefix_cache: bool = True,
+    ) -> None:
+        """Start an engine.
+
+        ``rows``: sequences that advance together; an answer takes one, an image under guidance two.
+        ``max_seq_len``: positions of a row, 2048 or the model's context by default; memory is allocated for
+        ``rows`` times as many. ``queue_size``: requests that may wait for rows. ``scheduler``: a registered
+        name, or ``{"name": "fair", "chunk": 32}``. ``prefix_cache``: rows keep their prompts, and a prompt
+        that begins like one of them reads only the rest.
+
+        Raises:
+            ConfigError: an option is out of range, or the runtime's sessions cannot be shared.
+        """
+        self.janus = janus
+        self.rows = arguments.count(rows, "rows")
+        self.queue_size = arguments.count(queue_size, "queue_size")
+        self.max_seq_len = max_seq_len or min(janus.runtime.context, MAX_SEQ_LEN)
+        session = janus.runtime.open(self.max_seq_len, self.rows)
+        if not isinstance(session, SharedSession):
+            raise ConfigError(
+                f"{type(session).__name__}: found a session without extend_rows; expected a class derived"
+                " from janus_modular.BaseSession, whose rows an engine can share."
+            )
+        self.session = session
+        self._code_graphs = CodeGraphs.of(session.signatures)
+        self._batch = Batch(
+            session,
+            self.rows,
+            build_scheduler(scheduler, janus.plugins),
+            keeps_prompts=prefix_cache,
+            on_start=self._on_start,
+            on_end=self._on_end,
+            is_interrupted=self._is_interrupted,
+        )
+        self._changed = threading.Condition()  # guards what other threads change: the next five
+        self._incoming: deque[OpenRequest] = deque()
+        self._cancelled: list[OpenRequest] = []
+        self._requests: dict[str, OpenRequest] = {}  # that have not ended, by id
+        self._waiting = 0  # requests without rows
+        self._closing = False
+        self._open: list[OpenRequest] = []  # of the engine's thread, like all below
+        self._of_task: dict[int, OpenRequest] = {}
+        self._counts = dict.fromkeys(("answer", "draw", "failed", "cancelled", "started"), 0)
+        self._queue_seconds = 0.0
+        self._thread = threading.Thread(target=self._work, name="janus-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: AnswerRequest | DrawRequest) -> Job:
+        """Check a request, and queue it; return its job at once.
+
+        The prompt is prepared here, in the caller's thread: images are read and resized.
+
+        Raises:
+            PromptError: the prompt or a setting is invalid, or does not fit into a row; or another request
+                has this id.
+            QueueFullError: as many requests are waiting as the queue holds.
+            ServingError: the engine is closed.
+        """
+        work = work_for(self.janus, request, self.max_seq_len, self._code_graphs)
+        job = Job(request, request.request_id or uuid4().hex, self._cancel)
+        opened = OpenRequest(job, work, lambda: self._batch.steps)
+        with self._changed:
+            if self._closing:
+                raise ServingError("the engine is closed: open another, or try another server.")
+            if job.request_id in self._requests:
+                raise PromptError(
+                    f"request_id: found {job.request_id!r}, which is running; expected another."
+                )
+            if self._waiting >= self.queue_size:
+                seconds = self._seconds_for_a_request()
+                raise QueueFullError(
+                    f"found {self._waiting} requests that wait for rows; expected fewer than"
+                    f" {self.queue_size}: try again in {seconds:.0f} s.",
+                    seconds,
+                )
+            self._requests[job.request_id] = opened
+            opened.submitted_step = self._batch.steps
+            self._incoming.append(opened)
+            self._waiting += 1
+            self._changed.notify_all()
+        return job
+
+    def stats(self) -> EngineStats:
+        """Return the requests, rows, steps and times so far."""
+        batch, counts = self._batch, self._counts
+        return EngineStats(
+            running=len(self._requests) - self._waiting,
+            waiting=self._waiting,
+            rows=self.rows,
+            answer_rows=batch.pool.in_use("answer"),
+            draw_rows=batch.pool.in_use("draw"),
+            steps=batch.steps,
+            prompt_positions=batch.reader.positions,
+            reused_positions=batch.pool.reused_positions,
+            answered=counts["answer"],
+            drawn=counts["draw"],
+            failed=counts["failed"],
+            cancelled=counts["cancelled"],
+            queue_seconds=self._queue_seconds,
+            started=counts["started"],
+        )
+
+    def close(self, drain: bool = True, timeout: float | None = None) -> None:
+        """Stop, and wait for the end of the engine's thread.
+
+        ``drain``: finish all requests first, for up to ``timeout`` seconds; what is not done then is
+        cancelled.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            if drain:
+                self._changed.wait_for(lambda: not self._requests, timeout)
+            self._cancelled += self._requests.values()
+            self._changed.notify_all()
+        self._thread.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        error_class: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(drain=error is None)
+
+    def _seconds_for_a_request(self) -> float:
+        """Estimate when a row is free: the mean time in the queue, at least a second."""
+        return max(1.0, self._queue_seconds / max(self._counts["started"], 1))
+
+    def _cancel(self, job: Job) -> None:
+        with self._changed:
+            if opened := self._requests.get(job.request_id):
+                self._cancelled.append(opened)
+                self._changed.notify_all()
+
+    def _work(self) -> None:
+        """Run the batch until the engine is closed and nothing is left."""
+        while self._take():
+            try:
+                for opened in [*self._open]:
+                    self._start_runs(opened)
+                self._batch.advance()
+            except Exception as error:  # of the scheduler, or our own: nothing that was begun can go on
+                log.exception("the batch failed; all requests end with this error")
+                for opened in [*self._open]:
+                    self._end(opened, error)
+        self._batch.pool.clear()
+
+    def _take(self) -> bool:
+        """Wait for something to do; take new requests and end cancelled ones; False: the engine is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._open or self._incoming or self._cancelled or self._closing)
+            self._open += self._incoming
+            self._incoming.clear()
+            cancelled, self._cancelled = self._cancelled, []
+            if self._closing and not self._requests:
+                return False
+        for opened in cancelled:
+            self._end(opened, RequestCancelledError(f"request {opened.job.request_id} was cancelled."))
+        for opened in [opened for opened in self._open if opened.is_late()]:
+            seconds = opened.job.request.deadline
+            self._end(
+                opened,
+                DeadlineError(
+                    f"request {opened.job.request_id}: found no result after {seconds} s, its deadline."
+                    " Allow more time, or ask for less."
+                ),
+            )
+        return True
+
+    def _is_interrupted(self) -> bool:
+        """Return True if `_take` has something to do, which must not wait for the end of a task."""
+        has_more = any(opened.is_late() or opened.next_run < opened.work.runs for opened in self._open)
+        return bool(self._incoming or self._cancelled or self._closing or has_more)
+
+    def _start_runs(self, opened: OpenRequest) -> None:
+        """Start runs of a request, as many as can have rows at a time."""
+        while not opened.is_done and len(opened.tasks) < self.rows and opened.next_run < opened.work.runs:
+            number, opened.next_run = opened.next_run, opened.next_run + 1
+            task = self._batch.task(opened.work.mode, opened.work.max_seq_len, opened.run(number))
+            opened.tasks[task], self._of_task[task.number] = number, opened
+            self._batch.start(task)
+
+    def _on_start(self, task: Task) -> None:
+        opened = self._of_task[task.number]
+        if opened.started is None:
+            opened.started = opened.seconds()
+            self._queue_seconds += opened.started
+            self._counts["started"] += 1
+            with self._changed:
+                self._waiting -= 1
+
+    def _on_end(self, task: Task) -> None:
+        opened = self._of_task.pop(task.number)
+        number = opened.tasks.pop(task)
+        if task.error is not None:
+            self._end(opened, task.error)
+            return
+        opened.results[number] = task.result
+        if len(opened.results) == opened.work.runs:
+            self._end(opened)
+
+    def _end(self, opened: OpenRequest, error: BaseException | None = None) -> None:
+        """End a request with its result, or with an error; free its rows."""
+        if opened.is_done:
+            return
+        opened.is_done = True
+        self._counts[_outcome(opened, error)] += 1
+        for task in [*opened.tasks]:
+            self._of_task.pop(task.number, None)
+            self._batch.remove(task)
+        opened.tasks.clear()
+        if opened in self._open:
+            self._open.remove(opened)
+        with self._changed:
+            del self._requests[opened.job.request_id]
+            if opened in self._incoming:
+                self._incoming.remove(opened)
+            if opened.started is None:
+                self._waiting -= 1
+            self._changed.notify_all()
+        opened.finish(error)
+
+
+def _outcome(opened: OpenRequest, error: BaseException | None) -> str:
+    if error is None:
+        return opened.work.mode
+    return "cancelled" if isinstance(error, RequestCancelledError) else "failed"

@@ -1,0 +1,200 @@
+"""What an engine does for a request: the runs of samplers, and the events that they cause."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from janus_modular import arguments, samplers
+from janus_modular.answers import Answer, AnswerRow, Drawings, Usage
+from janus_modular.errors import PromptError
+from janus_modular.processing.image_io import to_image
+from janus_modular.protocols import EncodedImages
+from janus_modular.serving.drawn_codes import CodeGraphs, DrawnCodes, partial_steps
+from janus_modular.serving.requests import (
+    AnswerRequest,
+    DrawRequest,
+    Event,
+    PartialImage,
+    Progress,
+    TextDelta,
+)
+from janus_modular.serving.row_view import RowView
+from janus_modular.serving.tasks import Mode
+
+if TYPE_CHECKING:
+    from janus_modular.janus import Janus
+
+Emit = Callable[[Event], None]
+
+
+class Work(ABC):
+    """A checked request: one or several runs of a sampler, numbered from 0."""
+
+    mode: Mode
+    runs: int  # that it takes
+    max_seq_len: int  # of each run, as if it ran alone
+
+    @abstractmethod
+    def run(self, number: int, view: RowView, emit: Emit) -> Any:
+        """Run the sampler; called in a task of the batch."""
+
+    @abstractmethod
+    def result(self, results: list[Any]) -> Answer | Drawings:
+        """Return the result of the request from those of its runs, in order."""
+
+
+class AnswerWork(Work):
+    """An answer in text."""
+
+    mode: Mode = "answer"
+    runs = 1
+
+    def __init__(self, janus: Janus, request: AnswerRequest, limit: int) -> None:
+        """Check the request; ``limit`` is how many positions a row of the engine holds.
+
+        Raises:
+            PromptError: the prompt or a setting is invalid, or the answer does not fit into a row.
+        """
+        settings = samplers.chosen(request.settings, seed=request.seed, max_tokens=request.max_new_tokens)
+        self.name = janus.runtime.text_sampler
+        self.sampler, chosen = samplers.with_settings(janus.plugins, "text_samplers", self.name, settings)
+        stop = arguments.stop_strings(request.stop)
+        self.prompt = janus.processor.chat_prompt(arguments.conversation(request.prompt, request.images))
+        context, positions = janus.runtime.context, len(self.prompt)
+        if positions >= context:
+            raise PromptError(f"the prompt has {positions} positions, the context {context}: shorten it")
+        self.row = AnswerRow(janus.processor.stream(stop), chosen, prompt_tokens=positions, context=context)
+        self.max_seq_len = positions + self.row.max_tokens
+        check_fits(positions, self.row.max_tokens, "tokens of an answer", limit)
+        self.settings = samplers.with_numbers(replace(chosen, max_tokens=self.row.max_tokens), [self.prompt])
+
+    def run(self, number: int, view: RowView, emit: Emit) -> Answer:
+        """Answer, with an event for each text."""
+        steps = self.sampler(view, [self.prompt], self.settings)
+        for _, text in samplers.stream_texts(self.name, steps, [self.row]):
+            emit(TextDelta(text))
+        return self.row.answer
+
+    def result(self, results: list[Any]) -> Answer:
+        """Return the answer."""
+        answer: Answer = results[0]
+        return answer
+
+
+class DrawWork(Work):
+    """Images, each in a run of its own: its result does not depend on the others."""
+
+    mode: Mode = "draw"
+
+    def __init__(
+        self, janus: Janus, request: DrawRequest, limit: int, code_graphs: CodeGraphs | None
+    ) -> None:
+        """Check the request; ``limit`` is how many positions a row of the engine holds.
+
+        Raises:
+            PromptError: the prompt or a setting is invalid, or the image does not fit into a row.
+        """
+        self.runs = arguments.count(request.n, "n")
+        settings = samplers.chosen(
+            request.settings,
+            seed=request.seed,
+            guidance=request.guidance,
+            temperature=request.temperature,
+        )
+        self.name = janus.runtime.image_sampler
+        self.sampler, self.settings = samplers.with_settings(
+            janus.plugins, "image_samplers", self.name, settings
+        )
+        [text] = arguments.texts([request.prompt], "prompt", "a text")
+        self.prompt = janus.processor.draw_prompt(text)
+        self.image_tokens = check_size(janus, request.size)
+        self.max_seq_len = len(self.prompt) + self.image_tokens
+        check_fits(len(self.prompt), self.image_tokens, "positions of an image", limit)
+        self.code_graphs = code_graphs
+        self.partial_steps = check_partial_images(request.partial_images, code_graphs)
+        numbered = samplers.with_numbers(self.settings, [self.prompt] * self.runs)
+        self.numbers = numbered.numbers
+        self.done = [0] * self.runs
+
+    def run(self, number: int, view: RowView, emit: Emit) -> EncodedImages:
+        """Draw an image, with an event for each step, and for each partial image."""
+        drawn = DrawnCodes(view, self.code_graphs) if self.code_graphs else None
+
+        def on_progress(done: int, total: int) -> None:
+            self.done[number] = done
+            emit(Progress(sum(self.done), total * self.runs))
+            if drawn is not None and done in self.partial_steps:
+                emit(PartialImage(to_image(drawn.decode()), number, self.partial_steps[done]))
+
+        settings = replace(self.settings, numbers=(self.numbers[number],))
+        steps = self.sampler(view, [self.prompt], settings)
+        return samplers.draw_images(self.name, steps, 1, on_progress)
+
+    def result(self, results: list[Any]) -> Drawings:
+        """Return the images, in order."""
+        images = [to_image(drawn.images[0]) for drawn in results]
+        encoded = [np.asarray(drawn.encoded[0]) for drawn in results if drawn.encoded is not None]
+        usage = [Usage(len(self.prompt), image_tokens=self.image_tokens)] * self.runs
+        return Drawings(images, usage, asdict(self.settings), encoded or None)
+
+
+def work_for(
+    janus: Janus, request: AnswerRequest | DrawRequest, limit: int, code_graphs: CodeGraphs | None
+) -> Work:
+    """Check a request; return its work.
+
+    Raises:
+        PromptError: the request is invalid, or does not fit into a row of ``limit`` positions.
+    """
+    if isinstance(request, AnswerRequest):
+        return AnswerWork(janus, request, limit)
+    if isinstance(request, DrawRequest):
+        return DrawWork(janus, request, limit, code_graphs)
+    raise PromptError(f"found the request {request!r:.80}; expected an AnswerRequest or a DrawRequest.")
+
+
+def check_fits(prompt: int, generated: int, unit: str, limit: int) -> None:
+    """Raise PromptError unless a prompt and what is generated after it fit into a row."""
+    if prompt + generated > limit:
+        raise PromptError(
+            f"the prompt has {prompt} positions, and up to {generated} {unit} follow; expected {limit} at"
+            " most together, max_seq_len of the engine. Shorten the prompt, ask for fewer, or open the engine"
+            " with more."
+        )
+
+
+def check_partial_images(count: int, code_graphs: CodeGraphs | None) -> dict[int, int]:
+    """Return after which steps an image's partial images are decoded.
+
+    Raises:
+        PromptError: there are more than steps, or the model does not draw code by code.
+    """
+    most = code_graphs.positions // 2 if code_graphs else 0
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= most:
+        reason = "" if code_graphs else ": its generation path does not draw code by code"
+        raise PromptError(
+            f"partial_images: found {count!r:.80}; expected 0 to {most}, as this model draws{reason}."
+        )
+    return partial_steps(count, code_graphs.positions) if code_graphs else {}
+
+
+def check_size(janus: Janus, size: tuple[int, int] | None) -> int:
+    """Return the positions that a drawn image takes.
+
+    Raises:
+        PromptError: another size is asked for than the model draws, or it draws none.
+    """
+    drawing = janus.processor.drawing
+    if drawing is None:
+        return 0
+    drawn = drawing.height, drawing.width
+    if size is not None and tuple(size) != drawn:
+        raise PromptError(
+            f"size: found {tuple(size)}; expected {drawn}, height and width that the model draws."
+        )
+    return drawing.num_tokens
