@@ -48,7 +48,7 @@ RELATED: dict[str, tuple[str, ...]] = {
     "backbones": (
         *("interfaces.Cache", "interfaces.RowCache", "interfaces.StateCache", "model.cache.TensorCache"),
         *("interfaces.TensorSpec", "capabilities.DeclaresCache", "capabilities.DeclaresPositions"),
-        "capabilities.LoadsPretrained",
+        *("capabilities.AttendsTogether", "capabilities.LoadsPretrained"),
     ),
     "sources": (
         *(f"sequence.{name}" for name in ("Sample", "Message", "Text", "ImageInput", "ImageTarget")),

@@ -32,10 +32,12 @@ from .interfaces import ImageTokenizer as ImageTokenizer
 from .interfaces import RowCache as RowCache
 from .interfaces import StateCache as StateCache
 from .model.cache import TensorCache as TensorCache
+from .model.cache import same_block as same_block
 from .janus import Janus as Janus
 from .protocols import EncodedImages as EncodedImages
 from .capabilities import EncodesImages as EncodesImages
 from .protocols import Fingerprinted as Fingerprinted
+from .capabilities import AttendsTogether as AttendsTogether
 from .capabilities import DeclaresCache as DeclaresCache
 from .capabilities import DeclaresPositions as DeclaresPositions
 from .capabilities import ReshapesGrid as ReshapesGrid

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_modular.errors import PromptError
-from janus_modular.positions import RowPositions, check_position_ids
+from janus_modular.positions import RowPositions, check_position_ids, check_together
 from janus_modular.protocols import Session
 from janus_modular.sequence import Sequence as Prompt
 from janus_modular.suggest import did_you_mean
@@ -36,6 +36,7 @@ class BaseSession(ABC):
     hidden_size: int  # D
     has_states: bool = False  # the cache holds states of recurrent layers: rows cannot be cut back
     position_axes: int = 0  # P, axes of position ids beside their index
+    together: bool = False  # prompts have blocks of positions that see each other
     max_feed: int | None = None  # positions a row that `feed` takes at once; None: any number
 
     def __init__(self, max_seq_len: int, rows: int | None = None) -> None:
@@ -195,9 +196,10 @@ class BaseSession(ABC):
             )
         if self.has_states:
             refuse_cut_states(shorter, self._lengths)
-        self._lengths = _frozen(shorter)
         if self._is_allocated:
             self.row_positions.truncate(shorter)
+        self._lengths = _frozen(shorter)
+        if self._is_allocated:
             self.cut_rows()
 
     def free(self, rows: Iterable[int]) -> None:
@@ -240,6 +242,7 @@ class BaseSession(ABC):
             raise PromptError(f"prompts: found {actual}; expected at least one position in each.")
         self._check_end(int(lengths.max()))
         check_position_ids(prompts, self.position_axes)
+        check_together(prompts, self.together)
         for prompt in prompts:
             tokens = np.asarray(prompt.tokens)[~(prompt.understanding_mask | prompt.generation_mask)]
             if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:

@@ -109,7 +109,7 @@ class JanusModel(nn.Module):
         """Run a batch; return the losses at all supervised positions."""
         targets = self.targets(batch)
         x = self.embed(batch, targets)  # (B, T, D)
-        x = self.backbone(x, positions=self.positions(batch))  # (B, T, D)
+        x = self.hidden(x, batch)  # (B, T, D)
         output = Output(hidden=x)
         self._text_loss(output, batch)
         if targets is not None:
@@ -136,6 +136,27 @@ class JanusModel(nn.Module):
         joined[is_encoded] = encoded
         joined[~cast(Tensor, is_encoded)] = targets
         return joined
+
+    def hidden(self, x: Tensor, batch: Batch) -> Tensor:
+        """Return the hidden states (B, T, D) of a batch's embeddings.
+
+        Raises:
+            PromptError: the batch was made by the processor of another model.
+        """
+        positions, together = self.positions(batch), batch.together
+        if together is not None and not self.config.together:
+            raise PromptError(
+                "the batch has positions that see each other; expected none: the model is causal (`together`"
+                " of its config). Was it made by this model's own processor?"
+            )
+        if together is None and self.config.together and batch.understanding_mask.any():
+            raise PromptError(
+                "the batch has images and no `together`; expected the positions that see each other: was it"
+                " made by this model's own processor?"
+            )
+        if together is None:
+            return self.backbone(x, positions=positions)
+        return cast(Any, self.backbone)(x, positions=positions, together=together)
 
     def positions(self, batch: Batch) -> Tensor:
         """Return the positions of a batch as the backbone takes them: (B, T), or (1 + P, B, T).

@@ -35,6 +35,7 @@ from janus_modular import (
     quantization_in,
     resolve_pretrained,
 )
+from janus_plugins.backbones.attention_masks import block_mask, refuse_blocks, refuse_chunks
 from janus_plugins.backbones.kv_cache import KVCache, attention_modules, cached_attention
 from janus_plugins.backbones.rope import separate_sequences
 from janus_plugins.hf_config_keys import check_keys, check_values, naming_settings
@@ -134,19 +135,24 @@ class HfBackbone(nn.Module):
         """Look up token ids (B, T) as (B, T, D), unscaled."""
         return F.embedding(tokens, self.model.get_input_embeddings().weight)
 
-    def forward(self, x: Tensor, *, positions: Tensor, cache: Cache | None = None) -> Tensor:
-        """Turn embeddings (B, T, D) into hidden states (B, T, D), after the final norm."""
+    def forward(
+        self, x: Tensor, *, positions: Tensor, cache: Cache | None = None, together: Tensor | None = None
+    ) -> Tensor:
+        """Turn embeddings (B, T, D) into hidden states (B, T, D), after the final norm.
+
+        Positions of one number above 0 in ``together`` (B, T) see each other.
+        """
         if self.input_scale != 1:
             x = x * torch.tensor(self.input_scale, dtype=x.dtype)
         if cache is None:
             if not self._packing_checked and not x.is_meta:
                 self._check_packing(x[:1, :1])
-            return self._body(x, positions)
+            return self._body(x, positions, together)
         with self._cached_attention() as attending:
             hidden = self.body(
                 inputs_embeds=x,
                 position_ids=positions,
-                attention_mask=cache.begin(x.shape[1]),
+                attention_mask=cache.begin(x.shape[1], together),
                 past_key_values=cache,
                 use_cache=True,
             )[0]
@@ -162,6 +168,10 @@ class HfBackbone(nn.Module):
         x = x / getattr(family, "logits_scaling", 1)
         cap = getattr(family, "final_logit_softcapping", None)
         return x if cap is None else cap * torch.tanh(x / cap)
+
+    def refuse_together(self) -> str:
+        """Return why this family has no blocks of positions that see each other; "" where it has."""
+        return refuse_blocks(self.model.config)
 
     def new_cache(self, rows: int, max_seq_len: int) -> KVCache:
         """Return an empty cache of ``max_seq_len`` positions a row."""
@@ -217,8 +227,10 @@ class HfBackbone(nn.Module):
         missing = sorted(info["missing_keys"])
         return LoadedWeights(len(tensors) - len(missing), missing, unexpected_keys)
 
-    def _body(self, x: Tensor, positions: Tensor) -> Tensor:
+    def _body(self, x: Tensor, positions: Tensor, together: Tensor | None = None) -> Tensor:
         mask = None  # transformers infers from positions which sequences share a row
+        if together is not None:
+            mask = block_mask(self.model.config, x, positions, together)
         if x.is_meta:  # positions have no values there; any mask gives the shapes
             mask = x.new_ones(x.shape[0], 1, x.shape[1], x.shape[1], dtype=torch.bool)
         return self.body(inputs_embeds=x, position_ids=positions, attention_mask=mask, use_cache=False)[0]
@@ -350,24 +362,6 @@ def written_config(keys: dict[str, Any], described: PreTrainedConfig | None) -> 
         raise ConfigError(f"transformers refuses backbone.config: {error}") from error
     refuse_overruled(keys, text_part(family), "backbone.config")
     return family
-
-
-def refuse_chunks(family: Any) -> None:
-    """Check that no layer attends in chunks, or that the context is a single chunk.
-
-    Sessions do not apply chunks, and transformers counts them from the start of a row of several sequences.
-
-    Raises:
-        ConfigError: the context is longer than a chunk.
-    """
-    chunk = getattr(family, "attention_chunk_size", None)
-    chunked = "chunked_attention" in (getattr(family, "layer_types", None) or ())
-    if chunked and chunk and chunk < family.max_position_embeddings:
-        raise ConfigError(
-            f"'{family.model_type}' attends in chunks of {chunk} positions (attention_chunk_size), which"
-            f" is not supported in a context of {family.max_position_embeddings} positions"
-            f" (max_position_embeddings): write max_position_embeddings={chunk}, or choose another family"
-        )
 
 
 def body_of(model: Any) -> Any:

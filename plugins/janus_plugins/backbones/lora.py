@@ -23,6 +23,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from janus_modular import (
+    AttendsTogether,
     Backbone,
     Cache,
     CheckpointError,
@@ -114,9 +115,18 @@ class LoraBackbone(nn.Module):
         """Look up token ids (B, T) as (B, T, D)."""
         return self.backbone.embed(tokens)
 
-    def forward(self, x: Tensor, *, positions: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *, positions: Tensor, cache: Cache | None = None, together: Tensor | None = None
+    ) -> Tensor:
         """Turn embeddings (B, T, D) into hidden states (B, T, D), through the adapted layers."""
-        return self.backbone(x, positions=positions, cache=cache)
+        blocks = {} if together is None else {"together": together}
+        return self.backbone(x, positions=positions, cache=cache, **blocks)
+
+    def refuse_together(self) -> str:
+        """Return why the wrapped backbone has no blocks of positions that see each other; "" where it has."""
+        if isinstance(self.backbone, AttendsTogether):
+            return self.backbone.refuse_together()
+        return f"'{self.config.backbone.name}', which it adapts, is causal: choose another backbone"
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states (..., D) into text logits (..., V); these layers have no adapters."""
