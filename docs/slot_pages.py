@@ -49,8 +49,7 @@ RELATED: dict[str, tuple[str, ...]] = {
     "backbones": (
         *("interfaces.Cache", "interfaces.RowCache", "interfaces.StateCache", "model.cache.TensorCache"),
         *("graph_specs.TensorSpec", "capabilities.DeclaresCache", "capabilities.DeclaresPositions"),
-        "capabilities.ReturnsLayer",
-        "capabilities.LoadsPretrained",
+        *("capabilities.AttendsTogether", "capabilities.ReturnsLayer", "capabilities.LoadsPretrained"),
     ),
     "sources": (
         *(f"sequence.{name}" for name in ("Sample", "Message", "Text", "ImageInput", "ImageTarget")),

@@ -35,6 +35,7 @@ from .interfaces import ImageTokenizer as ImageTokenizer
 from .interfaces import RowCache as RowCache
 from .interfaces import StateCache as StateCache
 from .model.cache import TensorCache as TensorCache
+from .model.cache import same_block as same_block
 from .janus import Janus as Janus
 from .protocols import EncodedImages as EncodedImages
 from .capabilities import AlignsHiddenStates as AlignsHiddenStates
@@ -42,6 +43,7 @@ from .capabilities import CopiesRows as CopiesRows
 from .capabilities import EncodesImages as EncodesImages
 from .capabilities import ReturnsLayer as ReturnsLayer
 from .protocols import Fingerprinted as Fingerprinted
+from .capabilities import AttendsTogether as AttendsTogether
 from .capabilities import DeclaresCache as DeclaresCache
 from .capabilities import DeclaresPositions as DeclaresPositions
 from .capabilities import ReshapesGrid as ReshapesGrid
@@ -84,7 +86,7 @@ from .processing.processor import Processor as Processor
 from .registry import Registry as Registry
 from .registry import hookimpl as hookimpl
 from .sessions import BaseSession as BaseSession
-from .sessions import check_max_seq_len as check_max_seq_len
+from .session_errors import check_max_seq_len as check_max_seq_len
 from .session_wrapper import SessionWrapper as SessionWrapper
 from .graph_specs import GraphSignature as GraphSignature
 from .protocols import SharedSession as SharedSession

@@ -56,6 +56,19 @@ class DeclaresPositions(Backbone, Protocol):
 
 
 @runtime_checkable
+class AttendsTogether(Backbone, Protocol):
+    """A backbone with blocks of positions that see each other, where all others are causal.
+
+    ``forward`` has the argument ``together`` (B, T), None or the block of each position: positions of one
+    number above 0 see each other, whichever comes first, if they are of one sequence.
+    """
+
+    def refuse_together(self) -> str:
+        """Return why this backbone, as configured, has no such blocks; "" where it has."""
+        ...
+
+
+@runtime_checkable
 class ReshapesGrid(Adaptor, Protocol):
     """An adaptor whose positions are in another grid than the features."""
 

@@ -193,8 +193,11 @@ class Cache(Protocol):
     A row's next position is written at its length, and attends to all positions before it.
     """
 
-    def begin(self, tokens: int) -> Tensor:
-        """Prepare ``tokens`` more positions of every row; return the attention mask (B, 1, T, S)."""
+    def begin(self, tokens: int, together: Tensor | None = None) -> Tensor:
+        """Prepare ``tokens`` more positions of every row; return the attention mask (B, 1, T, S).
+
+        New positions of one number above 0 in ``together`` (B, T) see each other.
+        """
         ...
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:

@@ -64,6 +64,7 @@ class RowPositions:
         """Prepare empty rows."""
         self.axes = axes
         self.ids = [np.zeros((axes, 0), np.int64)] * rows  # (P, T) of what each row read as a prompt
+        self.together = [np.zeros(0, np.int64)] * rows  # (T,) its blocks
 
     @classmethod
     def of_prompts(cls, axes: int, prompts: Many[Sequence]) -> RowPositions:
@@ -78,9 +79,22 @@ class RowPositions:
         if self.axes:
             counter = np.broadcast_to(np.arange(len(prompt)), (self.axes, len(prompt)))
             self.ids[row] = counter if prompt.position_ids is None else prompt.position_ids
+        self.together[row] = np.zeros(0, np.int64) if prompt.together is None else prompt.together
 
     def truncate(self, lengths: Integers) -> None:
-        """Cut rows back to these lengths (rows,)."""
+        """Cut rows back to these lengths (rows,).
+
+        Raises:
+            PromptError: a block would be divided, whose positions have seen all of it.
+        """
+        for row, (blocks, length) in enumerate(zip(self.together, lengths.tolist(), strict=True)):
+            if 0 < length < len(blocks) and blocks[length] and blocks[length] == blocks[length - 1]:
+                first, end = np.flatnonzero(blocks == blocks[length])[[0, -1]] + (0, 1)
+                raise PromptError(
+                    f"truncate: found length {length} for row {row}; expected {first} or less, or {end} or"
+                    " more: the positions between see each other, so that none of them can be cut off alone."
+                )
+        self.together = [blocks[:length] for blocks, length in zip(self.together, lengths, strict=True)]
         self.ids = [ids[:, :length] for ids, length in zip(self.ids, lengths, strict=True)]
 
     def of(self, index: Integers, last: int | None = None) -> Integers:
@@ -97,6 +111,35 @@ class RowPositions:
             longer = extended(ids, max(0, int(counter[row].max()) + 1 - ids.shape[1]))
             positions[1:, row] = longer[:, counter[row]]
         return positions
+
+    @property
+    def blocks(self) -> Integers | None:
+        """The blocks (rows, T) of what rows hold, 0 behind shorter ones; None where all is causal."""
+        if not any(blocks.any() for blocks in self.together):
+            return None
+        together = np.zeros((len(self.together), max(map(len, self.together))), np.int64)
+        for row, blocks in enumerate(self.together):
+            together[row, : len(blocks)] = blocks
+        return together
+
+
+def check_together(prompts: Many[Sequence], together: bool) -> None:
+    """Check that prompts have positions that see each other if the model's config says so, and only then.
+
+    Raises:
+        PromptError: they have such blocks, and the model is causal; or they have images and no blocks.
+    """
+    for prompt in prompts:
+        if prompt.together is None and together and prompt.understanding_mask.any():
+            raise PromptError(
+                "prompts: found an image and no `together`; expected the positions that see each other. Build"
+                " prompts with the model's own processor."
+            )
+        if prompt.together is not None and not together:
+            raise PromptError(
+                "prompts: found positions that see each other; expected none: the model is causal. Build"
+                " prompts with the model's own processor."
+            )
 
 
 def check_position_ids(prompts: Many[Sequence], axes: int) -> None:

@@ -142,6 +142,7 @@ class Sequence:
     generation_supervised: list[bool] = field(default_factory=list)  # for each target image
     source: str = ""  # its name in the mixture
     seed: int = 0  # of the randomness in the targets of its images
+    together: NDArray[np.int64] | None = None  # (T,) positions of one number above 0 see each other
     position_ids: NDArray[np.int64] | None = None  # (P, T) on P axes, where the backbone declares them
 
     def __len__(self) -> int:
@@ -181,4 +182,5 @@ def unconditional(sequence: Sequence, pad: int) -> Sequence:
         understanding_pixels=[],
         generation_images=[],
         generation_supervised=[],
+        together=None if sequence.together is None else np.zeros_like(sequence.together),
     )

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from janus_modular.errors import PromptError
 from janus_modular.graph_specs import GraphSignature
-from janus_modular.positions import RowPositions, check_position_ids
+from janus_modular.positions import RowPositions, check_position_ids, check_together
 from janus_modular.sequence import Sequence as Prompt
-from janus_modular.suggest import did_you_mean
+from janus_modular.session_errors import is_integer, refuse_cut_states
 
 Integers = NDArray[np.int64]
 
@@ -36,13 +36,14 @@ class BaseSession(ABC):
     hidden_size: int  # D
     has_states: bool = False  # the cache holds states of recurrent layers: rows cannot be cut back
     position_axes: int = 0  # P, axes of position ids beside their index
+    together: bool = False  # prompts have blocks of positions that see each other
     max_feed: int | None = None  # positions a row that `feed` takes at once; None: any number
     signatures: Mapping[str, GraphSignature] = {}  # of graphs that `run` calls: engines join calls of these
 
     def __init__(self, max_seq_len: int, rows: int | None = None) -> None:
         """Open a session of ``rows`` rows; None: as many as the first prompts need."""
         for name, value in (("max_seq_len", max_seq_len), ("rows", rows)):
-            if value is not None and (not _is_integer(value) or value < 1):
+            if value is not None and (not is_integer(value) or value < 1):
                 raise PromptError(f"{name}: found {value!r:.80}; expected a whole number of 1 or more.")
         self.max_seq_len = max_seq_len
         self._fixed_rows = rows
@@ -272,9 +273,10 @@ class BaseSession(ABC):
             )
         if self.has_states:
             refuse_cut_states(shorter, self._lengths)
-        self._lengths = _frozen(shorter)
         if self._is_allocated:
             self.row_positions.truncate(shorter)
+        self._lengths = _frozen(shorter)
+        if self._is_allocated:
             self.cut_rows()
 
     def free(self, rows: Iterable[int]) -> None:
@@ -295,7 +297,7 @@ class BaseSession(ABC):
     def _row_indices(self, rows: Iterable[int]) -> Integers:
         is_list = isinstance(rows, Iterable) and not isinstance(rows, str | bytes)
         numbers = [*rows] if is_list else []
-        if not is_list or not all(map(_is_integer, numbers)):
+        if not is_list or not all(map(is_integer, numbers)):
             raise PromptError(f"rows: found {rows!r:.80}; expected a list of whole numbers.")
         indices = np.array(numbers, np.int64)
         limit = len(self._lengths) if self._is_allocated or self._fixed_rows else None
@@ -317,6 +319,7 @@ class BaseSession(ABC):
             raise PromptError(f"prompts: found {actual}; expected at least one position in each.")
         self._check_end(int(lengths.max()))
         check_position_ids(prompts, self.position_axes)
+        check_together(prompts, self.together)
         for prompt in prompts:
             tokens = np.asarray(prompt.tokens)[~(prompt.understanding_mask | prompt.generation_mask)]
             if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
@@ -364,46 +367,6 @@ class BaseSession(ABC):
                 f" numbers ({len(self._lengths)},), one a row."
             )
         return array.astype(np.int64)
-
-
-def refuse_cut_states(shorter: Integers, lengths: Integers) -> None:
-    """Raise an error if rows with states would be cut back: only the states after their last are known.
-
-    Raises:
-        PromptError: a row would be cut back, to a length that is neither 0 nor the length that it has.
-    """
-    if len(cut := np.flatnonzero((shorter > 0) & (shorter != lengths))):
-        row = int(cut[0])
-        raise PromptError(
-            f"truncate: found length {shorter[row]} for row {row}; expected {lengths[row]}, all that it"
-            " holds, or 0: the backbone's recurrent layers have a state after the last position alone. Feed"
-            " what is to be dropped again with `extend` and counts of 0, or admit the prompt again."
-        )
-
-
-def unknown_graph(name: str, known: Iterable[str]) -> PromptError:
-    """Return the error that a session runs no graph of this name."""
-    names = list(known)
-    hint = did_you_mean(name, names)
-    return PromptError(f"run: found the graph '{name}'; expected {', '.join(names)}. {hint}".rstrip())
-
-
-def check_max_seq_len(max_seq_len: int, context: int) -> int:
-    """Return the maximum positions of a session's rows, if the model's context is as long.
-
-    Raises:
-        PromptError: the context has fewer.
-    """
-    if _is_integer(max_seq_len) and max_seq_len > context:
-        raise PromptError(
-            f"max_seq_len: found {max_seq_len}; expected {context} at most, the model's context. Shorten the"
-            " prompt, or ask for fewer tokens."
-        )
-    return max_seq_len
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _frozen(array: Integers) -> Integers:

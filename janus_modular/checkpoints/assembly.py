@@ -154,6 +154,7 @@ def processor_sizes(model: JanusModel) -> dict[str, Any]:
         "drawing": Drawing(path.height, path.width, path.num_tokens),
         "context": model.backbone.context,
         "positions": position_rule(model),
+        "together": model.config.together,
     }
 
 

@@ -40,6 +40,7 @@ class Batch:
     image_source: Tensor | None = None  # (M,) index into sources
     image_seeds: list[tuple[int, int]] = field(default_factory=list)  # (M,) (seed, image number)
     position_ids: Tensor | None = None  # (P, B, T) on P axes, where the backbone declares them
+    together: Tensor | None = None  # (B, T) positions of a sequence that see each other have one number
     idle: frozenset[str] = frozenset()  # paths without images that run all the same, as other processes do
 
     @property
@@ -113,6 +114,7 @@ def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Bat
     label_source = np.zeros(shape, np.int64)
     understanding_mask = np.zeros(shape, np.bool_)
     generation_mask = np.zeros(shape, np.bool_)
+    together = np.zeros(shape, np.int64)
     for i, row in enumerate(packed):
         start = 0
         for sequence in row:
@@ -123,6 +125,8 @@ def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Bat
             label_source[span] = sources.index(sequence.source)
             understanding_mask[span] = sequence.understanding_mask
             generation_mask[span] = sequence.generation_mask
+            if sequence.together is not None:
+                together[span] = sequence.together
             start += len(sequence)
         positions[i, start:] = np.arange(shape[1] - start)
     position_ids = _position_ids(packed, positions)
@@ -140,6 +144,7 @@ def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Bat
         lengths=torch.tensor([sum(map(len, row)) for row in packed]),
         sources=sources,
         label_source=torch.from_numpy(label_source),
+        together=torch.from_numpy(together) if any(s.together is not None for s in sequences) else None,
         position_ids=None if position_ids is None else torch.from_numpy(position_ids),
         image_seeds=[(s.seed, i) for s in sequences for i in range(len(s.generation_images))],
         image_source=torch.tensor([sources.index(s.source) for s in sequences for _ in s.generation_images]),

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from janus_modular.capabilities import DeclaresPositions
+from janus_modular.capabilities import AttendsTogether, DeclaresPositions
 from janus_modular.components import Builder, build_error
 from janus_modular.config.errors import FieldError, config_error
 from janus_modular.config.schema import ModelConfig
@@ -61,6 +61,9 @@ class ModelBuilder(Builder):
                 )
         except ValueError as error:
             raise config_error([FieldError(config_path(config, "understanding"), str(error), "")]) from error
+        if config.together and (reason := _refuse_together(backbone)):
+            problem = f"the backbone '{config.backbone.name}' has no positions that see each other: {reason}"
+            raise config_error([FieldError(config_path(config, "together"), problem, "")])
         return JanusModel(understanding, generation, backbone, config)
 
     def _complete(self, module: Any, spec: ComponentSpec, entry: Entry[Any]) -> None:
@@ -69,6 +72,12 @@ class ModelBuilder(Builder):
         if spec.config.pretrained is not None and not self.on_meta:
             with reporting_missing_packages(str(entry)):
                 self.reports.append(load_pretrained(module, spec))
+
+
+def _refuse_together(backbone: Any) -> str:
+    if isinstance(backbone, AttendsTogether):
+        return backbone.refuse_together()
+    return "it is causal (it declares no refuse_together). Leave `together` out, or choose another backbone"
 
 
 def build_model(

@@ -18,7 +18,7 @@ from janus_modular.capabilities import DeclaresCache
 from janus_modular.errors import PromptError
 from janus_modular.graph_specs import TensorSpec
 from janus_modular.interfaces import Backbone
-from janus_modular.sessions import refuse_cut_states
+from janus_modular.session_errors import refuse_cut_states
 
 
 class TensorCache:
@@ -60,7 +60,7 @@ class TensorCache:
         self.counts = counts.cpu()
         self.written.clear()
 
-    def begin(self, tokens: int) -> Tensor:
+    def begin(self, tokens: int, together: Tensor | None = None) -> Tensor:
         """Choose the entries of ``tokens`` more positions; return their attention mask (B, 1, T, S)."""
         index = self.lengths[:, None] + torch.arange(tokens)  # (B, T)
         self.end = int(self.lengths.max()) + tokens
@@ -68,7 +68,11 @@ class TensorCache:
             index, self.end = index.clamp(max=self.max_seq_len), self.max_seq_len + 1
         self.index = index.to(self.device)
         entries = torch.arange(self.end, device=self.device)
-        return (entries <= self.index[:, :, None]).unsqueeze(1)  # (B, 1, T, S)
+        mask = entries <= self.index[:, :, None]  # (B, T, S)
+        if together is not None:
+            seen = same_block(together)  # (B, T, T)
+            mask = mask | torch.zeros_like(mask).scatter(2, self.index[:, None].expand_as(seen), seen)
+        return mask.unsqueeze(1)
 
     def kept(self, tokens: int) -> Tensor:
         """Return which of ``tokens`` more positions are kept (B, T)."""
@@ -197,3 +201,8 @@ def state_tensors(backbone: Backbone) -> list[TensorSpec]:
     """Return the tensors of a backbone's cache that have no entry for each position."""
     tensors = backbone.cache_tensors if isinstance(backbone, DeclaresCache) else ()
     return [spec for spec in tensors if "capacity" not in spec.shape]
+
+
+def same_block(together: Tensor) -> Tensor:
+    """Return which positions (B, T) see which others (B, T, T), because they are of one block."""
+    return (together[:, :, None] == together[:, None]) & (together > 0)[:, :, None]

@@ -121,11 +121,7 @@ class JanusModel(nn.Module):
         """Run a batch; return the losses at all supervised positions."""
         targets = self.targets(batch)
         x = self.embed(batch, targets)  # (B, T, D)
-        if targets is not None and self.align_layer is not None:
-            backbone = cast(nn.Module, self.backbone)  # one that `ReturnsLayer`
-            x, states = backbone(x, positions=self.positions(batch), layer=self.align_layer)
-        else:
-            x, states = self.backbone(x, positions=self.positions(batch)), None  # (B, T, D)
+        x, states = self.hidden(x, batch, None if targets is None else self.align_layer)
         output = Output(hidden=x)
         self._text_loss(output, batch)
         if targets is not None:
@@ -155,6 +151,28 @@ class JanusModel(nn.Module):
         joined[is_encoded] = encoded
         joined[~cast(Tensor, is_encoded)] = targets
         return joined
+
+    def hidden(self, x: Tensor, batch: Batch, layer: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the hidden states (B, T, D) of a batch's embeddings, and those after a layer.
+
+        Raises:
+            PromptError: the batch was made by the processor of another model.
+        """
+        positions, together = self.positions(batch), batch.together
+        if together is not None and not self.config.together:
+            raise PromptError(
+                "the batch has positions that see each other; expected none: the model is causal (`together`"
+                " of its config). Was it made by this model's own processor?"
+            )
+        if together is None and self.config.together and batch.understanding_mask.any():
+            raise PromptError(
+                "the batch has images and no `together`; expected the positions that see each other: was it"
+                " made by this model's own processor?"
+            )
+        options = {"together": together, "layer": layer}
+        given = {name: value for name, value in options.items() if value is not None}
+        hidden = cast(Any, self.backbone)(x, positions=positions, **given)
+        return (hidden, None) if layer is None else hidden
 
     def positions(self, batch: Batch) -> Tensor:
         """Return the positions of a batch as the backbone takes them: (B, T), or (1 + P, B, T).

@@ -62,7 +62,7 @@ def image_log_probabilities(
     ]
     batch = collate(sequences).to(next(model.parameters()).device)
     targets = model.targets(batch)
-    hidden = model.backbone(model.embed(batch, targets), positions=model.positions(batch))  # (R, T, D)
+    hidden, _ = model.hidden(model.embed(batch, targets), batch)  # (R, T, D)
     mask = batch.generation_mask.roll(-1, dims=1) if path.predicts_next else batch.generation_mask
     before = hidden[mask].view(len(rows), path.num_tokens, hidden.shape[-1])  # (R, P, D)
     return path.log_probabilities(before, targets[: len(images)], guidance=guidance, temperature=temperature)
@@ -78,6 +78,7 @@ def _with_image(prompt: Sequence, image: Any, positions: int) -> Sequence:
         understanding_mask=np.concatenate([prompt.understanding_mask, ~images]),
         generation_mask=np.concatenate([prompt.generation_mask, images]),
         position_ids=None if prompt.position_ids is None else extended(prompt.position_ids, positions),
+        together=None if prompt.together is None else np.pad(prompt.together, (0, positions)),
         generation_images=[*prompt.generation_images, image],
         generation_supervised=[*prompt.generation_supervised, False],
     )

@@ -20,7 +20,8 @@ from janus_modular.model.cache import state_tensors
 from janus_modular.model.model import JanusModel, position_axes
 from janus_modular.positions import RowPositions
 from janus_modular.sequence import Sequence
-from janus_modular.sessions import BaseSession, check_max_seq_len, unknown_graph
+from janus_modular.session_errors import check_max_seq_len, unknown_graph
+from janus_modular.sessions import BaseSession
 
 
 class TorchRuntime:
@@ -69,6 +70,7 @@ class TorchSession(BaseSession):
         self.device, self.dtype = weight.device, weight.dtype
         self.hidden_size = model.backbone.hidden_size
         self.cache: RowCache = model.backbone.new_cache(0, max_seq_len)
+        self.together = bool(model.config.together)
         self.position_axes = position_axes(model.backbone)
         self.has_states = bool(state_tensors(model.backbone))
         self.suppressed_ids = torch.tensor(list(suppressed_ids), dtype=torch.int64, device=self.device)
@@ -103,8 +105,8 @@ class TorchSession(BaseSession):
             cache = cache.select(slice(first_row, first_row + count))
         cache.truncate(torch.zeros_like(lengths))
         index = np.tile(np.arange(x.shape[1]), (count, 1))  # (n, T), in padding too
-        positions = RowPositions.of_prompts(self.position_axes, prompts).of(index)
-        hidden = self._forward(x, positions, cache, lengths)  # (n, T, D)
+        rows = RowPositions.of_prompts(self.position_axes, prompts)
+        hidden = self._forward(x, rows.of(index), cache, lengths, batch.together)  # (n, T, D)
         return hidden[torch.arange(count), lengths - 1]
 
     def feed(self, x: Tensor | NDArray[Any], counts: NDArray[np.int64]) -> Tensor:
@@ -124,19 +126,27 @@ class TorchSession(BaseSession):
         positions = self.row_positions.of(index, last=self.max_seq_len - 1)
         return self._forward(self._embeddings(x), positions, cache, torch.from_numpy(counts))
 
-    def _forward(self, x: Tensor, positions: NDArray[np.int64], cache: RowCache, counts: Tensor) -> Tensor:
+    def _forward(
+        self,
+        x: Tensor,
+        positions: NDArray[np.int64],
+        cache: RowCache,
+        counts: Tensor,
+        together: Tensor | None = None,
+    ) -> Tensor:
         """Feed x (n, T, D) into a cache of n rows, which keep ``counts`` (n,) positions of it."""
         if self.has_states:
             cast(StateCache, cache).keep(counts)
         on_device = torch.from_numpy(positions).to(self.device)
-        hidden = self.model.backbone(x, positions=on_device, cache=cache)
+        blocks = {} if together is None else {"together": together}
+        hidden = self.model.backbone(x, positions=on_device, cache=cache, **blocks)
         cache.advance(counts)
         return hidden
 
     @torch.no_grad()
     def embed_prompts(self, prompts: Many[Sequence]) -> Tensor | None:
         """Return the embeddings (n, T, D) of prompts; None where a prompt is more than its embeddings."""
-        if self.position_axes:
+        if self.position_axes or self.together:
             return None
         return self.model.embed(collate(prompts).to(self.device))
 

@@ -28,6 +28,7 @@ from janus_modular.processing.prompt_segments import (
 from janus_modular.processing.sequence_builder import (
     build_sequence,
     check_context_length,
+    image_blocks,
     with_pixels,
     without_condition,
 )
@@ -59,6 +60,7 @@ class Processor:
         suppress_tokens: Sequence[str] = (),
         template_variables: Mapping[str, Any] | None = None,
         positions: PositionRule | None = None,
+        together: Sequence[str] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.pixels = pixels
@@ -66,6 +68,7 @@ class Processor:
         self.drawing = drawing  # None: the model has no generation path
         self.encoded: EncodedSpec | None = None  # of image targets; known where the model is
         self.positions = positions  # None: the backbone's positions are a counter
+        self.together = list(together or ())  # paths whose images' positions see each other
         self.context = context  # longest sequence, in positions; None: unlimited
         # Tokens that no answer contains: those that were added to the vocabulary for images.
         self.suppress_tokens = tuple(dict.fromkeys([*suppress_tokens, *tokenizer.added]))
@@ -104,6 +107,7 @@ class Processor:
         drawing: Drawing | None,
         context: int | None = None,
         positions: PositionRule | None = None,
+        together: Sequence[str] | None = None,
         tokenizer: str | Path | None = None,
     ) -> Processor:
         """Build from a config; ``tokenizer``, a local folder or file, replaces the config's tokenizer."""
@@ -125,6 +129,7 @@ class Processor:
             suppress_tokens=config.suppress_tokens,
             template_variables=config.template_variables,
             positions=positions,
+            together=together,
         )
 
     def sequence(
@@ -279,6 +284,7 @@ class Processor:
             "context": self.context,
             "suppress_tokens": list(self.suppress_tokens),
             **({"positions": asdict(self.positions)} if self.positions else {}),
+            **({"together": self.together} if self.together else {}),
         }
 
     def save(self, folder: Path) -> None:
@@ -316,6 +322,7 @@ class Processor:
             suppress_tokens=record.suppress_tokens,
             template_variables=record.template_variables,
             positions=record.positions,
+            together=record.together,
         )
 
     def _segment_builder(self, learn_image_ends: bool = False) -> SegmentBuilder:
@@ -368,7 +375,8 @@ class Processor:
         size = (drawing.height, drawing.width) if drawing else None
         sequence = with_pixels(sequence, segments, self.pixels, size, self.encoded)
         ids = self.positions.ids(sequence) if self.positions else None
-        return replace(sequence, source=source, position_ids=ids)
+        together = image_blocks(sequence, self.image_tokens) if self.together else None
+        return replace(sequence, source=source, position_ids=ids, together=together)
 
     def _check_answer_starts(self, encoded: Encoded, segments: Sequence[PromptSegment]) -> None:
         """Check that no token spans the end of a prompt and the beginning of its supervised answer.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from janus_modular.config.scalars import convert, words
 from janus_modular.config.schema import SpecialTokens
@@ -15,7 +15,7 @@ from janus_modular.positions import POSITION_AXES, PositionRule
 from janus_modular.suggest import did_you_mean
 
 T = TypeVar("T")
-OPTIONAL = {"template_variables", "positions"}  # older files lack the key
+OPTIONAL = {"template_variables", "positions", "together"}  # older files lack the key
 
 MAX_SIZE = 2**27
 """Most positions, and pixels of an image, of a processor: each prompt takes as much memory."""
@@ -43,6 +43,7 @@ class ProcessorRecord:
     context: int | None
     suppress_tokens: list[str]
     template_variables: dict[str, Any] | None = None
+    together: list[Literal["understanding"]] | None = None  # only where the model's config has it
     positions: PositionRule | None = None  # only where the backbone has position ids
 
 

@@ -125,7 +125,14 @@ def without_condition(sequence: TokenSequence, *, pad: int, image_tokens: int) -
         labels=labels,
         understanding_mask=understanding_mask,
         understanding_pixels=sequence.understanding_pixels[dropped_images:],
+        together=None if sequence.together is None else sequence.together * understanding_mask,
     )
+
+
+def image_blocks(sequence: TokenSequence, image_tokens: int) -> NDArray[np.int64]:
+    """Return the block (T,) of each position: the number of its image from 1, or 0 for what is not read."""
+    number = (np.cumsum(sequence.understanding_mask) - 1) // image_tokens + 1
+    return np.where(sequence.understanding_mask, number, 0)
 
 
 def check_context_length(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from janus_modular.capabilities import AttendsTogether
+from janus_modular.interfaces import StateCache
 from janus_modular.model.cache import TensorCache, state_tensors
 from janus_modular.model.model import stack_positions
 from janus_modular.testing.check import NotApplicable, check_for, ensure
@@ -93,6 +95,45 @@ def check_cache_states(backbone: Any, tokens: Tensor) -> None:
         ensure_close(states[0][name][0], states[1][name][0], f"'{name}' with other padding")
     changed = any(not torch.equal(states[0][name][0], before[name][0]) for name in names)
     ensure(changed, f"no position changes {', '.join(names)}")
+
+
+@check_for("backbones")
+@torch.no_grad()
+def check_together(backbone: Any, tokens: Tensor) -> None:
+    """Positions of a block see each other, in a packed row and through a cache; all others are causal."""
+    backbone.eval()
+    if not isinstance(backbone, AttendsTogether):
+        raise NotApplicable("it is causal: it declares no refuse_together")
+    if reason := backbone.refuse_together():
+        raise NotApplicable(reason)
+    x, positions = backbone.embed(tokens), positions_for(backbone, tokens)
+    rows, length = tokens.shape
+    causal = backbone(x, positions=positions)
+    blocks = torch.zeros_like(tokens)
+    blocks[:, 1:3] = 1
+    blocks[:, 3:] = 2
+    run: Any = backbone
+    whole = run(x, positions=positions, together=blocks)
+    ensure_close(whole[:, 0], causal[:, 0], "a position before all blocks, with and without blocks")
+    for changed, seeing, blind in ((2, 1, 0), (length - 1, 3, 2)):
+        changed_x = x.clone()
+        changed_x[:, changed] = -changed_x[:, changed] + 1
+        hidden = run(changed_x, positions=positions, together=blocks)
+        label = f"position {blind + 1}, with position {changed + 1} changed"
+        ensure_close(hidden[:, blind], whole[:, blind], label)
+        same = torch.allclose(hidden[:, seeing], whole[:, seeing])
+        ensure(not same, f"position {seeing + 1} does not see position {changed + 1} of its block")
+    flat = stack_positions(backbone, positions_of(tokens).reshape(1, -1))
+    packed = run(x.flatten(0, 1)[None], positions=flat, together=blocks.reshape(1, -1))
+    ensure_close(packed.view_as(whole), whole, "sequences with blocks packed into a row and alone")
+    cache = backbone.new_cache(rows, length)
+    for part in (slice(0, 3), slice(3, length)):
+        counts = torch.full((rows,), x[:, part].shape[1])
+        if state_tensors(backbone):
+            cast(StateCache, cache).keep(counts)
+        fed = run(x[:, part], positions=positions[..., part], cache=cache, together=blocks[:, part])
+        cache.advance(counts)
+        ensure_close(fed, whole[:, part], "blocks through a cache and without it")
 
 
 def feed(backbone: Any, x: Tensor, positions: Tensor, cache: Any, counts: Tensor) -> Tensor:

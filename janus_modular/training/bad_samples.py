@@ -84,6 +84,7 @@ def cut(sequence: Sequence, length: int) -> Sequence:
         labels=labels,
         understanding_mask=sequence.understanding_mask[:end],
         generation_mask=sequence.generation_mask[:end],
+        together=None if sequence.together is None else sequence.together[:end],
         position_ids=None if sequence.position_ids is None else sequence.position_ids[:, :end],
         understanding_pixels=sequence.understanding_pixels[:inputs],
         generation_images=sequence.generation_images[:targets],
@@ -102,6 +103,7 @@ def split(sequence: Sequence, length: int) -> list[Sequence]:
     sections = [
         replace(
             sequence,
+            together=None,  # of text, which is causal
             position_ids=None,  # of text, which count from 0 again
             **{name: getattr(sequence, name)[start : start + length] for name in arrays},
         )

@@ -84,7 +84,9 @@ def layers(target: VerificationTarget) -> Iterator[CheckResult]:
 
 def _graph_inputs(contract: GraphContract, forward: ForwardPass, capacity: int) -> Arrays:
     counts = forward.counts.sum(1)
-    return {"x": forward.x, **host_inputs(contract, forward.index, forward.positions, counts, slots=capacity)}
+    index, positions, together = forward.index, forward.positions, forward.together
+    inputs = host_inputs(contract, index, positions, counts, slots=capacity, together=together)
+    return {"x": forward.x, **inputs}
 
 
 def _run(

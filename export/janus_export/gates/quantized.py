@@ -152,10 +152,11 @@ def _first_inputs(target: VerificationTarget, run: Run) -> dict[str, Array]:
     counts = np.array([len(prompt) for prompt in run.prompts])
     index = np.tile(np.arange(tokens), (rows, 1))
     ids = axes_of_positions(target.bundle.graphs["backbone"]["inputs"])
-    positions = RowPositions.of_prompts(ids, run.prompts).of(index)
+    rows_read = RowPositions.of_prompts(ids, run.prompts)
+    positions, together = rows_read.of(index), rows_read.blocks
     inputs: dict[str, Array] = {
         "x": x,
-        **host_inputs(contract, index, positions, counts, slots=tokens),
+        **host_inputs(contract, index, positions, counts, slots=tokens, together=together),
     }
     for tensor in contract.inputs:
         if tensor.name not in inputs:

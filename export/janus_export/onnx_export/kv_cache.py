@@ -32,7 +32,7 @@ class GraphCache:
         self.inputs = inputs
         self.written: dict[str, Tensor] = {}
 
-    def begin(self, tokens: int) -> Tensor:
+    def begin(self, tokens: int, together: Tensor | None = None) -> Tensor:
         """Return the attention mask, which the host computed."""
         return self.inputs["mask"]
 
@@ -96,7 +96,7 @@ class Shapes:
         self.capacity = 1
         self.shapes: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
 
-    def begin(self, tokens: int) -> Tensor:
+    def begin(self, tokens: int, together: Tensor | None = None) -> Tensor:
         """Return the mask of one token that attends to itself."""
         return torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device=self.device)
 

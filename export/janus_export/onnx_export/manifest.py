@@ -28,6 +28,7 @@ def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
         "suppressed_ids": list(processor.suppressed_ids),
         "vocab_size": model.backbone.vocab_size,
         "pad_id": processor.pad_id,
+        **({"together": list(model.config.together)} if model.config.together else {}),
         "sizes": dict(path.sizes),  # of the generation path, whose author chooses the names
         "image_target": {"height": path.height, "width": path.width, "positions": path.num_tokens},
         "image_input": {

@@ -36,6 +36,7 @@ class ForwardPass:
     positions: Array  # (R, T), or (1 + P, R, T) with ids on P axes
     counts: Array  # (R, T): False for padding of shorter rows
     hidden: Array  # (R, T, D)
+    together: Array | None  # (R, T') blocks of a prompt's positions that see each other
     states: list[Array]  # (R, T, D) each: the inputs of all layers, then the output of the last layer
 
 
@@ -96,6 +97,7 @@ class StreamedReference(Reference):
             if read.prompts:
                 rows = RowPositions.of_prompts(position_axes(self.model.backbone), read.prompts)
             forward.positions = rows.of(forward.index)
+            forward.together = rows.blocks if read.prompts else None
             forward.counts = forward.index < read.after[:, None]
         return run, passes
 
@@ -119,7 +121,7 @@ def recorded_passes(backbone: Any, stack: nn.ModuleList) -> Iterator[list[Forwar
         nothing = np.zeros(0)
         recorded.append(
             ForwardPass(
-                args[0].numpy().copy(), nothing, nothing, nothing, hidden.numpy().copy(), states.copy()
+                args[0].numpy().copy(), nothing, nothing, nothing, hidden.numpy().copy(), None, states.copy()
             )
         )
         states.clear()

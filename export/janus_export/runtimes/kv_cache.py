@@ -68,10 +68,14 @@ class KVCache:
         return True
 
     def host_inputs(
-        self, index: NDArray[np.int64], positions: NDArray[np.int64], counts: NDArray[np.int64]
+        self,
+        index: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        together: NDArray[np.int64] | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Return the inputs that the host computes for new positions: see `host_inputs`."""
-        return host_inputs(self.contract, index, positions, counts, slots=self.slots)
+        return host_inputs(self.contract, index, positions, counts, slots=self.slots, together=together)
 
     def state_buffers(self, rows: int) -> dict[str, Buffer]:
         """Return new states of ``rows`` rows without positions, by input of the graph."""
@@ -92,6 +96,7 @@ def host_inputs(
     counts: NDArray[np.int64],
     *,
     slots: int,
+    together: NDArray[np.int64] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Return the backbone's inputs that the host computes for new positions, by name.
 
@@ -101,10 +106,22 @@ def host_inputs(
         positions: as `janus_modular.positions.RowPositions` returns them for the index.
         counts: how many of them each row keeps (rows,).
         slots: of a row.
+        together: the blocks (rows, T') of rows from their first position on. A new position sees all of its
+            block, which has to be in this run; None: it is causal.
     """
+
+    def mask() -> NDArray[np.bool_]:
+        seen = np.arange(slots) <= index[:, :, None]  # (rows, T, slots)
+        if together is not None:
+            blocks = np.zeros((len(index), max(slots, int(index.max()) + 1)), np.int64)
+            blocks[:, : together.shape[1]] = together
+            own = np.take_along_axis(blocks, index, axis=1)[:, :, None]  # (rows, T, 1)
+            seen |= (own > 0) & (own == blocks[:, None, :slots])
+        return seen[:, None]
+
     values: dict[str, Callable[[], NDArray[Any]]] = {
         "positions": lambda: positions,
-        "mask": lambda: (np.arange(slots) <= index[:, :, None])[:, None],  # (rows, 1, T, slots)
+        "mask": mask,
         "write_index": lambda: index[:, 0].copy(),
         "counts": lambda: counts,
     }

@@ -15,6 +15,22 @@ Run = Callable[..., NDArray[Any]]
 """Runs a graph by name on numpy arrays."""
 
 
+def block_spans(blocks: NDArray[np.int64], limit: int) -> list[tuple[int, int]]:
+    """Split positions into spans (start, count) of up to ``limit``, or as many as a block needs.
+
+    No span divides a block of any row of ``blocks`` (rows, T), since its positions see each other.
+    """
+    divided = ((blocks[:, 1:] == blocks[:, :-1]) & (blocks[:, 1:] > 0)).any(0)  # by a cut behind t
+    cuts = [*(np.flatnonzero(~divided) + 1).tolist(), blocks.shape[1]]
+    spans, start = [], 0
+    while start < blocks.shape[1]:
+        fitting = [cut for cut in cuts if start < cut <= start + limit]
+        end = max(fitting) if fitting else min(cut for cut in cuts if cut > start)
+        spans.append((start, end - start))
+        start = end
+    return spans
+
+
 def embed(prompts: Sequence[Prompt], run: Run, *, images_at_once: int) -> NDArray[Any]:
     """Combine text and input images into one array of embeddings (rows, T, D), padded on the right.
 

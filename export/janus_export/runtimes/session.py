@@ -24,6 +24,7 @@ class BundleSession(BaseSession):
         self.sizes = model["sizes"]
         backbone = runtime.bundle.graphs["backbone"]
         self.has_states = bool(backbone.get("states"))
+        self.together = bool(model.get("together"))
         self.position_axes = axes_of_positions(backbone["inputs"])
         self.signatures = {name: signature(record) for name, record in runtime.bundle.graphs.items()}
 

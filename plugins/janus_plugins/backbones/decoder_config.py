@@ -81,21 +81,3 @@ def written_config(keys: dict[str, Any], described: PreTrainedConfig | None) -> 
         raise ConfigError(f"transformers refuses backbone.config: {error}") from error
     refuse_overruled(keys, text_part(family), "backbone.config")
     return family
-
-
-def refuse_chunks(family: Any) -> None:
-    """Check that no layer attends in chunks, or that the context is a single chunk.
-
-    Sessions do not apply chunks, and transformers counts them from the start of a row of several sequences.
-
-    Raises:
-        ConfigError: the context is longer than a chunk.
-    """
-    chunk = getattr(family, "attention_chunk_size", None)
-    chunked = "chunked_attention" in (getattr(family, "layer_types", None) or ())
-    if chunked and chunk and chunk < family.max_position_embeddings:
-        raise ConfigError(
-            f"'{family.model_type}' attends in chunks of {chunk} positions (attention_chunk_size), which"
-            f" is not supported in a context of {family.max_position_embeddings} positions"
-            f" (max_position_embeddings): write max_position_embeddings={chunk}, or choose another family"
-        )

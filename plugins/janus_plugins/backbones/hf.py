@@ -31,7 +31,8 @@ from janus_modular import (
     hookimpl,
     open_weights,
 )
-from janus_plugins.backbones.decoder_config import decoder_config, refuse_chunks
+from janus_plugins.backbones.attention_masks import block_mask, refuse_blocks, refuse_chunks
+from janus_plugins.backbones.decoder_config import decoder_config
 from janus_plugins.backbones.kv_cache import KVCache, attention_modules, cached_attention
 from janus_plugins.backbones.rope import separate_sequences
 from janus_plugins.hf_config_keys import check_values, naming_settings
@@ -133,23 +134,30 @@ class HfBackbone(nn.Module):
         return self.model.config.num_hidden_layers
 
     def forward(
-        self, x: Tensor, *, positions: Tensor, cache: Cache | None = None, layer: int | None = None
+        self,
+        x: Tensor,
+        *,
+        positions: Tensor,
+        cache: Cache | None = None,
+        together: Tensor | None = None,
+        layer: int | None = None,
     ) -> Any:
         """Turn embeddings (B, T, D) into hidden states (B, T, D), after the final norm.
 
-        With ``layer``, return these and the states after so many layers, without a norm but the last's.
+        Positions of one number above 0 in ``together`` (B, T) see each other. With ``layer``, return the
+        hidden states and those after so many layers, without a norm but the last's.
         """
         if self.input_scale != 1:
             x = x * torch.tensor(self.input_scale, dtype=x.dtype)
         if cache is None:
             if not self._packing_checked and not x.is_meta:
                 self._check_packing(x[:1, :1])
-            return self._body(x, positions, layer)
+            return self._body(x, positions, together, layer)
         with self._cached_attention() as attending:
             hidden = self.body(
                 inputs_embeds=x,
                 position_ids=positions,
-                attention_mask=cache.begin(x.shape[1]),
+                attention_mask=cache.begin(x.shape[1], together),
                 past_key_values=cache,
                 use_cache=True,
             )[0]
@@ -165,6 +173,10 @@ class HfBackbone(nn.Module):
         x = x / getattr(family, "logits_scaling", 1)
         cap = getattr(family, "final_logit_softcapping", None)
         return x if cap is None else cap * torch.tanh(x / cap)
+
+    def refuse_together(self) -> str:
+        """Return why this family has no blocks of positions that see each other; "" where it has."""
+        return refuse_blocks(self.model.config)
 
     def new_cache(self, rows: int, max_seq_len: int) -> KVCache:
         """Return an empty cache of ``max_seq_len`` positions a row."""
@@ -220,8 +232,12 @@ class HfBackbone(nn.Module):
         missing = sorted(info["missing_keys"])
         return LoadedWeights(len(tensors) - len(missing), missing, unexpected_keys)
 
-    def _body(self, x: Tensor, positions: Tensor, layer: int | None = None) -> Any:
+    def _body(
+        self, x: Tensor, positions: Tensor, together: Tensor | None = None, layer: int | None = None
+    ) -> Any:
         mask = None  # transformers infers from positions which sequences share a row
+        if together is not None:
+            mask = block_mask(self.model.config, x, positions, together)
         if x.is_meta:  # positions have no values there; any mask gives the shapes
             mask = x.new_ones(x.shape[0], 1, x.shape[1], x.shape[1], dtype=torch.bool)
         inputs = {"inputs_embeds": x, "position_ids": positions, "attention_mask": mask}

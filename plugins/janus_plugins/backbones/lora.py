@@ -23,6 +23,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from janus_modular import (
+    AttendsTogether,
     Backbone,
     Cache,
     CheckpointError,
@@ -122,14 +123,27 @@ class LoraBackbone(nn.Module):
         return self.backbone.num_layers if isinstance(self.backbone, ReturnsLayer) else 0
 
     def forward(
-        self, x: Tensor, *, positions: Tensor, cache: Cache | None = None, layer: int | None = None
+        self,
+        x: Tensor,
+        *,
+        positions: Tensor,
+        cache: Cache | None = None,
+        together: Tensor | None = None,
+        layer: int | None = None,
     ) -> Any:
         """Turn embeddings (B, T, D) into hidden states (B, T, D), through the adapted layers.
 
         With ``layer``, return these and the states after so many layers.
         """
-        more = {} if layer is None else {"layer": layer}
-        return self.backbone(x, positions=positions, cache=cache, **more)
+        options = {"together": together, "layer": layer}
+        given = {name: value for name, value in options.items() if value is not None}
+        return self.backbone(x, positions=positions, cache=cache, **given)
+
+    def refuse_together(self) -> str:
+        """Return why the wrapped backbone has no blocks of positions that see each other; "" where it has."""
+        if isinstance(self.backbone, AttendsTogether):
+            return self.backbone.refuse_together()
+        return f"'{self.config.backbone.name}', which it adapts, is causal: choose another backbone"
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states (..., D) into text logits (..., V); these layers have no adapters."""

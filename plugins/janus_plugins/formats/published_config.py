@@ -75,6 +75,8 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
     Raises:
         CheckpointError: the published code cannot hold one of the components.
     """
+    blocks = config.get("together") or []
+    require(not blocks, expected="causal attention (together: [])", actual=blocks, format_name="published")
     encoder, generation = config["understanding"]["encoder"], config["generation"]
     tokenizer, head = generation["tokenizer"], generation["head"]
     names = (encoder["name"], generation["name"], tokenizer["name"], head["name"], config["backbone"]["name"])

@@ -80,6 +80,8 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
     Raises:
         CheckpointError: transformers cannot hold one of the components.
     """
+    blocks = config.get("together") or []
+    require(not blocks, expected="causal attention (together: [])", actual=blocks)
     understanding, generation = config["understanding"], config["generation"]
     encoder, tokenizer, backbone = understanding["encoder"], generation["tokenizer"], config["backbone"]
     _check_components(config)

@@ -20,7 +20,7 @@ from janus_export.runtimes.ort.library import check_installation, onnxruntime
 from janus_export.runtimes.ort.providers import check_dtype, check_provider, choose_device
 from janus_export.runtimes.ort.session import OnnxSession
 from janus_modular import ConfigError, Registry, Runtime, hookimpl
-from janus_modular.sessions import check_max_seq_len
+from janus_modular.session_errors import check_max_seq_len
 
 ERRORS = 3
 """A level of ONNX Runtime's log."""

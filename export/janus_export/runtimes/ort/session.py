@@ -23,7 +23,7 @@ from janus_export.runtimes.memory import (
     view_rows,
 )
 from janus_export.runtimes.ort.binding import Binding
-from janus_export.runtimes.prompts import embed
+from janus_export.runtimes.prompts import block_spans, embed
 from janus_export.runtimes.session import BundleSession
 from janus_modular import Sequence as Prompt
 from janus_modular import refuse_not_finite
@@ -97,12 +97,14 @@ class OnnxSession(BundleSession):
         old_states, new_states = (self.kv_cache.state_buffers(count) for _ in range(2))
         positions = RowPositions.of_prompts(self.position_axes, prompts)
         states = np.empty((count, hidden_size), x.dtype)
-        for start in range(0, total, self.runtime.config.chunk):
-            chunk = np.ascontiguousarray(x[:, start : start + self.runtime.config.chunk])  # (n, t, D)
+        limit, together = self.runtime.config.chunk, positions.blocks
+        blocks = np.zeros((1, total), np.int64) if together is None else together
+        for start, size in block_spans(blocks, limit):
+            chunk = np.ascontiguousarray(x[:, start : start + size])  # (n, t, D)
             index = np.tile(np.arange(start, start + chunk.shape[1]), (count, 1))  # (n, t)
             hidden = HostBuffer(np.empty(chunk.shape, x.dtype), self.runtime.dtype)
             counts = np.clip(last + 1 - start, 0, chunk.shape[1])
-            inputs = self.kv_cache.host_inputs(index, positions.of(index), counts)
+            inputs = self.kv_cache.host_inputs(index, positions.of(index), counts, together)
             self._bind_backbone(
                 {**caches, **old_states},
                 {"hidden": hidden, **self.kv_cache.outputs(new_states)},
@@ -150,7 +152,7 @@ class OnnxSession(BundleSession):
 
     def embed_prompts(self, prompts: Sequence[Prompt]) -> Buffer | None:
         """Return the embeddings (n, T, D) of prompts; None where a prompt is more than its embeddings."""
-        if self.position_axes:
+        if self.position_axes or self.together:
             return None
         x = embed(prompts, self.runtime.run, images_at_once=self.runtime.config.images)
         return HostBuffer.of(x, self.runtime.dtype)

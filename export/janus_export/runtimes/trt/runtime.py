@@ -22,7 +22,7 @@ from janus_export.runtimes.trt.memory import ALIGNMENT, DeviceTensor
 from janus_export.runtimes.trt.session import TensorRTSession
 from janus_modular import ConfigError, PromptError, Registry, Runtime, hookimpl
 from janus_modular.graph_specs import TensorSpec
-from janus_modular.sessions import check_max_seq_len
+from janus_modular.session_errors import check_max_seq_len
 
 
 @dataclass

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from janus_export.bundle.contract import check_magnitude
 from janus_export.runtimes.kv_cache import KVCache
-from janus_export.runtimes.prompts import embed
+from janus_export.runtimes.prompts import block_spans, embed
 from janus_export.runtimes.session import BundleSession
 from janus_export.runtimes.trt.cuda_graphs import CapturedStep
 from janus_export.runtimes.trt.engine import Binding
@@ -92,7 +92,13 @@ class TensorRTSession(BundleSession):
         old_states, new_states = (self.kv_cache.state_buffers(rows) for _ in range(2))
         positions = RowPositions.of_prompts(self.position_axes, prompts)
         passes: dict[int, BoundStep] = {}  # by positions at once
-        for start, count in chunks(total, low, high, overlap=not self.has_states):
+        together = positions.blocks
+        spans = (
+            chunks(total, low, high, overlap=not self.has_states)
+            if together is None
+            else self._block_spans(together, low, high)
+        )
+        for start, count in spans:
             if count not in passes:
                 passes[count] = self._bind_prompts(rows, count, {**caches, **old_states}, new_states)
             host_inputs, binding = passes[count].host_inputs, passes[count].binding
@@ -100,7 +106,7 @@ class TensorRTSession(BundleSession):
             padded = np.zeros((rows, count, hidden_size), x.dtype)
             padded[:, : total - start] = x[:, start : start + count]
             counts = np.clip(last + 1 - start, 0, count)
-            inputs = self.kv_cache.host_inputs(index, positions.of(index), counts)
+            inputs = self.kv_cache.host_inputs(index, positions.of(index), counts, together)
             host_inputs.send({"x": padded, **inputs})
             binding.enqueue()
             _copy(new_states, old_states)
@@ -278,6 +284,16 @@ class TensorRTSession(BundleSession):
             **cache.outputs(cache.new_states),
         )
         return BoundStep(binding, host_inputs)
+
+    def _block_spans(self, together: NDArray[np.int64], low: int, high: int) -> list[tuple[int, int]]:
+        """Split prompts so that no block of positions that see each other is divided.
+
+        Raises:
+            PromptError: the engine takes fewer positions at once than a block has.
+        """
+        spans = block_spans(together, high)
+        self.runtime.engine("backbone").require("prefill", {"tokens": max(size for _, size in spans)})
+        return [(start, max(size, low)) for start, size in spans]
 
     def _bind_prompts(
         self, rows: int, positions: int, caches: Mapping[str, Any], new_states: Mapping[str, Any]
