@@ -51,4 +51,5 @@ def check_max_seq_len(max_seq_len: int, context: int) -> int:
 
 
 def is_integer(value: Any) -> bool:
+    """Return True for a whole number, of Python or numpy; True and False are none."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
