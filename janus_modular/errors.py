@@ -190,7 +190,8 @@ EXTRAS = {
     "runtime": ("onnxruntime",),
     "export": ("onnx", "onnxscript", "onnx_ir"),
     "gpu": ("onnxruntime", "tensorrt", "cuda.bindings", "onnx_ir", "onnxscript"),
-    "serve": ("greenlet",),
+    "serve": ("greenlet", "fastapi", "uvicorn", "prometheus_client"),
+    "ui": ("gradio", "httpx"),
     "rtx": ("tensorrt_rtx", "cuda.bindings", "onnx_ir", "onnxscript"),
 }
 """The modules of each extra. Messages name the first extra that has a missing module."""
@@ -200,6 +201,7 @@ INCLUDES = {
     "lora": ("torch",),
     "metrics": ("torch",),
     "export": ("torch",),
+    "ui": ("serve",),
     "demo": ("train", "export", "runtime", "plot"),
 }
 """The other extras that an extra includes."""

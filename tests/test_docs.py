@@ -5,6 +5,7 @@ Each block of a page that could run has a mark above it:
 - ``<!-- run -->``: this module runs the Python, or the ``janus-modular`` commands, in a folder with a tiny
   checkpoint at runs/demo/model, others as published, images and a data set;
 - ``<!-- run slow -->``: the same, in the slow tests;
+- ``<!-- serve -->``: the command starts a server, and later blocks of the page use its address;
 - ``<!-- file: NAME -->``: the block is written into that folder as a file;
 - ``<!-- not run: REASON -->``: nothing runs it here. The reason begins with one of `REASONS`, and may name
   the test that covers the block.
@@ -20,8 +21,10 @@ import shlex
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -57,13 +60,13 @@ class Block:
 
     language: str
     body: str
-    mark: str  # "", "run", "run slow", "file: NAME" or "not run: REASON"
+    mark: str  # "", "run", "run slow", "serve", "file: NAME" or "not run: REASON"
     line: int
 
     @property
     def is_run(self) -> bool:
         """Return True if this module runs the block, or writes it into a file."""
-        return self.mark in ("run", "run slow") or self.mark.startswith("file: ")
+        return self.mark in ("run", "run slow", "serve") or self.mark.startswith("file: ")
 
 
 def blocks(page: Path) -> list[Block]:
@@ -304,6 +307,31 @@ def pages_that_run() -> Iterator[Any]:
             yield pytest.param(page, ("run", "run slow"), id=f"{name}, slow", marks=pytest.mark.slow)
 
 
+SERVED = "http://127.0.0.1:8000"
+"""Where pages say that a server answers."""
+
+
+@pytest.fixture
+def addresses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Let the command ``serve`` return at once, with a server in a thread; return the servers' addresses."""
+    from janus_modular.server import run
+
+    with ExitStack() as stack:
+        started: list[str] = []
+
+        def serve(service: Any, on_start: Callable[[str], None]) -> None:
+            listener = stack.enter_context(run.listen("127.0.0.1", 0))
+            server = run.make_server(service)
+            thread = Thread(target=server.run, kwargs={"sockets": [listener]})
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(setattr, server, "should_exit", True)
+            started.append(run.address_of(listener))
+
+        monkeypatch.setattr(run, "serve", serve)
+        yield started
+
+
 @pytest.mark.parametrize(("page", "marks"), list(pages_that_run()))
 def test_marked_blocks_run(
     page: Path,
@@ -312,16 +340,19 @@ def test_marked_blocks_run(
     plugins: Plugins,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
+    addresses: list[str],
 ):
     folder = tmp_path / "workshop"
     shutil.copytree(workshop, folder)
     if any("models/Janus-Pro-1B" in block.body for block in blocks(page) if block.is_run):
         write_published(folder / "models")
-    run_blocks(page, marks, folder, plugins, monkeypatch)
+    run_blocks(page, marks, folder, plugins, monkeypatch, addresses)
 
 
 @pytest.mark.slow
-def test_readme_runs_after_a_demo_alone(plugins: Plugins, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_readme_runs_after_a_demo_alone(
+    plugins: Plugins, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, addresses: list[str]
+):
     """Nothing is prepared but by the demo, in a few steps."""
     monkeypatch.chdir(tmp_path)
     phases = ("classifier", "tokenizer", "encoder", *(f"stages.{name}" for name in ("words", "stage1")))
@@ -354,6 +385,7 @@ def run_blocks(
     folder: Path,
     plugins: Plugins,
     monkeypatch: pytest.MonkeyPatch,
+    addresses: list[str],
 ) -> None:
     """Run the blocks of a page that have one of the marks in a folder, and write its files there."""
     monkeypatch.chdir(folder)
@@ -367,8 +399,9 @@ def run_blocks(
             file.write_text(block.body, "utf-8")
         elif block.mark in marks and block.language == "python":
             set_default_plugins(Plugins(plugins.entry_points))
-            exec(compile(block.body, where, "exec"), names)
-        elif block.mark in marks:
+            body = block.body.replace(SERVED, addresses[-1]) if addresses else block.body
+            exec(compile(body, where, "exec"), names)
+        elif block.mark in (*marks, "serve"):
             for arguments in commands(block.body):
                 set_default_plugins(Plugins(plugins.entry_points))
                 assert exit_code(arguments) == 0, f"{where}: {shlex.join(arguments)}"

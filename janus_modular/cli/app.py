@@ -33,7 +33,9 @@ from janus_modular.cli import (
     plugins,
     push,
     runs,
+    serve,
     train,
+    ui,
 )
 from janus_modular.errors import JanusError, PluginError, missing_extra
 from janus_modular.foreign import printable
@@ -198,7 +200,9 @@ app.command()(env.env)
 app.command("eval")(evaluate.evaluate)
 app.command()(info.info)
 app.command()(push.push)
+app.command()(serve.serve)
 app.command()(train.train)
+app.command()(ui.ui)
 
 
 def main() -> None:
