@@ -359,7 +359,7 @@ def test_readme_runs_after_a_demo_alone(
     few = [f"{name}.schedule.steps=25" for name in (*phases, "stages.stage2", "stages.stage3")]
     continuous = "model.generation.tokenizer.continuous_steps=1"
     assert exit_code(["demo", "--quiet", "count=20", continuous, "post_training_steps=[]", *few]) == 0
-    run_blocks(ROOT / "README.md", ("run", "run slow"), tmp_path, plugins, monkeypatch)
+    run_blocks(ROOT / "README.md", ("run", "run slow"), tmp_path, plugins, monkeypatch, addresses)
 
 
 def write_published(folder: Path) -> None:
