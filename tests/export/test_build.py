@@ -149,16 +149,17 @@ def test_only_what_has_changed_is_built_again(built: Path):
     (folder / "embed.engine").write_bytes(b"damaged")
     assert build(built, config)[1] == ["embed"]
     wider = BuildConfig(RTX, "fp16", ["8.9"], capacity=128)
-    assert build(built, wider)[1] == ["embed", "backbone"]  # no other has axes that follow the capacity
+    following = ["embed", "backbone", "embed_codes"]  # the others have no axes that follow the capacity
+    assert build(built, wider)[1] == following
     assert load_bundle(built).manifest["built"]["fp16.tensorrt-rtx.sm89"]["capacity"] == 128
     assert build(built, small(force=True, capacity=128))[1] == ["embed", "sample_image"]
 
 
 def test_engines_that_no_longer_fit_are_removed(built: Path):
-    """Asked for one graph at another capacity, the backbone's engine must not stay for the old one."""
+    """Asked for one graph at another capacity, engines whose axes follow it must not stay for the old one."""
     build(built, small(graphs=["embed"], capacity=128))
     record = load_bundle(built).manifest["built"]["fp16.tensorrt-rtx.sm89"]
-    assert list(record["engines"]) == [graph for graph in GRAPHS if graph != "backbone"]
+    assert list(record["engines"]) == [graph for graph in GRAPHS if graph not in ("backbone", "embed_codes")]
     assert not (built / "engines" / "fp16.tensorrt-rtx.sm89" / "backbone.engine").exists()
 
 
@@ -245,7 +246,7 @@ def test_the_command_tells_and_inspect_shows(bundle: Path):
     assert "kept" in CliRunner().invoke(app, [*asked, "--quiet"]).stdout
     shown = CliRunner().invoke(app, ["inspect", str(bundle)]).stdout
     assert "fp16.tensorrt-rtx.sm89: tensorrt-rtx 1." in shown
-    assert "for 8.9: 1 of 7 graphs, 512 positions, 0.2 MB, built in" in shown
+    assert "for 8.9: 1 of 8 graphs, 512 positions, 0.2 MB, built in" in shown
     assert "never executed" in shown
 
 
