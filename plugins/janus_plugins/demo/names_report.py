@@ -76,7 +76,7 @@ def validated_steps(output: Path, config: DemoConfig) -> list[ValidatedStep]:
     steps = []
     for stage, settings in config.stages.items():
         prompts = settings.get("validation", shared).get("prompts", [])
-        for folder in reversed(step_folders(output / "phases" / stage / VALIDATION)):
+        for folder in step_folders(output / "phases" / stage / VALIDATION):
             files = [folder / f"drawing-{i}.png" for i in range(len(prompts))]
             answers = folder / "answers.json"
             replies = json.loads(answers.read_text("utf-8")) if answers.is_file() else []

@@ -20,6 +20,7 @@ from janus_modular.model.batch import collate
 from janus_modular.plugins import default_plugins
 from janus_modular.training.dry_run import dry_run
 from janus_modular.training.run_setup import open_sources
+from janus_modular.training.schema import ValidationConfig
 from janus_modular.training.train import train
 from janus_modular.weights.files import open_weights
 
@@ -179,3 +180,9 @@ def test_what_cannot_be_measured_is_an_error_before_the_run(
 def test_settings_without_effect_are_errors(make: Make, validation: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         make(validation=validation)
+
+
+@pytest.mark.parametrize("setting", ["guidance", "temperature"])
+def test_a_setting_of_drawings_without_prompts_is_an_error(setting: str) -> None:
+    with pytest.raises(ValueError, match="expected prompts beside them"):
+        ValidationConfig(every=1, questions=[{"text": "What?"}], **{setting: 2.0})
