@@ -35,6 +35,7 @@ IRRELEVANT = {
 CHANGEABLE = {
     "parallel",
     "activation_checkpointing",
+    "compile",
     "bad_samples",
     "optimizer",
     "schedule",
