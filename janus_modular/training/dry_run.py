@@ -58,7 +58,7 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
     assembly = initial_model(config, plugins, "meta", checkpoint=checkpoint)
     model = assembly.model
     set_trainable(model, config.learn)
-    check_components(model, config.parallel, config.activation_checkpointing)
+    check_components(model, config.parallel, config.activation_checkpointing, config.compile)
     build_optimizer(model, config.optimizer)  # checks its groups
     console.print(trainable_table(model))
     half = autocast_dtype(config.dtype, choose_device(config.device)) is not None

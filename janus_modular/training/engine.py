@@ -32,7 +32,7 @@ class Loss:
     """The loss of one micro-batch; a step minimises the sum over its micro-batches."""
 
     value: Tensor  # scalar
-    means: Mapping[str, tuple[Tensor, Tensor | float]] = field(
+    means: Mapping[str, tuple[Tensor | float, Tensor | float]] = field(
         default_factory=dict
     )  # metric name: (sum, number of summands)
     counts: Mapping[str, float] = field(default_factory=dict)  # metric name: total in this micro-batch

@@ -16,7 +16,7 @@ def janus_losses(model: JanusModel, step_batch: StepBatch, device: torch.device 
     """Yield the loss of each micro-batch: its share of the mean over all supervised positions of the step.
 
     Text tokens and image codes have the same weight (the papers weight no task). The named losses of a
-    generation path are added at each position.
+    generation path are added at each position. ``packing`` is the share of positions that are no padding.
     """
     counts: dict[str, float] = {
         "samples": sum(step_batch.samples.values()),
@@ -30,7 +30,10 @@ def janus_losses(model: JanusModel, step_batch: StepBatch, device: torch.device 
         sums = [loss.sum() for loss in output.losses.values()]
         total = torch.stack(sums or [0 * output.hidden.sum()]).sum()  # none: other processes have one here
         means = {f"loss/{name}": (loss.detach().sum(), loss.numel()) for name, loss in output.losses.items()}
-        yield Loss(total / step_batch.supervised, {**means, **_by_source(output, batch.sources)}, counts)
+        used = 0.0 if batch.lengths is None else float(batch.lengths.sum())
+        packing = {"packing": (used, float(batch.tokens.numel()))}
+        by_source = _by_source(output, batch.sources)
+        yield Loss(total / step_batch.supervised, {**means, **by_source, **packing}, counts)
         counts = {}  # reported once for the step
 
 

@@ -81,14 +81,20 @@ def checkpoint_activations(model: JanusModel, components: Sequence[str]) -> None
             block.forward = partial(checkpoint, forward, use_reentrant=False)
 
 
-def check_components(model: JanusModel, policies: Mapping[str, str], recomputed: Sequence[str]) -> None:
-    """Check the components that ``parallel`` and ``activation_checkpointing`` name; weights are not needed.
+def check_components(
+    model: JanusModel,
+    policies: Mapping[str, str],
+    recomputed: Sequence[str],
+    compiled: Sequence[str] = (),
+) -> None:
+    """Check the components that the settings of components name; weights are not needed.
 
     Raises:
         ConfigError: there is no such component, it has no blocks, or it is not called as a module.
     """
     known = model.components()
-    for key, names in (("parallel", policies), ("activation_checkpointing", recomputed)):
+    named = {"parallel": policies, "activation_checkpointing": recomputed, "compile": compiled}
+    for key, names in named.items():
         for name in names:
             if name not in known:
                 hint = did_you_mean(name, known)

@@ -36,6 +36,7 @@ IRRELEVANT = {
 CHANGEABLE = {
     "parallel",
     "activation_checkpointing",
+    "compile",
     "bad_samples",
     "codes",
     "optimizer",

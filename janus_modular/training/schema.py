@@ -227,6 +227,7 @@ class TrainConfig:
     activation_checkpointing: list[str] = field(
         default_factory=list
     )  # components that compute activations again in backward: less memory, the same result
+    compile: list[str] = field(default_factory=list)  # components whose blocks torch.compile compiles
     supervise: Literal["all", "answers"] = "all"  # which text is supervised; image targets always are
     bad_samples: BadSamplesConfig = field(default_factory=BadSamplesConfig)
     codes: CodesConfig = field(default_factory=CodesConfig)

@@ -20,6 +20,7 @@ from janus_modular.errors import TrainingError
 from janus_modular.model.device import choose_device
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.protocols import Source, Tracker
+from janus_modular.training.compilation import compile_blocks
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.early_stop import KEY, EarlyStop
 from janus_modular.training.encode_images import open_codes
@@ -151,6 +152,7 @@ def _prepare(
         torch.manual_seed(int(np.random.SeedSequence((config.seed, processes.rank)).generate_state(1)[0]))
     precision = autocast_dtype(config.dtype, device)
     weights, codes = fingerprint(model), open_codes(config, model.generation)
+    compile_blocks(model, config.compile)
     checkpoint_activations(model, config.activation_checkpointing)
     shard_components(model, config.parallel, device=device, world=processes.world, dtype=precision)
     engine: Engine[StepBatch] = Engine(

@@ -20,6 +20,7 @@ from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.processing.image_io import open_image
 from janus_modular.protocols import LogsImages, LogsTexts, Source, Tracker
+from janus_modular.training.compilation import uncompiled
 from janus_modular.training.engine import Engine
 from janus_modular.training.mixture import Mixture, MixturePhase
 from janus_modular.training.processes import Processes
@@ -171,11 +172,12 @@ class Validation:
 
 @contextmanager
 def evaluating(model: JanusModel, device: torch.device, autocast: torch.dtype | None) -> Iterator[None]:
-    """Switch dropout and running statistics off, and restore each module's mode and the random state."""
+    """Switch off dropout, running statistics and compilation; restore modes and the random state."""
     training = [module for module in model.modules() if module.training]
     devices = [device] if device.type == "cuda" else []
     try:
         with (
+            uncompiled(),
             torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"),
             torch.autocast(device.type, autocast, enabled=autocast is not None),
         ):

@@ -75,6 +75,21 @@ def test_resuming_is_exact(make, metrics, tmp_path: Path) -> None:
     torch.testing.assert_close(a, b, **BITWISE)
 
 
+def test_packing_is_the_share_of_positions_in_use(make, metrics) -> None:
+    """Recomputed from the batches of a run."""
+    config = make(length="null", accumulate=2, schedule__steps=3, log_every=3)
+    train(config, quiet=True)
+    [line] = metrics(config)
+    plugins = default_plugins()
+    assembly = initial_model(config, plugins, "meta")
+    builder = batch_builder(config, open_sources(config, plugins), assembly.model, assembly.processor)
+    steps = [builder.build(step) for step in range(3)]
+    used = sum(sum(step.tokens.values()) for step in steps)
+    positions = sum(batch.tokens.numel() for step in steps for batch in step.batches)
+    assert line["packing"] == pytest.approx(used / positions, rel=1e-6)
+    assert line["packing"] < 1
+
+
 def test_the_same_seed_gives_the_same_losses(make, metrics, tmp_path: Path) -> None:
     runs = [make(seed=seed, output=str(tmp_path / f"run{i}")) for i, seed in enumerate((1, 1, 2))]
     for config in runs:
