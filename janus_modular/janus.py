@@ -29,6 +29,7 @@ from janus_modular.protocols import (
     VariantRuntime,
 )
 from janus_modular.sequence import Message
+from janus_modular.serving.async_calls import AsyncCalls
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,7 @@ Images = ImageSource | Many[ImageSource]
 """An image that a question is about, or several."""
 
 
-class Janus:
+class Janus(AsyncCalls):
     """A model that chats and draws. Make one with `from_pretrained` or `from_components`."""
 
     def __init__(
