@@ -30,6 +30,7 @@ from janus_modular.protocols import (
 )
 from janus_modular.renamed import explain_renamed
 from janus_modular.sequence import Message
+from janus_modular.serving.async_calls import AsyncCalls
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ Images = ImageSource | Many[ImageSource]
 
 
 @explain_renamed
-class Janus:
+class Janus(AsyncCalls):
     """A model that chats and draws. Make one with `from_pretrained` or `from_components`."""
 
     def __init__(

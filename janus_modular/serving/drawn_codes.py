@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,9 +47,14 @@ class CodeGraphs:
 class DrawnCodes:
     """Collects the codes of the one image that a view draws."""
 
-    def __init__(self, view: RowView, graphs: CodeGraphs) -> None:
-        """Note what the path's sampling graph returns from now on."""
-        self.view, self.graphs = view, graphs
+    def __init__(
+        self, view: RowView, graphs: CodeGraphs, on_code: Callable[[int, Any], None] | None = None
+    ) -> None:
+        """Note what the path's sampling graph returns from now on.
+
+        ``on_code`` gets each position with its code, or with its S codes.
+        """
+        self.view, self.graphs, self.on_code = view, graphs, on_code
         self.columns: list[Any] = []  # (1,) or (1, S), of each step
         view.on_run = self._on_run
 
@@ -67,8 +72,11 @@ class DrawnCodes:
         return image
 
     def _on_run(self, name: str, outputs: Any) -> None:
-        if name == self.graphs.sample:
-            self.columns.append(outputs[self.graphs.output] if isinstance(outputs, tuple) else outputs)
+        if name != self.graphs.sample:
+            return
+        self.columns.append(outputs[self.graphs.output] if isinstance(outputs, tuple) else outputs)
+        if self.on_code is not None:
+            self.on_code(len(self.columns) - 1, self.view.to_host(self.columns[-1])[0])
 
 
 def partial_steps(count: int, positions: int) -> dict[int, int]:

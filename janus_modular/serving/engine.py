@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -17,6 +18,7 @@ from janus_modular.config import resolve
 from janus_modular.errors import (
     ConfigError,
     DeadlineError,
+    JournalError,
     PromptError,
     QueueFullError,
     RequestCancelledError,
@@ -28,11 +30,12 @@ from janus_modular.protocols import Scheduler, SharedSession
 from janus_modular.serving.batch import Batch
 from janus_modular.serving.drawn_codes import CodeGraphs
 from janus_modular.serving.jobs import Job
+from janus_modular.serving.journal import DrawingRecord, Journal
 from janus_modular.serving.open_requests import OpenRequest
 from janus_modular.serving.requests import AnswerRequest, DrawRequest
 from janus_modular.serving.statistics import EngineStats
 from janus_modular.serving.tasks import Task
-from janus_modular.serving.work import work_for
+from janus_modular.serving.work import DrawWork, work_for
 
 if TYPE_CHECKING:
     from janus_modular.janus import Janus
@@ -78,6 +81,7 @@ class Engine:
         queue_size: int = 256,
         scheduler: str | Mapping[str, Any] = "fair",
         prefix_cache: bool = True,
+        journal: str | Path | None = None,
     ) -> None:
         """Start an engine.
 
@@ -85,10 +89,12 @@ class Engine:
         ``max_seq_len``: positions of a row, 2048 or the model's context by default; memory is allocated for
         ``rows`` times as many. ``queue_size``: requests that may wait for rows. ``scheduler``: a registered
         name, or ``{"name": "fair", "chunk": 32}``. ``prefix_cache``: rows keep their prompts, and a prompt
-        that begins like one of them reads only the rest.
+        that begins like one of them reads only the rest. ``journal``: a folder for the codes of drawings;
+        what an engine that was killed had not finished there is drawn again (`resumed`).
 
         Raises:
             ConfigError: an option is out of range, or the runtime's sessions cannot be shared.
+            JournalError: the journal cannot be read, or another engine uses it.
         """
         self.janus = janus
         self.rows = arguments.count(rows, "rows")
@@ -121,6 +127,9 @@ class Engine:
         self._of_task: dict[int, OpenRequest] = {}
         self._counts = dict.fromkeys(("answer", "draw", "failed", "cancelled", "started"), 0)
         self._queue_seconds = 0.0
+        self._journal = None if journal is None else Journal(journal)
+        records = [] if self._journal is None else self._journal.unfinished()
+        self.resumed = [self._resume(record) for record in records]  # jobs, the oldest first
         self._thread = threading.Thread(target=self._work, name="janus-engine", daemon=True)
         self._thread.start()
 
@@ -139,6 +148,9 @@ class Engine:
         job = Job(request, request.request_id or uuid4().hex, self._cancel)
         opened = OpenRequest(job, work, lambda: self._batch.steps)
         with self._changed:
+            if self._journal is not None and (before := self._requests.get(job.request_id)):
+                self._journal.check_same(before.job.request, request)
+                return before.job
             if self._closing:
                 raise ServingError("the engine is closed: open another, or try another server.")
             if job.request_id in self._requests:
@@ -152,12 +164,26 @@ class Engine:
                     f" {self.queue_size}: try again in {seconds:.0f} s.",
                     seconds,
                 )
+            if self._journal is not None and isinstance(work, DrawWork):
+                work.record = self._journal.begin(job.request_id, work.request)
             self._requests[job.request_id] = opened
             opened.submitted_step = self._batch.steps
             self._incoming.append(opened)
             self._waiting += 1
             self._changed.notify_all()
         return job
+
+    def _resume(self, record: DrawingRecord) -> Job:
+        """Queue a drawing of the journal again."""
+        work = DrawWork(self.janus, record.request, self.max_seq_len, self._code_graphs)
+        work.record = record
+        opened = OpenRequest(
+            Job(record.request, record.request_id, self._cancel), work, lambda: self._batch.steps
+        )
+        self._requests[record.request_id] = opened
+        self._incoming.append(opened)
+        self._waiting += 1
+        return opened.job
 
     def stats(self) -> EngineStats:
         """Return the requests, rows, steps and times so far."""
@@ -205,6 +231,11 @@ class Engine:
     ) -> None:
         self.close(drain=error is None)
 
+    @property
+    def is_closed(self) -> bool:
+        """True once `close` was called: no request is taken anymore."""
+        return self._closing
+
     def _seconds_for_a_request(self) -> float:
         """Estimate when a row is free: the mean time in the queue, at least a second."""
         return max(1.0, self._queue_seconds / max(self._counts["started"], 1))
@@ -227,6 +258,8 @@ class Engine:
                 for opened in [*self._open]:
                     self._end(opened, error)
         self._batch.pool.clear()
+        if self._journal is not None:
+            self._journal.close()
 
     def _take(self) -> bool:
         """Wait for something to do; take new requests and end cancelled ones; False: the engine is closed."""
@@ -282,11 +315,25 @@ class Engine:
         if len(opened.results) == opened.work.runs:
             self._end(opened)
 
+    def _end_record(self, opened: OpenRequest, error: BaseException | None) -> BaseException | None:
+        """Finish a drawing's record, or discard it; what closing cancels is kept for the next engine."""
+        record = opened.work.record if isinstance(opened.work, DrawWork) else None
+        if record is not None:
+            try:
+                if error is None:
+                    record.finish()
+                elif not self._closing:
+                    record.discard()
+            except JournalError as journal_error:
+                return journal_error
+        return error
+
     def _end(self, opened: OpenRequest, error: BaseException | None = None) -> None:
         """End a request with its result, or with an error; free its rows."""
         if opened.is_done:
             return
         opened.is_done = True
+        error = self._end_record(opened, error)
         self._counts[_outcome(opened, error)] += 1
         for task in [*opened.tasks]:
             self._of_task.pop(task.number, None)

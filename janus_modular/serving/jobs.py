@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 
 from janus_modular.answers import Answer, Drawings
@@ -70,7 +70,7 @@ class Job:
                     raise self._error
                 return
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
+    async def __aiter__(self) -> AsyncGenerator[Event, None]:
         loop, changed, index = asyncio.get_running_loop(), asyncio.Event(), 0
 
         def listener() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from janus_modular.errors import PromptError
 from janus_modular.processing.image_io import to_image
 from janus_modular.protocols import EncodedImages
 from janus_modular.serving.drawn_codes import CodeGraphs, DrawnCodes, partial_steps
+from janus_modular.serving.journal import DrawingRecord
 from janus_modular.serving.requests import (
     AnswerRequest,
     DrawRequest,
@@ -99,6 +101,7 @@ class DrawWork(Work):
         Raises:
             PromptError: the prompt or a setting is invalid, or the image does not fit into a row.
         """
+        self.request = request
         self.runs = arguments.count(request.n, "n")
         settings = samplers.chosen(
             request.settings,
@@ -120,10 +123,14 @@ class DrawWork(Work):
         numbered = samplers.with_numbers(self.settings, [self.prompt] * self.runs)
         self.numbers = numbered.numbers
         self.done = [0] * self.runs
+        self.record: DrawingRecord | None = None  # in the engine's journal
 
     def run(self, number: int, view: RowView, emit: Emit) -> EncodedImages:
         """Draw an image, with an event for each step, and for each partial image."""
-        drawn = DrawnCodes(view, self.code_graphs) if self.code_graphs else None
+        record, drawn = self.record, None
+        if self.code_graphs is not None:
+            add = None if record is None else partial(record.add, number)
+            drawn = DrawnCodes(view, self.code_graphs, add)
 
         def on_progress(done: int, total: int) -> None:
             self.done[number] = done

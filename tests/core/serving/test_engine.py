@@ -305,3 +305,42 @@ def _conversation(text: str) -> list[Any]:
     from janus_modular import arguments
 
     return arguments.conversation(text, ())
+
+
+def test_asynchronous_calls_give_what_calls_give(tiny: Janus) -> None:
+    janus = Janus.of(tiny.assembly)
+
+    async def calls() -> tuple[Any, Any, str]:
+        sampled = {"temperature": 1.0, "max_tokens": 9}
+        answer, drawings = await asyncio.gather(
+            janus.achat("hello", seed=1, **sampled), janus.adraw("a cat", 2, seed=3, guidance=2.0)
+        )
+        texts = [text async for text in janus.astream("hello", seed=1, **sampled)]
+        return answer, drawings, "".join(texts).strip()
+
+    answer, drawings, text = asyncio.run(calls())
+    assert answer == text == tiny.chat("hello", seed=1, temperature=1.0, max_tokens=9)
+    assert np.array_equal(drawings.encoded, tiny.draw("a cat", 2, seed=3, guidance=2.0).encoded)
+    with pytest.raises(ConfigError, match="an engine that is running"):
+        janus.start_engine(rows=2)
+    shut(janus.engine)
+    assert janus.start_engine(rows=2).rows == 2
+    janus.engine.close()
+
+
+def test_a_cancelled_asynchronous_call_frees_its_rows(tiny: Janus) -> None:
+    janus = Janus.of(tiny.assembly)
+
+    async def cancelled() -> None:
+        stream = janus.astream("on and on", max_tokens=400, temperature=1.0)
+        await anext(stream)
+        await stream.aclose()  # type: ignore[attr-defined]
+        task = asyncio.create_task(janus.achat("on and on", max_tokens=400, temperature=1.0))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(cancelled())
+    janus.engine.close(drain=True)
+    assert janus.engine.stats().cancelled >= 1
+    assert not janus.engine.session.lengths.any()
