@@ -17,7 +17,7 @@ from janus_modular.components import Builder
 from janus_modular.config import resolve
 from janus_modular.config.presets import refuse_config_name
 from janus_modular.errors import BundleError, MissingExtraError
-from janus_modular.foreign import is_hub_id, path_exists
+from janus_modular.foreign import is_hub_id, path_exists, sha256
 from janus_modular.interfaces import ComponentSpec, component
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.plugins.lock import check_lock
@@ -115,6 +115,21 @@ def open_bundle(
         opened_variant = opened.variant if isinstance(opened, VariantRuntime) else None
         check_proof(folder, manifest, opened_variant, spec.name)
     return opened, Processor.load(folder), plugins.as_recorded(manifest.get("plugins", []))
+
+
+def check_weights(folder: Path, variant: str) -> None:
+    """Compare the weights of a variant with their hashes; opening a bundle hashes all other files.
+
+    Raises:
+        BundleError: a file differs.
+    """
+    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    for name in manifest["variants"][variant]["weights"]:
+        if sha256(folder / name) != manifest["sha256"][name]:
+            raise BundleError(
+                f"{folder / name} differs from the manifest's hash: it is damaged, or was changed. Fetch the"
+                " bundle again, or export the model again."
+            )
 
 
 def digest_of(manifest: Mapping[str, Any], variant: str) -> str:

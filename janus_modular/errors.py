@@ -184,6 +184,7 @@ EXTRAS = {
     "lora": ("peft",),
     "parquet": ("pyarrow",),
     "runtime": ("onnxruntime",),
+    "serve": ("fastapi", "uvicorn", "prometheus_client"),
     "export": ("onnx", "onnxscript", "onnx_ir"),
     "gpu": ("onnxruntime", "tensorrt", "cuda.bindings", "onnx_ir", "onnxscript"),
     "serve": ("greenlet",),

@@ -1,5 +1,6 @@
 """Documented commands parse, examples run, links and files exist.
 
+``<!-- serve -->`` above a command starts a server, and later blocks of the page use its address.
 ``<!-- run -->`` above a block of Python or of ``janus-modular`` commands in a page makes this module run the
 block in a folder with a tiny checkpoint at runs/demo/model, images and a data set; ``<!-- file: NAME -->``
 writes a block into that folder as a file.
@@ -12,8 +13,10 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -27,7 +30,7 @@ from janus_modular.plugins import Plugins, set_default_plugins
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("[!.]*/README.md"), *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(
-    r"(?:^<!-- (?P<mark>run|file: \S+) -->\n)?"
+    r"(?:^<!-- (?P<mark>run|serve|file: \S+) -->\n)?"
     r"^(?P<fence>```+)(?P<language>\w*)[^\n]*\n(?P<body>.*?)^(?P=fence)$",
     re.MULTILINE | re.DOTALL,
 )
@@ -41,7 +44,7 @@ class Block:
 
     language: str
     body: str
-    mark: str  # "", "run" or "file: NAME"
+    mark: str  # "", "run", "serve" or "file: NAME"
     line: int
 
 
@@ -210,9 +213,39 @@ def pages_that_run() -> Iterator[Any]:
             yield pytest.param(page, id=page.relative_to(ROOT).as_posix(), marks=marks)
 
 
+SERVED = "http://127.0.0.1:8000"
+"""Where pages say that a server answers."""
+
+
+@pytest.fixture
+def addresses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Let the command ``serve`` return at once, with a server in a thread; return the servers' addresses."""
+    from janus_modular.server import run
+
+    with ExitStack() as stack:
+        started: list[str] = []
+
+        def serve(service: Any, on_start: Callable[[str], None]) -> None:
+            listener = stack.enter_context(run.listen("127.0.0.1", 0))
+            server = run.make_server(service)
+            thread = Thread(target=server.run, kwargs={"sockets": [listener]})
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(setattr, server, "should_exit", True)
+            started.append(run.address_of(listener))
+
+        monkeypatch.setattr(run, "serve", serve)
+        yield started
+
+
 @pytest.mark.parametrize("page", list(pages_that_run()))
 def test_marked_blocks_run(
-    page: Path, workshop: Path, plugins: Plugins, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    page: Path,
+    workshop: Path,
+    plugins: Plugins,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    addresses: list[str],
 ):
     folder = tmp_path / "workshop"
     shutil.copytree(workshop, folder)
@@ -226,7 +259,8 @@ def test_marked_blocks_run(
             file.write_text(block.body, "utf-8")
         elif block.mark and block.language == "python":
             set_default_plugins(Plugins(plugins.entry_points))
-            exec(compile(block.body, where, "exec"), names)
+            body = block.body.replace(SERVED, addresses[-1]) if addresses else block.body
+            exec(compile(body, where, "exec"), names)
         elif block.mark:
             for arguments in commands(block.body):
                 set_default_plugins(Plugins(plugins.entry_points))

@@ -168,13 +168,26 @@ def test_every_command_is_documented_with_its_options():
 
 @pytest.mark.parametrize(
     "section",
-    ["A training run", "An evaluation", "bad_samples", "optimizer", "schedule", "processor", "pixels"],
+    [
+        "A training run",
+        "An evaluation",
+        "bad_samples",
+        "optimizer",
+        "schedule",
+        "processor",
+        "pixels",
+        "A server",
+        "limits",
+    ],
 )
 def test_every_field_is_documented(section: str):
     from janus_modular.evaluation.schema import EvalConfig
+    from janus_modular.server.settings import LimitsConfig, ServerConfig
     from janus_modular.training import schema
 
     classes = {
+        "A server": ServerConfig,
+        "limits": LimitsConfig,
         "An evaluation": EvalConfig,
         "A training run": schema.TrainConfig,
         "bad_samples": schema.BadSamplesConfig,

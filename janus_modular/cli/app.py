@@ -21,7 +21,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from janus_modular.cli import chat, config, convert, data, draw, env, evaluate, info, plugins, runs, train
+from janus_modular.cli import (
+    chat,
+    config,
+    convert,
+    data,
+    draw,
+    env,
+    evaluate,
+    info,
+    plugins,
+    runs,
+    serve,
+    train,
+)
 from janus_modular.errors import JanusError, PluginError, missing_extra
 from janus_modular.foreign import printable
 from janus_modular.renamed import RENAMED
@@ -184,6 +197,7 @@ app.command()(draw.draw)
 app.command()(env.env)
 app.command("eval")(evaluate.evaluate)
 app.command()(info.info)
+app.command()(serve.serve)
 app.command()(train.train)
 
 

@@ -15,6 +15,7 @@ CORE_TYPES = [
     EntryPoint("backbone", "janus_modular.config.schema:ModelConfig", GROUP),
     EntryPoint("learn", "janus_modular.training.schema:TrainConfig", GROUP),
     EntryPoint("evaluate", "janus_modular.evaluation.schema:EvalConfig", GROUP),
+    EntryPoint("host", "janus_modular.server.settings:ServerConfig", GROUP),
     EntryPoint("chain", "janus_modular.training.chain:ChainConfig", GROUP),
 ]
 """The core's own config types, as entry points too: nothing is imported before a file is recognised."""

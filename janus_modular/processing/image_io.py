@@ -28,10 +28,13 @@ MAX_SIDE = 500_000
 """Longer sides are refused: scaling them to a few hundred pixels takes gigabytes."""
 
 
-def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(
+    source: ImageSource, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
+) -> Image.Image:
     """Open a path, the bytes of a file, a PIL image or an array as an upright RGB image, fully decoded.
 
-    Arrays are uint8: (H, W) in grey, (H, W, 3) in RGB or (H, W, 4) with transparency.
+    Arrays are uint8: (H, W) in grey, (H, W, 3) in RGB or (H, W, 4) with transparency. ``formats``, as Pillow
+    calls them: no decoder of another format is tried; None: all that Pillow has.
 
     Raises:
         ImageError: there is no image, or it is damaged, too large, or of a mode without defined colours.
@@ -43,14 +46,16 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         )
     name = _name(source)
     with foreign_errors(name, ImageError, "Export it again, for example as PNG."), ExitStack() as files:
-        return _rgb_of(source, name, max_pixels, files)
+        return _rgb_of(source, name, max_pixels, formats, files)
 
 
-def _rgb_of(source: ImageSource, name: str, max_pixels: int, files: ExitStack) -> Image.Image:
+def _rgb_of(
+    source: ImageSource, name: str, max_pixels: int, formats: tuple[str, ...] | None, files: ExitStack
+) -> Image.Image:
     """Return an image in RGB; ``files`` closes the file even if the decoder fails."""
     if isinstance(source, np.ndarray):
         source = _from_array(source, max_pixels)
-    image = source if isinstance(source, Image.Image) else _open_header(source, name, files)
+    image = source if isinstance(source, Image.Image) else _open_header(source, name, formats, files)
     if _needs_other_program(image):
         raise ImageError(
             f"{name} is of the format {image.format}, for which Pillow starts another program; expected PNG,"
@@ -138,8 +143,11 @@ def _name(source: ImageSource) -> str:
     return f"the image '{printable(source, most=200)}'"
 
 
-def _open_header(source: str | Path | bytes, name: str, files: ExitStack) -> Image.Image:
+def _open_header(
+    source: str | Path | bytes, name: str, formats: tuple[str, ...] | None, files: ExitStack
+) -> Image.Image:
     """Read the file's header; pixels are decoded once the size has been checked."""
+    expected = "PNG, JPEG, WebP, GIF, TIFF or BMP" if formats is None else ", ".join(formats)
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         raise ImageError(f"{name} is an address; images are read from files. Download it first.")
     if not isinstance(source, bytes) and not Path(source).is_file():
@@ -149,7 +157,8 @@ def _open_header(source: str | Path | bytes, name: str, files: ExitStack) -> Ima
         with warnings.catch_warnings():  # the caller checks the size
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(
-                io.BytesIO(source) if isinstance(source, bytes) else files.enter_context(open(source, "rb"))
+                io.BytesIO(source) if isinstance(source, bytes) else files.enter_context(open(source, "rb")),
+                formats=formats,
             )
     except Image.DecompressionBombError as error:
         raise ImageError(
@@ -157,7 +166,7 @@ def _open_header(source: str | Path | bytes, name: str, files: ExitStack) -> Ima
         ) from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name} is not an image that can be read; expected PNG, JPEG, WebP, GIF, TIFF or BMP. "
+            f"{name} is not an image that can be read; expected {expected}. "
             "Check that the file is complete and is an image."
         ) from error
     except Exception as error:  # a header that is wrong

@@ -1,0 +1,71 @@
+"""The command ``serve``: a model over OpenAI's HTTP API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from janus_modular.cli.config import Overrides
+from janus_modular.cli.options import (
+    AllowFailed,
+    Device,
+    Dtype,
+    ModelArgument,
+    Runtime,
+    Variant,
+    use_passive_waiting,
+)
+
+
+def serve(
+    model: ModelArgument,
+    overrides: Overrides = None,
+    config: Annotated[
+        str, typer.Option(metavar="CONFIG", help="A YAML file, or a shipped name.")
+    ] = "serve/local",
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen at; default 127.0.0.1, this machine alone.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Default 8000; 0: any free port.")
+    ] = None,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="File of API keys, one a line; default: the variable JANUS_API_KEYS.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    runtime: Runtime = None,
+    variant: Variant = None,
+    allow_failed: AllowFailed = False,
+) -> None:
+    """Serve a model or a bundle: chat and drawing in one batch, over OpenAI's HTTP API.
+
+    Example: janus-modular serve runs/demo/model --port 8000 rows=16 limits.images=2
+    """
+    from janus_modular.errors import require_extras
+
+    use_passive_waiting()
+    with require_extras("'serve'", "serve"):
+        from janus_modular.server import run
+
+    from janus_modular.bundles import check_weights, find_bundle
+    from janus_modular.config import load, resolve
+    from janus_modular.janus import Janus
+    from janus_modular.protocols import VariantRuntime
+    from janus_modular.server.settings import ServerConfig, read_keys
+
+    settings = resolve(load(config, overrides or ()), ServerConfig)
+    flags = {"host": host, "port": port, "api_keys": None if api_keys is None else str(api_keys)}
+    for name, value in flags.items():
+        if value is not None:
+            setattr(settings, name, value)
+    read_keys(settings)  # before the model is loaded
+    janus = Janus.from_pretrained(
+        model, device=device, dtype=dtype, runtime=runtime, variant=variant, allow_failed=allow_failed
+    )
+    if isinstance(janus.runtime, VariantRuntime) and (folder := find_bundle(model)):
+        check_weights(folder, janus.runtime.variant)
+    service = run.make_service(janus, settings, model)
+    run.serve(service, lambda address: typer.echo(f"{service.name}: {address}/v1 (Ctrl-C stops)", err=True))

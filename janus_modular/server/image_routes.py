@@ -1,0 +1,175 @@
+"""``/v1/images/generations``: drawings, whole or while they are drawn."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator, Sequence
+from io import BytesIO
+
+from fastapi import APIRouter, Response
+from PIL import Image
+from starlette.requests import Request
+
+from janus_modular.answers import Drawings, Usage
+from janus_modular.server.api_errors import ApiError, invalid
+from janus_modular.server.event_stream import EventStream, event_line
+from janus_modular.server.image_schema import (
+    ImageAnswer,
+    ImageData,
+    ImageRequest,
+    ImageUsage,
+    OutputFormat,
+    TokensByMode,
+)
+from janus_modular.server.openapi import ERRORS, STREAM
+from janus_modular.server.service import (
+    JobGroup,
+    Service,
+    applied_settings,
+    log_record,
+    merged_settings,
+    random_seed,
+)
+from janus_modular.serving import DrawRequest, Finished, PartialImage
+
+NO_EDITS = (
+    "the model draws from text alone: it has no path from an image and a prompt to another image. Draw with"
+    " /v1/images/generations, or ask about an image with /v1/chat/completions."
+)
+
+
+def image_router(service: Service) -> APIRouter:
+    """Return the routes of a service."""
+    router = APIRouter(tags=["images"])
+
+    @router.post("/v1/images/generations", response_model=ImageAnswer, responses={**ERRORS, **STREAM})
+    async def create_image(body: ImageRequest, request: Request) -> Response | ImageAnswer:
+        """Draw images of a prompt."""
+        service.check_model(body.model)
+        drawing = draw_request(body, service)
+        log_record(request.scope).update(mode="draw", user=body.user)
+        group = await service.submit(request, [drawing])
+        if body.stream:
+            return EventStream(group, _events(body, group, service))
+        [drawings] = await group.results(request)
+        return await asyncio.to_thread(image_answer, drawings, body, service)
+
+    for path in ("/v1/images/edits", "/v1/images/variations"):
+        router.add_api_route(path, _refuse_edits, methods=["POST"], responses=ERRORS, response_model=None)
+    return router
+
+
+async def _refuse_edits() -> Response:
+    """Refuse, with the reason: Janus models draw from text alone."""
+    raise ApiError(400, NO_EDITS, code="unsupported_endpoint")
+
+
+def draw_request(body: ImageRequest, service: Service) -> DrawRequest:
+    """Return the job of a request.
+
+    Raises:
+        ApiError: a field has no effect, or asks for more than the server or the model can.
+    """
+    if body.partial_images and not body.stream:
+        raise invalid("partial_images: has no effect without stream. Leave it out.", param="partial_images")
+    if body.output_compression not in (None, 100) and body.output_format in (None, "png"):
+        raise invalid(
+            "output_compression: has no effect on png, which is lossless. Leave it out, or ask for jpeg.",
+            param="output_compression",
+        )
+    n = body.n or 1
+    service.check_limit("n", n, service.config.limits.n, "images")
+    service.check_limit("prompt", len(body.prompt), service.config.limits.prompt, "characters")
+    check_size(body.size, service)
+    settings = merged_settings({"guidance": body.guidance, "temperature": body.temperature}, body.settings)
+    return DrawRequest(
+        body.prompt,
+        n,
+        seed=random_seed() if body.seed is None else body.seed,
+        guidance=settings.pop("guidance", None),
+        temperature=settings.pop("temperature", None),
+        settings=settings,
+        partial_images=body.partial_images or 0,
+        deadline=service.config.deadline,
+    )
+
+
+def check_size(size: str | None, service: Service) -> None:
+    """Check that the model draws in a size, ``WIDTHxHEIGHT``.
+
+    Raises:
+        ApiError: the model draws in another size, or not at all.
+    """
+    drawing = service.janus.processor.drawing
+    if drawing is None:
+        raise invalid("this model has no generation path: it cannot draw.", code="unsupported_endpoint")
+    only = f"{drawing.width}x{drawing.height}"
+    if size not in (None, "auto", only):
+        raise invalid(f"size: this model draws images of {only} alone; expected that, or auto.", param="size")
+
+
+def encode_image(image: Image.Image, output_format: OutputFormat, quality: int | None) -> str:
+    """Return an image as a file in base64."""
+    file = BytesIO()
+    options = {} if output_format == "png" else {"quality": 100 if quality is None else quality}
+    image.save(file, output_format.upper(), **options)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def image_answer(drawings: Drawings, body: ImageRequest, service: Service) -> ImageAnswer:
+    """Return drawings in OpenAI's form."""
+    output_format = body.output_format or "png"
+    files = [encode_image(image, output_format, body.output_compression) for image in drawings]
+    return ImageAnswer(
+        created=int(time.time()),
+        model=service.name,
+        data=[ImageData(b64_json=file) for file in files],
+        output_format=output_format,
+        size=image_size(drawings[0]),
+        usage=image_usage(drawings.usage),
+        settings=applied_settings(drawings.settings),
+    )
+
+
+def image_size(image: Image.Image) -> str:
+    """Return the size of an image as the API writes it."""
+    return f"{image.width}x{image.height}"
+
+
+def image_usage(usages: Sequence[Usage]) -> ImageUsage:
+    """Return the token counts of images."""
+    text, images = sum(u.prompt_tokens for u in usages), sum(u.image_tokens for u in usages)
+    return ImageUsage(
+        input_tokens=text,
+        output_tokens=images,
+        total_tokens=text + images,
+        input_tokens_details=TokensByMode(text_tokens=text, image_tokens=0),
+        output_tokens_details=TokensByMode(text_tokens=0, image_tokens=images),
+    )
+
+
+async def _events(body: ImageRequest, group: JobGroup, service: Service) -> AsyncIterator[str]:
+    """Yield partial images as they come, and at the end all images; ``image_index`` says which of the n."""
+    output_format = body.output_format or "png"
+    common = {"background": "opaque", "output_format": output_format, "quality": "auto"}
+
+    async def event(name: str, image: Image.Image, index: int, **more: object) -> str:
+        data = await asyncio.to_thread(encode_image, image, output_format, body.output_compression)
+        fields = {"type": name, "b64_json": data, "created_at": int(time.time()), "size": image_size(image)}
+        return event_line({**fields, **common, "image_index": index, **more}, name=name)
+
+    async for _, item in group.events():
+        if isinstance(item, PartialImage):
+            name = "image_generation.partial_image"
+            yield await event(name, item.image, item.index, partial_image_index=item.number)
+        elif isinstance(item, Finished) and isinstance(item.result, Drawings):
+            settings = applied_settings(item.result.settings)
+            for index, (image, usage) in enumerate(zip(item.result, item.result.usage, strict=True)):
+                more = {
+                    "model": service.name,
+                    "usage": image_usage([usage]).model_dump(),
+                    "settings": settings,
+                }
+                yield await event("image_generation.completed", image, index, **more)

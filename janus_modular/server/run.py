@@ -1,0 +1,92 @@
+"""Serving a model over HTTP until a signal ends the process."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from janus_modular.errors import ConfigError
+from janus_modular.foreign import printable, reason
+from janus_modular.server.application import create_app
+from janus_modular.server.service import Service
+from janus_modular.server.settings import ServerConfig, read_keys
+from janus_modular.serving import Engine
+
+if TYPE_CHECKING:
+    from janus_modular.janus import Janus
+
+KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open: longer than those of proxies, which reuse them."""
+
+
+def make_service(janus: Janus, config: ServerConfig, model: str) -> Service:
+    """Start an engine for a model; ``model`` is its path, whose last part is its name unless one is set."""
+    keys = read_keys(config)
+    engine = Engine(janus, config.rows, queue_size=config.queue)
+    return Service(janus, engine, config, config.name or Path(model).name or model, keys)
+
+
+def serve(service: Service, on_start: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; open requests may then take ``shutdown`` seconds.
+
+    ``on_start`` is called with the server's address.
+
+    Raises:
+        ConfigError: the address is not free, or not this machine's.
+    """
+    with listen(service.config.host, service.config.port) as listener:
+        log_requests(service.config)
+        on_start(address_of(listener))
+        make_server(service).run(sockets=[listener])
+
+
+def make_server(service: Service) -> uvicorn.Server:
+    """Return the server of a service, which closes its engine at the end."""
+    options = uvicorn.Config(
+        create_app(service),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=round(service.config.shutdown),
+        ws="none",
+    )
+    return uvicorn.Server(options)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        ConfigError: the address is not free, or not this machine's.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen at {printable(host)}, port {port}: {reason(error)}. Choose another host or port"
+            " (port=0: any that is free)."
+        ) from error
+
+
+def address_of(listener: socket.socket) -> str:
+    """Return the address of a server, as clients write it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def log_requests(config: ServerConfig) -> None:
+    """Write the log of requests to stderr, if the config has one."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    requests = logging.getLogger("janus_modular.requests")
+    requests.handlers, requests.propagate = [handler], False
+    requests.setLevel(logging.INFO if config.log == "json" else logging.CRITICAL)

@@ -1,0 +1,92 @@
+"""The model that is served, and the state of the server."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from starlette.responses import JSONResponse
+
+from janus_modular.protocols import VariantRuntime
+from janus_modular.server.openapi import ERRORS
+from janus_modular.server.service import Service
+
+
+class ModelCard(BaseModel):
+    """A served model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "janus-modular"
+    context: int  # longest sequence, in positions
+    image_size: str | None  # in which it draws: WIDTHxHEIGHT; null: it does not draw
+    text_sampler: str
+    image_sampler: str
+    runtime: str
+    variant: str | None  # of a bundle
+
+
+class ModelList(BaseModel):
+    """All served models: one."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Status(BaseModel):
+    """Whether the server works."""
+
+    status: Literal["ok", "ready", "starting"]
+
+
+def model_card(service: Service) -> ModelCard:
+    """Return the description of the served model."""
+    janus = service.janus
+    drawing, runtime = janus.processor.drawing, janus.runtime
+    return ModelCard(
+        id=service.name,
+        created=service.created,
+        context=runtime.context,
+        image_size=f"{drawing.width}x{drawing.height}" if drawing else None,
+        text_sampler=runtime.text_sampler,
+        image_sampler=runtime.image_sampler,
+        runtime=type(runtime).__name__,
+        variant=runtime.variant if isinstance(runtime, VariantRuntime) else None,
+    )
+
+
+def status_router(service: Service) -> APIRouter:
+    """Return the routes of a service."""
+    router = APIRouter(tags=["server"])
+
+    @router.get("/v1/models", responses=ERRORS)
+    async def list_models() -> ModelList:
+        """List the served model."""
+        return ModelList(data=[model_card(service)])
+
+    @router.get("/v1/models/{model}", responses=ERRORS)
+    async def retrieve_model(model: str) -> ModelCard:
+        """Describe the served model."""
+        service.check_model(model)
+        return model_card(service)
+
+    @router.get("/health")
+    async def health() -> Status:
+        """Answer as long as the process does: restart it if this fails."""
+        return Status(status="ok")
+
+    @router.get("/ready", responses={503: {"model": Status, "description": "The model is warming up."}})
+    async def ready() -> Response:
+        """Answer with 200 once requests are computed at full speed: send requests only then."""
+        status = Status(status="ready" if service.is_ready else "starting")
+        return JSONResponse(status.model_dump(), 200 if service.is_ready else 503)
+
+    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """Return metrics for Prometheus."""
+        return Response(service.metrics.text(service.engine.stats()), media_type=CONTENT_TYPE_LATEST)
+
+    return router
