@@ -20,6 +20,7 @@ from janus_modular.server.chat_routes import chat_router
 from janus_modular.server.image_routes import image_router
 from janus_modular.server.middleware import Gate, RequestLog
 from janus_modular.server.openapi import describe
+from janus_modular.server.responses_routes import responses_router
 from janus_modular.server.service import ClientGoneError, Service
 from janus_modular.server.status_routes import status_router
 from janus_modular.serving import AnswerRequest, DrawRequest, Progress
@@ -53,8 +54,8 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    for router in (chat_router(service), image_router(service), status_router(service)):
-        app.include_router(router)
+    for router in (chat_router, image_router, responses_router, status_router):
+        app.include_router(router(service))
     app.add_exception_handler(ApiError, _answer_error)
     app.add_exception_handler(JanusError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
