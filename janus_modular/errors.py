@@ -184,10 +184,9 @@ EXTRAS = {
     "lora": ("peft",),
     "parquet": ("pyarrow",),
     "runtime": ("onnxruntime",),
-    "serve": ("fastapi", "uvicorn", "prometheus_client"),
     "export": ("onnx", "onnxscript", "onnx_ir"),
     "gpu": ("onnxruntime", "tensorrt", "cuda.bindings", "onnx_ir", "onnxscript"),
-    "serve": ("greenlet",),
+    "serve": ("greenlet", "fastapi", "uvicorn", "prometheus_client"),
     "rtx": ("tensorrt_rtx", "cuda.bindings", "onnx_ir", "onnxscript"),
 }
 """The modules of each extra. Messages name the first extra that has a missing module."""

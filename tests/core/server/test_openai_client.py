@@ -111,13 +111,22 @@ def draw(client: openai.OpenAI, **options: Any) -> Any:
     return client.images.generate(model="tiny", prompt="a cat", **options)
 
 
+def assert_same_codes(image: Image.Image, expected: Image.Image) -> None:
+    """Other codes change whole patches; decoding a batch of another size sums in another order.
+
+    Then a channel that is truncated to 8 bits may differ by 1.
+    """
+    assert np.abs(np.asarray(image, int) - np.asarray(expected, int)).max() <= 1
+
+
 def test_images_are_those_of_the_program_with_their_settings_and_usage(
     client: openai.OpenAI, tiny_janus: Janus
 ):
     expected = tiny_janus.draw("a cat", 2, seed=5, guidance=2, temperature=0.7)
     answer = draw(client, n=2, size="32x32", extra_body={"seed": 5, "guidance": 2, "temperature": 0.7})
     images = [decoded(image.b64_json) for image in answer.data]
-    assert [image.tobytes() for image in images] == [image.tobytes() for image in expected]
+    for image, drawn in zip(images, expected, strict=True):
+        assert_same_codes(image, drawn)
     assert (answer.size, answer.output_format, answer.background) == ("32x32", "png", "opaque")
     settings = {name: value for name, value in expected.settings.items() if name not in ("numbers", "first")}
     assert answer.settings == {**settings, "prefix": list(settings["prefix"])}

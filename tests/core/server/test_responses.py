@@ -41,7 +41,7 @@ def test_the_tool_draws_the_last_message(client: openai.OpenAI, tiny_janus: Janu
     response = client.responses.create(model="tiny", input="a cat", tools=[TOOL], tool_choice=DRAW)
     [call] = response.output
     assert (call.type, call.status, call.revised_prompt) == ("image_generation_call", "completed", "a cat")
-    assert decoded(call.result).tobytes() == expected.tobytes()
+    assert decoded(call.result).tobytes() == expected.tobytes()  # one image, as in the program
     assert response.settings["guidance"] == 2
     assert response.usage.output_tokens == 16
 
