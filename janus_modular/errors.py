@@ -187,6 +187,7 @@ EXTRAS = {
     "export": ("onnx", "onnxscript", "onnx_ir"),
     "gpu": ("onnxruntime", "tensorrt", "cuda.bindings", "onnx_ir", "onnxscript"),
     "serve": ("greenlet", "fastapi", "uvicorn", "prometheus_client"),
+    "ui": ("gradio", "httpx"),
     "rtx": ("tensorrt_rtx", "cuda.bindings", "onnx_ir", "onnxscript"),
 }
 """The modules of each extra. Messages name the first extra that has a missing module."""
@@ -195,6 +196,7 @@ INCLUDES = {
     "train": ("torch",),
     "lora": ("torch",),
     "export": ("torch",),
+    "ui": ("serve",),
     "demo": ("train", "export", "runtime", "plot"),
 }
 """The other extras that an extra includes."""

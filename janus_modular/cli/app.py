@@ -34,6 +34,7 @@ from janus_modular.cli import (
     runs,
     serve,
     train,
+    ui,
 )
 from janus_modular.errors import JanusError, PluginError, missing_extra
 from janus_modular.foreign import printable
@@ -199,6 +200,7 @@ app.command("eval")(evaluate.evaluate)
 app.command()(info.info)
 app.command()(serve.serve)
 app.command()(train.train)
+app.command()(ui.ui)
 
 
 def main() -> None:

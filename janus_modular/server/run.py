@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -25,9 +27,14 @@ KEEP_ALIVE = 75
 """Seconds that an idle connection stays open: longer than those of proxies, which reuse them."""
 
 
-def make_service(janus: Janus, config: ServerConfig, model: str) -> Service:
-    """Start an engine for a model; ``model`` is its path, whose last part is its name unless one is set."""
-    keys = read_keys(config)
+def make_service(
+    janus: Janus, config: ServerConfig, model: str, keys: Sequence[str] | None = None
+) -> Service:
+    """Start an engine for a model; ``model`` is its path, whose last part is its name unless one is set.
+
+    ``keys``: those that open the API; None: those of the config.
+    """
+    keys = read_keys(config) if keys is None else keys
     engine = Engine(janus, config.rows, queue_size=config.queue)
     return Service(janus, engine, config, config.name or Path(model).name or model, keys)
 
@@ -59,6 +66,20 @@ def make_server(service: Service) -> uvicorn.Server:
         ws="none",
     )
     return uvicorn.Server(options)
+
+
+@contextmanager
+def serving_in_background(janus: Janus, config: ServerConfig, model: str) -> Iterator[str]:
+    """Serve a model to this process, without keys, until the block ends; yield the server's address."""
+    with listen(config.host, config.port) as listener:
+        server = make_server(make_service(janus, config, model, keys=()))
+        thread = Thread(target=server.run, kwargs={"sockets": [listener]}, name="janus-server")
+        thread.start()
+        try:
+            yield address_of(listener)
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def listen(host: str, port: int) -> socket.socket:
