@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from io import BytesIO
 from typing import Any
@@ -145,6 +146,25 @@ def test_images_come_in_other_formats(client: openai.OpenAI, output_format: Any,
     assert np.abs(pixels[0] - pixels[1]).mean() < 40  # of noise, which these formats blur
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_partial_images_come_before_the_images(client: openai.OpenAI, n: int):
+    whole = draw(client, n=n, extra_body={"seed": 1})
+    events = [*draw(client, n=n, stream=True, partial_images=3, extra_body={"seed": 1})]
+    partial = [event for event in events if event.type == "image_generation.partial_image"]
+    completed = [event for event in events if event.type == "image_generation.completed"]
+    assert events == [*partial, *completed]
+    for index in range(n):
+        mine = [event for event in partial if event.image_index == index]
+        assert [event.partial_image_index for event in mine] == [0, 1, 2]
+        images = [decoded(event.b64_json) for event in mine]
+        final = decoded(completed[index].b64_json)
+        assert_same_codes(final, decoded(whole.data[index].b64_json))
+        assert all(image.size == (32, 32) for image in images)
+        assert len({image.tobytes() for image in [*images, final]}) == 4  # each has more codes
+    assert completed[0].usage.output_tokens == 16
+    assert completed[0].settings == whole.settings
+
+
 def test_models_are_listed(client: openai.OpenAI):
     [model] = client.models.list().data
     assert (model.id, model.object, model.image_size) == ("tiny", "model", "32x32")
@@ -205,6 +225,32 @@ def test_fields_that_ask_for_nothing_are_accepted(client: openai.OpenAI):
     }  # fmt: skip
     assert ask(client, [{"role": "user", "content": "a"}], extra_body=fields).choices
     assert draw(client, quality="auto", background="opaque", response_format="b64_json").data
+
+
+def test_answers_and_drawings_of_many_clients_are_those_of_each_alone(served: Any, tiny_janus: Janus):
+    """More requests than rows, in one batch."""
+
+    async def all_at_once() -> list[Any]:
+        async with openai.AsyncOpenAI(
+            base_url=f"{served.address}/v1", api_key="none", max_retries=0
+        ) as client:
+            calls: list[Any] = []
+            for seed in range(8):
+                messages: list[Any] = [{"role": "user", "content": f"what is {seed}?"}]
+                options: dict[str, Any] = {"temperature": 1, "seed": seed, "max_tokens": 10 + seed}
+                calls.append(client.chat.completions.create(model="tiny", messages=messages, **options))
+                drawing = {"seed": seed, "guidance": 2 if seed % 2 else 1}
+                calls.append(client.images.generate(prompt=f"cat {seed}", extra_body=drawing))
+            return await asyncio.gather(*calls)
+
+    results = asyncio.run(all_at_once())
+    for seed, (answer, drawing) in enumerate(zip(results[::2], results[1::2], strict=True)):
+        options: dict[str, Any] = {"temperature": 1, "seed": seed, "max_tokens": 10 + seed}
+        assert answer.choices[0].message.content == tiny_janus.chat(f"what is {seed}?", **options)
+        [expected] = tiny_janus.draw(f"cat {seed}", 1, seed=seed, guidance=2 if seed % 2 else 1)
+        assert_same_codes(decoded(drawing.data[0].b64_json), expected)
+    stats = served.service.engine.stats()
+    assert stats.running == stats.waiting == stats.answer_rows == stats.draw_rows == 0
 
 
 def test_edits_are_refused_with_the_reason(client: openai.OpenAI):
