@@ -1,4 +1,4 @@
-"""A bundle as a Triton repository: Triton's protocol buffer reads it, a stand-in of its API runs the model."""
+"""A bundle as a Triton repository: Triton's protocol buffer reads it, a stand-in of its API runs it."""
 
 from __future__ import annotations
 
