@@ -29,7 +29,7 @@ from janus_modular.server.service import (
     applied_settings,
     log_record,
     merged_settings,
-    random_seed,
+    seed_of,
 )
 from janus_modular.serving import AnswerRequest, Finished, TextDelta
 
@@ -44,7 +44,7 @@ def chat_router(service: Service) -> APIRouter:
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response | ChatCompletion:
         """Answer a conversation, with or without images."""
         service.check_model(body.model)
-        jobs = await asyncio.to_thread(answer_requests, body, service)
+        jobs = await asyncio.to_thread(answer_requests, body, service, seed_of(request))
         log_record(request.scope).update(mode="answer", user=body.user)
         group = await service.submit(request, jobs)
         if body.stream:
@@ -55,7 +55,7 @@ def chat_router(service: Service) -> APIRouter:
     return router
 
 
-def answer_requests(body: ChatRequest, service: Service) -> list[AnswerRequest]:
+def answer_requests(body: ChatRequest, service: Service, default_seed: int) -> list[AnswerRequest]:
     """Return the jobs of a request, one for each of its n answers; each has noise of its own."""
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options: has no effect without stream. Leave it out.", param="stream_options")
@@ -70,7 +70,7 @@ def answer_requests(body: ChatRequest, service: Service) -> list[AnswerRequest]:
         {"temperature": body.temperature, "top_k": body.top_k, "top_p": body.top_p}, body.settings
     )
     messages = read_messages([_turn(message.role, message.content) for message in body.messages], service)
-    seed = random_seed() if body.seed is None else body.seed
+    seed = default_seed if body.seed is None else body.seed
     return [
         AnswerRequest(
             messages,

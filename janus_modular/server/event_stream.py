@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -14,6 +15,12 @@ from janus_modular.server.service import JobGroup
 
 END = "data: [DONE]\n\n"
 """The last line of streams of chat completions."""
+
+KEEP_ALIVE = 15.0
+"""Seconds without an event, after which a comment is sent."""
+
+COMMENT = ": still working\n\n"
+"""What clients ignore."""
 
 
 class EventStream(StreamingResponse):
@@ -41,9 +48,23 @@ def event_line(data: Mapping[str, Any], *, name: str | None = None) -> str:
 
 
 async def _with_errors(lines: AsyncIterator[str]) -> AsyncIterator[str]:
-    """Yield events; an error after the first of them is an event too, for the status was sent before."""
+    """Yield events; an error after the first of them is an event too, for the status was sent before.
+
+    While none comes, comments keep proxies from closing the connection.
+    """
+    line: asyncio.Future[str] | None = None
     try:
-        async for line in lines:
-            yield line
+        while True:
+            line = line or asyncio.ensure_future(anext(lines))
+            if not (await asyncio.wait({line}, timeout=KEEP_ALIVE))[0]:
+                yield COMMENT
+                continue
+            finished, line = line, None
+            yield finished.result()
+    except StopAsyncIteration:
+        return
     except Exception as error:  # every one is answered
         yield event_line(api_error(error).body, name="error")
+    finally:
+        if line is not None:
+            line.cancel()

@@ -30,7 +30,8 @@ from janus_modular.server.service import (
     applied_settings,
     log_record,
     merged_settings,
-    random_seed,
+    request_id,
+    seed_of,
 )
 from janus_modular.serving import DrawRequest, Finished, PartialImage
 
@@ -48,7 +49,7 @@ def image_router(service: Service) -> APIRouter:
     async def create_image(body: ImageRequest, request: Request) -> Response | ImageAnswer:
         """Draw images of a prompt."""
         service.check_model(body.model)
-        drawing = draw_request(body, service)
+        drawing = draw_request(body, service, request)
         log_record(request.scope).update(mode="draw", user=body.user)
         group = await service.submit(request, [drawing])
         if body.stream:
@@ -66,7 +67,7 @@ async def _refuse_edits() -> Response:
     raise ApiError(400, NO_EDITS, code="unsupported_endpoint")
 
 
-def draw_request(body: ImageRequest, service: Service) -> DrawRequest:
+def draw_request(body: ImageRequest, service: Service, request: Request) -> DrawRequest:
     """Return the job of a request.
 
     Raises:
@@ -87,12 +88,13 @@ def draw_request(body: ImageRequest, service: Service) -> DrawRequest:
     return DrawRequest(
         body.prompt,
         n,
-        seed=random_seed() if body.seed is None else body.seed,
+        seed=seed_of(request) if body.seed is None else body.seed,
         guidance=settings.pop("guidance", None),
         temperature=settings.pop("temperature", None),
         settings=settings,
         partial_images=body.partial_images or 0,
         deadline=service.config.deadline,
+        request_id=None if service.config.journal is None else request_id(request),
     )
 
 

@@ -19,12 +19,12 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from janus_modular.server.api_errors import ApiError
-from janus_modular.server.service import log_record
+from janus_modular.server.service import REQUEST_ID, log_record
 from janus_modular.server.settings import LimitsConfig
 
 log = logging.getLogger("janus_modular.requests")
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestLog:
@@ -39,7 +39,8 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         sent_id = Headers(scope=scope).get("x-request-id", "")
-        request_id = sent_id if REQUEST_ID.fullmatch(sent_id) else uuid4().hex
+        request_id = sent_id if VALID_ID.fullmatch(sent_id) else uuid4().hex
+        scope[REQUEST_ID] = request_id
         start, status, complete = time.monotonic(), 500, False
 
         async def send_logged(message: Message) -> None:

@@ -33,7 +33,7 @@ from janus_modular.server.service import (
     applied_settings,
     log_record,
     merged_settings,
-    random_seed,
+    seed_of,
 )
 from janus_modular.serving import AnswerRequest, DrawRequest, Finished, PartialImage, TextDelta
 
@@ -46,7 +46,7 @@ def responses_router(service: Service) -> APIRouter:
     async def create_response(body: ResponseRequest, request: Request) -> Response | ResponseBody:
         """Continue a conversation by an answer, or by a drawing."""
         service.check_model(body.model)
-        builder = ResponseBuilder(body, service)
+        builder = ResponseBuilder(body, service, request)
         job = await asyncio.to_thread(builder.job)
         log_record(request.scope).update(mode="draw" if builder.tool else "answer", user=body.user)
         group = await service.submit(request, [job])
@@ -81,8 +81,8 @@ def chosen_tool(body: ResponseRequest) -> ImageTool | None:
 class ResponseBuilder:
     """One request: its job, and the answer made of the job's events."""
 
-    def __init__(self, body: ResponseRequest, service: Service) -> None:
-        self._request, self._service = body, service
+    def __init__(self, body: ResponseRequest, service: Service, http_request: Request) -> None:
+        self._request, self._service, self._http_request = body, service, http_request
         self.tool = chosen_tool(body)
         self._id, self._created = f"resp_{uuid4().hex}", int(time.time())
         self._item_id = f"{'ig' if self.tool else 'msg'}_{uuid4().hex}"
@@ -97,7 +97,7 @@ class ResponseBuilder:
         named = {"temperature": body.temperature, "top_k": body.top_k, "top_p": body.top_p}
         return AnswerRequest(
             read_messages(list(self._turns()), service),
-            seed=random_seed() if body.seed is None else body.seed,
+            seed=seed_of(self._http_request) if body.seed is None else body.seed,
             max_new_tokens=body.max_output_tokens,
             settings=merged_settings(named, body.settings),
             deadline=service.config.deadline,
@@ -121,7 +121,7 @@ class ResponseBuilder:
             stream=body.stream,
             **{name: value for name, value in tool if name != "type"},
         )
-        return draw_request(self._drawing, self._service)
+        return draw_request(self._drawing, self._service, self._http_request)
 
     @property
     def prompt(self) -> str:

@@ -35,7 +35,7 @@ def make_service(
     ``keys``: those that open the API; None: those of the config.
     """
     keys = read_keys(config) if keys is None else keys
-    engine = Engine(janus, config.rows, queue_size=config.queue)
+    engine = Engine(janus, config.rows, queue_size=config.queue, journal=config.journal)
     return Service(janus, engine, config, config.name or Path(model).name or model, keys)
 
 

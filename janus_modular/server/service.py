@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 RESERVED = ("numbers", "first", "seed")
 """Settings of samplers that requests set by ``n`` and ``seed``."""
 
-RECORD = "janus_modular.record"
-"""The key of the log's record in a request's scope."""
+RECORD, REQUEST_ID = "janus_modular.record", "janus_modular.request_id"
+"""The keys of the log's record, and of the id, in a request's scope."""
 
 
 class ClientGoneError(Exception):
@@ -185,9 +185,14 @@ def applied_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in ("numbers", "first")}
 
 
-def random_seed() -> int:
-    """Return a seed for a request that has none."""
-    return secrets.randbits(31)
+def request_id(request: Request) -> str:
+    """Return the id of a request: its header x-request-id, or a random one."""
+    return str(request.scope[REQUEST_ID])
+
+
+def seed_of(request: Request) -> int:
+    """Return the seed of a request that has none: by its id, so that it is the same if it is sent again."""
+    return int.from_bytes(sha256(request_id(request).encode()).digest()[:4]) >> 1
 
 
 def log_record(scope: Scope) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class ServerConfig:
     )  # accepted Host headers; empty: this machine's, if it is bound to that
     rows: int = 8  # rows of the batch: 1 an answer, 2 an image that is drawn with guidance
     queue: int = 64  # requests that wait for rows; more are answered with 429
+    journal: str | None = None  # folder of drawings' codes: after a crash, open drawings go on; null: none
     deadline: float = 600.0  # seconds from a request's arrival to its last token; then it is cancelled
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     api_keys: str | None = None  # file of keys, one a line; null: the variable JANUS_API_KEYS

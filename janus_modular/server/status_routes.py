@@ -89,4 +89,6 @@ def status_router(service: Service) -> APIRouter:
         """Return metrics for Prometheus."""
         return Response(service.metrics.text(service.engine.stats()), media_type=CONTENT_TYPE_LATEST)
 
+    for path, endpoint in {"/health": health, "/ready": ready, "/metrics": metrics}.items():
+        router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)  # some probes
     return router

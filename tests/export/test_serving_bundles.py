@@ -16,11 +16,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from janus_modular.cli.app import app
 from janus_modular.janus import Janus
 
 REFUSED = ("torch", "transformers", "safetensors", "onnx", "onnx_ir", "onnxscript")
@@ -58,6 +61,11 @@ def server(*words: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
             process.communicate(timeout=60)
 
 
+def client_of(address: str) -> openai.OpenAI:
+    """Return the official client, which tries once."""
+    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+
+
 def test_a_bundle_is_served_without_torch(tiny_bundle: Path, tmp_path: Path):
     image = Image.new("RGB", (40, 30), "orange")
     file = BytesIO()
@@ -68,7 +76,7 @@ def test_a_bundle_is_served_without_torch(tiny_bundle: Path, tmp_path: Path):
     ]  # fmt: skip
     janus = Janus.from_pretrained(tiny_bundle)
     with server(tiny_bundle, "name=tiny") as (address, process):
-        with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+        with client_of(address) as client:
             [model] = client.models.list().data
             answer = client.chat.completions.create(
                 model="tiny", messages=[{"role": "user", "content": parts}], max_tokens=9
@@ -95,5 +103,28 @@ def test_a_bundle_whose_weights_were_changed_is_not_served(tiny_bundle: Path, tm
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(AssertionError, match="differs from the manifest's hash"), server(bundle):
-        pass
+    done = CliRunner().invoke(app, ["serve", str(bundle)])
+    assert done.exit_code == 2
+    assert "differs from the manifest's hash" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_server_that_was_killed_goes_on_with_its_drawings(tiny_bundle: Path, tmp_path: Path):
+    """A client that sends the same request again, with its id and without a seed, gets the same images."""
+    options: dict[str, Any] = {
+        "prompt": "a cat", "n": 8, "extra_body": {"guidance": 2}, "extra_headers": {"x-request-id": "mine"}
+    }  # fmt: skip
+    words = (tiny_bundle, "rows=2", f"journal={tmp_path / 'journal'}")
+    with server(*words) as (address, process), client_of(address) as client:
+        events = iter(client.images.generate(**options, stream=True, partial_images=1))
+        next(events)  # the first of eight images is half drawn
+        process.kill()
+        with pytest.raises((openai.APIConnectionError, httpx.HTTPError)):
+            list(events)
+    with server(*words) as (address, _), client_of(address) as client:
+        drawn = [client.images.generate(**options) for _ in range(2)]
+    assert drawn[0].data == drawn[1].data
+    expected = Janus.from_pretrained(tiny_bundle).draw("a cat", 8, guidance=2, seed=drawn[0].settings["seed"])
+    for data, one in zip(drawn[0].data or (), expected, strict=True):
+        pixels = np.asarray(Image.open(BytesIO(base64.b64decode(data.b64_json or ""))), int)
+        assert np.abs(pixels - np.asarray(one, int)).max() <= 1  # decoded in another batch

@@ -138,6 +138,9 @@ def test_a_server_is_healthy_before_it_is_ready(start: Any, monkeypatch: pytest.
     while (ready := httpx.get(f"{served.address}/ready", trust_env=False)).status_code != 200:
         assert ready.json() == {"status": "starting"}
     assert ready.json() == {"status": "ready"}
+    for path in ("health", "ready", "metrics"):
+        head = httpx.head(f"{served.address}/{path}", trust_env=False)
+        assert (head.status_code, head.content) == (200, b"")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import base64
 import json
 import socket
 import struct
+import threading
 import zlib
 from http.client import HTTPConnection
 from io import BytesIO
@@ -189,34 +190,32 @@ def test_the_deadline_ends_a_request(start: Any):
 @pytest.mark.parametrize("path", [CHAT, IMAGES])
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_vanishes_frees_its_rows(
-    served: Any, path: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+    start: Any, path: str, stream: bool, monkeypatch: pytest.MonkeyPatch
 ):
+    """Of much work, so that it is not done before."""
+    served = start(limits=LimitsConfig(n=400))
     submitted: list[Job] = []
-    submit = served.service.engine.submit
-    monkeypatch.setattr(
-        served.service.engine, "submit", lambda request: submitted.append(submit(request)) or submitted[-1]
-    )
-    body: dict[str, Any] = {"stream": stream}
-    body |= (
-        {"prompt": "a", "n": 8}
-        if path == IMAGES
-        else {"messages": [{"role": "user", "content": "a"}], "max_tokens": 500}
-    )
-    content = json.dumps(body).encode()
+    has_work, submit = threading.Event(), served.service.engine.submit
+
+    def submit_noted(request: Any) -> Job:
+        submitted.append(submit(request))
+        has_work.set()
+        return submitted[-1]
+
+    monkeypatch.setattr(served.service.engine, "submit", submit_noted)
+    work = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 500, "n": 50, "temperature": 1}
+    body = {"prompt": "a", "n": 400} if path == IMAGES else work
+    content = json.dumps({"stream": stream, **body}).encode()
     target = urlsplit(served.address)
     with socket.create_connection((target.hostname, target.port)) as connection:
         head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         connection.sendall(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
-        if stream and path == CHAT:
-            assert connection.recv(12) == b"HTTP/1.1 200"
-        else:
-            while not submitted:
-                post(served.address, b"")
+        assert has_work.wait(60)
     with pytest.raises(RequestCancelledError):
         submitted[0].result(60)
     assert post(served.address, {"prompt": "a"}, IMAGES).status_code == 200
     stats = served.service.engine.stats()
-    assert stats.answer_rows == stats.draw_rows == stats.waiting == 0
+    assert stats.answer_rows == stats.draw_rows == stats.waiting == stats.answered == 0
 
 
 def test_a_failure_inside_is_a_500_without_details(start: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any):

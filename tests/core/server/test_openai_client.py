@@ -7,12 +7,14 @@ import base64
 from io import BytesIO
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import pytest
 from PIL import Image
 
 from janus_modular.janus import Janus
+from janus_modular.server import event_stream
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
 
@@ -106,6 +108,10 @@ def test_a_seed_that_was_not_set_is_reported_and_gives_the_answer_again(client: 
     assert first.settings["seed"] != second.settings["seed"]
     again = ask(client, QUESTION, temperature=1, seed=first.settings["seed"])
     assert again.choices[0].message.content == first.choices[0].message.content
+    header = {"x-request-id": "mine"}
+    drawn = [draw(client, extra_headers=header) for _ in range(2)]
+    assert drawn[0].data == drawn[1].data
+    assert drawn[0].settings["seed"] == drawn[1].settings["seed"] != draw(client).settings["seed"]
 
 
 def draw(client: openai.OpenAI, **options: Any) -> Any:
@@ -163,6 +169,17 @@ def test_partial_images_come_before_the_images(client: openai.OpenAI, n: int):
         assert len({image.tobytes() for image in [*images, final]}) == 4  # each has more codes
     assert completed[0].usage.output_tokens == 16
     assert completed[0].settings == whole.settings
+
+
+def test_a_stream_without_events_has_comments(
+    served: Any, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(event_stream, "KEEP_ALIVE", 0.0)
+    body = {"prompt": "a cat", "stream": True, "seed": 1}
+    text = httpx.post(f"{served.address}/v1/images/generations", json=body, trust_env=False).text
+    assert text.startswith(": still working\n\n")
+    [event] = draw(client, stream=True, extra_body={"seed": 1})
+    assert event.type == "image_generation.completed"
 
 
 def test_models_are_listed(client: openai.OpenAI):
