@@ -49,6 +49,9 @@ from .capabilities import DeclaresPositions as DeclaresPositions
 from .capabilities import ReshapesGrid as ReshapesGrid
 from .positions import PositionRule as PositionRule
 from .capabilities import HasLogProbabilities as HasLogProbabilities
+from .capabilities import HidesCondition as HidesCondition
+from .capabilities import HidesPositions as HidesPositions
+from .capabilities import MasksPositions as MasksPositions
 from .protocols import CheckpointFormat as CheckpointFormat
 from .capabilities import PartiallyTrainable as PartiallyTrainable
 from .capabilities import LoadedWeights as LoadedWeights

@@ -112,6 +112,23 @@ class AlignsHiddenStates(GenerationPath, Protocol):
 
 
 @runtime_checkable
+class HidesCondition(GenerationPath, Protocol):
+    """A generation path whose unconditional rows see nothing of the dropped condition but its first position.
+
+    Training then hides dropped conditions too, with a backbone that `MasksPositions`.
+    """
+
+    hidden_condition: bool  # False: pads in place of the condition are seen, as Janus' path does
+
+
+@runtime_checkable
+class MasksPositions(Backbone, Protocol):
+    """A backbone that hides positions from all others in training: its forward takes ``hidden`` (B, T)."""
+
+    masks_positions: bool  # False: not as it is configured
+
+
+@runtime_checkable
 class ReturnsLayer(Backbone, Protocol):
     """A backbone that also returns the hidden states after one of its layers."""
 
@@ -212,6 +229,13 @@ class TranslatesToOnnx(Protocol):
         returns the result of onnxscript operators. Only standard ONNX operators run everywhere.
         """
         ...
+
+
+@runtime_checkable
+class HidesPositions(RowCache, Protocol):
+    """A cache that hides positions of its rows: `begin` leaves them out of the mask it returns."""
+
+    hidden: Tensor | None  # (B, T) bool, of rows from their first position on; set before each pass
 
 
 @runtime_checkable

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,7 @@ class RowPositions:
         self.axes = axes
         self.ids = [np.zeros((axes, 0), np.int64)] * rows  # (P, T) of what each row read as a prompt
         self.together = [np.zeros(0, np.int64)] * rows  # (T,) its blocks
+        self.hidden = [np.zeros(0, np.bool_)] * rows  # (T,) which of its positions no other sees
 
     @classmethod
     def of_prompts(cls, axes: int, prompts: Many[Sequence]) -> RowPositions:
@@ -80,6 +82,7 @@ class RowPositions:
             counter = np.broadcast_to(np.arange(len(prompt)), (self.axes, len(prompt)))
             self.ids[row] = counter if prompt.position_ids is None else prompt.position_ids
         self.together[row] = np.zeros(0, np.int64) if prompt.together is None else prompt.together
+        self.hidden[row] = np.zeros(0, np.bool_) if prompt.hidden is None else prompt.hidden
 
     def truncate(self, lengths: Integers) -> None:
         """Cut rows back to these lengths (rows,).
@@ -95,6 +98,7 @@ class RowPositions:
                     " more: the positions between see each other, so that none of them can be cut off alone."
                 )
         self.together = [blocks[:length] for blocks, length in zip(self.together, lengths, strict=True)]
+        self.hidden = [mask[:length] for mask, length in zip(self.hidden, lengths, strict=True)]
         self.ids = [ids[:, :length] for ids, length in zip(self.ids, lengths, strict=True)]
 
     def of(self, index: Integers, last: int | None = None) -> Integers:
@@ -115,12 +119,22 @@ class RowPositions:
     @property
     def blocks(self) -> Integers | None:
         """The blocks (rows, T) of what rows hold, 0 behind shorter ones; None where all is causal."""
-        if not any(blocks.any() for blocks in self.together):
-            return None
-        together = np.zeros((len(self.together), max(map(len, self.together))), np.int64)
-        for row, blocks in enumerate(self.together):
-            together[row, : len(blocks)] = blocks
-        return together
+        return padded(self.together)
+
+    def hidden_in(self, first_row: int = 0, count: int | None = None) -> NDArray[np.bool_] | None:
+        """Return which positions (n, T) of ``count`` rows no other sees; None where all are seen."""
+        end = None if count is None else first_row + count
+        return padded(self.hidden[first_row:end])
+
+
+def padded(rows: Many[NDArray[Any]]) -> NDArray[Any] | None:
+    """Return arrays (T,) as one (rows, T), with zeros behind shorter ones; None where all are 0."""
+    if not any(row.any() for row in rows):
+        return None
+    joined = np.zeros((len(rows), max(map(len, rows))), rows[0].dtype)
+    for row, values in zip(joined, rows, strict=True):
+        row[: len(values)] = values
+    return joined
 
 
 def check_together(prompts: Many[Sequence], together: bool) -> None:

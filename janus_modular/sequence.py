@@ -143,6 +143,7 @@ class Sequence:
     source: str = ""  # its name in the mixture
     seed: int = 0  # of the randomness in the targets of its images
     together: NDArray[np.int64] | None = None  # (T,) positions of one number above 0 see each other
+    hidden: NDArray[np.bool_] | None = None  # (T,) positions that no other sees; never the first
     position_ids: NDArray[np.int64] | None = None  # (P, T) on P axes, where the backbone declares them
 
     def __len__(self) -> int:
@@ -165,10 +166,11 @@ def occurrences(prompts: Many[Sequence]) -> list[int]:
     return numbers
 
 
-def unconditional(sequence: Sequence, pad: int) -> Sequence:
+def unconditional(sequence: Sequence, pad: int, *, hidden: bool = False) -> Sequence:
     """Return the unconditional prompt for guidance: pads replace all of a prompt but its first and last id.
 
     Pads are attended to, as the tokens and images that they replace are, at the same positions (and ids).
+    With ``hidden``, no position sees any of the prompt but the first.
     """
     tokens = np.full_like(sequence.tokens, pad)
     tokens[0], tokens[-1] = sequence.tokens[0], sequence.tokens[-1]
@@ -183,4 +185,5 @@ def unconditional(sequence: Sequence, pad: int) -> Sequence:
         generation_images=[],
         generation_supervised=[],
         together=None if sequence.together is None else np.zeros_like(sequence.together),
+        hidden=np.arange(len(tokens)) > 0 if hidden and len(tokens) > 1 else None,
     )

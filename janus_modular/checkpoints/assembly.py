@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from janus_modular.capabilities import DeclaresPositions, EncodesImages
+from janus_modular.capabilities import DeclaresPositions, EncodesImages, HidesCondition
 from janus_modular.config import component_specs
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError
 from janus_modular.foreign import reason
-from janus_modular.interfaces import ComponentConfig
+from janus_modular.interfaces import ComponentConfig, GenerationPath
 from janus_modular.model.build import ModelBuilder, config_path
 from janus_modular.model.device import choose_device
 from janus_modular.model.model import JanusModel
@@ -151,7 +151,7 @@ def processor_sizes(model: JanusModel) -> dict[str, Any]:
     return {
         "pixels": model.understanding.encoder.pixels,
         "image_tokens": model.understanding.num_tokens,
-        "drawing": Drawing(path.height, path.width, path.num_tokens),
+        "drawing": Drawing(path.height, path.width, path.num_tokens, hides_condition(path)),
         "context": model.backbone.context,
         "positions": position_rule(model),
         "together": model.config.together,
@@ -163,6 +163,11 @@ def position_rule(model: JanusModel) -> PositionRule | None:
     if not isinstance(model.backbone, DeclaresPositions):
         return None
     return PositionRule(list(model.backbone.position_axes), model.understanding.grid or (1, 1))
+
+
+def hides_condition(path: GenerationPath) -> bool:
+    """Return True if no position of a generation path's images sees a dropped condition."""
+    return isinstance(path, HidesCondition) and path.hidden_condition
 
 
 def record_suppressed(model: JanusModel, processor: Processor) -> None:

@@ -40,6 +40,7 @@ class Batch:
     image_source: Tensor | None = None  # (M,) index into sources
     image_seeds: list[tuple[int, int]] = field(default_factory=list)  # (M,) (seed, image number)
     position_ids: Tensor | None = None  # (P, B, T) on P axes, where the backbone declares them
+    hidden: Tensor | None = None  # (B, T) bool: positions that no other sees
     together: Tensor | None = None  # (B, T) positions of a sequence that see each other have one number
     idle: frozenset[str] = frozenset()  # paths without images that run all the same, as other processes do
 
@@ -115,6 +116,7 @@ def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Bat
     understanding_mask = np.zeros(shape, np.bool_)
     generation_mask = np.zeros(shape, np.bool_)
     together = np.zeros(shape, np.int64)
+    hidden = np.zeros(shape, np.bool_)
     for i, row in enumerate(packed):
         start = 0
         for sequence in row:
@@ -125,6 +127,8 @@ def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Bat
             label_source[span] = sources.index(sequence.source)
             understanding_mask[span] = sequence.understanding_mask
             generation_mask[span] = sequence.generation_mask
+            if sequence.hidden is not None:
+                hidden[span] = sequence.hidden
             if sequence.together is not None:
                 together[span] = sequence.together
             start += len(sequence)
@@ -144,6 +148,7 @@ def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Bat
         lengths=torch.tensor([sum(map(len, row)) for row in packed]),
         sources=sources,
         label_source=torch.from_numpy(label_source),
+        hidden=torch.from_numpy(hidden) if hidden.any() else None,
         together=torch.from_numpy(together) if any(s.together is not None for s in sequences) else None,
         position_ids=None if position_ids is None else torch.from_numpy(position_ids),
         image_seeds=[(s.seed, i) for s in sequences for i in range(len(s.generation_images))],

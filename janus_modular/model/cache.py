@@ -54,6 +54,7 @@ class TensorCache:
         self.tokens = 0  # positions of this pass
         self.end = 0  # longest row, with the positions of this pass
         self.index = torch.empty(0)
+        self.hidden: Tensor | None = None  # (B, T) positions that no other sees; see `HidesPositions`
 
     def keep(self, counts: Tensor) -> None:
         """Declare that the next forward pass keeps the first ``counts`` (B,) of its positions."""
@@ -72,6 +73,9 @@ class TensorCache:
         if together is not None:
             seen = same_block(together)  # (B, T, T)
             mask = mask | torch.zeros_like(mask).scatter(2, self.index[:, None].expand_as(seen), seen)
+        if self.hidden is not None:
+            hidden = self.hidden[:, : self.end]
+            mask[:, :, : hidden.shape[1]] &= ~hidden[:, None]
         return mask.unsqueeze(1)
 
     def kept(self, tokens: int) -> Tensor:

@@ -21,6 +21,7 @@ from janus_modular.capabilities import (
     AlignsHiddenStates,
     DeclaresPositions,
     EncodesImages,
+    MasksPositions,
     ReshapesGrid,
     ReturnsLayer,
 )
@@ -169,7 +170,14 @@ class JanusModel(nn.Module):
                 "the batch has images and no `together`; expected the positions that see each other: was it"
                 " made by this model's own processor?"
             )
-        options = {"together": together, "layer": layer}
+        masks = isinstance(self.backbone, MasksPositions) and self.backbone.masks_positions
+        if batch.hidden is not None and not masks:
+            raise PromptError(
+                "the batch has a dropped condition that no position may see; the backbone"
+                f" {type(self.backbone).__name__}, as configured, cannot hide positions"
+                " (`janus_modular.MasksPositions`): choose another, or condition_dropout=0"
+            )
+        options = {"together": together, "hidden": batch.hidden, "layer": layer}
         given = {name: value for name, value in options.items() if value is not None}
         hidden = cast(Any, self.backbone)(x, positions=positions, **given)
         return (hidden, None) if layer is None else hidden

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from janus_modular.capabilities import CopiesRows
+from janus_modular.capabilities import CopiesRows, HidesPositions
+from janus_modular.errors import PromptError
 from janus_modular.finite import refuse_not_finite
 from janus_modular.graph_specs import GraphSignature, sample_text_tensors
 from janus_modular.interfaces import RowCache, StateCache
@@ -106,17 +107,21 @@ class TorchSession(BaseSession):
         cache.truncate(torch.zeros_like(lengths))
         index = np.tile(np.arange(x.shape[1]), (count, 1))  # (n, T), in padding too
         rows = RowPositions.of_prompts(self.position_axes, prompts)
+        self._hide(cache, rows.hidden_in())
         hidden = self._forward(x, rows.of(index), cache, lengths, batch.together)  # (n, T, D)
         return hidden[torch.arange(count), lengths - 1]
 
     def feed(self, x: Tensor | NDArray[Any], counts: NDArray[np.int64]) -> Tensor:
         """Feed x (rows, W, D); return the hidden states (rows, W, D)."""
+        self._hide(self.cache, self.row_positions.hidden_in())
         return self._feed(x, counts, self.lengths, self.cache)
 
     def feed_rows(self, x: Tensor | NDArray[Any], counts: NDArray[np.int64], first_row: int) -> Tensor:
         """Feed x (n, W, D) to the rows from ``first_row`` on; return their hidden states (n, W, D)."""
         rows = slice(first_row, first_row + len(x))
-        return self._feed(x, counts, self.lengths[rows], self.cache.select(rows))
+        cache = self.cache.select(rows)
+        self._hide(cache, self.row_positions.hidden_in(first_row, len(x)))
+        return self._feed(x, counts, self.lengths[rows], cache)
 
     @torch.no_grad()
     def _feed(
@@ -125,6 +130,21 @@ class TorchSession(BaseSession):
         index = lengths[:, None] + np.arange(x.shape[1])  # (n, W)
         positions = self.row_positions.of(index, last=self.max_seq_len - 1)
         return self._forward(self._embeddings(x), positions, cache, torch.from_numpy(counts))
+
+    def _hide(self, cache: RowCache, hidden: NDArray[np.bool_] | None) -> None:
+        """Tell a cache which positions (n, T) of its rows no other position sees, for the next pass.
+
+        Raises:
+            PromptError: the backbone's cache cannot hide positions.
+        """
+        if isinstance(cache, HidesPositions):
+            cache.hidden = None if hidden is None else torch.from_numpy(hidden).to(self.device)
+        elif hidden is not None:
+            raise PromptError(
+                f"prompts: found positions that no other sees; the cache {type(cache).__name__} of the"
+                " backbone cannot hide them (`janus_modular.HidesPositions`): choose another backbone, or a"
+                " generation path that attends to a dropped condition."
+            )
 
     def _forward(
         self,
@@ -146,7 +166,7 @@ class TorchSession(BaseSession):
     @torch.no_grad()
     def embed_prompts(self, prompts: Many[Sequence]) -> Tensor | None:
         """Return the embeddings (n, T, D) of prompts; None where a prompt is more than its embeddings."""
-        if self.position_axes or self.together:
+        if self.position_axes or self.together or any(prompt.hidden is not None for prompt in prompts):
             return None
         return self.model.embed(collate(prompts).to(self.device))
 

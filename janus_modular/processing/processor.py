@@ -23,6 +23,7 @@ from janus_modular.processing.prompt_segments import (
     PromptSegment,
     SegmentBuilder,
     Supervise,
+    check_answer_starts,
     with_supervision,
 )
 from janus_modular.processing.sequence_builder import (
@@ -34,7 +35,7 @@ from janus_modular.processing.sequence_builder import (
 )
 from janus_modular.processing.streaming import StopRule, TextStream
 from janus_modular.processing.templates import make_template
-from janus_modular.processing.text_tokenizer import Encoded, TextTokenizer
+from janus_modular.processing.text_tokenizer import TextTokenizer
 from janus_modular.processing.tokenizer_files import load_tokenizer, save_tokenizer
 from janus_modular.renamed import explain_renamed
 from janus_modular.sequence import IGNORE_INDEX, EncodedSpec, ImageTarget, Message, Sample, Text
@@ -172,7 +173,10 @@ class Processor:
             segments = [replace(segment, supervised=self._is_text(segment)) for segment in segments]
         sequence = self._assemble(segments, bos=bos, source=sample.source, check_length=check_length)
         if condition_dropout and has_target:
-            sequence = without_condition(sequence, pad=self.pad_id, image_tokens=self.image_tokens)
+            hidden = self.drawing is not None and self.drawing.hidden_condition
+            sequence = without_condition(
+                sequence, pad=self.pad_id, image_tokens=self.image_tokens, hidden=hidden
+            )
         if not (sequence.labels != IGNORE_INDEX).any() and not any(sequence.generation_supervised):
             raise DataError(
                 f"a sample of source '{sample.source}' has nothing to learn: no supervised text, no answer, "
@@ -280,7 +284,7 @@ class Processor:
             "tokens": self.tokenizer.names,
             "pixels": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.pixels).items()},
             "image_tokens": self.image_tokens,
-            "drawing": self.drawing and asdict(self.drawing),
+            "drawing": self.drawing and self.drawing.to_dict(),
             "context": self.context,
             "suppress_tokens": list(self.suppress_tokens),
             **({"positions": asdict(self.positions)} if self.positions else {}),
@@ -360,7 +364,7 @@ class Processor:
         """Return the sequence of segments, with pixels; ``reserved`` positions stay free behind it."""
         drawing = self.drawing
         encoded = self.tokenizer.encode([segment.span for segment in segments])
-        self._check_answer_starts(encoded, segments)
+        check_answer_starts(self.tokenizer, encoded, segments)
         sequence = build_sequence(
             encoded,
             segments,
@@ -377,25 +381,3 @@ class Processor:
         ids = self.positions.ids(sequence) if self.positions else None
         together = image_blocks(sequence, self.image_tokens) if self.together else None
         return replace(sequence, source=source, position_ids=ids, together=together)
-
-    def _check_answer_starts(self, encoded: Encoded, segments: Sequence[PromptSegment]) -> None:
-        """Check that no token spans the end of a prompt and the beginning of its supervised answer.
-
-        Such a token is in training alone: the tokens of the prompt would be no prefix of the sequence.
-
-        Raises:
-            PromptError: there is such a token.
-        """
-        for k, segment in enumerate(segments):
-            if not segment.begins_answer:
-                continue
-            spanning = encoded.ids[(encoded.first < k) & (encoded.last >= k)]
-            if len(spanning):
-                text = "".join(later.span.text for later in segments[k:])
-                raise PromptError(
-                    f"the token {self.tokenizer.decode(spanning[:1])!r} spans the end of the prompt and the"
-                    f" beginning of the answer, {text[:40]!r}: the prompt alone has other tokens than in"
-                    " training. Expected a prompt that ends at the boundary of a token: remove whitespace"
-                    " from the beginning of the answer, or from the end of what the tokenizer's"
-                    " chat_template.jinja writes before an answer, or choose another processor.template."
-                )

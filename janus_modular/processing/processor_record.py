@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from janus_modular.config.scalars import convert, words
@@ -15,7 +15,7 @@ from janus_modular.positions import POSITION_AXES, PositionRule
 from janus_modular.suggest import did_you_mean
 
 T = TypeVar("T")
-OPTIONAL = {"template_variables", "positions", "together"}  # older files lack the key
+OPTIONAL = {"template_variables", "positions", "together", "hidden_condition"}  # older files lack the key
 
 MAX_SIZE = 2**27
 """Most positions, and pixels of an image, of a processor: each prompt takes as much memory."""
@@ -28,6 +28,14 @@ class Drawing:
     height: int
     width: int
     num_tokens: int
+    hidden_condition: bool = False  # a dropped condition is not seen, but for its first position
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry in processor.json, in which a condition that is seen is not mentioned."""
+        values = asdict(self)
+        if not self.hidden_condition:
+            del values["hidden_condition"]
+        return values
 
 
 @dataclass

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from janus_modular.errors import PromptError
 from janus_modular.processing.template_spans import MessageSegment, Render, render_conversation
-from janus_modular.processing.text_tokenizer import TextSpan, TextTokenizer
+from janus_modular.processing.text_tokenizer import Encoded, TextSpan, TextTokenizer
 from janus_modular.sequence import ImageInput, ImageTarget, Message, Sample, Segment, Text
 
 Supervise = Literal["answers", "all"]
@@ -133,3 +134,28 @@ def with_supervision(sample: Sample) -> Sample:
 
 def _supervised(segment: Segment) -> Segment:
     return replace(segment, supervised=True) if isinstance(segment, Text) else segment
+
+
+def check_answer_starts(
+    tokenizer: TextTokenizer, encoded: Encoded, segments: Sequence[PromptSegment]
+) -> None:
+    """Check that no token spans the end of a prompt and the beginning of its supervised answer.
+
+    Such a token is in training alone: the tokens of the prompt would be no prefix of the sequence.
+
+    Raises:
+        PromptError: there is such a token.
+    """
+    for k, segment in enumerate(segments):
+        if not segment.begins_answer:
+            continue
+        spanning = encoded.ids[(encoded.first < k) & (encoded.last >= k)]
+        if len(spanning):
+            text = "".join(later.span.text for later in segments[k:])
+            raise PromptError(
+                f"the token {tokenizer.decode(spanning[:1])!r} spans the end of the prompt and the"
+                f" beginning of the answer, {text[:40]!r}: the prompt alone has other tokens than in"
+                " training. Expected a prompt that ends at the boundary of a token: remove whitespace"
+                " from the beginning of the answer, or from the end of what the tokenizer's"
+                " chat_template.jinja writes before an answer, or choose another processor.template."
+            )

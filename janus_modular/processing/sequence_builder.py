@@ -106,16 +106,21 @@ def _checked(encoded: Any, spec: EncodedSpec | None) -> NDArray[Any]:
         raise PromptError(f"an image target that is given encoded: {error}.") from error
 
 
-def without_condition(sequence: TokenSequence, *, pad: int, image_tokens: int) -> TokenSequence:
+def without_condition(
+    sequence: TokenSequence, *, pad: int, image_tokens: int, hidden: bool = False
+) -> TokenSequence:
     """Return the sequence with pads before its first image target, but for the first and the last position.
 
-    What precedes the image is then what precedes it in the unconditional row of sampling. Nothing there is
-    supervised, and image inputs there, of ``image_tokens`` positions each, are dropped.
+    What precedes the image is then what precedes it in the unconditional row of sampling; with ``hidden``, no
+    position sees it but for the first. Nothing there is supervised, and image inputs there, of
+    ``image_tokens`` positions each, are dropped.
     """
     last = int(sequence.generation_mask.argmax()) - 1  # the position of begin-of-image
     tokens, labels = sequence.tokens.copy(), sequence.labels.copy()
     understanding_mask = sequence.understanding_mask.copy()
     dropped_images = int(understanding_mask[:last].sum()) // max(image_tokens, 1)
+    position = np.arange(len(tokens))
+    is_before = (position > 0) & (position <= last)
     tokens[1:last] = pad
     labels[:last] = IGNORE_INDEX
     understanding_mask[:last] = False
@@ -126,6 +131,7 @@ def without_condition(sequence: TokenSequence, *, pad: int, image_tokens: int) -
         understanding_mask=understanding_mask,
         understanding_pixels=sequence.understanding_pixels[dropped_images:],
         together=None if sequence.together is None else sequence.together * understanding_mask,
+        hidden=is_before if hidden and is_before.any() else None,
     )
 
 

@@ -103,6 +103,13 @@ def test_times_are_logit_normal(plugins: Plugins) -> None:
     assert abs(float(logits.std()) - 2) < 0.09  # 4 * 2 / sqrt(8000)
 
 
+def hide_all_but_first(x: Tensor, length: int) -> Tensor:
+    """Return the mask (1, 1, T, T), added to scores, of a row that sees a prompt's first position alone."""
+    seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+    seen[:, 1:length] = False
+    return torch.where(seen, 0.0, float("-inf"))[None, None]
+
+
 @torch.no_grad()
 def euler(assembly: ModelAssembly, texts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
     """Follow the velocity with a whole forward pass a step and row, without a cache."""
@@ -121,7 +128,8 @@ def euler(assembly: ModelAssembly, texts: list[str], noise: Tensor, steps: int, 
             for tokens in (condition.tokens, dropped):
                 x = model.backbone.embed(torch.from_numpy(tokens)[None])
                 x = torch.cat([x, path.embeddings(skip, embedded)], dim=1)
-                hidden = model.backbone(x, positions=torch.arange(x.shape[1])[None])
+                mask = None if tokens is condition.tokens else hide_all_but_first(x, len(tokens))
+                hidden = model.backbone.body(inputs_embeds=x, attention_mask=mask)[0]
                 velocities.append(path.velocity(hidden[:, -path.num_tokens :], skip, embedded))
             conditional, unconditional = velocities
             z = z + (guidance * conditional - (guidance - 1) * unconditional) / steps
@@ -151,6 +159,48 @@ def test_drawing_is_the_plain_loop(assembly: ModelAssembly, guidance: float) -> 
     with torch.no_grad():
         pixels = assembly.model.generation.decode_image(torch.from_numpy(drawn.encoded)).numpy()
     assert np.array_equal(drawn.images, pixels)
+
+
+def test_training_drops_conditions_as_sampling_does(assembly: ModelAssembly) -> None:
+    """A dropped condition is hidden, also in a row that holds another sequence."""
+    model: Any = assembly.model.eval()
+    turns = [
+        Message("user", [Text("two dogs in snow")]),
+        Message("assistant", [ImageTarget(Image.new("RGB", (32, 32), "red"))]),
+    ]
+    whole = assembly.processor.sequence(Sample(turns))
+    dropped = assembly.processor.sequence(Sample(turns), condition_dropout=True)
+    start = int(whole.generation_mask.argmax())
+    assert dropped.hidden is not None
+    assert np.array_equal(np.flatnonzero(dropped.hidden), np.arange(1, start))
+    batch = collate([[whole, dropped]])
+    with torch.no_grad():
+        x = model.embed(batch)
+        hidden, _ = model.hidden(x, batch)
+        alone = x[:, len(whole) :]
+        expected = model.backbone.body(inputs_embeds=alone, attention_mask=hide_all_but_first(alone, start))[
+            0
+        ]
+        pads_seen = model.backbone.body(inputs_embeds=alone)[0]
+    after = slice(len(whole) + start, None)
+    torch.testing.assert_close(hidden[:, after], expected[:, start:])
+    assert not torch.allclose(hidden[:, after], pads_seen[:, start:], atol=1e-3)
+
+
+def test_a_backbone_that_cannot_hide_is_named(plugins: Plugins) -> None:
+    overrides = ["backbone.config.model_type=mistral", "backbone.config.sliding_window=8"]
+    assembly = assemble(plugins, *overrides)
+    turns = [Message("user", [Text("a")]), Message("assistant", [ImageTarget(Image.new("RGB", (32, 32)))])]
+    batch = collate([assembly.processor.sequence(Sample(turns), condition_dropout=True)])
+    with pytest.raises(PromptError, match="HfBackbone, as configured, cannot hide positions"):
+        assembly.model(batch)
+
+
+def test_pads_are_seen_where_the_config_says_so(plugins: Plugins) -> None:
+    assembly = assemble(plugins, "generation.hidden_condition=false")
+    turns = [Message("user", [Text("a")]), Message("assistant", [ImageTarget(Image.new("RGB", (32, 32)))])]
+    assert assembly.processor.sequence(Sample(turns), condition_dropout=True).hidden is None
+    assert assembly.model.generation.sizes["hidden_condition"] is False
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,8 @@ def layers(target: VerificationTarget) -> Iterator[CheckResult]:
 
 def _graph_inputs(contract: GraphContract, forward: ForwardPass, capacity: int) -> Arrays:
     counts = forward.counts.sum(1)
-    index, positions, together = forward.index, forward.positions, forward.together
-    inputs = host_inputs(contract, index, positions, counts, slots=capacity, together=together)
+    masks: dict[str, Any] = {"together": forward.together, "hidden": forward.unseen}
+    inputs = host_inputs(contract, forward.index, forward.positions, counts, slots=capacity, **masks)
     return {"x": forward.x, **inputs}
 
 

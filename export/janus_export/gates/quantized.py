@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -153,10 +154,10 @@ def _first_inputs(target: VerificationTarget, run: Run) -> dict[str, Array]:
     index = np.tile(np.arange(tokens), (rows, 1))
     ids = axes_of_positions(target.bundle.graphs["backbone"]["inputs"])
     rows_read = RowPositions.of_prompts(ids, run.prompts)
-    positions, together = rows_read.of(index), rows_read.blocks
+    masks: dict[str, Any] = {"together": rows_read.blocks, "hidden": rows_read.hidden_in()}
     inputs: dict[str, Array] = {
         "x": x,
-        **host_inputs(contract, index, positions, counts, slots=tokens, together=together),
+        **host_inputs(contract, index, rows_read.of(index), counts, slots=tokens, **masks),
     }
     for tensor in contract.inputs:
         if tensor.name not in inputs:

@@ -37,6 +37,7 @@ class ForwardPass:
     counts: Array  # (R, T): False for padding of shorter rows
     hidden: Array  # (R, T, D)
     together: Array | None  # (R, T') blocks of a prompt's positions that see each other
+    unseen: Array | None  # (R, T') positions of the rows that no other sees
     states: list[Array]  # (R, T, D) each: the inputs of all layers, then the output of the last layer
 
 
@@ -98,6 +99,7 @@ class StreamedReference(Reference):
                 rows = RowPositions.of_prompts(position_axes(self.model.backbone), read.prompts)
             forward.positions = rows.of(forward.index)
             forward.together = rows.blocks if read.prompts else None
+            forward.unseen = rows.hidden_in()
             forward.counts = forward.index < read.after[:, None]
         return run, passes
 
@@ -121,7 +123,11 @@ def recorded_passes(backbone: Any, stack: nn.ModuleList) -> Iterator[list[Forwar
         nothing = np.zeros(0)
         recorded.append(
             ForwardPass(
-                args[0].numpy().copy(), nothing, nothing, nothing, hidden.numpy().copy(), None, states.copy()
+                args[0].numpy().copy(),
+                *(nothing, nothing, nothing),
+                hidden.numpy().copy(),
+                *(None, None),
+                states.copy(),
             )
         )
         states.clear()

@@ -73,9 +73,13 @@ class KVCache:
         positions: NDArray[np.int64],
         counts: NDArray[np.int64],
         together: NDArray[np.int64] | None = None,
+        hidden: NDArray[np.bool_] | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Return the inputs that the host computes for new positions: see `host_inputs`."""
-        return host_inputs(self.contract, index, positions, counts, slots=self.slots, together=together)
+        slots = self.slots
+        return host_inputs(
+            self.contract, index, positions, counts, slots=slots, together=together, hidden=hidden
+        )
 
     def state_buffers(self, rows: int) -> dict[str, Buffer]:
         """Return new states of ``rows`` rows without positions, by input of the graph."""
@@ -97,6 +101,7 @@ def host_inputs(
     *,
     slots: int,
     together: NDArray[np.int64] | None = None,
+    hidden: NDArray[np.bool_] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Return the backbone's inputs that the host computes for new positions, by name.
 
@@ -108,6 +113,8 @@ def host_inputs(
         slots: of a row.
         together: the blocks (rows, T') of rows from their first position on. A new position sees all of its
             block, which has to be in this run; None: it is causal.
+        hidden: the positions (rows, T') of rows, from their first on, that no position sees; None: all are
+            seen.
     """
 
     def mask() -> NDArray[np.bool_]:
@@ -117,6 +124,8 @@ def host_inputs(
             blocks[:, : together.shape[1]] = together
             own = np.take_along_axis(blocks, index, axis=1)[:, :, None]  # (rows, T, 1)
             seen |= (own > 0) & (own == blocks[:, None, :slots])
+        if hidden is not None:
+            seen[:, :, : hidden.shape[1]] &= ~hidden[:, None, :slots]
         return seen[:, None]
 
     values: dict[str, Callable[[], NDArray[Any]]] = {

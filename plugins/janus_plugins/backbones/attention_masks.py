@@ -48,14 +48,21 @@ def refuse_blocks(family: Any) -> str:
     return ""
 
 
-def block_mask(family: Any, x: Tensor, positions: Tensor, together: Tensor) -> Tensor:
-    """Return the mask (B, 1, T, T) of packed sequences in which positions of a block see each other.
+def block_mask(
+    family: Any, x: Tensor, positions: Tensor, together: Tensor | None, hidden: Tensor | None = None
+) -> Tensor:
+    """Return the mask (B, 1, T, T) of packed sequences in which some positions see more, or are hidden.
 
-    ``positions`` (B, T) are 0 where a sequence begins; ``together`` (B, T) are the blocks.
+    ``positions`` (B, T) are 0 where a sequence begins; positions of one block of ``together`` (B, T) see each
+    other, and none sees those of ``hidden`` (B, T).
     """
     sequence = (positions == 0).cumsum(1)
-    causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
-    seen = (causal | same_block(together)) & (sequence[:, :, None] == sequence[:, None])
+    seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+    if together is not None:
+        seen = seen | same_block(together)
+    if hidden is not None:
+        seen = seen & ~hidden[:, None]
+    seen = seen & (sequence[:, :, None] == sequence[:, None])
     if family._attn_implementation == "eager":  # which adds its mask to the scores
         return torch.where(seen, 0.0, torch.finfo(x.dtype).min).to(x.dtype).unsqueeze(1)
     return seen.unsqueeze(1)

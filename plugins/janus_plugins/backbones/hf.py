@@ -140,19 +140,21 @@ class HfBackbone(nn.Module):
         positions: Tensor,
         cache: Cache | None = None,
         together: Tensor | None = None,
+        hidden: Tensor | None = None,
         layer: int | None = None,
     ) -> Any:
         """Turn embeddings (B, T, D) into hidden states (B, T, D), after the final norm.
 
-        Positions of one number above 0 in ``together`` (B, T) see each other. With ``layer``, return the
-        hidden states and those after so many layers, without a norm but the last's.
+        Positions of one number above 0 in ``together`` (B, T) see each other; no position sees those of
+        ``hidden`` (B, T). With ``layer``, return the hidden states and those after so many layers, without a
+        norm but the last's.
         """
         if self.input_scale != 1:
             x = x * torch.tensor(self.input_scale, dtype=x.dtype)
         if cache is None:
             if not self._packing_checked and not x.is_meta:
                 self._check_packing(x[:1, :1])
-            return self._body(x, positions, together, layer)
+            return self._body(x, positions, together, hidden, layer)
         with self._cached_attention() as attending:
             hidden = self.body(
                 inputs_embeds=x,
@@ -173,6 +175,11 @@ class HfBackbone(nn.Module):
         x = x / getattr(family, "logits_scaling", 1)
         cap = getattr(family, "final_logit_softcapping", None)
         return x if cap is None else cap * torch.tanh(x / cap)
+
+    @property
+    def masks_positions(self) -> bool:
+        """True if the family, as configured, takes any mask."""
+        return not refuse_blocks(self.model.config)
 
     def refuse_together(self) -> str:
         """Return why this family has no blocks of positions that see each other; "" where it has."""
@@ -233,11 +240,16 @@ class HfBackbone(nn.Module):
         return LoadedWeights(len(tensors) - len(missing), missing, unexpected_keys)
 
     def _body(
-        self, x: Tensor, positions: Tensor, together: Tensor | None = None, layer: int | None = None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        together: Tensor | None = None,
+        hidden: Tensor | None = None,
+        layer: int | None = None,
     ) -> Any:
         mask = None  # transformers infers from positions which sequences share a row
-        if together is not None:
-            mask = block_mask(self.model.config, x, positions, together)
+        if together is not None or hidden is not None:
+            mask = block_mask(self.model.config, x, positions, together, hidden)
         if x.is_meta:  # positions have no values there; any mask gives the shapes
             mask = x.new_ones(x.shape[0], 1, x.shape[1], x.shape[1], dtype=torch.bool)
         inputs = {"inputs_embeds": x, "position_ids": positions, "attention_mask": mask}

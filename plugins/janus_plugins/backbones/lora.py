@@ -33,6 +33,7 @@ from janus_modular import (
     DeclaresCache,
     DeclaresPositions,
     LoadedWeights,
+    MasksPositions,
     Registry,
     ReturnsLayer,
     RowCache,
@@ -129,15 +130,21 @@ class LoraBackbone(nn.Module):
         positions: Tensor,
         cache: Cache | None = None,
         together: Tensor | None = None,
+        hidden: Tensor | None = None,
         layer: int | None = None,
     ) -> Any:
         """Turn embeddings (B, T, D) into hidden states (B, T, D), through the adapted layers.
 
         With ``layer``, return these and the states after so many layers.
         """
-        options = {"together": together, "layer": layer}
+        options = {"together": together, "hidden": hidden, "layer": layer}
         given = {name: value for name, value in options.items() if value is not None}
         return self.backbone(x, positions=positions, cache=cache, **given)
+
+    @property
+    def masks_positions(self) -> bool:
+        """True if the wrapped backbone hides positions."""
+        return isinstance(self.backbone, MasksPositions) and self.backbone.masks_positions
 
     def refuse_together(self) -> str:
         """Return why the wrapped backbone has no blocks of positions that see each other; "" where it has."""

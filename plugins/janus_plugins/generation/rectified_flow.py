@@ -48,6 +48,7 @@ class RectifiedFlowConfig(ComponentConfig):
     decoder_blocks: int = 2  # of the U-ViT
     time_mean: float = 0.0  # of the logits of training's times, which are normal
     time_std: float = 1.0  # of these logits
+    hidden_condition: bool = True  # unconditional rows see the first position of a prompt alone; False: pads
     align_layer: int | None = None  # its hidden states are aligned with features in training; JanusFlow: 6
     align_dim: int = 1024  # C of these features, the understanding encoder's
     align_weight: float = 0.5  # of the loss "align", as in REPA (Yu et al. 2024)
@@ -97,7 +98,11 @@ class RectifiedFlow(nn.Module):
         self.shape = autoencoder.encoded_shape(config.height, config.width)  # (c, h, w)
         self.grid = grid  # of patches
         self.num_tokens = 1 + grid[0] * grid[1]  # the time, and the patches
-        self.sizes: Mapping[str, Any] = {"encoded_shape": list(self.shape)}
+        self.hidden_condition = config.hidden_condition
+        self.sizes: Mapping[str, Any] = {
+            "encoded_shape": list(self.shape),
+            "hidden_condition": config.hidden_condition,
+        }
         self.autoencoder = autoencoder
         sizes = (self.shape[0], config.channels, config.patch_size)
         self.encoder = UViTEncoder(*sizes, config.encoder_blocks, hidden_size)

@@ -65,7 +65,8 @@ def draw(
     noise = np.stack([rng.standard_normal(shape, np.float32) for rng in rngs])  # (N, c, h, w)
     rows = list(prompts)
     if settings.guidance != 1:
-        rows += [unconditional(prompt, session.pad_id) for prompt in prompts]
+        hidden = session.sizes["hidden_condition"]
+        rows += [unconditional(prompt, session.pad_id, hidden=hidden) for prompt in prompts]
     mixture = yield from follow(session, rows, noise, settings)
     images = session.to_host(session.run("decode_image", mixture))
     return EncodedImages(images, session.to_host(mixture))

@@ -104,7 +104,9 @@ class OnnxSession(BundleSession):
             index = np.tile(np.arange(start, start + chunk.shape[1]), (count, 1))  # (n, t)
             hidden = HostBuffer(np.empty(chunk.shape, x.dtype), self.runtime.dtype)
             counts = np.clip(last + 1 - start, 0, chunk.shape[1])
-            inputs = self.kv_cache.host_inputs(index, positions.of(index), counts, together)
+            inputs = self.kv_cache.host_inputs(
+                index, positions.of(index), counts, together, positions.hidden_in()
+            )
             self._bind_backbone(
                 {**caches, **old_states},
                 {"hidden": hidden, **self.kv_cache.outputs(new_states)},
@@ -144,7 +146,8 @@ class OnnxSession(BundleSession):
             step.x.write(host(x))
         index = lengths[:, None] + np.arange(positions)  # (n, W)
         allowed = self.row_positions.of(index, last=self.max_seq_len - 1)
-        for name, value in self.kv_cache.host_inputs(index, allowed, counts).items():
+        unseen = self.row_positions.hidden_in(first_row, count)
+        for name, value in self.kv_cache.host_inputs(index, allowed, counts, hidden=unseen).items():
             step.host_inputs[name].write(value)
         step.binding.run()
         _copy(self.kv_cache.new_states, self.kv_cache.old_states)
@@ -152,7 +155,7 @@ class OnnxSession(BundleSession):
 
     def embed_prompts(self, prompts: Sequence[Prompt]) -> Buffer | None:
         """Return the embeddings (n, T, D) of prompts; None where a prompt is more than its embeddings."""
-        if self.position_axes or self.together:
+        if self.position_axes or self.together or any(prompt.hidden is not None for prompt in prompts):
             return None
         x = embed(prompts, self.runtime.run, images_at_once=self.runtime.config.images)
         return HostBuffer.of(x, self.runtime.dtype)

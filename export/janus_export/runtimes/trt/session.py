@@ -106,7 +106,9 @@ class TensorRTSession(BundleSession):
             padded = np.zeros((rows, count, hidden_size), x.dtype)
             padded[:, : total - start] = x[:, start : start + count]
             counts = np.clip(last + 1 - start, 0, count)
-            inputs = self.kv_cache.host_inputs(index, positions.of(index), counts, together)
+            inputs = self.kv_cache.host_inputs(
+                index, positions.of(index), counts, together, positions.hidden_in()
+            )
             host_inputs.send({"x": padded, **inputs})
             binding.enqueue()
             _copy(new_states, old_states)
@@ -265,7 +267,8 @@ class TensorRTSession(BundleSession):
         step = self.bound_steps[size]
         index = lengths[:, None] + np.arange(size)  # (rows, W)
         positions = self.row_positions.of(index, last=self.max_seq_len - 1)
-        step.host_inputs.send(self.kv_cache.host_inputs(index, positions, counts))
+        unseen = self.row_positions.hidden_in()
+        step.host_inputs.send(self.kv_cache.host_inputs(index, positions, counts, hidden=unseen))
         self._enqueue(step.binding)
         _copy(self.kv_cache.new_states, self.kv_cache.old_states)
 
