@@ -38,7 +38,7 @@ RELATED: dict[str, tuple[str, ...]] = {
     "generation": (
         *("graph_specs.GraphSpec", "graph_specs.TensorSpec", "model.sampling.sample_with_noise"),
         *("capabilities.EncodesImages", "sequence.EncodedSpec", "capabilities.HasLogProbabilities"),
-        "capabilities.AlignsHiddenStates",
+        *("capabilities.AlignsHiddenStates", "capabilities.HidesCondition"),
     ),
     "adaptors": ("capabilities.ReshapesGrid",),
     "text_samplers": ("protocols.TextSamplerSettings", "protocols.Session", "sequence.Sequence"),
@@ -47,9 +47,20 @@ RELATED: dict[str, tuple[str, ...]] = {
         *("sequence.unconditional", "protocols.EncodedImages"),
     ),
     "backbones": (
-        *("interfaces.Cache", "interfaces.RowCache", "interfaces.StateCache", "model.cache.TensorCache"),
+        *(
+            "interfaces.Cache",
+            "interfaces.RowCache",
+            "interfaces.StateCache",
+            "model.cache.TensorCache",
+            "capabilities.HidesPositions",
+        ),
         *("graph_specs.TensorSpec", "capabilities.DeclaresCache", "capabilities.DeclaresPositions"),
-        *("capabilities.AttendsTogether", "capabilities.ReturnsLayer", "capabilities.LoadsPretrained"),
+        *(
+            "capabilities.AttendsTogether",
+            "capabilities.MasksPositions",
+            "capabilities.ReturnsLayer",
+            "capabilities.LoadsPretrained",
+        ),
     ),
     "sources": (
         *(f"sequence.{name}" for name in ("Sample", "Message", "Text", "ImageInput", "ImageTarget")),
