@@ -39,7 +39,7 @@ class ModelList(BaseModel):
 class Status(BaseModel):
     """Whether the server works."""
 
-    status: Literal["ok", "ready", "starting"]
+    status: Literal["ok", "ready", "starting", "failed"]
 
 
 def model_card(service: Service) -> ModelCard:
@@ -73,10 +73,12 @@ def status_router(service: Service) -> APIRouter:
         service.check_model(model)
         return model_card(service)
 
-    @router.get("/health")
-    async def health() -> Status:
-        """Answer as long as the process does: restart it if this fails."""
-        return Status(status="ok")
+    @router.get("/health", responses={503: {"model": Status, "description": "The engine has stopped."}})
+    async def health() -> Response:
+        """Answer with 200 as long as requests are computed: restart the process if this fails."""
+        is_alive = service.engine.is_alive
+        status = Status(status="ok" if is_alive else "failed")
+        return JSONResponse(status.model_dump(), 200 if is_alive else 503)
 
     @router.get("/ready", responses={503: {"model": Status, "description": "The model is warming up."}})
     async def ready() -> Response:

@@ -236,6 +236,11 @@ class Engine:
         """True once `close` was called: no request is taken anymore."""
         return self._closing
 
+    @property
+    def is_alive(self) -> bool:
+        """True while the engine's thread runs; without it no request would ever end."""
+        return self._thread.is_alive()
+
     def _seconds_for_a_request(self) -> float:
         """Estimate when a row is free: the mean time in the queue, at least a second."""
         return max(1.0, self._queue_seconds / max(self._counts["started"], 1))

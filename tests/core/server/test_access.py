@@ -143,6 +143,15 @@ def test_a_server_is_healthy_before_it_is_ready(start: Any, monkeypatch: pytest.
         assert (head.status_code, head.content) == (200, b"")
 
 
+def test_a_server_whose_engine_has_stopped_is_not_healthy(start: Any):
+    served = start()
+    served.service.engine.close()
+    health = httpx.get(f"{served.address}/health", trust_env=False)
+    assert (health.status_code, health.json()) == (503, {"status": "failed"})
+    with served.client() as client, pytest.raises(openai.InternalServerError):
+        client.images.generate(prompt="a")
+
+
 @pytest.mark.parametrize(
     ("address", "public"),
     [
