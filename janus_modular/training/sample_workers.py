@@ -113,6 +113,7 @@ def _initialize(function: Callable[[Any], Any]) -> None:
     """Prepare a worker: Ctrl-C is the parent's to handle, and the worker ends with its parent."""
     global _function
     _function = function
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
