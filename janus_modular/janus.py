@@ -377,9 +377,9 @@ class Janus(AsyncCalls):
         from janus_modular.model.scoring import image_log_probabilities
 
         [text] = arguments.drawing_prompts(prompt)
-        prompts, pad_id = [self.processor.draw_prompt(text)] * len(encoded), self.processor.pad_id
-        settings = {"guidance": guidance, "temperature": temperature}
-        scores = image_log_probabilities(self.model, prompts, encoded, pad_id=pad_id, **settings)
+        prompts = [self.processor.draw_prompt(text)] * len(encoded)
+        settings = {"guidance": guidance, "temperature": temperature, "pad_id": self.processor.pad_id}
+        scores = image_log_probabilities(self.model, prompts, encoded, **settings)
         return scores.detach().float().cpu().numpy()
 
     def text_settings(self, settings: Mapping[str, Any]) -> TextSamplerSettings:

@@ -357,7 +357,7 @@ class BatchState:
     """The running batch between two steps."""
 
     rows: int  # of the session
-    free_rows: int
+    free_rows: int  # that no task has
     waiting: Sequence[TaskState]  # without rows, oldest first
     reading: Sequence[TaskState]  # whose prompts are being read
     running: Sequence[TaskState]  # that make steps

@@ -13,11 +13,13 @@ import sysconfig
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 from typing import Any
 from zlib import crc32
@@ -258,3 +260,24 @@ def new_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
         return environment
 
     return made
+
+
+@pytest.fixture
+def addresses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Let the command ``serve`` return at once, with a server in a thread; return the servers' addresses."""
+    from janus_modular.server import run
+
+    with ExitStack() as stack:
+        started: list[str] = []
+
+        def serve(service: Any, on_start: Callable[[str], None]) -> None:
+            listener = stack.enter_context(run.listen("127.0.0.1", 0))
+            server = run.make_server(service)
+            thread = Thread(target=server.run, kwargs={"sockets": [listener]})
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(setattr, server, "should_exit", True)
+            started.append(run.address_of(listener))
+
+        monkeypatch.setattr(run, "serve", serve)
+        yield started

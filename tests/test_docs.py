@@ -21,10 +21,8 @@ import shlex
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -309,27 +307,6 @@ def pages_that_run() -> Iterator[Any]:
 
 SERVED = "http://127.0.0.1:8000"
 """Where pages say that a server answers."""
-
-
-@pytest.fixture
-def addresses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Let the command ``serve`` return at once, with a server in a thread; return the servers' addresses."""
-    from janus_modular.server import run
-
-    with ExitStack() as stack:
-        started: list[str] = []
-
-        def serve(service: Any, on_start: Callable[[str], None]) -> None:
-            listener = stack.enter_context(run.listen("127.0.0.1", 0))
-            server = run.make_server(service)
-            thread = Thread(target=server.run, kwargs={"sockets": [listener]})
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(setattr, server, "should_exit", True)
-            started.append(run.address_of(listener))
-
-        monkeypatch.setattr(run, "serve", serve)
-        yield started
 
 
 @pytest.mark.parametrize(("page", "marks"), list(pages_that_run()))

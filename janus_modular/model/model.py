@@ -178,8 +178,8 @@ class JanusModel(nn.Module):
                 " (`janus_modular.MasksPositions`): choose another, or condition_dropout=0"
             )
         options = {"together": together, "hidden": batch.hidden, "layer": layer}
-        given = {name: value for name, value in options.items() if value is not None}
-        hidden = cast(Any, self.backbone)(x, positions=positions, **given)
+        chosen = {name: value for name, value in options.items() if value is not None}
+        hidden = cast(Any, self.backbone)(x, positions=positions, **chosen)
         return (hidden, None) if layer is None else hidden
 
     def positions(self, batch: Batch) -> Tensor:

@@ -32,8 +32,8 @@ class CodeGraphs:
         if [len(graphs) for graphs in by_role.values()] != [1, 1]:
             return None
         [(sample, sampling)], [(decode, decoding)] = by_role["sample"], by_role["decode"]
-        [codes, *others] = decoding.inputs
-        if others or codes.dtype != "int64" or len(codes.shape) < 2 or not isinstance(codes.shape[1], int):
+        [codes, *further] = decoding.inputs
+        if further or codes.dtype != "int64" or len(codes.shape) < 2 or not isinstance(codes.shape[1], int):
             return None
         of_step = (codes.shape[0], *codes.shape[2:])
         outputs = [

@@ -128,7 +128,7 @@ class Engine:
         self._counts = dict.fromkeys(("answer", "draw", "failed", "cancelled", "started"), 0)
         self._queue_seconds = 0.0
         self._journal = None if journal is None else Journal(journal)
-        records = [] if self._journal is None else self._journal.unfinished()
+        records = [] if self._journal is None else self._journal.open_records()
         self.resumed = [self._resume(record) for record in records]  # jobs, the oldest first
         self._thread = threading.Thread(target=self._work, name="janus-engine", daemon=True)
         self._thread.start()

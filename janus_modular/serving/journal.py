@@ -104,19 +104,19 @@ class Journal:
             ) from error
         return record
 
-    def unfinished(self) -> list[DrawingRecord]:
+    def open_records(self) -> list[DrawingRecord]:
         """Return the records of drawings that are not done, oldest first; remove old ones that are.
 
         Raises:
             JournalError: a file is damaged; the folder is free again.
         """
         try:
-            return [*self._unfinished()]
+            return [*self._open_records()]
         except JournalError:
             self.close()
             raise
 
-    def _unfinished(self) -> Iterator[DrawingRecord]:
+    def _open_records(self) -> Iterator[DrawingRecord]:
         done = []
         files = sorted(self.folder.glob("*.jsonl"), key=lambda file: file.stat().st_mtime_ns)
         for file in files:

@@ -103,6 +103,9 @@ ADAPTORS = {
     "ldp": Option("ldp", keeps=False),
 }
 PATHS = {"autoregressive": Option("autoregressive")}
+PATHS_OF_OTHER_PARTS = {"rectified-flow"}
+"""Generation paths without tokenizer and head; `test_rectified_flow.py` has rows of theirs."""
+
 TOKENIZERS = {
     "vq": Option(VQ % 5, width=5),
     "vq-wide": Option(VQ % 4, beside=(f"generation.embedding_dim={WIDTH}",)),

@@ -63,3 +63,17 @@ def embed(prompts: Sequence[Prompt], run: Run, *, images_at_once: int) -> NDArra
         )
     x[mask] = vectors
     return x
+
+
+def chunks(total: int, low: int, high: int, *, overlap: bool = True) -> list[tuple[int, int]]:
+    """Split ``total`` positions into few chunks (start, count) of one size between ``low`` and ``high``.
+
+    If ``total`` is not a multiple, the last chunk overlaps the previous one: rewriting a position with the
+    same values changes nothing. Without ``overlap``, for recurrent layers, it is shorter. A ``total`` below
+    ``low`` becomes one chunk, longer than ``total``.
+    """
+    num_chunks = -(-total // high)
+    count = max(-(-total // num_chunks), low)
+    if not overlap:
+        return [(start, max(min(count, total - start), low)) for start in range(0, total, count)]
+    return [(max(min(start, total - count), 0), count) for start in range(0, num_chunks * count, count)]

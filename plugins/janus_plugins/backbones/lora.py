@@ -138,8 +138,8 @@ class LoraBackbone(nn.Module):
         With ``layer``, return these and the states after so many layers.
         """
         options = {"together": together, "hidden": hidden, "layer": layer}
-        given = {name: value for name, value in options.items() if value is not None}
-        return self.backbone(x, positions=positions, cache=cache, **given)
+        chosen = {name: value for name, value in options.items() if value is not None}
+        return self.backbone(x, positions=positions, cache=cache, **chosen)
 
     @property
     def masks_positions(self) -> bool:

@@ -126,7 +126,7 @@ def test_what_a_kill_cut_off_is_no_damage(tmp_path: Path) -> None:
     with record.file.open("ab") as file:
         file.write(b"[0, 1")
     (tmp_path / "begun.jsonl").write_bytes(b'{"id": "b", "requ')
-    [again] = journal.unfinished()
+    [again] = journal.open_records()
     assert again.codes == {0: [3]}
     assert again.request.settings == {"prefix": [3, 4]}
     assert not (tmp_path / "begun.jsonl").exists()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from janus_export.bundle.contract import check_magnitude
 from janus_export.runtimes.kv_cache import KVCache
-from janus_export.runtimes.prompts import block_spans, embed
+from janus_export.runtimes.prompts import block_spans, chunks, embed
 from janus_export.runtimes.session import BundleSession
 from janus_export.runtimes.trt.cuda_graphs import CapturedStep
 from janus_export.runtimes.trt.engine import Binding
@@ -380,20 +380,6 @@ class TensorRTSession(BundleSession):
         copied = DeviceTensor.zeros(self.gpu, x.shape, self.runtime.dtype)
         copied.write(x)
         return copied
-
-
-def chunks(total: int, low: int, high: int, *, overlap: bool = True) -> list[tuple[int, int]]:
-    """Split ``total`` positions into few chunks (start, count) of one size between ``low`` and ``high``.
-
-    If ``total`` is not a multiple, the last chunk overlaps the previous one: rewriting a position with the
-    same values changes nothing. Without ``overlap``, for recurrent layers, it is shorter. A ``total`` below
-    ``low`` becomes one chunk, longer than ``total``.
-    """
-    num_chunks = -(-total // high)
-    count = max(-(-total // num_chunks), low)
-    if not overlap:
-        return [(start, max(min(count, total - start), low)) for start in range(0, total, count)]
-    return [(max(min(start, total - count), 0), count) for start in range(0, num_chunks * count, count)]
 
 
 def _copy(sources: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
