@@ -21,7 +21,7 @@ from janus_modular.suggest import did_you_mean
 from janus_modular.training.mixture import Mixture
 from janus_modular.training.processes import Processes
 from janus_modular.training.resume import Change, check_checkpoint, check_same_run
-from janus_modular.training.run_folder import newest_checkpoint
+from janus_modular.training.run_folder import incomplete_checkpoints, newest_checkpoint
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder
 from janus_modular.training.validation import Validation
@@ -150,8 +150,10 @@ def find_checkpoint(output: Path, config: TrainConfig, resume: bool) -> tuple[Pa
     """
     checkpoint = newest_checkpoint(output)
     if resume and checkpoint is None:
+        incomplete = "".join(f" {note}." for note in incomplete_checkpoints(output))
         raise TrainingError(
-            f"there is nothing to resume: {output}/checkpoints holds no checkpoint. Leave --resume out."
+            f"there is nothing to resume: {output}/checkpoints holds no complete checkpoint.{incomplete}"
+            " Leave --resume out to start anew."
         )
     if checkpoint is not None and not resume:
         raise TrainingError(

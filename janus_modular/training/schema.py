@@ -192,6 +192,7 @@ class TrainConfig:
     seed: int = 0  # of the order of samples, their augmentation, and dropout
     workers: int = 2  # threads that prepare samples ahead; 0: none
     checkpoint_every: int = 1000  # steps
+    checkpoint_async: bool = False  # write them while training goes on, from a copy of the state in memory
     keep: int = 2  # newest checkpoints that stay on disk
     log_every: int = 10  # steps; the mean over them is logged
     validation: ValidationConfig = field(default_factory=ValidationConfig)

@@ -19,19 +19,21 @@ from janus_modular.config import to_plain
 from janus_modular.errors import TrainingError
 from janus_modular.model.build import ModelBuilder
 from janus_modular.model.device import choose_device
+from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.protocols import Source, Tracker
+from janus_modular.training.checkpoint_writer import CheckpointWriter
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.engine import Engine, NonFiniteLossError
 from janus_modular.training.initial_model import check_finite, initial_model
 from janus_modular.training.loop import run
 from janus_modular.training.non_finite_samples import describe_samples
 from janus_modular.training.objective import janus_losses
-from janus_modular.training.parallel import checkpoint_activations, fingerprint, shard_components
+from janus_modular.training.parallel import PartLoader, checkpoint_activations, shard_components
 from janus_modular.training.processes import Processes
 from janus_modular.training.resume import Change, load_state
-from janus_modular.training.run_checkpoints import drop_old, link_final_model, save, save_on_error
-from janus_modular.training.run_folder import STATE, newer_without_state, run_folder
+from janus_modular.training.run_checkpoints import link_final_model, save_on_error
+from janus_modular.training.run_folder import drop_old, incomplete_checkpoints, run_folder
 from janus_modular.training.run_setup import (
     autocast_dtype,
     batch_builder,
@@ -133,17 +135,21 @@ def _prepare(
         record.resume(read_record(checkpoint)["training"], accept=config.changed_data == "accept")
     set_trainable(initial_model(config, plugins, "meta").model, config.learn)  # before weights are read
     torch.manual_seed(config.seed)
-    assembly = initial_model(config, plugins, device, checkpoint=checkpoint)
+    precision = autocast_dtype(config.dtype, device)
+
+    def shard(model: JanusModel) -> None:
+        set_trainable(model, config.learn)
+        checkpoint_activations(model, config.activation_checkpointing)
+        shard_components(model, config.parallel, device=device, world=processes.world, dtype=precision)
+
+    loader = PartLoader()
+    assembly = initial_model(config, plugins, device, checkpoint=checkpoint, shard=shard, loader=loader)
     model = assembly.model
-    set_trainable(model, config.learn)
+    set_trainable(model, config.learn)  # loading makes new parameters, and ends in eval mode
     check_rebuilds(assembly, plugins)  # before training, not at the first checkpoint
     _print_start(assembly, output, checkpoint, changes, quiet=quiet)
     if not processes.is_first:  # the weights are those of rank 0, and dropout is not
         torch.manual_seed(int(np.random.SeedSequence((config.seed, processes.rank)).generate_state(1)[0]))
-    precision = autocast_dtype(config.dtype, device)
-    weights = fingerprint(model)
-    checkpoint_activations(model, config.activation_checkpointing)
-    shard_components(model, config.parallel, device=device, world=processes.world, dtype=precision)
     engine: Engine[StepBatch] = Engine(
         model,
         lambda batch: janus_losses(model, batch, device),
@@ -168,7 +174,7 @@ def _prepare(
         raise TrainingError(
             f"a tracker cannot start: {error}. Is {output} a folder that can be written?"
         ) from error
-    return _PreparedRun(assembly, engine, builder, record, trackers, validation, weights)
+    return _PreparedRun(assembly, engine, builder, record, trackers, validation, loader.digest.hexdigest())
 
 
 def _run_steps(
@@ -181,20 +187,21 @@ def _run_steps(
     counted_batches = record.counting(
         shared(batches, processes, equal_passes="fsdp" in config.parallel.values()), engine.next_step
     )
-    saved, untrained = checkpoint, list[str]()
+    writer, untrained = CheckpointWriter(prepared.assembly, engine, config, checkpoint), list[str]()
 
-    def save_checkpoint() -> Path:
-        nonlocal saved, untrained
+    def save_checkpoint(*, background: bool = False) -> None:
+        nonlocal untrained
         engine.check_updated()
-        saved = save(output, prepared.assembly, engine, config, record.to_dict(engine.next_step))
+        writer.save(record.to_dict(engine.next_step), background=background)
         if (names := engine.untrained()) and names != untrained:
             log.warning(untrained_warning(names, engine.next_step))
         untrained = names
-        return saved
 
     def after_step(done: int, stopping: bool) -> None:
-        if stopping or done % config.checkpoint_every == 0 or done == config.schedule.num_steps:
-            save_checkpoint()
+        writer.poll()
+        is_last = stopping or done == config.schedule.num_steps
+        if is_last or done % config.checkpoint_every == 0:
+            save_checkpoint(background=config.checkpoint_async and not is_last)
         if (
             prepared.validation
             and not stopping
@@ -202,7 +209,7 @@ def _run_steps(
         ):
             prepared.validation.run(prepared.assembly, engine, prepared.trackers)
 
-    with save_on_error(engine, lambda: saved, save_checkpoint), ExitStack() as stack:
+    with save_on_error(engine, writer, save_checkpoint), ExitStack() as stack:
         for tracker in prepared.trackers:
             stack.callback(tracker.close)
         stack.callback(batches.close)
@@ -222,7 +229,7 @@ def _run_steps(
                 model, processor = prepared.assembly.model, prepared.assembly.processor
                 error.add_note(describe_samples(model, engine, prepared.builder, processor, output))
             raise
-    checkpoint = saved
+    checkpoint = writer.last
     assert checkpoint is not None  # saved after the last step
 
     def finish() -> Path:
@@ -243,9 +250,7 @@ def _print_start(
     if quiet:
         return
     if checkpoint is not None:
-        newer = ", ".join(newer_without_state(output, checkpoint))
-        note = f"; {newer} cannot be resumed from: no {STATE}" if newer else ""
-        console.print(f"resuming from {checkpoint}{note}", **PLAIN)
+        console.print("; ".join([f"resuming from {checkpoint}", *incomplete_checkpoints(output)]), **PLAIN)
     for report in assembly.provenance.pretrained:
         console.print(str(report), **PLAIN)
     console.print(trainable_table(assembly.model))
