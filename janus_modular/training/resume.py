@@ -20,6 +20,7 @@ from janus_modular.errors import CheckpointError, TrainingError
 from janus_modular.foreign import read_json
 from janus_modular.training.engine import Engine
 from janus_modular.training.engine_state import PREFIX, empty_tensors
+from janus_modular.training.processes import Processes
 from janus_modular.training.run_folder import STATE, resumable_checkpoints, step_name
 from janus_modular.training.schema import TrainConfig
 from janus_modular.weights.checksums import FILE, verify_checksums
@@ -95,14 +96,22 @@ def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> li
     ]
 
 
-def check_checkpoint(checkpoint: Path, config: TrainConfig) -> None:
+def check_checkpoint(checkpoint: Path, config: TrainConfig, processes: Processes | None = None) -> None:
     """Verify the files of a checkpoint before a run is resumed from it, and that all are of one step.
+
+    Each of several processes hashes its share of the files.
 
     Raises:
         TrainingError: names the file that was changed or does not fit, and how to continue without it.
     """
+    share = (processes.rank, processes.world) if processes else (0, 1)
+    if not checkpoint.is_dir():
+        raise TrainingError(
+            f"rank {share[0]} does not see {checkpoint}, which rank 0 resumes from: expected output on a disk"
+            " that all machines share"
+        )
     try:
-        if STATE not in verify_checksums(checkpoint, is_checkpoint_file=is_checkpoint_file):
+        if STATE not in verify_checksums(checkpoint, is_checkpoint_file=is_checkpoint_file, share=share):
             raise CheckpointError(f"{checkpoint / STATE} is not in {FILE}.")
         training = read_record(checkpoint).get("training")
         if not isinstance(training, dict) or not isinstance(training.get("config"), dict):

@@ -89,7 +89,7 @@ def train(
         stack.enter_context(processes.started(device))
         processes.check_equal("the configuration", to_plain(config))
         processes.on_first(lambda: stack.enter_context(run_folder(output)))
-        checkpoint, changes = processes.on_first(lambda: find_checkpoint(output, config, resume))
+        checkpoint, changes = find_checkpoint(output, config, resume, processes)
         run = processes.together(
             lambda: _prepare(config, checkpoint, changes, sources, plugins, processes, device, quiet=quiet)
         )
@@ -124,11 +124,6 @@ def _prepare(
 ) -> _PreparedRun:
     """Open the data, build the model and restore the state, without waiting for other processes."""
     output = Path(config.output)
-    if checkpoint is not None and not checkpoint.is_dir():
-        raise TrainingError(
-            f"rank {processes.rank} does not see {checkpoint}, which rank 0 resumes from: expected output on"
-            " a disk that all machines share"
-        )
     data = open_sources(config, plugins, sources)
     record = DataRecord(data, config.bad_samples)
     if checkpoint is not None:
