@@ -1,9 +1,10 @@
 """What writing checkpoints costs of a run's throughput: at once, and in the background.
 
-    OMP_NUM_THREADS=1 python bench/checkpoint_writing.py [--steps 20] [--rounds 5]
+    OMP_NUM_THREADS=1 python bench/checkpoint_writing.py [--steps 20] [--rounds 5] [--batch 24]
 
 The model and the batches are those of training_overhead.py, in a single process. The contestants train the
 same model and alternate in one process; each round has ``--steps`` steps, and a checkpoint after the second.
+Training waits while a checkpoint is written at once, or while its tensors are copied.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=24)
     arguments = parser.parse_args()
     with TemporaryDirectory() as folder:
-        config = replace(training_config(write_texts(Path(folder)), 1088), output=f"{folder}/run")
+        config = training_config(write_texts(Path(folder)), 1088)
+        config = replace(config, output=f"{folder}/run", batch=arguments.batch)
         assert config.model is not None
         assembly = ModelAssembly.from_config(config.model)
         model = assembly.model.train()
@@ -44,29 +47,36 @@ def main() -> None:
         )
         writer = CheckpointWriter(assembly, engine, config)
 
-        def contestant(save: Callable[[], None] | None) -> Callable[[], None]:
-            def run() -> None:
+        def contestant(save: Callable[[], None]) -> Callable[[], float]:
+            def run() -> float:
+                """Run the steps; return for how many seconds they waited for a checkpoint."""
+                waited = 0.0
                 for number, batch in enumerate(batches):
                     engine.step(batch)
+                    start = time.perf_counter()
                     writer.poll()
-                    if number == 1 and save is not None:
+                    if number == 1:
                         save()
+                    waited += time.perf_counter() - start
                 writer.complete()
+                return waited
 
             return run
 
         contestants = {
-            "no checkpoint": contestant(None),
+            "no checkpoint": contestant(lambda: None),
             "a checkpoint at once": contestant(lambda: writer.save({})),
             "a checkpoint in the background": contestant(lambda: writer.save({}, background=True)),
         }
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
+        waits: dict[str, list[float]] = {name: [] for name in contestants}
         for number in range(arguments.rounds + 1):
             for name, run in contestants.items():
                 start = time.perf_counter()
-                run()
+                waited = run()
                 if number:  # the first round is not counted
                     seconds[name].append(time.perf_counter() - start)
+                    waits[name].append(waited)
         assert writer.last is not None
         size = sum(path.stat().st_size for path in writer.last.iterdir())
         count = sum(parameter.numel() for parameter in model.parameters())
@@ -74,7 +84,8 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads")
     for name, values in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(values, seconds["no checkpoint"], strict=True))
-        print(f"{name}: {statistics.median(values):.2f} s, {ratio - 1:+.1%}")
+        waited = statistics.median(waits[name])
+        print(f"{name}: {statistics.median(values):.2f} s, {ratio - 1:+.1%}; waited {waited:.3f} s")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def test_a_run_killed_twice_is_equal_to_the_bit(make: Make, ranks: Ranks, tmp_pa
     for number, point in enumerate([rng.choice([*POINTS]), "write"]):
         killed = 0 if point == "publish" else rng.randrange(2)  # rank 0 alone publishes
         calls = outcomes[killed].result[point]
-        at = rng.randint(1, calls // 4 if number else calls // 2)  # the first kill leaves a checkpoint to write
+        at = rng.randint(1, calls // (4 if number else 2))  # the first kill leaves a checkpoint to write
 
         def die(rank: int, killed: int = killed, point: str = point, at: int = at) -> None:
             if rank == killed:
