@@ -37,7 +37,7 @@ def atomic_replace(file: Path, *, error: type[JanusError] = JanusError) -> Itera
         temporary = temporary_path(file, "new")
         try:
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, file)
         finally:
             with suppress(OSError):  # a read-only folder: the first error says so
@@ -142,7 +142,7 @@ def swap(new: Path, folder: Path) -> None:
     """
     for path in (*new.rglob("*"), new):
         if not path.is_symlink():
-            _sync(path)
+            sync(path)
     old = temporary_path(folder, "old")
     if folder.exists():
         folder.rename(old)
@@ -152,7 +152,7 @@ def swap(new: Path, folder: Path) -> None:
         if old.exists():
             old.rename(folder)
         raise
-    _sync(folder.parent)
+    sync(folder.parent)
     if old.exists():
         gone = temporary_path(folder, "gone")
         old.rename(gone)
@@ -171,7 +171,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Sync a path to disk, so that no rename reaches the disk before the data."""
     if os.name == "nt" and path.is_dir():
         return  # Windows cannot open folders

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,17 @@ def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
     return math.prod(shape) * ITEM_BITS[dtype] // 8
 
 
-def encode_header(tensors: Iterable[tuple[str, str, Sequence[int]]], *, alignment: int = 8) -> bytes:
+def encode_header(
+    tensors: Iterable[tuple[str, str, Sequence[int]]],
+    *,
+    alignment: int = 8,
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
     """Return the first bytes of a file with tensors (name, dtype, shape) in this order.
 
-    The data begin at a multiple of ``alignment`` bytes.
+    The data begin at a multiple of ``alignment`` bytes. ``metadata`` are further entries of the header.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, dtype, shape in tensors:
         start, end = end, end + tensor_bytes(dtype, shape)

@@ -63,7 +63,7 @@ def convert(
     if Path(target).absolute() == checkpoint.folder.absolute():
         raise CheckpointError(f"{target} is the checkpoint to convert. Choose another folder to write to.")
     if replacements:
-        checkpoint.tensors = ChainMap(dict(replacements), checkpoint.tensors)  # type: ignore[arg-type]
+        checkpoint.tensors = ChainMap(replacements, checkpoint.tensors)  # type: ignore[arg-type]
     result = load_weights(checkpoint.model, checkpoint.tensors.items(), device="meta")  # names and shapes
     result.check(str(checkpoint.folder), list(checkpoint.model.components()))
     checkpoint = merge_adapters(checkpoint, plugins) if merge else checkpoint

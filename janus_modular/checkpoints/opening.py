@@ -33,7 +33,7 @@ from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.protocols import CheckpointFormat
 from janus_modular.weights.files import open_weights
-from janus_modular.weights.loading import load_weights, move_buffers
+from janus_modular.weights.loading import Copy, load_weights, move_buffers, own_copy
 from janus_modular.weights.pretrained import own_tensors, resolve_pretrained
 
 
@@ -82,15 +82,23 @@ class LazyCheckpoint(ModelAssembly):
         result.check(str(self.folder), list(self.model.components()))
         check_vocabulary(self.model, self.processor)
 
-    def load(self, *, device: torch.device | str = "cpu", dtype: torch.dtype | str = "auto") -> ModelAssembly:
+    def load(
+        self,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | str = "auto",
+        copy: Copy = own_copy,
+    ) -> ModelAssembly:
         """Read the weights into the model, a tensor at a time; return it in eval mode.
+
+        ``copy`` makes a parameter of a stored tensor, say of this process's part of it.
 
         Raises:
             CheckpointError: the weights do not fit the model.
             ConfigError: the tokenizer has more tokens than the weights have rows.
         """
         chosen = native.working_dtype(dtype, device, self.tensors)
-        result = load_weights(self.model, self.tensors.items(), device=device, dtype=chosen)
+        result = load_weights(self.model, self.tensors.items(), device=device, dtype=chosen, copy=copy)
         result.check(str(self.folder), list(self.model.components()))
         move_buffers(self.model, device=device, dtype=chosen)
         check_vocabulary(self.model, self.processor)

@@ -43,7 +43,7 @@ def push(
     open_lazily(folder, plugins=plugins).check_weights()
     if (folder / FILE).is_file():
         verify_checksums(folder, is_checkpoint_file=is_checkpoint_file)
-    if names := sorted(path.name for path in folder.iterdir() if path.suffix == ".pt"):
+    if names := sorted(path.name for path in folder.glob("training*") if is_checkpoint_file(path.name)):
         raise CheckpointError(
             f"{folder} has the state of a run ({', '.join(names)}), which is for resuming; expected a model:"
             f" push RUN/model, or the result of janus-modular convert {folder} MODEL."

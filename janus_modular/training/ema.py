@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from janus_modular.errors import CheckpointError
-from janus_modular.foreign import foreign_errors, reason
-from janus_modular.training.parallel import full_tensor, local_tensor, sharded_like
+from janus_modular.training.parallel import local_tensor
 from janus_modular.training.run_folder import STATE
+from janus_modular.weights.chunks import chunk_files, open_chunks
+from janus_modular.weights.files import Weights, open_weights
 
-KEY = "ema"
-"""Where a training state has the averages, by the names of the parameters."""
+EMA = "training/ema/"
+"""How the names of the averages begin in a training state, before those of the parameters."""
 
 
 class WeightAverages:
@@ -48,22 +49,20 @@ class WeightAverages:
         finally:
             self._exchange()
 
-    def state_dict(self, *, keep: bool) -> dict[str, Tensor | None]:
-        """Return the whole averages, a collective operation; without ``keep``, None for sharded ones."""
-        return {name: full_tensor(average, keep=keep) for name, average in self.averages.items()}
-
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the averages.
+        """Restore the averages, which are sharded as the parameters are.
 
         Raises:
-            ValueError: they are of other parameters.
+            ValueError: they are of other parameters, or of another dtype.
         """
-        own = {name: tuple(average.shape) for name, average in self.averages.items()}
-        if (stored := {name: tuple(average.shape) for name, average in state.items()}) != own:
-            different = sorted({*own.items()} ^ {*stored.items()})
+        own, stored = (
+            {(name, tuple(average.shape), str(average.dtype)) for name, average in averages.items()}
+            for averages in (self.averages, state)
+        )
+        if different := sorted(own ^ stored):
             raise ValueError(f"the averages (ema) are of other parameters: {different[0][0]} differs")
         for name, average in self.averages.items():
-            local_tensor(average).copy_(local_tensor(sharded_like(state[name], self.parameters[name])))
+            local_tensor(average).copy_(local_tensor(state[name]))
 
     @torch.no_grad()
     def _exchange(self) -> None:
@@ -74,24 +73,26 @@ class WeightAverages:
             average.copy_(before)
 
 
-def read_averages(checkpoint: Path) -> dict[str, Tensor]:
-    """Return the averages that a checkpoint of a run has, by the names of the parameters.
+def read_averages(checkpoint: Path) -> Weights:
+    """Open the averages that a checkpoint of a run has, by the names of the parameters; sharded ones whole.
 
     Raises:
-        CheckpointError: it has none.
+        CheckpointError: it has none, or a file is missing or damaged.
     """
-    path = checkpoint / STATE
-    if not path.is_file():
+    if not (checkpoint / STATE).is_file():
         raise CheckpointError(
             f"{checkpoint} has no training state ({STATE}); expected a checkpoint of a run with ema:"
             " RUN/checkpoints/step-N. A run's folder model has the weights alone."
         )
-    with foreign_errors(path, CheckpointError):
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (pickle.UnpicklingError, RuntimeError) as error:
-            raise CheckpointError(f"{path} is damaged: {reason(error)}. Use another checkpoint.") from error
-    if not isinstance(state.get(KEY), dict):
+    chunks = chunk_files(checkpoint, "training")
+    state = (
+        Weights(checkpoint, open_chunks(chunks))
+        if chunks
+        else open_weights(checkpoint / "training.safetensors")
+    )
+    reads = {
+        name.removeprefix(EMA): partial(state.__getitem__, name) for name in state if name.startswith(EMA)
+    }
+    if not reads:
         raise CheckpointError(f"{checkpoint} has no averages of its weights: its run had no ema.")
-    averages: dict[str, Tensor] = state[KEY]
-    return averages
+    return Weights(checkpoint, reads)

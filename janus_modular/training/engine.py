@@ -14,8 +14,15 @@ from torch.distributed.tensor import DTensor
 
 from janus_modular.errors import TrainingError, list_briefly
 from janus_modular.training.ema import WeightAverages
-from janus_modular.training.optimizer import build_optimizer, by_decay, lr_factor
-from janus_modular.training.parallel import full_tensor, local_tensor, sharded_like
+from janus_modular.training.engine_state import (
+    random_state,
+    restore_state,
+    set_random_state,
+    state_record,
+    state_tensors,
+)
+from janus_modular.training.optimizer import build_optimizer, lr_factor
+from janus_modular.training.parallel import local_tensor
 from janus_modular.training.processes import Processes
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 from janus_modular.weights.loading import non_finite
@@ -102,7 +109,6 @@ class Engine(Generic[BatchT]):
         """
         self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.parameters = list(self.trainable.values())
-        self.ordered = [parameter for group in by_decay(module) for parameter in group]  # as states are saved
         self.running_statistics = {
             f"{path}.{name}".lstrip("."): buffer
             for path, submodule in module.named_modules()
@@ -203,14 +209,14 @@ class Engine(Generic[BatchT]):
     def _unchanged_on_error(self) -> Iterator[None]:
         """Restore what a forward pass changes (running statistics, random states) where it fails."""
         saved = [buffer.clone() for buffer in self.running_statistics.values()]
-        random_state = self._random_state()
+        random_before = random_state(self)
         try:
             yield
         except BaseException:
             with torch.no_grad():
                 for buffer, value in zip(self.running_statistics.values(), saved, strict=True):
                     buffer.copy_(value)
-            self._set_random_state(random_state)
+            set_random_state(self, random_before)
             self.optimizer.zero_grad(set_to_none=True)
             raise
 
@@ -288,12 +294,8 @@ class Engine(Generic[BatchT]):
         return non_finite(local)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs beside the weights: step, optimizer, random states of all ranks."""
-        state: dict[str, Any] = {"next_step": self.next_step, "optimizer": self._optimizer_state()}
-        if self.averages:
-            state["ema"] = self.averages.state_dict(keep=self.processes.is_first)
-        first, *rest = self.processes.gather(self._random_state())
-        return state | first | ({"ranks": rest} if rest else {})
+        """Return what a resumed run needs beside the weights: a record, and this process's tensors."""
+        return {"record": state_record(self), "tensors": state_tensors(self)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore ``state``, but keep the optimizer settings of the current config.
@@ -301,85 +303,4 @@ class Engine(Generic[BatchT]):
         Raises:
             ValueError: the state has other parameters, or its tensors are of different steps.
         """
-        step, optimizer = state["next_step"], state["optimizer"]
-        self._check_optimizer(step, optimizer)
-        moments = {
-            self.ordered[index]: {
-                key: sharded_like(value, self.ordered[index]) for key, value in values.items()
-            }
-            for index, values in optimizer["state"].items()
-        }
-        self.optimizer.load_state(moments)
-        if self.averages and "ema" in state:  # else the run had none, and they start from its weights
-            self.averages.load_state_dict(state["ema"])
-        random_states = [state, *state.get("ranks", ())]
-        if self.processes.rank < len(random_states):  # else it keeps its own: the run had fewer processes
-            self._set_random_state(random_states[self.processes.rank])
-        self.next_step = self.first_step = step
-
-    def _check_optimizer(self, step: Any, state: Mapping[str, Any]) -> None:
-        if type(step) is not int or step < 0:
-            raise ValueError(f"next_step is {step!r}, expected a number of steps")
-        parameters = self.ordered
-        indices = [index for group in state["param_groups"] for index in group["params"]]
-        if sorted(indices) != list(range(len(parameters))):
-            raise ValueError(
-                f"the optimizer state has {len(set(indices))} parameters, expected {len(parameters)}"
-            )
-        if step and not state["state"]:
-            raise ValueError(f"the optimizer state is empty, expected that of step {step}")
-        state_names = self.optimizer.state_names()
-        for index, moments in state["state"].items():
-            if set(moments) != (expected_names := state_names[parameters[index]]):
-                raise ValueError(
-                    f"the optimizer state has {', '.join(sorted(moments))} of parameter {index}, expected"
-                    f" {', '.join(sorted(expected_names))}: a resumed run cannot change between AdamW and"
-                    " Muon"
-                )
-            for name in expected_names - {"step"}:
-                moment, parameter = moments[name], parameters[index]
-                shape, expected = tuple(moment.shape), tuple(parameter.shape)
-                if shape != expected:
-                    raise ValueError(f"{name} {index} of the optimizer state is {shape}, expected {expected}")
-                if (moment.dtype, moment.layout) != (parameter.dtype, parameter.layout):
-                    raise ValueError(
-                        f"{name} {index} of the optimizer state is {moment.dtype}, {moment.layout}; expected"
-                        f" {parameter.dtype}, {parameter.layout}"
-                    )
-            if "exp_avg_sq" not in moments:
-                continue
-            if moments["exp_avg_sq"].numel() and moments["exp_avg_sq"].min() < 0:
-                raise ValueError(f"exp_avg_sq {index} of the optimizer state has numbers below 0")
-            if not 0 < float(moments["step"]) <= step:  # below step where a parameter had no gradient
-                raise ValueError(
-                    f"the optimizer state is at step {float(moments['step']):g}, expected {step} at most"
-                )
-
-    def _optimizer_state(self) -> dict[str, Any]:
-        """Return the optimizer's state in torch's form, with whole tensors and parameters as in ``ordered``.
-
-        It does not depend on how parameters are sharded. All processes call this; rank 0 gets the tensors.
-        """
-        keep = self.processes.is_first
-        indices = {id(parameter): index for index, parameter in enumerate(self.ordered)}
-        moments = {
-            index: {key: full_tensor(value, keep=keep) for key, value in self.optimizer.state[p].items()}
-            for index, p in enumerate(self.ordered)
-            if p in self.optimizer.state
-        }
-        groups = [
-            {**group, "params": [indices[id(p)] for p in group["params"]]}
-            for group in self.optimizer.param_groups
-        ]
-        return {"state": moments, "param_groups": groups}
-
-    def _random_state(self) -> dict[str, Tensor]:
-        state = {"rng": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["rng_cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
-
-    def _set_random_state(self, state: Mapping[str, Any]) -> None:
-        torch.set_rng_state(state["rng"])
-        if self.device.type == "cuda" and "rng_cuda" in state:
-            torch.cuda.set_rng_state(state["rng_cuda"], self.device)
+        restore_state(self, state["record"], state["tensors"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from janus_modular.checkpoints.assembly import ModelAssembly
+from janus_modular.checkpoints.opening import open_lazily
 from janus_modular.config import resolve, to_plain
 from janus_modular.config.errors import FieldError, config_error
 from janus_modular.errors import CheckpointError, ConfigError, list_briefly
@@ -21,7 +22,7 @@ from janus_modular.model.build import ModelBuilder, config_path
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.samplers import unusable_samplers
-from janus_modular.training.parallel import local_tensor
+from janus_modular.training.parallel import PartLoader, local_tensor, renew_shards
 from janus_modular.training.schema import TrainConfig
 from janus_modular.weights.loading import non_finite
 
@@ -31,28 +32,52 @@ SLOT = "backbones"
 
 
 def initial_model(
-    config: TrainConfig, plugins: Plugins, device: torch.device | str, *, checkpoint: Path | None = None
+    config: TrainConfig,
+    plugins: Plugins,
+    device: torch.device | str,
+    *,
+    checkpoint: Path | None = None,
+    shard: Callable[[JanusModel], None] = lambda _: None,
+    loader: PartLoader | None = None,
 ) -> ModelAssembly:
     """Return the model of a run in float32; on the device ``meta`` its weights are checked, and not read.
 
-    ``checkpoint`` has priority over ``init``, and ``init`` over ``model``.
+    ``checkpoint`` has priority over ``init``, and ``init`` over ``model``. ``shard`` divides the model over
+    the processes: before the weights of a checkpoint are read, so that ``loader`` copies this process's parts
+    alone; a new model, and a backbone that is to be wrapped, are whole before.
 
     Raises:
         ConfigError: the model cannot be built, or names a sampler that cannot be used here.
         CheckpointError: the weights that it starts from do not fit.
     """
+    on_meta = torch.device(device).type == "meta"
+    loader = loader or PartLoader()
     if start := checkpoint or _start_checkpoint(config):
-        assembly = ModelAssembly.from_checkpoint(start, device=device, dtype=torch.float32, plugins=plugins)
+        wraps = config.wrap if not checkpoint else None  # the backbone of a checkpoint is wrapped already
+        lazy = open_lazily(start, plugins=plugins)
+        if on_meta:
+            lazy.check_weights()
+            assembly: ModelAssembly = lazy
+        else:
+            if not wraps:
+                shard(lazy.model)
+            assembly = lazy.load(device=device, dtype=torch.float32, copy=loader)
+            renew_shards(assembly.model)
         for error in sampler_errors(assembly.model, plugins):  # training itself needs no sampler
             log.warning("%s: %s", start, error)
-        if config.wrap and not checkpoint:  # whose backbone is wrapped already
-            wrap_backbone(assembly, config.wrap, plugins)
+        if wraps:
+            wrap_backbone(assembly, wraps, plugins)
+            shard(assembly.model)
         return assembly
     if config.model is None:
         raise ConfigError("found neither model nor init; expected one.")
     assembly = ModelAssembly.from_config(config.model, plugins, device=device)
     if errors := sampler_errors(assembly.model, plugins):
         raise config_error(errors)
+    if not on_meta:
+        for parameter in assembly.model.parameters():
+            loader.sample(parameter)
+        shard(assembly.model)
     return assembly
 
 

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.utils.checkpoint import checkpoint
 
 from janus_modular.errors import ConfigError, TrainingError
 from janus_modular.model.model import JanusModel
 from janus_modular.suggest import did_you_mean
+from janus_modular.weights.loading import own_copy
 
 
 def shard_components(
@@ -35,7 +36,7 @@ def shard_components(
     """Shard the blocks of the components whose policy is ``fsdp``, in place.
 
     Blocks are gathered in ``dtype``, and gradients are summed in float32. Each process passes the whole
-    weights.
+    weights, or a model on the meta device, whose weights are loaded afterwards (`PartLoader`).
 
     Raises:
         ConfigError: there is no such component, or it has no blocks.
@@ -133,37 +134,61 @@ def blocks_of(name: str, component: nn.Module, key: str) -> list[nn.Module]:
     return blocks
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Return a digest of some numbers of each parameter, to compare processes before weights are sharded."""
-    digest = hashlib.sha256()
-    for parameter in model.parameters():
-        flat = parameter.detach().flatten()
-        digest.update(flat[:: max(1, flat.numel() // 64)].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+class PartLoader:
+    """Copies stored tensors into the parameters of a model on the meta device, sharded ones in part.
 
-
-def full_tensor(tensor: Tensor, *, keep: bool = True) -> Tensor | None:
-    """Return the whole of a tensor on the CPU if it is sharded, a collective operation; else the tensor.
-
-    Without ``keep``, a process only takes part, and gets None.
+    Its ``digest`` is of some numbers of each tensor as a whole, to compare processes at the start.
     """
-    if not isinstance(tensor, DTensor):
-        return tensor if keep else None
-    whole: Tensor = cast(DTensor, tensor.detach()).full_tensor()
-    return whole.cpu() if keep else None
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+
+    def __call__(
+        self, target: Tensor, tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None
+    ) -> Tensor:
+        """Return this process's part of a tensor on the device, or the whole if its target is not sharded."""
+        self.sample(tensor)
+        if not isinstance(target, DTensor):
+            return own_copy(target, tensor, device, dtype)
+        local = own_copy(target, local_part(tensor, target), device, dtype)
+        return DTensor.from_local(
+            local,
+            target.device_mesh,
+            target.placements,
+            run_check=False,
+            shape=target.shape,
+            stride=target.stride(),
+        )
+
+    def sample(self, tensor: Tensor) -> None:
+        """Add some numbers of a whole tensor to the digest."""
+        flat = tensor.detach().flatten()
+        self.digest.update(flat[:: max(1, flat.numel() // 64)].float().cpu().numpy().tobytes())
+
+
+def renew_shards(model: nn.Module) -> None:
+    """Have FSDP2 take the parameters that were loaded in place of those of a model on the meta device."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.to(next(module.parameters()).device)  # changes nothing else
+
+
+def local_part(whole: Tensor, like: DTensor) -> Tensor:
+    """Return this process's part of a whole tensor that is to be sharded as ``like`` is.
+
+    The parts are those of `torch.chunk`, as ``Shard`` defines; the last processes may have none.
+    """
+    for mesh_dim, placement in enumerate(like.placements):
+        if isinstance(placement, Shard):
+            parts = whole.chunk(like.device_mesh.size(mesh_dim), placement.dim)
+            rank = like.device_mesh.get_local_rank(mesh_dim)
+            whole = parts[rank] if rank < len(parts) else whole.narrow(placement.dim, 0, 0)
+    return whole
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
     """Return this process's part of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def sharded_like(whole: Tensor, parameter: Tensor) -> Tensor:
-    """Return a tensor that each process holds, sharded as a parameter of its shape is."""
-    if not isinstance(parameter, DTensor) or whole.shape != parameter.shape:
-        return whole
-    whole = whole.to(parameter.device)
-    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def _parameters(blocks: Sequence[nn.Module]) -> list[tuple[str, nn.Parameter]]:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from janus_modular.checkpoints.native import read_record
 from janus_modular.config import flatten, to_plain
 from janus_modular.errors import CheckpointError, TrainingError
+from janus_modular.foreign import read_json
 from janus_modular.training.engine import Engine
+from janus_modular.training.engine_state import PREFIX, empty_tensors
+from janus_modular.training.processes import Processes
 from janus_modular.training.run_folder import STATE, resumable_checkpoints, step_name
 from janus_modular.training.schema import TrainConfig
 from janus_modular.weights.checksums import FILE, verify_checksums
@@ -25,6 +32,7 @@ IRRELEVANT = {
     "worker_type",
     "device",
     "checkpoint_every",
+    "checkpoint_async",
     "keep",
     "log_every",
     "output",
@@ -93,14 +101,22 @@ def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> li
     ]
 
 
-def check_checkpoint(checkpoint: Path, config: TrainConfig) -> None:
+def check_checkpoint(checkpoint: Path, config: TrainConfig, processes: Processes | None = None) -> None:
     """Verify the files of a checkpoint before a run is resumed from it, and that all are of one step.
+
+    Each of several processes hashes its share of the files.
 
     Raises:
         TrainingError: names the file that was changed or does not fit, and how to continue without it.
     """
+    share = (processes.rank, processes.world) if processes else (0, 1)
+    if not checkpoint.is_dir():
+        raise TrainingError(
+            f"rank {share[0]} does not see {checkpoint}, which rank 0 resumes from: expected output on a disk"
+            " that all machines share"
+        )
     try:
-        if STATE not in verify_checksums(checkpoint, is_checkpoint_file=is_checkpoint_file):
+        if STATE not in verify_checksums(checkpoint, is_checkpoint_file=is_checkpoint_file, share=share):
             raise CheckpointError(f"{checkpoint / STATE} is not in {FILE}.")
         training = read_record(checkpoint).get("training")
         if not isinstance(training, dict) or not isinstance(training.get("config"), dict):
@@ -141,26 +157,42 @@ def check_same_run(checkpoint: Path, config: TrainConfig) -> list[Change]:
 
 
 def load_state(checkpoint: Path, engine: Engine[Any], config: TrainConfig) -> None:
-    """Restore the state that ``checkpoint`` holds in ``engine``.
+    """Restore the state that ``checkpoint`` holds in ``engine``: of sharded tensors, this process's parts.
 
     Raises:
         TrainingError: the state is damaged, of another run, or of another step than the weights.
     """
     path = checkpoint / STATE
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if step_name(state["next_step"]) != checkpoint.name:
-            raise ValueError(f"it is of step {state['next_step']}, expected that of {checkpoint.name}")
-        engine.load_state_dict(state)
-    except pickle.UnpicklingError as error:  # torch's own message advises to load the file all the same
-        problem = "the file was not written by torch.save, or holds more than tensors and plain containers"
-        raise TrainingError(_damaged(path, problem, config)) from error
+        record = read_json(path, CheckpointError)
+        if step_name(record["next_step"]) != checkpoint.name:
+            raise ValueError(f"it is of step {record['next_step']}, expected that of {checkpoint.name}")
+        engine.load_state_dict({"record": record, "tensors": _read_tensors(checkpoint, engine)})
     except Exception as error:  # torch raises many classes over the content of a file
         problem = str(error).partition("\n")[0] or type(error).__name__
         raise TrainingError(_damaged(path, problem, config)) from error
     if names := engine.non_finite_tensors():
         problem = f"the state or the weights hold numbers that are not finite, first in {names[0]}"
         raise TrainingError(_damaged(path, problem, config))
+
+
+def _read_tensors(checkpoint: Path, engine: Engine[Any]) -> dict[str, Tensor]:
+    """Read this process's parts of the state's tensors, whatever processes wrote them."""
+    reader = HuggingFaceStorageReader(str(checkpoint))
+    saved = {
+        name: (value.size, value.properties.dtype)
+        for name, value in reader.read_metadata().state_dict_metadata.items()
+        if name.startswith(PREFIX) and isinstance(value, TensorStorageMetadata)
+    }
+    tensors = empty_tensors(engine, saved)
+    with warnings.catch_warnings(action="ignore"):  # that no other process takes part: each reads for itself
+        load(
+            dict[str, Any](tensors),
+            storage_reader=reader,
+            planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            no_dist=True,
+        )
+    return tensors
 
 
 def _damaged(state: Path, problem: str, config: TrainConfig) -> str:

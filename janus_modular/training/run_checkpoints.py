@@ -1,135 +1,69 @@
-"""Checkpoints of a run: each is a complete model, with the state that training resumes from beside it."""
+"""What is made of a run's checkpoints: the final model, and the advice after an error."""
 
 from __future__ import annotations
 
-import errno
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
-import torch
-
-from janus_modular.atomic_writes import remove_folder
-from janus_modular.checkpoints.assembly import ModelAssembly
-from janus_modular.checkpoints.native import MODEL_TYPE, stored_tensors, write_description
-from janus_modular.config import to_plain
+from janus_modular.checkpoints.native import MODEL_TYPE
 from janus_modular.errors import JanusError, TrainingError
 from janus_modular.foreign import reason
+from janus_modular.training.checkpoint_writer import CheckpointWriter
 from janus_modular.training.engine import Engine
-from janus_modular.training.parallel import full_tensor
 from janus_modular.training.processes import RankError, describe_error
 from janus_modular.training.run_folder import STATE, resumable_checkpoints, step_name
-from janus_modular.training.schema import TrainConfig
-from janus_modular.weights.checksums import FILE, HashingFile, read_checksums, record, write_checksums
+from janus_modular.weights.checksums import FILE, read_checksums, write_checksums
+from janus_modular.weights.chunks import chunk_files
+from janus_modular.weights.files import open_weights
 from janus_modular.weights.writing import link, replace_checkpoint, write_weights
-
-DISK_FULL_BELOW = 64 * 2**20
-"""With fewer free bytes after a failed write, the disk was full: what did not fit has been released again."""
-
-
-def save(
-    output: Path,
-    assembly: ModelAssembly,
-    engine: Engine[Any],
-    config: TrainConfig,
-    record: Mapping[str, Any],
-) -> Path:
-    """Write ``checkpoints/step-N`` atomically and remove all but the newest ``config.keep``; return its path.
-
-    ``record`` is what config.json says of the training beside step and config: the data, for example. All
-    processes of a run call this, and the first of them writes.
-
-    Raises:
-        TrainingError: the state holds numbers that are not finite.
-        CheckpointError: writing failed.
-    """
-    engine.check_finite()
-    folder = output / "checkpoints" / step_name(engine.next_step)
-    training = {"step": engine.next_step, "config": to_plain(config), **record}
-    state, keep = engine.state_dict(), engine.processes.is_first
-    whole = {name: full_tensor(x, keep=keep) for name, x in stored_tensors(assembly.model).items()}
-    weights = {name: tensor for name, tensor in whole.items() if tensor is not None}
-
-    def write() -> None:
-        with replace_checkpoint(folder, replaces=MODEL_TYPE) as temporary:
-            write_description(assembly, temporary, name=output.name, training=training)
-            hashes = write_weights(temporary, weights.items())
-            hashes[STATE] = write_state(state, temporary / STATE)
-            write_checksums(temporary, hashes)
-        drop_old(output, config.keep)
-
-    engine.processes.on_first(write)
-    return folder
-
-
-def drop_old(output: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints of a run, whichever process wrote them."""
-    for checkpoint in resumable_checkpoints(output)[:-keep]:
-        remove_folder(checkpoint)
-
-
-def write_state(state: Mapping[str, Any], path: Path) -> str:
-    """Write the state of an engine, tensors and plain containers; return the SHA-256 of the file.
-
-    Raises:
-        OSError: writing failed; torch reports that as an internal error with a line of its source.
-    """
-    try:
-        with HashingFile(path) as file:
-            torch.save(state, cast(IO[bytes], file))
-        return file.hexdigest()
-    except RuntimeError as error:
-        if "inline_container" not in str(error):
-            raise
-        if shutil.disk_usage(path.parent).free < DISK_FULL_BELOW:
-            raise OSError(errno.ENOSPC, "no space left on the disk", path.name) from error
-        raise OSError(
-            f"{path.name} was cut short; is there a quota, or a limit on the size of files?"
-        ) from error
 
 
 def link_final_model(output: Path, checkpoint: Path) -> Path:
-    """Link the model of a checkpoint into ``output/model``, which needs no disk space; return that folder."""
-    model = output / "model"
+    """Make ``output/model`` of a checkpoint, without the state of its training; return that folder.
+
+    The files are links, which need no disk space; weights in chunks are written anew, a tensor at a time.
+    """
+    model, chunks = output / "model", [path.name for path in chunk_files(checkpoint)]
     with replace_checkpoint(model, replaces=MODEL_TYPE) as temporary:
+        left_out = [STATE, "training*.safetensors", FILE, *chunks]
         shutil.copytree(
             checkpoint,
             temporary,
             copy_function=link,
             dirs_exist_ok=True,
-            ignore=shutil.ignore_patterns(STATE),
+            ignore=shutil.ignore_patterns(*left_out),
         )
-        (temporary / FILE).unlink()  # a link: the checkpoint keeps its own list
         hashes = read_checksums(checkpoint)
-        record(temporary, {name: sha256 for name, sha256 in hashes.items() if name != STATE})
+        if chunks:
+            hashes |= write_weights(temporary, open_weights(checkpoint).items())
+        write_checksums(temporary, hashes)
     return model
 
 
 @contextmanager
-def save_on_error(
-    engine: Engine[Any], last_saved: Callable[[], Path | None], save: Callable[[], Path]
-) -> Iterator[None]:
+def save_on_error(engine: Engine[Any], writer: CheckpointWriter, save: Callable[[], None]) -> Iterator[None]:
     """Save the state before the step that raises an error, and add to the error how to resume.
 
     Args:
         engine: performs the steps.
-        last_saved: returns the checkpoint that was written last, or that the run resumed from.
-        save: writes a checkpoint of the engine's state, and returns its path.
+        writer: knows the checkpoint that was written last, or that the run resumed from.
+        save: writes a checkpoint of the engine's state.
 
     Raises:
         JanusError: the error; an exception of another class becomes a `TrainingError`.
     """
-    start = last_saved()
+    start = writer.last
     try:
         yield
     except JanusError as error:
-        error.add_note(_save_finished_steps(error, engine, start, last_saved, save))
+        error.add_note(_save_finished_steps(error, engine, start, writer, save))
         raise
     except Exception as error:  # of a third-party component, or a MemoryError
         training_error = TrainingError(f"step {engine.next_step}: {describe_error(error)}")
-        training_error.add_note(_save_finished_steps(error, engine, start, last_saved, save))
+        training_error.add_note(_save_finished_steps(error, engine, start, writer, save))
         raise training_error from error
 
 
@@ -137,12 +71,16 @@ def _save_finished_steps(
     error: Exception,
     engine: Engine[Any],
     start: Path | None,
-    last_saved: Callable[[], Path | None],
-    save: Callable[[], Path],
+    writer: CheckpointWriter,
+    save: Callable[[], None],
 ) -> str:
     """Save the finished steps unless they are saved; return what is saved and how to resume."""
-    done, checkpoint = engine.next_step, last_saved()
+    done = engine.next_step
     steps, are = ("1 step", "is") if done == 1 else (f"{done:,} steps", "are")
+    if not isinstance(error, RankError):
+        with suppress(JanusError):  # of writing in the background; the first error must not be lost
+            writer.complete()
+    checkpoint = writer.last
     if checkpoint is not None and checkpoint.name == step_name(done):
         ruined = f" {_hint_without(checkpoint)}" if checkpoint == start else ""
         return f"The {steps} before it {are} saved. {_resume_hint(checkpoint)}{ruined}"
@@ -156,10 +94,10 @@ def _save_finished_steps(
     if not engine.consistent:
         return f"The error came during an update, so the weights are not saved. {_resume_hint(checkpoint)}"
     try:
-        checkpoint = save()
+        save()
     except Exception as error:  # reported beside the first error, which must not be lost
-        return f"The {steps} before it could not be saved: {reason(error)}\n{_resume_hint(last_saved())}"
-    return f"The {steps} before it {are} saved. {_resume_hint(checkpoint)}"
+        return f"The {steps} before it could not be saved: {reason(error)}\n{_resume_hint(writer.last)}"
+    return f"The {steps} before it {are} saved. {_resume_hint(writer.last)}"
 
 
 def _resume_hint(checkpoint: Path | None) -> str:

@@ -5,21 +5,31 @@ Imports no torch.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from janus_modular.atomic_writes import restore_all
+from janus_modular.atomic_writes import remove_folder, restore_all, temporary_path
 from janus_modular.errors import TrainingError
 from janus_modular.foreign import printable, reason
 from janus_modular.locking import locked
+from janus_modular.weights.checksums import FILE
+
+log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 
-STATE = "training.pt"
-"""The file of a checkpoint that holds what training resumes from, beside the weights."""
+STATE = "training.json"
+"""The file of a checkpoint that records what training resumes from, beside ``training*.safetensors``."""
+
+LATEST = "latest"
+"""The link in the folder of checkpoints to the newest one."""
+
+COMPLETE = (STATE, FILE)
+"""The files without which a checkpoint cannot be resumed from; the checksums are written last."""
 
 VALIDATION = "validation"
 """The folder of drawings and answers, and the prefix of the metrics, of validation."""
@@ -94,14 +104,41 @@ def newest_checkpoint(output: Path) -> Path | None:
     return max(resumable_checkpoints(output), default=None)
 
 
-def newer_without_state(output: Path, checkpoint: Path) -> list[str]:
-    """Return the names of checkpoints that are newer than ``checkpoint`` and lack the training state."""
-    return [folder.name for folder in checkpoint_folders(output) if folder.name > checkpoint.name]
+def incomplete_checkpoints(output: Path) -> list[str]:
+    """Return a note on each checkpoint that cannot be resumed from: its name, and the file that it lacks."""
+    return [
+        f"{folder.name} cannot be resumed from: no {missing[0]}"
+        for folder in checkpoint_folders(output)
+        if (missing := [name for name in COMPLETE if not (folder / name).is_file()])
+    ]
 
 
 def resumable_checkpoints(output: Path) -> list[Path]:
-    """Return the checkpoints that have a training state, the oldest first."""
-    return [folder for folder in checkpoint_folders(output) if (folder / STATE).is_file()]
+    """Return the complete checkpoints that have a training state, the oldest first."""
+    return [
+        folder for folder in checkpoint_folders(output) if all((folder / name).is_file() for name in COMPLETE)
+    ]
+
+
+def drop_old(output: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` complete checkpoints of a run, whichever process wrote them."""
+    for checkpoint in resumable_checkpoints(output)[:-keep]:
+        remove_folder(checkpoint)
+
+
+def point_latest(checkpoint: Path) -> None:
+    """Make the link ``latest`` beside a checkpoint point to it, for users; a resume looks at the folders.
+
+    Where the file system has no links, a warning says so.
+    """
+    link = checkpoint.parent / LATEST
+    temporary = temporary_path(link, "new")
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(checkpoint.name, target_is_directory=True)
+        temporary.replace(link)
+    except OSError as error:
+        log.warning("%s does not point to %s: %s", link, checkpoint.name, error.strerror)
 
 
 def checkpoint_folders(output: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from janus_modular.training.image_codes import ImageCodes
 from janus_modular.training.mixture import Mixture
 from janus_modular.training.processes import Processes
 from janus_modular.training.resume import Change, check_checkpoint, check_same_run
-from janus_modular.training.run_folder import newest_checkpoint
+from janus_modular.training.run_folder import incomplete_checkpoints, newest_checkpoint
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder
 from janus_modular.training.token_mixture import mixed_by_tokens
@@ -157,24 +157,36 @@ def autocast_dtype(dtype: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if use_bfloat16 else None
 
 
-def find_checkpoint(output: Path, config: TrainConfig, resume: bool) -> tuple[Path | None, list[Change]]:
+def find_checkpoint(
+    output: Path, config: TrainConfig, resume: bool, processes: Processes | None = None
+) -> tuple[Path | None, list[Change]]:
     """Return the verified checkpoint to resume from, and the settings that have changed since.
+
+    All of several ``processes`` call this, and get the same result.
 
     Raises:
         TrainingError: there is nothing to resume, or a run that is not to be resumed; or the checkpoint is
             damaged, or of another run.
     """
+    processes = processes or Processes()
+    checkpoint = processes.on_first(lambda: _checkpoint_to_resume(output, resume))
+    if checkpoint is None:
+        return None, []
+    processes.together(lambda: check_checkpoint(checkpoint, config, processes))
+    return checkpoint, processes.on_first(lambda: check_same_run(checkpoint, config))
+
+
+def _checkpoint_to_resume(output: Path, resume: bool) -> Path | None:
     checkpoint = newest_checkpoint(output)
     if resume and checkpoint is None:
+        incomplete = "".join(f" {note}." for note in incomplete_checkpoints(output))
         raise TrainingError(
-            f"there is nothing to resume: {output}/checkpoints holds no checkpoint. Leave --resume out."
+            f"there is nothing to resume: {output}/checkpoints holds no complete checkpoint.{incomplete}"
+            " Leave --resume out to start anew."
         )
     if checkpoint is not None and not resume:
         raise TrainingError(
             f"{output} holds a run already ({checkpoint.name}): continue it with --resume, or choose another"
             " output=FOLDER."
         )
-    if checkpoint is None:
-        return None, []
-    check_checkpoint(checkpoint, config)
-    return checkpoint, check_same_run(checkpoint, config)
+    return checkpoint

@@ -185,13 +185,8 @@ class ValidationConfig:
         is_list = isinstance(self.questions, list)
         for question in self.questions if is_list else [self.questions]:
             is_valid = isinstance(question, dict) and isinstance(question.get("text"), str)
-            images = question.get("images", []) if is_valid else []
-            if (
-                not is_list
-                or not is_valid
-                or set(question) - {"text", "images"}
-                or not isinstance(images, list)
-            ):
+            is_valid = is_valid and isinstance(question.get("images", []), list)
+            if not (is_list and is_valid and set(question) <= {"text", "images"}):
                 raise ValueError(
                     f"questions: found {question!r:.80}; expected a list of {{text: ..., images: [path]}}."
                 )
@@ -246,6 +241,7 @@ class TrainConfig:
     workers: int = 2  # threads or processes that prepare samples ahead; 0: none
     worker_type: Literal["thread", "process"] = "thread"  # process: where decoding of images binds
     checkpoint_every: int = 1000  # steps
+    checkpoint_async: bool = False  # write them while training goes on, from a copy of the state in memory
     keep: int = 2  # newest checkpoints that stay on disk
     log_every: int = 10  # steps; the mean over them is logged
     validation: ValidationConfig = field(default_factory=ValidationConfig)

@@ -16,10 +16,11 @@ from rich.console import Console
 from janus_modular.checkpoints.assembly import ModelAssembly
 from janus_modular.checkpoints.native import check_rebuilds, plugins_of, read_record
 from janus_modular.config import to_plain
-from janus_modular.errors import TrainingError
 from janus_modular.model.device import choose_device
+from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.protocols import Source, Tracker
+from janus_modular.training.checkpoint_writer import CheckpointWriter
 from janus_modular.training.compilation import compile_blocks
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.early_stop import KEY, EarlyStop
@@ -29,12 +30,12 @@ from janus_modular.training.initial_model import check_finite, initial_model
 from janus_modular.training.loop import run
 from janus_modular.training.non_finite_samples import describe_samples
 from janus_modular.training.objective import janus_losses
-from janus_modular.training.parallel import checkpoint_activations, fingerprint, shard_components
+from janus_modular.training.parallel import PartLoader, checkpoint_activations, shard_components
 from janus_modular.training.processes import Processes
 from janus_modular.training.resume import Change, load_state
-from janus_modular.training.run_checkpoints import drop_old, link_final_model, save, save_on_error
+from janus_modular.training.run_checkpoints import link_final_model, save_on_error
 from janus_modular.training.run_environment import run_environment
-from janus_modular.training.run_folder import STATE, newer_without_state, run_folder
+from janus_modular.training.run_folder import drop_old, incomplete_checkpoints, run_folder
 from janus_modular.training.run_setup import (
     autocast_dtype,
     batch_builder,
@@ -91,7 +92,7 @@ def train(
         stack.enter_context(processes.started(device))
         processes.check_equal("the configuration", to_plain(config))
         processes.on_first(lambda: stack.enter_context(run_folder(output)))
-        checkpoint, changes = processes.on_first(lambda: find_checkpoint(output, config, resume))
+        checkpoint, changes = find_checkpoint(output, config, resume, processes)
         run = processes.together(
             lambda: _prepare(config, checkpoint, changes, sources, plugins, processes, device, quiet=quiet)
         )
@@ -128,11 +129,6 @@ def _prepare(
 ) -> _PreparedRun:
     """Open the data, build the model and restore the state, without waiting for other processes."""
     output = Path(config.output)
-    if checkpoint is not None and not checkpoint.is_dir():
-        raise TrainingError(
-            f"rank {processes.rank} does not see {checkpoint}, which rank 0 resumes from: expected output on"
-            " a disk that all machines share"
-        )
     data = open_sources(config, plugins, sources)
     record = DataRecord(data, config.bad_samples)
     early_stop = EarlyStop(config.validation.early_stop) if config.validation.early_stop else None
@@ -143,18 +139,23 @@ def _prepare(
             early_stop.resume(training)
     set_trainable(initial_model(config, plugins, "meta").model, config.learn)  # before weights are read
     torch.manual_seed(config.seed)
-    assembly = initial_model(config, plugins, device, checkpoint=checkpoint)
+    precision = autocast_dtype(config.dtype, device)
+
+    def shard(model: JanusModel) -> None:
+        set_trainable(model, config.learn)
+        compile_blocks(model, config.compile)
+        checkpoint_activations(model, config.activation_checkpointing)
+        shard_components(model, config.parallel, device=device, world=processes.world, dtype=precision)
+
+    loader = PartLoader()
+    assembly = initial_model(config, plugins, device, checkpoint=checkpoint, shard=shard, loader=loader)
     model = assembly.model
-    set_trainable(model, config.learn)
+    set_trainable(model, config.learn)  # loading makes new parameters, and ends in eval mode
     check_rebuilds(assembly, plugins)  # before training, not at the first checkpoint
     _print_start(assembly, output, checkpoint, changes, quiet=quiet)
     if not processes.is_first:  # the weights are those of rank 0, and dropout is not
         torch.manual_seed(int(np.random.SeedSequence((config.seed, processes.rank)).generate_state(1)[0]))
-    precision = autocast_dtype(config.dtype, device)
-    weights, codes = fingerprint(model), open_codes(config, model.generation)
-    compile_blocks(model, config.compile)
-    checkpoint_activations(model, config.activation_checkpointing)
-    shard_components(model, config.parallel, device=device, world=processes.world, dtype=precision)
+    codes = open_codes(config, model.generation)
     engine: Engine[StepBatch] = Engine(
         model,
         lambda batch: janus_losses(model, batch, device),
@@ -175,8 +176,9 @@ def _prepare(
     validation = open_validation(config, builder, plugins)
     trackers = open_trackers(config, plugins) if processes.is_first else []
     environment = run_environment(plugins, plugins_of(assembly, plugins)) if processes.is_first else {}
+    digest = loader.digest.hexdigest()
     return _PreparedRun(
-        assembly, engine, builder, record, trackers, validation, early_stop, environment, weights
+        assembly, engine, builder, record, trackers, validation, early_stop, environment, digest
     )
 
 
@@ -195,32 +197,33 @@ def _run_steps(
     )
     is_sharded = "fsdp" in config.parallel.values()
     counted_batches = record.counting(shared(batches, processes, equal_passes=is_sharded), engine.next_step)
-    saved, untrained = checkpoint, list[str]()
+    writer, untrained = CheckpointWriter(prepared.assembly, engine, config, checkpoint), list[str]()
 
-    def save_checkpoint() -> Path:
-        nonlocal saved, untrained
+    def save_checkpoint(*, background: bool = False) -> None:
+        nonlocal untrained
         engine.check_updated()
         state: dict[str, Any] = {KEY: early_stop.to_dict()} if early_stop else {}
         state |= {"data": record.to_dict(engine.next_step), "environment": prepared.environment}
-        saved = save(output, prepared.assembly, engine, config, state)
+        writer.save(state, background=background)
         if (names := engine.untrained()) and names != untrained:
             log.warning(untrained_warning(names, engine.next_step))
         untrained = names
-        return saved
 
     def after_step(done: int, stopping: bool) -> bool:
         """Validate and save where that is due; return True if the run ends early."""
+        writer.poll()
         is_over = False
         if validation and not stopping and validation.is_due(done, config.schedule.num_steps):
             values = validation.run(prepared.assembly, engine, prepared.trackers)
             if early_stop:
                 early_stop.update(done, values)
                 is_over = early_stop.is_over
-        if stopping or is_over or done % config.checkpoint_every == 0 or done == config.schedule.num_steps:
-            save_checkpoint()
+        is_last = stopping or is_over or done == config.schedule.num_steps
+        if is_last or done % config.checkpoint_every == 0:
+            save_checkpoint(background=config.checkpoint_async and not is_last)
         return is_over
 
-    with save_on_error(engine, lambda: saved, save_checkpoint), ExitStack() as stack:
+    with save_on_error(engine, writer, save_checkpoint), ExitStack() as stack:
         for tracker in prepared.trackers:
             stack.callback(tracker.close)
         stack.callback(batches.close)
@@ -243,7 +246,7 @@ def _run_steps(
             raise
     if early_stop and early_stop.is_over and not quiet:
         Console(stderr=True).print(str(early_stop), **PLAIN)
-    checkpoint = saved
+    checkpoint = writer.last
     assert checkpoint is not None  # saved after the last step
 
     def finish() -> Path:
@@ -264,9 +267,7 @@ def _print_start(
     if quiet:
         return
     if checkpoint is not None:
-        newer = ", ".join(newer_without_state(output, checkpoint))
-        note = f"; {newer} cannot be resumed from: no {STATE}" if newer else ""
-        console.print(f"resuming from {checkpoint}{note}", **PLAIN)
+        console.print("; ".join([f"resuming from {checkpoint}", *incomplete_checkpoints(output)]), **PLAIN)
     for report in assembly.provenance.pretrained:
         console.print(str(report), **PLAIN)
     console.print(trainable_table(assembly.model))

@@ -19,6 +19,7 @@ from torch import Tensor
 from janus_modular.errors import CheckpointError
 from janus_modular.foreign import MAX_DEPTH, foreign_errors, printable, read_json, reason
 from janus_modular.safetensors_headers import FileSizeError, byte_ranges
+from janus_modular.weights.chunks import chunk_files, open_chunks
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,13 @@ def open_weights(path: Path) -> Weights:
         CheckpointError: there are no weights, or a file is damaged, missing, or not as its index says.
     """
     with foreign_errors(path, CheckpointError):  # invalid file names, unreadable folders
+        if path.is_dir() and (files := chunk_files(path)):
+            if whole := next((name for name in PREFERRED if (path / name).exists()), None):
+                raise CheckpointError(
+                    f"{path} holds both {whole} and {files[0].name}: expected the weights of one checkpoint,"
+                    " whole or in chunks. Remove those of the other"
+                )
+            return Weights(path, open_chunks(files))
         file = _weight_file(path) if path.is_dir() else path
     if file.name.endswith(".index.json") and path.is_dir():
         return Weights(path, _open_shards(file))

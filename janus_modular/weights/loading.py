@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -13,6 +13,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from janus_modular.errors import CheckpointError
 from janus_modular.foreign import printable
+
+Copy = Callable[[Tensor, Tensor, torch.device | str, torch.dtype | None], Tensor]
+"""``copy(target, tensor, device, dtype)`` returns what takes the place of a target on the meta device."""
 
 
 @contextmanager
@@ -55,18 +58,24 @@ class LoadResult:
             raise CheckpointError(f"{printable(subject)} does not fit:\n" + "\n".join(lines))
 
 
+def own_copy(target: Tensor, tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None) -> Tensor:
+    """Return a copy of a tensor, even of a mapped file, which may change while the model is trained."""
+    return tensor.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
+
+
 def load_weights(
     module: nn.Module,
     tensors: Iterable[tuple[str, Tensor]],
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    copy: Copy = own_copy,
 ) -> LoadResult:
     """Copy named tensors, one at a time, into a module's parameters and persistent buffers.
 
-    Parameters on the meta device are created on ``device``, in ``dtype`` (None: as stored); real ones keep
-    their own. A tied weight may come under any of its names. ``device="meta"`` only compares names and
-    shapes.
+    Parameters on the meta device are created by ``copy`` on ``device``, in ``dtype`` (None: as stored); real
+    ones keep their own. A tied weight may come under any of its names. ``device="meta"`` only compares names
+    and shapes.
     """
     result = LoadResult()
     state: dict[str, Tensor] = {
@@ -91,7 +100,7 @@ def load_weights(
                 result.mismatched.append(f"{name}: differs from the weight that the config ties it to")
         else:
             result.loaded += 1
-            loaded[id(target)] = _copy(target, tensor, owners[id(target)], device, dtype)
+            loaded[id(target)] = _copy(target, tensor, owners[id(target)], device, dtype, copy)
     missing = {id(value): name for name, value in reversed(state.items()) if id(value) not in loaded}
     result.missing = sorted(missing.values())
     return result
@@ -103,6 +112,7 @@ def _copy(
     owners: list[tuple[nn.Module, str]],
     device: torch.device | str,
     dtype: torch.dtype | None,
+    copy: Copy,
 ) -> Tensor:
     """Copy a tensor into its target, or put a copy in place of a target on the meta device."""
     if str(device) == "meta":
@@ -110,14 +120,12 @@ def _copy(
     if not target.is_meta:
         with torch.no_grad():
             return target.copy_(tensor)
-    target_dtype = dtype if tensor.is_floating_point() else None
-    # A copy even of a mapped file, which may change while the model is trained.
-    copy = tensor.to(device, target_dtype, copy=True, memory_format=torch.contiguous_format)
+    created = copy(target, tensor, device, dtype if tensor.is_floating_point() else None)
     if isinstance(target, nn.Parameter):
-        copy = nn.Parameter(copy, requires_grad=target.requires_grad)
+        created = nn.Parameter(created, requires_grad=target.requires_grad)
     for module, name in owners:
-        setattr(module, name, copy)
-    return copy
+        setattr(module, name, created)
+    return created
 
 
 def belongs_to(name: str, module: nn.Module) -> bool:

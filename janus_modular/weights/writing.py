@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -53,7 +53,8 @@ CHECKPOINT_FILES = (
     "model.safetensors.index.json",
     "pytorch_model*.bin",
     "pytorch_model.bin.index.json",
-    "training.pt",
+    "training.json",
+    "training*.safetensors",
     checksums.FILE,
     "tokenizer*",
     "special_tokens_map.json",
@@ -87,13 +88,16 @@ def replace_checkpoint(folder: Path, *, replaces: str) -> Iterator[Path]:
             yield temporary
             if folder.exists():
                 _keep_user_files(folder, temporary)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-            raise  # inline_container: how torch.save reports a full disk
-        raise CheckpointError(
-            f"{folder} could not be written: {error}. Existing files are unchanged;"
-            f" {shutil.disk_usage(_existing(folder)).free / 1e9:.2f} GB are free on that disk."
-        ) from error
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def write_error(folder: Path, error: OSError) -> CheckpointError:
+    """Return the error that says that the checkpoint ``folder`` could not be written."""
+    return CheckpointError(
+        f"{folder} could not be written: {error}. Existing files are unchanged;"
+        f" {shutil.disk_usage(_existing(folder)).free / 1e9:.2f} GB are free on that disk."
+    )
 
 
 def write_weights(
@@ -122,7 +126,7 @@ def write_weights(
     for names, shard in _shards(tensors, dtype, max_shard_size):
         shards.append(folder / f"shard-{len(shards)}.safetensors")
         shard_of |= dict.fromkeys(names, len(shards) - 1)
-        size, digest, spoiled = _write_shard(shards[-1], shard, dtype)
+        size, digest, spoiled = write_shard(shards[-1], shard, dtype=dtype)
         total += size
         hashes.append(digest)
         not_finite += spoiled
@@ -166,20 +170,28 @@ def _shards(
     yield [name for name, _ in shard], shard
 
 
-def _write_shard(
-    path: Path, tensors: list[tuple[str, Tensor]], dtype: torch.dtype | None
+def write_shard(
+    path: Path,
+    tensors: list[tuple[str, Tensor]],
+    *,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+    before_tensor: Callable[[], None] = lambda: None,
 ) -> tuple[int, str, list[str]]:
     """Write a safetensors file; return the bytes of its data, its hash, and the weights that are not finite.
 
-    Large dtypes come first, so that every tensor is aligned to its own size.
+    Large dtypes come first, so that every tensor is aligned to its own size. ``metadata`` go into the header.
+    ``before_tensor`` is called before each tensor is written, and may raise.
     """
-    tensors.sort(key=lambda pair: -_stored(pair[1], dtype).itemsize)
-    header = encode_header((name, DTYPES[_stored(tensor, dtype)], tensor.shape) for name, tensor in tensors)
+    tensors = sorted(tensors, key=lambda pair: -_stored(pair[1], dtype).itemsize)
+    shapes = ((name, DTYPES[_stored(tensor, dtype)], tensor.shape) for name, tensor in tensors)
+    header = encode_header(shapes, metadata=metadata)
     size = sum(tensor.numel() * _stored(tensor, dtype).itemsize for _, tensor in tensors)
     not_finite: list[str] = []
     with HashingFile(path) as file:
         file.write(header)
         for name, tensor in tensors:
+            before_tensor()
             data = tensor.detach().to("cpu", _stored(tensor, dtype)).contiguous().view(-1)
             if data.dtype != tensor.dtype:
                 _check_cast(name, tensor, data)

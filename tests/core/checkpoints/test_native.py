@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +22,6 @@ from janus_modular.model.batch import collate
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import EntryPointInfo, Plugins, default_plugins
 from janus_modular.processing.processor import Processor
-from janus_modular.training.run_checkpoints import write_state
-from janus_modular.weights.writing import replace_checkpoint
 
 Make = Callable[..., tuple[JanusModel, Processor]]
 
@@ -225,26 +222,6 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_debris(make: Make, tmp_pat
         save(assembly, tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert not equal(model, ModelAssembly.from_checkpoint(tmp_path / "model").model)
-
-
-def test_a_disk_that_fills_under_torch_save_says_so_too(tmp_path: Path) -> None:
-    with (
-        pytest.raises(CheckpointError, match="could not be written"),
-        largest_file(10_000),
-        replace_checkpoint(tmp_path / "model", replaces=native.MODEL_TYPE) as temporary,
-    ):
-        torch.save(torch.zeros(10_000), temporary / "training.pt")
-    assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("free", "said"), [(0, "no space left"), (10**12, "a quota")])
-def test_a_state_that_the_disk_does_not_take_is_an_error_of_the_disk(
-    free: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=free)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OSError, match=said), largest_file(10_000):
-        write_state({"moments": torch.zeros(10_000)}, tmp_path / "training.pt")
 
 
 def test_an_error_while_writing_leaves_nothing(make: Make, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_a_damaged_checkpoint_is_not_uploaded(hub: Hub, folder: Path) -> None:
 
 def test_a_checkpoint_of_a_run_is_not_uploaded(hub: Hub, folder: Path) -> None:
     (folder / FILE).unlink()
-    (folder / "training.pt").write_bytes(b"")
+    (folder / "training.json").write_bytes(b"")
     with pytest.raises(CheckpointError, match="expected a model: push RUN/model"):
         push(folder, "user/mine")
     assert not hub.repositories

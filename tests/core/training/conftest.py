@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -161,6 +162,13 @@ class Rank:
 @pytest.fixture
 def ranks(tmp_path: Path) -> Iterator[Callable[..., list[Rank]]]:
     """``ranks(2, action)`` runs ``action(rank)`` in two processes that torchrun's variables connect."""
+    with connected_ranks(tmp_path) as run:
+        yield run
+
+
+@contextmanager
+def connected_ranks(folder: Path) -> Iterator[Callable[..., list[Rank]]]:
+    """Yield what the fixture `ranks` is; results pass through files in ``folder``."""
     if not hasattr(os, "fork"):
         pytest.skip("needs fork")
     started: list[int] = []
@@ -186,7 +194,7 @@ def ranks(tmp_path: Path) -> Iterator[Callable[..., list[Rank]]]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        files = [tmp_path / f"rank{rank}" for rank in range(world)]
+        files = [folder / f"rank{rank}" for rank in range(world)]
         children = []
         for rank, file in enumerate(files):
             file.unlink(missing_ok=True)

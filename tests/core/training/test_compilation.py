@@ -33,7 +33,8 @@ COMPILED = ["backbone", "understanding.encoder"]
 
 @pytest.fixture
 def _traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trace and differentiate as inductor does, without minutes of C++."""
+    """Trace and differentiate as inductor does, without minutes of C++; nothing is traced already."""
+    torch._dynamo.reset()
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
 
 

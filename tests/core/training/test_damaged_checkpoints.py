@@ -18,12 +18,15 @@ from janus_modular import CheckpointError, TrainingError
 from janus_modular.checkpoints import ModelAssembly, save
 from janus_modular.cli.app import app
 from janus_modular.training.resume import check_checkpoint
-from janus_modular.training.run_folder import STATE
+from janus_modular.training.run_folder import STATE, resumable_checkpoints
 from janus_modular.training.train import train
 from janus_modular.weights.checksums import FILE, verify_checksums, write_checksums
 from janus_modular.weights.writing import is_checkpoint_file
 
 from .conftest import Make
+
+TENSORS = "training.safetensors"
+MOMENT = "training/optimizer/exp_avg/"
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,7 @@ def test_a_flipped_bit_is_detected_or_harmless(make: Make, run_of_two: Any, coun
     check_checkpoint(checkpoint, config)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "processor.json", STATE, FILE])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "processor.json", STATE, TENSORS, FILE])
 def test_a_changed_file_is_not_resumed_from(make: Make, run_of_two: Any, name: str) -> None:
     checkpoint, config = run_of_two(make)
     flipped(checkpoint / name, -3, 0)
@@ -87,62 +90,64 @@ def test_an_edited_model_card_is_accepted(make: Make, run_of_two: Any) -> None:
 
 
 def the_step_before(checkpoint: Path) -> None:
-    shutil.copy(checkpoint.with_name("step-0000001") / STATE, checkpoint / STATE)
+    for name in (STATE, TENSORS):
+        shutil.copy(checkpoint.with_name("step-0000001") / name, checkpoint / name)
 
 
 def changed_state(**changes: Any) -> Callable[[Path], None]:
     def change(checkpoint: Path) -> None:
-        state = torch.load(checkpoint / STATE, weights_only=True)
-        torch.save({**state, **changes}, checkpoint / STATE)
+        state = json.loads((checkpoint / STATE).read_text())
+        (checkpoint / STATE).write_text(json.dumps(state | changes))
 
     return change
 
 
+def changed_tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def changed(checkpoint: Path) -> None:
+        tensors = load_file(checkpoint / TENSORS)
+        change(tensors)
+        save_file(tensors, checkpoint / TENSORS)
+
+    return changed
+
+
+def changed_moments(key: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    def changed(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if name.startswith(f"training/optimizer/{key}/"):
+                tensors[name] = change(tensor)
+
+    return changed_tensors(changed)
+
+
 def without_moments(checkpoint: Path) -> None:
-    state = torch.load(checkpoint / STATE, weights_only=True)
-    state["optimizer"]["state"] = {}
-    torch.save(state, checkpoint / STATE)
+    changed_tensors(lambda x: [x.pop(name) for name in [*x] if "/optimizer/" in name])(checkpoint)
+    changed_state(scalars={})(checkpoint)
+
+
+def without_some_moment(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors[next(name for name in tensors if name.startswith(MOMENT))]
 
 
 def moments_of_later(checkpoint: Path) -> None:
-    state = torch.load(checkpoint / STATE, weights_only=True)
-    for moments in state["optimizer"]["state"].values():
-        moments["step"] += 7
-    torch.save(state, checkpoint / STATE)
+    scalars = json.loads((checkpoint / STATE).read_text())["scalars"]
+    changed_state(scalars={name: value + 7 for name, value in scalars.items()})(checkpoint)
 
 
-def moments_of_others(checkpoint: Path) -> None:
-    state = torch.load(checkpoint / STATE, weights_only=True)
-    moments = state["optimizer"]["state"]
-    state["optimizer"]["state"] = dict(zip(moments, reversed(moments.values()), strict=True))
-    torch.save(state, checkpoint / STATE)
+def moments_of_others(tensors: dict[str, torch.Tensor]) -> None:
+    names = [name for name in tensors if name.startswith(MOMENT)]
+    moments = [tensors[name] for name in reversed(names)]
+    tensors.update(zip(names, moments, strict=True))
+
+
+def cast_moments(dtype: torch.dtype) -> Callable[[Path], None]:
+    return changed_moments("exp_avg", lambda moment: moment.to(dtype))
 
 
 def another_step_in_the_record(checkpoint: Path) -> None:
     record = json.loads((checkpoint / "config.json").read_text())
     record["training"]["step"] = 1
     (checkpoint / "config.json").write_text(json.dumps(record))
-
-
-def changed_moments(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
-    def changed(checkpoint: Path) -> None:
-        state = torch.load(checkpoint / STATE, weights_only=True)
-        for moments in state["optimizer"]["state"].values():
-            change(moments)
-        torch.save(state, checkpoint / STATE)
-
-    return changed
-
-
-def cast_moments(dtype: torch.dtype) -> Callable[[Path], None]:
-    return changed_moments(lambda moments: moments.update(exp_avg=moments["exp_avg"].to(dtype)))
-
-
-def repeated_parameters(checkpoint: Path) -> None:
-    state = torch.load(checkpoint / STATE, weights_only=True)
-    group = state["optimizer"]["param_groups"][0]
-    group["params"] = [group["params"][0]] * len(group["params"])
-    torch.save(state, checkpoint / STATE)
 
 
 def weights_not_finite(checkpoint: Path) -> None:
@@ -153,11 +158,7 @@ def weights_not_finite(checkpoint: Path) -> None:
 
 
 def cut_short(checkpoint: Path) -> None:
-    (checkpoint / STATE).write_bytes((checkpoint / STATE).read_bytes()[:5000])
-
-
-def a_pickle_that_runs(checkpoint: Path) -> None:
-    (checkpoint / STATE).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    (checkpoint / TENSORS).write_bytes((checkpoint / TENSORS).read_bytes()[:5000])
 
 
 def changed_record(*keys: str, value: Any) -> Callable[[Path], None]:
@@ -176,20 +177,15 @@ def changed_record(*keys: str, value: Any) -> Callable[[Path], None]:
     ("change", "words"),
     [
         (
-            changed_moments(lambda moments: moments["exp_avg"].fill_(float("nan"))),
+            changed_moments("exp_avg", lambda moment: moment * float("nan")),
             "not finite, first in optimizer",
         ),
-        (changed_moments(lambda moments: moments["exp_avg_sq"].sub_(1)), "exp_avg_sq 0 .* below 0"),
-        (
-            cast_moments(torch.int64),
-            "exp_avg 0 of the optimizer state is torch.int64, .* expected torch.float32",
-        ),
-        (cast_moments(torch.complex64), "exp_avg 0 of the optimizer state is torch.complex64"),
-        (cast_moments(torch.float16), "exp_avg 0 of the optimizer state is torch.float16"),
-        (repeated_parameters, r"the optimizer state has \d+ parameters, expected"),
+        (changed_moments("exp_avg_sq", lambda moment: moment - 1), r"exp_avg_sq of \S+ has numbers below 0"),
+        (cast_moments(torch.int64), r"exp_avg of \S+ is torch.int64, expected torch.float32"),
+        (cast_moments(torch.float16), r"exp_avg of \S+ is torch.float16"),
+        (changed_state(parameters=["backbone"]), r"the optimizer state is of 1 parameters, expected the \d+"),
         (weights_not_finite, "the weights hold numbers that are not finite"),
         (cut_short, "damaged"),
-        (a_pickle_that_runs, "holds more than tensors and plain containers"),
         (changed_record("training", value=[1]), "no record of a training"),
         (changed_record("training", value=None), "no record of a training"),
         (changed_record("training", "config", value=[1]), "no record of a training"),
@@ -197,11 +193,16 @@ def changed_record(*keys: str, value: Any) -> Callable[[Path], None]:
         (the_step_before, "it is of step 1, expected that of step-0000002"),
         (changed_state(next_step=10**9), "it is of step 1000000000, expected that of step-0000002"),
         (changed_state(next_step="2"), "of step"),
-        (changed_state(rng=torch.zeros(3)), "damaged"),
-        (changed_state(optimizer=None), "damaged"),
+        (changed_state(next_step=True), "of step"),
+        (changed_state(scalars=None), "damaged"),
+        (changed_state(scalars={}), "damaged"),
+        (changed_tensors(lambda x: x.update({"training/random/00000/cpu": torch.zeros(3)})), "damaged"),
+        (changed_tensors(lambda x: x.update({"training/x/w": torch.zeros(3)})), "it has x/w, which this"),
+        (changed_state(updated=["backbone"]), "not of the parameters that were updated: backbone"),
+        (changed_tensors(without_some_moment), r"state has exp_avg_sq, step of \S+, expected exp_avg, exp"),
         (without_moments, "the optimizer state is empty, expected that of step 2"),
-        (moments_of_later, "the optimizer state is at step 9, expected 2 at most"),
-        (moments_of_others, r"exp_avg \d+ of the optimizer state is \(.*\), expected \("),
+        (moments_of_later, r"the optimizer state of \S+ is at step 9, expected 2 at most"),
+        (changed_tensors(moments_of_others), r"exp_avg of \S+ is \(.*\), expected \("),
         (another_step_in_the_record, "config.json is of step 1, expected that of step-0000002"),
     ],
 )
@@ -236,12 +237,30 @@ def test_a_run_that_would_end_before_its_checkpoint_is_refused(make: Make, run_o
 def test_without_an_earlier_checkpoint_the_hint_is_a_new_run(make: Make, run_of_two: Any) -> None:
     checkpoint, config = run_of_two(make)
     shutil.rmtree(checkpoint.with_name("step-0000001"))
-    (checkpoint / FILE).unlink()
-    with pytest.raises(TrainingError, match=rf"no {FILE}.*\nThere is no earlier checkpoint.*init=") as error:
+    flipped(checkpoint / TENSORS, -3, 0)
+    with pytest.raises(
+        TrainingError, match=rf"{TENSORS} was changed.*\nThere is no earlier checkpoint.*init="
+    ) as error:
         train(config, quiet=True, resume=True)
     words = str(error.value).rpartition("from them: ")[2].split()
     changes = dict(word.split("=") for word in words) | {"output": str(checkpoint.parents[2] / "anew")}
     train(make(schedule__stop=1, **changes), quiet=True)
+
+
+@pytest.mark.parametrize("lacking", [STATE, FILE])
+def test_an_incomplete_checkpoint_is_skipped_and_not_counted(
+    make: Make, run_of_two: Any, lacking: str
+) -> None:
+    """As a copy that was interrupted leaves it: the checksums are what marks a checkpoint as complete."""
+    checkpoint, _ = run_of_two(make)
+    (checkpoint / lacking).unlink()
+    train(make(schedule__stop=3, keep=2), quiet=True, resume=True)
+    names = [folder.name for folder in resumable_checkpoints(checkpoint.parents[1])]
+    assert names == ["step-0000001", "step-0000003"]
+    for name in names:
+        (checkpoint.with_name(name) / lacking).unlink()
+    with pytest.raises(TrainingError, match=f"no complete checkpoint. step-0000001 .*: no {lacking}"):
+        train(make(), quiet=True, resume=True)
 
 
 # On request: `info --verify`.

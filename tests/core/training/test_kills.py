@@ -13,8 +13,9 @@ import torch
 
 from janus_modular.checkpoints import ModelAssembly
 from janus_modular.checkpoints.native import read_record
+from janus_modular.training.checkpoint_writer import CheckpointWriter
 from janus_modular.training.engine import Engine
-from janus_modular.training.run_checkpoints import link_final_model, save
+from janus_modular.training.run_checkpoints import link_final_model
 from janus_modular.training.run_folder import newest_checkpoint, run_folder
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 from janus_modular.training.train import train
@@ -49,24 +50,29 @@ def test_saving_survives_a_kill_at_each_file_operation(
     def write(step: int) -> None:
         engine.next_step = step
         with run_folder(output):
-            link_final_model(output, save(output, ModelAssembly(model, processor), engine, config, {}))
+            writer = CheckpointWriter(ModelAssembly(model, processor), engine, config)
+            writer.save({})
+            assert writer.last is not None
+            link_final_model(output, writer.last)
 
     write(1)
-    shutil.copytree(output, kept)
+    shutil.copytree(output, kept, symlinks=True)
     for number in count(0, every):
         was_killed = killed_at(number, lambda: write(2))
         with run_folder(output):  # as the next command takes it
             assert leftovers(output) == [output / ".lock"]
             found = newest_checkpoint(output)
             assert found is not None
+            assert (output / "checkpoints/latest").exists()
             assert found.name == f"step-{step_of(found):07}"
             assert step_of(output / "model") <= step_of(found) <= 2
         write(2)
-        assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-0000002"]
+        assert sorted(os.listdir(output / "checkpoints")) == ["latest", "step-0000002"]
+        assert step_of(output / "checkpoints/latest") == 2
         assert step_of(output / "model") == 2
         assert leftovers(output) == []
         shutil.rmtree(output)
-        shutil.copytree(kept, output)
+        shutil.copytree(kept, output, symlinks=True)
         if not was_killed:
             break
     assert number > 60  # operations that were tried
@@ -79,7 +85,7 @@ def test_resuming_a_run_without_steps_left_drops_old_checkpoints(make: Make) -> 
     train(
         make(output=config.output, checkpoint_every=1, keep=1, schedule={"steps": 2}), quiet=True, resume=True
     )
-    assert os.listdir(Path(config.output) / "checkpoints") == ["step-0000002"]
+    assert sorted(os.listdir(Path(config.output) / "checkpoints")) == ["latest", "step-0000002"]
 
 
 @pytest.mark.proof
@@ -97,7 +103,7 @@ def test_a_run_killed_at_any_file_operation_resumes_bitwise(
             dict(ModelAssembly.from_checkpoint(model).model.state_dict()), expected, rtol=0, atol=0
         )
         assert leftovers(output) == []
-        assert os.listdir(output / "checkpoints") == ["step-0000003"]
+        assert sorted(os.listdir(output / "checkpoints")) == ["latest", "step-0000003"]
         shutil.rmtree(output)
         if not was_killed:
             break

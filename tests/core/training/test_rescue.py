@@ -33,7 +33,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def checkpoints(config: Any) -> list[str]:
-    return sorted(path.name for path in (Path(config.output) / "checkpoints").iterdir())
+    return sorted(path.name for path in (Path(config.output) / "checkpoints").glob("step-*"))
 
 
 def failing_at(step: int, fail: Any) -> Any:
@@ -149,7 +149,7 @@ def test_a_save_that_fails_does_not_hide_the_error(make: Make, monkeypatch: pyte
         raise RuntimeError("the plugin's own save")
 
     monkeypatch.setattr(JanusModel, "forward", failing_at(2, poison))
-    monkeypatch.setattr("janus_modular.training.run_checkpoints.write_description", fail)
+    monkeypatch.setattr("janus_modular.training.checkpoint_writer.write_description", fail)
     with pytest.raises(TrainingError, match="step 2: not finite") as error:
         train(make(), quiet=True)
     assert (

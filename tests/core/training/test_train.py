@@ -17,7 +17,7 @@ from janus_modular.checkpoints import ModelAssembly
 from janus_modular.janus import Janus
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import default_plugins
-from janus_modular.training import run_checkpoints
+from janus_modular.training import checkpoint_writer
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.objective import janus_losses
 from janus_modular.training.run_setup import batch_builder, open_sources
@@ -191,7 +191,7 @@ def test_an_interrupt_leaves_a_checkpoint_to_resume_from(make, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         train(config, quiet=True)
     monkeypatch.undo()
-    assert [one.name for one in (Path(config.output) / "checkpoints").iterdir()] == ["step-0000002"]
+    assert [one.name for one in (Path(config.output) / "checkpoints").glob("step-*")] == ["step-0000002"]
     with pytest.raises(TrainingError, match=r"holds a run already.*--resume"):
         train(config, quiet=True)
     train(config, quiet=True, resume=True)
@@ -200,51 +200,51 @@ def test_an_interrupt_leaves_a_checkpoint_to_resume_from(make, monkeypatch: pyte
 def test_only_the_newest_checkpoints_are_kept(make) -> None:
     config = make(checkpoint_every=1, keep=2)
     train(config, quiet=True)
-    kept = sorted(one.name for one in (Path(config.output) / "checkpoints").iterdir())
+    kept = sorted(one.name for one in (Path(config.output) / "checkpoints").glob("step-*"))
     assert kept == ["step-0000005", "step-0000006"]
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(make, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make(checkpoint_every=2)
 
-    def full(state: object, path: Path) -> str:
+    def full(path: Path, *arguments: Any, **options: Any) -> Any:
         if "step-0000004" in str(path):
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
-        return save(state, path)
+        return write(path, *arguments, **options)
 
-    save = run_checkpoints.write_state
-    monkeypatch.setattr(run_checkpoints, "write_state", full)
+    write = checkpoint_writer.write_shard
+    monkeypatch.setattr(checkpoint_writer, "write_shard", full)
     with pytest.raises(CheckpointError, match="No space left") as error:
         train(config, quiet=True)
     (note,) = error.value.__notes__
     assert "4 steps before it could not be saved" in note
     assert "resume from" in note
     assert "step-0000002" in note
-    assert [one.name for one in (Path(config.output) / "checkpoints").iterdir()] == ["step-0000002"]
+    assert [one.name for one in (Path(config.output) / "checkpoints").glob("step-*")] == ["step-0000002"]
     assert not (Path(config.output) / "model").exists()
 
 
+@pytest.mark.parametrize("name", ["training.json", "training.safetensors"])
 @pytest.mark.parametrize(
     "damage",
     [
         lambda file: file.write_bytes(file.read_bytes()[:1000]),
-        lambda file: torch.save([1], file),
         lambda file: torch.save({"step": 3}, file),
         lambda file: file.write_bytes(b""),
     ],
 )
-def test_a_damaged_state_is_an_error_and_the_earlier_checkpoint_works(make, damage, capsys) -> None:
+def test_a_damaged_state_is_an_error_and_the_earlier_checkpoint_works(make, name, damage, capsys) -> None:
     config = make(checkpoint_every=2, schedule={"steps": 4})
     train(config, quiet=True)
     last = Path(config.output) / "checkpoints/step-0000004"
-    damage(last / "training.pt")
+    damage(last / name)
     config = make(schedule={"steps": 5})
-    with pytest.raises(TrainingError, match=r"step-0000004/training\.pt was changed or damaged.*\nRemove"):
+    with pytest.raises(TrainingError, match=rf"step-0000004/{name} was changed or damaged.*\nRemove"):
         train(config, quiet=True, resume=True)
-    (last / "training.pt").unlink()
+    (last / "training.json").unlink()
     train(config, resume=True)
-    assert "step-0000002; step-0000004 cannot be resumed from: no training.pt" in capsys.readouterr().err
+    assert "step-0000002; step-0000004 cannot be resumed from: no training.json" in capsys.readouterr().err
 
 
 def test_metrics_that_cannot_be_written_are_an_error(

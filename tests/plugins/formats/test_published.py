@@ -18,6 +18,7 @@ from janus_modular.checkpoints import ModelAssembly, convert
 from janus_modular.checkpoints.opening import open_lazily
 from janus_modular.cli.info import gather
 from janus_modular.testing import CheckpointFormatContract, CheckpointFormatExample
+from janus_modular.weights.chunks import chunk_name, sharding_metadata
 from janus_plugins.formats.published import NAMES, PublishedConfig, PublishedFormat
 from janus_plugins.formats.published_config import read_config, write_config
 
@@ -90,6 +91,24 @@ def test_native_and_back_is_bit_exact(native: Path, reference: dict[str, Tensor]
     assert again.processor.to_dict() == first.processor.to_dict()
     strings = again.processor.tokenizer.special
     assert strings == first.processor.tokenizer.special
+
+
+def test_chunks_of_two_processes_are_written_as_whole_tensors_are(native: Path, tmp_path: Path) -> None:
+    shutil.copytree(native, tmp_path / "chunked")
+    (tmp_path / "chunked/model.safetensors").unlink()
+    tensors = load_file(native / "model.safetensors")
+    for rank in range(2):
+        chunks = {name: tensor.chunk(2)[rank].clone() for name, tensor in tensors.items() if len(tensor) > 1}
+        starts = {name: [rank * ((len(tensors[name]) + 1) // 2)] for name in chunks}
+        if not rank:
+            chunks |= {name: tensor for name, tensor in tensors.items() if len(tensor) == 1}
+        offsets = {name: starts.get(name, [0]) + [0] * (x.ndim - 1) for name, x in chunks.items()}
+        file = tmp_path / "chunked" / chunk_name("model", rank, 2)
+        save_file(chunks, file, sharding_metadata(offsets))
+    for source in (native, tmp_path / "chunked"):
+        convert(source, tmp_path / f"from-{source.name}", format_name="published")
+    first, second = (tmp_path / f"from-{name}/model.safetensors" for name in ("chunked", native.name))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_transformers_and_back_is_bit_exact(native: Path, tmp_path: Path) -> None:
