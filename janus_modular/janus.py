@@ -378,8 +378,9 @@ class Janus(AsyncCalls):
 
         [text] = arguments.drawing_prompts(prompt)
         prompts = [self.processor.draw_prompt(text)] * len(encoded)
-        settings = {"guidance": guidance, "temperature": temperature, "pad_id": self.processor.pad_id}
-        scores = image_log_probabilities(self.model, prompts, encoded, **settings)
+        settings = {"guidance": guidance, "temperature": temperature}
+        pad = self.processor.pad_id
+        scores = image_log_probabilities(self.model, prompts, encoded, pad_id=pad, **settings)
         return scores.detach().float().cpu().numpy()
 
     def text_settings(self, settings: Mapping[str, Any]) -> TextSamplerSettings:

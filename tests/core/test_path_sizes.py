@@ -63,7 +63,7 @@ def test_sizes_of_a_path_are_what_json_can_hold(
             r"the output 'x' of its graph 'sample_image' is float32 \('rows', 64\); expected model",
         ),
         (
-            "replace(graphs[1], outputs=(replace(graphs[1].outputs[0], name='x'),))",
+            "replace(graphs[2], outputs=(replace(graphs[2].outputs[0], name='x'),))",
             "the output 'x' of its graph 'decode_image' is uint8",
         ),
         ("replace(graphs[0], role='pick')", "has the role 'pick'; expected one of sample, decode, encode"),

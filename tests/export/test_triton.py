@@ -99,6 +99,7 @@ def repository(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def read_config(folder: Path) -> Any:
+    pytest.importorskip("tritonclient.grpc", reason="the messages of Triton: pip install tritonclient[grpc]")
     from tritonclient.grpc import model_config_pb2
 
     return text_format.Parse((folder / "config.pbtxt").read_text("utf-8"), model_config_pb2.ModelConfig())

@@ -73,7 +73,7 @@ def test_says_what_is_wrong_and_writes_nothing(
 def test_a_format_that_is_none(source: Path, tmp_path: Path) -> None:
     code, said = typed(source, tmp_path / "new", "--format", "foo")
     assert code != 0
-    assert "no format is called 'foo'.\nKnown: native, published, transformers" in said
+    assert "no format is called 'foo'.\nKnown: native, janusflow, published, transformers" in said
 
 
 def test_a_weight_that_is_missing_stops_it(source: Path, tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ def test_refuses_what_it_cannot_read(make: Make, tmp_path: Path) -> None:
         (json.dumps({k: v for k, v in good.items() if k != "plugins"}), "lacks 'plugins'"),
         (
             json.dumps({"model_type": "llava"}),
-            r"no known format.*'llava'[\s\S]*native, published, transformers",
+            r"no known format.*'llava'[\s\S]*native, janusflow, published, transformers",
         ),
         ('{"model_type": ', "cannot be read"),
         ("[]", "expected a JSON object"),

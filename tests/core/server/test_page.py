@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ from janus_modular.errors import ServingError
 from janus_modular.janus import Janus
 from janus_modular.ui.api_client import ApiClient
 from janus_modular.ui.chat_messages import messages_of
+
+NEEDS_GRADIO = pytest.mark.skipif(
+    find_spec("gradio") is None,
+    reason="the page needs the extra ui, which takes an older Pillow than the tests",
+)
 
 IMAGE = Image.new("RGB", (40, 30), "orange")
 
@@ -118,6 +124,7 @@ print(json.dumps({"answer": answer, "images": images, "settings": settings, "upd
 
 
 @pytest.mark.slow
+@NEEDS_GRADIO
 def test_the_page_chats_and_draws(page: str, tiny_janus: Janus, image_file: Path, tmp_path: Path):
     line = [sys.executable, "-c", CLIENT, page, str(image_file), str(tmp_path)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
@@ -133,6 +140,7 @@ def test_the_page_chats_and_draws(page: str, tiny_janus: Janus, image_file: Path
 
 
 @pytest.mark.slow
+@NEEDS_GRADIO
 def test_the_page_loads_nothing_from_elsewhere(page: str):
     """Links to other sites are not fetched; styles, fonts and scripts are, and lie on this machine."""
     with httpx.Client(base_url=page, trust_env=False) as client:
@@ -144,6 +152,7 @@ def test_the_page_loads_nothing_from_elsewhere(page: str):
 
 
 @pytest.mark.slow
+@NEEDS_GRADIO
 def test_a_page_of_a_running_server_takes_no_options_of_a_model(served: Any):
     line = [sys.executable, "-m", "janus_modular", "ui", served.address, "--variant", "fp32", "--rows", "4"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
