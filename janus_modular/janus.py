@@ -38,10 +38,8 @@ if TYPE_CHECKING:
     from janus_modular.checkpoints import ModelAssembly
     from janus_modular.model.model import JanusModel
 
-Question = str | Many[Message]
-"""A text, or a conversation with images in its messages."""
-Images = ImageSource | Many[ImageSource]
-"""An image that a question is about, or several."""
+Question = str | Many[Message]  # a text, or a conversation with images in its messages
+Images = ImageSource | Many[ImageSource]  # an image that a question is about, or several
 
 
 @explain_renamed
@@ -377,9 +375,8 @@ class Janus(AsyncCalls):
         from janus_modular.model.scoring import image_log_probabilities
 
         [text] = arguments.drawing_prompts(prompt)
-        prompts = [self.processor.draw_prompt(text)] * len(encoded)
+        prompts, pad = [self.processor.draw_prompt(text)] * len(encoded), self.processor.pad_id
         settings = {"guidance": guidance, "temperature": temperature}
-        pad = self.processor.pad_id
         scores = image_log_probabilities(self.model, prompts, encoded, pad_id=pad, **settings)
         return scores.detach().float().cpu().numpy()
 

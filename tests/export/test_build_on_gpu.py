@@ -126,7 +126,7 @@ def test_tensorrt_builds_for_the_gpu_that_is_here(bundle: Path, standin: Callabl
     for config in Builder.configs:
         assert config.real.profiling_verbosity == rtx.ProfilingVerbosity.DETAILED
         assert config.real.get_flag(rtx.BuilderFlag.WEIGHT_STREAMING)
-    assert [config.real.num_optimization_profiles for config in Builder.configs] == [1, 1, 2, 1, 1, 1, 1]
+    assert [config.real.num_optimization_profiles for config in Builder.configs] == [1, 1, 2, 1, 1, 1, 1, 1]
 
 
 def test_what_an_engine_is_made_of_is_kept_beside_it(bundle: Path, standin: Callable[[str], None]):

@@ -233,4 +233,4 @@ def _write_flow(path: Mapping[str, Any], hidden_size: int) -> tuple[dict[str, An
 @hookimpl
 def register_formats(registry: Registry[CheckpointFormat]) -> None:
     """Register this format."""
-    registry.add(FORMAT, JanusFlowFormat, JanusFlowConfig)
+    registry.add("janusflow", JanusFlowFormat, JanusFlowConfig)

@@ -29,7 +29,7 @@ from janus_modular.ui.chat_messages import messages_of
 
 NEEDS_GRADIO = pytest.mark.skipif(
     find_spec("gradio") is None,
-    reason="the page needs the extra ui, which takes an older Pillow than the tests",
+    reason="needs the extra ui, with an older Pillow",
 )
 
 IMAGE = Image.new("RGB", (40, 30), "orange")
