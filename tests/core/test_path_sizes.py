@@ -77,7 +77,7 @@ def test_declared_graphs_fit_the_sessions_that_run_them(
     def graphs(self):
         from dataclasses import replace
         graphs = super().graphs()
-        return [{change}, *graphs[2:]]
+        return [{change}, *graphs[3:]]
 """
     source = PLUGIN.replace("        self.sizes = SIZES\n", graphs)
     (tmp_path / "sized.py").write_text(source)
