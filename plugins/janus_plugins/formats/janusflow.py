@@ -1,7 +1,8 @@
 """The format that the authors of JanusFlow published: ``model_type: multi_modality``, as that of Janus.
 
 The image autoencoder is no part of it: the published code takes Stable Diffusion XL's from the hub, and so
-does this format. One that is written lies beside the rest, as ``vae.``, with its options in config.json.
+does this format. One that is written lies beside the rest, as ``vae.``, with its options in config.json. So
+do the options that training alone reads, and the weights of its alignment, as ``aligner.``.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ from janus_plugins.formats.tower import Tower
 FORMAT = "janusflow"
 AUTOENCODER = "stabilityai/sdxl-vae"  # that of the published code
 
+TRAINING = ("time_mean", "time_std", "align_layer", "align_dim", "align_weight")
+"""Options of the generation path that the published code, which only draws, does not know."""
+
 TOWER = Tower("vision_und_enc_model.vision_tower.")
 NAMES = Renaming(
     [
@@ -54,6 +58,7 @@ NAMES = Renaming(
         ("vision_gen_dec_aligner.", "generation.decoder_adaptor."),
         ("vision_gen_dec_model.", "generation.decoder."),
         ("vae.", "generation.autoencoder."),
+        ("aligner.", "generation.aligner."),
         ("language_model.", "backbone.model."),
     ]
 )
@@ -111,6 +116,7 @@ class JanusFlowFormat:
                 "understanding": {"encoder": encoder, "adaptor": {"name": "linear", "begin": True}},
                 "generation": {
                     **_read_flow(config["vision_gen_enc_config"], config["vision_gen_dec_config"]),
+                    **config.get("training_config", {}),
                     "autoencoder": config.get("vae_config")
                     or {"name": "autoencoder-kl", "pretrained": AUTOENCODER},
                 },
@@ -151,6 +157,7 @@ class JanusFlowFormat:
                 "vision_und_enc_config": section("CLIPVisionTower", "vision_und_enc", write_tower(encoder)),
                 "vision_gen_enc_config": encoder_section,
                 "vision_gen_dec_config": decoder_section,
+                "training_config": {key: generation[key] for key in TRAINING},
                 "vae_config": {**generation["autoencoder"], "pretrained": None, "revision": None},
                 "language_config": language,
             },
@@ -200,6 +207,7 @@ def _read_flow(encoder: Mapping[str, Any], decoder: Mapping[str, Any]) -> dict[s
 
 def _write_flow(path: Mapping[str, Any], hidden_size: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the sections of the U-ViT's encoder and decoder."""
+    require(path["hidden_condition"], FORMAT, "hidden_condition", "hidden_condition: false")
     size = (path["height"], path["width"])
     require(size == (SIDE, SIDE), FORMAT, f"drawings of {SIDE}x{SIDE}", size)
     require(path["patch_size"] == 2, FORMAT, "patches of 2 x 2", path["patch_size"])

@@ -27,6 +27,12 @@ def require(condition: bool, format_name: str, expected: str, actual: object) ->
         raise CheckpointError(f"the {format_name} format supports only {expected}; found {actual!r}.")
 
 
+def require_begin_image(tokens: Mapping[str, Any], format_name: str) -> None:
+    """Raise CheckpointError for a tokenizer whose images begin without a token."""
+    begin = tokens["begin_image"]
+    require(begin is not None, format_name, "images that begin with a token (tokens.begin_image)", begin)
+
+
 def read_pixels(file: Mapping[str, Any], tower: Mapping[str, Any]) -> dict[str, Any]:
     """Read a preprocessor's settings as a native pixel spec.
 

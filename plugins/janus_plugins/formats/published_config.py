@@ -11,6 +11,7 @@ from janus_plugins.formats.preparation import (
     choose_template,
     read_pixels,
     require,
+    require_begin_image,
     write_json,
     write_pixels,
 )
@@ -78,12 +79,14 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
     blocks = config.get("together") or []
     require(not blocks, expected="causal attention (together: [])", actual=blocks, format_name="published")
     encoder, generation = config["understanding"]["encoder"], config["generation"]
+    path = generation["name"]
+    require(path == "autoregressive", "published", "the generation path autoregressive", path)
     tokenizer, head = generation["tokenizer"], generation["head"]
-    names = (encoder["name"], generation["name"], tokenizer["name"], head["name"], config["backbone"]["name"])
+    names = (encoder["name"], tokenizer["name"], head["name"], config["backbone"]["name"])
     require(
-        names == ("siglip", "autoregressive", "llamagen", "mlp", "hf"),
+        names == ("siglip", "llamagen", "mlp", "hf"),
         "published",
-        "the components siglip, autoregressive, llamagen, mlp and hf",
+        "the components siglip, llamagen, mlp and hf",
         names,
     )
     _check_drawing(generation)
@@ -115,6 +118,7 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
     named = {"image_processor_type": "VLMImageProcessor", "processor_class": "VLChatProcessor"}
     write_json(folder / "preprocessor_config.json", {**named, "image_size": size, **pixels})
     tokens = config["processor"]["tokens"]
+    require_begin_image(tokens, "published")
     write_json(
         folder / "processor_config.json",
         {
@@ -190,6 +194,9 @@ def _write_adaptor(
     projectors = {adaptor: projector for projector, adaptor in ADAPTORS.items()}
     require(adaptor["name"] in projectors, "published", f"adaptors {', '.join(projectors)}", adaptor["name"])
     require(adaptor.get("bias", True), "published", "biases in its linear adaptor", "none")
+    require(
+        not adaptor.get("begin"), "published", "a linear adaptor without a begin embedding", "begin: true"
+    )
     params = {"projector_type": projectors[adaptor["name"]], "depth": adaptor.get("depth", 1)}
     return section("MlpProjector", model_type, {**params, "input_dim": input_dim, "n_embed": output_dim})
 

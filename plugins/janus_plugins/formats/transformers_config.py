@@ -82,9 +82,10 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
     """
     blocks = config.get("together") or []
     require(not blocks, expected="causal attention (together: [])", actual=blocks)
+    preparation.require_begin_image(config["processor"]["tokens"], "transformers")
+    _check_components(config)
     understanding, generation = config["understanding"], config["generation"]
     encoder, tokenizer, backbone = understanding["encoder"], generation["tokenizer"], config["backbone"]
-    _check_components(config)
     hidden_size = backbone["config"]["hidden_size"]
     patches = encoder["image_size"] // encoder["patch_size"]
     written = JanusConfig(
@@ -124,6 +125,8 @@ def write_config(config: Mapping[str, Any], folder: Path) -> None:
 
 def _check_components(config: Mapping[str, Any]) -> None:
     understanding, generation = config["understanding"], config["generation"]
+    path = generation["name"]
+    require(path == "autoregressive", expected="the generation path autoregressive", actual=path)
     encoder, tokenizer, head = understanding["encoder"], generation["tokenizer"], generation["head"]
     backbone = config["backbone"]
     components = (

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from janus_modular import CheckpointError, Janus
 from janus_modular.checkpoints import ModelAssembly, convert
 from janus_modular.checkpoints.opening import build_format, open_lazily
+from janus_modular.config import to_plain
 from janus_modular.model.batch import collate
 from janus_modular.model.model import merge_features
 from janus_modular.model.session import TorchRuntime
@@ -206,3 +207,49 @@ def test_another_architecture_is_refused(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=message):
         build_format("janusflow", plugins).read_config(tmp_path)
+
+
+def config_of(assembly: ModelAssembly, **generation: Any) -> dict[str, Any]:
+    """Return the config that a format writes, with other options of the generation path."""
+    config = to_plain(assembly.model.config)
+    config["generation"] |= generation
+    config["processor"]["tokens"] = assembly.processor.tokenizer.names
+    return config
+
+
+def test_options_and_weights_of_training_come_back(
+    assembly: ModelAssembly, published: Path, plugins: Plugins, tmp_path: Path
+) -> None:
+    janusflow = build_format("janusflow", plugins)
+    chosen = {"align_layer": 1, "align_dim": 1024, "align_weight": 0.25, "time_mean": -0.5, "time_std": 2.0}
+    shutil.copytree(published, tmp_path / "written", ignore=shutil.ignore_patterns("*.safetensors"))
+    janusflow.write_config(config_of(assembly, **chosen), tmp_path / "written")
+    read = janusflow.read_config(tmp_path / "written")["generation"]
+    assert {key: read[key] for key in chosen} == chosen
+    weights = {"generation.aligner.0.weight": torch.ones(2, 2), **open_weights_of_tower(assembly)}
+    written = dict(janusflow.from_native(weights))
+    assert dict(janusflow.to_native(written))["generation.aligner.0.weight"] is written["aligner.0.weight"]
+
+
+def open_weights_of_tower(assembly: ModelAssembly) -> dict[str, torch.Tensor]:
+    """Return the weights that the format needs in any model."""
+    state = assembly.model.state_dict()
+    names = ("understanding.encoder.model.", "backbone.model.lm_head.")
+    return {name: weight for name, weight in state.items() if name.startswith(names)}
+
+
+def test_a_seen_condition_cannot_be_written(
+    assembly: ModelAssembly, plugins: Plugins, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="janusflow format supports only hidden_condition"):
+        build_format("janusflow", plugins).write_config(config_of(assembly, hidden_condition=False), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["published", "transformers"])
+def test_formats_of_janus_refuse_rectified_flow(
+    name: str, assembly: ModelAssembly, plugins: Plugins, tmp_path: Path
+) -> None:
+    config = config_of(assembly)
+    config["processor"]["tokens"] = {**config["processor"]["tokens"], "begin_image": "<begin_of_image>"}
+    with pytest.raises(CheckpointError, match="only the generation path autoregressive"):
+        build_format(name, plugins).write_config(config, tmp_path)

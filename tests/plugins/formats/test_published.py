@@ -15,8 +15,10 @@ from torch import Tensor
 
 from janus_modular import CheckpointError
 from janus_modular.checkpoints import ModelAssembly, convert
-from janus_modular.checkpoints.opening import open_lazily
+from janus_modular.checkpoints.opening import build_format, open_lazily
 from janus_modular.cli.info import gather
+from janus_modular.config import to_plain
+from janus_modular.plugins import Plugins
 from janus_modular.testing import CheckpointFormatContract, CheckpointFormatExample
 from janus_modular.weights.chunks import chunk_name, sharding_metadata
 from janus_plugins.formats.published import NAMES, PublishedConfig, PublishedFormat
@@ -318,3 +320,23 @@ def test_info_counts_the_numbers_that_a_model_does_not_use(
     stored = gather(str(published), [])["stored"]
     assert stored["unused"] == sum(tensor.numel() for name, tensor in reference.items() if unused(name)) > 0
     assert sum(stored.values()) == sum(tensor.numel() for tensor in reference.values())
+
+
+@pytest.mark.parametrize("name", ["published", "transformers"])
+def test_images_that_begin_without_a_token_are_refused(
+    name: str, published: Path, tmp_path: Path, plugins: Plugins
+) -> None:
+    assembly = ModelAssembly.from_checkpoint(published, device="meta")
+    config = to_plain(assembly.model.config)
+    config["processor"]["tokens"] = {**assembly.processor.tokenizer.names, "begin_image": None}
+    with pytest.raises(CheckpointError, match=r"images that begin with a token \(tokens\.begin_image\)"):
+        build_format(name, plugins).write_config(config, tmp_path)
+
+
+def test_a_begin_embedding_is_refused(published: Path, tmp_path: Path, plugins: Plugins) -> None:
+    assembly = ModelAssembly.from_checkpoint(published, device="meta")
+    config = to_plain(assembly.model.config)
+    config["processor"]["tokens"] = assembly.processor.tokenizer.names
+    config["understanding"]["adaptor"] = {"name": "linear", "bias": True, "begin": True}
+    with pytest.raises(CheckpointError, match="a linear adaptor without a begin embedding"):
+        build_format("published", plugins).write_config(config, tmp_path)
