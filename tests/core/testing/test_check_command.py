@@ -16,7 +16,7 @@ from janus_modular.testing.fixtures import EXAMPLES, context
 LARGE_OR_ASKING = (  # by their defaults
     *("siglip", "llamagen", "vqgan", "ibq", "hf-vq", "hf-vision"),
     *("image-folder", "jsonl", "parquet", "webdataset"),
-    *("wandb", "mlflow", "trackio"),  # by extras
+    *("wandb", "mlflow", "trackio", "emoji"),  # by extras, and by images of a package
 )
 
 MIXES = """
