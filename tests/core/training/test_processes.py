@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -349,3 +350,8 @@ def test_processes_connect_again_for_each_run(ranks: Ranks):
 
     for outcome in ranks(2, connect, seconds=30):
         assert outcome.result == [[(number, 0), (number, 1)] for number in range(10)], outcome.error
+
+
+@pytest.mark.usefixtures("garbage_with_threads")
+def test_a_rank_does_not_wait_for_threads_of_earlier_tests(ranks: Ranks):
+    assert [outcome.error for outcome in ranks(2, lambda _: gc.collect(), seconds=30)] == ["", ""]
