@@ -151,7 +151,8 @@ def killed_at(tmp_path: Path) -> KilledAt:
     Return whether it died; False where it ended before. Nothing of it is cleaned up, as after SIGKILL:
     no ``finally``, no ``except``, no buffer that is written out.
 
-    torch has one thread in it: it would wait for ever for threads of OpenMP, which a fork does not copy.
+    torch has one thread in it, and nothing of earlier tests is collected: both would wait for ever for
+    threads, which a fork does not copy.
     """
     if not hasattr(os, "fork"):
         pytest.skip("needs fork")
@@ -159,6 +160,7 @@ def killed_at(tmp_path: Path) -> KilledAt:
     def run(number: int, action: Callable[[], object]) -> bool:
         child = os.fork()
         if not child:
+            gc.freeze()
             if torch := sys.modules.get("torch"):
                 torch.set_num_threads(1)
             _die_at(number, tmp_path)

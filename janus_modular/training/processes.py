@@ -6,16 +6,20 @@ ranks before an update, so that a step is the step of a single process, up to th
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from janus_modular.errors import ConfigError, JanusError, TrainingError
 from janus_modular.foreign import reason
@@ -91,6 +95,10 @@ class Processes:
     def started(self, device: torch.device) -> Iterator[None]:
         """Connect the processes; on CUDA, gradients go over NCCL, and all else over gloo.
 
+        Each run has a prefix of its own in the store through which processes exchange addresses: torch uses
+        the same keys for every default group, so that in a second run of the same processes, one could read
+        the address that another had in the first, and all would hang.
+
         Raises:
             TrainingError: the others cannot be reached.
         """
@@ -101,7 +109,10 @@ class Processes:
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
-            dist.init_process_group(backend, timeout=TIMEOUT)
+            store = PrefixStore(f"run-{next(_run_numbers)}", _rendezvous_store())
+            dist.init_process_group(
+                backend, store=store, rank=self.rank, world_size=self.world, timeout=TIMEOUT
+            )
         except Exception as error:  # of several classes
             raise TrainingError(
                 f"rank {self.rank} does not reach the other {self.world - 1} processes: {reason(error)}."
@@ -246,6 +257,17 @@ class Processes:
                     f"{name} differs: {values[0]!r:.200} on rank 0, {of_rank!r:.200} on rank {rank}; expected"
                     " the same on all ranks. Start all of them with the same command, versions and files"
                 )
+
+
+_run_numbers = itertools.count()
+"""The numbers of this process's runs, which are the same in all processes that a launcher started."""
+
+
+@cache
+def _rendezvous_store() -> Store:
+    """Return the store at torchrun's MASTER_ADDR and MASTER_PORT, which stays open for further runs."""
+    store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    return store
 
 
 def _buckets(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -110,7 +111,12 @@ def _forked(function: Callable[[Any], Any], workers: int) -> ProcessPoolExecutor
 
 
 def _initialize(function: Callable[[Any], Any]) -> None:
-    """Prepare a worker: Ctrl-C is the parent's to handle, and the worker ends with its parent."""
+    """Prepare a worker: Ctrl-C is the parent's to handle, and the worker ends with its parent.
+
+    The parent's objects are never collected here: some, such as the process group of a former run, would wait
+    for ever for threads, which a fork does not copy.
+    """
+    gc.freeze()
     global _function
     _function = function
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork

@@ -59,17 +59,18 @@ def mean_lengths(
         DataError: none of them can be used.
     """
     means = {}
-    for name, source in builder.mixture.sources.items():
-        refs = (SampleRef(name, number) for number in range(min(MEASURED_SAMPLES, len(source))))
-        with SampleWorkers(partial(_length, builder), workers, worker_type) as pool:
+    with SampleWorkers(partial(_length, builder), workers, worker_type) as pool:
+        for name, source in builder.mixture.sources.items():
+            num_measured = min(MEASURED_SAMPLES, len(source))
+            refs = (SampleRef(name, number) for number in range(num_measured))
             lengths = [length for length in pool.map(refs) if length]
-        if not lengths:
-            raise DataError(
-                f"source '{name}': none of the first {min(MEASURED_SAMPLES, len(source))} samples can be"
-                " used, so that the mean length, which mixture_unit=tokens needs, is unknown. `janus-modular"
-                " data check CONFIG` names the reasons."
-            )
-        means[name] = sum(lengths) / len(lengths)
+            if not lengths:
+                raise DataError(
+                    f"source '{name}': none of the first {num_measured} samples can be used, so that the mean"
+                    " length, which mixture_unit=tokens needs, is unknown. `janus-modular data check CONFIG`"
+                    " names the reasons."
+                )
+            means[name] = sum(lengths) / len(lengths)
     return means
 
 

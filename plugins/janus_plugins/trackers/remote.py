@@ -21,13 +21,13 @@ def require(library: str) -> None:
         raise MissingExtraError(f"the tracker '{library}'", library)
 
 
-def stored_id(file: Path, folder: Path) -> tuple[str, bool]:
-    """Return the id of the run in ``folder``, and True if it is new: it is kept in ``file``."""
+def stored_id(file: Path, folder: Path) -> str:
+    """Return the id of the run in ``folder``, which is made once and kept in ``file``."""
     if file.exists():
-        return file.read_text("utf-8").strip(), False
+        return file.read_text("utf-8").strip()
     run_id = f"{folder.absolute().name}-{secrets.token_hex(4)}"
     store_id(file, run_id)
-    return run_id, True
+    return run_id
 
 
 def store_id(file: Path, run_id: str) -> None:

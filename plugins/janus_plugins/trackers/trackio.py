@@ -85,7 +85,7 @@ class TrackioTracker:
         if self._run is None:
             import trackio
 
-            name, _ = stored_id(self._folder / "trackio-run.txt", self._folder)
+            name = stored_id(self._folder / "trackio-run.txt", self._folder)
             with redirect_stdout(sys.stderr):
                 self._run = trackio.init(
                     project=self._config.project,

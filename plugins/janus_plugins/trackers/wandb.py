@@ -79,7 +79,7 @@ class WandbTracker:
         if self._run is None:
             import wandb
 
-            run_id, _ = stored_id(self._folder / "wandb-run.txt", self._folder)
+            run_id = stored_id(self._folder / "wandb-run.txt", self._folder)
             self._run = wandb.init(
                 project=self._config.project,
                 entity=self._config.entity,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ def killed_while_drawing(janus: Janus, folder: Path, codes: int) -> None:
     """Draw in a process of its own, which is killed once so many codes are drawn."""
     child = os.fork()
     if not child:
+        gc.freeze()  # what earlier tests left would wait for its threads, which a fork does not copy
         engine = Engine(janus, rows=4, journal=folder)
         job = engine.resumed[0] if engine.resumed else engine.submit(REQUEST)
         for event in job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
@@ -150,6 +151,21 @@ def metrics() -> Callable[[TrainConfig], list[dict[str, float]]]:
     return read
 
 
+@pytest.fixture
+def garbage_with_threads() -> Iterator[None]:
+    """Leave a process group with threads, which only the garbage collector would destroy."""
+    from torch import distributed as dist
+
+    cycle: list[Any] = []
+    gc.disable()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    cycle += [cycle, dist.group.WORLD]
+    dist.destroy_process_group()
+    del cycle
+    yield
+    gc.enable()
+
+
 @dataclass
 class Rank:
     """How a process of a run ended."""
@@ -174,6 +190,7 @@ def connected_ranks(folder: Path) -> Iterator[Callable[..., list[Rank]]]:
     started: list[int] = []
 
     def child(rank: int, world: int, port: int, action: Callable[[int], object], file: Path) -> None:
+        gc.freeze()  # what earlier tests left would wait for its threads, which a fork does not copy
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
         status, outcome = 1, Rank(1)

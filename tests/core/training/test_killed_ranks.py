@@ -97,7 +97,6 @@ def test_a_run_killed_twice_is_equal_to_the_bit(make: Make, ranks: Ranks, tmp_pa
     assert sorted(os.listdir(Path(config.output) / "checkpoints")) == [LATEST, "step-0000004", "step-0000006"]
 
 
-@pytest.mark.proof  # on a busy machine its processes may take minutes
 def test_a_checkpoint_in_the_background_is_that_of_its_step(
     make: Make, ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -334,3 +335,23 @@ def test_two_runs_into_one_folder_are_refused_on_every_rank(make: Make, ranks: R
         outcomes = ranks(2, run(config))
     assert "another process" in outcomes[0].error
     assert outcomes[1].error.startswith("OtherRankError: rank 0: ")
+
+
+def test_processes_connect_again_for_each_run(ranks: Ranks):
+    """Also while the group of the run before still exists, as its model refers to it."""
+
+    def connect(rank: int) -> list[list[tuple[int, int]]]:
+        processes, groups, gathered = Processes.from_environment(), [], []
+        for number in range(10):
+            with processes.started(CPU):
+                groups.append(torch.distributed.group.WORLD)
+                gathered.append(processes.gather((number, rank)))
+        return gathered
+
+    for outcome in ranks(2, connect, seconds=30):
+        assert outcome.result == [[(number, 0), (number, 1)] for number in range(10)], outcome.error
+
+
+@pytest.mark.usefixtures("garbage_with_threads")
+def test_a_rank_does_not_wait_for_threads_of_earlier_tests(ranks: Ranks):
+    assert [outcome.error for outcome in ranks(2, lambda _: gc.collect(), seconds=30)] == ["", ""]

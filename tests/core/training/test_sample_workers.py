@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from janus_modular.errors import ConfigError, DataError
 from janus_modular.plugins import default_plugins
 from janus_modular.training import sample_workers
 from janus_modular.training.data_check import check_data
+from janus_modular.training.sample_workers import SampleWorkers
 from janus_modular.training.train import train
 
 from .conftest import Make
@@ -52,3 +54,9 @@ def test_where_processes_cannot_be_forked_the_setting_is_an_error(
     monkeypatch.setattr(sample_workers, "get_all_start_methods", lambda: ["spawn"])
     with pytest.raises(ConfigError, match=r"worker_type: found process, .* expected thread"):
         check_data(make(**SETTINGS, worker_type="process"), default_plugins())
+
+
+@pytest.mark.usefixtures("garbage_with_threads")
+def test_a_worker_does_not_wait_for_threads_of_the_parents_garbage() -> None:
+    with SampleWorkers(gc.collect, 1, "process") as pool:
+        assert pool.submit(2).result(timeout=60) >= 0
