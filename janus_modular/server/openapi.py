@@ -26,10 +26,17 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text} for status, text in DESCRIPTIONS.items()
 }
 
+EVENT = {
+    "type": "object",
+    "description": "The fields of one event; data is JSON, and [DONE] at the end of a chat completion.",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer; with stream, events.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        # As OpenAPI 3.2 describes the events of a stream, each by itself.
+        "content": {"text/event-stream": {"itemSchema": EVENT}},
     }
 }
 
