@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Integral
+from math import inf
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,18 @@ def count(value: Any, name: str) -> int:
     if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) <= MAX_COUNT:
         raise PromptError(f"{name}: found {value!r:.80}; expected a whole number from 1 to {MAX_COUNT:,}.")
     return int(value)
+
+
+def seconds(value: Any, name: str) -> float | None:
+    """Return a time in seconds from 0, or None.
+
+    Raises:
+        PromptError: the value is something else, or not finite.
+    """
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 <= value < inf):
+        raise PromptError(f"{name}: found {value!r:.80}; expected a number of seconds from 0, or None.")
+    return None if value is None else float(value)
 
 
 def callback(value: Any, name: str) -> Callable[..., Any] | bool | None:

@@ -99,7 +99,8 @@ class Engine:
         self.janus = janus
         self.rows = arguments.count(rows, "rows")
         self.queue_size = arguments.count(queue_size, "queue_size")
-        self.max_seq_len = max_seq_len or min(janus.runtime.context, MAX_SEQ_LEN)
+        default = min(janus.runtime.context, MAX_SEQ_LEN)
+        self.max_seq_len = default if max_seq_len is None else arguments.count(max_seq_len, "max_seq_len")
         session = janus.runtime.open(self.max_seq_len, self.rows)
         if not isinstance(session, SharedSession):
             raise ConfigError(

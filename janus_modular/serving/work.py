@@ -158,11 +158,14 @@ def work_for(
     Raises:
         PromptError: the request is invalid, or does not fit into a row of ``limit`` positions.
     """
+    if not isinstance(request, AnswerRequest | DrawRequest):
+        raise PromptError(f"found the request {request!r:.80}; expected an AnswerRequest or a DrawRequest.")
+    arguments.seconds(request.deadline, "deadline")
+    if not isinstance(request.request_id, str | None):
+        raise PromptError(f"request_id: found {request.request_id!r:.80}; expected a text, or None.")
     if isinstance(request, AnswerRequest):
         return AnswerWork(janus, request, limit)
-    if isinstance(request, DrawRequest):
-        return DrawWork(janus, request, limit, code_graphs)
-    raise PromptError(f"found the request {request!r:.80}; expected an AnswerRequest or a DrawRequest.")
+    return DrawWork(janus, request, limit, code_graphs)
 
 
 def check_fits(prompt: int, generated: int, unit: str, limit: int) -> None:

@@ -177,6 +177,10 @@ def test_waiting_for_a_result_has_a_limit_of_its_own(engine: Engine) -> None:
         (DrawRequest("a", partial_images=9), "partial_images: found 9; expected 0 to 8"),
         (DrawRequest(["a"]), "prompt: found"),  # type: ignore[arg-type]
         ("a", "expected an AnswerRequest or a DrawRequest"),
+        (AnswerRequest("a", deadline="5"), "deadline: found '5'"),  # type: ignore[arg-type]
+        (AnswerRequest("a", deadline=float("nan")), "deadline: found nan"),
+        (DrawRequest("a", deadline=-1), "deadline: found -1"),
+        (DrawRequest("a", request_id=5), "request_id: found 5"),  # type: ignore[arg-type]
     ],
 )
 def test_what_does_not_fit_is_refused_at_once(tiny: Janus, request_: Any, message: str) -> None:
@@ -238,6 +242,7 @@ def test_closing_waits_no_longer_than_it_may(tiny: Janus) -> None:
     ("options", "error", "message"),
     [
         ({"rows": 0}, PromptError, "rows: found 0"),
+        ({"max_seq_len": 0}, PromptError, "max_seq_len: found 0"),
         ({"scheduler": "fare"}, ConfigError, "Did you mean 'fair'"),
         ({"scheduler": {"name": "fair", "chunk": 0}}, ConfigError, "chunk: found 0"),
         ({"max_seq_len": 4096}, PromptError, "max_seq_len: found 4096; expected 512"),
