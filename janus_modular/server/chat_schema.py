@@ -129,14 +129,6 @@ class ChatRequest(ApiModel):
     user: User = None
 
 
-class PromptTokens(BaseModel):
-    """Input tokens by their sort."""
-
-    text_tokens: int
-    image_tokens: int
-    cached_tokens: int = 0
-
-
 class ChatUsage(BaseModel):
     """Token counts of all choices of an answer."""
 

@@ -16,7 +16,7 @@ STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 
 
 class Metrics:
-    """What was observed of finished requests; `collect_engine` adds the state of the engine."""
+    """What was observed of finished requests; the state of the engine is read when they are collected."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -276,7 +276,6 @@ def _usage(result: Answer | Drawings) -> dict[str, Any]:
     output = usage.completion_tokens + usage.image_tokens
     return {
         "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0},
         "output_tokens": output,
         "output_tokens_details": {"reasoning_tokens": 0, "image_tokens": usage.image_tokens},
         "total_tokens": usage.prompt_tokens + output,

@@ -18,6 +18,7 @@ from janus_modular.config import resolve
 from janus_modular.errors import (
     ConfigError,
     DeadlineError,
+    JanusError,
     JournalError,
     PromptError,
     QueueFullError,
@@ -130,7 +131,12 @@ class Engine:
         self._queue_seconds = 0.0
         self._journal = None if journal is None else Journal(journal)
         records = [] if self._journal is None else self._journal.open_records()
-        self.resumed = [self._resume(record) for record in records]  # jobs, the oldest first
+        try:
+            self.resumed = [self._resume(record) for record in records]  # jobs, the oldest first
+        except JanusError:
+            if self._journal is not None:  # the folder is free again
+                self._journal.close()
+            raise
         self._thread = threading.Thread(target=self._work, name="janus-engine", daemon=True)
         self._thread.start()
 
@@ -175,8 +181,18 @@ class Engine:
         return job
 
     def _resume(self, record: DrawingRecord) -> Job:
-        """Queue a drawing of the journal again."""
-        work = DrawWork(self.janus, record.request, self.max_seq_len, self._code_graphs)
+        """Queue a drawing of the journal again.
+
+        Raises:
+            JournalError: this model cannot draw it.
+        """
+        try:
+            work = DrawWork(self.janus, record.request, self.max_seq_len, self._code_graphs)
+        except JanusError as error:
+            raise JournalError(
+                f"the journal's file {record.file} holds a drawing that this model refuses: {error} Start the"
+                " model that the journal is of, or choose another folder."
+            ) from error
         work.record = record
         opened = OpenRequest(
             Job(record.request, record.request_id, self._cancel), work, lambda: self._batch.steps

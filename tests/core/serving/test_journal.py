@@ -121,6 +121,21 @@ def test_a_damaged_file_is_named(tiny: Janus, tmp_path: Path, content: str) -> N
     Engine(tiny, journal=tmp_path).close()
 
 
+def test_a_drawing_that_this_model_refuses_names_its_file_and_frees_the_folder(
+    tiny: Janus, tmp_path: Path
+) -> None:
+    with Engine(tiny, journal=tmp_path) as engine:
+        engine.submit(DrawRequest("a", request_id="b")).result(60)
+    [file] = tmp_path.glob("*.jsonl")
+    first, *_ = lines(tmp_path)
+    first["request"]["settings"] = {"steps": 30}  # of another image sampler
+    file.write_text(json.dumps(first) + "\n", "utf-8")
+    with pytest.raises(JournalError, match=f"{file.name} holds a drawing that this model refuses: steps: no"):
+        Engine(tiny, journal=tmp_path)
+    file.unlink()
+    Engine(tiny, journal=tmp_path).close()
+
+
 def test_what_a_kill_cut_off_is_no_damage(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     record = journal.begin("a", DrawRequest("a", settings={"prefix": np.array([3, 4])}))
