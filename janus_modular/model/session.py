@@ -166,10 +166,8 @@ class TorchSession(BaseSession):
         return hidden
 
     @torch.no_grad()
-    def embed_prompts(self, prompts: Many[Sequence]) -> Tensor | None:
-        """Return the embeddings (n, T, D) of prompts; None where a prompt is more than its embeddings."""
-        if self.position_axes or self.together or any(prompt.hidden is not None for prompt in prompts):
-            return None
+    def prompt_embeddings(self, prompts: Many[Sequence]) -> Tensor:
+        """Return the embeddings (n, T, D) of prompts."""
         return self.model.embed(collate(prompts).to(self.device))
 
     def copy_positions(self, source: int, target: int, length: int) -> bool:
