@@ -84,6 +84,12 @@ class RowPositions:
         self.together[row] = np.zeros(0, np.int64) if prompt.together is None else prompt.together
         self.hidden[row] = np.zeros(0, np.bool_) if prompt.hidden is None else prompt.hidden
 
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Set what a row holds to the first ``length`` positions of another row."""
+        self.ids[target] = self.ids[source][:, :length]
+        self.together[target] = self.together[source][:length]
+        self.hidden[target] = self.hidden[source][:length]
+
     def truncate(self, lengths: Integers) -> None:
         """Cut rows back to these lengths (rows,).
 

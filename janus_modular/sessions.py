@@ -202,8 +202,16 @@ class BaseSession(ABC):
     def embed_prompts(self, prompts: Sequence[Prompt]) -> Any | None:
         """Return the embeddings (n, T, D) of prompts, in memory of their own, for `extend_rows`.
 
-        Shorter prompts are padded. None: this runtime reads prompts by `admit` alone.
+        Shorter prompts are padded. None: these prompts are read by `admit` alone, because they are more than
+        their embeddings (ids of positions, blocks, hidden positions), or the runtime has no
+        `prompt_embeddings`.
         """
+        if self.position_axes or self.together or any(prompt.hidden is not None for prompt in prompts):
+            return None
+        return self.prompt_embeddings(prompts)
+
+    def prompt_embeddings(self, prompts: Sequence[Prompt]) -> Any | None:
+        """Return the embeddings (n, T, D) of prompts, padded; None: this runtime cannot embed them alone."""
         return None
 
     def copy_row(self, source: int, target: int, length: int) -> bool:
@@ -213,6 +221,7 @@ class BaseSession(ABC):
         """
         if not self.copy_positions(source, target, length):
             return False
+        self.row_positions.copy_row(source, target, length)
         lengths = self._lengths.copy()
         lengths[target] = length
         self._lengths = _frozen(lengths)

@@ -93,6 +93,7 @@ class TorchSession(BaseSession):
     def allocate_rows(self, count: int) -> None:
         """Make ``count`` empty rows."""
         self.cache = self.model.backbone.new_cache(count, self.max_seq_len)
+        self.hides_positions = isinstance(self.cache, HidesPositions)  # too slow a check for every step
 
     @torch.no_grad()
     def read_prompts(self, prompts: Many[Sequence], first_row: int) -> Tensor:
@@ -137,8 +138,9 @@ class TorchSession(BaseSession):
         Raises:
             PromptError: the backbone's cache cannot hide positions.
         """
-        if isinstance(cache, HidesPositions):
-            cache.hidden = None if hidden is None else torch.from_numpy(hidden).to(self.device)
+        if self.hides_positions:
+            mask = None if hidden is None else torch.from_numpy(hidden).to(self.device)
+            cast(HidesPositions, cache).hidden = mask
         elif hidden is not None:
             raise PromptError(
                 f"prompts: found positions that no other sees; the cache {type(cache).__name__} of the"
@@ -164,10 +166,8 @@ class TorchSession(BaseSession):
         return hidden
 
     @torch.no_grad()
-    def embed_prompts(self, prompts: Many[Sequence]) -> Tensor | None:
-        """Return the embeddings (n, T, D) of prompts; None where a prompt is more than its embeddings."""
-        if self.position_axes or self.together or any(prompt.hidden is not None for prompt in prompts):
-            return None
+    def prompt_embeddings(self, prompts: Many[Sequence]) -> Tensor:
+        """Return the embeddings (n, T, D) of prompts."""
         return self.model.embed(collate(prompts).to(self.device))
 
     def copy_positions(self, source: int, target: int, length: int) -> bool:

@@ -114,7 +114,7 @@ class Engine:
             session,
             self.rows,
             build_scheduler(scheduler, janus.plugins),
-            keeps_prompts=prefix_cache,
+            keeps_prompts=prefix_cache and not session.has_states,  # which are not known at a prompt's end
             on_start=self._on_start,
             on_end=self._on_end,
             is_interrupted=self._is_interrupted,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from janus_modular.protocols import SharedSession
 from janus_modular.serving.joining import Joinable, JoinableGraph, run_joined
-from janus_modular.serving.row_view import RunCall, SharedTensor, Vectors, sources_and_rows
+from janus_modular.serving.row_view import RunCall, SharedTensor, Vectors, own_tensor
 from janus_modular.serving.tasks import Task
 
 ALONE = ("decode", "encode")
@@ -86,17 +86,11 @@ class GraphRunner:
     def _run_alone(self, call: RunCall) -> Any:
         """Run a graph whose calls cannot be joined; next inputs of rows are copied."""
         self.copy_inputs()
-        inputs = [self._tensor(x) for x in call.inputs]
+        inputs = [own_tensor(self.session, x) for x in call.inputs]
         outputs = self.session.run(call.name, *inputs)
         if isinstance(outputs, tuple):
             return tuple(self._copied(output) for output in outputs)
         return self._copied(outputs)
-
-    def _tensor(self, x: Any) -> Any:
-        if not isinstance(x, Vectors):
-            return x
-        sources, rows = sources_and_rows([x])
-        return self.session.take(sources, rows.reshape(x.indices.shape))
 
     def _copied(self, output: Any) -> Any:
         shape = tuple(output.shape)
@@ -150,4 +144,4 @@ class GraphRunner:
         return bool(difference <= TOLERANCE * np.abs(low).max(initial=0))
 
     def _numbers(self, x: Any) -> NDArray[Any]:
-        return self.session.to_host(self._tensor(x)) if isinstance(x, Vectors) else np.asarray(x)
+        return self.session.to_host(own_tensor(self.session, x)) if isinstance(x, Vectors) else np.asarray(x)

@@ -16,7 +16,7 @@ import numpy as np
 
 from janus_modular.graph_specs import GraphSignature, TensorSpec, factor_and_axis
 from janus_modular.protocols import SharedSession
-from janus_modular.serving.row_view import Indices, RunCall, SharedTensor, Vectors, gather
+from janus_modular.serving.row_view import Indices, RunCall, SharedTensor, Vectors, gather, own_tensor
 
 NUMBERS = (np.ndarray, np.generic, int, float)
 """The types of scalar inputs."""
@@ -117,7 +117,10 @@ def _concatenate(
     is_float = spec.dtype not in ("int64", "uint8", "bool")
     if is_float and len(spec.shape) == 2 and not all(isinstance(value, np.ndarray) for value in values):
         return gather(session, values, None if len(counts) == 1 else _order(counts, blocks))
-    arrays = [value if isinstance(value, np.ndarray) else session.to_host(value) for value in values]
+    arrays = [
+        value if isinstance(value, np.ndarray) else session.to_host(own_tensor(session, value))
+        for value in values
+    ]
     if len(arrays) == 1:
         return arrays[0]
     joined = np.concatenate(arrays)

@@ -159,12 +159,14 @@ class Reader:
 
 
 def together(readings: Many[RowReading], counts: Mapping[int, int]) -> list[list[RowReading]]:
-    """Divide readings into runs of consecutive rows that read about as many positions."""
+    """Divide readings into runs of consecutive rows that read about as many positions, or whole prompts."""
     groups = list[list[RowReading]]()
     for reading in sorted(readings, key=lambda reading: reading.row):
         group = groups[-1] if groups else []
         numbers = [counts[member.row] for member in (*group, reading)]
-        if group and group[-1].row + 1 == reading.row and min(numbers) >= LEAST_FILLED * max(numbers):
+        follows = bool(group) and group[-1].row + 1 == reading.row
+        same_form = follows and (group[-1].x is None) == (reading.x is None)
+        if same_form and min(numbers) >= LEAST_FILLED * max(numbers):
             group.append(reading)
         else:
             groups.append([reading])

@@ -100,9 +100,13 @@ class RowPool:
 def position_keys(prompt: Sequence) -> NDArray[np.int64] | None:
     """Return a number for each position (T,): equal numbers, up to a position, mean equal inputs.
 
-    None for a prompt with target images, or with image positions that are not the same for each image.
+    None for a prompt with target images, or with image positions that are not the same for each image, and
+    for a prompt that is more than its tokens and images, which is always read as a whole.
     """
     images = prompt.understanding_pixels
+    per_position = (prompt.hidden, prompt.together, prompt.position_ids)
+    if any(values is not None for values in per_position):
+        return None
     positions = np.flatnonzero(prompt.understanding_mask)
     if prompt.generation_mask.any() or len(positions) % max(len(images), 1):
         return None

@@ -58,6 +58,14 @@ def sources_and_rows(tensors: Sequence[Any]) -> tuple[list[Any], Indices]:
     return sources, rows[0] if len(rows) == 1 else np.concatenate(rows)
 
 
+def own_tensor(session: SharedSession, x: Any) -> Any:
+    """Return vectors of a shared tensor as a tensor (..., D) of the session; anything else as it is."""
+    if not isinstance(x, Vectors):
+        return x
+    sources, rows = sources_and_rows([x])
+    return session.take(sources, rows.reshape(x.indices.shape))
+
+
 def gather(session: SharedSession, tensors: Sequence[Any], order: Indices | None = None) -> Any:
     """Return all vectors of several tensors, in this order, as one tensor (n, D) of the session.
 
@@ -142,7 +150,7 @@ class RowView(BaseSession):
         """Wait until x (rows, W, D) is fed; return the hidden states (rows, W, D)."""
         if self.is_alone:
             if self.go_on_alone():
-                return self.session.extend_rows(self._tensor(x), counts, 0)
+                return self.session.extend_rows(own_tensor(self.session, x), counts, 0)
             self.is_alone = False
             x = self.session.take(*sources_and_rows([x]))  # another request's graphs may overwrite it
             x = self.session.take(x, np.arange(x.shape[0]).reshape(len(counts), -1))
@@ -151,7 +159,7 @@ class RowView(BaseSession):
     def run(self, name: str, *inputs: Any) -> Any:
         """Wait until a graph is run; return its outputs."""
         if self.is_alone:
-            outputs = self.session.run(name, *map(self._tensor, inputs))
+            outputs = self.session.run(name, *(own_tensor(self.session, x) for x in inputs))
         else:
             outputs = self.wait_for(RunCall(name, inputs))
         self.on_run(name, outputs)
@@ -189,11 +197,4 @@ class RowView(BaseSession):
         """Copy a tensor to numpy."""
         if isinstance(x, np.ndarray):
             return x.copy()
-        return self.session.to_host(self._tensor(x))
-
-    def _tensor(self, x: Any) -> Any:
-        """Return vectors of a shared tensor as a tensor of the session; anything else as it is."""
-        if not isinstance(x, Vectors):
-            return x
-        sources, rows = sources_and_rows([x])
-        return self.session.take(sources, rows.reshape(x.indices.shape))
+        return self.session.to_host(own_tensor(self.session, x))

@@ -83,7 +83,7 @@ class RecurrentSession(BaseSession):
                 hidden[row, :count] = self.states[row][-count:]
         return hidden
 
-    def embed_prompts(self, prompts: Many[Sequence]) -> Any:
+    def prompt_embeddings(self, prompts: Many[Sequence]) -> Any:
         """Return the embeddings (n, T, D) of prompts, padded with zeros."""
         x = np.zeros((len(prompts), max(map(len, prompts)), self.hidden_size), np.float32)
         for row, prompt in enumerate(prompts):

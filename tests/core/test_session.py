@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,3 +101,23 @@ def test_a_leak_of_a_neighbours_thousandth_is_found(runtime: TorchRuntime) -> No
     with pytest.raises(CheckError, match="states differ by"):
         check_session_extend(leaking, [prompt(1, 2, 3), prompt(4, 5)])
     check_session_extend(runtime, [prompt(1, 2, 3), prompt(4, 5)])
+
+
+@torch.no_grad()
+def test_a_copied_row_hides_the_positions_that_its_source_hides_and_no_others(runtime: TorchRuntime) -> None:
+    seen = prompt(1, 5, 6, 7, 8, 9)
+    unseen = replace(prompt(1, 2, 2, 2, 2, 2), hidden=np.arange(6) > 0)
+    x = runtime.model.backbone.embed(torch.tensor([[11, 12]]))
+    for source, other in ((seen, unseen), (unseen, seen)):
+        session = runtime.open(16, rows=2)
+        session.admit([source, other], [0, 1])
+        expected = session.extend_rows(x, [2], 0)
+        assert session.copy_row(0, 1, 6)
+        torch.testing.assert_close(session.extend_rows(x, [2], 1), expected, rtol=0, atol=0)
+
+
+def test_a_prompt_that_is_more_than_its_embeddings_is_read_as_a_whole(runtime: TorchRuntime) -> None:
+    session = runtime.open(16, rows=2)
+    assert session.embed_prompts([prompt(1, 2)]) is not None
+    unseen = replace(prompt(1, 2), hidden=np.array([False, True]))
+    assert session.embed_prompts([prompt(1, 2), unseen]) is None

@@ -28,8 +28,10 @@ from janus_modular.model.batch import collate
 from janus_modular.model.session import TorchRuntime
 from janus_modular.plugins import Plugins
 from janus_modular.sequence import Sequence
+from janus_modular.serving import AnswerRequest, Engine
 from janus_modular.testing import BackboneContract, RuntimeContract
 from janus_modular.testing.examples import prompt
+from janus_modular.testing.serving import alone, ensure_same
 
 PLUGIN = Path(__file__).with_name("recurrent_backbone.py")
 CLOSE = {"rtol": 0, "atol": 1e-5}  # float32 sums in another order; states are of size 1
@@ -257,3 +259,12 @@ def test_chunks_of_recurrent_layers_do_not_overlap():
     assert chunks(10, 1, 4, overlap=False) == [(0, 4), (4, 4), (8, 2)]
     assert chunks(3, 1, 4, overlap=False) == [(0, 3)]
     assert chunks(2, 4, 4, overlap=False) == [(0, 4)]
+
+
+def test_it_is_served_though_its_rows_keep_no_prompts(opened: Janus):
+    requests = [AnswerRequest(f"the same beginning of them all {i}", max_new_tokens=5) for i in range(4)]
+    requests.append(AnswerRequest(requests[0].prompt, max_new_tokens=5))
+    with Engine(opened, rows=2) as engine:
+        for request, job in [(request, engine.submit(request)) for request in requests]:
+            ensure_same(request, job.result(20), alone(opened, request))
+        assert engine.stats().reused_positions == 0

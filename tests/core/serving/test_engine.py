@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from janus_modular import PromptError
+from janus_modular.checkpoints import ModelAssembly
+from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import (
     ConfigError,
     DeadlineError,
@@ -29,7 +32,7 @@ from janus_modular.serving import (
     Progress,
     TextDelta,
 )
-from janus_modular.testing.serving import alone, ensure_same, mixed_requests
+from janus_modular.testing.serving import SYSTEM, alone, ensure_same, mixed_requests
 
 
 def shut(engine: Engine) -> None:
@@ -349,3 +352,22 @@ def test_a_cancelled_asynchronous_call_frees_its_rows(tiny: Janus) -> None:
     janus.engine.close(drain=True)
     assert janus.engine.stats().cancelled >= 1
     assert not janus.engine.session.lengths.any()
+
+
+@pytest.mark.parametrize("rows", [2, 6])
+def test_drawings_by_rectified_flow_run_beside_answers(rows: int) -> None:
+    """Their unconditional rows hide positions, which other prompts in the same rows later do not."""
+    torch.manual_seed(0)
+    flow = Janus.of(ModelAssembly.from_config(resolve(load("tiny_flow"), ModelConfig)))
+    drawings = [DrawRequest(f"a cat {i}", seed=i, settings={"steps": 3}) for i in range(4)]
+    answers = [AnswerRequest(f"{SYSTEM}Question {i}?", max_new_tokens=5) for i in range(8)]
+    with Engine(flow, rows=rows) as engine:
+        drawing_jobs = [engine.submit(request) for request in drawings]
+        answer_jobs = [engine.submit(request) for request in answers]
+        for request, job in zip(answers, answer_jobs, strict=True):
+            ensure_same(request, job.result(60), alone(flow, request))
+        for request, job in zip(drawings, drawing_jobs, strict=True):
+            expected = flow.draw(request.prompt, seed=request.seed, steps=3)
+            encoded, encoded_alone = job.result(60).encoded, expected.encoded  # type: ignore[union-attr]
+            # Numbers of size 1 in float32, which sums in another order for other shapes.
+            np.testing.assert_allclose(encoded[0], encoded_alone[0], rtol=0, atol=1e-5)  # type: ignore[index]

@@ -153,10 +153,8 @@ class OnnxSession(BundleSession):
         _copy(self.kv_cache.new_states, self.kv_cache.old_states)
         return step.hidden
 
-    def embed_prompts(self, prompts: Sequence[Prompt]) -> Buffer | None:
-        """Return the embeddings (n, T, D) of prompts; None where a prompt is more than its embeddings."""
-        if self.position_axes or self.together or any(prompt.hidden is not None for prompt in prompts):
-            return None
+    def prompt_embeddings(self, prompts: Sequence[Prompt]) -> Buffer:
+        """Return the embeddings (n, T, D) of prompts."""
         x = embed(prompts, self.runtime.run, images_at_once=self.runtime.config.images)
         return HostBuffer.of(x, self.runtime.dtype)
 

@@ -152,7 +152,7 @@ class TensorRTSession(BundleSession):
             start += size
         return hidden
 
-    def embed_prompts(self, prompts: Sequence[Prompt]) -> NDArray[Any]:
+    def prompt_embeddings(self, prompts: Sequence[Prompt]) -> NDArray[Any]:
         """Return the embeddings (n, T, D) of prompts, on the host."""
         self._flush()
         return embed(prompts, self._run_in_chunks, images_at_once=self.runtime.config.images)
