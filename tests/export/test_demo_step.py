@@ -33,7 +33,7 @@ def test_the_bundle_draws_what_torch_draws_and_the_table_says_what_was_proven(
     assert [len(images) for images in section.strips.values()] == [2, 2]
     engines = [what for variant, what, _ in section.rows if variant == "fp16, tensorrt-rtx, 8.9"]
     assert engines == [f"engine of {graph}" for graph in load_bundle(tmp_path / "bundle").graphs]
-    assert section.metrics["engines_built"] == len(engines) == 7
+    assert section.metrics["engines_built"] == len(engines) == 8
 
 
 def test_without_tensorrt_it_says_what_is_missing(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch):

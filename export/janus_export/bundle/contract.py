@@ -26,6 +26,13 @@ class GraphContract:
     aliases: Mapping[str, str]  # output -> input
     states: Mapping[str, str] = field(default_factory=dict)  # output -> input, in memory of their own
 
+    @classmethod
+    def declared(cls, name: str, record: Mapping[str, Any]) -> GraphContract:
+        """Read a contract of any variant: ``model`` stands for the dtype of each. No graph is opened."""
+        return cls.read(
+            name, record, {t["name"]: t["dtype"] for t in (*record["inputs"], *record["outputs"])}
+        )
+
     def measure(self, shapes: Iterable[Sequence[int]]) -> dict[str, int]:
         """Return the lengths of the axes for inputs of these shapes, in order.
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from janus_export.bundle.contract import GraphContract
 from janus_export.reference.compare import (
     AGREEING,
     CLEAR_MARGIN,
@@ -148,7 +149,7 @@ def _first_inputs(target: VerificationTarget, run: Run) -> dict[str, Array]:
     """Return the backbone's inputs for prompts: embeddings from the same graphs, and an empty cache."""
     x = embed(run.prompts, target.runtime.run, images_at_once=4).astype(np.float32)
     rows, tokens, _ = x.shape
-    contract = target.runtime.graph("backbone").contract
+    contract = GraphContract.declared("backbone", target.bundle.graphs["backbone"])
     axes = {"rows": rows, "tokens": tokens, "capacity": tokens}
     counts = np.array([len(prompt) for prompt in run.prompts])
     index = np.tile(np.arange(tokens), (rows, 1))
