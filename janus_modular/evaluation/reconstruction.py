@@ -69,7 +69,10 @@ def reconstruct_images(
 
     path = janus.model.generation
     if not isinstance(path, DecodesImages) or not path.encoded.ids:
-        raise EvaluationError("the model's generation path has no codes: reconstruction needs a tokenizer.")
+        raise EvaluationError(
+            f"the model's generation path {type(path).__name__} has no codes: reconstruction needs an image"
+            " tokenizer. Evaluate a model whose path has one, such as autoregressive."
+        )
     if min(path.height, path.width) <= 2 * SSIM_RADIUS:
         raise EvaluationError(
             f"the model draws {path.width} x {path.height} pixels; SSIM needs {2 * SSIM_RADIUS + 1} at least."

@@ -155,8 +155,12 @@ class HfBackbone(nn.Module):
             if not self._packing_checked and not x.is_meta:
                 self._check_packing(x[:1, :1])
             return self._body(x, positions, together, hidden, layer)
+        if hidden is not None or layer is not None:
+            raise ValueError(
+                "found a cache with hidden or layer; expected neither: the cache hides positions"
+            )
         with self._cached_attention() as attending:
-            hidden = self.body(
+            states = self.body(
                 inputs_embeds=x,
                 position_ids=positions,
                 attention_mask=cache.begin(x.shape[1], together),
@@ -165,7 +169,7 @@ class HfBackbone(nn.Module):
             )[0]
         if not self._attention_checked:
             self._check_attention(attending)
-        return hidden
+        return states
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states (..., D) into text logits (..., V), scaled and capped as the family does."""

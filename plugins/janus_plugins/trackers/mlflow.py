@@ -55,7 +55,7 @@ class MlflowTracker:
         if is_new:
             from mlflow.entities import Param
 
-            params = [Param(_name(key), str(value)[:6000]) for key, value in flat_settings(config).items()]
+            params = [Param(_name(key), _cut(str(value))) for key, value in flat_settings(config).items()]
             for start in range(0, len(params), BATCH):
                 client.log_batch(self._run_id, params=params[start : start + BATCH])
 
@@ -112,6 +112,12 @@ class MlflowTracker:
         client.update_run(self._run_id, status="RUNNING")
         self._client = client
         return client, is_new
+
+
+def _cut(value: str) -> str:
+    """Return a parameter's value, or its beginning with a hint: MLflow takes 6,000 characters."""
+    hint = " ... (whole in config.yaml)"
+    return value if len(value) <= 6000 else value[: 6000 - len(hint)] + hint
 
 
 def _name(name: str) -> str:
