@@ -37,7 +37,9 @@ def test_each_of_many_requests_gets_the_result_that_it_has_alone(
     assert not engine.session.lengths.any()
 
 
-@pytest.mark.parametrize("name", ["several_codes_bundle", "flow_bundle"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("several_codes_bundle", marks=pytest.mark.slow), "flow_bundle"]
+)
 def test_other_paths_are_served_as_they_are(
     name: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
