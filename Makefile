@@ -44,9 +44,9 @@ test: install
 test-all: test weights .cache/trackers/installed
 	$(PYTEST) -m "slow and not proof"
 
-# Run everything: the proofs, and thousands of examples for each property test (hours).
-proof: install weights
-	HYPOTHESIS_PROFILE=proof $(PYTEST) -m ""
+# Run everything: all tests, then the proofs, and thousands of examples for each property test (hours).
+proof: test-all
+	HYPOTHESIS_PROFILE=proof $(PYTEST) -m "proof or hypothesis"
 
 # The libraries of three trackers (400 MB), which slow tests alone need: beside the environment, not in it.
 .cache/trackers/installed: .venv/installed pyproject.toml

@@ -41,6 +41,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 SLOWEST = (
+    *("plugins/demo/test_ablation.py", "core/training/test_killed_ranks.py"),
     *("swapping/test_graphs.py", "plugins/test_contracts.py", "plugins/demo/test_thresholds.py"),
     *("test_real_weights.py", "export/test_verify_layers.py", "export/test_families.py", "test_strangers.py"),
     *("export/test_path_of_other_graphs.py", "export/test_several_codes.py", "swapping/test_learning.py"),
