@@ -11,7 +11,7 @@ TRACKERS := wandb==0.31.0 mlflow-skinny==3.17.2 sqlalchemy==2.1.9 alembic==1.20.
 # Two workers of one thread each: the tests are many and small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help install demo emoji ablation test test-all proof test-gpu weights lint format docs wheel bench bench-export clean
+.PHONY: help install demo emoji ablation test test-all proof test-gpu gpu weights lint format docs wheel bench bench-export clean
 
 # List the targets.
 help:
@@ -99,6 +99,10 @@ bench: install
 	$(BIN)/python bench/sampling.py
 	$(BIN)/python bench/int4_products.py
 	$(BIN)/python bench/decoder.py
+
+# All that a GPU shows, in ten minutes: tests, bundles, speed, training, memory; runs/gpu/results.md is a table of it.
+gpu: install
+	$(BIN)/python bench/gpu.py
 
 # Measure what an export costs at the published sizes; takes 40 GB of disk for a while.
 bench-export: install

@@ -21,6 +21,9 @@ from janus_export.verify import verify
 from janus_modular import TensorSpec
 from janus_modular.errors import JanusError
 from janus_modular.janus import Janus
+from janus_modular.sequence import Sequence
+from janus_modular.testing import RuntimeContract
+from janus_modular.testing.examples import prompt
 
 pytestmark = pytest.mark.skipif(compute_capability() is None, reason="there is no GPU")
 IN_ONNX_RUNTIME = pytest.mark.skipif(
@@ -134,3 +137,22 @@ def test_torch_draws_and_answers_on_a_gpu(on_cpu: Janus, tiny_checkpoint: Path, 
         assert answers == on_cpu.chat_batch(QUESTIONS, max_tokens=8)
         for one, other in zip(images, on_cpu.draw(["a", "b"], 2, seed=3), strict=True):
             assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
+
+
+class TestTorchKeepsTheContractOfSessionsOnAGpu(RuntimeContract):
+    @pytest.fixture(autouse=True)
+    def _of_a_model(self, tiny_checkpoint: Path) -> None:
+        self.runtime = Janus.from_pretrained(tiny_checkpoint, device="cuda").runtime
+
+    def make(self) -> tuple[Any, list[Sequence]]:
+        return self.runtime, [prompt(1, 2, 3), prompt(4)]
+
+
+@IN_ONNX_RUNTIME
+class TestOnnxRuntimeKeepsTheContractOfSessionsOnAGpu(RuntimeContract):
+    @pytest.fixture(autouse=True)
+    def _of_a_bundle(self, on_gpu: Janus) -> None:
+        self.runtime = on_gpu.runtime
+
+    def make(self) -> tuple[Any, list[Sequence]]:
+        return self.runtime, [prompt(1, 2, 3), prompt(4)]
