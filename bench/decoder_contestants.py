@@ -53,10 +53,14 @@ class Contestant:
     backbones: list[float] = field(default_factory=list)  # of ours: what a step spent in the backbone
     outside: list[float] = field(default_factory=list)  # of ours: the share of a step outside of all graphs
 
-    def forget(self) -> None:
-        """Remove all timings."""
-        for timings in (self.times, self.backbones, self.outside):
-            timings.clear()
+    def timings(self) -> tuple[int, int, int]:
+        """Return how many timings there are, for `forget`."""
+        return len(self.times), len(self.backbones), len(self.outside)
+
+    def forget(self, counts: tuple[int, int, int]) -> None:
+        """Remove the timings beyond these counts."""
+        for timings, count in zip((self.times, self.backbones, self.outside), counts, strict=True):
+            del timings[count:]
 
     @property
     def step(self) -> float:
