@@ -132,20 +132,20 @@ class ImageTokenizer(Protocol):
 
 
 class ImageAutoencoder(Protocol):
-    """Encodes target images as arrays of numbers, and decodes these into images."""
+    """Encodes target images as continuous latents, and decodes latents into images: a VAE, for example."""
 
     value_range: tuple[float, float]  # of pixels, in and out
 
     def encoded_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Return the shape (C, h, w) of an encoded image; raise ValueError for an impossible size."""
+        """Return the shape (C, h, w) of an image's latents; raise ValueError for an impossible size."""
         ...
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Encode pixels (N, 3, H, W) in ``value_range`` as numbers (N, C, h, w) of about unit variance."""
+        """Encode pixels (N, 3, H, W) in ``value_range`` as latents (N, C, h, w) of about unit variance."""
         ...
 
     def decode(self, encoded: Tensor, *, height: int, width: int) -> Tensor:
-        """Decode numbers, as `encode` returns them, into pixels (N, 3, height, width) in ``value_range``."""
+        """Decode latents, as `encode` returns them, into pixels (N, 3, height, width) in ``value_range``."""
         ...
 
     def losses(self, pixels: Tensor) -> Mapping[str, Tensor]:
