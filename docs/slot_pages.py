@@ -151,7 +151,7 @@ def _options(entry: Entry[object]) -> str:
         for row in options_of(entry.config)
         if row["name"] not in common
     ]
-    return _table(("option", "default", "what it is"), rows) if rows else "It has no options of its own."
+    return _table(("option", "default", "meaning"), rows) if rows else "It has no options of its own."
 
 
 def _reference(module: ModuleType, name: str) -> Iterator[str]:
@@ -161,7 +161,7 @@ def _reference(module: ModuleType, name: str) -> Iterator[str]:
         comments = comments_of(item)
         yield f"Attributes of `{name}`:"
         rows = [(key, annotation, comments.get(key, "")) for key, annotation in annotations.items()]
-        yield _table(("attribute", "type", "what it is"), rows)
+        yield _table(("attribute", "type", "meaning"), rows)
     yield f"::: {module.__name__}.{name}"
 
 

@@ -20,11 +20,11 @@ context (context), or because the sampler yielded no more tokens (sampler)."""
 
 @dataclass(frozen=True)
 class Usage:
-    """Positions of the context that a request took."""
+    """Token counts of a request: positions in the model's context."""
 
-    prompt_tokens: int  # positions of the prompt, with its images
-    completion_tokens: int = 0  # tokens of the answer, with the token that ends it
-    image_tokens: int = 0  # positions of the drawn image
+    prompt_tokens: int  # positions of the prompt, images included
+    completion_tokens: int = 0  # tokens of the answer, the final token included
+    image_tokens: int = 0  # positions of the generated image
 
     @property
     def total_tokens(self) -> int:
@@ -33,13 +33,13 @@ class Usage:
 
 
 class Answer(str):
-    """The text of an answer, a ``str`` with a finish reason, token counts and the settings that made it."""
+    """The text of an answer: a ``str`` with finish reason, token counts and applied settings."""
 
     __slots__ = ("finish_reason", "settings", "usage")
 
     finish_reason: FinishReason | None  # None: the stream has not ended
     usage: Usage
-    settings: dict[str, Any]  # all of the text sampler's: ``chat(question, **answer.settings)`` answers again
+    settings: dict[str, Any]  # all settings: ``chat(question, **answer.settings)`` repeats the answer
 
     def __new__(
         cls,
@@ -59,7 +59,7 @@ class Answer(str):
 
     @property
     def was_cut(self) -> bool:
-        """True if max_tokens or the context ended the answer before the model did."""
+        """True if the answer ended at max_tokens or at the end of the context."""
         return self.finish_reason in ("length", "context")
 
 
@@ -111,7 +111,7 @@ class AnswerRow:
 
 
 class AnswerBatch(Iterator[tuple[int, str]]):
-    """A batch of answers during generation: yields (row, text) as text comes."""
+    """A batch of answers during generation: yields (row, next part of its text)."""
 
     def __init__(self, rows: Sequence[AnswerRow], texts: Iterator[tuple[int, str]]) -> None:
         self._rows = rows
@@ -127,7 +127,7 @@ class AnswerBatch(Iterator[tuple[int, str]]):
 
 
 class AnswerStream(Iterator[str]):
-    """An answer during generation: yields its text as it comes."""
+    """An answer during generation: yields its text in parts."""
 
     def __init__(self, batch: AnswerBatch) -> None:
         self._batch = batch
@@ -143,7 +143,7 @@ class AnswerStream(Iterator[str]):
 
 
 class Drawings(list[Image.Image]):
-    """A list of drawn images, with token counts and the settings that made them; a notebook shows a grid."""
+    """A list of generated images, with codes, token counts and settings; a notebook shows it as a grid."""
 
     def __init__(
         self,
@@ -153,14 +153,12 @@ class Drawings(list[Image.Image]):
         encoded: Sequence[NDArray[Any]] | None = None,
     ) -> None:
         super().__init__(images)
-        self.encoded = (
-            encoded  # what each image was decoded from, codes say; None: the sampler does not return it
-        )
-        self.usage = list(usage)  # one for each image
-        self.settings = dict(settings or {})  # all of the image sampler's: ``draw(prompt, **settings)``
+        self.encoded = encoded  # codes or latents of each image; None: not returned by the sampler
+        self.usage = list(usage)  # one per image
+        self.settings = dict(settings or {})  # all settings: ``draw(prompt, **settings)`` repeats the drawing
 
     def grid(self, gap: int = 4) -> Image.Image:
-        """Return the images in a nearly square grid, ``gap`` white pixels apart."""
+        """Return one image with all images in a nearly square grid, ``gap`` white pixels apart."""
         columns = int(len(self) ** 0.5 + 0.999)
         rows = -(-len(self) // columns)
         width, height = self[0].size

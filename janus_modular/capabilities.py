@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class EncodesImages(GenerationPath, Protocol):
-    """A generation path whose targets can be stored: samples may hold these arrays, and drawings return them.
+    """A generation path whose encoded images (codes or latents) samples may contain and drawings return.
 
-    `GenerationPath.targets` then returns a tensor (N, ...) of the declared shape and dtype.
+    `GenerationPath.targets` must return a tensor (N, ...) of the declared shape and dtype.
     """
 
     encoded: EncodedSpec  # of one image
@@ -32,131 +32,137 @@ class EncodesImages(GenerationPath, Protocol):
 
 @runtime_checkable
 class DeclaresCache(Backbone, Protocol):
-    """A backbone whose cache is more than keys and values: states of recurrent layers, say.
+    """A backbone with a cache of other tensors than keys and values, such as states of recurrent layers.
 
-    Sessions and exported graphs carry the tensors that it declares; `new_cache` returns a
+    Sessions and exported graphs keep the declared tensors from step to step; `new_cache` returns a
     `janus_modular.TensorCache` of them.
 
-    The first axis of a tensor is "rows". One other may be "capacity", which makes an entry for each position;
-    a tensor without it is a state. All other axes are sizes. A dtype is "model" or "float32".
+    The first axis of a tensor is "rows". Another axis may be "capacity": the tensor then has an entry for
+    each position. A tensor without this axis is a state. All other axes are sizes. The dtype is "model" or
+    "float32".
     """
 
-    cache_tensors: Sequence[TensorSpec]  # what a step needs of earlier positions
+    cache_tensors: Sequence[TensorSpec]  # the tensors, with unique names
 
 
 @runtime_checkable
 class DeclaresPositions(Backbone, Protocol):
-    """A backbone whose positions have ids on several axes, beside their index: multimodal rotary embeddings.
+    """A backbone with multimodal rotary embeddings (M-RoPE): positions have ids on several axes.
 
-    The ``positions`` of `forward` are then (1 + P, B, T): the index in the sequence, and the ids on P axes,
-    which follow from texts and images (`janus_modular.PositionRule`).
+    The argument ``positions`` of `forward` is then (1 + P, B, T): first the index in the sequence, then the
+    ids on P axes, which `janus_modular.PositionRule` assigns.
     """
 
-    position_axes: Sequence[str]  # temporal, height, width: P of them, in the order of its ids
+    position_axes: Sequence[str]  # P of temporal, height, width, in the order of the ids
 
 
 @runtime_checkable
 class AttendsTogether(Backbone, Protocol):
-    """A backbone with blocks of positions that see each other, where all others are causal.
+    """A backbone with bidirectional attention within blocks of positions; other positions are causal.
 
-    ``forward`` has the argument ``together`` (B, T), None or the block of each position: positions of one
-    number above 0 see each other, whichever comes first, if they are of one sequence.
+    ``forward`` has the argument ``together`` (B, T), or None: positions of a sequence with the same number
+    above 0 attend to each other in both directions; 0 is causal.
     """
 
     def refuse_together(self) -> str:
-        """Return why this backbone, as configured, has no such blocks; "" where it has."""
+        """Return why this backbone, as configured, does not support blocks; "" if it does."""
         ...
 
 
 @runtime_checkable
 class ReshapesGrid(Adaptor, Protocol):
-    """An adaptor whose positions are in another grid than the features."""
+    """An adaptor that changes the grid: its positions have other rows and columns than the features."""
 
     def output_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """Return the rows and columns of positions for a grid of features; (1, P') if they have no place."""
+        """Return the rows and columns of positions for a grid of features.
+
+        Return (1, P') if positions correspond to no place of the image.
+        """
         ...
 
 
 @runtime_checkable
 class HasLogProbabilities(GenerationPath, Protocol):
-    """A generation path that gives the log-probability of an image's codes, as policy gradients need."""
+    """A generation path that computes log-probabilities of given codes, as policy gradients need."""
 
     def log_probabilities(
         self, hidden: Tensor, targets: Tensor, *, guidance: float, temperature: float
     ) -> Tensor:
-        """Return the log-probabilities (N, P) with which sampling chooses the targets (N, ...).
+        """Return the log-probabilities (N, P) of sampling the targets (N, ...), natural logarithms.
 
-        ``hidden`` (R, P, D) are the states that the positions are predicted from: conditional rows first,
-        then as many unconditional ones, or N conditional rows for guidance 1.
+        ``hidden`` (R, P, D) are the hidden states that predict the positions: N conditional rows, then N
+        unconditional rows; for guidance 1, only N conditional rows.
         """
         ...
 
 
 @runtime_checkable
 class AlignsHiddenStates(GenerationPath, Protocol):
-    """A generation path with losses between hidden states inside the backbone and an image's features.
+    """A generation path that aligns hidden states inside the backbone with image features (REPA).
 
-    The features are the understanding encoder's, of the target image itself, without a gradient. Its images
-    then have the size of the path's, and the backbone is one that `ReturnsLayer`.
+    The features are those of the target image from the understanding encoder, without gradients. The encoder
+    must take images of the path's size, and the backbone must be one that `ReturnsLayer`.
     """
 
-    align_layer: int | None  # the hidden states are those after this many layers; None: it has no such loss
-    align_shape: tuple[int, int]  # (P, C) of an image's features
+    align_layer: int | None  # number of the backbone layer, counted from 1; None: no such loss
+    align_shape: tuple[int, int]  # (P, C) of the features of an image
 
     def alignment(self, states: Tensor, features: Tensor) -> Mapping[str, Tensor]:
-        """Return named losses, as `GenerationPath.losses` does.
+        """Return the losses by name, as `GenerationPath.losses` does.
 
-        ``states`` (N, num_tokens, D) are at the image's positions, ``features`` (N, P, C) the encoder's.
+        ``states`` (N, num_tokens, D) are the hidden states of the layer at the positions of the images,
+        ``features`` (N, P, C) those of the encoder.
         """
         ...
 
 
 @runtime_checkable
 class HidesCondition(GenerationPath, Protocol):
-    """A generation path whose unconditional rows see nothing of the dropped condition but its first position.
+    """A generation path whose unconditional rows mask the condition, except for its first position.
 
-    Training then hides dropped conditions too, with a backbone that `MasksPositions`.
+    Training then masks dropped conditions too, which needs a backbone that `MasksPositions`.
     """
 
-    hidden_condition: bool  # False: pads in place of the condition are seen, as Janus' path does
+    hidden_condition: bool  # False: rows attend to padding in place of the condition, as in Janus
 
 
 @runtime_checkable
 class MasksPositions(Backbone, Protocol):
-    """A backbone that hides positions from all others in training: its forward takes ``hidden`` (B, T)."""
+    """A backbone whose `forward` has the argument ``hidden`` (B, T): True masks a position for all others."""
 
-    masks_positions: bool  # False: not as it is configured
+    masks_positions: bool  # False: not supported with this config
 
 
 @runtime_checkable
 class ReturnsLayer(Backbone, Protocol):
     """A backbone that also returns the hidden states after one of its layers."""
 
-    num_layers: int  # that `layer` counts
+    num_layers: int  # maximum of ``layer``
 
     def forward(self, x: Tensor, *, positions: Tensor, cache: Any = None, layer: int | None = None) -> Any:
         """Return hidden states as `Backbone.forward` does; with ``layer``, also those after that layer.
 
-        The pair (hidden states, states after the layer), both (B, T, D), is returned without a cache alone.
-        ``layer`` is 1 to ``num_layers``.
+        ``layer`` is 1 to ``num_layers``; the result is then the pair (hidden states, states after the layer),
+        both (B, T, D). Not called with both ``layer`` and a cache.
         """
         ...
 
 
 @runtime_checkable
 class ReadsPretrained(Protocol):
-    """A component that maps names of pretrained weights to its own.
+    """A component that maps names of pretrained weights to those of its ``state_dict``.
 
-    Without this method, the names in the files of ``pretrained:`` must be the component's own.
+    Without this method, the files of ``pretrained:`` must have the names of the ``state_dict``.
     """
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Yield the component's own names and tensors; ``weights`` reads lazily, by the file's names.
+        """Yield (name in the ``state_dict``, tensor); ``weights`` has the file's names and reads lazily.
 
-        Names that are never read are reported as unexpected. A weight of the component that is not yielded
-        is missing, and a name that the component does not have is unexpected; both are errors. Yield
-        everything in the component's part of a file (`janus_modular.belongs_to`), except for weights that
-        are known to be unused: otherwise weights of another architecture could load without an error.
+        A name of the ``state_dict`` that is not yielded is a missing weight, and a yielded name that the
+        ``state_dict`` lacks is an unexpected one: both are errors. Names of the file that are not read are
+        only reported. Therefore yield all weights in the component's part of a file
+        (`janus_modular.belongs_to`), except for known unused ones: otherwise, weights of another architecture
+        could load without an error.
         """
         ...
 
@@ -173,75 +179,75 @@ class LoadedWeights(NamedTuple):
 class LoadsPretrained(Protocol):
     """A component that loads its pretrained weights itself, for example with a library's own loader.
 
-    If it also has the method of `ReadsPretrained`, that method is not called.
+    Its method `read_pretrained`, if there is one, is not called.
     """
 
     def load_pretrained(self, path: Path) -> LoadedWeights:
         """Load the folder or file that ``pretrained:`` names.
 
         Raises:
-            CheckpointError: the weights do not fit; missing weights may also be returned.
+            CheckpointError: the weights do not fit. (Missing weights may be returned instead.)
         """
         ...
 
 
 @runtime_checkable
 class PartiallyTrainable(Protocol):
-    """A component that a stage trains only in part by default, such as adapters of a frozen backbone."""
+    """A component of which only some parameters are trained by default, such as LoRA adapters."""
 
     def trainable_parameters(self) -> Iterable[str]:
-        """Return the names of the submodules and parameters that train where a stage names the component.
+        """Return the paths of the submodules and parameters that are trained if `learn` lists the component.
 
-        Other parameters train only where a stage names them directly.
+        Other parameters are trained only if `learn` lists them.
         """
         ...
 
 
 @runtime_checkable
 class Merges(Protocol):
-    """A component that wraps another during training and can be merged into that component's weights.
+    """A component that wraps another one and can be merged into the weights of that one, such as LoRA.
 
-    ``export`` and ``convert --merge`` merge it.
+    ``export`` and ``convert --merge`` call it.
     """
 
     def merged(
         self, weights: Mapping[str, Tensor]
     ) -> tuple[ComponentSpec, Mapping[str, Callable[[], Tensor]]]:
-        """Return the wrapped component's spec, and a function that makes each of its tensors, by name.
+        """Return the wrapped component's spec, and for each of its weight names a function that computes it.
 
-        ``weights`` are this component's own, by its own names; they are read lazily. The component may be on
-        the meta device.
+        ``weights`` are this component's weights, under the names of its ``state_dict``; they are read lazily.
+        The component may be on the meta device.
         """
         ...
 
 
 @runtime_checkable
 class TranslatesToOnnx(Protocol):
-    """A component that uses an operator which has no translation from torch to ONNX.
+    """A component with custom operators, for which it provides the translation to ONNX.
 
-    Components that `torch.export` traces into torch's own operators do not need it.
+    Not needed for components that `torch.export` traces into torch's own operators.
     """
 
     def onnx_translations(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
-        """Return, for operators (``torch.ops.acme.swish.default``), functions that write them in ONNX.
+        """Return the translation function of each operator, such as ``torch.ops.acme.swish.default``.
 
-        A function takes the operator's arguments, with tensors as values of a graph under construction, and
-        returns the result of onnxscript operators. Only standard ONNX operators run everywhere.
+        A function gets the operator's arguments (tensors as values of an ONNX graph) and returns the results
+        of onnxscript operators. Use standard ONNX operators: others do not run in every runtime.
         """
         ...
 
 
 @runtime_checkable
 class HidesPositions(RowCache, Protocol):
-    """A cache that hides positions of its rows: `begin` leaves them out of the mask it returns."""
+    """A cache that masks hidden positions: they are False in the attention mask that `begin` returns."""
 
-    hidden: Tensor | None  # (B, T) bool, of rows from their first position on; set before each pass
+    hidden: Tensor | None  # (B, T) bool, True: hidden; from the rows' first position on, set before each pass
 
 
 @runtime_checkable
 class CopiesRows(RowCache, Protocol):
-    """A cache whose rows can be copied, so that an engine reads what several prompts begin with only once."""
+    """A cache whose rows can be copied, so that an engine prefills a common prefix of prompts only once."""
 
     def copy_row(self, source: int, target: int, length: int) -> None:
-        """Copy the first ``length`` positions of a row to another row; its length is set afterwards."""
+        """Copy the first ``length`` positions of row ``source`` to ``target``; the caller sets its length."""
         ...

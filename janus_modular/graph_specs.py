@@ -1,7 +1,4 @@
-"""Declarations of the graphs that export compiles: their names, functions, inputs and outputs.
-
-torch is not imported.
-"""
+"""Declarations of the graphs that export compiles: names, functions, inputs and outputs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 AXES = ("images", "rows", "tokens", "capacity")
-"""Dynamic axes: images drawn together, rows in the backbone's batch, positions that are fed at once, and
-positions of a row of the KV cache."""
+"""Dynamic axes: images of a batch, batch rows of the backbone, positions of one call, and positions of a row
+of the KV cache."""
 
 DTYPES = ("model", "float32", "int64", "uint8", "bool")
-"""Dtypes of a `TensorSpec`; "model" is the dtype that the model computes in."""
+"""Dtypes of a `TensorSpec`; "model" is the dtype in which the model computes."""
 
 CORE_GRAPHS = ("understand", "embed", "backbone", "sample_text")
 """Graphs of every model, beside those of its generation path."""
@@ -26,13 +23,13 @@ GraphRole = Literal["sample", "decode", "encode", "embed", "other"]
 class TensorSpec:
     """An input or output of a graph.
 
-    A dimension is a size, the name of an axis (`AXES`), or a multiple of an axis: ``"3*images"``. ``"rows"``
-    is a multiple of ``"images"`` that the sampler chooses.
+    A dimension is a number, the name of an axis (`AXES`), or a multiple of an axis: ``"3*images"``.
+    ``"rows"`` is a multiple of ``"images"`` that the sampler chooses: two with guidance.
     """
 
     name: str  # unique among the graph's tensors
-    dtype: str  # of DTYPES; of a graph that has been compiled: float16, bfloat16, ... instead of "model"
-    shape: tuple[int | str, ...]  # sizes, axes, and multiples of axes
+    dtype: str  # of DTYPES; in a compiled graph, float16, bfloat16, ... instead of "model"
+    shape: tuple[int | str, ...]  # numbers, axes, and multiples of axes
 
     @property
     def axes(self) -> list[str]:
@@ -40,12 +37,12 @@ class TensorSpec:
         return [factor_and_axis(size)[1] for size in self.shape if isinstance(size, str)]
 
     def sized(self, axes: Mapping[str, int]) -> tuple[int, ...]:
-        """Return the shape for these lengths of axes."""
+        """Return the shape with these sizes of the axes."""
         factors = [factor_and_axis(size) if isinstance(size, str) else (size, "") for size in self.shape]
         return tuple(factor * axes[axis] if axis else factor for factor, axis in factors)
 
     def measure(self, shape: Sequence[int]) -> dict[str, int]:
-        """Return the lengths of the axes in a tensor of this shape.
+        """Return the sizes of the axes for a tensor of this shape.
 
         Raises:
             ValueError: the shape is not the declared one.
@@ -88,14 +85,19 @@ def sample_text_tensors(
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """A function that a sampler runs by name, and that export compiles into a graph.
+    """A function that a sampler calls by its name, and that export compiles into a graph.
 
-    The role says how the compiled graph is verified. Ids that "sample" chooses have to be the same, pixels
-    that "decode" makes at most 1 of 255 apart, and other numbers close. "encode" reads the pixels that
-    "decode" has made, and "embed" turns what "encode" has made into inputs of the backbone, as the path's
-    `embed` does; a sampler need not run these two. Every other graph gets what the sampler gives it.
+    The role determines how `verify` compares the compiled graph with torch:
 
-    An output called ``x`` is the backbone's next input, an embedding a row: runtimes keep it on the device.
+    - "sample": outputs of ids must be equal;
+    - "decode": pixels must differ by at most 1 of 255;
+    - "encode": the inputs are pixels from "decode"; a sampler need not call it;
+    - "embed": the inputs are outputs of "encode", which become inputs of the backbone, as by the path's
+      `embed`; a sampler need not call it;
+    - "other": the inputs are those of the sampler's calls.
+
+    Floating-point outputs must be close in all roles. An output named ``x`` is the next input of the backbone
+    (rows, D); runtimes keep it on the device.
     """
 
     name: str  # lower-case letters, digits and underscores
@@ -107,7 +109,7 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class GraphSignature:
-    """The inputs and outputs of a graph that `run` calls, in order, and its role in the generation path."""
+    """Inputs and outputs of a graph that `Session.run` calls, and its role in the generation path."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

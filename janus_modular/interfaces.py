@@ -2,8 +2,8 @@
 
 Read this first, then ``model/model.py``, one plugin, ``model/build.py``.
 
-Shapes, everywhere in this project: B rows, T positions, N images, P patches or codes of an image,
-C feature_dim, D hidden_size, V vocabulary, K codebook size, H and W pixels.
+Shapes, everywhere in this project: B batch rows, T positions (tokens), N images, P patches or codes of an
+image, C feature_dim, D hidden_size, V vocabulary size, K codebook size, H and W pixels.
 
 Components are ``torch.nn.Module``s that match these protocols; nothing has to be inherited.
 torch is imported for types only, so that importing this module costs nothing.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ComponentConfig:
-    """The base of every component's config: where its weights come from."""
+    """The base class of the options of every component."""
 
     pretrained: str | None = None  # a folder, a file, or a hub id; None: random weights
     revision: str | None = None  # with a hub id: a commit, a tag or a branch
@@ -41,9 +41,10 @@ class ComponentSpec:
 
 
 def component(slot: str) -> Any:
-    """Declare a dataclass field that holds a component of ``slot`` (or, as ``list[ComponentSpec]``, several).
+    """Return a dataclass field for a component of ``slot``, of the type ComponentSpec or list[ComponentSpec].
 
-    In YAML it reads ``{name: mlp, depth: 2}``; once resolved, the field holds a `ComponentSpec`.
+    In YAML, the field is written ``{name: mlp, depth: 2}``; resolving the config turns it into a
+    `ComponentSpec`.
     """
     return field(default=None, metadata={"slot": slot})
 
@@ -52,8 +53,8 @@ def component(slot: str) -> Any:
 class PixelSpec:
     """How images are preprocessed for an understanding encoder."""
 
-    height: int = 384  # of the encoder's images, in pixels
-    width: int = 384  # in pixels
+    height: int = 384  # of the encoder's input, in pixels
+    width: int = 384  # of the encoder's input, in pixels
     resize: Literal["letterbox", "crop", "stretch"] = "letterbox"  # fit inside, fill and cut, or distort
     normalize: bool = True  # (x - mean) / std, with x in [0, 1]
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of red, green, blue
@@ -81,9 +82,9 @@ class UnderstandingEncoder(Protocol):
     pixels: PixelSpec  # how images are preprocessed for it
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return the rows and columns of features of an image of this size; P is their product.
+        """Return the rows and columns of features of an image of this size in pixels; P is their product.
 
-        Features without a place in the image form a single row: (1, P).
+        Return (1, P) if features correspond to no place of the image, as those of queries.
         """
         ...
 
@@ -98,20 +99,23 @@ class ImageTokenizer(Protocol):
     """Encodes target images as codes, and decodes codes into images."""
 
     codebooks: tuple[int, ...]  # K of each of the S codes of a position
-    code_dim: int | None  # dimension of a code's embedding; None where codes have none
-    value_range: tuple[float, float]  # of pixels, in and out
+    code_dim: int | None  # dimension of a codebook vector; None: the tokenizer has no codebook vectors
+    value_range: tuple[float, float]  # of the pixels that `encode` takes and `decode` returns
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return the rows and columns of an image's positions; raise ValueError for an impossible size.
+        """Return the rows and columns of positions of an image of this size in pixels; P is their product.
 
-        Positions without a place in the image form a single row: (1, P).
+        Return (1, P) if positions correspond to no place of the image.
+
+        Raises:
+            ValueError: an image of this size cannot be encoded.
         """
         ...
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Encode pixels (N, 3, H, W) in ``value_range`` into code ids (N, P), raster order.
+        """Encode pixels (N, 3, H, W) in ``value_range`` into code ids (N, P) in raster order.
 
-        Where a position has several codes, ids are (N, P, S), each counting from 0.
+        With S codes per position, ids are (N, P, S); those of each codebook count from 0.
         """
         ...
 
@@ -120,9 +124,9 @@ class ImageTokenizer(Protocol):
         ...
 
     def codebook_embeddings(self) -> Tensor | None:
-        """Return the embeddings (sum of K, code_dim) that initialise the generation path's, or None.
+        """Return the vectors (sum of K, code_dim) that initialise the embedding of codes, or None.
 
-        Where positions have several codes, the embeddings of the first code come first.
+        With several codes per position, the vectors of the first codebook come first.
         """
         ...
 
@@ -132,20 +136,20 @@ class ImageTokenizer(Protocol):
 
 
 class ImageAutoencoder(Protocol):
-    """Encodes target images as arrays of numbers, and decodes these into images."""
+    """Encodes target images as continuous latents, and decodes latents into images: a VAE, for example."""
 
-    value_range: tuple[float, float]  # of pixels, in and out
+    value_range: tuple[float, float]  # of the pixels that `encode` takes and `decode` returns
 
     def encoded_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Return the shape (C, h, w) of an encoded image; raise ValueError for an impossible size."""
+        """Return the shape (C, h, w) of an image's latents; raise ValueError for an impossible size."""
         ...
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Encode pixels (N, 3, H, W) in ``value_range`` as numbers (N, C, h, w) of about unit variance."""
+        """Encode pixels (N, 3, H, W) in ``value_range`` as latents (N, C, h, w) of about unit variance."""
         ...
 
     def decode(self, encoded: Tensor, *, height: int, width: int) -> Tensor:
-        """Decode numbers, as `encode` returns them, into pixels (N, 3, height, width) in ``value_range``."""
+        """Decode latents, as `encode` returns them, into pixels (N, 3, height, width) in ``value_range``."""
         ...
 
     def losses(self, pixels: Tensor) -> Mapping[str, Tensor]:
@@ -157,7 +161,7 @@ class Adaptor(Protocol):
     """Projects features to the backbone's hidden size. Built as ``factory(config, C, D)``."""
 
     def num_tokens(self, grid: tuple[int, int]) -> int:
-        """Return the number of positions P' for a grid of features; most adaptors keep P.
+        """Return the number of positions P' that a grid of features becomes; most adaptors return P.
 
         Raises:
             ValueError: the adaptor cannot take a grid of this size.
@@ -177,10 +181,9 @@ class Head(Protocol):
     codebooks: tuple[int, ...]  # K of each of the S codes of a position
 
     def forward(self, hidden: Tensor, before: Tensor) -> Tensor:
-        """Return logits (..., K) of a position's next code for hidden states (..., D).
+        """Return logits (..., K) of the next code of a position, for hidden states (..., D).
 
-        ``before`` (..., s) are the position's codes that are known already. For the first code, s is 0;
-        with one code per position, s is always 0.
+        ``before`` (..., s) are the first s codes of the position. With one code per position, s is always 0.
         """
         ...
 
@@ -188,35 +191,36 @@ class Head(Protocol):
 
 
 class Cache(Protocol):
-    """A KV cache, as `Backbone.forward` writes and reads it.
+    """The KV cache that `Backbone.forward` writes and reads.
 
-    A row's next position is written at its length, and attends to all positions before it.
+    The next position of a row is written at the row's length, and attends to all positions before.
     """
 
     def begin(self, tokens: int, together: Tensor | None = None) -> Tensor:
-        """Prepare ``tokens`` more positions of every row; return the attention mask (B, 1, T, S).
+        """Prepare ``tokens`` (T) more positions in every row; return the attention mask (B, 1, T, S).
 
-        New positions of one number above 0 in ``together`` (B, T) see each other.
+        S is the number of positions in the cache; True: may attend. New positions with the same number above
+        0 in ``together`` (B, T) attend to each other.
         """
         ...
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Write a layer's keys and values (B, heads, T, head dim); return those of all S positions."""
+        """Write keys and values (B, heads, T, head dim) of a layer; return those of all S positions."""
         ...
 
 
 class RowCache(Cache, Protocol):
-    """A KV cache whose rows have lengths of their own and can be emptied, as sessions in torch need.
+    """A KV cache with a length per row, which can be shortened: the cache of sessions in torch.
 
-    All rows are fed alike, and each keeps as many positions as `advance` says. Other positions are
-    padding: they may lie beyond ``max_seq_len``, and never overwrite kept positions.
+    A forward pass writes T positions to every row; `advance` then says how many of them each row keeps. The
+    others are padding, which may lie beyond ``max_seq_len``, and must never overwrite kept positions.
     """
 
     lengths: Tensor  # (B,) int64, on the host
     max_seq_len: int  # maximum positions of a row
 
     def advance(self, counts: Tensor) -> None:
-        """Keep the first ``counts`` (B,) of the positions written last; the next write replaces the rest.
+        """Keep the first ``counts`` (B,) of the T positions written last; the next pass overwrites the rest.
 
         Raises:
             PromptError: a row would hold more than ``max_seq_len``.
@@ -224,13 +228,13 @@ class RowCache(Cache, Protocol):
         ...
 
     def truncate(self, lengths: Tensor) -> None:
-        """Truncate rows to ``lengths`` (B,), none longer than before; 0 empties a row."""
+        """Shorten rows to ``lengths`` (B,), each at most its present length; 0 empties a row."""
         ...
 
     def select(self, rows: slice) -> RowCache:
-        """Return a cache of consecutive rows as a view on the same memory: writes to it change this cache.
+        """Return a cache of consecutive rows on the same memory: writes to it change this cache.
 
-        Sessions read prompts into free rows through it, while the other rows stay as they are.
+        Sessions prefill prompts in free rows through such a view, without changing other rows.
         """
         ...
 
@@ -238,31 +242,31 @@ class RowCache(Cache, Protocol):
 class StateCache(RowCache, Protocol):
     """A cache of the tensors that a backbone declares (`janus_modular.DeclaresCache`).
 
-    Tensors with the axis "capacity" hold an entry for each position. All others are states: what a recurrence
-    keeps of the positions so far, zeros before the first.
+    Tensors with the axis "capacity" have an entry for each position. All others are states of recurrent
+    layers after the positions so far; zeros before the first position.
     """
 
     def keep(self, counts: Tensor) -> None:
-        """Declare, before a forward pass, that the first ``counts`` (B,) of its positions are kept."""
+        """Set, before a forward pass, how many positions (B,) of this pass each row will keep."""
         ...
 
     def kept(self, tokens: int) -> Tensor:
-        """Return which of ``tokens`` more positions are kept (B, T), the first ones of each row.
+        """Return a mask (B, T) of the positions of this pass: True is kept, False is padding.
 
-        The others are padding: a state that is written must be that after the kept positions.
+        Padding is at the end of each row. A written state must be the state after the last kept position.
         """
         ...
 
     def append(self, name: str, new: Tensor) -> Tensor:
-        """Write a tensor's entries of T new positions, after `begin`; return those of all S positions."""
+        """Write a tensor's entries of the T new positions, after `begin`; return those of all S positions."""
         ...
 
     def read(self, name: str) -> Tensor:
-        """Return a state (B, ...), that before the new positions."""
+        """Return the state (B, ...) before the new positions."""
         ...
 
     def write(self, name: str, state: Tensor) -> None:
-        """Set a state (B, ...) to that after the kept positions."""
+        """Store the state (B, ...) after the last kept position."""
         ...
 
 
@@ -270,72 +274,75 @@ class Backbone(Protocol):
     """The language model: embeddings in, hidden states out."""
 
     hidden_size: int  # D
-    context: int  # longest sequence, in positions
+    context: int  # maximum length of a sequence, in positions
 
     @property
     def vocab_size(self) -> int:
-        """The number of rows V of the token embedding."""
+        """V, the number of token embeddings."""
         ...
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Return the embeddings (B, T, D) of token ids (B, T), before the family's input scale."""
+        """Return the embeddings (B, T, D) of token ids (B, T).
+
+        A family that scales its embeddings (Gemma) applies the scale in `forward`, not here.
+        """
         ...
 
     def forward(self, x: Tensor, *, positions: Tensor, cache: Cache | None = None) -> Tensor:
         """Return hidden states (B, T, D) for embeddings (B, T, D), with causal attention.
 
-        ``positions`` (B, T): without a cache, a row may hold several sequences, each counting from 0,
-        and a sequence does not see the others. With a cache, positions continue from ``cache.lengths``;
-        call ``cache.advance`` afterwards, and for a `StateCache`, which a backbone gets that declares its
-        cache's tensors, ``cache.keep`` before. The family's input scale is applied here, once, to all of x.
+        Without a cache, a row may hold several packed sequences: ``positions`` (B, T) counts from 0 in each,
+        and sequences must not attend to each other. With a cache, ``positions`` continues from
+        ``cache.lengths``; the caller calls ``cache.advance`` afterwards and, for a `StateCache` (of a
+        backbone that `DeclaresCache`), ``cache.keep`` before. A family's embedding scale is applied here.
         """
         ...
 
     def __call__(self, x: Tensor, *, positions: Tensor, cache: Cache | None = None) -> Tensor: ...
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return text logits (..., V) for hidden states (..., D), with the family's scale and cap."""
+        """Return text logits (..., V) for hidden states (..., D), with the family's scale and soft cap."""
         ...
 
     def new_cache(self, rows: int, max_seq_len: int) -> RowCache:
-        """Return an empty cache on the backbone's device, in its dtype."""
+        """Return an empty cache of ``rows`` rows and ``max_seq_len`` positions, in the backbone's dtype."""
         ...
 
     def resize_vocab(self, vocab_size: int) -> None:
-        """Grow the token embedding and the text logits to ``vocab_size`` rows; old rows stay."""
+        """Grow token embedding and text head to ``vocab_size`` tokens; weights of present tokens stay."""
         ...
 
 
 class GenerationPath(Protocol):
     """Generates images. ``autoregressive`` (tokenizer, adaptor, head) is the path of Janus."""
 
-    height: int  # of the images it draws, in pixels
-    width: int  # in pixels
-    num_tokens: int  # positions one image takes in a sequence
-    predicts_next: bool  # losses read the hidden state BEFORE each position (True) or at it (False)
-    image_sampler: str  # the registered image sampler that draws with it, unless the config has another
-    frozen_submodules: tuple[str, ...]  # submodules that no stage may train, regardless of `learn`
-    sizes: Mapping[str, Any]  # what image samplers read from `session.sizes`: numbers, strings, lists
+    height: int  # of generated images, in pixels
+    width: int  # of generated images, in pixels
+    num_tokens: int  # positions of an image in the sequence
+    predicts_next: bool  # True: a position is predicted from the hidden state BEFORE it; False: from its own
+    image_sampler: str  # name of the default image sampler
+    frozen_submodules: tuple[str, ...]  # submodules that are never trained, whatever `learn` lists
+    sizes: Mapping[str, Any]  # for image samplers, as `session.sizes`: numbers, strings, lists
 
     def targets(self, pixels: Tensor, rngs: Sequence[np.random.Generator]) -> Any:
-        """Return what is to be predicted of images (N, 3, height, width), uint8: codes, for example.
+        """Return the training targets of images (N, 3, height, width), uint8: codes, for example.
 
-        ``rngs`` are the images' own generators, one each: randomness from them (the noise of rectified flow,
-        for example) depends neither on other images nor on how a step is divided into micro-batches.
+        Take all randomness (the noise of rectified flow, for example) from ``rngs``, one generator per image:
+        targets then depend neither on other images nor on the division of a step into micro-batches.
         """
         ...
 
     def embed(self, targets: Any) -> Tensor:
-        """Embed targets as (N, num_tokens, D)."""
+        """Return the backbone's inputs (N, num_tokens, D) for targets."""
         ...
 
     def losses(self, hidden: Tensor, targets: Any) -> Mapping[str, Tensor]:
-        """Return named losses from hidden states (N, num_tokens, D).
+        """Return the losses by name, for hidden states (N, num_tokens, D), not averaged.
 
-        A loss is per position (N, P), or per image (N,) and then counts for each position of the image.
+        A loss has a value per position (N, P), or per image (N,), which then counts for each position.
         """
         ...
 
     def graphs(self) -> Sequence[GraphSpec]:
-        """Declare the functions that the sampler runs through its session, which are what export compiles."""
+        """Return the functions that the image sampler calls by `Session.run`; export compiles these."""
         ...

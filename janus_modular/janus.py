@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from janus_modular.checkpoints import ModelAssembly
     from janus_modular.model.model import JanusModel
 
-Question = str | Many[Message]  # a text, or a conversation with images in its messages
-Images = ImageSource | Many[ImageSource]  # an image that a question is about, or several
+Question = str | Many[Message]  # a text, or a conversation whose messages may contain images
+Images = ImageSource | Many[ImageSource]  # an input image, or several
 
 
 @explain_renamed
@@ -54,7 +54,7 @@ class Janus(AsyncCalls):
         *,
         assembly: ModelAssembly | None = None,
     ) -> None:
-        """Use a runtime; ``assembly``: the model in torch that it runs, if it runs one."""
+        """Use an opened runtime; ``assembly`` is the model that it runs, if it runs a model in torch."""
         self.runtime = runtime
         self.processor = processor
         self.plugins = plugins or default_plugins()
@@ -72,14 +72,14 @@ class Janus(AsyncCalls):
         plugins: Plugins | None = None,
         allow_failed: bool = False,
     ) -> Janus:
-        """Load a checkpoint of any known format, or a bundle: a folder, or a hub id.
+        """Load a checkpoint of any known format, or an exported bundle, from a folder or a hub id.
 
-        ``device``: auto, cpu, cuda, mps; a bundle's runtime may know others. ``dtype``: auto, float32 (fp32),
-        bfloat16 (bf16), float16 (fp16), or torch's; auto is what the weights are stored in, but float32 on a
-        CPU.
-        For a bundle: ``variant`` (fp32, cpu-int4, ...; its first), and ``runtime``, a registered name or
-        ``{"name": "onnx", "threads": 2}``. A bundle needs neither torch nor transformers.
-        ``allow_failed`` also opens a variant whose verification failed or whose manifest was edited since.
+        ``device``: auto, cpu, cuda, mps, or a device of the bundle's runtime.
+        ``dtype``, for a checkpoint: auto, float32 (fp32), bfloat16 (bf16), float16 (fp16), or torch's dtype.
+        auto is float32 on a CPU, elsewhere the dtype of the stored weights.
+        ``variant``, for a bundle: fp32, cpu-int4, ...; by default the bundle's first.
+        ``runtime``, for a bundle: a registered name, or ``{"name": "onnx", "threads": 2}``.
+        ``allow_failed`` also opens a variant that failed `verify`, or whose manifest was edited.
         """
         path = arguments.folder_path(path, "path")
         device = str(device)
@@ -127,10 +127,10 @@ class Janus(AsyncCalls):
         processor: Mapping[str, Any] | None = None,
         plugins: Plugins | None = None,
     ) -> Janus:
-        """Build a model of components, in a notebook for instance; weights without ``pretrained`` are random.
+        """Build a model from components; components without ``pretrained`` have random weights.
 
-        A component is a registered name, or ``{"name": ..., **options}``. ``size`` of drawn images in pixels:
-        (height, width), or one number for both. ``processor``: as in a config (tokenizer, template, ...).
+        A component is a registered name, or ``{"name": ..., **options}``. ``size`` of generated images, in
+        pixels: (height, width), or an integer for both. ``processor``: as in a config (tokenizer, ...).
         """
         from janus_modular.checkpoints import ModelAssembly
         from janus_modular.config import load, resolve
@@ -157,7 +157,7 @@ class Janus(AsyncCalls):
 
     @classmethod
     def of(cls, assembly: ModelAssembly, plugins: Plugins | None = None) -> Janus:
-        """Run a model in torch, for instance after its training."""
+        """Return a `Janus` that runs this model in torch, after training for instance."""
         from janus_modular.checkpoints import ModelAssembly
         from janus_modular.model.session import TorchRuntime
 
@@ -169,18 +169,18 @@ class Janus(AsyncCalls):
 
     @property
     def assembly(self) -> ModelAssembly:
-        """The model in torch with its processor and provenance; ConfigError for a bundle."""
+        """The model in torch, its processor and its provenance; ConfigError if a bundle is open."""
         if self._assembly is None:
             raise ConfigError("this is a bundle: it has graphs, and no model in torch. Load the checkpoint")
         return self._assembly
 
     @property
     def model(self) -> JanusModel:
-        """The model in torch; ConfigError for a bundle."""
+        """The model in torch; ConfigError if a bundle is open."""
         return self.assembly.model
 
     def __repr__(self) -> str:
-        """Describe the model: its size, device and dtype; of a bundle its runtime and variant."""
+        """Return parameters, device and dtype of the model, or runtime and variant of the bundle."""
         if self._assembly is None:
             variant = f", variant {self.runtime.variant}" if isinstance(self.runtime, VariantRuntime) else ""
             return f"Janus({type(self.runtime).__name__}{variant})"
@@ -192,18 +192,18 @@ class Janus(AsyncCalls):
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Janus:
         """Move the model to a device, and convert its weights to a dtype, in place; return this object.
 
-        The result is that of `from_pretrained` with these, but what half precision rounded stays rounded.
+        Converting to half precision and back to float32 does not restore the rounded weights.
 
         Raises:
-            ConfigError: this is a bundle, or the device is not available.
-            CheckpointError: no model computes in the dtype.
+            ConfigError: a bundle is open, or the device is not available.
+            CheckpointError: the dtype is none of float32, bfloat16 and float16.
         """
         name = None if device is None else str(device)
         self.assembly.move(device=name, dtype=None if dtype is None else arguments.dtype_name(dtype))
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a checkpoint: weights, config, tokenizer, model card."""
+        """Write a checkpoint in the native format: weights, config, tokenizer, model card."""
         from janus_modular.checkpoints import save
 
         save(self.assembly, arguments.folder_path(folder, "folder"), plugins=self.plugins)
@@ -241,20 +241,18 @@ class Janus(AsyncCalls):
         stop: Many[str] = (),
         **settings: Any,
     ) -> Answer | AnswerStream:
-        """Answer a question, with or without images.
+        """Return the answer to a question: an `Answer`, a ``str`` with ``finish_reason`` and ``usage``.
 
-        ``images`` come before the text of a question, one image or several; in a conversation they are
-        part of its messages. An image is a path, the bytes of a file, a PIL image, or an array.
-        ``stop``: strings before which the answer ends, in addition to the model's own. The other keywords,
-        ``settings`` too, are those of the text sampler; None is its default. Those of the built-in one:
-        max_tokens 512, temperature 0 (greedy), top_k 0 and top_p 1 (no limit), seed 0.
-
-        Return an `Answer`, a ``str`` with ``finish_reason`` and ``usage``; or, with ``stream``, an
-        `AnswerStream`, an iterator over the text as it comes, with the ``answer`` once it has ended.
+        With ``stream``, return an `AnswerStream` instead, which yields the text in parts as it is generated.
+        ``images`` are put before the text; for a conversation, put them into its messages instead. An image
+        is a path, the bytes of a file, a PIL image, or an array (H, W, 3).
+        ``stop``: strings at which the answer ends, without them.
+        All other keywords are settings of the text sampler; None selects the default. The built-in sampler
+        has max_tokens 512, temperature 0 (greedy), top_k 0 and top_p 1 (both: no limit), seed 0.
 
         Raises:
             PromptError: a setting is unknown or out of its range, or the prompt fills the context.
-            CheckError: the text sampler breaks its protocol.
+            CheckError: the text sampler violates its protocol.
         """
         named = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         chosen = samplers.chosen(settings, **named, seed=seed)
@@ -264,9 +262,9 @@ class Janus(AsyncCalls):
         return answers if stream else answers.answer
 
     def chat_batch(self, questions: Many[tuple[Question, Images]], **settings: Any) -> list[Answer]:
-        """Answer several questions in one batch; each answer is the same as if it were generated alone.
+        """Return the answers to several (question, images), computed in one batch, each as by `chat`.
 
-        A question that is repeated gets noise of its own each time, so that sampled answers to it differ.
+        Repeated questions have different noise, so that their sampled answers differ.
         """
         batch = self.answers(questions, **settings)
         for _ in batch:
@@ -276,9 +274,9 @@ class Janus(AsyncCalls):
     def answers(
         self, questions: Many[tuple[Question, Images]], *, stop: Many[str] = (), **settings: Any
     ) -> AnswerBatch:
-        """Return an iterator over (row, text) chunks of the answers to several questions.
+        """Return an iterator over (index of the question, next part of its answer).
 
-        The limits, noise and end of an answer do not depend on the other answers of the batch.
+        Arguments as for `chat_batch` and `chat`; answers do not depend on each other.
         """
         pairs = arguments.questions(questions)
         stop = arguments.stop_strings(stop)
@@ -320,21 +318,18 @@ class Janus(AsyncCalls):
         seed: int | None = None,
         **settings: Any,
     ) -> Drawings:
-        """Draw ``n`` images of each prompt, in order.
+        """Return ``n`` images of each prompt, in order: `Drawings`, a list of PIL images.
 
-        ``guidance``, ``temperature``, ``seed`` and ``settings`` are the image sampler's; None is its default.
-        Those of the built-in one: guidance 5, temperature 1, seed 0, first 0 (the number of the first image)
-        and prefix. An image has noise of its own, from the seed and its number among the images of its
-        prompt, so ``batch_size`` (images at once) and other prompts change memory and speed alone.
-        ``progress``: True shows a progress bar; a function is called with the steps done and the number of
-        all steps.
-
-        Return a list of images, `Drawings`, whose ``usage`` counts the tokens of each, and whose ``settings``
-        draw them again. Its ``encoded`` are the codes of each image.
+        Its ``encoded`` are the codes of the images, ``usage`` their tokens, and ``settings`` all settings.
+        ``batch_size``: images drawn at once; changes only memory and speed.
+        ``progress``: True shows a progress bar; a function is called with (steps done, steps in all).
+        ``guidance``, ``temperature``, ``seed`` and ``settings`` are settings of the image sampler; None
+        selects the default. The sampler of Janus has guidance 5, temperature 1, seed 0, prefix (codes that
+        images begin with) and first 0: image i of a prompt has noise from (seed, first + i).
 
         Raises:
             PromptError: ``n`` or ``batch_size`` is less than 1, or a setting is unknown or out of its range.
-            CheckError: the image sampler breaks its protocol.
+            CheckError: the image sampler violates its protocol.
         """
         n, batch_size = arguments.count(n, "n"), arguments.count(batch_size, "batch_size")
         progress = arguments.callback(progress, "progress")
@@ -362,14 +357,14 @@ class Janus(AsyncCalls):
     def log_probabilities(
         self, prompt: str, encoded: Many[NDArray[Any]], *, guidance: float = 1.0, temperature: float = 1.0
     ) -> NDArray[np.float32]:
-        """Return the log-probabilities (N, P) of the codes of images after a prompt, (N, P) or (N, P, S).
+        """Return the log-probabilities (N, P), natural logarithms, of the codes of N images of a prompt.
 
-        ``encoded`` are codes as `draw` returns them (`Drawings.encoded`). With the guidance and temperature
-        of `draw`, these are the probabilities with which it sampled the codes.
-        `janus_modular.image_log_probabilities` has gradients, for a loss.
+        ``encoded`` are codes (P,) or (P, S) per image, as `draw` returns them (`Drawings.encoded`). With the
+        guidance and temperature of `draw`, these are the probabilities with which it sampled the codes.
+        `janus_modular.image_log_probabilities` returns a tensor with gradients, for a loss.
 
         Raises:
-            ConfigError: the model runs from a bundle, or its generation path gives no log-probabilities.
+            ConfigError: a bundle is open, or the generation path computes no log-probabilities.
             PromptError: the prompt does not fit into the context, or codes are not the model's.
         """
         from janus_modular.model.scoring import image_log_probabilities
@@ -381,15 +376,15 @@ class Janus(AsyncCalls):
         return scores.detach().float().cpu().numpy()
 
     def text_settings(self, settings: Mapping[str, Any]) -> TextSamplerSettings:
-        """Return the settings with which `chat` answers: the given ones, and the sampler's defaults.
+        """Return the complete settings of the text sampler: ``settings``, and defaults for the others.
 
         Raises:
-            PromptError: the text sampler has no setting of a name, or refuses a value.
+            PromptError: a setting is unknown or out of its range.
         """
         return self._text_sampler(settings)[1]
 
     def image_settings(self, settings: Mapping[str, Any]) -> ImageSamplerSettings:
-        """Return the settings with which `draw` draws; like `text_settings`."""
+        """Return the complete settings of the image sampler, as `text_settings` does."""
         return self._image_sampler(settings)[1]
 
     def _text_sampler(self, settings: Mapping[str, Any]) -> tuple[TextSampler[Any], TextSamplerSettings]:

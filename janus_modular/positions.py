@@ -27,15 +27,15 @@ POSITION_AXES = ("temporal", "height", "width")
 
 @dataclass(frozen=True)
 class PositionRule:
-    """How the ids of a sequence's positions follow from its texts and images."""
+    """The rule that assigns position ids to the texts and images of a sequence (M-RoPE, as in Qwen2-VL)."""
 
     axes: list[str] = field(default_factory=list)  # of POSITION_AXES, as the backbone has them
-    grid: tuple[int, int] = (1, 1)  # rows and columns of positions of an image that is read
+    grid: tuple[int, int] = (1, 1)  # rows and columns of the positions of an input image
 
     def ids(self, sequence: Sequence) -> Integers:
-        """Return the ids (P, T) of a sequence, one for each of the P axes.
+        """Return the position ids (P, T) of a sequence on P axes.
 
-        Images that are drawn count like text, because a session draws them position by position.
+        Target images have ids like text, because a session samples them position by position.
         """
         rows, columns = self.grid
         is_image = sequence.understanding_mask
@@ -48,13 +48,13 @@ class PositionRule:
 
 
 def extended(ids: Integers, count: int) -> Integers:
-    """Return ids (P, T) with those of ``count`` more positions, which count on all axes alike."""
+    """Return ids (P, T + count): ``count`` more positions, whose ids are equal on all axes."""
     following = next_id(ids) + np.arange(count)
     return np.concatenate([ids, np.broadcast_to(following, (len(ids), count))], axis=1)
 
 
 def next_id(ids: Integers) -> int:
-    """Return the id, the same on all axes, of the position that follows ids (P, T)."""
+    """Return the id of the position after ids (P, T), which is equal on all axes."""
     return int(ids.max()) + 1 if ids.size else 0
 
 
@@ -66,7 +66,7 @@ class RowPositions:
         self.axes = axes
         self.ids = [np.zeros((axes, 0), np.int64)] * rows  # (P, T) of what each row read as a prompt
         self.together = [np.zeros(0, np.int64)] * rows  # (T,) its blocks
-        self.hidden = [np.zeros(0, np.bool_)] * rows  # (T,) which of its positions no other sees
+        self.hidden = [np.zeros(0, np.bool_)] * rows  # (T,) which of its positions no other attends to
 
     @classmethod
     def of_prompts(cls, axes: int, prompts: Many[Sequence]) -> RowPositions:
@@ -101,7 +101,7 @@ class RowPositions:
                 first, end = np.flatnonzero(blocks == blocks[length])[[0, -1]] + (0, 1)
                 raise PromptError(
                     f"truncate: found length {length} for row {row}; expected {first} or less, or {end} or"
-                    " more: the positions between see each other, so that none of them can be cut off alone."
+                    " more: the positions between attend to each other, and can only be removed together."
                 )
         self.together = [blocks[:length] for blocks, length in zip(self.together, lengths, strict=True)]
         self.hidden = [mask[:length] for mask, length in zip(self.hidden, lengths, strict=True)]
@@ -124,11 +124,11 @@ class RowPositions:
 
     @property
     def blocks(self) -> Integers | None:
-        """The blocks (rows, T) of what rows hold, 0 behind shorter ones; None where all is causal."""
+        """The block numbers (rows, T) of the positions, 0 behind shorter rows; None: all rows are causal."""
         return padded(self.together)
 
     def hidden_in(self, first_row: int = 0, count: int | None = None) -> NDArray[np.bool_] | None:
-        """Return which positions (n, T) of ``count`` rows no other sees; None where all are seen."""
+        """Return a mask (n, T) of the hidden positions of ``count`` rows; None: no position is hidden."""
         end = None if count is None else first_row + count
         return padded(self.hidden[first_row:end])
 
@@ -144,21 +144,21 @@ def padded(rows: Many[NDArray[Any]]) -> NDArray[Any] | None:
 
 
 def check_together(prompts: Many[Sequence], together: bool) -> None:
-    """Check that prompts have positions that see each other if the model's config says so, and only then.
+    """Check that prompts have blocks of positions that attend to each other exactly if the model has.
 
     Raises:
-        PromptError: they have such blocks, and the model is causal; or they have images and no blocks.
+        PromptError: prompts have blocks, and the model is causal; or prompts have images and no blocks.
     """
     for prompt in prompts:
         if prompt.together is None and together and prompt.understanding_mask.any():
             raise PromptError(
-                "prompts: found an image and no `together`; expected the positions that see each other. Build"
-                " prompts with the model's own processor."
+                "prompts: found an image and no `together`; expected the positions that attend to each other."
+                " Build prompts with the model's own processor."
             )
         if prompt.together is not None and not together:
             raise PromptError(
-                "prompts: found positions that see each other; expected none: the model is causal. Build"
-                " prompts with the model's own processor."
+                "prompts: found positions that attend to each other; expected none: the model is causal."
+                " Build prompts with the model's own processor."
             )
 
 

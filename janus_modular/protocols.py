@@ -24,59 +24,61 @@ if TYPE_CHECKING:
 
 
 class Session(Protocol):
-    """A running model, in any runtime. Samplers pass its tensors on without reading their values.
+    """A running model with the KV cache of its batch rows, in any runtime.
 
-    A session holds rows: sequences with lengths of their own, which do not depend on one another. Prompts are
-    admitted into free rows while the others keep what they hold; rows are fed one or several positions at
-    once, truncated and freed. `janus_modular.BaseSession` implements all but the computation.
+    Samplers pass the session's tensors on without reading their values. A row is a sequence with its own
+    length; a row of length 0 is free. Prompts are admitted into free rows while the others stay as they are.
+    `janus_modular.BaseSession` implements all but the computation.
 
-    A tensor that `admit`, `extend` or `step` returns, and the next inputs of rows that `run` returns, are
-    valid until the next of these calls: a runtime may write its results to the same memory each time. To keep
-    values longer, copy them by `take` (embeddings and hidden states), `stack` (sampled ids) or `to_host`.
-    Tensors that are passed in may also be numpy arrays.
+    Lifetime: a tensor that `admit`, `extend` or `step` returns, and embeddings that `run` returns, are valid
+    until the next of these calls, because a runtime may reuse the memory. `take` (embeddings and hidden
+    states), `stack` (sampled ids) and `to_host` return copies. Inputs may also be numpy arrays.
 
-    A row's result does not depend on what the other rows hold, up to the rounding of its dtype: kernels
-    sum in another order for other shapes.
+    The result of a row depends on other rows only by rounding: kernels sum in another order for other shapes.
 
-    ``sizes`` are the generation path's own (`GenerationPath.sizes`), under the names that its sampler knows:
-    of Janus' path ``codebooks``, K of each of the S codes of a position, and ``codes``, their sum.
+    ``sizes`` is `GenerationPath.sizes`. Of the path ``autoregressive``: ``codebooks``, K of each of the S
+    codes of a position, and ``codes``, their sum.
 
-    An invalid call raises `janus_modular.PromptError` before anything is written: a row in use for `admit`,
-    a free row for `extend`, positions beyond ``max_seq_len``, wrong shapes.
+    Raises, in every method:
+        PromptError: the call is invalid, and nothing was written: a row in use for `admit`, a free row for
+            `extend`, positions beyond ``max_seq_len``, wrong shapes.
     """
 
     hidden_size: int  # D
     vocab_size: int  # V
-    pad_id: int  # the token id that stands for a dropped condition
-    image_positions: int  # positions that a drawn image takes
-    sizes: Mapping[str, Any]  # the generation path's own
+    pad_id: int  # token id of padding, also in place of a dropped condition
+    image_positions: int  # positions of a generated image
+    sizes: Mapping[str, Any]  # of the generation path
     max_seq_len: int  # maximum positions of a row
-    has_states: bool  # recurrent layers have states: `truncate` takes 0 or a row's whole length
+    has_states: bool  # has recurrent layers: `truncate` takes only 0 or a row's present length
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """The positions that each row holds (rows,), on the host, read only; 0: the row is free."""
+        """The number of positions of each row (rows,), in numpy, read-only; 0: the row is free."""
         ...
 
     def admit(self, prompts: Sequence[TokenSequence], rows: Iterable[int]) -> Any:
-        """Read one prompt into each of the free ``rows``; return the last hidden states (len(rows), D).
+        """Read one prompt into each of the free ``rows``.
 
-        A session that was opened without a number of rows gets as many as its first prompts need.
+        Return the hidden state of each prompt's last position (len(rows), D), in the order of ``rows``. A
+        session that was opened without a number of rows gets as many as its first prompts need.
         """
         ...
 
     def extend(self, x: Any, counts: Any = None) -> Any:
-        """Feed up to W positions a row, x (rows, W, D); return all hidden states (rows, W, D).
+        """Append up to W positions with embeddings x (rows, W, D) to each row.
 
-        ``counts`` (rows,), 0 to W, says how many of a row's positions are kept; None: all. The states of
-        other positions are undefined, and the values of x there have no effect; they must be finite.
+        Return the hidden states (rows, W, D). A row keeps its first ``counts`` (rows,) positions, 0 to W;
+        None: all W. The others are padding: their hidden states are undefined, and their values in x have
+        no effect, but must be finite.
         """
         ...
 
     def truncate(self, lengths: Any) -> None:
-        """Cut each row back to its length (rows,), at most what it holds; 0 frees it.
+        """Shorten each row to its length in ``lengths`` (rows,), at most its present one; 0 frees the row.
 
-        Where the session ``has_states``, a length between is an error, because they are not known there.
+        If the session ``has_states``, a length between 0 and the present one is an error: the cache has no
+        earlier states.
         """
         ...
 
@@ -85,57 +87,59 @@ class Session(Protocol):
         ...
 
     def prefill(self, prompts: Sequence[TokenSequence]) -> Any:
-        """Start again with one prompt a row, rows 0 to n - 1; return the last hidden states (n, D)."""
+        """Empty all rows, then read prompt i into row i; return the prompts' last hidden states (n, D)."""
         ...
 
     def step(self, x: Any, active: NDArray[np.bool_] | None = None) -> Any:
-        """Feed one embedding a row (rows, D); return the hidden states that follow (rows, D).
+        """Append one position with embeddings x (rows, D) to each row; return its hidden states (rows, D).
 
-        Rows that are not ``active`` (rows,) stay as they are; their states are undefined.
+        Rows where ``active`` (rows,) is False do not change; their hidden states are undefined. None: all
+        rows are active.
         """
         ...
 
     def run(self, name: str, *inputs: Any) -> Any:
-        """Run a graph: ``sample_text``, ``embed`` (tokens (B, T) to (B, T, D)), those of the generation path.
+        """Run a graph by its name; return its output, or a tuple of its outputs.
 
-        Inputs may be numbers and numpy arrays.
+        Graphs are ``sample_text``, ``embed`` (token ids (B, T) to embeddings (B, T, D)), and those that the
+        generation path declares (`GenerationPath.graphs`). Inputs may be numbers and numpy arrays.
         """
         ...
 
     def take(self, tensors: Any, indices: Any) -> Any:
-        """Return vectors of one tensor (..., D), or of several, copied into a new tensor (*indices.shape, D).
+        """Gather vectors of a tensor (..., D), or of several tensors, into a new one (*indices.shape, D).
 
-        ``indices``, whole numbers in numpy, count the vectors through all leading axes, and through one
-        tensor after the other: of hidden states (rows, W, D), row r and position w are r * W + w.
+        ``indices`` (numpy, integers) count the vectors over all leading axes, and continue from tensor to
+        tensor: in hidden states (rows, W, D), the vector of row r and position w has the index r * W + w.
         """
         ...
 
     def stack(self, columns: Sequence[Any]) -> Any:
-        """Join the ids that `run` sampled in successive steps (rows, ...) as (rows, steps, ...)."""
+        """Stack the ids that `run` sampled in successive steps, each (rows, ...), to (rows, steps, ...)."""
         ...
 
     def to_host(self, x: Any) -> NDArray[Any]:
-        """Copy a tensor of this session's to numpy."""
+        """Copy a tensor of this session to a numpy array."""
         ...
 
 
 @runtime_checkable
 class SharedSession(Session, Protocol):
-    """A session whose rows an engine shares among callers; `janus_modular.BaseSession` has all of it."""
+    """A session that an engine can share among requests: every subclass of `janus_modular.BaseSession`."""
 
     max_feed: int | None  # positions of a row that can be fed at once; None: any number
     signatures: Mapping[str, GraphSignature]  # of graphs that `run` calls; calls of others cannot be joined
 
     def extend_rows(self, x: Any, counts: Any, first_row: int) -> Any:
-        """Feed x (n, W, D) to the rows from ``first_row`` on, free ones too; return states (n, W, D)."""
+        """Append x (n, W, D) to the rows from ``first_row`` on, free or not; return states (n, W, D)."""
         ...
 
     def embed_prompts(self, prompts: Sequence[TokenSequence]) -> Any | None:
-        """Return the embeddings (n, T, D) of prompts; None: it reads prompts by `admit` alone."""
+        """Return the embeddings (n, T, D) of prompts, padded; None: these prompts need `admit`."""
         ...
 
     def copy_row(self, source: int, target: int, length: int) -> bool:
-        """Copy the first positions of a row to another; return False if it cannot."""
+        """Copy the first ``length`` positions of a row to another; return False if the session cannot."""
         ...
 
     def expand(self, x: Any) -> Any:
@@ -159,9 +163,9 @@ class Runtime(Protocol):
     image_sampler: str  # the registered image sampler
 
     def open(self, max_seq_len: int, rows: int | None = None) -> Session:
-        """Open a session whose rows hold up to ``max_seq_len`` positions.
+        """Open a session with ``rows`` rows of up to ``max_seq_len`` positions.
 
-        ``rows``: how many there are; None: as many as the first prompts need.
+        ``rows`` is None: as many rows as the first prompts need.
         """
         ...
 
@@ -185,29 +189,27 @@ class TextSamplerSettings:
     """Settings that every text sampler has. The settings of a sampler inherit from this class."""
 
     max_tokens: int = 512  # of an answer
-    numbers: Sequence[
-        int
-    ] = ()  # of each row, for its noise; default: how many rows before it have its prompt
+    numbers: Sequence[int] = ()  # selects each row's noise; default: number of equal prompts before the row
 
 
 @dataclass
 class ImageSamplerSettings:
     """Settings that every image sampler has. The settings of a sampler inherit from this class."""
 
-    first: int = 0  # the number of a prompt's first image
-    numbers: Sequence[int] = ()  # of each image, for its noise; default: counted from first for every prompt
+    first: int = 0  # number of each prompt's first image
+    numbers: Sequence[int] = ()  # selects each image's noise; default: counts from ``first`` for each prompt
 
 
 TextSettingsT = TypeVar("TextSettingsT", bound=TextSamplerSettings, contravariant=True)
 ImageSettingsT = TypeVar("ImageSettingsT", bound=ImageSamplerSettings, contravariant=True)
 
 TokenSteps: TypeAlias = "Generator[NDArray[np.integer[Any]], NDArray[np.bool_] | None, None]"
-"""Yields the next token ids (rows,); is sent which rows continue, a mask (rows,), or None for all."""
+"""Yields the next token ids (rows,); receives a mask (rows,) of the rows to continue, or None for all."""
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Images, and what they were decoded from."""
+    """Images, and the codes or latents that they were decoded from."""
 
     images: NDArray[Any]  # (rows, 3, H, W), uint8, or floats from -1 to 1
     encoded: NDArray[Any] | None = None  # (rows, ...), each as `EncodesImages.encoded` describes
@@ -218,32 +220,36 @@ DrawingSteps: TypeAlias = "Generator[tuple[int, int], None, NDArray[Any] | Encod
 
 
 class TextSampler(Protocol[TextSettingsT]):
-    """A generator function that answers prompts in text. Imports no torch.
+    """A generator function that answers prompts in text. It must not import torch.
 
-    The noise of a row follows from the seed and the row's number, so that the row does not depend on others.
+    Derive the noise of a row from the seed and ``settings.numbers``, so that a row does not depend on others.
     """
 
     def __call__(
         self, session: Session, prompts: Sequence[TokenSequence], settings: TextSettingsT, /
     ) -> TokenSteps:
-        """Answer one prompt a row, in up to ``settings.max_tokens`` tokens.
+        """Yield the next token ids (rows,), step by step, at most ``settings.max_tokens`` times.
 
-        The ids of inactive rows are ignored. The generator is closed once no row is active.
+        ``prompts`` has one prompt per row. After each step, the generator receives a mask (rows,) of the rows
+        to continue, or None for all; ids of the other rows are ignored. It is closed when no row continues.
         """
         ...
 
 
 class ImageSampler(Protocol[ImageSettingsT]):
-    """A generator function that draws images. Imports no torch.
+    """A generator function that draws images. It must not import torch.
 
-    The noise of an image follows from the seed and the image's number, so that the image does not depend on
+    Derive the noise of an image from the seed and ``settings.numbers``, so that an image does not depend on
     others.
     """
 
     def __call__(
         self, session: Session, prompts: Sequence[TokenSequence], settings: ImageSettingsT, /
     ) -> DrawingSteps:
-        """Draw one image for each prompt; a prompt ends where the image begins."""
+        """Yield (steps done, steps in all) after each step; return the images (len(prompts), 3, H, W).
+
+        Images are uint8, or floats from -1 to 1. Each prompt ends where its image begins.
+        """
         ...
 
 
@@ -255,21 +261,21 @@ class Source(Protocol):
         ...
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        """Return sample ``index``; all randomness comes from ``rng``, so that the sample is reproducible.
+        """Return sample ``index``, 0 to ``len(self) - 1``; take all randomness from ``rng``.
 
         Raises:
             DataError: the sample cannot be used.
-            UnsupervisedError: nothing can be learned in it.
+            UnsupervisedError: the loss would count nothing in the sample.
         """
         ...
 
 
 @runtime_checkable
 class Fingerprinted(Protocol):
-    """A source whose data may change between two runs: its fingerprint is compared when a run is resumed."""
+    """A source with a digest of its data, which is compared when a run is resumed."""
 
     def fingerprint(self) -> str:
-        """Return a digest of the data; equal only where every sample is the same."""
+        """Return a digest that is equal only if all samples are equal."""
         ...
 
 
@@ -277,11 +283,11 @@ class Tracker(Protocol):
     """Records the metrics of training. Built as ``Tracker(config, folder)``."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Record the named values of one step."""
+        """Record the metrics of one step, by name."""
         ...
 
     def close(self) -> None:
-        """Write what is still buffered."""
+        """Write buffered metrics; called once, also after an error and before the first step."""
         ...
 
 
@@ -318,19 +324,19 @@ class CheckpointFormat(Protocol):
     model_type: str  # as in its config.json
 
     def detect(self, config: Mapping[str, Any]) -> bool:
-        """Return True if a folder's parsed config.json is of this format."""
+        """Return True if this parsed config.json is of this format."""
         ...
 
     def read_config(self, folder: Path) -> dict[str, Any]:
-        """Read the folder's configs as a native model config: a mapping as YAML would hold it."""
+        """Return the native model config (plain values, as in YAML) of a folder of this format."""
         ...
 
     def to_native(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Yield native names and tensors from this format's; ``weights`` reads lazily."""
+        """Yield (native name, tensor); ``weights`` has this format's names and reads lazily."""
         ...
 
     def write_config(self, config: Mapping[str, Any], folder: Path) -> None:
-        """Write the format's config files for a native model config; the tokenizer's are there already.
+        """Write the format's config files for a native model config; the tokenizer's are already there.
 
         Raises:
             CheckpointError: the format cannot store one of the model's components.
@@ -338,45 +344,45 @@ class CheckpointFormat(Protocol):
         ...
 
     def from_native(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Yield this format's names and tensors from native ones."""
+        """Yield (this format's name, tensor) for each weight; ``weights`` has native names."""
         ...
 
 
 @dataclass(frozen=True)
 class TaskState:
-    """An answer, or an image of a drawing, as a scheduler sees it."""
+    """A request's answer, or one of its images, for the scheduler."""
 
     number: int  # in the order of submission
     mode: str  # answer or draw
-    rows: int  # that it has, or needs
-    unread: int  # positions of its longest prompt that are still to be read
+    rows: int  # number of batch rows that the task has, or needs
+    unread: int  # positions of its longest prompt that are not in the KV cache yet
 
 
 @dataclass(frozen=True)
 class BatchState:
-    """The running batch between two steps."""
+    """The state of the batch between two steps."""
 
-    rows: int  # of the session
-    free_rows: int  # that no task has
-    waiting: Sequence[TaskState]  # without rows, oldest first
-    reading: Sequence[TaskState]  # whose prompts are being read
-    running: Sequence[TaskState]  # that make steps
+    rows: int  # number of rows of the session
+    free_rows: int  # number of rows without a task
+    waiting: Sequence[TaskState]  # tasks without rows, oldest first
+    reading: Sequence[TaskState]  # tasks whose prompts are being prefilled
+    running: Sequence[TaskState]  # tasks that are being decoded
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an engine does before the next step."""
+    """The actions of an engine before the next step."""
 
     admit: Sequence[int] = ()  # numbers of waiting tasks that get rows; together at most the free rows
-    read: Mapping[int, int] = field(default_factory=dict)  # positions of each row, by task: read or admitted
+    read: Mapping[int, int] = field(default_factory=dict)  # by task: prompt positions to prefill in each row
 
 
 class Scheduler(Protocol):
-    """Decides which requests get rows, and how fast prompts are read. Built as ``Scheduler(config)``.
+    """Decides which tasks get rows, and how many prompt positions are prefilled between two steps.
 
-    Imports no torch. Whatever it decides, results are the same.
+    Built as ``Scheduler(config)``; must not import torch. Its decisions do not change results.
     """
 
     def plan(self, state: BatchState) -> Plan:
-        """Return what to do before the next step; something must be done if nothing runs."""
+        """Return the actions before the next step; at least one if no task is being decoded."""
         ...

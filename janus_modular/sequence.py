@@ -24,10 +24,10 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class Text:
-    """A text segment; the loss is taken on ``supervised`` text alone."""
+    """A text segment."""
 
     text: str  # as the tokenizer gets it
-    supervised: bool = False  # counts in the loss
+    supervised: bool = False  # True: the loss counts its tokens
 
 
 @explain_renamed
@@ -40,21 +40,21 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class EncodedSpec:
-    """The shape and type of an image that a generation path has encoded: ids of codes, or floats."""
+    """The shape and type of an encoded image: int64 ids of codes, or float32 latents."""
 
-    shape: tuple[int, ...]  # of one image
-    ids: tuple[int, ...] | None = None  # K, one or for each entry of the last axis; None: floats
+    shape: tuple[int, ...]  # of an encoded image: (P,), (P, S) or (C, h, w), for example
+    ids: tuple[int, ...] | None = None  # codebook sizes: K, or one per entry of the last axis; None: latents
 
     @property
     def dtype(self) -> str:
-        """int64 or float32."""
+        """The dtype of encoded images: int64 or float32."""
         return "float32" if self.ids is None else "int64"
 
     def checked(self, encoded: Any) -> NDArray[Any]:
-        """Return an encoded image as an array of this dtype.
+        """Return an encoded image as an array of this shape and dtype.
 
         Raises:
-            ValueError: the shape or the type differs, or a value is none of the codes or is not finite.
+            ValueError: the shape or type differs, or a value is outside the codebook or not finite.
         """
         array = np.asarray(encoded)
         dtype_kinds = "iu" if self.ids else "f"
@@ -76,15 +76,11 @@ class EncodedSpec:
 @explain_renamed
 @dataclass(frozen=True)
 class ImageTarget:
-    """An image for the generation path; the loss is taken on ``supervised`` images alone.
-
-    Instead of an ``image``, an array may be given: the image ``encoded`` by the generation path of the model
-    (`EncodedSpec`), as codes for instance.
-    """
+    """An image for the generation path to generate: either ``image``, or ``encoded``."""
 
     image: Image.Image | None = None  # of any size, in RGB
-    supervised: bool = True  # counts in the loss
-    encoded: NDArray[Any] | None = None  # in place of the image, in the form of the model's path
+    supervised: bool = True  # True: the loss counts its positions
+    encoded: NDArray[Any] | None = None  # codes or latents, as the generation path's `EncodedSpec` describes
 
     def __post_init__(self) -> None:
         """Raise PromptError unless there is either an image or an array."""
@@ -98,53 +94,50 @@ Segment = Text | ImageInput | ImageTarget
 
 @dataclass(frozen=True)
 class Message:
-    """A turn: a role (``system``, ``user`` or ``assistant``) and its segments, in order.
-
-    ``reasoning_content`` is the assistant's reasoning before it; chat templates of reasoning models write it.
-    """
+    """A turn of a conversation."""
 
     role: str  # system, user or assistant
     content: list[Segment]  # texts and images, in order
-    reasoning_content: Text | None = None  # before the content
+    reasoning_content: Text | None = None  # reasoning before the content, for templates of reasoning models
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A training sample: a conversation, or bare segments for plain text (``template=False``).
+    """A training sample: a conversation, or plain text without a chat template (``template=False``).
 
-    The messages before the first target image are its condition. Training replaces a share of conditions by
-    pads, so that the model learns the unconditional rows of guidance.
+    The messages before the first target image are its condition. With the probability
+    ``condition_dropout``, training replaces them by padding, for classifier-free guidance.
     """
 
     messages: list[Message]  # the turns, in order
-    template: bool = True  # formatted by the model's chat template
-    source: str = ""  # its name in the mixture
-    exact_supervision: bool = False  # exactly the marked segments, whatever the run's `supervise`
+    template: bool = True  # format the messages by the model's chat template
+    source: str = ""  # name of its source in the mixture
+    exact_supervision: bool = False  # True: the loss counts the supervised segments, whatever `supervise` is
 
 
 @explain_renamed
 @dataclass
 class Sequence:
-    """A sample as token ids with images (T positions).
+    """A tokenized sample of T positions.
 
-    A position belongs to a text token, an input image or a target image; at positions of images ``tokens``
-    holds the placeholder id, whose embedding is not used.
+    A position is a text token, or belongs to an input image or a target image. At positions of images,
+    ``tokens`` has the placeholder id, whose embedding is replaced.
     """
 
     tokens: NDArray[np.int64]  # (T,)
-    labels: NDArray[np.int64]  # (T,) the NEXT text token where it is supervised, else IGNORE_INDEX
-    understanding_mask: NDArray[np.bool_]  # (T,)
-    generation_mask: NDArray[np.bool_]  # (T,)
+    labels: NDArray[np.int64]  # (T,) the NEXT text token if it is supervised, else IGNORE_INDEX
+    understanding_mask: NDArray[np.bool_]  # (T,) True at positions of input images
+    generation_mask: NDArray[np.bool_]  # (T,) True at positions of target images
     understanding_pixels: list[NDArray[np.uint8]] = field(default_factory=list)  # each (3, H, W)
     generation_images: list[NDArray[Any]] = field(
         default_factory=list
     )  # each (3, h, w) uint8, or encoded, of another dtype
     generation_supervised: list[bool] = field(default_factory=list)  # for each target image
-    source: str = ""  # its name in the mixture
-    seed: int = 0  # of the randomness in the targets of its images
-    together: NDArray[np.int64] | None = None  # (T,) positions of one number above 0 see each other
-    hidden: NDArray[np.bool_] | None = None  # (T,) positions that no other sees; never the first
-    position_ids: NDArray[np.int64] | None = None  # (P, T) on P axes, where the backbone declares them
+    source: str = ""  # name of its source in the mixture
+    seed: int = 0  # of the randomness in the targets of its images, such as noise
+    together: NDArray[np.int64] | None = None  # (T,) positions of one number above 0 attend to each other
+    hidden: NDArray[np.bool_] | None = None  # (T,) positions that no other attends to; never the first
+    position_ids: NDArray[np.int64] | None = None  # (P, T) on P axes, if the backbone has M-RoPE
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -153,7 +146,7 @@ class Sequence:
 def occurrences(prompts: Many[Sequence]) -> list[int]:
     """Return for each prompt the number of equal prompts before it: 0, 1, ... for a repeated prompt.
 
-    Noise derived from this number depends on no other prompt and not on how prompts are batched.
+    Noise that is derived from this number depends neither on other prompts nor on the batch.
     """
     seen: Counter[bytes] = Counter()
     numbers = []
@@ -167,10 +160,10 @@ def occurrences(prompts: Many[Sequence]) -> list[int]:
 
 
 def unconditional(sequence: Sequence, pad: int, *, hidden: bool = False) -> Sequence:
-    """Return the unconditional prompt for guidance: pads replace all of a prompt but its first and last id.
+    """Return the unconditional prompt for guidance: padding replaces all ids but the first and the last.
 
-    Pads are attended to, as the tokens and images that they replace are, at the same positions (and ids).
-    With ``hidden``, no position sees any of the prompt but the first.
+    The prompt keeps its length and positions, and padding is attended to. With ``hidden``, all positions of
+    the prompt but the first are masked instead.
     """
     tokens = np.full_like(sequence.tokens, pad)
     tokens[0], tokens[-1] = sequence.tokens[0], sequence.tokens[-1]

@@ -1,6 +1,6 @@
-"""The common part of all sessions: bookkeeping of rows, and checks of each call.
+"""The common base of all sessions: lengths of rows, and checks of each call.
 
-Without torch, because the runtimes of servers derive from it too.
+Imports no torch, because the sessions of ONNX Runtime and TensorRT derive from it too.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ Integers = NDArray[np.int64]
 
 
 class BaseSession(ABC):
-    """A `janus_modular.Session` except for the computation, which a runtime adds in a subclass.
+    """The base class of sessions: implements `janus_modular.Session` except for the computation.
 
-    Every request is checked here, before a method of the runtime is called: `allocate_rows`, `read_prompts`
-    and `feed` only see requests that fit. ``lengths`` changes after they return, so that a request that fails
-    changes nothing.
+    A subclass implements the abstract methods. This class checks every call first, so `allocate_rows`,
+    `read_prompts` and `feed` get valid arguments only. ``lengths`` changes after they have returned, so a
+    call that raises an error changes no length.
     """
 
     vocab_size: int  # V
-    pad_id: int
-    image_positions: int
-    sizes: Mapping[str, Any]
+    pad_id: int  # token id of padding
+    image_positions: int  # positions of a generated image
+    sizes: Mapping[str, Any]  # of the generation path
     hidden_size: int  # D
-    has_states: bool = False  # the cache holds states of recurrent layers: rows cannot be cut back
-    position_axes: int = 0  # P, axes of position ids beside their index
-    together: bool = False  # prompts have blocks of positions that see each other
-    max_feed: int | None = None  # positions a row that `feed` takes at once; None: any number
-    signatures: Mapping[str, GraphSignature] = {}  # of graphs that `run` calls: engines join calls of these
+    has_states: bool = False  # has recurrent layers: rows can only be emptied, not shortened
+    position_axes: int = 0  # P, the axes of position ids (M-RoPE)
+    together: bool = False  # prompts have blocks of positions that attend to each other
+    max_feed: int | None = None  # maximum W of `feed`; None: no limit
+    signatures: Mapping[str, GraphSignature] = {}  # of graphs whose calls can be joined
 
     def __init__(self, max_seq_len: int, rows: int | None = None) -> None:
-        """Open a session of ``rows`` rows; None: as many as the first prompts need."""
+        """Open a session of ``rows`` rows (None: one per first prompt) of ``max_seq_len`` positions."""
         for name, value in (("max_seq_len", max_seq_len), ("rows", rows)):
             if value is not None and (not is_integer(value) or value < 1):
                 raise PromptError(f"{name}: found {value!r:.80}; expected a whole number of 1 or more.")
@@ -53,27 +53,27 @@ class BaseSession(ABC):
 
     @property
     def lengths(self) -> Integers:
-        """The positions that each row holds (rows,); 0: it is free. The array never changes."""
+        """The number of positions of each row (rows,); 0: the row is free. The array is read-only."""
         return self._lengths
 
     @abstractmethod
     def allocate_rows(self, count: int) -> None:
-        """Make ``count`` empty rows, in place of any that there were.
+        """Allocate ``count`` empty rows, which replace all present rows.
 
         Raises:
-            PromptError: that is more than the runtime takes.
+            PromptError: the runtime does not support so many rows.
         """
 
     @abstractmethod
     def read_prompts(self, prompts: Sequence[Prompt], first_row: int) -> Any:
-        """Read prompts into the free rows from ``first_row`` on; return the last hidden states (n, D)."""
+        """Read n prompts into the free rows from ``first_row`` on; return the last hidden states (n, D)."""
 
     @abstractmethod
     def feed(self, x: Any, counts: Integers) -> Any:
-        """Feed x (rows, W, D) behind each row's length; return the hidden states (rows, W, D).
+        """Append the embeddings x (rows, W, D) to the rows; return the hidden states (rows, W, D).
 
-        The first ``counts`` (rows,) positions of a row are kept, the others are padding. A row may be full:
-        its padding must neither overwrite what it holds nor leave the cache.
+        Each row keeps its first ``counts`` (rows,) positions; the others are padding. Padding of a full row
+        must neither overwrite kept positions nor be written outside of the cache.
         """
 
     @abstractmethod
@@ -89,10 +89,10 @@ class BaseSession(ABC):
         """See `janus_modular.Session.take`."""
 
     def cut_rows(self) -> None:  # noqa: B027 - a runtime that only reads `lengths` has nothing to do
-        """Cut rows to `lengths`, which were reduced before."""
+        """Shorten the rows of the cache to `lengths`; called after `truncate` has reduced these."""
 
     def admit(self, prompts: Sequence[Prompt], rows: Iterable[int]) -> Any:
-        """Read one prompt into each of the free rows; return their last hidden states (len(rows), D).
+        """Read one prompt into each of the free rows; return the prompts' last hidden states (len(rows), D).
 
         Raises:
             PromptError: a row is not free or does not exist; a prompt is empty or too long.
@@ -125,11 +125,13 @@ class BaseSession(ABC):
         return states[0] if len(runs) == 1 and in_order else self.take(states, np.argsort(order))
 
     def extend(self, x: Any, counts: Any = None) -> Any:
-        """Feed up to W positions a row, x (rows, W, D); return all hidden states (rows, W, D).
+        """Append up to W positions with embeddings x (rows, W, D) to each row; return all hidden states.
+
+        ``counts`` (rows,): positions that each row keeps; None: all W. Hidden states are (rows, W, D).
 
         Raises:
-            PromptError: the shape is wrong, a row to be fed is free or full, or W is more than the runtime
-                takes at once.
+            PromptError: the shape is wrong, a row with a count above 0 is free or would be longer than
+                ``max_seq_len``, or W is above `max_feed`.
         """
         shape, rows = tuple(x.shape), len(self._lengths)
         if len(shape) != 3 or shape[::2] != (rows, self.hidden_size) or not shape[1]:
@@ -148,15 +150,14 @@ class BaseSession(ABC):
         return hidden
 
     def extend_rows(self, x: Any, counts: Any, first_row: int) -> Any:
-        """Feed x (n, W, D) to the rows from ``first_row`` on; return their hidden states (n, W, D).
+        """Append x (n, W, D) to the n rows from ``first_row`` on; return their hidden states (n, W, D).
 
-        Like `extend`, but a free row may be fed: with the embeddings of a prompt (`embed_prompts`), in as
-        many parts as the caller likes. Runtimes that implement `feed_rows` leave the other rows alone;
-        otherwise they are fed padding.
+        Like `extend`, but rows may also be free: an engine prefills a prompt in chunks of its embeddings
+        (`embed_prompts`). Unless the runtime implements `feed_rows`, all other rows compute padding.
 
         Raises:
-            PromptError: the shape is wrong, a row does not exist or is full, or W is more than the runtime
-                takes at once.
+            PromptError: the shape is wrong, a row does not exist or would be longer than ``max_seq_len``, or
+                W is above `max_feed`.
         """
         if not self._is_allocated and self._fixed_rows:
             self._allocate(self._fixed_rows)
@@ -185,9 +186,10 @@ class BaseSession(ABC):
         return hidden
 
     def feed_rows(self, x: Any, counts: Integers, first_row: int) -> Any:
-        """Feed x (n, W, D) to some rows; return their hidden states (n, W, D).
+        """Append x (n, W, D) to the n rows from ``first_row`` on; return their hidden states (n, W, D).
 
-        This one feeds padding to all other rows; a runtime that can address a part of its rows overrides it.
+        This default computes padding in all other rows. A runtime that can run a part of its rows overrides
+        the method.
         """
         count, width = x.shape[:2]
         padded = np.zeros((len(self._lengths), width), np.int64)
@@ -200,24 +202,23 @@ class BaseSession(ABC):
         )
 
     def embed_prompts(self, prompts: Sequence[Prompt]) -> Any | None:
-        """Return the embeddings (n, T, D) of prompts, in memory of their own, for `extend_rows`.
+        """Return a copy of the embeddings (n, T, D) of prompts for `extend_rows`; shorter ones are padded.
 
-        Shorter prompts are padded. None: these prompts are read by `admit` alone, because they are more than
-        their embeddings (ids of positions, blocks, hidden positions), or the runtime has no
-        `prompt_embeddings`.
+        Return None if the prompts must be read by `admit`: they have position ids, blocks or hidden
+        positions, or the runtime does not implement `prompt_embeddings`.
         """
         if self.position_axes or self.together or any(prompt.hidden is not None for prompt in prompts):
             return None
         return self.prompt_embeddings(prompts)
 
     def prompt_embeddings(self, prompts: Sequence[Prompt]) -> Any | None:
-        """Return the embeddings (n, T, D) of prompts, padded; None: this runtime cannot embed them alone."""
+        """Return the embeddings (n, T, D) of prompts, padded; None: not supported by this runtime."""
         return None
 
     def copy_row(self, source: int, target: int, length: int) -> bool:
-        """Make ``target`` hold the first ``length`` positions of ``source``; return False if it cannot.
+        """Copy the first ``length`` positions of row ``source`` to row ``target``, for a prefix cache.
 
-        Positions that several prompts begin with are then read once.
+        Return False if the runtime cannot copy rows; nothing has changed then.
         """
         if not self.copy_positions(source, target, length):
             return False
@@ -229,11 +230,11 @@ class BaseSession(ABC):
         return True
 
     def copy_positions(self, source: int, target: int, length: int) -> bool:
-        """Copy what a row holds of its first positions to another row; False: this runtime cannot."""
+        """Copy the cache of a row's first ``length`` positions to another row; False: not supported."""
         return False
 
     def prefill(self, prompts: Sequence[Prompt]) -> Any:
-        """Start again with one prompt a row; return the last hidden state of each (len(prompts), D).
+        """Empty all rows, then read prompt i into row i; return the last hidden states (len(prompts), D).
 
         Raises:
             PromptError: a prompt is empty or too long, or there are more than the session has rows.
@@ -251,7 +252,7 @@ class BaseSession(ABC):
         return self.admit(prompts, range(len(prompts)))
 
     def step(self, x: Any, active: NDArray[np.bool_] | None = None) -> Any:
-        """Feed one embedding a row (rows, D); return the hidden states that follow (rows, D).
+        """Append one position with embeddings x (rows, D) to each row; return its hidden states (rows, D).
 
         Raises:
             PromptError: the shape is wrong, or an active row is free or full.
@@ -267,11 +268,11 @@ class BaseSession(ABC):
         return hidden
 
     def truncate(self, lengths: Any) -> None:
-        """Cut each row back to its length (rows,); 0 frees it.
+        """Shorten each row to its length in ``lengths`` (rows,); 0 frees the row.
 
         Raises:
-            PromptError: a length is negative, or more than the row holds; or rows have states, which cannot
-                be cut back.
+            PromptError: a length is negative or above the row's present length; or the session `has_states`,
+                and a length is neither 0 nor the present one.
         """
         shorter = self._integers("truncate", "lengths", lengths)
         if wrong := np.flatnonzero((shorter < 0) | (shorter > self._lengths)).tolist():

@@ -1,1 +1,1 @@
-"""Export of trained models: ONNX graphs, bundles, and runtimes."""
+"""Export of trained models to ONNX and TensorRT: bundles, their verification, and runtimes without torch."""

@@ -1,7 +1,7 @@
-"""Verification of a bundle against its model: a sequence of gates, from files to whole images.
+"""Verification of a bundle against its checkpoint, by a sequence of gates, from files to whole images.
 
-A gate takes a `VerificationTarget` and yields `CheckResult`s: what was compared, measured and expected.
-Gates are independent: a gate that fails does not hide the next. Results go into the bundle's manifest.
+A gate is a function that takes a `VerificationTarget` and yields `CheckResult`s: name, measured and expected
+value of each comparison. All gates run, also after a failure. The manifest records the results.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ GATES: dict[str, Gate] = {
     "answer": end_to_end.answer,
     "drawing": end_to_end.drawing,
 }
-"""The gates, in the order in which they run; each decides to which variants it applies."""
+"""The gates, in the order in which they run. A gate that does not apply to a variant yields nothing."""
 
 LAYER_GATES: dict[str, Gate] = {
     **{name: GATES[name] for name in ("checker", "lint", "sizes", "engines")},
@@ -58,9 +58,9 @@ class Report:
     variant: str
     how: str  # runtime and device
     checks: dict[str, list[CheckResult]]  # by gate
-    not_run: tuple[str, ...] = ()  # gates that need more memory than was available
+    not_run: tuple[str, ...] = ()  # gates that needed more memory than was available
     nothing_to_check: tuple[str, ...] = ()  # gates that do not apply to the variant
-    errors: Mapping[str, Exception] = field(default_factory=dict)  # by gate: the exception that stopped it
+    errors: Mapping[str, Exception] = field(default_factory=dict)  # by gate: the exception that ended it
 
     @property
     def passed(self) -> bool:
@@ -69,12 +69,12 @@ class Report:
 
     @property
     def failures(self) -> str:
-        """A line per failed check; empty if all passed."""
+        """One line per failed check; empty if all passed."""
         failed = [check for checks in self.checks.values() for check in checks if not check.passed]
         return "\n".join(f"{check.name}: {check.measured}" for check in failed)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return the report as values for JSON."""
         checks = {gate: [asdict(check) for check in checks] for gate, checks in self.checks.items()}
         return {
             "variant": self.variant,

@@ -58,7 +58,7 @@ class ModelConfig:
     generation: ComponentSpec = component("generation")
     backbone: ComponentSpec = component("backbones")
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
-    # Images whose positions see each other, in both directions: [understanding], or none.
+    # Images whose positions attend to each other, in both directions: [understanding], or none.
     together: list[Literal["understanding"]] = field(default_factory=list)
     text_sampler: str = "text"  # the sampler of text answers
     image_sampler: str | None = None  # the sampler of images; None: as the generation path names it

@@ -40,8 +40,8 @@ class Batch:
     image_source: Tensor | None = None  # (M,) index into sources
     image_seeds: list[tuple[int, int]] = field(default_factory=list)  # (M,) (seed, image number)
     position_ids: Tensor | None = None  # (P, B, T) on P axes, where the backbone declares them
-    hidden: Tensor | None = None  # (B, T) bool: positions that no other sees
-    together: Tensor | None = None  # (B, T) positions of a sequence that see each other have one number
+    hidden: Tensor | None = None  # (B, T) bool: positions that no other attends to
+    together: Tensor | None = None  # (B, T) positions of a sequence that attend to each other have one number
     idle: frozenset[str] = frozenset()  # paths without images that run all the same, as other processes do
 
     @property

@@ -62,7 +62,7 @@ class ModelBuilder(Builder):
         except ValueError as error:
             raise config_error([FieldError(config_path(config, "understanding"), str(error), "")]) from error
         if config.together and (reason := _refuse_together(backbone)):
-            problem = f"the backbone '{config.backbone.name}' has no positions that see each other: {reason}"
+            problem = f"the backbone '{config.backbone.name}' has causal attention only: {reason}"
             raise config_error([FieldError(config_path(config, "together"), problem, "")])
         return JanusModel(understanding, generation, backbone, config)
 

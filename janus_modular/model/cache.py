@@ -54,7 +54,7 @@ class TensorCache:
         self.tokens = 0  # positions of this pass
         self.end = 0  # longest row, with the positions of this pass
         self.index = torch.empty(0)
-        self.hidden: Tensor | None = None  # (B, T) positions that no other sees; see `HidesPositions`
+        self.hidden: Tensor | None = None  # (B, T) positions that no other attends to; see `HidesPositions`
 
     def keep(self, counts: Tensor) -> None:
         """Declare that the next forward pass keeps the first ``counts`` (B,) of its positions."""

@@ -162,13 +162,13 @@ class JanusModel(nn.Module):
         positions, together = self.positions(batch), batch.together
         if together is not None and not self.config.together:
             raise PromptError(
-                "the batch has positions that see each other; expected none: the model is causal (`together`"
-                " of its config). Was it made by this model's own processor?"
+                "the batch has positions that attend to each other; expected none: the model is causal"
+                " (`together` of its config). Build the batch with this model's own processor."
             )
         if together is None and self.config.together and batch.understanding_mask.any():
             raise PromptError(
-                "the batch has images and no `together`; expected the positions that see each other: was it"
-                " made by this model's own processor?"
+                "the batch has images and no `together`; expected the positions that attend to each other."
+                " Build the batch with this model's own processor."
             )
         masks = isinstance(self.backbone, MasksPositions) and self.backbone.masks_positions
         if batch.hidden is not None and not masks:

@@ -143,7 +143,7 @@ class TorchSession(BaseSession):
             cast(HidesPositions, cache).hidden = mask
         elif hidden is not None:
             raise PromptError(
-                f"prompts: found positions that no other sees; the cache {type(cache).__name__} of the"
+                f"prompts: found positions that no other attends to; the cache {type(cache).__name__} of the"
                 " backbone cannot hide them (`janus_modular.HidesPositions`): choose another backbone, or a"
                 " generation path that attends to a dropped condition."
             )

@@ -69,7 +69,7 @@ class Processor:
         self.drawing = drawing  # None: the model has no generation path
         self.encoded: EncodedSpec | None = None  # of image targets; known where the model is
         self.positions = positions  # None: the backbone's positions are a counter
-        self.together = list(together or ())  # paths whose images' positions see each other
+        self.together = list(together or ())  # paths whose images' positions attend to each other
         self.context = context  # longest sequence, in positions; None: unlimited
         # Tokens that no answer contains: those that were added to the vocabulary for images.
         self.suppress_tokens = tuple(dict.fromkeys([*suppress_tokens, *tokenizer.added]))

@@ -67,10 +67,9 @@ def build_scheduler(scheduler: str | Mapping[str, Any], plugins: Plugins) -> Sch
 
 
 class Engine:
-    """Runs requests over one model, in a thread of its own. Close it, or use it in a ``with`` block.
+    """Computes requests with continuous batching, in its own thread. Close it, or use a ``with`` block.
 
-    The result of a request is what `janus_modular.Janus.chat` or `draw` returns for it alone. All methods may
-    be called from any thread.
+    The result of a request is that of `janus_modular.Janus.chat` or `draw`. All methods are thread-safe.
     """
 
     def __init__(
@@ -84,14 +83,16 @@ class Engine:
         prefix_cache: bool = True,
         journal: str | Path | None = None,
     ) -> None:
-        """Start an engine.
+        """Open a session and start the engine's thread.
 
-        ``rows``: sequences that advance together; an answer takes one, an image under guidance two.
-        ``max_seq_len``: positions of a row, 2048 or the model's context by default; memory is allocated for
-        ``rows`` times as many. ``queue_size``: requests that may wait for rows. ``scheduler``: a registered
-        name, or ``{"name": "fair", "chunk": 32}``. ``prefix_cache``: rows keep their prompts, and a prompt
-        that begins like one of them reads only the rest. ``journal``: a folder for the codes of drawings;
-        what an engine that was killed had not finished there is drawn again (`resumed`).
+        ``rows``: batch rows; an answer takes one, an image with guidance two.
+        ``max_seq_len``: positions per row; default: the model's context, at most 2048. The KV cache is
+        allocated for ``rows`` times ``max_seq_len`` positions.
+        ``queue_size``: maximum number of requests that wait for rows.
+        ``scheduler``: a registered name, or ``{"name": "fair", "chunk": 32}``.
+        ``prefix_cache``: reuse the KV cache of earlier prompts that begin with the same tokens and images.
+        ``journal``: a folder for the codes of unfinished drawings; an engine that is started with the journal
+        of a killed engine continues its drawings (attribute `resumed`, a list of jobs).
 
         Raises:
             ConfigError: an option is out of range, or the runtime's sessions cannot be shared.
@@ -141,14 +142,14 @@ class Engine:
         self._thread.start()
 
     def submit(self, request: AnswerRequest | DrawRequest) -> Job:
-        """Check a request, and queue it; return its job at once.
+        """Check and queue a request; return its job without waiting for the result.
 
-        The prompt is prepared here, in the caller's thread: images are read and resized.
+        The prompt is tokenized, and images are read and resized, in the caller's thread.
 
         Raises:
-            PromptError: the prompt or a setting is invalid, or does not fit into a row; or another request
-                has this id.
-            QueueFullError: as many requests are waiting as the queue holds.
+            PromptError: the prompt or a setting is invalid; the request does not fit into a row; or another
+                running request has the same id.
+            QueueFullError: ``queue_size`` requests are waiting.
             ServingError: the engine is closed.
         """
         work = work_for(self.janus, request, self.max_seq_len, self._code_graphs)
@@ -203,7 +204,7 @@ class Engine:
         return opened.job
 
     def stats(self) -> EngineStats:
-        """Return the requests, rows, steps and times so far."""
+        """Return the numbers of requests, rows and steps so far, and the time in the queue, in seconds."""
         batch, counts = self._batch, self._counts
         return EngineStats(
             running=len(self._requests) - self._waiting,
@@ -223,10 +224,10 @@ class Engine:
         )
 
     def close(self, drain: bool = True, timeout: float | None = None) -> None:
-        """Stop, and wait for the end of the engine's thread.
+        """Stop the engine, and wait until its thread has ended.
 
-        ``drain``: finish all requests first, for up to ``timeout`` seconds; what is not done then is
-        cancelled.
+        ``drain``: first finish all requests, for at most ``timeout`` seconds (None: no limit), then cancel
+        the others. False: cancel all requests.
         """
         with self._changed:
             self._closing = True

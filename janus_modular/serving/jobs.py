@@ -13,10 +13,10 @@ from janus_modular.serving.requests import AnswerRequest, DrawRequest, Event, Fi
 
 
 class Job:
-    """A request that an engine works on: iterate over it, in a thread or with ``async for``, for its events.
+    """A submitted request. Iterating over it (``for`` or ``async for``) yields its events.
 
-    Each iteration yields all events, from the first to `Finished`, or raises the request's error at its end.
-    May be used by several threads.
+    Each iteration yields all events from the first to `Finished`, or raises the request's error at the end.
+    All methods are thread-safe.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Job:
         return self._ended.is_set()
 
     def cancel(self) -> None:
-        """End the request; its rows are free before the next step. Without effect once it is done."""
+        """Cancel the request; its rows are free before the next step. No effect if the request has ended."""
         if not self.done:
             self._cancel(self)
 
@@ -45,7 +45,7 @@ class Job:
         """Wait for the end of the request; return its answer or drawings.
 
         Raises:
-            DeadlineError: the request goes on after ``timeout`` seconds; it is not cancelled.
+            DeadlineError: the request has not ended after ``timeout`` seconds; it continues.
             JanusError: the request failed or was cancelled.
         """
         if not self._ended.wait(timeout):

@@ -1,4 +1,4 @@
-"""What callers submit to an engine, and the events that they get back."""
+"""Requests to an engine, and the events that their jobs yield."""
 
 from __future__ import annotations
 
@@ -16,71 +16,71 @@ from janus_modular.sequence import Message
 
 @dataclass(frozen=True)
 class AnswerRequest:
-    """A question to be answered in text, with the arguments of `janus_modular.Janus.chat`."""
+    """A question to answer in text, as by `janus_modular.Janus.chat`."""
 
-    prompt: str | Many[Message]  # a text, or a conversation with images in its messages
-    images: ImageSource | Many[ImageSource] = ()  # that a text is about
-    stop: Many[str] = ()  # strings before which the answer ends
+    prompt: str | Many[Message]  # a text, or a conversation whose messages may contain images
+    images: ImageSource | Many[ImageSource] = ()  # put before a text; () for a conversation
+    stop: Many[str] = ()  # strings at which the answer ends, without them
     seed: int | None = None  # None: the sampler's default
     max_new_tokens: int | None = None  # None: the sampler's default
-    settings: Mapping[str, Any] = field(default_factory=dict)  # the text sampler's others
-    deadline: float | None = None  # seconds from submission; None: unlimited
-    request_id: str | None = None  # None: a random one
+    settings: Mapping[str, Any] = field(default_factory=dict)  # other settings of the text sampler
+    deadline: float | None = None  # seconds from submission; None: no limit
+    request_id: str | None = None  # None: a random id
 
 
 @dataclass(frozen=True)
 class DrawRequest:
-    """Images to be drawn, with the arguments of `janus_modular.Janus.draw`."""
+    """Images to draw, as by `janus_modular.Janus.draw`."""
 
     prompt: str
-    n: int = 1  # images
-    size: tuple[int, int] | None = None  # (height, width) in pixels; None: the model's, which has no other
+    n: int = 1  # number of images
+    size: tuple[int, int] | None = None  # (height, width) in pixels; must be the model's size, or None
     seed: int | None = None  # None: the sampler's default
     guidance: float | None = None  # None: the sampler's default
     temperature: float | None = None  # None: the sampler's default
-    partial_images: int = 0  # of each image while it is drawn, at even steps
-    settings: Mapping[str, Any] = field(default_factory=dict)  # the image sampler's others
-    deadline: float | None = None  # seconds from submission; None: unlimited
-    request_id: str | None = None  # None: a random one
+    partial_images: int = 0  # number of previews of each image, evenly spaced over its steps
+    settings: Mapping[str, Any] = field(default_factory=dict)  # other settings of the image sampler
+    deadline: float | None = None  # seconds from submission; None: no limit
+    request_id: str | None = None  # None: a random id
 
 
 @dataclass(frozen=True)
 class TextDelta:
-    """Text of an answer that follows the text so far, and will not change."""
+    """The next part of an answer's text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Steps of a drawing, over all its images."""
+    """Progress of a drawing, in steps of all its images."""
 
-    done: int
-    total: int
+    done: int  # steps
+    total: int  # steps
 
 
 @dataclass(frozen=True)
 class PartialImage:
-    """An image of a drawing, decoded before it is done: the rest repeats the last code."""
+    """A preview of an unfinished image: the codes so far, then the last code repeated, decoded."""
 
     image: Image.Image
-    index: int  # of the image in the request: 0 to n - 1
-    number: int  # of this partial image: 0 to partial_images - 1
+    index: int  # of the image in the request, 0 to n - 1
+    number: int  # of this preview, 0 to partial_images - 1
 
 
 @dataclass(frozen=True)
 class Timing:
-    """When parts of a request were done, in seconds after it was submitted."""
+    """Times of a request, in seconds from its submission."""
 
-    started: float  # its first rows were assigned
-    first: float  # its first token or code
-    finished: float
-    first_steps: int  # steps of the batch from submission to the first token or code
+    started: float  # the request got its first rows
+    first: float  # first token or code
+    finished: float  # last token or code
+    first_steps: int  # number of the batch's steps from submission to the first token or code
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event: the result, with the settings that were applied and the usage."""
+    """The last event: the result, with its usage and the applied settings, and the timing."""
 
     result: Answer | Drawings
     timing: Timing

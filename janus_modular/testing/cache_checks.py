@@ -100,7 +100,7 @@ def check_cache_states(backbone: Any, tokens: Tensor) -> None:
 @check_for("backbones")
 @torch.no_grad()
 def check_together(backbone: Any, tokens: Tensor) -> None:
-    """Positions of a block see each other, in a packed row and through a cache; all others are causal."""
+    """Positions of a block attend to each other, in a packed row and through a cache; others are causal."""
     backbone.eval()
     if not isinstance(backbone, AttendsTogether):
         raise NotApplicable("it is causal: it declares no refuse_together")

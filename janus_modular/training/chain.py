@@ -16,8 +16,8 @@ from janus_modular.training.schema import TrainConfig
 class ChainConfig:
     """Training configs that run in this order."""
 
-    chain: list[str]  # files or shipped names; the last part of its name is what a stage is called
-    output: str | None = None  # folder of all stages, OUTPUT/STAGE; null: the folders that their configs name
+    chain: list[str]  # files or shipped names; a stage is named by the last part: stage1
+    output: str | None = None  # stages write to OUTPUT/STAGE; null: to the output of their own configs
 
     def __post_init__(self) -> None:
         """Check the names."""
@@ -28,14 +28,15 @@ class ChainConfig:
 
     @property
     def names(self) -> list[str]:
-        """What the stages are called: ``stage1`` of ``train/janus_pro/stage1``."""
+        """The names of the stages, in order: ``stage1`` for ``train/janus_pro/stage1``."""
         return [Path(stage).stem for stage in self.chain]
 
 
 def load_stages(config: str, overrides: Sequence[str], plugins: Plugins) -> dict[str, TrainConfig] | None:
-    """Return the training configs of a config with ``chain``, by name; None for a config without.
+    """Return the training configs of a config with ``chain``, by name; None if it has no ``chain``.
 
-    An override of a stage begins with its name: ``stage1.batch=64``; others are of the list itself.
+    An override that begins with the name of a stage changes this stage: ``stage1.batch=64``. Others change
+    the chain's own config.
 
     Raises:
         ConfigError: a config cannot be resolved, or a stage does not start from the result of the one before.

@@ -1,4 +1,4 @@
-"""Training Janus: a run of the engine from a `TrainConfig`. Stages differ only in their configs."""
+"""The training of a stage from a `TrainConfig`; all stages run the same code."""
 
 from __future__ import annotations
 
@@ -69,16 +69,17 @@ def train(
     plugins: Plugins | None = None,
     sources: Mapping[str, Source] | None = None,
 ) -> Path:
-    """Train one stage; return the folder of the trained model (``output/model``).
+    """Train one stage; return the folder of the trained model, ``config.output/model``.
 
-    Each process that torchrun starts computes its share of every step's samples; the first of them writes.
-    With ``resume``, training continues from the newest checkpoint in ``output``, with the same result to the
-    bit as without the interruption. ``sources`` replace the config's sources by name: for notebooks, and for
-    data that a program generates.
+    Under torchrun, each process computes a part of the samples of every step.
+    ``resume``: continue from the newest checkpoint in ``config.output``; the result is bit-identical to that
+    of an uninterrupted run with the same number of processes.
+    ``quiet``: no progress bar and no table. ``title``: of the progress bar.
+    ``sources``: objects that replace the sources of these names in the config.
 
     Raises:
         JanusError: the config, the data or a checkpoint cannot be used, or a loss is not finite.
-        KeyboardInterrupt: a signal came; the current step was finished and a checkpoint written.
+        KeyboardInterrupt: SIGINT or SIGTERM arrived; the step was finished and a checkpoint written.
     """
     processes = Processes.from_environment()
     processes.check_batch(config.batch)
@@ -103,7 +104,7 @@ def train(
 
 @dataclass
 class _PreparedRun:
-    """What the steps of a run are computed with, in this process."""
+    """The objects of a run that is ready to start, in this process."""
 
     assembly: ModelAssembly
     engine: Engine[StepBatch]
@@ -112,8 +113,8 @@ class _PreparedRun:
     trackers: list[Tracker]
     validation: Validation | None
     early_stop: EarlyStop | None
-    environment: dict[str, Any]  # for the records of checkpoints
-    weights: str  # a digest
+    environment: dict[str, Any]  # recorded in checkpoints
+    weights: str  # digest of the initial weights
 
 
 def _prepare(

@@ -1,4 +1,4 @@
-"""Prompts with blocks of positions that see each other, in ONNX Runtime and on engines: equal to torch."""
+"""Prompts with bidirectional blocks, in ONNX Runtime and on engines: equal to torch."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ Files = dict[str, dict[str, str]]
 """Variant, graph -> the name of its file."""
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with the current task, the amount that is done, and the total."""
+"""Called with the name of the current task, the amount done, and the total."""
 
 
 def export(
@@ -70,15 +70,15 @@ def export(
     plugins: Plugins | None = None,
     on_progress: OnProgress = lambda *_: None,
 ) -> Path:
-    """Export a checkpoint as a bundle; return the bundle's folder. The model is never completely in memory.
+    """Export a checkpoint (a folder or hub id) to the bundle ``target``; return the bundle's folder.
 
-    Adapters are merged into the weights, so that graphs are as fast as those of a plain model.
-
-    An existing bundle is replaced only when the new one is complete.
+    Weights are converted one tensor at a time; LoRA adapters are merged. A bundle in ``target`` is replaced
+    when the new one is complete. After an interruption, the same call continues.
+    ``config``: variants, modes, sizes; default: `ExportConfig()`.
 
     Raises:
-        ExportError: a component or a sampler cannot be used, or the capacity exceeds the model's context.
-        BundleError: the folder holds something else, is written by another export, or cannot be written.
+        ExportError: a component or a sampler cannot be exported, or the capacity exceeds the model's context.
+        BundleError: ``target`` contains other files, is written by another export, or cannot be written.
         CheckpointError: the source is not a checkpoint, or is damaged.
     """
     source, target = arguments.folder_path(source, "source"), arguments.folder_path(target, "target")

@@ -36,8 +36,8 @@ class ForwardPass:
     positions: Array  # (R, T), or (1 + P, R, T) with ids on P axes
     counts: Array  # (R, T): False for padding of shorter rows
     hidden: Array  # (R, T, D)
-    together: Array | None  # (R, T') blocks of a prompt's positions that see each other
-    unseen: Array | None  # (R, T') positions of the rows that no other sees
+    together: Array | None  # (R, T') blocks of a prompt's positions that attend to each other
+    unseen: Array | None  # (R, T') positions of the rows that no other attends to
     states: list[Array]  # (R, T, D) each: the inputs of all layers, then the output of the last layer
 
 

@@ -18,7 +18,7 @@ Run = Callable[..., NDArray[Any]]
 def block_spans(blocks: NDArray[np.int64], limit: int) -> list[tuple[int, int]]:
     """Split positions into spans (start, count) of up to ``limit``, or as many as a block needs.
 
-    No span divides a block of any row of ``blocks`` (rows, T), since its positions see each other.
+    No span divides a block of any row of ``blocks`` (rows, T), since its positions attend to each other.
     """
     divided = ((blocks[:, 1:] == blocks[:, :-1]) & (blocks[:, 1:] > 0)).any(0)  # by a cut behind t
     cuts = [*(np.flatnonzero(~divided) + 1).tolist(), blocks.shape[1]]

@@ -32,27 +32,29 @@ FOLDER = "engines"
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """Options of a build; None and empty select defaults."""
+    """Options of `build`."""
 
-    target: str
+    target: str  # tensorrt or tensorrt-rtx
     variant: str | None = None  # None: the bundle's first
-    sm: Sequence[str] = ()  # compute capabilities; empty: the local GPU's
-    capacity: int | None = None  # of the KV cache, in positions; None: the bundle's typical capacity
+    sm: Sequence[str] = ()  # compute capabilities, such as 8.9; empty: that of the local GPU
+    capacity: int | None = None  # length of the KV cache, in positions; None: the bundle's typical capacity
     rows: int | None = None  # maximum batch rows; None: the bundle's maximum
-    graphs: Sequence[str] = ()  # none: all
-    weight_streaming: bool = False
-    timing_cache: Path | None = None
+    graphs: Sequence[str] = ()  # names of graphs; empty: all
+    weight_streaming: bool = False  # allow weights to stay in host memory, as TensorRT's flag of this name
+    timing_cache: Path | None = None  # file of kernel timings, which is read and written; None: no file
     force: bool = False  # rebuild existing engines
 
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with the graph that is being built, how many are done, and how many there are."""
+"""Called with the name of the graph that is being built, the graphs done, and the graphs in all."""
 
 
 def build(
     folder: str | Path, config: BuildConfig, *, on_progress: OnProgress = lambda *_: None
 ) -> tuple[str, list[str]]:
-    """Build the engines of a variant; return their key in the manifest, and the graphs that were built now.
+    """Build the engines of a variant; return (their key in the manifest, names of the graphs built now).
+
+    Engines that exist with the same graph and options are kept.
 
     Raises:
         ExportError: the bundle or TensorRT does not support the target, a GPU or a length, or a graph cannot

@@ -32,7 +32,7 @@ def refuse_chunks(family: Any) -> None:
 
 
 def refuse_blocks(family: Any) -> str:
-    """Return why a family, as configured, has no blocks of positions that see each other; "" where it has."""
+    """Return why a family, as configured, does not support bidirectional blocks; "" if it does."""
     if family._attn_implementation not in MASKED_ATTENTION:
         return (
             f"its attention '{family._attn_implementation}' takes no mask: choose"
@@ -42,8 +42,8 @@ def refuse_blocks(family: Any) -> str:
     windows = sorted({*(layer_types or ())} - {"full_attention"})
     if windows or (getattr(family, "sliding_window", None) and not layer_types):
         return (
-            f"'{family.model_type}' has layers that see a part of the past alone"
-            f" ({', '.join(windows) or 'sliding_window'}): choose a family whose layers see all of it"
+            f"'{family.model_type}' has layers that attend to a part of the past only"
+            f" ({', '.join(windows) or 'sliding_window'}): choose a family with full causal attention"
         )
     return ""
 
@@ -51,10 +51,10 @@ def refuse_blocks(family: Any) -> str:
 def block_mask(
     family: Any, x: Tensor, positions: Tensor, together: Tensor | None, hidden: Tensor | None = None
 ) -> Tensor:
-    """Return the mask (B, 1, T, T) of packed sequences in which some positions see more, or are hidden.
+    """Return the attention mask (B, 1, T, T) of packed sequences with blocks and hidden positions.
 
-    ``positions`` (B, T) are 0 where a sequence begins; positions of one block of ``together`` (B, T) see each
-    other, and none sees those of ``hidden`` (B, T).
+    ``positions`` (B, T) are 0 where a sequence begins; positions of a block of ``together`` (B, T) attend to
+    each other, and no position attends to those of ``hidden`` (B, T).
     """
     sequence = (positions == 0).cumsum(1)
     seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()

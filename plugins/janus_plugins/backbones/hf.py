@@ -145,7 +145,7 @@ class HfBackbone(nn.Module):
     ) -> Any:
         """Turn embeddings (B, T, D) into hidden states (B, T, D), after the final norm.
 
-        Positions of one number above 0 in ``together`` (B, T) see each other; no position sees those of
+        Positions of one number above 0 in ``together`` (B, T) attend to each other; no position sees those of
         ``hidden`` (B, T). With ``layer``, return the hidden states and those after so many layers, without a
         norm but the last's.
         """
@@ -186,7 +186,7 @@ class HfBackbone(nn.Module):
         return not refuse_blocks(self.model.config)
 
     def refuse_together(self) -> str:
-        """Return why this family has no blocks of positions that see each other; "" where it has."""
+        """Return why this family does not support bidirectional blocks; "" if it does."""
         return refuse_blocks(self.model.config)
 
     def new_cache(self, rows: int, max_seq_len: int) -> KVCache:

@@ -147,7 +147,7 @@ class LoraBackbone(nn.Module):
         return isinstance(self.backbone, MasksPositions) and self.backbone.masks_positions
 
     def refuse_together(self) -> str:
-        """Return why the wrapped backbone has no blocks of positions that see each other; "" where it has."""
+        """Return why the wrapped backbone does not support bidirectional blocks; "" if it does."""
         if isinstance(self.backbone, AttendsTogether):
             return self.backbone.refuse_together()
         return f"'{self.config.backbone.name}', which it adapts, is causal: choose another backbone"

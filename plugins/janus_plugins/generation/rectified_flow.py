@@ -1,9 +1,9 @@
 """The generation path `rectified-flow`, JanusFlow's: noise becomes an image along nearly straight lines.
 
-An image is encoded as numbers by an autoencoder, and mixed with noise: x_t = t x + (1 - t) z. A shallow U-ViT
-embeds the mixture as positions, which the backbone reads behind the prompt; from its hidden states, the U-ViT
-predicts the velocity x - z. Drawing follows the velocity from noise (t = 0) to the image (t = 1). The first
-position of an image holds the embedding of the time (JanusFlow: Ma et al. 2024, section 3).
+An autoencoder encodes an image as latents x, which are mixed with noise z: x_t = t x + (1 - t) z. A shallow
+U-ViT embeds the mixture as positions, which the backbone reads behind the prompt; from the hidden states, the
+U-ViT predicts the velocity x - z. Sampling integrates the velocity from noise (t = 0) to the image (t = 1).
+The first position of an image holds the embedding of the time t (JanusFlow: Ma et al. 2024, section 3).
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from janus_plugins.sizes import check_sizes
 class RectifiedFlowConfig(ComponentConfig):
     """The autoencoder, the adaptor, the U-ViT, and the image size; the defaults are JanusFlow's."""
 
-    autoencoder: ComponentSpec = component("image_autoencoders")  # images to numbers, and back
+    autoencoder: ComponentSpec = component("image_autoencoders")  # images to latents, and back
     adaptor: ComponentSpec = component("adaptors")  # the U-ViT's features to the backbone
     height: int = 384  # pixels
     width: int = 384  # pixels
     channels: int = 768  # C, of the U-ViT's features
-    patch_size: int = 2  # side of the square of encoded numbers that a position holds
+    patch_size: int = 2  # side of the square of latents that a position holds
     encoder_blocks: int = 2  # of the U-ViT
     decoder_blocks: int = 2  # of the U-ViT
-    time_mean: float = 0.0  # of the logits of training's times, which are normal
-    time_std: float = 1.0  # of these logits
-    hidden_condition: bool = True  # unconditional rows see the first position of a prompt alone; False: pads
-    align_layer: int | None = None  # its hidden states are aligned with features in training; JanusFlow: 6
-    align_dim: int = 1024  # C of these features, the understanding encoder's
+    time_mean: float = 0.0  # mean of the normal distribution of logit(t) in training
+    time_std: float = 1.0  # its standard deviation
+    hidden_condition: bool = True  # unconditional rows attend to the prompt's first position; False: to pads
+    align_layer: int | None = None  # backbone layer for the loss "align"; None: no such loss; JanusFlow: 6
+    align_dim: int = 1024  # feature_dim of the understanding encoder, with which the layer is aligned
     align_weight: float = 0.5  # of the loss "align", as in REPA (Yu et al. 2024)
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class RectifiedFlowConfig(ComponentConfig):
 
 
 class Mixtures(NamedTuple):
-    """Encoded images with the noise and the times of their mixtures, drawn for one training step."""
+    """Latents of images, and the noise and times of their mixtures, sampled for one training step."""
 
     encoded: Tensor  # (N, c, h, w)
     noise: Tensor  # (N, c, h, w)
@@ -77,11 +77,11 @@ class Mixtures(NamedTuple):
 
 
 class RectifiedFlow(nn.Module):
-    """Predicts velocities between noise and encoded images."""
+    """Predicts velocities from noise to latents."""
 
     predicts_next = False
     image_sampler = "rectified-flow"
-    frozen_submodules: tuple[str, ...] = ("autoencoder",)  # no loss reaches it: encoded images are targets
+    frozen_submodules: tuple[str, ...] = ("autoencoder",)  # no loss reaches it: latents are targets
 
     def __init__(
         self,
@@ -180,14 +180,14 @@ class RectifiedFlow(nn.Module):
         return self.decoder(x.transpose(1, 2).unflatten(2, self.grid), skip, time)
 
     def embed_mixture(self, mixture: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed mixtures (N, c, h, w) at one time, a number; return (N, num_tokens, D) and the long skip."""
+        """Embed mixtures (N, c, h, w) at time () as (N, num_tokens, D); return also the U-ViT's long skip."""
         skip, embedded = self.encoder(mixture.to(self.dtype), time.expand(mixture.shape[0]))
         return self.embeddings(skip, embedded), skip
 
     def advance(
         self, hidden: Tensor, skip: Tensor, mixture: Tensor, time: Tensor, step: Tensor, guidance: Tensor
     ) -> Tensor:
-        """Return mixtures (N, c, h, w) after a ``step`` of time along the guided velocity.
+        """Return mixtures (N, c, h, w) after an Euler step of length ``step`` along the guided velocity.
 
         ``hidden`` is (2N, num_tokens, D), conditional rows first, or (N, ...) for guidance 1. Guidance as in
         JanusFlow, section 3.1: v = u + w (c - u).
@@ -200,12 +200,12 @@ class RectifiedFlow(nn.Module):
         return mixture + step * (unconditional + guidance * (conditional - unconditional))
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Encode images (N, 3, height, width), uint8, as numbers (N, c, h, w) in float32."""
+        """Encode images (N, 3, height, width), uint8, as latents (N, c, h, w) in float32."""
         low, high = self.autoencoder.value_range
         return self.autoencoder.encode(pixels.to(self.dtype) / 255 * (high - low) + low).float()
 
     def decode_image(self, encoded: Tensor) -> Tensor:
-        """Decode numbers (N, c, h, w) into images (N, 3, height, width), uint8; values are rounded."""
+        """Decode latents (N, c, h, w) into images (N, 3, height, width), uint8; values are rounded."""
         low, high = self.autoencoder.value_range
         x = self.autoencoder.decode(encoded.to(self.dtype), height=self.height, width=self.width).float()
         if not (torch.compiler.is_exporting() or x.is_meta) and not x.isfinite().all():
@@ -216,7 +216,7 @@ class RectifiedFlow(nn.Module):
         return ((x - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
 
     def graphs(self) -> Sequence[GraphSpec]:
-        """Return the graphs: embedding of mixtures, a step of the solver, the autoencoder's halves."""
+        """Return the graphs: embedding of mixtures, an Euler step, the autoencoder's decoder and encoder."""
         numbers = ("images", *self.shape)
         scalar = {name: TensorSpec(name, "float32", ()) for name in ("time", "step", "guidance")}
         mixture, encoded, advanced = (
@@ -241,7 +241,7 @@ class RectifiedFlow(nn.Module):
 
 
 def aligner(hidden_size: int, align_dim: int) -> nn.Sequential:
-    """Return a perceptron of three layers, from hidden states to the features that they are aligned with."""
+    """Return an MLP of three linear layers from hidden states (..., D) to features (..., align_dim)."""
     return nn.Sequential(
         nn.Linear(hidden_size, hidden_size),
         nn.SiLU(),

@@ -1,1 +1,1 @@
-"""Image autoencoders: images as arrays of numbers, and back."""
+"""Image autoencoders: images to continuous latents, and latents to images."""

@@ -2,8 +2,8 @@
 
 autoencoder: {name: autoencoder-kl, pretrained: stabilityai/sdxl-vae}  # the defaults; JanusFlow's
 
-It is VQGAN's encoder and decoder with a normal distribution in place of the codebook. Images are encoded as
-the mean of theirs. Stable Diffusion 1's has ``{scaling_factor: 0.18215}``, Stable Diffusion 3's
+This VAE is VQGAN's encoder and decoder with a normal distribution in place of the codebook. Latents are the
+mean of it. Stable Diffusion 1's VAE has ``{scaling_factor: 0.18215}``, Stable Diffusion 3's
 ``{latent_channels: 16, scaling_factor: 1.5305, shift_factor: 0.0609, quant_conv: false}``, and Flux's
 ``{latent_channels: 16, scaling_factor: 0.3611, shift_factor: 0.1159, quant_conv: false}``.
 """
@@ -65,7 +65,7 @@ class AutoencoderKlConfig(ComponentConfig):
     channels: int = 128  # of the highest resolution
     channel_multipliers: list[int] = field(default_factory=lambda: [1, 2, 4, 4])  # one per resolution
     residual_blocks: int = 2  # per resolution; the decoder has one more
-    latent_channels: int = 4  # of the encoded image
+    latent_channels: int = 4  # of the latents
     quant_conv: bool = True  # a 1 x 1 convolution on each side of the encoded image
     scaling_factor: float = 0.13025  # encoded images are multiplied by it, for unit variance
     shift_factor: float = 0.0  # is subtracted from encoded images first

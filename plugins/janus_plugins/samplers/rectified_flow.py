@@ -27,7 +27,7 @@ MOST_STEPS = 10_000
 
 @dataclass
 class FlowSettings(ImageSamplerSettings):
-    """How the velocity is followed."""
+    """Settings of the Euler sampler."""
 
     guidance: float = 2.0  # w in v = u + w (c - u); 1: no unconditional row
     steps: int = 30  # from noise to the image
@@ -54,10 +54,10 @@ class FlowSettings(ImageSamplerSettings):
 def draw(
     session: Session, prompts: Sequence[Prompt], settings: FlowSettings
 ) -> Generator[tuple[int, int], None, EncodedImages]:
-    """Yield the number of steps done so far, and of all; return the images (N, 3, H, W), and their numbers.
+    """Yield (steps done, steps in all); return the images (N, 3, H, W) with their latents.
 
     Prompts end where the image begins. With guidance every image has two rows; all conditional rows come
-    first. An image has noise of its own, so that it does not depend on other images.
+    first. Each image has its own noise, so that an image does not depend on other images.
     """
     numbers = settings.numbers or range(settings.first, settings.first + len(prompts))
     shape = session.sizes["encoded_shape"]
@@ -75,9 +75,9 @@ def draw(
 def follow(
     session: Session, rows: Sequence[Prompt], noise: NDArray[np.float32], settings: FlowSettings
 ) -> Generator[tuple[int, int], None, Any]:
-    """Follow the velocity from noise (N, c, h, w); yield the progress, and return the encoded images.
+    """Integrate the velocity from noise (N, c, h, w); yield the progress, and return the latents.
 
-    The prompts are read once: a step feeds the positions of its mixture behind them, and cuts them off again.
+    Prompts are prefilled once. Each step appends the positions of its mixture to the cache, and removes them.
     """
     positions = session.image_positions
     order = np.arange(len(rows) * positions).reshape(len(rows), positions) % (len(noise) * positions)

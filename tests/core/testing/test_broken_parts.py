@@ -92,7 +92,7 @@ BACKBONES: Mapping[str, tuple[str, Break, str]] = {
         "logits are",
     ),
     "a position that sees what follows": ("causal", wrap("forward", sees_all), "with the last one changed"),
-    "packed sequences that see each other": (
+    "packed sequences that attend to each other": (
         "packing",
         wrap("forward", never_restarts),
         "packed into a row",

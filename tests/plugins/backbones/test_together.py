@@ -1,4 +1,4 @@
-"""Blocks of positions that see each other: against a dense mask, in training, sessions, and where refused."""
+"""Bidirectional blocks: against a dense mask, in training and in sessions, and errors where unsupported."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_prompts_and_batches_of_other_processors_are_refused(assembly: ModelAsse
     theirs, ours = (each.processor.chat_prompt(QUESTION) for each in (causal, assembly))
     assert theirs.together is None
     for holder, sequence, found in (
-        (causal, ours, "see each other; expected none"),
+        (causal, ours, "attend to each other; expected none"),
         (assembly, theirs, "no `to"),
     ):
         with pytest.raises(PromptError, match=found):

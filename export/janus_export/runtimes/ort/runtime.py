@@ -36,7 +36,7 @@ TYPES = {
     "tensor(bool)": "bool",
     "tensor(uint8)": "uint8",
 }
-"""ONNX Runtime's names of dtypes, and ours."""
+"""ONNX Runtime's names of dtypes, and those of the manifest."""
 
 
 def quiet_options() -> onnxruntime.SessionOptions:
@@ -53,11 +53,11 @@ class OnnxConfig:
     variant: str | None = None  # a variant of the bundle; None: its first
     device: str = "auto"  # auto, cpu, cuda, tensorrt, nv-tensorrt-rtx; cuda:1 for the second of several
     threads: int = 0  # threads per graph; 0: one per core
-    bucket: int = 64  # slots by which a cache grows on a CPU
+    bucket: int = 64  # positions by which a KV cache grows on a CPU
     chunk: int = 256  # prompt positions per forward pass
     images: int = 4  # input images encoded at once
     provider_options: dict[str, str] = field(
-        default_factory=dict  # of a GPU's provider, as ONNX Runtime names them: {gpu_mem_limit: "8000000000"}
+        default_factory=dict  # options of the GPU's execution provider: {gpu_mem_limit: "8000000000"}
     )
 
     def __post_init__(self) -> None:
@@ -76,14 +76,14 @@ class OnnxConfig:
 
 @dataclass(frozen=True)
 class OnnxGraph:
-    """A graph that has been opened."""
+    """A loaded graph."""
 
     contract: GraphContract
     session: onnxruntime.InferenceSession
 
 
 class OnnxRuntime:
-    """Opens sessions of a bundle; a `janus_modular.Runtime`. A graph is loaded when it is first needed."""
+    """Opens sessions of a bundle in ONNX Runtime; loads each graph at its first use."""
 
     def __init__(self, config: OnnxConfig, folder: str | Path | Bundle) -> None:
         """Check the bundle and choose a device; no weights are read yet.

@@ -1,4 +1,4 @@
-"""A bundle's engines in TensorRT or TensorRT-RTX, on an NVIDIA GPU. numpy and their bindings, never torch."""
+"""A bundle's engines in TensorRT or TensorRT-RTX, on an NVIDIA GPU. Imports no torch."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class TensorRTConfig:
     variant: str | None = None  # a variant of the bundle; None: the first that has engines
     device: str = "auto"  # auto, cuda; cuda:1 for the second of several GPUs
     chunk: int = 256  # prompt positions per forward pass; the engine may allow fewer
-    images: int = 4  # input images encoded at once; an engine for fewer runs more often
-    sync_every: int = 16  # steps that the host may run ahead of the GPU; more: less exact progress
+    images: int = 4  # input images encoded at once; the engine may allow fewer
+    sync_every: int = 16  # steps that the host may run ahead of the GPU; more: rarer progress reports
     cuda_graph: bool = True  # capture steps as CUDA graphs; false: enqueue kernels one by one
 
     def __post_init__(self) -> None:
@@ -44,15 +44,15 @@ class TensorRTConfig:
 
 
 class TensorRTRuntime:
-    """Opens sessions of a bundle's engines; a `janus_modular.Runtime`. An engine is loaded at its first use.
+    """Opens sessions of a bundle in TensorRT; loads each engine at its first use.
 
-    Engines, their contexts and one stream are shared by all sessions; drive them from one thread at a time.
+    All sessions share the engines, their execution contexts and one CUDA stream: use one thread at a time.
     """
 
     target = "tensorrt"
 
     def __init__(self, config: TensorRTConfig, folder: str | Path | Bundle) -> None:
-        """Find the GPU, and engines that it can run; none is loaded yet.
+        """Find the GPU and the engines that were built for it, without loading them.
 
         Raises:
             MissingExtraError: TensorRT, or NVIDIA's binding of CUDA, is not installed.
@@ -72,7 +72,7 @@ class TensorRTRuntime:
                 f" {self.target}=={self.engines.builder}), or build again.\n" + self._build()
             )
         model = self.bundle.manifest["model"]
-        self.context: int = min(model["context"], self.engines.capacity - 1)  # the last slot is for padding
+        self.context: int = min(model["context"], self.engines.capacity - 1)  # the last one is for padding
         self.text_sampler: str = model["text_sampler"]
         self.image_sampler: str = model["image_sampler"]
         self.hidden_size: int = model["hidden_size"]
@@ -89,7 +89,7 @@ class TensorRTRuntime:
         if max_seq_len > limit:
             raise PromptError(
                 f"max_seq_len: found {max_seq_len}; expected {limit} at most: the engines {self.engines.key}"
-                f" have {self.engines.capacity} slots a row, the last of which is for padding."
+                f" have {self.engines.capacity} positions a row, the last of which is for padding."
                 " Shorten the prompt, or build them with more capacity.\n" + self._build()
             )
         self.gpu.use()

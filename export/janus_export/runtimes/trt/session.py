@@ -289,7 +289,7 @@ class TensorRTSession(BundleSession):
         return BoundStep(binding, host_inputs)
 
     def _block_spans(self, together: NDArray[np.int64], low: int, high: int) -> list[tuple[int, int]]:
-        """Split prompts so that no block of positions that see each other is divided.
+        """Split prompts so that no block of positions that attend to each other is divided.
 
         Raises:
             PromptError: the engine takes fewer positions at once than a block has.
