@@ -30,6 +30,13 @@ MANIFEST = "manifest.json"
 RUNTIME = "onnx"
 """The default runtime."""
 
+RUNTIME_EXTRAS = {
+    "onnx": ("runtime", ("onnxruntime",)),
+    "tensorrt": ("gpu", ("tensorrt", "cuda.bindings")),
+    "tensorrt-rtx": ("rtx", ("tensorrt_rtx", "cuda.bindings")),
+}
+"""For each runtime of this project the extra that it needs, and the modules of the extra that it imports."""
+
 PASSED = re.compile(r"[1-9]\d* passed")
 """The recorded result of a gate that passed."""
 
@@ -52,6 +59,20 @@ def is_bundle(path: str | Path) -> bool:
         return (Path(path).expanduser() / MANIFEST).is_file()
     except (OSError, RuntimeError):  # an invalid path, which opening it reports
         return False
+
+
+def extras_to_open(path: str | Path, runtime: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the extras that a model on this disk needs, and the modules of them that opening it imports.
+
+    Both are empty for any other path, and for a plugin's runtime: opening them names what is missing.
+    """
+    if is_bundle(path):
+        extra, modules = RUNTIME_EXTRAS.get(runtime or RUNTIME, ("", ()))
+        return ((extra,) if extra else ()), modules
+    with suppress(OSError, RuntimeError, ValueError):  # an invalid path, which opening it reports
+        if Path(path).expanduser().is_dir():
+            return ("torch",), ("torch", "transformers", "safetensors")
+    return (), ()
 
 
 def find_bundle(path: str | Path) -> Path | None:

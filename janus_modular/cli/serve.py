@@ -44,13 +44,14 @@ def serve(
 
     Example: janus-modular serve runs/demo/model --port 8000 rows=16 limits.images=2
     """
+    from janus_modular.bundles import check_weights, extras_to_open, find_bundle
     from janus_modular.errors import require_extras
 
     use_passive_waiting()
-    with require_extras("'serve'", "serve"):
+    extras, modules = extras_to_open(model, runtime)
+    with require_extras("'serve'", "serve", *extras, modules=modules):
         from janus_modular.server import run
 
-    from janus_modular.bundles import check_weights, find_bundle
     from janus_modular.config import load, resolve
     from janus_modular.janus import Janus
     from janus_modular.protocols import VariantRuntime

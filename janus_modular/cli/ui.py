@@ -38,6 +38,7 @@ def ui(
     """
     from contextlib import ExitStack, closing
 
+    from janus_modular.bundles import extras_to_open
     from janus_modular.errors import require_extras
 
     use_passive_waiting()
@@ -52,7 +53,8 @@ def ui(
                 f"{', '.join(without_effect)}: has no effect on a server that runs already; leave it out"
             )
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    with require_extras("'ui'", "ui"):
+    extras, modules = ((), ()) if is_server else extras_to_open(model, runtime)
+    with require_extras("'ui'", "ui", *extras, modules=modules):
         from janus_modular.server.run import serving_in_background
         from janus_modular.server.settings import ServerConfig
         from janus_modular.ui.api_client import ApiClient

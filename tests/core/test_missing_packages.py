@@ -107,3 +107,30 @@ def test_a_training_config_names_all_missing_extras_at_once(lacking: tuple[str, 
     [install] = [line for line in outputs[0].splitlines() if "pip install" in line]
     assert sorted(re.search(r"\[(.*)\]", install)[1].split(",")) == ["demo", "lora"]  # demo includes train
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "lacking", "extras"),
+    [
+        (["serve", "bundle"], ("fastapi", "onnxruntime"), ["runtime", "serve"]),
+        (["serve", "bundle", "--runtime", "tensorrt-rtx"], ("greenlet", "tensorrt_rtx"), ["rtx", "serve"]),
+        (["serve", "checkpoint"], ("torch", "uvicorn"), ["serve", "torch"]),
+        (["serve", "owner/name"], ("torch", "uvicorn"), ["serve"]),  # not here: perhaps a bundle
+        (["ui", "checkpoint"], ("gradio", "torch", "fastapi"), ["torch", "ui"]),  # ui includes serve
+        (["ui", "http://127.0.0.1:1"], ("gradio", "torch", "onnxruntime"), ["ui"]),
+    ],
+)
+def test_a_server_names_all_missing_extras_at_once(
+    words: list[str], lacking: tuple[str, ...], extras: list[str], tmp_path: Path
+) -> None:
+    for folder in ("bundle", "checkpoint"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "bundle" / "manifest.json").write_text("{}", "utf-8")
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({lacking!r}))  # as if they were not installed\n"
+        f"sys.argv[1:] = {words!r}\nfrom janus_modular.cli.app import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"'{words[0]}' needs the extra" in done.stderr, done.stderr
+    assert sorted(re.search(r"pip install 'janus-modular\[(.*?)\]", done.stderr)[1].split(",")) == extras
