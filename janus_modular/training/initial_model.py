@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from janus_modular.checkpoints.assembly import ModelAssembly
 from janus_modular.checkpoints.opening import open_lazily
-from janus_modular.config import resolve, to_plain
 from janus_modular.config.errors import FieldError, config_error
 from janus_modular.errors import CheckpointError, ConfigError, list_briefly
 from janus_modular.foreign import path_exists, printable
-from janus_modular.interfaces import ComponentSpec
-from janus_modular.model.build import ModelBuilder, config_path
+from janus_modular.model.build import config_path
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.samplers import unusable_samplers
 from janus_modular.training.parallel import PartLoader, local_tensor, renew_shards
 from janus_modular.training.schema import TrainConfig
+from janus_modular.training.wrapping import wrap_components
 from janus_modular.weights.loading import non_finite
 
 log = logging.getLogger(__name__)
-
-SLOT = "backbones"
 
 
 def initial_model(
@@ -44,7 +39,7 @@ def initial_model(
 
     ``checkpoint`` has priority over ``init``, and ``init`` over ``model``. ``shard`` divides the model over
     the processes: before the weights of a checkpoint are read, so that ``loader`` copies this process's parts
-    alone; a new model, and a backbone that is to be wrapped, are whole before.
+    alone; a new model, and a model whose components are to be wrapped, are whole before.
 
     Raises:
         ConfigError: the model cannot be built, or names a sampler that cannot be used here.
@@ -53,7 +48,7 @@ def initial_model(
     on_meta = torch.device(device).type == "meta"
     loader = loader or PartLoader()
     if start := checkpoint or _start_checkpoint(config):
-        wraps = config.wrap if not checkpoint else None  # the backbone of a checkpoint is wrapped already
+        wraps = config.wrap if not checkpoint else None  # the components of a checkpoint are wrapped already
         lazy = open_lazily(start, plugins=plugins)
         if on_meta:
             lazy.check_weights()
@@ -66,7 +61,7 @@ def initial_model(
         for error in sampler_errors(assembly.model, plugins):  # training itself needs no sampler
             log.warning("%s: %s", start, error)
         if wraps:
-            wrap_backbone(assembly, wraps, plugins)
+            wrap_components(assembly, wraps, plugins)
             shard(assembly.model)
         return assembly
     if config.model is None:
@@ -114,57 +109,3 @@ def check_finite(model: JanusModel, start: str) -> None:
             f"{start}: found NaN or infinity, expected finite numbers, in {list_briefly(names)}. Start from"
             " another checkpoint, or fetch this one again."
         )
-
-
-class _WrappingBuilder(ModelBuilder):
-    """Builds a backbone around a module that exists already, which stands for the spec ``inner``."""
-
-    def __init__(self, plugins: Plugins, inner: ComponentSpec, module: Any, *, on_meta: bool) -> None:
-        super().__init__(plugins, on_meta=on_meta)
-        self.inner, self.module = inner, module
-
-    def __call__(self, spec: ComponentSpec, *neighbours: Any) -> Any:
-        return self.module if spec is self.inner else super().__call__(spec, *neighbours)
-
-
-def wrap_backbone(assembly: ModelAssembly, wrap: Mapping[str, Any], plugins: Plugins) -> None:
-    """Wrap the model's backbone in the backbone that ``wrap`` names (``{name: lora, rank: 16}``), in place.
-
-    The weights of the wrapped backbone are kept, and the model's config is the same as if the model had been
-    built with the wrapper. On the meta device no weights are read.
-
-    Raises:
-        ConfigError: the named backbone wraps no other backbone, is in the model already, or rejects its
-            options.
-        CheckpointError: its own ``pretrained`` weights do not fit.
-    """
-    model = assembly.model
-    name, wrapped = wrap["name"], model.config.backbone
-    schema = plugins.entry(SLOT, name).config
-    inner = [field.name for field in fields(schema) if field.metadata.get("slot") == SLOT]
-    if len(inner) != 1 or inner[0] in wrap:
-        problem = f"sets '{inner[0]}' itself" if len(inner) == 1 else "wraps no other backbone"
-        raise ConfigError(
-            f"wrap: '{name}' {problem}; expected a backbone that wraps another, which init provides:"
-            " wrap={name: lora, rank: 16}"
-        )
-    if wrapped.name == name:
-        raise ConfigError(f"wrap: the backbone of init is '{name}' already. Leave wrap out to continue")
-    options = {key: value for key, value in wrap.items() if key != "name"}
-    try:
-        config = resolve({**options, inner[0]: to_plain(wrapped)}, schema, plugins)
-    except ConfigError as error:
-        errors = [
-            replace(field_error, path=f"wrap.{field_error.path}")
-            for field_error in error.errors
-            if isinstance(field_error, FieldError)
-        ]
-        raise config_error(errors) if errors else error from error
-    spec, device = ComponentSpec(SLOT, name, config, path="wrap"), next(model.parameters()).device
-    build = _WrappingBuilder(
-        plugins, getattr(config, inner[0]), model.backbone, on_meta=device.type == "meta"
-    )
-    with torch.device(device):
-        model.backbone = build(spec)
-    model.config.backbone = replace(spec, path=wrapped.path)
-    assembly.provenance.pretrained += build.reports

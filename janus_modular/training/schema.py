@@ -11,13 +11,11 @@ from janus_modular.arguments import dtype_name
 from janus_modular.config.schema import ModelConfig
 from janus_modular.interfaces import ComponentSpec, component
 from janus_modular.suggest import did_you_mean
+from janus_modular.training.component_settings import policy_errors, wrap_errors
 from janus_modular.training.mixture import MixturePhase, samples_before
 
 MAX_COUNT = 1_000_000
 """Largest batch, accumulate and number of workers: each is the length of a list or a number of threads."""
-
-POLICIES = ("ddp", "fsdp")
-"""How a component lies on several processes: whole on each of them, or sharded over all."""
 
 MAX_SHARE = 1_000_000_000
 """Largest share of a source in a mixture, so that sums and products of shares stay exact."""
@@ -212,7 +210,7 @@ class TrainConfig:
         None  # a shipped name, a path or a mapping: starts from its `pretrained` components
     )
     init: str | None = None  # a checkpoint folder to start from, instead of `model`
-    wrap: Any = None  # a backbone that holds another, put around that of `init`: {name: lora, rank: 16}
+    wrap: Any = None  # components put around those of `init`, by path: {backbone: {name: lora, rank: 16}}
     batch: int = 256  # samples a step, before packing
     length: int | None = 4096  # positions of a packed row; null: a row for each sample
     accumulate: int = 1  # micro-batches of a step: more need less memory; the result is the same
@@ -262,16 +260,7 @@ class TrainConfig:
             errors.append(
                 f"found {which} of model and init; expected one: model=janus_pro_1b, or init=CHECKPOINT."
             )
-        has_name = isinstance(self.wrap, dict) and isinstance(self.wrap.get("name"), str)
-        if self.wrap is not None and not has_name:
-            errors.append(f"wrap: found {self.wrap!r}; expected a backbone with options: {{name: lora}}.")
-        elif self.wrap is not None and self.init is None:
-            errors.append("wrap: wraps the backbone of init, which is not set; write it into model.")
-        errors += [
-            f"parallel.{name}: found {policy!r:.60}; expected ddp (whole on each process) or fsdp (sharded)."
-            for name, policy in self.parallel.items()
-            if policy not in POLICIES
-        ]
+        errors += [*wrap_errors(self.wrap, self.init), *policy_errors(self.parallel)]
         if not 0 <= self.condition_dropout <= 1:
             errors.append(f"condition_dropout: {self.condition_dropout}; expected a probability, 0 to 1.")
         if self.ema is not None and not 0 < self.ema < 1:

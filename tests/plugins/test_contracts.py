@@ -98,6 +98,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     },
     "efficientnet": {"name": "efficientnet-lite0", "height": 32, "width": 32},
 }  # fmt: skip
+ENCODERS["lora"] = {"name": "lora", "rank": 2, "encoder": ENCODERS["siglip"]}
 Make = Callable[[], tuple[Any, Tensor]]
 
 
@@ -165,6 +166,7 @@ def test_image_tokenizers(component: Make, check: Callable[[Make], None]) -> Non
             ({"name": "pixel-unshuffle"}, 20),
             (PERCEIVER, 20),
             ({"name": "ldp"}, 20),
+            ({"name": "lora", "rank": 2, "adaptor": {"name": "pixel-unshuffle"}}, 20),
         ]
     },
 )
@@ -188,6 +190,18 @@ class TestFactorizedHead(HeadContract):
 
 class TestFactorizedHeadOfOneCode(TestFactorizedHead):
     codebooks = (12,)
+
+
+class TestLoraHead(HeadContract):
+    codebooks = (4, 6, 5)
+
+    def make(self) -> tuple[Any, Tensor]:
+        inner = {"name": "factorized", "layers": 2, "heads": 2, "hidden": 12}
+        head = built("heads", {"name": "lora", "rank": 2, "head": inner}, 8, self.codebooks)
+        for name, weight in head.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.normal_(weight, std=0.3)  # as if something had been learned
+        return head, torch.rand(2, 3, 8)
 
 
 class TestHfBackbone(BackboneContract):

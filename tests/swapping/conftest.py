@@ -89,6 +89,9 @@ ENCODERS = {
         "{name: vit, feature_dim: 8, layers: 1, heads: 2, stem: [8, 8, 8]}]}",
         width=24,
     ),
+    "lora": Option(
+        "{name: lora, rank: 2, encoder: {name: vit, feature_dim: 32, layers: 1, heads: 2, stem: [8, 16, 32]}}"
+    ),
     "efficientnet-lite0": Option("{name: efficientnet-lite0, height: 64, width: 128}", width=1280),
 }
 ADAPTORS = {
@@ -101,6 +104,7 @@ ADAPTORS = {
         "{name: perceiver, queries: 3, layers: 1, heads: 4, kv_heads: 2, head_dim: 8}", keeps=False
     ),
     "ldp": Option("ldp", keeps=False),
+    "lora": Option("{name: lora, rank: 2, adaptor: {name: mlp}}"),
 }
 PATHS = {"autoregressive": Option("autoregressive")}
 PATHS_OF_OTHER_PARTS = {"rectified-flow"}
@@ -133,6 +137,7 @@ TOKENIZERS = {
 HEADS = {
     "mlp": Option("mlp"),
     "factorized": Option("{name: factorized, layers: 1, heads: 2}", codes=9),  # as many as there are
+    "lora": Option("{name: lora, rank: 2, head: {name: mlp}}"),
 }
 BACKBONES = {
     "llama": hf("llama"),

@@ -38,7 +38,7 @@ Ranks = Callable[..., list[Rank]]
 
 CPU = torch.device("cpu")
 SLOW = pytest.mark.slow
-LORA = {"name": "lora", "rank": 2}
+LORA = {"backbone": {"name": "lora", "rank": 2}}
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
