@@ -171,7 +171,7 @@ def phases(size: str, device: str, scratch: Path) -> Iterator[Phase]:
 
 
 class GpuMemory:
-    """The highest memory that is in use on the GPU, in MiB, read twice a second by nvidia-smi; 0 without one."""
+    """The highest use of the memory of the GPU, in MiB, read twice a second by nvidia-smi; 0 without one."""
 
     def __init__(self) -> None:
         self.peak = 0
