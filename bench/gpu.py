@@ -53,7 +53,7 @@ class Phase:
     name: str
     command: Sequence[str]  # arguments of python
     read: Callable[[str], Figures] = lambda _: {}
-    limit: float = 240.0  # seconds
+    limit: float = 300.0  # seconds
     needs: str = ""  # the phase whose output this one reads
 
 
