@@ -37,6 +37,7 @@ def ui(
     Example: janus-modular ui runs/demo/model
     """
     from contextlib import ExitStack, closing
+    from tempfile import TemporaryDirectory
 
     from janus_modular.bundles import extras_to_open
     from janus_modular.errors import require_extras
@@ -63,6 +64,8 @@ def ui(
     from janus_modular.janus import Janus
 
     with ExitStack() as stack:
+        # Gradio keeps copies of all images here, and deletes them only if no browser holds a connection.
+        os.environ["GRADIO_TEMP_DIR"] = stack.enter_context(TemporaryDirectory(prefix="janus-page-"))
         address, key = model, os.environ.get(KEY_VARIABLE)
         if not is_server:
             janus = Janus.from_pretrained(

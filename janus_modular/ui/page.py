@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from janus_modular.errors import JanusError
+from janus_modular.foreign import printable
 from janus_modular.ui.api_client import ApiClient
 from janus_modular.ui.chat_messages import messages_of
 
@@ -18,6 +19,9 @@ PARTIAL_IMAGES = 3
 
 FONTS = ["system-ui", "sans-serif"]
 """Fonts of the reader's machine: the default theme loads others from the Internet."""
+
+CLEANING = (3_600, 86_400)
+"""Seconds between two deletions of old copies of images, and their age."""
 
 
 def make_page(client: ApiClient) -> gr.Blocks:
@@ -27,7 +31,8 @@ def make_page(client: ApiClient) -> gr.Blocks:
         ServingError: the server does not answer.
     """
     model = client.model()
-    with gr.Blocks(title=f"janus-modular: {model['id']}", analytics_enabled=False) as page:
+    title = f"janus-modular: {model['id']}"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=CLEANING) as page:
         gr.Markdown(_description(model))
         with gr.Tab("Chat"):
             _chat(client)
@@ -67,9 +72,9 @@ def _chat(client: ApiClient) -> None:
         history: Sequence[Mapping[str, Any]],
         max_tokens: float,
         temperature: float,
-        seed: float | None,
+        seed: str,
     ) -> Iterator[str]:
-        fields = {"max_tokens": int(max_tokens), "temperature": temperature, "seed": _integer(seed)}
+        fields = {"max_tokens": int(max_tokens), "temperature": temperature, "seed": _seed(seed)}
         try:
             yield from client.chat(messages_of(history, question), **fields)
         except JanusError as error:
@@ -77,13 +82,17 @@ def _chat(client: ApiClient) -> None:
 
     gr.ChatInterface(
         answer,
+        chatbot=gr.Chatbot(label="Chat", buttons=["copy", "copy_all"], render=False),  # no sharing on a site
         multimodal=True,
-        textbox=gr.MultimodalTextbox(file_types=["image"], file_count="multiple", placeholder="Ask"),
-        additional_inputs=[
-            gr.Slider(1, 2048, value=256, step=1, label="Longest answer, in tokens"),
-            gr.Slider(0, 2, value=0, step=0.05, label="Temperature (0: the most likely token)"),
-            gr.Number(None, label="Seed (empty: random)", precision=0),
+        textbox=gr.MultimodalTextbox(
+            file_types=["image"], file_count="multiple", placeholder="Ask", render=False
+        ),
+        additional_inputs=[  # not rendered here, but below the chat
+            gr.Slider(1, 2048, value=256, step=1, label="Longest answer, in tokens", render=False),
+            gr.Slider(0, 2, value=0, step=0.05, label="Temperature (0: the most likely token)", render=False),
+            gr.Textbox(label="Seed", placeholder="random", render=False),
         ],
+        additional_inputs_accordion=gr.Accordion("Settings", open=False, render=False),
         api_name="chat",
         flagging_mode="never",
         analytics_enabled=False,
@@ -92,18 +101,23 @@ def _chat(client: ApiClient) -> None:
 
 def _draw(client: ApiClient) -> None:
     def draw(
-        prompt: str, n: float, guidance: float, temperature: float, seed: float | None
-    ) -> Iterator[tuple[list[tuple[Image.Image, str]], dict[str, Any]]]:
-        fields = {"n": int(n), "guidance": guidance, "temperature": temperature, "seed": _integer(seed)}
-        images: dict[int, tuple[Image.Image, str]] = {}
+        prompt: str, n: float, guidance: float, temperature: float, seed: str
+    ) -> Iterator[tuple[list[tuple[str, str]], dict[str, Any]]]:
+        fields = {"n": int(n), "guidance": guidance, "temperature": temperature, "seed": _seed(seed)}
+        images: dict[int, tuple[str, str]] = {}
         applied: dict[str, Any] = {}
         try:
-            for event in client.draw(prompt, partial_images=PARTIAL_IMAGES, **fields):
-                number = event.get("partial_image_index")
-                done = "" if number is None else f"{(number + 1) * 100 // (PARTIAL_IMAGES + 1)} %"
-                images[event["image_index"]] = _image(event["b64_json"]), done
-                applied = event.get("settings", applied)
-                yield [images[index] for index in sorted(images)], applied
+            with TemporaryDirectory(prefix="janus-page-") as folder:  # Gradio copies what it shows
+                for count, event in enumerate(client.draw(prompt, partial_images=PARTIAL_IMAGES, **fields)):
+                    number = event.get("partial_image_index")
+                    done = "" if number is None else f"{(number + 1) * 100 // (PARTIAL_IMAGES + 1)} %"
+                    # A file, written once: Gradio would write an image anew with each event that shows it,
+                    # while browsers read it.
+                    file = Path(folder, f"{count}.png")
+                    file.write_bytes(base64.b64decode(event["b64_json"]))
+                    images[event["image_index"]] = str(file), done
+                    applied = event.get("settings", applied)
+                    yield [images[index] for index in sorted(images)], applied
         except JanusError as error:
             raise gr.Error(str(error)) from error
 
@@ -113,11 +127,12 @@ def _draw(client: ApiClient) -> None:
             n = gr.Slider(1, 8, value=4, step=1, label="Images")
             guidance = gr.Slider(1, 12, value=5, step=0.5, label="Guidance (1: none)")
             temperature = gr.Slider(0, 2, value=1, step=0.05, label="Temperature")
-            seed = gr.Number(None, label="Seed (empty: random)", precision=0)
+            seed = gr.Textbox(label="Seed", placeholder="random")
             with gr.Row():
                 start, stop = gr.Button("Draw", variant="primary"), gr.Button("Stop")
         with gr.Column(scale=2):
-            gallery = gr.Gallery(label="Images", columns=4, object_fit="contain", format="png")
+            buttons = ["download", "download_all", "fullscreen"]
+            gallery = gr.Gallery(label="Images", columns=4, object_fit="contain", buttons=buttons)
             settings = gr.JSON(label="Applied settings")
     running = start.click(
         draw, [prompt, n, guidance, temperature, seed], [gallery, settings], api_name="draw"
@@ -125,11 +140,9 @@ def _draw(client: ApiClient) -> None:
     stop.click(None, cancels=[running], api_name=False)
 
 
-def _image(data: str) -> Image.Image:
-    image = Image.open(BytesIO(base64.b64decode(data)))
-    image.load()
-    return image
-
-
-def _integer(value: float | None) -> int | None:
-    return None if value is None else int(value)
+def _seed(text: str) -> int | None:
+    """Return the seed in a field of text, None if it is empty; Gradio's field of a number has 0 then."""
+    try:
+        return int(text) if text.strip() else None
+    except ValueError:
+        raise gr.Error(f"Seed: found '{printable(text)}'; expected a whole number, or nothing.") from None

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Thread
 
 import openai
@@ -88,3 +93,50 @@ def client(served: Served) -> Iterator[openai.OpenAI]:
     """The official client of `served`."""
     with served.client() as connected:
         yield connected
+
+
+PAGE_PYTHON = Path(__file__).parents[3] / ".cache/page/bin/python"
+"""Python of an environment with the extra ``ui``, whose Gradio needs an older Pillow than other tests."""
+
+OpenPage = Callable[[str], AbstractContextManager[str]]
+
+
+@pytest.fixture(scope="session")
+def page_python() -> Path:
+    """`PAGE_PYTHON`, where `make` has made it."""
+    if not (PAGE_PYTHON.parents[1] / "installed").exists():
+        pytest.skip("needs the environment of the web page: make .cache/page/installed")
+    return PAGE_PYTHON
+
+
+@pytest.fixture(scope="session")
+def open_page(page_python: Path, tmp_path_factory: pytest.TempPathFactory) -> OpenPage:
+    """Run ``janus-modular ui`` on a model or a server until the block ends; yields the page's address.
+
+    At the end no copy of an image that was shown or uploaded is left.
+    """
+
+    @contextmanager
+    def opened(model: str) -> Iterator[str]:
+        line = [page_python, "-m", "janus_modular", "ui", model, "--port", "0"]
+        files = tmp_path_factory.mktemp("page")
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(files)}
+        with subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        ) as process:
+            assert process.stdout is not None
+            printed = []
+            try:
+                for text in process.stdout:
+                    printed.append(text)
+                    if address := re.search(r"Running on.* (http://127\.0\.0\.1:\d+)", text):
+                        yield address[1]
+                        break
+            finally:
+                process.send_signal(signal.SIGINT)
+                printed.append(process.communicate(timeout=60)[0])
+            assert any("Running on" in text for text in printed), "".join(printed)
+        assert [*files.glob("janus-page-*")] == []
+        assert [*files.rglob("*.png")] == []
+
+    return opened

@@ -5,14 +5,10 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import os
 import re
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -26,11 +22,6 @@ from janus_modular.errors import ServingError
 from janus_modular.janus import Janus
 from janus_modular.ui.api_client import ApiClient
 from janus_modular.ui.chat_messages import messages_of
-
-NEEDS_GRADIO = pytest.mark.skipif(
-    find_spec("gradio") is None,
-    reason="needs the extra ui, with an older Pillow",
-)
 
 IMAGE = Image.new("RGB", (40, 30), "orange")
 
@@ -89,23 +80,10 @@ def test_a_chat_becomes_messages_with_its_images(image_file: Path):
 
 
 @pytest.fixture(scope="module")
-def page(served: Any) -> Iterator[str]:
+def page(served: Any, open_page: Any) -> Iterator[str]:
     """The address of a page on the server, in a process of its own."""
-    line = [sys.executable, "-m", "janus_modular", "ui", served.address, "--port", "0"]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as process:
-        assert process.stdout is not None
-        printed = []
-        for text in process.stdout:
-            printed.append(text)
-            if address := re.search(r"http://127\.0\.0\.1:\d+", text):
-                yield address[0]
-                break
-        process.send_signal(signal.SIGINT)
-        printed.append(process.communicate(timeout=60)[0])
-        assert any("Running on" in text for text in printed), "".join(printed)
+    with open_page(served.address) as address:
+        yield address
 
 
 CLIENT = """
@@ -115,8 +93,8 @@ from gradio_client import Client, handle_file
 address, file, downloads = sys.argv[1:]
 client = Client(address, verbose=False, download_files=downloads)
 question = {"text": "which?", "files": [handle_file(file)]}
-answer = client.predict(question, 9, 0, 0, api_name="/chat")
-job = client.submit("a cat", 2, 2, 1, 5, api_name="/draw")
+answer = client.predict(question, 9, 0, "0", api_name="/chat")
+job = client.submit("a cat", 2, 2, 1, "5", api_name="/draw")
 gallery, settings = job.result()
 images = [shown["image"] for shown in gallery]
 print(json.dumps({"answer": answer, "images": images, "settings": settings, "updates": len(job.outputs())}))
@@ -124,9 +102,10 @@ print(json.dumps({"answer": answer, "images": images, "settings": settings, "upd
 
 
 @pytest.mark.slow
-@NEEDS_GRADIO
-def test_the_page_chats_and_draws(page: str, tiny_janus: Janus, image_file: Path, tmp_path: Path):
-    line = [sys.executable, "-c", CLIENT, page, str(image_file), str(tmp_path)]
+def test_the_page_chats_and_draws(
+    page: str, page_python: Path, tiny_janus: Janus, image_file: Path, tmp_path: Path
+):
+    line = [page_python, "-c", CLIENT, page, str(image_file), str(tmp_path)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout.splitlines()[-1])
@@ -140,7 +119,6 @@ def test_the_page_chats_and_draws(page: str, tiny_janus: Janus, image_file: Path
 
 
 @pytest.mark.slow
-@NEEDS_GRADIO
 def test_the_page_loads_nothing_from_elsewhere(page: str):
     """Links to other sites are not fetched; styles, fonts and scripts are, and lie on this machine."""
     with httpx.Client(base_url=page, trust_env=False) as client:
@@ -152,9 +130,8 @@ def test_the_page_loads_nothing_from_elsewhere(page: str):
 
 
 @pytest.mark.slow
-@NEEDS_GRADIO
-def test_a_page_of_a_running_server_takes_no_options_of_a_model(served: Any):
-    line = [sys.executable, "-m", "janus_modular", "ui", served.address, "--variant", "fp32", "--rows", "4"]
+def test_a_page_of_a_running_server_takes_no_options_of_a_model(served: Any, page_python: Path):
+    line = [page_python, "-m", "janus_modular", "ui", served.address, "--variant", "fp32", "--rows", "4"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--rows, --variant" in done.stderr
