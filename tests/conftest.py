@@ -247,7 +247,7 @@ def new_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
     Dependencies are links to those that the tests run with: all but what the editable install put there.
     """
 
-    def made(name: str) -> Environment:
+    def create(name: str) -> Environment:
         folder = tmp_path_factory.mktemp(name)
         dependencies = folder / "dependencies"
         dependencies.mkdir()
@@ -262,7 +262,7 @@ def new_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
         (site / "dependencies.pth").write_text(f"{dependencies}\n")
         return environment
 
-    return made
+    return create
 
 
 @pytest.fixture

@@ -162,7 +162,7 @@ PIECES = b"\n\x07\n\x05<unk>" + b"\n\xcb\x01\n\xc8\x01" + b"a" * 200 + b"\x12\x0
         (b"IQ== 0\nIg== 1\n", "tiktoken"),
     ],
 )
-def test_what_is_wrong_with_a_vocabulary_is_said(
+def test_a_damaged_vocabulary_is_an_error_with_its_reason(
     content: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers says of each that tiktoken is not installed."""

@@ -103,7 +103,7 @@ def test_a_bundle_for_drawing_draws_and_says_that_it_does_not_answer(drawing_bun
         Janus.from_pretrained(drawing_bundle).chat("Hello?", max_tokens=2)
 
 
-def test_weights_files_are_no_larger_than_was_asked(drawing_bundle: Path):
+def test_weight_files_are_not_larger_than_max_file_size(drawing_bundle: Path):
     sizes = [path.stat().st_size for path in (drawing_bundle / "weights").iterdir()]
     assert max(sizes) <= 64_000
     assert len(sizes) > len(load_bundle(drawing_bundle).graphs)

@@ -61,7 +61,7 @@ def test_weights_are_hashed_before_anything_is_compared(workshop: Any):
         workshop.verify("graphs")
 
 
-def test_a_gate_that_is_asked_for_must_have_something_to_check(workshop: Any):
+def test_a_selected_gate_that_does_not_apply_is_an_error(workshop: Any):
     workshop.claim(quantization=INT8)
     report = workshop.verify("sizes", "answer")
     assert not report.passed

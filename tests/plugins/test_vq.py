@@ -91,7 +91,7 @@ def test_codebook_waits_then_starts_from_the_latents() -> None:
     assert near > (latents @ before.T).max(-1).values.mean()
 
 
-def test_learns_and_uses_its_codes() -> None:
+def test_training_lowers_the_loss_and_uses_the_codebook() -> None:
     tokenizer = make()
     told = train(tokenizer, 80)
     assert told[-1] < 0.5 * told[0]

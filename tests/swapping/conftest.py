@@ -224,7 +224,7 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def asked(rule: Rule) -> list[str]:
+def dimensions_of(rule: Rule) -> list[str]:
     """Return the dimensions that a rule is about."""
     return list(inspect.signature(rule).parameters)
 
@@ -232,8 +232,8 @@ def asked(rule: Rule) -> list[str]:
 def broken(labels: dict[str, str]) -> list[Rule]:
     """Return the rules that labels of some dimensions break; one that asks for others too is left out."""
     options = {name: TABLES[name][label] for name, label in labels.items()}
-    known = [rule for rule in RULES if options.keys() >= set(asked(rule))]
-    return [rule for rule in known if not rule(**{name: options[name] for name in asked(rule)})]
+    known = [rule for rule in RULES if options.keys() >= set(dimensions_of(rule))]
+    return [rule for rule in known if not rule(**{name: options[name] for name in dimensions_of(rule)})]
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def test_every_two_parts_that_fit_meet_in_a_row(table: ModuleType):
 def test_a_rule_leaves_out_nothing_but_what_is_refused(table: ModuleType, plugins: Plugins):
     """Else it could hide a combination that ought to work."""
     for rule in table.RULES:
-        names = table.asked(rule)
+        names = table.dimensions_of(rule)
         every = [
             dict(zip(names, one, strict=True)) for one in product(*(table.TABLES[name] for name in names))
         ]
