@@ -1,4 +1,4 @@
-"""The decoder of Janus-Pro-1B, step by step: ours in ONNX Runtime beside transformers and onnxruntime-genai.
+"""Decoder steps of Janus-Pro-1B: a bundle in ONNX Runtime, transformers, and onnxruntime-genai.
 
     python bench/decoder.py [--layers 24] [--rounds 5] [--keep FOLDER]
 

@@ -1,4 +1,4 @@
-"""Who takes part in `decoder.py`: each makes steps, and says what each step took."""
+"""The contestants of `decoder.py`: each makes steps and yields the time of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The extras: what each installs, and that pages, errors and templates tell people to install what works."""
+"""The extras: what each installs, and install commands of pages, errors and templates."""
 
 from __future__ import annotations
 

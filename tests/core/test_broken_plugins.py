@@ -1,4 +1,4 @@
-"""Plugins that are broken in every way, all installed at once: whoever does not ask for them does not notice.
+"""Broken plugins of all sorts, installed at once: commands that do not use them are not affected.
 
 No test waits: the slow one would wait for ever, and is given two seconds by the command that loads it.
 """

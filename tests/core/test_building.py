@@ -1,4 +1,4 @@
-"""A component that holds others gets what builds them; what no config can say is refused."""
+"""Components with nested components get their builder; options that no config can set are errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files, overrides, and the report of everything that is wrong with a config."""
+"""Config files, overrides, and the report of all errors of a config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images after any edit, and the boundary that foreign input passes: its errors name what was read."""
+"""Images after random edits, and errors of foreign libraries: the messages name the input."""
 
 from __future__ import annotations
 

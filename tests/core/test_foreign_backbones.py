@@ -1,4 +1,4 @@
-"""Language models from elsewhere: what their folders hold, lack or get wrong."""
+"""Folders of language models from transformers: complete, incomplete and inconsistent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asking and drawing through the facade: cached rows of any length against plain forward passes."""
+"""`Janus.chat` and `Janus.draw`: rows with a KV cache against forward passes without one."""
 
 import inspect
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""NaN and infinite logits are an error of a session, and not an answer of noise."""
+"""NaN and infinite logits are an error in a session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Discovery, loading, and what is said when a plugin is not what it should be."""
+"""Discovery and loading of plugins, and errors of broken plugins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tokenizer beside weights that were trained with another: refused, with tokens that differ."""
+"""A tokenizer that differs from that of the weights is an error that lists differing tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plugins loaded in child processes: built-in ones together, and alone where something is wrong."""
+"""Plugins loaded in child processes: built-in plugins in one process, broken plugins in separate ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samplers of third parties: registration, the choice in the config, and errors of a broken protocol."""
+"""Third-party samplers: registration, selection in the config, and errors if they violate the protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions in torch: what they hand to the host, and that they keep the contract of sessions."""
+"""Sessions in torch: transfers to the host, and the contract of sessions."""
 
 from __future__ import annotations
 

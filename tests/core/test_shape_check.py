@@ -1,4 +1,4 @@
-"""What validating a config finds out by having an image read: shapes that are not as promised."""
+"""`config validate` runs the understanding path on an image: wrong shapes are errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `build` does where a GPU is, and with `tensorrt`, which cannot be installed here.
+"""`build` on a machine with a GPU, and for the target `tensorrt`, both with stand-ins.
 
 A stand-in lets TensorRT-RTX do the work under the other's name: parser, builder and network are one API. What
 takes a GPU (measuring, loading an engine) it plays.

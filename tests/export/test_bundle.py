@@ -1,4 +1,4 @@
-"""A bundle is what its manifest says, or it is refused."""
+"""A bundle that differs from its manifest is an error."""
 
 from __future__ import annotations
 

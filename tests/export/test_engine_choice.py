@@ -1,4 +1,4 @@
-"""Which of several sets of engines is taken for a GPU."""
+"""The selection among several sets of engines for a GPU."""
 
 from __future__ import annotations
 

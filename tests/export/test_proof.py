@@ -1,4 +1,4 @@
-"""What opens: a variant that is as it was exported or verified; others only where that is asked for."""
+"""Variants that failed or were edited open only with `allow_failed`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model whose images have two codes a position, the whole way: trained, drawn, exported, proven, run."""
+"""A model with two codes per position: training, drawing, export, verification, runtimes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is on disk: which variant needs which bytes, what can be left out, and what can be taken out."""
+"""Sizes of bundles on disk: bytes per variant, modes left out of an export, pruning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stand-ins for CUDA and TensorRT take and give what the real ones do, as far as shows without a GPU."""
+"""The stand-ins for CUDA and TensorRT have the interfaces of the real libraries."""
 
 from __future__ import annotations
 

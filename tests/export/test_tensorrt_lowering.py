@@ -1,4 +1,4 @@
-"""Lowered graphs say the same as the portable ones, and TensorRT's parser takes them for what they are."""
+"""Graphs lowered for TensorRT compute the same as the portable graphs, and TensorRT parses them."""
 
 from __future__ import annotations
 

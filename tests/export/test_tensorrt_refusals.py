@@ -1,4 +1,4 @@
-"""What engines cannot do is refused before anything is enqueued, with what was found and the cure."""
+"""Requests that engines do not support are errors before anything is enqueued."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strangers' components become graphs: without knowing ONNX, or by saying how where it lacks an operator."""
+"""Third-party components are exported: without code for ONNX, or with translations of their own operators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every gate passes a sound bundle, and fails one in which something was changed that it is there to find."""
+"""Every gate passes for an unchanged bundle, and fails for a bundle with the error that the gate detects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`verify --runtime tensorrt`: engines are proven like graphs, and a manifest says on what they ran."""
+"""`verify --runtime tensorrt`: engines are verified like graphs, and the manifest records the GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoders side by side: what each sees and gives, alone and in company, and which of them learns."""
+"""`joined`: the input and features of each encoder, alone and joined, and training one of them."""
 
 from __future__ import annotations
 

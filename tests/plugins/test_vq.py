@@ -1,4 +1,4 @@
-"""The compact tokenizer: shapes, half precision, and a codebook that comes alive and stays so."""
+"""The image tokenizer `vq`: shapes, half precision, and use of the codebook during training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every built-in part of a model as one would type it, which of them fit together, and rows that pair them.
+"""All built-in model components as overrides, rules of which fit together, and rows that cover all pairs.
 
 A new part is one line in its table below; `test_table.py` fails until it is there.
 """

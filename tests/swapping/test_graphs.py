@@ -1,4 +1,4 @@
-"""Every two parts that fit together, as graphs: what ONNX Runtime makes of them is what torch does.
+"""Every pair of components that fit together, exported: ONNX Runtime computes the same as torch.
 
 A graph holds some of a model's parts. Rows that share those share its trace, which is what takes long, and
 each puts its own weights into it: the numbers are those of the row's whole model, always.

@@ -1,4 +1,4 @@
-"""The table of parts is complete and true, and its rows leave no pair out."""
+"""The table of components is complete, its rules are correct, and its rows cover all pairs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from janus_plugins.understanding_encoders.hf_vision import FAMILIES
 
 
 def test_every_built_in_part_is_in_the_table(table: ModuleType, plugins: Plugins):
-    """A component that pyproject announces for one of these slots is tried with all others, or this fails."""
+    """Every component that pyproject.toml declares for these slots is in the table."""
     for dimension, (_, slot) in table.PLACES.items():
         said = [yaml.safe_load(option.words) for option in table.TABLES[dimension].values()]
         tried = {one["name"] if isinstance(one, dict) else one for one in said}

@@ -1,4 +1,4 @@
-"""Our own checkpoints: what is saved is what is loaded, and nothing is ever half-written."""
+"""Native checkpoints: loading returns what was saved, and no checkpoint is ever half-written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uploading to a stand-in for the hub: a server on this machine that huggingface_hub speaks to."""
+"""Uploading to a stand-in for the hub: a server on this machine, called by huggingface_hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Anybody's weight files: read lazily, and refused with a reason when they are damaged."""
+"""Weight files of any origin: read lazily; damaged files are errors with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server refuses before it computes anything, and what it gives up when its client does."""
+"""Limits of a server: errors before anything is computed, deadlines, and cancelled connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks find what they are for: each broken promise is a failure that names it."""
+"""Each check fails for a component that violates its rule."""
 
 from __future__ import annotations
 

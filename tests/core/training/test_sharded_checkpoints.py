@@ -1,4 +1,4 @@
-"""Checkpoints that several processes write together: what is wrong with one is an error on all of them."""
+"""Checkpoints written by several processes: an error on one rank is an error on all ranks."""
 
 from __future__ import annotations
 

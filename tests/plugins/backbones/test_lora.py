@@ -1,4 +1,4 @@
-"""Adapters: what they are worth, which of them learn, and that folding them in changes nothing."""
+"""LoRA: adapted layers, trained parameters, and merging without a change of results."""
 
 from __future__ import annotations
 

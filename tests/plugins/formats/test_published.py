@@ -1,4 +1,4 @@
-"""The authors' format: every tensor at its place, and back again bit for bit."""
+"""The published format: every tensor is read to its native name, and written back bit-identically."""
 
 from __future__ import annotations
 
